@@ -1,0 +1,267 @@
+//! The event loop: what one round does, and when the loop sleeps.
+//!
+//! ```text
+//! poll(blocking)
+//!   under the context's lock:
+//!     round:  source.dispatch      completions are reaped, coroutines entered
+//!             bottom halves        in the order they were scheduled
+//!             watches              what epoll reported
+//!             ready coroutines     spawned, rescheduled, woken from elsewhere (home thread only)
+//!             source.flush         what gathered meanwhile is submitted, in one system call
+//!   if nothing was done and it may block:
+//!     announce the sleep, look once more, give the lock up whole, sleep, one more round
+//! ```
+//!
+//! Polls nest (rule X2): what a round has taken up lies in queues of the context, and a nested round goes on there.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::coroutine::stack::DEFAULT_STACK_SIZE;
+use crate::home::Home;
+
+pub(crate) mod bottom_half;
+pub(crate) mod fd;
+pub(crate) mod lock;
+pub(crate) mod notify;
+pub(crate) mod shared;
+pub(crate) mod source;
+pub(crate) mod wake;
+
+use shared::Shared;
+pub use source::Source;
+
+/// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
+///
+/// A context lives during [`AioContext::run`], on the thread that calls it, its *home thread*. Other threads may wake its
+/// coroutines, schedule bottom halves, [`notify`](Self::notify) it, and poll it without blocking.
+#[derive(Clone)]
+pub struct AioContext {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Sets a context up.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ContextBuilder {
+    stack_size: usize,
+}
+
+impl ContextBuilder {
+    /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
+    pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
+        self.stack_size = bytes;
+        self
+    }
+
+    /// As [`AioContext::run`].
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptors left for the loop.
+    ///
+    /// # Panics
+    ///
+    /// As [`AioContext::run`].
+    pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        let context = AioContext { shared: Shared::new()? };
+        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |_home| {
+            /// Closes it while the home is still there, whatever way out `f` takes.
+            struct Close<'a>(&'a AioContext);
+            impl Drop for Close<'_> {
+                fn drop(&mut self) {
+                    let _guard = self.0.acquire();
+                    self.0.shared.close();
+                }
+            }
+            let _close = Close(&context);
+            f(&context)
+        }))
+    }
+}
+
+impl AioContext {
+    /// Makes this thread home to a new context while `f` runs, on the thread's own stack. Coroutines that are left when
+    /// it returns are unwound then, and what `f` returned is handed on.
+    ///
+    /// Nothing runs by itself: `f` enters coroutines, and calls [`poll`](Self::poll).
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, spawn};
+    ///
+    /// let answer = AioContext::run(|ctx| {
+    ///     let task = spawn(|| 6 * 7);
+    ///     while !task.is_finished() {
+    ///         ctx.poll(true);
+    ///     }
+    ///     task.join().unwrap()
+    /// });
+    /// assert_eq!(answer, 42);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `f` panics, with its panic, after its coroutines were unwound. If this thread runs a context already, or the
+    /// system has no descriptors left.
+    pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
+        AioContext::builder().run(f).unwrap_or_else(|error| panic!("cannot make a context: {error}"))
+    }
+
+    /// For a stack size of one's own, or errors instead of panics.
+    pub fn builder() -> ContextBuilder {
+        ContextBuilder { stack_size: DEFAULT_STACK_SIZE }
+    }
+
+    /// The context that this thread is home to, if it runs one.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn current() -> Option<AioContext> {
+        Home::current().map(|home| AioContext { shared: Arc::clone(&home.shared) })
+    }
+
+    /// Whether this thread is the context's home.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_home(&self) -> bool {
+        self.shared.home().is_some()
+    }
+
+    /// Runs one round of the loop: what is due of completions, bottom halves, watches and coroutines. Says whether
+    /// anything was done. If nothing is due, `blocking` says whether it sleeps until something is.
+    ///
+    /// It may be called within a round, by whatever the loop runs (rule X2). Another thread may poll too, without
+    /// blocking: it runs handlers and reaps, and leaves the coroutines to their home.
+    ///
+    /// # Panics
+    ///
+    /// If another thread than home wants to block. With the panic of what it runs.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines. Blocking, it blocks the thread, not the coroutine.
+    #[doc(alias = "aio_poll")]
+    pub fn poll(&self, blocking: bool) -> bool {
+        let home = self.shared.home();
+        assert!(
+            home.is_some() || !blocking,
+            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
+        );
+        let _guard = self.acquire();
+        match home {
+            Some(home) => {
+                home.round(|| self.round(home)) || blocking && self.sleep(home) && home.round(|| self.round(home))
+            }
+            None => self.foreign_round(),
+        }
+    }
+
+    fn round(&self, home: &Home) -> bool {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        let mut progress = source.is_some_and(|source| source.dispatch());
+        progress |= shared.bottom_halves.run();
+        progress |= self.serve_watches(progress);
+        progress |= home.run_ready();
+        progress | source.is_some_and(|source| source.flush(false))
+    }
+
+    /// A round by another thread: coroutines are left to their home.
+    fn foreign_round(&self) -> bool {
+        let source = self.shared.source.lock().clone();
+        let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
+        progress |= self.shared.bottom_halves.run();
+        progress |= self.serve_watches(progress);
+        progress | source.is_some_and(|source| source.flush(false))
+    }
+
+    /// Asks epoll, and serves what it reports. While other work keeps the loop busy it is asked every eighth time: that
+    /// is enough for no watch to starve.
+    fn serve_watches(&self, busy: bool) -> bool {
+        let shared = &*self.shared;
+        if shared.watches.is_empty() {
+            return false;
+        }
+        if !busy || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7 {
+            self.ask_epoll(Some(Duration::ZERO));
+        }
+        shared.watches.run(&shared.epoll)
+    }
+
+    fn ask_epoll(&self, timeout: Option<Duration>) {
+        let waited = self.shared.epoll.wait(timeout, |ready| self.shared.watches.report(ready));
+        waited.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
+    }
+
+    /// Nothing was due. Sleeps until something is; returns whether it is worth another round.
+    fn sleep(&self, home: &Home) -> bool {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        if source.is_some_and(|source| home.round(|| source.flush(true))) {
+            return true;
+        }
+        shared.watches.mask_running(&shared.epoll);
+        shared.sleep.going_to_sleep();
+        let due = home.has_ready()
+            || shared.wakes.is_pending()
+            || shared.bottom_halves.is_due()
+            || shared.watches.has_ready()
+            || source.is_some_and(|source| source.is_ready());
+        if !due {
+            let timeout = shared.bottom_halves.time_left();
+            shared.unlocked(home, || match source.and_then(|source| source.sleep(shared.epoll.as_fd(), timeout)) {
+                Some(slept) => slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}")),
+                None => self.ask_epoll(timeout),
+            });
+        }
+        shared.sleep.awake();
+        true
+    }
+
+    /// Makes a sleeping loop run a round, from any thread; costs no system call if it does not sleep (rule X6).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_notify")]
+    pub fn notify(&self) {
+        self.shared.notify();
+    }
+
+    /// Gives the context its I/O engine. For authors of engines.
+    ///
+    /// # Errors
+    ///
+    /// The context has one already: `AlreadyExists`.
+    ///
+    /// # Panics
+    ///
+    /// On another thread than the context's home.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
+        let Some(home) = self.shared.home() else {
+            panic!("an engine is attached on the context's home thread");
+        };
+        home.source.set(Arc::clone(&source)).map_err(|_| {
+            io::Error::new(io::ErrorKind::AlreadyExists, "the context has an I/O engine already; share that one")
+        })?;
+        *self.shared.source.lock() = Some(source);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for AioContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AioContext").field("is_home", &self.is_home()).finish_non_exhaustive()
+    }
+}

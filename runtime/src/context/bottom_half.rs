@@ -1,0 +1,320 @@
+//! Bottom halves: callbacks that the loop runs in its next round (rule X3).
+//!
+//! They live in a table under one small lock, which is never held while a callback runs. A queue entry carries a ticket;
+//! cancelling or scheduling anew changes the ticket in the table, and the entry is stale. What a round has *taken up* is
+//! a queue of the context, not of the round: a nested poll goes on where the outer round stands, and leaves it nothing.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use super::AioContext;
+use super::shared::Shared;
+
+/// An idle bottom half runs at most this long after it was scheduled.
+const IDLE_DELAY: Duration = Duration::from_millis(10);
+
+type Callback = Box<dyn FnMut() + Send>;
+
+/// When it is due.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Never,
+    NextRound,
+    Idle,
+}
+
+struct Entry {
+    /// `None` while it runs.
+    callback: Option<Callback>,
+    due: Due,
+    /// Of the newest queue entry; older ones are stale.
+    ticket: u64,
+    /// Freed after its one run.
+    one_shot: bool,
+    /// Dropped by its owner while it ran: freed when it returns.
+    deleted: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Queued {
+    key: usize,
+    ticket: u64,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: Slab<Entry>,
+    scheduled: VecDeque<Queued>,
+    taken: VecDeque<Queued>,
+    idle: VecDeque<(Instant, Queued)>,
+    tickets: u64,
+}
+
+/// All bottom halves of a context.
+#[derive(Default)]
+pub(crate) struct BottomHalves(Mutex<Table>);
+
+impl Table {
+    fn insert(&mut self, callback: Callback, one_shot: bool) -> usize {
+        // Tickets never repeat, so a queue entry cannot be taken for one of a later bottom half under the same key.
+        self.entries.insert(Entry { callback: Some(callback), due: Due::Never, ticket: 0, one_shot, deleted: false })
+    }
+
+    /// Whether the loop must be told.
+    fn schedule(&mut self, key: usize, due: Due) -> bool {
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let entry = &mut self.entries[key];
+        // A plain schedule overrides an idle one, not the other way.
+        if entry.deleted || entry.due == Due::NextRound || entry.due == due {
+            return false;
+        }
+        entry.due = due;
+        entry.ticket = ticket;
+        // One that runs is queued when it has returned: it is not entered again before.
+        if entry.callback.is_some() {
+            self.enqueue(key);
+        }
+        true
+    }
+
+    fn enqueue(&mut self, key: usize) {
+        let entry = &self.entries[key];
+        let queued = Queued { key, ticket: entry.ticket };
+        match entry.due {
+            Due::Never => {}
+            Due::NextRound => self.scheduled.push_back(queued),
+            Due::Idle => self.idle.push_back((Instant::now() + IDLE_DELAY, queued)),
+        }
+    }
+
+    fn is_current(&self, queued: Queued) -> bool {
+        self.entries.get(queued.key).is_some_and(|e| e.due != Due::Never && e.ticket == queued.ticket)
+    }
+
+    /// Takes up what is due now.
+    fn take_up(&mut self) {
+        self.taken.append(&mut self.scheduled);
+        if !self.idle.is_empty() {
+            let now = Instant::now();
+            while let Some(&(due, queued)) = self.idle.front() {
+                if due > now && self.is_current(queued) {
+                    break;
+                }
+                self.idle.pop_front();
+                self.taken.push_back(queued);
+            }
+        }
+    }
+
+    /// The next one to run, with its callback taken out.
+    fn start_next(&mut self) -> Option<(usize, Callback)> {
+        while let Some(queued) = self.taken.pop_front() {
+            if self.is_current(queued) {
+                let entry = &mut self.entries[queued.key];
+                entry.due = Due::Never;
+                if let Some(callback) = entry.callback.take() {
+                    return Some((queued.key, callback));
+                }
+            }
+        }
+        None
+    }
+
+    /// It has returned. Hands the callback back if nobody needs it any more, to be dropped outside the lock.
+    fn finish(&mut self, key: usize, callback: Callback) -> Option<Callback> {
+        // None: the context was closed from within.
+        let Some(entry) = self.entries.get_mut(key) else { return Some(callback) };
+        if entry.deleted || entry.one_shot {
+            self.entries.remove(key);
+            return Some(callback);
+        }
+        entry.callback = Some(callback);
+        self.enqueue(key);
+        None
+    }
+}
+
+impl BottomHalves {
+    /// Runs what is due. Returns whether anything was.
+    ///
+    /// # Control
+    ///
+    /// May enter and poll, by what the callbacks do.
+    pub(crate) fn run(&self) -> bool {
+        /// Puts the callback back though it panicked.
+        struct Running<'a>(&'a BottomHalves, usize, Option<Callback>);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                let callback = self.2.take().expect("put back once");
+                let unneeded = self.0.0.lock().finish(self.1, callback);
+                drop(unneeded);
+            }
+        }
+        {
+            let mut table = self.0.lock();
+            if table.taken.is_empty() && table.scheduled.is_empty() && table.idle.is_empty() {
+                return false;
+            }
+            table.take_up();
+        }
+        let mut progress = false;
+        loop {
+            let next = self.0.lock().start_next();
+            let Some((key, callback)) = next else { return progress };
+            progress = true;
+            let mut running = Running(self, key, Some(callback));
+            running.2.as_mut().expect("just put there")();
+        }
+    }
+
+    /// Whether something is due in the next round.
+    pub(crate) fn is_due(&self) -> bool {
+        let table = self.0.lock();
+        table.taken.iter().chain(&table.scheduled).any(|&queued| table.is_current(queued))
+    }
+
+    /// How long the loop may sleep because of idle ones; `None` without any.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        let table = self.0.lock();
+        let (due, _) = table.idle.iter().find(|(_, queued)| table.is_current(*queued))?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Deletes all of them; callbacks are dropped outside the lock.
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut *self.0.lock());
+        drop(all);
+    }
+}
+
+impl AioContext {
+    /// Makes a bottom half: `callback` runs in the loop's next round whenever it is scheduled.
+    ///
+    /// It is `Send`, since another thread's poll may run it.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_bh_new")]
+    pub fn bottom_half(&self, callback: impl FnMut() + Send + 'static) -> BottomHalf {
+        let key = self.shared.bottom_halves.0.lock().insert(Box::new(callback), false);
+        BottomHalf { shared: Arc::clone(&self.shared), key }
+    }
+
+    /// Runs `callback` once, in the loop's next round. From any thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_bh_schedule_oneshot")]
+    pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) {
+        let mut callback = Some(callback);
+        let run = move || {
+            if let Some(callback) = callback.take() {
+                callback();
+            }
+        };
+        {
+            let mut table = self.shared.bottom_halves.0.lock();
+            let key = table.insert(Box::new(run), true);
+            table.schedule(key, Due::NextRound);
+        }
+        self.shared.notify();
+    }
+}
+
+/// A callback that the loop runs when it is scheduled. Dropping the handle deletes it, also within the callback.
+///
+/// ```
+/// use coralio_runtime::AioContext;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use std::sync::Arc;
+///
+/// AioContext::run(|ctx| {
+///     let runs = Arc::new(AtomicU32::new(0));
+///     let bh = ctx.bottom_half({
+///         let runs = Arc::clone(&runs);
+///         move || { runs.fetch_add(1, Ordering::Relaxed); }
+///     });
+///     bh.schedule();
+///     bh.schedule(); // still once
+///     assert!(ctx.poll(false));
+///     assert_eq!(runs.load(Ordering::Relaxed), 1);
+/// });
+/// ```
+#[doc(alias = "QEMUBH")]
+#[must_use = "dropping it deletes the bottom half"]
+pub struct BottomHalf {
+    shared: Arc<Shared>,
+    key: usize,
+}
+
+impl BottomHalf {
+    /// Makes it run once in the next round, however often it is scheduled until then. From any thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "qemu_bh_schedule")]
+    pub fn schedule(&self) {
+        self.schedule_for(Due::NextRound);
+    }
+
+    /// Makes it run within the next 10 ms, without keeping the loop busy. From any thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "qemu_bh_schedule_idle")]
+    pub fn schedule_idle(&self) {
+        self.schedule_for(Due::Idle);
+    }
+
+    fn schedule_for(&self, due: Due) {
+        let mut table = self.shared.bottom_halves.0.lock();
+        let news = table.entries.contains(self.key) && table.schedule(self.key, due);
+        drop(table);
+        if news {
+            self.shared.notify();
+        }
+    }
+
+    /// Undoes a schedule: it does not run, unless it runs already. From any thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "qemu_bh_cancel")]
+    pub fn cancel(&self) {
+        if let Some(entry) = self.shared.bottom_halves.0.lock().entries.get_mut(self.key) {
+            entry.due = Due::Never;
+        }
+    }
+}
+
+impl Drop for BottomHalf {
+    fn drop(&mut self) {
+        let mut table = self.shared.bottom_halves.0.lock();
+        let Some(entry) = table.entries.get_mut(self.key) else { return };
+        entry.due = Due::Never;
+        if entry.callback.is_none() {
+            entry.deleted = true;
+            return;
+        }
+        let callback = table.entries.remove(self.key);
+        drop(table);
+        drop(callback);
+    }
+}
+
+impl fmt::Debug for BottomHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BottomHalf").finish_non_exhaustive()
+    }
+}

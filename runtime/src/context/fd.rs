@@ -1,0 +1,317 @@
+//! Watches: handlers that the loop calls when a descriptor can be read or written (rule X4).
+//!
+//! Built like the bottom halves: a table under one small lock that is never held while a handler runs; what epoll
+//! reported is queued, and a nested poll goes on where the outer round stands. A handler that runs is not called again
+//! by a nested poll; if that poll wants to sleep, the running handler's descriptor is masked first, else the loop would
+//! spin on a readiness that nobody can serve.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use crate::sys::{Epoll, Ready};
+
+use super::AioContext;
+use super::shared::{KICK_TOKEN, Shared};
+
+/// What a watch waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// That it can be read.
+    Read,
+    /// That it can be written.
+    Write,
+    /// Either.
+    Both,
+    /// Nothing, for the time being.
+    None,
+}
+
+impl Interest {
+    fn events(self) -> u32 {
+        let events = match self {
+            Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
+            Interest::Write => libc::EPOLLOUT,
+            Interest::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
+            Interest::None => 0,
+        };
+        events as u32
+    }
+}
+
+/// What a descriptor is ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// A read will not block: there is data, the end, or an error.
+    pub readable: bool,
+    /// A write will not block: there is room, or an error.
+    pub writable: bool,
+}
+
+impl Readiness {
+    fn of(events: u32) -> Readiness {
+        let has = |bits: libc::c_int| events & bits as u32 != 0;
+        // An error or a hang-up is found out by reading or writing.
+        let broken = has(libc::EPOLLERR | libc::EPOLLHUP);
+        Readiness { readable: broken || has(libc::EPOLLIN | libc::EPOLLRDHUP), writable: broken || has(libc::EPOLLOUT) }
+    }
+}
+
+type Handler = Box<dyn FnMut(Readiness) + Send>;
+
+struct Entry {
+    fd: Box<dyn AsFdSend>,
+    interest: Interest,
+    /// `None` while it runs.
+    handler: Option<Handler>,
+    /// Masked because a nested poll wanted to sleep while it ran.
+    masked: bool,
+    /// Removed by its owner while it ran.
+    removed: bool,
+    serial: u64,
+}
+
+/// Whatever owns the descriptor, kept alive by the watch.
+trait AsFdSend: AsFd + Send + Sync {}
+impl<T: AsFd + Send + Sync> AsFdSend for T {}
+
+#[derive(Default)]
+struct Table {
+    entries: Slab<Entry>,
+    /// Reported and not served yet.
+    ready: VecDeque<Ready>,
+    serials: u64,
+}
+
+/// All watches of a context.
+#[derive(Default)]
+pub(crate) struct Watches {
+    table: Mutex<Table>,
+    /// Their number, to be read without the lock: most contexts have none.
+    count: AtomicUsize,
+}
+
+/// A token tells the watches that had the same key one after the other apart.
+fn token(key: usize, serial: u64) -> u64 {
+    (serial & 0x7fff_ffff) << 32 | key as u64
+}
+
+impl Table {
+    fn entry(&mut self, token: u64) -> Option<(usize, &mut Entry)> {
+        let key = (token & 0xffff_ffff) as usize;
+        let entry = self.entries.get_mut(key)?;
+        (self::token(key, entry.serial) == token).then_some((key, entry))
+    }
+}
+
+impl Watches {
+    /// Whether there are none, so that nobody need ask the kernel.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: who adds one notifies the loop, which looks again before it sleeps.
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Queues what epoll reports.
+    pub(crate) fn report(&self, ready: Ready) {
+        if ready.token != KICK_TOKEN {
+            self.table.lock().ready.push_back(ready);
+        }
+    }
+
+    /// Whether something reported has not been served.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.table.lock().ready.is_empty()
+    }
+
+    /// Serves what was reported. Returns whether any handler ran.
+    ///
+    /// # Control
+    ///
+    /// May enter and poll, by what the handlers do.
+    pub(crate) fn run(&self, epoll: &Epoll) -> bool {
+        /// Puts the handler back though it panicked.
+        struct Running<'a>(&'a Watches, &'a Epoll, u64, Option<Handler>);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                let handler = self.3.take().expect("put back once");
+                let unneeded = self.0.finish(self.1, self.2, handler);
+                drop(unneeded);
+            }
+        }
+        let mut progress = false;
+        loop {
+            let Some((token, readiness, handler)) = self.start_next() else { return progress };
+            progress = true;
+            let mut running = Running(self, epoll, token, Some(handler));
+            running.3.as_mut().expect("just put there")(readiness);
+        }
+    }
+
+    fn start_next(&self) -> Option<(u64, Readiness, Handler)> {
+        let mut table = self.table.lock();
+        while let Some(Ready { token, events }) = table.ready.pop_front() {
+            let Some((_, entry)) = table.entry(token) else { continue };
+            // What it is ready for may be unwanted by now; errors are always wanted.
+            let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+            if entry.interest != Interest::None && events & wanted != 0 {
+                if let Some(handler) = entry.handler.take() {
+                    return Some((token, Readiness::of(events & wanted), handler));
+                }
+            }
+        }
+        None
+    }
+
+    fn finish(&self, epoll: &Epoll, token: u64, handler: Handler) -> Option<(Handler, Option<Entry>)> {
+        let mut table = self.table.lock();
+        let Some((key, entry)) = table.entry(token) else { return Some((handler, None)) };
+        if entry.removed {
+            let entry = table.entries.remove(key);
+            return Some((handler, Some(entry)));
+        }
+        entry.handler = Some(handler);
+        if std::mem::take(&mut entry.masked) {
+            // Cannot fail: the descriptor is registered, and the entry keeps it open.
+            let restored = epoll.modify(entry.fd.as_fd(), entry.interest.events(), token);
+            debug_assert!(restored.is_ok());
+        }
+        None
+    }
+
+    /// Before a nested poll sleeps: masks the descriptors whose handlers are running beneath it.
+    pub(crate) fn mask_running(&self, epoll: &Epoll) {
+        if self.is_empty() {
+            return;
+        }
+        for (key, entry) in &mut self.table.lock().entries {
+            if entry.handler.is_none() && !entry.masked && !entry.removed {
+                entry.masked = epoll.modify(entry.fd.as_fd(), 0, token(key, entry.serial)).is_ok();
+            }
+        }
+    }
+
+    /// Removes all of them; handlers are dropped outside the lock.
+    pub(crate) fn clear(&self, epoll: &Epoll) {
+        let all = std::mem::take(&mut *self.table.lock());
+        self.count.store(0, Ordering::Relaxed);
+        for (_, entry) in &all.entries {
+            if !entry.removed {
+                let _ = epoll.remove(entry.fd.as_fd());
+            }
+        }
+        drop(all);
+    }
+}
+
+impl AioContext {
+    /// Calls `handler` whenever `fd` is ready for what `interest` says. The watch keeps `fd` open; share it as an `Arc`.
+    ///
+    /// It is level-triggered: the handler is called again until it has read or written. It is `Send`, since another
+    /// thread's poll may call it.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists`: the descriptor is watched already; use [`Watch::set_interest`]. `PermissionDenied`: it cannot be
+    /// watched, as regular files cannot; they are always ready. Or no memory.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_set_fd_handler")]
+    pub fn watch(
+        &self,
+        fd: impl AsFd + Send + Sync + 'static,
+        interest: Interest,
+        handler: impl FnMut(Readiness) + Send + 'static,
+    ) -> io::Result<Watch> {
+        let watches = &self.shared.watches;
+        let mut table = watches.table.lock();
+        table.serials += 1;
+        let serial = table.serials;
+        let key = table.entries.vacant_key();
+        let token = token(key, serial);
+        self.shared.epoll.add(fd.as_fd(), interest.events(), token).map_err(|error| explain(&error))?;
+        table.entries.insert(Entry {
+            fd: Box::new(fd),
+            interest,
+            handler: Some(Box::new(handler)),
+            masked: false,
+            removed: false,
+            serial,
+        });
+        watches.count.fetch_add(1, Ordering::Relaxed);
+        drop(table);
+        self.shared.notify();
+        Ok(Watch { shared: Arc::clone(&self.shared), token })
+    }
+}
+
+fn explain(error: &io::Error) -> io::Error {
+    let hint = match error.raw_os_error() {
+        Some(libc::EEXIST) => "it is watched already; change that watch's interest instead",
+        Some(libc::EPERM) => "it cannot be watched, as regular files cannot, being always ready; read it through File",
+        Some(libc::EBADF) => "it is not open",
+        Some(libc::ENOSPC) => "too many watches; raise fs.epoll.max_user_watches",
+        _ => "the kernel refused",
+    };
+    io::Error::new(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"))
+}
+
+/// A descriptor that the loop watches. Dropping it ends that, also within its handler.
+#[must_use = "dropping it ends the watch"]
+pub struct Watch {
+    shared: Arc<Shared>,
+    token: u64,
+}
+
+impl Watch {
+    /// Changes what is waited for. From any thread.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, if it refuses.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
+        let mut table = self.shared.watches.table.lock();
+        let Some((_, entry)) = table.entry(self.token) else { return Ok(()) };
+        if !entry.masked {
+            self.shared.epoll.modify(entry.fd.as_fd(), interest.events(), self.token)?;
+        }
+        entry.interest = interest;
+        drop(table);
+        self.shared.notify();
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut table = self.shared.watches.table.lock();
+        let Some((key, entry)) = table.entry(self.token) else { return };
+        let _ = self.shared.epoll.remove(entry.fd.as_fd());
+        self.shared.watches.count.fetch_sub(1, Ordering::Relaxed);
+        if entry.handler.is_none() {
+            entry.removed = true;
+            return;
+        }
+        let entry = table.entries.remove(key);
+        drop(table);
+        drop(entry);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,60 @@
+//! How another thread wakes a sleeping loop, and why no wake-up is lost (rule X6).
+//!
+//! Two sides, each of which writes first and then looks at what the other one wrote:
+//!
+//! ```text
+//!   the loop                            any thread
+//!   --------                            ----------
+//!   state = ASLEEP                      work is put on a queue
+//!   fence ---------- pairs with ------- fence
+//!   any work on the queues?             state ASLEEP?
+//!     yes: state = AWAKE, no sleep        yes: state = KICKED, one eventfd write
+//!     no:  sleep                          no:  nothing, the loop will look before it sleeps
+//! ```
+//!
+//! With a sequentially consistent fence between the write and the look on both sides, at least one side sees the
+//! other's write: so either the loop does not sleep, or it is kicked. `KICKED` makes one write do for many notifiers.
+//! This file is what `tests/loom_notify.rs` checks: the same source, on loom's atomics.
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// The loop runs, and looks at its queues before it sleeps.
+const AWAKE: u32 = 0;
+/// The loop sleeps or is about to: whoever brings work kicks it.
+const ASLEEP: u32 = 1;
+/// Someone has undertaken to kick it; nobody else needs to.
+const KICKED: u32 = 2;
+
+/// Whether the loop needs to be kicked.
+pub(crate) struct SleepState(AtomicU32);
+
+impl SleepState {
+    pub(crate) fn new() -> SleepState {
+        SleepState(AtomicU32::new(AWAKE))
+    }
+
+    /// The loop's side, before it sleeps. When this has returned, and only then, it looks at its queues once more.
+    pub(crate) fn going_to_sleep(&self) {
+        self.0.store(ASLEEP, Ordering::Relaxed);
+        // Pairs with the fence in `needs_kick`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The loop's side, after it slept or decided not to.
+    ///
+    /// Relaxed: what was put on a queue is handed over by the queue's own lock, not by this word.
+    pub(crate) fn awake(&self) {
+        self.0.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// The other side, after the work was put on its queue: whether the caller has to kick the loop.
+    pub(crate) fn needs_kick(&self) -> bool {
+        // Pairs with the fence in `going_to_sleep`.
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::Relaxed) == ASLEEP
+            && self.0.compare_exchange(ASLEEP, KICKED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}

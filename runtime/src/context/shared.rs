@@ -1,0 +1,77 @@
+//! The part of a context that every thread may touch.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use parking_lot::Mutex;
+
+use crate::home::Home;
+use crate::sys::{Epoll, EventFd};
+
+use super::bottom_half::BottomHalves;
+use super::fd::Watches;
+use super::lock::ContextLock;
+use super::notify::SleepState;
+use super::source::Source;
+use super::wake::WakeList;
+
+/// The token by which the epoll set reports the loop's own eventfd.
+pub(crate) const KICK_TOKEN: u64 = u64::MAX;
+
+pub(crate) struct Shared {
+    pub(crate) lock: ContextLock,
+    pub(crate) sleep: SleepState,
+    pub(crate) epoll: Epoll,
+    kick: EventFd,
+    pub(crate) wakes: WakeList,
+    pub(crate) bottom_halves: BottomHalves,
+    pub(crate) watches: Watches,
+    /// Counts rounds that had other work, so that watches get their turn.
+    pub(crate) busy_rounds: AtomicU32,
+    /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
+    pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
+}
+
+impl Shared {
+    pub(crate) fn new() -> io::Result<Arc<Shared>> {
+        let epoll = Epoll::new()?;
+        let kick = EventFd::new()?;
+        // Edges: the counter need never be read back.
+        epoll.add(kick.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
+        Ok(Arc::new(Shared {
+            lock: ContextLock::default(),
+            sleep: SleepState::new(),
+            epoll,
+            kick,
+            wakes: WakeList::default(),
+            bottom_halves: BottomHalves::default(),
+            watches: Watches::default(),
+            busy_rounds: AtomicU32::new(0),
+            source: Mutex::new(None),
+        }))
+    }
+
+    /// The home of this context, if this is its thread.
+    #[inline]
+    pub(crate) fn home<'a>(&self) -> Option<&'a Home> {
+        Home::current().filter(|home| ptr::eq(&*home.shared, self))
+    }
+
+    /// Wakes the loop if it sleeps or is about to (rule X6). The work that it shall find is on its queue already.
+    pub(crate) fn notify(&self) {
+        if self.sleep.needs_kick() {
+            self.kick.signal();
+        }
+    }
+
+    /// Drops what users registered: after this the context does nothing any more.
+    pub(crate) fn close(&self) {
+        let source = self.source.lock().take();
+        drop(source);
+        self.bottom_halves.clear();
+        self.watches.clear(&self.epoll);
+    }
+}

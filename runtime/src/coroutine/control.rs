@@ -1,0 +1,355 @@
+//! The control block of a coroutine: what is known of it, and the word by which handles tell it from its successors.
+//!
+//! Control blocks are *type-stable*: once made, the memory stays a control block until the process ends, and passes
+//! from coroutine to coroutine and from context to context. So a handle may point at one, be copied, be kept for ever,
+//! and still find out safely that its coroutine has ended: the block's generation has moved on.
+
+#![allow(unsafe_code)]
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::panic::Location;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use corosensei::Yielder;
+use parking_lot::Mutex;
+
+use super::stack::{RunningStack, StackLease};
+
+/// How a coroutine is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// Go on.
+    Go,
+    /// Unwind: the context ends, or the coroutine was cancelled.
+    Unwind,
+}
+
+pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;
+
+/// The life of a coroutine, top to bottom.
+///
+/// | state     | its machine       | on a list  | may be entered                     |
+/// |-----------|-------------------|------------|------------------------------------|
+/// | Free      | none              | free list  | no: there is nothing to enter      |
+/// | Suspended | in the block      | no         | yes; a new one is suspended too    |
+/// | Scheduled | in the block      | ready list | by that list alone                 |
+/// | Entered   | out, on the stack | no         | no: that is recursive entry (C5)   |
+/// | Finished  | none              | no         | no; its result waits to be fetched |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Free,
+    Suspended,
+    Scheduled,
+    Entered,
+    Finished,
+}
+
+/// Which coroutine: a control block and the generation that it had.
+///
+/// Any thread may have one. Only the home thread may look beyond [`CoroutineId::is_live`].
+#[derive(Clone, Copy)]
+pub(crate) struct CoroutineId {
+    pub(crate) block: &'static Control,
+    pub(crate) generation: u64,
+}
+
+impl CoroutineId {
+    /// Whether the coroutine has not ended, or ended with a result that nobody has fetched yet.
+    #[inline]
+    pub(crate) fn is_live(self) -> bool {
+        // Relaxed: on the home thread this is its own store. From elsewhere it is a hint, checked again at home.
+        self.block.ticket.load(Ordering::Relaxed) >> 1 == self.generation
+    }
+}
+
+impl PartialEq for CoroutineId {
+    fn eq(&self, other: &CoroutineId) -> bool {
+        ptr::eq(self.block, other.block) && self.generation == other.generation
+    }
+}
+
+impl Eq for CoroutineId {}
+
+/// A control block. See the module for why it is shared and never freed.
+#[repr(align(64))]
+pub(crate) struct Control {
+    /// Generation, times two, plus one while it is scheduled from elsewhere (rule W2).
+    ticket: AtomicU64,
+    /// Where it was scheduled last; told when somebody tries to enter or schedule it in spite of that.
+    scheduled_at: AtomicPtr<Location<'static>>,
+    /// The rest is the home thread's alone (*home's own*).
+    own: Own,
+}
+
+// SAFETY: *home's own*: `ticket` and `scheduled_at` are atomic. `own` is reached through `Control::own` alone, by the thread whose context
+// holds the block; blocks pass between contexts under `SPARE`'s lock.
+unsafe impl Sync for Control {}
+
+/// What only the home thread reads and writes.
+pub(crate) struct Own {
+    pub(crate) state: Cell<State>,
+    /// Woken while it was entered: it goes on at once when it suspends (rule W3).
+    pub(crate) woken: Cell<bool>,
+    /// Resumed for the last time, to unwind.
+    pub(crate) unwinding: Cell<bool>,
+    /// How often the unwinding was caught and a wait attempted again.
+    pub(crate) swallowed: Cell<u32>,
+    /// Nobody will fetch the result.
+    pub(crate) detached: Cell<bool>,
+    /// A panic goes on in the enterer instead of being kept for the join handle.
+    pub(crate) propagates: Cell<bool>,
+    /// The next one on the list that this one is on.
+    pub(crate) next: Cell<Option<&'static Control>>,
+    pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
+    pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
+    pub(crate) lease: Cell<Option<StackLease>>,
+    pub(crate) packet: Cell<Option<Packet>>,
+    pub(crate) joiner: Cell<Option<CoroutineId>>,
+    pub(crate) name: RefCell<Option<Cow<'static, str>>>,
+    pub(crate) serial: Cell<u64>,
+    pub(crate) created_at: Cell<&'static Location<'static>>,
+}
+
+/// Where a coroutine's outcome lies, at the top of its own stack, without its type.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet {
+    pub(crate) place: *mut u8,
+    /// Takes the panic payload out, if the outcome is a panic; drops the value otherwise.
+    pub(crate) payload: unsafe fn(*mut u8) -> Option<Box<dyn std::any::Any + Send>>,
+}
+
+impl Control {
+    #[track_caller]
+    fn new() -> Control {
+        let here = Location::caller();
+        Control {
+            ticket: AtomicU64::new(2),
+            scheduled_at: AtomicPtr::new(ptr::from_ref(here).cast_mut()),
+            own: Own {
+                state: Cell::new(State::Free),
+                woken: Cell::new(false),
+                unwinding: Cell::new(false),
+                swallowed: Cell::new(0),
+                detached: Cell::new(false),
+                propagates: Cell::new(false),
+                next: Cell::new(None),
+                machine: UnsafeCell::new(MaybeUninit::uninit()),
+                yielder: Cell::new(ptr::null()),
+                lease: Cell::new(None),
+                packet: Cell::new(None),
+                joiner: Cell::new(None),
+                name: RefCell::new(None),
+                serial: Cell::new(0),
+                created_at: Cell::new(here),
+            },
+        }
+    }
+
+    /// The home thread's part.
+    ///
+    /// # Safety
+    ///
+    /// *home's own*: the caller runs on the thread whose context holds this block.
+    #[inline]
+    pub(crate) unsafe fn own(&self) -> &Own {
+        &self.own
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.ticket.load(Ordering::Relaxed) >> 1
+    }
+
+    pub(crate) fn id(&'static self) -> CoroutineId {
+        CoroutineId { block: self, generation: self.generation() }
+    }
+
+    /// Ends this generation: every handle to it finds out from now on. A scheduling of it is forgotten (rule W4).
+    pub(crate) fn retire(&self) {
+        self.ticket.store((self.generation() + 1) << 1, Ordering::Relaxed);
+    }
+
+    /// Marks this generation as scheduled, once, and says where. Any thread.
+    pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> Claim {
+        // Relaxed: this word only decides who puts it on the list, and the list's lock hands the rest over. The place
+        // is for messages.
+        let idle = generation << 1;
+        match self.ticket.compare_exchange(idle, idle | 1, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
+                Claim::Mine
+            }
+            Err(now) if now >> 1 == generation => Claim::Taken(self.scheduled_at()),
+            Err(_) => Claim::Ended,
+        }
+    }
+
+    /// Where it was scheduled last.
+    pub(crate) fn scheduled_at(&self) -> &'static Location<'static> {
+        // SAFETY: the pointer was made of a &'static Location, which is immutable; a stale one is as good.
+        unsafe { &*self.scheduled_at.load(Ordering::Relaxed) }
+    }
+
+    /// Notes where it was scheduled, for messages.
+    pub(crate) fn set_scheduled_at(&self, here: &'static Location<'static>) {
+        self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// Whether it is scheduled from elsewhere.
+    #[inline]
+    pub(crate) fn is_scheduled(&self) -> bool {
+        self.ticket.load(Ordering::Relaxed) & 1 != 0
+    }
+
+    /// It runs now: what was scheduled before has come true.
+    #[inline]
+    pub(crate) fn clear_scheduled(&self) {
+        if self.is_scheduled() {
+            self.ticket.fetch_and(!1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What came of [`Control::schedule`].
+pub(crate) enum Claim {
+    /// The caller puts it on the list.
+    Mine,
+    /// It was scheduled before, there.
+    Taken(&'static Location<'static>),
+    Ended,
+}
+
+impl Own {
+    /// How it is called in messages: its name, or its number.
+    pub(crate) fn label(&self) -> Label {
+        Label { name: self.name.borrow().clone(), serial: self.serial.get() }
+    }
+}
+
+/// A coroutine's name as messages show it: `'A'`, or `#17`.
+#[derive(Clone, Debug)]
+pub(crate) struct Label {
+    name: Option<Cow<'static, str>>,
+    serial: u64,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "'{name}'"),
+            None => write!(f, "#{}", self.serial),
+        }
+    }
+}
+
+/// Blocks that no context holds.
+static SPARE: Mutex<Vec<&'static [Control; CHUNK]>> = Mutex::new(Vec::new());
+const CHUNK: usize = 64;
+
+/// The blocks that one context holds. They go back when it ends.
+pub(crate) struct Blocks {
+    chunks: Cell<Vec<&'static [Control; CHUNK]>>,
+    free: Cell<Option<&'static Control>>,
+}
+
+impl Blocks {
+    pub(crate) fn new() -> Blocks {
+        Blocks { chunks: Cell::new(Vec::new()), free: Cell::new(None) }
+    }
+
+    /// A free block, taken off the free list.
+    pub(crate) fn take(&self) -> &'static Control {
+        if self.free.get().is_none() {
+            self.grow();
+        }
+        let block = self.free.get().expect("grow puts blocks on the free list");
+        // SAFETY: *home's own*: blocks on this list are held by this context.
+        self.free.set(unsafe { block.own() }.next.take());
+        block
+    }
+
+    /// Puts a block back whose generation was retired.
+    pub(crate) fn give_back(&self, block: &'static Control) {
+        // SAFETY: *home's own*: the block came from `take`.
+        unsafe { block.own() }.next.set(self.free.replace(Some(block)));
+    }
+
+    #[cold]
+    fn grow(&self) {
+        let spare = SPARE.lock().pop();
+        let chunk = spare.unwrap_or_else(|| Box::leak(Box::new(std::array::from_fn(|_| Control::new()))));
+        let mut chunks = self.chunks.take();
+        chunks.push(chunk);
+        self.chunks.set(chunks);
+        for block in chunk.iter().rev() {
+            self.give_back(block);
+        }
+    }
+
+    /// All blocks, free ones too.
+    pub(crate) fn all(&self) -> Vec<&'static Control> {
+        let chunks = self.chunks.take();
+        let all = chunks.iter().flat_map(|chunk| chunk.iter()).collect();
+        self.chunks.set(chunks);
+        all
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        SPARE.lock().append(self.chunks.get_mut());
+    }
+}
+
+/// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates nothing, and a block is on
+/// at most one list. The home thread's alone.
+pub(crate) struct ControlList {
+    head: Cell<Option<&'static Control>>,
+    tail: Cell<Option<&'static Control>>,
+}
+
+impl ControlList {
+    pub(crate) const fn new() -> ControlList {
+        ControlList { head: Cell::new(None), tail: Cell::new(None) }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.get().is_none()
+    }
+
+    pub(crate) fn push(&self, block: &'static Control) {
+        // SAFETY: *home's own*: lists are the home thread's, and it pushes its own blocks alone.
+        let own = unsafe { block.own() };
+        debug_assert!(own.next.get().is_none());
+        match self.tail.replace(Some(block)) {
+            // SAFETY: as above.
+            Some(last) => unsafe { last.own() }.next.set(Some(block)),
+            None => self.head.set(Some(block)),
+        }
+    }
+
+    pub(crate) fn pop(&self) -> Option<&'static Control> {
+        let block = self.head.get()?;
+        // SAFETY: *home's own*, as in `push`.
+        let next = unsafe { block.own() }.next.take();
+        self.head.set(next);
+        if next.is_none() {
+            self.tail.set(None);
+        }
+        Some(block)
+    }
+
+    /// Moves all of `other` to the end of this list.
+    pub(crate) fn append(&self, other: &ControlList) {
+        let Some(first) = other.head.take() else { return };
+        let last = other.tail.take();
+        match self.tail.replace(last) {
+            // SAFETY: *home's own*, as in `push`.
+            Some(before) => unsafe { before.own() }.next.set(Some(first)),
+            None => self.head.set(Some(first)),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Stacks: carved from large mappings, guarded without a mapping each, and used again.
+//!
+//! ```text
+//!   one region (one mapping)
+//!   | guard | stack 0      | guard | stack 1      | guard | stack 2      | ...
+//!           ^limit     top^
+//! ```
+//!
+//! - A guard is one page made inaccessible by `MADV_GUARD_INSTALL` (Linux 6.13), which marks the page table and leaves
+//!   the mapping whole: a million stacks fit under `vm.max_map_count`. Older kernels get `mprotect`, which splits the
+//!   mapping, so there the limit is about 30,000 stacks.
+//! - The tops are *coloured*: each stack starts a few cache lines lower than its neighbour. Else the busiest lines of
+//!   all stacks, being a power of two apart, would share the same few sets of the first-level cache.
+//! - A stack that was used is handed out again first, while it is warm. Regions are unmapped with their pool.
+
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::{io, ptr};
+
+use corosensei::stack::valgrind::ValgrindStackRegistration;
+use corosensei::stack::{Stack, StackPointer};
+
+/// Stack size, in bytes and with its guard page, where none was asked for.
+pub const DEFAULT_STACK_SIZE: usize = 128 * 1024;
+/// The smallest stack that can be asked for, in bytes: the guard and three pages.
+pub const MIN_STACK_SIZE: usize = 16 * 1024;
+
+const PAGE: usize = 4096;
+/// A region is about so large. Overcommit checks look at one mapping at a time, and this passes them.
+const REGION: usize = 16 * 1024 * 1024;
+/// `MADV_GUARD_INSTALL`, not in libc yet (`asm-generic/mman-common.h`, Linux 6.13).
+const MADV_GUARD_INSTALL: libc::c_int = 102;
+/// Colours: 40 steps of a cache line. The rest of the top page, 1.5 KiB, is enough for a coroutine that does little,
+/// so that most of those that wait touch one page only.
+const COLOURS: usize = 40;
+const COLOUR_STEP: usize = 64;
+
+/// A stack on loan from the pool. Plain numbers: whoever holds it must give it back once, to the pool it came from.
+#[derive(Clone, Copy)]
+pub(crate) struct StackLease {
+    /// Highest address, colour taken off; 16-byte aligned.
+    top: usize,
+    /// Lowest address, guard page included.
+    limit: usize,
+    class: u32,
+}
+
+impl StackLease {
+    /// Cuts `size` bytes off the top, aligned to `align`, and returns where they start. They belong to whoever holds
+    /// the lease, and outlast the coroutine that runs below them.
+    pub(crate) fn carve(&mut self, size: usize, align: usize) -> Option<*mut u8> {
+        let start = self.top.checked_sub(size)? & !(align.max(16) - 1);
+        // Half of a stack is the least that a coroutine is left with.
+        if start < self.limit + PAGE + (self.top - self.limit) / 2 {
+            return None;
+        }
+        self.top = start;
+        Some(ptr::with_exposed_provenance_mut(start))
+    }
+}
+
+/// What corosensei runs a coroutine on.
+pub(crate) struct RunningStack {
+    base: StackPointer,
+    limit: StackPointer,
+}
+
+impl RunningStack {
+    pub(crate) fn new(lease: &StackLease) -> RunningStack {
+        let nonzero = |address| StackPointer::new(address).expect("a mapping is never at address 0");
+        RunningStack { base: nonzero(lease.top), limit: nonzero(lease.limit) }
+    }
+}
+
+// SAFETY: *guarded*: the lowest page at `limit` is inaccessible (see `Region::guard`), and between it and `base` there
+// are more than MIN_STACK_SIZE bytes (`carve` leaves at least half of 16 KiB). Both ends are 16-byte aligned.
+unsafe impl Stack for RunningStack {
+    fn base(&self) -> StackPointer {
+        self.base
+    }
+
+    fn limit(&self) -> StackPointer {
+        self.limit
+    }
+}
+
+/// One mapping that many stacks are carved from.
+struct Region {
+    start: usize,
+    len: usize,
+    /// Valgrind has to know of each stack, or it takes a switch for a stack that grew by megabytes.
+    registrations: Vec<ValgrindStackRegistration>,
+}
+
+impl Region {
+    fn map(len: usize) -> io::Result<Region> {
+        // SAFETY: a fresh private mapping, at an address that the kernel chooses: no memory of anyone else is touched.
+        unsafe {
+            let start = libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK,
+                -1,
+                0,
+            );
+            if start == libc::MAP_FAILED {
+                return Err(no_memory(len, &io::Error::last_os_error()));
+            }
+            // A huge page would make the first touch of one stack pay for sixteen. A refusal costs memory only.
+            libc::madvise(start, len, libc::MADV_NOHUGEPAGE);
+            Ok(Region { start: start.expose_provenance(), len, registrations: Vec::new() })
+        }
+    }
+
+    /// Makes the page at `address` a guard.
+    fn guard(&mut self, address: usize, size: usize) -> io::Result<()> {
+        let page = ptr::with_exposed_provenance_mut::<libc::c_void>(address);
+        // SAFETY: the page lies in this region, in a stack that has not been handed out yet: nobody uses it.
+        unsafe {
+            if libc::madvise(page, PAGE, MADV_GUARD_INSTALL) != 0 && libc::mprotect(page, PAGE, libc::PROT_NONE) != 0 {
+                return Err(no_memory(PAGE, &io::Error::last_os_error()));
+            }
+        }
+        self.registrations.push(ValgrindStackRegistration::new(page.cast::<u8>(), size));
+        Ok(())
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the region is this mapping, mapped by `map`, and the pool is dropped only after all its stacks came
+        // back (*home outlives its stacks*).
+        let result = unsafe { libc::munmap(ptr::with_exposed_provenance_mut(self.start), self.len) };
+        debug_assert_eq!(result, 0);
+    }
+}
+
+fn no_memory(bytes: usize, cause: &io::Error) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::OutOfMemory,
+        format!(
+            "cannot map {bytes} bytes for coroutine stacks: {cause}; have fewer coroutines at once, a smaller \
+             stack_size, or a higher vm.max_map_count or vm.overcommit_memory"
+        ),
+    )
+}
+
+/// Stacks of one size: those that are free, and how far the newest region has been carved.
+struct Class {
+    size: usize,
+    free: Vec<StackLease>,
+    next: usize,
+    end: usize,
+    made: usize,
+}
+
+/// All stacks of one context. The first class is the default size.
+pub(crate) struct StackPool {
+    classes: RefCell<Vec<Class>>,
+    regions: RefCell<Vec<Region>>,
+}
+
+impl StackPool {
+    /// A pool whose stacks have `default_size` bytes where no other size is asked for.
+    pub(crate) fn new(default_size: usize) -> StackPool {
+        StackPool { classes: RefCell::new(vec![Class::new(default_size)]), regions: RefCell::new(Vec::new()) }
+    }
+
+    /// A stack of `size` bytes, guard included, or of the default size. A warm one if there is one.
+    pub(crate) fn take(&self, size: Option<usize>) -> io::Result<StackLease> {
+        let mut classes = self.classes.borrow_mut();
+        let index = match size.map(rounded) {
+            None => 0,
+            Some(size) => match classes.iter().position(|class| class.size == size) {
+                Some(index) => index,
+                None => {
+                    classes.push(Class::new(size));
+                    classes.len() - 1
+                }
+            },
+        };
+        let class = &mut classes[index];
+        match class.free.pop() {
+            Some(lease) => Ok(lease),
+            None => class.make(index as u32, &mut self.regions.borrow_mut()),
+        }
+    }
+
+    /// Takes a stack back, as it was handed out.
+    pub(crate) fn give_back(&self, lease: StackLease) {
+        self.classes.borrow_mut()[lease.class as usize].free.push(lease);
+    }
+}
+
+impl Class {
+    fn new(size: usize) -> Class {
+        Class { size: rounded(size), free: Vec::new(), next: 0, end: 0, made: 0 }
+    }
+
+    #[cold]
+    fn make(&mut self, class: u32, regions: &mut Vec<Region>) -> io::Result<StackLease> {
+        if self.next == self.end {
+            let region = Region::map((REGION / self.size).max(1) * self.size)?;
+            (self.next, self.end) = (region.start, region.start + region.len);
+            regions.push(region);
+        }
+        // The stack lies in the newest region of its class, which need not be the newest of all.
+        let region = regions
+            .iter_mut()
+            .rfind(|region| (region.start..region.start + region.len).contains(&self.next))
+            .expect("`next` lies in a region while it is not `end`");
+        region.guard(self.next, self.size)?;
+        let colour = self.made % COLOURS * COLOUR_STEP;
+        let lease = StackLease { top: self.next + self.size - colour, limit: self.next, class };
+        self.next += self.size;
+        self.made += 1;
+        Ok(lease)
+    }
+}
+
+/// Whole pages, and not too few.
+fn rounded(size: usize) -> usize {
+    size.max(MIN_STACK_SIZE).next_multiple_of(PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_stacks_come_first_and_sizes_do_not_mix() {
+        // C10: an ended coroutine's stack goes back to the pool and is used again.
+        let pool = StackPool::new(DEFAULT_STACK_SIZE);
+        let first = pool.take(None).unwrap();
+        let large = pool.take(Some(1 << 20)).unwrap();
+        assert_eq!(large.top.next_multiple_of(PAGE) - large.limit, 1 << 20);
+        pool.give_back(first);
+        pool.give_back(large);
+        assert_eq!(pool.take(None).unwrap().limit, first.limit);
+        assert_eq!(pool.take(Some(1 << 20)).unwrap().limit, large.limit);
+    }
+
+    #[test]
+    fn stacks_do_not_overlap() {
+        // C11: each stack has its own guard page beneath it.
+        let pool = StackPool::new(64 * 1024);
+        let mut leases: Vec<_> = (0..1000).map(|_| pool.take(None).unwrap()).collect();
+        leases.sort_by_key(|lease| lease.limit);
+        for pair in leases.windows(2) {
+            assert!(pair[0].top <= pair[1].limit);
+        }
+    }
+
+    #[test]
+    fn carving_leaves_half_of_the_stack() {
+        // C10: results live on the stack, and may not crowd out the coroutine.
+        let pool = StackPool::new(MIN_STACK_SIZE);
+        let mut lease = pool.take(None).unwrap();
+        assert!(lease.carve(MIN_STACK_SIZE, 16).is_none());
+        let place = lease.carve(100, 64).unwrap();
+        assert_eq!(place as usize % 64, 0);
+    }
+}

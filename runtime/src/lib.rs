@@ -1,0 +1,40 @@
+//! Stackful coroutines and an event loop, in the manner of QEMU's block layer.
+//!
+//! # Who runs whom
+//!
+//! ```text
+//!   thread's own stack                     one stack per coroutine
+//!   ------------------                     -----------------------
+//!   AioContext::run(|ctx| ..)
+//!     ctx.poll(true)  ---- enters --->     'A'  suspend()  ---- back to whoever entered it last
+//!                                          'A'  other.enter()  ----> 'B'  on top of 'A'
+//!                                          'A'  other.wake()    'B' runs when 'A' yields or ends
+//! ```
+//!
+//! - *Enter* runs a coroutine at once, on the caller's thread, until it yields or ends. Enters nest.
+//! - A coroutine is *entered* while it is on the stack: running, or beneath others that it entered. Entering it again is
+//!   recursive entry, an error that names the chain.
+//! - *Yield* ([`suspend`]) goes back to whoever entered it last.
+//! - *Wake* makes a suspended coroutine run again: at once, if no coroutine is running; else when the running one yields;
+//!   from another thread, in the next round of the loop, which is notified.
+//!
+//! The loop ([`AioContext::poll`]) runs bottom halves, watches, spawned coroutines and an I/O engine's completions.
+//! Everything that a coroutine calls may be plain, synchronous code: to it, waiting is a function that takes long.
+//!
+//! This crate knows nothing of I/O requests; `coralio-aio` brings them.
+
+pub(crate) mod context;
+mod coroutine;
+mod home;
+mod sync;
+mod sys;
+mod task;
+
+pub use context::bottom_half::BottomHalf;
+pub use context::fd::{Interest, Readiness, Watch};
+pub use context::lock::ContextGuard;
+pub use context::{AioContext, ContextBuilder, Source};
+pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
+pub use coroutine::{Builder, Cancelled, Coroutine, EnterError, ScheduleError, Waker, can_suspend, suspend, yield_now};
+pub use sync::{CoMutex, CoMutexGuard, CoQueue};
+pub use task::{JoinHandle, spawn};

@@ -1,0 +1,104 @@
+//! A condition to wait for, with a [`CoMutex`](super::CoMutex) around what it is about (rule S2).
+
+use std::fmt;
+
+use super::co_mutex::CoMutexGuard;
+use super::wait_queue::WaitQueue;
+
+/// Where coroutines wait until something they share has changed. They are woken in the order in which they came.
+///
+/// ```
+/// use coralio_runtime::{AioContext, CoMutex, CoQueue, spawn};
+/// use std::rc::Rc;
+///
+/// AioContext::run(|_ctx| {
+///     let shared = Rc::new((CoMutex::new(None), CoQueue::new()));
+///     let reader = spawn({
+///         let shared = Rc::clone(&shared);
+///         move || {
+///             let mut value = shared.0.lock();
+///             while value.is_none() {
+///                 value = shared.1.wait(value);
+///             }
+///             value.unwrap()
+///         }
+///     });
+///     let writer = spawn(move || {
+///         *shared.0.lock() = Some(7);
+///         shared.1.wake_one();
+///     });
+///     writer.join().unwrap();
+///     assert_eq!(reader.join().unwrap(), 7);
+/// });
+/// ```
+#[doc(alias = "qemu_co_queue_wait")]
+pub struct CoQueue {
+    line: WaitQueue,
+}
+
+impl CoQueue {
+    /// A queue in which nobody waits.
+    pub const fn new() -> CoQueue {
+        CoQueue { line: WaitQueue::new() }
+    }
+
+    /// Gives the mutex up, waits to be woken, and takes the mutex again. No wake that comes after the mutex was given up
+    /// is missed.
+    ///
+    /// # Panics
+    ///
+    /// Outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// Yields.
+    #[track_caller]
+    pub fn wait<'a, T: ?Sized>(&self, guard: CoMutexGuard<'a, T>) -> CoMutexGuard<'a, T> {
+        let mutex = guard.mutex();
+        self.line.wait(self.line.lock(), move || drop(guard), || _ = self.wake_one());
+        mutex.lock()
+    }
+
+    /// Wakes the one that has waited longest. Returns whether there was one.
+    ///
+    /// # Control
+    ///
+    /// May enter it; from a coroutine, it runs when that one yields.
+    #[track_caller]
+    pub fn wake_one(&self) -> bool {
+        let next = self.line.lock().grant_first();
+        match next {
+            Some(waker) => {
+                waker.wake();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Wakes all that wait now, in the order in which they came.
+    ///
+    /// # Control
+    ///
+    /// May enter them; from a coroutine, they run when that one yields.
+    #[track_caller]
+    pub fn wake_all(&self) {
+        // One that is entered may come to wait again: it stands at the end, and is not woken twice.
+        let mut waiting = self.line.lock().len();
+        while waiting > 0 && self.wake_one() {
+            waiting -= 1;
+        }
+    }
+}
+
+impl Default for CoQueue {
+    fn default() -> CoQueue {
+        CoQueue::new()
+    }
+}
+
+impl fmt::Debug for CoQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoQueue").finish_non_exhaustive()
+    }
+}

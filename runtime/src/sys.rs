@@ -1,0 +1,112 @@
+//! The few descriptors that the loop sleeps on: an eventfd to be kicked with, an epoll set to sleep in.
+//!
+//! A fence for unsafe: outside it these are ordinary safe values that close themselves.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Turns the -1 of a libc call into its `errno`.
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A counter in the kernel that makes its descriptor readable: what another thread kicks a sleeping loop with.
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    pub(crate) fn new() -> io::Result<EventFd> {
+        // SAFETY: eventfd takes no pointers; on success it returns a new descriptor that is ours alone.
+        unsafe {
+            let fd = checked(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
+            Ok(EventFd(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Adds one. The epoll set watches for edges, so nobody has to read the counter back.
+    pub(crate) fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the buffer is eight bytes, alive during the call, and only read.
+        let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        // EAGAIN: the counter is full, so the edge has been given 2^64 times; the sleeper cannot have missed them all.
+        debug_assert!(written == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One readiness report: the token of the registration, and the raw epoll bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) token: u64,
+    pub(crate) events: u32,
+}
+
+/// A set of descriptors to sleep on.
+pub(crate) struct Epoll(OwnedFd);
+
+impl Epoll {
+    /// Reports taken per call; more are there for the next call.
+    pub(crate) const BATCH: usize = 64;
+
+    pub(crate) fn new() -> io::Result<Epoll> {
+        // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+        unsafe {
+            let fd = checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?;
+            Ok(Epoll(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    fn control(&self, op: libc::c_int, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events, u64: token };
+        // SAFETY: `event` is alive during the call; both descriptors are open, being borrowed.
+        unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_raw_fd(), &mut event)) }.map(drop)
+    }
+
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, events, token)
+    }
+
+    pub(crate) fn modify(&self, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, events, token)
+    }
+
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
+    }
+
+    /// Sleeps till something is ready or `timeout` is over (`None`: no end), and hands what is ready to `each`.
+    /// A signal ends the sleep early, with nothing.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
+        let millis = match timeout {
+            None => -1,
+            // Rounded up: waking early would make the caller spin until its time has come.
+            Some(t) => t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
+        };
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::BATCH];
+        // SAFETY: the kernel writes at most BATCH events into the array, which is that long.
+        let count = match unsafe {
+            checked(libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), Self::BATCH as _, millis))
+        } {
+            Ok(count) => count as usize,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for event in &events[..count] {
+            each(Ready { token: event.u64, events: event.events });
+        }
+        Ok(count)
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
