@@ -14,13 +14,17 @@
 //!
 //! Polls nest (rule X2): what a round has taken up lies in queues of the context, and a nested round goes on there.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::coroutine::stack::DEFAULT_STACK_SIZE;
+use crate::coroutine::{Coroutine, Token};
 use crate::home::Home;
 
 pub(crate) mod bottom_half;
@@ -80,6 +84,28 @@ impl ContextBuilder {
             let _close = Close(&context);
             f(&context)
         }))
+    }
+}
+
+impl ContextBuilder {
+    /// Makes this thread home to a new context, runs `f` in it as the first coroutine, and the loop until that one ends.
+    /// `f` may borrow. Coroutines that are left then are unwound.
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptors left for the loop, or no memory for a stack.
+    ///
+    /// # Panics
+    ///
+    /// If `f` panics, with its panic. If this thread runs a context already.
+    pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        self.run(|context| {
+            let first = || f(context);
+            // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this closure early, by a
+            // panic in the loop, ends in `Home::run`, which unwinds all coroutines before it returns.
+            let main = unsafe { Coroutine::builder().name("main").spawn_borrowing(first) }?;
+            Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))
+        })?
     }
 }
 
@@ -190,14 +216,10 @@ impl AioContext {
             return false;
         }
         if !busy || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7 {
-            self.ask_epoll(Some(Duration::ZERO));
+            let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| shared.watches.report(ready));
+            asked.unwrap_or_else(|error| panic!("the loop cannot ask for ready descriptors: {error}"));
         }
         shared.watches.run(&shared.epoll)
-    }
-
-    fn ask_epoll(&self, timeout: Option<Duration>) {
-        let waited = self.shared.epoll.wait(timeout, |ready| self.shared.watches.report(ready));
-        waited.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
     }
 
     /// Nothing was due. Sleeps until something is; returns whether it is worth another round.
@@ -216,10 +238,18 @@ impl AioContext {
             || source.is_some_and(|source| source.is_ready());
         if !due {
             let timeout = shared.bottom_halves.time_left();
-            shared.unlocked(home, || match source.and_then(|source| source.sleep(shared.epoll.as_fd(), timeout)) {
-                Some(slept) => slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}")),
-                None => self.ask_epoll(timeout),
+            // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
+            let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
+            let slept = shared.unlocked(home, || {
+                let Some(source) = source else { return ask(timeout) };
+                match source.sleep(shared.epoll.as_fd(), timeout) {
+                    None => ask(timeout),
+                    // The set goes on reporting a kick until it is asked, and the next sleep would be none.
+                    Some(Ok(())) if !source.is_ready() => ask(Some(Duration::ZERO)),
+                    Some(slept) => slept,
+                }
             });
+            slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
         }
         shared.sleep.awake();
         true
@@ -257,6 +287,51 @@ impl AioContext {
         })?;
         *self.shared.source.lock() = Some(source);
         Ok(())
+    }
+
+    /// The context's I/O engine, if it has one. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn source(&self) -> Option<Arc<dyn Source>> {
+        match self.shared.home() {
+            Some(home) => home.source.get().cloned(),
+            None => self.shared.source.lock().clone(),
+        }
+    }
+
+    /// Whether the loop is in a round on this thread, so that [`Source::flush`] is sure to come. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_in_round(&self) -> bool {
+        self.shared.home().is_some_and(Home::is_in_round)
+    }
+
+    /// The coroutine behind `token`, if it lives and this is its thread. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn at_home(&self, token: Token) -> Option<Coroutine> {
+        (self.is_home() && token.lives_in(self)).then(|| token.coroutine())
+    }
+
+    /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken
+    /// twice, it runs once; if it has ended, nothing happens. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn schedule(&self, token: Token) {
+        if token.lives_in(self) {
+            token.schedule(&self.shared);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! A [`Coroutine`] is a handle, a number really: it may be copied, kept and compared, and never keeps anything alive.
 //! The coroutine itself belongs to its context, which ends it.
 
+#![allow(unsafe_code)]
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -10,6 +12,7 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
+use crate::context::AioContext;
 use crate::context::shared::Shared;
 use crate::home::Home;
 
@@ -79,7 +82,8 @@ impl Builder {
     /// Never switches.
     #[doc(alias = "qemu_coroutine_create")]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
-        let id = Home::expect("making a coroutine").create(self.attributes, true, f)?;
+        // SAFETY: `f` is 'static.
+        let id = unsafe { Home::expect("making a coroutine").create(self.attributes, true, f) }?;
         Ok(Coroutine { id, _home: PhantomData })
     }
 }
@@ -266,6 +270,16 @@ impl Coroutine {
         }
     }
 
+    /// The coroutine as plain data, for an I/O engine.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn token(self) -> Token {
+        Token { id: self.id }
+    }
+
     /// A handle for other threads and contexts: it can wake the coroutine, and nothing else.
     ///
     /// # Panics
@@ -341,6 +355,37 @@ impl Waker {
 impl fmt::Debug for Waker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}
+
+/// A coroutine as an I/O engine keeps it with a request: plain data, for any thread. What can be done with it, its
+/// context does: [`AioContext::at_home`](crate::AioContext::at_home), [`AioContext::schedule`](crate::AioContext::schedule).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    id: CoroutineId,
+}
+
+impl Token {
+    #[inline]
+    pub(crate) fn lives_in(self, context: &AioContext) -> bool {
+        self.id.block.context() == context.shared.id() && self.id.is_live()
+    }
+
+    #[inline]
+    pub(crate) fn coroutine(self) -> Coroutine {
+        Coroutine { id: self.id, _home: PhantomData }
+    }
+
+    #[track_caller]
+    pub(crate) fn schedule(self, shared: &Shared) {
+        // It is on the list already: one wake does for both.
+        let _ = schedule(shared, self.id);
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
     }
 }
 

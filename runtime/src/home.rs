@@ -56,6 +56,28 @@ struct Frame {
     lock_depth: Cell<u32>,
 }
 
+impl Frame {
+    fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
+        home.top.set(self);
+        Leave { home, frame: self }
+    }
+}
+
+/// Takes a frame off, also when what ran in it unwinds: `top` never points at a frame that is gone.
+struct Leave<'a> {
+    home: &'a Home,
+    frame: &'a Frame,
+}
+
+impl Drop for Leave<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // After a panic: nobody who was woken may be forgotten over it.
+        self.home.ready.append(&self.frame.woken);
+        self.home.top.set(self.frame.parent);
+    }
+}
+
 /// See the module.
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
@@ -63,6 +85,8 @@ pub(crate) struct Home {
     pub(crate) source: OnceCell<Arc<dyn Source>>,
     /// How often this thread has acquired the context's lock.
     pub(crate) lock_depth: Cell<u32>,
+    /// Rounds of the loop that have not ended, nested ones included.
+    rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
     top: Cell<*const Frame>,
     /// Run in the loop's next round, or in a nested one.
@@ -89,6 +113,7 @@ impl Home {
             shared,
             source: OnceCell::new(),
             lock_depth: Cell::new(0),
+            rounds: Cell::new(0),
             top: Cell::new(ptr::null()),
             ready: ControlList::new(),
             taken: ControlList::new(),
@@ -152,24 +177,32 @@ impl Home {
     }
 
     /// Makes a coroutine. It is suspended before its first instruction (rule C1).
-    pub(crate) fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
+    ///
+    /// # Safety
+    ///
+    /// What `F` and `T` borrow lives until the coroutine has ended, at the latest when [`Home::run`] returns.
+    pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
     where
-        F: FnOnce() -> T + 'static,
-        T: 'static,
+        F: FnOnce() -> T,
     {
         // What a closure has caught is moved onto the new stack; a large one would not leave room for its work.
-        const LARGE: usize = 1024;
-        if size_of::<F>() > LARGE {
+        // corosensei takes 1 KiB in all; a strong alignment could double what there is.
+        const LARGE: usize = 512;
+        if size_of::<F>() > LARGE || align_of::<F>() > 64 {
             let f = Box::new(f);
-            return self.create_on_stack(attributes, propagates, move || f());
+            // SAFETY: the caller's promise.
+            return unsafe { self.create_on_stack(attributes, propagates, move || f()) };
         }
-        self.create_on_stack(attributes, propagates, f)
+        // SAFETY: the caller's promise.
+        unsafe { self.create_on_stack(attributes, propagates, f) }
     }
 
-    fn create_on_stack<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
+    /// # Safety
+    ///
+    /// As [`Home::create`].
+    unsafe fn create_on_stack<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
     where
-        F: FnOnce() -> T + 'static,
-        T: 'static,
+        F: FnOnce() -> T,
     {
         if self.ending.get() {
             return Err(io::Error::other("the context is ending, and starts nothing new"));
@@ -188,6 +221,7 @@ impl Home {
             ));
         };
         let block = self.blocks.take();
+        block.set_context(self.shared.id());
         let own = self.own(block);
         own.state.set(State::Suspended);
         own.woken.set(false);
@@ -217,7 +251,7 @@ impl Home {
             // SAFETY: `place` was carved for an Outcome<T> off the top of this very stack, and is written once.
             unsafe { place.cast::<Outcome<T>>().write(outcome) };
         };
-        // SAFETY: what `body` caught is 'static. The machine ends before the stack is given back or unmapped (*home
+        // SAFETY: what `body` caught lives long enough, by the caller's promise. The machine ends before the stack is given back or unmapped (*home
         // outlives its stacks), and the block's place for it is empty in state Free.
         unsafe {
             let machine = Machine::with_stack_unchecked(RunningStack::new(&rest), body);
@@ -267,20 +301,16 @@ impl Home {
             woken: ControlList::new(),
             lock_depth: Cell::new(0),
         };
-        self.top.set(&frame);
+        let _leave = frame.push(self);
         let mut next = Some(first);
         while let Some(block) = next {
             frame.running.set(Some(block));
             frame.lock_depth.set(self.lock_depth.get());
             if let Some(payload) = self.resume(block, Resume::Go) {
-                // Nobody whom it woke may be forgotten over it.
-                self.ready.append(&frame.woken);
-                self.top.set(frame.parent);
                 resume_unwind(payload);
             }
             next = frame.woken.pop();
         }
-        self.top.set(frame.parent);
     }
 
     /// The one place where a coroutine's stack is switched to.
@@ -318,7 +348,7 @@ impl Home {
     }
 
     /// Takes the outcome of a finished coroutine, and gives its stack back.
-    pub(crate) fn fetch<T: 'static>(&self, block: &'static Control) -> Outcome<T> {
+    pub(crate) fn fetch<T>(&self, block: &'static Control) -> Outcome<T> {
         let packet = self.own(block).packet.take().expect("an outcome is fetched once");
         let _release = Release { home: self, block };
         // SAFETY: the join handle knows the type that the coroutine was made with, and the packet was taken, so the
@@ -360,6 +390,8 @@ impl Home {
                     own.state.set(State::Scheduled);
                     frame.woken.push(id.block);
                 }
+                // A destructor woke it while this thread unwinds: it could not be suspended here.
+                _ if thread::panicking() => self.make_ready(id.block, Location::caller()),
                 _ => self.enter(id.block),
             },
             // It will look before it suspends.
@@ -432,10 +464,7 @@ impl Home {
         let yielder = unsafe { &*own.yielder.get() };
         match yielder.suspend(()) {
             Resume::Go => {}
-            Resume::Unwind => {
-                own.unwinding.set(true);
-                resume_unwind(Box::new(Cancelled));
-            }
+            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
         }
     }
 
@@ -465,10 +494,10 @@ impl Home {
 
     /// Runs `f` as a round of the loop: what is woken in it is entered at once, also if a coroutine polls.
     pub(crate) fn round<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Leave<'a>(&'a Home, *const Frame);
-        impl Drop for Leave<'_> {
+        struct Ended<'a>(&'a Home);
+        impl Drop for Ended<'_> {
             fn drop(&mut self) {
-                self.0.top.set(self.1);
+                self.0.rounds.set(self.0.rounds.get() - 1);
             }
         }
         // Woken by the coroutines beneath, which do not yield while this round lasts.
@@ -484,9 +513,16 @@ impl Home {
             woken: ControlList::new(),
             lock_depth: Cell::new(0),
         };
-        self.top.set(&frame);
-        let _leave = Leave(self, frame.parent);
+        let _leave = frame.push(self);
+        self.rounds.set(self.rounds.get() + 1);
+        let _ended = Ended(self);
         f()
+    }
+
+    /// Whether the loop is in a round, which will flush the I/O source when it ends.
+    #[inline]
+    pub(crate) fn is_in_round(&self) -> bool {
+        self.rounds.get() != 0
     }
 
     /// Runs what is ready now. What becomes ready meanwhile waits for the next round, or for a nested one.
@@ -580,10 +616,10 @@ impl Home {
             woken: ControlList::new(),
             lock_depth: Cell::new(self.lock_depth.get()),
         };
-        self.top.set(&frame);
-        let payload = self.resume(block, Resume::Unwind);
-        self.top.set(frame.parent);
-        if let Some(payload) = payload {
+        let _leave = frame.push(self);
+        // From the first: one that was never entered drops what it caught, and may not wait in that either.
+        own.unwinding.set(true);
+        if let Some(payload) = self.resume(block, Resume::Unwind) {
             resume_unwind(payload);
         }
     }
@@ -606,7 +642,7 @@ impl Drop for Release<'_> {
 }
 
 impl Packet {
-    fn of<T: 'static>(place: *mut u8) -> Packet {
+    fn of<T>(place: *mut u8) -> Packet {
         /// # Safety
         ///
         /// `place` holds an `Outcome<T>` that nobody reads again.

@@ -35,6 +35,8 @@ pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
 pub use context::{AioContext, ContextBuilder, Source};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
-pub use coroutine::{Builder, Cancelled, Coroutine, EnterError, ScheduleError, Waker, can_suspend, suspend, yield_now};
+pub use coroutine::{
+    Builder, Cancelled, Coroutine, EnterError, ScheduleError, Token, Waker, can_suspend, suspend, yield_now,
+};
 pub use sync::{CoMutex, CoMutexGuard, CoQueue};
 pub use task::{JoinHandle, spawn};

@@ -3,6 +3,8 @@
 //! A spawned coroutine's result lies at the top of its own stack until the handle fetches it: spawning allocates
 //! nothing, and a stack whose result nobody has fetched is not used again.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -61,9 +63,23 @@ impl Builder {
         F: FnOnce() -> T + 'static,
         T: 'static,
     {
+        // SAFETY: `f` and its result are 'static.
+        unsafe { self.spawn_borrowing(f) }
+    }
+
+    /// As [`spawn`](Builder::spawn), for a closure that borrows.
+    ///
+    /// # Safety
+    ///
+    /// What it borrows lives until the coroutine has ended, at the latest when the context has.
+    pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
+    where
+        F: FnOnce() -> T,
+    {
         let home = Home::expect("spawn");
         let created_at = self.attributes.created_at;
-        let id = home.create(self.attributes, false, f)?;
+        // SAFETY: the caller's promise.
+        let id = unsafe { home.create(self.attributes, false, f) }?;
         home.make_ready(id.block, created_at);
         Ok(JoinHandle { id, _result: PhantomData })
     }
@@ -76,7 +92,7 @@ pub struct JoinHandle<T> {
     _result: PhantomData<(*const (), T)>,
 }
 
-impl<T: 'static> JoinHandle<T> {
+impl<T> JoinHandle<T> {
     /// Waits until the coroutine has ended. In a coroutine, that one is suspended meanwhile; on the thread's own stack,
     /// the loop runs meanwhile.
     ///

@@ -74,6 +74,9 @@ struct Entry {
     masked: bool,
     /// Removed by its owner while it ran.
     removed: bool,
+    /// Its token is in the queue, for these events.
+    queued: bool,
+    reported: u32,
     serial: u64,
 }
 
@@ -85,7 +88,7 @@ impl<T: AsFd + Send + Sync> AsFdSend for T {}
 struct Table {
     entries: Slab<Entry>,
     /// Reported and not served yet.
-    ready: VecDeque<Ready>,
+    ready: VecDeque<u64>,
     serials: u64,
 }
 
@@ -118,10 +121,16 @@ impl Watches {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Queues what epoll reports.
+    /// Queues what epoll reports. What an outer round has queued and not served yet is served once.
     pub(crate) fn report(&self, ready: Ready) {
-        if ready.token != KICK_TOKEN {
-            self.table.lock().ready.push_back(ready);
+        if ready.token == KICK_TOKEN {
+            return;
+        }
+        let mut table = self.table.lock();
+        let Some((_, entry)) = table.entry(ready.token) else { return };
+        entry.reported |= ready.events;
+        if !std::mem::replace(&mut entry.queued, true) {
+            table.ready.push_back(ready.token);
         }
     }
 
@@ -156,8 +165,10 @@ impl Watches {
 
     fn start_next(&self) -> Option<(u64, Readiness, Handler)> {
         let mut table = self.table.lock();
-        while let Some(Ready { token, events }) = table.ready.pop_front() {
+        while let Some(token) = table.ready.pop_front() {
             let Some((_, entry)) = table.entry(token) else { continue };
+            entry.queued = false;
+            let events = std::mem::take(&mut entry.reported);
             // What it is ready for may be unwanted by now; errors are always wanted.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
             if entry.interest != Interest::None && events & wanted != 0 {
@@ -178,21 +189,21 @@ impl Watches {
         }
         entry.handler = Some(handler);
         if std::mem::take(&mut entry.masked) {
-            // Cannot fail: the descriptor is registered, and the entry keeps it open.
-            let restored = epoll.modify(entry.fd.as_fd(), entry.interest.events(), token);
-            debug_assert!(restored.is_ok());
+            let restored = epoll.add(entry.fd.as_fd(), entry.interest.events(), token);
+            debug_assert!(restored.is_ok(), "the entry keeps the descriptor open");
         }
         None
     }
 
-    /// Before a nested poll sleeps: masks the descriptors whose handlers are running beneath it.
+    /// Before a nested poll sleeps: takes the descriptors whose handlers run beneath it out of the set. To watch them
+    /// for nothing would not do: a hang-up is reported all the same.
     pub(crate) fn mask_running(&self, epoll: &Epoll) {
         if self.is_empty() {
             return;
         }
-        for (key, entry) in &mut self.table.lock().entries {
+        for (_, entry) in &mut self.table.lock().entries {
             if entry.handler.is_none() && !entry.masked && !entry.removed {
-                entry.masked = epoll.modify(entry.fd.as_fd(), 0, token(key, entry.serial)).is_ok();
+                entry.masked = epoll.remove(entry.fd.as_fd()).is_ok();
             }
         }
     }
@@ -244,6 +255,8 @@ impl AioContext {
             handler: Some(Box::new(handler)),
             masked: false,
             removed: false,
+            queued: false,
+            reported: 0,
             serial,
         });
         watches.count.fetch_add(1, Ordering::Relaxed);

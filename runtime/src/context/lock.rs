@@ -23,14 +23,15 @@ pub(crate) struct ContextLock(ReentrantMutex<()>);
 /// A coroutine must drop it before it does anything that suspends: else that panics.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ContextGuard<'a> {
-    home: Option<&'a Home>,
+    shared: &'a Shared,
     _lock: ReentrantMutexGuard<'a, ()>,
     _not_send: PhantomData<*const ()>,
 }
 
 impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
-        if let Some(home) = self.home {
+        // Looked up anew: a guard can outlive the home, if the context was cloned.
+        if let Some(home) = self.shared.home() {
             home.lock_depth.set(home.lock_depth.get() - 1);
         }
     }
@@ -54,17 +55,29 @@ impl AioContext {
     pub fn acquire(&self) -> ContextGuard<'_> {
         self.shared.acquire()
     }
+
+    /// Takes the context's lock, unless another thread has it.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn try_acquire(&self) -> Option<ContextGuard<'_>> {
+        self.shared.lock.0.try_lock().map(|lock| self.shared.guard(lock))
+    }
 }
 
 impl Shared {
     #[inline]
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
-        let lock = self.lock.0.lock();
-        let home = self.home();
-        if let Some(home) = home {
+        self.guard(self.lock.0.lock())
+    }
+
+    #[inline]
+    fn guard<'a>(&'a self, lock: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
+        if let Some(home) = self.home() {
             home.lock_depth.set(home.lock_depth.get() + 1);
         }
-        ContextGuard { home, _lock: lock, _not_send: PhantomData }
+        ContextGuard { shared: self, _lock: lock, _not_send: PhantomData }
     }
 
     /// Runs `f` without the lock, however often this thread holds it, and takes it back as often.

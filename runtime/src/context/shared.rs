@@ -54,6 +54,11 @@ impl Shared {
         }))
     }
 
+    /// A number that tells this context from every other that lives.
+    pub(crate) fn id(&self) -> usize {
+        ptr::from_ref(self).addr()
+    }
+
     /// The home of this context, if this is its thread.
     #[inline]
     pub(crate) fn home<'a>(&self) -> Option<&'a Home> {

@@ -1,5 +1,6 @@
 //! What an I/O engine is to the loop: a place to look for completions, and a way to sleep until they come.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 /// The loop calls [`dispatch`](Self::dispatch) at the beginning of each round, nested rounds too, and
 /// [`flush`](Self::flush) at its end; both under the context's lock, also from another thread's poll. Between the two
 /// the engine may let requests gather: `flush` is sure to come.
-pub trait Source: Send + Sync {
+pub trait Source: Any + Send + Sync {
     /// Completes what is done. Returns whether anything was.
     ///
     /// # Control

@@ -12,7 +12,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 use parking_lot::Mutex;
@@ -81,11 +81,13 @@ pub(crate) struct Control {
     ticket: AtomicU64,
     /// Where it was scheduled last; told when somebody tries to enter or schedule it in spite of that.
     scheduled_at: AtomicPtr<Location<'static>>,
+    /// The context that holds the block, as a number.
+    context: AtomicUsize,
     /// The rest is the home thread's alone (*home's own*).
     own: Own,
 }
 
-// SAFETY: *home's own*: `ticket` and `scheduled_at` are atomic. `own` is reached through `Control::own` alone, by the thread whose context
+// SAFETY: *home's own*: `ticket`, `scheduled_at` and `context` are atomic. `own` is reached through `Control::own` alone, by the thread whose context
 // holds the block; blocks pass between contexts under `SPARE`'s lock.
 unsafe impl Sync for Control {}
 
@@ -129,6 +131,7 @@ impl Control {
         Control {
             ticket: AtomicU64::new(2),
             scheduled_at: AtomicPtr::new(ptr::from_ref(here).cast_mut()),
+            context: AtomicUsize::new(0),
             own: Own {
                 state: Cell::new(State::Free),
                 woken: Cell::new(false),
@@ -167,6 +170,16 @@ impl Control {
         CoroutineId { block: self, generation: self.generation() }
     }
 
+    /// The number of the context that holds the block. Any thread: a hint unless the generation is live.
+    #[inline]
+    pub(crate) fn context(&self) -> usize {
+        self.context.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_context(&self, context: usize) {
+        self.context.store(context, Ordering::Relaxed);
+    }
+
     /// Ends this generation: every handle to it finds out from now on. A scheduling of it is forgotten (rule W4).
     pub(crate) fn retire(&self) {
         self.ticket.store((self.generation() + 1) << 1, Ordering::Relaxed);
@@ -174,16 +187,24 @@ impl Control {
 
     /// Marks this generation as scheduled, once, and says where. Any thread.
     pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> Claim {
-        // Relaxed: this word only decides who puts it on the list, and the list's lock hands the rest over. The place
-        // is for messages.
+        // Release, in both: pairs with the acquire in `clear_scheduled`. Who finds it scheduled relies on a run that is
+        // to come, and that run must see what the waker did before; so this is a write even if it changes nothing.
+        // The place is for messages.
         let idle = generation << 1;
-        match self.ticket.compare_exchange(idle, idle | 1, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => {
-                self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
-                Claim::Mine
+        loop {
+            match self.ticket.compare_exchange(idle, idle | 1, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
+                    return Claim::Mine;
+                }
+                Err(now) if now >> 1 == generation => {
+                    let taken = self.ticket.compare_exchange(now, now, Ordering::Release, Ordering::Relaxed);
+                    if taken.is_ok() {
+                        return Claim::Taken(self.scheduled_at());
+                    }
+                }
+                Err(_) => return Claim::Ended,
             }
-            Err(now) if now >> 1 == generation => Claim::Taken(self.scheduled_at()),
-            Err(_) => Claim::Ended,
         }
     }
 
@@ -208,7 +229,8 @@ impl Control {
     #[inline]
     pub(crate) fn clear_scheduled(&self) {
         if self.is_scheduled() {
-            self.ticket.fetch_and(!1, Ordering::Relaxed);
+            // Acquire pairs with the releases in `schedule`.
+            self.ticket.fetch_and(!1, Ordering::Acquire);
         }
     }
 }

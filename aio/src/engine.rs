@@ -1,0 +1,270 @@
+//! The engine: what lies between a coroutine that wants I/O and a kernel that does it.
+//!
+//! ```text
+//!   coroutine                 queue.rs                kernel              reap.rs
+//!   ---------                 --------                ------              -------
+//!   transfer(op)
+//!     a slot, its key  --->   pending
+//!     suspend()                 plugged, or in a
+//!                               round of the loop?
+//!                               no: submit   ------>  in flight
+//!                               yes: gathers,         ...
+//!                                 flush submits       done  ----------->  in_flight counts down
+//!                                                                         cursor moves
+//!     looks: done?     <------------------ woken, unless entered -------- result is stored
+//!     returns
+//! ```
+//!
+//! `transfer` is the one way in, and in it lies what makes borrowed buffers sound (*lent to the kernel*, rule E13): it does
+//! not return, and does not unwind, before its request has completed.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use coralio_runtime::{AioContext, Coroutine, Source, can_suspend, suspend};
+
+use crate::kernel::{Kernel, Operation};
+use crate::policy::{Current, Policy};
+use crate::queue::Pending;
+use crate::request::{Key, Requests};
+
+/// Rule E1: one engine per context, on a kernel of its own.
+///
+/// Programs do not see it; [`File`](crate::File) uses the engine of the context it is opened in. It is public for tests that
+/// run it on a [scripted kernel](crate::kernel::scripted), or with a [`Policy`] of their own.
+pub struct Engine<K: Kernel, P: Policy = Current> {
+    pub(crate) context: AioContext,
+    pub(crate) kernel: K,
+    pub(crate) depth: u32,
+    pub(crate) requests: Requests,
+    pub(crate) pending: Pending<K::Entry>,
+    /// Counted by the kernel and not reaped. Written under the context's lock, by plain stores (rule E9).
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) plug_depth: AtomicU32,
+    /// Submits since the loop's last look that went because the queue was full.
+    pub(crate) eager: AtomicU32,
+    /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
+    pub(crate) blocked: AtomicBool,
+    pub(crate) counts: Counts,
+    _policy: PhantomData<P>,
+}
+
+/// What the engine has done so far. Written under the context's lock.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) requests: AtomicU64,
+    pub(crate) completions: AtomicU64,
+    pub(crate) submits: AtomicU64,
+    pub(crate) sleeps: AtomicU64,
+}
+
+/// Adds by plain load and store: there is one writer at a time, and a lost count is no harm.
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+}
+
+/// What an engine has done so far, and how it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Requests made.
+    pub requests: u64,
+    /// Requests completed by the kernel.
+    pub completions: u64,
+    /// System calls that submitted.
+    pub submits: u64,
+    /// System calls that slept until something completed.
+    pub sleeps: u64,
+    /// Requests that the kernel has now.
+    pub in_flight: u32,
+    /// Requests that wait to be submitted.
+    pub pending: u32,
+}
+
+impl<K: Kernel, P: Policy> Engine<K, P> {
+    /// Gives this thread's context an engine on `kernel`, with at most `depth` requests in flight.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: `depth` is 0, or more than the kernel takes. `AlreadyExists`: the context has an engine.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+        let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
+        if depth == 0 || depth > kernel.capacity() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a queue depth of {depth} cannot be; choose 1 to {}", kernel.capacity()),
+            ));
+        }
+        let engine = Arc::new(Engine {
+            context: context.clone(),
+            kernel,
+            depth,
+            requests: Requests::new(),
+            pending: Pending::new(),
+            in_flight: AtomicU32::new(0),
+            plug_depth: AtomicU32::new(0),
+            eager: AtomicU32::new(0),
+            blocked: AtomicBool::new(false),
+            counts: Counts::default(),
+            _policy: PhantomData,
+        });
+        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
+        Ok(engine)
+    }
+
+    /// Does one operation, and returns what the kernel said: bytes, or an error.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's `errno`; or that the engine's context is not this thread's.
+    ///
+    /// # Panics
+    ///
+    /// Outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield; may enter other coroutines. Where nothing can be suspended, in a destructor while the stack unwinds, it
+    /// waits in place.
+    ///
+    /// # Safety
+    ///
+    /// The memory that `operation` names is valid, and for reads not aliased, until this returns or unwinds.
+    pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
+        if !self.context.is_home() {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the file belongs to a context that has ended or is another thread's; open it in the one that uses it",
+            ));
+        }
+        let Some(current) = Coroutine::current() else {
+            panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
+        };
+        let key = self.requests.allocate(current.token());
+        let request = InFlight { engine: self, key };
+        let gather = self.enqueue(self.kernel.prepare(operation, key.to_bits()));
+        if !gather {
+            self.submit();
+        }
+        // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+        let result = loop {
+            match self.requests.result(key) {
+                Some(result) => break result,
+                None if can_suspend() => suspend(),
+                None => self.wait_in_place(key),
+            }
+        };
+        drop(request);
+        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
+    }
+
+    /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
+    /// complete meanwhile are woken, and run later.
+    #[cold]
+    fn wait_in_place(&self, key: Key) {
+        while self.requests.result(key).is_none() {
+            self.submit();
+            if self.requests.result(key).is_none() {
+                add(&self.counts.sleeps, 1);
+                let slept = self.kernel.wait(1, None, None);
+                // Returning would leave the buffer with the kernel.
+                slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+            }
+        }
+    }
+
+    /// How the engine stands.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn stats(&self) -> Stats {
+        let guard = self.context.acquire();
+        Stats {
+            requests: self.counts.requests.load(Ordering::Relaxed),
+            completions: self.counts.completions.load(Ordering::Relaxed),
+            submits: self.counts.submits.load(Ordering::Relaxed),
+            sleeps: self.counts.sleeps.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            pending: self.pending.len(&guard) as u32,
+        }
+    }
+
+    /// The engine's state, for a message about a violation.
+    pub(crate) fn state(&self) -> String {
+        format!(
+            "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests made, {} completed",
+            self.in_flight.load(Ordering::Relaxed),
+            self.depth,
+            self.plug_depth.load(Ordering::Relaxed),
+            self.blocked.load(Ordering::Relaxed),
+            self.counts.requests.load(Ordering::Relaxed),
+            self.counts.completions.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// A request from its slot to its result. Going out of scope on any way, it waits for the kernel first (rule E13).
+struct InFlight<'a, K: Kernel, P: Policy> {
+    engine: &'a Engine<K, P>,
+    key: Key,
+}
+
+impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
+    fn drop(&mut self) {
+        self.engine.wait_in_place(self.key);
+        self.engine.requests.free(self.key);
+    }
+}
+
+/// How the loop drives the engine.
+impl<K: Kernel, P: Policy> Source for Engine<K, P> {
+    fn dispatch(&self) -> bool {
+        self.eager.store(0, Ordering::Relaxed);
+        self.reap()
+    }
+
+    fn flush(&self, all: bool) -> bool {
+        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2).
+        (all || self.plug_depth.load(Ordering::Relaxed) == 0) && self.submit()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.kernel.peek().is_some() || self.can_submit()
+    }
+
+    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        if self.in_flight.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        add(&self.counts.sleeps, 1);
+        Some(self.kernel.wait(1, Some(other), timeout))
+    }
+}
+
+/// Going on would leave a buffer with the kernel that its owner is about to free.
+#[cold]
+fn abort(why: &str) -> ! {
+    eprintln!("coralio: {why}");
+    std::process::abort()
+}
+
+impl<K: Kernel, P: Policy> std::fmt::Debug for Engine<K, P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({})", self.state())
+    }
+}

@@ -1,0 +1,68 @@
+//! Errors that teach: the kernel's word, its likely cause, and what to do (rule E14).
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use crate::file::Alignment;
+use crate::kernel::{Opcode, Operation};
+
+/// What is behind the `io::Error` of a failed request. Its kind is that of the kernel's error, which is the source.
+#[derive(Debug)]
+struct Failed {
+    what: String,
+    why: String,
+    cause: io::Error,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{}", self.what, self.cause, self.why)
+    }
+}
+
+impl Error for Failed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+/// Adds what was done, the likely cause and the remedy to what the kernel said.
+#[cold]
+pub(crate) fn explain(cause: io::Error, operation: &Operation, alignment: Alignment) -> io::Error {
+    let Some(errno) = cause.raw_os_error() else { return cause };
+    let Operation { opcode, fd, addr, len, offset } = *operation;
+    let what = match opcode {
+        Opcode::Read => format!("reading {len} bytes at {offset}"),
+        Opcode::Write => format!("writing {len} bytes at {offset}"),
+        Opcode::ReadVectored => format!("reading into {len} buffers at {offset}"),
+        Opcode::WriteVectored => format!("writing from {len} buffers at {offset}"),
+        Opcode::SyncData | Opcode::SyncAll => "syncing".into(),
+    };
+    let Alignment { memory, offset: block } = alignment;
+    let why = match errno {
+        libc::EINVAL if block > 1 => format!(
+            "; the file is open for direct I/O, which takes offsets and lengths in multiples of {block} bytes and \
+             memory in multiples of {memory} (this buffer is at {addr:#x}); use AlignedBuf, or Direct::Never"
+        ),
+        libc::EINVAL if offset > i64::MAX as u64 => "; the offset is beyond what a file can have".into(),
+        libc::EINVAL => "; the file does not do this kind of I/O: is it a regular file or a block device?".into(),
+        libc::EBADF => format!(
+            "; descriptor {fd} was closed by somebody else, or is not open for this: open the file with \
+             File::options().read(true).write(true)"
+        ),
+        libc::EFAULT => "; the buffer is not memory of this process".into(),
+        libc::ENOSPC => "; the file system is full: free some space, and write the rest again".into(),
+        libc::EDQUOT => "; the disk quota is used up".into(),
+        libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's".into(),
+        libc::EIO => "; the device failed: see the kernel's log".into(),
+        libc::EOPNOTSUPP => "; the file system does not support this".into(),
+        _ => String::new(),
+    };
+    io::Error::new(cause.kind(), Failed { what, why, cause })
+}
+
+/// `path` could not be opened.
+pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error {
+    io::Error::new(cause.kind(), Failed { what: format!("cannot open {}", path.display()), why: String::new(), cause })
+}

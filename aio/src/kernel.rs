@@ -1,0 +1,109 @@
+//! What the engine asks of a kernel, and nothing more.
+//!
+//! A kernel takes requests (`submit`) and puts what became of them on a completion ring. The engine looks at the ring
+//! in memory (`peek`), moves the shared cursor (`commit`), and sleeps through the kernel when there is nothing else to
+//! do (`wait`). A kernel never runs foreign code and never enters a coroutine.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Duration;
+
+pub mod linux_aio;
+pub mod scripted;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opcode {
+    /// Read into one buffer.
+    Read,
+    /// Write from one buffer.
+    Write,
+    /// Read into several buffers, one after the other in the file.
+    ReadVectored,
+    /// Write from several buffers, one after the other in the file.
+    WriteVectored,
+    /// Data, and as much metadata as it takes to find it again, is on the medium (`fdatasync`).
+    SyncData,
+    /// Data and metadata are on the medium (`fsync`).
+    SyncAll,
+}
+
+/// One request as the engine hands it to a kernel: plain data without a lifetime.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// What to do.
+    pub opcode: Opcode,
+    /// To which file.
+    pub fd: RawFd,
+    /// Address of the buffer, or of the array of `iovec`s; 0 for the syncs.
+    pub addr: u64,
+    /// Length in bytes, or the number of `iovec`s; 0 for the syncs.
+    pub len: u64,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The key that the request was prepared with.
+    pub key: u64,
+    /// Bytes transferred, or a negative `errno`.
+    pub result: i64,
+}
+
+/// A kernel that an [`Engine`](crate::Engine) can run on.
+///
+/// `peek`, `commit` and `submit` are called under the context's lock (rule E9), `wait` without it and by the home
+/// thread alone. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
+/// anything off the ring.
+///
+/// # Safety
+///
+/// The engine lends memory to the kernel on the kernel's word (*lent to the kernel*): an entry that `submit` did not
+/// count must not be touched later, and after its completion was peeked the request's memory must not be touched either.
+/// Each counted entry completes exactly once.
+pub unsafe trait Kernel: Send + Sync + 'static {
+    /// A request in the form that this kernel takes.
+    type Entry: Send;
+
+    /// The most requests that can be in flight at once.
+    fn capacity(&self) -> u32;
+
+    /// Puts a request into the kernel's form. `key` comes back in its [`Completion`]; `u64::MAX` is never used.
+    fn prepare(&self, operation: &Operation, key: u64) -> Self::Entry;
+
+    /// The key that an entry was prepared with.
+    fn key(&self, entry: &Self::Entry) -> u64;
+
+    /// Hands over as many of `entries` as the kernel takes, from the front, in one system call, and returns their
+    /// number (at least 1 if `entries` is not empty).
+    ///
+    /// # Errors
+    ///
+    /// None was taken. `WouldBlock`: try again later. `Interrupted` is retried inside. Any other error concerns the
+    /// first entry alone.
+    ///
+    /// # Safety
+    ///
+    /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked.
+    unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
+
+    /// The completion at the cursor, by value; the cursor does not move. A look at memory, no system call.
+    fn peek(&self) -> Option<Completion>;
+
+    /// Moves the cursor past the completion that was peeked last.
+    fn commit(&self);
+
+    /// Sleeps until `min` completions are on the ring, `other` (if there is one) is readable, or `timeout` is over (`None`: no end), and
+    /// leaves the ring as it is. A signal ends it early, which is not an error.
+    ///
+    /// With `min` above 1, `other` may count as one completion: a caller who cannot wait longer gives a timeout.
+    ///
+    /// # Errors
+    ///
+    /// What the system call says, if it cannot wait at all.
+    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
+}

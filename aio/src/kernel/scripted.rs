@@ -1,0 +1,269 @@
+//! A kernel that does what a test says: what completes, when, and with what.
+//!
+//! Its disk is a vector of bytes. A request completes
+//!
+//! - when the loop sleeps, if nothing else was said: as a disk does that takes its time;
+//! - when a certain request is submitted, its own submission included: [`Scripted::complete_on_submit`];
+//! - when the test says so: [`Scripted::hold`], then [`Scripted::release`].
+//!
+//! Requests are numbered from 0 in the order in which the kernel took them.
+//!
+//! # Where it departs from Linux
+//!
+//! Time stands still. A sleep that nothing could end panics: that is how a poll that would never end is found, without a
+//! time limit. Another thread's `notify` does not end a sleep.
+
+#![allow(unsafe_code)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::{Completion, Kernel, Opcode, Operation};
+
+/// See the module. Clones are the same kernel: one for the engine, one for the test.
+#[derive(Clone)]
+pub struct Scripted {
+    state: Arc<Mutex<State>>,
+    capacity: u32,
+}
+
+/// When a request completes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Sleep,
+    Submit(usize),
+    Released,
+}
+
+/// What `submit` says to one call.
+enum Verdict {
+    Take(usize),
+    Refuse(i32),
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    disk: Vec<u8>,
+    taken: usize,
+    in_flight: BTreeMap<usize, Entry>,
+    ring: VecDeque<Completion>,
+    when: BTreeMap<usize, When>,
+    results: BTreeMap<usize, i64>,
+    verdicts: VecDeque<Verdict>,
+    peek_hook: Option<Hook>,
+}
+
+/// A request in the scripted kernel's form.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    operation: Operation,
+    key: u64,
+}
+
+impl Scripted {
+    /// A kernel that takes up to `capacity` requests at once, with an empty disk.
+    pub fn new(capacity: u32) -> Scripted {
+        Scripted { state: Arc::default(), capacity }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Request `number` completes as soon as request `trigger` is submitted; within its own submit, if they are the same.
+    pub fn complete_on_submit(&self, number: usize, trigger: usize) {
+        self.state().when.insert(number, When::Submit(trigger));
+    }
+
+    /// Request `number` completes when it is [released](Self::release), and not before.
+    pub fn hold(&self, number: usize) {
+        self.state().when.insert(number, When::Released);
+    }
+
+    /// Completes request `number`, which is in flight.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in flight.
+    pub fn release(&self, number: usize) {
+        self.state().complete(number);
+    }
+
+    /// Request `number` does nothing, and its completion brings `result`: bytes, or a negative `errno`.
+    pub fn set_result(&self, number: usize, result: i64) {
+        self.state().results.insert(number, result);
+    }
+
+    /// The next submit that is not scripted yet takes at most `most` requests.
+    pub fn take_at_most(&self, most: usize) {
+        self.state().verdicts.push_back(Verdict::Take(most));
+    }
+
+    /// The next submit that is not scripted yet fails with `errno`.
+    pub fn refuse(&self, errno: i32) {
+        self.state().verdicts.push_back(Verdict::Refuse(errno));
+    }
+
+    /// Runs `hook` once, the next time that a completion has been read off the ring and the cursor has not moved yet. It
+    /// may let another thread act, and wait for it.
+    pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
+        self.state().peek_hook = Some(Box::new(hook));
+    }
+
+    /// What is on the disk.
+    pub fn disk(&self) -> Vec<u8> {
+        self.state().disk.clone()
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.state().in_flight.len()
+    }
+
+    /// How many requests were ever taken.
+    pub fn taken(&self) -> usize {
+        self.state().taken
+    }
+}
+
+impl State {
+    fn complete(&mut self, number: usize) {
+        let Some(entry) = self.in_flight.remove(&number) else {
+            panic!("the script completes request {number}, which is not in flight")
+        };
+        let result = match self.results.remove(&number) {
+            Some(result) => result,
+            None => self.perform(&entry.operation),
+        };
+        self.ring.push_back(Completion { key: entry.key, result });
+    }
+
+    fn complete_all(&mut self, chosen: impl Fn(When) -> bool) {
+        let when = |number| self.when.get(number).copied().unwrap_or(When::Sleep);
+        let due: Vec<_> = self.in_flight.keys().filter(|number| chosen(when(number))).copied().collect();
+        for number in due {
+            self.complete(number);
+        }
+    }
+
+    /// Does what the request says, on the disk in memory.
+    fn perform(&mut self, operation: &Operation) -> i64 {
+        let Operation { opcode, addr, len, offset, .. } = *operation;
+        let single = [libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize }];
+        let vectors = match opcode {
+            Opcode::Read | Opcode::Write => &single[..],
+            // SAFETY: *lent to the kernel*: the memory that a request in flight names is valid, its vectors too.
+            Opcode::ReadVectored | Opcode::WriteVectored => unsafe {
+                std::slice::from_raw_parts(addr as *const libc::iovec, len as usize)
+            },
+            Opcode::SyncData | Opcode::SyncAll => return 0,
+        };
+        let mut at = offset as usize;
+        for vector in vectors {
+            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len);
+            match opcode {
+                Opcode::Write | Opcode::WriteVectored => {
+                    if self.disk.len() < at + len {
+                        self.disk.resize(at + len, 0);
+                    }
+                    // SAFETY: *lent to the kernel*, as above.
+                    self.disk[at..at + len].copy_from_slice(unsafe { std::slice::from_raw_parts(start, len) });
+                    at += len;
+                }
+                _ => {
+                    let there = &self.disk[at.min(self.disk.len())..(at + len).min(self.disk.len())];
+                    // SAFETY: *lent to the kernel*, as above; the disk does not overlap a buffer.
+                    unsafe { there.as_ptr().copy_to_nonoverlapping(start, there.len()) };
+                    at += there.len();
+                }
+            }
+        }
+        at as i64 - offset as i64
+    }
+}
+
+// SAFETY: a request's memory is touched in `perform` alone, before its completion goes on the ring; an entry that was not
+// counted is not kept.
+unsafe impl Kernel for Scripted {
+    type Entry = Entry;
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn prepare(&self, operation: &Operation, key: u64) -> Entry {
+        Entry { operation: *operation, key }
+    }
+
+    fn key(&self, entry: &Entry) -> u64 {
+        entry.key
+    }
+
+    unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
+        let mut state = self.state();
+        let room = self.capacity as usize - state.in_flight.len();
+        let most = match state.verdicts.pop_front() {
+            Some(Verdict::Refuse(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(Verdict::Take(most)) => most.min(room),
+            None => room,
+        };
+        let taken = most.min(entries.len());
+        if taken == 0 && !entries.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        for &entry in &entries[..taken] {
+            let number = state.taken;
+            state.taken += 1;
+            state.in_flight.insert(number, entry);
+            state.complete_all(|when| when == When::Submit(number));
+        }
+        Ok(taken)
+    }
+
+    fn peek(&self) -> Option<Completion> {
+        let mut state = self.state();
+        let completion = state.ring.front().copied()?;
+        let hook = state.peek_hook.take();
+        drop(state);
+        if let Some(hook) = hook {
+            hook();
+        }
+        Some(completion)
+    }
+
+    fn commit(&self) {
+        self.state().ring.pop_front();
+    }
+
+    fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        let mut state = self.state();
+        if !state.ring.is_empty() {
+            return Ok(());
+        }
+        state.complete_all(|when| when == When::Sleep);
+        assert!(
+            !state.ring.is_empty() || timeout.is_some(),
+            "this sleep would never end: nothing is on the ring, and of {} requests in flight none will complete",
+            state.in_flight.len()
+        );
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state();
+        write!(
+            f,
+            "Scripted({} taken, {} in flight, {} on the ring)",
+            state.taken,
+            state.in_flight.len(),
+            state.ring.len()
+        )
+    }
+}

@@ -1,0 +1,173 @@
+//! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux native AIO.
+//!
+//! ```
+//! use coralio_aio::{File, spawn};
+//! use std::rc::Rc;
+//!
+//! # fn main() -> std::io::Result<()> {
+//! # let path = std::env::temp_dir().join(format!("coralio-lib-doc-{}", std::process::id()));
+//! # std::fs::write(&path, vec![7; 16384])?;
+//! let sum = coralio_aio::run(|| {
+//!     let file = Rc::new(File::open(&path)?);
+//!     let readers: Vec<_> = (0..4)
+//!         .map(|i| {
+//!             let file = Rc::clone(&file);
+//!             spawn(move || {
+//!                 let mut buf = [0; 4096];
+//!                 file.read_exact_at(&mut buf, i * 4096)?; // the other three run meanwhile
+//!                 Ok(buf.iter().map(|&byte| u64::from(byte)).sum::<u64>())
+//!             })
+//!         })
+//!         .collect();
+//!     readers.into_iter().map(|reader| reader.join().unwrap()).sum::<std::io::Result<u64>>()
+//! })?;
+//! assert_eq!(sum, 7 * 16384);
+//! # std::fs::remove_file(&path)
+//! # }
+//! ```
+//!
+//! # Who does what
+//!
+//! A [`File`]'s call makes a request and suspends the coroutine. Requests gather while the event loop runs other
+//! coroutines, and go to the kernel together, in one system call. What is done is read off the kernel's ring in
+//! memory, and its coroutine woken. [`Engine`] has the picture.
+//!
+//! # Sound with borrowed buffers
+//!
+//! A coroutine's stack stays where it is while it is suspended, so the kernel may write into a buffer on it. The call
+//! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
+//! nor when its context ends.
+
+mod buffer;
+mod engine;
+mod error;
+mod file;
+pub mod kernel;
+pub mod policy;
+mod queue;
+mod reap;
+mod request;
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+
+pub use buffer::AlignedBuf;
+pub use coralio_runtime::*;
+pub use engine::{Engine, Stats};
+pub use file::{Alignment, Direct, File, OpenOptions};
+pub use queue::Plug;
+
+use kernel::linux_aio::LinuxAio;
+
+/// Queue depth where none was asked for: requests that the kernel has at once.
+pub const DEFAULT_DEPTH: u32 = 128;
+
+/// Runs `f` as the first coroutine of a new context on this thread, and the event loop until it ends.
+///
+/// Coroutines that are left then are unwound; join those whose end matters.
+///
+/// # Panics
+///
+/// With `f`'s panic. If this thread runs a context already; if the system has no resources for one: use [`Runner`] to get
+/// that as an error.
+pub fn run<T>(f: impl FnOnce() -> T) -> T {
+    Runner::new().run(f).unwrap_or_else(|error| panic!("cannot run a context: {error}"))
+}
+
+/// Sets up a context with its I/O engine, and runs it.
+///
+/// ```
+/// let seven = coralio_aio::Runner::new().depth(32).stack_size(256 * 1024).run(|| 7).unwrap();
+/// assert_eq!(seven, 7);
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Runner {
+    depth: u32,
+    stack_size: usize,
+}
+
+impl Default for Runner {
+    fn default() -> Runner {
+        Runner::new()
+    }
+}
+
+impl Runner {
+    /// Queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
+    pub fn new() -> Runner {
+        Runner { depth: DEFAULT_DEPTH, stack_size: DEFAULT_STACK_SIZE }
+    }
+
+    /// The most requests that the kernel has at once; more wait their turn. Keep it below the device's queue
+    /// (`/sys/block/*/queue/nr_requests`), beyond which submitting blocks.
+    pub fn depth(mut self, depth: u32) -> Runner {
+        self.depth = depth;
+        self
+    }
+
+    /// Stack size of coroutines in bytes, guard page included, where none is asked for.
+    pub fn stack_size(mut self, bytes: usize) -> Runner {
+        self.stack_size = bytes;
+        self
+    }
+
+    /// As [`run`].
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: a depth that cannot be. What the kernel says if it has no resources for an engine, with the
+    /// remedy.
+    ///
+    /// # Panics
+    ///
+    /// With `f`'s panic. If this thread runs a context already.
+    pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
+        let Runner { depth, stack_size } = self;
+        AioContext::builder().stack_size(stack_size).run_coroutine(|_context| {
+            Engine::<LinuxAio>::attach(LinuxAio::new(depth)?, depth)?;
+            Ok(f())
+        })?
+    }
+}
+
+/// The engine of this thread's context; made if it has none.
+fn engine_of_this_context() -> io::Result<Arc<Engine<LinuxAio>>> {
+    let context = AioContext::current().expect("files belong to a context; open them inside `run(|| ..)`");
+    match context.source() {
+        None => Engine::attach(LinuxAio::new(DEFAULT_DEPTH)?, DEFAULT_DEPTH),
+        Some(source) => (source as Arc<dyn Any + Send + Sync>).downcast().map_err(|_| {
+            io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
+        }),
+    }
+}
+
+/// What this context's engine has done so far. All zero before its first file.
+///
+/// # Control
+///
+/// Never switches.
+pub fn stats() -> Stats {
+    match AioContext::current().and_then(|context| context.source()) {
+        Some(_) => engine_of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
+        None => Stats::default(),
+    }
+}
+
+/// Lets this context's requests gather until the plug is dropped, so that they share one system call.
+///
+/// # Errors
+///
+/// What making the engine says, if the context has none yet.
+///
+/// # Panics
+///
+/// Outside a context.
+///
+/// # Control
+///
+/// Never switches.
+pub fn plug() -> io::Result<Plug<LinuxAio>> {
+    Ok(engine_of_this_context()?.plug())
+}

@@ -1,0 +1,95 @@
+//! From the ring to the coroutine: re-entrant, one completion at a time (rules E5, E6, E9).
+//!
+//! The ring is the shared cursor. A reap takes one completion by value, counts, moves the cursor, and only then wakes the
+//! coroutine, which may run at once, submit, and reap from there: that nested reap goes on where the cursor stands, and
+//! the outer one finds the ring empty. Nothing of the engine is borrowed meanwhile.
+//!
+//! Rule E5 has a bottom half scheduled first, so that a nested poll comes to look at the ring. Here every round looks at
+//! the ring anyway, which is a look at memory: the loop's [`dispatch`](coralio_runtime::Source::dispatch).
+
+use std::sync::atomic::Ordering;
+
+use coralio_runtime::Coroutine;
+
+use crate::engine::{Engine, add};
+use crate::kernel::{Completion, Kernel};
+use crate::policy::{Cursor, OnCompletion, Policy};
+
+impl<K: Kernel, P: Policy> Engine<K, P> {
+    /// Completes what is on the ring. Returns whether anything was.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines, on the home thread.
+    pub(crate) fn reap(&self) -> bool {
+        let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
+        let mut progress = false;
+        match P::CURSOR {
+            Cursor::Shared => {
+                while let Some(completion) = self.kernel.peek() {
+                    self.count_down();
+                    self.kernel.commit();
+                    self.finish(completion.key, completion.result);
+                    progress = true;
+                }
+            }
+            Cursor::Private => {
+                let mut batch = Vec::new();
+                while let Some(completion) = self.kernel.peek() {
+                    self.kernel.commit();
+                    batch.push(completion);
+                }
+                for Completion { key, result } in batch {
+                    self.count_down();
+                    self.finish(key, result);
+                    progress = true;
+                }
+            }
+        }
+        progress
+    }
+
+    /// One less in flight. Checked: a completion that was taken twice ends here (rule E9).
+    #[inline]
+    fn count_down(&self) {
+        let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
+        // Plain load and store: the lock makes it one writer at a time.
+        self.in_flight.store(in_flight, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
+        add(&self.counts.completions, 1);
+    }
+
+    #[cold]
+    fn below_zero(&self) -> ! {
+        panic!("in_flight below zero: a completion was reaped twice ({})", self.state())
+    }
+
+    /// Stores a request's result and makes its coroutine run.
+    ///
+    /// # Control
+    ///
+    /// May enter the coroutine, on the home thread.
+    pub(crate) fn finish(&self, key: u64, result: i64) {
+        let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else {
+            panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
+        };
+        let Some(coroutine) = self.context.at_home(waiter) else {
+            // Another thread reaps. Whether the coroutine is entered, its own thread will see.
+            return self.context.schedule(waiter);
+        };
+        match P::ON_COMPLETION {
+            // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
+            OnCompletion::WakeUnlessEntered => {
+                if !coroutine.is_entered() {
+                    coroutine.wake();
+                }
+            }
+            OnCompletion::EnterUnlessCurrent => {
+                if Coroutine::current() != Some(coroutine) {
+                    coroutine.enter();
+                }
+            }
+            OnCompletion::Enter => coroutine.enter(),
+        }
+    }
+}

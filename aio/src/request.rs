@@ -1,0 +1,222 @@
+//! The table of requests: what a completion finds by its key.
+//!
+//! A slot's life, top to bottom:
+//!
+//! | state     | result    | who may touch it                                                  |
+//! |-----------|-----------|-------------------------------------------------------------------|
+//! | free      | anything  | the home thread, which takes it from the free list                |
+//! | waiting   | `PENDING` | nobody, until a completion brings its key                         |
+//! | done      | the value | the home thread, which reads it and frees the slot                |
+//!
+//! A key is the slot's index and its generation, so a stale or repeated completion is found out, not followed. Slots never
+//! move and are never freed while the engine lives. What is shared lies in atomics with plain loads and stores:
+//! even an engine whose lock was taken out on purpose has no undefined behaviour.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+
+use coralio_runtime::Token;
+
+/// Not done yet. No kernel returns this.
+const PENDING: i64 = i64::MIN;
+/// End of the free list.
+const NONE: u32 = u32::MAX;
+/// Slots in the first chunk; each later chunk has twice as many as the one before.
+const FIRST: u32 = 64;
+
+/// Which request: what the kernel carries from submission to completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    index: u32,
+    generation: u32,
+}
+
+impl Key {
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    fn from_bits(bits: u64) -> Key {
+        Key { index: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
+/// A cache line each, so that a completion from another thread does not slow its neighbours down.
+#[repr(align(64))]
+struct Slot {
+    generation: AtomicU32,
+    next_free: AtomicU32,
+    result: AtomicI64,
+    /// Set by the completion that found the request waiting; a second one loses.
+    claimed: AtomicBool,
+    waiter: UnsafeCell<MaybeUninit<Token>>,
+}
+
+// SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its key is handed to
+// anyone; and read by the one completion that claimed the request, before it stores the result that lets the home thread
+// free the slot. The rest is atomic.
+unsafe impl Sync for Slot {}
+// SAFETY: a Token may be sent.
+unsafe impl Send for Slot {}
+
+#[derive(Default)]
+pub(crate) struct Requests {
+    chunks: [OnceLock<Box<[Slot]>>; 24],
+    /// First free slot; the home thread's alone.
+    free: AtomicU32,
+    /// Slots made so far; the home thread's alone.
+    made: AtomicU32,
+}
+
+/// A completion that belongs to no waiting request.
+#[derive(Debug)]
+pub(crate) struct Stray;
+
+impl Requests {
+    pub(crate) fn new() -> Requests {
+        Requests { free: AtomicU32::new(NONE), ..Requests::default() }
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        // Chunk k starts at FIRST * (2^k - 1).
+        let chunk = (index / FIRST + 1).ilog2();
+        let start = FIRST * ((1 << chunk) - 1);
+        self.chunks.get(chunk as usize)?.get()?.get((index - start) as usize)
+    }
+
+    fn expect(&self, key: Key) -> &Slot {
+        self.slot(key.index).expect("a key that this table gave out has a slot")
+    }
+
+    /// A slot for a request that `waiter` waits for. On the home thread.
+    #[inline]
+    pub(crate) fn allocate(&self, waiter: Token) -> Key {
+        let index = match self.free.load(Ordering::Relaxed) {
+            NONE => self.grow(),
+            index => index,
+        };
+        let slot = self.expect(Key { index, generation: 0 });
+        self.free.store(slot.next_free.load(Ordering::Relaxed), Ordering::Relaxed);
+        // SAFETY: *claimed once*: the slot is free, so no completion reads it.
+        unsafe { (*slot.waiter.get()).write(waiter) };
+        slot.claimed.store(false, Ordering::Relaxed);
+        // Relaxed: the key reaches whoever completes it through the kernel, under the context's lock.
+        slot.result.store(PENDING, Ordering::Relaxed);
+        Key { index, generation: slot.generation.load(Ordering::Relaxed) }
+    }
+
+    #[cold]
+    fn grow(&self) -> u32 {
+        let start = self.made.load(Ordering::Relaxed);
+        let chunk = (start / FIRST + 1).ilog2();
+        let len = FIRST << chunk;
+        let slots = (start..start + len).map(|index| Slot {
+            generation: AtomicU32::new(0),
+            next_free: AtomicU32::new(if index + 1 == start + len { NONE } else { index + 1 }),
+            result: AtomicI64::new(0),
+            claimed: AtomicBool::new(true),
+            waiter: UnsafeCell::new(MaybeUninit::uninit()),
+        });
+        let fresh = self.chunks[chunk as usize].set(slots.collect());
+        assert!(fresh.is_ok(), "a chunk is made once");
+        self.made.store(start + len, Ordering::Relaxed);
+        self.free.store(start, Ordering::Relaxed);
+        start
+    }
+
+    /// Stores the result of a request, and says who waits for it. From the thread that reaps.
+    ///
+    /// `exclusive`: the caller holds the context's lock, so nobody else completes meanwhile.
+    #[inline]
+    pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Result<Token, Stray> {
+        let key = Key::from_bits(key);
+        let slot = self.slot(key.index).ok_or(Stray)?;
+        if slot.generation.load(Ordering::Relaxed) != key.generation {
+            return Err(Stray);
+        }
+        let claimed = if exclusive {
+            let claimed = slot.claimed.load(Ordering::Relaxed);
+            slot.claimed.store(true, Ordering::Relaxed);
+            claimed
+        } else {
+            slot.claimed.swap(true, Ordering::Relaxed)
+        };
+        if claimed {
+            return Err(Stray);
+        }
+        // SAFETY: *claimed once*: this is the one completion that claimed it.
+        let waiter = unsafe { (*slot.waiter.get()).assume_init() };
+        // Release pairs with the acquire in `result`: the buffer's new contents are seen, and the waiter was read.
+        slot.result.store(result, Ordering::Release);
+        Ok(waiter)
+    }
+
+    /// The result, once it is there. On the home thread.
+    #[inline]
+    pub(crate) fn result(&self, key: Key) -> Option<i64> {
+        // Acquire pairs with the release in `complete`.
+        Some(self.expect(key).result.load(Ordering::Acquire)).filter(|&result| result != PENDING)
+    }
+
+    /// Gives the slot back: its key is stale from now on. On the home thread.
+    #[inline]
+    pub(crate) fn free(&self, key: Key) {
+        let slot = self.expect(key);
+        debug_assert_eq!(slot.generation.load(Ordering::Relaxed), key.generation);
+        // 31 bits: a key is never u64::MAX.
+        slot.generation.store((key.generation + 1) & 0x7fff_ffff, Ordering::Relaxed);
+        slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.free.store(key.index, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coralio_runtime::{AioContext, Coroutine};
+
+    #[test]
+    fn stale_and_repeated_completions_are_found_out() {
+        // E5, E9: a completion that belongs to no waiting request is an error, whatever its key.
+        AioContext::run(|_| {
+            let waiter = Coroutine::new(|| {}).token();
+            let requests = Requests::new();
+            let key = requests.allocate(waiter);
+            assert_eq!(requests.result(key), None);
+            for exclusive in [true, false] {
+                assert!(requests.complete(Key { generation: 9, ..key }.to_bits(), 1, exclusive).is_err());
+                assert!(requests.complete(Key { index: 5000, ..key }.to_bits(), 1, exclusive).is_err());
+                assert!(requests.complete(u64::MAX, 1, exclusive).is_err());
+            }
+            assert_eq!(requests.complete(key.to_bits(), 512, true).unwrap(), waiter);
+            assert!(requests.complete(key.to_bits(), 513, true).is_err());
+            assert!(requests.complete(key.to_bits(), 514, false).is_err());
+            assert_eq!(requests.result(key), Some(512));
+            requests.free(key);
+            let next = requests.allocate(waiter);
+            assert_eq!(next.index, key.index);
+            assert!(requests.complete(key.to_bits(), 515, true).is_err());
+        });
+    }
+
+    #[test]
+    fn slots_do_not_move_when_the_table_grows() {
+        // E13: a request in flight keeps its place, however many others come.
+        AioContext::run(|_| {
+            let waiter = Coroutine::new(|| {}).token();
+            let requests = Requests::new();
+            let keys: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter)).collect();
+            for (number, key) in keys.iter().enumerate() {
+                requests.complete(key.to_bits(), number as i64, true).unwrap();
+            }
+            for (number, &key) in keys.iter().enumerate() {
+                assert_eq!(requests.result(key), Some(number as i64));
+                requests.free(key);
+            }
+        });
+    }
+}

@@ -1,0 +1,197 @@
+//! What goes into a coroutine and what comes out of it: closures and results of any size and alignment, dropped once.
+
+mod common;
+
+use common::{Log, panic_of};
+use coralio_runtime::{AioContext, Coroutine, JoinHandle, spawn, suspend, yield_now};
+
+#[test]
+fn results_are_dropped_exactly_once() {
+    // C8: a result is dropped once: by whoever joined, with the coroutine if detached, with the context if never joined
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let task = |name: &'static str| {
+            let log = log.clone();
+            spawn(move || log.on_drop(name))
+        };
+        let joined = task("joined");
+        let value = joined.join().unwrap();
+        assert_eq!(log.take(), "");
+        drop(value);
+        assert_eq!(log.take(), "joined");
+
+        drop(task("detached-before"));
+        ctx.poll(false);
+        assert_eq!(log.take(), "detached-before");
+
+        let late = task("detached-after");
+        ctx.poll(false);
+        assert!(late.is_finished());
+        assert_eq!(log.take(), "");
+        drop(late);
+        assert_eq!(log.take(), "detached-after");
+
+        std::mem::forget(task("never-joined"));
+        ctx.poll(false);
+        assert_eq!(log.take(), "");
+    });
+    assert_eq!(log.take(), "never-joined");
+}
+
+#[test]
+fn a_handle_dropped_by_its_own_coroutine_detaches_it() {
+    // C8: a coroutine may drop its own join handle, and its result is dropped when it ends
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let slot = std::rc::Rc::new(std::cell::RefCell::new(None::<JoinHandle<common::OnDrop>>));
+        let task = spawn({
+            let (slot, log) = (std::rc::Rc::clone(&slot), log.clone());
+            move || {
+                drop(slot.borrow_mut().take());
+                log.add("dropped-handle");
+                log.on_drop("result")
+            }
+        });
+        slot.replace(Some(task));
+        ctx.poll(false);
+        assert_eq!(log.take(), "dropped-handle result");
+    });
+}
+
+#[test]
+fn aligned_results_and_closures() {
+    // C1: what a coroutine catches and returns lies where its alignment demands
+    #[repr(align(64))]
+    #[derive(Clone, Copy)]
+    struct Line([u8; 64]);
+    #[repr(align(512))]
+    #[derive(Clone, Copy)]
+    struct Sector([u8; 512]);
+    fn aligned<T>(value: &T) -> bool {
+        std::ptr::from_ref(value).addr().is_multiple_of(align_of::<T>())
+    }
+    AioContext::run(|_| {
+        let (line, sector) = (Line([3; 64]), Sector([4; 512]));
+        let tasks: Vec<_> = (0..50)
+            .map(|_| {
+                spawn(move || {
+                    let line = line;
+                    assert!(aligned(&line));
+                    yield_now();
+                    assert!(aligned(&sector));
+                    (line, sector)
+                })
+            })
+            .collect();
+        for task in tasks {
+            let (line, sector) = task.join().unwrap();
+            assert!(line.0 == [3; 64] && sector.0 == [4; 512]);
+        }
+        let line = spawn(move || line).join().unwrap();
+        assert!(aligned(&line) && line.0 == [3; 64]);
+    });
+}
+
+#[test]
+fn closures_of_every_size() {
+    // C1: a closure may catch any amount; a large one does not take the coroutine's stack
+    fn check<const N: usize>() {
+        let caught = [N as u8; N];
+        let task = spawn(move || {
+            let caught = std::hint::black_box(caught);
+            yield_now();
+            caught.iter().all(|&byte| byte == N as u8)
+        });
+        assert!(task.join().unwrap(), "{N} bytes");
+    }
+    AioContext::run(|_| {
+        check::<0>();
+        check::<500>();
+        check::<512>();
+        check::<513>();
+        check::<1000>();
+        check::<1008>();
+        check::<1016>();
+        check::<1024>();
+        check::<1025>();
+        check::<20_000>();
+    });
+}
+
+#[test]
+fn a_large_result_comes_out_whole_or_is_refused() {
+    // C8: a result too large for the stack is refused with the remedy, before anything runs
+    AioContext::run(|_| {
+        let task = spawn(|| [7u8; 4096]);
+        assert!(task.join().unwrap().iter().all(|&byte| byte == 7));
+        const LARGE: usize = 100 * 1024;
+        let refused = panic_of(|| spawn(|| [0u8; LARGE]));
+        assert!(refused.starts_with("cannot spawn a coroutine: a coroutine's result of 1024"), "{refused}");
+        assert!(refused.contains("return a Box of it, or give it a larger stack_size"), "{refused}");
+        let boxed = spawn(|| Box::new([9u8; LARGE]));
+        assert_eq!(boxed.join().unwrap()[LARGE - 1], 9);
+        let roomy = Coroutine::builder().stack_size(4 << 20).spawn(|| [8u8; LARGE]).unwrap();
+        assert_eq!(roomy.join().unwrap()[LARGE - 1], 8);
+    });
+}
+
+#[test]
+fn the_largest_result_that_is_accepted_fits() {
+    // C11: whatever size of result spawn accepts can also be returned: it never runs off the stack by itself
+    fn check<const N: usize>(accepted: &mut usize) {
+        let Ok(task) = Coroutine::builder().stack_size(64 * 1024).spawn(|| std::hint::black_box([5u8; N])) else {
+            return;
+        };
+        assert!(task.join().unwrap().iter().all(|&byte| byte == 5));
+        *accepted += 1;
+    }
+    let accepted = AioContext::run(|_| {
+        let mut accepted = 0;
+        check::<1000>(&mut accepted);
+        check::<4000>(&mut accepted);
+        check::<8000>(&mut accepted);
+        check::<12_000>(&mut accepted);
+        check::<16_000>(&mut accepted);
+        check::<20_000>(&mut accepted);
+        check::<24_000>(&mut accepted);
+        check::<28_000>(&mut accepted);
+        accepted
+    });
+    assert!(accepted >= 2, "a result of a page fits on 64 KiB");
+}
+
+#[test]
+fn joining_from_everywhere() {
+    // C8: join waits on the thread's own stack by running the loop, and in a coroutine by suspending it
+    AioContext::run(|_| {
+        let slow = spawn(|| {
+            yield_now();
+            yield_now();
+            1
+        });
+        let outer = spawn(move || slow.join().unwrap() + 1);
+        assert_eq!(outer.join().unwrap(), 2);
+        // Woken for another reason, join waits on.
+        let co = std::rc::Rc::new(std::cell::Cell::new(None));
+        let target = spawn(|| {
+            suspend();
+            5
+        });
+        let target_co = spawn({
+            let co = std::rc::Rc::clone(&co);
+            move || {
+                co.set(Coroutine::current());
+                target.join().unwrap()
+            }
+        });
+        let nudge = spawn(move || {
+            for _ in 0..3 {
+                co.get().unwrap().wake();
+                yield_now();
+            }
+        });
+        nudge.join().unwrap();
+        assert!(!target_co.is_finished());
+        drop(target_co);
+    });
+}

@@ -1,0 +1,462 @@
+//! Waking: from home, from other threads, at every moment; once, in order, without growing the stack.
+
+mod common;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use common::{Log, scaled};
+use coralio_runtime::{AioContext, Coroutine, Waker, spawn, suspend, yield_now};
+
+/// A coroutine that notes `name` each time it runs.
+fn noting(log: &Log, name: &'static str) -> Coroutine {
+    let log = log.clone();
+    let forever = move || {
+        loop {
+            log.add(name);
+            suspend();
+        }
+    };
+    Coroutine::builder().name(name).create(forever).unwrap()
+}
+
+#[test]
+fn woken_outside_a_coroutine_it_is_entered_now() {
+    // W1: wake from home, outside any coroutine: it is entered now; in a bottom half too
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let x = noting(&log, "x");
+        x.wake();
+        log.add("main");
+        assert_eq!(log.take(), "x main");
+        let waker = x.waker();
+        waker.wake();
+        assert_eq!(log.take(), "x");
+        ctx.schedule_oneshot({
+            let log = log.clone();
+            move || {
+                waker.wake();
+                log.add("bottom-half");
+            }
+        });
+        ctx.poll(false);
+        assert_eq!(log.take(), "x bottom-half");
+    });
+}
+
+#[test]
+fn woken_by_a_coroutine_it_runs_when_that_one_yields() {
+    // W1: woken by a coroutine they run when it yields or ends, from the same caller, in order of waking
+    AioContext::run(|_| {
+        let log = Log::default();
+        let [x, y, z] = ["x", "y", "z"].map(|name| noting(&log, name));
+        let a = Coroutine::builder().name("a");
+        let a = a.create({
+            let log = log.clone();
+            move || {
+                y.wake();
+                x.wake();
+                y.wake(); // woken already: once
+                let inner = Coroutine::new({
+                    let log = log.clone();
+                    move || log.add("inner")
+                });
+                inner.enter(); // its end is not the end of a
+                log.add("a1");
+                suspend();
+                z.wake();
+                log.add("a2");
+            }
+        });
+        let a = a.unwrap();
+        a.enter();
+        log.add("main");
+        a.enter();
+        assert_eq!(log.take(), "inner a1 y x main a2 z");
+    });
+}
+
+#[test]
+fn those_woken_run_beneath_no_coroutine_that_woke_them() {
+    // W1: a chain of wakes does not grow the stack: each runs directly on the first caller's
+    let count = scaled(25_000);
+    let small = thread::Builder::new().stack_size(256 * 1024);
+    let work = move || {
+        AioContext::builder()
+            .stack_size(16 * 1024)
+            .run(|_| {
+                let deepest = Rc::new(Cell::new(0));
+                let mut next: Option<Coroutine> = None;
+                for _ in 0..count {
+                    let (deepest, wakes) = (Rc::clone(&deepest), next);
+                    next = Some(Coroutine::new(move || {
+                        let chain = Coroutine::current().unwrap().try_enter().unwrap_err().to_string();
+                        deepest.set(deepest.get().max(chain.matches(" > ").count()));
+                        if let Some(next) = wakes {
+                            next.wake();
+                        }
+                    }));
+                }
+                next.unwrap().enter();
+                assert_eq!(deepest.get(), 1);
+            })
+            .unwrap();
+    };
+    small.spawn(work).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_poll_within_a_coroutine_runs_those_it_woke() {
+    // W1: a coroutine that polls has nobody to yield to: those that it woke run in the nested round, once
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (x, y) = (noting(&log, "x"), noting(&log, "y"));
+        let a = Coroutine::new({
+            let (log, ctx) = (log.clone(), ctx.clone());
+            move || {
+                x.wake();
+                let b = Coroutine::new({
+                    let (log, ctx) = (log.clone(), ctx.clone());
+                    move || {
+                        y.wake();
+                        log.add("poll");
+                        assert!(ctx.poll(false));
+                        log.add("polled");
+                    }
+                });
+                b.enter();
+                log.add("a");
+            }
+        });
+        a.enter();
+        assert!(!ctx.poll(false));
+        // y was woken by the inner one, x by the outer one.
+        assert_eq!(log.take(), "poll y x polled a");
+    });
+}
+
+#[test]
+fn a_second_schedule_names_both_places() {
+    // W2: a second schedule before it has run is an error that names both places
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let co = noting(&log, "co");
+        let waker = co.waker();
+        let line = line!();
+        co.schedule().unwrap();
+        let error = co.schedule().unwrap_err();
+        assert_eq!((error.first.line(), error.second.line()), (line + 1, line + 2));
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the coroutine is scheduled already: first at {0}:{1}:12, and before it ran at {0}:{2}:24",
+                file!(),
+                line + 1,
+                line + 2
+            )
+        );
+        let elsewhere = thread::scope(|scope| scope.spawn(|| waker.schedule().unwrap_err()).join().unwrap());
+        assert_eq!(elsewhere.first.line(), line + 1);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "co");
+        co.schedule().unwrap();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "co");
+        assert!(!ctx.poll(false));
+
+        // Spawned, and so on the list: the first place is the spawn.
+        let cell = Rc::new(Cell::new(None));
+        let line = line!() + 1;
+        let task = spawn({
+            let cell = Rc::clone(&cell);
+            move || cell.set(Coroutine::current())
+        });
+        task.join().unwrap();
+        assert!(cell.get().unwrap().has_ended());
+        let _ = line;
+    });
+}
+
+#[test]
+fn woken_from_another_thread_the_loop_comes_to_it() {
+    // W1: wake from another thread: it is put on its home's list, and that loop is notified
+    AioContext::run(|ctx| {
+        let home = thread::current().id();
+        let (send, receive) = mpsc::channel::<Waker>();
+        let other = thread::spawn(move || {
+            for waker in receive {
+                waker.wake();
+            }
+        });
+        let task = spawn(move || {
+            for _ in 0..scaled(1000) {
+                send.send(Coroutine::current().unwrap().waker()).unwrap();
+                suspend();
+                assert_eq!(thread::current().id(), home);
+            }
+        });
+        while !task.is_finished() {
+            ctx.poll(true);
+        }
+        task.join().unwrap();
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn woken_from_another_context() {
+    // W1: wake from another context's loop, by a coroutine of it: it runs at its own home, never on that thread
+    let (send, receive) = mpsc::channel::<Waker>();
+    let other = thread::spawn(move || {
+        AioContext::run(|_| {
+            let task = spawn(move || {
+                for waker in receive {
+                    waker.wake();
+                }
+            });
+            task.join().unwrap();
+        });
+    });
+    AioContext::run(|_| {
+        let task = spawn(move || {
+            let home = thread::current().id();
+            for _ in 0..scaled(100) {
+                send.send(Coroutine::current().unwrap().waker()).unwrap();
+                suspend();
+                assert_eq!(thread::current().id(), home);
+            }
+        });
+        task.join().unwrap();
+    });
+    other.join().unwrap();
+}
+
+#[test]
+fn a_wake_before_the_suspension_is_not_lost() {
+    // W3: a wake that comes while it is still entered makes it go on; twice, it goes on once
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let run = |from_elsewhere: bool, times: usize| {
+            let inner = log.clone();
+            let co = Coroutine::new(move || {
+                let waker = Coroutine::current().unwrap().waker();
+                for _ in 0..times {
+                    if from_elsewhere {
+                        thread::scope(|scope| scope.spawn(|| waker.wake()).join().unwrap());
+                    } else {
+                        waker.wake();
+                    }
+                }
+                suspend();
+                inner.add("on");
+                suspend();
+                inner.add("not-yet");
+            });
+            co.enter();
+            assert_eq!(log.take(), "", "it yields nevertheless");
+            assert!(ctx.poll(true));
+            assert_eq!(log.take(), "on");
+            assert!(!ctx.poll(false));
+            co.enter();
+            assert_eq!(log.take(), "not-yet");
+        };
+        for times in [1, 2] {
+            run(false, times);
+            run(true, times);
+        }
+    });
+}
+
+#[test]
+fn a_wake_that_a_nested_poll_takes_off_the_list_is_not_lost() {
+    // W3: a wake from elsewhere, accepted by a nested poll while the coroutine is still entered, still counts
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let co = Coroutine::new({
+            let (log, ctx) = (log.clone(), ctx.clone());
+            move || {
+                let waker = Coroutine::current().unwrap().waker();
+                thread::scope(|scope| scope.spawn(|| waker.wake()).join().unwrap());
+                ctx.poll(false);
+                suspend();
+                log.add("on");
+            }
+        });
+        co.enter();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "on");
+    });
+}
+
+#[test]
+fn no_wake_is_lost_among_many_threads() {
+    // W3: however wakes and suspensions of two threads fall together, each token arrives
+    let rounds = scaled(20_000);
+    AioContext::run(|ctx| {
+        let tokens = Arc::new(AtomicUsize::new(0));
+        let taken = Arc::new(AtomicUsize::new(0));
+        let (send, receive) = mpsc::channel::<Waker>();
+        let task = spawn({
+            let (tokens, taken) = (Arc::clone(&tokens), Arc::clone(&taken));
+            move || {
+                send.send(Coroutine::current().unwrap().waker()).unwrap();
+                while taken.load(Ordering::Relaxed) < rounds {
+                    // The decision to suspend is made here; the token may come right now.
+                    if tokens.swap(0, Ordering::Acquire) == 0 {
+                        suspend();
+                    } else {
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        let waker = {
+            ctx.poll(false);
+            receive.recv().unwrap()
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..rounds {
+                    tokens.store(1, Ordering::Release);
+                    waker.wake();
+                    while taken.load(Ordering::Relaxed) == round {
+                        thread::yield_now();
+                    }
+                }
+            });
+            while !task.is_finished() {
+                ctx.poll(true);
+            }
+        });
+        task.join().unwrap();
+    });
+}
+
+#[test]
+fn a_wake_for_an_ended_one_does_nothing() {
+    // W4: a wake for an ended coroutine does nothing, also when its control block and stack serve another by then
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let first = Coroutine::new(|| {});
+        let waker = first.waker();
+        first.enter();
+        first.wake();
+        waker.wake();
+        let second = noting(&log, "second");
+        first.wake();
+        waker.wake();
+        waker.schedule().unwrap();
+        first.schedule().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                waker.wake();
+                waker.schedule().unwrap();
+            });
+        });
+        assert!(!ctx.poll(false));
+        assert_eq!(log.take(), "");
+        assert!(first.has_ended() && !second.has_ended());
+        assert_ne!(first, second);
+        second.enter();
+        assert_eq!(log.take(), "second");
+
+        // On the list already when it ends, and its successor suspended when the list is read.
+        let third = Coroutine::new(suspend);
+        third.enter();
+        let waker = third.waker();
+        thread::scope(|scope| scope.spawn(|| waker.schedule().unwrap()).join().unwrap());
+        third.wake();
+        assert!(third.has_ended());
+        let fourth = noting(&log, "fourth");
+        ctx.poll(false);
+        assert_eq!(log.take(), "");
+        assert!(!fourth.has_ended());
+    });
+}
+
+#[test]
+fn handles_kept_past_the_end_do_nothing() {
+    // W4: handles and wakers kept past the context's end do nothing, or are errors; in a later context too
+    let kept = AioContext::run(|_| {
+        let co = Coroutine::new(suspend);
+        co.enter();
+        (co, co.waker())
+    });
+    let use_them = || {
+        let (co, waker) = &kept;
+        assert!(co.has_ended() && !co.is_entered());
+        assert_eq!(co.to_string(), "(ended)");
+        assert!(co.try_enter().is_err());
+        co.wake();
+        waker.wake();
+        co.schedule().unwrap();
+        waker.schedule().unwrap();
+    };
+    use_them();
+    AioContext::run(|ctx| {
+        let task = spawn(yield_now);
+        use_them();
+        task.join().unwrap();
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn late_wakes_from_a_thread_that_outlives_the_context() {
+    // W4: wakes that go on while and after the context ends meet nobody, whoever holds its control blocks then
+    let stop = Arc::new(AtomicBool::new(false));
+    let (send, receive) = mpsc::channel::<Waker>();
+    let other = thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let mut wakers = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                wakers.extend(receive.try_iter());
+                wakers.iter().for_each(Waker::wake);
+                thread::yield_now();
+            }
+        }
+    });
+    for _ in 0..scaled(50) {
+        let send = send.clone();
+        AioContext::run(|ctx| {
+            for _ in 0..10 {
+                let send = send.clone();
+                drop(spawn(move || {
+                    send.send(Coroutine::current().unwrap().waker()).unwrap();
+                    suspend();
+                    suspend();
+                }));
+            }
+            ctx.poll(false);
+            ctx.poll(false);
+        });
+    }
+    stop.store(true, Ordering::Relaxed);
+    other.join().unwrap();
+}
+
+#[test]
+fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
+    // W1: no coroutine is entered by a destructor of a thread that unwinds; it runs in the next round
+    AioContext::run(|ctx| {
+        struct WakeOnDrop(Coroutine);
+        impl Drop for WakeOnDrop {
+            fn drop(&mut self) {
+                self.0.wake();
+            }
+        }
+        let log = Log::default();
+        let x = noting(&log, "x");
+        common::panic_of(|| {
+            let _wake = WakeOnDrop(x);
+            panic!("on the thread's own stack");
+        });
+        assert_eq!(log.take(), "");
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "x");
+    });
+}
