@@ -1,0 +1,73 @@
+//! H2, September 2016: the guard compared with the current coroutine only.
+//!
+//! ```text
+//!   main > 'A'          reads 0: submits, and the reap finds request 1 complete, whose coroutine is 'X'
+//!   main > 'A' > 'X'    done: lets go of the lock, and ends; the next in line is 'Y'
+//!   main > 'A' > 'Y'    has the lock, reads 2: submits, and the reap finds request 0 complete
+//!                       'A' is not current, but entered, beneath 'Y'
+//! ```
+
+use std::rc::Rc;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{Current, OnCompletion, Policy};
+use coralio_aio::{AioContext, CoMutex, Coroutine, Engine};
+
+use crate::{panic_message, read};
+
+/// As of September 2016, and of the fix for H1 alone.
+struct September2016;
+
+impl Policy for September2016 {
+    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+}
+
+fn schedule<P: Policy>() -> Option<String> {
+    AioContext::run(|context| {
+        let kernel = Scripted::new(8);
+        // Request 0 is of 'X', 1 of 'A', 2 of 'Y', in order of submission.
+        kernel.complete_on_submit(0, 1);
+        kernel.complete_on_submit(1, 2);
+        let engine = Engine::<_, P>::attach(kernel, 8).unwrap();
+        let metadata = Rc::new(CoMutex::new(()));
+        let under_lock = |name| {
+            let (engine, metadata) = (engine.clone(), Rc::clone(&metadata));
+            let body = move || {
+                let _guard = metadata.lock();
+                read(&engine, 0);
+            };
+            Coroutine::builder().name(name).create(body).unwrap()
+        };
+        let (x, y) = (under_lock("X"), under_lock("Y"));
+        let a = Coroutine::builder()
+            .name("A")
+            .create({
+                let engine = engine.clone();
+                move || _ = read(&engine, 0)
+            })
+            .unwrap();
+
+        x.enter(); // takes the lock, submits request 0, yields
+        y.enter(); // waits for the lock
+        let message = panic_message(|| {
+            a.enter();
+            while !(a.has_ended() && x.has_ended() && y.has_ended()) {
+                context.poll(true);
+            }
+        });
+        assert!(a.has_ended() && x.has_ended());
+        message
+    })
+}
+
+#[test]
+fn a_guard_that_compares_with_the_current_coroutine_does_not_suffice() {
+    // H2: recursive entry of a coroutine that is entered beneath the current one.
+    assert_eq!(schedule::<September2016>().unwrap(), "recursive entry of 'A': main > 'A' > 'Y'");
+}
+
+#[test]
+fn a_guard_that_asks_whether_it_is_entered_does() {
+    // H2, E6: 'A' is left alone, and finds its result when those above it have yielded.
+    assert_eq!(schedule::<Current>(), None);
+}

@@ -1,0 +1,148 @@
+//! H3, 2018: two threads reap the same ring, without the lock.
+//!
+//! The loop at home has read an event and not yet counted it. Meanwhile another thread, which polls the same context,
+//! takes all sixteen events that are on the ring. When the loop goes on, its count goes below zero. (Seen in the field:
+//! 4294967280, which is -16.)
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{Current, Policy};
+use coralio_aio::{AioContext, Coroutine, Direct, Engine, File, JoinHandle, spawn};
+
+use crate::{panic_message, read};
+
+/// As of 2018: reaping from submit took no lock.
+struct Unlocked2018;
+
+impl Policy for Unlocked2018 {
+    const REAP_LOCKS: bool = false;
+}
+
+const REQUESTS: usize = 16;
+
+/// What the other thread met.
+#[derive(Debug, PartialEq)]
+enum Foreign {
+    Polled,
+    LockedOut,
+}
+
+fn schedule<P: Policy>() -> (Foreign, Option<String>) {
+    AioContext::run(|context| {
+        let kernel = Scripted::new(REQUESTS as u32);
+        let engine = Engine::<_, P>::attach(kernel.clone(), REQUESTS as u32).unwrap();
+        for number in 0..REQUESTS {
+            kernel.complete_on_submit(number, REQUESTS - 1);
+        }
+
+        // At the home thread's first look at an event, another thread polls, if it can have the lock.
+        let (go, wait_for_go) = channel();
+        let (done, wait_for_done) = channel();
+        let foreign = thread::spawn({
+            let context = context.clone();
+            move || {
+                wait_for_go.recv().unwrap();
+                let met = match context.try_acquire() {
+                    Some(_guard) => {
+                        context.poll(false);
+                        Foreign::Polled
+                    }
+                    None => Foreign::LockedOut,
+                };
+                done.send(()).unwrap();
+                met
+            }
+        });
+
+        let readers: Vec<_> = (0..REQUESTS)
+            .map(|_| {
+                Coroutine::new({
+                    let engine = engine.clone();
+                    move || _ = read(&engine, 0)
+                })
+            })
+            .collect();
+        let last = *readers.last().unwrap();
+        let message = panic_message(|| {
+            for &reader in &readers[..REQUESTS - 1] {
+                reader.enter(); // submits, and yields
+            }
+            kernel.on_next_peek(move || {
+                go.send(()).unwrap();
+                wait_for_done.recv().unwrap();
+            });
+            last.enter(); // submits the sixteenth: all are on the ring
+            while !readers.iter().all(|reader| reader.has_ended()) {
+                context.poll(true);
+            }
+        });
+        (foreign.join().unwrap(), message)
+    })
+}
+
+#[test]
+fn without_the_lock_the_count_goes_below_zero() {
+    // H3: the same events are reaped twice.
+    let (foreign, message) = schedule::<Unlocked2018>();
+    assert_eq!(foreign, Foreign::Polled);
+    let message = message.unwrap();
+    assert!(message.starts_with("in_flight below zero"), "{message}");
+    assert!(message.contains("16 requests made, 16 completed"), "{message}");
+}
+
+#[test]
+fn with_the_lock_the_other_thread_stays_out() {
+    // H3, E9: whoever reaps has the lock, and nobody else comes in between.
+    assert_eq!(schedule::<Current>(), (Foreign::LockedOut, None));
+}
+
+#[test]
+fn a_million_requests_with_two_threads_reaping() {
+    // H3, E9: a foreign thread polls and reaps while the loop does; every request completes once.
+    const COROUTINES: u64 = 32;
+    const EACH: u64 = 1_000_000 / COROUTINES;
+    let path = std::path::Path::new("/dev/shm").join(format!("coralio-h3-{}", std::process::id()));
+    std::fs::write(&path, (0..64 * 512).map(|i| (i / 512) as u8).collect::<Vec<_>>()).unwrap();
+    let foreign_polls = coralio_aio::run(|| {
+        let context = AioContext::current().unwrap();
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let foreign = thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let mut progress = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    progress += u64::from(context.poll(false));
+                }
+                progress
+            }
+        });
+        let file = Rc::new(File::options().read(true).direct(Direct::Auto).open(&path).unwrap());
+        let readers: Vec<JoinHandle<u64>> = (0..COROUTINES)
+            .map(|n| {
+                let file = Rc::clone(&file);
+                spawn(move || {
+                    let mut buf = [0; 512];
+                    for i in 0..EACH {
+                        let block = (n * 7 + i * 13) % 64;
+                        assert_eq!(file.read_at(&mut buf, block * 512).unwrap(), 512);
+                        assert_eq!((buf[0], buf[511]), (block as u8, block as u8));
+                    }
+                    EACH
+                })
+            })
+            .collect();
+        let total: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(total, COROUTINES * EACH);
+        let stats = coralio_aio::stats();
+        assert_eq!((stats.requests, stats.completions), (total, total));
+        assert_eq!((stats.in_flight, stats.pending), (0, 0));
+        foreign.join().unwrap()
+    });
+    std::fs::remove_file(&path).unwrap();
+    println!("the foreign thread's polls made progress {foreign_polls} times");
+}

@@ -1,0 +1,61 @@
+//! H4, 2014: two completions are taken together, and the first one's coroutine polls until the second is done.
+//!
+//! If the reap holds what it has taken in a batch of its own, the nested poll finds nothing on the ring, and waits for ever
+//! for what lies on the stack beneath it.
+
+use std::cell::Cell;
+use std::panic::resume_unwind;
+use std::rc::Rc;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{Current, Cursor, Policy};
+use coralio_aio::{AioContext, Engine, spawn};
+
+use crate::{panic_message, read};
+
+/// As of 2014: events are taken off the ring in batches.
+struct Batch2014;
+
+impl Policy for Batch2014 {
+    const CURSOR: Cursor = Cursor::Private;
+}
+
+fn schedule<P: Policy>() -> Option<String> {
+    AioContext::run(|context| {
+        let engine = Engine::<_, P>::attach(Scripted::new(8), 8).unwrap();
+        let second_done = Rc::new(Cell::new(false));
+        let first = spawn({
+            let (engine, second_done, context) = (engine.clone(), Rc::clone(&second_done), context.clone());
+            move || {
+                read(&engine, 0);
+                while !second_done.get() {
+                    context.poll(true);
+                }
+            }
+        });
+        let second = spawn({
+            let second_done = Rc::clone(&second_done);
+            move || {
+                read(&engine, 512);
+                second_done.set(true);
+            }
+        });
+        panic_message(|| {
+            first.join().unwrap_or_else(|payload| resume_unwind(payload));
+            second.join().unwrap();
+        })
+    })
+}
+
+#[test]
+fn with_a_private_batch_the_nested_poll_never_ends() {
+    // H4: the scripted kernel finds out that the sleep could not end, without a time limit.
+    let message = schedule::<Batch2014>().unwrap();
+    assert!(message.contains("this sleep would never end: nothing is on the ring"), "{message}");
+}
+
+#[test]
+fn with_the_shared_cursor_the_nested_poll_goes_on_where_the_outer_stands() {
+    // H4, E5, X2: the nested poll reaps the second completion, and the outer one finds nothing left.
+    assert_eq!(schedule::<Current>(), None);
+}
