@@ -27,12 +27,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Coroutine, Source, can_suspend, suspend};
+use coralio_runtime::{AioContext, Coroutine, Source, suspend_until};
 
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, Policy};
 use crate::queue::Pending;
-use crate::request::{Key, Requests};
+use crate::request::{Requests, Slot};
 
 /// Rule E1: one engine per context, on a kernel of its own.
 ///
@@ -154,31 +154,28 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let Some(current) = Coroutine::current() else {
             panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
         };
-        let key = self.requests.allocate(current.token());
-        let request = InFlight { engine: self, key };
-        let gather = self.enqueue(self.kernel.prepare(operation, key.to_bits()));
-        if !gather {
+        let slot = self.requests.allocate(current.token());
+        let request = InFlight { engine: self, slot };
+        let gathers = self.enqueue(self.kernel.prepare(operation, slot.key().to_bits()));
+        if !gathers {
             self.submit();
         }
         // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let result = loop {
-            match self.requests.result(key) {
-                Some(result) => break result,
-                None if can_suspend() => suspend(),
-                None => self.wait_in_place(key),
-            }
-        };
+        suspend_until(|| slot.result().is_some());
+        // Where nothing can be suspended, this waits in place.
         drop(request);
+        let result = slot.result().expect("a request that is not in flight has a result");
+        self.requests.free(slot);
         if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
     }
 
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
     /// complete meanwhile are woken, and run later.
     #[cold]
-    fn wait_in_place(&self, key: Key) {
-        while self.requests.result(key).is_none() {
+    fn wait_in_place(&self, slot: &Slot) {
+        while slot.result().is_none() {
             self.submit();
-            if self.requests.result(key).is_none() {
+            if slot.result().is_none() {
                 add(&self.counts.sleeps, 1);
                 let slept = self.kernel.wait(1, None, None);
                 // Returning would leave the buffer with the kernel.
@@ -218,16 +215,18 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-/// A request from its slot to its result. Going out of scope on any way, it waits for the kernel first (rule E13).
+/// A request that the kernel may have. Going out of scope on any way, it waits for the result first (rule E13).
 struct InFlight<'a, K: Kernel, P: Policy> {
     engine: &'a Engine<K, P>,
-    key: Key,
+    slot: &'a Slot,
 }
 
 impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
+    #[inline]
     fn drop(&mut self) {
-        self.engine.wait_in_place(self.key);
-        self.engine.requests.free(self.key);
+        if self.slot.result().is_none() {
+            self.engine.wait_in_place(self.slot);
+        }
     }
 }
 

@@ -73,23 +73,16 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else {
             panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
         };
-        let Some(coroutine) = self.context.at_home(waiter) else {
-            // Another thread reaps. Whether the coroutine is entered, its own thread will see.
-            return self.context.schedule(waiter);
-        };
         match P::ON_COMPLETION {
             // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
-            OnCompletion::WakeUnlessEntered => {
-                if !coroutine.is_entered() {
-                    coroutine.wake();
-                }
-            }
+            OnCompletion::WakeUnlessEntered => self.context.wake_unless_entered(waiter),
             OnCompletion::EnterUnlessCurrent => {
+                let coroutine = self.context.at_home(waiter).expect("a historic policy reaps at home");
                 if Coroutine::current() != Some(coroutine) {
                     coroutine.enter();
                 }
             }
-            OnCompletion::Enter => coroutine.enter(),
+            OnCompletion::Enter => self.context.at_home(waiter).expect("a historic policy reaps at home").enter(),
         }
     }
 }

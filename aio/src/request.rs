@@ -45,9 +45,10 @@ impl Key {
     }
 }
 
-/// A cache line each, so that a completion from another thread does not slow its neighbours down.
+/// A request's place. A cache line each, so that a completion from another thread does not slow its neighbours down.
 #[repr(align(64))]
-struct Slot {
+pub(crate) struct Slot {
+    index: u32,
     generation: AtomicU32,
     next_free: AtomicU32,
     result: AtomicI64,
@@ -88,25 +89,21 @@ impl Requests {
         self.chunks.get(chunk as usize)?.get()?.get((index - start) as usize)
     }
 
-    fn expect(&self, key: Key) -> &Slot {
-        self.slot(key.index).expect("a key that this table gave out has a slot")
-    }
-
     /// A slot for a request that `waiter` waits for. On the home thread.
     #[inline]
-    pub(crate) fn allocate(&self, waiter: Token) -> Key {
+    pub(crate) fn allocate(&self, waiter: Token) -> &Slot {
         let index = match self.free.load(Ordering::Relaxed) {
             NONE => self.grow(),
             index => index,
         };
-        let slot = self.expect(Key { index, generation: 0 });
+        let slot = self.slot(index).expect("what is on the free list was made");
         self.free.store(slot.next_free.load(Ordering::Relaxed), Ordering::Relaxed);
         // SAFETY: *claimed once*: the slot is free, so no completion reads it.
         unsafe { (*slot.waiter.get()).write(waiter) };
         slot.claimed.store(false, Ordering::Relaxed);
         // Relaxed: the key reaches whoever completes it through the kernel, under the context's lock.
         slot.result.store(PENDING, Ordering::Relaxed);
-        Key { index, generation: slot.generation.load(Ordering::Relaxed) }
+        slot
     }
 
     #[cold]
@@ -115,6 +112,7 @@ impl Requests {
         let chunk = (start / FIRST + 1).ilog2();
         let len = FIRST << chunk;
         let slots = (start..start + len).map(|index| Slot {
+            index,
             generation: AtomicU32::new(0),
             next_free: AtomicU32::new(if index + 1 == start + len { NONE } else { index + 1 }),
             result: AtomicI64::new(0),
@@ -155,22 +153,29 @@ impl Requests {
         Ok(waiter)
     }
 
-    /// The result, once it is there. On the home thread.
-    #[inline]
-    pub(crate) fn result(&self, key: Key) -> Option<i64> {
-        // Acquire pairs with the release in `complete`.
-        Some(self.expect(key).result.load(Ordering::Acquire)).filter(|&result| result != PENDING)
-    }
-
     /// Gives the slot back: its key is stale from now on. On the home thread.
     #[inline]
-    pub(crate) fn free(&self, key: Key) {
-        let slot = self.expect(key);
-        debug_assert_eq!(slot.generation.load(Ordering::Relaxed), key.generation);
+    pub(crate) fn free(&self, slot: &Slot) {
         // 31 bits: a key is never u64::MAX.
-        slot.generation.store((key.generation + 1) & 0x7fff_ffff, Ordering::Relaxed);
+        let generation = (slot.generation.load(Ordering::Relaxed) + 1) & 0x7fff_ffff;
+        slot.generation.store(generation, Ordering::Relaxed);
         slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.free.store(key.index, Ordering::Relaxed);
+        self.free.store(slot.index, Ordering::Relaxed);
+    }
+}
+
+impl Slot {
+    /// What the kernel carries for the request that has this slot now.
+    #[inline]
+    pub(crate) fn key(&self) -> Key {
+        Key { index: self.index, generation: self.generation.load(Ordering::Relaxed) }
+    }
+
+    /// The result, once it is there. On the home thread.
+    #[inline]
+    pub(crate) fn result(&self) -> Option<i64> {
+        // Acquire pairs with the release in `complete`.
+        Some(self.result.load(Ordering::Acquire)).filter(|&result| result != PENDING)
     }
 }
 
@@ -185,8 +190,9 @@ mod tests {
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();
             let requests = Requests::new();
-            let key = requests.allocate(waiter);
-            assert_eq!(requests.result(key), None);
+            let slot = requests.allocate(waiter);
+            let key = slot.key();
+            assert_eq!(slot.result(), None);
             for exclusive in [true, false] {
                 assert!(requests.complete(Key { generation: 9, ..key }.to_bits(), 1, exclusive).is_err());
                 assert!(requests.complete(Key { index: 5000, ..key }.to_bits(), 1, exclusive).is_err());
@@ -195,9 +201,9 @@ mod tests {
             assert_eq!(requests.complete(key.to_bits(), 512, true).unwrap(), waiter);
             assert!(requests.complete(key.to_bits(), 513, true).is_err());
             assert!(requests.complete(key.to_bits(), 514, false).is_err());
-            assert_eq!(requests.result(key), Some(512));
-            requests.free(key);
-            let next = requests.allocate(waiter);
+            assert_eq!(slot.result(), Some(512));
+            requests.free(slot);
+            let next = requests.allocate(waiter).key();
             assert_eq!(next.index, key.index);
             assert!(requests.complete(key.to_bits(), 515, true).is_err());
         });
@@ -209,13 +215,13 @@ mod tests {
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();
             let requests = Requests::new();
-            let keys: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter)).collect();
-            for (number, key) in keys.iter().enumerate() {
-                requests.complete(key.to_bits(), number as i64, true).unwrap();
+            let slots: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter)).collect();
+            for (number, slot) in slots.iter().enumerate() {
+                requests.complete(slot.key().to_bits(), number as i64, true).unwrap();
             }
-            for (number, &key) in keys.iter().enumerate() {
-                assert_eq!(requests.result(key), Some(number as i64));
-                requests.free(key);
+            for (number, slot) in slots.into_iter().enumerate() {
+                assert_eq!(slot.result(), Some(number as i64));
+                requests.free(slot);
             }
         });
     }

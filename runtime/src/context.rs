@@ -321,16 +321,23 @@ impl AioContext {
         (self.is_home() && token.lives_in(self)).then(|| token.coroutine())
     }
 
-    /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken
-    /// twice, it runs once; if it has ended, nothing happens. For authors of engines.
+    /// Tells the coroutine behind `token`, one of this context's, that what it waits for is there. On its own thread it is
+    /// woken, unless it is entered: then it looks before it suspends. From another thread it is scheduled, and looks then.
+    /// If it has ended, nothing happens. For authors of engines.
+    ///
+    /// # Panics
+    ///
+    /// With its panic, if it is entered and panics.
     ///
     /// # Control
     ///
-    /// Never switches.
+    /// May enter it.
+    #[inline]
     #[track_caller]
-    pub fn schedule(&self, token: Token) {
-        if token.lives_in(self) {
-            token.schedule(&self.shared);
+    pub fn wake_unless_entered(&self, token: Token) {
+        match self.shared.home() {
+            Some(home) => home.wake_unless_entered(token.id()),
+            None => token.schedule(&self.shared),
         }
     }
 }

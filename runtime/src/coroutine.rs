@@ -18,8 +18,10 @@ use crate::home::Home;
 
 pub(crate) mod control;
 pub(crate) mod stack;
+pub(crate) mod ticket;
 
-use control::{Claim, CoroutineId, State};
+use control::{CoroutineId, State};
+use ticket::Claim;
 
 /// Makes coroutines that have a name, or a stack of a size of their own.
 ///
@@ -372,14 +374,23 @@ impl Token {
     }
 
     #[inline]
+    pub(crate) fn id(self) -> CoroutineId {
+        self.id
+    }
+
+    #[inline]
     pub(crate) fn coroutine(self) -> Coroutine {
         Coroutine { id: self.id, _home: PhantomData }
     }
 
     #[track_caller]
     pub(crate) fn schedule(self, shared: &Shared) {
-        // It is on the list already: one wake does for both.
-        let _ = schedule(shared, self.id);
+        // Of another context, it would be put on a list that is not its own. It is an engine's mistake, and a wake lost.
+        debug_assert!(!self.id.is_live() || self.id.block.context() == shared.id());
+        if self.id.block.context() == shared.id() {
+            // It is on the list already: one wake does for both.
+            let _ = schedule(shared, self.id);
+        }
     }
 }
 
@@ -398,7 +409,7 @@ fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleError> {
             shared.notify();
             Ok(())
         }
-        Claim::Taken(first) => Err(ScheduleError { first, second: here }),
+        Claim::Taken => Err(ScheduleError { first: id.block.scheduled_at(), second: here }),
         Claim::Ended => Ok(()),
     }
 }
@@ -420,6 +431,28 @@ fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleError> {
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
     Home::expect("yield outside a coroutine: it was called").suspend();
+}
+
+/// Suspends the coroutine until `is_there` says true. It looks first, and again whenever the coroutine is resumed.
+///
+/// Where the coroutine cannot be suspended, since its stack unwinds, it returns though `is_there` is false.
+///
+/// # Panics
+///
+/// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
+///
+/// # Control
+///
+/// May yield, as [`suspend`].
+#[inline]
+#[track_caller]
+pub fn suspend_until(is_there: impl Fn() -> bool) {
+    if !is_there() {
+        let home = Home::expect("yield outside a coroutine: it was called");
+        while !is_there() && home.can_suspend() {
+            home.suspend();
+        }
+    }
 }
 
 /// Gives way: everything else that is ready runs first, then the loop comes back to this coroutine.

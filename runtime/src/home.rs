@@ -271,7 +271,7 @@ impl Home {
         }
         let own = self.own(id.block);
         match own.state.get() {
-            State::Suspended if !id.block.is_scheduled() => {
+            State::Suspended if !id.block.ticket.is_scheduled() => {
                 self.enter(id.block);
                 Ok(())
             }
@@ -318,7 +318,7 @@ impl Home {
     fn resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
         let own = self.own(block);
         own.state.set(State::Entered);
-        block.clear_scheduled();
+        block.ticket.clear_scheduled();
         // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
         // touches it (*taken out while it runs*).
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
@@ -397,6 +397,36 @@ impl Home {
             // It will look before it suspends.
             State::Entered => own.woken.set(true),
             State::Scheduled | State::Finished | State::Free => {}
+        }
+    }
+
+    /// As [`wake`](Self::wake), for whoever has left word where the coroutine looks before it suspends (rule E6).
+    ///
+    /// # Control
+    ///
+    /// May enter it.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn wake_unless_entered(&self, id: CoroutineId) {
+        if id.block.context() == self.shared.id()
+            && id.is_live()
+            && self.own(id.block).state.get() == State::Suspended
+            && !self.ending.get()
+        {
+            self.wake_suspended(id.block);
+        }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn wake_suspended(&self, block: &'static Control) {
+        match self.frame() {
+            Some(frame) if frame.running.get().is_some() => {
+                block.set_scheduled_at(Location::caller());
+                self.own(block).state.set(State::Scheduled);
+                frame.woken.push(block);
+            }
+            _ => self.enter(block),
         }
     }
 
@@ -555,7 +585,7 @@ impl Home {
         self.shared.wakes.take_all(&mut woken);
         for id in woken.drain(..) {
             // A coroutine that ran since, or ended, has had its wake (rules W3 and W4).
-            if !id.is_live() || !id.block.is_scheduled() {
+            if !id.is_live() || !id.block.ticket.is_scheduled() {
                 continue;
             }
             let own = self.own(id.block);
@@ -635,7 +665,7 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let own = self.home.own(self.block);
         own.state.set(State::Free);
-        self.block.retire();
+        self.block.ticket.retire();
         self.home.stacks.give_back(own.lease.take().expect("a coroutine has a stack until it is released"));
         self.home.blocks.give_back(self.block);
     }

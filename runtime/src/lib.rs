@@ -23,6 +23,12 @@
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` brings them.
 
+/// What the lock-free parts are made of. The model checker's tests include those same files, and have loom's here.
+mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+    pub(crate) use crossbeam_utils::Backoff;
+}
 pub(crate) mod context;
 mod coroutine;
 mod home;
@@ -36,7 +42,7 @@ pub use context::lock::ContextGuard;
 pub use context::{AioContext, ContextBuilder, Source};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use coroutine::{
-    Builder, Cancelled, Coroutine, EnterError, ScheduleError, Token, Waker, can_suspend, suspend, yield_now,
+    Builder, Cancelled, Coroutine, EnterError, ScheduleError, Token, Waker, can_suspend, suspend, suspend_until, yield_now,
 };
 pub use sync::{CoMutex, CoMutexGuard, CoQueue};
 pub use task::{JoinHandle, spawn};

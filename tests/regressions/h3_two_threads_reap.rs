@@ -107,7 +107,7 @@ fn a_million_requests_with_two_threads_reaping() {
     const EACH: u64 = 1_000_000 / COROUTINES;
     let path = std::path::Path::new("/dev/shm").join(format!("coralio-h3-{}", std::process::id()));
     std::fs::write(&path, (0..64 * 512).map(|i| (i / 512) as u8).collect::<Vec<_>>()).unwrap();
-    let foreign_polls = coralio_aio::run(|| {
+    let foreign = coralio_aio::run(|| {
         let context = AioContext::current().unwrap();
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         let foreign = thread::spawn({
@@ -141,8 +141,10 @@ fn a_million_requests_with_two_threads_reaping() {
         let stats = coralio_aio::stats();
         assert_eq!((stats.requests, stats.completions), (total, total));
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
-        foreign.join().unwrap()
+        // Joined outside: the loop has the context's lock while a coroutine runs, and the other thread wants it.
+        foreign
     });
+    let foreign_polls = foreign.join().unwrap();
     std::fs::remove_file(&path).unwrap();
     println!("the foreign thread's polls made progress {foreign_polls} times");
 }

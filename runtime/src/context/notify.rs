@@ -16,10 +16,7 @@
 //! other's write: so either the loop does not sleep, or it is kicked. `KICKED` makes one write do for many notifiers.
 //! This file is what `tests/loom_notify.rs` checks: the same source, on loom's atomics.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::atomic::{AtomicU32, Ordering, fence};
 
 /// The loop runs, and looks at its queues before it sleeps.
 const AWAKE: u32 = 0;

@@ -12,12 +12,13 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 use parking_lot::Mutex;
 
 use super::stack::{RunningStack, StackLease};
+use super::ticket::{Claim, Ticket};
 
 /// How a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +62,7 @@ impl CoroutineId {
     /// Whether the coroutine has not ended, or ended with a result that nobody has fetched yet.
     #[inline]
     pub(crate) fn is_live(self) -> bool {
-        // Relaxed: on the home thread this is its own store. From elsewhere it is a hint, checked again at home.
-        self.block.ticket.load(Ordering::Relaxed) >> 1 == self.generation
+        self.block.ticket.generation() == self.generation
     }
 }
 
@@ -77,8 +77,7 @@ impl Eq for CoroutineId {}
 /// A control block. See the module for why it is shared and never freed.
 #[repr(align(64))]
 pub(crate) struct Control {
-    /// Generation, times two, plus one while it is scheduled from elsewhere (rule W2).
-    ticket: AtomicU64,
+    pub(crate) ticket: Ticket,
     /// Where it was scheduled last; told when somebody tries to enter or schedule it in spite of that.
     scheduled_at: AtomicPtr<Location<'static>>,
     /// The context that holds the block, as a number.
@@ -99,7 +98,7 @@ pub(crate) struct Own {
     /// Resumed for the last time, to unwind.
     pub(crate) unwinding: Cell<bool>,
     /// How often the unwinding was caught and a wait attempted again.
-    pub(crate) swallowed: Cell<u32>,
+    pub(crate) swallowed: Cell<u16>,
     /// Nobody will fetch the result.
     pub(crate) detached: Cell<bool>,
     /// A panic goes on in the enterer instead of being kept for the join handle.
@@ -129,7 +128,7 @@ impl Control {
     fn new() -> Control {
         let here = Location::caller();
         Control {
-            ticket: AtomicU64::new(2),
+            ticket: Ticket::new(),
             scheduled_at: AtomicPtr::new(ptr::from_ref(here).cast_mut()),
             context: AtomicUsize::new(0),
             own: Own {
@@ -162,12 +161,8 @@ impl Control {
         &self.own
     }
 
-    pub(crate) fn generation(&self) -> u64 {
-        self.ticket.load(Ordering::Relaxed) >> 1
-    }
-
     pub(crate) fn id(&'static self) -> CoroutineId {
-        CoroutineId { block: self, generation: self.generation() }
+        CoroutineId { block: self, generation: self.ticket.generation() }
     }
 
     /// The number of the context that holds the block. Any thread: a hint unless the generation is live.
@@ -180,32 +175,13 @@ impl Control {
         self.context.store(context, Ordering::Relaxed);
     }
 
-    /// Ends this generation: every handle to it finds out from now on. A scheduling of it is forgotten (rule W4).
-    pub(crate) fn retire(&self) {
-        self.ticket.store((self.generation() + 1) << 1, Ordering::Relaxed);
-    }
-
     /// Marks this generation as scheduled, once, and says where. Any thread.
     pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> Claim {
-        // Release, in both: pairs with the acquire in `clear_scheduled`. Who finds it scheduled relies on a run that is
-        // to come, and that run must see what the waker did before; so this is a write even if it changes nothing.
-        // The place is for messages.
-        let idle = generation << 1;
-        loop {
-            match self.ticket.compare_exchange(idle, idle | 1, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => {
-                    self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
-                    return Claim::Mine;
-                }
-                Err(now) if now >> 1 == generation => {
-                    let taken = self.ticket.compare_exchange(now, now, Ordering::Release, Ordering::Relaxed);
-                    if taken.is_ok() {
-                        return Claim::Taken(self.scheduled_at());
-                    }
-                }
-                Err(_) => return Claim::Ended,
-            }
+        let claim = self.ticket.claim(generation);
+        if claim == Claim::Mine {
+            self.set_scheduled_at(here);
         }
+        claim
     }
 
     /// Where it was scheduled last.
@@ -218,30 +194,6 @@ impl Control {
     pub(crate) fn set_scheduled_at(&self, here: &'static Location<'static>) {
         self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
     }
-
-    /// Whether it is scheduled from elsewhere.
-    #[inline]
-    pub(crate) fn is_scheduled(&self) -> bool {
-        self.ticket.load(Ordering::Relaxed) & 1 != 0
-    }
-
-    /// It runs now: what was scheduled before has come true.
-    #[inline]
-    pub(crate) fn clear_scheduled(&self) {
-        if self.is_scheduled() {
-            // Acquire pairs with the releases in `schedule`.
-            self.ticket.fetch_and(!1, Ordering::Acquire);
-        }
-    }
-}
-
-/// What came of [`Control::schedule`].
-pub(crate) enum Claim {
-    /// The caller puts it on the list.
-    Mine,
-    /// It was scheduled before, there.
-    Taken(&'static Location<'static>),
-    Ended,
 }
 
 impl Own {
@@ -250,6 +202,9 @@ impl Own {
         Label { name: self.name.borrow().clone(), serial: self.serial.get() }
     }
 }
+
+/// Three cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
+const _: () = assert!(size_of::<Control>() <= 192);
 
 /// A coroutine's name as messages show it: `'A'`, or `#17`.
 #[derive(Clone, Debug)]

@@ -42,7 +42,7 @@ pub(crate) struct StackLease {
     /// Highest address, colour taken off; 16-byte aligned.
     top: usize,
     /// Lowest address, guard page included.
-    limit: usize,
+    limit: StackPointer,
     class: u32,
 }
 
@@ -52,12 +52,17 @@ impl StackLease {
     pub(crate) fn carve(&mut self, size: usize, align: usize) -> Option<*mut u8> {
         let start = self.top.checked_sub(size)? & !(align.max(16) - 1);
         // A sixteenth of a stack at most: unoptimised code moves a result half a dozen times on its way here.
-        if start < self.limit + PAGE || self.top - start > (self.top - self.limit) / 16 {
+        let limit = self.limit.get();
+        if start < limit + PAGE || self.top - start > (self.top - limit) / 16 {
             return None;
         }
         self.top = start;
         Some(ptr::with_exposed_provenance_mut(start))
     }
+}
+
+fn nonzero(address: usize) -> StackPointer {
+    StackPointer::new(address).expect("a mapping is never at address 0")
 }
 
 /// What corosensei runs a coroutine on.
@@ -68,8 +73,7 @@ pub(crate) struct RunningStack {
 
 impl RunningStack {
     pub(crate) fn new(lease: &StackLease) -> RunningStack {
-        let nonzero = |address| StackPointer::new(address).expect("a mapping is never at address 0");
-        RunningStack { base: nonzero(lease.top), limit: nonzero(lease.limit) }
+        RunningStack { base: nonzero(lease.top), limit: lease.limit }
     }
 }
 
@@ -213,7 +217,7 @@ impl Class {
             .expect("`next` lies in a region while it is not `end`");
         region.guard(self.next, self.size)?;
         let colour = self.made % COLOURS * COLOUR_STEP;
-        let lease = StackLease { top: self.next + self.size - colour, limit: self.next, class };
+        let lease = StackLease { top: self.next + self.size - colour, limit: nonzero(self.next), class };
         self.next += self.size;
         self.made += 1;
         Ok(lease)
@@ -235,7 +239,7 @@ mod tests {
         let pool = StackPool::new(DEFAULT_STACK_SIZE);
         let first = pool.take(None).unwrap();
         let large = pool.take(Some(1 << 20)).unwrap();
-        assert_eq!(large.top.next_multiple_of(PAGE) - large.limit, 1 << 20);
+        assert_eq!(large.top.next_multiple_of(PAGE) - large.limit.get(), 1 << 20);
         pool.give_back(first);
         pool.give_back(large);
         assert_eq!(pool.take(None).unwrap().limit, first.limit);
@@ -249,7 +253,7 @@ mod tests {
         let mut leases: Vec<_> = (0..1000).map(|_| pool.take(None).unwrap()).collect();
         leases.sort_by_key(|lease| lease.limit);
         for pair in leases.windows(2) {
-            assert!(pair[0].top <= pair[1].limit);
+            assert!(pair[0].top <= pair[1].limit.get());
         }
     }
 

@@ -8,11 +8,11 @@
 
 #![allow(unsafe_code)]
 
+use crate::atomic::{AtomicU32, Ordering};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::wait_queue::WaitQueue;
 

@@ -13,10 +13,8 @@
 use std::cell::{Cell, UnsafeCell};
 use std::marker::{PhantomData, PhantomPinned};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_utils::Backoff;
-
+use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::{Coroutine, Waker, suspend};
 
 /// One coroutine's place in the line.
@@ -138,6 +136,7 @@ impl Locked<'_> {
     }
 
     fn push(&mut self, node: &Node) {
+        assert!(!node.granted.load(Ordering::Relaxed), "a node stands in line until it is granted, and once");
         let ends = self.ends();
         node.prev.set(ends.tail);
         match NonNull::new(ends.tail.cast_mut()) {

@@ -1,0 +1,73 @@
+//! How many operations per second, and what each costs: random or sequential reads or writes with N
+//! coroutines, each a plain loop of `read_at` or `write_at` into its own buffer.
+//!
+//! `--versus raw` sets the same work, in turns, against a bare loop on the kernel's interface without any
+//! coroutine (`raw.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`: read that first.
+//!
+//! ```text
+//! cargo run --release --example iobench -- --pin 1 --versus raw
+//! ```
+
+mod meter;
+mod options;
+mod ours;
+mod raw;
+mod report;
+mod target;
+mod work;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use coralio_aio::Runner;
+
+use options::Options;
+use report::{Pair, Report};
+use target::Target;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(text) => {
+            // A reader that has seen enough (`| head`) is no failure of the measurement.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("iobench: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All rounds in one context, which the file belongs to. The bare loop does not use it, and blocks it.
+fn run(options: &Options) -> Result<String, String> {
+    options.check()?;
+    Runner::new().depth(options.depth).run(|| bench(options)).map_err(|error| error.to_string())?
+}
+
+fn bench(options: &Options) -> Result<String, String> {
+    let target = Target::open(options)?;
+    if let Some(cpu) = options.pin {
+        meter::pin(cpu)?;
+    }
+    if options.write && !target.scratch {
+        eprintln!("iobench: --write overwrites {}", target.name);
+    }
+    let mut report = Report::new(options, &target);
+    if options.versus.is_none() {
+        report.alone(ours::round(options, &target, !options.no_latency)?);
+    } else {
+        for _ in 0..options.rounds {
+            // In turns, so that a change in the machine's mood meets both alike.
+            let ours = ours::round(options, &target, false)?;
+            let raw = raw::round(options, &target)?;
+            report.pair(Pair { ours, raw });
+        }
+        if !options.no_latency {
+            report.latency(ours::round(options, &target, true)?);
+        }
+    }
+    Ok(if options.json { report.json() } else { report.text() })
+}

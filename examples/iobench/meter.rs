@@ -1,0 +1,73 @@
+//! Clocks: wall time, and the CPU time of this process, at the two ends of a timed stretch. And the CPU to stay on.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
+
+/// A moment, on all clocks.
+pub struct Moment {
+    wall: Instant,
+    cpu: Duration,
+    user: Duration,
+    system: Duration,
+}
+
+/// What passed between two moments.
+pub struct Spent {
+    pub wall: Duration,
+    /// User and system together, exact.
+    pub cpu: Duration,
+    /// Shares of it; on many kernels these come from sampling at the timer tick.
+    pub user: Duration,
+    pub system: Duration,
+}
+
+impl Moment {
+    pub fn now() -> Moment {
+        let mut usage = MaybeUninit::<libc::rusage>::uninit();
+        let mut cpu = MaybeUninit::<libc::timespec>::uninit();
+        // SAFETY: both calls fill the struct that they are given, and fail only for an unknown first argument.
+        let (usage, cpu) = unsafe {
+            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+            libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, cpu.as_mut_ptr());
+            (usage.assume_init(), cpu.assume_init())
+        };
+        let span = |t: libc::timeval| Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64);
+        Moment {
+            wall: Instant::now(),
+            cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32),
+            user: span(usage.ru_utime),
+            system: span(usage.ru_stime),
+        }
+    }
+
+    /// From this moment to now.
+    pub fn spent(&self) -> Spent {
+        let now = Moment::now();
+        Spent {
+            wall: now.wall - self.wall,
+            cpu: now.cpu - self.cpu,
+            user: now.user - self.user,
+            system: now.system - self.system,
+        }
+    }
+}
+
+/// Keeps this thread, and whatever it starts, on one CPU.
+pub fn pin(cpu: usize) -> Result<(), String> {
+    let why = if cpu < libc::CPU_SETSIZE as usize {
+        // SAFETY: a cpu_set_t is plain bits, zero is the empty set, and the number is within it.
+        let status = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+        };
+        if status == 0 {
+            return Ok(());
+        }
+        io::Error::last_os_error().to_string()
+    } else {
+        "no such number".to_string()
+    };
+    Err(format!("--pin {cpu}: {why}; choose one that `taskset -cp $$` lists"))
+}

@@ -1,0 +1,142 @@
+//! The command line, and what of it makes no sense.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use crate::work::Limit;
+
+/// What one request may carry: the kernel cuts longer ones short of 2 GiB.
+const LARGEST_BLOCK: u64 = 1 << 30;
+
+/// Storage I/O by N coroutines, measured: IOPS, CPU time per operation, latencies, system calls
+#[derive(Parser, Debug)]
+#[command(name = "iobench")]
+pub struct Options {
+    /// File or block device to work on; left out: a sparse scratch file, gone afterwards
+    #[arg(long, value_name = "PATH")]
+    pub file: Option<PathBuf>,
+
+    /// Bytes of the file to work on (4096, 64m, 1G) [default: the file's length; scratch: 1G]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub size: Option<u64>,
+
+    /// Bytes of each operation
+    #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = bytes)]
+    pub block_size: u64,
+
+    /// Coroutines, each with one operation at a time
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub depth: u32,
+
+    /// How long each round takes
+    #[arg(long, value_name = "S", default_value_t = 5.0, conflicts_with = "ops")]
+    pub seconds: f64,
+
+    /// Each round does exactly this many operations instead
+    #[arg(long, value_name = "N")]
+    pub ops: Option<u64>,
+
+    /// One block after the other, from the start again at the end [default: random]
+    #[arg(long)]
+    pub sequential: bool,
+
+    /// Write instead of reading: OVERWRITES the file
+    #[arg(long)]
+    pub write: bool,
+
+    /// Past the page cache (O_DIRECT): auto is wherever the file system can
+    #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
+    pub direct: DirectArg,
+
+    /// Stay on this CPU, so that the figures are of one
+    #[arg(long, value_name = "CPU")]
+    pub pin: Option<usize>,
+
+    /// The result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Set it against another engine, in turns
+    #[arg(long, value_enum)]
+    pub versus: Option<Versus>,
+
+    /// How many turns each of both has
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "versus")]
+    pub rounds: u32,
+
+    /// Read no clock per operation (with --versus: no extra round for the latencies)
+    #[arg(long)]
+    pub no_latency: bool,
+
+    /// Where the random offsets start; the same seed, the same offsets
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// When to go past the page cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DirectArg {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What to be set against.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Versus {
+    /// A bare loop on io_submit, the ring read in memory, no coroutine
+    Raw,
+}
+
+impl Options {
+    /// Refuses what the parser can't know to be nonsense.
+    pub fn check(&self) -> Result<(), String> {
+        if self.depth == 0 {
+            return Err("--depth 0 leaves no coroutine to do the work; give 1 or more".into());
+        }
+        if self.block_size == 0 || self.block_size > LARGEST_BLOCK {
+            return Err(format!("--block-size {} can't be one request; give 1 byte to 1G", self.block_size));
+        }
+        if self.ops == Some(0) {
+            return Err("--ops 0 measures nothing; give 1 or more".into());
+        }
+        if self.rounds == 0 {
+            return Err("--rounds 0 measures nothing; give 1 or more".into());
+        }
+        if !(self.seconds > 0.0 && Duration::try_from_secs_f64(self.seconds).is_ok()) {
+            return Err(format!("--seconds {} is no time to measure in; give more than 0", self.seconds));
+        }
+        Ok(())
+    }
+
+    /// When a round is over.
+    pub fn limit(&self) -> Limit {
+        match self.ops {
+            Some(count) => Limit::Ops(count),
+            None => Limit::Time(Duration::from_secs_f64(self.seconds)),
+        }
+    }
+
+    /// "read" or "write", for messages.
+    pub fn verb(&self) -> &'static str {
+        if self.write { "write" } else { "read" }
+    }
+}
+
+/// "4096", "4k", "64m", "1G", "2t": powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err("a number of bytes ends with a digit or with k, m, g or t".into()),
+    };
+    let number: u64 =
+        digits.parse().map_err(|_| "not a number of bytes; write it like 4096, 4k, 64m or 1G".to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than a file can have".to_string())
+}

@@ -1,0 +1,135 @@
+//! The coroutines' side: N of them, each a plain loop. That is all there is to asynchronous I/O here.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use coralio_aio::{AlignedBuf, File, JoinHandle, spawn, stats};
+use hdrhistogram::Histogram;
+
+use crate::meter::Moment;
+use crate::options::Options;
+use crate::report::Round;
+use crate::target::Target;
+use crate::work::{Limit, WARM_UP, Work};
+
+/// Latencies in nanoseconds, to three digits.
+pub type Latencies = Histogram<u64>;
+
+/// What all coroutines of a round share.
+struct Job {
+    file: Rc<File>,
+    work: Work,
+    block: usize,
+    write: bool,
+    /// Filled if the clock is to be read around each operation.
+    latencies: Option<RefCell<Latencies>>,
+}
+
+/// One round: a warm-up, and the timed part.
+pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
+    let job = Rc::new(Job {
+        file: Rc::clone(&target.file),
+        work: Work::new(options.block_size, target.blocks, options.sequential, options.seed),
+        block: options.block_size as usize,
+        write: options.write,
+        latencies: latencies.then(|| RefCell::new(histogram())),
+    });
+    let buffers = (0..options.depth).map(|_| target.buffer(options)).collect();
+    timed(&job, buffers, options.limit()).map_err(|why| format!("{}: {why}", target.name))
+}
+
+fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit) -> Result<Round, String> {
+    job.work.begin(Limit::Ops(WARM_UP));
+    let buffers = join(start(job, buffers))?;
+    if let Some(latencies) = &job.latencies {
+        latencies.borrow_mut().reset();
+    }
+
+    // Spawned before the clock starts; none runs before this coroutine waits, in `join`.
+    let coroutines = start(job, buffers);
+    job.work.begin(limit);
+    let before = stats();
+    let clock = Moment::now();
+    let buffers = join(coroutines)?;
+    let spent = clock.spent();
+    let after = stats();
+    drop(buffers);
+    Ok(Round::ours(job.work.done(), spent, &before, &after, job.latencies.as_ref().map(|all| all.borrow().clone())))
+}
+
+type Worker = JoinHandle<Result<AlignedBuf, String>>;
+
+fn start(job: &Rc<Job>, buffers: Vec<AlignedBuf>) -> Vec<Worker> {
+    let one = |buf| {
+        let job = Rc::clone(job);
+        spawn(move || job.run(buf))
+    };
+    buffers.into_iter().map(one).collect()
+}
+
+fn join(coroutines: Vec<Worker>) -> Result<Vec<AlignedBuf>, String> {
+    let ended: Vec<_> =
+        coroutines.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+    // All have ended before the first failure is looked at.
+    ended.into_iter().collect()
+}
+
+impl Job {
+    /// One coroutine, from its first operation to its last. Gives its buffer back.
+    fn run(&self, mut buf: AlignedBuf) -> Result<AlignedBuf, String> {
+        let file = &*self.file;
+        match (&self.latencies, self.write) {
+            (None, false) => self.repeat(|at| file.read_at(&mut buf, at)),
+            (None, true) => self.repeat(|at| file.write_at(&buf, at)),
+            (Some(all), false) => self.repeat(|at| clocked(all, || file.read_at(&mut buf, at))),
+            (Some(all), true) => self.repeat(|at| clocked(all, || file.write_at(&buf, at))),
+        }?;
+        Ok(buf)
+    }
+
+    /// The hot loop.
+    #[inline]
+    fn repeat(&self, mut operation: impl FnMut(u64) -> io::Result<usize>) -> Result<(), String> {
+        while let Some(offset) = self.work.next() {
+            match operation(offset) {
+                Ok(count) if count == self.block => {}
+                other => return Err(self.failed(offset, other)),
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn failed(&self, offset: u64, result: io::Result<usize>) -> String {
+        self.work.stop();
+        let verb = if self.write { "write" } else { "read" };
+        failure(verb, self.block, offset, result)
+    }
+}
+
+/// Says which operation failed and how; for both sides.
+pub fn failure(verb: &str, block: usize, offset: u64, result: io::Result<usize>) -> String {
+    match result {
+        Ok(count) => format!(
+            "short {verb} at offset {offset}: {count} of {block} bytes; \
+             has somebody shortened the file, or does it say a length that it hasn't?"
+        ),
+        Err(e) => format!("{verb} of {block} bytes at offset {offset}: {e}"),
+    }
+}
+
+fn clocked<T>(latencies: &RefCell<Latencies>, operation: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = operation();
+    let took = start.elapsed().as_nanos() as u64;
+    // Borrowed for this line alone, in which no coroutine can be switched.
+    latencies.borrow_mut().saturating_record(took);
+    result
+}
+
+/// One nanosecond to one minute; what takes longer counts as a minute.
+fn histogram() -> Latencies {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds, in order")
+}

@@ -1,0 +1,244 @@
+//! The baseline: what somebody careful writes on the kernel's interface by hand. All requests are made once and
+//! used again; whatever is ready goes into one `io_submit`; completions are read from the ring in memory, and only
+//! when there are none does it wait in `io_getevents`. No eventfd, no coroutine, one request in flight per buffer.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use coralio_aio::AlignedBuf;
+use libc::{c_long, iocb, syscall};
+
+use crate::meter::Moment;
+use crate::options::Options;
+use crate::ours::failure;
+use crate::report::Round;
+use crate::target::Target;
+use crate::work::{Limit, WARM_UP, Work};
+
+const RING_MAGIC: u32 = 0xa10a_10a1;
+const CMD_PREAD: u16 = 0;
+const CMD_PWRITE: u16 = 1;
+
+/// What the kernel maps where `io_setup` says. `len` events follow.
+#[repr(C)]
+struct Ring {
+    id: u32,
+    len: u32,
+    head: AtomicU32,
+    tail: AtomicU32,
+    magic: u32,
+    compatible: u32,
+    incompatible: u32,
+    header_len: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Event {
+    data: u64,
+    request: u64,
+    result: i64,
+    result2: i64,
+}
+
+/// A kernel context, its ring, and a request per buffer. The requests and buffers never move while it lives.
+struct Raw {
+    context: u64,
+    requests: Box<[iocb]>,
+    buffers: Vec<AlignedBuf>,
+    /// Requests to submit: the first `ready` of them.
+    batch: Box<[*mut iocb]>,
+    ready: usize,
+    in_flight: usize,
+    /// Where `io_getevents` puts what it waited for.
+    waited: Box<[Event]>,
+    submits: u64,
+    sleeps: u64,
+}
+
+/// One round: an own kernel context, a warm-up, and the timed part, on the same file as the coroutines.
+pub fn round(options: &Options, target: &Target) -> Result<Round, String> {
+    let say = |why: String| format!("{}: bare loop: {why}", target.name);
+    let mut raw = Raw::new(options, target)
+        .map_err(|e| say(format!("io_setup for {}: {e}; lower --depth, or raise fs.aio-max-nr", options.depth)))?;
+    let work = Work::new(options.block_size, target.blocks, options.sequential, options.seed);
+    work.begin(Limit::Ops(WARM_UP));
+    raw.run(&work).map_err(say)?;
+
+    work.begin(options.limit());
+    let before = (raw.submits, raw.sleeps);
+    let clock = Moment::now();
+    raw.run(&work).map_err(say)?;
+    let spent = clock.spent();
+    Ok(Round::raw(work.done(), spent, raw.submits - before.0, raw.sleeps - before.1))
+}
+
+impl Raw {
+    fn new(options: &Options, target: &Target) -> io::Result<Raw> {
+        let depth = options.depth as usize;
+        let mut context = 0u64;
+        // SAFETY: `context` is writable and holds zero, as io_setup wants it.
+        check(unsafe { syscall(libc::SYS_io_setup, options.depth, &raw mut context) })?;
+        let mut buffers: Vec<_> = (0..depth).map(|_| target.buffer(options)).collect();
+        let requests = buffers.iter_mut().map(|buffer| {
+            // SAFETY: an iocb is integers alone; zero is valid, and what reserved fields must be.
+            let mut request: iocb = unsafe { std::mem::zeroed() };
+            request.aio_lio_opcode = if options.write { CMD_PWRITE } else { CMD_PREAD };
+            request.aio_fildes = target.file.as_fd().as_raw_fd() as u32;
+            request.aio_buf = buffer.as_mut_ptr() as u64;
+            request.aio_nbytes = options.block_size;
+            request
+        });
+        let raw = Raw {
+            context,
+            requests: requests.collect(),
+            buffers,
+            batch: vec![ptr::null_mut(); depth].into(),
+            ready: 0,
+            in_flight: 0,
+            waited: vec![Event { data: 0, request: 0, result: 0, result2: 0 }; depth].into(),
+            submits: 0,
+            sleeps: 0,
+        };
+        // SAFETY: io_setup has mapped a ring there.
+        let ring = unsafe { &*(context as *const Ring) };
+        if ring.magic != RING_MAGIC || ring.incompatible != 0 {
+            return Err(io::Error::other("the ring is of an unknown kind; there is no baseline on this kernel"));
+        }
+        Ok(raw)
+    }
+
+    /// Does the work: nothing is in flight before and after.
+    fn run(&mut self, work: &Work) -> Result<(), String> {
+        for request in &mut self.requests {
+            let Some(offset) = work.next() else { break };
+            request.aio_offset = offset as i64;
+            self.batch[self.ready] = request;
+            self.ready += 1;
+        }
+        while self.ready + self.in_flight > 0 {
+            if self.ready > 0 {
+                self.submit().map_err(|e| format!("io_submit: {e}"))?;
+            }
+            if !self.reap(work)? {
+                self.wait(work)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        self.submits += 1;
+        // SAFETY: the first `ready` of the batch point to requests in `self`, whose buffers live until `drop`
+        // has waited for all of them.
+        let status = unsafe { syscall(libc::SYS_io_submit, self.context, self.ready, self.batch.as_ptr()) };
+        if status == self.ready as c_long {
+            self.in_flight += self.ready;
+            self.ready = 0;
+            return Ok(());
+        }
+        match check(status) {
+            Ok(taken) => {
+                self.batch.copy_within(taken..self.ready, 0);
+                self.ready -= taken;
+                self.in_flight += taken;
+                Ok(())
+            }
+            // The ring is full: what is reaped next makes room.
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes what is on the ring. False: there was nothing.
+    #[inline]
+    fn reap(&mut self, work: &Work) -> Result<bool, String> {
+        // SAFETY: the ring is mapped until io_destroy, in `drop`; the kernel changes nothing of it without an
+        // atomic but events, and those only beyond `tail`.
+        let ring = unsafe { &*(self.context as *const Ring) };
+        let mut head = ring.head.load(Ordering::Relaxed);
+        // Acquire: the events up to the tail were written before it.
+        let tail = ring.tail.load(Ordering::Acquire);
+        if head == tail {
+            return Ok(false);
+        }
+        // SAFETY: the events begin right behind the header of a known kind.
+        let events = unsafe { ptr::from_ref(ring).add(1).cast::<Event>() };
+        while head != tail {
+            // SAFETY: head is below the ring's length, and before the tail.
+            let event = unsafe { &*events.add(head as usize) };
+            self.complete(event.request as *mut iocb, event.result, work)?;
+            head += 1;
+            if head == ring.len {
+                head = 0;
+            }
+        }
+        // Release: the events are read before the kernel may write there again.
+        ring.head.store(head, Ordering::Release);
+        Ok(true)
+    }
+
+    /// Sleeps until something completes, and takes it.
+    fn wait(&mut self, work: &Work) -> Result<(), String> {
+        self.sleeps += 1;
+        // SAFETY: `waited` has room for as many events as there are requests.
+        let status = unsafe {
+            let none = ptr::null_mut::<libc::timespec>();
+            let room = self.waited.len();
+            syscall(libc::SYS_io_getevents, self.context, 1, room, self.waited.as_mut_ptr(), none)
+        };
+        let count = match check(status) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(format!("io_getevents: {e}")),
+        };
+        for i in 0..count {
+            let event = self.waited[i];
+            self.complete(event.request as *mut iocb, event.result, work)?;
+        }
+        Ok(())
+    }
+
+    /// One request is done: checks it, and readies it for the next offset.
+    #[inline]
+    fn complete(&mut self, request: *mut iocb, result: i64, work: &Work) -> Result<(), String> {
+        self.in_flight -= 1;
+        // SAFETY: an event names the request that was submitted, which is in `self.requests`, and which the
+        // kernel is done with.
+        let request = unsafe { &mut *request };
+        if result != request.aio_nbytes as i64 {
+            return Err(failed(request, result));
+        }
+        if let Some(offset) = work.next() {
+            request.aio_offset = offset as i64;
+            // SAFETY: there is room for every request, and this one was not in the batch.
+            unsafe { *self.batch.get_unchecked_mut(self.ready) = request };
+            self.ready += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours. This waits for all that is in flight; the buffers are freed after it.
+        unsafe { syscall(libc::SYS_io_destroy, self.context) };
+    }
+}
+
+#[cold]
+fn failed(request: &iocb, result: i64) -> String {
+    let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
+    let result = match usize::try_from(result) {
+        Ok(count) => Ok(count),
+        Err(_) => Err(io::Error::from_raw_os_error(-result as i32)),
+    };
+    failure(verb, request.aio_nbytes as usize, request.aio_offset as u64, result)
+}
+
+/// A count, or what `errno` says.
+fn check(status: c_long) -> io::Result<usize> {
+    usize::try_from(status).map_err(|_| io::Error::last_os_error())
+}

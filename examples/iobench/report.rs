@@ -1,0 +1,316 @@
+//! What was measured, as text for people and as JSON for programs.
+
+use std::fmt::Write;
+
+use coralio_aio::Stats;
+use serde_json::{Value, json};
+
+use crate::meter::Spent;
+use crate::options::Options;
+use crate::ours::Latencies;
+use crate::target::Target;
+use crate::work::WARM_UP;
+
+/// One timed stretch of one side.
+#[derive(Clone)]
+pub struct Round {
+    operations: u64,
+    seconds: f64,
+    iops: f64,
+    /// CPU time per operation.
+    cpu_ns: f64,
+    user_ns: f64,
+    system_ns: f64,
+    /// The engine's counts over the stretch, by name.
+    counts: Vec<(&'static str, u64)>,
+    /// System calls per operation, by those counts.
+    system_calls: f64,
+    latencies: Option<Latencies>,
+}
+
+/// Both sides, one right after the other.
+pub struct Pair {
+    pub ours: Round,
+    pub raw: Round,
+}
+
+/// What a run has to say. `ours` and `raw` hold medians where there are rounds.
+pub struct Report {
+    head: Head,
+    alone: Option<Round>,
+    pairs: Vec<Pair>,
+    latencies: Option<Latencies>,
+}
+
+struct Head {
+    file: String,
+    scratch: bool,
+    size: u64,
+    block_size: u64,
+    depth: u32,
+    direct: bool,
+    pattern: &'static str,
+    operation: &'static str,
+    pin: Option<usize>,
+    seed: u64,
+}
+
+impl Round {
+    /// What the coroutines did between two looks at the engine's counts.
+    pub fn ours(operations: u64, spent: Spent, before: &Stats, after: &Stats, latencies: Option<Latencies>) -> Round {
+        let counts = vec![
+            ("requests", after.requests - before.requests),
+            ("completions", after.completions - before.completions),
+            ("submits", after.submits - before.submits),
+            ("sleeps", after.sleeps - before.sleeps),
+        ];
+        let calls = counts[2].1 + counts[3].1;
+        Round::new(operations, spent, counts, calls, latencies)
+    }
+
+    /// What the bare loop did.
+    pub fn raw(operations: u64, spent: Spent, submits: u64, sleeps: u64) -> Round {
+        let counts = vec![("requests", operations), ("submits", submits), ("sleeps", sleeps)];
+        Round::new(operations, spent, counts, submits + sleeps, None)
+    }
+
+    fn new(
+        operations: u64,
+        spent: Spent,
+        counts: Vec<(&'static str, u64)>,
+        calls: u64,
+        latencies: Option<Latencies>,
+    ) -> Round {
+        let each = |time: std::time::Duration| time.as_nanos() as f64 / operations as f64;
+        // The clocks may stand still over a handful of operations: no ratio is to divide by zero.
+        let seconds = spent.wall.as_secs_f64().max(1e-9);
+        Round {
+            operations,
+            seconds,
+            iops: operations as f64 / seconds,
+            cpu_ns: each(spent.cpu).max(1e-3),
+            user_ns: each(spent.user),
+            system_ns: each(spent.system),
+            system_calls: calls as f64 / operations as f64,
+            counts,
+            latencies,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let counts: serde_json::Map<_, _> =
+            self.counts.iter().map(|&(name, count)| (name.to_string(), json!(count))).collect();
+        json!({
+            "operations": self.operations,
+            "seconds": self.seconds,
+            "iops": self.iops,
+            "cpu_ns_per_op": self.cpu_ns,
+            "user_ns_per_op": self.user_ns,
+            "system_ns_per_op": self.system_ns,
+            "system_calls_per_op": self.system_calls,
+            "counts": counts,
+        })
+    }
+
+    fn counts(&self) -> String {
+        let each: Vec<_> = self.counts.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
+        each.join(", ")
+    }
+}
+
+impl Report {
+    pub fn new(options: &Options, target: &Target) -> Report {
+        Report {
+            head: Head {
+                file: target.name.clone(),
+                scratch: target.scratch,
+                size: target.size,
+                block_size: options.block_size,
+                depth: options.depth,
+                direct: target.file.is_direct(),
+                pattern: if options.sequential { "sequential" } else { "random" },
+                operation: options.verb(),
+                pin: options.pin,
+                seed: options.seed,
+            },
+            alone: None,
+            pairs: Vec::new(),
+            latencies: None,
+        }
+    }
+
+    /// The one round of a run without an opponent.
+    pub fn alone(&mut self, mut round: Round) {
+        self.latencies = round.latencies.take();
+        self.alone = Some(round);
+    }
+
+    /// One more turn of both.
+    pub fn pair(&mut self, pair: Pair) {
+        self.pairs.push(pair);
+    }
+
+    /// The latencies of a round that counts for nothing else.
+    pub fn latency(&mut self, round: Round) {
+        self.latencies = round.latencies;
+    }
+
+    pub fn json(&self) -> String {
+        let head = &self.head;
+        let mut all = json!({
+            "file": head.file,
+            "scratch": head.scratch,
+            "size": head.size,
+            "block_size": head.block_size,
+            "depth": head.depth,
+            "direct": head.direct,
+            "pattern": head.pattern,
+            "operation": head.operation,
+            "pinned_cpu": head.pin,
+            "seed": head.seed,
+            "warm_up_operations": WARM_UP,
+        });
+        if let Some(round) = &self.alone {
+            all["ours"] = round.json();
+        }
+        if !self.pairs.is_empty() {
+            let (ours, raw) = self.medians();
+            all["ours"] = ours.json();
+            all["raw"] = raw.json();
+            all["ratio_cpu"] = json!(ours.cpu_ns / raw.cpu_ns);
+            all["ratio_iops"] = json!(ours.iops / raw.iops);
+            let each = |pair: &Pair| json!({"ours": pair.ours.json(), "raw": pair.raw.json()});
+            all["rounds"] = self.pairs.iter().map(each).collect();
+        }
+        if let Some(latencies) = &self.latencies {
+            all["latency_ns"] = json!({
+                "p50": latencies.value_at_quantile(0.5),
+                "p99": latencies.value_at_quantile(0.99),
+                "p99_9": latencies.value_at_quantile(0.999),
+                "max": latencies.max(),
+            });
+        }
+        format!("{all:#}\n")
+    }
+
+    pub fn text(&self) -> String {
+        let mut text = self.head.text();
+        if let Some(round) = &self.alone {
+            alone(&mut text, round, self.head.block_size);
+        }
+        if !self.pairs.is_empty() {
+            self.versus(&mut text);
+        }
+        if let Some(latencies) = &self.latencies {
+            let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+            let (p50, p99, p99_9) = (at(0.5), at(0.99), at(0.999));
+            let apart = if self.pairs.is_empty() { "" } else { " (of a round by itself)" };
+            line(&mut text, format_args!("  latency  p50 {p50:.1} us   p99 {p99:.1} us   p99.9 {p99_9:.1} us{apart}"));
+        }
+        text
+    }
+
+    fn versus(&self, text: &mut String) {
+        line(text, format_args!("{:>8} {:>34}   {:>34}", "", "coroutines", "bare loop"));
+        let columns = "IOPS   CPU ns   user/system";
+        line(text, format_args!("{:>8} {columns:>34}   {columns:>34}", "round"));
+        let row = |text: &mut String, name: &str, ours: &Round, raw: &Round| {
+            let half = |r: &Round| {
+                let (user, system) = (r.user_ns, r.system_ns);
+                format!("{:>11.0} {:>8.0} {user:>6.0}/{system:<6.0}", r.iops, r.cpu_ns)
+            };
+            line(text, format_args!("{name:>8} {:>34}   {:>34}", half(ours), half(raw)));
+        };
+        for (i, pair) in self.pairs.iter().enumerate() {
+            row(text, &(i + 1).to_string(), &pair.ours, &pair.raw);
+        }
+        let (ours, raw) = self.medians();
+        row(text, "median", &ours, &raw);
+        line(
+            text,
+            format_args!(
+                "   ratio  CPU {:.3}   IOPS {:.3}   (coroutines / bare loop)",
+                ours.cpu_ns / raw.cpu_ns,
+                ours.iops / raw.iops
+            ),
+        );
+        let calls = |name: &str, r: &Round| {
+            format!("  {name}: {:.4} system calls per operation; {}", r.system_calls, r.counts())
+        };
+        line(text, format_args!("{}", calls("coroutines", &ours)));
+        line(text, format_args!("{}", calls(" bare loop", &raw)));
+    }
+
+    fn medians(&self) -> (Round, Round) {
+        let side = |pick: fn(&Pair) -> &Round| median(&self.pairs.iter().map(pick).collect::<Vec<_>>());
+        (side(|pair| &pair.ours), side(|pair| &pair.raw))
+    }
+}
+
+impl Head {
+    fn text(&self) -> String {
+        let Head { pattern, operation, depth, file, .. } = self;
+        let way = if self.direct { "direct" } else { "page-cached" };
+        let cpu = self.pin.map_or(String::new(), |cpu| format!(", on CPU {cpu}"));
+        let (block, size) = (scaled(self.block_size), scaled(self.size));
+        format!("{pattern} {operation}s of {block}, {depth} coroutines, {way}{cpu}: {size} of {file}\n")
+    }
+}
+
+fn alone(text: &mut String, round: &Round, block_size: u64) {
+    let Round { iops, cpu_ns, user_ns, system_ns, system_calls, seconds, .. } = round;
+    let rate = iops * block_size as f64 / (1 << 20) as f64;
+    let operations = grouped(round.operations);
+    let warm_up = grouped(WARM_UP);
+    line(text, format_args!("  {operations} operations in {seconds:.2} s, after {warm_up} to warm up"));
+    line(text, format_args!("  {iops:.0} IOPS, {rate:.0} MiB/s"));
+    line(text, format_args!("  CPU      {cpu_ns:.0} ns per operation: user {user_ns:.0}, system {system_ns:.0}"));
+    line(text, format_args!("  {system_calls:.4} system calls per operation; {}", round.counts()));
+}
+
+fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
+    // A String takes everything.
+    let _ = writeln!(text, "{what}");
+}
+
+/// Of each figure by itself; the counts are those of the round in the middle by CPU time.
+fn median(rounds: &[&Round]) -> Round {
+    let middle = |figure: fn(&Round) -> f64| {
+        let mut all: Vec<f64> = rounds.iter().map(|round| figure(round)).collect();
+        all.sort_by(f64::total_cmp);
+        (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0
+    };
+    let mut by_cpu = rounds.to_vec();
+    by_cpu.sort_by(|a, b| a.cpu_ns.total_cmp(&b.cpu_ns));
+    Round {
+        iops: middle(|round| round.iops),
+        cpu_ns: middle(|round| round.cpu_ns),
+        user_ns: middle(|round| round.user_ns),
+        system_ns: middle(|round| round.system_ns),
+        system_calls: middle(|round| round.system_calls),
+        ..by_cpu[rounds.len() / 2].clone()
+    }
+}
+
+/// 4096 as "4 KiB"; what is no round number in bytes.
+fn scaled(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+/// 1234567 as "1,234,567".
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,132 @@
+//! The file that is worked on: the user's, opened with care, or a scratch file that nobody will ever see.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use coralio_aio::{AlignedBuf, Direct, File};
+
+use crate::options::{DirectArg, Options};
+
+/// What a scratch file has when nobody says.
+const SCRATCH_SIZE: u64 = 1 << 30;
+
+/// Buffers start on a page: what every device takes, and the same for both sides.
+const PAGE: usize = 4096;
+
+/// An open file, and the part of it to work on.
+pub struct Target {
+    pub file: Rc<File>,
+    /// For messages.
+    pub name: String,
+    pub scratch: bool,
+    /// Bytes to work on.
+    pub size: u64,
+    /// Whole blocks in them.
+    pub blocks: u64,
+}
+
+impl Target {
+    pub fn open(options: &Options) -> Result<Target, String> {
+        match &options.file {
+            Some(path) => {
+                let name = path.display().to_string();
+                look(path, options).map_err(|why| format!("{name}: {why}"))?;
+                Target::finish(path, name, false, options)
+            }
+            None => {
+                let (held, path) = scratch(options.size.unwrap_or(SCRATCH_SIZE))?;
+                let name = format!("scratch file in {}", std::env::temp_dir().display());
+                let target = Target::finish(&path, name, true, options);
+                // Open by now under its second descriptor, or of no use.
+                drop(held);
+                target
+            }
+        }
+    }
+
+    fn finish(path: &Path, name: String, scratch: bool, options: &Options) -> Result<Self, String> {
+        let say = |why: String| format!("{name}: {why}");
+        let file = File::options()
+            .read(!options.write)
+            .write(options.write)
+            .direct(match options.direct {
+                DirectArg::Auto => Direct::Auto,
+                DirectArg::Always => Direct::Always,
+                DirectArg::Never => Direct::Never,
+            })
+            .open(path)
+            .map_err(|e| say(e.to_string()))?;
+        let len = file.len().map_err(|e| say(e.to_string()))?;
+        let size = options.size.unwrap_or(len);
+        let block = options.block_size;
+        if size > len {
+            return Err(say(format!(
+                "has {len} bytes, --size {size} goes beyond; leave --size out, or lengthen the file (truncate -s)"
+            )));
+        }
+        if size < block {
+            return Err(say(format!(
+                "{size} bytes are less than one block of {block}; give a larger file or a smaller --block-size"
+            )));
+        }
+        let step = file.alignment().offset as u64;
+        if !block.is_multiple_of(step) {
+            return Err(say(format!(
+                "direct I/O here goes in steps of {step} bytes, --block-size {block} is no multiple; \
+                 give one, or --direct never"
+            )));
+        }
+        Ok(Target { file: Rc::new(file), scratch, size, blocks: size / block, name })
+    }
+
+    /// One buffer, as both sides use them: touched, so that its pages are there, and not zero, so that
+    /// nothing below takes a write for a hole.
+    pub fn buffer(&self, options: &Options) -> AlignedBuf {
+        let align = self.file.alignment().memory.max(PAGE);
+        let mut buf = AlignedBuf::new(options.block_size as usize, align);
+        buf.fill(0xc5);
+        buf
+    }
+}
+
+/// Looks before opening: a pipe would block there, and a mounted disk must not be written.
+fn look(path: &Path, options: &Options) -> Result<(), String> {
+    let kind = match fs::metadata(path) {
+        Ok(meta) => meta.file_type(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err("no such file; make one (truncate -s 1G), or leave --file out for a scratch file".into());
+        }
+        Err(e) => return Err(format!("{e}; check the path and its permissions")),
+    };
+    if kind.is_dir() {
+        return Err("is a directory; give a file in it".into());
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err("is neither a file nor a block device; give one of these".into());
+    }
+    if kind.is_block_device() && options.write {
+        // The kernel hands out an exclusive claim only if nothing has it mounted.
+        fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_EXCL)
+            .open(path)
+            .map_err(|e| format!("{e}; --write needs a device that is not in use and may be written"))?;
+    }
+    Ok(())
+}
+
+/// A sparse file without a name: whatever ends this process ends the file too. It is opened again, with the
+/// flags that the options ask for, through the path returned, while the file returned lives.
+fn scratch(size: u64) -> Result<(fs::File, PathBuf), String> {
+    let path = std::env::temp_dir().join(format!("coralio-iobench-{}", std::process::id()));
+    let say =
+        |e: std::io::Error| format!("{}: {e}; make room there, or set TMPDIR to a place that has it", path.display());
+    let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(say)?;
+    fs::remove_file(&path).map_err(say)?;
+    file.set_len(size).map_err(say)?;
+    let again = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    Ok((file, again))
+}

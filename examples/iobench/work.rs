@@ -1,0 +1,111 @@
+//! What is to be done: the offsets one after the other, and when to stop. Both sides draw from this, so what is
+//! compared is the same work, and what drawing costs is the same too.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Operations before the clock starts: they fault the memory in and fill caches and predictors.
+pub const WARM_UP: u64 = 4096;
+
+/// Operations from one look at the clock to the next.
+const CHUNK: u64 = 512;
+
+/// When a round is over.
+#[derive(Clone, Copy)]
+pub enum Limit {
+    Ops(u64),
+    Time(Duration),
+}
+
+/// The offsets of one round, and how many are left of it.
+pub struct Work {
+    block: u64,
+    blocks: u64,
+    sequential: bool,
+    /// State of the generator, or the next block's number.
+    state: Cell<u64>,
+    /// Until the next look at what is left.
+    left: Cell<u64>,
+    /// Handed out or about to be, `left` included.
+    granted: Cell<u64>,
+    until: Cell<Option<Instant>>,
+}
+
+impl Work {
+    pub fn new(block: u64, blocks: u64, sequential: bool, seed: u64) -> Work {
+        Work {
+            block,
+            blocks,
+            sequential,
+            state: Cell::new(if sequential { 0 } else { seed }),
+            left: Cell::new(0),
+            granted: Cell::new(0),
+            until: Cell::new(None),
+        }
+    }
+
+    /// A new stretch of work. The offsets go on from where they are.
+    pub fn begin(&self, limit: Limit) {
+        let (left, until) = match limit {
+            Limit::Ops(count) => (count, None),
+            Limit::Time(time) => (CHUNK, Instant::now().checked_add(time)),
+        };
+        self.left.set(left);
+        self.granted.set(left);
+        self.until.set(until);
+    }
+
+    /// The next offset to work at; `None` when the work is done.
+    #[inline]
+    pub fn next(&self) -> Option<u64> {
+        let left = self.left.get();
+        if left == 0 {
+            return self.more();
+        }
+        self.left.set(left - 1);
+        Some(self.offset())
+    }
+
+    /// Nobody gets any more: something has failed.
+    pub fn stop(&self) {
+        self.granted.set(self.done());
+        self.left.set(0);
+        self.until.set(None);
+    }
+
+    /// Operations handed out since `begin`.
+    pub fn done(&self) -> u64 {
+        self.granted.get() - self.left.get()
+    }
+
+    #[cold]
+    fn more(&self) -> Option<u64> {
+        if Instant::now() >= self.until.get()? {
+            self.until.set(None);
+            return None;
+        }
+        self.left.set(CHUNK - 1);
+        self.granted.set(self.granted.get() + CHUNK);
+        Some(self.offset())
+    }
+
+    #[inline]
+    fn offset(&self) -> u64 {
+        let block = if self.sequential {
+            let block = self.state.get();
+            let next = block + 1;
+            self.state.set(if next == self.blocks { 0 } else { next });
+            block
+        } else {
+            // splitmix64, scaled to the range by a multiplication: a division would be seen in the figures.
+            let state = self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+            self.state.set(state);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^= z >> 31;
+            ((u128::from(z) * u128::from(self.blocks)) >> 64) as u64
+        };
+        block * self.block
+    }
+}

@@ -1,0 +1,244 @@
+//! What must not be done, and what one is told: panics that name cause and remedy, and, where going on would be undefined,
+//! the end of the process.
+
+mod common;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use common::{Log, assert_aborted, in_child, panic_in, panic_of};
+use coralio_runtime::{AioContext, CoMutex, Coroutine, can_suspend, spawn, suspend, yield_now};
+
+#[test]
+fn yield_outside_a_coroutine() {
+    // C3: outside a coroutine, yield panics: without a context, on the thread's own stack, in the loop
+    assert!(!can_suspend());
+    for wait in [suspend, yield_now] {
+        let said = panic_of(wait);
+        assert!(said.starts_with("yield outside a coroutine"), "{said}");
+        AioContext::run(|ctx| {
+            assert!(!can_suspend());
+            let said = panic_of(wait);
+            assert!(said.starts_with("yield outside a coroutine") && said.ends_with("spawn one"), "{said}");
+            // A bottom half that a coroutine's poll runs is not the coroutine.
+            let ctx = ctx.clone();
+            let task = spawn(move || {
+                assert!(can_suspend());
+                ctx.schedule_oneshot(move || {
+                    assert!(!can_suspend());
+                    let said = panic_of(wait);
+                    assert!(said.starts_with("yield outside a coroutine"), "{said}");
+                });
+                assert!(ctx.poll(false));
+                yield_now();
+                6
+            });
+            assert_eq!(task.join().unwrap(), 6);
+        });
+    }
+}
+
+#[test]
+fn yield_with_the_contexts_lock() {
+    // X8: a coroutine that yields while it has the context's lock is told where it happens; it may go on afterwards
+    AioContext::run(|ctx| {
+        let inner = ctx.clone();
+        let task = Coroutine::builder().name("greedy").spawn(move || {
+            let guards = (inner.acquire(), inner.acquire());
+            let said = panic_of(suspend);
+            assert!(
+                said.starts_with("coroutine 'greedy' yields while it holds the context's lock (2 times)"),
+                "{said}"
+            );
+            let said = panic_of(yield_now);
+            assert!(said.contains("drop the guard first"), "{said}");
+            // What it may do with the lock: enter others, who do not have it, and poll.
+            let other = Coroutine::new(suspend);
+            other.enter();
+            inner.poll(false);
+            drop(guards);
+            yield_now();
+            other.enter();
+        });
+        let task = task.unwrap();
+        task.join().unwrap();
+        // Nor does the lock of whoever entered it count.
+        let _outer = ctx.acquire();
+        let co = Coroutine::new(suspend);
+        co.enter();
+        co.enter();
+        assert!(co.has_ended());
+    });
+}
+
+#[test]
+fn waiting_for_a_co_mutex_with_the_contexts_lock() {
+    // X8: so is one that would have to wait for a CoMutex; it leaves the line, and the lock stays right
+    AioContext::run(|ctx| {
+        let mutex = Rc::new(CoMutex::new(1));
+        let guard = mutex.try_lock().unwrap();
+        let (ctx_in, mutex_in) = (ctx.clone(), Rc::clone(&mutex));
+        let bad = spawn(move || {
+            let _lock = ctx_in.acquire();
+            *mutex_in.lock() += 1;
+        });
+        let said = panic_in(bad);
+        assert!(said.contains("yields while it holds the context's lock"), "{said}");
+        let good = spawn({
+            let mutex = Rc::clone(&mutex);
+            move || *mutex.lock()
+        });
+        ctx.poll(false);
+        drop(guard);
+        assert_eq!(good.join().unwrap(), 1);
+        thread::scope(|scope| scope.spawn(|| drop(ctx.acquire())).join().unwrap());
+    });
+}
+
+#[test]
+fn outside_a_context() {
+    // C7: coroutines are made inside a context only; the message says how to get one
+    for said in [panic_of(|| spawn(|| {})), panic_of(|| Coroutine::new(|| {}))] {
+        assert!(said.contains("outside a context") && said.contains("AioContext::run"), "{said}");
+    }
+    assert!(Coroutine::current().is_none() && AioContext::current().is_none());
+}
+
+#[test]
+fn a_context_within_a_context() {
+    // C7: a thread is home to one context at a time; a second is refused, and the first goes on
+    AioContext::run(|_| {
+        let said = panic_of(|| AioContext::run(|_| ()));
+        assert!(said.contains("this thread runs a context already"), "{said}");
+        let task = spawn(|| panic_of(|| AioContext::run(|_| ())));
+        assert!(task.join().unwrap().contains("already"));
+        assert!(AioContext::current().is_some());
+        assert_eq!(spawn(|| 1).join().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_foreign_thread_may_not_block_in_poll() {
+    // X8: a foreign thread may poll without blocking only
+    AioContext::run(|ctx| {
+        let said = thread::scope(|scope| scope.spawn(|| panic_of(|| ctx.poll(true))).join().unwrap());
+        assert!(said.contains("a foreign thread may not block in poll"), "{said}");
+    });
+}
+
+#[test]
+fn joining_oneself() {
+    // C8: a coroutine that joins itself would wait for ever: it panics instead
+    AioContext::run(|_| {
+        let log = Log::default();
+        let slot = Rc::new(std::cell::RefCell::new(None));
+        let task = spawn({
+            let (slot, log) = (Rc::clone(&slot), log.clone());
+            move || {
+                let me: coralio_runtime::JoinHandle<()> = slot.borrow_mut().take().unwrap();
+                log.add(panic_of(|| me.join()));
+            }
+        });
+        slot.replace(Some(task));
+        let ctx = AioContext::current().unwrap();
+        ctx.poll(false);
+        assert_eq!(log.take(), "a coroutine joins itself, and would wait for ever");
+    });
+}
+
+#[test]
+fn nothing_starts_while_the_context_ends() {
+    // C9: while the context ends nothing new starts: create is an error that says so
+    struct Create(Log);
+    impl Drop for Create {
+        fn drop(&mut self) {
+            self.0.add(Coroutine::builder().create(|| {}).unwrap_err());
+        }
+    }
+    let log = Log::default();
+    AioContext::run(|_| {
+        let create = Create(log.clone());
+        let co = Coroutine::new(move || {
+            let _create = create;
+            suspend();
+        });
+        co.enter();
+    });
+    assert_eq!(log.take(), "the context is ending, and starts nothing new");
+}
+
+#[test]
+fn catching_the_payload_for_ever_ends_the_process() {
+    // C9: code that catches the payload of unwinding again and again cannot keep the coroutine: the process is aborted
+    match in_child("catching_the_payload_for_ever_ends_the_process") {
+        Some(child) => assert_aborted(&child, "coroutine 'stubborn' (created at"),
+        None => AioContext::run(|_| {
+            let stubborn = Coroutine::builder().name("stubborn").create(|| {
+                loop {
+                    let _ = std::panic::catch_unwind(suspend);
+                }
+            });
+            stubborn.unwrap().enter();
+        }),
+    }
+}
+
+/// A destructor that waits.
+struct Waits;
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        suspend();
+    }
+}
+
+#[test]
+fn a_destructor_that_waits_at_teardown_ends_the_process() {
+    // C9: a destructor that waits for another coroutine while its stack is unwound cannot be met: abort, with a message
+    match in_child("a_destructor_that_waits_at_teardown_ends_the_process") {
+        Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
+        None => AioContext::run(|_| {
+            let co = Coroutine::new(|| {
+                let _waits = Waits;
+                suspend();
+            });
+            co.enter();
+        }),
+    }
+}
+
+#[test]
+fn a_destructor_that_waits_during_a_panic_ends_the_process() {
+    // C8: likewise while a panic unwinds it: the thread's panic state must not be seen by another coroutine
+    match in_child("a_destructor_that_waits_during_a_panic_ends_the_process") {
+        Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
+        None => AioContext::run(|_| {
+            let co = Coroutine::new(|| {
+                let _waits = Waits;
+                panic!("first");
+            });
+            co.enter();
+        }),
+    }
+}
+
+#[test]
+fn a_lock_is_not_waited_for_outside_a_coroutine() {
+    // S6: locking a CoMutex that somebody holds, outside a coroutine, panics; a free one can be had
+    let mutex = Arc::new(CoMutex::new(()));
+    AioContext::run(|ctx| {
+        let holder = spawn({
+            let mutex = Arc::clone(&mutex);
+            move || {
+                let _guard = mutex.lock();
+                suspend();
+            }
+        });
+        ctx.poll(false);
+        let said = panic_of(|| drop(mutex.lock()));
+        assert!(said.contains("waited for in a coroutine"), "{said}");
+        drop(holder);
+    });
+    drop(mutex.lock());
+}

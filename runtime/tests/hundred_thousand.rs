@@ -1,0 +1,52 @@
+//! Many suspended coroutines at once, and what each costs. Alone in its program: it measures the whole process.
+
+mod common;
+
+use std::fs;
+
+use common::scaled;
+use coralio_runtime::{AioContext, Coroutine, suspend};
+
+fn status(field: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).expect("a field of /proc/self/status");
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+}
+
+#[test]
+fn a_hundred_thousand_suspended_coroutines() {
+    // C12: 100,000 suspended coroutines fit under the default vm.max_map_count, at no more than 4.5 KiB each
+    let count = scaled(100_000);
+    let before = (status("VmRSS:") + status("VmPTE:"), mappings());
+    AioContext::run(|_| {
+        // Without a place for handles: these are numbers, and would count too.
+        for _ in 0..count {
+            Coroutine::new(suspend).enter();
+        }
+        let (memory, pages, maps) = (status("VmRSS:"), status("VmPTE:"), mappings());
+        let each = (memory + pages - before.0) as f64 / count as f64;
+        println!(
+            "{count} coroutines: {each:.2} KiB each, page tables {pages} KiB in all, {} mappings",
+            maps - before.1
+        );
+        // Where code is not optimised, stacks of some colours need a second page.
+        let most = if cfg!(debug_assertions) { 6.0 } else { 4.5 };
+        // Smaller numbers drown in what the process needs anyway; instrumented builds have their own memory.
+        if count >= 100_000 && !cfg!(feature = "sanitizer") {
+            assert!(maps < 65_530);
+            assert!(each <= most || guards_cost_a_mapping(), "{each} KiB each");
+        }
+    });
+    assert!(mappings() <= before.1 + 8, "the stacks are given back with their context");
+}
+
+/// Kernels before 6.13: there each guard splits its mapping.
+fn guards_cost_a_mapping() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (6, 13)
+}

@@ -1,0 +1,177 @@
+//! What runs all the time allocates nothing. Its program has an allocator that counts, for each thread.
+
+#![allow(unsafe_code)]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+
+use common::scaled;
+use coralio_runtime::{AioContext, CoMutex, CoQueue, Coroutine, spawn, suspend, yield_now};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: everything is passed on to the system's allocator as it came; counting touches no memory but a cell of the
+// thread's own, which needs no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Runs `f` often enough to fill every pool, then asserts that it allocates no more.
+fn steady(mut f: impl FnMut()) {
+    (0..100).for_each(|_| f());
+    let before = ALLOCATIONS.get();
+    (0..scaled(1000)).for_each(|_| f());
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in the steady state");
+}
+
+#[test]
+fn the_counter_counts() {
+    // C10: (of this test's own making) an allocation is noticed, and so is one within a coroutine
+    AioContext::run(|_| {
+        let before = ALLOCATIONS.get();
+        spawn(|| drop(std::hint::black_box(Box::new(7)))).join().unwrap();
+        assert!(ALLOCATIONS.get() > before);
+    });
+}
+
+#[test]
+fn spawn_and_join() {
+    // C10: spawn, a yield, the end and join allocate nothing in the steady state; nor does a name that is a literal
+    AioContext::run(|ctx| {
+        steady(|| {
+            let caught = [1u64; 8];
+            let task = spawn(move || {
+                yield_now();
+                caught.iter().sum::<u64>()
+            });
+            assert_eq!(task.join().unwrap(), 8);
+        });
+        steady(|| {
+            drop(Coroutine::builder().name("literal").stack_size(64 * 1024).spawn(|| [0u8; 100]).unwrap());
+            ctx.poll(false);
+        });
+        steady(|| {
+            let inner = spawn(|| 1);
+            let outer = spawn(move || inner.join().unwrap());
+            assert_eq!(outer.join().unwrap(), 1);
+        });
+    });
+}
+
+#[test]
+fn enter_and_wake() {
+    // C10: enter, suspend, wake and schedule allocate nothing
+    AioContext::run(|ctx| {
+        let forever = || {
+            loop {
+                suspend();
+            }
+        };
+        let co = Coroutine::new(forever);
+        let other = Coroutine::new(move || {
+            loop {
+                co.wake();
+                suspend();
+            }
+        });
+        let waker = co.waker();
+        steady(|| {
+            co.enter();
+            co.wake();
+            other.enter();
+            co.schedule().unwrap();
+            ctx.poll(false);
+            waker.clone().schedule().unwrap();
+            ctx.poll(false);
+        });
+    });
+}
+
+#[test]
+fn wakes_from_another_thread() {
+    // C10: a wake from another thread allocates nothing, on neither of them
+    AioContext::run(|ctx| {
+        let co = Coroutine::new(|| {
+            loop {
+                suspend();
+            }
+        });
+        co.enter();
+        let waker = co.waker();
+        let (ask, asked) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+        let turns = 100 + scaled(1000);
+        let other = thread::spawn({
+            let (ask, asked) = (Arc::clone(&ask), Arc::clone(&asked));
+            move || {
+                let mut before = 0;
+                for turn in 0..turns {
+                    if turn == 100 {
+                        before = ALLOCATIONS.get();
+                    }
+                    ask.wait();
+                    waker.wake();
+                    asked.wait();
+                }
+                ALLOCATIONS.get() - before
+            }
+        });
+        steady(|| {
+            ask.wait();
+            asked.wait();
+            assert!(ctx.poll(false));
+        });
+        assert_eq!(other.join().unwrap(), 0);
+    });
+}
+
+#[test]
+fn locks_and_bottom_halves() {
+    // C10: waiting in a CoMutex or a CoQueue allocates nothing, nor does a bottom half that is scheduled again
+    AioContext::run(|ctx| {
+        let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
+        let bh = ctx.bottom_half(|| {});
+        steady(|| {
+            let tasks = [(); 4].map(|()| {
+                let shared = Rc::clone(&shared);
+                spawn(move || {
+                    let mut guard = shared.0.lock();
+                    yield_now();
+                    *guard += 1;
+                    while *guard % 4 != 0 {
+                        guard = shared.1.wait(guard);
+                    }
+                    drop(guard);
+                    shared.1.wake_all();
+                })
+            });
+            bh.schedule();
+            for task in tasks {
+                task.join().unwrap();
+            }
+            bh.schedule_idle();
+            bh.schedule();
+            ctx.poll(false);
+        });
+    });
+}

@@ -1,0 +1,41 @@
+//! Stacks are used again. Alone in its program: it counts the mappings of the whole process.
+
+mod common;
+
+use std::fs;
+
+use common::scaled;
+use coralio_runtime::{AioContext, Coroutine, spawn, yield_now};
+
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+}
+
+#[test]
+fn a_million_coroutines_one_after_the_other() {
+    // C10: a million coroutines in sequence use the same few stacks: no mapping is added, joined or detached or panicked
+    AioContext::run(|ctx| {
+        let one = |n: usize| {
+            let task = spawn(move || {
+                if n.is_multiple_of(8) {
+                    yield_now();
+                }
+                n
+            });
+            if n.is_multiple_of(3) {
+                drop(task);
+                ctx.poll(false);
+            } else {
+                assert_eq!(task.join().unwrap(), n);
+            }
+        };
+        (0..1000).for_each(one);
+        let before = mappings();
+        (0..scaled(1_000_000)).for_each(one);
+        for _ in 0..scaled(1000) {
+            let co = Coroutine::new(|| std::panic::resume_unwind(Box::new(())));
+            common::panic_of(|| co.enter());
+        }
+        assert!(mappings() <= before, "{} mappings, {before} before", mappings());
+    });
+}

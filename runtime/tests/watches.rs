@@ -1,0 +1,380 @@
+//! Watches: handlers of descriptors that are ready; removed, changed and polling within themselves.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+
+use common::{Log, panic_of};
+use coralio_runtime::{AioContext, BottomHalf, Coroutine, Interest, Watch, suspend};
+
+/// Both ends, blocking: a handler that reads though there is nothing would hang.
+fn pair() -> (Arc<UnixStream>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Arc::new(ours), theirs)
+}
+
+fn read_byte(mut from: &UnixStream) -> u8 {
+    let mut byte = [0];
+    from.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+type Slot = Arc<Mutex<Option<Watch>>>;
+
+#[test]
+fn a_handler_is_called_while_its_fd_is_ready() {
+    // X4: a read handler is called while there is something to read, and not once more
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let log = log.clone();
+            move |ready| {
+                assert!(ready.readable && !ready.writable);
+                log.add(read_byte(&ours));
+            }
+        });
+        assert!(!ctx.poll(false));
+        theirs.write_all(&[1, 2]).unwrap();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "1");
+        assert!(ctx.poll(true));
+        assert_eq!(log.take(), "2");
+        assert!(!ctx.poll(false));
+        // Woken out of its sleep: once for one byte.
+        let sender = thread::spawn(move || {
+            theirs.write_all(&[3]).unwrap();
+            theirs
+        });
+        while !ctx.poll(true) {}
+        assert_eq!(log.take(), "3");
+        drop(sender.join().unwrap());
+    });
+}
+
+#[test]
+fn interest_is_changed_at_any_time() {
+    // X4: interest is changed at any time, within the handler too: write, read, both, none
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let slot = Slot::default();
+        let watch = ctx.watch(Arc::clone(&ours), Interest::Write, {
+            let (log, slot, ours) = (log.clone(), Arc::clone(&slot), Arc::clone(&ours));
+            move |ready| {
+                log.add(format_args!("r{}w{}", u8::from(ready.readable), u8::from(ready.writable)));
+                let watch = slot.lock().unwrap();
+                if ready.readable {
+                    read_byte(&ours);
+                    watch.as_ref().unwrap().set_interest(Interest::None).unwrap();
+                } else {
+                    watch.as_ref().unwrap().set_interest(Interest::Read).unwrap();
+                }
+            }
+        });
+        slot.lock().unwrap().replace(watch.unwrap());
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "r0w1");
+        assert!(!ctx.poll(false));
+        theirs.write_all(&[1, 2]).unwrap();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "r1w0");
+        assert!(!ctx.poll(false), "a byte is there, and nobody is interested");
+        slot.lock().unwrap().as_ref().unwrap().set_interest(Interest::Both).unwrap();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "r1w1");
+        slot.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn removed_within_its_handler() {
+    // X4: a removed handler is never called again; its closure is dropped as soon as no frame runs it
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let slot = Slot::default();
+        let watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let (log, drops, slot) = (log.clone(), log.on_drop("dropped"), Arc::clone(&slot));
+            move |_| {
+                let _ = &drops;
+                drop(slot.lock().unwrap().take().unwrap());
+                log.add("still-running");
+            }
+        });
+        slot.lock().unwrap().replace(watch.unwrap());
+        theirs.write_all(&[1]).unwrap();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "still-running dropped");
+        assert!(!ctx.poll(false), "the byte is still there");
+        assert_eq!(Arc::strong_count(&ours), 1, "the watch has let go of the descriptor");
+        // The descriptor can be watched again, by another watch under the same key.
+        let again = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let log = log.clone();
+            move |_| log.add(read_byte(&ours))
+        });
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "1");
+        drop(again);
+    });
+}
+
+#[test]
+fn removed_by_another_handler_of_the_same_round() {
+    // X4: one that was reported with others, and removed by the first of them, is not called any more
+    AioContext::run(|ctx| {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let watches = Arc::new(Mutex::new(Vec::<Watch>::new()));
+        let mut ends = Vec::new();
+        for _ in 0..3 {
+            let (ours, mut theirs) = pair();
+            theirs.write_all(&[1]).unwrap();
+            let watch = ctx.watch(ours, Interest::Read, {
+                let (calls, watches) = (Arc::clone(&calls), Arc::clone(&watches));
+                move |_| {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    let all = std::mem::take(&mut *watches.lock().unwrap());
+                    drop(all);
+                }
+            });
+            watches.lock().unwrap().push(watch.unwrap());
+            ends.push(theirs);
+        }
+        assert!(ctx.poll(false));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn a_handler_that_polls_is_not_entered_again() {
+    // X4: a handler that polls is not entered again by that poll, which sleeps though the fd is still ready
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let (ask, asked) = mpsc::channel::<()>();
+        let helper = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                asked.recv().unwrap();
+                ctx.schedule_oneshot(|| {});
+            }
+        });
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let (log, ctx) = (log.clone(), ctx.clone());
+            move |_| {
+                log.add("(");
+                assert!(!ctx.poll(false));
+                ask.send(()).unwrap();
+                // Nothing but the one-shot can end this; the byte that nobody has read must not.
+                assert!(ctx.poll(true));
+                log.add(read_byte(&ours));
+                log.add(")");
+            }
+        });
+        theirs.write_all(&[7]).unwrap();
+        assert!(ctx.poll(true));
+        assert_eq!(log.take(), "( 7 )");
+        helper.join().unwrap();
+        theirs.write_all(&[8]).unwrap();
+        // It is watched again afterwards; this time nobody answers `ask`.
+        let said = panic_of(|| ctx.poll(true));
+        assert!(said.contains("SendError"), "{said}");
+    });
+}
+
+#[test]
+fn a_handler_that_polls_on_a_closed_fd_sleeps_too() {
+    // X4: nor does a hang-up, which cannot be masked by interest, keep a poll within the handler from sleeping
+    AioContext::run(|ctx| {
+        let (ours, theirs) = pair();
+        let (ask, asked) = mpsc::channel::<()>();
+        let helper = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                asked.recv().unwrap();
+                ctx.schedule_oneshot(|| {});
+            }
+        });
+        let slot = Slot::default();
+        let watch = ctx.watch(ours, Interest::Read, {
+            let (ctx, slot) = (ctx.clone(), Arc::clone(&slot));
+            move |ready| {
+                assert!(ready.readable);
+                ask.send(()).unwrap();
+                assert!(ctx.poll(true), "it ran the one-shot before it returned");
+                slot.lock().unwrap().take();
+            }
+        });
+        slot.lock().unwrap().replace(watch.unwrap());
+        drop(theirs);
+        assert!(ctx.poll(true));
+        helper.join().unwrap();
+        assert!(slot.lock().unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_nested_poll_serves_the_others_once() {
+    // X2: fds that the outer round had reported are served by a nested poll once, not again by the outer round
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let mut ends = Vec::new();
+        let mut watches = Vec::new();
+        for _ in 0..4 {
+            let (ours, mut theirs) = pair();
+            theirs.write_all(&[1]).unwrap();
+            ends.push(theirs);
+            let (log, ctx_in) = (log.clone(), ctx.clone());
+            watches.push(ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
+                log.add(read_byte(&ours));
+                ctx_in.poll(false);
+                log.add(".");
+            }));
+        }
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "1 1 1 1 . . . .");
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn bottom_halves_do_not_starve_a_ready_fd() {
+    // X4: a ready fd is served though a bottom half reschedules itself for ever, also by non-blocking polls alone
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let slot = Arc::new(Mutex::new(None::<BottomHalf>));
+        let busy = ctx.bottom_half({
+            let slot = Arc::clone(&slot);
+            move || slot.lock().unwrap().as_ref().unwrap().schedule()
+        });
+        busy.schedule();
+        slot.lock().unwrap().replace(busy);
+        let served = Arc::new(AtomicBool::new(false));
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let served = Arc::clone(&served);
+            move |_| {
+                read_byte(&ours);
+                served.store(true, Ordering::Relaxed);
+            }
+        });
+        for blocking in [false, true, false] {
+            theirs.write_all(&[1]).unwrap();
+            let mut polls = 0;
+            while !served.swap(false, Ordering::Relaxed) {
+                assert!(ctx.poll(blocking));
+                polls += 1;
+                assert!(polls <= 16, "starved for {polls} polls");
+            }
+        }
+        slot.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn a_handler_wakes_a_coroutine() {
+    // W1: a coroutine woken by an fd handler at home is entered there and then
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let co = Coroutine::new({
+            let log = log.clone();
+            move || {
+                suspend();
+                log.add("coroutine");
+            }
+        });
+        co.enter();
+        let waker = co.waker();
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let log = log.clone();
+            move |_| {
+                read_byte(&ours);
+                waker.wake();
+                log.add("handler");
+            }
+        });
+        theirs.write_all(&[1]).unwrap();
+        assert!(ctx.poll(true));
+        assert_eq!(log.take(), "coroutine handler");
+    });
+}
+
+#[test]
+fn a_panic_in_a_handler_leaves_the_watch_right() {
+    // C8: a panic in an fd handler comes out of poll; the watch stays, and others reported with it are served
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (first, mut to_first) = pair();
+        let (second, mut to_second) = pair();
+        let _bad = ctx.watch(Arc::clone(&first), Interest::Read, move |_| {
+            panic!("read {}", read_byte(&first));
+        });
+        let _good = ctx.watch(Arc::clone(&second), Interest::Read, {
+            let log = log.clone();
+            move |_| log.add(read_byte(&second))
+        });
+        for round in 1..=3 {
+            to_first.write_all(&[round]).unwrap();
+            to_second.write_all(&[10 * round]).unwrap();
+            assert_eq!(panic_of(|| ctx.poll(false)), format!("read {round}"));
+            while ctx.poll(false) {}
+            assert_eq!(log.take(), (10 * round).to_string());
+        }
+    });
+}
+
+#[test]
+fn a_foreign_poll_serves_watches_once() {
+    // X8: a foreign poll serves a ready fd, while the loop sleeps on the same fd; only one of them reads the byte
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let (total, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let count = common::scaled(2000);
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
+            let total = Arc::clone(&total);
+            move |_| {
+                read_byte(&ours); // would block for ever if the other thread had served it before
+                total.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for sent in 0..count {
+                    theirs.write_all(&[1]).unwrap();
+                    while total.load(Ordering::Relaxed) == sent {
+                        ctx.poll(false);
+                        thread::yield_now();
+                    }
+                }
+                stop.store(true, Ordering::Relaxed);
+                ctx.schedule_oneshot(|| {});
+            });
+            while !stop.load(Ordering::Relaxed) {
+                ctx.poll(true);
+            }
+        });
+        assert_eq!(total.load(Ordering::Relaxed), count);
+    });
+}
+
+#[test]
+fn errors_teach() {
+    // X4: a descriptor that cannot be watched, or is watched already, is an error with the remedy
+    AioContext::run(|ctx| {
+        let (ours, _theirs) = pair();
+        let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap();
+        let twice = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap_err();
+        assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
+        assert!(twice.to_string().contains("change that watch's interest"), "{twice}");
+        let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let refused = ctx.watch(regular, Interest::Read, |_| {}).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+        assert!(refused.to_string().contains("regular files"), "{refused}");
+        assert!(!ctx.poll(false));
+    });
+}
