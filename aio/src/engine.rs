@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Coroutine, Source, suspend_until};
+use coralio_runtime::{AioContext, Source};
 
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, Policy};
@@ -130,7 +130,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// The kernel's `errno`; or that the engine's context is not this thread's.
+    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's.
     ///
     /// # Panics
     ///
@@ -144,29 +144,36 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// # Safety
     ///
     /// The memory that `operation` names is valid, and for reads not aliased, until this returns or unwinds.
+    #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
-        if !self.context.is_home() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the file belongs to a context that has ended or is another thread's; open it in the one that uses it",
-            ));
-        }
-        let Some(current) = Coroutine::current() else {
-            panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
-        };
-        let slot = self.requests.allocate(current.token());
-        let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(self.kernel.prepare(operation, slot.key().to_bits()));
-        if !gathers {
-            self.submit();
-        }
-        // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        suspend_until(|| slot.result().is_some());
-        // Where nothing can be suspended, this waits in place.
-        drop(request);
-        let result = slot.result().expect("a request that is not in flight has a result");
-        self.requests.free(slot);
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.perform(operation) };
         if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
+    }
+
+    /// As `transfer`; an error is a negative `errno`.
+    ///
+    /// # Safety
+    ///
+    /// As `transfer`.
+    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+        let performed = self.context.at_home(|here| {
+            let Some(current) = here.current() else { outside_a_coroutine() };
+            let slot = self.requests.allocate(current);
+            let request = InFlight { engine: self, slot };
+            let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
+            if !gathers {
+                self.submit();
+            }
+            // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+            here.suspend_until(|| slot.result().is_some());
+            // Where nothing can be suspended, this waits in place.
+            drop(request);
+            let result = slot.result().expect("a request that is not in flight has a result");
+            self.requests.free(slot);
+            result
+        });
+        performed.unwrap_or(-i64::from(libc::ENOTCONN))
     }
 
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
@@ -228,6 +235,11 @@ impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
             self.engine.wait_in_place(self.slot);
         }
     }
+}
+
+#[cold]
+fn outside_a_coroutine() -> ! {
+    panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
 }
 
 /// How the loop drives the engine.

@@ -29,8 +29,8 @@ impl Error for Failed {
 
 /// Adds what was done, the likely cause and the remedy to what the kernel said.
 #[cold]
-pub(crate) fn explain(cause: io::Error, operation: &Operation, alignment: Alignment) -> io::Error {
-    let Some(errno) = cause.raw_os_error() else { return cause };
+pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -> io::Error {
+    let cause = io::Error::from_raw_os_error(errno);
     let Operation { opcode, fd, addr, len, offset } = *operation;
     let what = match opcode {
         Opcode::Read => format!("reading {len} bytes at {offset}"),
@@ -56,6 +56,9 @@ pub(crate) fn explain(cause: io::Error, operation: &Operation, alignment: Alignm
         libc::EDQUOT => "; the disk quota is used up".into(),
         libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's".into(),
         libc::EIO => "; the device failed: see the kernel's log".into(),
+        libc::ENOTCONN => "; the file belongs to a context that has ended, or is another thread's: open it in the one \
+             that uses it"
+            .into(),
         libc::EOPNOTSUPP => "; the file system does not support this".into(),
         _ => String::new(),
     };

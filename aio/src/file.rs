@@ -331,7 +331,7 @@ impl File {
     /// May yield.
     pub fn sync_data(&self) -> io::Result<()> {
         // SAFETY: a sync names no memory.
-        unsafe { self.transfer(Opcode::SyncData, 0, 0, 0) }.map(drop)
+        unsafe { self.request(&self.fd, sync(Opcode::SyncData), Alignment::ANY) }.map(drop)
     }
 
     /// Returns when what was written, and all metadata, is on the medium.
@@ -349,7 +349,7 @@ impl File {
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
         // SAFETY: a sync names no memory.
-        unsafe { self.transfer(Opcode::SyncAll, 0, 0, 0) }.map(drop)
+        unsafe { self.request(&self.fd, sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
     }
 
     /// Length in bytes, of a block device too.
@@ -403,36 +403,41 @@ impl File {
         self.alignment
     }
 
-    /// One request, on the descriptor that suits its alignment.
+    /// One request on `fd`; what direct I/O on it wants is for the message only.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline]
-    unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: u64, offset: u64) -> io::Result<usize> {
-        let fd = self.fd.as_raw_fd();
-        let operation = Operation { opcode, fd, addr, len, offset };
+    unsafe fn request(&self, fd: &OwnedFd, operation: Operation, alignment: Alignment) -> io::Result<usize> {
+        let operation = Operation { fd: fd.as_raw_fd(), ..operation };
         // SAFETY: the caller's promise.
-        unsafe { self.engine.transfer(&operation) }.map_err(|error| explain(error, &operation, self.alignment))
+        let result = unsafe { self.engine.perform(&operation) };
+        if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
     }
 
-    /// As `transfer`, through the page cache if the request is not aligned for direct I/O.
+    /// One request, through the page cache if it is not aligned for direct I/O.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline]
-    unsafe fn transfer_suitably(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
-        let Alignment { memory, offset: block } = self.alignment;
-        let aligned = addr & (memory as u64 - 1) == 0 && (offset | len as u64) & (block as u64 - 1) == 0;
-        if aligned || !self.may_cache {
+    unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
+        let operation = Operation { opcode, fd: -1, addr, len: len as u64, offset };
+        if self.is_aligned(addr, offset | len as u64) || !self.may_cache {
             // SAFETY: the caller's promise.
-            return unsafe { self.transfer(opcode, addr, len as u64, offset) };
+            unsafe { self.request(&self.fd, operation, self.alignment) }
+        } else {
+            // SAFETY: the caller's promise.
+            unsafe { self.request(self.cached()?, operation, Alignment::ANY) }
         }
-        let fd = self.cached()?.as_raw_fd();
-        let operation = Operation { opcode, fd, addr, len: len as u64, offset };
-        // SAFETY: the caller's promise.
-        unsafe { self.engine.transfer(&operation) }.map_err(|error| explain(error, &operation, Alignment::ANY))
+    }
+
+    /// Whether direct I/O takes a buffer at `addr`, and an offset or length (or several, or-ed).
+    #[inline]
+    fn is_aligned(&self, addr: u64, offsets: u64) -> bool {
+        let Alignment { memory, offset } = self.alignment;
+        addr & (memory as u64 - 1) == 0 && offsets & (offset as u64 - 1) == 0
     }
 
     /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
@@ -446,7 +451,7 @@ impl File {
             return Ok(0);
         }
         // SAFETY: the caller's promise.
-        let done = unsafe { self.transfer_suitably(opcode, addr, len, offset) }?;
+        let done = unsafe { self.transfer(opcode, addr, len, offset) }?;
         if done == len {
             return Ok(len);
         }
@@ -474,7 +479,7 @@ impl File {
             }
             let at = done as u64;
             // SAFETY: the caller's promise, for a part of the same memory.
-            last = unsafe { self.transfer_suitably(opcode, addr + at, len - done, offset + at) }?;
+            last = unsafe { self.transfer(opcode, addr + at, len - done, offset + at) }?;
             done += last;
         }
         match opcode {
@@ -502,9 +507,7 @@ impl File {
         for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
             let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
             let at = offset + total as u64;
-            let Alignment { memory, offset: block } = self.alignment;
-            let aligned = batch.iter().all(|&(addr, len)| addr & (memory as u64 - 1) == 0 && len & (block - 1) == 0)
-                && at & (block as u64 - 1) == 0;
+            let aligned = batch.iter().all(|&(addr, len)| self.is_aligned(addr, at | len as u64));
             let mut done = 0;
             if wanted > 0 && (aligned || !self.may_cache) {
                 let iovecs: Vec<_> = batch
@@ -512,7 +515,7 @@ impl File {
                     .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
                     .collect();
                 // SAFETY: the caller's promise; the array outlives the call.
-                done = unsafe { self.transfer(vectored, iovecs.as_ptr() as u64, iovecs.len() as u64, at) }?;
+                done = unsafe { self.request(&self.fd, vectors_of(vectored, &iovecs, at), self.alignment) }?;
             }
             for &(addr, len) in batch {
                 let skip = done.min(len);
@@ -559,6 +562,14 @@ impl File {
         }
         Ok(self.cached.get().expect("set above"))
     }
+}
+
+fn sync(opcode: Opcode) -> Operation {
+    Operation { opcode, fd: -1, addr: 0, len: 0, offset: 0 }
+}
+
+fn vectors_of(opcode: Opcode, iovecs: &[libc::iovec], offset: u64) -> Operation {
+    Operation { opcode, fd: -1, addr: iovecs.as_ptr() as u64, len: iovecs.len() as u64, offset }
 }
 
 /// What the file system says that direct I/O wants (`statx`, Linux 6.1).

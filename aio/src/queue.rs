@@ -8,19 +8,24 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use coralio_runtime::ContextGuard;
+use coralio_runtime::{AtHome, ContextGuard};
 
 use crate::engine::{Engine, add};
 use crate::kernel::Kernel;
 use crate::policy::Policy;
 
 /// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
-pub(crate) struct Pending<E>(UnsafeCell<VecDeque<E>>);
+pub(crate) struct Pending<E>(UnsafeCell<Line<E>>);
+
+/// A queue that lies in one piece, as the kernel wants it: entries are put on at the end, and those before `start` are gone.
+struct Line<E> {
+    entries: Vec<E>,
+    start: usize,
+}
 
 // SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of the one context that the
 // engine belongs to, and none of them runs foreign code, so each access is alone.
@@ -28,58 +33,75 @@ unsafe impl<E: Send> Sync for Pending<E> {}
 
 impl<E> Pending<E> {
     pub(crate) fn new() -> Pending<E> {
-        Pending(UnsafeCell::new(VecDeque::new()))
+        Pending(UnsafeCell::new(Line { entries: Vec::new(), start: 0 }))
     }
 
     #[inline]
-    pub(crate) fn len(&self, _lock: &ContextGuard<'_>) -> usize {
+    #[allow(clippy::mut_from_ref)]
+    fn line(&self, _lock: &ContextGuard<'_>) -> &mut Line<E> {
         // SAFETY: *under the context's lock*.
-        unsafe { (*self.0.get()).len() }
+        unsafe { &mut *self.0.get() }
     }
 
     #[inline]
-    fn push(&self, _lock: &ContextGuard<'_>, entry: E) {
-        // SAFETY: *under the context's lock*.
-        unsafe { (*self.0.get()).push_back(entry) }
+    pub(crate) fn len(&self, lock: &ContextGuard<'_>) -> usize {
+        let line = self.line(lock);
+        line.entries.len() - line.start
     }
 
-    fn pop(&self, _lock: &ContextGuard<'_>) -> Option<E> {
-        // SAFETY: *under the context's lock*.
-        unsafe { (*self.0.get()).pop_front() }
+    #[inline]
+    fn push(&self, lock: &ContextGuard<'_>, entry: E) {
+        self.line(lock).entries.push(entry);
     }
 
-    /// Offers the first `most` to `submit`, and takes off as many as it took.
+    /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes off as many as it took.
     #[inline]
     fn offer(
         &self,
-        _lock: &ContextGuard<'_>,
+        lock: &ContextGuard<'_>,
         most: usize,
         submit: impl FnOnce(&mut [E]) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        // SAFETY: *under the context's lock*; `submit` is the kernel's, which runs no foreign code.
-        let queue = unsafe { &mut *self.0.get() };
-        let entries = queue.make_contiguous();
-        let most = most.min(entries.len());
-        let taken = submit(&mut entries[..most])?;
+        let line = self.line(lock);
+        let taken = submit(&mut line.entries[line.start..line.start + most])?;
         assert!(taken <= most, "the kernel took {taken} of {most} requests");
-        if taken == queue.len() {
-            queue.clear();
-        } else {
-            queue.drain(..taken);
-        }
+        line.take_off(taken);
         Ok(taken)
+    }
+
+    /// Takes the first one off, and hands `of` it out.
+    fn take_first<R>(&self, lock: &ContextGuard<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
+        let line = self.line(lock);
+        let first = of(line.entries.get(line.start)?);
+        line.take_off(1);
+        Some(first)
+    }
+}
+
+impl<E> Line<E> {
+    #[inline]
+    fn take_off(&mut self, count: usize) {
+        self.start += count;
+        if self.start == self.entries.len() {
+            self.entries.clear();
+            self.start = 0;
+        } else if self.start > self.entries.len() / 2 {
+            // So each entry is moved once at most.
+            self.entries.drain(..self.start);
+            self.start = 0;
+        }
     }
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Queues a request. Returns whether it may gather with others: somebody is sure to submit.
     #[inline]
-    pub(crate) fn enqueue(&self, entry: K::Entry) -> bool {
-        let guard = self.context.acquire();
+    pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
+        let guard = here.acquire();
         self.pending.push(&guard, entry);
         add(&self.counts.requests, 1);
         let full = self.pending.len(&guard) + self.in_flight.load(Ordering::Relaxed) as usize >= self.depth as usize;
-        let plugged = self.plug_depth.load(Ordering::Relaxed) > 0 || self.context.is_in_round();
+        let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.may_go_at_once())
     }
 
@@ -145,10 +167,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[cold]
     fn fail_first(&self, error: &io::Error) -> bool {
         let guard = self.context.acquire();
-        let Some(entry) = self.pending.pop(&guard) else { return false };
-        let key = self.kernel.key(&entry);
+        let Some(key) = self.pending.take_first(&guard, |entry| self.kernel.key(entry)) else { return false };
+        drop(guard);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
-        self.finish(key, result);
+        self.context
+            .at_home(|here| self.finish(Some(here), key, result))
+            .unwrap_or_else(|| self.finish(None, key, result));
         true
     }
 }

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::Ordering;
 
-use coralio_runtime::Coroutine;
+use coralio_runtime::AtHome;
 
 use crate::engine::{Engine, add};
 use crate::kernel::{Completion, Kernel};
@@ -22,6 +22,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines, on the home thread.
     pub(crate) fn reap(&self) -> bool {
+        self.context.at_home(|here| self.reap_from(Some(here))).unwrap_or_else(|| self.reap_from(None))
+    }
+
+    fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
         let mut progress = false;
         match P::CURSOR {
@@ -29,7 +33,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 while let Some(completion) = self.kernel.peek() {
                     self.count_down();
                     self.kernel.commit();
-                    self.finish(completion.key, completion.result);
+                    self.finish(here, completion.key, completion.result);
                     progress = true;
                 }
             }
@@ -41,7 +45,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 }
                 for Completion { key, result } in batch {
                     self.count_down();
-                    self.finish(key, result);
+                    self.finish(here, key, result);
                     progress = true;
                 }
             }
@@ -69,20 +73,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// # Control
     ///
     /// May enter the coroutine, on the home thread.
-    pub(crate) fn finish(&self, key: u64, result: i64) {
-        let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else {
-            panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
+    #[inline]
+    pub(crate) fn finish(&self, here: Option<AtHome<'_>>, key: u64, result: i64) {
+        let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else { self.stray(key, result) };
+        let Some(here) = here else {
+            // Another thread reaps. Whether the coroutine is entered, its own thread will see.
+            return self.context.schedule(waiter);
         };
         match P::ON_COMPLETION {
             // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
-            OnCompletion::WakeUnlessEntered => self.context.wake_unless_entered(waiter),
+            OnCompletion::WakeUnlessEntered => here.wake_unless_entered(waiter),
             OnCompletion::EnterUnlessCurrent => {
-                let coroutine = self.context.at_home(waiter).expect("a historic policy reaps at home");
-                if Coroutine::current() != Some(coroutine) {
-                    coroutine.enter();
+                if here.current() != Some(waiter) {
+                    here.coroutine(waiter).expect("it waits").enter();
                 }
             }
-            OnCompletion::Enter => self.context.at_home(waiter).expect("a historic policy reaps at home").enter(),
+            OnCompletion::Enter => here.coroutine(waiter).expect("it waits").enter(),
         }
+    }
+
+    #[cold]
+    fn stray(&self, key: u64, result: i64) -> ! {
+        panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
     }
 }

@@ -26,7 +26,7 @@ const PENDING: i64 = i64::MIN;
 /// End of the free list.
 const NONE: u32 = u32::MAX;
 /// Slots in the first chunk; each later chunk has twice as many as the one before.
-const FIRST: u32 = 64;
+const FIRST: u32 = 256;
 
 /// Which request: what the kernel carries from submission to completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,28 @@ unsafe impl Sync for Slot {}
 // SAFETY: a Token may be sent.
 unsafe impl Send for Slot {}
 
-#[derive(Default)]
 pub(crate) struct Requests {
+    /// The first chunk, at hand: most engines need no other.
+    first: Box<[Slot]>,
     chunks: [OnceLock<Box<[Slot]>>; 24],
     /// First free slot; the home thread's alone.
     free: AtomicU32,
     /// Slots made so far; the home thread's alone.
     made: AtomicU32,
+}
+
+/// `len` free slots from index `start` on, linked to a free list.
+fn fresh(start: u32, len: u32) -> Box<[Slot]> {
+    let end = start + len;
+    let slot = |index| Slot {
+        index,
+        generation: AtomicU32::new(0),
+        next_free: AtomicU32::new(if index + 1 == end { NONE } else { index + 1 }),
+        result: AtomicI64::new(0),
+        claimed: AtomicBool::new(true),
+        waiter: UnsafeCell::new(MaybeUninit::uninit()),
+    };
+    (start..end).map(slot).collect()
 }
 
 /// A completion that belongs to no waiting request.
@@ -79,10 +94,20 @@ pub(crate) struct Stray;
 
 impl Requests {
     pub(crate) fn new() -> Requests {
-        Requests { free: AtomicU32::new(NONE), ..Requests::default() }
+        Requests {
+            first: fresh(0, FIRST),
+            chunks: Default::default(),
+            free: AtomicU32::new(0),
+            made: AtomicU32::new(FIRST),
+        }
     }
 
+    #[inline]
     fn slot(&self, index: u32) -> Option<&Slot> {
+        if index < FIRST { self.first.get(index as usize) } else { self.later_slot(index) }
+    }
+
+    fn later_slot(&self, index: u32) -> Option<&Slot> {
         // Chunk k starts at FIRST * (2^k - 1).
         let chunk = (index / FIRST + 1).ilog2();
         let start = FIRST * ((1 << chunk) - 1);
@@ -111,16 +136,8 @@ impl Requests {
         let start = self.made.load(Ordering::Relaxed);
         let chunk = (start / FIRST + 1).ilog2();
         let len = FIRST << chunk;
-        let slots = (start..start + len).map(|index| Slot {
-            index,
-            generation: AtomicU32::new(0),
-            next_free: AtomicU32::new(if index + 1 == start + len { NONE } else { index + 1 }),
-            result: AtomicI64::new(0),
-            claimed: AtomicBool::new(true),
-            waiter: UnsafeCell::new(MaybeUninit::uninit()),
-        });
-        let fresh = self.chunks[chunk as usize].set(slots.collect());
-        assert!(fresh.is_ok(), "a chunk is made once");
+        let news = self.chunks[chunk as usize].set(fresh(start, len));
+        assert!(news.is_ok(), "a chunk is made once");
         self.made.store(start + len, Ordering::Relaxed);
         self.free.store(start, Ordering::Relaxed);
         start

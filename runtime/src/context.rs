@@ -36,7 +36,7 @@ pub(crate) mod source;
 pub(crate) mod wake;
 
 use shared::Shared;
-pub use source::Source;
+pub use source::{AtHome, Source};
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
 ///
@@ -301,44 +301,26 @@ impl AioContext {
         }
     }
 
-    /// Whether the loop is in a round on this thread, so that [`Source::flush`] is sure to come. For authors of engines.
+    /// Runs `f` with what an engine may do on the context's home thread; or returns `None`, on another one. For authors of
+    /// engines.
+    ///
+    /// # Control
+    ///
+    /// As `f` does.
+    #[inline]
+    pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
+        Some(f(AtHome::new(self.shared.home()?)))
+    }
+
+    /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken
+    /// twice, it runs once; if it has ended, nothing happens. For authors of engines.
     ///
     /// # Control
     ///
     /// Never switches.
-    #[inline]
-    pub fn is_in_round(&self) -> bool {
-        self.shared.home().is_some_and(Home::is_in_round)
-    }
-
-    /// The coroutine behind `token`, if it lives and this is its thread. For authors of engines.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
-    #[inline]
-    pub fn at_home(&self, token: Token) -> Option<Coroutine> {
-        (self.is_home() && token.lives_in(self)).then(|| token.coroutine())
-    }
-
-    /// Tells the coroutine behind `token`, one of this context's, that what it waits for is there. On its own thread it is
-    /// woken, unless it is entered: then it looks before it suspends. From another thread it is scheduled, and looks then.
-    /// If it has ended, nothing happens. For authors of engines.
-    ///
-    /// # Panics
-    ///
-    /// With its panic, if it is entered and panics.
-    ///
-    /// # Control
-    ///
-    /// May enter it.
-    #[inline]
     #[track_caller]
-    pub fn wake_unless_entered(&self, token: Token) {
-        match self.shared.home() {
-            Some(home) => home.wake_unless_entered(token.id()),
-            None => token.schedule(&self.shared),
-        }
+    pub fn schedule(&self, token: Token) {
+        token.schedule(&self.shared);
     }
 }
 

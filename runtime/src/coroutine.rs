@@ -12,7 +12,6 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::context::AioContext;
 use crate::context::shared::Shared;
 use crate::home::Home;
 
@@ -20,7 +19,7 @@ pub(crate) mod control;
 pub(crate) mod stack;
 pub(crate) mod ticket;
 
-use control::{CoroutineId, State};
+use control::{Control, CoroutineId, State};
 use ticket::Claim;
 
 /// Makes coroutines that have a name, or a stack of a size of their own.
@@ -361,7 +360,7 @@ impl fmt::Debug for Waker {
 }
 
 /// A coroutine as an I/O engine keeps it with a request: plain data, for any thread. What can be done with it, its
-/// context does: [`AioContext::at_home`](crate::AioContext::at_home), [`AioContext::schedule`](crate::AioContext::schedule).
+/// context does: [`AtHome`](crate::AtHome) and [`AioContext::schedule`](crate::AioContext::schedule).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     id: CoroutineId,
@@ -369,13 +368,19 @@ pub struct Token {
 
 impl Token {
     #[inline]
-    pub(crate) fn lives_in(self, context: &AioContext) -> bool {
-        self.id.block.context() == context.shared.id() && self.id.is_live()
+    pub(crate) fn of(block: &'static Control) -> Token {
+        Token { id: block.id() }
     }
 
     #[inline]
-    pub(crate) fn id(self) -> CoroutineId {
-        self.id
+    pub(crate) fn block(self) -> &'static Control {
+        self.id.block
+    }
+
+    /// Whether it is of that context, and has not ended.
+    #[inline]
+    pub(crate) fn lives_in(self, shared: &Shared) -> bool {
+        self.id.block.context() == shared.id() && self.id.is_live()
     }
 
     #[inline]
@@ -385,9 +390,7 @@ impl Token {
 
     #[track_caller]
     pub(crate) fn schedule(self, shared: &Shared) {
-        // Of another context, it would be put on a list that is not its own. It is an engine's mistake, and a wake lost.
-        debug_assert!(!self.id.is_live() || self.id.block.context() == shared.id());
-        if self.id.block.context() == shared.id() {
+        if self.lives_in(shared) {
             // It is on the list already: one wake does for both.
             let _ = schedule(shared, self.id);
         }
@@ -431,28 +434,6 @@ fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleError> {
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
     Home::expect("yield outside a coroutine: it was called").suspend();
-}
-
-/// Suspends the coroutine until `is_there` says true. It looks first, and again whenever the coroutine is resumed.
-///
-/// Where the coroutine cannot be suspended, since its stack unwinds, it returns though `is_there` is false.
-///
-/// # Panics
-///
-/// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
-///
-/// # Control
-///
-/// May yield, as [`suspend`].
-#[inline]
-#[track_caller]
-pub fn suspend_until(is_there: impl Fn() -> bool) {
-    if !is_there() {
-        let home = Home::expect("yield outside a coroutine: it was called");
-        while !is_there() && home.can_suspend() {
-            home.suspend();
-        }
-    }
 }
 
 /// Gives way: everything else that is ready runs first, then the loop comes back to this coroutine.

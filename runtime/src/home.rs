@@ -83,8 +83,6 @@ pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     /// The I/O source of this context, if it has one.
     pub(crate) source: OnceCell<Arc<dyn Source>>,
-    /// How often this thread has acquired the context's lock.
-    pub(crate) lock_depth: Cell<u32>,
     /// Rounds of the loop that have not ended, nested ones included.
     rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
@@ -112,7 +110,6 @@ impl Home {
         let home = Home {
             shared,
             source: OnceCell::new(),
-            lock_depth: Cell::new(0),
             rounds: Cell::new(0),
             top: Cell::new(ptr::null()),
             ready: ControlList::new(),
@@ -305,7 +302,7 @@ impl Home {
         let mut next = Some(first);
         while let Some(block) = next {
             frame.running.set(Some(block));
-            frame.lock_depth.set(self.lock_depth.get());
+            frame.lock_depth.set(self.shared.lock.depth());
             if let Some(payload) = self.resume(block, Resume::Go) {
                 resume_unwind(payload);
             }
@@ -407,13 +404,9 @@ impl Home {
     /// May enter it.
     #[inline]
     #[track_caller]
-    pub(crate) fn wake_unless_entered(&self, id: CoroutineId) {
-        if id.block.context() == self.shared.id()
-            && id.is_live()
-            && self.own(id.block).state.get() == State::Suspended
-            && !self.ending.get()
-        {
-            self.wake_suspended(id.block);
+    pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
+        if self.own(block).state.get() == State::Suspended && !self.ending.get() {
+            self.wake_suspended(block);
         }
     }
 
@@ -446,33 +439,42 @@ impl Home {
         self.running().is_some_and(|block| !self.own(block).unwinding.get()) && !thread::panicking()
     }
 
-    /// The one place where a coroutine's stack is left.
+    /// As `suspend_if_possible`, where there is no other way to wait.
     ///
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
     #[track_caller]
     pub(crate) fn suspend(&self) {
+        if !self.suspend_if_possible() {
+            self.refuse_to_suspend();
+        }
+    }
+
+    /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
+    ///
+    /// # Control
+    ///
+    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn suspend_if_possible(&self) -> bool {
         let Some((frame, block)) = self.frame().and_then(|frame| Some((frame, frame.running.get()?))) else {
             panic!("yield outside a coroutine; only code in a coroutine can be suspended: spawn one")
         };
         let own = self.own(block);
-        if !self.can_suspend() {
-            return self.refuse_to_suspend(own);
+        if own.unwinding.get() || thread::panicking() {
+            return false;
         }
-        if self.lock_depth.get() > frame.lock_depth.get() {
-            panic!(
-                "coroutine {} yields while it holds the context's lock ({} times); drop the guard first: whoever runs \
-                 next would run under it",
-                own.label(),
-                self.lock_depth.get() - frame.lock_depth.get()
-            );
+        if self.shared.lock.depth() > frame.lock_depth.get() {
+            yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
         own.state.set(State::Suspended);
         if own.woken.take() {
             self.make_ready(block, Location::caller());
         }
         self.switch_out(own);
+        true
     }
 
     /// Back through the loop: everything else that is ready runs first.
@@ -499,7 +501,8 @@ impl Home {
     }
 
     #[cold]
-    fn refuse_to_suspend(&self, own: &Own) {
+    fn refuse_to_suspend(&self) {
+        let own = self.own(self.running().expect("only a coroutine is refused"));
         if own.unwinding.get() && !thread::panicking() {
             // It caught the unwinding and went on. So it is told again; but not for ever.
             let swallowed = own.swallowed.get() + 1;
@@ -644,7 +647,7 @@ impl Home {
             parent: self.top.get(),
             running: Cell::new(Some(block)),
             woken: ControlList::new(),
-            lock_depth: Cell::new(self.lock_depth.get()),
+            lock_depth: Cell::new(self.shared.lock.depth()),
         };
         let _leave = frame.push(self);
         // From the first: one that was never entered drops what it caught, and may not wait in that either.
@@ -705,6 +708,16 @@ impl fmt::Display for Chain<'_> {
         }
         Ok(())
     }
+}
+
+#[cold]
+#[track_caller]
+fn yields_with_lock(own: &Own, guards: u32) -> ! {
+    panic!(
+        "coroutine {} yields while it holds the context's lock ({guards} times); drop the guard first: whoever runs next \
+         would run under it",
+        own.label()
+    )
 }
 
 /// Says why, and ends the process: for states in which going on would be undefined.

@@ -111,8 +111,10 @@ impl Ring {
         if head == self.header().tail.load(Ordering::Acquire) {
             return None;
         }
-        // SAFETY: the head is below `nr`, and the event there is complete, since the tail is beyond it.
-        Some(unsafe { self.events.add((head % self.nr) as usize).read() })
+        // Whoever has written the head has kept it below `nr`; a ring that was tampered with must not be followed.
+        assert!(head < self.nr);
+        // SAFETY: `head` is in range, and the event there is complete, since the tail is beyond it.
+        Some(unsafe { self.events.add(head as usize).read() })
     }
 
     #[inline]
@@ -216,7 +218,7 @@ impl Inner {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn pass(&self) {
         match &self.ring {
             Some(ring) => ring.commit(),

@@ -1,12 +1,14 @@
 //! The context's lock: recursive, held by the loop while it dispatches and given up whole while it sleeps (rule X8).
 //!
-//! The home thread counts how often it holds it. By that a coroutine that yields with the lock is found out where it
-//! happens, and a nested poll knows how often to let go before it sleeps.
+//! The home thread takes the mutex when its first guard is made, and releases it when the last is dropped, in whichever
+//! order; between the two a guard is a count. The loop holds one while it dispatches, so what coroutines do under the lock
+//! costs next to nothing. By the same count a coroutine that yields with the lock is found out where it happens.
 
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
 use std::mem;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
@@ -16,7 +18,24 @@ use super::AioContext;
 use super::shared::Shared;
 
 #[derive(Default)]
-pub(crate) struct ContextLock(ReentrantMutex<()>);
+pub(crate) struct ContextLock {
+    mutex: ReentrantMutex<()>,
+    /// Guards that the home thread has. Read and written by that thread alone, by plain loads and stores.
+    home_guards: AtomicU32,
+}
+
+impl ContextLock {
+    /// How many guards the home thread has. On the home thread.
+    #[inline]
+    pub(crate) fn depth(&self) -> u32 {
+        self.home_guards.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn set_depth(&self, depth: u32) {
+        self.home_guards.store(depth, Ordering::Relaxed);
+    }
+}
 
 /// The context's lock, held. Dropping it releases it once.
 ///
@@ -24,15 +43,23 @@ pub(crate) struct ContextLock(ReentrantMutex<()>);
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ContextGuard<'a> {
     shared: &'a Shared,
-    _lock: ReentrantMutexGuard<'a, ()>,
+    /// `None`: it was made by the home thread, and is a count.
+    _foreign: Option<ReentrantMutexGuard<'a, ()>>,
     _not_send: PhantomData<*const ()>,
 }
 
 impl Drop for ContextGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
-        // Looked up anew: a guard can outlive the home, if the context was cloned.
-        if let Some(home) = self.shared.home() {
-            home.lock_depth.set(home.lock_depth.get() - 1);
+        if self._foreign.is_none() {
+            let lock = &self.shared.lock;
+            let depth = lock.depth() - 1;
+            lock.set_depth(depth);
+            if depth == 0 {
+                // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not
+                // leave their thread, so this is the thread that locked it.
+                unsafe { lock.mutex.force_unlock() };
+            }
         }
     }
 }
@@ -62,39 +89,52 @@ impl AioContext {
     ///
     /// Never switches.
     pub fn try_acquire(&self) -> Option<ContextGuard<'_>> {
-        self.shared.lock.0.try_lock().map(|lock| self.shared.guard(lock))
+        let lock = self.shared.lock.mutex.try_lock()?;
+        match self.shared.home() {
+            // Locked already; what is left is to count.
+            Some(_) => Some(self.shared.acquire()),
+            None => Some(ContextGuard { shared: &self.shared, _foreign: Some(lock), _not_send: PhantomData }),
+        }
     }
 }
 
 impl Shared {
     #[inline]
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
-        self.guard(self.lock.0.lock())
-    }
-
-    #[inline]
-    fn guard<'a>(&'a self, lock: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
-        if let Some(home) = self.home() {
-            home.lock_depth.set(home.lock_depth.get() + 1);
+        match self.home() {
+            Some(_) => self.acquire_at_home(),
+            None => ContextGuard { shared: self, _foreign: Some(self.lock.mutex.lock()), _not_send: PhantomData },
         }
-        ContextGuard { shared: self, _lock: lock, _not_send: PhantomData }
     }
 
-    /// Runs `f` without the lock, however often this thread holds it, and takes it back as often.
-    pub(crate) fn unlocked<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
+    /// As `acquire`, where the caller knows that this is the home thread.
+    #[inline]
+    pub(crate) fn acquire_at_home(&self) -> ContextGuard<'_> {
+        let depth = self.lock.depth();
+        if depth == 0 {
+            mem::forget(self.lock.mutex.lock());
+        }
+        self.lock.set_depth(depth + 1);
+        ContextGuard { shared: self, _foreign: None, _not_send: PhantomData }
+    }
+
+    /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
+    pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a Shared, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
-                for _ in 0..self.1 {
-                    mem::forget(self.0.lock.0.lock());
+                if self.1 > 0 {
+                    mem::forget(self.0.lock.mutex.lock());
                 }
+                self.0.lock.set_depth(self.1);
             }
         }
-        let depth = home.lock_depth.get();
-        for _ in 0..depth {
-            // SAFETY: this thread holds the lock `depth` times, by guards that are forgotten or further down this very
-            // stack: none of them is used before `Retake` has taken the lock as often again.
-            unsafe { self.lock.0.force_unlock() };
+        let depth = self.lock.depth();
+        self.lock.set_depth(0);
+        if depth > 0 {
+            // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
+            // stack, and are not used before `Retake` has locked it again.
+            unsafe { self.lock.mutex.force_unlock() };
         }
         let _retake = Retake(self, depth);
         f()

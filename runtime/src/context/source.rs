@@ -2,8 +2,14 @@
 
 use std::any::Any;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use crate::coroutine::{Coroutine, Token};
+use crate::home::Home;
+
+use super::lock::ContextGuard;
 
 /// An I/O engine that a context drives. One per context.
 ///
@@ -37,4 +43,104 @@ pub trait Source: Any + Send + Sync {
     ///
     /// What the system says if it cannot sleep.
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
+}
+
+/// What an engine may do on its context's home thread: proof that this is it, looked up once for many steps.
+///
+/// Handed out by [`AioContext::at_home`](super::AioContext::at_home), and good within its closure.
+#[derive(Clone, Copy)]
+pub struct AtHome<'h> {
+    home: &'h Home,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl<'h> AtHome<'h> {
+    #[inline]
+    pub(crate) fn new(home: &'h Home) -> AtHome<'h> {
+        AtHome { home, _not_send: PhantomData }
+    }
+
+    /// The coroutine that runs now, as an engine keeps it; `None` on the thread's own stack and in the loop.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn current(self) -> Option<Token> {
+        self.home.running().map(Token::of)
+    }
+
+    /// The coroutine behind `token`, if it lives.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn coroutine(self, token: Token) -> Option<Coroutine> {
+        token.lives_in(&self.home.shared).then(|| token.coroutine())
+    }
+
+    /// Takes the context's lock, as [`AioContext::acquire`](super::AioContext::acquire).
+    ///
+    /// # Control
+    ///
+    /// Never switches; may block the thread.
+    #[inline]
+    pub fn acquire(self) -> ContextGuard<'h> {
+        self.home.shared.acquire_at_home()
+    }
+
+    /// Whether the loop is in a round, so that [`Source::flush`] is sure to come.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_in_round(self) -> bool {
+        self.home.is_in_round()
+    }
+
+    /// Suspends the running coroutine until `is_there` says true. It looks first, and again whenever the coroutine is
+    /// resumed. Where the coroutine cannot be suspended, since its stack unwinds, it returns though `is_there` is false.
+    ///
+    /// # Panics
+    ///
+    /// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`suspend`](crate::suspend).
+    #[inline]
+    #[track_caller]
+    pub fn suspend_until(self, is_there: impl Fn() -> bool) {
+        while !is_there() {
+            if !self.home.suspend_if_possible() {
+                return;
+            }
+        }
+    }
+
+    /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has
+    /// ended, nothing happens.
+    ///
+    /// # Panics
+    ///
+    /// With its panic, if it is entered and panics.
+    ///
+    /// # Control
+    ///
+    /// May enter it.
+    #[inline]
+    #[track_caller]
+    pub fn wake_unless_entered(self, token: Token) {
+        if token.lives_in(&self.home.shared) {
+            self.home.wake_unless_entered(token.block());
+        }
+    }
+}
+
+impl std::fmt::Debug for AtHome<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AtHome")
+    }
 }

@@ -1,0 +1,59 @@
+//! The command line.
+
+use std::process::exit;
+
+const USAGE: &str = "\
+Usage: cargo bench -p coralio-runtime -- [OPTIONS] [FILTER]
+
+  FILTER      Only cases that have this in their name
+  --rounds N  Rounds to take the medians of [default: 15]
+  --pin CPU   Stay on this CPU
+  --json      Print JSON";
+
+/// What was asked for.
+pub(crate) struct Options {
+    pub(crate) json: bool,
+    pub(crate) rounds: usize,
+    pub(crate) pin: Option<usize>,
+    pub(crate) filter: String,
+    /// Not to measure, only to see that it works: `cargo test --benches`.
+    pub(crate) trial: bool,
+}
+
+impl Options {
+    /// Ends the program if it cannot be understood.
+    pub(crate) fn parse() -> Options {
+        let mut options = Options { json: false, rounds: 15, pin: None, filter: String::new(), trial: true };
+        let mut test = false;
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--json" => options.json = true,
+                "--rounds" => options.rounds = number(&arg, args.next()).max(1),
+                "--pin" => options.pin = Some(number(&arg, args.next())),
+                // `cargo bench` says so; `cargo test` says nothing, as to every program with a main of its own.
+                "--bench" => options.trial = false,
+                "--test" => test = true,
+                "--help" | "-h" => {
+                    println!("{USAGE}");
+                    exit(0);
+                }
+                unknown if unknown.starts_with('-') => refuse(&format!("unknown option {unknown}\n\n{USAGE}")),
+                filter => options.filter = filter.to_string(),
+            }
+        }
+        options.trial |= test;
+        options
+    }
+}
+
+fn number(option: &str, value: Option<String>) -> usize {
+    let Some(value) = value else { refuse(&format!("{option} wants a number after it")) };
+    value.parse().unwrap_or_else(|_| refuse(&format!("{option} wants a number, not '{value}'")))
+}
+
+/// Ends the program because of how it was called.
+pub(crate) fn refuse(why: &str) -> ! {
+    eprintln!("{why}");
+    exit(2);
+}
