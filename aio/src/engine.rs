@@ -22,6 +22,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -166,10 +167,17 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 self.submit();
             }
             // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-            here.suspend_until(|| slot.result().is_some());
-            // Where nothing can be suspended, this waits in place.
-            drop(request);
-            let result = slot.result().expect("a request that is not in flight has a result");
+            let result = match here.suspend_until(|| slot.result()) {
+                Some(result) => {
+                    mem::forget(request);
+                    result
+                }
+                None => {
+                    // Nothing can be suspended: this waits in place.
+                    drop(request);
+                    slot.result().expect("a request that was waited for has a result")
+                }
+            };
             self.requests.free(slot);
             result
         });

@@ -230,6 +230,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[inline]
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         // SAFETY: the buffer is borrowed exclusively until this returns.
         unsafe { self.transfer_all(Opcode::Read, buf.as_mut_ptr() as u64, buf.len(), offset) }
@@ -273,6 +274,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[inline]
     pub fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         // SAFETY: the buffer is borrowed until this returns, and a write only reads it.
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }

@@ -186,9 +186,8 @@ impl Home {
         // corosensei takes 1 KiB in all; a strong alignment could double what there is.
         const LARGE: usize = 512;
         if size_of::<F>() > LARGE || align_of::<F>() > 64 {
-            let f = Box::new(f);
             // SAFETY: the caller's promise.
-            return unsafe { self.create_on_stack(attributes, propagates, move || f()) };
+            return unsafe { self.create_on_stack(attributes, propagates, Box::new(f)) };
         }
         // SAFETY: the caller's promise.
         unsafe { self.create_on_stack(attributes, propagates, f) }
@@ -330,7 +329,7 @@ impl Home {
         let own = self.own(block);
         own.state.set(State::Finished);
         // SAFETY: the machine is still in its place; it is taken out here, once, being done.
-        drop(unsafe { (*own.machine.get()).assume_init_read() }.into_stack());
+        unsafe { (*own.machine.get()).assume_init_drop() };
         if !own.propagates.get() && !own.detached.get() {
             if let Some(joiner) = own.joiner.take() {
                 self.wake(joiner);

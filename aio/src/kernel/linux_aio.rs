@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
@@ -57,7 +57,7 @@ struct Inner {
     /// `None`: the ring is not laid out as expected.
     ring: Option<Ring>,
     /// Without a ring in memory: an event that was taken and not committed.
-    taken: Mutex<Option<Event>>,
+    taken: Mutex<Option<Completion>>,
     /// Pointers to the iocbs of one submit; under the context's lock.
     batch: UnsafeCell<Box<[*mut RawIocb]>>,
     poll: UnsafeCell<Box<RawIocb>>,
@@ -104,7 +104,7 @@ impl Ring {
     }
 
     #[inline]
-    fn peek(&self) -> Option<Event> {
+    fn peek(&self) -> Option<Completion> {
         // Relaxed: only whoever holds the context's lock writes the head.
         let head = self.header().head.load(Ordering::Relaxed);
         // Acquire pairs with the kernel's barrier between the event and the tail.
@@ -114,7 +114,7 @@ impl Ring {
         // Whoever has written the head has kept it below `nr`; a ring that was tampered with must not be followed.
         assert!(head < self.nr);
         // SAFETY: `head` is in range, and the event there is complete, since the tail is beyond it.
-        Some(unsafe { self.events.add(head as usize).read() })
+        Some(unsafe { self.events.add(head as usize).as_ref() }.completion())
     }
 
     #[inline]
@@ -122,6 +122,13 @@ impl Ring {
         let head = self.header().head.load(Ordering::Relaxed) + 1;
         // Release: the event was read before the kernel may write its place again.
         self.header().head.store(if head == self.nr { 0 } else { head }, Ordering::Release);
+    }
+}
+
+impl Event {
+    #[inline]
+    fn completion(&self) -> Completion {
+        Completion { key: self.data, result: self.res }
     }
 }
 
@@ -209,47 +216,52 @@ impl Inner {
         }
     }
 
-    /// The event at the cursor, whoever's it is.
+    /// The next completion that is somebody's.
     #[inline]
-    fn front(&self) -> Option<Event> {
+    fn peek(&self) -> Option<Completion> {
         match &self.ring {
-            Some(ring) => ring.peek(),
-            None => self.take_one(),
+            Some(ring) => match ring.peek()? {
+                poll if poll.key == POLL_KEY => self.peek_behind_poll(),
+                completion => Some(completion),
+            },
+            None => self.take(),
         }
     }
 
-    #[inline(always)]
-    fn pass(&self) {
+    #[inline]
+    fn commit(&self) {
         match &self.ring {
             Some(ring) => ring.commit(),
-            None => *self.taken.lock().expect("nothing panics under it") = None,
+            None => *self.lock_taken() = None,
         }
     }
 
+    /// The poll request's completion is at the cursor: passes it.
     #[cold]
-    fn take_one(&self) -> Option<Event> {
-        let mut taken = self.taken.lock().expect("nothing panics under it");
+    fn peek_behind_poll(&self) -> Option<Completion> {
+        self.commit();
+        // Release pairs with the acquire in `watch`: the iocb may be written again.
+        self.armed.store(false, Ordering::Release);
+        self.peek()
+    }
+
+    /// Without a ring in memory: takes one completion from the kernel, and keeps it until it is committed.
+    #[cold]
+    fn take(&self) -> Option<Completion> {
+        let mut taken = self.lock_taken();
         if taken.is_none() {
             let mut event = Event::default();
             // SAFETY: room for one event.
             let count = unsafe { abi::get_events(self.id, 0, 1, &mut event, Some(Duration::ZERO)) };
-            *taken = matches!(count, Ok(1)).then_some(event);
+            *taken = matches!(count, Ok(1)).then_some(event.completion());
         }
-        *taken
+        let completion = (*taken)?;
+        drop(taken);
+        if completion.key == POLL_KEY { self.peek_behind_poll() } else { Some(completion) }
     }
 
-    /// The next completion that is somebody's.
-    #[inline]
-    fn peek(&self) -> Option<Event> {
-        loop {
-            let event = self.front()?;
-            if event.data != POLL_KEY {
-                return Some(event);
-            }
-            self.pass();
-            // Release pairs with the acquire in `watch`: the iocb may be written again.
-            self.armed.store(false, Ordering::Release);
-        }
+    fn lock_taken(&self) -> MutexGuard<'_, Option<Completion>> {
+        self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Has `fd` watched by the poll request.
@@ -307,7 +319,7 @@ impl Inner {
 
     /// Waits until `min` events are there, and takes none.
     fn sleep(&self, min: u32, timeout: Option<Duration>) -> io::Result<()> {
-        if self.taken.lock().expect("nothing panics under it").is_some() {
+        if self.lock_taken().is_some() {
             return Ok(());
         }
         // SAFETY: memory that cannot be written.
@@ -415,12 +427,12 @@ unsafe impl Kernel for LinuxAio {
 
     #[inline]
     fn peek(&self) -> Option<Completion> {
-        self.inner().peek().map(|event| Completion { key: event.data, result: event.res })
+        self.inner().peek()
     }
 
     #[inline]
     fn commit(&self) {
-        self.inner().pass();
+        self.inner().commit();
     }
 
     fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {

@@ -171,10 +171,11 @@ impl Watches {
             let events = std::mem::take(&mut entry.reported);
             // What it is ready for may be unwanted by now; errors are always wanted.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-            if entry.interest != Interest::None && events & wanted != 0 {
-                if let Some(handler) = entry.handler.take() {
-                    return Some((token, Readiness::of(events & wanted), handler));
-                }
+            if entry.interest != Interest::None
+                && events & wanted != 0
+                && let Some(handler) = entry.handler.take()
+            {
+                return Some((token, Readiness::of(events & wanted), handler));
             }
         }
         None

@@ -55,6 +55,7 @@ impl Shared {
     }
 
     /// A number that tells this context from every other that lives.
+    #[inline]
     pub(crate) fn id(&self) -> usize {
         ptr::from_ref(self).addr()
     }

@@ -100,8 +100,8 @@ impl<'h> AtHome<'h> {
         self.home.is_in_round()
     }
 
-    /// Suspends the running coroutine until `is_there` says true. It looks first, and again whenever the coroutine is
-    /// resumed. Where the coroutine cannot be suspended, since its stack unwinds, it returns though `is_there` is false.
+    /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
+    /// coroutine is resumed. `None`: the coroutine cannot be suspended, since its stack unwinds.
     ///
     /// # Panics
     ///
@@ -112,10 +112,11 @@ impl<'h> AtHome<'h> {
     /// May yield, as [`suspend`](crate::suspend).
     #[inline]
     #[track_caller]
-    pub fn suspend_until(self, is_there: impl Fn() -> bool) {
-        while !is_there() {
-            if !self.home.suspend_if_possible() {
-                return;
+    pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>) -> Option<R> {
+        loop {
+            let found = look();
+            if found.is_some() || !self.home.suspend_if_possible() {
+                return found;
             }
         }
     }

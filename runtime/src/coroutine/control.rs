@@ -161,6 +161,7 @@ impl Control {
         &self.own
     }
 
+    #[inline]
     pub(crate) fn id(&'static self) -> CoroutineId {
         CoroutineId { block: self, generation: self.ticket.generation() }
     }
@@ -191,6 +192,7 @@ impl Control {
     }
 
     /// Notes where it was scheduled, for messages.
+    #[inline]
     pub(crate) fn set_scheduled_at(&self, here: &'static Location<'static>) {
         self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
     }
@@ -204,6 +206,7 @@ impl Own {
 }
 
 /// Three cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
+#[cfg(not(feature = "sanitizer"))]
 const _: () = assert!(size_of::<Control>() <= 192);
 
 /// A coroutine's name as messages show it: `'A'`, or `#17`.
