@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Source};
+use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, Policy};
@@ -59,13 +59,15 @@ pub struct Engine<K: Kernel, P: Policy = Current> {
 /// What the engine has done so far. Written under the context's lock.
 #[derive(Default)]
 pub(crate) struct Counts {
-    pub(crate) requests: AtomicU64,
+    /// Requests that failed at submit, without a completion.
+    pub(crate) refused: AtomicU64,
     pub(crate) completions: AtomicU64,
     pub(crate) submits: AtomicU64,
     pub(crate) sleeps: AtomicU64,
 }
 
 /// Adds by plain load and store: there is one writer at a time, and a lost count is no harm.
+#[inline]
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
@@ -157,31 +159,39 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// # Safety
     ///
     /// As `transfer`.
+    #[inline(always)]
     pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
-        let performed = self.context.at_home(|here| {
-            let Some(current) = here.current() else { outside_a_coroutine() };
-            let slot = self.requests.allocate(current);
-            let request = InFlight { engine: self, slot };
-            let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
-            if !gathers {
-                self.submit();
-            }
-            // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-            let result = match here.suspend_until(|| slot.result()) {
-                Some(result) => {
-                    mem::forget(request);
-                    result
-                }
-                None => {
-                    // Nothing can be suspended: this waits in place.
-                    drop(request);
-                    slot.result().expect("a request that was waited for has a result")
-                }
-            };
-            self.requests.free(slot);
-            result
-        });
+        // SAFETY: the caller's promise.
+        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, operation) });
         performed.unwrap_or(-i64::from(libc::ENOTCONN))
+    }
+
+    /// # Safety
+    ///
+    /// As `transfer`.
+    #[inline(always)]
+    unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation) -> i64 {
+        let Some(current) = here.current() else { outside_a_coroutine() };
+        let slot = self.requests.allocate(current);
+        let request = InFlight { engine: self, slot };
+        let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
+        if !gathers {
+            self.submit();
+        }
+        // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+        let result = match here.suspend_until(|| slot.result()) {
+            Some(result) => {
+                mem::forget(request);
+                result
+            }
+            None => {
+                // Nothing can be suspended: this waits in place.
+                drop(request);
+                slot.result().expect("a request that was waited for has a result")
+            }
+        };
+        self.requests.free(slot);
+        result
     }
 
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
@@ -206,25 +216,31 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Never switches.
     pub fn stats(&self) -> Stats {
         let guard = self.context.acquire();
+        let (in_flight, pending) = (self.in_flight.load(Ordering::Relaxed), self.pending.len(&guard) as u32);
         Stats {
-            requests: self.counts.requests.load(Ordering::Relaxed),
+            requests: self.taken() + u64::from(pending) + self.counts.refused.load(Ordering::Relaxed),
             completions: self.counts.completions.load(Ordering::Relaxed),
             submits: self.counts.submits.load(Ordering::Relaxed),
             sleeps: self.counts.sleeps.load(Ordering::Relaxed),
-            in_flight: self.in_flight.load(Ordering::Relaxed),
-            pending: self.pending.len(&guard) as u32,
+            in_flight,
+            pending,
         }
+    }
+
+    /// Requests that the kernel has taken so far.
+    fn taken(&self) -> u64 {
+        self.counts.completions.load(Ordering::Relaxed) + u64::from(self.in_flight.load(Ordering::Relaxed))
     }
 
     /// The engine's state, for a message about a violation.
     pub(crate) fn state(&self) -> String {
         format!(
-            "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests made, {} completed",
+            "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests taken, {} completed",
             self.in_flight.load(Ordering::Relaxed),
             self.depth,
             self.plug_depth.load(Ordering::Relaxed),
             self.blocked.load(Ordering::Relaxed),
-            self.counts.requests.load(Ordering::Relaxed),
+            self.taken(),
             self.counts.completions.load(Ordering::Relaxed),
         )
     }

@@ -159,6 +159,9 @@ pub struct File {
     may_cache: bool,
     /// What direct I/O on `fd` wants; `ANY` if it is not direct, or the file system does not care.
     alignment: Alignment,
+    /// The bits that must be zero in an address, and in an offset or length, to be aligned.
+    memory_mask: u64,
+    offset_mask: u64,
     direct: bool,
     engine: Arc<Engine<LinuxAio>>,
     /// Its context's thread is the only one that can do I/O with it.
@@ -214,7 +217,17 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = crate::engine_of_this_context()?;
-        Ok(File { fd, cached: OnceCell::new(), may_cache, alignment, direct, engine, _home: PhantomData })
+        Ok(File {
+            fd,
+            cached: OnceCell::new(),
+            may_cache,
+            alignment,
+            memory_mask: alignment.memory as u64 - 1,
+            offset_mask: alignment.offset as u64 - 1,
+            direct,
+            engine,
+            _home: PhantomData,
+        })
     }
 
     /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were.
@@ -333,7 +346,7 @@ impl File {
     /// May yield.
     pub fn sync_data(&self) -> io::Result<()> {
         // SAFETY: a sync names no memory.
-        unsafe { self.request(&self.fd, sync(Opcode::SyncData), Alignment::ANY) }.map(drop)
+        unsafe { self.request(self.sync(Opcode::SyncData), Alignment::ANY) }.map(drop)
     }
 
     /// Returns when what was written, and all metadata, is on the medium.
@@ -351,7 +364,7 @@ impl File {
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
         // SAFETY: a sync names no memory.
-        unsafe { self.request(&self.fd, sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
+        unsafe { self.request(self.sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
     }
 
     /// Length in bytes, of a block device too.
@@ -405,14 +418,13 @@ impl File {
         self.alignment
     }
 
-    /// One request on `fd`; what direct I/O on it wants is for the message only.
+    /// One request; what direct I/O wants of it is for the message only.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    #[inline]
-    unsafe fn request(&self, fd: &OwnedFd, operation: Operation, alignment: Alignment) -> io::Result<usize> {
-        let operation = Operation { fd: fd.as_raw_fd(), ..operation };
+    #[inline(always)]
+    unsafe fn request(&self, operation: Operation, alignment: Alignment) -> io::Result<usize> {
         // SAFETY: the caller's promise.
         let result = unsafe { self.engine.perform(&operation) };
         if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
@@ -423,23 +435,21 @@ impl File {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    #[inline]
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
-        let operation = Operation { opcode, fd: -1, addr, len: len as u64, offset };
-        if self.is_aligned(addr, offset | len as u64) || !self.may_cache {
-            // SAFETY: the caller's promise.
-            unsafe { self.request(&self.fd, operation, self.alignment) }
+        let (fd, alignment) = if self.is_aligned(addr, offset | len as u64) || !self.may_cache {
+            (&self.fd, self.alignment)
         } else {
-            // SAFETY: the caller's promise.
-            unsafe { self.request(self.cached()?, operation, Alignment::ANY) }
-        }
+            (self.cached()?, Alignment::ANY)
+        };
+        let operation = Operation { opcode, fd: fd.as_raw_fd(), addr, len: len as u64, offset };
+        // SAFETY: the caller's promise.
+        unsafe { self.request(operation, alignment) }
     }
 
     /// Whether direct I/O takes a buffer at `addr`, and an offset or length (or several, or-ed).
     #[inline]
     fn is_aligned(&self, addr: u64, offsets: u64) -> bool {
-        let Alignment { memory, offset } = self.alignment;
-        addr & (memory as u64 - 1) == 0 && offsets & (offset as u64 - 1) == 0
+        addr & self.memory_mask == 0 && offsets & self.offset_mask == 0
     }
 
     /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
@@ -516,8 +526,10 @@ impl File {
                     .iter()
                     .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
                     .collect();
+                let (fd, addr, len) = (self.fd.as_raw_fd(), iovecs.as_ptr() as u64, iovecs.len() as u64);
+                let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
                 // SAFETY: the caller's promise; the array outlives the call.
-                done = unsafe { self.request(&self.fd, vectors_of(vectored, &iovecs, at), self.alignment) }?;
+                done = unsafe { self.request(operation, self.alignment) }?;
             }
             for &(addr, len) in batch {
                 let skip = done.min(len);
@@ -537,7 +549,12 @@ impl File {
         Ok(total)
     }
 
+    fn sync(&self, opcode: Opcode) -> Operation {
+        Operation { opcode, fd: self.fd.as_raw_fd(), addr: 0, len: 0, offset: 0 }
+    }
+
     /// The file through the page cache.
+    #[cold]
     fn cached(&self) -> io::Result<&OwnedFd> {
         if self.cached.get().is_none() {
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
@@ -564,14 +581,6 @@ impl File {
         }
         Ok(self.cached.get().expect("set above"))
     }
-}
-
-fn sync(opcode: Opcode) -> Operation {
-    Operation { opcode, fd: -1, addr: 0, len: 0, offset: 0 }
-}
-
-fn vectors_of(opcode: Opcode, iovecs: &[libc::iovec], offset: u64) -> Operation {
-    Operation { opcode, fd: -1, addr: iovecs.as_ptr() as u64, len: iovecs.len() as u64, offset }
 }
 
 /// What the file system says that direct I/O wants (`statx`, Linux 6.1).

@@ -41,7 +41,7 @@ pub struct Operation {
     pub addr: u64,
     /// Length in bytes, or the number of `iovec`s; 0 for the syncs.
     pub len: u64,
-    /// Where in the file, in bytes.
+    /// Where in the file, in bytes; 0 for the syncs.
     pub offset: u64,
 }
 

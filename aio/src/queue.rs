@@ -99,7 +99,6 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
         let guard = here.acquire();
         self.pending.push(&guard, entry);
-        add(&self.counts.requests, 1);
         let full = self.pending.len(&guard) + self.in_flight.load(Ordering::Relaxed) as usize >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.may_go_at_once())
@@ -168,6 +167,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn fail_first(&self, error: &io::Error) -> bool {
         let guard = self.context.acquire();
         let Some(key) = self.pending.take_first(&guard, |entry| self.kernel.key(entry)) else { return false };
+        add(&self.counts.refused, 1);
         drop(guard);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.context

@@ -52,7 +52,8 @@ pub(crate) struct Slot {
     generation: AtomicU32,
     next_free: AtomicU32,
     result: AtomicI64,
-    /// Set by the completion that found the request waiting; a second one loses.
+    /// Set by the completion that found the request waiting; a second one loses. Where the context's lock sees to it that
+    /// there is no second one at the same time, the result says it as well.
     claimed: AtomicBool,
     waiter: UnsafeCell<MaybeUninit<Token>>,
 }
@@ -66,7 +67,7 @@ unsafe impl Send for Slot {}
 
 pub(crate) struct Requests {
     /// The first chunk, at hand: most engines need no other.
-    first: Box<[Slot]>,
+    first: Box<[Slot; FIRST as usize]>,
     chunks: [OnceLock<Box<[Slot]>>; 24],
     /// First free slot; the home thread's alone.
     free: AtomicU32,
@@ -95,7 +96,7 @@ pub(crate) struct Stray;
 impl Requests {
     pub(crate) fn new() -> Requests {
         Requests {
-            first: fresh(0, FIRST),
+            first: fresh(0, FIRST).try_into().unwrap_or_else(|_| unreachable!("a chunk has its length")),
             chunks: Default::default(),
             free: AtomicU32::new(0),
             made: AtomicU32::new(FIRST),
@@ -104,9 +105,10 @@ impl Requests {
 
     #[inline]
     fn slot(&self, index: u32) -> Option<&Slot> {
-        if index < FIRST { self.first.get(index as usize) } else { self.later_slot(index) }
+        if index < FIRST { Some(&self.first[index as usize]) } else { self.later_slot(index) }
     }
 
+    #[cold]
     fn later_slot(&self, index: u32) -> Option<&Slot> {
         // Chunk k starts at FIRST * (2^k - 1).
         let chunk = (index / FIRST + 1).ilog2();
@@ -153,14 +155,12 @@ impl Requests {
         if slot.generation.load(Ordering::Relaxed) != key.generation {
             return Err(Stray);
         }
-        let claimed = if exclusive {
-            let claimed = slot.claimed.load(Ordering::Relaxed);
-            slot.claimed.store(true, Ordering::Relaxed);
-            claimed
+        let claimed_before = if exclusive {
+            slot.result.load(Ordering::Relaxed) != PENDING
         } else {
             slot.claimed.swap(true, Ordering::Relaxed)
         };
-        if claimed {
+        if claimed_before {
             return Err(Stray);
         }
         // SAFETY: *claimed once*: this is the one completion that claimed it.
@@ -217,7 +217,9 @@ mod tests {
             }
             assert_eq!(requests.complete(key.to_bits(), 512, true).unwrap(), waiter);
             assert!(requests.complete(key.to_bits(), 513, true).is_err());
-            assert!(requests.complete(key.to_bits(), 514, false).is_err());
+            let other = requests.allocate(waiter).key();
+            assert!(requests.complete(other.to_bits(), 1, false).is_ok());
+            assert!(requests.complete(other.to_bits(), 2, false).is_err());
             assert_eq!(slot.result(), Some(512));
             requests.free(slot);
             let next = requests.allocate(waiter).key();

@@ -307,7 +307,7 @@ impl AioContext {
     /// # Control
     ///
     /// As `f` does.
-    #[inline]
+    #[inline(always)]
     pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
         Some(f(AtHome::new(self.shared.home()?)))
     }

@@ -156,11 +156,12 @@ impl Coroutine {
     /// # Control
     ///
     /// Enters it.
+    #[inline]
     #[track_caller]
     #[doc(alias = "qemu_coroutine_enter")]
     pub fn enter(self) {
         if let Err(error) = self.try_enter() {
-            panic!("{error}");
+            not_entered(&error);
         }
     }
 
@@ -494,6 +495,12 @@ pub enum EnterError {
     },
     /// It has ended.
     Ended,
+}
+
+#[cold]
+#[track_caller]
+fn not_entered(error: &EnterError) -> ! {
+    panic!("{error}")
 }
 
 impl fmt::Display for EnterError {

@@ -48,15 +48,21 @@ pub(crate) type Outcome<T> = thread::Result<T>;
 /// One `enter`, or one round of the loop, that has not returned.
 struct Frame {
     parent: *const Frame,
-    /// `None`: a round of the loop.
-    running: Cell<Option<&'static Control>>,
+    /// Who ran when this frame was pushed.
+    outer: Option<&'static Control>,
     /// Woken by the coroutine that runs; they run next, from this frame.
     woken: ControlList,
-    /// Lock depth when `running` was resumed: it may not suspend with more (rule X8).
+    /// Lock depth when the coroutine that runs was resumed: it may not suspend with more (rule X8).
     lock_depth: Cell<u32>,
 }
 
 impl Frame {
+    #[inline]
+    fn above(home: &Home) -> Frame {
+        Frame { parent: home.top.get(), outer: home.running.get(), woken: ControlList::new(), lock_depth: Cell::new(0) }
+    }
+
+    #[inline]
     fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
         home.top.set(self);
         Leave { home, frame: self }
@@ -75,6 +81,7 @@ impl Drop for Leave<'_> {
         // After a panic: nobody who was woken may be forgotten over it.
         self.home.ready.append(&self.frame.woken);
         self.home.top.set(self.frame.parent);
+        self.home.running.set(self.frame.outer);
     }
 }
 
@@ -87,6 +94,9 @@ pub(crate) struct Home {
     rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
     top: Cell<*const Frame>,
+    /// Who runs in that frame; `None` in a round of the loop. Here and not there, to be found with one look less: every
+    /// suspension waits for it.
+    running: Cell<Option<&'static Control>>,
     /// Run in the loop's next round, or in a nested one.
     ready: ControlList,
     /// Taken up by a round that has not come to them yet.
@@ -112,6 +122,7 @@ impl Home {
             source: OnceCell::new(),
             rounds: Cell::new(0),
             top: Cell::new(ptr::null()),
+            running: Cell::new(None),
             ready: ControlList::new(),
             taken: ControlList::new(),
             blocks: Blocks::new(),
@@ -148,12 +159,11 @@ impl Home {
     pub(crate) fn expect<'a>(what: &str) -> &'a Home {
         match Home::current() {
             Some(home) => home,
-            None => panic!(
-                "{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread"
-            ),
+            None => no_home(what),
         }
     }
 
+    #[inline]
     fn frame(&self) -> Option<&Frame> {
         // SAFETY: frames lie on the stacks of `enter` and `round`, which take them off before they return.
         unsafe { self.top.get().as_ref() }
@@ -162,7 +172,7 @@ impl Home {
     /// The coroutine that runs, if one does (and not the loop, or the thread's own stack).
     #[inline]
     pub(crate) fn running(&self) -> Option<&'static Control> {
-        self.frame()?.running.get()
+        self.running.get()
     }
 
     /// The part of `block` that is this thread's.
@@ -261,27 +271,27 @@ impl Home {
     /// # Control
     ///
     /// Enters it, and then whatever it woke.
+    #[inline]
     pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
-        if !id.is_live() {
-            return Err(EnterError::Ended);
+        if id.is_live() && self.own(id.block).state.get() == State::Suspended && !id.block.ticket.is_scheduled() {
+            self.enter(id.block);
+            return Ok(());
         }
-        let own = self.own(id.block);
-        match own.state.get() {
-            State::Suspended if !id.block.ticket.is_scheduled() => {
-                self.enter(id.block);
-                Ok(())
-            }
-            State::Suspended | State::Scheduled => {
-                Err(EnterError::Scheduled { name: own.label().to_string(), at: id.block.scheduled_at() })
-            }
-            State::Entered => Err(self.recursive_entry(id.block)),
-            State::Finished | State::Free => Err(EnterError::Ended),
-        }
+        Err(self.refuse_to_enter(id))
     }
 
     #[cold]
-    fn recursive_entry(&self, block: &'static Control) -> EnterError {
-        EnterError::Recursive { name: self.own(block).label().to_string(), chain: self.chain().to_string() }
+    fn refuse_to_enter(&self, id: CoroutineId) -> EnterError {
+        if !id.is_live() {
+            return EnterError::Ended;
+        }
+        let own = self.own(id.block);
+        let name = own.label().to_string();
+        match own.state.get() {
+            State::Suspended | State::Scheduled => EnterError::Scheduled { name, at: id.block.scheduled_at() },
+            State::Entered => EnterError::Recursive { name, chain: self.chain().to_string() },
+            State::Finished | State::Free => EnterError::Ended,
+        }
     }
 
     /// Who is on the stack, outermost first.
@@ -290,17 +300,13 @@ impl Home {
     }
 
     /// Runs `first`, and then what was woken meanwhile. A panic of one that has no join handle goes on here.
+    #[inline]
     fn enter(&self, first: &'static Control) {
-        let frame = Frame {
-            parent: self.top.get(),
-            running: Cell::new(Some(first)),
-            woken: ControlList::new(),
-            lock_depth: Cell::new(0),
-        };
+        let frame = Frame::above(self);
         let _leave = frame.push(self);
         let mut next = Some(first);
         while let Some(block) = next {
-            frame.running.set(Some(block));
+            self.running.set(Some(block));
             frame.lock_depth.set(self.shared.lock.depth());
             if let Some(payload) = self.resume(block, Resume::Go) {
                 resume_unwind(payload);
@@ -328,7 +334,7 @@ impl Home {
     fn finish(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
         let own = self.own(block);
         own.state.set(State::Finished);
-        // SAFETY: the machine is still in its place; it is taken out here, once, being done.
+        // SAFETY: the machine is still in its place; it is dropped here, once, being done.
         unsafe { (*own.machine.get()).assume_init_drop() };
         if !own.propagates.get() && !own.detached.get() {
             if let Some(joiner) = own.joiner.take() {
@@ -381,7 +387,7 @@ impl Home {
         let own = self.own(id.block);
         match own.state.get() {
             State::Suspended => match self.frame() {
-                Some(frame) if frame.running.get().is_some() => {
+                Some(frame) if self.running.get().is_some() => {
                     id.block.set_scheduled_at(Location::caller());
                     own.state.set(State::Scheduled);
                     frame.woken.push(id.block);
@@ -413,7 +419,7 @@ impl Home {
     #[track_caller]
     fn wake_suspended(&self, block: &'static Control) {
         match self.frame() {
-            Some(frame) if frame.running.get().is_some() => {
+            Some(frame) if self.running.get().is_some() => {
                 block.set_scheduled_at(Location::caller());
                 self.own(block).state.set(State::Scheduled);
                 frame.woken.push(block);
@@ -443,6 +449,7 @@ impl Home {
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    #[inline]
     #[track_caller]
     pub(crate) fn suspend(&self) {
         if !self.suspend_if_possible() {
@@ -452,14 +459,17 @@ impl Home {
 
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
     ///
+    /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
+    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong.
+    ///
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
     #[inline]
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self) -> bool {
-        let Some((frame, block)) = self.frame().and_then(|frame| Some((frame, frame.running.get()?))) else {
-            panic!("yield outside a coroutine; only code in a coroutine can be suspended: spawn one")
+        let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
+            yields_outside();
         };
         let own = self.own(block);
         if own.unwinding.get() || thread::panicking() {
@@ -539,13 +549,9 @@ impl Home {
             // SAFETY: as in `frame`.
             beneath = unsafe { frame.parent.as_ref() };
         }
-        let frame = Frame {
-            parent: self.top.get(),
-            running: Cell::new(None),
-            woken: ControlList::new(),
-            lock_depth: Cell::new(0),
-        };
+        let frame = Frame::above(self);
         let _leave = frame.push(self);
+        self.running.set(None);
         self.rounds.set(self.rounds.get() + 1);
         let _ended = Ended(self);
         f()
@@ -642,13 +648,10 @@ impl Home {
     fn unwind(&self, block: &'static Control) {
         let own = self.own(block);
         own.propagates.set(true);
-        let frame = Frame {
-            parent: self.top.get(),
-            running: Cell::new(Some(block)),
-            woken: ControlList::new(),
-            lock_depth: Cell::new(self.shared.lock.depth()),
-        };
+        let frame = Frame::above(self);
+        frame.lock_depth.set(self.shared.lock.depth());
         let _leave = frame.push(self);
+        self.running.set(Some(block));
         // From the first: one that was never entered drops what it caught, and may not wait in that either.
         own.unwinding.set(true);
         if let Some(payload) = self.resume(block, Resume::Unwind) {
@@ -692,9 +695,10 @@ pub(crate) struct Chain<'a>(&'a Home);
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut frames = Vec::new();
-        let mut frame = self.0.frame();
+        let (mut frame, mut running) = (self.0.frame(), self.0.running.get());
         while let Some(inner) = frame {
-            frames.push(inner.running.get());
+            frames.push(running);
+            running = inner.outer;
             // SAFETY: as in `Home::frame`.
             frame = unsafe { inner.parent.as_ref() };
         }
@@ -711,12 +715,24 @@ impl fmt::Display for Chain<'_> {
 
 #[cold]
 #[track_caller]
+fn yields_outside() -> ! {
+    panic!("yield outside a coroutine; only code in a coroutine can be suspended: spawn one")
+}
+
+#[cold]
+#[track_caller]
 fn yields_with_lock(own: &Own, guards: u32) -> ! {
     panic!(
         "coroutine {} yields while it holds the context's lock ({guards} times); drop the guard first: whoever runs next \
          would run under it",
         own.label()
     )
+}
+
+#[cold]
+#[track_caller]
+fn no_home(what: &str) -> ! {
+    panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 
 /// Says why, and ends the process: for states in which going on would be undefined.

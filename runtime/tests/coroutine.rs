@@ -370,12 +370,19 @@ fn a_result_whose_destructor_panics_leaves_the_chain_right() {
     AioContext::run(|ctx| {
         let log = Log::default();
         let second = log.clone();
+        let bomb = Rc::new(Cell::new(None));
         drop(spawn({
-            let log = log.clone();
-            move || Bomb(log)
+            let (log, bomb) = (log.clone(), Rc::clone(&bomb));
+            move || {
+                bomb.set(Coroutine::current());
+                suspend();
+                Bomb(log)
+            }
         }));
+        ctx.poll(false);
         drop(spawn(move || second.add("second")));
-        assert_eq!(panic_of(|| ctx.poll(false)), "in a destructor");
+        // Entered from here, with no round of the loop between that would put things right.
+        assert_eq!(panic_of(|| bomb.get().unwrap().wake()), "in a destructor");
         assert_eq!(Coroutine::current(), None, "the frame of the dead coroutine is gone");
         let check = named("check", {
             let log = log.clone();

@@ -41,7 +41,7 @@ fn a_hundred_thousand_suspended_coroutines() {
             assert!(each <= most || guards_cost_a_mapping(), "{each} KiB each");
         }
     });
-    assert!(mappings() <= before.1 + 8, "the stacks are given back with their context");
+    assert!(cfg!(feature = "sanitizer") || mappings() <= before.1 + 8, "the stacks are given back with their context");
 }
 
 /// Kernels before 6.13: there each guard splits its mapping.

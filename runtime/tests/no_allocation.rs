@@ -39,9 +39,10 @@ static COUNTING: Counting = Counting;
 
 /// Runs `f` often enough to fill every pool, then asserts that it allocates no more.
 fn steady(mut f: impl FnMut()) {
+    let rounds = scaled(1000);
     (0..100).for_each(|_| f());
     let before = ALLOCATIONS.get();
-    (0..scaled(1000)).for_each(|_| f());
+    (0..rounds).for_each(|_| f());
     assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in the steady state");
 }
 

@@ -1,404 +1,296 @@
-//! Linux native AIO, with its ring read in memory and no eventfd.
+//! Linux native AIO: requests go in by `io_submit`, and what became of them is read from a ring in memory.
 //!
-//! - Completions are taken off the ring in user space: a completion costs a few loads, no system call.
-//! - To sleep without taking anything (another thread may be taking), `io_getevents` is given memory that it cannot
-//!   write. It waits as always; then its copy fails with `EFAULT` before it has moved the head. So `EFAULT` means:
-//!   something is there.
-//! - What else may end the sleep is watched by one `IOCB_CMD_POLL` request in the same context. So nothing per request is
-//!   paid for being woken; an eventfd per request (`IOCB_FLAG_RESFD`) would cost 80 ns each.
-//! - `io_destroy` takes up to 100 ms, so idle contexts are kept for whoever comes next.
+//! One [`LinuxAio`] owns one AIO context. The engine calls it and it calls nobody. Taking a completion costs no system
+//! call; sleeping costs one, and this is the part that needs tricks:
 //!
-//! If the ring is not laid out as expected, completions are taken by `io_getevents`, one at a time.
+//! - `io_getevents` would take the events that it waits for, while another thread may be taking them from the ring in
+//!   memory. So it is given a *trap*, memory that it cannot write: if there are events, it fails with `EFAULT` before it
+//!   moves the cursor, and that means "something is there".
+//! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request in the same context
+//!   watches it, whose completion is an event like any other; `peek` swallows it.
+//! - A thread that peeks while the home thread sleeps must not swallow that event: it is what ends the sleep. It leaves it
+//!   on the ring, which looks empty to it until the home thread is up.
+//!
+//! Should the ring not look as we know it, nothing is read from memory: events are taken one at a time by `io_getevents`,
+//! without the trap, since nothing is known of that kernel.
+//!
+//! A forked child has no part in its parent's contexts and must leave its `LinuxAio`s alone; to drop them is fine.
+//!
+//! # Invariants that the SAFETY comments cite
+//!
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9). Only `submit`'s soundness
+//!   rests on it: the others make do with atomics, so that a breach mixes up events but is no undefined behaviour. The
+//!   home thread may also peek without the lock, for a look whether something is there.
+//! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which `Context`'s drop alone calls; a header with `slots`
+//!   events behind it, written by the kernel and through atomics.
+//! - *Who arms, owns*: the poll request's memory is written by the one who moves `watch` from unarmed to armed; it
+//!   becomes unarmed only after the event was seen, which the kernel posts after its last look at that memory.
 
 #![allow(unsafe_code)]
 
+mod abi;
+#[cfg(test)]
+mod tests;
+
 use std::cell::UnsafeCell;
-use std::fs;
+use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
 
-mod abi;
-
-use abi::{Event, RawIocb, RingHeader};
-
-/// The key of the poll request, which is nobody's.
-const POLL_KEY: u64 = u64::MAX;
-/// The deepest queue that can be asked for. Beyond it lies no gain: devices take a few hundred.
+/// The deepest queue on offer: half of what `fs.aio-max-nr` usually grants to the whole machine.
 const MAX_DEPTH: u32 = 32768;
-/// Idle contexts kept.
-const KEPT: usize = 8;
 
-/// A request in native AIO's form: an iocb.
+/// The key of the poll request, which no caller uses.
+const POLL_KEY: u64 = u64::MAX;
+
+/// In [`LinuxAio::watch`]: a poll request is out, or its event is on the ring. The low 32 bits say for which descriptor.
+const ARMED: u64 = 1 << 32;
+/// In [`LinuxAio::watch`]: the home thread sleeps, or is about to, and the poll request's event is to wake it.
+const ASLEEP: u64 = 1 << 33;
+/// In [`LinuxAio::watch`]: the poll request's event is being taken off the ring.
+const SWALLOWING: u64 = 1 << 34;
+
+/// A request in the form that `io_submit` takes.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug)]
-pub struct Iocb(RawIocb);
-
-// SAFETY: the addresses in it are plain numbers to whoever holds it; only `submit` gives them meaning.
-unsafe impl Send for Iocb {}
-
-/// An AIO context and its ring.
 #[derive(Debug)]
+pub struct Iocb(abi::Iocb);
+
+/// The [`Kernel`] that Linux native AIO is: one AIO context.
 pub struct LinuxAio {
-    inner: Option<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    id: abi::ContextId,
-    /// The process that made it; another one, after a fork, cannot use it.
-    process: u32,
-    depth: u32,
-    /// `None`: the ring is not laid out as expected.
-    ring: Option<Ring>,
-    /// Without a ring in memory: an event that was taken and not committed.
+    /// The mapped ring. Its address is the context's name.
+    ring: NonNull<abi::Ring>,
+    /// How many events the ring holds; 0 if its layout is not known and it is not to be looked at.
+    slots: u32,
+    /// Submitted and not yet committed. Changed under the lock with plain loads and stores.
+    in_flight: AtomicU32,
+    /// The poll request: [`ARMED`] with its descriptor, and [`ASLEEP`].
+    watch: AtomicU64,
+    /// Without a ring to look at: the completion that was taken and not yet committed.
     taken: Mutex<Option<Completion>>,
-    /// Pointers to the iocbs of one submit; under the context's lock.
-    batch: UnsafeCell<Box<[*mut RawIocb]>>,
-    poll: UnsafeCell<Box<RawIocb>>,
-    /// Whether the poll request is with the kernel.
-    armed: AtomicBool,
-    /// The descriptor that it watches.
-    watched: AtomicI32,
+    /// Memory that `io_getevents` cannot write.
+    trap: *mut abi::Event,
+    context: ManuallyDrop<Context>,
+    pool: &'static Pool,
 }
 
-// SAFETY: *one lock*: `batch` is used by `submit` alone, which is called under the context's lock. `poll` is used by `wait`
-// alone, by the home thread, and at drop. The ring's header is atomics; events are read after the tail that covers them.
-unsafe impl Send for Inner {}
-// SAFETY: as above.
-unsafe impl Sync for Inner {}
-
-/// The ring, as the kernel has mapped it into this process.
-#[derive(Clone, Copy, Debug)]
-struct Ring {
-    header: NonNull<RingHeader>,
-    events: NonNull<Event>,
-    nr: u32,
-}
-
-impl Ring {
-    /// # Safety
-    ///
-    /// `id` is a context's, and the ring is not used after its end.
-    unsafe fn of(id: abi::ContextId) -> Option<Ring> {
-        let header = NonNull::new(ptr::with_exposed_provenance_mut::<RingHeader>(id as usize))?;
-        // SAFETY: the id is the address of the ring's mapping, at least a page long; these fields do not change.
-        let RingHeader { nr, magic, incompat_features, header_length, .. } = unsafe { header.as_ref() };
-        let fits = *magic == abi::RING_MAGIC
-            && *incompat_features == 0
-            && *header_length as usize == size_of::<RingHeader>()
-            && *nr > 0;
-        // SAFETY: the events follow the header.
-        fits.then(|| Ring { header, events: unsafe { header.add(1) }.cast(), nr: *nr })
-    }
-
-    #[inline]
-    fn header(&self) -> &RingHeader {
-        // SAFETY: the mapping lives as long as the context, which the owner of this Ring ends.
-        unsafe { self.header.as_ref() }
-    }
-
-    #[inline]
-    fn peek(&self) -> Option<Completion> {
-        // Relaxed: only whoever holds the context's lock writes the head.
-        let head = self.header().head.load(Ordering::Relaxed);
-        // Acquire pairs with the kernel's barrier between the event and the tail.
-        if head == self.header().tail.load(Ordering::Acquire) {
-            return None;
-        }
-        // Whoever has written the head has kept it below `nr`; a ring that was tampered with must not be followed.
-        assert!(head < self.nr);
-        // SAFETY: `head` is in range, and the event there is complete, since the tail is beyond it.
-        Some(unsafe { self.events.add(head as usize).as_ref() }.completion())
-    }
-
-    #[inline]
-    fn commit(&self) {
-        let head = self.header().head.load(Ordering::Relaxed) + 1;
-        // Release: the event was read before the kernel may write its place again.
-        self.header().head.store(if head == self.nr { 0 } else { head }, Ordering::Release);
-    }
-}
-
-impl Event {
-    #[inline]
-    fn completion(&self) -> Completion {
-        Completion { key: self.data, result: self.res }
-    }
-}
-
-/// Idle contexts, for whoever asks for the same depth.
-static IDLE: Mutex<Vec<Inner>> = Mutex::new(Vec::new());
+// SAFETY: the ring is memory of the process (*The ring stays*), the trap is never touched, and an AIO context may be used by
+// any thread of the process.
+unsafe impl Send for LinuxAio {}
+// SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and of `poll` *Who arms, owns*.
+unsafe impl Sync for LinuxAio {}
 
 impl LinuxAio {
-    /// A context that takes `depth` requests at once.
+    /// A context for up to `depth` requests in flight (1 to 32768).
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: `depth` is 0 or above 32768. Else what the kernel says, with cause and remedy: `fs.aio-max-nr` is
-    /// used up, or native AIO is not allowed here.
+    /// The depth is out of range, the machine's AIO requests are used up, or native AIO is not to be had; the message says
+    /// what to do about it.
     pub fn new(depth: u32) -> io::Result<LinuxAio> {
+        static IDLE: Pool = Pool::new();
+        LinuxAio::from_pool(depth, &IDLE)
+    }
+
+    fn from_pool(depth: u32, pool: &'static Pool) -> io::Result<LinuxAio> {
         if depth == 0 || depth > MAX_DEPTH {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("a queue depth of {depth} cannot be; choose 1 to {MAX_DEPTH}, and best below the device's 256"),
-            ));
+            let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let process = std::process::id();
-        if let Some(index) = idle.iter().position(|inner| inner.depth == depth && inner.process == process) {
-            return Ok(LinuxAio { inner: Some(idle.swap_remove(index)) });
-        }
-        drop(idle);
-        // One more, for the poll request.
-        let id = match abi::setup(depth + 1) {
-            Ok(id) => id,
-            // Idle contexts count against the limit too.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && release_idle() => {
-                abi::setup(depth + 1).map_err(|error| explain_setup(error, depth))?
-            }
-            Err(error) => return Err(explain_setup(error, depth)),
-        };
-        // SAFETY: `id` is the context's that was just made, and `Inner` ends both.
-        let ring = unsafe { Ring::of(id) };
-        Ok(LinuxAio { inner: Some(Inner::new(id, depth, ring)) })
-    }
-
-    #[inline]
-    fn inner(&self) -> &Inner {
-        // Taken out at drop alone.
-        self.inner.as_ref().expect("a context is there until it is dropped")
-    }
-}
-
-/// Ends the idle contexts. Returns whether there were any.
-fn release_idle() -> bool {
-    let idle = std::mem::take(&mut *IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    !idle.is_empty()
-}
-
-#[cold]
-fn explain_setup(error: io::Error, depth: u32) -> io::Error {
-    let setting = |name: &str| {
-        fs::read_to_string(format!("/proc/sys/fs/{name}")).map_or("?".into(), |text| text.trim().to_string())
-    };
-    let why = match error.raw_os_error() {
-        Some(libc::EAGAIN) => format!(
-            "the system's AIO requests are used up (fs.aio-nr {}, fs.aio-max-nr {}); use a smaller depth, end other \
-             programs that use AIO, or raise the limit: sysctl fs.aio-max-nr=1048576",
-            setting("aio-nr"),
-            setting("aio-max-nr")
-        ),
-        Some(libc::EPERM | libc::EACCES) => "native AIO is forbidden here, by a seccomp filter perhaps".into(),
-        Some(libc::ENOSYS) => "this kernel has no native AIO (CONFIG_AIO), or a seccomp filter hides it".into(),
-        _ => "the kernel refused".into(),
-    };
-    io::Error::new(error.kind(), format!("cannot make an AIO context of depth {depth}: {why} ({error})"))
-}
-
-impl Inner {
-    fn new(id: abi::ContextId, depth: u32, ring: Option<Ring>) -> Inner {
-        Inner {
-            id,
-            process: std::process::id(),
-            depth,
+        let trap = trap()?;
+        let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
+        let ring = context.ring;
+        // SAFETY: *The ring stays*; what does not call itself a ring has at least its header mapped.
+        let header = unsafe { ring.as_ref() };
+        let known = header.magic == abi::RING_MAGIC
+            && header.incompat_features == 0
+            && header.header_length as usize == size_of::<abi::Ring>();
+        Ok(LinuxAio {
             ring,
+            slots: if known { header.nr } else { 0 },
+            in_flight: AtomicU32::new(0),
+            watch: AtomicU64::new(0),
             taken: Mutex::new(None),
-            batch: UnsafeCell::new(vec![ptr::null_mut(); depth as usize].into_boxed_slice()),
-            poll: UnsafeCell::default(),
-            armed: AtomicBool::new(false),
-            watched: AtomicI32::new(-1),
-        }
-    }
-
-    /// The next completion that is somebody's.
-    #[inline]
-    fn peek(&self) -> Option<Completion> {
-        match &self.ring {
-            Some(ring) => match ring.peek()? {
-                poll if poll.key == POLL_KEY => self.peek_behind_poll(),
-                completion => Some(completion),
-            },
-            None => self.take(),
-        }
-    }
-
-    #[inline]
-    fn commit(&self) {
-        match &self.ring {
-            Some(ring) => ring.commit(),
-            None => *self.lock_taken() = None,
-        }
-    }
-
-    /// The poll request's completion is at the cursor: passes it.
-    #[cold]
-    fn peek_behind_poll(&self) -> Option<Completion> {
-        self.commit();
-        // Release pairs with the acquire in `watch`: the iocb may be written again.
-        self.armed.store(false, Ordering::Release);
-        self.peek()
-    }
-
-    /// Without a ring in memory: takes one completion from the kernel, and keeps it until it is committed.
-    #[cold]
-    fn take(&self) -> Option<Completion> {
-        let mut taken = self.lock_taken();
-        if taken.is_none() {
-            let mut event = Event::default();
-            // SAFETY: room for one event.
-            let count = unsafe { abi::get_events(self.id, 0, 1, &mut event, Some(Duration::ZERO)) };
-            *taken = matches!(count, Ok(1)).then_some(event.completion());
-        }
-        let completion = (*taken)?;
-        drop(taken);
-        if completion.key == POLL_KEY { self.peek_behind_poll() } else { Some(completion) }
-    }
-
-    fn lock_taken(&self) -> MutexGuard<'_, Option<Completion>> {
-        self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Has `fd` watched by the poll request.
-    fn watch(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let armed = self.armed.load(Ordering::Acquire);
-        if armed && self.watched.load(Ordering::Relaxed) == fd.as_raw_fd() {
-            return Ok(());
-        }
-        self.unwatch();
-        // SAFETY: *one lock*: the poll request is not with the kernel, and only the home thread comes here.
-        let poll = unsafe { &mut **self.poll.get() };
-        *poll = RawIocb {
-            data: POLL_KEY,
-            opcode: abi::CMD_POLL,
-            fd: fd.as_raw_fd() as u32,
-            buf: libc::POLLIN as u64,
-            ..RawIocb::default()
-        };
-        self.watched.store(fd.as_raw_fd(), Ordering::Relaxed);
-        self.armed.store(true, Ordering::Relaxed);
-        // SAFETY: the iocb is in a box of this context's; a poll names no memory.
-        let submitted = unsafe { abi::submit(self.id, &[ptr::from_mut(poll)]) };
-        submitted.map(drop).map_err(|error| {
-            self.armed.store(false, Ordering::Relaxed);
-            match error.raw_os_error() {
-                Some(libc::EINVAL) => io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    "this kernel cannot poll a descriptor by AIO (IOCB_CMD_POLL); Linux 4.18 or newer can",
-                ),
-                _ => error,
-            }
+            trap,
+            context: ManuallyDrop::new(context),
+            pool,
         })
     }
 
-    /// Takes the poll request back. With nothing else in flight; or it stays on the ring to be passed by `peek`.
-    fn unwatch(&self) {
-        if self.armed.load(Ordering::Acquire) {
-            // SAFETY: *one lock*: only the home thread comes here; the kernel does not write the iocb.
-            let poll = unsafe { &**self.poll.get() };
-            // An error means that it has completed: either way its event comes.
-            let _ = abi::cancel(self.id, poll);
-        }
+    #[inline]
+    fn header(&self) -> &abi::Ring {
+        // SAFETY: *The ring stays*.
+        unsafe { self.ring.as_ref() }
     }
 
-    /// Waits until the poll request's event was passed, with nothing else in flight.
-    fn drain(&self) {
-        self.unwatch();
-        while self.armed.load(Ordering::Acquire) {
-            assert!(self.peek().is_none(), "an AIO context is dropped with completions that nobody took");
-            if self.armed.load(Ordering::Acquire) {
-                let _ = self.sleep(1, None);
+    /// The slot after `head`. Always within the ring, so that the cursor is too.
+    #[inline]
+    fn after(&self, head: u32) -> u32 {
+        if head + 1 == self.slots { 0 } else { head + 1 }
+    }
+
+    /// The poll request's event is at `head`: takes it off the ring, unless the home thread sleeps, or another takes it.
+    #[cold]
+    fn swallow(&self, head: u32) -> bool {
+        let watch = self.watch.load(Relaxed);
+        // Unarmed before the cursor moves: a home thread that still sees "armed" must find the event, or have left word
+        // that it sleeps. Release pairs with the Acquire in `arm`: who owns the poll request next comes after the event.
+        let free = watch & (ARMED | ASLEEP | SWALLOWING) == ARMED;
+        if !free || self.watch.compare_exchange(watch, SWALLOWING, Release, Relaxed).is_err() {
+            return false;
+        }
+        // As in `commit`. Nobody gets past the event but us, so that the head is still this one.
+        self.header().head.store(self.after(head), Release);
+        // Release pairs with the Acquire of `arm` too, and so of the next to swallow: it finds the head moved.
+        self.watch.fetch_and(!SWALLOWING, Release);
+        true
+    }
+
+    /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
+    /// that its event comes.
+    fn arm(&self, other: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = other.as_raw_fd() as u32;
+        let poll = self.context.poll.get();
+        // Acquire pairs with the Release in `swallow`.
+        let watch = self.watch.load(Acquire);
+        if watch & ARMED != 0 {
+            if watch as u32 != fd {
+                // It fails if the event is there already, which is as good.
+                // SAFETY: the address it was submitted from, for the kernel to read.
+                let _ = unsafe { abi::io_cancel(self.ring, poll) };
+            }
+            return Ok(());
+        }
+        let armed = watch | ARMED | u64::from(fd);
+        // Before the submit: another thread may have swallowed the event by the time it returns.
+        if self.watch.compare_exchange(watch, armed, Relaxed, Relaxed).is_err() {
+            return self.arm(other);
+        }
+        let request = abi::Iocb {
+            data: POLL_KEY,
+            opcode: abi::IOCB_CMD_POLL,
+            fildes: fd,
+            buf: libc::POLLIN as u64,
+            ..Default::default()
+        };
+        // SAFETY: *Who arms, owns*. The request names no memory, and the kernel holds the file itself.
+        match unsafe {
+            poll.write(request);
+            abi::io_submit(self.ring, &[poll])
+        } {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.unarmed();
+                Err(poll_error(error))
             }
         }
     }
 
-    /// Waits until `min` events are there, and takes none.
+    /// Sleeps until `min` events are there, whatever they are.
     fn sleep(&self, min: u32, timeout: Option<Duration>) -> io::Result<()> {
-        if self.lock_taken().is_some() {
-            return Ok(());
+        let slept = if self.slots == 0 {
+            self.take(min, timeout).map(|taken| match taken {
+                Some(Completion { key: POLL_KEY, .. }) => self.unarmed(),
+                None => {}
+                completion => *self.taken() = completion,
+            })
+        } else {
+            // SAFETY: nobody can write the trap.
+            let events = unsafe { abi::io_getevents(self.ring, min, min.max(1), self.trap, timeout) };
+            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events to read-only memory: they are lost"))
+        };
+        match slept {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EINTR)) => Ok(()),
+            slept => slept,
         }
-        // SAFETY: memory that cannot be written.
-        let woken = unsafe { abi::get_events(self.id, min, min, unwritable()?, timeout) };
-        match woken {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EFAULT | libc::EINTR) => Ok(()),
-                _ => Err(error),
-            },
+    }
+
+    /// Takes one event by system call, whoever's it is.
+    fn take(&self, min: u32, timeout: Option<Duration>) -> io::Result<Option<Completion>> {
+        let mut event = abi::Event::default();
+        // SAFETY: room for one event.
+        let count = unsafe { abi::io_getevents(self.ring, min, 1, &raw mut event, timeout) }?;
+        Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
+    }
+
+    /// The poll request's event is off the ring, or it never was submitted.
+    fn unarmed(&self) {
+        // Release as in `swallow`.
+        self.watch.fetch_and(ASLEEP, Release);
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Option<Completion>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `peek` without a look at memory. While the home thread sleeps it is the one who takes events, and leaves them here:
+    /// one taken behind its back could be the one that was to wake it.
+    #[cold]
+    fn peek_taken(&self) -> Option<Completion> {
+        let mut taken = self.taken();
+        while taken.is_none() && self.watch.load(Relaxed) & ASLEEP == 0 {
+            match self.take(0, None) {
+                Ok(None) => break,
+                Ok(Some(Completion { key: POLL_KEY, .. })) => self.unarmed(),
+                Ok(completion) => *taken = completion,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("io_getevents on an AIO context of this process: {error}"),
+            }
         }
+        *taken
+    }
+
+    /// Leaves nothing in flight and nothing on the ring, so that the context can serve somebody else.
+    fn clear(&self) -> bool {
+        if self.in_flight.load(Relaxed) != 0 {
+            return false;
+        }
+        while self.watch.load(Relaxed) & ARMED != 0 {
+            // SAFETY: the address it was submitted from. It fails if the event is there already, which is as good.
+            let _ = unsafe { abi::io_cancel(self.ring, self.context.poll.get()) };
+            if self.sleep(1, None).is_err() || self.peek().is_some() {
+                return false;
+            }
+        }
+        self.peek().is_none()
     }
 }
 
-/// Memory that the kernel cannot write: a page mapped for reading.
-fn unwritable() -> io::Result<*mut Event> {
-    static PAGE: OnceLock<usize> = OnceLock::new();
-    if let Some(&address) = PAGE.get() {
-        return Ok(ptr::with_exposed_provenance_mut(address));
-    }
-    // SAFETY: a fresh private mapping, at an address that the kernel chooses. It stays for the life of the process.
-    let page =
-        unsafe { libc::mmap(ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
-    if page == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(ptr::with_exposed_provenance_mut(*PAGE.get_or_init(|| page.expose_provenance())))
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if self.process == std::process::id() {
-            // SAFETY: the ring goes with this.
-            unsafe { abi::destroy(self.id) };
-        }
-    }
-}
-
-impl Drop for LinuxAio {
-    fn drop(&mut self) {
-        let Some(inner) = self.inner.take() else { return };
-        if inner.process != std::process::id() {
-            return;
-        }
-        inner.drain();
-        let mut idle = IDLE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if idle.len() < KEPT {
-            idle.push(inner);
-        }
-    }
-}
-
-// SAFETY: iocbs are copied by the kernel during `io_submit`, which takes from the front those that it counts; a request's
-// memory is not touched once its event is on the ring, and each has one event.
+// SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later, and one that it did count has one event,
+// which the kernel posts after its last access to the request's memory. `peek` acquires what was written before that.
 unsafe impl Kernel for LinuxAio {
     type Entry = Iocb;
 
+    #[inline]
     fn capacity(&self) -> u32 {
-        self.inner().depth
+        self.context.depth
     }
 
     #[inline]
     fn prepare(&self, operation: &Operation, key: u64) -> Iocb {
+        debug_assert_ne!(key, POLL_KEY, "this key is the poll request's");
         let opcode = match operation.opcode {
-            Opcode::Read => abi::CMD_PREAD,
-            Opcode::Write => abi::CMD_PWRITE,
-            Opcode::ReadVectored => abi::CMD_PREADV,
-            Opcode::WriteVectored => abi::CMD_PWRITEV,
-            Opcode::SyncData => abi::CMD_FDSYNC,
-            Opcode::SyncAll => abi::CMD_FSYNC,
+            Opcode::Read => abi::IOCB_CMD_PREAD,
+            Opcode::Write => abi::IOCB_CMD_PWRITE,
+            Opcode::ReadVectored => abi::IOCB_CMD_PREADV,
+            Opcode::WriteVectored => abi::IOCB_CMD_PWRITEV,
+            Opcode::SyncData => abi::IOCB_CMD_FDSYNC,
+            Opcode::SyncAll => abi::IOCB_CMD_FSYNC,
         };
-        Iocb(RawIocb {
+        Iocb(abi::Iocb {
             data: key,
             opcode,
-            fd: operation.fd as u32,
+            fildes: operation.fd as u32,
             buf: operation.addr,
             nbytes: operation.len,
             offset: operation.offset as i64,
-            ..RawIocb::default()
+            ..Default::default()
         })
     }
 
@@ -407,39 +299,276 @@ unsafe impl Kernel for LinuxAio {
         entry.0.data
     }
 
-    #[inline]
     unsafe fn submit(&self, entries: &mut [Iocb]) -> io::Result<usize> {
-        let inner = self.inner();
-        // SAFETY: *one lock*: submit is called under the context's lock.
-        let batch = unsafe { &mut **inner.batch.get() };
-        let count = entries.len().min(batch.len());
-        for (place, entry) in batch.iter_mut().zip(entries.iter_mut()) {
-            *place = &raw mut entry.0;
+        let in_flight = self.in_flight.load(Relaxed);
+        // The kernel would take more, but the poll request's slot must stay free.
+        let room = self.context.depth.saturating_sub(in_flight) as usize;
+        if room == 0 && !entries.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
+        // SAFETY: *Under the lock*.
+        let pointers: &mut [*mut abi::Iocb] = unsafe { &mut *self.context.pointers.get() };
+        let count = entries.len().min(room);
+        for (pointer, entry) in pointers.iter_mut().zip(&mut entries[..count]) {
+            *pointer = &raw mut entry.0;
+        }
+        // SAFETY: the pointers are to `entries`, which is ours for the call; the caller answers for what they name.
+        let count = unsafe { abi::io_submit(self.ring, &pointers[..count]) }?;
+        self.in_flight.store(in_flight + count as u32, Relaxed);
+        Ok(count)
+    }
+
+    #[inline]
+    fn peek(&self) -> Option<Completion> {
+        if self.slots == 0 {
+            return self.peek_taken();
+        }
+        let ring = self.header();
         loop {
-            // SAFETY: the caller's promise.
-            match unsafe { abi::submit(inner.id, &batch[..count]) } {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
+            // Relaxed: the lock's holder before us moved it, if we did not.
+            let head = ring.head.load(Relaxed);
+            // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
+            // the tail that shows it.
+            if head == ring.tail.load(Acquire) {
+                return None;
+            }
+            // SAFETY: *The ring stays*, and the cursor is within it.
+            let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
+            // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+            let key = event.data.load(Relaxed);
+            if key != POLL_KEY {
+                return Some(Completion { key, result: event.res.load(Relaxed) });
+            }
+            if !self.swallow(head) {
+                return None;
             }
         }
     }
 
     #[inline]
-    fn peek(&self) -> Option<Completion> {
-        self.inner().peek()
-    }
-
-    #[inline]
     fn commit(&self) {
-        self.inner().commit();
+        // Saturating: a caller who breaks rule E9 shall find out from its own counter.
+        self.in_flight.store(self.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
+        if self.slots == 0 {
+            *self.taken() = None;
+            return;
+        }
+        let head = &self.header().head;
+        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
+        head.store(self.after(head.load(Relaxed)), Release);
     }
 
+    /// Sleeps as the trait says. Some things to know:
+    ///
+    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old one is let go first.
+    /// - A descriptor is watched until it is readable, even if it is closed by then. Don't close one and bring another with
+    ///   the same number.
+    /// - `min` counts from an empty ring: with a completion already there the kernel does not wait for more. Before
+    ///   Linux 6.8, and without a ring to look at, a `min` above 1 is 1.
+    ///
+    /// # Errors
+    ///
+    /// `other` cannot be watched; before Linux 4.18 none can.
+    ///
+    /// # Panics
+    ///
+    /// If two threads wait at once.
     fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let inner = self.inner();
-        if let Some(other) = other {
-            inner.watch(other)?;
+        let watch = self.watch.load(Relaxed);
+        let moved = other.is_some_and(|other| watch & ARMED != 0 && watch as u32 != other.as_raw_fd() as u32);
+        let min = if moved || self.slots == 0 { min.min(1) } else { min };
+        if min > 1 {
+            // `other` alone would not end it: whoever peeks may swallow the event.
+            other.map_or(Ok(()), |other| self.arm(other))?;
+            return self.sleep(min, timeout);
         }
-        inner.sleep(min.clamp(1, inner.depth), timeout)
+        {
+            let taken = self.taken();
+            if taken.is_some() {
+                return Ok(());
+            }
+            // Relaxed: all changes of `watch` are read-modify-writes, so that this one comes before a `swallow`, which
+            // then leaves the event to us, or after it, and `arm` sees that nothing is armed. Under the mutex for
+            // `peek_taken`'s sake: it has found nothing, or will see this.
+            let before = self.watch.fetch_or(ASLEEP, Relaxed);
+            assert!(before & ASLEEP == 0, "two threads wait for the same AIO context: only its home thread may");
+        }
+        let result = other.map_or(Ok(()), |other| self.arm(other)).and_then(|()| self.sleep(min, timeout));
+        self.watch.fetch_and(!ASLEEP, Relaxed);
+        result
     }
+}
+
+impl Drop for LinuxAio {
+    /// Keeps the context for the next one who wants the same depth. With requests in flight it is destroyed instead, which
+    /// waits for them.
+    fn drop(&mut self) {
+        let clean = self.context.is_ours() && self.clear();
+        // SAFETY: taken once, here; nobody uses it afterwards.
+        let context = unsafe { ManuallyDrop::take(&mut self.context) };
+        if clean {
+            self.pool.put(context);
+        }
+    }
+}
+
+impl fmt::Debug for LinuxAio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinuxAio")
+            .field("depth", &self.context.depth)
+            .field("in_flight", &self.in_flight)
+            .field("ring", &(self.slots != 0).then(|| self.header()))
+            .finish_non_exhaustive()
+    }
+}
+
+/// An AIO context and the memory that belongs to it wherever it goes.
+struct Context {
+    ring: NonNull<abi::Ring>,
+    depth: u32,
+    /// The process that made it. In a forked child it is dead.
+    process: u32,
+    /// The poll request. It has to stay where it was submitted from.
+    poll: Box<UnsafeCell<abi::Iocb>>,
+    /// Room for the array that `io_submit` wants.
+    pointers: Box<UnsafeCell<[*mut abi::Iocb]>>,
+}
+
+// SAFETY: see `LinuxAio`; an idle one is used by nobody.
+unsafe impl Send for Context {}
+
+impl Context {
+    fn new(depth: u32, pool: &Pool) -> io::Result<Context> {
+        // One slot is for the poll request.
+        let ring = match abi::io_setup(depth + 1) {
+            // What we keep idle counts as used.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && pool.drain() => abi::io_setup(depth + 1),
+            other => other,
+        };
+        let pointers: Box<[*mut abi::Iocb]> = vec![ptr::null_mut(); depth as usize].into();
+        Ok(Context {
+            ring: ring.map_err(|error| setup_error(error, depth))?,
+            depth,
+            process: std::process::id(),
+            poll: Box::default(),
+            // SAFETY: `UnsafeCell<[T]>` is laid out as `[T]`.
+            pointers: unsafe { Box::from_raw(Box::into_raw(pointers) as *mut UnsafeCell<[*mut abi::Iocb]>) },
+        })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // It fails only if there is no such context.
+            // SAFETY: who drops it owns it, so nobody else looks at the ring.
+            let _ = unsafe { abi::io_destroy(self.ring) };
+        }
+    }
+}
+
+/// Idle contexts, the oldest first: `io_destroy` takes up to 100 ms, so that programs and tests that make many would feel it.
+struct Pool(Mutex<Vec<Context>>);
+
+impl Pool {
+    const SIZE: usize = 8;
+    /// Deeper ones are not kept: idle ones too count against `fs.aio-max-nr`, which all processes share.
+    const DEEPEST: u32 = 1024;
+
+    const fn new() -> Pool {
+        Pool(Mutex::new(Vec::new()))
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Context>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, depth: u32) -> Option<Context> {
+        let mut idle = self.idle();
+        idle.retain(Context::is_ours);
+        let at = idle.iter().position(|context| context.depth == depth)?;
+        Some(idle.remove(at))
+    }
+
+    fn put(&self, context: Context) {
+        // Destroyed, as is what the pool has no room for, when the pool is unlocked.
+        let mut _old = None;
+        if context.depth <= Pool::DEEPEST {
+            let mut idle = self.idle();
+            _old = (idle.len() == Pool::SIZE).then(|| idle.remove(0));
+            idle.push(context);
+        }
+    }
+
+    /// Destroys all, and says whether there were any.
+    fn drain(&self) -> bool {
+        let idle = std::mem::take(&mut *self.idle());
+        !idle.is_empty()
+    }
+}
+
+/// Memory that cannot be written, with room for the events of the deepest queue; one per process. None of it is ever
+/// touched, so it costs addresses only.
+fn trap() -> io::Result<*mut abi::Event> {
+    static TRAP: OnceLock<usize> = OnceLock::new();
+    if let Some(&trap) = TRAP.get() {
+        return Ok(ptr::without_provenance_mut(trap));
+    }
+    let length = (MAX_DEPTH as usize + 1) * size_of::<abi::Event>();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, where the kernel likes.
+    let trap = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, flags, -1, 0) };
+    if trap == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // Two threads may get here at once; the loser's stays mapped, unused.
+    Ok(ptr::without_provenance_mut(*TRAP.get_or_init(|| trap.expose_provenance())))
+}
+
+/// What `io_setup` said, with cause and remedy.
+fn setup_error(error: io::Error, depth: u32) -> io::Error {
+    let (kind, message) = match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            let limit = |name| {
+                let value = std::fs::read_to_string(format!("/proc/sys/fs/{name}"));
+                value.map_or_else(|_| "unknown".into(), |value| value.trim().to_string())
+            };
+            let message = format!(
+                "no room for {} AIO requests: fs.aio-nr is {} and fs.aio-max-nr {}; take a smaller depth, \
+                 or raise the limit as root: sysctl fs.aio-max-nr=1048576",
+                depth + 1,
+                limit("aio-nr"),
+                limit("aio-max-nr"),
+            );
+            (io::ErrorKind::QuotaExceeded, message)
+        }
+        Some(libc::ENOSYS) => (
+            io::ErrorKind::Unsupported,
+            "no native AIO here: the kernel was built without CONFIG_AIO, or a seccomp filter hides io_setup \
+             (containers have one: allow io_setup, io_submit, io_getevents, io_cancel, io_destroy)"
+                .into(),
+        ),
+        Some(libc::EPERM | libc::EACCES) => (
+            io::ErrorKind::PermissionDenied,
+            "native AIO is forbidden here, likely by a seccomp filter: \
+             allow io_setup, io_submit, io_getevents, io_cancel, io_destroy"
+                .into(),
+        ),
+        _ => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
+    };
+    io::Error::new(kind, message)
+}
+
+/// What `io_submit` said to the poll request, with cause and remedy.
+fn poll_error(error: io::Error) -> io::Error {
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        let message = "the kernel refuses IOCB_CMD_POLL, by which a sleep on native AIO also waits for a descriptor: \
+                       it takes Linux 4.18 or later, and an epoll or eventfd descriptor";
+        return io::Error::new(io::ErrorKind::Unsupported, message);
+    }
+    error
 }

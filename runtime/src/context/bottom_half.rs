@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -57,7 +58,11 @@ struct Table {
 
 /// All bottom halves of a context.
 #[derive(Default)]
-pub(crate) struct BottomHalves(Mutex<Table>);
+pub(crate) struct BottomHalves {
+    table: Mutex<Table>,
+    /// False: the queues are empty, and a round need not look. Written under the lock.
+    queued: AtomicBool,
+}
 
 impl Table {
     fn insert(&mut self, callback: Callback, one_shot: bool) -> usize {
@@ -95,6 +100,10 @@ impl Table {
 
     fn is_current(&self, queued: Queued) -> bool {
         self.entries.get(queued.key).is_some_and(|e| e.due != Due::Never && e.ticket == queued.ticket)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.taken.is_empty() && self.scheduled.is_empty() && self.idle.is_empty()
     }
 
     /// Takes up what is due now.
@@ -151,44 +160,72 @@ impl BottomHalves {
         struct Running<'a>(&'a BottomHalves, usize, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
-                let callback = self.2.take().expect("put back once");
-                let unneeded = self.0.0.lock().finish(self.1, callback);
-                drop(unneeded);
+                if let Some(callback) = self.2.take() {
+                    let unneeded = self.0.finish(&mut self.0.table.lock(), self.1, callback);
+                    drop(unneeded);
+                }
             }
         }
-        {
-            let mut table = self.0.lock();
-            if table.taken.is_empty() && table.scheduled.is_empty() && table.idle.is_empty() {
-                return false;
-            }
-            table.take_up();
+        // Relaxed: the fences of `SleepState` order it before the loop's last look; an earlier look may miss it.
+        if !self.queued.load(Ordering::Relaxed) {
+            return false;
         }
+        let mut table = self.table.lock();
+        table.take_up();
         let mut progress = false;
         loop {
-            let next = self.0.lock().start_next();
-            let Some((key, callback)) = next else { return progress };
+            let Some((key, callback)) = table.start_next() else {
+                self.queued.store(!table.is_empty(), Ordering::Relaxed);
+                return progress;
+            };
+            drop(table);
             progress = true;
             let mut running = Running(self, key, Some(callback));
-            running.2.as_mut().expect("just put there")();
+            let callback = running.2.as_mut().expect("just put there");
+            callback();
+            let callback = running.2.take().expect("still there");
+            table = self.table.lock();
+            if let Some(unneeded) = self.finish(&mut table, key, callback) {
+                drop(table);
+                drop(unneeded);
+                table = self.table.lock();
+            }
         }
+    }
+
+    /// Schedules one that is there. Returns whether the loop must be told.
+    fn schedule(&self, table: &mut Table, key: usize, due: Due) -> bool {
+        let news = table.schedule(key, due);
+        if news {
+            self.queued.store(true, Ordering::Relaxed);
+        }
+        news
+    }
+
+    /// As `Table::finish`.
+    fn finish(&self, table: &mut Table, key: usize, callback: Callback) -> Option<Callback> {
+        let unneeded = table.finish(key, callback);
+        // It may have been scheduled while it ran, and is on the queue now.
+        self.queued.store(true, Ordering::Relaxed);
+        unneeded
     }
 
     /// Whether something is due in the next round.
     pub(crate) fn is_due(&self) -> bool {
-        let table = self.0.lock();
+        let table = self.table.lock();
         table.taken.iter().chain(&table.scheduled).any(|&queued| table.is_current(queued))
     }
 
     /// How long the loop may sleep because of idle ones; `None` without any.
     pub(crate) fn time_left(&self) -> Option<Duration> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         let (due, _) = table.idle.iter().find(|(_, queued)| table.is_current(*queued))?;
         Some(due.saturating_duration_since(Instant::now()))
     }
 
     /// Deletes all of them; callbacks are dropped outside the lock.
     pub(crate) fn clear(&self) {
-        let all = std::mem::take(&mut *self.0.lock());
+        let all = std::mem::take(&mut *self.table.lock());
         drop(all);
     }
 }
@@ -203,7 +240,7 @@ impl AioContext {
     /// Never switches.
     #[doc(alias = "aio_bh_new")]
     pub fn bottom_half(&self, callback: impl FnMut() + Send + 'static) -> BottomHalf {
-        let key = self.shared.bottom_halves.0.lock().insert(Box::new(callback), false);
+        let key = self.shared.bottom_halves.table.lock().insert(Box::new(callback), false);
         BottomHalf { shared: Arc::clone(&self.shared), key }
     }
 
@@ -221,9 +258,10 @@ impl AioContext {
             }
         };
         {
-            let mut table = self.shared.bottom_halves.0.lock();
+            let bottom_halves = &self.shared.bottom_halves;
+            let mut table = bottom_halves.table.lock();
             let key = table.insert(Box::new(run), true);
-            table.schedule(key, Due::NextRound);
+            bottom_halves.schedule(&mut table, key, Due::NextRound);
         }
         self.shared.notify();
     }
@@ -277,8 +315,9 @@ impl BottomHalf {
     }
 
     fn schedule_for(&self, due: Due) {
-        let mut table = self.shared.bottom_halves.0.lock();
-        let news = table.entries.contains(self.key) && table.schedule(self.key, due);
+        let bottom_halves = &self.shared.bottom_halves;
+        let mut table = bottom_halves.table.lock();
+        let news = table.entries.contains(self.key) && bottom_halves.schedule(&mut table, self.key, due);
         drop(table);
         if news {
             self.shared.notify();
@@ -292,7 +331,7 @@ impl BottomHalf {
     /// Never switches.
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
-        if let Some(entry) = self.shared.bottom_halves.0.lock().entries.get_mut(self.key) {
+        if let Some(entry) = self.shared.bottom_halves.table.lock().entries.get_mut(self.key) {
             entry.due = Due::Never;
         }
     }
@@ -300,7 +339,7 @@ impl BottomHalf {
 
 impl Drop for BottomHalf {
     fn drop(&mut self) {
-        let mut table = self.shared.bottom_halves.0.lock();
+        let mut table = self.shared.bottom_halves.table.lock();
         let Some(entry) = table.entries.get_mut(self.key) else { return };
         entry.due = Due::Never;
         if entry.callback.is_none() {

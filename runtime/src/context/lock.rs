@@ -31,6 +31,21 @@ impl ContextLock {
         self.home_guards.load(Ordering::Relaxed)
     }
 
+    // Out of line: in the loop, where speed counts, the lock is held already.
+    #[inline(never)]
+    fn lock(&self) {
+        mem::forget(self.mutex.lock());
+    }
+
+    /// # Safety
+    ///
+    /// This thread has called `lock` once more than `unlock`.
+    #[inline(never)]
+    unsafe fn unlock(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.mutex.force_unlock() };
+    }
+
     #[inline]
     fn set_depth(&self, depth: u32) {
         self.home_guards.store(depth, Ordering::Relaxed);
@@ -58,7 +73,7 @@ impl Drop for ContextGuard<'_> {
             if depth == 0 {
                 // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not
                 // leave their thread, so this is the thread that locked it.
-                unsafe { lock.mutex.force_unlock() };
+                unsafe { lock.unlock() };
             }
         }
     }
@@ -112,7 +127,7 @@ impl Shared {
     pub(crate) fn acquire_at_home(&self) -> ContextGuard<'_> {
         let depth = self.lock.depth();
         if depth == 0 {
-            mem::forget(self.lock.mutex.lock());
+            self.lock.lock();
         }
         self.lock.set_depth(depth + 1);
         ContextGuard { shared: self, _foreign: None, _not_send: PhantomData }
@@ -124,7 +139,7 @@ impl Shared {
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
-                    mem::forget(self.0.lock.mutex.lock());
+                    self.0.lock.lock();
                 }
                 self.0.lock.set_depth(self.1);
             }
@@ -134,7 +149,7 @@ impl Shared {
         if depth > 0 {
             // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
             // stack, and are not used before `Retake` has locked it again.
-            unsafe { self.lock.mutex.force_unlock() };
+            unsafe { self.lock.unlock() };
         }
         let _retake = Retake(self, depth);
         f()

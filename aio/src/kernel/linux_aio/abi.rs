@@ -1,141 +1,168 @@
-//! Linux native AIO as the kernel defines it: `linux/aio_abi.h`, and the ring's header of `fs/aio.c`.
+//! Native AIO as the kernel declares it: its structures, its numbers, its five system calls. Nothing is decided here.
 //!
-//! Bare structures and system calls; what they are used for is next door.
+//! glibc has no wrappers for these calls. The structures are those of `linux/aio_abi.h`; the ring's header is in no public
+//! header, but libaio and others have read it since Linux 2.6, and it has a magic number and feature words for that.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::AtomicU32;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 use std::time::Duration;
 
-#[cfg(not(all(target_os = "linux", target_endian = "little", target_pointer_width = "64")))]
-compile_error!("coralio-aio knows native AIO on 64-bit little-endian Linux only");
+#[cfg(not(all(
+    target_os = "linux",
+    target_endian = "little",
+    target_pointer_width = "64",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+)))]
+compile_error!(
+    "native AIO is bound for 64-bit little-endian Linux on x86-64 and aarch64 only: \
+     check the layouts in kernel/linux_aio/abi.rs before you add a machine"
+);
 
-/// `aio_context_t`: the address at which the kernel has mapped the ring.
-pub(super) type ContextId = libc::c_ulong;
+pub(super) const IOCB_CMD_PREAD: u16 = 0;
+pub(super) const IOCB_CMD_PWRITE: u16 = 1;
+pub(super) const IOCB_CMD_FSYNC: u16 = 2;
+pub(super) const IOCB_CMD_FDSYNC: u16 = 3;
+pub(super) const IOCB_CMD_POLL: u16 = 5;
+pub(super) const IOCB_CMD_PREADV: u16 = 7;
+pub(super) const IOCB_CMD_PWRITEV: u16 = 8;
 
-pub(super) const CMD_PREAD: u16 = 0;
-pub(super) const CMD_PWRITE: u16 = 1;
-pub(super) const CMD_FSYNC: u16 = 2;
-pub(super) const CMD_FDSYNC: u16 = 3;
-pub(super) const CMD_POLL: u16 = 5;
-pub(super) const CMD_PREADV: u16 = 7;
-pub(super) const CMD_PWRITEV: u16 = 8;
+/// What [`Ring::magic`] holds.
+pub(super) const RING_MAGIC: u32 = 0xa10a_10a1;
 
-/// `struct iocb`, little-endian.
+/// A request.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RawIocb {
+#[derive(Debug, Default)]
+pub(super) struct Iocb {
+    /// Comes back in the event.
     pub(super) data: u64,
+    /// The kernel writes it at submit, and wants to find it again at cancel.
     pub(super) key: u32,
     pub(super) rw_flags: i32,
     pub(super) opcode: u16,
-    pub(super) priority: i16,
-    pub(super) fd: u32,
+    pub(super) reqprio: i16,
+    pub(super) fildes: u32,
     pub(super) buf: u64,
     pub(super) nbytes: u64,
     pub(super) offset: i64,
-    pub(super) reserved: u64,
+    pub(super) reserved2: u64,
     pub(super) flags: u32,
     pub(super) resfd: u32,
 }
 
-/// `struct io_event`.
+/// What became of a request. The fields are atomic because an event on the ring is memory that the kernel writes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Event {
-    pub(super) data: u64,
-    pub(super) obj: u64,
-    pub(super) res: i64,
-    pub(super) res2: i64,
+    /// The request's `data`.
+    pub(super) data: AtomicU64,
+    /// The address that the request was submitted from.
+    obj: AtomicU64,
+    /// Bytes, or a negative `errno`.
+    pub(super) res: AtomicI64,
+    res2: AtomicI64,
 }
 
-/// `struct aio_ring`, to which programs have had access since the beginning; the events follow it.
+/// The head of the memory that `io_setup` maps; `nr` events follow it. Its address is the context's name.
 #[repr(C)]
-pub(super) struct RingHeader {
-    pub(super) id: u32,
-    /// Number of events that fit.
+#[derive(Debug)]
+pub(super) struct Ring {
+    id: u32,
+    /// Events that the ring has room for, plus one.
     pub(super) nr: u32,
-    /// Next event to take; written by whoever takes.
+    /// The next event to take: written by whoever takes it.
     pub(super) head: AtomicU32,
-    /// Next event to come; written by the kernel.
+    /// The next event to come: written by the kernel.
     pub(super) tail: AtomicU32,
     pub(super) magic: u32,
-    pub(super) compat_features: u32,
+    compat_features: u32,
     pub(super) incompat_features: u32,
+    /// Size of this structure.
     pub(super) header_length: u32,
 }
 
-pub(super) const RING_MAGIC: u32 = 0xa10a_10a1;
-
-const _: () = assert!(size_of::<RawIocb>() == 64 && size_of::<Event>() == 32 && size_of::<RingHeader>() == 32);
+const _: () = assert!(size_of::<Iocb>() == 64 && size_of::<Event>() == 32 && size_of::<Ring>() == 32);
 
 fn checked(result: libc::c_long) -> io::Result<usize> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// A context that takes `requests` at once.
-pub(super) fn setup(requests: u32) -> io::Result<ContextId> {
-    let mut id: ContextId = 0;
-    // SAFETY: the kernel writes the context's id to `id`.
-    unsafe { checked(libc::syscall(libc::SYS_io_setup, libc::c_long::from(requests), &raw mut id)) }?;
-    Ok(id)
+/// Makes a context for `nr` requests in flight.
+pub(super) fn io_setup(nr: u32) -> io::Result<NonNull<Ring>> {
+    let mut ring: *mut Ring = ptr::null_mut();
+    // SAFETY: the kernel writes one word, and `ring` is one word that was zeroed, as it demands.
+    checked(unsafe { libc::syscall(libc::SYS_io_setup, libc::c_long::from(nr), &raw mut ring) })?;
+    NonNull::new(ring).ok_or_else(|| io::Error::other("io_setup returned no context"))
 }
 
-/// Waits for all that is in flight, and ends the context.
+/// Ends a context, once everything in flight has completed. Takes up to 100 ms.
 ///
 /// # Safety
 ///
-/// `id` is a context's, and its ring is not looked at any more.
-pub(super) unsafe fn destroy(id: ContextId) {
+/// Nobody looks at the ring from now on: it is unmapped.
+pub(super) unsafe fn io_destroy(context: NonNull<Ring>) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_io_destroy, id) };
-    debug_assert_eq!(result, 0);
+    checked(unsafe { libc::syscall(libc::SYS_io_destroy, context.as_ptr()) }).map(drop)
 }
 
-/// Submits from the front, and returns how many were taken.
+/// Submits the requests that `iocbs` point to, in order, and returns how many were taken. They are copied: their memory is
+/// the caller's again.
 ///
 /// # Safety
 ///
-/// The pointers point at iocbs; the memory that these name stays valid until they have completed.
-pub(super) unsafe fn submit(id: ContextId, iocbs: &[*mut RawIocb]) -> io::Result<usize> {
-    // SAFETY: the caller's promise.
-    unsafe { checked(libc::syscall(libc::SYS_io_submit, id, iocbs.len(), iocbs.as_ptr())) }
+/// Every pointer leads to a request that the kernel may read and write during the call. What the request itself names stays
+/// valid until it has completed.
+pub(super) unsafe fn io_submit(context: NonNull<Ring>, iocbs: &[*mut Iocb]) -> io::Result<usize> {
+    loop {
+        // SAFETY: the caller's promise; the array is as long as we say.
+        let result =
+            checked(unsafe { libc::syscall(libc::SYS_io_submit, context.as_ptr(), iocbs.len(), iocbs.as_ptr()) });
+        match result {
+            // Nothing was taken, or the count would have been returned instead.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
-/// Asks the kernel to cancel a request: it does so for polls alone.
-pub(super) fn cancel(id: ContextId, iocb: &RawIocb) -> io::Result<()> {
-    let mut event = Event::default();
-    // SAFETY: both are alive during the call. The kernel finds the request by the iocb's address.
-    unsafe { checked(libc::syscall(libc::SYS_io_cancel, id, &raw const *iocb, &raw mut event)) }.map(drop)
-}
-
-/// Waits for `min` events, takes up to `most`, and writes them to `events`.
+/// Takes from `min` to `nr` events; fewer when `timeout` is over. A signal is an error (`Interrupted`) that took none.
 ///
 /// # Safety
 ///
-/// `events` has room for `most`, or is memory that cannot be written.
-pub(super) unsafe fn get_events(
-    id: ContextId,
+/// `events` is room for `nr` events, or memory that the kernel cannot write either.
+pub(super) unsafe fn io_getevents(
+    context: NonNull<Ring>,
     min: u32,
-    most: u32,
+    nr: u32,
     events: *mut Event,
     timeout: Option<Duration>,
 ) -> io::Result<usize> {
-    let timeout = timeout.map(|timeout| libc::timespec {
-        tv_sec: timeout.as_secs().min(i64::MAX as u64) as libc::time_t,
-        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+    let timeout = timeout.map(|time| libc::timespec {
+        // The kernel takes anything above 292 years for "no end".
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
     });
-    let pointer = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the caller's promise; the timeout is alive during the call.
-    unsafe {
-        checked(libc::syscall(
-            libc::SYS_io_getevents,
-            id,
-            libc::c_long::from(min),
-            libc::c_long::from(most),
-            events,
-            pointer,
-        ))
+    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+    let (min, nr) = (libc::c_long::from(min), libc::c_long::from(nr));
+    // SAFETY: the caller's promise for `events`; `timeout` is null or points to a local that outlives the call.
+    checked(unsafe { libc::syscall(libc::SYS_io_getevents, context.as_ptr(), min, nr, events, timeout) })
+}
+
+/// Asks for a request to end early. Only `IOCB_CMD_POLL` can; its event then comes on the ring, as ever. An error says
+/// that it cannot be cancelled, or no longer.
+///
+/// # Safety
+///
+/// `iocb` is where the request was submitted from, and still readable.
+pub(super) unsafe fn io_cancel(context: NonNull<Ring>, iocb: *mut Iocb) -> io::Result<()> {
+    // An argument from another age: kernels that know `IOCB_CMD_POLL` leave it alone.
+    let mut event = Event::default();
+    // SAFETY: the caller's promise for `iocb`; `event` is room for one event.
+    match checked(unsafe { libc::syscall(libc::SYS_io_cancel, context.as_ptr(), iocb, &raw mut event) }) {
+        // "In progress" is the kernel's word for success.
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(()),
     }
 }

@@ -1,0 +1,169 @@
+//! What the coroutines of a copy share: both files, the blocks that are left, how it went.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use coralio_aio::{AlignedBuf, File, Stats};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::blocks::{Block, Blocks};
+use crate::options::Options;
+use crate::signals;
+
+/// Buffers start on a page, which suits every device.
+const PAGE: usize = 4096;
+
+/// One copy. All on one thread, so cells are enough; no borrow is held where a coroutine may be suspended.
+pub struct Job {
+    pub source: File,
+    pub target: File,
+    pub progress: ProgressBar,
+    /// The source's length when the copy began.
+    len: u64,
+    block_size: u64,
+    step: u64,
+    blocks: RefCell<Blocks>,
+    blocks_done: Cell<u64>,
+    bytes_done: Cell<u64>,
+    first_error: RefCell<Option<io::Error>>,
+}
+
+impl Job {
+    pub fn new(source: File, target: File, options: &Options) -> io::Result<Job> {
+        let len = source.len()?;
+        let block_size = options.block_size;
+        // Both are powers of two: what suits the larger suits both.
+        let step = source.alignment().offset.max(target.alignment().offset) as u64;
+        Ok(Job {
+            source,
+            target,
+            progress: if options.no_progress { ProgressBar::hidden() } else { progress(len) },
+            len,
+            block_size,
+            step,
+            blocks: RefCell::new(Blocks::new(len, block_size, step)),
+            blocks_done: Cell::new(0),
+            bytes_done: Cell::new(0),
+            first_error: RefCell::new(None),
+        })
+    }
+
+    /// Gives the copy its length, and makes sure that the source has one.
+    pub fn prepare(&self) -> io::Result<()> {
+        // In advance, because writes that extend a file have to wait for one another in the kernel.
+        self.target.set_len(self.len.next_multiple_of(self.step))?;
+        if self.len == 0 && self.source.read_at(&mut self.buffer(), 0)? > 0 {
+            return Err(io::Error::other(
+                "the source has more than the length 0 that it tells; copy files in /proc with cat",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A coroutine's own.
+    pub fn buffer(&self) -> AlignedBuf {
+        let align = PAGE.max(self.source.alignment().memory).max(self.target.alignment().memory);
+        AlignedBuf::new(self.block_size as usize, align)
+    }
+
+    /// More coroutines than this would find nothing to do.
+    pub fn most_blocks(&self) -> u64 {
+        self.len.div_ceil(self.block_size)
+    }
+
+    /// None when all blocks are taken, or a coroutine has failed.
+    pub fn next_block(&self) -> io::Result<Option<Block>> {
+        if self.first_error.borrow().is_some() {
+            return Ok(None);
+        }
+        signals::check()?;
+        let block = self.blocks.borrow_mut().next(self.source.as_fd())?;
+        if let Some(block) = &block {
+            self.progress.set_position(block.offset);
+        }
+        Ok(block)
+    }
+
+    /// Whether `count` bytes is what the block should have had.
+    pub fn check(&self, block: &Block, count: usize) -> io::Result<()> {
+        if count >= block.bytes { Ok(()) } else { Err(self.shrunk(block.offset + count as u64)) }
+    }
+
+    pub fn done(&self, block: &Block) {
+        self.blocks_done.set(self.blocks_done.get() + 1);
+        self.bytes_done.set(self.bytes_done.get() + block.bytes as u64);
+    }
+
+    /// What a coroutine came to. The first error stays.
+    pub fn note(&self, result: io::Result<()>) {
+        if let Err(error) = result {
+            self.first_error.borrow_mut().get_or_insert(error);
+        }
+    }
+
+    /// The first error, if there was one. To be called once, when all have ended.
+    pub fn result(&self) -> io::Result<()> {
+        self.first_error.take().map_or(Ok(()), Err)
+    }
+
+    /// Cuts off what the last block had too much. Returns by how much the source has grown.
+    pub fn finish(&self) -> io::Result<u64> {
+        self.target.set_len(self.len)?;
+        // A shrunk source may show only here: what it lost can have been a hole.
+        let now = self.source.len()?;
+        now.checked_sub(self.len).ok_or_else(|| self.shrunk(now))
+    }
+
+    fn shrunk(&self, end: u64) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!(
+                "the source ends at {end}, but its length was {} when the copy began; stop what shortens it and try \
+                 again, or use cat if it is a file in /sys",
+                self.len
+            ),
+        )
+    }
+
+    /// What was done, in figures of which none is guessed.
+    pub fn report(&self, coroutines: u64, took: Duration, before: &Stats, after: &Stats) -> String {
+        let (blocks, bytes) = (self.blocks_done.get(), self.bytes_done.get());
+        let holes = match self.len - bytes {
+            0 => String::new(),
+            holes => format!(" ({} of it holes)", BinaryBytes(holes)),
+        };
+        let cache = match (self.source.is_direct(), self.target.is_direct()) {
+            (true, true) => "direct",
+            (true, false) => "reads direct, writes page-cached",
+            (false, true) => "reads page-cached, writes direct",
+            (false, false) => "page-cached",
+        };
+        let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let requests = after.requests - before.requests;
+        let system_calls = after.submits + after.sleeps - before.submits - before.sleeps;
+        format!(
+            "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} (native AIO, {cache})\n",
+            BinaryBytes(self.len),
+            took.as_secs_f64(),
+            bytes as f64 / took.as_secs_f64() / 1e6,
+            count(coroutines, "coroutine"),
+            count(blocks, "read"),
+            count(blocks, "write"),
+            count(system_calls, "system call"),
+            count(requests, "request"),
+        )
+    }
+}
+
+/// On standard error if that is a terminal; otherwise one that nobody sees.
+fn progress(len: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template =
+        "{wide_bar} {percent:>3}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("a constant template");
+    ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr()).with_style(style)
+}

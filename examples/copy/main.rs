@@ -1,0 +1,151 @@
+//! Copies a file with N coroutines, each a plain loop of `read_at` and `write_at`: see `copy_blocks`, right below.
+//!
+//! ```text
+//! cargo run --release --example copy                   a scratch file, copied and verified
+//! cargo run --release --example copy -- SRC DST        like cp
+//! ```
+//!
+//! The rest is what a copy needs to be trusted: holes stay holes (`blocks.rs`), DST appears whole or not at all
+//! (`draft.rs`), also when a signal comes (`signals.rs`).
+
+mod blocks;
+mod draft;
+mod job;
+mod options;
+mod scratch;
+mod signals;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Instant;
+
+use clap::Parser;
+use coralio_aio::{File, Runner, spawn, stats};
+
+use draft::Draft;
+use job::Job;
+use options::Options;
+
+/// One coroutine: takes the next block, reads it, writes it, until none is left.
+///
+/// Where it waits for the disk, the other coroutines run.
+fn copy_blocks(job: &Job) -> io::Result<()> {
+    let mut buf = job.buffer();
+    while let Some(block) = job.next_block()? {
+        let data = &mut buf[..block.len];
+        let count = job.source.read_at(data, block.offset)?;
+        job.check(&block, count)?;
+        job.target.write_at(data, block.offset)?;
+        job.done(&block);
+    }
+    Ok(())
+}
+
+/// All of them at once. The first error stops them, and is the one returned.
+fn copy_all(job: &Rc<Job>, coroutines: u64) -> io::Result<()> {
+    let start = |_| {
+        let job = Rc::clone(job);
+        spawn(move || job.note(copy_blocks(&job)))
+    };
+    let started: Vec<_> = (0..coroutines).map(start).collect();
+    for coroutine in started {
+        coroutine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+    job.result()
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    signals::listen();
+    match run(&options) {
+        Ok(text) => {
+            // The copy is made, whether or not anybody listens.
+            let _ = io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(why) => match signals::caught() {
+            Some(signal) => {
+                eprintln!("copy: stopped by signal {signal}; what it had begun is removed");
+                ExitCode::from(128 + signal)
+            }
+            None => {
+                eprintln!("copy: {why}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(options: &Options) -> Result<String, String> {
+    options.check()?;
+    let work = || match (&options.src, &options.dst) {
+        (Some(src), Some(dst)) => copy(src, dst, options),
+        _ => scratch::copy_and_verify(options),
+    };
+    Runner::new().depth(options.depth).run(work).map_err(|error| format!("--depth {}: {error}", options.depth))?
+}
+
+/// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.
+fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
+    let clock = Instant::now();
+    let before = stats();
+    let (dst, mode) = look(src, dst)?;
+    let source = options.open(File::options().read(true), src)?;
+    let draft = Draft::new(&dst)?;
+    let target = options.open(File::options().write(true), draft.path())?;
+
+    let both = |error: io::Error| format!("{} to {}: {error}{}", src.display(), dst.display(), remedy(&error));
+    let job = Rc::new(Job::new(source, target, options).map_err(both)?);
+    job.prepare().map_err(both)?;
+    let coroutines = job.most_blocks().min(options.depth.into());
+    let copied = copy_all(&job, coroutines);
+    job.progress.finish_and_clear();
+    copied.map_err(both)?;
+    let grown = job.finish().map_err(both)?;
+    if grown > 0 {
+        eprintln!(
+            "copy: warning: {} grew while it was copied; the last {grown} bytes are not in the copy",
+            src.display()
+        );
+    }
+    draft.set_mode(mode).map_err(both)?;
+    job.target.sync_all().map_err(both)?;
+    draft.publish()?;
+    Ok(job.report(coroutines, clock.elapsed(), &before, &stats()))
+}
+
+/// What can be known before anything is opened or made: the path that DST means, and the permissions of SRC.
+fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
+    let found = fs::metadata(src).map_err(|error| format!("{}: {error}{}", src.display(), remedy(&error)))?;
+    if found.is_dir() {
+        return Err(format!("{}: is a directory; name a file in it", src.display()));
+    }
+    if !found.is_file() {
+        return Err(format!("{}: is not a regular file; for devices and pipes there are dd and cat", src.display()));
+    }
+    let dst = draft::destination(src, dst)?;
+    match fs::metadata(&dst) {
+        Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {
+            Err(format!("{} and {} are the same file; name another DST", src.display(), dst.display()))
+        }
+        // Set-user-ID and its kin are for the owner to give again.
+        _ => Ok((dst, found.permissions().mode() & 0o777)),
+    }
+}
+
+/// What to do about an error that comes from the system as it is.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        _ if error.raw_os_error().is_none() => "",
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::NotADirectory => "; a part of the path before a '/' is no directory: check the path",
+        io::ErrorKind::PermissionDenied => "; see who may do that: ls -l, of the file and of its folder",
+        io::ErrorKind::StorageFull => "; free some space there",
+        io::ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f), or choose another file system",
+        _ => "",
+    }
+}

@@ -1,0 +1,107 @@
+//! Without SRC and DST: a scratch file to copy, and the proof that the copy is right.
+
+use std::fs;
+use std::hash::Hasher;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use coralio_aio::{AlignedBuf, File, spawn};
+
+use crate::draft::make_new;
+use crate::options::Options;
+use crate::{copy, remedy, signals};
+
+const MIB: u64 = 1 << 20;
+const LEN: u64 = 256 * MIB;
+/// A hole, so that there is one to be kept.
+const HOLE: std::ops::Range<u64> = 96 * MIB..112 * MIB;
+
+pub fn copy_and_verify(options: &Options) -> Result<String, String> {
+    let place = options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = Folder::new(&place)?;
+    proof(&folder.0, options).map_err(|why| {
+        let needed = 2 * (LEN - (HOLE.end - HOLE.start)) / MIB;
+        format!("{why}; the scratch files take {needed} MiB in {}: --scratch-dir names another place", place.display())
+    })
+}
+
+fn proof(folder: &Path, options: &Options) -> Result<String, String> {
+    let (src, dst) = (folder.join("source"), folder.join("copy"));
+    let say = |error: io::Error| error.to_string();
+    let source = options.open(File::options().write(true).create(true), &src)?;
+    fill(&source).map_err(say)?;
+    let report = copy(&src, &dst, options)?;
+
+    // Both are read at the same time.
+    let sums = [&src, &dst].map(|path| {
+        let file = options.open(File::options().read(true), path)?;
+        Ok(spawn(move || checksum(&file)))
+    });
+    let [of_src, of_dst] = sums.map(|sum: Result<_, String>| sum?.join().unwrap().map_err(say));
+    let (of_src, of_dst) = (of_src?, of_dst?);
+    if of_src != of_dst {
+        return Err(format!("the copy is wrong: checksum {of_dst:016x}, the source's is {of_src:016x}"));
+    }
+    Ok(format!("{report}verified: checksum {of_src:016x} of both files\n"))
+}
+
+/// Pseudo-random words with a hole among them.
+fn fill(file: &File) -> io::Result<()> {
+    file.set_len(LEN)?;
+    let mut buf = AlignedBuf::new(MIB as usize, 4096);
+    for offset in (0..LEN).step_by(MIB as usize).filter(|offset| !HOLE.contains(offset)) {
+        signals::check()?;
+        for (word, number) in buf.chunks_exact_mut(8).zip(offset / 8..) {
+            word.copy_from_slice(&splitmix64(number).to_le_bytes());
+        }
+        file.write_at(&buf, offset)?;
+    }
+    Ok(())
+}
+
+/// The `number`th value of this generator, started with seed 0.
+fn splitmix64(number: u64) -> u64 {
+    let state = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Over all bytes in order, and the length.
+fn checksum(file: &File) -> io::Result<u64> {
+    let mut hasher = std::hash::DefaultHasher::new();
+    let mut buf = AlignedBuf::new(MIB as usize, 4096);
+    let mut offset = 0;
+    loop {
+        signals::check()?;
+        let count = file.read_at(&mut buf, offset)?;
+        hasher.write(&buf[..count]);
+        offset += count as u64;
+        if count < buf.len() {
+            hasher.write_u64(offset);
+            return Ok(hasher.finish());
+        }
+    }
+}
+
+/// Gone with all that is in it when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(place: &Path) -> Result<Folder, String> {
+        match make_new(place, "", |path| fs::create_dir(path)) {
+            Ok((path, ())) => Ok(Folder(path)),
+            Err(error) => Err(format!(
+                "cannot make a folder in {}: {error}{}; --scratch-dir names another place",
+                place.display(),
+                remedy(&error)
+            )),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,254 @@
+//! Bottom halves: scheduled, cancelled, dropped, idle, from any thread, and run by nested polls.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use common::{Log, scaled};
+use coralio_runtime::{AioContext, BottomHalf, spawn};
+
+fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
+    let log = log.clone();
+    ctx.bottom_half(move || log.add(name))
+}
+
+/// Where a callback finds its own bottom half.
+type Slot = Arc<Mutex<Option<BottomHalf>>>;
+
+#[test]
+fn bottom_halves_run_once_in_order() {
+    // X3: scheduled however often it runs once in the next round; they run in the order they were scheduled
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let [a, b, c] = ["a", "b", "c"].map(|name| noting(ctx, &log, name));
+        c.schedule();
+        a.schedule();
+        b.schedule();
+        c.schedule();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "c a b");
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn scheduled_in_a_round_it_runs_in_the_next() {
+    // X3: one scheduled during a round, by itself too, runs in the next
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let later = Arc::new(noting(ctx, &log, "later"));
+        let slot = Slot::default();
+        let again = ctx.bottom_half({
+            let (log, slot, later) = (log.clone(), Arc::clone(&slot), Arc::clone(&later));
+            move || {
+                log.add("again");
+                later.schedule();
+                slot.lock().unwrap().as_ref().unwrap().schedule();
+            }
+        });
+        again.schedule();
+        slot.lock().unwrap().replace(again);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "again");
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "later again");
+        slot.lock().unwrap().as_ref().unwrap().cancel();
+        later.cancel();
+        assert!(!ctx.poll(false));
+        slot.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn cancel_undoes_a_schedule() {
+    // X3: cancel undoes a schedule, also of one that the round has taken up already; scheduled anew it runs again
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let a = noting(ctx, &log, "a");
+        a.schedule();
+        a.cancel();
+        assert!(!ctx.poll(false));
+        a.schedule();
+        a.cancel();
+        a.schedule();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "a");
+
+        let a = Arc::new(a);
+        let canceller = ctx.bottom_half({
+            let a = Arc::clone(&a);
+            move || a.cancel()
+        });
+        canceller.schedule();
+        a.schedule();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "");
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn dropping_deletes_it() {
+    // X3: dropping deletes a bottom half, scheduled or not, and its callback with it; within its own callback too
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let bh = |name: &'static str| {
+            let (log, drops) = (log.clone(), log.on_drop(format!("dropped-{name}")));
+            ctx.bottom_half(move || {
+                let _ = &drops;
+                log.add(name);
+            })
+        };
+        let a = bh("a");
+        a.schedule();
+        drop(a);
+        assert_eq!(log.take(), "dropped-a");
+        assert!(!ctx.poll(false));
+
+        let slot = Slot::default();
+        let own = ctx.bottom_half({
+            let (log, drops, slot) = (log.clone(), log.on_drop("dropped-own"), Arc::clone(&slot));
+            move || {
+                let _ = &drops;
+                let me = slot.lock().unwrap().take().unwrap();
+                me.schedule();
+                drop(me);
+                log.add("still-running");
+            }
+        });
+        own.schedule();
+        slot.lock().unwrap().replace(own);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "still-running dropped-own");
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn idle_ones_run_without_keeping_the_loop_busy() {
+    // X3: schedule_idle runs when its time has come, keeps no loop busy, not even one that schedules itself
+    AioContext::run(|ctx| {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let slot = Slot::default();
+        let idle = ctx.bottom_half({
+            let (runs, slot) = (Arc::clone(&runs), Arc::clone(&slot));
+            move || {
+                runs.fetch_add(1, Ordering::Relaxed);
+                slot.lock().unwrap().as_ref().unwrap().schedule_idle();
+            }
+        });
+        slot.lock().unwrap().replace(idle);
+        slot.lock().unwrap().as_ref().unwrap().schedule_idle();
+        let mut polls = 0;
+        while runs.load(Ordering::Relaxed) < 3 {
+            ctx.poll(true);
+            polls += 1;
+        }
+        assert!(polls <= 12, "the loop slept till each was due, and did not spin: {polls} polls");
+        slot.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn a_plain_schedule_overrides_an_idle_one() {
+    // X3: a plain schedule overrides an idle one, not the other way; it runs once for both; cancel undoes both
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let a = noting(ctx, &log, "a");
+        a.schedule_idle();
+        a.schedule();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "a");
+        a.schedule();
+        a.schedule_idle();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "a");
+        a.schedule_idle();
+        a.cancel();
+        // Idle since before b: it would run before it.
+        let b = noting(ctx, &log, "b");
+        b.schedule_idle();
+        while log.take() != "b" {
+            ctx.poll(true);
+        }
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn from_any_thread() {
+    // X3: schedule, cancel and one-shots work from any thread; each one-shot runs once and frees itself
+    AioContext::run(|ctx| {
+        let (threads, each) = (4, scaled(500));
+        let runs = Arc::new(AtomicUsize::new(0));
+        let total = Arc::new(AtomicUsize::new(0));
+        let bh = ctx.bottom_half({
+            let runs = Arc::clone(&runs);
+            move || {
+                runs.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    for n in 0..each {
+                        let total = Arc::clone(&total);
+                        ctx.schedule_oneshot(move || {
+                            total.fetch_add(1, Ordering::Relaxed);
+                        });
+                        if n % 3 == 0 { bh.cancel() } else { bh.schedule() }
+                    }
+                    bh.schedule();
+                });
+            }
+            while total.load(Ordering::Relaxed) < threads * each {
+                ctx.poll(true);
+            }
+        });
+        ctx.poll(false);
+        assert_eq!(Arc::strong_count(&total), 1, "every one-shot is freed");
+        let runs = runs.load(Ordering::Relaxed);
+        assert!((1..=threads * (each + 1)).contains(&runs), "{runs}");
+        assert!(!ctx.poll(false));
+    });
+}
+
+#[test]
+fn a_nested_poll_goes_on_where_the_outer_one_stands() {
+    // X2: a nested poll first runs what the outer round took up and had not run; nothing is lost or runs twice
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let [b, c] = ["b", "c"].map(|name| noting(ctx, &log, name));
+        let new = Arc::new(noting(ctx, &log, "new"));
+        let slot = Slot::default();
+        let a = ctx.bottom_half({
+            let (ctx, log, new, slot) = (ctx.clone(), log.clone(), Arc::clone(&new), Arc::clone(&slot));
+            let mut first = true;
+            move || {
+                if !std::mem::take(&mut first) {
+                    return log.add("again");
+                }
+                log.add("(");
+                new.schedule();
+                // It is not entered again while it runs.
+                slot.lock().unwrap().as_ref().unwrap().schedule();
+                assert!(ctx.poll(false));
+                assert!(!ctx.poll(false));
+                log.add(")");
+            }
+        });
+        a.schedule();
+        slot.lock().unwrap().replace(a);
+        b.schedule();
+        c.schedule();
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "( b c new )");
+        // Nor is its schedule lost: nested rounds could not run it, the next can.
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "again");
+        assert!(!ctx.poll(false));
+        slot.lock().unwrap().take();
+    });
+}

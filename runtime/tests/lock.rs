@@ -1,0 +1,140 @@
+//! The context's lock: recursive, given up while the loop sleeps; what a foreign thread may do that has it.
+
+mod common;
+
+use std::rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use common::{Log, panic_of, scaled};
+use coralio_runtime::{AioContext, Coroutine, spawn, suspend, yield_now};
+
+#[test]
+fn the_lock_is_recursive_and_keeps_others_out() {
+    // X8: acquire blocks until no other thread has it, and is recursive; the loop has it while it dispatches
+    AioContext::run(|ctx| {
+        let inside = Arc::new(AtomicUsize::new(0));
+        let enter = |inside: &AtomicUsize| {
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two threads at once");
+            thread::yield_now();
+            inside.fetch_sub(1, Ordering::SeqCst);
+        };
+        let finished = Arc::new(AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..scaled(200) {
+                        let _outer = ctx.acquire();
+                        let _inner = ctx.acquire();
+                        drop(ctx.acquire());
+                        enter(&inside);
+                        let inside = Arc::clone(&inside);
+                        ctx.schedule_oneshot(move || enter(&inside));
+                    }
+                    finished.fetch_add(1, Ordering::Relaxed);
+                    ctx.schedule_oneshot(|| {});
+                });
+            }
+            while finished.load(Ordering::Relaxed) < 2 {
+                ctx.poll(true);
+            }
+        });
+        while ctx.poll(false) {}
+    });
+}
+
+#[test]
+fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
+    // X8: the loop does not hold the lock while it sleeps, however often its thread had acquired it
+    AioContext::run(|ctx| {
+        let woken = rc::Rc::new(std::cell::Cell::new(false));
+        let _twice = (ctx.acquire(), ctx.acquire());
+        let (send, receive) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // Can be had only while the loop sleeps.
+                let _guard = ctx.acquire();
+                ctx.schedule_oneshot(move || send.send(()).unwrap());
+            });
+            while receive.try_recv().is_err() {
+                ctx.poll(true);
+            }
+            woken.set(true);
+            // Both are back: nobody else gets in.
+            assert!(scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap());
+        });
+        assert!(woken.get());
+    });
+}
+
+#[test]
+fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
+    // X8: a foreign thread that has the lock may poll: it runs handlers; coroutines are entered at home alone
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let home = thread::current().id();
+        let co = Coroutine::new({
+            let log = log.clone();
+            move || {
+                suspend();
+                assert_eq!(thread::current().id(), home);
+                log.add("coroutine");
+            }
+        });
+        co.enter();
+        let waker = co.waker();
+        let ready = spawn(|| thread::current().id());
+        ctx.schedule_oneshot({
+            let log = log.clone();
+            move || {
+                log.add(if thread::current().id() == home { "home" } else { "foreign" });
+                waker.wake();
+            }
+        });
+        thread::scope(|scope| {
+            let foreign = scope.spawn(|| {
+                let _guard = ctx.acquire();
+                assert!(!ctx.is_home());
+                assert!(ctx.poll(false));
+                assert!(!ctx.poll(false), "what is ready is left to home");
+            });
+            foreign.join().unwrap();
+        });
+        assert_eq!(log.take(), "foreign");
+        assert!(!ready.is_finished());
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "coroutine");
+        assert_eq!(ready.join().unwrap(), home);
+    });
+}
+
+#[test]
+fn a_foreign_panic_leaves_the_lock_free() {
+    // C8: a panic in a bottom half that a foreign poll runs leaves the lock free, and the rest for the loop
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let later = log.clone();
+        ctx.schedule_oneshot(|| panic!("abroad"));
+        ctx.schedule_oneshot(move || later.add("rest"));
+        thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(panic_of(|| ctx.poll(false)), "abroad")).join().unwrap();
+        });
+        assert!(ctx.poll(true));
+        assert_eq!(log.take(), "rest");
+    });
+}
+
+#[test]
+fn a_guard_that_outlives_its_context() {
+    // X8: a guard taken through a clone of the context may be dropped after the context ended
+    let kept = std::cell::OnceCell::new();
+    let guard = AioContext::run(|ctx| kept.get_or_init(|| ctx.clone()).acquire());
+    // Another context's home has come to lie where the first one's was.
+    AioContext::run(|ctx| {
+        drop(guard);
+        let task = spawn(yield_now);
+        task.join().unwrap();
+        drop(ctx.acquire());
+    });
+}
