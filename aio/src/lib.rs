@@ -171,3 +171,7 @@ pub fn stats() -> Stats {
 pub fn plug() -> io::Result<Plug<LinuxAio>> {
     Ok(engine_of_this_context()?.plug())
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

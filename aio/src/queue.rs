@@ -1,7 +1,7 @@
 //! From a request to the kernel: pending, gathered, submitted (rules E2 to E4, E8).
 //!
 //! A request waits in `pending` until somebody submits. While a plug is held, or the loop is in a round that will flush,
-//! requests gather, and one system call takes them all; a full queue goes at once. Submit then reaps what was done within
+//! requests gather, and one system call takes them all; a full batch goes at once. Submit then reaps what was done within
 //! the call, on the stack of whoever submitted. What is enqueued by those that the reap wakes gathers again: no submit
 //! comes from within a submit (rule E8).
 
@@ -99,7 +99,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
         let guard = here.acquire();
         self.pending.push(&guard, entry);
-        let full = self.pending.len(&guard) + self.in_flight.load(Ordering::Relaxed) as usize >= self.depth as usize;
+        // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
+        // queue is deep, each would go alone.
+        let full = self.pending.len(&guard) >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.may_go_at_once())
     }

@@ -54,12 +54,14 @@ impl Job {
     pub fn prepare(&self) -> io::Result<()> {
         // In advance, because writes that extend a file have to wait for one another in the kernel.
         self.target.set_len(self.len.next_multiple_of(self.step))?;
-        if self.len == 0 && self.source.read_at(&mut self.buffer(), 0)? > 0 {
-            return Err(io::Error::other(
-                "the source has more than the length 0 that it tells; copy files in /proc with cat",
-            ));
+        if self.len > 0 {
+            return Ok(());
         }
-        Ok(())
+        match self.source.read_at(&mut self.buffer(), 0) {
+            Ok(0) => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error),
+            _ => Err(io::Error::other("the source tells no length; copy files in /proc with cat")),
+        }
     }
 
     /// A coroutine's own.

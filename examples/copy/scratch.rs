@@ -3,6 +3,7 @@
 use std::fs;
 use std::hash::Hasher;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use coralio_aio::{AlignedBuf, File, spawn};
@@ -15,20 +16,16 @@ const MIB: u64 = 1 << 20;
 const LEN: u64 = 256 * MIB;
 /// A hole, so that there is one to be kept.
 const HOLE: std::ops::Range<u64> = 96 * MIB..112 * MIB;
+/// For both files.
+const NEEDED: u64 = 2 * (LEN - (HOLE.end - HOLE.start));
 
 pub fn copy_and_verify(options: &Options) -> Result<String, String> {
     let place = options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = Folder::new(&place)?;
-    proof(&folder.0, options).map_err(|why| {
-        let needed = 2 * (LEN - (HOLE.end - HOLE.start)) / MIB;
-        format!("{why}; the scratch files take {needed} MiB in {}: --scratch-dir names another place", place.display())
-    })
-}
-
-fn proof(folder: &Path, options: &Options) -> Result<String, String> {
-    let (src, dst) = (folder.join("source"), folder.join("copy"));
-    let say = |error: io::Error| error.to_string();
+    let (src, dst) = (folder.0.join("source"), folder.0.join("copy"));
+    let say = |error: io::Error| format!("{}: {error}", place.display());
     let source = options.open(File::options().write(true).create(true), &src)?;
+    check_space(&source).map_err(say)?;
     fill(&source).map_err(say)?;
     let report = copy(&src, &dst, options)?;
 
@@ -43,6 +40,28 @@ fn proof(folder: &Path, options: &Options) -> Result<String, String> {
         return Err(format!("the copy is wrong: checksum {of_dst:016x}, the source's is {of_src:016x}"));
     }
     Ok(format!("{report}verified: checksum {of_src:016x} of both files\n"))
+}
+
+/// Better than to find out half way.
+fn check_space(file: &File) -> io::Result<()> {
+    // SAFETY: the structure is plain data for which zero is valid, and the kernel fills it.
+    let (result, there) = unsafe {
+        let mut there: libc::statvfs = std::mem::zeroed();
+        (libc::fstatvfs(file.as_fd().as_raw_fd(), &mut there), there)
+    };
+    let free = (there.f_bavail * there.f_frsize) / MIB;
+    // One that tells no size has no limit.
+    if result != 0 || there.f_blocks == 0 || free >= NEEDED / MIB {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!(
+            "the scratch files take {} MiB, and {free} MiB are free; free some, or name another place with \
+             --scratch-dir",
+            NEEDED / MIB
+        ),
+    ))
 }
 
 /// Pseudo-random words with a hole among them.

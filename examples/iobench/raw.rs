@@ -47,7 +47,8 @@ struct Event {
 struct Raw {
     context: u64,
     requests: Box<[iocb]>,
-    buffers: Vec<AlignedBuf>,
+    /// Held for the kernel, which knows them by address.
+    _buffers: Vec<AlignedBuf>,
     /// Requests to submit: the first `ready` of them.
     batch: Box<[*mut iocb]>,
     ready: usize,
@@ -94,7 +95,7 @@ impl Raw {
         let raw = Raw {
             context,
             requests: requests.collect(),
-            buffers,
+            _buffers: buffers,
             batch: vec![ptr::null_mut(); depth].into(),
             ready: 0,
             in_flight: 0,

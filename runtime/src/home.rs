@@ -429,6 +429,7 @@ impl Home {
     }
 
     /// Makes a suspended coroutine run in the loop's next round, or in a nested one.
+    #[inline]
     pub(crate) fn make_ready(&self, block: &'static Control, at: &'static Location<'static>) {
         let own = self.own(block);
         debug_assert_eq!(own.state.get(), State::Suspended);

@@ -46,3 +46,7 @@ pub use coroutine::{
 };
 pub use sync::{CoMutex, CoMutexGuard, CoQueue};
 pub use task::{JoinHandle, spawn};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::{Log, scaled};
-use coralio_runtime::{AioContext, BottomHalf, spawn};
+use coralio_runtime::{AioContext, BottomHalf};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();

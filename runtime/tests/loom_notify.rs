@@ -7,7 +7,7 @@
 //! would sleep with work queued, and nobody left to run: loom calls that a deadlock. It finds one if either fence of
 //! `notify.rs` is taken out.
 #![cfg(loom)]
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, dead_code)]
 
 use std::sync::Arc;
 

@@ -116,6 +116,7 @@ fn stack_address() -> usize {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "its locals do not lie on the stack")]
 fn hand_overs_leave_the_callers_stack_where_it_is() {
     // S1: two coroutines that pass the lock to and fro are resumed from the same depth of the thread's stack
     AioContext::run(|ctx| {

@@ -47,11 +47,6 @@ impl SleepState {
         self.0.store(AWAKE, Ordering::Relaxed);
     }
 
-    /// Whether the loop runs, asked by its own thread.
-    pub(crate) fn is_awake(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == AWAKE
-    }
-
     /// The other side, after the work was put on its queue: whether the caller has to kick the loop.
     pub(crate) fn needs_kick(&self) -> bool {
         // Pairs with the fence in `going_to_sleep`.

@@ -68,10 +68,6 @@ impl Shared {
 
     /// Wakes the loop if it sleeps or is about to (rule X6). The work that it shall find is on its queue already.
     pub(crate) fn notify(&self) {
-        // At home no fence is needed to see whether the loop sleeps: it would be this thread that said so.
-        if self.home().is_some() && self.sleep.is_awake() {
-            return;
-        }
         if self.sleep.needs_kick() {
             self.kick.signal();
         }

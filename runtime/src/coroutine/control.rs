@@ -172,6 +172,7 @@ impl Control {
         self.context.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn set_context(&self, context: usize) {
         self.context.store(context, Ordering::Relaxed);
     }
@@ -241,6 +242,7 @@ impl Blocks {
     }
 
     /// A free block, taken off the free list.
+    #[inline]
     pub(crate) fn take(&self) -> &'static Control {
         if self.free.get().is_none() {
             self.grow();
@@ -252,6 +254,7 @@ impl Blocks {
     }
 
     /// Puts a block back whose generation was retired.
+    #[inline]
     pub(crate) fn give_back(&self, block: &'static Control) {
         // SAFETY: *home's own*: the block came from `take`.
         unsafe { block.own() }.next.set(self.free.replace(Some(block)));
@@ -296,10 +299,12 @@ impl ControlList {
         ControlList { head: Cell::new(None), tail: Cell::new(None) }
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.head.get().is_none()
     }
 
+    #[inline]
     pub(crate) fn push(&self, block: &'static Control) {
         // SAFETY: *home's own*: lists are the home thread's, and it pushes its own blocks alone.
         let own = unsafe { block.own() };
@@ -311,6 +316,7 @@ impl ControlList {
         }
     }
 
+    #[inline]
     pub(crate) fn pop(&self) -> Option<&'static Control> {
         let block = self.head.get()?;
         // SAFETY: *home's own*, as in `push`.
@@ -323,6 +329,7 @@ impl ControlList {
     }
 
     /// Moves all of `other` to the end of this list.
+    #[inline]
     pub(crate) fn append(&self, other: &ControlList) {
         let Some(first) = other.head.take() else { return };
         let last = other.tail.take();

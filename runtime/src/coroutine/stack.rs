@@ -49,6 +49,7 @@ pub(crate) struct StackLease {
 impl StackLease {
     /// Cuts `size` bytes off the top, aligned to `align`, and returns where they start. They belong to whoever holds
     /// the lease, and outlast the coroutine that runs below them.
+    #[inline]
     pub(crate) fn carve(&mut self, size: usize, align: usize) -> Option<*mut u8> {
         let start = self.top.checked_sub(size)? & !(align.max(16) - 1);
         // A sixteenth of a stack at most: unoptimised code moves a result half a dozen times on its way here.
@@ -61,6 +62,7 @@ impl StackLease {
     }
 }
 
+#[inline]
 fn nonzero(address: usize) -> StackPointer {
     StackPointer::new(address).expect("a mapping is never at address 0")
 }
@@ -72,6 +74,7 @@ pub(crate) struct RunningStack {
 }
 
 impl RunningStack {
+    #[inline]
     pub(crate) fn new(lease: &StackLease) -> RunningStack {
         RunningStack { base: nonzero(lease.top), limit: lease.limit }
     }
@@ -173,17 +176,12 @@ impl StackPool {
     }
 
     /// A stack of `size` bytes, guard included, or of the default size. A warm one if there is one.
+    #[inline]
     pub(crate) fn take(&self, size: Option<usize>) -> io::Result<StackLease> {
         let mut classes = self.classes.borrow_mut();
-        let index = match size.map(rounded) {
+        let index = match size {
             None => 0,
-            Some(size) => match classes.iter().position(|class| class.size == size) {
-                Some(index) => index,
-                None => {
-                    classes.push(Class::new(size));
-                    classes.len() - 1
-                }
-            },
+            Some(size) => Class::index(&mut classes, rounded(size)),
         };
         let class = &mut classes[index];
         match class.free.pop() {
@@ -193,6 +191,7 @@ impl StackPool {
     }
 
     /// Takes a stack back, as it was handed out.
+    #[inline]
     pub(crate) fn give_back(&self, lease: StackLease) {
         self.classes.borrow_mut()[lease.class as usize].free.push(lease);
     }
@@ -201,6 +200,14 @@ impl StackPool {
 impl Class {
     fn new(size: usize) -> Class {
         Class { size: rounded(size), free: Vec::new(), next: 0, end: 0, made: 0 }
+    }
+
+    /// Which class has stacks of `size` bytes; a new one if none has.
+    fn index(classes: &mut Vec<Class>, size: usize) -> usize {
+        classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
+            classes.push(Class::new(size));
+            classes.len() - 1
+        })
     }
 
     #[cold]

@@ -1,0 +1,424 @@
+//! The program `copy`, run as its users run it: what it copies, what it refuses, and what it leaves behind when it fails.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A test's own folder, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("copy-{}-{test}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    /// Hidden ones too.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("examples/copy");
+    assert!(program.is_file(), "no {}; make it first: cargo build --example copy (cargo test does)", program.display());
+    program
+}
+
+fn copy(src: &Path, dst: &Path) -> Command {
+    let mut command = Command::new(program());
+    command.arg(src).arg(dst);
+    command
+}
+
+fn said(output: &Output) -> (String, String) {
+    (String::from_utf8(output.stdout.clone()).unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
+}
+
+/// Runs it; it succeeds. Returns its one line.
+#[track_caller]
+fn copied(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let (stdout, stderr) = said(&output);
+    assert!(output.status.success(), "{command:?}: {stderr}");
+    assert_eq!(stderr, "", "nothing to warn of, and no progress bar without a terminal");
+    assert!(stdout.starts_with("copied ") && stdout.lines().count() == 1, "{stdout}");
+    stdout
+}
+
+/// Runs it; it fails with one line of which these words are a part.
+#[track_caller]
+fn refused(command: &mut Command, words: &[&str]) {
+    let output = command.output().unwrap();
+    let (stdout, stderr) = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {stdout}{stderr}");
+    assert_eq!(stdout, "");
+    assert!(stderr.starts_with("copy: ") && stderr.lines().count() == 1, "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "no {word:?} in: {stderr}");
+    }
+}
+
+/// Bytes of which no two blocks are alike.
+fn content(len: usize) -> Vec<u8> {
+    (0u64..).flat_map(|n| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).take(len).collect()
+}
+
+fn every_size(direct: &str, block_sizes: &[&str]) {
+    let folder = Folder::new(&format!("sizes-{direct}"));
+    for size in [0, 1, 511, 512, 4095, 4096, (1 << 20) + 17] {
+        let src = folder.file("src", content(size));
+        for block_size in block_sizes {
+            for depth in ["1", "64"] {
+                let dst = folder.path("dst");
+                let mut command = copy(&src, &dst);
+                command.args(["--direct", direct, "--block-size", block_size, "--depth", depth]);
+                let output = command.output().unwrap();
+                let (stdout, stderr) = said(&output);
+                let unsupported = ["has no direct I/O", "direct I/O goes in steps of"];
+                if direct == "always" && unsupported.iter().any(|words| stderr.contains(words)) {
+                    eprintln!("skipped, the file system of {} can't: {stderr}", folder.0.display());
+                    continue;
+                }
+                assert!(output.status.success(), "{command:?}: {stderr}");
+                assert!(stdout.starts_with("copied "), "{stdout}");
+                assert!(fs::read(&dst).unwrap() == content(size), "{command:?}: another content, size {size}");
+                fs::remove_file(dst).unwrap();
+            }
+        }
+    }
+    assert_eq!(folder.names(), ["src"]);
+}
+
+#[test]
+fn equal_content_page_cached() {
+    // Issue: content and length are kept, whatever the sizes; page-cached, any block size goes.
+    every_size("never", &["333", "512", "4096", "64k", "1M"]);
+}
+
+#[test]
+fn equal_content_direct() {
+    // Issue: content and length are kept with direct I/O, though lengths are not multiples of its step.
+    every_size("always", &["512", "4096", "64k", "1M"]);
+}
+
+#[test]
+fn equal_content_direct_where_it_goes() {
+    // Issue: --direct auto falls back to the page cache where the file system or the block size is against it.
+    every_size("auto", &["333", "512", "64k", "1M"]);
+}
+
+#[test]
+fn figures_are_those_of_the_copy() {
+    // Issue: it says MB/s and the I/O counts.
+    let folder = Folder::new("figures");
+    let src = folder.file("src", content(1 << 20));
+    let said = copied(copy(&src, &folder.path("dst")).args(["--block-size", "64k", "--depth", "4"]));
+    // Sixteen blocks read and written, and one sync.
+    for words in ["copied 1.00 MiB in ", " MB/s, 4 coroutines, 16 reads, 16 writes, ", " for 33 requests (native AIO, "]
+    {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+}
+
+#[test]
+fn holes_stay_holes() {
+    // Issue: sparse-safe, and keeps the length, also if the file ends with a hole.
+    const MIB: u64 = 1 << 20;
+    let folder = Folder::new("holes");
+    let src = folder.path("src");
+    let file = fs::File::create(&src).unwrap();
+    for at in [5 * MIB + 777, 5 * MIB + 70_000, 9 * MIB] {
+        file.write_all_at(&content(5000), at).unwrap();
+    }
+    file.set_len(16 * MIB + 3).unwrap();
+    file.sync_all().unwrap();
+    let allocated = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
+    if allocated(&src) > MIB {
+        eprintln!("skipped: the file system of {} makes no holes", folder.0.display());
+        return;
+    }
+    for direct in ["auto", "never"] {
+        for block_size in ["4k", "256k", "4M"] {
+            let dst = folder.path("dst");
+            let said = copied(copy(&src, &dst).args(["--direct", direct, "--block-size", block_size]));
+            assert!(said.contains(" of it holes)"), "{said}");
+            assert!(allocated(&dst) <= MIB, "{} of {} bytes are allocated", allocated(&dst), 16 * MIB);
+            assert!(fs::read(&dst).unwrap() == fs::read(&src).unwrap(), "another content");
+        }
+    }
+}
+
+#[test]
+fn nothing_but_a_hole() {
+    // Issue: a file without any data has a copy of its length.
+    let folder = Folder::new("hole");
+    let src = folder.file("src", "");
+    fs::File::options().write(true).open(&src).unwrap().set_len((1 << 30) + 1).unwrap();
+    let said = copied(&mut copy(&src, &folder.path("dst")));
+    assert_eq!(fs::metadata(folder.path("dst")).unwrap().len(), (1 << 30) + 1);
+    assert!(said.contains(" 0 reads, 0 writes, "), "{said}");
+}
+
+#[test]
+fn dst_is_as_with_cp() {
+    // Issue: what is there is replaced as cp does; a directory gets a file of SRC's name; a link is followed.
+    let folder = Folder::new("dst");
+    let src = folder.file("src", "new");
+    fs::set_permissions(&src, Permissions::from_mode(0o754)).unwrap();
+    let old = folder.file("old", "old, and longer");
+    fs::hard_link(&old, folder.path("second name")).unwrap();
+    symlink("old", folder.path("link")).unwrap();
+    fs::create_dir(folder.path("into")).unwrap();
+
+    copied(&mut copy(&src, &folder.path("link")));
+    assert!(folder.path("link").is_symlink());
+    assert_eq!(fs::read(&old).unwrap(), b"new");
+    assert_eq!(fs::metadata(&old).unwrap().mode() & 0o7777, 0o754);
+    assert_eq!(fs::read(folder.path("second name")).unwrap(), b"old, and longer", "replaced, not overwritten");
+
+    copied(&mut copy(&src, &folder.path("into")));
+    assert_eq!(fs::read(folder.path("into/src")).unwrap(), b"new");
+    copied(copy(Path::new("src"), Path::new("relative")).current_dir(&folder.0));
+    assert_eq!(folder.names(), ["into", "link", "old", "relative", "second name", "src"]);
+}
+
+#[test]
+fn src_is_dst() {
+    // Issue: SRC = DST is an error, and the content stays, by whatever name.
+    let folder = Folder::new("same");
+    let src = folder.file("src", "precious");
+    symlink("src", folder.path("symlink")).unwrap();
+    fs::hard_link(&src, folder.path("hardlink")).unwrap();
+    for other in ["src", "symlink", "hardlink", ".", "./../"] {
+        let dst =
+            if other == "./../" { folder.path("..").join(folder.0.file_name().unwrap()) } else { folder.path(other) };
+        refused(&mut copy(&src, &dst), &["are the same file"]);
+        assert_eq!(fs::read(&src).unwrap(), b"precious");
+    }
+    refused(&mut copy(&folder.path("symlink"), &folder.path("hardlink")), &["are the same file"]);
+    assert_eq!(folder.names(), ["hardlink", "src", "symlink"]);
+}
+
+#[test]
+fn what_cannot_be_copied() {
+    // Issue: a clear error for a SRC that is missing, a directory, a device; E14: cause and remedy.
+    let folder = Folder::new("src");
+    folder.file("file", "x");
+    let dst = folder.path("dst");
+    for (src, words) in [
+        ("missing", ["missing: No such file", "check the path"]),
+        ("file/x", ["file/x: Not a directory", "check the path"]),
+        (".", ["is a directory", "name a file in it"]),
+        ("/dev/null", ["/dev/null: is not a regular file", "cat"]),
+        ("/proc/self/mounts", ["tells no length", "cat"]),
+    ] {
+        refused(&mut copy(&folder.path(src), &dst), &words);
+    }
+    assert_eq!(folder.names(), ["file"]);
+}
+
+#[test]
+fn where_nothing_can_be_copied_to() {
+    // Issue: a clear error for a DST that cannot be; what is there stays.
+    let folder = Folder::new("nowhere");
+    let src = folder.file("src", "x");
+    fs::create_dir_all(folder.path("full/src")).unwrap();
+    symlink("nothing", folder.path("dangling")).unwrap();
+    for (dst, words) in [
+        ("missing/dst", ["cannot make a file in", "check the path"]),
+        ("missing/", ["no such directory", "mkdir"]),
+        ("src/dst", ["Not a directory", "check the path"]),
+        ("full", ["src: is a directory", "name a file"]),
+        ("dangling", ["symbolic link that leads nowhere", "name another"]),
+        ("/dev/null", ["not a regular file", "name another"]),
+    ] {
+        refused(&mut copy(&src, &folder.path(dst)), &words);
+    }
+    assert_eq!(folder.names(), ["dangling", "full", "src"]);
+}
+
+#[test]
+fn unreadable() {
+    // Issue: an unreadable SRC is a clear error.
+    let folder = Folder::new("unreadable");
+    let src = folder.file("src", "secret");
+    fs::set_permissions(&src, Permissions::from_mode(0)).unwrap();
+    let mut command = copy(&src, &folder.path("dst"));
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        // Root reads everything, so somebody else has to try.
+        let nobody = 65534;
+        command.uid(nobody).gid(nobody);
+        if command.output().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            eprintln!("skipped: another user than root may not run {}", program().display());
+            return;
+        }
+    }
+    refused(&mut command, &["Permission denied", "ls -l"]);
+    assert_eq!(folder.names(), ["src"]);
+}
+
+#[test]
+fn options_that_cannot_be() {
+    // E14: nonsense on the command line is refused, with a remedy, before anything is made.
+    let folder = Folder::new("options");
+    let src = folder.file("src", content(5000));
+    for (options, words) in [
+        (&["--depth", "0"][..], ["no coroutine", "give 1 or more"]),
+        (&["--depth", "1000000", "--block-size", "4k"], ["--depth 1000000: ", "32768"]),
+        (&["--depth", "1000", "--block-size", "1G"], ["more than 4 GiB", "give less"]),
+        (&["--block-size", "0"], ["--block-size 0", "give"]),
+        (&["--block-size", "2G"], ["can't be one request", "to 1G"]),
+    ] {
+        refused(copy(&src, &folder.path("dst")).args(options), &words);
+    }
+    let misaligned = ["--block-size", "1000", "--direct", "always"];
+    let output = copy(&src, &folder.path("dst")).args(misaligned).output().unwrap();
+    // Not on tmpfs, which takes direct I/O at any alignment.
+    if output.status.success() {
+        fs::remove_file(folder.path("dst")).unwrap();
+    } else {
+        refused(copy(&src, &folder.path("dst")).args(misaligned), &["direct I/O", "--direct never"]);
+    }
+    for usage in
+        [&["src"][..], &["src", "dst", "more"], &["--block-size", "12x"], &["--scratch-dir", ".", "src", "dst"]]
+    {
+        let output = Command::new(program()).args(usage).current_dir(&folder.0).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{usage:?}");
+    }
+    assert_eq!(folder.names(), ["src"]);
+}
+
+#[test]
+fn full_disk() {
+    // Issue: a full disk leaves no half-made file, and a DST that was there as it was; a scratch run says what it needs.
+    let folder = Folder::new("full");
+    folder.file("src", content(3 << 20));
+    fs::create_dir(folder.path("disk")).unwrap();
+    // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
+    let in_there = |then: &str| {
+        let script = format!("mount -t tmpfs -o size=1m none disk || exit 99; echo old > disk/old; {then}");
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"])
+            .arg(program())
+            .current_dir(&folder.0)
+            .output()
+    };
+    match in_there("") {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return eprintln!("skipped, no mount namespace to be had: {}", said(&output).1),
+        Err(error) => return eprintln!("skipped, no unshare: {error}"),
+    }
+    for direct in ["auto", "never"] {
+        for dst in ["disk/dst", "disk/old"] {
+            let copy = format!("\"$1\" src {dst} --block-size 64k --direct {direct}");
+            let (stdout, stderr) = said(&in_there(&format!("{copy}; echo $? && ls -A disk && cat disk/old")).unwrap());
+            assert_eq!(stdout, "1\nold\nold\n", "exit code, files, content; {stderr}");
+            assert!(stderr.starts_with(&format!("copy: src to ")), "{stderr}");
+            assert!(stderr.contains("No space left on device") && stderr.contains("free some space"), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
+    }
+    let (stdout, stderr) = said(&in_there("\"$1\" --scratch-dir disk; echo $? && ls -A disk").unwrap());
+    assert_eq!(stdout, "1\nold\n", "{stderr}");
+    assert!(stderr.contains("the scratch files take 480 MiB") && stderr.contains("--scratch-dir"), "{stderr}");
+}
+
+#[test]
+fn file_size_limit() {
+    // E14: the file-size limit is an error with a remedy, not a death that leaves a half-made file.
+    let folder = Folder::new("limit");
+    let (src, dst) = (folder.file("src", content(3 << 20)), folder.file("dst", "old"));
+    let mut command = copy(&src, &dst);
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: between fork and exec only setrlimit is called, on a structure that was copied there.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    refused(&mut command, &["File too large", "ulimit -f"]);
+    assert_eq!(fs::read(&dst).unwrap(), b"old");
+    assert_eq!(folder.names(), ["dst", "src"]);
+}
+
+#[test]
+fn source_shorter_than_it_says() {
+    // E10: a read that is short because the file ended is not taken for data; one coroutine's error is the program's.
+    let folder = Folder::new("short");
+    let src = Path::new("/sys/kernel/uevent_seqnum");
+    match fs::metadata(src) {
+        Ok(there) if there.len() > 100 => {}
+        _ => return eprintln!("skipped: no {} that says a length that it hasn't", src.display()),
+    }
+    for depth in ["1", "16"] {
+        let mut command = copy(src, &folder.path("dst"));
+        refused(command.args(["--block-size", "100", "--depth", depth]), &["the source ends at ", "try again"]);
+        assert!(folder.names().is_empty());
+    }
+}
+
+#[test]
+fn stopped_by_a_signal() {
+    // Issue: no half-made DST left behind, also by who presses Ctrl-C.
+    let folder = Folder::new("signal");
+    // In blocks of a byte it would take a minute.
+    let src = folder.file("src", content(40 << 20));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let dst = folder.file("dst", "old");
+        let mut child = copy(&src, &dst)
+            .args(["--block-size", "1", "--direct", "never"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while !folder.names().iter().any(|name| name.ends_with(".part")) {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
+            std::thread::yield_now();
+        }
+        let kill = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        assert!(kill.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(128 + signal), "signal {:?}", output.status.signal());
+        assert!(said(&output).1.starts_with(&format!("copy: stopped by signal {signal}")));
+        assert_eq!(folder.names(), ["dst", "src"]);
+        assert_eq!(fs::read(&dst).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn no_arguments() {
+    // Issue: without SRC and DST it makes a scratch file, copies, verifies by checksum, and cleans up.
+    let folder = Folder::new("scratch");
+    let output = Command::new(program()).arg("--scratch-dir").arg(&folder.0).output().unwrap();
+    let (stdout, stderr) = said(&output);
+    assert!(folder.names().is_empty(), "left behind: {:?}", folder.names());
+    assert!(output.status.success(), "{stderr}");
+    assert!(stdout.starts_with("copied 256.00 MiB (16.00 MiB of it holes) in "), "{stdout}");
+    assert!(stdout.contains("\nverified: checksum ") && stdout.ends_with(" of both files\n"), "{stdout}");
+    assert_eq!(stderr, "");
+}
