@@ -179,17 +179,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             self.submit();
         }
         // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let result = match here.suspend_until(|| slot.result()) {
-            Some(result) => {
-                mem::forget(request);
-                result
-            }
-            None => {
-                // Nothing can be suspended: this waits in place.
-                drop(request);
-                slot.result().expect("a request that was waited for has a result")
-            }
-        };
+        let found = here.suspend_until(|| slot.result());
+        // Where nothing can be suspended, this waits in place.
+        let result = found.unwrap_or_else(|| self.wait_in_place(slot));
+        mem::forget(request);
         self.requests.free(slot);
         result
     }
@@ -197,10 +190,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
     /// complete meanwhile are woken, and run later.
     #[cold]
-    fn wait_in_place(&self, slot: &Slot) {
-        while slot.result().is_none() {
-            self.submit();
-            if slot.result().is_none() {
+    fn wait_in_place(&self, slot: &Slot) -> i64 {
+        // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
+        let _guard = self.context.acquire();
+        loop {
+            if let Some(result) = slot.result() {
+                return result;
+            }
+            // If "try again" is the answer and nothing is in flight, nothing will wake a sleep (rule E2).
+            if !self.submit() && self.in_flight.load(Ordering::Relaxed) > 0 {
                 add(&self.counts.sleeps, 1);
                 let slept = self.kernel.wait(1, None, None);
                 // Returning would leave the buffer with the kernel.
@@ -246,18 +244,16 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-/// A request that the kernel may have. Going out of scope on any way, it waits for the result first (rule E13).
+/// A request that the kernel may have. If the stack unwinds over it, that waits for the result first (rule E13).
 struct InFlight<'a, K: Kernel, P: Policy> {
     engine: &'a Engine<K, P>,
     slot: &'a Slot,
 }
 
 impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
-    #[inline]
     fn drop(&mut self) {
-        if self.slot.result().is_none() {
-            self.engine.wait_in_place(self.slot);
-        }
+        self.engine.wait_in_place(self.slot);
+        self.engine.requests.free(self.slot);
     }
 }
 

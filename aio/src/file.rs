@@ -436,7 +436,7 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
-        let (fd, alignment) = if self.is_aligned(addr, offset | len as u64) || !self.may_cache {
+        let (fd, alignment) = if self.goes_direct(addr, offset | len as u64) {
             (&self.fd, self.alignment)
         } else {
             (self.cached()?, Alignment::ANY)
@@ -446,10 +446,11 @@ impl File {
         unsafe { self.request(operation, alignment) }
     }
 
-    /// Whether direct I/O takes a buffer at `addr`, and an offset or length (or several, or-ed).
+    /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
+    /// direct I/O takes it, or there is no other way.
     #[inline]
-    fn is_aligned(&self, addr: u64, offsets: u64) -> bool {
-        addr & self.memory_mask == 0 && offsets & self.offset_mask == 0
+    fn goes_direct(&self, addr: u64, offsets: u64) -> bool {
+        addr & self.memory_mask == 0 && offsets & self.offset_mask == 0 || !self.may_cache
     }
 
     /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
@@ -483,10 +484,11 @@ impl File {
         offset: u64,
         mut done: usize,
     ) -> io::Result<usize> {
+        let is_direct = self.goes_direct(addr, offset | len as u64);
         let mut last = done;
         while done < len && last > 0 {
             // A direct read that ends amid a block has met the end of the file, and could not go on from there.
-            if opcode == Opcode::Read && !done.is_multiple_of(self.alignment.offset) {
+            if opcode == Opcode::Read && is_direct && !done.is_multiple_of(self.alignment.offset) {
                 break;
             }
             let at = done as u64;
@@ -519,9 +521,9 @@ impl File {
         for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
             let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
             let at = offset + total as u64;
-            let aligned = batch.iter().all(|&(addr, len)| self.is_aligned(addr, at | len as u64));
+            let is_direct = batch.iter().all(|&(addr, len)| self.goes_direct(addr, at | len as u64));
             let mut done = 0;
-            if wanted > 0 && (aligned || !self.may_cache) {
+            if wanted > 0 && is_direct {
                 let iovecs: Vec<_> = batch
                     .iter()
                     .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
@@ -530,6 +532,10 @@ impl File {
                 let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
                 // SAFETY: the caller's promise; the array outlives the call.
                 done = unsafe { self.request(operation, self.alignment) }?;
+                // As in `transfer_rest`: it has met the end of the file.
+                if vectored == Opcode::ReadVectored && done < wanted && !done.is_multiple_of(self.alignment.offset) {
+                    return Ok(total + done);
+                }
             }
             for &(addr, len) in batch {
                 let skip = done.min(len);

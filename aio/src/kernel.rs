@@ -56,8 +56,8 @@ pub struct Completion {
 
 /// A kernel that an [`Engine`](crate::Engine) can run on.
 ///
-/// `peek`, `commit` and `submit` are called under the context's lock (rule E9), `wait` without it and by the home
-/// thread alone. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
+/// `peek`, `commit` and `submit` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
+/// loop without the lock. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
 /// anything off the ring.
 ///
 /// # Safety

@@ -122,7 +122,7 @@ impl Job {
         io::Error::new(
             io::ErrorKind::UnexpectedEof,
             format!(
-                "the source ends at {end}, but its length was {} when the copy began; stop what shortens it and try \
+                "the source has no more at {end}, but its length was {} when the copy began; stop what shortens it and try \
                  again, or use cat if it is a file in /sys",
                 self.len
             ),

@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Parser;
-use coralio_aio::{File, Runner, spawn, stats};
+use coralio_aio::{Coroutine, File, Runner, stats};
 
 use draft::Draft;
 use job::Job;
@@ -49,10 +49,10 @@ fn copy_blocks(job: &Job) -> io::Result<()> {
 fn copy_all(job: &Rc<Job>, coroutines: u64) -> io::Result<()> {
     let start = |_| {
         let job = Rc::clone(job);
-        spawn(move || job.note(copy_blocks(&job)))
+        Coroutine::builder().spawn(move || job.note(copy_blocks(&job)))
     };
-    let started: Vec<_> = (0..coroutines).map(start).collect();
-    for coroutine in started {
+    let started: io::Result<Vec<_>> = (0..coroutines).map(start).collect();
+    for coroutine in started? {
         coroutine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     job.result()
@@ -98,7 +98,11 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let draft = Draft::new(&dst)?;
     let target = options.open(File::options().write(true), draft.path())?;
 
-    let both = |error: io::Error| format!("{} to {}: {error}{}", src.display(), dst.display(), remedy(&error));
+    let both = |error: io::Error| {
+        // What the library says of a request ends with the remedy.
+        let remedy = error.raw_os_error().map_or("", |_| remedy(&error));
+        format!("{} to {}: {error}{remedy}", src.display(), dst.display())
+    };
     let job = Rc::new(Job::new(source, target, options).map_err(both)?);
     job.prepare().map_err(both)?;
     let coroutines = job.most_blocks().min(options.depth.into());
@@ -137,10 +141,9 @@ fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
     }
 }
 
-/// What to do about an error that comes from the system as it is.
+/// What to do about an error, where the system's words leave that open.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        _ if error.raw_os_error().is_none() => "",
         io::ErrorKind::NotFound => "; check the path",
         io::ErrorKind::NotADirectory => "; a part of the path before a '/' is no directory: check the path",
         io::ErrorKind::PermissionDenied => "; see who may do that: ls -l, of the file and of its folder",

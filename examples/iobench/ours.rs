@@ -104,20 +104,20 @@ impl Job {
     #[cold]
     fn failed(&self, offset: u64, result: io::Result<usize>) -> String {
         self.work.stop();
-        let verb = if self.write { "write" } else { "read" };
-        failure(verb, self.block, offset, result)
+        match result {
+            Ok(count) => short(if self.write { "write" } else { "read" }, self.block, offset, count),
+            // Says by itself what was done where.
+            Err(e) => e.to_string(),
+        }
     }
 }
 
-/// Says which operation failed and how; for both sides.
-pub fn failure(verb: &str, block: usize, offset: u64, result: io::Result<usize>) -> String {
-    match result {
-        Ok(count) => format!(
-            "short {verb} at offset {offset}: {count} of {block} bytes; \
-             has somebody shortened the file, or does it say a length that it hasn't?"
-        ),
-        Err(e) => format!("{verb} of {block} bytes at offset {offset}: {e}"),
-    }
+/// Says where fewer bytes came or went than asked for; on either side.
+pub fn short(verb: &str, block: usize, offset: u64, count: usize) -> String {
+    format!(
+        "short {verb} at offset {offset}: {count} of {block} bytes; \
+         has somebody shortened the file, or does it claim a length that it hasn't?"
+    )
 }
 
 fn clocked<T>(latencies: &RefCell<Latencies>, operation: impl FnOnce() -> T) -> T {

@@ -12,7 +12,7 @@ use libc::{c_long, iocb, syscall};
 
 use crate::meter::Moment;
 use crate::options::Options;
-use crate::ours::failure;
+use crate::ours::short;
 use crate::report::Round;
 use crate::target::Target;
 use crate::work::{Limit, WARM_UP, Work};
@@ -232,11 +232,14 @@ impl Drop for Raw {
 #[cold]
 fn failed(request: &iocb, result: i64) -> String {
     let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
-    let result = match usize::try_from(result) {
-        Ok(count) => Ok(count),
-        Err(_) => Err(io::Error::from_raw_os_error(-result as i32)),
-    };
-    failure(verb, request.aio_nbytes as usize, request.aio_offset as u64, result)
+    let (block, offset) = (request.aio_nbytes, request.aio_offset);
+    match usize::try_from(result) {
+        Ok(count) => short(verb, block as usize, offset as u64, count),
+        Err(_) => {
+            let error = io::Error::from_raw_os_error(-result as i32);
+            format!("{verb} of {block} bytes at offset {offset}: {error}")
+        }
+    }
 }
 
 /// A count, or what `errno` says.

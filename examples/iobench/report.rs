@@ -253,7 +253,7 @@ impl Head {
         let way = if self.direct { "direct" } else { "page-cached" };
         let cpu = self.pin.map_or(String::new(), |cpu| format!(", on CPU {cpu}"));
         let (block, size) = (scaled(self.block_size), scaled(self.size));
-        format!("{pattern} {operation}s of {block}, {depth} coroutines, {way}{cpu}: {size} of {file}\n")
+        format!("{pattern} {operation}s of {block}, depth {depth}, {way}{cpu}: {size} of {file}\n")
     }
 }
 

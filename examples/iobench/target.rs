@@ -1,6 +1,7 @@
 //! The file that is worked on: the user's, opened with care, or a scratch file that nobody will ever see.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -58,7 +59,7 @@ impl Target {
                 DirectArg::Never => Direct::Never,
             })
             .open(path)
-            .map_err(|e| say(e.to_string()))?;
+            .map_err(|e| format!("{e}{}", remedy(&e)))?;
         let len = file.len().map_err(|e| say(e.to_string()))?;
         let size = options.size.unwrap_or(len);
         let block = options.block_size;
@@ -92,11 +93,21 @@ impl Target {
     }
 }
 
+/// What to do when the file can't be opened, where the library doesn't say it.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; choose a file that you may use so, or change its permissions",
+        io::ErrorKind::InvalidInput => " (--direct auto or never)",
+        io::ErrorKind::ReadOnlyFilesystem => "; leave --write out, or choose a file elsewhere",
+        _ => "",
+    }
+}
+
 /// Looks before opening: a pipe would block there, and a mounted disk must not be written.
 fn look(path: &Path, options: &Options) -> Result<(), String> {
     let kind = match fs::metadata(path) {
         Ok(meta) => meta.file_type(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err("no such file; make one (truncate -s 1G), or leave --file out for a scratch file".into());
         }
         Err(e) => return Err(format!("{e}; check the path and its permissions")),
@@ -122,8 +133,7 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
 /// flags that the options ask for, through the path returned, while the file returned lives.
 fn scratch(size: u64) -> Result<(fs::File, PathBuf), String> {
     let path = std::env::temp_dir().join(format!("coralio-iobench-{}", std::process::id()));
-    let say =
-        |e: std::io::Error| format!("{}: {e}; make room there, or set TMPDIR to a place that has it", path.display());
+    let say = |e: io::Error| format!("{}: {e}; make room there, or set TMPDIR to a place that has it", path.display());
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(say)?;
     fs::remove_file(&path).map_err(say)?;
     file.set_len(size).map_err(say)?;

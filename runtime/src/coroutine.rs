@@ -339,6 +339,15 @@ impl Waker {
         }
     }
 
+    /// As [`wake`](Self::wake), for destructors: enters nobody.
+    #[track_caller]
+    pub(crate) fn wake_later(&self) {
+        match Home::current() {
+            Some(home) if Arc::ptr_eq(&home.shared, &self.shared) => home.wake_later(self.id),
+            _ => drop(schedule(&self.shared, self.id)),
+        }
+    }
+
     /// Makes the coroutine run in the next round of its loop, also from its home thread.
     ///
     /// # Errors

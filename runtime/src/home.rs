@@ -294,6 +294,11 @@ impl Home {
         }
     }
 
+    /// Whether the context is ending: nothing new starts, and what is left is unwound.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
     /// Who is on the stack, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
@@ -386,19 +391,26 @@ impl Home {
         }
         let own = self.own(id.block);
         match own.state.get() {
-            State::Suspended => match self.frame() {
-                Some(frame) if self.running.get().is_some() => {
-                    id.block.set_scheduled_at(Location::caller());
-                    own.state.set(State::Scheduled);
-                    frame.woken.push(id.block);
-                }
-                // A destructor woke it while this thread unwinds: it could not be suspended here.
-                _ if thread::panicking() => self.make_ready(id.block, Location::caller()),
-                _ => self.enter(id.block),
-            },
+            State::Suspended => self.wake_suspended(id.block),
             // It will look before it suspends.
             State::Entered => own.woken.set(true),
             State::Scheduled | State::Finished | State::Free => {}
+        }
+    }
+
+    /// As [`wake`](Self::wake), for destructors: it runs when the running coroutine yields or ends, or else in the loop's
+    /// next round.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub(crate) fn wake_later(&self, id: CoroutineId) {
+        let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
+        if suspended && self.running.get().is_none() && !self.ending.get() {
+            self.make_ready(id.block, Location::caller());
+        } else {
+            self.wake(id);
         }
     }
 
@@ -424,6 +436,8 @@ impl Home {
                 self.own(block).state.set(State::Scheduled);
                 frame.woken.push(block);
             }
+            // A destructor woke it while this thread unwinds: it could not be suspended here.
+            _ if thread::panicking() => self.make_ready(block, Location::caller()),
             _ => self.enter(block),
         }
     }

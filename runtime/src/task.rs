@@ -124,6 +124,8 @@ impl<T> JoinHandle<T> {
                     own.joiner.set(Some(running.id()));
                     home.suspend();
                 }
+                // A destructor at the very end: nobody will run it any more.
+                None if home.is_ending() => return Err(Box::new(Cancelled)),
                 None => drop(crate::AioContext { shared: home.shared.clone() }.poll(true)),
             }
         }

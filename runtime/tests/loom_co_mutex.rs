@@ -108,7 +108,7 @@ mod coroutine {
     }
 
     impl Waker {
-        pub(crate) fn wake(&self) {
+        pub(crate) fn wake_later(&self) {
             *self.0.0.lock().unwrap() = true;
             self.0.1.notify_one();
         }

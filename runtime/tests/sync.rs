@@ -413,3 +413,22 @@ fn destroyed_in_line() {
     });
     assert_eq!(*mutex.try_lock().unwrap(), 1);
 }
+
+#[test]
+fn letting_go_outside_a_coroutine_enters_nobody() {
+    // S1: a destructor enters nobody: the next holder runs in the loop's next round, not on top of the releaser.
+    AioContext::run(|ctx| {
+        let lock = Rc::new(CoMutex::new(0));
+        let guard = lock.try_lock().unwrap();
+        let waiter = Coroutine::new({
+            let lock = Rc::clone(&lock);
+            move || *lock.lock() += 1
+        });
+        waiter.enter();
+        drop(guard);
+        assert!(!waiter.has_ended());
+        assert!(ctx.poll(false));
+        assert!(waiter.has_ended());
+        assert_eq!(*lock.try_lock().unwrap(), 1);
+    });
+}

@@ -127,7 +127,7 @@ impl<T: ?Sized> CoMutex<T> {
     ///
     /// # Control
     ///
-    /// Wakes the next holder; from a coroutine, it runs when that one yields.
+    /// Never switches. The next holder runs when the running coroutine yields, or else in its loop's next round.
     #[inline]
     fn unlock(&self) {
         // Release pairs with the acquires of whoever takes it next.
@@ -149,7 +149,8 @@ impl<T: ?Sized> CoMutex<T> {
         }
         drop(line);
         if let Some(next) = next {
-            next.wake();
+            // From a destructor, so it enters nobody.
+            next.wake_later();
         }
     }
 

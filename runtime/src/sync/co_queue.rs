@@ -63,13 +63,13 @@ impl CoQueue {
     ///
     /// # Control
     ///
-    /// May enter it; from a coroutine, it runs when that one yields.
+    /// Never switches. It runs when the running coroutine yields, or else in its loop's next round.
     #[track_caller]
     pub fn wake_one(&self) -> bool {
         let next = self.line.lock().grant_first();
         match next {
             Some(waker) => {
-                waker.wake();
+                waker.wake_later();
                 true
             }
             None => false,
@@ -80,13 +80,14 @@ impl CoQueue {
     ///
     /// # Control
     ///
-    /// May enter them; from a coroutine, they run when that one yields.
+    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
     #[track_caller]
     pub fn wake_all(&self) {
-        // One that is entered may come to wait again: it stands at the end, and is not woken twice.
-        let mut waiting = self.line.lock().len();
-        while waiting > 0 && self.wake_one() {
-            waiting -= 1;
+        // One on another thread may come to wait again meanwhile: it stands at the end, and is not woken twice.
+        // In a statement of its own: in the head of the loop the line would stay locked.
+        let waiting = self.line.lock().len();
+        for _ in 0..waiting {
+            self.wake_one();
         }
     }
 }

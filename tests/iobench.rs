@@ -1,0 +1,297 @@
+//! The measuring program, run as users run it: what it reports, what it leaves alone, what it refuses.
+//!
+//! No figure is judged here: how fast it is depends on the machine, and on who else uses it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const BLOCK: usize = 4096;
+
+/// The program, which `cargo test` builds along with the tests.
+fn iobench() -> Command {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("examples/iobench");
+    assert!(path.exists(), "{} is missing: run `cargo build --example iobench` first", path.display());
+    Command::new(path)
+}
+
+fn run(arguments: &[&str]) -> Output {
+    iobench().args(arguments).output().unwrap()
+}
+
+/// Runs it to a good end, and reads its JSON.
+fn measure(arguments: &[&str]) -> Value {
+    let output = run(&[arguments, &["--json"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {}: {errors}", output.status);
+    serde_json::from_slice(&output.stdout).expect("JSON, and nothing else, on the standard output")
+}
+
+/// Runs it to an end with exit code 1, and hands out its one line.
+fn refused(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: no figures next to an error");
+    assert!(errors.starts_with("iobench: ") && errors.lines().count() == 1, "{arguments:?}: one line: {errors}");
+    errors
+}
+
+/// A folder of its own for each test, empty.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("iobench").join(name);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A file of so many blocks, no two of them alike.
+fn file(path: PathBuf, blocks: usize) -> (String, Vec<u8>) {
+    let contents: Vec<u8> = (0..blocks * BLOCK).map(|i| (i / BLOCK + i % 251) as u8).collect();
+    fs::write(&path, &contents).unwrap();
+    (path.into_os_string().into_string().unwrap(), contents)
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("no number {key:?} in {value}"))
+}
+
+fn count(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_else(|| panic!("no count {key:?} in {value}"))
+}
+
+#[test]
+fn json_says_all() {
+    // Checks that a run by itself reports what was done, how fast, at what cost and with which latencies.
+    let (path, _) = file(folder("json").join("file"), 64);
+    let all = measure(&["--file", &path, "--ops", "1000", "--depth", "8", "--seed", "7"]);
+    assert_eq!(all["file"], path.as_str());
+    assert_eq!(all["scratch"], false);
+    assert_eq!(count(&all, "size"), 64 * BLOCK as u64);
+    assert_eq!(count(&all, "block_size"), BLOCK as u64);
+    assert_eq!(count(&all, "depth"), 8);
+    assert_eq!(count(&all, "seed"), 7);
+    assert!(all["direct"].is_boolean());
+    assert!(all["pinned_cpu"].is_null());
+    assert_eq!((&all["pattern"], &all["operation"]), (&"random".into(), &"read".into()));
+    for key in ["iops", "cpu_ns_per_op", "user_ns_per_op", "system_ns_per_op", "seconds", "system_calls_per_op"] {
+        let figure = number(&all["ours"], key);
+        assert!(figure.is_finite() && figure >= 0.0, "{key}: {figure}");
+    }
+    let at = |key| count(&all["latency_ns"], key);
+    assert!(0 < at("p50") && at("p50") <= at("p99") && at("p99") <= at("p99_9") && at("p99_9") <= at("max"));
+    assert!(all.get("raw").is_none() && all.get("ratio_cpu").is_none(), "there was no opponent");
+}
+
+#[test]
+fn exactly_as_many_operations_as_asked_for() {
+    // Checks that --ops N does N operations, counts the warm-up apart, and that the engine's counts agree.
+    let (path, _) = file(folder("ops").join("file"), 16);
+    for (ops, depth) in [(1, "1"), (1, "32"), (777, "5"), (1024, "64")] {
+        let all = measure(&["--file", &path, "--ops", &ops.to_string(), "--depth", depth]);
+        assert_eq!(count(&all["ours"], "operations"), ops);
+        assert_eq!(count(&all["ours"]["counts"], "requests"), ops);
+        assert_eq!(count(&all["ours"]["counts"], "completions"), ops);
+        assert!(count(&all["ours"]["counts"], "submits") <= ops);
+        assert!(count(&all, "warm_up_operations") > 0);
+    }
+}
+
+#[test]
+fn until_the_time_is_over() {
+    // Checks that --seconds ends by the clock, having done whole operations.
+    let all = measure(&["--seconds", "0.01", "--size", "1m"]);
+    assert!(number(&all["ours"], "seconds") >= 0.01);
+    assert_eq!(count(&all["ours"], "operations"), count(&all["ours"]["counts"], "requests"));
+}
+
+#[test]
+fn versus_raw_does_the_same_work() {
+    // Checks that both sides do N operations in every round, and that the ratios are those of the medians.
+    let (path, contents) = file(folder("versus").join("file"), 64);
+    for direct in ["auto", "never"] {
+        let all = measure(&[
+            "--file", &path, "--versus", "raw", "--rounds", "3", "--ops", "600", "--depth", "16", "--direct", direct,
+        ]);
+        let rounds = all["rounds"].as_array().unwrap();
+        assert_eq!(rounds.len(), 3);
+        for round in rounds {
+            for side in ["ours", "raw"] {
+                assert_eq!(count(&round[side], "operations"), 600, "{side}");
+                assert_eq!(count(&round[side]["counts"], "requests"), 600, "{side}");
+            }
+        }
+        for (ratio, figure) in [("ratio_cpu", "cpu_ns_per_op"), ("ratio_iops", "iops")] {
+            let median = |side: &str| {
+                let mut each: Vec<_> = rounds.iter().map(|round| number(&round[side], figure)).collect();
+                each.sort_by(f64::total_cmp);
+                each[1]
+            };
+            let ratio = number(&all, ratio);
+            assert!(ratio.is_finite() && ratio > 0.0, "{ratio}");
+            assert!((ratio / (median("ours") / median("raw")) - 1.0).abs() < 1e-6, "{ratio}");
+        }
+        assert!(count(&all["latency_ns"], "p50") > 0, "from a round by itself");
+    }
+    assert!(fs::read(&path).unwrap() == contents, "reads, on either side, have changed the file");
+}
+
+#[test]
+fn no_clock_where_none_is_wanted() {
+    // Checks that --no-latency leaves the latencies out, alone and against the bare loop.
+    let all = measure(&["--no-latency", "--ops", "100", "--size", "1m"]);
+    assert!(all.get("latency_ns").is_none());
+    let all = measure(&["--no-latency", "--ops", "100", "--size", "1m", "--versus", "raw", "--rounds", "2"]);
+    assert!(all.get("latency_ns").is_none());
+    assert!(number(&all, "ratio_cpu") > 0.0);
+}
+
+#[test]
+fn reads_leave_the_file_as_it_is() {
+    // Checks that neither random nor sequential reads change a byte or the length, and that nothing is made beside it.
+    let folder = folder("reads");
+    let (path, contents) = file(folder.join("file"), 33);
+    measure(&["--file", &path, "--ops", "500"]);
+    measure(&["--file", &path, "--ops", "500", "--sequential", "--block-size", "8k", "--direct", "never"]);
+    assert!(fs::read(&path).unwrap() == contents);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+#[test]
+fn writes_change_the_named_file_alone_and_say_so() {
+    // Checks that --write warns, overwrites the bytes that --size names and no others, and never changes the length.
+    let folder = folder("writes");
+    let (path, contents) = file(folder.join("file"), 32);
+    let (other, other_contents) = file(folder.join("other"), 32);
+    let output = run(&["--file", &path, "--size", "64k", "--sequential", "--write", "--ops", "32"]);
+    assert!(output.status.success());
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("overwrites") && errors.contains(&path), "{errors}");
+    let now = fs::read(&path).unwrap();
+    assert_eq!(now.len(), contents.len());
+    let (worked_on, beyond) = now.split_at(64 * 1024);
+    assert!(worked_on.iter().all(|byte| *byte == worked_on[0]), "blocks not written");
+    assert!(beyond == &contents[64 * 1024..], "written beyond --size");
+
+    let all = measure(&["--file", &path, "--write", "--ops", "200", "--versus", "raw", "--rounds", "1"]);
+    assert_eq!(all["operation"], "write");
+    assert_eq!(fs::read(&path).unwrap().len(), contents.len());
+    assert!(fs::read(other).unwrap() == other_contents);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+}
+
+#[test]
+fn a_scratch_file_is_gone_afterwards() {
+    // Checks that without --file it works in the folder for temporary files, and leaves it empty; when it fails, too.
+    let folder = folder("scratch");
+    for (arguments, good) in [(&["--write", "--ops", "100", "--size", "2m"][..], true), (&["--size", "1k"], false)] {
+        let output = iobench().args(arguments).env("TMPDIR", &folder).output().unwrap();
+        assert_eq!(output.status.success(), good);
+        assert_eq!(output.stderr.is_empty(), good, "nothing of the user's is overwritten: no warning");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn text_for_people() {
+    // Checks that the text has the figures that the JSON has, with their units.
+    let output = run(&["--ops", "200", "--size", "1m", "--versus", "raw", "--rounds", "2"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for word in ["IOPS", "CPU", "ratio", "median", "p99.9", "system calls per operation", "bare loop"] {
+        assert!(text.contains(word), "{word:?} is missing:\n{text}");
+    }
+    let text = String::from_utf8(run(&["--ops", "200", "--size", "1m"]).stdout).unwrap();
+    for word in ["IOPS", "CPU", "p50", "p99", "p99.9", "200 operations", "MiB/s"] {
+        assert!(text.contains(word), "{word:?} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    // Checks that each bad option and file ends in one line with cause and remedy and exit code 1.
+    let folder = folder("bad");
+    let (small, _) = file(folder.join("small"), 1);
+    let folder = folder.to_str().unwrap();
+    let missing = format!("{folder}/missing");
+    for (arguments, word) in [
+        (&["--depth", "0"][..], "--depth 0"),
+        (&["--depth", "1000000"], "depth 1000000"),
+        (&["--ops", "0"], "--ops 0"),
+        (&["--seconds", "0"], "--seconds 0"),
+        (&["--block-size", "0"], "--block-size 0"),
+        (&["--versus", "raw", "--rounds", "0"], "--rounds 0"),
+        (&["--pin", "1000000"], "--pin 1000000"),
+        (&["--file", folder], "directory"),
+        (&["--file", "/dev/null"], "block device"),
+        (&["--file", &missing], "no such file"),
+        (&["--file", &missing, "--write"], "no such file"),
+        (&["--file", &small, "--block-size", "8k"], "less than one block"),
+        (&["--file", &small, "--size", "8k", "--write"], "beyond"),
+    ] {
+        let line = refused(arguments);
+        assert!(line.contains(word), "{arguments:?}: {word:?} is missing: {line}");
+    }
+    assert!(!Path::new(&missing).exists(), "a user's file is never made");
+}
+
+#[test]
+fn usage_errors_are_claps() {
+    // Checks that what can't be parsed, or doesn't go together, ends with exit code 2.
+    for arguments in [
+        &["--size", "many"][..],
+        &["--size", "99999999999t"],
+        &["--ops", "1", "--seconds", "1"],
+        &["--rounds", "3"],
+        &["--direct", "perhaps"],
+        &["--versus", "qemu"],
+    ] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+/// A file that says 4096 bytes, has fewer, can't be written even by root, and knows no direct I/O.
+const ODD_FILE: &str = "/sys/kernel/uevent_seqnum";
+
+fn has_odd_file() -> bool {
+    let there = fs::metadata(ODD_FILE).is_ok_and(|odd| odd.len() == BLOCK as u64);
+    if !there {
+        eprintln!("nothing checked: this machine has no {ODD_FILE} of {BLOCK} bytes");
+    }
+    there
+}
+
+#[test]
+fn a_short_read_is_an_error_that_says_where() {
+    // Checks that fewer bytes than asked for are never counted as an operation, on either side.
+    if has_odd_file() {
+        for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
+            let line = refused(&[&["--file", ODD_FILE, "--ops", "10"], more].concat());
+            assert!(line.contains("short read at offset 0"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn direct_always_where_there_is_none() {
+    // Checks that a file system without direct I/O is named as the cause, and the option as the remedy.
+    if has_odd_file() {
+        let line = refused(&["--file", ODD_FILE, "--direct", "always", "--ops", "10"]);
+        assert!(line.contains("no direct I/O") && line.contains("--direct auto"), "{line}");
+    }
+}
+
+#[test]
+fn no_permission() {
+    // Checks that a file that may not be opened is an error with a remedy.
+    if has_odd_file() {
+        let line = refused(&["--file", ODD_FILE, "--write", "--ops", "10"]);
+        assert!(line.contains("ermission"), "{line}");
+    }
+}
