@@ -192,18 +192,23 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
         // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
-        let _guard = self.context.acquire();
+        let guard = self.context.acquire();
         loop {
             if let Some(result) = slot.result() {
                 return result;
             }
-            // If "try again" is the answer and nothing is in flight, nothing will wake a sleep (rule E2).
-            if !self.submit() && self.in_flight.load(Ordering::Relaxed) > 0 {
+            if self.submit() {
+                continue;
+            }
+            if self.in_flight.load(Ordering::Relaxed) > 0 {
                 add(&self.counts.sleeps, 1);
                 let slept = self.kernel.wait(1, None, None);
                 // Returning would leave the buffer with the kernel.
                 slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+            } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
+                abort(&format!("a request is lost, neither pending nor in flight ({})", self.state()));
             }
+            // Else the kernel said "try again", and nothing in flight would wake a sleep (rule E2).
         }
     }
 

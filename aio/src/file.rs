@@ -137,11 +137,7 @@ impl OpenOptions {
                 _ => Err(error),
             }),
         };
-        let file = file.map_err(|error| cannot_open(error, path))?;
-        if file.metadata()?.is_dir() {
-            return Err(cannot_open(io::Error::from_raw_os_error(libc::EISDIR), path));
-        }
-        File::new(file.into(), self.direct != Direct::Always)
+        file.and_then(|file| File::new(file, self.direct != Direct::Always)).map_err(|error| cannot_open(error, path))
     }
 }
 
@@ -195,7 +191,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// What the kernel says of the descriptor; what making the context's engine says, if this is its first file.
+    /// `InvalidInput`: a pipe or socket. What the kernel says of the descriptor; what making the context's engine says, if
+    /// this is its first file.
     ///
     /// # Panics
     ///
@@ -205,10 +202,22 @@ impl File {
     ///
     /// Never switches.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
-        File::new(fd, false)
+        File::new(fd.into(), false)
     }
 
-    fn new(fd: OwnedFd, may_cache: bool) -> io::Result<File> {
+    fn new(file: fs::File, may_cache: bool) -> io::Result<File> {
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        if kind.is_fifo() || kind.is_socket() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a pipe or socket has no offsets, and native AIO on it blocks the thread; this is for files and block \
+                 devices",
+            ));
+        }
+        let fd = OwnedFd::from(file);
         // SAFETY: F_GETFL takes no pointers.
         let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
         if flags < 0 {

@@ -130,7 +130,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
         let mut progress = false;
-        while self.can_submit() {
+        // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
+        for _ in 0..=self.depth {
+            if !self.can_submit() {
+                break;
+            }
             match self.submit_batch() {
                 Ok(()) => break,
                 // It concerns the first request alone; the rest is tried again.

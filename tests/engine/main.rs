@@ -1,0 +1,203 @@
+//! The production engine on a scripted kernel: what it submits and when, what it reaps in which order, and what happens when
+//! something ends early (SPEC E). Nothing here depends on time. The kernel's side of each story is a transcript:
+//! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
+
+mod plug;
+mod reap;
+mod submit;
+mod teardown;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use coralio_aio::kernel::scripted::{Entry, Scripted};
+use coralio_aio::kernel::{Completion, Kernel, Opcode, Operation};
+use coralio_aio::{AioContext, Engine};
+
+/// A scripted kernel that is looked at over the shoulder.
+#[derive(Clone)]
+pub struct Watched {
+    /// What it does.
+    pub script: Scripted,
+    seen: Arc<Mutex<Seen>>,
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Seen {
+    transcript: Vec<String>,
+    offsets: HashMap<u64, u64>,
+    /// Where the stack was in each submit: lowest and highest.
+    stack: Option<(usize, usize)>,
+    on_wait: Option<Hook>,
+    /// Completions that come twice, once more each.
+    echo: bool,
+    echoed: bool,
+}
+
+impl Watched {
+    pub fn new(capacity: u32) -> Watched {
+        Watched { script: Scripted::new(capacity), seen: Arc::default() }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What happened since the last look.
+    pub fn transcript(&self) -> String {
+        std::mem::take(&mut self.seen().transcript).join(" ")
+    }
+
+    /// The slots that requests had so far.
+    pub fn slots(&self) -> usize {
+        let mut slots: Vec<_> = self.seen().offsets.keys().map(|&key| key as u32).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots.len()
+    }
+
+    /// How far apart the stack pointers were at the submits so far.
+    pub fn stack_spread(&self) -> usize {
+        self.seen().stack.map_or(0, |(low, high)| high - low)
+    }
+
+    /// Runs `hook` in the next sleep.
+    pub fn on_next_wait(&self, hook: impl FnOnce() + Send + 'static) {
+        self.seen().on_wait = Some(Box::new(hook));
+    }
+
+    /// The next completion comes twice.
+    pub fn echo_next(&self) {
+        self.seen().echo = true;
+    }
+}
+
+// SAFETY: the scripted kernel's own promise. An echo is a breach of it, but what is echoed has left its memory alone for good.
+unsafe impl Kernel for Watched {
+    type Entry = Entry;
+
+    fn capacity(&self) -> u32 {
+        self.script.capacity()
+    }
+
+    fn prepare(&self, operation: &Operation, key: u64) -> Entry {
+        self.seen().offsets.insert(key, operation.offset);
+        self.script.prepare(operation, key)
+    }
+
+    fn key(&self, entry: &Entry) -> u64 {
+        self.script.key(entry)
+    }
+
+    unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
+        let keys: Vec<_> = entries.iter().map(|entry| self.script.key(entry)).collect();
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.script.submit(entries) };
+        let mut seen = self.seen();
+        let offered: Vec<_> = keys.iter().map(|key| seen.offsets[key].to_string()).collect();
+        let said = match &result {
+            Ok(taken) => taken.to_string(),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => "again".into(),
+                errno => format!("error{}", errno.unwrap()),
+            },
+        };
+        seen.transcript.push(format!("{}>{said}", offered.join(",")));
+        let here = (&raw const said).addr();
+        let (low, high) = seen.stack.unwrap_or((here, here));
+        seen.stack = Some((low.min(here), high.max(here)));
+        result
+    }
+
+    fn peek(&self) -> Option<Completion> {
+        self.script.peek()
+    }
+
+    fn commit(&self) {
+        let mut seen = self.seen();
+        if seen.echo && !std::mem::replace(&mut seen.echoed, true) {
+            return;
+        }
+        drop(seen);
+        self.script.commit();
+    }
+
+    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        self.seen().transcript.push("wait".into());
+        let hook = self.seen().on_wait.take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.script.wait(min, other, timeout)
+    }
+}
+
+type Watch = Arc<Engine<Watched>>;
+
+/// A context on this thread's own stack, with an engine of this depth.
+fn with_engine<R>(depth: u32, f: impl FnOnce(&AioContext, &Watched, &Watch) -> R) -> R {
+    AioContext::run(|context| {
+        let kernel = Watched::new(depth);
+        let engine = Engine::attach(kernel.clone(), depth).unwrap();
+        f(context, &kernel, &engine)
+    })
+}
+
+fn read(engine: &Watch, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let (addr, len) = (buf.as_mut_ptr() as u64, buf.len() as u64);
+    // SAFETY: the buffer is borrowed exclusively until transfer returns or unwinds.
+    unsafe { engine.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
+}
+
+fn write(engine: &Watch, buf: &[u8], offset: u64) -> io::Result<usize> {
+    let (addr, len) = (buf.as_ptr() as u64, buf.len() as u64);
+    // SAFETY: the buffer is borrowed until transfer returns or unwinds, and a write only reads it.
+    unsafe { engine.transfer(&Operation { opcode: Opcode::Write, fd: 0, addr, len, offset }) }
+}
+
+/// Reads one byte at `offset`: for tests that care for the request only.
+fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
+    read(engine, &mut [0], offset).map_err(|error| error.raw_os_error().unwrap())
+}
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn add(&self, what: impl ToString) {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(what.to_string());
+    }
+
+    fn take(&self) -> String {
+        std::mem::take(&mut *self.0.lock().unwrap()).join(" ")
+    }
+}
+
+/// The message with which `f` panicked.
+fn panic_of<R>(f: impl FnOnce() -> R) -> String {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(_) => panic!("it was expected to panic"),
+        Err(payload) => text(&*payload),
+    }
+}
+
+fn text(payload: &(dyn std::any::Any + Send)) -> String {
+    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => (*text).to_string(),
+        _ => "a payload that is no text".into(),
+    }
+}
+
+/// `count`, or less where CORALIO_TEST_DIVISOR says so: under valgrind everything takes fifty times as long.
+fn scaled(count: usize) -> usize {
+    let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    (count / divisor).max(2)
+}

@@ -1,0 +1,192 @@
+//! Rule E3: requests gather, and go together.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use coralio_aio::{Coroutine, JoinHandle, spawn};
+
+use crate::{Watch, panic_of, scaled, touch, with_engine};
+
+/// Entered at once: what they ask for is not in a round of the loop.
+fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
+    let enter_one = |&offset| {
+        let engine = engine.clone();
+        let co = Coroutine::new(move || assert_eq!(touch(&engine, offset), Ok(0)));
+        co.enter();
+        co
+    };
+    offsets.iter().map(enter_one).collect()
+}
+
+#[test]
+fn without_a_plug_each_goes_at_once() {
+    // E3: outside the loop and not plugged, nobody is sure to submit later
+    with_engine(8, |_, kernel, engine| {
+        enter_at(engine, &[1, 2]);
+        assert_eq!(kernel.transcript(), "1>1 2>1");
+    });
+}
+
+#[test]
+fn a_plug_gathers_and_its_drop_lets_go() {
+    // E3: the drop itself enters nobody and submits nothing: the loop's next round does
+    with_engine(8, |context, kernel, engine| {
+        let plug = engine.plug();
+        let readers = enter_at(engine, &[1, 2, 3]);
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "");
+        assert_eq!((engine.stats().pending, engine.stats().in_flight), (3, 0));
+        drop(plug);
+        assert_eq!(kernel.transcript(), "");
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "1,2,3>3");
+        context.poll(true);
+        assert!(readers.iter().all(|reader| reader.has_ended()));
+    });
+}
+
+#[test]
+fn the_last_of_several_plugs_lets_go() {
+    // E3, H7: a plug is a value whose drop counts down, whatever the order of the drops
+    with_engine(8, |context, kernel, engine| {
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let mut plugs = [0, 1, 2].map(|_| Some(engine.plug()));
+            enter_at(engine, &[1, 2]);
+            for (dropped, index) in order.into_iter().enumerate() {
+                context.poll(false);
+                assert_eq!(kernel.transcript(), "", "{dropped} of 3 are gone");
+                plugs[index] = None;
+            }
+            context.poll(false);
+            assert_eq!(kernel.transcript(), "1,2>2");
+            context.poll(true);
+            kernel.transcript();
+        }
+    });
+}
+
+#[test]
+fn a_plug_held_across_a_suspension_is_no_wedge() {
+    // E2, E3: before the loop sleeps, what is plugged goes too: nobody else would submit it
+    with_engine(8, |_, kernel, engine| {
+        let tasks: Vec<JoinHandle<usize>> = (0..3)
+            .map(|number| {
+                let engine = engine.clone();
+                spawn(move || {
+                    let _plug = engine.plug();
+                    (0..2).map(|round| touch(&engine, 10 * round + number).unwrap()).sum()
+                })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.join().unwrap(), 0);
+        }
+        assert_eq!(kernel.transcript(), "0,1,2>3 wait 10,11,12>3 wait");
+    });
+}
+
+#[test]
+fn a_full_batch_goes_though_it_is_plugged() {
+    // E3: one call could not take more
+    with_engine(3, |context, kernel, engine| {
+        let plug = engine.plug();
+        enter_at(engine, &[1, 2]);
+        assert_eq!(kernel.transcript(), "");
+        enter_at(engine, &[3]);
+        assert_eq!(kernel.transcript(), "1,2,3>3");
+        let rest = enter_at(engine, &[4]);
+        assert_eq!(kernel.transcript(), "");
+        drop(plug);
+        while !rest[0].has_ended() {
+            context.poll(true);
+        }
+        assert_eq!(kernel.transcript(), "wait 4>1 wait");
+    });
+}
+
+#[test]
+fn a_full_batch_goes_amid_a_round() {
+    // E3: seven coroutines of one round, at a depth of three; what is in flight then does not count
+    with_engine(3, |_, kernel, engine| {
+        let spawn_one = |offset| {
+            let engine = engine.clone();
+            spawn(move || touch(&engine, offset))
+        };
+        let tasks: Vec<_> = (1..8).map(spawn_one).collect();
+        for task in tasks {
+            assert_eq!(task.join().unwrap(), Ok(0));
+        }
+        assert_eq!(kernel.transcript(), "1,2,3>3 wait 4,5,6>3 wait 7>1 wait");
+    });
+}
+
+#[test]
+fn requests_of_one_round_share_one_submit() {
+    // E3: the loop plugs by itself around what it dispatches
+    const COROUTINES: u64 = 20;
+    let rounds = scaled(100) as u64;
+    with_engine(64, |_, kernel, engine| {
+        let tasks: Vec<_> = (0..COROUTINES)
+            .map(|number| {
+                let engine = engine.clone();
+                spawn(move || (0..rounds).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
+            })
+            .collect();
+        for task in tasks {
+            task.join().unwrap();
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.requests, stats.completions), (COROUTINES * rounds, COROUTINES * rounds));
+        assert_eq!((stats.submits, stats.sleeps), (rounds, rounds));
+        assert_eq!(kernel.script.taken() as u64, COROUTINES * rounds);
+    });
+}
+
+#[test]
+fn a_bottom_halfs_requests_gather_too() {
+    // E3: whatever the loop dispatches; here a bottom half of the same round enters two coroutines
+    with_engine(8, |context, kernel, engine| {
+        let engine = engine.clone();
+        let ended = Rc::new(Cell::new(0));
+        let two: Vec<_> = [1, 2]
+            .map(|offset| {
+                let (engine, ended) = (engine.clone(), Rc::clone(&ended));
+                Coroutine::new(move || {
+                    touch(&engine, offset).unwrap();
+                    ended.set(ended.get() + 1);
+                })
+                .waker()
+            })
+            .into();
+        context.schedule_oneshot(move || two.iter().for_each(|co| co.wake()));
+        let third = spawn(move || touch(&engine, 3));
+        assert_eq!(third.join().unwrap(), Ok(0));
+        assert_eq!(ended.get(), 2);
+        assert_eq!(kernel.transcript(), "1,2,3>3 wait");
+    });
+}
+
+#[test]
+fn a_panic_takes_its_plug_along() {
+    // E3, H7: the depth does not drift, so that later requests go as ever
+    with_engine(8, |context, kernel, engine| {
+        let co = Coroutine::new({
+            let engine = engine.clone();
+            move || {
+                let _plug = engine.plug();
+                panic!("with a plug");
+            }
+        });
+        assert_eq!(panic_of(|| co.enter()), "with a plug");
+        enter_at(engine, &[1]);
+        assert_eq!(kernel.transcript(), "1>1");
+        context.poll(true);
+    });
+}
+
+#[test]
+fn a_plug_may_outlive_its_context() {
+    // E3: its drop finds nothing to do
+    let plug = with_engine(8, |_, _, engine| engine.plug());
+    drop(plug);
+}

@@ -1,0 +1,240 @@
+//! Rules E1 and E2: one engine per context; what the kernel does not take stays in line, and never gets stuck there.
+
+use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle, spawn};
+
+use crate::{Log, Watch, Watched, touch, with_engine};
+
+/// A coroutine for each offset, all of one round.
+fn spawn_at(engine: &Watch, offsets: &[u64]) -> Vec<JoinHandle<Result<usize, i32>>> {
+    let spawn_one = |&offset| {
+        let engine = engine.clone();
+        spawn(move || touch(&engine, offset))
+    };
+    offsets.iter().map(spawn_one).collect()
+}
+
+fn join(tasks: Vec<JoinHandle<Result<usize, i32>>>) -> Vec<Result<usize, i32>> {
+    tasks.into_iter().map(|task| task.join().unwrap()).collect()
+}
+
+#[test]
+fn a_second_engine_is_refused() {
+    // E1: one engine per context, whatever its kernel
+    with_engine(4, |_, _, first| {
+        let error = Engine::<Watched>::attach(Watched::new(4), 4).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+        assert!(error.to_string().contains("has an I/O engine already; share that one"), "{error}");
+        let task = join(spawn_at(first, &[0]));
+        assert_eq!(task, [Ok(0)], "the first one is none the worse for it");
+    });
+    with_engine(4, |_, _, engine| assert_eq!(join(spawn_at(engine, &[0])), [Ok(0)], "the next context has its own"));
+}
+
+#[test]
+fn a_depth_that_cannot_be_is_refused() {
+    // E14: none, and more than the kernel takes; the message says what can be
+    AioContext::run(|_| {
+        for depth in [0, 9, 1_000_000] {
+            let error = Engine::<Watched>::attach(Watched::new(8), depth).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+            assert_eq!(error.to_string(), format!("a queue depth of {depth} cannot be; choose 1 to 8"));
+        }
+        assert!(Engine::<Watched>::attach(Watched::new(8), 8).is_ok(), "a refused engine takes nobody's place");
+    });
+}
+
+#[test]
+fn what_was_not_taken_stays_in_line() {
+    // E2: the kernel accepts two of five; the rest goes, in order, when a completion was reaped, and not before
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.take_at_most(2);
+        kernel.script.hold(0);
+        kernel.script.hold(1);
+        let tasks = spawn_at(engine, &[10, 11, 12, 13, 14]);
+        for _ in 0..5 {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "10,11,12,13,14>2");
+        let stats = engine.stats();
+        assert_eq!((stats.in_flight, stats.pending, stats.requests), (2, 3, 5));
+        // A newcomer queues behind them.
+        let last = spawn_at(engine, &[15]);
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "");
+        kernel.script.release(1);
+        assert_eq!(join(last), [Ok(0)]);
+        assert_eq!(kernel.transcript(), "12,13,14,15>4 wait");
+        kernel.script.release(0);
+        assert_eq!(join(tasks), [Ok(0); 5]);
+        assert_eq!(engine.stats().pending, 0);
+    });
+}
+
+#[test]
+fn one_at_a_time_if_the_kernel_insists() {
+    // E2: it takes one at each call, and all get through, in order
+    with_engine(8, |_, kernel, engine| {
+        for _ in 0..4 {
+            kernel.script.take_at_most(1);
+        }
+        assert_eq!(join(spawn_at(engine, &[1, 2, 3, 4])), [Ok(0); 4]);
+        assert_eq!(kernel.transcript(), "1,2,3,4>1 wait 2,3,4>1 wait 3,4>1 wait 4>1 wait");
+    });
+}
+
+#[test]
+fn no_more_in_flight_than_the_depth() {
+    // E2: up to the queue depth; the kernel would take more
+    AioContext::run(|context| {
+        let kernel = Watched::new(100);
+        let engine = Engine::attach(kernel.clone(), 2).unwrap();
+        (0..5).for_each(|number| kernel.script.hold(number));
+        let tasks = spawn_at(&engine, &[1, 2, 3, 4, 5]);
+        for _ in 0..5 {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "1,2>2");
+        kernel.script.release(0);
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "3>1");
+        assert_eq!((engine.stats().in_flight, kernel.script.in_flight()), (2, 2));
+        (1..3).for_each(|number| kernel.script.release(number));
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "4,5>2");
+        (3..5).for_each(|number| kernel.script.release(number));
+        assert_eq!(join(tasks), [Ok(0); 5]);
+    });
+}
+
+#[test]
+fn try_again_with_nothing_in_flight_is_no_wedge() {
+    // E2, H6: nothing will complete and wake anybody, so the loop's next round tries
+    with_engine(8, |_, kernel, engine| {
+        for _ in 0..3 {
+            kernel.script.refuse(libc::EAGAIN);
+        }
+        assert_eq!(join(spawn_at(engine, &[1, 2])), [Ok(0); 2]);
+        assert_eq!(kernel.transcript(), "1,2>again 1,2>again 1,2>again 1,2>2 wait");
+        assert_eq!(join(spawn_at(engine, &[3])), [Ok(0)]);
+    });
+}
+
+#[test]
+fn try_again_outside_the_loop_is_no_wedge() {
+    // E2, H6: the same for a coroutine that was entered from the thread's own stack
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.refuse(libc::EAGAIN);
+        let co = Coroutine::new({
+            let engine = engine.clone();
+            move || assert_eq!(touch(&engine, 7), Ok(0))
+        });
+        co.enter();
+        assert!(!co.has_ended());
+        while !co.has_ended() {
+            context.poll(true);
+        }
+        assert_eq!(kernel.transcript(), "7>again 7>1 wait");
+    });
+}
+
+#[test]
+fn try_again_with_something_in_flight_waits_for_it() {
+    // E2: no submit is of use before a completion was reaped
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.hold(0);
+        let first = spawn_at(engine, &[1]);
+        context.poll(false);
+        kernel.script.refuse(libc::EAGAIN);
+        let second = spawn_at(engine, &[2]);
+        for _ in 0..5 {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "1>1 2>again");
+        kernel.script.release(0);
+        assert_eq!(join(second), [Ok(0)]);
+        assert_eq!(kernel.transcript(), "2>1 wait");
+        assert_eq!(join(first), [Ok(0)]);
+    });
+}
+
+#[test]
+fn a_bad_first_one_fails_alone() {
+    // E2, H5: its error is its own; the rest is submitted at once, with nothing in flight that could have woken it
+    with_engine(8, |_, kernel, engine| {
+        kernel.script.refuse(libc::EBADF);
+        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [Err(libc::EBADF), Ok(0), Ok(0)]);
+        assert_eq!(kernel.transcript(), "1,2,3>error9 2,3>2 wait");
+        assert_eq!(join(spawn_at(engine, &[4])), [Ok(0)], "and so are later ones");
+    });
+}
+
+#[test]
+fn a_bad_one_in_the_middle_fails_alone() {
+    // E2: [good, bad, good], as Linux has it: one is taken, then the bad one is first and fails, then the last one goes
+    with_engine(8, |_, kernel, engine| {
+        kernel.script.take_at_most(1);
+        kernel.script.refuse(libc::EINVAL);
+        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [Ok(0), Err(libc::EINVAL), Ok(0)]);
+        assert_eq!(kernel.transcript(), "1,2,3>1 wait 2,3>error22 3>1 wait");
+        let stats = engine.stats();
+        assert_eq!((stats.requests, stats.completions, stats.pending, stats.in_flight), (3, 2, 0, 0));
+    });
+}
+
+#[test]
+fn all_bad_ones_fail() {
+    // E2, H5: [bad, bad, bad], and [bad, "try again", good]
+    with_engine(8, |_, kernel, engine| {
+        for errno in [libc::EBADF, libc::EINVAL, libc::EFAULT] {
+            kernel.script.refuse(errno);
+        }
+        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [libc::EBADF, libc::EINVAL, libc::EFAULT].map(Err));
+        assert_eq!(kernel.transcript(), "1,2,3>error9 2,3>error22 3>error14");
+        for errno in [libc::EBADF, libc::EAGAIN] {
+            kernel.script.refuse(errno);
+        }
+        assert_eq!(join(spawn_at(engine, &[4, 5])), [Err(libc::EBADF), Ok(0)]);
+        assert_eq!(kernel.transcript(), "4,5>error9 5>again 5>1 wait");
+    });
+}
+
+#[test]
+fn a_bad_one_that_tries_again_leaves_the_loop_its_turn() {
+    // E2, E8: a coroutine that repeats what fails at submit does not keep the loop in one submit for ever
+    const TRIES: usize = 1000;
+    with_engine(2, |context, kernel, engine| {
+        (0..TRIES).for_each(|_| kernel.script.refuse(libc::EBADF));
+        let stubborn = spawn({
+            let engine = engine.clone();
+            move || (0..TRIES).filter(|_| touch(&engine, 1) == Err(libc::EBADF)).count()
+        });
+        let mut rounds = 0;
+        while !stubborn.is_finished() {
+            context.poll(false);
+            rounds += 1;
+        }
+        assert_eq!(stubborn.join().unwrap(), TRIES);
+        assert!(rounds >= TRIES / 8, "{TRIES} failures in {rounds} rounds");
+    });
+}
+
+#[test]
+fn one_that_is_refused_outside_the_loop_does_not_yield() {
+    // E2, E7: the result is there before it would yield; and the next one is submitted as ever (H5)
+    with_engine(8, |_, kernel, engine| {
+        let log = Log::default();
+        kernel.script.refuse(libc::EBADF);
+        kernel.script.complete_on_submit(0, 0);
+        let co = Coroutine::new({
+            let (engine, log) = (engine.clone(), log.clone());
+            move || {
+                log.add(format!("{:?}", touch(&engine, 1)));
+                log.add(format!("{:?}", touch(&engine, 2)));
+            }
+        });
+        co.enter();
+        assert!(co.has_ended());
+        assert_eq!(log.take(), "Err(9) Ok(0)");
+        assert_eq!(kernel.transcript(), "1>error9 2>1");
+    });
+}
