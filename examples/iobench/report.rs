@@ -34,7 +34,7 @@ pub struct Pair {
     pub raw: Round,
 }
 
-/// What a run has to say. `ours` and `raw` hold medians where there are rounds.
+/// What a run has to say. Where there are rounds, `ours` and `raw` are made of them by `median`.
 pub struct Report {
     head: Head,
     alone: Option<Round>,
@@ -273,22 +273,26 @@ fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{what}");
 }
 
-/// Of each figure by itself; the counts are those of the round in the middle by CPU time.
+/// The median of each figure by itself; operations, seconds and counts are those of all rounds together.
 fn median(rounds: &[&Round]) -> Round {
     let middle = |figure: fn(&Round) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(|round| figure(round)).collect();
         all.sort_by(f64::total_cmp);
         (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0
     };
-    let mut by_cpu = rounds.to_vec();
-    by_cpu.sort_by(|a, b| a.cpu_ns.total_cmp(&b.cpu_ns));
+    let operations = rounds.iter().map(|round| round.operations).sum();
+    let total = |i: usize| rounds.iter().map(|round| round.counts[i].1).sum();
+    let calls: f64 = rounds.iter().map(|round| round.system_calls * round.operations as f64).sum();
     Round {
+        operations,
+        seconds: rounds.iter().map(|round| round.seconds).sum(),
         iops: middle(|round| round.iops),
         cpu_ns: middle(|round| round.cpu_ns),
         user_ns: middle(|round| round.user_ns),
         system_ns: middle(|round| round.system_ns),
-        system_calls: middle(|round| round.system_calls),
-        ..by_cpu[rounds.len() / 2].clone()
+        counts: rounds[0].counts.iter().enumerate().map(|(i, &(name, _))| (name, total(i))).collect(),
+        system_calls: calls / operations as f64,
+        latencies: None,
     }
 }
 

@@ -29,17 +29,19 @@
 #![allow(unsafe_code)]
 
 mod abi;
+mod context;
 #[cfg(test)]
 mod tests;
 
-use std::cell::UnsafeCell;
+use context::{Context, Pool, trap};
+
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
@@ -420,147 +422,6 @@ impl fmt::Debug for LinuxAio {
             .field("ring", &(self.slots != 0).then(|| self.header()))
             .finish_non_exhaustive()
     }
-}
-
-/// An AIO context and the memory that belongs to it wherever it goes.
-struct Context {
-    ring: NonNull<abi::Ring>,
-    depth: u32,
-    /// The process that made it. In a forked child it is dead.
-    process: u32,
-    /// The poll request. It has to stay where it was submitted from.
-    poll: Box<UnsafeCell<abi::Iocb>>,
-    /// Room for the array that `io_submit` wants.
-    pointers: Box<UnsafeCell<[*mut abi::Iocb]>>,
-}
-
-// SAFETY: see `LinuxAio`; an idle one is used by nobody.
-unsafe impl Send for Context {}
-
-impl Context {
-    fn new(depth: u32, pool: &Pool) -> io::Result<Context> {
-        // One slot is for the poll request.
-        let ring = match abi::io_setup(depth + 1) {
-            // What we keep idle counts as used.
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && pool.drain() => abi::io_setup(depth + 1),
-            other => other,
-        };
-        let pointers: Box<[*mut abi::Iocb]> = vec![ptr::null_mut(); depth as usize].into();
-        Ok(Context {
-            ring: ring.map_err(|error| setup_error(error, depth))?,
-            depth,
-            process: std::process::id(),
-            poll: Box::default(),
-            // SAFETY: `UnsafeCell<[T]>` is laid out as `[T]`.
-            pointers: unsafe { Box::from_raw(Box::into_raw(pointers) as *mut UnsafeCell<[*mut abi::Iocb]>) },
-        })
-    }
-
-    fn is_ours(&self) -> bool {
-        self.process == std::process::id()
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        if self.is_ours() {
-            // It fails only if there is no such context.
-            // SAFETY: who drops it owns it, so nobody else looks at the ring.
-            let _ = unsafe { abi::io_destroy(self.ring) };
-        }
-    }
-}
-
-/// Idle contexts, the oldest first: `io_destroy` takes up to 100 ms, so that programs and tests that make many would feel it.
-struct Pool(Mutex<Vec<Context>>);
-
-impl Pool {
-    const SIZE: usize = 8;
-    /// Deeper ones are not kept: idle ones too count against `fs.aio-max-nr`, which all processes share.
-    const DEEPEST: u32 = 1024;
-
-    const fn new() -> Pool {
-        Pool(Mutex::new(Vec::new()))
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Context>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn get(&self, depth: u32) -> Option<Context> {
-        let mut idle = self.idle();
-        idle.retain(Context::is_ours);
-        let at = idle.iter().position(|context| context.depth == depth)?;
-        Some(idle.remove(at))
-    }
-
-    fn put(&self, context: Context) {
-        // Destroyed, as is what the pool has no room for, when the pool is unlocked.
-        let mut _old = None;
-        if context.depth <= Pool::DEEPEST {
-            let mut idle = self.idle();
-            _old = (idle.len() == Pool::SIZE).then(|| idle.remove(0));
-            idle.push(context);
-        }
-    }
-
-    /// Destroys all, and says whether there were any.
-    fn drain(&self) -> bool {
-        let idle = std::mem::take(&mut *self.idle());
-        !idle.is_empty()
-    }
-}
-
-/// Memory that cannot be written, with room for the events of the deepest queue; one per process. None of it is ever
-/// touched, so it costs addresses only.
-fn trap() -> io::Result<*mut abi::Event> {
-    static TRAP: OnceLock<usize> = OnceLock::new();
-    if let Some(&trap) = TRAP.get() {
-        return Ok(ptr::without_provenance_mut(trap));
-    }
-    let length = (MAX_DEPTH as usize + 1) * size_of::<abi::Event>();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, where the kernel likes.
-    let trap = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, flags, -1, 0) };
-    if trap == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // Two threads may get here at once; the loser's stays mapped, unused.
-    Ok(ptr::without_provenance_mut(*TRAP.get_or_init(|| trap.expose_provenance())))
-}
-
-/// What `io_setup` said, with cause and remedy.
-fn setup_error(error: io::Error, depth: u32) -> io::Error {
-    let (kind, message) = match error.raw_os_error() {
-        Some(libc::EAGAIN) => {
-            let limit = |name| {
-                let value = std::fs::read_to_string(format!("/proc/sys/fs/{name}"));
-                value.map_or_else(|_| "unknown".into(), |value| value.trim().to_string())
-            };
-            let message = format!(
-                "no room for {} AIO requests: fs.aio-nr is {} and fs.aio-max-nr {}; take a smaller depth, \
-                 or raise the limit as root: sysctl fs.aio-max-nr=1048576",
-                depth + 1,
-                limit("aio-nr"),
-                limit("aio-max-nr"),
-            );
-            (io::ErrorKind::QuotaExceeded, message)
-        }
-        Some(libc::ENOSYS) => (
-            io::ErrorKind::Unsupported,
-            "no native AIO here: the kernel was built without CONFIG_AIO, or a seccomp filter hides io_setup \
-             (containers have one: allow io_setup, io_submit, io_getevents, io_cancel, io_destroy)"
-                .into(),
-        ),
-        Some(libc::EPERM | libc::EACCES) => (
-            io::ErrorKind::PermissionDenied,
-            "native AIO is forbidden here, likely by a seccomp filter: \
-             allow io_setup, io_submit, io_getevents, io_cancel, io_destroy"
-                .into(),
-        ),
-        _ => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
-    };
-    io::Error::new(kind, message)
 }
 
 /// What `io_submit` said to the poll request, with cause and remedy.

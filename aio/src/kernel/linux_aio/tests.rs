@@ -1,5 +1,6 @@
 //! Real requests on real files: with the ring read in memory and, by the same bodies, without.
 
+use super::context::setup_error;
 use super::*;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};

@@ -1,0 +1,289 @@
+//! Rules E4 to E9: what completes within submit, in which order things happen, and what the counters say.
+
+use std::process::Command;
+
+use coralio_aio::{AioContext, Coroutine, JoinHandle, spawn};
+
+use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
+
+#[test]
+fn what_completes_within_submit_does_not_yield() {
+    // E4, E7: outside the loop; the result is there before the coroutine would yield
+    with_engine(8, |_, kernel, engine| {
+        kernel.script.complete_on_submit(0, 0);
+        kernel.script.complete_on_submit(1, 1);
+        let co = Coroutine::new({
+            let engine = engine.clone();
+            move || {
+                assert_eq!(write(&engine, b"coral", 3).unwrap(), 5);
+                let mut buf = [9; 10];
+                assert_eq!(read(&engine, &mut buf, 0).unwrap(), 8);
+                assert_eq!(&buf, b"\0\0\0coral\x09\x09");
+            }
+        });
+        co.enter();
+        assert!(co.has_ended());
+        assert_eq!(kernel.transcript(), "3>1 0>1");
+        assert_eq!((engine.stats().completions, engine.stats().sleeps), (2, 0));
+    });
+}
+
+#[test]
+fn submit_reaps_what_others_wait_for() {
+    // E4, W1: and they run when the one that submitted yields or ends, not on top of it
+    with_engine(8, |_, kernel, engine| {
+        kernel.script.complete_on_submit(0, 1);
+        kernel.script.hold(1);
+        kernel.script.complete_on_submit(2, 2);
+        let log = Log::default();
+        let reader = |name: &'static str, times: usize| {
+            let (engine, log) = (engine.clone(), log.clone());
+            Coroutine::new(move || {
+                for _ in 0..times {
+                    touch(&engine, 0).unwrap();
+                    log.add(name);
+                }
+            })
+        };
+        let (first, second) = (reader("first", 2), reader("second", 1));
+        first.enter();
+        assert_eq!(log.take(), "");
+        second.enter();
+        assert!(first.has_ended() && !second.has_ended());
+        assert_eq!(log.take(), "first first");
+        kernel.script.release(1);
+    });
+}
+
+#[test]
+fn counted_and_moved_before_anybody_runs() {
+    // E5: whoever is woken sees its own completion counted, and those behind it still on the ring
+    with_engine(8, |context, kernel, engine| {
+        let log = Log::default();
+        for number in 0..3 {
+            let (engine, log) = (engine.clone(), log.clone());
+            drop(spawn(move || {
+                touch(&engine, number).unwrap();
+                let stats = engine.stats();
+                log.add(format!("{number}:{}/{}", stats.in_flight, stats.completions));
+            }));
+        }
+        context.poll(true);
+        context.poll(true);
+        assert_eq!(log.take(), "0:2/1 1:1/2 2:0/3");
+        assert_eq!(kernel.transcript(), "0,1,2>3 wait");
+    });
+}
+
+#[test]
+fn a_nested_reap_goes_on_where_the_outer_one_stands() {
+    // E5, X2: the first of four polls; what it was not yet told of runs within, in order, and nothing runs twice
+    with_engine(8, |context, _, engine| {
+        let log = Log::default();
+        for number in 0..4 {
+            let (engine, log, context) = (engine.clone(), log.clone(), context.clone());
+            drop(spawn(move || {
+                touch(&engine, number).unwrap();
+                log.add(format!("<{number}"));
+                if number % 2 == 0 {
+                    context.poll(false);
+                }
+                log.add(format!("{number}>"));
+            }));
+        }
+        context.poll(true);
+        context.poll(true);
+        assert_eq!(log.take(), "<0 <1 1> <2 <3 3> 2> 0>");
+    });
+}
+
+#[test]
+fn the_one_that_submits_is_left_alone() {
+    // E6: its own request is reaped, after another's, by its own submit; it goes on without a yield, and the other one runs
+    // when it ends
+    with_engine(8, |_, kernel, engine| {
+        (0..2).for_each(|number| kernel.script.complete_on_submit(number, 1));
+        let log = Log::default();
+        let reader = |name: &'static str| {
+            let (engine, log) = (engine.clone(), log.clone());
+            Coroutine::new(move || {
+                log.add(format!("<{name}"));
+                touch(&engine, 0).unwrap();
+                log.add(format!("{name}>"));
+            })
+        };
+        let (waits, submits) = (reader("waits"), reader("submits"));
+        waits.enter();
+        submits.enter();
+        assert_eq!(log.take(), "<waits <submits submits> waits>");
+        assert_eq!(engine.stats().completions, 2);
+    });
+}
+
+#[test]
+fn at_most_one_submit_a_round_where_requests_complete_within_it() {
+    // E8: those that submit wakes gather; they do not submit from there
+    const COROUTINES: usize = 7;
+    let each = scaled(10_000);
+    with_engine(8, |context, kernel, engine| {
+        (0..COROUTINES * each).for_each(|number| kernel.script.complete_on_submit(number, number));
+        let tasks: Vec<JoinHandle<()>> = (0..COROUTINES as u64)
+            .map(|number| {
+                let engine = engine.clone();
+                spawn(move || (0..each).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
+            })
+            .collect();
+        let mut rounds = 0;
+        while !tasks.iter().all(JoinHandle::is_finished) {
+            // Not blocking: it is one round.
+            context.poll(false);
+            rounds += 1;
+        }
+        let stats = engine.stats();
+        assert_eq!(stats.completions as usize, COROUTINES * each);
+        assert_eq!(stats.submits as usize, each);
+        assert!(stats.submits <= rounds, "{} submits in {rounds} rounds", stats.submits);
+        assert_eq!(stats.sleeps, 0);
+    });
+}
+
+#[test]
+fn full_batches_do_not_keep_the_loop_for_ever() {
+    // E8, E3: as many coroutines as the queue is deep: they fill it again and again, and still the loop goes round
+    const DEPTH: usize = 4;
+    let each = scaled(10_000);
+    with_engine(DEPTH as u32, |context, kernel, engine| {
+        (0..DEPTH * each).for_each(|number| kernel.script.complete_on_submit(number, number));
+        let spawn_one = |number| {
+            let engine = engine.clone();
+            spawn(move || (0..each).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
+        };
+        let tasks: Vec<JoinHandle<()>> = (0..DEPTH as u64).map(spawn_one).collect();
+        let mut rounds = 0;
+        while !tasks.iter().all(JoinHandle::is_finished) {
+            context.poll(false);
+            rounds += 1;
+        }
+        let submits = engine.stats().submits as usize;
+        assert_eq!(submits, each, "every batch is full");
+        assert!(submits <= 17 * rounds, "{submits} submits in {rounds} rounds");
+    });
+}
+
+/// All requests complete within submit. Returns how far apart the stack was at the submits.
+fn stack_spread(requests: usize, run: impl FnOnce(&AioContext, &Watch, usize)) -> usize {
+    with_engine(8, |context, kernel, engine| {
+        (0..requests).for_each(|number| kernel.script.complete_on_submit(number, number));
+        run(context, engine, requests);
+        assert_eq!(engine.stats().completions as usize, requests);
+        kernel.stack_spread()
+    })
+}
+
+#[test]
+fn no_recursion_in_the_loop() {
+    // E8, H10: submit reaps, the woken one asks again, and that is submitted by the loop, not from within
+    let spread = stack_spread(scaled(100_000), |_, engine, requests| {
+        let spawn_one = |number| {
+            let engine = engine.clone();
+            spawn(move || (0..requests / 2).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
+        };
+        let two = [spawn_one(1), spawn_one(2)];
+        two.into_iter().for_each(|task| task.join().unwrap());
+    });
+    assert!(spread < 16 * 1024, "{spread} bytes of stack between the submits");
+}
+
+#[test]
+fn no_recursion_outside_the_loop() {
+    // E8, H10: one coroutine that was entered from the thread's own stack, and submits on its own
+    let spread = stack_spread(scaled(100_000), |_, engine, requests| {
+        let engine = engine.clone();
+        let co = Coroutine::new(move || (0..requests).for_each(|_| assert_eq!(touch(&engine, 0), Ok(0))));
+        co.enter();
+        assert!(co.has_ended());
+    });
+    assert!(spread < 16 * 1024, "{spread} bytes of stack between the submits");
+}
+
+#[test]
+fn the_counters_add_up() {
+    // E9: made = completed + in flight + pending + refused, at every stage
+    with_engine(3, |context, kernel, engine| {
+        let state = || {
+            let stats = engine.stats();
+            (stats.requests, stats.completions, stats.in_flight, stats.pending, stats.submits)
+        };
+        (0..3).for_each(|number| kernel.script.hold(number));
+        kernel.script.refuse(libc::EINVAL);
+        for number in 0..5 {
+            let engine = engine.clone();
+            drop(spawn(move || touch(&engine, number)));
+        }
+        context.poll(false);
+        assert_eq!(state(), (5, 0, 3, 1, 2));
+        kernel.script.release(1);
+        context.poll(false);
+        assert_eq!(state(), (5, 1, 3, 0, 3));
+        kernel.script.release(0);
+        kernel.script.release(2);
+        while engine.stats().in_flight > 0 {
+            context.poll(true);
+        }
+        assert_eq!(state(), (5, 4, 0, 0, 3));
+        assert_eq!(kernel.transcript(), "0,1,2>error22 1,2,3>3 4>1 wait");
+    });
+}
+
+#[test]
+fn a_completion_that_comes_twice_is_found_out() {
+    // E9: counted checked; the message has the engine's state
+    with_engine(8, |context, kernel, engine| {
+        let log = Log::default();
+        kernel.echo_next();
+        let task = spawn({
+            let (engine, log) = (engine.clone(), log.clone());
+            move || log.add(touch(&engine, 0).unwrap())
+        });
+        context.poll(false);
+        let message = panic_of(|| context.poll(true));
+        assert_eq!(
+            message,
+            "in_flight below zero: a completion was reaped twice (in_flight 0, depth 8, plug depth 0, blocked false, 1 \
+             requests taken, 1 completed)"
+        );
+        task.join().unwrap();
+        assert_eq!(log.take(), "0", "the request itself was completed once");
+    });
+}
+
+const CHILD: &str = "CORALIO_TEST_CHILD";
+
+#[test]
+fn a_stray_completion_is_not_followed() {
+    // E5, E9: its slot serves another request by then; and the one whose completion it took the place of in the count
+    // is not waited for in vain: in a child process, which ends
+    if std::env::var_os(CHILD).is_some() {
+        with_engine(8, |context, kernel, engine| {
+            kernel.echo_next();
+            kernel.script.hold(1);
+            for number in 0..2 {
+                let engine = engine.clone();
+                drop(spawn(move || touch(&engine, number)));
+            }
+            context.poll(false);
+            eprintln!("{}", panic_of(|| context.poll(true)));
+        });
+        return;
+    }
+    let me = std::env::current_exe().unwrap();
+    let test = "reap::a_stray_completion_is_not_followed";
+    let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert!(
+        said.contains("a completion for a request that is not in flight: key 0x0, result 0 (in_flight 0,"),
+        "{said}"
+    );
+    assert!(said.contains("coralio: a request is lost, neither pending nor in flight (in_flight 0,"), "{said}");
+    assert!(!child.status.success());
+}

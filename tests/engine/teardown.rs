@@ -1,0 +1,318 @@
+//! Rule E13: a buffer that is lent to the kernel stays where it is until the kernel has given it back, on every way out.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use coralio_aio::{AioContext, Cancelled, Coroutine, spawn, suspend};
+
+use crate::{Log, Watch, panic_of, read, text, touch, with_engine, write};
+
+/// A buffer that says, when its destructor runs, what is in it by then.
+struct Lent {
+    buf: [u8; 4],
+    log: Log,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.log.add(format!("{}", String::from_utf8_lossy(&self.buf)));
+        self.buf = *b"gone";
+    }
+}
+
+/// Reads four bytes, and notes whether it went on after that.
+fn reader(engine: &Watch, log: &Log, offset: u64) -> impl FnOnce() + 'static {
+    let (engine, log) = (engine.clone(), log.clone());
+    move || {
+        let mut lent = Lent { buf: *b"new.", log: log.clone() };
+        let result = read(&engine, &mut lent.buf, offset);
+        log.add(format!("{result:?}"));
+    }
+}
+
+/// The disk has `aaaabbbbcccc`.
+fn fill(kernel: &crate::Watched, engine: &Watch) {
+    let engine = engine.clone();
+    spawn(move || write(&engine, b"aaaabbbbcccc", 0).unwrap()).join().unwrap();
+    kernel.transcript();
+}
+
+#[test]
+fn in_flight_when_the_context_ends() {
+    // E13, C9: unwound only after the kernel has filled the buffer; each destructor once, in order of creation
+    let log = Log::default();
+    let kernel = with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        for offset in [0, 4, 8] {
+            drop(spawn(reader(engine, &log, offset)));
+        }
+        context.poll(false);
+        assert_eq!((engine.stats().in_flight, kernel.transcript().as_str()), (3, "0,4,8>3"));
+        kernel.clone()
+    });
+    assert_eq!(log.take(), "aaaa bbbb cccc");
+    assert_eq!((kernel.script.in_flight(), kernel.transcript().as_str()), (0, "wait"));
+}
+
+#[test]
+fn pending_when_the_context_ends() {
+    // E13: plugged, and never submitted: it is now, since an operation either was done or never began
+    let log = Log::default();
+    let (kernel, _plug) = with_engine(8, |_, kernel, engine| {
+        fill(kernel, engine);
+        let plug = engine.plug();
+        for offset in [0, 4] {
+            Coroutine::new(reader(engine, &log, offset)).enter();
+        }
+        assert_eq!((engine.stats().pending, kernel.transcript().as_str()), (2, ""));
+        (kernel.clone(), plug)
+    });
+    assert_eq!(log.take(), "aaaa bbbb");
+    assert_eq!(kernel.transcript(), "0,4>2 wait");
+}
+
+#[test]
+fn blocked_when_the_context_ends() {
+    // E13, E2: the kernel had not taken all, and goes on like that
+    let log = Log::default();
+    let kernel = with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        kernel.script.take_at_most(1);
+        for offset in [0, 4, 8] {
+            drop(spawn(reader(engine, &log, offset)));
+        }
+        context.poll(false);
+        assert_eq!((engine.stats().in_flight, engine.stats().pending), (1, 2));
+        kernel.script.take_at_most(1);
+        kernel.clone()
+    });
+    assert_eq!(log.take(), "aaaa bbbb cccc");
+    assert_eq!(kernel.transcript(), "0,4,8>1 wait 4,8>1 wait 8>1 wait");
+}
+
+#[test]
+fn try_again_when_the_context_ends() {
+    // E13, H6: with nothing in flight, a sleep in place would never end; the scripted kernel would say so
+    let log = Log::default();
+    let kernel = with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        for _ in 0..4 {
+            kernel.script.refuse(libc::EAGAIN);
+        }
+        drop(spawn(reader(engine, &log, 4)));
+        context.poll(false);
+        kernel.clone()
+    });
+    assert_eq!(log.take(), "bbbb");
+    assert_eq!(kernel.transcript(), "4>again 4>again 4>again 4>again 4>1 wait");
+}
+
+#[test]
+fn refused_when_the_context_ends() {
+    // E13, E2: the first request's error at submit ends its wait
+    let log = Log::default();
+    let kernel = with_engine(8, |_, kernel, engine| {
+        fill(kernel, engine);
+        let _plug = engine.plug();
+        for offset in [0, 4] {
+            Coroutine::new(reader(engine, &log, offset)).enter();
+        }
+        kernel.script.refuse(libc::EBADF);
+        kernel.clone()
+    });
+    assert_eq!(log.take(), "new. bbbb");
+    assert_eq!(kernel.transcript(), "0,4>error9 4>1 wait");
+}
+
+#[test]
+fn a_panic_while_anothers_request_is_in_flight() {
+    // E13, C8: the join handle has the panic, and the other one its data
+    with_engine(8, |_, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        let other = spawn(reader(engine, &log, 4));
+        let bad = spawn({
+            let engine = engine.clone();
+            move || {
+                touch(&engine, 0).unwrap();
+                panic!("after its own I/O");
+            }
+        });
+        assert_eq!(text(&*bad.join().unwrap_err()), "after its own I/O");
+        other.join().unwrap();
+        assert_eq!(log.take(), "Ok(4) bbbb");
+        assert_eq!(engine.stats().in_flight, 0);
+    });
+}
+
+#[test]
+fn a_panic_out_of_a_reap_loses_nothing() {
+    // E5, C8: one without a join handle panics amid the reap; those behind it on the ring are reaped by the next poll
+    with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        drop(spawn(reader(engine, &log, 0)));
+        context.poll(false);
+        let bad = Coroutine::new({
+            let engine = engine.clone();
+            move || {
+                touch(&engine, 0).unwrap();
+                panic!("amid the reap");
+            }
+        });
+        bad.enter();
+        drop(spawn(reader(engine, &log, 8)));
+        context.poll(false);
+        assert_eq!(panic_of(|| context.poll(true)), "amid the reap");
+        assert_eq!(log.take(), "Ok(4) aaaa");
+        assert_eq!(engine.stats().in_flight, 1);
+        context.poll(false);
+        assert_eq!(log.take(), "Ok(4) cccc");
+        assert_eq!((engine.stats().in_flight, engine.stats().pending), (0, 0));
+        let later = spawn(reader(engine, &log, 4));
+        later.join().unwrap();
+        assert_eq!(log.take(), "Ok(4) bbbb");
+    });
+}
+
+#[test]
+fn a_panic_out_of_a_submit_loses_nothing() {
+    // E2, C8: one whose request is refused panics within the submit that goes on with the rest
+    with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        let plug = engine.plug();
+        let bad = Coroutine::new({
+            let engine = engine.clone();
+            move || touch(&engine, 0).map(drop).unwrap()
+        });
+        bad.enter();
+        let good = Coroutine::new(reader(engine, &log, 8));
+        good.enter();
+        drop(plug);
+        kernel.script.refuse(libc::EBADF);
+        assert!(panic_of(|| context.poll(true)).contains("Err` value: 9"));
+        while !good.has_ended() {
+            context.poll(true);
+        }
+        assert_eq!(log.take(), "Ok(4) cccc");
+        assert_eq!(kernel.transcript(), "0,8>error9 8>1 wait");
+    });
+}
+
+/// Writes when it is dropped, and notes what that said.
+struct WritesAtTheEnd(Watch, Log, u64);
+
+impl Drop for WritesAtTheEnd {
+    fn drop(&mut self) {
+        self.1.add(format!("{:?}", write(&self.0, b"last", self.2)));
+    }
+}
+
+#[test]
+fn a_destructor_does_io_in_place() {
+    // E13, C9: while its stack unwinds it cannot be suspended; the write is done when the destructor goes on
+    let log = Log::default();
+    let kernel = with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        let (panics, left) =
+            (WritesAtTheEnd(engine.clone(), log.clone(), 0), WritesAtTheEnd(engine.clone(), log.clone(), 4));
+        // By a panic: and the other one, whose read is done meanwhile, is woken and runs later.
+        let other = spawn(reader(engine, &log, 8));
+        let bad = spawn(move || {
+            let _panics = panics;
+            panic!("with a destructor that writes");
+        });
+        assert_eq!(text(&*bad.join().unwrap_err()), "with a destructor that writes");
+        assert_eq!(kernel.script.disk(), b"lastbbbbcccc");
+        other.join().unwrap();
+        assert_eq!(log.take(), "Ok(4) Ok(4) cccc");
+        // By the end of the context.
+        drop(spawn(move || {
+            let _left = left;
+            suspend();
+        }));
+        context.poll(false);
+        kernel.clone()
+    });
+    assert_eq!(log.take(), "Ok(4)");
+    assert_eq!(kernel.script.disk(), b"lastlastcccc");
+}
+
+#[test]
+fn io_that_is_asked_for_after_the_cancel() {
+    // E13, C9: code that catches the unwinding and does I/O again has it done in place, and does not live on by it
+    let log = Log::default();
+    let ended = Rc::new(Cell::new(0));
+    let kernel = with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        let (engine, log, ended) = (engine.clone(), log.clone(), Rc::clone(&ended));
+        drop(spawn(move || {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(touch(&engine, 0))));
+            assert!(caught.unwrap_err().is::<Cancelled>());
+            reader(&engine, &log, 4)();
+            ended.set(ended.get() + 1);
+        }));
+        context.poll(false);
+        kernel.clone()
+    });
+    assert_eq!((log.take().as_str(), ended.get()), ("Ok(4) bbbb", 1));
+    assert_eq!(kernel.transcript(), "0>1 wait 4>1 wait");
+}
+
+#[test]
+fn nobody_else_reaps_what_is_waited_for_in_place() {
+    // E13, E9: another thread that polls in that moment would take the completion, and leave the sleeper asleep
+    with_engine(8, |context, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        let (go, wait_for_go) = channel();
+        let (done, wait_for_done) = channel();
+        let foreign = thread::spawn({
+            let (context, log) = (context.clone(), log.clone());
+            move || {
+                wait_for_go.recv().unwrap();
+                log.add(if context.try_acquire().is_some() { "came in" } else { "locked out" });
+                done.send(()).unwrap();
+            }
+        });
+        kernel.on_next_wait(move || {
+            go.send(()).unwrap();
+            wait_for_done.recv().unwrap();
+        });
+        let at_the_end = WritesAtTheEnd(engine.clone(), log.clone(), 0);
+        // Entered outside the loop, which would have the lock anyway.
+        let co = Coroutine::new(move || {
+            let _at_the_end = at_the_end;
+            panic!("outside the loop");
+        });
+        assert_eq!(panic_of(|| co.enter()), "outside the loop");
+        assert_eq!(log.take(), "locked out Ok(4)");
+        foreign.join().unwrap();
+    });
+}
+
+#[test]
+fn a_request_that_is_unwound_gives_its_slot_back() {
+    // E13, X8: to do I/O under the context's lock is a panic at the place where it would yield; the buffer is waited for
+    with_engine(8, |_, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        for _ in 0..500 {
+            let (engine, log) = (engine.clone(), log.clone());
+            let task = spawn(move || {
+                let context = AioContext::current().unwrap();
+                let mut lent = Lent { buf: *b"new.", log };
+                let _guard = context.acquire();
+                let _ = read(&engine, &mut lent.buf, 4);
+            });
+            let message = text(&*task.join().unwrap_err());
+            assert!(message.contains("yields while it holds the context's lock"), "{message}");
+        }
+        assert_eq!(log.take(), ["bbbb"; 500].join(" "));
+        assert_eq!(kernel.slots(), 1);
+        assert_eq!((engine.stats().in_flight, engine.stats().pending), (0, 0));
+    });
+}
