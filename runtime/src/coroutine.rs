@@ -12,15 +12,20 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::context::shared::Shared;
 use crate::home::Home;
 
 pub(crate) mod control;
+mod error;
 pub(crate) mod stack;
 pub(crate) mod ticket;
+mod waker;
 
-use control::{Control, CoroutineId, State};
-use ticket::Claim;
+pub use error::{Cancelled, EnterError, ScheduleError};
+pub use waker::{Token, Waker};
+
+use control::{CoroutineId, State};
+use error::not_entered;
+use waker::schedule;
 
 /// Makes coroutines that have a name, or a stack of a size of their own.
 ///
@@ -312,121 +317,6 @@ impl fmt::Debug for Coroutine {
     }
 }
 
-/// Wakes a coroutine from wherever it is.
-#[derive(Clone)]
-pub struct Waker {
-    id: CoroutineId,
-    shared: Arc<Shared>,
-}
-
-impl Waker {
-    /// Makes the coroutine run again: as [`Coroutine::wake`] on its home thread; from elsewhere, in the next round of
-    /// its loop, which is notified. For a coroutine that has ended it does nothing.
-    ///
-    /// # Panics
-    ///
-    /// With the coroutine's panic, if it is entered here and panics.
-    ///
-    /// # Control
-    ///
-    /// May enter the coroutine, on its home thread.
-    #[track_caller]
-    pub fn wake(&self) {
-        match Home::current() {
-            Some(home) if Arc::ptr_eq(&home.shared, &self.shared) => home.wake(self.id),
-            // It is on the list already: one wake does for both.
-            _ => drop(schedule(&self.shared, self.id)),
-        }
-    }
-
-    /// As [`wake`](Self::wake), for destructors: enters nobody.
-    #[track_caller]
-    pub(crate) fn wake_later(&self) {
-        match Home::current() {
-            Some(home) if Arc::ptr_eq(&home.shared, &self.shared) => home.wake_later(self.id),
-            _ => drop(schedule(&self.shared, self.id)),
-        }
-    }
-
-    /// Makes the coroutine run in the next round of its loop, also from its home thread.
-    ///
-    /// # Errors
-    ///
-    /// It is scheduled already (rule W2).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
-    #[track_caller]
-    pub fn schedule(&self) -> Result<(), ScheduleError> {
-        schedule(&self.shared, self.id)
-    }
-}
-
-impl fmt::Debug for Waker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waker").finish_non_exhaustive()
-    }
-}
-
-/// A coroutine as an I/O engine keeps it with a request: plain data, for any thread. What can be done with it, its
-/// context does: [`AtHome`](crate::AtHome) and [`AioContext::schedule`](crate::AioContext::schedule).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Token {
-    id: CoroutineId,
-}
-
-impl Token {
-    #[inline]
-    pub(crate) fn of(block: &'static Control) -> Token {
-        Token { id: block.id() }
-    }
-
-    #[inline]
-    pub(crate) fn block(self) -> &'static Control {
-        self.id.block
-    }
-
-    /// Whether it is of that context, and has not ended.
-    #[inline]
-    pub(crate) fn lives_in(self, shared: &Shared) -> bool {
-        self.id.block.context() == shared.id() && self.id.is_live()
-    }
-
-    #[inline]
-    pub(crate) fn coroutine(self) -> Coroutine {
-        Coroutine { id: self.id, _home: PhantomData }
-    }
-
-    #[track_caller]
-    pub(crate) fn schedule(self, shared: &Shared) {
-        if self.lives_in(shared) {
-            // It is on the list already: one wake does for both.
-            let _ = schedule(shared, self.id);
-        }
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").finish_non_exhaustive()
-    }
-}
-
-#[track_caller]
-fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleError> {
-    let here = Location::caller();
-    match id.block.schedule(id.generation, here) {
-        Claim::Mine => {
-            shared.wakes.push(id);
-            shared.notify();
-            Ok(())
-        }
-        Claim::Taken => Err(ScheduleError { first: id.block.scheduled_at(), second: here }),
-        Claim::Ended => Ok(()),
-    }
-}
-
 /// Gives control to whoever entered this coroutine last.
 ///
 /// It comes back when somebody enters or wakes the coroutine. That may be for another reason than the one it waits for,
@@ -471,74 +361,3 @@ pub fn yield_now() {
 pub fn can_suspend() -> bool {
     Home::current().is_some_and(Home::can_suspend)
 }
-
-/// The payload with which a coroutine unwinds whose context ended, and what its join handle reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cancelled;
-
-impl fmt::Display for Cancelled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the coroutine was unwound before it ended, because its context ended")
-    }
-}
-
-impl std::error::Error for Cancelled {}
-
-/// Why a coroutine cannot be entered (rule C5).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum EnterError {
-    /// It is on the stack already.
-    Recursive {
-        /// Whom somebody tried to enter.
-        name: String,
-        /// Who is on the stack, outermost first: `main > 'A' > 'B'`.
-        chain: String,
-    },
-    /// It is scheduled, and whoever scheduled it counts on it.
-    Scheduled {
-        /// Whom somebody tried to enter.
-        name: String,
-        /// Where it was scheduled.
-        at: &'static Location<'static>,
-    },
-    /// It has ended.
-    Ended,
-}
-
-#[cold]
-#[track_caller]
-fn not_entered(error: &EnterError) -> ! {
-    panic!("{error}")
-}
-
-impl fmt::Display for EnterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EnterError::Recursive { name, chain } => write!(f, "recursive entry of {name}: {chain}"),
-            EnterError::Scheduled { name, at } => {
-                write!(f, "cannot enter {name}: it is scheduled to run already, at {at}")
-            }
-            EnterError::Ended => f.write_str("cannot enter a coroutine that has ended"),
-        }
-    }
-}
-
-impl std::error::Error for EnterError {}
-
-/// A coroutine was scheduled twice before it ran (rule W2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScheduleError {
-    /// Where it was scheduled first.
-    pub first: &'static Location<'static>,
-    /// Where it was scheduled again.
-    pub second: &'static Location<'static>,
-}
-
-impl fmt::Display for ScheduleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the coroutine is scheduled already: first at {}, and before it ran at {}", self.first, self.second)
-    }
-}
-
-impl std::error::Error for ScheduleError {}

@@ -250,7 +250,7 @@ fn io_that_is_asked_for_after_the_cancel() {
         fill(kernel, engine);
         let (engine, log, ended) = (engine.clone(), log.clone(), Rc::clone(&ended));
         drop(spawn(move || {
-            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(touch(&engine, 0))));
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| touch(&engine, 0)));
             assert!(caught.unwrap_err().is::<Cancelled>());
             reader(&engine, &log, 4)();
             ended.set(ended.get() + 1);

@@ -1,0 +1,173 @@
+//! Where files end, and how long they are.
+
+use std::io::{ErrorKind, IoSliceMut};
+
+use coralio_aio::{AlignedBuf, Direct, File};
+
+use crate::{Temp, aligned, disk, everywhere, is_root, pattern, std_read, tool};
+
+#[test]
+fn reading_across_the_end_is_short() {
+    // E10: the true count, whether the end is amid a block or not; what is beyond it in the buffer is left alone
+    everywhere(|place, direct| {
+        for len in [1usize, 511, 512, 4608, 5000, 8192] {
+            let content = pattern(len as u64, len);
+            let temp = Temp::with(place, &content);
+            let file = temp.open(direct);
+            for offset in [0usize, 1, 512, 4096, len - 1] {
+                let mut buf = AlignedBuf::new(16384, 4096);
+                buf.fill(0xcc);
+                let there = len.saturating_sub(offset);
+                assert_eq!(file.read_at(&mut buf, offset as u64).unwrap(), there, "{len} bytes, at {offset}");
+                assert!(buf[..there] == content[offset.min(len)..]);
+                assert!(buf[there.next_multiple_of(4096)..].iter().all(|&byte| byte == 0xcc));
+            }
+        }
+    });
+}
+
+#[test]
+fn reading_past_the_end_is_nothing() {
+    // E10: at the end and beyond it there is nothing, however far
+    everywhere(|place, direct| {
+        let temp = Temp::with(place, &[1; 5000]);
+        let file = temp.open(direct);
+        for offset in [5000, 5120, 8192, 1 << 40] {
+            assert_eq!(file.read_at(&mut AlignedBuf::new(4096, 4096), offset).unwrap(), 0);
+            assert_eq!(file.read_at(&mut [0; 3], offset).unwrap(), 0);
+        }
+    });
+}
+
+#[test]
+fn reading_exactly_more_than_there_is_fails() {
+    // E10: "unexpected end of file", with the numbers
+    everywhere(|place, direct| {
+        let temp = Temp::with(place, &[1; 5000]);
+        let file = temp.open(direct);
+        let error = file.read_exact_at(&mut AlignedBuf::new(8192, 4096), 4096).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(error.to_string(), "unexpected end of file: of 8192 bytes at 4096 there were 904");
+        file.read_exact_at(&mut [0; 904], 4096).unwrap();
+        file.read_exact_at(&mut [], 1 << 40).unwrap();
+    });
+}
+
+#[test]
+fn vectored_reads_across_the_end_are_short() {
+    // E10: whichever buffer it ends in
+    everywhere(|place, direct| {
+        for len in [4096usize, 5000, 8192, 9000, 12288] {
+            let content = pattern(len as u64, len);
+            let temp = Temp::with(place, &content);
+            let file = temp.open(direct);
+            let mut buf = AlignedBuf::new(16384, 4096);
+            let mut slices: Vec<_> = buf.chunks_mut(4096).map(IoSliceMut::new).collect();
+            assert_eq!(file.read_vectored_at(&mut slices, 0).unwrap(), len);
+            assert!(buf[..len] == content[..]);
+            let mut slices: Vec<_> = buf[1..].chunks_mut(1000).map(IoSliceMut::new).collect();
+            assert_eq!(file.read_vectored_at(&mut slices, 5).unwrap(), len - 5);
+            assert!(buf[1..=len - 5] == content[5..]);
+        }
+    });
+}
+
+#[test]
+fn always_direct_meets_the_end_as_well() {
+    // E10: direct I/O could not go on from amid a block, and need not
+    coralio_aio::run(|| {
+        let content = pattern(1, 9000);
+        let temp = Temp::with(&disk(), &content);
+        let Ok(file) = File::options().read(true).direct(Direct::Always).open(&temp.0) else {
+            return println!("skipped: no direct I/O in {}", disk().display());
+        };
+        let mut buf = AlignedBuf::new(16384, 4096);
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), 9000);
+        assert!(buf[..9000] == content[..]);
+        let mut slices: Vec<_> = buf.chunks_mut(4096).map(IoSliceMut::new).collect();
+        assert_eq!(file.read_vectored_at(&mut slices, 4096).unwrap(), 9000 - 4096);
+        assert!(buf[..9000 - 4096] == content[4096..]);
+    });
+}
+
+#[test]
+fn set_len_cuts_and_lengthens() {
+    // E15: and reads see it at once
+    everywhere(|place, direct| {
+        let temp = Temp::with(place, &[7; 10_000]);
+        let file = temp.open(direct);
+        assert_eq!(file.len().unwrap(), 10_000);
+        assert!(!file.is_empty().unwrap());
+        file.set_len(3).unwrap();
+        let mut buf = aligned(&[9; 8192]);
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), 3);
+        file.set_len(20_000).unwrap();
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), 8192);
+        assert!(buf[..3] == [7; 3] && buf[3..].iter().all(|&byte| byte == 0));
+        file.set_len(0).unwrap();
+        assert!(file.is_empty().unwrap());
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), 0);
+    });
+}
+
+#[test]
+fn syncs_after_writes_of_both_kinds() {
+    // E15: data and full sync, on a file that was written directly and through the page cache
+    everywhere(|place, direct| {
+        let temp = Temp::at(place);
+        let file = temp.open(direct);
+        file.sync_all().unwrap();
+        file.write_at(&aligned(&[1; 4096]), 0).unwrap();
+        file.sync_data().unwrap();
+        file.write_at(b"odd", 4097).unwrap();
+        file.sync_data().unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(std_read(&temp.0, 4096, 4), b"\0odd");
+    });
+}
+
+/// A loop device over a file, let go when it ends.
+pub(crate) struct Loop(pub(crate) String);
+
+impl Loop {
+    pub(crate) fn over(path: &std::path::Path) -> Option<Loop> {
+        if !is_root() {
+            println!("skipped: a loop device takes root");
+            return None;
+        }
+        let output = tool("losetup", &["--find", "--show", path.to_str()?])?;
+        Some(Loop(String::from_utf8(output.stdout).unwrap().trim().into()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        tool("losetup", &["--detach", &self.0]);
+    }
+}
+
+#[test]
+fn a_block_device_has_its_length() {
+    // E15: and is read and written like a file; beyond its end there is nothing, and no room
+    let content = pattern(3, 1 << 20);
+    let temp = Temp::with(&disk(), &content);
+    let Some(device) = Loop::over(&temp.0) else { return };
+    for direct in [Direct::Auto, Direct::Always, Direct::Never] {
+        coralio_aio::run(|| {
+            let file = File::options().read(true).write(true).direct(direct).open(&device.0).unwrap();
+            assert_eq!(file.len().unwrap(), 1 << 20);
+            let mut buf = AlignedBuf::new(8192, 4096);
+            file.read_exact_at(&mut buf, 4096).unwrap();
+            assert!(buf[..] == content[4096..12288]);
+            assert_eq!(file.read_at(&mut buf, (1 << 20) - 4096).unwrap(), 4096);
+            assert_eq!(file.read_at(&mut buf, 1 << 20).unwrap(), 0);
+            assert_eq!(file.write_at(&buf, 4096).unwrap(), 8192);
+            file.sync_all().unwrap();
+            let error = file.write_at(&buf, (1 << 20) - 4096).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::StorageFull), "{error}");
+            // What did go in is put back for the next round.
+            file.write_at(&aligned(&content[4096..12288]), 4096).unwrap();
+            file.write_at(&aligned(&content[(1 << 20) - 4096..]), (1 << 20) - 4096).unwrap();
+        });
+    }
+}

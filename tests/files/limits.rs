@@ -1,0 +1,116 @@
+//! What the machine refuses: no room, too large, broken. A short write is never a success (rule E10).
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use coralio_aio::{AlignedBuf, Direct, File};
+
+use crate::ends::Loop;
+use crate::{Temp, aligned, disk, in_child, is_root, pattern, tool};
+
+/// A tmpfs of 1 MiB, unmounted when it ends.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new() -> Option<SmallDisk> {
+        if !is_root() {
+            println!("skipped: to mount takes root");
+            return None;
+        }
+        let path = Temp::at(&disk()).0.clone();
+        fs::create_dir(&path).unwrap();
+        let small = SmallDisk(path);
+        tool("mount", &["-t", "tmpfs", "-o", "size=1M", "tmpfs", small.0.to_str()?])?;
+        Some(small)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        tool("umount", &[self.0.to_str().unwrap()]);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    // E10, E14: a part goes in, the rest is tried again, and then the kernel's reason is the error
+    let Some(small) = SmallDisk::new() else { return };
+    for direct in [Direct::Auto, Direct::Never] {
+        coralio_aio::run(|| {
+            let temp = Temp::at(&small.0);
+            let file = temp.open(direct);
+            let data = pattern(1, 3 << 19);
+            let error = file.write_at(&data, 0).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::StorageFull);
+            let message = error.to_string();
+            assert!(message.contains("No space left on device"), "{message}");
+            assert!(
+                message.contains("the file system is full: free some space, and write the rest again"),
+                "{message}"
+            );
+            // What went in is there, and the message says where the rest begins.
+            let there = file.len().unwrap() as usize;
+            assert!(message.starts_with(&format!("writing {} bytes at {there}", data.len() - there)), "{message}");
+            assert!(there > 0 && temp.content() == data[..there]);
+            let error = file.write_vectored_at(&[std::io::IoSlice::new(&data[..5000])], 2 << 20).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::StorageFull);
+            // Room again, and it goes on as ever.
+            file.set_len(0).unwrap();
+            assert_eq!(file.write_at(&data[..5000], 0).unwrap(), 5000);
+        });
+    }
+}
+
+#[test]
+fn the_file_size_limit() {
+    // E10, E14: a short write, then EFBIG, with the limit's name; in a child process, whose limit it is
+    if in_child("limits::the_file_size_limit") {
+        return;
+    }
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: this process runs this test alone; without the signal it lives to see the error.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+    }
+    for direct in [Direct::Auto, Direct::Never] {
+        coralio_aio::run(|| {
+            let temp = Temp::at(&disk());
+            let file = temp.open(direct);
+            let data = aligned(&[7; 2 << 20]);
+            let error = file.write_at(&data, 0).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+            let message = error.to_string();
+            assert!(message.contains("file-size limit (ulimit -f)"), "{message}");
+            assert_eq!(file.len().unwrap(), 1 << 20, "what fits went in");
+            file.write_at(&data[..4096], 0).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_device_that_breaks_amid_a_read() {
+    // E10, E14: what can be read is short, and the rest is an error, not the end of the file: a loop device whose file was
+    // cut off behind its back
+    let temp = Temp::with(&disk(), &pattern(2, 1 << 20));
+    let Some(device) = Loop::over(&temp.0) else { return };
+    fs::OpenOptions::new().write(true).open(&temp.0).unwrap().set_len(1 << 19).unwrap();
+    for direct in [Direct::Auto, Direct::Never] {
+        coralio_aio::run(|| {
+            let file = File::options().read(true).direct(direct).open(&device.0).unwrap();
+            // From the middle of a block on, and page-cached with both; and whole blocks.
+            for offset in [(1 << 19) - 8192 + 100, (1 << 19) - 8192] {
+                let mut buf = AlignedBuf::new(64 * 1024, 4096);
+                let error = match file.read_at(&mut buf, offset) {
+                    Err(error) => error,
+                    Ok(read) => panic!("{read} bytes at {offset}, and no error"),
+                };
+                assert_eq!(error.raw_os_error().or(Some(libc::EIO)), Some(libc::EIO));
+                assert!(error.to_string().contains("Input/output error"), "{error}");
+                assert!(error.to_string().contains("the device failed: see the kernel's log"), "{error}");
+            }
+        });
+    }
+}

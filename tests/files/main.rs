@@ -1,0 +1,126 @@
+//! Files on native AIO, for real: on the disk and on `/dev/shm`, past the page cache and through it. What is right is what
+//! `std` reads and writes.
+
+mod ends;
+mod limits;
+mod model;
+mod opening;
+mod transfer;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use coralio_aio::{AlignedBuf, Direct, File};
+
+/// A file's path on some file system; the file is gone when it ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn at(place: &Path) -> Temp {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Temp(place.join(format!("coralio-files-{}-{number}", std::process::id())))
+    }
+
+    /// With this in it.
+    fn with(place: &Path, content: &[u8]) -> Temp {
+        let temp = Temp::at(place);
+        fs::write(&temp.0, content).unwrap();
+        temp
+    }
+
+    fn content(&self) -> Vec<u8> {
+        fs::read(&self.0).unwrap()
+    }
+
+    fn open(&self, direct: Direct) -> File {
+        File::options().read(true).write(true).create(true).direct(direct).open(&self.0).unwrap()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn disk() -> PathBuf {
+    std::env::temp_dir()
+}
+
+fn memory() -> PathBuf {
+    "/dev/shm".into()
+}
+
+/// Runs `f` as a coroutine, for each file system and each way past the page cache or through it that it has.
+fn everywhere(f: impl Fn(&Path, Direct)) {
+    for place in [disk(), memory()] {
+        for direct in [Direct::Auto, Direct::Never] {
+            println!("{} {direct:?}", place.display());
+            coralio_aio::run(|| f(&place, direct));
+        }
+    }
+}
+
+/// Bytes of which no two blocks are alike.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len).map(|_| next() as u8).collect()
+}
+
+/// A buffer for direct I/O, with this in it.
+fn aligned(content: &[u8]) -> AlignedBuf {
+    let mut buf = AlignedBuf::new(content.len(), 4096);
+    buf.copy_from_slice(content);
+    buf
+}
+
+fn std_read(path: &Path, offset: u64, len: usize) -> Vec<u8> {
+    let mut buf = vec![0; len];
+    fs::File::open(path).unwrap().read_exact_at(&mut buf, offset).unwrap();
+    buf
+}
+
+fn is_root() -> bool {
+    // SAFETY: it only says who we are.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Runs a tool to a good end; `None`, saying so, if it cannot be had.
+fn tool(program: &str, arguments: &[&str]) -> Option<Output> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => Some(output),
+        Ok(output) => {
+            println!("skipped: {program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            None
+        }
+        Err(error) => {
+            println!("skipped: {program}: {error}");
+            None
+        }
+    }
+}
+
+const CHILD: &str = "CORALIO_TEST_CHILD";
+
+/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+fn in_child(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    let me = std::env::current_exe().unwrap();
+    let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success(), "{}\n{said}", child.status);
+    true
+}

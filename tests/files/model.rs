@@ -1,0 +1,120 @@
+//! Many coroutines on one file, against a model; and an image that another program made.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use coralio_aio::{AlignedBuf, Direct, File, spawn};
+
+use crate::{Temp, disk, everywhere, pattern, std_read, tool};
+
+const BLOCK: usize = 4096;
+
+/// Sixteen coroutines, each with blocks of its own that it writes and reads; and reads of whatever others are not writing.
+/// Blocks carry their number and a version, and a checksum over both.
+#[test]
+fn many_coroutines_on_one_file() {
+    // E15, E13: every block is what was written there last, whoever looks
+    const COROUTINES: usize = 16;
+    const EACH: usize = 8;
+    const ROUNDS: usize = 60;
+    everywhere(|place, direct| {
+        let temp = Temp::at(place);
+        let file = Rc::new(temp.open(direct));
+        file.set_len((COROUTINES * EACH * BLOCK) as u64).unwrap();
+        // The version of each block that is surely in the file; `None` while one is being written.
+        let model = Rc::new(RefCell::new(vec![Some(0u64); COROUTINES * EACH]));
+        let workers: Vec<_> = (0..COROUTINES)
+            .map(|me| {
+                let (file, model) = (Rc::clone(&file), Rc::clone(&model));
+                spawn(move || {
+                    let mut random = pattern(me as u64, ROUNDS * 4).into_iter().map(usize::from);
+                    let mut next = move || random.next().unwrap();
+                    let mut buf = AlignedBuf::new(BLOCK, BLOCK);
+                    for round in 0..ROUNDS {
+                        let mine = me * EACH + next() % EACH;
+                        let version = round as u64 + 1;
+                        buf.copy_from_slice(&block(mine, version));
+                        model.borrow_mut()[mine] = None;
+                        // Whole and direct; or in two pieces that are no blocks.
+                        let at = (mine * BLOCK) as u64;
+                        if next() % 4 == 0 {
+                            let split = 1 + next() % 200;
+                            file.write_at(&buf[..split], at).unwrap();
+                            file.write_at(&buf[split..], at + split as u64).unwrap();
+                        } else {
+                            file.write_at(&buf, at).unwrap();
+                        }
+                        model.borrow_mut()[mine] = Some(version);
+
+                        let other = (next() * 7 + round) % (COROUTINES * EACH);
+                        let before = model.borrow()[other];
+                        file.read_exact_at(&mut buf, (other * BLOCK) as u64).unwrap();
+                        // If nobody wrote it meanwhile, it is known what it must be.
+                        if let Some(version) = before.filter(|_| model.borrow()[other] == before) {
+                            assert!(buf[..] == block(other, version)[..], "block {other}, version {version}");
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        file.sync_all().unwrap();
+        for (number, version) in model.borrow().iter().enumerate() {
+            let there = std_read(&temp.0, (number * BLOCK) as u64, BLOCK);
+            assert!(there == block(number, version.unwrap()), "block {number}");
+        }
+        let stats = coralio_aio::stats();
+        assert_eq!((stats.requests, stats.in_flight, stats.pending), (stats.completions, 0, 0));
+        assert!(stats.submits < stats.requests, "requests of several coroutines share submits");
+    });
+}
+
+fn block(number: usize, version: u64) -> Vec<u8> {
+    match version {
+        0 => vec![0; BLOCK],
+        _ => pattern(number as u64 * 1000 + version, BLOCK),
+    }
+}
+
+#[test]
+fn an_image_that_qemu_made() {
+    // E15: an implementation that is not ours wrote it, and reads what we write
+    let temp = Temp::at(&disk());
+    let path = temp.0.to_str().unwrap();
+    if tool("qemu-img", &["create", "-f", "raw", path, "4M"]).is_none() {
+        return;
+    }
+    let script =
+        ["write -P 0x11 0 64k", "write -P 0x22 1M 4k", "write -P 0x33 3149824 512", "write -P 0x44 4190208 4k"];
+    let arguments: Vec<_> = ["-f", "raw"].into_iter().chain(script.iter().flat_map(|line| ["-c", line])).collect();
+    if tool("qemu-io", &[&arguments[..], &[path]].concat()).is_none() {
+        return;
+    }
+    let parts = [(0, 65536, 0x11), (1 << 20, 4096, 0x22), (3149824, 512, 0x33), (4190208, 4096, 0x44)];
+    for direct in [Direct::Auto, Direct::Never] {
+        coralio_aio::run(|| {
+            let file = File::options().read(true).direct(direct).open(&temp.0).unwrap();
+            let mut whole = AlignedBuf::new(4 << 20, 4096);
+            assert_eq!(file.read_at(&mut whole, 0).unwrap(), 4 << 20);
+            let mut expected = vec![0u8; 4 << 20];
+            for (at, len, byte) in parts {
+                expected[at..at + len].fill(byte);
+                let mut part = vec![0; len];
+                file.read_exact_at(&mut part, at as u64).unwrap();
+                assert!(part.iter().all(|&found| found == byte), "at {at}");
+            }
+            assert!(whole[..] == expected[..]);
+        });
+    }
+    coralio_aio::run(|| {
+        let file = temp.open(Direct::Auto);
+        file.write_at(&[0x55; 4096], 2 << 20).unwrap();
+        file.write_at(&[0x66; 512], (2 << 20) + 8192).unwrap();
+        file.sync_data().unwrap();
+    });
+    for line in ["read -P 0x55 2M 4k", "read -P 0 2101248 4k", "read -P 0x66 2105344 512", "read -P 0x11 0 64k"] {
+        let said = tool("qemu-io", &["-f", "raw", "-c", line, path]).expect("it ran before");
+        let said = String::from_utf8_lossy(&said.stdout);
+        assert!(!said.contains("verification failed"), "{line}: {said}");
+    }
+}

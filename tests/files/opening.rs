@@ -1,0 +1,179 @@
+//! How a file comes to be open, and whose it is.
+
+use std::cell::RefCell;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::rc::Rc;
+
+use coralio_aio::{AlignedBuf, Direct, File, Runner, spawn};
+
+use crate::{Temp, aligned, disk, everywhere, in_child, is_root, memory};
+
+#[test]
+fn errors_name_the_file() {
+    // E14: what could not be opened, and why
+    everywhere(|place, direct| {
+        let options = || File::options().read(true).direct(direct);
+        let missing = Temp::at(place);
+        let error = options().open(&missing.0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        let name = missing.0.display().to_string();
+        assert_eq!(error.to_string(), format!("cannot open {name}: No such file or directory (os error 2)"));
+
+        fs::create_dir(&missing.0).unwrap();
+        for options in [options(), options().write(true)] {
+            let error = options.open(&missing.0).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::IsADirectory);
+            assert_eq!(error.to_string(), format!("cannot open {name}: Is a directory (os error 21)"));
+        }
+        let error = File::options().write(true).create_new(true).direct(direct).open(&missing.0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    });
+}
+
+#[test]
+fn no_permission() {
+    // E14: as another user than root, for whom there is always permission: in a child process
+    if is_root() && in_child("opening::no_permission") {
+        return;
+    }
+    let temp = Temp::with(&disk(), b"secret");
+    fs::set_permissions(&temp.0, Permissions::from_mode(0)).unwrap();
+    if is_root() {
+        // SAFETY: this process runs this test alone.
+        assert_eq!(unsafe { libc::seteuid(65534) }, 0);
+    }
+    coralio_aio::run(|| {
+        let error = File::open(&temp.0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains(&temp.0.display().to_string()), "{error}");
+    });
+    if std::env::var_os(crate::CHILD).is_some() {
+        // SAFETY: as above. To be able to remove the file.
+        assert_eq!(unsafe { libc::seteuid(0) }, 0);
+    }
+}
+
+#[test]
+fn create_truncate_and_mode() {
+    // E15: as std's OpenOptions; create_new takes part in Direct::Auto's second try, and makes the file once
+    everywhere(|place, direct| {
+        let temp = Temp::at(place);
+        let options = || File::options().read(true).write(true).direct(direct);
+        options().create_new(true).mode(0o640).open(&temp.0).unwrap().write_at(b"twelve bytes", 0).unwrap();
+        assert_eq!(temp.content(), b"twelve bytes");
+        assert_eq!(fs::metadata(&temp.0).unwrap().permissions().mode() & 0o777 & !0o640, 0);
+        assert_eq!(options().create_new(true).open(&temp.0).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(options().create(true).open(&temp.0).unwrap().len().unwrap(), 12);
+        assert_eq!(options().truncate(true).open(&temp.0).unwrap().len().unwrap(), 0);
+    });
+}
+
+#[test]
+fn a_descriptor_is_taken_as_it_is() {
+    // E15: direct if it was opened so, and then without a way through the page cache
+    let temp = Temp::with(&disk(), &[5; 8192]);
+    coralio_aio::run(|| {
+        let open = |flags| fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0);
+        let cached = File::from_fd(OwnedFd::from(open(0).unwrap())).unwrap();
+        assert!(!cached.is_direct());
+        let mut odd = [0; 100];
+        cached.read_exact_at(&mut odd, 1).unwrap();
+        assert_eq!(odd, [5; 100]);
+        let Ok(direct) = open(libc::O_DIRECT) else { return println!("skipped: no direct I/O here") };
+        let direct = File::from_fd(OwnedFd::from(direct)).unwrap();
+        assert!(direct.is_direct());
+        direct.read_exact_at(&mut AlignedBuf::new(8192, 4096), 0).unwrap();
+        let error = direct.read_exact_at(&mut odd, 1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("direct I/O"), "{error}");
+    });
+}
+
+#[test]
+fn an_appending_descriptor_appends() {
+    // E15: as pwrite on Linux: with O_APPEND the offset of a write does not count
+    everywhere(|place, _| {
+        let temp = Temp::with(place, b"begin");
+        let open = fs::OpenOptions::new().read(true).append(true).open(&temp.0).unwrap();
+        let file = File::from_fd(open.into()).unwrap();
+        file.write_at(b", end", 0).unwrap();
+        assert_eq!(temp.content(), b"begin, end");
+    });
+}
+
+#[test]
+fn the_other_way_keeps_the_flags() {
+    // E15: Direct::Auto's descriptor for the page cache is opened with what the first one may do, and no more
+    coralio_aio::run(|| {
+        let temp = Temp::with(&disk(), &[5; 8192]);
+        let read_only = File::open(&temp.0).unwrap();
+        read_only.read_exact_at(&mut [0; 3], 5).unwrap();
+        assert_eq!(read_only.write_at(b"odd", 1).unwrap_err().raw_os_error(), None);
+        let write_only = File::options().write(true).open(&temp.0).unwrap();
+        write_only.write_at(b"odd", 1).unwrap();
+        assert!(write_only.read_at(&mut [0; 3], 1).is_err());
+        assert_eq!(temp.content()[..5], [5, b'o', b'd', b'd', 5]);
+        // It is the same file, also when its name has gone.
+        let unlinked = Temp::with(&disk(), &[6; 8192]);
+        let file = unlinked.open(Direct::Auto);
+        fs::remove_file(&unlinked.0).unwrap();
+        file.write_at(b"odd", 1).unwrap();
+        let mut back = AlignedBuf::new(4096, 4096);
+        file.read_exact_at(&mut back, 0).unwrap();
+        assert_eq!(back[..5], [6, b'o', b'd', b'd', 6]);
+    });
+}
+
+#[test]
+fn a_file_of_another_context_refuses() {
+    // E13, E14: it is an error and not undefined, after its context's end and in a later one
+    let temp = Temp::with(&memory(), &[1; 4096]);
+    let kept = Rc::new(RefCell::new(None));
+    coralio_aio::run(|| {
+        let file = temp.open(Direct::Auto);
+        file.read_exact_at(&mut [0; 10], 0).unwrap();
+        kept.replace(Some(file));
+    });
+    coralio_aio::run(|| {
+        let file = kept.take().unwrap();
+        for error in [file.read_at(&mut [0; 10], 0).unwrap_err(), file.sync_all().unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::NotConnected);
+            let message = error.to_string();
+            assert!(message.contains("belongs to a context that has ended"), "{message}");
+            assert!(message.contains("open it in the one that uses it"), "{message}");
+        }
+        assert_eq!(file.len().unwrap(), 4096, "that needs no context");
+        // A new one on the same descriptor is this context's.
+        let again = File::from_fd(file.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        again.read_exact_at(&mut aligned(&[0; 4096]), 0).unwrap();
+        kept.replace(Some(file));
+    });
+    let file = kept.take().unwrap();
+    assert_eq!(file.write_at(&[0; 10], 0).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(temp.content(), [1; 4096]);
+}
+
+#[test]
+fn a_file_may_be_dropped_with_requests_in_flight_elsewhere() {
+    // E13: others that are open on the same path have descriptors of their own
+    Runner::new()
+        .depth(4)
+        .run(|| {
+            let temp = Temp::with(&disk(), &[3; 64 * 1024]);
+            let readers: Vec<_> = (0..16)
+                .map(|number| {
+                    let file = temp.open(Direct::Auto);
+                    spawn(move || {
+                        let mut buf = aligned(&[0; 4096]);
+                        file.read_exact_at(&mut buf, number * 4096).unwrap();
+                        assert!(buf.iter().all(|&byte| byte == 3));
+                    })
+                })
+                .collect();
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        })
+        .unwrap();
+}
