@@ -239,7 +239,8 @@ impl File {
         })
     }
 
-    /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were.
+    /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were. What lies behind them in
+    /// `buf` is anything: direct I/O may leave zeroes there.
     ///
     /// # Errors
     ///

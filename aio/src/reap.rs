@@ -50,6 +50,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 }
             }
         }
+        if progress {
+            // The kernel has room again.
+            self.blocked.store(false, Ordering::Relaxed);
+        }
         progress
     }
 
@@ -59,7 +63,6 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock makes it one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
-        self.blocked.store(false, Ordering::Relaxed);
         add(&self.counts.completions, 1);
     }
 

@@ -349,8 +349,8 @@ unsafe impl Kernel for LinuxAio {
 
     #[inline]
     fn commit(&self) {
-        // Saturating: a caller who breaks rule E9 shall find out from its own counter.
-        self.in_flight.store(self.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
+        // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
+        self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
         if self.slots == 0 {
             *self.taken() = None;
             return;

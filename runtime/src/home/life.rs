@@ -1,0 +1,179 @@
+//! A coroutine's beginning and end: its stack, its closure, its result.
+//!
+//! The result lies at the top of the coroutine's own stack. So the stack goes back to the pool when the result is gone:
+//! fetched by a join handle, or dropped.
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::{io, thread};
+
+use corosensei::Yielder;
+
+use crate::coroutine::control::{Control, CoroutineId, Machine, Packet, Resume, State};
+use crate::coroutine::stack::RunningStack;
+use crate::coroutine::{Attributes, Cancelled};
+
+use super::Home;
+
+/// What a coroutine left: its value, or the payload of its panic.
+pub(crate) type Outcome<T> = thread::Result<T>;
+
+impl Home {
+    /// Makes a coroutine. It is suspended before its first instruction (rule C1).
+    ///
+    /// # Safety
+    ///
+    /// What `F` and `T` borrow lives until the coroutine has ended, at the latest when [`Home::run`] returns.
+    pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
+    where
+        F: FnOnce() -> T,
+    {
+        // What a closure has caught is moved onto the new stack; a large one would not leave room for its work.
+        // corosensei takes 1 KiB in all; a strong alignment could double what there is.
+        const LARGE: usize = 512;
+        if size_of::<F>() > LARGE || align_of::<F>() > 64 {
+            // SAFETY: the caller's promise.
+            return unsafe { self.create_on_stack(attributes, propagates, Box::new(f)) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.create_on_stack(attributes, propagates, f) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Home::create`].
+    unsafe fn create_on_stack<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
+    where
+        F: FnOnce() -> T,
+    {
+        if self.ending.get() {
+            return Err(io::Error::other("the context is ending, and starts nothing new"));
+        }
+        let lease = self.stacks.take(attributes.stack_size)?;
+        let mut rest = lease;
+        let Some(place) = rest.carve(size_of::<Outcome<T>>(), align_of::<Outcome<T>>()) else {
+            self.stacks.give_back(lease);
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a coroutine's result of {} bytes does not fit on its stack; return a Box of it, or give it a \
+                     larger stack_size",
+                    size_of::<Outcome<T>>()
+                ),
+            ));
+        };
+        let block = self.blocks.take();
+        block.set_context(self.shared.id());
+        let own = self.own(block);
+        own.state.set(State::Suspended);
+        own.woken.set(false);
+        own.unwinding.set(false);
+        own.swallowed.set(0);
+        own.detached.set(false);
+        own.propagates.set(propagates);
+        own.lease.set(Some(lease));
+        own.packet.set(Some(Packet::of::<T>(place)));
+        own.joiner.set(None);
+        if attributes.name.is_some() || own.name.borrow().is_some() {
+            own.name.replace(attributes.name);
+        }
+        own.serial.set(self.serial.get() + 1);
+        self.serial.set(self.serial.get() + 1);
+        own.created_at.set(attributes.created_at);
+
+        let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
+            own.yielder.set(yielder);
+            let outcome = catch_unwind(AssertUnwindSafe(|| match first {
+                Resume::Go => f(),
+                Resume::Unwind => {
+                    drop(f);
+                    resume_unwind(Box::new(Cancelled))
+                }
+            }));
+            // SAFETY: `place` was carved for an Outcome<T> off the top of this very stack, and is written once.
+            unsafe { place.cast::<Outcome<T>>().write(outcome) };
+        };
+        // SAFETY: what `body` caught lives long enough, by the caller's promise. The machine ends before the stack is given back or unmapped (*home
+        // outlives its stacks), and the block's place for it is empty in state Free.
+        unsafe {
+            let machine = Machine::with_stack_unchecked(RunningStack::new(&rest), body);
+            (*own.machine.get()).write(machine);
+        }
+        Ok(block.id())
+    }
+
+    /// A coroutine has ended: its stack is free, unless its result still lies there for the join handle.
+    pub(super) fn finish(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
+        let own = self.own(block);
+        own.state.set(State::Finished);
+        // SAFETY: the machine is still in its place; it is dropped here, once, being done.
+        unsafe { (*own.machine.get()).assume_init_drop() };
+        if !own.propagates.get() && !own.detached.get() {
+            if let Some(joiner) = own.joiner.take() {
+                self.wake(joiner);
+            }
+            return None;
+        }
+        let packet = own.packet.take().expect("a finished coroutine has an outcome");
+        let _release = Release { home: self, block };
+        // SAFETY: the body wrote the outcome before it returned, and the packet was taken, so nobody reads it again.
+        let payload = unsafe { (packet.payload)(packet.place) };
+        payload.filter(|payload| own.propagates.get() && !payload.is::<Cancelled>())
+    }
+
+    /// Takes the outcome of a finished coroutine, and gives its stack back.
+    pub(crate) fn fetch<T>(&self, block: &'static Control) -> Outcome<T> {
+        let packet = self.own(block).packet.take().expect("an outcome is fetched once");
+        let _release = Release { home: self, block };
+        // SAFETY: the join handle knows the type that the coroutine was made with, and the packet was taken, so the
+        // outcome is read once.
+        unsafe { packet.place.cast::<Outcome<T>>().read() }
+    }
+
+    /// Nobody will fetch this one's outcome.
+    pub(crate) fn detach(&self, block: &'static Control) {
+        let own = self.own(block);
+        own.detached.set(true);
+        if own.state.get() == State::Finished {
+            self.discard(block);
+        }
+    }
+
+    pub(super) fn discard(&self, block: &'static Control) {
+        let packet = self.own(block).packet.take().expect("a finished coroutine has an outcome");
+        let _release = Release { home: self, block };
+        // SAFETY: as in `finish`.
+        drop(unsafe { (packet.payload)(packet.place) });
+    }
+}
+
+/// Gives a finished coroutine's stack and block back, whatever its result's destructor does.
+struct Release<'a> {
+    home: &'a Home,
+    block: &'static Control,
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        let own = self.home.own(self.block);
+        own.state.set(State::Free);
+        self.block.ticket.retire();
+        self.home.stacks.give_back(own.lease.take().expect("a coroutine has a stack until it is released"));
+        self.home.blocks.give_back(self.block);
+    }
+}
+
+impl Packet {
+    fn of<T>(place: *mut u8) -> Packet {
+        /// # Safety
+        ///
+        /// `place` holds an `Outcome<T>` that nobody reads again.
+        unsafe fn payload<T>(place: *mut u8) -> Option<Box<dyn Any + Send>> {
+            // SAFETY: the caller's promise.
+            unsafe { place.cast::<Outcome<T>>().read() }.err()
+        }
+        Packet { place, payload: payload::<T> }
+    }
+}

@@ -1,0 +1,258 @@
+//! From stack to stack: enter, resume, suspend, and the frames that tell who is entered.
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{Location, resume_unwind};
+use std::{fmt, thread};
+
+use corosensei::CoroutineResult;
+
+use crate::coroutine::control::{Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::{Cancelled, EnterError};
+
+use super::{Home, abort};
+
+/// One `enter`, or one round of the loop, that has not returned.
+pub(super) struct Frame {
+    pub(super) parent: *const Frame,
+    /// Who ran when this frame was pushed.
+    outer: Option<&'static Control>,
+    /// Woken by the coroutine that runs; they run next, from this frame.
+    pub(super) woken: ControlList,
+    /// Lock depth when the coroutine that runs was resumed: it may not suspend with more (rule X8).
+    pub(super) lock_depth: Cell<u32>,
+}
+
+impl Frame {
+    #[inline]
+    pub(super) fn above(home: &Home) -> Frame {
+        Frame { parent: home.top.get(), outer: home.running.get(), woken: ControlList::new(), lock_depth: Cell::new(0) }
+    }
+
+    #[inline]
+    pub(super) fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
+        home.top.set(self);
+        Leave { home, frame: self }
+    }
+}
+
+/// Takes a frame off, also when what ran in it unwinds: `top` never points at a frame that is gone.
+pub(super) struct Leave<'a> {
+    home: &'a Home,
+    frame: &'a Frame,
+}
+
+impl Drop for Leave<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // After a panic: nobody who was woken may be forgotten over it.
+        self.home.ready.append(&self.frame.woken);
+        self.home.top.set(self.frame.parent);
+        self.home.running.set(self.frame.outer);
+    }
+}
+
+impl Home {
+    /// Enters `id`, or says why that cannot be (rule C5).
+    ///
+    /// # Control
+    ///
+    /// Enters it, and then whatever it woke.
+    #[inline]
+    pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
+        if id.is_live() && self.own(id.block).state.get() == State::Suspended && !id.block.ticket.is_scheduled() {
+            self.enter(id.block);
+            return Ok(());
+        }
+        Err(self.refuse_to_enter(id))
+    }
+
+    #[cold]
+    fn refuse_to_enter(&self, id: CoroutineId) -> EnterError {
+        if !id.is_live() {
+            return EnterError::Ended;
+        }
+        let own = self.own(id.block);
+        let name = own.label().to_string();
+        match own.state.get() {
+            State::Suspended | State::Scheduled => EnterError::Scheduled { name, at: id.block.scheduled_at() },
+            State::Entered => EnterError::Recursive { name, chain: self.chain().to_string() },
+            State::Finished | State::Free => EnterError::Ended,
+        }
+    }
+
+    /// Runs `first`, and then what was woken meanwhile. A panic of one that has no join handle goes on here.
+    #[inline]
+    pub(super) fn enter(&self, first: &'static Control) {
+        let frame = Frame::above(self);
+        let _leave = frame.push(self);
+        let mut next = Some(first);
+        while let Some(block) = next {
+            self.running.set(Some(block));
+            frame.lock_depth.set(self.shared.lock.depth());
+            if let Some(payload) = self.resume(block, Resume::Go) {
+                resume_unwind(payload);
+            }
+            next = frame.woken.pop();
+        }
+    }
+
+    /// The one place where a coroutine's stack is switched to.
+    #[inline]
+    pub(super) fn resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
+        let own = self.own(block);
+        own.state.set(State::Entered);
+        block.ticket.clear_scheduled();
+        // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
+        // touches it (*taken out while it runs*).
+        let machine = unsafe { (*own.machine.get()).assume_init_mut() };
+        match machine.resume(how) {
+            CoroutineResult::Yield(()) => None,
+            CoroutineResult::Return(()) => self.finish(block),
+        }
+    }
+
+    /// Whether the running coroutine can be suspended here. It cannot outside a coroutine, nor while its stack unwinds:
+    /// unwinding state belongs to the thread, and another coroutine would see it.
+    #[inline]
+    pub(crate) fn can_suspend(&self) -> bool {
+        self.running().is_some_and(|block| !self.own(block).unwinding.get()) && !thread::panicking()
+    }
+
+    /// As `suspend_if_possible`, where there is no other way to wait.
+    ///
+    /// # Control
+    ///
+    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn suspend(&self) {
+        if !self.suspend_if_possible() {
+            self.refuse_to_suspend();
+        }
+    }
+
+    /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
+    ///
+    /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
+    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong.
+    ///
+    /// # Control
+    ///
+    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn suspend_if_possible(&self) -> bool {
+        let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
+            yields_outside();
+        };
+        let own = self.own(block);
+        if own.unwinding.get() || thread::panicking() {
+            return false;
+        }
+        if self.shared.lock.depth() > frame.lock_depth.get() {
+            yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
+        }
+        own.state.set(State::Suspended);
+        if own.woken.take() {
+            self.make_ready(block, Location::caller());
+        }
+        self.switch_out(own);
+        true
+    }
+
+    /// Back through the loop: everything else that is ready runs first.
+    ///
+    /// # Control
+    ///
+    /// Yields.
+    #[track_caller]
+    pub(crate) fn reschedule(&self) {
+        if let Some(block) = self.running() {
+            self.own(block).woken.set(true);
+        }
+        self.suspend();
+    }
+
+    #[inline]
+    fn switch_out(&self, own: &Own) {
+        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+        let yielder = unsafe { &*own.yielder.get() };
+        match yielder.suspend(()) {
+            Resume::Go => {}
+            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+        }
+    }
+
+    #[cold]
+    fn refuse_to_suspend(&self) {
+        let own = self.own(self.running().expect("only a coroutine is refused"));
+        if own.unwinding.get() && !thread::panicking() {
+            // It caught the unwinding and went on. So it is told again; but not for ever.
+            let swallowed = own.swallowed.get() + 1;
+            own.swallowed.set(swallowed);
+            if swallowed < 1000 {
+                resume_unwind(Box::new(Cancelled));
+            }
+            abort(format_args!(
+                "coroutine {} (created at {}) was cancelled, and caught the unwinding {swallowed} times to wait \
+                 again; let the payload `Cancelled` pass",
+                own.label(),
+                own.created_at.get()
+            ));
+        }
+        abort(format_args!(
+            "coroutine {} (created at {}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
+             another coroutine",
+            own.label(),
+            own.created_at.get()
+        ));
+    }
+
+    /// Who is on the stack, outermost first.
+    pub(crate) fn chain(&self) -> Chain<'_> {
+        Chain(self)
+    }
+}
+
+/// `main > 'A' > loop > 'B'`: who is on the stack, outermost first.
+pub(crate) struct Chain<'a>(&'a Home);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut frames = Vec::new();
+        let (mut frame, mut running) = (self.0.frame(), self.0.running.get());
+        while let Some(inner) = frame {
+            frames.push(running);
+            running = inner.outer;
+            // SAFETY: as in `Home::frame`.
+            frame = unsafe { inner.parent.as_ref() };
+        }
+        f.write_str("main")?;
+        for running in frames.into_iter().rev() {
+            match running {
+                Some(block) => write!(f, " > {}", self.0.own(block).label())?,
+                None => f.write_str(" > loop")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+#[track_caller]
+fn yields_outside() -> ! {
+    panic!("yield outside a coroutine; only code in a coroutine can be suspended: spawn one")
+}
+
+#[cold]
+#[track_caller]
+fn yields_with_lock(own: &Own, guards: u32) -> ! {
+    panic!(
+        "coroutine {} yields while it holds the context's lock ({guards} times); drop the guard first: whoever runs next \
+         would run under it",
+        own.label()
+    )
+}

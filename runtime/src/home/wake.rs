@@ -1,0 +1,83 @@
+//! Making a suspended coroutine run again: now, when the running one yields, or in the loop's next round (rule W1).
+
+use std::panic::Location;
+use std::thread;
+
+use crate::coroutine::control::{Control, CoroutineId, State};
+
+use super::Home;
+
+impl Home {
+    /// Wakes a coroutine of this thread (rule W1).
+    ///
+    /// # Control
+    ///
+    /// Enters it if no coroutine is running; otherwise it runs when the running one yields or ends.
+    #[track_caller]
+    pub(crate) fn wake(&self, id: CoroutineId) {
+        if !id.is_live() || self.ending.get() {
+            return;
+        }
+        let own = self.own(id.block);
+        match own.state.get() {
+            State::Suspended => self.wake_suspended(id.block),
+            // It will look before it suspends.
+            State::Entered => own.woken.set(true),
+            State::Scheduled | State::Finished | State::Free => {}
+        }
+    }
+
+    /// As [`wake`](Self::wake), for destructors: it runs when the running coroutine yields or ends, or else in the loop's
+    /// next round.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub(crate) fn wake_later(&self, id: CoroutineId) {
+        let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
+        if suspended && self.running.get().is_none() && !self.ending.get() {
+            self.make_ready(id.block, Location::caller());
+        } else {
+            self.wake(id);
+        }
+    }
+
+    /// As [`wake`](Self::wake), for whoever has left word where the coroutine looks before it suspends (rule E6).
+    ///
+    /// # Control
+    ///
+    /// May enter it.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
+        if self.own(block).state.get() == State::Suspended && !self.ending.get() {
+            self.wake_suspended(block);
+        }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn wake_suspended(&self, block: &'static Control) {
+        match self.frame() {
+            Some(frame) if self.running.get().is_some() => {
+                block.set_scheduled_at(Location::caller());
+                self.own(block).state.set(State::Scheduled);
+                frame.woken.push(block);
+            }
+            // A destructor woke it while this thread unwinds: it could not be suspended here.
+            _ if thread::panicking() => self.make_ready(block, Location::caller()),
+            _ => self.enter(block),
+        }
+    }
+
+    /// Makes a suspended coroutine run in the loop's next round, or in a nested one.
+    #[inline]
+    pub(crate) fn make_ready(&self, block: &'static Control, at: &'static Location<'static>) {
+        let own = self.own(block);
+        debug_assert_eq!(own.state.get(), State::Suspended);
+        block.set_scheduled_at(at);
+        own.state.set(State::Scheduled);
+        self.ready.push(block);
+    }
+}

@@ -1,0 +1,355 @@
+//! What users get wrong: each gets a message that says cause and remedy, and nothing is lost or left undefined over it.
+
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use coralio_aio::kernel::linux_aio::LinuxAio;
+use coralio_aio::{AioContext, AlignedBuf, Coroutine, Direct, File, Runner, spawn, suspend, yield_now};
+
+/// A file with 64 KiB of sevens, gone when it ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(place: &Path) -> Temp {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = place.join(format!("coralio-bad-input-{}-{number}", std::process::id()));
+        std::fs::write(&path, [7; 64 * 1024]).unwrap();
+        Temp(path)
+    }
+
+    fn on_disk() -> Temp {
+        Temp::new(&std::env::temp_dir())
+    }
+
+    fn open(&self) -> File {
+        File::options().read(true).write(true).open(&self.0).unwrap()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn panic_of<R>(f: impl FnOnce() -> R) -> String {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(_) => panic!("it was expected to panic"),
+        Err(payload) => text(&*payload),
+    }
+}
+
+fn text(payload: &(dyn std::any::Any + Send)) -> String {
+    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => (*text).to_string(),
+        _ => "a payload that is no text".into(),
+    }
+}
+
+#[track_caller]
+fn assert_says(message: &str, words: &[&str]) {
+    for word in words {
+        assert!(message.contains(word), "no `{word}` in: {message}");
+    }
+}
+
+const CHILD: &str = "CORALIO_TEST_CHILD";
+
+/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+fn in_child(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    let me = std::env::current_exe().unwrap();
+    let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&child.stdout));
+    assert!(child.status.success(), "{}\n{}", child.status, String::from_utf8_lossy(&child.stderr));
+    true
+}
+
+#[test]
+fn misaligned_direct_io() {
+    // E14: what it wants, what it got, and the two ways out
+    let temp = Temp::on_disk();
+    coralio_aio::run(|| {
+        let Ok(file) = File::options().read(true).write(true).direct(Direct::Always).open(&temp.0) else {
+            return println!("skipped: no direct I/O in {}", std::env::temp_dir().display());
+        };
+        let block = file.alignment().offset;
+        let mut buf = AlignedBuf::new(8192, 4096);
+        let wants = format!("offsets and lengths in multiples of {block} bytes");
+        let words = [wants.as_str(), "direct I/O", "use AlignedBuf, or Direct::Never", "this buffer is at 0x"];
+        let error = file.read_at(&mut buf[..4096], 100).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_says(&error.to_string(), &words);
+        assert_says(&error.to_string(), &["reading 4096 bytes at 100"]);
+        assert_says(&file.write_at(&buf[..100], 0).unwrap_err().to_string(), &words);
+        if file.alignment().memory > 1 {
+            assert_says(&file.read_at(&mut buf[1..4097], 0).unwrap_err().to_string(), &words);
+        }
+        file.read_exact_at(&mut buf, 0).unwrap();
+        assert!(buf.iter().all(|&byte| byte == 7));
+    });
+}
+
+#[test]
+fn no_direct_io_where_there_is_none() {
+    // E14: /proc has files, and no direct I/O
+    coralio_aio::run(|| {
+        let error = File::options().read(true).direct(Direct::Always).open("/proc/self/status").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_says(&error.to_string(), &["/proc/self/status", "no direct I/O", "Direct::Auto or Direct::Never"]);
+    });
+}
+
+#[test]
+fn a_closed_descriptor() {
+    // E14, H5: closed behind the file's back: in a child process, where nobody else gets its number. Others go on
+    if in_child("a_closed_descriptor") {
+        return;
+    }
+    let (temp, sound) = (Temp::on_disk(), Temp::on_disk());
+    coralio_aio::run(|| {
+        let (broken, sound) = (temp.open(), Rc::new(sound.open()));
+        // SAFETY: it is what this test is about; the file is forgotten below, and so is not closed again.
+        unsafe { libc::close(broken.as_fd().as_raw_fd()) };
+        let readers: Vec<_> = (0..4)
+            .map(|number| {
+                let sound = Rc::clone(&sound);
+                spawn(move || sound.read_exact_at(&mut AlignedBuf::new(4096, 4096), number * 4096))
+            })
+            .collect();
+        let mut buf = AlignedBuf::new(4096, 4096);
+        for error in [broken.read_at(&mut buf, 0).unwrap_err(), broken.sync_data().unwrap_err()] {
+            assert_says(
+                &error.to_string(),
+                &["Bad file descriptor", "was closed by somebody else", "open the file with"],
+            );
+        }
+        readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
+        sound.read_exact_at(&mut buf, 0).unwrap();
+        std::mem::forget(broken);
+    });
+}
+
+#[test]
+fn a_descriptor_that_is_not_open_for_this() {
+    // E14: a write on what is read-only, a read on what is write-only
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let temp = Temp::new(&place);
+        coralio_aio::run(|| {
+            let read_only = File::open(&temp.0).unwrap();
+            let write_only = File::options().write(true).open(&temp.0).unwrap();
+            let mut buf = AlignedBuf::new(4096, 4096);
+            for error in [read_only.write_at(&buf, 0).unwrap_err(), write_only.read_at(&mut buf, 0).unwrap_err()] {
+                assert_says(
+                    &error.to_string(),
+                    &["Bad file descriptor", "is not open for this", "read(true).write(true)"],
+                );
+            }
+            read_only.read_exact_at(&mut buf, 0).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_descriptor_of_another_kind() {
+    // E14: a pipe, a socket and a folder have no offsets, and a read on them might block the thread for ever
+    coralio_aio::run(|| {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        for fd in [reader.into(), socket.into()] {
+            let error = File::from_fd(fd).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert_says(&error.to_string(), &["a pipe or socket has no offsets", "files and block devices"]);
+        }
+        let folder = std::fs::File::open("/").unwrap();
+        assert_eq!(File::from_fd(folder.into()).unwrap_err().kind(), ErrorKind::IsADirectory);
+    });
+}
+
+#[test]
+fn past_the_end() {
+    // E10, E14: nothing is there; "exactly" is an error with the numbers; an offset that cannot be is named as one
+    let temp = Temp::on_disk();
+    coralio_aio::run(|| {
+        let file = temp.open();
+        let mut buf = AlignedBuf::new(4096, 4096);
+        assert_eq!(file.read_at(&mut buf, 1 << 20).unwrap(), 0);
+        let error = file.read_exact_at(&mut buf, 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+        assert_says(&error.to_string(), &["unexpected end of file: of 4096 bytes at 1048576 there were 0"]);
+        for offset in [1 << 63, u64::MAX, u64::MAX - 4095] {
+            let error = file.write_at(&buf, offset).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            assert_says(&error.to_string(), &[&format!("at {offset}")]);
+        }
+        let cached = File::options().read(true).direct(Direct::Never).open(&temp.0).unwrap();
+        assert_says(&cached.read_at(&mut buf, 1 << 63).unwrap_err().to_string(), &["beyond what a file can have"]);
+    });
+}
+
+#[test]
+fn a_depth_that_cannot_be() {
+    // E14: what can be, and what suits
+    for depth in [0, 1_000_000] {
+        let error = Runner::new().depth(depth).run(|| unreachable!("no engine, no run")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_says(&error.to_string(), &[&format!("queue depth {depth} is not in 1..=32768"), "32 suits most"]);
+    }
+    assert_eq!(Runner::new().depth(1).run(|| 7).unwrap(), 7);
+}
+
+#[test]
+fn no_aio_requests_left_on_the_machine() {
+    // E14: fs.aio-max-nr is for all processes; so it is used up only as far as the deepest queue does not fit any more
+    const DEEPEST: u32 = 32768;
+    let mut held = Vec::new();
+    let refused = loop {
+        match LinuxAio::new(DEEPEST) {
+            Ok(_) if held.len() == 100 => return println!("skipped: fs.aio-max-nr is too large to be used up"),
+            Ok(kernel) => held.push(kernel),
+            Err(error) => break error,
+        }
+    };
+    let not_run = Runner::new().depth(DEEPEST).run(|| unreachable!("no engine, no run")).unwrap_err();
+    for error in [refused, not_run] {
+        assert_eq!(error.kind(), ErrorKind::QuotaExceeded);
+        assert_says(&error.to_string(), &["no room for 32769 AIO requests", "fs.aio-max-nr", "take a smaller depth"]);
+        assert_says(&error.to_string(), &["raise the limit as root: sysctl fs.aio-max-nr="]);
+    }
+    assert_eq!(Runner::new().depth(32).run(|| 7).unwrap(), 7, "a smaller one is to be had");
+    let one = !held.is_empty();
+    drop(held);
+    if one {
+        assert_eq!(Runner::new().depth(DEEPEST).run(|| 7).unwrap(), 7, "and the deepest again");
+    }
+}
+
+#[test]
+fn a_yield_outside_a_coroutine() {
+    // C3: in a context and without one
+    let words = ["outside a co", "spawn"];
+    AioContext::run(|_| {
+        assert_says(&panic_of(suspend), &words);
+        assert_says(&panic_of(yield_now), &words);
+    });
+    assert_says(&panic_of(suspend), &["outside a context", "run(|| ..)"]);
+}
+
+#[test]
+fn io_outside_a_coroutine() {
+    // E14: and outside a context
+    let temp = Temp::on_disk();
+    AioContext::run(|context| {
+        let file = Rc::new(temp.open());
+        let words = ["I/O outside a coroutine", "inside `run(|| ..)` or `spawn`"];
+        assert_says(&panic_of(|| file.read_at(&mut [0; 10], 0)), &words);
+        assert_says(&panic_of(|| file.sync_all()), &words);
+        // It is none the worse for it.
+        let task = spawn({
+            let file = Rc::clone(&file);
+            move || file.read_at(&mut [0; 10], 0).unwrap()
+        });
+        while !task.is_finished() {
+            context.poll(true);
+        }
+        assert_eq!(task.join().unwrap(), 10);
+    });
+    assert_says(&panic_of(|| File::open(&temp.0)), &["files belong to a context", "run(|| ..)"]);
+    assert_says(&panic_of(coralio_aio::plug), &["run(|| ..)"]);
+}
+
+#[test]
+fn entering_oneself() {
+    // C5: with the chain; and it goes on normally afterwards, I/O included
+    let temp = Temp::on_disk();
+    coralio_aio::run(|| {
+        let file = temp.open();
+        let task = Coroutine::builder().name("A").spawn(move || {
+            let message = panic_of(|| Coroutine::current().unwrap().enter());
+            assert_says(&message, &["recursive entry of 'A': main > ", "> 'A'"]);
+            file.read_at(&mut [0; 10], 0).unwrap()
+        });
+        assert_eq!(task.unwrap().join().unwrap(), 10);
+    });
+}
+
+/// A buffer that knows, when its destructor runs, whether the kernel has given it back full.
+struct Lent {
+    buf: AlignedBuf,
+    full: Rc<Cell<usize>>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if self.buf.iter().all(|&byte| byte == 7) {
+            self.full.set(self.full.get() + 1);
+        }
+        self.buf.fill(0);
+    }
+}
+
+#[test]
+fn run_ends_with_io_in_flight() {
+    // E13, W5: those that were not joined are unwound, each after its buffer was given back
+    // After one round of the loop they are pending, after two submitted.
+    for (place, rounds) in [(std::env::temp_dir(), 1), (std::env::temp_dir(), 2), ("/dev/shm".into(), 1)] {
+        let temp = Temp::new(&place);
+        let full = Rc::new(Cell::new(0));
+        let stats = coralio_aio::run(|| {
+            let file = Rc::new(temp.open());
+            for number in 0..16 {
+                let (file, full) = (Rc::clone(&file), Rc::clone(&full));
+                drop(spawn(move || {
+                    let mut lent = Lent { buf: AlignedBuf::new(4096, 4096), full };
+                    file.read_exact_at(&mut lent.buf, number * 4096).unwrap();
+                    suspend();
+                }));
+            }
+            (0..rounds).for_each(|_| yield_now());
+            coralio_aio::stats()
+        });
+        assert_eq!(stats.requests, 16);
+        println!("{}: ended with {} pending and {} in flight", place.display(), stats.pending, stats.in_flight);
+        assert_eq!(full.get(), 16, "{}", place.display());
+    }
+}
+
+#[test]
+fn a_panic_with_io_in_flight_elsewhere() {
+    // C8, E13: out of `run` itself, and out of a coroutine that is joined
+    let temp = Temp::on_disk();
+    let full = Rc::new(Cell::new(0));
+    let lent = || Lent { buf: AlignedBuf::new(4096, 4096), full: Rc::clone(&full) };
+    let message = panic_of(|| {
+        coralio_aio::run(|| {
+            let file = Rc::new(temp.open());
+            for number in 0..8 {
+                let (file, mut lent) = (Rc::clone(&file), lent());
+                drop(spawn(move || file.read_exact_at(&mut lent.buf, number * 4096).unwrap()));
+            }
+            yield_now();
+            panic!("with eight in flight");
+        })
+    });
+    assert_eq!(message, "with eight in flight");
+    assert_eq!(full.get(), 8);
+    coralio_aio::run(|| {
+        let file = temp.open();
+        let mut other = lent();
+        let reader = spawn(move || file.read_exact_at(&mut other.buf, 0).map_err(|error| error.to_string()));
+        let bad = spawn(|| panic!("beside a reader"));
+        assert_eq!(text(&*bad.join().unwrap_err()), "beside a reader");
+        reader.join().unwrap().unwrap();
+    });
+    assert_eq!(full.get(), 9);
+}
