@@ -119,8 +119,9 @@ fn a_closed_descriptor() {
     let (temp, sound) = (Temp::on_disk(), Temp::on_disk());
     coralio_aio::run(|| {
         let (broken, sound) = (temp.open(), Rc::new(sound.open()));
-        // SAFETY: it is what this test is about; the file is forgotten below, and so is not closed again.
-        unsafe { libc::close(broken.as_fd().as_raw_fd()) };
+        let fd = broken.as_fd().as_raw_fd();
+        // SAFETY: it is what this test is about; nobody else in this process gets the number before it is given back below.
+        unsafe { libc::close(fd) };
         let readers: Vec<_> = (0..4)
             .map(|number| {
                 let sound = Rc::clone(&sound);
@@ -136,7 +137,8 @@ fn a_closed_descriptor() {
         }
         readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
         sound.read_exact_at(&mut buf, 0).unwrap();
-        std::mem::forget(broken);
+        // SAFETY: takes no pointers. It is for the file to close.
+        assert_eq!(unsafe { libc::dup2(sound.as_fd().as_raw_fd(), fd) }, fd);
     });
 }
 

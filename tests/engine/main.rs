@@ -109,7 +109,7 @@ unsafe impl Kernel for Watched {
             },
         };
         seen.transcript.push(format!("{}>{said}", offered.join(",")));
-        let here = (&raw const said).addr();
+        let here = stack_pointer();
         let (low, high) = seen.stack.unwrap_or((here, here));
         seen.stack = Some((low.min(here), high.max(here)));
         result
@@ -136,6 +136,24 @@ unsafe impl Kernel for Watched {
         }
         self.script.wait(min, other, timeout)
     }
+}
+
+/// Where the stack is. Not a local's address if it can be helped: AddressSanitizer may keep locals elsewhere.
+fn stack_pointer() -> usize {
+    let local = 0u8;
+    let mut here = (&raw const local).addr();
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it reads a register.
+    unsafe {
+        std::arch::asm!("mov {}, rsp", out(reg) here, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: it reads a register.
+    unsafe {
+        std::arch::asm!("mov {}, sp", out(reg) here, options(nomem, nostack, preserves_flags));
+    }
+    std::hint::black_box(&mut here);
+    here
 }
 
 type Watch = Arc<Engine<Watched>>;

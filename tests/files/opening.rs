@@ -40,7 +40,7 @@ fn no_permission() {
         return;
     }
     let temp = Temp::with(&disk(), b"secret");
-    fs::set_permissions(&temp.0, Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&temp.0, Permissions::from_mode(0o000)).unwrap();
     if is_root() {
         // SAFETY: this process runs this test alone.
         assert_eq!(unsafe { libc::seteuid(65534) }, 0);

@@ -108,7 +108,12 @@ impl Table {
 
     /// Takes up what is due now.
     fn take_up(&mut self) {
-        self.taken.append(&mut self.scheduled);
+        // Mostly there is nothing left over, and changing places costs less than moving.
+        if self.taken.is_empty() {
+            std::mem::swap(&mut self.taken, &mut self.scheduled);
+        } else {
+            self.taken.append(&mut self.scheduled);
+        }
         if !self.idle.is_empty() {
             let now = Instant::now();
             while let Some(&(due, queued)) = self.idle.front() {

@@ -1,0 +1,153 @@
+//! How a file is opened: past the page cache or through it, and what that asks of requests.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use crate::error::cannot_open;
+
+use super::File;
+
+/// Whether a file is read and written past the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direct {
+    /// Direct where the file system and the request's alignment allow it, else through the page cache.
+    #[default]
+    Auto,
+    /// Direct, or an error.
+    Always,
+    /// Through the page cache.
+    Never,
+}
+
+/// What direct I/O on a file wants, in bytes. 1 and 1: anything goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    /// Of a buffer's address.
+    pub memory: usize,
+    /// Of offsets and lengths.
+    pub offset: usize,
+}
+
+impl Alignment {
+    pub(super) const ANY: Alignment = Alignment { memory: 1, offset: 1 };
+}
+
+/// How to open a [`File`].
+///
+/// ```
+/// use coralio_aio::{Direct, File};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let path = std::env::temp_dir().join(format!("coralio-doc-{}", std::process::id()));
+/// coralio_aio::run(|| {
+///     let file = File::options().read(true).write(true).create(true).direct(Direct::Never).open(&path)?;
+///     file.write_at(b"hello", 0)?;
+///     let mut buf = [0; 5];
+///     file.read_exact_at(&mut buf, 0)?;
+///     assert_eq!(&buf, b"hello");
+///     std::fs::remove_file(&path)
+/// })
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct OpenOptions {
+    pub(super) options: fs::OpenOptions,
+    pub(super) direct: Direct,
+}
+
+/// Defines setters that `std::fs::OpenOptions` has too.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+        $($(#[$doc])*
+        pub fn $name(mut self, $name: $type) -> OpenOptions {
+            self.options.$name($name);
+            self
+        })*
+    };
+}
+
+impl OpenOptions {
+    setters! {
+        /// For reading.
+        read: bool,
+        /// For writing.
+        write: bool,
+        /// Makes the file if it is not there.
+        create: bool,
+        /// Makes the file, which must not be there.
+        create_new: bool,
+        /// Empties the file.
+        truncate: bool,
+        /// Permissions of a file that is made, less the umask. Default 0o666.
+        mode: u32,
+    }
+
+    /// Past the page cache or not. Default [`Direct::Auto`].
+    pub fn direct(mut self, direct: Direct) -> OpenOptions {
+        self.direct = direct;
+        self
+    }
+
+    /// Opens the file, for the context of this thread.
+    ///
+    /// # Errors
+    ///
+    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` where the file system has no direct I/O.
+    /// What making the context's engine says, if this is its first file.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// Never switches; blocks the thread while the kernel opens.
+    pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        let path = path.as_ref();
+        let open = |flags| self.options.clone().custom_flags(flags).open(path);
+        let file = match self.direct {
+            Direct::Never => open(0),
+            Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "its file system has no direct I/O; use Direct::Auto or Direct::Never",
+                ),
+                _ => error,
+            }),
+            // A file that was just made by an open that failed is there now: it must not be "new" to the second.
+            Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => self.options.clone().create_new(false).open(path),
+                _ => Err(error),
+            }),
+        };
+        file.and_then(|file| File::new(file, self.direct != Direct::Always)).map_err(|error| cannot_open(error, path))
+    }
+}
+
+/// What the file system says that direct I/O wants (`statx`, Linux 6.1).
+pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
+    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them; the path is an empty
+    // string, so that the descriptor itself is meant.
+    let (stat, fs) = unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let mut fs: libc::statfs = std::mem::zeroed();
+        let raw = fd.as_raw_fd();
+        if libc::statx(raw, c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut stat) != 0
+            || libc::fstatfs(raw, &mut fs) != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        (stat, fs)
+    };
+    if stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0 {
+        return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, offset: stat.stx_dio_offset_align as usize });
+    }
+    // tmpfs takes direct I/O at any alignment. Of others that do not tell, a page is the most that is ever asked for.
+    Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, offset: 4096 } })
+}

@@ -1,0 +1,183 @@
+//! From a call to requests: through which descriptor, and until all is done (rule E10).
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::error::explain;
+use crate::kernel::{Opcode, Operation};
+
+use super::{Alignment, File};
+
+impl File {
+    /// One request; what direct I/O wants of it is for the message only.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[inline(always)]
+    pub(super) unsafe fn request(&self, operation: Operation, alignment: Alignment) -> io::Result<usize> {
+        // SAFETY: the caller's promise.
+        let result = unsafe { self.engine.perform(&operation) };
+        if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
+    }
+
+    /// One request, through the page cache if it is not aligned for direct I/O.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
+        let (fd, alignment) = if self.goes_direct(addr, offset | len as u64) {
+            (&self.fd, self.alignment)
+        } else {
+            (self.cached()?, Alignment::ANY)
+        };
+        let operation = Operation { opcode, fd: fd.as_raw_fd(), addr, len: len as u64, offset };
+        // SAFETY: the caller's promise.
+        unsafe { self.request(operation, alignment) }
+    }
+
+    /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
+    /// direct I/O takes it, or there is no other way.
+    #[inline]
+    fn goes_direct(&self, addr: u64, offsets: u64) -> bool {
+        addr & self.memory_mask == 0 && offsets & self.offset_mask == 0 || !self.may_cache
+    }
+
+    /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[inline]
+    pub(super) unsafe fn transfer_all(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
+        if len == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the caller's promise.
+        let done = unsafe { self.transfer(opcode, addr, len, offset) }?;
+        if done == len {
+            return Ok(len);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.transfer_rest(opcode, addr, len, offset, done) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[cold]
+    unsafe fn transfer_rest(
+        &self,
+        opcode: Opcode,
+        addr: u64,
+        len: usize,
+        offset: u64,
+        mut done: usize,
+    ) -> io::Result<usize> {
+        let is_direct = self.goes_direct(addr, offset | len as u64);
+        let mut last = done;
+        while done < len && last > 0 {
+            // A direct read that ends amid a block has met the end of the file, and could not go on from there.
+            if opcode == Opcode::Read && is_direct && !done.is_multiple_of(self.alignment.offset) {
+                break;
+            }
+            let at = done as u64;
+            // SAFETY: the caller's promise, for a part of the same memory.
+            last = unsafe { self.transfer(opcode, addr + at, len - done, offset + at) }?;
+            done += last;
+        }
+        match opcode {
+            Opcode::Write if done < len => Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!("of {len} bytes at {offset} the kernel took {done}, and then none, without an error"),
+            )),
+            _ => Ok(done),
+        }
+    }
+
+    /// Vectors in one request as long as it is aligned and complete; what is left over goes buffer by buffer.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`], for each of `vectors`.
+    pub(super) unsafe fn transfer_vectors(
+        &self,
+        vectored: Opcode,
+        single: Opcode,
+        vectors: &[(u64, usize)],
+        offset: u64,
+    ) -> io::Result<usize> {
+        let mut total = 0;
+        for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
+            let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
+            let at = offset + total as u64;
+            let is_direct = batch.iter().all(|&(addr, len)| self.goes_direct(addr, at | len as u64));
+            let mut done = 0;
+            if wanted > 0 && is_direct {
+                let iovecs: Vec<_> = batch
+                    .iter()
+                    .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
+                    .collect();
+                let (fd, addr, len) = (self.fd.as_raw_fd(), iovecs.as_ptr() as u64, iovecs.len() as u64);
+                let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
+                // SAFETY: the caller's promise; the array outlives the call.
+                done = unsafe { self.request(operation, self.alignment) }?;
+                // As in `transfer_rest`: it has met the end of the file.
+                if vectored == Opcode::ReadVectored && done < wanted && !done.is_multiple_of(self.alignment.offset) {
+                    return Ok(total + done);
+                }
+            }
+            for &(addr, len) in batch {
+                let skip = done.min(len);
+                done -= skip;
+                total += skip;
+                if skip < len {
+                    let at = skip as u64;
+                    // SAFETY: the caller's promise, for a part of the same memory.
+                    let rest = unsafe { self.transfer_all(single, addr + at, len - skip, offset + total as u64) }?;
+                    total += rest;
+                    if rest < len - skip {
+                        return Ok(total);
+                    }
+                }
+            }
+        }
+        Ok(total)
+    }
+
+    pub(super) fn sync(&self, opcode: Opcode) -> Operation {
+        Operation { opcode, fd: self.fd.as_raw_fd(), addr: 0, len: 0, offset: 0 }
+    }
+
+    /// The file through the page cache.
+    #[cold]
+    fn cached(&self) -> io::Result<&OwnedFd> {
+        if self.cached.get().is_none() {
+            // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
+            let path = format!("/proc/self/fd/{}\0", self.fd.as_raw_fd());
+            // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
+            let fd = unsafe {
+                let flags = libc::fcntl(self.fd.as_raw_fd(), libc::F_GETFL);
+                let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
+                let fd = libc::open(path.as_ptr().cast(), flags & keep | libc::O_CLOEXEC);
+                if fd < 0 {
+                    let error = io::Error::last_os_error();
+                    return Err(io::Error::new(
+                        error.kind(),
+                        format!(
+                            "an unaligned request needs the page cache, and the file cannot be opened again through \
+                             /proc: {error}; align requests to {} bytes, or open it with Direct::Never",
+                            self.alignment.offset
+                        ),
+                    ));
+                }
+                OwnedFd::from_raw_fd(fd)
+            };
+            let _ = self.cached.set(fd);
+        }
+        Ok(self.cached.get().expect("set above"))
+    }
+}
