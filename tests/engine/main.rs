@@ -184,6 +184,23 @@ fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
     read(engine, &mut [0], offset).map_err(|error| error.raw_os_error().unwrap())
 }
 
+/// Rounds of the loop, which may sleep, until `done`: a wedge is found by their number. The bottom half is so that a sleep that
+/// nothing else would end comes to an end.
+fn rounds_until(done: impl Fn() -> bool) {
+    let context = AioContext::current().unwrap();
+    let alarm = context.bottom_half(|| {});
+    for _ in 0..100 {
+        if done() {
+            return;
+        }
+        alarm.schedule_idle();
+        context.poll(true);
+    }
+    // To unwind would be to wait for it, in vain.
+    eprintln!("a wedge: a hundred rounds, and a request is still waiting");
+    std::process::abort();
+}
+
 /// What happened, in order.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);

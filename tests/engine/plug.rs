@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use coralio_aio::{Coroutine, JoinHandle, spawn};
 
-use crate::{Watch, panic_of, scaled, touch, with_engine};
+use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
 
 /// Entered at once: what they ask for is not in a round of the loop.
 fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
@@ -78,6 +78,7 @@ fn a_plug_held_across_a_suspension_is_no_wedge() {
                 })
             })
             .collect();
+        rounds_until(|| tasks.iter().all(JoinHandle::is_finished));
         for task in tasks {
             assert_eq!(task.join().unwrap(), 0);
         }

@@ -2,7 +2,7 @@
 
 use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle, spawn};
 
-use crate::{Log, Watch, Watched, touch, with_engine};
+use crate::{Log, Watch, Watched, rounds_until, touch, with_engine};
 
 /// A coroutine for each offset, all of one round.
 fn spawn_at(engine: &Watch, offsets: &[u64]) -> Vec<JoinHandle<Result<usize, i32>>> {
@@ -14,6 +14,7 @@ fn spawn_at(engine: &Watch, offsets: &[u64]) -> Vec<JoinHandle<Result<usize, i32
 }
 
 fn join(tasks: Vec<JoinHandle<Result<usize, i32>>>) -> Vec<Result<usize, i32>> {
+    rounds_until(|| tasks.iter().all(JoinHandle::is_finished));
     tasks.into_iter().map(|task| task.join().unwrap()).collect()
 }
 
@@ -122,7 +123,7 @@ fn try_again_with_nothing_in_flight_is_no_wedge() {
 #[test]
 fn try_again_outside_the_loop_is_no_wedge() {
     // E2, H6: the same for a coroutine that was entered from the thread's own stack
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |_, kernel, engine| {
         kernel.script.refuse(libc::EAGAIN);
         let co = Coroutine::new({
             let engine = engine.clone();
@@ -130,9 +131,7 @@ fn try_again_outside_the_loop_is_no_wedge() {
         });
         co.enter();
         assert!(!co.has_ended());
-        while !co.has_ended() {
-            context.poll(true);
-        }
+        rounds_until(|| co.has_ended());
         assert_eq!(kernel.transcript(), "7>again 7>1 wait");
     });
 }
