@@ -50,11 +50,16 @@ pub struct Engine<K: Kernel, P: Policy = Current> {
     pub(crate) plug_depth: AtomicU32,
     /// Submits since the loop's last look that went because the queue was full.
     pub(crate) eager: AtomicU32,
+    /// Rounds in a row that have ended with a plug in.
+    pub(crate) held: AtomicU32,
     /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
     pub(crate) blocked: AtomicBool,
     pub(crate) counts: Counts,
     _policy: PhantomData<P>,
 }
+
+/// A plug holds requests back for fewer rounds than this.
+const MOST_HELD: u32 = 16;
 
 /// What the engine has done so far. Written under the context's lock.
 #[derive(Default)]
@@ -121,6 +126,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             in_flight: AtomicU32::new(0),
             plug_depth: AtomicU32::new(0),
             eager: AtomicU32::new(0),
+            held: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
             _policy: PhantomData,
@@ -275,8 +281,16 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 
     fn flush(&self, all: bool) -> bool {
-        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2).
-        (all || self.plug_depth.load(Ordering::Relaxed) == 0) && self.submit()
+        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never
+        // sleeps hold it back for ever.
+        let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
+        let held = self.held.load(Ordering::Relaxed) + 1;
+        if plugged && !all && held < MOST_HELD {
+            self.held.store(held, Ordering::Relaxed);
+            return false;
+        }
+        self.held.store(0, Ordering::Relaxed);
+        self.submit()
     }
 
     fn is_ready(&self) -> bool {

@@ -185,7 +185,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
 /// Requests gather while it lives; when the last one is dropped, they are submitted (rule E3).
 ///
-/// A plug is a hint for speed: before the loop sleeps, it submits even what is plugged.
+/// A plug is a hint for speed: before the loop sleeps, and every sixteenth round, it submits even what is plugged.
 #[must_use = "requests gather until the plug is dropped"]
 pub struct Plug<K: Kernel, P: Policy = crate::policy::Current> {
     engine: Arc<Engine<K, P>>,

@@ -87,6 +87,24 @@ fn a_plug_held_across_a_suspension_is_no_wedge() {
 }
 
 #[test]
+fn a_plug_held_across_a_suspension_is_no_wedge_in_a_loop_that_never_sleeps() {
+    // E2, E3: a plug holds requests back for so many rounds, and no longer
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.complete_on_submit(0, 0);
+        let plug = engine.plug();
+        let reader = enter_at(engine, &[1])[0];
+        for _ in 0..15 {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "");
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "1>1");
+        assert!(reader.has_ended());
+        drop(plug);
+    });
+}
+
+#[test]
 fn a_full_batch_goes_though_it_is_plugged() {
     // E3: one call could not take more
     with_engine(3, |context, kernel, engine| {

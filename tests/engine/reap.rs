@@ -261,15 +261,15 @@ const CHILD: &str = "CORALIO_TEST_CHILD";
 
 #[test]
 fn a_stray_completion_is_not_followed() {
-    // E5, E9: its slot serves another request by then; and the one whose completion it took the place of in the count
-    // is not waited for in vain: in a child process, which ends
+    // E5, E9: its slot serves the next request by then, which has another key. And the one whose place in the count it took is
+    // not waited for in vain: in a child process, which ends
     if std::env::var_os(CHILD).is_some() {
         with_engine(8, |context, kernel, engine| {
             kernel.echo_next();
             kernel.script.hold(1);
             for number in 0..2 {
                 let engine = engine.clone();
-                drop(spawn(move || touch(&engine, number)));
+                drop(spawn(move || [touch(&engine, number), touch(&engine, 10 + number)]));
             }
             context.poll(false);
             eprintln!("{}", panic_of(|| context.poll(true)));

@@ -4,6 +4,7 @@
 //! takes all sixteen events that are on the ring. When the loop goes on, its count goes below zero. (Seen in the field:
 //! 4294967280, which is -16.)
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -105,8 +106,16 @@ fn a_million_requests_with_two_threads_reaping() {
     // H3, E9: a foreign thread polls and reaps while the loop does; every request completes once.
     const COROUTINES: u64 = 32;
     const EACH: u64 = 1_000_000 / COROUTINES;
-    let path = std::path::Path::new("/dev/shm").join(format!("coralio-h3-{}", std::process::id()));
-    std::fs::write(&path, (0..64 * 512).map(|i| (i / 512) as u8).collect::<Vec<_>>()).unwrap();
+    /// Gone when the test is over, whichever way.
+    struct Scratch(PathBuf);
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    let scratch = Scratch(Path::new("/dev/shm").join(format!("coralio-h3-{}", std::process::id())));
+    let path = &scratch.0;
+    std::fs::write(path, (0..64 * 512).map(|i| (i / 512) as u8).collect::<Vec<_>>()).unwrap();
     let foreign = coralio_aio::run(|| {
         let context = AioContext::current().unwrap();
         let stop = std::sync::Arc::new(AtomicBool::new(false));
@@ -120,7 +129,7 @@ fn a_million_requests_with_two_threads_reaping() {
                 progress
             }
         });
-        let file = Rc::new(File::options().read(true).direct(Direct::Auto).open(&path).unwrap());
+        let file = Rc::new(File::options().read(true).direct(Direct::Auto).open(path).unwrap());
         let readers: Vec<JoinHandle<u64>> = (0..COROUTINES)
             .map(|n| {
                 let file = Rc::clone(&file);
@@ -145,6 +154,5 @@ fn a_million_requests_with_two_threads_reaping() {
         foreign
     });
     let foreign_polls = foreign.join().unwrap();
-    std::fs::remove_file(&path).unwrap();
     println!("the foreign thread's polls made progress {foreign_polls} times");
 }
