@@ -242,3 +242,36 @@ fn a_lock_is_not_waited_for_outside_a_coroutine() {
     });
     drop(mutex.lock());
 }
+
+#[test]
+fn a_detached_result_whose_destructor_waits() {
+    // C3, C8: a result that nobody fetches is dropped outside a coroutine: its destructor cannot be suspended
+    AioContext::run(|ctx| {
+        drop(spawn(|| Waits));
+        let said = panic_of(|| ctx.poll(false));
+        assert!(said.contains("yield outside a coroutine"), "{said}");
+        let still = spawn(|| 7);
+        assert_eq!(still.join().unwrap(), 7);
+
+        // Dropped by a coroutine that is running, it may wait.
+        let finished = spawn(yield_on_drop);
+        let other = spawn(move || {
+            while !finished.is_finished() {
+                yield_now();
+            }
+            drop(finished);
+            8
+        });
+        assert_eq!(other.join().unwrap(), 8);
+    });
+}
+
+fn yield_on_drop() -> impl Sized {
+    struct Yields;
+    impl Drop for Yields {
+        fn drop(&mut self) {
+            yield_now();
+        }
+    }
+    Yields
+}

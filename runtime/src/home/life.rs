@@ -118,6 +118,8 @@ impl Home {
         }
         let packet = own.packet.take().expect("a finished coroutine has an outcome");
         let _release = Release { home: self, block };
+        // Its stack is done with: the result's destructor runs outside a coroutine, and cannot be suspended.
+        self.running.set(None);
         // SAFETY: the body wrote the outcome before it returned, and the packet was taken, so nobody reads it again.
         let payload = unsafe { (packet.payload)(packet.place) };
         payload.filter(|payload| own.propagates.get() && !payload.is::<Cancelled>())
