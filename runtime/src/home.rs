@@ -187,6 +187,7 @@ impl Home {
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
+            assert_eq!(self.own(block).state.get(), State::Scheduled, "what is on a list is scheduled");
             progress = true;
             self.enter(block);
         }
@@ -224,7 +225,6 @@ impl Home {
     /// the first destructor that panicked.
     fn end(&self) -> Option<Box<dyn Any + Send>> {
         self.ending.set(true);
-        while self.taken.pop().is_some() || self.ready.pop().is_some() {}
         let mut left: Vec<_> =
             self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
         left.sort_unstable_by_key(|block| self.own(block).serial.get());
@@ -234,10 +234,14 @@ impl Home {
                  and are leaked; join them before the context ends",
                 left.len()
             );
+            // No handle may reach them from a later context of this thread.
+            left.iter().for_each(|block| block.ticket.retire());
             return None;
         }
         let mut payload = None;
         for block in left {
+            // Destructors may have scheduled it: a block on a list must not be unwound and given back.
+            while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
                 State::Finished => self.discard(block),
@@ -245,8 +249,11 @@ impl Home {
                 State::Free => {}
                 State::Entered => unreachable!("nothing is entered when the loop has returned"),
             }));
-            if let Err(panic) = ended {
-                payload.get_or_insert(panic);
+            match ended {
+                Err(panic) if payload.is_none() => payload = Some(panic),
+                // One is told. What dropping another one throws is nobody's, and must not end this loop.
+                Err(panic) => std::mem::forget(catch_unwind(AssertUnwindSafe(|| drop(panic)))),
+                Ok(()) => {}
             }
         }
         payload

@@ -400,3 +400,53 @@ fn granted_and_gone() {
     });
     assert_eq!(got.load(Ordering::Relaxed), 2);
 }
+
+#[test]
+fn a_payload_whose_destructor_panics_does_not_stop_the_others() {
+    // C8, C9: of several panics at the end one goes on; what dropping another's payload throws ends nothing
+    struct Bomb(u32);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if self.0 == 1 {
+                panic!("a payload's destructor");
+            }
+        }
+    }
+    let ended = std::panic::catch_unwind(|| {
+        AioContext::run(|_| {
+            for number in 0..3 {
+                let co = Coroutine::new(move || {
+                    let _ = std::panic::catch_unwind(suspend);
+                    std::panic::panic_any(Bomb(number));
+                });
+                co.enter();
+            }
+        });
+    });
+    assert_eq!(ended.unwrap_err().downcast_ref::<Bomb>().unwrap().0, 0);
+    assert!(AioContext::current().is_none());
+}
+
+#[test]
+fn one_that_destructors_made_ready_is_unwound_off_the_list() {
+    // C9: at the end a destructor may enter another one, which asks to run again, and a later destructor may poll
+    AioContext::run(|ctx| {
+        let kept: Rc<Cell<Option<Coroutine>>> = Rc::default();
+        let (other, ctx) = (Rc::clone(&kept), ctx.clone());
+        let first = Coroutine::new(move || {
+            let _ = std::panic::catch_unwind(suspend);
+            other.get().unwrap().enter();
+        });
+        kept.set(Some(Coroutine::new(|| {
+            loop {
+                yield_now();
+            }
+        })));
+        let last = Coroutine::new(move || {
+            let _ = std::panic::catch_unwind(suspend);
+            ctx.poll(false);
+        });
+        first.enter();
+        last.enter();
+    });
+}

@@ -12,7 +12,9 @@ use crate::{panic_message, read};
 /// As of July 2016: no check at all.
 struct July2016;
 
-impl Policy for July2016 {
+// SAFETY: it reaps under the lock.
+
+unsafe impl Policy for July2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
 }
 

@@ -18,7 +18,9 @@ use crate::{panic_message, read};
 /// As of September 2016, and of the fix for H1 alone.
 struct September2016;
 
-impl Policy for September2016 {
+// SAFETY: it reaps under the lock.
+
+unsafe impl Policy for September2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
 }
 

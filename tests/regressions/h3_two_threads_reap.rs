@@ -19,7 +19,9 @@ use crate::{panic_message, read};
 /// As of 2018: reaping from submit took no lock.
 struct Unlocked2018;
 
-impl Policy for Unlocked2018 {
+// SAFETY: the other thread acts while this one waits for it.
+
+unsafe impl Policy for Unlocked2018 {
     const REAP_LOCKS: bool = false;
 }
 

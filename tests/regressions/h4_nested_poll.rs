@@ -16,7 +16,9 @@ use crate::{panic_message, read};
 /// As of 2014: events are taken off the ring in batches.
 struct Batch2014;
 
-impl Policy for Batch2014 {
+// SAFETY: it reaps under the lock.
+
+unsafe impl Policy for Batch2014 {
     const CURSOR: Cursor = Cursor::Private;
 }
 

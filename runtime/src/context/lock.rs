@@ -68,7 +68,7 @@ impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
         if self._foreign.is_none() {
             let lock = &self.shared.lock;
-            let depth = lock.depth() - 1;
+            let Some(depth) = lock.depth().checked_sub(1) else { dropped_while_unlocked() };
             lock.set_depth(depth);
             if depth == 0 {
                 // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not
@@ -77,6 +77,13 @@ impl Drop for ContextGuard<'_> {
             }
         }
     }
+}
+
+/// Somebody dropped a guard while the loop had given the lock up: the count would no longer say who holds it.
+#[cold]
+fn dropped_while_unlocked() -> ! {
+    eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it, by Source::sleep");
+    std::process::abort()
 }
 
 impl std::fmt::Debug for ContextGuard<'_> {
