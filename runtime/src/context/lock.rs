@@ -46,6 +46,18 @@ impl ContextLock {
         unsafe { self.mutex.force_unlock() };
     }
 
+    #[cold]
+    fn last_dropped(&self, depth: u32) {
+        if depth != 0 {
+            // The loop had given the lock up: the count would no longer say who holds it.
+            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
+            std::process::abort();
+        }
+        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
+        // thread, so this is the thread that locked it.
+        unsafe { self.unlock() };
+    }
+
     #[inline]
     fn set_depth(&self, depth: u32) {
         self.home_guards.store(depth, Ordering::Relaxed);
@@ -68,22 +80,14 @@ impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
         if self._foreign.is_none() {
             let lock = &self.shared.lock;
-            let Some(depth) = lock.depth().checked_sub(1) else { dropped_while_unlocked() };
+            let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
-            if depth == 0 {
-                // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not
-                // leave their thread, so this is the thread that locked it.
-                unsafe { lock.unlock() };
+            // One comparison for both: that it was the last, and that the count was 0 before.
+            if depth as i32 <= 0 {
+                lock.last_dropped(depth);
             }
         }
     }
-}
-
-/// Somebody dropped a guard while the loop had given the lock up: the count would no longer say who holds it.
-#[cold]
-fn dropped_while_unlocked() -> ! {
-    eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it, by Source::sleep");
-    std::process::abort()
 }
 
 impl std::fmt::Debug for ContextGuard<'_> {
