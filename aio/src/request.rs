@@ -9,8 +9,9 @@
 //! | done      | the value | the home thread, which reads it and frees the slot                |
 //!
 //! A key is the slot's index and its generation, so a stale or repeated completion is found out, not followed. Slots never
-//! move and are never freed while the engine lives. What is shared lies in atomics with plain loads and stores:
-//! even an engine whose lock was taken out on purpose has no undefined behaviour.
+//! move and are never freed while the engine lives. What is shared lies in atomics with plain loads and stores.
+//! Without the context's lock two completions of one request can still get past each other, which is why a
+//! [`Policy`](crate::policy::Policy) that takes the lock out is unsafe to write.
 
 #![allow(unsafe_code)]
 
