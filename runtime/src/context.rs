@@ -6,6 +6,7 @@
 //!     round:  source.dispatch      completions are reaped, coroutines entered
 //!             bottom halves        in the order they were scheduled
 //!             watches              what epoll reported
+//!             timers               in order of time
 //!             ready coroutines     spawned, rescheduled, woken from elsewhere (home thread only)
 //!             source.flush         what gathered meanwhile is submitted, in one system call
 //!   if nothing was done and it may block:
@@ -33,6 +34,7 @@ pub(crate) mod lock;
 pub(crate) mod notify;
 pub(crate) mod shared;
 pub(crate) mod source;
+pub(crate) mod timer;
 pub(crate) mod wake;
 
 use shared::Shared;
@@ -195,6 +197,7 @@ impl AioContext {
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= shared.timers.run(shared);
         progress |= home.run_ready();
         progress | source.is_some_and(|source| source.flush(false))
     }
@@ -205,6 +208,7 @@ impl AioContext {
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(false))
     }
 
@@ -237,7 +241,7 @@ impl AioContext {
             || shared.watches.has_ready()
             || source.is_some_and(|source| source.is_ready());
         if !due {
-            let timeout = shared.bottom_halves.time_left();
+            let timeout = shared.bottom_halves.time_left().into_iter().chain(shared.timers.time_left()).min();
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
             let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
             let slept = shared.unlocked(home, || {

@@ -14,12 +14,15 @@ use std::sync::Arc;
 
 use crate::home::Home;
 
+pub(crate) mod cancel;
 pub(crate) mod control;
 mod error;
 pub(crate) mod stack;
 pub(crate) mod ticket;
+pub(crate) mod waiting;
 mod waker;
 
+pub use cancel::{TimedOut, check_cancelled, is_cancelled, shield, sleep, timeout};
 pub use error::{Cancelled, EnterError, ScheduleError};
 pub use waker::{Token, Waker};
 
@@ -275,6 +278,30 @@ impl Coroutine {
             },
             None => Ok(()),
         }
+    }
+
+    /// Asks it to end soon: from here on its waits for events and its I/O return [`Cancelled`], also the one it is in. It
+    /// is woken for that, if it is suspended.
+    ///
+    /// A flag, nothing more: what is on its stack ends as after any error. See [`shield`] and [`check_cancelled`].
+    ///
+    /// # Panics
+    ///
+    /// With its panic, if it is entered here and panics.
+    ///
+    /// # Control
+    ///
+    /// May enter it, as [`wake`](Self::wake).
+    #[track_caller]
+    pub fn cancel(self) {
+        if self.id.block.ticket.cancel(self.id.generation) {
+            self.wake();
+        }
+    }
+
+    /// Whether this one's waits end early.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.id.is_live() && Home::current().is_some_and(|home| home.is_cancelled(self.id.block))
     }
 
     /// The coroutine as plain data, for an I/O engine.

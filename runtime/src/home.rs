@@ -64,6 +64,8 @@ pub(crate) struct Home {
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
+    /// When the loop last looked at the clock: milliseconds since the context began.
+    pub(crate) clock: Cell<u32>,
     /// Kept so that taking over what other threads woke allocates nothing.
     wake_buffer: Cell<Vec<CoroutineId>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
@@ -88,6 +90,7 @@ impl Home {
             blocks: Blocks::new(),
             stacks: StackPool::new(stack_size),
             serial: Cell::new(0),
+            clock: Cell::new(0),
             wake_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
         };

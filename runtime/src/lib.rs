@@ -39,10 +39,12 @@ mod task;
 pub use context::bottom_half::BottomHalf;
 pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
+pub use context::timer::Timer;
 pub use context::{AioContext, AtHome, ContextBuilder, Source};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use coroutine::{
-    Builder, Cancelled, Coroutine, EnterError, ScheduleError, Token, Waker, can_suspend, suspend, yield_now,
+    Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
+    is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
 pub use sync::{CoMutex, CoMutexGuard, CoQueue};
 pub use task::{JoinHandle, spawn};

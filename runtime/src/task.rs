@@ -11,7 +11,8 @@ use std::marker::PhantomData;
 use std::thread;
 
 use crate::coroutine::control::{CoroutineId, State};
-use crate::coroutine::{Attributes, Builder, Cancelled};
+use crate::coroutine::waiting::Waiting;
+use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
 
 /// Makes a coroutine that runs `f` in the loop's next round, on this thread. `f` need not be `Send`.
@@ -122,13 +123,36 @@ impl<T> JoinHandle<T> {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
                     own.joiner.set(Some(running.id()));
-                    home.suspend();
+                    home.suspend_for(Waiting::Join(self.id.block));
                 }
                 // A destructor at the very end: nobody will run it any more.
                 None if home.is_ending() => return Err(Box::new(Cancelled)),
                 None => drop(crate::AioContext { shared: home.shared.clone() }.poll(true)),
             }
         }
+    }
+
+    /// Asks the coroutine to end soon, as [`Coroutine::cancel`].
+    ///
+    /// # Panics
+    ///
+    /// With its panic, if it is entered here and panics.
+    ///
+    /// # Control
+    ///
+    /// May enter it.
+    #[track_caller]
+    pub fn cancel(&self) {
+        self.coroutine().cancel();
+    }
+
+    /// The coroutine whose end it waits for.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn coroutine(&self) -> Coroutine {
+        Token::of(self.id).coroutine()
     }
 
     /// Whether [`join`](Self::join) would return at once.

@@ -10,7 +10,7 @@ use std::thread;
 
 use common::{Log, panic_of, text};
 use coralio_runtime::{
-    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now,
+    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now,
 };
 
 #[test]
@@ -189,8 +189,7 @@ fn those_who_catch_the_payload_are_unwound_still() {
                 log.add("caught");
             }
             let lock = CoMutex::new(());
-            let _held = lock.lock();
-            drop(lock.lock());
+            drop(CoQueue::new().wait(lock.lock()));
             log.add("went-on");
         });
         co.enter();

@@ -16,6 +16,7 @@ use super::fd::Watches;
 use super::lock::ContextLock;
 use super::notify::SleepState;
 use super::source::Source;
+use super::timer::Timers;
 use super::wake::WakeList;
 
 /// The token by which the epoll set reports the loop's own eventfd.
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) wakes: WakeList,
     pub(crate) bottom_halves: BottomHalves,
     pub(crate) watches: Watches,
+    pub(crate) timers: Timers,
     /// Counts rounds that had other work, so that watches get their turn.
     pub(crate) busy_rounds: AtomicU32,
     /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
@@ -49,6 +51,7 @@ impl Shared {
             wakes: WakeList::default(),
             bottom_halves: BottomHalves::default(),
             watches: Watches::default(),
+            timers: Timers::default(),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
         }))
@@ -79,5 +82,6 @@ impl Shared {
         drop(source);
         self.bottom_halves.clear();
         self.watches.clear(&self.epoll);
+        self.timers.clear();
     }
 }

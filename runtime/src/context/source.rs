@@ -67,7 +67,7 @@ impl<'h> AtHome<'h> {
     /// Never switches.
     #[inline]
     pub fn current(self) -> Option<Token> {
-        self.home.running().map(Token::of)
+        self.home.running().map(|block| Token::of(block.id()))
     }
 
     /// The coroutine behind `token`, if it lives.

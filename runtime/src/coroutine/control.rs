@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use super::stack::{RunningStack, StackLease};
 use super::ticket::{Claim, Ticket};
+use super::waiting::{Limit, Waiting};
 
 /// How a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,14 @@ pub(crate) struct Own {
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
     pub(crate) created_at: Cell<&'static Location<'static>>,
+    /// Where it was suspended last, what it waits for, and since when: the loop's clock in milliseconds.
+    pub(crate) suspended_at: Cell<&'static Location<'static>>,
+    pub(crate) waiting: Cell<Waiting>,
+    pub(crate) since: Cell<u32>,
+    /// The innermost timeout that it runs in.
+    pub(crate) limits: Cell<*const Limit>,
+    /// How often it put cancellation off.
+    pub(crate) shields: Cell<u32>,
 }
 
 /// Where a coroutine's outcome lies, at the top of its own stack, without its type.
@@ -147,6 +156,11 @@ impl Control {
                 name: RefCell::new(None),
                 serial: Cell::new(0),
                 created_at: Cell::new(here),
+                suspended_at: Cell::new(here),
+                waiting: Cell::new(Waiting::Enter),
+                since: Cell::new(0),
+                limits: Cell::new(ptr::null()),
+                shields: Cell::new(0),
             },
         }
     }
@@ -206,9 +220,9 @@ impl Own {
     }
 }
 
-/// Three cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
+/// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
 #[cfg(not(feature = "sanitizer"))]
-const _: () = assert!(size_of::<Control>() <= 192);
+const _: () = assert!(size_of::<Control>() <= 256);
 
 /// A coroutine's name as messages show it: `'A'`, or `#17`.
 #[derive(Clone, Debug)]

@@ -1,19 +1,35 @@
 //! Why a coroutine cannot be entered or scheduled, and how one tells that it was cancelled.
 
 use std::fmt;
+use std::io;
 use std::panic::Location;
 
-/// The payload with which a coroutine unwinds whose context ended, and what its join handle reports.
+/// What a wait returns that was cut short, because its coroutine was cancelled or a timeout around it is over. Also the
+/// payload with which a coroutine unwinds whose context ended, and what its join handle reports then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled;
 
 impl fmt::Display for Cancelled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the coroutine was unwound before it ended, because its context ended")
+        f.write_str("cancelled: the coroutine was asked to end, or its context ended")
     }
 }
 
 impl std::error::Error for Cancelled {}
+
+impl Cancelled {
+    /// Whether an I/O error says that the coroutine was cancelled.
+    pub fn is_cause_of(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|cause| cause.is::<Cancelled>())
+    }
+}
+
+impl From<Cancelled> for io::Error {
+    /// Not of the kind `Interrupted`: such calls are made again by many.
+    fn from(cancelled: Cancelled) -> io::Error {
+        io::Error::other(cancelled)
+    }
+}
 
 /// Why a coroutine cannot be entered (rule C5).
 #[derive(Clone, Debug, PartialEq, Eq)]

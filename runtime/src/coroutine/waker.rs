@@ -78,8 +78,8 @@ pub struct Token {
 
 impl Token {
     #[inline]
-    pub(crate) fn of(block: &'static Control) -> Token {
-        Token { id: block.id() }
+    pub(crate) fn of(id: CoroutineId) -> Token {
+        Token { id }
     }
 
     #[inline]
@@ -96,6 +96,19 @@ impl Token {
     #[inline]
     pub(crate) fn coroutine(self) -> Coroutine {
         Coroutine { id: self.id, _home: PhantomData }
+    }
+
+    /// Wakes it: at once at home, in its loop's next round from elsewhere.
+    ///
+    /// # Control
+    ///
+    /// May enter it.
+    #[track_caller]
+    pub(crate) fn wake(self, shared: &Shared) {
+        match shared.home().filter(|_| self.lives_in(shared)) {
+            Some(home) => home.wake(self.id),
+            None => self.schedule(shared),
+        }
     }
 
     #[track_caller]

@@ -13,6 +13,7 @@ use corosensei::Yielder;
 
 use crate::coroutine::control::{Control, CoroutineId, Machine, Packet, Resume, State};
 use crate::coroutine::stack::RunningStack;
+use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Cancelled};
 
 use super::Home;
@@ -82,6 +83,9 @@ impl Home {
         own.serial.set(self.serial.get() + 1);
         self.serial.set(self.serial.get() + 1);
         own.created_at.set(attributes.created_at);
+        own.suspended_at.set(attributes.created_at);
+        own.waiting.set(Waiting::Enter);
+        own.since.set(self.clock.get());
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
             own.yielder.set(yielder);

@@ -10,6 +10,7 @@ use std::{fmt, thread};
 use corosensei::CoroutineResult;
 
 use crate::coroutine::control::{Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, EnterError};
 
 use super::{Home, abort};
@@ -134,6 +135,20 @@ impl Home {
         }
     }
 
+    /// As `suspend`; notes what for.
+    ///
+    /// # Control
+    ///
+    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn suspend_for(&self, waiting: Waiting) {
+        let Some(block) = self.running() else { yields_outside() };
+        self.own(block).waiting.set(waiting);
+        self.suspend();
+        self.own(block).waiting.set(Waiting::Enter);
+    }
+
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
     ///
     /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
@@ -156,6 +171,8 @@ impl Home {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
         own.state.set(State::Suspended);
+        own.suspended_at.set(Location::caller());
+        own.since.set(self.clock.get());
         if own.woken.take() {
             self.make_ready(block, Location::caller());
         }
@@ -173,7 +190,7 @@ impl Home {
         if let Some(block) = self.running() {
             self.own(block).woken.set(true);
         }
-        self.suspend();
+        self.suspend_for(Waiting::Turn);
     }
 
     #[inline]

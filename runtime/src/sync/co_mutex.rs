@@ -14,7 +14,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use super::wait_queue::WaitQueue;
+use super::wait_queue::{Locked, WaitQueue};
+use crate::coroutine::Cancelled;
+use crate::coroutine::waiting::{Holder, Waiting};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -49,6 +51,7 @@ const HELD_WITH_LINE: u32 = 3;
 #[doc(alias = "qemu_co_mutex_lock")]
 pub struct CoMutex<T: ?Sized> {
     state: AtomicU32,
+    holder: Holder,
     line: WaitQueue,
     value: UnsafeCell<T>,
 }
@@ -61,7 +64,12 @@ unsafe impl<T: ?Sized + Send> Sync for CoMutex<T> {}
 impl<T> CoMutex<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> CoMutex<T> {
-        CoMutex { state: AtomicU32::new(FREE), line: WaitQueue::new(), value: UnsafeCell::new(value) }
+        CoMutex {
+            state: AtomicU32::new(FREE),
+            holder: Holder::new(),
+            line: WaitQueue::new(),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// The value.
@@ -71,11 +79,12 @@ impl<T> CoMutex<T> {
 }
 
 impl<T: ?Sized> CoMutex<T> {
-    /// Takes the lock; suspends the coroutine while another one has it. First come, first served.
+    /// Takes the lock; suspends the coroutine while another one has it. First come, first served. Neither cancelling nor a
+    /// timeout ends the wait: see [`lock_cancellable`](Self::lock_cancellable).
     ///
     /// # Panics
     ///
-    /// Outside a coroutine, if it would have to wait.
+    /// If the coroutine has the lock already; outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -83,11 +92,36 @@ impl<T: ?Sized> CoMutex<T> {
     #[inline]
     #[track_caller]
     pub fn lock(&self) -> CoMutexGuard<'_, T> {
-        // Acquire pairs with the release in `unlock`.
-        if self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            self.wait();
+        match self.try_lock() {
+            Some(guard) => guard,
+            None => {
+                self.wait(|line, waiting| Ok(self.line.wait(line, waiting, || (), || self.unlock())))
+                    .unwrap_or_else(|Cancelled| unreachable!("this wait is not cancelled"));
+                self.held()
+            }
         }
-        CoMutexGuard { mutex: self, _not_send: PhantomData }
+    }
+
+    /// As [`lock`](Self::lock), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`]. A lock that is free is taken all the same.
+    ///
+    /// # Panics
+    ///
+    /// As [`lock`](Self::lock).
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn lock_cancellable(&self) -> Result<CoMutexGuard<'_, T>, Cancelled> {
+        if let Some(guard) = self.try_lock() {
+            return Ok(guard);
+        }
+        self.wait(|line, waiting| self.line.wait_cancellable(line, waiting, || (), || self.unlock()))?;
+        Ok(self.held())
     }
 
     /// Takes the lock if it is free.
@@ -95,32 +129,42 @@ impl<T: ?Sized> CoMutex<T> {
     /// # Control
     ///
     /// Never switches.
+    #[inline]
+    #[track_caller]
     pub fn try_lock(&self) -> Option<CoMutexGuard<'_, T>> {
         // Acquire pairs with the release in `unlock`.
-        self.state
-            .compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed)
-            .ok()
-            .map(|_| CoMutexGuard { mutex: self, _not_send: PhantomData })
+        self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(self.held())
     }
 
+    /// The lock was taken, by the caller.
+    #[inline]
+    #[track_caller]
+    fn held(&self) -> CoMutexGuard<'_, T> {
+        self.holder.note();
+        CoMutexGuard { mutex: self, _not_send: PhantomData }
+    }
+
+    /// Takes the lock, or stands in line for it, in the way that `in_line` does.
     #[cold]
     #[track_caller]
-    fn wait(&self) {
+    fn wait(&self, in_line: impl FnOnce(Locked<'_>, Waiting) -> Result<(), Cancelled>) -> Result<(), Cancelled> {
         let line = self.line.lock();
         loop {
             // Under the line's lock. Either the holder is gone, and the lock is taken here; or the line bit is set while
             // it still holds, and its unlock will come to the line.
             let taken = self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
             if taken.is_ok() {
-                return;
+                return Ok(());
             }
+            self.holder.refuse_self("CoMutex");
             // Relaxed: the unlock that fails because of this takes the line's lock, and sees what is done under it.
             match self.state.compare_exchange(HELD, HELD_WITH_LINE, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) | Err(HELD_WITH_LINE) => break,
                 Err(_) => {}
             }
         }
-        self.line.wait(line, || (), || self.unlock());
+        in_line(line, Waiting::CoMutex(&self.holder))
     }
 
     /// Gives the lock up, or hands it to the first in line.
@@ -130,6 +174,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// Never switches. The next holder runs when the running coroutine yields, or else in its loop's next round.
     #[inline]
     fn unlock(&self) {
+        self.holder.clear();
         // Release pairs with the acquires of whoever takes it next.
         if self.state.compare_exchange(HELD, FREE, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();

@@ -4,6 +4,8 @@ use std::fmt;
 
 use super::co_mutex::CoMutexGuard;
 use super::wait_queue::WaitQueue;
+use crate::coroutine::Cancelled;
+use crate::coroutine::waiting::Waiting;
 
 /// Where coroutines wait until something they share has changed. They are woken in the order in which they came.
 ///
@@ -43,7 +45,7 @@ impl CoQueue {
     }
 
     /// Gives the mutex up, waits to be woken, and takes the mutex again. No wake that comes after the mutex was given up
-    /// is missed.
+    /// is missed. Neither cancelling nor a timeout ends the wait: see [`wait_cancellable`](Self::wait_cancellable).
     ///
     /// # Panics
     ///
@@ -55,8 +57,37 @@ impl CoQueue {
     #[track_caller]
     pub fn wait<'a, T: ?Sized>(&self, guard: CoMutexGuard<'a, T>) -> CoMutexGuard<'a, T> {
         let mutex = guard.mutex();
-        self.line.wait(self.line.lock(), move || drop(guard), || _ = self.wake_one());
+        self.line.wait(self.line.lock(), self.waiting(), move || drop(guard), || _ = self.wake_one());
         mutex.lock()
+    }
+
+    /// As [`wait`](Self::wait), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`]; the mutex is not taken again then.
+    ///
+    /// # Panics
+    ///
+    /// Outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn wait_cancellable<'a, T: ?Sized>(
+        &self,
+        guard: CoMutexGuard<'a, T>,
+    ) -> Result<CoMutexGuard<'a, T>, Cancelled> {
+        let mutex = guard.mutex();
+        let woken = || _ = self.wake_one();
+        self.line.wait_cancellable(self.line.lock(), self.waiting(), move || drop(guard), woken)?;
+        // The wake was for this one: to fail now would lose it.
+        Ok(mutex.lock())
+    }
+
+    fn waiting(&self) -> Waiting {
+        Waiting::CoQueue(std::ptr::from_ref(self).addr())
     }
 
     /// Wakes the one that has waited longest. Returns whether there was one.

@@ -15,7 +15,8 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
-use crate::coroutine::{Coroutine, Waker, suspend};
+use crate::coroutine::waiting::{Waiting, suspend_for};
+use crate::coroutine::{Cancelled, Coroutine, Waker};
 
 /// One coroutine's place in the line.
 struct Node {
@@ -72,22 +73,41 @@ impl WaitQueue {
     ///
     /// Yields.
     #[track_caller]
-    pub(super) fn wait(&self, line: Locked<'_>, before_sleep: impl FnOnce(), refused: impl Fn()) {
+    pub(super) fn wait(&self, line: Locked<'_>, waiting: Waiting, before_sleep: impl FnOnce(), refused: impl Fn()) {
+        let granted = self.wait_unless(|_| false, line, waiting, before_sleep, refused);
+        debug_assert!(granted.is_ok(), "only what is cancelled ends early");
+    }
+
+    /// As `wait`, but ends early, without the grant, if the coroutine is cancelled.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub(super) fn wait_cancellable(
+        &self,
+        line: Locked<'_>,
+        waiting: Waiting,
+        before_sleep: impl FnOnce(),
+        refused: impl Fn(),
+    ) -> Result<(), Cancelled> {
+        self.wait_unless(Coroutine::is_cancelled, line, waiting, before_sleep, refused)
+    }
+
+    #[track_caller]
+    fn wait_unless(
+        &self,
+        cancelled: impl Fn(&Coroutine) -> bool,
+        line: Locked<'_>,
+        waiting: Waiting,
+        before_sleep: impl FnOnce(),
+        refused: impl Fn(),
+    ) -> Result<(), Cancelled> {
         /// Leaves the line on the way out, whichever it is.
         struct Leave<'a, R: Fn()>(&'a WaitQueue, &'a Node, R);
         impl<R: Fn()> Drop for Leave<'_, R> {
             fn drop(&mut self) {
-                // Acquire pairs with the release in `grant_first`.
-                if self.1.granted.load(Ordering::Acquire) {
-                    return self.2();
-                }
-                let mut line = self.0.lock();
-                let still_waiting = !self.1.granted.load(Ordering::Relaxed);
-                if still_waiting {
-                    line.remove(self.1);
-                }
-                drop(line);
-                if !still_waiting {
+                if !self.0.leave(self.1) {
                     self.2();
                 }
             }
@@ -107,9 +127,28 @@ impl WaitQueue {
         before_sleep();
         // Acquire pairs with the release in `grant_first`: what the granter did before is seen.
         while !node.granted.load(Ordering::Acquire) {
-            suspend();
+            if cancelled(&current) && self.leave(&node) {
+                std::mem::forget(leave);
+                return Err(Cancelled);
+            }
+            suspend_for(waiting);
         }
         std::mem::forget(leave);
+        Ok(())
+    }
+
+    /// Takes a node off the line, unless it was granted. Returns whether it was still in line.
+    fn leave(&self, node: &Node) -> bool {
+        // Acquire pairs with the release in `grant_first`.
+        if node.granted.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut line = self.lock();
+        let still_waiting = !node.granted.load(Ordering::Relaxed);
+        if still_waiting {
+            line.remove(node);
+        }
+        still_waiting
     }
 }
 

@@ -1,0 +1,239 @@
+//! What a suspended coroutine waits for, who could end that, and what ends it early.
+//!
+//! A coroutine notes what it waits for before it suspends: two words, so it is always on, and a dump or a deadlock report
+//! can tell. Waits for an event (time, a message, a descriptor, I/O) end early with [`Cancelled`] when the coroutine was
+//! cancelled or a [`timeout`](crate::timeout) around it is over; waits for a lock do so only by their `_cancellable` name.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::panic::Location;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Instant;
+use std::{fmt, ptr};
+
+use crate::home::Home;
+
+use super::Cancelled;
+use super::control::{Control, State};
+
+/// What a suspended coroutine waits for. The address tells objects of one kind apart.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Waiting {
+    /// That somebody enters or wakes it: a bare `suspend`.
+    #[default]
+    Enter,
+    /// Its turn: `yield_now`.
+    Turn,
+    Join(&'static Control),
+    CoMutex(*const Holder),
+    Read(*const Holder),
+    Write(*const Holder),
+    Upgrade(*const Holder),
+    CoQueue(usize),
+    Semaphore(usize),
+    Send(usize),
+    Receive(usize),
+    OneShot(usize),
+    Sleep,
+    Readable(i32),
+    Writable(i32),
+    Io,
+    Future,
+    Scope,
+    OtherContext,
+}
+
+impl Waiting {
+    /// Who has what it waits for, if a lock.
+    fn holder(&self) -> Option<&Holder> {
+        match *self {
+            Waiting::CoMutex(holder) | Waiting::Read(holder) | Waiting::Write(holder) | Waiting::Upgrade(holder) => {
+                // SAFETY: *noted while it waits*: the lock is borrowed by the wait that noted it, and the note is read at
+                // home, while the coroutine is suspended in that wait.
+                Some(unsafe { &*holder })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A wait in words.
+pub(crate) struct Told<'a>(&'a Home, Waiting);
+
+impl Waiting {
+    /// In words. `home` is that of the coroutine that waits.
+    pub(crate) fn told_by(self, home: &Home) -> Told<'_> {
+        Told(home, self)
+    }
+}
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Told(home, waiting) = *self;
+        match waiting {
+            Waiting::Enter => f.write_str("to be entered or woken"),
+            Waiting::Turn => f.write_str("its turn"),
+            Waiting::Join(block) => write!(f, "the end of {}", home.own(block).label()),
+            Waiting::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
+            Waiting::Read(lock) => write!(f, "CoRwLock {lock:p}, to read"),
+            Waiting::Write(lock) => write!(f, "CoRwLock {lock:p}, to write"),
+            Waiting::Upgrade(lock) => write!(f, "CoRwLock {lock:p}, to upgrade"),
+            Waiting::CoQueue(queue) => write!(f, "CoQueue {queue:#x}"),
+            Waiting::Semaphore(semaphore) => write!(f, "semaphore {semaphore:#x}"),
+            Waiting::Send(channel) => write!(f, "room in channel {channel:#x}"),
+            Waiting::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
+            Waiting::OneShot(oneshot) => write!(f, "oneshot {oneshot:#x}"),
+            Waiting::Sleep => f.write_str("time to pass"),
+            Waiting::Readable(fd) => write!(f, "descriptor {fd} to be readable"),
+            Waiting::Writable(fd) => write!(f, "descriptor {fd} to be writable"),
+            Waiting::Io => f.write_str("I/O"),
+            Waiting::Future => f.write_str("a future"),
+            Waiting::Scope => f.write_str("the coroutines of its scope"),
+            Waiting::OtherContext => f.write_str("another context"),
+        }?;
+        let Some(taken) = waiting.holder().and_then(Holder::get) else { return Ok(()) };
+        f.write_str(", held by ")?;
+        match taken.block {
+            None => f.write_str("a thread")?,
+            Some(block) if block.context() != home.shared.id() => f.write_str("a coroutine of another context")?,
+            Some(block) => match home.own(block).state.get() {
+                State::Free | State::Finished => f.write_str("one that has ended")?,
+                State::Suspended | State::Scheduled | State::Entered => write!(f, "{}", home.own(block).label())?,
+            },
+        }
+        write!(f, " since {}", taken.at)
+    }
+}
+
+/// As [`suspend`](super::suspend); notes what for.
+///
+/// # Control
+///
+/// Yields.
+#[inline]
+#[track_caller]
+pub(crate) fn suspend_for(waiting: Waiting) {
+    Home::expect("a wait of a coroutine").suspend_for(waiting);
+}
+
+/// Who has a lock, and where it was taken. For messages, and to find out who would wait for itself. Relaxed: a coroutine
+/// sees what it wrote itself, and of others' writes nothing depends.
+#[derive(Default)]
+pub(crate) struct Holder {
+    block: AtomicPtr<Control>,
+    at: AtomicPtr<Location<'static>>,
+}
+
+impl Holder {
+    pub(crate) const fn new() -> Holder {
+        Holder { block: AtomicPtr::new(ptr::null_mut()), at: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// The lock was taken by whoever runs now.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn note(&self) {
+        let block = Home::current().and_then(Home::running).map_or(ptr::null(), ptr::from_ref);
+        self.block.store(block.cast_mut(), Ordering::Relaxed);
+        self.at.store(ptr::from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// The lock is about to be given up.
+    #[inline]
+    pub(crate) fn clear(&self) {
+        self.block.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// Panics if the running coroutine has the lock: it would wait for itself (rule S6).
+    #[track_caller]
+    pub(crate) fn refuse_self(&self, what: &str) {
+        if let (Some(home), Some(taken)) = (Home::current(), self.get())
+            && let (Some(running), Some(holder)) = (home.running(), taken.block)
+            && ptr::eq(running, holder)
+        {
+            panic!(
+                "{} locks a {what} that it holds already, since {}; it would wait for itself: drop the guard first, or \
+                 pass it on",
+                home.own(running).label(),
+                taken.at
+            );
+        }
+    }
+
+    fn get(&self) -> Option<Taken> {
+        // SAFETY: both were made of &'static, and control blocks are type-stable.
+        unsafe {
+            let at = self.at.load(Ordering::Relaxed).as_ref()?;
+            Some(Taken { block: self.block.load(Ordering::Relaxed).as_ref(), at })
+        }
+    }
+}
+
+struct Taken {
+    /// `None`: on a thread's own stack, or in the loop.
+    block: Option<&'static Control>,
+    at: &'static Location<'static>,
+}
+
+/// A [`timeout`](crate::timeout) that runs. It lies on the stack of its coroutine, which alone touches it.
+pub(crate) struct Limit {
+    pub(crate) deadline: Instant,
+    /// Some wait ended early because of it.
+    pub(crate) hit: Cell<bool>,
+    pub(crate) outer: *const Limit,
+}
+
+impl Home {
+    /// Whether waits of this coroutine end early: it was cancelled, or a timeout is over. The outermost one is told.
+    #[inline]
+    pub(crate) fn is_cancelled(&self, block: &'static Control) -> bool {
+        // Mostly neither.
+        (block.ticket.is_cancelled() || !self.own(block).limits.get().is_null()) && self.is_cancelled_now(block)
+    }
+
+    #[cold]
+    fn is_cancelled_now(&self, block: &'static Control) -> bool {
+        let own = self.own(block);
+        if own.shields.get() > 0 {
+            return false;
+        }
+        if block.ticket.is_cancelled() {
+            return true;
+        }
+        let now = Instant::now();
+        let mut over = None;
+        let mut next = own.limits.get();
+        // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which takes it off before it
+        // returns.
+        while let Some(limit) = unsafe { next.as_ref() } {
+            if limit.deadline <= now {
+                over = Some(limit);
+            }
+            next = limit.outer;
+        }
+        over.inspect(|limit| limit.hit.set(true)).is_some()
+    }
+
+    /// Suspends the running coroutine until `look` finds something; or until the wait is cut short, then it is [`Cancelled`].
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub(crate) fn suspend_until<R>(
+        &self,
+        waiting: Waiting,
+        mut look: impl FnMut() -> Option<R>,
+    ) -> Result<R, Cancelled> {
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            if self.running().is_some_and(|block| self.is_cancelled(block)) {
+                return Err(Cancelled);
+            }
+            self.suspend_for(waiting);
+        }
+    }
+}
