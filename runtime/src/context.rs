@@ -32,8 +32,10 @@ pub(crate) mod bottom_half;
 pub(crate) mod fd;
 pub(crate) mod lock;
 pub(crate) mod notify;
+mod poll_while;
 pub(crate) mod shared;
 pub(crate) mod source;
+pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod wake;
 
@@ -236,7 +238,8 @@ impl AioContext {
         shared.watches.mask_running(&shared.epoll);
         shared.sleep.going_to_sleep();
         let due = home.has_ready()
-            || shared.wakes.is_pending()
+            || shared.arrivals.is_pending()
+            || shared.take_kick()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
             || source.is_some_and(|source| source.is_ready());

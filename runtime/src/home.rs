@@ -31,10 +31,11 @@ use std::{fmt, ptr};
 
 use crate::context::Source;
 use crate::context::shared::Shared;
+use crate::context::wake::Arrival;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::stack::StackPool;
 
-mod life;
+pub(crate) mod life;
 mod switch;
 mod wake;
 
@@ -66,8 +67,8 @@ pub(crate) struct Home {
     serial: Cell<u64>,
     /// When the loop last looked at the clock: milliseconds since the context began.
     pub(crate) clock: Cell<u32>,
-    /// Kept so that taking over what other threads woke allocates nothing.
-    wake_buffer: Cell<Vec<CoroutineId>>,
+    /// Kept so that taking over what other threads bring allocates nothing.
+    arrival_buffer: Cell<Vec<Arrival>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
 }
@@ -91,7 +92,7 @@ impl Home {
             stacks: StackPool::new(stack_size),
             serial: Cell::new(0),
             clock: Cell::new(0),
-            wake_buffer: Cell::new(Vec::new()),
+            arrival_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
         };
         HOME.set(&home);
@@ -186,7 +187,7 @@ impl Home {
     ///
     /// Enters.
     pub(crate) fn run_ready(&self) -> bool {
-        self.accept_wakes();
+        self.accept();
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
@@ -202,14 +203,21 @@ impl Home {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
 
-    /// Takes over what other threads woke.
-    fn accept_wakes(&self) {
-        if !self.shared.wakes.is_pending() {
+    /// Takes over what other threads bring.
+    fn accept(&self) {
+        if !self.shared.arrivals.is_pending() {
             return;
         }
-        let mut woken = self.wake_buffer.take();
-        self.shared.wakes.take_all(&mut woken);
-        for id in woken.drain(..) {
+        let mut arrived = self.arrival_buffer.take();
+        self.shared.arrivals.take_all(&mut arrived);
+        for arrival in arrived.drain(..) {
+            let id = match arrival {
+                Arrival::Wake(id) => id,
+                Arrival::Begin(begin) => {
+                    begin();
+                    continue;
+                }
+            };
             // A coroutine that ran since, or ended, has had its wake (rules W3 and W4).
             if !id.is_live() || !id.block.ticket.is_scheduled() {
                 continue;
@@ -221,7 +229,7 @@ impl Home {
                 State::Scheduled | State::Finished | State::Free => {}
             }
         }
-        self.wake_buffer.set(woken);
+        self.arrival_buffer.set(arrived);
     }
 
     /// Ends what is left, in the order in which it was created: unwinds every coroutine (rule C9). Returns the payload of
@@ -247,7 +255,7 @@ impl Home {
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
-                State::Finished => self.discard(block),
+                State::Finished => drop(self.discard(block)),
                 // Its join handle lay on the stack of another one, and went with it.
                 State::Free => {}
                 State::Entered => unreachable!("nothing is entered when the loop has returned"),
@@ -267,6 +275,39 @@ impl Home {
         let suspended =
             |block: &&'static Control| matches!(self.own(block).state.get(), State::Suspended | State::Scheduled);
         cfg!(panic = "abort") && self.blocks.all().iter().any(suspended)
+    }
+
+    /// Ends one coroutine here and now, for a scope whose own stack unwinds, and drops its result. Returns the payload of
+    /// its panic, if it left one.
+    pub(crate) fn end_now(&self, id: CoroutineId) -> Option<Box<dyn Any + Send>> {
+        if !id.is_live() {
+            return None;
+        }
+        let block = id.block;
+        match self.own(block).state.get() {
+            State::Free => return None,
+            State::Finished => return self.discard(block),
+            State::Suspended => {}
+            State::Scheduled => self.unlist(block),
+            State::Entered => abort(format_args!(
+                "a scope unwinds beneath its coroutine {}, which would outlive what it borrows",
+                self.own(block).label()
+            )),
+        }
+        catch_unwind(AssertUnwindSafe(|| self.unwind(block))).err()
+    }
+
+    /// Takes one that is scheduled off the list that it is on.
+    fn unlist(&self, block: &'static Control) {
+        let mut lists = vec![&self.ready, &self.taken];
+        let mut frame = self.frame();
+        while let Some(above) = frame {
+            lists.push(&above.woken);
+            // SAFETY: as in `frame`.
+            frame = unsafe { above.parent.as_ref() };
+        }
+        let found = lists.into_iter().any(|list| list.remove(block));
+        assert!(found, "what is scheduled is on a list");
     }
 
     fn unwind(&self, block: &'static Control) {

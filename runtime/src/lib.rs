@@ -31,7 +31,9 @@ mod atomic {
 }
 pub(crate) mod context;
 mod coroutine;
+mod future;
 mod home;
+mod scope;
 mod sync;
 mod sys;
 mod task;
@@ -39,6 +41,7 @@ mod task;
 pub use context::bottom_half::BottomHalf;
 pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
+pub use context::thread::LoopThread;
 pub use context::timer::Timer;
 pub use context::{AioContext, AtHome, ContextBuilder, Source};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
@@ -46,6 +49,8 @@ pub use coroutine::{
     Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
+pub use future::{RemoteHandle, await_future};
+pub use scope::{Scope, ScopedHandle, scope};
 pub use sync::{CoMutex, CoMutexGuard, CoQueue};
 pub use task::{JoinHandle, spawn};
 

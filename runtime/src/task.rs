@@ -6,11 +6,14 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::thread;
 
-use crate::coroutine::control::{CoroutineId, State};
+use crate::coroutine::control::{CoroutineId, Joiner, State};
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
@@ -89,7 +92,7 @@ impl Builder {
 /// Waits for a spawned coroutine and takes its result. Stays on its thread.
 #[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
 pub struct JoinHandle<T> {
-    id: CoroutineId,
+    pub(crate) id: CoroutineId,
     _result: PhantomData<(*const (), T)>,
 }
 
@@ -122,7 +125,7 @@ impl<T> JoinHandle<T> {
             match home.running() {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
-                    own.joiner.set(Some(running.id()));
+                    own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));
                 }
                 // A destructor at the very end: nobody will run it any more.
@@ -165,6 +168,24 @@ impl<T> JoinHandle<T> {
             Some(home) => home.own(self.id.block).state.get() == State::Finished,
             None => true,
         }
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = thread::Result<T>;
+
+    /// As [`join`](JoinHandle::join), for whoever polls futures on this thread; see
+    /// [`await_future`](crate::await_future).
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
+        let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+            return Poll::Ready(Err(Box::new(Cancelled)));
+        };
+        let own = home.own(self.id.block);
+        if own.state.get() == State::Finished {
+            return Poll::Ready(home.fetch(self.id.block));
+        }
+        own.joiner.set(Some(Joiner::Task(context.waker().clone())));
+        Poll::Pending
     }
 }
 

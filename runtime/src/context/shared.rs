@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
@@ -15,9 +15,10 @@ use super::bottom_half::BottomHalves;
 use super::fd::Watches;
 use super::lock::ContextLock;
 use super::notify::SleepState;
+use super::poll_while::Onlookers;
 use super::source::Source;
 use super::timer::Timers;
-use super::wake::WakeList;
+use super::wake::{Arrival, Arrivals};
 
 /// The token by which the epoll set reports the loop's own eventfd.
 pub(crate) const KICK_TOKEN: u64 = u64::MAX;
@@ -27,10 +28,13 @@ pub(crate) struct Shared {
     pub(crate) sleep: SleepState,
     pub(crate) epoll: Epoll,
     kick: EventFd,
-    pub(crate) wakes: WakeList,
+    pub(crate) arrivals: Arrivals,
+    /// Somebody wants the loop to look again at what it polls for.
+    kicked: AtomicBool,
     pub(crate) bottom_halves: BottomHalves,
     pub(crate) watches: Watches,
     pub(crate) timers: Timers,
+    pub(crate) onlookers: Onlookers,
     /// Counts rounds that had other work, so that watches get their turn.
     pub(crate) busy_rounds: AtomicU32,
     /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
@@ -48,10 +52,12 @@ impl Shared {
             sleep: SleepState::new(),
             epoll,
             kick,
-            wakes: WakeList::default(),
+            arrivals: Arrivals::default(),
+            kicked: AtomicBool::new(false),
             bottom_halves: BottomHalves::default(),
             watches: Watches::default(),
             timers: Timers::default(),
+            onlookers: Onlookers::default(),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
         }))
@@ -76,6 +82,27 @@ impl Shared {
         }
     }
 
+    /// Makes the loop return from a blocking poll, now or the next time: what it polls for may have come true.
+    pub(crate) fn kick(&self) {
+        // Relaxed: the fences of `SleepState` order it before the loop's last look.
+        self.kicked.store(true, Ordering::Relaxed);
+        self.notify();
+    }
+
+    /// Whether somebody kicked; that is over with this look.
+    pub(crate) fn take_kick(&self) -> bool {
+        // Acquire, though the fences do for the loop: who polls for a flag of its own sees it then.
+        self.kicked.load(Ordering::Relaxed) && self.kicked.swap(false, Ordering::Acquire)
+    }
+
+    /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.
+    pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
+        match self.arrivals.push(Arrival::Begin(begin)) {
+            Ok(()) => self.notify(),
+            Err(refused) => drop(refused),
+        }
+    }
+
     /// Drops what users registered: after this the context does nothing any more.
     pub(crate) fn close(&self) {
         let source = self.source.lock().take();
@@ -83,5 +110,6 @@ impl Shared {
         self.bottom_halves.clear();
         self.watches.clear(&self.epoll);
         self.timers.clear();
+        drop(self.arrivals.close());
     }
 }

@@ -110,7 +110,7 @@ pub(crate) struct Own {
     pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
     pub(crate) lease: Cell<Option<StackLease>>,
     pub(crate) packet: Cell<Option<Packet>>,
-    pub(crate) joiner: Cell<Option<CoroutineId>>,
+    pub(crate) joiner: Cell<Option<Joiner>>,
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
     pub(crate) created_at: Cell<&'static Location<'static>>,
@@ -122,6 +122,13 @@ pub(crate) struct Own {
     pub(crate) limits: Cell<*const Limit>,
     /// How often it put cancellation off.
     pub(crate) shields: Cell<u32>,
+}
+
+/// Who waits for a coroutine's end.
+pub(crate) enum Joiner {
+    Coroutine(CoroutineId),
+    /// Whoever polls its join handle as a future.
+    Task(std::task::Waker),
 }
 
 /// Where a coroutine's outcome lies, at the top of its own stack, without its type.
@@ -340,6 +347,21 @@ impl ControlList {
             self.tail.set(None);
         }
         Some(block)
+    }
+
+    /// Takes `block` off, wherever it stands. Returns whether it was on this list.
+    pub(crate) fn remove(&self, block: &'static Control) -> bool {
+        let rest = ControlList::new();
+        rest.append(self);
+        let mut found = false;
+        while let Some(next) = rest.pop() {
+            if ptr::eq(next, block) {
+                found = true;
+            } else {
+                self.push(next);
+            }
+        }
+        found
     }
 
     /// Moves all of `other` to the end of this list.

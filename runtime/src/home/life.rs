@@ -11,7 +11,7 @@ use std::{io, thread};
 
 use corosensei::Yielder;
 
-use crate::coroutine::control::{Control, CoroutineId, Machine, Packet, Resume, State};
+use crate::coroutine::control::{Control, CoroutineId, Joiner, Machine, Packet, Resume, State};
 use crate::coroutine::stack::RunningStack;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Cancelled};
@@ -115,8 +115,10 @@ impl Home {
         // SAFETY: the machine is still in its place; it is dropped here, once, being done.
         unsafe { (*own.machine.get()).assume_init_drop() };
         if !own.propagates.get() && !own.detached.get() {
-            if let Some(joiner) = own.joiner.take() {
-                self.wake(joiner);
+            match own.joiner.take() {
+                Some(Joiner::Coroutine(joiner)) => self.wake(joiner),
+                Some(Joiner::Task(waker)) => waker.wake(),
+                None => {}
             }
             return None;
         }
@@ -143,16 +145,17 @@ impl Home {
         let own = self.own(block);
         own.detached.set(true);
         if own.state.get() == State::Finished {
-            self.discard(block);
+            drop(self.discard(block));
         }
     }
 
-    pub(super) fn discard(&self, block: &'static Control) {
+    /// Drops a finished one's value, or returns the payload of its panic.
+    pub(super) fn discard(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
         // Taken already: its destructor is running, and brought us here.
-        let Some(packet) = self.own(block).packet.take() else { return };
+        let packet = self.own(block).packet.take()?;
         let _release = Release { home: self, block };
         // SAFETY: as in `finish`.
-        drop(unsafe { (packet.payload)(packet.place) });
+        unsafe { (packet.payload)(packet.place) }
     }
 }
 
