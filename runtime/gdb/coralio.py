@@ -78,8 +78,8 @@ def text(value):
 
 def place(cell):
     """A Location, by reference. Its fields differ from one standard library to the next."""
-    location = leaf(cell)
-    if int(location) == 0:
+    location = pointer(cell)
+    if location is None or int(location) == 0:
         return None
     location = location.dereference()
     file, line, column = (named(location, name) for name in ("file", "line", "col"))

@@ -80,12 +80,14 @@ fn assert_lines(said: &str, expected: &[&str]) {
     }
 }
 
-const QUESTIONS: [&str; 6] = [
+const QUESTIONS: [&str; 8] = [
     "coralio coroutines",
     "coralio bt all",
     "coralio select 'bob to alice'",
     "frame function hung::transfer",
     "info args",
+    "frame apply all -q -s x/a $rbp+8",
+    "bt -2",
     "coralio select",
 ];
 
@@ -113,6 +115,11 @@ fn assert_answers(said: &str) {
     assert_lines(said, &expected);
     let mut listed = said.lines().filter(|line| line.contains("; created at "));
     assert!(listed.all(|line| line.contains("examples/hung.rs:")), "{said}");
+    // corosensei's first frame has its record where rbp points, below the function that it calls: so rbp was right.
+    let records = said.lines().filter(|line| line.starts_with("0x") && line.contains("coroutine_func"));
+    assert_ne!(records.count(), 0, "{said}");
+    // That frame is the last, but for the zero that it is called by.
+    assert!(said.contains(" in stack_init_trampoline ()\n"), "{said}");
     for (label, waits_in, called_by) in [
         ("'alice to bob'", "CoMutex::lock at ", "hung::transfer at "),
         ("'bob to alice'", "CoMutex::lock at ", "hung::transfer at "),
@@ -134,15 +141,15 @@ fn a_live_process_and_its_core_files() {
     let (whole, plain) = (Scratch::new("whole"), Scratch::new("plain"));
     let dump = |command, file: &Scratch| format!("{command} {}", file.0.display());
     let dumps = [dump("coralio core", &whole), dump("generate-core-file", &plain)];
-    let commands = [&QUESTIONS[..], &["bt -1", &dumps[0], &dumps[1]]].concat();
+    let commands = [&["coralio bt #3", "bt -1"], &QUESTIONS[..], &["bt -1", &dumps[0], &dumps[1]]].concat();
     let pid = hung.0.id().to_string();
     let Some(said) = gdb(|gdb| gdb.args(["-p", &pid]), &commands) else { return };
     if !has_types(&said) {
         return;
     }
     assert_answers(&said);
-    // When it has been led back, gdb sees the thread's own stack.
-    assert!(said.contains(" in _start ()"), "{said}");
+    // Led back, both times, gdb sees the thread's own stack.
+    assert_eq!(said.matches(" in _start ()").count(), 2, "{said}");
     assert_eq!(hung.0.try_wait().unwrap(), None, "being looked at, it goes on");
 
     let core = |file: &Scratch| gdb(|gdb| gdb.arg(program()).arg(&file.0), &QUESTIONS).unwrap();
