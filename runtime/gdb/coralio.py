@@ -108,7 +108,7 @@ def symbol(name):
 class Coroutine:
     """One that has begun and has not been done with. Plain numbers and texts."""
 
-    def __init__(self, control, own):
+    def __init__(self, control, own, stack_pointers):
         self.context = int(leaf(control["context"]))
         self.serial = int(leaf(own["serial"]))
         # RefCell<Option<Cow<str>>>: it has a length only if there is one.
@@ -117,28 +117,28 @@ class Coroutine:
         self.state = variant(own)
         self.created_at = place(own["created_at"])
         self.suspended_at = place(own["suspended_at"]) if has_field(own, "suspended_at") else None
-        self.sp = self.initial_sp = self.limit = self.base = 0
-        if self.state != "Finished":
-            # Of Option<NonZero>, None is 0: the machine runs.
+        self.sp = self.initial_sp = self.limit = 0
+        self.thread = None
+        if self.state == "Finished":
+            return
+        self.initial_sp = int(leaf(named(own["machine"], "initial_stack_ptr")))
+        stack = named(own["machine"], "stack")
+        self.limit, base = int(leaf(stack["limit"])), int(leaf(stack["base"]))
+        self.thread = next((number for number, sp in stack_pointers if self.limit <= sp < base), None)
+        # While it runs, optimised programs leave an old stack pointer there. And a moment before it is suspended it is
+        # called so already.
+        if self.state != "Entered" and self.thread is None:
             self.sp = words(int(named(own["machine"], "stack_ptr").address), 1)[0]
-            self.initial_sp = int(leaf(named(own["machine"], "initial_stack_ptr")))
-            stack = named(own["machine"], "stack")
-            self.limit, self.base = int(leaf(stack["limit"])), int(leaf(stack["base"]))
 
     def is_started(self):
         return self.sp != self.initial_sp
 
-    def thread(self, stack_pointers):
-        """The number of the thread that runs on its stack."""
-        return next((number for number, sp in stack_pointers if self.limit <= sp < self.base), None)
-
-    def describe(self, stack_pointers):
+    def describe(self):
         if self.state == "Finished":
             return "ended, its result is not fetched"
         if self.sp:
             return self.state.lower() + ("" if self.is_started() else ", not started")
-        thread = self.thread(stack_pointers)
-        return "entered, beneath others" if thread is None else "entered, runs on thread %d" % thread
+        return "entered, beneath others" if self.thread is None else "entered, runs on thread %d" % self.thread
 
 
 def has_field(value, name):
@@ -153,7 +153,7 @@ def variant(own):
 
 def coroutines():
     """All of them, context by context, in the order in which they were made."""
-    found = []
+    found, on_threads = [], stack_pointers()
     chunk = pointer(symbol(CHUNKS))
     while int(chunk):
         blocks = chunk.dereference()["blocks"]
@@ -161,7 +161,7 @@ def coroutines():
         for index in range(first, last + 1):
             own = blocks[index]["own"]
             if variant(own) != "Free":
-                found.append(Coroutine(blocks[index], own))
+                found.append(Coroutine(blocks[index], own, on_threads))
         chunk = pointer(chunk.dereference()["next"])
     return sorted(found, key=lambda coroutine: (coroutine.context, coroutine.serial))
 
@@ -179,15 +179,19 @@ def chosen(argument):
 
 
 def stack_pointers():
-    """Number and stack pointer of each thread."""
-    require_x86_64()
+    """Number and stack pointer of each thread, where they are known."""
+    if not is_x86_64():
+        return []
     before, found = gdb.selected_thread(), []
+    selected = gdb.selected_frame() if before is not None and before.is_stopped() else None
     for thread in gdb.selected_inferior().threads():
         if not thread.is_running():
             thread.switch()
             found.append((thread.num, int(gdb.newest_frame().read_register("rsp"))))
     if before is not None:
         before.switch()
+    if selected is not None and selected.is_valid():
+        selected.select()
     return found
 
 
@@ -227,7 +231,7 @@ class Detour(Unwinder):
             return self.called_by(pending, self.target.sp, pc, saved)
         # corosensei's first frame leads to whoever entered the coroutine last, a stack that has changed since.
         if sp == self.target.initial_sp + 8:
-            return self.called_by(pending, sp + 8, pc, {"rip": 0, "rsp": self.target.base})
+            return self.called_by(pending, sp + 8, pc, {"rip": 0, "rsp": sp + 8})
         return None
 
     def called_by(self, pending, sp, pc, saved):
@@ -281,13 +285,13 @@ def led_to(target):
             selected.select()
 
 
-def why_not(coroutine, stack_pointers):
+def why_not(coroutine):
     """Why it has no frames of its own to show; None if it has."""
     if coroutine.state == "Finished":
         return "It has ended."
     if not coroutine.sp:
-        thread = coroutine.thread(stack_pointers)
-        where = "a thread's own backtrace" if thread is None else "`thread apply %d bt`" % thread
+        number = coroutine.thread
+        where = "a thread's own backtrace" if number is None else "`thread apply %d bt`" % number
         return "It is entered: its frames are in %s." % where
     if not coroutine.is_started():
         return "It has not been started."
@@ -332,7 +336,6 @@ class ListCoroutines(gdb.Command):
 
     def invoke(self, argument, from_tty):
         every = coroutines()
-        on_threads = stack_pointers() if is_x86_64() else []
         width = max((len(coroutine.label) for coroutine in every), default=0)
         context = None
         for coroutine in every:
@@ -340,7 +343,7 @@ class ListCoroutines(gdb.Command):
                 context = coroutine.context
                 gdb.write("context 0x%x\n" % context)
             line = "  %-*s  %s; created at %s" % (
-                width, coroutine.label, coroutine.describe(on_threads), coroutine.created_at)
+                width, coroutine.label, coroutine.describe(), coroutine.created_at)
             if coroutine.suspended_at is not None and coroutine.is_started():
                 line += "; suspended last at %s" % coroutine.suspended_at
             gdb.write(line + "\n")
@@ -355,10 +358,9 @@ class Backtrace(gdb.Command):
 
     def invoke(self, argument, from_tty):
         require_x86_64()
-        on_threads = stack_pointers()
         for coroutine in chosen(argument.strip()):
-            gdb.write("%s: %s\n" % (coroutine.label, coroutine.describe(on_threads)))
-            reason = why_not(coroutine, on_threads)
+            gdb.write("%s: %s\n" % (coroutine.label, coroutine.describe()))
+            reason = why_not(coroutine)
             if reason is not None:
                 gdb.write("    %s\n" % reason)
                 continue
@@ -387,7 +389,7 @@ and `return` would mean the thread."""
         found = chosen(argument.strip())
         if len(found) > 1:
             raise gdb.GdbError("coralio: %d coroutines are called so; select one of them" % len(found))
-        reason = why_not(found[0], stack_pointers())
+        reason = why_not(found[0])
         if reason is not None:
             raise gdb.GdbError("coralio: %s: %s" % (found[0].label, reason))
         DETOUR.lead(found[0])

@@ -80,12 +80,11 @@ fn assert_lines(said: &str, expected: &[&str]) {
     }
 }
 
-const QUESTIONS: [&str; 8] = [
+const QUESTIONS: [&str; 7] = [
     "coralio coroutines",
     "coralio bt all",
     "coralio select 'bob to alice'",
-    "frame function hung::transfer",
-    "info args",
+    "frame apply all -q -s info args",
     "frame apply all -q -s x/a $rbp+8",
     "bt -2",
     "coralio select",
