@@ -247,13 +247,41 @@ impl fmt::Display for Label {
     }
 }
 
+/// What blocks are made in.
+struct Chunk {
+    blocks: [Control; 64],
+    /// The one made before this.
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    /// A new one, for ever.
+    fn leak() -> &'static Chunk {
+        let blocks = std::array::from_fn(|_| Control::new());
+        let chunk = Box::leak(Box::new(Chunk { blocks, next: AtomicPtr::new(ptr::null_mut()) }));
+        let mut newest = CHUNKS.load(Ordering::Relaxed);
+        loop {
+            chunk.next.store(newest, Ordering::Relaxed);
+            // Release, for whoever stops the process and looks: what is on the list has been made, and its `next` set.
+            match CHUNKS.compare_exchange_weak(newest, chunk, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return chunk,
+                Err(newer) => newest = newer,
+            }
+        }
+    }
+}
+
+/// All chunks that were ever made, newest first. Nothing here reads it: `gdb/coralio.py` finds all coroutines by it, live
+/// or in a core file, and knows it, `Chunk` and `Control` by the names of their fields.
+#[used]
+static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
+
 /// Blocks that no context holds.
-static SPARE: Mutex<Vec<&'static [Control; CHUNK]>> = Mutex::new(Vec::new());
-const CHUNK: usize = 64;
+static SPARE: Mutex<Vec<&'static Chunk>> = Mutex::new(Vec::new());
 
 /// The blocks that one context holds. They go back when it ends.
 pub(crate) struct Blocks {
-    chunks: Cell<Vec<&'static [Control; CHUNK]>>,
+    chunks: Cell<Vec<&'static Chunk>>,
     free: Cell<Option<&'static Control>>,
 }
 
@@ -284,11 +312,11 @@ impl Blocks {
     #[cold]
     fn grow(&self) {
         let spare = SPARE.lock().pop();
-        let chunk = spare.unwrap_or_else(|| Box::leak(Box::new(std::array::from_fn(|_| Control::new()))));
+        let chunk = spare.unwrap_or_else(Chunk::leak);
         let mut chunks = self.chunks.take();
         chunks.push(chunk);
         self.chunks.set(chunks);
-        for block in chunk.iter().rev() {
+        for block in chunk.blocks.iter().rev() {
             self.give_back(block);
         }
     }
@@ -296,7 +324,7 @@ impl Blocks {
     /// All blocks, free ones too.
     pub(crate) fn all(&self) -> Vec<&'static Control> {
         let chunks = self.chunks.take();
-        let all = chunks.iter().flat_map(|chunk| chunk.iter()).collect();
+        let all = chunks.iter().flat_map(|chunk| chunk.blocks.iter()).collect();
         self.chunks.set(chunks);
         all
     }
