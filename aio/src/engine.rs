@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, AtHome, Source};
 
+use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, Policy};
 use crate::queue::Pending;
@@ -139,7 +140,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's.
+    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's;
+    /// [`Cancelled`](coralio_runtime::Cancelled) if the coroutine was cancelled before.
     ///
     /// # Panics
     ///
@@ -157,7 +159,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
         let result = unsafe { self.perform(operation) };
-        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
+        if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
     /// As `transfer`; an error is a negative `errno`.
@@ -178,7 +180,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline(always)]
     unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
-        let slot = self.requests.allocate(current);
+        if here.check_cancelled().is_err() {
+            return -i64::from(libc::ECANCELED);
+        }
+        let slot = self.requests.allocate(current, here.clock());
         let request = InFlight { engine: self, slot };
         let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
         if !gathers {
@@ -295,6 +300,18 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 
     fn is_ready(&self) -> bool {
         self.kernel.peek().is_some() || self.can_submit()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
+    }
+
+    fn describe(&self, clock: u32) -> String {
+        let mut text = self.state();
+        for since in self.requests.ages() {
+            text += &format!("\n  a request, for {} ms", clock.wrapping_sub(since));
+        }
+        text
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {

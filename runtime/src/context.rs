@@ -5,11 +5,12 @@
 //!   under the context's lock:
 //!     round:  source.dispatch      completions are reaped, coroutines entered
 //!             bottom halves        in the order they were scheduled
-//!             watches              what epoll reported
+//!             watches              what epoll reported; poll handlers, looked at in memory
 //!             timers               in order of time
 //!             ready coroutines     spawned, rescheduled, woken from elsewhere (home thread only)
 //!             source.flush         what gathered meanwhile is submitted, in one system call
 //!   if nothing was done and it may block:
+//!     for a while, keep looking at what can be looked at in memory
 //!     announce the sleep, look once more, give the lock up whole, sleep, one more round
 //! ```
 //!
@@ -17,12 +18,13 @@
 
 #![allow(unsafe_code)]
 
+use std::hint;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::coroutine::stack::DEFAULT_STACK_SIZE;
 use crate::coroutine::{Coroutine, Token};
@@ -33,12 +35,15 @@ pub(crate) mod fd;
 pub(crate) mod lock;
 pub(crate) mod notify;
 mod poll_while;
+pub(crate) mod polling;
+mod readiness;
 pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod wake;
 
+pub use readiness::{wait_readable, wait_writable};
 use shared::Shared;
 pub use source::{AtHome, Source};
 
@@ -56,12 +61,24 @@ pub struct AioContext {
 #[must_use]
 pub struct ContextBuilder {
     stack_size: usize,
+    poll_limit: Duration,
 }
 
 impl ContextBuilder {
     /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
     pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
         self.stack_size = bytes;
+        self
+    }
+
+    /// For how long the loop may keep looking at sources in memory, the I/O engine's ring first of all, before it sleeps.
+    /// Without it, not at all. How long it does look, it learns for each source: longer while that pays, less and less
+    /// while it does not.
+    ///
+    /// It buys latency with CPU time: what comes while the loop looks is not woken for. A limit twice the latency of the
+    /// device is a good one.
+    pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
+        self.poll_limit = limit;
         self
     }
 
@@ -76,6 +93,7 @@ impl ContextBuilder {
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         let context = AioContext { shared: Shared::new()? };
+        context.set_poll_limit(self.poll_limit);
         Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |_home| {
             /// Closes it while the home is still there, whatever way out `f` takes.
             struct Close<'a>(&'a AioContext);
@@ -142,7 +160,7 @@ impl AioContext {
 
     /// For a stack size of one's own, or errors instead of panics.
     pub fn builder() -> ContextBuilder {
-        ContextBuilder { stack_size: DEFAULT_STACK_SIZE }
+        ContextBuilder { stack_size: DEFAULT_STACK_SIZE, poll_limit: Duration::ZERO }
     }
 
     /// The context that this thread is home to, if it runs one.
@@ -187,7 +205,7 @@ impl AioContext {
         let _guard = self.acquire();
         match home {
             Some(home) => {
-                home.round(|| self.round(home)) || blocking && self.sleep(home) && home.round(|| self.round(home))
+                home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
             }
             None => self.foreign_round(),
         }
@@ -196,9 +214,11 @@ impl AioContext {
     fn round(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= shared.pollers.run();
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
         progress | source.is_some_and(|source| source.flush(false))
@@ -210,6 +230,7 @@ impl AioContext {
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= self.shared.pollers.run();
         progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(false))
     }
@@ -228,38 +249,93 @@ impl AioContext {
         shared.watches.run(&shared.epoll)
     }
 
-    /// Nothing was due. Sleeps until something is; returns whether it is worth another round.
-    fn sleep(&self, home: &Home) -> bool {
+    /// Nothing was due. Waits until something is; returns whether it is worth another round.
+    fn wait(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         if source.is_some_and(|source| home.round(|| source.flush(true))) {
             return true;
         }
-        shared.watches.mask_running(&shared.epoll);
-        shared.sleep.going_to_sleep();
-        let due = home.has_ready()
+        let limit = shared.poll_limit.load(Ordering::Relaxed);
+        let pollable = limit > 0 && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
+        if !pollable {
+            self.sleep(home);
+            return true;
+        }
+        let began = Instant::now();
+        if !self.keep_looking(home, began) {
+            self.sleep(home);
+            let waited = began.elapsed().as_nanos() as u64;
+            shared.pollers.learn(waited, limit);
+            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready()), limit);
+        }
+        true
+    }
+
+    /// Looks for what can be seen in memory, as long as it is worth it. Returns whether something came.
+    fn keep_looking(&self, home: &Home, began: Instant) -> bool {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        let window = home.source_window.ns().max(shared.pollers.longest());
+        if window == 0 {
+            return false;
+        }
+        let until_timer = self.time_left().map_or(u64::MAX, |left| left.as_nanos() as u64);
+        shared.unlocked(home, || {
+            loop {
+                let looked = began.elapsed().as_nanos() as u64;
+                let came = self.is_due(home)
+                    || home.source_window.ns() >= looked && source.is_some_and(|source| source.is_ready())
+                    || shared.pollers.is_ready(looked);
+                if came || looked >= window || looked >= until_timer {
+                    return came;
+                }
+                hint::spin_loop();
+            }
+        })
+    }
+
+    /// Whether there is something to do that no system call need tell of.
+    fn is_due(&self, home: &Home) -> bool {
+        let shared = &*self.shared;
+        home.has_ready()
             || shared.arrivals.is_pending()
-            || shared.take_kick()
+            || shared.is_kicked()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
-            || source.is_some_and(|source| source.is_ready());
+    }
+
+    /// How long until a timer or an idle bottom half is due; `None` without any.
+    fn time_left(&self) -> Option<Duration> {
+        self.shared.bottom_halves.time_left().into_iter().chain(self.shared.timers.time_left()).min()
+    }
+
+    fn sleep(&self, home: &Home) {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        shared.watches.mask_running(&shared.epoll);
+        shared.sleep.going_to_sleep();
+        let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
         if !due {
-            let timeout = shared.bottom_halves.time_left().into_iter().chain(shared.timers.time_left()).min();
+            let timeout = self.time_left();
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
             let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
-            let slept = shared.unlocked(home, || {
-                let Some(source) = source else { return ask(timeout) };
-                match source.sleep(shared.epoll.as_fd(), timeout) {
-                    None => ask(timeout),
-                    // The set goes on reporting a kick until it is asked, and the next sleep would be none.
-                    Some(Ok(())) if !source.is_ready() => ask(Some(Duration::ZERO)),
-                    Some(slept) => slept,
-                }
-            });
+            let slept =
+                shared.asleep(home, || match source.and_then(|source| source.sleep(shared.epoll.as_fd(), timeout)) {
+                    None => (ask(timeout), false),
+                    Some(slept) => (slept, true),
+                });
+            let slept = match slept {
+                // The set goes on reporting a kick until it is asked, and the next sleep would be none.
+                (Ok(()), true) if source.is_some_and(|source| !source.is_ready()) => ask(Some(Duration::ZERO)),
+                (slept, _) => slept,
+            };
             slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
         }
         shared.sleep.awake();
-        true
+        // It was for whoever polls here, who looks again now.
+        shared.take_kick();
+        home.look_at_clock();
     }
 
     /// Makes a sleeping loop run a round, from any thread; costs no system call if it does not sleep (rule X6).

@@ -88,7 +88,7 @@ pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
                 return Ok(output);
             }
             match home {
-                Some(home) => drop(AioContext { shared: home.shared.clone() }.poll(true)),
+                Some(home) => drop(home.context.poll(true)),
                 None => thread::park(),
             }
         },

@@ -27,11 +27,13 @@ use std::any::Any;
 use std::cell::{Cell, OnceCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fmt, ptr};
 
-use crate::context::Source;
+use crate::context::polling::Window;
 use crate::context::shared::Shared;
 use crate::context::wake::Arrival;
+use crate::context::{AioContext, Source};
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::stack::StackPool;
 
@@ -49,6 +51,10 @@ thread_local! {
 /// See the module.
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
+    /// The same as a handle, for what polls here.
+    pub(crate) context: AioContext,
+    /// For how long it is worth looking for completions before the loop sleeps.
+    pub(crate) source_window: Window,
     /// The I/O source of this context, if it has one.
     pub(crate) source: OnceCell<Arc<dyn Source>>,
     /// Rounds of the loop that have not ended, nested ones included.
@@ -65,8 +71,11 @@ pub(crate) struct Home {
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
-    /// When the loop last looked at the clock: milliseconds since the context began.
+    /// When the loop last looked at the clock: milliseconds since the context began, modulo 2^32.
     pub(crate) clock: Cell<u32>,
+    began: Instant,
+    /// Rounds since then.
+    unclocked: Cell<u32>,
     /// Kept so that taking over what other threads bring allocates nothing.
     arrival_buffer: Cell<Vec<Arrival>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
@@ -81,7 +90,9 @@ impl Home {
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
         );
         let home = Home {
+            context: AioContext { shared: Arc::clone(&shared) },
             shared,
+            source_window: Window::default(),
             source: OnceCell::new(),
             rounds: Cell::new(0),
             top: Cell::new(ptr::null()),
@@ -92,6 +103,8 @@ impl Home {
             stacks: StackPool::new(stack_size),
             serial: Cell::new(0),
             clock: Cell::new(0),
+            began: Instant::now(),
+            unclocked: Cell::new(0),
             arrival_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
         };
@@ -172,6 +185,39 @@ impl Home {
         self.running.set(None);
         self.rounds.set(self.rounds.get() + 1);
         let _ended = Ended(self);
+        f()
+    }
+
+    /// Looks at the clock every sixteenth round: near enough to tell how long somebody has waited.
+    #[inline]
+    pub(crate) fn count_round(&self) {
+        self.unclocked.set(self.unclocked.get() + 1);
+        if self.unclocked.get() >= 16 {
+            self.look_at_clock();
+        }
+    }
+
+    /// Sets the loop's clock.
+    pub(crate) fn look_at_clock(&self) {
+        self.unclocked.set(0);
+        self.clock.set(self.began.elapsed().as_millis() as u32);
+    }
+
+    /// How long ago the loop's clock showed `then`.
+    pub(crate) fn since(&self, then: u32) -> Duration {
+        Duration::from_millis(u64::from((self.began.elapsed().as_millis() as u32).wrapping_sub(then)))
+    }
+
+    /// Runs `f` as if this thread were home to no context.
+    pub(crate) fn hidden<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Shown<'a>(&'a Home);
+        impl Drop for Shown<'_> {
+            fn drop(&mut self) {
+                HOME.set(self.0);
+            }
+        }
+        HOME.set(ptr::null());
+        let _shown = Shown(self);
         f()
     }
 

@@ -14,7 +14,6 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread};
 
-use crate::AioContext;
 use crate::coroutine::control::CoroutineId;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Builder, Cancelled, Coroutine, Token};
@@ -181,9 +180,8 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
             None => {
-                let context = AioContext { shared: home.shared.clone() };
                 while self.left.get() > 0 && !home.is_ending() {
-                    context.poll(true);
+                    home.context.poll(true);
                 }
             }
         }

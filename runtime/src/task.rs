@@ -130,7 +130,7 @@ impl<T> JoinHandle<T> {
                 }
                 // A destructor at the very end: nobody will run it any more.
                 None if home.is_ending() => return Err(Box::new(Cancelled)),
-                None => drop(crate::AioContext { shared: home.shared.clone() }.poll(true)),
+                None => drop(home.context.poll(true)),
             }
         }
     }

@@ -7,8 +7,8 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
-use std::mem;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
@@ -24,6 +24,8 @@ pub(crate) struct ContextLock {
     home_guards: AtomicU32,
     /// Guards of the foreign thread that has the lock, if one has: written by that thread alone, under it.
     foreign_guards: AtomicU32,
+    /// The home, while the loop sleeps without the lock. Read and written under it.
+    away: AtomicPtr<Home>,
 }
 
 impl ContextLock {
@@ -156,24 +158,49 @@ impl Shared {
 
     /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a Shared, u32);
+        struct Retake<'a>(&'a ContextLock, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
-                    self.0.lock.lock();
+                    self.0.lock();
                 }
-                self.0.lock.set_depth(self.1);
+                self.0.set_depth(self.1);
             }
         }
-        let depth = self.lock.depth();
-        self.lock.set_depth(0);
+        let lock = &self.lock;
+        let depth = lock.depth();
+        lock.set_depth(0);
         if depth > 0 {
             // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
             // stack, and are not used before `Retake` has locked it again.
-            unsafe { self.lock.unlock() };
+            unsafe { lock.unlock() };
         }
-        let _retake = Retake(self, depth);
+        let _retake = Retake(lock, depth);
         f()
+    }
+
+    /// As `unlocked`, for a sleep of the loop, which has the lock. Until that is over the home is nobody's on this thread,
+    /// whatever `f` calls: so another thread that takes the lock may look at it (*away*).
+    pub(crate) fn asleep<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
+        struct Back<'a>(&'a ContextLock);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                self.0.away.store(ptr::null_mut(), Ordering::Relaxed);
+            }
+        }
+        assert!(self.lock.depth() > 0, "the loop has the lock when it goes to sleep");
+        // Relaxed: read and written under the lock.
+        self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+        let _back = Back(&self.lock);
+        self.unlocked(home, || home.hidden(f))
+    }
+
+    /// The home of this context, for another thread to look at while the loop sleeps; `None` while it does not.
+    pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
+        assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread has this context's lock");
+        // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it touches nothing of the home and which it
+        // cannot leave without the lock that the guard holds.
+        unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
     }
 
     /// As `unlocked`, on another thread than home.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -16,6 +16,7 @@ use super::fd::Watches;
 use super::lock::ContextLock;
 use super::notify::SleepState;
 use super::poll_while::Onlookers;
+use super::polling::Pollers;
 use super::source::Source;
 use super::timer::Timers;
 use super::wake::{Arrival, Arrivals};
@@ -35,6 +36,9 @@ pub(crate) struct Shared {
     pub(crate) watches: Watches,
     pub(crate) timers: Timers,
     pub(crate) onlookers: Onlookers,
+    pub(crate) pollers: Pollers,
+    /// For how long the loop may look before it sleeps, in nanoseconds.
+    pub(crate) poll_limit: AtomicU64,
     /// Counts rounds that had other work, so that watches get their turn.
     pub(crate) busy_rounds: AtomicU32,
     /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
@@ -58,6 +62,8 @@ impl Shared {
             watches: Watches::default(),
             timers: Timers::default(),
             onlookers: Onlookers::default(),
+            pollers: Pollers::default(),
+            poll_limit: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
         }))
@@ -89,10 +95,15 @@ impl Shared {
         self.notify();
     }
 
+    /// Whether somebody kicked.
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::Relaxed)
+    }
+
     /// Whether somebody kicked; that is over with this look.
     pub(crate) fn take_kick(&self) -> bool {
         // Acquire, though the fences do for the loop: who polls for a flag of its own sees it then.
-        self.kicked.load(Ordering::Relaxed) && self.kicked.swap(false, Ordering::Acquire)
+        self.is_kicked() && self.kicked.swap(false, Ordering::Acquire)
     }
 
     /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.
@@ -110,6 +121,7 @@ impl Shared {
         self.bottom_halves.clear();
         self.watches.clear(&self.epoll);
         self.timers.clear();
+        self.pollers.clear();
         drop(self.arrivals.close());
     }
 }

@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::coroutine::{Coroutine, Token};
+use crate::coroutine::waiting::Waiting;
+use crate::coroutine::{Cancelled, Coroutine, Token};
 use crate::home::Home;
 
 use super::lock::ContextGuard;
@@ -36,8 +37,16 @@ pub trait Source: Any + Send + Sync {
     /// does not sleep. A look at memory.
     fn is_ready(&self) -> bool;
 
+    /// Whether nothing is with the kernel and nothing waits to be submitted: then no completion will come. A look at memory.
+    fn is_idle(&self) -> bool;
+
+    /// In words, for a dump: counters, and each request with its age, by the [loop's clock](AtHome::clock), which is at
+    /// `clock` now. From any thread.
+    fn describe(&self, clock: u32) -> String;
+
     /// Sleeps until a completion is there, `other` is readable, or `timeout` is over; or returns `None` at once, if
-    /// nothing is in flight that could complete. Called by the home thread alone, without the lock.
+    /// nothing is in flight that could complete. Called by the home thread alone, without the
+    /// lock; it may not use the context meanwhile.
     ///
     /// # Errors
     ///
@@ -90,6 +99,33 @@ impl<'h> AtHome<'h> {
         self.home.shared.acquire_at_home()
     }
 
+    /// The loop's clock in milliseconds, for the age of a request. It is looked at every few rounds.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn clock(self) -> u32 {
+        self.home.clock.get()
+    }
+
+    /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled).
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`].
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn check_cancelled(self) -> Result<(), Cancelled> {
+        match self.home.running() {
+            Some(block) if self.home.is_cancelled(block) => Err(Cancelled),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the loop is in a round, so that [`Source::flush`] is sure to come.
     ///
     /// # Control
@@ -103,9 +139,11 @@ impl<'h> AtHome<'h> {
     /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
     /// coroutine is resumed. `None`: the coroutine cannot be suspended, since its stack unwinds.
     ///
+    /// Outside a coroutine it looks once.
+    ///
     /// # Panics
     ///
-    /// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
+    /// While the coroutine holds the context's lock (rule X8).
     ///
     /// # Control
     ///
@@ -113,12 +151,16 @@ impl<'h> AtHome<'h> {
     #[inline]
     #[track_caller]
     pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>) -> Option<R> {
-        loop {
+        let Some(block) = self.home.running() else { return look() };
+        self.home.own(block).waiting.set(Waiting::Io);
+        let found = loop {
             let found = look();
             if found.is_some() || !self.home.suspend_if_possible() {
-                return found;
+                break found;
             }
-        }
+        };
+        self.home.own(block).waiting.set(Waiting::Enter);
+        found
     }
 
     /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has
