@@ -247,9 +247,11 @@ impl fmt::Display for Label {
     }
 }
 
+const BLOCKS: usize = 64;
+
 /// What blocks are made in.
 struct Chunk {
-    blocks: [Control; 64],
+    blocks: [Control; BLOCKS],
     /// The one made before this.
     next: AtomicPtr<Chunk>,
 }
@@ -257,13 +259,21 @@ struct Chunk {
 impl Chunk {
     /// A new one, for ever.
     fn leak() -> &'static Chunk {
-        let blocks = std::array::from_fn(|_| Control::new());
-        let chunk = Box::leak(Box::new(Chunk { blocks, next: AtomicPtr::new(ptr::null_mut()) }));
+        // Written in its place: a chunk is larger than the smallest stack, and this runs on a coroutine's.
+        let chunk = Box::leak(Box::<Chunk>::new_uninit());
+        let place = chunk.as_mut_ptr();
+        // SAFETY: each field is written once, in memory that is this one's.
+        let chunk = unsafe {
+            let first = (&raw mut (*place).blocks).cast::<Control>();
+            (0..BLOCKS).for_each(|index| first.add(index).write(Control::new()));
+            (&raw mut (*place).next).write(AtomicPtr::new(ptr::null_mut()));
+            chunk.assume_init_ref()
+        };
         let mut newest = CHUNKS.load(Ordering::Relaxed);
         loop {
             chunk.next.store(newest, Ordering::Relaxed);
             // Release, for whoever stops the process and looks: what is on the list has been made, and its `next` set.
-            match CHUNKS.compare_exchange_weak(newest, chunk, Ordering::Release, Ordering::Relaxed) {
+            match CHUNKS.compare_exchange_weak(newest, place, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return chunk,
                 Err(newer) => newest = newer,
             }
