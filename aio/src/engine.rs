@@ -183,7 +183,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if here.check_cancelled().is_err() {
             return -i64::from(libc::ECANCELED);
         }
-        let slot = self.requests.allocate(current, here.clock());
+        let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
         let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
         if !gathers {
@@ -306,12 +306,8 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
         self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
     }
 
-    fn describe(&self, clock: u32) -> String {
-        let mut text = self.state();
-        for since in self.requests.ages() {
-            text += &format!("\n  a request, for {} ms", clock.wrapping_sub(since));
-        }
-        text
+    fn describe(&self) -> String {
+        self.state()
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {

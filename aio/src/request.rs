@@ -53,8 +53,6 @@ pub(crate) struct Slot {
     generation: AtomicU32,
     next_free: AtomicU32,
     result: AtomicI64,
-    /// When it was made, by the loop's clock.
-    since: AtomicU32,
     /// Set by the completion that found the request waiting; a second one loses. Where the context's lock sees to it that
     /// there is no second one at the same time, the result says it as well.
     claimed: AtomicBool,
@@ -86,7 +84,6 @@ fn fresh(start: u32, len: u32) -> Box<[Slot]> {
         generation: AtomicU32::new(0),
         next_free: AtomicU32::new(if index + 1 == end { NONE } else { index + 1 }),
         result: AtomicI64::new(0),
-        since: AtomicU32::new(0),
         claimed: AtomicBool::new(true),
         waiter: UnsafeCell::new(MaybeUninit::uninit()),
     };
@@ -122,7 +119,7 @@ impl Requests {
 
     /// A slot for a request that `waiter` waits for. On the home thread.
     #[inline]
-    pub(crate) fn allocate(&self, waiter: Token, clock: u32) -> &Slot {
+    pub(crate) fn allocate(&self, waiter: Token) -> &Slot {
         let index = match self.free.load(Ordering::Relaxed) {
             NONE => self.grow(),
             index => index,
@@ -132,17 +129,9 @@ impl Requests {
         // SAFETY: *claimed once*: the slot is free, so no completion reads it.
         unsafe { (*slot.waiter.get()).write(waiter) };
         slot.claimed.store(false, Ordering::Relaxed);
-        slot.since.store(clock, Ordering::Relaxed);
         // Relaxed: the key reaches whoever completes it through the kernel, under the context's lock.
         slot.result.store(PENDING, Ordering::Relaxed);
         slot
-    }
-
-    /// The requests that are not done: since when each waits. From any thread; others may come and go meanwhile.
-    pub(crate) fn ages(&self) -> impl Iterator<Item = u32> {
-        let waiting = |slot: &&Slot| slot.result.load(Ordering::Relaxed) == PENDING;
-        let made = (0..self.made.load(Ordering::Relaxed)).map_while(|index| self.slot(index));
-        made.filter(waiting).map(|slot| slot.since.load(Ordering::Relaxed))
     }
 
     #[cold]
@@ -219,7 +208,7 @@ mod tests {
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();
             let requests = Requests::new();
-            let slot = requests.allocate(waiter, 0);
+            let slot = requests.allocate(waiter);
             let key = slot.key();
             assert_eq!(slot.result(), None);
             for exclusive in [true, false] {
@@ -229,12 +218,12 @@ mod tests {
             }
             assert_eq!(requests.complete(key.to_bits(), 512, true).unwrap(), waiter);
             assert!(requests.complete(key.to_bits(), 513, true).is_err());
-            let other = requests.allocate(waiter, 0).key();
+            let other = requests.allocate(waiter).key();
             assert!(requests.complete(other.to_bits(), 1, false).is_ok());
             assert!(requests.complete(other.to_bits(), 2, false).is_err());
             assert_eq!(slot.result(), Some(512));
             requests.free(slot);
-            let next = requests.allocate(waiter, 0).key();
+            let next = requests.allocate(waiter).key();
             assert_eq!(next.index, key.index);
             assert!(requests.complete(key.to_bits(), 515, true).is_err());
         });
@@ -246,7 +235,7 @@ mod tests {
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();
             let requests = Requests::new();
-            let slots: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter, 0)).collect();
+            let slots: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter)).collect();
             for (number, slot) in slots.iter().enumerate() {
                 requests.complete(slot.key().to_bits(), number as i64, true).unwrap();
             }

@@ -28,6 +28,7 @@ pub use waker::{Token, Waker};
 
 use control::{CoroutineId, State};
 use error::not_entered;
+use waiting::Waiting;
 use waker::schedule;
 
 /// Makes coroutines that have a name, or a stack of a size of their own.
@@ -360,7 +361,7 @@ impl fmt::Debug for Coroutine {
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
-    Home::expect("yield outside a coroutine: it was called").suspend();
+    Home::expect("yield outside a coroutine: it was called").suspend_for(Waiting::Enter);
 }
 
 /// Gives way: everything else that is ready runs first, then the loop comes back to this coroutine.

@@ -165,7 +165,7 @@ impl Source for Sleeper {
         true
     }
 
-    fn describe(&self, _clock: u32) -> String {
+    fn describe(&self) -> String {
         String::new()
     }
 

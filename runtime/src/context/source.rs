@@ -40,9 +40,8 @@ pub trait Source: Any + Send + Sync {
     /// Whether nothing is with the kernel and nothing waits to be submitted: then no completion will come. A look at memory.
     fn is_idle(&self) -> bool;
 
-    /// In words, for a dump: counters, and each request with its age, by the [loop's clock](AtHome::clock), which is at
-    /// `clock` now. From any thread.
-    fn describe(&self, clock: u32) -> String;
+    /// Its counters in words, for a dump. From any thread. Who waits for a request, and since when, the context knows.
+    fn describe(&self) -> String;
 
     /// Sleeps until a completion is there, `other` is readable, or `timeout` is over; or returns `None` at once, if
     /// nothing is in flight that could complete. Called by the home thread alone, without the
@@ -99,16 +98,6 @@ impl<'h> AtHome<'h> {
         self.home.shared.acquire_at_home()
     }
 
-    /// The loop's clock in milliseconds, for the age of a request. It is looked at every few rounds.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
-    #[inline]
-    pub fn clock(self) -> u32 {
-        self.home.clock.get()
-    }
-
     /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled).
     ///
     /// # Errors
@@ -139,11 +128,9 @@ impl<'h> AtHome<'h> {
     /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
     /// coroutine is resumed. `None`: the coroutine cannot be suspended, since its stack unwinds.
     ///
-    /// Outside a coroutine it looks once.
-    ///
     /// # Panics
     ///
-    /// While the coroutine holds the context's lock (rule X8).
+    /// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
     ///
     /// # Control
     ///
@@ -151,16 +138,12 @@ impl<'h> AtHome<'h> {
     #[inline]
     #[track_caller]
     pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>) -> Option<R> {
-        let Some(block) = self.home.running() else { return look() };
-        self.home.own(block).waiting.set(Waiting::Io);
-        let found = loop {
+        loop {
             let found = look();
-            if found.is_some() || !self.home.suspend_if_possible() {
-                break found;
+            if found.is_some() || !self.home.suspend_if_possible(Waiting::Io) {
+                return found;
             }
-        };
-        self.home.own(block).waiting.set(Waiting::Enter);
-        found
+        }
     }
 
     /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has

@@ -129,24 +129,10 @@ impl Home {
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
     #[inline]
     #[track_caller]
-    pub(crate) fn suspend(&self) {
-        if !self.suspend_if_possible() {
+    pub(crate) fn suspend_for(&self, waiting: Waiting) {
+        if !self.suspend_if_possible(waiting) {
             self.refuse_to_suspend();
         }
-    }
-
-    /// As `suspend`; notes what for.
-    ///
-    /// # Control
-    ///
-    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
-    #[track_caller]
-    pub(crate) fn suspend_for(&self, waiting: Waiting) {
-        let Some(block) = self.running() else { yields_outside() };
-        self.own(block).waiting.set(waiting);
-        self.suspend();
-        self.own(block).waiting.set(Waiting::Enter);
     }
 
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
@@ -159,7 +145,7 @@ impl Home {
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
     #[inline]
     #[track_caller]
-    pub(crate) fn suspend_if_possible(&self) -> bool {
+    pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
         let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
             yields_outside();
         };
@@ -171,6 +157,7 @@ impl Home {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
         own.state.set(State::Suspended);
+        own.waiting.set(waiting);
         own.suspended_at.set(Location::caller());
         own.since.set(self.clock.get());
         if own.woken.take() {
