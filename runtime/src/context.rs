@@ -31,21 +31,30 @@ use crate::coroutine::{Coroutine, Token};
 use crate::home::Home;
 
 pub(crate) mod bottom_half;
+mod deadlock;
+mod dump;
 pub(crate) mod fd;
+mod identity;
+mod interrupt;
 pub(crate) mod lock;
 pub(crate) mod notify;
 mod poll_while;
 pub(crate) mod polling;
 mod readiness;
 pub(crate) mod shared;
+mod signal;
 pub(crate) mod source;
+mod stall;
 pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod wake;
 
+pub use dump::Dump;
 pub use readiness::{wait_readable, wait_writable};
 use shared::Shared;
+use signal::Counted;
 pub use source::{AtHome, Source};
+use stall::Watcher;
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
 ///
@@ -62,6 +71,9 @@ pub struct AioContext {
 pub struct ContextBuilder {
     stack_size: usize,
     poll_limit: Duration,
+    deadlock_report: Option<Duration>,
+    stall_report: Option<Duration>,
+    unwind_report: bool,
 }
 
 impl ContextBuilder {
@@ -82,6 +94,31 @@ impl ContextBuilder {
         self
     }
 
+    /// After what time in which the loop had nothing to do it looks whether coroutines wait for each other for ever, and says
+    /// so on standard error, with what each waits for, where, and who has it. One second without this; `None`: never.
+    ///
+    /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
+    /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
+    pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
+        self.deadlock_report = after;
+        self
+    }
+
+    /// Whether to say on standard error, when the context ends, how many of its coroutines had not ended and were unwound. It
+    /// does without this.
+    pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
+        self.unwind_report = report;
+        self
+    }
+
+    /// Reports on standard error each round of the loop, or enter outside of one, that takes longer than `limit`: which
+    /// coroutine runs, and a backtrace of where. Off without this. It takes a thread, which stops the loop's for a moment, by
+    /// `SIGURG`, to see where it is.
+    pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
+        self.stall_report = Some(limit);
+        self
+    }
+
     /// As [`AioContext::run`].
     ///
     /// # Errors
@@ -94,7 +131,12 @@ impl ContextBuilder {
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         let context = AioContext { shared: Shared::new()? };
         context.set_poll_limit(self.poll_limit);
-        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |_home| {
+        let _counted = Counted::new(&context);
+        let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
+        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |home| {
+            home.watched.set(self.stall_report.is_some());
+            home.patience.set(self.deadlock_report);
+            home.reports_unwound.set(self.unwind_report);
             /// Closes it while the home is still there, whatever way out `f` takes.
             struct Close<'a>(&'a AioContext);
             impl Drop for Close<'_> {
@@ -160,7 +202,13 @@ impl AioContext {
 
     /// For a stack size of one's own, or errors instead of panics.
     pub fn builder() -> ContextBuilder {
-        ContextBuilder { stack_size: DEFAULT_STACK_SIZE, poll_limit: Duration::ZERO }
+        ContextBuilder {
+            stack_size: DEFAULT_STACK_SIZE,
+            poll_limit: Duration::ZERO,
+            deadlock_report: Some(Duration::from_secs(1)),
+            stall_report: None,
+            unwind_report: true,
+        }
     }
 
     /// The context that this thread is home to, if it runs one.
@@ -214,6 +262,7 @@ impl AioContext {
     fn round(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let _beat = home.beat();
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run();
@@ -221,7 +270,9 @@ impl AioContext {
         progress |= shared.pollers.run();
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
-        progress | source.is_some_and(|source| source.flush(false))
+        progress |= source.is_some_and(|source| source.flush(false));
+        home.quiet.set(home.quiet.get() && !progress);
+        progress
     }
 
     /// A round by another thread: coroutines are left to their home.
@@ -310,14 +361,25 @@ impl AioContext {
         self.shared.bottom_halves.time_left().into_iter().chain(self.shared.timers.time_left()).min()
     }
 
+    /// Whether no event can come: no I/O is in flight, and no descriptor or memory is watched.
+    fn is_alone(&self, home: &Home) -> bool {
+        home.source.get().is_none_or(|source| source.is_idle())
+            && self.shared.watches.is_empty()
+            && self.shared.pollers.is_empty()
+    }
+
     fn sleep(&self, home: &Home) {
         let shared = &*self.shared;
         let source = home.source.get();
+        let busy = shared.beat.rest();
         shared.watches.mask_running(&shared.epoll);
         shared.sleep.going_to_sleep();
         let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
         if !due {
             let timeout = self.time_left();
+            let patience =
+                home.patience.get().filter(|_| timeout.is_none() && !home.quiet.get() && self.is_alone(home));
+            let timeout = timeout.or(patience);
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
             let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
             let slept =
@@ -331,8 +393,13 @@ impl AioContext {
                 (slept, _) => slept,
             };
             slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
+            if patience.is_some() && !self.is_due(home) && self.is_alone(home) {
+                home.quiet.set(true);
+                home.report_deadlock();
+            }
         }
         shared.sleep.awake();
+        shared.beat.go_on(busy);
         // It was for whoever polls here, who looks again now.
         shared.take_kick();
         home.look_at_clock();

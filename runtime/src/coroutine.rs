@@ -190,7 +190,10 @@ impl Coroutine {
     #[inline]
     pub fn try_enter(self) -> Result<(), EnterError> {
         match Home::current() {
-            Some(home) => home.try_enter(self.id),
+            Some(home) => {
+                let _beat = home.beat();
+                home.try_enter(self.id)
+            }
             None => Err(EnterError::Ended),
         }
     }

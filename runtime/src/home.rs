@@ -71,6 +71,16 @@ pub(crate) struct Home {
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
+    /// Somebody watches for stalls.
+    pub(crate) watched: Cell<bool>,
+    /// To say at the end who had to be unwound.
+    pub(crate) reports_unwound: Cell<bool>,
+    /// After how long in which nothing happened to look for a deadlock.
+    pub(crate) patience: Cell<Option<Duration>>,
+    /// It was looked for, and nothing has happened since.
+    pub(crate) quiet: Cell<bool>,
+    /// The youngest of those that were reported as stuck last.
+    pub(crate) reported: Cell<u64>,
     /// When the loop last looked at the clock: milliseconds since the context began, modulo 2^32.
     pub(crate) clock: Cell<u32>,
     began: Instant,
@@ -102,6 +112,11 @@ impl Home {
             blocks: Blocks::new(),
             stacks: StackPool::new(stack_size),
             serial: Cell::new(0),
+            watched: Cell::new(false),
+            reports_unwound: Cell::new(true),
+            patience: Cell::new(None),
+            quiet: Cell::new(false),
+            reported: Cell::new(0),
             clock: Cell::new(0),
             began: Instant::now(),
             unclocked: Cell::new(0),
@@ -186,6 +201,26 @@ impl Home {
         self.rounds.set(self.rounds.get() + 1);
         let _ended = Ended(self);
         f()
+    }
+
+    /// Tells the watcher, if there is one, that something begins, and with the value's end that it is over.
+    #[inline]
+    pub(crate) fn beat(&self) -> Option<impl Drop> {
+        struct Beating<'a>(&'a Home, u64);
+        impl Drop for Beating<'_> {
+            fn drop(&mut self) {
+                self.0.shared.beat.end(self.1);
+            }
+        }
+        self.watched.get().then(|| Beating(self, self.shared.beat.begin()))
+    }
+
+    /// Its coroutines, in the order in which they were made.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &'static Control> {
+        let mut live: Vec<_> =
+            self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
+        live.sort_unstable_by_key(|block| self.own(block).serial.get());
+        live.into_iter()
     }
 
     /// Looks at the clock every sixteenth round: near enough to tell how long somebody has waited.
@@ -282,9 +317,7 @@ impl Home {
     /// the first destructor that panicked.
     fn end(&self) -> Option<Box<dyn Any + Send>> {
         self.ending.set(true);
-        let mut left: Vec<_> =
-            self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
-        left.sort_unstable_by_key(|block| self.own(block).serial.get());
+        let left: Vec<_> = self.live().collect();
         if self.is_leaking() {
             eprintln!(
                 "coralio: a context ended with {} suspended coroutines; with panic = \"abort\" they cannot be unwound \
@@ -295,6 +328,7 @@ impl Home {
             left.iter().for_each(|block| block.ticket.retire());
             return None;
         }
+        self.report_unwound(&left);
         let mut payload = None;
         for block in left {
             // Destructors may have scheduled it: a block on a list must not be unwound and given back.
@@ -314,6 +348,21 @@ impl Home {
             }
         }
         payload
+    }
+
+    /// Says who is about to be unwound (rule W5).
+    fn report_unwound(&self, left: &[&'static Control]) {
+        let unfinished = |block: &&&'static Control| self.own(block).state.get() != State::Finished;
+        let names: Vec<_> = left.iter().filter(unfinished).map(|block| self.own(block).label().to_string()).collect();
+        if !self.reports_unwound.get() || names.is_empty() {
+            return;
+        }
+        let (shown, more) = (&names[..names.len().min(8)], if names.len() > 8 { ", .." } else { "" });
+        eprintln!(
+            "coralio: a context ended before {} of its coroutines had, and unwinds them: {}{more}; join or cancel them first",
+            names.len(),
+            shown.join(", ")
+        );
     }
 
     /// Whether suspended coroutines are left that cannot be unwound: then nothing of theirs may be freed.

@@ -49,6 +49,7 @@ use crate::task::JoinHandle;
 /// # Control
 ///
 /// May yield; on the thread's own stack, may enter.
+#[track_caller]
 pub fn scope<'env, F, T>(f: F) -> T
 where
     F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
@@ -165,6 +166,7 @@ impl<'scope> Scope<'scope, '_> {
     }
 
     /// Waits for the end of all, where that can be.
+    #[track_caller]
     fn wait(&self, home: &Home) {
         match home.running() {
             Some(running) => {

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -207,6 +207,17 @@ impl Watches {
                 entry.masked = epoll.remove(entry.fd.as_fd()).is_ok();
             }
         }
+    }
+
+    /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
+    pub(crate) fn describe(&self) -> Option<String> {
+        let table = self.table.try_lock()?;
+        let one = |(_, entry): (usize, &Entry)| {
+            let running = if entry.handler.is_none() { ", its handler runs" } else { "" };
+            format!("descriptor {} for {:?}{running}", entry.fd.as_fd().as_raw_fd(), entry.interest)
+        };
+        let all: Vec<_> = table.entries.iter().map(one).collect();
+        Some(if all.is_empty() { "none".into() } else { all.join("; ") })
     }
 
     /// Removes all of them; handlers are dropped outside the lock.

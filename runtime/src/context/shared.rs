@@ -13,11 +13,13 @@ use crate::sys::{Epoll, EventFd};
 
 use super::bottom_half::BottomHalves;
 use super::fd::Watches;
+use super::identity::HomeThread;
 use super::lock::ContextLock;
 use super::notify::SleepState;
 use super::poll_while::Onlookers;
 use super::polling::Pollers;
 use super::source::Source;
+use super::stall::Beat;
 use super::timer::Timers;
 use super::wake::{Arrival, Arrivals};
 
@@ -25,6 +27,9 @@ use super::wake::{Arrival, Arrivals};
 pub(crate) const KICK_TOKEN: u64 = u64::MAX;
 
 pub(crate) struct Shared {
+    pub(crate) thread: HomeThread,
+    /// Counted by the loop, if it is watched for stalls.
+    pub(crate) beat: Beat,
     pub(crate) lock: ContextLock,
     pub(crate) sleep: SleepState,
     pub(crate) epoll: Epoll,
@@ -46,12 +51,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// For the thread that calls.
     pub(crate) fn new() -> io::Result<Arc<Shared>> {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edges: the counter need never be read back.
         epoll.add(kick.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
         Ok(Arc::new(Shared {
+            thread: HomeThread::here(),
+            beat: Beat::default(),
             lock: ContextLock::default(),
             sleep: SleepState::new(),
             epoll,
@@ -123,5 +131,6 @@ impl Shared {
         self.timers.clear();
         self.pollers.clear();
         drop(self.arrivals.close());
+        self.thread.leave();
     }
 }

@@ -224,9 +224,14 @@ impl Timers {
         Some(self.table.lock().first()?.saturating_duration_since(Instant::now()))
     }
 
-    /// How many are armed.
-    pub(crate) fn armed(&self) -> usize {
-        self.armed.load(Ordering::Relaxed)
+    /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
+    pub(crate) fn describe(&self) -> Option<String> {
+        let mut table = self.table.try_lock()?;
+        let armed = table.armed;
+        Some(match table.first() {
+            Some(first) => format!("{armed} armed, the next in {:?}", first.saturating_duration_since(Instant::now())),
+            None => "none armed".into(),
+        })
     }
 
     /// One that fires at `deadline`, for as long as the handle lives.

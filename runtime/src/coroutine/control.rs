@@ -223,7 +223,9 @@ impl Control {
 impl Own {
     /// How it is called in messages: its name, or its number.
     pub(crate) fn label(&self) -> Label {
-        Label { name: self.name.borrow().clone(), serial: self.serial.get() }
+        // Borrowed only if the thread was stopped while it set the name.
+        let name = self.name.try_borrow().ok().and_then(|name| name.clone());
+        Label { name, serial: self.serial.get() }
     }
 }
 

@@ -7,7 +7,8 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::{io, thread};
+use std::sync::atomic::{Ordering, compiler_fence};
+use std::{io, ptr, thread};
 
 use corosensei::Yielder;
 
@@ -68,8 +69,10 @@ impl Home {
         let block = self.blocks.take();
         block.set_context(self.shared.id());
         let own = self.own(block);
-        own.state.set(State::Suspended);
         own.woken.set(false);
+        own.yielder.set(ptr::null());
+        own.limits.set(ptr::null());
+        own.shields.set(0);
         own.unwinding.set(false);
         own.swallowed.set(0);
         own.detached.set(false);
@@ -105,6 +108,9 @@ impl Home {
             let machine = Machine::with_stack_unchecked(RunningStack::new(&rest), body);
             (*own.machine.get()).write(machine);
         }
+        // Last, also for a thread that stops this one and looks: what is not free is complete.
+        compiler_fence(Ordering::SeqCst);
+        own.state.set(State::Suspended);
         Ok(block.id())
     }
 
