@@ -249,3 +249,76 @@ impl fmt::Debug for PollHandler {
         f.debug_struct("PollHandler").field("window", &self.window()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    const LIMIT: u64 = 100_000;
+
+    fn learnt(steps: &[(u64, bool)]) -> u64 {
+        let window = Window::default();
+        steps.iter().for_each(|&(waited, came)| window.learn(waited, came, LIMIT));
+        window.ns()
+    }
+
+    #[test]
+    fn a_window_grows_and_shrinks() {
+        // X5: the time to look grows while looking longer would have paid, up to the limit, and shrinks while it does not
+        assert_eq!(learnt(&[(50_000, true)]), SMALLEST);
+        assert_eq!(learnt(&[(50_000, true); 3]), 4 * SMALLEST);
+        assert_eq!(learnt(&[(50_000, true); 5]), 16 * SMALLEST, "enough is enough");
+        assert_eq!(learnt(&[(99_999, true); 20]), LIMIT, "no more than the limit");
+        assert_eq!(learnt(&[(50_000, false); 5]), 0, "another source came");
+        let mut steps = vec![(50_000, true); 5];
+        steps.push((LIMIT + 1, true));
+        assert_eq!(learnt(&steps), 8 * SMALLEST, "too slow");
+        steps.extend([(LIMIT + 1, false); 4]);
+        assert_eq!(learnt(&steps), 0, "not worth it any more");
+    }
+
+    #[test]
+    fn a_slow_source_does_not_spoil_a_fast_one() {
+        // X5: each source has its own window: what comes for one says nothing of another
+        AioContext::run(|ctx| {
+            let fast_is_ready = Arc::new(AtomicBool::new(true));
+            let looked = Arc::clone(&fast_is_ready);
+            let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {});
+            let slow = ctx.poll_handler(|| false, || {});
+            let pollers = &ctx.shared.pollers;
+            (0..3).for_each(|_| pollers.learn(20_000, LIMIT));
+            assert_eq!((fast.window().as_nanos(), slow.window().as_nanos()), (16_000, 0));
+            fast_is_ready.store(false, Ordering::Relaxed);
+            pollers.learn(20_000, LIMIT);
+            assert_eq!(fast.window().as_nanos(), 16_000, "nothing came for it: nothing is learnt");
+            assert_eq!(pollers.longest(), 16_000);
+            drop(fast);
+            assert_eq!(pollers.longest(), 0);
+        });
+    }
+
+    #[test]
+    fn while_it_looks_nobody_need_kick_it() {
+        // X5: what becomes ready in memory is found by looking, without a system call on either side
+        AioContext::builder()
+            .poll_limit(Duration::from_secs(3600))
+            .run(|ctx| {
+                // A loop that looked before its sleep alone would never end this test.
+                let (looks, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
+                let handler = ctx.poll_handler(
+                    move || {
+                        assert!(!shared.upgrade().expect("it runs").sleep.needs_kick());
+                        looked.fetch_add(1, Ordering::Relaxed) >= 1000
+                    },
+                    move || _ = counted.fetch_add(1, Ordering::Relaxed),
+                );
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key].window);
+                window.0.store(u64::MAX >> 1, Ordering::Relaxed);
+                assert!(ctx.poll(true));
+                assert_eq!(runs.load(Ordering::Relaxed), 1);
+            })
+            .unwrap();
+    }
+}
