@@ -16,6 +16,7 @@ use crate::home::Home;
 
 pub(crate) mod control;
 mod error;
+pub(crate) mod overflow;
 pub(crate) mod stack;
 pub(crate) mod ticket;
 mod waker;
@@ -68,6 +69,10 @@ impl Builder {
 
     /// Size of its stack in bytes, guard page included. At least [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE), rounded up
     /// to whole pages; without it, that of the context.
+    ///
+    /// Running off it hits the guard page: the process is aborted with a message that names the coroutine. Code that
+    /// rustc compiled touches every page of a large frame and so cannot step over the guard; C code with frames of more
+    /// than 4 KiB can, unless it was compiled with `-fstack-clash-protection`.
     pub fn stack_size(mut self, bytes: usize) -> Builder {
         self.attributes.stack_size = Some(bytes);
         self

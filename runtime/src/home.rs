@@ -32,6 +32,7 @@ use std::{fmt, ptr};
 use crate::context::Source;
 use crate::context::shared::Shared;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 
 mod life;
@@ -77,6 +78,7 @@ impl Home {
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
         );
+        let _alternate_stack = AlternateStack::install();
         let home = Home {
             shared,
             source: OnceCell::new(),

@@ -204,6 +204,11 @@ impl Own {
     pub(crate) fn label(&self) -> Label {
         Label { name: self.name.borrow().clone(), serial: self.serial.get() }
     }
+
+    /// As [`label`](Self::label), without allocating: for a signal handler.
+    pub(crate) fn write_label(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        write_label(to, self.name.try_borrow().as_ref().ok().and_then(|name| name.as_deref()), self.serial.get())
+    }
 }
 
 /// Three cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
@@ -219,10 +224,14 @@ pub(crate) struct Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "'{name}'"),
-            None => write!(f, "#{}", self.serial),
-        }
+        write_label(f, self.name.as_deref(), self.serial)
+    }
+}
+
+fn write_label(to: &mut impl fmt::Write, name: Option<&str>, serial: u64) -> fmt::Result {
+    match name {
+        Some(name) => write!(to, "'{name}'"),
+        None => write!(to, "#{serial}"),
     }
 }
 

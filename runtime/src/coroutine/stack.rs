@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::{io, ptr};
 
 use corosensei::stack::valgrind::ValgrindStackRegistration;
@@ -26,7 +27,7 @@ pub const DEFAULT_STACK_SIZE: usize = 128 * 1024;
 /// The smallest stack that can be asked for, in bytes: the guard and three pages.
 pub const MIN_STACK_SIZE: usize = 16 * 1024;
 
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// A region is about so large. Overcommit checks look at one mapping at a time, and this passes them.
 const REGION: usize = 16 * 1024 * 1024;
 /// `MADV_GUARD_INSTALL`, not in libc yet (`asm-generic/mman-common.h`, Linux 6.13).
@@ -47,6 +48,16 @@ pub(crate) struct StackLease {
 }
 
 impl StackLease {
+    /// The guard page.
+    pub(crate) fn guard(&self) -> Range<usize> {
+        self.limit.get()..self.limit.get() + PAGE
+    }
+
+    /// All of it, in bytes: guard page and colour included.
+    pub(crate) fn size(&self) -> usize {
+        self.top.next_multiple_of(PAGE) - self.limit.get()
+    }
+
     /// Cuts `size` bytes off the top, aligned to `align`, and returns where they start. They belong to whoever holds
     /// the lease, and outlast the coroutine that runs below them.
     #[inline]
@@ -246,7 +257,7 @@ mod tests {
         let pool = StackPool::new(DEFAULT_STACK_SIZE);
         let first = pool.take(None).unwrap();
         let large = pool.take(Some(1 << 20)).unwrap();
-        assert_eq!(large.top.next_multiple_of(PAGE) - large.limit.get(), 1 << 20);
+        assert_eq!(large.size(), 1 << 20);
         pool.give_back(first);
         pool.give_back(large);
         assert_eq!(pool.take(None).unwrap().limit, first.limit);

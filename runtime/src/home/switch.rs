@@ -211,6 +211,17 @@ impl Home {
         ));
     }
 
+    /// Who is on the stack, innermost first; `None` for a round of the loop. Allocates nothing.
+    pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static Control>> {
+        let (mut frame, mut running) = (self.frame(), self.running.get());
+        std::iter::from_fn(move || {
+            let inner = frame?;
+            // SAFETY: as in `Home::frame`.
+            frame = unsafe { inner.parent.as_ref() };
+            Some(std::mem::replace(&mut running, inner.outer))
+        })
+    }
+
     /// Who is on the stack, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
@@ -222,14 +233,7 @@ pub(crate) struct Chain<'a>(&'a Home);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut frames = Vec::new();
-        let (mut frame, mut running) = (self.0.frame(), self.0.running.get());
-        while let Some(inner) = frame {
-            frames.push(running);
-            running = inner.outer;
-            // SAFETY: as in `Home::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-        }
+        let frames: Vec<_> = self.0.on_stack().collect();
         f.write_str("main")?;
         for running in frames.into_iter().rev() {
             match running {
