@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::coroutine::stack::DEFAULT_STACK_SIZE;
+use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::coroutine::{Coroutine, Token};
 use crate::home::Home;
 
@@ -52,12 +52,20 @@ pub struct AioContext {
 #[must_use]
 pub struct ContextBuilder {
     stack_size: usize,
+    measure_stack: bool,
 }
 
 impl ContextBuilder {
     /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
     pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
         self.stack_size = bytes;
+        self
+    }
+
+    /// Whether its coroutines' stacks are measured where nothing else is asked for. Costs memory and time for each
+    /// coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
+    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
+        self.measure_stack = measure;
         self
     }
 
@@ -72,7 +80,8 @@ impl ContextBuilder {
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         let context = AioContext { shared: Shared::new()? };
-        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |_home| {
+        let stacks = StackPool::new(self.stack_size, self.measure_stack);
+        Ok(Home::run(Arc::clone(&context.shared), stacks, |_home| {
             /// Closes it while the home is still there, whatever way out `f` takes.
             struct Close<'a>(&'a AioContext);
             impl Drop for Close<'_> {
@@ -138,7 +147,7 @@ impl AioContext {
 
     /// For a stack size of one's own, or errors instead of panics.
     pub fn builder() -> ContextBuilder {
-        ContextBuilder { stack_size: DEFAULT_STACK_SIZE }
+        ContextBuilder { stack_size: DEFAULT_STACK_SIZE, measure_stack: false }
     }
 
     /// The context that this thread is home to, if it runs one.

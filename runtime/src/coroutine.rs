@@ -16,6 +16,7 @@ use crate::home::Home;
 
 pub(crate) mod control;
 mod error;
+pub(crate) mod measure;
 pub(crate) mod overflow;
 pub(crate) mod stack;
 pub(crate) mod ticket;
@@ -49,6 +50,7 @@ pub struct Builder {
 pub(crate) struct Attributes {
     pub(crate) name: Option<Cow<'static, str>>,
     pub(crate) stack_size: Option<usize>,
+    pub(crate) measure_stack: Option<bool>,
     pub(crate) created_at: &'static Location<'static>,
 }
 
@@ -56,7 +58,7 @@ impl Attributes {
     #[track_caller]
     #[inline]
     pub(crate) fn new() -> Attributes {
-        Attributes { name: None, stack_size: None, created_at: Location::caller() }
+        Attributes { name: None, stack_size: None, measure_stack: None, created_at: Location::caller() }
     }
 }
 

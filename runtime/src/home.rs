@@ -73,7 +73,7 @@ pub(crate) struct Home {
 
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
-    pub(crate) fn run<R>(shared: Arc<Shared>, stack_size: usize, f: impl FnOnce(&Home) -> R) -> R {
+    pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
@@ -88,7 +88,7 @@ impl Home {
             ready: ControlList::new(),
             taken: ControlList::new(),
             blocks: Blocks::new(),
-            stacks: StackPool::new(stack_size),
+            stacks,
             serial: Cell::new(0),
             wake_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),

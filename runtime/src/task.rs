@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use std::thread;
 
 use crate::coroutine::control::{CoroutineId, State};
+use crate::coroutine::measure::high_water;
 use crate::coroutine::{Attributes, Builder, Cancelled};
 use crate::home::Home;
 
@@ -141,6 +142,17 @@ impl<T> JoinHandle<T> {
             Some(home) => home.own(self.id.block).state.get() == State::Finished,
             None => true,
         }
+    }
+}
+
+impl<T> JoinHandle<T> {
+    /// As [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water); also when it has finished.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn stack_high_water(&self) -> Option<usize> {
+        high_water(self.id)
     }
 }
 

@@ -51,7 +51,7 @@ impl Home {
         if self.ending.get() {
             return Err(io::Error::other("the context is ending, and starts nothing new"));
         }
-        let lease = self.stacks.take(attributes.stack_size)?;
+        let lease = self.stacks.take(attributes.stack_size, attributes.measure_stack)?;
         let mut rest = lease;
         let Some(place) = rest.carve(size_of::<Outcome<T>>(), align_of::<Outcome<T>>()) else {
             self.stacks.give_back(lease);
