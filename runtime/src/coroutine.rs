@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::home::Home;
 
+pub(crate) mod backtrace;
 pub(crate) mod control;
 mod error;
 pub(crate) mod measure;

@@ -31,6 +31,7 @@ use std::{fmt, ptr};
 
 use crate::context::Source;
 use crate::context::shared::Shared;
+use crate::coroutine::backtrace::Trace;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
@@ -69,6 +70,7 @@ pub(crate) struct Home {
     wake_buffer: Cell<Vec<CoroutineId>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
+    pub(crate) trace: Trace,
 }
 
 impl Home {
@@ -92,6 +94,7 @@ impl Home {
             serial: Cell::new(0),
             wake_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
+            trace: Trace::default(),
         };
         HOME.set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.

@@ -27,6 +27,8 @@ pub(crate) enum Resume {
     Go,
     /// Unwind: the context ends, or the coroutine was cancelled.
     Unwind,
+    /// Leave a backtrace, and wait on (rule C13).
+    Trace,
 }
 
 pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;

@@ -87,6 +87,7 @@ impl Home {
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
+                Resume::Trace => unreachable!("only one that was entered is traced"),
                 Resume::Unwind => {
                     drop(f);
                     resume_unwind(Box::new(Cancelled))

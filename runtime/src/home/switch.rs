@@ -9,6 +9,7 @@ use std::{fmt, thread};
 
 use corosensei::CoroutineResult;
 
+use crate::coroutine::backtrace::leave_trace;
 use crate::coroutine::control::{Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::{Cancelled, EnterError};
 
@@ -178,11 +179,14 @@ impl Home {
 
     #[inline]
     fn switch_out(&self, own: &Own) {
-        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-        let yielder = unsafe { &*own.yielder.get() };
-        match yielder.suspend(()) {
-            Resume::Go => {}
-            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+        let mut yielder = own.yielder.get();
+        loop {
+            // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+            match unsafe { &*yielder }.suspend(()) {
+                Resume::Go => return,
+                Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+                Resume::Trace => yielder = leave_trace(),
+            }
         }
     }
 
