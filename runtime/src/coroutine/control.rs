@@ -105,6 +105,8 @@ pub(crate) struct Own {
     pub(crate) detached: Cell<bool>,
     /// A panic goes on in the enterer instead of being kept for the join handle.
     pub(crate) propagates: Cell<bool>,
+    /// Its stack was painted, so that its use can be read.
+    pub(crate) measured: Cell<bool>,
     /// The next one on the list that this one is on.
     pub(crate) next: Cell<Option<&'static Control>>,
     pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
@@ -140,6 +142,7 @@ impl Control {
                 swallowed: Cell::new(0),
                 detached: Cell::new(false),
                 propagates: Cell::new(false),
+                measured: Cell::new(false),
                 next: Cell::new(None),
                 machine: UnsafeCell::new(MaybeUninit::uninit()),
                 yielder: Cell::new(ptr::null()),

@@ -12,7 +12,7 @@ use std::ptr;
 
 use crate::home::Home;
 
-use super::control::CoroutineId;
+use super::control::{CoroutineId, Own};
 use super::stack::StackLease;
 use super::{Builder, Coroutine};
 
@@ -29,10 +29,10 @@ impl Builder {
     /// ```
     /// use coralio_runtime::{AioContext, Coroutine};
     ///
-    /// AioContext::run(|_ctx| {
+    /// AioContext::run(|ctx| {
     ///     let task = Coroutine::builder().measure_stack(true).spawn(|| format!("{:?}", [1; 10])).unwrap();
     ///     while !task.is_finished() {
-    ///         coralio_runtime::AioContext::current().unwrap().poll(true);
+    ///         ctx.poll(true);
     ///     }
     ///     println!("{} bytes of stack", task.stack_high_water().unwrap());
     /// });
@@ -62,12 +62,23 @@ impl Coroutine {
 /// On the home thread; `None` elsewhere.
 pub(crate) fn high_water(id: CoroutineId) -> Option<usize> {
     let home = Home::current().filter(|_| id.is_live())?;
-    home.own(id.block).lease.get()?.high_water()
+    let own = home.own(id.block);
+    let lease = own.lease.get().filter(|_| own.measured.get())?;
+    Some(lease.high_water())
+}
+
+impl Own {
+    /// Before the coroutine has begun.
+    #[cold]
+    pub(crate) fn measure(&self, lease: &StackLease) {
+        lease.paint();
+        self.measured.set(true);
+    }
 }
 
 impl StackLease {
     /// Paints a stack on which nothing runs.
-    pub(super) fn paint(&self) {
+    fn paint(&self) {
         let usable = self.usable();
         let words = usable.len() / size_of::<u64>();
         let lowest = ptr::with_exposed_provenance_mut::<u64>(usable.start);
@@ -76,10 +87,8 @@ impl StackLease {
         unsafe { std::slice::from_raw_parts_mut(lowest, words) }.fill(PAINT);
     }
 
-    fn high_water(&self) -> Option<usize> {
-        if !self.measured {
-            return None;
-        }
+    /// Of one that was painted: how much has lost its paint.
+    fn high_water(&self) -> usize {
         let usable = self.usable();
         let is_painted = |address: &usize| {
             // SAFETY: as in `paint`: it was written then. Volatile, since whoever runs there may be the caller: the
@@ -87,6 +96,6 @@ impl StackLease {
             unsafe { ptr::with_exposed_provenance::<u64>(*address).read_volatile() == PAINT }
         };
         let lost = usable.clone().step_by(size_of::<u64>()).find(|address| !is_painted(address));
-        Some(usable.end - lost.unwrap_or(usable.end))
+        usable.end - lost.unwrap_or(usable.end)
     }
 }

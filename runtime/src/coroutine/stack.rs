@@ -45,8 +45,6 @@ pub(crate) struct StackLease {
     /// Lowest address, guard page included.
     limit: StackPointer,
     class: u32,
-    /// It was painted, so that its use can be read.
-    pub(super) measured: bool,
 }
 
 impl StackLease {
@@ -195,19 +193,15 @@ impl StackPool {
         StackPool { classes: RefCell::new(vec![Class::new(default_size)]), regions: RefCell::default(), measure }
     }
 
-    /// A stack of `size` bytes, guard included, or of the default size. A warm one if there is one.
+    /// Whether stacks are to be measured where nothing else is asked for.
     #[inline]
-    pub(crate) fn take(&self, size: Option<usize>, measure: Option<bool>) -> io::Result<StackLease> {
-        let mut lease = self.take_any(size)?;
-        lease.measured = measure.unwrap_or(self.measure);
-        if lease.measured {
-            lease.paint();
-        }
-        Ok(lease)
+    pub(crate) fn measures(&self) -> bool {
+        self.measure
     }
 
+    /// A stack of `size` bytes, guard included, or of the default size. A warm one if there is one.
     #[inline]
-    fn take_any(&self, size: Option<usize>) -> io::Result<StackLease> {
+    pub(crate) fn take(&self, size: Option<usize>) -> io::Result<StackLease> {
         let mut classes = self.classes.borrow_mut();
         let index = match size {
             None => 0,
@@ -254,8 +248,7 @@ impl Class {
             .expect("`next` lies in a region while it is not `end`");
         region.guard(self.next, self.size)?;
         let colour = self.made % COLOURS * COLOUR_STEP;
-        let lease =
-            StackLease { top: self.next + self.size - colour, limit: nonzero(self.next), class, measured: false };
+        let lease = StackLease { top: self.next + self.size - colour, limit: nonzero(self.next), class };
         self.next += self.size;
         self.made += 1;
         Ok(lease)
@@ -275,20 +268,20 @@ mod tests {
     fn warm_stacks_come_first_and_sizes_do_not_mix() {
         // C10: an ended coroutine's stack goes back to the pool and is used again.
         let pool = StackPool::new(DEFAULT_STACK_SIZE, false);
-        let first = pool.take(None, None).unwrap();
-        let large = pool.take(Some(1 << 20), None).unwrap();
+        let first = pool.take(None).unwrap();
+        let large = pool.take(Some(1 << 20)).unwrap();
         assert_eq!(large.size(), 1 << 20);
         pool.give_back(first);
         pool.give_back(large);
-        assert_eq!(pool.take(None, None).unwrap().limit, first.limit);
-        assert_eq!(pool.take(Some(1 << 20), None).unwrap().limit, large.limit);
+        assert_eq!(pool.take(None).unwrap().limit, first.limit);
+        assert_eq!(pool.take(Some(1 << 20)).unwrap().limit, large.limit);
     }
 
     #[test]
     fn stacks_do_not_overlap() {
         // C11: each stack has its own guard page beneath it.
         let pool = StackPool::new(64 * 1024, false);
-        let mut leases: Vec<_> = (0..1000).map(|_| pool.take(None, None).unwrap()).collect();
+        let mut leases: Vec<_> = (0..1000).map(|_| pool.take(None).unwrap()).collect();
         leases.sort_by_key(|lease| lease.limit);
         for pair in leases.windows(2) {
             assert!(pair[0].top <= pair[1].limit.get());
@@ -299,7 +292,7 @@ mod tests {
     fn carving_leaves_most_of_the_stack() {
         // C10: results live on the stack, and may not crowd out the coroutine.
         let pool = StackPool::new(MIN_STACK_SIZE, false);
-        let mut lease = pool.take(None, None).unwrap();
+        let mut lease = pool.take(None).unwrap();
         assert!(lease.carve(MIN_STACK_SIZE, 16).is_none());
         let place = lease.carve(100, 64).unwrap();
         assert_eq!(place as usize % 64, 0);

@@ -51,7 +51,7 @@ impl Home {
         if self.ending.get() {
             return Err(io::Error::other("the context is ending, and starts nothing new"));
         }
-        let lease = self.stacks.take(attributes.stack_size, attributes.measure_stack)?;
+        let lease = self.stacks.take(attributes.stack_size)?;
         let mut rest = lease;
         let Some(place) = rest.carve(size_of::<Outcome<T>>(), align_of::<Outcome<T>>()) else {
             self.stacks.give_back(lease);
@@ -73,6 +73,7 @@ impl Home {
         own.swallowed.set(0);
         own.detached.set(false);
         own.propagates.set(propagates);
+        own.measured.set(false);
         own.lease.set(Some(lease));
         own.packet.set(Some(Packet::of::<T>(place)));
         own.joiner.set(None);
@@ -82,12 +83,16 @@ impl Home {
         own.serial.set(self.serial.get() + 1);
         self.serial.set(self.serial.get() + 1);
         own.created_at.set(attributes.created_at);
+        if attributes.measure_stack.unwrap_or(self.stacks.measures()) {
+            own.measure(&lease);
+        }
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
                 Resume::Trace => unreachable!("only one that was entered is traced"),
+
                 Resume::Unwind => {
                     drop(f);
                     resume_unwind(Box::new(Cancelled))
