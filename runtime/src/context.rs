@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::coroutine::{Coroutine, Token};
-use crate::home::Home;
+use crate::home::{Home, fork};
 
 pub(crate) mod bottom_half;
 pub(crate) mod fd;
@@ -79,6 +79,7 @@ impl ContextBuilder {
     ///
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        fork::refuse_in_child("running a context");
         let context = AioContext { shared: Shared::new()? };
         let stacks = StackPool::new(self.stack_size, self.measure_stack);
         Ok(Home::run(Arc::clone(&context.shared), stacks, |_home| {
@@ -86,6 +87,10 @@ impl ContextBuilder {
             struct Close<'a>(&'a AioContext);
             impl Drop for Close<'_> {
                 fn drop(&mut self) {
+                    // What is registered is the parent's.
+                    if fork::in_child() {
+                        return;
+                    }
                     let _guard = self.0.acquire();
                     self.0.shared.close();
                 }
@@ -185,6 +190,9 @@ impl AioContext {
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
         let home = self.shared.home();
+        if home.is_none() {
+            fork::refuse_in_child("polling a context");
+        }
         assert!(
             home.is_some() || !blocking,
             "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
@@ -318,7 +326,11 @@ impl AioContext {
     /// As `f` does.
     #[inline(always)]
     pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
-        Some(f(AtHome::new(self.shared.home()?)))
+        let Some(home) = self.shared.home() else {
+            fork::refuse_in_child("using a context");
+            return None;
+        };
+        Some(f(AtHome::new(home)))
     }
 
     /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken

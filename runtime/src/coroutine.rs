@@ -13,6 +13,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::home::Home;
+use crate::home::fork::refuse_in_child;
 
 pub(crate) mod backtrace;
 pub(crate) mod control;
@@ -195,7 +196,10 @@ impl Coroutine {
     pub fn try_enter(self) -> Result<(), EnterError> {
         match Home::current() {
             Some(home) => home.try_enter(self.id),
-            None => Err(EnterError::Ended),
+            None => {
+                refuse_in_child("entering a coroutine");
+                Err(EnterError::Ended)
+            }
         }
     }
 

@@ -36,6 +36,7 @@ use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, 
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 
+pub(crate) mod fork;
 mod life;
 mod switch;
 mod wake;
@@ -76,6 +77,7 @@ pub(crate) struct Home {
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
+        fork::notice_forks();
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
@@ -99,6 +101,10 @@ impl Home {
         HOME.set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
+        if fork::in_child() {
+            home.leave_in_child();
+            return outcome.unwrap_or_else(|payload| resume_unwind(payload));
+        }
         let last_words = home.end();
         HOME.set(ptr::null());
         if home.is_leaking() {
@@ -289,6 +295,7 @@ impl Home {
 #[cold]
 #[track_caller]
 fn no_home(what: &str) -> ! {
+    fork::refuse_in_child(what);
     panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 

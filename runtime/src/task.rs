@@ -14,6 +14,7 @@ use crate::coroutine::control::{CoroutineId, State};
 use crate::coroutine::measure::high_water;
 use crate::coroutine::{Attributes, Builder, Cancelled};
 use crate::home::Home;
+use crate::home::fork::refuse_in_child;
 
 /// Makes a coroutine that runs `f` in the loop's next round, on this thread. `f` need not be `Send`.
 ///
@@ -111,6 +112,7 @@ impl<T> JoinHandle<T> {
     pub fn join(self) -> thread::Result<T> {
         loop {
             let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+                refuse_in_child("joining a coroutine");
                 return Err(Box::new(Cancelled));
             };
             let own = home.own(self.id.block);
