@@ -165,6 +165,7 @@ fn no_backtrace_where_there_is_none() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn with_little_stack_left() {
     // C13: a backtrace asks for no more of the coroutine's stack than there is: with too little left it is refused
     const SIZE: usize = 64 * 1024;

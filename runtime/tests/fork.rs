@@ -88,8 +88,8 @@ fn the_child_may_not_use_the_context() {
 }
 
 /// Polls until nothing is left to do. `prepare` has something fork, by calling what it is given. The log tells what else
-/// ran: in the child nothing may.
-fn nobody_else_goes_on(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce() + Send>)) -> String {
+/// ran: in the child nothing may. What `prepare` returns is kept till then.
+fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce() + Send>) -> K) -> String {
     let (log, codes) = (Log::default(), Log::default());
     let forked = Arc::new(AtomicBool::new(false));
     AioContext::run(|ctx| {
@@ -101,7 +101,7 @@ fn nobody_else_goes_on(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce() 
                 log_in.take();
             }
         });
-        prepare(ctx, &log, forks);
+        let _kept = prepare(ctx, &log, forks);
         // The child comes back from here, and it alone is refused another round.
         let polled = catch_unwind(AssertUnwindSafe(|| while ctx.poll(false) {}));
         if forked.load(Ordering::Relaxed) {
@@ -162,7 +162,7 @@ fn nobody_else_goes_on_after_a_watch_forked() {
         let sockets = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
         let ran = nobody_else_goes_on(|ctx, log, forks| {
             let forks = Arc::new(Mutex::new(Some(forks)));
-            for (ours, mut theirs) in sockets {
+            sockets.map(|(ours, mut theirs)| {
                 theirs.write_all(&[1]).unwrap();
                 let (ours, forks, log) = (Arc::new(ours), Arc::clone(&forks), log.clone());
                 let watch = ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
@@ -172,8 +172,8 @@ fn nobody_else_goes_on_after_a_watch_forked() {
                         forks();
                     }
                 });
-                std::mem::forget((watch, theirs));
-            }
+                (watch, theirs)
+            })
         });
         assert_eq!(ran, "served served");
         return;

@@ -16,6 +16,7 @@ fn use_stack<const N: usize>() {
 const REST: usize = 8 * 1024;
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_rises_and_stays() {
     // C11: the mark is what was used at most, so far, while it is suspended or running
     AioContext::run(|_| {
@@ -46,6 +47,7 @@ fn high_water_rises_and_stays() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_of_one_that_has_finished() {
     // C11: a join handle tells it until the result is fetched
     AioContext::run(|ctx| {
@@ -60,6 +62,7 @@ fn high_water_of_one_that_has_finished() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_on_a_stack_that_was_used_before() {
     // C11: the mark is the coroutine's own, not that of whoever had the stack before; and nobody inherits being measured
     AioContext::run(|_| {
@@ -81,6 +84,7 @@ fn high_water_on_a_stack_that_was_used_before() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_for_a_whole_context() {
     // C11: a context may measure all of its coroutines, but for those that say otherwise
     let context = AioContext::builder().measure_stack(true).stack_size(64 * 1024);

@@ -46,6 +46,7 @@ fn running_off_a_stack_names_the_coroutine() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer does not probe large frames")]
 fn one_large_frame_hits_the_guard_too() {
     // C11: a frame that is larger than the guard page does not step over it: no memory of another stack is touched
     match in_child("one_large_frame_hits_the_guard_too") {
@@ -132,6 +133,7 @@ fn a_thread_has_its_alternate_stack_back() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn another_fault_is_a_plain_one() {
     // C11: a fault elsewhere, in a coroutine, is none of this: SIGSEGV, and not a word
     match in_child("another_fault_is_a_plain_one") {
@@ -144,6 +146,7 @@ fn another_fault_is_a_plain_one() {
 }
 
 #[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn the_threads_own_overflow_is_reported_by_std() {
     // C11: std's own report of a thread that runs off its stack goes on working in a context
     match in_child("the_threads_own_overflow_is_reported_by_std") {
