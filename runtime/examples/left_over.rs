@@ -41,6 +41,7 @@ fn main() {
             waker.wake();
             println!("{co}: {}", co.try_enter().expect_err("it has ended"));
         }
+        assert!(task.is_finished(), "to join it would take for ever");
         let joined = task.join();
         println!("joined: {}", joined.is_err_and(|payload| payload.is::<Cancelled>()));
         let other = spawn(|| 7);
