@@ -189,21 +189,9 @@ impl AioContext {
     /// May enter coroutines. Blocking, it blocks the thread, not the coroutine.
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
-        let home = self.shared.home();
-        if home.is_none() {
-            fork::refuse_in_child("polling a context");
-        }
-        assert!(
-            home.is_some() || !blocking,
-            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
-        );
+        let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.acquire();
-        match home {
-            Some(home) => {
-                home.round(|| self.round(home)) || blocking && self.sleep(home) && home.round(|| self.round(home))
-            }
-            None => self.foreign_round(),
-        }
+        home.round(|| self.round(home)) || blocking && self.sleep(home) && home.round(|| self.round(home))
     }
 
     fn round(&self, home: &Home) -> bool {
@@ -217,7 +205,14 @@ impl AioContext {
     }
 
     /// A round by another thread: coroutines are left to their home.
-    fn foreign_round(&self) -> bool {
+    #[cold]
+    fn foreign_poll(&self, blocking: bool) -> bool {
+        fork::refuse_in_child("polling a context");
+        assert!(
+            !blocking,
+            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
+        );
+        let _guard = self.acquire();
         let source = self.shared.source.lock().clone();
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run();
