@@ -74,6 +74,7 @@ impl Builder {
     /// # Safety
     ///
     /// What it borrows lives until the coroutine has ended, at the latest when the context has.
+    #[inline]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T,
