@@ -31,7 +31,7 @@ use std::{fmt, ptr};
 
 use crate::context::Source;
 use crate::context::shared::Shared;
-use crate::coroutine::backtrace::Trace;
+use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
@@ -71,7 +71,8 @@ pub(crate) struct Home {
     wake_buffer: Cell<Vec<CoroutineId>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
-    pub(crate) trace: Trace,
+    /// The backtrace that is being asked for, if one is.
+    pub(crate) trace: Cell<*const Request>,
 }
 
 impl Home {
@@ -96,7 +97,7 @@ impl Home {
             serial: Cell::new(0),
             wake_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
-            trace: Trace::default(),
+            trace: Cell::new(ptr::null()),
         };
         HOME.set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.

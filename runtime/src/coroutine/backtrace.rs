@@ -85,10 +85,9 @@ impl Own {
     }
 }
 
-/// What passes between whoever asks and the one that is traced.
-#[derive(Default)]
-pub(crate) struct Trace {
-    of: Cell<Option<&'static Control>>,
+/// What passes between whoever asks, on whose stack it lies, and the one that is traced.
+pub(crate) struct Request {
+    of: &'static Control,
     found: Cell<Option<Backtrace>>,
 }
 
@@ -96,16 +95,17 @@ impl Home {
     /// `None`: there was no room for it.
     fn trace(&self, block: &'static Control) -> Option<Backtrace> {
         let own = self.own(block);
+        let request = Request { of: block, found: Cell::new(None) };
         // Entered meanwhile: a capture allocates, and a program's own allocator may do anything, but not enter this one.
         let state = own.state.replace(State::Entered);
-        self.trace.of.set(Some(block));
+        self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
         match machine.resume(Resume::Trace) {
             CoroutineResult::Yield(()) => own.state.set(state),
             CoroutineResult::Return(()) => unreachable!("one that is traced goes on waiting"),
         }
-        self.trace.found.take()
+        request.found.take()
     }
 }
 
@@ -115,7 +115,9 @@ impl Home {
 #[inline(never)]
 pub(crate) fn leave_trace() -> *const Yielder<Resume, ()> {
     let home = Home::expect("a backtrace");
-    let own = home.own(home.trace.of.take().expect("whoever asks says of whom"));
+    // SAFETY: `Home::trace` has set it, and returns only when this coroutine has suspended again.
+    let request = unsafe { &*home.trace.get() };
+    let own = home.own(request.of);
     let yielder = own.yielder.get();
     let here = 0u8;
     let lowest = own.lease.get().map_or(usize::MAX, |lease| lease.guard().end);
@@ -124,7 +126,7 @@ pub(crate) fn leave_trace() -> *const Yielder<Resume, ()> {
     if left >= ROOM || cfg!(feature = "sanitizer") {
         // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
         let trace = unsafe { &*yielder }.on_parent_stack(Backtrace::force_capture);
-        home.trace.found.set(Some(trace));
+        request.found.set(Some(trace));
     }
     yielder
 }
