@@ -26,9 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::coroutine::stack::DEFAULT_STACK_SIZE;
+use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::coroutine::{Coroutine, Token};
-use crate::home::Home;
+use crate::home::{Home, fork};
 
 pub(crate) mod bottom_half;
 mod deadlock;
@@ -74,6 +74,7 @@ pub struct ContextBuilder {
     deadlock_report: Option<Duration>,
     stall_report: Option<Duration>,
     unwind_report: bool,
+    measure_stack: bool,
 }
 
 impl ContextBuilder {
@@ -119,6 +120,13 @@ impl ContextBuilder {
         self
     }
 
+    /// Whether its coroutines' stacks are measured where nothing else is asked for. Costs memory and time for each
+    /// coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
+    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
+        self.measure_stack = measure;
+        self
+    }
+
     /// As [`AioContext::run`].
     ///
     /// # Errors
@@ -129,11 +137,13 @@ impl ContextBuilder {
     ///
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        fork::refuse_in_child("running a context");
         let context = AioContext { shared: Shared::new()? };
         context.set_poll_limit(self.poll_limit);
         let _counted = Counted::new(&context);
         let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
-        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |home| {
+        let stacks = StackPool::new(self.stack_size, self.measure_stack);
+        Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
             home.watched.set(self.stall_report.is_some());
             home.patience.set(self.deadlock_report);
             home.reports_unwound.set(self.unwind_report);
@@ -141,6 +151,10 @@ impl ContextBuilder {
             struct Close<'a>(&'a AioContext);
             impl Drop for Close<'_> {
                 fn drop(&mut self) {
+                    // What is registered is the parent's.
+                    if fork::in_child() {
+                        return;
+                    }
                     let _guard = self.0.acquire();
                     self.0.shared.close();
                 }
@@ -204,6 +218,7 @@ impl AioContext {
     pub fn builder() -> ContextBuilder {
         ContextBuilder {
             stack_size: DEFAULT_STACK_SIZE,
+            measure_stack: false,
             poll_limit: Duration::ZERO,
             deadlock_report: Some(Duration::from_secs(1)),
             stall_report: None,
@@ -245,18 +260,9 @@ impl AioContext {
     /// May enter coroutines. Blocking, it blocks the thread, not the coroutine.
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
-        let home = self.shared.home();
-        assert!(
-            home.is_some() || !blocking,
-            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
-        );
+        let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.acquire();
-        match home {
-            Some(home) => {
-                home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
-            }
-            None => self.foreign_round(),
-        }
+        home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
     }
 
     fn round(&self, home: &Home) -> bool {
@@ -276,7 +282,14 @@ impl AioContext {
     }
 
     /// A round by another thread: coroutines are left to their home.
-    fn foreign_round(&self) -> bool {
+    #[cold]
+    fn foreign_poll(&self, blocking: bool) -> bool {
+        fork::refuse_in_child("polling a context");
+        assert!(
+            !blocking,
+            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
+        );
+        let _guard = self.acquire();
         let source = self.shared.source.lock().clone();
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run();
@@ -459,7 +472,11 @@ impl AioContext {
     /// As `f` does.
     #[inline(always)]
     pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
-        Some(f(AtHome::new(self.shared.home()?)))
+        let Some(home) = self.shared.home() else {
+            fork::refuse_in_child("using a context");
+            return None;
+        };
+        Some(f(AtHome::new(home)))
     }
 
     /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken

@@ -34,9 +34,12 @@ use crate::context::polling::Window;
 use crate::context::shared::Shared;
 use crate::context::wake::Arrival;
 use crate::context::{AioContext, Source};
+use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 
+pub(crate) mod fork;
 pub(crate) mod life;
 mod switch;
 mod wake;
@@ -90,15 +93,19 @@ pub(crate) struct Home {
     arrival_buffer: Cell<Vec<Arrival>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
+    /// The backtrace that is being asked for, if one is.
+    pub(crate) trace: Cell<*const Request>,
 }
 
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
-    pub(crate) fn run<R>(shared: Arc<Shared>, stack_size: usize, f: impl FnOnce(&Home) -> R) -> R {
+    pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
+        fork::notice_forks();
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
         );
+        let _alternate_stack = AlternateStack::install();
         let home = Home {
             context: AioContext { shared: Arc::clone(&shared) },
             shared,
@@ -110,7 +117,7 @@ impl Home {
             ready: ControlList::new(),
             taken: ControlList::new(),
             blocks: Blocks::new(),
-            stacks: StackPool::new(stack_size),
+            stacks,
             serial: Cell::new(0),
             watched: Cell::new(false),
             reports_unwound: Cell::new(true),
@@ -122,10 +129,15 @@ impl Home {
             unclocked: Cell::new(0),
             arrival_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
+            trace: Cell::new(ptr::null()),
         };
         HOME.set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
+        if fork::in_child() {
+            home.leave_in_child();
+            return outcome.unwrap_or_else(|payload| resume_unwind(payload));
+        }
         let last_words = home.end();
         HOME.set(ptr::null());
         if home.is_leaking() {
@@ -423,6 +435,7 @@ impl Home {
 #[cold]
 #[track_caller]
 fn no_home(what: &str) -> ! {
+    fork::refuse_in_child(what);
     panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 

@@ -10,6 +10,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::home::fork::in_child;
+
 /// Turns the -1 of a libc call into its `errno`.
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -66,6 +68,11 @@ impl Epoll {
     }
 
     fn control(&self, op: libc::c_int, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+        if in_child() {
+            return Err(io::Error::other(
+                "after fork the set is the parent's; call exec in the child, or fork before `run`",
+            ));
+        }
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: `event` is alive during the call; both descriptors are open, being borrowed.
         unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_raw_fd(), &mut event)) }.map(drop)

@@ -14,9 +14,11 @@ use std::task::{Context, Poll};
 use std::thread;
 
 use crate::coroutine::control::{CoroutineId, Joiner, State};
+use crate::coroutine::measure::high_water;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
+use crate::home::fork::refuse_in_child;
 
 /// Makes a coroutine that runs `f` in the loop's next round, on this thread. `f` need not be `Send`.
 ///
@@ -76,6 +78,7 @@ impl Builder {
     /// # Safety
     ///
     /// What it borrows lives until the coroutine has ended, at the latest when the context has.
+    #[inline]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T,
@@ -115,6 +118,7 @@ impl<T> JoinHandle<T> {
     pub fn join(self) -> thread::Result<T> {
         loop {
             let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+                refuse_in_child("joining a coroutine");
                 return Err(Box::new(Cancelled));
             };
             let own = home.own(self.id.block);
@@ -187,6 +191,17 @@ impl<T> Future for JoinHandle<T> {
         }
         own.joiner.set(Some(Joiner::Task(context.waker().clone())));
         Poll::Pending
+    }
+}
+
+impl<T> JoinHandle<T> {
+    /// As [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water); also when it has finished.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn stack_high_water(&self) -> Option<usize> {
+        high_water(self.id)
     }
 }
 

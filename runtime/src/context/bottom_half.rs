@@ -236,6 +236,15 @@ impl BottomHalves {
         Some(due.saturating_duration_since(Instant::now()))
     }
 
+    /// Nothing that is due runs, nor anything later; unless another thread holds the table. Drops nothing.
+    pub(crate) fn forget_due(&self) {
+        if let Some(mut table) = self.table.try_lock() {
+            table.taken.clear();
+            table.scheduled.clear();
+            table.idle.clear();
+        }
+    }
+
     /// Deletes all of them; callbacks are dropped outside the lock.
     pub(crate) fn clear(&self) {
         let all = std::mem::take(&mut *self.table.lock());

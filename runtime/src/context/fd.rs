@@ -220,6 +220,13 @@ impl Watches {
         Some(if all.is_empty() { "none".into() } else { all.join("; ") })
     }
 
+    /// Nothing that was reported is served; unless another thread holds the table. Drops nothing.
+    pub(crate) fn forget_ready(&self) {
+        if let Some(mut table) = self.table.try_lock() {
+            table.ready.clear();
+        }
+    }
+
     /// Removes all of them; handlers are dropped outside the lock.
     pub(crate) fn clear(&self, epoll: &Epoll) {
         let all = std::mem::take(&mut *self.table.lock());

@@ -73,11 +73,8 @@ impl Pollers {
 
     /// Those whose handlers do not run, one after the other, without the lock held: `each` says whether to go on.
     fn visit(&self, mut each: impl FnMut(usize, &Look, &Window) -> bool) {
-        if self.is_empty() {
-            return;
-        }
         let mut from = 0;
-        loop {
+        while !self.is_empty() {
             let (key, is_ready, window) = {
                 let entries = self.entries.lock();
                 let idle = |(_, entry): &(usize, &Entry)| entry.handler.is_some();
@@ -155,6 +152,11 @@ impl Pollers {
             true
         });
         progress
+    }
+
+    /// None is looked at any more. Drops nothing.
+    pub(crate) fn forget(&self) {
+        self.count.store(0, Ordering::Relaxed);
     }
 
     /// Deletes all of them; closures are dropped outside the lock.

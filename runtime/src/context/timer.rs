@@ -247,6 +247,13 @@ impl Timers {
         Timer { shared: Arc::clone(shared), key }
     }
 
+    /// Nothing that was taken up fires; unless another thread holds the table. Drops nothing.
+    pub(crate) fn forget_due(&self) {
+        if let Some(mut table) = self.table.try_lock() {
+            table.taken.clear();
+        }
+    }
+
     /// Deletes all of them; callbacks are dropped outside the lock.
     pub(crate) fn clear(&self) {
         let all = std::mem::take(&mut *self.table.lock());

@@ -28,6 +28,8 @@ pub(crate) enum Resume {
     Go,
     /// Unwind: the context ends, or the coroutine was cancelled.
     Unwind,
+    /// Leave a backtrace, and wait on (rule C13).
+    Trace,
 }
 
 pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;
@@ -104,6 +106,8 @@ pub(crate) struct Own {
     pub(crate) detached: Cell<bool>,
     /// A panic goes on in the enterer instead of being kept for the join handle.
     pub(crate) propagates: Cell<bool>,
+    /// Its stack was painted, so that its use can be read.
+    pub(crate) measured: Cell<bool>,
     /// The next one on the list that this one is on.
     pub(crate) next: Cell<Option<&'static Control>>,
     pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
@@ -154,6 +158,7 @@ impl Control {
                 swallowed: Cell::new(0),
                 detached: Cell::new(false),
                 propagates: Cell::new(false),
+                measured: Cell::new(false),
                 next: Cell::new(None),
                 machine: UnsafeCell::new(MaybeUninit::uninit()),
                 yielder: Cell::new(ptr::null()),
@@ -227,6 +232,11 @@ impl Own {
         let name = self.name.try_borrow().ok().and_then(|name| name.clone());
         Label { name, serial: self.serial.get() }
     }
+
+    /// As [`label`](Self::label), without allocating: for a signal handler.
+    pub(crate) fn write_label(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        write_label(to, self.name.try_borrow().as_ref().ok().and_then(|name| name.as_deref()), self.serial.get())
+    }
 }
 
 /// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
@@ -242,10 +252,14 @@ pub(crate) struct Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "'{name}'"),
-            None => write!(f, "#{}", self.serial),
-        }
+        write_label(f, self.name.as_deref(), self.serial)
+    }
+}
+
+fn write_label(to: &mut impl fmt::Write, name: Option<&str>, serial: u64) -> fmt::Result {
+    match name {
+        Some(name) => write!(to, "'{name}'"),
+        None => write!(to, "#{serial}"),
     }
 }
 

@@ -77,6 +77,7 @@ impl Home {
         own.swallowed.set(0);
         own.detached.set(false);
         own.propagates.set(propagates);
+        own.measured.set(false);
         own.lease.set(Some(lease));
         own.packet.set(Some(Packet::of::<T>(place)));
         own.joiner.set(None);
@@ -89,11 +90,16 @@ impl Home {
         own.suspended_at.set(attributes.created_at);
         own.waiting.set(Waiting::Enter);
         own.since.set(self.clock.get());
+        if attributes.measure_stack.unwrap_or(self.stacks.measures()) {
+            own.measure(&lease);
+        }
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
+                Resume::Trace => unreachable!("only one that was entered is traced"),
+
                 Resume::Unwind => {
                     drop(f);
                     resume_unwind(Box::new(Cancelled))

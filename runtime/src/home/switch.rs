@@ -9,6 +9,7 @@ use std::{fmt, thread};
 
 use corosensei::CoroutineResult;
 
+use crate::coroutine::backtrace::leave_trace;
 use crate::coroutine::control::{Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, EnterError};
@@ -182,11 +183,14 @@ impl Home {
 
     #[inline]
     fn switch_out(&self, own: &Own) {
-        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-        let yielder = unsafe { &*own.yielder.get() };
-        match yielder.suspend(()) {
-            Resume::Go => {}
-            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+        let mut yielder = own.yielder.get();
+        loop {
+            // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+            match unsafe { &*yielder }.suspend(()) {
+                Resume::Go => return,
+                Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+                Resume::Trace => yielder = leave_trace(),
+            }
         }
     }
 
@@ -215,6 +219,17 @@ impl Home {
         ));
     }
 
+    /// Who is on the stack, innermost first; `None` for a round of the loop. Allocates nothing.
+    pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static Control>> {
+        let (mut frame, mut running) = (self.frame(), self.running.get());
+        std::iter::from_fn(move || {
+            let inner = frame?;
+            // SAFETY: as in `Home::frame`.
+            frame = unsafe { inner.parent.as_ref() };
+            Some(std::mem::replace(&mut running, inner.outer))
+        })
+    }
+
     /// Who is on the stack, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
@@ -226,14 +241,7 @@ pub(crate) struct Chain<'a>(&'a Home);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut frames = Vec::new();
-        let (mut frame, mut running) = (self.0.frame(), self.0.running.get());
-        while let Some(inner) = frame {
-            frames.push(running);
-            running = inner.outer;
-            // SAFETY: as in `Home::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-        }
+        let frames: Vec<_> = self.0.on_stack().collect();
         f.write_str("main")?;
         for running in frames.into_iter().rev() {
             match running {
