@@ -101,6 +101,29 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
     worker.stop().unwrap();
 }
 
+#[inline(never)]
+fn wait_deep_within() {
+    suspend();
+}
+
+#[test]
+fn a_dump_has_backtraces_if_asked_for() {
+    // X11, C13: with backtraces, where each coroutine waits; from home, and from elsewhere
+    AioContext::run(|ctx| {
+        let deep = named("deep", wait_deep_within);
+        ctx.poll(false);
+        assert_says(&ctx.dump_with_backtraces().to_string(), &["'deep' waits", "wait_deep_within"]);
+        assert!(!ctx.dump().to_string().contains("wait_deep_within"));
+        let elsewhere = ctx.clone();
+        let other = thread::spawn(move || elsewhere.dump_with_backtraces().to_string());
+        while !other.is_finished() {
+            ctx.poll(false);
+        }
+        assert_says(&other.join().unwrap(), &["'deep' waits", "wait_deep_within"]);
+        drop(deep);
+    });
+}
+
 /// This test in a process of its own, which says "ready" when what is to be seen is there.
 struct Hung {
     child: Child,

@@ -6,9 +6,10 @@
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use crate::coroutine::Token;
 use crate::coroutine::control::{Control, State};
 use crate::home::Home;
 
@@ -57,48 +58,68 @@ impl AioContext {
     /// Never switches. From another thread, it may wait for a round of the loop.
     pub fn dump(&self) -> Dump {
         if let Some(home) = self.shared.home() {
-            return Dump { text: self.shared.told(Some(home), "asked") };
+            return Dump { text: self.shared.told(Some(home), "asked", false) };
         }
         if let Some(text) = self.look_while_asleep() {
             return Dump { text };
         }
-        let (answer, answered) = mpsc::sync_channel(1);
-        let shared = Arc::clone(&self.shared);
-        self.shared.arrive(Box::new(move || _ = answer.send(shared.told(shared.home(), "running"))));
-        let text = match answered.recv_timeout(PATIENCE) {
+        let text = match self.ask_the_loop(false) {
             Ok(text) => text,
-            Err(mpsc::RecvTimeoutError::Disconnected) => self.shared.told(None, "ended"),
-            Err(mpsc::RecvTimeoutError::Timeout) => self.look_while_asleep().unwrap_or_else(|| self.look_by_force()),
+            Err(RecvTimeoutError::Disconnected) => self.shared.told(None, "ended", false),
+            Err(RecvTimeoutError::Timeout) => self.look_while_asleep().unwrap_or_else(|| self.look_by_force()),
         };
         Dump { text }
+    }
+
+    /// As [`dump`](Self::dump), with the backtrace of each coroutine that is suspended. If the loop hangs there are none but
+    /// that of what it runs.
+    ///
+    /// # Control
+    ///
+    /// Never switches. From another thread, it waits for a round of the loop.
+    pub fn dump_with_backtraces(&self) -> Dump {
+        match self.shared.home() {
+            Some(home) => Dump { text: self.shared.told(Some(home), "asked", true) },
+            None => self.ask_the_loop(true).map_or_else(|_| self.dump(), |text| Dump { text }),
+        }
+    }
+
+    /// By the loop itself, in its next round.
+    fn ask_the_loop(&self, traces: bool) -> Result<String, RecvTimeoutError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let shared = Arc::clone(&self.shared);
+        self.shared.arrive(Box::new(move || _ = answer.send(shared.told(shared.home(), "running", traces))));
+        answered.recv_timeout(PATIENCE)
     }
 
     /// By another thread, while the loop sleeps.
     fn look_while_asleep(&self) -> Option<String> {
         let guard = self.try_acquire()?;
         let home = self.shared.away(&guard)?;
-        Some(self.shared.told(Some(home), "asleep"))
+        Some(self.shared.told(Some(home), "asleep", false))
     }
 
     fn look_by_force(&self) -> String {
-        let stopped = interrupt::stopped(&self.shared, |home| self.shared.told(Some(home), "busy in one round"));
+        let stopped = interrupt::stopped(&self.shared, |home| self.shared.told(Some(home), "busy in one round", false));
         match stopped {
             Ok((text, backtrace)) => format!("{text}  its thread is at\n{backtrace}"),
-            Err(why) => self.shared.told(None, &format!("busy in one round, and cannot be stopped for a look: {why}")),
+            Err(why) => {
+                self.shared.told(None, &format!("busy in one round, and cannot be stopped for a look: {why}"), false)
+            }
         }
     }
 }
 
 impl Shared {
     /// The text. Without `home` it is what any thread may see.
-    fn told(&self, home: Option<&Home>, how: &str) -> String {
+    fn told(&self, home: Option<&Home>, how: &str, traces: bool) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
-        let _ = self.tell(&mut text, home, how);
+        let _ = self.tell(&mut text, home, how, traces);
         text
     }
 
-    fn tell(&self, f: &mut String, home: Option<&Home>, how: &str) -> fmt::Result {
+    fn tell(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
         writeln!(f, "context of thread {} ({how})", self.thread.describe())?;
         if let Some(home) = home {
             writeln!(f, "  on the stack: {}", home.chain())?;
@@ -106,6 +127,9 @@ impl Shared {
             writeln!(f, "  coroutines: {}", live.len())?;
             for block in live {
                 writeln!(f, "    {}", home.tell_of(block))?;
+                if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
+                    write!(f, "{trace}")?;
+                }
             }
         }
         let busy = || "in use right now".to_string();
