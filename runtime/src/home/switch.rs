@@ -128,7 +128,7 @@ impl Home {
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_for(&self, waiting: Waiting) {
         if !self.suspend_if_possible(waiting) {
@@ -144,12 +144,12 @@ impl Home {
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
-        let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
-            yields_outside();
-        };
+        let Some(block) = self.running.get() else { yields_outside() };
+        // SAFETY: as in `frame`; whoever runs was entered from one.
+        let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
         if own.unwinding.get() || thread::panicking() {
             return false;
@@ -181,16 +181,12 @@ impl Home {
         self.suspend_for(Waiting::Turn);
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch_out(&self, own: &Own) {
-        let mut yielder = own.yielder.get();
-        loop {
-            // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-            match unsafe { &*yielder }.suspend(()) {
-                Resume::Go => return,
-                Resume::Unwind => resume_unwind(Box::new(Cancelled)),
-                Resume::Trace => yielder = leave_trace(),
-            }
+        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+        match unsafe { &*own.yielder.get() }.suspend(()) {
+            Resume::Go => {}
+            other => resumed_otherwise(other),
         }
     }
 
@@ -233,6 +229,20 @@ impl Home {
     /// Who is on the stack, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
+    }
+}
+
+/// Resumed for something else than to go on: not worth its room wherever a coroutine suspends.
+#[cold]
+#[inline(never)]
+fn resumed_otherwise(mut how: Resume) {
+    loop {
+        match how {
+            Resume::Go => return,
+            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+            // SAFETY: as in `switch_out`.
+            Resume::Trace => how = unsafe { &*leave_trace() }.suspend(()),
+        }
     }
 }
 
