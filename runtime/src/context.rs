@@ -364,7 +364,7 @@ impl AioContext {
         let shared = &*self.shared;
         home.has_ready()
             || shared.arrivals.is_pending()
-            || shared.is_kicked()
+            || shared.sleep.has_to_look_again()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
     }
@@ -414,7 +414,7 @@ impl AioContext {
         shared.sleep.awake();
         shared.beat.go_on(busy);
         // It was for whoever polls here, who looks again now.
-        shared.take_kick();
+        shared.sleep.take_look_again();
         home.look_at_clock();
     }
 

@@ -28,6 +28,7 @@ mod atomic {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
     pub(crate) use crossbeam_utils::Backoff;
+    pub(crate) use parking_lot::Mutex;
 }
 pub(crate) mod context;
 mod coroutine;

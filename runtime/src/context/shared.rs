@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
 
@@ -35,8 +35,6 @@ pub(crate) struct Shared {
     pub(crate) epoll: Epoll,
     kick: EventFd,
     pub(crate) arrivals: Arrivals,
-    /// Somebody wants the loop to look again at what it polls for.
-    kicked: AtomicBool,
     pub(crate) bottom_halves: BottomHalves,
     pub(crate) watches: Watches,
     pub(crate) timers: Timers,
@@ -64,8 +62,7 @@ impl Shared {
             sleep: SleepState::new(),
             epoll,
             kick,
-            arrivals: Arrivals::default(),
-            kicked: AtomicBool::new(false),
+            arrivals: Arrivals::new(),
             bottom_halves: BottomHalves::default(),
             watches: Watches::default(),
             timers: Timers::default(),
@@ -98,20 +95,8 @@ impl Shared {
 
     /// Makes the loop return from a blocking poll, now or the next time: what it polls for may have come true.
     pub(crate) fn kick(&self) {
-        // Relaxed: the fences of `SleepState` order it before the loop's last look.
-        self.kicked.store(true, Ordering::Relaxed);
+        self.sleep.look_again();
         self.notify();
-    }
-
-    /// Whether somebody kicked.
-    pub(crate) fn is_kicked(&self) -> bool {
-        self.kicked.load(Ordering::Relaxed)
-    }
-
-    /// Whether somebody kicked; that is over with this look.
-    pub(crate) fn take_kick(&self) -> bool {
-        // Acquire, though the fences do for the loop: who polls for a flag of its own sees it then.
-        self.is_kicked() && self.kicked.swap(false, Ordering::Acquire)
     }
 
     /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.

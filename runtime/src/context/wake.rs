@@ -1,12 +1,10 @@
 //! What comes to a context from other threads and contexts: coroutines to wake (rule W1), and work to begin (rule X10).
 //!
 //! A lock and a vector, taken over whole by the loop: the two vectors change places, so nothing is allocated in the
-//! steady state. The flag spares the loop the lock while nobody brings anything.
+//! steady state. The flag spares the loop the lock while nobody brings anything. This file is what `tests/loom_notify.rs`
+//! checks, together with `notify.rs`: the same source, on loom's atomics.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
-
+use crate::atomic::{AtomicBool, Mutex, Ordering};
 use crate::coroutine::control::CoroutineId;
 
 /// What comes.
@@ -17,13 +15,11 @@ pub(crate) enum Arrival {
     Begin(Box<dyn FnOnce() + Send>),
 }
 
-#[derive(Default)]
 pub(crate) struct Arrivals {
     list: Mutex<List>,
     pending: AtomicBool,
 }
 
-#[derive(Default)]
 struct List {
     arrivals: Vec<Arrival>,
     /// The context has ended: nothing is put on any more.
@@ -31,6 +27,11 @@ struct List {
 }
 
 impl Arrivals {
+    pub(crate) fn new() -> Arrivals {
+        let list = List { arrivals: Vec::new(), closed: false };
+        Arrivals { list: Mutex::new(list), pending: AtomicBool::new(false) }
+    }
+
     /// Puts one on, or hands it back because the context has ended. The caller then notifies the loop.
     pub(crate) fn push(&self, arrival: Arrival) -> Result<(), Arrival> {
         let mut list = self.list.lock();
