@@ -105,7 +105,9 @@ impl<T> JoinHandle<T> {
     ///
     /// # Errors
     ///
-    /// The payload of its panic, as `std::thread`'s; or [`Cancelled`], if its context ended before it did.
+    /// The payload of its panic, as `std::thread`'s; or [`Cancelled`], if its context ended before it did, or if this wait was
+    /// cut short, because the joining coroutine was cancelled or a timeout around this is over. Then the joined one is
+    /// cancelled too, and goes on without being waited for.
     ///
     /// # Panics
     ///
@@ -114,6 +116,7 @@ impl<T> JoinHandle<T> {
     /// # Control
     ///
     /// May yield; on the thread's own stack, may enter.
+    #[inline]
     #[track_caller]
     pub fn join(self) -> thread::Result<T> {
         loop {
@@ -130,6 +133,10 @@ impl<T> JoinHandle<T> {
             match home.running() {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
+                    if home.is_cancelled(running) {
+                        self.cancel();
+                        return Err(Box::new(Cancelled));
+                    }
                     own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));
                 }

@@ -139,7 +139,8 @@ impl Home {
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
     ///
     /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
-    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong.
+    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong. Always: asked for only,
+    /// it is not done in a build with one codegen unit.
     ///
     /// # Control
     ///
@@ -173,6 +174,7 @@ impl Home {
     /// # Control
     ///
     /// Yields.
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn reschedule(&self) {
         if let Some(block) = self.running() {
