@@ -65,7 +65,7 @@ const MOST_HELD: u32 = 16;
 /// What the engine has done so far. Written under the context's lock.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Requests that failed at submit, without a completion.
+    /// Requests that ended without a completion: they failed at submit, or were taken back.
     pub(crate) refused: AtomicU64,
     pub(crate) completions: AtomicU64,
     pub(crate) submits: AtomicU64,
@@ -190,7 +190,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             self.submit();
         }
         // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let found = here.suspend_until(|| slot.result());
+        let found = here.suspend_until(|| slot.result(), || self.cancel(slot.key().to_bits()));
         // Where nothing can be suspended, this waits in place.
         let result = found.unwrap_or_else(|| self.wait_in_place(slot));
         mem::forget(request);

@@ -126,7 +126,8 @@ impl<'h> AtHome<'h> {
     }
 
     /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
-    /// coroutine is resumed. `None`: the coroutine cannot be suspended, since its stack unwinds.
+    /// coroutine is resumed; if it finds nothing then, and the coroutine is to end early, it asks `cancelled`. `None`: the
+    /// coroutine cannot be suspended, since its stack unwinds.
     ///
     /// # Panics
     ///
@@ -137,13 +138,15 @@ impl<'h> AtHome<'h> {
     /// May yield, as [`suspend`](crate::suspend).
     #[inline]
     #[track_caller]
-    pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>) -> Option<R> {
-        loop {
-            let found = look();
-            if found.is_some() || !self.home.suspend_if_possible(Waiting::Io) {
-                return found;
+    pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>, cancelled: impl Fn() -> Option<R>) -> Option<R> {
+        let mut found = look();
+        while found.is_none() && self.home.suspend_if_possible(Waiting::Io) {
+            found = look();
+            if found.is_none() && self.check_cancelled().is_err() {
+                found = cancelled();
             }
         }
+        found
     }
 
     /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has
