@@ -4,12 +4,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
 use coralio_runtime::{AioContext, Coroutine, Waker, spawn, suspend, yield_now};
 
-use crate::measure::{cpu_time_in, time, writes};
+use crate::measure::{PROCESS, asleep, clock_of, time, writes};
 
 /// Runs `f` as the first coroutine of a context.
 fn in_context<T>(f: impl FnOnce() -> T) -> T {
@@ -101,7 +100,7 @@ pub(crate) fn wake_busy(times: u64) -> f64 {
 }
 
 /// A loop asleep with a coroutine that waits.
-pub(crate) fn idle(millis: u64) -> f64 {
+fn idle_by(millis: u64, clock: impl FnOnce(&JoinHandle<()>) -> libc::clockid_t) -> f64 {
     let (to_here, from_loop) = mpsc::channel();
     let sleeper = thread::spawn(move || {
         in_context(|| {
@@ -110,8 +109,18 @@ pub(crate) fn idle(millis: u64) -> f64 {
         });
     });
     let waker = from_loop.recv().expect("the other end lives");
-    let took = cpu_time_in(Duration::from_millis(millis));
+    let took = asleep(millis, clock(&sleeper));
     waker.wake();
     sleeper.join().expect("no case panics");
     took
+}
+
+/// What the process takes meanwhile, the one that looks included.
+pub(crate) fn idle(millis: u64) -> f64 {
+    idle_by(millis, |_| PROCESS)
+}
+
+/// What the loop's thread takes.
+pub(crate) fn idle_loop(millis: u64) -> f64 {
+    idle_by(millis, clock_of)
 }

@@ -1,7 +1,8 @@
 //! The peer: two threads that wake each other through the kernel, with nothing around it.
 //!
 //! Our loop sleeps in `epoll_wait` on an eventfd that it watches for edges, so that nobody has to read the counter. So
-//! does [`ping_pong`]: one write and one wait to each wake. [`ping_pong_by_reads`] has no epoll: one write, one blocking read.
+//! does [`ping_pong`]: one write and one wait to each wake. [`ping_pong_by_reads`] has no epoll: one write, and one read
+//! that blocks.
 
 #![allow(unsafe_code)]
 
@@ -9,9 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
-use crate::measure::{cpu_time_in, time, writes};
+use crate::measure::{PROCESS, asleep, time, writes};
 
 /// Two ends that send each other a token.
 trait End: Send + 'static {
@@ -122,11 +122,11 @@ pub(crate) fn ping_pong_by_reads(times: u64) -> f64 {
     between(ByRead::pair(), times, |turns| time(times, turns))
 }
 
-/// A thread asleep in `epoll_wait`.
+/// A thread asleep in `epoll_wait`: what remains is the cost of looking.
 pub(crate) fn idle(millis: u64) -> f64 {
     let (here, there) = ByEpoll::pair();
     let sleeper = thread::spawn(move || there.sleep());
-    let took = cpu_time_in(Duration::from_millis(millis));
+    let took = asleep(millis, PROCESS);
     here.tell();
     sleeper.join().expect("no case panics");
     took

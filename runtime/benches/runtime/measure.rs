@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::os::unix::thread::JoinHandleExt;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{fs, mem, thread};
+use std::{fs, mem};
 
 use crate::cases::{Case, Run, Unit};
 use crate::options::{Options, refuse};
@@ -12,6 +14,9 @@ use crate::options::{Options, refuse};
 const MEASUREMENT_NS: f64 = 10_000_000.0;
 /// Batched cases divide it.
 pub(crate) const BATCH: u64 = 32;
+
+/// The CPU time of the whole process.
+pub(crate) const PROCESS: libc::clockid_t = libc::CLOCK_PROCESS_CPUTIME_ID;
 
 /// A case's medians, in its unit.
 pub(crate) struct Figures<'a> {
@@ -85,26 +90,37 @@ fn median(mut figures: Vec<f64>) -> f64 {
 
 /// Nanoseconds that each of `times` took in `f`.
 pub(crate) fn time(times: u64, f: impl FnOnce()) -> f64 {
-    let before = cpu_time();
+    let before = read(PROCESS);
     f();
-    (cpu_time() - before) / times as f64
+    (read(PROCESS) - before) / times as f64
 }
 
-/// Nanoseconds that other threads, which are about to sleep, take in a second, looked at for `period`.
-pub(crate) fn cpu_time_in(period: Duration) -> f64 {
-    // They get there meanwhile.
+/// Lets another thread fall asleep, and sleeps too. Returns what the clock counts meanwhile, in nanoseconds per second.
+pub(crate) fn asleep(millis: u64, clock: libc::clockid_t) -> f64 {
+    let period = Duration::from_millis(millis);
     thread::sleep(period / 10);
-    time(1, || thread::sleep(period)) / period.as_secs_f64()
+    let before = read(clock);
+    thread::sleep(period);
+    (read(clock) - before) / period.as_secs_f64()
 }
 
-/// This process's CPU time in nanoseconds.
-pub(crate) fn cpu_time() -> f64 {
+/// The clock of another thread's CPU time. Of no use when that has ended.
+pub(crate) fn clock_of<T>(thread: &JoinHandle<T>) -> libc::clockid_t {
+    let mut clock = 0;
+    // SAFETY: a thread that has a handle has not been joined; the clock is ours to be written.
+    let result = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &mut clock) };
+    assert_eq!(result, 0, "the thread lives");
+    clock
+}
+
+/// A clock's nanoseconds.
+fn read(clock: libc::clockid_t) -> f64 {
     // SAFETY: the kernel writes the one timespec that it is given; all zero is a valid one.
     let (result, now) = unsafe {
         let mut now = mem::zeroed::<libc::timespec>();
-        (libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut now), now)
+        (libc::clock_gettime(clock, &mut now), now)
     };
-    assert_eq!(result, 0, "Linux has had this clock since 2.6.12");
+    assert_eq!(result, 0, "Linux has had these clocks since 2.6.12");
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }
 
@@ -136,4 +152,12 @@ pub(crate) fn pin(cpu: usize) {
     if result != 0 {
         refuse(&format!("--pin: cannot stay on CPU {cpu}: {}", std::io::Error::last_os_error()));
     }
+}
+
+/// From here on no thread takes the CPU from the one that wakes it, which goes on till it sleeps. Else, on one CPU, the two
+/// ends of a ping-pong seldom sleep: each is told before it has got there. Where the kernel refuses, fewer than one write
+/// in `wake-sleeping-writes` shows it.
+pub(crate) fn let_the_waker_go_on() {
+    // SAFETY: all zero is a valid parameter, and alive during the call.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &mem::zeroed::<libc::sched_param>()) };
 }

@@ -10,17 +10,14 @@ use ::tokio::task::yield_now;
 
 use crate::measure::time;
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    Builder::new_current_thread().build().expect("it needs no descriptors").block_on(future)
-}
-
 /// As many tasks, each of which does its share of `times`.
 fn share<F>(tasks: u64, times: u64, share: impl Fn(u64) -> F) -> f64
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let runtime = Builder::new_current_thread().build().expect("without drivers it needs no descriptors");
     time(times, || {
-        block_on(async {
+        runtime.block_on(async {
             let tasks: Vec<_> = (0..tasks).map(|_| spawn(share(times / tasks))).collect();
             for task in tasks {
                 task.await.expect("no case panics");
