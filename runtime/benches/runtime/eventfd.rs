@@ -1,8 +1,8 @@
 //! The peer: two threads that wake each other through the kernel, with nothing around it.
 //!
-//! Our loop sleeps in `epoll_wait` on an eventfd that it watches for edges, so that nobody has to read the counter. So
-//! does [`ping_pong`]: one write and one wait to each wake. [`ping_pong_by_reads`] has no epoll: one write, and one read
-//! that blocks.
+//! Our loop sleeps in `epoll_wait` on an eventfd that it watches for edges, so that nobody has to read the counter.
+//! So does [`ping_pong`]: one write and one wait to each wake. [`ping_pong_by_reads`] has no epoll: one write, and one
+//! read that blocks.
 
 #![allow(unsafe_code)]
 

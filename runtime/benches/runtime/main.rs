@@ -6,13 +6,14 @@
 //! cargo bench -p coralio-runtime -- --rounds 31 mutex      what has `mutex` in its name
 //! ```
 //!
-//! The peers: `bare`, corosensei's stack switch, which is below ours too; `tokio`, its current-thread runtime; `may`, with
-//! one worker thread; `eventfd`, two threads that wake each other by the two system calls that a loop's sleep consists of.
+//! The peers: `bare`, corosensei's stack switch, which is below ours too; `tokio`, its current-thread runtime; `may`,
+//! with one worker thread; `eventfd`, two threads that wake each other by the two system calls that a loop's sleep
+//! consists of.
 //!
 //! Each round measures every case, ours and its peers one right after the other, so that a noisy neighbour meets all.
-//! Figures are medians over the rounds. Time is the CPU time of the whole process: `may` runs coroutines on a thread of its
-//! own, and a ping-pong takes two. With `--pin` all threads share that one CPU; without, what goes from thread to thread
-//! measures the machine.
+//! Figures are medians over the rounds. Time is the CPU time of the whole process: `may` runs coroutines on a thread of
+//! its own, and a ping-pong takes two. With `--pin` all threads share that one CPU; without, what goes from thread to
+//! thread measures the machine.
 //!
 //! `wake-busy` counts the process's system calls that write, which an eventfd is told by. To see all of them:
 //!

@@ -1,8 +1,8 @@
 //! The peer: `may`, stackful coroutines on worker threads; here one of them.
 //!
-//! Otherwise as it comes. So each spawn writes to its worker's eventfd, and each end looks through a stack of 32 KiB for
-//! how much of it was used: its `spawn-join` consists of that. As long as coroutines yield, its worker does not look for
-//! I/O, where our loop begins another round.
+//! Otherwise as it comes. So each spawn writes to its worker's eventfd, and each end looks through a stack of 32 KiB
+//! for how much of it was used: its `spawn-join` consists of that. While coroutines yield, its worker does not look
+//! for I/O, where our loop begins another round.
 
 #![allow(unsafe_code)]
 

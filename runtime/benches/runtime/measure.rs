@@ -154,10 +154,13 @@ pub(crate) fn pin(cpu: usize) {
     }
 }
 
-/// From here on no thread takes the CPU from the one that wakes it, which goes on till it sleeps. Else, on one CPU, the two
-/// ends of a ping-pong seldom sleep: each is told before it has got there. Where the kernel refuses, fewer than one write
-/// in `wake-sleeping-writes` shows it.
+/// From here on no thread takes the CPU from the one that wakes it, which goes on till it sleeps. Else, on one CPU, the
+/// two ends of a ping-pong seldom sleep: each is told before it has got there.
 pub(crate) fn let_the_waker_go_on() {
     // SAFETY: all zero is a valid parameter, and alive during the call.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &mem::zeroed::<libc::sched_param>()) };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &mem::zeroed::<libc::sched_param>()) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        eprintln!("no SCHED_BATCH ({error}): `wake-sleeping` sleeps as often as `wake-sleeping-writes` tells");
+    }
 }
