@@ -345,6 +345,7 @@ pub fn suspend() {
 /// # Control
 ///
 /// Yields.
+#[inline]
 #[track_caller]
 pub fn yield_now() {
     Home::expect("yield outside a coroutine: it was called").reschedule();

@@ -107,6 +107,7 @@ impl<T> JoinHandle<T> {
     /// # Control
     ///
     /// May yield; on the thread's own stack, may enter.
+    #[inline]
     pub fn join(self) -> thread::Result<T> {
         loop {
             let Some(home) = Home::current().filter(|_| self.id.is_live()) else {

@@ -126,7 +126,7 @@ impl Home {
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend(&self) {
         if !self.suspend_if_possible() {
@@ -137,12 +137,13 @@ impl Home {
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
     ///
     /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
-    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong.
+    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong. Always: asked for only,
+    /// it is not done in a build with one codegen unit.
     ///
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self) -> bool {
         let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
@@ -168,6 +169,7 @@ impl Home {
     /// # Control
     ///
     /// Yields.
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn reschedule(&self) {
         if let Some(block) = self.running() {
@@ -176,7 +178,7 @@ impl Home {
         self.suspend();
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch_out(&self, own: &Own) {
         // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
         let yielder = unsafe { &*own.yielder.get() };
