@@ -294,6 +294,8 @@ impl Coroutine {
                 Some(State::Scheduled) => {
                     Err(ScheduleError { first: self.id.block.scheduled_at(), second: Location::caller() })
                 }
+                // Scheduled while it ran, it ended all the same: its result waits, and that is all.
+                Some(State::Finished) => Ok(()),
                 _ => schedule(&home.shared, self.id),
             },
             None => Ok(()),
