@@ -1,0 +1,151 @@
+//! Cancelling: a flag that waits for events return as an error, and that waits for locks do not.
+
+mod common;
+
+use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
+
+use common::Log;
+use coralio_runtime::{
+    AioContext, Cancelled, CoMutex, CoQueue, Coroutine, check_cancelled, is_cancelled, shield, sleep, spawn, suspend,
+    yield_now,
+};
+
+#[test]
+fn each_kind_of_wait() {
+    // S4: cancelled in a wait for an event, or before it, a coroutine goes on with an error at once; the lock is free after
+    AioContext::run(|ctx| {
+        let lock = Rc::new(CoMutex::new(()));
+        let queue = Rc::new(CoQueue::new());
+        let held = lock.try_lock().unwrap();
+        let kinds: [Box<dyn Fn() -> Result<(), Cancelled>>; 3] = [
+            Box::new(|| sleep(Duration::MAX)),
+            Box::new({
+                let lock = Rc::clone(&lock);
+                move || lock.lock_cancellable().map(drop)
+            }),
+            Box::new(move || {
+                let own = CoMutex::new(());
+                let woken = queue.wait_cancellable(own.lock()).map(drop);
+                assert!(own.try_lock().is_some(), "it is given up");
+                woken
+            }),
+        ];
+        for kind in kinds {
+            let task = spawn(move || {
+                let first = kind();
+                (first, kind(), check_cancelled(), is_cancelled())
+            });
+            ctx.poll(false);
+            assert!(!task.is_finished());
+            task.cancel();
+            assert_eq!(task.join().unwrap(), (Err(Cancelled), Err(Cancelled), Err(Cancelled), true));
+        }
+        drop(held);
+        assert!(lock.try_lock().is_some());
+        let fresh = spawn(|| sleep(Duration::MAX));
+        fresh.cancel();
+        assert_eq!(fresh.join().unwrap(), Err(Cancelled), "before it began");
+    });
+}
+
+#[test]
+fn a_lock_is_waited_for_all_the_same() {
+    // S4: what a coroutine is owed is waited for: CoMutex::lock and CoQueue::wait do not end early, and the lock that a
+    // cancelled one finds free is taken
+    AioContext::run(|ctx| {
+        let (lock, queue, log) = (Rc::new(CoMutex::new(())), Rc::new(CoQueue::new()), Log::default());
+        let held = lock.try_lock().unwrap();
+        let task = spawn({
+            let (lock, queue, log) = (Rc::clone(&lock), Rc::clone(&queue), log.clone());
+            move || {
+                let guard = lock.lock();
+                log.add("locked");
+                let guard = queue.wait(guard);
+                log.add("woken");
+                drop(guard);
+                assert!(lock.lock_cancellable().is_ok());
+            }
+        });
+        ctx.poll(false);
+        task.cancel();
+        ctx.poll(false);
+        assert_eq!(log.take(), "");
+        drop(held);
+        ctx.poll(false);
+        task.cancel();
+        ctx.poll(false);
+        assert_eq!(log.take(), "locked");
+        queue.wake_one();
+        task.join().unwrap();
+        assert_eq!(log.take(), "woken");
+    });
+}
+
+#[test]
+fn from_another_thread() {
+    // S4, W1: a waker cancels from any thread, and its loop is notified
+    AioContext::run(|ctx| {
+        let task = spawn(|| sleep(Duration::MAX));
+        ctx.poll(false);
+        let waker = task.coroutine().waker();
+        let other = thread::spawn(move || waker.cancel());
+        assert_eq!(task.join().unwrap(), Err(Cancelled));
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn a_shield_puts_it_off() {
+    // S4: behind a shield waits are not cut short, however deep shields nest; after the last they are again
+    AioContext::run(|_| {
+        let task = spawn(|| {
+            Coroutine::current().unwrap().cancel();
+            shield(|| {
+                shield(|| assert!(!is_cancelled()));
+                assert_eq!(sleep(Duration::from_micros(1)), Ok(()));
+                let caught = std::panic::catch_unwind(|| shield(|| std::panic::resume_unwind(Box::new(()))));
+                assert!(caught.is_err() && !is_cancelled());
+            });
+            sleep(Duration::MAX)
+        });
+        assert_eq!(task.join().unwrap(), Err(Cancelled));
+    });
+}
+
+#[test]
+fn the_next_in_its_place_is_not_cancelled() {
+    // S4, W4: cancelling one that has ended does nothing, also when its control block serves another one; nor does the flag
+    // stay in the block
+    AioContext::run(|ctx| {
+        let first = spawn(|| ());
+        let (handle, waker) = (first.coroutine(), first.coroutine().waker());
+        first.cancel();
+        first.join().unwrap();
+        for _ in 0..100 {
+            let next = spawn(|| {
+                yield_now();
+                is_cancelled()
+            });
+            ctx.poll(false);
+            handle.cancel();
+            waker.cancel();
+            assert!(!next.join().unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_bare_suspension_is_only_woken() {
+    // S4: cancelling wakes whoever suspended by itself, who looks for the reason
+    AioContext::run(|ctx| {
+        let task = spawn(|| {
+            suspend();
+            check_cancelled()
+        });
+        ctx.poll(false);
+        task.cancel();
+        assert_eq!(task.join().unwrap(), Err(Cancelled));
+    });
+}

@@ -1,0 +1,11 @@
+//! What must not compile: the promises that the compiler keeps for us. `TRYBUILD=overwrite` writes its words anew.
+#![cfg(not(any(loom, feature = "sanitizer")))]
+
+#[test]
+fn what_is_unsound_does_not_compile() {
+    // C7, X8, S4: handles and guards stay on their thread; what crosses threads is Send; scopes do not outlive what they borrow
+    if cfg!(target_os = "linux") && std::env::var_os("CORALIO_TEST_DIVISOR").is_some() {
+        return eprintln!("skipped: under a checker, the compiler would be checked too");
+    }
+    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+}

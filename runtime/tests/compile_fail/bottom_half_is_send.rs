@@ -1,0 +1,10 @@
+//! X3: another thread's poll may run a bottom half.
+use coralio_runtime::AioContext;
+use std::rc::Rc;
+
+fn main() {
+    AioContext::run(|ctx| {
+        let shared = Rc::new(7);
+        drop(ctx.bottom_half(move || drop(Rc::clone(&shared))));
+    });
+}

@@ -1,0 +1,11 @@
+//! X8: the lock is given up by the thread that took it.
+use coralio_runtime::AioContext;
+
+fn main() {
+    AioContext::run(|ctx| {
+        let guard = ctx.acquire();
+        std::thread::scope(|s| {
+            s.spawn(move || drop(guard));
+        });
+    });
+}

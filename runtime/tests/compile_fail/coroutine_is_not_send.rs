@@ -1,0 +1,9 @@
+//! C7: a handle stays at home; only its waker goes elsewhere.
+use coralio_runtime::{AioContext, Coroutine};
+
+fn main() {
+    AioContext::run(|_| {
+        let co = Coroutine::new(|| {});
+        std::thread::spawn(move || co.enter());
+    });
+}

@@ -1,0 +1,9 @@
+//! S4: a handle is of no use when its scope has ended.
+use coralio_runtime::{AioContext, scope};
+
+fn main() {
+    AioContext::run(|_| {
+        let handle = scope(|s| s.spawn(|| 7));
+        drop(handle.join());
+    });
+}
