@@ -46,7 +46,10 @@ pub use coroutine::{
     Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
-pub use sync::{CoMutex, CoMutexGuard, CoQueue};
+pub use sync::{
+    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
+    Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
+};
 pub use task::{JoinHandle, spawn};
 
 #[cfg(doctest)]

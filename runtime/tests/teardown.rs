@@ -10,7 +10,7 @@ use std::thread;
 
 use common::{Log, panic_of, text};
 use coralio_runtime::{
-    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now,
+    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now,
 };
 
 #[test]

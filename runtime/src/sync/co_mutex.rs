@@ -14,7 +14,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use super::wait_queue::{Locked, WaitQueue};
+use super::wait_queue::{Gone, Locked, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::{Holder, Waiting};
 
@@ -67,7 +67,7 @@ impl<T> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
             holder: Holder::new(),
-            line: WaitQueue::new(),
+            line: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
     }
@@ -95,8 +95,11 @@ impl<T: ?Sized> CoMutex<T> {
         match self.try_lock() {
             Some(guard) => guard,
             None => {
-                self.wait(|line, waiting| Ok(self.line.wait(line, waiting, || (), || self.unlock())))
-                    .unwrap_or_else(|Cancelled| unreachable!("this wait is not cancelled"));
+                self.wait(|line, waiting| {
+                    self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
+                    Ok(())
+                })
+                .unwrap_or_else(|()| unreachable!("this wait is not cancelled"));
                 self.held()
             }
         }
@@ -120,7 +123,8 @@ impl<T: ?Sized> CoMutex<T> {
         if let Some(guard) = self.try_lock() {
             return Ok(guard);
         }
-        self.wait(|line, waiting| self.line.wait_cancellable(line, waiting, || (), || self.unlock()))?;
+        self.wait(|line, waiting| self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)))
+            .map_err(|()| Cancelled)?;
         Ok(self.held())
     }
 
@@ -148,7 +152,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// Takes the lock, or stands in line for it, in the way that `in_line` does.
     #[cold]
     #[track_caller]
-    fn wait(&self, in_line: impl FnOnce(Locked<'_>, Waiting) -> Result<(), Cancelled>) -> Result<(), Cancelled> {
+    fn wait(&self, in_line: impl FnOnce(Locked<'_>, Waiting) -> Result<(), ()>) -> Result<(), ()> {
         let line = self.line.lock();
         loop {
             // Under the line's lock. Either the holder is gone, and the lock is taken here; or the line bit is set while
@@ -165,6 +169,15 @@ impl<T: ?Sized> CoMutex<T> {
             }
         }
         in_line(line, Waiting::CoMutex(&self.holder))
+    }
+
+    /// One goes away that waited.
+    fn gone(&self, gone: Gone<'_, (), ()>) {
+        match gone {
+            // If nobody is left in line, the next unlock finds that out.
+            Gone::Left(_) => {}
+            Gone::Granted(()) => self.unlock(),
+        }
     }
 
     /// Gives the lock up, or hands it to the first in line.
