@@ -97,11 +97,30 @@ impl Semaphore {
     /// May yield.
     #[track_caller]
     pub fn acquire_cancellable(&self) -> Result<Permit<'_>, Cancelled> {
-        if let Err(line) = self.take(1) {
-            let granted = self.line.wait_cancellable(line, 1, self.waiting(), || (), |gone| self.gone(gone));
+        self.acquire_many_cancellable(1)
+    }
+
+    /// As [`acquire_many`](Self::acquire_many), unless the coroutine is cancelled meanwhile, or a timeout around this is
+    /// over.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`]. Permits that are there are taken all the same.
+    ///
+    /// # Panics
+    ///
+    /// Outside a coroutine, if it would have to wait.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn acquire_many_cancellable(&self, count: usize) -> Result<Permit<'_>, Cancelled> {
+        if let Err(line) = self.take(count) {
+            let granted = self.line.wait_cancellable(line, count, self.waiting(), || (), |gone| self.gone(gone));
             granted.map_err(|_| Cancelled)?;
         }
-        Ok(Permit { semaphore: self, count: 1 })
+        Ok(Permit { semaphore: self, count })
     }
 
     /// Takes a permit, if there is one and nobody waits.
