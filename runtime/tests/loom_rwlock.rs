@@ -133,13 +133,25 @@ fn two_upgrade() {
 }
 
 #[test]
+fn an_upgrade_sees_other_readers_gone() {
+    // S3: one that upgrades at once writes after all that another one read
+    model(3, || {
+        let lock = counter();
+        let other = on_a_thread(&lock, |lock| lock.read().get());
+        let added = lock.read().try_upgrade().map(|writing| writing.add()).is_ok();
+        assert!(other.join().unwrap() <= usize::from(added));
+        assert!(lock.try_write().is_some());
+    });
+}
+
+#[test]
 fn a_downgrade_lets_readers_in() {
     // S3: after a downgrade, a reader in line gets in though the lock is not given up; and it sees what was written
     model(3, || {
         let lock = counter();
         let writing = lock.write();
-        writing.add();
         let other = on_a_thread(&lock, |lock| lock.read().get());
+        writing.add();
         let reading = writing.downgrade();
         assert_eq!(other.join().unwrap(), 1);
         drop(reading);

@@ -134,9 +134,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_rdlock")]
     pub fn read(&self) -> CoRwReadGuard<'_, T> {
-        if !self.try_take(Share::Read) {
-            self.wait(Share::Read, Waiting::Read(&self.holder), || ());
-        }
+        self.take(Share::Read, Waiting::Read(&self.holder));
         self.reading()
     }
 
@@ -183,9 +181,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_wrlock")]
     pub fn write(&self) -> CoRwWriteGuard<'_, T> {
-        if !self.try_take(Share::Write) {
-            self.wait(Share::Write, Waiting::Write(&self.holder), || ());
-        }
+        self.take(Share::Write, Waiting::Write(&self.holder));
         self.writing()
     }
 
@@ -255,15 +251,24 @@ impl<T: ?Sized> CoRwLock<T> {
         false
     }
 
-    /// Takes a share, or stands in line for it; then calls `before_sleep`.
-    #[cold]
+    /// Takes a share; waits for it if need be.
+    #[inline]
     #[track_caller]
-    fn wait(&self, share: Share, waiting: Waiting, before_sleep: impl FnOnce()) {
-        if let Some(line) = self.line_up(share) {
-            self.line.wait(line, share, waiting, before_sleep, |gone| self.gone(gone));
+    fn take(&self, share: Share, waiting: Waiting) {
+        if !self.try_take(share) {
+            self.wait(share, waiting);
         }
     }
 
+    #[cold]
+    #[track_caller]
+    fn wait(&self, share: Share, waiting: Waiting) {
+        if let Some(line) = self.line_up(share) {
+            self.line.wait(line, share, waiting, || (), |gone| self.gone(gone));
+        }
+    }
+
+    /// As `take`, unless the coroutine is cancelled meanwhile.
     #[track_caller]
     fn take_cancellable(&self, share: Share, waiting: Waiting) -> Result<(), Cancelled> {
         if !self.try_take(share)

@@ -45,8 +45,8 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
     pub fn upgrade(self) -> CoRwWriteGuard<'a, T> {
         self.try_upgrade().unwrap_or_else(|reading| {
             let lock = reading.lock;
-            // It stands in line before it gives its share up: nobody who comes later is let in by that.
-            lock.wait(Share::Write, Waiting::Upgrade(&lock.holder), move || drop(reading));
+            drop(reading);
+            lock.take(Share::Write, Waiting::Upgrade(&lock.holder));
             lock.writing()
         })
     }
