@@ -299,14 +299,15 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
                     assert!(said.starts_with("'greedy' locks a CoRwLock that it holds already"), "{said}");
                     assert!(said.contains(&format!("{}:{line}", file!())), "{said}");
                 }
-                // It had the lock once; that is no reason to refuse it.
-                let reading = writing.downgrade();
-                drop(lock.read());
-                drop(reading);
+                // It had the lock once; that is no reason to refuse it while others read.
+                drop(writing.downgrade());
+                yield_now();
                 *lock.write() += 1;
             }
         });
+        let reader = take_in_order(&lock, &Log::default(), "r");
         task.unwrap().join().unwrap();
+        join_all(reader);
         assert_eq!(*lock.try_read().unwrap(), 1);
     });
 }
