@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, AtHome, Source};
 
+use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, Policy};
 use crate::queue::Pending;
@@ -64,7 +65,7 @@ const MOST_HELD: u32 = 16;
 /// What the engine has done so far. Written under the context's lock.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Requests that failed at submit, without a completion.
+    /// Requests that ended without a completion: they failed at submit, or were taken back.
     pub(crate) refused: AtomicU64,
     pub(crate) completions: AtomicU64,
     pub(crate) submits: AtomicU64,
@@ -139,7 +140,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's.
+    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's;
+    /// [`Cancelled`](coralio_runtime::Cancelled) if the coroutine was cancelled before.
     ///
     /// # Panics
     ///
@@ -157,7 +159,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
         let result = unsafe { self.perform(operation) };
-        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
+        if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
     /// As `transfer`; an error is a negative `errno`.
@@ -178,6 +180,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline(always)]
     unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
+        if here.check_cancelled().is_err() {
+            return -i64::from(libc::ECANCELED);
+        }
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
         let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
@@ -185,7 +190,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             self.submit();
         }
         // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let found = here.suspend_until(|| slot.result());
+        let found = here.suspend_until(|| slot.result(), || self.cancel(slot.key().to_bits()));
         // Where nothing can be suspended, this waits in place.
         let result = found.unwrap_or_else(|| self.wait_in_place(slot));
         mem::forget(request);
@@ -295,6 +300,14 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 
     fn is_ready(&self) -> bool {
         self.kernel.peek().is_some() || self.can_submit()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
+    }
+
+    fn describe(&self) -> String {
+        self.state()
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+use coralio_runtime::Cancelled;
+
 use crate::file::Alignment;
 use crate::kernel::{Opcode, Operation};
 
@@ -27,10 +29,18 @@ impl Error for Failed {
     }
 }
 
+/// The error behind an `errno`. A coroutine that was cancelled finds [`Cancelled`] in it.
+pub(crate) fn error_of(errno: i32) -> io::Error {
+    if errno == libc::ECANCELED { Cancelled.into() } else { io::Error::from_raw_os_error(errno) }
+}
+
 /// Adds what was done, the likely cause and the remedy to what the kernel said.
 #[cold]
 pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -> io::Error {
-    let cause = io::Error::from_raw_os_error(errno);
+    let cause = error_of(errno);
+    if Cancelled::is_cause_of(&cause) {
+        return cause;
+    }
     let Operation { opcode, fd, addr, len, offset } = *operation;
     let what = match opcode {
         Opcode::Read => format!("reading {len} bytes at {offset}"),

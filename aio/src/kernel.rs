@@ -56,7 +56,7 @@ pub struct Completion {
 
 /// A kernel that an [`Engine`](crate::Engine) can run on.
 ///
-/// `peek`, `commit` and `submit` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
+/// `peek`, `commit`, `submit` and `cancel` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
 /// loop without the lock. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
 /// anything off the ring.
 ///
@@ -90,6 +90,12 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked.
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
+
+    /// Asks for the request of this key, which is in flight, to complete soon, with `ECANCELED` or with whatever became of
+    /// it. A kernel that cannot do that does nothing: the completion comes all the same, and is waited for (rule E11).
+    fn cancel(&self, key: u64) {
+        let _ = key;
+    }
 
     /// The completion at the cursor, by value; the cursor does not move. A look at memory, no system call.
     fn peek(&self) -> Option<Completion>;

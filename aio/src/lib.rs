@@ -51,6 +51,7 @@ mod request;
 use std::any::Any;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
@@ -85,7 +86,7 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
 #[must_use]
 pub struct Runner {
     depth: u32,
-    stack_size: usize,
+    context: ContextBuilder,
 }
 
 impl Default for Runner {
@@ -97,7 +98,7 @@ impl Default for Runner {
 impl Runner {
     /// Queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
     pub fn new() -> Runner {
-        Runner { depth: DEFAULT_DEPTH, stack_size: DEFAULT_STACK_SIZE }
+        Runner { depth: DEFAULT_DEPTH, context: AioContext::builder() }
     }
 
     /// The most requests that the kernel has at once; more wait their turn. Keep it below the device's queue
@@ -109,7 +110,20 @@ impl Runner {
 
     /// Stack size of coroutines in bytes, guard page included, where none is asked for.
     pub fn stack_size(mut self, bytes: usize) -> Runner {
-        self.stack_size = bytes;
+        self.context = self.context.stack_size(bytes);
+        self
+    }
+
+    /// For how long the loop may keep looking for completions before it sleeps, as
+    /// [`ContextBuilder::poll_limit`]: latency for CPU time.
+    pub fn poll_limit(mut self, limit: Duration) -> Runner {
+        self.context = self.context.poll_limit(limit);
+        self
+    }
+
+    /// For what else a context can be set up with.
+    pub fn context(mut self, builder: ContextBuilder) -> Runner {
+        self.context = builder;
         self
     }
 
@@ -124,8 +138,8 @@ impl Runner {
     ///
     /// With `f`'s panic. If this thread runs a context already.
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let Runner { depth, stack_size } = self;
-        AioContext::builder().stack_size(stack_size).run_coroutine(|_context| {
+        let Runner { depth, context } = self;
+        context.run_coroutine(|_context| {
             Engine::<LinuxAio>::attach(LinuxAio::new(depth)?, depth)?;
             Ok(f())
         })?

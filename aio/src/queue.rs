@@ -69,6 +69,17 @@ impl<E> Pending<E> {
         Ok(taken)
     }
 
+    /// Takes off the one that `is` it, if it is there. Returns whether it was.
+    fn take_back(&self, lock: &ContextGuard<'_>, is: impl Fn(&E) -> bool) -> bool {
+        let line = self.line(lock);
+        let found = line.entries[line.start..].iter().position(is);
+        if let Some(place) = found {
+            line.entries.remove(line.start + place);
+            line.take_off(0);
+        }
+        found.is_some()
+    }
+
     /// Takes the first one off, and hands `of` it out.
     fn take_first<R>(&self, lock: &ContextGuard<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
@@ -167,6 +178,19 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The coroutine of this request is to end early. If the request is pending still, it is taken off, and that is its end;
+    /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
+    #[cold]
+    pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
+        let guard = self.context.acquire();
+        if self.pending.take_back(&guard, |entry| self.kernel.key(entry) == key) {
+            add(&self.counts.refused, 1);
+            return Some(-i64::from(libc::ECANCELED));
+        }
+        self.kernel.cancel(key);
+        None
     }
 
     #[cold]

@@ -18,6 +18,7 @@ mod work;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use coralio_aio::Runner;
@@ -44,7 +45,8 @@ fn main() -> ExitCode {
 /// All rounds in one context, which the file belongs to. The bare loop does not use it, and blocks it.
 fn run(options: &Options) -> Result<String, String> {
     options.check()?;
-    Runner::new().depth(options.depth).run(|| bench(options)).map_err(|error| error.to_string())?
+    let poll = Duration::from_micros(options.poll);
+    Runner::new().depth(options.depth).poll_limit(poll).run(|| bench(options)).map_err(|error| error.to_string())?
 }
 
 fn bench(options: &Options) -> Result<String, String> {

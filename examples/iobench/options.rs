@@ -54,6 +54,10 @@ pub struct Options {
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
 
+    /// Microseconds for which the loop may keep looking for completions before it sleeps: latency for CPU time
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    pub poll: u64,
+
     /// The result as JSON
     #[arg(long)]
     pub json: bool,

@@ -5,11 +5,12 @@
 //!   under the context's lock:
 //!     round:  source.dispatch      completions are reaped, coroutines entered
 //!             bottom halves        in the order they were scheduled
-//!             watches              what epoll reported
+//!             watches              what epoll reported; poll handlers, looked at in memory
 //!             timers               in order of time
 //!             ready coroutines     spawned, rescheduled, woken from elsewhere (home thread only)
 //!             source.flush         what gathered meanwhile is submitted, in one system call
 //!   if nothing was done and it may block:
+//!     for a while, keep looking at what can be looked at in memory
 //!     announce the sleep, look once more, give the lock up whole, sleep, one more round
 //! ```
 //!
@@ -17,28 +18,43 @@
 
 #![allow(unsafe_code)]
 
+use std::hint;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::coroutine::stack::DEFAULT_STACK_SIZE;
+use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::coroutine::{Coroutine, Token};
-use crate::home::Home;
+use crate::home::{Home, fork};
 
 pub(crate) mod bottom_half;
+mod deadlock;
+mod dump;
 pub(crate) mod fd;
+mod identity;
+mod interrupt;
 pub(crate) mod lock;
 pub(crate) mod notify;
+mod poll_while;
+pub(crate) mod polling;
+mod readiness;
 pub(crate) mod shared;
+mod signal;
 pub(crate) mod source;
+mod stall;
+pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod wake;
 
+pub use dump::Dump;
+pub use readiness::{wait_readable, wait_writable};
 use shared::Shared;
+use signal::Counted;
 pub use source::{AtHome, Source};
+use stall::Watcher;
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
 ///
@@ -54,12 +70,60 @@ pub struct AioContext {
 #[must_use]
 pub struct ContextBuilder {
     stack_size: usize,
+    poll_limit: Duration,
+    deadlock_report: Option<Duration>,
+    stall_report: Option<Duration>,
+    unwind_report: bool,
+    measure_stack: bool,
 }
 
 impl ContextBuilder {
     /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
     pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
         self.stack_size = bytes;
+        self
+    }
+
+    /// For how long the loop may keep looking at sources in memory, the I/O engine's ring first of all, before it sleeps.
+    /// Without it, not at all. How long it does look, it learns for each source: longer while that pays, less and less
+    /// while it does not.
+    ///
+    /// It buys latency with CPU time: what comes while the loop looks is not woken for. A limit twice the latency of the
+    /// device is a good one.
+    pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
+        self.poll_limit = limit;
+        self
+    }
+
+    /// After what time in which the loop had nothing to do it looks whether coroutines wait for each other for ever, and says
+    /// so on standard error, with what each waits for, where, and who has it. One second without this; `None`: never.
+    ///
+    /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
+    /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
+    pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
+        self.deadlock_report = after;
+        self
+    }
+
+    /// Whether to say on standard error, when the context ends, how many of its coroutines had not ended and were unwound. It
+    /// does without this.
+    pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
+        self.unwind_report = report;
+        self
+    }
+
+    /// Reports on standard error each round of the loop, or enter outside of one, that takes longer than `limit`: which
+    /// coroutine runs, and a backtrace of where. Off without this. It takes a thread, which stops the loop's for a moment, by
+    /// `SIGURG`, to see where it is.
+    pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
+        self.stall_report = Some(limit);
+        self
+    }
+
+    /// Whether its coroutines' stacks are measured where nothing else is asked for. Costs memory and time for each
+    /// coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
+    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
+        self.measure_stack = measure;
         self
     }
 
@@ -73,12 +137,24 @@ impl ContextBuilder {
     ///
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        fork::refuse_in_child("running a context");
         let context = AioContext { shared: Shared::new()? };
-        Ok(Home::run(Arc::clone(&context.shared), self.stack_size, |_home| {
+        context.set_poll_limit(self.poll_limit);
+        let _counted = Counted::new(&context);
+        let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
+        let stacks = StackPool::new(self.stack_size, self.measure_stack);
+        Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
+            home.watched.set(self.stall_report.is_some());
+            home.patience.set(self.deadlock_report);
+            home.reports_unwound.set(self.unwind_report);
             /// Closes it while the home is still there, whatever way out `f` takes.
             struct Close<'a>(&'a AioContext);
             impl Drop for Close<'_> {
                 fn drop(&mut self) {
+                    // What is registered is the parent's.
+                    if fork::in_child() {
+                        return;
+                    }
                     let _guard = self.0.acquire();
                     self.0.shared.close();
                 }
@@ -140,7 +216,14 @@ impl AioContext {
 
     /// For a stack size of one's own, or errors instead of panics.
     pub fn builder() -> ContextBuilder {
-        ContextBuilder { stack_size: DEFAULT_STACK_SIZE }
+        ContextBuilder {
+            stack_size: DEFAULT_STACK_SIZE,
+            measure_stack: false,
+            poll_limit: Duration::ZERO,
+            deadlock_report: Some(Duration::from_secs(1)),
+            stall_report: None,
+            unwind_report: true,
+        }
     }
 
     /// The context that this thread is home to, if it runs one.
@@ -177,37 +260,41 @@ impl AioContext {
     /// May enter coroutines. Blocking, it blocks the thread, not the coroutine.
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
-        let home = self.shared.home();
-        assert!(
-            home.is_some() || !blocking,
-            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
-        );
+        let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.acquire();
-        match home {
-            Some(home) => {
-                home.round(|| self.round(home)) || blocking && self.sleep(home) && home.round(|| self.round(home))
-            }
-            None => self.foreign_round(),
-        }
+        home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
     }
 
     fn round(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let _beat = home.beat();
+        home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= shared.pollers.run();
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
-        progress | source.is_some_and(|source| source.flush(false))
+        progress |= source.is_some_and(|source| source.flush(false));
+        home.quiet.set(home.quiet.get() && !progress);
+        progress
     }
 
     /// A round by another thread: coroutines are left to their home.
-    fn foreign_round(&self) -> bool {
+    #[cold]
+    fn foreign_poll(&self, blocking: bool) -> bool {
+        fork::refuse_in_child("polling a context");
+        assert!(
+            !blocking,
+            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
+        );
+        let _guard = self.acquire();
         let source = self.shared.source.lock().clone();
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run();
         progress |= self.serve_watches(progress);
+        progress |= self.shared.pollers.run();
         progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(false))
     }
@@ -226,37 +313,109 @@ impl AioContext {
         shared.watches.run(&shared.epoll)
     }
 
-    /// Nothing was due. Sleeps until something is; returns whether it is worth another round.
-    fn sleep(&self, home: &Home) -> bool {
+    /// Nothing was due. Waits until something is; returns whether it is worth another round.
+    fn wait(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         if source.is_some_and(|source| home.round(|| source.flush(true))) {
             return true;
         }
-        shared.watches.mask_running(&shared.epoll);
-        shared.sleep.going_to_sleep();
-        let due = home.has_ready()
-            || shared.wakes.is_pending()
+        let limit = shared.poll_limit.load(Ordering::Relaxed);
+        let pollable = limit > 0 && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
+        if !pollable {
+            self.sleep(home);
+            return true;
+        }
+        let began = Instant::now();
+        if !self.keep_looking(home, began) {
+            self.sleep(home);
+            let waited = began.elapsed().as_nanos() as u64;
+            shared.pollers.learn(waited, limit);
+            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready()), limit);
+        }
+        true
+    }
+
+    /// Looks for what can be seen in memory, as long as it is worth it. Returns whether something came.
+    fn keep_looking(&self, home: &Home, began: Instant) -> bool {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        let window = home.source_window.ns().max(shared.pollers.longest());
+        if window == 0 {
+            return false;
+        }
+        let until_timer = self.time_left().map_or(u64::MAX, |left| left.as_nanos() as u64);
+        shared.unlocked(home, || {
+            loop {
+                let looked = began.elapsed().as_nanos() as u64;
+                let came = self.is_due(home)
+                    || home.source_window.ns() >= looked && source.is_some_and(|source| source.is_ready())
+                    || shared.pollers.is_ready(looked);
+                if came || looked >= window || looked >= until_timer {
+                    return came;
+                }
+                hint::spin_loop();
+            }
+        })
+    }
+
+    /// Whether there is something to do that no system call need tell of.
+    fn is_due(&self, home: &Home) -> bool {
+        let shared = &*self.shared;
+        home.has_ready()
+            || shared.arrivals.is_pending()
+            || shared.sleep.has_to_look_again()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
-            || source.is_some_and(|source| source.is_ready());
+    }
+
+    /// How long until a timer or an idle bottom half is due; `None` without any.
+    fn time_left(&self) -> Option<Duration> {
+        self.shared.bottom_halves.time_left().into_iter().chain(self.shared.timers.time_left()).min()
+    }
+
+    /// Whether no event can come: no I/O is in flight, and no descriptor or memory is watched.
+    fn is_alone(&self, home: &Home) -> bool {
+        home.source.get().is_none_or(|source| source.is_idle())
+            && self.shared.watches.is_empty()
+            && self.shared.pollers.is_empty()
+    }
+
+    fn sleep(&self, home: &Home) {
+        let shared = &*self.shared;
+        let source = home.source.get();
+        let busy = shared.beat.rest();
+        shared.watches.mask_running(&shared.epoll);
+        shared.sleep.going_to_sleep();
+        let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
         if !due {
-            let timeout = shared.bottom_halves.time_left().into_iter().chain(shared.timers.time_left()).min();
+            let timeout = self.time_left();
+            let patience =
+                home.patience.get().filter(|_| timeout.is_none() && !home.quiet.get() && self.is_alone(home));
+            let timeout = timeout.or(patience);
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
             let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
-            let slept = shared.unlocked(home, || {
-                let Some(source) = source else { return ask(timeout) };
-                match source.sleep(shared.epoll.as_fd(), timeout) {
-                    None => ask(timeout),
-                    // The set goes on reporting a kick until it is asked, and the next sleep would be none.
-                    Some(Ok(())) if !source.is_ready() => ask(Some(Duration::ZERO)),
-                    Some(slept) => slept,
-                }
-            });
+            let slept =
+                shared.asleep(home, || match source.and_then(|source| source.sleep(shared.epoll.as_fd(), timeout)) {
+                    None => (ask(timeout), false),
+                    Some(slept) => (slept, true),
+                });
+            let slept = match slept {
+                // The set goes on reporting a kick until it is asked, and the next sleep would be none.
+                (Ok(()), true) if source.is_some_and(|source| !source.is_ready()) => ask(Some(Duration::ZERO)),
+                (slept, _) => slept,
+            };
             slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
+            if patience.is_some() && !self.is_due(home) && self.is_alone(home) {
+                home.quiet.set(true);
+                home.report_deadlock();
+            }
         }
         shared.sleep.awake();
-        true
+        shared.beat.go_on(busy);
+        // It was for whoever polls here, who looks again now.
+        shared.sleep.take_look_again();
+        home.look_at_clock();
     }
 
     /// Makes a sleeping loop run a round, from any thread; costs no system call if it does not sleep (rule X6).
@@ -313,7 +472,11 @@ impl AioContext {
     /// As `f` does.
     #[inline(always)]
     pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
-        Some(f(AtHome::new(self.shared.home()?)))
+        let Some(home) = self.shared.home() else {
+            fork::refuse_in_child("using a context");
+            return None;
+        };
+        Some(f(AtHome::new(home)))
     }
 
     /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken

@@ -13,10 +13,14 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::home::Home;
+use crate::home::fork::refuse_in_child;
 
+pub(crate) mod backtrace;
 pub(crate) mod cancel;
 pub(crate) mod control;
 mod error;
+pub(crate) mod measure;
+pub(crate) mod overflow;
 pub(crate) mod stack;
 pub(crate) mod ticket;
 pub(crate) mod waiting;
@@ -28,6 +32,7 @@ pub use waker::{Token, Waker};
 
 use control::{CoroutineId, State};
 use error::not_entered;
+use waiting::Waiting;
 use waker::schedule;
 
 /// Makes coroutines that have a name, or a stack of a size of their own.
@@ -51,6 +56,7 @@ pub struct Builder {
 pub(crate) struct Attributes {
     pub(crate) name: Option<Cow<'static, str>>,
     pub(crate) stack_size: Option<usize>,
+    pub(crate) measure_stack: Option<bool>,
     pub(crate) created_at: &'static Location<'static>,
 }
 
@@ -58,7 +64,7 @@ impl Attributes {
     #[track_caller]
     #[inline]
     pub(crate) fn new() -> Attributes {
-        Attributes { name: None, stack_size: None, created_at: Location::caller() }
+        Attributes { name: None, stack_size: None, measure_stack: None, created_at: Location::caller() }
     }
 }
 
@@ -71,6 +77,14 @@ impl Builder {
 
     /// Size of its stack in bytes, guard page included. At least [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE), rounded up
     /// to whole pages; without it, that of the context.
+    ///
+    /// A large one costs address space, not memory: only pages that are touched take any, mostly one of 4 KiB. A million
+    /// suspended coroutines take 4.3 GiB, guard pages included. Before Linux 6.13 each guard splits a mapping, and
+    /// `vm.max_map_count` (65530) ends at about 30,000 stacks; raise it for more.
+    ///
+    /// Running off it hits the guard page: the process is aborted with a message that names the coroutine. Code that
+    /// rustc compiled touches every page of a large frame and so cannot step over the guard; C code with frames of more
+    /// than 4 KiB can, unless it was compiled with `-fstack-clash-protection`.
     pub fn stack_size(mut self, bytes: usize) -> Builder {
         self.attributes.stack_size = Some(bytes);
         self
@@ -189,8 +203,14 @@ impl Coroutine {
     #[inline]
     pub fn try_enter(self) -> Result<(), EnterError> {
         match Home::current() {
-            Some(home) => home.try_enter(self.id),
-            None => Err(EnterError::Ended),
+            Some(home) => {
+                let _beat = home.beat();
+                home.try_enter(self.id)
+            }
+            None => {
+                refuse_in_child("entering a coroutine");
+                Err(EnterError::Ended)
+            }
         }
     }
 
@@ -274,6 +294,8 @@ impl Coroutine {
                 Some(State::Scheduled) => {
                     Err(ScheduleError { first: self.id.block.scheduled_at(), second: Location::caller() })
                 }
+                // Scheduled while it ran, it ended all the same: its result waits, and that is all.
+                Some(State::Finished) => Ok(()),
                 _ => schedule(&home.shared, self.id),
             },
             None => Ok(()),
@@ -360,7 +382,7 @@ impl fmt::Debug for Coroutine {
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
-    Home::expect("yield outside a coroutine: it was called").suspend();
+    Home::expect("yield outside a coroutine: it was called").suspend_for(Waiting::Enter);
 }
 
 /// Gives way: everything else that is ready runs first, then the loop comes back to this coroutine.
@@ -372,6 +394,7 @@ pub fn suspend() {
 /// # Control
 ///
 /// Yields.
+#[inline]
 #[track_caller]
 pub fn yield_now() {
     Home::expect("yield outside a coroutine: it was called").reschedule();

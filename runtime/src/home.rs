@@ -27,14 +27,20 @@ use std::any::Any;
 use std::cell::{Cell, OnceCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use std::{fmt, ptr};
 
-use crate::context::Source;
+use crate::context::polling::Window;
 use crate::context::shared::Shared;
+use crate::context::wake::Arrival;
+use crate::context::{AioContext, Source};
+use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 
-mod life;
+pub(crate) mod fork;
+pub(crate) mod life;
 mod switch;
 mod wake;
 
@@ -48,6 +54,10 @@ thread_local! {
 /// See the module.
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
+    /// The same as a handle, for what polls here.
+    pub(crate) context: AioContext,
+    /// For how long it is worth looking for completions before the loop sleeps.
+    pub(crate) source_window: Window,
     /// The I/O source of this context, if it has one.
     pub(crate) source: OnceCell<Arc<dyn Source>>,
     /// Rounds of the loop that have not ended, nested ones included.
@@ -64,23 +74,42 @@ pub(crate) struct Home {
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
-    /// When the loop last looked at the clock: milliseconds since the context began.
+    /// Somebody watches for stalls.
+    pub(crate) watched: Cell<bool>,
+    /// To say at the end who had to be unwound.
+    pub(crate) reports_unwound: Cell<bool>,
+    /// After how long in which nothing happened to look for a deadlock.
+    pub(crate) patience: Cell<Option<Duration>>,
+    /// It was looked for, and nothing has happened since.
+    pub(crate) quiet: Cell<bool>,
+    /// The youngest of those that were reported as stuck last.
+    pub(crate) reported: Cell<u64>,
+    /// When the loop last looked at the clock: milliseconds since the context began, modulo 2^32.
     pub(crate) clock: Cell<u32>,
-    /// Kept so that taking over what other threads woke allocates nothing.
-    wake_buffer: Cell<Vec<CoroutineId>>,
+    began: Instant,
+    /// Rounds since then.
+    unclocked: Cell<u32>,
+    /// Kept so that taking over what other threads bring allocates nothing.
+    arrival_buffer: Cell<Vec<Arrival>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
+    /// The backtrace that is being asked for, if one is.
+    pub(crate) trace: Cell<*const Request>,
 }
 
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
-    pub(crate) fn run<R>(shared: Arc<Shared>, stack_size: usize, f: impl FnOnce(&Home) -> R) -> R {
+    pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
+        fork::notice_forks();
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
         );
+        let _alternate_stack = AlternateStack::install();
         let home = Home {
+            context: AioContext { shared: Arc::clone(&shared) },
             shared,
+            source_window: Window::default(),
             source: OnceCell::new(),
             rounds: Cell::new(0),
             top: Cell::new(ptr::null()),
@@ -88,15 +117,27 @@ impl Home {
             ready: ControlList::new(),
             taken: ControlList::new(),
             blocks: Blocks::new(),
-            stacks: StackPool::new(stack_size),
+            stacks,
             serial: Cell::new(0),
+            watched: Cell::new(false),
+            reports_unwound: Cell::new(true),
+            patience: Cell::new(None),
+            quiet: Cell::new(false),
+            reported: Cell::new(0),
             clock: Cell::new(0),
-            wake_buffer: Cell::new(Vec::new()),
+            began: Instant::now(),
+            unclocked: Cell::new(0),
+            arrival_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
+            trace: Cell::new(ptr::null()),
         };
         HOME.set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
+        if fork::in_child() {
+            home.leave_in_child();
+            return outcome.unwrap_or_else(|payload| resume_unwind(payload));
+        }
         let last_words = home.end();
         HOME.set(ptr::null());
         if home.is_leaking() {
@@ -174,6 +215,59 @@ impl Home {
         f()
     }
 
+    /// Tells the watcher, if there is one, that something begins, and with the value's end that it is over.
+    #[inline]
+    pub(crate) fn beat(&self) -> Option<impl Drop> {
+        struct Beating<'a>(&'a Home, u64);
+        impl Drop for Beating<'_> {
+            fn drop(&mut self) {
+                self.0.shared.beat.end(self.1);
+            }
+        }
+        self.watched.get().then(|| Beating(self, self.shared.beat.begin()))
+    }
+
+    /// Its coroutines, in the order in which they were made.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &'static Control> {
+        let mut live: Vec<_> =
+            self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
+        live.sort_unstable_by_key(|block| self.own(block).serial.get());
+        live.into_iter()
+    }
+
+    /// Looks at the clock every sixteenth round: near enough to tell how long somebody has waited.
+    #[inline]
+    pub(crate) fn count_round(&self) {
+        self.unclocked.set(self.unclocked.get() + 1);
+        if self.unclocked.get() >= 16 {
+            self.look_at_clock();
+        }
+    }
+
+    /// Sets the loop's clock.
+    pub(crate) fn look_at_clock(&self) {
+        self.unclocked.set(0);
+        self.clock.set(self.began.elapsed().as_millis() as u32);
+    }
+
+    /// How long ago the loop's clock showed `then`.
+    pub(crate) fn since(&self, then: u32) -> Duration {
+        Duration::from_millis(u64::from((self.began.elapsed().as_millis() as u32).wrapping_sub(then)))
+    }
+
+    /// Runs `f` as if this thread were home to no context.
+    pub(crate) fn hidden<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Shown<'a>(&'a Home);
+        impl Drop for Shown<'_> {
+            fn drop(&mut self) {
+                HOME.set(self.0);
+            }
+        }
+        HOME.set(ptr::null());
+        let _shown = Shown(self);
+        f()
+    }
+
     /// Whether the loop is in a round, which will flush the I/O source when it ends.
     #[inline]
     pub(crate) fn is_in_round(&self) -> bool {
@@ -186,7 +280,7 @@ impl Home {
     ///
     /// Enters.
     pub(crate) fn run_ready(&self) -> bool {
-        self.accept_wakes();
+        self.accept();
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
@@ -202,14 +296,21 @@ impl Home {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
 
-    /// Takes over what other threads woke.
-    fn accept_wakes(&self) {
-        if !self.shared.wakes.is_pending() {
+    /// Takes over what other threads bring.
+    fn accept(&self) {
+        if !self.shared.arrivals.is_pending() {
             return;
         }
-        let mut woken = self.wake_buffer.take();
-        self.shared.wakes.take_all(&mut woken);
-        for id in woken.drain(..) {
+        let mut arrived = self.arrival_buffer.take();
+        self.shared.arrivals.take_all(&mut arrived);
+        for arrival in arrived.drain(..) {
+            let id = match arrival {
+                Arrival::Wake(id) => id,
+                Arrival::Begin(begin) => {
+                    begin();
+                    continue;
+                }
+            };
             // A coroutine that ran since, or ended, has had its wake (rules W3 and W4).
             if !id.is_live() || !id.block.ticket.is_scheduled() {
                 continue;
@@ -221,16 +322,14 @@ impl Home {
                 State::Scheduled | State::Finished | State::Free => {}
             }
         }
-        self.wake_buffer.set(woken);
+        self.arrival_buffer.set(arrived);
     }
 
     /// Ends what is left, in the order in which it was created: unwinds every coroutine (rule C9). Returns the payload of
     /// the first destructor that panicked.
     fn end(&self) -> Option<Box<dyn Any + Send>> {
         self.ending.set(true);
-        let mut left: Vec<_> =
-            self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
-        left.sort_unstable_by_key(|block| self.own(block).serial.get());
+        let left: Vec<_> = self.live().collect();
         if self.is_leaking() {
             eprintln!(
                 "coralio: a context ended with {} suspended coroutines; with panic = \"abort\" they cannot be unwound \
@@ -241,13 +340,14 @@ impl Home {
             left.iter().for_each(|block| block.ticket.retire());
             return None;
         }
+        self.report_unwound(&left);
         let mut payload = None;
         for block in left {
             // Destructors may have scheduled it: a block on a list must not be unwound and given back.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
-                State::Finished => self.discard(block),
+                State::Finished => drop(self.discard(block)),
                 // Its join handle lay on the stack of another one, and went with it.
                 State::Free => {}
                 State::Entered => unreachable!("nothing is entered when the loop has returned"),
@@ -262,11 +362,59 @@ impl Home {
         payload
     }
 
+    /// Says who is about to be unwound (rule W5).
+    fn report_unwound(&self, left: &[&'static Control]) {
+        let unfinished = |block: &&&'static Control| self.own(block).state.get() != State::Finished;
+        let names: Vec<_> = left.iter().filter(unfinished).map(|block| self.own(block).label().to_string()).collect();
+        if !self.reports_unwound.get() || names.is_empty() {
+            return;
+        }
+        let (shown, more) = (&names[..names.len().min(8)], if names.len() > 8 { ", .." } else { "" });
+        eprintln!(
+            "coralio: a context ended before {} of its coroutines had, and unwinds them: {}{more}; join or cancel them first",
+            names.len(),
+            shown.join(", ")
+        );
+    }
+
     /// Whether suspended coroutines are left that cannot be unwound: then nothing of theirs may be freed.
     fn is_leaking(&self) -> bool {
         let suspended =
             |block: &&'static Control| matches!(self.own(block).state.get(), State::Suspended | State::Scheduled);
         cfg!(panic = "abort") && self.blocks.all().iter().any(suspended)
+    }
+
+    /// Ends one coroutine here and now, for a scope whose own stack unwinds, and drops its result. Returns the payload of
+    /// its panic, if it left one.
+    pub(crate) fn end_now(&self, id: CoroutineId) -> Option<Box<dyn Any + Send>> {
+        if !id.is_live() {
+            return None;
+        }
+        let block = id.block;
+        match self.own(block).state.get() {
+            State::Free => return None,
+            State::Finished => return self.discard(block),
+            State::Suspended => {}
+            State::Scheduled => self.unlist(block),
+            State::Entered => abort(format_args!(
+                "a scope unwinds beneath its coroutine {}, which would outlive what it borrows",
+                self.own(block).label()
+            )),
+        }
+        catch_unwind(AssertUnwindSafe(|| self.unwind(block))).err()
+    }
+
+    /// Takes one that is scheduled off the list that it is on.
+    fn unlist(&self, block: &'static Control) {
+        let mut lists = vec![&self.ready, &self.taken];
+        let mut frame = self.frame();
+        while let Some(above) = frame {
+            lists.push(&above.woken);
+            // SAFETY: as in `frame`.
+            frame = unsafe { above.parent.as_ref() };
+        }
+        let found = lists.into_iter().any(|list| list.remove(block));
+        assert!(found, "what is scheduled is on a list");
     }
 
     fn unwind(&self, block: &'static Control) {
@@ -287,6 +435,7 @@ impl Home {
 #[cold]
 #[track_caller]
 fn no_home(what: &str) -> ! {
+    fork::refuse_in_child(what);
     panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 

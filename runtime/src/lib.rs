@@ -28,10 +28,13 @@ mod atomic {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
     pub(crate) use crossbeam_utils::Backoff;
+    pub(crate) use parking_lot::Mutex;
 }
 pub(crate) mod context;
 mod coroutine;
+mod future;
 mod home;
+mod scope;
 mod sync;
 mod sys;
 mod task;
@@ -39,13 +42,17 @@ mod task;
 pub use context::bottom_half::BottomHalf;
 pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
+pub use context::polling::PollHandler;
+pub use context::thread::LoopThread;
 pub use context::timer::Timer;
-pub use context::{AioContext, AtHome, ContextBuilder, Source};
+pub use context::{AioContext, AtHome, ContextBuilder, Dump, Source, wait_readable, wait_writable};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use coroutine::{
     Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
+pub use future::{RemoteHandle, await_future};
+pub use scope::{Scope, ScopedHandle, scope};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
     Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,

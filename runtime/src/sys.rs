@@ -6,7 +6,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use crate::home::fork::in_child;
 
 /// Turns the -1 of a libc call into its `errno`.
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -64,6 +68,11 @@ impl Epoll {
     }
 
     fn control(&self, op: libc::c_int, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+        if in_child() {
+            return Err(io::Error::other(
+                "after fork the set is the parent's; call exec in the child, or fork before `run`",
+            ));
+        }
         let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: `event` is alive during the call; both descriptors are open, being borrowed.
         unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_raw_fd(), &mut event)) }.map(drop)
@@ -81,19 +90,46 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
 
-    /// Sleeps till something is ready or `timeout` is over (`None`: no end), and hands what is ready to `each`.
-    /// A signal ends the sleep early, with nothing.
-    pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
+    /// The system call. To the nanosecond where the kernel can (Linux 5.11), else to the millisecond.
+    fn wait_for(
+        &self,
+        timeout: Option<Duration>,
+        events: &mut [libc::epoll_event; Self::BATCH],
+    ) -> io::Result<libc::c_int> {
+        static NO_NANOSECONDS: AtomicBool = AtomicBool::new(false);
+        let fine = timeout.filter(|timeout| !timeout.is_zero() && !NO_NANOSECONDS.load(Ordering::Relaxed));
+        let (fd, room) = (self.0.as_raw_fd(), Self::BATCH as libc::c_int);
+        if let Some(timeout) = fine {
+            let time = libc::timespec {
+                tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: timeout.subsec_nanos().into(),
+            };
+            let no_mask = ptr::null::<libc::sigset_t>();
+            // SAFETY: the kernel reads one timespec and writes at most BATCH events into the array, which is that long.
+            let count = checked(unsafe {
+                libc::syscall(libc::SYS_epoll_pwait2, fd, events.as_mut_ptr(), room, &raw const time, no_mask, 0usize)
+            } as libc::c_int);
+            match count {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                    NO_NANOSECONDS.store(true, Ordering::Relaxed)
+                }
+                count => return count,
+            }
+        }
         let millis = match timeout {
             None => -1,
             // Rounded up: waking early would make the caller spin until its time has come.
-            Some(t) => t.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
+            Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
         };
+        // SAFETY: as above.
+        checked(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), room, millis) })
+    }
+
+    /// Sleeps till something is ready or `timeout` is over (`None`: no end), and hands what is ready to `each`.
+    /// A signal ends the sleep early, with nothing.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::BATCH];
-        // SAFETY: the kernel writes at most BATCH events into the array, which is that long.
-        let count = match unsafe {
-            checked(libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), Self::BATCH as _, millis))
-        } {
+        let count = match self.wait_for(timeout, &mut events) {
             Ok(count) => count as usize,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),

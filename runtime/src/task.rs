@@ -6,14 +6,19 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::thread;
 
-use crate::coroutine::control::{CoroutineId, State};
+use crate::coroutine::control::{CoroutineId, Joiner, State};
+use crate::coroutine::measure::high_water;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
+use crate::home::fork::refuse_in_child;
 
 /// Makes a coroutine that runs `f` in the loop's next round, on this thread. `f` need not be `Send`.
 ///
@@ -73,6 +78,7 @@ impl Builder {
     /// # Safety
     ///
     /// What it borrows lives until the coroutine has ended, at the latest when the context has.
+    #[inline]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T,
@@ -89,7 +95,7 @@ impl Builder {
 /// Waits for a spawned coroutine and takes its result. Stays on its thread.
 #[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
 pub struct JoinHandle<T> {
-    id: CoroutineId,
+    pub(crate) id: CoroutineId,
     _result: PhantomData<(*const (), T)>,
 }
 
@@ -99,7 +105,9 @@ impl<T> JoinHandle<T> {
     ///
     /// # Errors
     ///
-    /// The payload of its panic, as `std::thread`'s; or [`Cancelled`], if its context ended before it did.
+    /// The payload of its panic, as `std::thread`'s; or [`Cancelled`], if its context ended before it did, or if this wait was
+    /// cut short, because the joining coroutine was cancelled or a timeout around this is over. Then the joined one is
+    /// cancelled too, and goes on without being waited for.
     ///
     /// # Panics
     ///
@@ -108,9 +116,12 @@ impl<T> JoinHandle<T> {
     /// # Control
     ///
     /// May yield; on the thread's own stack, may enter.
+    #[inline]
+    #[track_caller]
     pub fn join(self) -> thread::Result<T> {
         loop {
             let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+                refuse_in_child("joining a coroutine");
                 return Err(Box::new(Cancelled));
             };
             let own = home.own(self.id.block);
@@ -122,12 +133,16 @@ impl<T> JoinHandle<T> {
             match home.running() {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
-                    own.joiner.set(Some(running.id()));
+                    if home.is_cancelled(running) {
+                        self.cancel();
+                        return Err(Box::new(Cancelled));
+                    }
+                    own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));
                 }
                 // A destructor at the very end: nobody will run it any more.
                 None if home.is_ending() => return Err(Box::new(Cancelled)),
-                None => drop(crate::AioContext { shared: home.shared.clone() }.poll(true)),
+                None => drop(home.context.poll(true)),
             }
         }
     }
@@ -165,6 +180,35 @@ impl<T> JoinHandle<T> {
             Some(home) => home.own(self.id.block).state.get() == State::Finished,
             None => true,
         }
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = thread::Result<T>;
+
+    /// As [`join`](JoinHandle::join), for whoever polls futures on this thread; see
+    /// [`await_future`](crate::await_future).
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
+        let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+            return Poll::Ready(Err(Box::new(Cancelled)));
+        };
+        let own = home.own(self.id.block);
+        if own.state.get() == State::Finished {
+            return Poll::Ready(home.fetch(self.id.block));
+        }
+        own.joiner.set(Some(Joiner::Task(context.waker().clone())));
+        Poll::Pending
+    }
+}
+
+impl<T> JoinHandle<T> {
+    /// As [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water); also when it has finished.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn stack_high_water(&self) -> Option<usize> {
+        high_water(self.id)
     }
 }
 

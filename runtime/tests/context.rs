@@ -161,6 +161,14 @@ impl Source for Sleeper {
         false
     }
 
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
     fn sleep(&self, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
         let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd, alive during the call.

@@ -442,3 +442,15 @@ fn messages_show_names_or_numbers() {
         const { assert!(MIN_STACK_SIZE >= 16 * 1024) };
     });
 }
+
+#[test]
+fn many_are_made_on_the_smallest_stack() {
+    // C11: what the runtime does on a coroutine's stack fits on the smallest there is, also making room for many more
+    AioContext::run(|_| {
+        let maker = Coroutine::builder().stack_size(coralio_runtime::MIN_STACK_SIZE).spawn(|| {
+            let made: Vec<_> = (0..1000).map(|n| spawn(move || n)).collect();
+            made.into_iter().map(|task| task.join().unwrap()).sum::<usize>()
+        });
+        assert_eq!(maker.unwrap().join().unwrap(), 999 * 500);
+    });
+}

@@ -2,10 +2,10 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
-//! `notify.rs` is the very file that the library is built of. Around it stand a queue as in `wake.rs` (a lock, and a flag
-//! that is read without it) and an eventfd: a flag that stays up until the sleeper takes it. If a kick were lost, the loop
-//! would sleep with work queued, and nobody left to run: loom calls that a deadlock. It finds one if either fence of
-//! `notify.rs` is taken out.
+//! `notify.rs` and `wake.rs` are the very files that the library is built of. Around them stands an eventfd: a flag that
+//! stays up until the sleeper takes it. If a kick were lost, the loop would sleep with work queued, and nobody left to run:
+//! loom calls that a deadlock. It finds one if either fence of `notify.rs` is taken out, or the look after the sleep was
+//! announced.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -16,15 +16,41 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
 mod atomic {
-    pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+    /// As parking_lot's: nobody panics here.
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Mutex<T> {
+            Mutex(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap()
+        }
+    }
 }
+
+/// A coroutine is a number.
+mod coroutine {
+    pub(crate) mod control {
+        pub(crate) type CoroutineId = usize;
+    }
+}
+
 #[path = "../src/context/notify.rs"]
 mod notify;
+#[path = "../src/context/wake.rs"]
+mod wake;
+
+use wake::{Arrival, Arrivals};
 
 struct Loop {
     sleep: notify::SleepState,
-    queue: Mutex<Vec<usize>>,
-    pending: AtomicBool,
+    arrivals: Arrivals,
+    /// What the loop polls for, beside its queue.
+    came_true: AtomicBool,
     /// The eventfd.
     kicked: Mutex<bool>,
     changed: Condvar,
@@ -34,32 +60,52 @@ impl Loop {
     fn new() -> Arc<Loop> {
         Arc::new(Loop {
             sleep: notify::SleepState::new(),
-            queue: Mutex::new(Vec::new()),
-            pending: AtomicBool::new(false),
+            arrivals: Arrivals::new(),
+            came_true: AtomicBool::new(false),
             kicked: Mutex::new(false),
             changed: Condvar::new(),
         })
     }
 
-    fn produce(&self, work: usize) {
-        {
-            let mut queue = self.queue.lock().unwrap();
-            queue.push(work);
-            self.pending.store(true, Ordering::Relaxed);
-        }
+    fn notify(&self) {
         if self.sleep.needs_kick() {
             *self.kicked.lock().unwrap() = true;
             self.changed.notify_one();
         }
     }
 
+    fn produce(&self, work: usize) {
+        assert!(self.arrivals.push(Arrival::Wake(work)).is_ok());
+        self.notify();
+    }
+
+    fn come_true(&self) {
+        // Relaxed: the kick must carry it over.
+        self.came_true.store(true, Ordering::Relaxed);
+        self.sleep.look_again();
+        self.notify();
+    }
+
     fn round(&self) -> usize {
-        if !self.pending.load(Ordering::Relaxed) {
+        if !self.arrivals.is_pending() {
             return 0;
         }
-        let mut queue = self.queue.lock().unwrap();
-        self.pending.store(false, Ordering::Relaxed);
-        queue.drain(..).count()
+        let mut arrived = Vec::new();
+        self.arrivals.take_all(&mut arrived);
+        arrived.len()
+    }
+
+    fn sleep(&self) {
+        self.sleep.going_to_sleep();
+        if !self.arrivals.is_pending() && !self.sleep.has_to_look_again() {
+            let mut kicked = self.kicked.lock().unwrap();
+            while !*kicked {
+                kicked = self.changed.wait(kicked).unwrap();
+            }
+            *kicked = false;
+        }
+        self.sleep.awake();
+        self.sleep.take_look_again();
     }
 
     fn run(&self, mut expected: usize) {
@@ -68,15 +114,7 @@ impl Loop {
             if expected == 0 {
                 return;
             }
-            self.sleep.going_to_sleep();
-            if !self.pending.load(Ordering::Relaxed) {
-                let mut kicked = self.kicked.lock().unwrap();
-                while !*kicked {
-                    kicked = self.changed.wait(kicked).unwrap();
-                }
-                *kicked = false;
-            }
-            self.sleep.awake();
+            self.sleep();
         }
     }
 }
@@ -107,4 +145,27 @@ fn one_producer() {
 fn two_producers() {
     // X6: nor with two producers, one of which may have undertaken the kick that the other relies on
     check(2, 1);
+}
+
+#[test]
+fn what_is_polled_for_is_seen() {
+    // X9: whoever polls for something that is on no queue sees it when it was kicked, though the loop had other work
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let looping = Loop::new();
+        let other = {
+            let looping = Arc::clone(&looping);
+            thread::spawn(move || {
+                looping.produce(1);
+                looping.come_true();
+            })
+        };
+        while !looping.came_true.load(Ordering::Relaxed) {
+            if looping.round() == 0 {
+                looping.sleep();
+            }
+        }
+        other.join().unwrap();
+    });
 }

@@ -7,9 +7,12 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
 use common::{Log, panic_in, panic_of, scaled};
-use coralio_runtime::{AioContext, CoMutex, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now};
+use coralio_runtime::{
+    AioContext, Cancelled, CoMutex, CoQueue, Coroutine, JoinHandle, TimedOut, sleep, spawn, suspend, timeout, yield_now,
+};
 
 fn join_all<T: 'static>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     tasks.into_iter().map(|task| task.join().unwrap()).collect()
@@ -436,5 +439,22 @@ fn letting_go_outside_a_coroutine_enters_nobody() {
         assert!(ctx.poll(false));
         assert!(waiter.has_ended());
         assert_eq!(*lock.try_lock().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_join_is_cut_short() {
+    // S4: a timeout around a join ends it, and cancels the one that was joined; which goes on, and ends by itself
+    AioContext::run(|_| {
+        let task = spawn(|| {
+            let inner = spawn(|| sleep(Duration::from_secs(3600)));
+            let joined = inner.coroutine();
+            let late = timeout(Duration::from_millis(1), || inner.join().unwrap_err().is::<Cancelled>());
+            assert_eq!(late, Err(TimedOut));
+            while !joined.has_ended() {
+                yield_now();
+            }
+        });
+        task.join().unwrap();
     });
 }

@@ -325,6 +325,19 @@ fn no_wake_is_lost_among_many_threads() {
 }
 
 #[test]
+fn one_that_scheduled_itself_and_ended_is_not_scheduled() {
+    // W2, W4: it has ended, though its result waits: scheduling it is no error, and does nothing
+    AioContext::run(|ctx| {
+        let task = spawn(|| Coroutine::current().unwrap().schedule().unwrap());
+        assert!(ctx.poll(false));
+        assert!(task.is_finished());
+        task.coroutine().schedule().unwrap();
+        assert!(!ctx.poll(false));
+        task.join().unwrap();
+    });
+}
+
+#[test]
 fn a_wake_for_an_ended_one_does_nothing() {
     // W4: a wake for an ended coroutine does nothing, also when its control block and stack serve another by then
     AioContext::run(|ctx| {

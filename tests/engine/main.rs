@@ -2,6 +2,7 @@
 //! something ends early (SPEC E). Nothing here depends on time. The kernel's side of each story is a transcript:
 //! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
 
+mod cancel;
 mod plug;
 mod reap;
 mod submit;

@@ -1,91 +1,44 @@
-//! What the runtime costs on top of a bare stack switch.
+//! What the runtime costs, beside others that do the same.
 //!
 //! ```text
-//! cargo bench -p coralio-runtime                           a table
-//! cargo bench -p coralio-runtime -- --json --pin 1         for a program, on one CPU
+//! cargo bench -p coralio-runtime -- --pin 1                on one CPU: a table
+//! cargo bench -p coralio-runtime -- --pin 1 --json         for a program
 //! cargo bench -p coralio-runtime -- --rounds 31 mutex      what has `mutex` in its name
 //! ```
 //!
-//! Each round measures every case, ours and its peer one right after the other, so that a noisy neighbour meets both.
-//! Figures are medians over the rounds, in nanoseconds of this thread's CPU time.
+//! The peers: `bare`, corosensei's stack switch, which is below ours too; `tokio`, its current-thread runtime; `may`,
+//! with one worker thread; `eventfd`, two threads that wake each other by the two system calls that a loop's sleep
+//! consists of.
+//!
+//! Each round measures every case, ours and its peers one right after the other, so that a noisy neighbour meets all.
+//! Figures are medians over the rounds. Time is the CPU time of the whole process: `may` runs coroutines on a thread of
+//! its own, and a ping-pong takes two. With `--pin` all threads share that one CPU; without, what goes from thread to
+//! thread measures the machine.
+//!
+//! `wake-busy` counts the process's system calls that write, which an eventfd is told by. To see all of them:
+//!
+//! ```text
+//! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="strace -f -c" cargo bench -p coralio-runtime -- --pin 1 wake-busy
+//! ```
 
+mod across;
 mod bare;
+mod cases;
+mod eventfd;
+mod may;
 mod measure;
 mod options;
 mod ours;
 mod report;
+mod tokio;
 
+use cases::CASES;
 use options::Options;
-
-/// One thing that is measured.
-struct Case {
-    name: &'static str,
-    /// Does it that many times; returns nanoseconds per time.
-    ours: fn(u64) -> f64,
-    /// The nearest that bare corosensei has.
-    bare: Option<fn(u64) -> f64>,
-    /// What we answer for: nanoseconds, and the ratio to `bare`.
-    at_most_ns: Option<f64>,
-    at_most_ratio: Option<f64>,
-}
-
-const CASES: [Case; 10] = [
-    Case {
-        name: "enter-yield",
-        ours: ours::enter_and_yield,
-        bare: Some(bare::resume_and_suspend),
-        at_most_ns: Some(35.0),
-        at_most_ratio: Some(1.5),
-    },
-    Case {
-        name: "create-enter-end",
-        ours: ours::create_enter_end,
-        bare: Some(bare::create_resume_end),
-        at_most_ns: Some(60.0),
-        at_most_ratio: None,
-    },
-    Case {
-        name: "spawn-end",
-        ours: ours::spawn_and_end,
-        bare: Some(bare::create_resume_end),
-        at_most_ns: Some(60.0),
-        at_most_ratio: None,
-    },
-    Case {
-        name: "spawn-join",
-        ours: ours::spawn_and_join,
-        bare: Some(bare::create_resume_end),
-        at_most_ns: None,
-        at_most_ratio: None,
-    },
-    Case { name: "mutex", ours: ours::mutex, bare: None, at_most_ns: Some(15.0), at_most_ratio: None },
-    Case { name: "bottom-half", ours: ours::bottom_half, bare: None, at_most_ns: Some(60.0), at_most_ratio: None },
-    Case {
-        name: "yield-now",
-        ours: ours::yield_now_alone,
-        bare: Some(bare::resume_and_suspend),
-        at_most_ns: None,
-        at_most_ratio: None,
-    },
-    Case {
-        name: "yield-now-two",
-        ours: ours::yield_now_in_turns,
-        bare: Some(bare::resume_and_suspend),
-        at_most_ns: None,
-        at_most_ratio: None,
-    },
-    Case {
-        name: "wake",
-        ours: ours::wake,
-        bare: Some(bare::resume_and_suspend),
-        at_most_ns: None,
-        at_most_ratio: None,
-    },
-    Case { name: "empty-poll", ours: ours::empty_poll, bare: None, at_most_ns: Some(40.0), at_most_ratio: None },
-];
 
 fn main() {
     let options = Options::parse();
+    // Both before there are threads, which inherit it.
+    measure::let_the_waker_go_on();
     if let Some(cpu) = options.pin {
         measure::pin(cpu);
     }

@@ -1,10 +1,13 @@
-//! Rounds, in turns, on a clock that counts this thread's CPU time.
+//! Rounds, in turns; the clock, and the other things that are counted.
 
 #![allow(unsafe_code)]
 
-use std::mem;
+use std::os::unix::thread::JoinHandleExt;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{fs, mem};
 
-use crate::Case;
+use crate::cases::{Case, Run, Unit};
 use crate::options::{Options, refuse};
 
 /// How long one measurement takes, about. Long against the clock, short against the machine's moods.
@@ -12,67 +15,130 @@ const MEASUREMENT_NS: f64 = 10_000_000.0;
 /// Batched cases divide it.
 pub(crate) const BATCH: u64 = 32;
 
-/// A case's medians, in nanoseconds.
+/// The CPU time of the whole process.
+pub(crate) const PROCESS: libc::clockid_t = libc::CLOCK_PROCESS_CPUTIME_ID;
+
+/// A case's medians, in its unit.
 pub(crate) struct Figures<'a> {
     pub(crate) case: &'a Case,
     pub(crate) ours: f64,
-    pub(crate) bare: Option<f64>,
+    /// In the case's order.
+    pub(crate) peers: Vec<f64>,
 }
 
-/// Runs all cases, round by round.
-pub(crate) fn in_turns<'a>(cases: &[&'a Case], options: &Options) -> Vec<Figures<'a>> {
-    let rounds = if options.trial { 1 } else { options.rounds };
-    let times = |f| if options.trial { BATCH } else { times_for(f) };
-    let mut measured: Vec<_> = cases
-        .iter()
-        .map(|&case| (case, (case.ours, times(case.ours), vec![]), case.bare.map(|bare| (bare, times(bare), vec![]))))
-        .collect();
-    for _ in 0..rounds {
-        for (_, (ours, times, ns), bare) in &mut measured {
-            ns.push(ours(*times));
-            if let Some((bare, times, ns)) = bare {
-                ns.push(bare(*times));
-            }
-        }
+/// One that takes part, and its figures so far.
+struct Series {
+    run: Run,
+    times: u64,
+    figures: Vec<f64>,
+}
+
+impl Series {
+    fn of(run: Run, unit: Unit, options: &Options) -> Series {
+        let times = match unit {
+            Unit::Ns if options.trial => BATCH,
+            Unit::Ns => times_for(run),
+            Unit::Writes if options.trial => BATCH,
+            Unit::Writes => 64 * BATCH,
+            Unit::NsPerSecond if options.trial => 1,
+            Unit::NsPerSecond => 1000,
+        };
+        Series { run, times, figures: Vec::new() }
     }
-    let figures = |(case, (_, _, ns), bare): (_, (_, _, Vec<f64>), Option<(_, _, Vec<f64>)>)| Figures {
-        case,
-        ours: median(ns),
-        bare: bare.map(|(_, _, ns)| median(ns)),
+
+    fn measure(&mut self) {
+        self.figures.push((self.run)(self.times));
+    }
+}
+
+/// Runs all cases, round by round. What is not timed needs few rounds, and a quiet process: it goes before the rest.
+pub(crate) fn in_turns<'a>(cases: &[&'a Case], options: &Options) -> Vec<Figures<'a>> {
+    let (timed, counted): (Vec<_>, Vec<_>) = cases.iter().partition(|case| case.unit == Unit::Ns);
+    let rounds = if options.trial { 1 } else { options.rounds };
+    let mut figures = rounds_of(&counted, options, rounds.min(3));
+    figures.extend(rounds_of(&timed, options, rounds));
+    figures
+}
+
+fn rounds_of<'a>(cases: &[&'a Case], options: &Options, rounds: usize) -> Vec<Figures<'a>> {
+    let series = |case: &'a Case| {
+        let runs = std::iter::once(case.ours).chain(case.peers.iter().map(|peer| peer.run));
+        (case, runs.map(|run| Series::of(run, case.unit, options)).collect::<Vec<_>>())
     };
-    measured.into_iter().map(figures).collect()
+    let mut all: Vec<_> = cases.iter().map(|&case| series(case)).collect();
+    for _ in 0..rounds {
+        all.iter_mut().flat_map(|(_, series)| series).for_each(Series::measure);
+    }
+    all.into_iter()
+        .map(|(case, series)| {
+            let mut medians = series.into_iter().map(|series| median(series.figures));
+            Figures { case, ours: medians.next().expect("ours comes first"), peers: medians.collect() }
+        })
+        .collect()
 }
 
 /// How many times make one measurement.
-fn times_for(f: fn(u64) -> f64) -> u64 {
-    let ns = f(32 * BATCH);
+fn times_for(run: Run) -> u64 {
+    let ns = run(32 * BATCH);
     (MEASUREMENT_NS / ns) as u64 / BATCH * BATCH + BATCH
 }
 
-fn median(mut ns: Vec<f64>) -> f64 {
-    ns.sort_unstable_by(f64::total_cmp);
-    ns[ns.len() / 2]
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 /// Nanoseconds that each of `times` took in `f`.
 pub(crate) fn time(times: u64, f: impl FnOnce()) -> f64 {
-    let before = cpu_time();
+    let before = read(PROCESS);
     f();
-    (cpu_time() - before) / times as f64
+    (read(PROCESS) - before) / times as f64
 }
 
-/// This thread's CPU time in nanoseconds.
-pub(crate) fn cpu_time() -> f64 {
+/// Lets another thread fall asleep, and sleeps too. Returns what the clock counts meanwhile, in nanoseconds per second.
+pub(crate) fn asleep(millis: u64, clock: libc::clockid_t) -> f64 {
+    let period = Duration::from_millis(millis);
+    thread::sleep(period / 10);
+    let before = read(clock);
+    thread::sleep(period);
+    (read(clock) - before) / period.as_secs_f64()
+}
+
+/// The clock of another thread's CPU time. Of no use when that has ended.
+pub(crate) fn clock_of<T>(thread: &JoinHandle<T>) -> libc::clockid_t {
+    let mut clock = 0;
+    // SAFETY: a thread that has a handle has not been joined; the clock is ours to be written.
+    let result = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &mut clock) };
+    assert_eq!(result, 0, "the thread lives");
+    clock
+}
+
+/// A clock's nanoseconds.
+fn read(clock: libc::clockid_t) -> f64 {
     // SAFETY: the kernel writes the one timespec that it is given; all zero is a valid one.
     let (result, now) = unsafe {
         let mut now = mem::zeroed::<libc::timespec>();
-        (libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now), now)
+        (libc::clock_gettime(clock, &mut now), now)
     };
-    assert_eq!(result, 0, "Linux has had this clock since 2.6.12");
+    assert_eq!(result, 0, "Linux has had these clocks since 2.6.12");
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }
 
-/// Keeps this thread on one CPU.
+/// System calls that write which each of `times` took in `f`, in all threads.
+pub(crate) fn writes(times: u64, f: impl FnOnce()) -> f64 {
+    let before = writes_so_far();
+    f();
+    (writes_so_far() - before) as f64 / times as f64
+}
+
+fn writes_so_far() -> u64 {
+    let io = fs::read_to_string("/proc/self/io");
+    let io = io.unwrap_or_else(|error| refuse(&format!("/proc/self/io, which counts system calls: {error}")));
+    let count = io.lines().find_map(|line| line.strip_prefix("syscw: "));
+    count.and_then(|count| count.parse().ok()).expect("proc(5) promises syscw")
+}
+
+/// Keeps this thread, and those that it starts, on one CPU.
 pub(crate) fn pin(cpu: usize) {
     if cpu >= libc::CPU_SETSIZE as usize {
         refuse(&format!("--pin: there is no CPU {cpu}"));
@@ -85,5 +151,16 @@ pub(crate) fn pin(cpu: usize) {
     };
     if result != 0 {
         refuse(&format!("--pin: cannot stay on CPU {cpu}: {}", std::io::Error::last_os_error()));
+    }
+}
+
+/// From here on no thread takes the CPU from the one that wakes it, which goes on till it sleeps. Else, on one CPU, the
+/// two ends of a ping-pong seldom sleep: each is told before it has got there.
+pub(crate) fn let_the_waker_go_on() {
+    // SAFETY: all zero is a valid parameter, and alive during the call.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &mem::zeroed::<libc::sched_param>()) };
+    if result != 0 {
+        let error = std::io::Error::last_os_error();
+        eprintln!("no SCHED_BATCH ({error}): `wake-sleeping` sleeps as often as `wake-sleeping-writes` tells");
     }
 }

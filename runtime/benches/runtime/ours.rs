@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now};
 
-use crate::measure::{BATCH, cpu_time, time};
+use crate::measure::{BATCH, time};
 
 // Not inlined, in `bare` neither: a real program suspends deep within other calls.
 #[inline(never)]
@@ -90,30 +90,39 @@ pub(crate) fn bottom_half(times: u64) -> f64 {
     })
 }
 
-/// Through the loop and back, alone.
-pub(crate) fn yield_now_alone(times: u64) -> f64 {
-    in_coroutine(move || time(times, || (0..times).for_each(|_| yield_now())))
+/// As many coroutines, each of which does its share of `times`.
+fn share<F: FnOnce(u64) + 'static>(coroutines: u64, times: u64, share: impl Fn() -> F) -> f64 {
+    AioContext::run(|_| {
+        time(times, || {
+            let start = |share: F| spawn(move || share(times / coroutines));
+            let coroutines: Vec<_> = (0..coroutines).map(|_| start(share())).collect();
+            coroutines.into_iter().for_each(|one| one.join().expect("no case panics"));
+        })
+    })
 }
 
-/// As before, while another one does the same: two yields to each round of the loop.
-pub(crate) fn yield_now_in_turns(times: u64) -> f64 {
-    in_coroutine(move || {
-        let over = Rc::new(Cell::new(false));
-        let other = spawn({
-            let over = Rc::clone(&over);
-            move || {
-                while !over.get() {
-                    yield_now();
-                }
+/// Through the loop and back, alone.
+pub(crate) fn yield_alone(times: u64) -> f64 {
+    share(1, times, || |times| (0..times).for_each(|_| yield_now()))
+}
+
+/// Two that give way to each other: two switches to each round of the loop.
+pub(crate) fn yield_two(times: u64) -> f64 {
+    share(2, times, || |times| (0..times).for_each(|_| yield_now()))
+}
+
+/// Four that want one lock, and give way while they have it.
+pub(crate) fn mutex_contended(times: u64) -> f64 {
+    let mutex = Rc::new(CoMutex::new(0));
+    share(4, times, || {
+        let mutex = Rc::clone(&mutex);
+        move |times| {
+            for _ in 0..times {
+                let mut guard = mutex.lock();
+                *guard += 1;
+                yield_now();
             }
-        });
-        yield_now();
-        let before = cpu_time();
-        (0..times / 2).for_each(|_| yield_now());
-        let took = cpu_time() - before;
-        over.set(true);
-        other.join().expect("it only yields");
-        took / times as f64
+        }
     })
 }
 

@@ -1,5 +1,6 @@
 //! The figures, for people and for programs.
 
+use crate::cases::Peer;
 use crate::measure::Figures;
 use crate::options::Options;
 
@@ -7,55 +8,85 @@ pub(crate) fn print(options: &Options, all: &[Figures<'_>]) {
     if options.json { print_json(options, all) } else { print_table(options, all) }
 }
 
-fn ratio(figures: &Figures<'_>) -> Option<f64> {
-    figures.bare.map(|bare| figures.ours / bare)
+/// Whether what we answer for is met. A trial cannot tell.
+fn met(options: &Options, value: f64, at_most: Option<f64>) -> Option<bool> {
+    at_most.filter(|_| !options.trial).map(|limit| value <= limit)
+}
+
+fn peers<'a>(figures: &'a Figures<'_>) -> impl Iterator<Item = (&'static Peer, f64, f64)> + 'a {
+    figures.case.peers.iter().zip(&figures.peers).map(|(peer, &value)| (peer, value, figures.ours / value))
 }
 
 fn print_table(options: &Options, all: &[Figures<'_>]) {
     if options.trial {
         println!("A short trial, not a measurement; `cargo bench` measures.");
     }
-    println!("{:18} {:>9} {:>9} {:>7}   at most", "ns of CPU time", "coralio", "bare", "ratio");
-    let cell = |value: Option<f64>, digits| value.map_or("-".to_string(), |value| format!("{value:.digits$}"));
+    println!(
+        "{:21} {:>8} {:6} {:>8} {:6}   {:12} {:>8} {:>6} {:>8}",
+        "", "coralio", "", "at most", "", "peer", "", "ratio", "at most"
+    );
+    let limit = |limit: Option<f64>| limit.map_or(String::new(), |limit| limit.to_string());
+    let verdict = |value, limit| match met(options, value, limit) {
+        Some(true) => "met",
+        Some(false) => "MISSED",
+        None => "",
+    };
     for figures in all {
         let case = figures.case;
-        let limits = match (case.at_most_ns, case.at_most_ratio) {
-            (Some(ns), Some(ratio)) => format!("{ns} ns, {ratio} times bare"),
-            (Some(ns), None) => format!("{ns} ns"),
-            (None, Some(ratio)) => format!("{ratio} times bare"),
-            (None, None) => String::new(),
-        };
-        let above = |value: Option<f64>, limit: Option<f64>| value.zip(limit).is_some_and(|(v, l)| v > l);
-        let missed = above(Some(figures.ours), case.at_most_ns) || above(ratio(figures), case.at_most_ratio);
-        println!(
-            "{:18} {:>9} {:>9} {:>7}   {limits}{}",
+        let ours = format!(
+            "{:21} {:>8} {:6} {:>8} {:6}",
             case.name,
-            cell(Some(figures.ours), 1),
-            cell(figures.bare, 1),
-            cell(ratio(figures), 2),
-            if missed && !options.trial { "  MISSED" } else { "" }
+            round(figures.ours),
+            case.unit.name(),
+            limit(case.at_most),
+            verdict(figures.ours, case.at_most)
         );
+        let mut beside = peers(figures).map(|(peer, value, ratio)| {
+            let verdict = verdict(ratio, peer.at_most);
+            format!("{:12} {:>8} {ratio:>6.2} {:>8} {verdict}", peer.name, round(value), limit(peer.at_most))
+        });
+        println!("{}", format!("{ours}   {}", beside.next().unwrap_or_default()).trim_end());
+        let indent = ours.len();
+        beside.for_each(|line| println!("{}", format!("{:indent$}   {line}", "").trim_end()));
     }
 }
 
+/// Three digits or more.
+fn round(value: f64) -> String {
+    if value < 1000.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
 fn print_json(options: &Options, all: &[Figures<'_>]) {
-    let value = |value: Option<f64>| value.map_or("null".to_string(), |value| format!("{value:.3}"));
-    let lines: Vec<_> = all
-        .iter()
-        .map(|figures| {
-            format!(
-                r#"    {{"name": "{}", "ns": {}, "bare_ns": {}, "ratio": {}, "at_most_ns": {}, "at_most_ratio": {}}}"#,
-                figures.case.name,
-                value(Some(figures.ours)),
-                value(figures.bare),
-                value(ratio(figures)),
-                value(figures.case.at_most_ns),
-                value(figures.case.at_most_ratio)
-            )
-        })
-        .collect();
+    let number = |value: Option<f64>| match value {
+        Some(value) if value.is_finite() => format!("{value:.3}"),
+        _ => "null".to_string(),
+    };
+    let met = |value, limit| met(options, value, limit).map_or("null".to_string(), |met| met.to_string());
+    let case = |figures: &Figures<'_>| {
+        let peers: Vec<_> = peers(figures)
+            .map(|(peer, value, ratio)| {
+                format!(
+                    r#"{{"name": "{}", "value": {}, "ratio": {}, "at_most_ratio": {}, "met": {}}}"#,
+                    peer.name,
+                    number(Some(value)),
+                    number(Some(ratio)),
+                    number(peer.at_most),
+                    met(ratio, peer.at_most)
+                )
+            })
+            .collect();
+        format!(
+            r#"    {{"name": "{}", "unit": "{}", "value": {}, "at_most": {}, "met": {}, "peers": [{}]}}"#,
+            figures.case.name,
+            figures.case.unit.name(),
+            number(Some(figures.ours)),
+            number(figures.case.at_most),
+            met(figures.ours, figures.case.at_most),
+            peers.join(", ")
+        )
+    };
     println!("{{");
     println!(r#"  "trial": {}, "rounds": {},"#, options.trial, options.rounds);
-    println!("  \"cases\": [\n{}\n  ]", lines.join(",\n"));
+    println!("  \"cases\": [\n{}\n  ]", all.iter().map(case).collect::<Vec<_>>().join(",\n"));
     println!("}}");
 }

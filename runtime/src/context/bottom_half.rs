@@ -221,11 +221,28 @@ impl BottomHalves {
         table.taken.iter().chain(&table.scheduled).any(|&queued| table.is_current(queued))
     }
 
+    /// In words. Not if the table is in use: a thread that was stopped while it used it would never let go.
+    pub(crate) fn describe(&self) -> Option<String> {
+        let table = self.table.try_lock()?;
+        let count = |due| table.entries.iter().filter(|(_, entry)| entry.due == due).count();
+        let (due, idle) = (count(Due::NextRound), count(Due::Idle));
+        Some(format!("{}, of them {due} due and {idle} idle", table.entries.len()))
+    }
+
     /// How long the loop may sleep because of idle ones; `None` without any.
     pub(crate) fn time_left(&self) -> Option<Duration> {
         let table = self.table.lock();
         let (due, _) = table.idle.iter().find(|(_, queued)| table.is_current(*queued))?;
         Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Nothing that is due runs, nor anything later; unless another thread holds the table. Drops nothing.
+    pub(crate) fn forget_due(&self) {
+        if let Some(mut table) = self.table.try_lock() {
+            table.taken.clear();
+            table.scheduled.clear();
+            table.idle.clear();
+        }
     }
 
     /// Deletes all of them; callbacks are dropped outside the lock.

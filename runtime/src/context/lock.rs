@@ -7,8 +7,8 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
-use std::mem;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
@@ -22,6 +22,10 @@ pub(crate) struct ContextLock {
     mutex: ReentrantMutex<()>,
     /// Guards that the home thread has. Read and written by that thread alone, by plain loads and stores.
     home_guards: AtomicU32,
+    /// Guards of the foreign thread that has the lock, if one has: written by that thread alone, under it.
+    foreign_guards: AtomicU32,
+    /// The home, while the loop sleeps without the lock. Read and written under it.
+    away: AtomicPtr<Home>,
 }
 
 impl ContextLock {
@@ -71,15 +75,17 @@ impl ContextLock {
 pub struct ContextGuard<'a> {
     shared: &'a Shared,
     /// `None`: it was made by the home thread, and is a count.
-    _foreign: Option<ReentrantMutexGuard<'a, ()>>,
+    foreign: Option<ReentrantMutexGuard<'a, ()>>,
     _not_send: PhantomData<*const ()>,
 }
 
 impl Drop for ContextGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self._foreign.is_none() {
-            let lock = &self.shared.lock;
+        let lock = &self.shared.lock;
+        if self.foreign.is_some() {
+            lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        } else {
             let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
             // One comparison for both: that it was the last, and that the count was 0 before.
@@ -119,7 +125,7 @@ impl AioContext {
         match self.shared.home() {
             // Locked already; what is left is to count.
             Some(_) => Some(self.shared.acquire()),
-            None => Some(ContextGuard { shared: &self.shared, _foreign: Some(lock), _not_send: PhantomData }),
+            None => Some(self.shared.foreign_guard(lock)),
         }
     }
 }
@@ -129,8 +135,14 @@ impl Shared {
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
         match self.home() {
             Some(_) => self.acquire_at_home(),
-            None => ContextGuard { shared: self, _foreign: Some(self.lock.mutex.lock()), _not_send: PhantomData },
+            None => self.foreign_guard(self.lock.mutex.lock()),
         }
+    }
+
+    fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
+        let guards = &self.lock.foreign_guards;
+        guards.store(guards.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        ContextGuard { shared: self, foreign: Some(mutex), _not_send: PhantomData }
     }
 
     /// As `acquire`, where the caller knows that this is the home thread.
@@ -141,28 +153,79 @@ impl Shared {
             self.lock.lock();
         }
         self.lock.set_depth(depth + 1);
-        ContextGuard { shared: self, _foreign: None, _not_send: PhantomData }
+        ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
     }
 
     /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a Shared, u32);
+        struct Retake<'a>(&'a ContextLock, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
-                    self.0.lock.lock();
+                    self.0.lock();
                 }
-                self.0.lock.set_depth(self.1);
+                self.0.set_depth(self.1);
             }
         }
-        let depth = self.lock.depth();
-        self.lock.set_depth(0);
+        let lock = &self.lock;
+        let depth = lock.depth();
+        lock.set_depth(0);
         if depth > 0 {
             // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
             // stack, and are not used before `Retake` has locked it again.
-            unsafe { self.lock.unlock() };
+            unsafe { lock.unlock() };
         }
-        let _retake = Retake(self, depth);
+        let _retake = Retake(lock, depth);
+        f()
+    }
+
+    /// As `unlocked`, for a sleep of the loop, which has the lock. Until that is over the home is nobody's on this thread,
+    /// whatever `f` calls: so another thread that takes the lock may look at it (*away*).
+    pub(crate) fn asleep<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
+        struct Back<'a>(&'a ContextLock);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                self.0.away.store(ptr::null_mut(), Ordering::Relaxed);
+            }
+        }
+        assert!(self.lock.depth() > 0, "the loop has the lock when it goes to sleep");
+        // Relaxed: read and written under the lock.
+        self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+        let _back = Back(&self.lock);
+        self.unlocked(home, || home.hidden(f))
+    }
+
+    /// The home of this context, for another thread to look at while the loop sleeps; `None` while it does not.
+    pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
+        assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread has this context's lock");
+        // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it touches nothing of the home and which it
+        // cannot leave without the lock that the guard holds.
+        unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// As `unlocked`, on another thread than home.
+    pub(crate) fn unlocked_by_foreigner<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Retake<'a>(&'a ContextLock, u32);
+        impl Drop for Retake<'_> {
+            fn drop(&mut self) {
+                (0..self.1).for_each(|_| self.0.lock());
+                if self.1 > 0 {
+                    self.0.foreign_guards.store(self.1, Ordering::Relaxed);
+                }
+            }
+        }
+        let lock = &self.lock;
+        let guards =
+            if lock.mutex.is_owned_by_current_thread() { lock.foreign_guards.load(Ordering::Relaxed) } else { 0 };
+        if guards > 0 {
+            lock.foreign_guards.store(0, Ordering::Relaxed);
+        }
+        for _ in 0..guards {
+            // SAFETY: *counted*: this thread has locked it so often. The guards lie further down this very stack, and are
+            // not used before `Retake` has locked it again.
+            unsafe { lock.unlock() };
+        }
+        let _retake = Retake(lock, guards);
         f()
     }
 }

@@ -16,7 +16,7 @@
 //! other's write: so either the loop does not sleep, or it is kicked. `KICKED` makes one write do for many notifiers.
 //! This file is what `tests/loom_notify.rs` checks: the same source, on loom's atomics.
 
-use crate::atomic::{AtomicU32, Ordering, fence};
+use crate::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 /// The loop runs, and looks at its queues before it sleeps.
 const AWAKE: u32 = 0;
@@ -26,16 +26,20 @@ const ASLEEP: u32 = 1;
 const KICKED: u32 = 2;
 
 /// Whether the loop needs to be kicked.
-pub(crate) struct SleepState(AtomicU32);
+pub(crate) struct SleepState {
+    state: AtomicU32,
+    /// Somebody wants the loop to look again at what it polls for: that is not on any queue.
+    look_again: AtomicBool,
+}
 
 impl SleepState {
     pub(crate) fn new() -> SleepState {
-        SleepState(AtomicU32::new(AWAKE))
+        SleepState { state: AtomicU32::new(AWAKE), look_again: AtomicBool::new(false) }
     }
 
     /// The loop's side, before it sleeps. When this has returned, and only then, it looks at its queues once more.
     pub(crate) fn going_to_sleep(&self) {
-        self.0.store(ASLEEP, Ordering::Relaxed);
+        self.state.store(ASLEEP, Ordering::Relaxed);
         // Pairs with the fence in `needs_kick`.
         fence(Ordering::SeqCst);
     }
@@ -44,14 +48,32 @@ impl SleepState {
     ///
     /// Relaxed: what was put on a queue is handed over by the queue's own lock, not by this word.
     pub(crate) fn awake(&self) {
-        self.0.store(AWAKE, Ordering::Relaxed);
+        self.state.store(AWAKE, Ordering::Relaxed);
     }
 
     /// The other side, after the work was put on its queue: whether the caller has to kick the loop.
     pub(crate) fn needs_kick(&self) -> bool {
         // Pairs with the fence in `going_to_sleep`.
         fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) == ASLEEP
-            && self.0.compare_exchange(ASLEEP, KICKED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.state.load(Ordering::Relaxed) == ASLEEP
+            && self.state.compare_exchange(ASLEEP, KICKED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// The other side: what the loop polls for may have come true. The caller then kicks the loop, if it has to.
+    pub(crate) fn look_again(&self) {
+        // Release pairs with the acquire in `take_look_again`: whoever polls sees what came true.
+        self.look_again.store(true, Ordering::Release);
+    }
+
+    /// The loop's side: whether it has to look again.
+    pub(crate) fn has_to_look_again(&self) -> bool {
+        self.look_again.load(Ordering::Relaxed)
+    }
+
+    /// The loop's side, before it goes back to whoever polls.
+    pub(crate) fn take_look_again(&self) {
+        if self.has_to_look_again() {
+            self.look_again.swap(false, Ordering::Acquire);
+        }
     }
 }

@@ -6,7 +6,8 @@ use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::coroutine::{Coroutine, Token};
+use crate::coroutine::waiting::Waiting;
+use crate::coroutine::{Cancelled, Coroutine, Token};
 use crate::home::Home;
 
 use super::lock::ContextGuard;
@@ -36,8 +37,15 @@ pub trait Source: Any + Send + Sync {
     /// does not sleep. A look at memory.
     fn is_ready(&self) -> bool;
 
+    /// Whether nothing is with the kernel and nothing waits to be submitted: then no completion will come. A look at memory.
+    fn is_idle(&self) -> bool;
+
+    /// Its counters in words, for a dump. From any thread. Who waits for a request, and since when, the context knows.
+    fn describe(&self) -> String;
+
     /// Sleeps until a completion is there, `other` is readable, or `timeout` is over; or returns `None` at once, if
-    /// nothing is in flight that could complete. Called by the home thread alone, without the lock.
+    /// nothing is in flight that could complete. Called by the home thread alone, without the
+    /// lock; it may not use the context meanwhile.
     ///
     /// # Errors
     ///
@@ -90,6 +98,23 @@ impl<'h> AtHome<'h> {
         self.home.shared.acquire_at_home()
     }
 
+    /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled).
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`].
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn check_cancelled(self) -> Result<(), Cancelled> {
+        match self.home.running() {
+            Some(block) if self.home.is_cancelled(block) => Err(Cancelled),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the loop is in a round, so that [`Source::flush`] is sure to come.
     ///
     /// # Control
@@ -101,7 +126,8 @@ impl<'h> AtHome<'h> {
     }
 
     /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
-    /// coroutine is resumed. `None`: the coroutine cannot be suspended, since its stack unwinds.
+    /// coroutine is resumed; if it finds nothing then, and the coroutine is to end early, it asks `cancelled`. `None`: the
+    /// coroutine cannot be suspended, since its stack unwinds.
     ///
     /// # Panics
     ///
@@ -112,13 +138,15 @@ impl<'h> AtHome<'h> {
     /// May yield, as [`suspend`](crate::suspend).
     #[inline]
     #[track_caller]
-    pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>) -> Option<R> {
-        loop {
-            let found = look();
-            if found.is_some() || !self.home.suspend_if_possible() {
-                return found;
+    pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>, cancelled: impl Fn() -> Option<R>) -> Option<R> {
+        let mut found = look();
+        while found.is_none() && self.home.suspend_if_possible(Waiting::Io) {
+            found = look();
+            if found.is_none() && self.check_cancelled().is_err() {
+                found = cancelled();
             }
         }
+        found
     }
 
     /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has

@@ -224,9 +224,14 @@ impl Timers {
         Some(self.table.lock().first()?.saturating_duration_since(Instant::now()))
     }
 
-    /// How many are armed.
-    pub(crate) fn armed(&self) -> usize {
-        self.armed.load(Ordering::Relaxed)
+    /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
+    pub(crate) fn describe(&self) -> Option<String> {
+        let mut table = self.table.try_lock()?;
+        let armed = table.armed;
+        Some(match table.first() {
+            Some(first) => format!("{armed} armed, the next in {:?}", first.saturating_duration_since(Instant::now())),
+            None => "none armed".into(),
+        })
     }
 
     /// One that fires at `deadline`, for as long as the handle lives.
@@ -240,6 +245,13 @@ impl Timers {
         let entry = Entry { action, ticket: 0, deadline: Instant::now(), deleted: false };
         let key = self.table.lock().entries.insert(entry);
         Timer { shared: Arc::clone(shared), key }
+    }
+
+    /// Nothing that was taken up fires; unless another thread holds the table. Drops nothing.
+    pub(crate) fn forget_due(&self) {
+        if let Some(mut table) = self.table.try_lock() {
+            table.taken.clear();
+        }
     }
 
     /// Deletes all of them; callbacks are dropped outside the lock.

@@ -11,7 +11,6 @@ use std::fmt;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use crate::AioContext;
 use crate::context::timer::Action;
 use crate::home::Home;
 
@@ -161,10 +160,9 @@ pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     };
     let over = || (Instant::now() >= deadline).then_some(());
     let Some(block) = home.running() else {
-        let context = AioContext { shared: home.shared.clone() };
         let _timer = home.shared.timers.start(deadline, Action::Nothing, &home.shared);
         while over().is_none() {
-            context.poll(true);
+            home.context.poll(true);
         }
         return Ok(());
     };

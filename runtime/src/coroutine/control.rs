@@ -28,6 +28,8 @@ pub(crate) enum Resume {
     Go,
     /// Unwind: the context ends, or the coroutine was cancelled.
     Unwind,
+    /// Leave a backtrace, and wait on (rule C13).
+    Trace,
 }
 
 pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;
@@ -104,13 +106,15 @@ pub(crate) struct Own {
     pub(crate) detached: Cell<bool>,
     /// A panic goes on in the enterer instead of being kept for the join handle.
     pub(crate) propagates: Cell<bool>,
+    /// Its stack was painted, so that its use can be read.
+    pub(crate) measured: Cell<bool>,
     /// The next one on the list that this one is on.
     pub(crate) next: Cell<Option<&'static Control>>,
     pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
     pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
     pub(crate) lease: Cell<Option<StackLease>>,
     pub(crate) packet: Cell<Option<Packet>>,
-    pub(crate) joiner: Cell<Option<CoroutineId>>,
+    pub(crate) joiner: Cell<Option<Joiner>>,
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
     pub(crate) created_at: Cell<&'static Location<'static>>,
@@ -122,6 +126,13 @@ pub(crate) struct Own {
     pub(crate) limits: Cell<*const Limit>,
     /// How often it put cancellation off.
     pub(crate) shields: Cell<u32>,
+}
+
+/// Who waits for a coroutine's end.
+pub(crate) enum Joiner {
+    Coroutine(CoroutineId),
+    /// Whoever polls its join handle as a future.
+    Task(std::task::Waker),
 }
 
 /// Where a coroutine's outcome lies, at the top of its own stack, without its type.
@@ -147,6 +158,7 @@ impl Control {
                 swallowed: Cell::new(0),
                 detached: Cell::new(false),
                 propagates: Cell::new(false),
+                measured: Cell::new(false),
                 next: Cell::new(None),
                 machine: UnsafeCell::new(MaybeUninit::uninit()),
                 yielder: Cell::new(ptr::null()),
@@ -216,7 +228,14 @@ impl Control {
 impl Own {
     /// How it is called in messages: its name, or its number.
     pub(crate) fn label(&self) -> Label {
-        Label { name: self.name.borrow().clone(), serial: self.serial.get() }
+        // Borrowed only if the thread was stopped while it set the name.
+        let name = self.name.try_borrow().ok().and_then(|name| name.clone());
+        Label { name, serial: self.serial.get() }
+    }
+
+    /// As [`label`](Self::label), without allocating: for a signal handler.
+    pub(crate) fn write_label(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        write_label(to, self.name.try_borrow().as_ref().ok().and_then(|name| name.as_deref()), self.serial.get())
     }
 }
 
@@ -233,20 +252,62 @@ pub(crate) struct Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "'{name}'"),
-            None => write!(f, "#{}", self.serial),
+        write_label(f, self.name.as_deref(), self.serial)
+    }
+}
+
+fn write_label(to: &mut impl fmt::Write, name: Option<&str>, serial: u64) -> fmt::Result {
+    match name {
+        Some(name) => write!(to, "'{name}'"),
+        None => write!(to, "#{serial}"),
+    }
+}
+
+const BLOCKS: usize = 64;
+
+/// What blocks are made in.
+struct Chunk {
+    blocks: [Control; BLOCKS],
+    /// The one made before this.
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    /// A new one, for ever.
+    fn leak() -> &'static Chunk {
+        // Written in its place: a chunk is larger than the smallest stack, and this runs on a coroutine's.
+        let chunk = Box::leak(Box::<Chunk>::new_uninit());
+        let place = chunk.as_mut_ptr();
+        // SAFETY: each field is written once, in memory that is this one's.
+        let chunk = unsafe {
+            let first = (&raw mut (*place).blocks).cast::<Control>();
+            (0..BLOCKS).for_each(|index| first.add(index).write(Control::new()));
+            (&raw mut (*place).next).write(AtomicPtr::new(ptr::null_mut()));
+            chunk.assume_init_ref()
+        };
+        let mut newest = CHUNKS.load(Ordering::Relaxed);
+        loop {
+            chunk.next.store(newest, Ordering::Relaxed);
+            // Release, for whoever stops the process and looks: what is on the list has been made, and its `next` set.
+            match CHUNKS.compare_exchange_weak(newest, place, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return chunk,
+                Err(newer) => newest = newer,
+            }
         }
     }
 }
 
+/// All chunks that were ever made, newest first. Nothing here reads it: `gdb/coralio.py` finds all coroutines by it, live
+/// or in a core file, and knows it, `Chunk` and `Control` by the names of their fields.
+#[used]
+static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
+
 /// Blocks that no context holds.
-static SPARE: Mutex<Vec<&'static [Control; CHUNK]>> = Mutex::new(Vec::new());
-const CHUNK: usize = 64;
+static SPARE: Mutex<Vec<&'static Chunk>> = Mutex::new(Vec::new());
 
 /// The blocks that one context holds. They go back when it ends.
 pub(crate) struct Blocks {
-    chunks: Cell<Vec<&'static [Control; CHUNK]>>,
+    chunks: Cell<Vec<&'static Chunk>>,
     free: Cell<Option<&'static Control>>,
 }
 
@@ -277,11 +338,11 @@ impl Blocks {
     #[cold]
     fn grow(&self) {
         let spare = SPARE.lock().pop();
-        let chunk = spare.unwrap_or_else(|| Box::leak(Box::new(std::array::from_fn(|_| Control::new()))));
+        let chunk = spare.unwrap_or_else(Chunk::leak);
         let mut chunks = self.chunks.take();
         chunks.push(chunk);
         self.chunks.set(chunks);
-        for block in chunk.iter().rev() {
+        for block in chunk.blocks.iter().rev() {
             self.give_back(block);
         }
     }
@@ -289,7 +350,7 @@ impl Blocks {
     /// All blocks, free ones too.
     pub(crate) fn all(&self) -> Vec<&'static Control> {
         let chunks = self.chunks.take();
-        let all = chunks.iter().flat_map(|chunk| chunk.iter()).collect();
+        let all = chunks.iter().flat_map(|chunk| chunk.blocks.iter()).collect();
         self.chunks.set(chunks);
         all
     }
@@ -340,6 +401,21 @@ impl ControlList {
             self.tail.set(None);
         }
         Some(block)
+    }
+
+    /// Takes `block` off, wherever it stands. Returns whether it was on this list.
+    pub(crate) fn remove(&self, block: &'static Control) -> bool {
+        let rest = ControlList::new();
+        rest.append(self);
+        let mut found = false;
+        while let Some(next) = rest.pop() {
+            if ptr::eq(next, block) {
+                found = true;
+            } else {
+                self.push(next);
+            }
+        }
+        found
     }
 
     /// Moves all of `other` to the end of this list.

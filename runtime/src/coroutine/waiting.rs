@@ -8,14 +8,14 @@
 
 use std::cell::Cell;
 use std::panic::Location;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Instant;
 use std::{fmt, ptr};
 
 use crate::home::Home;
 
 use super::Cancelled;
-use super::control::{Control, State};
+use super::control::{Control, CoroutineId, State};
 
 /// What a suspended coroutine waits for. The address tells objects of one kind apart.
 #[derive(Clone, Copy, Default)]
@@ -41,7 +41,6 @@ pub(crate) enum Waiting {
     Io,
     Future,
     Scope,
-    OtherContext,
 }
 
 impl Waiting {
@@ -55,6 +54,64 @@ impl Waiting {
             }
             _ => None,
         }
+    }
+}
+
+impl CoroutineId {
+    /// Whether it has, as far as the thread of `home` can tell.
+    fn has_ended(self, home: &Home) -> bool {
+        !self.is_live()
+            || self.block.context() == home.shared.id() && home.own(self.block).state.get() == State::Finished
+    }
+}
+
+/// Who could end a wait.
+pub(crate) enum Giver {
+    /// The kernel, or the clock.
+    Event,
+    /// Whoever has a handle to the coroutine.
+    Handle,
+    /// This one, by what it does.
+    Coroutine(&'static Control),
+    /// The one who has it is gone.
+    Nobody,
+    /// Some coroutine of this context.
+    Others,
+    /// Some coroutine or thread.
+    Anyone,
+}
+
+impl Waiting {
+    /// Who could end it. `home` is that of the coroutine that waits.
+    pub(crate) fn giver(self, home: &Home) -> Giver {
+        match self {
+            Waiting::Turn | Waiting::Sleep | Waiting::Readable(_) | Waiting::Writable(_) | Waiting::Io => Giver::Event,
+            Waiting::Enter => Giver::Handle,
+            Waiting::Join(block) => Giver::Coroutine(block),
+            Waiting::Scope => Giver::Others,
+            Waiting::CoMutex(_) | Waiting::Read(_) | Waiting::Write(_) | Waiting::Upgrade(_) => {
+                match self.holder().and_then(Holder::get).and_then(|taken| taken.holder) {
+                    None => Giver::Anyone,
+                    Some(holder) if holder.has_ended(home) => Giver::Nobody,
+                    Some(holder) if holder.block.context() != home.shared.id() => Giver::Event,
+                    Some(holder) => Giver::Coroutine(holder.block),
+                }
+            }
+            Waiting::CoQueue(_)
+            | Waiting::Semaphore(_)
+            | Waiting::Send(_)
+            | Waiting::Receive(_)
+            | Waiting::OneShot(_)
+            | Waiting::Future => Giver::Anyone,
+        }
+    }
+
+    /// Whether the wait has left one waker where others find it: in a line, or in a future.
+    pub(crate) fn keeps_waker(self) -> bool {
+        !matches!(
+            self,
+            Waiting::Enter | Waiting::Turn | Waiting::Join(_) | Waiting::Sleep | Waiting::Io | Waiting::Scope
+        )
     }
 }
 
@@ -90,17 +147,16 @@ impl fmt::Display for Told<'_> {
             Waiting::Io => f.write_str("I/O"),
             Waiting::Future => f.write_str("a future"),
             Waiting::Scope => f.write_str("the coroutines of its scope"),
-            Waiting::OtherContext => f.write_str("another context"),
         }?;
         let Some(taken) = waiting.holder().and_then(Holder::get) else { return Ok(()) };
         f.write_str(", held by ")?;
-        match taken.block {
+        match taken.holder {
             None => f.write_str("a thread")?,
-            Some(block) if block.context() != home.shared.id() => f.write_str("a coroutine of another context")?,
-            Some(block) => match home.own(block).state.get() {
-                State::Free | State::Finished => f.write_str("one that has ended")?,
-                State::Suspended | State::Scheduled | State::Entered => write!(f, "{}", home.own(block).label())?,
-            },
+            Some(holder) if holder.has_ended(home) => f.write_str("one that has ended")?,
+            Some(holder) if holder.block.context() != home.shared.id() => {
+                f.write_str("a coroutine of another context")?
+            }
+            Some(holder) => write!(f, "{}", home.own(holder.block).label())?,
         }
         write!(f, " since {}", taken.at)
     }
@@ -122,20 +178,28 @@ pub(crate) fn suspend_for(waiting: Waiting) {
 #[derive(Default)]
 pub(crate) struct Holder {
     block: AtomicPtr<Control>,
+    /// A block serves one coroutine after the other.
+    generation: AtomicU64,
     at: AtomicPtr<Location<'static>>,
 }
 
 impl Holder {
     pub(crate) const fn new() -> Holder {
-        Holder { block: AtomicPtr::new(ptr::null_mut()), at: AtomicPtr::new(ptr::null_mut()) }
+        Holder {
+            block: AtomicPtr::new(ptr::null_mut()),
+            generation: AtomicU64::new(0),
+            at: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// The lock was taken by whoever runs now.
     #[inline]
     #[track_caller]
     pub(crate) fn note(&self) {
-        let block = Home::current().and_then(Home::running).map_or(ptr::null(), ptr::from_ref);
-        self.block.store(block.cast_mut(), Ordering::Relaxed);
+        if let Some(block) = Home::current().and_then(Home::running) {
+            self.block.store(ptr::from_ref(block).cast_mut(), Ordering::Relaxed);
+            self.generation.store(block.ticket.generation(), Ordering::Relaxed);
+        }
         self.at.store(ptr::from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
     }
 
@@ -150,8 +214,8 @@ impl Holder {
     #[track_caller]
     pub(crate) fn refuse_self(&self, what: &str) {
         if let (Some(home), Some(taken)) = (Home::current(), self.get())
-            && let (Some(running), Some(holder)) = (home.running(), taken.block)
-            && ptr::eq(running, holder)
+            && let (Some(running), Some(holder)) = (home.running(), taken.holder)
+            && running.id() == holder
         {
             panic!(
                 "{} locks a {what} that it holds already, since {}; it would wait for itself: drop the guard first, or \
@@ -166,14 +230,16 @@ impl Holder {
         // SAFETY: both were made of &'static, and control blocks are type-stable.
         unsafe {
             let at = self.at.load(Ordering::Relaxed).as_ref()?;
-            Some(Taken { block: self.block.load(Ordering::Relaxed).as_ref(), at })
+            let generation = self.generation.load(Ordering::Relaxed);
+            let block = self.block.load(Ordering::Relaxed).as_ref();
+            Some(Taken { holder: block.map(|block| CoroutineId { block, generation }), at })
         }
     }
 }
 
 struct Taken {
     /// `None`: on a thread's own stack, or in the loop.
-    block: Option<&'static Control>,
+    holder: Option<CoroutineId>,
     at: &'static Location<'static>,
 }
 

@@ -6,6 +6,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::context::shared::Shared;
+use crate::context::wake::Arrival;
 use crate::home::Home;
 
 use super::control::{Control, CoroutineId};
@@ -36,6 +37,22 @@ impl Waker {
             Some(home) if Arc::ptr_eq(&home.shared, &self.shared) => home.wake(self.id),
             // It is on the list already: one wake does for both.
             _ => drop(schedule(&self.shared, self.id)),
+        }
+    }
+
+    /// Asks the coroutine to end soon, as [`Coroutine::cancel`]; from any thread.
+    ///
+    /// # Panics
+    ///
+    /// As [`wake`](Self::wake).
+    ///
+    /// # Control
+    ///
+    /// May enter the coroutine, on its home thread.
+    #[track_caller]
+    pub fn cancel(&self) {
+        if self.id.block.ticket.cancel(self.id.generation) {
+            self.wake();
         }
     }
 
@@ -131,8 +148,10 @@ pub(super) fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleE
     let here = Location::caller();
     match id.block.schedule(id.generation, here) {
         Claim::Mine => {
-            shared.wakes.push(id);
-            shared.notify();
+            // One that is handed back: the context has ended, and nobody runs it any more.
+            if shared.arrivals.push(Arrival::Wake(id)).is_ok() {
+                shared.notify();
+            }
             Ok(())
         }
         Claim::Taken => Err(ScheduleError { first: id.block.scheduled_at(), second: here }),

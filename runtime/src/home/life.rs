@@ -7,11 +7,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::{io, thread};
+use std::sync::atomic::{Ordering, compiler_fence};
+use std::{io, ptr, thread};
 
 use corosensei::Yielder;
 
-use crate::coroutine::control::{Control, CoroutineId, Machine, Packet, Resume, State};
+use crate::coroutine::control::{Control, CoroutineId, Joiner, Machine, Packet, Resume, State};
 use crate::coroutine::stack::RunningStack;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Cancelled};
@@ -68,12 +69,15 @@ impl Home {
         let block = self.blocks.take();
         block.set_context(self.shared.id());
         let own = self.own(block);
-        own.state.set(State::Suspended);
         own.woken.set(false);
+        own.yielder.set(ptr::null());
+        own.limits.set(ptr::null());
+        own.shields.set(0);
         own.unwinding.set(false);
         own.swallowed.set(0);
         own.detached.set(false);
         own.propagates.set(propagates);
+        own.measured.set(false);
         own.lease.set(Some(lease));
         own.packet.set(Some(Packet::of::<T>(place)));
         own.joiner.set(None);
@@ -86,11 +90,16 @@ impl Home {
         own.suspended_at.set(attributes.created_at);
         own.waiting.set(Waiting::Enter);
         own.since.set(self.clock.get());
+        if attributes.measure_stack.unwrap_or(self.stacks.measures()) {
+            own.measure(&lease);
+        }
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
+                Resume::Trace => unreachable!("only one that was entered is traced"),
+
                 Resume::Unwind => {
                     drop(f);
                     resume_unwind(Box::new(Cancelled))
@@ -105,6 +114,9 @@ impl Home {
             let machine = Machine::with_stack_unchecked(RunningStack::new(&rest), body);
             (*own.machine.get()).write(machine);
         }
+        // Last, also for a thread that stops this one and looks: what is not free is complete.
+        compiler_fence(Ordering::SeqCst);
+        own.state.set(State::Suspended);
         Ok(block.id())
     }
 
@@ -115,8 +127,10 @@ impl Home {
         // SAFETY: the machine is still in its place; it is dropped here, once, being done.
         unsafe { (*own.machine.get()).assume_init_drop() };
         if !own.propagates.get() && !own.detached.get() {
-            if let Some(joiner) = own.joiner.take() {
-                self.wake(joiner);
+            match own.joiner.take() {
+                Some(Joiner::Coroutine(joiner)) => self.wake(joiner),
+                Some(Joiner::Task(waker)) => waker.wake(),
+                None => {}
             }
             return None;
         }
@@ -143,16 +157,17 @@ impl Home {
         let own = self.own(block);
         own.detached.set(true);
         if own.state.get() == State::Finished {
-            self.discard(block);
+            drop(self.discard(block));
         }
     }
 
-    pub(super) fn discard(&self, block: &'static Control) {
+    /// Drops a finished one's value, or returns the payload of its panic.
+    pub(super) fn discard(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
         // Taken already: its destructor is running, and brought us here.
-        let Some(packet) = self.own(block).packet.take() else { return };
+        let packet = self.own(block).packet.take()?;
         let _release = Release { home: self, block };
         // SAFETY: as in `finish`.
-        drop(unsafe { (packet.payload)(packet.place) });
+        unsafe { (packet.payload)(packet.place) }
     }
 }
 

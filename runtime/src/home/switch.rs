@@ -9,6 +9,7 @@ use std::{fmt, thread};
 
 use corosensei::CoroutineResult;
 
+use crate::coroutine::backtrace::leave_trace;
 use crate::coroutine::control::{Control, ControlList, CoroutineId, Own, Resume, State};
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, EnterError};
@@ -127,42 +128,29 @@ impl Home {
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
-    #[track_caller]
-    pub(crate) fn suspend(&self) {
-        if !self.suspend_if_possible() {
-            self.refuse_to_suspend();
-        }
-    }
-
-    /// As `suspend`; notes what for.
-    ///
-    /// # Control
-    ///
-    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_for(&self, waiting: Waiting) {
-        let Some(block) = self.running() else { yields_outside() };
-        self.own(block).waiting.set(waiting);
-        self.suspend();
-        self.own(block).waiting.set(Waiting::Enter);
+        if !self.suspend_if_possible(waiting) {
+            self.refuse_to_suspend();
+        }
     }
 
     /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
     ///
     /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
-    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong.
+    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong. Always: asked for only,
+    /// it is not done in a build with one codegen unit.
     ///
     /// # Control
     ///
     /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
-    pub(crate) fn suspend_if_possible(&self) -> bool {
-        let (Some(block), Some(frame)) = (self.running.get(), self.frame()) else {
-            yields_outside();
-        };
+    pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
+        let Some(block) = self.running.get() else { yields_outside() };
+        // SAFETY: as in `frame`; whoever runs was entered from one.
+        let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
         if own.unwinding.get() || thread::panicking() {
             return false;
@@ -171,6 +159,7 @@ impl Home {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
         own.state.set(State::Suspended);
+        own.waiting.set(waiting);
         own.suspended_at.set(Location::caller());
         own.since.set(self.clock.get());
         if own.woken.take() {
@@ -185,6 +174,7 @@ impl Home {
     /// # Control
     ///
     /// Yields.
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn reschedule(&self) {
         if let Some(block) = self.running() {
@@ -193,13 +183,12 @@ impl Home {
         self.suspend_for(Waiting::Turn);
     }
 
-    #[inline]
+    #[inline(always)]
     fn switch_out(&self, own: &Own) {
         // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-        let yielder = unsafe { &*own.yielder.get() };
-        match yielder.suspend(()) {
+        match unsafe { &*own.yielder.get() }.suspend(()) {
             Resume::Go => {}
-            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+            other => resumed_otherwise(other),
         }
     }
 
@@ -228,9 +217,34 @@ impl Home {
         ));
     }
 
+    /// Who is on the stack, innermost first; `None` for a round of the loop. Allocates nothing.
+    pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static Control>> {
+        let (mut frame, mut running) = (self.frame(), self.running.get());
+        std::iter::from_fn(move || {
+            let inner = frame?;
+            // SAFETY: as in `Home::frame`.
+            frame = unsafe { inner.parent.as_ref() };
+            Some(std::mem::replace(&mut running, inner.outer))
+        })
+    }
+
     /// Who is on the stack, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
+    }
+}
+
+/// Resumed for something else than to go on: not worth its room wherever a coroutine suspends.
+#[cold]
+#[inline(never)]
+fn resumed_otherwise(mut how: Resume) {
+    loop {
+        match how {
+            Resume::Go => return,
+            Resume::Unwind => resume_unwind(Box::new(Cancelled)),
+            // SAFETY: as in `switch_out`.
+            Resume::Trace => how = unsafe { &*leave_trace() }.suspend(()),
+        }
     }
 }
 
@@ -239,14 +253,7 @@ pub(crate) struct Chain<'a>(&'a Home);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut frames = Vec::new();
-        let (mut frame, mut running) = (self.0.frame(), self.0.running.get());
-        while let Some(inner) = frame {
-            frames.push(running);
-            running = inner.outer;
-            // SAFETY: as in `Home::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-        }
+        let frames: Vec<_> = self.0.on_stack().collect();
         f.write_str("main")?;
         for running in frames.into_iter().rev() {
             match running {

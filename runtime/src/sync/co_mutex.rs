@@ -14,7 +14,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use super::wait_queue::{Gone, Locked, WaitQueue};
+use super::wait_queue::{Gone, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::{Holder, Waiting};
 
@@ -95,11 +95,7 @@ impl<T: ?Sized> CoMutex<T> {
         match self.try_lock() {
             Some(guard) => guard,
             None => {
-                self.wait(|line, waiting| {
-                    self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
-                    Ok(())
-                })
-                .unwrap_or_else(|()| unreachable!("this wait is not cancelled"));
+                self.wait(false).unwrap_or_else(|Cancelled| unreachable!("this wait is not cancelled"));
                 self.held()
             }
         }
@@ -123,8 +119,7 @@ impl<T: ?Sized> CoMutex<T> {
         if let Some(guard) = self.try_lock() {
             return Ok(guard);
         }
-        self.wait(|line, waiting| self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)))
-            .map_err(|()| Cancelled)?;
+        self.wait(true)?;
         Ok(self.held())
     }
 
@@ -149,10 +144,10 @@ impl<T: ?Sized> CoMutex<T> {
         CoMutexGuard { mutex: self, _not_send: PhantomData }
     }
 
-    /// Takes the lock, or stands in line for it, in the way that `in_line` does.
+    /// Takes the lock, or stands in line for it.
     #[cold]
     #[track_caller]
-    fn wait(&self, in_line: impl FnOnce(Locked<'_>, Waiting) -> Result<(), ()>) -> Result<(), ()> {
+    fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
         let line = self.line.lock();
         loop {
             // Under the line's lock. Either the holder is gone, and the lock is taken here; or the line bit is set while
@@ -168,7 +163,13 @@ impl<T: ?Sized> CoMutex<T> {
                 Err(_) => {}
             }
         }
-        in_line(line, Waiting::CoMutex(&self.holder))
+        let waiting = Waiting::CoMutex(&self.holder);
+        if cancellable {
+            self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
+        } else {
+            self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
+            Ok(())
+        }
     }
 
     /// One goes away that waited.

@@ -147,7 +147,7 @@ impl<P: Default, S> WaitQueue<P, S> {
             // The line was made ready for one more.
             gone(Gone::Left(line));
             panic!(
-                "a coroutine is waited for in a coroutine, and none is running: spawn one, or use the `try_` function"
+                "what coroutines hand to each other is waited for in a coroutine: spawn one, or use the `try_` function"
             );
         };
         let node = Node {

@@ -1,0 +1,120 @@
+//! What is measured, against whom, and what we answer for.
+
+use crate::{across, bare, eventfd, may, ours, tokio};
+
+/// What a figure counts, and so how often a thing is done to get it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nanoseconds of the process's CPU time, each.
+    Ns,
+    /// System calls that write, each.
+    Writes,
+    /// Nanoseconds of CPU time in one second.
+    NsPerSecond,
+}
+
+impl Unit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Unit::Ns => "ns",
+            Unit::Writes => "writes",
+            Unit::NsPerSecond => "ns/s",
+        }
+    }
+}
+
+/// Does it that many times; returns the figure. What is [`Unit::NsPerSecond`] is told milliseconds.
+pub(crate) type Run = fn(u64) -> f64;
+
+/// One thing that is measured.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) unit: Unit,
+    pub(crate) ours: Run,
+    /// What we answer for.
+    pub(crate) at_most: Option<f64>,
+    pub(crate) peers: &'static [Peer],
+}
+
+/// The nearest that somebody else has.
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
+    pub(crate) run: Run,
+    /// What we answer for: our figure divided by the peer's.
+    pub(crate) at_most: Option<f64>,
+}
+
+const fn peer(name: &'static str, run: Run) -> Peer {
+    Peer { name, run, at_most: None }
+}
+
+impl Peer {
+    const fn at_most(self, ratio: f64) -> Peer {
+        Peer { at_most: Some(ratio), ..self }
+    }
+}
+
+const fn timed(name: &'static str, ours: Run, at_most: Option<f64>, peers: &'static [Peer]) -> Case {
+    Case { name, unit: Unit::Ns, ours, at_most, peers }
+}
+
+/// What is not timed comes first: `may`'s threads, once started, wake up a hundred times a second.
+pub(crate) const CASES: [Case; 16] = [
+    Case {
+        name: "idle",
+        unit: Unit::NsPerSecond,
+        ours: across::idle,
+        at_most: None,
+        peers: &[peer("eventfd", eventfd::idle)],
+    },
+    Case { name: "idle-loop", unit: Unit::NsPerSecond, ours: across::idle_loop, at_most: Some(0.0), peers: &[] },
+    Case { name: "wake-busy", unit: Unit::Writes, ours: across::wake_busy, at_most: Some(0.0), peers: &[] },
+    // Shows that the count of the one above counts, and that the loops of the one below sleep.
+    Case {
+        name: "wake-sleeping-writes",
+        unit: Unit::Writes,
+        ours: across::wake_sleeping_writes,
+        at_most: Some(1.0),
+        peers: &[peer("eventfd", eventfd::ping_pong_writes)],
+    },
+    timed(
+        "wake-sleeping",
+        across::wake_sleeping,
+        None,
+        &[peer("eventfd", eventfd::ping_pong).at_most(1.2), peer("eventfd-read", eventfd::ping_pong_by_reads)],
+    ),
+    timed("enter-yield", ours::enter_and_yield, Some(35.0), &[peer("bare", bare::resume_and_suspend).at_most(1.5)]),
+    timed("create-enter-end", ours::create_enter_end, Some(60.0), &[peer("bare", bare::create_resume_end)]),
+    timed("spawn-end", ours::spawn_and_end, Some(60.0), &[peer("bare", bare::create_resume_end)]),
+    timed(
+        "spawn-join",
+        ours::spawn_and_join,
+        Some(120.0),
+        &[
+            peer("bare", bare::create_resume_end),
+            peer("tokio", tokio::spawn_and_join).at_most(1.0),
+            peer("may", may::spawn_and_join).at_most(1.0),
+        ],
+    ),
+    timed("yield-one", ours::yield_alone, None, &[peer("bare", bare::resume_and_suspend)]),
+    timed(
+        "yield-two",
+        ours::yield_two,
+        Some(60.0),
+        &[
+            peer("bare", bare::resume_and_suspend),
+            peer("tokio", tokio::yield_two).at_most(1.0),
+            peer("may", may::yield_two).at_most(1.0),
+        ],
+    ),
+    timed("wake", ours::wake, None, &[peer("bare", bare::resume_and_suspend)]),
+    timed("mutex", ours::mutex, Some(15.0), &[peer("tokio", tokio::mutex), peer("may", may::mutex)]),
+    timed(
+        "mutex-contended-4",
+        ours::mutex_contended,
+        None,
+        &[peer("tokio", tokio::mutex_contended).at_most(1.0), peer("may", may::mutex_contended)],
+    ),
+    timed("bottom-half", ours::bottom_half, Some(60.0), &[]),
+    timed("empty-poll", ours::empty_poll, Some(40.0), &[]),
+];

@@ -1,0 +1,70 @@
+//! The peer: tokio's current-thread runtime. Its tasks have no stacks; what waits is a state machine.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use ::tokio::runtime::Builder;
+use ::tokio::spawn;
+use ::tokio::sync::Mutex;
+use ::tokio::task::yield_now;
+
+use crate::measure::time;
+
+/// As many tasks, each of which does its share of `times`.
+fn share<F>(tasks: u64, times: u64, share: impl Fn(u64) -> F) -> f64
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = Builder::new_current_thread().build().expect("without drivers it needs no descriptors");
+    time(times, || {
+        runtime.block_on(async {
+            let tasks: Vec<_> = (0..tasks).map(|_| spawn(share(times / tasks))).collect();
+            for task in tasks {
+                task.await.expect("no case panics");
+            }
+        });
+    })
+}
+
+/// A task spawned, and its result waited for in another one.
+pub(crate) fn spawn_and_join(times: u64) -> f64 {
+    share(1, times, |times| async move {
+        for caught in 0..times {
+            drop(black_box(spawn(async move { caught }).await));
+        }
+    })
+}
+
+/// Two that give way to each other.
+pub(crate) fn yield_two(times: u64) -> f64 {
+    share(2, times, |times| async move {
+        for _ in 0..times {
+            yield_now().await;
+        }
+    })
+}
+
+/// A lock that is free: taken and given up.
+pub(crate) fn mutex(times: u64) -> f64 {
+    share(1, times, |times| async move {
+        let mutex = Mutex::new(0);
+        for _ in 0..times {
+            *black_box(&mutex).lock().await += 1;
+        }
+    })
+}
+
+/// Four that want one lock, and give way while they have it.
+pub(crate) fn mutex_contended(times: u64) -> f64 {
+    let mutex = Arc::new(Mutex::new(0));
+    share(4, times, |times| {
+        let mutex = Arc::clone(&mutex);
+        async move {
+            for _ in 0..times {
+                let mut guard = mutex.lock().await;
+                *guard += 1;
+                yield_now().await;
+            }
+        }
+    })
+}

@@ -1,0 +1,450 @@
+# Coroutines in gdb: those of a process, or of what a core file has left of one.
+#
+#     $ gdb -p PID -x coralio.py               or: gdb PROGRAM CORE -x coralio.py
+#     (gdb) coralio coroutines                 all of them: state, where made, where suspended last
+#     (gdb) coralio bt 'reader'                what one is in, by its name; #17 by its number; all
+#     (gdb) coralio select 'reader'            then: bt, up, info locals, print; `coralio select` alone goes back
+#     (gdb) coralio core FILE                  as generate-core-file, and with the coroutines' stacks in it
+#
+# Needs a program with type information: the dev profile has it, others with `debug = 2`
+# (CARGO_PROFILE_RELEASE_DEBUG=2). Listing works everywhere, stacks are walked on x86-64.
+#
+# How it works. The runtime keeps all control blocks on one list, `CHUNKS`. The block of a suspended coroutine has the
+# stack pointer that corosensei left there, and on the stack are, from there upwards, its rip, rbx and rbp. Nothing is
+# written, to registers or memory: an unwinder tells gdb that the selected thread's innermost frame was called by the
+# coroutine, and gdb goes on from there by the program's own unwind tables.
+#
+# The core file. gdb's generate-core-file gives up a mapping at the first page that it cannot read, and the guard page of
+# a stack is one (on Linux 6.13 and newer, where guards lie within the mapping). So `coralio core` writes the stacks in
+# afterwards. Cores that the kernel writes are whole.
+
+import re
+import struct
+from contextlib import contextmanager
+
+import gdb
+from gdb.unwinder import Unwinder, register_unwinder
+
+CHUNKS = "coralio_runtime::coroutine::control::CHUNKS"
+PAGE = 4096
+
+
+# -- Reading the program's memory and types. Fields are found by name, through whatever the standard library wraps them in.
+
+
+def fields(value):
+    """The parts of a value that take room. Of an enum: the discriminant, and the variant that it is."""
+    if value.type.strip_typedefs().code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION):
+        return []
+    return [(field.name or "", value[field]) for field in value.type.fields() if field.type.sizeof]
+
+
+def find(value, wanted):
+    """The first part, at any depth, for which `wanted(name, part)` holds; None without one."""
+    for name, part in fields(value):
+        found = part if wanted(name, part) else find(part, wanted)
+        if found is not None:
+            return found
+    return None
+
+
+def named(value, *starts):
+    return find(value, lambda name, _: name.startswith(starts))
+
+
+def leaf(value):
+    """What a Cell, an atomic or another wrapper of one thing holds."""
+    inner = fields(value)
+    return leaf(inner[0][1]) if inner else value
+
+
+def pointer(value):
+    return find(value, lambda _, part: part.type.strip_typedefs().code == gdb.TYPE_CODE_PTR)
+
+
+def memory(address, size):
+    return gdb.selected_inferior().read_memory(address, size).tobytes()
+
+
+def words(address, count):
+    return struct.unpack("<%dQ" % count, memory(address, 8 * count))
+
+
+def text(value):
+    """A str or a String, whatever it is in."""
+    length = int(leaf(named(value, "len")))
+    return memory(int(pointer(value)), length).decode("utf-8", "replace").rstrip("\0")
+
+
+def place(cell):
+    """A Location, by reference. Its fields differ from one standard library to the next."""
+    location = pointer(cell)
+    if location is None or int(location) == 0:
+        return None
+    location = location.dereference()
+    file, line, column = (named(location, name) for name in ("file", "line", "col"))
+    if file is None or line is None:
+        return location.format_string()
+    return "%s:%d" % (text(file), int(line)) + ("" if column is None else ":%d" % int(column))
+
+
+def symbol(name):
+    found = gdb.lookup_global_symbol(name)
+    if found is None:
+        statics = gdb.lookup_static_symbols(name)
+        found = statics[0] if statics else None
+    if found is None:
+        raise gdb.GdbError(
+            "coralio: nothing is known of `%s` here; either this program does not use coralio, or its file was not"
+            " loaded (say `file PROGRAM`), or it was built without type information: build it with `debug = 2` in its"
+            " profile, or CARGO_PROFILE_RELEASE_DEBUG=2" % name
+        )
+    return found.value()
+
+
+# -- Coroutines.
+
+
+class Coroutine:
+    """One that has begun and has not been done with. Plain numbers and texts."""
+
+    def __init__(self, control, own, stack_pointers):
+        self.context = int(leaf(control["context"]))
+        self.serial = int(leaf(own["serial"]))
+        # RefCell<Option<Cow<str>>>: it has a length only if there is one.
+        has_name = named(own["name"], "len") is not None
+        self.label = "'%s'" % text(own["name"]["value"]) if has_name else "#%d" % self.serial
+        self.state = variant(own)
+        self.created_at = place(own["created_at"])
+        self.suspended_at = place(own["suspended_at"]) if has_field(own, "suspended_at") else None
+        self.sp = self.initial_sp = self.limit = 0
+        self.thread = None
+        if self.state == "Finished":
+            return
+        self.initial_sp = int(leaf(named(own["machine"], "initial_stack_ptr")))
+        stack = named(own["machine"], "stack")
+        self.limit, base = int(leaf(stack["limit"])), int(leaf(stack["base"]))
+        self.thread = next((number for number, sp in stack_pointers if self.limit <= sp < base), None)
+        # While it runs, optimised programs leave an old stack pointer there. And a moment before it is suspended it is
+        # called so already.
+        if self.state != "Entered" and self.thread is None:
+            self.sp = words(int(named(own["machine"], "stack_ptr").address), 1)[0]
+
+    def is_started(self):
+        return self.sp != self.initial_sp
+
+    def describe(self):
+        if self.state == "Finished":
+            return "ended, its result is not fetched"
+        if self.sp:
+            return self.state.lower() + ("" if self.is_started() else ", not started")
+        return "entered, beneath others" if self.thread is None else "entered, runs on thread %d" % self.thread
+
+
+def has_field(value, name):
+    return any(field.name == name for field in value.type.fields())
+
+
+def variant(own):
+    state = leaf(own["state"])
+    names = {field.enumval: field.name for field in state.type.fields()}
+    return names.get(int(state), "state %d" % int(state)).split("::")[-1]
+
+
+def coroutines():
+    """All of them, context by context, in the order in which they were made."""
+    found, on_threads = [], stack_pointers()
+    chunk = pointer(symbol(CHUNKS))
+    while int(chunk):
+        blocks = chunk.dereference()["blocks"]
+        first, last = blocks.type.range()
+        for index in range(first, last + 1):
+            own = blocks[index]["own"]
+            if variant(own) != "Free":
+                found.append(Coroutine(blocks[index], own, on_threads))
+        chunk = pointer(chunk.dereference()["next"])
+    return sorted(found, key=lambda coroutine: (coroutine.context, coroutine.serial))
+
+
+def chosen(argument):
+    """Those that an argument means: 'name', name, #17, all."""
+    every = coroutines()
+    if argument == "all":
+        return every
+    name = argument if argument.startswith("#") else "'%s'" % argument.strip("'\"")
+    found = [coroutine for coroutine in every if coroutine.label == name or "#%d" % coroutine.serial == name]
+    if not argument or not found:
+        raise gdb.GdbError("coralio: no coroutine %s; `coralio coroutines` lists them" % (name if argument else "given"))
+    return found
+
+
+def stack_pointers():
+    """Number and stack pointer of each thread, where they are known."""
+    if not is_x86_64():
+        return []
+    before, found = gdb.selected_thread(), []
+    selected = gdb.selected_frame() if before is not None and before.is_stopped() else None
+    for thread in gdb.selected_inferior().threads():
+        if not thread.is_running():
+            thread.switch()
+            found.append((thread.num, int(gdb.newest_frame().read_register("rsp"))))
+    if before is not None:
+        before.switch()
+    if selected is not None and selected.is_valid():
+        selected.select()
+    return found
+
+
+def is_x86_64():
+    return gdb.selected_inferior().architecture().name().startswith("i386:x86-64")
+
+
+def require_x86_64():
+    if not is_x86_64():
+        raise gdb.GdbError("coralio: stacks on this machine are not supported, only those on x86-64; the listing works")
+
+
+# -- Stacks.
+
+
+class FrameId:
+    def __init__(self, sp, pc):
+        self.sp, self.pc = sp, pc
+
+
+class Detour(Unwinder):
+    """Leads gdb from a thread's innermost frame to a coroutine's. Off while it has no target."""
+
+    def __init__(self):
+        super().__init__("coralio")
+        self.target = None
+        self.live = None
+
+    def __call__(self, pending):
+        if self.target is None:
+            return None
+        pc, sp = (int(pending.read_register(name)) for name in ("rip", "rsp"))
+        if (pc, sp) == self.live:
+            rip, rbx, rbp = words(self.target.sp, 3)
+            saved = {"rip": rip, "rbx": rbx, "rbp": rbp, "rsp": self.target.sp + 24}
+            # The frame's own address is below the next one's, as gdb wants it.
+            return self.called_by(pending, self.target.sp, pc, saved)
+        # corosensei's first frame leads to whoever entered the coroutine last, a stack that has changed since.
+        if sp == self.target.initial_sp + 8:
+            return self.called_by(pending, sp + 8, pc, {"rip": 0, "rsp": sp + 8})
+        return None
+
+    def called_by(self, pending, sp, pc, saved):
+        """The frame is at `sp`, and whoever called it had these registers."""
+        def register(name, number):
+            return gdb.Value(number).cast(pending.read_register(name).type)
+
+        info = pending.create_unwind_info(FrameId(register("rsp", sp), register("rip", pc)))
+        for name, number in saved.items():
+            info.add_saved_register(name, register(name, number))
+        return info
+
+    def lead(self, target):
+        """To `target` from now on; back to the thread's own stack with None."""
+        self.target = None
+        gdb.invalidate_cached_frames()
+        if target is not None:
+            newest = gdb.newest_frame()
+            self.live = tuple(int(newest.read_register(name)) for name in ("rip", "rsp"))
+            self.target = target
+            gdb.invalidate_cached_frames()
+
+    def frames(self):
+        """The target's frames, innermost first."""
+        frame = gdb.newest_frame()
+        while frame is not None and tuple(int(frame.read_register(name)) for name in ("rip", "rsp")) == self.live:
+            frame = frame.older()
+        if frame is None or int(frame.read_register("rsp")) != self.target.sp + 24:
+            raise gdb.GdbError("coralio: gdb did not follow to the stack of %s" % self.target.label)
+        while frame is not None and int(frame.read_register("rsp")) != self.target.initial_sp + 8:
+            yield frame
+            frame = frame.older()
+
+
+DETOUR = Detour()
+
+
+@contextmanager
+def led_to(target):
+    before, selected = DETOUR.target, gdb.selected_frame()
+    past_main = gdb.parameter("backtrace past-main")
+    # The thread itself may stand in main, where gdb would end.
+    gdb.execute("set backtrace past-main on", to_string=True)
+    DETOUR.lead(target)
+    try:
+        yield
+    finally:
+        DETOUR.lead(before)
+        gdb.execute("set backtrace past-main %s" % ("on" if past_main else "off"), to_string=True)
+        if selected.is_valid():
+            selected.select()
+
+
+def why_not(coroutine):
+    """Why it has no frames of its own to show; None if it has."""
+    if coroutine.state == "Finished":
+        return "It has ended."
+    if not coroutine.sp:
+        number = coroutine.thread
+        where = "a thread's own backtrace" if number is None else "`thread apply %d bt`" % number
+        return "It is entered: its frames are in %s." % where
+    if not coroutine.is_started():
+        return "It has not been started."
+    try:
+        if words(coroutine.sp, 1)[0] != 0:
+            return None
+    except gdb.MemoryError:
+        pass
+    return (
+        "Its stack is not in the core file. gdb's generate-core-file leaves it out, at the guard page; use `coralio core"
+        " FILE` instead, or let the kernel write it: prlimit --pid PID --core=unlimited; kill -ABRT PID"
+    )
+
+
+def show(frame):
+    """As gdb does, but without type parameters: they take up half a screen. The number is gdb's after `coralio select`."""
+    name = (frame.name() or "0x%x" % frame.pc()).replace("->", "")
+    while "<" in name[1:] and name != (shorter := re.sub(r"<[^<>]*>", "", name)):
+        name = shorter
+    line = "#%-2d %s" % (frame.level(), name)
+    sal = frame.find_sal()
+    if sal.symtab is not None:
+        line += " at %s:%d" % (sal.symtab.filename, sal.line)
+    gdb.write(line + "\n")
+
+
+# -- Commands.
+
+
+class Coralio(gdb.Command):
+    """Coroutines of coralio: their list, their stacks."""
+
+    def __init__(self):
+        super().__init__("coralio", gdb.COMMAND_STACK, gdb.COMPLETE_NONE, True)
+
+
+class ListCoroutines(gdb.Command):
+    """All coroutines, context by context: state, where made, where suspended last."""
+
+    def __init__(self):
+        super().__init__("coralio coroutines", gdb.COMMAND_STACK)
+
+    def invoke(self, argument, from_tty):
+        every = coroutines()
+        width = max((len(coroutine.label) for coroutine in every), default=0)
+        context = None
+        for coroutine in every:
+            if coroutine.context != context:
+                context = coroutine.context
+                gdb.write("context 0x%x\n" % context)
+            line = "  %-*s  %s; created at %s" % (
+                width, coroutine.label, coroutine.describe(), coroutine.created_at)
+            if coroutine.suspended_at is not None and coroutine.is_started():
+                line += "; suspended last at %s" % coroutine.suspended_at
+            gdb.write(line + "\n")
+        gdb.write("%d coroutine%s\n" % (len(every), "" if len(every) == 1 else "s"))
+
+
+class Backtrace(gdb.Command):
+    """The stack of a suspended coroutine: coralio bt 'NAME', coralio bt #17, coralio bt all."""
+
+    def __init__(self):
+        super().__init__("coralio bt", gdb.COMMAND_STACK)
+
+    def invoke(self, argument, from_tty):
+        require_x86_64()
+        for coroutine in chosen(argument.strip()):
+            gdb.write("%s: %s\n" % (coroutine.label, coroutine.describe()))
+            reason = why_not(coroutine)
+            if reason is not None:
+                gdb.write("    %s\n" % reason)
+                continue
+            with led_to(coroutine):
+                for frame in DETOUR.frames():
+                    # What is beneath the coroutine's own closure, and the switch itself, is the same for all.
+                    if "::create_on_stack::" in (frame.name() or ""):
+                        break
+                    if not (frame.name() or "").startswith("corosensei::"):
+                        show(frame)
+
+
+class Select(gdb.Command):
+    """Makes gdb's own commands (bt, up, info locals, print) see a suspended coroutine's frames: coralio select 'NAME'.
+Without a name, back to the thread's own frames; so too when the program goes on. To look at, not to step in: `finish`
+and `return` would mean the thread."""
+
+    def __init__(self):
+        super().__init__("coralio select", gdb.COMMAND_STACK)
+
+    def invoke(self, argument, from_tty):
+        require_x86_64()
+        DETOUR.lead(None)
+        if not argument:
+            return
+        found = chosen(argument.strip())
+        if len(found) > 1:
+            raise gdb.GdbError("coralio: %d coroutines are called so; select one of them" % len(found))
+        reason = why_not(found[0])
+        if reason is not None:
+            raise gdb.GdbError("coralio: %s: %s" % (found[0].label, reason))
+        DETOUR.lead(found[0])
+        first = next(DETOUR.frames())
+        gdb.write("%s: its frames are those from #%d on\n" % (found[0].label, first.level()))
+        gdb.execute("frame %d" % first.level())
+
+
+class Core(gdb.Command):
+    """Writes a core file with the coroutines' stacks in it: coralio core FILE. The process goes on."""
+
+    def __init__(self):
+        super().__init__("coralio core", gdb.COMMAND_DATA, gdb.COMPLETE_FILENAME)
+
+    def invoke(self, argument, from_tty):
+        if not argument:
+            raise gdb.GdbError("coralio: into which file? `coralio core FILE`")
+        gdb.execute("generate-core-file " + argument)
+        with open(argument, "r+b") as core:
+            segments = load_segments(core)
+            for coroutine in coroutines():
+                # The page of the stack pointer and all above it: what lies below is garbage. The guard is the limit.
+                page = coroutine.sp & ~(PAGE - 1) or coroutine.limit + PAGE
+                for start, offset, size in segments:
+                    if start <= page < start + size:
+                        copy_pages(core, page, start + size, offset - start)
+
+
+def load_segments(core):
+    """Address, place in the file, and size of what a 64-bit little-endian ELF file has of memory."""
+    core.seek(0)
+    header = core.read(64)
+    (table,), (entry, count) = struct.unpack_from("<Q", header, 32), struct.unpack_from("<HH", header, 54)
+    segments = []
+    for index in range(count):
+        core.seek(table + index * entry)
+        kind, _, offset, address, _, size = struct.unpack("<IIQQQQ", core.read(40))
+        if kind == 1:
+            segments.append((address, offset, size))
+    return segments
+
+
+def copy_pages(core, page, end, shift):
+    """Up to the first page that cannot be read: the next stack's guard."""
+    while page < end:
+        try:
+            content = memory(page, PAGE)
+        except gdb.MemoryError:
+            return
+        core.seek(page + shift)
+        core.write(content)
+        page += PAGE
+
+
+register_unwinder(None, DETOUR, replace=True)
+gdb.events.cont.connect(lambda event: DETOUR.target is not None and DETOUR.lead(None))
+for command in (Coralio, ListCoroutines, Backtrace, Select, Core):
+    command()

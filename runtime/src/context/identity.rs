@@ -1,0 +1,43 @@
+//! Which thread is a context's home, as the system knows it: for messages and signals.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::{self, Thread};
+
+/// The home thread. Known as long as the context runs.
+pub(crate) struct HomeThread {
+    thread: Thread,
+    /// 0 when the context has ended.
+    tid: AtomicI32,
+}
+
+impl HomeThread {
+    /// The thread that calls.
+    pub(crate) fn here() -> HomeThread {
+        // SAFETY: gettid has no arguments and does not fail.
+        let tid = unsafe { libc::gettid() };
+        HomeThread { thread: thread::current(), tid: AtomicI32::new(tid) }
+    }
+
+    /// The context has ended: the thread is to be left alone.
+    pub(crate) fn leave(&self) {
+        self.tid.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!("'{}' ({})", self.thread.name().unwrap_or("?"), self.tid.load(Ordering::Relaxed))
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {
+        let tid = self.tid.load(Ordering::Relaxed);
+        if tid == 0 {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its context has ended"));
+        }
+        // SAFETY: takes numbers. A thread that has ended meanwhile is refused.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) };
+        if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}

@@ -1,0 +1,186 @@
+//! Stopping a home thread for a look at it, when it does not come back to its loop.
+//!
+//! The thread that wants to look sends the home thread a signal. The handler notes where that thread is, says that it has
+//! stopped, and waits. Meanwhile the other one reads what is the home's alone, and lets it go on.
+//!
+//! - *stopped*: between `STOPPED` and `GO` the home thread is in the handler, and touches nothing.
+//!
+//! It may have been stopped anywhere, so who looks at it goes by what is changed last: a control block is filled before its
+//! state says so, and a name that is being changed is passed over. The signal is `SIGURG`, ignored where nobody handles it.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::ffi::c_void;
+use std::fmt::Write;
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::home::Home;
+
+use super::shared::Shared;
+
+const SIGNAL: libc::c_int = libc::SIGURG;
+/// For how long a thread is waited for that was sent the signal: it may wait for a disk, where no signal reaches it.
+const PATIENCE: Duration = Duration::from_secs(2);
+const DEEPEST: usize = 128;
+
+/// Nobody looks.
+const IDLE: u32 = 0;
+/// The signal is on its way.
+const SENT: u32 = 1;
+/// The home thread is in the handler.
+const STOPPED: u32 = 2;
+/// It may leave the handler.
+const GO: u32 = 3;
+
+/// The one look at a time that there is.
+struct Look {
+    step: AtomicU32,
+    /// Whose home: the handler stops no other thread.
+    shared: AtomicPtr<Shared>,
+    home: AtomicPtr<Home>,
+    depth: AtomicUsize,
+    frames: UnsafeCell<[*mut c_void; DEEPEST]>,
+}
+
+// SAFETY: *stopped*: `frames` is written by the handler before `STOPPED`, and read after it; the rest is atomic.
+unsafe impl Sync for Look {}
+
+static LOOK: Look = Look {
+    step: AtomicU32::new(IDLE),
+    shared: AtomicPtr::new(ptr::null_mut()),
+    home: AtomicPtr::new(ptr::null_mut()),
+    depth: AtomicUsize::new(0),
+    frames: UnsafeCell::new([ptr::null_mut(); DEEPEST]),
+};
+
+/// One who looks at a time. Says whether the handler is there.
+static LOOKER: Mutex<bool> = Mutex::new(false);
+
+/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and the backtrace of where
+/// the thread was stopped.
+///
+/// # Errors
+///
+/// No handler can be installed; the thread has ended; or it did not stop in time.
+pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, String)> {
+    let mut installed = LOOKER.lock();
+    if !*installed {
+        install()?;
+        // The unwinder's tables are loaded at its first use, which must not be the handler's.
+        backtrace::trace(|_| false);
+        *installed = true;
+    }
+    LOOK.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
+    LOOK.step.store(SENT, Ordering::Release);
+    if let Err(error) = shared.thread.signal(SIGNAL) {
+        LOOK.step.store(IDLE, Ordering::Relaxed);
+        return Err(error);
+    }
+    let sent = Instant::now();
+    // Acquire pairs with the release in the handler.
+    while LOOK.step.load(Ordering::Acquire) != STOPPED {
+        if sent.elapsed() > PATIENCE
+            && LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "its thread waits where no signal reaches it"));
+        }
+        std::thread::yield_now();
+    }
+    /// Lets it go on, also if `look` panics.
+    struct Go;
+    impl Drop for Go {
+        fn drop(&mut self) {
+            LOOK.step.store(GO, Ordering::Release);
+            // It says when it is out: the next look must not find it in there.
+            while LOOK.step.load(Ordering::Acquire) != IDLE {
+                std::thread::yield_now();
+            }
+        }
+    }
+    let (looked, frames) = {
+        let _go = Go;
+        // SAFETY: *stopped*: the home is that of the thread in the handler, and it stays there until `Go`.
+        let home = unsafe { &*LOOK.home.load(Ordering::Relaxed) };
+        // SAFETY: *stopped*.
+        let frames = unsafe { &*LOOK.frames.get() };
+        let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
+        (look(home), frames)
+    };
+    Ok((looked, resolved(&frames)))
+}
+
+fn install() -> io::Result<()> {
+    // SAFETY: the handler does what a signal handler may: atomics, nanosleep, and an unwinder whose tables are loaded. The
+    // structure is zeroed, which is valid, and filled.
+    let installed = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        // On the alternate stack, if there is one: a coroutine's may be nearly used up.
+        action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(SIGNAL, &action, ptr::null_mut())
+    };
+    if installed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+extern "C" fn handler(_signal: libc::c_int) {
+    let Some(home) = Home::current() else { return };
+    let mine = ptr::from_ref(&*home.shared).cast_mut();
+    // Acquire pairs with the release in `stopped`.
+    if LOOK.step.load(Ordering::Acquire) != SENT || LOOK.shared.load(Ordering::Relaxed) != mine {
+        return;
+    }
+    // SAFETY: errno is this thread's.
+    let errno = unsafe { *libc::__errno_location() };
+    let mut depth = 0;
+    // SAFETY: only one thread is the home of `shared`, and it was asked once: so nobody else writes the frames or traces
+    // from this handler. Resolving, which allocates, is left to whoever looks.
+    unsafe {
+        let frames = &mut *LOOK.frames.get();
+        backtrace::trace_unsynchronized(|frame| {
+            frames[depth] = frame.ip();
+            depth += 1;
+            depth < DEEPEST
+        });
+    }
+    LOOK.depth.store(depth, Ordering::Relaxed);
+    LOOK.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+    // Release pairs with the acquire in `stopped`. It may have lost patience.
+    if LOOK.step.compare_exchange(SENT, STOPPED, Ordering::Release, Ordering::Relaxed).is_ok() {
+        let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
+        // Acquire pairs with the release of whoever looked.
+        while LOOK.step.load(Ordering::Acquire) != GO {
+            // SAFETY: reads the one timespec.
+            unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
+        }
+        LOOK.step.store(IDLE, Ordering::Release);
+    }
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// A line or two for each frame, without those of this file and the kernel's.
+fn resolved(frames: &[*mut c_void]) -> String {
+    let mut text = String::new();
+    for &frame in frames {
+        backtrace::resolve(frame, |symbol| {
+            let Some(name) = symbol.name().map(|name| format!("{name:#}")) else { return };
+            if text.is_empty() && (name.contains("interrupt::handler") || name.contains("backtrace::")) {
+                return;
+            }
+            // Writing to a string does not fail.
+            let _ = write!(text, "    {name}");
+            let _ = match (symbol.filename(), symbol.lineno()) {
+                (Some(file), Some(line)) => writeln!(text, " at {}:{line}", file.display()),
+                _ => writeln!(text),
+            };
+        });
+    }
+    text
+}

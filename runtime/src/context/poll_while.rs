@@ -1,0 +1,150 @@
+//! Waiting for a condition by polling, as code does that is no coroutine: a drain, a shutdown (rule X9).
+//!
+//! Whoever changes what others wait for calls [`AioContext::kick`]. Two flags are written before the other side's is looked
+//! at, with a sequentially consistent fence between, as in `notify.rs`: the waiter has put itself on the list before it
+//! evaluates its condition, the kicker has changed the state before it looks at the list.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::thread::{self, Thread};
+
+use parking_lot::Mutex;
+
+use crate::home::Home;
+
+use super::AioContext;
+use super::shared::Shared;
+
+/// Those of other threads that wait for a context.
+#[derive(Default)]
+pub(crate) struct Onlookers {
+    list: Mutex<Vec<Onlooker>>,
+    count: AtomicUsize,
+}
+
+#[derive(Clone)]
+enum Onlooker {
+    /// Its thread runs a context, and polls that one meanwhile.
+    Loop(Arc<Shared>),
+    Thread(Thread),
+}
+
+impl Onlooker {
+    fn here() -> Onlooker {
+        match Home::current() {
+            Some(home) => Onlooker::Loop(Arc::clone(&home.shared)),
+            None => Onlooker::Thread(thread::current()),
+        }
+    }
+
+    fn kick(&self) {
+        match self {
+            Onlooker::Loop(shared) => shared.kick(),
+            Onlooker::Thread(thread) => thread.unpark(),
+        }
+    }
+
+    fn is(&self, other: &Onlooker) -> bool {
+        match (self, other) {
+            (Onlooker::Loop(a), Onlooker::Loop(b)) => Arc::ptr_eq(a, b),
+            (Onlooker::Thread(a), Onlooker::Thread(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+}
+
+impl Onlookers {
+    fn kick(&self) {
+        // Pairs with the fence in `poll_while`.
+        fence(Ordering::SeqCst);
+        if self.count.load(Ordering::Relaxed) > 0 {
+            let list = self.list.lock().clone();
+            list.iter().for_each(Onlooker::kick);
+        }
+    }
+}
+
+impl AioContext {
+    /// Runs the loop until `condition` is false. On the context's home thread it polls; another thread waits: in the loop of
+    /// its own context, if it has one, or else blocked. Whoever changes what the condition is about calls
+    /// [`kick`](Self::kick). The condition is evaluated under the context's lock, which is given up wholly while this
+    /// sleeps, however often it was acquired.
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, spawn, yield_now};
+    /// use std::cell::Cell;
+    /// use std::rc::Rc;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let left = Rc::new(Cell::new(3));
+    ///     for _ in 0..3 {
+    ///         let left = Rc::clone(&left);
+    ///         drop(spawn(move || {
+    ///             yield_now();
+    ///             left.set(left.get() - 1);
+    ///         }));
+    ///     }
+    ///     ctx.poll_while(|| left.get() > 0);
+    /// });
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// With the panic of what it runs.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines. It blocks the thread, not the coroutine.
+    #[doc(alias = "AIO_WAIT_WHILE")]
+    pub fn poll_while(&self, mut condition: impl FnMut() -> bool) {
+        if self.is_home() {
+            let _guard = self.acquire();
+            while condition() {
+                self.poll(true);
+            }
+            return;
+        }
+        struct Gone<'a>(&'a Onlookers, Onlooker);
+        impl Drop for Gone<'_> {
+            fn drop(&mut self) {
+                let mut list = self.0.list.lock();
+                if let Some(mine) = list.iter().position(|onlooker| onlooker.is(&self.1)) {
+                    list.swap_remove(mine);
+                }
+                self.0.count.store(list.len(), Ordering::Relaxed);
+            }
+        }
+        let onlookers = &self.shared.onlookers;
+        {
+            let mut list = onlookers.list.lock();
+            list.push(Onlooker::here());
+            onlookers.count.store(list.len(), Ordering::Relaxed);
+        }
+        let _gone = Gone(onlookers, Onlooker::here());
+        // Pairs with the fence in `Onlookers::kick`.
+        fence(Ordering::SeqCst);
+        loop {
+            let guard = self.acquire();
+            if !condition() {
+                return;
+            }
+            drop(guard);
+            self.shared.unlocked_by_foreigner(|| match AioContext::current() {
+                Some(own) => drop(own.poll(true)),
+                None => thread::park(),
+            });
+        }
+    }
+
+    /// Makes whoever waits in [`poll_while`](Self::poll_while) for this context look again. From any thread; costs no system
+    /// call if nobody sleeps.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_wait_kick")]
+    pub fn kick(&self) {
+        self.shared.onlookers.kick();
+        self.shared.kick();
+    }
+}

@@ -1,0 +1,326 @@
+//! Poll handlers: sources that are looked at in memory instead of asked for by system call, and for how long the loop looks
+//! before it sleeps (rule X5).
+//!
+//! Each source has a *window*, for how long it is worth looking: it grows while something comes soon after the loop gave
+//! up, and shrinks while nothing does. The windows are apart, so that a slow source costs a fast one nothing. While the loop
+//! looks it takes no system call, and whoever notifies it takes none: it is not asleep. Descriptors, which cannot be looked
+//! at, wait for the user's limit at most, since no window is longer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use super::AioContext;
+use super::shared::Shared;
+
+/// Where a window begins to grow; one that shrinks below it is closed.
+const SMALLEST: u64 = 4_000;
+
+/// For how long it is worth looking, in nanoseconds. Written by the home thread alone.
+#[derive(Default)]
+pub(crate) struct Window(AtomicU64);
+
+impl Window {
+    pub(crate) fn ns(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Something came `waited` nanoseconds after the loop began to wait, or nothing did for so long.
+    pub(crate) fn learn(&self, waited: u64, came: bool, limit: u64) {
+        let window = self.ns();
+        let learnt = if waited > limit {
+            // Not worth the while: it takes longer than it may.
+            if window / 2 < SMALLEST { 0 } else { window / 2 }
+        } else if came && waited > window {
+            (window * 2).clamp(SMALLEST.min(limit), limit)
+        } else {
+            window.min(limit)
+        };
+        self.0.store(learnt, Ordering::Relaxed);
+    }
+}
+
+type Look = Arc<dyn Fn() -> bool + Send + Sync>;
+type Handler = Box<dyn FnMut() + Send>;
+
+struct Entry {
+    is_ready: Look,
+    window: Arc<Window>,
+    /// `None` while it runs.
+    handler: Option<Handler>,
+    /// Dropped by its owner while it ran.
+    removed: bool,
+}
+
+/// All poll handlers of a context.
+#[derive(Default)]
+pub(crate) struct Pollers {
+    entries: Mutex<Slab<Entry>>,
+    /// Their number, to be read without the lock: most contexts have none.
+    count: AtomicUsize,
+}
+
+impl Pollers {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: who adds one notifies the loop, which looks again before it sleeps.
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Those whose handlers do not run, one after the other, without the lock held: `each` says whether to go on.
+    fn visit(&self, mut each: impl FnMut(usize, &Look, &Window) -> bool) {
+        let mut from = 0;
+        while !self.is_empty() {
+            let (key, is_ready, window) = {
+                let entries = self.entries.lock();
+                let idle = |(_, entry): &(usize, &Entry)| entry.handler.is_some();
+                let Some((key, entry)) = entries.iter().filter(|&(key, _)| key >= from).find(idle) else { return };
+                (key, Arc::clone(&entry.is_ready), Arc::clone(&entry.window))
+            };
+            if !each(key, &is_ready, &window) {
+                return;
+            }
+            from = key + 1;
+        }
+    }
+
+    /// Whether one is ready whose window is at least so long.
+    pub(crate) fn is_ready(&self, looked_for: u64) -> bool {
+        let mut ready = false;
+        self.visit(|_, is_ready, window| {
+            ready = window.ns() >= looked_for && is_ready();
+            !ready
+        });
+        ready
+    }
+
+    /// The longest window.
+    pub(crate) fn longest(&self) -> u64 {
+        let mut longest = 0;
+        self.visit(|_, _, window| {
+            longest = longest.max(window.ns());
+            true
+        });
+        longest
+    }
+
+    /// The loop has waited so long: each source learns from whether it is ready now.
+    pub(crate) fn learn(&self, waited: u64, limit: u64) {
+        self.visit(|_, is_ready, window| {
+            window.learn(waited, is_ready(), limit);
+            true
+        });
+    }
+
+    /// Calls the handlers of those that are ready. Returns whether any was.
+    ///
+    /// # Control
+    ///
+    /// May enter and poll, by what the handlers do. One that polls is not called again from there (rule X4).
+    pub(crate) fn run(&self) -> bool {
+        /// Puts the handler back though it panicked.
+        struct Running<'a>(&'a Pollers, usize, Option<Handler>);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                let mut entries = self.0.entries.lock();
+                // None: the context was closed from within.
+                let Some(entry) = entries.get_mut(self.1) else { return };
+                if entry.removed {
+                    let entry = entries.remove(self.1);
+                    self.0.count.store(entries.len(), Ordering::Relaxed);
+                    drop(entries);
+                    drop(entry);
+                } else {
+                    entry.handler = self.2.take();
+                }
+            }
+        }
+        let mut progress = false;
+        self.visit(|key, is_ready, _| {
+            if is_ready() {
+                let handler = self.entries.lock().get_mut(key).and_then(|entry| entry.handler.take());
+                if let Some(handler) = handler {
+                    progress = true;
+                    let mut running = Running(self, key, Some(handler));
+                    running.2.as_mut().expect("just put there")();
+                }
+            }
+            true
+        });
+        progress
+    }
+
+    /// None is looked at any more. Drops nothing.
+    pub(crate) fn forget(&self) {
+        self.count.store(0, Ordering::Relaxed);
+    }
+
+    /// Deletes all of them; closures are dropped outside the lock.
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut *self.entries.lock());
+        self.count.store(0, Ordering::Relaxed);
+        drop(all);
+    }
+}
+
+impl AioContext {
+    /// Calls `handler` in each round in which `is_ready` says so, a look at memory that costs no system call: a ring that
+    /// another thread fills, a device's doorbell. Before it sleeps the loop keeps looking for a while, if it may: see
+    /// [`ContextBuilder::poll_limit`](super::ContextBuilder::poll_limit).
+    ///
+    /// Whoever makes it ready from another thread calls [`notify`](Self::notify) afterwards, which takes a system call only
+    /// if the loop sleeps.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "io_poll")]
+    pub fn poll_handler(
+        &self,
+        is_ready: impl Fn() -> bool + Send + Sync + 'static,
+        handler: impl FnMut() + Send + 'static,
+    ) -> PollHandler {
+        let entry = Entry {
+            is_ready: Arc::new(is_ready),
+            window: Arc::default(),
+            handler: Some(Box::new(handler)),
+            removed: false,
+        };
+        let pollers = &self.shared.pollers;
+        let mut entries = pollers.entries.lock();
+        let key = entries.insert(entry);
+        pollers.count.store(entries.len(), Ordering::Relaxed);
+        drop(entries);
+        self.shared.notify();
+        PollHandler { shared: Arc::clone(&self.shared), key }
+    }
+
+    /// How long the loop may look for what is about to come, before it sleeps; zero for not at all.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "poll-max-ns")]
+    pub fn set_poll_limit(&self, limit: Duration) {
+        let ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.poll_limit.store(ns, Ordering::Relaxed);
+    }
+}
+
+/// A source that the loop looks at in memory. Dropping it ends that, also within its handler.
+#[must_use = "dropping it removes the handler"]
+pub struct PollHandler {
+    shared: Arc<Shared>,
+    key: usize,
+}
+
+impl PollHandler {
+    /// For how long the loop looks for this source before it sleeps, as it has learnt.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn window(&self) -> Duration {
+        let entries = self.shared.pollers.entries.lock();
+        Duration::from_nanos(entries.get(self.key).map_or(0, |entry| entry.window.ns()))
+    }
+}
+
+impl Drop for PollHandler {
+    fn drop(&mut self) {
+        let pollers = &self.shared.pollers;
+        let mut entries = pollers.entries.lock();
+        let Some(entry) = entries.get_mut(self.key) else { return };
+        if entry.handler.is_none() {
+            entry.removed = true;
+            return;
+        }
+        let entry = entries.remove(self.key);
+        pollers.count.store(entries.len(), Ordering::Relaxed);
+        drop(entries);
+        drop(entry);
+    }
+}
+
+impl fmt::Debug for PollHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PollHandler").field("window", &self.window()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    const LIMIT: u64 = 100_000;
+
+    fn learnt(steps: &[(u64, bool)]) -> u64 {
+        let window = Window::default();
+        steps.iter().for_each(|&(waited, came)| window.learn(waited, came, LIMIT));
+        window.ns()
+    }
+
+    #[test]
+    fn a_window_grows_and_shrinks() {
+        // X5: the time to look grows while looking longer would have paid, up to the limit, and shrinks while it does not
+        assert_eq!(learnt(&[(50_000, true)]), SMALLEST);
+        assert_eq!(learnt(&[(50_000, true); 3]), 4 * SMALLEST);
+        assert_eq!(learnt(&[(50_000, true); 5]), 16 * SMALLEST, "enough is enough");
+        assert_eq!(learnt(&[(99_999, true); 20]), LIMIT, "no more than the limit");
+        assert_eq!(learnt(&[(50_000, false); 5]), 0, "another source came");
+        let mut steps = vec![(50_000, true); 5];
+        steps.push((LIMIT + 1, true));
+        assert_eq!(learnt(&steps), 8 * SMALLEST, "too slow");
+        steps.extend([(LIMIT + 1, false); 4]);
+        assert_eq!(learnt(&steps), 0, "not worth it any more");
+    }
+
+    #[test]
+    fn a_slow_source_does_not_spoil_a_fast_one() {
+        // X5: each source has its own window: what comes for one says nothing of another
+        AioContext::run(|ctx| {
+            let fast_is_ready = Arc::new(AtomicBool::new(true));
+            let looked = Arc::clone(&fast_is_ready);
+            let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {});
+            let slow = ctx.poll_handler(|| false, || {});
+            let pollers = &ctx.shared.pollers;
+            (0..3).for_each(|_| pollers.learn(20_000, LIMIT));
+            assert_eq!((fast.window().as_nanos(), slow.window().as_nanos()), (16_000, 0));
+            fast_is_ready.store(false, Ordering::Relaxed);
+            pollers.learn(20_000, LIMIT);
+            assert_eq!(fast.window().as_nanos(), 16_000, "nothing came for it: nothing is learnt");
+            assert_eq!(pollers.longest(), 16_000);
+            drop(fast);
+            assert_eq!(pollers.longest(), 0);
+        });
+    }
+
+    #[test]
+    fn while_it_looks_nobody_need_kick_it() {
+        // X5: what becomes ready in memory is found by looking, without a system call on either side
+        AioContext::builder()
+            .poll_limit(Duration::from_secs(3600))
+            .run(|ctx| {
+                // A loop that looked before its sleep alone would never end this test.
+                let (looks, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
+                let handler = ctx.poll_handler(
+                    move || {
+                        assert!(!shared.upgrade().expect("it runs").sleep.needs_kick());
+                        looked.fetch_add(1, Ordering::Relaxed) >= 1000
+                    },
+                    move || _ = counted.fetch_add(1, Ordering::Relaxed),
+                );
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key].window);
+                window.0.store(u64::MAX >> 1, Ordering::Relaxed);
+                assert!(ctx.poll(true));
+                assert_eq!(runs.load(Ordering::Relaxed), 1);
+            })
+            .unwrap();
+    }
+}

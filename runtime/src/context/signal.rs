@@ -1,0 +1,66 @@
+//! Dumps on request, by a signal.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::AioContext;
+use super::shared::Shared;
+
+/// All contexts that run.
+static CONTEXTS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
+/// Counts a context in, until it is dropped.
+pub(super) struct Counted(Weak<Shared>);
+
+impl Counted {
+    pub(super) fn new(context: &AioContext) -> Counted {
+        let shared = Arc::downgrade(&context.shared);
+        CONTEXTS.lock().push(Weak::clone(&shared));
+        Counted(shared)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        CONTEXTS.lock().retain(|other| !other.ptr_eq(&self.0));
+    }
+}
+
+impl AioContext {
+    /// The contexts that run in this process now, oldest first.
+    pub fn all() -> Vec<AioContext> {
+        CONTEXTS.lock().iter().filter_map(|shared| Some(AioContext { shared: shared.upgrade()? })).collect()
+    }
+
+    /// From now on, whenever this process is sent `signal` (`libc::SIGUSR1`, say), writes a [`dump`](Self::dump) of all
+    /// contexts to standard error, whatever they are doing.
+    ///
+    /// ```no_run
+    /// coralio_runtime::AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
+    /// // kill -USR1 <pid>
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The signal cannot be handled, as `SIGKILL` and those that tell of a crash; or no thread is to be had.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn dump_on_signal(signal: i32) -> io::Result<()> {
+        if signal_hook::consts::FORBIDDEN.contains(&signal) {
+            let why = format!("signal {signal} cannot be handled by a program; choose another, as SIGUSR1");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let mut signals = signal_hook::iterator::Signals::new([signal])?;
+        thread::Builder::new().name("coralio-dump".into()).spawn(move || {
+            for _ in signals.forever() {
+                AioContext::all().iter().for_each(|context| eprint!("{}", context.dump()));
+            }
+        })?;
+        Ok(())
+    }
+}

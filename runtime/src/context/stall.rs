@@ -1,0 +1,99 @@
+//! Rounds that take too long: found by a thread that watches, reported with who runs and where (off by default).
+//!
+//! The loop counts: odd while it is in a round, or in an enter outside of one, even while it is not. The watcher looks a few
+//! times within the limit; a count that is odd and stays for that long is a stall. It is reported once, while it lasts: so
+//! the backtrace is that of whatever takes so long.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::AioContext;
+use super::interrupt;
+use super::shared::Shared;
+
+/// What the loop and its watcher share. Written by the home thread alone.
+#[derive(Default)]
+pub(crate) struct Beat(AtomicU64);
+
+impl Beat {
+    /// Something begins that should not take long. Within another such thing, that one is found to be alive.
+    #[inline]
+    pub(crate) fn begin(&self) -> u64 {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store((before | 1) + 2, Ordering::Relaxed);
+        before
+    }
+
+    /// The loop sleeps: whatever that is within takes no time of anyone's.
+    pub(crate) fn rest(&self) -> u64 {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store((before + 1) & !1, Ordering::Relaxed);
+        before
+    }
+
+    /// It is awake again.
+    pub(crate) fn go_on(&self, before: u64) {
+        self.0.store(before + 2, Ordering::Relaxed);
+    }
+
+    /// It is over; what it is within, if anything, goes on.
+    #[inline]
+    pub(crate) fn end(&self, before: u64) {
+        let now = self.0.load(Ordering::Relaxed);
+        self.0.store(if before & 1 == 1 { now + 2 } else { now + 1 }, Ordering::Relaxed);
+    }
+}
+
+/// The thread that watches a loop; it ends with this.
+pub(crate) struct Watcher {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Watcher {
+    pub(crate) fn start(context: &AioContext, limit: Duration) -> io::Result<Watcher> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, shared) = (Arc::clone(&stop), Arc::clone(&context.shared));
+        let thread = thread::Builder::new().name("coralio-stall".into()).spawn(move || watch(&shared, limit, &told))?;
+        Ok(Watcher { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _reported = thread.join();
+        }
+    }
+}
+
+fn watch(shared: &Shared, limit: Duration, stop: &AtomicBool) {
+    let (mut last, mut since, mut reported) = (0, Instant::now(), false);
+    while !stop.load(Ordering::Relaxed) {
+        thread::park_timeout(limit / 4);
+        let now = shared.beat.0.load(Ordering::Relaxed);
+        if now != last || now & 1 == 0 {
+            (last, since, reported) = (now, Instant::now(), false);
+        } else if since.elapsed() >= limit && !reported {
+            reported = true;
+            report(shared, since.elapsed(), limit);
+        }
+    }
+}
+
+fn report(shared: &Shared, took: Duration, limit: Duration) {
+    let who = match interrupt::stopped(shared, |home| home.chain().to_string()) {
+        Ok((chain, backtrace)) => format!("  on the stack: {chain}\n{backtrace}"),
+        Err(why) => format!("  where is not known: {why}\n"),
+    };
+    eprint!(
+        "coralio: stall: the loop of thread {} is in one round for {took:.0?} now, longer than its limit of {limit:?}; \
+         nothing else runs meanwhile\n{who}",
+        shared.thread.describe()
+    );
+}

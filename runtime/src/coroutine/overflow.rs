@@ -1,0 +1,229 @@
+//! Running off a stack: what one is told (rule C11).
+//!
+//! ```text
+//!   'deep' recurses  ---->  guard page  ---->  SIGSEGV, handled on the thread's alternate stack
+//!                                                in a guard of one who is on the stack: message, abort
+//!                                                anywhere else:                         whoever handled it before
+//! ```
+//!
+//! Code compiled by rustc touches each page of a large frame, from above, so it cannot step over the guard. Other code
+//! may: a C function whose frame is larger than the guard page is to be compiled with `-fstack-clash-protection`, or
+//! wants a stack with room enough.
+//!
+//! - *async-signal-safe*: what the handler calls allocates nothing and takes no lock: it reads cells of its own thread,
+//!   formats into a buffer on its stack, and makes system calls. The fault is its own thread's, raised by a touch of the
+//!   stack, so it never interrupts a change of the cells by anybody else.
+//!
+//! Linux reports a guard page by SIGSEGV alone, so SIGBUS is left to others.
+
+#![allow(unsafe_code)]
+
+use std::fmt::{self, Write};
+use std::sync::{Once, OnceLock};
+use std::{mem, process, ptr};
+
+use crate::home::Home;
+
+use super::control::Own;
+use super::stack::PAGE;
+
+/// What the handler itself needs of an alternate stack, besides what the kernel puts there.
+const NEEDED: usize = 4096;
+
+/// Who handled SIGSEGV before.
+static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// The thread's alternate signal stack, while it runs a context. If it has one that is large enough, as threads made by
+/// std have, nothing is changed.
+pub(crate) struct AlternateStack {
+    /// Ours, and the thread's own that it stands in for.
+    installed: Option<(Mapping, libc::stack_t)>,
+}
+
+impl AlternateStack {
+    /// Without memory for it the thread goes without: running off a stack ends the process all the same.
+    pub(crate) fn install() -> AlternateStack {
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(install_handler);
+        // SAFETY: takes no pointers.
+        let by_the_kernel = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+        let enough = by_the_kernel.max(libc::MINSIGSTKSZ) + NEEDED;
+        // SAFETY: all zeroes is a valid stack_t; the call writes the thread's own into it.
+        let before = unsafe {
+            let mut before: libc::stack_t = mem::zeroed();
+            libc::sigaltstack(ptr::null(), &mut before);
+            before
+        };
+        if before.ss_flags & libc::SS_DISABLE == 0 && before.ss_size >= enough {
+            return AlternateStack { installed: None };
+        }
+        let installed = Mapping::new(enough.next_multiple_of(PAGE)).filter(|mapping| {
+            let ours = libc::stack_t { ss_sp: mapping.usable(), ss_flags: 0, ss_size: mapping.len - PAGE };
+            // SAFETY: the memory is ours until `drop` has taken it off again.
+            unsafe { libc::sigaltstack(&ours, ptr::null_mut()) == 0 }
+        });
+        AlternateStack { installed: installed.map(|mapping| (mapping, before)) }
+    }
+}
+
+impl Drop for AlternateStack {
+    fn drop(&mut self) {
+        if let Some((mapping, before)) = self.installed.take() {
+            // SAFETY: the thread had this one before. Not taken off, ours would have to stay for ever.
+            if unsafe { libc::sigaltstack(&before, ptr::null_mut()) } != 0 {
+                mem::forget(mapping);
+            }
+        }
+    }
+}
+
+/// Memory with a guard page of its own at the bottom.
+struct Mapping {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+impl Mapping {
+    fn new(usable: usize) -> Option<Mapping> {
+        let (len, protection) = (usable + PAGE, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a fresh private mapping, at an address that the kernel chooses; its lowest page is in it.
+        unsafe {
+            let start = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+            if start == libc::MAP_FAILED {
+                return None;
+            }
+            let mapping = Mapping { start, len };
+            (libc::mprotect(start, PAGE, libc::PROT_NONE) == 0).then_some(mapping)
+        }
+    }
+
+    fn usable(&self) -> *mut libc::c_void {
+        self.start.wrapping_byte_add(PAGE)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it is this mapping, and no signal is handled on it any more.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// Once in a process, and for good: whoever installs a handler later may hand on to ours.
+fn install_handler() {
+    // SAFETY: all zeroes is a valid sigaction; each call is given one that lives. The previous handler is known before
+    // ours can be called.
+    unsafe {
+        let mut previous: libc::sigaction = mem::zeroed();
+        if libc::sigaction(libc::SIGSEGV, ptr::null(), &mut previous) != 0 {
+            return;
+        }
+        let previous = PREVIOUS.get_or_init(|| previous);
+        let mut ours: libc::sigaction = mem::zeroed();
+        let handler: unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_fault;
+        ours.sa_sigaction = handler as usize;
+        // As the previous one wants it: it runs within ours.
+        ours.sa_mask = previous.sa_mask;
+        let kept = previous.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART);
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | kept;
+        libc::sigaction(libc::SIGSEGV, &ours, ptr::null_mut());
+    }
+}
+
+/// # Safety
+///
+/// Called by the kernel, as a handler with SA_SIGINFO, or by one that hands on what it was given.
+unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the caller's promise.
+    let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
+    if !sent && let Some(home) = Home::current() {
+        let hit = |own: &&Own| own.lease.get().is_some_and(|lease| lease.guard().contains(&address));
+        // Not only the running one: in a round of the loop nobody is, though a coroutine may lie beneath it.
+        if let Some(own) = home.on_stack().flatten().map(|block| home.own(block)).find(hit) {
+            report(own);
+        }
+    }
+    // SAFETY: the caller's promise is passed on.
+    unsafe { hand_on(signal, info, context, sent) };
+}
+
+fn report(own: &Own) -> ! {
+    let mut text = Text { bytes: [0; 1024], len: 0 };
+    // It fails where the text is full, and what is there is told.
+    let _ = text.say(own);
+    text.bytes[text.len.min(text.bytes.len() - 1)] = b'\n';
+    let mut rest = &text.bytes[..(text.len + 1).min(text.bytes.len())];
+    while !rest.is_empty() {
+        // SAFETY: the bytes live and are only read.
+        let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
+        match usize::try_from(written) {
+            Ok(written) if written > 0 => rest = &rest[written..],
+            _ => break,
+        }
+    }
+    process::abort();
+}
+
+/// What fits is kept.
+struct Text {
+    bytes: [u8; 1024],
+    len: usize,
+}
+
+impl Text {
+    fn say(&mut self, own: &Own) -> fmt::Result {
+        let size = own.lease.get().map_or(0, |lease| lease.size());
+        self.write_str("coralio: coroutine ")?;
+        own.write_label(self)?;
+        write!(
+            self,
+            " (created at {}) ran off its stack of {size} bytes: stack overflow; give it a larger one by \
+             `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+            own.created_at.get()
+        )
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let len = text.len().min(room.len());
+        room[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        if len == text.len() { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+/// Does what would have been done without us.
+///
+/// # Safety
+///
+/// As [`on_fault`].
+unsafe fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, sent: bool) {
+    let Some(previous) = PREVIOUS.get() else { return };
+    let handler = previous.sa_sigaction;
+    let by_default = handler == libc::SIG_DFL || handler == libc::SIG_IGN;
+    if handler == libc::SIG_IGN && sent {
+        return;
+    }
+    // SAFETY: SIG_DFL is a valid action. A handler is of the type that its flags say, and is given what it would have
+    // been given by the kernel.
+    unsafe {
+        if by_default || previous.sa_flags & libc::SA_RESETHAND != 0 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        if by_default {
+            // A fault is raised again when this returns to the instruction. What was sent would not be.
+            if sent {
+                libc::raise(signal);
+            }
+        } else if previous.sa_flags & libc::SA_SIGINFO != 0 {
+            let handler: unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                mem::transmute(handler);
+            handler(signal, info, context);
+        } else {
+            let handler: unsafe extern "C" fn(libc::c_int) = mem::transmute(handler);
+            handler(signal);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Futures and coroutines, both ways: a coroutine waits for any `Future`, and handles are `Future`s. No second runtime.
+//!
+//! To wait for a future is to poll it, and to suspend until its waker was called. That waker schedules: it may be called
+//! with locks of somebody else's held, so it enters nobody.
+
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker as TaskWaker};
+use std::thread::{self, Thread};
+
+use parking_lot::Mutex;
+
+use crate::AioContext;
+use crate::context::shared::Shared;
+use crate::coroutine::waiting::Waiting;
+use crate::coroutine::{Cancelled, Coroutine, Waker};
+use crate::home::Home;
+use crate::home::life::Outcome;
+
+/// Whoever waits for a future, as its waker.
+enum Sleeper {
+    Coroutine(Waker),
+    /// On the stack of a thread that runs a context: the loop runs meanwhile.
+    Loop(Arc<Shared>),
+    /// Any other thread.
+    Thread(Thread),
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        match &**self {
+            // It is scheduled already: one wake does for both.
+            Sleeper::Coroutine(waker) => drop(waker.schedule()),
+            Sleeper::Loop(shared) => shared.kick(),
+            Sleeper::Thread(thread) => thread.unpark(),
+        }
+    }
+}
+
+/// Waits for `future`. In a coroutine, that one is suspended meanwhile; on the stack of a thread that runs a context, the
+/// loop runs meanwhile; any other thread is blocked.
+///
+/// The future is polled here and nowhere else, so it need not be `Send`. A future that needs a runtime of its own, as
+/// tokio's sockets do, finds it as it does elsewhere: enter that runtime's handle first.
+///
+/// ```
+/// use coralio_runtime::{AioContext, await_future, spawn};
+///
+/// AioContext::run(|_ctx| {
+///     let sum = spawn(|| await_future(async { 40 + 2 }));
+///     let sum = spawn(|| await_future(sum).unwrap()); // a handle is a future too
+///     assert_eq!(sum.join().unwrap().unwrap(), Ok(42));
+/// });
+/// ```
+///
+/// # Errors
+///
+/// [`Cancelled`], if the coroutine was cancelled or a timeout around this is over. The future is dropped then.
+///
+/// # Control
+///
+/// May yield; on a thread's own stack, may enter.
+#[track_caller]
+pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
+    let home = Home::current();
+    let sleeper = match (home, Coroutine::current()) {
+        (_, Some(coroutine)) => Sleeper::Coroutine(coroutine.waker()),
+        (Some(home), None) => Sleeper::Loop(home.shared.clone()),
+        (None, None) => Sleeper::Thread(thread::current()),
+    };
+    let waker = TaskWaker::from(Arc::new(sleeper));
+    let mut future = pin!(future.into_future());
+    let mut look = || match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    };
+    match home {
+        Some(home) if home.running().is_some() => home.suspend_until(Waiting::Future, look),
+        _ => loop {
+            if let Some(output) = look() {
+                return Ok(output);
+            }
+            match home {
+                Some(home) => drop(home.context.poll(true)),
+                None => thread::park(),
+            }
+        },
+    }
+}
+
+/// Where a coroutine of another thread leaves its outcome.
+struct Slot<T> {
+    outcome: Option<Outcome<T>>,
+    /// Whoever waits for it.
+    waiter: Option<TaskWaker>,
+    /// The coroutine, once it has started.
+    coroutine: Option<Waker>,
+    cancelled: bool,
+}
+
+/// The far end of a slot. Dropped without an outcome, it leaves that the coroutine never ran.
+struct Fill<T>(Arc<Mutex<Slot<T>>>);
+
+impl<T> Fill<T> {
+    /// Leaves the outcome; the drop that follows tells whoever waits.
+    fn fill(self, outcome: Outcome<T>) {
+        self.0.lock().outcome = Some(outcome);
+    }
+}
+
+impl<T> Drop for Fill<T> {
+    fn drop(&mut self) {
+        let mut slot = self.0.lock();
+        slot.coroutine = None;
+        slot.outcome.get_or_insert_with(|| Err(Box::new(Cancelled)));
+        let waiter = slot.waiter.take();
+        drop(slot);
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+}
+
+impl AioContext {
+    /// Makes a coroutine in this context that runs `f`, from any thread: in the loop's next round, which is notified.
+    ///
+    /// If the handle is dropped, the coroutine goes on by itself. If the context has ended, or ends before it ran, `f` is
+    /// dropped, and the handle reports [`Cancelled`].
+    ///
+    /// ```
+    /// use coralio_runtime::LoopThread;
+    ///
+    /// let worker = LoopThread::start("worker").unwrap();
+    /// let name = worker.context().spawn(|| std::thread::current().name().map(str::to_string));
+    /// assert_eq!(name.join().unwrap().unwrap(), "worker");
+    /// worker.stop().unwrap();
+    /// ```
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn spawn<F, T>(&self, f: F) -> RemoteHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let slot = Arc::new(Mutex::new(Slot { outcome: None, waiter: None, coroutine: None, cancelled: false }));
+        let fill = Fill(Arc::clone(&slot));
+        let builder = Coroutine::builder();
+        self.shared.arrive(Box::new(move || {
+            let body = move || {
+                let me = Coroutine::current().expect("this is a coroutine");
+                let cancelled = {
+                    let mut slot = fill.0.lock();
+                    slot.coroutine = Some(me.waker());
+                    slot.cancelled
+                };
+                if cancelled {
+                    me.cancel();
+                }
+                fill.fill(catch_unwind(AssertUnwindSafe(f)));
+            };
+            // For lack of memory it drops the body, and with it `fill`: the handle hears of it.
+            drop(builder.spawn(body));
+        }));
+        RemoteHandle { slot }
+    }
+
+    /// Runs `f` in a coroutine of this context, and waits for its result: what to do where a coroutine wants to work on
+    /// another thread for a while, since it cannot move itself. In this very context, `f` is just called.
+    ///
+    /// # Errors
+    ///
+    /// The payload of its panic; or [`Cancelled`], if the context ended before `f` did, or the wait was cut short. Then
+    /// `f` is cancelled, and goes on without being waited for.
+    ///
+    /// # Control
+    ///
+    /// May yield; on a thread's own stack, as [`await_future`].
+    #[track_caller]
+    #[doc(alias = "aio_co_reschedule_self")]
+    pub fn reschedule<F, T>(&self, f: F) -> thread::Result<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        if self.is_home() {
+            return Ok(f());
+        }
+        self.spawn(f).join()
+    }
+}
+
+/// Waits for a coroutine that was spawned in a context from anywhere, and takes its result. Goes to any thread; it is a
+/// `Future` too.
+#[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
+pub struct RemoteHandle<T> {
+    slot: Arc<Mutex<Slot<T>>>,
+}
+
+impl<T> RemoteHandle<T> {
+    /// Waits until the coroutine has ended, as [`await_future`] does.
+    ///
+    /// # Errors
+    ///
+    /// The payload of its panic; or [`Cancelled`], if its context ended before it did, or the wait was cut short. Then the
+    /// coroutine is cancelled, and goes on without being waited for.
+    ///
+    /// # Control
+    ///
+    /// May yield; on a thread's own stack, as [`await_future`].
+    #[track_caller]
+    pub fn join(mut self) -> thread::Result<T> {
+        match await_future(&mut self) {
+            Ok(outcome) => outcome,
+            Err(cancelled) => {
+                self.cancel();
+                Err(Box::new(cancelled))
+            }
+        }
+    }
+
+    /// Asks the coroutine to end soon, as [`Coroutine::cancel`]. From any thread.
+    ///
+    /// # Control
+    ///
+    /// May enter it, on its home thread.
+    #[track_caller]
+    pub fn cancel(&self) {
+        let mut slot = self.slot.lock();
+        slot.cancelled = true;
+        let coroutine = slot.coroutine.clone();
+        drop(slot);
+        if let Some(coroutine) = coroutine {
+            coroutine.cancel();
+        }
+    }
+
+    /// Whether [`join`](Self::join) would return at once.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn is_finished(&self) -> bool {
+        self.slot.lock().outcome.is_some()
+    }
+}
+
+impl<T> Future for RemoteHandle<T> {
+    type Output = thread::Result<T>;
+
+    /// # Panics
+    ///
+    /// If it is polled after it was ready.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
+        let mut slot = self.slot.lock();
+        match slot.outcome.take() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                assert!(Arc::strong_count(&self.slot) > 1, "a handle was polled after it was ready");
+                slot.waiter = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for RemoteHandle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteHandle").field("is_finished", &self.is_finished()).finish_non_exhaustive()
+    }
+}

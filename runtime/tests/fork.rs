@@ -1,0 +1,255 @@
+//! Code in a context that forks: the parent goes on as if nothing had been, the child may not use the context.
+
+#![allow(unsafe_code)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::{Log, in_child, panic_of, text};
+use coralio_runtime::{AioContext, Coroutine, Interest, JoinHandle, spawn, suspend, yield_now};
+
+/// Ends the process at once.
+fn leave(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Forks. In the child it returns `None`; in the parent, how the child ended, which it waits for.
+fn fork() -> Option<i32> {
+    // SAFETY: the child does what these tests are about, and leaves by `_exit`.
+    match unsafe { libc::fork() } {
+        0 => None,
+        child => {
+            assert!(child > 0);
+            let mut status = 0;
+            // SAFETY: the kernel writes the status.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            Some(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -libc::WTERMSIG(status) })
+        }
+    }
+}
+
+/// The child has come through its checks. No other way out ends with this one.
+const PASSED: i32 = 33;
+
+/// Runs `checks` in the child of a fork, and ends it.
+fn checked(checks: impl FnOnce()) -> ! {
+    leave(if catch_unwind(AssertUnwindSafe(checks)).is_ok() { PASSED } else { 99 })
+}
+
+fn assert_success(run: &Output) {
+    assert!(run.status.success(), "{}\n{}", run.status, String::from_utf8_lossy(&run.stderr));
+}
+
+#[test]
+fn the_child_may_not_use_the_context() {
+    // C7: whatever the child of a fork does with its parent's context says what is wrong, and how it is done right
+    let Some(run) = in_child("the_child_may_not_use_the_context") else {
+        AioContext::run(|ctx| {
+            let ctx = ctx.clone();
+            let other = Coroutine::new(suspend);
+            other.enter();
+            let joined: JoinHandle<()> = spawn(suspend);
+            let task = spawn(move || {
+                let Some(code) = fork() else {
+                    checked(|| {
+                        let said = [
+                            panic_of(suspend),
+                            panic_of(yield_now),
+                            panic_of(|| spawn(|| {})),
+                            panic_of(|| Coroutine::new(|| {})),
+                            panic_of(|| other.enter()),
+                            panic_of(|| other.waker()),
+                            panic_of(|| joined.join()),
+                            panic_of(|| ctx.poll(false)),
+                            panic_of(|| ctx.poll(true)),
+                            panic_of(|| ctx.at_home(|_| ())),
+                            panic_of(|| AioContext::run(|_| ())),
+                        ];
+                        for said in said {
+                            assert!(said.contains("this process was forked from one that runs a context"), "{said}");
+                            assert!(said.contains("call exec or _exit in the child, or fork before `run`"), "{said}");
+                        }
+                        other.wake();
+                        assert!(Coroutine::current().is_none() && AioContext::current().is_none());
+                    })
+                };
+                other.enter();
+                code
+            });
+            assert_eq!(task.join().unwrap(), PASSED);
+        });
+        return;
+    };
+    assert_success(&run);
+}
+
+/// Polls until nothing is left to do. `prepare` has something fork, by calling what it is given. The log tells what else
+/// ran: in the child nothing may. What `prepare` returns is kept till then.
+fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce() + Send>) -> K) -> String {
+    let (log, codes) = (Log::default(), Log::default());
+    let forked = Arc::new(AtomicBool::new(false));
+    AioContext::run(|ctx| {
+        let (codes_in, forked_in, log_in) = (codes.clone(), Arc::clone(&forked), log.clone());
+        let forks = Box::new(move || match fork() {
+            Some(code) => codes_in.add(code),
+            None => {
+                forked_in.store(true, Ordering::Relaxed);
+                log_in.take();
+            }
+        });
+        let _kept = prepare(ctx, &log, forks);
+        // The child comes back from here, and it alone is refused another round.
+        let polled = catch_unwind(AssertUnwindSafe(|| while ctx.poll(false) {}));
+        if forked.load(Ordering::Relaxed) {
+            checked(|| {
+                assert!(text(&*polled.unwrap_err()).contains("this process was forked"));
+                assert_eq!(log.take(), "");
+            });
+        }
+    });
+    assert_eq!(codes.take(), PASSED.to_string());
+    log.take()
+}
+
+#[test]
+fn nobody_else_goes_on_after_a_coroutine_forked() {
+    // C9: in the child of a fork nothing of the parent's goes on: nobody who was woken or is ready
+    let Some(run) = in_child("nobody_else_goes_on_after_a_coroutine_forked") else {
+        let ran = nobody_else_goes_on(|_, log, forks| {
+            let (log_in, woken_log, ready_log) = (log.clone(), log.clone(), log.clone());
+            drop(spawn(move || {
+                let woken = Coroutine::new(move || {
+                    suspend();
+                    woken_log.add("woken");
+                });
+                woken.enter();
+                woken.wake();
+                drop(spawn(move || log_in.add("spawned")));
+                forks();
+            }));
+            drop(spawn(move || ready_log.add("ready")));
+        });
+        assert_eq!(ran, "woken ready spawned");
+        return;
+    };
+    assert_success(&run);
+}
+
+#[test]
+fn nobody_else_goes_on_after_a_bottom_half_forked() {
+    // C9: nor a bottom half that the round had taken up, nor a coroutine that is ready
+    let Some(run) = in_child("nobody_else_goes_on_after_a_bottom_half_forked") else {
+        let ran = nobody_else_goes_on(|ctx, log, forks| {
+            let (due, ready) = (log.clone(), log.clone());
+            ctx.schedule_oneshot(forks);
+            ctx.schedule_oneshot(move || due.add("due"));
+            drop(spawn(move || ready.add("ready")));
+        });
+        assert_eq!(ran, "due ready");
+        return;
+    };
+    assert_success(&run);
+}
+
+#[test]
+fn nobody_else_goes_on_after_a_watch_forked() {
+    // C9: nor a watch that was found ready
+    let Some(run) = in_child("nobody_else_goes_on_after_a_watch_forked") else {
+        let sockets = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
+        let ran = nobody_else_goes_on(|ctx, log, forks| {
+            let forks = Arc::new(Mutex::new(Some(forks)));
+            sockets.map(|(ours, mut theirs)| {
+                theirs.write_all(&[1]).unwrap();
+                ours.set_nonblocking(true).unwrap();
+                let (ours, forks, log) = (Arc::new(ours), Arc::clone(&forks), log.clone());
+                let watch = ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
+                    let _ = (&*ours).read(&mut [0]);
+                    log.add("served");
+                    if let Some(forks) = forks.lock().unwrap().take() {
+                        forks();
+                    }
+                });
+                (watch, theirs)
+            })
+        });
+        assert_eq!(ran, "served served");
+        return;
+    };
+    assert_success(&run);
+}
+
+#[test]
+fn a_child_that_returns_leaks_what_is_left() {
+    // C9: a child that returns out of the context says so, unwinds nobody, waits for nobody, and leaves the parent's alone
+    let Some(run) = in_child("a_child_that_returns_leaks_what_is_left") else {
+        let log = Log::default();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = Arc::new(ours);
+        let (code, _callback) = AioContext::run(|ctx| {
+            let kept = log.on_drop("callback");
+            let callback = ctx.bottom_half(move || {
+                let _ = &kept;
+            });
+            let log_in = log.clone();
+            let waits = Coroutine::new(move || {
+                let _drop = log_in.on_drop("unwound");
+                suspend();
+            });
+            waits.enter();
+            let (ours_in, log_in) = (Arc::clone(&ours), log.clone());
+            let watch = ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
+                let mut byte = [0];
+                (&*ours_in).read_exact(&mut byte).unwrap();
+                log_in.add("read");
+            });
+            let code = Log::default();
+            let code_in = code.clone();
+            Coroutine::new(move || {
+                if let Some(code) = fork() {
+                    code_in.add(code);
+                }
+            })
+            .enter();
+            let code = code.take();
+            if !code.is_empty() {
+                // The parent's watch is still in place, though the child has dropped its own.
+                theirs.write_all(&[1]).unwrap();
+                assert!(ctx.poll(false));
+                assert_eq!(log.take(), "read");
+            }
+            drop(watch);
+            (code, callback)
+        });
+        if code.is_empty() {
+            leave(if log.take().is_empty() { PASSED } else { 99 });
+        }
+        assert_eq!((code, log.take().as_str()), (PASSED.to_string(), "callback unwound"));
+        return;
+    };
+    assert_success(&run);
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(said.contains("returned from it; its copies of 1 coroutines are leaked; call exec or _exit"), "{said}");
+}
+
+#[test]
+fn programs_may_be_started() {
+    // C7: std's `Command` forks, or does something like it, and goes on to exec: that is not refused
+    AioContext::run(|_| {
+        let task = spawn(|| {
+            use std::os::unix::process::CommandExt;
+            let mut command = std::process::Command::new("true");
+            // SAFETY: the closure does nothing; that there is one has std fork.
+            unsafe { command.pre_exec(|| Ok(())) };
+            command.status().unwrap().success()
+        });
+        assert!(task.join().unwrap());
+        assert_eq!(spawn(|| 6).join().unwrap(), 6);
+    });
+}

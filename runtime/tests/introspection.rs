@@ -1,0 +1,374 @@
+//! What a context says of itself: dumps, deadlocks, stalls, who was unwound.
+
+#![allow(unsafe_code)]
+mod common;
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use common::{in_child, panic_in};
+use coralio_runtime::{
+    AioContext, CoMutex, CoQueue, Coroutine, Interest, LoopThread, scope, sleep, spawn, suspend, wait_readable,
+    yield_now,
+};
+
+/// A coroutine of this name.
+fn named<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> coralio_runtime::JoinHandle<T> {
+    Coroutine::builder().name(name).spawn(f).unwrap()
+}
+
+#[track_caller]
+fn assert_says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no `{word}` in\n{text}");
+    }
+}
+
+#[test]
+fn a_dump_tells_who_waits_for_what() {
+    // X11: every coroutine with name, state, what it waits for and where, and who holds it; handlers, timers, the rest
+    AioContext::run(|ctx| {
+        let lock = Rc::new(CoMutex::new(()));
+        let queue = Rc::new(CoQueue::new());
+        let holder = named("holder", {
+            let lock = Rc::clone(&lock);
+            move || {
+                let _guard = lock.lock();
+                suspend();
+            }
+        });
+        let waiter = named("waiter", move || drop(lock.lock()));
+        let queued = named("queued", move || drop(queue.wait(CoMutex::new(()).lock())));
+        let sleeper = named("sleeper", || _ = sleep(Duration::from_secs(3600)));
+        let fresh = Coroutine::builder().name("fresh").create(|| {}).unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let reader = named("reader", move || drop(wait_readable(&near)));
+        let joiner = named("joiner", move || drop(waiter.join()));
+        ctx.poll(false);
+        let bh = ctx.bottom_half(|| {});
+        bh.schedule();
+        let dump = named("dumper", {
+            let ctx = ctx.clone();
+            move || ctx.dump().to_string()
+        });
+        ctx.poll(false);
+        let text = dump.join().unwrap();
+        assert_says(
+            &text,
+            &[
+                "on the stack: main > loop > 'dumper'",
+                "'holder' waits to be entered or woken",
+                "'waiter' waits CoMutex",
+                "held by 'holder' since runtime/tests/introspection.rs:",
+                "'queued' waits CoQueue",
+                "'sleeper' waits time to pass",
+                "'fresh' has not been entered yet",
+                "'reader' waits descriptor ",
+                "'joiner' waits the end of 'waiter'",
+                "made at runtime/tests/introspection.rs:",
+                "bottom halves: 1, of them 0 due and 0 idle",
+                "timers: 1 armed, the next in 3599.",
+            ],
+        );
+        drop((holder, queued, sleeper, fresh, far, reader, joiner));
+    });
+}
+
+#[test]
+fn another_thread_looks_at_a_loop_that_sleeps() {
+    // X11: a dump from elsewhere, of a loop that sleeps: nobody need wake up for it
+    let worker = LoopThread::start("sleepy").unwrap();
+    let lock = Arc::new(CoMutex::new(()));
+    let stuck = worker.context().spawn({
+        let lock = Arc::clone(&lock);
+        move || {
+            let _guard = lock.lock();
+            let _ = sleep(Duration::from_secs(3600));
+        }
+    });
+    while !lock.try_lock().is_none() {
+        thread::yield_now();
+    }
+    // However the loop stands meanwhile: asleep, or about to be.
+    let text = worker.context().dump().to_string();
+    assert_says(&text, &["context of thread 'sleepy'", "coroutines: 1", "waits time to pass"]);
+    drop(stuck);
+    worker.stop().unwrap();
+}
+
+#[inline(never)]
+fn wait_deep_within() {
+    suspend();
+}
+
+#[test]
+fn a_dump_has_backtraces_if_asked_for() {
+    // X11, C13: with backtraces, where each coroutine waits; from home, and from elsewhere
+    AioContext::run(|ctx| {
+        let deep = named("deep", wait_deep_within);
+        ctx.poll(false);
+        assert_says(&ctx.dump_with_backtraces().to_string(), &["'deep' waits", "wait_deep_within"]);
+        assert!(!ctx.dump().to_string().contains("wait_deep_within"));
+        let elsewhere = ctx.clone();
+        let other = thread::spawn(move || elsewhere.dump_with_backtraces().to_string());
+        while !other.is_finished() {
+            ctx.poll(false);
+        }
+        assert_says(&other.join().unwrap(), &["'deep' waits", "wait_deep_within"]);
+        drop(deep);
+    });
+}
+
+/// This test in a process of its own, which says "ready" when what is to be seen is there.
+struct Hung {
+    child: Child,
+    stdin: ChildStdin,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Hung {
+    fn start(test: &str) -> Option<Hung> {
+        if std::env::var_os("CORALIO_TEST_CHILD").is_some() {
+            return None;
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
+            .env("CORALIO_TEST_CHILD", "1")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stderr) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
+        Some(Hung { child, stdin, stderr })
+    }
+
+    /// What it says on standard error, up to a line with this in it.
+    fn until(&mut self, word: &str) -> String {
+        let mut text = String::new();
+        while !text.lines().last().is_some_and(|line| line.contains(word)) {
+            assert_ne!(self.stderr.read_line(&mut text).unwrap(), 0, "it ended without `{word}`:\n{text}");
+        }
+        text
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: takes numbers; the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
+    /// Lets it go on, and returns what else it says.
+    fn release(mut self) -> String {
+        self.stdin.write_all(b"\n").unwrap();
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success(), "{rest}");
+        rest
+    }
+}
+
+/// Blocks the thread, as code does that ought not to.
+#[inline(never)]
+fn block_the_thread() {
+    let mut byte = [0];
+    std::io::stdin().read_exact(&mut byte).unwrap();
+}
+
+#[test]
+fn a_signal_asks_a_hung_loop() {
+    // X11: on a signal that the user names, all contexts are dumped, also one that hangs in a coroutine: where, it says too
+    let Some(mut hung) = Hung::start("a_signal_asks_a_hung_loop") else {
+        AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
+        AioContext::run(|ctx| {
+            let idler = named("idler", suspend);
+            let hog = named("hog", || {
+                eprintln!("ready");
+                block_the_thread();
+            });
+            ctx.poll(false);
+            hog.join().unwrap();
+            idler.coroutine().wake();
+            idler.join().unwrap();
+        });
+        return;
+    };
+    hung.until("ready");
+    hung.signal(libc::SIGUSR1);
+    let text = hung.until("block_the_thread");
+    assert_says(
+        &text,
+        &["(busy in one round)", "main > loop > 'hog'", "'idler' waits to be entered", "'hog' is entered"],
+    );
+    hung.release();
+}
+
+#[test]
+fn a_round_that_takes_too_long_is_reported() {
+    // X11: the stall report: who runs and where, while it lasts; once; and not for a loop that sleeps, nested or not
+    let Some(mut hung) = Hung::start("a_round_that_takes_too_long_is_reported") else {
+        let limit = Duration::from_millis(20);
+        AioContext::builder()
+            .stall_report(limit)
+            .run(|ctx| {
+                let napper = named("napper", move || sleep(4 * limit).unwrap());
+                let nested = named("nested", {
+                    let ctx = ctx.clone();
+                    move || ctx.poll_while(|| !napper.is_finished())
+                });
+                nested.join().unwrap();
+                eprintln!("rested");
+                named("hog", block_the_thread).join().unwrap();
+                Coroutine::builder().name("own").create(|| drop(spawn(|| {}))).unwrap().enter();
+            })
+            .unwrap();
+        return;
+    };
+    assert!(!hung.until("rested").contains("stall"));
+    let text = hung.until("block_the_thread");
+    assert_says(&text, &["coralio: stall: the loop of thread", "longer than its limit of 20ms", "main > loop > 'hog'"]);
+    assert!(!hung.release().contains("stall"));
+}
+
+fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
+    let Some(mut hung) = Hung::start(test) else {
+        let done = AioContext::builder().deadlock_report(Some(Duration::from_millis(1))).run(|ctx| {
+            run(ctx);
+            // Comes back only to a loop that has nothing to wait for.
+            ctx.poll(true);
+            eprintln!("looked");
+        });
+        done.unwrap();
+        return None;
+    };
+    let said = hung.until("looked");
+    hung.release();
+    Some(said)
+}
+
+#[test]
+fn two_locks_in_opposite_order() {
+    // S6: a deadlock among coroutines is found when nothing is left that could wake them: each one's wait, place and holder
+    let said = deadlock("two_locks_in_opposite_order", |ctx| {
+        let (a, b) = (Rc::new(CoMutex::new(())), Rc::new(CoMutex::new(())));
+        for (name, first, second) in [("left", a.clone(), b.clone()), ("right", b, a)] {
+            drop(named(name, move || {
+                let _first = first.lock();
+                yield_now();
+                let _second = second.lock();
+            }));
+        }
+        // Waits for one of them: stuck as well. This one is not, since nobody knows who has its handle.
+        let joined = named("joined", suspend);
+        let handle = RefCell::new(Some(joined.coroutine().waker()));
+        std::mem::forget(handle);
+        drop(named("joiner", move || drop(joined.join())));
+        ctx.poll(false);
+        ctx.poll(false);
+    });
+    let Some(said) = said else { return };
+    assert_says(
+        &said,
+        &[
+            "deadlock: nothing can wake these 2 coroutines any more",
+            "'left' waits CoMutex",
+            "held by 'right' since runtime/tests/introspection.rs:",
+            "'right' waits CoMutex",
+            "held by 'left' since",
+        ],
+    );
+    assert!(!said.contains("'joiner'"), "{said}");
+}
+
+#[test]
+fn what_nobody_left_can_give() {
+    // S6: bare suspensions without a handle, joins of such, a lock whose guard was leaked, a scope of the stuck
+    let said = deadlock("what_nobody_left_can_give", |ctx| {
+        let lost = named("lost", suspend);
+        drop(named("joiner", move || drop(lost.join())));
+        let lock = Rc::new(CoMutex::new(()));
+        drop(named("leaker", {
+            let lock = Rc::clone(&lock);
+            move || std::mem::forget(lock.lock())
+        }));
+        drop(named("late", move || drop(lock.lock())));
+        drop(named("parent", || scope(|s| drop(s.spawn(suspend)))));
+        ctx.poll(false);
+        ctx.poll(false);
+    });
+    let Some(said) = said else { return };
+    assert_says(
+        &said,
+        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by one that has ended", "'parent'"],
+    );
+}
+
+#[test]
+fn what_might_come_is_no_deadlock() {
+    // S6: one that sleeps, whom a handle elsewhere could wake, or who waits for a descriptor, is not reported; nor is anyone
+    // who waits for those
+    let said = deadlock("what_might_come_is_no_deadlock", |ctx| {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let watch = ctx.watch(near, Interest::Read, |_| {}).unwrap();
+        drop(named("idler", suspend));
+        ctx.poll(false);
+        // With a watch there is no looking: this ends by a wake-up from elsewhere.
+        let notify = ctx.clone();
+        let other = thread::spawn(move || notify.kick());
+        ctx.poll(true);
+        other.join().unwrap();
+        drop((watch, far));
+        let held = Rc::new(CoMutex::new(()));
+        let lock = Rc::clone(&held);
+        let sleeper = named("sleeper", move || {
+            let _guard = lock.lock();
+            suspend();
+        });
+        std::mem::forget(sleeper.coroutine().waker());
+        drop(named("waiter", move || drop(held.lock())));
+        ctx.poll(false);
+    });
+    let Some(said) = said else { return };
+    assert!(!said.contains("deadlock"), "{said}");
+}
+
+#[test]
+fn locking_what_one_holds_is_refused() {
+    // S6: a coroutine that locks a CoMutex twice would wait for itself: an error that says who, and since where
+    AioContext::run(|_| {
+        let said = panic_in(named("greedy", || {
+            let lock = CoMutex::new(());
+            let _first = lock.lock();
+            drop(lock.lock());
+        }));
+        assert_says(&said, &["'greedy' locks a CoMutex that it holds already, since runtime/tests/introspection.rs:"]);
+    });
+}
+
+#[test]
+fn who_was_unwound_is_said() {
+    // W5: a context that ends with live coroutines says how many, and who; and nothing if it was told not to
+    let Some(child) = in_child("who_was_unwound_is_said") else {
+        let two = |builder: coralio_runtime::ContextBuilder, name: &'static str| {
+            builder
+                .run(|ctx| {
+                    drop(named(name, suspend));
+                    drop(spawn(suspend));
+                    drop(spawn(|| {}));
+                    ctx.poll(false);
+                })
+                .unwrap();
+        };
+        two(AioContext::builder(), "loud");
+        two(AioContext::builder().unwind_report(false), "quiet");
+        return;
+    };
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert_says(&said, &["a context ended before 2 of its coroutines had, and unwinds them: 'loud', #2;"]);
+    assert!(!said.contains("'quiet'"), "{said}");
+}

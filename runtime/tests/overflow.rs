@@ -1,0 +1,193 @@
+//! Running off a stack, and faults that have nothing to do with it. Each in a process of its own, which it ends.
+
+#![allow(unsafe_code)]
+
+mod common;
+
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Output;
+use std::ptr;
+
+use common::{assert_aborted, in_child};
+use coralio_runtime::{AioContext, Coroutine, spawn, suspend};
+
+/// Uses more stack than there is.
+fn deep(depth: usize) -> usize {
+    let frame = black_box([depth; 64]);
+    if black_box(depth) == usize::MAX { 0 } else { deep(depth + 1) + black_box(frame)[7] }
+}
+
+/// A fault that is no stack's.
+fn stray() {
+    // SAFETY: undefined, but for black_box: page 0 is never mapped, so the process ends here.
+    unsafe { black_box(ptr::without_provenance_mut::<u8>(16)).write_volatile(1) };
+}
+
+fn said(child: &Output) -> String {
+    String::from_utf8_lossy(&child.stderr).into_owned()
+}
+
+#[test]
+fn running_off_a_stack_names_the_coroutine() {
+    // C11: the process ends with a message that names the coroutine, where it is from, its stack size and the remedy
+    match in_child("running_off_a_stack_names_the_coroutine") {
+        Some(child) => {
+            assert_aborted(&child, "coralio: coroutine 'deep' (created at runtime/tests/overflow.rs:");
+            for part in ["ran off its stack of 65536 bytes", "`Builder::stack_size`", "`ContextBuilder::stack_size`"] {
+                assert!(said(&child).contains(part), "{part}: {}", said(&child));
+            }
+        }
+        None => AioContext::run(|_| {
+            let task = Coroutine::builder().name("deep").stack_size(64 * 1024).spawn(|| deep(0));
+            task.unwrap().join().unwrap();
+        }),
+    }
+}
+
+#[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer does not probe large frames")]
+fn one_large_frame_hits_the_guard_too() {
+    // C11: a frame that is larger than the guard page does not step over it: no memory of another stack is touched
+    match in_child("one_large_frame_hits_the_guard_too") {
+        Some(child) => assert_aborted(&child, "coroutine #2 (created at"),
+        None => AioContext::run(|_| {
+            // Its stack lies below.
+            Coroutine::new(suspend).enter();
+            Coroutine::new(|| {
+                black_box([7u8; 200 * 1024]);
+            })
+            .enter();
+        }),
+    }
+}
+
+#[test]
+fn beneath_a_round_of_the_loop() {
+    // C11: what the loop runs on a coroutine's stack runs off that one, though no coroutine is running
+    match in_child("beneath_a_round_of_the_loop") {
+        Some(child) => assert_aborted(&child, "coroutine 'polls' (created at"),
+        None => AioContext::run(|ctx| {
+            let ctx = ctx.clone();
+            let polls = Coroutine::builder().name("polls").create(move || {
+                ctx.schedule_oneshot(|| {
+                    deep(0);
+                });
+                ctx.poll(false);
+            });
+            polls.unwrap().enter();
+        }),
+    }
+}
+
+#[test]
+fn on_a_thread_without_an_alternate_stack() {
+    // C11: on a thread that std did not make, too
+    extern "C" fn foreign(_: *mut libc::c_void) -> *mut libc::c_void {
+        AioContext::run(|_| spawn(|| deep(0)).join().unwrap());
+        ptr::null_mut()
+    }
+    match in_child("on_a_thread_without_an_alternate_stack") {
+        Some(child) => assert_aborted(&child, "coroutine #1 (created at"),
+        // SAFETY: the thread is joined, and what it is given is null.
+        None => unsafe {
+            let mut thread: libc::pthread_t = 0;
+            assert_eq!(libc::pthread_create(&mut thread, ptr::null(), foreign, ptr::null_mut()), 0);
+            libc::pthread_join(thread, ptr::null_mut());
+        },
+    }
+}
+
+#[test]
+fn a_thread_has_its_alternate_stack_back() {
+    // C11: a context leaves the thread's alternate stack as it found it
+    fn alternate() -> (usize, usize, i32) {
+        // SAFETY: all zeroes is a valid stack_t, and the call writes it.
+        unsafe {
+            let mut stack: libc::stack_t = std::mem::zeroed();
+            assert_eq!(libc::sigaltstack(ptr::null(), &mut stack), 0);
+            (stack.ss_sp.addr(), stack.ss_size, stack.ss_flags)
+        }
+    }
+    std::thread::spawn(|| {
+        let of_std = alternate();
+        assert_eq!(of_std.2 & libc::SS_DISABLE, 0);
+        AioContext::run(|_| {
+            // One that is too small is stood in for.
+            assert!(of_std.1 < 8192 || alternate() == of_std);
+        });
+        assert_eq!(alternate(), of_std);
+        // SAFETY: nothing is handled on it now. std's is put back before the thread ends.
+        unsafe {
+            let mut none: libc::stack_t = std::mem::zeroed();
+            none.ss_flags = libc::SS_DISABLE;
+            let mut before = none;
+            assert_eq!(libc::sigaltstack(&none, &mut before), 0);
+            AioContext::run(|_| assert_eq!(alternate().2, 0));
+            assert_eq!(alternate().2, libc::SS_DISABLE);
+            assert_eq!(libc::sigaltstack(&before, ptr::null_mut()), 0);
+        }
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
+fn another_fault_is_a_plain_one() {
+    // C11: a fault elsewhere, in a coroutine, is none of this: SIGSEGV, and not a word
+    match in_child("another_fault_is_a_plain_one") {
+        Some(child) => {
+            assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child));
+            assert!(!said(&child).contains("coralio"), "{}", said(&child));
+        }
+        None => AioContext::run(|_| spawn(stray).join().unwrap()),
+    }
+}
+
+#[test]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
+fn the_threads_own_overflow_is_reported_by_std() {
+    // C11: std's own report of a thread that runs off its stack goes on working in a context
+    match in_child("the_threads_own_overflow_is_reported_by_std") {
+        Some(child) => {
+            assert_aborted(&child, "has overflowed its stack");
+            assert!(!said(&child).contains("coralio"), "{}", said(&child));
+        }
+        None => drop(AioContext::run(|_| deep(0))),
+    }
+}
+
+extern "C" fn leave_with_code(signal: libc::c_int) {
+    // SAFETY: ends the process at once.
+    unsafe { libc::_exit(signal + 30) };
+}
+
+#[test]
+fn the_users_handler_has_other_faults() {
+    // C11: a handler that the program had installed gets every other fault
+    match in_child("the_users_handler_has_other_faults") {
+        Some(child) => assert_eq!(child.status.code(), Some(libc::SIGSEGV + 30), "{}", said(&child)),
+        None => {
+            let handler: extern "C" fn(libc::c_int) = leave_with_code;
+            // SAFETY: the handler calls nothing but _exit.
+            unsafe { libc::signal(libc::SIGSEGV, handler as usize) };
+            AioContext::run(|_| spawn(stray).join().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_was_sent_ends_the_process() {
+    // C11: SIGSEGV that was sent, not raised by a fault, does by default what it did before
+    match in_child("a_signal_that_was_sent_ends_the_process") {
+        Some(child) => assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child)),
+        None => {
+            // SAFETY: the default action, and a signal to this thread.
+            unsafe {
+                libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+                AioContext::run(|_| libc::raise(libc::SIGSEGV));
+            }
+        }
+    }
+}

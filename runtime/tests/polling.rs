@@ -1,0 +1,194 @@
+//! Poll handlers, and descriptors that coroutines wait for.
+
+mod common;
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use coralio_runtime::{
+    AioContext, Cancelled, Interest, PollHandler, TimedOut, spawn, timeout, wait_readable, wait_writable, yield_now,
+};
+use parking_lot::Mutex;
+
+#[test]
+fn what_is_ready_in_memory_is_served() {
+    // X5: a poll handler is called in each round in which its source is ready; a notify ends the sleep for it
+    AioContext::run(|ctx| {
+        let ready = Arc::new(AtomicBool::new(false));
+        let runs = Arc::new(AtomicUsize::new(0));
+        let handler = ctx.poll_handler(
+            {
+                let ready = Arc::clone(&ready);
+                move || ready.load(Ordering::Acquire)
+            },
+            {
+                let (ready, runs) = (Arc::clone(&ready), Arc::clone(&runs));
+                move || {
+                    ready.store(false, Ordering::Release);
+                    runs.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+        );
+        assert!(!ctx.poll(false));
+        for expected in 1..=100 {
+            let (ready, notify) = (Arc::clone(&ready), ctx.clone());
+            let other = thread::spawn(move || {
+                ready.store(true, Ordering::Release);
+                notify.notify();
+            });
+            while runs.load(Ordering::Relaxed) < expected {
+                ctx.poll(true);
+            }
+            other.join().unwrap();
+        }
+        drop(handler);
+        ready.store(true, Ordering::Release);
+        assert!(!ctx.poll(false), "it is gone");
+    });
+}
+
+#[test]
+fn a_handler_that_polls_is_not_called_again() {
+    // H9, X4: a poll handler's source is still ready while it runs, and it polls: from there it is not called again
+    AioContext::run(|ctx| {
+        let (depth, deepest) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (polls, seen) = (ctx.clone(), Arc::clone(&deepest));
+        let _handler = ctx.poll_handler(
+            || true,
+            move || {
+                seen.fetch_max(depth.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                assert!(depth.load(Ordering::Relaxed) < 100, "it is entered without end");
+                polls.poll(false);
+                depth.fetch_sub(1, Ordering::Relaxed);
+            },
+        );
+        assert!(ctx.poll(false));
+        assert_eq!(deepest.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn a_handler_may_remove_itself() {
+    // X4: a handler that is removed within itself is dropped when it returns, and not called again
+    AioContext::run(|ctx| {
+        let slot = Arc::new(Mutex::new(None::<PollHandler>));
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (own, counted) = (Arc::clone(&slot), Arc::clone(&runs));
+        *slot.lock() = Some(ctx.poll_handler(
+            || true,
+            move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                drop(own.lock().take());
+            },
+        ));
+        (0..3).for_each(|_| _ = ctx.poll(false));
+        assert_eq!((runs.load(Ordering::Relaxed), Arc::strong_count(&slot)), (1, 1));
+    });
+}
+
+#[test]
+fn a_source_that_is_always_ready_starves_no_descriptor() {
+    // X4, X5: a descriptor is served though a poll handler keeps the loop busy
+    AioContext::run(|ctx| {
+        let _busy = ctx.poll_handler(|| true, || {});
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"x").unwrap();
+        let reader = spawn(move || wait_readable(&near).and_then(|()| (&near).read(&mut [0; 8])));
+        for _ in 0..32 {
+            ctx.poll(false);
+        }
+        assert!(reader.is_finished());
+        assert_eq!(reader.join().unwrap().unwrap(), 1);
+    });
+}
+
+#[test]
+fn several_wait_for_one_descriptor() {
+    // X4: one coroutine waits to read and another to write the same descriptor, beside a handler that watches it
+    AioContext::run(|ctx| {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let near = Arc::new(near);
+        let watched = Arc::new(AtomicUsize::new(0));
+        let _watch = ctx
+            .watch(Arc::clone(&near), Interest::Read, {
+                let watched = Arc::clone(&watched);
+                move |_| _ = watched.fetch_add(1, Ordering::Relaxed)
+            })
+            .unwrap();
+        let reader = spawn({
+            let near = Arc::clone(&near);
+            move || wait_readable(&near).map(|()| (&*near).read(&mut [0; 8]).unwrap())
+        });
+        let writer = spawn({
+            let near = Arc::clone(&near);
+            move || {
+                let mut sent = 0;
+                // Until it is full, and once more when there is room.
+                while let Ok(n) = (&*near).write(&[0; 65536]) {
+                    sent += n;
+                }
+                wait_writable(&near).map(|()| sent + (&*near).write(&[0; 1]).unwrap())
+            }
+        });
+        (0..4).for_each(|_| _ = ctx.poll(false));
+        assert!(!reader.is_finished() && !writer.is_finished());
+        far.write_all(b"word").unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), 4);
+        let drain = thread::spawn(move || {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        let sent = writer.join().unwrap().unwrap();
+        near.shutdown(std::net::Shutdown::Both).unwrap();
+        assert_eq!(drain.join().unwrap(), sent);
+        assert!(watched.load(Ordering::Relaxed) > 0);
+    });
+}
+
+#[test]
+fn a_wait_for_a_descriptor_ends_early() {
+    // S4, X4: cancelled or timed out, the wait is an error, and nothing of it is left; what cannot be waited for is refused
+    AioContext::run(|_| {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let timed_out = Rc::new(Cell::new(false));
+        let told = Rc::clone(&timed_out);
+        let waits = spawn(move || {
+            let late = timeout(Duration::from_millis(1), || wait_readable(&near));
+            assert_eq!(late.map_err(|TimedOut| ()).unwrap_err(), ());
+            told.set(true);
+            wait_writable(&near).unwrap();
+            wait_readable(&near)
+        });
+        let canceller = {
+            let waiting = waits.coroutine();
+            spawn(move || {
+                while !timed_out.get() {
+                    yield_now();
+                }
+                (0..3).for_each(|_| yield_now());
+                waiting.cancel();
+            })
+        };
+        let error = waits.join().unwrap().unwrap_err();
+        assert!(Cancelled::is_cause_of(&error), "{error}");
+        canceller.join().unwrap();
+        let refused = spawn(|| {
+            let file = File::open("/proc/self/exe").unwrap();
+            assert!(file.as_raw_fd() >= 0);
+            wait_readable(&file)
+        });
+        let error = refused.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+        assert!(error.to_string().contains("read it through File"), "{error}");
+    });
+}

@@ -1,0 +1,64 @@
+//! If a program kills the process, or hangs and is killed, there is no shrinking; but its seed is told.
+
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::common::in_child;
+
+/// Of the program that runs.
+static SEED: AtomicU64 = AtomicU64::new(0);
+static RUNS: AtomicBool = AtomicBool::new(false);
+
+/// A program runs from here on. Relaxed, all of it: only a process that ends reads it, and then a word too many is no harm.
+pub(crate) fn is_about(seed: u64) {
+    SEED.store(seed, Ordering::Relaxed);
+    RUNS.store(true, Ordering::Relaxed);
+}
+
+/// No program runs any more.
+pub(crate) fn is_over() {
+    RUNS.store(false, Ordering::Relaxed);
+}
+
+/// Tells the seed when a signal ends the process.
+pub(crate) fn listen() {
+    for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: all of it is set that `sigaction` reads; the handler does only what a signal handler may.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = tell as extern "C" fn(libc::c_int) as usize;
+            // Once: the second time the signal does what it does without us.
+            action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn tell(signal: libc::c_int) {
+    const WORDS: &[u8] = b"\nit ended in a program; replay with CORALIO_PROPERTY_SEED=0x";
+    let seed = SEED.load(Ordering::Relaxed);
+    let mut text = [b'\n'; WORDS.len() + 17];
+    text[..WORDS.len()].copy_from_slice(WORDS);
+    for (digit, at) in (WORDS.len()..WORDS.len() + 16).enumerate() {
+        text[at] = b"0123456789abcdef"[(seed >> (60 - 4 * digit)) as usize & 15];
+    }
+    // SAFETY: the text is there; both calls are allowed in a signal handler.
+    unsafe {
+        if RUNS.load(Ordering::Relaxed) {
+            libc::write(2, text.as_ptr().cast(), text.len());
+        }
+        libc::raise(signal);
+    }
+}
+
+#[test]
+fn a_program_that_aborts_is_named() {
+    // The seed of a program that ends the process is told on standard error
+    let Some(child) = in_child("last_word::a_program_that_aborts_is_named") else {
+        listen();
+        is_about(0x7a);
+        std::process::abort();
+    };
+    crate::common::assert_aborted(&child, "CORALIO_PROPERTY_SEED=0x000000000000007a");
+}

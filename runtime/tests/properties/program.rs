@@ -1,0 +1,214 @@
+//! What a program is: a few coroutines, bottom halves and timers, each with a list of steps, around a few locks and
+//! queues. Any step may stand anywhere; what it comes to where it does not fit is part of what is checked.
+//!
+//! Plain data, made from a seed by `generate.rs`, made smaller by `shrink.rs`; predicted by `model.rs`, done by `run.rs`.
+
+use std::fmt;
+
+pub(crate) type Id = u8;
+
+pub(crate) const MUTEXES: usize = 2;
+pub(crate) const QUEUES: usize = 2;
+/// Of each kind, at most.
+pub(crate) const MOST: usize = 8;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Program {
+    /// What the thread's own stack does, before it polls until nothing is due and ends the context.
+    pub(crate) main: Vec<Step>,
+    pub(crate) coroutines: Vec<Vec<Step>>,
+    /// What each does in its first run, in its second, and so on; in later ones it does nothing.
+    pub(crate) bottom_halves: Vec<Vec<Vec<Step>>>,
+    pub(crate) timers: Vec<Vec<Vec<Step>>>,
+    /// What each one-shot bottom half does.
+    pub(crate) shots: Vec<Vec<Step>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    Create(Id),
+    Spawn(Id),
+    DropHandle(Id),
+    Join(Id),
+    Enter(Id),
+    /// As `Enter`; a panic of whom it enters goes on through it.
+    EnterThrough(Id),
+    EnterUnlessEntered(Id),
+    Wake(Id),
+    /// By its waker, from another thread.
+    WakeElsewhere(Id),
+    Schedule(Id),
+    Cancel(Id),
+    /// Whether it is entered, whether it has ended.
+    Look(Id),
+    Suspend,
+    Yield,
+    SleepNot,
+    SleepForEver,
+    CheckCancelled,
+    Lock(Id),
+    TryLock(Id),
+    LockCancellable(Id),
+    Unlock(Id),
+    /// Whether a lock is free.
+    Probe(Id),
+    /// Wait in a queue, by a mutex that is held.
+    Wait(Id, Id),
+    WaitCancellable(Id, Id),
+    WakeOne(Id),
+    WakeAll(Id),
+    BhSchedule(Id),
+    BhIdle(Id),
+    BhCancel(Id),
+    BhDrop(Id),
+    Shoot(Id),
+    Arm(Id, When),
+    Disarm(Id),
+    TimerDrop(Id),
+    Poll,
+    /// `poll(true)` after a kick, so that it does not sleep.
+    PollKicked,
+    /// With these as children; then its own body may panic.
+    Scope(Vec<Id>, bool),
+    /// When the locals of whoever does this are dropped.
+    Defer(Box<Step>),
+    Shield(Box<Step>),
+    /// Within a time that is over at once.
+    Timeout(Box<Step>),
+    Panic,
+}
+
+/// A time that is over, this one of several such; or one that does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    Past(u8),
+    Never,
+}
+
+/// Who does a step, or is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Main,
+    Co(Id),
+    Bh(Id),
+    Timer(Id),
+    Shot(Id),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Event(pub(crate) Who, pub(crate) What);
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum What {
+    Begins,
+    /// The step at this place of its list is done, and what came of it.
+    Did(usize, Outcome),
+    Deferred(Outcome),
+    /// It came to the end of its list.
+    Ends,
+    /// What its closure has caught is dropped.
+    Dropped,
+    ResultDropped,
+    /// The thread's own stack polled, when its list was done.
+    Polled(Outcome),
+    /// Something that must not be, seen without the model.
+    Broken(&'static str),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Done,
+    Said(bool),
+    /// Entered or not, ended or not.
+    Seen(bool, bool),
+    /// There is no such coroutine yet, it has begun before, the lock is not held, the handle is gone.
+    Absent,
+    /// It would block the thread.
+    Unfit,
+    /// An error, and what it says.
+    Refused(String),
+    Cancelled,
+    TimedOut,
+    /// Somebody's panic came by, or was kept.
+    Panicked(Who),
+    /// The library panicked, saying this.
+    Fault(String),
+}
+
+pub(crate) fn name(coroutine: Id) -> &'static str {
+    ["A", "B", "C", "D", "E", "F", "G", "H"][usize::from(coroutine)]
+}
+
+impl Step {
+    /// Whether its outcome depends on how long idle bottom halves wait.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self, Step::BhIdle(_))
+    }
+}
+
+impl Program {
+    /// All its lists of steps.
+    pub(crate) fn lists(&self) -> impl Iterator<Item = &Vec<Step>> {
+        [&self.main]
+            .into_iter()
+            .chain(&self.coroutines)
+            .chain(self.bottom_halves.iter().flatten())
+            .chain(self.timers.iter().flatten())
+            .chain(&self.shots)
+    }
+
+    /// As `lists`, to be changed.
+    pub(crate) fn lists_mut(&mut self) -> impl Iterator<Item = &mut Vec<Step>> {
+        [&mut self.main]
+            .into_iter()
+            .chain(&mut self.coroutines)
+            .chain(self.bottom_halves.iter_mut().flatten())
+            .chain(self.timers.iter_mut().flatten())
+            .chain(&mut self.shots)
+    }
+
+    pub(crate) fn uses_idle(&self) -> bool {
+        self.lists().flatten().any(Step::is_idle)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Who::Main => f.write_str("main"),
+            Who::Co(id) => f.write_str(name(id)),
+            Who::Bh(id) => write!(f, "bottom half {id}"),
+            Who::Timer(id) => write!(f, "timer {id}"),
+            Who::Shot(id) => write!(f, "one-shot {id}"),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.0, self.1)
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |f: &mut fmt::Formatter<'_>, who: Who, steps: &[Step]| match steps {
+            [] => Ok(()),
+            _ => writeln!(f, "    {who}: {steps:?}"),
+        };
+        list(f, Who::Main, &self.main)?;
+        for (id, steps) in (0..).zip(&self.coroutines) {
+            list(f, Who::Co(id), steps)?;
+        }
+        for (id, runs) in (0..).zip(&self.bottom_halves) {
+            runs.iter().try_for_each(|steps| list(f, Who::Bh(id), steps))?;
+        }
+        for (id, runs) in (0..).zip(&self.timers) {
+            runs.iter().try_for_each(|steps| list(f, Who::Timer(id), steps))?;
+        }
+        for (id, steps) in (0..).zip(&self.shots) {
+            list(f, Who::Shot(id), steps)?;
+        }
+        Ok(())
+    }
+}

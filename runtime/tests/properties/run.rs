@@ -1,0 +1,301 @@
+//! The same program on the library itself.
+//!
+//! What a closure catches tells when it is dropped. Locks have in them who holds them, so that two holders are found
+//! without the model; what is left over at the end is looked for there as well.
+
+mod outcome;
+mod steps;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::time::Instant;
+
+use coralio_runtime::{AioContext, BottomHalf, CoMutex, CoMutexGuard, CoQueue, Coroutine, JoinHandle, Timer};
+
+use crate::program::{Event, Id, MUTEXES, Outcome, Program, QUEUES, Step, What, Who};
+use outcome::{caught, outcome_of};
+
+thread_local! {
+    /// Callbacks of the loop find it here: they must be `Send`, and it is not.
+    static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
+}
+
+struct World {
+    program: Program,
+    context: AioContext,
+    /// All that is armed for the past is armed for just before this.
+    start: Instant,
+    trace: RefCell<Vec<Event>>,
+    /// A run that tells more than this does not end.
+    most: usize,
+    /// The order in which a context drops callbacks at its end is no rule's.
+    closing: Cell<bool>,
+    closures: Cell<i32>,
+    payloads: Cell<i32>,
+    begun: Vec<Cell<bool>>,
+    shot: Vec<Cell<bool>>,
+    coroutines: RefCell<Vec<Option<Coroutine>>>,
+    handles: RefCell<Vec<Option<JoinHandle<Mark>>>>,
+    mutexes: [CoMutex<Option<Who>>; MUTEXES],
+    queues: [CoQueue; QUEUES],
+    bottom_halves: RefCell<Vec<Option<BottomHalf>>>,
+    timers: RefCell<Vec<Option<Timer>>>,
+}
+
+fn world() -> Rc<World> {
+    WORLD.with_borrow(|world| Rc::clone(world.as_ref().expect("a program runs")))
+}
+
+/// Whether this thread runs a program: then panics are part of it.
+pub(crate) fn is_running() -> bool {
+    WORLD.with_borrow(Option::is_some)
+}
+
+/// Tells when it is dropped.
+struct Mark(Who, What);
+
+impl Mark {
+    fn new(who: Who, what: What) -> Mark {
+        let world = world();
+        world.closures.set(world.closures.get() + 1);
+        Mark(who, what)
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        // Leaked, it may be dropped when all is over, and was counted as such.
+        let Some(world) = WORLD.with_borrow(Option::clone) else { return };
+        world.closures.set(world.closures.get() - 1);
+        if !(world.closing.get() && matches!(self.0, Who::Bh(_) | Who::Timer(_) | Who::Shot(_))) {
+            world.trace.borrow_mut().push(Event(self.0, self.1.clone()));
+        }
+    }
+}
+
+/// A payload of the program's own panics.
+struct Thrown(Who);
+
+impl Thrown {
+    fn go(who: Who) -> ! {
+        let world = world();
+        world.payloads.set(world.payloads.get() + 1);
+        resume_unwind(Box::new(Thrown(who)))
+    }
+}
+
+impl Drop for Thrown {
+    fn drop(&mut self) {
+        if let Some(world) = WORLD.with_borrow(Option::clone) {
+            world.payloads.set(world.payloads.get() - 1);
+        }
+    }
+}
+
+/// A lock, held by `Who`. `None`: given away.
+struct Held<'w>(Option<CoMutexGuard<'w, Option<Who>>>);
+
+impl<'w> Held<'w> {
+    fn new(mut guard: CoMutexGuard<'w, Option<Who>>, who: Who) -> Held<'w> {
+        if guard.replace(who).is_some() {
+            world().tell(who, What::Broken("two have one lock"));
+        }
+        Held(Some(guard))
+    }
+
+    /// For a wait in a queue, which gives the lock up.
+    fn give(mut self) -> CoMutexGuard<'w, Option<Who>> {
+        let mut guard = self.0.take().expect("given away once");
+        *guard = None;
+        guard
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(guard) = &mut self.0 {
+            **guard = None;
+        }
+    }
+}
+
+/// What whoever does steps has of its own. Dropped top to bottom.
+struct Locals<'w> {
+    deferred: Deferred<'w>,
+    held: [Option<Held<'w>>; MUTEXES],
+}
+
+struct Deferred<'w>(&'w World, Who, Vec<Step>);
+
+impl Drop for Deferred<'_> {
+    fn drop(&mut self) {
+        let &mut Deferred(world, who, ref mut steps) = self;
+        while let Some(step) = steps.pop() {
+            let outcome = world.step(who, &step, &mut Locals::new(world, who));
+            world.trace.borrow_mut().push(Event(who, What::Deferred(outcome)));
+        }
+    }
+}
+
+impl<'w> Locals<'w> {
+    fn new(world: &'w World, who: Who) -> Locals<'w> {
+        Locals { deferred: Deferred(world, who, Vec::new()), held: [const { None }; MUTEXES] }
+    }
+}
+
+/// What `program` does. A run of more than `most` events is cut short.
+pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
+    /// Whatever way out.
+    struct Gone;
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            let world = WORLD.take();
+            drop(world);
+        }
+    }
+    let _gone = Gone;
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        AioContext::run(|context| {
+            WORLD.set(Some(Rc::new(World::new(program.clone(), context.clone(), most))));
+            world().register();
+            world().main();
+            world().closing.set(true);
+        });
+    }));
+    let world = world();
+    if let Err(payload) = ran {
+        world.trace.borrow_mut().push(Event(Who::Main, What::Polled(outcome_of(payload))));
+    }
+    world.check_what_is_left();
+    world.trace.take()
+}
+
+impl World {
+    fn new(program: Program, context: AioContext, most: usize) -> World {
+        fn none<T>(count: usize) -> RefCell<Vec<Option<T>>> {
+            RefCell::new((0..count).map(|_| None).collect())
+        }
+        let count = program.coroutines.len();
+        World {
+            context,
+            start: Instant::now(),
+            trace: RefCell::default(),
+            most,
+            closing: Cell::new(false),
+            closures: Cell::new(0),
+            payloads: Cell::new(0),
+            begun: vec![Cell::new(false); count],
+            shot: vec![Cell::new(false); program.shots.len()],
+            coroutines: none(count),
+            handles: none(count),
+            mutexes: [const { CoMutex::new(None) }; MUTEXES],
+            queues: [const { CoQueue::new() }; QUEUES],
+            bottom_halves: none(program.bottom_halves.len()),
+            timers: none(program.timers.len()),
+            program,
+        }
+    }
+
+    fn register(&self) {
+        for (id, slot) in (0..).zip(self.bottom_halves.borrow_mut().iter_mut()) {
+            *slot = Some(self.context.bottom_half(callback(Who::Bh(id))));
+        }
+        for (id, slot) in (0..).zip(self.timers.borrow_mut().iter_mut()) {
+            *slot = Some(self.context.timer(callback(Who::Timer(id))));
+        }
+    }
+
+    fn tell(&self, who: Who, what: What) {
+        let mut trace = self.trace.borrow_mut();
+        if trace.len() > self.most {
+            drop(trace);
+            panic!("it does not end");
+        }
+        trace.push(Event(who, what));
+    }
+
+    fn main(&self) {
+        let ran = catch_unwind(AssertUnwindSafe(|| self.activate(Who::Main, &self.program.main)));
+        if let Err(payload) = ran {
+            self.tell(Who::Main, What::Polled(outcome_of(payload)));
+        }
+        loop {
+            let outcome = caught(|| Outcome::Said(self.context.poll(false)));
+            let idle = outcome == Outcome::Said(false);
+            self.tell(Who::Main, What::Polled(outcome));
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn activate(&self, who: Who, steps: &[Step]) {
+        self.tell(who, What::Begins);
+        let mut locals = Locals::new(self, who);
+        for (at, step) in steps.iter().enumerate() {
+            let outcome = self.step(who, step, &mut locals);
+            self.tell(who, What::Did(at, outcome));
+        }
+        self.tell(who, What::Ends);
+    }
+
+    /// When all is over, nothing may be left.
+    fn check_what_is_left(&self) {
+        let broken = |what| self.trace.borrow_mut().push(Event(Who::Main, What::Broken(what)));
+        if self.mutexes.iter().any(|mutex| mutex.try_lock().is_none()) {
+            broken("a lock is held when all is over");
+        }
+        if self.queues.iter().any(CoQueue::wake_one) {
+            broken("somebody waits in a queue when all is over");
+        }
+        if self.closures.get() != 0 {
+            broken("a closure or a result was not dropped, or twice");
+        }
+        if self.payloads.get() != 0 {
+            broken("a payload was not dropped, or twice");
+        }
+        let ended = |it: &Option<Coroutine>| it.is_none_or(Coroutine::has_ended);
+        if !self.coroutines.borrow().iter().all(ended) {
+            broken("a coroutine has not ended when all is over");
+        }
+    }
+}
+
+/// What a coroutine does.
+fn body(id: Id) -> impl FnOnce() + 'static {
+    let mark = Mark::new(Who::Co(id), What::Dropped);
+    move || {
+        let _mark = mark;
+        let world = world();
+        let index = usize::from(id);
+        world.coroutines.borrow_mut()[index] = Coroutine::current();
+        world.activate(Who::Co(id), &world.program.coroutines[index]);
+    }
+}
+
+fn with_result(id: Id) -> impl FnOnce() -> Mark + 'static {
+    let body = body(id);
+    move || {
+        body();
+        Mark::new(Who::Co(id), What::ResultDropped)
+    }
+}
+
+/// What a bottom half or a timer does, run by run.
+fn callback(who: Who) -> impl FnMut() + Send + 'static {
+    let mark = Mark::new(who, What::Dropped);
+    let mut count = 0;
+    move || {
+        let (_, world) = (&mark, world());
+        let program = &world.program;
+        let steps = match who {
+            Who::Bh(id) => program.bottom_halves[usize::from(id)].get(count),
+            Who::Timer(id) => program.timers[usize::from(id)].get(count),
+            Who::Shot(id) => program.shots.get(usize::from(id)),
+            Who::Main | Who::Co(_) => unreachable!("not called by the loop"),
+        };
+        count += 1;
+        world.activate(who, steps.map_or(&[][..], Vec::as_slice));
+    }
+}

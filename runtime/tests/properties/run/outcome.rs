@@ -1,0 +1,45 @@
+//! What came of a step, said as the model says it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use coralio_runtime::Cancelled;
+
+use crate::program::Outcome;
+
+use super::Thrown;
+
+/// A panic is an outcome too; but what unwinds a coroutine passes.
+pub(super) fn caught(f: impl FnOnce() -> Outcome) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(outcome) => outcome,
+        Err(payload) if payload.is::<Cancelled>() => resume_unwind(payload),
+        Err(payload) => outcome_of(payload),
+    }
+}
+
+pub(super) fn outcome_of(payload: Box<dyn Any + Send>) -> Outcome {
+    if payload.is::<Cancelled>() {
+        return Outcome::Cancelled;
+    }
+    if let Some(thrown) = payload.downcast_ref::<Thrown>() {
+        return Outcome::Panicked(thrown.0);
+    }
+    let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    Outcome::Fault(in_short(text.unwrap_or("a payload that is no text")))
+}
+
+/// What the model says of it: without places in the source, and one wording for one cause.
+pub(super) fn in_short(text: &str) -> String {
+    let causes = [
+        ("outside a coroutine", "outside a coroutine"),
+        ("in a coroutine: spawn one", "outside a coroutine"),
+        ("for a coroutine: spawn one", "outside a coroutine"),
+        ("holds already", "holds already"),
+        ("joins itself", "joins itself"),
+    ];
+    match causes.into_iter().find(|(said, _)| text.contains(said)) {
+        Some((_, cause)) => cause.to_string(),
+        None => text.split(", at ").next().unwrap_or(text).to_string(),
+    }
+}

@@ -1,0 +1,91 @@
+//! Timers and sleeps whose time comes while the program runs. What happens when depends on the machine; what must come
+//! before what does not.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use coralio_runtime::{AioContext, sleep, spawn};
+
+use crate::common::scaled;
+use crate::generate::Dice;
+
+/// One that slept: it asked between these two times for so long.
+#[derive(Clone, Copy)]
+struct Slept {
+    asked: Instant,
+    long: Duration,
+    woken: Instant,
+    /// In the round in which it fell asleep, it never was: its time was over when it looked.
+    round: u32,
+}
+
+fn some_time(dice: &mut Dice) -> Duration {
+    Duration::from_micros(40 * dice.below(10) as u64)
+}
+
+#[test]
+fn timers_ring_in_order_of_time() {
+    // X7: not before its time, in order of time, then in order of arming
+    for seed in 0..scaled(200) as u64 {
+        let mut dice = Dice::new(seed);
+        AioContext::run(|ctx| {
+            let rang = Arc::new(Mutex::new(Vec::new()));
+            let start = Instant::now();
+            let mut armed: Vec<_> = (0..2 + dice.below(8)).map(|id| (start + some_time(&mut dice), id)).collect();
+            let timers: Vec<_> = armed
+                .iter()
+                .map(|&(deadline, id)| {
+                    let rang = Arc::clone(&rang);
+                    ctx.timer(move || {
+                        assert!(Instant::now() >= deadline, "seed {seed}: before its time");
+                        rang.lock().unwrap().push((deadline, id));
+                    })
+                })
+                .collect();
+            for (timer, &(deadline, _)) in timers.iter().zip(&armed) {
+                timer.arm_at(deadline);
+            }
+            while rang.lock().unwrap().len() < timers.len() {
+                ctx.poll(true);
+            }
+            armed.sort_unstable();
+            assert_eq!(*rang.lock().unwrap(), armed, "seed {seed}");
+        });
+    }
+}
+
+#[test]
+fn sleepers_wake_in_order_of_time() {
+    // S4, X7: nobody wakes before its time, and whose time comes first wakes first
+    for seed in 0..scaled(200) as u64 {
+        let mut dice = Dice::new(seed);
+        AioContext::run(|ctx| {
+            let (round, slept) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(Vec::new())));
+            let count = 2 + dice.below(8);
+            for _ in 0..count {
+                let (round, slept, long) = (Rc::clone(&round), Rc::clone(&slept), some_time(&mut dice));
+                drop(spawn(move || {
+                    let asked = Instant::now();
+                    sleep(long).expect("nobody cancels it");
+                    slept.borrow_mut().push(Slept { asked, long, woken: Instant::now(), round: round.get() });
+                }));
+            }
+            ctx.poll(false);
+            let all_asleep = Instant::now();
+            while slept.borrow().len() < count {
+                round.set(round.get() + 1);
+                ctx.poll(true);
+            }
+            let slept: Vec<Slept> = slept.take();
+            assert!(slept.iter().all(|it| it.woken >= it.asked + it.long), "seed {seed}: before its time");
+            let later: Vec<_> = slept.iter().filter(|it| it.round > 0).collect();
+            for (at, first) in later.iter().enumerate() {
+                // The other one's time came before this one's, whenever exactly the two began.
+                let overtaken = later[at..].iter().any(|it| all_asleep + it.long < first.asked + first.long);
+                assert!(!overtaken, "seed {seed}: a sleep of {:?} was overtaken", first.long);
+            }
+        });
+    }
+}

@@ -1,0 +1,87 @@
+//! Rule E11: what becomes of a request whose coroutine is to end early.
+
+use std::io;
+use std::time::Duration;
+
+use coralio_aio::{Cancelled, JoinHandle, TimedOut, shield, spawn, timeout};
+
+use crate::{Watch, read, rounds_until, with_engine};
+
+fn reader(engine: &Watch, offset: u64) -> JoinHandle<io::Result<usize>> {
+    let engine = engine.clone();
+    spawn(move || read(&engine, &mut [0; 8], offset))
+}
+
+#[track_caller]
+fn assert_cancelled(result: io::Result<usize>) {
+    let error = result.unwrap_err();
+    assert!(Cancelled::is_cause_of(&error), "{error}");
+}
+
+#[test]
+fn a_pending_request_is_taken_off_the_queue() {
+    // E11: cancelled while it waits for its turn, a request never gets to the kernel, and its coroutine hears at once; the
+    // others keep their order
+    with_engine(1, |context, kernel, engine| {
+        kernel.script.hold(0);
+        let tasks = [0, 1, 2, 3].map(|offset| reader(engine, offset));
+        context.poll(false);
+        assert_eq!(kernel.transcript(), "0>1");
+        tasks[2].cancel();
+        assert!(tasks[2].is_finished());
+        let stats = engine.stats();
+        assert_eq!((stats.in_flight, stats.pending, stats.requests), (1, 2, 4));
+        kernel.script.release(0);
+        rounds_until(|| tasks.iter().all(JoinHandle::is_finished));
+        assert!(!kernel.transcript().contains('2'));
+        let [first, second, cancelled, last] = tasks.map(|task| task.join().unwrap());
+        assert_cancelled(cancelled);
+        assert_eq!([first, second, last].map(Result::unwrap), [0; 3]);
+        assert_eq!((engine.stats().in_flight, engine.stats().pending), (0, 0));
+    });
+}
+
+#[test]
+fn one_in_flight_is_waited_for() {
+    // E11, H12: cancelled while the kernel has it, a request is not let go of: its buffer may be written till the end
+    with_engine(4, |context, kernel, engine| {
+        kernel.script.hold(0);
+        let task = reader(engine, 0);
+        context.poll(false);
+        task.cancel();
+        (0..5).for_each(|_| _ = context.poll(false));
+        assert!(!task.is_finished());
+        kernel.script.release(0);
+        rounds_until(|| task.is_finished());
+        // It was done in spite of that.
+        assert_eq!(task.join().unwrap().unwrap(), 0);
+        assert_eq!(kernel.script.taken(), 1);
+    });
+}
+
+#[test]
+fn nothing_begins_for_one_that_was_cancelled() {
+    // E11, S4: I/O of a coroutine that is to end fails at once, but behind a shield; a timeout that is over does the same
+    with_engine(4, |context, kernel, engine| {
+        let task = spawn({
+            let engine = engine.clone();
+            move || {
+                coralio_aio::suspend();
+                assert_cancelled(read(&engine, &mut [0; 8], 1));
+                shield(|| read(&engine, &mut [0; 8], 2)).unwrap()
+            }
+        });
+        context.poll(false);
+        task.cancel();
+        rounds_until(|| task.is_finished());
+        assert_eq!(task.join().unwrap(), 0);
+        assert_eq!(kernel.transcript(), "2>1 wait");
+        let late = spawn({
+            let engine = engine.clone();
+            move || timeout(Duration::ZERO, || read(&engine, &mut [0; 8], 3))
+        });
+        rounds_until(|| late.is_finished());
+        assert!(matches!(late.join().unwrap(), Err(TimedOut)));
+        assert_eq!(kernel.transcript(), "");
+    });
+}

@@ -1,0 +1,74 @@
+//! The table of rules in `tests/README.md` is true: every rule of the runtime has a test, and each test that it names is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// The rules that the runtime stands for, by letter, and how many there are.
+const RULES: [(char, usize); 4] = [('C', 13), ('W', 5), ('X', 11), ('S', 6)];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All tests of the workspace, and the rules that the first line of each names.
+fn tests() -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    let mut folders = ["tests", "runtime/tests", "runtime/src", "aio/src"].map(|folder| root().join(folder)).to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let lines: Vec<_> = text.lines().map(str::trim).collect();
+                for pair in lines.windows(2) {
+                    let name = pair[0].strip_prefix("fn ").and_then(|rest| rest.split_once('(')).map(|(name, _)| name);
+                    let rules =
+                        pair[1].strip_prefix("// ").and_then(|rest| rest.split_once(':')).map(|(rules, _)| rules);
+                    if let (Some(name), Some(rules)) = (name, rules)
+                        && rules.split(", ").all(is_rule)
+                    {
+                        found.insert(name.to_string(), rules.split(", ").map(str::to_string).collect());
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// `E11`, say.
+fn is_rule(text: &str) -> bool {
+    let Some(number) = text.strip_prefix(|letter: char| letter.is_ascii_uppercase()) else { return false };
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[test]
+fn every_rule_of_the_runtime_has_a_test() {
+    // C1: and so on, to S6
+    let checked: BTreeSet<_> = tests().into_values().flatten().collect();
+    let rules = RULES.iter().flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
+    let missing: Vec<_> = rules.filter(|rule| !checked.contains(rule)).collect();
+    assert!(missing.is_empty(), "no test names {missing:?} in its first line");
+}
+
+#[test]
+fn the_table_names_tests_that_are_there() {
+    // C1: and so on: for each rule a row that says what happens with the guard out, and which test sees it
+    let tests = tests();
+    let text = fs::read_to_string(root().join("tests/README.md")).unwrap();
+    let (_, table) = text.split_once("## Do they bite?").expect("the table has its heading");
+    let mut rows = BTreeSet::new();
+    for row in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 3, "{row}");
+        rows.extend(cells[0].split(", ").map(str::to_string));
+        let named = cells[2].split('`').skip(1).step_by(2).filter(|name| !name.contains('.'));
+        named.for_each(|name| assert!(tests.contains_key(name), "no test `{name}`: {row}"));
+    }
+    let rules = RULES.iter().flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
+    let missing: Vec<_> = rules.filter(|rule| !rows.contains(rule)).collect();
+    assert!(missing.is_empty(), "no row for {missing:?}");
+}
