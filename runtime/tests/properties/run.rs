@@ -156,12 +156,15 @@ pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
     }
     let _gone = Gone;
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        AioContext::run(|context| {
+        // Who is left at the end is in the trace; thousands of lines on standard error would say it again.
+        let context = AioContext::builder().unwind_report(false).deadlock_report(None);
+        let ran = context.run(|context| {
             WORLD.set(Some(Rc::new(World::new(program.clone(), context.clone(), most))));
             world().register();
             world().main();
             world().closing.set(true);
         });
+        ran.expect("a context is to be had");
     }));
     let world = world();
     if let Err(payload) = ran {

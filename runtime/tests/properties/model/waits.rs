@@ -40,6 +40,14 @@ impl Model<'_> {
             }
         }
         if let Some(index) = this {
+            if !finished && self.is_cut_short(index) {
+                self.cos[target].joiner = None;
+                self.cos[target].cancelled = true;
+                self.wake(target).expect("a coroutine runs, so nobody is entered");
+                self.detach(target);
+                self.cos[index].wait = Wait::None;
+                return Ok(Some(Outcome::Cancelled));
+            }
             if !finished {
                 self.cos[target].joiner = Some(index);
                 self.cos[index].wait = Wait::Joins(target);

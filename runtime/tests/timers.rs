@@ -1,0 +1,256 @@
+//! Timers, and the waits that they end.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Log, panic_of, scaled};
+use coralio_runtime::{AioContext, Interest, TimedOut, Timer, sleep, spawn, suspend, timeout};
+use parking_lot::Mutex;
+
+/// A timer that writes down that it fired.
+fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
+    let log = log.clone();
+    ctx.timer(move || log.add(what))
+}
+
+#[test]
+fn they_fire_in_order_of_time_and_not_before() {
+    // X7: in order of time, those of one time in the order in which they were armed, and none before its time
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let timers = ["c", "a", "b", "d", "e"].map(|what| logging(ctx, &log, what));
+        for (timer, ms) in timers.iter().zip([3, 1, 2, 3, 3]) {
+            timer.arm_at(at(ms));
+        }
+        timers[4].disarm();
+        let mut left = 4;
+        while left > 0 {
+            let before = Instant::now();
+            left -= log
+                .take()
+                .split_whitespace()
+                .inspect(|&what| {
+                    let due =
+                        [("a", 1), ("b", 2), ("c", 3), ("d", 3)].iter().find(|(name, _)| *name == what).unwrap().1;
+                    assert!(before >= at(due), "{what} came too early");
+                })
+                .count();
+            if left > 0 {
+                ctx.poll(true);
+            }
+        }
+        timers[0].arm_at(now);
+        timers[1].arm_at(at(3600));
+        timers[1].arm_at(now);
+        timers[2].arm_at(now - Duration::from_millis(1));
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "b c a");
+        assert!(!ctx.poll(false) && timers.iter().all(|timer| timer.deadline().is_none()));
+    });
+}
+
+#[test]
+fn within_a_round_they_come_last() {
+    // X7: within one round: bottom halves, then descriptors, then timers
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let timer = logging(ctx, &log, "timer");
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(far);
+        let seen = log.clone();
+        let watch = ctx.watch(near, Interest::Read, move |_| seen.add("descriptor")).unwrap();
+        let seen = log.clone();
+        let bh = ctx.bottom_half(move || seen.add("bottom-half"));
+        // Bottom halves keep descriptors waiting for some rounds, so all three are not in each of them.
+        let order = loop {
+            timer.arm_at(Instant::now());
+            bh.schedule();
+            ctx.poll(false);
+            let order = log.take();
+            if order.contains("descriptor") {
+                break order;
+            }
+        };
+        assert_eq!(order, "bottom-half descriptor timer");
+        drop(watch);
+    });
+}
+
+#[test]
+fn a_callback_may_do_with_its_timer_as_it_likes() {
+    // X7: armed anew within its own callback, it fires in the next round, not in this one nor in a nested poll; disarmed and
+    // dropped within it, it does not fire again
+    AioContext::run(|ctx| {
+        let slot = Arc::new(Mutex::new(None::<Timer>));
+        let (inner, runs, polls) = (Arc::clone(&slot), Arc::new(AtomicUsize::new(0)), ctx.clone());
+        let counted = Arc::clone(&runs);
+        let timer = ctx.timer(move || {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            if run == 3 {
+                return drop(inner.lock().take());
+            }
+            inner.lock().as_ref().unwrap().arm_at(Instant::now());
+            polls.poll(false);
+            assert_eq!(counted.load(Ordering::Relaxed), run + 1, "it is not entered again");
+        });
+        timer.arm_at(Instant::now());
+        *slot.lock() = Some(timer);
+        for expected in 1..=4 {
+            assert!(ctx.poll(false));
+            assert_eq!(runs.load(Ordering::Relaxed), expected);
+        }
+        assert!(!ctx.poll(false));
+        assert_eq!(Arc::strong_count(&slot), 1, "its closure is gone");
+    });
+}
+
+#[test]
+fn a_nested_poll_goes_on_where_the_round_stands() {
+    // X2, X7: what the round has taken up and not fired yet, a nested poll fires; nothing is lost, and nothing twice
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (polls, seen) = (ctx.clone(), log.clone());
+        let first = ctx.timer(move || {
+            seen.add("first");
+            polls.poll(false);
+            seen.add("end-of-first");
+        });
+        let (second, third) = (logging(ctx, &log, "second"), logging(ctx, &log, "third"));
+        let now = Instant::now();
+        [&first, &second, &third].map(|timer| timer.arm_at(now));
+        ctx.poll(false);
+        assert_eq!(log.take(), "first second third end-of-first");
+    });
+}
+
+#[test]
+fn a_callback_that_panics_leaves_the_others() {
+    // C8, X7: a panic goes on in the poll; the timer can be armed again, and those that were due fire in the next round
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let fails = ctx.timer(|| panic!("in a timer"));
+        let other = logging(ctx, &log, "other");
+        for _ in 0..2 {
+            let now = Instant::now();
+            fails.arm_at(now);
+            other.arm_at(now);
+            assert_eq!(panic_of(|| ctx.poll(false)), "in a timer");
+            ctx.poll(false);
+            assert_eq!(log.take(), "other");
+        }
+    });
+}
+
+#[test]
+fn armed_from_elsewhere_it_wakes_the_loop() {
+    // X7, X6: armed by another thread for earlier than the loop sleeps, it fires; so too in another thread's poll
+    AioContext::run(|ctx| {
+        let fired = Arc::new(AtomicBool::new(false));
+        let rings = Arc::clone(&fired);
+        let timer = Arc::new(ctx.timer(move || rings.store(true, Ordering::Relaxed)));
+        timer.arm_after(Duration::from_secs(3600));
+        let arms = Arc::clone(&timer);
+        let other = thread::spawn(move || arms.arm_at(Instant::now()));
+        while !fired.load(Ordering::Relaxed) {
+            ctx.poll(true);
+        }
+        other.join().unwrap();
+        fired.store(false, Ordering::Relaxed);
+        timer.arm_at(Instant::now());
+        let polls = ctx.clone();
+        assert!(thread::spawn(move || polls.poll(false)).join().unwrap());
+        assert!(fired.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+fn a_million_at_once() {
+    // X7: a million timers, armed in any order, armed anew, half of them disarmed: each of the rest fires once, in order
+    AioContext::run(|ctx| {
+        let count = scaled(1_000_000);
+        let fired = Arc::new(Mutex::new(Vec::with_capacity(count)));
+        let start = Instant::now();
+        let due = |n: usize| start + Duration::from_nanos((n * 7919 % count) as u64);
+        let timers: Vec<_> = (0..count)
+            .map(|n| {
+                let fired = Arc::clone(&fired);
+                let timer = ctx.timer(move || fired.lock().push(n));
+                timer.arm_after(Duration::from_secs(3600));
+                timer.arm_at(due(n));
+                timer
+            })
+            .collect();
+        timers.iter().step_by(2).for_each(Timer::disarm);
+        while fired.lock().len() < count / 2 {
+            ctx.poll(true);
+        }
+        let fired = std::mem::take(&mut *fired.lock());
+        assert_eq!(fired.len(), count / 2);
+        assert!(fired.windows(2).all(|pair| due(pair[0]) <= due(pair[1])));
+        assert!(fired.iter().all(|n| n % 2 == 1));
+    });
+}
+
+#[test]
+fn sleeps_end_in_order() {
+    // X7, S4: coroutines that sleep are woken in order of time; on the thread's own stack, a sleep runs the loop
+    AioContext::run(|_| {
+        let log = Log::default();
+        let tasks = [(3, "c"), (1, "a"), (2, "b")].map(|(ms, what)| {
+            let log = log.clone();
+            spawn(move || {
+                let before = Instant::now();
+                sleep(Duration::from_millis(ms)).unwrap();
+                assert!(before.elapsed() >= Duration::from_millis(ms));
+                log.add(what);
+            })
+        });
+        sleep(Duration::from_millis(20)).unwrap();
+        tasks.map(|task| task.join().unwrap());
+        assert_eq!(log.take(), "a b c");
+    });
+}
+
+#[test]
+fn timeouts_nest() {
+    // S4: the innermost or the outermost timeout, whichever is over first, reports it; both over, the outermost does; one
+    // that nothing waits in hands the value on
+    AioContext::run(|_| {
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(3600));
+        let task = spawn(move || {
+            assert_eq!(timeout(long, || timeout(short, || sleep(long))), Ok(Err(TimedOut)));
+            assert!(matches!(timeout(short, || timeout(long, || sleep(long))), Err(TimedOut)));
+            assert!(matches!(timeout(short, || timeout(short, || sleep(long))), Err(TimedOut)));
+            assert_eq!(timeout(Duration::ZERO, || 7), Ok(7));
+            assert_eq!(timeout(Duration::MAX, || sleep(Duration::ZERO)), Ok(Ok(())));
+            assert_eq!(timeout(long, || sleep(short)), Ok(Ok(())));
+            sleep(short).unwrap();
+        });
+        task.join().unwrap();
+    });
+}
+
+#[test]
+fn sleepers_are_unwound() {
+    // C9, X7: a context that ends with coroutines asleep unwinds them, and their timers are gone with them
+    let log = Log::default();
+    AioContext::builder()
+        .unwind_report(false)
+        .run(|ctx| {
+            let gone = log.on_drop("unwound");
+            drop(spawn(move || {
+                let _gone = gone;
+                let _ = timeout(Duration::from_secs(1), || sleep(Duration::MAX));
+                suspend();
+            }));
+            ctx.poll(false);
+        })
+        .unwrap();
+    assert_eq!(log.take(), "unwound");
+}
