@@ -53,7 +53,10 @@ pub use coroutine::{
 };
 pub use future::{RemoteHandle, await_future};
 pub use scope::{Scope, ScopedHandle, scope};
-pub use sync::{CoMutex, CoMutexGuard, CoQueue};
+pub use sync::{
+    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
+    Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
+};
 pub use task::{JoinHandle, spawn};
 
 #[cfg(doctest)]

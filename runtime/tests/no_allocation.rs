@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::thread;
 
 use common::scaled;
-use coralio_runtime::{AioContext, CoMutex, CoQueue, Coroutine, spawn, suspend, yield_now};
+use coralio_runtime::{
+    AioContext, CoMutex, CoQueue, CoRwLock, Coroutine, Semaphore, channel, spawn, suspend, yield_now,
+};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -173,6 +175,45 @@ fn locks_and_bottom_halves() {
             bh.schedule_idle();
             bh.schedule();
             ctx.poll(false);
+        });
+    });
+}
+
+#[test]
+fn readers_permits_and_messages() {
+    // C10: waiting in a CoRwLock, a semaphore or a channel allocates nothing, nor does giving up
+    AioContext::run(|ctx| {
+        let shared = Rc::new((CoRwLock::new(0), Semaphore::new(2), channel(1)));
+        steady(|| {
+            let tasks = [0, 1, 2, 3].map(|n| {
+                let shared = Rc::clone(&shared);
+                spawn(move || {
+                    let (lock, semaphore, (sender, receiver)) = &*shared;
+                    let reading = lock.read();
+                    yield_now();
+                    *reading.upgrade() += 1;
+                    let permit = semaphore.acquire_many(1 + n % 2);
+                    yield_now();
+                    drop(permit);
+                    if n < 2 {
+                        (0..3).for_each(|n| sender.send(n).unwrap());
+                    } else {
+                        assert_eq!((0..3).filter_map(|_| receiver.recv().ok()).count(), 3);
+                    }
+                })
+            });
+            for task in tasks {
+                task.join().unwrap();
+            }
+            let writing = shared.0.try_write().unwrap();
+            let waiting = {
+                let shared = Rc::clone(&shared);
+                spawn(move || assert!(shared.0.read_cancellable().is_err() && shared.2.1.recv().is_err()))
+            };
+            ctx.poll(false);
+            waiting.cancel();
+            waiting.join().unwrap();
+            drop(writing);
         });
     });
 }

@@ -207,6 +207,7 @@ impl Holder {
     #[inline]
     pub(crate) fn clear(&self) {
         self.block.store(ptr::null_mut(), Ordering::Relaxed);
+        self.at.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
     /// Panics if the running coroutine has the lock: it would wait for itself (rule S6).

@@ -14,7 +14,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use super::wait_queue::WaitQueue;
+use super::wait_queue::{Gone, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::{Holder, Waiting};
 
@@ -67,7 +67,7 @@ impl<T> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
             holder: Holder::new(),
-            line: WaitQueue::new(),
+            line: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
     }
@@ -165,10 +165,19 @@ impl<T: ?Sized> CoMutex<T> {
         }
         let waiting = Waiting::CoMutex(&self.holder);
         if cancellable {
-            self.line.wait_cancellable(line, waiting, || (), || self.unlock())
+            self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
         } else {
-            self.line.wait(line, waiting, || (), || self.unlock());
+            self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
             Ok(())
+        }
+    }
+
+    /// One goes away that waited.
+    fn gone(&self, gone: Gone<'_, (), ()>) {
+        match gone {
+            // If nobody is left in line, the next unlock finds that out.
+            Gone::Left(_) => {}
+            Gone::Granted(()) => self.unlock(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::co_mutex::CoMutexGuard;
-use super::wait_queue::WaitQueue;
+use super::wait_queue::{Gone, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::Waiting;
 
@@ -41,7 +41,7 @@ pub struct CoQueue {
 impl CoQueue {
     /// A queue in which nobody waits.
     pub const fn new() -> CoQueue {
-        CoQueue { line: WaitQueue::new() }
+        CoQueue { line: WaitQueue::new(()) }
     }
 
     /// Gives the mutex up, waits to be woken, and takes the mutex again. No wake that comes after the mutex was given up
@@ -57,7 +57,7 @@ impl CoQueue {
     #[track_caller]
     pub fn wait<'a, T: ?Sized>(&self, guard: CoMutexGuard<'a, T>) -> CoMutexGuard<'a, T> {
         let mutex = guard.mutex();
-        self.line.wait(self.line.lock(), self.waiting(), move || drop(guard), || _ = self.wake_one());
+        self.line.wait(self.line.lock(), (), self.waiting(), move || drop(guard), |gone| self.gone(gone));
         mutex.lock()
     }
 
@@ -80,10 +80,20 @@ impl CoQueue {
         guard: CoMutexGuard<'a, T>,
     ) -> Result<CoMutexGuard<'a, T>, Cancelled> {
         let mutex = guard.mutex();
-        let woken = || _ = self.wake_one();
-        self.line.wait_cancellable(self.line.lock(), self.waiting(), move || drop(guard), woken)?;
+        let line = self.line.lock();
+        self.line
+            .wait_cancellable(line, (), self.waiting(), move || drop(guard), |gone| self.gone(gone))
+            .map_err(|()| Cancelled)?;
         // The wake was for this one: to fail now would lose it.
         Ok(mutex.lock())
+    }
+
+    /// One goes away that waited: a wake that was for it is for the next.
+    fn gone(&self, gone: Gone<'_, (), ()>) {
+        match gone {
+            Gone::Left(_) => {}
+            Gone::Granted(()) => _ = self.wake_one(),
+        }
     }
 
     fn waiting(&self) -> Waiting {

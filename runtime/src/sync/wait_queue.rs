@@ -2,11 +2,14 @@
 //!
 //! A node of the line lies on the stack of the coroutine that waits in it, so waiting allocates nothing. The line is
 //! guarded by a spin lock that is held for a few instructions and never over foreign code. A node leaves the line in one
-//! of two ways: whoever grants takes it off, or its owner does when it unwinds. After its grant nobody but the owner
-//! touches it:
+//! of two ways: whoever grants takes it off, or its owner does when it unwinds or is cancelled. After its grant nobody but
+//! the owner touches it:
 //!
 //! - *a node is in the line or its owner's*: the owner leaves the frame that the node lies in only after the node was
 //!   granted or taken off. A granter touches a node under the spin lock alone, and takes the waker out before it lets go.
+//!
+//! A node carries a `P`: what its owner asks for, or what it is handed. The spin lock guards an `S` besides the line, for
+//! those whose state is more than the one word that they could decide by without it.
 
 #![allow(unsafe_code)]
 
@@ -16,47 +19,61 @@ use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::waiting::{Waiting, suspend_for};
-use crate::coroutine::{Cancelled, Coroutine, Waker};
+use crate::coroutine::{Coroutine, Waker};
 
 /// One coroutine's place in the line.
-struct Node {
+struct Node<P> {
     waker: Cell<Option<Waker>>,
     granted: AtomicBool,
-    prev: Cell<*const Node>,
-    next: Cell<*const Node>,
+    prev: Cell<*const Node<P>>,
+    next: Cell<*const Node<P>>,
+    carries: UnsafeCell<P>,
     _pinned: PhantomPinned,
 }
 
-/// Both ends of the line.
-struct Ends {
-    head: *const Node,
-    tail: *const Node,
+/// What the spin lock guards: both ends of the line, and what its user keeps there.
+struct Inside<P, S> {
+    head: *const Node<P>,
+    tail: *const Node<P>,
+    state: S,
 }
 
 /// A line of waiting coroutines.
-pub(super) struct WaitQueue {
+pub(super) struct WaitQueue<P = (), S = ()> {
     spin: AtomicBool,
-    ends: UnsafeCell<Ends>,
+    inside: UnsafeCell<Inside<P, S>>,
 }
 
-// SAFETY: the ends and the nodes' links are touched under the spin lock alone; a waker may be used from any thread.
-unsafe impl Send for WaitQueue {}
+// SAFETY: what is inside, the nodes' links and what they carry are touched under the spin lock alone, or by the one that
+// a node belongs to then; so a `P` or an `S` may go from thread to thread. A waker may be used from any.
+unsafe impl<P: Send, S: Send> Send for WaitQueue<P, S> {}
 // SAFETY: as above.
-unsafe impl Sync for WaitQueue {}
+unsafe impl<P: Send, S: Send> Sync for WaitQueue<P, S> {}
 
 /// The line, held.
-pub(super) struct Locked<'a> {
-    queue: &'a WaitQueue,
+pub(super) struct Locked<'a, P = (), S = ()> {
+    queue: &'a WaitQueue<P, S>,
     _not_send: PhantomData<*const ()>,
 }
 
-impl WaitQueue {
-    pub(super) const fn new() -> WaitQueue {
-        WaitQueue { spin: AtomicBool::new(false), ends: UnsafeCell::new(Ends { head: ptr::null(), tail: ptr::null() }) }
+/// How one that waited goes away without what it waited for.
+pub(super) enum Gone<'a, P, S> {
+    /// It left the line, which is still held: those behind it may have waited for nothing else.
+    Left(Locked<'a, P, S>),
+    /// It unwinds after its grant: what was granted must be passed on.
+    Granted(P),
+}
+
+impl<P: Default, S> WaitQueue<P, S> {
+    pub(super) const fn new(state: S) -> WaitQueue<P, S> {
+        WaitQueue {
+            spin: AtomicBool::new(false),
+            inside: UnsafeCell::new(Inside { head: ptr::null(), tail: ptr::null(), state }),
+        }
     }
 
     /// Takes the spin lock. Nothing that is done under it takes longer than a few instructions.
-    pub(super) fn lock(&self) -> Locked<'_> {
+    pub(super) fn lock(&self) -> Locked<'_, P, S> {
         let backoff = Backoff::new();
         // Acquire pairs with the release in `drop`: what the last holder did to the line is seen.
         while self.spin.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -65,20 +82,26 @@ impl WaitQueue {
         Locked { queue: self, _not_send: PhantomData }
     }
 
-    /// Stands in line, then calls `before_sleep` without the line held, and waits for the grant.
-    ///
-    /// `refused` is called if the coroutine unwinds after the grant: what was granted must be passed on.
+    /// Stands in line, then calls `before_sleep` without the line held, and waits for the grant. Returns what the node
+    /// carries then.
     ///
     /// # Control
     ///
     /// Yields.
     #[track_caller]
-    pub(super) fn wait(&self, line: Locked<'_>, waiting: Waiting, before_sleep: impl FnOnce(), refused: impl Fn()) {
-        let granted = self.wait_unless(|_| false, line, waiting, before_sleep, refused);
-        debug_assert!(granted.is_ok(), "only what is cancelled ends early");
+    pub(super) fn wait(
+        &self,
+        line: Locked<'_, P, S>,
+        carries: P,
+        waiting: Waiting,
+        before_sleep: impl FnOnce(),
+        gone: impl Fn(Gone<'_, P, S>),
+    ) -> P {
+        let granted = self.wait_unless(|_| false, line, carries, waiting, before_sleep, gone);
+        granted.unwrap_or_else(|_| unreachable!("only what is cancelled ends early"))
     }
 
-    /// As `wait`, but ends early, without the grant, if the coroutine is cancelled.
+    /// As `wait`, but ends early, without the grant, if the coroutine is cancelled: then what it carried is the error.
     ///
     /// # Control
     ///
@@ -86,86 +109,128 @@ impl WaitQueue {
     #[track_caller]
     pub(super) fn wait_cancellable(
         &self,
-        line: Locked<'_>,
+        line: Locked<'_, P, S>,
+        carries: P,
         waiting: Waiting,
         before_sleep: impl FnOnce(),
-        refused: impl Fn(),
-    ) -> Result<(), Cancelled> {
-        self.wait_unless(Coroutine::is_cancelled, line, waiting, before_sleep, refused)
+        gone: impl Fn(Gone<'_, P, S>),
+    ) -> Result<P, P> {
+        self.wait_unless(Coroutine::is_cancelled, line, carries, waiting, before_sleep, gone)
     }
 
     #[track_caller]
     fn wait_unless(
         &self,
         cancelled: impl Fn(&Coroutine) -> bool,
-        line: Locked<'_>,
+        line: Locked<'_, P, S>,
+        carries: P,
         waiting: Waiting,
         before_sleep: impl FnOnce(),
-        refused: impl Fn(),
-    ) -> Result<(), Cancelled> {
-        /// Leaves the line on the way out, whichever it is.
-        struct Leave<'a, R: Fn()>(&'a WaitQueue, &'a Node, R);
-        impl<R: Fn()> Drop for Leave<'_, R> {
+        gone: impl Fn(Gone<'_, P, S>),
+    ) -> Result<P, P> {
+        /// Leaves the line when the coroutine unwinds.
+        struct InLine<'a, P: Default, S, G: Fn(Gone<'_, P, S>)> {
+            queue: &'a WaitQueue<P, S>,
+            node: &'a Node<P>,
+            gone: G,
+        }
+        impl<P: Default, S, G: Fn(Gone<'_, P, S>)> Drop for InLine<'_, P, S, G> {
             fn drop(&mut self) {
-                if !self.0.leave(self.1) {
-                    self.2();
-                }
+                (self.gone)(match self.queue.leave(self.node) {
+                    Some(line) => Gone::Left(line),
+                    // SAFETY: *a node is in the line or its owner's*: it was granted.
+                    None => Gone::Granted(std::mem::take(unsafe { &mut *self.node.carries.get() })),
+                });
             }
         }
-        let current = Coroutine::current().expect("a lock between coroutines is waited for in a coroutine: spawn one");
+        let Some(current) = Coroutine::current() else {
+            // The line was made ready for one more.
+            gone(Gone::Left(line));
+            panic!(
+                "what coroutines hand to each other is waited for in a coroutine: spawn one, or use the `try_` function"
+            );
+        };
         let node = Node {
             waker: Cell::new(Some(current.waker())),
             granted: AtomicBool::new(false),
             prev: Cell::new(ptr::null()),
             next: Cell::new(ptr::null()),
+            carries: UnsafeCell::new(carries),
             _pinned: PhantomPinned,
         };
         let mut line = line;
         line.push(&node);
-        let leave = Leave(self, &node, refused);
+        let in_line = InLine { queue: self, node: &node, gone };
         drop(line);
         before_sleep();
         // Acquire pairs with the release in `grant_first`: what the granter did before is seen.
         while !node.granted.load(Ordering::Acquire) {
-            if cancelled(&current) && self.leave(&node) {
-                std::mem::forget(leave);
-                return Err(Cancelled);
+            if cancelled(&current)
+                && let Some(line) = self.leave(&node)
+            {
+                (in_line.gone)(Gone::Left(line));
+                std::mem::forget(in_line);
+                return Err(node.carries.into_inner());
             }
             suspend_for(waiting);
         }
-        std::mem::forget(leave);
-        Ok(())
+        std::mem::forget(in_line);
+        Ok(node.carries.into_inner())
     }
 
-    /// Takes a node off the line, unless it was granted. Returns whether it was still in line.
-    fn leave(&self, node: &Node) -> bool {
+    /// Takes a node off the line, unless it was granted. Returns the line if the node was in it.
+    fn leave(&self, node: &Node<P>) -> Option<Locked<'_, P, S>> {
         // Acquire pairs with the release in `grant_first`.
         if node.granted.load(Ordering::Acquire) {
-            return false;
+            return None;
         }
         let mut line = self.lock();
-        let still_waiting = !node.granted.load(Ordering::Relaxed);
-        if still_waiting {
-            line.remove(node);
+        // It may have been granted before the line was taken.
+        if node.granted.load(Ordering::Relaxed) {
+            return None;
         }
-        still_waiting
+        line.remove(node);
+        Some(line)
+    }
+
+    /// Wakes those that `grant_next` grants, one after the other. Each with the line let go; so others may come or grant
+    /// in between, and each step must leave all in order.
+    ///
+    /// # Control
+    ///
+    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    pub(super) fn hand_out<'a>(
+        &'a self,
+        mut line: Locked<'a, P, S>,
+        mut grant_next: impl FnMut(&mut Locked<'_, P, S>) -> Option<Waker>,
+    ) {
+        while let Some(next) = grant_next(&mut line) {
+            drop(line);
+            next.wake_later();
+            line = self.lock();
+        }
     }
 }
 
-impl Locked<'_> {
-    fn ends(&mut self) -> &mut Ends {
+impl<P, S> Locked<'_, P, S> {
+    fn inside(&mut self) -> &mut Inside<P, S> {
         // SAFETY: the spin lock is held, and `self` is borrowed exclusively.
-        unsafe { &mut *self.queue.ends.get() }
+        unsafe { &mut *self.queue.inside.get() }
+    }
+
+    /// What the spin lock guards besides the line.
+    pub(super) fn state(&mut self) -> &mut S {
+        &mut self.inside().state
     }
 
     pub(super) fn is_empty(&mut self) -> bool {
-        self.ends().head.is_null()
+        self.inside().head.is_null()
     }
 
     /// How many wait.
     pub(super) fn len(&mut self) -> usize {
         let mut count = 0;
-        let mut node = self.ends().head;
+        let mut node = self.inside().head;
         // SAFETY: as in `push`.
         while let Some(waiting) = unsafe { node.as_ref() } {
             count += 1;
@@ -174,46 +239,52 @@ impl Locked<'_> {
         count
     }
 
-    fn push(&mut self, node: &Node) {
+    fn push(&mut self, node: &Node<P>) {
         assert!(!node.granted.load(Ordering::Relaxed), "a node stands in line until it is granted, and once");
-        let ends = self.ends();
-        node.prev.set(ends.tail);
-        match NonNull::new(ends.tail.cast_mut()) {
+        let inside = self.inside();
+        node.prev.set(inside.tail);
+        match NonNull::new(inside.tail.cast_mut()) {
             // SAFETY: *a node is in the line or its owner's*: it is in the line, so it lives.
             Some(last) => unsafe { last.as_ref() }.next.set(node),
-            None => ends.head = node,
+            None => inside.head = node,
         }
-        ends.tail = node;
+        inside.tail = node;
     }
 
-    fn remove(&mut self, node: &Node) {
-        let ends = self.ends();
+    fn remove(&mut self, node: &Node<P>) {
+        let inside = self.inside();
         let (prev, next) = (node.prev.get(), node.next.get());
         match NonNull::new(prev.cast_mut()) {
             // SAFETY: as in `push`.
             Some(prev) => unsafe { prev.as_ref() }.next.set(next),
-            None => ends.head = next,
+            None => inside.head = next,
         }
         match NonNull::new(next.cast_mut()) {
             // SAFETY: as in `push`.
             Some(next) => unsafe { next.as_ref() }.prev.set(prev),
-            None => ends.tail = prev,
+            None => inside.tail = prev,
         }
+    }
+
+    /// What the first in line carries.
+    pub(super) fn first(&mut self) -> Option<&mut P> {
+        // SAFETY: as in `push`; its owner does not touch it while it is in the line, and the line is borrowed exclusively.
+        unsafe { self.inside().head.as_ref().map(|node| &mut *node.carries.get()) }
     }
 
     /// Takes the first one off the line and grants it. The caller wakes it when the line is let go.
     pub(super) fn grant_first(&mut self) -> Option<Waker> {
         // SAFETY: as in `push`.
-        let node = unsafe { self.ends().head.as_ref() }?;
+        let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait`. The node is its owner's from here on.
+        // Release pairs with the acquires in `wait_unless` and `leave`. The node is its owner's from here on.
         node.granted.store(true, Ordering::Release);
         waker
     }
 }
 
-impl Drop for Locked<'_> {
+impl<P, S> Drop for Locked<'_, P, S> {
     fn drop(&mut self) {
         // Release pairs with the acquire in `lock`.
         self.queue.spin.store(false, Ordering::Release);

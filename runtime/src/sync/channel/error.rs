@@ -1,0 +1,122 @@
+//! Why a message was not sent, or not received.
+
+use std::error::Error;
+use std::fmt;
+
+const NO_RECEIVER: &str = "the channel is closed: no receiver is left";
+const NO_SENDER: &str = "the channel is closed: no sender is left, and no message";
+const CUT_SHORT: &str = "cancelled while waiting: the coroutine was asked to end, or its time is over";
+
+/// A message that was not sent, and why.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum SendError<T> {
+    /// No receiver is left.
+    Closed(T),
+    /// The coroutine was cancelled while it waited for room, or a timeout is over.
+    Cancelled(T),
+}
+
+/// A message that was not sent at once, and why.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TrySendError<T> {
+    /// There is no room.
+    Full(T),
+    /// No receiver is left.
+    Closed(T),
+}
+
+/// Why no message was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecvError {
+    /// No sender is left, and no message.
+    Closed,
+    /// The coroutine was cancelled while it waited for a message, or a timeout is over.
+    Cancelled,
+}
+
+/// Why no message was received at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TryRecvError {
+    /// There is none yet.
+    Empty,
+    /// No sender is left, and no message.
+    Closed,
+}
+
+impl<T> SendError<T> {
+    /// The message.
+    pub fn into_inner(self) -> T {
+        match self {
+            SendError::Closed(message) | SendError::Cancelled(message) => message,
+        }
+    }
+}
+
+impl<T> TrySendError<T> {
+    /// The message.
+    pub fn into_inner(self) -> T {
+        match self {
+            TrySendError::Full(message) | TrySendError::Closed(message) => message,
+        }
+    }
+}
+
+/// The message need not be shown.
+impl<T> fmt::Debug for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Closed(_) => "Closed(..)",
+            SendError::Cancelled(_) => "Cancelled(..)",
+        })
+    }
+}
+
+impl<T> fmt::Debug for TrySendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TrySendError::Full(_) => "Full(..)",
+            TrySendError::Closed(_) => "Closed(..)",
+        })
+    }
+}
+
+impl<T> fmt::Display for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Closed(_) => NO_RECEIVER,
+            SendError::Cancelled(_) => CUT_SHORT,
+        })
+    }
+}
+
+impl<T> fmt::Display for TrySendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TrySendError::Full(_) => "the channel is full",
+            TrySendError::Closed(_) => NO_RECEIVER,
+        })
+    }
+}
+
+impl fmt::Display for RecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RecvError::Closed => NO_SENDER,
+            RecvError::Cancelled => CUT_SHORT,
+        })
+    }
+}
+
+impl fmt::Display for TryRecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TryRecvError::Empty => "the channel is empty",
+            TryRecvError::Closed => NO_SENDER,
+        })
+    }
+}
+
+impl<T> Error for SendError<T> {}
+impl<T> Error for TrySendError<T> {}
+impl Error for RecvError {}
+impl Error for TryRecvError {}

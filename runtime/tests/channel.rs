@@ -1,0 +1,429 @@
+//! Channels and oneshot: every message once and in order, the end is told, nothing is lost by whoever goes away.
+
+mod common;
+
+use std::rc::Rc;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use common::{Log, panic_of, scaled};
+use coralio_runtime::{
+    AioContext, Coroutine, JoinHandle, Receiver, RecvError, SendError, Sender, TimedOut, TryRecvError, TrySendError,
+    channel, oneshot, spawn, timeout, yield_now,
+};
+
+/// Spawns a coroutine that receives one message, and notes it with its name.
+fn receive(receiver: &Receiver<u32>, log: &Log, name: &'static str) -> JoinHandle<()> {
+    let (receiver, log) = (receiver.clone(), log.clone());
+    spawn(move || match receiver.recv() {
+        Ok(message) => log.add(format_args!("{name}{message}")),
+        Err(error) => log.add(format_args!("{name}:{error:?}")),
+    })
+}
+
+/// Spawns a coroutine that sends one message, and notes when that is done.
+fn send(sender: &Sender<u32>, log: &Log, message: u32) -> JoinHandle<()> {
+    let (sender, log) = (sender.clone(), log.clone());
+    spawn(move || match sender.send(message) {
+        Ok(()) => log.add(format_args!("sent{message}")),
+        Err(error) => log.add(format_args!("{error:?}{}", error.into_inner())),
+    })
+}
+
+fn join_all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
+    tasks.into_iter().for_each(|task| task.join().unwrap());
+}
+
+#[test]
+fn a_send_waits_for_room() {
+    // S4: there is room for so many messages; a send beyond that waits, and all are received in order
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(2));
+        let producer = spawn({
+            let log = log.clone();
+            move || {
+                for n in 0..6 {
+                    sender.send(n).unwrap();
+                    log.add(format_args!("+{n}"));
+                }
+            }
+        });
+        ctx.poll(false);
+        assert_eq!(log.take(), "+0 +1");
+        assert_eq!(receiver.try_recv(), Ok(0));
+        assert_eq!(log.take(), "", "the sender is woken, not entered");
+        ctx.poll(false);
+        assert_eq!(log.take(), "+2");
+        assert_eq!(spawn(move || receiver.iter().collect::<Vec<_>>()).join().unwrap(), [1, 2, 3, 4, 5]);
+        producer.join().unwrap();
+    });
+}
+
+#[test]
+fn first_come_first_served() {
+    // S4: receivers in line get messages in the order in which they came, and senders their room; none is overtaken
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let receivers = ["a", "b", "c"].map(|name| receive(&receiver, &log, name));
+        ctx.poll(false);
+        // There is room for one only: they go straight to those that wait.
+        for n in 1..=3 {
+            sender.try_send(n).unwrap();
+        }
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty), "they are a's, b's and c's");
+        join_all(receivers);
+        assert_eq!(log.take(), "a1 b2 c3");
+
+        sender.try_send(4).unwrap();
+        let senders = [5, 6].map(|message| send(&sender, &log, message));
+        ctx.poll(false);
+        assert_eq!(receiver.try_recv(), Ok(4));
+        assert_eq!(sender.try_send(9), Err(TrySendError::Full(9)), "the room is for 5, which waited");
+        assert_eq!(receiver.try_recv(), Ok(5));
+        assert_eq!(receiver.try_recv(), Ok(6));
+        join_all(senders);
+        assert_eq!(log.take(), "sent5 sent6");
+    });
+}
+
+#[test]
+fn without_room_the_two_meet() {
+    // S4: with a capacity of 0 a send waits until its message is received, and try_send needs one that waits for it
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(0));
+        assert_eq!(sender.try_send(0), Err(TrySendError::Full(0)));
+        let senders = [1, 2].map(|message| send(&sender, &log, message));
+        ctx.poll(false);
+        assert_eq!(log.take(), "");
+        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Ok(1), Ok(2)));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+        join_all(senders);
+        let waiting = receive(&receiver, &log, "r");
+        ctx.poll(false);
+        sender.try_send(3).unwrap();
+        assert_eq!(sender.try_send(4), Err(TrySendError::Full(4)));
+        waiting.join().unwrap();
+        assert_eq!(log.take(), "sent1 sent2 r3");
+    });
+}
+
+#[test]
+fn without_senders_it_ends() {
+    // S4: when the last sender goes, receivers still get what was sent, and then are told, those that wait too
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(3));
+        let other = sender.clone();
+        sender.try_send(1).unwrap();
+        drop(sender);
+        other.try_send(2).unwrap();
+        let receivers = ["a", "b", "c", "d"].map(|name| receive(&receiver, &log, name));
+        ctx.poll(false);
+        assert_eq!(log.take(), "a1 b2");
+        drop(other);
+        join_all(receivers);
+        assert_eq!(log.take(), "c:Closed d:Closed");
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Closed));
+        assert_eq!(receiver.recv(), Err(RecvError::Closed));
+        assert_eq!((&receiver).into_iter().next(), None);
+    });
+}
+
+#[test]
+fn without_receivers_messages_come_back() {
+    // S4: when the last receiver goes, senders are told, those that wait too, and have their messages back
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        sender.try_send(1).unwrap();
+        let senders = [2, 3].map(|message| send(&sender, &log, message));
+        ctx.poll(false);
+        drop(receiver.clone());
+        ctx.poll(false);
+        assert_eq!(log.take(), "", "there is another one");
+        drop(receiver);
+        join_all(senders);
+        assert_eq!(log.take(), "Closed(..)2 Closed(..)3");
+        assert_eq!(sender.try_send(4), Err(TrySendError::Closed(4)));
+        assert_eq!(sender.send(5), Err(SendError::Closed(5)));
+    });
+}
+
+#[test]
+fn what_nobody_receives_is_dropped_at_once() {
+    // S4: messages that are left when the last receiver goes are dropped then; they may use the channel themselves
+    AioContext::run(|_| {
+        struct Sends(Sender<Option<Sends>>, Log);
+        impl Drop for Sends {
+            fn drop(&mut self) {
+                self.1.add(format_args!("{:?}", self.0.try_send(None).unwrap_err()));
+            }
+        }
+        let (log, (sender, receiver)) = (Log::default(), channel(2));
+        sender.try_send(Some(Sends(sender.clone(), log.clone()))).unwrap();
+        drop(receiver);
+        assert_eq!(log.take(), "Closed(..)");
+
+        // So who waits for an answer to a message that was never read is told.
+        let (sender, receiver) = channel(1);
+        let (answer, answered) = oneshot::<()>();
+        sender.try_send(answer).unwrap();
+        let waiting = spawn(move || answered.recv());
+        let server = spawn(move || {
+            yield_now();
+            drop(receiver);
+        });
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::Closed));
+        server.join().unwrap();
+    });
+}
+
+#[test]
+fn a_wait_can_be_cancelled() {
+    // S4: a send and a receive that wait end early by cancelling or a timeout; the message is given back, none is lost
+    AioContext::run(|ctx| {
+        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let soon = Duration::from_millis(1);
+        let receivers = ["a", "b"].map(|name| receive(&receiver, &log, name));
+        ctx.poll(false);
+        receivers[0].cancel();
+        ctx.poll(false);
+        sender.try_send(1).unwrap();
+        // It has its message: it is too late to cancel it.
+        receivers[1].cancel();
+        join_all(receivers);
+        assert_eq!(log.take(), "a:Cancelled b1");
+        let late = {
+            let receiver = receiver.clone();
+            spawn(move || timeout(soon, || receiver.recv()))
+        };
+        assert_eq!(late.join().unwrap(), Err(TimedOut));
+
+        sender.try_send(2).unwrap();
+        let senders = [3, 4].map(|message| send(&sender, &log, message));
+        ctx.poll(false);
+        senders[0].cancel();
+        ctx.poll(false);
+        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Ok(2), Ok(4)));
+        join_all(senders);
+        assert_eq!(log.take(), "Cancelled(..)3 sent4");
+        // What need not wait is done by one that is cancelled too.
+        let cancelled = spawn(move || (sender.send(5), receiver.recv(), receiver.recv()));
+        cancelled.cancel();
+        assert_eq!(cancelled.join().unwrap(), (Ok(()), Ok(5), Err(RecvError::Cancelled)));
+    });
+}
+
+#[test]
+fn outside_a_coroutine() {
+    // S4: outside a coroutine one sends and receives what need not wait; to wait is a panic with the remedy
+    let (sender, receiver) = channel(1);
+    sender.send(1).unwrap();
+    let said = panic_of(|| sender.send(2));
+    assert!(said.contains("spawn one"), "{said}");
+    assert_eq!(receiver.recv(), Ok(1));
+    let said = panic_of(|| receiver.recv());
+    assert!(said.contains("`try_`"), "{said}");
+    assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(
+        format!("{} / {}", sender.try_send(3).is_ok(), sender.try_send(4).unwrap_err()),
+        "true / the channel is full"
+    );
+}
+
+#[test]
+fn the_hand_over_wakes_and_does_not_enter() {
+    // S4, S1: a receiver runs when the one that sent yields, not on top of it
+    AioContext::run(|_| {
+        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let waiting = spawn({
+            let log = log.clone();
+            move || {
+                receiver.recv().unwrap();
+                log.add(Coroutine::current().unwrap().try_enter().unwrap_err());
+            }
+        });
+        let sending = spawn({
+            let log = log.clone();
+            move || {
+                yield_now();
+                sender.send(()).unwrap();
+                log.add("sent");
+            }
+        });
+        join_all([waiting, sending]);
+        assert_eq!(log.take(), "sent recursive entry of #1: main > loop > #1");
+    });
+}
+
+#[test]
+fn every_message_once_between_two_threads() {
+    // S4: many senders on one thread, many receivers on another: each message once; of one sender in order
+    let (senders, receivers, count) = (10, 10, scaled(2000));
+    for capacity in [0, 1, 16] {
+        let (sender, receiver) = channel(capacity);
+        let begin = Barrier::new(2);
+        let received = thread::scope(|scope| {
+            let receiving = scope.spawn(|| {
+                AioContext::run(|_| {
+                    let receiver = receiver;
+                    begin.wait();
+                    let tasks: Vec<_> = (0..receivers)
+                        .map(|_| {
+                            let receiver = receiver.clone();
+                            spawn(move || receiver.iter().collect::<Vec<(usize, usize)>>())
+                        })
+                        .collect();
+                    tasks.into_iter().map(|task| task.join().unwrap()).collect::<Vec<_>>()
+                })
+            });
+            scope.spawn(|| {
+                AioContext::run(|_| {
+                    let sender = sender;
+                    begin.wait();
+                    join_all(
+                        (0..senders)
+                            .map(|from| {
+                                let sender = sender.clone();
+                                spawn(move || (0..count).for_each(|n| sender.send((from, n)).unwrap()))
+                            })
+                            .collect::<Vec<_>>(),
+                    );
+                });
+            });
+            receiving.join().unwrap()
+        });
+        for of_one in &received {
+            for from in 0..senders {
+                assert!(of_one.iter().filter(|message| message.0 == from).is_sorted());
+            }
+        }
+        let mut all = received.concat();
+        all.sort_unstable();
+        assert!(all.into_iter().eq((0..senders).flat_map(|from| (0..count).map(move |n| (from, n)))));
+    }
+}
+
+#[test]
+fn a_receiver_that_unwinds_loses_no_message() {
+    // C9, S4: one whose context ends when it was handed a message puts it back, before the others, or hands it on
+    for others_wait in [false, true] {
+        let (sender, receiver) = channel(2);
+        let (in_line, handed, ended) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
+        thread::scope(|scope| {
+            let theirs = receiver.clone();
+            let (in_line, handed, ended) = (&in_line, &handed, &ended);
+            scope.spawn(move || {
+                AioContext::run(|ctx| {
+                    drop(spawn(move || theirs.recv()));
+                    ctx.poll(false);
+                    in_line.wait();
+                    handed.wait();
+                });
+                ended.wait();
+            });
+            in_line.wait();
+            AioContext::run(|ctx| {
+                let log = Log::default();
+                sender.try_send(1).unwrap();
+                let other = others_wait.then(|| receive(&receiver, &log, "other"));
+                if !others_wait {
+                    sender.try_send(2).unwrap();
+                    sender.try_send(3).unwrap();
+                }
+                ctx.poll(false);
+                assert_eq!(log.take(), "");
+                handed.wait();
+                ended.wait();
+                match other {
+                    Some(other) => {
+                        other.join().unwrap();
+                        assert_eq!(log.take(), "other1");
+                    }
+                    // For once there were more than there is room for; the rule holds again afterwards.
+                    None => {
+                        let waiting = send(&sender, &log, 4);
+                        ctx.poll(false);
+                        assert_eq!(receiver.try_recv(), Ok(1));
+                        ctx.poll(false);
+                        assert_eq!(log.take(), "");
+                        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Ok(2), Ok(3)));
+                        waiting.join().unwrap();
+                        assert_eq!((log.take(), receiver.try_recv()), ("sent4".to_string(), Ok(4)));
+                    }
+                }
+                assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+            });
+        });
+    }
+}
+
+#[test]
+fn a_sender_that_unwinds_takes_its_message_along() {
+    // C9, S4: a message that waited for room is dropped with its sender, once; those behind it move up
+    let log = Log::default();
+    let (sender, receiver) = channel(1);
+    let sender = Arc::new(sender);
+    AioContext::run(|ctx| {
+        sender.try_send(log.on_drop("first")).unwrap();
+        let (sender, log) = (Arc::clone(&sender), log.clone());
+        drop(spawn(move || sender.send(log.on_drop("waiting"))));
+        ctx.poll(false);
+    });
+    assert_eq!(log.take(), "waiting");
+    drop(receiver.try_recv().unwrap());
+    assert!(receiver.try_recv().is_err());
+    // One that was told that no receiver is left, and did not come to see it.
+    AioContext::run(|ctx| {
+        sender.try_send(log.on_drop("second")).unwrap();
+        let (theirs, log) = (Arc::clone(&sender), log.clone());
+        drop(spawn(move || theirs.send(log.on_drop("third"))));
+        ctx.poll(false);
+        drop(receiver);
+    });
+    assert_eq!(log.take(), "first second third");
+}
+
+#[test]
+fn one_value() {
+    // S4: a oneshot's value is received once, whether it was sent before or is waited for; then the sender is gone
+    AioContext::run(|ctx| {
+        let (sender, receiver) = oneshot();
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+        sender.send(1).unwrap();
+        assert_eq!((receiver.recv(), receiver.recv()), (Ok(1), Err(RecvError::Closed)));
+
+        let (sender, receiver) = oneshot();
+        let waiting = spawn(move || receiver.recv());
+        ctx.poll(false);
+        thread::scope(|scope| {
+            scope.spawn(|| sender.send("from a thread without a loop").unwrap());
+        });
+        assert_eq!(waiting.join().unwrap(), Ok("from a thread without a loop"));
+    });
+}
+
+#[test]
+fn one_value_that_does_not_come() {
+    // S4: a oneshot's receiver tells a sender that is gone from a wait cut short; a sender gets its value back
+    AioContext::run(|ctx| {
+        let (sender, receiver) = oneshot::<u32>();
+        let receiver = Rc::new(receiver);
+        let wait = || {
+            let receiver = Rc::clone(&receiver);
+            spawn(move || receiver.recv())
+        };
+        let waiting = wait();
+        ctx.poll(false);
+        waiting.cancel();
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::Cancelled));
+        let waiting = wait();
+        ctx.poll(false);
+        drop(sender);
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::Closed));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Closed));
+
+        let (sender, receiver) = oneshot();
+        drop(receiver);
+        assert_eq!(sender.send(7), Err(7));
+    });
+}

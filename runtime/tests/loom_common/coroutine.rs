@@ -1,0 +1,104 @@
+//! Coroutines as the model checker has them: each is a thread, to suspend is to park, to wake is to unpark.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use loom::sync::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+type Flag = Arc<(Mutex<bool>, Condvar)>;
+
+loom::thread_local! {
+    static WOKEN: Flag = Arc::new((Mutex::new(false), Condvar::new()));
+    /// Each wait of this thread ends early.
+    static CANCELLED: AtomicBool = AtomicBool::new(false);
+    /// Done once instead of a suspension.
+    static INSTEAD: Rc<RefCell<Option<Box<dyn FnOnce()>>>> = Rc::new(RefCell::new(None));
+}
+
+pub(crate) struct Coroutine(Flag);
+pub(crate) struct Waker(Flag);
+
+impl Coroutine {
+    pub(crate) fn current() -> Option<Coroutine> {
+        Some(Coroutine(WOKEN.with(Arc::clone)))
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        CANCELLED.with(|cancelled| cancelled.load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Cancelled;
+
+impl Waker {
+    pub(crate) fn wake_later(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_one();
+    }
+}
+
+pub(crate) fn instead_of_suspending(f: impl FnOnce() + 'static) {
+    INSTEAD.with(|instead| instead.replace(Some(Box::new(f))));
+}
+
+pub(crate) fn cancel_this_thread() {
+    CANCELLED.with(|cancelled| cancelled.store(true, Ordering::Relaxed));
+}
+
+/// What is noted for messages, of which there are none here.
+pub(crate) mod waiting {
+    #[derive(Clone, Copy)]
+    pub(crate) enum Waiting {
+        CoMutex(*const Holder),
+        Read(*const Holder),
+        Write(*const Holder),
+        Upgrade(*const Holder),
+        CoQueue(usize),
+        Semaphore(usize),
+        Send(usize),
+        Receive(usize),
+    }
+
+    pub(crate) struct Holder;
+
+    impl Holder {
+        pub(crate) const fn new() -> Holder {
+            Holder
+        }
+
+        pub(crate) fn note(&self) {}
+        pub(crate) fn clear(&self) {}
+        pub(crate) fn refuse_self(&self, _what: &str) {}
+    }
+
+    pub(crate) fn suspend_for(_waiting: Waiting) {
+        super::suspend();
+    }
+}
+
+fn suspend() {
+    if let Some(f) = INSTEAD.with(|instead| instead.take()) {
+        return f();
+    }
+    let flag = WOKEN.with(Arc::clone);
+    let mut woken = flag.0.lock().unwrap();
+    while !*woken {
+        woken = flag.1.wait(woken).unwrap();
+    }
+    *woken = false;
+}
+
+/// Runs `f`, which unwinds if it would have to wait.
+pub(crate) fn unwind_instead_of_suspending(f: impl FnOnce()) {
+    instead_of_suspending(|| resume_unwind(Box::new(Cancelled)));
+    _ = catch_unwind(AssertUnwindSafe(f));
+    INSTEAD.with(|instead| instead.take());
+}

@@ -1,0 +1,209 @@
+//! A CoRwLock's readers, writers and upgraders, checked on every interleaving that the memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_rwlock`
+//!
+//! `co_rwlock.rs` and `wait_queue.rs` are the very files that the library is built of. Each coroutine is a thread of its own
+//! here. The value lies in loom's cell, which finds one that writes beside others, and one that does not see what was
+//! written before; a waiter that is forgotten is a deadlock.
+#![cfg(loom)]
+#![allow(unreachable_pub, dead_code, unsafe_code)]
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::thread::{self, JoinHandle};
+
+#[path = "loom_common/atomic.rs"]
+mod atomic;
+#[path = "loom_common/coroutine.rs"]
+mod coroutine;
+
+#[path = "../src/sync"]
+mod sync {
+    pub(crate) mod co_rwlock;
+    mod wait_queue;
+}
+
+use sync::co_rwlock::CoRwLock;
+
+/// A counter that many may read, and one write.
+struct Counter(UnsafeCell<usize>);
+
+// SAFETY: loom checks each access.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    fn add(&self) {
+        // SAFETY: as above.
+        self.0.with_mut(|count| unsafe { *count += 1 });
+    }
+
+    fn get(&self) -> usize {
+        // SAFETY: as above.
+        self.0.with(|count| unsafe { *count })
+    }
+}
+
+type Lock = Arc<CoRwLock<Counter>>;
+
+/// A lock whose atomics have all been used by this thread.
+fn counter() -> Lock {
+    let lock = Arc::new(CoRwLock::new(Counter(UnsafeCell::new(0))));
+    let guard = Box::leak(Box::new(Arc::clone(&lock))).read();
+    coroutine::instead_of_suspending(move || drop(guard));
+    drop(lock.write());
+    lock
+}
+
+fn on_a_thread<T: 'static>(lock: &Lock, f: impl FnOnce(&CoRwLock<Counter>) -> T + 'static) -> JoinHandle<T> {
+    let lock = Arc::clone(lock);
+    thread::spawn(move || f(&lock))
+}
+
+fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(f);
+}
+
+#[test]
+fn a_writer_is_alone() {
+    // S3: one that writes and one that reads: never both at once, nobody forgotten, what one wrote the other sees
+    model(3, || {
+        let lock = counter();
+        let other = on_a_thread(&lock, |lock| {
+            lock.write().add();
+            lock.read().get()
+        });
+        let before = lock.read().get();
+        lock.write().add();
+        let after = lock.read().get();
+        assert!(before < after && (1..=2).contains(&other.join().unwrap()));
+        assert_eq!(lock.read().get(), 2);
+    });
+}
+
+#[test]
+fn three_stand_in_line() {
+    // S3: nor is one forgotten that comes while others are let in
+    for others in [[true, false], [false, false], [true, true]] {
+        model(2, move || {
+            let lock = counter();
+            let others = others.map(|writes| {
+                on_a_thread(&lock, move |lock| if writes { lock.write().add() } else { assert!(lock.read().get() < 3) })
+            });
+            lock.write().add();
+            for other in others {
+                other.join().unwrap();
+            }
+            assert!(lock.try_write().is_some());
+        });
+    }
+}
+
+#[test]
+fn the_last_of_two_readers_lets_the_writer_in() {
+    // S3: a writer that comes while two readers leave is let in by one of them, and sees both gone
+    model(2, || {
+        let lock = counter();
+        let reader = on_a_thread(&lock, |lock| lock.read().get());
+        let writer = on_a_thread(&lock, |lock| lock.write().add());
+        lock.read().get();
+        writer.join().unwrap();
+        reader.join().unwrap();
+        assert_eq!(lock.read().get(), 1);
+    });
+}
+
+#[test]
+fn two_upgrade() {
+    // S3: two readers that upgrade at the same time both get in, one after the other
+    model(2, || {
+        let lock = counter();
+        let upgrade = |lock: &CoRwLock<Counter>| {
+            let reading = lock.read();
+            reading.get();
+            reading.upgrade().add();
+        };
+        let other = on_a_thread(&lock, upgrade);
+        upgrade(&lock);
+        other.join().unwrap();
+        assert_eq!(lock.read().get(), 2);
+    });
+}
+
+#[test]
+fn an_upgrade_sees_other_readers_gone() {
+    // S3: one that upgrades at once writes after all that another one read
+    model(3, || {
+        let lock = counter();
+        let other = on_a_thread(&lock, |lock| lock.read().get());
+        let added = lock.read().try_upgrade().map(|writing| writing.add()).is_ok();
+        assert!(other.join().unwrap() <= usize::from(added));
+        assert!(lock.try_write().is_some());
+    });
+}
+
+#[test]
+fn a_downgrade_lets_readers_in() {
+    // S3: after a downgrade, a reader in line gets in though the lock is not given up; and it sees what was written
+    model(3, || {
+        let lock = counter();
+        let writing = lock.write();
+        let other = on_a_thread(&lock, |lock| lock.read().get());
+        writing.add();
+        let reading = writing.downgrade();
+        assert_eq!(other.join().unwrap(), 1);
+        drop(reading);
+        assert!(lock.try_write().is_some());
+    });
+}
+
+#[test]
+fn one_that_gives_up_keeps_nobody_waiting() {
+    // S3, S4: a writer at the head of the line is cancelled: readers behind it get in, though another one reads on
+    model(2, || {
+        let lock = counter();
+        let reading = lock.read();
+        let writer = on_a_thread(&lock, |lock| {
+            coroutine::cancel_this_thread();
+            assert!(lock.write_cancellable().is_err());
+        });
+        let reader = on_a_thread(&lock, |lock| lock.read().get());
+        writer.join().unwrap();
+        reader.join().unwrap();
+        drop(reading);
+        assert!(lock.try_write().is_some());
+    });
+}
+
+#[test]
+fn one_that_gives_up_passes_on_what_it_was_granted() {
+    // S3, S4: a wait is cancelled while the lock is being handed over: it has it then, or the next one gets it
+    model(3, || {
+        let lock = counter();
+        let other = on_a_thread(&lock, |lock| {
+            coroutine::cancel_this_thread();
+            lock.write_cancellable().map(|counter| counter.add()).is_ok()
+        });
+        lock.write().add();
+        let theirs = usize::from(other.join().unwrap());
+        assert_eq!(lock.write().get(), 1 + theirs);
+    });
+}
+
+#[test]
+fn one_that_unwinds_passes_on_what_it_was_granted() {
+    // S3, C9: a coroutine unwinds while it waits: it was granted the lock and gives it up, or leaves the line
+    for writes in [true, false] {
+        model(3, move || {
+            let lock = counter();
+            let other = on_a_thread(&lock, move |lock| {
+                coroutine::unwind_instead_of_suspending(|| if writes { drop(lock.write()) } else { drop(lock.read()) });
+            });
+            lock.write().add();
+            other.join().unwrap();
+            assert!(lock.try_write().is_some());
+        });
+    }
+}

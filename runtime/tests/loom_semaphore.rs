@@ -1,0 +1,194 @@
+//! A semaphore's permits and a channel's messages, checked on every interleaving that the memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_semaphore`
+//!
+//! `semaphore.rs`, `channel.rs` and `wait_queue.rs` are the very files that the library is built of. Each coroutine is a
+//! thread of its own here. What a permit guards lies in loom's cell, which finds two that have it at once, and one that does
+//! not see what the last one wrote; a waiter that is forgotten is a deadlock.
+#![cfg(loom)]
+#![allow(unreachable_pub, dead_code, unsafe_code)]
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::thread::{self, JoinHandle};
+
+#[path = "loom_common/atomic.rs"]
+mod atomic;
+#[path = "loom_common/coroutine.rs"]
+mod coroutine;
+
+#[path = "../src/sync"]
+mod sync {
+    pub(crate) mod channel;
+    pub(crate) mod semaphore;
+    mod wait_queue;
+}
+
+use sync::channel::{Receiver, Sender, channel};
+use sync::semaphore::Semaphore;
+
+/// What who has the permit may change.
+struct Guarded(Semaphore, UnsafeCell<usize>);
+
+// SAFETY: loom checks each access.
+unsafe impl Sync for Guarded {}
+
+impl Guarded {
+    /// With so many permits. Its atomics have all been used by this thread.
+    fn new(permits: usize) -> Arc<Guarded> {
+        let guarded = Arc::new(Guarded(Semaphore::new(permits), UnsafeCell::new(0)));
+        assert_eq!(guarded.0.available(), permits);
+        guarded
+    }
+
+    fn add(&self) {
+        // SAFETY: as above.
+        self.1.with_mut(|count| unsafe { *count += 1 });
+    }
+
+    fn on_a_thread<T: 'static>(self: &Arc<Self>, f: impl FnOnce(&Guarded) -> T + 'static) -> JoinHandle<T> {
+        let guarded = Arc::clone(self);
+        thread::spawn(move || f(&guarded))
+    }
+}
+
+fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(f);
+}
+
+#[test]
+fn one_permit_is_a_lock() {
+    // S4: two coroutines on two threads: one at a time, nobody forgotten, what one wrote the other sees
+    model(3, || {
+        let guarded = Guarded::new(1);
+        let work = |guarded: &Guarded| {
+            let _permit = guarded.0.acquire();
+            guarded.add();
+        };
+        let other = guarded.on_a_thread(work);
+        work(&guarded);
+        work(&guarded);
+        other.join().unwrap();
+        assert_eq!(guarded.0.available(), 1);
+    });
+}
+
+#[test]
+fn permits_added_one_by_one_are_enough() {
+    // S4: one waits for two permits, and another thread adds one after the other: it gets them
+    model(3, || {
+        let guarded = Guarded::new(0);
+        let other = guarded.on_a_thread(|guarded| {
+            guarded.add();
+            (0..2).for_each(|_| guarded.0.add_permits(1));
+        });
+        guarded.0.acquire_many(2).forget();
+        guarded.add();
+        other.join().unwrap();
+        assert_eq!(guarded.0.available(), 0);
+    });
+}
+
+#[test]
+fn one_that_gives_up_loses_no_permit() {
+    // S4: one is cancelled, or unwinds, while a permit is being granted to it: it has it then, or gives it back
+    for unwinds in [false, true] {
+        model(3, move || {
+            let guarded = Guarded::new(1);
+            let other = guarded.on_a_thread(move |guarded| {
+                if unwinds {
+                    coroutine::unwind_instead_of_suspending(|| {
+                        let _permit = guarded.0.acquire();
+                        guarded.add();
+                    });
+                } else {
+                    coroutine::cancel_this_thread();
+                    if let Ok(_permit) = guarded.0.acquire_cancellable() {
+                        guarded.add();
+                    }
+                }
+            });
+            let permit = guarded.0.acquire();
+            guarded.add();
+            drop(permit);
+            drop(guarded.0.acquire());
+            other.join().unwrap();
+            assert_eq!(guarded.0.available(), 1);
+        });
+    }
+}
+
+#[test]
+fn one_that_gives_up_keeps_nobody_waiting() {
+    // S4: one that waits for more than there is gives up: the one behind it, which wants less, goes on
+    model(3, || {
+        let guarded = Guarded::new(1);
+        let other = guarded.on_a_thread(|guarded| {
+            coroutine::cancel_this_thread();
+            assert!(guarded.0.acquire_many_cancellable(2).is_err());
+        });
+        drop(guarded.0.acquire());
+        other.join().unwrap();
+        assert_eq!(guarded.0.available(), 1);
+    });
+}
+
+/// A channel whose atomics have all been used by this thread.
+fn used_channel(capacity: usize) -> (Sender<usize>, Receiver<usize>) {
+    let (sender, receiver) = channel(capacity);
+    assert!(receiver.try_recv().is_err());
+    (sender, receiver)
+}
+
+#[test]
+fn messages_come_in_order_and_the_end_is_told() {
+    // S4: a sender that waits for room, and a receiver that waits for messages: all arrive, then the end does
+    for capacity in [0, 1] {
+        model(2, move || {
+            let (sender, receiver) = used_channel(capacity);
+            let other = thread::spawn(move || (1..=2).for_each(|n| sender.send(n).unwrap()));
+            assert!(receiver.iter().eq(1..=2));
+            other.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_receiver_that_unwinds_loses_no_message() {
+    // S4, C9: one receiver unwinds, or is cancelled, while a message is being handed to it: somebody receives it
+    for unwinds in [false, true] {
+        model(3, move || {
+            let (sender, receiver) = used_channel(1);
+            let theirs = receiver.clone();
+            let other = thread::spawn(move || {
+                let mut received = None;
+                if unwinds {
+                    coroutine::unwind_instead_of_suspending(|| received = theirs.recv().ok());
+                } else {
+                    coroutine::cancel_this_thread();
+                    received = theirs.recv().ok();
+                }
+                received
+            });
+            sender.send(1).unwrap();
+            let received = other.join().unwrap();
+            assert_eq!(received.or_else(|| receiver.try_recv().ok()), Some(1));
+        });
+    }
+}
+
+#[test]
+fn a_sender_is_told_that_the_receiver_is_gone() {
+    // S4: the last receiver goes while one waits for room: the sender is told, and has its message back
+    model(3, || {
+        let (sender, receiver) = used_channel(1);
+        let other = thread::spawn(move || drop(receiver));
+        if sender.try_send(1).is_ok() {
+            assert_eq!(sender.send(2).map_err(|error| error.into_inner()), Err(2));
+        }
+        other.join().unwrap();
+    });
+}

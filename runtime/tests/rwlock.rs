@@ -1,0 +1,419 @@
+//! CoRwLock: readers share, writers alone, in order; upgraded, downgraded, cancelled, and right after panics.
+
+mod common;
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
+
+use common::{Log, panic_in, panic_of, scaled};
+use coralio_runtime::{AioContext, Cancelled, CoRwLock, Coroutine, JoinHandle, TimedOut, spawn, timeout, yield_now};
+
+/// Spawns coroutines that take the lock in this order, and hold it over one turn of the loop: `r` reads, `w` writes.
+fn take_in_order(lock: &Rc<CoRwLock<u32>>, log: &Log, order: &str) -> Vec<JoinHandle<()>> {
+    let take = |what| {
+        let (lock, log) = (Rc::clone(lock), log.clone());
+        spawn(move || match what {
+            'r' => {
+                let value = lock.read();
+                log.add(format_args!("r{}", *value));
+                yield_now();
+                log.add("-");
+            }
+            _ => {
+                let mut value = lock.write();
+                *value += 1;
+                log.add(format_args!("w{}", *value));
+                yield_now();
+                log.add("-");
+            }
+        })
+    };
+    order.chars().map(take).collect()
+}
+
+fn join_all(tasks: Vec<JoinHandle<()>>) {
+    tasks.into_iter().for_each(|task| task.join().unwrap());
+}
+
+#[test]
+fn first_come_first_served() {
+    // S3: readers share, writers are alone, and all in the order in which they came: no reader overtakes a writer
+    AioContext::run(|_| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        join_all(take_in_order(&lock, &log, "rrwwrrrwr"));
+        assert_eq!(log.take(), "r0 r0 - - w1 - w2 - r2 r2 r2 - - - w3 - r3 -");
+        assert_eq!(Rc::into_inner(lock).unwrap().into_inner(), 3);
+    });
+}
+
+#[test]
+fn a_stream_of_readers_keeps_no_writer_out() {
+    // S3: with readers that overlap without end, a writer still gets in, after those that read when it came
+    AioContext::run(|_| {
+        let lock = Rc::new(CoRwLock::new(0));
+        let mut readers: Vec<_> = (0..2)
+            .map(|n| {
+                let lock = Rc::clone(&lock);
+                spawn(move || {
+                    let mut reads = 0;
+                    (0..n).for_each(|_| yield_now());
+                    loop {
+                        let value = lock.read();
+                        yield_now();
+                        yield_now();
+                        if *value == 1 {
+                            return reads;
+                        }
+                        reads += 1;
+                    }
+                })
+            })
+            .collect();
+        let writer = spawn({
+            let lock = Rc::clone(&lock);
+            move || {
+                (0..10).for_each(|_| yield_now());
+                assert!(lock.try_write().is_none(), "others read");
+                *lock.write() = 1;
+            }
+        });
+        writer.join().unwrap();
+        assert!(readers.drain(..).all(|reader| (2..8).contains(&reader.join().unwrap())));
+    });
+}
+
+#[test]
+fn try_overtakes_nobody() {
+    // S3: try_read and try_write take what is free, and overtake nobody
+    AioContext::run(|ctx| {
+        let lock = Rc::new(CoRwLock::new(0));
+        let reading = (lock.try_read().unwrap(), lock.try_read().unwrap());
+        assert!(lock.try_write().is_none());
+        let tasks = take_in_order(&lock, &Log::default(), "w");
+        ctx.poll(false);
+        assert!(lock.try_read().is_none(), "a writer waits");
+        drop(reading);
+        assert!(lock.try_read().is_none() && lock.try_write().is_none(), "handed over, never free in between");
+        join_all(tasks);
+        let writing = lock.try_write().unwrap();
+        assert!(lock.try_read().is_none() && lock.try_write().is_none());
+        assert_eq!(format!("{lock:?} {writing:?}"), "CoRwLock { value: <locked> } 1");
+        drop(writing);
+        assert_eq!(format!("{lock:?}"), "CoRwLock { value: 1 }");
+    });
+}
+
+#[test]
+fn the_hand_over_wakes_and_does_not_enter() {
+    // S3, S1: those that are let in run when the releaser yields, not on top of it
+    AioContext::run(|_| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        let holder = spawn({
+            let (lock, log) = (Rc::clone(&lock), log.clone());
+            move || {
+                let writing = lock.write();
+                yield_now();
+                drop(writing);
+                log.add("released");
+            }
+        });
+        let tasks = take_in_order(&lock, &log, "rr");
+        let chain = spawn({
+            let (lock, log) = (Rc::clone(&lock), log.clone());
+            move || {
+                let _reading = lock.read();
+                log.add(Coroutine::current().unwrap().try_enter().unwrap_err());
+            }
+        });
+        chain.join().unwrap();
+        holder.join().unwrap();
+        join_all(tasks);
+        assert_eq!(log.take(), "released r0 r0 recursive entry of #4: main > loop > #4 - -");
+    });
+}
+
+#[test]
+fn a_downgrade_lets_in_readers_up_to_the_next_writer() {
+    // S3: a writer that goes on to read keeps writers out, and lets in the readers at the head of the line
+    AioContext::run(|ctx| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        let mut writing = lock.try_write().unwrap();
+        let tasks = take_in_order(&lock, &log, "rrwr");
+        ctx.poll(false);
+        *writing = 5;
+        let reading = writing.downgrade();
+        ctx.poll(false);
+        assert_eq!((log.take(), *reading), ("r5 r5".to_string(), 5));
+        assert!(lock.try_read().is_none(), "a writer waits");
+        drop(reading);
+        join_all(tasks);
+        assert_eq!(log.take(), "- - w6 - r6 -");
+
+        let alone = lock.try_write().unwrap().downgrade();
+        assert!(lock.try_read().is_some() && lock.try_write().is_none());
+        drop(alone);
+        assert!(lock.try_write().is_some());
+    });
+}
+
+#[test]
+fn an_upgrade_takes_its_place_in_line() {
+    // S3: an upgrade is at once if nobody else reads or waits; else it gives its share up, and stands at the end
+    AioContext::run(|ctx| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        let mut writing = lock.try_read().unwrap().try_upgrade().unwrap();
+        *writing += 1;
+        drop(writing);
+
+        let upgrade = |name: &'static str| {
+            let (lock, log) = (Rc::clone(&lock), log.clone());
+            spawn(move || {
+                let reading = lock.read();
+                log.add(format_args!("{name}{}", *reading));
+                yield_now();
+                let mut writing = match reading.try_upgrade() {
+                    Ok(_) => panic!("others read"),
+                    Err(reading) => reading.upgrade(),
+                };
+                *writing += 1;
+                log.add(format_args!("{name}{}", *writing));
+            })
+        };
+        let upgraders = vec![upgrade("a"), upgrade("b")];
+        ctx.poll(false);
+        assert_eq!(log.take(), "a1 b1");
+        let others = take_in_order(&lock, &log, "wr");
+        join_all(upgraders);
+        join_all(others);
+        // Both read as they upgrade: the value has changed meanwhile for all but the first.
+        assert_eq!(log.take(), "a2 b3 w4 - r4 -");
+    });
+}
+
+#[test]
+fn an_upgrade_stands_behind_a_writer_that_waits() {
+    // S3: with a writer in line, the only reader that upgrades is served after it, and keeps it from nothing
+    AioContext::run(|ctx| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        let upgrader = spawn({
+            let (lock, log) = (Rc::clone(&lock), log.clone());
+            move || {
+                let reading = lock.read();
+                yield_now();
+                let mut writing = reading.upgrade();
+                *writing += 1;
+                log.add(format_args!("u{}", *writing));
+            }
+        });
+        let writer = take_in_order(&lock, &log, "w");
+        ctx.poll(false);
+        upgrader.join().unwrap();
+        join_all(writer);
+        assert_eq!(log.take(), "w1 - u2");
+    });
+}
+
+#[test]
+fn a_wait_can_be_cancelled() {
+    // S4: a wait by its _cancellable name ends early by cancelling or a timeout; by the plain name it does not
+    AioContext::run(|ctx| {
+        let lock = Rc::new(CoRwLock::new(0));
+        let reading = lock.try_read().unwrap();
+        let soon = Duration::from_millis(1);
+        let wait = |f: fn(&CoRwLock<u32>) -> bool| {
+            let lock = Rc::clone(&lock);
+            spawn(move || f(&lock))
+        };
+        let cancelled = wait(|lock| matches!(lock.write_cancellable(), Err(Cancelled)));
+        // Behind that writer; it gets in as soon as that one has given up, though the other one reads on.
+        let behind = wait(|lock| *lock.read() == 0);
+        ctx.poll(false);
+        assert!(lock.try_read().is_none());
+        cancelled.cancel();
+        assert!(cancelled.join().unwrap() && behind.join().unwrap());
+        assert!(lock.try_read().is_some(), "nobody is in line");
+
+        let late = Rc::clone(&lock);
+        let late = spawn(move || timeout(soon, || late.write_cancellable().is_err()));
+        assert_eq!(late.join().unwrap(), Err(TimedOut));
+
+        let stubborn = wait(|lock| {
+            *lock.write() += 1;
+            true
+        });
+        ctx.poll(false);
+        stubborn.cancel();
+        assert!(!stubborn.is_finished());
+        drop(reading);
+        assert!(stubborn.join().unwrap());
+
+        let writing = lock.try_write().unwrap();
+        let reader = wait(|lock| matches!(lock.read_cancellable(), Err(Cancelled)));
+        ctx.poll(false);
+        reader.cancel();
+        assert!(reader.join().unwrap());
+        drop(writing);
+        // What is free is had by one that is cancelled too.
+        let free = wait(|lock| lock.read_cancellable().is_ok() && lock.write_cancellable().is_ok());
+        free.cancel();
+        assert!(free.join().unwrap());
+    });
+}
+
+#[test]
+fn a_panic_gives_the_lock_up() {
+    // C8: a panic of one that reads, or writes, gives its share up; the next in line gets it
+    AioContext::run(|_| {
+        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
+        for writes in [true, false] {
+            let bad = spawn({
+                let lock = Rc::clone(&lock);
+                move || {
+                    let _guards = if writes { (Some(lock.write()), None) } else { (None, Some(lock.read())) };
+                    yield_now();
+                    panic!("with the lock");
+                }
+            });
+            let tasks = take_in_order(&lock, &log, "wr");
+            assert_eq!(panic_in(bad), "with the lock");
+            join_all(tasks);
+        }
+        assert_eq!(log.take(), "w1 - r1 - w2 - r2 -");
+    });
+}
+
+#[test]
+fn a_second_lock_by_the_same_coroutine_is_refused() {
+    // S6: one that writes and locks again, to write or to read, is told where it has locked; others are not
+    AioContext::run(|_| {
+        let lock = Rc::new(CoRwLock::new(0));
+        let task = Coroutine::builder().name("greedy").spawn({
+            let lock = Rc::clone(&lock);
+            move || {
+                let line = line!() + 1;
+                let writing = lock.write();
+                for said in [panic_of(|| drop(lock.write())), panic_of(|| drop(lock.read()))] {
+                    assert!(said.starts_with("'greedy' locks a CoRwLock that it holds already"), "{said}");
+                    assert!(said.contains(&format!("{}:{line}", file!())), "{said}");
+                }
+                // It had the lock once; that is no reason to refuse it while others read.
+                drop(writing.downgrade());
+                yield_now();
+                *lock.write() += 1;
+            }
+        });
+        let reader = take_in_order(&lock, &Log::default(), "r");
+        task.unwrap().join().unwrap();
+        join_all(reader);
+        assert_eq!(*lock.try_read().unwrap(), 1);
+    });
+}
+
+#[test]
+fn outside_a_coroutine_a_free_lock_can_be_had() {
+    // S3: outside a coroutine what is free can be taken; to wait is a panic with the remedy, and the lock stays right
+    let lock = CoRwLock::new(5);
+    let reading = lock.read();
+    assert_eq!(*lock.read(), 5);
+    let said = panic_of(|| drop(lock.write()));
+    assert!(said.contains("spawn one"), "{said}");
+    assert!(lock.try_read().is_some(), "nobody is in line");
+    // The share of one that fails to upgrade is given up.
+    let other = lock.read();
+    panic_of(|| drop(other.upgrade()));
+    drop(reading);
+    *lock.write() += 1;
+    assert_eq!(lock.into_inner(), 6);
+}
+
+#[test]
+fn two_threads_with_fifty_coroutines_each() {
+    // S3: between coroutines of two contexts on two threads, no increment is lost, and nobody reads while one writes
+    let (coroutines, rounds) = (50, scaled(1000));
+    let shared = Arc::new((CoRwLock::new(0usize), AtomicUsize::new(0)));
+    let begin = Barrier::new(2);
+    let work = move |n: usize, (lock, writing): &(CoRwLock<usize>, AtomicUsize)| {
+        for round in 0..rounds {
+            let write = |mut count: coralio_runtime::CoRwWriteGuard<'_, usize>| {
+                assert_eq!(writing.fetch_add(1, Ordering::Relaxed), 0);
+                *count += 1;
+                if (round + n).is_multiple_of(16) {
+                    yield_now();
+                }
+                writing.fetch_sub(1, Ordering::Relaxed);
+                drop(count.downgrade());
+            };
+            match (round + n) % 4 {
+                0 => write(lock.write()),
+                1 => write(lock.read().upgrade()),
+                _ => {
+                    let count = lock.read();
+                    let before = *count;
+                    if (round + n) % 16 == 2 {
+                        yield_now();
+                    }
+                    assert_eq!((*count, writing.load(Ordering::Relaxed)), (before, 0));
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                AioContext::run(|_| {
+                    begin.wait();
+                    let tasks = (0..coroutines).map(|n| {
+                        let shared = Arc::clone(&shared);
+                        spawn(move || work(n, &shared))
+                    });
+                    join_all(tasks.collect());
+                });
+            });
+        }
+    });
+    let writes = (0..coroutines).flat_map(|n| (0..rounds).map(move |round| (round + n) % 4)).filter(|kind| *kind < 2);
+    assert_eq!(*shared.0.try_write().unwrap(), 2 * writes.count());
+}
+
+#[test]
+fn destroyed_in_line() {
+    // C9, S3: those in line when their context ends leave it: readers behind them, of another context, get in
+    let lock = Arc::new(CoRwLock::new(0));
+    let (in_line, behind) = (Barrier::new(2), Barrier::new(2));
+    thread::scope(|scope| {
+        let reading = lock.try_read().unwrap();
+        scope.spawn(|| {
+            AioContext::run(|ctx| {
+                let writer = Arc::clone(&lock);
+                drop(spawn(move || *writer.write() += 1));
+                ctx.poll(false);
+                in_line.wait();
+                behind.wait();
+            });
+        });
+        in_line.wait();
+        AioContext::run(|ctx| {
+            let reader = Arc::clone(&lock);
+            let reader = spawn(move || *reader.read());
+            ctx.poll(false);
+            assert!(!reader.is_finished());
+            behind.wait();
+            assert_eq!(reader.join().unwrap(), 0);
+        });
+        drop(reading);
+    });
+    // Granted, but not run: it passes on what it has.
+    AioContext::run(|ctx| {
+        let writing = lock.try_write().unwrap();
+        for writes in [true, false] {
+            let lock = Arc::clone(&lock);
+            drop(spawn(move || if writes { *lock.write() += 1 } else { assert_eq!(*lock.read(), 7) }));
+        }
+        ctx.poll(false);
+        drop(writing);
+    });
+    assert_eq!(*lock.try_write().unwrap(), 0);
+}
