@@ -49,9 +49,9 @@ fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit) -> Result<Round,
 
     // Spawned before the clock starts; none runs before this coroutine waits, in `join`.
     let coroutines = start(job, buffers);
-    job.work.begin(limit);
     let before = stats();
     let clock = Moment::now();
+    job.work.begin(limit);
     let buffers = join(coroutines)?;
     let spent = clock.spent();
     let after = stats();

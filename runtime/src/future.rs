@@ -109,6 +109,18 @@ struct Slot<T> {
 struct Fill<T>(Arc<Mutex<Slot<T>>>);
 
 impl<T> Fill<T> {
+    /// The coroutine that will fill it runs now. It may have been cancelled before.
+    fn begin(&self) {
+        let me = Coroutine::current().expect("the body of a coroutine runs in one");
+        let mut slot = self.0.lock();
+        slot.coroutine = Some(me.waker());
+        let cancelled = slot.cancelled;
+        drop(slot);
+        if cancelled {
+            me.cancel();
+        }
+    }
+
     /// Leaves the outcome; the drop that follows tells whoever waits.
     fn fill(self, outcome: Outcome<T>) {
         self.0.lock().outcome = Some(outcome);
@@ -157,15 +169,7 @@ impl AioContext {
         let builder = Coroutine::builder();
         self.shared.arrive(Box::new(move || {
             let body = move || {
-                let me = Coroutine::current().expect("this is a coroutine");
-                let cancelled = {
-                    let mut slot = fill.0.lock();
-                    slot.coroutine = Some(me.waker());
-                    slot.cancelled
-                };
-                if cancelled {
-                    me.cancel();
-                }
+                fill.begin();
                 fill.fill(catch_unwind(AssertUnwindSafe(f)));
             };
             // For lack of memory it drops the body, and with it `fill`: the handle hears of it.

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread};
 
@@ -149,7 +149,7 @@ impl<'scope> Scope<'scope, '_> {
             members.retain(|member| member.is_live());
         }
         members.push(handle.id);
-        Ok(ScopedHandle { handle: Some(handle), panic: &self.panic })
+        Ok(ScopedHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
     }
 
     /// Asks all that have not ended to end soon, as [`Coroutine::cancel`](crate::Coroutine::cancel).
@@ -247,8 +247,7 @@ impl Drop for End<'_, '_, '_> {
 /// Waits for a coroutine of a scope and takes its result.
 #[must_use = "to let it run by itself until the scope ends, drop the handle by name"]
 pub struct ScopedHandle<'scope, T> {
-    /// Taken by `join`.
-    handle: Option<JoinHandle<T>>,
+    handle: ManuallyDrop<JoinHandle<T>>,
     panic: &'scope Panic,
 }
 
@@ -263,8 +262,10 @@ impl<T> ScopedHandle<'_, T> {
     ///
     /// May yield; on the thread's own stack, may enter.
     #[track_caller]
-    pub fn join(mut self) -> thread::Result<T> {
-        self.handle.take().expect("only `join` takes it").join()
+    pub fn join(self) -> thread::Result<T> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so the handle is taken once.
+        unsafe { ManuallyDrop::take(&mut this.handle) }.join()
     }
 
     /// As [`JoinHandle::cancel`].
@@ -274,7 +275,7 @@ impl<T> ScopedHandle<'_, T> {
     /// May enter it.
     #[track_caller]
     pub fn cancel(&self) {
-        self.inner().cancel();
+        self.handle.cancel();
     }
 
     /// As [`JoinHandle::is_finished`].
@@ -283,18 +284,16 @@ impl<T> ScopedHandle<'_, T> {
     ///
     /// Never switches.
     pub fn is_finished(&self) -> bool {
-        self.inner().is_finished()
-    }
-
-    fn inner(&self) -> &JoinHandle<T> {
-        self.handle.as_ref().expect("only `join` takes it")
+        self.handle.is_finished()
     }
 }
 
 impl<T> Drop for ScopedHandle<'_, T> {
     fn drop(&mut self) {
+        // SAFETY: it is being dropped, and `join` does not let that happen: so the handle is taken once.
+        let handle = unsafe { ManuallyDrop::take(&mut self.handle) };
         // Its panic is the scope's now.
-        if let Some(handle) = self.handle.take_if(|handle| handle.is_finished())
+        if handle.is_finished()
             && let Err(payload) = handle.join()
         {
             keep(self.panic, payload);

@@ -50,7 +50,10 @@ fn ready_at_once_or_after_a_while() {
 }
 
 /// All of them, in order.
-struct JoinAll<F: Future>(Vec<(Pin<Box<F>>, Option<F::Output>)>);
+struct JoinAll<F: Future>(Vec<One<F>>);
+
+/// One of them, and its output when it has come.
+type One<F> = (Pin<Box<F>>, Option<<F as Future>::Output>);
 
 impl<F: Future> Future for JoinAll<F>
 where
@@ -105,7 +108,7 @@ fn handles_are_futures() {
     // On a thread that runs no context.
     let values = await_future(join_all(tasks.collect::<Vec<_>>())).unwrap();
     assert_eq!(values.into_iter().map(Result::unwrap).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
-    workers.map(|worker| worker.stop().unwrap());
+    workers.into_iter().for_each(|worker| worker.stop().unwrap());
 }
 
 #[test]

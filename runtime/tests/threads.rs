@@ -41,13 +41,13 @@ fn work_from_anywhere() {
         [there.join().unwrap().unwrap(), here.join().unwrap().unwrap()]
     });
     assert_eq!(both.join().unwrap(), ["right", "left"]);
-    let said = left.context().spawn(|| panic!("over there")).join().map(|()| ()).unwrap_err();
-    assert_eq!(text(&*said), "over there");
+    let said: Result<(), _> = left.context().spawn(|| panic!("over there")).join();
+    assert_eq!(text(&*said.unwrap_err()), "over there");
     let waiting = right.context().spawn(|| (sleep(Duration::MAX), is_cancelled()));
     waiting.cancel();
     assert_eq!(waiting.join().unwrap(), (Err(Cancelled), true));
     assert!(left.context().spawn(|| panic_of(|| LoopThread::start("x").unwrap().context().poll(true))).join().is_ok());
-    [left, right].map(|thread| thread.stop().unwrap());
+    [left, right].into_iter().for_each(|thread| thread.stop().unwrap());
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn five_threads_on_one_lock() {
         .collect();
     tasks.into_iter().for_each(|task| task.join().unwrap());
     assert_eq!(*lock.try_lock().unwrap(), 20 * rounds);
-    workers.map(|worker| worker.stop().unwrap());
+    workers.into_iter().for_each(|worker| worker.stop().unwrap());
 }
 
 #[test]

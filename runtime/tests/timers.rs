@@ -123,7 +123,7 @@ fn a_nested_poll_goes_on_where_the_round_stands() {
         });
         let (second, third) = (logging(ctx, &log, "second"), logging(ctx, &log, "third"));
         let now = Instant::now();
-        [&first, &second, &third].map(|timer| timer.arm_at(now));
+        [&first, &second, &third].iter().for_each(|timer| timer.arm_at(now));
         ctx.poll(false);
         assert_eq!(log.take(), "first second third end-of-first");
     });
@@ -212,7 +212,7 @@ fn sleeps_end_in_order() {
             })
         });
         sleep(Duration::from_millis(20)).unwrap();
-        tasks.map(|task| task.join().unwrap());
+        tasks.into_iter().for_each(|task| task.join().unwrap());
         assert_eq!(log.take(), "a b c");
     });
 }

@@ -18,7 +18,7 @@ use super::{AioContext, ContextBuilder};
 /// let threads = ["left", "right"].map(|name| LoopThread::start(name).unwrap());
 /// let sums = threads.each_ref().map(|thread| thread.context().spawn(|| (1..=10).sum::<i32>()));
 /// assert_eq!(sums.map(|sum| sum.join().unwrap()), [55, 55]);
-/// threads.map(|thread| thread.stop().unwrap());
+/// threads.into_iter().for_each(|thread| thread.stop().unwrap());
 /// ```
 #[doc(alias = "iothread")]
 #[must_use = "dropping it stops the loop, and waits for the thread"]
