@@ -91,7 +91,7 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
             let _ = sleep(Duration::from_secs(3600));
         }
     });
-    while !lock.try_lock().is_none() {
+    while lock.try_lock().is_some() {
         thread::yield_now();
     }
     // However the loop stands meanwhile: asleep, or about to be.
