@@ -4,6 +4,7 @@
 //! stopped, and waits. Meanwhile the other one reads what is the home's alone, and lets it go on.
 //!
 //! - *stopped*: between `STOPPED` and `GO` the home thread is in the handler, and touches nothing.
+//! - *claimed*: one thread at a time moves on from `SENT`, and fills in the frames before `STOPPED`.
 //!
 //! It may have been stopped anywhere, so who looks at it goes by what is changed last: a control block is filled before its
 //! state says so, and a name that is being changed is passed over. The signal is `SIGURG`, ignored where nobody handles it.
@@ -33,10 +34,12 @@ const DEEPEST: usize = 128;
 const IDLE: u32 = 0;
 /// The signal is on its way.
 const SENT: u32 = 1;
-/// The home thread is in the handler.
-const STOPPED: u32 = 2;
+/// The home thread has it, and fills in where it is.
+const CLAIMED: u32 = 2;
+/// It is in the handler, and waits.
+const STOPPED: u32 = 3;
 /// It may leave the handler.
-const GO: u32 = 3;
+const GO: u32 = 4;
 
 /// The one look at a time that there is.
 struct Look {
@@ -48,7 +51,7 @@ struct Look {
     frames: UnsafeCell<[*mut c_void; DEEPEST]>,
 }
 
-// SAFETY: *stopped*: `frames` is written by the handler before `STOPPED`, and read after it; the rest is atomic.
+// SAFETY: *claimed*, *stopped*: `frames` is written before `STOPPED`, and read after it; the rest is atomic.
 unsafe impl Sync for Look {}
 
 static LOOK: Look = Look {
@@ -132,15 +135,20 @@ fn install() -> io::Result<()> {
 extern "C" fn handler(_signal: libc::c_int) {
     let Some(home) = Home::current() else { return };
     let mine = ptr::from_ref(&*home.shared).cast_mut();
-    // Acquire pairs with the release in `stopped`.
-    if LOOK.step.load(Ordering::Acquire) != SENT || LOOK.shared.load(Ordering::Relaxed) != mine {
+    // Acquire pairs with the release in `stopped`. From here on whoever looks waits, however long it takes.
+    if LOOK.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        return;
+    }
+    // An old signal that comes late, while another thread is looked at.
+    if LOOK.shared.load(Ordering::Relaxed) != mine {
+        LOOK.step.store(SENT, Ordering::Release);
         return;
     }
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
-    // SAFETY: only one thread is the home of `shared`, and it was asked once: so nobody else writes the frames or traces
-    // from this handler. Resolving, which allocates, is left to whoever looks.
+    // SAFETY: *claimed* by this thread alone, so nobody else writes the frames, or traces from this handler. Resolving, which
+    // allocates, is left to whoever looks.
     unsafe {
         let frames = &mut *LOOK.frames.get();
         backtrace::trace_unsynchronized(|frame| {
@@ -151,16 +159,15 @@ extern "C" fn handler(_signal: libc::c_int) {
     }
     LOOK.depth.store(depth, Ordering::Relaxed);
     LOOK.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
-    // Release pairs with the acquire in `stopped`. It may have lost patience.
-    if LOOK.step.compare_exchange(SENT, STOPPED, Ordering::Release, Ordering::Relaxed).is_ok() {
-        let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
-        // Acquire pairs with the release of whoever looked.
-        while LOOK.step.load(Ordering::Acquire) != GO {
-            // SAFETY: reads the one timespec.
-            unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
-        }
-        LOOK.step.store(IDLE, Ordering::Release);
+    // Release pairs with the acquire in `stopped`.
+    LOOK.step.store(STOPPED, Ordering::Release);
+    let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
+    // Acquire pairs with the release of whoever looked.
+    while LOOK.step.load(Ordering::Acquire) != GO {
+        // SAFETY: reads the one timespec.
+        unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
     }
+    LOOK.step.store(IDLE, Ordering::Release);
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
