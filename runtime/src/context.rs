@@ -31,7 +31,7 @@ use crate::coroutine::{Coroutine, Token};
 use crate::home::{Home, fork};
 
 pub(crate) mod bottom_half;
-mod deadlock;
+pub(crate) mod deadlock;
 mod dump;
 pub(crate) mod fd;
 mod identity;
@@ -145,7 +145,7 @@ impl ContextBuilder {
         let stacks = StackPool::new(self.stack_size, self.measure_stack);
         Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
             home.watched.set(self.stall_report.is_some());
-            home.patience.set(self.deadlock_report);
+            home.patience.set_limit(self.deadlock_report);
             home.reports_unwound.set(self.unwind_report);
             /// Closes it while the home is still there, whatever way out `f` takes.
             struct Close<'a>(&'a AioContext);
@@ -277,7 +277,7 @@ impl AioContext {
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
         progress |= source.is_some_and(|source| source.flush(false));
-        home.quiet.set(home.quiet.get() && !progress);
+        home.progress.set(home.progress.get() + u64::from(progress));
         progress
     }
 
@@ -390,9 +390,9 @@ impl AioContext {
         let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
         if !due {
             let timeout = self.time_left();
-            let patience =
-                home.patience.get().filter(|_| timeout.is_none() && !home.quiet.get() && self.is_alone(home));
-            let timeout = timeout.or(patience);
+            if timeout.is_none() && home.is_impatient() && self.is_alone(home) {
+                home.lose_patience_later();
+            }
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
             let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
             let slept =
@@ -406,16 +406,15 @@ impl AioContext {
                 (slept, _) => slept,
             };
             slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
-            if patience.is_some() && !self.is_due(home) && self.is_alone(home) {
-                home.quiet.set(true);
-                home.report_deadlock();
-            }
+        }
+        home.look_at_clock();
+        if home.has_lost_patience() && !self.is_due(home) && self.is_alone(home) {
+            home.report_deadlock();
         }
         shared.sleep.awake();
         shared.beat.go_on(busy);
         // It was for whoever polls here, who looks again now.
         shared.sleep.take_look_again();
-        home.look_at_clock();
     }
 
     /// Makes a sleeping loop run a round, from any thread; costs no system call if it does not sleep (rule X6).

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, ptr};
 
+use crate::context::deadlock::Patience;
 use crate::context::polling::Window;
 use crate::context::shared::Shared;
 use crate::context::wake::Arrival;
@@ -78,10 +79,12 @@ pub(crate) struct Home {
     pub(crate) watched: Cell<bool>,
     /// To say at the end who had to be unwound.
     pub(crate) reports_unwound: Cell<bool>,
-    /// After how long in which nothing happened to look for a deadlock.
-    pub(crate) patience: Cell<Option<Duration>>,
-    /// It was looked for, and nothing has happened since.
-    pub(crate) quiet: Cell<bool>,
+    /// When to look for a deadlock.
+    pub(crate) patience: Patience,
+    /// Rounds that did something.
+    pub(crate) progress: Cell<u64>,
+    /// Coroutines that have not ended, or whose result nobody has fetched.
+    pub(crate) alive: Cell<usize>,
     /// The youngest of those that were reported as stuck last.
     pub(crate) reported: Cell<u64>,
     /// When the loop last looked at the clock: milliseconds since the context began, modulo 2^32.
@@ -121,8 +124,9 @@ impl Home {
             serial: Cell::new(0),
             watched: Cell::new(false),
             reports_unwound: Cell::new(true),
-            patience: Cell::new(None),
-            quiet: Cell::new(false),
+            patience: Patience::default(),
+            progress: Cell::new(0),
+            alive: Cell::new(0),
             reported: Cell::new(0),
             clock: Cell::new(0),
             began: Instant::now(),

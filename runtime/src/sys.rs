@@ -45,6 +45,40 @@ impl AsFd for EventFd {
     }
 }
 
+/// A clock in the kernel that makes its descriptor readable when its time has come.
+pub(crate) struct TimerFd(OwnedFd);
+
+impl TimerFd {
+    pub(crate) fn new() -> io::Result<TimerFd> {
+        // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+        unsafe {
+            let fd = checked(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK))?;
+            Ok(TimerFd(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Makes it readable so much later than now, once. The epoll set watches for edges, so nobody has to read it.
+    pub(crate) fn arm(&self, after: Duration) -> io::Result<()> {
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = libc::itimerspec { it_interval: none, it_value: timespec(after.max(Duration::from_nanos(1))) };
+        // SAFETY: the kernel reads the one structure.
+        checked(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &time, ptr::null_mut()) }).map(drop)
+    }
+}
+
+impl AsFd for TimerFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
 /// One readiness report: the token of the registration, and the raw epoll bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ready {
@@ -100,10 +134,7 @@ impl Epoll {
         let fine = timeout.filter(|timeout| !timeout.is_zero() && !NO_NANOSECONDS.load(Ordering::Relaxed));
         let (fd, room) = (self.0.as_raw_fd(), Self::BATCH as libc::c_int);
         if let Some(timeout) = fine {
-            let time = libc::timespec {
-                tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-                tv_nsec: timeout.subsec_nanos().into(),
-            };
+            let time = timespec(timeout);
             let no_mask = ptr::null::<libc::sigset_t>();
             // SAFETY: the kernel reads one timespec and writes at most BATCH events into the array, which is that long.
             let count = checked(unsafe {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use coralio_runtime::{AioContext, Coroutine, Waker, spawn, suspend, yield_now};
 
@@ -109,6 +110,8 @@ fn idle_by(millis: u64, clock: impl FnOnce(&JoinHandle<()>) -> libc::clockid_t) 
         });
     });
     let waker = from_loop.recv().expect("the other end lives");
+    // A loop that has been idle for a second looks, once, whether its coroutines wait for each other for ever.
+    thread::sleep(Duration::from_millis(millis + millis / 2));
     let took = asleep(millis, clock(&sleeper));
     waker.wake();
     sleeper.join().expect("no case panics");

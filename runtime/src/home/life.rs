@@ -84,6 +84,7 @@ impl Home {
         if attributes.name.is_some() || own.name.borrow().is_some() {
             own.name.replace(attributes.name);
         }
+        self.alive.set(self.alive.get() + 1);
         own.serial.set(self.serial.get() + 1);
         self.serial.set(self.serial.get() + 1);
         own.created_at.set(attributes.created_at);
@@ -181,6 +182,7 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let own = self.home.own(self.block);
         own.state.set(State::Free);
+        self.home.alive.set(self.home.alive.get() - 1);
         self.block.ticket.retire();
         self.home.stacks.give_back(own.lease.take().expect("a coroutine has a stack until it is released"));
         self.home.blocks.give_back(self.block);
