@@ -27,10 +27,9 @@ fn tests() -> BTreeMap<String, Vec<String>> {
                     let name = pair[0].strip_prefix("fn ").and_then(|rest| rest.split_once('(')).map(|(name, _)| name);
                     let rules =
                         pair[1].strip_prefix("// ").and_then(|rest| rest.split_once(':')).map(|(rules, _)| rules);
-                    if let (Some(name), Some(rules)) = (name, rules)
-                        && rules.split(", ").all(is_rule)
-                    {
-                        found.insert(name.to_string(), rules.split(", ").map(str::to_string).collect());
+                    let rules = rules.and_then(|rules| rules.split(", ").map(range).collect::<Option<Vec<_>>>());
+                    if let (Some(name), Some(rules)) = (name, rules) {
+                        found.insert(name.to_string(), rules.concat());
                     }
                 }
             }
@@ -39,10 +38,16 @@ fn tests() -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// `E11`, say.
-fn is_rule(text: &str) -> bool {
-    let Some(number) = text.strip_prefix(|letter: char| letter.is_ascii_uppercase()) else { return false };
-    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+/// `E11`, or `C1-C10`, which is ten of them.
+fn range(text: &str) -> Option<Vec<String>> {
+    let rule = |text: &str| {
+        let (letter, number) = text.split_at_checked(1)?;
+        Some((letter.to_string(), number.parse::<usize>().ok()?))
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let ((letter, first), (_, last)) = (rule(first)?, rule(last)?);
+    letter.starts_with(|letter: char| letter.is_ascii_uppercase()).then_some(())?;
+    Some((first..=last).map(|number| format!("{letter}{number}")).collect())
 }
 
 #[test]
