@@ -198,22 +198,21 @@ fn a_million_at_once() {
 }
 
 #[test]
-fn sleeps_end_in_order() {
-    // X7, S4: coroutines that sleep are woken in order of time; on the thread's own stack, a sleep runs the loop
+fn a_sleep_lasts_its_time() {
+    // X7, S4: no sleep ends before its time, and each ends; on the thread's own stack, a sleep runs the loop meanwhile. In
+    // which order sleepers wake, the property tests check
     AioContext::run(|_| {
-        let log = Log::default();
-        let tasks = [(3, "c"), (1, "a"), (2, "b")].map(|(ms, what)| {
-            let log = log.clone();
+        let tasks = [3, 1, 2].map(|ms| {
             spawn(move || {
                 let before = Instant::now();
                 sleep(Duration::from_millis(ms)).unwrap();
                 assert!(before.elapsed() >= Duration::from_millis(ms));
-                log.add(what);
             })
         });
-        sleep(Duration::from_millis(20)).unwrap();
+        while !tasks.iter().all(|task| task.is_finished()) {
+            sleep(Duration::from_millis(1)).unwrap();
+        }
         tasks.into_iter().for_each(|task| task.join().unwrap());
-        assert_eq!(log.take(), "a b c");
     });
 }
 
