@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
+#[cfg(test)]
+mod conformance;
 pub mod io_uring;
 pub mod linux_aio;
 pub mod scripted;

@@ -36,6 +36,8 @@
 
 mod ring;
 mod setup;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
