@@ -144,7 +144,9 @@ fn none_is_lost_with_two_threads_reaping() {
         let (context, asked) = (AioContext::current().unwrap(), Arc::clone(&stop));
         let foreign = thread::spawn(move || {
             while !asked.load(Ordering::Relaxed) {
-                context.poll(false);
+                if !context.poll(false) {
+                    thread::yield_now();
+                }
             }
         });
         let file = temp.open(Direct::Auto);

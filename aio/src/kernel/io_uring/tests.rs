@@ -186,8 +186,8 @@ fn what_the_kernel_lacks_is_named() {
     assert_eq!(missing(Features { submit_stable: false, ..all }, &probe), Some("IORING_FEAT_SUBMIT_STABLE"));
 }
 
-/// What `IoUring::new` says on a thread where a seccomp filter answers the system call `call` with `errno`.
-fn behind_a_filter(call: libc::c_long, errno: i32) -> io::Error {
+/// Runs `f` on a thread where a seccomp filter answers the system call `call` with `errno`.
+fn behind_a_filter<T: Send>(call: libc::c_long, errno: i32, f: impl FnOnce() -> T + Send) -> T {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let jump = |k: u32| libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k) };
     let mut filter = [
@@ -204,9 +204,9 @@ fn behind_a_filter(call: libc::c_long, errno: i32) -> io::Error {
             assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
             assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
         }
-        IoUring::new(8).unwrap_err()
+        f()
     };
-    std::thread::spawn(behind).join().unwrap()
+    std::thread::scope(|scope| scope.spawn(behind).join().unwrap())
 }
 
 #[test]
@@ -226,8 +226,27 @@ fn behind_a_seccomp_filter() {
         (libc::SYS_io_uring_setup, libc::ENOSYS, io::ErrorKind::Unsupported, "no io_uring here"),
         (libc::SYS_io_uring_register, libc::EPERM, io::ErrorKind::Unsupported, "lets io_uring_register through"),
     ] {
-        let error = behind_a_filter(call, errno);
+        let error = behind_a_filter(call, errno, || IoUring::new(8).unwrap_err());
         assert_eq!(error.kind(), kind);
         assert!(error.to_string().contains(word) && error.to_string().contains("KernelChoice::Aio"), "{error}");
     }
+}
+
+#[test]
+fn a_submit_that_consumes_nothing_lends_nothing() {
+    // E2, E13: "try again" or an error; the ring is empty again
+    let (file, [kernel]) = (Temp::in_memory(), kernels(2));
+    let mut buffer = [1; 4];
+    let mut entries = [3, 4].map(|key| kernel.prepare(&operation(Opcode::Write, &file.0, &mut buffer, 0), key));
+    for (errno, said) in
+        [(libc::EAGAIN, libc::EAGAIN), (libc::EBUSY, libc::EAGAIN), (libc::EIO, libc::EIO), (0, libc::EAGAIN)]
+    {
+        let result = behind_a_filter(libc::SYS_io_uring_enter, errno, || submit(&kernel, &mut entries));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(said));
+        assert_eq!((kernel.in_flight.load(Relaxed), file.0.metadata().unwrap().len()), (0, 0));
+    }
+    assert_eq!(submit(&kernel, &mut entries).unwrap(), 2);
+    let mut keys = [next(&kernel).key, next(&kernel).key];
+    keys.sort();
+    assert_eq!((keys, kernel.peek()), ([3, 4], None));
 }
