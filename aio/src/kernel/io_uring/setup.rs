@@ -16,6 +16,8 @@ const OPERATIONS: [(u8, &str); 5] = [
 /// A ring for `depth` requests, on a kernel that has all that we need.
 pub(super) fn set_up(depth: u32) -> io::Result<io_uring::IoUring> {
     let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
+    // No overflow: what is in flight or on the ring is at most the depth.
+    assert!(depth <= ring.params().cq_entries(), "a completion might find no place on the ring");
     let mut probe = Probe::new();
     // A kernel that is too old to be asked offers nothing, as far as we know.
     let _ = ring.submitter().register_probe(&mut probe);
