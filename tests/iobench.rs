@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use coralio_aio::kernel::io_uring::IoUring;
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
@@ -116,10 +117,14 @@ fn until_the_time_is_over() {
 fn versus_raw_does_the_same_work() {
     // Checks that both sides do N operations in every round, and that the ratios are those of the medians.
     let (path, contents) = file(folder("versus").join("file"), 64);
-    for direct in ["auto", "never"] {
-        let all = measure(&[
-            "--file", &path, "--versus", "raw", "--rounds", "3", "--ops", "600", "--depth", "16", "--direct", direct,
-        ]);
+    for (direct, kernel) in [("auto", "aio"), ("never", "aio"), ("auto", "uring"), ("never", "uring")] {
+        if let (Err(error), "uring") = (IoUring::new(1), kernel) {
+            eprintln!("skipped: {error}");
+            continue;
+        }
+        let common = ["--file", &path, "--versus", "raw", "--rounds", "3", "--ops", "600", "--depth", "16"];
+        let all = measure(&[&common[..], &["--direct", direct, "--kernel", kernel]].concat());
+        assert_eq!(all["kernel"], kernel);
         let rounds = all["rounds"].as_array().unwrap();
         assert_eq!(rounds.len(), 3);
         for round in rounds {
@@ -250,6 +255,7 @@ fn usage_errors_are_claps() {
         &["--ops", "1", "--seconds", "1"],
         &["--rounds", "3"],
         &["--direct", "perhaps"],
+        &["--kernel", "windows"],
         &["--versus", "qemu"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, spawn};
+use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner, spawn};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -64,11 +64,17 @@ fn steady(what: &str, mut f: impl FnMut()) {
 fn on_each(test: &str, f: impl Fn(&Rc<File>, &str)) {
     for place in [std::env::temp_dir().to_str().unwrap(), "/dev/shm"] {
         for direct in [Direct::Auto, Direct::Never] {
-            let temp = Temp::new(place, test);
-            coralio_aio::run(|| {
-                let file = File::options().read(true).write(true).direct(direct).open(&temp.0).unwrap();
-                f(&Rc::new(file), &format!("{place}, {direct:?}"));
-            });
+            for kernel in [KernelChoice::Aio, KernelChoice::Uring] {
+                let temp = Temp::new(place, test);
+                let ran = Runner::new().kernel(kernel).run(|| {
+                    let file = File::options().read(true).write(true).direct(direct).open(&temp.0).unwrap();
+                    f(&Rc::new(file), &format!("{place}, {direct:?}, {kernel}"));
+                });
+                match ran {
+                    Err(error) if kernel == KernelChoice::Uring => eprintln!("skipped: {error}"),
+                    ran => ran.unwrap(),
+                }
+            }
         }
     }
 }

@@ -16,11 +16,9 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::sync::Arc;
 
-use crate::engine::Engine;
+use crate::any::AnyEngine;
 use crate::kernel::Opcode;
-use crate::kernel::linux_aio::LinuxAio;
 
 mod options;
 mod transfer;
@@ -46,7 +44,7 @@ pub struct File {
     memory_mask: u64,
     offset_mask: u64,
     direct: bool,
-    engine: Arc<Engine<LinuxAio>>,
+    engine: AnyEngine,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -112,7 +110,7 @@ impl File {
         }
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
-        let engine = crate::engine_of_this_context()?;
+        let engine = AnyEngine::of_this_context()?;
         Ok(File {
             fd,
             cached: OnceCell::new(),

@@ -10,6 +10,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
+#[cfg(test)]
+mod conformance;
+pub mod io_uring;
 pub mod linux_aio;
 pub mod scripted;
 
@@ -66,6 +69,9 @@ pub struct Completion {
 /// count must not be touched later, and after its completion was peeked the request's memory must not be touched either.
 /// Each counted entry completes exactly once.
 pub unsafe trait Kernel: Send + Sync + 'static {
+    /// Whether `submit` is for the context's home thread alone: a request may not outlive the thread that submitted it.
+    const SUBMITS_AT_HOME: bool = false;
+
     /// A request in the form that this kernel takes.
     type Entry: Send;
 
@@ -106,7 +112,8 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     /// Sleeps until `min` completions are on the ring, `other` (if there is one) is readable, or `timeout` is over (`None`: no end), and
     /// leaves the ring as it is. A signal ends it early, which is not an error.
     ///
-    /// With `min` above 1, `other` may count as one completion: a caller who cannot wait longer gives a timeout.
+    /// With `min` above 1, `other` may count as one completion: a caller who cannot wait longer gives a timeout. And it may
+    /// end after the first completion already, where the kernel cannot wait for more.
     ///
     /// # Errors
     ///

@@ -38,6 +38,7 @@
 //! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
 //! nor when its context ends.
 
+mod any;
 mod buffer;
 mod engine;
 mod error;
@@ -48,18 +49,17 @@ mod queue;
 mod reap;
 mod request;
 
-use std::any::Any;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
+pub use any::KernelChoice;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
 pub use file::{Alignment, Direct, File, OpenOptions};
 pub use queue::Plug;
 
-use kernel::linux_aio::LinuxAio;
+use any::AnyEngine;
 
 /// Queue depth where none was asked for: requests that the kernel has at once.
 pub const DEFAULT_DEPTH: u32 = 128;
@@ -85,6 +85,7 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Runner {
+    kernel: KernelChoice,
     depth: u32,
     context: ContextBuilder,
 }
@@ -96,9 +97,15 @@ impl Default for Runner {
 }
 
 impl Runner {
-    /// Queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
+    /// [`KernelChoice::Auto`], queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
     pub fn new() -> Runner {
-        Runner { depth: DEFAULT_DEPTH, context: AioContext::builder() }
+        Runner { kernel: KernelChoice::Auto, depth: DEFAULT_DEPTH, context: AioContext::builder() }
+    }
+
+    /// Which of the kernel's interfaces to use.
+    pub fn kernel(mut self, choice: KernelChoice) -> Runner {
+        self.kernel = choice;
+        self
     }
 
     /// The most requests that the kernel has at once; more wait their turn. Keep it below the device's queue
@@ -138,22 +145,11 @@ impl Runner {
     ///
     /// With `f`'s panic. If this thread runs a context already.
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let Runner { depth, context } = self;
+        let Runner { kernel, depth, context } = self;
         context.run_coroutine(|_context| {
-            Engine::<LinuxAio>::attach(LinuxAio::new(depth)?, depth)?;
+            AnyEngine::attach(kernel, depth)?;
             Ok(f())
         })?
-    }
-}
-
-/// The engine of this thread's context; made if it has none.
-fn engine_of_this_context() -> io::Result<Arc<Engine<LinuxAio>>> {
-    let context = AioContext::current().expect("files belong to a context; open them inside `run(|| ..)`");
-    match context.source() {
-        None => Engine::attach(LinuxAio::new(DEFAULT_DEPTH)?, DEFAULT_DEPTH),
-        Some(source) => (source as Arc<dyn Any + Send + Sync>).downcast().map_err(|_| {
-            io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
-        }),
     }
 }
 
@@ -164,7 +160,7 @@ fn engine_of_this_context() -> io::Result<Arc<Engine<LinuxAio>>> {
 /// Never switches.
 pub fn stats() -> Stats {
     match AioContext::current().and_then(|context| context.source()) {
-        Some(_) => engine_of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
+        Some(_) => AnyEngine::of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
         None => Stats::default(),
     }
 }
@@ -182,8 +178,8 @@ pub fn stats() -> Stats {
 /// # Control
 ///
 /// Never switches.
-pub fn plug() -> io::Result<Plug<LinuxAio>> {
-    Ok(engine_of_this_context()?.plug())
+pub fn plug() -> io::Result<Plug> {
+    Ok(AnyEngine::of_this_context()?.plug())
 }
 
 #[cfg(doctest)]

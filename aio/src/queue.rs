@@ -211,8 +211,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 ///
 /// A plug is a hint for speed: before the loop sleeps, and every sixteenth round, it submits even what is plugged.
 #[must_use = "requests gather until the plug is dropped"]
-pub struct Plug<K: Kernel, P: Policy = crate::policy::Current> {
-    engine: Arc<Engine<K, P>>,
+pub struct Plug {
+    engine: Arc<dyn Unplug>,
+}
+
+/// An engine, whichever it is, to a plug that goes.
+trait Unplug: Send + Sync {
+    fn unplug(&self);
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -222,25 +227,30 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     #[doc(alias = "blk_io_plug")]
-    pub fn plug(self: &Arc<Self>) -> Plug<K, P> {
+    pub fn plug(self: &Arc<Self>) -> Plug {
         let _guard = self.context.acquire();
         self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Plug { engine: Arc::clone(self) }
+        Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
     }
 }
 
-impl<K: Kernel, P: Policy> Drop for Plug<K, P> {
-    fn drop(&mut self) {
-        let engine = &self.engine;
-        let _guard = engine.context.acquire();
-        let depth = engine.plug_depth.load(Ordering::Relaxed) - 1;
-        engine.plug_depth.store(depth, Ordering::Relaxed);
+impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
+    fn unplug(&self) {
+        let _guard = self.context.acquire();
+        let depth = self.plug_depth.load(Ordering::Relaxed) - 1;
+        self.plug_depth.store(depth, Ordering::Relaxed);
         // A destructor enters nobody: the loop's next round submits, and it is told if it sleeps.
-        engine.context.notify();
+        self.context.notify();
     }
 }
 
-impl<K: Kernel, P: Policy> std::fmt::Debug for Plug<K, P> {
+impl Drop for Plug {
+    fn drop(&mut self) {
+        self.engine.unplug();
+    }
+}
+
+impl std::fmt::Debug for Plug {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plug").finish_non_exhaustive()
     }

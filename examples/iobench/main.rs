@@ -2,7 +2,7 @@
 //! coroutines, each a plain loop of `read_at` or `write_at` into its own buffer.
 //!
 //! `--versus raw` sets the same work, in turns, against a bare loop on the kernel's interface without any
-//! coroutine (`raw.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`: read that first.
+//! coroutine (`raw.rs`, `raw_uring.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`: read that first.
 //!
 //! ```text
 //! cargo run --release --example iobench -- --pin 1 --versus raw
@@ -12,6 +12,7 @@ mod meter;
 mod options;
 mod ours;
 mod raw;
+mod raw_uring;
 mod report;
 mod target;
 mod work;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use coralio_aio::Runner;
+use coralio_aio::{KernelChoice, Runner};
 
 use options::Options;
 use report::{Pair, Report};
@@ -46,7 +47,8 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
-    Runner::new().depth(options.depth).poll_limit(poll).run(|| bench(options)).map_err(|error| error.to_string())?
+    let runner = Runner::new().kernel(options.kernel).depth(options.depth).poll_limit(poll);
+    runner.run(|| bench(options)).map_err(|error| error.to_string())?
 }
 
 fn bench(options: &Options) -> Result<String, String> {
@@ -64,7 +66,10 @@ fn bench(options: &Options) -> Result<String, String> {
         for _ in 0..options.rounds {
             // In turns, so that a change in the machine's mood meets both alike.
             let ours = ours::round(options, &target, false)?;
-            let raw = raw::round(options, &target)?;
+            let raw = match options.kernel {
+                KernelChoice::Uring => raw_uring::round(options, &target)?,
+                _ => raw::round(options, &target)?,
+            };
             report.pair(Pair { ours, raw });
         }
         if !options.no_latency {

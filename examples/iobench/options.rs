@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use coralio_aio::KernelChoice;
 
 use crate::work::Limit;
 
@@ -50,6 +51,10 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
+    /// Through which of the kernel's interfaces: auto, aio, uring
+    #[arg(long, default_value_t = KernelChoice::Auto)]
+    pub kernel: KernelChoice,
+
     /// Stay on this CPU, so that the figures are of one
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
@@ -90,7 +95,7 @@ pub enum DirectArg {
 /// What to be set against.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Versus {
-    /// A bare loop on io_submit, the ring read in memory, no coroutine
+    /// A bare loop on the same kernel interface, the ring read in memory, no coroutine
     Raw,
 }
 

@@ -49,6 +49,7 @@ struct Head {
     block_size: u64,
     depth: u32,
     direct: bool,
+    kernel: String,
     pattern: &'static str,
     operation: &'static str,
     pin: Option<usize>,
@@ -128,6 +129,7 @@ impl Report {
                 block_size: options.block_size,
                 depth: options.depth,
                 direct: target.file.is_direct(),
+                kernel: options.kernel.to_string(),
                 pattern: if options.sequential { "sequential" } else { "random" },
                 operation: options.verb(),
                 pin: options.pin,
@@ -164,6 +166,7 @@ impl Report {
             "block_size": head.block_size,
             "depth": head.depth,
             "direct": head.direct,
+            "kernel": head.kernel,
             "pattern": head.pattern,
             "operation": head.operation,
             "pinned_cpu": head.pin,
@@ -249,11 +252,11 @@ impl Report {
 
 impl Head {
     fn text(&self) -> String {
-        let Head { pattern, operation, depth, file, .. } = self;
+        let Head { pattern, operation, depth, kernel, file, .. } = self;
         let way = if self.direct { "direct" } else { "page-cached" };
         let cpu = self.pin.map_or(String::new(), |cpu| format!(", on CPU {cpu}"));
         let (block, size) = (scaled(self.block_size), scaled(self.size));
-        format!("{pattern} {operation}s of {block}, depth {depth}, {way}{cpu}: {size} of {file}\n")
+        format!("{pattern} {operation}s of {block}, depth {depth}, kernel {kernel}, {way}{cpu}: {size} of {file}\n")
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, IoSliceMut};
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, is_root, pattern, std_read, tool};
+use crate::{Temp, aligned, disk, everywhere, is_root, on_each_kernel, pattern, std_read, tool};
 
 #[test]
 fn reading_across_the_end_is_short() {
@@ -73,7 +73,7 @@ fn vectored_reads_across_the_end_are_short() {
 #[test]
 fn always_direct_meets_the_end_as_well() {
     // E10: direct I/O could not go on from amid a block, and need not
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let content = pattern(1, 9000);
         let temp = Temp::with(&disk(), &content);
         let Ok(file) = File::options().read(true).direct(Direct::Always).open(&temp.0) else {
@@ -151,7 +151,7 @@ fn a_block_device_has_its_length() {
     let temp = Temp::with(&disk(), &content);
     let Some(device) = Loop::over(&temp.0) else { return };
     for direct in [Direct::Auto, Direct::Always, Direct::Never] {
-        coralio_aio::run(|| {
+        on_each_kernel(|| {
             let file = File::options().read(true).write(true).direct(direct).open(&device.0).unwrap();
             assert_eq!(file.len().unwrap(), 1 << 20);
             let mut buf = AlignedBuf::new(8192, 4096);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use coralio_aio::{AlignedBuf, Direct, File};
 
 use crate::ends::Loop;
-use crate::{Temp, aligned, disk, in_child, is_root, pattern, tool};
+use crate::{Temp, aligned, disk, in_child, is_root, on_each_kernel, pattern, tool};
 
 /// A tmpfs of 1 MiB, unmounted when it ends.
 struct SmallDisk(PathBuf);
@@ -38,7 +38,7 @@ fn a_full_disk() {
     // E10, E14: a part goes in, the rest is tried again, and then the kernel's reason is the error
     let Some(small) = SmallDisk::new() else { return };
     for direct in [Direct::Auto, Direct::Never] {
-        coralio_aio::run(|| {
+        on_each_kernel(|| {
             let temp = Temp::at(&small.0);
             let file = temp.open(direct);
             let data = pattern(1, 3 << 19);
@@ -76,7 +76,7 @@ fn the_file_size_limit() {
         assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
     }
     for direct in [Direct::Auto, Direct::Never] {
-        coralio_aio::run(|| {
+        on_each_kernel(|| {
             let temp = Temp::at(&disk());
             let file = temp.open(direct);
             let data = aligned(&[7; 2 << 20]);
@@ -98,7 +98,7 @@ fn a_device_that_breaks_amid_a_read() {
     let Some(device) = Loop::over(&temp.0) else { return };
     fs::OpenOptions::new().write(true).open(&temp.0).unwrap().set_len(1 << 19).unwrap();
     for direct in [Direct::Auto, Direct::Never] {
-        coralio_aio::run(|| {
+        on_each_kernel(|| {
             let file = File::options().read(true).direct(direct).open(&device.0).unwrap();
             // From the middle of a block on, and page-cached with both; and whole blocks.
             for offset in [(1 << 19) - 8192 + 100, (1 << 19) - 8192] {

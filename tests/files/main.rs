@@ -1,4 +1,4 @@
-//! Files on native AIO, for real: on the disk and on `/dev/shm`, past the page cache and through it. What is right is what
+//! Files on native AIO and on io_uring, for real: on the disk and on `/dev/shm`, past the page cache and through it. What is right is what
 //! `std` reads and writes.
 
 mod ends;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner};
 
 /// A file's path on some file system; the file is gone when it ends.
 struct Temp(PathBuf);
@@ -56,12 +56,23 @@ fn memory() -> PathBuf {
     "/dev/shm".into()
 }
 
-/// Runs `f` as a coroutine, for each file system and each way past the page cache or through it that it has.
+/// Runs `f` as a coroutine, on each of the kernel's interfaces.
+fn on_each_kernel(f: impl Fn()) {
+    for kernel in [KernelChoice::Aio, KernelChoice::Uring] {
+        println!("{kernel}");
+        match Runner::new().kernel(kernel).run(&f) {
+            Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+            ran => ran.unwrap(),
+        }
+    }
+}
+
+/// Runs `f` as a coroutine, for each kernel, each file system and each way past the page cache or through it that it has.
 fn everywhere(f: impl Fn(&Path, Direct)) {
     for place in [disk(), memory()] {
         for direct in [Direct::Auto, Direct::Never] {
             println!("{} {direct:?}", place.display());
-            coralio_aio::run(|| f(&place, direct));
+            on_each_kernel(|| f(&place, direct));
         }
     }
 }

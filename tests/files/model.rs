@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File, spawn};
 
-use crate::{Temp, disk, everywhere, pattern, std_read, tool};
+use crate::{Temp, disk, everywhere, on_each_kernel, pattern, std_read, tool};
 
 const BLOCK: usize = 4096;
 
@@ -92,7 +92,7 @@ fn an_image_that_qemu_made() {
     }
     let parts = [(0, 65536, 0x11), (1 << 20, 4096, 0x22), (3149824, 512, 0x33), (4190208, 4096, 0x44)];
     for direct in [Direct::Auto, Direct::Never] {
-        coralio_aio::run(|| {
+        on_each_kernel(|| {
             let file = File::options().read(true).direct(direct).open(&temp.0).unwrap();
             let mut whole = AlignedBuf::new(4 << 20, 4096);
             assert_eq!(file.read_at(&mut whole, 0).unwrap(), 4 << 20);
@@ -106,7 +106,7 @@ fn an_image_that_qemu_made() {
             assert!(whole[..] == expected[..]);
         });
     }
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let file = temp.open(Direct::Auto);
         file.write_at(&[0x55; 4096], 2 << 20).unwrap();
         file.write_at(&[0x66; 512], (2 << 20) + 8192).unwrap();

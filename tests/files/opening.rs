@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File, Runner, spawn};
 
-use crate::{Temp, aligned, disk, everywhere, in_child, is_root, memory};
+use crate::{Temp, aligned, disk, everywhere, in_child, is_root, memory, on_each_kernel};
 
 #[test]
 fn errors_name_the_file() {
@@ -45,7 +45,7 @@ fn no_permission() {
         // SAFETY: this process runs this test alone.
         assert_eq!(unsafe { libc::seteuid(65534) }, 0);
     }
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let error = File::open(&temp.0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains(&temp.0.display().to_string()), "{error}");
@@ -75,7 +75,7 @@ fn create_truncate_and_mode() {
 fn a_descriptor_is_taken_as_it_is() {
     // E15: direct if it was opened so, and then without a way through the page cache
     let temp = Temp::with(&disk(), &[5; 8192]);
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let open = |flags| fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0);
         let cached = File::from_fd(OwnedFd::from(open(0).unwrap())).unwrap();
         assert!(!cached.is_direct());
@@ -107,7 +107,7 @@ fn an_appending_descriptor_appends() {
 #[test]
 fn the_other_way_keeps_the_flags() {
     // E15: Direct::Auto's descriptor for the page cache is opened with what the first one may do, and no more
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
         read_only.read_exact_at(&mut [0; 3], 5).unwrap();
@@ -132,12 +132,12 @@ fn a_file_of_another_context_refuses() {
     // E13, E14: it is an error and not undefined, after its context's end and in a later one
     let temp = Temp::with(&memory(), &[1; 4096]);
     let kept = Rc::new(RefCell::new(None));
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let file = temp.open(Direct::Auto);
         file.read_exact_at(&mut [0; 10], 0).unwrap();
         kept.replace(Some(file));
     });
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let file = kept.take().unwrap();
         for error in [file.read_at(&mut [0; 10], 0).unwrap_err(), file.sync_all().unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::NotConnected);

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, pattern};
+use crate::{Temp, aligned, disk, everywhere, on_each_kernel, pattern};
 
 const SIZES: [usize; 9] = [0, 1, 511, 512, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1];
 
@@ -153,7 +153,7 @@ fn a_file_that_is_written_past_its_end_grows() {
 #[test]
 fn always_direct_takes_what_is_aligned() {
     // E15: and nothing goes through the page cache
-    coralio_aio::run(|| {
+    on_each_kernel(|| {
         let temp = Temp::at(&disk());
         let opened = File::options().read(true).write(true).create(true).direct(Direct::Always).open(&temp.0);
         let file = match opened {

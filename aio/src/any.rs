@@ -1,0 +1,117 @@
+//! The engine of a context, on the kernel that was chosen at run time (rule E16).
+//!
+//! The engine itself is generic, so that its way from a request to the kernel and back is compiled for each. Which one it is, is
+//! asked once per request: a branch that always goes the same way.
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use coralio_runtime::AioContext;
+
+use crate::DEFAULT_DEPTH;
+use crate::engine::{Engine, Stats};
+use crate::kernel::Operation;
+use crate::kernel::io_uring::IoUring;
+use crate::kernel::linux_aio::LinuxAio;
+use crate::queue::Plug;
+
+/// Which of the kernel's interfaces a context's I/O goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KernelChoice {
+    /// Native AIO.
+    #[default]
+    Auto,
+    /// Native AIO (`io_submit`).
+    Aio,
+    /// io_uring.
+    Uring,
+}
+
+impl FromStr for KernelChoice {
+    type Err = io::Error;
+
+    /// From `auto`, `aio` or `uring`.
+    fn from_str(text: &str) -> io::Result<KernelChoice> {
+        match text {
+            "auto" => Ok(KernelChoice::Auto),
+            "aio" => Ok(KernelChoice::Aio),
+            "uring" => Ok(KernelChoice::Uring),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not one of auto, aio, uring"))),
+        }
+    }
+}
+
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            KernelChoice::Auto => "auto",
+            KernelChoice::Aio => "aio",
+            KernelChoice::Uring => "uring",
+        })
+    }
+}
+
+/// The engine of a context, whichever kernel it is on.
+#[derive(Clone)]
+pub(crate) enum AnyEngine {
+    Aio(Arc<Engine<LinuxAio>>),
+    Uring(Arc<Engine<IoUring>>),
+}
+
+impl AnyEngine {
+    /// Gives this thread's context an engine.
+    pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
+        match choice {
+            KernelChoice::Auto | KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
+            KernelChoice::Uring => Engine::attach(IoUring::new(depth)?, depth).map(AnyEngine::Uring),
+        }
+    }
+
+    /// The engine of this thread's context; made if it has none.
+    pub(crate) fn of_this_context() -> io::Result<AnyEngine> {
+        let context = AioContext::current().expect("files belong to a context; open them inside `run(|| ..)`");
+        let Some(source) = context.source() else {
+            return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
+        };
+        let source = source as Arc<dyn Any + Send + Sync>;
+        source.downcast().map(AnyEngine::Aio).or_else(|source| source.downcast().map(AnyEngine::Uring)).map_err(|_| {
+            io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
+        })
+    }
+
+    /// As [`Engine::perform`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[inline(always)]
+    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                AnyEngine::Aio(engine) => engine.perform(operation),
+                AnyEngine::Uring(engine) => engine.perform(operation),
+            }
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        match self {
+            AnyEngine::Aio(engine) => engine.stats(),
+            AnyEngine::Uring(engine) => engine.stats(),
+        }
+    }
+
+    pub(crate) fn plug(&self) -> Plug {
+        match self {
+            AnyEngine::Aio(engine) => engine.plug(),
+            AnyEngine::Uring(engine) => engine.plug(),
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! What every kernel must do at the edges, with real requests on real files: one body for each test, and what it takes.
+//!
+//! A kernel's own tests run all of it by `conformance::tests!(kernels)`, with a function that makes some for a depth.
+
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
+use std::thread;
+use std::time::Duration;
+
+use super::{Completion, Kernel, Opcode, Operation};
+
+/// Makes each body a test.
+macro_rules! tests {
+    ($kernels:expr) => {
+        $crate::kernel::conformance::tests! {
+            @each $kernels,
+                all_operations_on_both_kinds_of_file
+                no_more_in_flight_than_the_depth
+                waiting_takes_nothing
+                a_sleep_is_ended_by_completions
+                a_sleep_is_ended_by_another_thread
+                a_sleep_ends_though_another_thread_peeks
+                a_sleep_ends_by_time_or_signal
+                the_ring_goes_round
+        }
+    };
+    (@each $kernels:expr, $($body:ident)*) => {
+        $(#[test]
+        fn $body() {
+            $crate::kernel::conformance::$body($kernels);
+        })*
+    };
+}
+pub(super) use tests;
+
+pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
+
+#[repr(C, align(4096))]
+pub(super) struct Page(pub(super) [u8; 4096]);
+
+/// A file that goes with its guard.
+pub(super) struct Temp(pub(super) File, PathBuf);
+
+impl Temp {
+    pub(super) fn new(directory: &Path, flags: i32) -> Temp {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("coralio-kernel-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = directory.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags).open(&path);
+        Temp(file.unwrap(), path)
+    }
+
+    /// On tmpfs every request completes within submit.
+    pub(super) fn in_memory() -> Temp {
+        Temp::new(Path::new("/dev/shm"), 0)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.1);
+    }
+}
+
+pub(super) fn operation(opcode: Opcode, fd: &impl AsFd, buffer: &mut [u8], offset: u64) -> Operation {
+    let (fd, addr, len) = (fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().expose_provenance() as u64, buffer.len() as u64);
+    Operation { opcode, fd, addr, len, offset }
+}
+
+pub(super) fn bad() -> Operation {
+    Operation { opcode: Opcode::SyncAll, fd: -1, addr: 0, len: 0, offset: 0 }
+}
+
+pub(super) fn submit<K: Kernel>(kernel: &K, entries: &mut [K::Entry]) -> io::Result<usize> {
+    // SAFETY: every test keeps its buffers till it has the completions.
+    unsafe { kernel.submit(entries) }
+}
+
+/// Waits for the next completion, and takes it.
+pub(super) fn next(kernel: &impl Kernel) -> Completion {
+    loop {
+        if let Some(completion) = kernel.peek() {
+            kernel.commit();
+            return completion;
+        }
+        kernel.wait(1, None, None).unwrap();
+    }
+}
+
+pub(super) fn one(kernel: &impl Kernel, operation: Operation) -> i64 {
+    assert_eq!(submit(kernel, &mut [kernel.prepare(&operation, 7)]).unwrap(), 1);
+    let Completion { key, result } = next(kernel);
+    assert_eq!(key, 7);
+    result
+}
+
+pub(super) fn eventfd() -> OwnedFd {
+    // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+    unsafe {
+        let fd = libc::eventfd(0, libc::EFD_NONBLOCK);
+        assert!(fd >= 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+pub(super) fn signal(fd: &OwnedFd) {
+    // SAFETY: eight bytes, as an eventfd wants.
+    assert_eq!(unsafe { libc::write(fd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) }, 8);
+}
+
+/// Whether it was signalled; not any more.
+pub(super) fn reset(fd: &OwnedFd) -> bool {
+    let mut count = 0u64;
+    // SAFETY: room for eight bytes.
+    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
+}
+
+pub(super) fn epoll_with(fd: &OwnedFd) -> OwnedFd {
+    // SAFETY: the event outlives the call; the descriptor is new and nobody else's.
+    unsafe {
+        let epoll = OwnedFd::from_raw_fd(libc::epoll_create1(0));
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        assert_eq!(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event), 0);
+        epoll
+    }
+}
+
+/// Waits as a loop does: looks, sleeps, looks again.
+pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &OwnedFd) {
+    loop {
+        assert_eq!(kernel.peek(), None);
+        kernel.wait(1, Some(watched.as_fd()), None).unwrap();
+        if reset(signalled) {
+            return;
+        }
+    }
+}
+
+pub(super) fn all_operations_on_both_kinds_of_file<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E15: read, write, vectored both, data sync, full sync.
+    for file in [Temp::new(&std::env::temp_dir(), libc::O_DIRECT), Temp::in_memory()] {
+        for (kernel, fill) in kernels(4).iter().zip([0x5a, 0xa5]) {
+            let (mut out, mut back) = (Page([fill; 4096]), Page([0; 4096]));
+            assert_eq!(one(kernel, operation(Opcode::Write, &file.0, &mut out.0, 4096)), 4096);
+            assert_eq!(one(kernel, operation(Opcode::Read, &file.0, &mut back.0, 4096)), 4096);
+            assert!(back.0 == out.0);
+
+            let (mut out, mut back) =
+                ([Page([fill ^ 1; 4096]), Page([fill ^ 2; 4096])], [Page([0; 4096]), Page([0; 4096])]);
+            for (opcode, pages) in [(Opcode::WriteVectored, &mut out), (Opcode::ReadVectored, &mut back)] {
+                let vectors =
+                    pages.each_mut().map(|page| libc::iovec { iov_base: page.0.as_mut_ptr().cast(), iov_len: 4096 });
+                let addr = vectors.as_ptr().expose_provenance() as u64;
+                let operation = Operation { opcode, fd: file.0.as_raw_fd(), addr, len: 2, offset: 8192 };
+                assert_eq!(one(kernel, operation), 8192);
+            }
+            assert!(back[0].0 == out[0].0 && back[1].0 == out[1].0);
+
+            for opcode in [Opcode::SyncData, Opcode::SyncAll] {
+                let operation = Operation { opcode, fd: file.0.as_raw_fd(), addr: 0, len: 0, offset: 0 };
+                assert_eq!(one(kernel, operation), 0);
+            }
+        }
+    }
+}
+
+pub(super) fn no_more_in_flight_than_the_depth<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E2: "try again" when the queue is full; the poll request has a slot of its own.
+    let (file, other) = (Temp::in_memory(), eventfd());
+    for kernel in kernels(8) {
+        let mut buffer = [0; 16];
+        let operation = operation(Opcode::Write, &file.0, &mut buffer, 0);
+        let mut entries: Vec<_> = (0..9).map(|key| kernel.prepare(&operation, key)).collect();
+        assert_eq!(submit(&kernel, &mut entries).unwrap(), 8);
+        assert_eq!(submit(&kernel, &mut entries[8..]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        kernel.wait(1, Some(other.as_fd()), None).unwrap();
+        let mut keys = vec![next(&kernel).key];
+        assert_eq!(submit(&kernel, &mut entries[8..]).unwrap(), 1);
+        keys.extend((0..8).map(|_| next(&kernel).key));
+        keys.sort();
+        assert_eq!(keys, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+}
+
+pub(super) fn waiting_takes_nothing<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E9: a completion is taken by peek and commit alone.
+    let (file, other) = (Temp::in_memory(), eventfd());
+    for kernel in kernels(8) {
+        let mut buffer = [0; 16];
+        let operation = operation(Opcode::Write, &file.0, &mut buffer, 0);
+        let mut entries = [4, 5, 6].map(|key| kernel.prepare(&operation, key));
+        assert_eq!(submit(&kernel, &mut entries).unwrap(), 3);
+        for (min, other) in [(3, None), (1, Some(other.as_fd())), (1, None), (0, None)] {
+            kernel.wait(min, other, None).unwrap();
+        }
+        assert!(kernel.peek().is_some_and(|first| kernel.peek() == Some(first)));
+        let mut keys = [(); 3].map(|()| next(&kernel).key);
+        keys.sort();
+        assert_eq!(keys, [4, 5, 6]);
+        assert_eq!(kernel.peek(), None);
+    }
+}
+
+pub(super) fn a_sleep_is_ended_by_completions<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E13: what completes after submit ends the sleep; direct I/O on a disk is such a thing.
+    let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
+    for kernel in kernels(8) {
+        let mut pages = [const { Page([9; 4096]) }; 4];
+        for round in 0..50 {
+            let mut entries: Vec<_> = (pages.iter_mut().zip(0..))
+                .map(|(page, key)| kernel.prepare(&operation(Opcode::Write, &file.0, &mut page.0, key * 4096), key))
+                .collect();
+            assert_eq!(submit(&kernel, &mut entries).unwrap(), 4);
+            if round % 2 == 0 {
+                kernel.wait(4, None, None).unwrap();
+            }
+            let mut keys: Vec<_> = (0..4).map(|_| next(&kernel).key).collect();
+            keys.sort();
+            assert_eq!(keys, [0, 1, 2, 3]);
+        }
+    }
+}
+
+pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // W3: eventfd, or an epoll with it, signalled at any moment.
+    for kernel in kernels(8) {
+        let signalled = eventfd();
+        let epoll = epoll_with(&signalled);
+        for watched in [&signalled, &epoll] {
+            thread::scope(|scope| {
+                for _ in 0..200 {
+                    scope.spawn(|| signal(&signalled));
+                    wait_for(&kernel, watched, &signalled);
+                }
+            });
+        }
+    }
+}
+
+pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // W3: the event that is to wake the home thread is not swallowed behind its back.
+    for kernel in kernels(8) {
+        let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..20_000 {
+                    signal(&signalled);
+                    while rounds.load(Acquire) == round {
+                        assert_eq!(kernel.peek(), None);
+                    }
+                }
+            });
+            for round in 0..20_000 {
+                // Peeks at times only: whether the poll request is armed when it sleeps differs from round to round.
+                while !reset(&signalled) {
+                    kernel.wait(1, Some(signalled.as_fd()), None).unwrap();
+                }
+                rounds.store(round + 1, Release);
+            }
+        });
+    }
+}
+
+pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // X7 and "a signal ends it early, which is not an error".
+    extern "C" fn ignore(_: i32) {}
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGUSR1, ignore as extern "C" fn(i32) as usize) };
+    for kernel in kernels(2) {
+        let other = eventfd();
+        for timeout in [Duration::ZERO, Duration::from_micros(1500)] {
+            kernel.wait(1, Some(other.as_fd()), Some(timeout)).unwrap();
+            kernel.wait(2, None, Some(timeout)).unwrap();
+        }
+        for timeout in [None, Some(Duration::MAX)] {
+            let (sleeper, up) = (AtomicU64::new(0), AtomicBool::new(false));
+            thread::scope(|scope| {
+                let result = scope.spawn(|| {
+                    // SAFETY: it only says who we are.
+                    sleeper.store(unsafe { libc::pthread_self() }, Release);
+                    let result = kernel.wait(1, Some(other.as_fd()), timeout);
+                    up.store(true, Release);
+                    result
+                });
+                // Till one of them finds it asleep.
+                while !up.load(Acquire) {
+                    let sleeper = sleeper.load(Acquire);
+                    if sleeper != 0 {
+                        // SAFETY: the thread is not joined yet.
+                        unsafe { libc::pthread_kill(sleeper, libc::SIGUSR1) };
+                    }
+                    thread::yield_now();
+                }
+                result.join().unwrap().unwrap();
+            });
+        }
+    }
+}
+
+pub(super) fn the_ring_goes_round<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E9: each completion once, in many rounds of the ring, submitted and taken in uneven lots.
+    let file = Temp::in_memory();
+    for kernel in kernels(32) {
+        let mut buffers = [[0u8; 8]; 32];
+        let mut first = 0;
+        for lot in (1..=32).cycle().take(2000) {
+            let mut entries: Vec<_> = (first..first + lot)
+                .zip(&mut buffers)
+                .map(|(key, buffer)| kernel.prepare(&operation(Opcode::Write, &file.0, buffer, 0), key))
+                .collect();
+            assert_eq!(submit(&kernel, &mut entries).unwrap(), lot as usize);
+            let mut done: Vec<_> = (0..lot).map(|_| next(&kernel)).collect();
+            done.sort_by_key(|completion| completion.key);
+            assert!(done.into_iter().eq((first..first + lot).map(|key| Completion { key, result: 8 })));
+            first += lot;
+        }
+        assert_eq!(kernel.peek(), None);
+    }
+}

@@ -1,0 +1,102 @@
+//! Setting up a ring: what the kernel must offer, and why it may not; errors that teach.
+
+use std::io;
+
+use io_uring::{Parameters, Probe, opcode};
+
+/// The operations that we use.
+const OPERATIONS: [(u8, &str); 5] = [
+    (opcode::Read::CODE, "read"),
+    (opcode::Write::CODE, "write"),
+    (opcode::Readv::CODE, "vectored read"),
+    (opcode::Writev::CODE, "vectored write"),
+    (opcode::Fsync::CODE, "sync"),
+];
+
+/// A ring for `depth` requests, on a kernel that has all that we need.
+pub(super) fn set_up(depth: u32) -> io::Result<io_uring::IoUring> {
+    let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
+    // No overflow: what is in flight or on the ring is at most the depth.
+    assert!(depth <= ring.params().cq_entries(), "a completion might find no place on the ring");
+    let mut probe = Probe::new();
+    // A kernel that is too old to be asked offers nothing, as far as we know.
+    let _ = ring.submitter().register_probe(&mut probe);
+    match missing(Features::of(ring.params()), &probe) {
+        None => Ok(ring),
+        Some(what) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!(
+                "io_uring here has no {what}: it takes Linux 5.6 or later, and a seccomp filter that lets \
+                 io_uring_register through; use native AIO (KernelChoice::Aio)"
+            ),
+        )),
+    }
+}
+
+/// What a ring can do, of what matters to us.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Features {
+    /// Both rings in one piece.
+    pub(super) single_mmap: bool,
+    /// No completion is lost.
+    pub(super) nodrop: bool,
+    /// What a request needs besides its buffers is the caller's again after submit.
+    pub(super) submit_stable: bool,
+}
+
+impl Features {
+    fn of(params: &Parameters) -> Features {
+        Features {
+            single_mmap: params.is_feature_single_mmap(),
+            nodrop: params.is_feature_nodrop(),
+            submit_stable: params.is_feature_submit_stable(),
+        }
+    }
+}
+
+/// The first thing that we need and the kernel has not.
+pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str> {
+    let Features { single_mmap, nodrop, submit_stable } = features;
+    let features = [(single_mmap, "IORING_FEAT_SINGLE_MMAP"), (nodrop, "IORING_FEAT_NODROP")];
+    let features = features.into_iter().chain([(submit_stable, "IORING_FEAT_SUBMIT_STABLE")]);
+    let operations = OPERATIONS.into_iter().map(|(code, name)| (probe.is_supported(code), name));
+    features.chain(operations).find(|(there, _)| !there).map(|(_, name)| name)
+}
+
+/// What `io_uring_setup` said, with cause and remedy.
+pub(super) fn refused(error: io::Error, depth: u32) -> io::Error {
+    const INSTEAD: &str = "or use native AIO (KernelChoice::Aio)";
+    const FILTER: &str =
+        "a seccomp filter (containers have one: allow io_uring_setup, io_uring_enter, io_uring_register)";
+    let (kind, message) = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            let cause = match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").as_deref().map(str::trim) {
+                Ok("2") => "kernel.io_uring_disabled is 2; as root: sysctl kernel.io_uring_disabled=0".into(),
+                Ok("1") => "kernel.io_uring_disabled is 1: join the group that kernel.io_uring_group names; \
+                     or as root: sysctl kernel.io_uring_disabled=0"
+                    .into(),
+                _ => format!("likely by {FILTER}"),
+            };
+            (io::ErrorKind::PermissionDenied, format!("io_uring is forbidden here, {cause}; {INSTEAD}"))
+        }
+        Some(libc::ENOSYS) => (
+            io::ErrorKind::Unsupported,
+            format!(
+                "no io_uring here: Linux before 5.6, built without CONFIG_IO_URING, or {FILTER} hides it; {INSTEAD}"
+            ),
+        ),
+        Some(libc::ENOMEM) => (
+            io::ErrorKind::OutOfMemory,
+            format!(
+                "no memory for an io_uring of depth {depth}: before Linux 5.12 it counts against the limit on locked \
+                 memory; raise that (ulimit -l), take a smaller depth, {INSTEAD}"
+            ),
+        ),
+        Some(libc::EMFILE | libc::ENFILE) => (
+            error.kind(),
+            format!("no descriptor left for an io_uring: {error}; raise the limit (ulimit -n), {INSTEAD}"),
+        ),
+        _ => (error.kind(), format!("io_uring_setup for a queue of {depth}: {error}; {INSTEAD}")),
+    };
+    io::Error::new(kind, message)
+}

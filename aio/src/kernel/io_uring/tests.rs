@@ -1,0 +1,252 @@
+//! Real requests on real rings: what every kernel must do, and what is io_uring's own.
+
+use super::super::conformance::{self, Page, Temp, bad, eventfd, next, one, operation, signal, submit};
+use super::setup::{Features, missing, refused};
+use super::*;
+use io_uring::Probe;
+
+fn kernels(depth: u32) -> [IoUring; 1] {
+    [IoUring::new(depth).unwrap()]
+}
+
+conformance::tests!(kernels);
+
+#[test]
+fn a_bad_one_is_taken_and_fails_alone() {
+    // E2: its error is its completion's.
+    let (file, [kernel]) = (Temp::in_memory(), kernels(8));
+    let (mut first, mut third) = ([1; 16], [3; 16]);
+    let operations =
+        [operation(Opcode::Write, &file.0, &mut first, 0), bad(), operation(Opcode::Write, &file.0, &mut third, 32)];
+    let mut entries = [0, 1, 2].map(|key| kernel.prepare(&operations[key as usize], key));
+    assert_eq!(entries.each_ref().map(|entry| kernel.key(entry)), [0, 1, 2]);
+    assert_eq!(submit(&kernel, &mut entries).unwrap(), 3);
+    let mut done = [(); 3].map(|()| next(&kernel));
+    done.sort_by_key(|completion| completion.key);
+    assert_eq!(done.map(|completion| completion.result), [16, -i64::from(libc::EBADF), 16]);
+    assert_eq!(kernel.peek(), None);
+    assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
+}
+
+#[test]
+fn what_was_not_consumed_is_not_lent() {
+    // E2, E13: the kernel stops at a request that makes no sense to it; what is behind it is off the ring, and may go again
+    let (file, [kernel]) = (Temp::in_memory(), kernels(4));
+    let write = |kernel: &IoUring, bytes: &mut [u8], at, key| {
+        kernel.prepare(&operation(Opcode::Write, &file.0, bytes, at), key)
+    };
+    let (mut first, mut third) = ([1; 4], [3; 4]);
+    let nonsense = || Entry(opcode::Fsync::new(types::Fd(-1)).build().flags(squeue::Flags::BUFFER_SELECT).user_data(1));
+    for round in 0..5 {
+        let mut entries = [write(&kernel, &mut first, 0, 0), nonsense(), write(&kernel, &mut third, 4 + round * 4, 2)];
+        assert_eq!(submit(&kernel, &mut entries).unwrap(), 2);
+        let mut done = [next(&kernel), next(&kernel)];
+        done.sort_by_key(|completion| completion.key);
+        assert_eq!(done.map(|completion| completion.key), [0, 1]);
+        assert!(done[0].result == 4 && done[1].result < 0, "{done:?}");
+        assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
+        assert_eq!((kernel.peek(), kernel.in_flight.load(Relaxed)), (None, 0));
+        assert_eq!(file.0.metadata().unwrap().len(), 4 + round * 4, "the third was not done");
+        assert_eq!(submit(&kernel, &mut entries[2..]).unwrap(), 1);
+        assert_eq!(next(&kernel), Completion { key: 2, result: 4 });
+    }
+}
+
+#[test]
+fn no_offset_means_where_the_descriptor_stands() {
+    // E15: the largest does, to this kernel; here it is as wrong as any other that no file has
+    let (file, [kernel]) = (Temp::in_memory(), kernels(4));
+    let mut buffer = vec![5; 8];
+    assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
+    for offset in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        for opcode in [Opcode::Read, Opcode::Write] {
+            assert_eq!(one(&kernel, operation(opcode, &file.0, &mut buffer, offset)), -i64::from(libc::EINVAL));
+        }
+    }
+}
+
+#[test]
+fn a_length_that_does_not_fit_is_not_cut_to_nothing() {
+    // E10: lengths have 32 bits here; a short read says how much there was
+    let (file, [kernel]) = (Temp::in_memory(), kernels(4));
+    // Not on the stack: behind it there is no room for the addresses.
+    let mut buffer = vec![5; 8];
+    assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
+    buffer.fill(0);
+    // The file has eight bytes, so that no more are written to memory.
+    let read = Operation { len: 1 << 32, ..operation(Opcode::Read, &file.0, &mut buffer, 0) };
+    assert_eq!(one(&kernel, read), 8);
+    assert_eq!(buffer, [5; 8]);
+}
+
+#[test]
+fn unaligned_direct_io_is_refused() {
+    // E14: where the file system cares; its word is the completion's
+    let (file, [kernel]) = (Temp::new(&std::env::temp_dir(), libc::O_DIRECT), kernels(4));
+    let mut pages = [Page([1; 4096]), Page([2; 4096])];
+    assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, &mut pages[0].0, 0)), 4096);
+    let unaligned = one(&kernel, operation(Opcode::Read, &file.0, &mut pages[1].0[..100], 0));
+    assert!([100, -i64::from(libc::EINVAL)].contains(&unaligned), "{unaligned}");
+}
+
+#[test]
+fn drop_waits_for_what_is_in_flight() {
+    // E13: the kernel goes on with it after the ring is closed
+    const BLOCK: usize = 64 * 1024;
+    let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
+    let page = || Page([7; 4096]);
+    let mut out: Vec<_> = (0..BLOCK / 4096 * 32).map(|_| page()).collect();
+    // SAFETY: pages lie without gaps.
+    let bytes = |pages: &mut [Page]| unsafe {
+        &mut *ptr::slice_from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), pages.len() * 4096)
+    };
+    let [kernel] = kernels(32);
+    assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, bytes(&mut out), 0)), (BLOCK * 32) as i64);
+    let mut back: Vec<_> = (0..out.len()).map(|_| Page([0; 4096])).collect();
+    for _ in 0..20 {
+        bytes(&mut back).fill(0);
+        let [kernel] = kernels(32);
+        let mut entries: Vec<_> = bytes(&mut back)
+            .chunks_mut(BLOCK)
+            .zip(0..)
+            .map(|(part, key)| kernel.prepare(&operation(Opcode::Read, &file.0, part, key * BLOCK as u64), key))
+            .collect();
+        assert_eq!(submit(&kernel, &mut entries).unwrap(), 32);
+        drop(kernel);
+        assert!(bytes(&mut back).iter().all(|&byte| byte == 7));
+    }
+}
+
+#[test]
+fn a_forked_child_leaves_its_parents_rings_alone() {
+    // C10: to drop them is fine, and waits for nothing
+    let (never, [kernel]) = (eventfd(), kernels(4));
+    // SAFETY: no pointers.
+    let blocking = unsafe { libc::fcntl(never.as_raw_fd(), libc::F_SETFL, 0) };
+    assert_eq!(blocking, 0);
+    let mut count = [0; 8];
+    let mut read = [kernel.prepare(&operation(Opcode::Read, &never, &mut count, 0), 1)];
+    assert_eq!(submit(&kernel, &mut read).unwrap(), 1);
+    // SAFETY: the child only drops, and ends without running anything of its parent's.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(kernel);
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: room for one status.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    signal(&never);
+    assert_eq!(next(&kernel), Completion { key: 1, result: 8 });
+    assert_eq!(u64::from_ne_bytes(count), 1);
+}
+
+#[test]
+fn depth_has_limits() {
+    // E14: the message says cause and remedy.
+    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
+        let error = IoUring::new(depth).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("1..=32768"), "{error}");
+    }
+    for depth in [1, 33, MAX_DEPTH] {
+        assert_eq!(IoUring::new(depth).unwrap().capacity(), depth);
+    }
+}
+
+#[test]
+fn a_refused_ring_says_why() {
+    // E14: what the kernel refuses comes back with the likely cause and remedy.
+    for (errno, kind, words) in [
+        (libc::ENOSYS, io::ErrorKind::Unsupported, ["CONFIG_IO_URING", "seccomp", "Linux before 5.6"]),
+        (libc::ENOMEM, io::ErrorKind::OutOfMemory, ["depth 64", "ulimit -l", "smaller depth"]),
+        (libc::EMFILE, io::Error::from_raw_os_error(libc::EMFILE).kind(), ["descriptor", "ulimit -n", "raise"]),
+        (libc::EINVAL, io::ErrorKind::InvalidInput, ["io_uring_setup", "queue of 64", "Invalid argument"]),
+    ] {
+        let error = refused(io::Error::from_raw_os_error(errno), 64);
+        assert_eq!(error.kind(), kind);
+        for word in words.into_iter().chain(["use native AIO (KernelChoice::Aio)"]) {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_the_kernel_lacks_is_named() {
+    // E14: features and operations are asked for before the first request
+    let all = Features { single_mmap: true, nodrop: true, submit_stable: true };
+    let mut probe = Probe::new();
+    assert_eq!(missing(all, &probe), Some("read"));
+    IoUring::new(1).unwrap().ring.submitter().register_probe(&mut probe).unwrap();
+    assert_eq!(missing(all, &probe), None);
+    assert_eq!(missing(Features { single_mmap: false, ..all }, &probe), Some("IORING_FEAT_SINGLE_MMAP"));
+    assert_eq!(missing(Features { nodrop: false, ..all }, &probe), Some("IORING_FEAT_NODROP"));
+    assert_eq!(missing(Features { submit_stable: false, ..all }, &probe), Some("IORING_FEAT_SUBMIT_STABLE"));
+}
+
+/// Runs `f` on a thread where a seccomp filter answers the system call `call` with `errno`.
+fn behind_a_filter<T: Send>(call: libc::c_long, errno: i32, f: impl FnOnce() -> T + Send) -> T {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let jump = |k: u32| libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k) };
+    let mut filter = [
+        // The number of the system call is the first word.
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        jump(call as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    let behind = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the program outlives the calls. It holds for this thread, which ends with it.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+        }
+        f()
+    };
+    std::thread::scope(|scope| scope.spawn(behind).join().unwrap())
+}
+
+#[test]
+fn behind_a_seccomp_filter() {
+    // E14: as in a container, for real
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    if disabled.is_ok_and(|disabled| disabled.trim() != "0") {
+        return eprintln!("skipped: kernel.io_uring_disabled is set");
+    }
+    for (call, errno, kind, word) in [
+        (
+            libc::SYS_io_uring_setup,
+            libc::EPERM,
+            io::ErrorKind::PermissionDenied,
+            "forbidden here, likely by a seccomp filter",
+        ),
+        (libc::SYS_io_uring_setup, libc::ENOSYS, io::ErrorKind::Unsupported, "no io_uring here"),
+        (libc::SYS_io_uring_register, libc::EPERM, io::ErrorKind::Unsupported, "lets io_uring_register through"),
+    ] {
+        let error = behind_a_filter(call, errno, || IoUring::new(8).unwrap_err());
+        assert_eq!(error.kind(), kind);
+        assert!(error.to_string().contains(word) && error.to_string().contains("KernelChoice::Aio"), "{error}");
+    }
+}
+
+#[test]
+fn a_submit_that_consumes_nothing_lends_nothing() {
+    // E2, E13: "try again" or an error; the ring is empty again
+    let (file, [kernel]) = (Temp::in_memory(), kernels(2));
+    let mut buffer = [1; 4];
+    let mut entries = [3, 4].map(|key| kernel.prepare(&operation(Opcode::Write, &file.0, &mut buffer, 0), key));
+    for (errno, said) in
+        [(libc::EAGAIN, libc::EAGAIN), (libc::EBUSY, libc::EAGAIN), (libc::EIO, libc::EIO), (0, libc::EAGAIN)]
+    {
+        let result = behind_a_filter(libc::SYS_io_uring_enter, errno, || submit(&kernel, &mut entries));
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(said));
+        assert_eq!((kernel.in_flight.load(Relaxed), file.0.metadata().unwrap().len()), (0, 0));
+    }
+    assert_eq!(submit(&kernel, &mut entries).unwrap(), 2);
+    let mut keys = [next(&kernel).key, next(&kernel).key];
+    keys.sort();
+    assert_eq!((keys, kernel.peek()), ([3, 4], None));
+}

@@ -1,0 +1,146 @@
+//! The baseline on io_uring: what somebody careful writes on the crate by hand. The file is registered with the ring, which
+//! the library's engine does not do; whatever is ready goes into one `io_uring_enter`; completions are read from the ring in
+//! memory, and only when there are none does it wait. No eventfd, no coroutine, one request in flight per buffer.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use coralio_aio::AlignedBuf;
+use io_uring::{IoUring, SubmissionQueue, opcode, types};
+
+use crate::meter::Moment;
+use crate::options::Options;
+use crate::ours::short;
+use crate::report::Round;
+use crate::target::Target;
+use crate::work::{Limit, WARM_UP, Work};
+
+/// A ring, and its requests. Their buffers never move while it lives.
+struct Raw {
+    ring: IoUring,
+    requests: Box<[Request]>,
+    in_flight: usize,
+    submits: u64,
+    sleeps: u64,
+}
+
+/// One that is done again and again, each time elsewhere.
+struct Request {
+    buffer: AlignedBuf,
+    offset: u64,
+    block: u32,
+    write: bool,
+}
+
+/// One round: an own ring, a warm-up, and the timed part, on the same file as the coroutines.
+pub fn round(options: &Options, target: &Target) -> Result<Round, String> {
+    let say = |why: String| format!("{}: bare loop: {why}", target.name);
+    let mut raw = Raw::new(options, target)
+        .map_err(|e| say(format!("io_uring for {}: {e}; lower --depth, or use --kernel aio", options.depth)))?;
+    let work = Work::new(options.block_size, target.blocks, options.sequential, options.seed);
+    work.begin(Limit::Ops(WARM_UP));
+    raw.run(&work).map_err(say)?;
+
+    work.begin(options.limit());
+    let before = (raw.submits, raw.sleeps);
+    let clock = Moment::now();
+    raw.run(&work).map_err(say)?;
+    let spent = clock.spent();
+    Ok(Round::raw(work.done(), spent, raw.submits - before.0, raw.sleeps - before.1))
+}
+
+impl Raw {
+    fn new(options: &Options, target: &Target) -> io::Result<Raw> {
+        let ring = IoUring::new(options.depth)?;
+        ring.submitter().register_files(&[target.file.as_fd().as_raw_fd()])?;
+        let request = |_| Request {
+            buffer: target.buffer(options),
+            offset: 0,
+            block: u32::try_from(options.block_size).expect("checked: at most 1 GiB"),
+            write: options.write,
+        };
+        let requests = (0..options.depth).map(request).collect();
+        Ok(Raw { ring, requests, in_flight: 0, submits: 0, sleeps: 0 })
+    }
+
+    /// Does the work: nothing is in flight before and after, if it ends well.
+    fn run(&mut self, work: &Work) -> Result<(), String> {
+        let (submitter, mut requests, mut completions) = self.ring.split();
+        let say = |e: io::Error| format!("io_uring_enter: {e}");
+        for (i, request) in self.requests.iter_mut().enumerate() {
+            let Some(offset) = work.next() else { break };
+            request.push(&mut requests, i, offset);
+            self.in_flight += 1;
+        }
+        while self.in_flight > 0 {
+            requests.sync();
+            if !requests.is_empty() {
+                self.submits += 1;
+                let submitted = submitter.submit();
+                // Out of memory for requests: what completes next makes room.
+                submitted.map(drop).or_else(|e| pass(e, io::ErrorKind::WouldBlock)).map_err(say)?;
+                requests.sync();
+            }
+            completions.sync();
+            if completions.is_empty() {
+                self.sleeps += 1;
+                let slept = submitter.submit_and_wait(1);
+                slept.map(drop).or_else(|e| pass(e, io::ErrorKind::Interrupted)).map_err(say)?;
+                requests.sync();
+                completions.sync();
+            }
+            for completion in &mut completions {
+                self.in_flight -= 1;
+                let i = completion.user_data() as usize;
+                let request = &mut self.requests[i];
+                if completion.result() != request.block as i32 {
+                    return Err(request.failed(completion.result()));
+                }
+                if let Some(offset) = work.next() {
+                    request.push(&mut requests, i, offset);
+                    self.in_flight += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets one kind of error pass.
+fn pass(error: io::Error, kind: io::ErrorKind) -> io::Result<()> {
+    if error.kind() == kind { Ok(()) } else { Err(error) }
+}
+
+impl Request {
+    /// Puts it on the ring, which has a place for each.
+    #[inline]
+    fn push(&mut self, requests: &mut SubmissionQueue<'_>, i: usize, offset: u64) {
+        self.offset = offset;
+        let (file, buffer) = (types::Fixed(0), &mut self.buffer);
+        let entry = if self.write {
+            opcode::Write::new(file, buffer.as_ptr(), self.block).offset(offset).build()
+        } else {
+            opcode::Read::new(file, buffer.as_mut_ptr(), self.block).offset(offset).build()
+        };
+        // SAFETY: the buffer lives until `Raw`'s drop has waited for its request, and has no other one.
+        unsafe { requests.push(&entry.user_data(i as u64)) }.expect("a place for each buffer");
+    }
+
+    #[cold]
+    fn failed(&self, result: i32) -> String {
+        let (verb, block, offset) = (if self.write { "write" } else { "read" }, self.block, self.offset);
+        match usize::try_from(result) {
+            Ok(count) => short(verb, block as usize, offset, count),
+            Err(_) => format!("{verb} of {block} bytes at offset {offset}: {}", io::Error::from_raw_os_error(-result)),
+        }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // After a failure: the buffers are freed when the kernel has let go of them. What is not submitted yet goes too.
+        while self.in_flight > 0 && self.ring.submit_and_wait(1).is_ok() {
+            self.in_flight -= self.ring.completion().count();
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The engine on io_uring, with other threads about: whoever polls, whatever sleeps, every request completes once.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+
+use coralio_aio::kernel::io_uring::IoUring;
+use coralio_aio::kernel::{Opcode, Operation};
+use coralio_aio::{
+    AioContext, AlignedBuf, Coroutine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, spawn, suspend,
+};
+
+const BLOCK: usize = 4096;
+
+/// A file of so many blocks, each full of its number; gone when it ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(place: &Path, blocks: usize) -> Temp {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let temp = Temp(place.join(format!("coralio-uring-{}-{number}", std::process::id())));
+        fs::write(&temp.0, (0..blocks * BLOCK).map(|i| (i / BLOCK) as u8).collect::<Vec<_>>()).unwrap();
+        temp
+    }
+
+    fn open(&self, direct: Direct) -> Rc<File> {
+        Rc::new(File::options().read(true).write(true).direct(direct).open(&self.0).unwrap())
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn disk() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Runs `f` as a coroutine; not at all, saying so, where io_uring is forbidden.
+fn run<T>(depth: u32, f: impl FnOnce() -> T) -> Option<T> {
+    let ran = Runner::new().kernel(KernelChoice::Uring).depth(depth).run(f);
+    ran.inspect_err(|error| eprintln!("skipped: {error}")).ok()
+}
+
+/// The same with the engine itself.
+fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
+    let kernel = IoUring::new(8).inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
+    Some(AioContext::run(|context| f(context, &Engine::attach(kernel, 8).unwrap())))
+}
+
+/// A descriptor whose read stays in flight until it is signalled.
+#[derive(Clone)]
+struct Never(Arc<OwnedFd>);
+
+impl Never {
+    fn new() -> Never {
+        // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
+        Never(Arc::new(fd))
+    }
+
+    fn signal(&self) {
+        // SAFETY: eight bytes, as an eventfd wants.
+        let written = unsafe { libc::write(self.0.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
+        assert_eq!(written, 8);
+    }
+
+    /// Waits for the signal on io_uring.
+    fn read(&self, engine: &Engine<IoUring>) -> u64 {
+        let mut count = [0; 8];
+        let operation = Operation {
+            opcode: Opcode::Read,
+            fd: self.0.as_raw_fd(),
+            addr: count.as_mut_ptr() as u64,
+            len: 8,
+            offset: 0,
+        };
+        // SAFETY: the buffer is borrowed until this returns or unwinds.
+        assert_eq!(unsafe { engine.transfer(&operation) }.unwrap(), 8);
+        u64::from_ne_bytes(count)
+    }
+}
+
+/// `count`, or less where CORALIO_TEST_DIVISOR says so.
+fn scaled(count: usize) -> usize {
+    let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    (count / divisor).max(2)
+}
+
+/// So many coroutines that each read `each` blocks here and there, and look at what they got.
+fn readers(file: &Rc<File>, coroutines: usize, each: usize, blocks: usize) -> Vec<JoinHandle<()>> {
+    let one = |number| {
+        let file = Rc::clone(file);
+        spawn(move || {
+            let mut buf = AlignedBuf::new(BLOCK, BLOCK);
+            for i in 0..each {
+                let block = (number * 7 + i * 13) % blocks;
+                file.read_exact_at(&mut buf, (block * BLOCK) as u64).unwrap();
+                assert!(buf.iter().all(|&byte| byte == block as u8), "block {block}");
+            }
+        })
+    };
+    (0..coroutines).map(one).collect()
+}
+
+fn assert_all_done(requests: usize) {
+    let stats = coralio_aio::stats();
+    assert_eq!((stats.requests, stats.completions), (requests as u64, requests as u64));
+    assert_eq!((stats.in_flight, stats.pending), (0, 0));
+}
+
+#[test]
+fn every_depth() {
+    // E2, E16: more coroutines than the queue is deep, on each kind of file
+    for (place, direct) in [(disk(), Direct::Auto), (disk(), Direct::Never), ("/dev/shm".into(), Direct::Auto)] {
+        let temp = Temp::new(&place, 64);
+        for depth in [1, 2, 7, 32, 1024] {
+            let (coroutines, each) = (depth as usize * 3 / 2 + 1, scaled(2000) / (depth as usize + 1) + 1);
+            run(depth, || {
+                let file = temp.open(direct);
+                readers(&file, coroutines, each, 64).into_iter().for_each(|reader| reader.join().unwrap());
+                assert_all_done(coroutines * each);
+            });
+        }
+    }
+}
+
+#[test]
+fn none_is_lost_with_two_threads_reaping() {
+    // H3, E9: another thread polls all the time; every request completes once
+    const COROUTINES: usize = 32;
+    let each = scaled(100_000) / COROUTINES;
+    let temp = Temp::new(&disk(), 64);
+    let stop = Arc::new(AtomicBool::new(false));
+    let foreign = run(64, || {
+        let (context, asked) = (AioContext::current().unwrap(), Arc::clone(&stop));
+        let foreign = thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                if !context.poll(false) {
+                    thread::yield_now();
+                }
+            }
+        });
+        let file = temp.open(Direct::Auto);
+        readers(&file, COROUTINES, each, 64).into_iter().for_each(|reader| reader.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+        assert_all_done(COROUTINES * each);
+        foreign
+    });
+    // Joined outside: the loop has the context's lock while a coroutine runs, and the other thread wants it.
+    foreign.into_iter().for_each(|foreign| foreign.join().unwrap());
+}
+
+#[test]
+fn a_thread_that_polled_and_ended_takes_no_request_along() {
+    // E9, E13: a request that it had submitted would fail with its end: reads through the page cache of what is not there
+    const BLOCKS: usize = 256;
+    let temp = Temp::new(&disk(), BLOCKS);
+    fs::File::open(&temp.0).unwrap().sync_all().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let foreign = run(4, || {
+        let (context, asked) = (AioContext::current().unwrap(), Arc::clone(&stop));
+        let foreign = thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                let context = context.clone();
+                thread::spawn(move || context.poll(false)).join().unwrap();
+            }
+        });
+        let file = temp.open(Direct::Never);
+        for _ in 0..scaled(50) {
+            // SAFETY: no pointers.
+            unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+            readers(&file, 64, 8, BLOCKS).into_iter().for_each(|reader| reader.join().unwrap());
+        }
+        stop.store(true, Ordering::Relaxed);
+        foreign
+    });
+    foreign.into_iter().for_each(|foreign| foreign.join().unwrap());
+}
+
+#[test]
+fn only_the_home_thread_submits() {
+    // E8, E9: step by step: another thread's poll reaps, and what is pending waits for the home thread's round
+    with_engine(|context, engine| {
+        let (first, second) = (Never::new(), Never::new());
+        let reader = |never: &Never| {
+            let (never, engine) = (never.clone(), Arc::clone(engine));
+            Coroutine::new(move || assert_eq!(never.read(&engine), 1))
+        };
+        let submitted = reader(&first);
+        submitted.enter();
+        let plug = engine.plug();
+        let pending = reader(&second);
+        pending.enter();
+        // Looked at when all is over: to fail in between would be to wait for the second one.
+        let stats = || {
+            let stats = engine.stats();
+            (stats.in_flight, stats.pending, stats.submits)
+        };
+        let plugged = stats();
+        drop(plug);
+        first.signal();
+        let there = context.clone();
+        thread::spawn(move || while !there.poll(false) {}).join().unwrap();
+        let reaped_elsewhere = stats();
+        context.poll(false);
+        let (at_home, has_ended) = (stats(), submitted.has_ended());
+        second.signal();
+        while !pending.has_ended() {
+            context.poll(true);
+        }
+        assert_eq!([plugged, reaped_elsewhere, at_home], [(1, 1, 1), (0, 1, 1), (1, 0, 2)]);
+        assert!(has_ended);
+    });
+}
+
+#[test]
+fn another_threads_poll_reaps_while_the_loop_sleeps() {
+    // E9, W1: whoever finds the completion, the coroutine runs, and the sleep ends
+    with_engine(|context, engine| {
+        let rounds = scaled(5000);
+        let never = Never::new();
+        let (go, next) = channel();
+        let foreign = thread::spawn({
+            let (context, never) = (context.clone(), never.clone());
+            move || {
+                for () in next {
+                    never.signal();
+                    context.poll(false);
+                }
+            }
+        });
+        let reader = spawn({
+            let engine = Arc::clone(engine);
+            move || {
+                for _ in 0..rounds {
+                    go.send(()).unwrap();
+                    assert_eq!(never.read(&engine), 1);
+                }
+            }
+        });
+        reader.join().unwrap();
+        assert_eq!(engine.stats().completions as usize, rounds);
+        foreign.join().unwrap();
+    });
+}
+
+#[test]
+fn a_kick_ends_the_sleep() {
+    // X6, W1: a wake from another thread, while the loop sleeps for a completion that will not come before it
+    with_engine(|context, engine| {
+        let never = Never::new();
+        let (go, next) = channel::<coralio_aio::Waker>();
+        let foreign = thread::spawn(move || next.into_iter().for_each(|waker| waker.wake()));
+        for _ in 0..scaled(2000) {
+            let reader = spawn({
+                let (never, engine) = (never.clone(), Arc::clone(engine));
+                move || assert_eq!(never.read(&engine), 1)
+            });
+            let woken = Coroutine::new({
+                let (never, go) = (never.clone(), go.clone());
+                move || {
+                    go.send(Coroutine::current().unwrap().waker()).unwrap();
+                    suspend();
+                    never.signal();
+                }
+            });
+            // The read is in flight before anybody is asked to wake.
+            context.poll(false);
+            assert_eq!(engine.stats().in_flight, 1);
+            woken.enter();
+            while !(woken.has_ended() && reader.is_finished()) {
+                context.poll(true);
+            }
+            reader.join().unwrap();
+        }
+        drop(go);
+        foreign.join().unwrap();
+    });
+}
+
+#[test]
+fn in_flight_when_the_context_ends() {
+    // E13, C9: unwound only after the kernel has filled the buffer
+    struct Lent([u8; 8], Arc<AtomicBool>);
+    impl Drop for Lent {
+        fn drop(&mut self) {
+            self.1.store(u64::from_ne_bytes(self.0) == 1, Ordering::Relaxed);
+        }
+    }
+    for _ in 0..scaled(100) {
+        let filled = Arc::new(AtomicBool::new(false));
+        let never = Never::new();
+        let signals = with_engine(|context, engine| {
+            let (engine, filled, source) = (Arc::clone(engine), Arc::clone(&filled), never.clone());
+            drop(spawn(move || {
+                let mut lent = Lent([0; 8], filled);
+                let operation = Operation {
+                    opcode: Opcode::Read,
+                    fd: source.0.as_raw_fd(),
+                    addr: lent.0.as_mut_ptr() as u64,
+                    len: 8,
+                    offset: 0,
+                };
+                // SAFETY: the buffer is borrowed until this returns or unwinds.
+                let _ = unsafe { engine.transfer(&operation) };
+            }));
+            context.poll(false);
+            thread::spawn(move || never.signal())
+        });
+        let Some(signals) = signals else { return };
+        assert!(filled.load(Ordering::Relaxed));
+        signals.join().unwrap();
+    }
+}
+
+#[test]
+fn a_bad_one_among_good_ones() {
+    // E2, E14: its error is its own
+    let temp = Temp::new(&disk(), 8);
+    run(8, || {
+        let (file, read_only) = (temp.open(Direct::Auto), Rc::new(File::open(&temp.0).unwrap()));
+        let good = readers(&file, 4, 1, 8);
+        let bad = spawn(move || read_only.write_at(&[0; 512], 0).unwrap_err().to_string());
+        let more = readers(&file, 4, 1, 8);
+        good.into_iter().chain(more).for_each(|reader| reader.join().unwrap());
+        let message = bad.join().unwrap();
+        assert!(message.contains("Bad file descriptor") && message.contains("not open for this"), "{message}");
+        assert_all_done(9);
+    });
+}
