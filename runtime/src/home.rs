@@ -395,20 +395,27 @@ impl Home {
             return None;
         }
         let block = id.block;
-        match self.own(block).state.get() {
-            State::Free => return None,
-            State::Finished => return self.discard(block),
-            State::Suspended => {}
-            State::Scheduled => self.unlist(block),
+        let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
+            State::Free => None,
+            State::Finished => self.discard(block),
+            State::Suspended => {
+                self.unwind(block);
+                None
+            }
+            State::Scheduled => {
+                self.unlist(block);
+                self.unwind(block);
+                None
+            }
             State::Entered => abort(format_args!(
-                "a scope unwinds beneath its coroutine {}, which would outlive what it borrows",
+                "a scope unwinds above its coroutine {}, which would outlive what it borrows",
                 self.own(block).label()
             )),
-        }
-        catch_unwind(AssertUnwindSafe(|| self.unwind(block))).err()
+        }));
+        ended.unwrap_or_else(Some)
     }
 
-    /// Takes one that is scheduled off the list that it is on.
+    /// Takes one that is scheduled off the list that it is on. While the context ends it may be on none: they were emptied.
     fn unlist(&self, block: &'static Control) {
         let mut lists = vec![&self.ready, &self.taken];
         let mut frame = self.frame();
@@ -418,8 +425,7 @@ impl Home {
             frame = unsafe { above.parent.as_ref() };
         }
         let found = lists.into_iter().any(|list| list.remove(block));
-        // At the end of the context the lists are emptied first.
-        assert!(found || self.ending.get(), "what is scheduled is on a list");
+        assert!(found || self.is_ending(), "what is scheduled is on a list");
     }
 
     fn unwind(&self, block: &'static Control) {

@@ -128,9 +128,15 @@ impl<'scope> Scope<'scope, '_> {
         let ended = Ended(self);
         self.left.set(self.left.get() + 1);
         let body = move || {
-            // Dropped last, also if it never ran.
+            // Dropped last.
             let ended = ended;
-            match catch_unwind(AssertUnwindSafe(f)) {
+            let run = || {
+                let value = f();
+                // Nobody will fetch it. Dropped here, where the coroutine still counts: it may borrow, and its destructor
+                // may run the loop, and with it whoever waits for the scope.
+                (!is_detached()).then_some(value)
+            };
+            match catch_unwind(AssertUnwindSafe(run)) {
                 Ok(value) => value,
                 Err(payload) => {
                     if is_detached() {
@@ -158,9 +164,9 @@ impl<'scope> Scope<'scope, '_> {
     ///
     /// May enter them, on the thread's own stack.
     pub fn cancel(&self) {
-        // By index: those who are entered here may spawn more.
-        let member = |index| self.members.borrow().get(index).copied();
-        for member in (0..).map_while(member) {
+        // A copy: those who are entered here may spawn more, and then the list is tidied.
+        let members = self.members.borrow().clone();
+        for member in members {
             Token::of(member).coroutine().cancel();
         }
     }
@@ -182,7 +188,8 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
             None => {
-                while self.left.get() > 0 && !home.is_ending() {
+                // A thread that unwinds could run them, but none of them could wait.
+                while self.left.get() > 0 && !home.is_ending() && !thread::panicking() {
                     home.context.poll(true);
                 }
             }
@@ -235,10 +242,17 @@ struct End<'a, 'scope, 'env>(&'a Home, &'a Scope<'scope, 'env>);
 impl Drop for End<'_, '_, '_> {
     fn drop(&mut self) {
         let End(home, scope) = *self;
-        // Those who are unwound here spawn no more: the scope is not to be reached by them, but through its coroutines.
-        while let Some(member) = scope.members.borrow_mut().pop() {
-            if let Some(payload) = home.end_now(member) {
-                keep(&scope.panic, payload);
+        loop {
+            // Not borrowed meanwhile: a destructor may spawn more, which are ended in turn.
+            let members = scope.members.take();
+            if members.is_empty() {
+                break;
+            }
+            // In the order in which they were made, as a context ends them.
+            for member in members {
+                if let Some(payload) = home.end_now(member) {
+                    keep(&scope.panic, payload);
+                }
             }
         }
     }
@@ -247,7 +261,8 @@ impl Drop for End<'_, '_, '_> {
 /// Waits for a coroutine of a scope and takes its result.
 #[must_use = "to let it run by itself until the scope ends, drop the handle by name"]
 pub struct ScopedHandle<'scope, T> {
-    handle: ManuallyDrop<JoinHandle<T>>,
+    /// Its coroutine leaves no value if this is dropped before the end.
+    handle: ManuallyDrop<JoinHandle<Option<T>>>,
     panic: &'scope Panic,
 }
 
@@ -265,7 +280,8 @@ impl<T> ScopedHandle<'_, T> {
     pub fn join(self) -> thread::Result<T> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so the handle is taken once.
-        unsafe { ManuallyDrop::take(&mut this.handle) }.join()
+        let value = unsafe { ManuallyDrop::take(&mut this.handle) }.join()?;
+        Ok(value.expect("whoever has a handle is left a value"))
     }
 
     /// As [`JoinHandle::cancel`].

@@ -1,246 +1,607 @@
-//! Scopes: coroutines that borrow from the frame that waits for them.
+//! Scopes: coroutines that borrow from the frame that waits for them. Whatever way a scope is left, what borrows is gone
+//! before: coroutines, what they caught, and results that nobody fetched.
 
 mod common;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::time::Duration;
 
-use common::{Log, OnDrop, panic_of, scaled};
+use common::{Log, OnDrop, assert_aborted, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, Coroutine, TimedOut, is_cancelled, scope, sleep, spawn, suspend, timeout, yield_now,
+    AioContext, Cancelled, Coroutine, ScopedHandle, check_cancelled, scope, shield, sleep, spawn, suspend, yield_now,
 };
 
-/// In a coroutine, and on the thread's own stack.
-fn both(f: fn()) {
-    AioContext::run(|_| {
-        f();
-        spawn(f).join().unwrap();
-    });
-}
+const HOUR: Duration = Duration::from_secs(3600);
 
-#[test]
-fn they_borrow_and_return() {
-    // S4: the coroutines of a scope borrow from its frame, shared and exclusively; handles give their results; scopes nest
-    both(|| {
-        let mut numbers = [1, 2, 3, 4];
-        let log = RefCell::new(Vec::new());
-        let sum = scope(|s| {
-            let (left, right) = numbers.split_at_mut(2);
-            let tasks = [left, right].map(|half| {
-                let log = &log;
-                s.spawn(move || {
-                    yield_now();
-                    scope(|inner| half.iter_mut().for_each(|n| drop(inner.spawn(|| *n *= 10))));
-                    log.borrow_mut().push(half.len());
-                    half.iter().sum::<i32>()
-                })
-            });
-            tasks.map(|task| task.join().unwrap()).iter().sum::<i32>()
-        });
-        assert_eq!((sum, numbers, log.into_inner()), (100, [10, 20, 30, 40], vec![2, 2]));
-    });
-}
+/// Notes its end by a value that it borrows: if that were gone, the text would be garbage.
+struct Borrows<'a>(&'a Log, &'a str);
 
-#[test]
-fn a_panic_of_the_body_waits_for_all() {
-    // S4, C8: if the body panics, the others are cancelled and waited for, and then its panic goes on
-    both(|| {
-        let log = Log::default();
-        let said = panic_of(|| {
-            scope(|s| {
-                drop(s.spawn(|| {
-                    assert_eq!(sleep(Duration::MAX), Err(Cancelled));
-                    log.add("told");
-                }));
-                drop(s.spawn(|| {
-                    (0..5).for_each(|_| yield_now());
-                    log.add("finished");
-                }));
-                yield_now_here();
-                panic!("of the body");
-            })
-        });
-        assert_eq!((said.as_str(), log.take().as_str()), ("of the body", "told finished"));
-    });
-}
-
-/// Lets the others run, wherever this is.
-fn yield_now_here() {
-    match Coroutine::current() {
-        Some(_) => yield_now(),
-        None => drop(AioContext::current().unwrap().poll(false)),
+impl Drop for Borrows<'_> {
+    fn drop(&mut self) {
+        self.0.add(self.1);
     }
 }
 
 #[test]
-fn a_panic_that_nobody_joined_is_the_scopes() {
-    // S4, C8: a coroutine's panic is its handle's; if that is dropped, before or after, or forgotten, it is the scope's; and
-    // the others have ended by then
-    both(|| {
+fn what_is_borrowed_is_shared_changed_and_handed_back() {
+    // S4: coroutines of a scope borrow from the frame that waits, shared and exclusive; results come by their handles
+    fn halves() -> (Vec<u64>, u64) {
+        let mut numbers: Vec<u64> = (0..100).collect();
+        let factor = 3;
+        let (left, right) = numbers.split_at_mut(50);
+        let sum = scope(|s| {
+            let multiply = |half| {
+                let half: &mut [u64] = half;
+                for n in half.iter_mut() {
+                    *n *= factor;
+                    yield_now();
+                }
+                half.iter().sum::<u64>()
+            };
+            let left = s.spawn(move || multiply(left));
+            let right = s.spawn(move || multiply(right));
+            assert!(!left.is_finished());
+            let right = right.join().unwrap();
+            assert!(left.is_finished(), "they took turns");
+            left.join().unwrap() + right
+        });
+        (numbers, sum)
+    }
+    let expected = ((0..100).map(|n| n * 3).collect::<Vec<u64>>(), 4950 * 3);
+    AioContext::run(|_| {
+        assert_eq!(halves(), expected, "on the thread's own stack");
+        assert_eq!(spawn(halves).join().unwrap(), expected, "in a coroutine");
+    });
+}
+
+#[test]
+fn a_scope_waits_for_those_whose_handles_are_gone() {
+    // S4: the scope ends after the last of its coroutines, whatever became of the handles
+    for own_stack in [true, false] {
         let log = Log::default();
-        scope(|s| assert!(s.spawn(|| panic!("joined")).join().is_err()));
-        for how in ["dropped", "dropped later", "forgotten"] {
+        let inner = log.clone();
+        let body = move || {
+            let log = &inner;
+            let last = scope(|s| {
+                drop(s.spawn(|| {
+                    (0..3).for_each(|_| yield_now());
+                    log.add("dropped");
+                }));
+                mem::forget(s.spawn(|| {
+                    (0..5).for_each(|_| yield_now());
+                    log.add("forgotten");
+                }));
+                log.add("f");
+                7
+            });
+            log.add(last);
+        };
+        AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
+        assert_eq!(log.take(), "f dropped forgotten 7");
+    }
+}
+
+#[test]
+fn unfetched_results_go_before_the_scope_does() {
+    // S4: a result that borrows and that nobody fetched is dropped before the scope ends: of a handle forgotten, dropped
+    // early, dropped late
+    for own_stack in [true, false] {
+        let log = Log::default();
+        let inner = log.clone();
+        let body = move || {
+            let log = &inner;
+            {
+                let names = ["forgotten", "early", "late"].map(String::from);
+                let [forgotten, early, late] = &names;
+                scope(|s| {
+                    mem::forget(s.spawn(move || Borrows(log, forgotten)));
+                    drop(s.spawn(move || Borrows(log, early)));
+                    let task = s.spawn(move || Borrows(log, late));
+                    s.spawn(yield_now).join().unwrap();
+                    assert!(task.is_finished());
+                    log.add("then");
+                    drop(task);
+                });
+            }
+            log.add("end");
+        };
+        AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
+        assert_eq!(log.take(), "early then late forgotten end");
+    }
+}
+
+#[test]
+fn a_result_whose_destructor_panics_does_not_save_the_others() {
+    // S4: unfetched results are dropped before the scope ends though one of their destructors panics; the scope tells
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("bomb");
+        }
+    }
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let said = panic_of(|| {
+            let names = ["first", "last"].map(String::from);
+            let [first, last] = &names;
+            let log = &log;
+            scope(|s| {
+                mem::forget(s.spawn(move || Borrows(log, first)));
+                mem::forget(s.spawn(|| Bomb));
+                mem::forget(s.spawn(move || Borrows(log, last)));
+            });
+        });
+        assert_eq!(said, "bomb");
+        assert_eq!(log.take(), "first last");
+        // So for one whose handle was dropped: its result goes while it still counts.
+        let said = panic_of(|| scope(|s| drop(s.spawn(|| Bomb))));
+        assert_eq!(said, "bomb");
+        ctx.poll(false);
+    });
+    assert_eq!(log.take(), "");
+}
+
+#[test]
+fn a_result_whose_destructor_polls_holds_the_scope() {
+    // S4, X2: a destructor of a result may run the loop; the scope does not end above it
+    struct Polls<'a>(&'a Log, &'a str);
+    impl Drop for Polls<'_> {
+        fn drop(&mut self) {
+            let ctx = AioContext::current().unwrap();
+            (0..3).for_each(|_| _ = ctx.poll(false));
+            self.0.add(self.1);
+        }
+    }
+    let log = Log::default();
+    AioContext::run(|_| {
+        let log = log.clone();
+        let task = spawn(move || {
+            {
+                let name = String::from("polled");
+                scope(|s| drop(s.spawn(|| Polls(&log, &name))));
+                log.add("left");
+            }
+            log.add("gone");
+        });
+        task.join().unwrap();
+    });
+    assert_eq!(log.take(), "polled left gone");
+}
+
+#[test]
+fn panics_of_coroutines() {
+    // S4, C8: a joined coroutine's panic is its handle's; another's goes on in the scope, after the others have ended
+    let log = Log::default();
+    AioContext::run(|_| {
+        let value = scope(|s| {
+            let task = s.spawn(|| -> u8 { panic!("told") });
+            text(&*task.join().unwrap_err())
+        });
+        assert_eq!(value, "told");
+        for forget in [false, true] {
             let said = panic_of(|| {
                 scope(|s| {
-                    let fails = s.spawn(move || panic!("{how}"));
+                    let task = s.spawn(|| panic!("untold"));
+                    if forget {
+                        mem::forget(task)
+                    } else {
+                        drop(task)
+                    }
                     drop(s.spawn(|| {
                         (0..3).for_each(|_| yield_now());
-                        log.add("others");
+                        log.add("other");
                     }));
-                    match how {
-                        "dropped" => drop(fails),
-                        "forgotten" => std::mem::forget(fails),
-                        _ => {
-                            while !fails.is_finished() {
-                                yield_now_here();
-                            }
-                            drop(fails);
-                        }
-                    }
-                })
+                });
             });
-            assert_eq!((said.as_str(), log.take().as_str()), (how, "others"));
+            assert_eq!((said.as_str(), log.take().as_str()), ("untold", "other"));
         }
+        // Dropped after it has panicked.
+        let said = panic_of(|| {
+            scope(|s| {
+                let task = s.spawn(|| panic!("late"));
+                s.spawn(|| {}).join().unwrap();
+                assert!(task.is_finished());
+                drop(task);
+                log.add("on");
+            });
+        });
+        assert_eq!((said.as_str(), log.take().as_str()), ("late", "on"));
+        // The first of two.
+        let said = panic_of(|| {
+            scope(|s| {
+                for name in ["one", "two"] {
+                    drop(s.spawn(move || panic!("{name}")));
+                }
+            });
+        });
+        assert_eq!(said, "one");
     });
 }
 
 #[test]
-fn a_forgotten_result_is_dropped_before_the_scope_ends() {
-    // S4: a result that borrows, whose handle was leaked, is dropped while what it borrows is there: *the scope ends last*
-    struct Borrows<'a>(&'a Log);
-    impl Drop for Borrows<'_> {
-        fn drop(&mut self) {
-            self.0.add("result-dropped");
-        }
-    }
-    both(|| {
+fn a_panic_of_the_closure_cancels_and_waits() {
+    // S4: if the closure panics, the coroutines are cancelled and waited for, and its panic goes on
+    for own_stack in [true, false] {
         let log = Log::default();
-        let end: OnDrop;
-        {
-            let inner = log.clone();
-            scope(|s| std::mem::forget(s.spawn(|| Borrows(&inner))));
-            end = log.on_drop("frame-left");
-        }
-        drop(end);
-        assert_eq!(log.take(), "result-dropped frame-left");
-    });
+        let inner = log.clone();
+        let body = move || {
+            let log = &inner;
+            panic_of(|| {
+                scope(|s| {
+                    drop(s.spawn(|| {
+                        assert_eq!(sleep(HOUR), Err(Cancelled));
+                        shield(|| (0..3).for_each(|_| yield_now()));
+                        log.add("cleaned-up");
+                    }));
+                    drop(s.spawn(|| {
+                        yield_now();
+                        panic!("theirs");
+                    }));
+                    s.spawn(|| {}).join().unwrap();
+                    panic!("mine");
+                });
+            })
+        };
+        let said = AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
+        assert_eq!((said.as_str(), log.take().as_str()), ("mine", "cleaned-up"));
+    }
 }
 
 #[test]
-fn the_end_of_the_context_unwinds_the_inner_ones_first() {
-    // C9, S4: a coroutine that waits in a scope is unwound: what borrows from its frame is unwound before, entered or not
+fn scopes_nest() {
+    // S4: scopes nest, in the closure and in the coroutines; those of the inner one may spawn in the outer one
     let log = Log::default();
-    AioContext::builder()
-        .unwind_report(false)
-        .run(|ctx| {
-            let seen = log.clone();
-            drop(spawn(move || {
-                let _frame = seen.on_drop("frame");
-                let fresh = seen.on_drop("fresh");
-                scope(|s| {
-                    for what in ["one", "two"] {
-                        let seen = &seen;
+    AioContext::run(|_| {
+        let words = ["a".to_string(), "b".to_string()];
+        let count = Cell::new(0);
+        scope(|outer| {
+            for word in &words {
+                let (log, count) = (&log, &count);
+                drop(outer.spawn(move || {
+                    let longer = format!("{word}{word}");
+                    scope(|inner| {
+                        for _ in 0..3 {
+                            drop(inner.spawn(|| {
+                                yield_now();
+                                log.add(&longer);
+                                drop(outer.spawn(move || {
+                                    yield_now();
+                                    count.set(count.get() + 1);
+                                }));
+                            }));
+                        }
+                    });
+                    log.add(word);
+                }));
+            }
+            scope(|own| drop(own.spawn(|| log.add("own"))));
+        });
+        assert_eq!(count.get(), 6);
+    });
+    assert_eq!(log.take(), "own aa aa aa a bb bb bb b");
+}
+
+#[test]
+fn the_context_ends_while_scopes_wait() {
+    // S4, C9: the context ends while nested scopes wait: the inner ones' coroutines are unwound before the frame that they
+    // borrow from, whatever they wait for, those that never started and those that are ready too
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let inner = log.clone();
+        drop(spawn(move || {
+            let log = &inner;
+            let frame = log.on_drop("frame");
+            scope(|s| {
+                let frame = &frame;
+                drop(s.spawn(move || {
+                    let deeper = log.on_drop("deeper-frame");
+                    scope(|s| {
+                        let deeper = (&deeper, frame);
                         drop(s.spawn(move || {
-                            let _gone = seen.on_drop(what);
+                            let _last = (log.on_drop("deepest"), deeper);
                             suspend();
                         }));
-                    }
-                    yield_now();
-                    drop(s.spawn(move || drop(fresh)));
-                    suspend();
-                });
-            }));
-            ctx.poll(false);
-            ctx.poll(false);
-        })
-        .unwrap();
-    let order = log.take();
-    assert!(order.ends_with("frame"), "{order}");
-    assert_eq!(order.split(' ').count(), 4, "{order}");
+                    });
+                }));
+                let waits = |name: &'static str, wait: fn()| {
+                    drop(s.spawn(move || {
+                        let _noted = (log.on_drop(name), frame);
+                        wait();
+                        log.add("went-on");
+                    }));
+                };
+                waits("suspended", suspend);
+                waits("asleep", || drop(sleep(HOUR)));
+                waits("rescheduled", || (0..9).for_each(|_| yield_now()));
+                waits("joins", || drop(spawn(suspend).join()));
+                mem::forget(s.spawn(move || (log.on_drop("result"), frame)));
+                s.spawn(yield_now).join().unwrap();
+                let caught = (log.on_drop("never-started"), frame);
+                drop(s.spawn(move || drop(caught)));
+            });
+        }));
+        (0..3).for_each(|_| _ = ctx.poll(false));
+        assert_eq!(log.take(), "");
+    });
+    let expected = "deepest deeper-frame suspended asleep rescheduled joins result never-started frame";
+    assert_eq!(log.take(), expected);
 }
 
 #[test]
-fn a_scope_in_a_destructor_while_the_stack_unwinds() {
-    // C9, S4: where nothing can be waited for, a scope unwinds its coroutines in place, and does not leave them behind
-    struct Scopes(Log);
-    impl Drop for Scopes {
-        fn drop(&mut self) {
-            let borrowed = Cell::new(0);
+fn those_that_never_started_are_unwound_with_their_scope() {
+    // S4, C9: a coroutine that is ready when the context ends, and borrows, is unwound before the frame that it borrows from
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let inner = log.clone();
+        drop(spawn(move || {
+            let frame = inner.on_drop("frame");
             scope(|s| {
-                let gone = self.0.on_drop("unwound");
-                drop(s.spawn(|| {
-                    let _gone = gone;
-                    borrowed.set(1);
-                }));
+                for name in ["first", "second"] {
+                    let caught = (inner.on_drop(name), &frame);
+                    drop(s.spawn(move || drop(caught)));
+                }
             });
-            self.0.add(borrowed.get());
-        }
-    }
-    both(|| {
-        let log = Log::default();
-        let scopes = Scopes(log.clone());
-        let caught = catch_unwind(AssertUnwindSafe(move || {
-            let _scopes = scopes;
-            std::panic::resume_unwind(Box::new(()));
         }));
-        assert!(caught.is_err());
-        // In a coroutine it never began; on the thread's own stack the loop runs it.
-        let said = log.take();
-        assert!(["unwound 0", "unwound 1"].contains(&said.as_str()), "{said}");
+        ctx.poll(false);
+    });
+    assert_eq!(log.take(), "first second frame");
+}
+
+#[test]
+fn a_panic_in_the_loop_leaves_no_scope_behind() {
+    // S4, C9: what the loop runs panics while a scope on the thread's own stack waits: its coroutines are unwound first
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let said = panic_of(|| {
+            let frame = log.on_drop("frame");
+            let (frame, log) = (&frame, &log);
+            scope(|s| {
+                drop(s.spawn(move || {
+                    let _noted = (log.on_drop("suspended"), frame);
+                    suspend();
+                }));
+                drop(s.spawn(move || {
+                    let _noted = (log.on_drop("ready"), frame);
+                    loop {
+                        yield_now();
+                    }
+                }));
+                ctx.poll(false);
+                ctx.schedule_oneshot(|| panic!("bottom half"));
+                let caught = (log.on_drop("never-started"), frame);
+                drop(s.spawn(move || drop(caught)));
+            });
+        });
+        assert_eq!((said.as_str(), log.take().as_str()), ("bottom half", "suspended ready never-started frame"));
+        ctx.poll(false);
+        assert_eq!(spawn(|| 3).join().unwrap(), 3);
     });
 }
 
+/// Runs a scope when it is dropped.
+struct Scopes<'a>(&'a Log);
+
+impl Drop for Scopes<'_> {
+    fn drop(&mut self) {
+        let name = String::from("unwound");
+        let log = self.0;
+        scope(|s| {
+            let caught = Borrows(log, &name);
+            drop(s.spawn(move || {
+                let _caught = caught;
+                yield_now();
+                log.add("ran");
+            }));
+        });
+        log.add("left");
+    }
+}
+
 #[test]
-fn cancelling_goes_down() {
-    // S4: whoever waits in a scope and is cancelled, or out of time, cancels those it waits for
+fn a_scope_in_a_destructor() {
+    // S4, C9: a scope in a destructor that a panic runs cannot wait: what it spawned is unwound in place, not run
+    for own_stack in [true, false] {
+        let log = Log::default();
+        let inner = log.clone();
+        let body = move |panics: bool| {
+            let _scopes = Scopes(&inner);
+            assert!(!panics, "on purpose");
+        };
+        AioContext::run(|_| {
+            if own_stack {
+                panic_of(|| body(true));
+                body(false);
+            } else {
+                let body = Rc::new(body);
+                let other = Rc::clone(&body);
+                assert!(spawn(move || body(true)).join().is_err());
+                spawn(move || other(false)).join().unwrap();
+            }
+        });
+        assert_eq!(log.take(), "unwound left ran unwound left");
+    }
+}
+
+#[test]
+fn a_destructor_that_spawns_in_its_scope() {
+    // S4: what the unwinding of a scope's coroutine spawns in that scope does not outlive it, though the panic is caught
+    struct Spawns<'a, 'scope, 'env>(&'a Log, &'scope coralio_runtime::Scope<'scope, 'env>, &'scope str);
+    impl Drop for Spawns<'_, '_, '_> {
+        fn drop(&mut self) {
+            let (log, name) = (self.0.clone(), self.2);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                drop(self.1.spawn(move || {
+                    yield_now();
+                    log.add(name);
+                }));
+            }));
+            self.0.add(if outcome.is_ok() { "spawned" } else { "refused" });
+        }
+    }
+    let log = Log::default();
     AioContext::run(|ctx| {
-        let seen = Log::default();
-        let log = seen.clone();
-        let parent = spawn(move || {
+        let said = panic_of(|| {
+            let name = String::from("outlived");
             scope(|s| {
-                for what in ["one", "two"] {
-                    let log = &log;
+                let (log, name) = (&log, name.as_str());
+                drop(s.spawn(move || {
+                    let _spawns = Spawns(log, s, name);
+                    suspend();
+                }));
+                ctx.poll(false);
+                ctx.schedule_oneshot(|| panic!("bottom half"));
+            });
+        });
+        assert_eq!(said, "bottom half");
+        (0..5).for_each(|_| _ = ctx.poll(false));
+        assert_eq!(log.take(), "spawned");
+    });
+    assert_eq!(log.take(), "");
+}
+
+#[test]
+fn cancelling_goes_down_to_the_coroutines() {
+    // S4: whoever waits for a scope is cancelled, and so are its coroutines; the scope still waits for them
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let inner = log.clone();
+        let task = spawn(move || {
+            let log = &inner;
+            scope(|s| {
+                for name in ["a", "b"] {
                     drop(s.spawn(move || {
-                        let _ = sleep(Duration::MAX);
-                        log.add(format!("{what}-{}", is_cancelled()));
+                        scope(|s| drop(s.spawn(|| log.add(format_args!("{name}-{:?}", sleep(HOUR))))));
+                        assert_eq!(check_cancelled(), Err(Cancelled));
+                        shield(|| (0..3).for_each(|_| yield_now()));
+                        log.add(name);
                     }));
                 }
             });
-            log.add("parent");
+            log.add("left");
         });
         ctx.poll(false);
         ctx.poll(false);
-        parent.cancel();
-        parent.join().unwrap();
-        assert_eq!(seen.take(), "one-true two-true parent");
-        let late = spawn(|| timeout(Duration::from_millis(1), || scope(|s| s.spawn(|| sleep(Duration::MAX)).join())));
-        assert!(matches!(late.join().unwrap(), Err(TimedOut)));
+        task.cancel();
+        task.join().unwrap();
+        assert_eq!(log.take(), "a-Err(Cancelled) b-Err(Cancelled) a b left");
     });
 }
 
 #[test]
-fn a_hundred_thousand_children() {
-    // S4: a scope holds on to nothing of those that have ended: many in turn take the stacks of a few
+fn a_scope_is_cancelled_whole() {
+    // S4: `cancel` reaches all that have not ended, though those that it enters spawn others and end meanwhile
     AioContext::run(|_| {
-        let total = Cell::new(0);
-        let count = scaled(100_000);
-        spawn_and_wait(|| {
-            scope(|s| {
-                for n in 0..count {
-                    let total = &total;
-                    drop(s.spawn(move || total.set(total.get() + n)));
-                    if n % 64 == 0 {
-                        yield_now();
-                    }
-                }
-            });
+        let ended = Cell::new(0);
+        let asleep = 40;
+        scope(|s| {
+            for _ in 0..asleep {
+                drop(s.spawn(|| {
+                    assert_eq!(sleep(HOUR), Err(Cancelled));
+                    // Entered by `cancel`, on the thread's own stack.
+                    drop(s.spawn(|| ended.set(ended.get() + 1)));
+                }));
+            }
+            for _ in 0..asleep {
+                drop(s.spawn(|| {}));
+            }
+            s.spawn(|| {}).join().unwrap();
+            s.cancel();
         });
-        assert_eq!(total.get(), count * (count - 1) / 2);
+        assert_eq!(ended.get(), asleep);
+        // One by one: the others sleep on.
+        scope(|s| {
+            let tasks = [(); 3].map(|()| s.spawn(|| sleep(HOUR)));
+            s.spawn(yield_now).join().unwrap();
+            tasks[1].cancel();
+            assert_eq!(tasks.each_ref().map(ScopedHandle::is_finished), [false, true, false]);
+            s.cancel();
+            assert!(tasks.into_iter().all(|task| task.join().unwrap() == Err(Cancelled)));
+        });
     });
 }
 
-/// Runs `f` in a coroutine that may borrow.
-fn spawn_and_wait(f: impl FnOnce()) {
-    scope(|s| s.spawn(f).join().unwrap());
+#[test]
+fn a_hundred_thousand() {
+    // S4, C12: a scope of 100,000, suspended all at once; another, one after the other
+    AioContext::run(|ctx| {
+        let count = scaled(100_000);
+        let ran = Cell::new(0);
+        scope(|s| {
+            for _ in 0..count {
+                drop(s.spawn(|| {
+                    yield_now();
+                    ran.set(ran.get() + 1);
+                }));
+            }
+        });
+        assert_eq!(ran.get(), count);
+        scope(|s| {
+            for n in 0..count {
+                assert_eq!(s.spawn(move || n).join().unwrap(), n);
+            }
+        });
+        // None of them has started when its scope must go: each is taken off the list of the ready.
+        let caught = Rc::new(());
+        panic_of(|| {
+            let frame = Rc::clone(&caught);
+            scope(|s| {
+                for _ in 0..count {
+                    let (frame, caught) = (&frame, Rc::clone(&caught));
+                    drop(s.spawn(move || drop((frame, caught))));
+                }
+                ctx.schedule_oneshot(|| panic!("bottom half"));
+            });
+        });
+        assert_eq!(Rc::strong_count(&caught), 1);
+        assert!(!ctx.poll(false), "none is left on a list");
+    });
+}
+
+#[test]
+fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
+    // S4: a scope that unwinds above its own coroutine cannot unwind that one: the process ends, and says why
+    match in_child("a_scope_that_cannot_wait_for_whom_it_stands_on") {
+        Some(child) => assert_aborted(&child, "a scope unwinds above its coroutine 'below'"),
+        None => AioContext::run(|ctx| {
+            let task = Coroutine::builder().name("above").spawn({
+                let ctx = ctx.clone();
+                move || {
+                    let me = Coroutine::current().unwrap();
+                    scope(|s| {
+                        let below = Coroutine::builder().name("below");
+                        drop(s.spawn_with(below, move || me.enter()));
+                        suspend();
+                        // The lock makes the wait of the scope panic.
+                        mem::forget(ctx.acquire());
+                    });
+                }
+            });
+            drop(task);
+            ctx.poll(false);
+            ctx.poll(false);
+        }),
+    }
+}
+
+#[test]
+fn handles_within_results() {
+    // S4: results may be handles of the same scope; they go with it, in whatever order
+    let log = &Log::default();
+    AioContext::run(|_| {
+        scope(|s| {
+            let first = s.spawn(|| log.on_drop("first"));
+            let second = s.spawn(move || (first, log.on_drop("second")));
+            let third = s.spawn(move || second.join().map(|(first, second)| (first.join().unwrap(), second)));
+            let (first, second): (OnDrop, OnDrop) = third.join().unwrap().unwrap();
+            log.add("fetched");
+            drop((second, first));
+            let kept = s.spawn(|| log.on_drop("kept"));
+            mem::forget(s.spawn(move || kept));
+        });
+        log.add("left");
+    });
+    assert_eq!(log.take(), "fetched second first kept left");
 }

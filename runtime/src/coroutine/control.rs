@@ -405,17 +405,27 @@ impl ControlList {
 
     /// Takes `block` off, wherever it stands. Returns whether it was on this list.
     pub(crate) fn remove(&self, block: &'static Control) -> bool {
-        let rest = ControlList::new();
-        rest.append(self);
-        let mut found = false;
-        while let Some(next) = rest.pop() {
-            if ptr::eq(next, block) {
-                found = true;
-            } else {
-                self.push(next);
+        let mut before: Option<&'static Control> = None;
+        let mut next = self.head.get();
+        while let Some(here) = next {
+            // SAFETY: *home's own*, as in `push`.
+            let own = unsafe { here.own() };
+            next = own.next.get();
+            if ptr::eq(here, block) {
+                own.next.set(None);
+                match before {
+                    // SAFETY: as above.
+                    Some(before) => unsafe { before.own() }.next.set(next),
+                    None => self.head.set(next),
+                }
+                if next.is_none() {
+                    self.tail.set(before);
+                }
+                return true;
             }
+            before = Some(here);
         }
-        found
+        false
     }
 
     /// Moves all of `other` to the end of this list.

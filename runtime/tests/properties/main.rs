@@ -57,7 +57,7 @@
 //! | S4 | who joins is not woken | 20 | 3 |
 //! | S4 | a shield is not looked at | 293 | 4 |
 //! | S4 | a scope whose body panics does not cancel the others | 17 | 4 |
-//! | S4 | a scope unwinds its coroutines in order of creation | 831 | 6 |
+//! | S4 | a scope unwinds the last of its coroutines first | 831 | 6 |
 
 mod generate;
 mod last_word;

@@ -37,7 +37,7 @@ impl Model<'_> {
             // The handle goes with its stack.
             Wait::Joins(target) => self.detach(target),
             Wait::InScope => {
-                for child in self.cos[index].scope.members.clone().into_iter().rev() {
+                for child in self.cos[index].scope.members.clone() {
                     if matches!(self.cos[child].state, State::Suspended | State::Scheduled) {
                         self.unwind(child);
                     }
