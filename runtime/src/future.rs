@@ -1,13 +1,15 @@
 //! Futures and coroutines, both ways: a coroutine waits for any `Future`, and handles are `Future`s. No second runtime.
 //!
 //! To wait for a future is to poll it, and to suspend until its waker was called. That waker schedules: it may be called
-//! with locks of somebody else's held, so it enters nobody.
+//! with locks of somebody else's held, so it enters nobody. A poll may itself wait, and take the wake for its own: so it is
+//! also noted that the waker was called.
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker as TaskWaker};
 use std::thread::{self, Thread};
 
@@ -21,7 +23,13 @@ use crate::home::Home;
 use crate::home::life::Outcome;
 
 /// Whoever waits for a future, as its waker.
-enum Sleeper {
+struct Sleeper {
+    who: Who,
+    /// The waker was called since the future was polled last.
+    called: AtomicBool,
+}
+
+enum Who {
     Coroutine(Waker),
     /// On the stack of a thread that runs a context: the loop runs meanwhile.
     Loop(Arc<Shared>),
@@ -35,11 +43,19 @@ impl Wake for Sleeper {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        match &**self {
+        // Relaxed: whoever is woken sees it, by the lock, the ticket, the kick or the token that wakes it.
+        self.called.store(true, Ordering::Relaxed);
+        self.who.wake();
+    }
+}
+
+impl Who {
+    fn wake(&self) {
+        match self {
             // It is scheduled already: one wake does for both.
-            Sleeper::Coroutine(waker) => drop(waker.schedule()),
-            Sleeper::Loop(shared) => shared.kick(),
-            Sleeper::Thread(thread) => thread.unpark(),
+            Who::Coroutine(waker) => drop(waker.schedule()),
+            Who::Loop(shared) => shared.kick(),
+            Who::Thread(thread) => thread.unpark(),
         }
     }
 }
@@ -70,16 +86,26 @@ impl Wake for Sleeper {
 #[track_caller]
 pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
     let home = Home::current();
-    let sleeper = match (home, Coroutine::current()) {
-        (_, Some(coroutine)) => Sleeper::Coroutine(coroutine.waker()),
-        (Some(home), None) => Sleeper::Loop(home.shared.clone()),
-        (None, None) => Sleeper::Thread(thread::current()),
+    let who = match (home, Coroutine::current()) {
+        (_, Some(coroutine)) => Who::Coroutine(coroutine.waker()),
+        (Some(home), None) => Who::Loop(home.shared.clone()),
+        (None, None) => Who::Thread(thread::current()),
     };
-    let waker = TaskWaker::from(Arc::new(sleeper));
+    let sleeper = Arc::new(Sleeper { who, called: AtomicBool::new(false) });
+    let waker = TaskWaker::from(Arc::clone(&sleeper));
     let mut future = pin!(future.into_future());
-    let mut look = || match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-        Poll::Ready(output) => Some(output),
-        Poll::Pending => None,
+    let mut look = || {
+        sleeper.called.store(false, Ordering::Relaxed);
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => {
+                // A wait within that poll may have used the wake up. Again: to poll at once would give nobody else a turn.
+                if sleeper.called.load(Ordering::Relaxed) {
+                    sleeper.who.wake();
+                }
+                None
+            }
+        }
     };
     match home {
         Some(home) if home.running().is_some() => home.suspend_until(Waiting::Future, look),
@@ -98,6 +124,8 @@ pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
 /// Where a coroutine of another thread leaves its outcome.
 struct Slot<T> {
     outcome: Option<Outcome<T>>,
+    /// There is an outcome, or there was and it was taken.
+    filled: bool,
     /// Whoever waits for it.
     waiter: Option<TaskWaker>,
     /// The coroutine, once it has started.
@@ -105,14 +133,17 @@ struct Slot<T> {
     cancelled: bool,
 }
 
-/// The far end of a slot. Dropped without an outcome, it leaves that the coroutine never ran.
-struct Fill<T>(Arc<Mutex<Slot<T>>>);
+/// The far end of a slot. Dropped, it leaves the outcome there; or, without one, that the coroutine never ran.
+struct Fill<T> {
+    slot: Arc<Mutex<Slot<T>>>,
+    outcome: Option<Outcome<T>>,
+}
 
 impl<T> Fill<T> {
     /// The coroutine that will fill it runs now. It may have been cancelled before.
     fn begin(&self) {
         let me = Coroutine::current().expect("the body of a coroutine runs in one");
-        let mut slot = self.0.lock();
+        let mut slot = self.slot.lock();
         slot.coroutine = Some(me.waker());
         let cancelled = slot.cancelled;
         drop(slot);
@@ -121,17 +152,19 @@ impl<T> Fill<T> {
         }
     }
 
-    /// Leaves the outcome; the drop that follows tells whoever waits.
-    fn fill(self, outcome: Outcome<T>) {
-        self.0.lock().outcome = Some(outcome);
+    /// With this outcome.
+    fn fill(mut self, outcome: Outcome<T>) {
+        self.outcome = Some(outcome);
     }
 }
 
 impl<T> Drop for Fill<T> {
     fn drop(&mut self) {
-        let mut slot = self.0.lock();
+        let outcome = self.outcome.take().unwrap_or_else(|| Err(Box::new(Cancelled)));
+        let mut slot = self.slot.lock();
         slot.coroutine = None;
-        slot.outcome.get_or_insert_with(|| Err(Box::new(Cancelled)));
+        slot.outcome = Some(outcome);
+        slot.filled = true;
         let waiter = slot.waiter.take();
         drop(slot);
         if let Some(waiter) = waiter {
@@ -164,8 +197,9 @@ impl AioContext {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let slot = Arc::new(Mutex::new(Slot { outcome: None, waiter: None, coroutine: None, cancelled: false }));
-        let fill = Fill(Arc::clone(&slot));
+        let slot = Slot { outcome: None, filled: false, waiter: None, coroutine: None, cancelled: false };
+        let slot = Arc::new(Mutex::new(slot));
+        let fill = Fill { slot: Arc::clone(&slot), outcome: None };
         let builder = Coroutine::builder();
         self.shared.arrive(Box::new(move || {
             let body = move || {
@@ -269,7 +303,7 @@ impl<T> Future for RemoteHandle<T> {
         match slot.outcome.take() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
-                assert!(Arc::strong_count(&self.slot) > 1, "a handle was polled after it was ready");
+                assert!(!slot.filled, "a handle was polled after it was ready");
                 slot.waiter = Some(context.waker().clone());
                 Poll::Pending
             }

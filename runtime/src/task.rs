@@ -196,6 +196,10 @@ impl<T> Future for JoinHandle<T> {
         if own.state.get() == State::Finished {
             return Poll::Ready(home.fetch(self.id.block));
         }
+        // Nobody will run it any more.
+        if home.is_ending() {
+            return Poll::Ready(Err(Box::new(Cancelled)));
+        }
         own.joiner.set(Some(Joiner::Task(context.waker().clone())));
         Poll::Pending
     }

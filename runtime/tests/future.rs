@@ -1,198 +1,434 @@
-//! Futures in coroutines, and coroutines as futures.
+//! Futures and coroutines, both ways: `await_future` in a coroutine, on a loop's stack and on plain threads; handles as
+//! futures, also for executors that are not ours.
 
 mod common;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fs;
 use std::future::{Future, pending, poll_fn, ready};
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, text};
-use coralio_runtime::{AioContext, Cancelled, LoopThread, TimedOut, await_future, spawn, timeout, yield_now};
-use parking_lot::Mutex;
+use common::{Log, in_child, panic_of, scaled, text};
+use coralio_runtime::{
+    AioContext, Cancelled, Coroutine, JoinHandle, LoopThread, RemoteHandle, TimedOut, await_future, can_suspend, sleep,
+    spawn, suspend, timeout, yield_now,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Ready when it has been polled so often; until then it calls its waker at once.
+async fn after(polls: usize) -> usize {
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+    polls
+}
+
+/// Waits for all, as those do who have no library for it.
+fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> impl Future<Output = Vec<F::Output>> {
+    let mut left: Vec<_> = futures.into_iter().map(|future| (Some(Box::pin(future)), None)).collect();
+    poll_fn(move |context| {
+        for (future, output) in &mut left {
+            if let Some(Poll::Ready(ready)) = future.as_mut().map(|future| future.as_mut().poll(context)) {
+                (*future, *output) = (None, Some(ready));
+            }
+        }
+        if left.iter().any(|(_, output)| output.is_none()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(mem::take(&mut left).into_iter().filter_map(|(_, output)| output).collect())
+    })
+}
+
+/// Runs `f` in each of the places where one can wait for a future.
+fn everywhere(f: impl Fn() + Send + Sync + 'static) {
+    let f = Arc::new(f);
+    let [own_stack, coroutine] = [Arc::clone(&f), Arc::clone(&f)];
+    AioContext::run(|_| {
+        own_stack();
+        spawn(move || coroutine()).join().unwrap();
+    });
+    f();
+}
 
 #[test]
-fn ready_at_once_or_after_a_while() {
-    // S5: a future is polled when the wait begins and after each wake, wherever its waker was called; no wake is lost
-    AioContext::run(|_| {
-        assert_eq!(await_future(ready(7)), Ok(7));
-        let task = spawn(|| {
-            let polls = Cell::new(0);
-            let mut thread = None;
-            let value = await_future(poll_fn(|context| {
-                polls.set(polls.get() + 1);
-                match polls.get() {
-                    // Within the poll; by another thread; and after it has ended.
-                    1 => context.waker().wake_by_ref(),
-                    2 => {
-                        let waker = context.waker().clone();
-                        thread = Some(thread::spawn(move || waker.wake()));
-                    }
-                    _ => {
-                        let late = context.waker().clone();
-                        drop(spawn(move || late.wake()));
-                        return Poll::Ready("done");
-                    }
-                }
-                Poll::Pending
-            }));
-            thread.unwrap().join().unwrap();
-            (0..3).for_each(|_| yield_now());
-            (value, polls.get())
-        });
-        assert_eq!(task.join().unwrap(), (Ok("done"), 3));
+fn ready_and_pending_ones() {
+    // S5: a future is awaited in a coroutine, on the stack of a loop's thread, and on a plain thread
+    everywhere(|| {
+        assert_eq!(await_future(ready(42)), Ok(42));
+        assert_eq!(await_future(after(100)), Ok(100));
+        assert_eq!(await_future(join_all((0..10).map(after))), Ok((0..10).collect()));
+        // What it borrows need not live for ever, and it need not be Send.
+        let text = Rc::new(String::from("borrowed"));
+        assert_eq!(await_future(async { text.len() }), Ok(8));
     });
 }
 
-/// All of them, in order.
-struct JoinAll<F: Future>(Vec<One<F>>);
-
-/// One of them, and its output when it has come.
-type One<F> = (Pin<Box<F>>, Option<<F as Future>::Output>);
-
-impl<F: Future> Future for JoinAll<F>
-where
-    F::Output: Unpin,
-{
-    type Output = Vec<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Vec<F::Output>> {
-        let mut left = 0;
-        for (future, output) in &mut self.0 {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    Poll::Ready(value) => *output = Some(value),
-                    Poll::Pending => left += 1,
-                }
-            }
-        }
-        if left > 0 {
-            Poll::Pending
-        } else {
-            Poll::Ready(self.0.drain(..).map(|(_, output)| output.unwrap()).collect())
-        }
-    }
-}
-
-fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> JoinAll<F> {
-    JoinAll(futures.into_iter().map(|future| (Box::pin(future), None)).collect())
+#[test]
+fn a_future_that_calls_its_waker_gives_way() {
+    // S5: a future that is pending and has called its waker lets others run before it is polled again
+    let log = Log::default();
+    AioContext::run(|_| {
+        let tasks = ["a", "b"].map(|name| {
+            let log = log.clone();
+            spawn(move || {
+                let mut polls = 0;
+                await_future(poll_fn(|context| {
+                    polls += 1;
+                    log.add(format_args!("{name}{polls}"));
+                    context.waker().wake_by_ref();
+                    if polls == 3 { Poll::Ready(()) } else { Poll::Pending }
+                }))
+            })
+        });
+        tasks.into_iter().for_each(|task| assert_eq!(task.join().unwrap(), Ok(())));
+    });
+    assert_eq!(log.take(), "a1 b1 a2 b2 a3 b3");
 }
 
 #[test]
-fn handles_are_futures() {
-    // S5: a join handle is a future, and so is one of another context; they give results and panics, joined in any number
-    AioContext::run(|_| {
-        let tasks = (0..10).map(|n| {
+fn a_future_that_waits_within_its_poll_misses_no_wake() {
+    // S5, W3: a future's poll may wait itself, in our way or in others'. A call of its waker meanwhile makes it be polled again
+    everywhere(|| {
+        let waits: [fn(); 3] = [
+            || {
+                if AioContext::current().is_some() {
+                    sleep(Duration::from_millis(1)).unwrap();
+                }
+            },
+            || assert_eq!(await_future(after(3)), Ok(3)),
+            || thread::park_timeout(Duration::ZERO),
+        ];
+        for wait in waits {
+            let mut first = true;
+            let future = poll_fn(|context| {
+                if !mem::take(&mut first) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                wait();
+                Poll::Pending
+            });
+            assert_eq!(await_future(future), Ok(()));
+        }
+    });
+}
+
+#[test]
+fn wakers_from_other_threads() {
+    // S5, W3: the waker is called by another thread, at any moment, often, and when nobody waits any more
+    everywhere(|| {
+        let count = scaled(2000);
+        for _ in 0..count / 20 {
+            let passed = Arc::new(AtomicUsize::new(0));
+            let (started, start) = std::sync::mpsc::channel::<Waker>();
+            let caller = thread::spawn({
+                let passed = Arc::clone(&passed);
+                move || {
+                    let waker = start.recv().unwrap();
+                    for _ in 0..20 {
+                        passed.fetch_add(1, Ordering::Relaxed);
+                        waker.wake_by_ref();
+                    }
+                    waker
+                }
+            });
+            let future = poll_fn(|context| {
+                // Sent once; the second is refused.
+                let _ = started.send(context.waker().clone());
+                if passed.load(Ordering::Relaxed) == 20 { Poll::Ready(()) } else { Poll::Pending }
+            });
+            assert_eq!(await_future(future), Ok(()));
+            let late = caller.join().unwrap();
+            late.wake_by_ref();
+            late.wake();
+        }
+        // A wake that came too late is no harm to other waits.
+        assert_eq!(await_future(after(2)), Ok(2));
+    });
+}
+
+#[test]
+fn wakers_of_those_who_have_ended() {
+    // W4: a waker may be kept beyond its coroutine, its context and its thread; calling it does nothing
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let keep = Arc::clone(&kept);
+    let wait = move || {
+        let keep = &keep;
+        await_future(poll_fn(|context| {
+            keep.lock().unwrap().push(context.waker().clone());
+            Poll::Ready(())
+        }))
+    };
+    thread::spawn(move || {
+        AioContext::run(|ctx| {
+            wait().unwrap();
+            let wait = Rc::new(wait);
+            let other = Rc::clone(&wait);
+            spawn(move || other()).join().unwrap().unwrap();
+            let waker = kept_last(&kept);
+            // Its stack serves another one by now.
+            let next = Coroutine::new(suspend);
+            next.enter();
+            waker.wake();
+            ctx.poll(false);
+            assert!(!next.has_ended());
+        });
+        kept
+    })
+    .join()
+    .unwrap()
+    .lock()
+    .unwrap()
+    .drain(..)
+    .for_each(Waker::wake);
+
+    fn kept_last(kept: &Mutex<Vec<Waker>>) -> Waker {
+        kept.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+#[test]
+fn cancelling_drops_the_future() {
+    // S5: a wait for a future is cut short by a cancel or a timeout, and the future is dropped; at the context's end too
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let never = |name: &'static str| {
+            let noted = log.on_drop(name);
+            async move {
+                let _noted = noted;
+                pending::<()>().await;
+            }
+        };
+        let (first, second, third) = (never("cancelled"), never("timed-out"), never("unwound"));
+        let task = spawn(move || await_future(first));
+        ctx.poll(false);
+        assert_eq!(log.take(), "");
+        task.cancel();
+        assert_eq!(log.take(), "cancelled");
+        assert_eq!(task.join().unwrap(), Err(Cancelled));
+
+        let task = spawn(move || timeout(Duration::from_millis(1), || await_future(second)));
+        assert_eq!(task.join().unwrap(), Err(TimedOut));
+        assert_eq!(log.take(), "timed-out");
+
+        drop(spawn(move || await_future(third)));
+        ctx.poll(false);
+        // What is ready is taken by one that was cancelled before.
+        let task = spawn(|| await_future(ready(5)));
+        task.cancel();
+        assert_eq!(task.join().unwrap(), Ok(5));
+    });
+    assert_eq!(log.take(), "unwound");
+}
+
+#[test]
+fn join_handles_are_futures() {
+    // S5: a join handle is a future: results and panics, before and after the end, for whoever awaits it
+    let wait = || {
+        assert_eq!(await_future(spawn(|| 1)).unwrap().unwrap(), 1);
+        let panicked = await_future(spawn(|| -> u8 { panic!("told") })).unwrap();
+        assert_eq!(text(&*panicked.unwrap_err()), "told");
+        let ended = spawn(|| 2);
+        sleep(Duration::from_millis(1)).unwrap();
+        assert!(ended.is_finished());
+        assert_eq!(await_future(ended).unwrap().unwrap(), 2);
+        let handles = (0..50).map(|n| {
             spawn(move || {
-                (0..10 - n).for_each(|_| yield_now());
-                assert_ne!(n, 5, "five");
+                (0..n % 7).for_each(|_| yield_now());
                 n
             })
         });
-        let together = join_all(tasks.collect::<Vec<_>>());
-        let outcomes = spawn(|| await_future(together).unwrap()).join().unwrap();
-        for (n, outcome) in outcomes.into_iter().enumerate() {
-            match outcome {
-                Ok(value) => assert_eq!(value, n),
-                Err(payload) => assert!(n == 5 && text(&*payload).contains("five")),
-            }
-        }
-    });
-    let workers = ["a", "b"].map(|name| LoopThread::start(name).unwrap());
-    let tasks = (0..10).map(|n| workers[n % 2].context().spawn(move || n));
-    // On a thread that runs no context.
-    let values = await_future(join_all(tasks.collect::<Vec<_>>())).unwrap();
-    assert_eq!(values.into_iter().map(Result::unwrap).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
-    workers.into_iter().for_each(|worker| worker.stop().unwrap());
-}
-
-#[test]
-fn a_wait_that_is_cut_short_drops_its_future() {
-    // S4, S5: cancelled or out of time, the wait is an error, and the future is dropped by then
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let seen = log.clone();
-        let task = spawn(move || {
-            let gone = seen.on_drop("dropped");
-            let never = async move {
-                let _gone = gone;
-                pending::<()>().await;
-            };
-            assert_eq!(await_future(never), Err(Cancelled));
-            seen.add("returned");
-        });
-        ctx.poll(false);
-        task.cancel();
-        task.join().unwrap();
-        assert_eq!(log.take(), "dropped returned");
-        let late = spawn(|| timeout(Duration::from_millis(1), || await_future(pending::<()>())));
-        assert_eq!(late.join().unwrap(), Err(TimedOut));
+        let results = await_future(join_all(handles)).unwrap();
+        assert!(results.into_iter().map(Result::unwrap).eq(0..50));
+        // Polled and then joined in the plain way.
+        let mut handle = spawn(yield_now);
+        let polled = await_future(poll_fn(|context| Poll::Ready(Pin::new(&mut handle).poll(context).is_pending())));
+        assert_eq!(polled, Ok(true));
+        handle.join().unwrap();
+    };
+    AioContext::run(|_| {
+        wait();
+        spawn(wait).join().unwrap();
     });
 }
 
 #[test]
-fn async_code_of_others_runs_in_a_coroutine() {
-    // S5: async functions with references, boxed futures, and a shared state between two of them, without another runtime
-    async fn double(n: &Cell<u32>) -> u32 {
-        let mut yielded = false;
-        poll_fn(|context| {
-            if std::mem::replace(&mut yielded, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-        n.set(n.get() * 2);
-        n.get()
+fn remote_handles_are_futures() {
+    // S5, X10: so is the handle of a coroutine on another thread; from a coroutine, a loop's stack, and a plain thread
+    let worker = LoopThread::start("worker").unwrap();
+    let context = worker.context().clone();
+    everywhere(move || {
+        assert_eq!(await_future(context.spawn(|| 1)).unwrap().unwrap(), 1);
+        let panicked = await_future(context.spawn(|| -> u8 { panic!("told") })).unwrap();
+        assert_eq!(text(&*panicked.unwrap_err()), "told");
+        let handles: Vec<_> = (0..50)
+            .map(|n| {
+                context.spawn(move || {
+                    (0..n % 7).for_each(|_| yield_now());
+                    n
+                })
+            })
+            .collect();
+        let results = await_future(join_all(handles)).unwrap();
+        assert!(results.into_iter().map(Result::unwrap).eq(0..50));
+        let mut handle = context.spawn(|| ());
+        await_future(&mut handle).unwrap().unwrap();
+        let said = panic_of(|| await_future(&mut handle));
+        assert_eq!(said, "a handle was polled after it was ready");
+    });
+    worker.stop().unwrap();
+}
+
+/// A waker of somebody else's executor.
+struct Called(Log, fn(&Log));
+
+impl Wake for Called {
+    fn wake(self: Arc<Self>) {
+        self.0.add("woken");
+        (self.1)(&self.0);
     }
-    AioContext::run(|_| {
-        let n = Rc::new(Cell::new(1));
-        let tasks = [(); 5].map(|()| {
-            let n = Rc::clone(&n);
-            spawn(move || await_future(Box::pin(async move { double(&n).await })).unwrap())
-        });
-        assert_eq!(tasks.map(|task| task.join().unwrap()), [2, 4, 8, 16, 32]);
+}
+
+fn poll_with<T: Unpin>(handle: &mut JoinHandle<T>, waker: &Waker) -> Poll<thread::Result<T>> {
+    Pin::new(handle).poll(&mut Context::from_waker(waker))
+}
+
+#[test]
+fn a_foreign_waker_is_called_outside_a_coroutine() {
+    // S5, C3: a waker of another executor, called at a coroutine's end, runs where nothing can be suspended: that stack is
+    // done with
+    let log = Log::default();
+    let waker = Waker::from(Arc::new(Called(log.clone(), |log| {
+        log.add(format_args!("{:?}-{}", Coroutine::current(), can_suspend()));
+        log.add(panic_of(yield_now));
+    })));
+    AioContext::run(|ctx| {
+        let mut handle = spawn(|| 3);
+        assert!(poll_with(&mut handle, &waker).is_pending());
+        ctx.poll(false);
+        assert!(log.take().starts_with("woken None-false yield outside a coroutine"));
+        assert!(matches!(poll_with(&mut handle, &waker), Poll::Ready(Ok(3))));
+        // It has been fetched: nothing is there any more, and nobody waits for ever.
+        assert!(matches!(poll_with(&mut handle, &waker), Poll::Ready(Err(_))));
     });
 }
 
 #[test]
-fn many_wakes_from_another_thread() {
-    // S5, W3: a future that another thread makes ready a thousand times over: each time the coroutine goes on
-    AioContext::run(|_| {
-        let (step, waker) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None::<std::task::Waker>)));
-        let stop = Arc::new(AtomicBool::new(false));
-        let other = thread::spawn({
-            let (step, waker, stop) = (Arc::clone(&step), Arc::clone(&waker), Arc::clone(&stop));
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if let Some(waker) = waker.lock().take() {
-                        step.fetch_add(1, Ordering::Release);
-                        waker.wake();
-                    }
-                    thread::yield_now();
+fn the_last_waker_counts() {
+    // S5: polled by several, a handle calls the waker of the last
+    let log = Log::default();
+    let called: [fn(&Log); 2] = [|log| log.add("first"), |log| log.add("second")];
+    let called = called.map(|called| Arc::new(Called(log.clone(), called)));
+    let wakers = called.clone().map(Waker::from);
+    AioContext::run(|ctx| {
+        let mut handle = spawn(|| ());
+        wakers.iter().for_each(|waker| assert!(poll_with(&mut handle, waker).is_pending()));
+        ctx.poll(false);
+        assert_eq!(log.take(), "woken second");
+        let mut detached = spawn(|| ());
+        assert!(poll_with(&mut detached, &wakers[0]).is_pending());
+        drop(detached);
+        ctx.poll(false);
+        assert_eq!(log.take(), "", "nobody waits for it");
+    });
+    drop(wakers);
+    assert_eq!(called.map(|called| Arc::strong_count(&called)), [1, 1], "none is kept");
+}
+
+#[test]
+fn a_waker_left_behind_keeps_no_context() {
+    // W5: contexts that end while a handle is awaited as a future leave no descriptor behind
+    let Some(child) = in_child("a_waker_left_behind_keeps_no_context") else {
+        let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        for _ in 0..50 {
+            AioContext::run(|ctx| {
+                for _ in 0..10 {
+                    drop(spawn(|| await_future(spawn(suspend))));
                 }
-            }
+                ctx.poll(false);
+                ctx.poll(false);
+            });
+        }
+        assert_eq!(descriptors(), before);
+        return;
+    };
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+}
+
+#[test]
+fn awaited_by_a_destructor_at_the_very_end() {
+    // C9, S5: a destructor that the context's end runs awaits a coroutine that nobody will run: it is told
+    struct Awaits(Log, Option<JoinHandle<()>>);
+    impl Drop for Awaits {
+        fn drop(&mut self) {
+            let outcome = await_future(self.1.take().unwrap()).unwrap();
+            self.0.add(outcome.unwrap_err().is::<Cancelled>());
+        }
+    }
+    let log = Log::default();
+    AioContext::run(|ctx| {
+        let slot = Rc::new(Cell::new(None));
+        let task = spawn({
+            let (log, slot) = (log.clone(), Rc::clone(&slot));
+            move || Awaits(log, slot.take())
         });
-        let task = spawn(move || {
-            for wanted in 1..=common::scaled(1000) {
-                await_future(poll_fn(|context| {
-                    if step.load(Ordering::Acquire) >= wanted {
-                        return Poll::Ready(());
-                    }
-                    *waker.lock() = Some(context.waker().clone());
-                    Poll::Pending
-                }))
-                .unwrap();
+        slot.set(Some(spawn(suspend)));
+        ctx.poll(false);
+        mem::forget(task);
+    });
+    assert_eq!(log.take(), "true");
+}
+
+#[test]
+fn what_never_started_reports_it() {
+    // W5: a handle of what a context never began is ready when the context has ended, for whoever awaits it
+    let log = Log::default();
+    let handles: Vec<RemoteHandle<()>> = AioContext::run(|ctx| {
+        let noted = log.on_drop("dropped");
+        vec![ctx.spawn(move || drop(noted)), ctx.clone().spawn(|| ())]
+    });
+    assert_eq!(log.take(), "dropped");
+    for outcome in await_future(join_all(handles)).unwrap() {
+        assert!(outcome.unwrap_err().is::<Cancelled>());
+    }
+}
+
+#[test]
+fn a_loop_inside_a_future() {
+    // S5, X2: a future may block on the loop itself, as code does that wraps blocking calls: polls nest
+    AioContext::run(|ctx| {
+        let ctx = ctx.clone();
+        let nested = async {
+            let mut inner = 0;
+            let task = spawn(|| {
+                yield_now();
+                7
+            });
+            while !task.is_finished() {
+                ctx.poll(true);
+                inner += 1;
             }
-        });
-        task.join().unwrap();
-        stop.store(true, Ordering::Relaxed);
-        other.join().unwrap();
+            assert!(inner > 1);
+            after(2).await + task.join().unwrap()
+        };
+        assert_eq!(await_future(nested), Ok(9));
+        let task = spawn(|| timeout(HOUR, || await_future(async { await_future(after(1)).unwrap() })));
+        assert_eq!(task.join().unwrap(), Ok(Ok(1)));
     });
 }

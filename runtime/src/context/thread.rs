@@ -68,7 +68,7 @@ impl LoopThread {
 
     fn end(&mut self) -> thread::Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        // Relaxed: a kick is ordered before the loop's next look.
+        // Relaxed: the kick carries it over.
         self.stop.store(true, Ordering::Relaxed);
         self.context.shared.kick();
         thread.join()

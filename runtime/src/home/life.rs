@@ -130,7 +130,11 @@ impl Home {
         if !own.propagates.get() && !own.detached.get() {
             match own.joiner.take() {
                 Some(Joiner::Coroutine(joiner)) => self.wake(joiner),
-                Some(Joiner::Task(waker)) => waker.wake(),
+                Some(Joiner::Task(waker)) => {
+                    // Somebody else's code, and the coroutine's stack is done with: nothing can be suspended there.
+                    self.running.set(None);
+                    waker.wake();
+                }
                 None => {}
             }
             return None;
@@ -183,6 +187,8 @@ impl Drop for Release<'_> {
         let own = self.home.own(self.block);
         own.state.set(State::Free);
         self.home.alive.set(self.home.alive.get() - 1);
+        // One that nobody called may keep a context.
+        let _unwoken = own.joiner.take();
         self.block.ticket.retire();
         self.home.stacks.give_back(own.lease.take().expect("a coroutine has a stack until it is released"));
         self.home.blocks.give_back(self.block);
