@@ -281,7 +281,7 @@ impl<T> ScopedHandle<'_, T> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so the handle is taken once.
         let value = unsafe { ManuallyDrop::take(&mut this.handle) }.join()?;
-        Ok(value.expect("whoever has a handle is left a value"))
+        Ok(value.unwrap_or_else(|| unreachable!("whoever has a handle is left a value")))
     }
 
     /// As [`JoinHandle::cancel`].
