@@ -314,7 +314,7 @@ fn the_context_ends_while_scopes_wait() {
                     }));
                 };
                 waits("suspended", suspend);
-                waits("asleep", || drop(sleep(HOUR)));
+                waits("asleep", || _ = sleep(HOUR));
                 waits("rescheduled", || (0..9).for_each(|_| yield_now()));
                 waits("joins", || drop(spawn(suspend).join()));
                 mem::forget(s.spawn(move || (log.on_drop("result"), frame)));
