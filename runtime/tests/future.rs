@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fs;
 use std::future::{Future, pending, poll_fn, ready};
 use std::mem;
