@@ -1,230 +1,383 @@
-//! Loop threads: work from anywhere, results back, a clean end. Alone in its program: it counts descriptors and mappings.
+//! Loop threads, and what goes on between threads: spawn from anywhere, stop at any moment, poll_while, one CoMutex for all.
 
 mod common;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
+use std::hint::black_box;
+use std::mem;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, panic_of, scaled, text};
+use common::{Log, assert_aborted, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, CoMutex, Coroutine, LoopThread, is_cancelled, sleep, spawn, suspend, yield_now,
+    AioContext, Cancelled, CoMutex, Coroutine, EnterError, LoopThread, await_future, sleep, spawn, suspend, yield_now,
 };
-use parking_lot::Mutex;
 
-/// The tests of this file count what the process has: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
+fn start(name: &str) -> LoopThread {
+    LoopThread::start(name).unwrap()
 }
 
-fn mappings() -> usize {
-    fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+fn thread_name() -> String {
+    thread::current().name().unwrap_or("none").to_string()
 }
 
 #[test]
-fn work_from_anywhere() {
-    // X10: work is spawned from a plain thread, from another loop and from the loop itself; results and panics come back
-    let _alone = ALONE.lock();
-    let [left, right] = ["left", "right"].map(|name| LoopThread::start(name).unwrap());
-    let name = || thread::current().name().map(str::to_string);
-    assert_eq!(left.context().spawn(name).join().unwrap().unwrap(), "left");
-    let other = right.context().clone();
-    let both = left.context().spawn(move || {
-        let there = other.spawn(name);
-        let here = AioContext::current().unwrap().spawn(name);
-        [there.join().unwrap().unwrap(), here.join().unwrap().unwrap()]
-    });
-    assert_eq!(both.join().unwrap(), ["right", "left"]);
-    let said: Result<(), _> = left.context().spawn(|| panic!("over there")).join();
-    assert_eq!(text(&*said.unwrap_err()), "over there");
-    let waiting = right.context().spawn(|| (sleep(Duration::MAX), is_cancelled()));
-    waiting.cancel();
-    assert_eq!(waiting.join().unwrap(), (Err(Cancelled), true));
-    assert!(left.context().spawn(|| panic_of(|| LoopThread::start("x").unwrap().context().poll(true))).join().is_ok());
-    [left, right].into_iter().for_each(|thread| thread.stop().unwrap());
-}
-
-#[test]
-fn a_closure_goes_to_another_context_and_back() {
-    // X10: reschedule runs a closure on another context while the coroutine waits, and others run; in its own it just calls
-    let _alone = ALONE.lock();
-    let worker = LoopThread::start("worker").unwrap();
-    let context = worker.context().clone();
-    AioContext::run(|ctx| {
-        let turns = Rc::new(Cell::new(0));
-        let counted = Rc::clone(&turns);
-        let own = ctx.clone();
-        let task = spawn(move || {
-            let mut sum = 0;
-            for n in 0..100 {
-                sum += context.reschedule(move || (n, thread::current().name() == Some("worker"))).unwrap().0;
-            }
-            let here = thread::current().id();
-            assert_eq!(own.reschedule(move || thread::current().id()).unwrap(), here);
-            sum
-        });
-        let other = spawn(move || {
-            while counted.get() < 10 {
-                counted.set(counted.get() + 1);
+fn spawned_from_anywhere() {
+    // X10: work is spawned in a loop thread from a plain thread, from another loop, and from within; results and panics come back
+    let (left, right) = (start("left"), start("right"));
+    let ctx = left.context().clone();
+    let there = move || ctx.spawn(thread_name).join().unwrap();
+    assert_eq!(there(), "left", "from a plain thread");
+    let from = there.clone();
+    assert_eq!(right.context().spawn(move || (thread_name(), from())).join().unwrap(), ("right".into(), "left".into()));
+    let within = there.clone();
+    assert_eq!(left.context().spawn(within).join().unwrap(), "left", "from a coroutine of the same loop");
+    // On the stack of a context's home, where the loop runs meanwhile.
+    AioContext::run(|_| {
+        let go = Arc::new(AtomicBool::new(false));
+        let waits = Arc::clone(&go);
+        let far = left.context().spawn(move || {
+            while !waits.load(Ordering::Relaxed) {
                 yield_now();
             }
         });
-        assert_eq!(task.join().unwrap(), 4950);
-        other.join().unwrap();
-        assert_eq!(turns.get(), 10);
+        drop(spawn(move || go.store(true, Ordering::Relaxed)));
+        far.join().unwrap();
     });
-    worker.stop().unwrap();
+
+    let payload = left.context().spawn(|| -> u8 { panic!("told") }).join().unwrap_err();
+    assert_eq!(text(&*payload), "told");
+    assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop goes on");
+    // A result that is large, and one that is dropped by whoever has it last.
+    assert_eq!(left.context().spawn(|| vec![7; 100_000]).join().unwrap().len(), 100_000);
+    let shared = Arc::new(());
+    let result = Arc::clone(&shared);
+    drop(left.context().spawn(move || result));
+    left.context().spawn(yield_now).join().unwrap();
+    left.stop().unwrap();
+    assert_eq!(Arc::strong_count(&shared), 1);
+    right.stop().unwrap();
 }
 
 #[test]
-fn a_stop_ends_what_is_left() {
-    // X10, W5: a loop that is stopped under load unwinds what is left, and each handle says so; work that never began too
-    let _alone = ALONE.lock();
+fn what_is_left_when_it_stops() {
+    // X10, W5: when a loop thread stops, those that wait are unwound, those that never started are dropped, and all handles
+    // report it; in the order in which they were made
     let log = Log::default();
-    let worker = AioContext::builder().unwind_report(false).start_thread("busy").unwrap();
-    let lock = Arc::new(CoMutex::new(0));
-    let busy: Vec<_> = (0..8)
-        .map(|_| {
-            let (lock, gone) = (Arc::clone(&lock), log.on_drop("unwound"));
-            worker.context().spawn(move || {
-                let _gone = gone;
-                loop {
-                    let mut count = lock.lock();
-                    *count += 1;
-                    drop(spawn(|| _ = sleep(Duration::from_micros(1))));
-                    yield_now();
-                }
-            })
+    let worker = start("worker");
+    let ctx = worker.context().clone();
+    let waits = |name: &'static str, wait: fn()| {
+        let log = log.clone();
+        ctx.spawn(move || {
+            let _noted = log.on_drop(name);
+            wait();
+            log.add("went-on");
         })
-        .collect();
-    // It is at it.
-    assert!(worker.context().spawn(yield_now).join().is_ok());
-    let context = worker.context().clone();
-    worker.stop().unwrap();
-    assert_eq!(log.take().split(' ').count(), 8);
-    for task in busy {
-        let said: Result<(), _> = task.join();
-        assert!(said.unwrap_err().is::<Cancelled>());
-    }
-    let late = context.spawn(|| ());
-    assert!(late.is_finished() && late.join().unwrap_err().is::<Cancelled>());
-    assert!(lock.try_lock().is_some(), "it was given up when its holder was unwound");
-}
-
-#[test]
-fn a_thread_does_not_wait_for_itself() {
-    // X10: stopped from its own loop it would wait for itself: refused; dropped there, it stops when its round is over
-    let _alone = ALONE.lock();
-    let worker = LoopThread::start("self").unwrap();
-    let context = worker.context().clone();
-    let slot = Arc::new(Mutex::new(Some(worker)));
-    let own = Arc::clone(&slot);
-    let said = context.spawn(move || panic_of(|| own.lock().take().unwrap().stop())).join().unwrap();
-    assert!(said.contains("stop it from another thread"), "{said}");
-    // It was dropped when that panicked, so its loop ends.
-    while AioContext::all().iter().any(|other| other.dump().to_string().contains("'self'")) {
-        thread::yield_now();
-    }
-}
-
-#[test]
-fn a_panic_in_the_loop_is_reported() {
-    // X10, C8: what panics in the loop and has no handle ends the thread, and whoever stops it is told
-    let _alone = ALONE.lock();
-    let worker = LoopThread::start("fails").unwrap();
-    let never = worker.context().spawn(suspend);
-    worker.context().schedule_oneshot(|| panic!("in the loop"));
-    assert!(never.join().unwrap_err().is::<Cancelled>());
-    assert_eq!(text(&*worker.stop().unwrap_err()), "in the loop");
-}
-
-#[test]
-fn a_thousand_starts_and_stops() {
-    // X10: a thousand loop threads one after the other, with coroutines left: no descriptor and no mapping stays behind
-    let _alone = ALONE.lock();
-    let once = || {
-        let worker = AioContext::builder().unwind_report(false).start_thread("brief").unwrap();
-        drop(worker.context().spawn(suspend));
-        assert_eq!(worker.context().spawn(|| 1).join().unwrap(), 1);
-        worker.stop().unwrap();
     };
-    // The allocator makes arenas for the first threads, and keeps them.
-    (0..20).for_each(|_| once());
-    let before = (descriptors(), mappings());
-    (0..scaled(1000)).for_each(|_| once());
-    assert_eq!(descriptors(), before.0);
-    assert!(mappings() <= before.1 + 8, "{} mappings, {} before", mappings(), before.1);
-}
-
-#[test]
-fn five_threads_on_one_lock() {
-    // S1, X10: coroutines of five loop threads on one CoMutex: never two at once, nobody forgotten
-    let _alone = ALONE.lock();
-    let workers = [(); 5].map(|()| LoopThread::start("locker").unwrap());
-    let lock = Arc::new(CoMutex::new(0_usize));
-    let rounds = scaled(2000);
-    let tasks: Vec<_> = (0..20)
-        .map(|n| {
-            let lock = Arc::clone(&lock);
-            workers[n % 5].context().spawn(move || {
-                for round in 0..rounds {
-                    let mut count = lock.lock();
-                    let before = *count;
-                    if round % 16 == 0 {
-                        yield_now();
-                    }
-                    *count = before + 1;
-                }
-            })
+    let suspended = waits("suspended", suspend);
+    let asleep = waits("asleep", || _ = sleep(Duration::from_secs(3600)));
+    let finished = ctx.spawn(|| 5);
+    // The loop is told to stop in this round, and what comes after that starts no more.
+    let (never, caught) = (log.clone(), log.on_drop("never-started"));
+    let slot = Arc::new(Mutex::new(Some(worker)));
+    let (stopper, inner) = (Arc::clone(&slot), ctx.clone());
+    let last = ctx.spawn(move || {
+        drop(stopper.lock().unwrap().take());
+        inner.spawn(move || {
+            let _caught = caught;
+            never.add("ran");
         })
-        .collect();
-    tasks.into_iter().for_each(|task| task.join().unwrap());
-    assert_eq!(*lock.try_lock().unwrap(), 20 * rounds);
-    workers.into_iter().for_each(|worker| worker.stop().unwrap());
+    });
+    let never_started = last.join().unwrap();
+    assert!(never_started.join().unwrap_err().is::<Cancelled>());
+    for handle in [suspended, asleep] {
+        assert!(handle.join().unwrap_err().is::<Cancelled>());
+    }
+    assert_eq!(finished.join().unwrap(), 5);
+    assert_eq!(log.take(), "never-started suspended asleep");
+    // Later still: nobody is there.
+    let refused = ctx.spawn(|| ());
+    assert!(refused.is_finished() && refused.join().unwrap_err().is::<Cancelled>());
 }
 
 #[test]
-fn twenty_five_thousand_hand_overs() {
-    // H8, W1: each holder hands the lock to the next one in line: it is woken, not entered on top, so the stack does not grow
-    let _alone = ALONE.lock();
-    AioContext::run(|_| {
-        let lock = Rc::new(CoMutex::new(0_usize));
-        let held = lock.try_lock().unwrap();
-        let tasks: Vec<_> = (0..scaled(25_000))
-            .map(|n| {
-                let lock = Rc::clone(&lock);
-                let task = move || {
-                    let mut longest = lock.lock();
-                    // How many are on the stack; to tell takes a while, so not everyone does.
-                    if n % 1000 == 0 {
-                        let told = AioContext::current().unwrap().dump().to_string();
-                        *longest = longest.max(told.lines().nth(1).unwrap().matches(" > ").count());
+fn stopped_under_load() {
+    // X10, C9: a loop thread is stopped while its coroutines spawn, sleep, lock and wait for others: each is ended, once
+    struct Live(Arc<AtomicUsize>);
+    impl Live {
+        fn new(count: &Arc<AtomicUsize>) -> Live {
+            count.fetch_add(1, Ordering::Relaxed);
+            Live(Arc::clone(count))
+        }
+    }
+    impl Drop for Live {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    fn work(count: Arc<AtomicUsize>, lock: Rc<CoMutex<usize>>, turns: Arc<AtomicUsize>) {
+        let _live = Live::new(&count);
+        loop {
+            let child = spawn({
+                let (live, lock, turns) = (Live::new(&count), Rc::clone(&lock), Arc::clone(&turns));
+                move || {
+                    let _live = live;
+                    let mut guard = lock.lock();
+                    *guard += 1;
+                    yield_now();
+                    drop(guard);
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    *lock.lock() += 1;
+                }
+            });
+            let _ = sleep(Duration::from_micros(50));
+            *lock.lock() += 1;
+            child.join().unwrap();
+        }
+    }
+    for _ in 0..scaled(20) {
+        let (live, turns) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let worker = start("worker");
+        let handles: Vec<_> = (0..4)
+            .map(|_| {
+                let (live, turns) = (Arc::clone(&live), Arc::clone(&turns));
+                worker.context().spawn(move || {
+                    let lock = Rc::new(CoMutex::new(0));
+                    for _ in 0..4 {
+                        let (live, lock, turns) = (Arc::clone(&live), Rc::clone(&lock), Arc::clone(&turns));
+                        drop(spawn(move || work(live, lock, turns)));
                     }
-                };
-                Coroutine::builder().stack_size(64 * 1024).spawn(task).unwrap()
+                    suspend();
+                })
             })
             .collect();
-        AioContext::current().unwrap().poll(false);
-        drop(held);
-        tasks.into_iter().for_each(|task| task.join().unwrap());
-        assert_eq!(*lock.try_lock().unwrap(), 2, "main > loop > whoever has it");
+        let ctx = worker.context().clone();
+        ctx.poll_while(|| turns.load(Ordering::Relaxed) < 100 && !kick_by_turns(&ctx));
+        worker.stop().unwrap();
+        assert_eq!(live.load(Ordering::Relaxed), 0);
+        handles.into_iter().for_each(|handle| assert!(handle.join().unwrap_err().is::<Cancelled>()));
+    }
+
+    /// Nobody kicks: whoever waits does so in small steps, each a coroutine of the loop that it waits for.
+    fn kick_by_turns(ctx: &AioContext) -> bool {
+        let kicker = ctx.clone();
+        ctx.schedule_oneshot(move || kicker.kick());
+        false
+    }
+}
+
+#[test]
+fn dropping_stops() {
+    // X10: dropping a loop thread stops it and waits for it; its own thread cannot wait for itself
+    let log = Log::default();
+    let worker = start("worker");
+    let noted = log.on_drop("unwound");
+    let task = worker.context().spawn(move || {
+        let _noted = noted;
+        suspend();
+    });
+    worker.context().spawn(|| ()).join().unwrap();
+    drop(worker);
+    assert_eq!(log.take(), "unwound");
+    assert!(task.join().unwrap_err().is::<Cancelled>());
+
+    let worker = start("worker");
+    let ctx = worker.context().clone();
+    let said = ctx.spawn(move || panic_of(|| worker.stop())).join().unwrap();
+    assert!(said.contains("cannot wait for its own end; stop it from another thread"), "{said}");
+    // It was dropped there, and has been told.
+    while ctx.spawn(|| ()).join().is_ok() {}
+}
+
+#[test]
+fn a_panic_in_the_loop_ends_its_thread() {
+    // X10: what panics in the loop without a handle to tell ends the thread; `stop` hands the payload out, handles report it
+    let worker = start("worker");
+    let waiting = worker.context().spawn(suspend);
+    worker.context().schedule_oneshot(|| panic!("bottom half"));
+    assert!(waiting.join().unwrap_err().is::<Cancelled>());
+    assert_eq!(text(&*worker.stop().unwrap_err()), "bottom half");
+    drop(start("another"));
+}
+
+#[test]
+fn a_thousand_starts_leave_nothing_behind() {
+    // X10: a loop thread that was started and stopped leaves no descriptor, mapping or thread behind
+    let Some(child) = in_child("a_thousand_starts_leave_nothing_behind") else {
+        let count = scaled(1000);
+        let count_of = |path: &str| fs::read_dir(path).unwrap().count();
+        let mappings = || fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        let one = |n: usize| {
+            let worker = start("worker");
+            let slow = worker.context().spawn(|| sleep(Duration::from_secs(3600)));
+            assert_eq!(worker.context().spawn(move || n).join().unwrap(), n);
+            drop(worker);
+            assert!(slow.join().unwrap_err().is::<Cancelled>());
+        };
+        // What threads leave to those that come after them: stacks in libc's cache, an arena of the allocator.
+        (0..10).for_each(one);
+        let before = (count_of("/proc/self/fd"), count_of("/proc/self/task"), mappings());
+        (0..count).for_each(one);
+        assert_eq!(count_of("/proc/self/fd"), before.0);
+        assert_eq!(count_of("/proc/self/task"), before.1);
+        // An arena more (two mappings) whenever two threads happened to allocate at the same moment, at most eight for each
+        // processor: that does not grow with the number of starts, of which each would leave four mappings or more.
+        let arenas = 2 * 8 * thread::available_parallelism().unwrap().get();
+        assert!(mappings() <= before.2 + arenas, "{} mappings, before {}", mappings(), before.2);
+        return;
+    };
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+}
+
+#[test]
+fn to_and_fro() {
+    // X10, C7: a coroutine has parts of its work done in other loops, deep and often, and stays at home itself
+    let threads = ["a", "b", "c"].map(start);
+    let contexts = threads.each_ref().map(|thread| thread.context().clone());
+    fn further(contexts: Vec<AioContext>, depth: usize) -> String {
+        if depth == 0 {
+            return String::new();
+        }
+        let next = contexts[depth % contexts.len()].clone();
+        let rest = next.reschedule(move || (thread_name(), further(contexts, depth - 1))).unwrap();
+        rest.0 + &rest.1
+    }
+    let path = further(contexts.to_vec(), 12);
+    assert_eq!(path, "acbacbacbacb");
+    let [a, b, _] = contexts;
+    let sum = a.clone().spawn(move || {
+        let home = thread_name();
+        let mut sum = 0;
+        for n in 0..scaled(2000) {
+            sum += b.reschedule(move || n).unwrap();
+            assert_eq!(thread_name(), home);
+            // In this very context the closure is called, in this coroutine.
+            let me = Coroutine::current().map(Coroutine::token);
+            assert!(a.reschedule(move || Coroutine::current().map(Coroutine::token) == me).unwrap());
+        }
+        sum
+    });
+    assert_eq!(sum.join().unwrap(), (0..scaled(2000)).sum());
+    let payload = threads[0].context().reschedule(|| -> u8 { panic!("there") }).unwrap_err();
+    assert_eq!(text(&*payload), "there");
+    threads.into_iter().for_each(|thread| thread.stop().unwrap());
+}
+
+#[test]
+fn a_wait_that_is_cut_short_cancels_the_far_end() {
+    // X10, S4: a coroutine that waits for another loop and is cancelled returns, and cancels what it waited for
+    let worker = start("worker");
+    let (told, tell) = mpsc::channel();
+    let ctx = worker.context().clone();
+    AioContext::run(|own| {
+        let task = spawn(move || ctx.reschedule(move || told.send(sleep(Duration::from_secs(3600)))).map(drop));
+        own.poll(false);
+        task.cancel();
+        assert!(task.join().unwrap().unwrap_err().is::<Cancelled>());
+    });
+    assert_eq!(tell.recv().unwrap(), Err(Cancelled));
+    // One that has not started is cancelled from its start.
+    let (ctx, gate) = (worker.context().clone(), mpsc::channel::<()>());
+    let blocked = ctx.spawn(move || gate.1.recv().unwrap());
+    let task = ctx.spawn(|| sleep(Duration::from_secs(3600)));
+    task.cancel();
+    gate.0.send(()).unwrap();
+    blocked.join().unwrap();
+    assert_eq!(task.join().unwrap(), Err(Cancelled));
+    worker.stop().unwrap();
+}
+
+#[test]
+fn five_loops_on_one_co_mutex() {
+    // S1: a CoMutex between coroutines of five loop threads: one at a time, nobody is forgotten
+    let threads = ["1", "2", "3", "4", "5"].map(start);
+    let (mutex, turns) = (Arc::new(CoMutex::new((0, false))), scaled(4000));
+    let handles: Vec<_> = (0..4 * threads.len())
+        .map(|n| {
+            let mutex = Arc::clone(&mutex);
+            threads[n % threads.len()].context().spawn(move || {
+                for turn in 0..turns {
+                    let mut guard = mutex.lock();
+                    assert!(!mem::replace(&mut guard.1, true), "somebody else has it");
+                    if turn % 16 == 0 {
+                        yield_now();
+                    }
+                    guard.0 += 1;
+                    guard.1 = false;
+                }
+            })
+        })
+        .collect();
+    let count = handles.len() * turns;
+    handles.into_iter().for_each(|handle| handle.join().unwrap());
+    threads.into_iter().for_each(|thread| thread.stop().unwrap());
+    assert_eq!(Arc::into_inner(mutex).unwrap().into_inner(), (count, false));
+}
+
+/// Who is on the stack, as recursive entry tells it.
+fn chain() -> String {
+    match Coroutine::current().unwrap().try_enter() {
+        Err(EnterError::Recursive { chain, .. }) => chain,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hand_overs_in_a_chain() {
+    // H8, W1: 25,000 hand-overs of a CoMutex, each by one that ends or waits again: nobody is entered on top of the releaser
+    let count = scaled(25_000);
+    AioContext::run(|ctx| {
+        let mutex = Rc::new(CoMutex::new(()));
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let first = mutex.try_lock().unwrap();
+        for _ in 0..count {
+            let (mutex, seen) = (Rc::clone(&mutex), Rc::clone(&seen));
+            let co = Coroutine::builder().name("next").create(move || {
+                let guard = mutex.lock();
+                seen.borrow_mut().push(chain());
+                drop(guard);
+            });
+            co.unwrap().enter();
+        }
+        drop(first);
+        ctx.poll(false);
+        assert_eq!(seen.borrow().len(), count);
+        assert!(seen.borrow().iter().all(|chain| chain == "main > loop > 'next'"));
+        // Two take turns: the stack pointer of each is where it was, each time.
+        let pointers = [(); 2].map(|()| {
+            let (mutex, pointers) = (Rc::clone(&mutex), Rc::new(RefCell::new(Vec::new())));
+            let kept = Rc::clone(&pointers);
+            drop(spawn(move || {
+                for _ in 0..count / 2 {
+                    let guard = mutex.lock();
+                    yield_now();
+                    let here = black_box(0_u8);
+                    pointers.borrow_mut().push((&raw const here).addr());
+                    drop(guard);
+                }
+            }));
+            kept
+        });
+        while pointers.iter().any(|pointers| pointers.borrow().len() < count / 2) {
+            ctx.poll(true);
+        }
+        for pointers in pointers {
+            let pointers = pointers.borrow();
+            assert!(pointers.iter().all(|pointer| *pointer == pointers[0]));
+        }
     });
 }
 
 #[test]
-fn a_condition_is_waited_for_by_polling() {
-    // X9: at home poll_while polls; another thread waits, its lock given up wholly, and is kicked by whoever changes what it
-    // waits for; one with a loop of its own runs that meanwhile
-    let _alone = ALONE.lock();
+fn poll_while_at_home() {
+    // X9: at home it polls till the condition is false; changed by a coroutine, or by another thread that kicks
     AioContext::run(|ctx| {
-        let left = Rc::new(Cell::new(5));
-        for _ in 0..5 {
+        let left = Rc::new(Cell::new(3));
+        for _ in 0..3 {
             let left = Rc::clone(&left);
             drop(spawn(move || {
                 yield_now();
@@ -232,46 +385,196 @@ fn a_condition_is_waited_for_by_polling() {
             }));
         }
         ctx.poll_while(|| left.get() > 0);
-        let flag = Arc::new(AtomicBool::new(false));
-        let (sets, kicks) = (Arc::clone(&flag), ctx.clone());
-        let other = thread::spawn(move || {
-            sets.store(true, Ordering::Relaxed);
-            kicks.kick();
+        ctx.poll_while(|| false);
+        // The lock is given up wholly while it sleeps, however often it was acquired: the other thread takes it, and kicks.
+        let guards = (ctx.acquire(), ctx.acquire(), ctx.acquire());
+        let go = Arc::new(AtomicBool::new(true));
+        let other = thread::spawn({
+            let (go, ctx) = (Arc::clone(&go), ctx.clone());
+            move || {
+                let _guard = ctx.acquire();
+                // Relaxed: the lock, and the kick, carry it over.
+                go.store(false, Ordering::Relaxed);
+                ctx.kick();
+            }
         });
-        ctx.poll_while(|| !flag.load(Ordering::Relaxed));
+        ctx.poll_while(|| go.load(Ordering::Relaxed));
+        assert!(thread::scope(|scope| scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap()), "taken back");
+        drop(guards);
         other.join().unwrap();
+        // In a coroutine it blocks the thread, not the coroutine: others are entered above it.
+        let (inner, log) = (ctx.clone(), Log::default());
+        let logged = log.clone();
+        let task = spawn(move || {
+            let done = Rc::new(Cell::new(false));
+            drop(spawn({
+                let (done, log) = (Rc::clone(&done), logged.clone());
+                move || {
+                    log.add(chain());
+                    done.set(true);
+                }
+            }));
+            inner.poll_while(|| !done.get());
+            logged.add("over");
+        });
+        task.join().unwrap();
+        assert_eq!(log.take().matches(" > loop > ").count(), 2, "main > loop > one > loop > another");
     });
-    let worker = LoopThread::start("changes").unwrap();
-    let context = worker.context();
-    let steps = Arc::new(AtomicUsize::new(0));
-    let step = |count: usize| {
-        let (steps, kicks) = (Arc::clone(&steps), context.clone());
-        context.spawn(move || {
-            for _ in 0..count {
-                // Under the lock that the other one gave up.
-                drop(kicks.acquire());
-                steps.fetch_add(1, Ordering::Relaxed);
-                kicks.kick();
+}
+
+/// A loop thread that counts in steps, each a coroutine that kicks.
+fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
+    let left = Arc::new(AtomicUsize::new(from));
+    let (counter, ctx) = (Arc::clone(&left), worker.context().clone());
+    drop(worker.context().spawn(move || {
+        while counter.load(Ordering::Relaxed) > 0 {
+            yield_now();
+            let _guard = ctx.acquire();
+            counter.fetch_sub(1, Ordering::Relaxed);
+            ctx.kick();
+        }
+    }));
+    left
+}
+
+#[test]
+fn poll_while_from_a_plain_thread() {
+    // X9: another thread waits till the condition is false, kicked; with the lock acquired several times it gives it up wholly
+    let worker = start("worker");
+    let ctx = worker.context();
+    for guards in 0..4 {
+        let held: Vec<_> = (0..guards).map(|_| ctx.acquire()).collect();
+        let left = count_down(&worker, scaled(200));
+        let mut looks = 0;
+        ctx.poll_while(|| {
+            looks += 1;
+            left.load(Ordering::Relaxed) > 0
+        });
+        assert_eq!(left.load(Ordering::Relaxed), 0);
+        assert!(looks > 0);
+        let foreign = || thread::scope(|scope| scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap());
+        assert!(guards == 0 || foreign(), "{guards} guards were taken back");
+        drop(held);
+        // Given back as often as it was taken: the loop goes on.
+        ctx.spawn(|| ()).join().unwrap();
+    }
+    // A condition that panics leaves the lock as it was.
+    let guard = ctx.acquire();
+    let left = count_down(&worker, 3);
+    let mut looks = 0;
+    let said = panic_of(|| {
+        ctx.poll_while(|| {
+            looks += 1;
+            assert!(looks < 2 && left.load(Ordering::Relaxed) > 0, "enough");
+            true
+        });
+    });
+    assert_eq!(said, "enough");
+    drop(guard);
+    worker.stop().unwrap();
+}
+
+#[test]
+fn poll_while_from_another_loop() {
+    // X9: a thread that runs a context polls its own meanwhile: on its own stack, in a coroutine, with the other's lock held
+    let worker = start("worker");
+    let ctx = worker.context().clone();
+    AioContext::run(|_| {
+        let turns = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&turns);
+        drop(spawn(move || {
+            loop {
+                counter.set(counter.get() + 1);
                 yield_now();
             }
-        })
-    };
-    {
-        let _thrice = (context.acquire(), context.acquire(), context.acquire());
-        let task = step(100);
-        context.poll_while(|| steps.load(Ordering::Relaxed) < 100);
-        assert!(context.try_acquire().is_some(), "it is taken again");
-        drop(task);
-    }
-    AioContext::run(|own| {
-        let ran = Rc::new(Cell::new(false));
-        let runs = Rc::clone(&ran);
-        drop(spawn(move || runs.set(true)));
-        let task = step(100);
-        // Its own loop runs meanwhile.
-        context.poll_while(|| steps.load(Ordering::Relaxed) < 200 || !ran.get());
-        own.poll(false);
+        }));
+        for guards in 0..3 {
+            turns.set(0);
+            let held: Vec<_> = (0..guards).map(|_| ctx.acquire()).collect();
+            let left = count_down(&worker, 50);
+            // Once at least, however fast the other is.
+            ctx.poll_while(|| turns.get() == 0 || left.load(Ordering::Relaxed) > 0);
+            drop(held);
+        }
+        let left = count_down(&worker, 50);
+        let ctx = ctx.clone();
+        let task = spawn(move || {
+            let _guard = ctx.acquire();
+            ctx.poll_while(|| left.load(Ordering::Relaxed) > 0);
+        });
         task.join().unwrap();
     });
+    // A loop thread for another one.
+    let other = start("other");
+    let left = count_down(&worker, 100);
+    let ctx = worker.context().clone();
+    other.context().spawn(move || ctx.poll_while(|| left.load(Ordering::Relaxed) > 0)).join().unwrap();
+    other.stop().unwrap();
     worker.stop().unwrap();
+}
+
+#[test]
+fn a_guard_dropped_while_its_lock_is_given_up() {
+    // X9, X8: a foreign guard that a coroutine kept while it was suspended, dropped while poll_while has given the lock up:
+    // the process ends, and says why; else a lock would be released that somebody else has
+    match in_child("a_guard_dropped_while_its_lock_is_given_up") {
+        Some(child) => {
+            assert_aborted(&child, "a guard of a context's lock was dropped while `poll_while` had given the lock up")
+        }
+        None => {
+            let worker = start("worker");
+            let ctx = worker.context().clone();
+            AioContext::run(|own| {
+                let inner = ctx.clone();
+                drop(spawn(move || {
+                    let _guard = inner.acquire();
+                    yield_now();
+                }));
+                own.poll(false);
+                ctx.poll_while(|| true);
+            });
+        }
+    }
+}
+
+#[test]
+fn a_guard_that_is_forgotten_is_counted() {
+    // X9: guards that are taken and forgotten while the lock is given up count as well when it is taken back
+    let worker = start("worker");
+    let ctx = worker.context().clone();
+    AioContext::run(|own| {
+        let guard = ctx.acquire();
+        let (inner, left) = (ctx.clone(), count_down(&worker, 1));
+        drop(spawn(move || mem::forget(inner.acquire())));
+        ctx.poll_while(|| left.load(Ordering::Relaxed) > 0);
+        own.poll(false);
+        drop(guard);
+        // One is left, and this gives it up: the loop runs.
+        let left = count_down(&worker, 1);
+        ctx.poll_while(|| left.load(Ordering::Relaxed) > 0);
+    });
+    // This thread has its lock for ever, so it cannot be stopped.
+    mem::forget(worker);
+}
+
+#[test]
+fn a_loop_thread_owned_by_another() {
+    // X10: loop threads own loop threads; the end of one stops the other, whose handles report it
+    let log = Log::default();
+    let outer = start("outer");
+    let noted = log.clone();
+    let outcome = outer.context().spawn(move || {
+        let inner = start("inner");
+        let task = inner.context().spawn(move || {
+            let _noted = noted.on_drop("inner");
+            suspend();
+        });
+        inner.context().spawn(|| ()).join().unwrap();
+        let waits = spawn(move || await_future(task));
+        drop(inner);
+        waits.join().unwrap().unwrap().unwrap_err().is::<Cancelled>()
+    });
+    assert!(outcome.join().unwrap());
+    outer.stop().unwrap();
+    assert_eq!(log.take(), "inner");
 }

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::{mem, ptr};
@@ -16,6 +17,13 @@ use crate::home::Home;
 
 use super::AioContext;
 use super::shared::Shared;
+
+thread_local! {
+    /// *eras*: a foreign thread that gives a lock up in the midst begins an era, and returns to the one before when it has the
+    /// lock back. A guard is good in the era that it was made in: elsewhere the lock may not be held for it. The one that
+    /// runs, and the newest.
+    static ERA: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
 
 #[derive(Default)]
 pub(crate) struct ContextLock {
@@ -62,6 +70,17 @@ impl ContextLock {
         unsafe { self.unlock() };
     }
 
+    fn foreign_dropped(&self, era: u64) {
+        if ERA.get().0 != era {
+            eprintln!(
+                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
+                 dropped later; drop it before the coroutine that took it is suspended"
+            );
+            std::process::abort();
+        }
+        self.foreign_guards.store(self.foreign_guards.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+
     #[inline]
     fn set_depth(&self, depth: u32) {
         self.home_guards.store(depth, Ordering::Relaxed);
@@ -75,16 +94,22 @@ impl ContextLock {
 pub struct ContextGuard<'a> {
     shared: &'a Shared,
     /// `None`: it was made by the home thread, and is a count.
-    foreign: Option<ReentrantMutexGuard<'a, ()>>,
+    foreign: Option<Foreign<'a>>,
     _not_send: PhantomData<*const ()>,
+}
+
+/// A guard of another thread than home: one of the mutex, and when it was made (*eras*).
+struct Foreign<'a> {
+    era: u64,
+    _mutex: ReentrantMutexGuard<'a, ()>,
 }
 
 impl Drop for ContextGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         let lock = &self.shared.lock;
-        if self.foreign.is_some() {
-            lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        if let Some(foreign) = &self.foreign {
+            lock.foreign_dropped(foreign.era);
         } else {
             let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
@@ -142,7 +167,8 @@ impl Shared {
     fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
         let guards = &self.lock.foreign_guards;
         guards.store(guards.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        ContextGuard { shared: self, foreign: Some(mutex), _not_send: PhantomData }
+        let foreign = Foreign { era: ERA.get().0, _mutex: mutex };
+        ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
     /// As `acquire`, where the caller knows that this is the home thread.
@@ -205,27 +231,30 @@ impl Shared {
 
     /// As `unlocked`, on another thread than home.
     pub(crate) fn unlocked_by_foreigner<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a ContextLock, u32);
+        struct Retake<'a>(&'a ContextLock, u32, u64);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
-                (0..self.1).for_each(|_| self.0.lock());
-                if self.1 > 0 {
-                    self.0.foreign_guards.store(self.1, Ordering::Relaxed);
-                }
+                let Retake(lock, guards, era) = *self;
+                (0..guards).for_each(|_| lock.lock());
+                // Some may have been made meanwhile, and forgotten.
+                lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
+                ERA.set((era, ERA.get().1));
             }
         }
         let lock = &self.lock;
-        let guards =
-            if lock.mutex.is_owned_by_current_thread() { lock.foreign_guards.load(Ordering::Relaxed) } else { 0 };
-        if guards > 0 {
-            lock.foreign_guards.store(0, Ordering::Relaxed);
+        if !lock.mutex.is_owned_by_current_thread() {
+            return f();
         }
+        let guards = lock.foreign_guards.load(Ordering::Relaxed);
+        let (era, newest) = ERA.get();
+        ERA.set((newest + 1, newest + 1));
+        lock.foreign_guards.store(0, Ordering::Relaxed);
         for _ in 0..guards {
-            // SAFETY: *counted*: this thread has locked it so often. The guards lie further down this very stack, and are
-            // not used before `Retake` has locked it again.
+            // SAFETY: *counted*: this thread has locked it so often. The guards are of another of the *eras*, and are not
+            // dropped before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
-        let _retake = Retake(lock, guards);
+        let _retake = Retake(lock, guards, era);
         f()
     }
 }

@@ -88,6 +88,10 @@ impl AioContext {
     /// });
     /// ```
     ///
+    /// Two loops may not wait for each other in this way: each has its own lock, and wants the other's. Nor may a coroutine
+    /// keep a guard of this lock, made on another thread than home, while it is suspended and others of its thread come
+    /// here: dropping it while the lock is given up ends the process.
+    ///
     /// # Panics
     ///
     /// With the panic of what it runs.
