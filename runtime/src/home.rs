@@ -50,6 +50,8 @@ use switch::Frame;
 thread_local! {
     /// The context that this thread is home to, while it runs one.
     static HOME: Cell<*const Home> = const { Cell::new(ptr::null()) };
+    /// Its home is hidden: it has one all the same.
+    static HIDDEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// See the module.
@@ -104,6 +106,7 @@ impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
+        assert!(!HIDDEN.get(), "an engine's `sleep` may not run a context; its own is only asleep");
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
@@ -264,9 +267,11 @@ impl Home {
         struct Shown<'a>(&'a Home);
         impl Drop for Shown<'_> {
             fn drop(&mut self) {
+                HIDDEN.set(false);
                 HOME.set(self.0);
             }
         }
+        HIDDEN.set(true);
         HOME.set(ptr::null());
         let _shown = Shown(self);
         f()

@@ -7,7 +7,7 @@ mod common;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -197,5 +197,47 @@ fn a_source_does_not_find_an_old_kick() {
             assert_eq!(sleeper.sleeps.load(Ordering::Relaxed), sleeps);
         }
         assert_eq!(sleeper.spurious.load(Ordering::Relaxed), 0);
+    });
+}
+
+/// An engine that runs another context while its own sleeps.
+struct Nester(Mutex<Option<String>>);
+
+impl Source for Nester {
+    fn dispatch(&self) -> bool {
+        false
+    }
+
+    fn flush(&self, _all: bool) -> bool {
+        false
+    }
+
+    fn is_ready(&self) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        false
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, _other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
+        *self.0.lock().unwrap() = Some(panic_of(|| AioContext::run(|_| ())));
+        Some(Ok(()))
+    }
+}
+
+#[test]
+fn no_context_runs_within_the_sleep_of_another() {
+    // C7: while a loop sleeps its thread is home to it all the same: its coroutines may not be entered from another context
+    AioContext::run(|ctx| {
+        let nester = Arc::new(Nester(Mutex::new(None)));
+        ctx.attach(Arc::clone(&nester) as Arc<dyn Source>).unwrap();
+        ctx.poll(true);
+        let said = nester.0.lock().unwrap().take().unwrap();
+        assert!(said.contains("may not run a context"), "{said}");
     });
 }

@@ -218,8 +218,7 @@ impl Holder {
             && running.id() == holder
         {
             panic!(
-                "{} locks a {what} that it holds already, since {}; it would wait for itself: drop the guard first, or \
-                 pass it on",
+                "{} locks a {what} that it holds already, since {}; it would wait for itself: drop the guard first",
                 home.own(running).label(),
                 taken.at
             );

@@ -84,7 +84,8 @@ impl<T: ?Sized> CoMutex<T> {
     ///
     /// # Panics
     ///
-    /// If the coroutine has the lock already; outside a coroutine, if it would have to wait.
+    /// If the coroutine has the lock already, which it does until the guard is dropped, wherever that was moved to. Outside a
+    /// coroutine, if it would have to wait.
     ///
     /// # Control
     ///
