@@ -77,6 +77,8 @@ pub(crate) struct Home {
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
+    /// On the way from one stack to another: nobody may walk the stack then, for the tables that say how do not hold.
+    pub(crate) switching: Cell<bool>,
     /// Somebody watches for stalls.
     pub(crate) watched: Cell<bool>,
     /// To say at the end who had to be unwound.
@@ -125,6 +127,7 @@ impl Home {
             blocks: Blocks::new(),
             stacks,
             serial: Cell::new(0),
+            switching: Cell::new(false),
             watched: Cell::new(false),
             reports_unwound: Cell::new(true),
             patience: Patience::default(),

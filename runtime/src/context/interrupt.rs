@@ -147,15 +147,17 @@ extern "C" fn handler(_signal: libc::c_int) {
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
-    // SAFETY: *claimed* by this thread alone, so nobody else writes the frames, or traces from this handler. Resolving, which
-    // allocates, is left to whoever looks.
-    unsafe {
-        let frames = &mut *LOOK.frames.get();
-        backtrace::trace_unsynchronized(|frame| {
-            frames[depth] = frame.ip();
-            depth += 1;
-            depth < DEEPEST
-        });
+    if !home.switching.get() {
+        // SAFETY: *claimed* by this thread alone, so nobody else writes the frames, or traces from this handler. Resolving,
+        // which allocates, is left to whoever looks.
+        unsafe {
+            let frames = &mut *LOOK.frames.get();
+            backtrace::trace_unsynchronized(|frame| {
+                frames[depth] = frame.ip();
+                depth += 1;
+                depth < DEEPEST
+            });
+        }
     }
     LOOK.depth.store(depth, Ordering::Relaxed);
     LOOK.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);

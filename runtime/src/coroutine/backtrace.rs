@@ -101,7 +101,10 @@ impl Home {
         self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
-        match machine.resume(Resume::Trace) {
+        self.switching.set(true);
+        let result = machine.resume(Resume::Trace);
+        self.switching.set(false);
+        match result {
             CoroutineResult::Yield(()) => own.state.set(state),
             CoroutineResult::Return(()) => unreachable!("one that is traced goes on waiting"),
         }

@@ -96,6 +96,7 @@ impl Home {
         }
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
+            self.switching.set(false);
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
@@ -108,6 +109,7 @@ impl Home {
             }));
             // SAFETY: `place` was carved for an Outcome<T> off the top of this very stack, and is written once.
             unsafe { place.cast::<Outcome<T>>().write(outcome) };
+            self.switching.set(true);
         };
         // SAFETY: what `body` caught lives long enough, by the caller's promise. The machine ends before the stack is given back or unmapped (*home
         // outlives its stacks), and the block's place for it is empty in state Free.

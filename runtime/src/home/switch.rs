@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::{fmt, thread};
 
 use corosensei::CoroutineResult;
@@ -110,7 +111,10 @@ impl Home {
         // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
         // touches it (*taken out while it runs*).
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
-        match machine.resume(how) {
+        self.switching.set(true);
+        let result = machine.resume(how);
+        self.switching.set(false);
+        match result {
             CoroutineResult::Yield(()) => None,
             CoroutineResult::Return(()) => self.finish(block),
         }
@@ -158,10 +162,12 @@ impl Home {
         if self.shared.lock.depth() > frame.lock_depth.get() {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
-        own.state.set(State::Suspended);
         own.waiting.set(waiting);
         own.suspended_at.set(Location::caller());
         own.since.set(self.clock.get());
+        // Last, also for a thread that stops this one and looks: what is suspended has said what it waits for.
+        compiler_fence(Ordering::SeqCst);
+        own.state.set(State::Suspended);
         if own.woken.take() {
             self.make_ready(block, Location::caller());
         }
@@ -185,8 +191,11 @@ impl Home {
 
     #[inline(always)]
     fn switch_out(&self, own: &Own) {
+        self.switching.set(true);
         // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-        match unsafe { &*own.yielder.get() }.suspend(()) {
+        let how = unsafe { &*own.yielder.get() }.suspend(());
+        self.switching.set(false);
+        match how {
             Resume::Go => {}
             other => resumed_otherwise(other),
         }
@@ -242,8 +251,14 @@ fn resumed_otherwise(mut how: Resume) {
         match how {
             Resume::Go => return,
             Resume::Unwind => resume_unwind(Box::new(Cancelled)),
-            // SAFETY: as in `switch_out`.
-            Resume::Trace => how = unsafe { &*leave_trace() }.suspend(()),
+            Resume::Trace => {
+                let yielder = leave_trace();
+                let home = Home::expect("a backtrace");
+                home.switching.set(true);
+                // SAFETY: as in `switch_out`.
+                how = unsafe { &*yielder }.suspend(());
+                home.switching.set(false);
+            }
         }
     }
 }
