@@ -16,21 +16,18 @@
 //!
 //! Polls nest (rule X2): what a round has taken up lies in queues of the context, and a nested round goes on there.
 
-#![allow(unsafe_code)]
-
 use std::hint;
 use std::io;
 use std::os::fd::AsFd;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
-use crate::coroutine::{Coroutine, Token};
+use crate::coroutine::Token;
 use crate::home::{Home, fork};
 
 pub(crate) mod bottom_half;
+mod builder;
 pub(crate) mod deadlock;
 mod dump;
 pub(crate) mod fd;
@@ -49,12 +46,11 @@ pub(crate) mod thread;
 pub(crate) mod timer;
 pub(crate) mod wake;
 
+pub use builder::ContextBuilder;
 pub use dump::Dump;
 pub use readiness::{wait_readable, wait_writable};
 use shared::Shared;
-use signal::Counted;
 pub use source::{AtHome, Source};
-use stall::Watcher;
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
 ///
@@ -65,167 +61,7 @@ pub struct AioContext {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// Sets a context up.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct ContextBuilder {
-    stack_size: usize,
-    poll_limit: Duration,
-    deadlock_report: Option<Duration>,
-    stall_report: Option<Duration>,
-    unwind_report: bool,
-    measure_stack: bool,
-}
-
-impl ContextBuilder {
-    /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
-    pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
-        self.stack_size = bytes;
-        self
-    }
-
-    /// For how long the loop may keep looking at sources in memory, the I/O engine's ring first of all, before it sleeps.
-    /// Without it, not at all. How long it does look, it learns for each source: longer while that pays, less and less
-    /// while it does not.
-    ///
-    /// It buys latency with CPU time: what comes while the loop looks is not woken for. A limit twice the latency of the
-    /// device is a good one.
-    pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
-        self.poll_limit = limit;
-        self
-    }
-
-    /// After what time in which the loop had nothing to do it looks whether coroutines wait for each other for ever, and says
-    /// so on standard error, with what each waits for, where, and who has it. One second without this; `None`: never.
-    ///
-    /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
-    /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
-    pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
-        self.deadlock_report = after;
-        self
-    }
-
-    /// Whether to say on standard error, when the context ends, how many of its coroutines had not ended and were unwound. It
-    /// does without this.
-    pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
-        self.unwind_report = report;
-        self
-    }
-
-    /// Reports on standard error each round of the loop, or enter outside of one, that takes longer than `limit`: which
-    /// coroutine runs, and a backtrace of where. Off without this. It takes a thread, which stops the loop's for a moment, by
-    /// `SIGURG`, to see where it is.
-    pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
-        self.stall_report = Some(limit);
-        self
-    }
-
-    /// Whether its coroutines' stacks are measured where nothing else is asked for. Costs memory and time for each
-    /// coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
-    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
-        self.measure_stack = measure;
-        self
-    }
-
-    /// As [`AioContext::run`].
-    ///
-    /// # Errors
-    ///
-    /// The system has no descriptors left for the loop.
-    ///
-    /// # Panics
-    ///
-    /// As [`AioContext::run`].
-    pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
-        fork::refuse_in_child("running a context");
-        let context = AioContext { shared: Shared::new()? };
-        context.set_poll_limit(self.poll_limit);
-        let _counted = Counted::new(&context);
-        let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
-        let stacks = StackPool::new(self.stack_size, self.measure_stack);
-        Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
-            home.watched.set(self.stall_report.is_some());
-            home.patience.set_limit(self.deadlock_report);
-            home.reports_unwound.set(self.unwind_report);
-            /// Closes it while the home is still there, whatever way out `f` takes.
-            struct Close<'a>(&'a AioContext);
-            impl Drop for Close<'_> {
-                fn drop(&mut self) {
-                    // What is registered is the parent's.
-                    if fork::in_child() {
-                        return;
-                    }
-                    let _guard = self.0.acquire();
-                    self.0.shared.close();
-                }
-            }
-            let _close = Close(&context);
-            f(&context)
-        }))
-    }
-}
-
-impl ContextBuilder {
-    /// Makes this thread home to a new context, runs `f` in it as the first coroutine, and the loop until that one ends.
-    /// `f` may borrow. Coroutines that are left then are unwound.
-    ///
-    /// # Errors
-    ///
-    /// The system has no descriptors left for the loop, or no memory for a stack.
-    ///
-    /// # Panics
-    ///
-    /// If `f` panics, with its panic. If this thread runs a context already.
-    pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
-        self.run(|context| {
-            let first = || f(context);
-            // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this closure early, by a
-            // panic in the loop, ends in `Home::run`, which unwinds all coroutines before it returns.
-            let main = unsafe { Coroutine::builder().name("main").spawn_borrowing(first) }?;
-            Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))
-        })?
-    }
-}
-
 impl AioContext {
-    /// Makes this thread home to a new context while `f` runs, on the thread's own stack. Coroutines that are left when
-    /// it returns are unwound then, and what `f` returned is handed on.
-    ///
-    /// Nothing runs by itself: `f` enters coroutines, and calls [`poll`](Self::poll).
-    ///
-    /// ```
-    /// use coralio_runtime::{AioContext, spawn};
-    ///
-    /// let answer = AioContext::run(|ctx| {
-    ///     let task = spawn(|| 6 * 7);
-    ///     while !task.is_finished() {
-    ///         ctx.poll(true);
-    ///     }
-    ///     task.join().unwrap()
-    /// });
-    /// assert_eq!(answer, 42);
-    /// ```
-    ///
-    /// # Panics
-    ///
-    /// If `f` panics, with its panic, after its coroutines were unwound. If this thread runs a context already, or the
-    /// system has no descriptors left.
-    pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
-        AioContext::builder().run(f).unwrap_or_else(|error| panic!("cannot make a context: {error}"))
-    }
-
-    /// For a stack size of one's own, or errors instead of panics.
-    pub fn builder() -> ContextBuilder {
-        ContextBuilder {
-            stack_size: DEFAULT_STACK_SIZE,
-            measure_stack: false,
-            poll_limit: Duration::ZERO,
-            deadlock_report: Some(Duration::from_secs(1)),
-            stall_report: None,
-            unwind_report: true,
-        }
-    }
-
     /// The context that this thread is home to, if it runs one.
     ///
     /// # Control
