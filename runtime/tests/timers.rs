@@ -217,6 +217,15 @@ fn a_sleep_lasts_its_time() {
 }
 
 #[test]
+fn a_sleep_without_end_runs_the_loop() {
+    // X7, S4: a sleep for longer than the clock can tell has no end, on the thread's own stack too: the loop runs meanwhile
+    AioContext::run(|ctx| {
+        ctx.schedule_oneshot(|| panic!("the loop runs"));
+        assert_eq!(panic_of(|| sleep(Duration::MAX)), "the loop runs");
+    });
+}
+
+#[test]
 fn timeouts_nest() {
     // S4: the innermost or the outermost timeout, whichever is over first, reports it; both over, the outermost does; one
     // that nothing waits in hands the value on

@@ -154,18 +154,17 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 #[track_caller]
 pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let home = Home::expect("sleep");
-    let Some(deadline) = Instant::now().checked_add(duration) else {
-        // For ever, as far as clocks go.
-        return home.suspend_until(Waiting::Sleep, || None);
-    };
-    let over = || (Instant::now() >= deadline).then_some(());
-    let Some(block) = home.running() else {
-        let _timer = home.shared.timers.start(deadline, Action::Nothing, &home.shared);
-        while over().is_none() {
-            home.context.poll(true);
-        }
-        return Ok(());
-    };
-    let _timer = home.shared.timers.start(deadline, Action::Wake(Token::of(block.id())), &home.shared);
-    home.suspend_until(Waiting::Sleep, over)
+    // None: for ever, as far as clocks go.
+    let deadline = Instant::now().checked_add(duration);
+    let over = || deadline.is_some_and(|deadline| Instant::now() >= deadline).then_some(());
+    let block = home.running();
+    let action = block.map_or(Action::Nothing, |block| Action::Wake(Token::of(block.id())));
+    let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, action, &home.shared));
+    if block.is_some() {
+        return home.suspend_until(Waiting::Sleep, over);
+    }
+    while over().is_none() {
+        home.context.poll(true);
+    }
+    Ok(())
 }
