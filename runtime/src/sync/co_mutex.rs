@@ -149,6 +149,8 @@ impl<T: ?Sized> CoMutex<T> {
     #[cold]
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
+        // Without the line's lock: to panic is to run somebody else's hook.
+        self.holder.refuse_self("CoMutex");
         let line = self.line.lock();
         loop {
             // Under the line's lock. Either the holder is gone, and the lock is taken here; or the line bit is set while
@@ -157,7 +159,6 @@ impl<T: ?Sized> CoMutex<T> {
             if taken.is_ok() {
                 return Ok(());
             }
-            self.holder.refuse_self("CoMutex");
             // Relaxed: the unlock that fails because of this takes the line's lock, and sees what is done under it.
             match self.state.compare_exchange(HELD, HELD_WITH_LINE, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) | Err(HELD_WITH_LINE) => break,

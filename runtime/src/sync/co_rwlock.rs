@@ -283,13 +283,12 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Takes a share, or sets *the line bit*: then the caller must stand in the line, which is returned.
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
+        // Without the line's lock: to panic is to run somebody else's hook.
+        self.holder.refuse_self("CoRwLock");
         let line = self.line.lock();
         let mut now = self.state.load(Ordering::Relaxed);
         loop {
             let taken = if now & LINE == 0 { share.added_to(now) } else { None };
-            if taken.is_none() {
-                self.holder.refuse_self("CoRwLock");
-            }
             // Acquire as in `try_take`, if it is taken. Setting the bit needs no order: whoever gives a share up and finds
             // it takes the line's lock, and sees what is done under it.
             match self.state.compare_exchange(now, taken.unwrap_or(now | LINE), Ordering::Acquire, Ordering::Relaxed) {
