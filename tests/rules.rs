@@ -52,7 +52,7 @@ fn range(text: &str) -> Option<Vec<String>> {
 
 #[test]
 fn every_rule_of_the_runtime_has_a_test() {
-    // C1: and so on, to S6
+    // Checks that each rule from C1 to S6 is named in the first line of some test.
     let checked: BTreeSet<_> = tests().into_values().flatten().collect();
     let rules = RULES.iter().flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
     let missing: Vec<_> = rules.filter(|rule| !checked.contains(rule)).collect();
@@ -61,7 +61,7 @@ fn every_rule_of_the_runtime_has_a_test() {
 
 #[test]
 fn the_table_names_tests_that_are_there() {
-    // C1: and so on: for each rule a row that says what happens with the guard out, and which test sees it
+    // Checks that each of them has a row that says what happens with its guard out, and that the test it names is there.
     let tests = tests();
     let text = fs::read_to_string(root().join("tests/README.md")).unwrap();
     let (_, table) = text.split_once("## Do they bite?").expect("the table has its heading");
