@@ -1,9 +1,9 @@
 //! Who can never run again (rule S6).
 //!
-//! When the loop has had nothing to do for a while, and no I/O, timer, watch or bottom half is left that could end that, it looks at its
-//! coroutines. One that waits for something that only others of them could give is stuck if they are; and who could give it
-//! is known, or nobody else is there: no other thread runs, or no handle is out that could reach it. What is found is
-//! reported, once. It is no error: the loop goes on sleeping, and a debugger finds all as it was.
+//! When the loop has had nothing to do for a while, and no I/O, timer, watch or bottom half is left that could end that, it
+//! looks at its coroutines. One that waits for something that only others of them could give is stuck if they are; and who
+//! could give it is known, or nobody else is there: no other thread runs, or no handle is out that could reach it. What is
+//! found is reported, once. It is no error: the loop goes on sleeping, and a debugger finds all as it was.
 
 use std::cell::{Cell, LazyCell, OnceCell};
 use std::fmt::Write;
