@@ -141,14 +141,10 @@ fn no_kick_is_lost() {
     });
 }
 
-/// A source that sleeps on the loop's descriptor only.
-struct Sleeper {
-    ctx: AioContext,
-    sleeps: AtomicUsize,
-    spurious: AtomicUsize,
-}
+/// A source that has nothing, and sleeps in the way that it is told.
+struct Sleeper<F>(F);
 
-impl Source for Sleeper {
+impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
     fn dispatch(&self) -> bool {
         false
     }
@@ -170,74 +166,52 @@ impl Source for Sleeper {
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
-        let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd, alive during the call.
-        if unsafe { libc::poll(&mut fd, 1, 0) } != 0 {
-            self.spurious.fetch_add(1, Ordering::Relaxed);
-        }
-        self.sleeps.fetch_add(1, Ordering::Relaxed);
-        let ctx = self.ctx.clone();
-        let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}));
-        // SAFETY: as above.
-        assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
-        kick.join().unwrap();
+        self.0(other);
         Some(Ok(()))
     }
+}
+
+/// Gives the context an engine that sleeps in this way.
+fn sleeps(ctx: &AioContext, how: impl Fn(BorrowedFd<'_>) + Send + Sync + 'static) {
+    ctx.attach(Arc::new(Sleeper(how))).unwrap();
 }
 
 #[test]
 fn a_source_does_not_find_an_old_kick() {
     // X6: a kick ends one sleep, also one that an I/O engine does for the loop; the next sleep is a sleep again
     AioContext::run(|ctx| {
-        let sleeper =
-            Arc::new(Sleeper { ctx: ctx.clone(), sleeps: AtomicUsize::new(0), spurious: AtomicUsize::new(0) });
-        ctx.attach(Arc::clone(&sleeper) as Arc<dyn Source>).unwrap();
-        for sleeps in 1..=5 {
+        let (slept, spurious) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (own, counted, early) = (ctx.clone(), Arc::clone(&slept), Arc::clone(&spurious));
+        sleeps(ctx, move |other| {
+            let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, alive during the call.
+            if unsafe { libc::poll(&mut fd, 1, 0) } != 0 {
+                early.fetch_add(1, Ordering::Relaxed);
+            }
+            counted.fetch_add(1, Ordering::Relaxed);
+            let ctx = own.clone();
+            let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}));
+            // SAFETY: as above.
+            assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
+            kick.join().unwrap();
+        });
+        for expected in 1..=5 {
             assert!(ctx.poll(true));
-            assert_eq!(sleeper.sleeps.load(Ordering::Relaxed), sleeps);
+            assert_eq!(slept.load(Ordering::Relaxed), expected);
         }
-        assert_eq!(sleeper.spurious.load(Ordering::Relaxed), 0);
+        assert_eq!(spurious.load(Ordering::Relaxed), 0);
     });
-}
-
-/// An engine that runs another context while its own sleeps.
-struct Nester(Mutex<Option<String>>);
-
-impl Source for Nester {
-    fn dispatch(&self) -> bool {
-        false
-    }
-
-    fn flush(&self, _all: bool) -> bool {
-        false
-    }
-
-    fn is_ready(&self) -> bool {
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        false
-    }
-
-    fn describe(&self) -> String {
-        String::new()
-    }
-
-    fn sleep(&self, _other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
-        *self.0.lock().unwrap() = Some(panic_of(|| AioContext::run(|_| ())));
-        Some(Ok(()))
-    }
 }
 
 #[test]
 fn no_context_runs_within_the_sleep_of_another() {
     // C7: while a loop sleeps its thread is home to it all the same: its coroutines may not be entered from another context
     AioContext::run(|ctx| {
-        let nester = Arc::new(Nester(Mutex::new(None)));
-        ctx.attach(Arc::clone(&nester) as Arc<dyn Source>).unwrap();
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::clone(&said);
+        sleeps(ctx, move |_| *heard.lock().unwrap() = panic_of(|| AioContext::run(|_| ())));
         ctx.poll(true);
-        let said = nester.0.lock().unwrap().take().unwrap();
+        let said = said.lock().unwrap();
         assert!(said.contains("may not run a context"), "{said}");
     });
 }

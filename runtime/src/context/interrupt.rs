@@ -193,3 +193,36 @@ fn resolved(frames: &[*mut c_void]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AioContext, Coroutine, suspend};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    #[test]
+    fn a_thread_may_be_stopped_between_two_stacks() {
+        // X11, C13: stopped anywhere, also in the midst of a switch, where no table says how to walk the stack
+        AioContext::run(|ctx| {
+            let co = Coroutine::new(|| {
+                loop {
+                    suspend();
+                }
+            });
+            let over = Arc::new(AtomicBool::new(false));
+            let (shared, ends) = (Arc::clone(&ctx.shared), Arc::clone(&over));
+            let looker = thread::spawn(move || {
+                let looks = (0..5000).map(|_| stopped(&shared, |home| home.live().count()));
+                let seen = looks.map(|look| look.map_or(0, |(count, _)| count)).max();
+                ends.store(true, Ordering::Relaxed);
+                seen
+            });
+            while !over.load(Ordering::Relaxed) {
+                (0..100).for_each(|_| co.enter());
+            }
+            assert_eq!(looker.join().unwrap(), Some(1));
+        });
+    }
+}
