@@ -1,13 +1,15 @@
 //! How many operations per second, and what each costs: random or sequential reads or writes with N
 //! coroutines, each a plain loop of `read_at` or `write_at` into its own buffer.
 //!
-//! `--versus raw` sets the same work, in turns, against a bare loop on the kernel's interface without any
-//! coroutine (`raw.rs`, `raw_uring.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`: read that first.
+//! `--versus raw` sets the same work, in turns, against a bare loop on the kernel's interface without any coroutine
+//! (`bare.rs`: `raw.rs` or `raw_uring.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`:
+//! read that first.
 //!
 //! ```text
 //! cargo run --release --example iobench -- --pin 1 --versus raw
 //! ```
 
+mod bare;
 mod meter;
 mod options;
 mod ours;
@@ -67,8 +69,8 @@ fn bench(options: &Options) -> Result<String, String> {
             // In turns, so that a change in the machine's mood meets both alike.
             let ours = ours::round(options, &target, false)?;
             let raw = match options.kernel {
-                KernelChoice::Uring => raw_uring::round(options, &target)?,
-                _ => raw::round(options, &target)?,
+                KernelChoice::Uring => bare::round::<raw_uring::Raw>(options, &target)?,
+                _ => bare::round::<raw::Raw>(options, &target)?,
             };
             report.pair(Pair { ours, raw });
         }

@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use coralio_aio::AlignedBuf;
 use libc::{c_long, iocb, syscall};
 
-use crate::meter::Moment;
+use crate::bare::Bare;
 use crate::options::Options;
 use crate::ours::short;
-use crate::report::Round;
 use crate::target::Target;
-use crate::work::{Limit, WARM_UP, Work};
+use crate::work::Work;
 
 const RING_MAGIC: u32 = 0xa10a_10a1;
 const CMD_PREAD: u16 = 0;
@@ -44,7 +43,7 @@ struct Event {
 }
 
 /// A kernel context, its ring, and a request per buffer. The requests and buffers never move while it lives.
-struct Raw {
+pub struct Raw {
     context: u64,
     requests: Box<[iocb]>,
     /// Held for the kernel, which knows them by address.
@@ -59,24 +58,10 @@ struct Raw {
     sleeps: u64,
 }
 
-/// One round: an own kernel context, a warm-up, and the timed part, on the same file as the coroutines.
-pub fn round(options: &Options, target: &Target) -> Result<Round, String> {
-    let say = |why: String| format!("{}: bare loop: {why}", target.name);
-    let mut raw = Raw::new(options, target)
-        .map_err(|e| say(format!("io_setup for {}: {e}; lower --depth, or raise fs.aio-max-nr", options.depth)))?;
-    let work = Work::new(options.block_size, target.blocks, options.sequential, options.seed);
-    work.begin(Limit::Ops(WARM_UP));
-    raw.run(&work).map_err(say)?;
+impl Bare for Raw {
+    const SETUP: &str = "io_setup";
+    const REMEDY: &str = "lower --depth, or raise fs.aio-max-nr";
 
-    work.begin(options.limit());
-    let before = (raw.submits, raw.sleeps);
-    let clock = Moment::now();
-    raw.run(&work).map_err(say)?;
-    let spent = clock.spent();
-    Ok(Round::raw(work.done(), spent, raw.submits - before.0, raw.sleeps - before.1))
-}
-
-impl Raw {
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let depth = options.depth as usize;
         let mut context = 0u64;
@@ -111,7 +96,6 @@ impl Raw {
         Ok(raw)
     }
 
-    /// Does the work: nothing is in flight before and after.
     fn run(&mut self, work: &Work) -> Result<(), String> {
         for request in &mut self.requests {
             let Some(offset) = work.next() else { break };
@@ -130,6 +114,12 @@ impl Raw {
         Ok(())
     }
 
+    fn calls(&self) -> (u64, u64) {
+        (self.submits, self.sleeps)
+    }
+}
+
+impl Raw {
     fn submit(&mut self) -> io::Result<()> {
         self.submits += 1;
         // SAFETY: the first `ready` of the batch point to requests in `self`, whose buffers live until `drop`

@@ -8,15 +8,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use coralio_aio::AlignedBuf;
 use io_uring::{IoUring, SubmissionQueue, opcode, types};
 
-use crate::meter::Moment;
+use crate::bare::Bare;
 use crate::options::Options;
 use crate::ours::short;
-use crate::report::Round;
 use crate::target::Target;
-use crate::work::{Limit, WARM_UP, Work};
+use crate::work::Work;
 
 /// A ring, and its requests. Their buffers never move while it lives.
-struct Raw {
+pub struct Raw {
     ring: IoUring,
     requests: Box<[Request]>,
     in_flight: usize,
@@ -32,24 +31,10 @@ struct Request {
     write: bool,
 }
 
-/// One round: an own ring, a warm-up, and the timed part, on the same file as the coroutines.
-pub fn round(options: &Options, target: &Target) -> Result<Round, String> {
-    let say = |why: String| format!("{}: bare loop: {why}", target.name);
-    let mut raw = Raw::new(options, target)
-        .map_err(|e| say(format!("io_uring for {}: {e}; lower --depth, or use --kernel aio", options.depth)))?;
-    let work = Work::new(options.block_size, target.blocks, options.sequential, options.seed);
-    work.begin(Limit::Ops(WARM_UP));
-    raw.run(&work).map_err(say)?;
+impl Bare for Raw {
+    const SETUP: &str = "io_uring";
+    const REMEDY: &str = "lower --depth, or use --kernel aio";
 
-    work.begin(options.limit());
-    let before = (raw.submits, raw.sleeps);
-    let clock = Moment::now();
-    raw.run(&work).map_err(say)?;
-    let spent = clock.spent();
-    Ok(Round::raw(work.done(), spent, raw.submits - before.0, raw.sleeps - before.1))
-}
-
-impl Raw {
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let ring = IoUring::new(options.depth)?;
         ring.submitter().register_files(&[target.file.as_fd().as_raw_fd()])?;
@@ -63,7 +48,6 @@ impl Raw {
         Ok(Raw { ring, requests, in_flight: 0, submits: 0, sleeps: 0 })
     }
 
-    /// Does the work: nothing is in flight before and after, if it ends well.
     fn run(&mut self, work: &Work) -> Result<(), String> {
         let (submitter, mut requests, mut completions) = self.ring.split();
         let say = |e: io::Error| format!("io_uring_enter: {e}");
@@ -103,6 +87,10 @@ impl Raw {
             }
         }
         Ok(())
+    }
+
+    fn calls(&self) -> (u64, u64) {
+        (self.submits, self.sleeps)
     }
 }
 
