@@ -97,7 +97,7 @@ impl AioContext {
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
-        let _guard = self.acquire();
+        let _guard = self.shared.acquire_at_home();
         home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
     }
 

@@ -245,11 +245,11 @@ impl Home {
         live.into_iter()
     }
 
-    /// Looks at the clock every sixteenth round: near enough to tell how long somebody has waited.
+    /// Looks at the clock every sixty-fourth round: near enough to tell how long somebody has waited.
     #[inline]
     pub(crate) fn count_round(&self) {
         self.unclocked.set(self.unclocked.get() + 1);
-        if self.unclocked.get() >= 16 {
+        if self.unclocked.get() >= 64 {
             self.look_at_clock();
         }
     }
