@@ -12,7 +12,7 @@
 //! - The tops are *coloured*: each stack starts a few cache lines lower than its neighbour. Else the busiest lines of
 //!   all stacks, being a power of two apart, would share the same few sets of the first-level cache.
 //! - What a suspended coroutine costs is what it has touched: mostly one page of its stack, its control block, its part
-//!   of a page table. A million of them on stacks of 128 KiB: 4.5 KiB each, 4.3 GiB in all, in 10 mappings; 4 us each to
+//!   of a page table. A million of them on stacks of 128 KiB: 4.5 KiB each, 4.3 GiB in all, in 11 mappings; 5 us each to
 //!   make, and as much to unwind and unmap (`tests/hundred_thousand.rs`).
 //! - A stack that was used is handed out again first, while it is warm. Regions are unmapped with their pool.
 
