@@ -12,6 +12,7 @@ use std::time::Duration;
 
 pub mod linux_aio;
 pub mod scripted;
+pub mod threads;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

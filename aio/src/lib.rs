@@ -44,6 +44,7 @@ mod error;
 mod file;
 pub mod kernel;
 pub mod policy;
+mod pool;
 mod queue;
 mod reap;
 mod request;
