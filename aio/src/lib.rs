@@ -38,6 +38,7 @@
 //! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
 //! nor when its context ends.
 
+mod blocking;
 mod buffer;
 mod engine;
 mod error;
@@ -54,10 +55,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use blocking::unblock;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
-pub use file::{Alignment, Direct, File, OpenOptions};
+pub use file::{Alignment, Direct, File, OpenOptions, remove_file, rename, sync_directory};
 pub use queue::Plug;
 
 use kernel::linux_aio::LinuxAio;

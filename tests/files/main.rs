@@ -3,6 +3,7 @@
 
 mod ends;
 mod limits;
+mod manage;
 mod model;
 mod opening;
 mod transfer;
