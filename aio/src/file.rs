@@ -24,11 +24,13 @@ use crate::kernel::linux_aio::LinuxAio;
 
 mod manage;
 mod options;
+mod stream;
 mod transfer;
 
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
 ///

@@ -59,7 +59,7 @@ pub use blocking::unblock;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
-pub use file::{Alignment, Direct, File, OpenOptions, remove_file, rename, sync_directory};
+pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
 
 use kernel::linux_aio::LinuxAio;

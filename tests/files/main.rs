@@ -6,6 +6,7 @@ mod limits;
 mod manage;
 mod model;
 mod opening;
+mod stream;
 mod transfer;
 
 use std::fs;
