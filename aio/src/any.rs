@@ -18,9 +18,10 @@ use crate::engine::{Engine, Stats};
 use crate::kernel::Operation;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
+use crate::kernel::threads::Threads;
 use crate::queue::Plug;
 
-/// Which of the kernel's interfaces a context's I/O goes through.
+/// By what a context's I/O goes to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelChoice {
@@ -31,18 +32,24 @@ pub enum KernelChoice {
     Aio,
     /// io_uring.
     Uring,
+    /// Plain system calls on a pool of threads.
+    Threads,
 }
 
 impl FromStr for KernelChoice {
     type Err = io::Error;
 
-    /// From `auto`, `aio` or `uring`.
+    /// From `auto`, `aio`, `uring` or `threads`.
     fn from_str(text: &str) -> io::Result<KernelChoice> {
         match text {
             "auto" => Ok(KernelChoice::Auto),
             "aio" => Ok(KernelChoice::Aio),
             "uring" => Ok(KernelChoice::Uring),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not one of auto, aio, uring"))),
+            "threads" => Ok(KernelChoice::Threads),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{text:?} is not one of auto, aio, uring, threads"),
+            )),
         }
     }
 }
@@ -53,6 +60,7 @@ impl fmt::Display for KernelChoice {
             KernelChoice::Auto => "auto",
             KernelChoice::Aio => "aio",
             KernelChoice::Uring => "uring",
+            KernelChoice::Threads => "threads",
         })
     }
 }
@@ -62,6 +70,7 @@ impl fmt::Display for KernelChoice {
 pub(crate) enum AnyEngine {
     Aio(Arc<Engine<LinuxAio>>),
     Uring(Arc<Engine<IoUring>>),
+    Threads(Arc<Engine<Threads>>),
 }
 
 impl AnyEngine {
@@ -70,6 +79,7 @@ impl AnyEngine {
         match choice {
             KernelChoice::Auto | KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
             KernelChoice::Uring => Engine::attach(IoUring::new(depth)?, depth).map(AnyEngine::Uring),
+            KernelChoice::Threads => Engine::attach(Threads::new(depth)?, depth).map(AnyEngine::Threads),
         }
     }
 
@@ -80,7 +90,9 @@ impl AnyEngine {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
         let source = source as Arc<dyn Any + Send + Sync>;
-        source.downcast().map(AnyEngine::Aio).or_else(|source| source.downcast().map(AnyEngine::Uring)).map_err(|_| {
+        let found = source.downcast().map(AnyEngine::Aio);
+        let found = found.or_else(|source| source.downcast().map(AnyEngine::Uring));
+        found.or_else(|source| source.downcast().map(AnyEngine::Threads)).map_err(|_| {
             io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
         })
     }
@@ -97,6 +109,7 @@ impl AnyEngine {
             match self {
                 AnyEngine::Aio(engine) => engine.perform(operation),
                 AnyEngine::Uring(engine) => engine.perform(operation),
+                AnyEngine::Threads(engine) => engine.perform(operation),
             }
         }
     }
@@ -105,6 +118,7 @@ impl AnyEngine {
         match self {
             AnyEngine::Aio(engine) => engine.stats(),
             AnyEngine::Uring(engine) => engine.stats(),
+            AnyEngine::Threads(engine) => engine.stats(),
         }
     }
 
@@ -112,6 +126,7 @@ impl AnyEngine {
         match self {
             AnyEngine::Aio(engine) => engine.plug(),
             AnyEngine::Uring(engine) => engine.plug(),
+            AnyEngine::Threads(engine) => engine.plug(),
         }
     }
 }

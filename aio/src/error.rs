@@ -72,10 +72,15 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
         libc::EOPNOTSUPP => "; the file system does not support this".into(),
         _ => String::new(),
     };
-    io::Error::new(cause.kind(), Failed { what, why, cause })
+    failed(cause, what, why)
 }
 
 /// `path` could not be opened.
 pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error {
-    io::Error::new(cause.kind(), Failed { what: format!("cannot open {}", path.display()), why: String::new(), cause })
+    failed(cause, format!("cannot open {}", path.display()), String::new())
+}
+
+/// Adds what was done, the likely cause and the remedy.
+pub(crate) fn failed(cause: io::Error, what: String, why: String) -> io::Error {
+    io::Error::new(cause.kind(), Failed { what, why, cause })
 }

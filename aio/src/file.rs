@@ -20,11 +20,15 @@ use std::path::Path;
 use crate::any::AnyEngine;
 use crate::kernel::Opcode;
 
+mod manage;
 mod options;
+mod stream;
 mod transfer;
 
+pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
 ///
@@ -62,7 +66,7 @@ impl File {
     ///
     /// # Control
     ///
-    /// Never switches; blocks the thread while the kernel opens.
+    /// May yield, as [`OpenOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
         File::options().read(true).open(path)
     }
@@ -260,47 +264,6 @@ impl File {
     pub fn sync_all(&self) -> io::Result<()> {
         // SAFETY: a sync names no memory.
         unsafe { self.request(self.sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
-    }
-
-    /// Length in bytes, of a block device too.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    ///
-    /// # Control
-    ///
-    /// Never switches; blocks the thread while the kernel looks.
-    pub fn len(&self) -> io::Result<u64> {
-        let file = fs::File::from(self.fd.try_clone()?);
-        let metadata = file.metadata()?;
-        if metadata.is_file() {
-            return Ok(metadata.len());
-        }
-        // A block device's length is where its end is. The offset of the descriptor is nobody's here.
-        io::Seek::seek(&mut &file, io::SeekFrom::End(0))
-    }
-
-    /// Whether its length is 0.
-    ///
-    /// # Errors
-    ///
-    /// As [`len`](File::len).
-    pub fn is_empty(&self) -> io::Result<bool> {
-        self.len().map(|len| len == 0)
-    }
-
-    /// Cuts the file off at `len` bytes, or lengthens it with a hole.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    ///
-    /// # Control
-    ///
-    /// Never switches; blocks the thread while the kernel works.
-    pub fn set_len(&self, len: u64) -> io::Result<()> {
-        fs::File::from(self.fd.try_clone()?).set_len(len)
     }
 
     /// Whether aligned requests go past the page cache.

@@ -15,6 +15,7 @@ mod conformance;
 pub mod io_uring;
 pub mod linux_aio;
 pub mod scripted;
+pub mod threads;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

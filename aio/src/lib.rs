@@ -39,12 +39,14 @@
 //! nor when its context ends.
 
 mod any;
+mod blocking;
 mod buffer;
 mod engine;
 mod error;
 mod file;
 pub mod kernel;
 pub mod policy;
+mod pool;
 mod queue;
 mod reap;
 mod request;
@@ -53,10 +55,11 @@ use std::io;
 use std::time::Duration;
 
 pub use any::KernelChoice;
+pub use blocking::unblock;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
-pub use file::{Alignment, Direct, File, OpenOptions};
+pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
 
 use any::AnyEngine;

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::blocking::unblock;
 use crate::error::cannot_open;
 
 use super::File;
@@ -107,26 +108,32 @@ impl OpenOptions {
     ///
     /// # Control
     ///
-    /// Never switches; blocks the thread while the kernel opens.
+    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread while the kernel opens.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        let path = path.as_ref();
-        let open = |flags| self.options.clone().custom_flags(flags).open(path);
-        let file = match self.direct {
-            Direct::Never => open(0),
-            Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "its file system has no direct I/O; use Direct::Auto or Direct::Never",
-                ),
-                _ => error,
-            }),
-            // A file that was just made by an open that failed is there now: it must not be "new" to the second.
-            Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => self.options.clone().create_new(false).open(path),
-                _ => Err(error),
-            }),
-        };
+        let (options, direct, path) = (self.options.clone(), self.direct, path.as_ref());
+        let owned = path.to_path_buf();
+        let file = unblock(move || open_by(&options, direct, &owned))?;
         file.and_then(|file| File::new(file, self.direct != Direct::Always)).map_err(|error| cannot_open(error, path))
+    }
+}
+
+/// Opens the file for the kernel; blocks the thread.
+fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result<fs::File> {
+    let open = |flags| options.clone().custom_flags(flags).open(path);
+    match direct {
+        Direct::Never => open(0),
+        Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "its file system has no direct I/O; use Direct::Auto or Direct::Never",
+            ),
+            _ => error,
+        }),
+        // A file that was just made by an open that failed is there now: it must not be "new" to the second.
+        Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => options.clone().create_new(false).open(path),
+            _ => Err(error),
+        }),
     }
 }
 

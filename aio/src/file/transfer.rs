@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::blocking::unblock;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
 
@@ -157,25 +158,26 @@ impl File {
     fn cached(&self) -> io::Result<&OwnedFd> {
         if self.cached.get().is_none() {
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
-            let path = format!("/proc/self/fd/{}\0", self.fd.as_raw_fd());
-            // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
-            let fd = unsafe {
-                let flags = libc::fcntl(self.fd.as_raw_fd(), libc::F_GETFL);
-                let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
-                let fd = libc::open(path.as_ptr().cast(), flags & keep | libc::O_CLOEXEC);
-                if fd < 0 {
-                    let error = io::Error::last_os_error();
-                    return Err(io::Error::new(
-                        error.kind(),
-                        format!(
-                            "an unaligned request needs the page cache, and the file cannot be opened again through \
-                             /proc: {error}; align requests to {} bytes, or open it with Direct::Never",
-                            self.alignment.offset
-                        ),
-                    ));
+            let raw = self.fd.as_raw_fd();
+            let opened = unblock(move || {
+                let path = format!("/proc/self/fd/{raw}\0");
+                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
+                unsafe {
+                    let flags = libc::fcntl(raw, libc::F_GETFL);
+                    let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
+                    let fd = libc::open(path.as_ptr().cast(), flags & keep | libc::O_CLOEXEC);
+                    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
                 }
-                OwnedFd::from_raw_fd(fd)
-            };
+            })?;
+            let fd = opened.map_err(|error| {
+                let message = format!(
+                    "an unaligned request needs the page cache, and the file cannot be opened again through /proc: \
+                     {error}; align requests to {} bytes, or open it with Direct::Never",
+                    self.alignment.offset
+                );
+                io::Error::new(error.kind(), message)
+            })?;
+            // Another coroutine may have been here meanwhile: one of the two is enough.
             let _ = self.cached.set(fd);
         }
         Ok(self.cached.get().expect("set above"))

@@ -1,0 +1,200 @@
+//! Work that blocks its thread, on a thread that may block (rule E15): the coroutine waits, and its loop goes on.
+//!
+//! A call's life, top to bottom:
+//!
+//! | stage   | has                | left by                                                        |
+//! |---------|--------------------|----------------------------------------------------------------|
+//! | Queued  | the closure        | a worker that takes it; or the caller, cancelled: it has it back |
+//! | Running |                    | the worker, when the closure has returned or panicked          |
+//! | Done    | what came of it    | the caller                                                     |
+//! | Over    |                    |                                                                |
+//!
+//! *Never left behind*: a call returns or unwinds only from Queued or Done, so the closure does not run when its caller is
+//! gone. The calls have a pool of their own, not the one that does I/O: a closure may wait for anything, even for
+//! I/O of the coroutine that waits for it.
+
+use std::io;
+use std::iter;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use coralio_runtime::{AioContext, Cancelled, Token};
+
+use crate::pool::{Global, Kind, Pool, Work};
+
+const KIND: Kind = Kind {
+    name: "coralio-call",
+    // What they wait for is not known, so the bound is only against running away.
+    most: 64,
+    // As std's threads: it is the user's code.
+    stack_size: 2 << 20,
+    patience: Duration::from_secs(5),
+};
+
+/// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is suspended meanwhile, and its
+/// loop goes on.
+///
+/// Up to 64 such calls run at once in a process; more wait their turn. If no thread can be had at all, and outside a
+/// coroutine, where nobody can be suspended, `f` runs here, and this thread blocks.
+///
+/// ```
+/// let hosts = coralio_aio::run(|| coralio_aio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;
+/// assert!(!hosts.is_empty());
+/// # std::io::Result::Ok(())
+/// ```
+///
+/// # Errors
+///
+/// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled, or a timeout around this was over, before `f` began: then it never
+/// does. Once begun, `f` is waited for.
+///
+/// # Panics
+///
+/// With `f`'s panic.
+///
+/// # Control
+///
+/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in place.
+#[doc(alias = "spawn_blocking")]
+pub fn unblock<F, T>(f: F) -> io::Result<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    static POOL: Global<Box<dyn FnOnce() + Send>> = Global::new();
+    unblock_on(POOL.get(KIND), f)
+}
+
+impl Work for Box<dyn FnOnce() + Send> {
+    fn run(self) {
+        // What `f` leaves is caught before; this is the destructor of a result that nobody took.
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(self)) {
+            mem::forget(payload);
+        }
+    }
+}
+
+fn unblock_on<F, T>(pool: &'static Pool<Box<dyn FnOnce() + Send>>, f: F) -> io::Result<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let context = AioContext::current();
+    let current = context.as_ref().and_then(|context| context.at_home(|here| here.current()).flatten());
+    let (Some(context), Some(caller)) = (context, current) else { return Ok(f()) };
+    context.at_home(|here| here.check_cancelled()).transpose()?;
+    let call =
+        Arc::new(Call { stage: Mutex::new(Stage::Queued(f)), done: Condvar::new(), context: context.clone(), caller });
+    let work = Arc::clone(&call);
+    pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
+    let caught = NeverLeftBehind(&call);
+    let found = context.at_home(|here| here.suspend_until(|| call.result(), || call.cancel())).flatten();
+    mem::forget(caught);
+    match found.unwrap_or_else(|| call.take_in_place()) {
+        Found::Result(Ok(value)) => Ok(value),
+        Found::Result(Err(payload)) => resume_unwind(payload),
+        Found::Cancelled(_) => Err(Cancelled.into()),
+    }
+}
+
+enum Stage<F, T> {
+    Queued(F),
+    Running,
+    Done(thread::Result<T>),
+    Over,
+}
+
+struct Call<F, T> {
+    stage: Mutex<Stage<F, T>>,
+    /// For a caller that cannot be suspended.
+    done: Condvar,
+    context: AioContext,
+    caller: Token,
+}
+
+/// What the caller finds. The closure is dropped by it, outside the lock.
+enum Found<F, T> {
+    Result(thread::Result<T>),
+    Cancelled(F),
+}
+
+impl<F: FnOnce() -> T, T> Call<F, T> {
+    fn stage(&self) -> MutexGuard<'_, Stage<F, T>> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the stage from Queued to `next`, and hands the closure out.
+    fn take_closure(&self, next: Stage<F, T>) -> Option<F> {
+        let mut stage = self.stage();
+        match mem::replace(&mut *stage, Stage::Over) {
+            Stage::Queued(f) => {
+                *stage = next;
+                Some(f)
+            }
+            other => {
+                *stage = other;
+                None
+            }
+        }
+    }
+
+    /// On a worker.
+    fn run(&self) {
+        let Some(f) = self.take_closure(Stage::Running) else { return };
+        let result = catch_unwind(AssertUnwindSafe(f));
+        *self.stage() = Stage::Done(result);
+        self.done.notify_one();
+        self.context.schedule(self.caller);
+    }
+
+    /// What has come of it, if it has ended.
+    fn result(&self) -> Option<Found<F, T>> {
+        let mut stage = self.stage();
+        match mem::replace(&mut *stage, Stage::Over) {
+            Stage::Done(result) => Some(Found::Result(result)),
+            other => {
+                *stage = other;
+                None
+            }
+        }
+    }
+
+    /// Has the closure back, if it has not begun.
+    fn cancel(&self) -> Option<Found<F, T>> {
+        self.take_closure(Stage::Over).map(Found::Cancelled)
+    }
+
+    /// Without leaving this stack. What nobody has begun it does itself, as it blocks anyway.
+    #[cold]
+    fn take_in_place(&self) -> Found<F, T> {
+        if let Some(f) = self.take_closure(Stage::Over) {
+            return Found::Result(catch_unwind(AssertUnwindSafe(f)));
+        }
+        match mem::replace(&mut *self.wait_in_place(), Stage::Over) {
+            Stage::Done(result) => Found::Result(result),
+            Stage::Queued(_) | Stage::Running | Stage::Over => unreachable!("it was waited for, and is taken once"),
+        }
+    }
+
+    fn wait_in_place(&self) -> MutexGuard<'_, Stage<F, T>> {
+        let running = |stage: &mut Stage<F, T>| matches!(stage, Stage::Running);
+        self.done.wait_while(self.stage(), running).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// If the caller unwinds, as when its context ends, what has not begun never does, and what has is waited for.
+struct NeverLeftBehind<'a, F: FnOnce() -> T, T>(&'a Call<F, T>);
+
+impl<F: FnOnce() -> T, T> Drop for NeverLeftBehind<'_, F, T> {
+    fn drop(&mut self) {
+        if self.0.take_closure(Stage::Over).is_none() {
+            drop(self.0.wait_in_place());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Calls on threads that a test holds and lets go.
+
+use super::*;
+use crate::pool::tests::{idle_pool, pool_of, serve};
+use crate::{Coroutine, spawn, yield_now};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+
+type Calls = &'static Pool<Box<dyn FnOnce() + Send>>;
+
+/// Runs `f` as a coroutine. No thread serves the pool until [`serve`] is called.
+fn with_pool<R>(f: impl FnOnce(Calls) -> R) -> R {
+    AioContext::builder().unwind_report(false).run_coroutine(|_| f(idle_pool())).unwrap()
+}
+
+fn text(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload.downcast_ref::<&str>().expect("a text")
+}
+
+#[test]
+fn the_loop_goes_on_meanwhile() {
+    // E15: the closure blocks until another coroutine of the same loop lets it go on
+    with_pool(|pool| {
+        let (go, wait) = channel();
+        let blocked = spawn(move || unblock_on(pool, move || wait.recv().unwrap()).unwrap());
+        yield_now();
+        serve(pool);
+        yield_now();
+        assert!(!blocked.is_finished());
+        go.send(7).unwrap();
+        assert_eq!(blocked.join().unwrap(), 7);
+    });
+}
+
+#[test]
+fn it_runs_elsewhere_and_here_if_nobody_can_wait() {
+    // E15: on a thread of the pool; outside a coroutine and outside a context, on this one
+    let me = thread::current().id();
+    let there = || unblock(|| thread::current().id()).unwrap();
+    assert_eq!(there(), me);
+    AioContext::run(|_| assert_eq!(there(), me));
+    crate::run(|| {
+        assert_ne!(there(), me);
+        let name = unblock(|| thread::current().name().map(str::to_string)).unwrap();
+        assert_eq!(name.as_deref(), Some("coralio-call"));
+    });
+}
+
+#[test]
+fn panics_are_handed_on() {
+    // C8: to the caller, whose thread was not the one that panicked; and the worker serves on
+    with_pool(|_| {
+        let pool = pool_of(1, Duration::MAX);
+        for _ in 0..2 {
+            let bad = spawn(move || unblock_on(pool, || -> () { panic!("in the closure") }));
+            assert_eq!(text(&*bad.join().unwrap_err()), "in the closure");
+        }
+        assert_eq!(unblock_on(pool, || 5).unwrap(), 5);
+    });
+}
+
+/// Counts that it was dropped.
+struct Dropped(Arc<AtomicU32>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn cancelled_before_it_began() {
+    // E11: it never begins, and what it has caught is dropped when the call returns
+    with_pool(|pool| {
+        let (began, dropped) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (count, caught) = (Arc::clone(&began), Dropped(Arc::clone(&dropped)));
+        let call = spawn(move || {
+            let result = unblock_on(pool, move || {
+                let _caught = caught;
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(Cancelled::is_cause_of(&result.unwrap_err()));
+            assert_eq!(dropped.load(Ordering::Relaxed), 1);
+            // And once cancelled, nothing is put there any more.
+            assert!(Cancelled::is_cause_of(&unblock_on(pool, || ()).unwrap_err()));
+        });
+        yield_now();
+        call.cancel();
+        call.join().unwrap();
+        serve(pool);
+        assert_eq!(unblock_on(pool, || 5).unwrap(), 5, "the one behind it in the queue");
+        assert_eq!(began.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn cancelled_after_it_began() {
+    // E11: it is waited for, and its result is handed out
+    with_pool(|pool| {
+        let ((begin, began), (go, wait)) = (channel(), channel());
+        let call = spawn(move || {
+            unblock_on(pool, move || {
+                begin.send(()).unwrap();
+                wait.recv().unwrap()
+            })
+        });
+        yield_now();
+        serve(pool);
+        began.recv().unwrap();
+        call.cancel();
+        yield_now();
+        assert!(!call.is_finished());
+        go.send(7).unwrap();
+        assert_eq!(call.join().unwrap().unwrap(), 7);
+    });
+}
+
+#[test]
+fn the_context_ends_before_it_began() {
+    // C9, *never left behind*: unwound without it, and it never runs
+    let ran = Arc::new(AtomicU32::new(0));
+    let pool = with_pool(|pool| {
+        let count = Arc::clone(&ran);
+        drop(spawn(move || unblock_on(pool, move || count.fetch_add(1, Ordering::Relaxed))));
+        yield_now();
+        pool
+    });
+    serve(pool);
+    with_pool(|_| unblock_on(pool, || ()).unwrap());
+    assert_eq!(ran.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_context_ends_while_it_runs() {
+    // C9, *never left behind*: waited for, in place; what it returned is dropped before the context has ended
+    let dropped = Arc::new(AtomicU32::new(0));
+    let (go, wait) = channel::<()>();
+    let result = Dropped(Arc::clone(&dropped));
+    let ((begin, began), last) = (channel(), Rc::new(Cell::new(None)));
+    /// Lets the closure go on from a destructor that runs before the call's own caller is unwound.
+    struct Go(std::sync::mpsc::Sender<()>);
+    impl Drop for Go {
+        fn drop(&mut self) {
+            let go = self.0.clone();
+            thread::spawn(move || go.send(()));
+        }
+    }
+    struct Seen(Rc<Cell<Option<u32>>>, Arc<AtomicU32>);
+    impl Drop for Seen {
+        fn drop(&mut self) {
+            self.0.set(Some(self.1.load(Ordering::Relaxed)));
+        }
+    }
+    with_pool(|pool| {
+        let first = Go(go);
+        drop(spawn(move || {
+            let _first = first;
+            crate::suspend();
+        }));
+        let seen = Seen(Rc::clone(&last), Arc::clone(&dropped));
+        let body = move || {
+            let _seen = seen;
+            let _ = unblock_on(pool, move || {
+                let counted = result;
+                begin.send(()).unwrap();
+                wait.recv().unwrap();
+                drop(counted);
+            });
+        };
+        drop(spawn(body));
+        yield_now();
+        serve(pool);
+        began.recv().unwrap();
+    });
+    assert_eq!(last.get(), Some(1), "the closure was over when its caller's frame went");
+}
+
+/// Calls when it is dropped.
+struct CallsAtTheEnd(Calls, Rc<Cell<u32>>);
+
+impl Drop for CallsAtTheEnd {
+    fn drop(&mut self) {
+        self.1.set(unblock_on(self.0, || 5).unwrap());
+    }
+}
+
+#[test]
+fn a_destructor_calls_in_place() {
+    // E13: while its stack unwinds it cannot be suspended; with nobody to serve the pool, it does the work itself
+    with_pool(|pool| {
+        let result = Rc::new(Cell::new(0));
+        let at_the_end = CallsAtTheEnd(pool, Rc::clone(&result));
+        let bad = spawn(move || {
+            let _at_the_end = at_the_end;
+            panic!("with a destructor that calls");
+        });
+        assert_eq!(text(&*bad.join().unwrap_err()), "with a destructor that calls");
+        assert_eq!(result.get(), 5);
+    });
+}
+
+#[test]
+fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
+    // E7: it looks again after each resumption
+    with_pool(|pool| {
+        let caller = Rc::new(Cell::new(None));
+        let call = spawn({
+            let caller = Rc::clone(&caller);
+            move || {
+                caller.set(Coroutine::current());
+                unblock_on(pool, || 5).unwrap()
+            }
+        });
+        yield_now();
+        let caller = caller.take().unwrap();
+        for _ in 0..3 {
+            caller.enter();
+            assert!(!call.is_finished());
+        }
+        serve(pool);
+        assert_eq!(call.join().unwrap(), 5);
+    });
+}

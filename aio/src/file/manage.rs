@@ -1,0 +1,258 @@
+//! What the kernel does to files only while somebody waits: on a thread of a pool (rule E15).
+//!
+//! The closures borrow the file's descriptor: [`unblock`] does not return and does not unwind before its closure has ended, and
+//! the file is borrowed for as long.
+
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::Path;
+
+use crate::blocking::unblock;
+use crate::error::failed;
+
+use super::File;
+
+/// The likely cause of what the kernel said, and the remedy.
+fn why(errno: i32) -> &'static str {
+    match errno {
+        libc::EBADF => "; the file is not open for writing: open it with File::options().write(true)",
+        libc::ENOSPC => "; the file system is full: free some space",
+        libc::EDQUOT => "; the disk quota is used up",
+        libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's",
+        libc::EOPNOTSUPP => {
+            "; the file system does not do this (tmpfs, for one, does not zero ranges): write zeroes instead"
+        }
+        libc::EPERM => "; the file is immutable, append-only, sealed, or a swap file",
+        libc::ETXTBSY => "; the file is a program that runs, or swap space",
+        libc::EXDEV => "; the two are on different file systems: copy it, sync the copy, then remove the old one",
+        libc::ENOTEMPTY => "; the folder that it would replace is not empty",
+        _ => "",
+    }
+}
+
+/// Runs `f` off the loop's thread, and adds what was done to its error.
+fn off_the_loop<T: Send + 'static>(
+    what: impl FnOnce() -> String,
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    unblock(f)?.map_err(|cause| {
+        let why = cause.raw_os_error().map_or("", why);
+        failed(cause, what(), why.into())
+    })
+}
+
+/// The numbers as the kernel takes them.
+fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
+    let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
+    if len == 0 || end.is_none() {
+        let message = format!("{len} bytes at {offset} are no range: it has at least one byte, and ends below 2^63");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok((offset as libc::off_t, len as libc::off_t))
+}
+
+impl File {
+    /// Runs `f` on this file, as std has it, off the loop's thread.
+    fn with_std<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> String,
+        f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let fd = self.fd.as_raw_fd();
+        off_the_loop(what, move || {
+            // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.
+            f(&ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) }))
+        })
+    }
+
+    fn fallocate(&self, what: &str, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        let (start, bytes) = range(offset, len)?;
+        self.with_std(
+            || format!("{what} {len} bytes at {offset}"),
+            move |file| {
+                loop {
+                    // SAFETY: takes no pointers.
+                    if unsafe { libc::fallocate(file.as_raw_fd(), mode, start, bytes) } == 0 {
+                        return Ok(());
+                    }
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            },
+        )
+    }
+
+    /// What the kernel knows of the file: length, owner, permissions, times.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with cause and remedy; and as [`unblock`].
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.with_std(|| "looking at a file".into(), fs::File::metadata)
+    }
+
+    /// Length in bytes, of a block device too.
+    ///
+    /// # Errors
+    ///
+    /// As [`metadata`](File::metadata).
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    pub fn len(&self) -> io::Result<u64> {
+        self.with_std(
+            || "looking for a file's length".into(),
+            |mut file| {
+                let metadata = file.metadata()?;
+                if metadata.is_file() {
+                    return Ok(metadata.len());
+                }
+                // A block device's length is where its end is. The offset of the descriptor is nobody's here.
+                io::Seek::seek(&mut file, io::SeekFrom::End(0))
+            },
+        )
+    }
+
+    /// Whether its length is 0.
+    ///
+    /// # Errors
+    ///
+    /// As [`len`](File::len).
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    pub fn is_empty(&self) -> io::Result<bool> {
+        self.len().map(|len| len == 0)
+    }
+
+    /// Cuts the file off at `len` bytes, or lengthens it with a hole.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with cause and remedy; and as [`unblock`].
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    #[doc(alias = "truncate")]
+    pub fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with_std(
+            || format!("setting a file's length to {len}"),
+            move |file| {
+                file.set_len(len).map_err(|error| match error.raw_os_error() {
+                    // So it says of a file that is open for reading only.
+                    Some(libc::EINVAL) if len <= i64::MAX as u64 => io::Error::from_raw_os_error(libc::EBADF),
+                    _ => error,
+                })
+            },
+        )
+    }
+
+    /// Reserves space for a range, so that writing there does not fail for lack of it. What has no data reads as zeroes; the
+    /// file grows if the range ends behind it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as [`unblock`].
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    #[doc(alias = "fallocate")]
+    pub fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate("allocating", 0, offset, len)
+    }
+
+    /// Gives a range's space back: it reads as zeroes. The file's length stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](File::allocate).
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    #[doc(alias = "punch_hole")]
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate("discarding", libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+
+    /// Makes a range read as zeroes, with its space reserved, and mostly without writing them; the file grows if the range ends
+    /// behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](File::allocate).
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`].
+    #[doc(alias = "write_zeroes")]
+    pub fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.fallocate("zeroing", libc::FALLOC_FL_ZERO_RANGE, offset, len)
+    }
+}
+
+/// Renames a file or folder, and replaces what has the new name. It is there for good when
+/// [`sync_directory`] of the folder has returned.
+///
+/// # Errors
+///
+/// The kernel's, with both names, cause and remedy; and as [`unblock`].
+///
+/// # Control
+///
+/// May yield, as [`unblock`].
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+    let (from, to) = (from.as_ref().to_path_buf(), to.as_ref().to_path_buf());
+    let what = format!("cannot rename {} to {}", from.display(), to.display());
+    off_the_loop(|| what, move || fs::rename(from, to))
+}
+
+/// Removes a file's name, and the file if it was the last one and nobody has it open.
+///
+/// # Errors
+///
+/// The kernel's, with the name; and as [`unblock`].
+///
+/// # Control
+///
+/// May yield, as [`unblock`].
+pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref().to_path_buf();
+    let what = format!("cannot remove {}", path.display());
+    off_the_loop(|| what, move || fs::remove_file(path))
+}
+
+/// Returns when a folder's entries are on the medium: names that were made, changed and removed.
+///
+/// # Errors
+///
+/// The kernel's, with the name; and as [`unblock`].
+///
+/// # Control
+///
+/// May yield, as [`unblock`].
+pub fn sync_directory(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref().to_path_buf();
+    let what = format!("cannot sync the folder {}", path.display());
+    off_the_loop(
+        || what,
+        move || {
+            use std::os::unix::fs::OpenOptionsExt;
+            fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?.sync_all()
+        },
+    )
+}

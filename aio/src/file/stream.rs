@@ -1,0 +1,123 @@
+//! A file as a stream, for code that knows `std::io` alone.
+//!
+//! A [`File`] has no position, and is shared by coroutines. One position for all of them, as std's `&File` has it, would mix
+//! their streams without a word. So a position is a value of its own, with one owner.
+
+use std::borrow::Borrow;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+
+use super::File;
+
+/// A file and a position in it: [`Read`], [`Write`] and [`Seek`], by which any library for them does I/O that suspends the
+/// coroutine, never the thread.
+///
+/// It is made from a `File`, a `&File` or an `Rc<File>`; each stream goes its own way. It has no buffer: put a
+/// `BufReader` or `BufWriter` around it for small reads and writes. What was written is on the medium after
+/// [`File::sync_data`]; `flush` has nothing to do.
+///
+/// Libraries are written for threads, whose stacks are larger than those of coroutines: compressors, for one, take more than
+/// the default. Give them [`stack_size`](crate::Runner::stack_size)`(1 << 20)`: what is not touched costs nothing.
+///
+/// ```
+/// use coralio_aio::{File, Stream};
+/// use std::io::{BufRead, BufReader};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let first = coralio_aio::run(|| {
+///     let hosts = Stream::new(File::open("/etc/hosts")?);
+///     BufReader::new(hosts).lines().next().transpose()
+/// })?;
+/// println!("{first:?}");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Control
+///
+/// Whatever does I/O may yield, as [`File::read_at`]; so may a seek from the end, as [`File::len`].
+#[derive(Clone, Debug)]
+pub struct Stream<F: Borrow<File>> {
+    file: F,
+    position: u64,
+}
+
+impl<F: Borrow<File>> Stream<F> {
+    /// A stream from the beginning of the file.
+    pub fn new(file: F) -> Stream<F> {
+        Stream::at(file, 0)
+    }
+
+    /// A stream from `position` on, in bytes.
+    pub fn at(file: F, position: u64) -> Stream<F> {
+        Stream { file, position }
+    }
+
+    /// The file.
+    pub fn get_ref(&self) -> &File {
+        self.file.borrow()
+    }
+
+    /// The file, without the position.
+    pub fn into_inner(self) -> F {
+        self.file
+    }
+
+    fn go_on(&mut self, done: io::Result<usize>) -> io::Result<usize> {
+        done.inspect(|&done| self.position += done as u64)
+    }
+}
+
+impl<F: Borrow<File>> Read for Stream<F> {
+    /// Less than `buf` takes comes at the end of the file only.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let done = self.file.borrow().read_at(buf, self.position);
+        self.go_on(done)
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let done = self.file.borrow().read_vectored_at(bufs, self.position);
+        self.go_on(done)
+    }
+}
+
+impl<F: Borrow<File>> Write for Stream<F> {
+    /// Writes all of `buf`.
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let done = self.file.borrow().write_at(buf, self.position);
+        self.go_on(done)
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let done = self.file.borrow().write_vectored_at(bufs, self.position);
+        self.go_on(done)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: Borrow<File>> Seek for Stream<F> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (from, by) = match to {
+            SeekFrom::Start(position) => (position, 0),
+            SeekFrom::Current(by) => (self.position, by),
+            SeekFrom::End(by) => (self.file.borrow().len()?, by),
+        };
+        // Files end below 2^63, and so do positions in them.
+        match from.checked_add_signed(by).filter(|&position| i64::try_from(position).is_ok()) {
+            Some(position) => {
+                self.position = position;
+                Ok(position)
+            }
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a seek by {by} from {from} leads out of what a file can have: 0 to 2^63 - 1"),
+            )),
+        }
+    }
+
+    fn stream_position(&mut self) -> io::Result<u64> {
+        Ok(self.position)
+    }
+}

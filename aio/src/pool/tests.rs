@@ -1,0 +1,252 @@
+//! How many threads there are, and who is woken. No test looks at a clock: a thread is held by what it runs, a start by a hook.
+
+use super::*;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::ThreadId;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A pool of a test's own. Kept, so that a leak checker does not take it for lost.
+pub(crate) fn pool_of<W: Work>(most: usize, patience: Duration) -> &'static Pool<W> {
+    leak(Pool::new(Kind { name: "coralio-test", most, stack_size: 256 * 1024, patience }))
+}
+
+/// One whose only thread starts when a test calls [`serve`], after it was put something.
+pub(crate) fn idle_pool<W: Work>() -> &'static Pool<W> {
+    let kind = Kind { name: "coralio-test", most: 1, stack_size: 256 * 1024, patience: Duration::MAX };
+    leak(Pool { start: |_| Ok(()), ..Pool::new(kind) })
+}
+
+fn leak<W: Work>(pool: Pool<W>) -> &'static Pool<W> {
+    static POOLS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    let pool: &'static Pool<W> = Box::leak(Box::new(pool));
+    POOLS.lock().unwrap().push(ptr::from_ref(pool).expose_provenance());
+    pool
+}
+
+/// The thread that a pool has asked for and not got.
+pub(crate) fn serve<W: Work>(pool: &'static Pool<W>) {
+    thread::spawn(|| pool.serve());
+}
+
+/// Threads that live, and those of them that are idle.
+fn counts<W: Work>(pool: &Pool<W>) -> (usize, usize) {
+    let state = pool.state();
+    (state.live, state.idle.len())
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        thread::yield_now();
+    }
+}
+
+fn put(pool: &'static Pool<Job>, jobs: impl IntoIterator<Item = Job>) {
+    pool.put(jobs.into_iter());
+}
+
+/// Jobs that say where they run, and stay there until they may go on.
+struct Held {
+    here: Receiver<ThreadId>,
+    go: Vec<Sender<()>>,
+}
+
+fn hold(pool: &'static Pool<Job>, count: usize) -> Held {
+    let (arrive, here) = channel();
+    let (go, jobs): (Vec<_>, Vec<_>) = (0..count)
+        .map(|_| {
+            let (go, wait) = channel::<()>();
+            let arrive = arrive.clone();
+            let job: Job = Box::new(move || {
+                arrive.send(thread::current().id()).unwrap();
+                let _ = wait.recv();
+            });
+            (go, job)
+        })
+        .unzip();
+    put(pool, jobs);
+    Held { here, go }
+}
+
+#[test]
+fn as_many_threads_as_block_at_once() {
+    // E16: one for each that blocks, up to the bound; more wait their turn, and then run
+    let pool = pool_of(5, Duration::MAX);
+    let three = hold(pool, 3);
+    let mut threads: Vec<_> = three.here.iter().take(3).collect();
+    wait_until(|| counts(pool) == (3, 0));
+    let nine = hold(pool, 9);
+    threads.extend(nine.here.iter().take(2));
+    threads.sort_by_key(|id| format!("{id:?}"));
+    threads.dedup();
+    assert_eq!(threads.len(), 5, "each on a thread of its own");
+    assert_eq!(counts(pool), (5, 0));
+    assert!(nine.here.try_recv().is_err(), "no sixth one");
+    drop(three);
+    drop(nine.go);
+    assert_eq!(nine.here.iter().count(), 7);
+    wait_until(|| counts(pool) == (5, 5));
+}
+
+#[test]
+fn a_batch_asks_for_one_thread() {
+    // E16: whoever puts pays for one wake, and for none while somebody is on the way; the one who comes asks for the next
+    static STARTS: AtomicUsize = AtomicUsize::new(0);
+    let kind = Kind { name: "coralio-test", most: 8, stack_size: 256 * 1024, patience: Duration::MAX };
+    let start = |_: &'static Pool<Job>| {
+        STARTS.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let pool = leak(Pool { start, ..Pool::new(kind) });
+    let held = hold(pool, 3);
+    put(pool, [Box::new(|| {}) as Job]);
+    assert_eq!(STARTS.load(Ordering::Relaxed), 1);
+    for started in 1..=3 {
+        serve(pool);
+        held.here.recv().unwrap();
+        assert_eq!(STARTS.load(Ordering::Relaxed), started + 1, "there is more to do");
+    }
+    drop(held);
+    wait_until(|| counts(pool) == (4, 3));
+    assert_eq!(STARTS.load(Ordering::Relaxed), 4);
+}
+
+#[test]
+fn idle_threads_end() {
+    // E16: the pool shrinks to nothing, and grows again
+    let pool = pool_of(4, Duration::ZERO);
+    for _ in 0..20 {
+        let held = hold(pool, 4);
+        assert_eq!(held.here.iter().take(4).count(), 4);
+        assert_eq!(counts(pool), (4, 0));
+        drop(held);
+        wait_until(|| counts(pool) == (0, 0));
+    }
+}
+
+#[test]
+fn an_idle_thread_serves_again() {
+    // E16: the one that went idle last is woken first, so that the others come to their end
+    let pool = pool_of(4, Duration::MAX);
+    let held = hold(pool, 3);
+    let threads: Vec<_> = held.here.iter().take(3).collect();
+    for (idle, go) in held.go.into_iter().enumerate() {
+        drop(go);
+        wait_until(|| counts(pool) == (3, idle + 1));
+    }
+    let last = pool.state().idle.last().unwrap().id();
+    assert!(threads.contains(&last));
+    for _ in 0..50 {
+        let held = hold(pool, 1);
+        assert_eq!(held.here.recv().unwrap(), last);
+        drop(held);
+        wait_until(|| counts(pool) == (3, 3));
+    }
+}
+
+#[test]
+fn without_a_thread_the_caller_does_it() {
+    // E14: no thread can be started: nothing is lost and nobody waits for ever
+    static REFUSES: AtomicBool = AtomicBool::new(true);
+    let kind = Kind { name: "coralio-test", most: 8, stack_size: 256 * 1024, patience: Duration::MAX };
+    let start = |pool: &'static Pool<Job>| {
+        if REFUSES.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        serve(pool);
+        Ok(())
+    };
+    let pool = leak(Pool { start, ..Pool::new(kind) });
+    let (done, dones) = channel();
+    let jobs = || -> Vec<Job> {
+        let job = |number| {
+            let done = done.clone();
+            Box::new(move || done.send((number, thread::current().id())).unwrap()) as Job
+        };
+        (0..10).map(job).collect()
+    };
+    put(pool, jobs());
+    let me = thread::current().id();
+    assert_eq!(dones.try_iter().collect::<Vec<_>>(), (0..10).map(|number| (number, me)).collect::<Vec<_>>());
+    assert_eq!(counts(pool), (0, 0));
+    // Where one lives, it does the work.
+    REFUSES.store(false, Ordering::Relaxed);
+    let held = hold(pool, 1);
+    held.here.recv().unwrap();
+    REFUSES.store(true, Ordering::Relaxed);
+    put(pool, jobs());
+    assert!(dones.try_recv().is_err());
+    drop(held);
+    assert!(dones.iter().take(10).all(|(_, thread)| thread != me));
+    wait_until(|| counts(pool) == (1, 1));
+}
+
+#[test]
+fn work_is_never_left_without_a_thread() {
+    // E16, *somebody comes*: many who put, threads that end all the time
+    let pool = pool_of(3, Duration::ZERO);
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    let job = || {
+        Box::new(|| {
+            DONE.fetch_add(1, Ordering::Relaxed);
+        }) as Job
+    };
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 1..=2000 {
+                    put(pool, (0..round % 4).map(|_| job()));
+                }
+            });
+        }
+    });
+    wait_until(|| DONE.load(Ordering::Relaxed) == 2 * 500 * 6);
+    wait_until(|| counts(pool) == (0, 0));
+}
+
+#[test]
+fn signals_are_left_to_others() {
+    // E14: a handler of the program's does not run on a worker's stack; faults do their work
+    let pool = pool_of(1, Duration::ZERO);
+    let (tell, told) = channel();
+    let job: Job = Box::new(move || {
+        // SAFETY: plain data, filled by the call.
+        let blocked = unsafe {
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &mut set);
+            [libc::SIGUSR1, libc::SIGURG, libc::SIGTERM, libc::SIGSEGV, libc::SIGBUS]
+                .map(|signal| libc::sigismember(&set, signal) == 1)
+        };
+        tell.send(blocked).unwrap();
+    });
+    put(pool, [job]);
+    assert_eq!(told.recv().unwrap(), [true, true, true, false, false]);
+}
+
+#[test]
+fn a_forked_child_has_a_pool_of_its_own() {
+    // E16: the child has none of its parent's threads, and would wait for them for ever
+    static GLOBAL: Global<Job> = Global::new();
+    let kind = Kind { name: "coralio-test", most: 1, stack_size: 256 * 1024, patience: Duration::MAX };
+    let ours = GLOBAL.get(kind);
+    let held = hold(ours, 1);
+    held.here.recv().unwrap();
+    // SAFETY: the child runs a thread of its own, and ends without running anything of its parent's.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let theirs = GLOBAL.get(kind);
+        let mut code = 1;
+        if !ptr::eq(theirs, ours) && !ours.is_ours() && theirs.is_ours() {
+            let held = hold(theirs, 1);
+            code = i32::from(held.here.recv().is_err());
+        }
+        // SAFETY: as above.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: room for one status.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert!(ptr::eq(GLOBAL.get(kind), ours));
+}
