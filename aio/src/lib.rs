@@ -131,6 +131,12 @@ impl Runner {
         self
     }
 
+    /// Has what happens told to an event log, as [`ContextBuilder::trace`].
+    pub fn trace(mut self, trace: &trace::Trace) -> Runner {
+        self.context = self.context.trace(trace);
+        self
+    }
+
     /// For what else a context can be set up with.
     pub fn context(mut self, builder: ContextBuilder) -> Runner {
         self.context = builder;

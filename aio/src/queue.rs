@@ -10,8 +10,9 @@
 use std::cell::UnsafeCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use coralio_runtime::trace::{RequestState, Span};
 use coralio_runtime::{AtHome, ContextGuard};
 
 use crate::engine::{Engine, add};
@@ -109,6 +110,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
         let guard = here.acquire();
+        if self.context.tracer().is_some() {
+            self.tell(self.kernel.key(&entry), RequestState::Pending);
+        }
         self.pending.push(&guard, entry);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
         // queue is deep, each would go alone.
@@ -140,6 +144,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
+        let _told = self.context.tracer().map(|tracer| tracer.span(Span::Submit));
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
         for _ in 0..=self.depth {
@@ -165,11 +170,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let wanted = self.pending.len(&guard).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
-        let submitted = self.pending.offer(&guard, wanted, |entries| unsafe { self.kernel.submit(entries) });
+        let submitted = self.pending.offer(&guard, wanted, |entries| unsafe { self.submit_and_tell(entries) });
         match submitted {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
                 self.blocked.store(taken < wanted, Ordering::Relaxed);
+                self.tell_counters(&guard);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -180,6 +186,44 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
+    /// Has the kernel take what it will of `entries`, and the event log told.
+    ///
+    /// # Safety
+    ///
+    /// As [`Kernel::submit`].
+    #[inline]
+    unsafe fn submit_and_tell(&self, entries: &mut [K::Entry]) -> io::Result<usize> {
+        // SAFETY: the caller's promise.
+        let submitted = unsafe { self.kernel.submit(entries) };
+        if let (Some(_), Ok(taken)) = (self.context.tracer(), &submitted) {
+            entries.iter().take(*taken).for_each(|entry| self.tell(self.kernel.key(entry), RequestState::InFlight));
+        }
+        submitted
+    }
+
+    /// Tells the event log, if there is one, what has become of a request.
+    #[inline]
+    pub(crate) fn tell(&self, key: u64, state: RequestState) {
+        if let Some(tracer) = self.context.tracer() {
+            tracer.request(key, state);
+        }
+    }
+
+    pub(crate) fn tell_violation(&self, what: &str) {
+        if let Some(tracer) = self.context.tracer() {
+            tracer.violation(what);
+        }
+    }
+
+    /// Tells the event log, if there is one, how the counters stand.
+    #[inline]
+    pub(crate) fn tell_counters(&self, guard: &ContextGuard<'_>) {
+        if let Some(tracer) = self.context.tracer() {
+            let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+            tracer.counters(count(&self.in_flight), self.pending.len(guard) as u32, count(&self.plug_depth));
+        }
+    }
+
     /// The coroutine of this request is to end early. If the request is pending still, it is taken off, and that is its end;
     /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
     #[cold]
@@ -187,6 +231,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let guard = self.context.acquire();
         if self.pending.take_back(&guard, |entry| self.kernel.key(entry) == key) {
             add(&self.counts.refused, 1);
+            self.tell(key, RequestState::TakenBack);
             return Some(-i64::from(libc::ECANCELED));
         }
         self.kernel.cancel(key);
@@ -200,6 +245,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         add(&self.counts.refused, 1);
         drop(guard);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
+        self.tell(key, RequestState::Refused(result));
         self.context
             .at_home(|here| self.finish(Some(here), key, result))
             .unwrap_or_else(|| self.finish(None, key, result));

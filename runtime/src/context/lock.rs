@@ -70,7 +70,8 @@ impl ContextLock {
         unsafe { self.unlock() };
     }
 
-    fn foreign_dropped(&self, era: u64) {
+    /// Returns whether it was the last.
+    fn foreign_dropped(&self, era: u64) -> bool {
         if ERA.get().0 != era {
             eprintln!(
                 "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
@@ -78,7 +79,9 @@ impl ContextLock {
             );
             std::process::abort();
         }
-        self.foreign_guards.store(self.foreign_guards.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        let left = self.foreign_guards.load(Ordering::Relaxed) - 1;
+        self.foreign_guards.store(left, Ordering::Relaxed);
+        left == 0
     }
 
     #[inline]
@@ -109,12 +112,15 @@ impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
         let lock = &self.shared.lock;
         if let Some(foreign) = &self.foreign {
-            lock.foreign_dropped(foreign.era);
+            if lock.foreign_dropped(foreign.era) {
+                self.shared.tell_lock(false);
+            }
         } else {
             let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
             // One comparison for both: that it was the last, and that the count was 0 before.
             if depth as i32 <= 0 {
+                self.shared.tell_lock(false);
                 lock.last_dropped(depth);
             }
         }
@@ -157,6 +163,13 @@ impl AioContext {
 
 impl Shared {
     #[inline]
+    fn tell_lock(&self, taken: bool) {
+        if let Some(tracer) = &self.tracer {
+            tracer.lock(taken);
+        }
+    }
+
+    #[inline]
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
         match self.home() {
             Some(_) => self.acquire_at_home(),
@@ -165,8 +178,11 @@ impl Shared {
     }
 
     fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
-        let guards = &self.lock.foreign_guards;
-        guards.store(guards.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let guards = self.lock.foreign_guards.load(Ordering::Relaxed);
+        self.lock.foreign_guards.store(guards + 1, Ordering::Relaxed);
+        if guards == 0 {
+            self.tell_lock(true);
+        }
         let foreign = Foreign { era: ERA.get().0, _mutex: mutex };
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
@@ -177,6 +193,7 @@ impl Shared {
         let depth = self.lock.depth();
         if depth == 0 {
             self.lock.lock();
+            self.tell_lock(true);
         }
         self.lock.set_depth(depth + 1);
         ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
@@ -184,24 +201,26 @@ impl Shared {
 
     /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a ContextLock, u32);
+        struct Retake<'a>(&'a Shared, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
-                    self.0.lock();
+                    self.0.lock.lock();
+                    self.0.tell_lock(true);
                 }
-                self.0.set_depth(self.1);
+                self.0.lock.set_depth(self.1);
             }
         }
         let lock = &self.lock;
         let depth = lock.depth();
         lock.set_depth(0);
         if depth > 0 {
+            self.tell_lock(false);
             // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
             // stack, and are not used before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
-        let _retake = Retake(lock, depth);
+        let _retake = Retake(self, depth);
         f()
     }
 

@@ -81,7 +81,13 @@ impl Home {
         let name = own.label().to_string();
         match own.state.get() {
             State::Suspended | State::Scheduled => EnterError::Scheduled { name, at: id.block.scheduled_at() },
-            State::Entered => EnterError::Recursive { name, chain: self.chain().to_string() },
+            State::Entered => {
+                let chain = self.chain().to_string();
+                if let Some(tracer) = &self.shared.tracer {
+                    tracer.violation(format!("recursive entry: {name} is entered already, by {chain}"));
+                }
+                EnterError::Recursive { name, chain }
+            }
             State::Finished | State::Free => EnterError::Ended,
         }
     }
@@ -111,11 +117,19 @@ impl Home {
         // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
         // touches it (*taken out while it runs*).
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.enter(block.id(), how == Resume::Unwind, own.suspended_at.get());
+        }
         self.switching.set(true);
         let result = machine.resume(how);
         self.switching.set(false);
         match result {
-            CoroutineResult::Yield(()) => None,
+            CoroutineResult::Yield(()) => {
+                if let Some(tracer) = &self.shared.tracer {
+                    tracer.yielded(block.id(), own.waiting.get().into(), own.suspended_at.get());
+                }
+                None
+            }
             CoroutineResult::Return(()) => self.finish(block),
         }
     }

@@ -4,6 +4,7 @@ use std::panic::Location;
 use std::thread;
 
 use crate::coroutine::control::{Control, CoroutineId, State};
+use crate::trace::Wake;
 
 use super::Home;
 
@@ -22,7 +23,10 @@ impl Home {
         match own.state.get() {
             State::Suspended => self.wake_suspended(id.block),
             // It will look before it suspends.
-            State::Entered => own.woken.set(true),
+            State::Entered => {
+                own.woken.set(true);
+                self.tell(id.block, Wake::LeftEntered);
+            }
             State::Scheduled | State::Finished | State::Free => {}
         }
     }
@@ -37,6 +41,7 @@ impl Home {
     pub(crate) fn wake_later(&self, id: CoroutineId) {
         let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
         if suspended && self.running.get().is_none() && !self.ending.get() {
+            self.tell(id.block, Wake::Scheduled);
             self.make_ready(id.block, Location::caller());
         } else {
             self.wake(id);
@@ -51,8 +56,10 @@ impl Home {
     #[inline]
     #[track_caller]
     pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
-        if self.own(block).state.get() == State::Suspended && !self.ending.get() {
-            self.wake_suspended(block);
+        match self.own(block).state.get() {
+            State::Suspended if !self.ending.get() => self.wake_suspended(block),
+            State::Entered => self.tell(block, Wake::LeftEntered),
+            State::Suspended | State::Scheduled | State::Finished | State::Free => {}
         }
     }
 
@@ -61,13 +68,28 @@ impl Home {
     fn wake_suspended(&self, block: &'static Control) {
         match self.frame() {
             Some(frame) if self.running.get().is_some() => {
+                self.tell(block, Wake::AfterYield);
                 block.set_scheduled_at(Location::caller());
                 self.own(block).state.set(State::Scheduled);
                 frame.woken.push(block);
             }
             // A destructor woke it while this thread unwinds: it could not be suspended here.
-            _ if thread::panicking() => self.make_ready(block, Location::caller()),
-            _ => self.enter(block),
+            _ if thread::panicking() => {
+                self.tell(block, Wake::Scheduled);
+                self.make_ready(block, Location::caller());
+            }
+            _ => {
+                self.tell(block, Wake::Now);
+                self.enter(block);
+            }
+        }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn tell(&self, block: &'static Control, how: Wake) {
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.wake(block.id(), how, Location::caller());
         }
     }
 
