@@ -45,7 +45,7 @@ fn a_run_as_lanes() {
     let recording = traced(|_| {
         let b = named("B", suspend);
         b.enter();
-        let woken = b.clone();
+        let woken = b;
         let a = named("A", move || {
             woken.wake();
             suspend();
@@ -116,13 +116,13 @@ fn the_four_ways_of_waking() {
         waits.enter();
         let itself: Rc<RefCell<Option<Coroutine>>> = Rc::default();
         let wakes = {
-            let (waits, itself) = (waits.clone(), Rc::clone(&itself));
+            let (waits, itself) = (waits, Rc::clone(&itself));
             named("wakes", move || {
                 waits.wake();
                 itself.borrow().as_ref().unwrap().wake();
             })
         };
-        *itself.borrow_mut() = Some(wakes.clone());
+        *itself.borrow_mut() = Some(wakes);
         wakes.enter();
         let later = named("later", || {});
         later.waker().schedule().unwrap();
@@ -137,12 +137,8 @@ fn the_four_ways_of_waking() {
             _ => None,
         })
         .collect();
-    let expected = [
-        ("first", Wake::Now),
-        ("waits", Wake::AfterYield),
-        ("wakes", Wake::LeftEntered),
-        ("later", Wake::Scheduled),
-    ];
+    let expected =
+        [("first", Wake::Now), ("waits", Wake::AfterYield), ("wakes", Wake::LeftEntered), ("later", Wake::Scheduled)];
     assert_eq!(ways, expected);
 }
 
@@ -165,7 +161,7 @@ fn recursive_entry_is_in_the_log() {
             let refused = catch_unwind(AssertUnwindSafe(|| again.borrow().as_ref().unwrap().enter()));
             assert!(refused.is_err());
         });
-        *itself.borrow_mut() = Some(a.clone());
+        *itself.borrow_mut() = Some(a);
         a.enter();
     });
     let violation = recording.check().unwrap_err();
