@@ -50,6 +50,7 @@ mod pool;
 mod queue;
 mod reap;
 mod request;
+mod tell;
 
 use std::io;
 use std::time::Duration;
@@ -128,6 +129,12 @@ impl Runner {
     /// [`ContextBuilder::poll_limit`]: latency for CPU time.
     pub fn poll_limit(mut self, limit: Duration) -> Runner {
         self.context = self.context.poll_limit(limit);
+        self
+    }
+
+    /// Has what happens told to an event log, as [`ContextBuilder::trace`].
+    pub fn trace(mut self, trace: &trace::Trace) -> Runner {
+        self.context = self.context.trace(trace);
         self
     }
 

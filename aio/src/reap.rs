@@ -10,6 +10,7 @@
 use std::sync::atomic::Ordering;
 
 use coralio_runtime::AtHome;
+use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
 use crate::kernel::{Completion, Kernel};
@@ -28,10 +29,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
         let mut progress = false;
+        let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {
-                    self.count_down();
+                    self.count_down(&completion);
                     self.kernel.commit();
                     self.finish(here, completion.key, completion.result);
                     progress = true;
@@ -43,9 +45,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     self.kernel.commit();
                     batch.push(completion);
                 }
-                for Completion { key, result } in batch {
-                    self.count_down();
-                    self.finish(here, key, result);
+                for completion in batch {
+                    self.count_down(&completion);
+                    self.finish(here, completion.key, completion.result);
                     progress = true;
                 }
             }
@@ -59,7 +61,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// One less in flight. Checked: a completion that was taken twice ends here (rule E9).
     #[inline]
-    fn count_down(&self) {
+    fn count_down(&self, completion: &Completion) {
+        self.tell(completion.key, RequestState::Done(completion.result));
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock makes it one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
@@ -68,6 +71,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[cold]
     fn below_zero(&self) -> ! {
+        self.tell_violation("in_flight below zero");
         panic!("in_flight below zero: a completion was reaped twice ({})", self.state())
     }
 
@@ -97,6 +101,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[cold]
     fn stray(&self, key: u64, result: i64) -> ! {
+        self.tell_violation("a completion for a request that is not in flight");
         panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
     }
 }

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::trace::Span;
+
 use super::AioContext;
 use super::shared::Shared;
 
@@ -160,7 +162,7 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, by what the callbacks do.
-    pub(crate) fn run(&self) -> bool {
+    pub(crate) fn run(&self, shared: &Shared) -> bool {
         /// Puts the callback back though it panicked.
         struct Running<'a>(&'a BottomHalves, usize, Option<Callback>);
         impl Drop for Running<'_> {
@@ -187,7 +189,9 @@ impl BottomHalves {
             progress = true;
             let mut running = Running(self, key, Some(callback));
             let callback = running.2.as_mut().expect("just put there");
+            let told = shared.traced(Span::BottomHalf);
             callback();
+            drop(told);
             let callback = running.2.take().expect("still there");
             table = self.table.lock();
             if let Some(unneeded) = self.finish(&mut table, key, callback) {
