@@ -13,7 +13,7 @@ use coralio_runtime::AtHome;
 
 use crate::engine::{Engine, add};
 use crate::kernel::{Completion, Kernel};
-use crate::policy::{Cursor, OnCompletion, Policy};
+use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Completes what is on the ring. Returns whether anything was.
@@ -31,9 +31,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {
-                    self.count_down();
+                    if P::COUNTS == Counts::BeforeWaking {
+                        self.count_down();
+                    }
                     self.kernel.commit();
                     self.finish(here, completion.key, completion.result);
+                    if P::COUNTS == Counts::AfterWaking {
+                        self.count_down();
+                    }
                     progress = true;
                 }
             }
@@ -53,6 +58,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if progress {
             // The kernel has room again.
             self.blocked.store(false, Ordering::Relaxed);
+            match P::AFTER_REAP {
+                AfterReap::LoopSubmits => {}
+                AfterReap::ReapSubmits => _ = self.submit(),
+                AfterReap::NobodySubmits => {
+                    let left = self.pending.len(&self.context.acquire()) > 0;
+                    self.blocked.store(left, Ordering::Relaxed);
+                }
+            }
         }
         progress
     }

@@ -54,6 +54,7 @@ struct State {
     ring: VecDeque<Completion>,
     when: BTreeMap<usize, When>,
     results: BTreeMap<usize, i64>,
+    limits: BTreeMap<usize, usize>,
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
 }
@@ -99,6 +100,11 @@ impl Scripted {
         self.state().results.insert(number, result);
     }
 
+    /// Of request `number`, which has one buffer or several, only the first `most` bytes are done.
+    pub fn shorten(&self, number: usize, most: usize) {
+        self.state().limits.insert(number, most);
+    }
+
     /// The next submit that is not scripted yet takes at most `most` requests.
     pub fn take_at_most(&self, most: usize) {
         self.state().verdicts.push_back(Verdict::Take(most));
@@ -113,6 +119,11 @@ impl Scripted {
     /// may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().peek_hook = Some(Box::new(hook));
+    }
+
+    /// What is on the disk from now on.
+    pub fn set_disk(&self, contents: &[u8]) {
+        self.state().disk = contents.to_vec();
     }
 
     /// What is on the disk.
@@ -138,7 +149,10 @@ impl State {
         };
         let result = match self.results.remove(&number) {
             Some(result) => result,
-            None => self.perform(&entry.operation),
+            None => {
+                let most = self.limits.remove(&number).unwrap_or(usize::MAX);
+                self.perform(&entry.operation, most)
+            }
         };
         self.ring.push_back(Completion { key: entry.key, result });
     }
@@ -151,8 +165,8 @@ impl State {
         }
     }
 
-    /// Does what the request says, on the disk in memory.
-    fn perform(&mut self, operation: &Operation) -> i64 {
+    /// Does what the request says, on the disk in memory, up to `most` bytes.
+    fn perform(&mut self, operation: &Operation, mut most: usize) -> i64 {
         let Operation { opcode, addr, len, offset, .. } = *operation;
         let single = [libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize }];
         let vectors = match opcode {
@@ -165,7 +179,8 @@ impl State {
         };
         let mut at = offset as usize;
         for vector in vectors {
-            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len);
+            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len.min(most));
+            most -= len;
             match opcode {
                 Opcode::Write | Opcode::WriteVectored => {
                     if self.disk.len() < at + len {
