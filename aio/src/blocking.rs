@@ -89,8 +89,8 @@ where
     let call =
         Arc::new(Call { stage: Mutex::new(Stage::Queued(f)), done: Condvar::new(), context: context.clone(), caller });
     let work = Arc::clone(&call);
-    pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
     let caught = NeverLeftBehind(&call);
+    pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
     let found = context.at_home(|here| here.suspend_until(|| call.result(), || call.cancel())).flatten();
     mem::forget(caught);
     match found.unwrap_or_else(|| call.take_in_place()) {

@@ -142,7 +142,12 @@ impl<W: Work> Pool<W> {
         let mut state = self.state();
         state.live -= 1;
         state.coming -= 1;
-        // Others may have put theirs meanwhile, counting on the one that did not come.
+        // Others may have put theirs meanwhile, counting on the one that did not come; and some may have gone idle.
+        if let Some(idle) = (!state.queue.is_empty()).then(|| state.idle.pop()).flatten() {
+            state.coming += 1;
+            drop(state);
+            return idle.unpark();
+        }
         while state.live == 0
             && let Some(work) = state.queue.pop_front()
         {

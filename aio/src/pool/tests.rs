@@ -183,6 +183,34 @@ fn without_a_thread_the_caller_does_it() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_nobody_idle() {
+    // E2, *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    static HELD: Mutex<Option<Held>> = Mutex::new(None);
+    let kind = Kind { name: "coralio-test", most: 8, stack_size: 256 * 1024, patience: Duration::MAX };
+    let start = |pool: &'static Pool<Job>| {
+        if !STARTED.swap(true, Ordering::Relaxed) {
+            serve(pool);
+            return Ok(());
+        }
+        drop(HELD.lock().unwrap().take());
+        wait_until(|| counts(pool) == (2, 1));
+        put(pool, [Box::new(|| {}) as Job]);
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    };
+    let pool = leak(Pool { start, ..Pool::new(kind) });
+    let held = hold(pool, 1);
+    held.here.recv().unwrap();
+    *HELD.lock().unwrap() = Some(held);
+    put(pool, [Box::new(|| {}) as Job]);
+    {
+        let state = pool.state();
+        assert!(state.queue.is_empty() || state.coming > 0, "work is left, and nobody comes");
+    }
+    wait_until(|| counts(pool) == (1, 1));
+}
+
+#[test]
 fn work_is_never_left_without_a_thread() {
     // E16, *somebody comes*: many who put, threads that end all the time
     let pool = pool_of(3, Duration::ZERO);
