@@ -32,6 +32,7 @@ const KIND: Kind = Kind {
     // As std's threads: it is the user's code.
     stack_size: 2 << 20,
     patience: Duration::from_secs(5),
+    leaves_signals: false,
 };
 
 /// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is suspended meanwhile, and its
