@@ -56,8 +56,6 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
         }
         if progress {
-            // The kernel has room again.
-            self.blocked.store(false, Ordering::Relaxed);
             match P::AFTER_REAP {
                 AfterReap::LoopSubmits => {}
                 AfterReap::ReapSubmits => _ = self.submit(),
@@ -70,12 +68,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         progress
     }
 
-    /// One less in flight. Checked: a completion that was taken twice ends here (rule E9).
+    /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
+    /// that was taken twice ends here (rule E9).
     #[inline]
     fn count_down(&self) {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock makes it one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
         add(&self.counts.completions, 1);
     }
 

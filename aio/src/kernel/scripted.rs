@@ -23,11 +23,21 @@ use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
 
-/// See the module. Clones are the same kernel: one for the engine, one for the test.
-#[derive(Clone)]
+/// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one engine at a time: while one has
+/// requests in flight, those of another fail with `EBUSY`.
 pub struct Scripted {
     state: Arc<Mutex<State>>,
     capacity: u32,
+    /// Which of the clones this is.
+    number: u64,
+}
+
+impl Clone for Scripted {
+    fn clone(&self) -> Scripted {
+        let mut state = self.state();
+        state.clones += 1;
+        Scripted { state: Arc::clone(&self.state), capacity: self.capacity, number: state.clones }
+    }
 }
 
 /// When a request completes.
@@ -57,6 +67,10 @@ struct State {
     limits: BTreeMap<usize, usize>,
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
+    clones: u64,
+    /// The clone by which what is in flight was submitted. By another one, another engine would take completions for its own, and
+    /// give buffers back that are lent.
+    user: u64,
 }
 
 /// A request in the scripted kernel's form.
@@ -69,7 +83,7 @@ pub struct Entry {
 impl Scripted {
     /// A kernel that takes up to `capacity` requests at once, with an empty disk.
     pub fn new(capacity: u32) -> Scripted {
-        Scripted { state: Arc::default(), capacity }
+        Scripted { state: Arc::default(), capacity, number: 0 }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -221,6 +235,10 @@ unsafe impl Kernel for Scripted {
 
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let mut state = self.state();
+        if state.user != self.number && !(state.in_flight.is_empty() && state.ring.is_empty()) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        state.user = self.number;
         let room = self.capacity as usize - state.in_flight.len();
         let most = match state.verdicts.pop_front() {
             Some(Verdict::Refuse(errno)) => return Err(io::Error::from_raw_os_error(errno)),
@@ -242,7 +260,7 @@ unsafe impl Kernel for Scripted {
 
     fn peek(&self) -> Option<Completion> {
         let mut state = self.state();
-        let completion = state.ring.front().copied()?;
+        let completion = state.ring.front().copied().filter(|_| state.user == self.number)?;
         let hook = state.peek_hook.take();
         drop(state);
         if let Some(hook) = hook {
@@ -252,7 +270,9 @@ unsafe impl Kernel for Scripted {
     }
 
     fn commit(&self) {
-        self.state().ring.pop_front();
+        let mut state = self.state();
+        assert_eq!(state.user, self.number, "a completion is taken by whom it is for");
+        state.ring.pop_front();
     }
 
     fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
