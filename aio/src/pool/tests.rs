@@ -188,7 +188,7 @@ fn without_a_thread_the_caller_does_it() {
 
 #[test]
 fn a_start_that_fails_leaves_nobody_idle() {
-    // E2, *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
+    // E2: *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
     static STARTED: AtomicBool = AtomicBool::new(false);
     static HELD: Mutex<Option<Held>> = Mutex::new(None);
     let kind = kind(8, Duration::MAX);
