@@ -62,7 +62,8 @@ pub struct Completion {
 ///
 /// `peek`, `commit`, `submit` and `cancel` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
 /// loop without the lock. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
-/// anything off the ring.
+/// anything off the ring. And the home thread also peeks without the lock, for a look whether something is there: what it finds
+/// then may be anybody's, and is not used.
 ///
 /// # Safety
 ///
