@@ -111,6 +111,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+        let engine = Engine::new(kernel, depth)?;
+        engine.context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
+        Ok(engine)
+    }
+
+    /// An engine for this thread's context, which does not know of it yet.
+    pub(crate) fn new(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -118,8 +125,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 format!("a queue depth of {depth} cannot be; choose 1 to {}", kernel.capacity()),
             ));
         }
-        let engine = Arc::new(Engine {
-            context: context.clone(),
+        Ok(Arc::new(Engine {
+            context,
             kernel,
             depth,
             requests: Requests::new(),
@@ -131,9 +138,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
             _policy: PhantomData,
-        });
-        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
-        Ok(engine)
+        }))
     }
 
     /// Does one operation, and returns what the kernel said: bytes, or an error.

@@ -50,6 +50,7 @@ mod pool;
 mod queue;
 mod reap;
 mod request;
+pub mod simulate;
 
 use std::io;
 use std::time::Duration;
@@ -61,6 +62,7 @@ pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
 pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
+pub use simulate::simulate;
 
 use any::AnyEngine;
 
