@@ -40,6 +40,7 @@ mod sys;
 mod task;
 
 pub use context::bottom_half::BottomHalf;
+pub use context::clock::VirtualClock;
 pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
 pub use context::polling::PollHandler;

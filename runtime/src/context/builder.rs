@@ -12,6 +12,7 @@ use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::home::{Home, fork};
 
 use super::AioContext;
+use super::clock::Clock;
 use super::shared::Shared;
 use super::signal::Counted;
 use super::stall::Watcher;
@@ -26,6 +27,7 @@ pub struct ContextBuilder {
     stall_report: Option<Duration>,
     unwind_report: bool,
     measure_stack: bool,
+    pub(super) clock: Clock,
 }
 
 impl ContextBuilder {
@@ -51,6 +53,7 @@ impl ContextBuilder {
     ///
     /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
     /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
+    /// With a [virtual clock](Self::virtual_clock) it looks at once, for no time passes in which nothing happens.
     pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
         self.deadlock_report = after;
         self
@@ -89,7 +92,7 @@ impl ContextBuilder {
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
-        let context = AioContext { shared: Shared::new()? };
+        let context = AioContext { shared: Shared::new(self.clock)? };
         context.set_poll_limit(self.poll_limit);
         let _counted = Counted::new(&context);
         let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
@@ -168,6 +171,7 @@ impl AioContext {
         ContextBuilder {
             stack_size: DEFAULT_STACK_SIZE,
             measure_stack: false,
+            clock: Clock::Real,
             poll_limit: Duration::ZERO,
             deadlock_report: Some(Duration::from_secs(1)),
             stall_report: None,
