@@ -10,6 +10,7 @@ mod disk;
 mod mutants;
 mod program;
 mod search;
+mod time;
 
 use std::env;
 use std::rc::Rc;

@@ -25,6 +25,7 @@ impl Simulation {
     pub(super) fn one(&self, tape: Tape, tells: bool, f: &dyn Fn(&Sim) -> io::Result<()>) -> Outcome {
         let kernel = SimKernel::new(self.settings.clone(), tape, tells);
         let context = AioContext::builder().stack_size(self.stack_size).unwind_report(false).deadlock_report(None);
+        let context = context.virtual_clock(kernel.machine().clock());
         let ran = catch_unwind(AssertUnwindSafe(|| {
             context.run_coroutine(|context| {
                 let engine = (self.attach)(context, kernel.clone(), self.settings.depth)?;

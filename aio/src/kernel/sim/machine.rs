@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use coralio_runtime::VirtualClock;
+
 use super::faults::{Fault, Faults};
 use super::names::{FileSystem, Open};
 use super::ring::Ring;
@@ -75,7 +77,8 @@ pub(crate) struct Machine {
     /// The power goes at this rate, at each request that is taken or completes.
     pub(crate) power_fails: f64,
     faults_so_far: u32,
-    now: Duration,
+    /// The context's too.
+    clock: VirtualClock,
     in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
     /// At an empty ring, since the last sleep.
@@ -98,7 +101,7 @@ impl Machine {
             crashes: Arc::default(),
             power_fails: 0.0,
             faults_so_far: 0,
-            now: Duration::ZERO,
+            clock: VirtualClock::new(),
             in_flight: BTreeMap::new(),
             taken: 0,
             looks: 0,
@@ -108,8 +111,17 @@ impl Machine {
         }
     }
 
+    /// Time since the run began.
     pub(crate) fn now(&self) -> Duration {
-        self.now
+        self.clock.elapsed()
+    }
+
+    pub(crate) fn clock(&self) -> VirtualClock {
+        self.clock.clone()
+    }
+
+    fn pass_until(&self, then: Duration) {
+        self.clock.advance(then.saturating_sub(self.now()));
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -130,7 +142,7 @@ impl Machine {
     }
 
     fn note(&mut self, event: &Event) {
-        self.trace.add(self.now, event);
+        self.trace.add(self.clock.elapsed(), event);
     }
 
     /// Whether something goes wrong that does at this rate.
@@ -236,11 +248,11 @@ impl Machine {
         let bytes = lent.gather();
         self.note(&Event::Taken { number, opcode, file: open.file, offset, len: lent.len(), hash: hash_of(&bytes) });
         let (fate, time) = self.decide(opcode, offset, &open, &lent);
-        let due = self.now + time;
+        let due = self.now() + time;
         let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.at };
         self.in_flight.insert((due, number), request);
         if time.is_zero() {
-            self.advance(self.now);
+            self.advance(self.now());
         }
     }
 
@@ -286,13 +298,13 @@ impl Machine {
     pub(crate) fn advance(&mut self, until: Duration) {
         while let Some(first) = self.in_flight.first_entry().filter(|first| first.key().0 <= until) {
             let ((due, _), request) = first.remove_entry();
-            self.now = self.now.max(due);
+            self.pass_until(due);
             self.complete(request);
             if self.tape.chance(self.power_fails) {
                 self.crash();
             }
         }
-        self.now = self.now.max(until);
+        self.pass_until(until);
     }
 
     fn complete(&mut self, request: Request) {
@@ -364,7 +376,7 @@ impl Machine {
         self.note(&Event::Cancelled { number, stopped });
         if stopped {
             let request = self.in_flight.remove(&place).expect("it was found");
-            let due = place.0.min(self.now + LOOK);
+            let due = place.0.min(self.now() + LOOK);
             self.in_flight.insert((due, number), Request { fate: Fate::Fails(libc::ECANCELED), ..request });
         }
     }
@@ -380,7 +392,7 @@ impl Machine {
                 self.looks != MOST_LOOKS,
                 "the loop has looked at an empty ring {MOST_LOOKS} times without a sleep"
             );
-            self.advance(self.now + LOOK);
+            self.advance(self.now() + LOOK);
         }
         self.ring.front().map(|(completion, _)| completion)
     }
@@ -398,11 +410,11 @@ impl Machine {
         if min == 0 || !self.ring.is_empty() {
             return true;
         }
-        let until = timeout.map(|timeout| self.now.saturating_add(timeout));
+        let until = timeout.map(|timeout| self.now().saturating_add(timeout));
         let place = (min as usize).min(self.in_flight.len());
         let done = place.checked_sub(1).and_then(|place| self.in_flight.keys().nth(place)).map(|&(due, _)| due);
         if done.is_some() && self.goes_wrong(|faults| faults.early) {
-            self.advance(self.now + LOOK);
+            self.advance(self.now() + LOOK);
             return true;
         }
         let done = done.map(|due| match self.goes_wrong(|faults| faults.late) {
