@@ -40,7 +40,7 @@ const KIND: Kind = Kind {
 /// loop goes on.
 ///
 /// Up to 64 such calls run at once in a process; more wait their turn. If no thread can be had at all, and outside a
-/// coroutine, where nobody can be suspended, and in a [simulation](crate::simulate), `f` runs here, and this thread blocks.
+/// coroutine, where nobody can be suspended, and in a [simulation](mod@crate::simulate), `f` runs here, and this thread blocks.
 ///
 /// ```
 /// let hosts = coralio_aio::run(|| coralio_aio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;

@@ -312,7 +312,7 @@ impl File {
 impl AsFd for File {
     /// # Panics
     ///
-    /// If the file is [simulated](crate::simulate): it has no descriptor of this process.
+    /// If the file is [simulated](mod@crate::simulate): it has no descriptor of this process.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

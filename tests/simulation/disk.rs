@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
+use std::panic;
 
 use coralio_aio::simulate::{Faults, Simulation};
 use coralio_aio::{
@@ -121,4 +122,24 @@ fn a_simulated_file_has_no_descriptor() {
         Ok(())
     });
     assert!(failure.unwrap_err().message.contains("a simulated file has no descriptor of this process"));
+}
+
+#[test]
+fn outside_its_run_a_name_is_no_real_file() {
+    // E17, E14: a Sim that was kept opens nothing, in another simulation or in none.
+    let kept = std::cell::RefCell::new(None);
+    simulate(0..1, |sim| {
+        kept.replace(Some(sim.clone()));
+        Ok(())
+    });
+    let sim = kept.take().unwrap();
+    let open = || panic::catch_unwind(panic::AssertUnwindSafe(|| drop(sim.open("Cargo.toml"))));
+    for result in [open(), coralio_aio::run(open)] {
+        let said = *result.unwrap_err().downcast::<&str>().unwrap();
+        assert!(said.contains("the files of a simulation belong to its run"), "{said}");
+    }
+    simulate(0..1, |_| {
+        assert!(open().is_err());
+        Ok(())
+    });
 }

@@ -102,7 +102,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `Unsupported`: the file is [simulated](crate::simulate).
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///

@@ -82,6 +82,10 @@ impl SimKernel {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn is(&self, other: &SimKernel) -> bool {
+        Arc::ptr_eq(&self.machine, &other.machine)
+    }
+
     pub(crate) fn sector(&self) -> usize {
         self.machine().settings.sector
     }

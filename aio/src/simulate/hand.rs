@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::any::AnyEngine;
 use crate::file::File;
 use crate::kernel::sim::{Fault, Faults, SimKernel};
 
@@ -30,11 +31,16 @@ impl Sim {
     /// Makes a file of `len` zero bytes, and opens it for reading and writing. It is there for good, name and zeroes: a crash
     /// does not undo this. Code that makes files itself does so by [`File::options`], as ever.
     ///
+    /// # Panics
+    ///
+    /// Outside its run.
+    ///
     /// # Control
     ///
     /// Never switches.
     pub fn create(&self, name: impl AsRef<Path>, len: u64) -> File {
-        self.kernel.machine().files.put(name.as_ref(), len);
+        let name = name.as_ref();
+        self.kernel.machine().files.put(name, len);
         self.open(name).expect("it was just made")
     }
 
@@ -44,10 +50,17 @@ impl Sim {
     ///
     /// `NotFound`.
     ///
+    /// # Panics
+    ///
+    /// Outside its run.
+    ///
     /// # Control
     ///
     /// Never switches.
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
+        // Elsewhere the name would be a real file's.
+        let here = AnyEngine::simulated().is_some_and(|engine| engine.kernel.is(&self.kernel));
+        assert!(here, "the files of a simulation belong to its run: open them within the closure that it runs");
         File::options().read(true).write(true).open(name)
     }
 

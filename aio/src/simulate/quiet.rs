@@ -5,9 +5,12 @@ use std::panic;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
+/// From when on: at once, or when a counter is above a number.
+type When = Option<(Arc<AtomicU32>, u32)>;
+
 thread_local! {
-    /// Who wants quiet: at once, or when a counter is above a number.
-    static QUIET: RefCell<Vec<Option<(Arc<AtomicU32>, u32)>>> = const { RefCell::new(Vec::new()) };
+    /// Who wants quiet.
+    static QUIET: RefCell<Vec<When>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Panics of this thread are not printed while it lives.
@@ -23,7 +26,7 @@ impl Quiet {
         Quiet::enter(Some((Arc::clone(counter), counter.load(Ordering::Relaxed))))
     }
 
-    fn enter(when: Option<(Arc<AtomicU32>, u32)>) -> Quiet {
+    fn enter(when: When) -> Quiet {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             let loud = panic::take_hook();
@@ -40,9 +43,7 @@ impl Quiet {
 
 fn is_quiet() -> bool {
     // Relaxed: it was counted on this thread.
-    let is_due = |when: &Option<(Arc<AtomicU32>, u32)>| {
-        when.as_ref().is_none_or(|(counter, above)| counter.load(Ordering::Relaxed) > *above)
-    };
+    let is_due = |when: &When| when.as_ref().is_none_or(|(counter, above)| counter.load(Ordering::Relaxed) > *above);
     QUIET.with_borrow(|all| all.iter().any(is_due))
 }
 

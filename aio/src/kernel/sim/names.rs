@@ -126,7 +126,8 @@ impl FileSystem {
 
     pub(crate) fn open(&mut self, at: u64, name: &Path, access: Access) -> io::Result<RawFd> {
         // As `std::fs::OpenOptions` has it.
-        if !(access.read || access.write) || !access.write && (access.create || access.create_new || access.truncate) {
+        let changes = access.create || access.create_new || access.truncate;
+        if !access.write && (changes || !access.read) {
             return Err(error(libc::EINVAL));
         }
         let found = match self.find(name) {
