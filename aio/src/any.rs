@@ -22,6 +22,7 @@ use crate::kernel::threads::Threads;
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, OnShort, Policy};
 use crate::queue::Plug;
+use crate::simulate::Simulated;
 
 /// By what a context's I/O goes to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub(crate) enum AnyEngine {
     Aio(Arc<Engine<LinuxAio>>),
     Uring(Arc<Engine<IoUring>>),
     Threads(Arc<Engine<Threads>>),
-    /// On a kernel, or with a policy, of a test's own.
+    /// On a kernel, or with a policy, of a test's own; or simulated.
     Other(Arc<dyn Other>),
 }
 
@@ -131,9 +132,16 @@ impl AnyEngine {
         let source = Auto::main_of(source) as Arc<dyn Any + Send + Sync>;
         let found = source.downcast().map(AnyEngine::Aio);
         let found = found.or_else(|source| source.downcast().map(AnyEngine::Uring));
-        found.or_else(|source| source.downcast().map(AnyEngine::Threads)).map_err(|_| {
+        let found = found.or_else(|source| source.downcast().map(AnyEngine::Threads));
+        found.or_else(|source| source.downcast().map(|engine: Arc<Simulated>| AnyEngine::Other(engine))).map_err(|_| {
             io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
         })
+    }
+
+    /// The engine of this thread's context, if that is simulated.
+    pub(crate) fn simulated() -> Option<Arc<Simulated>> {
+        let source = AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>;
+        source.downcast().ok()
     }
 
     /// As [`Engine::perform_or_refuse`].

@@ -13,12 +13,14 @@ use std::time::Duration;
 #[cfg(test)]
 mod conformance;
 pub mod io_uring;
+mod lent;
 pub mod linux_aio;
 pub mod scripted;
+pub mod sim;
 pub mod threads;
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opcode {
     /// Read into one buffer.
     Read,

@@ -51,6 +51,7 @@ mod pool;
 mod queue;
 mod reap;
 mod request;
+pub mod simulate;
 mod tell;
 
 use std::io;
@@ -64,6 +65,7 @@ pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
 pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
+pub use simulate::simulate;
 
 use any::AnyEngine;
 

@@ -47,9 +47,18 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// For a file of an engine that is the only one.
+    pub(super) fn main() -> Route {
+        Route::among(None, false)
+    }
+
     /// For a file of this thread's context.
     pub(super) fn new(fd: BorrowedFd<'_>, is_file: bool, direct: bool) -> Route {
         let auto = Auto::of_this_context().filter(|auto| auto.may_block() && !(is_file && is_in_memory(fd)));
+        Route::among(auto, direct)
+    }
+
+    fn among(auto: Option<Arc<Auto>>, direct: bool) -> Route {
         let ways = |ways: [Way; 2]| ways.map(|way| Cell::new(if auto.is_some() { way } else { Way::Main }));
         let own = ways([Way::Try, if direct { Way::Try } else { Way::Spare }]);
         let cached = ways([Way::Try, Way::Spare]);

@@ -3,13 +3,14 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
 use crate::policy::OnShort;
 
+use super::handle::Handle;
 use super::route::Way;
 use super::{Alignment, File};
 
@@ -193,8 +194,11 @@ impl File {
 
     /// The file through the page cache.
     #[cold]
-    fn cached(&self) -> io::Result<&OwnedFd> {
+    fn cached(&self) -> io::Result<&Handle> {
         if self.cached.get().is_none() {
+            if let Some(simulated) = self.fd.as_simulated() {
+                return Ok(self.cached.get_or_init(|| simulated.reopen()));
+            }
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
             let raw = self.fd.as_raw_fd();
             let opened = unblock(move || {
@@ -216,7 +220,7 @@ impl File {
                 io::Error::new(error.kind(), message)
             })?;
             // Another coroutine may have been here meanwhile: one of the two is enough.
-            let _ = self.cached.set(fd);
+            let _ = self.cached.set(Handle::real(fd));
         }
         Ok(self.cached.get().expect("set above"))
     }
