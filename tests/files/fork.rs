@@ -150,7 +150,7 @@ fn a_child_does_not_reap_what_its_parent_waits_for() {
                         forks && fork()
                     })
                 });
-                readers.map(|reader| assert!(!reader.join().unwrap()));
+                readers.into_iter().for_each(|reader| assert!(!reader.join().unwrap()));
             })
         }));
         match ran {
