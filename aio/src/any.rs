@@ -14,6 +14,7 @@ use std::sync::Arc;
 use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
+use crate::detach::Carried;
 use crate::engine::{Engine, Stats};
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
@@ -85,6 +86,7 @@ pub(crate) trait Other {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
+    fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
 
 impl<K: Kernel, P: Policy> Other for Engine<K, P> {
@@ -103,6 +105,10 @@ impl<K: Kernel, P: Policy> Other for Engine<K, P> {
 
     fn on_short(&self) -> OnShort {
         P::ON_SHORT
+    }
+
+    fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
+        Ok(Box::new(Engine::detach(&self)?))
     }
 }
 
@@ -163,6 +169,15 @@ impl AnyEngine {
             AnyEngine::Uring(engine) => engine.plug(),
             AnyEngine::Threads(engine) => engine.plug(),
             AnyEngine::Other(engine) => Arc::clone(engine).plug(),
+        }
+    }
+
+    pub(crate) fn detach(&self) -> io::Result<Box<dyn Carried>> {
+        match self {
+            AnyEngine::Aio(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Uring(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Threads(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Other(engine) => Arc::clone(engine).detach_any(),
         }
     }
 

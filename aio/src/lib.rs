@@ -41,10 +41,12 @@
 mod any;
 mod blocking;
 mod buffer;
+mod detach;
 mod engine;
 mod error;
 mod file;
 pub mod kernel;
+mod place;
 pub mod policy;
 mod pool;
 mod queue;
@@ -59,8 +61,9 @@ pub use any::KernelChoice;
 pub use blocking::unblock;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
+pub use detach::{Detached, DetachedEngine, Refused, detach};
 pub use engine::{Engine, Stats};
-pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
+pub use file::{Alignment, DetachedFile, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
 
 use any::AnyEngine;
