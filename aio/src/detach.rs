@@ -146,7 +146,7 @@ impl<K: Kernel, P: Policy> Detached<K, P> {
     ///
     /// Never switches. If a stack that waits for one of its requests is being unwound right now, it blocks the thread until
     /// some request is done.
-    pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Detached<K, P>>> {
+    pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Self>> {
         let context = AioContext::current().expect("an engine belongs to a context; attach it inside `run(|| ..)`");
         let engine = self.engine.take().expect("it is attached once");
         let held = engine.context.acquire();
