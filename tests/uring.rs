@@ -1,6 +1,7 @@
 //! The engine on io_uring, with other threads about: whoever polls, whatever sleeps, every request completes once.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use coralio_aio::kernel::io_uring::IoUring;
 use coralio_aio::kernel::{Opcode, Operation};
 use coralio_aio::{
-    AioContext, AlignedBuf, Coroutine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, spawn, suspend,
+    AioContext, AlignedBuf, Cancelled, Coroutine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, TimedOut,
+    shield, spawn, suspend, timeout,
 };
 
 const BLOCK: usize = 4096;
@@ -75,6 +78,10 @@ impl Never {
 
     /// Waits for the signal on io_uring.
     fn read(&self, engine: &Engine<IoUring>) -> u64 {
+        self.try_read(engine).unwrap()
+    }
+
+    fn try_read(&self, engine: &Engine<IoUring>) -> io::Result<u64> {
         let mut count = [0; 8];
         let operation = Operation {
             opcode: Opcode::Read,
@@ -84,8 +91,8 @@ impl Never {
             offset: 0,
         };
         // SAFETY: the buffer is borrowed until this returns or unwinds.
-        assert_eq!(unsafe { engine.transfer(&operation) }.unwrap(), 8);
-        u64::from_ne_bytes(count)
+        assert_eq!(unsafe { engine.transfer(&operation) }?, 8);
+        Ok(u64::from_ne_bytes(count))
     }
 }
 
@@ -250,6 +257,34 @@ fn another_threads_poll_reaps_while_the_loop_sleeps() {
         reader.join().unwrap();
         assert_eq!(engine.stats().completions as usize, rounds);
         foreign.join().unwrap();
+    });
+}
+
+#[test]
+fn cancelled_in_flight_it_ends_early() {
+    // E11: a read of what never comes is taken back from the kernel when its coroutine is cancelled, or a timeout is over; the
+    // same of one that is behind a shield is not
+    with_engine(|context, engine| {
+        let (never, later) = (Never::new(), Never::new());
+        let reader = |never: &Never, shielded: bool| {
+            let (never, engine) = (never.clone(), Arc::clone(engine));
+            spawn(move || if shielded { shield(|| never.try_read(&engine)) } else { never.try_read(&engine) })
+        };
+        let (cancelled, shielded) = (reader(&never, false), reader(&later, true));
+        let timed = spawn({
+            let (never, engine) = (never.clone(), Arc::clone(engine));
+            move || timeout(Duration::from_millis(1), || never.try_read(&engine))
+        });
+        context.poll(false);
+        assert_eq!(engine.stats().in_flight, 3);
+        cancelled.cancel();
+        shielded.cancel();
+        let error = cancelled.join().unwrap().unwrap_err();
+        assert!(Cancelled::is_cause_of(&error), "{error}");
+        assert_eq!(timed.join().unwrap().unwrap_err(), TimedOut);
+        assert_eq!((engine.stats().in_flight, engine.stats().completions), (1, 2), "and each completed once");
+        later.signal();
+        assert_eq!(shielded.join().unwrap().unwrap(), 1);
     });
 }
 

@@ -15,6 +15,7 @@ use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
 use crate::auto::{Auto, Chosen};
+use crate::detach::Carried;
 use crate::engine::{Engine, Stats};
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
@@ -88,6 +89,7 @@ pub(crate) trait Other {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
+    fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
 
 impl<K: Kernel, P: Policy> Other for Engine<K, P> {
@@ -106,6 +108,10 @@ impl<K: Kernel, P: Policy> Other for Engine<K, P> {
 
     fn on_short(&self) -> OnShort {
         P::ON_SHORT
+    }
+
+    fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
+        Ok(Box::new(Engine::detach(&self)?))
     }
 }
 
@@ -192,6 +198,15 @@ impl AnyEngine {
             AnyEngine::Uring(engine) => engine.plug(),
             AnyEngine::Threads(engine) => engine.plug(),
             AnyEngine::Other(engine) => Arc::clone(engine).plug(),
+        }
+    }
+
+    pub(crate) fn detach(&self) -> io::Result<Box<dyn Carried>> {
+        match self {
+            AnyEngine::Aio(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Uring(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Threads(engine) => Arc::clone(engine).detach_any(),
+            AnyEngine::Other(engine) => Arc::clone(engine).detach_any(),
         }
     }
 

@@ -32,6 +32,7 @@ use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
+use crate::place::Place;
 use crate::policy::{Current, NotTaken, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
@@ -41,7 +42,7 @@ use crate::request::{Requests, Slot};
 /// Programs do not see it; [`File`](crate::File) uses the engine of the context it is opened in. It is public for tests that
 /// run it on a [scripted kernel](crate::kernel::scripted), or with a [`Policy`] of their own.
 pub struct Engine<K: Kernel, P: Policy = Current> {
-    pub(crate) context: AioContext,
+    pub(crate) context: Place,
     pub(crate) kernel: K,
     /// The context has an event log.
     pub(crate) traced: bool,
@@ -117,7 +118,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let engine = Engine::new(kernel, depth)?;
-        engine.context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
+        let context = engine.context.get().expect("it is new, and with the context that it was made for");
+        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
         Ok(engine)
     }
 
@@ -132,7 +134,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
         Ok(Arc::new(Engine {
             traced: context.tracer().is_some(),
-            context,
+            context: Place::new(context),
             kernel,
             depth,
             requests: Requests::new(),
@@ -191,8 +193,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// As `transfer`.
     #[inline(always)]
     pub(crate) unsafe fn perform_or_refuse(&self, operation: &Operation, nowait: bool) -> i64 {
-        // SAFETY: the caller's promise.
-        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, operation, nowait) });
+        let performed = self.context.get().and_then(|context| {
+            // SAFETY: the caller's promise.
+            context.at_home(|here| unsafe { self.perform_at_home(context, here, operation, nowait) })
+        });
         performed.unwrap_or(-i64::from(libc::ENOTCONN))
     }
 
@@ -200,13 +204,19 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation, nowait: bool) -> i64 {
+    unsafe fn perform_at_home(
+        &self,
+        context: &AioContext,
+        here: AtHome<'_>,
+        operation: &Operation,
+        nowait: bool,
+    ) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
         if here.check_cancelled().is_err() {
             return -i64::from(libc::ECANCELED);
         }
         let slot = self.requests.allocate(current);
-        let request = InFlight { engine: self, slot };
+        let request = InFlight { engine: self, slot, context };
         let key = slot.key().to_bits();
         let entry =
             if nowait { self.kernel.prepare_nowait(operation, key) } else { self.kernel.prepare(operation, key) };
@@ -219,14 +229,23 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         // Where nothing can be suspended, this waits in place.
         let result = found.unwrap_or_else(|| self.wait_in_place(slot));
         mem::forget(request);
-        self.requests.free(slot);
+        self.free(slot, context);
         result
+    }
+
+    /// Gives a slot back, on the home thread of the context that the request was made in.
+    #[inline]
+    fn free(&self, slot: &Slot, context: &AioContext) {
+        if self.context.is(context) { self.requests.free(slot) } else { self.requests.free_from_elsewhere(slot) }
     }
 
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
     /// complete meanwhile are woken, and run later.
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
+        if self.context.at_home(|_| ()).is_none() {
+            return self.wait_abroad(slot);
+        }
         // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
         let guard = self.context.acquire();
         loop {
@@ -237,10 +256,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 continue;
             }
             if self.in_flight.load(Ordering::Relaxed) > 0 {
-                add(&self.counts.sleeps, 1);
-                let slept = self.kernel.wait(1, None, None);
-                // Returning would leave the buffer with the kernel.
-                slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+                self.sleep_in_place();
             } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
                 if P::NOT_TAKEN == NotTaken::TailForgotten {
                     // It was dropped before the kernel had it.
@@ -256,11 +272,19 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
+    /// Sleeps until a completion is there. Under the engine's lock.
+    pub(crate) fn sleep_in_place(&self) {
+        add(&self.counts.sleeps, 1);
+        let slept = self.kernel.wait(1, None, None);
+        // Returning would leave the buffer with the kernel.
+        slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+    }
+
     /// How the engine stands.
     ///
     /// # Control
     ///
-    /// Never switches.
+    /// Never switches. From another thread than its context's, it waits for the context's lock.
     pub fn stats(&self) -> Stats {
         let guard = self.context.acquire();
         let (in_flight, pending) = (self.in_flight.load(Ordering::Relaxed), self.pending.len(&guard) as u32);
@@ -298,12 +322,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 struct InFlight<'a, K: Kernel, P: Policy> {
     engine: &'a Engine<K, P>,
     slot: &'a Slot,
+    /// In which it was made.
+    context: &'a AioContext,
 }
 
 impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
     fn drop(&mut self) {
         self.engine.wait_in_place(self.slot);
-        self.engine.requests.free(self.slot);
+        self.engine.free(self.slot, self.context);
     }
 }
 
@@ -316,12 +342,13 @@ fn outside_a_coroutine() -> ! {
 impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     fn dispatch(&self) -> bool {
         self.eager.store(0, Ordering::Relaxed);
-        self.reap()
+        let read = self.context.has_mail() && self.read_mail();
+        self.reap() || read
     }
 
     fn flush(&self, all: bool) -> bool {
         // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that one's round.
-        if K::SUBMITS_AT_HOME && !self.context.is_home() {
+        if K::SUBMITS_AT_HOME && !self.context.get().is_some_and(AioContext::is_home) {
             return false;
         }
         // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never
@@ -337,7 +364,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 
     fn is_ready(&self) -> bool {
-        self.kernel.peek().is_some() || self.can_submit()
+        self.kernel.peek().is_some() || self.can_submit() || self.context.has_mail()
     }
 
     fn is_idle(&self) -> bool {
@@ -354,6 +381,10 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
         }
         add(&self.counts.sleeps, 1);
         Some(self.kernel.wait(1, Some(other), timeout))
+    }
+
+    fn close(&self) {
+        self.drain();
     }
 }
 

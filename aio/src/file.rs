@@ -24,6 +24,7 @@ use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
 use crate::simulate::Simulated;
 
+mod carry;
 mod handle;
 mod manage;
 mod options;
@@ -31,6 +32,7 @@ mod route;
 mod stream;
 mod transfer;
 
+pub use carry::DetachedFile;
 use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
@@ -40,7 +42,8 @@ pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
 ///
-/// Many coroutines may use it at once; share it as an `Rc<File>`. Offsets and lengths are in bytes.
+/// Many coroutines may use it at once; share it as an `Rc<File>`. To another thread's context it goes by
+/// [`detach`](File::detach). Offsets and lengths are in bytes.
 ///
 /// With [`Direct::Auto`], the default, requests that are aligned as [`alignment`](File::alignment) says go past the page
 /// cache, and others through it. What the kernel itself promises holds between the two.

@@ -12,11 +12,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use coralio_runtime::AtHome;
 use coralio_runtime::trace::{RequestState, Span};
-use coralio_runtime::{AtHome, ContextGuard};
 
 use crate::engine::{Engine, add};
 use crate::kernel::Kernel;
+use crate::place::Held;
 use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
 /// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
@@ -28,8 +29,8 @@ struct Line<E> {
     start: usize,
 }
 
-// SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of the one context that the
-// engine belongs to, and none of them runs foreign code, so each access is alone.
+// SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of the place that the engine is
+// in (*where it is, is whose lock*), and none of them runs foreign code, so each access is alone.
 unsafe impl<E: Send> Sync for Pending<E> {}
 
 impl<E> Pending<E> {
@@ -39,19 +40,19 @@ impl<E> Pending<E> {
 
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    fn line(&self, _lock: &ContextGuard<'_>) -> &mut Line<E> {
+    fn line(&self, _lock: &Held<'_>) -> &mut Line<E> {
         // SAFETY: *under the context's lock*.
         unsafe { &mut *self.0.get() }
     }
 
     #[inline]
-    pub(crate) fn len(&self, lock: &ContextGuard<'_>) -> usize {
+    pub(crate) fn len(&self, lock: &Held<'_>) -> usize {
         let line = self.line(lock);
         line.entries.len() - line.start
     }
 
     #[inline]
-    fn push(&self, lock: &ContextGuard<'_>, entry: E) {
+    fn push(&self, lock: &Held<'_>, entry: E) {
         self.line(lock).entries.push(entry);
     }
 
@@ -59,7 +60,7 @@ impl<E> Pending<E> {
     #[inline]
     fn offer(
         &self,
-        lock: &ContextGuard<'_>,
+        lock: &Held<'_>,
         most: usize,
         submit: impl FnOnce(&mut [E]) -> io::Result<usize>,
     ) -> io::Result<usize> {
@@ -71,7 +72,7 @@ impl<E> Pending<E> {
     }
 
     /// Takes off the one that `is` it, if it is there. Returns whether it was.
-    fn take_back(&self, lock: &ContextGuard<'_>, is: impl Fn(&E) -> bool) -> bool {
+    fn take_back(&self, lock: &Held<'_>, is: impl Fn(&E) -> bool) -> bool {
         let line = self.line(lock);
         let found = line.entries[line.start..].iter().position(is);
         if let Some(place) = found {
@@ -82,7 +83,7 @@ impl<E> Pending<E> {
     }
 
     /// Takes the first one off, and hands `of` it out.
-    fn take_first<R>(&self, lock: &ContextGuard<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
+    fn take_first<R>(&self, lock: &Held<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
         line.take_off(1);
@@ -109,7 +110,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Queues a request. Returns whether it may gather with others: somebody is sure to submit.
     #[inline]
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
-        let guard = here.acquire();
+        let guard = Held::at_home(here);
         self.tell_of(&entry, RequestState::Pending);
         self.pending.push(&guard, entry);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
@@ -196,14 +197,26 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
+        if self.context.at_home(|_| ()).is_none() {
+            self.context.mail(key);
+            return None;
+        }
         let guard = self.context.acquire();
-        if self.pending.take_back(&guard, |entry| self.kernel.key(entry) == key) {
-            add(&self.counts.refused, 1);
-            self.tell(key, RequestState::TakenBack);
+        if self.take_back(&guard, key) {
             return Some(-i64::from(libc::ECANCELED));
         }
         self.kernel.cancel(key);
         (P::ON_CANCEL == OnCancel::ReturnsAtOnce).then_some(-i64::from(libc::ECANCELED))
+    }
+
+    /// Takes a request off, if it is pending. Returns whether it was.
+    pub(crate) fn take_back(&self, lock: &Held<'_>, key: u64) -> bool {
+        let pending = self.pending.take_back(lock, |entry| self.kernel.key(entry) == key);
+        if pending {
+            add(&self.counts.refused, 1);
+            self.tell(key, RequestState::TakenBack);
+        }
+        pending
     }
 
     #[cold]
@@ -215,7 +228,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.tell(key, RequestState::Refused(result));
         self.context
-            .at_home(|here| self.finish(Some(here), key, result))
+            .at_home(|here| {
+                let _busy = self.context.busy();
+                self.finish(Some(here), key, result);
+            })
             .unwrap_or_else(|| self.finish(None, key, result));
         true
     }

@@ -28,6 +28,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
+        let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
@@ -107,7 +108,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         };
         match P::ON_COMPLETION {
             // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
-            OnCompletion::WakeUnlessEntered => here.wake_unless_entered(waiter),
+            OnCompletion::WakeUnlessEntered => {
+                if !here.wake_unless_entered(waiter) {
+                    // It is of a context that the engine was with before (rule E12).
+                    self.context.schedule(waiter);
+                }
+            }
             OnCompletion::EnterUnlessCurrent => {
                 if here.current() != Some(waiter) {
                     here.coroutine(waiter).expect("it waits").enter();

@@ -17,8 +17,8 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use coralio_runtime::Token;
 
@@ -61,7 +61,7 @@ pub(crate) struct Slot {
 
 // SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its key is handed to
 // anyone; and read by the one completion that claimed the request, before it stores the result that lets the home thread
-// free the slot. The rest is atomic.
+// free the slot. What a thread that is not home any more frees, the mutex hands over. The rest is atomic.
 unsafe impl Sync for Slot {}
 // SAFETY: a Token may be sent.
 unsafe impl Send for Slot {}
@@ -74,6 +74,8 @@ pub(crate) struct Requests {
     free: AtomicU32,
     /// Slots made so far; the home thread's alone.
     made: AtomicU32,
+    /// Freed by coroutines of contexts that the engine was with before.
+    freed: Mutex<Vec<u32>>,
 }
 
 /// `len` free slots from index `start` on, linked to a free list.
@@ -101,6 +103,7 @@ impl Requests {
             chunks: Default::default(),
             free: AtomicU32::new(0),
             made: AtomicU32::new(FIRST),
+            freed: Mutex::new(Vec::new()),
         }
     }
 
@@ -134,8 +137,17 @@ impl Requests {
         slot
     }
 
+    /// More free slots: those that came back from elsewhere, or new ones. Returns the first of them.
     #[cold]
     fn grow(&self) -> u32 {
+        let freed = std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner));
+        for slot in freed.iter().filter_map(|&index| self.slot(index)) {
+            slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.free.store(slot.index, Ordering::Relaxed);
+        }
+        if let Some(&last) = freed.last() {
+            return last;
+        }
         let start = self.made.load(Ordering::Relaxed);
         let chunk = (start / FIRST + 1).ilog2();
         let len = FIRST << chunk;
@@ -174,15 +186,29 @@ impl Requests {
     /// Gives the slot back: its key is stale from now on. On the home thread.
     #[inline]
     pub(crate) fn free(&self, slot: &Slot) {
-        // 31 bits: a key is never u64::MAX.
-        let generation = (slot.generation.load(Ordering::Relaxed) + 1) & 0x7fff_ffff;
-        slot.generation.store(generation, Ordering::Relaxed);
+        slot.retire_key();
         slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
         self.free.store(slot.index, Ordering::Relaxed);
     }
 }
 
+impl Requests {
+    /// As [`free`](Self::free), on the home thread of a context that the engine has left.
+    #[cold]
+    pub(crate) fn free_from_elsewhere(&self, slot: &Slot) {
+        slot.retire_key();
+        self.freed.lock().unwrap_or_else(PoisonError::into_inner).push(slot.index);
+    }
+}
+
 impl Slot {
+    #[inline]
+    fn retire_key(&self) {
+        // 31 bits: a key is never u64::MAX.
+        let generation = (self.generation.load(Ordering::Relaxed) + 1) & 0x7fff_ffff;
+        self.generation.store(generation, Ordering::Relaxed);
+    }
+
     /// What the kernel carries for the request that has this slot now.
     #[inline]
     pub(crate) fn key(&self) -> Key {

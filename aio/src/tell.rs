@@ -5,11 +5,11 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_runtime::ContextGuard;
 use coralio_runtime::trace::{Opened, RequestState, Span, Tracer};
 
 use crate::engine::Engine;
 use crate::kernel::Kernel;
+use crate::place::Held;
 use crate::policy::Policy;
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -51,7 +51,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// How the counters stand.
     #[inline]
-    pub(crate) fn tell_counters(&self, guard: &ContextGuard<'_>) {
+    pub(crate) fn tell_counters(&self, guard: &Held<'_>) {
         if let Some(tracer) = self.tracer() {
             let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
             tracer.counters(count(&self.in_flight), self.pending.len(guard) as u32, count(&self.plug_depth));

@@ -17,7 +17,6 @@
 //! Polls nest (rule X2): what a round has taken up lies in queues of the context, and a nested round goes on there.
 
 use std::hint;
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -73,6 +72,15 @@ impl AioContext {
         Home::current().map(|home| AioContext { shared: Arc::clone(&home.shared) })
     }
 
+    /// Whether both are handles to one context.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn is_same(&self, other: &AioContext) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Whether this thread is the context's home.
     ///
     /// # Control
@@ -115,7 +123,8 @@ impl AioContext {
         progress |= shared.pollers.run(shared);
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
-        progress |= source.is_some_and(|source| source.flush(false));
+        // Asked anew: it may have been detached.
+        progress |= home.source.get().is_some_and(|source| source.flush(false));
         home.progress.set(home.progress.get() + u64::from(progress));
         progress
     }
@@ -226,12 +235,13 @@ impl AioContext {
 
     fn sleep(&self, home: &Home) {
         let shared = &*self.shared;
-        let source = home.source.get();
         let busy = shared.beat.rest();
         shared.watches.mask_running(&shared.epoll);
         shared.sleep.going_to_sleep();
-        let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
-        if !due {
+        let due = self.is_due(home) || shared.pollers.is_ready(0);
+        // The handlers' looks are foreign code, which may have detached one.
+        let source = home.source.get();
+        if !due && !source.is_some_and(|source| source.is_ready()) {
             let until = self.next_due();
             if until.is_none() && home.is_impatient() && self.is_alone(home) {
                 home.lose_patience();
@@ -274,30 +284,6 @@ impl AioContext {
     #[doc(alias = "aio_notify")]
     pub fn notify(&self) {
         self.shared.notify();
-    }
-
-    /// Gives the context its I/O engine. For authors of engines.
-    ///
-    /// # Errors
-    ///
-    /// The context has one already: `AlreadyExists`.
-    ///
-    /// # Panics
-    ///
-    /// On another thread than the context's home.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
-    pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
-        let Some(home) = self.shared.home() else {
-            panic!("an engine is attached on the context's home thread");
-        };
-        home.source.set(Arc::clone(&source)).map_err(|_| {
-            io::Error::new(io::ErrorKind::AlreadyExists, "the context has an I/O engine already; share that one")
-        })?;
-        *self.shared.source.lock() = Some(source);
-        Ok(())
     }
 
     /// The way into the context's event log, if it was [set up](ContextBuilder::trace) with one. For authors of engines.

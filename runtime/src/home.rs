@@ -23,17 +23,18 @@
 
 #![allow(unsafe_code)]
 
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, ptr};
 
+use crate::context::AioContext;
 use crate::context::deadlock::Patience;
 use crate::context::polling::Window;
 use crate::context::shared::Shared;
+use crate::context::source::Sources;
 use crate::context::wake::Arrival;
-use crate::context::{AioContext, Source};
 use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, Own, State};
 use crate::coroutine::overflow::AlternateStack;
@@ -62,7 +63,7 @@ pub(crate) struct Home {
     /// For how long it is worth looking for completions before the loop sleeps.
     pub(crate) source_window: Window,
     /// The I/O source of this context, if it has one.
-    pub(crate) source: OnceCell<Arc<dyn Source>>,
+    pub(crate) source: Sources,
     /// Rounds of the loop that have not ended, nested ones included.
     rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
@@ -122,7 +123,7 @@ impl Home {
             context: AioContext { shared: Arc::clone(&shared) },
             shared,
             source_window: Window::default(),
-            source: OnceCell::new(),
+            source: Sources::default(),
             rounds: Cell::new(0),
             traced,
             top: Cell::new(ptr::null()),
@@ -154,8 +155,12 @@ impl Home {
             return outcome.unwrap_or_else(|payload| resume_unwind(payload));
         }
         let last_words = home.end();
+        let is_leaking = home.is_leaking();
+        if let Some(source) = home.source.get().filter(|_| !is_leaking) {
+            source.close();
+        }
         HOME.set(ptr::null());
-        if home.is_leaking() {
+        if is_leaking {
             std::mem::forget(home);
         }
         match (outcome, last_words) {

@@ -38,6 +38,18 @@ impl Handle {
         self.number
     }
 
+    /// The descriptor itself.
+    ///
+    /// # Panics
+    ///
+    /// If it is simulated.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        match self.owner {
+            Owner::Real(fd) => fd,
+            Owner::Simulated(_) => panic!("a simulated file belongs to its run, and does not leave its context"),
+        }
+    }
+
     pub(super) fn as_simulated(&self) -> Option<&Simulated> {
         match &self.owner {
             Owner::Real(_) => None,

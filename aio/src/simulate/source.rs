@@ -10,6 +10,7 @@ use std::time::Duration;
 use coralio_runtime::{AioContext, Source};
 
 use crate::any::Other;
+use crate::detach::Carried;
 use crate::engine::{Engine, Stats};
 use crate::kernel::Operation;
 use crate::kernel::sim::SimKernel;
@@ -49,6 +50,11 @@ impl Other for Simulated {
 
     fn on_short(&self) -> OnShort {
         self.engine.on_short()
+    }
+
+    fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
+        let why = "a simulated kernel belongs to its run; detach engines on real kernels";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 }
 

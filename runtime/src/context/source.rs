@@ -1,15 +1,18 @@
 //! What an I/O engine is to the loop: a place to look for completions, and a way to sleep until they come.
 
 use std::any::Any;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, Coroutine, Token};
 use crate::home::{Home, fork};
 
+use super::AioContext;
 use super::lock::ContextGuard;
 
 /// An I/O engine that a context drives. One per context.
@@ -55,6 +58,102 @@ pub trait Source: Any + Send + Sync {
     ///
     /// What the system says if it cannot sleep.
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
+
+    /// The context has ended, and its coroutines with it; it is home for this one call still. What others have with the engine
+    /// is brought to its end.
+    fn close(&self) {}
+}
+
+/// The engines that a context has had; the one that it has. None is dropped before the home is: a round that one was taken away
+/// in may be on the stack.
+#[derive(Default)]
+pub(crate) struct Sources(OnceCell<Box<Had>>);
+
+struct Had {
+    source: Arc<dyn Source>,
+    has_gone: Cell<bool>,
+    next: Sources,
+}
+
+impl Sources {
+    fn all(&self) -> impl Iterator<Item = &Had> {
+        std::iter::successors(self.0.get(), |had| had.next.0.get()).map(|had| &**had)
+    }
+
+    fn current(&self) -> Option<&Had> {
+        self.all().find(|had| !had.has_gone.get())
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Option<&Arc<dyn Source>> {
+        self.current().map(|had| &had.source)
+    }
+
+    /// Returns whether there was none.
+    fn set(&self, source: &Arc<dyn Source>) -> bool {
+        if self.current().is_some() {
+            return false;
+        }
+        if let Some(had) = self.all().find(|had| Arc::ptr_eq(&had.source, source)) {
+            had.has_gone.set(false);
+            return true;
+        }
+        let news = Had { source: Arc::clone(source), has_gone: Cell::new(false), next: Sources::default() };
+        let end = self.all().last().map_or(self, |had| &had.next);
+        end.0.set(Box::new(news)).is_ok()
+    }
+
+    fn take(&self) -> Option<Arc<dyn Source>> {
+        let had = self.current()?;
+        had.has_gone.set(true);
+        Some(Arc::clone(&had.source))
+    }
+}
+
+impl AioContext {
+    /// Gives the context its I/O engine. For authors of engines.
+    ///
+    /// # Errors
+    ///
+    /// The context has one already: `AlreadyExists`.
+    ///
+    /// # Panics
+    ///
+    /// On another thread than the context's home.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
+        let Some(home) = self.shared.home() else {
+            panic!("an engine is attached on the context's home thread");
+        };
+        if !home.source.set(&source) {
+            let why = "the context has an I/O engine already; share that one";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
+        *self.shared.source.lock() = Some(source);
+        Ok(())
+    }
+
+    /// Takes the I/O engine away from the context, and returns it, if it has one. The engine answers for its requests. Until
+    /// the context ends it keeps a handle to it. For authors of engines.
+    ///
+    /// # Panics
+    ///
+    /// On another thread than the context's home.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn detach(&self) -> Option<Arc<dyn Source>> {
+        let Some(home) = self.shared.home() else {
+            panic!("an engine is detached on the context's home thread");
+        };
+        let shared = self.shared.source.lock().take();
+        drop(shared);
+        home.source.take()
+    }
 }
 
 /// What an engine may do on its context's home thread: proof that this is it, looked up once for many steps.
@@ -165,7 +264,7 @@ impl<'h> AtHome<'h> {
     }
 
     /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has
-    /// ended, nothing happens.
+    /// ended, or is another context's, nothing happens, and this returns false.
     ///
     /// # Panics
     ///
@@ -176,10 +275,12 @@ impl<'h> AtHome<'h> {
     /// May enter it.
     #[inline]
     #[track_caller]
-    pub fn wake_unless_entered(self, token: Token) {
-        if token.lives_in(&self.home.shared) {
+    pub fn wake_unless_entered(self, token: Token) -> bool {
+        let ours = token.lives_in(&self.home.shared);
+        if ours {
             self.home.wake_unless_entered(token.block());
         }
+        ours
     }
 }
 

@@ -1,0 +1,274 @@
+//! From one context to another: an engine with requests pending and in flight, and files (rule E12).
+//!
+//! ```text
+//!   A's thread                         anywhere           B's thread
+//!   ----------                         --------           ----------
+//!   'X' reads, and waits
+//!   engine.detach()  ---------------->  Detached  ----->  detached.attach()
+//!   A's loop sleeps                                        B's loop submits, reaps
+//!   'X' is woken, at home  <------------------------------ stores the result, tells A's loop
+//! ```
+//!
+//! The requests move; the coroutines that wait for them do not, nor do the buffers. So nobody waits for anything, and nothing is lost:
+//! what has not been submitted is, by B; what is in flight is reaped there. *Lent to the kernel* holds as
+//! ever: a call does not return before its request is done, wherever it is reaped. That makes io_uring no exception, whose
+//! requests die with the thread that submitted them: A does not end before its coroutines' requests are done, and B does
+//! not end before all are that its engine has ([`Source::close`](coralio_runtime::Source::close)).
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coralio_runtime::{AioContext, Source, can_suspend, yield_now};
+
+use crate::any::AnyEngine;
+use crate::auto::Auto;
+use crate::engine::Engine;
+use crate::kernel::Kernel;
+use crate::policy::{Current, Policy};
+use crate::request::Slot;
+
+/// An engine on its way from one context to another.
+///
+/// Dropping it instead waits, in place, until all its requests are done: they are the kernel's.
+#[must_use = "dropping it blocks the thread until its requests are done"]
+pub struct Detached<K: Kernel, P: Policy = Current> {
+    /// Gone when it is attached.
+    engine: Option<Arc<Engine<K, P>>>,
+}
+
+/// An engine could not be attached, and is handed back.
+pub struct Refused<D> {
+    /// What was to be attached.
+    pub detached: D,
+    /// Why it was not.
+    pub error: io::Error,
+}
+
+impl<K: Kernel, P: Policy> Engine<K, P> {
+    /// Takes the engine from its context, which is this thread's, with all its requests: those who wait for them go on waiting, and
+    /// are woken at home when somebody has [attached](Detached::attach) the engine and reaped. The context may have another
+    /// engine then; calls on this one from its coroutines fail with `ENOTCONN`.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected`: the engine is not with this thread's context. `WouldBlock`: the caller runs, by a nested poll, on top of
+    /// a completion of this engine; call it from a coroutine or a bottom half that does not.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    pub fn detach(self: &Arc<Self>) -> io::Result<Detached<K, P>> {
+        if self.context.is_busy() && self.context.at_home(|_| ()).is_some() && can_suspend() {
+            // A completion has woken the caller, most likely. The loop resumes it without that.
+            yield_now();
+        }
+        let Some(context) = self.context.get().filter(|context| context.is_home()) else {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the engine is not with this thread's context; detach it on the thread that it was attached on last",
+            ));
+        };
+        if self.context.is_busy() {
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "a completion of the engine is being handled below, and whoever it woke polls; detach it from where \
+                 no poll is nested",
+            ));
+        }
+        let held = self.context.acquire();
+        drop(context.detach());
+        self.context.leave(&held);
+        Ok(Detached { engine: Some(Arc::clone(self)) })
+    }
+
+    /// Requests of those who have not got the engine any more, and want them cancelled. Returns whether any was pending.
+    #[cold]
+    pub(crate) fn read_mail(&self) -> bool {
+        let read = self.context.at_home(|here| {
+            let mut progress = false;
+            for key in self.context.take_mail() {
+                if let Some(result) = self.cancel(key) {
+                    self.finish(Some(here), key, result);
+                    progress = true;
+                }
+            }
+            progress
+        });
+        read.unwrap_or(false)
+    }
+
+    /// As `wait_in_place`, on a thread whose context the engine has left. In transit nobody else would reap; with another
+    /// context, that one does.
+    #[cold]
+    pub(crate) fn wait_abroad(&self, slot: &Slot) -> i64 {
+        loop {
+            if let Some(result) = slot.result() {
+                return result;
+            }
+            let Some(held) = self.context.acquire_transit() else {
+                self.context.wait_for_news(|| slot.result().is_some());
+                continue;
+            };
+            if self.take_back(&held, slot.key().to_bits()) {
+                return -i64::from(libc::ECANCELED);
+            }
+            if !self.reap() {
+                self.sleep_in_place();
+            }
+        }
+    }
+
+    /// Brings all requests to their end, in place.
+    #[cold]
+    pub(crate) fn drain(&self) {
+        let held = self.context.acquire();
+        while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len(&held) > 0 {
+            if !self.submit() && self.in_flight.load(Ordering::Relaxed) > 0 {
+                self.sleep_in_place();
+            }
+        }
+    }
+}
+
+impl<K: Kernel, P: Policy> Detached<K, P> {
+    /// Gives the engine to this thread's context, whose loop does from now on what its requests need.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists`: the context has an engine. It is handed back.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// Never switches. If a stack that waits for one of its requests is being unwound right now, it blocks the thread until
+    /// some request is done.
+    pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Self>> {
+        let context = AioContext::current().expect("an engine belongs to a context; attach it inside `run(|| ..)`");
+        let engine = self.engine.take().expect("it is attached once");
+        let held = engine.context.acquire();
+        if let Err(error) = context.attach(Arc::clone(&engine) as Arc<dyn Source>) {
+            drop(held);
+            return Err(Refused { detached: Detached { engine: Some(engine) }, error });
+        }
+        engine.context.enter(&held, &context);
+        drop(held);
+        Ok(engine)
+    }
+}
+
+impl<K: Kernel, P: Policy> Drop for Detached<K, P> {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.drain();
+        }
+    }
+}
+
+impl<K: Kernel, P: Policy> fmt::Debug for Detached<K, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.engine {
+            Some(engine) => write!(f, "Detached({})", engine.state()),
+            None => f.write_str("Detached"),
+        }
+    }
+}
+
+/// Takes its engine from this thread's context, with all its requests, to be attached to another thread's: see
+/// [`Engine::detach`].
+///
+/// # Errors
+///
+/// `NotFound`: the context has no engine. `Unsupported`: it is one of [`KernelChoice::Auto`](crate::KernelChoice::Auto), or
+/// simulated. `WouldBlock`: as [`Engine::detach`].
+///
+/// # Panics
+///
+/// Outside a context.
+///
+/// # Control
+///
+/// May yield.
+pub fn detach() -> io::Result<DetachedEngine> {
+    let context = AioContext::current().expect("an engine belongs to a context; detach it inside `run(|| ..)`");
+    if context.source().is_none() {
+        let why = "this context has no I/O engine: it gets one with its first file, or by Runner::run";
+        return Err(io::Error::new(io::ErrorKind::NotFound, why));
+    }
+    if Auto::of_this_context().is_some() {
+        let why = "under KernelChoice::Auto a context has engines of its own, which stay; name one by Runner::kernel, or detach files \
+                   alone, by File::detach";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    AnyEngine::of_this_context()?.detach().map(DetachedEngine)
+}
+
+/// A context's engine on its way to another, whichever kernel it is on. Dropping it instead waits, in place, until all its
+/// requests are done: they are the kernel's.
+#[must_use = "dropping it blocks the thread until its requests are done"]
+pub struct DetachedEngine(pub(crate) Box<dyn Carried>);
+
+/// A [`Detached`], whichever it is.
+pub(crate) trait Carried: Send + fmt::Debug {
+    fn attach(self: Box<Self>) -> Result<(), Refused<DetachedEngine>>;
+}
+
+impl<K: Kernel, P: Policy> Carried for Detached<K, P> {
+    fn attach(self: Box<Self>) -> Result<(), Refused<DetachedEngine>> {
+        let attached = Detached::attach(*self);
+        attached
+            .map(drop)
+            .map_err(|Refused { detached, error }| Refused { detached: DetachedEngine(Box::new(detached)), error })
+    }
+}
+
+impl DetachedEngine {
+    /// Gives the engine to this thread's context: see [`Detached::attach`]. Before its first file, and with
+    /// [`AioContext::run`], not [`Runner`](crate::Runner): that one makes an engine.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists`: the context has an engine. It is handed back.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// As [`Detached::attach`].
+    pub fn attach(self) -> Result<(), Refused<DetachedEngine>> {
+        self.0.attach()
+    }
+}
+
+impl fmt::Debug for DetachedEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<D> fmt::Debug for Refused<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<D> fmt::Display for Refused<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<D> std::error::Error for Refused<D> {}
+
+impl<D> From<Refused<D>> for io::Error {
+    /// What was to be attached is dropped.
+    fn from(refused: Refused<D>) -> io::Error {
+        refused.error
+    }
+}

@@ -1,0 +1,477 @@
+//! Rule E12: an engine goes from one context to another with requests pending and in flight, and none is lost.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use coralio_aio::kernel::io_uring::IoUring;
+use coralio_aio::kernel::linux_aio::LinuxAio;
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::kernel::threads::Threads;
+use coralio_aio::kernel::{Kernel, Opcode, Operation};
+use coralio_aio::{
+    AioContext, AlignedBuf, Cancelled, Detached, DetachedEngine, Direct, Engine, File, JoinHandle, KernelChoice,
+    Runner, spawn, suspend,
+};
+
+const BLOCK: usize = 512;
+
+/// Block number `block` is full of this.
+fn byte_of(block: usize) -> u8 {
+    block as u8 + 1
+}
+
+fn read<K: Kernel>(engine: &Engine<K>, fd: i32, buf: &mut [u8], offset: usize) -> io::Result<usize> {
+    let (addr, len, offset) = (buf.as_mut_ptr() as u64, buf.len() as u64, offset as u64);
+    // SAFETY: the buffer is borrowed until this returns or unwinds.
+    unsafe { engine.transfer(&Operation { opcode: Opcode::Read, fd, addr, len, offset }) }
+}
+
+/// A coroutine that reads one block, and looks at what it got.
+fn reader<K: Kernel>(engine: &Arc<Engine<K>>, fd: i32, block: usize) -> JoinHandle<()> {
+    let engine = Arc::clone(engine);
+    spawn(move || {
+        let mut buf = AlignedBuf::new(BLOCK, BLOCK);
+        assert_eq!(read(&engine, fd, &mut buf, block * BLOCK).unwrap(), BLOCK);
+        assert!(buf.iter().all(|&byte| byte == byte_of(block)), "block {block}");
+    })
+}
+
+fn state<K: Kernel>(engine: &Engine<K>) -> (u32, u32) {
+    let stats = engine.stats();
+    (stats.in_flight, stats.pending)
+}
+
+/// A scripted kernel with so many blocks on its disk.
+fn scripted(capacity: u32, blocks: usize) -> Scripted {
+    let kernel = Scripted::new(capacity);
+    AioContext::run(|_| {
+        let engine = Engine::<_>::attach(kernel.clone(), capacity).unwrap();
+        let data: Vec<_> = (0..blocks * BLOCK).map(|i| byte_of(i / BLOCK)).collect();
+        let (addr, len) = (data.as_ptr() as u64, data.len() as u64);
+        let write = Operation { opcode: Opcode::Write, fd: 0, addr, len, offset: 0 };
+        // SAFETY: the data outlives the coroutine, which is joined.
+        spawn(move || unsafe { engine.transfer(&write) }.unwrap()).join().unwrap();
+    });
+    kernel
+}
+
+/// Runs `far` with what is sent as another thread's context; meanwhile `near` on this one's.
+fn with_another<T: Send, R>(
+    far: impl FnOnce(&AioContext, Receiver<T>) + Send,
+    near: impl FnOnce(&AioContext, Sender<T>) -> R,
+) -> R {
+    let (send, receive) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || AioContext::run(|context| far(context, receive)));
+        AioContext::builder().unwind_report(false).run(|context| near(context, send)).unwrap()
+    })
+}
+
+#[test]
+fn pending_and_in_flight_go_along() {
+    // E12: with two requests in flight and two pending, the engine goes to another thread's context: that one submits and reaps
+    // them, and their coroutines end at home
+    let kernel = scripted(2, 4);
+    let before = kernel.taken();
+    with_another(
+        |context, receive: Receiver<Detached<Scripted>>| {
+            let engine = receive.recv().unwrap().attach().unwrap();
+            assert_eq!(state(&engine), (2, 2));
+            while state(&engine) != (0, 0) {
+                context.poll(true);
+            }
+            assert_eq!(engine.stats().completions, 4);
+        },
+        |context, send| {
+            let engine = Engine::attach(kernel.clone(), 2).unwrap();
+            let readers: Vec<_> = (0..4).map(|block| reader(&engine, 0, block)).collect();
+            context.poll(false);
+            assert_eq!(state(&engine), (2, 2));
+            let detached = engine.detach().unwrap();
+            assert!(context.source().is_none());
+            assert!(!context.poll(false), "nobody touches it in transit");
+            send.send(detached).unwrap();
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        },
+    );
+    assert_eq!(kernel.taken() - before, 4);
+}
+
+#[test]
+fn there_and_back_a_hundred_times() {
+    // E12: an engine goes to and fro between two contexts, with coroutines of both that read through it whenever it is there;
+    // every read brings its data, whoever reaped it
+    const ROUNDS: usize = 100;
+    let (to_far, at_far) = channel::<(usize, Detached<Scripted>)>();
+    let (to_near, at_near) = channel::<(usize, Detached<Scripted>)>();
+    let play = |inbox: Receiver<(usize, Detached<Scripted>)>, outbox: Sender<(usize, Detached<Scripted>)>| {
+        AioContext::run(|context| {
+            let mut readers = Vec::new();
+            for (round, detached) in inbox {
+                let engine = detached.attach().unwrap();
+                readers.extend((0..3).map(|block| reader(&engine, 0, block)));
+                // More or less of it is done before it goes on.
+                (0..=round % 4).for_each(|_| _ = context.poll(false));
+                let detached = engine.detach().unwrap();
+                if round == ROUNDS || outbox.send((round + 1, detached)).is_err() {
+                    break;
+                }
+            }
+            drop(outbox);
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        });
+    };
+    let first = AioContext::run(|_| Engine::<_>::attach(scripted_later(2, 3), 2).unwrap().detach().unwrap());
+    to_far.send((0, first)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| play(at_far, to_near));
+        scope.spawn(|| play(at_near, to_far));
+    });
+}
+
+/// As `scripted`, where this thread runs a context.
+fn scripted_later(capacity: u32, blocks: usize) -> Scripted {
+    thread::spawn(move || scripted(capacity, blocks)).join().unwrap()
+}
+
+#[test]
+fn from_within_a_completion() {
+    // E12, E5: a coroutine that a completion has woken may detach the engine: the reap is over by then; where a poll is nested on
+    // top of the reap it is not, and that is refused
+    let kernel = scripted(4, 4);
+    AioContext::run(|context| {
+        let engine = Engine::<_>::attach(kernel, 4).unwrap();
+        let other = reader(&engine, 0, 1);
+        let nested = spawn({
+            let (engine, context) = (Arc::clone(&engine), context.clone());
+            move || {
+                read(&engine, 0, &mut [0; BLOCK], 0).unwrap();
+                // On top of the reap that has just woken this one.
+                let inner = spawn({
+                    let engine = Arc::clone(&engine);
+                    move || engine.detach().map(drop).unwrap_err()
+                });
+                while !inner.is_finished() {
+                    context.poll(false);
+                }
+                inner.join().unwrap()
+            }
+        });
+        let error = nested.join().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+        other.join().unwrap();
+        let detacher = spawn({
+            let engine = Arc::clone(&engine);
+            move || {
+                read(&engine, 0, &mut [0; BLOCK], 0).unwrap();
+                engine.detach().unwrap()
+            }
+        });
+        let late = reader(&engine, 0, 2);
+        let detached = detacher.join().unwrap();
+        let engine = detached.attach().unwrap();
+        late.join().unwrap();
+        assert_eq!(state(&engine), (0, 0));
+    });
+}
+
+#[test]
+fn dropped_it_waits() {
+    // E12, E13: a detached engine that is dropped has first brought all its requests to their end, pending ones too
+    let kernel = scripted(2, 4);
+    AioContext::run(|context| {
+        let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
+        let readers: Vec<_> = (0..4).map(|block| reader(&engine, 0, block)).collect();
+        context.poll(false);
+        drop(engine.detach().unwrap());
+        assert_eq!((state(&engine), kernel.in_flight()), ((0, 0), 0));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+}
+
+#[test]
+fn unwound_while_it_is_in_transit() {
+    // E12, E13, C9: a context ends while its engine is in transit, and nobody else will reap: a stack that lends a buffer is left
+    // only when the kernel has given that back; what the kernel has not got is taken back
+    let kernel = scripted(2, 4);
+    let engine = AioContext::builder()
+        .unwind_report(false)
+        .run(|context| {
+            let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
+            let readers: Vec<_> = (0..4).map(|block| reader(&engine, 0, block)).collect();
+            context.poll(false);
+            drop(readers);
+            let detached = engine.detach().unwrap();
+            // The last to be unwound has it.
+            drop(spawn(move || {
+                suspend();
+                drop(detached);
+            }));
+            context.poll(false);
+            engine
+        })
+        .unwrap();
+    assert_eq!((state(&engine), kernel.in_flight()), ((0, 0), 0));
+    assert_eq!(engine.stats().completions, 2);
+}
+
+#[test]
+fn unwound_while_another_has_it() {
+    // E12, E13, C9: a context ends while another thread's has its engine: what its stacks have lent they get back before they
+    // unwind
+    struct Lent(Box<[u8; BLOCK]>, Arc<AtomicBool>);
+    impl Drop for Lent {
+        fn drop(&mut self) {
+            self.1.store(self.0.iter().all(|&byte| byte == byte_of(1)), Ordering::Relaxed);
+        }
+    }
+    let kernel = scripted(2, 4);
+    kernel.hold(kernel.taken());
+    let (filled, number) = (Arc::new(AtomicBool::new(false)), kernel.taken());
+    let (ends, ending) = channel::<()>();
+    let (attaches, attached) = channel::<()>();
+    let released = kernel.clone();
+    with_another(
+        move |context, receive: Receiver<Detached<Scripted>>| {
+            let engine = receive.recv().unwrap().attach().unwrap();
+            attaches.send(()).unwrap();
+            ending.recv().unwrap();
+            released.release(number);
+            while state(&engine) != (0, 0) {
+                context.poll(true);
+            }
+        },
+        |context, send| {
+            let engine = Engine::<_>::attach(kernel, 2).unwrap();
+            drop(spawn({
+                let (engine, filled) = (Arc::clone(&engine), Arc::clone(&filled));
+                move || {
+                    let mut lent = Lent(Box::new([0; BLOCK]), filled);
+                    let _ = read(&engine, 0, &mut lent.0[..], BLOCK);
+                }
+            }));
+            context.poll(false);
+            assert_eq!(state(&engine), (1, 0));
+            send.send(engine.detach().unwrap()).unwrap();
+            attached.recv().unwrap();
+            ends.send(()).unwrap();
+        },
+    );
+    assert!(filled.load(Ordering::Relaxed));
+}
+
+#[test]
+fn the_context_that_has_it_ends() {
+    // E12, E13: a context that ends with another's requests in its engine brings them to their end first
+    let kernel = scripted(1, 3);
+    with_another(
+        |_, receive: Receiver<Detached<Scripted>>| drop(receive.recv().unwrap().attach().unwrap()),
+        |context, send| {
+            let engine = Engine::<_>::attach(kernel.clone(), 1).unwrap();
+            let readers: Vec<_> = (0..3).map(|block| reader(&engine, 0, block)).collect();
+            context.poll(false);
+            send.send(engine.detach().unwrap()).unwrap();
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        },
+    );
+    assert_eq!(kernel.in_flight(), 0);
+}
+
+#[test]
+fn one_engine_each() {
+    // E1, E12, E14: the old context may have another engine, and calls on the one that has gone say so; a context that has one
+    // hands the second back
+    let kernel = scripted(2, 2);
+    AioContext::run(|_| {
+        let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
+        let detached = engine.detach().unwrap();
+        let error = engine.detach().unwrap_err();
+        assert!(error.to_string().contains("not with this thread's context"), "{error}");
+        let gone = spawn(move || read(&engine, 0, &mut [0; BLOCK], 0).unwrap_err());
+        assert_eq!(gone.join().unwrap().raw_os_error(), Some(libc::ENOTCONN));
+        let second = Engine::<_>::attach(kernel.clone(), 2).unwrap();
+        reader(&second, 0, 1).join().unwrap();
+        let refused = detached.attach().unwrap_err();
+        assert_eq!(refused.error.kind(), io::ErrorKind::AlreadyExists);
+        drop(second.detach().unwrap());
+        let first = refused.detached.attach().unwrap();
+        reader(&first, 0, 1).join().unwrap();
+    });
+}
+
+/// A file of so many blocks; gone when it ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(place: &Path, blocks: usize) -> Temp {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let temp = Temp(place.join(format!("coralio-detach-{}-{number}", std::process::id())));
+        fs::write(&temp.0, (0..blocks * BLOCK).map(|i| byte_of(i / BLOCK)).collect::<Vec<_>>()).unwrap();
+        temp
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Moves an engine on a real kernel to and fro, with reads of `file` out.
+fn moves<K: Kernel>(kernel: K, file: &fs::File, blocks: usize) {
+    let fd = file.as_raw_fd();
+    let (to_far, at_far) = channel::<(usize, Detached<K>)>();
+    let (to_near, at_near) = channel::<(usize, Detached<K>)>();
+    let play = |inbox: Receiver<(usize, Detached<K>)>, outbox: Sender<(usize, Detached<K>)>| {
+        AioContext::run(|context| {
+            let mut readers = Vec::new();
+            for (round, detached) in inbox {
+                let engine = detached.attach().unwrap();
+                readers.extend((0..24).map(|n| reader(&engine, fd, (round * 7 + n) % blocks)));
+                context.poll(round % 3 == 2);
+                let detached = engine.detach().unwrap();
+                if round == 200 || outbox.send((round + 1, detached)).is_err() {
+                    break;
+                }
+            }
+            drop(outbox);
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
+        });
+    };
+    let first = AioContext::run(|_| Engine::<_>::attach(kernel, 8).unwrap().detach().unwrap());
+    to_far.send((0, first)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| play(at_far, to_near));
+        scope.spawn(|| play(at_near, to_far));
+    });
+}
+
+fn on_real_files(each: impl Fn(&fs::File, usize)) {
+    use std::os::unix::fs::OpenOptionsExt;
+    const BLOCKS: usize = 64;
+    for (place, flags) in
+        [(std::env::temp_dir(), libc::O_DIRECT), (std::env::temp_dir(), 0), (PathBuf::from("/dev/shm"), 0)]
+    {
+        let temp = Temp::new(&place, BLOCKS);
+        match fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0) {
+            Ok(file) => each(&file, BLOCKS),
+            Err(error) => eprintln!("skipped: {}: {error}", place.display()),
+        }
+    }
+}
+
+#[test]
+fn on_native_aio() {
+    // E12: real requests, pending and in flight, of two contexts whose engine goes to and fro
+    on_real_files(|file, blocks| moves(LinuxAio::new(8).unwrap(), file, blocks));
+}
+
+#[test]
+fn on_threads() {
+    // E12: as on native AIO
+    on_real_files(|file, blocks| moves(Threads::new(8).unwrap(), file, blocks));
+}
+
+#[test]
+fn on_io_uring() {
+    // E12: as on native AIO, though a request dies with the thread that submitted it: no thread ends before those are done that it
+    // may have submitted
+    on_real_files(|file, blocks| match IoUring::new(8) {
+        Ok(kernel) => moves(kernel, file, blocks),
+        Err(error) => eprintln!("skipped: {error}"),
+    });
+}
+
+#[test]
+fn cancelled_from_abroad() {
+    // E11, E12: a coroutine whose request went to another thread's context is cancelled there: pending, it never gets to the
+    // kernel; in flight, the kernel is asked
+    let kernel = match IoUring::new(1) {
+        Ok(kernel) => kernel,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+    let never = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
+    let fd = never.as_raw_fd();
+    with_another(
+        |context, receive: Receiver<Detached<IoUring>>| {
+            let engine = receive.recv().unwrap().attach().unwrap();
+            while state(&engine) != (0, 0) {
+                context.poll(true);
+            }
+            assert_eq!((engine.stats().requests, engine.stats().completions), (2, 1));
+        },
+        |context, send| {
+            let engine = Engine::<_>::attach(kernel, 1).unwrap();
+            let readers = [(); 2].map(|()| {
+                let engine = Arc::clone(&engine);
+                spawn(move || read(&engine, fd, &mut [0; 8], 0).unwrap_err())
+            });
+            context.poll(false);
+            assert_eq!(state(&engine), (1, 1));
+            send.send(engine.detach().unwrap()).unwrap();
+            // In whatever order: the second is pending as long as the first is in flight.
+            let [first, second] = readers;
+            second.cancel();
+            assert!(Cancelled::is_cause_of(&second.join().unwrap()));
+            first.cancel();
+            assert!(Cancelled::is_cause_of(&first.join().unwrap()));
+        },
+    );
+}
+
+#[test]
+fn a_device_goes_to_another_thread() {
+    // E12, E14, E16: what a server does: engine and file are taken from one thread's context to another's, on each kernel; the file
+    // that stayed says where its engine is
+    for choice in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+        let temp = Temp::new(&std::env::temp_dir(), 64);
+        let (send, receive) = channel::<(DetachedEngine, coralio_aio::DetachedFile)>();
+        let far = thread::spawn(move || {
+            let Ok((engine, file)) = receive.recv() else { return };
+            AioContext::builder()
+                .run_coroutine(|_| {
+                    engine.attach().unwrap();
+                    let file = file.attach().unwrap();
+                    let mut buf = [0; BLOCK];
+                    file.read_exact_at(&mut buf, 5 * BLOCK as u64).unwrap();
+                    assert!(buf.iter().all(|&byte| byte == byte_of(5)));
+                    assert_eq!(coralio_aio::stats().in_flight, 0);
+                    assert!(file.as_fd().as_raw_fd() >= 0);
+                })
+                .unwrap();
+        });
+        let ran = Runner::new().kernel(choice).run(|| {
+            let open = || File::options().read(true).direct(Direct::Auto).open(&temp.0).unwrap();
+            let (goes, stays) = (open(), Rc::new(open()));
+            let waits = spawn({
+                let file = Rc::clone(&stays);
+                move || {
+                    let mut buf = [0; BLOCK];
+                    file.read_exact_at(&mut buf, 0).map(|()| buf[0])
+                }
+            });
+            send.send((coralio_aio::detach().unwrap(), goes.detach())).unwrap();
+            // It went before the engine did, or it is told.
+            match waits.join().unwrap() {
+                Ok(first) => assert_eq!(first, byte_of(0)),
+                Err(error) => assert!(error.to_string().contains("engine detached"), "{error}"),
+            }
+            let error = stays.read_at(&mut [0; BLOCK], 0).unwrap_err().to_string();
+            assert!(error.contains("has had its engine detached") && error.contains("File::detach"), "{error}");
+        });
+        if let Err(error) = ran {
+            eprintln!("skipped: {error}");
+        }
+        drop(send);
+        far.join().unwrap();
+    }
+}
