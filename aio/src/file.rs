@@ -27,6 +27,7 @@ use crate::simulate::Simulated;
 mod handle;
 mod manage;
 mod options;
+mod route;
 mod stream;
 mod transfer;
 
@@ -34,6 +35,7 @@ use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+use route::Route;
 pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
@@ -55,6 +57,7 @@ pub struct File {
     offset_mask: u64,
     direct: bool,
     engine: AnyEngine,
+    route: Route,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -134,7 +137,9 @@ impl File {
         }
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
-        Ok(File::assemble(Handle::real(fd), may_cache, direct, alignment, engine()?))
+        let engine = engine()?;
+        let route = Route::new(fd.as_fd(), kind.is_file(), direct);
+        Ok(File::assemble(Handle::real(fd), may_cache, direct, alignment, engine, route))
     }
 
     /// A file of the simulated kernel.
@@ -143,10 +148,18 @@ impl File {
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
         let fd = Handle::simulated(engine.kernel.clone(), number);
-        File::assemble(fd, direct != Direct::Always, is_direct, alignment, AnyEngine::Other(engine))
+        let (engine, may_cache) = (AnyEngine::Other(engine), direct != Direct::Always);
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main())
     }
 
-    fn assemble(fd: Handle, may_cache: bool, direct: bool, alignment: Alignment, engine: AnyEngine) -> File {
+    fn assemble(
+        fd: Handle,
+        may_cache: bool,
+        direct: bool,
+        alignment: Alignment,
+        engine: AnyEngine,
+        route: Route,
+    ) -> File {
         File {
             fd,
             cached: OnceCell::new(),
@@ -156,6 +169,7 @@ impl File {
             offset_mask: alignment.offset as u64 - 1,
             direct,
             engine,
+            route,
             _home: PhantomData,
         }
     }

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use coralio_runtime::trace::{RequestState, Span};
 use coralio_runtime::{AtHome, ContextGuard};
 
 use crate::engine::{Engine, add};
@@ -109,6 +110,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
         let guard = here.acquire();
+        self.tell_of(&entry, RequestState::Pending);
         self.pending.push(&guard, entry);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
         // queue is deep, each would go alone.
@@ -140,6 +142,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
+        let _told = self.tell_span(Span::Submit);
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
         for _ in 0..=self.depth {
@@ -168,7 +171,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let wanted = self.pending.len(&guard).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
-        let submitted = self.pending.offer(&guard, wanted, |entries| unsafe { self.kernel.submit(entries) });
+        let submitted = self.pending.offer(&guard, wanted, |entries| unsafe { self.submit_and_tell(entries) });
         match submitted {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
@@ -176,6 +179,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 if P::NOT_TAKEN == NotTaken::TailForgotten {
                     (taken..wanted).for_each(|_| _ = self.pending.take_first(&guard, |_| ()));
                 }
+                self.tell_counters(&guard);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -195,6 +199,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let guard = self.context.acquire();
         if self.pending.take_back(&guard, |entry| self.kernel.key(entry) == key) {
             add(&self.counts.refused, 1);
+            self.tell(key, RequestState::TakenBack);
             return Some(-i64::from(libc::ECANCELED));
         }
         self.kernel.cancel(key);
@@ -208,6 +213,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         add(&self.counts.refused, 1);
         drop(guard);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
+        self.tell(key, RequestState::Refused(result));
         self.context
             .at_home(|here| self.finish(Some(here), key, result))
             .unwrap_or_else(|| self.finish(None, key, result));

@@ -10,9 +10,10 @@
 use std::sync::atomic::Ordering;
 
 use coralio_runtime::AtHome;
+use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
-use crate::kernel::{Completion, Kernel};
+use crate::kernel::Kernel;
 use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -28,9 +29,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
         let mut progress = false;
+        let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {
+                    self.tell(completion.key, RequestState::Done(completion.result));
                     if P::COUNTS == Counts::BeforeWaking {
                         self.count_down();
                     }
@@ -48,9 +51,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     self.kernel.commit();
                     batch.push(completion);
                 }
-                for Completion { key, result } in batch {
+                for completion in batch {
+                    self.tell(completion.key, RequestState::Done(completion.result));
                     self.count_down();
-                    self.finish(here, key, result);
+                    self.finish(here, completion.key, completion.result);
                     progress = true;
                 }
             }
@@ -81,6 +85,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[cold]
     fn below_zero(&self) -> ! {
+        self.tell_violation("in_flight below zero");
         panic!("in_flight below zero: a completion was reaped twice ({})", self.state())
     }
 
@@ -110,6 +115,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[cold]
     fn stray(&self, key: u64, result: i64) -> ! {
+        self.tell_violation("a completion for a request that is not in flight");
         panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
     }
 }

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use crate::coroutine::Token;
 use crate::home::{Home, fork};
+use crate::trace::{Span, Tracer};
 
 pub(crate) mod bottom_half;
 mod builder;
@@ -106,11 +107,12 @@ impl AioContext {
         let shared = &*self.shared;
         let source = home.source.get();
         let _beat = home.beat();
+        let _told = shared.traced(Span::Round);
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
-        progress |= shared.bottom_halves.run(&shared.clock);
+        progress |= shared.bottom_halves.run(shared);
         progress |= self.serve_watches(progress);
-        progress |= shared.pollers.run();
+        progress |= shared.pollers.run(shared);
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
         progress |= source.is_some_and(|source| source.flush(false));
@@ -127,11 +129,12 @@ impl AioContext {
             "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
         );
         let _guard = self.acquire();
+        let _told = self.shared.traced(Span::Round);
         let source = self.shared.source.lock().clone();
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
-        progress |= self.shared.bottom_halves.run(&self.shared.clock);
+        progress |= self.shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress);
-        progress |= self.shared.pollers.run();
+        progress |= self.shared.pollers.run(&self.shared);
         progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(false))
     }
@@ -147,7 +150,7 @@ impl AioContext {
             let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| shared.watches.report(ready));
             asked.unwrap_or_else(|error| panic!("the loop cannot ask for ready descriptors: {error}"));
         }
-        shared.watches.run(&shared.epoll)
+        shared.watches.run(shared)
     }
 
     /// Nothing was due. Waits until something is; returns whether it is worth another round.
@@ -239,6 +242,7 @@ impl AioContext {
                 let sleep = |timeout| source.sleep(shared.epoll.as_fd(), timeout);
                 shared.clock.sleep_in_source(until, sleep, || source.is_ready())
             };
+            let _told = shared.traced(Span::Sleep);
             let slept = shared.asleep(home, || match source.and_then(in_source) {
                 None => (shared.clock.sleep_until(until, ask), false),
                 Some(slept) => (slept, true),
@@ -294,6 +298,16 @@ impl AioContext {
         })?;
         *self.shared.source.lock() = Some(source);
         Ok(())
+    }
+
+    /// The way into the context's event log, if it was [set up](ContextBuilder::trace) with one. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn tracer(&self) -> Option<&Tracer> {
+        self.shared.tracer.as_ref()
     }
 
     /// The context's I/O engine, if it has one. For authors of engines.

@@ -38,6 +38,7 @@ mod scope;
 mod sync;
 mod sys;
 mod task;
+pub mod trace;
 
 pub use context::bottom_half::BottomHalf;
 pub use context::clock::VirtualClock;

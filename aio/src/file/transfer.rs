@@ -11,6 +11,7 @@ use crate::kernel::{Opcode, Operation};
 use crate::policy::OnShort;
 
 use super::handle::Handle;
+use super::route::Way;
 use super::{Alignment, File};
 
 impl File {
@@ -21,8 +22,40 @@ impl File {
     /// As [`Engine::transfer`].
     #[inline(always)]
     pub(super) unsafe fn request(&self, operation: Operation, alignment: Alignment) -> io::Result<usize> {
+        let own = operation.fd == self.fd.as_raw_fd();
+        let way = self.route.way(operation.opcode, own);
         // SAFETY: the caller's promise.
-        let result = unsafe { self.engine.perform(&operation) };
+        let result = unsafe {
+            match way {
+                Way::Spare => self.route.on_spare(&operation, own, &self.engine),
+                Way::Main | Way::Try => self.engine.perform(&operation, way == Way::Try),
+            }
+        };
+        if result >= 0 {
+            return Ok(result as usize);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.refused(result, way, operation, alignment) }
+    }
+
+    /// It failed; or it would have blocked the loop, and a thread does it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[cold]
+    unsafe fn refused(
+        &self,
+        mut result: i64,
+        way: Way,
+        operation: Operation,
+        alignment: Alignment,
+    ) -> io::Result<usize> {
+        let own = operation.fd == self.fd.as_raw_fd();
+        if way == Way::Try && self.route.is_refusal(result, operation.opcode, own, self.direct) {
+            // SAFETY: the caller's promise.
+            result = unsafe { self.route.on_spare(&operation, own, &self.engine) };
+        }
         if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
     }
 

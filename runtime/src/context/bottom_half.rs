@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::trace::Span;
+
 use super::AioContext;
 use super::clock::Clock;
 use super::shared::Shared;
@@ -161,7 +163,7 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, by what the callbacks do.
-    pub(crate) fn run(&self, clock: &Clock) -> bool {
+    pub(crate) fn run(&self, shared: &Shared) -> bool {
         /// Puts the callback back though it panicked.
         struct Running<'a>(&'a BottomHalves, &'a Clock, usize, Option<Callback>);
         impl Drop for Running<'_> {
@@ -176,6 +178,7 @@ impl BottomHalves {
         if !self.queued.load(Ordering::Relaxed) {
             return false;
         }
+        let clock = &shared.clock;
         let mut table = self.table.lock();
         table.take_up(clock);
         let mut progress = false;
@@ -188,7 +191,9 @@ impl BottomHalves {
             progress = true;
             let mut running = Running(self, clock, key, Some(callback));
             let callback = running.3.as_mut().expect("just put there");
+            let told = shared.traced(Span::BottomHalf);
             callback();
+            drop(told);
             let callback = running.3.take().expect("still there");
             table = self.table.lock();
             if let Some(unneeded) = self.finish(&mut table, key, callback, clock) {

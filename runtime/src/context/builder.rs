@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::coroutine::Coroutine;
 use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
 use crate::home::{Home, fork};
+use crate::trace::Trace;
 
 use super::AioContext;
 use super::clock::Clock;
@@ -27,6 +28,7 @@ pub struct ContextBuilder {
     stall_report: Option<Duration>,
     unwind_report: bool,
     measure_stack: bool,
+    trace: Option<Trace>,
     pub(super) clock: Clock,
 }
 
@@ -81,6 +83,12 @@ impl ContextBuilder {
         self
     }
 
+    /// Has what happens in the context told to an event log.
+    pub fn trace(mut self, trace: &Trace) -> ContextBuilder {
+        self.trace = Some(trace.clone());
+        self
+    }
+
     /// As [`AioContext::run`].
     ///
     /// # Errors
@@ -92,7 +100,7 @@ impl ContextBuilder {
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
-        let context = AioContext { shared: Shared::new(self.clock)? };
+        let context = AioContext { shared: Shared::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
         context.set_poll_limit(self.poll_limit);
         let _counted = Counted::new(&context);
         let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
@@ -176,6 +184,7 @@ impl AioContext {
             deadlock_report: Some(Duration::from_secs(1)),
             stall_report: None,
             unwind_report: true,
+            trace: None,
         }
     }
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::sys::{Epoll, Ready};
+use crate::trace::Span;
 
 use super::AioContext;
 use super::shared::{KICK_TOKEN, Shared};
@@ -147,7 +148,7 @@ impl Watches {
     /// # Control
     ///
     /// May enter and poll, by what the handlers do.
-    pub(crate) fn run(&self, epoll: &Epoll) -> bool {
+    pub(crate) fn run(&self, shared: &Shared) -> bool {
         /// Puts the handler back though it panicked.
         struct Running<'a>(&'a Watches, &'a Epoll, u64, Option<Handler>);
         impl Drop for Running<'_> {
@@ -161,7 +162,8 @@ impl Watches {
         loop {
             let Some((token, readiness, handler)) = self.start_next() else { return progress };
             progress = true;
-            let mut running = Running(self, epoll, token, Some(handler));
+            let mut running = Running(self, &shared.epoll, token, Some(handler));
+            let _told = shared.traced(Span::Watch);
             running.3.as_mut().expect("just put there")(readiness);
         }
     }

@@ -58,29 +58,6 @@ impl ContextLock {
         unsafe { self.mutex.force_unlock() };
     }
 
-    #[cold]
-    fn last_dropped(&self, depth: u32) {
-        if depth != 0 {
-            // The loop had given the lock up: the count would no longer say who holds it.
-            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
-            std::process::abort();
-        }
-        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
-        // thread, so this is the thread that locked it.
-        unsafe { self.unlock() };
-    }
-
-    fn foreign_dropped(&self, era: u64) {
-        if ERA.get().0 != era {
-            eprintln!(
-                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
-                 dropped later; drop it before the coroutine that took it is suspended"
-            );
-            std::process::abort();
-        }
-        self.foreign_guards.store(self.foreign_guards.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-    }
-
     #[inline]
     fn set_depth(&self, depth: u32) {
         self.home_guards.store(depth, Ordering::Relaxed);
@@ -109,13 +86,13 @@ impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
         let lock = &self.shared.lock;
         if let Some(foreign) = &self.foreign {
-            lock.foreign_dropped(foreign.era);
+            self.shared.foreign_dropped(foreign.era);
         } else {
             let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
             // One comparison for both: that it was the last, and that the count was 0 before.
             if depth as i32 <= 0 {
-                lock.last_dropped(depth);
+                self.shared.last_dropped(depth);
             }
         }
     }
@@ -156,6 +133,41 @@ impl AioContext {
 }
 
 impl Shared {
+    #[cold]
+    fn last_dropped(&self, depth: u32) {
+        if depth != 0 {
+            // The loop had given the lock up: the count would no longer say who holds it.
+            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
+            std::process::abort();
+        }
+        self.tell_lock(false);
+        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
+        // thread, so this is the thread that locked it.
+        unsafe { self.lock.unlock() };
+    }
+
+    #[inline(never)]
+    fn foreign_dropped(&self, era: u64) {
+        if ERA.get().0 != era {
+            eprintln!(
+                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
+                 dropped later; drop it before the coroutine that took it is suspended"
+            );
+            std::process::abort();
+        }
+        let left = self.lock.foreign_guards.load(Ordering::Relaxed) - 1;
+        self.lock.foreign_guards.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.tell_lock(false);
+        }
+    }
+
+    fn tell_lock(&self, taken: bool) {
+        if let Some(tracer) = &self.tracer {
+            tracer.lock(taken);
+        }
+    }
+
     #[inline]
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
         match self.home() {
@@ -165,10 +177,20 @@ impl Shared {
     }
 
     fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
-        let guards = &self.lock.foreign_guards;
-        guards.store(guards.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let guards = self.lock.foreign_guards.load(Ordering::Relaxed);
+        self.lock.foreign_guards.store(guards + 1, Ordering::Relaxed);
+        if guards == 0 {
+            self.tell_lock(true);
+        }
         let foreign = Foreign { era: ERA.get().0, _mutex: mutex };
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
+    }
+
+    // Out of line, as `ContextLock::lock`.
+    #[inline(never)]
+    fn first_taken(&self) {
+        self.lock.lock();
+        self.tell_lock(true);
     }
 
     /// As `acquire`, where the caller knows that this is the home thread.
@@ -176,7 +198,7 @@ impl Shared {
     pub(crate) fn acquire_at_home(&self) -> ContextGuard<'_> {
         let depth = self.lock.depth();
         if depth == 0 {
-            self.lock.lock();
+            self.first_taken();
         }
         self.lock.set_depth(depth + 1);
         ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
@@ -184,24 +206,26 @@ impl Shared {
 
     /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a ContextLock, u32);
+        struct Retake<'a>(&'a Shared, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
-                    self.0.lock();
+                    self.0.lock.lock();
+                    self.0.tell_lock(true);
                 }
-                self.0.set_depth(self.1);
+                self.0.lock.set_depth(self.1);
             }
         }
         let lock = &self.lock;
         let depth = lock.depth();
         lock.set_depth(0);
         if depth > 0 {
+            self.tell_lock(false);
             // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
             // stack, and are not used before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
-        let _retake = Retake(lock, depth);
+        let _retake = Retake(self, depth);
         f()
     }
 

@@ -14,6 +14,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::trace::Span;
+
 use super::AioContext;
 use super::shared::Shared;
 
@@ -121,7 +123,7 @@ impl Pollers {
     /// # Control
     ///
     /// May enter and poll, by what the handlers do. One that polls is not called again from there (rule X4).
-    pub(crate) fn run(&self) -> bool {
+    pub(crate) fn run(&self, shared: &Shared) -> bool {
         /// Puts the handler back though it panicked.
         struct Running<'a>(&'a Pollers, usize, Option<Handler>);
         impl Drop for Running<'_> {
@@ -146,6 +148,7 @@ impl Pollers {
                 if let Some(handler) = handler {
                     progress = true;
                     let mut running = Running(self, key, Some(handler));
+                    let _told = shared.traced(Span::PollHandler);
                     running.2.as_mut().expect("just put there")();
                 }
             }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::home::Home;
 use crate::sys::{Epoll, EventFd};
+use crate::trace::{Opened, Span, Tracer};
 
 use super::bottom_half::BottomHalves;
 use super::clock::Clock;
@@ -49,11 +50,13 @@ pub(crate) struct Shared {
     pub(crate) busy_rounds: AtomicU32,
     /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
     pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
+    /// The way into the event log, if there is one.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 impl Shared {
     /// For the thread that calls.
-    pub(crate) fn new(clock: Clock) -> io::Result<Arc<Shared>> {
+    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edges: the counter need never be read back.
@@ -75,6 +78,7 @@ impl Shared {
             poll_limit: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
+            tracer,
         }))
     }
 
@@ -88,6 +92,13 @@ impl Shared {
     #[inline]
     pub(crate) fn home<'a>(&self) -> Option<&'a Home> {
         Home::current().filter(|home| ptr::eq(&*home.shared, self))
+    }
+
+    /// A piece of work begins that the event log shows, and is over when the value is dropped.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn traced(&self, span: Span) -> Option<Opened<'_>> {
+        self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 
     /// Wakes the loop if it sleeps or is about to (rule X6). The work that it shall find is on its queue already.

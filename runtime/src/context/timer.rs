@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::coroutine::Token;
+use crate::trace::Span;
 
 use super::AioContext;
 use super::shared::Shared;
@@ -204,6 +205,7 @@ impl Timers {
             };
             let Some((key, action)) = next else { return progress };
             progress = true;
+            let _told = shared.traced(Span::Timer);
             match action {
                 Action::Callback(callback) => {
                     let mut running = Running(self, key, Some(callback));

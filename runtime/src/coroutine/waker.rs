@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::context::shared::Shared;
 use crate::context::wake::Arrival;
 use crate::home::Home;
+use crate::trace::Wake;
 
 use super::control::{Control, CoroutineId};
 use super::ticket::Claim;
@@ -148,6 +149,9 @@ pub(super) fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleE
     let here = Location::caller();
     match id.block.schedule(id.generation, here) {
         Claim::Mine => {
+            if let Some(tracer) = &shared.tracer {
+                tracer.wake(id, Wake::Scheduled, here);
+            }
             // One that is handed back: the context has ended, and nobody runs it any more.
             if shared.arrivals.push(Arrival::Wake(id)).is_ok() {
                 shared.notify();

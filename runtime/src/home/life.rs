@@ -81,6 +81,9 @@ impl Home {
         own.lease.set(Some(lease));
         own.packet.set(Some(Packet::of::<T>(place)));
         own.joiner.set(None);
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.create(block.id(), attributes.name.as_deref(), attributes.created_at);
+        }
         if attributes.name.is_some() || own.name.borrow().is_some() {
             own.name.replace(attributes.name);
         }
@@ -139,8 +142,10 @@ impl Home {
                 }
                 None => {}
             }
+            self.tell_end(block);
             return None;
         }
+        self.tell_end(block);
         let packet = own.packet.take().expect("a finished coroutine has an outcome");
         let _release = Release { home: self, block };
         // Its stack is done with: the result's destructor runs outside a coroutine, and cannot be suspended.
@@ -148,6 +153,14 @@ impl Home {
         // SAFETY: the body wrote the outcome before it returned, and the packet was taken, so nobody reads it again.
         let payload = unsafe { (packet.payload)(packet.place) };
         payload.filter(|payload| own.propagates.get() && !payload.is::<Cancelled>())
+    }
+
+    /// After it has woken whoever waits for it, and before the block is another one's.
+    #[inline]
+    fn tell_end(&self, block: &'static Control) {
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.end(block.id());
+        }
     }
 
     /// Takes the outcome of a finished coroutine, and gives its stack back.

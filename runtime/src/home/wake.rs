@@ -4,6 +4,7 @@ use std::panic::Location;
 use std::thread;
 
 use crate::coroutine::control::{Control, CoroutineId, State};
+use crate::trace::Wake;
 
 use super::Home;
 
@@ -22,7 +23,10 @@ impl Home {
         match own.state.get() {
             State::Suspended => self.wake_suspended(id.block),
             // It will look before it suspends.
-            State::Entered => own.woken.set(true),
+            State::Entered => {
+                own.woken.set(true);
+                self.tell(id.block, Wake::LeftEntered);
+            }
             State::Scheduled | State::Finished | State::Free => {}
         }
     }
@@ -37,6 +41,7 @@ impl Home {
     pub(crate) fn wake_later(&self, id: CoroutineId) {
         let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
         if suspended && self.running.get().is_none() && !self.ending.get() {
+            self.tell(id.block, Wake::Scheduled);
             self.make_ready(id.block, Location::caller());
         } else {
             self.wake(id);
@@ -53,12 +58,22 @@ impl Home {
     pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
         if self.own(block).state.get() == State::Suspended && !self.ending.get() {
             self.wake_suspended(block);
+        } else if self.traced && self.own(block).state.get() == State::Entered {
+            self.tell(block, Wake::LeftEntered);
         }
     }
 
     #[inline]
     #[track_caller]
     fn wake_suspended(&self, block: &'static Control) {
+        if self.traced {
+            let how = match self.running.get() {
+                Some(_) => Wake::AfterYield,
+                None if thread::panicking() => Wake::Scheduled,
+                None => Wake::Now,
+            };
+            self.tell(block, how);
+        }
         match self.frame() {
             Some(frame) if self.running.get().is_some() => {
                 block.set_scheduled_at(Location::caller());
@@ -68,6 +83,15 @@ impl Home {
             // A destructor woke it while this thread unwinds: it could not be suspended here.
             _ if thread::panicking() => self.make_ready(block, Location::caller()),
             _ => self.enter(block),
+        }
+    }
+
+    /// To the event log, if there is one.
+    #[cold]
+    #[track_caller]
+    fn tell(&self, block: &'static Control, how: Wake) {
+        if let Some(tracer) = &self.shared.tracer {
+            tracer.wake(block.id(), how, Location::caller());
         }
     }
 
