@@ -151,7 +151,8 @@ impl File {
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
         let fd = Handle::simulated(engine.kernel.clone(), number);
-        File::assemble(fd, direct != Direct::Always, is_direct, alignment, AnyEngine::Other(engine), Route::main())
+        let (engine, may_cache) = (AnyEngine::Other(engine), direct != Direct::Always);
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main())
     }
 
     fn assemble(

@@ -27,6 +27,29 @@ fn the_same_seed_makes_the_same_run() {
     assert!(first.len() > 350, "{} of 400", first.len());
 }
 
+#[test]
+fn the_hash_is_of_all_that_the_kernel_sees_and_does() {
+    // E17: what is written, what is read, which file, and what goes wrong; all else is the same here.
+    let hash = |write: u8, rot: u8, at: u64, errno: i32| {
+        Simulation::new().faults(Faults::none()).trace_hash(0, |sim| {
+            let file = sim.create("a", 512);
+            file.write_at(&[write; 8], at)?;
+            sim.corrupt("a", 100, &[rot]);
+            file.read_at(&mut [0; 200], 0)?;
+            sim.inject(Fault::Error(errno));
+            file.sync_data().unwrap_err();
+            Ok(())
+        })
+    };
+    let base = hash(1, 1, 0, libc::EIO);
+    assert_eq!(hash(1, 1, 0, libc::EIO), base);
+    for other in
+        [hash(2, 1, 0, libc::EIO), hash(1, 2, 0, libc::EIO), hash(1, 1, 1, libc::EIO), hash(1, 1, 0, libc::EBADF)]
+    {
+        assert_ne!(other, base);
+    }
+}
+
 /// Fails if the second of three reads is the first to complete.
 fn overtaken(sim: &Sim) -> io::Result<()> {
     let order = std::rc::Rc::new(RefCell::new(Vec::new()));

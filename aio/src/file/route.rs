@@ -47,18 +47,15 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// For a file of an engine that is the only one.
-    pub(super) fn main() -> Route {
-        Route::among(None, false)
+    /// Where there is nothing to choose.
+    pub(super) fn only_main() -> Route {
+        let main = || [const { Cell::new(Way::Main) }; 2];
+        Route { auto: None, own: main(), cached: main(), dirty: Cell::new(0) }
     }
 
     /// For a file of this thread's context.
     pub(super) fn new(fd: BorrowedFd<'_>, is_file: bool, direct: bool) -> Route {
         let auto = Auto::of_this_context().filter(|auto| auto.may_block() && !(is_file && is_in_memory(fd)));
-        Route::among(auto, direct)
-    }
-
-    fn among(auto: Option<Arc<Auto>>, direct: bool) -> Route {
         let ways = |ways: [Way; 2]| ways.map(|way| Cell::new(if auto.is_some() { way } else { Way::Main }));
         let own = ways([Way::Try, if direct { Way::Try } else { Way::Spare }]);
         let cached = ways([Way::Try, Way::Spare]);
