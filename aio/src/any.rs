@@ -14,11 +14,12 @@ use std::sync::Arc;
 use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
-use crate::engine::{Engine, Stats};
+use crate::auto::{Auto, Chosen};
+use crate::engine::{Attempt, Engine, Stats};
+use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
-use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, OnShort, Policy};
 use crate::queue::Plug;
 
@@ -26,10 +27,11 @@ use crate::queue::Plug;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelChoice {
-    /// Native AIO.
+    /// What suits the file, of what the machine allows: native AIO, with a thread for each request that would block the loop in
+    /// submit (rules E14, E16); if that is refused, io_uring; else threads. [`chosen_kernel`](crate::chosen_kernel) says which, and why.
     #[default]
     Auto,
-    /// Native AIO (`io_submit`).
+    /// Native AIO (`io_submit`) alone: whatever it does within submit blocks the loop meanwhile.
     Aio,
     /// io_uring.
     Uring,
@@ -81,16 +83,16 @@ pub(crate) trait Other {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    unsafe fn perform(&self, operation: &Operation) -> i64;
+    unsafe fn perform(&self, attempt: &Attempt) -> i64;
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
 }
 
 impl<K: Kernel, P: Policy> Other for Engine<K, P> {
-    unsafe fn perform(&self, operation: &Operation) -> i64 {
+    unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        unsafe { Engine::perform(self, operation) }
+        unsafe { Engine::perform(self, attempt) }
     }
 
     fn stats(&self) -> Stats {
@@ -110,7 +112,11 @@ impl AnyEngine {
     /// Gives this thread's context an engine.
     pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
         match choice {
-            KernelChoice::Auto | KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
+            KernelChoice::Auto => {
+                Auto::attach(depth)?;
+                AnyEngine::of_this_context()
+            }
+            KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
             KernelChoice::Uring => Engine::attach(IoUring::new(depth)?, depth).map(AnyEngine::Uring),
             KernelChoice::Threads => Engine::attach(Threads::new(depth)?, depth).map(AnyEngine::Threads),
         }
@@ -122,7 +128,7 @@ impl AnyEngine {
         let Some(source) = context.source() else {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
-        let source = source as Arc<dyn Any + Send + Sync>;
+        let source = Auto::main_of(source) as Arc<dyn Any + Send + Sync>;
         let found = source.downcast().map(AnyEngine::Aio);
         let found = found.or_else(|source| source.downcast().map(AnyEngine::Uring));
         found.or_else(|source| source.downcast().map(AnyEngine::Threads)).map_err(|_| {
@@ -136,25 +142,38 @@ impl AnyEngine {
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+    pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                AnyEngine::Aio(engine) => engine.perform(operation),
-                AnyEngine::Uring(engine) => engine.perform(operation),
-                AnyEngine::Threads(engine) => engine.perform(operation),
-                AnyEngine::Other(engine) => engine.perform(operation),
+                AnyEngine::Aio(engine) => engine.perform(attempt),
+                AnyEngine::Uring(engine) => engine.perform(attempt),
+                AnyEngine::Threads(engine) => engine.perform(attempt),
+                AnyEngine::Other(engine) => engine.perform(attempt),
             }
         }
     }
 
+    /// What the engines of this thread's context have done so far.
     pub(crate) fn stats(&self) -> Stats {
-        match self {
+        let main = match self {
             AnyEngine::Aio(engine) => engine.stats(),
             AnyEngine::Uring(engine) => engine.stats(),
             AnyEngine::Threads(engine) => engine.stats(),
             AnyEngine::Other(engine) => engine.stats(),
-        }
+        };
+        Auto::of_this_context().map_or(main, |auto| auto.stats_with(main))
+    }
+
+    /// Which kernel it is on, and why; `None` if it is one of a test's own.
+    pub(crate) fn chosen(&self) -> Option<Chosen> {
+        let named = match self {
+            AnyEngine::Aio(_) => KernelChoice::Aio,
+            AnyEngine::Uring(_) => KernelChoice::Uring,
+            AnyEngine::Threads(_) => KernelChoice::Threads,
+            AnyEngine::Other(_) => return None,
+        };
+        Some(Auto::of_this_context().map_or_else(|| Chosen::by_name(named), |auto| auto.chosen.clone()))
     }
 
     pub(crate) fn plug(&self) -> Plug {

@@ -96,6 +96,17 @@ pub struct Stats {
     pub in_flight: u32,
     /// Requests that wait to be submitted.
     pub pending: u32,
+    /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
+    /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
+    pub on_threads: u64,
+}
+
+/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
+/// cannot tell).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) operation: Operation,
+    pub(crate) nowait: bool,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -113,6 +124,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+        let engine = Engine::new(kernel, depth)?;
+        engine.context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
+        Ok(engine)
+    }
+
+    /// As `attach`, for one that another source drives.
+    pub(crate) fn new(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -120,9 +138,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 format!("a queue depth of {depth} cannot be; choose 1 to {}", kernel.capacity()),
             ));
         }
-        let engine = Arc::new(Engine {
-            context: context.clone(),
+        Ok(Arc::new(Engine {
             traced: context.tracer().is_some(),
+            context,
             kernel,
             depth,
             requests: Requests::new(),
@@ -134,9 +152,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
             _policy: PhantomData,
-        });
-        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
-        Ok(engine)
+        }))
     }
 
     /// Does one operation, and returns what the kernel said: bytes, or an error.
@@ -161,7 +177,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
-        let result = unsafe { self.perform(operation) };
+        let result = unsafe { self.perform(&Attempt { operation: *operation, nowait: false }) };
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
@@ -171,9 +187,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+    pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, operation) });
+        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, attempt) });
         performed.unwrap_or(-i64::from(libc::ENOTCONN))
     }
 
@@ -181,14 +197,16 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation) -> i64 {
+    unsafe fn perform_at_home(&self, here: AtHome<'_>, attempt: &Attempt) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
         if here.check_cancelled().is_err() {
             return -i64::from(libc::ECANCELED);
         }
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
+        let mut entry = self.kernel.prepare(&attempt.operation, slot.key().to_bits());
+        self.kernel.set_nowait(&mut entry, attempt.nowait);
+        let gathers = self.enqueue(here, entry);
         if !gathers {
             self.submit();
         }
@@ -249,6 +267,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             sleeps: self.counts.sleeps.load(Ordering::Relaxed),
             in_flight,
             pending,
+            on_threads: 0,
         }
     }
 

@@ -25,12 +25,14 @@ use crate::policy::Policy;
 
 mod manage;
 mod options;
+mod route;
 mod stream;
 mod transfer;
 
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+use route::Route;
 pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
@@ -52,6 +54,7 @@ pub struct File {
     offset_mask: u64,
     direct: bool,
     engine: AnyEngine,
+    route: Route,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -132,6 +135,7 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
+        let route = Route::new(&engine, fd.as_fd(), kind.is_file(), direct);
         Ok(File {
             fd,
             cached: OnceCell::new(),
@@ -141,6 +145,7 @@ impl File {
             offset_mask: alignment.offset as u64 - 1,
             direct,
             engine,
+            route,
             _home: PhantomData,
         })
     }
@@ -261,8 +266,7 @@ impl File {
     ///
     /// May yield.
     pub fn sync_data(&self) -> io::Result<()> {
-        // SAFETY: a sync names no memory.
-        unsafe { self.request(self.sync(Opcode::SyncData), Alignment::ANY) }.map(drop)
+        self.sync(Opcode::SyncData)
     }
 
     /// Returns when what was written, and all metadata, is on the medium.
@@ -279,8 +283,7 @@ impl File {
     ///
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
-        // SAFETY: a sync names no memory.
-        unsafe { self.request(self.sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
+        self.sync(Opcode::SyncAll)
     }
 
     /// Whether aligned requests go past the page cache.
