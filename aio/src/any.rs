@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coralio_runtime::AioContext;
 
@@ -37,6 +38,36 @@ pub enum KernelChoice {
     Uring,
     /// Plain system calls on a pool of threads.
     Threads,
+}
+
+/// Where [`KernelChoice::from_env`] looks.
+const VARIABLE: &str = "CORALIO_KERNEL";
+
+impl KernelChoice {
+    /// What the environment says, for programs that let their users choose: `CORALIO_KERNEL` is `auto`, `aio`, `uring` or
+    /// `threads`. If it is empty or not set: `Auto`. The library itself does not look there.
+    ///
+    /// ```no_run
+    /// use coralio_aio::{KernelChoice, Runner};
+    ///
+    /// Runner::new().kernel(KernelChoice::from_env()?).run(|| println!("hello"))?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: it is something else.
+    pub fn from_env() -> io::Result<KernelChoice> {
+        match std::env::var_os(VARIABLE) {
+            Some(text) if !text.is_empty() => text.to_string_lossy().parse().map_err(|error: io::Error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("the environment has {VARIABLE}, and {error}; set one of these, or unset it"),
+                )
+            }),
+            _ => Ok(KernelChoice::Auto),
+        }
+    }
 }
 
 impl FromStr for KernelChoice {
@@ -174,6 +205,16 @@ impl AnyEngine {
             AnyEngine::Other(_) => return None,
         };
         Some(Auto::of_this_context().map_or_else(|| Chosen::by_name(named), |auto| auto.chosen.clone()))
+    }
+
+    /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop, and those of a test's own say for themselves.
+    pub(crate) fn set_submit_limit(&self, limit: Duration) {
+        match self {
+            AnyEngine::Aio(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Uring(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Threads(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Other(_) => {}
+        }
     }
 
     pub(crate) fn plug(&self) -> Plug {

@@ -97,7 +97,7 @@ pub(crate) struct Auto {
 
 /// An engine on `kernel`, if there is to be one, to try before the others.
 fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn Source>> {
-    Ok(Engine::<K, Current>::new(kernel?, depth)? as Arc<dyn Source>)
+    Ok(Engine::<K, Current>::new(kernel?, depth, true)? as Arc<dyn Source>)
 }
 
 impl Auto {
@@ -130,7 +130,7 @@ impl Auto {
         if self.spare.get().is_none() {
             let threads = Threads::new(self.depth).ok()?;
             threads.notify(self.context.clone());
-            let spare = Engine::new(threads, self.depth).ok()?;
+            let spare = Engine::new(threads, self.depth, false).ok()?;
             // Only the home thread gets here, so that nobody has been faster.
             let _ = self.spare.set(spare);
         }
@@ -155,6 +155,7 @@ impl Auto {
             in_flight: main.in_flight + spare.in_flight,
             pending: main.pending + spare.pending,
             on_threads: spare.requests,
+            ..main
         }
     }
 }

@@ -35,6 +35,7 @@ use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, NotTaken, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
+use crate::slow::Slow;
 
 /// Rule E1: one engine per context, on a kernel of its own.
 ///
@@ -58,6 +59,7 @@ pub struct Engine<K: Kernel, P: Policy = Current> {
     /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
     pub(crate) blocked: AtomicBool,
     pub(crate) counts: Counts,
+    pub(crate) slow: Slow,
     _policy: PhantomData<P>,
 }
 
@@ -99,6 +101,10 @@ pub struct Stats {
     /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
     /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
     pub on_threads: u64,
+    /// Submits that blocked the loop for longer than [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without one.
+    pub blocked_submits: u64,
+    /// The longest submit, where there is a limit; else zero.
+    pub longest_submit: Duration,
 }
 
 /// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
@@ -124,13 +130,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
-        let engine = Engine::new(kernel, depth)?;
+        let engine = Engine::new(kernel, depth, true)?;
         engine.context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
         Ok(engine)
     }
 
-    /// As `attach`, for one that another source drives.
-    pub(crate) fn new(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+    /// As `attach`, for one that another source drives. It tells the event log of what it does only if it is `told`: the log knows
+    /// one engine of a context.
+    pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -139,7 +146,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             ));
         }
         Ok(Arc::new(Engine {
-            traced: context.tracer().is_some(),
+            traced: told && context.tracer().is_some(),
             context,
             kernel,
             depth,
@@ -151,6 +158,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             held: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
+            slow: Slow::new(),
             _policy: PhantomData,
         }))
     }
@@ -252,6 +260,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
+    /// From now on submits are timed, and those that take longer are counted: [`Stats::blocked_submits`].
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn set_submit_limit(&self, limit: Duration) {
+        self.slow.set_limit(limit);
+    }
+
     /// How the engine stands.
     ///
     /// # Control
@@ -268,6 +285,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             in_flight,
             pending,
             on_threads: 0,
+            blocked_submits: self.slow.beyond(),
+            longest_submit: self.slow.longest(),
         }
     }
 
