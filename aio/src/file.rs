@@ -135,7 +135,7 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
-        let route = Route::new(&engine, fd.as_fd(), kind.is_file(), direct);
+        let route = Route::new(&engine, fd.as_fd(), kind.is_file(), flags);
         Ok(File {
             fd,
             cached: OnceCell::new(),

@@ -38,7 +38,7 @@ impl File {
         unsafe { self.refused(result, attempt, ways) }
     }
 
-    /// It failed; or it would have blocked the loop, and a thread does it.
+    /// It failed; or it would have blocked the loop, and goes another way.
     ///
     /// # Safety
     ///
@@ -46,10 +46,13 @@ impl File {
     #[cold]
     unsafe fn refused(&self, mut result: i64, attempt: Attempt, ways: &Ways) -> io::Result<usize> {
         let Attempt { operation, nowait } = attempt;
-        if nowait && self.route.is_refusal(result, operation.opcode, ways) {
-            // SAFETY: the caller's promise.
-            result = unsafe { self.route.on_spare(&operation, ways, &self.engine) };
-        }
+        let way = if nowait { self.route.after_refusal(result, &operation, ways) } else { None };
+        // SAFETY: the caller's promise; whoever refused it is done with it.
+        result = match way {
+            None => result,
+            Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &self.engine) },
+            Some(Way::Main | Way::Try) => unsafe { self.engine.perform(&Attempt { nowait: false, ..attempt }) },
+        };
         if result >= 0 {
             return Ok(result as usize);
         }
