@@ -90,8 +90,9 @@ pub(crate) struct Auto {
     spare: OnceLock<Arc<Engine<Threads>>>,
     context: AioContext,
     depth: u32,
-    /// Requests that went to the spare engine after the main one.
+    /// Requests that the main engine had, and would not do without blocking.
     refusals: AtomicU64,
+    completed_refusals: AtomicU64,
     pub(crate) chosen: Chosen,
 }
 
@@ -105,8 +106,15 @@ impl Auto {
     pub(crate) fn attach(depth: u32) -> io::Result<()> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         let (main, chosen) = first_allowed(depth)?;
-        let auto =
-            Auto { main, spare: OnceLock::new(), context: context.clone(), depth, refusals: AtomicU64::new(0), chosen };
+        let auto = Auto {
+            main,
+            spare: OnceLock::new(),
+            context: context.clone(),
+            depth,
+            refusals: AtomicU64::new(0),
+            completed_refusals: AtomicU64::new(0),
+            chosen,
+        };
         context.attach(Arc::new(auto))
     }
 
@@ -138,9 +146,10 @@ impl Auto {
         self.spare.get().map(|spare| unsafe { spare.perform(attempt) })
     }
 
-    /// The main engine has refused a request, and the spare one is to have it.
-    pub(crate) fn count_refusal(&self) {
+    /// The main engine has refused a request, which is to come again; by a completion, or at submit.
+    pub(crate) fn count_refusal(&self, by_completion: bool) {
         add(&self.refusals, 1);
+        add(&self.completed_refusals, u64::from(by_completion));
     }
 
     /// What both engines have done so far, given what the main one has. Those that it has refused count once.
@@ -149,7 +158,7 @@ impl Auto {
         let refusals = self.refusals.load(Ordering::Relaxed);
         Stats {
             requests: main.requests + spare.requests - refusals,
-            completions: main.completions + spare.completions - refusals,
+            completions: main.completions + spare.completions - self.completed_refusals.load(Ordering::Relaxed),
             submits: main.submits + spare.submits,
             sleeps: main.sleeps + spare.sleeps,
             in_flight: main.in_flight + spare.in_flight,

@@ -122,13 +122,15 @@ impl Route {
     /// What a request that was tried came to: which way it goes now; `None` if it was not refused.
     pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &Ways) -> Option<Way> {
         let opcode = operation.opcode;
+        let count = |by_completion| self.auto.iter().for_each(|auto| auto.count_refusal(by_completion));
         match (-result) as i32 {
             libc::EAGAIN => {
-                self.auto.iter().for_each(|auto| auto.count_refusal());
+                count(true);
                 let only_fills = WRITES.contains(&opcode) && self.is_within(operation);
                 Some(if only_fills { Way::Main } else { Way::Spare })
             }
             libc::EOPNOTSUPP => {
+                count(false);
                 // It will never tell, and is not asked again. Direct reads seldom wait; of others one cannot know.
                 let read = READS.contains(&opcode);
                 // Of a direct descriptor writes are tried too.
