@@ -10,17 +10,18 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
 use crate::auto::{Auto, Chosen};
 use crate::detach::Carried;
-use crate::engine::{Engine, Stats};
+use crate::engine::{Attempt, Engine, Stats};
+use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
-use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, OnShort, Policy};
 use crate::queue::Plug;
 use crate::simulate::Simulated;
@@ -39,6 +40,36 @@ pub enum KernelChoice {
     Uring,
     /// Plain system calls on a pool of threads.
     Threads,
+}
+
+/// Where [`KernelChoice::from_env`] looks.
+const VARIABLE: &str = "CORALIO_KERNEL";
+
+impl KernelChoice {
+    /// What the environment says, for programs that let their users choose: `CORALIO_KERNEL` is `auto`, `aio`, `uring` or
+    /// `threads`. If it is empty or not set: `Auto`. The library itself does not look there.
+    ///
+    /// ```no_run
+    /// use coralio_aio::{KernelChoice, Runner};
+    ///
+    /// Runner::new().kernel(KernelChoice::from_env()?).run(|| println!("hello"))?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: it is something else.
+    pub fn from_env() -> io::Result<KernelChoice> {
+        match std::env::var_os(VARIABLE) {
+            Some(text) if !text.is_empty() => text.to_string_lossy().parse().map_err(|error: io::Error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("the environment has {VARIABLE}, and {error}; set one of these, or unset it"),
+                )
+            }),
+            _ => Ok(KernelChoice::Auto),
+        }
+    }
 }
 
 impl FromStr for KernelChoice {
@@ -85,7 +116,7 @@ pub(crate) trait Other {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    unsafe fn perform(&self, operation: &Operation) -> i64;
+    unsafe fn perform(&self, attempt: &Attempt) -> i64;
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
@@ -93,9 +124,9 @@ pub(crate) trait Other {
 }
 
 impl<K: Kernel, P: Policy> Other for Engine<K, P> {
-    unsafe fn perform(&self, operation: &Operation) -> i64 {
+    unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        unsafe { Engine::perform(self, operation) }
+        unsafe { Engine::perform(self, attempt) }
     }
 
     fn stats(&self) -> Stats {
@@ -156,14 +187,14 @@ impl AnyEngine {
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    pub(crate) unsafe fn perform(&self, operation: &Operation, nowait: bool) -> i64 {
+    pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                AnyEngine::Aio(engine) => engine.perform_or_refuse(operation, nowait),
-                AnyEngine::Uring(engine) => engine.perform(operation),
-                AnyEngine::Threads(engine) => engine.perform(operation),
-                AnyEngine::Other(engine) => engine.perform(operation),
+                AnyEngine::Aio(engine) => engine.perform(attempt),
+                AnyEngine::Uring(engine) => engine.perform(attempt),
+                AnyEngine::Threads(engine) => engine.perform(attempt),
+                AnyEngine::Other(engine) => engine.perform(attempt),
             }
         }
     }
@@ -179,17 +210,25 @@ impl AnyEngine {
         Auto::of_this_context().map_or(main, |auto| auto.stats_with(main))
     }
 
-    /// Which kernel it is on, and why; `None`: a test's own.
+    /// Which kernel it is on, and why; `None` if it is one of a test's own.
     pub(crate) fn chosen(&self) -> Option<Chosen> {
-        if let Some(auto) = Auto::of_this_context() {
-            return Some(auto.chosen.clone());
-        }
-        Some(Chosen::by_name(match self {
+        let named = match self {
             AnyEngine::Aio(_) => KernelChoice::Aio,
             AnyEngine::Uring(_) => KernelChoice::Uring,
             AnyEngine::Threads(_) => KernelChoice::Threads,
             AnyEngine::Other(_) => return None,
-        }))
+        };
+        Some(Auto::of_this_context().map_or_else(|| Chosen::by_name(named), |auto| auto.chosen.clone()))
+    }
+
+    /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop, and those of a test's own say for themselves.
+    pub(crate) fn set_submit_limit(&self, limit: Duration) {
+        match self {
+            AnyEngine::Aio(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Uring(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Threads(engine) => engine.set_submit_limit(limit),
+            AnyEngine::Other(_) => {}
+        }
     }
 
     pub(crate) fn plug(&self) -> Plug {

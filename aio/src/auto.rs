@@ -24,11 +24,11 @@ use std::time::Duration;
 use coralio_runtime::{AioContext, Source};
 
 use crate::any::KernelChoice;
-use crate::engine::{Engine, Stats, add};
+use crate::engine::{Attempt, Engine, Stats, add};
+use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
-use crate::kernel::{Kernel, Operation};
 use crate::policy::Current;
 
 /// By what a context's I/O goes to the kernel, and why. Shown (`Display`), it is a line for a log.
@@ -90,14 +90,15 @@ pub(crate) struct Auto {
     spare: OnceLock<Arc<Engine<Threads>>>,
     context: AioContext,
     depth: u32,
-    /// Requests that went to the spare engine after the main one.
+    /// Requests that the main engine had, and would not do without blocking.
     refusals: AtomicU64,
+    completed_refusals: AtomicU64,
     pub(crate) chosen: Chosen,
 }
 
 /// An engine on `kernel`, if there is to be one, to try before the others.
 fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn Source>> {
-    Ok(Engine::<K, Current>::new(kernel?, depth)? as Arc<dyn Source>)
+    Ok(Engine::<K, Current>::new(kernel?, depth, true)? as Arc<dyn Source>)
 }
 
 impl Auto {
@@ -105,8 +106,15 @@ impl Auto {
     pub(crate) fn attach(depth: u32) -> io::Result<()> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         let (main, chosen) = first_allowed(depth)?;
-        let auto =
-            Auto { main, spare: OnceLock::new(), context: context.clone(), depth, refusals: AtomicU64::new(0), chosen };
+        let auto = Auto {
+            main,
+            spare: OnceLock::new(),
+            context: context.clone(),
+            depth,
+            refusals: AtomicU64::new(0),
+            completed_refusals: AtomicU64::new(0),
+            chosen,
+        };
         context.attach(Arc::new(auto))
     }
 
@@ -121,31 +129,27 @@ impl Auto {
         any.downcast::<Auto>().map_or(source, |auto| Arc::clone(&auto.main))
     }
 
-    /// Whether the main engine's submit may block.
-    pub(crate) fn may_block(&self) -> bool {
-        self.chosen.kernel == KernelChoice::Aio
-    }
-
     /// As [`Engine::perform`], on a thread. `None`: there is no descriptor left to have threads with.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    pub(crate) unsafe fn perform_on_spare(&self, operation: &Operation) -> Option<i64> {
+    pub(crate) unsafe fn perform_on_spare(&self, attempt: &Attempt) -> Option<i64> {
         if self.spare.get().is_none() {
             let threads = Threads::new(self.depth).ok()?;
             threads.notify(self.context.clone());
-            let spare = Engine::new(threads, self.depth).ok()?;
+            let spare = Engine::new(threads, self.depth, false).ok()?;
             // Only the home thread gets here, so that nobody has been faster.
             let _ = self.spare.set(spare);
         }
         // SAFETY: the caller's promise.
-        self.spare.get().map(|spare| unsafe { spare.perform(operation) })
+        self.spare.get().map(|spare| unsafe { spare.perform(attempt) })
     }
 
-    /// The main engine has refused a request, and the spare one is to have it.
-    pub(crate) fn count_refusal(&self) {
+    /// The main engine has refused a request, which is to come again; by a completion, or at submit.
+    pub(crate) fn count_refusal(&self, by_completion: bool) {
         add(&self.refusals, 1);
+        add(&self.completed_refusals, u64::from(by_completion));
     }
 
     /// What both engines have done so far, given what the main one has. Those that it has refused count once.
@@ -154,12 +158,13 @@ impl Auto {
         let refusals = self.refusals.load(Ordering::Relaxed);
         Stats {
             requests: main.requests + spare.requests - refusals,
-            completions: main.completions + spare.completions - refusals,
+            completions: main.completions + spare.completions - self.completed_refusals.load(Ordering::Relaxed),
             submits: main.submits + spare.submits,
             sleeps: main.sleeps + spare.sleeps,
             in_flight: main.in_flight + spare.in_flight,
             pending: main.pending + spare.pending,
             on_threads: spare.requests,
+            ..main
         }
     }
 }

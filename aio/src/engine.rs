@@ -36,6 +36,7 @@ use crate::place::Place;
 use crate::policy::{Current, NotTaken, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
+use crate::slow::Slow;
 
 /// Rule E1: one engine per context, on a kernel of its own.
 ///
@@ -59,6 +60,7 @@ pub struct Engine<K: Kernel, P: Policy = Current> {
     /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
     pub(crate) blocked: AtomicBool,
     pub(crate) counts: Counts,
+    pub(crate) slow: Slow,
     _policy: PhantomData<P>,
 }
 
@@ -100,6 +102,18 @@ pub struct Stats {
     /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
     /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
     pub on_threads: u64,
+    /// Submits that blocked the loop for longer than [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without one.
+    pub blocked_submits: u64,
+    /// The longest submit, where there is a limit; else zero.
+    pub longest_submit: Duration,
+}
+
+/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
+/// cannot tell).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) operation: Operation,
+    pub(crate) nowait: bool,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -117,14 +131,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
-        let engine = Engine::new(kernel, depth)?;
+        let engine = Engine::new(kernel, depth, true)?;
         let context = engine.context.get().expect("it is new, and with the context that it was made for");
         context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
         Ok(engine)
     }
 
-    /// As `attach`, for one that another source drives.
-    pub(crate) fn new(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+    /// As `attach`, for one that another source drives. It tells the event log of what it does only if it is `told`: the log knows
+    /// one engine of a context.
+    pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -133,7 +148,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             ));
         }
         Ok(Arc::new(Engine {
-            traced: context.tracer().is_some(),
+            traced: told && context.tracer().is_some(),
             context: Place::new(context),
             kernel,
             depth,
@@ -145,6 +160,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             held: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
+            slow: Slow::new(),
             _policy: PhantomData,
         }))
     }
@@ -171,7 +187,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
-        let result = unsafe { self.perform(operation) };
+        let result = unsafe { self.perform(&Attempt { operation: *operation, nowait: false }) };
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
@@ -181,21 +197,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+    pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        unsafe { self.perform_or_refuse(operation, false) }
-    }
-
-    /// As `perform`. With `nowait`, `EAGAIN` or `EOPNOTSUPP` where submit would block, or the kernel cannot tell.
-    ///
-    /// # Safety
-    ///
-    /// As `transfer`.
-    #[inline(always)]
-    pub(crate) unsafe fn perform_or_refuse(&self, operation: &Operation, nowait: bool) -> i64 {
         let performed = self.context.get().and_then(|context| {
             // SAFETY: the caller's promise.
-            context.at_home(|here| unsafe { self.perform_at_home(context, here, operation, nowait) })
+            context.at_home(|here| unsafe { self.perform_at_home(context, here, attempt) })
         });
         performed.unwrap_or(-i64::from(libc::ENOTCONN))
     }
@@ -204,13 +210,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    unsafe fn perform_at_home(
-        &self,
-        context: &AioContext,
-        here: AtHome<'_>,
-        operation: &Operation,
-        nowait: bool,
-    ) -> i64 {
+    unsafe fn perform_at_home(&self, context: &AioContext, here: AtHome<'_>, attempt: &Attempt) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
         if here.check_cancelled().is_err() {
             return -i64::from(libc::ECANCELED);
@@ -218,8 +218,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot, context };
         let key = slot.key().to_bits();
-        let entry =
-            if nowait { self.kernel.prepare_nowait(operation, key) } else { self.kernel.prepare(operation, key) };
+        let mut entry = self.kernel.prepare(&attempt.operation, key);
+        self.kernel.set_nowait(&mut entry, attempt.nowait);
         let gathers = self.enqueue(here, entry);
         if !gathers {
             self.submit();
@@ -280,6 +280,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
     }
 
+    /// From now on submits are timed, and those that take longer are counted: [`Stats::blocked_submits`].
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn set_submit_limit(&self, limit: Duration) {
+        self.slow.set_limit(limit);
+    }
+
     /// How the engine stands.
     ///
     /// # Control
@@ -296,6 +305,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             in_flight,
             pending,
             on_threads: 0,
+            blocked_submits: self.slow.beyond(),
+            longest_submit: self.slow.longest(),
         }
     }
 

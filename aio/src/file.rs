@@ -141,7 +141,7 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
-        let route = Route::new(fd.as_fd(), kind.is_file(), direct);
+        let route = Route::new(&engine, fd.as_fd(), kind.is_file(), flags);
         Ok(File::assemble(Handle::real(fd), may_cache, direct, alignment, engine, route))
     }
 
@@ -152,7 +152,7 @@ impl File {
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
         let fd = Handle::simulated(engine.kernel.clone(), number);
         let (engine, may_cache) = (AnyEngine::Other(engine), direct != Direct::Always);
-        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main())
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct))
     }
 
     fn assemble(
@@ -293,8 +293,7 @@ impl File {
     ///
     /// May yield.
     pub fn sync_data(&self) -> io::Result<()> {
-        // SAFETY: a sync names no memory.
-        unsafe { self.request(self.sync(Opcode::SyncData), Alignment::ANY) }.map(drop)
+        self.sync(Opcode::SyncData)
     }
 
     /// Returns when what was written, and all metadata, is on the medium.
@@ -311,8 +310,7 @@ impl File {
     ///
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
-        // SAFETY: a sync names no memory.
-        unsafe { self.request(self.sync(Opcode::SyncAll), Alignment::ANY) }.map(drop)
+        self.sync(Opcode::SyncAll)
     }
 
     /// Whether aligned requests go past the page cache.

@@ -85,11 +85,11 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     /// Puts a request into the kernel's form. `key` comes back in its [`Completion`]; `u64::MAX` is never used.
     fn prepare(&self, operation: &Operation, key: u64) -> Self::Entry;
 
-    /// As `prepare`, for a request that shall fail with `EAGAIN` rather than block whoever submits it; with `EOPNOTSUPP` where
-    /// the file has no such thing. A kernel whose submit does not block makes no difference.
+    /// Says of an entry whether it shall fail with `EAGAIN` rather than block whoever submits it; and with `EOPNOTSUPP` where
+    /// the file has no such thing. A kernel whose submit does not block takes no notice. The syncs never are to.
     #[inline]
-    fn prepare_nowait(&self, operation: &Operation, key: u64) -> Self::Entry {
-        self.prepare(operation, key)
+    fn set_nowait(&self, entry: &mut Self::Entry, nowait: bool) {
+        let _ = (entry, nowait);
     }
 
     /// The key that an entry was prepared with.

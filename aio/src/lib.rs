@@ -54,6 +54,7 @@ mod queue;
 mod reap;
 mod request;
 pub mod simulate;
+mod slow;
 mod tell;
 
 use std::io;
@@ -73,7 +74,11 @@ pub use simulate::simulate;
 use any::AnyEngine;
 
 /// Queue depth where none was asked for: requests that the kernel has at once.
-pub const DEFAULT_DEPTH: u32 = 128;
+///
+/// Less than the queue of what is common: 128 of a loop device, 256 of virtio, 1023 of NVMe (`/sys/block/*/queue/nr_requests`).
+/// When a device's queue is full, whoever submits waits for it. And so shared ones have room for others; batches of 16 already
+/// cost as little per request as larger ones do.
+pub const DEFAULT_DEPTH: u32 = 64;
 
 /// Runs `f` as the first coroutine of a new context on this thread, and the event loop until it ends.
 ///
@@ -98,6 +103,7 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
 pub struct Runner {
     kernel: KernelChoice,
     depth: u32,
+    submit_limit: Option<Duration>,
     context: ContextBuilder,
 }
 
@@ -110,7 +116,7 @@ impl Default for Runner {
 impl Runner {
     /// [`KernelChoice::Auto`], queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
     pub fn new() -> Runner {
-        Runner { kernel: KernelChoice::Auto, depth: DEFAULT_DEPTH, context: AioContext::builder() }
+        Runner { kernel: KernelChoice::Auto, depth: DEFAULT_DEPTH, submit_limit: None, context: AioContext::builder() }
     }
 
     /// Which of the kernel's interfaces to use.
@@ -119,8 +125,12 @@ impl Runner {
         self
     }
 
-    /// The most requests that the kernel has at once; more wait their turn. Keep it below the device's queue
-    /// (`/sys/block/*/queue/nr_requests`), beyond which submitting blocks.
+    /// The most requests that the kernel has at once; more wait their turn.
+    ///
+    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit on native AIO blocks: for 3
+    /// milliseconds with 512 in flight on a queue of 256. [`KernelChoice::Auto`] has threads do what finds no room there,
+    /// which does not block, and costs more. Large requests count several times: the kernel splits them
+    /// (`/sys/block/*/queue/max_sectors_kb`).
     pub fn depth(mut self, depth: u32) -> Runner {
         self.depth = depth;
         self
@@ -136,6 +146,16 @@ impl Runner {
     /// [`ContextBuilder::poll_limit`]: latency for CPU time.
     pub fn poll_limit(mut self, limit: Duration) -> Runner {
         self.context = self.context.poll_limit(limit);
+        self
+    }
+
+    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each submit reads the clock twice
+    /// then; without a limit, none does.
+    ///
+    /// Under [`KernelChoice::Auto`] what would block goes to a thread. What is counted all the same tells of a queue that is
+    /// too deep for the device, or of a thread that did not have a processor.
+    pub fn submit_limit(mut self, limit: Duration) -> Runner {
+        self.submit_limit = Some(limit);
         self
     }
 
@@ -162,9 +182,10 @@ impl Runner {
     ///
     /// With `f`'s panic. If this thread runs a context already.
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let Runner { kernel, depth, context } = self;
+        let Runner { kernel, depth, submit_limit, context } = self;
         context.run_coroutine(|_context| {
-            AnyEngine::attach(kernel, depth)?;
+            let engine = AnyEngine::attach(kernel, depth)?;
+            submit_limit.into_iter().for_each(|limit| engine.set_submit_limit(limit));
             Ok(f())
         })?
     }

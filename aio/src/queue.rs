@@ -172,7 +172,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let wanted = self.pending.len(&guard).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
-        let submitted = self.pending.offer(&guard, wanted, |entries| unsafe { self.submit_and_tell(entries) });
+        let submit = |entries: &mut [K::Entry]| self.slow.time(|| unsafe { self.submit_and_tell(entries) });
+        let submitted = self.pending.offer(&guard, wanted, submit);
         match submitted {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coralio_aio::{AlignedBuf, File, Stats};
+use coralio_aio::{AlignedBuf, File, KernelChoice, Stats, chosen_kernel};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::blocks::{Block, Blocks};
@@ -142,11 +142,16 @@ impl Job {
             (false, true) => "reads page-cached, writes direct",
             (false, false) => "page-cached",
         };
+        let kernel = match chosen_kernel().map(|chosen| chosen.kernel()) {
+            Some(KernelChoice::Uring) => "io_uring",
+            Some(KernelChoice::Threads) => "threads",
+            _ => "native AIO",
+        };
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let requests = after.requests - before.requests;
         let system_calls = after.submits + after.sleeps - before.submits - before.sleeps;
         format!(
-            "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} (native AIO, {cache})\n",
+            "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} ({kernel}, {cache})\n",
             BinaryBytes(self.len),
             took.as_secs_f64(),
             bytes as f64 / took.as_secs_f64() / 1e6,

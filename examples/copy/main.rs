@@ -86,7 +86,8 @@ fn run(options: &Options) -> Result<String, String> {
         (Some(src), Some(dst)) => copy(src, dst, options),
         _ => scratch::copy_and_verify(options),
     };
-    Runner::new().depth(options.depth).run(work).map_err(|error| format!("--depth {}: {error}", options.depth))?
+    let runner = Runner::new().kernel(options.kernel()?).depth(options.depth);
+    runner.run(work).map_err(|error| format!("--depth {}: {error}", options.depth))?
 }
 
 /// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.

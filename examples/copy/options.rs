@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::{Direct, File, OpenOptions};
+use coralio_aio::{Direct, File, KernelChoice, OpenOptions};
 
 use crate::remedy;
 
@@ -42,6 +42,10 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
+    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<KernelChoice>,
+
     /// No progress bar (there is none anyway if standard error is no terminal)
     #[arg(long)]
     pub no_progress: bool,
@@ -75,6 +79,11 @@ impl Options {
             ));
         }
         Ok(())
+    }
+
+    /// The command line goes before the environment.
+    pub fn kernel(&self) -> Result<KernelChoice, String> {
+        self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())
     }
 
     /// Opens `path` in the way that --direct and --block-size ask for.

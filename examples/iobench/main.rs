@@ -31,8 +31,8 @@ use report::{Pair, Report};
 use target::Target;
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
+    let mut options = Options::parse();
+    match options.settle_kernel().and_then(|()| run(&options)) {
         Ok(text) => {
             // A reader that has seen enough (`| head`) is no failure of the measurement.
             let _ = std::io::stdout().write_all(text.as_bytes());

@@ -51,8 +51,12 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
-    /// Through which of the kernel's interfaces: auto, aio, uring
-    #[arg(long, default_value_t = KernelChoice::Auto)]
+    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    #[arg(long = "kernel", value_name = "KERNEL")]
+    named: Option<KernelChoice>,
+
+    /// `named`, or what the environment says: see `settle_kernel`
+    #[arg(skip)]
     pub kernel: KernelChoice,
 
     /// Stay on this CPU, so that the figures are of one
@@ -100,6 +104,12 @@ pub enum Versus {
 }
 
 impl Options {
+    /// The command line goes before the environment.
+    pub fn settle_kernel(&mut self) -> Result<(), String> {
+        self.kernel = self.named.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
     /// Refuses what the parser can't know to be nonsense.
     pub fn check(&self) -> Result<(), String> {
         if self.depth == 0 {

@@ -62,7 +62,7 @@ fn memory() -> PathBuf {
 
 /// Runs `f` as a coroutine, on each of the kernel's interfaces.
 fn on_each_kernel(f: impl Fn()) {
-    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for kernel in [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
         println!("{kernel}");
         match Runner::new().kernel(kernel).run(&f) {
             Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),

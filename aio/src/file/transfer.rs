@@ -6,57 +6,61 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
+use crate::engine::Attempt;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
 use crate::policy::OnShort;
 
 use super::handle::Handle;
-use super::route::Way;
+use super::route::{Way, Ways};
 use super::{Alignment, File};
 
 impl File {
-    /// One request; what direct I/O wants of it is for the message only.
+    /// One request, for the descriptor that `ways` are of.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    pub(super) unsafe fn request(&self, operation: Operation, alignment: Alignment) -> io::Result<usize> {
-        let own = operation.fd == self.fd.as_raw_fd();
-        let way = self.route.way(operation.opcode, own);
+    unsafe fn request(&self, operation: Operation, ways: &Ways) -> io::Result<usize> {
+        let way = ways.of(operation.opcode);
+        let attempt = Attempt { operation, nowait: way == Way::Try };
         // SAFETY: the caller's promise.
         let result = unsafe {
             match way {
-                Way::Spare => self.route.on_spare(&operation, own, &self.engine),
-                Way::Main | Way::Try => self.engine.perform(&operation, way == Way::Try),
+                Way::Spare => self.route.on_spare(&attempt.operation, ways, &self.engine),
+                Way::Main | Way::Try => self.engine.perform(&attempt),
             }
         };
         if result >= 0 {
             return Ok(result as usize);
         }
         // SAFETY: the caller's promise.
-        unsafe { self.refused(result, way, operation, alignment) }
+        unsafe { self.refused(result, attempt, ways) }
     }
 
-    /// It failed; or it would have blocked the loop, and a thread does it.
+    /// It failed; or it would have blocked the loop, and goes another way.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[cold]
-    unsafe fn refused(
-        &self,
-        mut result: i64,
-        way: Way,
-        operation: Operation,
-        alignment: Alignment,
-    ) -> io::Result<usize> {
-        let own = operation.fd == self.fd.as_raw_fd();
-        if way == Way::Try && self.route.is_refusal(result, operation.opcode, own, self.direct) {
-            // SAFETY: the caller's promise.
-            result = unsafe { self.route.on_spare(&operation, own, &self.engine) };
+    unsafe fn refused(&self, mut result: i64, attempt: Attempt, ways: &Ways) -> io::Result<usize> {
+        let Attempt { operation, nowait } = attempt;
+        let way = if nowait { self.route.after_refusal(result, &operation, ways) } else { None };
+        result = match way {
+            None => result,
+            // SAFETY: the caller's promise; whoever refused it is done with it.
+            Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &self.engine) },
+            // SAFETY: as above.
+            Some(Way::Main | Way::Try) => unsafe { self.engine.perform(&Attempt { nowait: false, ..attempt }) },
+        };
+        if result >= 0 {
+            return Ok(result as usize);
         }
-        if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
+        let is_transfer = !matches!(operation.opcode, Opcode::SyncData | Opcode::SyncAll);
+        let alignment = if is_transfer && ways.direct { self.alignment } else { Alignment::ANY };
+        Err(explain(-result as i32, &operation, alignment))
     }
 
     /// One request, through the page cache if it is not aligned for direct I/O.
@@ -65,14 +69,14 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
-        let (fd, alignment) = if self.goes_direct(addr, offset | len as u64) {
-            (&self.fd, self.alignment)
+        let (fd, ways) = if self.goes_direct(addr, offset | len as u64) {
+            (&self.fd, &self.route.own)
         } else {
-            (self.cached()?, Alignment::ANY)
+            (self.cached()?, &self.route.cached)
         };
         let operation = Operation { opcode, fd: fd.as_raw_fd(), addr, len: len as u64, offset };
         // SAFETY: the caller's promise.
-        unsafe { self.request(operation, alignment) }
+        unsafe { self.request(operation, ways) }
     }
 
     /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
@@ -165,7 +169,7 @@ impl File {
                 let (fd, addr, len) = (self.fd.as_raw_fd(), iovecs.as_ptr() as u64, iovecs.len() as u64);
                 let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
                 // SAFETY: the caller's promise; the array outlives the call.
-                done = unsafe { self.request(operation, self.alignment) }?;
+                done = unsafe { self.request(operation, &self.route.own) }?;
                 if vectored == Opcode::ReadVectored && done < wanted && self.has_met_the_end(done, true) {
                     return Ok(total + done);
                 }
@@ -188,8 +192,10 @@ impl File {
         Ok(total)
     }
 
-    pub(super) fn sync(&self, opcode: Opcode) -> Operation {
-        Operation { opcode, fd: self.fd.as_raw_fd(), addr: 0, len: 0, offset: 0 }
+    pub(super) fn sync(&self, opcode: Opcode) -> io::Result<()> {
+        let operation = Operation { opcode, fd: self.fd.as_raw_fd(), addr: 0, len: 0, offset: 0 };
+        // SAFETY: a sync names no memory.
+        unsafe { self.request(operation, &self.route.own) }.map(drop)
     }
 
     /// The file through the page cache.

@@ -309,10 +309,8 @@ unsafe impl Kernel for LinuxAio {
 
     /// Of the syncs the kernel would not take it: they never block submit.
     #[inline]
-    fn prepare_nowait(&self, operation: &Operation, key: u64) -> Iocb {
-        let mut entry = self.prepare(operation, key);
-        entry.0.rw_flags = libc::RWF_NOWAIT;
-        entry
+    fn set_nowait(&self, entry: &mut Iocb, nowait: bool) {
+        entry.0.rw_flags = if nowait { libc::RWF_NOWAIT } else { 0 };
     }
 
     #[inline]

@@ -11,8 +11,7 @@ use coralio_runtime::{AioContext, Source};
 
 use crate::any::Other;
 use crate::detach::Carried;
-use crate::engine::{Engine, Stats};
-use crate::kernel::Operation;
+use crate::engine::{Attempt, Engine, Stats};
 use crate::kernel::sim::SimKernel;
 use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
@@ -27,7 +26,7 @@ pub(crate) struct Simulated {
 
 /// Gives this thread's context an engine with the policy `P`.
 pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: u32) -> io::Result<Arc<Simulated>> {
-    let engine = Engine::<_, P>::new(kernel.clone(), depth)?;
+    let engine = Engine::<_, P>::new(kernel.clone(), depth, true)?;
     let source = Arc::clone(&engine) as Arc<dyn Source>;
     let simulated = Arc::new(Simulated { engine, source, context: context.clone(), kernel });
     context.attach(Arc::clone(&simulated) as Arc<dyn Source>)?;
@@ -35,9 +34,9 @@ pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: 
 }
 
 impl Other for Simulated {
-    unsafe fn perform(&self, operation: &Operation) -> i64 {
+    unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        unsafe { self.engine.perform(operation) }
+        unsafe { self.engine.perform(attempt) }
     }
 
     fn stats(&self) -> Stats {

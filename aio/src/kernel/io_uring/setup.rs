@@ -88,7 +88,7 @@ pub(super) fn refused(error: io::Error, depth: u32) -> io::Error {
         Some(libc::ENOMEM) => (
             io::ErrorKind::OutOfMemory,
             format!(
-                "no memory for an io_uring of depth {depth}: before Linux 5.12 it counts against the limit on locked \
+                "no memory for an io_uring of depth {depth}: it may count against the limit on locked \
                  memory; raise that (ulimit -l), take a smaller depth, {INSTEAD}"
             ),
         ),

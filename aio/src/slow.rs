@@ -1,0 +1,56 @@
+//! How long submits take: timed where the user has set a limit, and not looked at otherwise.
+//!
+//! Meanwhile the whole loop waits. The kernel blocks a submit when the device's queue is full, and for whatever it carries out
+//! within submit: see [`Runner::submit_limit`](crate::Runner::submit_limit).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::engine::add;
+
+/// No limit: no clock is read.
+const OFF: u64 = u64::MAX;
+
+/// Submits against the clock, in nanoseconds. Written under the context's lock.
+pub(crate) struct Slow {
+    limit: AtomicU64,
+    beyond: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Slow {
+    pub(crate) fn new() -> Slow {
+        Slow { limit: AtomicU64::new(OFF), beyond: AtomicU64::new(0), longest: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn set_limit(&self, limit: Duration) {
+        self.limit.store(u64::try_from(limit.as_nanos()).unwrap_or(OFF), Ordering::Relaxed);
+    }
+
+    /// One submit.
+    #[inline]
+    pub(crate) fn time<R>(&self, submit: impl FnOnce() -> R) -> R {
+        if self.limit.load(Ordering::Relaxed) == OFF { submit() } else { self.timed(submit) }
+    }
+
+    #[cold]
+    fn timed<R>(&self, submit: impl FnOnce() -> R) -> R {
+        let began = Instant::now();
+        let submitted = submit();
+        let took = began.elapsed().as_nanos() as u64;
+        if took > self.limit.load(Ordering::Relaxed) {
+            add(&self.beyond, 1);
+        }
+        self.longest.store(self.longest.load(Ordering::Relaxed).max(took), Ordering::Relaxed);
+        submitted
+    }
+
+    /// How many took longer than the limit.
+    pub(crate) fn beyond(&self) -> u64 {
+        self.beyond.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn longest(&self) -> Duration {
+        Duration::from_nanos(self.longest.load(Ordering::Relaxed))
+    }
+}

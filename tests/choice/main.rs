@@ -1,0 +1,106 @@
+//! What is chosen where the machine refuses something, and which request goes to which engine. Refusals are real: a seccomp
+//! filter, as containers have one, used-up limits. Each is had in a process of its own, since a filter stays.
+
+mod refused;
+mod route;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use coralio_aio::{AlignedBuf, Chosen, Direct, File, chosen_kernel};
+
+const CHILD: &str = "CORALIO_TEST_CHILD";
+
+/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+fn in_child(test: &str) -> bool {
+    in_child_with(test, &[])
+}
+
+fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return false;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").envs(environment.iter().copied());
+    let output = child.output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    true
+}
+
+/// From now on these system calls fail like this, in this thread and those that it starts.
+fn forbid(calls: &[(libc::c_long, i32)]) {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
+    // The number of the call is the first word of what a filter sees.
+    let mut filter = vec![step(LOAD, 0, 0)];
+    for &(call, errno) in calls {
+        filter.push(step(IS, call as u32, 1));
+        filter.push(step(RETURN, libc::SECCOMP_RET_ERRNO | errno as u32, 0));
+    }
+    filter.push(step(RETURN, libc::SECCOMP_RET_ALLOW, 0));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter outlive the calls, which copy them.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
+/// A file's path; the file is gone when it ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn on_disk() -> Temp {
+        Temp::at(std::env::temp_dir())
+    }
+
+    fn at(place: PathBuf) -> Temp {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Temp(place.join(format!("coralio-choice-{}-{number}", std::process::id())))
+    }
+
+    fn open(&self, direct: Direct) -> File {
+        File::options().read(true).write(true).create(true).direct(direct).open(&self.0).unwrap()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A page of this.
+fn page(byte: u8) -> AlignedBuf {
+    let mut buf = AlignedBuf::new(4096, 4096);
+    buf.fill(byte);
+    buf
+}
+
+/// What goes out comes back, past the page cache and through it.
+fn io_works() -> io::Result<()> {
+    for direct in [Direct::Auto, Direct::Never] {
+        let temp = Temp::on_disk();
+        let file = temp.open(direct);
+        for number in 0..8 {
+            file.write_at(&page(number), u64::from(number) * 4096)?;
+        }
+        file.sync_data()?;
+        let mut buf = page(0);
+        for number in 0..8 {
+            file.read_exact_at(&mut buf, u64::from(number) * 4096)?;
+            assert!(buf.iter().all(|&byte| byte == number));
+        }
+    }
+    Ok(())
+}
+
+fn chosen() -> Chosen {
+    chosen_kernel().expect("the context has an engine")
+}

@@ -1,0 +1,237 @@
+//! Which request goes where under `Auto`: what would block the loop in submit, to a thread.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner, Stats, spawn, stats, yield_now};
+
+use crate::{Temp, chosen, in_child, page};
+
+/// What `f` adds to the counts.
+fn counted(f: impl FnOnce()) -> Stats {
+    let before = stats();
+    f();
+    let after = stats();
+    assert_eq!((after.in_flight, after.pending), (0, 0));
+    assert_eq!(after.completions, after.requests, "each completes once, and counts once");
+    let mut counted = after;
+    counted.requests -= before.requests;
+    counted.on_threads -= before.on_threads;
+    counted
+}
+
+/// How many requests `f` makes, and how many of them go to threads.
+fn requests(f: impl FnOnce()) -> (u64, u64) {
+    let Stats { requests, on_threads, .. } = counted(f);
+    (requests, on_threads)
+}
+
+/// Runs `f` under `Auto`, on a direct file that is on a disk; or says why not.
+fn on_direct_file(f: impl FnOnce(&File)) {
+    let temp = Temp::on_disk();
+    coralio_aio::run(|| {
+        let file = temp.open(Direct::Auto);
+        // tmpfs takes direct I/O at any alignment.
+        let on_a_disk = file.is_direct() && file.alignment().memory > 1;
+        if on_a_disk && chosen().kernel() == KernelChoice::Aio {
+            f(&file);
+        } else {
+            println!("skipped: {}, on a disk and direct: {on_a_disk}", chosen());
+        }
+    });
+}
+
+#[test]
+fn what_extends_a_direct_file() {
+    // E16: it blocks submit until the device has it; what overwrites or fills a hole does not, nor what reads
+    on_direct_file(|file| {
+        for number in 0..4 {
+            let at = u64::from(number) * 4096;
+            assert_eq!(requests(|| _ = file.write_at(&page(number), at).unwrap()), (1, 1), "extends");
+        }
+        for number in 0..4 {
+            let at = u64::from(number) * 4096;
+            assert_eq!(requests(|| _ = file.write_at(&page(number + 9), at).unwrap()), (1, 0), "overwrites");
+        }
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(requests(|| _ = file.write_at(&page(7), 1 << 19).unwrap()), (1, 0), "fills a hole");
+        let [one, two] = [page(8), page(9)];
+        let vectors = [&one, &two].map(|buf| std::io::IoSlice::new(buf));
+        let end = (1 << 20) - 8192;
+        assert_eq!(requests(|| _ = file.write_vectored_at(&vectors, end).unwrap()), (1, 0), "to the end");
+        assert_eq!(requests(|| _ = file.write_vectored_at(&vectors, end + 4096).unwrap()), (1, 1), "and beyond");
+        let mut buf = page(0);
+        let mut back = |at| {
+            file.read_exact_at(&mut buf, at).unwrap();
+            assert!(buf.iter().all(|&byte| byte == buf[0]));
+            buf[0]
+        };
+        let read = requests(|| {
+            assert_eq!([back(0), back(4096 * 3), back(1 << 19), back(end), back(end + 4096)], [9, 12, 7, 8, 8]);
+            assert_eq!(back(1 << 20), 9);
+        });
+        assert_eq!(read, (6, 0));
+    });
+}
+
+#[test]
+fn what_is_appended() {
+    // E16: each such write extends, whatever its offset
+    let temp = Temp::on_disk();
+    on_direct_file(|_| {
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.append(true).create(true).custom_flags(libc::O_DIRECT).open(&temp.0).unwrap();
+        let file = File::from_fd(OwnedFd::from(opened)).unwrap();
+        let twice = || (0..2).for_each(|byte| _ = file.write_at(&page(byte), 0).unwrap());
+        assert_eq!(requests(twice), (2, 2));
+        assert_eq!(std::fs::metadata(&temp.0).unwrap().len(), 8192);
+    });
+}
+
+#[test]
+fn through_the_page_cache() {
+    // E16: writes go to threads, reads of what is there do not; of syncs those after much was written do
+    on_direct_file(|_| {
+        let temp = Temp::on_disk();
+        let file = temp.open(Direct::Never);
+        assert_eq!(requests(|| _ = file.write_at(&[1; 100], 5).unwrap()), (1, 1));
+        assert_eq!(requests(|| file.read_exact_at(&mut [0; 50], 20).unwrap()), (1, 0));
+        assert_eq!(requests(|| file.sync_data().unwrap()), (1, 0), "there is little to sync");
+        let much = vec![7; 1 << 20];
+        assert_eq!(requests(|| _ = file.write_at(&much, 0).unwrap()), (1, 1));
+        assert_eq!(requests(|| file.sync_all().unwrap()), (1, 1));
+        assert_eq!(requests(|| file.sync_all().unwrap()), (1, 0), "nothing since");
+        // Out of the cache: refused, since it would wait for the disk.
+        // SAFETY: takes no pointers.
+        let advise = |advice| unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, advice) };
+        assert_eq!((advise(libc::POSIX_FADV_DONTNEED), advise(libc::POSIX_FADV_RANDOM)), (0, 0));
+        let (all, on_threads) = requests(|| {
+            let mut buf = vec![0; 4096];
+            for at in (0..1 << 20).step_by(1 << 16) {
+                file.read_exact_at(&mut buf, at).unwrap();
+                assert!(buf.iter().all(|&byte| byte == 7));
+            }
+        });
+        // A disk that is quick enough has brought a page before it is looked for again.
+        assert!(
+            all >= 16 && on_threads > 0,
+            "of {all} reads after the cache was dropped, {on_threads} went to threads"
+        );
+    });
+}
+
+#[test]
+fn without_direct_io_or_a_device() {
+    // E14, E16: /proc has no direct I/O and cannot tell what blocks; tmpfs never waits for a device
+    coralio_aio::run(|| {
+        let status = File::open("/proc/self/status").unwrap();
+        assert!(!status.is_direct());
+        let mut buf = vec![0; 4096];
+        let (_, on_threads) = requests(|| assert!(status.read_at(&mut buf, 0).unwrap() > 100));
+        assert!(buf.starts_with(b"Name:"));
+        assert_eq!(on_threads > 0, chosen().kernel() == KernelChoice::Aio);
+        let temp = Temp::at("/dev/shm".into());
+        for direct in [Direct::Auto, Direct::Never] {
+            let file = temp.open(direct);
+            let work = || {
+                file.write_at(&vec![3; 1 << 20], 0).unwrap();
+                file.read_exact_at(&mut vec![0; 1 << 20], 0).unwrap();
+                file.sync_data().unwrap();
+            };
+            assert_eq!(requests(work), (3, 0), "{direct:?}");
+        }
+    });
+}
+
+#[test]
+fn both_engines_at_once() {
+    // E2, E7, W3: the loop sleeps in one of them, and completions of the other one end that
+    on_direct_file(|file| {
+        let cached = Temp::on_disk();
+        let cached = Rc::new(cached.open(Direct::Never));
+        file.set_len(1 << 20).unwrap();
+        (0..256).for_each(|number| _ = file.write_at(&page(number as u8), number * 4096).unwrap());
+        let writers: Vec<_> = (0..16u64)
+            .map(|number| {
+                let cached = Rc::clone(&cached);
+                spawn(move || {
+                    for round in 0..20u64 {
+                        let at = (number * 20 + round) * 100;
+                        cached.write_at(&[number as u8; 100], at).unwrap();
+                        let mut back = [0; 100];
+                        cached.read_exact_at(&mut back, at).unwrap();
+                        assert_eq!(back, [number as u8; 100]);
+                    }
+                })
+            })
+            .collect();
+        let mut buf = page(0);
+        for number in 0..256 {
+            file.read_exact_at(&mut buf, number * 4096).unwrap();
+            assert!(buf.iter().all(|&byte| byte == number as u8));
+        }
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let stats = stats();
+        assert!(stats.on_threads >= 320 && stats.requests > stats.on_threads, "{stats:?}");
+    });
+}
+
+#[test]
+fn a_context_ends_with_requests_on_threads() {
+    // E13, W5: those that were not joined are unwound, each after its buffer was given back
+    for rounds in 0..3 {
+        let temp = Temp::on_disk();
+        coralio_aio::run(|| {
+            let file = Rc::new(temp.open(Direct::Never));
+            for number in 0..32 {
+                let (file, buf) = (Rc::clone(&file), AlignedBuf::new(1 << 16, 4096));
+                drop(spawn(move || file.write_at(&buf, number << 16).map(drop)));
+            }
+            (0..rounds).for_each(|_| yield_now());
+        });
+    }
+}
+
+#[test]
+fn without_a_descriptor_for_threads() {
+    // E14: the request is done all the same, by the main engine
+    if in_child("route::without_a_descriptor_for_threads") {
+        return;
+    }
+    let temp = Temp::on_disk();
+    coralio_aio::run(|| {
+        let file = temp.open(Direct::Never);
+        let mut taken = Vec::new();
+        while let Ok(one) = std::fs::File::open("/dev/null") {
+            taken.push(one);
+        }
+        file.write_at(&[5; 100], 0).unwrap();
+        assert_eq!(stats().on_threads, 0);
+        drop(taken);
+        file.write_at(&[6; 100], 100).unwrap();
+        assert_eq!(stats().on_threads, u64::from(chosen().kernel() == KernelChoice::Aio), "as soon as there is one");
+        file.sync_all().unwrap();
+    });
+    assert_eq!(std::fs::read(&temp.0).unwrap(), [[5; 100], [6; 100]].concat());
+}
+
+#[test]
+fn submits_beyond_the_limit_are_counted() {
+    // E14: all of them, none of them, or no clock at all
+    let temp = Temp::on_disk();
+    let work = || {
+        let file = temp.open(Direct::Auto);
+        (0..10).for_each(|number| _ = file.write_at(&page(1), number * 4096).unwrap());
+        stats()
+    };
+    let aio = || Runner::new().kernel(KernelChoice::Aio);
+    let stats = aio().submit_limit(Duration::ZERO).run(work).unwrap();
+    assert!(stats.submits >= 10 && stats.blocked_submits == stats.submits, "{stats:?}");
+    assert!(stats.longest_submit > Duration::ZERO);
+    let stats = aio().submit_limit(Duration::from_secs(3600)).run(work).unwrap();
+    assert!(stats.blocked_submits == 0 && stats.longest_submit > Duration::ZERO, "{stats:?}");
+    let stats = aio().run(work).unwrap();
+    assert!(stats.blocked_submits == 0 && stats.longest_submit == Duration::ZERO, "{stats:?}");
+}
