@@ -11,6 +11,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The historic failures.
+const FAILURES: (char, usize) = ('H', 12);
+
 /// All tests of the workspace, and the rules that the first line of each names.
 fn tests() -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
@@ -51,10 +54,11 @@ fn range(text: &str) -> Option<Vec<String>> {
 }
 
 #[test]
-fn every_rule_of_the_runtime_has_a_test() {
-    // Checks that each rule from C1 to S6 is named in the first line of some test.
+fn every_rule_of_the_runtime_and_every_historic_failure_has_a_test() {
+    // Checks that each rule from C1 to S6, and from H1 to H12, is named in the first line of some test.
     let checked: BTreeSet<_> = tests().into_values().flatten().collect();
-    let rules = RULES.iter().flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
+    let rules = RULES.iter().chain([&FAILURES]);
+    let rules = rules.flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
     let missing: Vec<_> = rules.filter(|rule| !checked.contains(rule)).collect();
     assert!(missing.is_empty(), "no test names {missing:?} in its first line");
 }

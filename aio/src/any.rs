@@ -15,10 +15,11 @@ use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
 use crate::engine::{Engine, Stats};
-use crate::kernel::Operation;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
+use crate::kernel::{Kernel, Operation};
+use crate::policy::{Current, OnShort, Policy};
 use crate::queue::Plug;
 
 /// By what a context's I/O goes to the kernel.
@@ -71,6 +72,38 @@ pub(crate) enum AnyEngine {
     Aio(Arc<Engine<LinuxAio>>),
     Uring(Arc<Engine<IoUring>>),
     Threads(Arc<Engine<Threads>>),
+    /// On a kernel, or with a policy, of a test's own.
+    Other(Arc<dyn Other>),
+}
+
+/// What files ask of an engine whose type they do not know.
+pub(crate) trait Other {
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    unsafe fn perform(&self, operation: &Operation) -> i64;
+    fn stats(&self) -> Stats;
+    fn plug(self: Arc<Self>) -> Plug;
+    fn on_short(&self) -> OnShort;
+}
+
+impl<K: Kernel, P: Policy> Other for Engine<K, P> {
+    unsafe fn perform(&self, operation: &Operation) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { Engine::perform(self, operation) }
+    }
+
+    fn stats(&self) -> Stats {
+        Engine::stats(self)
+    }
+
+    fn plug(self: Arc<Self>) -> Plug {
+        Engine::plug(&self)
+    }
+
+    fn on_short(&self) -> OnShort {
+        P::ON_SHORT
+    }
 }
 
 impl AnyEngine {
@@ -110,6 +143,7 @@ impl AnyEngine {
                 AnyEngine::Aio(engine) => engine.perform(operation),
                 AnyEngine::Uring(engine) => engine.perform(operation),
                 AnyEngine::Threads(engine) => engine.perform(operation),
+                AnyEngine::Other(engine) => engine.perform(operation),
             }
         }
     }
@@ -119,6 +153,7 @@ impl AnyEngine {
             AnyEngine::Aio(engine) => engine.stats(),
             AnyEngine::Uring(engine) => engine.stats(),
             AnyEngine::Threads(engine) => engine.stats(),
+            AnyEngine::Other(engine) => engine.stats(),
         }
     }
 
@@ -127,6 +162,14 @@ impl AnyEngine {
             AnyEngine::Aio(engine) => engine.plug(),
             AnyEngine::Uring(engine) => engine.plug(),
             AnyEngine::Threads(engine) => engine.plug(),
+            AnyEngine::Other(engine) => Arc::clone(engine).plug(),
+        }
+    }
+
+    pub(crate) fn on_short(&self) -> OnShort {
+        match self {
+            AnyEngine::Aio(_) | AnyEngine::Uring(_) | AnyEngine::Threads(_) => Current::ON_SHORT,
+            AnyEngine::Other(engine) => engine.on_short(),
         }
     }
 }

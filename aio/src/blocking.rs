@@ -32,6 +32,7 @@ const KIND: Kind = Kind {
     // As std's threads: it is the user's code.
     stack_size: 2 << 20,
     patience: Duration::from_secs(5),
+    leaves_signals: false,
 };
 
 /// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is suspended meanwhile, and its
@@ -89,8 +90,8 @@ where
     let call =
         Arc::new(Call { stage: Mutex::new(Stage::Queued(f)), done: Condvar::new(), context: context.clone(), caller });
     let work = Arc::clone(&call);
-    pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
     let caught = NeverLeftBehind(&call);
+    pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
     let found = context.at_home(|here| here.suspend_until(|| call.result(), || call.cancel())).flatten();
     mem::forget(caught);
     match found.unwrap_or_else(|| call.take_in_place()) {

@@ -32,7 +32,7 @@ use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
-use crate::policy::{Current, Policy};
+use crate::policy::{Current, NotTaken, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
 
@@ -217,9 +217,17 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 // Returning would leave the buffer with the kernel.
                 slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
             } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
+                if P::NOT_TAKEN == NotTaken::TailForgotten {
+                    // It was dropped before the kernel had it.
+                    return -i64::from(libc::ECANCELED);
+                }
                 abort(&format!("a request is lost, neither pending nor in flight ({})", self.state()));
             }
             // Else the kernel said "try again", and nothing in flight would wake a sleep (rule E2).
+            if const { gets_stuck::<P>() } {
+                // So that a test that has seen it comes to its end.
+                self.blocked.store(false, Ordering::Relaxed);
+            }
         }
     }
 

@@ -16,9 +16,12 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::any::AnyEngine;
-use crate::kernel::Opcode;
+use crate::any::{AnyEngine, Other};
+use crate::engine::Engine;
+use crate::kernel::{Kernel, Opcode};
+use crate::policy::Policy;
 
 mod manage;
 mod options;
@@ -91,10 +94,24 @@ impl File {
     ///
     /// Never switches.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false)
+        File::new(fd.into(), false, AnyEngine::of_this_context)
     }
 
-    fn new(file: fs::File, may_cache: bool) -> io::Result<File> {
+    /// As [`from_fd`](File::from_fd), on an engine of your own: for tests on a kernel that is scripted, or with a
+    /// [`Policy`] that lacks a guard.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_fd`](File::from_fd).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
+        File::new(fd.into(), false, || Ok(AnyEngine::Other(Arc::clone(engine) as Arc<dyn Other>)))
+    }
+
+    fn new(file: fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<AnyEngine>) -> io::Result<File> {
         let kind = file.metadata()?.file_type();
         if kind.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::EISDIR));
@@ -114,7 +131,7 @@ impl File {
         }
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
-        let engine = AnyEngine::of_this_context()?;
+        let engine = engine()?;
         Ok(File {
             fd,
             cached: OnceCell::new(),

@@ -41,6 +41,9 @@ pub(crate) struct Kind {
     pub(crate) stack_size: usize,
     /// For how long an idle one stays.
     pub(crate) patience: Duration,
+    /// Whether signals are left to other threads. Not where the user's code runs: a program that it starts inherits what is
+    /// blocked, and could not be stopped.
+    pub(crate) leaves_signals: bool,
 }
 
 /// A queue of work and the threads that do it. It is never freed: they may outlive whoever made it.
@@ -142,7 +145,12 @@ impl<W: Work> Pool<W> {
         let mut state = self.state();
         state.live -= 1;
         state.coming -= 1;
-        // Others may have put theirs meanwhile, counting on the one that did not come.
+        // Others may have put theirs meanwhile, counting on the one that did not come; and some may have gone idle.
+        if let Some(idle) = (!state.queue.is_empty()).then(|| state.idle.pop()).flatten() {
+            state.coming += 1;
+            drop(state);
+            return idle.unpark();
+        }
         while state.live == 0
             && let Some(work) = state.queue.pop_front()
         {
@@ -154,7 +162,9 @@ impl<W: Work> Pool<W> {
 
     /// A thread's life.
     fn serve(&'static self) {
-        leave_signals_to_others();
+        if self.kind.leaves_signals {
+            leave_signals_to_others();
+        }
         let mut state = self.state();
         state.coming -= 1;
         loop {

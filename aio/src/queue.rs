@@ -17,7 +17,7 @@ use coralio_runtime::{AtHome, ContextGuard};
 
 use crate::engine::{Engine, add};
 use crate::kernel::Kernel;
-use crate::policy::Policy;
+use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
 /// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
 pub(crate) struct Pending<E>(UnsafeCell<Line<E>>);
@@ -135,7 +135,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         self.pending.len(&guard) > 0
             && in_flight < self.depth
-            && (in_flight == 0 || !self.blocked.load(Ordering::Relaxed))
+            && (in_flight == 0 && !const { gets_stuck::<P>() } || !self.blocked.load(Ordering::Relaxed))
     }
 
     /// Submits what is pending, up to the depth, and reaps what is done by then. Returns whether anything was.
@@ -156,6 +156,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 // It concerns the first request alone; the rest is tried again.
                 Err(error) => progress |= self.fail_first(&error),
             }
+            if P::NOT_TAKEN == NotTaken::StuckAfterError {
+                self.blocked.store(true, Ordering::Relaxed);
+            }
         }
         if self.in_flight.load(Ordering::Relaxed) > 0 {
             progress |= self.reap();
@@ -175,11 +178,16 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
                 self.blocked.store(taken < wanted, Ordering::Relaxed);
+                if P::NOT_TAKEN == NotTaken::TailForgotten {
+                    (taken..wanted).for_each(|_| _ = self.pending.take_first(&guard, |_| ()));
+                }
                 self.tell_counters(&guard);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.blocked.store(true, Ordering::Relaxed);
+                // With nothing in flight no completion would ever lift it.
+                let blocks = in_flight > 0 || P::NOT_TAKEN == NotTaken::StuckAfterAgain;
+                self.blocked.store(blocks, Ordering::Relaxed);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -235,7 +243,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             return Some(-i64::from(libc::ECANCELED));
         }
         self.kernel.cancel(key);
-        None
+        (P::ON_CANCEL == OnCancel::ReturnsAtOnce).then_some(-i64::from(libc::ECANCELED))
     }
 
     #[cold]
@@ -282,9 +290,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
 impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
     fn unplug(&self) {
-        let _guard = self.context.acquire();
-        let depth = self.plug_depth.load(Ordering::Relaxed) - 1;
-        self.plug_depth.store(depth, Ordering::Relaxed);
+        let guard = self.context.acquire();
+        let counts = match P::UNPLUG_COUNTS {
+            UnplugCounts::Always => true,
+            UnplugCounts::UnlessFull => self.pending.len(&guard) < self.depth as usize,
+        };
+        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
         // A destructor enters nobody: the loop's next round submits, and it is told if it sleeps.
         self.context.notify();
     }

@@ -14,7 +14,7 @@ use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
 use crate::kernel::{Completion, Kernel};
-use crate::policy::{Cursor, OnCompletion, Policy};
+use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Completes what is on the ring. Returns whether anything was.
@@ -33,9 +33,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {
-                    self.count_down(&completion);
+                    if P::COUNTS == Counts::BeforeWaking {
+                        self.count_down(&completion);
+                    }
                     self.kernel.commit();
                     self.finish(here, completion.key, completion.result);
+                    if P::COUNTS == Counts::AfterWaking {
+                        self.count_down(&completion);
+                    }
                     progress = true;
                 }
             }
@@ -53,19 +58,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
         }
         if progress {
-            // The kernel has room again.
-            self.blocked.store(false, Ordering::Relaxed);
+            match P::AFTER_REAP {
+                AfterReap::LoopSubmits => {}
+                AfterReap::ReapSubmits => _ = self.submit(),
+                AfterReap::NobodySubmits => {
+                    let left = self.pending.len(&self.context.acquire()) > 0;
+                    self.blocked.store(left, Ordering::Relaxed);
+                }
+            }
         }
         progress
     }
 
-    /// One less in flight. Checked: a completion that was taken twice ends here (rule E9).
+    /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
+    /// that was taken twice ends here (rule E9).
     #[inline]
     fn count_down(&self, completion: &Completion) {
         self.tell(completion.key, RequestState::Done(completion.result));
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock makes it one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
         add(&self.counts.completions, 1);
     }
 

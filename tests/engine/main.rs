@@ -3,8 +3,10 @@
 //! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
 
 mod cancel;
+mod hostile;
 mod plug;
 mod reap;
+mod stack;
 mod submit;
 mod teardown;
 
@@ -18,6 +20,8 @@ use std::time::Duration;
 use coralio_aio::kernel::scripted::{Entry, Scripted};
 use coralio_aio::kernel::{Completion, Kernel, Opcode, Operation};
 use coralio_aio::{AioContext, Engine};
+
+use stack::stack_pointer;
 
 /// A scripted kernel that is looked at over the shoulder.
 #[derive(Clone)]
@@ -137,24 +141,6 @@ unsafe impl Kernel for Watched {
         }
         self.script.wait(min, other, timeout)
     }
-}
-
-/// Where the stack is. Not a local's address if it can be helped: AddressSanitizer may keep locals elsewhere.
-fn stack_pointer() -> usize {
-    let local = 0u8;
-    let mut here = (&raw const local).addr();
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: it reads a register.
-    unsafe {
-        std::arch::asm!("mov {}, rsp", out(reg) here, options(nomem, nostack, preserves_flags));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: it reads a register.
-    unsafe {
-        std::arch::asm!("mov {}, sp", out(reg) here, options(nomem, nostack, preserves_flags));
-    }
-    std::hint::black_box(&mut here);
-    here
 }
 
 type Watch = Arc<Engine<Watched>>;

@@ -7,6 +7,7 @@ mod manage;
 mod model;
 mod opening;
 mod stream;
+mod teardown;
 mod transfer;
 
 use std::fs;

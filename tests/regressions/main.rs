@@ -1,25 +1,87 @@
 //! The historic failures, on the production engine with one guard out (SPEC H): each fails in exactly its historic way,
-//! and passes with the guard in. One file per bug; the kernel is scripted, so nothing depends on time.
+//! and passes with the guard in. One file per bug (H8 and H9 are the runtime's: its tests have them); the kernel is scripted, so
+//! nothing depends on time.
 
+mod h10_submit_from_reap;
+mod h11_short_reads;
+mod h12_cancel_lets_go;
 mod h1_submit_reaps_its_own;
 mod h2_entered_beneath;
 mod h3_two_threads_reap;
 mod h4_nested_poll;
+mod h5_bad_first_request;
+mod h6_try_again_when_idle;
+mod h7_plug_depth_drifts;
+mod mutants;
+#[path = "../engine/stack.rs"]
+mod stack;
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coralio_aio::Engine;
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::kernel::{Opcode, Operation};
 use coralio_aio::policy::Policy;
+use coralio_aio::{AioContext, Engine, JoinHandle, spawn};
 
 /// Reads 512 bytes at `offset`, as a coroutine does.
 fn read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> usize {
+    try_read(engine, offset).expect("the script has no errors")
+}
+
+fn try_read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> io::Result<usize> {
     let mut buf = [0u8; 512];
     let operation =
         Operation { opcode: Opcode::Read, fd: 0, addr: buf.as_mut_ptr() as u64, len: buf.len() as u64, offset };
     // SAFETY: the buffer is this function's, and alive until transfer returns or unwinds.
-    unsafe { engine.transfer(&operation) }.expect("the script has no errors")
+    unsafe { engine.transfer(&operation) }
+}
+
+/// Rounds of the loop, which may sleep, until `done`, or so many that nothing will come of more. The bottom half ends a sleep that
+/// nothing else would end.
+fn rounds(done: impl Fn() -> bool) {
+    let context = AioContext::current().unwrap();
+    let alarm = context.bottom_half(|| {});
+    for _ in 0..50 {
+        if done() {
+            return;
+        }
+        alarm.schedule_idle();
+        context.poll(true);
+    }
+}
+
+/// What became of four requests.
+struct Outcome {
+    /// Bytes or `errno` of each that came to its end before the context's.
+    ended: [Option<Result<usize, i32>>; 4],
+    /// How the engine stood after that.
+    state: String,
+    /// System calls that submitted, as far.
+    submits: u64,
+}
+
+/// Three requests of one round, of which the script may refuse some; when nothing moves any more, one more.
+fn three_and_a_later_one<P: Policy>(script: impl FnOnce(&Scripted)) -> Outcome {
+    AioContext::run(|_context| {
+        let kernel = Scripted::new(8);
+        kernel.set_disk(&[7; 4096]);
+        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
+        script(&kernel);
+        let reader = |offset| {
+            let engine = engine.clone();
+            spawn(move || try_read(&engine, offset).map_err(|error| error.raw_os_error().expect("a kernel's error")))
+        };
+        let finished = |readers: &[JoinHandle<_>]| readers.iter().all(JoinHandle::is_finished);
+        let mut readers = Vec::from([0, 512, 1024].map(reader));
+        rounds(|| finished(&readers));
+        readers.push(reader(1536));
+        rounds(|| finished(&readers));
+        let (state, submits) = (format!("{engine:?}"), engine.stats().submits);
+        let ended =
+            readers.into_iter().map(|reader| if reader.is_finished() { Some(reader.join().unwrap()) } else { None });
+        Outcome { ended: ended.collect::<Vec<_>>().try_into().expect("four"), state, submits }
+    })
 }
 
 /// The message with which `f` panicked, or `None` if it did not.

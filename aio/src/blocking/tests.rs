@@ -223,3 +223,12 @@ fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
         assert_eq!(call.join().unwrap(), 5);
     });
 }
+
+#[test]
+fn a_program_that_is_started_there_can_be_stopped() {
+    // E15: a child process inherits what signals are blocked, and one that cannot be terminated is of no use
+    let script = "kill -TERM $$; echo still there";
+    let run = move || std::process::Command::new("sh").args(["-c", script]).output().unwrap();
+    let output = crate::run(|| unblock(run)).unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}

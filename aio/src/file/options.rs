@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use crate::any::AnyEngine;
 use crate::blocking::unblock;
 use crate::error::cannot_open;
 
@@ -113,7 +114,8 @@ impl OpenOptions {
         let (options, direct, path) = (self.options.clone(), self.direct, path.as_ref());
         let owned = path.to_path_buf();
         let file = unblock(move || open_by(&options, direct, &owned))?;
-        file.and_then(|file| File::new(file, self.direct != Direct::Always)).map_err(|error| cannot_open(error, path))
+        file.and_then(|file| File::new(file, self.direct != Direct::Always, AnyEngine::of_this_context))
+            .map_err(|error| cannot_open(error, path))
     }
 }
 

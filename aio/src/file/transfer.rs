@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use crate::blocking::unblock;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
+use crate::policy::OnShort;
 
 use super::{Alignment, File};
 
@@ -81,8 +82,7 @@ impl File {
         let is_direct = self.goes_direct(addr, offset | len as u64);
         let mut last = done;
         while done < len && last > 0 {
-            // A direct read that ends amid a block has met the end of the file, and could not go on from there.
-            if opcode == Opcode::Read && is_direct && !done.is_multiple_of(self.alignment.offset) {
+            if opcode == Opcode::Read && self.has_met_the_end(done, is_direct) {
                 break;
             }
             let at = done as u64;
@@ -97,6 +97,12 @@ impl File {
             )),
             _ => Ok(done),
         }
+    }
+
+    /// Whether a read was short because the file ends there. A direct one that ends amid a block was, and could not go on
+    /// from there; others ask again.
+    fn has_met_the_end(&self, done: usize, is_direct: bool) -> bool {
+        is_direct && !done.is_multiple_of(self.alignment.offset) || self.engine.on_short() == OnShort::IsTheEnd
     }
 
     /// Vectors in one request as long as it is aligned and complete; what is left over goes buffer by buffer.
@@ -126,8 +132,7 @@ impl File {
                 let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
                 // SAFETY: the caller's promise; the array outlives the call.
                 done = unsafe { self.request(operation, self.alignment) }?;
-                // As in `transfer_rest`: it has met the end of the file.
-                if vectored == Opcode::ReadVectored && done < wanted && !done.is_multiple_of(self.alignment.offset) {
+                if vectored == Opcode::ReadVectored && done < wanted && self.has_met_the_end(done, true) {
                     return Ok(total + done);
                 }
             }

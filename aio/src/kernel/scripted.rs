@@ -23,11 +23,21 @@ use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
 
-/// See the module. Clones are the same kernel: one for the engine, one for the test.
-#[derive(Clone)]
+/// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one engine at a time: while one has
+/// requests in flight, those of another fail with `EBUSY`.
 pub struct Scripted {
     state: Arc<Mutex<State>>,
     capacity: u32,
+    /// Which of the clones this is.
+    number: u64,
+}
+
+impl Clone for Scripted {
+    fn clone(&self) -> Scripted {
+        let mut state = self.state();
+        state.clones += 1;
+        Scripted { state: Arc::clone(&self.state), capacity: self.capacity, number: state.clones }
+    }
 }
 
 /// When a request completes.
@@ -54,8 +64,13 @@ struct State {
     ring: VecDeque<Completion>,
     when: BTreeMap<usize, When>,
     results: BTreeMap<usize, i64>,
+    limits: BTreeMap<usize, usize>,
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
+    clones: u64,
+    /// The clone by which what is in flight was submitted. By another one, another engine would take completions for its own, and
+    /// give buffers back that are lent.
+    user: u64,
 }
 
 /// A request in the scripted kernel's form.
@@ -68,7 +83,7 @@ pub struct Entry {
 impl Scripted {
     /// A kernel that takes up to `capacity` requests at once, with an empty disk.
     pub fn new(capacity: u32) -> Scripted {
-        Scripted { state: Arc::default(), capacity }
+        Scripted { state: Arc::default(), capacity, number: 0 }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,6 +114,11 @@ impl Scripted {
         self.state().results.insert(number, result);
     }
 
+    /// Of request `number`, which has one buffer or several, only the first `most` bytes are done.
+    pub fn shorten(&self, number: usize, most: usize) {
+        self.state().limits.insert(number, most);
+    }
+
     /// The next submit that is not scripted yet takes at most `most` requests.
     pub fn take_at_most(&self, most: usize) {
         self.state().verdicts.push_back(Verdict::Take(most));
@@ -113,6 +133,11 @@ impl Scripted {
     /// may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().peek_hook = Some(Box::new(hook));
+    }
+
+    /// What is on the disk from now on.
+    pub fn set_disk(&self, contents: &[u8]) {
+        self.state().disk = contents.to_vec();
     }
 
     /// What is on the disk.
@@ -138,7 +163,10 @@ impl State {
         };
         let result = match self.results.remove(&number) {
             Some(result) => result,
-            None => self.perform(&entry.operation),
+            None => {
+                let most = self.limits.remove(&number).unwrap_or(usize::MAX);
+                self.perform(&entry.operation, most)
+            }
         };
         self.ring.push_back(Completion { key: entry.key, result });
     }
@@ -151,8 +179,8 @@ impl State {
         }
     }
 
-    /// Does what the request says, on the disk in memory.
-    fn perform(&mut self, operation: &Operation) -> i64 {
+    /// Does what the request says, on the disk in memory, up to `most` bytes.
+    fn perform(&mut self, operation: &Operation, mut most: usize) -> i64 {
         let Operation { opcode, addr, len, offset, .. } = *operation;
         let single = [libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize }];
         let vectors = match opcode {
@@ -165,7 +193,8 @@ impl State {
         };
         let mut at = offset as usize;
         for vector in vectors {
-            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len);
+            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len.min(most));
+            most -= len;
             match opcode {
                 Opcode::Write | Opcode::WriteVectored => {
                     if self.disk.len() < at + len {
@@ -206,6 +235,10 @@ unsafe impl Kernel for Scripted {
 
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let mut state = self.state();
+        if state.user != self.number && !(state.in_flight.is_empty() && state.ring.is_empty()) {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        state.user = self.number;
         let room = self.capacity as usize - state.in_flight.len();
         let most = match state.verdicts.pop_front() {
             Some(Verdict::Refuse(errno)) => return Err(io::Error::from_raw_os_error(errno)),
@@ -227,7 +260,7 @@ unsafe impl Kernel for Scripted {
 
     fn peek(&self) -> Option<Completion> {
         let mut state = self.state();
-        let completion = state.ring.front().copied()?;
+        let completion = state.ring.front().copied().filter(|_| state.user == self.number)?;
         let hook = state.peek_hook.take();
         drop(state);
         if let Some(hook) = hook {
@@ -237,7 +270,9 @@ unsafe impl Kernel for Scripted {
     }
 
     fn commit(&self) {
-        self.state().ring.pop_front();
+        let mut state = self.state();
+        assert_eq!(state.user, self.number, "a completion is taken by whom it is for");
+        state.ring.pop_front();
     }
 
     fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {

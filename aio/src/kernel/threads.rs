@@ -53,6 +53,7 @@ const KIND: Kind = Kind {
     // A system call needs little, and what is not touched costs nothing; sanitizers need more than the least there can be.
     stack_size: 128 * 1024,
     patience: Duration::from_secs(5),
+    leaves_signals: true,
 };
 
 /// A request in the form that a worker takes.

@@ -7,14 +7,18 @@ use std::thread::ThreadId;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+fn kind(most: usize, patience: Duration) -> Kind {
+    Kind { name: "coralio-test", most, stack_size: 256 * 1024, patience, leaves_signals: true }
+}
+
 /// A pool of a test's own. Kept, so that a leak checker does not take it for lost.
 pub(crate) fn pool_of<W: Work>(most: usize, patience: Duration) -> &'static Pool<W> {
-    leak(Pool::new(Kind { name: "coralio-test", most, stack_size: 256 * 1024, patience }))
+    leak(Pool::new(kind(most, patience)))
 }
 
 /// One whose only thread starts when a test calls [`serve`], after it was put something.
 pub(crate) fn idle_pool<W: Work>() -> &'static Pool<W> {
-    let kind = Kind { name: "coralio-test", most: 1, stack_size: 256 * 1024, patience: Duration::MAX };
+    let kind = kind(1, Duration::MAX);
     leak(Pool { start: |_| Ok(()), ..Pool::new(kind) })
 }
 
@@ -93,7 +97,7 @@ fn as_many_threads_as_block_at_once() {
 fn a_batch_asks_for_one_thread() {
     // E16: whoever puts pays for one wake, and for none while somebody is on the way; the one who comes asks for the next
     static STARTS: AtomicUsize = AtomicUsize::new(0);
-    let kind = Kind { name: "coralio-test", most: 8, stack_size: 256 * 1024, patience: Duration::MAX };
+    let kind = kind(8, Duration::MAX);
     let start = |_: &'static Pool<Job>| {
         STARTS.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -149,7 +153,7 @@ fn an_idle_thread_serves_again() {
 fn without_a_thread_the_caller_does_it() {
     // E14: no thread can be started: nothing is lost and nobody waits for ever
     static REFUSES: AtomicBool = AtomicBool::new(true);
-    let kind = Kind { name: "coralio-test", most: 8, stack_size: 256 * 1024, patience: Duration::MAX };
+    let kind = kind(8, Duration::MAX);
     let start = |pool: &'static Pool<Job>| {
         if REFUSES.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
@@ -179,6 +183,34 @@ fn without_a_thread_the_caller_does_it() {
     assert!(dones.try_recv().is_err());
     drop(held);
     assert!(dones.iter().take(10).all(|(_, thread)| thread != me));
+    wait_until(|| counts(pool) == (1, 1));
+}
+
+#[test]
+fn a_start_that_fails_leaves_nobody_idle() {
+    // E2: *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
+    static STARTED: AtomicBool = AtomicBool::new(false);
+    static HELD: Mutex<Option<Held>> = Mutex::new(None);
+    let kind = kind(8, Duration::MAX);
+    let start = |pool: &'static Pool<Job>| {
+        if !STARTED.swap(true, Ordering::Relaxed) {
+            serve(pool);
+            return Ok(());
+        }
+        drop(HELD.lock().unwrap().take());
+        wait_until(|| counts(pool) == (2, 1));
+        put(pool, [Box::new(|| {}) as Job]);
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    };
+    let pool = leak(Pool { start, ..Pool::new(kind) });
+    let held = hold(pool, 1);
+    held.here.recv().unwrap();
+    *HELD.lock().unwrap() = Some(held);
+    put(pool, [Box::new(|| {}) as Job]);
+    {
+        let state = pool.state();
+        assert!(state.queue.is_empty() || state.coming > 0, "work is left, and nobody comes");
+    }
     wait_until(|| counts(pool) == (1, 1));
 }
 
@@ -228,7 +260,7 @@ fn signals_are_left_to_others() {
 fn a_forked_child_has_a_pool_of_its_own() {
     // E16: the child has none of its parent's threads, and would wait for them for ever
     static GLOBAL: Global<Job> = Global::new();
-    let kind = Kind { name: "coralio-test", most: 1, stack_size: 256 * 1024, patience: Duration::MAX };
+    let kind = kind(1, Duration::MAX);
     let ours = GLOBAL.get(kind);
     let held = hold(ours, 1);
     held.here.recv().unwrap();

@@ -1,0 +1,78 @@
+//! H10, 2026: submit reaps, whom it wakes submits, and that reaps.
+//!
+//! ```text
+//!   submit > reap > submit > reap > submit > ..
+//! ```
+//!
+//! After a reap there is room, so it looked thrifty to submit at once what had gathered meanwhile. But a submit reaps (rule E4),
+//! and where requests complete within submit, as page-cached reads do, there is always something to reap, which wakes somebody who
+//! reads the next block. Each block is a few frames on the stack; a long file is the end of it.
+//!
+//! The guard: a reap submits nothing. What has gathered goes when the loop's round is over.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{AfterReap, Current, Policy};
+use coralio_aio::{AioContext, Engine, spawn};
+
+use crate::read;
+use crate::stack::stack_pointer;
+
+/// As of 2026: a reap submits.
+struct SubmitsFromReap2026;
+
+// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+unsafe impl Policy for SubmitsFromReap2026 {
+    const AFTER_REAP: AfterReap = AfterReap::ReapSubmits;
+}
+
+const BLOCKS: usize = 200;
+
+/// A coroutine reads one block after the other, and each read completes within submit. Returns how many submits began
+/// beneath each other, at most, as the stack has it: each deeper than the one before.
+fn schedule<P: Policy>() -> usize {
+    AioContext::run(|context| {
+        let kernel = Scripted::new(8);
+        (0..BLOCKS).for_each(|number| kernel.complete_on_submit(number, number));
+        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
+        let (deepest, levels) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(AtomicUsize::new(0)));
+        let ended = Rc::new(Cell::new(false));
+        drop(spawn({
+            let (levels, ended) = (levels.clone(), Rc::clone(&ended));
+            move || {
+                for _ in 0..BLOCKS {
+                    let (deepest, levels) = (deepest.clone(), levels.clone());
+                    // It is called by who reaps, on that one's stack: the loop's.
+                    kernel.on_next_peek(move || {
+                        let here = stack_pointer();
+                        if deepest.fetch_min(here, Ordering::Relaxed) > here {
+                            levels.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                    read(&engine, 0);
+                }
+                ended.set(true);
+            }
+        }));
+        while !ended.get() {
+            context.poll(true);
+        }
+        levels.load(Ordering::Relaxed)
+    })
+}
+
+#[test]
+fn without_the_guard_each_block_goes_deeper() {
+    // H10: as many submits are on the stack as there were blocks; a longer file would not fit.
+    assert_eq!(schedule::<SubmitsFromReap2026>(), BLOCKS);
+}
+
+#[test]
+fn with_the_guard_the_loop_submits() {
+    // H10, E8: all submits are on the same level.
+    assert_eq!(schedule::<Current>(), 1);
+}

@@ -1,0 +1,86 @@
+//! H11, 2022 and later: a read that comes back short.
+//!
+//! The kernel may transfer less than was asked for, for reasons that nobody need know. Two ways to get it wrong:
+//!
+//! - The short read was taken for the end of the file, and the rest of the buffer for zeroes.
+//! - The rest was asked for, by a request that the completion put on the queue. But a reap does not submit (rule E8), and where
+//!   nothing was in flight and no round of the loop under way, no later submit followed.
+//!
+//! The guards: only a read of nothing is the end of the file; and what is queued in a reap is a request like any other, which
+//! the loop submits before it sleeps.
+
+use std::fs::File as StdFile;
+use std::io::IoSliceMut;
+use std::os::fd::OwnedFd;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{AfterReap, Current, OnShort, Policy};
+use coralio_aio::{AioContext, Engine, File, spawn};
+
+use crate::rounds;
+
+/// A short read is the end.
+struct TakenForTheEnd2022;
+
+// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+unsafe impl Policy for TakenForTheEnd2022 {
+    const ON_SHORT: OnShort = OnShort::IsTheEnd;
+}
+
+/// The rest is queued, and nobody submits it.
+struct NeverSubmitted2022;
+
+// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+unsafe impl Policy for NeverSubmitted2022 {
+    const AFTER_REAP: AfterReap = AfterReap::NobodySubmits;
+}
+
+/// On a disk of twelve bytes, reads them in one buffer or two; the first read, of which the kernel does four bytes, is
+/// short. Returns what was read, or how the engine stands if that does not end.
+fn schedule<P: Policy>(buffers: usize) -> Result<Vec<u8>, String> {
+    AioContext::run(|_context| {
+        let kernel = Scripted::new(8);
+        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
+        let file = File::on_engine(&engine, OwnedFd::from(StdFile::open("/dev/null").unwrap())).unwrap();
+        kernel.set_disk(b"aaaabbbbcccc");
+        kernel.shorten(0, 4);
+        let task = spawn(move || {
+            let mut buf = *b"............";
+            let read = if buffers == 1 {
+                file.read_at(&mut buf, 0)
+            } else {
+                let (head, tail) = buf.split_at_mut(6);
+                file.read_vectored_at(&mut [IoSliceMut::new(head), IoSliceMut::new(tail)], 0)
+            };
+            read.map(|read| buf[..read].to_vec())
+        });
+        rounds(|| task.is_finished());
+        let state = format!("{engine:?}");
+        task.cancel();
+        task.join().unwrap().map_err(|_| state)
+    })
+}
+
+#[test]
+fn without_the_guard_a_part_is_taken_for_all() {
+    // H11: four bytes of twelve, without an error.
+    assert_eq!(schedule::<TakenForTheEnd2022>(1).unwrap(), b"aaaa");
+    assert_eq!(schedule::<TakenForTheEnd2022>(2).unwrap(), b"aaaa");
+}
+
+#[test]
+fn without_the_guard_the_rest_is_never_submitted() {
+    // H11: the follow-up is queued, nothing is in flight, and nobody submits.
+    for buffers in [1, 2] {
+        let state = schedule::<NeverSubmitted2022>(buffers).unwrap_err();
+        assert!(state.contains("in_flight 0"), "{state}");
+        assert!(state.contains("blocked true, 1 requests taken, 1 completed"), "{state}");
+    }
+}
+
+#[test]
+fn with_the_guards_all_is_read() {
+    // H11, E10, E2: the follow-up is a request like any other.
+    assert_eq!(schedule::<Current>(1).unwrap(), b"aaaabbbbcccc");
+    assert_eq!(schedule::<Current>(2).unwrap(), b"aaaabbbbcccc");
+}

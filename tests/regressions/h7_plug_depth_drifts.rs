@@ -1,0 +1,69 @@
+//! H7, 2021: unplug counts down in one branch of a condition only.
+//!
+//! Unplug had two reasons to submit: the queue is full, or this was the last plug. Written as
+//! `full || --depth == 0`, it counted only if the queue was not full. Each unplug of a full queue left the depth one too
+//! high, so that it never came back to 0, and from then on requests gathered for an unplug that was over.
+//!
+//! The guard: a plug is a value, and whatever its drop finds, it counts.
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::policy::{Current, Policy, UnplugCounts};
+use coralio_aio::{AioContext, Coroutine, Engine};
+
+use crate::read;
+
+/// As of 2021: a full queue is submitted without counting.
+struct ShortCircuit2021;
+
+// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+unsafe impl Policy for ShortCircuit2021 {
+    const UNPLUG_COUNTS: UnplugCounts = UnplugCounts::UnlessFull;
+}
+
+/// A plug goes while the queue is full; then one more reads, with no plug in. Returns whether that one was submitted at
+/// once, and how the engine stands.
+fn schedule<P: Policy>() -> (bool, String) {
+    AioContext::run(|context| {
+        let kernel = Scripted::new(2);
+        let engine = Engine::<_, P>::attach(kernel.clone(), 2).unwrap();
+        let enter_reader = || {
+            let engine = engine.clone();
+            let reader = Coroutine::new(move || assert_eq!(read(&engine, 0), 0));
+            reader.enter();
+            reader
+        };
+        // Two are in flight, so that the next two fill the queue and stay there.
+        (0..2).for_each(|number| kernel.hold(number));
+        let mut readers = vec![enter_reader(), enter_reader()];
+        let plug = engine.plug();
+        readers.extend([enter_reader(), enter_reader()]);
+        assert_eq!((engine.stats().in_flight, engine.stats().pending), (2, 2));
+        drop(plug);
+        (0..2).for_each(|number| kernel.release(number));
+        while !readers.iter().all(|reader| reader.has_ended()) {
+            context.poll(true);
+        }
+        let taken = kernel.taken();
+        let last = enter_reader();
+        let at_once = kernel.taken() > taken;
+        let state = format!("{engine:?}");
+        while !last.has_ended() {
+            context.poll(true);
+        }
+        (at_once, state)
+    })
+}
+
+#[test]
+fn without_the_guard_requests_wait_for_a_plug_that_is_gone() {
+    // H7: the depth is 1 though no plug is left, and a request gathers that nobody holds back.
+    let (at_once, state) = schedule::<ShortCircuit2021>();
+    assert!(!at_once && state.contains("plug depth 1"), "{state}");
+}
+
+#[test]
+fn with_the_guard_each_plug_counts() {
+    // H7, E3: the depth is 0, and the request goes at once.
+    let (at_once, state) = schedule::<Current>();
+    assert!(at_once && state.contains("plug depth 0"), "{state}");
+}
