@@ -43,6 +43,8 @@ use crate::request::{Requests, Slot};
 pub struct Engine<K: Kernel, P: Policy = Current> {
     pub(crate) context: AioContext,
     pub(crate) kernel: K,
+    /// The context has an event log.
+    pub(crate) traced: bool,
     pub(crate) depth: u32,
     pub(crate) requests: Requests,
     pub(crate) pending: Pending<K::Entry>,
@@ -120,6 +122,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
         let engine = Arc::new(Engine {
             context: context.clone(),
+            traced: context.tracer().is_some(),
             kernel,
             depth,
             requests: Requests::new(),

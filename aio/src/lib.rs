@@ -50,6 +50,7 @@ mod pool;
 mod queue;
 mod reap;
 mod request;
+mod tell;
 
 use std::io;
 use std::time::Duration;

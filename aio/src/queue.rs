@@ -10,7 +10,7 @@
 use std::cell::UnsafeCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use coralio_runtime::trace::{RequestState, Span};
 use coralio_runtime::{AtHome, ContextGuard};
@@ -110,9 +110,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
         let guard = here.acquire();
-        if self.context.tracer().is_some() {
-            self.tell(self.kernel.key(&entry), RequestState::Pending);
-        }
+        self.tell_of(&entry, RequestState::Pending);
         self.pending.push(&guard, entry);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
         // queue is deep, each would go alone.
@@ -144,7 +142,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
-        let _told = self.context.tracer().map(|tracer| tracer.span(Span::Submit));
+        let _told = self.tell_span(Span::Submit);
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
         for _ in 0..=self.depth {
@@ -191,44 +189,6 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 Ok(())
             }
             Err(error) => Err(error),
-        }
-    }
-
-    /// Has the kernel take what it will of `entries`, and the event log told.
-    ///
-    /// # Safety
-    ///
-    /// As [`Kernel::submit`].
-    #[inline]
-    unsafe fn submit_and_tell(&self, entries: &mut [K::Entry]) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
-        let submitted = unsafe { self.kernel.submit(entries) };
-        if let (Some(_), Ok(taken)) = (self.context.tracer(), &submitted) {
-            entries.iter().take(*taken).for_each(|entry| self.tell(self.kernel.key(entry), RequestState::InFlight));
-        }
-        submitted
-    }
-
-    /// Tells the event log, if there is one, what has become of a request.
-    #[inline]
-    pub(crate) fn tell(&self, key: u64, state: RequestState) {
-        if let Some(tracer) = self.context.tracer() {
-            tracer.request(key, state);
-        }
-    }
-
-    pub(crate) fn tell_violation(&self, what: &str) {
-        if let Some(tracer) = self.context.tracer() {
-            tracer.violation(what);
-        }
-    }
-
-    /// Tells the event log, if there is one, how the counters stand.
-    #[inline]
-    pub(crate) fn tell_counters(&self, guard: &ContextGuard<'_>) {
-        if let Some(tracer) = self.context.tracer() {
-            let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-            tracer.counters(count(&self.in_flight), self.pending.len(guard) as u32, count(&self.plug_depth));
         }
     }
 

@@ -29,7 +29,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
         let mut progress = false;
-        let _told = self.context.tracer().map(|tracer| tracer.span(Span::Reap));
+        let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {

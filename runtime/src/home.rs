@@ -67,6 +67,8 @@ pub(crate) struct Home {
     rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
     top: Cell<*const Frame>,
+    /// There is an event log. Here, and as a word of its own, since each switch looks.
+    traced: bool,
     /// Who runs in that frame; `None` in a round of the loop. Here and not there, to be found with one look less: every
     /// suspension waits for it.
     running: Cell<Option<&'static Control>>,
@@ -114,12 +116,14 @@ impl Home {
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
         );
         let _alternate_stack = AlternateStack::install();
+        let traced = shared.tracer.is_some();
         let home = Home {
             context: AioContext { shared: Arc::clone(&shared) },
             shared,
             source_window: Window::default(),
             source: OnceCell::new(),
             rounds: Cell::new(0),
+            traced,
             top: Cell::new(ptr::null()),
             running: Cell::new(None),
             ready: ControlList::new(),

@@ -59,7 +59,7 @@ const fn timed(name: &'static str, ours: Run, at_most: Option<f64>, peers: &'sta
 }
 
 /// What is not timed comes first: `may`'s threads, once started, wake up a hundred times a second.
-pub(crate) const CASES: [Case; 16] = [
+pub(crate) const CASES: [Case; 17] = [
     Case {
         name: "idle",
         unit: Unit::NsPerSecond,
@@ -117,4 +117,5 @@ pub(crate) const CASES: [Case; 16] = [
     ),
     timed("bottom-half", ours::bottom_half, Some(60.0), &[]),
     timed("empty-poll", ours::empty_poll, Some(40.0), &[]),
+    timed("traced-event", ours::traced_event, Some(50.0), &[]),
 ];

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::rc::Rc;
 
+use coralio_runtime::trace::Trace;
 use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now};
 
 use crate::measure::{BATCH, time};
@@ -35,6 +36,16 @@ pub(crate) fn enter_and_yield(times: u64) -> f64 {
         enter(co);
         time(times, || (0..times).for_each(|_| enter(co)))
     })
+}
+
+/// What one event costs that goes to the log.
+pub(crate) fn traced_event(times: u64) -> f64 {
+    let trace = Trace::new(10_000);
+    let run = |context: &AioContext| {
+        let tracer = context.tracer().expect("just given one");
+        time(times, || (0..times as u32).for_each(|n| tracer.counters(black_box(n), 0, 0)))
+    };
+    AioContext::builder().trace(&trace).run(run).expect("the system has descriptors")
 }
 
 /// A coroutine made, entered, and over.

@@ -58,32 +58,6 @@ impl ContextLock {
         unsafe { self.mutex.force_unlock() };
     }
 
-    #[cold]
-    fn last_dropped(&self, depth: u32) {
-        if depth != 0 {
-            // The loop had given the lock up: the count would no longer say who holds it.
-            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
-            std::process::abort();
-        }
-        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
-        // thread, so this is the thread that locked it.
-        unsafe { self.unlock() };
-    }
-
-    /// Returns whether it was the last.
-    fn foreign_dropped(&self, era: u64) -> bool {
-        if ERA.get().0 != era {
-            eprintln!(
-                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
-                 dropped later; drop it before the coroutine that took it is suspended"
-            );
-            std::process::abort();
-        }
-        let left = self.foreign_guards.load(Ordering::Relaxed) - 1;
-        self.foreign_guards.store(left, Ordering::Relaxed);
-        left == 0
-    }
-
     #[inline]
     fn set_depth(&self, depth: u32) {
         self.home_guards.store(depth, Ordering::Relaxed);
@@ -112,16 +86,13 @@ impl Drop for ContextGuard<'_> {
     fn drop(&mut self) {
         let lock = &self.shared.lock;
         if let Some(foreign) = &self.foreign {
-            if lock.foreign_dropped(foreign.era) {
-                self.shared.tell_lock(false);
-            }
+            self.shared.foreign_dropped(foreign.era);
         } else {
             let depth = lock.depth().wrapping_sub(1);
             lock.set_depth(depth);
             // One comparison for both: that it was the last, and that the count was 0 before.
             if depth as i32 <= 0 {
-                self.shared.tell_lock(false);
-                lock.last_dropped(depth);
+                self.shared.last_dropped(depth);
             }
         }
     }
@@ -162,7 +133,35 @@ impl AioContext {
 }
 
 impl Shared {
-    #[inline]
+    #[cold]
+    fn last_dropped(&self, depth: u32) {
+        if depth != 0 {
+            // The loop had given the lock up: the count would no longer say who holds it.
+            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
+            std::process::abort();
+        }
+        self.tell_lock(false);
+        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
+        // thread, so this is the thread that locked it.
+        unsafe { self.lock.unlock() };
+    }
+
+    #[inline(never)]
+    fn foreign_dropped(&self, era: u64) {
+        if ERA.get().0 != era {
+            eprintln!(
+                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
+                 dropped later; drop it before the coroutine that took it is suspended"
+            );
+            std::process::abort();
+        }
+        let left = self.lock.foreign_guards.load(Ordering::Relaxed) - 1;
+        self.lock.foreign_guards.store(left, Ordering::Relaxed);
+        if left == 0 {
+            self.tell_lock(false);
+        }
+    }
+
     fn tell_lock(&self, taken: bool) {
         if let Some(tracer) = &self.tracer {
             tracer.lock(taken);
@@ -187,13 +186,19 @@ impl Shared {
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
+    // Out of line, as `ContextLock::lock`.
+    #[inline(never)]
+    fn first_taken(&self) {
+        self.lock.lock();
+        self.tell_lock(true);
+    }
+
     /// As `acquire`, where the caller knows that this is the home thread.
     #[inline]
     pub(crate) fn acquire_at_home(&self) -> ContextGuard<'_> {
         let depth = self.lock.depth();
         if depth == 0 {
-            self.lock.lock();
-            self.tell_lock(true);
+            self.first_taken();
         }
         self.lock.set_depth(depth + 1);
         ContextGuard { shared: self, foreign: None, _not_send: PhantomData }

@@ -108,28 +108,42 @@ impl Home {
         }
     }
 
-    /// The one place where a coroutine's stack is switched to.
+    /// Switches to a coroutine's stack, until it yields or has ended. Returns the payload of a panic that goes on.
     #[inline]
     pub(super) fn resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
+        if self.traced { self.tell_and_resume(block, how) } else { self.switch_in(block, how) }
+    }
+
+    #[cold]
+    fn tell_and_resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
+        let own = self.own(block);
+        let tracer = self.shared.tracer.as_ref();
+        let id = block.id();
+        if let Some(tracer) = tracer {
+            tracer.enter(id, how == Resume::Unwind, own.suspended_at.get());
+        }
+        let payload = self.switch_in(block, how);
+        // One that has ended was told of before its block became another one's.
+        if let (Some(tracer), true) = (tracer, id.is_live() && own.state.get() != State::Finished) {
+            tracer.yielded(id, own.waiting.get().into(), own.suspended_at.get());
+        }
+        payload
+    }
+
+    /// The one place where a coroutine's stack is switched to.
+    #[inline]
+    fn switch_in(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
         let own = self.own(block);
         own.state.set(State::Entered);
         block.ticket.clear_scheduled();
         // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
         // touches it (*taken out while it runs*).
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
-        if let Some(tracer) = &self.shared.tracer {
-            tracer.enter(block.id(), how == Resume::Unwind, own.suspended_at.get());
-        }
         self.switching.set(true);
         let result = machine.resume(how);
         self.switching.set(false);
         match result {
-            CoroutineResult::Yield(()) => {
-                if let Some(tracer) = &self.shared.tracer {
-                    tracer.yielded(block.id(), own.waiting.get().into(), own.suspended_at.get());
-                }
-                None
-            }
+            CoroutineResult::Yield(()) => None,
             CoroutineResult::Return(()) => self.finish(block),
         }
     }

@@ -56,36 +56,38 @@ impl Home {
     #[inline]
     #[track_caller]
     pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
-        match self.own(block).state.get() {
-            State::Suspended if !self.ending.get() => self.wake_suspended(block),
-            State::Entered => self.tell(block, Wake::LeftEntered),
-            State::Suspended | State::Scheduled | State::Finished | State::Free => {}
+        if self.own(block).state.get() == State::Suspended && !self.ending.get() {
+            self.wake_suspended(block);
+        } else if self.traced && self.own(block).state.get() == State::Entered {
+            self.tell(block, Wake::LeftEntered);
         }
     }
 
     #[inline]
     #[track_caller]
     fn wake_suspended(&self, block: &'static Control) {
+        if self.traced {
+            let how = match self.running.get() {
+                Some(_) => Wake::AfterYield,
+                None if thread::panicking() => Wake::Scheduled,
+                None => Wake::Now,
+            };
+            self.tell(block, how);
+        }
         match self.frame() {
             Some(frame) if self.running.get().is_some() => {
-                self.tell(block, Wake::AfterYield);
                 block.set_scheduled_at(Location::caller());
                 self.own(block).state.set(State::Scheduled);
                 frame.woken.push(block);
             }
             // A destructor woke it while this thread unwinds: it could not be suspended here.
-            _ if thread::panicking() => {
-                self.tell(block, Wake::Scheduled);
-                self.make_ready(block, Location::caller());
-            }
-            _ => {
-                self.tell(block, Wake::Now);
-                self.enter(block);
-            }
+            _ if thread::panicking() => self.make_ready(block, Location::caller()),
+            _ => self.enter(block),
         }
     }
 
-    #[inline]
+    /// To the event log, if there is one.
+    #[cold]
     #[track_caller]
     fn tell(&self, block: &'static Control, how: Wake) {
         if let Some(tracer) = &self.shared.tracer {

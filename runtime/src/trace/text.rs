@@ -217,14 +217,16 @@ impl<'a> Columns<'a> {
     /// Draws from one column to another; the head points the way it goes.
     fn arrow(&self, cells: &mut [char], from: usize, to: usize, line: char, head: char) {
         let (start, end) = (self.labels[from].1, self.labels[to].1);
-        cells[start.min(end) + 1..start.max(end)].fill(line);
-        if start != end {
-            cells[end] = match head {
-                '▶' if end < start => '◀',
-                '◀' if end > start => '▶',
-                '▷' if end < start => '◁',
-                head => head,
-            };
+        // Both are one where the log has lost who ran.
+        if start == end {
+            return;
         }
+        cells[start.min(end) + 1..start.max(end)].fill(line);
+        cells[end] = match head {
+            '▶' if end < start => '◀',
+            '◀' if end > start => '▶',
+            '▷' if end < start => '◁',
+            head => head,
+        };
     }
 }

@@ -1,0 +1,235 @@
+//! The event log: what it holds, that it nests, and that the same run has the same one.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use coralio_runtime::trace::{Event, Frame, Recording, Replay, Span, TextOptions, Trace, Wake};
+use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now};
+
+fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
+    Coroutine::builder().name(name).create(f).unwrap()
+}
+
+/// A context on the thread's own stack, with a log.
+fn traced(f: impl FnOnce(&AioContext)) -> Recording {
+    let trace = Trace::new(10_000);
+    AioContext::builder().unwind_report(false).trace(&trace).run(f).unwrap();
+    trace.recording()
+}
+
+fn a_busy_run() -> Recording {
+    let trace = Trace::new(100_000);
+    let run = |_: &AioContext| {
+        let lock = Rc::new(CoMutex::new(0));
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let lock = Rc::clone(&lock);
+                spawn(move || {
+                    for _ in 0..3 {
+                        *lock.lock() += 1;
+                        yield_now();
+                    }
+                })
+            })
+            .collect();
+        tasks.into_iter().for_each(|task| task.join().unwrap());
+    };
+    AioContext::builder().trace(&trace).run_coroutine(run).unwrap();
+    trace.recording()
+}
+
+#[test]
+fn a_run_as_lanes() {
+    // C1, W1: two coroutines and a wake, byte for byte
+    let recording = traced(|_| {
+        let b = named("B", suspend);
+        b.enter();
+        let woken = b;
+        let a = named("A", move || {
+            woken.wake();
+            suspend();
+        });
+        a.enter();
+        a.enter();
+    });
+    recording.check().unwrap();
+    let text = recording.text();
+    let lines: Vec<_> = text.lines().skip(1).map(str::trim_end).collect();
+    let expected = [
+        "       thread   B        A        kernel",
+        "    0  ●········○                          creates B",
+        "    1  ●────────▶                          enters B",
+        "    2  ◀╌╌╌╌╌╌╌╌●                          B yields, waits for an enter or a wake",
+        "    3  ●·················○                 creates A",
+        "    4  ●─────────────────▶                 enters A",
+        "    5  │        ◁········●                 wakes B: runs when this one yields",
+        "    6  ◀╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌●                 A yields, waits for an enter or a wake",
+        "    7  ●────────▶        ┊                 enters B",
+        "    8  ◀────────■        ┊                 B ends",
+        "    9  ●─────────────────▶                 enters A",
+        "   10  ◀─────────────────■                 A ends",
+    ];
+    assert_eq!(lines, expected, "\n{text}");
+}
+
+#[test]
+fn who_is_on_the_stack_at_any_event() {
+    // C4, X2: a coroutine that polls, and one that the nested round enters
+    let recording = traced(|context| {
+        let (polled, context) = (Rc::new(RefCell::new(None)), context.clone());
+        let inner = named("inner", || {});
+        *polled.borrow_mut() = Some(inner.waker());
+        let outer = named("outer", move || {
+            polled.borrow_mut().take().unwrap().schedule().unwrap();
+            context.poll(false);
+        });
+        outer.enter();
+    });
+    recording.check().unwrap();
+    let mut replay = Replay::of(&recording);
+    let mut seen = false;
+    for record in &recording.records {
+        replay.apply(record).unwrap();
+        if let Event::Enter { lane, .. } = record.event
+            && recording.name(lane) == "inner"
+        {
+            let stack = replay.stack(record.thread);
+            let outer = stack[0];
+            assert!(matches!(outer, Frame::Coroutine(outer) if recording.name(outer) == "outer"), "{stack:?}");
+            assert_eq!(stack[1..], [Frame::Span(Span::Round), Frame::Coroutine(lane)]);
+            assert_eq!(replay.running(record.thread), Some(lane));
+            seen = true;
+        }
+    }
+    assert!(seen, "{}", recording.text_with(TextOptions::everything()));
+}
+
+#[test]
+fn the_four_ways_of_waking() {
+    // W1: at once, after a yield, in the next round, and not at all, being entered
+    let recording = traced(|context| {
+        let first = named("first", suspend);
+        first.enter();
+        first.wake();
+        let waits = named("waits", suspend);
+        waits.enter();
+        let itself: Rc<RefCell<Option<Coroutine>>> = Rc::default();
+        let wakes = {
+            let (waits, itself) = (waits, Rc::clone(&itself));
+            named("wakes", move || {
+                waits.wake();
+                itself.borrow().as_ref().unwrap().wake();
+            })
+        };
+        *itself.borrow_mut() = Some(wakes);
+        wakes.enter();
+        let later = named("later", || {});
+        later.waker().schedule().unwrap();
+        context.poll(false);
+    });
+    recording.check().unwrap();
+    let ways: Vec<_> = recording
+        .records
+        .iter()
+        .filter_map(|record| match record.event {
+            Event::Wake { lane, how } => Some((recording.name(lane), how)),
+            _ => None,
+        })
+        .collect();
+    let expected =
+        [("first", Wake::Now), ("waits", Wake::AfterYield), ("wakes", Wake::LeftEntered), ("later", Wake::Scheduled)];
+    assert_eq!(ways, expected);
+}
+
+#[test]
+fn the_same_run_has_the_same_log() {
+    // Trace: no address, no time, no thread number of the process gets into it
+    let (first, second) = (a_busy_run(), a_busy_run());
+    first.check().unwrap();
+    assert_eq!(first.text_with(TextOptions::everything()), second.text_with(TextOptions::everything()));
+    assert_eq!(first, second);
+}
+
+#[test]
+fn recursive_entry_is_in_the_log() {
+    // C5: the check finds it, with its chain
+    let recording = traced(|_| {
+        let itself: Rc<RefCell<Option<Coroutine>>> = Rc::default();
+        let again = Rc::clone(&itself);
+        let a = named("A", move || {
+            let refused = catch_unwind(AssertUnwindSafe(|| again.borrow().as_ref().unwrap().enter()));
+            assert!(refused.is_err());
+        });
+        *itself.borrow_mut() = Some(a);
+        a.enter();
+    });
+    let violation = recording.check().unwrap_err();
+    assert!(violation.what.contains("recursive entry") && violation.what.contains("main > 'A'"), "{violation}");
+    assert!(recording.text().contains("VIOLATION: recursive entry"));
+}
+
+#[test]
+fn a_panic_leaves_a_log_that_nests() {
+    // C8: spans and coroutines that unwound are over
+    let recording = traced(|context| {
+        context.schedule_oneshot(|| panic!("in a bottom half"));
+        let _ = catch_unwind(AssertUnwindSafe(|| context.poll(false))).unwrap_err();
+        let left = named("left", suspend);
+        left.enter();
+    });
+    recording.check().unwrap();
+    let last = recording.records.iter().rfind(|record| !matches!(record.event, Event::Release)).unwrap();
+    assert!(matches!(last.event, Event::End(_)), "{last:?}");
+    let mut replay = Replay::of(&recording);
+    recording.records.iter().for_each(|record| replay.apply(record).unwrap());
+    assert!((0..recording.threads).all(|thread| replay.stack(thread).is_empty()));
+}
+
+#[test]
+fn the_last_events_are_kept() {
+    // Trace: memory is bounded, and what is left still checks
+    let trace = Trace::new(64);
+    AioContext::builder()
+        .trace(&trace)
+        .run_coroutine(|_| (0..1000).for_each(|_| spawn(|| {}).join().unwrap()))
+        .unwrap();
+    let recording = trace.recording();
+    assert_eq!(recording.records.len(), 64);
+    assert!(recording.lost > 1000);
+    assert_eq!(recording.records[0].number, recording.lost);
+    recording.check().unwrap();
+    assert!(recording.text().contains("events before these are lost"));
+}
+
+#[test]
+fn two_contexts_in_one_log() {
+    // W3: a wake from another thread, seen from both sides
+    let trace = Trace::new(10_000);
+    let here = AioContext::builder().trace(&trace);
+    here.run_coroutine(|_| {
+        let other = trace.clone();
+        let (sender, receiver) = coralio_runtime::oneshot();
+        let thread = std::thread::spawn(move || {
+            let run = |_: &AioContext| sender.send(7).unwrap();
+            AioContext::builder().trace(&other).run_coroutine(run).unwrap();
+        });
+        assert_eq!(receiver.recv().unwrap(), 7);
+        thread.join().unwrap();
+    })
+    .unwrap();
+    let recording = trace.recording();
+    recording.check().unwrap();
+    assert_eq!(recording.threads, 2);
+    let contexts: Vec<_> = recording.lanes.iter().map(|lane| lane.context).collect();
+    assert_eq!(contexts, [0, 1]);
+}
+
+#[test]
+fn a_word_of_the_programs_own() {
+    // Trace: marks, and where they were made
+    let recording = traced(|context| context.tracer().unwrap().mark("here"));
+    let record = &recording.records[0];
+    assert_eq!(record.event, Event::Mark("here".into()));
+    assert!(record.at.unwrap().file().ends_with("trace.rs"));
+}
