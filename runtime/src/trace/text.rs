@@ -1,4 +1,4 @@
-//! A recording as lanes of text: a column for each thread, coroutine and the kernel, a row for each event. The words are
+//! A recording as lanes of text: a column for each thread and coroutine, and for the kernel if there was I/O; a row for each event. The words are
 //! indented by what they happen within, so that nobody need be told where it ends.
 //!
 //! ```text
@@ -143,9 +143,13 @@ impl<'a> Columns<'a> {
         let threads = (0..recording.threads).map(thread);
         let lanes = recording.lanes.iter().map(|lane| lane.name.clone());
         let mut place = 0;
+        let has_requests = recording
+            .records
+            .iter()
+            .any(|record| matches!(record.event, Event::Request { .. } | Event::Counters { .. }));
         let labels: Vec<_> = threads
             .chain(lanes)
-            .chain(["kernel".into()])
+            .chain(has_requests.then(|| "kernel".into()))
             .map(|label: String| {
                 let here = place;
                 place += label.chars().count().max(4) + 2;

@@ -1,0 +1,144 @@
+//! What the lessons share. A lesson is a few *acts*: each runs in a context of its own, with an event log, and is shown as lanes
+//! of text, whether it ends well or fails.
+//!
+//! The kernel is scripted, so that every run is the same. `--trace FILE` writes the log of each act too: the second one's
+//! of `--trace h2.txt` goes to `h2-2.txt`.
+
+// No lesson needs all of it.
+#![allow(dead_code)]
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt::Display;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::kernel::{Opcode, Operation};
+use coralio_aio::policy::{Current, Policy};
+use coralio_aio::trace::{Recording, TextOptions, Trace};
+use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle};
+
+/// An engine on a scripted kernel.
+pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
+
+/// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints what happened.
+pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
+    thread_local!(static ACTS: Cell<u32> = const { Cell::new(0) });
+    let act = ACTS.get() + 1;
+    ACTS.set(act);
+    let (recording, failure) = record(f);
+    let options = if act == 1 { TextOptions::default() } else { TextOptions::default().without_legend() };
+    println!("{}== {act}. {title}\n", if act == 1 { "" } else { "\n" });
+    print!("{}", recording.text_with(options));
+    match failure {
+        Some(message) => println!("\nFails: {message}"),
+        None => println!("\nEnds well."),
+    }
+    if let Some(file) = trace_file() {
+        save(&recording, &numbered(&file, act)).unwrap_or_else(|error| {
+            eprintln!("cannot write the trace to {}: {error}", file.display());
+            process::exit(1)
+        });
+    }
+}
+
+/// What happened while `f` ran in a context, and with what message it panicked, if it did.
+pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
+    let trace = Trace::new(10_000);
+    let builder = AioContext::builder().trace(&trace).deadlock_report(None).unwind_report(false);
+    // It is told in the lanes, and again below them.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let ran = panic::catch_unwind(AssertUnwindSafe(|| builder.run(f).expect("descriptors for a context")));
+    panic::set_hook(hook);
+    (trace.recording(), ran.err().map(|payload| message(&*payload)))
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => (*text).to_string(),
+        _ => "a payload that is no text".into(),
+    }
+}
+
+/// Writes a recording to a file.
+pub fn save(recording: &Recording, file: &Path) -> io::Result<()> {
+    std::fs::write(file, recording.text())
+}
+
+/// What the command line asks for.
+fn trace_file() -> Option<PathBuf> {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next(), arguments.next(), arguments.next()) {
+        (None, ..) => None,
+        (Some(option), Some(file), None) if option == "--trace" => Some(file.into()),
+        _ => {
+            eprintln!("a lesson takes no arguments but --trace FILE");
+            process::exit(2)
+        }
+    }
+}
+
+/// `h2.txt` as `h2-1.txt` for the first act.
+pub fn numbered(file: &Path, act: u32) -> PathBuf {
+    let mut name = file.file_stem().unwrap_or_default().to_os_string();
+    name.push(format!("-{act}"));
+    if let Some(extension) = file.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    file.with_file_name(name)
+}
+
+/// A word in the lane of whoever says it.
+#[track_caller]
+pub fn say(what: impl Display) {
+    if let Some(tracer) = AioContext::current().as_ref().and_then(AioContext::tracer) {
+        tracer.mark(format!("\"{what}\""));
+    }
+}
+
+/// A coroutine that runs `f` when it is first entered.
+#[track_caller]
+pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
+    Coroutine::builder().name(name).create(f).expect("memory for a stack")
+}
+
+/// A kernel with a disk of 4 KiB. Unless it is told something else, requests complete when the loop sleeps.
+pub fn kernel() -> Scripted {
+    let kernel = Scripted::new(8);
+    kernel.set_disk(&[7; 4096]);
+    kernel
+}
+
+/// Gives this thread's context an engine on `kernel`, which has up to `depth` requests at once.
+pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
+    Engine::attach(kernel.clone(), depth).expect("the context's first engine")
+}
+
+/// Reads 512 bytes into a buffer on the stack of the coroutine that calls.
+pub fn read<P: Policy>(disk: &Disk<P>, offset: u64) -> usize {
+    let mut buffer = [0; 512];
+    let (addr, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the buffer is this function's, and alive until `transfer` returns or unwinds.
+    let read = unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) };
+    read.expect("the script has no errors")
+}
+
+/// As [`coroutine`], and the loop's next round enters it. What it panics with is kept for whoever joins it.
+#[track_caller]
+pub fn spawn(name: &'static str, f: impl FnOnce() + 'static) -> JoinHandle<()> {
+    Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
+}
+
+/// Runs the loop until all of them have ended.
+pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
+    while !all.iter().all(|coroutine| coroutine.has_ended()) {
+        context.poll(true);
+    }
+}
