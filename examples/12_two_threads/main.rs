@@ -11,13 +11,9 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use std::sync::mpsc::channel;
-use std::thread;
-
-use coralio_aio::AioContext;
 use coralio_aio::policy::{Current, Policy};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop};
+use lesson::{Disk, act, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, run_loop};
 
 /// As of 2018: when submit reaps, it does not take the lock.
 struct Unlocked2018;
@@ -27,9 +23,9 @@ unsafe impl Policy for Unlocked2018 {
     const REAP_LOCKS: bool = false;
 }
 
-/// Three read, and the third submit finds all three done. `meanwhile` happens when the first has been looked at, and not yet
-/// been counted.
-fn three_reads<P: Policy>(title: &str, meanwhile: Option<fn(&AioContext)>) {
+/// Three read, and the third submit finds all three done. When the first has been looked at, and not yet been
+/// counted, another thread polls, if the lock is to be had.
+fn three_reads<P: Policy>(title: &str, other_thread: bool) {
     act(title, |context| {
         let kernel = kernel();
         (0..3).for_each(|number| kernel.complete_on_submit(number, 2));
@@ -38,38 +34,20 @@ fn three_reads<P: Policy>(title: &str, meanwhile: Option<fn(&AioContext)>) {
             let disk = disk.clone();
             coroutine(name, move || _ = read(&disk, 0))
         });
-        if let Some(meanwhile) = meanwhile {
-            let context = context.clone();
-            kernel.on_next_peek(move || {
-                // The two threads are kept in step: this one waits.
-                let (done, wait) = channel();
-                let other = thread::spawn(move || {
-                    meanwhile(&context);
-                    done.send(()).expect("somebody waits");
-                });
-                wait.recv().expect("it comes to its end");
-                other.join().expect("it does not panic");
-            });
+        if other_thread {
+            meet_another_thread(&kernel, context, poll_if_free);
         }
         readers.iter().for_each(|reader| reader.enter());
         run_loop(context, &readers);
     });
 }
 
-/// Polls, if the lock is to be had.
-fn poll_if_free(context: &AioContext) {
-    let Some(_guard) = context.try_acquire() else {
-        return context.tracer().expect("there is one").mark("\"the lock is taken\"");
-    };
-    context.poll(false);
-}
-
 fn main() {
-    three_reads::<Unlocked2018>("One thread: no lock is needed", None);
+    three_reads::<Unlocked2018>("One thread: no lock is needed", false);
 
     // The other thread takes all three off the ring. The thread at home counts the one that it has seen, once more.
-    three_reads::<Unlocked2018>("The puzzle, and a fix that fails: one of the two takes a lock", Some(poll_if_free));
+    three_reads::<Unlocked2018>("The puzzle, and a fix that fails: one of the two takes a lock", true);
 
     // Whoever reaps holds it: from the look at a completion to the move of the cursor, nobody else is there.
-    three_reads::<Current>("The fix: both do", Some(poll_if_free));
+    three_reads::<Current>("The fix: both do", true);
 }

@@ -15,6 +15,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
+use std::thread;
 
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::kernel::{Opcode, Operation};
@@ -39,7 +40,7 @@ pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
         None => println!("\nEnds well."),
     }
     if let Some(file) = trace_file() {
-        save(&recording, &numbered(&file, act)).unwrap_or_else(|error| {
+        save(&recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
             eprintln!("cannot write the trace to {}: {error}", file.display());
             process::exit(1)
         });
@@ -50,9 +51,13 @@ pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
 pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
     let trace = Trace::new(10_000);
     let builder = AioContext::builder().trace(&trace).deadlock_report(None).unwind_report(false);
-    // It is told in the lanes, and again below them.
+    // It is told in the lanes, and again below them. With what ends the process anyway, no core file is left.
     let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
+    panic::set_hook(Box::new(|info| {
+        if message(info.payload()).starts_with("panic in a destructor") {
+            process::exit(3);
+        }
+    }));
     let ran = panic::catch_unwind(AssertUnwindSafe(|| builder.run(f).expect("descriptors for a context")));
     panic::set_hook(hook);
     (trace.recording(), ran.err().map(|payload| message(&*payload)))
@@ -84,10 +89,10 @@ fn trace_file() -> Option<PathBuf> {
     }
 }
 
-/// `h2.txt` as `h2-1.txt` for the first act.
-pub fn numbered(file: &Path, act: u32) -> PathBuf {
+/// `h2.txt`, and `-1`: `h2-1.txt`.
+pub fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.file_stem().unwrap_or_default().to_os_string();
-    name.push(format!("-{act}"));
+    name.push(suffix);
     if let Some(extension) = file.extension() {
         name.push(".");
         name.push(extension);
@@ -123,16 +128,20 @@ pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
 
 /// Reads 512 bytes into a buffer on the stack of the coroutine that calls.
 pub fn read<P: Policy>(disk: &Disk<P>, offset: u64) -> usize {
+    try_read(disk, offset).expect("the script has no errors")
+}
+
+/// As [`read`], where the script may have errors.
+pub fn try_read<P: Policy>(disk: &Disk<P>, offset: u64) -> io::Result<usize> {
     let mut buffer = [0; 512];
     let (addr, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
     // SAFETY: the buffer is this function's, and alive until `transfer` returns or unwinds.
-    let read = unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) };
-    read.expect("the script has no errors")
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
 }
 
 /// As [`coroutine`], and the loop's next round enters it. What it panics with is kept for whoever joins it.
 #[track_caller]
-pub fn spawn(name: &'static str, f: impl FnOnce() + 'static) -> JoinHandle<()> {
+pub fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
 }
 
@@ -141,4 +150,21 @@ pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
     while !all.iter().all(|coroutine| coroutine.has_ended()) {
         context.poll(true);
     }
+}
+
+/// When the next completion has been looked at, and not yet been counted, another thread does `meanwhile`. The two are kept
+/// in step: this one waits.
+pub fn meet_another_thread(kernel: &Scripted, context: &AioContext, meanwhile: fn(&AioContext)) {
+    let context = context.clone();
+    kernel.on_next_peek(move || {
+        thread::spawn(move || meanwhile(&context)).join().expect("it does not panic");
+    });
+}
+
+/// Polls, if the context's lock is to be had.
+pub fn poll_if_free(context: &AioContext) {
+    let Some(_guard) = context.try_acquire() else {
+        return context.tracer().expect("acts are traced").mark("\"the lock is taken\"");
+    };
+    context.poll(false);
 }

@@ -50,8 +50,8 @@ impl TextOptions {
 }
 
 const LEGEND: &str = "\
-● runs   │ is on the stack   ┊ is suspended   ○ is made   ■ ends
-─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ to the kernel and back, with how many it has\n\n";
+● runs   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
+─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
 
 impl Recording {
     /// The run as lanes of text. The same run gives the same text, byte for byte.
