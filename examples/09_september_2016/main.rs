@@ -32,16 +32,16 @@ unsafe impl Policy for July2016 {
 }
 
 fn main() {
-    lesson::act("Without a guard A enters itself", a_alone::<July2016>);
+    lesson::act("July, A alone: without a guard it enters itself", a_alone::<July2016>);
 
-    lesson::act("The fix that did not suffice: A alone", a_alone::<September2016>);
+    lesson::act("September, A alone: the guard does what it is for", a_alone::<September2016>);
 
     // A submits, and reaps X's request. X goes on on top of A; it gives the lock up and ends. Y, the next in line, goes on in
     // X's place, still on top of A, and submits. Y reaps A's request. A is not the one that runs; but it is on the stack.
-    lesson::act("The fix that did not suffice: A, X and Y", three_and_a_lock::<September2016>);
+    lesson::act("The puzzle: a fix that fails, for A, X and Y", three_and_a_lock::<September2016>);
 
     println!(
         "\nBelow the violation everything unwinds: first Y, whose read must be over before its buffer goes, then A."
     );
-    println!("Who is entered is the right question, as in lesson 2. The fix is lesson 10.");
+    println!("Who is entered is the right question, as in lesson 2. The fix is in lesson 10.");
 }
