@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const LESSONS: usize = 13;
 const LONGEST: usize = 120;
@@ -151,6 +151,17 @@ fn a_lesson_writes_a_trace_of_each_act() {
     let output = program("09_september_2016").arg("--tarce").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--trace FILE"));
+}
+
+#[test]
+fn who_reads_the_beginning_alone_gets_no_error() {
+    // Checks what `| head` meets: the program ends, and says nothing
+    for name in ["01_enter_and_yield", "museum"] {
+        let mut child = program(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert!(status.success() && stderr.is_empty(), "{name}: {status} {}", String::from_utf8_lossy(&stderr));
+    }
 }
 
 #[test]

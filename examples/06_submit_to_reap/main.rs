@@ -45,8 +45,8 @@ fn main() {
         context.poll(true);
     });
 
-    println!(
-        "\nSee the end of 1 and 2: the context ends, and A is unwound. That waits for the disk first. No frame goes"
+    lesson::print(
+        "\nSee the end of 1 and 2: the context ends, and A is unwound. That waits for the disk first: no frame goes\n\
+         while the kernel has a buffer in it.\n",
     );
-    println!("while the kernel has a buffer in it.");
 }

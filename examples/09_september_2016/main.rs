@@ -40,8 +40,8 @@ fn main() {
     // X's place, still on top of A, and submits. Y reaps A's request. A is not the one that runs; but it is on the stack.
     lesson::act("The puzzle: a fix that fails, for A, X and Y", three_and_a_lock::<September2016>);
 
-    println!(
-        "\nBelow the violation everything unwinds: first Y, whose read must be over before its buffer goes, then A."
+    lesson::print(
+        "\nBelow the violation everything unwinds: first Y, whose read must be over before its buffer goes, then A.\n\
+         Who is entered is the right question, as in lesson 2. The fix is in lesson 10.\n",
     );
-    println!("Who is entered is the right question, as in lesson 2. The fix is in lesson 10.");
 }

@@ -10,7 +10,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -33,17 +33,28 @@ pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
     ACTS.set(act);
     let (recording, failure) = record(f);
     let options = if act == 1 { TextOptions::default() } else { TextOptions::default().without_legend() };
-    println!("{}== {act}. {title}\n", if act == 1 { "" } else { "\n" });
-    print!("{}", recording.text_with(options));
-    match failure {
-        Some(message) => println!("\nFails: {message}"),
-        None => println!("\nEnds well."),
+    if act > 1 {
+        print("\n");
     }
+    print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure.as_deref()));
     if let Some(file) = trace_file() {
         save(&recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
             eprintln!("cannot write the trace to {}: {error}", file.display());
             process::exit(1)
         });
+    }
+}
+
+/// A picture with its heading, and how it ended.
+pub fn scene(heading: &str, picture: &str, failure: Option<&str>) -> String {
+    let end = failure.map_or("Ends well.".into(), |failure| format!("Fails: {failure}"));
+    format!("== {heading}\n\n{picture}\n{end}\n")
+}
+
+/// Prints to standard output, unless nobody reads any further: whoever looks at the beginning by `head` has seen enough.
+pub fn print(text: &str) {
+    if io::stdout().write_all(text.as_bytes()).is_err() {
+        process::exit(0);
     }
 }
 

@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::Parser;
 use coralio_aio::trace::{Frame, Recording, Replay, Span, TextOptions};
 
-use lesson::{record, save};
+use lesson::{print, record, save, scene, with_suffix};
 use versions::{Version, today, versions};
 use workloads::Workload;
 
@@ -47,8 +47,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let Some(number) = options.exhibit else {
-        return match print_matrix() {
-            Ok(()) => ExitCode::SUCCESS,
+        return match matrix() {
+            Ok(matrix) => {
+                print(&matrix);
+                ExitCode::SUCCESS
+            }
             Err(error) => {
                 eprintln!("cannot run this program once more, for a field of the table: {error}");
                 ExitCode::FAILURE
@@ -129,10 +132,11 @@ fn cell(version: usize, workload: usize) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()).filter(|failure| !failure.is_empty()))
 }
 
-fn print_matrix() -> io::Result<()> {
+/// The table, and what is what in it.
+fn matrix() -> io::Result<String> {
     let (versions, today) = (versions(), today());
     let heading: String = today.workloads.iter().map(|workload| format!(" {:<6}", workload.name)).collect();
-    println!("{:26}{}", "", heading.trim_end());
+    let mut lines = vec![format!("{:26}{}", "", heading.trim_end())];
     let mut seen = Vec::new();
     for (index, version) in versions.iter().chain([&today]).enumerate() {
         let number = if version.rule.is_empty() { String::new() } else { format!("{}.", index + 1) };
@@ -143,45 +147,43 @@ fn print_matrix() -> io::Result<()> {
             cells += &format!(" {word:<6}");
             seen.push(word.to_string());
         }
-        println!("{number:>3} {:<4}{:<18}{}", version.rule, version.when, cells.trim_end());
+        lines.push(format!("{number:>3} {:<4}{:<18}{}", version.rule, version.when, cells.trim_end()));
     }
-    println!("\nThe versions, and in what each differs from today's:");
+    lines.push("\nThe versions, and in what each differs from today's:".into());
     for (index, version) in versions.iter().enumerate() {
-        println!("{:>3} {:<4}{}", format!("{}.", index + 1), version.rule, version.what);
+        lines.push(format!("{:>2}. {:<4}{}", index + 1, version.rule, version.what));
     }
-    println!("    H8 and H9 are bugs of the loop, which has no such switch: see tests/README.md.");
-    println!("\nWhat each has to go through:");
-    for workload in &today.workloads {
-        println!("    {:<7} {}", workload.name, workload.what);
-    }
-    println!("\nWhat became of it:");
-    println!("    {:<7} it passes", "·");
-    for (_, word, meaning) in WORDS.iter().filter(|(_, word, _)| seen.iter().any(|cell| cell == word)) {
-        println!("    {word:<7} {meaning}");
-    }
-    Ok(())
+    lines.push("    H8 and H9 are bugs of the loop, which has no such switch: see tests/README.md.".into());
+    lines.push("\nWhat each has to go through:".into());
+    lines.extend(today.workloads.iter().map(|workload| format!("    {:<7} {}", workload.name, workload.what)));
+    lines.push("\nWhat became of it:\n    ·       it passes".into());
+    let words = WORDS.iter().filter(|(_, word, _)| seen.iter().any(|cell| cell == word));
+    lines.extend(words.map(|(_, word, meaning)| format!("    {word:<7} {meaning}")));
+    Ok(lines.join("\n") + "\n")
 }
 
 /// A version at its bane, and today's at the same.
 fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
     let today = today();
     let index = today.workloads.iter().position(|workload| workload.name == version.bane).expect("each has its bane");
-    println!("{}, {}: {}.", version.rule, version.when, version.what);
-    println!("The workload: {}.", today.workloads[index].what);
-    let sides = [("With the guard out", version, ""), ("With the guard in", &today, "-guarded")];
-    for (place, (title, version, suffix)) in sides.into_iter().enumerate() {
+    print(&format!("{}, {}: {}.\n", version.rule, version.when, version.what));
+    print(&format!("The workload: {}.\n", today.workloads[index].what));
+    let legend = TextOptions::default();
+    let sides = [
+        ("With the guard out", version, "", legend),
+        ("With the guard in", &today, "-guarded", legend.without_legend()),
+    ];
+    for (heading, version, suffix, options) in sides {
         let Outcome { recording, failure } = run(&version.workloads[index]);
-        println!("\n== {title}\n");
-        if let Some(file) = trace {
-            let file = lesson::with_suffix(file, suffix);
-            save(&recording, &file)?;
-            println!("{}", file.display());
-        } else {
-            let options = TextOptions::default();
-            let options = if place == 0 { options } else { options.without_legend() };
-            print!("{}", recording.text_with(options));
-        }
-        println!("\n{}", failure.map_or("Ends well.".into(), |failure| format!("Fails: {failure}")));
+        let picture = match trace {
+            Some(file) => {
+                let file = with_suffix(file, suffix);
+                save(&recording, &file)?;
+                format!("See {}.\n", file.display())
+            }
+            None => recording.text_with(options),
+        };
+        print(&format!("\n{}", scene(heading, &picture, failure.as_deref())));
     }
     Ok(())
 }
