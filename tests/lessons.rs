@@ -1,6 +1,6 @@
 //! The lessons and the museum, run as a user runs them: each prints what is in its folder, byte for byte.
 //!
-//! `CORALIO_REWRITE=1 cargo test --test lessons` writes those files anew.
+//! `cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons` writes those files anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 const LESSONS: usize = 13;
 const LONGEST: usize = 120;
+const REWRITE: &str = "cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,9 +42,7 @@ fn golden(path: &Path, now: &str) -> String {
     if std::env::var_os("CORALIO_REWRITE").is_some() {
         fs::write(path, now).unwrap();
     }
-    fs::read_to_string(path).unwrap_or_else(|error| {
-        panic!("{}: {error}; CORALIO_REWRITE=1 cargo test --test lessons writes it", path.display())
-    })
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}; {REWRITE} writes it", path.display()))
 }
 
 fn assert_same(path: &Path, now: &str) {
@@ -52,7 +51,7 @@ fn assert_same(path: &Path, now: &str) {
     let line = differs.unwrap_or(before.lines().count().min(now.lines().count()));
     assert!(
         before == now,
-        "{}, line {}:\n before: {}\n now:    {}\nIf that is meant: CORALIO_REWRITE=1 cargo test --test lessons, and say why",
+        "{}, line {}:\n before: {}\n now:    {}\nIf that is meant: {REWRITE}, and say why",
         path.display(),
         line + 1,
         before.lines().nth(line).unwrap_or("(the end)"),
