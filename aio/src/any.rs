@@ -14,6 +14,7 @@ use std::sync::Arc;
 use coralio_runtime::AioContext;
 
 use crate::DEFAULT_DEPTH;
+use crate::auto::{Auto, Chosen};
 use crate::engine::{Engine, Stats};
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
@@ -21,15 +22,17 @@ use crate::kernel::threads::Threads;
 use crate::kernel::{Kernel, Operation};
 use crate::policy::{Current, OnShort, Policy};
 use crate::queue::Plug;
+use crate::simulate::Simulated;
 
 /// By what a context's I/O goes to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelChoice {
-    /// Native AIO.
+    /// What suits the file, of what the machine allows: native AIO, with a thread for each request that would block the loop in
+    /// submit (rules E14, E16); if that is refused, io_uring; else threads. [`chosen_kernel`](crate::chosen_kernel) says which, and why.
     #[default]
     Auto,
-    /// Native AIO (`io_submit`).
+    /// Native AIO (`io_submit`) alone: whatever it does within submit blocks the loop meanwhile.
     Aio,
     /// io_uring.
     Uring,
@@ -72,7 +75,7 @@ pub(crate) enum AnyEngine {
     Aio(Arc<Engine<LinuxAio>>),
     Uring(Arc<Engine<IoUring>>),
     Threads(Arc<Engine<Threads>>),
-    /// On a kernel, or with a policy, of a test's own.
+    /// On a kernel, or with a policy, of a test's own; or simulated.
     Other(Arc<dyn Other>),
 }
 
@@ -110,7 +113,11 @@ impl AnyEngine {
     /// Gives this thread's context an engine.
     pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
         match choice {
-            KernelChoice::Auto | KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
+            KernelChoice::Auto => {
+                Auto::attach(depth)?;
+                AnyEngine::of_this_context()
+            }
+            KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
             KernelChoice::Uring => Engine::attach(IoUring::new(depth)?, depth).map(AnyEngine::Uring),
             KernelChoice::Threads => Engine::attach(Threads::new(depth)?, depth).map(AnyEngine::Threads),
         }
@@ -122,25 +129,32 @@ impl AnyEngine {
         let Some(source) = context.source() else {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
-        let source = source as Arc<dyn Any + Send + Sync>;
+        let source = Auto::main_of(source) as Arc<dyn Any + Send + Sync>;
         let found = source.downcast().map(AnyEngine::Aio);
         let found = found.or_else(|source| source.downcast().map(AnyEngine::Uring));
-        found.or_else(|source| source.downcast().map(AnyEngine::Threads)).map_err(|_| {
+        let found = found.or_else(|source| source.downcast().map(AnyEngine::Threads));
+        found.or_else(|source| source.downcast().map(|engine: Arc<Simulated>| AnyEngine::Other(engine))).map_err(|_| {
             io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
         })
     }
 
-    /// As [`Engine::perform`].
+    /// The engine of this thread's context, if that is simulated.
+    pub(crate) fn simulated() -> Option<Arc<Simulated>> {
+        let source = AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>;
+        source.downcast().ok()
+    }
+
+    /// As [`Engine::perform_or_refuse`].
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
+    pub(crate) unsafe fn perform(&self, operation: &Operation, nowait: bool) -> i64 {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                AnyEngine::Aio(engine) => engine.perform(operation),
+                AnyEngine::Aio(engine) => engine.perform_or_refuse(operation, nowait),
                 AnyEngine::Uring(engine) => engine.perform(operation),
                 AnyEngine::Threads(engine) => engine.perform(operation),
                 AnyEngine::Other(engine) => engine.perform(operation),
@@ -148,13 +162,28 @@ impl AnyEngine {
         }
     }
 
+    /// What the engines of this thread's context have done so far.
     pub(crate) fn stats(&self) -> Stats {
-        match self {
+        let main = match self {
             AnyEngine::Aio(engine) => engine.stats(),
             AnyEngine::Uring(engine) => engine.stats(),
             AnyEngine::Threads(engine) => engine.stats(),
             AnyEngine::Other(engine) => engine.stats(),
+        };
+        Auto::of_this_context().map_or(main, |auto| auto.stats_with(main))
+    }
+
+    /// Which kernel it is on, and why; `None`: a test's own.
+    pub(crate) fn chosen(&self) -> Option<Chosen> {
+        if let Some(auto) = Auto::of_this_context() {
+            return Some(auto.chosen.clone());
         }
+        Some(Chosen::by_name(match self {
+            AnyEngine::Aio(_) => KernelChoice::Aio,
+            AnyEngine::Uring(_) => KernelChoice::Uring,
+            AnyEngine::Threads(_) => KernelChoice::Threads,
+            AnyEngine::Other(_) => return None,
+        }))
     }
 
     pub(crate) fn plug(&self) -> Plug {

@@ -96,6 +96,9 @@ pub struct Stats {
     pub in_flight: u32,
     /// Requests that wait to be submitted.
     pub pending: u32,
+    /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
+    /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
+    pub on_threads: u64,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -113,6 +116,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+        let engine = Engine::new(kernel, depth)?;
+        engine.context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
+        Ok(engine)
+    }
+
+    /// As `attach`, for one that another source drives.
+    pub(crate) fn new(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -120,9 +130,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 format!("a queue depth of {depth} cannot be; choose 1 to {}", kernel.capacity()),
             ));
         }
-        let engine = Arc::new(Engine {
-            context: context.clone(),
+        Ok(Arc::new(Engine {
             traced: context.tracer().is_some(),
+            context,
             kernel,
             depth,
             requests: Requests::new(),
@@ -134,9 +144,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             blocked: AtomicBool::new(false),
             counts: Counts::default(),
             _policy: PhantomData,
-        });
-        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
-        Ok(engine)
+        }))
     }
 
     /// Does one operation, and returns what the kernel said: bytes, or an error.
@@ -173,7 +181,18 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline(always)]
     pub(crate) unsafe fn perform(&self, operation: &Operation) -> i64 {
         // SAFETY: the caller's promise.
-        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, operation) });
+        unsafe { self.perform_or_refuse(operation, false) }
+    }
+
+    /// As `perform`. With `nowait`, `EAGAIN` or `EOPNOTSUPP` where submit would block, or the kernel cannot tell.
+    ///
+    /// # Safety
+    ///
+    /// As `transfer`.
+    #[inline(always)]
+    pub(crate) unsafe fn perform_or_refuse(&self, operation: &Operation, nowait: bool) -> i64 {
+        // SAFETY: the caller's promise.
+        let performed = self.context.at_home(|here| unsafe { self.perform_at_home(here, operation, nowait) });
         performed.unwrap_or(-i64::from(libc::ENOTCONN))
     }
 
@@ -181,19 +200,22 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// As `transfer`.
     #[inline(always)]
-    unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation) -> i64 {
+    unsafe fn perform_at_home(&self, here: AtHome<'_>, operation: &Operation, nowait: bool) -> i64 {
         let Some(current) = here.current() else { outside_a_coroutine() };
         if here.check_cancelled().is_err() {
             return -i64::from(libc::ECANCELED);
         }
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(here, self.kernel.prepare(operation, slot.key().to_bits()));
+        let key = slot.key().to_bits();
+        let entry =
+            if nowait { self.kernel.prepare_nowait(operation, key) } else { self.kernel.prepare(operation, key) };
+        let gathers = self.enqueue(here, entry);
         if !gathers {
             self.submit();
         }
         // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let found = here.suspend_until(|| slot.result(), || self.cancel(slot.key().to_bits()));
+        let found = here.suspend_until(|| slot.result(), || self.cancel(key));
         // Where nothing can be suspended, this waits in place.
         let result = found.unwrap_or_else(|| self.wait_in_place(slot));
         mem::forget(request);
@@ -249,6 +271,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             sleeps: self.counts.sleeps.load(Ordering::Relaxed),
             in_flight,
             pending,
+            on_threads: 0,
         }
     }
 

@@ -13,7 +13,7 @@ use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,15 +22,20 @@ use crate::any::{AnyEngine, Other};
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
+use crate::simulate::Simulated;
 
+mod handle;
 mod manage;
 mod options;
+mod route;
 mod stream;
 mod transfer;
 
+use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+use route::Route;
 pub use stream::Stream;
 
 /// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
@@ -40,9 +45,9 @@ pub use stream::Stream;
 /// With [`Direct::Auto`], the default, requests that are aligned as [`alignment`](File::alignment) says go past the page
 /// cache, and others through it. What the kernel itself promises holds between the two.
 pub struct File {
-    fd: OwnedFd,
+    fd: Handle,
     /// The same file through the page cache, opened when first needed.
-    cached: OnceCell<OwnedFd>,
+    cached: OnceCell<Handle>,
     /// Whether unaligned requests may go through the page cache.
     may_cache: bool,
     /// What direct I/O on `fd` wants; `ANY` if it is not direct, or the file system does not care.
@@ -52,6 +57,7 @@ pub struct File {
     offset_mask: u64,
     direct: bool,
     engine: AnyEngine,
+    route: Route,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -76,7 +82,7 @@ impl File {
 
     /// For writing, for making files, and for choosing direct I/O.
     pub fn options() -> OpenOptions {
-        OpenOptions { options: fs::OpenOptions::new(), direct: Direct::Auto }
+        OpenOptions::new()
     }
 
     /// Takes an open descriptor as it is: direct if it was opened with `O_DIRECT`.
@@ -132,7 +138,28 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
-        Ok(File {
+        let route = Route::new(fd.as_fd(), kind.is_file(), direct);
+        Ok(File::assemble(Handle::real(fd), may_cache, direct, alignment, engine, route))
+    }
+
+    /// A file of the simulated kernel.
+    fn simulated(engine: Arc<Simulated>, number: RawFd, direct: Direct) -> File {
+        let sector = engine.kernel.sector();
+        let is_direct = direct != Direct::Never;
+        let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
+        let fd = Handle::simulated(engine.kernel.clone(), number);
+        File::assemble(fd, direct != Direct::Always, is_direct, alignment, AnyEngine::Other(engine), Route::main())
+    }
+
+    fn assemble(
+        fd: Handle,
+        may_cache: bool,
+        direct: bool,
+        alignment: Alignment,
+        engine: AnyEngine,
+        route: Route,
+    ) -> File {
+        File {
             fd,
             cached: OnceCell::new(),
             may_cache,
@@ -141,8 +168,9 @@ impl File {
             offset_mask: alignment.offset as u64 - 1,
             direct,
             engine,
+            route,
             _home: PhantomData,
-        })
+        }
     }
 
     /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were. What lies behind them in
@@ -295,6 +323,9 @@ impl File {
 }
 
 impl AsFd for File {
+    /// # Panics
+    ///
+    /// If the file is [simulated](mod@crate::simulate): it has no descriptor of this process.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -13,12 +13,14 @@ use std::time::Duration;
 #[cfg(test)]
 mod conformance;
 pub mod io_uring;
+mod lent;
 pub mod linux_aio;
 pub mod scripted;
+pub mod sim;
 pub mod threads;
 
 /// What a request does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opcode {
     /// Read into one buffer.
     Read,
@@ -62,7 +64,8 @@ pub struct Completion {
 ///
 /// `peek`, `commit`, `submit` and `cancel` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
 /// loop without the lock. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
-/// anything off the ring.
+/// anything off the ring. And the home thread also peeks without the lock, for a look whether something is there: what it finds
+/// then may be anybody's, and is not used.
 ///
 /// # Safety
 ///
@@ -81,6 +84,13 @@ pub unsafe trait Kernel: Send + Sync + 'static {
 
     /// Puts a request into the kernel's form. `key` comes back in its [`Completion`]; `u64::MAX` is never used.
     fn prepare(&self, operation: &Operation, key: u64) -> Self::Entry;
+
+    /// As `prepare`, for a request that shall fail with `EAGAIN` rather than block whoever submits it; with `EOPNOTSUPP` where
+    /// the file has no such thing. A kernel whose submit does not block makes no difference.
+    #[inline]
+    fn prepare_nowait(&self, operation: &Operation, key: u64) -> Self::Entry {
+        self.prepare(operation, key)
+    }
 
     /// The key that an entry was prepared with.
     fn key(&self, entry: &Self::Entry) -> u64;

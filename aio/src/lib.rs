@@ -39,6 +39,7 @@
 //! nor when its context ends.
 
 mod any;
+mod auto;
 mod blocking;
 mod buffer;
 mod engine;
@@ -50,18 +51,21 @@ mod pool;
 mod queue;
 mod reap;
 mod request;
+pub mod simulate;
 mod tell;
 
 use std::io;
 use std::time::Duration;
 
 pub use any::KernelChoice;
+pub use auto::Chosen;
 pub use blocking::unblock;
 pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
 pub use engine::{Engine, Stats};
 pub use file::{Alignment, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
 pub use queue::Plug;
+pub use simulate::simulate;
 
 use any::AnyEngine;
 
@@ -173,6 +177,24 @@ pub fn stats() -> Stats {
         Some(_) => AnyEngine::of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
         None => Stats::default(),
     }
+}
+
+/// By what this context's I/O goes to the kernel, and why; `None` before its first file, and outside a context.
+///
+/// ```
+/// use coralio_aio::{Runner, chosen_kernel};
+///
+/// // "native AIO, and threads for what would block it", or "io_uring: native AIO was refused: ..."
+/// Runner::new().run(|| println!("{}", chosen_kernel().unwrap()))?;
+/// # std::io::Result::Ok(())
+/// ```
+///
+/// # Control
+///
+/// Never switches.
+pub fn chosen_kernel() -> Option<Chosen> {
+    AioContext::current()?.source()?;
+    AnyEngine::of_this_context().ok()?.chosen()
 }
 
 /// Lets this context's requests gather until the plug is dropped, so that they share one system call.

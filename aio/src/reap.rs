@@ -13,7 +13,7 @@ use coralio_runtime::AtHome;
 use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
-use crate::kernel::{Completion, Kernel};
+use crate::kernel::Kernel;
 use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -33,13 +33,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         match P::CURSOR {
             Cursor::Shared => {
                 while let Some(completion) = self.kernel.peek() {
+                    self.tell(completion.key, RequestState::Done(completion.result));
                     if P::COUNTS == Counts::BeforeWaking {
-                        self.count_down(&completion);
+                        self.count_down();
                     }
                     self.kernel.commit();
                     self.finish(here, completion.key, completion.result);
                     if P::COUNTS == Counts::AfterWaking {
-                        self.count_down(&completion);
+                        self.count_down();
                     }
                     progress = true;
                 }
@@ -51,7 +52,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     batch.push(completion);
                 }
                 for completion in batch {
-                    self.count_down(&completion);
+                    self.tell(completion.key, RequestState::Done(completion.result));
+                    self.count_down();
                     self.finish(here, completion.key, completion.result);
                     progress = true;
                 }
@@ -73,8 +75,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
     /// that was taken twice ends here (rule E9).
     #[inline]
-    fn count_down(&self, completion: &Completion) {
-        self.tell(completion.key, RequestState::Done(completion.result));
+    fn count_down(&self) {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
         // Plain load and store: the lock makes it one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);

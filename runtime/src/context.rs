@@ -29,6 +29,7 @@ use crate::trace::{Span, Tracer};
 
 pub(crate) mod bottom_half;
 mod builder;
+pub(crate) mod clock;
 pub(crate) mod deadlock;
 mod dump;
 pub(crate) mod fd;
@@ -160,7 +161,9 @@ impl AioContext {
             return true;
         }
         let limit = shared.poll_limit.load(Ordering::Relaxed);
-        let pollable = limit > 0 && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
+        let pollable = limit > 0
+            && !shared.clock.is_virtual()
+            && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
         if !pollable {
             self.sleep(home);
             return true;
@@ -183,7 +186,8 @@ impl AioContext {
         if window == 0 {
             return false;
         }
-        let until_timer = self.time_left().map_or(u64::MAX, |left| left.as_nanos() as u64);
+        let until_timer =
+            self.next_due().map_or(u64::MAX, |due| due.saturating_duration_since(began).as_nanos() as u64);
         shared.unlocked(home, || {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
@@ -208,9 +212,9 @@ impl AioContext {
             || shared.watches.has_ready()
     }
 
-    /// How long until a timer or an idle bottom half is due; `None` without any.
-    fn time_left(&self) -> Option<Duration> {
-        self.shared.bottom_halves.time_left().into_iter().chain(self.shared.timers.time_left()).min()
+    /// When the next timer or idle bottom half is due; `None` without any.
+    fn next_due(&self) -> Option<Instant> {
+        self.shared.bottom_halves.next_idle().into_iter().chain(self.shared.timers.next_due()).min()
     }
 
     /// Whether no event can come: no I/O is in flight, and no descriptor or memory is watched.
@@ -228,21 +232,26 @@ impl AioContext {
         shared.sleep.going_to_sleep();
         let due = self.is_due(home) || source.is_some_and(|source| source.is_ready()) || shared.pollers.is_ready(0);
         if !due {
-            let timeout = self.time_left();
-            if timeout.is_none() && home.is_impatient() && self.is_alone(home) {
-                home.lose_patience_later();
+            let until = self.next_due();
+            if until.is_none() && home.is_impatient() && self.is_alone(home) {
+                home.lose_patience();
             }
             // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
-            let ask = |timeout| shared.epoll.wait(timeout, |_| {}).map(drop);
+            let ask = |timeout| shared.epoll.wait(timeout, |_| {});
+            let in_source = |source: &Arc<dyn Source>| {
+                let sleep = |timeout| source.sleep(shared.epoll.as_fd(), timeout);
+                shared.clock.sleep_in_source(until, sleep, || source.is_ready())
+            };
             let _told = shared.traced(Span::Sleep);
-            let slept =
-                shared.asleep(home, || match source.and_then(|source| source.sleep(shared.epoll.as_fd(), timeout)) {
-                    None => (ask(timeout), false),
-                    Some(slept) => (slept, true),
-                });
+            let slept = shared.asleep(home, || match source.and_then(in_source) {
+                None => (shared.clock.sleep_until(until, ask), false),
+                Some(slept) => (slept, true),
+            });
             let slept = match slept {
                 // The set goes on reporting a kick until it is asked, and the next sleep would be none.
-                (Ok(()), true) if source.is_some_and(|source| !source.is_ready()) => ask(Some(Duration::ZERO)),
+                (Ok(()), true) if source.is_some_and(|source| !source.is_ready()) => {
+                    ask(Some(Duration::ZERO)).map(drop)
+                }
                 (slept, _) => slept,
             };
             slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));

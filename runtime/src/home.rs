@@ -117,6 +117,7 @@ impl Home {
         );
         let _alternate_stack = AlternateStack::install();
         let traced = shared.tracer.is_some();
+        let began = shared.clock.now();
         let home = Home {
             context: AioContext { shared: Arc::clone(&shared) },
             shared,
@@ -139,7 +140,7 @@ impl Home {
             alive: Cell::new(0),
             reported: Cell::new(0),
             clock: Cell::new(0),
-            began: Instant::now(),
+            began,
             unclocked: Cell::new(0),
             arrival_buffer: Cell::new(Vec::new()),
             ending: Cell::new(false),
@@ -261,12 +262,17 @@ impl Home {
     /// Sets the loop's clock.
     pub(crate) fn look_at_clock(&self) {
         self.unclocked.set(0);
-        self.clock.set(self.began.elapsed().as_millis() as u32);
+        self.clock.set(self.elapsed_ms());
     }
 
     /// How long ago the loop's clock showed `then`.
     pub(crate) fn since(&self, then: u32) -> Duration {
-        Duration::from_millis(u64::from((self.began.elapsed().as_millis() as u32).wrapping_sub(then)))
+        Duration::from_millis(u64::from(self.elapsed_ms().wrapping_sub(then)))
+    }
+
+    /// Since the context began.
+    fn elapsed_ms(&self) -> u32 {
+        self.shared.clock.now().saturating_duration_since(self.began).as_millis() as u32
     }
 
     /// Runs `f` as if this thread were home to no context.

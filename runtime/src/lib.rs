@@ -41,6 +41,7 @@ mod task;
 pub mod trace;
 
 pub use context::bottom_half::BottomHalf;
+pub use context::clock::VirtualClock;
 pub use context::fd::{Interest, Readiness, Watch};
 pub use context::lock::ContextGuard;
 pub use context::polling::PollHandler;

@@ -6,9 +6,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{AioContext, Engine, File, spawn};
+use coralio_aio::{AioContext, Cancelled, Engine, File, scope, spawn, suspend};
 
-use crate::{panic_of, rounds_until, touch, with_engine};
+use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine};
 
 /// A file on the scripted disk: the descriptor does not matter.
 fn file(engine: &std::sync::Arc<Engine<Scripted>>) -> File {
@@ -143,4 +143,74 @@ fn a_nested_poll_submits_what_was_not_taken() {
         held.join().unwrap().unwrap();
         queued.join().unwrap().unwrap();
     });
+}
+
+/// A buffer that coroutines of a scope borrow in parts; it says what is in it when it goes.
+struct Shared(Log, [u8; 8]);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.0.add(String::from_utf8_lossy(&self.1));
+    }
+}
+
+/// Two coroutines read into the halves of a buffer on the stack of a third, which does `then` while they are in flight.
+fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl FnOnce() + 'static {
+    let (engine, log) = (engine.clone(), log.clone());
+    move || {
+        let mut shared = Shared(log, *b"........");
+        let (left, right) = shared.1.split_at_mut(4);
+        scope(|scope| {
+            for (half, offset) in [(left, 0), (right, 4)] {
+                let engine = engine.clone();
+                drop(scope.spawn(move || _ = read(&engine, half, offset)));
+            }
+            suspend();
+            then();
+        });
+    }
+}
+
+/// Two requests in flight, of whose buffers a scope is the owner.
+fn lent_by_a_scope(
+    then: impl FnOnce() + Send + 'static,
+    end: impl FnOnce(&AioContext, &Watched, coralio_aio::Coroutine),
+) {
+    let log = Log::default();
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.set_disk(b"aaaabbbb");
+        let owner = coralio_aio::Coroutine::new(borrowers(engine, &log, then));
+        owner.enter();
+        (0..2).for_each(|number| kernel.script.hold(number));
+        context.poll(false);
+        assert_eq!(engine.stats().in_flight, 2);
+        let script = kernel.script.clone();
+        // What is held completes when somebody waits for it.
+        kernel.on_next_wait(move || (0..2).for_each(|number| script.release(number)));
+        end(context, kernel, owner);
+    });
+    assert_eq!(log.take(), "aaaabbbb");
+}
+
+#[test]
+fn what_a_scope_lends_comes_back_before_its_owner_goes() {
+    // E13, S4, C9: by a panic in the scope, by the end of the context, and by cancelling
+    lent_by_a_scope(
+        || panic!("amid the scope"),
+        |_, _, owner| {
+            let enter_and_wait = || {
+                owner.enter();
+                rounds_until(|| owner.has_ended());
+            };
+            assert_eq!(panic_of(enter_and_wait), "amid the scope");
+        },
+    );
+    lent_by_a_scope(|| unreachable!("it is unwound"), |_, _, _| ());
+    lent_by_a_scope(
+        || assert!(coralio_aio::check_cancelled().is_err_and(|Cancelled| true)),
+        |_, _, owner| {
+            owner.cancel();
+            rounds_until(|| owner.has_ended());
+        },
+    );
 }

@@ -11,6 +11,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 
+use crate::any::AnyEngine;
 use crate::blocking::unblock;
 use crate::error::failed;
 
@@ -34,15 +35,20 @@ fn why(errno: i32) -> &'static str {
     }
 }
 
+/// Adds what was done, the likely cause and the remedy to what the kernel said.
+fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|cause| {
+        let why = cause.raw_os_error().map_or("", why);
+        failed(cause, what(), why.into())
+    })
+}
+
 /// Runs `f` off the loop's thread, and adds what was done to its error.
 fn off_the_loop<T: Send + 'static>(
     what: impl FnOnce() -> String,
     f: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    unblock(f)?.map_err(|cause| {
-        let why = cause.raw_os_error().map_or("", why);
-        failed(cause, what(), why.into())
-    })
+    explained(what, unblock(f)?)
 }
 
 /// The numbers as the kernel takes them.
@@ -71,33 +77,41 @@ impl File {
 
     fn fallocate(&self, what: &str, mode: i32, offset: u64, len: u64) -> io::Result<()> {
         let (start, bytes) = range(offset, len)?;
-        self.with_std(
-            || format!("{what} {len} bytes at {offset}"),
-            move |file| {
-                loop {
-                    // SAFETY: takes no pointers.
-                    if unsafe { libc::fallocate(file.as_raw_fd(), mode, start, bytes) } == 0 {
-                        return Ok(());
-                    }
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
+        let what = || format!("{what} {len} bytes at {offset}");
+        if let Some(file) = self.fd.as_simulated() {
+            let [keeps_len, zeroes] =
+                [libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE]
+                    .map(|bits| mode & bits != 0);
+            return explained(what, file.kernel.allocate(file.number, offset, len, keeps_len, zeroes));
+        }
+        self.with_std(what, move |file| {
+            loop {
+                // SAFETY: takes no pointers.
+                if unsafe { libc::fallocate(file.as_raw_fd(), mode, start, bytes) } == 0 {
+                    return Ok(());
                 }
-            },
-        )
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        })
     }
 
     /// What the kernel knows of the file: length, owner, permissions, times.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`].
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///
     /// May yield, as [`unblock`].
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
+        if self.fd.as_simulated().is_some() {
+            let message = "a simulated file has no metadata but its length: use File::len";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
         self.with_std(|| "looking at a file".into(), fs::File::metadata)
     }
 
@@ -111,17 +125,18 @@ impl File {
     ///
     /// May yield, as [`unblock`].
     pub fn len(&self) -> io::Result<u64> {
-        self.with_std(
-            || "looking for a file's length".into(),
-            |mut file| {
-                let metadata = file.metadata()?;
-                if metadata.is_file() {
-                    return Ok(metadata.len());
-                }
-                // A block device's length is where its end is. The offset of the descriptor is nobody's here.
-                io::Seek::seek(&mut file, io::SeekFrom::End(0))
-            },
-        )
+        let what = || "looking for a file's length".into();
+        if let Some(file) = self.fd.as_simulated() {
+            return explained(what, file.kernel.len(file.number));
+        }
+        self.with_std(what, |mut file| {
+            let metadata = file.metadata()?;
+            if metadata.is_file() {
+                return Ok(metadata.len());
+            }
+            // A block device's length is where its end is. The offset of the descriptor is nobody's here.
+            io::Seek::seek(&mut file, io::SeekFrom::End(0))
+        })
     }
 
     /// Whether its length is 0.
@@ -148,16 +163,17 @@ impl File {
     /// May yield, as [`unblock`].
     #[doc(alias = "truncate")]
     pub fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with_std(
-            || format!("setting a file's length to {len}"),
-            move |file| {
-                file.set_len(len).map_err(|error| match error.raw_os_error() {
-                    // So it says of a file that is open for reading only.
-                    Some(libc::EINVAL) if len <= i64::MAX as u64 => io::Error::from_raw_os_error(libc::EBADF),
-                    _ => error,
-                })
-            },
-        )
+        let what = || format!("setting a file's length to {len}");
+        if let Some(file) = self.fd.as_simulated() {
+            return explained(what, file.kernel.set_len(file.number, len));
+        }
+        self.with_std(what, move |file| {
+            file.set_len(len).map_err(|error| match error.raw_os_error() {
+                // So it says of a file that is open for reading only.
+                Some(libc::EINVAL) if len <= i64::MAX as u64 => io::Error::from_raw_os_error(libc::EBADF),
+                _ => error,
+            })
+        })
     }
 
     /// Reserves space for a range, so that writing there does not fail for lack of it. What has no data reads as zeroes; the
@@ -218,6 +234,9 @@ impl File {
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref().to_path_buf(), to.as_ref().to_path_buf());
     let what = format!("cannot rename {} to {}", from.display(), to.display());
+    if let Some(engine) = AnyEngine::simulated() {
+        return explained(|| what, engine.kernel.rename(&from, &to));
+    }
     off_the_loop(|| what, move || fs::rename(from, to))
 }
 
@@ -233,6 +252,9 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot remove {}", path.display());
+    if let Some(engine) = AnyEngine::simulated() {
+        return explained(|| what, engine.kernel.remove(&path));
+    }
     off_the_loop(|| what, move || fs::remove_file(path))
 }
 
@@ -248,6 +270,9 @@ pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
 pub fn sync_directory(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot sync the folder {}", path.display());
+    if let Some(engine) = AnyEngine::simulated() {
+        return explained(|| what, engine.kernel.sync_folder(&path));
+    }
     off_the_loop(
         || what,
         move || {

@@ -11,6 +11,7 @@ use std::path::Path;
 use crate::any::AnyEngine;
 use crate::blocking::unblock;
 use crate::error::cannot_open;
+use crate::kernel::sim::Access;
 
 use super::File;
 
@@ -59,16 +60,17 @@ impl Alignment {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct OpenOptions {
-    pub(super) options: fs::OpenOptions,
-    pub(super) direct: Direct,
+    access: Access,
+    mode: u32,
+    direct: Direct,
 }
 
-/// Defines setters that `std::fs::OpenOptions` has too.
+/// Defines setters that `std::fs::OpenOptions` has too, which does not tell what it was set to.
 macro_rules! setters {
-    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
         $($(#[$doc])*
-        pub fn $name(mut self, $name: $type) -> OpenOptions {
-            self.options.$name($name);
+        pub fn $name(mut self, $name: bool) -> OpenOptions {
+            self.access.$name = $name;
             self
         })*
     };
@@ -77,17 +79,25 @@ macro_rules! setters {
 impl OpenOptions {
     setters! {
         /// For reading.
-        read: bool,
+        read,
         /// For writing.
-        write: bool,
+        write,
         /// Makes the file if it is not there.
-        create: bool,
+        create,
         /// Makes the file, which must not be there.
-        create_new: bool,
+        create_new,
         /// Empties the file.
-        truncate: bool,
-        /// Permissions of a file that is made, less the umask. Default 0o666.
-        mode: u32,
+        truncate,
+    }
+
+    pub(super) fn new() -> OpenOptions {
+        OpenOptions { access: Access::default(), mode: 0o666, direct: Direct::Auto }
+    }
+
+    /// Permissions of a file that is made, less the umask. Default 0o666.
+    pub fn mode(mut self, mode: u32) -> OpenOptions {
+        self.mode = mode;
+        self
     }
 
     /// Past the page cache or not. Default [`Direct::Auto`].
@@ -111,11 +121,25 @@ impl OpenOptions {
     ///
     /// May yield, as [`unblock`]; outside a coroutine it blocks the thread while the kernel opens.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        let (options, direct, path) = (self.options.clone(), self.direct, path.as_ref());
+        let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
+        if let Some(engine) = AnyEngine::simulated() {
+            let access = Access { direct: direct != Direct::Never, ..self.access };
+            let opened = engine.kernel.open(path, access).map_err(|error| cannot_open(error, path));
+            return opened.map(|number| File::simulated(engine, number, direct));
+        }
         let owned = path.to_path_buf();
         let file = unblock(move || open_by(&options, direct, &owned))?;
         file.and_then(|file| File::new(file, self.direct != Direct::Always, AnyEngine::of_this_context))
             .map_err(|error| cannot_open(error, path))
+    }
+}
+
+impl OpenOptions {
+    fn to_std(&self) -> fs::OpenOptions {
+        let Access { read, write, create, create_new, truncate, direct: _ } = self.access;
+        let mut options = fs::OpenOptions::new();
+        options.read(read).write(write).create(create).create_new(create_new).truncate(truncate).mode(self.mode);
+        options
     }
 }
 

@@ -3,13 +3,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
 use crate::policy::OnShort;
 
+use super::handle::Handle;
+use super::route::Way;
 use super::{Alignment, File};
 
 impl File {
@@ -20,8 +22,40 @@ impl File {
     /// As [`Engine::transfer`].
     #[inline(always)]
     pub(super) unsafe fn request(&self, operation: Operation, alignment: Alignment) -> io::Result<usize> {
+        let own = operation.fd == self.fd.as_raw_fd();
+        let way = self.route.way(operation.opcode, own);
         // SAFETY: the caller's promise.
-        let result = unsafe { self.engine.perform(&operation) };
+        let result = unsafe {
+            match way {
+                Way::Spare => self.route.on_spare(&operation, own, &self.engine),
+                Way::Main | Way::Try => self.engine.perform(&operation, way == Way::Try),
+            }
+        };
+        if result >= 0 {
+            return Ok(result as usize);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.refused(result, way, operation, alignment) }
+    }
+
+    /// It failed; or it would have blocked the loop, and a thread does it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[cold]
+    unsafe fn refused(
+        &self,
+        mut result: i64,
+        way: Way,
+        operation: Operation,
+        alignment: Alignment,
+    ) -> io::Result<usize> {
+        let own = operation.fd == self.fd.as_raw_fd();
+        if way == Way::Try && self.route.is_refusal(result, operation.opcode, own, self.direct) {
+            // SAFETY: the caller's promise.
+            result = unsafe { self.route.on_spare(&operation, own, &self.engine) };
+        }
         if result < 0 { Err(explain(-result as i32, &operation, alignment)) } else { Ok(result as usize) }
     }
 
@@ -160,8 +194,11 @@ impl File {
 
     /// The file through the page cache.
     #[cold]
-    fn cached(&self) -> io::Result<&OwnedFd> {
+    fn cached(&self) -> io::Result<&Handle> {
         if self.cached.get().is_none() {
+            if let Some(simulated) = self.fd.as_simulated() {
+                return Ok(self.cached.get_or_init(|| simulated.reopen()));
+            }
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
             let raw = self.fd.as_raw_fd();
             let opened = unblock(move || {
@@ -183,7 +220,7 @@ impl File {
                 io::Error::new(error.kind(), message)
             })?;
             // Another coroutine may have been here meanwhile: one of the two is enough.
-            let _ = self.cached.set(fd);
+            let _ = self.cached.set(Handle::real(fd));
         }
         Ok(self.cached.get().expect("set above"))
     }

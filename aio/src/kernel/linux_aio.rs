@@ -33,12 +33,12 @@ mod context;
 #[cfg(test)]
 mod tests;
 
-use context::{Context, Pool, trap};
+use context::{Context, Pool, setup_error, trap};
 
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -98,6 +98,17 @@ impl LinuxAio {
     pub fn new(depth: u32) -> io::Result<LinuxAio> {
         static IDLE: Pool = Pool::new();
         LinuxAio::from_pool(depth, &IDLE)
+    }
+
+    /// Itself, if the kernel does all that an engine asks for: it may hide `io_submit` alone, or be older than the poll request.
+    pub(crate) fn probed(self) -> io::Result<LinuxAio> {
+        let readable = context::readable()?;
+        let waited = self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1)));
+        waited.map_err(|error| setup_error(error, self.context.depth))?;
+        match self.peek() {
+            None => Ok(self),
+            Some(completion) => panic!("nothing was asked of it yet, and here is {completion:?}"),
+        }
     }
 
     fn from_pool(depth: u32, pool: &'static Pool) -> io::Result<LinuxAio> {
@@ -294,6 +305,14 @@ unsafe impl Kernel for LinuxAio {
             offset: operation.offset as i64,
             ..Default::default()
         })
+    }
+
+    /// Of the syncs the kernel would not take it: they never block submit.
+    #[inline]
+    fn prepare_nowait(&self, operation: &Operation, key: u64) -> Iocb {
+        let mut entry = self.prepare(operation, key);
+        entry.0.rw_flags = libc::RWF_NOWAIT;
+        entry
     }
 
     #[inline]

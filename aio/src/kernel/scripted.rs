@@ -21,7 +21,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::{Completion, Kernel, Opcode, Operation};
+use super::lent::Lent;
+use super::{Completion, Kernel, Operation};
 
 /// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one engine at a time: while one has
 /// requests in flight, those of another fail with `EBUSY`.
@@ -73,11 +74,11 @@ struct State {
     user: u64,
 }
 
-/// A request in the scripted kernel's form.
+/// A request in the form of the kernels that are no real ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    operation: Operation,
-    key: u64,
+    pub(super) operation: Operation,
+    pub(super) key: u64,
 }
 
 impl Scripted {
@@ -180,39 +181,20 @@ impl State {
     }
 
     /// Does what the request says, on the disk in memory, up to `most` bytes.
-    fn perform(&mut self, operation: &Operation, mut most: usize) -> i64 {
-        let Operation { opcode, addr, len, offset, .. } = *operation;
-        let single = [libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize }];
-        let vectors = match opcode {
-            Opcode::Read | Opcode::Write => &single[..],
-            // SAFETY: *lent to the kernel*: the memory that a request in flight names is valid, its vectors too.
-            Opcode::ReadVectored | Opcode::WriteVectored => unsafe {
-                std::slice::from_raw_parts(addr as *const libc::iovec, len as usize)
-            },
-            Opcode::SyncData | Opcode::SyncAll => return 0,
-        };
-        let mut at = offset as usize;
-        for vector in vectors {
-            let (start, len) = (vector.iov_base.cast::<u8>(), vector.iov_len.min(most));
-            most -= len;
-            match opcode {
-                Opcode::Write | Opcode::WriteVectored => {
-                    if self.disk.len() < at + len {
-                        self.disk.resize(at + len, 0);
-                    }
-                    // SAFETY: *lent to the kernel*, as above.
-                    self.disk[at..at + len].copy_from_slice(unsafe { std::slice::from_raw_parts(start, len) });
-                    at += len;
-                }
-                _ => {
-                    let there = &self.disk[at.min(self.disk.len())..(at + len).min(self.disk.len())];
-                    // SAFETY: *lent to the kernel*, as above; the disk does not overlap a buffer.
-                    unsafe { there.as_ptr().copy_to_nonoverlapping(start, there.len()) };
-                    at += there.len();
-                }
-            }
+    fn perform(&mut self, operation: &Operation, most: usize) -> i64 {
+        let at = operation.offset as usize;
+        // SAFETY: *lent to the kernel*: the completion is put on the ring after this.
+        let lent = unsafe { Lent::of(operation) };
+        let len = lent.len().min(most);
+        let end = at + len;
+        if operation.opcode.is_write() {
+            self.disk.resize(self.disk.len().max(end), 0);
+            self.disk[at..end].copy_from_slice(&lent.gather()[..len]);
+            return len as i64;
         }
-        at as i64 - offset as i64
+        let there = &self.disk[at.min(self.disk.len())..end.min(self.disk.len())];
+        lent.scatter(there);
+        there.len() as i64
     }
 }
 

@@ -31,9 +31,11 @@ use std::fmt;
 use std::io;
 use std::iter;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use coralio_runtime::AioContext;
 
 use completions::Completions;
 use kick::{Kick, perform};
@@ -67,6 +69,8 @@ pub struct Entry {
 struct Target {
     completions: Completions,
     kick: Kick,
+    /// Whose loop to tell, where it sleeps in another engine.
+    notifies: Mutex<Option<AioContext>>,
 }
 
 /// A request with the way back.
@@ -88,6 +92,10 @@ impl Target {
     fn complete(&self, key: u64, result: i64) {
         if self.completions.push(key, result) {
             self.kick.signal();
+        }
+        // The context's own protocol: published, then told; and the loop looks once more before it sleeps.
+        if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
+            context.notify();
         }
     }
 }
@@ -118,13 +126,19 @@ impl Threads {
             let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let target = Arc::new(Target { completions: Completions::new(depth), kick: Kick::new()? });
+        let target =
+            Arc::new(Target { completions: Completions::new(depth), kick: Kick::new()?, notifies: Mutex::new(None) });
         Ok(Threads { target, depth, in_flight: AtomicU32::new(0), pool })
+    }
+
+    /// From now on each completion also ends a sleep of this context's loop, whatever that sleeps in.
+    pub(crate) fn notify(&self, context: AioContext) {
+        *self.target.notifies.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
     }
 
     /// The wait itself, after it was announced.
     fn sleep(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let Target { completions, kick } = &*self.target;
+        let Target { completions, kick, .. } = &*self.target;
         let began = timeout.map(|_| Instant::now());
         while !completions.has(min) {
             let left = timeout.zip(began).map(|(timeout, began)| timeout.saturating_sub(began.elapsed()));

@@ -16,6 +16,7 @@ use slab::Slab;
 use crate::trace::Span;
 
 use super::AioContext;
+use super::clock::Clock;
 use super::shared::Shared;
 
 /// An idle bottom half runs at most this long after it was scheduled.
@@ -73,7 +74,7 @@ impl Table {
     }
 
     /// Whether the loop must be told.
-    fn schedule(&mut self, key: usize, due: Due) -> bool {
+    fn schedule(&mut self, key: usize, due: Due, clock: &Clock) -> bool {
         self.tickets += 1;
         let ticket = self.tickets;
         let entry = &mut self.entries[key];
@@ -85,18 +86,18 @@ impl Table {
         entry.ticket = ticket;
         // One that runs is queued when it has returned: it is not entered again before.
         if entry.callback.is_some() {
-            self.enqueue(key);
+            self.enqueue(key, clock);
         }
         true
     }
 
-    fn enqueue(&mut self, key: usize) {
+    fn enqueue(&mut self, key: usize, clock: &Clock) {
         let entry = &self.entries[key];
         let queued = Queued { key, ticket: entry.ticket };
         match entry.due {
             Due::Never => {}
             Due::NextRound => self.scheduled.push_back(queued),
-            Due::Idle => self.idle.push_back((Instant::now() + IDLE_DELAY, queued)),
+            Due::Idle => self.idle.push_back((clock.now() + IDLE_DELAY, queued)),
         }
     }
 
@@ -109,7 +110,7 @@ impl Table {
     }
 
     /// Takes up what is due now.
-    fn take_up(&mut self) {
+    fn take_up(&mut self, clock: &Clock) {
         // Mostly there is nothing left over, and changing places costs less than moving.
         if self.taken.is_empty() {
             std::mem::swap(&mut self.taken, &mut self.scheduled);
@@ -117,7 +118,7 @@ impl Table {
             self.taken.append(&mut self.scheduled);
         }
         if !self.idle.is_empty() {
-            let now = Instant::now();
+            let now = clock.now();
             while let Some(&(due, queued)) = self.idle.front() {
                 if due > now && self.is_current(queued) {
                     break;
@@ -143,7 +144,7 @@ impl Table {
     }
 
     /// It has returned. Hands the callback back if nobody needs it any more, to be dropped outside the lock.
-    fn finish(&mut self, key: usize, callback: Callback) -> Option<Callback> {
+    fn finish(&mut self, key: usize, callback: Callback, clock: &Clock) -> Option<Callback> {
         // None: the context was closed from within.
         let Some(entry) = self.entries.get_mut(key) else { return Some(callback) };
         if entry.deleted || entry.one_shot {
@@ -151,7 +152,7 @@ impl Table {
             return Some(callback);
         }
         entry.callback = Some(callback);
-        self.enqueue(key);
+        self.enqueue(key, clock);
         None
     }
 }
@@ -164,11 +165,11 @@ impl BottomHalves {
     /// May enter and poll, by what the callbacks do.
     pub(crate) fn run(&self, shared: &Shared) -> bool {
         /// Puts the callback back though it panicked.
-        struct Running<'a>(&'a BottomHalves, usize, Option<Callback>);
+        struct Running<'a>(&'a BottomHalves, &'a Clock, usize, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
-                if let Some(callback) = self.2.take() {
-                    let unneeded = self.0.finish(&mut self.0.table.lock(), self.1, callback);
+                if let Some(callback) = self.3.take() {
+                    let unneeded = self.0.finish(&mut self.0.table.lock(), self.2, callback, self.1);
                     drop(unneeded);
                 }
             }
@@ -177,8 +178,9 @@ impl BottomHalves {
         if !self.queued.load(Ordering::Relaxed) {
             return false;
         }
+        let clock = &shared.clock;
         let mut table = self.table.lock();
-        table.take_up();
+        table.take_up(clock);
         let mut progress = false;
         loop {
             let Some((key, callback)) = table.start_next() else {
@@ -187,14 +189,14 @@ impl BottomHalves {
             };
             drop(table);
             progress = true;
-            let mut running = Running(self, key, Some(callback));
-            let callback = running.2.as_mut().expect("just put there");
+            let mut running = Running(self, clock, key, Some(callback));
+            let callback = running.3.as_mut().expect("just put there");
             let told = shared.traced(Span::BottomHalf);
             callback();
             drop(told);
-            let callback = running.2.take().expect("still there");
+            let callback = running.3.take().expect("still there");
             table = self.table.lock();
-            if let Some(unneeded) = self.finish(&mut table, key, callback) {
+            if let Some(unneeded) = self.finish(&mut table, key, callback, clock) {
                 drop(table);
                 drop(unneeded);
                 table = self.table.lock();
@@ -203,8 +205,8 @@ impl BottomHalves {
     }
 
     /// Schedules one that is there. Returns whether the loop must be told.
-    fn schedule(&self, table: &mut Table, key: usize, due: Due) -> bool {
-        let news = table.schedule(key, due);
+    fn schedule(&self, table: &mut Table, key: usize, due: Due, clock: &Clock) -> bool {
+        let news = table.schedule(key, due, clock);
         if news {
             self.queued.store(true, Ordering::Relaxed);
         }
@@ -212,8 +214,8 @@ impl BottomHalves {
     }
 
     /// As `Table::finish`.
-    fn finish(&self, table: &mut Table, key: usize, callback: Callback) -> Option<Callback> {
-        let unneeded = table.finish(key, callback);
+    fn finish(&self, table: &mut Table, key: usize, callback: Callback, clock: &Clock) -> Option<Callback> {
+        let unneeded = table.finish(key, callback, clock);
         // It may have been scheduled while it ran, and is on the queue now.
         self.queued.store(true, Ordering::Relaxed);
         unneeded
@@ -233,11 +235,11 @@ impl BottomHalves {
         Some(format!("{}, of them {due} due and {idle} idle", table.entries.len()))
     }
 
-    /// How long the loop may sleep because of idle ones; `None` without any.
-    pub(crate) fn time_left(&self) -> Option<Duration> {
+    /// When the first idle one is due; `None` without any.
+    pub(crate) fn next_idle(&self) -> Option<Instant> {
         let table = self.table.lock();
         let (due, _) = table.idle.iter().find(|(_, queued)| table.is_current(*queued))?;
-        Some(due.saturating_duration_since(Instant::now()))
+        Some(*due)
     }
 
     /// Nothing that is due runs, nor anything later; unless another thread holds the table. Drops nothing.
@@ -287,7 +289,7 @@ impl AioContext {
             let bottom_halves = &self.shared.bottom_halves;
             let mut table = bottom_halves.table.lock();
             let key = table.insert(Box::new(run), true);
-            bottom_halves.schedule(&mut table, key, Due::NextRound);
+            bottom_halves.schedule(&mut table, key, Due::NextRound, &self.shared.clock);
         }
         self.shared.notify();
     }
@@ -343,7 +345,8 @@ impl BottomHalf {
     fn schedule_for(&self, due: Due) {
         let bottom_halves = &self.shared.bottom_halves;
         let mut table = bottom_halves.table.lock();
-        let news = table.entries.contains(self.key) && bottom_halves.schedule(&mut table, self.key, due);
+        let news =
+            table.entries.contains(self.key) && bottom_halves.schedule(&mut table, self.key, due, &self.shared.clock);
         drop(table);
         if news {
             self.shared.notify();

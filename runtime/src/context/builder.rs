@@ -13,6 +13,7 @@ use crate::home::{Home, fork};
 use crate::trace::Trace;
 
 use super::AioContext;
+use super::clock::Clock;
 use super::shared::Shared;
 use super::signal::Counted;
 use super::stall::Watcher;
@@ -28,6 +29,7 @@ pub struct ContextBuilder {
     unwind_report: bool,
     measure_stack: bool,
     trace: Option<Trace>,
+    pub(super) clock: Clock,
 }
 
 impl ContextBuilder {
@@ -53,6 +55,7 @@ impl ContextBuilder {
     ///
     /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
     /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
+    /// With a [virtual clock](Self::virtual_clock) it looks at once, for no time passes in which nothing happens.
     pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
         self.deadlock_report = after;
         self
@@ -97,7 +100,7 @@ impl ContextBuilder {
     /// As [`AioContext::run`].
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
-        let context = AioContext { shared: Shared::new(self.trace.as_ref().map(Trace::tracer))? };
+        let context = AioContext { shared: Shared::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
         context.set_poll_limit(self.poll_limit);
         let _counted = Counted::new(&context);
         let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
@@ -176,6 +179,7 @@ impl AioContext {
         ContextBuilder {
             stack_size: DEFAULT_STACK_SIZE,
             measure_stack: false,
+            clock: Clock::Real,
             poll_limit: Duration::ZERO,
             deadlock_report: Some(Duration::from_secs(1)),
             stall_report: None,

@@ -135,7 +135,7 @@ impl Shared {
         let busy = || "in use right now".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  timers: {}", self.timers.describe().unwrap_or_else(busy))?;
+        writeln!(f, "  timers: {}", self.timers.describe(self.clock.now()).unwrap_or_else(busy))?;
         let source = match home {
             Some(home) => home.source.get().cloned(),
             None => self.source.try_lock().and_then(|source| source.clone()),

@@ -13,6 +13,7 @@ use crate::sys::{Epoll, EventFd};
 use crate::trace::{Opened, Span, Tracer};
 
 use super::bottom_half::BottomHalves;
+use super::clock::Clock;
 use super::fd::Watches;
 use super::identity::HomeThread;
 use super::lock::ContextLock;
@@ -29,6 +30,8 @@ pub(crate) const KICK_TOKEN: u64 = u64::MAX;
 
 pub(crate) struct Shared {
     pub(crate) thread: HomeThread,
+    /// What timers go by.
+    pub(crate) clock: Clock,
     /// Counted by the loop, if it is watched for stalls.
     pub(crate) beat: Beat,
     pub(crate) lock: ContextLock,
@@ -53,13 +56,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// For the thread that calls.
-    pub(crate) fn new(tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
+    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edges: the counter need never be read back.
         epoll.add(kick.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
         Ok(Arc::new(Shared {
             thread: HomeThread::here(),
+            clock,
             beat: Beat::default(),
             lock: ContextLock::default(),
             sleep: SleepState::new(),

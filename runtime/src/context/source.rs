@@ -47,6 +47,10 @@ pub trait Source: Any + Send + Sync {
     /// nothing is in flight that could complete. Called by the home thread alone, without the
     /// lock; it may not use the context meanwhile.
     ///
+    /// A source that simulates a device does not sleep, but advances the context's [virtual
+    /// clock](crate::VirtualClock) to when the first completion is there, or by `timeout` if that is less; not if `other` is
+    /// readable now.
+    ///
     /// # Errors
     ///
     /// What the system says if it cannot sleep.

@@ -193,7 +193,7 @@ impl Timers {
         if self.armed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let now = Instant::now();
+        let now = shared.clock.now();
         self.table.lock().take_up(now);
         let mut progress = false;
         loop {
@@ -217,21 +217,21 @@ impl Timers {
         }
     }
 
-    /// How long the loop may sleep because of them; `None` without any.
-    pub(crate) fn time_left(&self) -> Option<Duration> {
+    /// When the first is due; `None` without any.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
         // Relaxed, as in `run`.
         if self.armed.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        Some(self.table.lock().first()?.saturating_duration_since(Instant::now()))
+        self.table.lock().first()
     }
 
     /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
-    pub(crate) fn describe(&self) -> Option<String> {
+    pub(crate) fn describe(&self, now: Instant) -> Option<String> {
         let mut table = self.table.try_lock()?;
         let armed = table.armed;
         Some(match table.first() {
-            Some(first) => format!("{armed} armed, the next in {:?}", first.saturating_duration_since(Instant::now())),
+            Some(first) => format!("{armed} armed, the next in {:?}", first.saturating_duration_since(now)),
             None => "none armed".into(),
         })
     }
@@ -244,7 +244,7 @@ impl Timers {
     }
 
     fn insert(&self, action: Action, shared: &Arc<Shared>) -> Timer {
-        let entry = Entry { action, ticket: 0, deadline: Instant::now(), deleted: false };
+        let entry = Entry { action, ticket: 0, deadline: shared.clock.now(), deleted: false };
         let key = self.table.lock().entries.insert(entry);
         Timer { shared: Arc::clone(shared), key }
     }
@@ -336,7 +336,7 @@ impl Timer {
     ///
     /// Never switches.
     pub fn arm_after(&self, delay: Duration) {
-        match Instant::now().checked_add(delay) {
+        match self.shared.clock.now().checked_add(delay) {
             Some(deadline) => self.arm_at(deadline),
             None => self.disarm(),
         }

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ptr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::context::timer::Action;
 use crate::home::Home;
@@ -126,7 +126,7 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
     let home = Home::expect("a timeout");
     let block = home.running().expect("a timeout is for a coroutine: spawn one");
     let own = home.own(block);
-    let Some(deadline) = Instant::now().checked_add(duration) else { return Ok(f()) };
+    let Some(deadline) = home.shared.clock.now().checked_add(duration) else { return Ok(f()) };
     let limit = Limit { deadline, hit: Cell::new(false), outer: own.limits.get() };
     own.limits.set(&limit);
     let off = Off(own, &limit);
@@ -155,8 +155,9 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let home = Home::expect("sleep");
     // None: for ever, as far as clocks go.
-    let deadline = Instant::now().checked_add(duration);
-    let over = || deadline.is_some_and(|deadline| Instant::now() >= deadline).then_some(());
+    let clock = &home.shared.clock;
+    let deadline = clock.now().checked_add(duration);
+    let over = || deadline.is_some_and(|deadline| clock.now() >= deadline).then_some(());
     let block = home.running();
     let action = block.map_or(Action::Nothing, |block| Action::Wake(Token::of(block.id())));
     let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, action, &home.shared));

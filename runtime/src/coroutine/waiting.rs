@@ -267,7 +267,7 @@ impl Home {
         if block.ticket.is_cancelled() {
             return true;
         }
-        let now = Instant::now();
+        let now = self.shared.clock.now();
         let mut over = None;
         let mut next = own.limits.get();
         // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which takes it off before it

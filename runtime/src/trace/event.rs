@@ -148,7 +148,7 @@ pub enum Event {
     Release,
     /// A rule was broken; what the message said.
     Violation(String),
-    /// A word by the program, by [`Trace::mark`](super::Trace::mark).
+    /// A word by the program, by [`Tracer::mark`](super::Tracer::mark).
     Mark(String),
 }
 

@@ -4,6 +4,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -116,7 +117,18 @@ pub(super) fn trap() -> io::Result<*mut abi::Event> {
     Ok(ptr::without_provenance_mut(*TRAP.get_or_init(|| trap.expose_provenance())))
 }
 
-/// What `io_setup` said, with cause and remedy.
+/// A descriptor that can be read at once.
+pub(super) fn readable() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+    let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What `io_setup` said, or another of these calls right after it, with cause and remedy.
 pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
     let (kind, message) = match error.raw_os_error() {
         Some(libc::EAGAIN) => {
@@ -145,7 +157,9 @@ pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
              allow io_setup, io_submit, io_getevents, io_cancel, io_destroy"
                 .into(),
         ),
-        _ => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
+        Some(_) => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
+        // It says by itself what is wrong.
+        None => return error,
     };
     io::Error::new(kind, message)
 }

@@ -1,0 +1,217 @@
+//! The engines of a context that may choose: the first that the machine allows, and threads for what would block it.
+//!
+//! ```text
+//!   a request of a file (file/route.rs)
+//!     direct, or in the page cache  --->  main: native AIO, refuses what would block   --+
+//!     known to block                                                                     | EAGAIN
+//!         |                                                                              |
+//!         +---------------------------->  spare: threads, made when first needed    <----+
+//! ```
+//!
+//! To the loop the two are one [`Source`]. It sleeps in the main one; the spare one ends that by the context's own kick. io_uring
+//! needs no spare: what would block its submit, its own workers do. Nor do threads.
+
+#![allow(unsafe_code)]
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use coralio_runtime::{AioContext, Source};
+
+use crate::any::KernelChoice;
+use crate::engine::{Engine, Stats, add};
+use crate::kernel::io_uring::IoUring;
+use crate::kernel::linux_aio::LinuxAio;
+use crate::kernel::threads::Threads;
+use crate::kernel::{Kernel, Operation};
+use crate::policy::Current;
+
+/// By what a context's I/O goes to the kernel, and why. Shown (`Display`), it is a line for a log.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    kernel: KernelChoice,
+    /// Whether it was for us to choose.
+    auto: bool,
+    refused: Arc<[(KernelChoice, io::Error)]>,
+}
+
+impl Chosen {
+    /// The one that the user has named.
+    pub(crate) fn by_name(kernel: KernelChoice) -> Chosen {
+        Chosen { kernel, auto: false, refused: Arc::new([]) }
+    }
+
+    /// Which one it is; never [`KernelChoice::Auto`].
+    pub fn kernel(&self) -> KernelChoice {
+        self.kernel
+    }
+
+    /// Those that were tried before it, in order, and what was in the way, with the remedy.
+    pub fn refused(&self) -> impl Iterator<Item = (KernelChoice, &io::Error)> {
+        self.refused.iter().map(|(kernel, error)| (*kernel, error))
+    }
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name(self.kernel))?;
+        match self.kernel {
+            _ if !self.auto => f.write_str(", as asked for")?,
+            KernelChoice::Aio => f.write_str(", and threads for what would block it")?,
+            _ => {}
+        }
+        let mut mark = ": ";
+        for (kernel, error) in self.refused() {
+            write!(f, "{mark}{} was refused: {error}", name(kernel))?;
+            mark = "; ";
+        }
+        Ok(())
+    }
+}
+
+/// In a user's words.
+fn name(kernel: KernelChoice) -> &'static str {
+    match kernel {
+        KernelChoice::Auto => "auto",
+        KernelChoice::Aio => "native AIO",
+        KernelChoice::Uring => "io_uring",
+        KernelChoice::Threads => "threads",
+    }
+}
+
+/// The engines of a context under [`KernelChoice::Auto`].
+pub(crate) struct Auto {
+    main: Arc<dyn Source>,
+    spare: OnceLock<Arc<Engine<Threads>>>,
+    context: AioContext,
+    depth: u32,
+    /// Requests that went to the spare engine after the main one.
+    refusals: AtomicU64,
+    pub(crate) chosen: Chosen,
+}
+
+/// An engine on `kernel`, if there is to be one, to try before the others.
+fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn Source>> {
+    Ok(Engine::<K, Current>::new(kernel?, depth)? as Arc<dyn Source>)
+}
+
+impl Auto {
+    /// Gives this thread's context the engines.
+    pub(crate) fn attach(depth: u32) -> io::Result<()> {
+        let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
+        let (main, chosen) = first_allowed(depth)?;
+        let auto =
+            Auto { main, spare: OnceLock::new(), context: context.clone(), depth, refusals: AtomicU64::new(0), chosen };
+        context.attach(Arc::new(auto))
+    }
+
+    /// Those of this thread's context, if it may choose.
+    pub(crate) fn of_this_context() -> Option<Arc<Auto>> {
+        (AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>).downcast().ok()
+    }
+
+    /// The engine that files ask first, where there are two; else `source` itself.
+    pub(crate) fn main_of(source: Arc<dyn Source>) -> Arc<dyn Source> {
+        let any = Arc::clone(&source) as Arc<dyn Any + Send + Sync>;
+        any.downcast::<Auto>().map_or(source, |auto| Arc::clone(&auto.main))
+    }
+
+    /// Whether the main engine's submit may block.
+    pub(crate) fn may_block(&self) -> bool {
+        self.chosen.kernel == KernelChoice::Aio
+    }
+
+    /// As [`Engine::perform`], on a thread. `None`: there is no descriptor left to have threads with.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    pub(crate) unsafe fn perform_on_spare(&self, operation: &Operation) -> Option<i64> {
+        if self.spare.get().is_none() {
+            let threads = Threads::new(self.depth).ok()?;
+            threads.notify(self.context.clone());
+            let spare = Engine::new(threads, self.depth).ok()?;
+            // Only the home thread gets here, so that nobody has been faster.
+            let _ = self.spare.set(spare);
+        }
+        // SAFETY: the caller's promise.
+        self.spare.get().map(|spare| unsafe { spare.perform(operation) })
+    }
+
+    /// The main engine has refused a request, and the spare one is to have it.
+    pub(crate) fn count_refusal(&self) {
+        add(&self.refusals, 1);
+    }
+
+    /// What both engines have done so far, given what the main one has. Those that it has refused count once.
+    pub(crate) fn stats_with(&self, main: Stats) -> Stats {
+        let spare = self.spare.get().map(|spare| spare.stats()).unwrap_or_default();
+        let refusals = self.refusals.load(Ordering::Relaxed);
+        Stats {
+            requests: main.requests + spare.requests - refusals,
+            completions: main.completions + spare.completions - refusals,
+            submits: main.submits + spare.submits,
+            sleeps: main.sleeps + spare.sleeps,
+            in_flight: main.in_flight + spare.in_flight,
+            pending: main.pending + spare.pending,
+            on_threads: spare.requests,
+        }
+    }
+}
+
+/// The first engine that the machine allows, and what was in the way of the others.
+fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
+    let mut refused = Vec::new();
+    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+        let tried = match kernel {
+            KernelChoice::Aio => engine(LinuxAio::new(depth).and_then(LinuxAio::probed), depth),
+            KernelChoice::Uring => engine(IoUring::new(depth), depth),
+            KernelChoice::Auto | KernelChoice::Threads => engine(Threads::new(depth), depth),
+        };
+        match tried {
+            Ok(main) => return Ok((main, Chosen { kernel, auto: true, refused: refused.into() })),
+            // A depth that cannot be: no other would take it either.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+            Err(error) => refused.push((kernel, error)),
+        }
+    }
+    let all: Vec<_> = refused.iter().map(|(kernel, error)| format!("{}: {error}", name(*kernel))).collect();
+    Err(io::Error::new(refused[refused.len() - 1].1.kind(), format!("no way to do I/O: {}", all.join("; "))))
+}
+
+impl Source for Auto {
+    fn dispatch(&self) -> bool {
+        let progress = self.main.dispatch();
+        self.spare.get().is_some_and(|spare| spare.dispatch()) || progress
+    }
+
+    fn flush(&self, all: bool) -> bool {
+        let progress = self.main.flush(all);
+        self.spare.get().is_some_and(|spare| spare.flush(all)) || progress
+    }
+
+    fn is_ready(&self) -> bool {
+        self.main.is_ready() || self.spare.get().is_some_and(|spare| spare.is_ready())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.main.is_idle() && self.spare.get().is_none_or(|spare| spare.is_idle())
+    }
+
+    fn describe(&self) -> String {
+        match self.spare.get() {
+            None => self.main.describe(),
+            Some(spare) => format!("{}; on threads: {}", self.main.describe(), spare.describe()),
+        }
+    }
+
+    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        // What the spare one completes makes `other` readable.
+        self.main.sleep(other, timeout)
+    }
+}

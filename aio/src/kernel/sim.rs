@@ -1,0 +1,221 @@
+//! A kernel that is simulated: its disk is in memory, its time is its own, and all that it decides is on a tape.
+//!
+//! ```text
+//!   engine ---- submit, peek, commit, wait ----> SimKernel
+//!                                                  |  one lock
+//!   Sim (the test's hand) -----------------------> Machine     requests in flight, ring, clock
+//!                                                  |- Tape     every choice, seeded and recorded
+//!                                                  |- Faults   what goes wrong, by rate or by script
+//!                                                  |- FileSystem, SimFile    what is durable, and what is not
+//!                                                  '- Trace    what happened, as a hash and as a story
+//! ```
+//!
+//! Programs do not see it: [`simulate`](crate::simulate::simulate) sets it up, and [`File`](crate::File) works on it.
+//!
+//! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at submit, where it is the first, and
+//! ends the batch where it is not; direct I/O that is not aligned is taken, and fails; a full ring is "try again"; a cancel
+//! stops nothing unless the faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
+//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable.
+//!
+//! # Departs from Linux
+//!
+//! - Nothing takes time but requests, sleeps, and a tenth of a microsecond for each look at an empty ring. What blocks the
+//!   thread on Linux (opening, renaming, allocating) takes none.
+//! - While a read is in flight its buffer holds rubbish, and what is not read of it stays so.
+//! - A write gets to the file all at once, when it completes, and a read sees the file as it is then.
+//! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
+//!   [`sync_directory`](crate::sync_directory) does; sectors are lost each by itself; and one may be torn.
+//! - Folders are there without being made. There are no links, permissions, times or append mode, and no limit to the disk.
+//! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
+//! - Only the one thread is simulated. Another one's `notify` ends a sleep, at a moment that no tape has.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use super::scripted::Entry;
+use super::{Completion, Kernel, Operation};
+pub use faults::{Fault, Faults, Latency};
+pub(crate) use machine::Machine;
+use tape::Tape;
+
+mod disk;
+mod faults;
+mod machine;
+mod names;
+mod ring;
+pub(crate) mod tape;
+mod trace;
+
+pub(crate) use names::Access;
+
+/// What a simulated machine is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) depth: u32,
+    /// In bytes, a power of two.
+    pub(crate) sector: usize,
+    pub(crate) latency: Latency,
+    pub(crate) faults: Faults,
+    pub(crate) tears: bool,
+    pub(crate) bad_ring: bool,
+}
+
+/// See the module. Clones are the same kernel: one for the engine, one for the test.
+#[derive(Clone)]
+pub struct SimKernel {
+    machine: Arc<Mutex<Machine>>,
+    depth: u32,
+}
+
+impl SimKernel {
+    pub(crate) fn new(settings: Settings, tape: Tape, tells: bool) -> SimKernel {
+        let depth = settings.depth;
+        SimKernel { machine: Arc::new(Mutex::new(Machine::new(settings, tape, tells))), depth }
+    }
+
+    pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is(&self, other: &SimKernel) -> bool {
+        Arc::ptr_eq(&self.machine, &other.machine)
+    }
+
+    pub(crate) fn sector(&self) -> usize {
+        self.machine().settings.sector
+    }
+
+    pub(crate) fn open(&self, name: &Path, access: Access) -> io::Result<RawFd> {
+        let mut machine = self.machine();
+        let at = machine.tick();
+        machine.files.open(at, name, access)
+    }
+
+    /// The same file through the page cache. It is open.
+    pub(crate) fn reopen(&self, fd: RawFd) -> RawFd {
+        self.machine().files.reopen(fd)
+    }
+
+    pub(crate) fn close(&self, fd: RawFd) {
+        self.machine().files.close(fd);
+    }
+
+    pub(crate) fn len(&self, fd: RawFd) -> io::Result<u64> {
+        self.machine().files.usable(fd, false).map(|file| file.len())
+    }
+
+    pub(crate) fn set_len(&self, fd: RawFd, len: u64) -> io::Result<()> {
+        let mut machine = self.machine();
+        let at = machine.tick();
+        machine.files.usable(fd, true).map(|file| file.set_len(at, len))
+    }
+
+    /// As `fallocate`.
+    pub(crate) fn allocate(&self, fd: RawFd, offset: u64, len: u64, keeps_len: bool, zeroes: bool) -> io::Result<()> {
+        let mut machine = self.machine();
+        let at = machine.tick();
+        let file = machine.files.usable(fd, true)?;
+        if zeroes {
+            file.zero(at, offset, len);
+        }
+        if !keeps_len {
+            file.set_len(at, file.len().max(offset + len));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.machine().files.rename(from, to)
+    }
+
+    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
+        self.machine().files.remove(name)
+    }
+
+    pub(crate) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.machine().files.sync_folder(folder);
+        Ok(())
+    }
+
+    /// Whether nothing is in flight, and nothing on the ring.
+    pub(crate) fn is_idle(&self) -> bool {
+        let machine = self.machine();
+        machine.in_flight() == 0 && machine.ring.is_empty()
+    }
+
+    /// A sleep with nothing in flight. Returns whether anything could end it.
+    pub(crate) fn sleep_idle(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        is_readable(other, Some(Duration::ZERO)) || self.machine().sleep(1, timeout)
+    }
+}
+
+/// Whether `other` is readable, or becomes so in time.
+fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+    let mut watched = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
+    // SAFETY: one descriptor, in memory that outlives the call.
+    unsafe { libc::poll(&raw mut watched, 1, timeout) > 0 }
+}
+
+// SAFETY: a request's memory is touched in `Machine::take` and `Machine::complete` alone, the second of which puts its completion on
+// the ring; an entry that was not counted is not kept.
+unsafe impl Kernel for SimKernel {
+    type Entry = Entry;
+
+    fn capacity(&self) -> u32 {
+        self.depth
+    }
+
+    fn prepare(&self, operation: &Operation, key: u64) -> Entry {
+        Entry { operation: *operation, key }
+    }
+
+    fn key(&self, entry: &Entry) -> u64 {
+        entry.key
+    }
+
+    unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine().submit(entries) }
+    }
+
+    fn cancel(&self, key: u64) {
+        self.machine().cancel(key);
+    }
+
+    fn peek(&self) -> Option<Completion> {
+        self.machine().peek()
+    }
+
+    fn commit(&self) {
+        self.machine().commit();
+    }
+
+    /// # Panics
+    ///
+    /// If nothing could end it.
+    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        let told = other.is_some_and(|other| is_readable(other, Some(Duration::ZERO)));
+        if told || self.machine().sleep(min, timeout) {
+            return Ok(());
+        }
+        let other = other.expect("this sleep would never end: nothing is in flight");
+        is_readable(other, None);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for SimKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let machine = self.machine();
+        write!(f, "SimKernel({} in flight, {} on the ring)", machine.in_flight(), machine.ring.len())
+    }
+}
+
+#[cfg(test)]
+mod tests;

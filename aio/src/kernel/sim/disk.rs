@@ -1,0 +1,315 @@
+//! One simulated file: what reads see, what is on the medium for sure, and what lies between.
+//!
+//! Each write makes a new version of each sector that it touches. A sync makes the newest version that was complete before it
+//! began the durable one. A crash takes, for each sector by itself, any version since the durable one, or a torn mixture of
+//! the newest and the one before. The same goes for the length, which is never torn.
+
+use std::collections::BTreeMap;
+
+use super::tape::Tape;
+
+/// Contents by sector; what is not there is zeroes.
+#[derive(Clone, Default)]
+struct Image {
+    len: u64,
+    sectors: BTreeMap<u64, Box<[u8]>>,
+}
+
+/// A sector that no sync has made durable.
+struct Version {
+    /// When its write completed, as the disk counts.
+    at: u64,
+    bytes: Box<[u8]>,
+    /// A sync failed over it: no later one makes it durable.
+    given_up: bool,
+}
+
+pub(crate) struct SimFile {
+    sector: usize,
+    now: Image,
+    durable: Image,
+    /// Oldest first.
+    unsynced: BTreeMap<u64, Vec<Version>>,
+    lengths: Vec<(u64, u64)>,
+}
+
+/// What a crash did to a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Damage {
+    pub(crate) kept: u32,
+    pub(crate) dropped: u32,
+    pub(crate) torn: u32,
+}
+
+impl SimFile {
+    /// With durable contents.
+    pub(crate) fn new(sector: usize, len: u64) -> SimFile {
+        let image = Image { len, ..Image::default() };
+        SimFile { sector, now: image.clone(), durable: image, unsynced: BTreeMap::new(), lengths: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.now.len
+    }
+
+    /// What is there, up to the end of the file.
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let end = offset.saturating_add(len as u64).min(self.now.len);
+        let mut bytes = vec![0; end.saturating_sub(offset) as usize];
+        for (number, within, place) in pieces(self.sector, offset, bytes.len()) {
+            if let Some(sector) = self.now.sectors.get(&number) {
+                bytes[place.clone()].copy_from_slice(&sector[within..within + place.len()]);
+            }
+        }
+        bytes
+    }
+
+    pub(crate) fn write(&mut self, at: u64, offset: u64, bytes: &[u8]) {
+        for (number, within, place) in pieces(self.sector, offset, bytes.len()) {
+            self.change(at, number, |sector| sector[within..within + place.len()].copy_from_slice(&bytes[place]));
+        }
+        let end = offset + bytes.len() as u64;
+        if !bytes.is_empty() && end > self.now.len {
+            self.now.len = end;
+            self.lengths.push((at, end));
+        }
+    }
+
+    /// Contents that change by themselves, for good.
+    pub(crate) fn corrupt(&mut self, offset: u64, bytes: &[u8]) {
+        for (number, within, place) in pieces(self.sector, offset, bytes.len()) {
+            for image in [&mut self.now, &mut self.durable] {
+                let sector = image.sectors.entry(number).or_insert_with(|| vec![0; self.sector].into());
+                sector[within..within + place.len()].copy_from_slice(&bytes[place.clone()]);
+            }
+        }
+    }
+
+    /// A new version of a sector.
+    fn change(&mut self, at: u64, number: u64, change: impl FnOnce(&mut [u8])) {
+        let sector = self.now.sectors.entry(number).or_insert_with(|| vec![0; self.sector].into());
+        change(sector);
+        let version = Version { at, bytes: sector.clone(), given_up: false };
+        self.unsynced.entry(number).or_default().push(version);
+    }
+
+    pub(crate) fn set_len(&mut self, at: u64, len: u64) {
+        if len < self.now.len {
+            self.zero(at, len, self.now.len - len);
+        }
+        if len != self.now.len {
+            self.now.len = len;
+            self.lengths.push((at, len));
+        }
+    }
+
+    /// Makes a range read as zeroes; holes stay holes.
+    pub(crate) fn zero(&mut self, at: u64, offset: u64, len: u64) {
+        let (size, end) = (self.sector as u64, offset.saturating_add(len));
+        let there: Vec<_> =
+            self.now.sectors.range(offset / size..end.div_ceil(size)).map(|(&number, _)| number).collect();
+        for number in there {
+            let start = number * size;
+            let (from, to) = (offset.max(start) - start, end.min(start + size) - start);
+            self.change(at, number, |sector| sector[from as usize..to as usize].fill(0));
+        }
+    }
+
+    /// What was there by `began` is durable.
+    pub(crate) fn sync(&mut self, began: u64) {
+        let durable = &mut self.durable;
+        self.unsynced.retain(|&number, versions| {
+            if let Some(newest) = versions.iter().rposition(|version| version.at <= began && !version.given_up) {
+                let version = versions.drain(..=newest).next_back().expect("it was found");
+                durable.sectors.insert(number, version.bytes);
+            }
+            !versions.is_empty()
+        });
+        if let Some(newest) = self.lengths.iter().rposition(|&(at, _)| at <= began) {
+            durable.len = self.lengths[newest].1;
+            self.lengths.drain(..=newest);
+        }
+    }
+
+    /// A sync failed that was to make durable what was there by `began`.
+    pub(crate) fn give_up(&mut self, began: u64) {
+        let versions = self.unsynced.values_mut().flatten();
+        versions.filter(|version| version.at <= began).for_each(|version| version.given_up = true);
+    }
+
+    /// Decides what is left after the power went.
+    pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
+        let mut damage = Damage::default();
+        for (number, mut versions) in std::mem::take(&mut self.unsynced) {
+            let newest = versions.pop().expect("no list is empty");
+            let before = |versions: &mut Vec<Version>, durable: &Image| match versions.pop() {
+                Some(version) => version.bytes,
+                None => durable.sectors.get(&number).cloned().unwrap_or_else(|| vec![0; self.sector].into()),
+            };
+            // The newest, the durable one, those between, and torn.
+            let choice = tape.choose(versions.len() as u32 + 2 + u32::from(tears));
+            let left = match choice {
+                0 => {
+                    damage.kept += 1;
+                    newest.bytes
+                }
+                1 => {
+                    damage.dropped += 1;
+                    continue;
+                }
+                choice if choice as usize <= versions.len() + 1 => {
+                    damage.dropped += 1;
+                    versions.swap_remove(choice as usize - 2).bytes
+                }
+                _ => {
+                    damage.torn += 1;
+                    let cut = (1 + tape.choose(7) as usize) * self.sector / 8;
+                    let mut torn = newest.bytes;
+                    torn[cut..].copy_from_slice(&before(&mut versions, &self.durable)[cut..]);
+                    torn
+                }
+            };
+            self.durable.sectors.insert(number, left);
+        }
+        let lengths = std::mem::take(&mut self.lengths);
+        match tape.choose(lengths.len() as u32 + 1) as usize {
+            behind if behind < lengths.len() => self.durable.len = lengths[lengths.len() - 1 - behind].1,
+            _ => {}
+        }
+        self.cut();
+        self.now = self.durable.clone();
+        damage
+    }
+
+    /// What lies beyond the end of the durable image is gone.
+    fn cut(&mut self) {
+        let Image { len, sectors } = &mut self.durable;
+        let within = (*len % self.sector as u64) as usize;
+        sectors.split_off(&len.div_ceil(self.sector as u64));
+        if let Some(last) = sectors.get_mut(&(*len / self.sector as u64)) {
+            last[within..].fill(0);
+        }
+    }
+}
+
+/// The pieces of a range that lie in one sector each: its number, where in it, and where in the range.
+fn pieces(sector: usize, offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = offset + done as u64;
+        let within = (at % sector as u64) as usize;
+        let here = (sector - within).min(len - done);
+        let piece = (at / sector as u64, within, done..done + here);
+        done += here;
+        (here > 0).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each tape makes of a crash, and how often.
+    fn crashes(file: impl Fn() -> SimFile, tears: bool) -> BTreeMap<Vec<u8>, usize> {
+        let (mut next, mut seen) = (Some(Vec::new()), BTreeMap::new());
+        while let Some(given) = next {
+            let (mut tape, mut file) = (Tape::replay(given), file());
+            file.crash(&mut tape, tears);
+            let contents = file.read(0, 1000);
+            // What is left is durable: a second crash changes nothing.
+            file.crash(&mut Tape::replay(vec![9; 20]), true);
+            assert_eq!(file.read(0, 1000), contents);
+            *seen.entry(contents).or_insert(0) += 1;
+            next = super::super::tape::successor(tape.made());
+        }
+        seen
+    }
+
+    #[test]
+    fn contents_are_those_of_a_vector() {
+        // E10: reads, writes, zeroes and lengths, over sector boundaries, against the plainest model.
+        let (mut file, mut model, mut tape) = (SimFile::new(8, 0), Vec::new(), Tape::random(1));
+        for at in 0..3000 {
+            let (offset, len) = (tape.choose(60) as usize, tape.choose(30) as usize);
+            match tape.choose(4) {
+                0 => {
+                    let bytes = vec![at as u8; len];
+                    file.write(at, offset as u64, &bytes);
+                    if len > 0 {
+                        model.resize(model.len().max(offset + len), 0);
+                        model[offset..offset + len].copy_from_slice(&bytes);
+                    }
+                }
+                1 => {
+                    file.set_len(at, offset as u64);
+                    model.resize(offset, 0);
+                }
+                2 => {
+                    file.zero(at, offset as u64, len as u64);
+                    let end = model.len().min(offset + len);
+                    model[offset.min(end)..end].fill(0);
+                }
+                _ => file.sync(at),
+            }
+            assert_eq!(file.len(), model.len() as u64);
+            assert_eq!(file.read(0, 1000), model);
+            let end = model.len().min(offset + len);
+            assert_eq!(file.read(offset as u64, len), model[offset.min(end)..end]);
+        }
+    }
+
+    #[test]
+    fn a_crash_keeps_drops_or_tears_each_sector() {
+        // E17: every outcome of two writes, the first of which was synced, and none other.
+        let file = || {
+            let mut file = SimFile::new(8, 16);
+            file.write(1, 0, &[1; 16]);
+            file.sync(1);
+            file.write(2, 0, &[2; 8]);
+            file
+        };
+        let seen = crashes(file, true);
+        let with = |first: [u8; 8]| [first, [1; 8]].concat();
+        for cut in 0..=8 {
+            let mut first = [1; 8];
+            first[..cut].fill(2);
+            assert_eq!(seen.get(&with(first)), Some(&1), "{cut}");
+        }
+        assert_eq!(seen.len(), 9);
+        assert_eq!(crashes(file, false).len(), 2);
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_complete_before_it_began() {
+        // E17: what completed later may be lost, and so may the length.
+        let file = || {
+            let mut file = SimFile::new(8, 0);
+            file.write(1, 0, &[1; 4]);
+            file.write(3, 8, &[3; 4]);
+            file.sync(2);
+            file
+        };
+        let seen: Vec<_> = crashes(file, false).into_keys().collect();
+        let long = |last: [u8; 4]| [vec![1; 4], vec![0; 4], last.to_vec()].concat();
+        assert_eq!(seen, [vec![1; 4], long([0; 4]), long([3; 4])]);
+    }
+
+    #[test]
+    fn what_a_failed_sync_gave_up_no_later_one_saves() {
+        // E17: as on Linux, where the pages count as clean after the error.
+        let file = |again: bool| {
+            move || {
+                let mut file = SimFile::new(8, 8);
+                file.write(1, 0, &[1; 8]);
+                file.give_up(1);
+                if again {
+                    file.write(2, 0, &[1; 8]);
+                }
+                file.sync(2);
+                file
+            }
+        };
+        assert_eq!(crashes(file(false), false).len(), 2);
+        assert_eq!(crashes(file(true), false).len(), 1);
+    }
+}

@@ -1,0 +1,121 @@
+//! What the kernel saw and decided, as a hash of all of it, and as a story of its last part.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use super::disk::Damage;
+use crate::kernel::Opcode;
+
+/// One thing that happened.
+#[derive(Debug, Hash)]
+pub(crate) enum Event {
+    Submitted { offered: usize, taken: usize },
+    Refused { offered: usize, errno: i32 },
+    Taken { number: u64, opcode: Opcode, file: usize, offset: u64, len: usize, hash: u64 },
+    Completed { number: u64, result: i64, hash: u64 },
+    Reaped { number: u64 },
+    Cancelled { number: u64, stopped: bool },
+    Slept,
+    Crashed { damage: Damage, in_flight: usize },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Submitted { offered, taken } if offered == taken => write!(f, "submit of {offered}"),
+            Event::Submitted { offered, taken } => write!(f, "submit of {offered}: {taken} taken"),
+            Event::Refused { offered, errno } => {
+                write!(f, "submit of {offered} refused: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            Event::Taken { number, opcode, file, offset, len, .. } => {
+                write!(f, "  request {number}: {opcode:?}, {len} bytes at {offset} of file {file}")
+            }
+            Event::Completed { number, result, .. } if *result < 0 => {
+                write!(f, "request {number} failed: {}", std::io::Error::from_raw_os_error(-*result as i32))
+            }
+            Event::Completed { number, result, .. } => write!(f, "request {number} completed: {result}"),
+            Event::Reaped { number } => write!(f, "request {number} reaped"),
+            Event::Cancelled { number, stopped: true } => write!(f, "request {number} stopped by its cancel"),
+            Event::Cancelled { number, .. } => write!(f, "request {number} goes on, though cancelled"),
+            Event::Slept => f.write_str("woke up"),
+            Event::Crashed { damage: Damage { kept, dropped, torn }, in_flight } => write!(
+                f,
+                "CRASH with {in_flight} in flight; of the sectors not synced {kept} kept, {dropped} dropped, {torn} torn"
+            ),
+        }
+    }
+}
+
+/// FNV-1a by words, so that a hash says the same in each version.
+pub(crate) struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|&word| self.write_u64(u64::from_le_bytes(word)));
+        rest.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        // The high bits come down: multiplying takes them up only.
+        self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
+    }
+}
+
+/// The hash of some bytes.
+pub(crate) fn hash_of(bytes: &[u8]) -> u64 {
+    let mut hash = Fnv::default();
+    hash.write(bytes);
+    hash.finish()
+}
+
+/// How many events a story has, the last ones.
+const STORY: usize = 60;
+
+pub(crate) struct Trace {
+    hash: Fnv,
+    /// Only where somebody will read it.
+    story: Option<VecDeque<String>>,
+    told: u64,
+}
+
+impl Trace {
+    pub(crate) fn new(tells: bool) -> Trace {
+        Trace { hash: Fnv::default(), story: tells.then(VecDeque::new), told: 0 }
+    }
+
+    pub(crate) fn add(&mut self, now: Duration, event: &Event) {
+        now.hash(&mut self.hash);
+        event.hash(&mut self.hash);
+        self.told += 1;
+        if let Some(story) = &mut self.story {
+            if story.len() == STORY {
+                story.pop_front();
+            }
+            story.push_back(format!("{:>14}  {event}", format!("{now:?}")));
+        }
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash.finish()
+    }
+
+    pub(crate) fn story(&self) -> String {
+        let lines = self.story.iter().flatten();
+        let left_out = self.told - lines.clone().count() as u64;
+        let first = (left_out > 0).then(|| format!("    ({left_out} events before these)\n"));
+        first.into_iter().chain(lines.map(|line| format!("    {line}\n"))).collect()
+    }
+}

@@ -1,0 +1,54 @@
+//! Panics that are a part of the search are not printed: a run is made hundreds of times until its tape is short.
+
+use std::cell::RefCell;
+use std::panic;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+
+/// From when on: at once, or when a counter is above a number.
+type When = Option<(Arc<AtomicU32>, u32)>;
+
+thread_local! {
+    /// Who wants quiet.
+    static QUIET: RefCell<Vec<When>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Panics of this thread are not printed while it lives.
+pub(super) struct Quiet(());
+
+impl Quiet {
+    pub(super) fn new() -> Quiet {
+        Quiet::enter(None)
+    }
+
+    /// As `new`, once `counter` is above what it is now.
+    pub(super) fn after(counter: &Arc<AtomicU32>) -> Quiet {
+        Quiet::enter(Some((Arc::clone(counter), counter.load(Ordering::Relaxed))))
+    }
+
+    fn enter(when: When) -> Quiet {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let loud = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                if !is_quiet() {
+                    loud(info);
+                }
+            }));
+        });
+        QUIET.with_borrow_mut(|all| all.push(when));
+        Quiet(())
+    }
+}
+
+fn is_quiet() -> bool {
+    // Relaxed: it was counted on this thread.
+    let is_due = |when: &When| when.as_ref().is_none_or(|(counter, above)| counter.load(Ordering::Relaxed) > *above);
+    QUIET.with_borrow(|all| all.iter().any(is_due))
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        QUIET.with_borrow_mut(|all| all.pop());
+    }
+}

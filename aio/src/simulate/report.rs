@@ -1,0 +1,124 @@
+//! A run that failed: its tape made short, and how to have it again.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::thread;
+
+use crate::kernel::sim::tape::{Choice, Tape, Text};
+
+use super::quiet::Quiet;
+use super::run::Outcome;
+use super::shrink::shrink;
+use super::{Sim, Simulation};
+
+/// A run that failed, and how to have it again. `Display` says all of it.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What failed first: of the seed, or of the tape that was given.
+    pub message: String,
+    /// What fails on the tape that was made short. Mostly the same; it may be another failure that was met on the way.
+    pub shrunk_message: String,
+    /// The seed, if there was one.
+    pub seed: Option<u64>,
+    /// Which run it was, counted from 1.
+    pub run: u64,
+    /// The tape, made short: for [`Simulation::tape`].
+    pub tape: String,
+    /// How many choices on it are not tame.
+    pub wild: usize,
+    /// The trace hash of the run of the seed.
+    pub hash: u64,
+    /// What happened in the run of that tape, the last part of it.
+    pub story: String,
+    /// The same tape did not fail again.
+    pub is_fickle: bool,
+}
+
+fn values(choices: &[Choice]) -> Vec<u32> {
+    choices.iter().map(|choice| choice.value).collect()
+}
+
+impl Simulation {
+    /// Makes the tape of a run that failed short, and plays it once more for its story.
+    #[cold]
+    pub(super) fn failed(
+        &self,
+        seed: Option<u64>,
+        run: u64,
+        outcome: Outcome,
+        f: &dyn Fn(&Sim) -> io::Result<()>,
+    ) -> Box<Failure> {
+        let first = values(&outcome.choices);
+        let (tape, told) = {
+            let _quiet = Quiet::new();
+            let fails = |tape: &[u32]| {
+                let outcome = self.one(Tape::replay(tape.to_vec()), false, f);
+                outcome.failure.is_some().then(|| values(&outcome.choices))
+            };
+            let is_steady = fails(&first).is_some();
+            let (tape, _) = shrink(first, if is_steady { self.most_shrinking } else { 0 }, fails);
+            let told = self.one(Tape::replay(tape.clone()), true, f);
+            (tape, told)
+        };
+        let message = outcome.failure.unwrap_or_default();
+        Box::new(Failure {
+            shrunk_message: told.failure.clone().unwrap_or_else(|| message.clone()),
+            message,
+            seed,
+            run,
+            tape: Text(&tape).to_string(),
+            wild: tape.iter().filter(|&&choice| choice != 0).count(),
+            hash: outcome.hash,
+            story: told.story,
+            is_fickle: told.failure.is_none(),
+        })
+    }
+
+    /// Makes the run of a tape that was given.
+    pub(super) fn replay(&self, tape: Vec<u32>, f: &dyn Fn(&Sim) -> io::Result<()>) -> Result<(), Box<Failure>> {
+        let outcome = self.one(Tape::replay(tape.clone()), true, f);
+        let Some(message) = outcome.failure else { return Ok(()) };
+        Err(Box::new(Failure {
+            shrunk_message: message.clone(),
+            message,
+            seed: None,
+            run: 1,
+            tape: Text(&tape).to_string(),
+            wild: tape.iter().filter(|&&choice| choice != 0).count(),
+            hash: outcome.hash,
+            story: outcome.story,
+            is_fickle: false,
+        }))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Failure { message, shrunk_message, seed, run, tape, wild, hash, story, is_fickle } = self;
+        match seed {
+            Some(seed) => writeln!(f, "seed {seed} fails (run {run}, trace hash {hash:016x}): {message}")?,
+            None => writeln!(f, "a tape fails (run {run}, trace hash {hash:016x}): {message}")?,
+        }
+        if *is_fickle {
+            writeln!(
+                f,
+                "the same tape did not fail again: the run depends on something else, as time, addresses, the order of a \
+                 HashMap, or another thread"
+            )?;
+        }
+        writeln!(f, "its tape, made short, with {wild} choices that are not tame: {tape}")?;
+        if shrunk_message != message {
+            writeln!(f, "there it fails by: {shrunk_message}")?;
+        }
+        let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name}"));
+        let test = test.unwrap_or_default();
+        writeln!(f, "run it again: CORALIO_SIM_TAPE='{tape}' cargo test{test}")?;
+        if let Some(seed) = seed {
+            writeln!(f, "          or: CORALIO_SIM_SEED={seed} cargo test{test}")?;
+        }
+        write!(f, "what happened:\n{story}")
+    }
+}
+
+impl Error for Failure {}

@@ -1,0 +1,83 @@
+//! One run: a context on a simulated kernel, and the checks that are made of each.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use coralio_runtime::{AioContext, Source};
+
+use crate::any::Other;
+use crate::kernel::sim::SimKernel;
+use crate::kernel::sim::tape::{Choice, Tape};
+
+use super::{Sim, Simulated, Simulation};
+
+/// What came of a run.
+pub(super) struct Outcome {
+    pub(super) failure: Option<String>,
+    pub(super) choices: Vec<Choice>,
+    pub(super) hash: u64,
+    pub(super) story: String,
+}
+
+impl Simulation {
+    /// Makes a run. `tells`: somebody will read its story.
+    pub(super) fn one(&self, tape: Tape, tells: bool, f: &dyn Fn(&Sim) -> io::Result<()>) -> Outcome {
+        let kernel = SimKernel::new(self.settings.clone(), tape, tells);
+        let context = AioContext::builder().stack_size(self.stack_size).unwind_report(false).deadlock_report(None);
+        let context = context.virtual_clock(kernel.machine().clock());
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            context.run_coroutine(|context| {
+                let engine = (self.attach)(context, kernel.clone(), self.settings.depth)?;
+                let ended = f(&Sim::new(kernel.clone(), self.crash_rate));
+                ended.map_err(|error| io::Error::new(error.kind(), format!("the run ended with an error: {error}")))?;
+                drain(context, &engine)
+            })
+        }));
+        let is_idle = kernel.is_idle();
+        let mut machine = kernel.machine();
+        let failure = match ran {
+            _ if !machine.violations.is_empty() => Some(machine.violations.swap_remove(0)),
+            Err(payload) => Some(message(&*payload)),
+            Ok(Err(error) | Ok(Err(error))) => Some(error.to_string()),
+            Ok(Ok(Ok(()))) if !is_idle => {
+                Some("the context has ended, and the kernel has requests yet, or completions that nobody took".into())
+            }
+            Ok(Ok(Ok(()))) => None,
+        };
+        Outcome {
+            failure,
+            choices: machine.tape.made().to_vec(),
+            hash: machine.trace.hash(),
+            story: machine.trace.story(),
+        }
+    }
+}
+
+/// With the faults off, what was requested so far completes.
+fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
+    /// For each request that is to complete.
+    const ROUNDS: u64 = 100;
+    engine.kernel.machine().calm();
+    let before = engine.stats();
+    let outstanding = u64::from(before.in_flight + before.pending);
+    for _ in 0..(1 + outstanding) * ROUNDS {
+        let now = engine.stats();
+        let left = u64::from(now.in_flight + now.pending);
+        // As many as were to be done are; whoever goes on making new ones may.
+        if left == 0 || now.requests - left >= before.requests {
+            return Ok(());
+        }
+        context.poll(true);
+    }
+    Err(io::Error::other(format!(
+        "with the faults off, {outstanding} requests are not done in any time ({})",
+        engine.describe()
+    )))
+}
+
+/// What a panic said.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+}

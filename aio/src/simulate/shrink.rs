@@ -1,0 +1,150 @@
+//! A failing tape made short: parts are cut out, choices made tame, and what does not fail any more is put back.
+
+/// Shrinks `tape`. `fails` runs one, and returns the choices that were made if it fails. At most `most` runs are made; their
+/// number is returned too.
+pub(super) fn shrink(tape: Vec<u32>, most: u32, fails: impl FnMut(&[u32]) -> Option<Vec<u32>>) -> (Vec<u32>, u32) {
+    let mut search = Search { best: trimmed(tape), fails, left: most };
+    loop {
+        let before = search.best.clone();
+        search.cut();
+        search.tame();
+        search.shift();
+        search.lower();
+        if search.best == before || search.left == 0 {
+            return (search.best, most - search.left);
+        }
+    }
+}
+
+/// The tame end of a tape need not be there.
+fn trimmed(mut tape: Vec<u32>) -> Vec<u32> {
+    tape.truncate(tape.iter().rposition(|&choice| choice != 0).map_or(0, |last| last + 1));
+    tape
+}
+
+/// What is small: few choices that are not tame, then a short tape, then low choices.
+fn size(tape: &[u32]) -> (usize, usize, u64) {
+    let wild = tape.iter().filter(|&&choice| choice != 0).count();
+    (wild, tape.len(), tape.iter().map(|&choice| u64::from(choice)).sum())
+}
+
+struct Search<F> {
+    best: Vec<u32>,
+    fails: F,
+    left: u32,
+}
+
+impl<F: FnMut(&[u32]) -> Option<Vec<u32>>> Search<F> {
+    /// Keeps `tape` if it fails too, and is smaller as it was then played.
+    fn offer(&mut self, tape: Vec<u32>) -> bool {
+        let tape = trimmed(tape);
+        if self.left == 0 || size(&tape) >= size(&self.best) {
+            return false;
+        }
+        self.left -= 1;
+        let Some(made) = (self.fails)(&tape).map(trimmed) else { return false };
+        let smaller = size(&made) < size(&self.best);
+        if smaller {
+            self.best = made;
+        }
+        smaller
+    }
+
+    /// Offers what `change` makes of each block: large ones first, from the end.
+    fn blocks(&mut self, change: impl Fn(&[u32], usize, usize) -> Vec<u32>) {
+        let mut len = self.best.len();
+        while len > 0 {
+            let mut end = self.best.len();
+            while end > 0 {
+                let start = end.saturating_sub(len);
+                self.offer(change(&self.best, start, end.min(self.best.len())));
+                end = start.min(self.best.len());
+            }
+            len /= 2;
+        }
+    }
+
+    fn cut(&mut self) {
+        self.blocks(|tape, start, end| [&tape[..start], &tape[end..]].concat());
+    }
+
+    fn tame(&mut self) {
+        self.blocks(|tape, start, end| {
+            let mut tame = tape.to_vec();
+            tame[start..end].fill(0);
+            tame
+        });
+    }
+
+    /// A choice made tame may have others follow it, or fewer: the tape behind it moves.
+    fn shift(&mut self) {
+        for place in (0..self.best.len()).rev() {
+            for by in -4..=4i32 {
+                if self.best.get(place).is_none_or(|&choice| choice == 0) {
+                    break;
+                }
+                let (head, tail) = self.best.split_at(place);
+                let tail = &tail[1 + (by.min(0).unsigned_abs() as usize).min(tail.len() - 1)..];
+                let pad = vec![0; 1 + by.max(0) as usize];
+                self.offer([head, &pad, tail].concat());
+            }
+        }
+    }
+
+    fn lower(&mut self) {
+        for place in 0..self.best.len() {
+            for lower in [|choice: u32| choice / 2, |choice: u32| choice - 1] {
+                while self.best.get(place).is_some_and(|&choice| choice > 0) {
+                    let mut tape = self.best.clone();
+                    tape[place] = lower(tape[place]);
+                    if !self.offer(tape) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_matter_goes() {
+        // E17: a tape fails if a choice of 3 or more comes before one of 5 or more.
+        let fails = |tape: &[u32]| {
+            let first = tape.iter().position(|&choice| choice >= 3)?;
+            tape[first + 1..].iter().any(|&choice| choice >= 5).then(|| tape.to_vec())
+        };
+        let tape: Vec<_> = (0..300).map(|place| place * 7 % 10).collect();
+        assert_eq!(shrink(tape.clone(), 10_000, fails).0, [3, 5]);
+        assert_eq!(shrink(tape.clone(), 0, fails).0, trimmed(tape));
+    }
+
+    #[test]
+    fn what_follows_may_move() {
+        // E17: a choice of 0 is followed by two more; a tape fails if the third round chooses 2.
+        let fails = |tape: &[u32]| {
+            let (mut place, mut last) = (0, 0);
+            for _ in 0..3 {
+                last = tape.get(place).copied().unwrap_or(0);
+                place += if last == 0 { 3 } else { 1 };
+            }
+            (last == 2).then(|| tape.to_vec())
+        };
+        assert_eq!(shrink(vec![1, 1, 2, 1], 1000, fails).0, [0, 0, 0, 0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn what_is_left_fails() {
+        // E17: cutting moves what lies behind, so that not each cut of a good cut is good: only what was seen to fail is kept.
+        let fails = |tape: &[u32]| {
+            let even = tape.iter().step_by(2).filter(|&&choice| choice == 1).count();
+            (even >= 3).then(|| tape.to_vec())
+        };
+        let (tape, runs) = shrink(vec![1; 100], 10_000, fails);
+        assert_eq!(tape.iter().sum::<u32>(), 3);
+        assert!(fails(&tape).is_some() && runs < 1000);
+    }
+}

@@ -1,0 +1,97 @@
+//! The engine of a simulated context: what the loop sleeps in, with time of its own.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coralio_runtime::{AioContext, Source};
+
+use crate::any::Other;
+use crate::engine::{Engine, Stats};
+use crate::kernel::Operation;
+use crate::kernel::sim::SimKernel;
+use crate::policy::{OnShort, Policy};
+use crate::queue::Plug;
+
+/// What the loop drives, and files use: an engine on the simulated kernel, whatever its policy.
+pub(crate) struct Simulated {
+    engine: Arc<dyn Other + Send + Sync>,
+    source: Arc<dyn Source>,
+    context: AioContext,
+    pub(crate) kernel: SimKernel,
+}
+
+/// Gives this thread's context an engine with the policy `P`.
+pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: u32) -> io::Result<Arc<Simulated>> {
+    let engine = Engine::<_, P>::new(kernel.clone(), depth)?;
+    let source = Arc::clone(&engine) as Arc<dyn Source>;
+    let simulated = Arc::new(Simulated { engine, source, context: context.clone(), kernel });
+    context.attach(Arc::clone(&simulated) as Arc<dyn Source>)?;
+    Ok(simulated)
+}
+
+impl Other for Simulated {
+    unsafe fn perform(&self, operation: &Operation) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { self.engine.perform(operation) }
+    }
+
+    fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+
+    fn plug(self: Arc<Self>) -> Plug {
+        Arc::clone(&self.engine).plug()
+    }
+
+    fn on_short(&self) -> OnShort {
+        self.engine.on_short()
+    }
+}
+
+impl Source for Simulated {
+    fn dispatch(&self) -> bool {
+        self.source.dispatch()
+    }
+
+    fn flush(&self, all: bool) -> bool {
+        self.source.flush(all)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.source.is_ready()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.source.is_idle()
+    }
+
+    fn describe(&self) -> String {
+        self.source.describe()
+    }
+
+    /// # Panics
+    ///
+    /// If no completion would end it; if requests are pending that nobody would submit; if nothing could ever end it. There is no third way for a run
+    /// to hang.
+    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        let Stats { in_flight, pending, .. } = self.stats();
+        if in_flight > 0 && !self.kernel.is_idle() {
+            let slept = self.source.sleep(other, timeout);
+            assert!(slept.is_some(), "the loop sleeps where no completion would wake it ({})", self.describe());
+            return slept;
+        }
+        assert!(
+            pending == 0 || in_flight > 0,
+            "the loop sleeps with {pending} requests pending and none in flight: nobody will submit them ({})",
+            self.describe()
+        );
+        if !self.kernel.sleep_idle(other, timeout) {
+            panic!("deadlock: all wait, and the kernel has nothing in flight\n{}", self.context.dump());
+        }
+        Some(Ok(()))
+    }
+}

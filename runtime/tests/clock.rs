@@ -1,0 +1,325 @@
+//! Virtual time: what goes by the context's clock, and who advances it.
+
+mod common;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Log, in_child};
+use coralio_runtime::{
+    AioContext, CoMutex, Coroutine, Interest, Source, TimedOut, VirtualClock, sleep, spawn, suspend, timeout, yield_now,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Runs `f` on the stack of a thread whose context has a clock of its own.
+fn virtually<R>(f: impl FnOnce(&AioContext, &VirtualClock) -> R) -> R {
+    let clock = VirtualClock::new();
+    AioContext::builder().virtual_clock(clock.clone()).unwind_report(false).run(|ctx| f(ctx, &clock)).unwrap()
+}
+
+#[test]
+fn an_hour_passes_in_a_moment() {
+    // X7, S4: with a virtual clock sleepers wake in order of time, each exactly at its time, and nobody waits for that
+    virtually(|ctx, clock| {
+        let log = Log::default();
+        let tasks = [3600, 1, 1800, 60].map(|seconds| {
+            let (log, clock) = (log.clone(), clock.clone());
+            spawn(move || {
+                sleep(seconds * SECOND).unwrap();
+                log.add(clock.elapsed().as_secs());
+                sleep(seconds * SECOND).unwrap();
+                log.add(clock.elapsed().as_secs());
+            })
+        });
+        let began = ctx.now();
+        sleep(Duration::from_millis(3500)).unwrap();
+        assert_eq!(clock.elapsed(), Duration::from_millis(3500), "on the thread's own stack too");
+        tasks.into_iter().for_each(|task| task.join().unwrap());
+        assert_eq!(log.take(), "1 2 60 120 1800 3600 3600 7200");
+        assert_eq!(ctx.now() - began, 2 * HOUR);
+        let elsewhere = ctx.clone();
+        assert_eq!(thread::spawn(move || elsewhere.now()).join().unwrap(), clock.now());
+    });
+}
+
+#[test]
+fn timers_fire_at_their_time() {
+    // X7: timers fire in order of time, those of one time in the order in which they were armed, the clock showing that time;
+    // it stands still while there is something to do, and a timer that the clock is advanced past fires late
+    virtually(|ctx, clock| {
+        let log = Log::default();
+        let logging = |what: &'static str| {
+            let (log, clock) = (log.clone(), clock.clone());
+            ctx.timer(move || log.add(format!("{what}@{}", clock.elapsed().as_secs())))
+        };
+        let timers = ["c", "a", "b", "d"].map(logging);
+        timers.iter().zip([3, 1, 2, 3]).for_each(|(timer, at)| timer.arm_after(at * SECOND));
+        for _ in 0..100 {
+            assert!(!ctx.poll(false));
+        }
+        assert_eq!(clock.elapsed(), Duration::ZERO, "who does not block lets no time pass");
+        while timers[3].deadline().is_some() {
+            ctx.poll(true);
+        }
+        assert_eq!(log.take(), "a@1 b@2 c@3 d@3");
+        timers[0].arm_at(ctx.now() + HOUR);
+        clock.advance(2 * HOUR);
+        clock.advance_to(ctx.now() - HOUR);
+        assert_eq!(clock.elapsed(), 2 * HOUR + 3 * SECOND, "it never goes back");
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "c@7203");
+    });
+}
+
+#[test]
+fn timeouts_go_by_it() {
+    // S4: a timeout is over exactly when its clock says so, and not before
+    virtually(|_, clock| {
+        let clock = clock.clone();
+        let task = spawn(move || {
+            assert_eq!(timeout(HOUR, || sleep(HOUR - SECOND)), Ok(Ok(())));
+            assert_eq!(clock.elapsed(), HOUR - SECOND);
+            assert!(matches!(timeout(HOUR, || sleep(2 * HOUR)), Err(TimedOut)));
+            assert_eq!(clock.elapsed(), 2 * HOUR - SECOND);
+        });
+        task.join().unwrap();
+    });
+}
+
+#[test]
+fn idle_bottom_halves_go_by_it() {
+    // X3: an idle bottom half runs when ten milliseconds have passed by the context's clock; armed anew while it runs, after ten
+    // more
+    virtually(|ctx, clock| {
+        let (log, clock) = (Log::default(), clock.clone());
+        let timer = ctx.timer({
+            let (log, clock) = (log.clone(), clock.clone());
+            move || log.add(format!("timer@{}", clock.elapsed().as_millis()))
+        });
+        let slot = Arc::new(parking_lot::Mutex::new(None::<coralio_runtime::BottomHalf>));
+        let again = Arc::clone(&slot);
+        let seen = log.clone();
+        let idle = ctx.bottom_half(move || {
+            seen.add(format!("idle@{}", clock.elapsed().as_millis()));
+            if let Some(idle) = &*again.lock() {
+                idle.schedule_idle();
+            }
+        });
+        idle.schedule_idle();
+        *slot.lock() = Some(idle);
+        timer.arm_after(Duration::from_millis(15));
+        for _ in 0..3 {
+            ctx.poll(true);
+        }
+        assert_eq!(log.take(), "idle@10 timer@15 idle@20");
+        drop(slot.lock().take());
+    });
+}
+
+#[test]
+fn each_context_has_its_own() {
+    // X7: contexts with clocks of their own do not see each other's time, nor does one that goes by the system's
+    let clocks = [VirtualClock::new(), VirtualClock::new()];
+    let threads =
+        clocks.clone().map(|clock| AioContext::builder().virtual_clock(clock).start_thread("virtual").unwrap());
+    let real = AioContext::run(|ctx| {
+        let before = ctx.now();
+        for (thread, hours) in threads.iter().zip([1, 24]) {
+            let slept = thread.context().spawn(move || sleep(hours * HOUR).unwrap());
+            slept.join().unwrap();
+        }
+        ctx.now() - before
+    });
+    assert_eq!(clocks.map(|clock| clock.elapsed()), [HOUR, 24 * HOUR]);
+    assert!(real < HOUR, "{real:?}");
+}
+
+#[test]
+fn how_long_somebody_waits_goes_by_it() {
+    // X11: a dump tells by the context's clock for how long somebody has waited, and when the next timer is due
+    virtually(|ctx, _| {
+        let idler = Coroutine::builder().name("idler").create(suspend).unwrap();
+        idler.enter();
+        sleep(HOUR).unwrap();
+        let timer = ctx.timer(|| {});
+        timer.arm_after(HOUR);
+        let dump = ctx.dump().to_string();
+        assert!(dump.contains("'idler' waits to be entered or woken, for 3600s"), "{dump}");
+        assert!(dump.contains("1 armed, the next in 3600s"), "{dump}");
+    });
+}
+
+#[test]
+fn it_stands_still_while_somebody_is_there() {
+    // X6: a loop that is notified as it is about to let time pass looks first; one with no timer sleeps until a descriptor is
+    // ready, and no time passes
+    virtually(|ctx, clock| {
+        let timer = ctx.timer(|| {});
+        timer.arm_after(HOUR);
+        let notify = ctx.clone();
+        let handler = ctx.poll_handler(
+            move || {
+                notify.notify();
+                false
+            },
+            || {},
+        );
+        ctx.poll(true);
+        assert_eq!(clock.elapsed(), Duration::ZERO);
+        drop(handler);
+        ctx.poll(true);
+        assert_eq!(clock.elapsed(), HOUR);
+        let (near, far) = UnixStream::pair().unwrap();
+        let ready = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&ready);
+        let watch = ctx.watch(near, Interest::Read, move |_| seen.store(true, Ordering::Relaxed)).unwrap();
+        let other = thread::spawn(move || drop(far));
+        while !ready.load(Ordering::Relaxed) {
+            ctx.poll(true);
+        }
+        drop(watch);
+        other.join().unwrap();
+        assert_eq!(clock.elapsed(), HOUR);
+    });
+}
+
+#[test]
+fn beyond_its_end_is_never() {
+    // X7: a timer for a time that the clock never shows does not fire, and the loop does not spin for it
+    virtually(|ctx, clock| {
+        let never = spawn(|| sleep(600 * 366 * 24 * HOUR));
+        ctx.poll(false);
+        let kicks = ctx.clone();
+        let other = thread::spawn(move || kicks.kick());
+        ctx.poll(true);
+        other.join().unwrap();
+        assert!(!never.is_finished());
+        assert_eq!(clock.elapsed(), Duration::ZERO);
+    });
+}
+
+/// An engine with something in flight for ever, which sleeps in the way that it is told, and counts that.
+struct Sleeper<F> {
+    how: F,
+    idle: bool,
+    sleeps: AtomicUsize,
+}
+
+impl<F: Fn(Option<Duration>) + Send + Sync + 'static> Source for Sleeper<F> {
+    fn dispatch(&self) -> bool {
+        false
+    }
+
+    fn flush(&self, _all: bool) -> bool {
+        false
+    }
+
+    fn is_ready(&self) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, _other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        self.sleeps.fetch_add(1, Ordering::Relaxed);
+        (self.how)(timeout);
+        Some(Ok(()))
+    }
+}
+
+fn sleeps(
+    ctx: &AioContext,
+    idle: bool,
+    how: impl Fn(Option<Duration>) + Send + Sync + 'static,
+) -> Arc<Sleeper<impl Fn(Option<Duration>) + Send + Sync + 'static>> {
+    let source = Arc::new(Sleeper { how, idle, sleeps: AtomicUsize::new(0) });
+    ctx.attach(Arc::clone(&source) as Arc<dyn Source>).unwrap();
+    source
+}
+
+#[test]
+fn a_source_that_simulates_advances_it() {
+    // X7: while I/O is in flight the source lets the time pass, in steps of its own; timers fire in between at their time
+    virtually(|ctx, clock| {
+        let device = clock.clone();
+        let source = sleeps(ctx, false, move |timeout| {
+            device.advance(timeout.unwrap().min(Duration::from_millis(400)));
+        });
+        sleep(SECOND).unwrap();
+        assert_eq!(clock.elapsed(), SECOND);
+        assert_eq!(source.sleeps.load(Ordering::Relaxed), 3, "400, 800, 1000 ms");
+    });
+}
+
+#[test]
+fn a_source_that_does_not_sleeps_in_real_time() {
+    // X7: while I/O of a real kernel is in flight no virtual time passes, unless as much real time has as until the next timer:
+    // then that fires, at its time
+    virtually(|ctx, clock| {
+        let early = Arc::new(AtomicBool::new(true));
+        let is_early = Arc::clone(&early);
+        sleeps(ctx, false, move |timeout| {
+            if is_early.load(Ordering::Relaxed) {
+                return;
+            }
+            // It is the loop that sleeps here, as it was told.
+            thread::sleep(timeout.unwrap());
+        });
+        let far = ctx.timer(|| {});
+        far.arm_after(HOUR);
+        ctx.poll(true);
+        assert_eq!(clock.elapsed(), Duration::ZERO, "something may have completed");
+        early.store(false, Ordering::Relaxed);
+        sleep(Duration::from_millis(2)).unwrap();
+        assert_eq!(clock.elapsed(), Duration::from_millis(2));
+    });
+}
+
+#[test]
+fn a_deadlock_is_reported_at_once() {
+    // S6: where no time passes while nothing happens, a deadlock is looked for as soon as the loop has nothing to do, and not
+    // while a timer is armed
+    let Some(child) = in_child("a_deadlock_is_reported_at_once") else {
+        let builder = AioContext::builder().virtual_clock(VirtualClock::new()).deadlock_report(Some(HOUR));
+        return builder
+            .run(|ctx| {
+                // Returns at once from what would be a sleep without end.
+                sleeps(ctx, true, |_| {});
+                let locks = [(); 2].map(|()| std::rc::Rc::new(CoMutex::new(())));
+                for (first, second) in [(0, 1), (1, 0)] {
+                    let (first, second) = (locks[first].clone(), locks[second].clone());
+                    drop(spawn(move || {
+                        let _first = first.lock();
+                        yield_now();
+                        let _second = second.lock();
+                    }));
+                }
+                while ctx.poll(false) {}
+                let timer = ctx.timer(|| {});
+                timer.arm_after(HOUR);
+                ctx.poll(true);
+                eprintln!("with a timer armed");
+                timer.disarm();
+                ctx.poll(true);
+                ctx.poll(true);
+            })
+            .unwrap();
+    };
+    let said = String::from_utf8_lossy(&child.stderr);
+    let (before, after) = said.split_once("with a timer armed").expect("it got there");
+    assert!(!before.contains("deadlock"), "{said}");
+    assert_eq!(after.matches("deadlock: nothing can wake these 2 coroutines").count(), 1, "{said}");
+}

@@ -1,0 +1,196 @@
+//! Power failures: what was synced is there, what was not may be, and code that forgets a sync is found.
+
+use std::cell::Cell;
+use std::io;
+use std::time::Duration;
+
+use coralio_aio::simulate::{Fault, Faults, Latency, Sim, Simulation};
+use coralio_aio::{File, rename, spawn, sync_directory, yield_now};
+
+use crate::{harsh, small};
+
+/// A file of two numbers that are to be the same always, and a journal by which they are changed.
+const RECORD: usize = 24;
+
+/// What a journal forgets.
+#[derive(Clone, Copy, PartialEq)]
+enum Forgets {
+    Nothing,
+    /// To sync the journal before the data is changed.
+    TheSync,
+    /// To look whether the record is whole.
+    TheChecksum,
+}
+
+fn checksum(number: u64) -> u64 {
+    (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Changes both numbers: the journal first, then the data, then the journal is emptied.
+fn change(journal: &File, data: &File, number: u64, forgets: Forgets) -> io::Result<()> {
+    let record = [number, number, checksum(number)].map(u64::to_le_bytes).concat();
+    journal.write_at(&record, 0)?;
+    if forgets != Forgets::TheSync {
+        journal.sync_data()?;
+    }
+    data.write_at(&number.to_le_bytes(), 0)?;
+    data.write_at(&number.to_le_bytes(), 16)?;
+    data.sync_data()?;
+    journal.write_at(&[0; RECORD], 0)?;
+    journal.sync_data()
+}
+
+/// Does again what the journal says, if it says anything.
+fn recover(journal: &File, data: &File, forgets: Forgets) -> io::Result<()> {
+    let mut record = [0; RECORD];
+    journal.read_exact_at(&mut record, 0)?;
+    let [first, second, sum] = [0, 8, 16].map(|at| u64::from_le_bytes(record[at..at + 8].try_into().unwrap()));
+    let whole = first == second && sum == checksum(first);
+    if whole || forgets == Forgets::TheChecksum && first != 0 {
+        data.write_at(&first.to_le_bytes(), 0)?;
+        data.write_at(&second.to_le_bytes(), 16)?;
+        data.sync_data()?;
+    }
+    Ok(())
+}
+
+fn journal_survives(sim: &Sim, forgets: Forgets) -> io::Result<()> {
+    let open = || io::Result::Ok((sim.open("journal")?, sim.open("data")?));
+    sim.create("journal", RECORD as u64);
+    sim.create("data", 32);
+    let acknowledged = Cell::new(0);
+    for round in 0..2 {
+        sim.crash_during(|| {
+            let (journal, data) = open()?;
+            recover(&journal, &data, forgets)?;
+            for number in round * 3 + 1..round * 3 + 4 {
+                change(&journal, &data, number, forgets)?;
+                acknowledged.set(number);
+            }
+            io::Result::Ok(())
+        });
+    }
+    let (journal, data) = open()?;
+    recover(&journal, &data, forgets)?;
+    let numbers = sim.contents("data").unwrap();
+    let [first, second] = [0, 16].map(|at| u64::from_le_bytes(numbers[at..at + 8].try_into().unwrap()));
+    assert_eq!(first, second, "half of a change");
+    assert!(first >= acknowledged.get(), "{} was acknowledged, and {first} is there", acknowledged.get());
+    Ok(())
+}
+
+/// Sectors so small that the two numbers, and a record's parts, are in different ones.
+fn disk() -> Simulation {
+    small().sector(8).tears(false)
+}
+
+#[test]
+fn a_journal_that_is_right_survives() {
+    // E17: whatever moment the power goes at, twice, and whatever of the unsynced it takes.
+    disk().run(0..3000, |sim| journal_survives(sim, Forgets::Nothing));
+    disk().faults(harsh()).sector(16).run(0..1000, |sim| match journal_survives(sim, Forgets::Nothing) {
+        Err(error) if error.raw_os_error().is_none() && error.to_string().contains("os error") => Ok(()),
+        other => other,
+    });
+}
+
+#[test]
+fn a_journal_that_forgets_is_found() {
+    // E17: and the tape is so short that one sees why.
+    for (forgets, why) in [(Forgets::TheSync, "half of a change"), (Forgets::TheChecksum, "half of a change")] {
+        let failure = disk().search(0..3000, |sim| journal_survives(sim, forgets)).unwrap_err();
+        assert!(failure.message.contains(why) || failure.message.contains("was acknowledged"), "{failure}");
+        assert!(failure.wild <= 6, "{failure}");
+        eprintln!("{} seeds; {} choices: {}", failure.run, failure.wild, failure.tape);
+    }
+}
+
+/// Replaces a file by a new one with other contents: whoever opens it finds one of the two, whole.
+fn replace(contents: &[u8], syncs: bool) -> io::Result<()> {
+    let new = File::options().write(true).create(true).truncate(true).open("dir/new")?;
+    new.write_at(contents, 0)?;
+    if syncs {
+        new.sync_all()?;
+    }
+    rename("dir/new", "dir/file")?;
+    sync_directory("dir")
+}
+
+fn a_file_is_replaced(sim: &Sim, syncs: bool) -> io::Result<()> {
+    sim.create("dir/file", 40);
+    let ended = sim.crash_during(|| replace(&[7; 40], syncs));
+    let there = sim.contents("dir/file").expect("one of the two");
+    assert!(there == [0; 40] || there == [7; 40], "{there:?}");
+    assert!(!matches!(ended, Some(Ok(()))) || there == [7; 40], "it was acknowledged");
+    Ok(())
+}
+
+#[test]
+fn replacing_a_file_is_one_step() {
+    // E15, E17: with the sync it is, without it is not, in all that can happen.
+    let disk = disk().faults(Faults::none()).latency(Latency::fixed(Duration::from_micros(50)));
+    let tapes = disk.exhaust(|sim| a_file_is_replaced(sim, true)).unwrap();
+    let failure = disk.exhaust(|sim| a_file_is_replaced(sim, false)).unwrap_err();
+    // The name is there, and of what it names nothing, or zeroes.
+    assert!(tapes > 100 && failure.wild <= 3, "{tapes} tapes; {failure}");
+}
+
+#[test]
+fn after_a_crash_what_was_open_fails() {
+    // E17: requests in flight, and later ones, of files of before; what is opened then works.
+    Simulation::new().run(0..50, |sim| {
+        let old = sim.create("file", 512);
+        let reader = spawn({
+            let old = sim.open("file")?;
+            move || old.read_at(&mut [0; 512], 0)
+        });
+        yield_now();
+        sim.crash();
+        let errno = |error: io::Error| {
+            let cause = std::error::Error::source(error.get_ref().unwrap()).unwrap();
+            cause.downcast_ref::<io::Error>().unwrap().raw_os_error().unwrap()
+        };
+        assert_eq!(errno(reader.join().unwrap().unwrap_err()), libc::EIO);
+        assert_eq!(errno(old.write_at(b"x", 0).unwrap_err()), libc::EIO);
+        assert_eq!(errno(old.len().unwrap_err()), libc::EIO);
+        assert_eq!(errno(old.sync_all().unwrap_err()), libc::EIO);
+        let new = sim.open("file")?;
+        new.write_at(b"x", 0)?;
+        assert_eq!(sim.contents("file").unwrap()[0], b'x');
+        Ok(())
+    });
+}
+
+#[test]
+fn a_sync_that_failed_saves_nothing_later() {
+    // E17: who tries the sync again, and takes its word, loses what he wrote, as on Linux.
+    let retries = |sim: &Sim| {
+        let file = sim.create("file", 8);
+        file.write_at(&[7; 8], 0)?;
+        sim.inject(Fault::Error(libc::EIO));
+        file.sync_data().unwrap_err();
+        file.sync_data()?;
+        sim.crash();
+        assert_eq!(sim.contents("file").unwrap(), [7; 8]);
+        Ok(())
+    };
+    let failure = disk().search(0..100, retries).unwrap_err();
+    assert_eq!(failure.wild, 1, "{failure}");
+}
+
+#[test]
+fn who_panics_after_the_crash_is_dead_already() {
+    // E17: and who panics before it has failed.
+    let kept = Simulation::new().crash_rate(1.0).run(0..20, |sim| {
+        let file = sim.create("file", 8);
+        let ended = sim.crash_during(|| file.write_at(&[7; 8], 0).unwrap());
+        assert_eq!(ended, None);
+        Ok(())
+    });
+    assert_eq!(kept, 20);
+    let failure = Simulation::new().search(0..1, |sim| {
+        sim.crash_during(|| panic!("alive"));
+        Ok(())
+    });
+    assert_eq!(failure.unwrap_err().message, "alive");
+}

@@ -1,0 +1,145 @@
+//! Simulated files as a program sees them: the same calls as on real ones.
+
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::panic;
+
+use coralio_aio::simulate::{Faults, Simulation};
+use coralio_aio::{
+    AlignedBuf, Alignment, Direct, File, Stream, remove_file, rename, simulate, sync_directory, unblock,
+};
+
+#[test]
+fn files_are_opened_made_and_removed_by_name() {
+    // E15, E16: as with the real kernel, and nothing of it is on a real disk.
+    simulate(0..20, |sim| {
+        let open = |name: &str| File::open(name).map(drop).map_err(|error| error.kind());
+        assert_eq!(open("a"), Err(ErrorKind::NotFound));
+        let file = File::options().write(true).create_new(true).mode(0o600).open("a")?;
+        let again = File::options().write(true).create_new(true).open("a");
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        file.write_at(b"hello", 3)?;
+        assert_eq!((file.len()?, file.is_empty()?), (8, false));
+        assert!(file.read_at(&mut [0], 0).unwrap_err().to_string().contains("is not open for this"));
+        rename("a", "./b")?;
+        sync_directory(".")?;
+        assert_eq!((open("a"), open("b")), (Err(ErrorKind::NotFound), Ok(())));
+        assert_eq!(sim.contents("b").unwrap(), b"\0\0\0hello");
+        remove_file("b")?;
+        assert!(remove_file("b").unwrap_err().to_string().contains("cannot remove b"));
+        assert!(rename("b", "c").unwrap_err().to_string().contains("cannot rename b to c"));
+        file.write_at(b"still", 0)?;
+        assert!(!std::path::Path::new("b").exists());
+        Ok(())
+    });
+}
+
+#[test]
+fn lengths_holes_and_zeroes() {
+    // E15: length, truncation, allocation, discarding and zeroing.
+    simulate(0..20, |sim| {
+        let file = sim.create("a", 0);
+        file.write_at(&[1; 3000], 0)?;
+        file.set_len(2000)?;
+        file.set_len(2500)?;
+        file.allocate(2400, 200)?;
+        assert_eq!(file.len()?, 2600);
+        file.discard(100, 1_000_000)?;
+        assert_eq!(file.len()?, 2600);
+        file.zero_range(2590, 20)?;
+        assert_eq!(file.len()?, 2610);
+        let mut expected = [0; 2610];
+        expected[..100].fill(1);
+        assert_eq!(sim.contents("a").unwrap(), expected);
+        assert_eq!(file.metadata().unwrap_err().kind(), ErrorKind::Unsupported);
+        let reader = File::open("a")?;
+        assert!(reader.set_len(1).unwrap_err().to_string().contains("is not open for writing"));
+        let mut rest = [7; 20];
+        assert_eq!(file.read_at(&mut rest, 2600)?, 10);
+        assert_eq!(file.read_at(&mut rest, 9999)?, 0);
+        assert_eq!(file.read_exact_at(&mut rest, 2600).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        Ok(())
+    });
+}
+
+#[test]
+fn direct_requests_want_sectors() {
+    // E14: where it may not go through the page cache, what is not aligned fails as on ext4.
+    Simulation::new().sector(64).run(0..20, |sim| {
+        sim.create("a", 640);
+        let open = |direct| File::options().read(true).write(true).direct(direct).open("a");
+        let (always, never) = (open(Direct::Always)?, open(Direct::Never)?);
+        assert_eq!((always.is_direct(), always.alignment()), (true, Alignment { memory: 64, offset: 64 }));
+        assert_eq!((never.is_direct(), never.alignment()), (false, Alignment { memory: 1, offset: 1 }));
+        let mut buf = AlignedBuf::new(128, 64);
+        assert_eq!(always.read_at(&mut buf, 64)?, 128);
+        for (from, offset) in [(0, 1), (1, 64)] {
+            let error = always.read_at(&mut buf[from..from + 64], offset).unwrap_err();
+            assert!(error.to_string().contains("multiples of 64 bytes"), "{error}");
+        }
+        never.write_at(b"any", 1)?;
+        open(Direct::Auto)?.write_at(b"any", 5)?;
+        assert_eq!(sim.contents("a").unwrap()[..8], *b"\0any\0any");
+        Ok(())
+    });
+}
+
+#[test]
+fn libraries_for_std_io_run_unchanged() {
+    // E16: a file as a stream, and what blocks, off the loop's thread otherwise, in place here.
+    simulate(0..50, |sim| {
+        let mut stream = Stream::new(sim.create("a", 0));
+        writeln!(stream, "{}", "line ".repeat(200))?;
+        stream.seek(SeekFrom::Start(5))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        assert_eq!(text.len(), 996);
+        assert_eq!(unblock(std::thread::current)?.id(), std::thread::current().id());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_disk_may_rot() {
+    // E17: behind everybody's back, and for good.
+    Simulation::new().faults(Faults::none()).run(0..1, |sim| {
+        let file = sim.create("a", 1000);
+        sim.corrupt("a", 510, b"rot!");
+        sim.crash();
+        assert!(file.sync_all().is_err());
+        let mut found = [0; 6];
+        sim.open("a")?.read_exact_at(&mut found, 509)?;
+        assert_eq!(&found, b"\0rot!\0");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_simulated_file_has_no_descriptor() {
+    // E14: whoever wants one is told; nothing real is ever touched by its number.
+    let failure = Simulation::new().search(0..1, |sim| {
+        sim.create("a", 0).as_fd();
+        Ok(())
+    });
+    assert!(failure.unwrap_err().message.contains("a simulated file has no descriptor of this process"));
+}
+
+#[test]
+fn outside_its_run_a_name_is_no_real_file() {
+    // E17, E14: a Sim that was kept opens nothing, in another simulation or in none.
+    let kept = std::cell::RefCell::new(None);
+    simulate(0..1, |sim| {
+        kept.replace(Some(sim.clone()));
+        Ok(())
+    });
+    let sim = kept.take().unwrap();
+    let open = || panic::catch_unwind(panic::AssertUnwindSafe(|| drop(sim.open("Cargo.toml"))));
+    for result in [open(), coralio_aio::run(open)] {
+        let said = *result.unwrap_err().downcast::<&str>().unwrap();
+        assert!(said.contains("the files of a simulation belong to its run"), "{said}");
+    }
+    simulate(0..1, |_| {
+        assert!(open().is_err());
+        Ok(())
+    });
+}

@@ -1,0 +1,97 @@
+//! Virtual time: the kernel's and the context's are one, and an hour of it passes in a moment.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use coralio_aio::simulate::{Faults, Latency, Simulation};
+use coralio_aio::{AioContext, simulate, sleep, spawn, timeout};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn an_hour_passes_in_a_moment() {
+    // E17, X7: sleeps with nothing in flight, and beneath requests that take an hour each; timers in order, none early.
+    let began = Instant::now();
+    let slow = Simulation::new().latency(Latency::fixed(HOUR)).faults(Faults::none());
+    slow.run(0..20, |sim| {
+        let file = sim.create("a", 512);
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let ticker = spawn({
+            let (log, sim) = (Rc::clone(&log), sim.clone());
+            move || {
+                for _ in 0..5 {
+                    sleep(HOUR / 2).unwrap();
+                    log.borrow_mut().push(("tick", sim.now().as_secs() / 60));
+                }
+            }
+        });
+        for _ in 0..2 {
+            file.read_at(&mut [0; 512], 0)?;
+            log.borrow_mut().push(("read", sim.now().as_secs() / 60));
+        }
+        ticker.join().unwrap();
+        // What ends at the same time, the completion first or the timer, ends in the same minute.
+        let mut log = log.borrow().clone();
+        log.sort_by_key(|&(what, minute)| (minute, what));
+        let expected =
+            [("tick", 30), ("read", 60), ("tick", 60), ("tick", 90), ("read", 120), ("tick", 120), ("tick", 150)];
+        assert_eq!(log, expected);
+        Ok(())
+    });
+    // Fifty hours; no limit, but it must not have been waited for.
+    assert!(began.elapsed() < HOUR);
+}
+
+#[test]
+fn a_timeout_that_is_over_cancels_what_hangs() {
+    // E11, S4: the context's clock is the kernel's: a request that takes longer than the timeout is given up, or waited for.
+    simulate(0..200, |sim| {
+        let file = sim.create("a", 512);
+        sim.inject(coralio_aio::simulate::Fault::Delay(HOUR));
+        let before = AioContext::current().unwrap().now();
+        let read = timeout(Duration::from_secs(1), || file.read_at(&mut [0; 512], 0));
+        let took = AioContext::current().unwrap().now() - before;
+        assert!(read.is_err() || took >= HOUR);
+        assert!(took >= Duration::from_secs(1) && took < 2 * HOUR);
+        Ok(())
+    });
+}
+
+#[test]
+fn who_looks_again_and_again_sees_time_pass() {
+    // E17: a loop that never sleeps does not stand still.
+    simulate(0..20, |sim| {
+        let file = sim.create("a", 512);
+        let reader = spawn(move || file.read_at(&mut [0; 512], 0));
+        while !reader.is_finished() {
+            coralio_aio::yield_now();
+        }
+        let until = sim.now() + Duration::from_millis(1);
+        while sim.now() < until {
+            coralio_aio::yield_now();
+        }
+        reader.join().unwrap().map(drop)
+    });
+}
+
+#[test]
+fn a_sleep_does_not_hide_what_is_stuck() {
+    // E17, S6: timers go on, and the deadlock shows when they are over.
+    let failure = Simulation::new().most_shrinking(0).search(0..1, |_| {
+        let (sender, receiver) = coralio_aio::channel::<()>(1);
+        let ticker = spawn(move || {
+            for _ in 0..100 {
+                sleep(HOUR).unwrap();
+            }
+            coralio_aio::suspend();
+            drop(sender);
+        });
+        let _ = receiver.recv();
+        ticker.join().unwrap();
+        io::Result::Ok(())
+    });
+    let message = failure.unwrap_err().message;
+    assert!(message.starts_with("deadlock: all wait"), "{message}");
+}
