@@ -59,7 +59,8 @@ const KIND: Kind = Kind {
 ///
 /// # Control
 ///
-/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in place.
+/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in place, and may have the context's
+/// lock meanwhile: `f` must not wait for that.
 #[doc(alias = "spawn_blocking")]
 pub fn unblock<F, T>(f: F) -> io::Result<T>
 where

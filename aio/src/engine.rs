@@ -321,7 +321,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 
     fn flush(&self, all: bool) -> bool {
         // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that one's round.
-        if K::SUBMITS_AT_HOME && self.context.at_home(|_| ()).is_none() {
+        if K::SUBMITS_AT_HOME && !self.context.is_home() {
             return false;
         }
         // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never

@@ -146,7 +146,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
         for _ in 0..=self.depth {
-            if !self.can_submit() {
+            if !self.can_submit() || AtHome::in_child() {
                 break;
             }
             match self.submit_batch() {
@@ -158,7 +158,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 self.blocked.store(true, Ordering::Relaxed);
             }
         }
-        if self.in_flight.load(Ordering::Relaxed) > 0 {
+        if self.in_flight.load(Ordering::Relaxed) > 0 && !AtHome::in_child() {
             progress |= self.reap();
         }
         progress

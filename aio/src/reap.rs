@@ -43,6 +43,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                         self.count_down();
                     }
                     progress = true;
+                    if AtHome::in_child() {
+                        // It forked. The ring is in memory that the parent has too.
+                        break;
+                    }
                 }
             }
             Cursor::Private => {

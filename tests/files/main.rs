@@ -2,6 +2,7 @@
 //! `std` reads and writes.
 
 mod ends;
+mod fork;
 mod limits;
 mod manage;
 mod model;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, Coroutine, Token};
-use crate::home::Home;
+use crate::home::{Home, fork};
 
 use super::lock::ContextGuard;
 
@@ -80,6 +80,17 @@ impl<'h> AtHome<'h> {
     #[inline]
     pub fn current(self) -> Option<Token> {
         self.home.running().map(|block| Token::of(block.id()))
+    }
+
+    /// Whether a coroutine has forked, and this is the child: then the home is there no more, and what an engine has in
+    /// flight, and in memory that it shares with the kernel, is the parent's. To be asked after whatever may enter.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn in_child() -> bool {
+        fork::in_child()
     }
 
     /// The coroutine behind `token`, if it lives.

@@ -1,0 +1,166 @@
+//! A process that forks with requests in flight, and others that have only gathered: they are the parent's, on each kernel.
+
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use coralio_aio::{AlignedBuf, Direct, File, JoinHandle, KernelChoice, Runner, spawn, unblock, yield_now};
+
+use crate::{Temp, disk, in_child, on_each_kernel, pattern};
+
+const LEN: usize = 256 * 1024;
+
+/// Whether `f` panics, and says that it comes after a fork.
+fn is_refused(f: impl FnOnce()) -> bool {
+    let payload = catch_unwind(AssertUnwindSafe(f)).err();
+    payload.is_some_and(|payload| payload.downcast_ref::<String>().is_some_and(|text| text.contains("after fork")))
+}
+
+/// What a child can do: no I/O, but what only blocks; files are closed; and it can have no context.
+fn child(file: Rc<File>) -> bool {
+    let no_io = is_refused(|| _ = file.read_at(&mut [0; 512], 0)) && is_refused(|| _ = file.sync_all());
+    let calls = unblock(|| 7).is_ok_and(|seven| seven == 7) && file.len().is_ok_and(|len| len == LEN as u64);
+    drop(file);
+    no_io && calls && is_refused(|| coralio_aio::run(|| ()))
+}
+
+/// Ends the child without anything of its parent's.
+fn end_child(good: bool) -> ! {
+    // SAFETY: it takes no memory and runs nothing.
+    unsafe { libc::_exit(i32::from(!good)) }
+}
+
+fn readers(file: &Rc<File>) -> Vec<JoinHandle<io::Result<AlignedBuf>>> {
+    let read = |file: &File| {
+        let mut buf = AlignedBuf::new(LEN, 4096);
+        file.read_exact_at(&mut buf, 0).map(|()| buf)
+    };
+    (0..64)
+        .map(|_| {
+            let file = Rc::clone(file);
+            spawn(move || read(&file))
+        })
+        .collect()
+}
+
+/// Forks; returns in the child, and in the parent when the child has come to a good end.
+fn fork() -> bool {
+    // SAFETY: the child runs code of its own thread only, and ends soon.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        return true;
+    }
+    let mut status = 0;
+    // SAFETY: room for one status.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child");
+    false
+}
+
+#[test]
+fn a_fork_amid_requests() {
+    // E13, C7: of the requests the child has copies that are nobody's, and the parent has its data
+    if in_child("fork::a_fork_amid_requests") {
+        return; // alone in a process, so that no lock is held by another test when it forks
+    }
+    let content = pattern(5, LEN);
+    let temp = Temp::with(&disk(), &content);
+    on_each_kernel(|| {
+        let file = Rc::new(temp.open(Direct::Auto));
+        let readers = readers(&file);
+        yield_now();
+        yield_now();
+        if fork() {
+            end_child(child(file));
+        }
+        for reader in readers {
+            assert!(reader.join().unwrap().unwrap()[..] == content);
+        }
+    });
+}
+
+#[test]
+fn a_child_does_not_submit_what_its_parent_has_gathered() {
+    // E13, C7: the child leaves its coroutine amid a round of the loop, at whose end requests would be submitted: the parent's writes,
+    // once more, by a thread of the child
+    if in_child("fork::a_child_does_not_submit_what_its_parent_has_gathered") {
+        return;
+    }
+    let parent = std::process::id();
+    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+        let temp = Temp::with(&disk(), &[]);
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            Runner::new().kernel(kernel).run(|| {
+                let file = Rc::new(temp.open(Direct::Never));
+                let writer = spawn({
+                    let file = Rc::clone(&file);
+                    move || file.write_at(&[1; 4096], 0)
+                });
+                let forks = spawn(|| {
+                    assert_eq!(coralio_aio::stats().pending, 1, "it has gathered");
+                    fork()
+                });
+                assert!(!forks.join().unwrap());
+                assert_eq!(temp.content(), [], "the parent has not submitted it yet, and nobody else may");
+                writer.join().unwrap().unwrap();
+                assert_eq!(temp.content(), [1; 4096]);
+            })
+        }));
+        match ran {
+            Ok(Err(error)) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+            Ok(ran) => ran.unwrap(),
+            // The loop's `join` finds itself in a child.
+            Err(payload) if std::process::id() != parent => {
+                let refused = payload
+                    .downcast_ref::<String>()
+                    .is_some_and(|text| text.contains("joining a coroutine after fork"));
+                let threads = fs::read_dir("/proc/self/task").unwrap().count();
+                end_child(refused && threads == 1 && temp.content().is_empty());
+            }
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+}
+
+#[test]
+fn a_child_does_not_reap_what_its_parent_waits_for() {
+    // E13, C7, C9: the child leaves its coroutine amid a reap; the next completion on the ring, memory that both have, is the parent's,
+    // and so is the coroutine whose request it was
+    if in_child("fork::a_child_does_not_reap_what_its_parent_waits_for") {
+        return;
+    }
+    let parent = std::process::id();
+    let content = pattern(6, 4096);
+    let temp = Temp::with(&disk(), &content);
+    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            Runner::new().kernel(kernel).run(|| {
+                // In the page cache: both are done when submit returns.
+                let file = Rc::new(temp.open(Direct::Never));
+                let readers = [true, false].map(|forks| {
+                    let (file, content) = (Rc::clone(&file), content.clone());
+                    spawn(move || {
+                        let mut buf = [0; 4096];
+                        file.read_exact_at(&mut buf, 0).unwrap();
+                        assert!(buf[..] == content);
+                        if std::process::id() != parent {
+                            end_child(false);
+                        }
+                        forks && fork()
+                    })
+                });
+                readers.into_iter().for_each(|reader| assert!(!reader.join().unwrap()));
+            })
+        }));
+        match ran {
+            Ok(Err(error)) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+            Ok(ran) => ran.unwrap(),
+            Err(payload) if std::process::id() != parent => {
+                let text = payload.downcast_ref::<String>();
+                end_child(text.is_some_and(|text| text.contains("joining a coroutine after fork")));
+            }
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+}
