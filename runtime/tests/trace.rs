@@ -55,20 +55,20 @@ fn a_run_as_lanes() {
     });
     recording.check().unwrap();
     let text = recording.text();
-    let lines: Vec<_> = text.lines().skip(1).map(str::trim_end).collect();
+    let lines: Vec<_> = text.lines().skip(3).map(str::trim_end).collect();
     let expected = [
-        "       thread   B        A        kernel",
-        "    0  ●········○                          creates B",
-        "    1  ●────────▶                          enters B",
-        "    2  ◀╌╌╌╌╌╌╌╌●                          B yields, waits for an enter or a wake",
-        "    3  ●·················○                 creates A",
-        "    4  ●─────────────────▶                 enters A",
-        "    5  │        ◁········●                 wakes B: runs when this one yields",
-        "    6  ◀╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌●                 A yields, waits for an enter or a wake",
-        "    7  ●────────▶        ┊                 enters B",
-        "    8  ◀────────■        ┊                 B ends",
-        "    9  ●─────────────────▶                 enters A",
-        "   10  ◀─────────────────■                 A ends",
+        "       thread  B     A",
+        "    0  ●·······○           creates B",
+        "    1  ●───────▶           enters B",
+        "    2  ◀╌╌╌╌╌╌╌●           B yields, waits for an enter or a wake",
+        "    3  ●·············○     creates A",
+        "    4  ●─────────────▶     enters A",
+        "    5  │       ◁·····●       wakes B: runs when this one yields",
+        "    6  ◀╌╌╌╌╌╌╌╌╌╌╌╌╌●     A yields, waits for an enter or a wake",
+        "    7  ●───────▶     ┊     enters B",
+        "    8  ◀───────■     ┊     B ends",
+        "    9  ●─────────────▶     enters A",
+        "   10  ◀─────────────■     A ends",
     ];
     assert_eq!(lines, expected, "\n{text}");
 }

@@ -1,10 +1,11 @@
-//! A recording as lanes of text: a column for each thread, coroutine and the kernel, a row for each event.
+//! A recording as lanes of text: a column for each thread and coroutine, and for the kernel if there was I/O; a row for each event. The words are
+//! indented by what they happen within, so that nobody need be told where it ends.
 //!
 //! ```text
-//!        thread   'A'      'B'      kernel
-//!     3  ●────────▶        ┊                 enters 'A'
-//!     4  │        ●········▷                 wakes 'B': runs when this one yields
-//!     5  ◀╌╌╌╌╌╌╌╌●        ┊                 'A' yields, waits for I/O
+//!        thread  A     B     kernel
+//!     3  ●───────▶     ┊             enters A
+//!     4  │       ●·····▷               wakes B: runs when this one yields
+//!     5  ◀╌╌╌╌╌╌╌●     ┊             A yields, waits for I/O
 //! ```
 
 use std::fmt::Write;
@@ -18,10 +19,12 @@ use super::replay::Replay;
 pub struct TextOptions {
     /// Source lines too: file and line, at the end of each row.
     pub sources: bool,
-    /// Rounds and other work in which nothing happened, too.
+    /// Rounds and other work in which nothing happened, too, and where each piece of work ends.
     pub empty: bool,
     /// Counters, and the context's lock being taken and given up, too.
     pub counters: bool,
+    /// Not what the signs mean.
+    pub without_legend: bool,
 }
 
 impl TextOptions {
@@ -32,15 +35,23 @@ impl TextOptions {
         self
     }
 
+    /// Not what the signs mean: for one picture of several.
+    #[must_use]
+    pub fn without_legend(mut self) -> TextOptions {
+        self.without_legend = true;
+        self
+    }
+
     /// All there is.
     #[must_use]
     pub fn everything() -> TextOptions {
-        TextOptions { sources: true, empty: true, counters: true }
+        TextOptions { sources: true, empty: true, counters: true, without_legend: false }
     }
 }
 
-const HEADER: &str = "\
-● runs   │ is on the stack   ┊ is suspended   ─▶ enters   ╌ yields   ■ ends   · wakes   ○ is made   ═ the kernel's\n";
+const LEGEND: &str = "\
+● runs   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
+─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
 
 impl Recording {
     /// The run as lanes of text. The same run gives the same text, byte for byte.
@@ -51,7 +62,7 @@ impl Recording {
     /// As [`text`](Self::text), with more or less in it.
     pub fn text_with(&self, options: TextOptions) -> String {
         let columns = Columns::of(self);
-        let mut text = String::from(HEADER);
+        let mut text = String::from(if options.without_legend { "" } else { LEGEND });
         columns.heading(&mut text);
         if self.lost > 0 {
             let _ = writeln!(text, "       ({} events before these are lost)", self.lost);
@@ -60,9 +71,11 @@ impl Recording {
         let mut replay = Replay::of(self);
         for (record, shown) in self.records.iter().zip(shown) {
             let actor = columns.actor(&replay, record.thread);
+            let depth = replay.stack(record.thread).len();
             let misfit = replay.apply(record).err();
             if shown {
-                columns.row(&mut text, &replay, record, actor, options);
+                let before = Before { actor, depth };
+                columns.row(&mut text, &replay, record, before, options);
             }
             // One that says so itself is shown as an event.
             if let Some(misfit) = misfit.filter(|_| !matches!(record.event, Event::Violation(_))) {
@@ -87,7 +100,7 @@ impl Recording {
         shown
     }
 
-    /// Hides work in which nothing is shown.
+    /// Hides work in which nothing is shown, and where work ends.
     fn hide_empty(&self, shown: &mut [bool]) {
         // For each thread: where what is open began, and whether something is shown in it.
         let mut open: Vec<Vec<(usize, bool)>> = vec![Vec::new(); self.threads];
@@ -96,11 +109,9 @@ impl Recording {
             match record.event {
                 Event::Begin(_) => open.push((place, false)),
                 Event::Finish(_) => {
+                    shown[place] = false;
                     if let Some((begin, false)) = open.pop() {
                         shown[begin] = false;
-                        shown[place] = false;
-                    } else if let Some((_, something)) = open.last_mut() {
-                        *something = true;
                     }
                 }
                 _ if shown[place] => open.iter_mut().for_each(|(_, something)| *something = true),
@@ -108,6 +119,14 @@ impl Recording {
             }
         }
     }
+}
+
+/// How a thread stood before an event.
+struct Before {
+    /// The column of whoever ran.
+    actor: usize,
+    /// How much had begun and was not over.
+    depth: usize,
 }
 
 /// Where each lane stands.
@@ -124,12 +143,16 @@ impl<'a> Columns<'a> {
         let threads = (0..recording.threads).map(thread);
         let lanes = recording.lanes.iter().map(|lane| lane.name.clone());
         let mut place = 0;
+        let has_requests = recording
+            .records
+            .iter()
+            .any(|record| matches!(record.event, Event::Request { .. } | Event::Counters { .. }));
         let labels: Vec<_> = threads
             .chain(lanes)
-            .chain(["kernel".into()])
+            .chain(has_requests.then(|| "kernel".into()))
             .map(|label: String| {
                 let here = place;
-                place += label.chars().count().max(6) + 3;
+                place += label.chars().count().max(4) + 2;
                 (label, here)
             })
             .collect();
@@ -159,7 +182,8 @@ impl<'a> Columns<'a> {
         replay.running(thread).map_or(thread, |lane| self.lane(lane))
     }
 
-    fn row(&self, text: &mut String, after: &Replay, record: &Record, before: usize, options: TextOptions) {
+    fn row(&self, text: &mut String, after: &Replay, record: &Record, before: Before, options: TextOptions) {
+        let Before { actor: before, depth } = before;
         let mut cells = vec![' '; self.width];
         for thread in 0..self.recording.threads {
             cells[self.labels[thread].1] = if after.stack(thread).is_empty() { '┊' } else { '│' };
@@ -203,7 +227,9 @@ impl<'a> Columns<'a> {
             | Event::Mark(_) => {}
         }
         let picture: String = cells.into_iter().collect();
-        let _ = write!(text, "{:>5}  {picture}{}", record.number, self.recording.describe(&record.event));
+        // What opens and what closes stand one above the other.
+        let indent = 2 * depth.min(after.stack(record.thread).len());
+        let _ = write!(text, "{:>5}  {picture}{:indent$}{}", record.number, "", self.recording.describe(&record.event));
         if let (true, Some(at)) = (options.sources, record.at) {
             let _ = write!(text, "  ({}:{})", at.file(), at.line());
         }

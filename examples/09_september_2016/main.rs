@@ -1,0 +1,47 @@
+//! Lesson 9. The fix that did not suffice.
+//!
+//! Since July a completion enters the coroutine that waits, unless that is the one that runs. Lesson 8 ends well with it.
+//!
+//! Puzzle: find three coroutines and a lock for which it fails.
+//!
+//! Hint: the one that runs is at the top of the stack. Who is beneath it? [`schedule.rs`](schedule.rs) has the three.
+
+#[path = "../lesson/mod.rs"]
+mod lesson;
+
+mod schedule;
+
+use coralio_aio::policy::{OnCompletion, Policy};
+
+use schedule::{a_alone, three_and_a_lock};
+
+/// The guard of September 2016: not the coroutine that runs.
+struct September2016;
+
+// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+unsafe impl Policy for September2016 {
+    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+}
+
+/// The guard of July 2016: none.
+struct July2016;
+
+// SAFETY: as above.
+unsafe impl Policy for July2016 {
+    const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
+}
+
+fn main() {
+    lesson::act("July, A alone: without a guard it enters itself", a_alone::<July2016>);
+
+    lesson::act("September, A alone: the guard does what it is for", a_alone::<September2016>);
+
+    // A submits, and reaps X's request. X goes on on top of A; it gives the lock up and ends. Y, the next in line, goes on in
+    // X's place, still on top of A, and submits. Y reaps A's request. A is not the one that runs; but it is on the stack.
+    lesson::act("The puzzle: a fix that fails, for A, X and Y", three_and_a_lock::<September2016>);
+
+    lesson::print(
+        "\nBelow the violation everything unwinds: first Y, whose read must be over before its buffer goes, then A.\n\
+         Who is entered is the right question, as in lesson 2. The fix is in lesson 10.\n",
+    );
+}

@@ -1,0 +1,181 @@
+//! What the lessons share. A lesson is a few *acts*: each runs in a context of its own, with an event log, and is shown as lanes
+//! of text, whether it ends well or fails.
+//!
+//! The kernel is scripted, so that every run is the same. `--trace FILE` writes the log of each act too: the second one's
+//! of `--trace h2.txt` goes to `h2-2.txt`.
+
+// No lesson needs all of it.
+#![allow(dead_code)]
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::thread;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::kernel::{Opcode, Operation};
+use coralio_aio::policy::{Current, Policy};
+use coralio_aio::trace::{Recording, TextOptions, Trace};
+use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle};
+
+/// An engine on a scripted kernel.
+pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
+
+/// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints what happened.
+pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
+    thread_local!(static ACTS: Cell<u32> = const { Cell::new(0) });
+    let act = ACTS.get() + 1;
+    ACTS.set(act);
+    let (recording, failure) = record(f);
+    let options = if act == 1 { TextOptions::default() } else { TextOptions::default().without_legend() };
+    if act > 1 {
+        print("\n");
+    }
+    print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure.as_deref()));
+    if let Some(file) = trace_file() {
+        save(&recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
+            eprintln!("cannot write the trace to {}: {error}", file.display());
+            process::exit(1)
+        });
+    }
+}
+
+/// A picture with its heading, and how it ended.
+pub fn scene(heading: &str, picture: &str, failure: Option<&str>) -> String {
+    let end = failure.map_or("Ends well.".into(), |failure| format!("Fails: {failure}"));
+    format!("== {heading}\n\n{picture}\n{end}\n")
+}
+
+/// Prints to standard output, unless nobody reads any further: whoever looks at the beginning by `head` has seen enough.
+pub fn print(text: &str) {
+    if io::stdout().write_all(text.as_bytes()).is_err() {
+        process::exit(0);
+    }
+}
+
+/// What happened while `f` ran in a context, and with what message it panicked, if it did.
+pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
+    let trace = Trace::new(10_000);
+    let builder = AioContext::builder().trace(&trace).deadlock_report(None).unwind_report(false);
+    // It is told in the lanes, and again below them. With what ends the process anyway, no core file is left.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|info| {
+        if message(info.payload()).starts_with("panic in a destructor") {
+            process::exit(3);
+        }
+    }));
+    let ran = panic::catch_unwind(AssertUnwindSafe(|| builder.run(f).expect("descriptors for a context")));
+    panic::set_hook(hook);
+    (trace.recording(), ran.err().map(|payload| message(&*payload)))
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(text), _) => text.clone(),
+        (_, Some(text)) => (*text).to_string(),
+        _ => "a payload that is no text".into(),
+    }
+}
+
+/// Writes a recording to a file.
+pub fn save(recording: &Recording, file: &Path) -> io::Result<()> {
+    std::fs::write(file, recording.text())
+}
+
+/// What the command line asks for.
+fn trace_file() -> Option<PathBuf> {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next(), arguments.next(), arguments.next()) {
+        (None, ..) => None,
+        (Some(option), Some(file), None) if option == "--trace" => Some(file.into()),
+        _ => {
+            eprintln!("a lesson takes no arguments but --trace FILE");
+            process::exit(2)
+        }
+    }
+}
+
+/// `h2.txt`, and `-1`: `h2-1.txt`.
+pub fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.file_stem().unwrap_or_default().to_os_string();
+    name.push(suffix);
+    if let Some(extension) = file.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    file.with_file_name(name)
+}
+
+/// A word in the lane of whoever says it.
+#[track_caller]
+pub fn say(what: impl Display) {
+    if let Some(tracer) = AioContext::current().as_ref().and_then(AioContext::tracer) {
+        tracer.mark(format!("\"{what}\""));
+    }
+}
+
+/// A coroutine that runs `f` when it is first entered.
+#[track_caller]
+pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
+    Coroutine::builder().name(name).create(f).expect("memory for a stack")
+}
+
+/// A kernel with a disk of 4 KiB. Unless it is told something else, requests complete when the loop sleeps.
+pub fn kernel() -> Scripted {
+    let kernel = Scripted::new(8);
+    kernel.set_disk(&[7; 4096]);
+    kernel
+}
+
+/// Gives this thread's context an engine on `kernel`, which has up to `depth` requests at once.
+pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
+    Engine::attach(kernel.clone(), depth).expect("the context's first engine")
+}
+
+/// Reads 512 bytes into a buffer on the stack of the coroutine that calls.
+pub fn read<P: Policy>(disk: &Disk<P>, offset: u64) -> usize {
+    try_read(disk, offset).expect("the script has no errors")
+}
+
+/// As [`read`], where the script may have errors.
+pub fn try_read<P: Policy>(disk: &Disk<P>, offset: u64) -> io::Result<usize> {
+    let mut buffer = [0; 512];
+    let (addr, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
+    // SAFETY: the buffer is this function's, and alive until `transfer` returns or unwinds.
+    unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
+}
+
+/// As [`coroutine`], and the loop's next round enters it. What it panics with is kept for whoever joins it.
+#[track_caller]
+pub fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
+    Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
+}
+
+/// Runs the loop until all of them have ended.
+pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
+    while !all.iter().all(|coroutine| coroutine.has_ended()) {
+        context.poll(true);
+    }
+}
+
+/// When the next completion has been looked at, and not yet been counted, another thread does `meanwhile`. The two are kept
+/// in step: this one waits.
+pub fn meet_another_thread(kernel: &Scripted, context: &AioContext, meanwhile: fn(&AioContext)) {
+    let context = context.clone();
+    kernel.on_next_peek(move || {
+        thread::spawn(move || meanwhile(&context)).join().expect("it does not panic");
+    });
+}
+
+/// Polls, if the context's lock is to be had.
+pub fn poll_if_free(context: &AioContext) {
+    let Some(_guard) = context.try_acquire() else {
+        return context.tracer().expect("acts are traced").mark("\"the lock is taken\"");
+    };
+    context.poll(false);
+}

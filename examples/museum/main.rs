@@ -1,0 +1,189 @@
+//! The museum: what was wrong with engines like this one, each bug on the engine that everybody runs on, with one guard taken
+//! out by its type parameter.
+//!
+//! `museum` prints who fails in what, `museum --exhibit N` one failure, and below it the same schedule with the guard in. With
+//! `--trace FILE` the two are written to files. The kernel is scripted, so that every run is the same.
+//!
+//! For the table each version goes through each workload in a process of its own: some of them end theirs.
+
+#[path = "../lesson/mod.rs"]
+mod lesson;
+#[path = "../09_september_2016/schedule.rs"]
+mod schedule;
+mod versions;
+mod workloads;
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::Parser;
+use coralio_aio::trace::{Frame, Recording, Replay, Span, TextOptions};
+
+use lesson::{print, record, save, scene, with_suffix};
+use versions::{Version, today, versions};
+use workloads::Workload;
+
+/// Historic bugs of an I/O engine, still at work
+#[derive(Parser)]
+struct Options {
+    /// Show one failure, by its number in the table, and the same with the guard in
+    #[arg(long, value_name = "N")]
+    exhibit: Option<usize>,
+    /// Write them to FILE and, with the guard in, FILE-guarded instead
+    #[arg(long, value_name = "FILE", requires = "exhibit")]
+    trace: Option<PathBuf>,
+    /// For the table: how a version gets along with a workload, by their numbers
+    #[arg(long, value_names = ["VERSION", "WORKLOAD"], num_args = 2, hide = true)]
+    cell: Option<Vec<usize>>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if let Some(cell) = options.cell {
+        let versions: Vec<_> = versions().into_iter().chain([today()]).collect();
+        print!("{}", run(&versions[cell[0]].workloads[cell[1]]).failure.unwrap_or_default());
+        return ExitCode::SUCCESS;
+    }
+    let Some(number) = options.exhibit else {
+        return match matrix() {
+            Ok(matrix) => {
+                print(&matrix);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("cannot run this program once more, for a field of the table: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    };
+    let versions = versions();
+    let Some(version) = number.checked_sub(1).and_then(|index| versions.get(index)) else {
+        eprintln!("there is no exhibit {number}; choose 1 to {}", versions.len());
+        return ExitCode::FAILURE;
+    };
+    match show(version, options.trace.as_deref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write the trace: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How one of the versions gets along with a workload.
+struct Outcome {
+    recording: Recording,
+    /// How it failed, if it did.
+    failure: Option<String>,
+}
+
+fn run(workload: &Workload) -> Outcome {
+    let (recording, mut failure) = record(workload.run);
+    let nested = nested_submits(&recording);
+    if nested > 3 {
+        failure.get_or_insert(format!("deep: {nested} submits on the stack, each within the one before"));
+    }
+    Outcome { recording, failure }
+}
+
+/// How many submits were on the stack at once, at most.
+fn nested_submits(recording: &Recording) -> usize {
+    let mut replay = Replay::of(recording);
+    let submits = |stack: &[Frame]| stack.iter().filter(|frame| **frame == Frame::Span(Span::Submit)).count();
+    let depths = recording.records.iter().map(|record| {
+        let _ = replay.apply(record);
+        submits(replay.stack(record.thread))
+    });
+    depths.max().unwrap_or(0)
+}
+
+/// Said of a process that has ended itself.
+const ABORTED: &str = "aborted";
+
+/// How failures begin, the word for each in the table, and what it means.
+const WORDS: [(&str, &str, &str); 11] = [
+    ("recursive entry", "twice", "a coroutine is entered that is entered already"),
+    ("in_flight below zero", "below", "a completion is counted twice: requests in flight, below zero"),
+    ("this sleep would never end", "asleep", "the loop sleeps for what has happened already"),
+    ("stuck", "stuck", "requests are pending, and nobody submits them"),
+    ("lost", "lost", "a request is neither pending nor in flight, and its coroutine waits"),
+    ("deep", "deep", "each block takes more of the stack"),
+    ("delay", "delay", "a request waits for a plug that is gone"),
+    ("cut", "cut", "a part of a file is taken for all of it"),
+    ("a completion for a request", "stray", "the kernel writes to a buffer that was given back"),
+    (ABORTED, "abort", "the process ends: while one failure unwinds, there is the next"),
+    ("wrong", "wrong", "another result than there should be"),
+];
+
+/// The word for a failure.
+fn word(failure: &str) -> &str {
+    WORDS.iter().find(|(start, ..)| failure.starts_with(start)).map_or("panic", |(_, word, _)| word)
+}
+
+/// Has another process run one workload on one version, and returns how it failed.
+fn cell(version: usize, workload: usize) -> io::Result<Option<String>> {
+    let arguments = ["--cell".to_string(), version.to_string(), workload.to_string()];
+    let output = Command::new(env::current_exe()?).args(arguments).stderr(Stdio::null()).output()?;
+    if !output.status.success() {
+        return Ok(Some(ABORTED.into()));
+    }
+    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()).filter(|failure| !failure.is_empty()))
+}
+
+/// The table, and what is what in it.
+fn matrix() -> io::Result<String> {
+    let (versions, today) = (versions(), today());
+    let heading: String = today.workloads.iter().map(|workload| format!(" {:<6}", workload.name)).collect();
+    let mut lines = vec![format!("{:26}{}", "", heading.trim_end())];
+    let mut seen = Vec::new();
+    for (index, version) in versions.iter().chain([&today]).enumerate() {
+        let number = if version.rule.is_empty() { String::new() } else { format!("{}.", index + 1) };
+        let mut cells = String::new();
+        for workload in 0..version.workloads.len() {
+            let failure = cell(index, workload)?;
+            let word = failure.as_deref().map_or("·", word);
+            cells += &format!(" {word:<6}");
+            seen.push(word.to_string());
+        }
+        lines.push(format!("{number:>3} {:<4}{:<18}{}", version.rule, version.when, cells.trim_end()));
+    }
+    lines.push("\nThe versions, and in what each differs from today's:".into());
+    for (index, version) in versions.iter().enumerate() {
+        lines.push(format!("{:>2}. {:<4}{}", index + 1, version.rule, version.what));
+    }
+    lines.push("    H8 and H9 are bugs of the loop, which has no such switch: see tests/README.md.".into());
+    lines.push("\nWhat each has to go through:".into());
+    lines.extend(today.workloads.iter().map(|workload| format!("    {:<7} {}", workload.name, workload.what)));
+    lines.push("\nWhat became of it:\n    ·       it passes".into());
+    let words = WORDS.iter().filter(|(_, word, _)| seen.iter().any(|cell| cell == word));
+    lines.extend(words.map(|(_, word, meaning)| format!("    {word:<7} {meaning}")));
+    Ok(lines.join("\n") + "\n")
+}
+
+/// A version at its bane, and today's at the same.
+fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
+    let today = today();
+    let index = today.workloads.iter().position(|workload| workload.name == version.bane).expect("each has its bane");
+    print(&format!("{}, {}: {}.\n", version.rule, version.when, version.what));
+    print(&format!("The workload: {}.\n", today.workloads[index].what));
+    let legend = TextOptions::default();
+    let sides = [
+        ("With the guard out", version, "", legend),
+        ("With the guard in", &today, "-guarded", legend.without_legend()),
+    ];
+    for (heading, version, suffix, options) in sides {
+        let Outcome { recording, failure } = run(&version.workloads[index]);
+        let picture = match trace {
+            Some(file) => {
+                let file = with_suffix(file, suffix);
+                save(&recording, &file)?;
+                format!("See {}.\n", file.display())
+            }
+            None => recording.text_with(options),
+        };
+        print(&format!("\n{}", scene(heading, &picture, failure.as_deref())));
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! The exhibits: versions of the engine that there were, each with one guard out, and two that could have been.
+//!
+//! Each is the production engine with a constant of [`Policy`] set otherwise.
+
+use coralio_aio::policy::{
+    AfterReap, Counts, Current, Cursor, NotTaken, OnCancel, OnCompletion, OnShort, Policy, UnplugCounts,
+};
+
+use crate::workloads::{WORKLOADS, Workload};
+
+/// A version of the engine.
+pub struct Version {
+    /// The rule of its failure.
+    pub rule: &'static str,
+    pub when: &'static str,
+    /// What it does otherwise.
+    pub what: &'static str,
+    /// The one of its workloads that was its end, or would have been.
+    pub bane: &'static str,
+    /// Each workload, on this version.
+    pub workloads: [Workload; WORKLOADS],
+}
+
+/// Defines versions, with the constant that tells each from the others.
+macro_rules! versions {
+    ($($name:ident { $constant:ident: $type:ty = $value:expr } $rule:literal $when:literal $what:literal fails $bane:literal)*) => {
+        $(
+            struct $name;
+            // SAFETY: where two threads reap without the lock, they are kept in step; and what is cancelled in flight is a read
+            // into memory that is leaked.
+            unsafe impl Policy for $name {
+                const $constant: $type = $value;
+            }
+        )*
+        /// All of them, in order of their rules.
+        pub fn versions() -> Vec<Version> {
+            vec![$(Version { rule: $rule, when: $when, what: $what, bane: $bane, workloads: crate::workloads::all::<$name>() }),*]
+        }
+    };
+}
+
+versions! {
+    July2016 { ON_COMPLETION: OnCompletion = OnCompletion::Enter }
+        "H1" "July 2016" "a completion enters its coroutine" fails "own"
+    September2016 { ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent }
+        "H2" "Sept. 2016" "it does, unless that is the one that runs" fails "lock"
+    Unlocked2018 { REAP_LOCKS: bool = false }
+        "H3" "2018" "a reap from submit does not take the lock" fails "thread"
+    Batch2014 { CURSOR: Cursor = Cursor::Private }
+        "H4" "2014" "a reap takes completions off the ring in batches" fails "nested"
+    LeavesTheLoop2016 { NOT_TAKEN: NotTaken = NotTaken::StuckAfterError }
+        "H5" "2016" "after an error the rest waits for a completion" fails "bad"
+    WaitsForCompletion2016 { NOT_TAKEN: NotTaken = NotTaken::StuckAfterAgain }
+        "H6" "2016" "after \"try again\" all wait for a completion" fails "again"
+    ShortCircuit2021 { UNPLUG_COUNTS: UnplugCounts = UnplugCounts::UnlessFull }
+        "H7" "2021" "unplug counts in one branch of two" fails "plug"
+    SubmitsFromReap2026 { AFTER_REAP: AfterReap = AfterReap::ReapSubmits }
+        "H10" "2026" "a reap submits what has gathered" fails "long"
+    TakenForTheEnd2022 { ON_SHORT: OnShort = OnShort::IsTheEnd }
+        "H11" "2022" "a short read is taken for the end of the file" fails "short"
+    NeverSubmitted2022 { AFTER_REAP: AfterReap = AfterReap::NobodySubmits }
+        "H11" "2022" "what is queued in a reap is left to the next reap" fails "short"
+    LetsGo { ON_CANCEL: OnCancel = OnCancel::ReturnsAtOnce }
+        "H12" "elsewhere" "cancel returns before the kernel is done" fails "cancel"
+    DropsTheTail { NOT_TAKEN: NotTaken = NotTaken::TailForgotten }
+        "E2" "never" "what the kernel did not take is dropped" fails "part"
+    CountsLate { COUNTS: Counts = Counts::AfterWaking }
+        "E5" "never" "a request counts as over when its coroutine has run" fails "depth1"
+}
+
+/// All guards in.
+pub fn today() -> Version {
+    Version { rule: "", when: "today", what: "all guards in", bane: "", workloads: crate::workloads::all::<Current>() }
+}

@@ -1,0 +1,230 @@
+//! What each version has to go through. A workload passes when it returns; it fails by a panic, of the engine's or its own.
+//!
+//! Nothing here can hang: rounds of the loop are counted, and the scripted kernel panics in a sleep that would never end.
+
+use std::cell::Cell;
+use std::fs::File as StdFile;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
+use std::rc::Rc;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::kernel::{Opcode, Operation};
+use coralio_aio::policy::Policy;
+use coralio_aio::{AioContext, File, JoinHandle};
+
+use crate::lesson::{Disk, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, say, spawn, try_read};
+use crate::schedule::{a_alone, three_and_a_lock};
+
+/// How many there are.
+pub const WORKLOADS: usize = 12;
+
+/// Something to do for an engine.
+pub struct Workload {
+    pub name: &'static str,
+    pub what: &'static str,
+    pub run: fn(&AioContext),
+}
+
+/// All of them, for one version of the engine.
+pub fn all<P: Policy>() -> [Workload; WORKLOADS] {
+    let workload = |name, what, run| Workload { name, what, run };
+    [
+        workload("own", "a request is done within the submit that it goes with", a_alone::<P>),
+        workload("lock", "three coroutines, two of them with a lock, as in lesson 9", three_and_a_lock::<P>),
+        workload("thread", "another thread polls amid a reap, as in lesson 12", another_thread::<P>),
+        workload("nested", "one polls until another has read, as in lesson 11", nested_poll::<P>),
+        workload("bad", "the first of three requests is refused", |context| refused::<P>(context, libc::EBADF)),
+        workload("again", "the kernel says \"try again\", with nothing in flight", |context| {
+            refused::<P>(context, libc::EAGAIN);
+        }),
+        workload("part", "the kernel takes the first of three requests", part_taken::<P>),
+        workload("plug", "a plug goes while the queue is full", full_plug::<P>),
+        workload("long", "eight blocks, each done within its submit", long_file::<P>),
+        workload("short", "the first read of a file comes back short", short_read::<P>),
+        workload("cancel", "a read is cancelled in flight", cancel_in_flight::<P>),
+        workload("depth1", "one request at a time, and one polls until another has read", nested_at_depth_one::<P>),
+    ]
+}
+
+/// Rounds of the loop until `done`. It may sleep as long as the kernel has something.
+fn rounds<P: Policy>(context: &AioContext, disk: &Disk<P>, done: impl Fn() -> bool) {
+    for _ in 0..40 {
+        if done() {
+            return;
+        }
+        context.poll(disk.stats().in_flight > 0);
+    }
+    let stats = disk.stats();
+    assert!(stats.pending + stats.in_flight > 0, "lost: 40 rounds, and a request is neither pending nor in flight");
+    panic!("stuck: 40 rounds, and {} pending, {} in flight", stats.pending, stats.in_flight);
+}
+
+/// Polls, so many times at most.
+fn poll_until(context: &AioContext, done: impl Fn() -> bool) {
+    for _ in 0..10 {
+        if done() {
+            return;
+        }
+        context.poll(true);
+    }
+    panic!("stuck: polled ten times");
+}
+
+fn join<T>(task: JoinHandle<T>) -> T {
+    task.join().unwrap_or_else(|payload| resume_unwind(payload))
+}
+
+fn another_thread<P: Policy>(context: &AioContext) {
+    let kernel = kernel();
+    (0..3).for_each(|number| kernel.complete_on_submit(number, 2));
+    let disk: Disk<P> = attach(&kernel, 3);
+    let readers = ["A", "B", "C"].map(|name| {
+        let disk = disk.clone();
+        coroutine(name, move || _ = read(&disk, 0))
+    });
+    meet_another_thread(&kernel, context, poll_if_free);
+    readers.iter().for_each(|reader| reader.enter());
+    rounds(context, &disk, || readers.iter().all(|reader| reader.has_ended()));
+}
+
+fn nested_poll<P: Policy>(context: &AioContext) {
+    let disk: Disk<P> = attach(&kernel(), 8);
+    let b_has_read = Rc::new(Cell::new(false));
+    let a = spawn("A", {
+        let (disk, b_has_read, context) = (disk.clone(), Rc::clone(&b_has_read), context.clone());
+        move || {
+            read(&disk, 0);
+            poll_until(&context, || b_has_read.get());
+        }
+    });
+    let b = spawn("B", {
+        let disk = disk.clone();
+        move || {
+            read(&disk, 512);
+            b_has_read.set(true);
+        }
+    });
+    rounds(context, &disk, || a.is_finished() && b.is_finished());
+    join(a);
+    join(b);
+}
+
+/// Three requests of one round, for which the script has something in store; then one more.
+fn three_and_a_later_one<P: Policy>(context: &AioContext, kernel: &Scripted) -> Vec<io::Result<usize>> {
+    let disk: Disk<P> = attach(kernel, 8);
+    let reader = |name| {
+        let disk = disk.clone();
+        spawn(name, move || try_read(&disk, 0))
+    };
+    let mut readers = Vec::from(["A", "B", "C"].map(reader));
+    let finished = |readers: &[JoinHandle<_>]| readers.iter().all(JoinHandle::is_finished);
+    rounds(context, &disk, || finished(&readers));
+    readers.push(reader("D"));
+    rounds(context, &disk, || finished(&readers));
+    readers.into_iter().map(join).collect()
+}
+
+fn refused<P: Policy>(context: &AioContext, errno: i32) {
+    let kernel = kernel();
+    kernel.refuse(errno);
+    let results = three_and_a_later_one::<P>(context, &kernel);
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    let expected = usize::from(errno != libc::EAGAIN);
+    assert!(failed == expected, "wrong: {failed} of four have failed");
+}
+
+fn part_taken<P: Policy>(context: &AioContext) {
+    let kernel = kernel();
+    kernel.take_at_most(1);
+    let results = three_and_a_later_one::<P>(context, &kernel);
+    assert!(results.iter().all(Result::is_ok), "wrong: some have failed");
+}
+
+fn full_plug<P: Policy>(context: &AioContext) {
+    let kernel = Scripted::new(2);
+    let disk: Disk<P> = attach(&kernel, 2);
+    let enter_reader = |name| {
+        let disk = disk.clone();
+        let reader = coroutine(name, move || _ = read(&disk, 0));
+        reader.enter();
+        reader
+    };
+    // Two are in flight, so that the next two fill the queue and stay there.
+    (0..2).for_each(|number| kernel.hold(number));
+    let mut readers = vec![enter_reader("A"), enter_reader("B")];
+    let plug = disk.plug();
+    readers.extend([enter_reader("C"), enter_reader("D")]);
+    drop(plug);
+    (0..2).for_each(|number| kernel.release(number));
+    rounds(context, &disk, || readers.iter().all(|reader| reader.has_ended()));
+    let taken = kernel.taken();
+    let late = enter_reader("E");
+    let at_once = kernel.taken() > taken;
+    rounds(context, &disk, || late.has_ended());
+    assert!(at_once, "delay: a request waits for a plug that is gone");
+}
+
+fn long_file<P: Policy>(context: &AioContext) {
+    let kernel = kernel();
+    (0..8).for_each(|number| kernel.complete_on_submit(number, number));
+    let disk: Disk<P> = attach(&kernel, 8);
+    let a = spawn("A", {
+        let disk = disk.clone();
+        move || (0..8).for_each(|_| _ = read(&disk, 0))
+    });
+    rounds(context, &disk, || a.is_finished());
+    join(a);
+}
+
+fn short_read<P: Policy>(context: &AioContext) {
+    let kernel = kernel();
+    kernel.shorten(0, 128);
+    let disk: Disk<P> = attach(&kernel, 8);
+    let null = OwnedFd::from(StdFile::open("/dev/null").expect("a descriptor"));
+    let file = File::on_engine(&disk, null).expect("it is of this context");
+    let a = spawn("A", move || file.read_at(&mut [0; 512], 0).expect("the script has no errors"));
+    rounds(context, &disk, || a.is_finished());
+    let read = join(a);
+    assert!(read == 512, "cut: {read} bytes of 512, and no error");
+}
+
+fn cancel_in_flight<P: Policy>(context: &AioContext) {
+    let kernel = kernel();
+    kernel.hold(0);
+    let disk: Disk<P> = attach(&kernel, 8);
+    let buffer = Box::leak(Box::new([0_u8; 512])).as_mut_ptr();
+    let a = spawn("A", {
+        let disk = disk.clone();
+        move || {
+            let operation = Operation { opcode: Opcode::Read, fd: 0, addr: buffer as u64, len: 512, offset: 0 };
+            // SAFETY: leaked, so valid for ever, and nobody has a reference to it.
+            let _ = unsafe { disk.transfer(&operation) };
+            say("the buffer is mine again");
+        }
+    });
+    context.poll(false);
+    a.cancel();
+    context.poll(false);
+    let over_before = a.is_finished();
+    kernel.release(0);
+    rounds(context, &disk, || a.is_finished() && disk.stats().in_flight == 0);
+    assert!(!over_before, "wrong: the call was over before the kernel was done");
+    join(a);
+}
+
+fn nested_at_depth_one<P: Policy>(context: &AioContext) {
+    let disk: Disk<P> = attach(&kernel(), 1);
+    let a = spawn("A", {
+        let (disk, context) = (disk.clone(), context.clone());
+        move || {
+            read(&disk, 0);
+            let b = spawn("B", move || _ = read(&disk, 512));
+            poll_until(&context, || b.is_finished());
+            join(b);
+        }
+    });
+    rounds(context, &disk, || a.is_finished());
+    join(a);
+}

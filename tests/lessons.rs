@@ -1,0 +1,206 @@
+//! The lessons and the museum, run as a user runs them: each prints what is in its folder, byte for byte.
+//!
+//! `cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons` writes those files anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const LESSONS: usize = 13;
+const LONGEST: usize = 120;
+const REWRITE: &str = "cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The lessons' names, in order.
+fn lessons() -> Vec<String> {
+    let folders = fs::read_dir(root().join("examples")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = folders.filter_map(|name| name.into_string().ok());
+    let mut lessons: Vec<_> = names.filter(|name| name.starts_with(|first: char| first.is_ascii_digit())).collect();
+    lessons.sort();
+    lessons
+}
+
+fn program(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(program.is_file(), "no {}; make it first: cargo build --examples (cargo test does)", program.display());
+    Command::new(program)
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(status.success() && stderr.is_empty(), "{command:?}: {status}\n{stderr}");
+    String::from_utf8(stdout).unwrap()
+}
+
+/// What is in a file, which `CORALIO_REWRITE` has written anew.
+fn golden(path: &Path, now: &str) -> String {
+    if std::env::var_os("CORALIO_REWRITE").is_some() {
+        fs::write(path, now).unwrap();
+    }
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}; {REWRITE} writes it", path.display()))
+}
+
+fn assert_same(path: &Path, now: &str) {
+    let before = golden(path, now);
+    let differs = before.lines().zip(now.lines()).position(|(before, now)| before != now);
+    let line = differs.unwrap_or(before.lines().count().min(now.lines().count()));
+    assert!(
+        before == now,
+        "{}, line {}:\n before: {}\n now:    {}\nIf that is meant: {REWRITE}, and say why",
+        path.display(),
+        line + 1,
+        before.lines().nth(line).unwrap_or("(the end)"),
+        now.lines().nth(line).unwrap_or("(the end)"),
+    );
+}
+
+/// A folder of its own for one test, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lessons-{}-{test}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn each_lesson_prints_its_lanes() {
+    // C1-C6, W1, X2, X3, S1, E3-E9, H1-H4: what each lesson shows, twice the same
+    let lessons = lessons();
+    assert_eq!(lessons.len(), LESSONS, "{lessons:?}");
+    for name in lessons {
+        let printed = succeeds(&mut program(&name));
+        assert_eq!(printed, succeeds(&mut program(&name)), "{name}: a run like any other");
+        assert_same(&root().join("examples").join(&name).join("lanes.txt"), &printed);
+        assert!(printed.contains("Fails: ") && printed.contains("Ends well."), "{name} shows a failure and a fix");
+    }
+}
+
+#[test]
+fn each_lesson_has_its_parts_and_is_short() {
+    // Checks what a lesson is: a puzzle, a hint, a fix that fails and the fix, in 120 lines at most
+    for (index, name) in lessons().into_iter().enumerate() {
+        let source = fs::read_to_string(root().join("examples").join(&name).join("main.rs")).unwrap();
+        assert!(source.starts_with(&format!("//! Lesson {}. ", index + 1)), "{name}: its number comes first");
+        for part in ["//! Puzzle: ", "//! Hint: ", "he puzzle", "fix that", "he fix"] {
+            assert!(source.contains(part), "{name}: no {part:?}");
+        }
+        assert!(source.lines().count() <= LONGEST, "{name} is longer than {LONGEST} lines");
+    }
+}
+
+#[test]
+fn each_lesson_is_in_both_indexes() {
+    // Checks the README's index and the course: each names every lesson, the museum, and no other
+    for path in ["README.md", "examples/README.md"] {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        for name in lessons().into_iter().chain(["museum".into()]) {
+            assert!(text.contains(&format!("{name}/main.rs")), "{path} does not name {name}");
+        }
+        for word in text.split("--example ").skip(1) {
+            let name = word.split_whitespace().next().unwrap().trim_end_matches(['`', ',', '.', ';']);
+            assert!(root().join("examples").join(name).join("main.rs").is_file(), "{path}: no example {name}");
+        }
+    }
+}
+
+#[test]
+fn pictures_in_the_texts_are_what_is_printed() {
+    // H2: the picture in the README is a part of what the lesson prints; so is each of the course
+    for (path, name) in [("README.md", "09_september_2016"), ("examples/README.md", "01_enter_and_yield")] {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        let printed = succeeds(&mut program(name));
+        let blocks = text.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("text\n"));
+        let pictures: Vec<_> = blocks.filter(|block| block.contains("●──")).collect();
+        assert!(!pictures.is_empty(), "{path}: no picture");
+        for picture in pictures {
+            assert!(printed.contains(picture), "{path}: {name} prints no\n{picture}");
+        }
+    }
+}
+
+#[test]
+fn a_lesson_writes_a_trace_of_each_act() {
+    // Checks --trace: a file for each act, with what is in the lanes; and that a lesson takes nothing else
+    let folder = Folder::new("trace");
+    let printed = succeeds(program("09_september_2016").arg("--trace").arg(folder.0.join("h2.txt")));
+    assert_eq!(printed, succeeds(&mut program("09_september_2016")));
+    let mut names: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["h2-1.txt", "h2-2.txt", "h2-3.txt"]);
+    let third = fs::read_to_string(folder.0.join("h2-3.txt")).unwrap();
+    assert!(third.contains("VIOLATION: recursive entry: 'A' is entered already, by main > 'A' > 'Y'"), "{third}");
+
+    let output = program("09_september_2016").args(["--trace", "/nowhere/h2.txt"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the trace to /nowhere/h2"));
+    let output = program("09_september_2016").arg("--tarce").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--trace FILE"));
+}
+
+#[test]
+fn who_reads_the_beginning_alone_gets_no_error() {
+    // Checks what `| head` meets: the program ends, and says nothing
+    for name in ["01_enter_and_yield", "museum"] {
+        let mut child = program(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        assert!(status.success() && stderr.is_empty(), "{name}: {status} {}", String::from_utf8_lossy(&stderr));
+    }
+}
+
+#[test]
+fn the_museum_prints_its_matrix() {
+    // H1-H7, H10-H12: who fails in what, and that today's version passes all
+    let printed = succeeds(&mut program("museum"));
+    assert_same(&root().join("examples/museum/matrix.txt"), &printed);
+    let today = printed.lines().find(|line| line.trim_start().starts_with("today")).unwrap();
+    assert_eq!(today.split_whitespace().skip(1).filter(|cell| *cell != "·").count(), 0, "{today}");
+}
+
+#[test]
+fn each_exhibit_fails_and_the_guard_mends_it() {
+    // H1-H7, H10-H12: the failure, and the same schedule with the guard in
+    let folder = Folder::new("museum");
+    let matrix = fs::read_to_string(root().join("examples/museum/matrix.txt")).unwrap();
+    let exhibits = matrix.lines().skip(1).take_while(|line| !line.trim_start().starts_with("today")).count();
+    assert_eq!(exhibits, 13);
+    for number in 1..=exhibits {
+        let printed = succeeds(program("museum").args(["--exhibit", &number.to_string()]));
+        let sides: Vec<_> = printed.split("\n== ").skip(1).collect();
+        let [out, guarded] = sides[..] else { panic!("{printed}") };
+        assert!(out.starts_with("With the guard out\n") && out.contains("\nFails: "), "{number}: {out}");
+        assert!(
+            guarded.starts_with("With the guard in\n") && guarded.ends_with("\nEnds well.\n"),
+            "{number}: {guarded}"
+        );
+        assert_eq!(
+            printed,
+            succeeds(program("museum").args(["--exhibit", &number.to_string()])),
+            "a run like any other"
+        );
+    }
+    succeeds(program("museum").args(["--exhibit", "2", "--trace"]).arg(folder.0.join("h2.txt")));
+    let [out, guarded] = ["h2.txt", "h2-guarded.txt"].map(|name| fs::read_to_string(folder.0.join(name)).unwrap());
+    assert!(out.contains("VIOLATION") && !guarded.contains("VIOLATION"));
+
+    for wrong in ["0", "14"] {
+        let output = program("museum").args(["--exhibit", wrong]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("choose 1 to 13"));
+    }
+}
