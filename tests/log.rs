@@ -108,13 +108,27 @@ fn many_share_one_sync() {
 }
 
 #[test]
+fn who_comes_while_a_batch_is_written_is_in_the_next() {
+    // S2: the last of the next batch, whom nobody else would wake, leads it when the one before is done; on either side.
+    let folder = Folder::new("stagger");
+    let path = folder.path("log");
+    for turns in ["1", "3", "15", "100"] {
+        let common = ["--file", &path, "--writers", "16", "--records", "1", "--stagger", turns];
+        good(&[&common[..], &["--versus", "threads", "--rounds", "5"]].concat());
+    }
+    assert_eq!(contents(&path).0, 4 * 16 * 10);
+}
+
+#[test]
 fn large_records_and_a_long_log() {
     // E10: records that lie across blocks, and a log of several windows of the scan.
     let folder = Folder::new("large");
-    for payload in ["12", "13", "4080", "4081", "65536"] {
+    let sizes = [("12", "16"), ("13", "16"), ("4080", "16"), ("4081", "16"), ("65536", "16")];
+    // One a batch, and less than a header to the end of its block.
+    for (payload, writers) in sizes.into_iter().chain([("4075", "1"), ("4070", "1")]) {
         let path = folder.path(payload);
-        good(&["--file", &path, "--payload", payload, "--writers", "16", "--records", "10"]);
-        assert_eq!(contents(&path).0, 160, "{payload}");
+        good(&["--file", &path, "--payload", payload, "--writers", writers, "--records", "10"]);
+        assert_eq!(contents(&path).0, 10 * writers.parse::<u64>().unwrap(), "{payload}");
     }
 }
 
@@ -195,7 +209,7 @@ fn a_full_disk() {
     fs::create_dir(folder.path("disk")).unwrap();
     // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
     let script = "mount -t tmpfs -o size=256k none disk || exit 99
-        \"$0\" --file disk/log --seconds 600 --acknowledge >acknowledged 2>error; echo $? >status
+        \"$0\" --file disk/log --seconds 600 --stagger 100 --acknowledge >acknowledged 2>error; echo $? >status
         \"$0\" --file disk/log --verify --list >full || exit 1
         mount -o remount,size=1m disk && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
     let output = Command::new("unshare")

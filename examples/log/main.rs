@@ -30,7 +30,7 @@ use std::rc::Rc;
 use std::thread;
 
 use clap::Parser;
-use coralio_aio::{File, Runner, spawn};
+use coralio_aio::{File, Runner, spawn, yield_now};
 
 use meter::{Moment, Spent};
 use options::Options;
@@ -97,7 +97,7 @@ fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
         let job = Rc::new(Job::new(options, before.records));
         let start = |writer| {
             let (log, job) = (Rc::clone(&log), Rc::clone(&job));
-            spawn(move || job.write(writer, |payload| log.append(payload)))
+            spawn(move || job.write(writer, yield_now, |payload| log.append(payload)))
         };
         let writers: Vec<_> = (0..options.writers).map(start).collect();
         let ended: Vec<_> = writers.into_iter().map(|writer| writer.join().expect("no writer panics")).collect();
@@ -115,7 +115,7 @@ fn on_threads(path: &Path, options: &Options) -> io::Result<Round> {
     let ended: Vec<_> = thread::scope(|scope| {
         let start = |writer| {
             let (log, job) = (&log, &job);
-            scope.spawn(move || job.write(writer, |payload| log.append(payload)))
+            scope.spawn(move || job.write(writer, thread::yield_now, |payload| log.append(payload)))
         };
         let writers: Vec<_> = (0..options.writers).map(start).collect();
         writers.into_iter().map(|writer| writer.join().expect("no writer panics")).collect()

@@ -30,6 +30,11 @@ pub struct Options {
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     pub payload: usize,
 
+    /// Before each record a writer lets the others run up to so many times, each writer another number, so that not all
+    /// are in one batch
+    #[arg(long, value_name = "TURNS", default_value_t = 0)]
+    pub stagger: u32,
+
     /// How long each round takes
     #[arg(long, value_name = "S", default_value_t = 5.0, conflicts_with = "records")]
     pub seconds: f64,

@@ -9,6 +9,7 @@ use crate::options::{LABEL, Options};
 /// What all writers of a round share.
 pub struct Job {
     payload: usize,
+    stagger: u32,
     records: u64,
     until: Option<Instant>,
     acknowledge: bool,
@@ -25,6 +26,7 @@ impl Job {
         };
         Job {
             payload: options.payload,
+            stagger: options.stagger,
             records: options.records.unwrap_or(u64::MAX),
             until,
             acknowledge: options.acknowledge,
@@ -33,14 +35,16 @@ impl Job {
         }
     }
 
-    /// One writer, from its first record to its last.
-    pub fn write(&self, writer: u32, append: impl Fn(&[u8]) -> io::Result<u64>) -> io::Result<()> {
+    /// One writer, from its first record to its last; `pause` lets others run.
+    pub fn write(&self, writer: u32, pause: fn(), append: impl Fn(&[u8]) -> io::Result<u64>) -> io::Result<()> {
         let mut payload = vec![writer as u8; self.payload];
         payload[..4].copy_from_slice(&writer.to_le_bytes());
         for count in (self.base..).take(usize::try_from(self.records).unwrap_or(usize::MAX)) {
             if self.until.is_some_and(|until| Instant::now() >= until) {
                 break;
             }
+            // Cycling, so that with few turns there are a few of each.
+            (0..u64::from(writer) % (u64::from(self.stagger) + 1)).for_each(|_| pause());
             payload[4..LABEL].copy_from_slice(&count.to_le_bytes());
             append(&payload)?;
             // Relaxed: it is read when all writers have been joined.
