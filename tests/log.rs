@@ -209,7 +209,7 @@ fn a_full_disk() {
     fs::create_dir(folder.path("disk")).unwrap();
     // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
     let script = "mount -t tmpfs -o size=256k none disk || exit 99
-        \"$0\" --file disk/log --seconds 600 --stagger 100 --acknowledge >acknowledged 2>error; echo $? >status
+        \"$0\" --file disk/log --seconds 600 --kernel threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
         \"$0\" --file disk/log --verify --list >full || exit 1
         mount -o remount,size=1m disk && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
     let output = Command::new("unshare")
