@@ -149,6 +149,45 @@ fn versus_raw_does_the_same_work() {
 }
 
 #[test]
+fn every_opponent_works_on_the_same_blocks() {
+    // Checks that each opponent does N operations a round, and with --stride 8k writes every other block and no others.
+    for (nth, versus) in [
+        &["raw"][..],
+        &["raw", "--kernel", "threads"],
+        &["pread"],
+        &["tokio"],
+        &["tokio", "--direct", "never"],
+        &["qemu"],
+        &["qemu", "--kernel", "threads", "--direct", "never"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if versus[0] == "qemu" && Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: no qemu-img");
+            continue;
+        }
+        let (path, contents) = file(folder(&format!("opponent{nth}")).join("file"), 32);
+        let common = ["--file", &path, "--write", "--stride", "8k", "--ops", "600", "--depth", "8", "--rounds", "2"];
+        let all = measure(&[&common[..], &["--versus"], versus].concat());
+        assert_eq!(all["versus"], versus[0]);
+        let rounds = all["rounds"].as_array().unwrap();
+        assert_eq!(rounds.len(), 2);
+        for round in rounds {
+            assert_eq!(count(&round["ours"], "operations"), 600, "{versus:?}");
+            assert_eq!(count(&round[versus[0]], "operations"), 600, "{versus:?}");
+        }
+        assert!(number(&all, "ratio_cpu").is_finite() && number(&all, "ratio_iops").is_finite());
+        let now = fs::read(&path).unwrap();
+        assert_eq!(now.len(), contents.len());
+        for (i, (now, before)) in now.chunks(BLOCK).zip(contents.chunks(BLOCK)).enumerate() {
+            let written = now.iter().all(|&byte| byte == 0xc5);
+            assert!(if i % 2 == 0 { written } else { now == before }, "{versus:?}: block {i}");
+        }
+    }
+}
+
+#[test]
 fn no_clock_where_none_is_wanted() {
     // Checks that --no-latency leaves the latencies out, alone and against the bare loop.
     let all = measure(&["--no-latency", "--ops", "100", "--size", "1m"]);
@@ -223,6 +262,7 @@ fn what_makes_no_sense_is_refused() {
     // Checks that each bad option and file ends in one line with cause and remedy and exit code 1.
     let folder = folder("bad");
     let (small, _) = file(folder.join("small"), 1);
+    let (two, _) = file(folder.join("two"), 2);
     let folder = folder.to_str().unwrap();
     let missing = format!("{folder}/missing");
     for (arguments, word) in [
@@ -233,6 +273,10 @@ fn what_makes_no_sense_is_refused() {
         (&["--block-size", "0"], "--block-size 0"),
         (&["--versus", "raw", "--rounds", "0"], "--rounds 0"),
         (&["--pin", "1000000"], "--pin 1000000"),
+        (&["--stride", "0"], "--stride 0"),
+        (&["--stride", "5000"], "--stride 5000"),
+        (&["--versus", "qemu"], "--stride"),
+        (&["--versus", "qemu", "--sequential", "--file", &two, "--size", "4k"], "all of a file"),
         (&["--file", folder], "directory"),
         (&["--file", "/dev/null"], "block device"),
         (&["--file", &missing], "no such file"),
@@ -256,7 +300,7 @@ fn usage_errors_are_claps() {
         &["--rounds", "3"],
         &["--direct", "perhaps"],
         &["--kernel", "windows"],
-        &["--versus", "qemu"],
+        &["--versus", "windows"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }

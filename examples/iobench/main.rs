@@ -1,9 +1,15 @@
 //! How many operations per second, and what each costs: random or sequential reads or writes with N
 //! coroutines, each a plain loop of `read_at` or `write_at` into its own buffer.
 //!
-//! `--versus raw` sets the same work, in turns, against a bare loop on the kernel's interface without any coroutine
-//! (`bare.rs`: `raw.rs` or `raw_uring.rs`), and says what the library costs on top of it. The coroutines are in `ours.rs`:
-//! read that first.
+//! `--versus` sets the same work, in turns, against somebody else, and says what each operation costs either. The coroutines
+//! are in `ours.rs`: read that first.
+//!
+//! | `--versus` | against | in |
+//! |---|---|---|
+//! | `raw` | a bare loop on the kernel's interface, without any coroutine | `raw.rs`, `raw_uring.rs`, `pool.rs` |
+//! | `pread` | a plain pool of threads | `pool.rs` |
+//! | `tokio` | tokio's `File` | `tokio_file.rs` |
+//! | `qemu` | `qemu-img bench` | `qemu.rs` |
 //!
 //! ```text
 //! cargo run --release --example iobench -- --pin 1 --versus raw
@@ -13,10 +19,13 @@ mod bare;
 mod meter;
 mod options;
 mod ours;
+mod pool;
+mod qemu;
 mod raw;
 mod raw_uring;
 mod report;
 mod target;
+mod tokio_file;
 mod work;
 
 use std::io::Write;
@@ -26,8 +35,8 @@ use std::time::Duration;
 use clap::Parser;
 use coralio_aio::{KernelChoice, Runner};
 
-use options::Options;
-use report::{Pair, Report};
+use options::{Options, Versus};
+use report::{Pair, Report, Round};
 use target::Target;
 
 fn main() -> ExitCode {
@@ -62,21 +71,29 @@ fn bench(options: &Options) -> Result<String, String> {
         eprintln!("iobench: --write overwrites {}", target.name);
     }
     let mut report = Report::new(options, &target);
-    if options.versus.is_none() {
-        report.alone(ours::round(options, &target, !options.no_latency)?);
-    } else {
+    if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
             // In turns, so that a change in the machine's mood meets both alike.
             let ours = ours::round(options, &target, false)?;
-            let raw = match options.kernel {
-                KernelChoice::Uring => bare::round::<raw_uring::Raw>(options, &target)?,
-                _ => bare::round::<raw::Raw>(options, &target)?,
-            };
-            report.pair(Pair { ours, raw });
+            let peer = opponent(versus, options, &target, ours.operations())?;
+            report.pair(Pair { ours, peer });
         }
         if !options.no_latency {
             report.latency(ours::round(options, &target, true)?);
         }
+    } else {
+        report.alone(ours::round(options, &target, !options.no_latency)?);
     }
     Ok(if options.json { report.json() } else { report.text() })
+}
+
+/// A round of the opponent's. One that can't be told to stop after a time does `operations`, as ours did.
+fn opponent(versus: Versus, options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
+    match (versus, options.kernel) {
+        (Versus::Raw, KernelChoice::Uring) => bare::round::<raw_uring::Raw>(options, target),
+        (Versus::Raw, KernelChoice::Threads) | (Versus::Pread, _) => bare::round::<pool::Pool>(options, target),
+        (Versus::Raw, _) => bare::round::<raw::Raw>(options, target),
+        (Versus::Tokio, _) => bare::round::<tokio_file::Tokio>(options, target),
+        (Versus::Qemu, _) => qemu::round(options, target, operations),
+    }
 }

@@ -1,4 +1,5 @@
-//! Clocks: wall time, and the CPU time of this process, at the two ends of a timed stretch. And the CPU to stay on.
+//! Clocks: wall time, and the CPU time of this process or of its children, at the two ends of a timed stretch. And the CPU
+//! to stay on.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// A moment, on all clocks.
 pub struct Moment {
+    /// `RUSAGE_SELF` or `RUSAGE_CHILDREN`.
+    whose: i32,
     wall: Instant,
     cpu: Duration,
     user: Duration,
@@ -15,7 +18,7 @@ pub struct Moment {
 /// What passed between two moments.
 pub struct Spent {
     pub wall: Duration,
-    /// User and system together, exact.
+    /// User and system together, exact (of children, to the microsecond).
     pub cpu: Duration,
     /// Shares of it; on many kernels these come from sampling at the timer tick.
     pub user: Duration,
@@ -23,32 +26,52 @@ pub struct Spent {
 }
 
 impl Moment {
+    /// Of this process.
     pub fn now() -> Moment {
+        Moment::of(libc::RUSAGE_SELF)
+    }
+
+    /// Of the children that have ended by now, and were waited for.
+    pub fn of_children() -> Moment {
+        Moment::of(libc::RUSAGE_CHILDREN)
+    }
+
+    fn of(whose: i32) -> Moment {
         let mut usage = MaybeUninit::<libc::rusage>::uninit();
         let mut cpu = MaybeUninit::<libc::timespec>::uninit();
         // SAFETY: both calls fill the struct that they are given, and fail only for an unknown first argument.
         let (usage, cpu) = unsafe {
-            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+            libc::getrusage(whose, usage.as_mut_ptr());
             libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, cpu.as_mut_ptr());
             (usage.assume_init(), cpu.assume_init())
         };
         let span = |t: libc::timeval| Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64);
-        Moment {
-            wall: Instant::now(),
-            cpu: Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32),
-            user: span(usage.ru_utime),
-            system: span(usage.ru_stime),
-        }
+        let (user, system) = (span(usage.ru_utime), span(usage.ru_stime));
+        let exact = Duration::new(cpu.tv_sec as u64, cpu.tv_nsec as u32);
+        let cpu = if whose == libc::RUSAGE_SELF { exact } else { user + system };
+        Moment { whose, wall: Instant::now(), cpu, user, system }
     }
 
     /// From this moment to now.
     pub fn spent(&self) -> Spent {
-        let now = Moment::now();
+        let now = Moment::of(self.whose);
         Spent {
             wall: now.wall - self.wall,
             cpu: now.cpu - self.cpu,
             user: now.user - self.user,
             system: now.system - self.system,
+        }
+    }
+}
+
+impl Spent {
+    /// What is left of it without `other`.
+    pub fn without(&self, other: &Spent) -> Spent {
+        Spent {
+            wall: self.wall.saturating_sub(other.wall),
+            cpu: self.cpu.saturating_sub(other.cpu),
+            user: self.user.saturating_sub(other.user),
+            system: self.system.saturating_sub(other.system),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use coralio_aio::KernelChoice;
 
-use crate::work::Limit;
+use crate::work::{Limit, Pattern};
 
 /// What one request may carry: the kernel cuts longer ones short of 2 GiB.
 const LARGEST_BLOCK: u64 = 1 << 30;
@@ -43,6 +43,10 @@ pub struct Options {
     #[arg(long)]
     pub sequential: bool,
 
+    /// Sequential, but each block so many bytes after the one before, modulo the size
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub stride: Option<u64>,
+
     /// Write instead of reading: OVERWRITES the file
     #[arg(long)]
     pub write: bool,
@@ -71,7 +75,7 @@ pub struct Options {
     #[arg(long)]
     pub json: bool,
 
-    /// Set it against another engine, in turns
+    /// Set it against somebody else, in turns
     #[arg(long, value_enum)]
     pub versus: Option<Versus>,
 
@@ -99,8 +103,36 @@ pub enum DirectArg {
 /// What to be set against.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Versus {
-    /// A bare loop on the same kernel interface, the ring read in memory, no coroutine
+    /// A bare loop on the same kernel interface, the ring read in memory, no coroutine; for threads: as pread
     Raw,
+    /// qemu-img bench with the same kernel interface, in a process of its own
+    Qemu,
+    /// tokio's File; direct, where that can't be, its blocking pool
+    Tokio,
+    /// A plain pool of threads that read and write
+    Pread,
+}
+
+impl Versus {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Versus::Raw => "raw",
+            Versus::Qemu => "qemu",
+            Versus::Tokio => "tokio",
+            Versus::Pread => "pread",
+        }
+    }
+
+    /// Heads its column.
+    pub fn label(self) -> &'static str {
+        match self {
+            Versus::Raw => "bare loop",
+            Versus::Qemu => "qemu-img bench",
+            Versus::Tokio => "tokio",
+            Versus::Pread => "pool of threads",
+        }
+    }
 }
 
 impl Options {
@@ -127,7 +159,22 @@ impl Options {
         if !(self.seconds > 0.0 && Duration::try_from_secs_f64(self.seconds).is_ok()) {
             return Err(format!("--seconds {} is no time to measure in; give more than 0", self.seconds));
         }
+        if let Some(stride) = self.stride.filter(|stride| *stride == 0 || !stride.is_multiple_of(self.block_size)) {
+            return Err(format!("--stride {stride} is no multiple of --block-size {}; give one", self.block_size));
+        }
+        if matches!(self.versus, Some(Versus::Qemu)) && matches!(self.pattern(), Pattern::Random { .. }) {
+            return Err("--versus qemu goes through the file in steps; add --sequential, or --stride 260k".into());
+        }
         Ok(())
+    }
+
+    /// In which order the blocks come.
+    pub fn pattern(&self) -> Pattern {
+        match self.stride {
+            Some(stride) => Pattern::Steps { blocks: stride / self.block_size },
+            None if self.sequential => Pattern::Steps { blocks: 1 },
+            None => Pattern::Random { seed: self.seed },
+        }
     }
 
     /// When a round is over.

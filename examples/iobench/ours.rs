@@ -12,7 +12,7 @@ use crate::meter::Moment;
 use crate::options::Options;
 use crate::report::Round;
 use crate::target::Target;
-use crate::work::{Limit, WARM_UP, Work};
+use crate::work::{Limit, WARM_UP, Work, short};
 
 /// Latencies in nanoseconds, to three digits.
 pub type Latencies = Histogram<u64>;
@@ -31,7 +31,7 @@ struct Job {
 pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
     let job = Rc::new(Job {
         file: Rc::clone(&target.file),
-        work: Work::new(options.block_size, target.blocks, options.sequential, options.seed),
+        work: Work::new(options.block_size, target.blocks, options.pattern()),
         block: options.block_size as usize,
         write: options.write,
         latencies: latencies.then(|| RefCell::new(histogram())),
@@ -105,19 +105,11 @@ impl Job {
     fn failed(&self, offset: u64, result: io::Result<usize>) -> String {
         self.work.stop();
         match result {
-            Ok(count) => short(if self.write { "write" } else { "read" }, self.block, offset, count),
+            Ok(count) => short(if self.write { "write" } else { "read" }, self.block as u64, offset, count as u64),
             // Says by itself what was done where.
             Err(e) => e.to_string(),
         }
     }
-}
-
-/// Says where fewer bytes came or went than asked for; on either side.
-pub fn short(verb: &str, block: usize, offset: u64, count: usize) -> String {
-    format!(
-        "short {verb} at offset {offset}: {count} of {block} bytes; \
-         has somebody shortened the file, or does it claim a length that it hasn't?"
-    )
 }
 
 fn clocked<T>(latencies: &RefCell<Latencies>, operation: impl FnOnce() -> T) -> T {

@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_aio::AlignedBuf;
@@ -12,9 +13,8 @@ use libc::{c_long, iocb, syscall};
 
 use crate::bare::Bare;
 use crate::options::Options;
-use crate::ours::short;
 use crate::target::Target;
-use crate::work::Work;
+use crate::work::{Work, failed};
 
 const RING_MAGIC: u32 = 0xa10a_10a1;
 const CMD_PREAD: u16 = 0;
@@ -96,7 +96,7 @@ impl Bare for Raw {
         Ok(raw)
     }
 
-    fn run(&mut self, work: &Work) -> Result<(), String> {
+    fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
         for request in &mut self.requests {
             let Some(offset) = work.next() else { break };
             request.aio_offset = offset as i64;
@@ -114,8 +114,8 @@ impl Bare for Raw {
         Ok(())
     }
 
-    fn calls(&self) -> (u64, u64) {
-        (self.submits, self.sleeps)
+    fn calls(&self) -> Option<(u64, u64)> {
+        Some((self.submits, self.sleeps))
     }
 }
 
@@ -200,7 +200,8 @@ impl Raw {
         // kernel is done with.
         let request = unsafe { &mut *request };
         if result != request.aio_nbytes as i64 {
-            return Err(failed(request, result));
+            let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
+            return Err(failed(verb, request.aio_nbytes, request.aio_offset as u64, result));
         }
         if let Some(offset) = work.next() {
             request.aio_offset = offset as i64;
@@ -216,19 +217,6 @@ impl Drop for Raw {
     fn drop(&mut self) {
         // SAFETY: the context is ours. This waits for all that is in flight; the buffers are freed after it.
         unsafe { syscall(libc::SYS_io_destroy, self.context) };
-    }
-}
-
-#[cold]
-fn failed(request: &iocb, result: i64) -> String {
-    let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
-    let (block, offset) = (request.aio_nbytes, request.aio_offset);
-    match usize::try_from(result) {
-        Ok(count) => short(verb, block as usize, offset as u64, count),
-        Err(_) => {
-            let error = io::Error::from_raw_os_error(-result as i32);
-            format!("{verb} of {block} bytes at offset {offset}: {error}")
-        }
     }
 }
 

@@ -4,15 +4,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
 
 use coralio_aio::AlignedBuf;
 use io_uring::{IoUring, SubmissionQueue, opcode, types};
 
 use crate::bare::Bare;
 use crate::options::Options;
-use crate::ours::short;
 use crate::target::Target;
-use crate::work::Work;
+use crate::work::{Work, failed};
 
 /// A ring, and its requests. Their buffers never move while it lives.
 pub struct Raw {
@@ -48,7 +48,7 @@ impl Bare for Raw {
         Ok(Raw { ring, requests, in_flight: 0, submits: 0, sleeps: 0 })
     }
 
-    fn run(&mut self, work: &Work) -> Result<(), String> {
+    fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
         let (submitter, mut requests, mut completions) = self.ring.split();
         let say = |e: io::Error| format!("io_uring_enter: {e}");
         for (i, request) in self.requests.iter_mut().enumerate() {
@@ -78,7 +78,8 @@ impl Bare for Raw {
                 let i = completion.user_data() as usize;
                 let request = &mut self.requests[i];
                 if completion.result() != request.block as i32 {
-                    return Err(request.failed(completion.result()));
+                    let verb = if request.write { "write" } else { "read" };
+                    return Err(failed(verb, request.block.into(), request.offset, completion.result().into()));
                 }
                 if let Some(offset) = work.next() {
                     request.push(&mut requests, i, offset);
@@ -89,8 +90,8 @@ impl Bare for Raw {
         Ok(())
     }
 
-    fn calls(&self) -> (u64, u64) {
-        (self.submits, self.sleeps)
+    fn calls(&self) -> Option<(u64, u64)> {
+        Some((self.submits, self.sleeps))
     }
 }
 
@@ -112,15 +113,6 @@ impl Request {
         };
         // SAFETY: the buffer lives until `Raw`'s drop has waited for its request, and has no other one.
         unsafe { requests.push(&entry.user_data(i as u64)) }.expect("a place for each buffer");
-    }
-
-    #[cold]
-    fn failed(&self, result: i32) -> String {
-        let (verb, block, offset) = (if self.write { "write" } else { "read" }, self.block, self.offset);
-        match usize::try_from(result) {
-            Ok(count) => short(verb, block as usize, offset, count),
-            Err(_) => format!("{verb} of {block} bytes at offset {offset}: {}", io::Error::from_raw_os_error(-result)),
-        }
     }
 }
 

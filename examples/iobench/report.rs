@@ -6,10 +6,10 @@ use coralio_aio::Stats;
 use serde_json::{Value, json};
 
 use crate::meter::Spent;
-use crate::options::Options;
+use crate::options::{Options, Versus};
 use crate::ours::Latencies;
 use crate::target::Target;
-use crate::work::WARM_UP;
+use crate::work::{Pattern, WARM_UP};
 
 /// One timed stretch of one side.
 #[derive(Clone)]
@@ -23,20 +23,21 @@ pub struct Round {
     system_ns: f64,
     /// The engine's counts over the stretch, by name.
     counts: Vec<(&'static str, u64)>,
-    /// System calls per operation, by those counts.
-    system_calls: f64,
+    /// System calls per operation, by those counts, where there are any.
+    system_calls: Option<f64>,
     latencies: Option<Latencies>,
 }
 
 /// Both sides, one right after the other.
 pub struct Pair {
     pub ours: Round,
-    pub raw: Round,
+    pub peer: Round,
 }
 
-/// What a run has to say. Where there are rounds, `ours` and `raw` are made of them by `median`.
+/// What a run has to say. Where there are rounds, both sides' figures are made of them by `median`.
 pub struct Report {
     head: Head,
+    versus: Option<Versus>,
     alone: Option<Round>,
     pairs: Vec<Pair>,
     latencies: Option<Latencies>,
@@ -50,7 +51,7 @@ struct Head {
     depth: u32,
     direct: bool,
     kernel: String,
-    pattern: &'static str,
+    pattern: String,
     operation: &'static str,
     pin: Option<usize>,
     seed: u64,
@@ -66,20 +67,23 @@ impl Round {
             ("sleeps", after.sleeps - before.sleeps),
         ];
         let calls = counts[2].1 + counts[3].1;
-        Round::new(operations, spent, counts, calls, latencies)
+        Round::new(operations, spent, counts, Some(calls), latencies)
     }
 
-    /// What the bare loop did.
-    pub fn raw(operations: u64, spent: Spent, submits: u64, sleeps: u64) -> Round {
-        let counts = vec![("requests", operations), ("submits", submits), ("sleeps", sleeps)];
-        Round::new(operations, spent, counts, submits + sleeps, None)
+    /// What somebody else did, with how many system calls that submitted and that slept.
+    pub fn peer(operations: u64, spent: Spent, calls: Option<(u64, u64)>) -> Round {
+        let mut counts = vec![("requests", operations)];
+        if let Some((submits, sleeps)) = calls {
+            counts.extend([("submits", submits), ("sleeps", sleeps)]);
+        }
+        Round::new(operations, spent, counts, calls.map(|(submits, sleeps)| submits + sleeps), None)
     }
 
     fn new(
         operations: u64,
         spent: Spent,
         counts: Vec<(&'static str, u64)>,
-        calls: u64,
+        calls: Option<u64>,
         latencies: Option<Latencies>,
     ) -> Round {
         let each = |time: std::time::Duration| time.as_nanos() as f64 / operations as f64;
@@ -92,7 +96,7 @@ impl Round {
             cpu_ns: each(spent.cpu).max(1e-3),
             user_ns: each(spent.user),
             system_ns: each(spent.system),
-            system_calls: calls as f64 / operations as f64,
+            system_calls: calls.map(|calls| calls as f64 / operations as f64),
             counts,
             latencies,
         }
@@ -113,9 +117,14 @@ impl Round {
         })
     }
 
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
     fn counts(&self) -> String {
         let each: Vec<_> = self.counts.iter().map(|(name, count)| format!("{} {name}", grouped(*count))).collect();
-        each.join(", ")
+        let calls = self.system_calls.map(|calls| format!("{calls:.4} system calls per operation; "));
+        calls.unwrap_or_default() + &each.join(", ")
     }
 }
 
@@ -130,11 +139,16 @@ impl Report {
                 depth: options.depth,
                 direct: target.file.is_direct(),
                 kernel: options.kernel.to_string(),
-                pattern: if options.sequential { "sequential" } else { "random" },
+                pattern: match options.pattern() {
+                    Pattern::Random { .. } => "random".to_string(),
+                    Pattern::Steps { blocks: 1 } => "sequential".to_string(),
+                    Pattern::Steps { blocks } => format!("every {blocks}th"),
+                },
                 operation: options.verb(),
                 pin: options.pin,
                 seed: options.seed,
             },
+            versus: options.versus,
             alone: None,
             pairs: Vec::new(),
             latencies: None,
@@ -176,13 +190,14 @@ impl Report {
         if let Some(round) = &self.alone {
             all["ours"] = round.json();
         }
-        if !self.pairs.is_empty() {
-            let (ours, raw) = self.medians();
+        if let Some(versus) = self.versus {
+            let (ours, peer) = self.medians();
+            all["versus"] = json!(versus.name());
             all["ours"] = ours.json();
-            all["raw"] = raw.json();
-            all["ratio_cpu"] = json!(ours.cpu_ns / raw.cpu_ns);
-            all["ratio_iops"] = json!(ours.iops / raw.iops);
-            let each = |pair: &Pair| json!({"ours": pair.ours.json(), "raw": pair.raw.json()});
+            all[versus.name()] = peer.json();
+            all["ratio_cpu"] = json!(ours.cpu_ns / peer.cpu_ns);
+            all["ratio_iops"] = json!(ours.iops / peer.iops);
+            let each = |pair: &Pair| json!({"ours": pair.ours.json(), versus.name(): pair.peer.json()});
             all["rounds"] = self.pairs.iter().map(each).collect();
         }
         if let Some(latencies) = &self.latencies {
@@ -201,52 +216,50 @@ impl Report {
         if let Some(round) = &self.alone {
             alone(&mut text, round, self.head.block_size);
         }
-        if !self.pairs.is_empty() {
-            self.versus(&mut text);
+        if let Some(versus) = self.versus {
+            self.versus(&mut text, versus.label());
         }
         if let Some(latencies) = &self.latencies {
             let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
             let (p50, p99, p99_9) = (at(0.5), at(0.99), at(0.999));
-            let apart = if self.pairs.is_empty() { "" } else { " (of a round by itself)" };
+            let apart = if self.versus.is_none() { "" } else { " (of a round by itself)" };
             line(&mut text, format_args!("  latency  p50 {p50:.1} us   p99 {p99:.1} us   p99.9 {p99_9:.1} us{apart}"));
         }
         text
     }
 
-    fn versus(&self, text: &mut String) {
-        line(text, format_args!("{:>8} {:>34}   {:>34}", "", "coroutines", "bare loop"));
+    fn versus(&self, text: &mut String, peer_name: &str) {
+        line(text, format_args!("{:>8} {:>34}   {:>34}", "", "coroutines", peer_name));
         let columns = "IOPS   CPU ns   user/system";
         line(text, format_args!("{:>8} {columns:>34}   {columns:>34}", "round"));
-        let row = |text: &mut String, name: &str, ours: &Round, raw: &Round| {
+        let row = |text: &mut String, name: &str, ours: &Round, peer: &Round| {
             let half = |r: &Round| {
                 let (user, system) = (r.user_ns, r.system_ns);
                 format!("{:>11.0} {:>8.0} {user:>6.0}/{system:<6.0}", r.iops, r.cpu_ns)
             };
-            line(text, format_args!("{name:>8} {:>34}   {:>34}", half(ours), half(raw)));
+            line(text, format_args!("{name:>8} {:>34}   {:>34}", half(ours), half(peer)));
         };
         for (i, pair) in self.pairs.iter().enumerate() {
-            row(text, &(i + 1).to_string(), &pair.ours, &pair.raw);
+            row(text, &(i + 1).to_string(), &pair.ours, &pair.peer);
         }
-        let (ours, raw) = self.medians();
-        row(text, "median", &ours, &raw);
+        let (ours, peer) = self.medians();
+        row(text, "median", &ours, &peer);
         line(
             text,
             format_args!(
-                "   ratio  CPU {:.3}   IOPS {:.3}   (coroutines / bare loop)",
-                ours.cpu_ns / raw.cpu_ns,
-                ours.iops / raw.iops
+                "   ratio  CPU {:.3}   IOPS {:.3}   (coroutines / {peer_name})",
+                ours.cpu_ns / peer.cpu_ns,
+                ours.iops / peer.iops
             ),
         );
-        let calls = |name: &str, r: &Round| {
-            format!("  {name}: {:.4} system calls per operation; {}", r.system_calls, r.counts())
-        };
-        line(text, format_args!("{}", calls("coroutines", &ours)));
-        line(text, format_args!("{}", calls(" bare loop", &raw)));
+        for (name, side) in [("coroutines", &ours), (peer_name, &peer)] {
+            line(text, format_args!("  {name:>15}: {}", side.counts()));
+        }
     }
 
     fn medians(&self) -> (Round, Round) {
         let side = |pick: fn(&Pair) -> &Round| median(&self.pairs.iter().map(pick).collect::<Vec<_>>());
-        (side(|pair| &pair.ours), side(|pair| &pair.raw))
+        (side(|pair| &pair.ours), side(|pair| &pair.peer))
     }
 }
 
@@ -261,14 +274,14 @@ impl Head {
 }
 
 fn alone(text: &mut String, round: &Round, block_size: u64) {
-    let Round { iops, cpu_ns, user_ns, system_ns, system_calls, seconds, .. } = round;
+    let Round { iops, cpu_ns, user_ns, system_ns, seconds, .. } = round;
     let rate = iops * block_size as f64 / (1 << 20) as f64;
     let operations = grouped(round.operations);
     let warm_up = grouped(WARM_UP);
     line(text, format_args!("  {operations} operations in {seconds:.2} s, after {warm_up} to warm up"));
     line(text, format_args!("  {iops:.0} IOPS, {rate:.0} MiB/s"));
     line(text, format_args!("  CPU      {cpu_ns:.0} ns per operation: user {user_ns:.0}, system {system_ns:.0}"));
-    line(text, format_args!("  {system_calls:.4} system calls per operation; {}", round.counts()));
+    line(text, format_args!("  {}", round.counts()));
 }
 
 fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
@@ -285,7 +298,7 @@ fn median(rounds: &[&Round]) -> Round {
     };
     let operations = rounds.iter().map(|round| round.operations).sum();
     let total = |i: usize| rounds.iter().map(|round| round.counts[i].1).sum();
-    let calls: f64 = rounds.iter().map(|round| round.system_calls * round.operations as f64).sum();
+    let calls: Option<f64> = rounds.iter().map(|round| Some(round.system_calls? * round.operations as f64)).sum();
     Round {
         operations,
         seconds: rounds.iter().map(|round| round.seconds).sum(),
@@ -294,7 +307,7 @@ fn median(rounds: &[&Round]) -> Round {
         user_ns: middle(|round| round.user_ns),
         system_ns: middle(|round| round.system_ns),
         counts: rounds[0].counts.iter().enumerate().map(|(i, &(name, _))| (name, total(i))).collect(),
-        system_calls: calls / operations as f64,
+        system_calls: calls.map(|calls| calls / operations as f64),
         latencies: None,
     }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
-use crate::options::{DirectArg, Options};
+use crate::options::{DirectArg, Options, Versus};
 
 /// What a scratch file has when nobody says.
 const SCRATCH_SIZE: u64 = 1 << 30;
@@ -71,6 +71,12 @@ impl Target {
         if size < block {
             return Err(say(format!(
                 "{size} bytes are less than one block of {block}; give a larger file or a smaller --block-size"
+            )));
+        }
+        if matches!(options.versus, Some(Versus::Qemu)) && (size < len || !size.is_multiple_of(block)) {
+            return Err(say(format!(
+                "--versus qemu works on all of a file of whole blocks, and this has {len} bytes; leave --size out, \
+                 or lengthen the file (truncate -s)"
             )));
         }
         let step = file.alignment().offset as u64;

@@ -2,6 +2,7 @@
 //! compared is the same work, and what drawing costs is the same too.
 
 use std::cell::Cell;
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Operations before the clock starts: they fault the memory in and fill caches and predictors.
@@ -17,11 +18,23 @@ pub enum Limit {
     Time(Duration),
 }
 
+/// In which order the blocks come.
+#[derive(Clone, Copy)]
+pub enum Pattern {
+    Random {
+        seed: u64,
+    },
+    /// From the start, so many blocks on each time, and beyond the end from the start again.
+    Steps {
+        blocks: u64,
+    },
+}
+
 /// The offsets of one round, and how many are left of it.
 pub struct Work {
     block: u64,
     blocks: u64,
-    sequential: bool,
+    pattern: Pattern,
     /// State of the generator, or the next block's number.
     state: Cell<u64>,
     /// Until the next look at what is left.
@@ -32,12 +45,16 @@ pub struct Work {
 }
 
 impl Work {
-    pub fn new(block: u64, blocks: u64, sequential: bool, seed: u64) -> Work {
+    pub fn new(block: u64, blocks: u64, pattern: Pattern) -> Work {
+        let (pattern, state) = match pattern {
+            Pattern::Random { seed } => (pattern, seed),
+            Pattern::Steps { blocks: step } => (Pattern::Steps { blocks: step % blocks }, 0),
+        };
         Work {
             block,
             blocks,
-            sequential,
-            state: Cell::new(if sequential { 0 } else { seed }),
+            pattern,
+            state: Cell::new(state),
             left: Cell::new(0),
             granted: Cell::new(0),
             until: Cell::new(None),
@@ -91,21 +108,45 @@ impl Work {
 
     #[inline]
     fn offset(&self) -> u64 {
-        let block = if self.sequential {
-            let block = self.state.get();
-            let next = block + 1;
-            self.state.set(if next == self.blocks { 0 } else { next });
-            block
-        } else {
-            // splitmix64, scaled to the range by a multiplication: a division would be seen in the figures.
-            let state = self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-            self.state.set(state);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-            ((u128::from(z) * u128::from(self.blocks)) >> 64) as u64
+        // Both without a division, which would be seen in the figures.
+        let block = match self.pattern {
+            Pattern::Steps { blocks: step } => {
+                let block = self.state.get();
+                let next = block + step;
+                self.state.set(if next >= self.blocks { next - self.blocks } else { next });
+                block
+            }
+            Pattern::Random { .. } => {
+                // splitmix64, scaled to the range by a multiplication.
+                let state = self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+                self.state.set(state);
+                let mut z = state;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                z ^= z >> 31;
+                ((u128::from(z) * u128::from(self.blocks)) >> 64) as u64
+            }
         };
         block * self.block
     }
+}
+
+/// What is wrong with an operation that brought `result`: a count, or a negative error number. On the bare sides.
+#[cold]
+pub fn failed(verb: &str, block: u64, offset: u64, result: i64) -> String {
+    match u64::try_from(result) {
+        Ok(count) => short(verb, block, offset, count),
+        Err(_) => {
+            let error = io::Error::from_raw_os_error(-result as i32);
+            format!("{verb} of {block} bytes at offset {offset}: {error}")
+        }
+    }
+}
+
+/// Says where fewer bytes came or went than asked for; on every side.
+pub fn short(verb: &str, block: u64, offset: u64, count: u64) -> String {
+    format!(
+        "short {verb} at offset {offset}: {count} of {block} bytes; \
+         has somebody shortened the file, or does it claim a length that it hasn't?"
+    )
 }

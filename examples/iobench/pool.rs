@@ -1,0 +1,118 @@
+//! The opponent on threads: what one writes first. Threads on one channel, each reading or writing with a plain system call
+//! and sending back its buffer; one thread that draws the offsets and gives out the work. As many threads as the library's
+//! own pool may have, so that what is compared is how the work gets to them and back.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use coralio_aio::AlignedBuf;
+use coralio_aio::kernel::threads::MOST_THREADS;
+
+use crate::bare::Bare;
+use crate::options::Options;
+use crate::target::Target;
+use crate::work::{Work, short};
+
+/// A buffer and its offset there, the buffer and what was wrong back.
+type Order = (AlignedBuf, u64);
+type Done = (AlignedBuf, Result<(), String>);
+
+/// The threads, the two channels, and the buffers that are not with a thread.
+pub struct Pool {
+    /// `None` in drop alone: the threads end when it is gone.
+    orders: Option<Sender<Order>>,
+    done: Receiver<Done>,
+    threads: Vec<JoinHandle<()>>,
+    idle: Vec<AlignedBuf>,
+}
+
+impl Bare for Pool {
+    const SETUP: &str = "threads";
+    const REMEDY: &str = "raise the limit of threads (ulimit -u), or lower --depth";
+
+    fn new(options: &Options, target: &Target) -> io::Result<Pool> {
+        let file = Arc::new(File::from(target.file.as_fd().try_clone_to_owned()?));
+        let (orders, taken) = channel();
+        let taken = Arc::new(Mutex::new(taken));
+        let (give_back, done) = channel();
+        let write = options.write;
+        let thread = |_| {
+            let (file, taken, give_back) = (Arc::clone(&file), Arc::clone(&taken), give_back.clone());
+            thread::Builder::new().spawn(move || serve(&file, &taken, &give_back, write))
+        };
+        let threads = (0..MOST_THREADS.min(options.depth as usize)).map(thread).collect::<io::Result<_>>()?;
+        let idle = (0..options.depth).map(|_| target.buffer(options)).collect();
+        Ok(Pool { orders: Some(orders), done, threads, idle })
+    }
+
+    fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
+        let mut out = 0;
+        while let Some(buffer) = self.idle.pop() {
+            let Some(offset) = work.next() else {
+                self.idle.push(buffer);
+                break;
+            };
+            self.order((buffer, offset))?;
+            out += 1;
+        }
+        while out > 0 {
+            let (buffer, result) = self.done.recv().map_err(|_| "all threads have ended")?;
+            result?;
+            match work.next() {
+                Some(offset) => self.order((buffer, offset))?,
+                None => {
+                    self.idle.push(buffer);
+                    out -= 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    fn order(&self, order: Order) -> Result<(), String> {
+        let orders = self.orders.as_ref().expect("gone in drop alone");
+        orders.send(order).map_err(|_| "all threads have ended".to_string())
+    }
+}
+
+/// One thread, until nobody gives orders any more.
+fn serve(file: &File, taken: &Mutex<Receiver<Order>>, give_back: &Sender<Done>, write: bool) {
+    loop {
+        let order = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((mut buffer, offset)) = order else { return };
+        let result = transfer(file, &mut buffer, offset, write);
+        if give_back.send((buffer, result)).is_err() {
+            return;
+        }
+    }
+}
+
+/// One operation, complete or an error.
+pub fn transfer(file: &File, buffer: &mut AlignedBuf, offset: u64, write: bool) -> Result<(), String> {
+    let verb = if write { "write" } else { "read" };
+    let result = if write { file.write_at(buffer, offset) } else { file.read_at(buffer, offset) };
+    let block = buffer.len();
+    match result {
+        Ok(count) if count == block => Ok(()),
+        Ok(count) => Err(short(verb, block as u64, offset, count as u64)),
+        Err(error) => Err(format!("{verb} of {block} bytes at offset {offset}: {error}")),
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.orders = None;
+        for thread in self.threads.drain(..) {
+            // A panic of its own is printed, and was seen by `run`.
+            let _ = thread.join();
+        }
+    }
+}

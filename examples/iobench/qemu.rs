@@ -1,0 +1,66 @@
+//! The opponent in another process: `qemu-img bench` on the same file, with the same kernel interface, depth and offsets.
+//!
+//! It is started twice: for the warm-up alone, and for the warm-up and what is measured. The difference of the two is what
+//! counts, so that neither starting it nor opening the file does.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{self, Command};
+
+use coralio_aio::KernelChoice;
+
+use crate::meter::{Moment, Spent};
+use crate::options::Options;
+use crate::report::Round;
+use crate::target::Target;
+use crate::work::{Pattern, WARM_UP};
+
+/// At depth 1 with native AIO some versions crash now and then: such a run is tried again.
+const TRIES: u32 = 6;
+
+/// One round of so many operations.
+pub fn round(options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
+    let warm_up = run(options, target, WARM_UP)?;
+    let all = run(options, target, WARM_UP + operations)?;
+    Ok(Round::peer(operations, all.without(&warm_up), None))
+}
+
+/// One run of it, from start to end.
+fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, String> {
+    let Pattern::Steps { blocks } = options.pattern() else { unreachable!("refused by `Options::check`") };
+    let [count, depth, block, step] =
+        [operations, options.depth.into(), options.block_size, blocks * options.block_size].map(|n| n.to_string());
+    let (cache, way) = match (target.file.is_direct(), options.kernel) {
+        (true, KernelChoice::Uring) => ("none", "io_uring"),
+        (true, KernelChoice::Threads) => ("none", "threads"),
+        (true, _) => ("none", "native"),
+        (false, KernelChoice::Uring) => ("writeback", "io_uring"),
+        // It has no native AIO through the page cache.
+        (false, _) => ("writeback", "threads"),
+    };
+    // Open here already, under whatever name it has or had; it inherits the CPU to stay on.
+    let path = format!("/proc/{}/fd/{}", process::id(), target.file.as_fd().as_raw_fd());
+    let mut command = Command::new("qemu-img");
+    command.args(["bench", "-f", "raw", "-t", cache, "-i", way, "-c", &count, "-d", &depth, "-s", &block, "-S", &step]);
+    if options.write {
+        command.args(["-w", "--pattern", "197"]);
+    }
+    command.arg(path);
+    for last in (0..TRIES).rev() {
+        let clock = Moment::of_children();
+        let output = command.output();
+        let spent = clock.spent();
+        let output = output.map_err(|error| {
+            format!("qemu-img: {error}; install it (package qemu-utils), or leave --versus qemu out")
+        })?;
+        if output.status.success() {
+            return Ok(spent);
+        }
+        if output.status.signal() != Some(libc::SIGSEGV) || last == 0 {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let line = said.lines().last().unwrap_or_default();
+            return Err(format!("{}: qemu-img bench, {}: {line}", target.name, output.status));
+        }
+    }
+    unreachable!("the last try returns")
+}

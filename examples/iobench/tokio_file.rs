@@ -1,0 +1,122 @@
+//! The opponent in async: tasks on tokio's current-thread runtime, as many as there are coroutines, each a plain loop on its
+//! own `File`.
+//!
+//! tokio's `File` has no positioned read: it seeks, and reads into a buffer of its own that it copies from. Direct I/O does
+//! not take that buffer, so there the tasks do what tokio's users do: `spawn_blocking` around a positioned read.
+
+use std::fs;
+use std::io::{self, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use coralio_aio::AlignedBuf;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::runtime::{self, Runtime};
+use tokio::task::{LocalSet, spawn_blocking};
+
+use crate::bare::Bare;
+use crate::options::Options;
+use crate::pool::transfer;
+use crate::target::Target;
+use crate::work::Work;
+
+/// The runtime with its threads, and what each task has.
+pub struct Tokio {
+    runtime: Runtime,
+    tasks: Vec<Task>,
+}
+
+/// One task's file and buffer.
+struct Task {
+    way: Way,
+    buffer: AlignedBuf,
+    write: bool,
+}
+
+enum Way {
+    /// Each has one of its own: the position belongs to the open file.
+    File(File),
+    Blocking(Arc<fs::File>),
+}
+
+impl Bare for Tokio {
+    const SETUP: &str = "tokio's runtime";
+    const REMEDY: &str = "lower --depth, or raise the limits of threads and open files (ulimit -u -n)";
+
+    fn new(options: &Options, target: &Target) -> io::Result<Tokio> {
+        let runtime = runtime::Builder::new_current_thread().build()?;
+        let held = target.file.as_fd();
+        let shared = Arc::new(fs::File::from(held.try_clone_to_owned()?));
+        let task = |_| {
+            let way = if target.file.is_direct() {
+                Way::Blocking(Arc::clone(&shared))
+            } else {
+                let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+                Way::File(File::from_std(fs::File::options().read(!options.write).write(options.write).open(path)?))
+            };
+            Ok(Task { way, buffer: target.buffer(options), write: options.write })
+        };
+        let tasks = (0..options.depth).map(task).collect::<io::Result<_>>()?;
+        Ok(Tokio { runtime, tasks })
+    }
+
+    fn run(&mut self, work: &Rc<Work>) -> Result<(), String> {
+        let tasks = std::mem::take(&mut self.tasks);
+        let ended = LocalSet::new().block_on(&self.runtime, async {
+            let started: Vec<_> =
+                tasks.into_iter().map(|task| tokio::task::spawn_local(task.run(Rc::clone(work)))).collect();
+            let mut ended = Vec::new();
+            for task in started {
+                ended.push(task.await.map_err(|error| error.to_string()).flatten());
+            }
+            ended
+        });
+        self.tasks = ended.into_iter().collect::<Result<_, String>>()?;
+        Ok(())
+    }
+}
+
+impl Task {
+    async fn run(mut self, work: Rc<Work>) -> Result<Task, String> {
+        while let Some(offset) = work.next() {
+            if let Err(why) = self.transfer(offset).await {
+                work.stop();
+                return Err(why);
+            }
+        }
+        Ok(self)
+    }
+
+    async fn transfer(&mut self, offset: u64) -> Result<(), String> {
+        let Task { way, buffer, write } = self;
+        let write = *write;
+        match way {
+            Way::File(file) => {
+                let done = async {
+                    file.seek(SeekFrom::Start(offset)).await?;
+                    if write {
+                        file.write_all(buffer).await?;
+                        // It is written when this says so, not before.
+                        file.flush().await
+                    } else {
+                        file.read_exact(buffer).await.map(drop)
+                    }
+                };
+                done.await
+                    .map_err(|error| format!("{} at offset {offset}: {error}", if write { "write" } else { "read" }))
+            }
+            Way::Blocking(file) => {
+                let (file, mut moved) = (Arc::clone(file), std::mem::replace(buffer, AlignedBuf::new(0, 1)));
+                let done = spawn_blocking(move || {
+                    let result = transfer(&file, &mut moved, offset, write);
+                    (moved, result)
+                });
+                let (moved, result) = done.await.map_err(|error| error.to_string())?;
+                *buffer = moved;
+                result
+            }
+        }
+    }
+}

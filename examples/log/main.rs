@@ -1,0 +1,229 @@
+//! A log with group commit: several writers append records; one of those that wait writes a batch for all, with one aligned
+//! write and one sync, and wakes them. Each `append` returns when its record is on the medium.
+//!
+//! ```text
+//! cargo run --release --example log                                     a scratch file, five seconds
+//! cargo run --release --example log -- --versus threads --pin 1         against the same on threads, in turns
+//! cargo run --release --example log -- --file LOG --verify              what is in a log
+//! ```
+//!
+//! Read `ours.rs` first: `append` is the whole of it. `threads.rs` is the same with threads; both share the records
+//! (`record.rs`) and the state of a group commit (`group.rs`).
+
+mod group;
+// Of its clocks this program reads its own alone.
+#[allow(dead_code)]
+#[path = "../iobench/meter.rs"]
+mod meter;
+mod options;
+mod ours;
+mod record;
+mod threads;
+mod writer;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::rc::Rc;
+use std::thread;
+
+use clap::Parser;
+use coralio_aio::{File, Runner, spawn, yield_now};
+
+use meter::{Moment, Spent};
+use options::Options;
+use record::{BLOCK, Scan, scan};
+use writer::{Job, label};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(text) => {
+            let _ = io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("log: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<String, String> {
+    options.check()?;
+    if let Some(cpu) = options.pin {
+        meter::pin(cpu)?;
+    }
+    let scratch = options.file.is_none().then(Scratch::new);
+    let path = options.file.as_deref().or(scratch.as_ref().map(|scratch| &*scratch.0)).expect("one of them");
+    let say = |why: io::Error| format!("{}: {why}", path.display());
+    if options.verify {
+        return verify(path, options).map_err(say);
+    }
+    if options.versus.is_none() {
+        let round = coroutines(path, options).map_err(say)?;
+        return Ok(format!("{}{}", round.found(), round.text("coroutines")));
+    }
+    let mut rounds = [Vec::new(), Vec::new()];
+    let mut text = String::new();
+    for _ in 0..options.rounds {
+        // In turns, so that a change in the machine's mood meets both alike.
+        for (side, round) in [coroutines, on_threads].into_iter().enumerate() {
+            let round = round(path, options).map_err(say)?;
+            text += &round.text(["coroutines", "threads"][side]);
+            rounds[side].push(round);
+        }
+    }
+    let ratio = |figure: fn(&Round) -> f64| median(&rounds[0], figure) / median(&rounds[1], figure);
+    let (commits, cpu) = (ratio(Round::commits_per_second), ratio(Round::cpu_per_commit));
+    Ok(format!("{text}median ratios, coroutines / threads: commits/s {commits:.3}, CPU per commit {cpu:.3}\n"))
+}
+
+/// What one side did in one round.
+struct Round {
+    before: Scan,
+    commits: u64,
+    syncs: u64,
+    spent: Spent,
+}
+
+/// The log on coroutines, in a context of its own.
+fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
+    Runner::new().kernel(options.kernel).run(|| {
+        let (log, before) = ours::Log::open(path, options.writers as usize, options.payload)?;
+        let (log, clock) = (Rc::new(log), Moment::now());
+        let job = Rc::new(Job::new(options, before.records));
+        let start = |writer| {
+            let (log, job) = (Rc::clone(&log), Rc::clone(&job));
+            spawn(move || job.write(writer, yield_now, |payload| log.append(payload)))
+        };
+        let writers: Vec<_> = (0..options.writers).map(start).collect();
+        let ended: Vec<_> = writers.into_iter().map(|writer| writer.join().expect("no writer panics")).collect();
+        let spent = clock.spent();
+        let log = Rc::into_inner(log).expect("all writers have ended");
+        finish(&job, before, spent, ended, || log.close())
+    })?
+}
+
+/// The log on threads.
+fn on_threads(path: &Path, options: &Options) -> io::Result<Round> {
+    let (log, before) = threads::Log::open(path, options.writers as usize, options.payload)?;
+    let clock = Moment::now();
+    let job = Job::new(options, before.records);
+    let ended: Vec<_> = thread::scope(|scope| {
+        let start = |writer| {
+            let (log, job) = (&log, &job);
+            scope.spawn(move || job.write(writer, thread::yield_now, |payload| log.append(payload)))
+        };
+        let writers: Vec<_> = (0..options.writers).map(start).collect();
+        writers.into_iter().map(|writer| writer.join().expect("no writer panics")).collect()
+    });
+    let spent = clock.spent();
+    finish(&job, before, spent, ended, || log.close())
+}
+
+/// The first error, with what is safe all the same; or else the round.
+fn finish(
+    job: &Job,
+    before: Scan,
+    spent: Spent,
+    ended: Vec<io::Result<()>>,
+    close: impl FnOnce() -> io::Result<u64>,
+) -> io::Result<Round> {
+    let commits = job.acknowledged();
+    ended.into_iter().collect::<io::Result<()>>().map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull => "; free some space there",
+            io::ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f)",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("{error}{remedy}; {commits} records were acknowledged, and are there"))
+    })?;
+    Ok(Round { before, commits, syncs: close()?, spent })
+}
+
+impl Round {
+    fn commits_per_second(&self) -> f64 {
+        self.commits as f64 / self.spent.wall.as_secs_f64().max(1e-9)
+    }
+
+    /// Microseconds.
+    fn cpu_per_commit(&self) -> f64 {
+        self.spent.cpu.as_secs_f64() * 1e6 / self.commits.max(1) as f64
+    }
+
+    /// What was there before, if anything.
+    fn found(&self) -> String {
+        match self.before {
+            Scan { records: 0, torn: false, .. } => String::new(),
+            Scan { records, end, torn } => {
+                let tail = if torn { format!("; a torn tail at byte {end} was cut off") } else { String::new() };
+                format!("{records} records found{tail}\n")
+            }
+        }
+    }
+
+    fn text(&self, who: &str) -> String {
+        format!(
+            "{who:>10}: {} commits in {:.2} s: {:.0} commits/s, {:.2} us of CPU per commit, {:.1} commits per sync\n",
+            self.commits,
+            self.spent.wall.as_secs_f64(),
+            self.commits_per_second(),
+            self.cpu_per_commit(),
+            self.commits as f64 / self.syncs.max(1) as f64,
+        )
+    }
+}
+
+fn median(rounds: &[Round], figure: fn(&Round) -> f64) -> f64 {
+    let mut all: Vec<_> = rounds.iter().map(figure).collect();
+    all.sort_by(f64::total_cmp);
+    (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0
+}
+
+/// Reads a log and changes nothing: every writer's records must be there in the order in which it wrote them.
+fn verify(path: &Path, options: &Options) -> io::Result<String> {
+    Runner::new().kernel(options.kernel).run(|| {
+        let file = File::open(path)?;
+        let mut last: HashMap<u32, u64> = HashMap::new();
+        let (mut list, mut wrong) = (String::new(), None);
+        let found = scan(
+            |buf, offset| file.read_at(buf, offset),
+            |payload| match label(payload) {
+                Some((writer, count)) => {
+                    if last.insert(writer, count).is_some_and(|before| before >= count) {
+                        wrong.get_or_insert(format!("writer {writer}'s record {count} comes after a later one"));
+                    }
+                    if options.list {
+                        list += &format!("{writer} {count}\n");
+                    }
+                }
+                None => _ = wrong.get_or_insert("a whole record that is none of this program's writers'".to_string()),
+            },
+        )?;
+        if let Some(wrong) = wrong {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+        }
+        let Scan { records, end, torn } = found;
+        let tail = if torn { "; behind it a torn tail" } else { "" };
+        let blocks = end.div_ceil(BLOCK);
+        Ok(format!("{list}{records} records of {} writers in {blocks} blocks{tail}\n", last.len()))
+    })?
+}
+
+/// A file of nobody's, gone afterwards.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch(std::env::temp_dir().join(format!("coralio-log-{}", process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}

@@ -1,0 +1,75 @@
+//! The log on coroutines: `append` is the whole of it.
+
+use std::io;
+use std::path::Path;
+
+use coralio_aio::{CoMutex, CoQueue, File, yield_now};
+
+use crate::group::{Batch, Group, Turn};
+use crate::record::{Scan, scan};
+
+/// An open log. Coroutines share it.
+pub struct Log {
+    file: File,
+    group: CoMutex<Group>,
+    /// One for the batch that is written, one for the batch that fills, in turns.
+    queues: [CoQueue; 2],
+}
+
+impl Log {
+    /// Opens a log, or makes one; finds its end, and cuts off what is torn behind it.
+    pub fn open(path: &Path, writers: usize, payload: usize) -> io::Result<(Log, Scan)> {
+        let file = File::options().read(true).write(true).create(true).open(path)?;
+        let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
+        found.check_foreign()?;
+        // To the byte: what follows in its last block must read as zeros.
+        file.set_len(found.end)?;
+        file.sync_all()?;
+        let group = CoMutex::new(Group::new(&found, writers, payload));
+        Ok((Log { file, group, queues: [CoQueue::new(), CoQueue::new()] }, found))
+    }
+
+    /// Appends a record, and returns its number when it is on the medium.
+    pub fn append(&self, payload: &[u8]) -> io::Result<u64> {
+        let mut group = self.group.lock();
+        let ticket = group.push(payload);
+        loop {
+            match group.turn(ticket) {
+                Turn::Durable => return Ok(ticket.number),
+                Turn::Failed(error) => return Err(error),
+                Turn::Wait(queue) => group = self.queues[queue].wait(group),
+                Turn::Lead => {
+                    drop(group);
+                    // All that can run get their record into the batch.
+                    yield_now();
+                    let batch = self.group.lock().take();
+                    let written = self.write(&batch);
+                    group = self.group.lock();
+                    let queue = group.finish(batch, written);
+                    self.queues[queue].wake_all();
+                    if group.has_failed() {
+                        self.queues[1 - queue].wake_all();
+                    } else {
+                        self.queues[1 - queue].wake_one();
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&self, batch: &Batch) -> io::Result<()> {
+        if let Some(len) = batch.grow_to {
+            self.file.set_len(len)?;
+        }
+        self.file.write_at(batch.bytes(), batch.offset)?;
+        self.file.sync_data()
+    }
+
+    /// Gives back what the file is longer than the log. Returns the number of syncs.
+    pub fn close(self) -> io::Result<u64> {
+        let group = self.group.into_inner();
+        self.file.set_len(group.end())?;
+        self.file.sync_all()?;
+        Ok(group.batches())
+    }
+}

@@ -1,0 +1,289 @@
+//! The program `log`, run as its users run it: what is acknowledged is there, whatever happens to the process or to the tail.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use coralio_aio::kernel::io_uring::IoUring;
+
+/// A test's own folder, gone when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("log-{}-{test}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).into_os_string().into_string().unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("examples/log");
+    assert!(program.is_file(), "no {}; make it first: cargo build --example log (cargo test does)", program.display());
+    program
+}
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(program()).args(arguments).output().unwrap()
+}
+
+/// Runs it to a good end, and hands out what it printed.
+#[track_caller]
+fn good(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    assert_eq!(errors, "");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs it to exit code 1, and hands out its one line.
+#[track_caller]
+fn refused(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+    assert!(errors.starts_with("log: ") && errors.lines().count() == 1, "{arguments:?}: {errors}");
+    errors
+}
+
+/// What is in a log: how many records, whether a torn tail, and all labels.
+#[track_caller]
+fn contents(path: &str) -> (u64, bool, HashSet<String>) {
+    let text = good(&["--file", path, "--verify", "--list"]);
+    let (summary, list) =
+        text.lines().collect::<Vec<_>>().split_last().map(|(last, all)| (*last, all.to_vec())).unwrap();
+    let records = summary.split(' ').next().unwrap().parse().unwrap();
+    let labels: HashSet<_> = list.iter().map(|line| line.to_string()).collect();
+    assert_eq!(labels.len(), list.len(), "a record is there twice");
+    assert_eq!(records, list.len() as u64);
+    (records, summary.contains("torn"), labels)
+}
+
+#[test]
+fn every_record_is_there_on_every_kernel() {
+    // E16, E13: what the writers append, several at a time, is in the file once, and a second run goes on behind it.
+    let folder = Folder::new("all");
+    for kernel in ["aio", "uring", "threads"] {
+        if let (Err(error), "uring") = (IoUring::new(1), kernel) {
+            eprintln!("skipped: {error}");
+            continue;
+        }
+        let path = folder.path(kernel);
+        let common = ["--file", &path, "--kernel", kernel, "--writers", "8", "--records", "50", "--payload", "300"];
+        let text = good(&common);
+        assert!(text.contains("400 commits") && !text.contains("found"), "{text}");
+        let (records, torn, labels) = contents(&path);
+        assert_eq!((records, torn), (400, false));
+        for writer in 0..8 {
+            assert!((0..50).all(|count| labels.contains(&format!("{writer} {count}"))));
+        }
+        let text = good(&common);
+        assert!(text.contains("400 records found\n"), "{text}");
+        assert_eq!(contents(&path).0, 800);
+    }
+}
+
+#[test]
+fn many_share_one_sync() {
+    // E3: those that can run get into one batch, and nobody waits for a second sync.
+    let folder = Folder::new("group");
+    let text = good(&["--file", &folder.path("log"), "--writers", "32", "--records", "100"]);
+    let per_sync: f64 = text.split(" commits per sync").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(per_sync > 16.0, "{text}");
+}
+
+#[test]
+fn who_comes_while_a_batch_is_written_is_in_the_next() {
+    // S2: the last of the next batch, whom nobody else would wake, leads it when the one before is done; on either side.
+    let folder = Folder::new("stagger");
+    let path = folder.path("log");
+    for turns in ["1", "3", "15", "100"] {
+        let common = ["--file", &path, "--writers", "16", "--records", "1", "--stagger", turns];
+        good(&[&common[..], &["--versus", "threads", "--rounds", "5"]].concat());
+    }
+    assert_eq!(contents(&path).0, 4 * 16 * 10);
+}
+
+#[test]
+fn large_records_and_a_long_log() {
+    // E10: records that lie across blocks, and a log of several windows of the scan.
+    let folder = Folder::new("large");
+    let sizes = [("12", "16"), ("13", "16"), ("4080", "16"), ("4081", "16"), ("65536", "16")];
+    // One a batch, and less than a header to the end of its block.
+    for (payload, writers) in sizes.into_iter().chain([("4075", "1"), ("4070", "1")]) {
+        let path = folder.path(payload);
+        good(&["--file", &path, "--payload", payload, "--writers", writers, "--records", "10"]);
+        assert_eq!(contents(&path).0, 10 * writers.parse::<u64>().unwrap(), "{payload}");
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_off() {
+    // E10, E15: wherever the tail is torn, the whole records before it stay, and what is appended behind them is found again.
+    let folder = Folder::new("torn");
+    let whole = folder.path("whole");
+    good(&["--file", &whole, "--writers", "1", "--records", "20", "--payload", "1000"]);
+    let bytes = fs::read(&whole).unwrap();
+    let (_, _, labels) = contents(&whole);
+    let torn = folder.path("torn");
+    // One record a batch, each in a block of its own: 16 bytes of header, 1000 of payload.
+    let check = |what: &str, damaged: &[u8], kept: u64, is_torn: bool| {
+        fs::write(&torn, damaged).unwrap();
+        let (records, found_torn, found) = contents(&torn);
+        assert_eq!((records, found_torn), (kept, is_torn), "{what}");
+        assert!(found.is_subset(&labels));
+        assert!(fs::read(&torn).unwrap() == damaged, "{what}: to verify changes nothing");
+        let text = good(&["--file", &torn, "--writers", "3", "--records", "2", "--payload", "40"]);
+        assert_eq!(text.contains("was cut off"), is_torn, "{what}: {text}");
+        let (records, found_torn, now) = contents(&torn);
+        assert_eq!((records, found_torn), (kept + 6, false), "{what}");
+        assert!(found.is_subset(&now), "{what}");
+    };
+    let last = bytes.len() - 4096;
+    assert_eq!(last, 19 * 4096);
+    for cut in [1, 7, 16, 500, 1015] {
+        check(&format!("cut after {cut}"), &bytes[..last + cut], 19, true);
+    }
+    check("cut between", &bytes[..last], 19, false);
+    for at in [0, 4, 8, 16, 700, 1015] {
+        let mut flipped = bytes.clone();
+        flipped[last + at] ^= 0x40;
+        check(&format!("bit of byte {at}"), &flipped, 19, true);
+    }
+    check("garbage behind", &[&bytes[..], b"garbage"].concat(), 20, true);
+    let mut beside = bytes.clone();
+    beside[last + 1016 + 8..][..8].copy_from_slice(b"garbage!");
+    check("garbage in the last block", &beside, 20, true);
+    check("an old record behind", &[&bytes[..], &bytes[..4096]].concat(), 20, true);
+    let mut hole = bytes.clone();
+    hole[10 * 4096..11 * 4096].fill(0);
+    fs::write(&torn, &hole).unwrap();
+    assert_eq!(contents(&torn).0, 10, "what comes behind a hole was never acknowledged");
+}
+
+#[test]
+fn a_log_that_was_killed_has_all_that_it_acknowledged() {
+    // E13: killed in the midst, three times in a row; another run recovers, and goes on.
+    let folder = Folder::new("killed");
+    let path = folder.path("log");
+    let mut acknowledged = HashSet::new();
+    for kernel in ["aio", "threads", "auto"] {
+        let arguments = ["--file", &path, "--kernel", kernel, "--writers", "16", "--seconds", "600", "--acknowledge"];
+        let mut child = Command::new(program()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        acknowledged.extend(lines.by_ref().take(500).map(Result::unwrap));
+        child.kill().unwrap();
+        // What it had said before it died.
+        acknowledged.extend(lines.map(Result::unwrap));
+        child.wait().unwrap();
+        let (records, _, labels) = contents(&path);
+        let lost: Vec<_> = acknowledged.difference(&labels).collect();
+        assert!(lost.is_empty(), "acknowledged, and lost: {lost:?}");
+        assert!(records >= 500);
+    }
+    let text = good(&["--file", &path, "--writers", "2", "--records", "1"]);
+    assert!(text.contains("records found"), "{text}");
+    let (_, torn, labels) = contents(&path);
+    assert!(!torn && acknowledged.is_subset(&labels));
+}
+
+#[test]
+fn a_full_disk() {
+    // E10, E14: a full disk is an error with cause and remedy; what was acknowledged stays; with more room it goes on.
+    let folder = Folder::new("full");
+    fs::create_dir(folder.path("disk")).unwrap();
+    // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
+    let script = "mount -t tmpfs -o size=256k none disk || exit 99
+        \"$0\" --file disk/log --seconds 600 --kernel threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
+        \"$0\" --file disk/log --verify --list >full || exit 1
+        mount -o remount,size=1m disk && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .arg(program())
+        .current_dir(&folder.0)
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {}
+        Ok(output) if output.status.code() != Some(99) && Path::new(&folder.path("status")).exists() => {
+            panic!("{}", String::from_utf8_lossy(&output.stderr))
+        }
+        _ => return eprintln!("skipped: no mount namespace to be had"),
+    }
+    let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
+    let lines = |name: &str| read(name).lines().map(String::from).collect::<HashSet<_>>();
+    assert_eq!(read("status"), "1\n");
+    let (error, acknowledged, full) = (read("error"), lines("acknowledged"), lines("full"));
+    assert_eq!(error.lines().count(), 1);
+    let count = format!("; {} records were acknowledged", acknowledged.len());
+    assert!(error.contains("free some space") && error.contains(&count), "{error}");
+    assert!(!acknowledged.is_empty() && acknowledged.is_subset(&full));
+    assert!(read("more").contains("records found") && !read("end").contains("torn"));
+}
+
+#[test]
+fn in_turns_with_threads() {
+    // Checks that both sides append as many records, to one log that either can go on with, and that a scratch file is gone.
+    let folder = Folder::new("versus");
+    let path = folder.path("log");
+    let common = ["--versus", "threads", "--rounds", "2", "--records", "20", "--writers", "4"];
+    let text = good(&[&common[..], &["--file", &path]].concat());
+    assert_eq!(text.matches("80 commits").count(), 4, "{text}");
+    assert!(text.contains("median ratios, coroutines / threads: commits/s "), "{text}");
+    assert_eq!(contents(&path).0, 320);
+    let scratch = folder.path("scratch");
+    fs::create_dir(&scratch).unwrap();
+    let output = Command::new(program()).args(common).env("TMPDIR", &scratch).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    // E14: one line with cause and remedy; a file that is no log is not touched.
+    let folder = Folder::new("refused");
+    let (missing, foreign) = (folder.path("missing"), folder.path("foreign"));
+    fs::write(&foreign, "somebody's letter").unwrap();
+    for (arguments, word) in [
+        (&["--writers", "0"][..], "--writers 0"),
+        (&["--payload", "5"], "--payload 5"),
+        (&["--payload", "1000000"], "--payload 1000000"),
+        (&["--seconds", "0"], "--seconds 0"),
+        (&["--file", &missing, "--verify"], "missing"),
+        (&["--file", &foreign, "--records", "1"], "is no log"),
+        (&["--file", &foreign, "--records", "1", "--versus", "threads"], "is no log"),
+    ] {
+        let line = refused(arguments);
+        assert!(line.contains(word), "{arguments:?}: {line}");
+    }
+    assert!(!Path::new(&missing).exists());
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "somebody's letter");
+    // What was somebody else's at first sight, and is a log with another's record in it.
+    let path = folder.path("log");
+    good(&["--file", &path, "--records", "1", "--writers", "1"]);
+    let file: File = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut record = [0; 16 + 256];
+    file.read_exact_at(&mut record, 0).unwrap();
+    record[100] ^= 1;
+    let checksum = crc32fast::hash(&record[4..]);
+    record[..4].copy_from_slice(&checksum.to_le_bytes());
+    file.write_all_at(&record, 0).unwrap();
+    assert!(refused(&["--file", &path, "--verify"]).contains("none of this program's"));
+    for arguments in [&["--list"][..], &["--verify"], &["--rounds", "2"], &["--records", "1", "--seconds", "1"]] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
