@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-const LESSONS: usize = 13;
+const LESSONS: usize = 14;
 const LONGEST: usize = 120;
 const REWRITE: &str = "cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons";
 
@@ -78,7 +78,7 @@ impl Drop for Folder {
 
 #[test]
 fn each_lesson_prints_its_lanes() {
-    // C1-C6, W1, X2, X3, S1, E3-E9, H1-H4: what each lesson shows, twice the same
+    // C1-C6, W1, X2, X3, S1, E3-E9, E17, H1-H4: what each lesson shows, twice the same
     let lessons = lessons();
     assert_eq!(lessons.len(), LESSONS, "{lessons:?}");
     for name in lessons {

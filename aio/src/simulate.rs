@@ -60,6 +60,7 @@
 use std::io;
 
 use coralio_runtime::AioContext;
+use coralio_runtime::trace::Trace;
 
 use crate::kernel::sim::tape::{self, Tape};
 use crate::kernel::sim::{Settings, SimKernel};
@@ -116,6 +117,7 @@ pub struct Simulation {
     stack_size: usize,
     most_shrinking: u32,
     tape: Option<Vec<u32>>,
+    trace: Option<Trace>,
 }
 
 impl Default for Simulation {
@@ -141,6 +143,7 @@ impl Simulation {
             stack_size: coralio_runtime::DEFAULT_STACK_SIZE,
             most_shrinking: 2000,
             tape: None,
+            trace: None,
         }
     }
 
@@ -209,6 +212,13 @@ impl Simulation {
     /// The engine's guards. For tests of the engine itself: see [`policy`](crate::policy).
     pub fn policy<P: Policy>(mut self) -> Simulation {
         self.attach = source::attach::<P>;
+        self
+    }
+
+    /// Has what happens told to an event log, as [`Runner::trace`](crate::Runner::trace): each run is one more context in it, and
+    /// a run that fails is made several times.
+    pub fn trace(mut self, trace: &Trace) -> Simulation {
+        self.trace = Some(trace.clone());
         self
     }
 

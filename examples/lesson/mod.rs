@@ -20,6 +20,7 @@ use std::thread;
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::kernel::{Opcode, Operation};
 use coralio_aio::policy::{Current, Policy};
+use coralio_aio::simulate::{Faults, Sim, Simulation};
 use coralio_aio::trace::{Recording, TextOptions, Trace};
 use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle};
 
@@ -28,17 +29,40 @@ pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
 
 /// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints what happened.
 pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
+    let (recording, failure) = record(f);
+    show(title, &recording, failure.as_deref());
+}
+
+/// As [`act`], on a simulated kernel, where a seed decides what happens. A hundred of them are tried, and the first with which
+/// `f` fails is shown; if there is none, the first of all.
+pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
+    let run = |seed, machine: Simulation| {
+        let failure = Cell::new(None);
+        machine.run([seed], |sim| {
+            failure.set(f(sim).err());
+            Ok(())
+        });
+        failure.take()
+    };
+    let machine = Simulation::new().faults(Faults::none());
+    let failing = (0..100).find(|&seed| run(seed, machine.clone()).is_some());
+    let seed = failing.unwrap_or(0);
+    let trace = Trace::new(10_000);
+    let failure = run(seed, machine.trace(&trace));
+    show(&format!("{title} (seed {seed})"), &trace.recording(), failure.as_deref());
+}
+
+fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     thread_local!(static ACTS: Cell<u32> = const { Cell::new(0) });
     let act = ACTS.get() + 1;
     ACTS.set(act);
-    let (recording, failure) = record(f);
     let options = if act == 1 { TextOptions::default() } else { TextOptions::default().without_legend() };
     if act > 1 {
         print("\n");
     }
-    print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure.as_deref()));
+    print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure));
     if let Some(file) = trace_file() {
-        save(&recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
+        save(recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
             eprintln!("cannot write the trace to {}: {error}", file.display());
             process::exit(1)
         });

@@ -26,6 +26,7 @@ impl Simulation {
         let kernel = SimKernel::new(self.settings.clone(), tape, tells);
         let context = AioContext::builder().stack_size(self.stack_size).unwind_report(false).deadlock_report(None);
         let context = context.virtual_clock(kernel.machine().clock());
+        let context = self.trace.iter().fold(context, |context, trace| context.trace(trace));
         let ran = catch_unwind(AssertUnwindSafe(|| {
             context.run_coroutine(|context| {
                 let engine = (self.attach)(context, kernel.clone(), self.settings.depth)?;
