@@ -14,6 +14,8 @@ mod job;
 mod options;
 mod scratch;
 mod signals;
+#[path = "../shared/trace.rs"]
+mod trace;
 
 use std::fs;
 use std::io::{self, Write};
@@ -29,6 +31,9 @@ use coralio_aio::{Coroutine, File, Runner, stats};
 use draft::Draft;
 use job::Job;
 use options::Options;
+
+/// Events that `--trace` keeps: the last so many.
+const TRACED: usize = 100_000;
 
 /// One coroutine: takes the next block, reads it, writes it, until none is left.
 ///
@@ -86,7 +91,8 @@ fn run(options: &Options) -> Result<String, String> {
         (Some(src), Some(dst)) => copy(src, dst, options),
         _ => scratch::copy_and_verify(options),
     };
-    Runner::new().depth(options.depth).run(work).map_err(|error| format!("--depth {}: {error}", options.depth))?
+    let runner = Runner::new().depth(options.depth);
+    options.trace.run(runner, TRACED, work)
 }
 
 /// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.

@@ -277,7 +277,7 @@ impl<'a> Drawing<'a> {
         let (in_flight, pending) = (is(RequestState::InFlight), is(RequestState::Pending));
         if self.counts[self.counts.len() - 2..] != [in_flight, pending] {
             self.counts.extend([at, in_flight, pending]);
-            let label = Some(self.strings.place(format!("{in_flight} in flight")));
+            let label = Some(self.strings.place(in_flight));
             let bar = Bar { state: State::Kernel, depth: 0, label, lane: None };
             let kernel = self.kernel();
             self.rows[kernel].set(0, at, (in_flight > 0).then_some(bar));

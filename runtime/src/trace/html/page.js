@@ -132,14 +132,13 @@
     const tall = COUNTER - 16, base = counterTop + COUNTER - 6;
     let out = "";
     for (const [which, css] of [[2, "var(--pending)"], [1, "var(--flight)"]]) {
-      let path = "", value = 0, i = Math.max(0, first(data.counts, 3, 0, from) - 3);
+      let path = "", i = Math.max(0, first(data.counts, 3, 0, from) - 3);
       for (; i < data.counts.length && places[data.counts[i]] <= to; i += 3) {
         const here = Math.max(left, x(data.counts[i]));
         const y = base - (data.counts[i + which] / most) * tall;
         path += path ? `H${here}V${y}` : `M${here} ${y}`;
-        value = y;
       }
-      if (path) out += `<path d="${path}H${right}" fill="none" stroke="${css}" stroke-width="2" data-y="${value}"/>`;
+      if (path) out += `<path d="${path}H${right}" fill="none" stroke="${css}" stroke-width="2"/>`;
     }
     return out + `<text x="${right - 4}" y="${counterTop + 14}" text-anchor="end" class="faint">at most ${most}</text>`;
   }
@@ -189,7 +188,7 @@
     }
     svg.innerHTML =
       `<g transform="translate(0 ${-up})">${out}` +
-      `<rect x="0" y="0" width="${left - 1}" height="${height}" fill="var(--panel)" opacity="0.93"/>` +
+      `<rect x="0" y="0" width="${left - 1}" height="${height}" fill="var(--panel)"/>` +
       `<line x1="${left - 1}" x2="${left - 1}" y1="0" y2="${height}" stroke="var(--line)"/>${names}</g>`;
   }
 
