@@ -14,6 +14,8 @@ mod job;
 mod options;
 mod scratch;
 mod signals;
+#[path = "../shared/trace.rs"]
+mod trace;
 
 use std::fs;
 use std::io::{self, Write};
@@ -29,6 +31,10 @@ use coralio_aio::{Coroutine, File, Runner, stats};
 use draft::Draft;
 use job::Job;
 use options::Options;
+use trace::traced;
+
+/// Events that `--trace` keeps: the last so many.
+const TRACED: usize = 100_000;
 
 /// One coroutine: takes the next block, reads it, writes it, until none is left.
 ///
@@ -86,8 +92,11 @@ fn run(options: &Options) -> Result<String, String> {
         (Some(src), Some(dst)) => copy(src, dst, options),
         _ => scratch::copy_and_verify(options),
     };
+    let trace = options.trace.log(TRACED);
     let runner = Runner::new().kernel(options.kernel()?).depth(options.depth);
-    runner.run(work).map_err(|error| format!("--depth {}: {error}", options.depth))?
+    let result = traced(runner, trace.as_ref()).run(work);
+    options.trace.save(trace.as_ref())?;
+    result.map_err(|error| format!("--depth {}: {error}", options.depth))?
 }
 
 /// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.

@@ -6,6 +6,7 @@ use clap::{Parser, ValueEnum};
 use coralio_aio::{Direct, File, KernelChoice, OpenOptions};
 
 use crate::remedy;
+use crate::trace::TraceOption;
 
 /// What one request may carry: the kernel cuts longer ones short of 2 GiB.
 const LARGEST_BLOCK: u64 = 1 << 30;
@@ -53,6 +54,9 @@ pub struct Options {
     /// Where to make the scratch files [default: the system's temporary folder]
     #[arg(long, value_name = "DIR", conflicts_with = "src")]
     pub scratch_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub trace: TraceOption,
 }
 
 /// When to go past the page cache.

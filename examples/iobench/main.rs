@@ -26,6 +26,8 @@ mod raw_uring;
 mod report;
 mod target;
 mod tokio_file;
+#[path = "../shared/trace.rs"]
+mod trace;
 mod work;
 
 use std::io::Write;
@@ -38,6 +40,10 @@ use coralio_aio::{KernelChoice, Runner};
 use options::{Options, Versus};
 use report::{Pair, Report, Round};
 use target::Target;
+use trace::traced;
+
+/// Events that `--trace` keeps: the last so many.
+const TRACED: usize = 100_000;
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
@@ -59,7 +65,10 @@ fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
     let runner = Runner::new().kernel(options.kernel).depth(options.depth).poll_limit(poll);
-    runner.run(|| bench(options)).map_err(|error| error.to_string())?
+    let trace = options.trace.log(TRACED);
+    let result = traced(runner, trace.as_ref()).run(|| bench(options));
+    options.trace.save(trace.as_ref())?;
+    result.map_err(|error| error.to_string())?
 }
 
 fn bench(options: &Options) -> Result<String, String> {

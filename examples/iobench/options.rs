@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use coralio_aio::KernelChoice;
 
+use crate::trace::TraceOption;
 use crate::work::{Limit, Pattern};
 
 /// What one request may carry: the kernel cuts longer ones short of 2 GiB.
@@ -90,6 +91,9 @@ pub struct Options {
     /// Where the random offsets start; the same seed, the same offsets
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+
+    #[command(flatten)]
+    pub trace: TraceOption,
 }
 
 /// When to go past the page cache.

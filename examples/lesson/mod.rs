@@ -108,7 +108,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
 
 /// Writes a recording to a file.
 pub fn save(recording: &Recording, file: &Path) -> io::Result<()> {
-    std::fs::write(file, recording.text())
+    recording.write(file)
 }
 
 /// What the command line asks for.

@@ -19,6 +19,8 @@ mod options;
 mod ours;
 mod record;
 mod threads;
+#[path = "../shared/trace.rs"]
+mod trace;
 mod writer;
 
 use std::collections::HashMap;
@@ -35,7 +37,11 @@ use coralio_aio::{File, Runner, spawn, yield_now};
 use meter::{Moment, Spent};
 use options::Options;
 use record::{BLOCK, Scan, scan};
+use trace::traced;
 use writer::{Job, label};
+
+/// Events that `--trace` keeps: the last so many.
+const TRACED: usize = 100_000;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -91,7 +97,8 @@ struct Round {
 
 /// The log on coroutines, in a context of its own.
 fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
-    Runner::new().kernel(options.kernel).run(|| {
+    let trace = options.trace.log(TRACED);
+    let ran = traced(Runner::new().kernel(options.kernel), trace.as_ref()).run(|| {
         let (log, before) = ours::Log::open(path, options.writers as usize, options.payload)?;
         let (log, clock) = (Rc::new(log), Moment::now());
         let job = Rc::new(Job::new(options, before.records));
@@ -104,7 +111,9 @@ fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
         let spent = clock.spent();
         let log = Rc::into_inner(log).expect("all writers have ended");
         finish(&job, before, spent, ended, || log.close())
-    })?
+    });
+    options.trace.save(trace.as_ref()).map_err(io::Error::other)?;
+    ran?
 }
 
 /// The log on threads.

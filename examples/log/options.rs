@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use coralio_aio::KernelChoice;
 
+use crate::trace::TraceOption;
+
 use crate::record::LONGEST;
 
 /// What says who wrote a record, and when, in every payload.
@@ -46,6 +48,9 @@ pub struct Options {
     /// Through which of the kernel's interfaces: auto, aio, uring, threads
     #[arg(long, default_value_t = KernelChoice::Auto)]
     pub kernel: KernelChoice,
+
+    #[command(flatten)]
+    pub trace: TraceOption,
 
     /// Stay on this CPU, so that the figures are of one
     #[arg(long, value_name = "CPU")]

@@ -14,6 +14,11 @@ pub enum Frame {
     Span(Span),
 }
 
+/// How many frames of a stack are the same after an event, from the outermost on.
+pub(super) fn kept(before: &[Frame], after: &[Frame]) -> usize {
+    before.iter().zip(after).take_while(|(before, after)| before == after).count()
+}
+
 /// The state that a recording has led to.
 #[derive(Clone, Debug)]
 pub struct Replay {

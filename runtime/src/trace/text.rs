@@ -49,6 +49,11 @@ impl TextOptions {
     }
 }
 
+/// What a thread is called.
+pub(super) fn thread_label(thread: usize) -> String {
+    if thread == 0 { "thread".into() } else { format!("thread {thread}") }
+}
+
 const LEGEND: &str = "\
 ● runs   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
 ─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
@@ -86,7 +91,7 @@ impl Recording {
     }
 
     /// Which records are worth a row.
-    fn shown(&self, options: TextOptions) -> Vec<bool> {
+    pub(super) fn shown(&self, options: TextOptions) -> Vec<bool> {
         let mut shown: Vec<_> = self
             .records
             .iter()
@@ -139,8 +144,7 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn of(recording: &'a Recording) -> Columns<'a> {
-        let thread = |n: usize| if n == 0 { "thread".into() } else { format!("thread {n}") };
-        let threads = (0..recording.threads).map(thread);
+        let threads = (0..recording.threads).map(thread_label);
         let lanes = recording.lanes.iter().map(|lane| lane.name.clone());
         let mut place = 0;
         let has_requests = recording
