@@ -9,7 +9,7 @@ use coralio_aio::trace::{Format, Trace};
 #[derive(Args, Clone, Debug, Default)]
 pub struct TraceOption {
     /// Write what ran when to FILE: a page for a browser (.html), for Perfetto (.json), or text (.txt)
-    #[arg(long = "trace", value_name = "FILE", value_parser = path)]
+    #[arg(id = "trace", long = "trace", value_name = "FILE", value_parser = path)]
     pub file: Option<PathBuf>,
 }
 
