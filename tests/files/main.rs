@@ -8,6 +8,7 @@ mod manage;
 mod model;
 mod opening;
 mod stream;
+mod sweep;
 mod teardown;
 mod transfer;
 
@@ -60,9 +61,11 @@ fn memory() -> PathBuf {
     "/dev/shm".into()
 }
 
+const KERNELS: [KernelChoice; 4] = [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads];
+
 /// Runs `f` as a coroutine, on each of the kernel's interfaces.
 fn on_each_kernel(f: impl Fn()) {
-    for kernel in [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for kernel in KERNELS {
         println!("{kernel}");
         match Runner::new().kernel(kernel).run(&f) {
             Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),

@@ -1,0 +1,175 @@
+//! Every depth, size and shape on every kernel; a file that shrinks while it is read; and `fio`, which wrote what we read, and
+//! reads what we wrote.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::path::Path;
+use std::rc::Rc;
+
+use coralio_aio::{Direct, File, KernelChoice, Runner, spawn};
+
+use crate::{KERNELS, Temp, aligned, disk, everywhere, memory, on_each_kernel, pattern, tool};
+
+const DEPTHS: [u32; 7] = [1, 2, 3, 7, 32, 128, 1024];
+const SIZES: [usize; 9] = [1, 511, 512, 513, 4096, 4097, 65_536, 300_001, 1 << 20];
+/// From one region's beginning to the next one's; the rest of each is a hole.
+const STRIDE: u64 = 1 << 21;
+
+/// What is wanted in the file: each region's pattern, zeroes between them.
+fn model() -> Vec<u8> {
+    let end = STRIDE as usize * (SIZES.len() - 1) + SIZES[SIZES.len() - 1];
+    let mut model = vec![0; end];
+    for (place, size) in SIZES.into_iter().enumerate() {
+        let at = place * STRIDE as usize;
+        model[at..at + size].copy_from_slice(&pattern(place as u64, size));
+    }
+    model
+}
+
+/// Writes the regions at once, in no order; meanwhile others read them, and see nothing but zeroes and what is being written.
+fn write_and_look(file: &Rc<File>, model: &Rc<Vec<u8>>) {
+    let mut tasks = Vec::new();
+    for (place, size) in SIZES.into_iter().enumerate().rev() {
+        let at = place as u64 * STRIDE;
+        let (writer, reader, expected) = (Rc::clone(file), Rc::clone(file), Rc::clone(model));
+        tasks.push(spawn(move || writer.write_at(&aligned(&pattern(place as u64, size)), at).map(drop)));
+        tasks.push(spawn(move || {
+            let mut buf = aligned(&vec![0xee; size]);
+            let read = reader.read_at(&mut buf, at)?;
+            let expected = &expected[at as usize..][..read];
+            let strange = buf[..read].iter().zip(expected).position(|(found, new)| *found != 0 && found != new);
+            assert_eq!(strange, None, "in the region of {size} bytes");
+            Ok(())
+        }));
+    }
+    tasks.into_iter().try_for_each(|task: coralio_aio::JoinHandle<std::io::Result<()>>| task.join().unwrap()).unwrap();
+}
+
+/// Reads all of it by pieces of one size, overlapping, more of them at once than the queue is deep, and past the end.
+fn read_back(file: &Rc<File>, model: &Rc<Vec<u8>>, piece: usize) {
+    let mut tasks = Vec::new();
+    for at in (0..model.len() + piece).step_by(piece - piece / 4) {
+        // Of the holes a part will do.
+        if at % STRIDE as usize > SIZES[SIZES.len() - 1] + piece {
+            continue;
+        }
+        let (file, model) = (Rc::clone(file), Rc::clone(model));
+        tasks.push(spawn(move || {
+            let mut buf = vec![0xee; piece];
+            let expected = &model[at.min(model.len())..(at + piece).min(model.len())];
+            assert_eq!(file.read_at(&mut buf, at as u64).unwrap(), expected.len(), "at {at}");
+            assert!(buf[..expected.len()] == *expected, "{piece} bytes at {at}");
+        }));
+    }
+    tasks.into_iter().for_each(|task| task.join().unwrap());
+}
+
+/// More pieces than one request may have, of sizes that are no blocks; there and back, behind the end.
+fn append_by_pieces(file: &File, end: u64) {
+    let content = pattern(99, 2050 * 37);
+    let slices: Vec<_> = content.chunks(37).map(IoSlice::new).collect();
+    assert_eq!(file.write_vectored_at(&slices, end).unwrap(), content.len());
+    let mut back = vec![0; content.len()];
+    let mut slices: Vec<_> = back.chunks_mut(41).map(IoSliceMut::new).collect();
+    assert_eq!(file.read_vectored_at(&mut slices, end).unwrap(), content.len());
+    assert!(back == content);
+}
+
+#[test]
+fn every_depth_size_and_shape() {
+    // E2, E4, E5, E7, E10, E13, E15, E16: on each kernel, on tmpfs and the disk, past the page cache and through it
+    let model = Rc::new(model());
+    for kernel in KERNELS {
+        for depth in DEPTHS {
+            for (place, direct) in [(memory(), Direct::Auto), (disk(), Direct::Auto), (disk(), Direct::Never)] {
+                println!("{kernel}, depth {depth}, {} {direct:?}", place.display());
+                let temp = Temp::at(&place);
+                let ran = Runner::new().kernel(kernel).depth(depth).run(|| {
+                    let file = Rc::new(temp.open(direct));
+                    write_and_look(&file, &model);
+                    file.sync_data().unwrap();
+                    read_back(&file, &model, 150_000);
+                    append_by_pieces(&file, model.len() as u64);
+                    let stats = coralio_aio::stats();
+                    assert_eq!((stats.in_flight, stats.pending), (0, 0));
+                });
+                match ran {
+                    Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+                    ran => ran.unwrap(),
+                }
+                assert!(temp.content()[..model.len()] == model[..]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read() {
+    // E10: what is read is a beginning of what was there, and never an error; at the end it is what is left
+    const LEN: usize = 1 << 20;
+    everywhere(|place, direct| {
+        let content = Rc::new(pattern(5, LEN));
+        let temp = Temp::with(place, &content);
+        let file = Rc::new(temp.open(direct));
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                let (file, content) = (Rc::clone(&file), Rc::clone(&content));
+                spawn(move || {
+                    let mut buf = aligned(&vec![0; LEN]);
+                    let read = file.read_at(&mut buf, 0).unwrap();
+                    let strange =
+                        buf[..read].iter().zip(&*content).position(|(found, was)| found != was && *found != 0);
+                    assert_eq!(strange, None, "{read} bytes were read");
+                })
+            })
+            .collect();
+        file.set_len(LEN as u64 / 2).unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        let mut buf = vec![0; LEN];
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), LEN / 2);
+        assert!(buf[..LEN / 2] == content[..LEN / 2]);
+    });
+}
+
+/// What `fio --verify=pattern --verify_pattern=%o` wants: each block says, again and again, where it is.
+fn places(len: usize) -> Vec<u8> {
+    (0..len / 4096).flat_map(|block| (block as u64 * 4096).to_le_bytes().repeat(512)).collect()
+}
+
+fn fio(path: &Path, mode: &str) -> bool {
+    let file = format!("--filename={}", path.display());
+    let fixed = ["--name=coralio", "--bs=4k", "--size=1m", "--verify=pattern", "--verify_pattern=%o", "--thread"];
+    let more = [&*file, mode, if mode == "--rw=write" { "--do_verify=0" } else { "--verify_fatal=1" }];
+    tool("fio", &[&fixed[..], &more[..]].concat()).is_some()
+}
+
+#[test]
+fn fio_reads_what_we_wrote_and_we_what_it_wrote() {
+    // E15: a program that is not ours verifies each block, both ways
+    const LEN: usize = 1 << 20;
+    let theirs = Temp::at(&disk());
+    if !fio(&theirs.0, "--rw=write") {
+        return;
+    }
+    for direct in [Direct::Auto, Direct::Never] {
+        on_each_kernel(|| {
+            let mut buf = aligned(&vec![0; LEN]);
+            theirs.open(direct).read_exact_at(&mut buf, 0).unwrap();
+            assert!(buf[..] == places(LEN)[..]);
+        });
+        on_each_kernel(|| {
+            let ours = Temp::at(&disk());
+            let file = Rc::new(ours.open(direct));
+            let content = Rc::new(places(LEN));
+            let writers: Vec<_> = (0..16)
+                .map(|part| {
+                    let (file, content) = (Rc::clone(&file), Rc::clone(&content));
+                    let at = part * (LEN / 16);
+                    spawn(move || file.write_at(&aligned(&content[at..at + LEN / 16]), at as u64).unwrap())
+                })
+                .collect();
+            writers.into_iter().for_each(|writer| _ = writer.join().unwrap());
+            file.sync_all().unwrap();
+            assert!(fio(&ours.0, "--rw=read"), "fio does not find what was written");
+        });
+    }
+}
