@@ -127,9 +127,9 @@ impl Runner {
 
     /// The most requests that the kernel has at once; more wait their turn.
     ///
-    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit on native AIO blocks: for 3
-    /// milliseconds with 512 in flight on a queue of 256. [`KernelChoice::Auto`] has threads do what finds no room there,
-    /// which does not block, and costs more. Large requests count several times: the kernel splits them
+    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit blocks: for 3 to
+    /// 11 milliseconds with 512 in flight on a queue of 256, on native AIO and io_uring alike, and under
+    /// [`KernelChoice::Auto`] too, since the kernel does not refuse for that. Large requests count several times: the kernel splits them
     /// (`/sys/block/*/queue/max_sectors_kb`).
     pub fn depth(mut self, depth: u32) -> Runner {
         self.depth = depth;

@@ -77,6 +77,32 @@ fn what_extends_a_direct_file() {
 }
 
 #[test]
+fn what_fills_a_hole_while_a_thread_extends() {
+    // E16: the thread has the file locked, and submit would wait for that: to a thread as well
+    on_direct_file(|file| {
+        const END: u64 = 1 << 20;
+        file.set_len(END).unwrap();
+        let both = |number: u64| {
+            let before = stats().on_threads;
+            coralio_aio::scope(|scope| {
+                drop(scope.spawn(move || file.write_at(&page(2), END + number * 4096).unwrap()));
+                drop(scope.spawn(move || {
+                    // Until the other one was refused, and is with a thread.
+                    while stats().on_threads == before {
+                        yield_now();
+                    }
+                    file.write_at(&page(1), number * 8192).unwrap()
+                }));
+            });
+        };
+        // A thread that is quick enough is done by then; not each time.
+        let all: Vec<_> = (0..50).map(|number| requests(|| both(number))).collect();
+        assert!(all.contains(&(2, 2)), "{all:?}");
+        assert!(all.iter().all(|&one| one == (2, 2) || one == (2, 1)), "{all:?}");
+    });
+}
+
+#[test]
 fn what_is_appended() {
     // E16: each such write extends, whatever its offset
     let temp = Temp::on_disk();

@@ -8,7 +8,8 @@
 //! of these, and the syncs after them.
 //!
 //! It also refuses direct writes that fill a hole. Their submit takes 35 to 80 microseconds, for the allocation, but does not wait
-//! for the device, as a thread would with the file locked: to copy a file took twice as long. So they are submitted all the same.
+//! for the device, as a thread would with the file locked: to copy a file took twice as long. So they are submitted all the same,
+//! unless a thread has the file locked already.
 //!
 //! On tmpfs nothing waits for a device, and devices that are no disks say nothing of the kind: the main engine has all of theirs.
 
@@ -71,6 +72,24 @@ pub(super) struct Route {
     pub(super) cached: Ways,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
+    /// Writes that threads do now: the file is locked for as long as one takes.
+    writing: Cell<u32>,
+}
+
+/// Counts one of the writes that threads do, for as long as it lives; also when the stack unwinds.
+struct Writing<'a>(&'a Cell<u32>);
+
+impl<'a> Writing<'a> {
+    fn new(count: &'a Cell<u32>) -> Writing<'a> {
+        count.set(count.get() + 1);
+        Writing(count)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Route {
@@ -98,7 +117,7 @@ impl Route {
             ways
         };
         let (own, cached) = (ways(direct), ways(false));
-        Route { auto, own, cached, dirty: Cell::new(0) }
+        Route { auto, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
     /// How much has been written through the page cache since the last sync.
@@ -118,6 +137,7 @@ impl Route {
         if SYNCS.contains(&operation.opcode) {
             self.set_dirty(0);
         }
+        let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
         // SAFETY: the caller's promise.
         let result = self.auto.as_ref().and_then(|auto| unsafe { auto.perform_on_spare(&attempt) });
         // SAFETY: the caller's promise, and nobody else has had it.
@@ -135,7 +155,8 @@ impl Route {
         match (-result) as i32 {
             libc::EAGAIN => {
                 count(true);
-                let only_fills = WRITES.contains(&opcode) && self.is_within(operation);
+                // While a thread writes, the main engine would wait for the file's lock.
+                let only_fills = WRITES.contains(&opcode) && self.writing.get() == 0 && self.is_within(operation);
                 Some(if only_fills { Way::Main } else { Way::Spare })
             }
             libc::EOPNOTSUPP => {
