@@ -137,7 +137,15 @@ fn places(len: usize) -> Vec<u8> {
 
 fn fio(path: &Path, mode: &str) -> bool {
     let file = format!("--filename={}", path.display());
-    let fixed = ["--name=coralio", "--bs=4k", "--size=1m", "--verify=pattern", "--verify_pattern=%o", "--thread"];
+    let fixed = [
+        "--name=coralio",
+        "--bs=4k",
+        "--size=1m",
+        "--verify=pattern",
+        "--verify_pattern=%o",
+        "--verify_state_save=0",
+        "--thread",
+    ];
     let more = [&*file, mode, if mode == "--rw=write" { "--do_verify=0" } else { "--verify_fatal=1" }];
     tool("fio", &[&fixed[..], &more[..]].concat()).is_some()
 }
