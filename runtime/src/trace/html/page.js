@@ -138,7 +138,7 @@
         const y = base - (data.counts[i + which] / most) * tall;
         path += path ? `H${here}V${y}` : `M${here} ${y}`;
       }
-      if (path) out += `<path d="${path}H${right}" fill="none" stroke="${css}" stroke-width="2"/>`;
+      if (path) out += `<path d="${path}H${Math.min(right, x(count))}" fill="none" stroke="${css}" stroke-width="2"/>`;
     }
     return out + `<text x="${right - 4}" y="${counterTop + 14}" text-anchor="end" class="faint">at most ${most}</text>`;
   }
@@ -175,7 +175,7 @@
     const skip = Math.max(1, Math.floor(1 / step));
     for (let place = from; place < to; place += skip) {
       const at = shown[place];
-      if (place % every === 0) {
+      if (place % every === 0 && !bad.has(at)) {
         out += `<text x="${x(at)}" y="14" text-anchor="middle" class="faint">${field(at, NUMBER)}</text>`;
       }
       out += arrow(at);
