@@ -20,6 +20,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// A request of this key is in another state.
     #[inline]
+    #[track_caller]
     pub(crate) fn tell(&self, key: u64, state: RequestState) {
         if let Some(tracer) = self.tracer() {
             tracer.request(key, state);
@@ -28,6 +29,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// As [`tell`](Self::tell), of an entry.
     #[inline]
+    #[track_caller]
     pub(crate) fn tell_of(&self, entry: &K::Entry, state: RequestState) {
         if let Some(tracer) = self.tracer() {
             tracer.request(self.kernel.key(entry), state);
@@ -51,6 +53,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// How the counters stand.
     #[inline]
+    #[track_caller]
     pub(crate) fn tell_counters(&self, guard: &Held<'_>) {
         if let Some(tracer) = self.tracer() {
             let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
@@ -59,6 +62,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 
     /// A rule was broken.
+    #[track_caller]
     pub(crate) fn tell_violation(&self, what: &str) {
         if let Some(tracer) = self.tracer() {
             tracer.violation(what);
@@ -67,6 +71,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// A piece of work begins, and is over when the value is dropped.
     #[inline]
+    #[track_caller]
     pub(crate) fn tell_span(&self, span: Span) -> Option<Opened<'_>> {
         self.tracer().map(|tracer| tracer.span(span))
     }

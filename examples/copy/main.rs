@@ -31,10 +31,6 @@ use coralio_aio::{Coroutine, File, Runner, stats};
 use draft::Draft;
 use job::Job;
 use options::Options;
-use trace::traced;
-
-/// Events that `--trace` keeps: the last so many.
-const TRACED: usize = 100_000;
 
 /// One coroutine: takes the next block, reads it, writes it, until none is left.
 ///
@@ -92,11 +88,8 @@ fn run(options: &Options) -> Result<String, String> {
         (Some(src), Some(dst)) => copy(src, dst, options),
         _ => scratch::copy_and_verify(options),
     };
-    let trace = options.trace.log(TRACED);
     let runner = Runner::new().kernel(options.kernel()?).depth(options.depth);
-    let result = traced(runner, trace.as_ref()).run(work);
-    options.trace.save(trace.as_ref())?;
-    result.map_err(|error| format!("--depth {}: {error}", options.depth))?
+    options.trace.run(runner, |error| format!("--depth {}: {error}", options.depth), work)
 }
 
 /// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.

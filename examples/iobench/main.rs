@@ -40,10 +40,6 @@ use coralio_aio::{KernelChoice, Runner};
 use options::{Options, Versus};
 use report::{Pair, Report, Round};
 use target::Target;
-use trace::traced;
-
-/// Events that `--trace` keeps: the last so many.
-const TRACED: usize = 100_000;
 
 fn main() -> ExitCode {
     let mut options = Options::parse();
@@ -65,10 +61,7 @@ fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
     let runner = Runner::new().kernel(options.kernel).depth(options.depth).poll_limit(poll);
-    let trace = options.trace.log(TRACED);
-    let result = traced(runner, trace.as_ref()).run(|| bench(options));
-    options.trace.save(trace.as_ref())?;
-    result.map_err(|error| error.to_string())?
+    options.trace.run(runner, |error| error.to_string(), || bench(options))
 }
 
 fn bench(options: &Options) -> Result<String, String> {

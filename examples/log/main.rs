@@ -37,11 +37,7 @@ use coralio_aio::{File, Runner, spawn, yield_now};
 use meter::{Moment, Spent};
 use options::Options;
 use record::{BLOCK, Scan, scan};
-use trace::traced;
 use writer::{Job, label};
-
-/// Events that `--trace` keeps: the last so many.
-const TRACED: usize = 100_000;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -97,8 +93,7 @@ struct Round {
 
 /// The log on coroutines, in a context of its own.
 fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
-    let trace = options.trace.log(TRACED);
-    let ran = traced(Runner::new().kernel(options.kernel), trace.as_ref()).run(|| {
+    let work = || {
         let (log, before) = ours::Log::open(path, options.writers as usize, options.payload)?;
         let (log, clock) = (Rc::new(log), Moment::now());
         let job = Rc::new(Job::new(options, before.records));
@@ -111,9 +106,9 @@ fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
         let spent = clock.spent();
         let log = Rc::into_inner(log).expect("all writers have ended");
         finish(&job, before, spent, ended, || log.close())
-    });
-    options.trace.save(trace.as_ref()).map_err(io::Error::other)?;
-    ran?
+    };
+    let (runner, said) = (Runner::new().kernel(options.kernel), |error: io::Error| error.to_string());
+    options.trace.run(runner, said, || work().map_err(said)).map_err(io::Error::other)
 }
 
 /// The log on threads.

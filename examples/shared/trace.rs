@@ -6,6 +6,9 @@ use clap::Args;
 use coralio_aio::Runner;
 use coralio_aio::trace::{Format, Trace};
 
+/// Events that are kept: the last so many.
+const EVENTS: usize = 100_000;
+
 #[derive(Args, Clone, Debug, Default)]
 pub struct TraceOption {
     /// Write what ran when to FILE: a page for a browser (.html), for Perfetto (.json), or text (.txt)
@@ -14,24 +17,24 @@ pub struct TraceOption {
 }
 
 impl TraceOption {
-    /// A log of the last `events`, if one is wanted.
-    pub fn log(&self, events: usize) -> Option<Trace> {
-        self.file.as_ref().map(|_| Trace::new(events))
-    }
-
-    /// Writes it to where it is wanted.
-    pub fn save(&self, trace: Option<&Trace>) -> Result<(), String> {
-        let (Some(file), Some(trace)) = (&self.file, trace) else { return Ok(()) };
+    /// Runs `work`, and writes what happened to where it is wanted. If that fails too, the work's own error is the one to know.
+    pub fn run<T>(
+        &self,
+        runner: Runner,
+        refused: impl FnOnce(std::io::Error) -> String,
+        work: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
+        let Some(file) = &self.file else { return runner.run(work).map_err(refused).flatten() };
+        let trace = Trace::new(EVENTS);
+        let result = runner.trace(&trace).run(work).map_err(refused).flatten();
         let recording = trace.recording();
-        recording.write(file).map_err(|error| format!("--trace {error}"))?;
-        eprintln!("{}: the last {} events", file.display(), recording.records.len());
-        Ok(())
+        match recording.write(file) {
+            Ok(()) => eprintln!("{}: the last {} events", file.display(), recording.records.len()),
+            Err(error) if result.is_ok() => return Err(format!("--trace {error}")),
+            Err(error) => eprintln!("--trace {error}"),
+        }
+        result
     }
-}
-
-/// A runner that tells the log, if there is one, what happens.
-pub fn traced(runner: Runner, trace: Option<&Trace>) -> Runner {
-    trace.into_iter().fold(runner, Runner::trace)
 }
 
 /// Known before the work is done: the ending says how to write it.
