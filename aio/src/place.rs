@@ -85,10 +85,15 @@ impl Place {
     }
 
     /// Whether it is with this context, which `get` returned.
-    #[inline]
-    pub(crate) fn is(&self, context: &AioContext) -> bool {
+    fn is(&self, context: &AioContext) -> bool {
         // Relaxed: if it is, and this is that one's home, nobody else has moved it.
         ptr::eq(self.now.load(Ordering::Relaxed), context)
+    }
+
+    /// Whether it is with the context whose home `here` is.
+    #[inline]
+    pub(crate) fn is_at(&self, here: AtHome<'_>) -> bool {
+        self.get().is_some_and(|context| here.is_of(context))
     }
 
     /// As [`AioContext::at_home`], where it is; `None` in transit too.

@@ -9,6 +9,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,6 +18,7 @@ use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
 use crate::kernel::Kernel;
+use crate::perform::Attempt;
 use crate::place::Held;
 use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
@@ -51,9 +53,21 @@ impl<E> Pending<E> {
         line.entries.len() - line.start
     }
 
+    /// Puts one on that is made where it shall lie, and returns it.
     #[inline]
-    fn push(&self, lock: &Held<'_>, entry: E) {
-        self.line(lock).entries.push(entry);
+    fn push(&self, lock: &Held<'_>, make: impl FnOnce() -> E) -> &E {
+        let entries = &mut self.line(lock).entries;
+        if entries.len() == entries.capacity() {
+            grow(entries);
+        }
+        let end = entries.len();
+        let entry = entries.spare_capacity_mut()[0].write(make());
+        let entry = ptr::from_ref(entry);
+        // SAFETY: there is room for it, and it has been written.
+        unsafe {
+            entries.set_len(end + 1);
+            &*entry
+        }
     }
 
     /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes off as many as it took.
@@ -91,6 +105,11 @@ impl<E> Pending<E> {
     }
 }
 
+#[cold]
+fn grow<E>(entries: &mut Vec<E>) {
+    entries.reserve(1);
+}
+
 impl<E> Line<E> {
     #[inline]
     fn take_off(&mut self, count: usize) {
@@ -109,10 +128,14 @@ impl<E> Line<E> {
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Queues a request. Returns whether it may gather with others: somebody is sure to submit.
     #[inline]
-    pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
+    pub(crate) fn enqueue(&self, here: AtHome<'_>, attempt: &Attempt, key: u64) -> bool {
         let guard = Held::at_home(here);
-        self.tell_of(&entry, RequestState::Pending);
-        self.pending.push(&guard, entry);
+        let entry = self.pending.push(&guard, || {
+            let mut entry = self.kernel.prepare(&attempt.operation, key);
+            self.kernel.set_nowait(&mut entry, attempt.nowait);
+            entry
+        });
+        self.tell_of(entry, RequestState::Pending);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
         // queue is deep, each would go alone.
         let full = self.pending.len(&guard) >= self.depth as usize;
