@@ -26,8 +26,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.context.at_home(|here| self.reap_from(Some(here))).unwrap_or_else(|| self.reap_from(None))
     }
 
-    fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
-        let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
+    /// As `reap`, from home if `here` says so.
+    pub(crate) fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
+        let _guard = P::REAP_LOCKS.then(|| self.context.acquire_from(here));
         let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);

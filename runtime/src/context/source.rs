@@ -15,7 +15,7 @@ use crate::coroutine::{Cancelled, Coroutine, Token};
 use crate::home::{Home, fork};
 
 use super::AioContext;
-use super::lock::ContextGuard;
+use super::lock::HomeGuard;
 
 /// An I/O engine that a context drives. One per context.
 ///
@@ -239,7 +239,7 @@ impl<'h> AtHome<'h> {
     ///
     /// Never switches; may block the thread.
     #[inline]
-    pub fn acquire(self) -> ContextGuard<'h> {
+    pub fn acquire(self) -> HomeGuard<'h> {
         self.home.shared.acquire_at_home()
     }
 
