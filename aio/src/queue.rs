@@ -170,6 +170,10 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
+        // A child leaves the coroutine that forked for the loop, and comes by here.
+        if AtHome::in_child() {
+            return false;
+        }
         self.context.at_home(|here| self.submit_from(Some(here))).unwrap_or_else(|| self.submit_from(None))
     }
 
