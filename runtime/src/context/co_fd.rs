@@ -252,6 +252,23 @@ impl<S> CoFd<S> {
         self.reading().note(|| read(&self.inner), |_, _| false)
     }
 
+    /// Reads once what is there, for whoever takes a buffer only when something is: see [`wait_readable`](Self::wait_readable).
+    ///
+    /// # Errors
+    ///
+    /// The descriptor's own; `WouldBlock` if nothing is there.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>
+    where
+        for<'a> &'a S: Read,
+    {
+        let wanted = buf.len();
+        self.reading().note(|| (&self.inner).read(buf), |&done, edges| self.has_drained(done, wanted, edges))
+    }
+
     /// Calls `read`, and waits and calls it again for as long as it would block. For what [`Read`] has not: a listener's
     /// `accept`, say.
     ///
@@ -361,9 +378,13 @@ impl<S> CoFd<S> {
 
     /// A read of a stream that brings less than it could has drained it: what comes later makes an edge. Not when the
     /// other end is going: its last edge may be the one that was told of.
+    fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
+        self.is_stream && 0 < done && done < wanted && !edges.closing
+    }
+
     #[track_caller]
     fn read_some(&self, wanted: usize, mut read: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
-        self.read_until(&mut read, |&done, edges| self.is_stream && 0 < done && done < wanted && !edges.closing)
+        self.read_until(&mut read, |&done, edges| self.has_drained(done, wanted, edges))
     }
 
     #[track_caller]
