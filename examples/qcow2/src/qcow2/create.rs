@@ -143,7 +143,7 @@ fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
     let (bits, cluster) = (geometry.cluster_bits, geometry.cluster_size());
     let first = options.first_cluster(&geometry, &layout);
     // It says what is wrong with the size, too, before there is a file.
-    Header::parse(&first).map_err(|error| invalid(error))?;
+    Header::parse(&first).map_err(invalid)?;
 
     let file = File::options().read(true).write(true).create_new(true).open(path)?;
     file.set_len(layout.all << bits)?;
