@@ -1,6 +1,8 @@
 //! A scratch folder, QEMU's programs, and numbers from a seed.
 #![allow(dead_code, unreachable_pub)] // each test file uses some of it
 
+pub mod check;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
