@@ -1,0 +1,164 @@
+//! A new image: header, refcount table, refcount blocks, L1 table, one after the other. The header is written last, so
+//! that what is cut off is no image.
+
+use std::io;
+use std::path::Path;
+
+use coralio_aio::{AlignedBuf, File};
+
+use super::Qcow2;
+use super::extensions::backing_format;
+use super::geometry::Geometry;
+use super::header::{Header, MAGIC, MOST_NAME, REFTABLE_FIELDS, V2_LEN, V3_LEN};
+use super::refcount::set;
+use super::top::PAGE;
+use crate::error::{about, invalid};
+use crate::open::Format;
+
+/// What a new image is like.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Of the disk, in bytes.
+    pub size: u64,
+    /// A power of two, 512 to 2 MiB. 64 KiB without a choice.
+    pub cluster_size: u64,
+    /// 2 or 3. Version 2 has neither zero clusters nor a choice of `refcount_bits`.
+    pub version: u32,
+    /// A power of two, 1 to 64. 16 without a choice.
+    pub refcount_bits: u32,
+    /// What the image is written on top of: a path, which is relative to the image's folder, and its format. Nobody looks
+    /// whether it is there.
+    pub backing: Option<(String, Format)>,
+}
+
+impl CreateOptions {
+    /// Version 3, of 64 KiB clusters, with nothing behind it.
+    pub fn new(size: u64) -> CreateOptions {
+        CreateOptions { size, cluster_size: 65536, version: 3, refcount_bits: 16, backing: None }
+    }
+
+    fn check(&self) -> io::Result<Geometry> {
+        if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
+            return Err(invalid(format!("clusters of {}: give a power of two, 512 to 2097152", self.cluster_size)));
+        }
+        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
+            return Err(invalid(format!("refcounts of {} bits: give a power of two up to 64", self.refcount_bits)));
+        }
+        if !(2..=3).contains(&self.version) || self.version == 2 && self.refcount_bits != 16 {
+            return Err(invalid("version 2 has refcounts of 16 bits; and there are versions 2 and 3"));
+        }
+        if self.backing.as_ref().is_some_and(|(name, _)| name.is_empty() || name.len() > self.most_name()) {
+            return Err(invalid(format!("the backing file's name has 1 to {} bytes", self.most_name())));
+        }
+        let (cluster, order) = (self.cluster_size.trailing_zeros(), self.refcount_bits.trailing_zeros());
+        Ok(Geometry::new(self.version, cluster, order, self.size))
+    }
+
+    /// It stands behind the header and its extensions, within the first cluster.
+    fn most_name(&self) -> usize {
+        (self.cluster_size as usize - V3_LEN - 32).min(MOST_NAME as usize)
+    }
+
+    fn first_cluster(&self, geometry: &Geometry, layout: &Layout) -> Vec<u8> {
+        let len = if self.version == 2 { V2_LEN } else { V3_LEN };
+        let (name, mut extensions) = match &self.backing {
+            Some((name, format)) => (name.as_str(), backing_format(format.name())),
+            None => ("", Vec::new()),
+        };
+        extensions.extend([0; 8]); // the end of them
+        let name_at = len + extensions.len();
+
+        let mut header = vec![0; 1 << geometry.cluster_bits];
+        header[..4].copy_from_slice(&MAGIC);
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(4, &self.version.to_be_bytes());
+        put(8, &(if name.is_empty() { 0 } else { name_at as u64 }).to_be_bytes());
+        put(16, &(name.len() as u32).to_be_bytes());
+        put(20, &geometry.cluster_bits.to_be_bytes());
+        put(24, &geometry.size.to_be_bytes());
+        put(36, &(layout.l1_entries as u32).to_be_bytes());
+        put(40, &(layout.l1 << geometry.cluster_bits).to_be_bytes());
+        put(REFTABLE_FIELDS as usize, &geometry.cluster_size().to_be_bytes());
+        put(REFTABLE_FIELDS as usize + 8, &(layout.reftable_clusters as u32).to_be_bytes());
+        if self.version == 3 {
+            put(96, &geometry.refcount_order.to_be_bytes());
+            put(100, &(V3_LEN as u32).to_be_bytes());
+        }
+        put(len, &extensions);
+        put(name_at, name.as_bytes());
+        header
+    }
+}
+
+/// In clusters, but for the entries.
+struct Layout {
+    reftable_clusters: u64,
+    blocks: u64,
+    l1: u64,
+    l1_entries: u64,
+    all: u64,
+}
+
+impl Layout {
+    fn new(geometry: &Geometry) -> Layout {
+        let l1_entries = geometry.l1_entries_for(geometry.size).max(1);
+        let clusters = |entries: u64| (entries * 8).div_ceil(geometry.cluster_size());
+        let (mut blocks, mut reftable_clusters) = (1, 1);
+        loop {
+            let all = 1 + reftable_clusters + blocks + clusters(l1_entries);
+            let needed = all.div_ceil(geometry.per_block());
+            if needed <= blocks && clusters(blocks) <= reftable_clusters {
+                return Layout { reftable_clusters, blocks, l1: 1 + reftable_clusters + blocks, l1_entries, all };
+            }
+            blocks = blocks.max(needed);
+            reftable_clusters = clusters(blocks);
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Makes an image of zeroes, or one that shows what backs it. The file must not be there.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for options that cannot be; `AlreadyExists`; what the kernel says, with the file left as far as it
+    /// came.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> io::Result<()> {
+        let path = path.as_ref();
+        about(format_args!("cannot make {}", path.display()), create(path, options))
+    }
+}
+
+fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
+    let geometry = options.check()?;
+    let layout = Layout::new(&geometry);
+    let (bits, cluster) = (geometry.cluster_bits, geometry.cluster_size());
+    let first = options.first_cluster(&geometry, &layout);
+    // It says what is wrong with the size, too, before there is a file.
+    Header::parse(&first).map_err(invalid)?;
+
+    let file = File::options().read(true).write(true).create_new(true).open(path)?;
+    file.set_len(layout.all << bits)?;
+    let mut blocks = AlignedBuf::new((layout.blocks << bits) as usize, PAGE);
+    (0..layout.all).for_each(|index| set(&mut blocks, index as usize, geometry.refcount_order, 1));
+    let first_block = (1 + layout.reftable_clusters) << bits;
+    file.write_at(&blocks, first_block)?;
+    let mut reftable = AlignedBuf::new((layout.reftable_clusters << bits) as usize, PAGE);
+    for (block, entry) in (0..layout.blocks).zip(reftable.chunks_exact_mut(8)) {
+        entry.copy_from_slice(&(first_block + (block << bits)).to_be_bytes());
+    }
+    file.write_at(&reftable, cluster)?;
+    file.sync_all()?;
+    let mut header = AlignedBuf::new(first.len(), PAGE);
+    header.copy_from_slice(&first);
+    file.write_at(&header, 0)?;
+    file.sync_all()
+}

@@ -1,0 +1,85 @@
+//! The header's extensions: a list of (kind, length, bytes), behind the fields.
+
+use std::io;
+
+use super::header::be32;
+use crate::error::{damaged, unsupported};
+
+const END: u32 = 0;
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+const FEATURE_NAMES: u32 = 0x6803_f857;
+const ENCRYPTION: u32 = 0x0537_be77;
+
+/// Bytes of an entry of the table of names: kind, bit, name.
+const NAME_ENTRY: usize = 48;
+
+/// What this program cares for. Others may be left alone: what must not be ignored has a feature bit of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Extensions {
+    pub(crate) backing_format: Option<String>,
+    pub(crate) features: Vec<FeatureName>,
+}
+
+/// What a bit of the incompatible features is called.
+#[derive(Debug)]
+pub(crate) struct FeatureName {
+    bit: u8,
+    name: String,
+}
+
+impl Extensions {
+    pub(crate) fn parse(mut rest: &[u8]) -> io::Result<Extensions> {
+        let mut found = Extensions::default();
+        while rest.len() >= 8 {
+            let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
+            if kind == END {
+                break;
+            }
+            let bytes = rest[8..]
+                .get(..len)
+                .ok_or_else(|| damaged(format!("header extension {kind:#x} would be {len} bytes, which it has not")))?;
+            match kind {
+                BACKING_FORMAT => {
+                    let name = std::str::from_utf8(bytes).ok().filter(|name| name.len() < 16);
+                    let name = name.ok_or_else(|| damaged("the name of its backing file's format is not a name"))?;
+                    found.backing_format = Some(name.to_owned());
+                }
+                FEATURE_NAMES => found.features = names(bytes),
+                ENCRYPTION => return Err(unsupported("the image is encrypted: convert it with qemu-img first")),
+                _ => {}
+            }
+            // Each begins at a multiple of 8.
+            rest = rest.get(8 + len.next_multiple_of(8)..).unwrap_or_default();
+        }
+        Ok(found)
+    }
+}
+
+fn names(table: &[u8]) -> Vec<FeatureName> {
+    table
+        .chunks_exact(NAME_ENTRY)
+        .filter(|entry| entry[0] == 0) // of the incompatible ones
+        .map(|entry| {
+            let name = entry[2..].split(|&byte| byte == 0).next().unwrap_or_default();
+            FeatureName { bit: entry[1], name: String::from_utf8_lossy(name).into_owned() }
+        })
+        .collect()
+}
+
+/// The names of these bits, as far as the image tells them.
+pub(crate) fn name_features(names: &[FeatureName], bits: u64) -> String {
+    let of = |bit: u32| match names.iter().find(|name| u32::from(name.bit) == bit) {
+        Some(name) => format!("\"{}\" (bit {bit})", name.name.escape_debug()),
+        None => format!("bit {bit}"),
+    };
+    (0..64).filter(|bit| bits >> bit & 1 == 1).map(of).collect::<Vec<_>>().join(", ")
+}
+
+/// An extension that says which format the backing file has.
+pub(crate) fn backing_format(name: &str) -> Vec<u8> {
+    let mut bytes = BACKING_FORMAT.to_be_bytes().to_vec();
+    bytes.extend((name.len() as u32).to_be_bytes());
+    bytes.extend(name.as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}

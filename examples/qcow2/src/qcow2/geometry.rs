@@ -1,0 +1,189 @@
+//! The image's measures, and what an L2 entry says.
+//!
+//! A guest's offset is taken apart like a page table's address:
+//!
+//! ```text
+//!   | L1 index | L2 index | offset in the cluster |
+//! ```
+//!
+//! Tables are read, cached and written in *slices* of at most 4 KiB: a table of a large cluster maps far more than one is
+//! about to use.
+
+use std::io;
+
+use crate::error::damaged;
+
+/// L1 and L2: the refcount of what the entry points to is exactly one.
+pub(crate) const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+/// Reads as zeroes, whatever its offset points to. Version 3.
+pub(crate) const ZERO: u64 = 1;
+/// The offset in an L1 or L2 entry.
+pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Slices are at most so large, in bits.
+const SLICE_BITS: u32 = 12;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) version: u32,
+    pub(crate) cluster_bits: u32,
+    /// A refcount has 2^this bits.
+    pub(crate) refcount_order: u32,
+    /// The disk's size in bytes.
+    pub(crate) size: u64,
+}
+
+/// What is known of a cluster, and of those behind it that continue it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The backing file's, or zeroes without one.
+    Unallocated,
+    /// Zeroes. It may have room all the same.
+    Zero(Option<Host>),
+    Data(Host),
+    Compressed(Packed),
+}
+
+/// A place in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) offset: u64,
+    /// Nobody else refers to it, so that it may be written in place.
+    pub(crate) own: bool,
+}
+
+/// Where the bytes of a compressed cluster are. They may end early: the length is in units of 512.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// The first stretch of a range that is of one kind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) kind: Kind,
+    /// Bytes.
+    pub(crate) len: u64,
+}
+
+impl Kind {
+    /// Data's place, if that was for `from` and is now for `to`; in bytes of the same cluster.
+    pub(crate) fn moved(self, from: u64, to: u64) -> Kind {
+        match self {
+            Kind::Data(host) => Kind::Data(Host { offset: host.offset - from + to, ..host }),
+            other => other,
+        }
+    }
+}
+
+impl Geometry {
+    /// No offset in a file is beyond: entries have so many bits.
+    pub(crate) const MOST_OFFSET: u64 = OFFSET;
+
+    pub(crate) fn new(version: u32, cluster_bits: u32, refcount_order: u32, size: u64) -> Geometry {
+        Geometry { version, cluster_bits, refcount_order, size }
+    }
+
+    pub(crate) fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    pub(crate) fn in_cluster(&self, offset: u64) -> u64 {
+        offset & (self.cluster_size() - 1)
+    }
+
+    pub(crate) fn slice_size(&self) -> u64 {
+        1 << self.cluster_bits.min(SLICE_BITS)
+    }
+
+    /// Bits of an offset that one L2 table maps.
+    fn l1_shift(&self) -> u32 {
+        self.cluster_bits * 2 - 3
+    }
+
+    pub(crate) fn l1_index(&self, offset: u64) -> usize {
+        (offset >> self.l1_shift()) as usize
+    }
+
+    /// Bytes from `offset` to where the next L2 table takes over.
+    pub(crate) fn left_in_l2(&self, offset: u64) -> u64 {
+        let mapped = 1 << self.l1_shift();
+        mapped - (offset & (mapped - 1))
+    }
+
+    pub(crate) fn l1_entries_for(&self, size: u64) -> u64 {
+        size.div_ceil(1 << self.l1_shift())
+    }
+
+    /// Of the entry for a guest's offset: where its slice begins in the table, and where it is in the slice. In bytes.
+    pub(crate) fn l2_place(&self, offset: u64) -> (u64, usize) {
+        let at = (offset >> self.cluster_bits << 3) & (self.cluster_size() - 1);
+        let mask = self.slice_size() - 1;
+        (at & !mask, (at & mask) as usize)
+    }
+
+    /// Clusters that one refcount block counts.
+    pub(crate) fn per_block(&self) -> u64 {
+        1 << (self.cluster_bits + 3 - self.refcount_order)
+    }
+
+    /// Takes an L2 entry apart.
+    #[inline]
+    pub(crate) fn kind(&self, entry: u64) -> io::Result<Kind> {
+        if entry & COMPRESSED != 0 {
+            return Ok(Kind::Compressed(self.packed(entry)));
+        }
+        let offset = entry & OFFSET;
+        if self.in_cluster(offset) != 0 {
+            return Err(damaged(format!("an L2 entry points to {offset:#x}, which is no multiple of a cluster")));
+        }
+        let host = Host { offset, own: entry & COPIED != 0 };
+        if entry & ZERO != 0 && self.version >= 3 {
+            return Ok(Kind::Zero((offset != 0).then_some(host)));
+        }
+        Ok(if offset == 0 { Kind::Unallocated } else { Kind::Data(host) })
+    }
+
+    fn packed(&self, entry: u64) -> Packed {
+        let shift = 62 - (self.cluster_bits - 8);
+        let offset = entry & ((1 << shift) - 1);
+        let sectors = (entry & (COMPRESSED - 1)) >> shift;
+        Packed { offset, len: (sectors + 1) * 512 - (offset & 511) }
+    }
+
+    /// What a slice of an L2 table says of `offset`, whose entry is at `at` in it, and of what follows up to `len` bytes.
+    #[inline]
+    pub(crate) fn run(&self, slice: &[u8], at: usize, offset: u64, len: u64) -> io::Result<Run> {
+        let mut entries = slice[at..].chunks_exact(8).map(|entry| {
+            let entry = u64::from_be_bytes(entry.try_into().expect("eight bytes"));
+            self.kind(entry)
+        });
+        let first = entries.next().expect("an entry is within its slice")?;
+        let within = self.in_cluster(offset);
+        let mut covered = self.cluster_size() - within;
+        let mut last = first;
+        while covered < len {
+            match entries.next() {
+                Some(Ok(next)) if self.continues(last, next) => last = next,
+                _ => break,
+            }
+            covered += self.cluster_size();
+        }
+        Ok(Run { kind: first.moved(0, within), len: covered.min(len) })
+    }
+
+    fn continues(&self, last: Kind, next: Kind) -> bool {
+        let follows = |last: Host, next: Host| {
+            last.own == next.own && last.offset.checked_add(self.cluster_size()) == Some(next.offset)
+        };
+        match (last, next) {
+            (Kind::Unallocated, Kind::Unallocated) | (Kind::Zero(None), Kind::Zero(None)) => true,
+            (Kind::Zero(Some(last)), Kind::Zero(Some(next))) | (Kind::Data(last), Kind::Data(next)) => {
+                follows(last, next)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The header: what the image says of itself, and whether that can be.
+//!
+//! Nothing here trusts a number: each is checked against what the format allows, and against bounds on what it would cost
+//! to believe it, before anything is read or allocated by it.
+
+use std::io;
+
+use super::extensions::{Extensions, name_features};
+use super::geometry::Geometry;
+use crate::error::{damaged, unsupported};
+
+/// The first four bytes of every qcow2 image.
+pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// The fields up to here are in every version 3 header.
+pub(crate) const V3_LEN: usize = 104;
+pub(crate) const V2_LEN: usize = 72;
+
+/// Most bytes of an L1 table: what 2 EiB need at the largest cluster size, and other readers' bound too.
+const MOST_L1: u64 = 32 << 20;
+/// Most bytes of a refcount table.
+pub(crate) const MOST_REFTABLE: u64 = 8 << 20;
+/// Most bytes of the name of a backing file.
+pub(crate) const MOST_NAME: u32 = 1023;
+
+/// Where the table's offset and length are in the header; they change together when it grows.
+pub(crate) const REFTABLE_FIELDS: u64 = 48;
+/// Where the autoclear features are.
+pub(crate) const AUTOCLEAR_FIELD: u64 = 88;
+
+/// Refcounts may be wrong.
+const DIRTY: u64 = 1;
+/// Somebody found the image damaged.
+const CORRUPT: u64 = 1 << 1;
+/// Guest data in another file.
+const EXTERNAL: u64 = 1 << 2;
+/// The compression is not zlib.
+pub(crate) const COMPRESSION: u64 = 1 << 3;
+/// Clusters of 32 parts each.
+const EXTENDED_L2: u64 = 1 << 4;
+
+/// How compressed clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Zlib,
+    Zstd,
+}
+
+/// What the header says, checked.
+#[derive(Debug)]
+pub(crate) struct Header {
+    pub(crate) geometry: Geometry,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: u32,
+    pub(crate) reftable_offset: u64,
+    pub(crate) reftable_clusters: u32,
+    pub(crate) compression: Compression,
+    pub(crate) autoclear: u64,
+    pub(crate) backing: Option<Backing>,
+    incompatible: u64,
+    snapshots: u32,
+}
+
+/// What an image is written on top of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Backing {
+    pub(crate) name: String,
+    /// As the image says: "raw", "qcow2".
+    pub(crate) format: Option<String>,
+}
+
+/// The cluster size in bits, from the first bytes of an image: so much has the rest of the header room in.
+pub(crate) fn cluster_bits(start: &[u8]) -> io::Result<u32> {
+    if start.len() < V2_LEN || start[..4] != MAGIC {
+        return Err(damaged("this is no qcow2 image: it does not start with QFI\\xfb"));
+    }
+    let bits = be32(start, 20);
+    if !(9..=21).contains(&bits) {
+        return Err(damaged(format!("its clusters would be 2^{bits} bytes; the format has 2^9 to 2^21")));
+    }
+    Ok(bits)
+}
+
+impl Header {
+    /// Takes the header from the image's first cluster.
+    pub(crate) fn parse(first: &[u8]) -> io::Result<Header> {
+        let cluster_bits = cluster_bits(first)?;
+        let version = be32(first, 4);
+        if !(2..=3).contains(&version) {
+            return Err(unsupported(format!("qcow2 version {version}; this reads 2 and 3")));
+        }
+        let (mut incompatible, mut autoclear, mut refcount_order, mut len) = (0, 0, 4, V2_LEN);
+        if version == 3 {
+            if first.len() < V3_LEN {
+                return Err(damaged("the header is cut off"));
+            }
+            incompatible = be64(first, 72);
+            autoclear = be64(first, AUTOCLEAR_FIELD as usize);
+            refcount_order = be32(first, 96);
+            len = be32(first, 100) as usize;
+            if !(V3_LEN..=first.len()).contains(&len) {
+                return Err(damaged(format!("its header would be {len} bytes, of a cluster of {}", first.len())));
+            }
+        }
+        if refcount_order > 6 {
+            return Err(damaged(format!("its refcounts would be 2^{refcount_order} bits; the format has at most 64")));
+        }
+        let (name_at, name_len) = (be64(first, 8), be32(first, 16));
+        // The extensions end where the name begins.
+        let extensions_end = if name_at == 0 { first.len() } else { name_at.min(first.len() as u64) as usize };
+        let extensions = Extensions::parse(first.get(len..extensions_end).unwrap_or_default())?;
+        refuse_features(incompatible, &extensions)?;
+        match be32(first, 32) {
+            0 => {}
+            1 => return Err(unsupported("the image is encrypted (AES): convert it with qemu-img first")),
+            2 => return Err(unsupported("the image is encrypted (LUKS): convert it with qemu-img first")),
+            other => return Err(unsupported(format!("the image is encrypted, by method {other}"))),
+        }
+        let compression = match (incompatible & COMPRESSION != 0, first.get(V3_LEN).copied().unwrap_or(0)) {
+            (false, _) => Compression::Zlib,
+            (true, 1) if len > V3_LEN => Compression::Zstd,
+            (true, other) => return Err(unsupported(format!("compression type {other}; this has zlib and zstd"))),
+        };
+        let geometry = Geometry::new(version, cluster_bits, refcount_order, be64(first, 24));
+        let header = Header {
+            geometry,
+            l1_offset: be64(first, 40),
+            l1_entries: be32(first, 36),
+            reftable_offset: be64(first, REFTABLE_FIELDS as usize),
+            reftable_clusters: be32(first, REFTABLE_FIELDS as usize + 8),
+            compression,
+            autoclear,
+            backing: backing_name(first, name_at, name_len)?
+                .map(|name| Backing { name, format: extensions.backing_format }),
+            incompatible,
+            snapshots: be32(first, 60),
+        };
+        header.check_tables()?;
+        Ok(header)
+    }
+
+    fn check_tables(&self) -> io::Result<()> {
+        let geometry = &self.geometry;
+        let needed = geometry.l1_entries_for(geometry.size);
+        if needed > MOST_L1 / 8 {
+            return Err(unsupported(format!(
+                "a disk of {} bytes needs {needed} L1 entries at this cluster size, and {} are the most",
+                geometry.size,
+                MOST_L1 / 8
+            )));
+        }
+        let entries = u64::from(self.l1_entries);
+        if entries < needed || entries > MOST_L1 / 8 {
+            return Err(damaged(format!("its L1 table has {entries} entries, and the disk needs {needed}")));
+        }
+        let reftable = u64::from(self.reftable_clusters) << geometry.cluster_bits;
+        if reftable > MOST_REFTABLE {
+            return Err(damaged(format!("its refcount table would be {reftable} bytes; {MOST_REFTABLE} are the most")));
+        }
+        if entries > 0 {
+            self.check_table("L1", self.l1_offset, entries * 8)?;
+        }
+        self.check_table("refcount", self.reftable_offset, reftable)
+    }
+
+    fn check_table(&self, name: &str, offset: u64, len: u64) -> io::Result<()> {
+        let cluster = self.geometry.cluster_size();
+        if !offset.is_multiple_of(cluster) {
+            return Err(damaged(format!("its {name} table is at {offset}, which is no multiple of a cluster")));
+        }
+        if offset < cluster {
+            return Err(damaged(format!("its {name} table overlaps the header")));
+        }
+        if offset.checked_add(len).is_none_or(|end| end > Geometry::MOST_OFFSET) {
+            return Err(damaged(format!("its {name} table is at {offset}, beyond what a file can have")));
+        }
+        Ok(())
+    }
+
+    /// What of this image must not be written by this program.
+    pub(crate) fn refuse_writing(&self) -> io::Result<()> {
+        if self.incompatible & CORRUPT != 0 {
+            return Err(damaged("it is marked corrupt, and is not written: repair it with qemu-img check -r all"));
+        }
+        if self.incompatible & DIRTY != 0 {
+            return Err(damaged(
+                "it was not closed by who wrote it last (the dirty bit), so its refcounts may be wrong: repair it with \
+                 qemu-img check -r all",
+            ));
+        }
+        if self.snapshots > 0 {
+            return Err(unsupported(format!(
+                "it has {} internal snapshots, which this program reads over but does not keep: delete them with \
+                 qemu-img snapshot -d, or write to an image on top of it",
+                self.snapshots
+            )));
+        }
+        if self.reftable_clusters == 0 {
+            return Err(damaged("it has no refcount table: repair it with qemu-img check -r all"));
+        }
+        Ok(())
+    }
+}
+
+fn refuse_features(incompatible: u64, extensions: &Extensions) -> io::Result<()> {
+    if incompatible & EXTERNAL != 0 {
+        return Err(unsupported("its data is in an external data file: convert it with qemu-img first"));
+    }
+    if incompatible & EXTENDED_L2 != 0 {
+        return Err(unsupported("it has extended L2 entries (subclusters): convert it with qemu-img first"));
+    }
+    let unknown = incompatible & !(DIRTY | CORRUPT | COMPRESSION);
+    if unknown != 0 {
+        let names = name_features(&extensions.features, unknown);
+        return Err(unsupported(format!("it has features that this program does not know: {names}")));
+    }
+    Ok(())
+}
+
+fn backing_name(first: &[u8], at: u64, len: u32) -> io::Result<Option<String>> {
+    if at == 0 || len == 0 {
+        return Ok(None);
+    }
+    let room = usize::try_from(at).ok().and_then(|at| first.get(at..)?.get(..len as usize));
+    let name = room.filter(|_| len <= MOST_NAME).ok_or_else(|| {
+        damaged(format!("the name of its backing file would be {len} bytes at {at}, not within the first cluster"))
+    })?;
+    let name = std::str::from_utf8(name).map_err(|_| damaged("the name of its backing file is not UTF-8"))?;
+    Ok(Some(name.to_owned()))
+}
+
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}

@@ -1,0 +1,63 @@
+//! From a guest's offset to where its bytes are.
+
+use std::io;
+
+use super::Qcow2;
+use super::geometry::{COPIED, Kind, OFFSET, Run};
+use crate::error::damaged;
+
+impl Qcow2 {
+    /// What is at `offset`, and for how far it goes on, up to `len` bytes; `len` is not 0.
+    ///
+    /// Without I/O, locks and allocation where the slice of the L2 table is in memory.
+    #[inline]
+    pub(crate) fn map(&self, offset: u64, len: u64) -> io::Result<Run> {
+        let Some(table) = self.l2_table(offset)? else {
+            let len = len.min(self.geometry.left_in_l2(offset));
+            return Ok(Run { kind: Kind::Unallocated, len });
+        };
+        let (slice, at) = self.geometry.l2_place(offset);
+        let run = |bytes: &[u8]| self.geometry.run(bytes, at, offset, len);
+        match self.l2.peek(table + slice, run) {
+            Some(run) => run,
+            None => self.l2.with(table + slice, run)?,
+        }
+    }
+
+    /// Where the L2 table for `offset` is, if there is one.
+    #[inline]
+    pub(crate) fn l2_table(&self, offset: u64) -> io::Result<Option<u64>> {
+        let entry = self.l1.borrow().get(self.geometry.l1_index(offset));
+        let table = entry & OFFSET;
+        if self.geometry.in_cluster(table) != 0 {
+            return Err(damaged(format!("an L1 entry points to {table:#x}, which is no multiple of a cluster")));
+        }
+        Ok((table != 0).then_some(table))
+    }
+
+    /// As [`l2_table`](Qcow2::l2_table), of a table that may be changed; it is made if there is none.
+    pub(crate) fn own_l2_table(&self, offset: u64) -> io::Result<u64> {
+        let index = self.geometry.l1_index(offset);
+        let entry = |()| self.l1.borrow().get(index);
+        if entry(()) & COPIED != 0 {
+            return Ok(entry(()) & OFFSET);
+        }
+        let _lock = self.making_l2.lock();
+        match self.l2_table(offset)? {
+            Some(_) if entry(()) & COPIED != 0 => {}
+            Some(table) => {
+                // Who made it has left the flag out.
+                if self.refcount_of(table)? != 1 {
+                    let message = format!("an L2 table at {table:#x} is shared, and there are no snapshots");
+                    return Err(damaged(format!("{message}: repair the image with qemu-img check -r all")));
+                }
+                self.l1.borrow_mut().set(index, table | COPIED);
+            }
+            None => {
+                let table = self.new_table()?;
+                self.l1.borrow_mut().set(index, table | COPIED);
+            }
+        }
+        Ok(entry(()) & OFFSET)
+    }
+}

@@ -1,0 +1,51 @@
+//! Who changes the mapping of which clusters: two writers into the same fresh cluster, and one of them allocates while the other
+//! waits.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use coralio_aio::{CoMutex, CoQueue};
+
+#[derive(Default)]
+pub(crate) struct Ranges {
+    held: RefCell<Vec<Range<u64>>>,
+    /// Guards nothing but the wait: what is held is looked at and changed without a switch in between.
+    door: CoMutex<()>,
+    released: CoQueue,
+}
+
+/// These clusters' mapping is the holder's to change.
+#[must_use]
+pub(crate) struct Held<'a> {
+    ranges: &'a Ranges,
+    range: Range<u64>,
+}
+
+impl Ranges {
+    /// Waits until nobody else holds any of these clusters.
+    pub(crate) fn take(&self, range: Range<u64>) -> Held<'_> {
+        let mut door = None;
+        while self.is_held(&range) {
+            let guard = door.take().unwrap_or_else(|| self.door.lock());
+            if self.is_held(&range) {
+                door = Some(self.released.wait(guard));
+            }
+        }
+        self.held.borrow_mut().push(range.clone());
+        Held { ranges: self, range }
+    }
+
+    fn is_held(&self, range: &Range<u64>) -> bool {
+        self.held.borrow().iter().any(|held| held.start < range.end && range.start < held.end)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self.ranges.held.borrow_mut();
+        let at = held.iter().position(|range| *range == self.range).expect("it is held until now");
+        held.swap_remove(at);
+        drop(held);
+        self.ranges.released.wake_all();
+    }
+}

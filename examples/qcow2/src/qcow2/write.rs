@@ -1,0 +1,180 @@
+//! Writing: in place where the cluster is the image's own, else into fresh clusters, which the L2 table points to when the data
+//! is written.
+
+use std::io;
+
+use coralio_aio::AlignedBuf;
+
+use super::Qcow2;
+use super::allocate::Fresh;
+use super::geometry::{COPIED, Host, Kind, Run};
+use super::top::PAGE;
+use crate::error::damaged;
+
+/// Where the data of a mapping that changes goes.
+enum Target {
+    Fresh(Fresh),
+    /// Zeroes have room already.
+    Room(Host),
+}
+
+impl Target {
+    fn offset(&self) -> u64 {
+        match self {
+            Target::Fresh(fresh) => fresh.offset,
+            Target::Room(host) => host.offset,
+        }
+    }
+
+    fn is_virgin(&self) -> bool {
+        matches!(self, Target::Fresh(fresh) if fresh.virgin)
+    }
+}
+
+impl Qcow2 {
+    /// The range is within the disk, and the image may be written.
+    pub(crate) fn write(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        let _here = self.epochs.enter();
+        while !buf.is_empty() {
+            let run = self.map(offset, buf.len() as u64)?;
+            let done = match run.kind {
+                Kind::Data(host @ Host { own: true, .. }) => {
+                    let part = &buf[..run.len as usize];
+                    self.refuse_tables(host.offset, run.len)?;
+                    self.file.write_at(part, host.offset)?;
+                    part.len()
+                }
+                _ => self.write_fresh(&buf[..run.len as usize], offset)?,
+            };
+            offset += done as u64;
+            buf = &buf[done..];
+        }
+        Ok(())
+    }
+
+    /// Guest data is not written over tables, whatever an L2 entry says.
+    fn refuse_tables(&self, offset: u64, len: u64) -> io::Result<()> {
+        let bits = self.geometry.cluster_bits;
+        let tables = self.tables.borrow();
+        match (offset >> bits..(offset + len).div_ceil(1 << bits)).find(|cluster| tables.contains(cluster)) {
+            None => Ok(()),
+            Some(cluster) => Err(damaged(format!(
+                "an L2 entry points to a table, at {:#x}: repair the image with qemu-img check -r all",
+                cluster << bits
+            ))),
+        }
+    }
+
+    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones, or a part of one. Returns how
+    /// many bytes; 0 if somebody else was first, and one has to look again.
+    fn write_fresh(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        let cluster = self.geometry.cluster_size();
+        let within = self.geometry.in_cluster(offset);
+        let whole = within == 0 && buf.len() as u64 >= cluster;
+        let len = if whole { buf.len() as u64 & !(cluster - 1) } else { (cluster - within).min(buf.len() as u64) };
+        let first = offset >> self.geometry.cluster_bits;
+        let _held = self.changing.take(first..first + len.div_ceil(cluster));
+        let Run { kind, len } = self.map(offset, len)?;
+        let target = match kind {
+            Kind::Data(Host { own: true, .. }) => return Ok(0),
+            Kind::Zero(Some(host @ Host { own: true, .. })) => {
+                self.refuse_tables(host.offset, len)?;
+                Target::Room(host)
+            }
+            Kind::Unallocated | Kind::Zero(_) | Kind::Data(_) | Kind::Compressed(_) => {
+                // Made before the data's clusters: there is nothing to undo if that fails.
+                self.own_l2_table(offset)?;
+                Target::Fresh(self.allocate(len.div_ceil(cluster))?)
+            }
+        };
+        let len = match target {
+            Target::Fresh(fresh) => len.min(fresh.clusters << self.geometry.cluster_bits),
+            Target::Room(_) => len,
+        };
+        let data = &buf[..len as usize];
+        let written = if whole {
+            self.file.write_at(data, target.offset()).map(drop)
+        } else {
+            self.write_part(data, offset, kind, &target)
+        };
+        if let (Err(_), Target::Fresh(fresh)) = (&written, &target) {
+            self.give_back(*fresh)?;
+        }
+        written?;
+        self.link(offset, target.offset(), len.div_ceil(cluster))?;
+        Ok(data.len())
+    }
+
+    /// Writes a part of a cluster, and around it what the guest had there.
+    fn write_part(&self, data: &[u8], offset: u64, before: Kind, target: &Target) -> io::Result<()> {
+        let within = self.geometry.in_cluster(offset) as usize;
+        let was_zero = match before {
+            Kind::Zero(_) => true,
+            Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| backing.len() <= offset - within as u64),
+            Kind::Data(_) | Kind::Compressed(_) => false,
+        };
+        if was_zero && target.is_virgin() {
+            return self.file.write_at(data, target.offset() + within as u64).map(drop);
+        }
+        let mut bytes = AlignedBuf::new(self.geometry.cluster_size() as usize, PAGE);
+        if !was_zero {
+            // Of the cluster that the disk's end cuts, the rest is zeroes.
+            let start = offset - within as u64;
+            let end = (self.geometry.size - start).min(bytes.len() as u64) as usize;
+            for part in [0..within, within + data.len()..end] {
+                let kind = before.moved(within as u64, part.start as u64);
+                let at = start + part.start as u64;
+                self.read_run(kind, &mut bytes[part], at)?;
+            }
+        }
+        bytes[within..][..data.len()].copy_from_slice(data);
+        self.file.write_at(&bytes, target.offset()).map(drop)
+    }
+
+    /// Lets the L2 table point to clusters whose data is written, and gives up what was there before. They are in one slice.
+    fn link(&self, offset: u64, host: u64, clusters: u64) -> io::Result<()> {
+        let cluster = self.geometry.cluster_size();
+        self.change_entries(offset, clusters, |n, _| (host + n * cluster) | COPIED)
+    }
+
+    /// Changes the L2 entries of clusters in one slice, and gives up the clusters that they do not refer to any more.
+    pub(crate) fn change_entries(
+        &self,
+        offset: u64,
+        clusters: u64,
+        change: impl Fn(u64, u64) -> u64,
+    ) -> io::Result<()> {
+        let table = self.own_l2_table(offset)?;
+        let (slice, at) = self.geometry.l2_place(offset);
+        self.l2.modify(table + slice, |bytes| {
+            for (n, bytes) in bytes[at..].chunks_exact_mut(8).take(clusters as usize).enumerate() {
+                let old = u64::from_be_bytes((&*bytes).try_into().expect("eight bytes"));
+                let new = change(n as u64, old);
+                if new != old {
+                    self.give_up(old, new)?;
+                    bytes.copy_from_slice(&new.to_be_bytes());
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// What the old entry referred to and the new one does not is free when nobody can know of it any more.
+    fn give_up(&self, old: u64, new: u64) -> io::Result<()> {
+        let (old, new) = (self.geometry.kind(old)?, self.geometry.kind(new)?);
+        let host_of = |kind| match kind {
+            Kind::Data(host) | Kind::Zero(Some(host)) => Some(host.offset),
+            Kind::Unallocated | Kind::Zero(None) | Kind::Compressed(_) => None,
+        };
+        let now = self.epochs.now();
+        match (old, host_of(old)) {
+            (Kind::Compressed(packed), _) => self.flushes.give_up_shared(packed.offset, packed.len, now),
+            (_, Some(host)) if host_of(new) != Some(host) => {
+                self.refuse_tables(host, self.geometry.cluster_size())?;
+                self.flushes.give_up(host, self.geometry.cluster_size(), now);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

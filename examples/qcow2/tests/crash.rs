@@ -1,0 +1,228 @@
+//! The power goes at any moment, and each sector that was not synced is old, new or torn: the image is consistent then, and has
+//! what was flushed.
+//!
+//! ```sh
+//! CORALIO_QCOW2_CRASHES=10000 cargo test --release -p coralio-qcow2 --test crash    # each test
+//! CORALIO_SIM_SEED=17 cargo test -p coralio-qcow2 --test crash                      # one seed again
+//! ```
+
+mod common;
+
+use std::cell::RefCell;
+use std::io;
+use std::process::Command;
+use std::rc::Rc;
+
+use common::check::{Leaks, check};
+use common::{Scratch, has_qemu};
+use coralio_aio::simulate::{Faults, Sim, Simulation};
+use coralio_aio::{spawn, sync_directory};
+use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
+
+/// The unit in which the disk is watched, and written.
+const GRAIN: u64 = 64;
+const WORKERS: u64 = 3;
+const CLUSTERS: u64 = 40;
+/// One image of so many goes to `qemu-img check`, too.
+const SAMPLE: u32 = 100;
+
+fn crashes() -> u64 {
+    let number = |name| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
+    let most = if cfg!(debug_assertions) { 300 } else { 2000 };
+    number("CORALIO_QCOW2_CRASHES").unwrap_or(most / number("CORALIO_TEST_DIVISOR").unwrap_or(1))
+}
+
+/// What a grain may have after a crash.
+#[derive(Clone)]
+struct Grain {
+    /// Number, value, and whether the write has returned; oldest first.
+    values: Vec<(u64, u8, bool)>,
+}
+
+/// All grains of the disk. They are watched from outside the crash.
+struct Watch {
+    grains: Vec<Grain>,
+    next: u64,
+}
+
+impl Watch {
+    fn new(size: u64, value: impl Fn(u64) -> u8) -> Watch {
+        let grain = |n| Grain { values: vec![(0, value(n * GRAIN), true)] };
+        Watch { grains: (0..size / GRAIN).map(grain).collect(), next: 1 }
+    }
+
+    fn of(&mut self, offset: u64, len: u64) -> &mut [Grain] {
+        &mut self.grains[(offset / GRAIN) as usize..((offset + len) / GRAIN) as usize]
+    }
+
+    fn begin(&mut self, value: u8, offset: u64, len: u64) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.of(offset, len).iter_mut().for_each(|grain| grain.values.push((number, value, false)));
+        number
+    }
+
+    fn end(&mut self, number: u64, offset: u64, len: u64) {
+        let ours = |grain: &mut Grain| {
+            grain.values.iter_mut().filter(|(at, ..)| *at == number).for_each(|(_, _, done)| *done = true);
+        };
+        self.of(offset, len).iter_mut().for_each(ours);
+    }
+
+    /// The newest value of each grain that a flush which begins now makes durable.
+    fn done(&self) -> Vec<u64> {
+        let newest = |grain: &Grain| grain.values.iter().filter(|(.., done)| *done).map(|(at, ..)| *at).max();
+        self.grains.iter().map(|grain| newest(grain).expect("the durable one")).collect()
+    }
+
+    fn flushed(&mut self, done: &[u64]) {
+        for (grain, &from) in self.grains.iter_mut().zip(done) {
+            grain.values.retain(|&(at, ..)| at >= from);
+        }
+    }
+
+    /// Each byte of the disk is one that may be there; and it is what is there from now on.
+    fn check(&mut self, bytes: &[u8]) {
+        for (n, (grain, bytes)) in self.grains.iter_mut().zip(bytes.chunks(GRAIN as usize)).enumerate() {
+            // A write that came short may have ended anywhere.
+            let mut found = bytes.to_vec();
+            found.sort_unstable();
+            found.dedup();
+            for value in &found {
+                let allowed = grain.values.iter().any(|(_, allowed, _)| allowed == value);
+                assert!(allowed, "at {}: found {value}, and may be {:?}", n as u64 * GRAIN, grain.values);
+            }
+            grain.values = found.into_iter().map(|value| (0, value, true)).collect();
+        }
+    }
+}
+
+/// One operation of a worker, which has its own clusters, and its own grains of those that are shared.
+fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, cluster: u64) -> io::Result<()> {
+    let choose = |bound: u64| u64::from(sim.choose(bound as u32));
+    if choose(6) == 1 {
+        let done = watch.borrow().done();
+        image.flush()?;
+        watch.borrow_mut().flushed(&done);
+        return Ok(());
+    }
+    let grains = cluster / GRAIN;
+    // Of four clusters the first is everybody's, and of each three grains in it one is this worker's; the other three
+    // clusters are one worker's alone.
+    let group = choose(CLUSTERS / 4);
+    let own = (group / WORKERS * WORKERS + worker) % (CLUSTERS / 4 / WORKERS * WORKERS) * 4 + 1;
+    let (value, offset, len) = match choose(3) {
+        0 => {
+            let grain = choose((grains - worker).div_ceil(WORKERS)) * WORKERS + worker;
+            (true, group * 4 * cluster + grain * GRAIN, GRAIN)
+        }
+        1 => {
+            let first = choose(grains);
+            (true, own * cluster + first * GRAIN, (1 + choose(grains - first)) * GRAIN)
+        }
+        _ => (choose(3) > 0, own * cluster, cluster * (1 + choose(3))),
+    };
+    let new = if value { 1 + choose(200) as u8 } else { 0 };
+    let number = watch.borrow_mut().begin(new, offset, len);
+    match value {
+        true => image.write_at(&vec![new; len as usize], offset)?,
+        false if choose(2) == 0 => image.discard(offset, len)?,
+        false => image.write_zeroes(offset, len, Zeroes { keep_allocated: choose(2) == 0, fast: false })?,
+    }
+    watch.borrow_mut().end(number, offset, len);
+    Ok(())
+}
+
+fn work(sim: &Sim, watch: &Rc<RefCell<Watch>>, cluster: u64, steps: u32) -> io::Result<()> {
+    let image = open("image", &common::for_writing())?;
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|worker| {
+            let (sim, image, watch) = (sim.clone(), Rc::clone(&image), Rc::clone(watch));
+            spawn(move || (0..steps).try_for_each(|_| step(&sim, &*image, &watch, worker, cluster)))
+        })
+        .collect();
+    workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+}
+
+fn qemu_finds_no_corruption(bytes: &[u8]) {
+    let folder = Scratch::new();
+    std::fs::write(folder.path("image"), bytes).unwrap();
+    // The backing file is not there, and not looked at.
+    let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(folder.path("image")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    // 3: leaks alone.
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the images of a test are like.
+#[derive(Clone, Copy)]
+struct Setup {
+    cluster: u64,
+    version: u32,
+    refcount_bits: u32,
+    backed: bool,
+}
+
+fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
+    let Setup { cluster, version, refcount_bits, backed } = setup;
+    let size = cluster * CLUSTERS;
+    let backing = backed.then(|| {
+        sim.create("base", size / 2);
+        sim.corrupt("base", 0, &vec![0xbb; (size / 2) as usize]);
+        ("base".to_owned(), Format::Raw)
+    });
+    let options = CreateOptions { cluster_size: cluster, version, refcount_bits, backing, ..CreateOptions::new(size) };
+    sim.set_faults(Faults::none());
+    coralio_qcow2::Qcow2::create("image", &options)?;
+    sync_directory("")?;
+    let below = move |at| if backed && at < size / 2 { 0xbb } else { 0 };
+    let watch = Rc::new(RefCell::new(Watch::new(size, below)));
+    for round in 0..3 {
+        sim.set_faults(if round == 1 { Faults::harmless().errors(0.02) } else { Faults::harmless() });
+        let ended = sim.crash_during(|| work(sim, &watch, cluster, 25));
+        sim.set_faults(Faults::none());
+        if let (Some(Err(error)), 0 | 2) = (&ended, round) {
+            panic!("nothing went wrong, and an operation failed: {error}");
+        }
+        let bytes = sim.contents("image").expect("it was made for good");
+        let Leaks(_) = check(&bytes).unwrap_or_else(|why| panic!("corrupt: {why}"));
+        if qemu && !backed && sim.choose(SAMPLE) == 1 {
+            qemu_finds_no_corruption(&bytes);
+        }
+        let image = open("image", &common::for_writing())?;
+        watch.borrow_mut().check(&common::read_all(&*image, size as usize));
+    }
+    Ok(())
+}
+
+fn crash_all(setup: Setup) {
+    let qemu = has_qemu();
+    let machine = Simulation::new().crash_rate(0.01).stack_size(256 << 10).most_shrinking(300);
+    // Three crashes a run.
+    let runs = machine.run(0..crashes().div_ceil(3), |sim| survives(sim, setup, qemu));
+    eprintln!("{} crashes", runs * 3);
+}
+
+#[test]
+fn small_clusters() {
+    // qcow2: a table entry and what it refers to get to the disk in the order in which a crash can do no harm.
+    crash_all(Setup { cluster: 512, version: 3, refcount_bits: 16, backed: false });
+}
+
+#[test]
+fn small_clusters_whose_refcount_table_grows() {
+    // qcow2: 64 clusters to a refcount block: new blocks all the time.
+    crash_all(Setup { cluster: 512, version: 3, refcount_bits: 64, backed: false });
+}
+
+#[test]
+fn backed() {
+    // qcow2: what is copied from below is on the disk before the tables say so: else what was there for good is lost.
+    crash_all(Setup { cluster: 2048, version: 3, refcount_bits: 1, backed: true });
+}
+
+#[test]
+fn version_2() {
+    // qcow2: without zero flags.
+    crash_all(Setup { cluster: 1024, version: 2, refcount_bits: 16, backed: false });
+}

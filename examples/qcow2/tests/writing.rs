@@ -1,0 +1,359 @@
+//! Images written by this crate: `qemu-img check` finds nothing, and `qemu-img` reads what was written.
+
+mod common;
+
+use std::io;
+use std::rc::Rc;
+
+use common::{
+    Random, Scratch, as_qemu_reads, assert_clean, assert_same, for_writing, has_qemu, qemu_img, qemu_io, read_all,
+    seeds,
+};
+use coralio_aio::spawn;
+use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, Zeroes, open};
+
+/// An open image, and what its disk should have.
+struct Model {
+    image: Rc<dyn Image>,
+    bytes: Vec<u8>,
+}
+
+impl Model {
+    fn new(image: Rc<dyn Image>) -> Model {
+        let bytes = read_all(&*image, 1 << 20);
+        Model { image, bytes }
+    }
+
+    fn write(&mut self, value: u8, offset: u64, len: u64) {
+        let data = vec![value; len as usize];
+        self.image.write_at(&data, offset).unwrap();
+        self.bytes[offset as usize..(offset + len) as usize].fill(value);
+    }
+
+    fn zero(&mut self, offset: u64, len: u64, how: Zeroes) {
+        match self.image.write_zeroes(offset, len, how) {
+            Ok(()) => self.bytes[offset as usize..(offset + len) as usize].fill(0),
+            Err(error) => assert!(how.fast && error.kind() == io::ErrorKind::Unsupported, "{error}"),
+        }
+    }
+
+    /// Each byte is zero or what it was.
+    fn discard(&mut self, offset: u64, len: u64) {
+        self.image.discard(offset, len).unwrap();
+        let mut now = vec![0; len as usize];
+        self.image.read_at(&mut now, offset).unwrap();
+        let before = &mut self.bytes[offset as usize..(offset + len) as usize];
+        assert!(now.iter().zip(&*before).all(|(now, before)| *now == 0 || now == before), "discard made something up");
+        before.copy_from_slice(&now);
+    }
+
+    fn check(&self, what: &str) {
+        assert_same(&read_all(&*self.image, 100_000), &self.bytes, what);
+    }
+
+    /// Flushes; then `qemu-img` finds it right.
+    fn finish(self, folder: &Scratch, file: &str, what: &str) {
+        self.check(what);
+        self.image.flush().unwrap();
+        drop(self.image);
+        assert_clean(folder, file);
+        // QEMU has disks of whole sectors.
+        let sectors = self.bytes.len() / 512 * 512;
+        assert_same(&as_qemu_reads(folder, file), &self.bytes[..sectors], what);
+    }
+}
+
+fn created(folder: &Scratch, options: &CreateOptions) -> Model {
+    Qcow2::create(folder.path("image"), options).unwrap();
+    let model = Model::new(open(folder.path("image"), &for_writing()).unwrap());
+    assert_eq!(model.image.len(), options.size);
+    model
+}
+
+/// Within clusters and across, over what is there and what is not.
+fn scribble(model: &mut Model, cluster: u64) {
+    let size = model.image.len();
+    model.write(1, 0, 4096.min(size));
+    model.write(2, cluster * 3 + 512, cluster * 2);
+    model.write(3, cluster * 7, cluster * 4);
+    model.zero(cluster * 8 + 1, cluster + 100, Zeroes::default());
+    model.zero(cluster * 9, cluster * 2, Zeroes { keep_allocated: true, fast: false });
+    model.write(4, cluster * 9 + 7, 100);
+    model.discard(cluster * 7, cluster);
+    model.write(5, size - 3, 3);
+    model.write(6, cluster * 4 - 5, 10);
+}
+
+#[test]
+fn what_ours_created_is_right() {
+    // qcow2: each cluster size, version and refcount width: created, written, and clean for qemu-img.
+    if !has_qemu() {
+        return;
+    }
+    let sizes = (9..=21).flat_map(|bits| [(bits, 2, 16), (bits, 3, 16)]);
+    let widths = [1, 2, 4, 8, 32, 64].map(|width| (12, 3, width));
+    for (bits, version, refcount_bits) in sizes.chain(widths) {
+        let folder = Scratch::new();
+        let cluster = 1_u64 << bits;
+        let what = format!("{cluster} bytes a cluster, version {version}, {refcount_bits} bits");
+        let size = cluster * 16 + 1500;
+        let options =
+            CreateOptions { cluster_size: cluster, version, refcount_bits, ..CreateOptions::new(size.max(70000)) };
+        coralio_aio::run(|| {
+            let mut model = created(&folder, &options);
+            model.check("new");
+            scribble(&mut model, cluster);
+            let options = Options { format: Some(Format::Qcow2), ..for_writing() };
+            model.image.flush().unwrap();
+            model.image = open(folder.path("image"), &options).unwrap();
+            scribble(&mut model, cluster);
+            model.finish(&folder, "image", &what);
+        });
+    }
+}
+
+#[test]
+fn what_cannot_be_created_is_refused() {
+    // qcow2: with what can be instead; and no file is left.
+    let folder = Scratch::new();
+    let refused = |options: CreateOptions, why: &str| {
+        let error = coralio_aio::run(|| Qcow2::create(folder.path("image"), &options)).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(!folder.path("image").exists());
+    };
+    let new = CreateOptions::new;
+    refused(CreateOptions { cluster_size: 1000, ..new(1) }, "power of two");
+    refused(CreateOptions { cluster_size: 4 << 20, ..new(1) }, "512 to 2097152");
+    refused(CreateOptions { refcount_bits: 128, ..new(1) }, "up to 64");
+    refused(CreateOptions { version: 4, ..new(1) }, "versions 2 and 3");
+    refused(CreateOptions { version: 2, refcount_bits: 8, ..new(1) }, "16 bits");
+    refused(CreateOptions { cluster_size: 512, ..new(1 << 40) }, "L1 entries");
+    refused(CreateOptions { backing: Some((String::new(), Format::Raw)), ..new(1) }, "1 to ");
+}
+
+#[test]
+fn over_what_qemu_made() {
+    // qcow2: compressed, zero and preallocated clusters, and backing files, each written over; what is not used is let go.
+    if !has_qemu() {
+        return;
+    }
+    let made: [(&str, &str, u64); 7] = [
+        ("compressed", "convert -c -f raw -O qcow2 -o cluster_size=4k source image", 4096),
+        ("zstd", "convert -c -f raw -O qcow2 -o compression_type=zstd source image", 65536),
+        ("metadata", "create -f qcow2 -o preallocation=metadata image 2M", 65536),
+        ("full", "create -f qcow2 -o preallocation=full,cluster_size=1k image 2M", 1024),
+        ("version 2", "convert -f raw -O qcow2 -o compat=0.10,cluster_size=8k source image", 8192),
+        ("backed", "create -f qcow2 -o cluster_size=4k -b source -F raw image 3M", 4096),
+        ("backed, version 2", "create -f qcow2 -o cluster_size=4k,compat=0.10 -b source -F raw image 3M", 4096),
+    ];
+    for (what, command, cluster) in made {
+        let folder = Scratch::new();
+        let source: Vec<u8> = (0..2 << 20).map(|at| (at / 700) as u8).collect();
+        std::fs::write(folder.path("source"), &source).unwrap();
+        qemu_img(&folder, command);
+        coralio_aio::run(|| {
+            let mut model = Model::new(open(folder.path("image"), &for_writing()).unwrap());
+            scribble(&mut model, cluster);
+            model.finish(&folder, "image", what);
+        });
+    }
+}
+
+#[test]
+fn on_top_of_another() {
+    // qcow2: ours creates an image on top; qemu-img follows the name and the format in its header.
+    if !has_qemu() {
+        return;
+    }
+    for version in [2, 3] {
+        let folder = Scratch::new();
+        qemu_img(&folder, "create -f qcow2 base 1M");
+        qemu_io(&folder, "base", &["write -P 7 0 1M"]);
+        let backing = Some(("base".to_owned(), Format::Qcow2));
+        let options = CreateOptions { version, backing, cluster_size: 4096, ..CreateOptions::new(2 << 20) };
+        coralio_aio::run(|| {
+            let mut model = created(&folder, &options);
+            assert!(model.bytes[..1 << 20].iter().all(|&byte| byte == 7));
+            scribble(&mut model, 4096);
+            model.finish(&folder, "image", &format!("version {version}"));
+        });
+        assert!(qemu_img(&folder, "info image").contains("backing file format: qcow2"));
+    }
+}
+
+#[test]
+fn the_refcount_table_grows() {
+    // qcow2: 64 bits a count and 512 bytes a cluster: a block counts 64 clusters, and a cluster of the table 64 blocks.
+    if !has_qemu() {
+        return;
+    }
+    let folder = Scratch::new();
+    let options = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(8 << 20) };
+    coralio_aio::run(|| {
+        let mut model = created(&folder, &options);
+        let mut random = Random(1);
+        for _ in 0..120 {
+            let offset = random.below((8 << 20) - 65536);
+            model.write(random.next() as u8, offset, 65536);
+            if random.chance(10) {
+                model.image.flush().unwrap();
+            }
+        }
+        model.finish(&folder, "image", "grown");
+    });
+}
+
+#[test]
+fn writers_share_clusters() {
+    // qcow2: two writers into the same fresh cluster: one allocates, the other waits, and neither's bytes are lost.
+    if !has_qemu() {
+        return;
+    }
+    for (seed, cluster) in [(1, 65536), (2, 4096), (3, 512)] {
+        let folder = Scratch::new();
+        std::fs::write(folder.path("base"), vec![0xbb; 1 << 20]).unwrap();
+        let backing = Some(("base".to_owned(), Format::Raw));
+        let options = CreateOptions { cluster_size: cluster, backing, ..CreateOptions::new(2 << 20) };
+        coralio_aio::run(|| {
+            let mut model = created(&folder, &options);
+            const WRITERS: u64 = 32;
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|writer| {
+                    let image = Rc::clone(&model.image);
+                    spawn(move || {
+                        // Each has every 32nd piece of 300 bytes, in an order of its own.
+                        let mut random = Random(seed * 100 + writer);
+                        let pieces = (2 << 20) / 300 / WRITERS;
+                        let mine: Vec<u64> = (0..60).map(|_| (random.below(pieces) * WRITERS + writer) * 300).collect();
+                        for &offset in &mine {
+                            image.write_at(&[writer as u8 + 1; 300], offset).unwrap();
+                            if random.chance(20) {
+                                image.flush().unwrap();
+                            }
+                        }
+                        mine
+                    })
+                })
+                .collect();
+            for (writer, task) in writers.into_iter().enumerate() {
+                for offset in task.join().unwrap() {
+                    model.bytes[offset as usize..][..300].fill(writer as u8 + 1);
+                }
+            }
+            model.finish(&folder, "image", &format!("clusters of {cluster}"));
+        });
+    }
+}
+
+fn any_options(random: &mut Random) -> CreateOptions {
+    let bits = 9 + random.below(9);
+    let version = 2 + random.below(2) as u32;
+    let refcount_bits = if version == 2 { 16 } else { 1 << random.below(7) };
+    let size = (1 << bits) * (20 + random.below(100)) + random.below(2000);
+    let options = CreateOptions { cluster_size: 1 << bits, version, refcount_bits, ..CreateOptions::new(size) };
+    let name = if random.chance(2) { "base" } else { "longer" };
+    CreateOptions { backing: random.chance(2).then(|| (name.to_owned(), Format::Raw)), ..options }
+}
+
+#[test]
+fn random_sequences() {
+    // qcow2: any operations in any order read as the model does, and leave what qemu-img finds clean.
+    let qemu = has_qemu();
+    for seed in seeds(40) {
+        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} has it again");
+        let mut random = Random(seed);
+        let folder = Scratch::new();
+        std::fs::write(folder.path("base"), vec![0xbb; 50_000]).unwrap();
+        std::fs::write(folder.path("longer"), vec![0xcc; 20 << 20]).unwrap();
+        let options = any_options(&mut random);
+        coralio_aio::run(|| {
+            let mut model = created(&folder, &options);
+            let (size, cluster) = (options.size, options.cluster_size);
+            for _ in 0..100 {
+                let most = if random.chance(4) { cluster * 6 } else { cluster };
+                let (mut offset, mut len) = (random.below(size), 1 + random.below(most));
+                if random.chance(2) {
+                    (offset, len) = (offset / cluster * cluster, len.next_multiple_of(cluster));
+                }
+                len = len.min(size - offset);
+                match random.below(10) {
+                    0..5 => model.write(random.next() as u8 | 1, offset, len),
+                    5 => model.discard(offset, len),
+                    6 | 7 => {
+                        let how = Zeroes { keep_allocated: random.chance(2), fast: random.chance(3) };
+                        model.zero(offset, len, how);
+                    }
+                    8 => model.image.flush().unwrap(),
+                    _ => model.check(&format!("seed {seed}")),
+                }
+                if random.chance(30) {
+                    model.image.flush().unwrap();
+                    model.image = open(folder.path("image"), &for_writing()).unwrap();
+                }
+            }
+            if qemu {
+                model.finish(&folder, "image", &format!("seed {seed}"));
+            } else {
+                model.check(&format!("seed {seed}"));
+            }
+        });
+    }
+}
+
+#[test]
+fn the_same_as_qemu_io() {
+    // qcow2: the same sequence on ours and on qemu-io leaves the same disk.
+    if !has_qemu() {
+        return;
+    }
+    for seed in seeds(10) {
+        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} has it again");
+        let mut random = Random(seed ^ 0xfeed);
+        let folder = Scratch::new();
+        let cluster = 1 << (9 + random.below(9));
+        let size = cluster * 50;
+        qemu_img(&folder, &format!("create -f qcow2 -o cluster_size={cluster} theirs {size}"));
+        let mut commands = Vec::new();
+        coralio_aio::run(|| {
+            let mut model = created(&folder, &CreateOptions { cluster_size: cluster, ..CreateOptions::new(size) });
+            for _ in 0..60 {
+                let offset = random.below(size / 512) * 512;
+                let len = (512 * (1 + random.below(cluster * 3 / 512))).min(size - offset);
+                if random.chance(4) {
+                    model.zero(offset, len, Zeroes::default());
+                    commands.push(format!("write -z {offset} {len}"));
+                } else {
+                    let value = random.next() as u8;
+                    model.write(value, offset, len);
+                    commands.push(format!("write -P {value} {offset} {len}"));
+                }
+            }
+            model.finish(&folder, "image", &format!("seed {seed}"));
+        });
+        qemu_io(&folder, "theirs", &commands);
+        assert!(qemu_img(&folder, "compare image theirs").contains("identical"));
+    }
+}
+
+#[test]
+fn what_is_beyond_or_read_only_is_refused() {
+    // qcow2: before anything is done.
+    let folder = Scratch::new();
+    coralio_aio::run(|| {
+        let model = created(&folder, &CreateOptions::new(1000));
+        let kinds = [
+            model.image.read_at(&mut [0; 2], 999),
+            model.image.write_at(&[0; 2], 999),
+            model.image.discard(1, u64::MAX),
+            model.image.write_zeroes(1000, 1, Zeroes::default()),
+            model.image.extent(1001, 0).map(drop),
+        ]
+        .map(|result| result.unwrap_err().kind());
+        assert_eq!(kinds, [io::ErrorKind::InvalidInput; 5]);
+        let reader = open(folder.path("image"), &Options::default()).unwrap();
+        let kinds = [reader.write_at(&[1], 0), reader.discard(0, 1), reader.write_zeroes(0, 1, Zeroes::default())]
+            .map(|result| result.unwrap_err().kind());
+        assert_eq!(kinds, [io::ErrorKind::PermissionDenied; 3]);
+        assert!(Qcow2::create(folder.path("image"), &CreateOptions::new(1)).is_err());
+    });
+}
