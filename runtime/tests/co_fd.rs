@@ -68,10 +68,15 @@ fn two_readers_and_a_writer() {
         theirs.write_all(&[10]).unwrap();
         ctx.poll(true);
         assert_eq!(log.take(), "1:10");
-        // One edge for two bytes would do as well.
-        theirs.write_all(&[20]).unwrap();
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
-        assert_eq!(log.take(), "2:20");
+        let third = spawn({
+            let (ours, log) = (Rc::clone(&ours), log.clone());
+            move || log.add(format_args!("3:{}", read_byte(&ours)))
+        });
+        ctx.poll(false);
+        // One edge for the two of them.
+        theirs.write_all(&[20, 30]).unwrap();
+        readers.into_iter().chain([third]).for_each(|reader| reader.join().unwrap());
+        assert_eq!(log.take(), "2:20 3:30");
         (&*ours).write_all(b"back").unwrap();
         let mut back = [0; 4];
         theirs.read_exact(&mut back).unwrap();
