@@ -55,10 +55,12 @@ impl Server {
                 command
             }
         };
-        let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.map_err(|error| format!("cannot start {which:?}: {error}; build or install it first"))?;
         let mut server = Server { child, socket };
-        server.wait_until_it_listens().map_err(|error| format!("{which:?}: {error}"))?;
+        server
+            .wait_until_it_listens()
+            .map_err(|error| format!("{which:?}: {error}; by hand it says why: {command:?}"))?;
         Ok(server)
     }
 

@@ -111,7 +111,7 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(()) => {
             if let Some(signal) = signals::caught() {
-                println!("nbd_server: stopped by signal {signal}; all that was asked for is done and flushed");
+                eprintln!("nbd_server: stopped by signal {signal}; all that was asked for is done and flushed");
             }
             ExitCode::SUCCESS
         }
