@@ -3,7 +3,9 @@
 
 mod ends;
 mod fork;
+mod held;
 mod limits;
+mod lost;
 mod manage;
 mod model;
 mod opening;
@@ -138,6 +140,7 @@ fn in_child(test: &str) -> bool {
     }
     let me = std::env::current_exe().unwrap();
     let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    print!("{}", String::from_utf8_lossy(&child.stdout)); // what was skipped
     let said = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{}\n{said}", child.status);
     true
