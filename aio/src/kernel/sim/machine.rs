@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use coralio_runtime::VirtualClock;
 
-use super::faults::{Fault, Faults};
+use super::faults::{Fault, Faults, Times};
 use super::names::{FileSystem, Open};
 use super::ring::Ring;
 use super::tape::Tape;
@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_nanos(100);
 /// How much later than the first completion a sleep ends, if it does.
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
 const STALL: Duration = Duration::from_secs(1);
+/// From one completion to the next, in any order. Halved again and again, it stays far above [`LOOK`].
+const TURN: Duration = Duration::from_millis(1);
 /// A second of doing nothing else.
 const MOST_LOOKS: u32 = 10_000_000;
 /// Refusals in a row.
@@ -176,6 +178,10 @@ impl Machine {
             // SAFETY: the caller's promise: this one is counted.
             unsafe { self.take(entry) };
         }
+        if self.is_in_any_order() {
+            let done = self.tape.choose(self.in_flight.len() as u32 + 1);
+            self.due_after(done as usize).into_iter().for_each(|due| self.advance(due));
+        }
         Ok(taken)
     }
 
@@ -275,7 +281,9 @@ impl Machine {
             }
             None if len > unit && self.goes_wrong(|faults| faults.short) => {
                 let half = (len / 2).next_multiple_of(unit).min(len - unit);
-                Fate::Transfers([len - unit, half, unit][self.tape.choose(3) as usize])
+                let mut parts = vec![len - unit, half, unit];
+                parts.dedup();
+                Fate::Transfers(parts[self.tape.choose(parts.len() as u32) as usize])
             }
             None => Fate::Transfers(len),
         };
@@ -290,8 +298,29 @@ impl Machine {
     }
 
     fn draw_latency(&mut self) -> Duration {
-        let times = self.settings.latency.times();
-        times[self.tape.choose(times.len() as u32) as usize]
+        match self.settings.latency.times() {
+            Times::Of(times) => times[self.tape.choose(times.len() as u32) as usize],
+            Times::AnyOrder => self.draw_place(),
+        }
+    }
+
+    /// How long it takes to be behind the last of those in flight, or before one of them.
+    fn draw_place(&mut self) -> Duration {
+        let now = self.now();
+        let due: Vec<_> = self.in_flight.keys().map(|&(due, _)| due - now).collect();
+        let place = due.len() - self.tape.choose(due.len() as u32 + 1) as usize;
+        let before = place.checked_sub(1).map_or(Duration::ZERO, |last| due[last]);
+        before + due.get(place).map_or(TURN, |next| (*next - before) / 2)
+    }
+
+    /// Whether how many complete is a choice wherever any may.
+    fn is_in_any_order(&self) -> bool {
+        self.settings.latency.times() == &Times::AnyOrder
+    }
+
+    /// When so many of those in flight will have completed.
+    fn due_after(&self, count: usize) -> Option<Duration> {
+        self.in_flight.keys().nth(count.checked_sub(1)?).map(|&(due, _)| due)
     }
 
     /// Lets time pass, and what is due by then complete.
@@ -411,8 +440,12 @@ impl Machine {
             return true;
         }
         let until = timeout.map(|timeout| self.now().saturating_add(timeout));
-        let place = (min as usize).min(self.in_flight.len());
-        let done = place.checked_sub(1).and_then(|place| self.in_flight.keys().nth(place)).map(|&(due, _)| due);
+        let most = self.in_flight.len();
+        let mut count = (min as usize).min(most);
+        if self.is_in_any_order() {
+            count += self.tape.choose((most - count) as u32 + 1) as usize;
+        }
+        let done = self.due_after(count);
         if done.is_some() && self.goes_wrong(|faults| faults.early) {
             self.advance(self.now() + LOOK);
             return true;
