@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use coralio_runtime::VirtualClock;
 
-use super::faults::{Fault, Faults, Times};
+use super::decide::Fate;
+use super::faults::{Fault, Faults};
 use super::names::{FileSystem, Open};
 use super::ring::Ring;
 use super::tape::Tape;
@@ -32,25 +33,12 @@ use crate::kernel::{Completion, Opcode, Operation};
 const LOOK: Duration = Duration::from_nanos(100);
 /// How much later than the first completion a sleep ends, if it does.
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
-const STALL: Duration = Duration::from_secs(1);
-/// From one completion to the next, in any order. Halved again and again, it stays far above [`LOOK`].
-const TURN: Duration = Duration::from_millis(1);
 /// A second of doing nothing else.
 const MOST_LOOKS: u32 = 10_000_000;
-/// Refusals in a row.
-const MOST_REFUSED: u32 = 3;
 /// What is in a buffer while the kernel reads into it.
 const SCRIBBLE: u8 = 0xdb;
 
-/// What a request will come to.
-#[derive(Clone, Copy)]
-enum Fate {
-    /// At most so many bytes.
-    Transfers(usize),
-    Fails(i32),
-}
-
-struct Request {
+pub(super) struct Request {
     number: u64,
     key: u64,
     opcode: Opcode,
@@ -78,14 +66,14 @@ pub(crate) struct Machine {
     pub(crate) crashes: Arc<AtomicU32>,
     /// The power goes at this rate, at each request that is taken or completes.
     pub(crate) power_fails: f64,
-    faults_so_far: u32,
+    pub(super) faults_so_far: u32,
     /// The context's too.
     clock: VirtualClock,
-    in_flight: BTreeMap<(Duration, u64), Request>,
+    pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
     /// At an empty ring, since the last sleep.
     looks: u32,
-    refused_in_row: u32,
+    pub(super) refused_in_row: u32,
     /// How many changes there were: the disk's own time.
     at: u64,
 }
@@ -147,19 +135,6 @@ impl Machine {
         self.trace.add(self.clock.elapsed(), event);
     }
 
-    /// Whether something goes wrong that does at this rate.
-    fn goes_wrong(&mut self, rate: fn(&Faults) -> f64) -> bool {
-        let happens = self.faults_so_far < self.faults.most && self.tape.chance(rate(&self.faults));
-        self.faults_so_far += u32::from(happens);
-        happens
-    }
-
-    /// Takes the first fault of this kind off the script.
-    fn scripted(&mut self, of_submit: bool) -> Option<Fault> {
-        let place = self.script.iter().position(|fault| fault.is_of_submit() == of_submit)?;
-        self.script.remove(place)
-    }
-
     /// # Safety
     ///
     /// As [`Kernel::submit`](crate::kernel::Kernel::submit).
@@ -208,18 +183,6 @@ impl Machine {
         }
     }
 
-    fn draw_most(&mut self, offered: usize) -> Result<usize, i32> {
-        if self.refused_in_row < MOST_REFUSED && self.goes_wrong(|faults| faults.refused) {
-            self.refused_in_row += 1;
-            return Err(libc::EAGAIN);
-        }
-        if self.goes_wrong(|faults| faults.invalid) {
-            return Err(libc::EINVAL);
-        }
-        let part = offered > 1 && self.goes_wrong(|faults| faults.partial);
-        Ok(if part { offered - 1 - self.tape.choose(offered as u32 - 1) as usize } else { offered })
-    }
-
     /// What `io_submit` looks at before it takes a request.
     fn check(&mut self, operation: &Operation) -> Result<(), i32> {
         let open = self.files.opened(operation.fd).map_err(|error| error.raw_os_error().unwrap_or(libc::EBADF))?;
@@ -260,62 +223,6 @@ impl Machine {
         if time.is_zero() {
             self.advance(self.now());
         }
-    }
-
-    /// What the request will come to, and how long it takes.
-    fn decide(&mut self, opcode: Opcode, offset: u64, open: &Open, lent: &Lent) -> (Fate, Duration) {
-        let scripted = self.scripted(false);
-        let len = lent.len();
-        let unit = if open.access.direct { self.settings.sector } else { 1 };
-        let mask = unit - 1;
-        let fate = match scripted {
-            _ if open.lost => Fate::Fails(libc::EIO),
-            // Direct I/O that is not aligned is taken, and fails.
-            _ if lent.touches(mask) || offset & mask as u64 != 0 => Fate::Fails(libc::EINVAL),
-            Some(Fault::Error(errno)) => Fate::Fails(errno),
-            Some(Fault::Short(most)) => Fate::Transfers(most.min(len)),
-            Some(_) => Fate::Transfers(len),
-            None if self.goes_wrong(|faults| faults.errors) => {
-                let full = opcode.is_write() && self.tape.choose(2) == 1;
-                Fate::Fails(if full { libc::ENOSPC } else { libc::EIO })
-            }
-            None if len > unit && self.goes_wrong(|faults| faults.short) => {
-                let half = (len / 2).next_multiple_of(unit).min(len - unit);
-                let mut parts = vec![len - unit, half, unit];
-                parts.dedup();
-                Fate::Transfers(parts[self.tape.choose(parts.len() as u32) as usize])
-            }
-            None => Fate::Transfers(len),
-        };
-        let time = match scripted {
-            Some(Fault::AtOnce) => Duration::ZERO,
-            Some(Fault::Delay(delay)) => self.draw_latency() + delay,
-            _ if self.goes_wrong(|faults| faults.at_once) => Duration::ZERO,
-            _ if self.goes_wrong(|faults| faults.stalled) => self.draw_latency() + STALL,
-            _ => self.draw_latency(),
-        };
-        (fate, time)
-    }
-
-    fn draw_latency(&mut self) -> Duration {
-        match self.settings.latency.times() {
-            Times::Of(times) => times[self.tape.choose(times.len() as u32) as usize],
-            Times::AnyOrder => self.draw_place(),
-        }
-    }
-
-    /// How long it takes to be behind the last of those in flight, or before one of them.
-    fn draw_place(&mut self) -> Duration {
-        let now = self.now();
-        let due: Vec<_> = self.in_flight.keys().map(|&(due, _)| due - now).collect();
-        let place = due.len() - self.tape.choose(due.len() as u32 + 1) as usize;
-        let before = place.checked_sub(1).map_or(Duration::ZERO, |last| due[last]);
-        before + due.get(place).map_or(TURN, |next| (*next - before) / 2)
-    }
-
-    /// Whether how many complete is a choice wherever any may.
-    fn is_in_any_order(&self) -> bool {
-        self.settings.latency.times() == &Times::AnyOrder
     }
 
     /// When so many of those in flight will have completed.
