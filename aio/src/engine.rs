@@ -33,7 +33,7 @@ use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
 use crate::perform::{Attempt, perform};
 use crate::place::Place;
-use crate::policy::{Current, NotTaken, Policy, gets_stuck};
+use crate::policy::{Current, NotTaken, Notifier, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
 use crate::slow::Slow;
@@ -311,7 +311,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
-        if self.in_flight.load(Ordering::Relaxed) == 0 {
+        if self.in_flight.load(Ordering::Relaxed) == 0 || P::NOTIFIER == Notifier::Lost {
             return None;
         }
         add(&self.counts.sleeps, 1);
