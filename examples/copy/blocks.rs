@@ -1,8 +1,9 @@
 //! Which blocks there are to copy: the source's data, cut up. Holes are passed over, so that they stay holes.
 
 use std::io;
-use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+
+use coralio_qcow2::next_data;
 
 /// A piece of the file.
 pub struct Block {
@@ -47,25 +48,5 @@ impl Blocks {
         self.next = self.data_end.min(offset + self.block_size);
         let bytes = self.next.min(self.len) - offset;
         Ok(Some(Block { offset, len: (self.next - offset) as usize, bytes: bytes as usize }))
-    }
-}
-
-/// The first range of data at `from` or after it; none if only a hole follows, or nothing.
-///
-/// The kernel knows (`SEEK_DATA`, `SEEK_HOLE`); reading and looking for zeros would be slower, and would make holes of
-/// zeros that somebody wrote to have their space reserved. A file system without holes says that all is data.
-fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<Range<u64>>> {
-    let seek = |offset: u64, whence| {
-        // SAFETY: lseek takes no pointers. It moves the descriptor's own offset, which nobody uses.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
-        u64::try_from(found).map_err(|_| io::Error::last_os_error())
-    };
-    match seek(from, libc::SEEK_DATA).and_then(|start| Ok(start..seek(start, libc::SEEK_HOLE)?)) {
-        Ok(data) => Ok(Some(data)),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENXIO) => Ok(None),
-            Some(libc::EINVAL) => Ok(Some(from..u64::MAX)),
-            _ => Err(error),
-        },
     }
 }

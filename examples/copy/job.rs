@@ -80,7 +80,7 @@ impl Job {
         if self.first_error.borrow().is_some() {
             return Ok(None);
         }
-        signals::check()?;
+        check_signals()?;
         let block = self.blocks.borrow_mut().next(self.source.as_fd())?;
         if let Some(block) = &block {
             self.progress.set_position(block.offset);
@@ -161,6 +161,14 @@ impl Job {
             count(system_calls, "system call"),
             count(requests, "request"),
         )
+    }
+}
+
+/// An error once a signal came.
+pub fn check_signals() -> io::Result<()> {
+    match signals::caught() {
+        None => Ok(()),
+        Some(signal) => Err(io::Error::new(io::ErrorKind::Interrupted, format!("stopped by signal {signal}"))),
     }
 }
 

@@ -13,6 +13,7 @@ mod draft;
 mod job;
 mod options;
 mod scratch;
+#[path = "../shared/signals.rs"]
 mod signals;
 #[path = "../shared/trace.rs"]
 mod trace;
@@ -62,7 +63,7 @@ fn copy_all(job: &Rc<Job>, coroutines: u64) -> io::Result<()> {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    signals::listen();
+    signals::listen(None);
     match run(&options) {
         Ok(text) => {
             // The copy is made, whether or not anybody listens.

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use coralio_aio::{AlignedBuf, File, spawn};
 
 use crate::draft::make_new;
+use crate::job::check_signals;
 use crate::options::Options;
-use crate::{copy, remedy, signals};
+use crate::{copy, remedy};
 
 const MIB: u64 = 1 << 20;
 const LEN: u64 = 256 * MIB;
@@ -68,7 +69,7 @@ fn fill(file: &File) -> io::Result<()> {
     file.set_len(LEN)?;
     let mut buf = AlignedBuf::new(MIB as usize, 4096);
     for offset in (0..LEN).step_by(MIB as usize).filter(|offset| !HOLE.contains(offset)) {
-        signals::check()?;
+        check_signals()?;
         for (word, number) in buf.as_chunks_mut().0.iter_mut().zip(offset / 8..) {
             *word = splitmix64(number).to_le_bytes();
         }
@@ -91,7 +92,7 @@ fn checksum(file: &File) -> io::Result<u64> {
     let mut sum = 0xcbf2_9ce4_8422_2325 ^ len;
     let mut buf = AlignedBuf::new(MIB as usize, 4096);
     for offset in (0..len).step_by(MIB as usize) {
-        signals::check()?;
+        check_signals()?;
         let count = file.read_at(&mut buf, offset)?;
         buf[count..].fill(0);
         for word in buf.as_chunks().0 {

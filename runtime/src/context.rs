@@ -29,6 +29,7 @@ use crate::trace::{Span, Tracer};
 pub(crate) mod bottom_half;
 mod builder;
 pub(crate) mod clock;
+mod co_fd;
 pub(crate) mod deadlock;
 mod dump;
 pub(crate) mod fd;
@@ -48,9 +49,10 @@ pub(crate) mod timer;
 pub(crate) mod wake;
 
 pub use builder::ContextBuilder;
+pub use co_fd::CoFd;
 pub use dump::Dump;
 pub use readiness::{wait_readable, wait_writable};
-use shared::Shared;
+use shared::{KICK_TOKEN, Shared};
 pub use source::{AtHome, Source};
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
@@ -108,10 +110,12 @@ impl AioContext {
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.shared.acquire_at_home();
-        home.round(|| self.round(home)) || blocking && self.wait(home) && home.round(|| self.round(home))
+        home.round(|| self.round(home, blocking))
+            || blocking && self.wait(home) && home.round(|| self.round(home, false))
     }
 
-    fn round(&self, home: &Home) -> bool {
+    /// With `may_sleep`, the loop goes to sleep if nothing is done here.
+    fn round(&self, home: &Home, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         let _beat = home.beat();
@@ -119,7 +123,7 @@ impl AioContext {
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run(shared);
-        progress |= self.serve_watches(progress);
+        progress |= self.serve_watches(progress, may_sleep);
         progress |= shared.pollers.run(shared);
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
@@ -142,21 +146,29 @@ impl AioContext {
         let source = self.shared.source.lock().clone();
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
         progress |= self.shared.bottom_halves.run(&self.shared);
-        progress |= self.serve_watches(progress);
+        progress |= self.serve_watches(progress, false);
         progress |= self.shared.pollers.run(&self.shared);
         progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(false))
     }
 
     /// Asks epoll, and serves what it reports. While other work keeps the loop busy it is asked every eighth time: that
-    /// is enough for no watch to starve.
-    fn serve_watches(&self, busy: bool) -> bool {
+    /// is enough for no watch to starve. Where the sleep that ended has asked, or the one that comes will, that will do.
+    fn serve_watches(&self, busy: bool, may_sleep: bool) -> bool {
         let shared = &*self.shared;
+        let asked = shared.watches.take_asked();
         if shared.watches.is_empty() {
             return false;
         }
-        if !busy || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7 {
-            let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| shared.watches.report(ready));
+        let ask = match busy {
+            true => shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7,
+            false => !(may_sleep && shared.watches.sleep_asks() && shared.poll_limit.load(Ordering::Relaxed) == 0),
+        };
+        if ask && !asked {
+            let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {
+                KICK_TOKEN => shared.hand_kick_on(),
+                _ => shared.watches.report(ready),
+            });
             asked.unwrap_or_else(|error| panic!("the loop cannot ask for ready descriptors: {error}"));
         }
         shared.watches.run(shared)
@@ -246,8 +258,12 @@ impl AioContext {
             if until.is_none() && home.is_impatient() && self.is_alone(home) {
                 home.lose_patience();
             }
-            // What epoll reports here is not kept: it may be out of date by the time the lock is back. The round asks anew.
-            let ask = |timeout| shared.epoll.wait(timeout, |_| {});
+            // Levels are not kept: they may be out of date by the time the lock is back. The round asks anew.
+            let ask = |timeout| {
+                let asked = shared.epoll.wait(timeout, |ready| shared.watches.report_edge(ready));
+                shared.watches.note_asked();
+                asked
+            };
             let in_source = |source: &Arc<dyn Source>| {
                 let sleep = |timeout| source.sleep(shared.epoll.as_fd(), timeout);
                 shared.clock.sleep_in_source(until, sleep, || source.is_ready())

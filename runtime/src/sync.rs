@@ -6,7 +6,7 @@ pub(crate) mod co_queue;
 pub(crate) mod co_rwlock;
 pub(crate) mod oneshot;
 pub(crate) mod semaphore;
-mod wait_queue;
+pub(crate) mod wait_queue;
 
 pub use channel::{Messages, Receiver, RecvError, SendError, Sender, TryRecvError, TrySendError, channel};
 pub use co_mutex::{CoMutex, CoMutexGuard};

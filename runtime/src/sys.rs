@@ -17,6 +17,26 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Makes calls on it return at once. That is the open file's, which duplicates share.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        let flags = checked(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+    }
+}
+
+/// Whether it is a socket whose bytes have no bounds between them.
+pub(crate) fn is_stream_socket(fd: BorrowedFd<'_>) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut len = size_of_val(&kind) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which is what the integer has.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
+    };
+    result == 0 && kind == libc::SOCK_STREAM
+}
+
 /// A counter in the kernel that makes its descriptor readable: what another thread kicks a sleeping loop with.
 pub(crate) struct EventFd(OwnedFd);
 

@@ -29,11 +29,14 @@
 //! | `flush`, `epoch` | the order in which things get to the disk; when a cluster may be used anew |
 
 mod error;
+mod holes;
 mod image;
 mod open;
-mod plain;
 mod qcow2;
+mod raw;
 
+pub use holes::next_data;
 pub use image::{Extent, Image, Zeroes};
 pub use open::{Format, Options, open};
 pub use qcow2::{CreateOptions, Qcow2};
+pub use raw::Raw;

@@ -8,8 +8,8 @@ use coralio_aio::{AlignedBuf, Direct, File};
 
 use crate::error::{about, damaged, unsupported};
 use crate::image::Image;
-use crate::plain::Plain;
 use crate::qcow2::{Backing, MAGIC, Qcow2};
+use crate::raw::Raw;
 
 /// Images on top of each other, at most. A chain that has more has a loop, or reads like one.
 const DEEPEST: usize = 32;
@@ -104,7 +104,7 @@ fn open_above(path: &Path, options: &Options, chain: &mut Vec<PathBuf>) -> io::R
             None => probe(&file)?,
         };
         Ok(match format {
-            Format::Raw => Rc::new(Plain::new(file)?),
+            Format::Raw => Rc::new(Raw::new(file, options.write)?),
             Format::Qcow2 => Rc::new(open_qcow2(file, path, options, chain)?),
         })
     };

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
@@ -22,7 +22,7 @@ use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
 use super::AioContext;
-use super::shared::{KICK_TOKEN, Shared};
+use super::shared::Shared;
 
 /// What a watch waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    fn of(events: u32) -> Readiness {
+    pub(super) fn of(events: u32) -> Readiness {
         let has = |bits: libc::c_int| events & bits as u32 != 0;
         // An error or a hang-up is found out by reading or writing.
         let broken = has(libc::EPOLLERR | libc::EPOLLHUP);
@@ -67,11 +67,14 @@ impl Readiness {
     }
 }
 
-type Handler = Box<dyn FnMut(Readiness) + Send>;
+/// Called with what epoll reported.
+type Handler = Box<dyn FnMut(u32) + Send>;
 
 struct Entry {
     fd: Box<dyn AsFdSend>,
     interest: Interest,
+    /// Reported once for each change, not for as long as it lasts.
+    edges: bool,
     /// `None` while it runs.
     handler: Option<Handler>,
     /// Masked because a nested poll wanted to sleep while it ran.
@@ -84,6 +87,12 @@ struct Entry {
     serial: u64,
 }
 
+impl Entry {
+    fn events(&self) -> u32 {
+        self.interest.events() | if self.edges { libc::EPOLLET as u32 } else { 0 }
+    }
+}
+
 /// Whatever owns the descriptor, kept alive by the watch.
 trait AsFdSend: AsFd + Send + Sync {}
 impl<T: AsFd + Send + Sync> AsFdSend for T {}
@@ -93,6 +102,8 @@ struct Table {
     entries: Slab<Entry>,
     /// Reported and not served yet.
     ready: VecDeque<u64>,
+    /// Handlers that run.
+    running: usize,
     serials: u64,
 }
 
@@ -102,6 +113,10 @@ pub(crate) struct Watches {
     table: Mutex<Table>,
     /// Their number, to be read without the lock: most contexts have none.
     count: AtomicUsize,
+    /// Those among them that are reported for as long as they are ready.
+    levels: AtomicUsize,
+    /// The sleep that has ended has queued all that there was.
+    asked: AtomicBool,
 }
 
 /// A token tells the watches that had the same key one after the other apart.
@@ -127,15 +142,39 @@ impl Watches {
 
     /// Queues what epoll reports. What an outer round has queued and not served yet is served once.
     pub(crate) fn report(&self, ready: Ready) {
-        if ready.token == KICK_TOKEN {
-            return;
-        }
         let mut table = self.table.lock();
         let Some((_, entry)) = table.entry(ready.token) else { return };
         entry.reported |= ready.events;
         if !std::mem::replace(&mut entry.queued, true) {
             table.ready.push_back(ready.token);
         }
+    }
+
+    /// Whether whoever sleeps gets to know all that a round would ask for: nothing is watched but edges. Those are reported once,
+    /// and one that is out of date does no harm. Of levels the sleep keeps nothing: another thread may have served them by the
+    /// time the lock is back.
+    pub(crate) fn sleep_asks(&self) -> bool {
+        // Relaxed: as in `is_empty`.
+        self.levels.load(Ordering::Relaxed) == 0
+    }
+
+    /// As `report`, for what ended a sleep: edges alone, which are not reported again.
+    pub(crate) fn report_edge(&self, ready: Ready) {
+        let is_edge = self.table.lock().entry(ready.token).is_some_and(|(_, entry)| entry.edges);
+        if is_edge {
+            self.report(ready);
+        }
+    }
+
+    /// A sleep has asked, and reported what there was.
+    pub(crate) fn note_asked(&self) {
+        self.asked.store(self.sleep_asks(), Ordering::Relaxed);
+    }
+
+    /// Whether the last sleep has asked already; once.
+    pub(crate) fn take_asked(&self) -> bool {
+        // Relaxed: written and read under the context's lock, but for the sleeper's own store, before it takes it.
+        self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::Relaxed)
     }
 
     /// Whether something reported has not been served.
@@ -160,15 +199,15 @@ impl Watches {
         }
         let mut progress = false;
         loop {
-            let Some((token, readiness, handler)) = self.start_next() else { return progress };
+            let Some((token, events, handler)) = self.start_next() else { return progress };
             progress = true;
             let mut running = Running(self, &shared.epoll, token, Some(handler));
             let _told = shared.traced(Span::Watch);
-            running.3.as_mut().expect("just put there")(readiness);
+            running.3.as_mut().expect("just put there")(events);
         }
     }
 
-    fn start_next(&self) -> Option<(u64, Readiness, Handler)> {
+    fn start_next(&self) -> Option<(u64, u32, Handler)> {
         let mut table = self.table.lock();
         while let Some(token) = table.ready.pop_front() {
             let Some((_, entry)) = table.entry(token) else { continue };
@@ -180,7 +219,8 @@ impl Watches {
                 && events & wanted != 0
                 && let Some(handler) = entry.handler.take()
             {
-                return Some((token, Readiness::of(events & wanted), handler));
+                table.running += 1;
+                return Some((token, events & wanted, handler));
             }
         }
         None
@@ -188,6 +228,8 @@ impl Watches {
 
     fn finish(&self, epoll: &Epoll, token: u64, handler: Handler) -> Option<(Handler, Option<Entry>)> {
         let mut table = self.table.lock();
+        // Another table, if the context was closed from within.
+        table.running = table.running.saturating_sub(1);
         let Some((key, entry)) = table.entry(token) else { return Some((handler, None)) };
         if entry.removed {
             let entry = table.entries.remove(key);
@@ -195,7 +237,7 @@ impl Watches {
         }
         entry.handler = Some(handler);
         if std::mem::take(&mut entry.masked) {
-            let restored = epoll.add(entry.fd.as_fd(), entry.interest.events(), token);
+            let restored = epoll.add(entry.fd.as_fd(), entry.events(), token);
             debug_assert!(restored.is_ok(), "the entry keeps the descriptor open");
         }
         None
@@ -207,7 +249,11 @@ impl Watches {
         if self.is_empty() {
             return;
         }
-        for (_, entry) in &mut self.table.lock().entries {
+        let mut table = self.table.lock();
+        if table.running == 0 {
+            return;
+        }
+        for (_, entry) in &mut table.entries {
             if entry.handler.is_none() && !entry.masked && !entry.removed {
                 entry.masked = epoll.remove(entry.fd.as_fd()).is_ok();
             }
@@ -236,6 +282,7 @@ impl Watches {
     pub(crate) fn clear(&self, epoll: &Epoll) {
         let all = std::mem::take(&mut *self.table.lock());
         self.count.store(0, Ordering::Relaxed);
+        self.levels.store(0, Ordering::Relaxed);
         for (_, entry) in &all.entries {
             if !entry.removed {
                 let _ = epoll.remove(entry.fd.as_fd());
@@ -264,7 +311,18 @@ impl AioContext {
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
-        handler: impl FnMut(Readiness) + Send + 'static,
+        mut handler: impl FnMut(Readiness) + Send + 'static,
+    ) -> io::Result<Watch> {
+        self.watch_events(fd, interest, false, move |events| handler(Readiness::of(events)))
+    }
+
+    /// As [`watch`](Self::watch), with what epoll says; for `edges`, the handler is called once for each change.
+    pub(super) fn watch_events(
+        &self,
+        fd: impl AsFd + Send + Sync + 'static,
+        interest: Interest,
+        edges: bool,
+        handler: impl FnMut(u32) + Send + 'static,
     ) -> io::Result<Watch> {
         let watches = &self.shared.watches;
         let mut table = watches.table.lock();
@@ -272,18 +330,21 @@ impl AioContext {
         let serial = table.serials;
         let key = table.entries.vacant_key();
         let token = token(key, serial);
-        self.shared.epoll.add(fd.as_fd(), interest.events(), token).map_err(|error| explain(&error))?;
-        table.entries.insert(Entry {
+        let entry = Entry {
             fd: Box::new(fd),
             interest,
+            edges,
             handler: Some(Box::new(handler)),
             masked: false,
             removed: false,
             queued: false,
             reported: 0,
             serial,
-        });
+        };
+        self.shared.epoll.add(entry.fd.as_fd(), entry.events(), token).map_err(|error| explain(&error))?;
+        table.entries.insert(entry);
         watches.count.fetch_add(1, Ordering::Relaxed);
+        watches.levels.fetch_add(usize::from(!edges), Ordering::Relaxed);
         drop(table);
         self.shared.notify();
         Ok(Watch { shared: Arc::clone(&self.shared), token })
@@ -304,7 +365,7 @@ fn explain(error: &io::Error) -> io::Error {
 /// A descriptor that the loop watches. Dropping it ends that, also within its handler.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     token: u64,
 }
 
@@ -321,10 +382,13 @@ impl Watch {
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
         let mut table = self.shared.watches.table.lock();
         let Some((_, entry)) = table.entry(self.token) else { return Ok(()) };
-        if !entry.masked {
-            self.shared.epoll.modify(entry.fd.as_fd(), interest.events(), self.token)?;
+        let before = std::mem::replace(&mut entry.interest, interest);
+        if !entry.masked
+            && let Err(error) = self.shared.epoll.modify(entry.fd.as_fd(), entry.events(), self.token)
+        {
+            entry.interest = before;
+            return Err(error);
         }
-        entry.interest = interest;
         drop(table);
         self.shared.notify();
         Ok(())
@@ -337,6 +401,7 @@ impl Drop for Watch {
         let Some((key, entry)) = table.entry(self.token) else { return };
         let _ = self.shared.epoll.remove(entry.fd.as_fd());
         self.shared.watches.count.fetch_sub(1, Ordering::Relaxed);
+        self.shared.watches.levels.fetch_sub(usize::from(!entry.edges), Ordering::Relaxed);
         if entry.handler.is_none() {
             entry.removed = true;
             return;

@@ -44,6 +44,14 @@ impl SleepState {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether the loop has been kicked out of a sleep that it has not ended yet. For whoever took the kick off the set that it
+    /// sleeps in, and is not meant.
+    ///
+    /// Relaxed: the kernel hands the kick on, and with it the state that was written before it.
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == KICKED
+    }
+
     /// The loop's side, after it slept or decided not to.
     ///
     /// Relaxed: what was put on a queue is handed over by the queue's own lock, not by this word.

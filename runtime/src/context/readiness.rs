@@ -70,12 +70,13 @@ pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
     wait_until_ready(fd, Interest::Write, Waiting::Writable(fd.as_raw_fd())).map(drop)
 }
 
-/// A descriptor that whoever waits has borrowed.
-struct Lent(RawFd);
+/// A descriptor that whoever waits has borrowed; or that the owner of the watch has.
+pub(super) struct Lent(pub(super) RawFd);
 
 impl AsFd for Lent {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: *noted while it waits*: the watch that has this is dropped by the wait that has borrowed the descriptor.
+        // SAFETY: *noted while it waits*: the watch that has this is dropped by the wait that has borrowed the descriptor; or
+        // by the `CoFd` that owns it, before it lets go of it.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }

@@ -108,6 +108,14 @@ impl Shared {
         }
     }
 
+    /// A round has found the kick among what epoll reports. If another thread's round has, the loop may not have seen it: an edge
+    /// is reported once.
+    pub(crate) fn hand_kick_on(&self) {
+        if self.sleep.is_kicked() {
+            self.kick.signal();
+        }
+    }
+
     /// Makes the loop return from a blocking poll, now or the next time: what it polls for may have come true.
     pub(crate) fn kick(&self) {
         self.sleep.look_again();

@@ -39,7 +39,7 @@ struct Inside<P, S> {
 }
 
 /// A line of waiting coroutines.
-pub(super) struct WaitQueue<P = (), S = ()> {
+pub(crate) struct WaitQueue<P = (), S = ()> {
     spin: AtomicBool,
     inside: UnsafeCell<Inside<P, S>>,
 }
@@ -51,13 +51,13 @@ unsafe impl<P: Send, S: Send> Send for WaitQueue<P, S> {}
 unsafe impl<P: Send, S: Send> Sync for WaitQueue<P, S> {}
 
 /// The line, held.
-pub(super) struct Locked<'a, P = (), S = ()> {
+pub(crate) struct Locked<'a, P = (), S = ()> {
     queue: &'a WaitQueue<P, S>,
     _not_send: PhantomData<*const ()>,
 }
 
 /// How one that waited goes away without what it waited for.
-pub(super) enum Gone<'a, P, S> {
+pub(crate) enum Gone<'a, P, S> {
     /// It left the line, which is still held: those behind it may have waited for nothing else.
     Left(Locked<'a, P, S>),
     /// It unwinds after its grant: what was granted must be passed on.
@@ -65,7 +65,7 @@ pub(super) enum Gone<'a, P, S> {
 }
 
 impl<P: Default, S> WaitQueue<P, S> {
-    pub(super) const fn new(state: S) -> WaitQueue<P, S> {
+    pub(crate) const fn new(state: S) -> WaitQueue<P, S> {
         WaitQueue {
             spin: AtomicBool::new(false),
             inside: UnsafeCell::new(Inside { head: ptr::null(), tail: ptr::null(), state }),
@@ -73,7 +73,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     }
 
     /// Takes the spin lock. Nothing that is done under it takes longer than a few instructions.
-    pub(super) fn lock(&self) -> Locked<'_, P, S> {
+    pub(crate) fn lock(&self) -> Locked<'_, P, S> {
         let backoff = Backoff::new();
         // Acquire pairs with the release in `drop`: what the last holder did to the line is seen.
         while self.spin.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -89,7 +89,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     ///
     /// Yields.
     #[track_caller]
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &self,
         line: Locked<'_, P, S>,
         carries: P,
@@ -107,7 +107,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     ///
     /// May yield.
     #[track_caller]
-    pub(super) fn wait_cancellable(
+    pub(crate) fn wait_cancellable(
         &self,
         line: Locked<'_, P, S>,
         carries: P,
@@ -199,7 +199,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     /// # Control
     ///
     /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
-    pub(super) fn hand_out<'a>(
+    pub(crate) fn hand_out<'a>(
         &'a self,
         mut line: Locked<'a, P, S>,
         mut grant_next: impl FnMut(&mut Locked<'_, P, S>) -> Option<Waker>,
@@ -219,16 +219,16 @@ impl<P, S> Locked<'_, P, S> {
     }
 
     /// What the spin lock guards besides the line.
-    pub(super) fn state(&mut self) -> &mut S {
+    pub(crate) fn state(&mut self) -> &mut S {
         &mut self.inside().state
     }
 
-    pub(super) fn is_empty(&mut self) -> bool {
+    pub(crate) fn is_empty(&mut self) -> bool {
         self.inside().head.is_null()
     }
 
     /// How many wait.
-    pub(super) fn len(&mut self) -> usize {
+    pub(crate) fn len(&mut self) -> usize {
         let mut count = 0;
         let mut node = self.inside().head;
         // SAFETY: as in `push`.
@@ -267,13 +267,13 @@ impl<P, S> Locked<'_, P, S> {
     }
 
     /// What the first in line carries.
-    pub(super) fn first(&mut self) -> Option<&mut P> {
+    pub(crate) fn first(&mut self) -> Option<&mut P> {
         // SAFETY: as in `push`; its owner does not touch it while it is in the line, and the line is borrowed exclusively.
         unsafe { self.inside().head.as_ref().map(|node| &mut *node.carries.get()) }
     }
 
     /// Takes the first one off the line and grants it. The caller wakes it when the line is let go.
-    pub(super) fn grant_first(&mut self) -> Option<Waker> {
+    pub(crate) fn grant_first(&mut self) -> Option<Waker> {
         // SAFETY: as in `push`.
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);

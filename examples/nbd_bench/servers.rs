@@ -1,0 +1,87 @@
+//! The servers that are compared: started on one file, and asked by the kernel's accounts what they have used.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    Ours,
+    QemuNbd,
+    Nbdkit,
+}
+
+/// A server that runs. It is ended when this is dropped.
+pub struct Server {
+    child: Child,
+    pub socket: PathBuf,
+}
+
+impl Server {
+    pub fn start(which: Which, file: &Path, direct: bool, extra: &[String]) -> Result<Server, String> {
+        let socket = std::env::temp_dir().join(format!("nbd-bench-{}-{which:?}", std::process::id()));
+        let _ = fs::remove_file(&socket);
+        let mut command = match which {
+            Which::Ours => {
+                let me = std::env::current_exe().map_err(|error| error.to_string())?;
+                let mut command = Command::new(me.with_file_name("nbd_server"));
+                command.arg("--socket").arg(&socket).args(extra).arg(file);
+                command
+            }
+            Which::QemuNbd => {
+                let mut command = Command::new("qemu-nbd");
+                let cache = if direct { &["--aio=native", "--cache=none"][..] } else { &["--cache=writeback"] };
+                command.args(["--format=raw", "--persistent", "--shared=0"]).args(cache);
+                command.arg("--socket").arg(&socket).arg(file);
+                command
+            }
+            Which::Nbdkit => {
+                let mut command = Command::new("nbdkit");
+                command.args(["--foreground", "--unix"]).arg(&socket).arg("file").arg(file);
+                command
+            }
+        };
+        let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn();
+        let child = child.map_err(|error| format!("cannot start {which:?}: {error}; build or install it first"))?;
+        let mut server = Server { child, socket };
+        server.wait_until_it_listens().map_err(|error| format!("{which:?}: {error}"))?;
+        Ok(server)
+    }
+
+    fn wait_until_it_listens(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        while !self.socket.exists() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!("ended at once: {status}")));
+            }
+            if began.elapsed() > Duration::from_secs(10) {
+                return Err(io::Error::other("does not listen"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Time on a processor so far, of all its threads.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        let mut total = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // A thread may have ended since.
+            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(total))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}

@@ -1,0 +1,71 @@
+//! Memory for payloads: aligned for direct I/O, used again, and bounded.
+//!
+//! Each thread has its own, by size: powers of two. What is kept for later is bounded; what is in use, each connection
+//! bounds for itself.
+
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+
+use coralio_aio::AlignedBuf;
+
+/// Every device takes buffers that begin at a page.
+const PAGE: usize = 4096;
+/// The largest is as long as the largest request.
+const CLASSES: usize = 14;
+/// What a thread keeps for later, in bytes.
+const MOST_KEPT: usize = 64 << 20;
+
+thread_local! {
+    static KEPT: RefCell<[Vec<AlignedBuf>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
+    static KEPT_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// `len` bytes at the start of a page; given back when dropped. What is in it is anything, but of this program's own.
+pub struct Buffer {
+    memory: Option<AlignedBuf>,
+    len: usize,
+}
+
+fn class(len: usize) -> usize {
+    len.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize
+}
+
+impl Buffer {
+    pub fn new(len: usize) -> Buffer {
+        let class = class(len);
+        let kept = KEPT.with_borrow_mut(|kept| kept[class].pop());
+        let memory = match kept {
+            Some(memory) => {
+                KEPT_BYTES.set(KEPT_BYTES.get() - memory.len());
+                memory
+            }
+            None => AlignedBuf::new(PAGE << class, PAGE),
+        };
+        Buffer { memory: Some(memory), len }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
+        let total = KEPT_BYTES.get() + memory.len();
+        if total <= MOST_KEPT {
+            KEPT_BYTES.set(total);
+            KEPT.with_borrow_mut(|kept| kept[class(memory.len())].push(memory));
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory.as_ref().expect("until it is dropped")[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory.as_mut().expect("until it is dropped")[..self.len]
+    }
+}

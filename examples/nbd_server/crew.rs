@@ -1,0 +1,49 @@
+//! Coroutines that are sent home together when the server ends.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use coralio_aio::{Coroutine, JoinHandle, shield};
+
+/// Those that have not ended.
+#[derive(Clone, Default)]
+pub struct Crew(Rc<Members>);
+
+#[derive(Default)]
+struct Members {
+    at_work: RefCell<HashMap<u64, JoinHandle<()>>>,
+    serial: Cell<u64>,
+}
+
+impl Crew {
+    /// Has a coroutine do `work`. If there is no memory for one, nobody does.
+    pub fn hire(&self, name: &'static str, work: impl FnOnce() + 'static) {
+        struct Leaves(Rc<Members>, u64);
+        impl Drop for Leaves {
+            fn drop(&mut self) {
+                let gone = self.0.at_work.borrow_mut().remove(&self.1);
+                drop(gone);
+            }
+        }
+        let serial = self.0.serial.replace(self.0.serial.get() + 1);
+        let leaves = Leaves(Rc::clone(&self.0), serial);
+        let hired = Coroutine::builder().name(name).spawn(move || {
+            let _leaves = leaves;
+            work();
+        });
+        if let Ok(handle) = hired {
+            self.0.at_work.borrow_mut().insert(serial, handle);
+        }
+    }
+
+    /// Asks all to end, and waits until they have.
+    pub fn dismiss(&self) {
+        let all: Vec<_> = self.0.at_work.borrow_mut().drain().map(|(_, handle)| handle).collect();
+        all.iter().for_each(JoinHandle::cancel);
+        for handle in all {
+            // A panic was told when it happened.
+            let _ = shield(|| handle.join());
+        }
+    }
+}

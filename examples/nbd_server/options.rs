@@ -1,0 +1,117 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use coralio_aio::{DEFAULT_DEPTH, Direct, KernelChoice, Runner};
+
+use crate::trace::TraceOption;
+
+/// Serves disk images over the NBD protocol, to qemu, nbd-client, libnbd and others.
+///
+/// Listens on the loopback address alone where nothing else is asked for: whoever connects may read and write, unless
+/// --read-only says otherwise. A signal (SIGTERM, SIGINT) ends it: what is under way is finished, and the images are flushed.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "nbd_server", override_usage = "nbd_server [OPTIONS] <IMAGE | --export NAME=PATH ..>")]
+pub struct Options {
+    /// Image to serve, also to who asks for no name
+    #[arg(required_unless_present = "export")]
+    image: Option<PathBuf>,
+
+    /// Serve PATH under NAME; may be given several times
+    #[arg(long, value_name = "NAME=PATH")]
+    export: Vec<Named>,
+
+    /// Listen on a Unix socket at PATH
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub socket: Option<PathBuf>,
+
+    /// Listen on a TCP address
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10809")]
+    pub listen: SocketAddr,
+
+    /// Refuse to write
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Past the page cache (O_DIRECT): auto is wherever the file system and the request allow it
+    #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
+    direct: DirectArg,
+
+    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<KernelChoice>,
+
+    /// Requests that the kernel has at once, for each thread
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_DEPTH)]
+    pub depth: u32,
+
+    /// Threads, each with a loop and an engine of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: u32,
+
+    #[command(flatten)]
+    pub trace: TraceOption,
+}
+
+/// An image and the name that clients have for it.
+#[derive(Clone, Debug)]
+pub struct Named {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Named, String> {
+        let (name, path) = text.split_once('=').ok_or("a name and a path are wanted, like disk=/images/disk.img")?;
+        if name.len() > 4096 {
+            return Err("the protocol's names have 4096 bytes at most".into());
+        }
+        Ok(Named { name: name.into(), path: path.into() })
+    }
+}
+
+/// When to go past the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DirectArg {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Options {
+    /// The one without a name goes first.
+    pub fn exports(&self) -> Vec<Named> {
+        let unnamed = self.image.iter().map(|path| Named { name: String::new(), path: path.clone() });
+        unnamed.chain(self.export.iter().cloned()).collect()
+    }
+
+    /// Refuses what the parser cannot know to be nonsense.
+    pub fn check(&self) -> Result<(), String> {
+        let exports = self.exports();
+        let twice =
+            exports.iter().enumerate().find(|(at, one)| exports[..*at].iter().any(|other| other.name == one.name));
+        match twice {
+            Some((_, named)) => Err(format!("--export {}: the name is taken; give another", named.name)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn direct(&self) -> Direct {
+        match self.direct {
+            DirectArg::Auto => Direct::Auto,
+            DirectArg::Always => Direct::Always,
+            DirectArg::Never => Direct::Never,
+        }
+    }
+
+    /// What each thread runs in. The command line goes before the environment.
+    pub fn runner(&self) -> Result<Runner, String> {
+        let kernel = self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
+        Ok(Runner::new().kernel(kernel).depth(self.depth))
+    }
+}

@@ -1,0 +1,312 @@
+//! The NBD protocol's numbers and byte layouts, and nothing else: all is big-endian, and no other file knows.
+//!
+//! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>
+
+/// What one request may carry, and what the protocol takes for granted.
+pub const MOST_BYTES: u32 = 32 << 20;
+
+/// The server's first words.
+pub const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\x00\x03";
+/// Of the client's first word: it knows fixed newstyle; it wants no zeroes behind an old-style answer.
+pub const CLIENT_FIXED: u32 = 1;
+pub const CLIENT_NO_ZEROES: u32 = 2;
+const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+
+/// What a client may ask before the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opt {
+    ExportName,
+    Abort,
+    List,
+    Info,
+    Go,
+    StructuredReply,
+    ListMetaContext,
+    SetMetaContext,
+    Other,
+}
+
+/// An option's header: which one, and how many bytes follow. `None`: this is not the protocol.
+pub fn option(head: &[u8; 16]) -> Option<(u32, Opt, u32)> {
+    let mut fields = Fields(head);
+    let (magic, number, len) = (fields.u64()?, fields.u32()?, fields.u32()?);
+    let opt = match number {
+        1 => Opt::ExportName,
+        2 => Opt::Abort,
+        3 => Opt::List,
+        6 => Opt::Info,
+        7 => Opt::Go,
+        8 => Opt::StructuredReply,
+        9 => Opt::ListMetaContext,
+        10 => Opt::SetMetaContext,
+        _ => Opt::Other,
+    };
+    (magic == OPTION_MAGIC).then_some((number, opt, len))
+}
+
+/// How an option is answered.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum Answer {
+    Ack = 1,
+    Server = 2,
+    Info = 3,
+    MetaContext = 4,
+    Unsupported = 0x8000_0001,
+    Invalid = 0x8000_0003,
+    Unknown = 0x8000_0006,
+    TooBig = 0x8000_0009,
+}
+
+pub fn option_reply(option: u32, answer: Answer, data: &[u8]) -> Vec<u8> {
+    let mut reply = OPTION_REPLY_MAGIC.to_be_bytes().to_vec();
+    for word in [option, answer as u32, data.len() as u32] {
+        reply.extend(word.to_be_bytes());
+    }
+    reply.extend(data);
+    reply
+}
+
+/// What is told of an export.
+pub const INFO_EXPORT: u16 = 0;
+pub const INFO_NAME: u16 = 1;
+pub const INFO_BLOCK_SIZE: u16 = 3;
+
+pub fn info_export(size: u64, flags: u16) -> Vec<u8> {
+    [&INFO_EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat()
+}
+
+pub fn info_block_size(preferred: u32) -> Vec<u8> {
+    let sizes = [1, preferred, MOST_BYTES].map(u32::to_be_bytes);
+    [&INFO_BLOCK_SIZE.to_be_bytes()[..], sizes.as_flattened()].concat()
+}
+
+/// The answer to the old way of naming an export.
+pub fn export_name_reply(size: u64, flags: u16, zeroes: bool) -> Vec<u8> {
+    [&size.to_be_bytes()[..], &flags.to_be_bytes(), &[0; 124][..if zeroes { 124 } else { 0 }]].concat()
+}
+
+/// A name with its length before it.
+pub fn counted(text: &str) -> Vec<u8> {
+    [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Takes an option's data apart, front to back; `None` where it ends too early.
+pub struct Fields<'a>(pub &'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    pub fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_be_bytes)
+    }
+
+    pub fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_be_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    /// A name with its length before it.
+    pub fn text(&mut self) -> Option<&'a str> {
+        let len = self.u32()? as usize;
+        let (text, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        std::str::from_utf8(text).ok()
+    }
+}
+
+/// The one metadata context: where there is data, and what reads as zeroes.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+pub const BASE_ALLOCATION_ID: u32 = 1;
+
+pub fn meta_context(id: u32, name: &str) -> Vec<u8> {
+    [&id.to_be_bytes()[..], name.as_bytes()].concat()
+}
+
+/// What can be done with an export: the transmission flags.
+pub fn transmission_flags(read_only: bool, multi_conn: bool, structured: bool) -> u16 {
+    const HAS_FLAGS: u16 = 1;
+    const READ_ONLY: u16 = 1 << 1;
+    const FLUSH: u16 = 1 << 2;
+    const FUA: u16 = 1 << 3;
+    const TRIM: u16 = 1 << 5;
+    const WRITE_ZEROES: u16 = 1 << 6;
+    const DONT_FRAGMENT: u16 = 1 << 7;
+    const MULTI_CONN: u16 = 1 << 8;
+    const CACHE: u16 = 1 << 10;
+    const FAST_ZERO: u16 = 1 << 11;
+    let access = if read_only { READ_ONLY } else { TRIM | WRITE_ZEROES | FAST_ZERO };
+    let both = |condition, flag| if condition { flag } else { 0 };
+    HAS_FLAGS | FLUSH | FUA | CACHE | access | both(multi_conn, MULTI_CONN) | both(structured, DONT_FRAGMENT)
+}
+
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+/// Bytes of a request, before the payload of a write.
+pub const REQUEST_LEN: usize = 28;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    Read,
+    Write,
+    Disconnect,
+    Flush,
+    Trim,
+    Cache,
+    WriteZeroes,
+    BlockStatus,
+    Other(u16),
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub command: Command,
+    flags: u16,
+    /// The client's name for it, which goes back with the reply.
+    pub cookie: u64,
+    pub offset: u64,
+    pub len: u32,
+}
+
+impl Request {
+    /// `None`: this is not the protocol.
+    pub fn parse(bytes: &[u8; REQUEST_LEN]) -> Option<Request> {
+        let mut fields = Fields(bytes);
+        let magic = fields.u32()?;
+        let (flags, command) = (fields.u16()?, fields.u16()?);
+        let (cookie, offset) = (fields.u64()?, fields.u64()?);
+        let command = match command {
+            0 => Command::Read,
+            1 => Command::Write,
+            2 => Command::Disconnect,
+            3 => Command::Flush,
+            4 => Command::Trim,
+            5 => Command::Cache,
+            6 => Command::WriteZeroes,
+            7 => Command::BlockStatus,
+            other => Command::Other(other),
+        };
+        (magic == REQUEST_MAGIC).then_some(Request { command, flags, cookie, offset, len: fields.u32()? })
+    }
+
+    /// Not done before it is on stable storage.
+    pub fn fua(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    pub fn no_hole(&self) -> bool {
+        self.flags & 1 << 1 != 0
+    }
+
+    /// One extent is enough.
+    pub fn one_extent(&self) -> bool {
+        self.flags & 1 << 3 != 0
+    }
+
+    pub fn fast_zero(&self) -> bool {
+        self.flags & 1 << 4 != 0
+    }
+
+    /// Flags that its command has not.
+    pub fn has_stray_flags(&self) -> bool {
+        let known = match self.command {
+            Command::Read => 1 | 1 << 2,
+            Command::WriteZeroes => 1 | 1 << 1 | 1 << 4,
+            Command::BlockStatus => 1 | 1 << 3,
+            _ => 1,
+        };
+        self.flags & !known != 0
+    }
+}
+
+/// The protocol's errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Error {
+    Perm = 1,
+    Io = 5,
+    NoMemory = 12,
+    Invalid = 22,
+    NoSpace = 28,
+    NotSupported = 95,
+}
+
+/// What goes before a reply's data: at most as long as this.
+pub struct Head {
+    bytes: [u8; Head::LONGEST],
+    len: u8,
+}
+
+impl Head {
+    const LONGEST: usize = 28;
+
+    fn of<const N: usize>(fields: [&[u8]; N]) -> Head {
+        let mut head = Head { bytes: [0; Head::LONGEST], len: 0 };
+        for field in fields {
+            let from = usize::from(head.len);
+            head.bytes[from..from + field.len()].copy_from_slice(field);
+            head.len += field.len() as u8;
+        }
+        head
+    }
+
+    fn simple(cookie: u64, error: u32) -> Head {
+        Head::of([&SIMPLE_REPLY_MAGIC.to_be_bytes(), &error.to_be_bytes(), &cookie.to_be_bytes()])
+    }
+
+    /// The last and only chunk of a structured reply, whose first `fields` are given, and of which `more` bytes follow.
+    fn chunk(kind: u16, cookie: u64, fields: &[u8], more: usize) -> Head {
+        const DONE: u16 = 1;
+        let len = (fields.len() + more) as u32;
+        let magic = STRUCTURED_REPLY_MAGIC.to_be_bytes();
+        Head::of([&magic, &DONE.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes(), &len.to_be_bytes(), fields])
+    }
+
+    /// It is done, and there is nothing to say.
+    pub fn done(cookie: u64, structured: bool) -> Head {
+        if structured { Head::chunk(0, cookie, &[], 0) } else { Head::simple(cookie, 0) }
+    }
+
+    pub fn error(cookie: u64, error: Error, message: &str, structured: bool) -> Head {
+        let error = error as u32;
+        match structured {
+            true => {
+                let len = (message.len() as u16).to_be_bytes();
+                Head::chunk(1 << 15 | 1, cookie, &[&error.to_be_bytes()[..], &len].concat(), message.len())
+            }
+            false => Head::simple(cookie, error),
+        }
+    }
+
+    /// `len` bytes of what was read follow.
+    pub fn data(cookie: u64, offset: u64, len: usize, structured: bool) -> Head {
+        if structured { Head::chunk(1, cookie, &offset.to_be_bytes(), len) } else { Head::simple(cookie, 0) }
+    }
+
+    /// `len` bytes of extents follow.
+    pub fn block_status(cookie: u64, len: usize) -> Head {
+        Head::chunk(5, cookie, &BASE_ALLOCATION_ID.to_be_bytes(), len)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// An extent, as block status tells it.
+pub fn extent(len: u32, hole: bool, zero: bool) -> [u8; 8] {
+    let flags = u32::from(hole) | u32::from(zero) << 1;
+    let [len, flags] = [len, flags].map(u32::to_be_bytes);
+    *[len, flags].as_flattened().first_chunk().expect("two words")
+}

@@ -1,0 +1,362 @@
+//! `CoFd`: no edge is lost, whoever waits is woken or told, and what is dropped is watched no more.
+
+mod common;
+
+use std::cell::RefCell;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Log, text};
+use coralio_runtime::{AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, timeout, yield_now};
+
+/// One end for coroutines, and a blocking one for whoever plays the other side.
+fn pair() -> (Rc<CoFd<UnixStream>>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Rc::new(CoFd::new(ours).unwrap()), theirs)
+}
+
+fn read_byte(mut from: &CoFd<UnixStream>) -> u8 {
+    let mut byte = [0];
+    from.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+#[test]
+fn an_edge_between_look_and_wait_is_not_lost() {
+    // W3: what comes after a read found nothing, and before its coroutine waits, ends the wait at once
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let task = spawn({
+            let ctx = ctx.clone();
+            move || {
+                let mut calls = 0;
+                let byte = ours.read_with(|mut stream| {
+                    calls += 1;
+                    let mut byte = [0];
+                    let read = stream.read(&mut byte);
+                    if calls == 1 {
+                        // The loop tells of the edge while this coroutine runs and nobody waits.
+                        theirs.write_all(&[7]).unwrap();
+                        ctx.poll(false);
+                    }
+                    read.map(|_| byte[0])
+                });
+                (byte.unwrap(), calls)
+            }
+        });
+        assert_eq!(task.join().unwrap(), (7, 2));
+    });
+}
+
+#[test]
+fn two_readers_and_a_writer() {
+    // X4: an edge wakes all who wait: each looks, and none is forgotten
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (ours, mut theirs) = pair();
+        let readers = [1, 2].map(|number| {
+            let (ours, log) = (Rc::clone(&ours), log.clone());
+            spawn(move || log.add(format_args!("{number}:{}", read_byte(&ours))))
+        });
+        ctx.poll(false);
+        theirs.write_all(&[10]).unwrap();
+        ctx.poll(true);
+        assert_eq!(log.take(), "1:10");
+        // One edge for two bytes would do as well.
+        theirs.write_all(&[20]).unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(log.take(), "2:20");
+        (&*ours).write_all(b"back").unwrap();
+        let mut back = [0; 4];
+        theirs.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"back");
+    });
+}
+
+#[test]
+fn a_short_read_needs_no_second_look() {
+    // X4: after a short read nothing is left to be read, so the next one waits without a system call; and is woken
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        theirs.write_all(b"abc").unwrap();
+        let task = spawn(move || {
+            let mut room = [0; 8];
+            let first = (&*ours).read(&mut room).unwrap();
+            let calls = RefCell::new(0);
+            let second = ours.read_with(|mut stream| {
+                *calls.borrow_mut() += 1;
+                stream.read(&mut room)
+            });
+            (first, second.unwrap(), calls.take())
+        });
+        while ctx.poll(false) {}
+        theirs.write_all(b"de").unwrap();
+        assert_eq!(task.join().unwrap(), (3, 2, 1));
+    });
+}
+
+#[test]
+fn half_a_close_is_seen_behind_the_data() {
+    // X4: the other end's last bytes and its end may share an edge: the end is read all the same, and writing goes on
+    for told_before in [false, true] {
+        AioContext::run(|ctx| {
+            let (ours, mut theirs) = pair();
+            let reader = spawn({
+                let ours = Rc::clone(&ours);
+                move || {
+                    if told_before {
+                        // Known to be drained, so that the edge is waited for.
+                        assert_eq!(read_byte(&ours), 0);
+                        assert!(ours.try_read_with(|mut stream| stream.read(&mut [0; 1])).is_err());
+                    }
+                    let mut all = Vec::new();
+                    (&*ours).read_to_end(&mut all).map(|_| all)
+                }
+            });
+            if told_before {
+                theirs.write_all(&[0]).unwrap();
+                while ctx.poll(false) {}
+            }
+            theirs.write_all(b"last").unwrap();
+            theirs.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(reader.join().unwrap().unwrap(), b"last");
+            (&*ours).write_all(b"still").unwrap();
+            drop(ours);
+            let mut rest = String::new();
+            theirs.read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, "still");
+        });
+    }
+}
+
+#[test]
+fn writers_wait_for_room() {
+    // X4: two writers fill the socket and wait; as the other end reads they go on, and no byte is lost
+    const EACH: usize = 3 << 20;
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let writers = [1u8, 2].map(|byte| {
+            let ours = Rc::clone(&ours);
+            spawn(move || (&*ours).write_all(&vec![byte; EACH]).unwrap())
+        });
+        while ctx.poll(false) {}
+        assert!(!writers[0].is_finished() && !writers[1].is_finished(), "no socket takes so much");
+        let reader = thread::spawn(move || {
+            let mut sums = [0; 3];
+            let mut room = vec![0; 65536];
+            while sums[1] + sums[2] < 2 * EACH {
+                let count = theirs.read(&mut room).unwrap();
+                room[..count].iter().for_each(|&byte| sums[usize::from(byte)] += 1);
+            }
+            // Nobody writes any more: that the other end reads is not told.
+            (sums, theirs)
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let (sums, _theirs) = reader.join().unwrap();
+        assert_eq!(sums, [0, EACH, EACH]);
+        while ctx.poll(false) {}
+    });
+}
+
+#[test]
+fn waits_are_cut_short() {
+    // X4: a cancelled coroutine's wait, and one whose time is over, end with an error; what is there is read all the same
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let in_time = spawn({
+            let ours = Rc::clone(&ours);
+            move || timeout(Duration::from_millis(1), || (&*ours).read(&mut [0]))
+        });
+        assert_eq!(in_time.join().unwrap().unwrap_err(), TimedOut);
+        let reader = spawn({
+            let ours = Rc::clone(&ours);
+            move || {
+                let waited = (&*ours).read(&mut [0]).unwrap_err();
+                assert!(Cancelled::is_cause_of(&waited), "{waited}");
+                theirs.write_all(&[5]).unwrap();
+                while ours.wait_readable().is_err() {
+                    AioContext::current().unwrap().poll(true);
+                }
+                read_byte(&ours)
+            }
+        });
+        ctx.poll(false);
+        reader.cancel();
+        assert_eq!(reader.join().unwrap(), 5);
+        // Nobody waits: the edge finds nobody, and wakes nobody.
+        while ctx.poll(false) {}
+    });
+}
+
+/// Waits in its destructor.
+struct ReadsAtTheEnd(Rc<CoFd<UnixStream>>, Log);
+
+impl Drop for ReadsAtTheEnd {
+    fn drop(&mut self) {
+        let _ = self.0.try_read_with(|mut stream| stream.read(&mut [0]));
+        self.1.add((&*self.0).read(&mut [0]).unwrap_err().to_string().split(':').next().unwrap());
+    }
+}
+
+#[test]
+fn a_context_ends_while_they_wait() {
+    // C9: waiters are unwound, a wait of their destructors is an error, and the descriptor is closed and watched no more
+    let log = Log::default();
+    let kept = AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let (kept, _kept_far) = pair();
+        for _ in 0..2 {
+            let (ours, log) = (Rc::clone(&ours), log.clone());
+            drop(spawn(move || {
+                let _at_the_end = ReadsAtTheEnd(Rc::clone(&ours), log);
+                read_byte(&ours);
+            }));
+        }
+        drop(ours);
+        drop(spawn({
+            let kept = Rc::clone(&kept);
+            move || _ = read_byte(&kept)
+        }));
+        while ctx.poll(false) {}
+        let log = log.clone();
+        thread::spawn(move || {
+            assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+            log.add("closed");
+        })
+        .join_after(kept, _kept_far)
+    });
+    let (closed, kept, mut far) = kept;
+    closed.join().unwrap();
+    assert_eq!(log.take(), "cancelled cancelled closed");
+    // One that outlives its context: an error there, and as good as new when taken out.
+    AioContext::run(|_ctx| {
+        let task = spawn(move || {
+            let _ = kept.try_read_with(|mut stream| stream.read(&mut [0]));
+            let refused = (&*kept).read(&mut [0]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotConnected, "{refused}");
+            let anew = CoFd::new(Rc::into_inner(kept).unwrap().into_inner()).unwrap();
+            far.write_all(&[9]).unwrap();
+            read_byte(&anew)
+        });
+        assert_eq!(task.join().unwrap(), 9);
+    });
+}
+
+/// Hands a thread out together with what must live on.
+trait JoinAfter: Sized {
+    fn join_after<A, B>(self, a: A, b: B) -> (Self, A, B);
+}
+
+impl JoinAfter for thread::JoinHandle<()> {
+    fn join_after<A, B>(self, a: A, b: B) -> (Self, A, B) {
+        (self, a, b)
+    }
+}
+
+#[test]
+fn a_busy_loop_and_polls_without_sleep_serve_edges() {
+    // X4: edges are served though bottom halves keep the loop busy, by polls that never sleep, and beside levels
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let reader = spawn(move || [read_byte(&ours), read_byte(&ours), read_byte(&ours)]);
+        while ctx.poll(false) {}
+        theirs.write_all(&[1]).unwrap();
+        assert!(ctx.poll(false), "a round that may not sleep asks");
+        theirs.write_all(&[2]).unwrap();
+        for _ in 0..16 {
+            ctx.schedule_oneshot(|| {});
+            ctx.poll(true);
+        }
+        let (level, mut to_level) = UnixStream::pair().unwrap();
+        let level = Arc::new(level);
+        let served = Arc::new(AtomicBool::new(false));
+        let _watch = ctx.watch(Arc::clone(&level), Interest::Read, {
+            let served = Arc::clone(&served);
+            move |_| {
+                (&*level).read_exact(&mut [0]).unwrap();
+                served.store(true, Ordering::Relaxed);
+            }
+        });
+        to_level.write_all(&[0]).unwrap();
+        theirs.write_all(&[3]).unwrap();
+        assert_eq!(reader.join().unwrap(), [1, 2, 3]);
+        while !served.load(Ordering::Relaxed) {
+            ctx.poll(true);
+        }
+    });
+}
+
+#[test]
+fn another_threads_poll_loses_no_edge() {
+    // X8: a foreign poll tells of edges while the loop sleeps on the same descriptor, and the coroutine is woken at home
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let count = common::scaled(500);
+        let reader = spawn(move || {
+            for number in 0..count {
+                assert_eq!(read_byte(&ours), number as u8);
+                (&*ours).write_all(&[0]).unwrap();
+            }
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                theirs.set_nonblocking(true).unwrap();
+                for number in 0..count {
+                    theirs.write_all(&[number as u8]).unwrap();
+                    while theirs.read(&mut [0]).is_err() {
+                        ctx.poll(false);
+                        thread::yield_now();
+                    }
+                }
+            });
+            reader.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn listeners_pipes_and_what_cannot_be() {
+    // X4: accept waits; a pipe's end is read; a regular file and a descriptor taken twice are errors with the remedy
+    AioContext::run(|_ctx| {
+        let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = CoFd::new(UnixListener::bind(&path).unwrap()).unwrap();
+        let twice = CoFd::new(listener.get_ref()).err().expect("it is watched already");
+        assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
+        let server = spawn(move || read_byte(&listener.accept().unwrap().0));
+        let client = spawn({
+            let path = path.clone();
+            move || {
+                yield_now();
+                UnixStream::connect(path).unwrap().write_all(&[3]).unwrap();
+            }
+        });
+        assert_eq!(server.join().unwrap(), 3);
+        client.join().unwrap();
+        std::fs::remove_file(path).unwrap();
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (mut reader, mut writer) = (CoFd::new(reader).unwrap(), CoFd::new(writer).unwrap());
+        let sent = spawn(move || writer.write_all(&vec![1; 1 << 20]));
+        let received = spawn(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all.len())
+        });
+        sent.join().unwrap().unwrap();
+        assert_eq!(received.join().unwrap().unwrap(), 1 << 20);
+
+        let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let refused = CoFd::new(regular).err().expect("a regular file cannot be waited for");
+        assert!(refused.to_string().contains("regular files"), "{refused}");
+        let (ours, _theirs) = pair();
+        let _ = ours.try_read_with(|mut stream| stream.read(&mut [0]));
+        let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ours.wait_readable())).unwrap_err();
+        assert!(text(&*outside).contains("in a coroutine"), "{}", text(&*outside));
+    });
+}
