@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Random, Scratch, for_writing, has_qemu, qemu_img, seeds};
-use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, Zeroes, open};
+use coralio_qcow2::{CreateOptions, Format, Options, Qcow2, Zeroes, open};
 
 /// The largest table that a header may ask for, and room for the rest.
 const MOST_MEMORY: usize = 80 << 20;
