@@ -16,13 +16,12 @@ use std::rc::Rc;
 use common::check::{Leaks, check};
 use common::{Scratch, has_qemu};
 use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::{spawn, sync_directory};
+use coralio_aio::{AlignedBuf, spawn, sync_directory};
 use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
 
 /// The unit in which the disk is watched, and written.
 const GRAIN: u64 = 64;
 const WORKERS: u64 = 3;
-const CLUSTERS: u64 = 40;
 /// One image of so many goes to `qemu-img check`, too.
 const SAMPLE: u32 = 100;
 
@@ -98,7 +97,8 @@ impl Watch {
 }
 
 /// One operation of a worker, which has its own clusters, and its own grains of those that are shared.
-fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, cluster: u64) -> io::Result<()> {
+fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, setup: Setup) -> io::Result<()> {
+    let Setup { cluster, clusters, .. } = setup;
     let choose = |bound: u64| u64::from(sim.choose(bound as u32));
     if choose(6) == 1 {
         let done = watch.borrow().done();
@@ -109,8 +109,8 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, clust
     let grains = cluster / GRAIN;
     // Of four clusters the first is everybody's, and of each three grains in it one is this worker's; the other three
     // clusters are one worker's alone.
-    let group = choose(CLUSTERS / 4);
-    let own = (group / WORKERS * WORKERS + worker) % (CLUSTERS / 4 / WORKERS * WORKERS) * 4 + 1;
+    let group = choose(clusters / 4);
+    let own = (group / WORKERS * WORKERS + worker) % (clusters / 4 / WORKERS * WORKERS) * 4 + 1;
     let (value, offset, len) = match choose(3) {
         0 => {
             let grain = choose((grains - worker).div_ceil(WORKERS)) * WORKERS + worker;
@@ -125,7 +125,12 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, clust
     let new = if value { 1 + choose(200) as u8 } else { 0 };
     let number = watch.borrow_mut().begin(new, offset, len);
     match value {
-        true => image.write_at(&vec![new; len as usize], offset)?,
+        true => {
+            // Aligned, as the address decides whether it goes direct: the same tape, the same run.
+            let mut data = AlignedBuf::new(len as usize, 4096);
+            data.fill(new);
+            image.write_at(&data, offset)?;
+        }
         false if choose(2) == 0 => image.discard(offset, len)?,
         false => image.write_zeroes(offset, len, Zeroes { keep_allocated: choose(2) == 0, fast: false })?,
     }
@@ -133,12 +138,12 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, clust
     Ok(())
 }
 
-fn work(sim: &Sim, watch: &Rc<RefCell<Watch>>, cluster: u64, steps: u32) -> io::Result<()> {
+fn work(sim: &Sim, watch: &Rc<RefCell<Watch>>, setup: Setup, steps: u32) -> io::Result<()> {
     let image = open("image", &common::for_writing())?;
     let workers: Vec<_> = (0..WORKERS)
         .map(|worker| {
             let (sim, image, watch) = (sim.clone(), Rc::clone(&image), Rc::clone(watch));
-            spawn(move || (0..steps).try_for_each(|_| step(&sim, &*image, &watch, worker, cluster)))
+            spawn(move || (0..steps).try_for_each(|_| step(&sim, &*image, &watch, worker, setup)))
         })
         .collect();
     workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
@@ -161,25 +166,34 @@ struct Setup {
     version: u32,
     refcount_bits: u32,
     backed: bool,
+    /// Bytes of the disk, and clusters of it that are worked on.
+    size: u64,
+    clusters: u64,
+}
+
+impl Setup {
+    fn new(cluster: u64) -> Setup {
+        Setup { cluster, version: 3, refcount_bits: 16, backed: false, size: cluster * 40, clusters: 40 }
+    }
 }
 
 fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
-    let Setup { cluster, version, refcount_bits, backed } = setup;
-    let size = cluster * CLUSTERS;
+    let Setup { cluster, version, refcount_bits, backed, size, clusters } = setup;
+    let watched = cluster * clusters;
     let backing = backed.then(|| {
-        sim.create("base", size / 2);
-        sim.corrupt("base", 0, &vec![0xbb; (size / 2) as usize]);
+        sim.create("base", watched / 2);
+        sim.corrupt("base", 0, &vec![0xbb; (watched / 2) as usize]);
         ("base".to_owned(), Format::Raw)
     });
     let options = CreateOptions { cluster_size: cluster, version, refcount_bits, backing, ..CreateOptions::new(size) };
     sim.set_faults(Faults::none());
     coralio_qcow2::Qcow2::create("image", &options)?;
     sync_directory("")?;
-    let below = move |at| if backed && at < size / 2 { 0xbb } else { 0 };
-    let watch = Rc::new(RefCell::new(Watch::new(size, below)));
+    let below = move |at| if backed && at < watched / 2 { 0xbb } else { 0 };
+    let watch = Rc::new(RefCell::new(Watch::new(watched, below)));
     for round in 0..3 {
         sim.set_faults(if round == 1 { Faults::harmless().errors(0.02) } else { Faults::harmless() });
-        let ended = sim.crash_during(|| work(sim, &watch, cluster, 25));
+        let ended = sim.crash_during(|| work(sim, &watch, setup, 25));
         sim.set_faults(Faults::none());
         if let (Some(Err(error)), 0 | 2) = (&ended, round) {
             panic!("nothing went wrong, and an operation failed: {error}");
@@ -190,39 +204,48 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
             qemu_finds_no_corruption(&bytes);
         }
         let image = open("image", &common::for_writing())?;
-        watch.borrow_mut().check(&common::read_all(&*image, size as usize));
+        let mut bytes = AlignedBuf::new(watched as usize, 4096);
+        image.read_at(&mut bytes, 0)?;
+        watch.borrow_mut().check(&bytes);
     }
     Ok(())
 }
 
-fn crash_all(setup: Setup) {
+fn crash_all(setup: Setup, crashes: u64) {
     let qemu = has_qemu();
     let machine = Simulation::new().crash_rate(0.01).stack_size(256 << 10).most_shrinking(300);
     // Three crashes a run.
-    let runs = machine.run(0..crashes().div_ceil(3), |sim| survives(sim, setup, qemu));
+    let runs = machine.run(0..crashes.div_ceil(3), |sim| survives(sim, setup, qemu));
     eprintln!("{} crashes", runs * 3);
 }
 
 #[test]
 fn small_clusters() {
     // qcow2: a table entry and what it refers to get to the disk in the order in which a crash can do no harm.
-    crash_all(Setup { cluster: 512, version: 3, refcount_bits: 16, backed: false });
+    crash_all(Setup::new(512), crashes());
 }
 
 #[test]
-fn small_clusters_whose_refcount_table_grows() {
-    // qcow2: 64 clusters to a refcount block: new blocks all the time.
-    crash_all(Setup { cluster: 512, version: 3, refcount_bits: 64, backed: false });
+fn refcount_blocks_are_made() {
+    // qcow2: 64 clusters to a refcount block; the table points to a block that is there.
+    crash_all(Setup { refcount_bits: 64, size: 512 * 400, clusters: 400, ..Setup::new(512) }, crashes());
+}
+
+#[test]
+fn the_refcount_table_moves() {
+    // qcow2: the table has entries for 4096 clusters, and all but 20 are in use, most of them by a large L1 table.
+    let l1 = 4096 - 20 - 66;
+    crash_all(Setup { refcount_bits: 64, size: l1 * 64 * 64 * 512, ..Setup::new(512) }, crashes() / 10);
 }
 
 #[test]
 fn backed() {
     // qcow2: what is copied from below is on the disk before the tables say so: else what was there for good is lost.
-    crash_all(Setup { cluster: 2048, version: 3, refcount_bits: 1, backed: true });
+    crash_all(Setup { refcount_bits: 1, backed: true, ..Setup::new(2048) }, crashes());
 }
 
 #[test]
 fn version_2() {
     // qcow2: without zero flags.
-    crash_all(Setup { cluster: 1024, version: 2, refcount_bits: 16, backed: false });
+    crash_all(Setup { version: 2, ..Setup::new(1024) }, crashes());
 }

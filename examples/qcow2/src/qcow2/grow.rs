@@ -32,8 +32,7 @@ fn plan(geometry: &Geometry, old: u64) -> Plan {
 }
 
 impl Qcow2 {
-    /// Makes the table half as large again. Blocks and table are on the medium before the header points there, and the old
-    /// table is free only when the header's word is there for good.
+    /// Makes the table half as large again. Blocks and table are on the medium before the header points there.
     pub(crate) fn grow_reftable(&self, allocator: &mut Allocator) -> io::Result<()> {
         let geometry = &self.geometry;
         let (cluster, bits) = (geometry.cluster_size(), geometry.cluster_bits);
@@ -67,7 +66,8 @@ impl Qcow2 {
         fields[..8].copy_from_slice(&table_at.to_be_bytes());
         fields[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
         self.file.write_at(&fields, REFTABLE_FIELDS)?;
-        self.sync()?;
+        // The next flush syncs it, before anything on disk refers to what only the new table counts, and before the old one
+        // is free.
 
         let before = self.reftable.replace(table);
         let mut tables = self.tables.borrow_mut();

@@ -38,11 +38,11 @@ impl Qcow2 {
     ) -> io::Result<Qcow2> {
         let geometry = header.geometry;
         let cluster = geometry.cluster_size();
-        let l1 = Top::read(&file, header.l1_offset, header.l1_entries as usize, cluster)?;
+        let len = file.len()?;
+        let l1 = Top::read(&file, len, header.l1_offset, header.l1_entries as usize, cluster)?;
         let reftable_entries =
             if writable { (header.reftable_clusters as usize) << geometry.cluster_bits >> 3 } else { 0 };
-        let reftable = Top::read(&file, header.reftable_offset, reftable_entries, cluster)?;
-        let len = file.len()?;
+        let reftable = Top::read(&file, len, header.reftable_offset, reftable_entries, cluster)?;
         let mut tables = FxHashSet::default();
         if writable {
             header.refuse_writing()?;

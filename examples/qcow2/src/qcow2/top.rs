@@ -29,10 +29,11 @@ impl Top {
         Top { offset, entries, bytes, piece: PIECE.min(cluster) as usize, dirty: BTreeSet::new() }
     }
 
-    /// What lies beyond the file's end is zeroes.
-    pub(crate) fn read(file: &File, offset: u64, entries: usize, cluster: u64) -> io::Result<Top> {
+    /// What lies beyond the file's end, at `len`, is zeroes, and costs nothing.
+    pub(crate) fn read(file: &File, len: u64, offset: u64, entries: usize, cluster: u64) -> io::Result<Top> {
         let mut top = Top::new(offset, entries, cluster);
-        read_padded(file, &mut top.bytes, offset)?;
+        let there = len.saturating_sub(offset).min(top.bytes.len() as u64) as usize;
+        read_padded(file, &mut top.bytes[..there], offset)?;
         Ok(top)
     }
 
