@@ -174,6 +174,23 @@ fn large_requests_at_once() {
 }
 
 #[test]
+fn promises_cost_nothing() {
+    // P18: whoever announces 32 MiB and sends none of it takes no memory for it
+    let folder = Folder::new("promises");
+    let server = Server::of(&folder, &folder.image("disk", 64 << 20));
+    assert_others_are_served(&server);
+    let before = server.memory();
+    let mut promising: Vec<_> = (0..40).map(|_| Client::plain(&server, "")).collect();
+    promising.iter_mut().for_each(|client| client.ask(WRITE, 0, 1, 0, 32 << 20));
+    assert_others_are_served(&server);
+    let grown = server.memory().saturating_sub(before);
+    assert!(grown < 32 << 20, "forty promises of 32 MiB cost {grown} bytes");
+    drop(promising);
+    assert_others_are_served(&server);
+    server.stop();
+}
+
+#[test]
 fn a_thousand_connections() {
     // P10: a thousand clients that do nothing, and have done something, cost 16 KiB each at most; all are served
     let folder = Folder::new("thousand");

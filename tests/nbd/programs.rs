@@ -117,6 +117,28 @@ fn libnbd_copies_and_looks() {
 }
 
 #[test]
+fn qcow2_on_one_thread_of_two() {
+    // P17: a qcow2 image of qemu-img's, served by two threads: all its clients are on one; qemu-img check finds nothing wrong
+    let folder = Folder::new("qcow2");
+    let (source, image) = (folder.path("source"), folder.path("disk.qcow2"));
+    fill(&source, 24 << 20);
+    let [source_name, image_name] = [&source, &image].map(|path| path.to_str().unwrap());
+    if run("qemu-img", &["create", "-q", "-f", "qcow2", image_name, "24M"]).is_none() {
+        return;
+    }
+    let server = Server::start(&folder, &["--threads", "2", image_name]);
+    let uri = server.uri("");
+    run("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", "-m", "16", "-W", source_name, &uri]);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", source_name, &uri]);
+    if run("nbdcopy", &["--connections=4", "--requests=32", "--flush", source_name, &uri]).is_some() {
+        assert!(run("nbdinfo", &["--map", &uri]).unwrap().contains("data"));
+    }
+    server.stop();
+    run("qemu-img", &["check", "-f", "qcow2", image_name]);
+    run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", source_name, image_name]);
+}
+
+#[test]
 fn fio_verifies() {
     // P16: fio writes at random with checksums, at depth 32, and verifies them
     let folder = Folder::new("fio");

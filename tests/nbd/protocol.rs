@@ -64,7 +64,7 @@ fn structured_replies_and_block_status() {
     let error = client.chunk();
     assert_eq!((error.done, error.kind, error.cookie, &error.data[..4]), (true, 0x8001, 3, &22u32.to_be_bytes()[..]));
     let text = std::str::from_utf8(&error.data[6..]).unwrap();
-    assert!(text.contains("beyond the disk's end at 8388608"), "{text}");
+    assert!(text.contains("8388608"), "{text}");
     client.ask(BLOCK_STATUS, 0, 4, 0, 8 * MIB);
     let status = client.chunk();
     let words: Vec<_> = status.data.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)).collect();
@@ -133,7 +133,7 @@ fn the_handshake_tells_and_refuses() {
 
 #[test]
 fn what_cannot_be_is_refused_at_the_start() {
-    // P4: no image, a qcow2 image, a name twice, a socket that is in use: an error that says which, and no server
+    // P4: no image, a qcow2 image that cannot be, a name twice, a socket that is in use: an error that says which, and no server
     let folder = Folder::new("start");
     let image = folder.image("disk", 1 << 20);
     let image = image.to_str().unwrap();
@@ -151,7 +151,7 @@ fn what_cannot_be_is_refused_at_the_start() {
     assert!(said.contains("the name is taken"), "{said}");
     fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
     let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
-    assert!(said.contains("qcow2"), "{said}");
+    assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
     // A socket that a killed server left behind is taken over.
     drop(server);
     assert!(folder.path("s").exists());
