@@ -357,3 +357,63 @@ fn what_is_beyond_or_read_only_is_refused() {
         assert!(Qcow2::create(folder.path("image"), &CreateOptions::new(1)).is_err());
     });
 }
+
+#[test]
+fn what_is_discarded_gives_its_space_back() {
+    // qcow2: to the image, which uses it again, and to the file system.
+    let folder = Scratch::new();
+    coralio_aio::run(|| {
+        let mut model = created(&folder, &CreateOptions::new(8 << 20));
+        let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(folder.path("image")).unwrap());
+        let empty = used();
+        model.write(1, 0, 4 << 20);
+        model.image.flush().unwrap();
+        let (full, len) = (used(), std::fs::metadata(folder.path("image")).unwrap().len());
+        assert!(full >= empty + (4 << 11));
+        model.discard(0, 4 << 20);
+        model.image.flush().unwrap();
+        assert!(used() < empty + (1 << 11), "{} blocks of 512 bytes, {full} before, {empty} at first", used());
+        model.write(2, 4 << 20, 4 << 20);
+        assert_eq!(std::fs::metadata(folder.path("image")).unwrap().len(), len, "new clusters, though others are free");
+        model.check("used again");
+    });
+}
+
+#[test]
+fn cancelled_requests_leave_the_image_whole() {
+    // qcow2: whoever goes away in the midst of a write or a flush hurts nobody else; at worst clusters leak.
+    if !has_qemu() {
+        return;
+    }
+    for seed in seeds(20) {
+        let folder = Scratch::new();
+        let options = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(4 << 20) };
+        coralio_aio::run(|| {
+            let model = created(&folder, &options);
+            let mut random = Random(seed);
+            for _ in 0..40 {
+                let image = Rc::clone(&model.image);
+                let mut own = Random(random.next());
+                let task = spawn(move || {
+                    for _ in 0..4 {
+                        let offset = own.below((4 << 20) - 70_000);
+                        // Cancelled, it fails.
+                        _ = image.write_at(&vec![7; own.below(70_000) as usize], offset);
+                        _ = image.flush();
+                    }
+                });
+                for _ in 0..random.below(20) {
+                    coralio_aio::yield_now();
+                }
+                task.cancel();
+                task.join().unwrap();
+            }
+            let mut model = Model::new(Rc::clone(&model.image));
+            model.write(1, 1000, 100_000);
+            model.image.flush().unwrap();
+            model.check(&format!("seed {seed}"));
+        });
+        let bytes = std::fs::read(folder.path("image")).unwrap();
+        common::check::check(&bytes).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}

@@ -50,15 +50,16 @@ impl Qcow2 {
             }
             self.set_refcounts(first, clusters, |_| 1)?;
             allocator.next = first + clusters;
-            return Ok(self.fresh(first, clusters));
+            let virgin = self.touch(first, clusters);
+            return Ok(Fresh { offset: first << bits, clusters, virgin });
         }
     }
 
-    /// Notes that these clusters are about to be written.
-    fn fresh(&self, first: u64, clusters: u64) -> Fresh {
+    /// Notes that these clusters are about to be written. Returns whether they never were before.
+    pub(crate) fn touch(&self, first: u64, clusters: u64) -> bool {
         let virgin = first >= self.virgin.get();
         self.virgin.set(self.virgin.get().max(first + clusters));
-        Fresh { offset: first << self.geometry.cluster_bits, clusters, virgin }
+        virgin
     }
 
     /// The first free clusters from `first` on, up to `want` in a row.
@@ -99,8 +100,8 @@ impl Qcow2 {
         let mut bytes = AlignedBuf::new(self.geometry.cluster_size() as usize, PAGE);
         let index = (cluster % self.geometry.per_block()) as usize;
         super::refcount::set(&mut bytes, index, self.geometry.refcount_order, 1);
+        self.touch(cluster, 1);
         self.file.write_at(&bytes, offset)?;
-        self.fresh(cluster, 1);
         self.tables.borrow_mut().insert(cluster);
         self.reftable.borrow_mut().set(block as usize, offset);
         Ok(())

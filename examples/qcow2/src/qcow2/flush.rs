@@ -15,12 +15,15 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 
-use coralio_aio::{AlignedBuf, CoMutex};
+use coralio_aio::{AlignedBuf, CoMutex, shield};
 
 use super::Qcow2;
 
 /// When so many places in the file wait to be free, somebody flushes.
 const MANY: usize = 4096;
+
+/// Space of the file is given back to the file system from so many bytes on: for less, it is not worth the call.
+const WORTH_PUNCHING: u64 = 64 << 10;
 
 /// A place in the file that the tables in memory do not refer to any more.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,8 @@ struct GivenUp {
     offset: u64,
     len: u64,
     epoch: u64,
+    /// Its clusters are nobody else's.
+    alone: bool,
 }
 
 #[derive(Default)]
@@ -40,8 +45,9 @@ pub(crate) struct Flushes {
     given_up: RefCell<Vec<GivenUp>>,
     /// These they do not: they wait for requests that may still use them.
     retired: RefCell<Vec<GivenUp>>,
-    /// A sync failed: what was written since the last one may be lost, though reads still show it.
-    broken: Cell<bool>,
+    /// A sync failed: what was written since the last one may be lost, though reads still show it. Or the header's write did, and
+    /// may be there all the same.
+    pub(crate) broken: Cell<bool>,
 }
 
 impl Flushes {
@@ -49,14 +55,14 @@ impl Flushes {
     pub(crate) fn give_up(&self, offset: u64, len: u64, epoch: u64) {
         let mut all = self.given_up.borrow_mut();
         match all.last_mut() {
-            Some(last) if last.epoch == epoch && last.offset + last.len == offset => last.len += len,
-            _ => all.push(GivenUp { offset, len, epoch }),
+            Some(last) if last.alone && last.epoch == epoch && last.offset + last.len == offset => last.len += len,
+            _ => all.push(GivenUp { offset, len, epoch, alone: true }),
         }
     }
 
     /// As [`give_up`](Flushes::give_up), of bytes that may share a cluster with others: each is counted by itself.
     pub(crate) fn give_up_shared(&self, offset: u64, len: u64, epoch: u64) {
-        self.given_up.borrow_mut().push(GivenUp { offset, len, epoch });
+        self.given_up.borrow_mut().push(GivenUp { offset, len, epoch, alone: false });
     }
 }
 
@@ -131,7 +137,11 @@ impl Qcow2 {
     fn free_retired(&self) -> io::Result<()> {
         let free_below = self.epochs.advance();
         let ripe: Vec<_> = self.flushes.retired.borrow_mut().extract_if(.., |one| one.epoch < free_below).collect();
-        for GivenUp { offset, len, .. } in &ripe {
+        for GivenUp { offset, len, alone, .. } in &ripe {
+            if *alone && *len >= WORTH_PUNCHING {
+                // Where the file system cannot, the space is used again all the same.
+                _ = self.file.discard(*offset, *len);
+            }
             self.drop_references(*offset, *len)?;
         }
         if ripe.is_empty() { Ok(()) } else { self.write_counts() }
@@ -148,10 +158,11 @@ impl Qcow2 {
     pub(crate) fn sync(&self) -> io::Result<()> {
         if self.flushes.broken.get() {
             return Err(io::Error::other(
-                "a sync of this image has failed: what was written since the last one may be lost; open it again, and \
-                 look at what it has",
+                "a sync of this image, or a write of its header, has failed: what was written since the last sync may be \
+                 lost; open it again, and look at what it has",
             ));
         }
-        self.file.sync_data().inspect_err(|_| self.flushes.broken.set(true))
+        // A sync that was cut short would look like one that failed.
+        shield(|| self.file.sync_data()).inspect_err(|_| self.flushes.broken.set(true))
     }
 }

@@ -46,6 +46,7 @@ impl Qcow2 {
         if (first..first + used).any(|cluster| self.tables.borrow().contains(&cluster)) {
             return Err(damaged("a table has no refcount: repair the image with qemu-img check -r all"));
         }
+        self.touch(first, used);
         let mut counts = AlignedBuf::new((blocks << bits) as usize, PAGE);
         (0..used).for_each(|index| set(&mut counts, index as usize, geometry.refcount_order, 1));
         self.file.write_at(&counts, first << bits)?;
@@ -65,7 +66,7 @@ impl Qcow2 {
         let mut fields = [0; 12];
         fields[..8].copy_from_slice(&table_at.to_be_bytes());
         fields[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
-        self.file.write_at(&fields, REFTABLE_FIELDS)?;
+        self.file.write_at(&fields, REFTABLE_FIELDS).inspect_err(|_| self.flushes.broken.set(true))?;
         // The next flush syncs it, before anything on disk refers to what only the new table counts, and before the old one
         // is free.
 
@@ -77,7 +78,6 @@ impl Qcow2 {
         drop(tables);
         // A flush that is under way may still write to it.
         self.flushes.give_up(before.offset, old_clusters << bits, self.epochs.now());
-        self.virgin.set(self.virgin.get().max(first + used));
         allocator.next = first + used;
         Ok(())
     }
