@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::rc::Rc;
 
-use coralio_aio::simulate::{Sim, Simulation};
+use coralio_aio::simulate::Simulation;
 use coralio_aio::{Direct, File, KernelChoice, Runner, spawn};
 
 use crate::{KERNELS, Temp, aligned, disk, everywhere, memory, on_each_kernel, pattern, tool};
@@ -105,64 +105,48 @@ fn every_depth_size_and_shape() {
     }
 }
 
-/// What works on a file that the simulated kernel has, through its page cache and past it, by sectors of two sizes.
-fn on_simulated_files(depth: u32, f: impl Fn(&Sim, File)) {
-    for (sector, direct) in [(512, Direct::Auto), (4096, Direct::Auto), (512, Direct::Never)] {
-        println!("simulated, depth {depth}, sectors of {sector} bytes, {direct:?}");
-        Simulation::new().depth(depth).sector(sector).run(0..2, |sim| {
-            let options = File::options().read(true).write(true).create(true).direct(direct);
-            f(sim, options.open("data")?);
-            Ok(())
-        });
-    }
-}
-
 #[test]
 fn every_depth_size_and_shape_simulated() {
     // E2, E4, E5, E7, E10, E13, E15, E16, E17: the same on the simulated kernel, which reorders, refuses, and cuts short
     let model = Rc::new(model());
     for depth in DEPTHS {
-        on_simulated_files(depth, |sim, file| {
-            all_of_it(file, &model);
-            assert!(sim.contents("data").unwrap()[..model.len()] == model[..]);
-        });
+        for (sector, direct) in [(512, Direct::Auto), (4096, Direct::Auto), (512, Direct::Never)] {
+            println!("simulated, depth {depth}, sectors of {sector} bytes, {direct:?}");
+            Simulation::new().depth(depth).sector(sector).run(0..2, |sim| {
+                let options = File::options().read(true).write(true).create(true).direct(direct);
+                all_of_it(options.open("data")?, &model);
+                assert!(sim.contents("data").unwrap()[..model.len()] == model[..]);
+                Ok(())
+            });
+        }
     }
-}
-
-const SHRINKS: usize = 1 << 20;
-
-/// Cuts a file in half, which has this in it, while it is read.
-fn cut_in_half(file: File, content: &Rc<Vec<u8>>) {
-    let file = Rc::new(file);
-    let readers: Vec<_> = (0..8)
-        .map(|_| {
-            let (file, content) = (Rc::clone(&file), Rc::clone(content));
-            spawn(move || {
-                let mut buf = aligned(&vec![0; SHRINKS]);
-                let read = file.read_at(&mut buf, 0).unwrap();
-                let strange = buf[..read].iter().zip(&*content).position(|(found, was)| found != was && *found != 0);
-                assert_eq!(strange, None, "{read} bytes were read");
-            })
-        })
-        .collect();
-    file.set_len(SHRINKS as u64 / 2).unwrap();
-    readers.into_iter().for_each(|reader| reader.join().unwrap());
-    let mut buf = vec![0; SHRINKS];
-    assert_eq!(file.read_at(&mut buf, 0).unwrap(), SHRINKS / 2);
-    assert!(buf[..SHRINKS / 2] == content[..SHRINKS / 2]);
 }
 
 #[test]
 fn a_file_that_shrinks_while_it_is_read() {
     // E10: what is read is a beginning of what was there, and never an error; at the end it is what is left
-    let content = Rc::new(pattern(5, SHRINKS));
+    const LEN: usize = 1 << 20;
     everywhere(|place, direct| {
+        let content = Rc::new(pattern(5, LEN));
         let temp = Temp::with(place, &content);
-        cut_in_half(temp.open(direct), &content);
-    });
-    on_simulated_files(8, |_, file| {
-        file.write_at(&content, 0).unwrap();
-        cut_in_half(file, &content);
+        let file = Rc::new(temp.open(direct));
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                let (file, content) = (Rc::clone(&file), Rc::clone(&content));
+                spawn(move || {
+                    let mut buf = aligned(&vec![0; LEN]);
+                    let read = file.read_at(&mut buf, 0).unwrap();
+                    let strange =
+                        buf[..read].iter().zip(&*content).position(|(found, was)| found != was && *found != 0);
+                    assert_eq!(strange, None, "{read} bytes were read");
+                })
+            })
+            .collect();
+        file.set_len(LEN as u64 / 2).unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        let mut buf = vec![0; LEN];
+        assert_eq!(file.read_at(&mut buf, 0).unwrap(), LEN / 2);
+        assert!(buf[..LEN / 2] == content[..LEN / 2]);
     });
 }
 
