@@ -332,7 +332,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = CoFd::new(UnixListener::bind(&path).unwrap()).unwrap();
-        let twice = CoFd::new(listener.get_ref()).err().expect("it is watched already");
+        let twice = CoFd::new(listener.get_ref()).expect_err("it is watched already");
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         let server = spawn(move || read_byte(&listener.accept().unwrap().0));
         let client = spawn({
@@ -357,7 +357,7 @@ fn listeners_pipes_and_what_cannot_be() {
         assert_eq!(received.join().unwrap().unwrap(), 1 << 20);
 
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
-        let refused = CoFd::new(regular).err().expect("a regular file cannot be waited for");
+        let refused = CoFd::new(regular).expect_err("a regular file cannot be waited for");
         assert!(refused.to_string().contains("regular files"), "{refused}");
         let (ours, _theirs) = pair();
         let _ = ours.try_read_with(|mut stream| stream.read(&mut [0]));
