@@ -1,0 +1,188 @@
+//! One lie at a time, in a header or a table: refused, with words that say which, or harmless.
+
+mod common;
+
+use std::io;
+
+use common::{Scratch, as_qemu_reads, assert_clean, for_writing, has_qemu, qemu_img};
+use coralio_qcow2::{CreateOptions, Image, Options, Qcow2, open};
+
+/// An image of ours: 512 bytes a cluster, one L2 table, one cluster of data.
+fn good(folder: &Scratch) -> Vec<u8> {
+    let path = folder.path("good");
+    coralio_aio::run(|| {
+        Qcow2::create(&path, &CreateOptions { cluster_size: 512, ..CreateOptions::new(20_000) }).unwrap();
+        let image = Qcow2::open(&path, &for_writing()).unwrap();
+        image.write_at(&[1; 512], 0).unwrap();
+        image.flush().unwrap();
+    });
+    std::fs::read(path).unwrap()
+}
+
+fn number(image: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(image[at..at + 8].try_into().unwrap())
+}
+
+fn opens(folder: &Scratch, image: &[u8], options: &Options) -> io::Result<Qcow2> {
+    let path = folder.path("image");
+    std::fs::write(&path, image).unwrap();
+    Qcow2::open(path, options)
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    // qcow2: each field of the header, out of its bounds: by name, and before anything is allocated or read by it.
+    let folder = Scratch::new();
+    let good = good(&folder);
+    let lies: [(usize, &[u8], &str); 17] = [
+        (0, b"RAW!", "does not start with"),
+        (4, &4_u32.to_be_bytes(), "version 4"),
+        (8, &[0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0], "1024 bytes at 256"),
+        (20, &8_u32.to_be_bytes(), "2^8"),
+        (20, &22_u32.to_be_bytes(), "2^22"),
+        (24, &u64::MAX.to_be_bytes(), "are the most"),
+        (32, &1_u32.to_be_bytes(), "AES"),
+        (36, &0_u32.to_be_bytes(), "0 entries"),
+        (36, &0x40_0001_u32.to_be_bytes(), "4194305 entries"),
+        (40, &1000_u64.to_be_bytes(), "multiple of a cluster"),
+        (40, &0_u64.to_be_bytes(), "overlaps the header"),
+        (40, &(1_u64 << 60).to_be_bytes(), "beyond what a file can have"),
+        (48, &1000_u64.to_be_bytes(), "multiple of a cluster"),
+        (56, &16385_u32.to_be_bytes(), "8388608 are the most"),
+        (96, &7_u32.to_be_bytes(), "2^7 bits"),
+        (100, &1000_u32.to_be_bytes(), "1000 bytes, of a cluster of 512"),
+        (104, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 2, 0], "512 bytes, which it has not"),
+    ];
+    coralio_aio::run(|| {
+        for (at, bytes, why) in lies {
+            let mut image = good.clone();
+            image[at..at + bytes.len()].copy_from_slice(bytes);
+            let error = opens(&folder, &image, &Options::default()).expect_err(why);
+            assert!(error.to_string().contains(why), "{why}: {error}");
+        }
+    });
+}
+
+#[test]
+fn tables_that_overlap_are_not_written() {
+    // qcow2: every table has its clusters for itself, and they are in the file; else reading goes, and writing is refused.
+    let folder = Scratch::new();
+    let good = good(&folder);
+    let (l1, reftable) = (number(&good, 40), number(&good, 48));
+    let block = number(&good, reftable as usize);
+    let beyond = good.len().next_multiple_of(512) as u64;
+    let lies = [
+        (l1, reftable, "overlaps another table"),
+        (l1, block, "overlaps another table"),
+        (l1, l1, "overlaps another table"),
+        (l1, beyond, "not on a cluster of the file"),
+        (reftable, l1, "overlaps another table"),
+        (reftable, block + 8, "not on a cluster of the file"),
+        (40, reftable, "overlaps another table"),
+    ];
+    coralio_aio::run(|| {
+        for (at, value, why) in lies {
+            let mut image = good.clone();
+            image[at as usize..][..8].copy_from_slice(&value.to_be_bytes());
+            opens(&folder, &image, &Options::default()).unwrap();
+            let error = opens(&folder, &image, &for_writing()).expect_err(why);
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    });
+}
+
+#[test]
+fn data_is_not_written_over_tables() {
+    // qcow2: an L2 entry says that the guest's data is where a table is: the write is refused, and the table stays.
+    let folder = Scratch::new();
+    let good = good(&folder);
+    let (l1, reftable) = (number(&good, 40), number(&good, 48));
+    let l2 = number(&good, l1 as usize) & !(1 << 63);
+    for table in [0x200 * (l1 / 0x200), reftable, number(&good, reftable as usize), l2] {
+        let mut image = good.clone();
+        image[l2 as usize..][..8].copy_from_slice(&(table | 1 << 63).to_be_bytes());
+        coralio_aio::run(|| {
+            let opened = opens(&folder, &image, &for_writing()).unwrap();
+            for result in [opened.write_at(&[9; 512], 0), opened.discard(0, 512)] {
+                let error = result.expect_err("a table is there");
+                assert!(error.to_string().contains("points to a table"), "{error}");
+            }
+            opened.flush().unwrap();
+        });
+        assert!(std::fs::read(folder.path("image")).unwrap() == image, "something was written");
+    }
+}
+
+#[test]
+fn free_clusters_that_are_not_are_passed_by() {
+    // qcow2: all refcounts are 0, so that every cluster looks free: the tables are not given out all the same.
+    let folder = Scratch::new();
+    let mut image = good(&folder);
+    let block = number(&image, number(&image, 48) as usize) as usize;
+    image[block..block + 512].fill(0);
+    coralio_aio::run(|| {
+        let opened = opens(&folder, &image, &for_writing()).unwrap();
+        opened.write_at(&[9; 4096], 4096).unwrap();
+        opened.flush().unwrap();
+        let mut buf = [0; 4096];
+        Qcow2::open(folder.path("image"), &Options::default()).unwrap().read_at(&mut buf, 4096).unwrap();
+        assert_eq!(buf, [9; 4096]);
+    });
+}
+
+#[test]
+fn entries_that_lie_are_errors() {
+    // qcow2: L1 and L2 entries between clusters, compressed data that is none, or beyond the end: an error, and only there.
+    let folder = Scratch::new();
+    let good = good(&folder);
+    let l1 = number(&good, 40);
+    let l2 = number(&good, l1 as usize) & !(1 << 63);
+    let lies = [(l2, 1 << 62 | 1 << 40, "beyond the end"), (l2, 1 << 62 | 512, "unpack")];
+    coralio_aio::run(|| {
+        for (at, value, why) in lies {
+            let mut image = good.clone();
+            image[at as usize..][..8].copy_from_slice(&u64::to_be_bytes(value));
+            let opened = opens(&folder, &image, &Options::default()).unwrap();
+            let error = opened.read_at(&mut [0; 512], 0).expect_err(why);
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(error.to_string().contains(why), "{error}");
+            opened.read_at(&mut [0; 512], 512).unwrap();
+        }
+        for bits in 9..16 {
+            // Larger clusters, so that there are offsets between them.
+            let path = folder.path(&format!("of {bits} bits"));
+            Qcow2::create(&path, &CreateOptions { cluster_size: 1 << bits, ..CreateOptions::new(20_000) }).unwrap();
+            let mut image = std::fs::read(&path).unwrap();
+            let l1 = number(&image, 40) as usize;
+            image[l1..l1 + 8].copy_from_slice(&(0x200_u64 | 1 << 63).to_be_bytes());
+            let opened = opens(&folder, &image, &Options::default()).unwrap();
+            let result = opened.read_at(&mut [0; 512], 0);
+            assert_eq!(result.is_err(), bits > 9, "{result:?}");
+        }
+    });
+}
+
+#[test]
+fn what_others_vouch_for_is_taken_back() {
+    // qcow2: a bitmap of what has changed is not kept up to date: its autoclear bit goes when the image is opened to be written.
+    if !has_qemu() {
+        return;
+    }
+    let folder = Scratch::new();
+    qemu_img(&folder, "create -f qcow2 image 1M");
+    qemu_img(&folder, "bitmap --add image changes");
+    let autoclear = || number(&std::fs::read(folder.path("image")).unwrap(), 88);
+    assert_eq!(autoclear(), 1);
+    coralio_aio::run(|| {
+        drop(open(folder.path("image"), &Options::default()).unwrap());
+        assert_eq!(autoclear(), 1);
+        let image = open(folder.path("image"), &for_writing()).unwrap();
+        image.write_at(&[1; 512], 0).unwrap();
+        image.flush().unwrap();
+    });
+    assert_eq!(autoclear(), 0);
+    assert_eq!(as_qemu_reads(&folder, "image")[..512], [1; 512]);
+    // The bitmap's clusters are leaked, as its own program says.
+    qemu_img(&folder, "check -r leaks image");
+    assert_clean(&folder, "image");
+}

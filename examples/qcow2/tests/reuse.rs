@@ -1,0 +1,65 @@
+//! Clusters that are given up while requests still use them, on the simulated kernel: nobody gets another's bytes.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use coralio_aio::simulate::{Faults, Sim, Simulation};
+use coralio_aio::{AlignedBuf, spawn};
+use coralio_qcow2::{CreateOptions, Image, Options, Qcow2, open};
+
+const CLUSTER: usize = 512;
+
+fn buffer(value: u8) -> AlignedBuf {
+    let mut buf = AlignedBuf::new(CLUSTER, 4096);
+    buf.fill(value);
+    buf
+}
+
+/// One uses the first cluster, `use_it` for each time; one discards it; one writes to others, which may get its place.
+fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
+    sim.set_faults(Faults::none());
+    Qcow2::create("image", &CreateOptions { cluster_size: 512, ..CreateOptions::new(20 * CLUSTER as u64) })?;
+    let image = open("image", &Options { write: true, ..Options::default() })?;
+    let running = Rc::new(Cell::new(true));
+    let user = spawn({
+        let (image, running) = (Rc::clone(&image), Rc::clone(&running));
+        move || {
+            while running.get() {
+                use_it(&*image);
+            }
+        }
+    });
+    for other in 1..10 {
+        image.write_at(&buffer(1), 0)?;
+        image.flush()?;
+        image.discard(0, CLUSTER as u64)?;
+        image.flush()?;
+        image.write_at(&buffer(2), other * CLUSTER as u64)?;
+    }
+    running.set(false);
+    user.join().expect("it saw nothing that is not its own");
+    for other in 1..10 {
+        let mut buf = buffer(9);
+        image.read_at(&mut buf, other * CLUSTER as u64)?;
+        assert!(buf.iter().all(|&byte| byte == 2), "cluster {other} has what was written to the first: {}", buf[0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_sees_nobody_elses_bytes() {
+    // qcow2: the cluster that it looked up is discarded and written anew by another while its read is under way.
+    Simulation::new().run(0..200, |sim| {
+        run(sim, |image| {
+            let mut buf = buffer(9);
+            image.read_at(&mut buf, 0).unwrap();
+            assert!(buf.iter().all(|&byte| byte < 2), "another cluster's bytes: {}", buf[0]);
+        })
+    });
+}
+
+#[test]
+fn a_writer_writes_nobody_elses_clusters() {
+    // qcow2: as above, and it writes.
+    Simulation::new().run(0..200, |sim| run(sim, |image| image.write_at(&buffer(1), 0).unwrap()));
+}
