@@ -54,11 +54,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             Cursor::Private => {
                 let mut batch = Vec::new();
                 while let Some(completion) = self.kernel.peek() {
+                    self.tell(completion.key, RequestState::Done(completion.result));
                     self.kernel.commit();
                     batch.push(completion);
                 }
                 for completion in batch {
-                    self.tell(completion.key, RequestState::Done(completion.result));
                     self.count_down();
                     self.finish(here, completion.key, completion.result);
                     progress = true;
