@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -269,15 +269,27 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
     // X4: edges are served though bottom halves keep the loop busy, by polls that never sleep, and beside levels
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
-        let reader = spawn(move || [read_byte(&ours), read_byte(&ours), read_byte(&ours)]);
+        let got = Rc::new(Cell::new(0));
+        let reader = spawn({
+            let got = Rc::clone(&got);
+            move || (1..=5).for_each(|_| got.set(read_byte(&ours)))
+        });
         while ctx.poll(false) {}
         theirs.write_all(&[1]).unwrap();
         assert!(ctx.poll(false), "a round that may not sleep asks");
+        assert_eq!(got.get(), 1);
         theirs.write_all(&[2]).unwrap();
+        assert!(ctx.poll(true), "a sleep has asked, and the round that follows need not");
+        assert_eq!(got.get(), 2);
+        theirs.write_all(&[3]).unwrap();
+        assert!(ctx.poll(false), "but the next has to");
+        assert_eq!(got.get(), 3);
+        theirs.write_all(&[4]).unwrap();
         for _ in 0..16 {
             ctx.schedule_oneshot(|| {});
             ctx.poll(true);
         }
+        assert_eq!(got.get(), 4, "a loop that is never idle asks now and then");
         let (level, mut to_level) = UnixStream::pair().unwrap();
         let level = Arc::new(level);
         let served = Arc::new(AtomicBool::new(false));
@@ -289,8 +301,9 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
             }
         });
         to_level.write_all(&[0]).unwrap();
-        theirs.write_all(&[3]).unwrap();
-        assert_eq!(reader.join().unwrap(), [1, 2, 3]);
+        theirs.write_all(&[5]).unwrap();
+        reader.join().unwrap();
+        assert_eq!(got.get(), 5);
         while !served.load(Ordering::Relaxed) {
             ctx.poll(true);
         }

@@ -65,6 +65,27 @@ fn a_signal_in_the_middle_of_a_load() {
 }
 
 #[test]
+fn a_signal_while_replies_are_under_way() {
+    // P19: SIGTERM: every request that the server has read is answered, though the client is slow to take the answers
+    const COUNT: u64 = 200;
+    let folder = Folder::new("replies");
+    let server = Server::of(&folder, &folder.image("disk", 64 << 20));
+    let mut client = Client::plain(&server, "");
+    // One piece, which is read as one: with the first answer, all have been read.
+    let all: Vec<u8> = (0..COUNT).flat_map(|number| request(READ, 0, number, 0, 65536)).collect();
+    client.say(&all);
+    for answered in 0..COUNT {
+        assert_eq!(client.reply().0, 0);
+        client.take(65536);
+        if answered == 0 {
+            server.signal(libc::SIGTERM);
+        }
+    }
+    assert!(client.is_sent_away());
+    server.ended();
+}
+
+#[test]
 fn threads_and_clients_share_an_image() {
     // P12: what one client has written and flushed, every other one reads, whatever thread serves it; over TCP as well
     let folder = Folder::new("shared");

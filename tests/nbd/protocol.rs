@@ -126,7 +126,17 @@ fn the_handshake_tells_and_refuses() {
     assert_eq!(client.command(TRIM, 0, 0, 4096), Err(1));
     assert_eq!(client.command(WRITE_ZEROES, 0, 0, 4096), Err(1));
     assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
-    // Block status without the context.
+    // Block status without the context; and with that of another export.
+    let mut other = Client::greeted(&server);
+    other.say(&3u32.to_be_bytes());
+    other.option(8, &[]);
+    assert_eq!(other.answer(8).0, 1);
+    other.option(10, &set);
+    assert_eq!((other.answer(10).0, other.answer(10).0), (4, 1));
+    other.option(7, &[&counted("one")[..], &[0, 0]].concat());
+    assert_eq!((other.answer(7).0, other.answer(7).0), (3, 1));
+    other.ask(BLOCK_STATUS, 0, 1, 0, 4096);
+    assert_eq!(other.chunk().kind, 0x8001);
     assert_eq!(client.command(BLOCK_STATUS, 0, 0, 4096), Err(22));
     server.stop();
 }
