@@ -10,6 +10,7 @@ mod disk;
 mod mutants;
 mod program;
 mod search;
+mod teardown;
 mod time;
 
 use std::env;
