@@ -12,6 +12,7 @@ mod few;
 mod mutants;
 mod program;
 mod search;
+mod teardown;
 mod time;
 
 use std::env;
