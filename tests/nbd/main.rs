@@ -3,6 +3,7 @@
 
 mod client;
 mod hostile;
+mod kill;
 mod load;
 mod programs;
 mod protocol;
