@@ -15,6 +15,7 @@ use super::server::{Folder, Server};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 4096;
+const SECTOR: usize = 512;
 /// Writes and flushes under way.
 const DEPTH: usize = 16;
 
@@ -121,17 +122,24 @@ impl Load {
         }
     }
 
-    /// What is in the image, after the kill, is one of the versions that may be; from now on that one.
+    /// What is in the image, after the kill, is of the versions that may be; from now on those that were found. A write that was not
+    /// answered may be there in part: sectors are what is written as a whole.
     fn check(&mut self, raw: &Path, seed: u64) {
         let mut file = fs::File::open(raw).unwrap();
         let mut found = vec![0; BLOCK as usize];
         for block in 0..BLOCKS {
             file.read_exact(&mut found).unwrap();
             let versions = self.versions.entry(block).or_insert_with(|| vec![0]);
-            let Some(version) = versions.iter().copied().find(|&version| found == contents(block, version)) else {
-                panic!("seed {seed}: block {block} has {:?}.., and may have {versions:?}", &found[..16]);
-            };
-            *versions = vec![version];
+            let mut there = Vec::new();
+            for (number, sector) in found.chunks(SECTOR).enumerate() {
+                let at = number * SECTOR..(number + 1) * SECTOR;
+                let is = |version: &u64| contents(block, *version)[at.clone()] == *sector;
+                let Some(version) = versions.iter().copied().find(is) else {
+                    panic!("seed {seed}: block {block} has {:?}.., and may have {versions:?}", &sector[..16]);
+                };
+                there.push(version);
+            }
+            versions.retain(|version| there.contains(version));
         }
         self.acknowledged.clear();
         self.asked.clear();
