@@ -188,6 +188,27 @@ fn every_opponent_works_on_the_same_blocks() {
 }
 
 #[test]
+fn the_disk_in_a_qcow2_image() {
+    // Checks that it is the guest's disk that is read and written, all of it, and that qemu-img works on the same one.
+    let path = folder("qcow2").join("image").into_os_string().into_string().unwrap();
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", &path, "1M"]).status();
+    if made.is_err() {
+        eprintln!("skipped: no qemu-img");
+        return;
+    }
+    let image = ["--qcow2", "--file", &path, "--sequential", "--depth", "8"];
+    let all = measure(&[&image[..], &["--ops", "256", "--write"]].concat());
+    assert_eq!(count(&all, "size"), 1 << 20);
+    let filled = ["-f", "qcow2", "-c", "read -P 0xc5 0 1M", &path];
+    let read = Command::new("qemu-io").args(filled).output().unwrap();
+    assert!(!String::from_utf8_lossy(&read.stdout).contains("failed"), "{read:?}");
+    assert!(Command::new("qemu-img").args(["check", "-q", &path]).status().unwrap().success());
+    let against = measure(&[&image[..], &["--ops", "256", "--versus", "qemu", "--rounds", "1"]].concat());
+    assert!(number(&against, "ratio_cpu") > 0.0, "{against}");
+    assert!(refused(&[&image[..], &["--versus", "raw"]].concat()).contains("knows no qcow2 images"));
+}
+
+#[test]
 fn no_clock_where_none_is_wanted() {
     // Checks that --no-latency leaves the latencies out, alone and against the bare loop.
     let all = measure(&["--no-latency", "--ops", "100", "--size", "1m"]);

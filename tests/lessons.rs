@@ -136,7 +136,10 @@ fn pictures_in_the_texts_are_what_is_printed() {
 fn a_lesson_writes_a_trace_of_each_act() {
     // Checks --trace: a file for each act, with what is in the lanes; and that a lesson takes nothing else
     let folder = Folder::new("trace");
-    let printed = succeeds(program("09_september_2016").arg("--trace").arg(folder.0.join("h2.txt")));
+    let traced = program("09_september_2016").arg("--trace").arg(folder.0.join("h2.txt")).output().unwrap();
+    let said = String::from_utf8(traced.stderr).unwrap();
+    assert!(said.lines().count() == 3 && said.contains("h2-3.txt"), "it says what it has written: {said}");
+    let printed = String::from_utf8(traced.stdout).unwrap();
     assert_eq!(printed, succeeds(&mut program("09_september_2016")));
     let mut names: Vec<_> = fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -146,7 +149,7 @@ fn a_lesson_writes_a_trace_of_each_act() {
 
     let output = program("09_september_2016").args(["--trace", "/nowhere/h2.txt"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the trace to /nowhere/h2"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write the trace: /nowhere/h2-1.txt"));
     let output = program("09_september_2016").arg("--tarce").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--trace FILE"));

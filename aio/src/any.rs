@@ -1,7 +1,7 @@
 //! The engine of a context, on the kernel that was chosen at run time (rule E16).
 //!
-//! The engine itself is generic, so that its way from a request to the kernel and back is compiled for each. Which one it is, is
-//! asked once per request: a branch that always goes the same way.
+//! The engine itself is generic, so that its way from a request to the kernel and back is compiled for each. Files know it by
+//! what they ask of it: two calls per request, which always go the same way.
 
 #![allow(unsafe_code)]
 
@@ -17,12 +17,13 @@ use coralio_runtime::AioContext;
 use crate::DEFAULT_DEPTH;
 use crate::auto::{Auto, Chosen};
 use crate::detach::Carried;
-use crate::engine::{Attempt, Engine, Stats};
+use crate::engine::{Engine, Stats};
 use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
-use crate::policy::{Current, OnShort, Policy};
+use crate::perform::{Attempt, Performs, perform};
+use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
 use crate::simulate::Simulated;
 
@@ -103,32 +104,22 @@ impl fmt::Display for KernelChoice {
 
 /// The engine of a context, whichever kernel it is on.
 #[derive(Clone)]
-pub(crate) enum AnyEngine {
-    Aio(Arc<Engine<LinuxAio>>),
-    Uring(Arc<Engine<IoUring>>),
-    Threads(Arc<Engine<Threads>>),
-    /// On a kernel, or with a policy, of a test's own; or simulated.
-    Other(Arc<dyn Other>),
+pub(crate) struct AnyEngine {
+    engine: Arc<dyn Other>,
+    /// `None`: on a kernel, or with a policy, of a test's own; or simulated.
+    pub(crate) kernel: Option<KernelChoice>,
 }
 
 /// What files ask of an engine whose type they do not know.
-pub(crate) trait Other {
-    /// # Safety
-    ///
-    /// As [`Engine::transfer`].
-    unsafe fn perform(&self, attempt: &Attempt) -> i64;
+pub(crate) trait Other: Performs + Send + Sync {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
+    fn set_submit_limit(&self, limit: Duration);
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
 
 impl<K: Kernel, P: Policy> Other for Engine<K, P> {
-    unsafe fn perform(&self, attempt: &Attempt) -> i64 {
-        // SAFETY: the caller's promise.
-        unsafe { Engine::perform(self, attempt) }
-    }
-
     fn stats(&self) -> Stats {
         Engine::stats(self)
     }
@@ -141,23 +132,33 @@ impl<K: Kernel, P: Policy> Other for Engine<K, P> {
         P::ON_SHORT
     }
 
+    fn set_submit_limit(&self, limit: Duration) {
+        Engine::set_submit_limit(self, limit);
+    }
+
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
         Ok(Box::new(Engine::detach(&self)?))
     }
 }
 
 impl AnyEngine {
+    /// One that no name stands for.
+    pub(crate) fn unnamed(engine: Arc<dyn Other>) -> AnyEngine {
+        AnyEngine { engine, kernel: None }
+    }
+
     /// Gives this thread's context an engine.
     pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
-        match choice {
+        let engine: Arc<dyn Other> = match choice {
             KernelChoice::Auto => {
                 Auto::attach(depth)?;
-                AnyEngine::of_this_context()
+                return AnyEngine::of_this_context();
             }
-            KernelChoice::Aio => Engine::attach(LinuxAio::new(depth)?, depth).map(AnyEngine::Aio),
-            KernelChoice::Uring => Engine::attach(IoUring::new(depth)?, depth).map(AnyEngine::Uring),
-            KernelChoice::Threads => Engine::attach(Threads::new(depth)?, depth).map(AnyEngine::Threads),
-        }
+            KernelChoice::Aio => Engine::<_>::attach(LinuxAio::new(depth)?, depth)?,
+            KernelChoice::Uring => Engine::<_>::attach(IoUring::new(depth)?, depth)?,
+            KernelChoice::Threads => Engine::<_>::attach(Threads::new(depth)?, depth)?,
+        };
+        Ok(AnyEngine { engine, kernel: Some(choice) })
     }
 
     /// The engine of this thread's context; made if it has none.
@@ -167,12 +168,14 @@ impl AnyEngine {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
         let source = Auto::main_of(source) as Arc<dyn Any + Send + Sync>;
-        let found = source.downcast().map(AnyEngine::Aio);
-        let found = found.or_else(|source| source.downcast().map(AnyEngine::Uring));
-        let found = found.or_else(|source| source.downcast().map(AnyEngine::Threads));
-        found.or_else(|source| source.downcast().map(|engine: Arc<Simulated>| AnyEngine::Other(engine))).map_err(|_| {
-            io::Error::new(io::ErrorKind::Unsupported, "this context's I/O engine is not one that files can use")
-        })
+        named::<Engine<LinuxAio>>(source, Some(KernelChoice::Aio))
+            .or_else(|source| named::<Engine<IoUring>>(source, Some(KernelChoice::Uring)))
+            .or_else(|source| named::<Engine<Threads>>(source, Some(KernelChoice::Threads)))
+            .or_else(|source| named::<Simulated>(source, None))
+            .map_err(|_| {
+                let why = "this context's I/O engine is not one that files can use";
+                io::Error::new(io::ErrorKind::Unsupported, why)
+            })
     }
 
     /// The engine of this thread's context, if that is simulated.
@@ -181,7 +184,7 @@ impl AnyEngine {
         source.downcast().ok()
     }
 
-    /// As [`Engine::perform_or_refuse`].
+    /// As [`perform`].
     ///
     /// # Safety
     ///
@@ -189,70 +192,43 @@ impl AnyEngine {
     #[inline(always)]
     pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
         // SAFETY: the caller's promise.
-        unsafe {
-            match self {
-                AnyEngine::Aio(engine) => engine.perform(attempt),
-                AnyEngine::Uring(engine) => engine.perform(attempt),
-                AnyEngine::Threads(engine) => engine.perform(attempt),
-                AnyEngine::Other(engine) => engine.perform(attempt),
-            }
-        }
+        unsafe { perform(&*self.engine, attempt) }
     }
 
     /// What the engines of this thread's context have done so far.
     pub(crate) fn stats(&self) -> Stats {
-        let main = match self {
-            AnyEngine::Aio(engine) => engine.stats(),
-            AnyEngine::Uring(engine) => engine.stats(),
-            AnyEngine::Threads(engine) => engine.stats(),
-            AnyEngine::Other(engine) => engine.stats(),
-        };
+        let main = self.engine.stats();
         Auto::of_this_context().map_or(main, |auto| auto.stats_with(main))
     }
 
     /// Which kernel it is on, and why; `None` if it is one of a test's own.
     pub(crate) fn chosen(&self) -> Option<Chosen> {
-        let named = match self {
-            AnyEngine::Aio(_) => KernelChoice::Aio,
-            AnyEngine::Uring(_) => KernelChoice::Uring,
-            AnyEngine::Threads(_) => KernelChoice::Threads,
-            AnyEngine::Other(_) => return None,
-        };
+        let named = self.kernel?;
         Some(Auto::of_this_context().map_or_else(|| Chosen::by_name(named), |auto| auto.chosen.clone()))
     }
 
-    /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop, and those of a test's own say for themselves.
+    /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop.
     pub(crate) fn set_submit_limit(&self, limit: Duration) {
-        match self {
-            AnyEngine::Aio(engine) => engine.set_submit_limit(limit),
-            AnyEngine::Uring(engine) => engine.set_submit_limit(limit),
-            AnyEngine::Threads(engine) => engine.set_submit_limit(limit),
-            AnyEngine::Other(_) => {}
-        }
+        self.engine.set_submit_limit(limit);
     }
 
     pub(crate) fn plug(&self) -> Plug {
-        match self {
-            AnyEngine::Aio(engine) => engine.plug(),
-            AnyEngine::Uring(engine) => engine.plug(),
-            AnyEngine::Threads(engine) => engine.plug(),
-            AnyEngine::Other(engine) => Arc::clone(engine).plug(),
-        }
+        Arc::clone(&self.engine).plug()
     }
 
     pub(crate) fn detach(&self) -> io::Result<Box<dyn Carried>> {
-        match self {
-            AnyEngine::Aio(engine) => Arc::clone(engine).detach_any(),
-            AnyEngine::Uring(engine) => Arc::clone(engine).detach_any(),
-            AnyEngine::Threads(engine) => Arc::clone(engine).detach_any(),
-            AnyEngine::Other(engine) => Arc::clone(engine).detach_any(),
-        }
+        Arc::clone(&self.engine).detach_any()
     }
 
     pub(crate) fn on_short(&self) -> OnShort {
-        match self {
-            AnyEngine::Aio(_) | AnyEngine::Uring(_) | AnyEngine::Threads(_) => Current::ON_SHORT,
-            AnyEngine::Other(engine) => engine.on_short(),
-        }
+        self.engine.on_short()
     }
+}
+
+/// The engine `E` by its kernel's name, if it is one.
+fn named<E: Other + Any>(
+    source: Arc<dyn Any + Send + Sync>,
+    kernel: Option<KernelChoice>,
+) -> Result<AnyEngine, Arc<dyn Any + Send + Sync>> {
+    source.downcast::<E>().map(|engine| AnyEngine { engine, kernel })
 }

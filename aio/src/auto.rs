@@ -24,11 +24,12 @@ use std::time::Duration;
 use coralio_runtime::{AioContext, Source};
 
 use crate::any::KernelChoice;
-use crate::engine::{Attempt, Engine, Stats, add};
+use crate::engine::{Engine, Stats, add};
 use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
 use crate::kernel::threads::Threads;
+use crate::perform::{Attempt, perform};
 use crate::policy::Current;
 
 /// By what a context's I/O goes to the kernel, and why. Shown (`Display`), it is a line for a log.
@@ -143,7 +144,7 @@ impl Auto {
             let _ = self.spare.set(spare);
         }
         // SAFETY: the caller's promise.
-        self.spare.get().map(|spare| unsafe { spare.perform(attempt) })
+        self.spare.get().map(|spare| unsafe { perform(&**spare, attempt) })
     }
 
     /// The main engine has refused a request, which is to come again; by a completion, or at submit.

@@ -21,7 +21,14 @@ use std::slice;
 pub struct AlignedBuf {
     start: NonNull<u8>,
     layout: Layout,
+    /// What was allocated, from where: for large ones more than is used.
+    base: NonNull<u8>,
+    allocated: Layout,
 }
+
+/// From so many bytes on, the system hands out zero pages, which cost nothing until they are written. But only if no alignment
+/// is asked for: else they are written with zeroes at once.
+const LARGE: usize = 128 << 10;
 
 // SAFETY: it owns its memory, as a Vec<u8> does.
 unsafe impl Send for AlignedBuf {}
@@ -29,7 +36,7 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// `len` zero bytes at a multiple of `align`.
+    /// `len` zero bytes at a multiple of `align`. Large ones take memory page by page, as they are written.
     ///
     /// # Panics
     ///
@@ -38,15 +45,20 @@ impl AlignedBuf {
         let layout = Layout::from_size_align(len, align).unwrap_or_else(|_| {
             panic!("a buffer of {len} bytes aligned to {align} cannot be: align must be a power of two")
         });
+        let allocated = match Layout::from_size_align(len.saturating_add(align), 1) {
+            Ok(loose) if len >= LARGE => loose,
+            _ => layout,
+        };
         if len == 0 {
-            return AlignedBuf {
-                start: NonNull::without_provenance(layout.align().try_into().expect("not 0")),
-                layout,
-            };
+            let start = NonNull::without_provenance(layout.align().try_into().expect("not 0"));
+            return AlignedBuf { start, layout, base: start, allocated };
         }
         // SAFETY: the layout's size is not 0.
-        let start = unsafe { alloc_zeroed(layout) };
-        AlignedBuf { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+        let base = unsafe { alloc_zeroed(allocated) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        // SAFETY: less than `align`, which was allocated beyond `len`; or 0, since the layout asks for the alignment.
+        let start = unsafe { base.add(base.align_offset(align)) };
+        AlignedBuf { start, layout, base, allocated }
     }
 
     /// What its address is a multiple of, in bytes.
@@ -59,7 +71,7 @@ impl Drop for AlignedBuf {
     fn drop(&mut self) {
         if self.layout.size() != 0 {
             // SAFETY: allocated by `new` with this layout.
-            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+            unsafe { dealloc(self.base.as_ptr(), self.allocated) };
         }
     }
 }

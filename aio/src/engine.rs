@@ -22,18 +22,18 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, AtHome, Source};
+use coralio_runtime::{AioContext, Source};
 
 use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
+use crate::perform::{Attempt, perform};
 use crate::place::Place;
-use crate::policy::{Current, NotTaken, Policy, gets_stuck};
+use crate::policy::{Current, NotTaken, Notifier, Policy, gets_stuck};
 use crate::queue::Pending;
 use crate::request::{Requests, Slot};
 use crate::slow::Slow;
@@ -108,14 +108,6 @@ pub struct Stats {
     pub longest_submit: Duration,
 }
 
-/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
-/// cannot tell).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
-    pub(crate) operation: Operation,
-    pub(crate) nowait: bool,
-}
-
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Gives this thread's context an engine on `kernel`, with at most `depth` requests in flight.
     ///
@@ -187,62 +179,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
-        let result = unsafe { self.perform(&Attempt { operation: *operation, nowait: false }) };
+        let result = unsafe { perform(self, &Attempt { operation: *operation, nowait: false }) };
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
-    }
-
-    /// As `transfer`; an error is a negative `errno`.
-    ///
-    /// # Safety
-    ///
-    /// As `transfer`.
-    #[inline(always)]
-    pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
-        // SAFETY: the caller's promise.
-        let performed = self.context.get().and_then(|context| {
-            // SAFETY: the caller's promise.
-            context.at_home(|here| unsafe { self.perform_at_home(context, here, attempt) })
-        });
-        performed.unwrap_or(-i64::from(libc::ENOTCONN))
-    }
-
-    /// # Safety
-    ///
-    /// As `transfer`.
-    #[inline(always)]
-    unsafe fn perform_at_home(&self, context: &AioContext, here: AtHome<'_>, attempt: &Attempt) -> i64 {
-        let Some(current) = here.current() else { outside_a_coroutine() };
-        if here.check_cancelled().is_err() {
-            return -i64::from(libc::ECANCELED);
-        }
-        let slot = self.requests.allocate(current);
-        let request = InFlight { engine: self, slot, context };
-        let key = slot.key().to_bits();
-        let mut entry = self.kernel.prepare(&attempt.operation, key);
-        self.kernel.set_nowait(&mut entry, attempt.nowait);
-        let gathers = self.enqueue(here, entry);
-        if !gathers {
-            self.submit();
-        }
-        // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
-        let found = here.suspend_until(|| slot.result(), || self.cancel(key));
-        // Where nothing can be suspended, this waits in place.
-        let result = found.unwrap_or_else(|| self.wait_in_place(slot));
-        mem::forget(request);
-        self.free(slot, context);
-        result
-    }
-
-    /// Gives a slot back, on the home thread of the context that the request was made in.
-    #[inline]
-    fn free(&self, slot: &Slot, context: &AioContext) {
-        if self.context.is(context) { self.requests.free(slot) } else { self.requests.free_from_elsewhere(slot) }
     }
 
     /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
     /// complete meanwhile are woken, and run later.
     #[cold]
-    fn wait_in_place(&self, slot: &Slot) -> i64 {
+    pub(crate) fn wait_in_place(&self, slot: &Slot) -> i64 {
         if self.context.at_home(|_| ()).is_none() {
             return self.wait_abroad(slot);
         }
@@ -329,26 +273,6 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-/// A request that the kernel may have. If the stack unwinds over it, that waits for the result first (rule E13).
-struct InFlight<'a, K: Kernel, P: Policy> {
-    engine: &'a Engine<K, P>,
-    slot: &'a Slot,
-    /// In which it was made.
-    context: &'a AioContext,
-}
-
-impl<K: Kernel, P: Policy> Drop for InFlight<'_, K, P> {
-    fn drop(&mut self) {
-        self.engine.wait_in_place(self.slot);
-        self.engine.free(self.slot, self.context);
-    }
-}
-
-#[cold]
-fn outside_a_coroutine() -> ! {
-    panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
-}
-
 /// How the loop drives the engine.
 impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     fn dispatch(&self) -> bool {
@@ -387,7 +311,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 
     fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
-        if self.in_flight.load(Ordering::Relaxed) == 0 {
+        if self.in_flight.load(Ordering::Relaxed) == 0 || P::NOTIFIER == Notifier::Lost {
             return None;
         }
         add(&self.counts.sleeps, 1);

@@ -18,7 +18,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::any::{AnyEngine, Other};
+use crate::any::AnyEngine;
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
@@ -117,7 +117,7 @@ impl File {
     ///
     /// Never switches.
     pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false, || Ok(AnyEngine::Other(Arc::clone(engine) as Arc<dyn Other>)))
+        File::new(fd.into(), false, || Ok(AnyEngine::unnamed(Arc::clone(engine) as _)))
     }
 
     fn new(file: fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<AnyEngine>) -> io::Result<File> {
@@ -151,7 +151,7 @@ impl File {
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
         let fd = Handle::simulated(engine.kernel.clone(), number);
-        let (engine, may_cache) = (AnyEngine::Other(engine), direct != Direct::Always);
+        let (engine, may_cache) = (AnyEngine::unnamed(engine), direct != Direct::Always);
         File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct))
     }
 

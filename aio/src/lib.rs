@@ -47,6 +47,7 @@ mod engine;
 mod error;
 mod file;
 pub mod kernel;
+mod perform;
 mod place;
 pub mod policy;
 mod pool;

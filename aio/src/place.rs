@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use coralio_runtime::trace::Tracer;
-use coralio_runtime::{AioContext, AtHome, ContextGuard, Token};
+use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, Token};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 /// See the module.
@@ -47,17 +47,33 @@ pub(crate) struct Place {
     busy: AtomicU32,
 }
 
-/// The engine's lock, held, whichever it is now.
-pub(crate) enum Held<'a> {
+/// The engine's lock, held, whichever it is now. One of the two.
+pub(crate) struct Held<'a> {
+    _home: Option<HomeGuard<'a>>,
+    // Apart, so that what drops a `Held` at home is a few instructions, in line.
+    _abroad: Option<Abroad<'a>>,
+}
+
+enum Abroad<'a> {
     Context { _guard: ContextGuard<'a> },
     Transit { _guard: ReentrantMutexGuard<'a, ()> },
 }
 
-impl Held<'_> {
+/// The lock of the place that the engine is in is held.
+pub(crate) trait Locked {}
+impl Locked for Held<'_> {}
+/// Where the engine is with that home's context.
+impl Locked for HomeGuard<'_> {}
+
+impl<'a> Held<'a> {
     /// Of an engine that is with the context whose home `here` is.
     #[inline]
-    pub(crate) fn at_home(here: AtHome<'_>) -> Held<'_> {
-        Held::Context { _guard: here.acquire() }
+    pub(crate) fn at_home(here: AtHome<'a>) -> Held<'a> {
+        Held { _home: Some(here.acquire()), _abroad: None }
+    }
+
+    fn abroad(guard: Abroad<'a>) -> Held<'a> {
+        Held { _home: None, _abroad: Some(guard) }
     }
 }
 
@@ -85,10 +101,15 @@ impl Place {
     }
 
     /// Whether it is with this context, which `get` returned.
-    #[inline]
-    pub(crate) fn is(&self, context: &AioContext) -> bool {
+    fn is(&self, context: &AioContext) -> bool {
         // Relaxed: if it is, and this is that one's home, nobody else has moved it.
         ptr::eq(self.now.load(Ordering::Relaxed), context)
+    }
+
+    /// Whether it is with the context whose home `here` is.
+    #[inline]
+    pub(crate) fn is_at(&self, here: AtHome<'_>) -> bool {
+        self.get().is_some_and(|context| here.is_of(context))
     }
 
     /// As [`AioContext::at_home`], where it is; `None` in transit too.
@@ -102,7 +123,6 @@ impl Place {
     }
 
     /// *where it is, is whose lock*
-    #[inline]
     pub(crate) fn acquire(&self) -> Held<'_> {
         loop {
             let Some(context) = self.get() else {
@@ -113,16 +133,22 @@ impl Place {
             };
             let guard = context.acquire();
             if self.is(context) {
-                return Held::Context { _guard: guard };
+                return Held::abroad(Abroad::Context { _guard: guard });
             }
         }
+    }
+
+    /// As `acquire`; at home, if `here` says so, without a look where the engine is.
+    #[inline]
+    pub(crate) fn acquire_from<'a>(&'a self, here: Option<AtHome<'a>>) -> Held<'a> {
+        here.map_or_else(|| self.acquire(), Held::at_home)
     }
 
     /// The lock in transit, if it is in transit.
     #[cold]
     pub(crate) fn acquire_transit(&self) -> Option<Held<'_>> {
         let guard = self.transit.lock();
-        self.get().is_none().then_some(Held::Transit { _guard: guard })
+        self.get().is_none().then(|| Held::abroad(Abroad::Transit { _guard: guard }))
     }
 
     fn go(&self, to: *mut AioContext) {

@@ -6,6 +6,7 @@
 //!
 //! | guard | without it |
 //! |---|---|
+//! | [`NOTIFIER`](Policy::NOTIFIER) | the loop sleeps while a completion is there |
 //! | [`ON_COMPLETION`](Policy::ON_COMPLETION) | a coroutine is entered on top of itself (H1, H2) |
 //! | [`CURSOR`](Policy::CURSOR) | a nested poll waits for what the outer reap holds (H4) |
 //! | [`COUNTS`](Policy::COUNTS) | a nested poll finds the queue full that has room |
@@ -17,6 +18,15 @@
 //! | [`ON_SHORT`](Policy::ON_SHORT) | a part of a file is taken for all of it (H11) |
 
 #![allow(unsafe_code)]
+
+/// What ends the loop's sleep (rule E1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notifier {
+    /// A completion, among other things.
+    Wakes,
+    /// Other things alone. Wrong: there may be none to come.
+    Lost,
+}
 
 /// What a completion does to the coroutine whose request it is (rule E6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +122,8 @@ pub enum OnShort {
 ///   [`transfer`](crate::Engine::transfer) has returned. The test that asks for it must not cancel a request but one whose memory is
 ///   nobody's, never freed, and looked at through raw pointers.
 pub unsafe trait Policy: Send + Sync + 'static {
+    /// What ends a sleep.
+    const NOTIFIER: Notifier = Notifier::Wakes;
     /// What a completion does.
     const ON_COMPLETION: OnCompletion = OnCompletion::WakeUnlessEntered;
     /// Where completions wait that a reap has not come to.

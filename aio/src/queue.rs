@@ -9,6 +9,7 @@
 
 use std::cell::UnsafeCell;
 use std::io;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,7 +18,8 @@ use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
 use crate::kernel::Kernel;
-use crate::place::Held;
+use crate::perform::Attempt;
+use crate::place::{Held, Locked};
 use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
 /// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
@@ -40,20 +42,32 @@ impl<E> Pending<E> {
 
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    fn line(&self, _lock: &Held<'_>) -> &mut Line<E> {
+    fn line(&self, _lock: &impl Locked) -> &mut Line<E> {
         // SAFETY: *under the context's lock*.
         unsafe { &mut *self.0.get() }
     }
 
     #[inline]
-    pub(crate) fn len(&self, lock: &Held<'_>) -> usize {
+    pub(crate) fn len(&self, lock: &impl Locked) -> usize {
         let line = self.line(lock);
         line.entries.len() - line.start
     }
 
+    /// Puts one on that is made where it shall lie, and returns it.
     #[inline]
-    fn push(&self, lock: &Held<'_>, entry: E) {
-        self.line(lock).entries.push(entry);
+    fn push(&self, lock: &impl Locked, make: impl FnOnce() -> E) -> &E {
+        let entries = &mut self.line(lock).entries;
+        if entries.len() == entries.capacity() {
+            grow(entries);
+        }
+        let end = entries.len();
+        let entry = entries.spare_capacity_mut()[0].write(make());
+        let entry = ptr::from_ref(entry);
+        // SAFETY: there is room for it, and it has been written.
+        unsafe {
+            entries.set_len(end + 1);
+            &*entry
+        }
     }
 
     /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes off as many as it took.
@@ -91,6 +105,11 @@ impl<E> Pending<E> {
     }
 }
 
+#[cold]
+fn grow<E>(entries: &mut Vec<E>) {
+    entries.reserve(1);
+}
+
 impl<E> Line<E> {
     #[inline]
     fn take_off(&mut self, count: usize) {
@@ -109,10 +128,14 @@ impl<E> Line<E> {
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Queues a request. Returns whether it may gather with others: somebody is sure to submit.
     #[inline]
-    pub(crate) fn enqueue(&self, here: AtHome<'_>, entry: K::Entry) -> bool {
-        let guard = Held::at_home(here);
-        self.tell_of(&entry, RequestState::Pending);
-        self.pending.push(&guard, entry);
+    pub(crate) fn enqueue(&self, here: AtHome<'_>, attempt: &Attempt, key: u64) -> bool {
+        let guard = here.acquire();
+        let entry = self.pending.push(&guard, || {
+            let mut entry = self.kernel.prepare(&attempt.operation, key);
+            self.kernel.set_nowait(&mut entry, attempt.nowait);
+            entry
+        });
+        self.tell_of(entry, RequestState::Pending);
         // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
         // queue is deep, each would go alone.
         let full = self.pending.len(&guard) >= self.depth as usize;
@@ -130,9 +153,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Whether a submit now would be of use.
     pub(crate) fn can_submit(&self) -> bool {
-        let guard = self.context.acquire();
+        self.can_submit_under(&self.context.acquire())
+    }
+
+    #[inline]
+    fn can_submit_under(&self, lock: &Held<'_>) -> bool {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        self.pending.len(&guard) > 0
+        self.pending.len(lock) > 0
             && in_flight < self.depth
             && (in_flight == 0 && !const { gets_stuck::<P>() } || !self.blocked.load(Ordering::Relaxed))
     }
@@ -143,45 +170,54 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
+        // A child leaves the coroutine that forked for the loop, and comes by here.
+        if AtHome::in_child() {
+            return false;
+        }
+        self.context.at_home(|here| self.submit_from(Some(here))).unwrap_or_else(|| self.submit_from(None))
+    }
+
+    fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _told = self.tell_span(Span::Submit);
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
         for _ in 0..=self.depth {
-            if !self.can_submit() || AtHome::in_child() {
+            let lock = self.context.acquire_from(here);
+            if !self.can_submit_under(&lock) || AtHome::in_child() {
                 break;
             }
-            match self.submit_batch() {
+            match self.submit_batch(&lock) {
                 Ok(()) => break,
                 // It concerns the first request alone; the rest is tried again.
-                Err(error) => progress |= self.fail_first(&error),
+                Err(error) => progress |= self.fail_first(here, lock, &error),
             }
             if P::NOT_TAKEN == NotTaken::StuckAfterError {
                 self.blocked.store(true, Ordering::Relaxed);
             }
         }
         if self.in_flight.load(Ordering::Relaxed) > 0 && !AtHome::in_child() {
-            progress |= self.reap();
+            progress |= self.reap_from(here);
         }
         progress
     }
 
     /// One system call.
-    fn submit_batch(&self) -> io::Result<()> {
-        let guard = self.context.acquire();
+    #[inline]
+    fn submit_batch(&self, lock: &Held<'_>) -> io::Result<()> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let wanted = self.pending.len(&guard).min((self.depth - in_flight) as usize);
+        let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
         let submit = |entries: &mut [K::Entry]| self.slow.time(|| unsafe { self.submit_and_tell(entries) });
-        let submitted = self.pending.offer(&guard, wanted, submit);
+        let submitted = self.pending.offer(lock, wanted, submit);
         match submitted {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
                 self.blocked.store(taken < wanted, Ordering::Relaxed);
                 if P::NOT_TAKEN == NotTaken::TailForgotten {
-                    (taken..wanted).for_each(|_| _ = self.pending.take_first(&guard, |_| ()));
+                    (taken..wanted).for_each(|_| _ = self.pending.take_first(lock, |_| ()));
                 }
-                self.tell_counters(&guard);
+                self.tell_counters(lock);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -221,19 +257,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 
     #[cold]
-    fn fail_first(&self, error: &io::Error) -> bool {
-        let guard = self.context.acquire();
-        let Some(key) = self.pending.take_first(&guard, |entry| self.kernel.key(entry)) else { return false };
+    fn fail_first(&self, here: Option<AtHome<'_>>, lock: Held<'_>, error: &io::Error) -> bool {
+        let Some(key) = self.pending.take_first(&lock, |entry| self.kernel.key(entry)) else { return false };
         add(&self.counts.refused, 1);
-        drop(guard);
+        drop(lock);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.tell(key, RequestState::Refused(result));
-        self.context
-            .at_home(|here| {
-                let _busy = self.context.busy();
-                self.finish(Some(here), key, result);
-            })
-            .unwrap_or_else(|| self.finish(None, key, result));
+        let _busy = here.map(|_| self.context.busy());
+        self.finish(here, key, result);
         true
     }
 }

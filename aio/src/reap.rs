@@ -26,8 +26,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.context.at_home(|here| self.reap_from(Some(here))).unwrap_or_else(|| self.reap_from(None))
     }
 
-    fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
-        let _guard = P::REAP_LOCKS.then(|| self.context.acquire());
+    /// As `reap`, from home if `here` says so.
+    pub(crate) fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
+        let _guard = P::REAP_LOCKS.then(|| self.context.acquire_from(here));
         let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);
@@ -53,11 +54,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             Cursor::Private => {
                 let mut batch = Vec::new();
                 while let Some(completion) = self.kernel.peek() {
+                    self.tell(completion.key, RequestState::Done(completion.result));
                     self.kernel.commit();
                     batch.push(completion);
                 }
                 for completion in batch {
-                    self.tell(completion.key, RequestState::Done(completion.result));
                     self.count_down();
                     self.finish(here, completion.key, completion.result);
                     progress = true;

@@ -285,7 +285,7 @@ impl Simulation {
     }
 
     /// Makes each run that there is: all that the kernel can decide, one after the other. Returns how many there were. For
-    /// few requests, few faults ([`Faults::most`]) and few [latencies](Latency::of): it multiplies.
+    /// few requests and few faults ([`Faults::most`]): it multiplies. With [`Latency::any_order`] no order comes twice.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! Lesson 1. Enter and yield.
 //!
-//! A coroutine is a function with a stack of its own. *Enter* runs it at once, on the thread of whoever enters it.
+//! A coroutine is a function with a stack of its own. *Enter* runs it at once, on the thread of whoever enters it. It may *yield*
+//! (`suspend`): it stays where it is, and is entered again later, or never.
 //!
 //! Puzzle: B adds 1, 2 and 3. It is a polite coroutine, and yields before each number but the first. A enters B, and when
 //! `enter` has returned it looks at the sum. What does it see?
@@ -44,7 +45,7 @@ fn ask(title: &str, enter: fn(Coroutine)) {
             }
         });
         a.enter();
-        assert!(seen.get() == 6, "the sum is 6, and A sees {}", seen.get());
+        assert!(seen.get() == 6, "A wants 6, and sees {}", seen.get());
     });
 }
 

@@ -37,14 +37,14 @@ fn writer() -> (Coroutine, Rc<Cell<u32>>) {
 }
 
 /// A does something that is to make B write, and looks.
-fn a_makes_b_write(title: &str, how: fn(Coroutine)) {
+fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
     act(title, |context| {
         let (b, letters) = writer();
         let seen = Rc::new(Cell::new(0));
         let a = coroutine("A", {
             let seen = Rc::clone(&seen);
             move || {
-                how(b);
+                how(b, &letters);
                 seen.set(letters.get());
                 say(format!("letters in the box: {}", seen.get()));
             }
@@ -63,14 +63,16 @@ fn main() {
     });
 
     // B goes on when A has ended. In between A has the thread for itself: that is what makes code in coroutines simple.
-    a_makes_b_write("The puzzle: A wakes B", |b| b.wake());
+    a_makes_b_write("The puzzle: A wakes B", |b, _| b.wake());
 
     // Later still.
-    a_makes_b_write("A fix that fails: A schedules B", |b| b.schedule().expect("once"));
+    a_makes_b_write("A fix that fails: A schedules B", |b, _| b.schedule().expect("once"));
 
-    // Whoever wants others to run gives way to them.
-    a_makes_b_write("The fix: A wakes B, and gives way", |b| {
+    // Whoever wants others to run gives way to them; until they have done it, as in lesson 1, however often that is.
+    a_makes_b_write("The fix: A wakes B, and gives way until it has written", |b, letters| {
         b.wake();
-        yield_now();
+        while letters.get() == 0 {
+            yield_now();
+        }
     });
 }

@@ -24,11 +24,11 @@ unsafe impl Policy for July2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
 }
 
-/// A completion enters the coroutine, unless it is the one that runs.
-struct September2016;
+/// A completion enters the coroutine, unless it is the one that runs. So it was mended in July.
+struct NotTheCurrent;
 
 // SAFETY: as above.
-unsafe impl Policy for September2016 {
+unsafe impl Policy for NotTheCurrent {
     const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
 }
 
@@ -71,7 +71,7 @@ fn main() {
     // it goes at once. Here two are a batch, and B is the second: it reaps A's request, which is well, and then its own.
     read_once::<July2016>("A fix that fails: let requests gather, so that the loop submits", Speed::Fast, &["A", "B"]);
 
-    // What was done about it in September. Is it enough? See lesson 9.
-    read_once::<September2016>("The fix: not the coroutine that runs", Speed::Fast, &["A"]);
-    read_once::<September2016>("The same for two", Speed::Fast, &["A", "B"]);
+    // So it was mended, within the month. Is it enough? See lesson 9.
+    read_once::<NotTheCurrent>("The fix: not the coroutine that runs", Speed::Fast, &["A"]);
+    read_once::<NotTheCurrent>("The same for two", Speed::Fast, &["A", "B"]);
 }

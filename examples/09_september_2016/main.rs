@@ -1,6 +1,7 @@
 //! Lesson 9. The fix that did not suffice.
 //!
-//! Since July a completion enters the coroutine that waits, unless that is the one that runs. Lesson 8 ends well with it.
+//! Since July a completion enters the coroutine that waits, unless that is the one that runs: lesson 8 ends well with it. In
+//! September somebody's program failed again.
 //!
 //! Puzzle: find three coroutines and a lock for which it fails.
 //!
@@ -15,7 +16,7 @@ use coralio_aio::policy::{OnCompletion, Policy};
 
 use schedule::{a_alone, three_and_a_lock};
 
-/// The guard of September 2016: not the coroutine that runs.
+/// What failed in September 2016, July's guard: not the coroutine that runs.
 struct September2016;
 
 // SAFETY: it reaps under the lock, and waits for what it has cancelled.
@@ -23,7 +24,7 @@ unsafe impl Policy for September2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
 }
 
-/// The guard of July 2016: none.
+/// What failed in July 2016: no guard.
 struct July2016;
 
 // SAFETY: as above.
@@ -34,7 +35,7 @@ unsafe impl Policy for July2016 {
 fn main() {
     lesson::act("July, A alone: without a guard it enters itself", a_alone::<July2016>);
 
-    lesson::act("September, A alone: the guard does what it is for", a_alone::<September2016>);
+    lesson::act("With the guard, A alone: it does what it is for", a_alone::<September2016>);
 
     // A submits, and reaps X's request. X goes on on top of A; it gives the lock up and ends. Y, the next in line, goes on in
     // X's place, still on top of A, and submits. Y reaps A's request. A is not the one that runs; but it is on the stack.

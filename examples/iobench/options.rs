@@ -20,6 +20,10 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
 
+    /// The file is a qcow2 image, and its disk is worked on
+    #[arg(long, requires = "file", conflicts_with = "size")]
+    pub qcow2: bool,
+
     /// Bytes of the file to work on (4096, 64m, 1G) [default: the file's length; scratch: 1G]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub size: Option<u64>,
@@ -168,6 +172,9 @@ impl Options {
         }
         if matches!(self.versus, Some(Versus::Qemu)) && matches!(self.pattern(), Pattern::Random { .. }) {
             return Err("--versus qemu goes through the file in steps; add --sequential, or --stride 260k".into());
+        }
+        if let Some(versus) = self.versus.filter(|versus| self.qcow2 && !matches!(versus, Versus::Qemu)) {
+            return Err(format!("--versus {} knows no qcow2 images; set --qcow2 against qemu", versus.name()));
         }
         Ok(())
     }

@@ -40,8 +40,10 @@ fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, Str
     };
     // Open here already, under whatever name it has or had; it inherits the CPU to stay on.
     let path = format!("/proc/{}/fd/{}", process::id(), target.file.as_fd().as_raw_fd());
+    let format = if options.qcow2 { "qcow2" } else { "raw" };
     let mut command = Command::new("qemu-img");
-    command.args(["bench", "-f", "raw", "-t", cache, "-i", way, "-c", &count, "-d", &depth, "-s", &block, "-S", &step]);
+    command
+        .args(["bench", "-f", format, "-t", cache, "-i", way, "-c", &count, "-d", &depth, "-s", &block, "-S", &step]);
     if options.write {
         command.args(["-w", "--pattern", "197"]);
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File};
+use coralio_qcow2::{Format, Image};
 
 use crate::options::{DirectArg, Options, Versus};
 
@@ -20,6 +21,8 @@ const PAGE: usize = 4096;
 /// An open file, and the part of it to work on.
 pub struct Target {
     pub file: Rc<File>,
+    /// The disk in it, if it is a qcow2 image.
+    pub image: Option<Rc<dyn Image>>,
     /// For messages.
     pub name: String,
     pub scratch: bool,
@@ -50,17 +53,20 @@ impl Target {
 
     fn finish(path: &Path, name: String, scratch: bool, options: &Options) -> Result<Self, String> {
         let say = |why: String| format!("{name}: {why}");
+        let direct = match options.direct {
+            DirectArg::Auto => Direct::Auto,
+            DirectArg::Always => Direct::Always,
+            DirectArg::Never => Direct::Never,
+        };
         let file = File::options()
             .read(!options.write)
             .write(options.write)
-            .direct(match options.direct {
-                DirectArg::Auto => Direct::Auto,
-                DirectArg::Always => Direct::Always,
-                DirectArg::Never => Direct::Never,
-            })
+            .direct(direct)
             .open(path)
             .map_err(|e| format!("{e}{}", remedy(&e)))?;
-        let len = file.len().map_err(|e| say(e.to_string()))?;
+        let how = coralio_qcow2::Options { write: options.write, direct, format: Some(Format::Qcow2) };
+        let image = options.qcow2.then(|| coralio_qcow2::open(path, &how)).transpose().map_err(|e| e.to_string())?;
+        let len = image.as_ref().map_or_else(|| file.len(), |image| Ok(image.len())).map_err(|e| say(e.to_string()))?;
         let size = options.size.unwrap_or(len);
         let block = options.block_size;
         if size > len {
@@ -86,7 +92,7 @@ impl Target {
                  give one, or --direct never"
             )));
         }
-        Ok(Target { file: Rc::new(file), scratch, size, blocks: size / block, name })
+        Ok(Target { file: Rc::new(file), image, scratch, size, blocks: size / block, name })
     }
 
     /// One buffer, as both sides use them: touched, so that its pages are there, and not zero, so that

@@ -62,10 +62,13 @@ fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     }
     print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure));
     if let Some(file) = trace_file() {
-        save(recording, &with_suffix(&file, &format!("-{act}"))).unwrap_or_else(|error| {
-            eprintln!("cannot write the trace to {}: {error}", file.display());
+        let file = with_suffix(&file, &format!("-{act}"));
+        let ending = failure.map_or("ends well".into(), |failure| format!("fails: {failure}"));
+        recording.write_titled(&file, &format!("{title}: {ending}")).unwrap_or_else(|error| {
+            eprintln!("cannot write the trace: {error}");
             process::exit(1)
         });
+        eprintln!("see {}", file.display());
     }
 }
 
@@ -104,11 +107,6 @@ fn message(payload: &(dyn Any + Send)) -> String {
         (_, Some(text)) => (*text).to_string(),
         _ => "a payload that is no text".into(),
     }
-}
-
-/// Writes a recording to a file.
-pub fn save(recording: &Recording, file: &Path) -> io::Result<()> {
-    recording.write(file)
 }
 
 /// What the command line asks for.

@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
-use coralio_aio::trace::{Frame, Recording, Replay, Span, TextOptions};
+use coralio_aio::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions};
 
-use lesson::{print, record, save, scene, with_suffix};
+use lesson::{print, record, scene, with_suffix};
 use versions::{Version, today, versions};
 use workloads::Workload;
 
@@ -88,13 +88,14 @@ fn run(workload: &Workload) -> Outcome {
     Outcome { recording, failure }
 }
 
-/// How many submits were on the stack at once, at most.
+/// How many submits were on the stack at once, at most, when the kernel was given something.
 fn nested_submits(recording: &Recording) -> usize {
     let mut replay = Replay::of(recording);
     let submits = |stack: &[Frame]| stack.iter().filter(|frame| **frame == Frame::Span(Span::Submit)).count();
     let depths = recording.records.iter().map(|record| {
         let _ = replay.apply(record);
-        submits(replay.stack(record.thread))
+        let gives = matches!(record.event, Event::Request { state: RequestState::InFlight, .. });
+        if gives { submits(replay.stack(record.thread)) } else { 0 }
     });
     depths.max().unwrap_or(0)
 }
@@ -153,6 +154,10 @@ fn matrix() -> io::Result<String> {
     for (index, version) in versions.iter().enumerate() {
         lines.push(format!("{:>2}. {:<4}{}", index + 1, version.rule, version.what));
     }
+    lines.push(
+        "    H and E number the bugs and rules in tests/README.md; a bug that was made in two ways has two rows."
+            .into(),
+    );
     lines.push("    H8 and H9 are bugs of the loop, which has no such switch: see tests/README.md.".into());
     lines.push("\nWhat each has to go through:".into());
     lines.extend(today.workloads.iter().map(|workload| format!("    {:<7} {}", workload.name, workload.what)));
@@ -178,7 +183,14 @@ fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
         let picture = match trace {
             Some(file) => {
                 let file = with_suffix(file, suffix);
-                save(&recording, &file)?;
+                let ending = failure.as_ref().map_or("ends well".into(), |failure| format!("fails: {failure}"));
+                let title = format!(
+                    "{} ({}) in \"{}\" {ending}",
+                    version.rule_or_today(),
+                    version.when,
+                    today.workloads[index].name
+                );
+                recording.write_titled(&file, &title)?;
                 format!("See {}.\n", file.display())
             }
             None => recording.text_with(options),

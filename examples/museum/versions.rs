@@ -21,6 +21,13 @@ pub struct Version {
     pub workloads: [Workload; WORKLOADS],
 }
 
+impl Version {
+    /// How it is called in a title.
+    pub fn rule_or_today(&self) -> &str {
+        if self.rule.is_empty() { "All guards in" } else { self.rule }
+    }
+}
+
 /// Defines versions, with the constant that tells each from the others.
 macro_rules! versions {
     ($($name:ident { $constant:ident: $type:ty = $value:expr } $rule:literal $when:literal $what:literal fails $bane:literal)*) => {
@@ -43,7 +50,7 @@ versions! {
     July2016 { ON_COMPLETION: OnCompletion = OnCompletion::Enter }
         "H1" "July 2016" "a completion enters its coroutine" fails "own"
     September2016 { ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent }
-        "H2" "Sept. 2016" "it does, unless that is the one that runs" fails "lock"
+        "H2" "Sept. 2016" "a completion enters its coroutine, unless that one runs" fails "lock"
     Unlocked2018 { REAP_LOCKS: bool = false }
         "H3" "2018" "a reap from submit does not take the lock" fails "thread"
     Batch2014 { CURSOR: Cursor = Cursor::Private }

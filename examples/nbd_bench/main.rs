@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use client::{Client, Load};
-use servers::{Server, Which};
+use servers::{Format, Server, Which};
 
 /// Compares NBD servers: requests per second, and the server's CPU time for each.
 #[derive(Parser, Debug)]
@@ -30,6 +30,10 @@ struct Options {
     /// Whom to compare; the first is what the others are set against
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Which::Ours, Which::QemuNbd, Which::Nbdkit])]
     servers: Vec<Which>,
+
+    /// What the file is; nbdkit serves raw files only
+    #[arg(long, value_enum, default_value_t = Format::Raw)]
+    format: Format,
 
     /// Requests under way
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
@@ -89,14 +93,14 @@ fn run(options: &Options) -> Result<(), String> {
     options.pin.map_or(Ok(()), pin)?;
     let extra = if options.cached { &["--direct".into(), "never".into()][..] } else { &[] };
     let extra = [extra, &options.extra].concat();
-    let start = |&which: &Which| Server::start(which, &options.file, !options.cached, &extra);
-    let servers = options.servers.iter().map(start).collect::<Result<Vec<_>, _>>()?;
     for &depth in &options.depth {
         let load = Load { write: options.write, block: options.block, depth, sequential: options.sequential };
-        let mut figures = vec![Vec::new(); servers.len()];
+        let mut figures = vec![Vec::new(); options.servers.len()];
         for _ in 0..options.rounds {
-            for (server, figures) in servers.iter().zip(&mut figures) {
-                figures.push(turn(server, &load, options.seconds).map_err(|error| error.to_string())?);
+            for (&which, figures) in options.servers.iter().zip(&mut figures) {
+                // One at a time: a qcow2 image is one server's alone.
+                let server = Server::start(which, &options.file, options.format, !options.cached, &extra)?;
+                figures.push(turn(&server, &load, options.seconds).map_err(|error| error.to_string())?);
             }
         }
         for ((which, mine), first) in options.servers.iter().zip(&figures).zip(std::iter::repeat(&figures[0])) {

@@ -15,6 +15,12 @@ pub enum Which {
     Nbdkit,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Raw,
+    Qcow2,
+}
+
 /// A server that runs. It is ended when this is dropped.
 pub struct Server {
     child: Child,
@@ -22,20 +28,24 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(which: Which, file: &Path, direct: bool, extra: &[String]) -> Result<Server, String> {
+    pub fn start(which: Which, file: &Path, format: Format, direct: bool, extra: &[String]) -> Result<Server, String> {
         let socket = std::env::temp_dir().join(format!("nbd-bench-{}-{which:?}", std::process::id()));
         let _ = fs::remove_file(&socket);
+        let format = match format {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        };
         let mut command = match which {
             Which::Ours => {
                 let me = std::env::current_exe().map_err(|error| error.to_string())?;
                 let mut command = Command::new(me.with_file_name("nbd_server"));
-                command.arg("--socket").arg(&socket).args(extra).arg(file);
+                command.args(["--format", format, "--socket"]).arg(&socket).args(extra).arg(file);
                 command
             }
             Which::QemuNbd => {
                 let mut command = Command::new("qemu-nbd");
                 let cache = if direct { &["--aio=native", "--cache=none"][..] } else { &["--cache=writeback"] };
-                command.args(["--format=raw", "--persistent", "--shared=0"]).args(cache);
+                command.args(["--format", format, "--persistent", "--shared=0"]).args(cache);
                 command.arg("--socket").arg(&socket).arg(file);
                 command
             }
@@ -45,10 +55,12 @@ impl Server {
                 command
             }
         };
-        let child = command.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn();
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = child.map_err(|error| format!("cannot start {which:?}: {error}; build or install it first"))?;
         let mut server = Server { child, socket };
-        server.wait_until_it_listens().map_err(|error| format!("{which:?}: {error}"))?;
+        server
+            .wait_until_it_listens()
+            .map_err(|error| format!("{which:?}: {error}; by hand it says why: {command:?}"))?;
         Ok(server)
     }
 
@@ -80,7 +92,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Asked to, not killed: it may have something to write still.
+        // SAFETY: takes no pointers; the child has not been waited for, so that the number is its own.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }

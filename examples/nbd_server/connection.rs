@@ -140,6 +140,11 @@ impl Connection {
         debug_assert!(idle.is_ok(), "nothing cuts this short");
     }
 
+    /// Whether one request is under way, and no more.
+    pub fn has_no_other(&self) -> bool {
+        self.requests.get() == 1
+    }
+
     /// As if the client had said that it will ask for no more.
     pub fn stop_reading(&self) {
         self.reader.cancel();
@@ -164,6 +169,6 @@ fn answer(ticket: Ticket, request: &Request, data: Option<Buffer>) {
     let unanswered = Unanswered(&connection);
     let done = perform(&*connection.export.image, request, data, connection.agreed.base_allocation);
     let reply = Reply::new(request, done, connection.agreed.structured, ticket);
-    connection.outbox.put(&connection, reply);
     std::mem::forget(unanswered);
+    connection.outbox.put(&connection, reply);
 }

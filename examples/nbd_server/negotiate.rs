@@ -147,7 +147,7 @@ impl Negotiation<'_> {
             self.answer(number, Answer::Info, &name)?;
         }
         if wanted.contains(&INFO_BLOCK_SIZE) {
-            self.answer(number, Answer::Info, &info_block_size(listing.preferred))?;
+            self.answer(number, Answer::Info, &info_block_size())?;
         }
         self.answer(number, Answer::Ack, &[])?;
         Ok(if option == Opt::Go { self.agreed(export) } else { Next::Option })

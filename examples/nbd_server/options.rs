@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use coralio_aio::{DEFAULT_DEPTH, Direct, KernelChoice, Runner};
+use coralio_qcow2::Format;
 
 use crate::trace::TraceOption;
 
@@ -40,6 +41,11 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     direct: DirectArg,
 
+    /// What the images are: raw or qcow2. Without it, those that begin as qcow2 images do are. A client can make a raw disk begin
+    /// like that: name it, unless you trust them
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub format: Option<Format>,
+
     /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<KernelChoice>,
@@ -54,6 +60,10 @@ pub struct Options {
 
     #[command(flatten)]
     pub trace: TraceOption,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
 }
 
 /// An image and the name that clients have for it.

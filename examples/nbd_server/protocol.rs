@@ -4,6 +4,8 @@
 
 /// What one request may carry, and what the protocol takes for granted.
 pub const MOST_BYTES: u32 = 32 << 20;
+/// What offsets and lengths should be multiples of, in bytes: direct I/O takes that everywhere.
+const PREFERRED: u32 = 4096;
 
 /// The server's first words.
 pub const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\x00\x03";
@@ -77,8 +79,8 @@ pub fn info_export(size: u64, flags: u16) -> Vec<u8> {
     [&INFO_EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat()
 }
 
-pub fn info_block_size(preferred: u32) -> Vec<u8> {
-    let sizes = [1, preferred, MOST_BYTES].map(u32::to_be_bytes);
+pub fn info_block_size() -> Vec<u8> {
+    let sizes = [1, PREFERRED, MOST_BYTES].map(u32::to_be_bytes);
     [&INFO_BLOCK_SIZE.to_be_bytes()[..], sizes.as_flattened()].concat()
 }
 

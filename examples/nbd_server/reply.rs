@@ -2,7 +2,7 @@
 //!
 //! Whoever has one puts it into the connection's outbox. The first also starts a coroutine that sends; it runs when the
 //! others that are ready have run, and so it finds what all of them have put there. It ends when the outbox is empty, so
-//! that an idle connection has one stack, and not two.
+//! that an idle connection has one stack, and not two. The reply to the only request under way has nothing to wait for.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -105,17 +105,26 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Puts `reply` there. Never switches.
+    /// Puts `reply` there; and sends it, if no other can come to go with it.
+    ///
+    /// # Control
+    ///
+    /// May yield.
     pub fn put(&self, connection: &Rc<Connection>, reply: Reply) {
         if self.broken.get() {
             return;
         }
         self.replies.borrow_mut().push(reply);
-        if self.sender.get().is_none() {
-            let connection = Rc::clone(connection);
-            let sender = spawn(move || send(&connection));
-            self.sender.set(Some(sender.coroutine()));
+        if self.sender.get().is_some() {
+            return;
         }
+        if connection.has_no_other() {
+            self.sender.set(Coroutine::current());
+            return send(connection);
+        }
+        let connection = Rc::clone(connection);
+        let sender = spawn(move || send(&connection));
+        self.sender.set(Some(sender.coroutine()));
     }
 
     /// What is not sent by now is dropped.

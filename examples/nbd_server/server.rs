@@ -19,7 +19,7 @@ use coralio_aio::{CoFd, Receiver, Sender, channel, sleep, spawn};
 
 use crate::connection;
 use crate::crew::Crew;
-use crate::export::{Catalog, Export, open_all};
+use crate::export::{Catalog, Exports, open_all};
 use crate::negotiate::{Agreed, negotiate};
 use crate::options::Options;
 use crate::signals;
@@ -35,7 +35,7 @@ struct Client {
 
 /// Serves until a signal comes; all that was asked for is done and flushed then.
 pub fn serve_all(options: &Options) -> Result<(), String> {
-    let exports = open_all(options)?;
+    let exports = open_all(options, true)?;
     let catalog = Rc::new(Catalog::of(&exports));
     let mut staff = Staff::hire(options, exports)?;
     let (told, tell) = UnixStream::pair().map_err(|error| format!("cannot wait for signals: {error}"))?;
@@ -90,14 +90,18 @@ fn receive(socket: fs::File, catalog: &Catalog, desks: &[Sender<Client>], turn: 
 }
 
 /// Serves those who come, until nobody can come any more; then finishes, and flushes.
-fn serve_clients(exports: &[Rc<Export>], clients: &Receiver<Client>) -> Result<(), String> {
+fn serve_clients(exports: &Exports, clients: &Receiver<Client>) -> Result<(), String> {
     let crew = Crew::default();
     for Client { socket, agreed } in clients.iter() {
-        let export = Rc::clone(&exports[agreed.export]);
+        let export = exports[agreed.export].clone().expect("its clients are sent to who has it");
         crew.hire("connection", move || note(connection::serve(socket, &export, agreed)));
     }
     crew.dismiss();
-    exports.iter().try_for_each(|export| export.image.flush()).map_err(|error| format!("cannot flush: {error}"))
+    exports
+        .iter()
+        .flatten()
+        .try_for_each(|export| export.image.flush())
+        .map_err(|error| format!("cannot flush: {error}"))
 }
 
 /// Says what was wrong with a client. That one has gone, or is sent home, is nothing to be told.
@@ -118,7 +122,7 @@ struct Staff {
 }
 
 impl Staff {
-    fn hire(options: &Options, exports: Vec<Rc<Export>>) -> Result<Staff, String> {
+    fn hire(options: &Options, exports: Exports) -> Result<Staff, String> {
         let (desk, clients) = channel(ON_THE_WAY);
         let here = spawn(move || serve_clients(&exports, &clients));
         let mut staff = Staff { desks: vec![desk], here: Some(here), elsewhere: Vec::new() };
@@ -129,7 +133,7 @@ impl Staff {
             let work = move || {
                 runner
                     .run(|| {
-                        let exports = open_all(&options)?;
+                        let exports = open_all(&options, false)?;
                         let _ = ready.send(());
                         serve_clients(&exports, &clients)
                     })

@@ -307,6 +307,7 @@ impl Home {
     ///
     /// Enters.
     pub(crate) fn run_ready(&self) -> bool {
+        // What was scheduled before somebody gave way runs before that one.
         self.accept();
         self.taken.append(&self.ready);
         let mut progress = false;
@@ -323,7 +324,7 @@ impl Home {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
 
-    /// Takes over what other threads bring.
+    /// Takes over what was scheduled, here or by other threads.
     fn accept(&self) {
         if !self.shared.arrivals.is_pending() {
             return;
@@ -344,7 +345,10 @@ impl Home {
             }
             let own = self.own(id.block);
             match own.state.get() {
-                State::Suspended => self.make_ready(id.block, id.block.scheduled_at()),
+                State::Suspended => {
+                    own.state.set(State::Scheduled);
+                    self.taken.push(id.block);
+                }
                 State::Entered => own.woken.set(true),
                 State::Scheduled | State::Finished | State::Free => {}
             }

@@ -43,7 +43,7 @@ pub mod trace;
 pub use context::bottom_half::BottomHalf;
 pub use context::clock::VirtualClock;
 pub use context::fd::{Interest, Readiness, Watch};
-pub use context::lock::ContextGuard;
+pub use context::lock::{ContextGuard, HomeGuard};
 pub use context::polling::PollHandler;
 pub use context::thread::LoopThread;
 pub use context::timer::Timer;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -68,10 +68,15 @@ fn two_readers_and_a_writer() {
         theirs.write_all(&[10]).unwrap();
         ctx.poll(true);
         assert_eq!(log.take(), "1:10");
-        // One edge for two bytes would do as well.
-        theirs.write_all(&[20]).unwrap();
-        readers.into_iter().for_each(|reader| reader.join().unwrap());
-        assert_eq!(log.take(), "2:20");
+        let third = spawn({
+            let (ours, log) = (Rc::clone(&ours), log.clone());
+            move || log.add(format_args!("3:{}", read_byte(&ours)))
+        });
+        ctx.poll(false);
+        // One edge for the two of them.
+        theirs.write_all(&[20, 30]).unwrap();
+        readers.into_iter().chain([third]).for_each(|reader| reader.join().unwrap());
+        assert_eq!(log.take(), "2:20 3:30");
         (&*ours).write_all(b"back").unwrap();
         let mut back = [0; 4];
         theirs.read_exact(&mut back).unwrap();
@@ -264,15 +269,27 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
     // X4: edges are served though bottom halves keep the loop busy, by polls that never sleep, and beside levels
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
-        let reader = spawn(move || [read_byte(&ours), read_byte(&ours), read_byte(&ours)]);
+        let got = Rc::new(Cell::new(0));
+        let reader = spawn({
+            let got = Rc::clone(&got);
+            move || (1..=5).for_each(|_| got.set(read_byte(&ours)))
+        });
         while ctx.poll(false) {}
         theirs.write_all(&[1]).unwrap();
         assert!(ctx.poll(false), "a round that may not sleep asks");
+        assert_eq!(got.get(), 1);
         theirs.write_all(&[2]).unwrap();
+        assert!(ctx.poll(true), "a sleep has asked, and the round that follows need not");
+        assert_eq!(got.get(), 2);
+        theirs.write_all(&[3]).unwrap();
+        assert!(ctx.poll(false), "but the next has to");
+        assert_eq!(got.get(), 3);
+        theirs.write_all(&[4]).unwrap();
         for _ in 0..16 {
             ctx.schedule_oneshot(|| {});
             ctx.poll(true);
         }
+        assert_eq!(got.get(), 4, "a loop that is never idle asks now and then");
         let (level, mut to_level) = UnixStream::pair().unwrap();
         let level = Arc::new(level);
         let served = Arc::new(AtomicBool::new(false));
@@ -284,8 +301,9 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
             }
         });
         to_level.write_all(&[0]).unwrap();
-        theirs.write_all(&[3]).unwrap();
-        assert_eq!(reader.join().unwrap(), [1, 2, 3]);
+        theirs.write_all(&[5]).unwrap();
+        reader.join().unwrap();
+        assert_eq!(got.get(), 5);
         while !served.load(Ordering::Relaxed) {
             ctx.poll(true);
         }
@@ -327,7 +345,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = CoFd::new(UnixListener::bind(&path).unwrap()).unwrap();
-        let twice = CoFd::new(listener.get_ref()).err().expect("it is watched already");
+        let twice = CoFd::new(listener.get_ref()).expect_err("it is watched already");
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         let server = spawn(move || read_byte(&listener.accept().unwrap().0));
         let client = spawn({
@@ -352,7 +370,7 @@ fn listeners_pipes_and_what_cannot_be() {
         assert_eq!(received.join().unwrap().unwrap(), 1 << 20);
 
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
-        let refused = CoFd::new(regular).err().expect("a regular file cannot be waited for");
+        let refused = CoFd::new(regular).expect_err("a regular file cannot be waited for");
         assert!(refused.to_string().contains("regular files"), "{refused}");
         let (ours, _theirs) = pair();
         let _ = ours.try_read_with(|mut stream| stream.read(&mut [0]));

@@ -462,3 +462,27 @@ fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
         assert_eq!(log.take(), "x");
     });
 }
+
+#[test]
+fn who_gives_way_runs_after_all_that_was_scheduled_before() {
+    // W1: from this thread or from another one, or spawned
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (here, elsewhere) = (noting(&log, "here"), noting(&log, "elsewhere"));
+        let waker = elsewhere.waker();
+        let yields = Coroutine::new({
+            let log = log.clone();
+            move || {
+                here.schedule().unwrap();
+                thread::spawn(move || waker.wake()).join().unwrap();
+                let spawned = log.clone();
+                drop(spawn(move || spawned.add("spawned")));
+                yield_now();
+                log.add("gave-way");
+            }
+        });
+        yields.enter();
+        ctx.poll(false);
+        assert_eq!(log.take(), "here elsewhere spawned gave-way");
+    });
+}

@@ -1,6 +1,7 @@
 //! What is chosen where the machine refuses something, and which request goes to which engine. Refusals are real: a seccomp
 //! filter, as containers have one, used-up limits. Each is had in a process of its own, since a filter stays.
 
+mod held;
 mod refused;
 mod route;
 
@@ -30,19 +31,26 @@ fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
     true
 }
 
-/// From now on these system calls fail like this, in this thread and those that it starts.
-fn forbid(calls: &[(libc::c_long, i32)]) {
+/// A filter that does this at these system calls, and lets the others through.
+fn filter(calls: &[(libc::c_long, u32)]) -> Vec<libc::sock_filter> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
     // The number of the call is the first word of what a filter sees.
     let mut filter = vec![step(LOAD, 0, 0)];
-    for &(call, errno) in calls {
+    for &(call, action) in calls {
         filter.push(step(IS, call as u32, 1));
-        filter.push(step(RETURN, libc::SECCOMP_RET_ERRNO | errno as u32, 0));
+        filter.push(step(RETURN, action, 0));
     }
     filter.push(step(RETURN, libc::SECCOMP_RET_ALLOW, 0));
+    filter
+}
+
+/// From now on these system calls fail like this, in this thread and those that it starts.
+fn forbid(calls: &[(libc::c_long, i32)]) {
+    let actions: Vec<_> = calls.iter().map(|&(call, errno)| (call, libc::SECCOMP_RET_ERRNO | errno as u32)).collect();
+    let mut filter = filter(&actions);
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: the program and its filter outlive the calls, which copy them.
     unsafe {

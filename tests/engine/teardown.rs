@@ -202,6 +202,23 @@ fn a_panic_out_of_a_submit_loses_nothing() {
     });
 }
 
+#[test]
+fn a_kernel_that_panics_amid_the_submit() {
+    // E13: before the coroutine has waited at all its request is in flight, and its stack unwinds only after that
+    with_engine(8, |_, kernel, engine| {
+        fill(kernel, engine);
+        let log = Log::default();
+        let first = Coroutine::new(reader(engine, &log, 0));
+        first.enter();
+        kernel.script.complete_on_submit(1, 2);
+        kernel.script.on_next_peek(|| panic!("a bad ring"));
+        let second = Coroutine::new(reader(engine, &log, 4));
+        assert_eq!(panic_of(|| second.enter()), "a bad ring");
+        assert_eq!((log.take().as_str(), kernel.transcript().as_str()), ("bbbb", "0>1 4>1 wait"));
+        assert_eq!(kernel.script.in_flight(), 0);
+    });
+}
+
 /// Writes when it is dropped, and notes what that said.
 struct WritesAtTheEnd(Watch, Log, u64);
 

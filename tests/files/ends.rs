@@ -4,7 +4,7 @@ use std::io::{ErrorKind, IoSliceMut};
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, is_root, on_each_kernel, pattern, std_read, tool};
+use crate::{Temp, aligned, disk, everywhere, is_root, on_each_kernel, pattern, tool};
 
 #[test]
 fn reading_across_the_end_is_short() {
@@ -120,7 +120,7 @@ fn syncs_after_writes_of_both_kinds() {
         file.write_at(b"odd", 4097).unwrap();
         file.sync_data().unwrap();
         file.sync_all().unwrap();
-        assert_eq!(std_read(&temp.0, 4096, 4), b"\0odd");
+        assert_eq!(temp.content()[4096..], *b"\0odd");
     });
 }
 

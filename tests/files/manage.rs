@@ -10,14 +10,14 @@ use coralio_aio::{
     AioContext, Cancelled, Direct, File, remove_file, rename, spawn, sync_directory, unblock, yield_now,
 };
 
-use crate::{Temp, disk, everywhere, memory, pattern};
+use crate::{Temp, disk, memory, on_real_files, pattern};
 
 const BLOCK: u64 = 4096;
 
 #[test]
 fn space_comes_and_goes() {
     // E15: allocate, discard, zero a range: lengths, contents, and blocks on the medium
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);
         let blocks = || fs::metadata(&temp.0).unwrap().blocks() * 512 / BLOCK;
@@ -66,7 +66,7 @@ fn space_comes_and_goes() {
 #[test]
 fn names() {
     // E15: rename replaces, its folder is synced, and a file that is open outlives its name
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let folder = Temp::at(place);
         fs::create_dir(&folder.0).unwrap();
         let [old, new] = ["old", "new"].map(|name| folder.0.join(name));
@@ -93,7 +93,7 @@ fn errors_say_what_and_why() {
         assert_eq!(error.kind(), kind, "{error}");
         words.iter().for_each(|word| assert!(error.to_string().contains(word), "{error}"));
     };
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let temp = Temp::with(place, &[7; 8192]);
         let file = File::options().read(true).direct(direct).open(&temp.0).unwrap();
         let not_for_writing = ["Bad file descriptor", "not open for writing: open it with File::options().write(true)"];
@@ -201,7 +201,7 @@ fn on_the_threads_own_stack() {
 #[test]
 fn many_at_once() {
     // E15: files that coroutines make, fill, rename and remove, more than the pool has threads
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let folder = Rc::new(Temp::at(place));
         fs::create_dir(&folder.0).unwrap();
         let workers: Vec<_> = (0..100)

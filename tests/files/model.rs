@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File, spawn};
 
-use crate::{Temp, disk, everywhere, on_each_kernel, pattern, std_read, tool};
+use crate::{Temp, disk, everywhere, on_each_kernel, pattern, tool};
 
 const BLOCK: usize = 4096;
 
@@ -59,9 +59,10 @@ fn many_coroutines_on_one_file() {
             .collect();
         workers.into_iter().for_each(|worker| worker.join().unwrap());
         file.sync_all().unwrap();
+        let content = temp.content();
         for (number, version) in model.borrow().iter().enumerate() {
-            let there = std_read(&temp.0, (number * BLOCK) as u64, BLOCK);
-            assert!(there == block(number, version.unwrap()), "block {number}");
+            let there = &content[number * BLOCK..(number + 1) * BLOCK];
+            assert!(*there == block(number, version.unwrap()), "block {number}");
         }
         let stats = coralio_aio::stats();
         assert_eq!((stats.requests, stats.in_flight, stats.pending), (stats.completions, 0, 0));

@@ -9,12 +9,12 @@ use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File, Runner, spawn};
 
-use crate::{Temp, aligned, disk, everywhere, in_child, is_root, memory, on_each_kernel};
+use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_kernel, on_real_files};
 
 #[test]
 fn errors_name_the_file() {
     // E14: what could not be opened, and why
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let options = || File::options().read(true).direct(direct);
         let missing = Temp::at(place);
         let error = options().open(&missing.0).unwrap_err();
@@ -59,7 +59,7 @@ fn no_permission() {
 #[test]
 fn create_truncate_and_mode() {
     // E15: as std's OpenOptions; create_new takes part in Direct::Auto's second try, and makes the file once
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let temp = Temp::at(place);
         let options = || File::options().read(true).write(true).direct(direct);
         options().create_new(true).mode(0o640).open(&temp.0).unwrap().write_at(b"twelve bytes", 0).unwrap();
@@ -95,7 +95,7 @@ fn a_descriptor_is_taken_as_it_is() {
 #[test]
 fn an_appending_descriptor_appends() {
     // E15: as pwrite on Linux: with O_APPEND the offset of a write does not count
-    everywhere(|place, _| {
+    on_real_files(|place, _| {
         let temp = Temp::with(place, b"begin");
         let open = fs::OpenOptions::new().read(true).append(true).open(&temp.0).unwrap();
         let file = File::from_fd(open.into()).unwrap();

@@ -5,12 +5,12 @@ use std::rc::Rc;
 
 use coralio_aio::{Direct, File, Stream, spawn};
 
-use crate::{Temp, disk, everywhere, pattern};
+use crate::{Temp, disk, everywhere, on_real_files, pattern};
 
 #[test]
 fn as_stds_file_does() {
     // E15: reads, writes and seeks in a row, against std on a copy
-    everywhere(|place, direct| {
+    on_real_files(|place, direct| {
         let [ours, theirs] = [(); 2].map(|()| Temp::with(place, &pattern(3, 10_000)));
         let mut ours = Stream::new(ours.open(direct));
         let mut theirs = std::fs::OpenOptions::new().read(true).write(true).open(&theirs.0).unwrap();

@@ -1,10 +1,11 @@
-//! Every depth, size and shape on every kernel; a file that shrinks while it is read; and `fio`, which wrote what we read, and
-//! reads what we wrote.
+//! Every depth, size and shape on every kernel, the simulated one included; a file that shrinks while it is read; and `fio`,
+//! which wrote what we read, and reads what we wrote: on the real ones, as it knows no others.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::rc::Rc;
 
+use coralio_aio::simulate::Simulation;
 use coralio_aio::{Direct, File, KernelChoice, Runner, spawn};
 
 use crate::{KERNELS, Temp, aligned, disk, everywhere, memory, on_each_kernel, pattern, tool};
@@ -74,6 +75,16 @@ fn append_by_pieces(file: &File, end: u64) {
     assert!(back == content);
 }
 
+fn all_of_it(file: File, model: &Rc<Vec<u8>>) {
+    let file = Rc::new(file);
+    write_and_look(&file, model);
+    file.sync_data().unwrap();
+    read_back(&file, model, 150_000);
+    append_by_pieces(&file, model.len() as u64);
+    let stats = coralio_aio::stats();
+    assert_eq!((stats.in_flight, stats.pending), (0, 0));
+}
+
 #[test]
 fn every_depth_size_and_shape() {
     // E2, E4, E5, E7, E10, E13, E15, E16: on each kernel, on tmpfs and the disk, past the page cache and through it
@@ -83,21 +94,30 @@ fn every_depth_size_and_shape() {
             for (place, direct) in [(memory(), Direct::Auto), (disk(), Direct::Auto), (disk(), Direct::Never)] {
                 println!("{kernel}, depth {depth}, {} {direct:?}", place.display());
                 let temp = Temp::at(&place);
-                let ran = Runner::new().kernel(kernel).depth(depth).run(|| {
-                    let file = Rc::new(temp.open(direct));
-                    write_and_look(&file, &model);
-                    file.sync_data().unwrap();
-                    read_back(&file, &model, 150_000);
-                    append_by_pieces(&file, model.len() as u64);
-                    let stats = coralio_aio::stats();
-                    assert_eq!((stats.in_flight, stats.pending), (0, 0));
-                });
+                let ran = Runner::new().kernel(kernel).depth(depth).run(|| all_of_it(temp.open(direct), &model));
                 match ran {
                     Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
                     ran => ran.unwrap(),
                 }
                 assert!(temp.content()[..model.len()] == model[..]);
             }
+        }
+    }
+}
+
+#[test]
+fn every_depth_size_and_shape_simulated() {
+    // E2, E4, E5, E7, E10, E13, E15, E16, E17: the same on the simulated kernel, which reorders, refuses, and cuts short
+    let model = Rc::new(model());
+    for depth in DEPTHS {
+        for (sector, direct) in [(512, Direct::Auto), (4096, Direct::Auto), (512, Direct::Never)] {
+            println!("simulated, depth {depth}, sectors of {sector} bytes, {direct:?}");
+            Simulation::new().depth(depth).sector(sector).run(0..2, |sim| {
+                let options = File::options().read(true).write(true).create(true).direct(direct);
+                all_of_it(options.open("data")?, &model);
+                assert!(sim.contents("data").unwrap()[..model.len()] == model[..]);
+                Ok(())
+            });
         }
     }
 }

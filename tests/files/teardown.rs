@@ -1,32 +1,82 @@
-//! A thousand requests in flight when the context ends: each buffer comes back with what the kernel has read, and nothing is
-//! written to it, or to the stacks, later.
+//! A thousand requests in flight when the context ends, or when they are cancelled: each buffer comes back with what the kernel has
+//! read, and nothing is written to it, or to the stacks, later.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
+use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio_aio::{AioContext, AlignedBuf, Direct, KernelChoice, Runner, spawn, yield_now};
+use coralio_aio::{
+    AioContext, AlignedBuf, Cancelled, Direct, File, JoinHandle, KernelChoice, Runner, spawn, yield_now,
+};
 
-use crate::{Temp, disk, pattern};
+use crate::{KERNELS, Temp, disk, pattern};
 
 const REQUESTS: usize = 1000;
 const BLOCK: usize = 16 * 1024;
 const BLOCKS: usize = 64;
 
-/// A buffer that looks, when its destructor runs, whether the kernel has filled it; and is kept, full of another pattern.
+/// Half of the buffers lie on the stacks.
+#[allow(clippy::large_enum_variant)] // that is the point
+enum Memory {
+    Heap(AlignedBuf),
+    Stack(Block),
+}
+
+#[repr(align(4096))]
+struct Block([u8; BLOCK]);
+
+impl Memory {
+    fn of(number: usize) -> Memory {
+        match number % 2 {
+            0 => Memory::Heap(AlignedBuf::new(BLOCK, 4096)),
+            _ => Memory::Stack(Block([0; BLOCK])),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Heap(buf) => buf,
+            Memory::Stack(block) => &mut block.0,
+        }
+    }
+}
+
+/// What is left of the buffers when their coroutines are gone.
+#[derive(Default)]
+struct Left {
+    filled: usize,
+    /// Those on the heap, full of another pattern.
+    heap: Vec<AlignedBuf>,
+    /// Where those on the stacks were.
+    pages: HashSet<usize>,
+}
+
+fn pages(memory: &[u8]) -> impl Iterator<Item = usize> + use<> {
+    memory.as_ptr_range().start.addr() / 4096..memory.as_ptr_range().end.addr() / 4096
+}
+
+/// A buffer that looks, when its destructor runs, whether the kernel has filled it.
 struct Lent {
-    buf: AlignedBuf,
+    memory: Memory,
     expected: Rc<Vec<u8>>,
     block: usize,
-    kept: Rc<RefCell<Vec<AlignedBuf>>>,
+    /// Cancelled before the kernel had begun.
+    taken_back: bool,
+    left: Rc<RefCell<Left>>,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let filled = self.buf[..] == self.expected[self.block * BLOCK..][..BLOCK];
-        let mut buf = std::mem::replace(&mut self.buf, AlignedBuf::new(0, 1));
-        buf.fill(if filled { 0xee } else { 0xbb });
-        self.kept.borrow_mut().push(buf);
+        let mut left = self.left.borrow_mut();
+        let buf = self.memory.bytes();
+        left.filled += usize::from(self.taken_back || buf[..] == self.expected[self.block * BLOCK..][..BLOCK]);
+        buf.fill(0xee);
+        match &mut self.memory {
+            Memory::Heap(buf) => left.heap.push(std::mem::replace(buf, AlignedBuf::new(0, 1))),
+            Memory::Stack(block) => left.pages.extend(pages(&block.0)),
+        }
     }
 }
 
@@ -35,31 +85,46 @@ impl Drop for Lent {
 enum End {
     Returns,
     Panics,
+    /// Its engine was taken out before, and dropped.
+    Detached,
+    /// It goes on, and those who wait are cancelled.
+    Cancelled,
 }
 
-/// One context that ends with its readers' requests in flight. Returns their buffers.
-fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Vec<AlignedBuf>> {
-    let kept = Rc::default();
+/// One context that ends with its readers' requests in flight. Returns what is left of their buffers.
+fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Left> {
+    let left = Rc::default();
     let context = AioContext::builder().unwind_report(false);
     let runner = Runner::new().context(context).kernel(kernel).depth(1024);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         runner.run(|| {
             let file = Rc::new(temp.open(Direct::Auto));
-            for number in 0..REQUESTS {
-                let (file, expected, kept) = (Rc::clone(&file), Rc::clone(expected), Rc::clone(&kept));
-                drop(spawn(move || {
+            let reader = |number| {
+                let (file, expected, left) = (Rc::clone(&file), Rc::clone(expected), Rc::clone(&left));
+                spawn(move || {
                     let block = number * 7 % BLOCKS;
-                    let mut lent = Lent { buf: AlignedBuf::new(BLOCK, 4096), expected, block, kept };
-                    let read = file.read_at(&mut lent.buf, (block * BLOCK) as u64);
-                    assert_eq!(read.unwrap(), BLOCK);
-                }));
-            }
+                    let mut lent = Lent { memory: Memory::of(number), expected, block, taken_back: false, left };
+                    match file.read_at(lent.memory.bytes(), (block * BLOCK) as u64) {
+                        Ok(read) => assert_eq!(read, BLOCK),
+                        Err(error) => lent.taken_back = Cancelled::is_cause_of(&error),
+                    }
+                })
+            };
+            let readers: Vec<_> = (0..REQUESTS).map(reader).collect();
             yield_now(); // all have begun
             yield_now(); // the kernel has got what it takes
             let stats = coralio_aio::stats();
             assert_eq!(stats.requests, REQUESTS as u64);
-            if end == End::Panics {
-                resume_unwind(Box::new("amid a thousand"));
+            match end {
+                End::Returns => {}
+                End::Panics => resume_unwind(Box::new("amid a thousand")),
+                End::Detached => drop(coralio_aio::detach().unwrap()),
+                End::Cancelled => {
+                    readers.iter().for_each(JoinHandle::cancel);
+                    readers.into_iter().for_each(|reader| reader.join().unwrap());
+                    let again = use_stacks(temp, expected);
+                    assert!(!again.is_disjoint(&left.borrow().pages), "no stack was used again");
+                }
             }
             (stats.in_flight, stats.pending)
         })
@@ -72,46 +137,47 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
         Ok(ran) => println!("{kernel}: in flight and pending: {:?}", ran.unwrap()),
         Err(payload) => assert_eq!(payload.downcast_ref::<&str>(), Some(&"amid a thousand")),
     }
-    Some(Rc::try_unwrap(kept).expect("all coroutines are gone").into_inner())
+    Some(Rc::into_inner(left).expect("all coroutines are gone").into_inner())
 }
 
 #[test]
 fn a_thousand_in_flight() {
-    // E13, C9: on each kernel, whether the context returns or panics; and then the stacks are used anew
+    // E13, C9, E11, E12: on each kernel, by return, panic, a dropped engine, cancels; and then the stacks are used anew
     let content = Rc::new(pattern(3, BLOCKS * BLOCK));
     let temp = Temp::with(&disk(), &content);
-    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
-        for end in [End::Returns, End::Panics] {
-            let Some(buffers) = end_amid(kernel, &temp, &content, end) else { continue };
-            // The next context's coroutines lie on the same stacks, if they are still there, and go through the same ring.
-            let mark = |number: usize| [number as u8; 8192];
-            Runner::new()
-                .kernel(kernel)
-                .run(|| {
-                    let file = Rc::new(temp.open(Direct::Auto));
-                    let tasks: Vec<_> = (0..REQUESTS)
-                        .map(|number| {
-                            let (file, content) = (Rc::clone(&file), Rc::clone(&content));
-                            spawn(move || {
-                                let on_the_stack = std::hint::black_box(mark(number));
-                                let mut buf = [0; 512];
-                                let offset = number * 7 % BLOCKS * BLOCK;
-                                file.read_exact_at(&mut buf, offset as u64).unwrap();
-                                assert!(buf == content[offset..][..512]);
-                                assert!(std::hint::black_box(on_the_stack) == mark(number));
-                            })
-                        })
-                        .collect();
-                    tasks.into_iter().for_each(|task| task.join().unwrap());
-                })
-                .unwrap();
-            assert_eq!(buffers.len(), REQUESTS);
-            for buffer in buffers {
-                assert!(
-                    buffer.iter().all(|&byte| byte == 0xee),
-                    "{kernel}, {end:?}: it was not filled, or written late"
-                );
+    for kernel in KERNELS {
+        for end in [End::Returns, End::Panics, End::Detached, End::Cancelled] {
+            if (kernel, end) == (KernelChoice::Auto, End::Detached) {
+                continue; // two engines, which stay where they are
             }
+            println!("{kernel}, {end:?}");
+            let Some(left) = end_amid(kernel, &temp, &content, end) else { continue };
+            assert_eq!(left.filled, REQUESTS, "unwound before the kernel had filled it");
+            // The next context goes through the same ring, and may have got the same memory.
+            Runner::new().kernel(kernel).run(|| use_stacks(&temp, &content)).unwrap();
+            assert_eq!(left.heap.len(), REQUESTS / 2);
+            assert!(left.heap.iter().flat_map(|buf| buf.iter()).all(|&byte| byte == 0xee), "written late");
         }
     }
+}
+
+/// Coroutines that look, after some I/O, whether what they have on their stacks is still theirs. Returns where that was.
+fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
+    let file = Rc::new(temp.open(Direct::Auto));
+    let read_beside_a_mark = |number: usize, file: &File, content: &[u8]| {
+        // Wherever above it the other one's buffer was.
+        let mut mark = [number as u8; 4 * BLOCK];
+        let mut buf = [0; 512];
+        let offset = number * 7 % BLOCKS * BLOCK;
+        file.read_exact_at(&mut buf, offset as u64).unwrap();
+        assert!(buf == content[offset..][..512]);
+        assert!(black_box(&mut mark).iter().all(|&byte| byte == number as u8), "written late");
+        pages(&mark)
+    };
+    let user = |number| {
+        let (file, content) = (Rc::clone(&file), Rc::clone(content));
+        spawn(move || read_beside_a_mark(number, &file, &content))
+    };
+    let users: Vec<_> = (0..REQUESTS).map(user).collect();
+    users.into_iter().flat_map(|user| user.join().unwrap()).collect()
 }

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, on_each_kernel, pattern};
+use crate::{Temp, aligned, disk, everywhere, on_each_kernel, pattern, sim_of};
 
 const SIZES: [usize; 9] = [0, 1, 511, 512, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1];
 
@@ -115,7 +115,8 @@ fn more_vectors_than_the_kernel_takes() {
             let before = coralio_aio::stats().requests;
             assert_eq!(file.write_vectored_at(&slices, 0).unwrap(), count * len);
             let requests = coralio_aio::stats().requests - before;
-            if !file.is_direct() || file.alignment().offset <= len {
+            // The simulated kernel cuts some short, whose rest goes piece by piece.
+            if sim_of(place).is_none() && (!file.is_direct() || file.alignment().offset <= len) {
                 assert_eq!(requests, count.div_ceil(1024) as u64);
             }
             assert!(temp.content() == data[..]);

@@ -1,21 +1,26 @@
-//! Does it bite? The production engine with one guard out at a time, and how many seeds it takes until a run fails.
+//! Does it bite? The production engine with one guard out at a time, and how many seeds it takes until a run of a random program
+//! fails; and how many tapes, where those of up to three requests are counted through.
 //!
-//! `cargo test --test simulation mutants -- --nocapture` prints the table that `tests/README.md` has. Three are not for a search of
-//! this kind, and have their tests in `regressions/`: H3 takes two threads; H7 costs time alone, as the loop submits what is
-//! plugged before it sleeps; H10 shows in the depth of the stack.
+//! `cargo test --test simulation mutants -- --nocapture` prints the table that `tests/README.md` has. One is not for a search of
+//! this kind, and has its test in `regressions/`: H3 takes two threads. The guards of H8 and H9 are the runtime's.
 
 use std::process::Command;
 
+use coralio_aio::policy::{
+    AfterReap, Counts, Current, Cursor, NotTaken, Notifier, OnCancel, OnCompletion, OnShort, Policy, UnplugCounts,
+};
+use coralio_aio::simulate::{Failure, Faults, Sim, Simulation};
+
+use crate::few::{self, Kinds, Shape};
 use crate::program::{self, Size};
 use crate::{harsh, small};
-use coralio_aio::policy::{AfterReap, Counts, Cursor, NotTaken, OnCancel, OnCompletion, OnShort, Policy};
 
 /// Defines policies that have one guard out.
 macro_rules! mutants {
     ($($name:ident: $guard:ident = $value:expr, $type:ty;)*) => {
         $(struct $name;
 
-        // SAFETY: it reaps under the lock. What `program` cancels reads into memory that is leaked, and the simulated kernel leaves
+        // SAFETY: it reaps under the lock. What `program` and `few` cancel has memory that is leaked, and the simulated kernel leaves
         // alone what changes while it has it.
         unsafe impl Policy for $name {
             const $guard: $type = $value;
@@ -24,6 +29,9 @@ macro_rules! mutants {
 }
 
 mutants! {
+    LosesTheNotifier: NOTIFIER = Notifier::Lost, Notifier;
+    ForgetsAnUnplug: UNPLUG_COUNTS = UnplugCounts::UnlessFull, UnplugCounts;
+    SubmitsFromReap: AFTER_REAP = AfterReap::ReapSubmits, AfterReap;
     EntersAnyone: ON_COMPLETION = OnCompletion::Enter, OnCompletion;
     EntersOthers: ON_COMPLETION = OnCompletion::EnterUnlessCurrent, OnCompletion;
     Batches: CURSOR = Cursor::Private, Cursor;
@@ -36,26 +44,81 @@ mutants! {
     CancelReturns: ON_CANCEL = OnCancel::ReturnsAtOnce, OnCancel;
 }
 
-fn search<P: Policy>() {
-    let size = Size { workers: 4, steps: 5 };
-    let told = (0..2000).inspect(|seed| eprintln!("seed {seed}"));
-    let found = small().policy::<P>().faults(harsh()).most_shrinking(0).search(told, |sim| program::run(sim, size));
-    // Some come to their end here, and others in the unwinding of what they have left, where no panic may pass.
-    panic!("{}", found.err().map_or("2000 seeds, and none fails".into(), |failure| failure.message));
+/// Runs until one fails, and panics with what failed it. Some come to their end here, and others in the unwinding of what they
+/// have left, where no panic may pass.
+fn until_one_fails(runs: impl FnOnce() -> Result<u64, Box<Failure>>) {
+    panic!("{}", runs().map_or_else(|failure| failure.message, |runs| format!("{runs} runs, and none fails")));
 }
 
-/// Guards, what is wrong without them, and by what that is found.
-const MUTANTS: [(fn(), &str, &str); 10] = [
-    (search::<EntersAnyone>, "H1: a completion enters its coroutine, whoever runs", "recursive entry"),
-    (search::<EntersOthers>, "H2: any but the one that runs", "recursive entry"),
-    (search::<Batches>, "H4: a reap takes its completions along", "deadlock: all wait"),
-    (search::<CountsLate>, "E5: counted after the callback", "deadlock: all wait"),
-    (search::<StuckAfterError>, "H5: the first one fails, and the rest is left", "nobody will submit them"),
-    (search::<StuckAfterAgain>, "H6: \"try again\", with nothing in flight", "nobody will submit them"),
-    (search::<DropsTheTail>, "E2: the tail of a partial submit is dropped", "deadlock: all wait"),
-    (search::<NobodySubmits>, "H11: nobody submits the follow-up", "nobody will submit them"),
-    (search::<ShortIsTheEnd>, "H11: a short read is the end of the file", "left == right"),
-    (search::<CancelReturns>, "H12: cancel returns before the kernel is done", "changed while the kernel had it"),
+fn search_in<P: Policy>(simulation: Simulation, f: impl Fn(&Sim) -> std::io::Result<()>) {
+    let told = (0..2000).inspect(|_| eprintln!("one more"));
+    until_one_fails(|| simulation.policy::<P>().most_shrinking(0).search(told, f));
+}
+
+fn search<P: Policy>() {
+    search_in::<P>(small().faults(harsh()), |sim| program::run(sim, Size { workers: 4, steps: 5 }));
+}
+
+/// So many reads, one after the other, each complete within its submit.
+fn in_a_row(sim: &Sim) -> std::io::Result<()> {
+    let file = sim.create("data", 8);
+    (0..20_000).try_for_each(|_| file.read_at(&mut [0; 8], 0).map(drop))
+}
+
+fn search_in_a_row<P: Policy>() {
+    search_in::<P>(Simulation::new().faults(Faults::none().at_once(1.0)), in_a_row);
+}
+
+/// Up to one fault, and then up to two.
+fn count_through<P: Policy>() {
+    for most in [1, 2] {
+        for shape in [Shape::Apart, Shape::Locked, Shape::Polls, Shape::Plugged, Shape::Cancelled] {
+            for depth in [1, 2, 3] {
+                let simulation = few::machine(depth, few::faults(most)).policy::<P>().most_shrinking(0);
+                let ran = simulation.exhaust(|sim| {
+                    eprintln!("one more");
+                    few::run(sim, shape, Kinds::InTurns, 3)
+                });
+                if let Err(failure) = ran {
+                    panic!("{}", failure.message);
+                }
+            }
+        }
+    }
+    panic!("none fails");
+}
+
+/// What is wrong with a guard out, by what that is found, and the two searches.
+struct Mutant {
+    what: &'static str,
+    by: &'static str,
+    searches: [Option<fn()>; 2],
+}
+
+impl Mutant {
+    const fn of<P: Policy>(what: &'static str, by: &'static str) -> Mutant {
+        Mutant { what, by, searches: [Some(search::<P>), Some(count_through::<P>)] }
+    }
+}
+
+const MUTANTS: [Mutant; 13] = [
+    Mutant::of::<LosesTheNotifier>("E1: no completion ends the loop's sleep", "no completion would wake it"),
+    Mutant::of::<EntersAnyone>("H1: a completion enters its coroutine, whoever runs", "recursive entry"),
+    Mutant::of::<EntersOthers>("H2: any but the one that runs", "recursive entry"),
+    Mutant::of::<Batches>("H4: a reap takes its completions along", "deadlock: all wait"),
+    Mutant::of::<CountsLate>("E5: counted after the callback", "deadlock: all wait"),
+    Mutant::of::<StuckAfterError>("H5: the first one fails, and the rest is left", "nobody will submit them"),
+    Mutant::of::<StuckAfterAgain>("H6: \"try again\", with nothing in flight", "nobody will submit them"),
+    Mutant::of::<DropsTheTail>("E2: the tail of a partial submit is dropped", "deadlock: all wait"),
+    Mutant::of::<ForgetsAnUnplug>("H7: an unplug of a full queue does not count", "a plug that is gone"),
+    Mutant {
+        what: "H10: a reap submits (20,000 reads in a row)",
+        by: "overflowed its stack",
+        searches: [Some(search_in_a_row::<SubmitsFromReap>), None],
+    },
+    Mutant::of::<NobodySubmits>("H11: nobody submits the follow-up", "nobody will submit them"),
+    Mutant::of::<ShortIsTheEnd>("H11: a short read is the end of the file", "left == right"),
+    Mutant::of::<CancelReturns>("H12: cancel returns before the kernel is done", "changed while the kernel had it"),
 ];
 
 const CHOICE: &str = "CORALIO_TEST_MUTANT";
@@ -64,24 +127,40 @@ const CHOICE: &str = "CORALIO_TEST_MUTANT";
 #[ignore = "run by each_guard_that_is_out_is_found, in a process of its own: with a guard out it may abort"]
 fn search_if_asked() {
     // E17: one of them.
-    if let Ok(number) = std::env::var(CHOICE) {
-        MUTANTS[number.parse::<usize>().unwrap()].0();
+    if let Ok(choice) = std::env::var(CHOICE) {
+        let choice: usize = choice.parse().unwrap();
+        MUTANTS[choice / 2].searches[choice % 2].unwrap()();
     }
+}
+
+/// How many runs it took.
+fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["mutants::search_if_asked", "--exact", "--ignored", "--nocapture"])
+        .env(CHOICE, choice.to_string())
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    let runs = said.matches("one more\n").count();
+    let said = said.replace("one more\n", "");
+    assert!(!run.status.success() && said.contains(by), "{what}, after {runs} runs:\n{said}");
+    runs
 }
 
 #[test]
 fn each_guard_that_is_out_is_found() {
-    // H1, H2, H4, H5, H6, H11, H12, E2, E5, E17: within some seeds each, by a failure that is its own.
-    for (number, (_, what, by)) in MUTANTS.iter().enumerate() {
-        let run = Command::new(std::env::current_exe().unwrap())
-            .args(["mutants::search_if_asked", "--exact", "--ignored", "--nocapture"])
-            .env(CHOICE, number.to_string())
-            .env("RUST_BACKTRACE", "0")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&run.stderr);
-        let seeds = said.lines().filter(|line| line.starts_with("seed ")).count();
-        assert!(!run.status.success() && said.contains(by), "{what}, after {seeds} seeds:\n{said}");
-        eprintln!("| {what} | {seeds} | `{by}` |");
+    // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: within some runs each, by a failure that is its own.
+    for (number, mutant) in MUTANTS.iter().enumerate() {
+        let [seeds, tapes] = [0, 1].map(|way| {
+            mutant.searches[way].map_or("".into(), |_| runs_until_found(number * 2 + way, mutant).to_string())
+        });
+        eprintln!("| {} | {seeds} | {tapes} | `{}` |", mutant.what, mutant.by);
     }
+}
+
+#[test]
+fn with_the_guard_in_reads_in_a_row_need_no_stack() {
+    // H10, E8: as many as overflow it without.
+    Simulation::new().policy::<Current>().faults(Faults::none().at_once(1.0)).run(0..1, in_a_row);
 }

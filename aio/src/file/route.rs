@@ -22,10 +22,10 @@ use std::ptr;
 use std::slice;
 use std::sync::Arc;
 
-use crate::any::AnyEngine;
+use crate::any::{AnyEngine, KernelChoice};
 use crate::auto::Auto;
-use crate::engine::Attempt;
 use crate::kernel::{Opcode, Operation};
+use crate::perform::Attempt;
 
 /// With less than this in the page cache a sync is as quick to submit as any: the kernel has it done elsewhere.
 const MUCH_DIRTY: u64 = 1 << 20;
@@ -96,7 +96,7 @@ impl Route {
     /// For a file of this thread's context.
     pub(super) fn new(engine: &AnyEngine, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> Route {
         // The others' submit does not block.
-        let may_block = matches!(engine, AnyEngine::Aio(_)) && !(is_file && is_in_memory(fd));
+        let may_block = engine.kernel == Some(KernelChoice::Aio) && !(is_file && is_in_memory(fd));
         let auto = if may_block { Auto::of_this_context() } else { None };
         let (direct, appends) = (flags & libc::O_DIRECT != 0, flags & libc::O_APPEND != 0);
         Route::among(auto, direct, appends)

@@ -6,9 +6,9 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
-use crate::engine::Attempt;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
+use crate::perform::Attempt;
 use crate::policy::OnShort;
 
 use super::handle::Handle;
@@ -68,6 +68,7 @@ impl File {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
+    #[inline(always)]
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         let (fd, ways) = if self.goes_direct(addr, offset | len as u64) {
             (&self.fd, &self.route.own)
@@ -91,7 +92,7 @@ impl File {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn transfer_all(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         if len == 0 {
             return Ok(0);

@@ -1,4 +1,5 @@
-//! What every kernel must do at the edges, with real requests on real files: one body for each test, and what it takes.
+//! What every kernel must do at the edges, with requests on real files (the simulated kernel has files of its own in their
+//! place): one body for each test, and what it takes.
 //!
 //! A kernel's own tests run all of it by `conformance::tests!(kernels)`, with a function that makes some for a depth.
 
@@ -20,7 +21,7 @@ macro_rules! tests {
     ($kernels:expr) => {
         $crate::kernel::conformance::tests! {
             @each $kernels,
-                all_operations_on_both_kinds_of_file
+                all_operations_on_all_kinds_of_file
                 no_more_in_flight_than_the_depth
                 waiting_takes_nothing
                 a_sleep_is_ended_by_completions
@@ -45,7 +46,7 @@ pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
 pub(super) struct Page(pub(super) [u8; 4096]);
 
 /// A file that goes with its guard.
-pub(super) struct Temp(pub(super) File, PathBuf);
+pub(super) struct Temp(pub(super) File, pub(super) PathBuf);
 
 impl Temp {
     pub(super) fn new(directory: &Path, flags: i32) -> Temp {
@@ -59,6 +60,12 @@ impl Temp {
     /// On tmpfs every request completes within submit.
     pub(super) fn in_memory() -> Temp {
         Temp::new(Path::new("/dev/shm"), 0)
+    }
+
+    /// In memory, on the disk through the page cache, and past it.
+    pub(super) fn all() -> [Temp; 3] {
+        let disk = std::env::temp_dir();
+        [Temp::in_memory(), Temp::new(&disk, 0), Temp::new(&disk, libc::O_DIRECT)]
     }
 }
 
@@ -142,9 +149,9 @@ pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &Owne
     }
 }
 
-pub(super) fn all_operations_on_both_kinds_of_file<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
-    // E15: read, write, vectored both, data sync, full sync.
-    for file in [Temp::new(&std::env::temp_dir(), libc::O_DIRECT), Temp::in_memory()] {
+pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E10, E15: read, write, vectored both, data sync, full sync; at the end of the file and behind it.
+    for file in Temp::all() {
         for (kernel, fill) in kernels(4).iter().zip([0x5a, 0xa5]) {
             let (mut out, mut back) = (Page([fill; 4096]), Page([0; 4096]));
             assert_eq!(one(kernel, operation(Opcode::Write, &file.0, &mut out.0, 4096)), 4096);
@@ -166,6 +173,14 @@ pub(super) fn all_operations_on_both_kinds_of_file<K: Kernel, const N: usize>(ke
                 let operation = Operation { opcode, fd: file.0.as_raw_fd(), addr: 0, len: 0, offset: 0 };
                 assert_eq!(one(kernel, operation), 0);
             }
+
+            // Across the end it is short, behind it nothing: the file has sixteen KiB.
+            let mut pages = [const { Page([9; 4096]) }; 2];
+            // SAFETY: two pages lie one behind the other.
+            let both = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), 8192) };
+            assert_eq!(one(kernel, operation(Opcode::Read, &file.0, both, 12288)), 4096);
+            assert!(both[..4096] == out[1].0);
+            assert_eq!(one(kernel, operation(Opcode::Read, &file.0, both, 1 << 20)), 0);
         }
     }
 }

@@ -166,8 +166,8 @@ impl LinuxAio {
     }
 
     /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
-    /// that its event comes.
-    fn arm(&self, other: BorrowedFd<'_>) -> io::Result<()> {
+    /// that its event comes. False if the kernel has no room for one now: then nothing would end a sleep.
+    fn arm(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
         let fd = other.as_raw_fd() as u32;
         let poll = self.context.poll.get();
         // Acquire pairs with the Release in `swallow`.
@@ -178,7 +178,7 @@ impl LinuxAio {
                 // SAFETY: the address it was submitted from, for the kernel to read.
                 let _ = unsafe { abi::io_cancel(self.ring, poll) };
             }
-            return Ok(());
+            return Ok(true);
         }
         let armed = watch | ARMED | u64::from(fd);
         // Before the submit: another thread may have swallowed the event by the time it returns.
@@ -197,10 +197,13 @@ impl LinuxAio {
             poll.write(request);
             abi::io_submit(self.ring, &[poll])
         } {
-            Ok(_) => Ok(()),
-            Err(error) => {
+            Ok(1) => Ok(true),
+            said => {
                 self.unarmed();
-                Err(poll_error(error))
+                match said {
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(poll_error(error)),
+                    _ => Ok(false),
+                }
             }
         }
     }
@@ -379,7 +382,8 @@ unsafe impl Kernel for LinuxAio {
 
     /// Sleeps as the trait says. Some things to know:
     ///
-    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old one is let go first.
+    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old one is let go first. And
+    ///   when the kernel has no memory for the poll request: who waits comes again.
     /// - A descriptor is watched until it is readable, even if it is closed by then. Don't close one and bring another with
     ///   the same number.
     /// - `min` counts from an empty ring: with a completion already there the kernel does not wait for more. Before
@@ -398,8 +402,8 @@ unsafe impl Kernel for LinuxAio {
         let min = if moved || self.slots == 0 { min.min(1) } else { min };
         if min > 1 {
             // `other` alone would not end it: whoever peeks may swallow the event.
-            other.map_or(Ok(()), |other| self.arm(other))?;
-            return self.sleep(min, timeout);
+            let armed = other.map_or(Ok(true), |other| self.arm(other))?;
+            return if armed { self.sleep(min, timeout) } else { Ok(()) };
         }
         {
             let taken = self.taken();
@@ -412,7 +416,8 @@ unsafe impl Kernel for LinuxAio {
             let before = self.watch.fetch_or(ASLEEP, Relaxed);
             assert!(before & ASLEEP == 0, "two threads wait for the same AIO context: only its home thread may");
         }
-        let result = other.map_or(Ok(()), |other| self.arm(other)).and_then(|()| self.sleep(min, timeout));
+        let armed = other.map_or(Ok(true), |other| self.arm(other));
+        let result = armed.and_then(|armed| if armed { self.sleep(min, timeout) } else { Ok(()) });
         self.watch.fetch_and(!ASLEEP, Relaxed);
         result
     }

@@ -43,6 +43,7 @@ pub use faults::{Fault, Faults, Latency};
 pub(crate) use machine::Machine;
 use tape::Tape;
 
+mod decide;
 mod disk;
 mod faults;
 mod machine;

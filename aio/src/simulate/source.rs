@@ -7,18 +7,20 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Source};
+use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::any::Other;
 use crate::detach::Carried;
-use crate::engine::{Attempt, Engine, Stats};
+use crate::engine::{Engine, Stats};
 use crate::kernel::sim::SimKernel;
+use crate::perform::{Attempt, Performs};
 use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
+use crate::request::Slot;
 
 /// What the loop drives, and files use: an engine on the simulated kernel, whatever its policy.
 pub(crate) struct Simulated {
-    engine: Arc<dyn Other + Send + Sync>,
+    engine: Arc<dyn Other>,
     source: Arc<dyn Source>,
     context: AioContext,
     pub(crate) kernel: SimKernel,
@@ -33,12 +35,30 @@ pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: 
     Ok(simulated)
 }
 
-impl Other for Simulated {
-    unsafe fn perform(&self, attempt: &Attempt) -> i64 {
+impl Performs for Simulated {
+    unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot> {
         // SAFETY: the caller's promise.
-        unsafe { self.engine.perform(attempt) }
+        unsafe { self.engine.begin(here, attempt) }
     }
 
+    fn end(&self, here: AtHome<'_>, slot: &Slot) {
+        self.engine.end(here, slot);
+    }
+
+    fn refusal(&self, here: Option<AtHome<'_>>) -> i64 {
+        self.engine.refusal(here)
+    }
+
+    fn cancel(&self, slot: &Slot) -> Option<i64> {
+        self.engine.cancel(slot)
+    }
+
+    fn wait_in_place(&self, slot: &Slot) -> i64 {
+        self.engine.wait_in_place(slot)
+    }
+}
+
+impl Other for Simulated {
     fn stats(&self) -> Stats {
         self.engine.stats()
     }
@@ -49,6 +69,10 @@ impl Other for Simulated {
 
     fn on_short(&self) -> OnShort {
         self.engine.on_short()
+    }
+
+    fn set_submit_limit(&self, limit: Duration) {
+        self.engine.set_submit_limit(limit);
     }
 
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {

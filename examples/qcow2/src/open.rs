@@ -32,6 +32,24 @@ impl Format {
         }
     }
 
+    /// Which format a file has: qcow2, if it begins as such an image does.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, with the path.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Format> {
+        let path = path.as_ref();
+        about(path.display(), open_file(path, &Options::default()).and_then(|file| probe(&file)))
+    }
+
     /// As [`name`](Format::name) has it.
     pub fn named(name: &str) -> Option<Format> {
         [Format::Raw, Format::Qcow2].into_iter().find(|format| format.name() == name)

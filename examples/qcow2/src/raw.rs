@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use coralio_aio::{AlignedBuf, File};
 
+use crate::error::{read_only, within};
 use crate::holes::next_data;
 use crate::image::{Extent, Image, Zeroes};
 
@@ -34,21 +35,11 @@ impl Raw {
         Ok(Raw { file, len, writable })
     }
 
-    fn check(&self, offset: u64, len: u64) -> io::Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{len} bytes at {offset} reach beyond the disk's end at {}", self.len),
-            )),
-        }
-    }
-
     fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
         if !self.writable {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the image is opened for reading only"));
+            return Err(read_only());
         }
-        self.check(offset, len)
+        within(offset, len, self.len)
     }
 
     /// Byte by byte.
@@ -69,7 +60,7 @@ impl Image for Raw {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.check(offset, buf.len() as u64)?;
+        within(offset, buf.len() as u64, self.len)?;
         self.file.read_exact_at(buf, offset)
     }
 
@@ -110,7 +101,7 @@ impl Image for Raw {
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
-        self.check(offset, len)?;
+        within(offset, len, self.len)?;
         let end = offset + len;
         let hole_until = match next_data(self.file.as_fd(), offset)? {
             None => end,

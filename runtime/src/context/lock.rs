@@ -84,17 +84,31 @@ struct Foreign<'a> {
 impl Drop for ContextGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        let lock = &self.shared.lock;
         if let Some(foreign) = &self.foreign {
             self.shared.foreign_dropped(foreign.era);
         } else {
-            let depth = lock.depth().wrapping_sub(1);
-            lock.set_depth(depth);
-            // One comparison for both: that it was the last, and that the count was 0 before.
-            if depth as i32 <= 0 {
-                self.shared.last_dropped(depth);
-            }
+            self.shared.dropped_at_home();
         }
+    }
+}
+
+/// As [`ContextGuard`], where it is known that this is the home thread: a count. For authors of engines.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct HomeGuard<'a> {
+    shared: &'a Shared,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for HomeGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.shared.dropped_at_home();
+    }
+}
+
+impl std::fmt::Debug for HomeGuard<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HomeGuard")
     }
 }
 
@@ -133,6 +147,16 @@ impl AioContext {
 }
 
 impl Shared {
+    #[inline]
+    fn dropped_at_home(&self) {
+        let depth = self.lock.depth().wrapping_sub(1);
+        self.lock.set_depth(depth);
+        // One comparison for both: that it was the last, and that the count was 0 before.
+        if depth as i32 <= 0 {
+            self.last_dropped(depth);
+        }
+    }
+
     #[cold]
     fn last_dropped(&self, depth: u32) {
         if depth != 0 {
@@ -171,7 +195,10 @@ impl Shared {
     #[inline]
     pub(crate) fn acquire(&self) -> ContextGuard<'_> {
         match self.home() {
-            Some(_) => self.acquire_at_home(),
+            Some(_) => {
+                self.count_at_home();
+                ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
+            }
             None => self.foreign_guard(self.lock.mutex.lock()),
         }
     }
@@ -195,13 +222,18 @@ impl Shared {
 
     /// As `acquire`, where the caller knows that this is the home thread.
     #[inline]
-    pub(crate) fn acquire_at_home(&self) -> ContextGuard<'_> {
+    pub(crate) fn acquire_at_home(&self) -> HomeGuard<'_> {
+        self.count_at_home();
+        HomeGuard { shared: self, _not_send: PhantomData }
+    }
+
+    #[inline]
+    fn count_at_home(&self) {
         let depth = self.lock.depth();
         if depth == 0 {
             self.first_taken();
         }
         self.lock.set_depth(depth + 1);
-        ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
     }
 
     /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.

@@ -1,5 +1,7 @@
 //! What an I/O engine is to the loop: a place to look for completions, and a way to sleep until they come.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -13,7 +15,7 @@ use crate::coroutine::{Cancelled, Coroutine, Token};
 use crate::home::{Home, fork};
 
 use super::AioContext;
-use super::lock::ContextGuard;
+use super::lock::HomeGuard;
 
 /// An I/O engine that a context drives. One per context.
 ///
@@ -171,6 +173,35 @@ impl<'h> AtHome<'h> {
         AtHome { home, _not_send: PhantomData }
     }
 
+    /// This thread's context; `None`, if it has none. Without a closure, so that what suspends in between is compiled into its
+    /// caller.
+    ///
+    /// # Safety
+    ///
+    /// It is not used after the coroutine, or the closure of [`run`](super::AioContext::run), that this was called in has ended.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline(always)]
+    pub unsafe fn here() -> Option<AtHome<'h>> {
+        let home = Home::current();
+        if home.is_none() {
+            fork::refuse_in_child("using a context");
+        }
+        home.map(AtHome::new)
+    }
+
+    /// Whether this is the home of `context`.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_of(self, context: &AioContext) -> bool {
+        Arc::ptr_eq(&self.home.shared, &context.shared)
+    }
+
     /// The coroutine that runs now, as an engine keeps it; `None` on the thread's own stack and in the loop.
     ///
     /// # Control
@@ -208,7 +239,7 @@ impl<'h> AtHome<'h> {
     ///
     /// Never switches; may block the thread.
     #[inline]
-    pub fn acquire(self) -> ContextGuard<'h> {
+    pub fn acquire(self) -> HomeGuard<'h> {
         self.home.shared.acquire_at_home()
     }
 
@@ -250,7 +281,7 @@ impl<'h> AtHome<'h> {
     /// # Control
     ///
     /// May yield, as [`suspend`](crate::suspend).
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>, cancelled: impl Fn() -> Option<R>) -> Option<R> {
         let mut found = look();

@@ -55,8 +55,22 @@ impl Recording {
     /// Never switches. Blocks its thread while the file is written.
     pub fn write(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
+        self.write_titled(path, &path.file_stem().unwrap_or_default().to_string_lossy())
+    }
+
+    /// As [`write`](Self::write), with a title for a page.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    ///
+    /// # Control
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_titled(&self, path: impl AsRef<Path>, title: &str) -> io::Result<()> {
+        let path = path.as_ref();
         let text = match Format::of(path)? {
-            Format::Html => self.html_titled(&path.file_stem().unwrap_or_default().to_string_lossy()),
+            Format::Html => self.html_titled(title),
             Format::Json => self.perfetto(),
             Format::Text => self.text(),
         };

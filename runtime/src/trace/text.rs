@@ -10,7 +10,7 @@
 
 use std::fmt::Write;
 
-use super::event::{Event, Lane, Record, Recording, RequestState, Wake};
+use super::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
 use super::replay::Replay;
 
 /// What [`Recording::text_with`] shows.
@@ -19,7 +19,7 @@ use super::replay::Replay;
 pub struct TextOptions {
     /// Source lines too: file and line, at the end of each row.
     pub sources: bool,
-    /// Rounds and other work in which nothing happened, too, and where each piece of work ends.
+    /// Submits, reaps and callbacks in which nothing happened, too, and where each piece of work ends.
     pub empty: bool,
     /// Counters, and the context's lock being taken and given up, too.
     pub counters: bool,
@@ -105,7 +105,7 @@ impl Recording {
         shown
     }
 
-    /// Hides work in which nothing is shown, and where work ends.
+    /// Hides submits, reaps and the like in which nothing is shown, and where work ends.
     fn hide_empty(&self, shown: &mut [bool]) {
         // For each thread: where what is open began, and whether something is shown in it.
         let mut open: Vec<Vec<(usize, bool)>> = vec![Vec::new(); self.threads];
@@ -113,10 +113,15 @@ impl Recording {
             let open = &mut open[record.thread];
             match record.event {
                 Event::Begin(_) => open.push((place, false)),
-                Event::Finish(_) => {
+                Event::Finish(span) => {
                     shown[place] = false;
-                    if let Some((begin, false)) = open.pop() {
-                        shown[begin] = false;
+                    match open.pop() {
+                        // That nothing came of a round, or that the loop slept, is what one wants to know.
+                        Some((_, false)) if matches!(span, Span::Round | Span::Sleep) => {
+                            open.iter_mut().for_each(|(_, something)| *something = true);
+                        }
+                        Some((begin, false)) => shown[begin] = false,
+                        _ => {}
                     }
                 }
                 _ if shown[place] => open.iter_mut().for_each(|(_, something)| *something = true),

@@ -131,13 +131,22 @@ impl Fault {
 }
 
 /// How long requests take: a list of times, of which each request takes one. To make one likelier, name it several times.
+/// Or each order, for tapes that are counted through: [`any_order`](Self::any_order).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Latency(Vec<Duration>);
+pub struct Latency(Times);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Times {
+    /// One of these, the shortest first, which is the tamest.
+    Of(Vec<Duration>),
+    /// By the place among those in flight.
+    AnyOrder,
+}
 
 impl Latency {
     /// Every request takes as long.
     pub fn fixed(time: Duration) -> Latency {
-        Latency(vec![time])
+        Latency(Times::Of(vec![time]))
     }
 
     /// Sixteen times from `shortest` to `longest`, each longer than the one before by the same factor: as disks are,
@@ -152,7 +161,7 @@ impl Latency {
             "a latency goes from more than 0 up: {shortest:?} to {longest:?}"
         );
         let factor = longest.as_secs_f64() / shortest.as_secs_f64();
-        Latency((0..16).map(|step| shortest.mul_f64(factor.powf(f64::from(step) / 15.0))).collect())
+        Latency(Times::Of((0..16).map(|step| shortest.mul_f64(factor.powf(f64::from(step) / 15.0))).collect()))
     }
 
     /// One of these.
@@ -163,12 +172,19 @@ impl Latency {
     pub fn of(times: impl IntoIterator<Item = Duration>) -> Latency {
         let mut times: Vec<_> = times.into_iter().collect();
         assert!(!times.is_empty(), "a latency is at least one time");
-        // The tamest choice is the shortest.
         times.sort();
-        Latency(times)
+        Latency(Times::Of(times))
     }
 
-    pub(super) fn times(&self) -> &[Duration] {
+    /// Each order, and none twice, for [`exhaust`](super::super::super::simulate::Simulation::exhaust). A request completes behind
+    /// the last of those in flight, a millisecond later, or before one of them. Within a submit complete none, or the first
+    /// of all that are in flight, or more, up to all; a sleep ends when one has completed, or more. So
+    /// [`at_once`](Faults::at_once), [`stalled`](Faults::stalled) and [`late`](Faults::late) would bring nothing new.
+    pub fn any_order() -> Latency {
+        Latency(Times::AnyOrder)
+    }
+
+    pub(super) fn times(&self) -> &Times {
         &self.0
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use coralio_runtime::VirtualClock;
 
+use super::decide::Fate;
 use super::faults::{Fault, Faults};
 use super::names::{FileSystem, Open};
 use super::ring::Ring;
@@ -32,23 +33,12 @@ use crate::kernel::{Completion, Opcode, Operation};
 const LOOK: Duration = Duration::from_nanos(100);
 /// How much later than the first completion a sleep ends, if it does.
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
-const STALL: Duration = Duration::from_secs(1);
 /// A second of doing nothing else.
 const MOST_LOOKS: u32 = 10_000_000;
-/// Refusals in a row.
-const MOST_REFUSED: u32 = 3;
 /// What is in a buffer while the kernel reads into it.
 const SCRIBBLE: u8 = 0xdb;
 
-/// What a request will come to.
-#[derive(Clone, Copy)]
-enum Fate {
-    /// At most so many bytes.
-    Transfers(usize),
-    Fails(i32),
-}
-
-struct Request {
+pub(super) struct Request {
     number: u64,
     key: u64,
     opcode: Opcode,
@@ -76,14 +66,14 @@ pub(crate) struct Machine {
     pub(crate) crashes: Arc<AtomicU32>,
     /// The power goes at this rate, at each request that is taken or completes.
     pub(crate) power_fails: f64,
-    faults_so_far: u32,
+    pub(super) faults_so_far: u32,
     /// The context's too.
     clock: VirtualClock,
-    in_flight: BTreeMap<(Duration, u64), Request>,
+    pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
     /// At an empty ring, since the last sleep.
     looks: u32,
-    refused_in_row: u32,
+    pub(super) refused_in_row: u32,
     /// How many changes there were: the disk's own time.
     at: u64,
 }
@@ -145,19 +135,6 @@ impl Machine {
         self.trace.add(self.clock.elapsed(), event);
     }
 
-    /// Whether something goes wrong that does at this rate.
-    fn goes_wrong(&mut self, rate: fn(&Faults) -> f64) -> bool {
-        let happens = self.faults_so_far < self.faults.most && self.tape.chance(rate(&self.faults));
-        self.faults_so_far += u32::from(happens);
-        happens
-    }
-
-    /// Takes the first fault of this kind off the script.
-    fn scripted(&mut self, of_submit: bool) -> Option<Fault> {
-        let place = self.script.iter().position(|fault| fault.is_of_submit() == of_submit)?;
-        self.script.remove(place)
-    }
-
     /// # Safety
     ///
     /// As [`Kernel::submit`](crate::kernel::Kernel::submit).
@@ -175,6 +152,10 @@ impl Machine {
         for entry in &entries[..taken] {
             // SAFETY: the caller's promise: this one is counted.
             unsafe { self.take(entry) };
+        }
+        if self.is_in_any_order() {
+            let done = self.tape.choose(self.in_flight.len() as u32 + 1);
+            self.due_after(done as usize).into_iter().for_each(|due| self.advance(due));
         }
         Ok(taken)
     }
@@ -200,18 +181,6 @@ impl Machine {
             Some(good) => Ok(good),
             None => Ok(most),
         }
-    }
-
-    fn draw_most(&mut self, offered: usize) -> Result<usize, i32> {
-        if self.refused_in_row < MOST_REFUSED && self.goes_wrong(|faults| faults.refused) {
-            self.refused_in_row += 1;
-            return Err(libc::EAGAIN);
-        }
-        if self.goes_wrong(|faults| faults.invalid) {
-            return Err(libc::EINVAL);
-        }
-        let part = offered > 1 && self.goes_wrong(|faults| faults.partial);
-        Ok(if part { offered - 1 - self.tape.choose(offered as u32 - 1) as usize } else { offered })
     }
 
     /// What `io_submit` looks at before it takes a request.
@@ -256,42 +225,9 @@ impl Machine {
         }
     }
 
-    /// What the request will come to, and how long it takes.
-    fn decide(&mut self, opcode: Opcode, offset: u64, open: &Open, lent: &Lent) -> (Fate, Duration) {
-        let scripted = self.scripted(false);
-        let len = lent.len();
-        let unit = if open.access.direct { self.settings.sector } else { 1 };
-        let mask = unit - 1;
-        let fate = match scripted {
-            _ if open.lost => Fate::Fails(libc::EIO),
-            // Direct I/O that is not aligned is taken, and fails.
-            _ if lent.touches(mask) || offset & mask as u64 != 0 => Fate::Fails(libc::EINVAL),
-            Some(Fault::Error(errno)) => Fate::Fails(errno),
-            Some(Fault::Short(most)) => Fate::Transfers(most.min(len)),
-            Some(_) => Fate::Transfers(len),
-            None if self.goes_wrong(|faults| faults.errors) => {
-                let full = opcode.is_write() && self.tape.choose(2) == 1;
-                Fate::Fails(if full { libc::ENOSPC } else { libc::EIO })
-            }
-            None if len > unit && self.goes_wrong(|faults| faults.short) => {
-                let half = (len / 2).next_multiple_of(unit).min(len - unit);
-                Fate::Transfers([len - unit, half, unit][self.tape.choose(3) as usize])
-            }
-            None => Fate::Transfers(len),
-        };
-        let time = match scripted {
-            Some(Fault::AtOnce) => Duration::ZERO,
-            Some(Fault::Delay(delay)) => self.draw_latency() + delay,
-            _ if self.goes_wrong(|faults| faults.at_once) => Duration::ZERO,
-            _ if self.goes_wrong(|faults| faults.stalled) => self.draw_latency() + STALL,
-            _ => self.draw_latency(),
-        };
-        (fate, time)
-    }
-
-    fn draw_latency(&mut self) -> Duration {
-        let times = self.settings.latency.times();
-        times[self.tape.choose(times.len() as u32) as usize]
+    /// When so many of those in flight will have completed.
+    fn due_after(&self, count: usize) -> Option<Duration> {
+        self.in_flight.keys().nth(count.checked_sub(1)?).map(|&(due, _)| due)
     }
 
     /// Lets time pass, and what is due by then complete.
@@ -411,8 +347,12 @@ impl Machine {
             return true;
         }
         let until = timeout.map(|timeout| self.now().saturating_add(timeout));
-        let place = (min as usize).min(self.in_flight.len());
-        let done = place.checked_sub(1).and_then(|place| self.in_flight.keys().nth(place)).map(|&(due, _)| due);
+        let most = self.in_flight.len();
+        let mut count = (min as usize).min(most);
+        if self.is_in_any_order() {
+            count += self.tape.choose((most - count) as u32 + 1) as usize;
+        }
+        let done = self.due_after(count);
         if done.is_some() && self.goes_wrong(|faults| faults.early) {
             self.advance(self.now() + LOOK);
             return true;

@@ -1,135 +1,35 @@
-//! Real requests on real files, and the engine on top: page-cached in memory, on the disk, and past the page cache.
+//! Real requests on real files: what every kernel must do, what is the threads' own, and the engine on top.
 
+use super::super::conformance::{self, NOW, Page, Temp, bad, eventfd, next, one, operation, signal, submit};
 use super::kick::uninterrupted;
 use super::*;
 use crate::kernel::Opcode;
 use crate::pool::tests::{idle_pool, pool_of, serve};
 use crate::{AioContext, Engine, spawn, yield_now};
-use std::cell::{Cell, RefCell};
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::cell::Cell;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
-const NOW: Option<Duration> = Some(Duration::ZERO);
-
-#[repr(C, align(4096))]
-#[derive(Clone)]
-struct Page([u8; 4096]);
-
-/// A file that goes with its guard.
-struct Temp(File, PathBuf);
-
-impl Temp {
-    fn new(directory: &Path, flags: i32) -> Temp {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("coralio-threads-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = directory.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags).open(&path);
-        Temp(file.unwrap(), path)
-    }
-
-    fn in_memory() -> Temp {
-        Temp::new(Path::new("/dev/shm"), 0)
-    }
-
-    /// In memory, on the disk through the page cache, and past it.
-    fn all() -> [Temp; 3] {
-        let disk = std::env::temp_dir();
-        [Temp::in_memory(), Temp::new(&disk, 0), Temp::new(&disk, libc::O_DIRECT)]
-    }
+/// On the process's pool, and on one of a single thread, which works in order.
+fn kernels(depth: u32) -> [Threads; 2] {
+    [Threads::new(depth).unwrap(), Threads::on(pool_of(1, Duration::MAX), depth).unwrap()]
 }
 
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.1);
-    }
-}
-
-fn operation(opcode: Opcode, fd: &impl AsFd, buffer: &mut [u8], offset: u64) -> Operation {
-    let (fd, addr, len) = (fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().expose_provenance() as u64, buffer.len() as u64);
-    Operation { opcode, fd, addr, len, offset }
-}
-
-fn sync() -> Operation {
-    Operation { opcode: Opcode::SyncAll, fd: -1, addr: 0, len: 0, offset: 0 }
-}
-
-fn submit(kernel: &Threads, entries: &mut [Entry]) -> io::Result<usize> {
-    // SAFETY: every test keeps its buffers till it has the completions.
-    unsafe { kernel.submit(entries) }
-}
+conformance::tests!(kernels);
 
 /// So many that do nothing: they fail on a worker.
 fn submit_bad(kernel: &Threads, keys: std::ops::Range<u64>) -> io::Result<usize> {
-    let mut entries: Vec<_> = keys.map(|key| kernel.prepare(&sync(), key)).collect();
+    let mut entries: Vec<_> = keys.map(|key| kernel.prepare(&bad(), key)).collect();
     submit(kernel, &mut entries)
-}
-
-/// Waits for the next completion, and takes it.
-fn next(kernel: &Threads) -> Completion {
-    loop {
-        if let Some(completion) = kernel.peek() {
-            kernel.commit();
-            return completion;
-        }
-        kernel.wait(1, None, None).unwrap();
-    }
-}
-
-fn one(kernel: &Threads, operation: Operation) -> i64 {
-    assert_eq!(submit(kernel, &mut [kernel.prepare(&operation, 7)]).unwrap(), 1);
-    let Completion { key, result } = next(kernel);
-    assert_eq!(key, 7);
-    result
-}
-
-fn eventfd() -> OwnedFd {
-    // SAFETY: no memory is involved; the descriptor is new and nobody else's.
-    unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) }
-}
-
-fn signal(fd: &OwnedFd) {
-    // SAFETY: eight bytes, as an eventfd wants.
-    assert_eq!(unsafe { libc::write(fd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) }, 8);
 }
 
 fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)
-}
-
-#[test]
-fn all_operations_on_all_files() {
-    // E15: read, write, vectored both, data sync, full sync.
-    let kernel = Threads::new(4).unwrap();
-    for file in Temp::all() {
-        let (mut out, mut back) = (Page([0x5a; 4096]), Page([0; 4096]));
-        assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, &mut out.0, 4096)), 4096);
-        assert_eq!(one(&kernel, operation(Opcode::Read, &file.0, &mut back.0, 4096)), 4096);
-        assert!(back.0 == out.0);
-        let (mut out, mut back) = ([Page([1; 4096]), Page([2; 4096])], [Page([0; 4096]), Page([0; 4096])]);
-        for (opcode, pages) in [(Opcode::WriteVectored, &mut out), (Opcode::ReadVectored, &mut back)] {
-            let vectors =
-                pages.each_mut().map(|page| libc::iovec { iov_base: page.0.as_mut_ptr().cast(), iov_len: 4096 });
-            let addr = vectors.as_ptr().expose_provenance() as u64;
-            let operation = Operation { opcode, fd: file.0.as_raw_fd(), addr, len: 2, offset: 8192 };
-            assert_eq!(one(&kernel, operation), 8192);
-        }
-        assert!(back[0].0 == out[0].0 && back[1].0 == out[1].0);
-        for opcode in [Opcode::SyncData, Opcode::SyncAll] {
-            assert_eq!(one(&kernel, Operation { opcode, fd: file.0.as_raw_fd(), ..sync() }), 0);
-        }
-        // Across the end it is short, behind it nothing: the file has sixteen KiB.
-        let mut pages = [const { Page([9; 4096]) }; 2];
-        // SAFETY: two pages lie one behind the other.
-        let both = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), 8192) };
-        assert_eq!(one(&kernel, operation(Opcode::Read, &file.0, both, 12288)), 4096);
-        assert_eq!(one(&kernel, operation(Opcode::Read, &file.0, both, 1 << 20)), 0);
-    }
 }
 
 #[test]
@@ -141,17 +41,18 @@ fn errors_are_completions() {
     let write = operation(Opcode::Write, &file.0, &mut buffer, 0);
     let reader = File::open(&file.1).unwrap();
     let (pipe, _writer) = io::pipe().unwrap();
-    let bad = [
+    let refused = [
         (Operation { fd: -1, ..write }, libc::EBADF),
         (Operation { fd: reader.as_raw_fd(), ..write }, libc::EBADF),
         (Operation { offset: u64::MAX, ..write }, libc::EINVAL),
         (Operation { fd: pipe.as_raw_fd(), opcode: Opcode::Read, ..write }, libc::ESPIPE),
-        (Operation { fd: pipe.as_raw_fd(), ..sync() }, libc::EINVAL),
+        (Operation { fd: pipe.as_raw_fd(), ..bad() }, libc::EINVAL),
     ];
-    for (operation, errno) in &bad {
+    for (operation, errno) in &refused {
         assert_eq!(one(&kernel, *operation), -i64::from(*errno));
     }
-    let mut entries = [(write, 0), (bad[0].0, 1), (write, 2)].map(|(operation, key)| kernel.prepare(&operation, key));
+    let mut entries =
+        [(write, 0), (refused[0].0, 1), (write, 2)].map(|(operation, key)| kernel.prepare(&operation, key));
     assert_eq!(entries.each_ref().map(|entry| kernel.key(entry)), [0, 1, 2]);
     assert_eq!(submit(&kernel, &mut entries).unwrap(), 3);
     let mut results = [0; 3];
@@ -183,8 +84,8 @@ fn an_interrupted_call_is_made_again() {
 }
 
 #[test]
-fn no_more_in_flight_than_the_depth() {
-    // E2: a part is taken; "try again" when the queue is full, until a completion was committed.
+fn a_completion_makes_room_when_it_is_committed() {
+    // E2: and not when it is there, or was looked at.
     let kernel = Threads::new(3).unwrap();
     assert_eq!(submit_bad(&kernel, 0..5).unwrap(), 3);
     assert_eq!(submit_bad(&kernel, 3..5).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -198,24 +99,8 @@ fn no_more_in_flight_than_the_depth() {
 }
 
 #[test]
-fn waiting_takes_nothing() {
-    // E9: a completion is taken by peek and commit alone.
-    let (kernel, other) = (Threads::new(8).unwrap(), eventfd());
-    assert_eq!(submit_bad(&kernel, 4..7).unwrap(), 3);
-    for (min, other) in [(3, None), (1, Some(other.as_fd())), (0, None), (99, Some(other.as_fd()))] {
-        kernel.wait(min, other, if min == 99 { NOW } else { None }).unwrap();
-    }
-    for _ in 0..3 {
-        assert_eq!(kernel.peek(), kernel.peek());
-        assert!(kernel.peek().is_some());
-        kernel.commit();
-    }
-    assert_eq!(kernel.peek(), None);
-}
-
-#[test]
-fn a_sleep_is_ended_by_completions() {
-    // W3: at any moment: the thread that works is as quick as the one that goes to sleep. For one, and for several.
+fn a_sleep_is_ended_at_any_moment() {
+    // W3: the thread that works is as quick as the one that goes to sleep. For one, and for several.
     for depth in [1, 2, 5] {
         let kernel = Threads::new(depth).unwrap();
         for round in 0..scaled(3000) as u64 {
@@ -246,41 +131,6 @@ fn a_sleep_is_ended_by_the_other_descriptor() {
     assert_eq!(kernel.peek(), None);
     serve(pool);
     assert_eq!([next(&kernel).key, next(&kernel).key], [0, 1], "one thread takes them in order");
-}
-
-#[test]
-fn a_sleep_ends_by_time_or_signal() {
-    // X7 and "a signal ends it early, which is not an error".
-    extern "C" fn ignore(_: i32) {}
-    // SAFETY: the handler does nothing.
-    unsafe { libc::signal(libc::SIGUSR2, ignore as extern "C" fn(i32) as usize) };
-    let (kernel, other) = (Threads::new(2).unwrap(), eventfd());
-    for timeout in [Duration::ZERO, Duration::from_micros(1500)] {
-        kernel.wait(1, Some(other.as_fd()), Some(timeout)).unwrap();
-        kernel.wait(2, None, Some(timeout)).unwrap();
-    }
-    for timeout in [None, Some(Duration::MAX)] {
-        let (sleeper, up) = (AtomicU64::new(0), AtomicBool::new(false));
-        thread::scope(|scope| {
-            let result = scope.spawn(|| {
-                // SAFETY: it only says who we are.
-                sleeper.store(unsafe { libc::pthread_self() }, Ordering::Release);
-                let result = kernel.wait(1, Some(other.as_fd()), timeout);
-                up.store(true, Ordering::Release);
-                result
-            });
-            // Till one of them finds it asleep.
-            while !up.load(Ordering::Acquire) {
-                let sleeper = sleeper.load(Ordering::Acquire);
-                if sleeper != 0 {
-                    // SAFETY: the thread is not joined yet.
-                    unsafe { libc::pthread_kill(sleeper, libc::SIGUSR2) };
-                }
-                thread::yield_now();
-            }
-            result.join().unwrap().unwrap();
-        });
-    }
 }
 
 #[test]
@@ -346,46 +196,6 @@ fn transfer(engine: &Engine<Threads>, opcode: Opcode, fd: i32, buffer: &mut [u8]
     let operation = Operation { opcode, fd, addr: buffer.as_mut_ptr() as u64, len: buffer.len() as u64, offset };
     // SAFETY: the buffer is borrowed exclusively until this returns or unwinds.
     unsafe { engine.transfer(&operation) }
-}
-
-#[test]
-fn every_block_is_what_was_written_there_last() {
-    // E13, E16: coroutines with blocks of their own on one file, at depth 1 to 1024, against a model
-    for file in Temp::all() {
-        for depth in [1, 2, 7, 32, 1024] {
-            let model = with_engine(Threads::new(depth).unwrap(), |_, engine| {
-                let model = Rc::new(RefCell::new(vec![0u8; 64]));
-                let workers: Vec<_> = (0..16u64)
-                    .map(|me| {
-                        let (engine, model, fd) = (Arc::clone(engine), Rc::clone(&model), file.0.as_raw_fd());
-                        spawn(move || {
-                            let mut page = Page([0; 4096]);
-                            for round in 0..scaled(12) as u64 {
-                                let block = me * 4 + (round * 7 + me) % 4;
-                                let value = (round * 16 + me + 1) as u8;
-                                page.0.fill(value);
-                                let offset = block * 4096;
-                                assert_eq!(transfer(&engine, Opcode::Write, fd, &mut page.0, offset).unwrap(), 4096);
-                                model.borrow_mut()[block as usize] = value;
-                                page.0.fill(0);
-                                assert_eq!(transfer(&engine, Opcode::Read, fd, &mut page.0, offset).unwrap(), 4096);
-                                assert!(page.0.iter().all(|&byte| byte == value));
-                            }
-                        })
-                    })
-                    .collect();
-                workers.into_iter().for_each(|worker| worker.join().unwrap());
-                let stats = engine.stats();
-                assert_eq!((stats.in_flight, stats.pending, stats.requests), (0, 0, stats.completions));
-                model.take()
-            });
-            for (block, value) in model.into_iter().enumerate().filter(|&(_, value)| value != 0) {
-                let mut page = Page([0; 4096]);
-                file.0.read_exact_at(&mut page.0, block as u64 * 4096).unwrap();
-                assert!(page.0.iter().all(|&byte| byte == value), "block {block}");
-            }
-        }
-    }
 }
 
 #[test]

@@ -313,5 +313,5 @@
   }
   arrange();
   resize();
-  go(0);
+  go(bad.size ? places[bad.keys().next().value] : 0);
 })();

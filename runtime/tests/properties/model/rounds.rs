@@ -100,7 +100,11 @@ impl Model<'_> {
             // It may have run since.
             if self.cos[index].called && !self.cos[index].has_ended() {
                 match self.cos[index].state {
-                    State::Suspended => self.make_ready(index),
+                    State::Suspended => {
+                        // Before those that have given way since.
+                        self.cos[index].state = State::Scheduled;
+                        self.taken.push_back(index);
+                    }
                     State::Entered => self.cos[index].woken = true,
                     _ => {}
                 }

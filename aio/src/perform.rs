@@ -1,0 +1,147 @@
+//! One request, from its beginning to its end, in the frame of whoever asks for it.
+//!
+//! ```text
+//!   begin     called      a slot, queued, submitted perhaps
+//!   suspend   in line     until the slot has a result
+//!   end       called      the slot is free again
+//! ```
+//!
+//! The processor expects returns to match the calls that it saw last. A frame that is left on another stack and returned from
+//! later breaks that twice, which costs more than all of `begin`. So the suspension, and nothing else, is compiled into the
+//! caller, all the way up to [`File::read_at`](crate::File::read_at).
+
+#![allow(unsafe_code)]
+
+use std::mem;
+
+use coralio_runtime::AtHome;
+
+use crate::engine::Engine;
+use crate::kernel::{Kernel, Operation};
+use crate::policy::Policy;
+use crate::request::Slot;
+
+/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
+/// cannot tell).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) operation: Operation,
+    pub(crate) nowait: bool,
+}
+
+/// What a request needs of its engine, whichever that is.
+pub(crate) trait Performs {
+    /// Queues a request for the running coroutine, and submits unless it may gather with others. `None`: it may not be made, see
+    /// [`refusal`](Self::refusal).
+    ///
+    /// # Control
+    ///
+    /// May enter other coroutines.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`], until the slot has a result.
+    unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot>;
+
+    /// Gives the slot back, at home in the context that the request was made in.
+    fn end(&self, here: AtHome<'_>, slot: &Slot);
+
+    /// Why there is no request, as a negative `errno`.
+    fn refusal(&self, here: Option<AtHome<'_>>) -> i64;
+
+    /// The waiting coroutine is to end early (rule E11). Returns its result, if that was all.
+    fn cancel(&self, slot: &Slot) -> Option<i64>;
+
+    /// Waits for the result without leaving this stack: it unwinds, or must not be left for another reason. Others that
+    /// complete meanwhile are woken, and run later.
+    fn wait_in_place(&self, slot: &Slot) -> i64;
+}
+
+/// Does one operation, and returns what the kernel said; an error is a negative `errno`.
+///
+/// # Panics
+///
+/// Outside a coroutine.
+///
+/// # Control
+///
+/// May yield; may enter other coroutines.
+///
+/// # Safety
+///
+/// As [`Engine::transfer`].
+#[inline(always)]
+pub(crate) unsafe fn perform(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
+    // SAFETY: it is used in this call alone.
+    let Some(here) = (unsafe { AtHome::here() }) else { return engine.refusal(None) };
+    // SAFETY: the caller's promise; this does not return, and does not unwind, before the slot has a result.
+    let Some(slot) = (unsafe { engine.begin(here, attempt) }) else { return engine.refusal(Some(here)) };
+    let request = InFlight { engine, slot, here };
+    // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+    let found = here.suspend_until(|| slot.result(), || engine.cancel(slot));
+    let result = found.unwrap_or_else(|| engine.wait_in_place(slot));
+    mem::forget(request);
+    engine.end(here, slot);
+    result
+}
+
+/// A request that the kernel may have. If the stack unwinds over it, that waits for the result first (rule E13).
+struct InFlight<'a, E: Performs + ?Sized> {
+    engine: &'a E,
+    slot: &'a Slot,
+    here: AtHome<'a>,
+}
+
+impl<E: Performs + ?Sized> Drop for InFlight<'_, E> {
+    #[cold]
+    fn drop(&mut self) {
+        self.engine.wait_in_place(self.slot);
+        self.engine.end(self.here, self.slot);
+    }
+}
+
+impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
+    unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot> {
+        let Some(current) = here.current() else { outside_a_coroutine() };
+        if !self.context.is_at(here) || here.check_cancelled().is_err() {
+            return None;
+        }
+        let slot = self.requests.allocate(current);
+        let request = InFlight { engine: self, slot, here };
+        let gathers = self.enqueue(here, attempt, slot.key().to_bits());
+        if !gathers {
+            self.submit();
+        }
+        // The caller has one of its own.
+        mem::forget(request);
+        Some(slot)
+    }
+
+    fn end(&self, here: AtHome<'_>, slot: &Slot) {
+        if self.context.is_at(here) { self.requests.free(slot) } else { self.requests.free_from_elsewhere(slot) }
+    }
+
+    #[cold]
+    fn refusal(&self, here: Option<AtHome<'_>>) -> i64 {
+        let errno = match here {
+            Some(here) if self.context.is_at(here) => libc::ECANCELED,
+            _ => libc::ENOTCONN,
+        };
+        -i64::from(errno)
+    }
+
+    #[cold]
+    fn cancel(&self, slot: &Slot) -> Option<i64> {
+        Engine::cancel(self, slot.key().to_bits())
+    }
+
+    #[cold]
+    fn wait_in_place(&self, slot: &Slot) -> i64 {
+        Engine::wait_in_place(self, slot)
+    }
+}
+
+#[cold]
+fn outside_a_coroutine() -> ! {
+    panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
+}

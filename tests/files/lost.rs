@@ -1,0 +1,276 @@
+//! A disk that goes away while requests are in flight: shut down, cut off, detached. Each request completes once, with data or
+//! with an error, and its buffer is nobody else's from then on.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+
+use coralio_aio::{AioContext, AlignedBuf, Direct, File, JoinHandle, KernelChoice, Runner, spawn, yield_now};
+
+use crate::held::{Device, HeldDisk, Mount, in_child_with_mounts};
+use crate::{KERNELS, Temp, aligned, disk, is_root, on_each_kernel, pattern};
+
+/// Fewer than a loop device has places for: with more, submit itself would wait.
+const REQUESTS: usize = 64;
+const BLOCK: usize = 16 * 1024;
+
+/// Buffers whose request is over: full of 0xee, to be looked at when all has ended.
+type Kept = Rc<RefCell<Vec<AlignedBuf>>>;
+
+/// A buffer that is kept when it would be dropped.
+struct Lent {
+    buf: AlignedBuf,
+    kept: Kept,
+    /// Of a write to a disk that is frozen: that must be over.
+    over: Option<Arc<AtomicBool>>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let early = self.over.as_ref().is_some_and(|over| !over.load(Ordering::SeqCst));
+        let mut buf = std::mem::replace(&mut self.buf, AlignedBuf::new(0, 1));
+        buf.fill(if early { 0xbb } else { 0xee });
+        self.kept.borrow_mut().push(buf);
+    }
+}
+
+type Task = JoinHandle<io::Result<()>>;
+
+/// Writers of what is there already, which come first, so that a frozen disk holds all; and readers.
+struct Load {
+    writers: Vec<Task>,
+    readers: Vec<Task>,
+}
+
+impl Load {
+    /// Has the kernel do `REQUESTS` requests on the file, whose content is this. `over` goes with the writes.
+    fn begin(file: &Rc<File>, content: &Rc<Vec<u8>>, kept: &Kept, over: Option<&Arc<AtomicBool>>) -> Load {
+        let lent = |over| Lent { buf: AlignedBuf::new(BLOCK, 4096), kept: Rc::clone(kept), over };
+        let writers = (0..REQUESTS / 2).map(|number| {
+            let (file, mut lent, at) = (Rc::clone(file), lent(over.cloned()), number * BLOCK);
+            lent.buf.copy_from_slice(&content[at..at + BLOCK]);
+            spawn(move || file.write_at(&lent.buf, at as u64).map(|written| assert_eq!(written, BLOCK)))
+        });
+        let writers = writers.collect();
+        let readers = (REQUESTS / 2..REQUESTS).map(|number| {
+            let (file, content, mut lent, at) = (Rc::clone(file), Rc::clone(content), lent(None), number * BLOCK);
+            spawn(move || {
+                file.read_exact_at(&mut lent.buf, at as u64)?;
+                assert!(is_of(&lent.buf, &content[at..]), "neither what was there nor a hole");
+                Ok(())
+            })
+        });
+        let load = Load { writers, readers: readers.collect() };
+        yield_now(); // all have begun
+        yield_now(); // the kernel has got them
+        load
+    }
+
+    fn is_held(&self) -> bool {
+        coralio_aio::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Waits for all. Returns how many writes and reads have failed; as they may: because the disk is gone.
+    fn end(self) -> (usize, usize) {
+        let failed = |tasks: Vec<Task>| {
+            let ended = tasks.into_iter().map(|task| task.join().unwrap());
+            ended.filter_map(Result::err).inspect(is_gone).count()
+        };
+        let failed = (failed(self.writers), failed(self.readers));
+        let stats = coralio_aio::stats();
+        assert_eq!((stats.in_flight, stats.pending), (0, 0));
+        failed
+    }
+}
+
+/// A file that was cut off and is written again has holes.
+fn is_of(buf: &[u8], content: &[u8]) -> bool {
+    buf.iter().zip(content).all(|(found, was)| found == was || *found == 0)
+}
+
+#[track_caller]
+fn is_gone(error: &io::Error) {
+    let message = error.to_string();
+    assert!(message.contains("Input/output error") && message.contains("the device failed"), "{message}");
+}
+
+/// When everything that could write has ended.
+fn untouched(kept: Kept, count: usize) {
+    let buffers = Rc::try_unwrap(kept).expect("all coroutines are gone").into_inner();
+    assert_eq!(buffers.len(), count);
+    let strange = buffers.iter().position(|buf| buf.iter().any(|&byte| byte != 0xee));
+    assert_eq!(strange, None, "given back before its write was done, or written to after its request");
+}
+
+fn content() -> Rc<Vec<u8>> {
+    Rc::new(pattern(7, REQUESTS * BLOCK))
+}
+
+/// Runs `f` on each kernel with a disk of its own, and then looks at the buffers that are left, of which there are so many.
+fn with_a_disk_each(count: usize, f: impl Fn(HeldDisk, &Rc<Vec<u8>>, &Kept)) {
+    let content = content();
+    on_each_kernel(|| {
+        let Some(disk) = HeldDisk::with(&content) else { return };
+        let kept = Kept::default();
+        f(disk, &content, &kept);
+        untouched(kept, count);
+    });
+}
+
+fn open(path: &std::path::Path) -> Rc<File> {
+    Rc::new(File::options().read(true).write(true).direct(Direct::Always).open(path).unwrap())
+}
+
+#[test]
+fn shut_down_beneath_a_device() {
+    // E5, E10, E13, E14: all that was written fails, what was read has its data or fails, and the next one fails too
+    if !in_child_with_mounts("lost::shut_down_beneath_a_device") {
+        return;
+    }
+    with_a_disk_each(REQUESTS, |disk, content, kept| {
+        let file = open(&disk.device.path);
+        let freeze = disk.freeze();
+        let load = Load::begin(&file, content, kept, Some(&freeze.is_over()));
+        assert!(load.is_held(), "nothing goes on while it is frozen");
+        disk.below.shut_down();
+        drop(freeze);
+        assert_eq!(load.end().0, REQUESTS / 2);
+        is_gone(&file.write_at(&aligned(&content[..BLOCK]), 0).unwrap_err());
+        is_gone(&file.read_at(&mut AlignedBuf::new(BLOCK, 4096), 0).unwrap_err());
+    });
+}
+
+#[test]
+fn a_file_system_that_is_shut_down() {
+    // E5, E10, E13, E14: the file's own; what the device has ends well, or not, and what comes later fails
+    if !in_child_with_mounts("lost::a_file_system_that_is_shut_down") {
+        return;
+    }
+    with_a_disk_each(REQUESTS, |disk, content, kept| {
+        let mount = Mount::of_new_ext4(&disk.device.path).expect("as the one below");
+        fs::write(mount.path("file"), &content[..]).unwrap();
+        let file = open(&mount.path("file"));
+        file.sync_all().unwrap();
+        let freeze = disk.freeze();
+        let load = Load::begin(&file, content, kept, None);
+        assert!(load.is_held(), "nothing goes on while it is frozen");
+        mount.shut_down();
+        let later = [true, false].map(|writes| {
+            let (file, content) = (Rc::clone(&file), Rc::clone(content));
+            spawn(move || match writes {
+                true => file.write_at(&aligned(&content[..BLOCK]), 0).map(drop),
+                false => file.read_at(&mut AlignedBuf::new(BLOCK, 4096), 0).map(drop),
+            })
+        });
+        yield_now(); // they fail at once, or wait for a thread
+        drop(freeze);
+        later.into_iter().for_each(|task| is_gone(&task.join().unwrap().unwrap_err()));
+        load.end();
+    });
+}
+
+#[test]
+fn detached_with_requests_in_flight() {
+    // E10, E13: Linux detaches a device when it is closed, and not before: all is done
+    if !in_child_with_mounts("lost::detached_with_requests_in_flight") {
+        return;
+    }
+    with_a_disk_each(REQUESTS, |disk, content, kept| {
+        let HeldDisk { ref device, ref below, .. } = disk;
+        let file = open(&device.path);
+        let freeze = disk.freeze();
+        let load = Load::begin(&file, content, kept, Some(&freeze.is_over()));
+        assert!(load.is_held(), "nothing goes on while it is frozen");
+        device.detach();
+        drop(freeze);
+        assert_eq!(load.end(), (0, 0));
+        file.sync_all().unwrap();
+        assert!(fs::read(below.path("disk")).unwrap().starts_with(content));
+    });
+}
+
+#[test]
+fn cut_off_with_requests_in_flight() {
+    // E5, E10, E13, E14: the device's file is truncated meanwhile: whole, or an error, and never a part
+    if !is_root() {
+        return println!("skipped: a loop device takes root");
+    }
+    let content = content();
+    on_each_kernel(|| {
+        let temp = Temp::with(&disk(), &content);
+        let Some(device) = Device::over(&temp.0) else { return };
+        let kept = Kept::default();
+        let cut = |len| fs::OpenOptions::new().write(true).open(&temp.0).unwrap().set_len(len).unwrap();
+        for _ in 0..20 {
+            let file = open(&device.path);
+            assert_eq!(file.write_at(&aligned(&content), 0).unwrap(), content.len());
+            let load = Load::begin(&file, &content, &kept, None);
+            cut((REQUESTS * BLOCK * 3 / 4) as u64);
+            assert_eq!(load.end().0, 0, "what is written makes the file longer again");
+            cut(0);
+            is_gone(&file.read_at(&mut AlignedBuf::new(BLOCK, 4096), 0).unwrap_err());
+        }
+        untouched(kept, 20 * REQUESTS);
+    });
+}
+
+/// A context that ends with its requests in flight on a disk that dies. Says whether it could.
+fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
+    let content = content();
+    let Some(disk) = HeldDisk::with(&content) else { return false };
+    let (kept, path) = (Kept::default(), disk.device.path.clone());
+    let (go, wait_for_go) = channel();
+    let ran = std::thread::scope(|scope| {
+        let freeze = disk.freeze();
+        let over = freeze.is_over();
+        let disk = &disk;
+        scope.spawn(move || {
+            let _ = wait_for_go.recv();
+            disk.below.shut_down();
+            drop(freeze);
+        });
+        let context = AioContext::builder().unwind_report(false);
+        let go = go; // and gone, should the runner fail
+        catch_unwind(AssertUnwindSafe(|| {
+            Runner::new().context(context).kernel(kernel).run(|| {
+                let load = Load::begin(&open(&path), &content, &kept, Some(&over));
+                assert!(load.is_held(), "nothing goes on while it is frozen");
+                go.send(()).unwrap();
+                if panics {
+                    resume_unwind(Box::new("amid a loss"));
+                }
+            })
+        }))
+    });
+    match ran {
+        Ok(Err(error)) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+        Ok(ran) => ran.unwrap(),
+        Err(payload) => assert_eq!(payload.downcast_ref(), Some(&"amid a loss")),
+    }
+    let begun = kept.borrow().len();
+    assert!(begun == REQUESTS || kernel == KernelChoice::Uring && begun == 0);
+    drop(disk);
+    untouched(kept, begun);
+    true
+}
+
+#[test]
+fn the_context_ends_while_its_disk_dies() {
+    // E13, C9: it waits until the kernel is done with each, whatever became of it; by return and by panic
+    if !in_child_with_mounts("lost::the_context_ends_while_its_disk_dies") {
+        return;
+    }
+    for kernel in KERNELS {
+        for panics in [false, true] {
+            println!("{kernel}, {}", if panics { "panics" } else { "returns" });
+            if !end_on_a_dying_disk(kernel, panics) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Clients that do what none should: they lose their connection, or wait; nobody else notices, and nothing is lost.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::thread;
+
+use super::client::*;
+use super::server::{Folder, Server};
+
+const MIB: usize = 1 << 20;
+
+/// Another client is served as ever.
+fn assert_others_are_served(server: &Server) {
+    let mut client = Client::plain(server, "");
+    client.write(4096, b"unmoved").unwrap();
+    assert_eq!(client.read(4096, 7).unwrap(), b"unmoved");
+}
+
+#[test]
+fn no_client_at_all() {
+    // P5: whoever does not speak the protocol is sent away, at each step of it
+    let folder = Folder::new("rubbish");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let rubbish: [&[u8]; 5] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\0\0\x02IHAVEOPT",
+        b"\0\0\0\x03IHAVENOT\0\0\0\x01\0\0\0\0",
+        b"\0\0\0\x03IHAVEOPT\0\0\0\x07\xff\xff\xff\xff",
+        b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04none",
+    ];
+    for bytes in rubbish {
+        let mut client = Client::greeted(&server);
+        client.say(bytes);
+        let mut rest = Vec::new();
+        let _ = client.socket.read_to_end(&mut rest);
+        assert!(rest.len() < 64, "{rest:?}");
+        assert_others_are_served(&server);
+    }
+    // Half of an option, for ever; and gone in the middle of one.
+    let mut halting = Client::greeted(&server);
+    halting.say(b"\0\0\0\x03IHAVE");
+    Client::greeted(&server).say(b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x10ab");
+    assert_others_are_served(&server);
+    let said = server.stop();
+    assert!(said.contains("an option has the wrong magic"), "{said}");
+    drop(halting);
+}
+
+#[test]
+fn bad_requests() {
+    // P6: a wrong magic or a write that is too long ends the connection; what is out of range has an error for an answer
+    let folder = Folder::new("bad");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let mut client = Client::plain(&server, "");
+    assert_eq!(client.read(1 << 20, 1), Err(22));
+    assert_eq!(client.read(u64::MAX, 1), Err(22));
+    assert_eq!(client.read(0, 33 << 20), Err(22));
+    assert_eq!(client.write((1 << 20) - 1, &[0; 70_000]), Err(28));
+    assert_eq!(client.write(u64::MAX - 1, &[0; 100]), Err(28));
+    assert_eq!(client.command(TRIM, 0, 1 << 20, 1), Err(22));
+    assert_eq!(client.command(WRITE_ZEROES, 0, 0, u32::MAX), Err(28));
+    assert_eq!(client.command(42, 0, 0, 0), Err(22));
+    assert_eq!(client.command(FLUSH, 1 << 9, 0, 0), Err(22));
+    assert_eq!(client.read(0, 1).unwrap(), [0]);
+    // Byte by byte, each of which the server may take for the beginning of something.
+    for byte in [&request(WRITE, 0, 2, 7, 4)[..], b"slow", &request(READ, 0, 3, 7, 4)].concat() {
+        client.say(&[byte]);
+        assert_others_are_served(&server);
+    }
+    assert_eq!((client.reply(), client.reply()), ((0, 2), (0, 3)));
+    assert_eq!(client.take(4), b"slow");
+    client.ask(WRITE, 0, 1, 0, (32 << 20) + 1);
+    assert!(client.is_sent_away());
+    let mut client = Client::plain(&server, "");
+    client.write(0, b"kept").unwrap();
+    // One that is right goes before: it is done and answered.
+    client.say(&[&request(READ, 0, 1, 0, 4)[..], &[0x5a; 28]].concat());
+    assert_eq!(client.reply(), (0, 1));
+    assert_eq!(client.take(4), b"kept");
+    assert!(client.is_sent_away());
+    assert_others_are_served(&server);
+    let said = server.stop();
+    assert!(said.contains("wrong magic") && said.contains("too long"), "{said}");
+}
+
+#[test]
+fn gone_in_the_middle() {
+    // P7: a client that goes amid a request or a write takes nothing with it: what was whole is done, what was not is not
+    let folder = Folder::new("gone");
+    let image = folder.image("disk", 64 << 20);
+    let server = Server::of(&folder, &image);
+    for (whole, missing) in [(3, 1), (4096, 1), (4096, 4095), (2 * MIB, MIB), (32 * MIB, 1)] {
+        let mut client = Client::plain(&server, "");
+        client.say(&[&request(WRITE, 0, 1, 0, 512)[..], &[0x11; 512]].concat());
+        client.ask(WRITE, 0, 2, 8 << 20, whole as u32);
+        client.say(&vec![0x22; whole - missing]);
+        client.half_close();
+        assert_eq!(client.reply(), (0, 1));
+        assert!(client.is_sent_away());
+        let mut client = Client::plain(&server, "");
+        client.say(&request(WRITE, 0, 1, 0, 512)[..27]);
+    }
+    // All is asked for before any is read, and then half of the connection is closed: each has its answer.
+    let mut client = Client::plain(&server, "");
+    (0..50).for_each(|cookie| client.ask(READ, 0, cookie, 0, 512));
+    client.half_close();
+    for _ in 0..50 {
+        assert_eq!(client.reply().0, 0);
+        assert_eq!(client.take(512), [0x11; 512]);
+    }
+    assert!(client.is_sent_away());
+    server.stop();
+    assert!(fs::read(image).unwrap()[8 << 20..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn whoever_takes_no_replies() {
+    // P8: ten thousand requests, and no reply is taken: the server stops reading, with bounded memory; then all are answered
+    const COUNT: u64 = 10_000;
+    let folder = Folder::new("slow");
+    let image = folder.image("disk", 64 << 20);
+    let server = Server::of(&folder, &image);
+    assert_others_are_served(&server);
+    let before = server.memory();
+    let mut slow: Vec<_> = (0..4).map(|_| Client::plain(&server, "")).collect();
+    let writers: Vec<_> = slow
+        .iter()
+        .map(|client| {
+            let mut socket = client.socket.try_clone().unwrap();
+            thread::spawn(move || {
+                let all: Vec<u8> =
+                    (0..COUNT).flat_map(|number| request(READ, 0, number, number * 4096, 4096)).collect();
+                // Waits here, since the server does not read.
+                socket.write_all(&all).unwrap();
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        assert_others_are_served(&server);
+    }
+    let grown = server.memory().saturating_sub(before);
+    assert!(grown < 32 << 20, "four slow clients cost {grown} bytes");
+    for client in &mut slow {
+        let mut answered = vec![false; COUNT as usize];
+        for _ in 0..COUNT {
+            let (error, cookie) = client.reply();
+            assert_eq!(error, 0);
+            assert!(!std::mem::replace(&mut answered[cookie as usize], true), "answered twice");
+            let data = client.take(4096);
+            assert!(data[..].iter().all(|&byte| byte == 0) || cookie == 1);
+        }
+    }
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    server.stop();
+}
+
+#[test]
+fn large_requests_at_once() {
+    // P9: requests of 32 MiB, more than may be under way: they wait their turn, and memory stays bounded
+    let folder = Folder::new("large");
+    let image = folder.image("disk", 64 << 20);
+    let server = Server::of(&folder, &image);
+    let mut client = Client::plain(&server, "");
+    let data: Vec<u8> = (0..32 * MIB).map(|i| (i / 4096) as u8).collect();
+    client.write(0, &data).unwrap();
+    (0..12).for_each(|cookie| client.ask(READ, 0, cookie, 0, 32 << 20));
+    for _ in 0..12 {
+        assert_eq!(client.reply().0, 0);
+        assert!(client.take(32 * MIB) == data);
+    }
+    let memory = server.peak();
+    assert!(memory < 200 << 20, "{memory} bytes");
+    server.stop();
+}
+
+#[test]
+fn promises_cost_nothing() {
+    // P18: whoever announces 32 MiB and sends none of it takes no memory for it
+    let folder = Folder::new("promises");
+    let server = Server::of(&folder, &folder.image("disk", 64 << 20));
+    assert_others_are_served(&server);
+    let before = server.memory();
+    let mut promising: Vec<_> = (0..40).map(|_| Client::plain(&server, "")).collect();
+    promising.iter_mut().for_each(|client| client.ask(WRITE, 0, 1, 0, 32 << 20));
+    assert_others_are_served(&server);
+    let grown = server.memory().saturating_sub(before);
+    assert!(grown < 32 << 20, "forty promises of 32 MiB cost {grown} bytes");
+    drop(promising);
+    assert_others_are_served(&server);
+    server.stop();
+}
+
+#[test]
+fn a_thousand_connections() {
+    // P10: a thousand clients that do nothing, and have done something, cost 16 KiB each at most; all are served
+    let folder = Folder::new("thousand");
+    // Before the server is started, which inherits it.
+    allow_descriptors();
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let many = 1000;
+    assert_others_are_served(&server);
+    let before = server.memory();
+    let mut clients: Vec<_> = (0..many).map(|_| Client::plain(&server, "")).collect();
+    for client in &mut clients {
+        assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
+    }
+    assert_others_are_served(&server);
+    let each = server.memory().saturating_sub(before) / many;
+    assert!(each <= 16 << 10, "an idle connection costs {each} bytes");
+    server.stop();
+}
+
+/// As many as this process may have; it starts with 1024.
+fn allow_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: each call reads or writes the one structure.
+    let raised = unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    assert!(
+        raised == 0 && limit.rlim_max >= 4096,
+        "a thousand connections take more than {} descriptors",
+        limit.rlim_max
+    );
+}

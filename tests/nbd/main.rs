@@ -1,0 +1,10 @@
+//! The NBD server, run as its users run it: with clients that others wrote, with a client that misbehaves, and stopped in the
+//! middle of it all.
+
+mod client;
+mod hostile;
+mod kill;
+mod load;
+mod programs;
+mod protocol;
+mod server;

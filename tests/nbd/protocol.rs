@@ -1,0 +1,172 @@
+//! What the protocol has: the handshake, each command, each kind of reply, errors after which one goes on.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::client::*;
+use super::server::{Folder, Server};
+
+const MIB: u32 = 1 << 20;
+
+#[test]
+fn every_command_in_both_kinds_of_reply() {
+    // P1: read, write, flush, FUA, trim, zeroes, cache: what is written is read, and what is refused leaves the rest usable
+    let folder = Folder::new("commands");
+    let image = folder.image("disk", 8 << 20);
+    let server = Server::of(&folder, &image);
+    let mut client = Client::plain(&server, "");
+    // Flush, FUA, trim, zeroes, many connections, cache, fast zero; no DF without structured replies.
+    assert_eq!((client.size, client.flags), (8 << 20, 0b1101_0110_1101));
+    let data: Vec<u8> = (0..5000u32).map(|i| (i % 251) as u8).collect();
+    client.write(4090, &data).unwrap();
+    assert_eq!(client.read(4090, 5000).unwrap(), data);
+    assert_eq!(client.read(0, 4090).unwrap(), vec![0; 4090]);
+    let large = vec![7; 3 * MIB as usize + 17];
+    client.write(1 << 20, &large).unwrap();
+    assert_eq!(client.read(1 << 20, large.len() as u32).unwrap(), large);
+    client.command(WRITE_ZEROES, FUA, 1 << 20, MIB).unwrap();
+    client.command(WRITE_ZEROES, NO_HOLE, 2 << 20, MIB).unwrap();
+    assert_eq!(client.read(1 << 20, 2 * MIB).unwrap(), vec![0; 2 << 20]);
+    assert!([0, 95].contains(&client.command(WRITE_ZEROES, FAST_ZERO, 2 << 20, MIB).err().unwrap_or(0)));
+    client.command(TRIM, 0, 3 << 20, MIB).unwrap();
+    client.command(CACHE, 0, 0, 8 * MIB).unwrap();
+    client.command(FLUSH, 0, 0, 0).unwrap();
+    client.ask(WRITE, FUA, 3, 100, 4);
+    client.say(b"fast");
+    assert_eq!(client.reply(), (0, 3));
+    assert_eq!(client.read(100, 4).unwrap(), b"fast");
+    client.write(0, &[]).unwrap();
+    assert_eq!(client.read(8 << 20, 0).unwrap(), []);
+    client.ask(DISCONNECT, 0, 0, 0, 0);
+    assert!(client.is_sent_away());
+    server.stop();
+    let mut found = vec![0; 5000];
+    fs::File::open(image).unwrap().read_exact_at(&mut found, 4090).unwrap();
+    assert_eq!(found, data);
+}
+
+#[test]
+fn structured_replies_and_block_status() {
+    // P2: data with its offset, errors with a text, extents that say what is data and what a hole; one of them if asked
+    let folder = Folder::new("structured");
+    let image = folder.image("disk", 8 << 20);
+    let server = Server::of(&folder, &image);
+    let mut client = Client::structured(&server, "");
+    assert_eq!(client.flags & 1 << 7, 1 << 7, "DF");
+    client.ask(WRITE, 0, 1, 1 << 20, 65536);
+    client.say(&[9; 65536]);
+    assert_eq!(client.chunk(), Chunk { done: true, kind: 0, cookie: 1, data: vec![] });
+    client.ask(READ, DF, 2, (1 << 20) - 2, 4);
+    let offset = ((1u64 << 20) - 2).to_be_bytes();
+    let data = [&offset[..], &[0, 0, 9, 9]].concat();
+    assert_eq!(client.chunk(), Chunk { done: true, kind: 1, cookie: 2, data });
+    client.ask(READ, 0, 3, 8 << 20, 1);
+    let error = client.chunk();
+    assert_eq!((error.done, error.kind, error.cookie, &error.data[..4]), (true, 0x8001, 3, &22u32.to_be_bytes()[..]));
+    let text = std::str::from_utf8(&error.data[6..]).unwrap();
+    assert!(text.contains("8388608"), "{text}");
+    client.ask(BLOCK_STATUS, 0, 4, 0, 8 * MIB);
+    let status = client.chunk();
+    let words: Vec<_> = status.data.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)).collect();
+    assert_eq!((status.done, status.kind), (true, 5));
+    assert_eq!(words, [1, MIB, 3, 65536, 0, 7 * MIB - 65536, 3]);
+    client.ask(BLOCK_STATUS, ONE, 5, (1 << 20) + 512, 8192);
+    let one = client.chunk().data;
+    assert_eq!(one[4..], [8192u32.to_be_bytes(), 0u32.to_be_bytes()].concat());
+    client.ask(BLOCK_STATUS, 0, 6, 0, 0);
+    assert_eq!(client.chunk().kind, 0x8001);
+    // The export is gone when nobody has room for more.
+    assert!(fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn the_handshake_tells_and_refuses() {
+    // P3: list, info, meta contexts, unknown options and exports, options out of order: each has its answer, and one goes on
+    let folder = Folder::new("handshake");
+    let [one, two] = ["one", "two"].map(|name| folder.image(name, 1 << 20));
+    let exports = [&one, &two].map(|path| format!("{}={}", path.file_name().unwrap().display(), path.display()));
+    let server = Server::start(&folder, &["--export", &exports[0], "--export", &exports[1], "--read-only"]);
+    let mut client = Client::greeted(&server);
+    client.say(&3u32.to_be_bytes());
+    client.option(3, &[]);
+    assert_eq!(client.answer(3), (2, counted("one")));
+    assert_eq!(client.answer(3), (2, counted("two")));
+    assert_eq!(client.answer(3), (1, vec![]));
+    client.option(3, b"x");
+    assert_eq!(client.answer(3).0, 0x8000_0003);
+    client.option(99, &[]);
+    assert_eq!(client.answer(99).0, 0x8000_0001);
+    client.option(5, &[]);
+    assert_eq!(client.answer(5).0, 0x8000_0001, "no TLS here");
+    client.option(7, &[&counted("three")[..], &[0, 0]].concat());
+    assert_eq!(client.answer(7).0, 0x8000_0006);
+    client.option(7, &[0, 0, 0, 9, b'o']);
+    assert_eq!(client.answer(7).0, 0x8000_0003);
+    let set = [&counted("two")[..], &1u32.to_be_bytes(), &counted("base:allocation")].concat();
+    client.option(10, &set);
+    assert_eq!(client.answer(10).0, 0x8000_0003, "structured replies first");
+    client.option(9, &[&counted("two")[..], &0u32.to_be_bytes()].concat());
+    assert_eq!(client.answer(9), (4, b"\0\0\0\0base:allocation".to_vec()));
+    assert_eq!(client.answer(9).0, 1);
+    client.option(6, &[&counted("two")[..], &[0, 2, 0, 3, 0, 1]].concat());
+    let (kind, info) = client.answer(6);
+    // Read-only: no trim, no zeroes.
+    assert_eq!((kind, &info[..]), (3, &[0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0b101, 0b0000_1111][..]));
+    assert_eq!(client.answer(6), (3, b"\0\x01two".to_vec()));
+    let (_, sizes) = client.answer(6);
+    assert_eq!((&sizes[..6], &sizes[10..]), (&[0, 3, 0, 0, 0, 1][..], &(32 * MIB).to_be_bytes()[..]));
+    assert_eq!(client.answer(6).0, 1);
+    client.option(2, &[]);
+    assert_eq!(client.answer(2), (1, vec![]));
+    assert!(client.is_sent_away());
+
+    // The first export is also the one without a name. A write is refused, and its data passed over.
+    let mut client = Client::plain(&server, "");
+    assert_eq!(client.write(0, &[1; 4096]), Err(1));
+    assert_eq!(client.command(TRIM, 0, 0, 4096), Err(1));
+    assert_eq!(client.command(WRITE_ZEROES, 0, 0, 4096), Err(1));
+    assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
+    // Block status without the context; and with that of another export.
+    let mut other = Client::greeted(&server);
+    other.say(&3u32.to_be_bytes());
+    other.option(8, &[]);
+    assert_eq!(other.answer(8).0, 1);
+    other.option(10, &set);
+    assert_eq!((other.answer(10).0, other.answer(10).0), (4, 1));
+    other.option(7, &[&counted("one")[..], &[0, 0]].concat());
+    assert_eq!((other.answer(7).0, other.answer(7).0), (3, 1));
+    other.ask(BLOCK_STATUS, 0, 1, 0, 4096);
+    assert_eq!(other.chunk().kind, 0x8001);
+    assert_eq!(client.command(BLOCK_STATUS, 0, 0, 4096), Err(22));
+    server.stop();
+}
+
+#[test]
+fn what_cannot_be_is_refused_at_the_start() {
+    // P4: no image, a qcow2 image that cannot be, a name twice, a socket that is in use: an error that says which, and no server
+    let folder = Folder::new("start");
+    let image = folder.image("disk", 1 << 20);
+    let image = image.to_str().unwrap();
+    let server = Server::start(&folder, &[image]);
+    let failing = |args: &[&str]| {
+        let panic = std::panic::catch_unwind(|| drop(Server::start(&folder, args))).unwrap_err();
+        panic.downcast_ref::<String>().unwrap().clone()
+    };
+    let said = failing(&[image]);
+    assert!(said.contains("in use"), "{said}");
+    let said = failing(&["--listen", "127.0.0.1:0", "/nowhere/disk"]);
+    assert!(said.contains("/nowhere/disk"), "{said}");
+    let said =
+        failing(&["--listen", "127.0.0.1:0", "--export", &format!("a={image}"), "--export", &format!("a={image}")]);
+    assert!(said.contains("the name is taken"), "{said}");
+    fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
+    let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
+    assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
+    // A socket that a killed server left behind is taken over.
+    drop(server);
+    assert!(folder.path("s").exists());
+    let server = Server::start(&folder, &[image]);
+    assert_eq!(Client::plain(&server, "").size, 1 << 20);
+    server.stop();
+    assert!(!folder.path("s").exists(), "it takes its socket with it");
+}

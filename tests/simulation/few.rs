@@ -1,0 +1,213 @@
+//! Every tape of up to three requests: all that the kernel can do to them, counted through.
+//!
+//! One, two or three coroutines make a request of two bytes each, at once, with room for one, two or three in flight. What is
+//! exhausted is *every order*: in which they complete, how many within which submit, and how many before the loop wakes. To
+//! each order comes, at every place where it can, each of these faults: "try again" and an error in place of a submit, a
+//! submit of each part, a short transfer (its rest is one more request, which goes wrong like any other), `EIO` and `ENOSPC`, a
+//! sleep that ends for nothing, a cancel that stops its request, or does not.
+//!
+//! The number of tapes multiplies by about ten with each fault in a run, and by eight if each of three may be a read or a write.
+//! So all of it together is had for few faults, and more of them where there is less of something else:
+//!
+//! | the coroutines | reads or writes | faults in a run | tapes |
+//! |---|---|---|---|
+//! | apart | each | at most one, of any kind | 19,374 |
+//! | apart | in turns | at most two, of any kind | 30,796 |
+//! | two of them under one lock; one that polls till the others are done | in turns | at most two, of any kind | 46,462 |
+//! | each in a plug; one of them cancelled, each at each of three moments | in turns | at most one, of any kind | 18,142 |
+//! | two, apart, room for one or two | in turns | at most four, of any kind | 19,766 |
+//! | apart | each | errors, of as many as there are | 12,530 |
+//! | apart | in turns | short transfers, of as many as there are | 26,522 |
+//!
+//! Not exhausted: three requests with more faults than that; and what completes while the loop looks at the ring and neither
+//! submits nor sleeps. With one more fault in the first five rows, 1.1 million tapes:
+//! `CORALIO_SIM_FAULTS=1 cargo test --release --test simulation every`.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::env;
+use std::io;
+use std::rc::Rc;
+
+use coralio_aio::simulate::{Faults, Latency, Sim, Simulation};
+use coralio_aio::{AioContext, CoMutex, File, JoinHandle, plug, spawn, yield_now};
+
+use crate::program::nothing_waits_for_a_plug;
+use crate::small;
+
+/// How the coroutines have to do with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Not at all.
+    Apart,
+    /// The first two take turns, by a lock.
+    Locked,
+    /// The first, when it is done, polls until all others are.
+    Polls,
+    /// Each has a plug in until it is done.
+    Plugged,
+    /// One of them is cancelled, at once or a round or two later.
+    Cancelled,
+}
+
+/// Whether each is a read or a write, or they are in turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinds {
+    Each,
+    InTurns,
+}
+
+/// Two bytes of a file are read, or written.
+fn transfer(file: &File, writes: bool, at: u64) -> io::Result<usize> {
+    if writes { file.write_at(&[7; 2], at) } else { file.read_at(&mut [1; 2], at) }
+}
+
+/// As `transfer`, in memory that is never freed, and is somebody else's afterwards: it may be cancelled, by an engine that does
+/// not wait.
+fn transfer_in_leaked_memory(file: &File, writes: bool, at: u64) -> io::Result<usize> {
+    let memory = Box::leak(Box::new([7; 2]));
+    let address = memory.as_mut_ptr();
+    let done = if writes { file.write_at(memory, at) } else { file.read_at(memory, at) };
+    // SAFETY: leaked, so valid for ever, and nobody has a reference to it any more.
+    unsafe { address.write_bytes(0x11, 2) };
+    done
+}
+
+/// One to `most` requests at once.
+pub fn run(sim: &Sim, shape: Shape, kinds: Kinds, most: u32) -> io::Result<()> {
+    let file = Rc::new(sim.create("data", 64));
+    let lock = Rc::new(CoMutex::new(()));
+    let requests = most - sim.choose(most);
+    let mut tasks: Vec<(bool, JoinHandle<io::Result<usize>>)> = Vec::new();
+    for number in 0..requests {
+        let writes = if kinds == Kinds::Each { sim.choose(2) == 0 } else { number % 2 == 0 };
+        let (file, lock, at) = (Rc::clone(&file), Rc::clone(&lock), u64::from(number) * 16);
+        let others: Vec<_> = tasks.iter().map(|(_, task)| task.coroutine()).collect();
+        let task = spawn(move || match shape {
+            Shape::Apart => transfer(&file, writes, at),
+            Shape::Locked => {
+                let _turn = (number < 2).then(|| lock.lock());
+                transfer(&file, writes, at)
+            }
+            Shape::Polls => {
+                let done = transfer(&file, writes, at);
+                while number + 1 == requests && others.iter().any(|other| !other.has_ended()) {
+                    AioContext::current().expect("within its run").poll(true);
+                }
+                done
+            }
+            Shape::Plugged => {
+                let _plug = plug()?;
+                transfer(&file, writes, at)
+            }
+            Shape::Cancelled => transfer_in_leaked_memory(&file, writes, at),
+        });
+        tasks.push((writes, task));
+    }
+    if shape == Shape::Cancelled {
+        let who = sim.choose(requests) as usize;
+        (0..sim.choose(3)).for_each(|_| yield_now());
+        tasks[who].1.cancel();
+    }
+    for (number, (writes, task)) in tasks.into_iter().enumerate() {
+        // Short, it is carried on with: all or an error.
+        if let Ok(done) = task.join().unwrap() {
+            assert_eq!(done, 2);
+            assert_eq!(sim.contents("data").unwrap()[number * 16], if writes { 7 } else { 0 });
+        }
+    }
+    if shape == Shape::Plugged { nothing_waits_for_a_plug(sim, &file) } else { Ok(()) }
+}
+
+/// All that goes wrong with one fault or several, the order apart.
+pub fn faults(most: u32) -> Faults {
+    let of_submits = Faults::none().refused(0.5).invalid(0.5).partial(0.5);
+    of_submits.short(0.5).errors(0.5).early(0.5).cancelled(0.5).most(most)
+}
+
+pub fn machine(depth: u32, faults: Faults) -> Simulation {
+    small().depth(depth).latency(Latency::any_order()).faults(faults)
+}
+
+/// How many more faults than the table says.
+fn more() -> u32 {
+    env::var("CORALIO_SIM_FAULTS").map_or(0, |text| text.parse().expect("CORALIO_SIM_FAULTS is a number"))
+}
+
+/// Counts through, at each depth, and says how many tapes there were.
+fn exhaust(what: &str, faults: &Faults, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
+    let tapes = [1, 2, 3].map(|depth| machine(depth, faults.clone()).exhaust(&f).unwrap());
+    eprintln!("{what}: {tapes:?} tapes at depth 1, 2 and 3");
+    tapes.iter().sum()
+}
+
+#[test]
+fn every_tape_of_reads_and_writes() {
+    // E2-E10, E17: in every order, each of them a read or a write, and one fault anywhere.
+    let tapes = exhaust("each a read or a write", &faults(1 + more()), |sim| run(sim, Shape::Apart, Kinds::Each, 3));
+    assert!(tapes > 19_000);
+}
+
+/// In turns a read and a write, and up to so many faults.
+fn exhaust_shape(shape: Shape, most: u32) -> u64 {
+    exhaust(&format!("{shape:?}"), &faults(most + more()), |sim| run(sim, shape, Kinds::InTurns, 3))
+}
+
+#[test]
+fn every_tape_of_two_faults() {
+    // E2-E10, E17: in every order, and two faults anywhere.
+    assert!(exhaust_shape(Shape::Apart, 2) > 30_000);
+}
+
+#[test]
+fn every_tape_of_those_who_wait_for_each_other() {
+    // E2-E10, E17, S1, X2: by a lock, or in a nested poll; in every order, and two faults anywhere.
+    assert!([Shape::Locked, Shape::Polls].map(|shape| exhaust_shape(shape, 2)).iter().sum::<u64>() > 45_000);
+}
+
+#[test]
+fn every_tape_of_plugs_and_cancels() {
+    // E3, E11, E13, E17: whichever is cancelled, pending or in flight or done, stopped or not; in every order, and one fault
+    // anywhere.
+    assert!([Shape::Plugged, Shape::Cancelled].map(|shape| exhaust_shape(shape, 1)).iter().sum::<u64>() > 18_000);
+}
+
+#[test]
+fn every_tape_of_two_requests() {
+    // E2-E10, E17: in every order, and four faults anywhere.
+    let two = |sim: &Sim| run(sim, Shape::Apart, Kinds::InTurns, 2);
+    let tapes = [1, 2].map(|depth| machine(depth, faults(4 + more())).exhaust(two).unwrap());
+    eprintln!("two requests: {tapes:?} tapes at depth 1 and 2");
+    assert!(tapes.iter().sum::<u64>() > 19_000);
+}
+
+#[test]
+fn every_fate_of_each_request() {
+    // E10, E17: errors and short transfers without a limit to their number, in every order.
+    let errors = exhaust("errors", &Faults::none().errors(0.5), |sim| run(sim, Shape::Apart, Kinds::Each, 3));
+    let short = exhaust("short", &Faults::none().short(0.5), |sim| run(sim, Shape::Apart, Kinds::InTurns, 3));
+    assert!(errors > 12_000 && short > 26_000);
+}
+
+#[test]
+fn any_order_is_each_order_once() {
+    // E17: of three requests in one submit six orders; by eight ways to have some complete within it, and the rest by one
+    // sleep or several.
+    let seen = RefCell::new(BTreeSet::new());
+    // With room for a fourth, so that it is the loop who submits.
+    let tapes = machine(4, Faults::none()).exhaust(|sim| {
+        let file = Rc::new(sim.create("data", 64));
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let tasks = [0, 1, 2].map(|number| {
+            let (file, order) = (Rc::clone(&file), Rc::clone(&order));
+            spawn(move || {
+                file.read_at(&mut [0; 2], number * 16).unwrap();
+                order.borrow_mut().push((number, coralio_aio::stats().sleeps));
+            })
+        });
+        tasks.into_iter().for_each(|task| task.join().unwrap());
+        assert!(seen.borrow_mut().insert(order.take()), "it was there before");
+        Ok(())
+    });
+    assert_eq!((tapes.unwrap(), seen.borrow().len()), (48, 48));
+}

@@ -1,0 +1,68 @@
+//! A thousand requests in flight when a run ends: each buffer comes back with what the kernel has read, and nothing is written to
+//! it later. What is in flight when the kernel may fail as it likes is the random tapes' business.
+
+use std::cell::RefCell;
+use std::io;
+use std::panic::resume_unwind;
+use std::rc::Rc;
+
+use coralio_aio::simulate::{Faults, Simulation};
+use coralio_aio::{File, spawn, yield_now};
+
+const REQUESTS: usize = 1000;
+const BLOCK: usize = 512;
+
+/// A buffer that looks, when its destructor runs, whether the kernel has filled it; and is kept, full of another pattern.
+struct Lent {
+    buf: Vec<u8>,
+    byte: u8,
+    kept: Rc<RefCell<Vec<Vec<u8>>>>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let filled = self.buf.iter().all(|&byte| byte == self.byte);
+        self.buf.fill(if filled { 0xee } else { 0xbb });
+        self.kept.borrow_mut().push(std::mem::take(&mut self.buf));
+    }
+}
+
+fn begin_a_thousand(file: &Rc<File>, kept: &Rc<RefCell<Vec<Vec<u8>>>>) {
+    for number in 0..REQUESTS {
+        let (file, kept) = (Rc::clone(file), Rc::clone(kept));
+        drop(spawn(move || {
+            let mut lent = Lent { buf: vec![0; BLOCK], byte: 1 + (number % 200) as u8, kept };
+            assert_eq!(file.read_at(&mut lent.buf, (number * BLOCK) as u64).unwrap(), BLOCK);
+        }));
+    }
+    yield_now(); // all have begun
+    yield_now(); // the kernel has got them
+    assert!(coralio_aio::stats().in_flight > 0);
+}
+
+#[test]
+fn a_thousand_in_flight() {
+    // E13, C9, E17: by an error and by a panic, after which a run does not wait for what it has begun
+    let disk = Simulation::new().depth(1024).stack_size(64 << 10).faults(Faults::none()).most_shrinking(0);
+    for panics in [false, true] {
+        for seed in 0..10 {
+            let kept = Rc::default();
+            let ran = disk.search(seed..=seed, |sim| {
+                let file = Rc::new(sim.create("data", (REQUESTS * BLOCK) as u64));
+                let content: Vec<_> = (0..REQUESTS).flat_map(|number| [1 + (number % 200) as u8; BLOCK]).collect();
+                file.write_at(&content, 0)?;
+                begin_a_thousand(&file, &kept);
+                if panics {
+                    resume_unwind(Box::new("amid a thousand"));
+                }
+                Err(io::Error::other("amid a thousand"))
+            });
+            let said = ran.unwrap_err().message;
+            assert!(said.contains("amid a thousand"), "{said}");
+            let kept = kept.take();
+            // The run is made twice: it is told the second time.
+            assert_eq!(kept.len() % REQUESTS, 0);
+            assert!(kept.iter().flatten().all(|&byte| byte == 0xee), "seed {seed}: it was not filled, or written late");
+        }
+    }
+}
