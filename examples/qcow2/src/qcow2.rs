@@ -32,7 +32,7 @@ mod write;
 mod zero;
 
 pub use create::CreateOptions;
-pub(crate) use header::{Backing, MAGIC};
+pub(crate) use header::{Backing, Header, MAGIC};
 
 use crate::error::{read_only, within};
 use crate::image::{Extent, Image, Zeroes};
