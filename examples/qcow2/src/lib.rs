@@ -28,6 +28,7 @@
 //! | `refcount`, `allocate`, `grow` | clusters of the file, given out and taken back |
 //! | `flush`, `epoch` | the order in which things get to the disk; when a cluster may be used anew |
 
+mod chain;
 mod error;
 mod holes;
 mod image;

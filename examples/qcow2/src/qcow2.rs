@@ -32,7 +32,7 @@ mod write;
 mod zero;
 
 pub use create::CreateOptions;
-pub(crate) use header::{Backing, MAGIC};
+pub(crate) use header::{Backing, Header, MAGIC};
 
 use crate::error::{read_only, within};
 use crate::image::{Extent, Image, Zeroes};
@@ -47,6 +47,9 @@ use ranges::Ranges;
 use top::Top;
 
 /// A qcow2 image. See the [crate](crate) for how it is laid out.
+///
+/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Nothing keeps another
+/// process from writing the same file: that is the caller's to know.
 pub struct Qcow2 {
     file: Rc<File>,
     geometry: Geometry,

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use common::check::{Leaks, check};
 use common::{Scratch, has_qemu};
 use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::{AlignedBuf, spawn, sync_directory};
+use coralio_aio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
 
 /// The unit in which the disk is watched, and written.
@@ -188,7 +188,6 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
     let options = CreateOptions { cluster_size: cluster, version, refcount_bits, backing, ..CreateOptions::new(size) };
     sim.set_faults(Faults::none());
     coralio_qcow2::Qcow2::create("image", &options)?;
-    sync_directory("")?;
     let below = move |at| if backed && at < watched / 2 { 0xbb } else { 0 };
     let watch = Rc::new(RefCell::new(Watch::new(watched, below)));
     for round in 0..3 {

@@ -5,7 +5,7 @@ mod common;
 use std::io;
 
 use common::{Scratch, as_qemu_reads, assert_clean, for_writing, has_qemu, qemu_img};
-use coralio_qcow2::{CreateOptions, Image, Options, Qcow2, open};
+use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, open};
 
 /// An image of ours: 512 bytes a cluster, one L2 table, one cluster of data.
 fn good(folder: &Scratch) -> Vec<u8> {
@@ -185,4 +185,32 @@ fn what_others_vouch_for_is_taken_back() {
     // The bitmap's clusters are leaked, as its own program says.
     qemu_img(&folder, "check -r leaks image");
     assert_clean(&folder, "image");
+}
+
+#[test]
+fn long_chains() {
+    // qcow2: 32 images on top of each other are read, on an ordinary stack; 33 are refused.
+    let folder = Scratch::new();
+    let name = |n: usize| format!("image {n}");
+    coralio_aio::run(|| {
+        for n in 0..33_usize {
+            let backing = n.checked_sub(1).map(|below| (name(below), Format::Qcow2));
+            Qcow2::create(folder.path(&name(n)), &CreateOptions { backing, ..CreateOptions::new(4096) }).unwrap();
+        }
+        let bottom = open(folder.path(&name(0)), &for_writing()).unwrap();
+        bottom.write_at(&[7; 4096], 0).unwrap();
+        bottom.flush().unwrap();
+        let top = open(folder.path(&name(31)), &for_writing()).unwrap();
+        let mut buf = [0; 4096];
+        top.read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf, [7; 4096]);
+        assert!(top.extent(0, 4096).unwrap().allocated);
+        top.write_at(&[8], 1).unwrap();
+        top.read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf[..3], [7, 8, 7]);
+        Qcow2::open(folder.path(&name(31)), &Options::default()).unwrap().read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf[..3], [7; 3]); // the other one has not flushed
+        let error = open(folder.path(&name(32)), &Options::default()).err().expect("one too many");
+        assert!(error.to_string().contains("look for a loop"), "{error}");
+    });
 }

@@ -133,7 +133,7 @@ fn spoil(image: &mut Vec<u8>, random: &mut Random) {
             3 => tables[random.below(2) as usize] | 1 << 63,
             4 => first(image, tables[random.below(2) as usize]) | 1 << 63,
             5 => (1 << 62) | random.next() >> 2,
-            6 => random.below(len / 512) * 512 | (1 << 63) | random.below(2),
+            6 => (random.below(len / 512) * 512) | (1 << 63) | random.below(2),
             7 => be(image, at) ^ 1 << random.below(64),
             _ => be(image, at) ^ 1 << (56 + random.below(8)),
         };

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use coralio_aio::{AlignedBuf, File};
+use coralio_aio::{AlignedBuf, File, sync_directory};
 
 use super::Qcow2;
 use super::extensions::backing_format;
@@ -160,5 +160,8 @@ fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
     let mut header = AlignedBuf::new(first.len(), PAGE);
     header.copy_from_slice(&first);
     file.write_at(&header, 0)?;
-    file.sync_all()
+    file.sync_all()?;
+    // The name, too.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    sync_directory(folder.unwrap_or(Path::new(".")))
 }

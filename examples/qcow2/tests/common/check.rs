@@ -37,7 +37,11 @@ impl Image<'_> {
     }
 
     fn aligned(&self, offset: u64, what: &str) -> Result<(), String> {
-        if offset % (1 << self.bits) == 0 { Ok(()) } else { Err(format!("{what} at {offset:#x} is not aligned")) }
+        if offset.is_multiple_of(1 << self.bits) {
+            Ok(())
+        } else {
+            Err(format!("{what} at {offset:#x} is not aligned"))
+        }
     }
 
     fn l2(&mut self, table: u64) -> Result<(), String> {
@@ -94,7 +98,7 @@ pub fn check(bytes: &[u8]) -> Result<Leaks, String> {
     let (reftable, reftable_clusters) = (image.number(48, 8)?, image.number(56, 4)?);
     image.refer(reftable, reftable_clusters << image.bits);
     let mut counts = HashMap::new();
-    let per_block = cluster * 8 >> order;
+    let per_block = (cluster * 8) >> order;
     for index in 0..reftable_clusters * cluster / 8 {
         let block = image.entry(reftable, index)?;
         image.aligned(block, "a refcount block")?;

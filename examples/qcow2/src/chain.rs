@@ -1,0 +1,112 @@
+//! An image and what it is written on top of, to the chain's end: followed down, and then started from below. So a long chain
+//! takes no more stack to open than a short one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use coralio_aio::File;
+
+use crate::error::{about, damaged, unsupported};
+use crate::image::Image;
+use crate::open::{Format, Options, open_file, probe};
+use crate::qcow2::{Backing, Header, Qcow2};
+use crate::raw::Raw;
+
+/// Images on top of each other, at most. A chain that has more has a loop, or reads like one; and each takes stack to read.
+const DEEPEST: usize = 32;
+
+/// The images, uppermost first, as far as they are qcow2; and what is below them all, if that is raw.
+pub(crate) struct Chain {
+    levels: Vec<Level>,
+    base: Option<Rc<dyn Image>>,
+}
+
+struct Level {
+    path: PathBuf,
+    file: File,
+    header: Header,
+}
+
+/// Where the image is that another one is written on top of, and its format if that is told.
+type Below = (PathBuf, Option<Format>);
+
+impl Level {
+    fn start(self, backing: Option<Rc<dyn Image>>, write: bool) -> io::Result<Qcow2> {
+        about(self.path.display(), Qcow2::start(Rc::new(self.file), &self.header, backing, write))
+    }
+}
+
+impl Chain {
+    /// Opens the files, and reads the headers.
+    pub(crate) fn follow(path: &Path, options: &Options, mut format: Option<Format>) -> io::Result<Chain> {
+        let mut chain = Chain { levels: Vec::new(), base: None };
+        let mut next = Some(path.to_path_buf());
+        while let Some(path) = next.take() {
+            let options = Options { write: options.write && chain.levels.is_empty(), ..*options };
+            let file = open_file(&path, &options)?;
+            let below = about(path.display(), chain.add(&path, file, format, options.write))?;
+            (next, format) = below.map_or((None, None), |(path, format)| (Some(path), format));
+        }
+        Ok(chain)
+    }
+
+    /// Adds an image, and says which one is below it.
+    fn add(&mut self, path: &Path, file: File, format: Option<Format>, write: bool) -> io::Result<Option<Below>> {
+        let format = match format {
+            Some(format) => format,
+            None => probe(&file)?,
+        };
+        if format == Format::Raw {
+            self.base = Some(Rc::new(Raw::new(file, write)?));
+            return Ok(None);
+        }
+        let header = Qcow2::header(&file)?;
+        let below = header.backing.as_ref().map(|backing| below(backing, path)).transpose()?;
+        self.levels.push(Level { path: path.to_path_buf(), file, header });
+        let Some((path, _)) = &below else { return Ok(None) };
+        if self.levels.iter().any(|level| level.path == *path) {
+            let path = path.display();
+            return Err(damaged(format!("its backing file is {path}, which is written on top of it: a loop")));
+        }
+        if self.levels.len() >= DEEPEST {
+            let message = format!("there are {DEEPEST} images on top of its backing file, which is too many");
+            return Err(unsupported(format!("{message}: merge some, or look for a loop")));
+        }
+        Ok(below)
+    }
+
+    /// Starts all.
+    pub(crate) fn open(mut self, write: bool) -> io::Result<Rc<dyn Image>> {
+        if self.levels.is_empty() {
+            return Ok(self.base.take().expect("a chain has an image"));
+        }
+        Ok(Rc::new(self.open_top(write)?))
+    }
+
+    /// Starts all of a chain whose uppermost image is qcow2.
+    pub(crate) fn open_top(self, write: bool) -> io::Result<Qcow2> {
+        let Chain { mut levels, mut base } = self;
+        while levels.len() > 1 {
+            let level = levels.pop().expect("there is more than one");
+            base = Some(Rc::new(level.start(base, false)?));
+        }
+        levels.pop().expect("the uppermost is qcow2").start(base, write)
+    }
+}
+
+fn below(backing: &Backing, above: &Path) -> io::Result<Below> {
+    let name = backing.name.as_str();
+    let name = name.strip_prefix("file:").unwrap_or(name);
+    // A name with a colon before the first slash is an address.
+    if name.split('/').next().is_some_and(|start| start.contains(':')) {
+        return Err(unsupported(format!("its backing file is \"{}\", which is no path", name.escape_debug())));
+    }
+    let format = match backing.format.as_deref() {
+        None => None,
+        Some(name) => Some(Format::named(name).ok_or_else(|| {
+            unsupported(format!("its backing file has the format \"{}\"; this has raw and qcow2", name.escape_debug()))
+        })?),
+    };
+    Ok((above.parent().unwrap_or(Path::new("")).join(name), format))
+}

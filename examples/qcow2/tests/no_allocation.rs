@@ -1,0 +1,58 @@
+//! Reading and writing in place, where the tables are in memory, takes nothing from the heap.
+
+#![allow(unsafe_code)]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Scratch, for_writing};
+use coralio_aio::AlignedBuf;
+use coralio_qcow2::{CreateOptions, Qcow2, open};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: as the system's, to which all calls go.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Relaxed: a number, nothing else.
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn a_cached_cluster_is_read_and_written_without_allocating() {
+    // qcow2: a lookup in a table in memory, and one request of the file. It is this file's only test: others would count.
+    let folder = Scratch::new();
+    let path = folder.path("image");
+    let count = coralio_aio::run(|| {
+        Qcow2::create(&path, &CreateOptions::new(1 << 20)).unwrap();
+        let image = open(&path, &for_writing()).unwrap();
+        let mut buf = AlignedBuf::new(4096, 4096);
+        image.write_at(&AlignedBuf::new(1 << 20, 4096), 0).unwrap();
+        let mut round = || {
+            for n in 0..200 {
+                image.read_at(&mut buf, n * 4096).unwrap();
+                image.write_at(&buf, n * 4096).unwrap();
+            }
+        };
+        round(); // the engine's own room
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        round();
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    });
+    assert_eq!(count, 0);
+}
