@@ -21,21 +21,34 @@ use lesson::{act, coroutine, say};
 /// How to call somebody back.
 type CallBack = fn(Coroutine);
 
-/// A hands over; a plain function, or another coroutine, is done at once and calls back.
-fn hand_over(title: &str, to_coroutine: bool, call_back: CallBack) {
+/// Who is to call back.
+#[derive(Clone, Copy, PartialEq)]
+enum Helper {
+    /// A plain function, done at once.
+    Function,
+    /// Another coroutine, done at once.
+    Coroutine,
+    /// Somebody who is done when A has yielded.
+    Later,
+}
+
+/// A hands over to the helper, and yields until it is done.
+fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
     act(title, |_context| {
         let done = Rc::new(Cell::new(false));
         let is_done = Rc::clone(&done);
+        let help = move |a| {
+            done.set(true);
+            say("done: I call A back");
+            call_back(a);
+        };
+        let at_once = help.clone();
         let a = coroutine("A", move || {
             let a = Coroutine::current().expect("this is A");
-            let helper = move || {
-                done.set(true);
-                call_back(a);
-            };
-            if to_coroutine {
-                coroutine("B", helper).enter()
-            } else {
-                helper()
+            match helper {
+                Helper::Function => at_once(a),
+                Helper::Coroutine => coroutine("B", move || at_once(a)).enter(),
+                Helper::Later => {}
             }
             while !is_done.get() {
                 suspend();
@@ -43,11 +56,17 @@ fn hand_over(title: &str, to_coroutine: bool, call_back: CallBack) {
             say("it is done");
         });
         a.enter();
+        if helper == Helper::Later {
+            help(a);
+        }
     });
 }
 
 fn main() {
-    hand_over("The puzzle: the helper is a function, and enters A", false, |a| a.enter());
+    // A has yielded by then. It waits for exactly this.
+    hand_over("It works when the helper is late", Helper::Later, |a| a.enter());
+
+    hand_over("The puzzle: the helper is a function, done at once, and enters A", Helper::Function, |a| a.enter());
 
     // The first thought: A must not enter itself.
     let unless_it_runs: CallBack = |a| {
@@ -55,11 +74,11 @@ fn main() {
             a.enter();
         }
     };
-    hand_over("A fix that fails: it enters A unless A is the one that runs", false, unless_it_runs);
+    hand_over("A first fix: it enters A unless A is the one that runs", Helper::Function, unless_it_runs);
 
     // Now the one that runs is B. But A is on the stack all the same, beneath it.
-    hand_over("The same, and the helper is a coroutine", true, unless_it_runs);
+    hand_over("Where that fails: the helper is a coroutine", Helper::Coroutine, unless_it_runs);
 
     // It asks the right question. And A looks whether it is done before it yields: nobody needs to enter it for that.
-    hand_over("The fix: it enters A unless A is entered", true, |a| _ = a.enter_unless_entered());
+    hand_over("The fix: it enters A unless A is entered", Helper::Coroutine, |a| _ = a.enter_unless_entered());
 }

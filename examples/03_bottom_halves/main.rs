@@ -38,7 +38,7 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
         }
         say("three letters are there");
         for _ in 0..rounds {
-            let progress = context.poll(false);
+            let progress = context.poll(false); // false: it does not wait for anything
             say(format!("was anything done? {progress}"));
         }
         let left = letters.load(Ordering::Relaxed);
@@ -50,7 +50,7 @@ fn main() {
     // Scheduled three times before it ran, it runs once.
     deliver("The puzzle: one round", 1, take_one);
 
-    // When it runs, the flag is taken down. The other rounds find nothing to do.
+    // The flag is taken down before it runs, so that who schedules it meanwhile has it run again. The other rounds find nothing to do.
     deliver("A fix that fails: three rounds", 3, take_one);
 
     // That it runs says that something has happened since it ran last, and not how often. So it looks how much there is.

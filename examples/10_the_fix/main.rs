@@ -64,8 +64,8 @@ fn main() {
             suspend();
         }
     };
-    one_request("A fix that fails: A looks before it yields", true, look_and_yield);
-    one_request("The same, and A is entered for another reason", false, look_and_yield);
+    one_request("A first fix: A looks before it yields", true, look_and_yield);
+    one_request("Where that fails: A is entered for another reason", false, look_and_yield);
 
     // Before it yields, and each time that it goes on.
     one_request("The fix: A looks before each yield", false, |result| {
@@ -76,6 +76,7 @@ fn main() {
 
     // Both halves of it in the engine. A is entered when its request is done: the wake changes nothing, and A does not yield.
     act("The engine: A alone", schedule::a_alone::<Current>);
-    // X is woken, not entered: it goes on when A has yielded. So A is not even beneath Y when Y submits.
+    // And there is a second change: a completion wakes, where it entered before. While a coroutine runs, that enters nobody. So X goes
+    // on when A has yielded, and A is not even beneath Y when Y submits.
     act("The engine: A, X and Y", schedule::three_and_a_lock::<Current>);
 }
