@@ -29,7 +29,10 @@ impl TraceOption {
         let result = runner.trace(&trace).run(work).map_err(refused).flatten();
         let recording = trace.recording();
         match recording.write(file) {
-            Ok(()) => eprintln!("{}: the last {} events", file.display(), recording.records.len()),
+            Ok(()) => {
+                let which = if recording.lost == 0 { "all" } else { "the last" };
+                eprintln!("{}: {which} {} events", file.display(), recording.records.len());
+            }
             Err(error) if result.is_ok() => return Err(format!("--trace {error}")),
             Err(error) => eprintln!("--trace {error}"),
         }

@@ -226,6 +226,7 @@ impl Coroutine {
     #[track_caller]
     pub fn enter_unless_entered(self) -> bool {
         if self.is_entered() {
+            Home::expect("entering a coroutine").left_entered(self.id.block);
             return false;
         }
         self.enter();

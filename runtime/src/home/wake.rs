@@ -58,7 +58,16 @@ impl Home {
     pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
         if self.own(block).state.get() == State::Suspended && !self.ending.get() {
             self.wake_suspended(block);
-        } else if self.traced && self.own(block).state.get() == State::Entered {
+        } else if self.own(block).state.get() == State::Entered {
+            self.left_entered(block);
+        }
+    }
+
+    /// Tells the event log that nothing was done, since it is entered.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn left_entered(&self, block: &'static Control) {
+        if self.traced {
             self.tell(block, Wake::LeftEntered);
         }
     }

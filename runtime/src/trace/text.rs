@@ -11,7 +11,7 @@
 use std::fmt::Write;
 
 use super::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
-use super::replay::Replay;
+use super::replay::{Frame, Replay};
 
 /// What [`Recording::text_with`] shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,7 +55,7 @@ pub(super) fn thread_label(thread: usize) -> String {
 }
 
 const LEGEND: &str = "\
-● runs   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
+● runs, itself or the loop on its stack   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
 ─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
 
 impl Recording {
@@ -186,9 +186,13 @@ impl<'a> Columns<'a> {
         self.labels.len() - 1
     }
 
-    /// The column of whoever runs on a thread.
+    /// The column of whose stack a thread is on: a loop that a coroutine polls runs on that one's.
     fn actor(&self, replay: &Replay, thread: usize) -> usize {
-        replay.running(thread).map_or(thread, |lane| self.lane(lane))
+        let innermost = replay.stack(thread).iter().rev().find_map(|frame| match frame {
+            Frame::Coroutine(lane) => Some(*lane),
+            Frame::Span(_) => None,
+        });
+        innermost.map_or(thread, |lane| self.lane(lane))
     }
 
     fn row(&self, text: &mut String, after: &Replay, record: &Record, before: Before, options: TextOptions) {

@@ -294,10 +294,12 @@
     [across("kernel", "kernelhead"), "to the kernel, or done"],
     [sample('<circle cx="17" cy="9" r="4" class="made"/>'), "is made"],
     [sample('<rect x="13" y="5" width="8" height="8" class="head"/>'), "ends"],
-    [sample(Array.from({ length: 4 }, (_, n) => `<rect x="${n * 8 + 1}" y="3" width="8" height="12" fill="${colour(n)}"/>`).join("")), "depth 1, 2, 3, 4"],
+    [sample(Array.from({ length: 4 }, (_, n) => `<rect x="${n * 8 + 1}" y="3" width="8" height="12" fill="${colour(n)}"/>`).join("")), "depth 1, 2, 3, 4, and so on"],
     [box("var(--d1)"), "runs"], [box("var(--d1)", 'opacity="0.38"'), "on the stack"],
     [sample('<line x1="2" y1="9" x2="32" y2="9" stroke="var(--faint)" stroke-width="1.2"/>'), "suspended"],
     [box("var(--pending)"), "request pending"], [box("var(--flight)"), "request in flight"],
+    [sample('<path d="M14 16v-14l9 4l-9 4" class="arrow"/>'), "the program says something"],
+    [sample('<circle cx="17" cy="9" r="2.5" class="head"/>'), "anything else"],
     [sample('<path d="M12 4l10 10m0 -10l-10 10" class="red"/>'), "a rule is broken"],
   ].map(([picture, words]) => `<li>${picture}${words}</li>`).join("");
   $("legend").open = window.innerHeight > 700 && window.innerWidth > 700;
