@@ -416,6 +416,38 @@ fn stopped_by_a_signal() {
 }
 
 #[test]
+fn disks_in_images() {
+    // Checks --from and --to: what a guest reads is the same, as qemu-img sees it; holes take no room; DST is whole, or not there
+    let folder = Folder::new("disks");
+    let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
+    if qemu_img(&["--version"]).is_err() {
+        eprintln!("skipped: no qemu-img");
+        return;
+    }
+    let mut bytes = content(3 << 20);
+    bytes[1 << 20..2 << 20].fill(0);
+    let raw = folder.file("raw", bytes);
+    let image = |name: &str| folder.path(name).into_os_string().into_string().unwrap();
+    let (packed, ours, back) = (image("packed"), image("ours"), image("back"));
+    let raw_name = raw.to_str().unwrap();
+    let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", raw_name, &packed];
+    assert!(qemu_img(&convert).unwrap().status.success());
+    let said = copied(copy(packed.as_ref(), ours.as_ref()).args(["--from", "qcow2", "--to", "qcow2", "--depth", "5"]));
+    assert!(said.contains("3.00 MiB (1.00 MiB of it zeroes) from qcow2 to qcow2"), "{said}");
+    copied(copy(ours.as_ref(), back.as_ref()).args(["--from", "qcow2", "--block-size", "4k"]));
+    assert!(fs::read(&back).unwrap() == fs::read(&raw).unwrap());
+    assert!(fs::metadata(&back).unwrap().blocks() * 512 < (5 << 20) / 2, "what is zeroes takes no room");
+    for (format, image) in [("qcow2", &packed), ("qcow2", &ours), ("raw", &back)] {
+        let same = qemu_img(&["compare", "-q", "-f", "raw", "-F", format, raw_name, image]).unwrap();
+        assert!(same.status.success(), "{image}: {same:?}");
+    }
+    assert!(qemu_img(&["check", "-q", &ours]).unwrap().status.success());
+
+    refused(copy(&raw, &folder.path("none")).args(["--from", "qcow2"]), &["raw"]);
+    assert!(!folder.path("none").exists());
+}
+
+#[test]
 fn no_arguments() {
     // Issue: without SRC and DST it makes a scratch file, copies, verifies by checksum, and cleans up.
     let folder = Folder::new("scratch");

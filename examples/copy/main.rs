@@ -3,13 +3,15 @@
 //! ```text
 //! cargo run --release --example copy                   a scratch file, copied and verified
 //! cargo run --release --example copy -- SRC DST        like cp
+//! cargo run --release --example copy -- --from qcow2 disk.qcow2 disk.raw     from image to image
 //! ```
 //!
 //! The rest is what a copy needs to be trusted: holes stay holes (`blocks.rs`), DST appears whole or not at all
-//! (`draft.rs`), also when a signal comes (`signals.rs`).
+//! (`draft.rs`), also when a signal comes (`signals.rs`); and disks that are in images (`images.rs`).
 
 mod blocks;
 mod draft;
+mod images;
 mod job;
 mod options;
 mod scratch;
@@ -98,6 +100,9 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let clock = Instant::now();
     let before = stats();
     let (dst, mode) = look(src, dst)?;
+    if options.of_disks() {
+        return images::copy(src, &dst, mode, options);
+    }
     let source = options.open(File::options().read(true), src)?;
     let draft = Draft::new(&dst)?;
     let target = options.open(File::options().write(true), draft.path())?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
 use coralio_aio::{Direct, File, KernelChoice, OpenOptions};
+use coralio_qcow2::Format;
 
 use crate::remedy;
 use crate::trace::TraceOption;
@@ -30,6 +31,14 @@ pub struct Options {
 
     /// Where to
     pub dst: Option<PathBuf>,
+
+    /// SRC is a disk image: copy the disk in it. With --to alone: raw
+    #[arg(long, value_name = "raw|qcow2", value_parser = format, requires = "src")]
+    pub from: Option<Format>,
+
+    /// DST is to be a disk image, of the disk that SRC has. With --from alone: raw
+    #[arg(long, value_name = "raw|qcow2", value_parser = format, requires = "src")]
+    pub to: Option<Format>,
 
     /// Coroutines, each with one block at a time
     #[arg(long, value_name = "N", default_value_t = 32)]
@@ -90,17 +99,26 @@ impl Options {
         self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())
     }
 
+    /// Whether it is disks that are copied, and not files.
+    pub fn of_disks(&self) -> bool {
+        self.from.is_some() || self.to.is_some()
+    }
+
+    pub fn direct(&self) -> Direct {
+        match self.direct {
+            DirectArg::Auto => Direct::Auto,
+            DirectArg::Always => Direct::Always,
+            DirectArg::Never => Direct::Never,
+        }
+    }
+
     /// Opens `path` in the way that --direct and --block-size ask for.
     pub fn open(&self, how: OpenOptions, path: &Path) -> Result<File, String> {
         let open = |direct| {
             let how = how.clone().direct(direct);
             how.open(path).map_err(|error| format!("{error}{}", remedy(&error)))
         };
-        let file = open(match self.direct {
-            DirectArg::Auto => Direct::Auto,
-            DirectArg::Always => Direct::Always,
-            DirectArg::Never => Direct::Never,
-        })?;
+        let file = open(self.direct())?;
         let (step, block_size) = (file.alignment().offset as u64, self.block_size);
         if block_size.is_multiple_of(step) {
             return Ok(file);
@@ -114,6 +132,10 @@ impl Options {
             path.display()
         ))
     }
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
 }
 
 /// "4096", "4k", "64m", "1G": powers of 1024.

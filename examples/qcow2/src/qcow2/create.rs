@@ -135,33 +135,68 @@ impl Qcow2 {
         let path = path.as_ref();
         about(format_args!("cannot make {}", path.display()), create(path, options))
     }
+
+    /// As [`create`](Qcow2::create), in a file that is there and empty, and open for writing.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for options that cannot be, and if the file is not empty; what the kernel says.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    pub fn create_in(file: &File, options: &CreateOptions) -> io::Result<()> {
+        if !file.is_empty()? {
+            return Err(invalid("the file is not empty: an image is made in one that is"));
+        }
+        Plan::new(options)?.write(file)
+    }
 }
 
 fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
-    let geometry = options.check()?;
-    let layout = Layout::new(&geometry);
-    let (bits, cluster) = (geometry.cluster_bits, geometry.cluster_size());
-    let first = options.first_cluster(&geometry, &layout);
-    // It says what is wrong with the size, too, before there is a file.
-    Header::parse(&first).map_err(invalid)?;
-
+    // What is wrong with them is said before there is a file.
+    let plan = Plan::new(options)?;
     let file = File::options().read(true).write(true).create_new(true).open(path)?;
-    file.set_len(layout.all << bits)?;
-    let mut blocks = AlignedBuf::new((layout.blocks << bits) as usize, PAGE);
-    (0..layout.all).for_each(|index| set(&mut blocks, index as usize, geometry.refcount_order, 1));
-    let first_block = (1 + layout.reftable_clusters) << bits;
-    file.write_at(&blocks, first_block)?;
-    let mut reftable = AlignedBuf::new((layout.reftable_clusters << bits) as usize, PAGE);
-    for (block, entry) in (0..layout.blocks).zip(reftable.chunks_exact_mut(8)) {
-        entry.copy_from_slice(&(first_block + (block << bits)).to_be_bytes());
-    }
-    file.write_at(&reftable, cluster)?;
-    file.sync_all()?;
-    let mut header = AlignedBuf::new(first.len(), PAGE);
-    header.copy_from_slice(&first);
-    file.write_at(&header, 0)?;
-    file.sync_all()?;
+    plan.write(&file)?;
     // The name, too.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     sync_directory(folder.unwrap_or(Path::new(".")))
+}
+
+/// An image that can be.
+struct Plan {
+    geometry: Geometry,
+    layout: Layout,
+    first_cluster: Vec<u8>,
+}
+
+impl Plan {
+    fn new(options: &CreateOptions) -> io::Result<Plan> {
+        let geometry = options.check()?;
+        let layout = Layout::new(&geometry);
+        let first_cluster = options.first_cluster(&geometry, &layout);
+        // It says what is wrong with the size, too.
+        Header::parse(&first_cluster).map_err(invalid)?;
+        Ok(Plan { geometry, layout, first_cluster })
+    }
+
+    fn write(&self, file: &File) -> io::Result<()> {
+        let Plan { geometry, layout, first_cluster } = self;
+        let (bits, cluster) = (geometry.cluster_bits, geometry.cluster_size());
+        file.set_len(layout.all << bits)?;
+        let mut blocks = AlignedBuf::new((layout.blocks << bits) as usize, PAGE);
+        (0..layout.all).for_each(|index| set(&mut blocks, index as usize, geometry.refcount_order, 1));
+        let first_block = (1 + layout.reftable_clusters) << bits;
+        file.write_at(&blocks, first_block)?;
+        let mut reftable = AlignedBuf::new((layout.reftable_clusters << bits) as usize, PAGE);
+        for (block, entry) in (0..layout.blocks).zip(reftable.chunks_exact_mut(8)) {
+            entry.copy_from_slice(&(first_block + (block << bits)).to_be_bytes());
+        }
+        file.write_at(&reftable, cluster)?;
+        file.sync_all()?;
+        let mut header = AlignedBuf::new(first_cluster.len(), PAGE);
+        header.copy_from_slice(first_cluster);
+        file.write_at(&header, 0)?;
+        file.sync_all()
+    }
 }

@@ -1,0 +1,107 @@
+//! From disk image to disk image: what a guest would read of SRC, and not SRC's own bytes.
+//!
+//! Each coroutine takes the next block that is not zeroes, reads it and writes it, as in a copy of files. Who takes blocks may have to
+//! read tables for it, and be suspended: so that is one coroutine's at a time, under a [`CoMutex`].
+
+use std::cell::Cell;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Instant;
+
+use coralio_aio::{AlignedBuf, CoMutex, File, spawn};
+use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, open};
+use indicatif::BinaryBytes;
+
+use crate::draft::Draft;
+use crate::job::check_signals;
+use crate::options::Options;
+
+/// What the coroutines share.
+struct Disks {
+    source: Rc<dyn Image>,
+    target: Rc<dyn Image>,
+    block_size: u64,
+    /// Where to look for the next block.
+    next: CoMutex<u64>,
+    bytes: Cell<u64>,
+    failed: Cell<bool>,
+}
+
+impl Disks {
+    /// The next block that is not zeroes: where, and how long.
+    fn next_block(&self) -> io::Result<Option<(u64, usize)>> {
+        let mut next = self.next.lock();
+        while *next < self.source.len() && !self.failed.get() {
+            check_signals()?;
+            let offset = *next;
+            let extent = self.source.extent(offset, self.source.len() - offset)?;
+            // On whole blocks of the disk, for what is below to be aligned.
+            let len = extent.len.min(self.block_size - offset % self.block_size);
+            *next += if extent.zero { extent.len } else { len };
+            if !extent.zero {
+                return Ok(Some((offset, len as usize)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn copy_blocks(&self) -> io::Result<()> {
+        let mut buf = AlignedBuf::new(self.block_size as usize, 4096);
+        while let Some((offset, len)) = self.next_block()? {
+            let data = &mut buf[..len];
+            self.source.read_at(data, offset)?;
+            self.target.write_at(data, offset)?;
+            self.bytes.set(self.bytes.get() + len as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Copies the disk in `src` to a new image that becomes `dst`, whole or not at all.
+pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<String, String> {
+    let clock = Instant::now();
+    let (from, to) = (options.from.unwrap_or(Format::Raw), options.to.unwrap_or(Format::Raw));
+    let how = |write, format| coralio_qcow2::Options { write, direct: options.direct(), format: Some(format) };
+    let source = open(src, &how(false, from)).map_err(|error| error.to_string())?;
+    let draft = Draft::new(dst)?;
+    let say = |error: io::Error| format!("{} to {}: {error}", src.display(), dst.display());
+
+    let file = File::options().write(true).open(draft.path()).map_err(say)?;
+    match to {
+        Format::Raw => file.set_len(source.len()),
+        Format::Qcow2 => Qcow2::create_in(&file, &CreateOptions::new(source.len())),
+    }
+    .map_err(say)?;
+    let target = open(draft.path(), &how(true, to)).map_err(say)?;
+    let disks = Rc::new(Disks {
+        source,
+        target,
+        block_size: options.block_size,
+        next: CoMutex::new(0),
+        bytes: Cell::new(0),
+        failed: Cell::new(false),
+    });
+    let coroutines = disks.source.len().div_ceil(options.block_size).min(options.depth.into());
+    let started: Vec<_> = (0..coroutines)
+        .map(|_| {
+            let disks = Rc::clone(&disks);
+            spawn(move || disks.copy_blocks().inspect_err(|_| disks.failed.set(true)))
+        })
+        .collect();
+    let ended: Vec<_> =
+        started.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
+    ended.into_iter().collect::<io::Result<()>>().map_err(say)?;
+    disks.target.flush().map_err(say)?;
+    draft.set_mode(mode).map_err(say)?;
+    draft.publish()?;
+    let (len, bytes, took) = (disks.source.len(), disks.bytes.get(), clock.elapsed().as_secs_f64());
+    let holes = if len > bytes { format!(" ({} of it zeroes)", BinaryBytes(len - bytes)) } else { String::new() };
+    Ok(format!(
+        "copied a disk of {}{holes} from {} to {} in {took:.2} s: {:.0} MB/s\n",
+        BinaryBytes(len),
+        from.name(),
+        to.name(),
+        bytes as f64 / took / 1e6
+    ))
+}
