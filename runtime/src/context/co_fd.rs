@@ -72,7 +72,7 @@ struct Side<'a> {
 /// No number of edges.
 const NOT_KNOWN: u64 = u64::MAX;
 
-/// A socket or pipe of this thread's context. [`Read`] and [`Write`] suspend the coroutine where the descriptor's own would
+/// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the coroutine where the descriptor's own would
 /// block, never the thread.
 ///
 /// It is registered with the loop once, so a wait costs no system call. Many coroutines may use it at once, as `&CoFd`: one
@@ -287,37 +287,6 @@ impl<S> CoFd<S> {
         self.read_until(&mut read, |_, _| false)
     }
 
-    /// Calls `write` once, and takes note if it would block.
-    ///
-    /// # Errors
-    ///
-    /// What `write` returns, `WouldBlock` included: then [`wait_writable`](Self::wait_writable) waits.
-    ///
-    /// # Control
-    ///
-    /// As `write`.
-    pub fn try_write_with<R>(&self, write: impl FnOnce(&S) -> io::Result<R>) -> io::Result<R> {
-        self.writing().note(|| write(&self.inner), |_, _| false)
-    }
-
-    /// Calls `write`, and waits and calls it again for as long as it would block.
-    ///
-    /// # Errors
-    ///
-    /// What `write` returns, but never `WouldBlock`; and as [`wait_writable`](Self::wait_writable).
-    ///
-    /// # Panics
-    ///
-    /// If it has to wait outside a coroutine.
-    ///
-    /// # Control
-    ///
-    /// May yield.
-    #[track_caller]
-    pub fn write_with<R>(&self, mut write: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
-        self.write_until(&mut write, |_| false)
-    }
-
     fn reading(&self) -> Side<'_> {
         Side { line: &self.lines.read, exhausted: &self.drained }
     }
@@ -364,17 +333,6 @@ impl<S> CoFd<S> {
         }
     }
 
-    #[track_caller]
-    fn write_until<R>(&self, write: &mut impl FnMut(&S) -> io::Result<R>, fills: impl Fn(&R) -> bool) -> io::Result<R> {
-        loop {
-            self.wait_writable()?;
-            match self.writing().note(|| write(&self.inner), |done, _| fills(done)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
-            }
-        }
-    }
-
     /// A read of a stream that brings less than it could has drained it: what comes later makes an edge. Not when the
     /// other end is going: its last edge may be the one that was told of.
     fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
@@ -388,7 +346,13 @@ impl<S> CoFd<S> {
 
     #[track_caller]
     fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
-        self.write_until(&mut write, |&done| self.is_stream && done < wanted)
+        loop {
+            self.wait_writable()?;
+            match self.writing().note(|| write(&self.inner), |&done, _| self.is_stream && done < wanted) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
     }
 }
 
