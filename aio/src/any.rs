@@ -105,13 +105,13 @@ impl fmt::Display for KernelChoice {
 /// The engine of a context, whichever kernel it is on.
 #[derive(Clone)]
 pub(crate) struct AnyEngine {
-    engine: Arc<dyn Other>,
+    engine: Arc<dyn DynEngine>,
     /// `None`: on a kernel, or with a policy, of a test's own; or simulated.
     pub(crate) kernel: Option<KernelChoice>,
 }
 
 /// What files ask of an engine whose type they do not know.
-pub(crate) trait Other: Performs + Send + Sync {
+pub(crate) trait DynEngine: Performs + Send + Sync {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
@@ -119,7 +119,7 @@ pub(crate) trait Other: Performs + Send + Sync {
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
 
-impl<K: Kernel, P: Policy> Other for Engine<K, P> {
+impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
     fn stats(&self) -> Stats {
         Engine::stats(self)
     }
@@ -143,13 +143,13 @@ impl<K: Kernel, P: Policy> Other for Engine<K, P> {
 
 impl AnyEngine {
     /// One that no name stands for.
-    pub(crate) fn unnamed(engine: Arc<dyn Other>) -> AnyEngine {
+    pub(crate) fn unnamed(engine: Arc<dyn DynEngine>) -> AnyEngine {
         AnyEngine { engine, kernel: None }
     }
 
     /// Gives this thread's context an engine.
     pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
-        let engine: Arc<dyn Other> = match choice {
+        let engine: Arc<dyn DynEngine> = match choice {
             KernelChoice::Auto => {
                 Auto::attach(depth)?;
                 return AnyEngine::of_this_context();
@@ -226,7 +226,7 @@ impl AnyEngine {
 }
 
 /// The engine `E` by its kernel's name, if it is one.
-fn named<E: Other + Any>(
+fn named<E: DynEngine + Any>(
     source: Arc<dyn Any + Send + Sync>,
     kernel: Option<KernelChoice>,
 ) -> Result<AnyEngine, Arc<dyn Any + Send + Sync>> {

@@ -3,7 +3,7 @@
 //! ```text
 //!   coroutine                 queue.rs                kernel              reap.rs
 //!   ---------                 --------                ------              -------
-//!   transfer(op)
+//!   perform(op)
 //!     a slot, its key  --->   pending
 //!     suspend()                 plugged, or in a
 //!                               round of the loop?
@@ -15,7 +15,7 @@
 //!     returns
 //! ```
 //!
-//! `transfer` is the one way in, and in it lies what makes borrowed buffers sound (*lent to the kernel*, rule E13): it does
+//! [`perform`] is the one way in, and in it lies what makes borrowed buffers sound (*lent to the kernel*, rule E13): it does
 //! not return, and does not unwind, before its request has completed.
 
 #![allow(unsafe_code)]

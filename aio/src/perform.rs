@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The processor expects returns to match the calls that it saw last. A frame that is left on another stack and returned from
-//! later breaks that twice, which costs more than all of `begin`. So the suspension, and nothing else, is compiled into the
-//! caller, all the way up to [`File::read_at`](crate::File::read_at).
+//! later breaks that twice. So the suspension, and nothing else, is compiled into the caller, all the way up to
+//! [`File::read_at`](crate::File::read_at).
 
 #![allow(unsafe_code)]
 

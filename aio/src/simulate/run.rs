@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use coralio_runtime::{AioContext, Source};
 
-use crate::any::Other;
+use crate::any::DynEngine;
 use crate::kernel::sim::SimKernel;
 use crate::kernel::sim::tape::{Choice, Tape};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, AtHome, Source};
 
-use crate::any::Other;
+use crate::any::DynEngine;
 use crate::detach::Carried;
 use crate::engine::{Engine, Stats};
 use crate::kernel::sim::SimKernel;
@@ -20,7 +20,7 @@ use crate::request::Slot;
 
 /// What the loop drives, and files use: an engine on the simulated kernel, whatever its policy.
 pub(crate) struct Simulated {
-    engine: Arc<dyn Other>,
+    engine: Arc<dyn DynEngine>,
     source: Arc<dyn Source>,
     context: AioContext,
     pub(crate) kernel: SimKernel,
@@ -58,7 +58,7 @@ impl Performs for Simulated {
     }
 }
 
-impl Other for Simulated {
+impl DynEngine for Simulated {
     fn stats(&self) -> Stats {
         self.engine.stats()
     }
