@@ -3,19 +3,20 @@
 //! Each coroutine takes the next block that is not zeroes, reads it and writes it, as in a copy of files. Who takes blocks may have to
 //! read tables for it, and be suspended: so that is one coroutine's at a time, under a [`CoMutex`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio_aio::{AlignedBuf, CoMutex, File, spawn};
+use coralio_aio::{AlignedBuf, CoMutex, File};
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, open};
 use indicatif::BinaryBytes;
 
 use crate::draft::Draft;
 use crate::job::check_signals;
 use crate::options::Options;
+use crate::together;
 
 /// What the coroutines share.
 struct Disks {
@@ -25,14 +26,14 @@ struct Disks {
     /// Where to look for the next block.
     next: CoMutex<u64>,
     bytes: Cell<u64>,
-    failed: Cell<bool>,
+    first_error: RefCell<Option<io::Error>>,
 }
 
 impl Disks {
     /// The next block that is not zeroes: where, and how long.
     fn next_block(&self) -> io::Result<Option<(u64, usize)>> {
         let mut next = self.next.lock();
-        while *next < self.source.len() && !self.failed.get() {
+        while *next < self.source.len() && self.first_error.borrow().is_none() {
             check_signals()?;
             let offset = *next;
             let extent = self.source.extent(offset, self.source.len() - offset)?;
@@ -80,20 +81,20 @@ pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<Stri
         block_size: options.block_size,
         next: CoMutex::new(0),
         bytes: Cell::new(0),
-        failed: Cell::new(false),
+        first_error: RefCell::default(),
     });
     let coroutines = disks.source.len().div_ceil(options.block_size).min(options.depth.into());
-    let started: Vec<_> = (0..coroutines)
-        .map(|_| {
-            let disks = Rc::clone(&disks);
-            spawn(move || disks.copy_blocks().inspect_err(|_| disks.failed.set(true)))
-        })
-        .collect();
-    let ended: Vec<_> =
-        started.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
-    ended.into_iter().collect::<io::Result<()>>().map_err(say)?;
+    let copier = Rc::clone(&disks);
+    let work = move || {
+        if let Err(error) = copier.copy_blocks() {
+            copier.first_error.borrow_mut().get_or_insert(error);
+        }
+    };
+    together(coroutines, work).map_err(say)?;
+    disks.first_error.take().map_or(Ok(()), Err).map_err(say)?;
     disks.target.flush().map_err(say)?;
     draft.set_mode(mode).map_err(say)?;
+    file.sync_all().map_err(say)?;
     draft.publish()?;
     let (len, bytes, took) = (disks.source.len(), disks.bytes.get(), clock.elapsed().as_secs_f64());
     let holes = if len > bytes { format!(" ({} of it zeroes)", BinaryBytes(len - bytes)) } else { String::new() };

@@ -52,15 +52,19 @@ fn copy_blocks(job: &Job) -> io::Result<()> {
 
 /// All of them at once. The first error stops them, and is the one returned.
 fn copy_all(job: &Rc<Job>, coroutines: u64) -> io::Result<()> {
-    let start = |_| {
-        let job = Rc::clone(job);
-        Coroutine::builder().spawn(move || job.note(copy_blocks(&job)))
-    };
+    let copier = Rc::clone(job);
+    together(coroutines, move || copier.note(copy_blocks(&copier)))?;
+    job.result()
+}
+
+/// So many coroutines that do the same, to their ends.
+fn together(coroutines: u64, work: impl Fn() + Clone + 'static) -> io::Result<()> {
+    let start = |_| Coroutine::builder().spawn(work.clone());
     let started: io::Result<Vec<_>> = (0..coroutines).map(start).collect();
     for coroutine in started? {
         coroutine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
-    job.result()
+    Ok(())
 }
 
 fn main() -> ExitCode {
