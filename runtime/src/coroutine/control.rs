@@ -79,8 +79,8 @@ impl Eq for CoroutineId {}
 
 /// A control block. See the module for why it is shared and never freed.
 ///
-/// In this order, as [`Own`] is: what a switch touches lies in the first 128 bytes, two cache lines that are fetched together. After
-/// I/O they are cold.
+/// In this order, as [`Own`] is: what a switch touches lies in the first 128 bytes, which is two cache lines. After I/O they are
+/// cold.
 #[repr(C, align(128))]
 pub(crate) struct Control {
     pub(crate) ticket: Ticket,
