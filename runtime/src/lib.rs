@@ -59,7 +59,7 @@ pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
     Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
-pub use task::{JoinHandle, spawn};
+pub use task::{JoinHandle, spawn, start};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -50,7 +50,63 @@ where
     builder.spawn(f).unwrap_or_else(|error| panic!("cannot spawn a coroutine: {error}"))
 }
 
+/// As [`spawn`], but enters the coroutine at once: it has run to its first yield, or to its end, when this returns. What it
+/// asks for gathers sooner by a round of the loop.
+///
+/// ```
+/// use coralio_runtime::{AioContext, start};
+///
+/// AioContext::run(|_ctx| {
+///     let sum = start(|| 2 + 2);
+///     assert!(sum.is_finished());
+///     assert_eq!(sum.join().unwrap(), 4);
+/// });
+/// ```
+///
+/// # Panics
+///
+/// As [`spawn`]. Its own panic is its handle's, as any spawned coroutine's.
+///
+/// # Control
+///
+/// Enters it, and then whatever it woke.
+#[track_caller]
+pub fn start<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + 'static,
+    T: 'static,
+{
+    let builder = Builder { attributes: Attributes::new() };
+    builder.start(f).unwrap_or_else(|error| panic!("cannot start a coroutine: {error}"))
+}
+
 impl Builder {
+    /// As [`start`], with this name and stack size.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    ///
+    /// # Control
+    ///
+    /// Enters it, and then whatever it woke.
+    pub fn start<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
+    where
+        F: FnOnce() -> T + 'static,
+        T: 'static,
+    {
+        let home = Home::expect("start");
+        let _beat = home.beat();
+        // SAFETY: `f` and its result are 'static.
+        let id = unsafe { home.create(self.attributes, false, f) }?;
+        home.try_enter(id).expect("nobody else knows of it");
+        Ok(JoinHandle { id, _result: PhantomData })
+    }
+
     /// As [`spawn`], with this name and stack size.
     ///
     /// # Errors

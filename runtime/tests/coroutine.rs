@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use common::{Log, panic_in, panic_of};
 use coralio_runtime::{
-    AioContext, Coroutine, EnterError, JoinHandle, MIN_STACK_SIZE, Waker, spawn, suspend, yield_now,
+    AioContext, Coroutine, EnterError, JoinHandle, MIN_STACK_SIZE, Waker, spawn, start, suspend, yield_now,
 };
 
 fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
@@ -34,6 +34,28 @@ fn a_new_coroutine_runs_nothing() {
         co.enter();
         assert_eq!(steps.get(), 2);
         assert!(co.has_ended());
+    });
+}
+
+#[test]
+fn what_is_started_runs_before_start_returns() {
+    // C2: started is entered at once, and is back at its first yield; C8: a panic by then is its handle's all the same
+    AioContext::run(|_| {
+        let log = Log::default();
+        let in_it = log.clone();
+        let started = start(move || {
+            in_it.add("begins");
+            suspend();
+            in_it.add("ends");
+            7
+        });
+        log.add("|");
+        started.coroutine().enter();
+        assert_eq!(log.take(), "begins | ends");
+        assert_eq!(started.join().unwrap(), 7);
+        let panicked = start(|| panic!("at once"));
+        assert!(panicked.is_finished());
+        assert_eq!(panic_in(panicked), "at once");
     });
 }
 
