@@ -9,7 +9,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coralio_aio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, suspend, timeout};
+use coralio_aio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, start, suspend, timeout};
 
 use crate::buffers::Buffer;
 use crate::export::Export;
@@ -33,6 +33,8 @@ pub struct Connection {
     pub outbox: Outbox,
     requests: Cell<usize>,
     bytes: Cell<usize>,
+    /// The next request has been read, too.
+    more_to_come: Cell<bool>,
     reader: Coroutine,
     /// Waits until less is under way.
     waiter: Cell<Option<Coroutine>>,
@@ -64,6 +66,7 @@ pub fn serve(socket: fs::File, export: &Rc<Export>, agreed: Agreed) -> io::Resul
         outbox: Outbox::default(),
         requests: Cell::new(0),
         bytes: Cell::new(0),
+        more_to_come: Cell::new(false),
         reader: Coroutine::current().expect("a connection is served by a coroutine"),
         waiter: Cell::new(None),
     });
@@ -95,7 +98,8 @@ impl Connection {
                 }
                 _ => None,
             };
-            drop(spawn(move || answer(ticket, &request, data)));
+            self.more_to_come.set(inbox.has_head());
+            drop(start(move || answer(ticket, &request, data)));
         }
         Ok(())
     }
@@ -140,9 +144,9 @@ impl Connection {
         debug_assert!(idle.is_ok(), "nothing cuts this short");
     }
 
-    /// Whether one request is under way, and no more.
+    /// Whether one request is under way, and no more, and none that is known of comes next.
     pub fn has_no_other(&self) -> bool {
-        self.requests.get() == 1
+        self.requests.get() == 1 && !self.more_to_come.get()
     }
 
     /// As if the client had said that it will ask for no more.

@@ -32,7 +32,7 @@ impl Inbox {
 
     /// The next request's header; `None` if the client has said that there will be none.
     pub fn head(&mut self, socket: &CoFd<fs::File>) -> io::Result<Option<[u8; REQUEST_LEN]>> {
-        while self.end - self.start < REQUEST_LEN {
+        while !self.has_head() {
             let begun = self.end - self.start;
             if let Some(memory) = self.memory.take() {
                 self.begun[..begun].copy_from_slice(&memory[self.start..self.end]);
@@ -57,6 +57,11 @@ impl Inbox {
         self.start += REQUEST_LEN;
         self.room = ROOM;
         Ok(Some(head))
+    }
+
+    /// Whether the next header is here already.
+    pub fn has_head(&self) -> bool {
+        self.end - self.start >= REQUEST_LEN
     }
 
     /// Fills `payload` with what follows; and reads what follows that, if it has come too.
