@@ -19,6 +19,8 @@
 //! | apart | each | errors, of as many as there are | 12,530 |
 //! | apart | in turns | short transfers, of as many as there are | 26,522 |
 //!
+//! Without `--release` the fifth row alone is tested.
+//!
 //! Not exhausted: three requests with more faults than that; and what completes while the loop looks at the ring and neither
 //! submits nor sleeps. With one more fault in the first five rows, 1.1 million tapes:
 //! `CORALIO_SIM_FAULTS=1 cargo test --release --test simulation every`.
@@ -142,6 +144,7 @@ fn exhaust(what: &str, faults: &Faults, f: impl Fn(&Sim) -> io::Result<()>) -> u
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
 fn every_tape_of_reads_and_writes() {
     // E2-E10, E17: in every order, each of them a read or a write, and one fault anywhere.
     let tapes = exhaust("each a read or a write", &faults(1 + more()), |sim| run(sim, Shape::Apart, Kinds::Each, 3));
@@ -154,18 +157,21 @@ fn exhaust_shape(shape: Shape, most: u32) -> u64 {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
 fn every_tape_of_two_faults() {
     // E2-E10, E17: in every order, and two faults anywhere.
     assert!(exhaust_shape(Shape::Apart, 2) > 30_000);
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
 fn every_tape_of_those_who_wait_for_each_other() {
     // E2-E10, E17, S1, X2: by a lock, or in a nested poll; in every order, and two faults anywhere.
     assert!([Shape::Locked, Shape::Polls].map(|shape| exhaust_shape(shape, 2)).iter().sum::<u64>() > 45_000);
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
 fn every_tape_of_plugs_and_cancels() {
     // E3, E11, E13, E17: whichever is cancelled, pending or in flight or done, stopped or not; in every order, and one fault
     // anywhere.
@@ -182,6 +188,7 @@ fn every_tape_of_two_requests() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
 fn every_fate_of_each_request() {
     // E10, E17: errors and short transfers without a limit to their number, in every order.
     let errors = exhaust("errors", &Faults::none().errors(0.5), |sim| run(sim, Shape::Apart, Kinds::Each, 3));

@@ -242,6 +242,12 @@ pub(super) fn a_sleep_is_ended_by_completions<K: Kernel, const N: usize>(kernels
     }
 }
 
+/// `count`, or less where CORALIO_TEST_DIVISOR says so: under valgrind a thread takes a second.
+pub(super) fn scaled(count: usize) -> usize {
+    let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    (count / divisor).max(2)
+}
+
 pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
     // W3: eventfd, or an epoll with it, signalled at any moment.
     for kernel in kernels(8) {
@@ -249,7 +255,7 @@ pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel, const N: usize>(kern
         let epoll = epoll_with(&signalled);
         for watched in [&signalled, &epoll] {
             thread::scope(|scope| {
-                for _ in 0..200 {
+                for _ in 0..scaled(200) {
                     scope.spawn(|| signal(&signalled));
                     wait_for(&kernel, watched, &signalled);
                 }
@@ -262,16 +268,17 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel, const N: usize
     // W3: the event that is to wake the home thread is not swallowed behind its back.
     for kernel in kernels(8) {
         let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
+        let total = scaled(20_000) as u32;
         thread::scope(|scope| {
             scope.spawn(|| {
-                for round in 0..20_000 {
+                for round in 0..total {
                     signal(&signalled);
                     while rounds.load(Acquire) == round {
                         assert_eq!(kernel.peek(), None);
                     }
                 }
             });
-            for round in 0..20_000 {
+            for round in 0..total {
                 // Peeks at times only: whether the poll request is armed when it sleeps differs from round to round.
                 while !reset(&signalled) {
                     kernel.wait(1, Some(signalled.as_fd()), None).unwrap();

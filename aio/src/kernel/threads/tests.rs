@@ -1,6 +1,6 @@
 //! Real requests on real files: what every kernel must do, what is the threads' own, and the engine on top.
 
-use super::super::conformance::{self, NOW, Page, Temp, bad, eventfd, next, one, operation, signal, submit};
+use super::super::conformance::{self, NOW, Page, Temp, bad, eventfd, next, one, operation, scaled, signal, submit};
 use super::kick::uninterrupted;
 use super::*;
 use crate::kernel::Opcode;
@@ -25,11 +25,6 @@ conformance::tests!(kernels);
 fn submit_bad(kernel: &Threads, keys: std::ops::Range<u64>) -> io::Result<usize> {
     let mut entries: Vec<_> = keys.map(|key| kernel.prepare(&bad(), key)).collect();
     submit(kernel, &mut entries)
-}
-
-fn scaled(count: usize) -> usize {
-    let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    (count / divisor).max(2)
 }
 
 #[test]
