@@ -205,9 +205,36 @@ fn each_exhibit_fails_and_the_guard_mends_it() {
     let [out, guarded] = ["h2.txt", "h2-guarded.txt"].map(|name| fs::read_to_string(folder.0.join(name)).unwrap());
     assert!(out.contains("VIOLATION") && !guarded.contains("VIOLATION"));
 
-    for wrong in ["0", "14"] {
+    for (wrong, remedy) in [("0", "choose 1 to 13"), ("14", "choose 1 to 13"), ("H11", "choose 9 or 10")] {
         let output = program("museum").args(["--exhibit", wrong]).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("choose 1 to 13"));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(remedy));
     }
+}
+
+#[test]
+fn an_exhibit_of_many_submits_counts_those_that_are_drawn() {
+    // H10: by the bug's number as by the table's; each submit that is told of has given the kernel something
+    let printed = succeeds(program("museum").args(["--exhibit", "h10"]));
+    assert_eq!(printed, succeeds(program("museum").args(["--exhibit", "8"])));
+    let (out, _) = printed.split_once("== With the guard in").unwrap();
+    let submits = out.lines().filter(|line| line.ends_with(" submit")).count();
+    assert!(out.contains(&format!("Fails: deep: {submits} submits on the stack")), "{submits}: {out}");
+}
+
+#[test]
+fn pages_say_in_their_title_how_it_ended() {
+    // Checks what a reader sees first of a page, of a lesson and of the museum; also where no rule was broken
+    let folder = Folder::new("titles");
+    let page = |name: &str| fs::read_to_string(folder.0.join(name)).unwrap();
+    let title = |page: &str| page.split("title>").nth(1).unwrap().trim_end_matches("</").to_string();
+    succeeds(program("museum").args(["--exhibit", "8", "--trace"]).arg(folder.0.join("deep.html")));
+    let (deep, guarded) = (page("deep.html"), page("deep-guarded.html"));
+    let failure = "deep: 8 submits on the stack, each within the one before";
+    assert!(title(&deep).ends_with(&format!("fails: {failure}")), "{}", title(&deep));
+    assert!(title(&guarded).ends_with("ends well"), "{}", title(&guarded));
+    assert!(deep.contains(&format!("\"failure\":\"{failure}\"")) && guarded.contains("\"failure\":\"\""));
+    program("09_september_2016").arg("--trace").arg(folder.0.join("h2.html")).output().unwrap();
+    let titles = ["h2-1.html", "h2-2.html", "h2-3.html"].map(|name| title(&page(name)));
+    assert!(titles[2].contains(": fails: recursive entry of 'A'"), "{titles:?}");
 }

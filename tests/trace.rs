@@ -151,7 +151,7 @@ fn data(page: &str) -> Value {
 #[test]
 fn a_page_needs_nothing_else_and_escapes_names() {
     // No name ends a script, and no address leads out
-    let page = traced(10_000, Some(NAME)).html_titled("a < b & </title>");
+    let page = traced(10_000, Some(NAME)).html_titled("a < b & </title>", None);
     assert_eq!(page.matches("</script").count(), 2);
     assert!(page.contains("<title>a &lt; b &amp; &lt;/title></title>"));
     for outside in ["http:", "https:", "//cdn", " src=", "@import", "url("] {
@@ -210,6 +210,8 @@ const key = (key) => document.dispatchEvent(new KeyboardEvent('keydown', { key, 
 const slide = (to) => { $('slider').value = to; $('slider').dispatchEvent(new Event('input')); };
 const here = () => Number($('slider').value);
 const middle = () => { const box = $('cursor').getBoundingClientRect(); return box.left + box.width / 2; };
+seen.opened = $('number').textContent;
+seen.inSight = middle() > $('view').getBoundingClientRect().left && middle() < $('view').getBoundingClientRect().right;
 $('all').click();
 seen.most = Number($('slider').max);
 key('End'); seen.end = here();
@@ -308,7 +310,30 @@ fn everything_works(recording: &Recording, at: usize, seen: &Value) {
     assert_eq!(seen["chain"], chain(recording, at));
     assert_eq!(seen["violation"], format!("VIOLATION: {NAME}"));
     assert!(seen["alarm"].as_str().unwrap().contains(NAME));
+    let violation = recording.records.iter().find(|record| matches!(record.event, Event::Violation(_))).unwrap();
+    opens_at(violation.number, seen);
     assert!(seen["overflow"].as_i64().unwrap() <= 0, "wider than its window: {seen}");
+}
+
+/// It opens at this event, and has it in sight.
+fn opens_at(number: u64, seen: &Value) {
+    assert_eq!((&seen["opened"], &seen["inSight"]), (&format!("event {number}").into(), &true.into()), "{seen}");
+}
+
+#[test]
+fn a_browser_opens_a_run_that_failed_where_it_had_come_to() {
+    // C4: also where no rule was broken; the page says what it failed with
+    let folder = Folder::new("failed");
+    let recording = traced(10_000, None);
+    let what = "stuck: </script> & nobody comes";
+    let page = recording.html_titled("failed", Some(what));
+    let hidden = data(&page)["hidden"].as_array().unwrap().clone();
+    let last = (0..recording.records.len()).rfind(|at| !hidden.contains(&(*at).into())).unwrap();
+    for wide in [1280, 360] {
+        let Some(seen) = read(&page, 1, wide, &folder) else { return };
+        assert_eq!(seen["alarm"], format!("\u{2715} fails: {what}"));
+        opens_at(recording.records[last].number, &seen);
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     if let Some(file) = trace_file() {
         let file = with_suffix(&file, &format!("-{act}"));
         let ending = failure.map_or("ends well".into(), |failure| format!("fails: {failure}"));
-        recording.write_titled(&file, &format!("{title}: {ending}")).unwrap_or_else(|error| {
+        recording.write_titled(&file, &format!("{title}: {ending}"), failure).unwrap_or_else(|error| {
             eprintln!("cannot write the trace: {error}");
             process::exit(1)
         });

@@ -28,9 +28,9 @@ use workloads::Workload;
 /// Historic bugs of an I/O engine, still at work
 #[derive(Parser)]
 struct Options {
-    /// Show one failure, by its number in the table, and the same with the guard in
+    /// Show one failure, by its number in the table or its bug's (H10), and the same with the guard in
     #[arg(long, value_name = "N")]
-    exhibit: Option<usize>,
+    exhibit: Option<String>,
     /// Write them to FILE and, with the guard in, FILE-guarded instead
     #[arg(long, value_name = "FILE", requires = "exhibit")]
     trace: Option<PathBuf>,
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         print!("{}", run(&versions[cell[0]].workloads[cell[1]]).failure.unwrap_or_default());
         return ExitCode::SUCCESS;
     }
-    let Some(number) = options.exhibit else {
+    let Some(wanted) = options.exhibit else {
         return match matrix() {
             Ok(matrix) => {
                 print(&matrix);
@@ -59,9 +59,20 @@ fn main() -> ExitCode {
         };
     };
     let versions = versions();
-    let Some(version) = number.checked_sub(1).and_then(|index| versions.get(index)) else {
-        eprintln!("there is no exhibit {number}; choose 1 to {}", versions.len());
-        return ExitCode::FAILURE;
+    let numbers: Vec<_> = (1..=versions.len())
+        .filter(|number| wanted == number.to_string() || wanted.eq_ignore_ascii_case(versions[number - 1].rule))
+        .collect();
+    let version = match numbers[..] {
+        [number] => &versions[number - 1],
+        [] => {
+            eprintln!("there is no exhibit {wanted}; choose 1 to {}", versions.len());
+            return ExitCode::FAILURE;
+        }
+        _ => {
+            let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+            eprintln!("{wanted} has several exhibits; choose {}", numbers.join(" or "));
+            return ExitCode::FAILURE;
+        }
     };
     match show(version, options.trace.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -190,7 +201,7 @@ fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
                     version.when,
                     today.workloads[index].name
                 );
-                recording.write_titled(&file, &title)?;
+                recording.write_titled(&file, &title, failure.as_deref())?;
                 format!("See {}.\n", file.display())
             }
             None => recording.text_with(options),

@@ -55,10 +55,10 @@ impl Recording {
     /// Never switches. Blocks its thread while the file is written.
     pub fn write(&self, path: impl AsRef<Path>) -> io::Result<()> {
         let path = path.as_ref();
-        self.write_titled(path, &path.file_stem().unwrap_or_default().to_string_lossy())
+        self.write_titled(path, &path.file_stem().unwrap_or_default().to_string_lossy(), None)
     }
 
-    /// As [`write`](Self::write), with a title for a page.
+    /// As [`write`](Self::write), with a title for a page; and with what the run failed with, if it did.
     ///
     /// # Errors
     ///
@@ -67,10 +67,10 @@ impl Recording {
     /// # Control
     ///
     /// As [`write`](Self::write).
-    pub fn write_titled(&self, path: impl AsRef<Path>, title: &str) -> io::Result<()> {
+    pub fn write_titled(&self, path: impl AsRef<Path>, title: &str, failure: Option<&str>) -> io::Result<()> {
         let path = path.as_ref();
         let text = match Format::of(path)? {
-            Format::Html => self.html_titled(title),
+            Format::Html => self.html_titled(title, failure),
             Format::Json => self.perfetto(),
             Format::Text => self.text(),
         };

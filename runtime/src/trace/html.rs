@@ -33,17 +33,17 @@ impl Recording {
     ///
     /// Never switches.
     pub fn html(&self) -> String {
-        self.html_titled("Trace")
+        self.html_titled("Trace", None)
     }
 
-    /// As [`html`](Self::html), with a title.
+    /// As [`html`](Self::html), with a title; and with what the run failed with, if it did: the page opens there.
     ///
     /// # Control
     ///
     /// Never switches.
-    pub fn html_titled(&self, title: &str) -> String {
+    pub fn html_titled(&self, title: &str, failure: Option<&str>) -> String {
         let title = title.replace('&', "&amp;").replace('<', "&lt;");
-        let data = Drawing::of(self).json();
+        let data = Drawing::of(self).json(failure);
         let mut page = String::with_capacity(data.len() + PAGE.len() + STYLE.len() + SCRIPT.len());
         let mut rest = PAGE;
         // One after the other, and never in what was put in.
@@ -317,7 +317,7 @@ impl<'a> Drawing<'a> {
         self.events.extend(numbers);
     }
 
-    fn json(self) -> String {
+    fn json(self, failure: Option<&str>) -> String {
         let mut strings: Vec<_> = self.strings.places.iter().collect();
         strings.sort_unstable_by_key(|(_, place)| **place);
         let mut stacks: Vec<_> = self.stacks.iter().collect();
@@ -330,6 +330,7 @@ impl<'a> Drawing<'a> {
         let shown = self.recording.shown(TextOptions::default());
         let mut json = String::from("{");
         let _ = writeln!(json, "\"lost\":{},", self.recording.lost);
+        let _ = writeln!(json, "\"failure\":{},", Quoted(failure.unwrap_or_default()));
         let _ = writeln!(json, "\"strings\":{},", list(strings.iter().map(|(text, _)| Quoted(text))));
         let _ = writeln!(json, "\"lanes\":{},", list(self.recording.lanes.iter().map(|lane| Quoted(&lane.name))));
         let _ = writeln!(json, "\"rows\":{},", list(rows));

@@ -80,16 +80,12 @@ impl Replay {
         &self.stacks[thread]
     }
 
-    /// The coroutine that runs on a thread; `None`: the loop, or the thread itself.
+    /// The coroutine on whose stack a thread is: a loop that a coroutine polls runs on that one's. `None`: on its own.
     pub fn running(&self, thread: usize) -> Option<Lane> {
-        let innermost = self.stacks[thread].iter().rev().find(|frame| {
-            // What a submit or a reap runs in is still running; a round of the loop is another matter.
-            !matches!(frame, Frame::Span(Span::Submit | Span::Reap))
-        });
-        match innermost {
-            Some(Frame::Coroutine(lane)) => Some(*lane),
-            Some(Frame::Span(_)) | None => None,
-        }
+        self.stacks[thread].iter().rev().find_map(|frame| match frame {
+            Frame::Coroutine(lane) => Some(*lane),
+            Frame::Span(_) => None,
+        })
     }
 
     /// Whether a coroutine is on some thread's stack.

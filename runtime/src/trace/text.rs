@@ -11,7 +11,7 @@
 use std::fmt::Write;
 
 use super::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
-use super::replay::{Frame, Replay};
+use super::replay::Replay;
 
 /// What [`Recording::text_with`] shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -186,13 +186,9 @@ impl<'a> Columns<'a> {
         self.labels.len() - 1
     }
 
-    /// The column of whose stack a thread is on: a loop that a coroutine polls runs on that one's.
+    /// The column of whose stack a thread is on.
     fn actor(&self, replay: &Replay, thread: usize) -> usize {
-        let innermost = replay.stack(thread).iter().rev().find_map(|frame| match frame {
-            Frame::Coroutine(lane) => Some(*lane),
-            Frame::Span(_) => None,
-        });
-        innermost.map_or(thread, |lane| self.lane(lane))
+        replay.running(thread).map_or(thread, |lane| self.lane(lane))
     }
 
     fn row(&self, text: &mut String, after: &Replay, record: &Record, before: Before, options: TextOptions) {

@@ -26,7 +26,9 @@
   // Rows, from top to bottom.
   const rows = data.rows.filter((row) => row.kind !== "requests" || row.levels.length);
   let bottom = TOP;
-  for (const row of rows) {
+  // Below many coroutines nobody would look for the kernel.
+  const many = rows.length > 14, early = (row) => !many || row.kind !== "coroutine";
+  for (const row of [...rows.filter(early), ...rows.filter((row) => !early(row))]) {
     const levels = Math.max(1, row.levels.length);
     row.pitch = row.kind === "thread" ? 17 : row.kind === "requests" ? (levels > 8 ? 7 : 14) : 22;
     row.top = bottom;
@@ -70,8 +72,9 @@
     return text.length <= room ? text : room < 4 ? "" : `${text.slice(0, room - 1)}…`;
   };
 
+  // Boxes and lines; and the words above lines, which arrows are not to cross.
   function bars(row, from, to, left, right) {
-    let out = "";
+    let out = "", above = "";
     row.levels.forEach((level, n) => {
       const top = row.top + 4 + n * row.pitch, tall = row.pitch - 2, middle = top + tall / 2;
       let done = -1;
@@ -91,7 +94,7 @@
         };
         if (state === SUSPENDED) {
           out += `<line x1="${a}" y1="${middle}" x2="${b}" y2="${middle}" stroke="var(--faint)" stroke-width="1.2"/>`;
-          out += text("faint", string(label), middle - 3);
+          above += text("faint", string(label), middle - 3);
         } else if (state === ON_STACK) out += box(colour(depth), 'opacity="0.38"');
         else if (state === RUNS) out += box(colour(depth)) + (row.label ? "" : text("on", data.lanes[lane]));
         else if (state === FRAME) out += box(colour(depth)) + text("on");
@@ -102,7 +105,7 @@
         }
       }
     });
-    return out;
+    return [out, above];
   }
 
   // Where an arrow meets a row: a thread's at its lower edge, where its stack ends.
@@ -140,7 +143,7 @@
       }
       if (path) out += `<path d="${path}H${Math.min(right, x(count))}" fill="none" stroke="${css}" stroke-width="2"/>`;
     }
-    return out + `<text x="${right - 4}" y="${counterTop + 14}" text-anchor="end" class="faint">at most ${most}</text>`;
+    return out;
   }
 
   function named(row) {
@@ -166,16 +169,23 @@
       names += `<text x="10" y="${y}" class="name"><title>${escape(named(row))}</title>${escape(clip(named(row), left - 12))}</text>`;
     });
     names += `<text x="10" y="${counterTop + 19}" class="name">count</text>`;
+    names += `<text x="10" y="${counterTop + 35}" class="faint">at most ${most}</text>`;
     const here = x(cursor);
     out += `<rect id="cursor" x="${here - step / 2}" y="0" width="${step}" height="${height}" fill="var(--cursor)"/>`;
-    for (const row of rows) if (inSight(row)) out += bars(row, from, to, left, right);
+    let above = "";
+    for (const row of rows) {
+      if (!inSight(row)) continue;
+      const [boxes, words] = bars(row, from, to, left, right);
+      out += boxes;
+      above += words;
+    }
     out += counters(from, to, left, right);
     const every = Math.max(1, Math.ceil(44 / step / 5) * 5);
     // Of events that lie on one another, one is drawn.
     const skip = Math.max(1, Math.floor(1 / step));
     for (let place = from; place < to; place += skip) {
       const at = shown[place];
-      if (place % every === 0 && !bad.has(at)) {
+      if (place % every === 0 && !bad.has(at) && kind(at) !== "mark") {
         out += `<text x="${x(at)}" y="14" text-anchor="middle" class="faint">${field(at, NUMBER)}</text>`;
       }
       out += arrow(at);
@@ -185,9 +195,10 @@
       const a = x(at);
       out += `<line x1="${a}" y1="0" x2="${a}" y2="${height}" class="red"/>`;
       out += `<path d="M${a - 5} ${up + 5}l10 10m0 -10l-10 10" class="red"/>`;
+      above += `<text x="${a + 9}" y="${up + 14}" class="rednumber">${field(at, NUMBER)}</text>`;
     }
     svg.innerHTML =
-      `<g transform="translate(0 ${-up})">${out}` +
+      `<g transform="translate(0 ${-up})">${out}${above}` +
       `<rect x="0" y="0" width="${left - 1}" height="${height}" fill="var(--panel)"/>` +
       `<line x1="${left - 1}" x2="${left - 1}" y1="0" y2="${height}" stroke="var(--line)"/>${names}</g>`;
   }
@@ -295,25 +306,34 @@
     [sample('<circle cx="17" cy="9" r="4" class="made"/>'), "is made"],
     [sample('<rect x="13" y="5" width="8" height="8" class="head"/>'), "ends"],
     [sample(Array.from({ length: 4 }, (_, n) => `<rect x="${n * 8 + 1}" y="3" width="8" height="12" fill="${colour(n)}"/>`).join("")), "depth 1, 2, 3, 4, and so on"],
-    [box("var(--d1)"), "runs"], [box("var(--d1)", 'opacity="0.38"'), "on the stack"],
+    [box("var(--d0)"), "runs, in its depth's colour"], [box("var(--d0)", 'opacity="0.38"'), "on the stack"],
     [sample('<line x1="2" y1="9" x2="32" y2="9" stroke="var(--faint)" stroke-width="1.2"/>'), "suspended"],
     [box("var(--pending)"), "request pending"], [box("var(--flight)"), "request in flight"],
+    [sample('<path d="M2 13H12V5H22V13H32" fill="none" stroke="var(--flight)" stroke-width="2"/>'), "how many are in flight"],
+    [sample('<path d="M2 13H12V5H22V13H32" fill="none" stroke="var(--pending)" stroke-width="2"/>'), "how many are pending"],
     [sample('<path d="M14 16v-14l9 4l-9 4" class="arrow"/>'), "the program says something"],
     [sample('<circle cx="17" cy="9" r="2.5" class="head"/>'), "anything else"],
     [sample('<path d="M12 4l10 10m0 -10l-10 10" class="red"/>'), "a rule is broken"],
   ].map(([picture, words]) => `<li>${picture}${words}</li>`).join("");
   $("legend").open = window.innerHeight > 700 && window.innerWidth > 700;
   document.querySelector("h1").textContent = document.title;
-  if (bad.size) {
-    $("alarm").hidden = false;
-    for (const [at, what] of [...bad].slice(0, 20)) {
-      const button = document.createElement("button");
-      button.textContent = `✕ event ${field(at, NUMBER)}: ${string(what)}`;
-      button.onclick = () => go(places[at]);
-      $("alarm").append(button);
-    }
+  // What went wrong, and where: a violation, or where the run had come to when it failed.
+  const wrong = [...bad].map(([at, what]) => [at, `event ${field(at, NUMBER)}: ${string(what)}`]);
+  if (!bad.size && data.failure && count) wrong.push([count - 1, `fails: ${data.failure}`]);
+  for (const [at, what] of wrong.slice(0, 20)) {
+    const button = document.createElement("button");
+    button.textContent = `✕ ${what}`;
+    button.title = bad.size ? "go there (v: the next)" : "go there";
+    button.onclick = () => go(places[at]);
+    $("alarm").append(button);
   }
+  $("alarm").hidden = !wrong.length;
   arrange();
+  // A short run is as wide as the window.
+  step = Math.max(step, Math.min(48, (view.clientWidth - labels()) / (shown.length + 1)));
   resize();
-  go(bad.size ? places[bad.keys().next().value] : 0);
+  // Nor does the legend take the lanes' room.
+  if (view.scrollHeight > view.clientHeight + 2) $("legend").open = false;
+  resize();
+  go(wrong.length ? places[wrong[0][0]] : 0);
 })();
