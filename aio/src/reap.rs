@@ -116,8 +116,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 }
             }
             OnCompletion::EnterUnlessCurrent => {
-                if here.current() != Some(waiter) {
-                    here.coroutine(waiter).expect("it waits").enter();
+                let waits = here.coroutine(waiter).expect("it waits");
+                match here.current() == Some(waiter) {
+                    // Which is entered, and so left alone. The event log is told.
+                    true => drop(waits.enter_unless_entered()),
+                    false => waits.enter(),
                 }
             }
             OnCompletion::Enter => here.coroutine(waiter).expect("it waits").enter(),

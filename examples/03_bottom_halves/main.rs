@@ -32,11 +32,11 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
             let letters = Arc::clone(&letters);
             move || postman(&letters)
         });
-        for _ in 0..3 {
+        for letter in 1..=3 {
             letters.fetch_add(1, Ordering::Relaxed);
+            say(format!("letter {letter}: the postman is scheduled"));
             postman.schedule();
         }
-        say("three letters are there");
         for _ in 0..rounds {
             let progress = context.poll(false); // false: it does not wait for anything
             say(format!("was anything done? {progress}"));

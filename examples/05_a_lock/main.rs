@@ -48,8 +48,10 @@ fn main() {
     let taken = Rc::new(Cell::new(false));
     three("A fix that fails: who finds the flag up gives way first", move |number| {
         if taken.get() {
+            say("the flag is up: I give way");
             yield_now();
         }
+        say("I put the flag up");
         taken.set(true);
         add_one(number);
         taken.set(false);

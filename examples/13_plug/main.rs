@@ -13,7 +13,7 @@ mod lesson;
 
 use coralio_aio::{AioContext, Coroutine};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop};
+use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop, say};
 
 /// A, B and C read, brought to it by `start`; one call is to submit.
 fn three_reads(title: &str, start: fn(&Disk, &AioContext, &[Coroutine])) {
@@ -41,13 +41,16 @@ fn main() {
     // `_` is no name: what is bound to it is dropped in the same line.
     three_reads("A fix that fails: let _ = plug()", |disk, _context, readers| {
         let _ = disk.plug();
+        say("the plug was in, and is gone");
         enter_all(readers);
     });
 
     // When the plug goes, the loop submits in its next round. A destructor itself submits nothing: a submit may run anybody.
     three_reads("The fix: let plug = plug()", |disk, _context, readers| {
         let plug = disk.plug();
+        say("the plug is in");
         enter_all(readers);
+        say("the plug goes");
         drop(plug);
     });
 

@@ -18,6 +18,11 @@ use coralio_aio::simulate::Sim;
 
 use lesson::{say, simulated_act};
 
+fn write(file: &File) -> io::Result<()> {
+    say("I write new");
+    file.write_at(b"new", 0).map(drop)
+}
+
 /// Saves in some way, and loses power.
 fn save_and_crash(title: &str, save: fn(&File) -> io::Result<()>) {
     simulated_act(title, |sim: &Sim| {
@@ -35,21 +40,23 @@ fn save_and_crash(title: &str, save: fn(&File) -> io::Result<()>) {
 
 fn main() {
     // A write is done when the kernel has the data. The disk may not.
-    save_and_crash("The puzzle: write", |file| file.write_at(b"new", 0).map(drop));
+    save_and_crash("The puzzle: write", write);
 
     // Who reads is told what was written last, wherever that is.
     save_and_crash("A fix that fails: write, and read it back", |file| {
-        file.write_at(b"new", 0)?;
+        write(file)?;
         let mut found = [0; 3];
+        say("I read it back");
         file.read_exact_at(&mut found, 0)?;
-        say(format!("I read {}", String::from_utf8_lossy(&found)));
+        say(format!("it says {}", String::from_utf8_lossy(&found)));
         Ok(())
     });
 
     // When a sync returns, what was written before is on the disk for good. That is what takes time, and why one sync should
     // serve many writes.
     save_and_crash("The fix: write, and sync", |file| {
-        file.write_at(b"new", 0)?;
+        write(file)?;
+        say("I sync");
         file.sync_data()
     });
 }
