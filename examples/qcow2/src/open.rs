@@ -1,13 +1,15 @@
 //! Opening an image by its path: how, and which format it has.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
 use crate::chain::Chain;
-use crate::error::about;
+use crate::error::{about, unsupported};
 use crate::image::Image;
 use crate::qcow2::{MAGIC, Qcow2};
 
@@ -102,7 +104,18 @@ impl Qcow2 {
     }
 }
 
+/// Opens a file that can be an image: to open others may take for ever, or do something. An image says by itself what it is
+/// written on top of, and may name anything.
 pub(crate) fn open_file(path: &Path, options: &Options) -> io::Result<File> {
+    // What is not there, or not to be looked at, is for the opening to tell.
+    if let Ok(kind) = fs::metadata(path).map(|metadata| metadata.file_type())
+        && !(kind.is_file() || kind.is_block_device())
+    {
+        return Err(unsupported(format!(
+            "{}: an image is a file or a block device, and this is neither",
+            path.display()
+        )));
+    }
     File::options().read(true).write(options.write).direct(options.direct).open(path)
 }
 

@@ -11,7 +11,7 @@ use coralio_qcow2::{Extent, Format, Image, Options, Zeroes, open};
 pub const MOST_MEMORY: usize = 80 << 20;
 
 /// What is read from front to back of a disk, which may claim to have exabytes.
-const LOOKED_THROUGH: u64 = 256 << 10;
+const LOOKED_THROUGH: u64 = 128 << 10;
 const STEPS: usize = 12;
 /// The smallest cluster.
 const CLUSTER: u64 = 512;
@@ -40,7 +40,7 @@ fn look_through(image: &dyn Image) -> io::Result<()> {
         assert!(0 < extent.len && extent.len <= end - at, "an extent of {} bytes", extent.len);
         let part = &mut buf[..extent.len as usize];
         if image.read_at(part, at).is_ok() && extent.zero {
-            assert!(part.iter().all(|&byte| byte == 0), "{extent:?} at {at} does not read as zeroes");
+            assert!(*part == vec![0; part.len()], "{extent:?} at {at} does not read as zeroes");
         }
         at += extent.len;
     }
