@@ -15,7 +15,7 @@ use crate::buffers::Buffer;
 use crate::export::Export;
 use crate::inbox::Inbox;
 use crate::negotiate::Agreed;
-use crate::perform;
+use crate::perform::perform;
 use crate::protocol::{Command, MOST_BYTES, Request};
 use crate::reply::{Outbox, Reply};
 

@@ -38,7 +38,9 @@ pub fn at_work(job: impl FnOnce(&Scratch) + Send + 'static) {
 /// Puts the first inputs into the corpus, if that is empty.
 pub fn seed<I: IntoIterator<Item = Vec<u8>>>(inputs: impl FnOnce() -> I) {
     let corpus = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map(PathBuf::from);
-    let Some(corpus) = corpus.filter(|path| path.read_dir().is_ok_and(|mut files| files.next().is_none())) else { return };
+    let Some(corpus) = corpus.filter(|path| path.read_dir().is_ok_and(|mut files| files.next().is_none())) else {
+        return;
+    };
     for (number, input) in inputs().into_iter().enumerate() {
         fs::write(corpus.join(format!("seed-{number}")), input).unwrap();
     }
