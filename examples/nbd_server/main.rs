@@ -13,6 +13,7 @@
 //!   client <------ one write takes all replies            reply.rs
 //! ```
 
+mod budget;
 mod buffers;
 mod connection;
 mod crew;

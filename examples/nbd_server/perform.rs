@@ -8,6 +8,21 @@ use crate::buffers::Buffer;
 use crate::protocol::{self, Command, MOST_BYTES, Request};
 use crate::reply::Done;
 
+/// What is read through at a time, in bytes.
+const LOOKED_THROUGH: usize = 256 << 10;
+const MOST_EXTENTS: usize = 4096;
+
+/// How much memory a request and its reply take, in bytes.
+pub fn memory(request: &Request) -> usize {
+    match request.command {
+        Command::Read | Command::Write => Buffer::room(request.len.min(MOST_BYTES) as usize),
+        Command::Cache => Buffer::room(LOOKED_THROUGH.min(request.len as usize)),
+        // What grows is in memory twice for a while.
+        Command::BlockStatus if !request.one_extent() => 2 * size_of::<[u8; 8]>() * MOST_EXTENTS,
+        _ => 0,
+    }
+}
+
 /// Does what a client asks for. Where it waits for the disk, other requests run.
 pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, may_ask_extents: bool) -> io::Result<Done> {
     let (offset, len) = (request.offset, u64::from(request.len));
@@ -49,7 +64,7 @@ fn checked(len: u32) -> io::Result<usize> {
 
 /// Reads, and forgets: what has a cache beneath it has the range then, and what cannot be read is told.
 fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
-    let mut data = Buffer::new(len.min(1 << 20) as usize);
+    let mut data = Buffer::new(len.min(LOOKED_THROUGH as u64) as usize);
     let mut done = 0;
     while done < len {
         let piece = (len - done).min(data.len() as u64) as usize;
@@ -61,7 +76,7 @@ fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
 
 /// What the range is made of: one extent after the other, as many as go into a reply.
 fn extents(image: &dyn Image, request: &Request) -> io::Result<Done> {
-    let most = if request.one_extent() { 1 } else { 4096 };
+    let most = if request.one_extent() { 1 } else { MOST_EXTENTS };
     let (mut offset, mut left) = (request.offset, u64::from(request.len));
     if left == 0 {
         return Err(refusal("a range of no bytes has no status"));

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use coralio_aio::{CoFd, Coroutine, spawn};
 
+use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
 use crate::connection::{Connection, Ticket};
 use crate::protocol::{self, Command, Head, Request};
@@ -144,22 +145,22 @@ fn send(connection: &Rc<Connection>) {
         if replies.is_empty() {
             break;
         }
-        let sent = replies.chunks(TOGETHER).try_for_each(|together| send_all(&connection.socket, together));
-        if sent.is_err() {
+        let (socket, allowance) = (&connection.socket, &connection.allowance);
+        if let Err(why) = replies.chunks(TOGETHER).try_for_each(|together| send_all(socket, together, allowance)) {
             outbox.broken.set(true);
-            // Nothing that it asks for can be answered.
-            connection.stop_reading();
+            connection.fail(why);
         }
     }
     outbox.sender.set(None);
 }
 
-fn send_all(mut socket: &CoFd<fs::File>, replies: &[Reply]) -> io::Result<()> {
+fn send_all(mut socket: &CoFd<fs::File>, replies: &[Reply], allowance: &Allowance) -> io::Result<()> {
     let pieces = replies.iter().flat_map(|reply| [reply.head.bytes(), reply.body.bytes()]);
     let mut pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
     let mut rest = &mut pieces[..];
+    let mut pace = Pace::of(allowance);
     while !rest.is_empty() {
-        let sent = socket.write_vectored(rest)?;
+        let sent = pace.keep(|| socket.write_vectored(rest))?;
         if sent == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

@@ -3,6 +3,8 @@
 #![no_main]
 #![allow(dead_code)] // the server's files have what its program alone uses
 
+#[path = "../../../nbd_server/budget.rs"]
+mod budget;
 #[path = "../../../nbd_server/buffers.rs"]
 mod buffers;
 #[path = "../../tests/common/mod.rs"]
@@ -30,10 +32,11 @@ mod reply;
 mod trace;
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use clap::Parser;
 use coralio_aio::{CoFd, spawn};
@@ -45,8 +48,8 @@ use memory::Peak;
 
 /// Of the disk: what a session reads at once is no more.
 const SIZE: u64 = 1 << 20;
-/// Requests of one connection, their payloads, and what the image takes.
-const MOST_MEMORY: usize = 160 << 20;
+/// The payloads of one connection, and what the image takes.
+const MOST_MEMORY: usize = 100 << 20;
 
 fuzz_target!(
     init: seed(sessions),
@@ -66,18 +69,18 @@ fuzz_target!(
             let options = options::Options::parse_from(["nbd_server".as_ref(), path.as_os_str()]);
             let exports = open_all(&options, true).unwrap();
             // What is wrong with a client is no fault of the server.
-            let _ = serve(OwnedFd::from(server).into(), &exports);
+            let _ = serve(OwnedFd::from(server).into(), &exports, &options.budget());
             let _ = listens.join().unwrap();
             assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
         });
     }
 );
 
-fn serve(socket: fs::File, exports: &export::Exports) -> io::Result<()> {
+fn serve(socket: fs::File, exports: &export::Exports, budget: &Arc<budget::Budget>) -> io::Result<()> {
     let socket = CoFd::new(socket)?;
     let Some(agreed) = negotiate::negotiate(&socket, &Catalog::of(exports))? else { return Ok(()) };
     let export = exports[agreed.export].as_ref().expect("all are on this thread");
-    connection::serve(socket.into_inner(), export, agreed)
+    connection::serve(socket.into_inner(), export, agreed, budget)
 }
 
 /// The old way and the new one, each command, and errors.
