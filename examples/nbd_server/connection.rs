@@ -180,7 +180,7 @@ fn answer(ticket: Ticket, request: &Request, data: Option<Buffer>) {
     }
     let connection = Rc::clone(&ticket.connection);
     let unanswered = Unanswered(&connection);
-    let done = perform(&*connection.export.image, request, data, connection.agreed.base_allocation);
+    let done = perform(&*connection.export.image, request, data, connection.agreed);
     let reply = Reply::new(request, done, connection.agreed.structured, ticket);
     std::mem::forget(unanswered);
     connection.outbox.put(&connection, reply);

@@ -27,6 +27,7 @@ mod reply;
 mod server;
 #[path = "../shared/signals.rs"]
 mod signals;
+mod sparse;
 #[path = "../shared/trace.rs"]
 mod trace;
 

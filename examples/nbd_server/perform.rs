@@ -5,8 +5,10 @@ use std::io;
 use coralio_qcow2::{Image, Zeroes};
 
 use crate::buffers::Buffer;
+use crate::negotiate::Agreed;
 use crate::protocol::{self, Command, MOST_BYTES, Request};
 use crate::reply::Done;
+use crate::sparse;
 
 /// What is read through at a time, in bytes.
 const LOOKED_THROUGH: usize = 256 << 10;
@@ -24,14 +26,18 @@ pub fn memory(request: &Request) -> usize {
 }
 
 /// Does what a client asks for. Where it waits for the disk, other requests run.
-pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, may_ask_extents: bool) -> io::Result<Done> {
+pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, agreed: Agreed) -> io::Result<Done> {
     let (offset, len) = (request.offset, u64::from(request.len));
     if request.has_stray_flags() {
         return Err(refusal("the command does not have these flags"));
     }
     match (request.command, data) {
         (Command::Read, _) => {
-            let mut data = Buffer::new(checked(request.len)?);
+            let len = checked(request.len)?;
+            if agreed.structured && len >= sparse::LEAST && !request.unbroken() {
+                return sparse::read(image, offset, request.len);
+            }
+            let mut data = Buffer::new(len);
             image.read_at(&mut data, offset)?;
             return Ok(Done::Data(data));
         }
@@ -43,7 +49,7 @@ pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, may_a
             image.write_zeroes(offset, len, how)?;
         }
         (Command::Cache, _) => look_through(image, offset, len)?,
-        (Command::BlockStatus, _) if may_ask_extents => return extents(image, request),
+        (Command::BlockStatus, _) if agreed.base_allocation => return extents(image, request),
         (Command::BlockStatus, _) => return Err(refusal("base:allocation was not asked for in the handshake")),
         (Command::Write | Command::Disconnect | Command::Other(_), _) => return Err(refusal("no such command")),
     }

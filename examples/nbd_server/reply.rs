@@ -15,7 +15,7 @@ use coralio_aio::{CoFd, Coroutine, spawn};
 use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
 use crate::connection::{Connection, Ticket};
-use crate::protocol::{self, Command, Head, Request};
+use crate::protocol::{self, Command, Head, Part, Request};
 
 /// Replies that one call sends at most, two pieces each: the kernel takes 1024.
 const TOGETHER: usize = 512;
@@ -28,6 +28,8 @@ pub enum Done {
     Nothing,
     /// What was read.
     Data(Buffer),
+    /// What was read, where there are holes: the parts in order, and the data of those that have some.
+    Parts(Vec<Part>, Buffer),
     /// What the disk is made of.
     Extents(Vec<[u8; 8]>),
 }
@@ -36,6 +38,8 @@ pub enum Done {
 enum Body {
     None,
     Data(Buffer),
+    /// More heads, each with so many bytes of the data behind it.
+    Parts(Vec<(Head, usize)>, Buffer),
     Extents(Vec<[u8; 8]>),
     Message(String),
 }
@@ -43,7 +47,7 @@ enum Body {
 impl Body {
     fn bytes(&self) -> &[u8] {
         match self {
-            Body::None => &[],
+            Body::None | Body::Parts(..) => &[],
             Body::Data(data) => data,
             Body::Extents(extents) => extents.as_flattened(),
             Body::Message(message) => message.as_bytes(),
@@ -64,6 +68,13 @@ impl Reply {
         let (head, body) = match done {
             Ok(Done::Nothing) => (Head::done(cookie, structured), Body::None),
             Ok(Done::Data(data)) => (Head::data(cookie, request.offset, data.len(), structured), Body::Data(data)),
+            Ok(Done::Parts(parts, data)) => {
+                let last = parts.len() - 1;
+                let head = |(at, part): (usize, &Part)| {
+                    (Head::part(cookie, part, at == last), if part.hole { 0 } else { part.len as usize })
+                };
+                (Head::none(), Body::Parts(parts.iter().enumerate().map(head).collect(), data))
+            }
             Ok(Done::Extents(extents)) => {
                 (Head::block_status(cookie, extents.as_flattened().len()), Body::Extents(extents))
             }
@@ -74,6 +85,26 @@ impl Reply {
             }
         };
         Reply { head, body, _ticket: ticket }
+    }
+
+    /// Adds what is to be sent.
+    fn pieces<'a>(&'a self, pieces: &mut Vec<IoSlice<'a>>) {
+        let mut add = |piece: &'a [u8]| {
+            if !piece.is_empty() {
+                pieces.push(IoSlice::new(piece));
+            }
+        };
+        add(self.head.bytes());
+        add(self.body.bytes());
+        if let Body::Parts(parts, data) = &self.body {
+            let mut rest = &data[..];
+            for (head, len) in parts {
+                let (this, behind) = rest.split_at(*len);
+                add(head.bytes());
+                add(this);
+                rest = behind;
+            }
+        }
     }
 }
 
@@ -155,8 +186,8 @@ fn send(connection: &Rc<Connection>) {
 }
 
 fn send_all(mut socket: &CoFd<fs::File>, replies: &[Reply], allowance: &Allowance) -> io::Result<()> {
-    let pieces = replies.iter().flat_map(|reply| [reply.head.bytes(), reply.body.bytes()]);
-    let mut pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
+    let mut pieces = Vec::with_capacity(2 * replies.len());
+    replies.iter().for_each(|reply| reply.pieces(&mut pieces));
     let mut rest = &mut pieces[..];
     let mut pace = Pace::of(allowance);
     while !rest.is_empty() {

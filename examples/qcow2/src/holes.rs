@@ -19,12 +19,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// Never switches; the thread waits if the file system has to read where its data lies.
 pub fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<Range<u64>>> {
-    let seek = |offset: u64, whence| {
-        // SAFETY: lseek takes no pointers. It moves the descriptor's own offset, which nobody uses.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
-        u64::try_from(found).map_err(|_| io::Error::last_os_error())
-    };
-    match seek(from, libc::SEEK_DATA).and_then(|start| Ok(start..seek(start, libc::SEEK_HOLE)?)) {
+    match seek(file, from, libc::SEEK_DATA).and_then(|start| Ok(start..seek(file, start, libc::SEEK_HOLE)?)) {
         Ok(data) => Ok(Some(data)),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENXIO) => Ok(None),
@@ -32,4 +27,15 @@ pub fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<Range<u64
             _ => Err(error),
         },
     }
+}
+
+/// How many bytes the file has now. Never switches, and does not wait.
+pub(crate) fn file_end(file: BorrowedFd<'_>) -> io::Result<u64> {
+    seek(file, 0, libc::SEEK_END)
+}
+
+fn seek(file: BorrowedFd<'_>, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    // SAFETY: lseek takes no pointers. It moves the descriptor's own offset, which nobody uses.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
 }

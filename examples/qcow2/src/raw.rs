@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use coralio_aio::{AlignedBuf, File};
 
 use crate::error::{read_only, within};
-use crate::holes::next_data;
+use crate::holes::{file_end, next_data};
 use crate::image::{Extent, Image, Zeroes};
 
 /// How many zeroes are written at a time, where no faster way is left.
@@ -104,6 +104,8 @@ impl Image for Raw {
         within(offset, len, self.len)?;
         let end = offset + len;
         let hole_until = match next_data(self.file.as_fd(), offset)? {
+            // What the file had when it was opened may be gone: that is no hole, but reads as an error.
+            None if file_end(self.file.as_fd())? < end => return Err(io::ErrorKind::UnexpectedEof.into()),
             None => end,
             Some(data) if data.start <= offset => {
                 return Ok(Extent { len: data.end.min(end) - offset, allocated: true, zero: false });

@@ -28,6 +28,8 @@ mod perform;
 mod protocol;
 #[path = "../../../nbd_server/reply.rs"]
 mod reply;
+#[path = "../../../nbd_server/sparse.rs"]
+mod sparse;
 #[path = "../../../shared/trace.rs"]
 mod trace;
 
