@@ -41,6 +41,10 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
+    /// Serve images that other programs use at the same time, and let others use these: whoever writes may destroy them
+    #[arg(long)]
+    pub no_lock: bool,
+
     /// Past the page cache (O_DIRECT): auto is wherever the file system and the request allow it
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     direct: DirectArg,

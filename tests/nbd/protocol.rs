@@ -221,3 +221,29 @@ fn what_cannot_be_is_refused_at_the_start() {
     server.stop();
     assert!(!folder.path("s").exists(), "it takes its socket with it");
 }
+
+#[test]
+fn an_image_in_use_is_refused() {
+    // P24: a qcow2 image that another one writes is not served, and one that is served is not opened by qemu-img; --no-lock
+    let folder = Folder::new("use");
+    let image = folder.path("q");
+    coralio_aio::run(|| Qcow2::create(&image, &CreateOptions::new(1 << 20)).unwrap());
+    let image = image.to_str().unwrap();
+    let failing = |args: &[&str]| {
+        let panic = std::panic::catch_unwind(|| drop(Server::start(&folder, args))).unwrap_err();
+        panic.downcast_ref::<String>().unwrap().clone()
+    };
+    let twice = ["--export", &format!("a={image}"), "--export", &format!("b={image}")];
+    assert!(failing(&twice).contains("opens it twice"));
+    let server = Server::start(&folder, &["--threads", "2", image]);
+    let said = failing(&["--listen", "127.0.0.1:0", image]);
+    assert!(said.contains("open for writing") && said.contains("--no-lock"), "{said}");
+    let info = std::process::Command::new("qemu-img").args(["info", image]).output();
+    assert!(info.is_err() || !info.unwrap().status.success(), "it reads what is being written");
+    Server::start(&folder, &["--listen", "127.0.0.1:0", "--no-lock", "--read-only", image]).stop();
+    server.stop();
+    // Who only reads does not mind others who do.
+    let server = Server::start(&folder, &["--read-only", image]);
+    Server::start(&folder, &["--listen", "127.0.0.1:0", "--read-only", image]).stop();
+    server.stop();
+}

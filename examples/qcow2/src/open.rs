@@ -65,13 +65,17 @@ pub struct Options {
     /// Without one, a file that begins as qcow2 images do is one, and all others are raw. Whoever can write a raw disk can
     /// make it begin like that: name the format of what you do not trust.
     pub format: Option<Format>,
+    /// Keep other programs from what would destroy the image or what is read of it, and be kept from it by them: of those
+    /// that lock as QEMU's do. Each image of a chain is locked, as long as it is open. Not on the simulated kernel, which has
+    /// no other programs.
+    pub lock: bool,
 }
 
 /// Opens an image, and what it is written on top of.
 ///
 /// # Errors
 ///
-/// What the kernel says; `InvalidData` where the image's tables cannot be; `Unsupported`, by name, where it has what this
+/// What the kernel says; `ResourceBusy` if [another program's locks](Options::lock) are against it; `InvalidData` where the image's tables cannot be; `Unsupported`, by name, where it has what this
 /// program has not; each with the path.
 ///
 /// # Panics

@@ -36,6 +36,7 @@ pub(crate) use header::{Backing, Header, MAGIC};
 
 use crate::error::{read_only, within};
 use crate::image::{Extent, Image, Zeroes};
+use crate::lock::Lock;
 use allocate::Allocator;
 use cache::Cache;
 use compressed::Unpacked;
@@ -48,8 +49,8 @@ use top::Top;
 
 /// A qcow2 image. See the [crate](crate) for how it is laid out.
 ///
-/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Nothing keeps another
-/// process from writing the same file: that is the caller's to know.
+/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Only
+/// [locks](crate::Options::lock) keep another process from writing the same file.
 pub struct Qcow2 {
     file: Rc<File>,
     geometry: Geometry,
@@ -72,6 +73,7 @@ pub struct Qcow2 {
     /// Clusters of the file that tables are in; guest data must not be written there. Empty where the image is read only.
     tables: RefCell<rustc_hash::FxHashSet<u64>>,
     flushes: Flushes,
+    _lock: Option<Lock>,
 }
 
 impl Qcow2 {

@@ -8,6 +8,7 @@ use coralio_aio::{AlignedBuf, File};
 use crate::error::{read_only, within};
 use crate::holes::{file_end, next_data};
 use crate::image::{Extent, Image, Zeroes};
+use crate::lock::Lock;
 
 /// How many zeroes are written at a time, where no faster way is left.
 const ZEROES: u64 = 1 << 20;
@@ -18,6 +19,7 @@ pub struct Raw {
     file: File,
     len: u64,
     writable: bool,
+    _lock: Option<Lock>,
 }
 
 impl Raw {
@@ -31,8 +33,12 @@ impl Raw {
     ///
     /// May yield.
     pub fn new(file: File, writable: bool) -> io::Result<Raw> {
+        Raw::open(file, None, writable)
+    }
+
+    pub(crate) fn open(file: File, lock: Option<Lock>, writable: bool) -> io::Result<Raw> {
         let len = file.len()?;
-        Ok(Raw { file, len, writable })
+        Ok(Raw { file, len, writable, _lock: lock })
     }
 
     fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
