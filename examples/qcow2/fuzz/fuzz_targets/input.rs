@@ -1,6 +1,7 @@
 //! What all targets share: a loop that serves one input after the other, its folder, the first inputs, and choices by bytes.
 #![allow(dead_code)] // each target uses some of it
 
+use std::ffi::c_char;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};
@@ -8,6 +9,13 @@ use std::sync::{LazyLock, Mutex};
 use std::thread;
 
 use crate::common::Scratch;
+
+/// For AddressSanitizer. It does not look for leaks on the stacks of coroutines, and would report what lives there; a second
+/// stack for each of those, and all that was freed kept for long, would count as memory that an input takes.
+#[unsafe(no_mangle)]
+extern "C" fn __asan_default_options() -> *const c_char {
+    c"detect_leaks=0:detect_stack_use_after_return=0:quarantine_size_mb=16".as_ptr()
+}
 
 type Job = Box<dyn FnOnce(&Scratch) + Send>;
 
