@@ -42,8 +42,9 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
     let mut staff = Staff::hire(options, exports)?;
     let (told, tell) = UnixStream::pair().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let listener = Listener::bind(options)?;
-    println!("nbd_server: {} on {listener}", describe(&catalog));
+    // Whoever reads that it serves may end it at once.
     signals::listen(Some(tell.into()));
+    println!("nbd_server: {} on {listener}", describe(&catalog));
 
     let negotiators = Crew::default();
     let (desks, crew) = (Rc::new(staff.desks.clone()), negotiators.clone());

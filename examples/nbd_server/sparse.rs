@@ -1,6 +1,6 @@
 //! Reading where there are holes: what they are is told, and neither read nor sent.
 //!
-//! To ask where holes are costs as much as reading a few KiB does: so large reads alone ask, and a bounded number of times.
+//! To ask whether there is a hole costs about as much as to read one block: so large reads alone ask, now and then.
 
 use std::io;
 
@@ -12,8 +12,8 @@ use crate::reply::Done;
 
 /// Shorter reads do not look for holes, in bytes; and shorter holes are read as what is around them.
 pub const LEAST: usize = 64 << 10;
-/// Extents that are asked for. What is behind them is taken for data.
-const MOST_EXTENTS: usize = 64;
+/// What is taken for data before it is asked again, in bytes.
+const STEP: u64 = 256 << 10;
 
 /// Reads what is data, and tells where it is.
 pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
@@ -33,16 +33,10 @@ pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
 fn parts(image: &dyn Image, offset: u64, len: u32) -> io::Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     let (mut at, end) = (offset, offset.saturating_add(len.into()));
-    let mut asked = 0;
     while at < end {
-        let (len, hole) = match asked {
-            MOST_EXTENTS => (end - at, false),
-            _ => {
-                let extent = image.extent(at, end - at)?;
-                (extent.len, extent.zero && extent.len >= LEAST as u64)
-            }
-        };
-        asked += 1;
+        let found = image.hole(at, end - at)?;
+        let hole = found >= LEAST as u64;
+        let len = if hole { found } else { STEP.min(end - at) };
         match parts.last_mut().filter(|last| last.hole == hole) {
             Some(last) => last.len += len as u32,
             None => parts.push(Part { offset: at, len: len as u32, hole }),

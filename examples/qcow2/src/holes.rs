@@ -19,13 +19,21 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// Never switches; the thread waits if the file system has to read where its data lies.
 pub fn next_data(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<Range<u64>>> {
-    match seek(file, from, libc::SEEK_DATA).and_then(|start| Ok(start..seek(file, start, libc::SEEK_HOLE)?)) {
-        Ok(data) => Ok(Some(data)),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENXIO) => Ok(None),
-            Some(libc::EINVAL) => Ok(Some(from..u64::MAX)),
-            _ => Err(error),
-        },
+    let Some(start) = data_start(file, from)? else { return Ok(None) };
+    let end = match seek(file, start, libc::SEEK_HOLE) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => u64::MAX,
+        end => end?,
+    };
+    Ok(Some(start..end))
+}
+
+/// As [`next_data`], without looking for the data's end: in memory, the kernel goes through all of it page by page.
+pub(crate) fn data_start(file: BorrowedFd<'_>, from: u64) -> io::Result<Option<u64>> {
+    match seek(file, from, libc::SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Some(from)),
+        start => start.map(Some),
     }
 }
 

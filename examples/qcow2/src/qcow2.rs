@@ -125,6 +125,14 @@ impl Image for Qcow2 {
         self.range(offset, len)?;
         self.first_extent(offset, len)
     }
+
+    fn hole(&self, offset: u64, len: u64) -> io::Result<u64> {
+        self.range(offset, len)?;
+        if len == 0 || self.backing.is_some() {
+            return Ok(0);
+        }
+        self.first_extent(offset, len).map(|extent| if extent.zero { extent.len } else { 0 })
+    }
 }
 
 impl std::fmt::Debug for Qcow2 {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use coralio_aio::{AlignedBuf, File};
 
 use crate::error::{read_only, within};
-use crate::holes::{file_end, next_data};
+use crate::holes::{data_start, file_end, next_data};
 use crate::image::{Extent, Image, Zeroes};
 use crate::lock::Lock;
 
@@ -107,18 +107,23 @@ impl Image for Raw {
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        let hole = self.hole(offset, len)?;
+        if hole > 0 || len == 0 {
+            return Ok(Extent { len: hole, allocated: false, zero: true });
+        }
+        let data = next_data(self.file.as_fd(), offset)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Extent { len: data.end.min(offset + len) - offset, allocated: true, zero: false })
+    }
+
+    fn hole(&self, offset: u64, len: u64) -> io::Result<u64> {
         within(offset, len, self.len)?;
         let end = offset + len;
-        let hole_until = match next_data(self.file.as_fd(), offset)? {
+        match data_start(self.file.as_fd(), offset)? {
+            Some(start) => Ok(start.min(end) - offset),
             // What the file had when it was opened may be gone: that is no hole, but reads as an error.
-            None if file_end(self.file.as_fd())? < end => return Err(io::ErrorKind::UnexpectedEof.into()),
-            None => end,
-            Some(data) if data.start <= offset => {
-                return Ok(Extent { len: data.end.min(end) - offset, allocated: true, zero: false });
-            }
-            Some(data) => data.start.min(end),
-        };
-        Ok(Extent { len: hole_until - offset, allocated: false, zero: true })
+            None if file_end(self.file.as_fd())? < end => Err(io::ErrorKind::UnexpectedEof.into()),
+            None => Ok(len),
+        }
     }
 }
 
