@@ -64,7 +64,7 @@ impl Target {
             .direct(direct)
             .open(path)
             .map_err(|e| format!("{e}{}", remedy(&e)))?;
-        let how = coralio_qcow2::Options { write: options.write, direct, format: Some(Format::Qcow2) };
+        let how = coralio_qcow2::Options { write: options.write, direct, format: Some(Format::Qcow2), lock: false };
         let image = options.qcow2.then(|| coralio_qcow2::open(path, &how)).transpose().map_err(|e| e.to_string())?;
         let len = image.as_ref().map_or_else(|| file.len(), |image| Ok(image.len())).map_err(|e| say(e.to_string()))?;
         let size = options.size.unwrap_or(len);

@@ -1,7 +1,7 @@
 //! Memory for payloads: aligned for direct I/O, used again, and bounded.
 //!
-//! Each thread has its own, by size: powers of two. What is kept for later is bounded; what is in use, each connection
-//! bounds for itself.
+//! Each thread has its own, by size: powers of two. What is kept for later is bounded here; what is in use, by the
+//! [budget](crate::budget).
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
@@ -31,6 +31,11 @@ fn class(len: usize) -> usize {
 }
 
 impl Buffer {
+    /// How many bytes of memory one of `len` bytes takes.
+    pub fn room(len: usize) -> usize {
+        PAGE << class(len)
+    }
+
     pub fn new(len: usize) -> Buffer {
         let class = class(len);
         let kept = KEPT.with_borrow_mut(|kept| kept[class].pop());
@@ -39,7 +44,7 @@ impl Buffer {
                 KEPT_BYTES.set(KEPT_BYTES.get() - memory.len());
                 memory
             }
-            None => AlignedBuf::new(PAGE << class, PAGE),
+            None => AlignedBuf::new(Buffer::room(len), PAGE),
         };
         Buffer { memory: Some(memory), len }
     }

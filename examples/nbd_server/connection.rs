@@ -1,21 +1,23 @@
 //! One client, from the handshake's end to its own: what it asks for becomes coroutines, as many as it may have.
 //!
-//! What a connection may have under way is bounded, in requests and in bytes. A request counts until its reply is sent:
-//! so a client that takes no replies is not read from any more, and costs a bounded amount of memory.
+//! What a connection may have under way is bounded, in requests and in bytes; and so is what all have, see [`Budget`]. A
+//! request counts until its reply is sent: so a client that takes no replies is not read from any more.
 
 use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coralio_aio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, start, suspend, timeout};
 
+use crate::budget::{Allowance, Budget, OWN};
 use crate::buffers::Buffer;
 use crate::export::Export;
 use crate::inbox::Inbox;
 use crate::negotiate::Agreed;
-use crate::perform;
+use crate::perform::{memory, perform};
 use crate::protocol::{Command, MOST_BYTES, Request};
 use crate::reply::{Outbox, Reply};
 
@@ -31,13 +33,15 @@ pub struct Connection {
     pub export: Rc<Export>,
     pub agreed: Agreed,
     pub outbox: Outbox,
+    pub allowance: Allowance,
     requests: Cell<usize>,
-    bytes: Cell<usize>,
     /// The next request has been read, too.
     more_to_come: Cell<bool>,
     reader: Coroutine,
     /// Waits until less is under way.
     waiter: Cell<Option<Coroutine>>,
+    /// Why no more is read.
+    fault: Cell<Option<io::Error>>,
 }
 
 /// A request that is under way, until it is dropped.
@@ -50,7 +54,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let connection = &self.connection;
         connection.requests.set(connection.requests.get() - 1);
-        connection.bytes.set(connection.bytes.get() - self.bytes);
+        connection.allowance.give_back(self.bytes);
         if let Some(waiter) = connection.waiter.take() {
             waiter.wake();
         }
@@ -58,21 +62,22 @@ impl Drop for Ticket {
 }
 
 /// Serves one client, in the coroutine that calls, until it goes or is sent away; what it has asked for is finished.
-pub fn serve(socket: fs::File, export: &Rc<Export>, agreed: Agreed) -> io::Result<()> {
+pub fn serve(socket: fs::File, export: &Rc<Export>, agreed: Agreed, budget: &Arc<Budget>) -> io::Result<()> {
     let connection = Rc::new(Connection {
         socket: CoFd::new(socket)?,
         export: Rc::clone(export),
         agreed,
         outbox: Outbox::default(),
+        allowance: Allowance::of(budget),
         requests: Cell::new(0),
-        bytes: Cell::new(0),
         more_to_come: Cell::new(false),
         reader: Coroutine::current().expect("a connection is served by a coroutine"),
         waiter: Cell::new(None),
+        fault: Cell::new(None),
     });
     let outcome = connection.read_requests();
     connection.finish();
-    outcome
+    connection.fault.take().map_or(outcome, Err)
 }
 
 impl Connection {
@@ -81,19 +86,18 @@ impl Connection {
         while let Some(head) = inbox.head(&self.socket)? {
             let Some(request) = Request::parse(&head) else { return Err(refusal("a request has the wrong magic")) };
             let len = request.len as usize;
-            let payload = match request.command {
+            match request.command {
                 Command::Disconnect => break,
                 Command::Write if request.len > MOST_BYTES => {
                     return Err(refusal(&format!("a write of {len} bytes is too long; {MOST_BYTES} is the most")));
                 }
-                Command::Read | Command::Write => len.min(MOST_BYTES as usize),
-                _ => 0,
-            };
-            let ticket = self.admit(payload)?;
+                _ => {}
+            }
+            let ticket = self.admit(memory(&request))?;
             let data = match request.command {
                 Command::Write => {
                     let mut data = Buffer::new(len);
-                    inbox.payload(&self.socket, &mut data)?;
+                    inbox.payload(&self.socket, &mut data, &self.allowance)?;
                     Some(data)
                 }
                 _ => None,
@@ -107,11 +111,14 @@ impl Connection {
     /// Waits until one more request, with so many bytes, may be under way.
     fn admit(self: &Rc<Self>, bytes: usize) -> io::Result<Ticket> {
         self.wait_while(|| {
-            let (requests, under_way) = (self.requests.get(), self.bytes.get());
+            let (requests, under_way) = (self.requests.get(), self.allowance.under_way());
             requests >= MOST_REQUESTS || requests > 0 && under_way + bytes > MOST_UNDER_WAY
         })?;
+        match bytes > OWN {
+            true => self.allowance.wait_for(bytes)?,
+            false => self.wait_while(|| !self.allowance.try_take(bytes))?,
+        }
         self.requests.set(self.requests.get() + 1);
-        self.bytes.set(self.bytes.get() + bytes);
         Ok(Ticket { connection: Rc::clone(self), bytes })
     }
 
@@ -153,6 +160,12 @@ impl Connection {
     pub fn stop_reading(&self) {
         self.reader.cancel();
     }
+
+    /// Nothing that the client asks for can be answered.
+    pub fn fail(&self, why: io::Error) {
+        self.fault.set(Some(why));
+        self.stop_reading();
+    }
 }
 
 fn refusal(why: &str) -> io::Error {
@@ -171,7 +184,7 @@ fn answer(ticket: Ticket, request: &Request, data: Option<Buffer>) {
     }
     let connection = Rc::clone(&ticket.connection);
     let unanswered = Unanswered(&connection);
-    let done = perform(&*connection.export.image, request, data, connection.agreed.base_allocation);
+    let done = perform(&*connection.export.image, request, data, connection.agreed);
     let reply = Reply::new(request, done, connection.agreed.structured, ticket);
     std::mem::forget(unanswered);
     connection.outbox.put(&connection, reply);

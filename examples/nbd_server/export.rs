@@ -56,9 +56,11 @@ pub fn open_all(options: &Options, is_first: bool) -> Result<Exports, String> {
 fn open(Named { name, path }: &Named, format: Format, options: &Options) -> Result<Export, String> {
     let say = |error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied => format!("{error}; --read-only needs less"),
+        io::ErrorKind::ResourceBusy => format!("{error} (--no-lock)"),
         _ => error.to_string(),
     };
-    let how = coralio_qcow2::Options { write: !options.read_only, direct: options.direct(), format: Some(format) };
+    let (write, direct, lock) = (!options.read_only, options.direct(), !options.no_lock);
+    let how = coralio_qcow2::Options { write, direct, format: Some(format), lock };
     let image = coralio_qcow2::open(path, &how).map_err(say)?;
     let listing = Listing {
         name: name.clone(),

@@ -1,10 +1,11 @@
 //! What a client has sent and nobody has looked at: many requests with one system call, and no memory while nothing comes.
 
 use std::fs;
-use std::io::{self, IoSliceMut, Read};
+use std::io::{self, IoSliceMut};
 
 use coralio_aio::CoFd;
 
+use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
 use crate::protocol::REQUEST_LEN;
 
@@ -65,7 +66,7 @@ impl Inbox {
     }
 
     /// Fills `payload` with what follows; and reads what follows that, if it has come too.
-    pub fn payload(&mut self, mut socket: &CoFd<fs::File>, payload: &mut [u8]) -> io::Result<()> {
+    pub fn payload(&mut self, socket: &CoFd<fs::File>, payload: &mut [u8], allowance: &Allowance) -> io::Result<()> {
         if payload.len() >= LARGE {
             self.room = ROOM_FOR_HEADS;
         }
@@ -75,13 +76,17 @@ impl Inbox {
             begin.copy_from_slice(&memory[self.start..self.start + here]);
         }
         self.start += here;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let mut pace = Pace::of(allowance);
         while !rest.is_empty() {
             // All that was there is used up.
             let memory = self.memory.get_or_insert_with(|| Buffer::new(ROOM));
             (self.start, self.end) = (0, 0);
             let wanted = rest.len();
             let into = &mut [IoSliceMut::new(rest), IoSliceMut::new(&mut memory[..self.room])];
-            let count = socket.read_vectored(into)?;
+            let count = pace.keep(socket, |socket| socket.read_vectored(into))?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -1,4 +1,4 @@
-//! An NBD server: serves disk images to qemu, nbd-client, libnbd. Each request is a coroutine: see `perform`, right below.
+//! An NBD server: serves disk images to qemu, nbd-client, libnbd. Each request is a coroutine: see `perform`.
 //!
 //! ```text
 //! cargo run --release --example nbd_server -- disk.img
@@ -7,12 +7,13 @@
 //!
 //! ```text
 //!   client ------> one read brings many requests          inbox.rs, connection.rs
-//!                  each becomes a coroutine, and waits    perform
+//!                  each becomes a coroutine, and waits    perform.rs
 //!                  one submit for all that wait           the loop
 //!                  what is done wakes its coroutine
 //!   client <------ one write takes all replies            reply.rs
 //! ```
 
+mod budget;
 mod buffers;
 mod connection;
 mod crew;
@@ -20,91 +21,21 @@ mod export;
 mod inbox;
 mod negotiate;
 mod options;
+mod perform;
 mod protocol;
 mod reply;
 mod server;
 #[path = "../shared/signals.rs"]
 mod signals;
+mod sparse;
 #[path = "../shared/trace.rs"]
 mod trace;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use coralio_qcow2::{Image, Zeroes};
 
-use buffers::Buffer;
 use options::Options;
-use protocol::{Command, Request};
-use reply::Done;
-
-/// Does what a client asks for. Where it waits for the disk, other requests run.
-fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, may_ask_extents: bool) -> io::Result<Done> {
-    let (offset, len) = (request.offset, u64::from(request.len));
-    if request.has_stray_flags() {
-        return Err(refusal("the command does not have these flags"));
-    }
-    match (request.command, data) {
-        (Command::Read, _) => {
-            let mut data = Buffer::new(checked(request.len)?);
-            image.read_at(&mut data, offset)?;
-            return Ok(Done::Data(data));
-        }
-        (Command::Write, Some(data)) => image.write_at(&data, offset)?,
-        (Command::Flush, _) => image.flush()?,
-        (Command::Trim, _) => image.discard(offset, len)?,
-        (Command::WriteZeroes, _) => {
-            let how = Zeroes { keep_allocated: request.no_hole(), fast: request.fast_zero() };
-            image.write_zeroes(offset, len, how)?;
-        }
-        (Command::Cache, _) => look_through(image, offset, len)?,
-        (Command::BlockStatus, _) if may_ask_extents => return extents(image, request),
-        (Command::BlockStatus, _) => return Err(refusal("base:allocation was not asked for in the handshake")),
-        (Command::Write | Command::Disconnect | Command::Other(_), _) => return Err(refusal("no such command")),
-    }
-    if request.fua() {
-        image.flush()?;
-    }
-    Ok(Done::Nothing)
-}
-
-fn refusal(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, why)
-}
-
-/// A length that may be read at once.
-fn checked(len: u32) -> io::Result<usize> {
-    if len > protocol::MOST_BYTES { Err(refusal("more than 32 MiB at once")) } else { Ok(len as usize) }
-}
-
-/// Reads, and forgets: what has a cache beneath it has the range then, and what cannot be read is told.
-fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
-    let mut data = Buffer::new(len.min(1 << 20) as usize);
-    let mut done = 0;
-    while done < len {
-        let piece = (len - done).min(data.len() as u64) as usize;
-        image.read_at(&mut data[..piece], offset + done)?;
-        done += piece as u64;
-    }
-    Ok(())
-}
-
-/// What the range is made of: one extent after the other, as many as go into a reply.
-fn extents(image: &dyn Image, request: &Request) -> io::Result<Done> {
-    let most = if request.one_extent() { 1 } else { 4096 };
-    let (mut offset, mut left) = (request.offset, u64::from(request.len));
-    if left == 0 {
-        return Err(refusal("a range of no bytes has no status"));
-    }
-    let mut extents = Vec::new();
-    while left > 0 && extents.len() < most {
-        let extent = image.extent(offset, left)?;
-        extents.push(protocol::extent(extent.len as u32, !extent.allocated, extent.zero));
-        (offset, left) = (offset + extent.len, left - extent.len);
-    }
-    Ok(Done::Extents(extents))
-}
 
 fn main() -> ExitCode {
     let options = Options::parse();

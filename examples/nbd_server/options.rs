@@ -3,11 +3,15 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use coralio_aio::{DEFAULT_DEPTH, Direct, KernelChoice, Runner};
 use coralio_qcow2::Format;
 
+use crate::budget::Budget;
+use crate::protocol::MOST_BYTES;
 use crate::trace::TraceOption;
 
 /// Serves disk images over the NBD protocol, to qemu, nbd-client, libnbd and others.
@@ -37,6 +41,10 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
+    /// Serve images that other programs use at the same time, and let others use these: whoever writes may destroy them
+    #[arg(long)]
+    pub no_lock: bool,
+
     /// Past the page cache (O_DIRECT): auto is wherever the file system and the request allow it
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     direct: DirectArg,
@@ -58,12 +66,35 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
 
+    /// Memory for the payloads of all connections, in MiB, beyond 256 KiB that each of them has: what does not fit waits
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = memory)]
+    memory: u32,
+
+    /// Seconds in which a client that has much of that memory must move a megabyte of it while others wait, or it is sent away
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    patience: Duration,
+
     #[command(flatten)]
     pub trace: TraceOption,
 }
 
 fn format(text: &str) -> Result<Format, String> {
     Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
+}
+
+fn memory(text: &str) -> Result<u32, String> {
+    const LEAST: u32 = MOST_BYTES >> 20;
+    let mib = text.parse().map_err(|error| format!("{error}; a number of MiB is wanted"))?;
+    match mib {
+        LEAST..=0x10_0000 => Ok(mib),
+        0..LEAST => Err(format!("a request may have {LEAST} MiB, and would never fit; give {LEAST} or more")),
+        _ => Err("that is more than a TiB; give less".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// An image and the name that clients have for it.
@@ -117,6 +148,11 @@ impl Options {
             DirectArg::Always => Direct::Always,
             DirectArg::Never => Direct::Never,
         }
+    }
+
+    /// What the connections of all threads share.
+    pub fn budget(&self) -> Arc<Budget> {
+        Budget::new((self.memory as usize) << 20, self.patience)
     }
 
     /// What each thread runs in. The command line goes before the environment.

@@ -211,6 +211,11 @@ impl Request {
         self.flags & 1 << 1 != 0
     }
 
+    /// What is read comes in one piece.
+    pub fn unbroken(&self) -> bool {
+        self.flags & 1 << 2 != 0
+    }
+
     /// One extent is enough.
     pub fn one_extent(&self) -> bool {
         self.flags & 1 << 3 != 0
@@ -244,6 +249,17 @@ pub enum Error {
     NotSupported = 95,
 }
 
+/// A part of what was read, which is data or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub offset: u64,
+    pub len: u32,
+    pub hole: bool,
+}
+
+/// The flag of a structured reply's last chunk.
+const LAST: u16 = 1;
+
 /// What goes before a reply's data: at most as long as this.
 pub struct Head {
     bytes: [u8; Head::LONGEST],
@@ -251,7 +267,7 @@ pub struct Head {
 }
 
 impl Head {
-    const LONGEST: usize = 28;
+    const LONGEST: usize = 32;
 
     fn of<const N: usize>(fields: [&[u8]; N]) -> Head {
         let mut head = Head { bytes: [0; Head::LONGEST], len: 0 };
@@ -263,21 +279,25 @@ impl Head {
         head
     }
 
+    /// Of what has its heads elsewhere.
+    pub fn none() -> Head {
+        Head::of([])
+    }
+
     fn simple(cookie: u64, error: u32) -> Head {
         Head::of([&SIMPLE_REPLY_MAGIC.to_be_bytes(), &error.to_be_bytes(), &cookie.to_be_bytes()])
     }
 
-    /// The last and only chunk of a structured reply, whose first `fields` are given, and of which `more` bytes follow.
-    fn chunk(kind: u16, cookie: u64, fields: &[u8], more: usize) -> Head {
-        const DONE: u16 = 1;
+    /// A chunk of a structured reply, whose first `fields` are given, and of which `more` bytes follow.
+    fn chunk(flags: u16, kind: u16, cookie: u64, fields: &[u8], more: usize) -> Head {
         let len = (fields.len() + more) as u32;
         let magic = STRUCTURED_REPLY_MAGIC.to_be_bytes();
-        Head::of([&magic, &DONE.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes(), &len.to_be_bytes(), fields])
+        Head::of([&magic, &flags.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes(), &len.to_be_bytes(), fields])
     }
 
     /// It is done, and there is nothing to say.
     pub fn done(cookie: u64, structured: bool) -> Head {
-        if structured { Head::chunk(0, cookie, &[], 0) } else { Head::simple(cookie, 0) }
+        if structured { Head::chunk(LAST, 0, cookie, &[], 0) } else { Head::simple(cookie, 0) }
     }
 
     pub fn error(cookie: u64, error: Error, message: &str, structured: bool) -> Head {
@@ -285,7 +305,7 @@ impl Head {
         match structured {
             true => {
                 let len = (message.len() as u16).to_be_bytes();
-                Head::chunk(1 << 15 | 1, cookie, &[&error.to_be_bytes()[..], &len].concat(), message.len())
+                Head::chunk(LAST, 1 << 15 | 1, cookie, &[&error.to_be_bytes()[..], &len].concat(), message.len())
             }
             false => Head::simple(cookie, error),
         }
@@ -293,12 +313,21 @@ impl Head {
 
     /// `len` bytes of what was read follow.
     pub fn data(cookie: u64, offset: u64, len: usize, structured: bool) -> Head {
-        if structured { Head::chunk(1, cookie, &offset.to_be_bytes(), len) } else { Head::simple(cookie, 0) }
+        if structured { Head::chunk(LAST, 1, cookie, &offset.to_be_bytes(), len) } else { Head::simple(cookie, 0) }
+    }
+
+    /// A part of what was read: data, which follows, or a hole. Only in structured replies.
+    pub fn part(cookie: u64, part: &Part, is_last: bool) -> Head {
+        let (flags, offset) = (if is_last { LAST } else { 0 }, part.offset.to_be_bytes());
+        match part.hole {
+            true => Head::chunk(flags, 2, cookie, &[&offset[..], &part.len.to_be_bytes()].concat(), 0),
+            false => Head::chunk(flags, 1, cookie, &offset, part.len as usize),
+        }
     }
 
     /// `len` bytes of extents follow.
     pub fn block_status(cookie: u64, len: usize) -> Head {
-        Head::chunk(5, cookie, &BASE_ALLOCATION_ID.to_be_bytes(), len)
+        Head::chunk(LAST, 5, cookie, &BASE_ALLOCATION_ID.to_be_bytes(), len)
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -6,15 +6,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::mem;
 use std::rc::Rc;
 
 use coralio_aio::{CoFd, Coroutine, spawn};
 
+use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
 use crate::connection::{Connection, Ticket};
-use crate::protocol::{self, Command, Head, Request};
+use crate::protocol::{self, Command, Head, Part, Request};
 
 /// Replies that one call sends at most, two pieces each: the kernel takes 1024.
 const TOGETHER: usize = 512;
@@ -27,6 +28,8 @@ pub enum Done {
     Nothing,
     /// What was read.
     Data(Buffer),
+    /// What was read, where there are holes: the parts in order, and the data of those that have some.
+    Parts(Vec<Part>, Buffer),
     /// What the disk is made of.
     Extents(Vec<[u8; 8]>),
 }
@@ -35,6 +38,8 @@ pub enum Done {
 enum Body {
     None,
     Data(Buffer),
+    /// More heads, each with so many bytes of the data behind it.
+    Parts(Vec<(Head, usize)>, Buffer),
     Extents(Vec<[u8; 8]>),
     Message(String),
 }
@@ -42,7 +47,7 @@ enum Body {
 impl Body {
     fn bytes(&self) -> &[u8] {
         match self {
-            Body::None => &[],
+            Body::None | Body::Parts(..) => &[],
             Body::Data(data) => data,
             Body::Extents(extents) => extents.as_flattened(),
             Body::Message(message) => message.as_bytes(),
@@ -63,6 +68,13 @@ impl Reply {
         let (head, body) = match done {
             Ok(Done::Nothing) => (Head::done(cookie, structured), Body::None),
             Ok(Done::Data(data)) => (Head::data(cookie, request.offset, data.len(), structured), Body::Data(data)),
+            Ok(Done::Parts(parts, data)) => {
+                let last = parts.len() - 1;
+                let head = |(at, part): (usize, &Part)| {
+                    (Head::part(cookie, part, at == last), if part.hole { 0 } else { part.len as usize })
+                };
+                (Head::none(), Body::Parts(parts.iter().enumerate().map(head).collect(), data))
+            }
             Ok(Done::Extents(extents)) => {
                 (Head::block_status(cookie, extents.as_flattened().len()), Body::Extents(extents))
             }
@@ -73,6 +85,26 @@ impl Reply {
             }
         };
         Reply { head, body, _ticket: ticket }
+    }
+
+    /// Adds what is to be sent.
+    fn pieces<'a>(&'a self, pieces: &mut Vec<IoSlice<'a>>) {
+        let mut add = |piece: &'a [u8]| {
+            if !piece.is_empty() {
+                pieces.push(IoSlice::new(piece));
+            }
+        };
+        add(self.head.bytes());
+        add(self.body.bytes());
+        if let Body::Parts(parts, data) = &self.body {
+            let mut rest = &data[..];
+            for (head, len) in parts {
+                let (this, behind) = rest.split_at(*len);
+                add(head.bytes());
+                add(this);
+                rest = behind;
+            }
+        }
     }
 }
 
@@ -144,22 +176,22 @@ fn send(connection: &Rc<Connection>) {
         if replies.is_empty() {
             break;
         }
-        let sent = replies.chunks(TOGETHER).try_for_each(|together| send_all(&connection.socket, together));
-        if sent.is_err() {
+        let (socket, allowance) = (&connection.socket, &connection.allowance);
+        if let Err(why) = replies.chunks(TOGETHER).try_for_each(|together| send_all(socket, together, allowance)) {
             outbox.broken.set(true);
-            // Nothing that it asks for can be answered.
-            connection.stop_reading();
+            connection.fail(why);
         }
     }
     outbox.sender.set(None);
 }
 
-fn send_all(mut socket: &CoFd<fs::File>, replies: &[Reply]) -> io::Result<()> {
-    let pieces = replies.iter().flat_map(|reply| [reply.head.bytes(), reply.body.bytes()]);
-    let mut pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).map(IoSlice::new).collect();
+fn send_all(socket: &CoFd<fs::File>, replies: &[Reply], allowance: &Allowance) -> io::Result<()> {
+    let mut pieces = Vec::with_capacity(2 * replies.len());
+    replies.iter().for_each(|reply| reply.pieces(&mut pieces));
     let mut rest = &mut pieces[..];
+    let mut pace = Pace::of(allowance);
     while !rest.is_empty() {
-        let sent = socket.write_vectored(rest)?;
+        let sent = pace.keep(socket, |socket| socket.write_vectored(rest))?;
         if sent == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }

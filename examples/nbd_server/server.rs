@@ -12,11 +12,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use coralio_aio::{CoFd, Receiver, Sender, channel, sleep, spawn};
 
+use crate::budget::Budget;
 use crate::connection;
 use crate::crew::Crew;
 use crate::export::{Catalog, Exports, open_all};
@@ -40,8 +42,9 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
     let mut staff = Staff::hire(options, exports)?;
     let (told, tell) = UnixStream::pair().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let listener = Listener::bind(options)?;
-    println!("nbd_server: {} on {listener}", describe(&catalog));
+    // Whoever reads that it serves may end it at once.
     signals::listen(Some(tell.into()));
+    println!("nbd_server: {} on {listener}", describe(&catalog));
 
     let negotiators = Crew::default();
     let (desks, crew) = (Rc::new(staff.desks.clone()), negotiators.clone());
@@ -90,11 +93,12 @@ fn receive(socket: fs::File, catalog: &Catalog, desks: &[Sender<Client>], turn: 
 }
 
 /// Serves those who come, until nobody can come any more; then finishes, and flushes.
-fn serve_clients(exports: &Exports, clients: &Receiver<Client>) -> Result<(), String> {
+fn serve_clients(exports: &Exports, clients: &Receiver<Client>, budget: &Arc<Budget>) -> Result<(), String> {
     let crew = Crew::default();
     for Client { socket, agreed } in clients.iter() {
         let export = exports[agreed.export].clone().expect("its clients are sent to who has it");
-        crew.hire("connection", move || note(connection::serve(socket, &export, agreed)));
+        let budget = Arc::clone(budget);
+        crew.hire("connection", move || note(connection::serve(socket, &export, agreed, &budget)));
     }
     crew.dismiss();
     exports
@@ -124,18 +128,20 @@ struct Staff {
 impl Staff {
     fn hire(options: &Options, exports: Exports) -> Result<Staff, String> {
         let (desk, clients) = channel(ON_THE_WAY);
-        let here = spawn(move || serve_clients(&exports, &clients));
+        let budget = options.budget();
+        let shared = Arc::clone(&budget);
+        let here = spawn(move || serve_clients(&exports, &clients, &shared));
         let mut staff = Staff { desks: vec![desk], here: Some(here), elsewhere: Vec::new() };
         for number in 1..options.threads {
             let (desk, clients) = channel(ON_THE_WAY);
             let (ready, started) = channel(1);
-            let (options, runner) = (options.clone(), options.runner()?);
+            let (options, runner, budget) = (options.clone(), options.runner()?, Arc::clone(&budget));
             let work = move || {
                 runner
                     .run(|| {
                         let exports = open_all(&options, false)?;
                         let _ = ready.send(());
-                        serve_clients(&exports, &clients)
+                        serve_clients(&exports, &clients, &budget)
                     })
                     .map_err(|error| format!("--threads: {error}"))
                     .flatten()

@@ -174,6 +174,48 @@ fn large_requests_at_once() {
 }
 
 #[test]
+fn what_all_have_under_way_together() {
+    // P21: clients that lie on requests of 32 MiB have no more memory than --memory; small requests of others are served
+    // meanwhile, and large ones when those who are in the way are sent away
+    for command in [READ, WRITE] {
+        let folder = Folder::new(&format!("together{command}"));
+        let image = folder.image("disk", 64 << 20);
+        let args = ["--memory", "64", "--patience", "0.2", "--threads", "2", image.to_str().unwrap()];
+        let server = Server::start(&folder, &args);
+        assert_others_are_served(&server);
+        let mut lying: Vec<_> = (0..6).map(|_| Client::plain(&server, "")).collect();
+        for client in &mut lying {
+            client.ask(command, 0, 1, 0, 32 << 20);
+            // A part of the payload, or of what comes next: the rest never comes.
+            let _ = client.socket.write_all(&vec![0; if command == WRITE { 31 * MIB } else { 0 }]);
+        }
+        (0..100).for_each(|_| assert_others_are_served(&server));
+        let mut good = Client::plain(&server, "");
+        assert_eq!(good.read(0, 32 << 20).unwrap().len(), 32 * MIB);
+        assert_eq!(good.write(0, &vec![1; 32 * MIB]), Ok(()));
+        let memory = server.peak();
+        assert!(memory < 160 << 20, "{memory} bytes");
+        let said = server.stop();
+        assert!(said.contains("33554432 bytes under way") && said.contains("--memory"), "{said}");
+    }
+}
+
+#[test]
+fn requests_without_payload_have_their_memory_counted() {
+    // P22: what a request takes beyond its payload counts, too: found by the fuzz target
+    let folder = Folder::new("counted");
+    let image = folder.image("disk", 64 << 20);
+    let server = Server::start(&folder, &["--memory", "32", image.to_str().unwrap()]);
+    let mut client = Client::plain(&server, "");
+    let all: Vec<u8> = (0..256).flat_map(|cookie| request(CACHE, 0, cookie, cookie << 10, 32 << 20)).collect();
+    client.say(&all);
+    (0..256).for_each(|_| assert_eq!(client.reply().0, 0));
+    let memory = server.peak();
+    assert!(memory < 60 << 20, "{memory} bytes");
+    server.stop();
+}
+
+#[test]
 fn promises_cost_nothing() {
     // P18: whoever announces 32 MiB and sends none of it takes no memory for it
     let folder = Folder::new("promises");

@@ -108,6 +108,9 @@ fn libnbd_copies_and_looks() {
     run("nbdcopy", &["--connections=4", "--requests=32", &uri, copy_name]);
     assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     assert!(fs::read(&source).unwrap() == fs::read(&image).unwrap());
+    // Without asking for holes first: it reads them all, and is told.
+    run("nbdcopy", &["--no-extents", "--request-size=4194304", &uri, copy_name]);
+    assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     let map = run("nbdinfo", &["--map", &uri]).unwrap();
     assert!(map.contains("data"), "{map}");
     assert_eq!(run("nbdinfo", &["--size", &uri]).unwrap().trim(), (24 << 20).to_string());

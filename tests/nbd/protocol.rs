@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use coralio_qcow2::{CreateOptions, Qcow2};
+
 use super::client::*;
 use super::server::{Folder, Server};
 
@@ -77,6 +79,53 @@ fn structured_replies_and_block_status() {
     assert_eq!(client.chunk().kind, 0x8001);
     // The export is gone when nobody has room for more.
     assert!(fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn holes_are_told_and_not_sent() {
+    // P23: of large reads, holes are told as such, each part with its offset, the last one marked; in one piece to who wants
+    // that, and to who knows no parts
+    const AT: usize = 3 << 20;
+    let folder = Folder::new("holes");
+    let [raw, qcow2] = ["disk", "q"].map(|name| folder.path(name));
+    folder.image("disk", 8 << 20);
+    coralio_aio::run(|| Qcow2::create(&qcow2, &CreateOptions::new(8 << 20)).unwrap());
+    for image in [raw, qcow2] {
+        let server = Server::of(&folder, &image);
+        let mut plain = Client::plain(&server, "");
+        let data: Vec<u8> = (0..MIB).map(|i| (i % 253) as u8).collect();
+        plain.write(AT as u64, &data).unwrap();
+        let mut client = Client::structured(&server, "");
+        client.ask(READ, 0, 1, 0, 8 * MIB);
+        let chunk = |done, kind, offset: usize, more: &[u8]| {
+            let data = [&(offset as u64).to_be_bytes()[..], more].concat();
+            Chunk { done, kind, cookie: 1, data }
+        };
+        assert_eq!(client.chunk(), chunk(false, 2, 0, &(3 * MIB).to_be_bytes()));
+        assert!(client.chunk() == chunk(false, 1, AT, &data));
+        assert_eq!(client.chunk(), chunk(true, 2, 4 << 20, &(4 * MIB).to_be_bytes()));
+        let holes = [&vec![0; AT][..], &data, &vec![0; 4 << 20]].concat();
+        client.ask(READ, DF, 1, 0, 8 * MIB);
+        assert!(client.chunk() == chunk(true, 1, 0, &holes), "in one piece");
+        client.ask(READ, 0, 1, AT as u64, MIB);
+        assert!(client.chunk() == chunk(true, 1, AT, &data), "all of it is data");
+        client.ask(READ, 0, 1, 0, 4096);
+        assert_eq!(client.chunk(), chunk(true, 1, 0, &[0; 4096]), "not worth looking");
+        client.ask(READ, 0, 1, 7 << 20, 2 * MIB);
+        assert_eq!(client.chunk().kind, 0x8001);
+        assert!(plain.read(0, 8 * MIB).unwrap() == holes);
+        server.stop();
+    }
+    // What a file has no more is no hole.
+    let image = folder.image("cut", 8 << 20);
+    let server = Server::of(&folder, &image);
+    let mut client = Client::structured(&server, "");
+    fs::File::options().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
+    client.ask(READ, 0, 1, 0, 8 * MIB);
+    assert_eq!(client.chunk().kind, 0x8001);
+    client.ask(READ, 0, 1, 0, MIB);
+    assert_eq!(client.chunk().kind, 2);
+    server.stop();
 }
 
 #[test]
@@ -159,6 +208,8 @@ fn what_cannot_be_is_refused_at_the_start() {
     let said =
         failing(&["--listen", "127.0.0.1:0", "--export", &format!("a={image}"), "--export", &format!("a={image}")]);
     assert!(said.contains("the name is taken"), "{said}");
+    let said = failing(&["--listen", "127.0.0.1:0", "--memory", "31", image]);
+    assert!(said.contains("give 32 or more"), "{said}");
     fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
     let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
     assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
@@ -169,4 +220,30 @@ fn what_cannot_be_is_refused_at_the_start() {
     assert_eq!(Client::plain(&server, "").size, 1 << 20);
     server.stop();
     assert!(!folder.path("s").exists(), "it takes its socket with it");
+}
+
+#[test]
+fn an_image_in_use_is_refused() {
+    // P24: a qcow2 image that another one writes is not served, and one that is served is not opened by qemu-img; --no-lock
+    let folder = Folder::new("use");
+    let image = folder.path("q");
+    coralio_aio::run(|| Qcow2::create(&image, &CreateOptions::new(1 << 20)).unwrap());
+    let image = image.to_str().unwrap();
+    let failing = |args: &[&str]| {
+        let panic = std::panic::catch_unwind(|| drop(Server::start(&folder, args))).unwrap_err();
+        panic.downcast_ref::<String>().unwrap().clone()
+    };
+    let twice = ["--export", &format!("a={image}"), "--export", &format!("b={image}")];
+    assert!(failing(&twice).contains("opens it twice"));
+    let server = Server::start(&folder, &["--threads", "2", image]);
+    let said = failing(&["--listen", "127.0.0.1:0", image]);
+    assert!(said.contains("open for writing") && said.contains("--no-lock"), "{said}");
+    let info = std::process::Command::new("qemu-img").args(["info", image]).output();
+    assert!(info.is_err() || !info.unwrap().status.success(), "it reads what is being written");
+    Server::start(&folder, &["--listen", "127.0.0.1:0", "--no-lock", "--read-only", image]).stop();
+    server.stop();
+    // Who only reads does not mind others who do.
+    let server = Server::start(&folder, &["--read-only", image]);
+    Server::start(&folder, &["--listen", "127.0.0.1:0", "--read-only", image]).stop();
+    server.stop();
 }

@@ -9,6 +9,7 @@ use coralio_aio::File;
 
 use crate::error::{about, damaged, unsupported};
 use crate::image::Image;
+use crate::lock::Lock;
 use crate::open::{Format, Options, open_file, probe};
 use crate::qcow2::{Backing, Header, Qcow2};
 use crate::raw::Raw;
@@ -25,6 +26,7 @@ pub(crate) struct Chain {
 struct Level {
     path: PathBuf,
     file: File,
+    lock: Option<Lock>,
     header: Header,
 }
 
@@ -33,7 +35,7 @@ type Below = (PathBuf, Option<Format>);
 
 impl Level {
     fn start(self, backing: Option<Rc<dyn Image>>, write: bool) -> io::Result<Qcow2> {
-        about(self.path.display(), Qcow2::start(Rc::new(self.file), &self.header, backing, write))
+        about(self.path.display(), Qcow2::start(Rc::new(self.file), self.lock, &self.header, backing, write))
     }
 }
 
@@ -45,25 +47,27 @@ impl Chain {
         while let Some(path) = next.take() {
             let options = Options { write: options.write && chain.levels.is_empty(), ..*options };
             let file = open_file(&path, &options)?;
-            let below = about(path.display(), chain.add(&path, file, format, options.write))?;
+            let below = about(path.display(), chain.add(&path, file, format, &options))?;
             (next, format) = below.map_or((None, None), |(path, format)| (Some(path), format));
         }
         Ok(chain)
     }
 
     /// Adds an image, and says which one is below it.
-    fn add(&mut self, path: &Path, file: File, format: Option<Format>, write: bool) -> io::Result<Option<Below>> {
+    fn add(&mut self, path: &Path, file: File, format: Option<Format>, options: &Options) -> io::Result<Option<Below>> {
         let format = match format {
             Some(format) => format,
             None => probe(&file)?,
         };
+        // Before anything is read that another one may be changing.
+        let lock = options.lock.then(|| Lock::take(path, format, options.write)).transpose()?;
         if format == Format::Raw {
-            self.base = Some(Rc::new(Raw::new(file, write)?));
+            self.base = Some(Rc::new(Raw::open(file, lock, options.write)?));
             return Ok(None);
         }
         let header = Qcow2::header(&file)?;
         let below = header.backing.as_ref().map(|backing| below(backing, path)).transpose()?;
-        self.levels.push(Level { path: path.to_path_buf(), file, header });
+        self.levels.push(Level { path: path.to_path_buf(), file, lock, header });
         let Some((path, _)) = &below else { return Ok(None) };
         if self.levels.iter().any(|level| level.path == *path) {
             let path = path.display();

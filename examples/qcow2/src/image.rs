@@ -62,6 +62,14 @@ pub trait Image {
     ///
     /// As [`read_at`](Image::read_at).
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent>;
+
+    /// How many bytes from `offset` on are known to read as zeroes, at most `len`; 0 where there is data, or where to find out
+    /// would cost more than a short read does. [`extent`](Image::extent) may cost as much as all of the data is long.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_at`](Image::read_at).
+    fn hole(&self, offset: u64, len: u64) -> io::Result<u64>;
 }
 
 /// How zeroes are to be written.

@@ -32,6 +32,7 @@ mod chain;
 mod error;
 mod holes;
 mod image;
+mod lock;
 mod open;
 mod qcow2;
 mod raw;

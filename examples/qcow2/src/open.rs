@@ -1,13 +1,15 @@
 //! Opening an image by its path: how, and which format it has.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use coralio_aio::{AlignedBuf, Direct, File};
 
 use crate::chain::Chain;
-use crate::error::about;
+use crate::error::{about, unsupported};
 use crate::image::Image;
 use crate::qcow2::{MAGIC, Qcow2};
 
@@ -63,13 +65,17 @@ pub struct Options {
     /// Without one, a file that begins as qcow2 images do is one, and all others are raw. Whoever can write a raw disk can
     /// make it begin like that: name the format of what you do not trust.
     pub format: Option<Format>,
+    /// Keep other programs from what would destroy the image or what is read of it, and be kept from it by them: of those
+    /// that lock as QEMU's do. Each image of a chain is locked, as long as it is open. Not on the simulated kernel, which has
+    /// no other programs.
+    pub lock: bool,
 }
 
 /// Opens an image, and what it is written on top of.
 ///
 /// # Errors
 ///
-/// What the kernel says; `InvalidData` where the image's tables cannot be; `Unsupported`, by name, where it has what this
+/// What the kernel says; `ResourceBusy` if [another program's locks](Options::lock) are against it; `InvalidData` where the image's tables cannot be; `Unsupported`, by name, where it has what this
 /// program has not; each with the path.
 ///
 /// # Panics
@@ -102,7 +108,18 @@ impl Qcow2 {
     }
 }
 
+/// Opens a file that can be an image: to open others may take for ever, or do something. An image says by itself what it is
+/// written on top of, and may name anything.
 pub(crate) fn open_file(path: &Path, options: &Options) -> io::Result<File> {
+    // What is not there, or not to be looked at, is for the opening to tell.
+    if let Ok(kind) = fs::metadata(path).map(|metadata| metadata.file_type())
+        && !(kind.is_file() || kind.is_block_device())
+    {
+        return Err(unsupported(format!(
+            "{}: an image is a file or a block device, and this is neither",
+            path.display()
+        )));
+    }
     File::options().read(true).write(options.write).direct(options.direct).open(path)
 }
 

@@ -36,6 +36,7 @@ pub(crate) use header::{Backing, Header, MAGIC};
 
 use crate::error::{read_only, within};
 use crate::image::{Extent, Image, Zeroes};
+use crate::lock::Lock;
 use allocate::Allocator;
 use cache::Cache;
 use compressed::Unpacked;
@@ -48,8 +49,8 @@ use top::Top;
 
 /// A qcow2 image. See the [crate](crate) for how it is laid out.
 ///
-/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Nothing keeps another
-/// process from writing the same file: that is the caller's to know.
+/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Only
+/// [locks](crate::Options::lock) keep another process from writing the same file.
 pub struct Qcow2 {
     file: Rc<File>,
     geometry: Geometry,
@@ -72,6 +73,7 @@ pub struct Qcow2 {
     /// Clusters of the file that tables are in; guest data must not be written there. Empty where the image is read only.
     tables: RefCell<rustc_hash::FxHashSet<u64>>,
     flushes: Flushes,
+    _lock: Option<Lock>,
 }
 
 impl Qcow2 {
@@ -122,6 +124,14 @@ impl Image for Qcow2 {
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
         self.range(offset, len)?;
         self.first_extent(offset, len)
+    }
+
+    fn hole(&self, offset: u64, len: u64) -> io::Result<u64> {
+        self.range(offset, len)?;
+        if len == 0 || self.backing.is_some() {
+            return Ok(0);
+        }
+        self.first_extent(offset, len).map(|extent| if extent.zero { extent.len } else { 0 })
     }
 }
 

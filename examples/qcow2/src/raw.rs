@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use coralio_aio::{AlignedBuf, File};
 
 use crate::error::{read_only, within};
-use crate::holes::next_data;
+use crate::holes::{data_start, file_end, next_data};
 use crate::image::{Extent, Image, Zeroes};
+use crate::lock::Lock;
 
 /// How many zeroes are written at a time, where no faster way is left.
 const ZEROES: u64 = 1 << 20;
@@ -18,6 +19,7 @@ pub struct Raw {
     file: File,
     len: u64,
     writable: bool,
+    _lock: Option<Lock>,
 }
 
 impl Raw {
@@ -31,8 +33,12 @@ impl Raw {
     ///
     /// May yield.
     pub fn new(file: File, writable: bool) -> io::Result<Raw> {
+        Raw::open(file, None, writable)
+    }
+
+    pub(crate) fn open(file: File, lock: Option<Lock>, writable: bool) -> io::Result<Raw> {
         let len = file.len()?;
-        Ok(Raw { file, len, writable })
+        Ok(Raw { file, len, writable, _lock: lock })
     }
 
     fn check_write(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -101,16 +107,23 @@ impl Image for Raw {
     }
 
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        let hole = self.hole(offset, len)?;
+        if hole > 0 || len == 0 {
+            return Ok(Extent { len: hole, allocated: false, zero: true });
+        }
+        let data = next_data(self.file.as_fd(), offset)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Extent { len: data.end.min(offset + len) - offset, allocated: true, zero: false })
+    }
+
+    fn hole(&self, offset: u64, len: u64) -> io::Result<u64> {
         within(offset, len, self.len)?;
         let end = offset + len;
-        let hole_until = match next_data(self.file.as_fd(), offset)? {
-            None => end,
-            Some(data) if data.start <= offset => {
-                return Ok(Extent { len: data.end.min(end) - offset, allocated: true, zero: false });
-            }
-            Some(data) => data.start.min(end),
-        };
-        Ok(Extent { len: hole_until - offset, allocated: false, zero: true })
+        match data_start(self.file.as_fd(), offset)? {
+            Some(start) => Ok(start.min(end) - offset),
+            // What the file had when it was opened may be gone: that is no hole, but reads as an error.
+            None if file_end(self.file.as_fd())? < end => Err(io::ErrorKind::UnexpectedEof.into()),
+            None => Ok(len),
+        }
     }
 }
 

@@ -214,3 +214,22 @@ fn long_chains() {
         assert!(error.to_string().contains("look for a loop"), "{error}");
     });
 }
+
+#[test]
+fn images_on_top_of_no_image() {
+    // qcow2: an image may name anything as what it is written on top of: what is no file is not opened, which could take for ever.
+    let folder = Scratch::new();
+    assert!(std::process::Command::new("mkfifo").arg(folder.path("pipe")).status().unwrap().success());
+    // Held open: whoever would open it for reading does not wait, and this test would not.
+    let _held = std::fs::File::options().read(true).write(true).open(folder.path("pipe")).unwrap();
+    std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap();
+    coralio_aio::run(|| {
+        for name in ["pipe", "socket", "/dev/zero", "/dev/full", "."] {
+            let backing = Some((name.to_owned(), Format::Raw));
+            Qcow2::create(folder.path("image"), &CreateOptions { backing, ..CreateOptions::new(4096) }).unwrap();
+            let error = open(folder.path("image"), &for_writing()).err().expect(name);
+            assert!(error.to_string().contains(&format!("{name}: an image is a file or a block device")), "{error}");
+            std::fs::remove_file(folder.path("image")).unwrap();
+        }
+    });
+}

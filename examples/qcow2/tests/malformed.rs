@@ -6,103 +6,15 @@
 //! CORALIO_QCOW2_SEED=17 cargo test -p coralio-qcow2 --test malformed     # one of them again
 //! ```
 
-#![allow(unsafe_code)]
-
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use common::{Random, Scratch, for_writing, has_qemu, qemu_img, seeds};
-use coralio_qcow2::{CreateOptions, Format, Options, Qcow2, Zeroes, open};
-
-/// The largest table that a header may ask for, and room for the rest.
-const MOST_MEMORY: usize = 80 << 20;
-
-/// Counts what is allocated. The tests of this file take turns, so that it is one test's.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: as the system's, to which all calls go.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed, here and below: numbers, nothing else.
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Uses an image in all ways, whatever comes of it. `random` decides which.
-fn use_it(path: &Path, random: &mut Random, write: bool) -> std::io::Result<()> {
-    let image = open(path, &Options { write, format: Some(Format::Qcow2), ..Options::default() })?;
-    let size = image.len();
-    let mut buf = vec![0; 20_000];
-    for _ in 0..12 {
-        // Mostly where the image has something.
-        let offset = if random.chance(4) { random.below(size) } else { random.below(size.min(100_000)) };
-        let len = (1 + random.below(buf.len() as u64)).min(size - offset);
-        let part = &mut buf[..len as usize];
-        // An error is an answer, too.
-        _ = match random.below(if write { 6 } else { 2 }) {
-            0 => image.read_at(part, offset),
-            1 => image.extent(offset, size - offset).map(|extent| assert!(extent.len > 0 || size == offset)),
-            2 => image.write_at(part, offset),
-            3 => image.discard(offset, len * 4 % (size - offset + 1)),
-            4 => image.write_zeroes(offset, len, Zeroes { keep_allocated: random.chance(2), fast: random.chance(2) }),
-            _ => image.flush(),
-        };
-    }
-    image.flush()
-}
-
-/// Good images to spoil, each small: made by this crate, and by `qemu-img` where that is.
-fn good_images() -> Vec<Vec<u8>> {
-    let folder = Scratch::new();
-    let mut images = Vec::new();
-    let shapes = [(512, 3, 16, 30_000), (512, 2, 16, 70_000), (1024, 3, 1, 1 << 30), (4096, 3, 64, 100_000)];
-    for (cluster_size, version, refcount_bits, size) in shapes {
-        let options = CreateOptions { cluster_size, version, refcount_bits, ..CreateOptions::new(size) };
-        let path = folder.path(&format!("{}", images.len()));
-        coralio_aio::run(|| {
-            Qcow2::create(&path, &options).unwrap();
-            let image = open(&path, &for_writing()).unwrap();
-            image.write_at(&[1; 9000], 3000).unwrap();
-            image.write_zeroes(6144, 2048, Zeroes::default()).unwrap();
-            image.write_at(&[2; 100], size - 100).unwrap();
-            image.flush().unwrap();
-        });
-        images.push(std::fs::read(&path).unwrap());
-    }
-    if has_qemu() {
-        std::fs::write(folder.path("source"), (0..60_000).map(|at| (at / 99) as u8).collect::<Vec<_>>()).unwrap();
-        for options in ["cluster_size=512", "cluster_size=4096,compression_type=zstd"] {
-            qemu_img(&folder, &format!("convert -c -f raw -O qcow2 -o {options} source packed"));
-            images.push(std::fs::read(folder.path("packed")).unwrap());
-        }
-        qemu_img(&folder, "create -f qcow2 -o cluster_size=512 -b source -F raw backed");
-        images.push(std::fs::read(folder.path("backed")).unwrap());
-    }
-    images
-}
+use common::any_way::{MOST_MEMORY, use_it};
+use common::good::good_images;
+use common::{Random, Scratch, seeds};
+use coralio_qcow2::{CreateOptions, Qcow2};
+use memory::Peak;
 
 /// Changes a few things: fields of the header, entries of what looks like tables, any bytes, the length.
 fn spoil(image: &mut Vec<u8>, random: &mut Random) {
@@ -149,8 +61,7 @@ fn spoiled_images_do_no_harm() {
     let folder = Scratch::new();
     std::fs::write(folder.path("source"), vec![7; 60_000]).unwrap();
     let path = folder.path("image");
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+    let peak = Peak::begin();
     let (mut fine, mut refused) = (0, 0);
     let rounds = seeds(if cfg!(debug_assertions) { 2000 } else { 20_000 });
     coralio_aio::run(|| {
@@ -162,20 +73,17 @@ fn spoiled_images_do_no_harm() {
                 std::fs::write(&path, &image).unwrap();
                 // With the test that fails: which one it was.
                 let shown = Shown(seed);
-                match use_it(&path, &mut random, write) {
+                match use_it(&path, &mut |bound| random.below(bound), write) {
                     Ok(()) => fine += 1,
                     Err(_) => refused += 1,
                 }
                 drop(shown);
             }
-            let peak = PEAK.load(Ordering::Relaxed) - before;
+            let peak = peak.bytes();
             assert!(peak < MOST_MEMORY, "seed {seed}: {peak} bytes at once; CORALIO_QCOW2_SEED={seed} has it again");
         }
     });
-    eprintln!(
-        "{fine} were used to the end, {refused} refused; {} bytes at once",
-        PEAK.load(Ordering::Relaxed) - before
-    );
+    eprintln!("{fine} were used to the end, {refused} refused; {} bytes at once", peak.bytes());
     assert!(rounds.end - rounds.start < 1000 || fine > 100 && refused > 100, "the images are all alike");
 }
 
@@ -203,7 +111,8 @@ fn every_byte_of_the_header() {
             image[bit / 8] ^= 1 << (bit % 8);
             for write in [false, true] {
                 std::fs::write(&path, &image).unwrap();
-                _ = use_it(&path, &mut Random(bit as u64), write);
+                let mut random = Random(bit as u64);
+                _ = use_it(&path, &mut |bound| random.below(bound), write);
             }
         }
     });

@@ -13,6 +13,7 @@ use super::top::{PAGE, Top, read_padded};
 use super::{Allocator, Cache, Epochs, Flushes, Qcow2, Ranges, Unpacked};
 use crate::error::damaged;
 use crate::image::Image;
+use crate::lock::Lock;
 
 /// Most memory of the cache of L2 tables: it maps 256 GiB at 64 KiB a cluster.
 const L2_CACHE: u64 = 32 << 20;
@@ -32,6 +33,7 @@ impl Qcow2 {
     /// Takes an open file as an image; it is opened for writing if `writable`.
     pub(crate) fn start(
         file: Rc<File>,
+        lock: Option<Lock>,
         header: &Header,
         backing: Option<Rc<dyn Image>>,
         writable: bool,
@@ -73,6 +75,7 @@ impl Qcow2 {
             tables: RefCell::new(tables),
             flushes: Flushes::default(),
             file,
+            _lock: lock,
         })
     }
 }

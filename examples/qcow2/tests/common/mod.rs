@@ -1,7 +1,9 @@
 //! A scratch folder, QEMU's programs, and numbers from a seed.
 #![allow(dead_code, unreachable_pub)] // each test file uses some of it
 
+pub mod any_way;
 pub mod check;
+pub mod good;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,0 +1,47 @@
+//! Reading where there are holes: what they are is told, and neither read nor sent.
+//!
+//! To ask whether there is a hole costs about as much as to read one block: so large reads alone ask, now and then.
+
+use std::io;
+
+use coralio_qcow2::Image;
+
+use crate::buffers::Buffer;
+use crate::protocol::Part;
+use crate::reply::Done;
+
+/// Shorter reads do not look for holes, in bytes; and shorter holes are read as what is around them.
+pub const LEAST: usize = 64 << 10;
+/// What is taken for data before it is asked again, in bytes.
+const STEP: u64 = 256 << 10;
+
+/// Reads what is data, and tells where it is.
+pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
+    let parts = parts(image, offset, len)?;
+    let filled = |part: &&Part| !part.hole;
+    let mut data = Buffer::new(parts.iter().filter(filled).map(|part| part.len as usize).sum());
+    let mut rest = &mut data[..];
+    for part in parts.iter().filter(filled) {
+        let (this, behind) = rest.split_at_mut(part.len as usize);
+        image.read_at(this, part.offset)?;
+        rest = behind;
+    }
+    Ok(if parts.len() == 1 && !parts[0].hole { Done::Data(data) } else { Done::Parts(parts, data) })
+}
+
+/// What the range is made of, front to back.
+fn parts(image: &dyn Image, offset: u64, len: u32) -> io::Result<Vec<Part>> {
+    let mut parts: Vec<Part> = Vec::new();
+    let (mut at, end) = (offset, offset.saturating_add(len.into()));
+    while at < end {
+        let found = image.hole(at, end - at)?;
+        let hole = found >= LEAST as u64;
+        let len = if hole { found } else { STEP.min(end - at) };
+        match parts.last_mut().filter(|last| last.hole == hole) {
+            Some(last) => last.len += len as u32,
+            None => parts.push(Part { offset: at, len: len as u32, hole }),
+        }
+        at += len;
+    }
+    Ok(parts)
+}

@@ -1,0 +1,33 @@
+//! The parser: an image is opened and closed, with all that it is written on top of.
+#![no_main]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod input;
+#[path = "../../tests/common/memory.rs"]
+mod memory;
+
+use std::fs;
+
+use common::any_way::MOST_MEMORY;
+use common::good::good_images;
+use coralio_qcow2::{Options, Qcow2};
+use input::{at_work, seed};
+use libfuzzer_sys::fuzz_target;
+use memory::Peak;
+
+fuzz_target!(
+    init: seed(good_images),
+    |image: &[u8]| {
+        let image = image.to_vec();
+        at_work(move |folder| {
+            let path = folder.path("image");
+            let peak = Peak::begin();
+            fs::write(&path, &image).unwrap();
+            for write in [false, true] {
+                _ = Qcow2::open(&path, &Options { write, ..Options::default() });
+            }
+            assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
+        });
+    }
+);

@@ -1,0 +1,130 @@
+//! Images that several programs want: by the locks that QEMU's programs take and look for. They are run beside ours.
+
+mod common;
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::process::{Child, Command, Stdio};
+
+use common::{Scratch, has_qemu, qemu_img};
+use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, open};
+
+/// `qemu-io` with an image open, until it is dropped.
+struct Other(Child);
+
+impl Other {
+    fn opens(folder: &Scratch, args: &[&str], image: &str) -> Other {
+        let mut command = Command::new("qemu-io");
+        command.args(args).arg(folder.path(image)).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // When it has done something, it has opened the image.
+        child.stdin.as_mut().unwrap().write_all(b"read 0 512\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("read 512/512"), "{line}");
+        Other(child)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// What a QEMU program says, if it refuses.
+fn refuses(folder: &Scratch, command: &str) -> Option<String> {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).current_dir(folder.path("")).output().unwrap();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn ours(folder: &Scratch, image: &str, format: Format, write: bool) -> std::io::Result<std::rc::Rc<dyn Image>> {
+    open(folder.path(image), &Options { write, format: Some(format), lock: true, ..Options::default() })
+}
+
+fn is_busy(opened: std::io::Result<std::rc::Rc<dyn Image>>, why: &str) {
+    let error = opened.err().expect(why);
+    assert!(error.kind() == ErrorKind::ResourceBusy && error.to_string().contains(why), "{error}");
+}
+
+const WRITER: &str = "qemu-io -f qcow2 -c quit image";
+const READER: &str = "qemu-io -r -f qcow2 -c quit image";
+
+#[test]
+fn a_writer_is_alone() {
+    // qcow2: while we write, nobody else opens the image, and while we read nobody writes it; nor the other way round.
+    use Format::Qcow2 as F;
+    let folder = Scratch::new();
+    coralio_aio::run(|| {
+        Qcow2::create(folder.path("image"), &CreateOptions::new(1 << 20)).unwrap();
+        let writer = ours(&folder, "image", F, true).unwrap();
+        is_busy(ours(&folder, "image", F, true), "open for writing");
+        is_busy(ours(&folder, "image", F, false), "open for writing");
+        // Who asks for no locks gets none.
+        open(folder.path("image"), &Options::default()).unwrap();
+        if has_qemu() {
+            assert!(refuses(&folder, WRITER).unwrap().contains("\"write\" lock"));
+            assert!(refuses(&folder, READER).unwrap().contains("shared \"write\" lock"));
+            assert!(refuses(&folder, "qemu-img info image").unwrap().contains("shared \"write\" lock"));
+        }
+        drop(writer);
+        let readers = [(); 2].map(|()| ours(&folder, "image", F, false).unwrap());
+        is_busy(ours(&folder, "image", F, true), "wants nobody to write it");
+        if has_qemu() {
+            assert!(refuses(&folder, WRITER).unwrap().contains("\"write\" lock"));
+            assert_eq!(refuses(&folder, READER), None);
+            assert_eq!(refuses(&folder, "qemu-img info image"), None);
+        }
+        drop(readers);
+        if !has_qemu() {
+            return;
+        }
+        assert_eq!(refuses(&folder, WRITER), None);
+        let other = Other::opens(&folder, &["-f", "qcow2"], "image");
+        is_busy(ours(&folder, "image", F, true), "open for writing");
+        is_busy(ours(&folder, "image", F, false), "open for writing");
+        drop(other);
+        let other = Other::opens(&folder, &["-r", "-f", "qcow2"], "image");
+        is_busy(ours(&folder, "image", F, true), "wants nobody to write it");
+        ours(&folder, "image", F, false).unwrap();
+        drop(other);
+        ours(&folder, "image", F, true).unwrap();
+    });
+}
+
+#[test]
+fn what_an_image_is_on_top_of_is_not_written() {
+    // qcow2: each image of a chain is locked; the lowest one, which is raw, only keeps its length.
+    let folder = Scratch::new();
+    std::fs::write(folder.path("raw"), vec![1; 1 << 20]).unwrap();
+    coralio_aio::run(|| {
+        let on =
+            |name: &str, format| CreateOptions { backing: Some((name.into(), format)), ..CreateOptions::new(1 << 20) };
+        Qcow2::create(folder.path("base"), &on("raw", Format::Raw)).unwrap();
+        Qcow2::create(folder.path("image"), &on("base", Format::Qcow2)).unwrap();
+        let image = ours(&folder, "image", Format::Qcow2, true).unwrap();
+        is_busy(ours(&folder, "base", Format::Qcow2, true), "wants nobody to write it");
+        let base = ours(&folder, "base", Format::Qcow2, false).unwrap();
+        if has_qemu() {
+            assert!(refuses(&folder, "qemu-io -f qcow2 -c quit base").unwrap().contains("\"write\" lock"));
+        }
+        let keeps_its_length = || {
+            if has_qemu() {
+                let said = refuses(&folder, "qemu-img resize -f raw raw 2M");
+                assert!(said.unwrap().contains("\"resize\" lock"));
+            }
+        };
+        keeps_its_length();
+        drop((image, base));
+        let raw = [(); 2].map(|()| ours(&folder, "raw", Format::Raw, true).unwrap());
+        keeps_its_length();
+        if has_qemu() {
+            assert_eq!(refuses(&folder, "qemu-io -f raw -c quit raw"), None);
+        }
+        drop(raw);
+        if has_qemu() {
+            qemu_img(&folder, "resize -q -f raw raw 2M");
+        }
+    });
+}
