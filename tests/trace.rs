@@ -162,6 +162,36 @@ fn a_page_needs_nothing_else_and_escapes_names() {
     assert_eq!(data["violations"].as_array().unwrap().len(), 1);
 }
 
+#[test]
+fn a_round_that_a_coroutine_polls_is_on_its_stack() {
+    // X2: in the page and in the lanes of text, that coroutine is who acts, and it runs all the while
+    let trace = Trace::new(1000);
+    let poll = || drop(AioContext::current().unwrap().poll(false));
+    let run = || Coroutine::builder().name("'P'").spawn(poll).unwrap().join().unwrap();
+    Runner::new().trace(&trace).run(run).unwrap();
+    let recording = trace.recording();
+    let text = recording.text();
+    let lane = text.lines().find(|line| line.contains("'P'")).unwrap();
+    let column = lane[..lane.find("'P'").unwrap()].chars().count();
+    let nested = |line: &&str| line.ends_with(" round of the loop") && line.chars().nth(column) == Some('\u{25cf}');
+    assert_eq!(text.lines().filter(nested).count(), 1, "{text}");
+
+    let page = data(&recording.html());
+    let numbers = |list: &Value| list.as_array().unwrap().iter().map(|n| n.as_i64().unwrap()).collect::<Vec<_>>();
+    let row = page["rows"].as_array().unwrap().iter().position(|row| row["label"] == "'P'").unwrap();
+    let events = numbers(&page["events"]);
+    let is_nested =
+        |event: &&[i64]| page["strings"][event[4] as usize] == "round of the loop" && event[2] == row as i64;
+    assert_eq!(events.chunks(7).filter(is_nested).count(), 1);
+    let bars = numbers(&page["rows"][row]["levels"][0]);
+    let states: Vec<_> = bars.chunks(6).map(|bar| bar[2]).collect();
+    assert_eq!(states, [SUSPENDED, RUNS], "made, and entered once");
+}
+
+/// What a bar says, in the page's data.
+const SUSPENDED: i64 = 1;
+const RUNS: i64 = 3;
+
 struct Folder(PathBuf);
 
 impl Folder {
