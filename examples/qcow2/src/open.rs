@@ -75,8 +75,8 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// What the kernel says; `ResourceBusy` if [another program's locks](Options::lock) are against it; `InvalidData` where the image's tables cannot be; `Unsupported`, by name, where it has what this
-/// program has not; each with the path.
+/// What the kernel says; `ResourceBusy` if [another program's locks](Options::lock) are against it; `InvalidData` where the
+/// image's tables cannot be; `Unsupported`, by name, where it has what this program has not; each with the path.
 ///
 /// # Panics
 ///
