@@ -268,17 +268,16 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel, const N: usize
     // W3: the event that is to wake the home thread is not swallowed behind its back.
     for kernel in kernels(8) {
         let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
-        let total = scaled(20_000) as u32;
         thread::scope(|scope| {
             scope.spawn(|| {
-                for round in 0..total {
+                for round in 0..20_000 {
                     signal(&signalled);
                     while rounds.load(Acquire) == round {
                         assert_eq!(kernel.peek(), None);
                     }
                 }
             });
-            for round in 0..total {
+            for round in 0..20_000 {
                 // Peeks at times only: whether the poll request is armed when it sleeps differs from round to round.
                 while !reset(&signalled) {
                     kernel.wait(1, Some(signalled.as_fd()), None).unwrap();
