@@ -205,9 +205,11 @@ fn cancel_in_flight<P: Policy>(context: &AioContext) {
         }
     });
     context.poll(false);
+    say("A is cancelled");
     a.cancel();
     context.poll(false);
     let over_before = a.is_finished();
+    say("now the kernel is done");
     kernel.release(0);
     rounds(context, &disk, || a.is_finished() && disk.stats().in_flight == 0);
     assert!(!over_before, "wrong: the call was over before the kernel was done");
