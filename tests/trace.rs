@@ -166,7 +166,9 @@ fn a_page_needs_nothing_else_and_escapes_names() {
 fn a_round_that_a_coroutine_polls_is_on_its_stack() {
     // X2: in the page and in the lanes of text, that coroutine is who acts, and it runs all the while
     let trace = Trace::new(1000);
-    let poll = || drop(AioContext::current().unwrap().poll(false));
+    let poll = || {
+        let _ = AioContext::current().unwrap().poll(false);
+    };
     let run = || Coroutine::builder().name("'P'").spawn(poll).unwrap().join().unwrap();
     Runner::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();

@@ -119,7 +119,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 let waits = here.coroutine(waiter).expect("it waits");
                 match here.current() == Some(waiter) {
                     // Which is entered, and so left alone. The event log is told.
-                    true => drop(waits.enter_unless_entered()),
+                    true => _ = waits.enter_unless_entered(),
                     false => waits.enter(),
                 }
             }
