@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::fmt;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -134,7 +134,7 @@ pub(crate) struct Own {
 
 /// Of a block, what a switch touches. For AddressSanitizer a stack has more to carry.
 #[cfg(not(feature = "sanitizer"))]
-const _: () = assert!(mem::offset_of!(Control, own) + mem::offset_of!(Own, lease) <= 128);
+const _: () = assert!(std::mem::offset_of!(Control, own) + std::mem::offset_of!(Own, lease) <= 128);
 
 /// Who waits for a coroutine's end.
 pub(crate) enum Joiner {
