@@ -3,7 +3,7 @@
 //! Each coroutine takes the next block that is not zeroes, reads it and writes it, as in a copy of files. Who takes blocks may have to
 //! read tables for it, and be suspended: so that is one coroutine's at a time, under a [`CoMutex`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use indicatif::BinaryBytes;
 use crate::draft::Draft;
 use crate::job::check_signals;
 use crate::options::Options;
-use crate::together;
+use crate::together::{FirstError, together};
 
 /// What the coroutines share.
 struct Disks {
@@ -26,14 +26,14 @@ struct Disks {
     /// Where to look for the next block.
     next: CoMutex<u64>,
     bytes: Cell<u64>,
-    first_error: RefCell<Option<io::Error>>,
+    first_error: FirstError,
 }
 
 impl Disks {
     /// The next block that is not zeroes: where, and how long.
     fn next_block(&self) -> io::Result<Option<(u64, usize)>> {
         let mut next = self.next.lock();
-        while *next < self.source.len() && self.first_error.borrow().is_none() {
+        while *next < self.source.len() && !self.first_error.is_there() {
             check_signals()?;
             let offset = *next;
             let extent = self.source.extent(offset, self.source.len() - offset)?;
@@ -82,17 +82,10 @@ pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<Stri
         block_size: options.block_size,
         next: CoMutex::new(0),
         bytes: Cell::new(0),
-        first_error: RefCell::default(),
+        first_error: FirstError::default(),
     });
     let coroutines = disks.source.len().div_ceil(options.block_size).min(options.depth.into());
-    let copier = Rc::clone(&disks);
-    let work = move || {
-        if let Err(error) = copier.copy_blocks() {
-            copier.first_error.borrow_mut().get_or_insert(error);
-        }
-    };
-    together(coroutines, work).map_err(say)?;
-    disks.first_error.take().map_or(Ok(()), Err).map_err(say)?;
+    together(coroutines, &disks, |disks| &disks.first_error, Disks::copy_blocks).map_err(say)?;
     disks.target.flush().map_err(say)?;
     draft.set_mode(mode).map_err(say)?;
     file.sync_all().map_err(say)?;

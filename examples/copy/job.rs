@@ -11,6 +11,7 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::blocks::{Block, Blocks};
 use crate::options::Options;
 use crate::signals;
+use crate::together::FirstError;
 
 /// Buffers start on a page, which suits every device.
 const PAGE: usize = 4096;
@@ -27,7 +28,7 @@ pub struct Job {
     blocks: RefCell<Blocks>,
     blocks_done: Cell<u64>,
     bytes_done: Cell<u64>,
-    first_error: RefCell<Option<io::Error>>,
+    pub first_error: FirstError,
 }
 
 impl Job {
@@ -46,7 +47,7 @@ impl Job {
             blocks: RefCell::new(Blocks::new(len, block_size, step)),
             blocks_done: Cell::new(0),
             bytes_done: Cell::new(0),
-            first_error: RefCell::new(None),
+            first_error: FirstError::default(),
         })
     }
 
@@ -77,7 +78,7 @@ impl Job {
 
     /// None when all blocks are taken, or a coroutine has failed.
     pub fn next_block(&self) -> io::Result<Option<Block>> {
-        if self.first_error.borrow().is_some() {
+        if self.first_error.is_there() {
             return Ok(None);
         }
         check_signals()?;
@@ -96,18 +97,6 @@ impl Job {
     pub fn done(&self, block: &Block) {
         self.blocks_done.set(self.blocks_done.get() + 1);
         self.bytes_done.set(self.bytes_done.get() + block.bytes as u64);
-    }
-
-    /// What a coroutine came to. The first error stays.
-    pub fn note(&self, result: io::Result<()>) {
-        if let Err(error) = result {
-            self.first_error.borrow_mut().get_or_insert(error);
-        }
-    }
-
-    /// The first error, if there was one. To be called once, when all have ended.
-    pub fn result(&self) -> io::Result<()> {
-        self.first_error.take().map_or(Ok(()), Err)
     }
 
     /// Cuts off what the last block had too much. Returns by how much the source has grown.

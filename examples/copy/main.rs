@@ -17,6 +17,7 @@ mod options;
 mod scratch;
 #[path = "../shared/signals.rs"]
 mod signals;
+mod together;
 #[path = "../shared/trace.rs"]
 mod trace;
 
@@ -29,11 +30,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Parser;
-use coralio_aio::{Coroutine, File, Runner, stats};
+use coralio_aio::{File, Runner, stats};
 
 use draft::Draft;
 use job::Job;
 use options::Options;
+use together::together;
 
 /// One coroutine: takes the next block, reads it, writes it, until none is left.
 ///
@@ -46,23 +48,6 @@ fn copy_blocks(job: &Job) -> io::Result<()> {
         job.check(&block, count)?;
         job.target.write_at(data, block.offset)?;
         job.done(&block);
-    }
-    Ok(())
-}
-
-/// All of them at once. The first error stops them, and is the one returned.
-fn copy_all(job: &Rc<Job>, coroutines: u64) -> io::Result<()> {
-    let copier = Rc::clone(job);
-    together(coroutines, move || copier.note(copy_blocks(&copier)))?;
-    job.result()
-}
-
-/// So many coroutines that do the same, to their ends.
-fn together(coroutines: u64, work: impl Fn() + Clone + 'static) -> io::Result<()> {
-    let start = |_| Coroutine::builder().spawn(work.clone());
-    let started: io::Result<Vec<_>> = (0..coroutines).map(start).collect();
-    for coroutine in started? {
-        coroutine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     Ok(())
 }
@@ -119,7 +104,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let job = Rc::new(Job::new(source, target, options).map_err(both)?);
     job.prepare().map_err(both)?;
     let coroutines = job.most_blocks().min(options.depth.into());
-    let copied = copy_all(&job, coroutines);
+    let copied = together(coroutines, &job, |job| &job.first_error, copy_blocks);
     job.progress.finish_and_clear();
     copied.map_err(both)?;
     let grown = job.finish().map_err(both)?;
