@@ -118,7 +118,7 @@ fn half_a_close_is_seen_behind_the_data() {
                     if told_before {
                         // Known to be drained, so that the edge is waited for.
                         assert_eq!(read_byte(&ours), 0);
-                        assert!(ours.try_read_with(|mut stream| stream.read(&mut [0; 1])).is_err());
+                        assert!(ours.try_read(&mut [0; 1]).is_err());
                     }
                     let mut all = Vec::new();
                     (&*ours).read_to_end(&mut all).map(|_| all)
@@ -204,7 +204,7 @@ struct ReadsAtTheEnd(Rc<CoFd<UnixStream>>, Log);
 
 impl Drop for ReadsAtTheEnd {
     fn drop(&mut self) {
-        let _ = self.0.try_read_with(|mut stream| stream.read(&mut [0]));
+        let _ = self.0.try_read(&mut [0]);
         self.1.add((&*self.0).read(&mut [0]).unwrap_err().to_string().split(':').next().unwrap());
     }
 }
@@ -242,7 +242,7 @@ fn a_context_ends_while_they_wait() {
     // One that outlives its context: an error there, and as good as new when taken out.
     AioContext::run(|_ctx| {
         let task = spawn(move || {
-            let _ = kept.try_read_with(|mut stream| stream.read(&mut [0]));
+            let _ = kept.try_read(&mut [0]);
             let refused = (&*kept).read(&mut [0]).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::NotConnected, "{refused}");
             let anew = CoFd::new(Rc::into_inner(kept).unwrap().into_inner()).unwrap();
@@ -373,7 +373,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let refused = CoFd::new(regular).expect_err("a regular file cannot be waited for");
         assert!(refused.to_string().contains("regular files"), "{refused}");
         let (ours, _theirs) = pair();
-        let _ = ours.try_read_with(|mut stream| stream.read(&mut [0]));
+        let _ = ours.try_read(&mut [0]);
         let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ours.wait_readable())).unwrap_err();
         assert!(text(&*outside).contains("in a coroutine"), "{}", text(&*outside));
     });

@@ -238,19 +238,6 @@ impl<S> CoFd<S> {
         self.wait(&side, Waiting::Writable(self.raw))
     }
 
-    /// Calls `read` once, and takes note if it would block. For what [`Read`] has not, such as messages with descriptors.
-    ///
-    /// # Errors
-    ///
-    /// What `read` returns, `WouldBlock` included: then [`wait_readable`](Self::wait_readable) waits.
-    ///
-    /// # Control
-    ///
-    /// As `read`.
-    pub fn try_read_with<R>(&self, read: impl FnOnce(&S) -> io::Result<R>) -> io::Result<R> {
-        self.reading().note(|| read(&self.inner), |_, _| false)
-    }
-
     /// Reads once what is there, for whoever takes a buffer only when something is: see [`wait_readable`](Self::wait_readable).
     ///
     /// # Errors
