@@ -63,13 +63,17 @@ fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     print(&scene(&format!("{act}. {title}"), &recording.text_with(options), failure));
     if let Some(file) = trace_file() {
         let file = with_suffix(&file, &format!("-{act}"));
-        let ending = failure.map_or("ends well".into(), |failure| format!("fails: {failure}"));
-        recording.write_titled(&file, &format!("{title}: {ending}"), failure).unwrap_or_else(|error| {
+        recording.write_titled(&file, &format!("{title}: {}", ending(failure)), failure).unwrap_or_else(|error| {
             eprintln!("cannot write the trace: {error}");
             process::exit(1)
         });
         eprintln!("see {}", file.display());
     }
+}
+
+/// How it ended, in a title.
+pub fn ending(failure: Option<&str>) -> String {
+    failure.map_or("ends well".into(), |failure| format!("fails: {failure}"))
 }
 
 /// A picture with its heading, and how it ended.

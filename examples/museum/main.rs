@@ -21,7 +21,7 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::Parser;
 use coralio_aio::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions};
 
-use lesson::{print, record, scene, with_suffix};
+use lesson::{ending, print, record, scene, with_suffix};
 use versions::{Version, today, versions};
 use workloads::Workload;
 
@@ -59,18 +59,10 @@ fn main() -> ExitCode {
         };
     };
     let versions = versions();
-    let numbers: Vec<_> = (1..=versions.len())
-        .filter(|number| wanted == number.to_string() || wanted.eq_ignore_ascii_case(versions[number - 1].rule))
-        .collect();
-    let version = match numbers[..] {
-        [number] => &versions[number - 1],
-        [] => {
-            eprintln!("there is no exhibit {wanted}; choose 1 to {}", versions.len());
-            return ExitCode::FAILURE;
-        }
-        _ => {
-            let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-            eprintln!("{wanted} has several exhibits; choose {}", numbers.join(" or "));
+    let version = match exhibit(&versions, &wanted) {
+        Ok(version) => version,
+        Err(remedy) => {
+            eprintln!("{remedy}");
             return ExitCode::FAILURE;
         }
     };
@@ -79,6 +71,21 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("cannot write the trace: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// The version with this number in the table, or of this bug.
+fn exhibit<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, String> {
+    let is_wanted =
+        |number: &usize| wanted == number.to_string() || wanted.eq_ignore_ascii_case(versions[number - 1].rule);
+    let numbers: Vec<_> = (1..=versions.len()).filter(is_wanted).collect();
+    match numbers[..] {
+        [number] => Ok(&versions[number - 1]),
+        [] => Err(format!("there is no exhibit {wanted}; choose 1 to {}", versions.len())),
+        _ => {
+            let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+            Err(format!("{wanted} has several exhibits; choose {}", numbers.join(" or ")))
         }
     }
 }
@@ -194,12 +201,12 @@ fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
         let picture = match trace {
             Some(file) => {
                 let file = with_suffix(file, suffix);
-                let ending = failure.as_ref().map_or("ends well".into(), |failure| format!("fails: {failure}"));
                 let title = format!(
-                    "{} ({}) in \"{}\" {ending}",
+                    "{} ({}) in \"{}\" {}",
                     version.rule_or_today(),
                     version.when,
-                    today.workloads[index].name
+                    today.workloads[index].name,
+                    ending(failure.as_deref())
                 );
                 recording.write_titled(&file, &title, failure.as_deref())?;
                 format!("See {}.\n", file.display())
