@@ -117,10 +117,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
             OnCompletion::EnterUnlessCurrent => {
                 let waits = here.coroutine(waiter).expect("it waits");
-                match here.current() == Some(waiter) {
-                    // Which is entered, and so left alone. The event log is told.
-                    true => _ = waits.enter_unless_entered(),
-                    false => waits.enter(),
+                if here.current() == Some(waiter) {
+                    // It is entered, and so left alone; the event log is told.
+                    waits.enter_unless_entered();
+                } else {
+                    waits.enter();
                 }
             }
             OnCompletion::Enter => here.coroutine(waiter).expect("it waits").enter(),

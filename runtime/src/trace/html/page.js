@@ -333,7 +333,9 @@
   step = Math.max(step, Math.min(48, (view.clientWidth - labels()) / (shown.length + 1)));
   resize();
   // Nor does the legend take the lanes' room.
-  if (view.scrollHeight > view.clientHeight + 2) $("legend").open = false;
-  resize();
+  if (view.scrollHeight > view.clientHeight + 2) {
+    $("legend").open = false;
+    resize();
+  }
   go(wrong.length ? places[wrong[0][0]] : 0);
 })();
