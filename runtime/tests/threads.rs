@@ -223,7 +223,10 @@ fn a_thousand_starts_leave_nothing_behind() {
         let before = (count_of("/proc/self/fd"), count_of("/proc/self/task"), mappings());
         (0..count).for_each(one);
         assert_eq!(count_of("/proc/self/fd"), before.0);
-        assert_eq!(count_of("/proc/self/task"), before.1);
+        // One that was joined is on the list for a moment more.
+        while count_of("/proc/self/task") > before.1 {
+            thread::yield_now();
+        }
         // An arena more (two mappings) whenever two threads happened to allocate at the same moment, at most eight for each
         // processor: that does not grow with the number of starts, of which each would leave four mappings or more.
         let arenas = 2 * 8 * thread::available_parallelism().unwrap().get();
