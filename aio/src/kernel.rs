@@ -10,6 +10,10 @@ use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
+/// What the model checker's builds of the lock-free parts replace by its own.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+}
 #[cfg(test)]
 mod conformance;
 pub mod io_uring;
@@ -18,6 +22,10 @@ pub mod linux_aio;
 pub mod scripted;
 pub mod sim;
 pub mod threads;
+mod watch;
+
+/// The key of the poll request that ends a kernel's sleep, which no caller uses.
+const POLL_KEY: u64 = u64::MAX;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +66,14 @@ pub struct Completion {
     pub key: u64,
     /// Bytes transferred, or a negative `errno`.
     pub result: i64,
+}
+
+impl Completion {
+    /// Whether it is the poll request's.
+    #[inline]
+    fn is_call(&self) -> bool {
+        self.key == POLL_KEY
+    }
 }
 
 /// A kernel that an [`Engine`](crate::Engine) can run on.
@@ -105,7 +121,8 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked.
+    /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked. No other thread
+    /// submits; nor does one [`wait`](Self::wait) with a descriptor, if the kernel [submits at home](Self::SUBMITS_AT_HOME).
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
 
     /// Asks for the request of this key, which is in flight, to complete soon, with `ECANCELED` or with whatever became of
@@ -125,6 +142,8 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// With `min` above 1, `other` may count as one completion: a caller who cannot wait longer gives a timeout. And it may
     /// end after the first completion already, where the kernel cannot wait for more.
+    ///
+    /// `other` is known by its number: one that was given here must not be closed and another one come by its number.
     ///
     /// # Errors
     ///

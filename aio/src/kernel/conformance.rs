@@ -28,6 +28,7 @@ macro_rules! tests {
                 a_sleep_is_ended_by_another_thread
                 a_sleep_ends_though_another_thread_peeks
                 a_sleep_ends_by_time_or_signal
+                another_descriptor_takes_over
                 the_ring_goes_round
         }
     };
@@ -321,6 +322,19 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel, const N: usize>(kernels:
                 result.join().unwrap().unwrap();
             });
         }
+    }
+}
+
+pub(super) fn another_descriptor_takes_over<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E12: an engine that moves to another loop watches that one's descriptor.
+    for kernel in kernels(8) {
+        let (old, new) = (eventfd(), eventfd());
+        kernel.wait(1, Some(old.as_fd()), NOW).unwrap();
+        signal(&new);
+        wait_for(&kernel, &new, &new);
+        // Nothing is left over of either but what is armed.
+        kernel.wait(1, Some(new.as_fd()), NOW).unwrap();
+        assert_eq!(kernel.peek(), None);
     }
 }
 

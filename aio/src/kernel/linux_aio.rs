@@ -4,12 +4,10 @@
 //! call; sleeping costs one, and this is the part that needs tricks:
 //!
 //! - `io_getevents` would take the events that it waits for, while another thread may be taking them from the ring in
-//!   memory. So it is given a *trap*, memory that it cannot write: if there are events, it fails with `EFAULT` before it
+//!   memory. So it is given a *trap*, an address that no process has: if there are events, it fails with `EFAULT` before it
 //!   moves the cursor, and that means "something is there".
 //! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request in the same context
-//!   watches it, whose completion is an event like any other; `peek` swallows it.
-//! - A thread that peeks while the home thread sleeps must not swallow that event: it is what ends the sleep. It leaves it
-//!   on the ring, which looks empty to it until the home thread is up.
+//!   watches it, whose completion is an event like any other (`watch.rs`); `peek` swallows it.
 //!
 //! Should the ring not look as we know it, nothing is read from memory: events are taken one at a time by `io_getevents`,
 //! without the trap, since nothing is known of that kernel.
@@ -23,8 +21,7 @@
 //!   home thread may also peek without the lock, for a look whether something is there.
 //! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which `Context`'s drop alone calls; a header with `slots`
 //!   events behind it, written by the kernel and through atomics.
-//! - *Who arms, owns*: the poll request's memory is written by the one who moves `watch` from unarmed to armed; it
-//!   becomes unarmed only after the event was seen, which the kernel posts after its last look at that memory.
+//! - *Who arms, owns*: the poll request's memory is written by the one who arms `watch`.
 
 #![allow(unsafe_code)]
 
@@ -33,31 +30,31 @@ mod context;
 #[cfg(test)]
 mod tests;
 
-use context::{Context, Pool, setup_error, trap};
+use context::{Context, Pool, setup_error};
 
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Completion, Kernel, Opcode, Operation};
+use super::watch::{Arm, Watch};
+use super::{Completion, Kernel, Opcode, Operation, POLL_KEY};
 
 /// The deepest queue on offer: half of what `fs.aio-max-nr` usually grants to the whole machine.
 const MAX_DEPTH: u32 = 32768;
 
-/// The key of the poll request, which no caller uses.
-const POLL_KEY: u64 = u64::MAX;
+/// Where `io_getevents` is to put events: the last bytes of all addresses, which are the kernel's on every machine. It sees that
+/// before it writes; memory of ours that is only protected would cost a page fault (1.2 of 9.7 microseconds for a sleep and its
+/// read, on a virtual machine).
+const TRAP: *mut abi::Event = ptr::without_provenance_mut(usize::MAX - size_of::<abi::Event>() + 1);
 
-/// In [`LinuxAio::watch`]: a poll request is out, or its event is on the ring. The low 32 bits say for which descriptor.
-const ARMED: u64 = 1 << 32;
-/// In [`LinuxAio::watch`]: the home thread sleeps, or is about to, and the poll request's event is to wake it.
-const ASLEEP: u64 = 1 << 33;
-/// In [`LinuxAio::watch`]: the poll request's event is being taken off the ring.
-const SWALLOWING: u64 = 1 << 34;
+/// For how many events there is room at the trap. As good as any other number but for valgrind, which would take the address for a
+/// mistake: these are 2^64 bytes, and so none to it.
+const ROOM: libc::c_long = 1 << (64 - size_of::<abi::Event>().trailing_zeros());
 
 /// A request in the form that `io_submit` takes.
 #[repr(transparent)]
@@ -72,18 +69,15 @@ pub struct LinuxAio {
     slots: u32,
     /// Submitted and not yet committed. Changed under the lock with plain loads and stores.
     in_flight: AtomicU32,
-    /// The poll request: [`ARMED`] with its descriptor, and [`ASLEEP`].
-    watch: AtomicU64,
+    /// The poll request.
+    watch: Watch,
     /// Without a ring to look at: the completion that was taken and not yet committed.
     taken: Mutex<Option<Completion>>,
-    /// Memory that `io_getevents` cannot write.
-    trap: *mut abi::Event,
     context: ManuallyDrop<Context>,
     pool: &'static Pool,
 }
 
-// SAFETY: the ring is memory of the process (*The ring stays*), the trap is never touched, and an AIO context may be used by
-// any thread of the process.
+// SAFETY: the ring is memory of the process (*The ring stays*), and an AIO context may be used by any thread of the process.
 unsafe impl Send for LinuxAio {}
 // SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and of `poll` *Who arms, owns*.
 unsafe impl Sync for LinuxAio {}
@@ -116,7 +110,6 @@ impl LinuxAio {
             let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let trap = trap()?;
         let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
         let ring = context.ring;
         // SAFETY: *The ring stays*; what does not call itself a ring has at least its header mapped.
@@ -128,9 +121,8 @@ impl LinuxAio {
             ring,
             slots: if known { header.nr } else { 0 },
             in_flight: AtomicU32::new(0),
-            watch: AtomicU64::new(0),
+            watch: Watch::default(),
             taken: Mutex::new(None),
-            trap,
             context: ManuallyDrop::new(context),
             pool,
         })
@@ -142,53 +134,48 @@ impl LinuxAio {
         unsafe { self.ring.as_ref() }
     }
 
-    /// The slot after `head`. Always within the ring, so that the cursor is too.
+    /// The event at the cursor, whoever's it is.
     #[inline]
-    fn after(&self, head: u32) -> u32 {
-        if head + 1 == self.slots { 0 } else { head + 1 }
+    fn at_cursor(&self) -> Option<Completion> {
+        let ring = self.header();
+        // Relaxed: the lock's holder before us moved it, if we did not.
+        let head = ring.head.load(Relaxed);
+        // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
+        // the tail that shows it.
+        if head == ring.tail.load(Acquire) {
+            return None;
+        }
+        // SAFETY: *The ring stays*, and the cursor is within it.
+        let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
+        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+        Some(Completion { key: event.data.load(Relaxed), result: event.res.load(Relaxed) })
     }
 
-    /// The poll request's event is at `head`: takes it off the ring, unless the home thread sleeps, or another takes it.
-    #[cold]
-    fn swallow(&self, head: u32) -> bool {
-        let watch = self.watch.load(Relaxed);
-        // Unarmed before the cursor moves: a home thread that still sees "armed" must find the event, or have left word
-        // that it sleeps. Release pairs with the Acquire in `arm`: who owns the poll request next comes after the event.
-        let free = watch & (ARMED | ASLEEP | SWALLOWING) == ARMED;
-        if !free || self.watch.compare_exchange(watch, SWALLOWING, Release, Relaxed).is_err() {
-            return false;
-        }
-        // As in `commit`. Nobody gets past the event but us, so that the head is still this one.
-        self.header().head.store(self.after(head), Release);
-        // Release pairs with the Acquire of `arm` too, and so of the next to swallow: it finds the head moved.
-        self.watch.fetch_and(!SWALLOWING, Release);
-        true
+    /// Moves the cursor on by one. Always within the ring.
+    #[inline]
+    fn move_on(&self) {
+        let head = &self.header().head;
+        let next = head.load(Relaxed) + 1;
+        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
+        head.store(if next == self.slots { 0 } else { next }, Release);
     }
 
     /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
     /// that its event comes. False if the kernel has no room for one now: then nothing would end a sleep.
     fn arm(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
-        let fd = other.as_raw_fd() as u32;
-        let poll = self.context.poll.get();
-        // Acquire pairs with the Release in `swallow`.
-        let watch = self.watch.load(Acquire);
-        if watch & ARMED != 0 {
-            if watch as u32 != fd {
-                // It fails if the event is there already, which is as good.
-                // SAFETY: the address it was submitted from, for the kernel to read.
-                let _ = unsafe { abi::io_cancel(self.ring, poll) };
+        match self.watch.arm(other.as_raw_fd()) {
+            Arm::Watched => return Ok(true),
+            Arm::Elsewhere => {
+                self.cancel_poll();
+                return Ok(true);
             }
-            return Ok(true);
+            Arm::Submit => {}
         }
-        let armed = watch | ARMED | u64::from(fd);
-        // Before the submit: another thread may have swallowed the event by the time it returns.
-        if self.watch.compare_exchange(watch, armed, Relaxed, Relaxed).is_err() {
-            return self.arm(other);
-        }
+        let poll = self.context.poll.get();
         let request = abi::Iocb {
             data: POLL_KEY,
             opcode: abi::IOCB_CMD_POLL,
-            fildes: fd,
+            fildes: other.as_raw_fd() as u32,
             buf: libc::POLLIN as u64,
             ..Default::default()
         };
@@ -199,7 +186,7 @@ impl LinuxAio {
         } {
             Ok(1) => Ok(true),
             said => {
-                self.unarmed();
+                self.watch.unarmed();
                 match said {
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(poll_error(error)),
                     _ => Ok(false),
@@ -208,18 +195,24 @@ impl LinuxAio {
         }
     }
 
+    /// The poll request's event comes. It fails if that is there already, which is as good.
+    fn cancel_poll(&self) {
+        // SAFETY: the address it was submitted from, for the kernel to read.
+        let _ = unsafe { abi::io_cancel(self.ring, self.context.poll.get()) };
+    }
+
     /// Sleeps until `min` events are there, whatever they are.
     fn sleep(&self, min: u32, timeout: Option<Duration>) -> io::Result<()> {
         let slept = if self.slots == 0 {
             self.take(min, timeout).map(|taken| match taken {
-                Some(Completion { key: POLL_KEY, .. }) => self.unarmed(),
+                Some(Completion { key: POLL_KEY, .. }) => self.watch.unarmed(),
                 None => {}
                 completion => *self.taken() = completion,
             })
         } else {
-            // SAFETY: nobody can write the trap.
-            let events = unsafe { abi::io_getevents(self.ring, min, min.max(1), self.trap, timeout) };
-            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events to read-only memory: they are lost"))
+            // SAFETY: there is no memory at the trap.
+            let events = unsafe { abi::io_getevents(self.ring, min, ROOM, TRAP, timeout) };
+            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events where no memory is: they are lost"))
         };
         match slept {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EINTR)) => Ok(()),
@@ -235,12 +228,6 @@ impl LinuxAio {
         Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
     }
 
-    /// The poll request's event is off the ring, or it never was submitted.
-    fn unarmed(&self) {
-        // Release as in `swallow`.
-        self.watch.fetch_and(ASLEEP, Release);
-    }
-
     fn taken(&self) -> MutexGuard<'_, Option<Completion>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,10 +237,10 @@ impl LinuxAio {
     #[cold]
     fn peek_taken(&self) -> Option<Completion> {
         let mut taken = self.taken();
-        while taken.is_none() && self.watch.load(Relaxed) & ASLEEP == 0 {
+        while taken.is_none() && !self.watch.is_asleep() {
             match self.take(0, None) {
                 Ok(None) => break,
-                Ok(Some(Completion { key: POLL_KEY, .. })) => self.unarmed(),
+                Ok(Some(Completion { key: POLL_KEY, .. })) => self.watch.unarmed(),
                 Ok(completion) => *taken = completion,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("io_getevents on an AIO context of this process: {error}"),
@@ -267,9 +254,8 @@ impl LinuxAio {
         if self.in_flight.load(Relaxed) != 0 {
             return false;
         }
-        while self.watch.load(Relaxed) & ARMED != 0 {
-            // SAFETY: the address it was submitted from. It fails if the event is there already, which is as good.
-            let _ = unsafe { abi::io_cancel(self.ring, self.context.poll.get()) };
+        while self.watch.is_armed() {
+            self.cancel_poll();
             if self.sleep(1, None).is_err() || self.peek().is_some() {
                 return false;
             }
@@ -345,26 +331,7 @@ unsafe impl Kernel for LinuxAio {
         if self.slots == 0 {
             return self.peek_taken();
         }
-        let ring = self.header();
-        loop {
-            // Relaxed: the lock's holder before us moved it, if we did not.
-            let head = ring.head.load(Relaxed);
-            // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
-            // the tail that shows it.
-            if head == ring.tail.load(Acquire) {
-                return None;
-            }
-            // SAFETY: *The ring stays*, and the cursor is within it.
-            let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
-            // Relaxed: ordered by the tail, and not overwritten before the head is past it.
-            let key = event.data.load(Relaxed);
-            if key != POLL_KEY {
-                return Some(Completion { key, result: event.res.load(Relaxed) });
-            }
-            if !self.swallow(head) {
-                return None;
-            }
-        }
+        self.watch.peek(|| self.at_cursor(), Completion::is_call, || self.move_on())
     }
 
     #[inline]
@@ -375,9 +342,7 @@ unsafe impl Kernel for LinuxAio {
             *self.taken() = None;
             return;
         }
-        let head = &self.header().head;
-        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
-        head.store(self.after(head.load(Relaxed)), Release);
+        self.move_on();
     }
 
     /// Sleeps as the trait says. Some things to know:
@@ -397,29 +362,21 @@ unsafe impl Kernel for LinuxAio {
     ///
     /// If two threads wait at once.
     fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let watch = self.watch.load(Relaxed);
-        let moved = other.is_some_and(|other| watch & ARMED != 0 && watch as u32 != other.as_raw_fd() as u32);
+        let moved = other.is_some_and(|other| self.watch.is_elsewhere(other.as_raw_fd()));
         let min = if moved || self.slots == 0 { min.min(1) } else { min };
+        let arm = || other.map_or(Ok(true), |other| self.arm(other));
         if min > 1 {
             // `other` alone would not end it: whoever peeks may swallow the event.
-            let armed = other.map_or(Ok(true), |other| self.arm(other))?;
-            return if armed { self.sleep(min, timeout) } else { Ok(()) };
+            return if arm()? { self.sleep(min, timeout) } else { Ok(()) };
         }
-        {
-            let taken = self.taken();
-            if taken.is_some() {
-                return Ok(());
-            }
-            // Relaxed: all changes of `watch` are read-modify-writes, so that this one comes before a `swallow`, which
-            // then leaves the event to us, or after it, and `arm` sees that nothing is armed. Under the mutex for
-            // `peek_taken`'s sake: it has found nothing, or will see this.
-            let before = self.watch.fetch_or(ASLEEP, Relaxed);
-            assert!(before & ASLEEP == 0, "two threads wait for the same AIO context: only its home thread may");
+        // Under the mutex for `peek_taken`'s sake: it has found nothing, or will see this.
+        let taken = self.taken();
+        if taken.is_some() {
+            return Ok(());
         }
-        let armed = other.map_or(Ok(true), |other| self.arm(other));
-        let result = armed.and_then(|armed| if armed { self.sleep(min, timeout) } else { Ok(()) });
-        self.watch.fetch_and(!ASLEEP, Relaxed);
-        result
+        let _asleep = self.watch.fall_asleep();
+        drop(taken);
+        if arm()? { self.sleep(min, timeout) } else { Ok(()) }
     }
 }
 

@@ -19,9 +19,6 @@
 
 #![allow(unsafe_code)]
 
-mod atomic {
-    pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
-}
 mod completions;
 mod kick;
 #[cfg(test)]
@@ -40,7 +37,7 @@ use coralio_runtime::AioContext;
 use completions::Completions;
 use kick::{Kick, perform};
 
-use super::{Completion, Kernel, Operation};
+use super::{Completion, Kernel, Operation, atomic};
 use crate::pool::{Global, Kind, Pool, Work};
 
 /// The deepest queue on offer, as of native AIO.

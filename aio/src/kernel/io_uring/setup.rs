@@ -14,15 +14,16 @@ const OPERATIONS: [(u8, &str); 5] = [
 ];
 
 /// A ring for `depth` requests, on a kernel that has all that we need.
-pub(super) fn set_up(depth: u32) -> io::Result<io_uring::IoUring> {
+pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
     let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
-    // No overflow: what is in flight or on the ring is at most the depth.
-    assert!(depth <= ring.params().cq_entries(), "a completion might find no place on the ring");
+    // No overflow: what is in flight or on the ring is at most the depth, and the poll request.
+    assert!(depth < ring.params().cq_entries(), "a completion might find no place on the ring");
     let mut probe = Probe::new();
     // A kernel that is too old to be asked offers nothing, as far as we know.
     let _ = ring.submitter().register_probe(&mut probe);
-    match missing(Features::of(ring.params()), &probe) {
-        None => Ok(ring),
+    let features = Features::of(ring.params(), &probe);
+    match missing(features, &probe) {
+        None => Ok((ring, features)),
         Some(what) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
             format!(
@@ -42,21 +43,25 @@ pub(super) struct Features {
     pub(super) nodrop: bool,
     /// What a request needs besides its buffers is the caller's again after submit.
     pub(super) submit_stable: bool,
+    /// A sleep on the ring takes a time limit, and a poll request can be cancelled by a call that has no completion. The latter came
+    /// with Linux 6.0, as did the operation that tells.
+    pub(super) sleep_on_ring: bool,
 }
 
 impl Features {
-    fn of(params: &Parameters) -> Features {
+    fn of(params: &Parameters, probe: &Probe) -> Features {
         Features {
             single_mmap: params.is_feature_single_mmap(),
             nodrop: params.is_feature_nodrop(),
             submit_stable: params.is_feature_submit_stable(),
+            sleep_on_ring: params.is_feature_ext_arg() && probe.is_supported(opcode::SendZc::CODE),
         }
     }
 }
 
 /// The first thing that we need and the kernel has not.
 pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str> {
-    let Features { single_mmap, nodrop, submit_stable } = features;
+    let Features { single_mmap, nodrop, submit_stable, sleep_on_ring: _ } = features;
     let features = [(single_mmap, "IORING_FEAT_SINGLE_MMAP"), (nodrop, "IORING_FEAT_NODROP")];
     let features = features.into_iter().chain([(submit_stable, "IORING_FEAT_SUBMIT_STABLE")]);
     let operations = OPERATIONS.into_iter().map(|(code, name)| (probe.is_supported(code), name));

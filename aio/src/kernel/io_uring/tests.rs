@@ -1,15 +1,23 @@
 //! Real requests on real rings: what every kernel must do, and what is io_uring's own.
 
-use super::super::conformance::{self, Page, Temp, bad, eventfd, next, one, operation, signal, submit};
+use super::super::conformance::{self, Page, Temp, bad, eventfd, next, one, operation, signal, submit, wait_for};
 use super::setup::{Features, missing, refused};
 use super::*;
 use io_uring::Probe;
+use std::os::fd::AsFd;
 
 fn kernels(depth: u32) -> [IoUring; 1] {
     [IoUring::new(depth).unwrap()]
 }
 
-conformance::tests!(kernels);
+/// One that sleeps on its ring, where the kernel is new enough, and one that does not.
+fn both(depth: u32) -> [IoUring; 2] {
+    let [ring, mut old] = [(); 2].map(|()| IoUring::new(depth).unwrap());
+    old.watch = None;
+    [ring, old]
+}
+
+conformance::tests!(both);
 
 #[test]
 fn a_bad_one_is_taken_and_fails_alone() {
@@ -176,7 +184,7 @@ fn a_refused_ring_says_why() {
 #[test]
 fn what_the_kernel_lacks_is_named() {
     // E14: features and operations are asked for before the first request
-    let all = Features { single_mmap: true, nodrop: true, submit_stable: true };
+    let all = Features { single_mmap: true, nodrop: true, submit_stable: true, sleep_on_ring: false };
     let mut probe = Probe::new();
     assert_eq!(missing(all, &probe), Some("read"));
     IoUring::new(1).unwrap().ring.submitter().register_probe(&mut probe).unwrap();
@@ -249,4 +257,16 @@ fn a_submit_that_consumes_nothing_lends_nothing() {
     let mut keys = [next(&kernel).key, next(&kernel).key];
     keys.sort();
     assert_eq!((keys, kernel.peek()), ([3, 4], None));
+}
+
+#[test]
+fn a_poll_request_that_was_not_taken_is_not_out() {
+    // W3, E14: no memory for it: the sleep ends, and the next one tries again
+    let (other, [kernel]) = (eventfd(), kernels(2));
+    let is_armed = || kernel.watch.as_ref().is_some_and(Watch::is_armed);
+    let wait = || kernel.wait(1, Some(other.as_fd()), None);
+    behind_a_filter(libc::SYS_io_uring_enter, libc::EAGAIN, wait).unwrap();
+    assert!(!is_armed());
+    signal(&other);
+    wait_for(&kernel, &other, &other);
 }

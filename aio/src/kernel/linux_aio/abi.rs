@@ -135,7 +135,7 @@ pub(super) unsafe fn io_submit(context: NonNull<Ring>, iocbs: &[*mut Iocb]) -> i
 pub(super) unsafe fn io_getevents(
     context: NonNull<Ring>,
     min: u32,
-    nr: u32,
+    nr: libc::c_long,
     events: *mut Event,
     timeout: Option<Duration>,
 ) -> io::Result<usize> {
@@ -145,7 +145,7 @@ pub(super) unsafe fn io_getevents(
         tv_nsec: i64::from(time.subsec_nanos()),
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-    let (min, nr) = (libc::c_long::from(min), libc::c_long::from(nr));
+    let min = libc::c_long::from(min);
     // SAFETY: the caller's promise for `events`; `timeout` is null or points to a local that outlives the call.
     checked(unsafe { libc::syscall(libc::SYS_io_getevents, context.as_ptr(), min, nr, events, timeout) })
 }

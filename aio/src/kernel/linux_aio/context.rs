@@ -6,9 +6,9 @@ use std::cell::UnsafeCell;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{MAX_DEPTH, abi};
+use super::abi;
 
 /// An AIO context and the memory that belongs to it wherever it goes.
 pub(super) struct Context {
@@ -97,24 +97,6 @@ impl Pool {
         let idle = std::mem::take(&mut *self.idle());
         !idle.is_empty()
     }
-}
-
-/// Memory that cannot be written, with room for the events of the deepest queue; one per process. None of it is ever
-/// touched, so it costs addresses only.
-pub(super) fn trap() -> io::Result<*mut abi::Event> {
-    static TRAP: OnceLock<usize> = OnceLock::new();
-    if let Some(&trap) = TRAP.get() {
-        return Ok(ptr::without_provenance_mut(trap));
-    }
-    let length = (MAX_DEPTH as usize + 1) * size_of::<abi::Event>();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, where the kernel likes.
-    let trap = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, flags, -1, 0) };
-    if trap == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // Two threads may get here at once; the loser's stays mapped, unused.
-    Ok(ptr::without_provenance_mut(*TRAP.get_or_init(|| trap.expose_provenance())))
 }
 
 /// A descriptor that can be read at once.

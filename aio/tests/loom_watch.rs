@@ -1,0 +1,216 @@
+//! The sleep on a kernel's own ring and the poll request that ends it, on every interleaving that the memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_watch`
+//!
+//! `watch.rs` is the very file that the library is built of. Around it stands a kernel: a ring, poll requests, and a sleep that ends
+//! when something is on the ring. If a call were lost, the home thread would sleep for ever: loom calls that a deadlock.
+#![cfg(loom)]
+#![allow(unsafe_code, unreachable_pub, dead_code)]
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use loom::sync::{Condvar, Mutex};
+use loom::thread;
+
+mod atomic {
+    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+}
+
+#[path = "../src/kernel/watch.rs"]
+mod watch;
+
+use watch::{Arm, Watch};
+
+const SLOTS: usize = 8;
+const CALL: u64 = u64::MAX;
+/// A request's completion.
+const DONE: u64 = 1;
+const FD: i32 = 7;
+
+/// Within the kernel.
+#[derive(Default)]
+struct Inside {
+    /// Poll requests that are out.
+    polls: u32,
+    readable: bool,
+}
+
+struct Machine {
+    watch: Watch,
+    ring: [AtomicU64; SLOTS],
+    head: AtomicU32,
+    tail: AtomicU32,
+    /// The poll request's memory.
+    request: UnsafeCell<u32>,
+    inside: Mutex<Inside>,
+    changed: Condvar,
+    /// The lock that reaping takes, and what was reaped.
+    reaped: Mutex<u32>,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        Machine {
+            watch: Watch::default(),
+            ring: Default::default(),
+            head: AtomicU32::new(0),
+            tail: AtomicU32::new(0),
+            request: UnsafeCell::new(0),
+            inside: Mutex::default(),
+            changed: Condvar::new(),
+            reaped: Mutex::new(0),
+        }
+    }
+
+    fn post(&self, _inside: &mut Inside, key: u64) {
+        let tail = self.tail.load(Relaxed);
+        self.ring[tail as usize % SLOTS].store(key, Relaxed);
+        self.tail.store(tail + 1, Release);
+        self.changed.notify_one();
+    }
+
+    /// The descriptor becomes readable.
+    fn signal(&self) {
+        let mut inside = self.inside.lock().unwrap();
+        inside.readable = true;
+        while inside.polls > 0 {
+            inside.polls -= 1;
+            // The kernel's last look at it.
+            self.request.with(|request| unsafe { *request });
+            self.post(&mut inside, CALL);
+        }
+    }
+
+    /// A request is done.
+    fn complete(&self) {
+        self.post(&mut self.inside.lock().unwrap(), DONE);
+    }
+
+    fn at_cursor(&self) -> Option<u64> {
+        let head = self.head.load(Relaxed);
+        (head != self.tail.load(Acquire)).then(|| self.ring[head as usize % SLOTS].load(Relaxed))
+    }
+
+    fn move_on(&self) {
+        self.head.store(self.head.load(Relaxed) + 1, Release);
+    }
+
+    fn peek(&self) -> Option<u64> {
+        self.watch.peek(|| self.at_cursor(), |key| *key == CALL, || self.move_on())
+    }
+
+    fn reap(&self) -> u32 {
+        let mut reaped = self.reaped.lock().unwrap();
+        while self.peek().is_some() {
+            self.move_on();
+            *reaped += 1;
+        }
+        *reaped
+    }
+
+    /// Sleeps until something is on the ring; or, as by a timer, not at all.
+    fn wait(&self, ends_early: bool) {
+        let _asleep = self.watch.fall_asleep();
+        if self.watch.arm(FD) == Arm::Submit {
+            self.request.with_mut(|request| unsafe { *request += 1 });
+            let mut inside = self.inside.lock().unwrap();
+            assert_eq!(inside.polls, 0, "two poll requests are out");
+            if inside.readable {
+                self.post(&mut inside, CALL);
+            } else {
+                inside.polls += 1;
+            }
+        }
+        let mut inside = self.inside.lock().unwrap();
+        while !ends_early && self.head.load(Relaxed) == self.tail.load(Relaxed) {
+            inside = self.changed.wait(inside).unwrap();
+        }
+    }
+
+    /// As a loop does: looks, sleeps, looks again.
+    fn wait_for_the_descriptor(&self) {
+        while !self.reset() {
+            self.peek();
+            self.wait(false);
+            // Whoever is about to swallow the call that ended it gets on.
+            thread::yield_now();
+        }
+    }
+
+    /// Reads the descriptor empty.
+    fn reset(&self) -> bool {
+        std::mem::take(&mut self.inside.lock().unwrap().readable)
+    }
+}
+
+fn check(body: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(body);
+}
+
+#[test]
+fn a_call_ends_the_sleep_though_another_thread_peeks() {
+    // W3: two calls, one after the other; each ends a sleep
+    check(|| {
+        let machine = Arc::new(Machine::new());
+        let other = Arc::clone(&machine);
+        let other = thread::spawn(move || {
+            other.signal();
+            other.reap();
+        });
+        machine.wait_for_the_descriptor();
+        other.join().unwrap();
+        let other = Arc::clone(&machine);
+        let other = thread::spawn(move || {
+            other.reap();
+            other.signal();
+        });
+        machine.wait_for_the_descriptor();
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn one_poll_request_is_out() {
+    // E9, W3: the home thread looks without the lock, and sleeps anew, while another is between its look and the swap
+    check(|| {
+        let machine = Arc::new(Machine::new());
+        machine.wait(true);
+        machine.signal();
+        machine.reset();
+        let other = Arc::clone(&machine);
+        let other = thread::spawn(move || other.reap());
+        machine.peek();
+        machine.wait(true);
+        machine.peek();
+        machine.wait(true);
+        other.join().unwrap();
+        machine.signal();
+        assert_eq!((machine.reap(), machine.at_cursor()), (0, None));
+        assert!(!machine.watch.is_armed());
+    });
+}
+
+#[test]
+fn completions_are_taken_once() {
+    // E9: what lies behind a call is reaped once, whoever swallows the call
+    check(|| {
+        let machine = Arc::new(Machine::new());
+        machine.wait(true);
+        let other = Arc::clone(&machine);
+        let other = thread::spawn(move || {
+            other.signal();
+            other.complete();
+            other.reap();
+        });
+        while machine.reap() == 0 {
+            machine.wait(false);
+            thread::yield_now();
+        }
+        other.join().unwrap();
+        assert_eq!((machine.reap(), machine.at_cursor()), (1, None));
+    });
+}
