@@ -24,9 +24,6 @@ pub mod sim;
 pub mod threads;
 mod watch;
 
-/// The key of the poll request that ends a kernel's sleep, which no caller uses.
-const POLL_KEY: u64 = u64::MAX;
-
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opcode {
@@ -66,14 +63,6 @@ pub struct Completion {
     pub key: u64,
     /// Bytes transferred, or a negative `errno`.
     pub result: i64,
-}
-
-impl Completion {
-    /// Whether it is the poll request's.
-    #[inline]
-    fn is_call(&self) -> bool {
-        self.key == POLL_KEY
-    }
 }
 
 /// A kernel that an [`Engine`](crate::Engine) can run on.

@@ -21,10 +21,14 @@ mod atomic {
 #[path = "../src/kernel/watch.rs"]
 mod watch;
 
-use watch::{Arm, Watch};
+use watch::{Arm, POLL_KEY, Ring, Watch};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Completion {
+    pub key: u64,
+}
 
 const SLOTS: usize = 8;
-const CALL: u64 = u64::MAX;
 /// A request's completion.
 const DONE: u64 = 1;
 const FD: i32 = 7;
@@ -79,7 +83,7 @@ impl Machine {
             inside.polls -= 1;
             // The kernel's last look at it.
             self.request.with(|request| unsafe { *request });
-            self.post(&mut inside, CALL);
+            self.post(&mut inside, POLL_KEY);
         }
     }
 
@@ -88,17 +92,8 @@ impl Machine {
         self.post(&mut self.inside.lock().unwrap(), DONE);
     }
 
-    fn at_cursor(&self) -> Option<u64> {
-        let head = self.head.load(Relaxed);
-        (head != self.tail.load(Acquire)).then(|| self.ring[head as usize % SLOTS].load(Relaxed))
-    }
-
-    fn move_on(&self) {
-        self.head.store(self.head.load(Relaxed) + 1, Release);
-    }
-
-    fn peek(&self) -> Option<u64> {
-        self.watch.peek(|| self.at_cursor(), |key| *key == CALL, || self.move_on())
+    fn peek(&self) -> Option<Completion> {
+        self.watch.peek(self)
     }
 
     fn reap(&self) -> u32 {
@@ -118,7 +113,7 @@ impl Machine {
             let mut inside = self.inside.lock().unwrap();
             assert_eq!(inside.polls, 0, "two poll requests are out");
             if inside.readable {
-                self.post(&mut inside, CALL);
+                self.post(&mut inside, POLL_KEY);
             } else {
                 inside.polls += 1;
             }
@@ -142,6 +137,17 @@ impl Machine {
     /// Reads the descriptor empty.
     fn reset(&self) -> bool {
         std::mem::take(&mut self.inside.lock().unwrap().readable)
+    }
+}
+
+impl Ring for Machine {
+    fn at_cursor(&self) -> Option<Completion> {
+        let head = self.head.load(Relaxed);
+        (head != self.tail.load(Acquire)).then(|| Completion { key: self.ring[head as usize % SLOTS].load(Relaxed) })
+    }
+
+    fn move_on(&self) {
+        self.head.store(self.head.load(Relaxed) + 1, Release);
     }
 }
 

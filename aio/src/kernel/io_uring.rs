@@ -51,8 +51,8 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use super::watch::{Arm, Watch};
-use super::{Completion, Kernel, Opcode, Operation, POLL_KEY};
+use super::watch::{Arm, POLL_KEY, Ring, Watch};
+use super::{Completion, Kernel, Opcode, Operation};
 use ring::Rings;
 
 /// The deepest submission ring that Linux makes.
@@ -226,8 +226,8 @@ unsafe impl Kernel for IoUring {
     #[inline]
     fn peek(&self) -> Option<Completion> {
         match &self.watch {
-            Some(watch) => watch.peek(|| self.rings.peek(), Completion::is_call, || self.rings.commit()),
-            None => self.rings.peek(),
+            Some(watch) => watch.peek(&self.rings),
+            None => self.rings.at_cursor(),
         }
     }
 
@@ -235,7 +235,7 @@ unsafe impl Kernel for IoUring {
     fn commit(&self) {
         // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
         self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
-        self.rings.commit();
+        self.rings.move_on();
     }
 
     /// Sleeps as the trait says. A `min` above 1 counts as 1. It may end early, and does so when `other` is not the descriptor of

@@ -41,8 +41,8 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::watch::{Arm, Watch};
-use super::{Completion, Kernel, Opcode, Operation, POLL_KEY};
+use super::watch::{Arm, POLL_KEY, Ring, Watch};
+use super::{Completion, Kernel, Opcode, Operation};
 
 /// The deepest queue on offer: half of what `fs.aio-max-nr` usually grants to the whole machine.
 const MAX_DEPTH: u32 = 32768;
@@ -132,32 +132,6 @@ impl LinuxAio {
     fn header(&self) -> &abi::Ring {
         // SAFETY: *The ring stays*.
         unsafe { self.ring.as_ref() }
-    }
-
-    /// The event at the cursor, whoever's it is.
-    #[inline]
-    fn at_cursor(&self) -> Option<Completion> {
-        let ring = self.header();
-        // Relaxed: the lock's holder before us moved it, if we did not.
-        let head = ring.head.load(Relaxed);
-        // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
-        // the tail that shows it.
-        if head == ring.tail.load(Acquire) {
-            return None;
-        }
-        // SAFETY: *The ring stays*, and the cursor is within it.
-        let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
-        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
-        Some(Completion { key: event.data.load(Relaxed), result: event.res.load(Relaxed) })
-    }
-
-    /// Moves the cursor on by one. Always within the ring.
-    #[inline]
-    fn move_on(&self) {
-        let head = &self.header().head;
-        let next = head.load(Relaxed) + 1;
-        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
-        head.store(if next == self.slots { 0 } else { next }, Release);
     }
 
     /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
@@ -264,6 +238,33 @@ impl LinuxAio {
     }
 }
 
+impl Ring for LinuxAio {
+    #[inline]
+    fn at_cursor(&self) -> Option<Completion> {
+        let ring = self.header();
+        // Relaxed: the lock's holder before us moved it, if we did not.
+        let head = ring.head.load(Relaxed);
+        // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
+        // the tail that shows it.
+        if head == ring.tail.load(Acquire) {
+            return None;
+        }
+        // SAFETY: *The ring stays*, and the cursor is within it.
+        let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
+        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+        Some(Completion { key: event.data.load(Relaxed), result: event.res.load(Relaxed) })
+    }
+
+    /// Always within the ring.
+    #[inline]
+    fn move_on(&self) {
+        let head = &self.header().head;
+        let next = head.load(Relaxed) + 1;
+        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
+        head.store(if next == self.slots { 0 } else { next }, Release);
+    }
+}
+
 // SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later, and one that it did count has one event,
 // which the kernel posts after its last access to the request's memory. `peek` acquires what was written before that.
 unsafe impl Kernel for LinuxAio {
@@ -331,7 +332,7 @@ unsafe impl Kernel for LinuxAio {
         if self.slots == 0 {
             return self.peek_taken();
         }
-        self.watch.peek(|| self.at_cursor(), Completion::is_call, || self.move_on())
+        self.watch.peek(self)
     }
 
     #[inline]

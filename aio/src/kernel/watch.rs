@@ -22,7 +22,11 @@
 //!
 //! This file is what `tests/loom_watch.rs` checks: the same source, on loom's atomics.
 
+use super::Completion;
 use super::atomic::{AtomicU64, Ordering::*};
+
+/// The key by which the call is told from the completions of requests.
+pub(crate) const POLL_KEY: u64 = u64::MAX;
 
 /// A poll request is out, or its call is on the ring. The low 32 bits say for which descriptor.
 const ARMED: u64 = 1 << 32;
@@ -32,6 +36,15 @@ const ASLEEP: u64 = 1 << 33;
 const SWALLOWING: u64 = 1 << 34;
 /// From here on up: how often it was armed.
 const TIMES: u64 = 1 << 35;
+
+/// The kernel's ring of completions, as we read it.
+pub(crate) trait Ring {
+    /// The completion at the cursor, whoever's it is.
+    fn at_cursor(&self) -> Option<Completion>;
+
+    /// Moves the cursor on by one.
+    fn move_on(&self);
+}
 
 /// What to do about a descriptor that is to be watched.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,35 +117,32 @@ impl Watch {
         self.0.fetch_and(!ARMED, Release);
     }
 
-    /// What is at the cursor of a ring. A call is swallowed on the way, or, if it is not ours to take, hides what is behind it.
+    /// The completion at the ring's cursor. A call is swallowed on the way, or, if it is not ours to take, hides what is behind
+    /// it.
     #[inline(always)]
-    pub(crate) fn peek<C>(
-        &self,
-        at_cursor: impl Fn() -> Option<C>,
-        is_call: impl Fn(&C) -> bool,
-        move_on: impl Fn(),
-    ) -> Option<C> {
-        let mut found = at_cursor()?;
-        while is_call(&found) {
-            if !self.swallow(|| at_cursor().is_some_and(|found| is_call(&found)), &move_on) {
+    pub(crate) fn peek(&self, ring: &impl Ring) -> Option<Completion> {
+        loop {
+            let found = ring.at_cursor()?;
+            if found.key != POLL_KEY {
+                return Some(found);
+            }
+            if !self.swallow(ring) {
                 return None;
             }
-            found = at_cursor()?;
         }
-        Some(found)
     }
 
-    /// The call was at the cursor: takes it off the ring, by `move_on`, if that is what `is_call` still finds. False: the ring
-    /// is to look empty, since the home thread sleeps, or another one is at it.
+    /// The call was at the cursor: takes it off the ring, if it still is. False: the ring is to look empty, since the home thread
+    /// sleeps, or another one is at it.
     #[cold]
-    fn swallow(&self, is_call: impl FnOnce() -> bool, move_on: impl FnOnce()) -> bool {
+    fn swallow(&self, ring: &impl Ring) -> bool {
         // Acquire pairs with the Release of who swallowed before: if the word is newer than the look at the ring, so will the
         // next look be.
         let word = self.0.load(Acquire);
         if word & (ARMED | ASLEEP | SWALLOWING) != ARMED {
             return false;
         }
-        if !is_call() {
+        if ring.at_cursor().is_none_or(|found| found.key != POLL_KEY) {
             return true;
         }
         // Unarmed before the cursor moves: a home thread that still sees "armed" must find the call, or have left word that
@@ -141,7 +151,7 @@ impl Watch {
         if self.0.compare_exchange(word, swallowing, Release, Relaxed).is_err() {
             return false;
         }
-        move_on();
+        ring.move_on();
         // Release pairs with the Acquire of the next to swallow: it finds the cursor moved.
         self.0.fetch_and(!SWALLOWING, Release);
         true
@@ -161,7 +171,29 @@ impl Drop for Asleep<'_> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    /// A ring that does as a test likes.
+    struct Scripted<C, M> {
+        is_call: C,
+        move_on: M,
+    }
+
+    impl<C: Fn() -> bool, M: Fn()> Ring for Scripted<C, M> {
+        fn at_cursor(&self) -> Option<Completion> {
+            (self.is_call)().then_some(Completion { key: POLL_KEY, result: 0 })
+        }
+
+        fn move_on(&self) {
+            (self.move_on)();
+        }
+    }
+
+    fn swallow(watch: &Watch, is_call: impl Fn() -> bool, move_on: impl Fn()) -> bool {
+        watch.swallow(&Scripted { is_call, move_on })
+    }
 
     #[test]
     fn the_call_is_left_to_the_sleeper() {
@@ -170,12 +202,12 @@ mod tests {
         assert_eq!(watch.arm(7), Arm::Submit);
         for bit in [ASLEEP, SWALLOWING] {
             watch.0.fetch_or(bit, Relaxed);
-            assert!(!watch.swallow(|| true, || panic!("it is not the peeker's to take")));
+            assert!(!swallow(&watch, || true, || panic!("it is not the peeker's to take")));
             watch.0.fetch_and(!bit, Relaxed);
         }
-        let mut taken = false;
-        assert!(watch.swallow(|| true, || taken = true));
-        assert!(taken && !watch.is_armed());
+        let taken = Cell::new(false);
+        assert!(swallow(&watch, || true, || taken.set(true)));
+        assert!(taken.get() && !watch.is_armed());
     }
 
     #[test]
@@ -184,7 +216,7 @@ mod tests {
         let watch = Watch::default();
         assert_eq!((watch.arm(7), watch.arm(7), watch.arm(8)), (Arm::Submit, Arm::Watched, Arm::Elsewhere));
         assert!(watch.is_elsewhere(8) && !watch.is_elsewhere(7));
-        assert!(watch.swallow(|| true, || ()));
+        assert!(swallow(&watch, || true, || ()));
         assert_eq!(watch.arm(8), Arm::Submit);
         watch.unarmed();
         assert!(!watch.is_armed() && !watch.is_elsewhere(8));
@@ -196,11 +228,11 @@ mod tests {
         let watch = Watch::default();
         assert_eq!(watch.arm(7), Arm::Submit);
         let meanwhile = || {
-            assert!(watch.swallow(|| true, || ()));
+            assert!(swallow(&watch, || true, || ()));
             assert_eq!(watch.arm(7), Arm::Submit);
             true
         };
-        assert!(!watch.swallow(meanwhile, || panic!("there is no call")));
+        assert!(!swallow(&watch, meanwhile, || panic!("there is no call")));
         assert!(watch.is_armed());
     }
 

@@ -12,6 +12,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 
 use super::super::Completion;
+use super::super::watch::Ring;
 
 /// `io_uring_params` of `linux/io_uring.h`: what the kernel said when it made the rings.
 #[repr(C)]
@@ -127,29 +128,6 @@ impl Rings {
         unsafe { cursor.as_ref() }
     }
 
-    /// The completion at the cursor.
-    #[inline]
-    pub(super) fn peek(&self) -> Option<Completion> {
-        // Relaxed: the lock's holder before us moved it, if we did not.
-        let head = self.cursor(self.head).load(Relaxed);
-        // Acquire pairs with the kernel's release of the tail after a completion, and after what its request did to memory.
-        if head == self.cursor(self.tail).load(Acquire) {
-            return None;
-        }
-        // SAFETY: *The rings stay*; the mask keeps it within them.
-        let completion = unsafe { self.completions.add((head & self.mask) as usize).as_ref() };
-        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
-        Some(Completion { key: completion.user_data.load(Relaxed), result: completion.res.load(Relaxed).into() })
-    }
-
-    /// Moves the cursor on by one.
-    #[inline]
-    pub(super) fn commit(&self) {
-        let head = self.cursor(self.head);
-        // Release pairs with the kernel's read of the head before it hands the place to another completion: we have read ours.
-        head.store(head.load(Relaxed).wrapping_add(1), Release);
-    }
-
     /// Takes back what was put on the submission ring and the kernel did not consume; says how much that was.
     ///
     /// The caller holds the lock, so nobody else submits.
@@ -162,6 +140,29 @@ impl Rings {
         let left = tail.load(Relaxed).wrapping_sub(submitted);
         tail.store(submitted, Relaxed);
         left as usize
+    }
+}
+
+impl Ring for Rings {
+    #[inline]
+    fn at_cursor(&self) -> Option<Completion> {
+        // Relaxed: the lock's holder before us moved it, if we did not.
+        let head = self.cursor(self.head).load(Relaxed);
+        // Acquire pairs with the kernel's release of the tail after a completion, and after what its request did to memory.
+        if head == self.cursor(self.tail).load(Acquire) {
+            return None;
+        }
+        // SAFETY: *The rings stay*; the mask keeps it within them.
+        let completion = unsafe { self.completions.add((head & self.mask) as usize).as_ref() };
+        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+        Some(Completion { key: completion.user_data.load(Relaxed), result: completion.res.load(Relaxed).into() })
+    }
+
+    #[inline]
+    fn move_on(&self) {
+        let head = self.cursor(self.head);
+        // Release pairs with the kernel's read of the head before it hands the place to another completion: we have read ours.
+        head.store(head.load(Relaxed).wrapping_add(1), Release);
     }
 }
 
