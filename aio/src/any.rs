@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,6 +116,8 @@ pub(crate) trait DynEngine: Performs + Send + Sync {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
+    fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
+    fn unregister(&self, number: RawFd);
     fn set_submit_limit(&self, limit: Duration);
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
@@ -130,6 +133,14 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
 
     fn on_short(&self) -> OnShort {
         P::ON_SHORT
+    }
+
+    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+        self.kernel.register(fd)
+    }
+
+    fn unregister(&self, number: RawFd) {
+        self.kernel.unregister(number);
     }
 
     fn set_submit_limit(&self, limit: Duration) {
@@ -212,6 +223,14 @@ impl AnyEngine {
         self.engine.set_submit_limit(limit);
     }
 
+    /// Makes a file known to the kernel. Returns the number by which requests name it; and what ends that, unless it is the descriptor's
+    /// own.
+    pub(crate) fn register(&self, fd: BorrowedFd<'_>) -> (RawFd, Option<Registered>) {
+        let number = self.engine.register(fd);
+        let registered = || Registered { engine: Arc::clone(&self.engine), number };
+        (number, (number != fd.as_raw_fd()).then(registered))
+    }
+
     pub(crate) fn plug(&self) -> Plug {
         Arc::clone(&self.engine).plug()
     }
@@ -222,6 +241,18 @@ impl AnyEngine {
 
     pub(crate) fn on_short(&self) -> OnShort {
         self.engine.on_short()
+    }
+}
+
+/// A file that an engine's kernel knows, until this is dropped.
+pub(crate) struct Registered {
+    engine: Arc<dyn DynEngine>,
+    number: RawFd,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.engine.unregister(self.number);
     }
 }
 

@@ -142,7 +142,7 @@ impl File {
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
         let route = Route::new(&engine, fd.as_fd(), kind.is_file(), flags);
-        Ok(File::assemble(Handle::real(fd), may_cache, direct, alignment, engine, route))
+        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route))
     }
 
     /// A file of the simulated kernel.
@@ -325,6 +325,9 @@ impl File {
 }
 
 impl AsFd for File {
+    /// The file's own descriptor. Should another file be put in its place (`dup2`), requests may go to the first one still: io_uring
+    /// [knows](Kernel::register) it.
+    ///
     /// # Panics
     ///
     /// If the file is [simulated](mod@crate::simulate): it has no descriptor of this process.

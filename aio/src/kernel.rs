@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 /// What the model checker's builds of the lock-free parts replace by its own.
@@ -46,7 +46,7 @@ pub enum Opcode {
 pub struct Operation {
     /// What to do.
     pub opcode: Opcode,
-    /// To which file.
+    /// To which file: its descriptor, or the number that [`Kernel::register`] gave.
     pub fd: RawFd,
     /// Address of the buffer, or of the array of `iovec`s; 0 for the syncs.
     pub addr: u64,
@@ -86,6 +86,21 @@ pub unsafe trait Kernel: Send + Sync + 'static {
 
     /// The most requests that can be in flight at once.
     fn capacity(&self) -> u32;
+
+    /// Makes a file known before there are requests on it, where they cost less then. Returns the number by which they name it: the
+    /// descriptor itself, or one that this kernel alone understands, until [`unregister`](Self::unregister).
+    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+        fd.as_raw_fd()
+    }
+
+    /// Lets go of a file that is not used by its number any more, before its descriptor is closed.
+    ///
+    /// # Panics
+    ///
+    /// May, if the number is not one that [`register`](Self::register) gave.
+    fn unregister(&self, number: RawFd) {
+        let _ = number;
+    }
 
     /// Puts a request into the kernel's form. `key` comes back in its [`Completion`]; `u64::MAX` is never used.
     fn prepare(&self, operation: &Operation, key: u64) -> Self::Entry;

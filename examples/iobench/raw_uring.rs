@@ -1,6 +1,6 @@
-//! The baseline on io_uring: what somebody careful writes on the crate by hand. The file is registered with the ring, which
-//! the library's engine does not do; whatever is ready goes into one `io_uring_enter`; completions are read from the ring in
-//! memory, and only when there are none does it wait. No eventfd, no coroutine, one request in flight per buffer.
+//! The baseline on io_uring: what somebody careful writes on the crate by hand. The file is registered with the ring; whatever
+//! is ready goes into one `io_uring_enter`; completions are read from the ring in memory, and only when there are none does it
+//! wait. No eventfd, no coroutine, one request in flight per buffer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};

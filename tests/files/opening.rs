@@ -57,6 +57,28 @@ fn no_permission() {
 }
 
 #[test]
+fn closed_is_closed() {
+    // E13: nobody has it open any more, whatever the kernel knew of it: a lock ends. Waits for ever, if it does not
+    on_each_kernel(|| {
+        for place in [disk(), memory()] {
+            let temp = Temp::with(&place, &[7; 4096]);
+            for detached in [false, true] {
+                let locked = fs::File::open(&temp.0).unwrap();
+                locked.lock().unwrap();
+                let file = File::from_fd(OwnedFd::from(locked)).unwrap();
+                assert_eq!(file.read_at(&mut aligned(&[0; 4096]), 0).unwrap(), 4096);
+                if detached {
+                    drop(file.detach())
+                } else {
+                    drop(file)
+                }
+                fs::File::open(&temp.0).unwrap().lock().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn create_truncate_and_mode() {
     // E15: as std's OpenOptions; create_new takes part in Direct::Auto's second try, and makes the file once
     on_real_files(|place, direct| {

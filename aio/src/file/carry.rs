@@ -49,7 +49,8 @@ impl DetachedFile {
     /// Never switches.
     pub fn attach(self) -> io::Result<File> {
         let file = File::new(fs::File::from(self.fd), self.may_cache, AnyEngine::of_this_context)?;
-        let cached = self.cached.into_inner().map(Handle::real).map(OnceCell::from).unwrap_or_default();
+        let cached =
+            self.cached.into_inner().map(|fd| Handle::real(&file.engine, fd)).map(OnceCell::from).unwrap_or_default();
         Ok(File { cached, ..file })
     }
 }

@@ -1,19 +1,20 @@
 //! What a file is to its kernel: a number, and whoever has to be told when it goes.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+use crate::any::{AnyEngine, Registered};
 use crate::kernel::sim::SimKernel;
 
 pub(super) struct Handle {
-    /// At hand: each request takes it.
+    /// By which the kernel knows it. At hand: each request takes it.
     number: RawFd,
     owner: Owner,
 }
 
 enum Owner {
-    /// The number is a descriptor of this process.
-    Real(OwnedFd),
+    /// The number is a descriptor of this process, or stands for one that the kernel lets go of before it is closed.
+    Real { _registered: Option<Registered>, fd: OwnedFd },
     /// The number means something to the simulated kernel alone.
     Simulated(Simulated),
 }
@@ -25,8 +26,9 @@ pub(super) struct Simulated {
 }
 
 impl Handle {
-    pub(super) fn real(fd: OwnedFd) -> Handle {
-        Handle { number: fd.as_raw_fd(), owner: Owner::Real(fd) }
+    pub(super) fn real(engine: &AnyEngine, fd: OwnedFd) -> Handle {
+        let (number, _registered) = engine.register(fd.as_fd());
+        Handle { number, owner: Owner::Real { _registered, fd } }
     }
 
     pub(super) fn simulated(kernel: SimKernel, number: RawFd) -> Handle {
@@ -34,7 +36,7 @@ impl Handle {
     }
 
     #[inline]
-    pub(super) fn as_raw_fd(&self) -> RawFd {
+    pub(super) fn number(&self) -> RawFd {
         self.number
     }
 
@@ -45,21 +47,21 @@ impl Handle {
     /// If it is simulated.
     pub(super) fn into_fd(self) -> OwnedFd {
         match self.owner {
-            Owner::Real(fd) => fd,
+            Owner::Real { fd, .. } => fd,
             Owner::Simulated(_) => panic!("a simulated file belongs to its run, and does not leave its context"),
         }
     }
 
     pub(super) fn as_simulated(&self) -> Option<&Simulated> {
         match &self.owner {
-            Owner::Real(_) => None,
+            Owner::Real { .. } => None,
             Owner::Simulated(simulated) => Some(simulated),
         }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.owner {
-            Owner::Real(fd) => fd.as_fd(),
+            Owner::Real { fd, .. } => fd.as_fd(),
             Owner::Simulated(_) => panic!(
                 "a simulated file has no descriptor of this process: use File's own calls, or run this outside the simulation"
             ),
@@ -83,7 +85,7 @@ impl Drop for Simulated {
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.owner {
-            Owner::Real(fd) => fd.fmt(f),
+            Owner::Real { fd, .. } => fd.fmt(f),
             Owner::Simulated(_) => write!(f, "Simulated({})", self.number),
         }
     }

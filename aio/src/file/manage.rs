@@ -68,7 +68,7 @@ impl File {
         what: impl FnOnce() -> String,
         f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let fd = self.fd.as_raw_fd();
+        let fd = self.fd.as_fd().as_raw_fd();
         off_the_loop(what, move || {
             // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.
             f(&ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) }))

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
 use crate::error::explain;
@@ -75,7 +75,7 @@ impl File {
         } else {
             (self.cached()?, &self.route.cached)
         };
-        let operation = Operation { opcode, fd: fd.as_raw_fd(), addr, len: len as u64, offset };
+        let operation = Operation { opcode, fd: fd.number(), addr, len: len as u64, offset };
         // SAFETY: the caller's promise.
         unsafe { self.request(operation, ways) }
     }
@@ -167,7 +167,7 @@ impl File {
                     .iter()
                     .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
                     .collect();
-                let (fd, addr, len) = (self.fd.as_raw_fd(), iovecs.as_ptr() as u64, iovecs.len() as u64);
+                let (fd, addr, len) = (self.fd.number(), iovecs.as_ptr() as u64, iovecs.len() as u64);
                 let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
                 // SAFETY: the caller's promise; the array outlives the call.
                 done = unsafe { self.request(operation, &self.route.own) }?;
@@ -194,7 +194,7 @@ impl File {
     }
 
     pub(super) fn sync(&self, opcode: Opcode) -> io::Result<()> {
-        let operation = Operation { opcode, fd: self.fd.as_raw_fd(), addr: 0, len: 0, offset: 0 };
+        let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len: 0, offset: 0 };
         // SAFETY: a sync names no memory.
         unsafe { self.request(operation, &self.route.own) }.map(drop)
     }
@@ -207,7 +207,7 @@ impl File {
                 return Ok(self.cached.get_or_init(|| simulated.reopen()));
             }
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
-            let raw = self.fd.as_raw_fd();
+            let raw = self.fd.as_fd().as_raw_fd();
             let opened = unblock(move || {
                 let path = format!("/proc/self/fd/{raw}\0");
                 // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
@@ -227,7 +227,7 @@ impl File {
                 io::Error::new(error.kind(), message)
             })?;
             // Another coroutine may have been here meanwhile: one of the two is enough.
-            let _ = self.cached.set(Handle::real(fd));
+            let _ = self.cached.set(Handle::real(&self.engine, fd));
         }
         Ok(self.cached.get().expect("set above"))
     }

@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
@@ -22,6 +22,7 @@ macro_rules! tests {
         $crate::kernel::conformance::tests! {
             @each $kernels,
                 all_operations_on_all_kinds_of_file
+                files_go_by_their_numbers
                 no_more_in_flight_than_the_depth
                 waiting_takes_nothing
                 a_sleep_is_ended_by_completions
@@ -183,6 +184,38 @@ pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel, const N: usize>(ker
             assert!(both[..4096] == out[1].0);
             assert_eq!(one(kernel, operation(Opcode::Read, &file.0, both, 1 << 20)), 0);
         }
+    }
+}
+
+pub(super) fn files_go_by_their_numbers<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+    // E2: a request is for the file that was registered, by that number, whatever else came and went
+    let files = [(); 3].map(|()| Temp::in_memory());
+    for kernel in kernels(8) {
+        let write = |number: RawFd, byte: u8| {
+            let mut buffer = [byte; 16];
+            let operation = Operation { fd: number, ..operation(Opcode::Write, &files[0].0, &mut buffer, 0) };
+            assert_eq!(one(&kernel, operation), 16);
+        };
+        let byte = |file: &Temp| {
+            let mut buffer = [0; 16];
+            assert_eq!(one(&kernel, operation(Opcode::Read, &file.0, &mut buffer, 0)), 16);
+            buffer[15]
+        };
+        let [first, second, third] = files.each_ref().map(|file| kernel.register(file.0.as_fd()));
+        (1..).zip([first, second, third]).for_each(|(byte, number)| write(number, byte));
+        assert_eq!(files.each_ref().map(byte), [1, 2, 3]);
+        kernel.unregister(second);
+        write(third, 4);
+        let again = kernel.register(files[0].0.as_fd());
+        write(again, 5);
+        assert_eq!(files.each_ref().map(byte), [5, 2, 4]);
+        // What is registered twice stays when one of the two goes.
+        kernel.unregister(again);
+        write(first, 6);
+        write(files[1].0.as_raw_fd(), 7);
+        assert_eq!(files.each_ref().map(byte), [6, 7, 4]);
+        kernel.unregister(first);
+        kernel.unregister(third);
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +69,14 @@ impl DynEngine for Simulated {
 
     fn on_short(&self) -> OnShort {
         self.engine.on_short()
+    }
+
+    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+        self.engine.register(fd)
+    }
+
+    fn unregister(&self, number: RawFd) {
+        self.engine.unregister(number);
     }
 
     fn set_submit_limit(&self, limit: Duration) {

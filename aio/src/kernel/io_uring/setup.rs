@@ -46,6 +46,9 @@ pub(super) struct Features {
     /// A sleep on the ring takes a time limit, and a poll request can be cancelled by a call that has no completion. The latter came
     /// with Linux 6.0, as did the operation that tells.
     pub(super) sleep_on_ring: bool,
+    /// What is taken out of the ring's table of files is closed at once. From Linux 6.13 on; the first thing to tell came with
+    /// 6.15.
+    pub(super) lets_go_at_once: bool,
 }
 
 impl Features {
@@ -54,6 +57,7 @@ impl Features {
             single_mmap: params.is_feature_single_mmap(),
             nodrop: params.is_feature_nodrop(),
             submit_stable: params.is_feature_submit_stable(),
+            lets_go_at_once: params.is_feature_no_iowait(),
             sleep_on_ring: params.is_feature_ext_arg() && probe.is_supported(opcode::SendZc::CODE),
         }
     }
@@ -61,7 +65,7 @@ impl Features {
 
 /// The first thing that we need and the kernel has not.
 pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str> {
-    let Features { single_mmap, nodrop, submit_stable, sleep_on_ring: _ } = features;
+    let Features { single_mmap, nodrop, submit_stable, .. } = features;
     let features = [(single_mmap, "IORING_FEAT_SINGLE_MMAP"), (nodrop, "IORING_FEAT_NODROP")];
     let features = features.into_iter().chain([(submit_stable, "IORING_FEAT_SUBMIT_STABLE")]);
     let operations = OPERATIONS.into_iter().map(|(code, name)| (probe.is_supported(code), name));

@@ -14,6 +14,7 @@ fn kernels(depth: u32) -> [IoUring; 1] {
 fn both(depth: u32) -> [IoUring; 2] {
     let [ring, mut old] = [(); 2].map(|()| IoUring::new(depth).unwrap());
     old.watch = None;
+    old.files = Files::new(&old.ring, false);
     [ring, old]
 }
 
@@ -151,6 +152,76 @@ fn a_forked_child_leaves_its_parents_rings_alone() {
     assert_eq!(u64::from_ne_bytes(count), 1);
 }
 
+/// An old kernel's ring has none.
+fn has_a_table(kernel: &IoUring) -> bool {
+    let is_new = kernel.ring.params().is_feature_no_iowait();
+    if !is_new {
+        eprintln!("skipped: Linux before 6.15");
+    }
+    is_new
+}
+
+#[test]
+fn a_file_is_closed_when_the_ring_lets_go_of_it() {
+    // E13: neither before nor after that
+    let [kernel] = kernels(8);
+    if !has_a_table(&kernel) {
+        return;
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    let number = kernel.register(writer.as_fd());
+    assert!(number < -1);
+    drop(writer);
+    let write = |count| {
+        let mut buffer = [7; 16];
+        let operation = operation(Opcode::Write, &reader, &mut buffer[..count], 0);
+        one(&kernel, Operation { fd: number, ..operation })
+    };
+    assert_eq!(write(16), 16);
+    kernel.unregister(number);
+    assert_eq!(write(16), -i64::from(libc::EBADF));
+    // Ends when nobody has the other end open.
+    assert_eq!(std::io::read_to_string(&reader).unwrap().len(), 16);
+}
+
+#[test]
+fn a_forked_child_leaves_its_parents_files_alone() {
+    // C10, E13: it takes none out, and adds none
+    let (file, [kernel]) = (Temp::in_memory(), kernels(4));
+    let number = kernel.register(file.0.as_fd());
+    // SAFETY: the child makes system calls, and ends without running anything of its parent's.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        kernel.unregister(number);
+        let added = kernel.register(file.0.as_fd());
+        // SAFETY: as above.
+        unsafe { libc::_exit(i32::from(added < 0)) };
+    }
+    let mut status = 0;
+    // SAFETY: room for one status.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    let mut buffer = [1; 16];
+    let operation = operation(Opcode::Write, &file.0, &mut buffer, 0);
+    assert_eq!(one(&kernel, Operation { fd: number, ..operation }), 16);
+}
+
+#[test]
+fn a_table_that_is_full_takes_no_more() {
+    // E14: what finds no place goes by its descriptor; a place that is left is taken again
+    let (file, [kernel]) = (Temp::in_memory(), kernels(4));
+    if !has_a_table(&kernel) {
+        return;
+    }
+    let register = || kernel.register(file.0.as_fd());
+    let numbers: Vec<_> = (0..files::PLACES).map(|_| register()).collect();
+    assert!(numbers.iter().all(|&number| number < -1), "{numbers:?}");
+    assert_eq!(register(), file.0.as_raw_fd());
+    kernel.unregister(file.0.as_raw_fd());
+    kernel.unregister(numbers[17]);
+    assert_eq!(register(), numbers[17]);
+}
+
 #[test]
 fn depth_has_limits() {
     // E14: the message says cause and remedy.
@@ -184,7 +255,8 @@ fn a_refused_ring_says_why() {
 #[test]
 fn what_the_kernel_lacks_is_named() {
     // E14: features and operations are asked for before the first request
-    let all = Features { single_mmap: true, nodrop: true, submit_stable: true, sleep_on_ring: false };
+    let all =
+        Features { single_mmap: true, nodrop: true, submit_stable: true, sleep_on_ring: false, lets_go_at_once: false };
     let mut probe = Probe::new();
     assert_eq!(missing(all, &probe), Some("read"));
     IoUring::new(1).unwrap().ring.submitter().register_probe(&mut probe).unwrap();
