@@ -1,18 +1,19 @@
-//! The event log of a run: who entered whom, who yielded, who woke whom and how, and what became of each request.
+//! The event log of a run: every enter, yield, wake and end of a coroutine, and the life of each request.
 //!
 //! ```text
-//!   Trace::new(capacity)         one log, for one context or several
-//!   ContextBuilder::trace(&t)    its events go there; without it, each place costs one look at a pointer
-//!   t.recording()                what is there, with names: a Recording
-//!     .check()                   do control transfers nest, does each request live once?
-//!     .text() .html() .perfetto()  pictures of it; .write(path) puts one into a file
+//!   Trace::new(capacity)           one log, for one context or several
+//!   ContextBuilder::trace(&t)      the context writes its events to `t`; a disabled trace costs one load
+//!   t.recording()                  a copy of the log with names resolved: a Recording
+//!     .check()                     checks that control transfers nest and that each request lives once
+//!     .text() .html() .perfetto()  renders it; .write(path) writes one rendering to a file
 //! ```
 //!
-//! Memory is bounded: a ring that keeps the last events. There is no clock in it: events are numbered, so that the same run has
-//! the same log.
+//! Memory is bounded: a ring keeps the most recent events. Events carry numbers instead of times, so
+//! that two identical runs have identical logs.
 //!
-//! Control transfers nest on each thread like brackets: *enter* opens, *yield* and *end* close; a [`Span`] of the loop opens
-//! and closes. So who is on the stack, at any event, can be told from the log alone: [`Replay`].
+//! Control transfers nest on each thread like brackets: *enter* opens, *yield* and *end* close, and a
+//! [`Span`] opens and closes. [`Replay`] therefore reconstructs the stack at any event from the log
+//! alone.
 
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};

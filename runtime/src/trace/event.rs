@@ -1,49 +1,49 @@
-//! What can happen, and a run as a list of it.
+//! The events of a run, and a recording as a list of them.
 
 use std::fmt;
 use std::panic::Location;
 
-/// A coroutine of a [`Recording`]: index into [`Recording::lanes`].
+/// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub usize);
 
-/// What a [`Recording`] knows of a coroutine.
+/// Describes a coroutine of a [`Recording`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneInfo {
-    /// Its name; one without a name is called by its number in the recording: `#3`.
+    /// The coroutine's name, or its number in the recording (`#3`) if it has none.
     pub name: String,
-    /// Its context, counted from 0 in the order in which they were made with this log.
+    /// The context, numbered from 0 in the order in which contexts were created with this log.
     pub context: usize,
-    /// Where it was created; `None` if the log has lost that.
+    /// Where the coroutine was created; `None` if that event was overwritten.
     pub created_at: Option<&'static Location<'static>>,
 }
 
-/// How a coroutine was woken (rule W1).
+/// How a coroutine was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// Nobody was running: it is entered at once.
+    /// No coroutine was running: the woken one is entered immediately.
     Now,
-    /// It runs when the coroutine that runs yields or ends.
+    /// The woken coroutine runs when the current one yields or ends.
     AfterYield,
-    /// It runs in the loop's next round.
+    /// The woken coroutine runs in the loop's next iteration.
     Scheduled,
-    /// It is entered already, and looks before it suspends (rule E6).
+    /// The coroutine is entered already and checks its result before it suspends.
     LeftEntered,
 }
 
-/// Something that the loop or an engine does, with a beginning and an end.
+/// A piece of work of the loop or an engine, with a beginning and an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// One round of the loop.
+    /// One iteration of the loop.
     Round,
     /// A bottom half's callback.
     BottomHalf,
-    /// A watch's callback.
+    /// An fd handler's callback.
     Watch,
     /// A poll handler's callback.
     PollHandler,
-    /// A timer's callback, or its coroutine being woken.
+    /// A timer's callback, or the wake-up of a sleeping coroutine.
     Timer,
     /// The loop sleeps.
     Sleep,
@@ -53,32 +53,32 @@ pub enum Span {
     Reap,
 }
 
-/// A request's life, top to bottom: the first two once each, then one of the others.
+/// The states of a request, in order: `Pending`, `InFlight`, then one of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestState {
-    /// It waits to be submitted.
+    /// Queued, not yet submitted.
     Pending,
-    /// The kernel has it.
+    /// Accepted by the backend.
     InFlight,
-    /// Its completion was reaped: bytes, or a negative `errno`.
+    /// Completion reaped: the number of bytes, or a negative `errno`.
     Done(i64),
-    /// The kernel refused it at submit: a negative `errno`.
+    /// Refused at submit, with a negative `errno`.
     Refused(i64),
-    /// It was taken off the queue before the kernel had it.
+    /// Removed from the queue before it was submitted.
     TakenBack,
 }
 
-/// What a coroutine yields for.
+/// The reason why a coroutine yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Waits {
-    /// That somebody enters or wakes it.
+    /// To be entered or woken.
     Enter,
-    /// Its turn.
+    /// Its turn in the run queue.
     Turn,
-    /// Another one's end.
+    /// The end of another coroutine.
     Join,
-    /// A lock among coroutines.
+    /// A lock between coroutines.
     Lock,
     /// A queue, semaphore, channel or one-shot value.
     Message,
@@ -94,61 +94,61 @@ pub enum Waits {
     Scope,
 }
 
-/// What happened.
+/// One event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A coroutine was made.
+    /// A coroutine was created.
     Create(Lane),
-    /// A coroutine is entered: this thread goes on in it.
+    /// A coroutine is entered: control moves to it.
     Enter {
-        /// Which.
+        /// The coroutine.
         lane: Lane,
-        /// It is to unwind.
+        /// Whether it is entered to be unwound.
         unwinds: bool,
     },
-    /// A coroutine yields, back to whoever entered it last.
+    /// A coroutine yields: control returns to its most recent enterer.
     Yield {
-        /// Which.
+        /// The coroutine.
         lane: Lane,
-        /// What for.
+        /// The reason.
         waits: Waits,
     },
-    /// A coroutine has ended; back to whoever entered it last.
+    /// A coroutine has ended: control returns to its most recent enterer.
     End(Lane),
     /// A coroutine is woken.
     Wake {
-        /// Which.
+        /// The coroutine.
         lane: Lane,
-        /// In which of the ways.
+        /// When it will run.
         how: Wake,
     },
     /// A piece of work begins.
     Begin(Span),
-    /// The innermost piece of work is over.
+    /// The innermost piece of work ends.
     Finish(Span),
     /// A request changes its state.
     Request {
-        /// Which: a number that no other request of the recording has.
+        /// The request's number, unique within the recording.
         request: u64,
-        /// To what.
+        /// The new state.
         state: RequestState,
     },
     /// An engine's counters have changed.
     Counters {
-        /// Requests that the kernel has.
+        /// Requests in flight.
         in_flight: u32,
-        /// Requests that wait to be submitted.
+        /// Requests waiting to be submitted.
         pending: u32,
-        /// Plugs that are in.
+        /// Plug depth.
         plugged: u32,
     },
-    /// This thread has taken the context's lock.
+    /// The thread acquired the context's lock.
     Acquire,
-    /// This thread has given the context's lock up.
+    /// The thread released the context's lock.
     Release,
-    /// A rule was broken; what the message said.
+    /// A rule was violated, with the message.
     Violation(String),
-    /// A word by the program, by [`Tracer::mark`](super::Tracer::mark).
+    /// A text that the program logged with [`Tracer::mark`](super::Tracer::mark).
     Mark(String),
 }
 
@@ -156,51 +156,51 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
-    /// Counts from 0, over all threads.
+    /// The event's number, counted from 0 over all threads.
     pub number: u64,
-    /// The thread that did it, counted from 0 in order of first appearance.
+    /// The thread of the event, numbered from 0 in order of first appearance.
     pub thread: usize,
-    /// The context that it concerns, as in [`LaneInfo`].
+    /// The context of the event, numbered as in [`LaneInfo`].
     pub context: usize,
-    /// What happened.
+    /// The event itself.
     pub event: Event,
-    /// The line that did it, where one is known; for an enter, the one that goes on.
+    /// The source line of the event if known; for an enter, the line at which the coroutine continues.
     pub at: Option<&'static Location<'static>>,
 }
 
-/// A log, read: what it still had when [`Trace::recording`](super::Trace::recording) was called.
+/// The contents of a log when [`Trace::recording`](super::Trace::recording) was called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recording {
-    /// In order of their numbers.
+    /// The events, in order of their numbers.
     pub records: Vec<Record>,
     /// The coroutines, in order of first appearance.
     pub lanes: Vec<LaneInfo>,
-    /// Threads that appear.
+    /// The number of threads that appear.
     pub threads: usize,
     /// Events that were overwritten before they could be read.
     pub lost: u64,
 }
 
 impl Recording {
-    /// A coroutine's name.
+    /// Returns the name of a coroutine.
     pub fn name(&self, lane: Lane) -> &str {
         &self.lanes[lane.0].name
     }
 
-    /// An event in words: "enters 'A'".
+    /// Describes an event: "enters 'A'".
     pub fn describe<'a>(&'a self, event: &'a Event) -> impl fmt::Display + 'a {
-        struct Told<'a>(&'a Recording, &'a Event);
-        impl fmt::Display for Told<'_> {
+        struct Description<'a>(&'a Recording, &'a Event);
+        impl fmt::Display for Description<'_> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                tell(self.0, self.1, f)
+                describe(self.0, self.1, f)
             }
         }
-        Told(self, event)
+        Description(self, event)
     }
 }
 
-fn tell(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn describe(recording: &Recording, event: &Event, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match event {
         Event::Create(lane) => write!(f, "creates {}", recording.name(*lane)),
         Event::Enter { lane, unwinds: false } => write!(f, "enters {}", recording.name(*lane)),

@@ -1,4 +1,4 @@
-//! A recording as a file, in the form that the file's name asks for.
+//! Writes a recording to a file, in the format that the file name's extension selects.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,23 +6,23 @@ use std::path::Path;
 
 use super::event::Recording;
 
-/// In which form a recording is written.
+/// The format of a written recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A page for a browser: [`Recording::html`].
+    /// An HTML page: [`Recording::html`].
     Html,
-    /// For Perfetto: [`Recording::perfetto`].
+    /// JSON for Perfetto: [`Recording::perfetto`].
     Json,
-    /// Lanes of text: [`Recording::text`].
+    /// Text lanes: [`Recording::text`].
     Text,
 }
 
 impl Format {
-    /// The one that a path asks for by its ending: `.html`, `.json` or `.txt`.
+    /// Returns the format for the extension of `path`: `.html`, `.json` or `.txt`.
     ///
     /// # Errors
     ///
-    /// Another ending, or none.
+    /// `InvalidInput` for any other extension, or none.
     pub fn of(path: &Path) -> io::Result<Format> {
         match path.extension().and_then(OsStr::to_str) {
             Some("html") => Ok(Format::Html),
@@ -43,12 +43,13 @@ impl Format {
 }
 
 impl Recording {
-    /// Writes the run to a file: a page (`.html`), for Perfetto (`.json`), or as text (`.txt`). A page's title is the file's
-    /// name.
+    /// Writes the recording to a file: an HTML page (`.html`), JSON for Perfetto (`.json`) or text
+    /// (`.txt`). The page's title is the file's name.
     ///
     /// # Errors
     ///
-    /// The path has another ending, or it can't be written; the message names it.
+    /// `InvalidInput` for any other extension; otherwise the system's error. The message names the
+    /// path.
     ///
     /// # Control
     ///
@@ -58,7 +59,8 @@ impl Recording {
         self.write_titled(path, &path.file_stem().unwrap_or_default().to_string_lossy(), None)
     }
 
-    /// As [`write`](Self::write), with a title for a page; and with what the run failed with, if it did.
+    /// Does the same as [`write`](Self::write), with a title for the page and the message of the run's
+    /// failure, if it failed.
     ///
     /// # Errors
     ///

@@ -1,12 +1,12 @@
-//! A recording as one page for a browser, with nothing outside of it.
+//! Renders a recording as one self-contained HTML page.
 //!
-//! What is drawn is worked out here, by [`Replay`]: rows of bars, events with their arrows, who is on the stack at each. The
-//! page (`html/`) draws what is in sight of it and moves about; it knows no rule.
+//! This module computes the drawing with [`Replay`]: rows of bars, events with their arrows, and the
+//! stack at each event. The page's script (`html/`) only draws the visible part and scrolls.
 //!
 //! ```text
 //!   row         thread ..    coroutine ..     kernel    requests
-//!   its levels  one a frame  one              one       one a request that is alive
-//!   a level     bars [begin, end, state, depth, label, coroutine], none above another
+//!   its levels  per frame    one              one       one per live request
+//!   a level     non-overlapping bars [begin, end, state, depth, label, coroutine]
 //! ```
 
 use std::collections::HashMap;
@@ -21,13 +21,14 @@ const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
 const SCRIPT: &str = include_str!("html/page.js");
 
-/// Up to so many coroutines have a row each; of more, one takes the row of another that has ended.
+/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses the
+/// row of one that has ended.
 const OWN_ROWS: usize = 48;
-/// Frames of a thread, and requests at a time, that are drawn.
+/// The number of frames of a thread, and of concurrent requests, that are drawn.
 const LEVELS: usize = 64;
 
 impl Recording {
-    /// The run as a page that needs nothing but a browser.
+    /// Renders the recording as a self-contained HTML page.
     ///
     /// # Control
     ///
@@ -36,7 +37,8 @@ impl Recording {
         self.html_titled("Trace", None)
     }
 
-    /// As [`html`](Self::html), with a title; and with what the run failed with, if it did: the page opens there.
+    /// Does the same as [`html`](Self::html), with a title and the message of the run's failure, if it
+    /// failed; the page opens at the failure.
     ///
     /// # Control
     ///
@@ -46,11 +48,11 @@ impl Recording {
         let data = Drawing::of(self).json(failure);
         let mut page = String::with_capacity(data.len() + PAGE.len() + STYLE.len() + SCRIPT.len());
         let mut rest = PAGE;
-        // One after the other, and never in what was put in.
+        // In this order, so that inserted text is never searched for a placeholder.
         for (mark, text) in [("{{title}}", &*title), ("{{style}}", STYLE), ("{{data}}", &*data), ("{{script}}", SCRIPT)]
         {
             let Some((before, after)) = rest.split_once(mark) else {
-                unreachable!("page.html has each mark, in this order")
+                unreachable!("page.html has each placeholder, in this order")
             };
             page.push_str(before);
             page.push_str(text);
@@ -60,7 +62,7 @@ impl Recording {
     }
 }
 
-/// What a bar says. The numbers are the page's too.
+/// The state that a bar shows. The page's script uses the same numbers.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Suspended = 1,
@@ -80,7 +82,7 @@ struct Bar {
     lane: Option<Lane>,
 }
 
-/// Bars one after the other.
+/// Consecutive bars.
 #[derive(Default)]
 struct Level {
     open: Option<(usize, Bar)>,
@@ -88,7 +90,7 @@ struct Level {
 }
 
 impl Level {
-    /// From event `at` on.
+    /// Starts a bar at event `at`.
     fn set(&mut self, at: usize, bar: Option<Bar>) {
         if self.open.map(|(_, open)| open) == bar {
             return;
@@ -123,7 +125,7 @@ impl Row {
     }
 }
 
-/// Each string once.
+/// Interned strings.
 #[derive(Default)]
 struct Strings {
     places: HashMap<String, usize>,
@@ -141,16 +143,16 @@ struct Drawing<'a> {
     replay: Replay,
     strings: Strings,
     rows: Vec<Row>,
-    /// Each coroutine's row.
+    /// The row of each coroutine.
     places: Vec<usize>,
     waits: Vec<Option<Waits>>,
-    /// Requests that are alive: level and state.
+    /// Live requests: level and state.
     requests: HashMap<u64, (usize, RequestState)>,
     slots: Vec<bool>,
     stacks: HashMap<Vec<usize>, usize>,
-    /// Seven numbers an event: its number, kind, from which row, to which, words, source, stack.
+    /// Seven numbers per event: its number, kind, source row, target row, text, source line, stack.
     events: Vec<i64>,
-    /// Whenever they change: event, in flight, pending.
+    /// Event, in flight, pending; one entry per change.
     counts: Vec<usize>,
     violations: Vec<(usize, usize)>,
 }
@@ -224,7 +226,7 @@ impl<'a> Drawing<'a> {
             let what = self.strings.place(misfit.what);
             self.violations.push((at, what));
         }
-        // The longer one has both who goes and who comes.
+        // The longer stack contains both the frames that ended and those that began.
         let stack = if after.len() < before.len() { before } else { after };
         self.event(record, actor, &stack);
     }
@@ -238,7 +240,7 @@ impl<'a> Drawing<'a> {
         Bar { state: State::Frame, depth, label, lane }
     }
 
-    /// How a coroutine's row looks now.
+    /// Returns the current state of a coroutine's row.
     fn standing(&mut self, lane: Lane) -> Option<Bar> {
         let bar = |state, depth, label| Some(Bar { state, depth, label, lane: Some(lane) });
         for thread in 0..self.recording.threads {
@@ -352,7 +354,7 @@ fn list(items: impl IntoIterator<Item = impl Display>) -> String {
     text + "]"
 }
 
-/// Which row each coroutine has, and the rows' labels; a row that several have has none.
+/// Assigns a row to each coroutine and returns the rows' labels; a shared row has no label.
 fn arrange(recording: &Recording) -> (Vec<usize>, Vec<String>) {
     let lanes = recording.lanes.len();
     if lanes <= OWN_ROWS {

@@ -1,8 +1,8 @@
-//! A string as JSON has it, fit for a script within a page too.
+//! Formats a string as JSON that is also safe inside an HTML script element.
 
 use std::fmt::{self, Write};
 
-/// In quotes. What could end a script, or a line of one, is written as an escape.
+/// A quoted string. Characters that could end a script element or a line of it are escaped.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {

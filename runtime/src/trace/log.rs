@@ -1,4 +1,4 @@
-//! The log itself: what is told is packed into four words, and unpacked when somebody wants to see it.
+//! The log itself: an event is packed into four words when it is written, and unpacked when it is read.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +18,8 @@ use crate::coroutine::waiting::Waiting;
 use super::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
 use super::ring::{Ring, WORDS};
 
-/// A log of events, for the contexts that are [set up](crate::ContextBuilder::trace) with it. This is a handle to it.
+/// A handle to an event log. Contexts write to the log that they are
+/// [created](crate::ContextBuilder::trace) with.
 ///
 /// ```
 /// use coralio_runtime::trace::Trace;
@@ -39,7 +40,7 @@ pub struct Trace {
 struct Log {
     ring: Ring,
     contexts: AtomicU16,
-    /// Names of coroutines that have one, and texts, as many as the ring has records.
+    /// The names of named coroutines, and texts; at most as many of each as the ring has records.
     words: Mutex<Words>,
     capacity: usize,
 }
@@ -48,11 +49,11 @@ struct Log {
 struct Words {
     names: VecDeque<(Id, String)>,
     texts: VecDeque<String>,
-    /// Texts that were forgotten: the number of the first that is left.
+    /// The number of texts dropped, which is also the number of the first text left.
     forgotten: u64,
 }
 
-/// A coroutine, as any thread can tell it: block and generation.
+/// Identifies a coroutine on any thread: control block and generation.
 type Id = (u64, u64);
 
 fn id(id: CoroutineId) -> Id {
@@ -60,19 +61,21 @@ fn id(id: CoroutineId) -> Id {
 }
 
 impl Trace {
-    /// A log that keeps the last `capacity` events, at 40 bytes each, and the names and texts of as many.
+    /// Creates a log of the most recent `capacity` events (40 bytes each), and of at most as many
+    /// names and texts.
     pub fn new(capacity: usize) -> Trace {
         let (ring, contexts, words) = (Ring::new(capacity), AtomicU16::new(0), Mutex::default());
         Trace { log: Arc::new(Log { ring, contexts, words, capacity: capacity.max(1) }) }
     }
 
-    /// For one more context.
+    /// Creates the tracer of one more context.
     pub(crate) fn tracer(&self) -> Tracer {
         let context = self.log.contexts.fetch_add(1, Ordering::Relaxed);
         Tracer { log: Arc::clone(&self.log), context }
     }
 
-    /// What is in the log now. Events that other threads are writing at this moment may be missing.
+    /// Returns the contents of the log. Events that other threads are writing at this moment may be
+    /// missing.
     ///
     /// # Control
     ///
@@ -97,7 +100,7 @@ impl fmt::Debug for Trace {
     }
 }
 
-/// What is written into the low byte of a record.
+/// The kind of a record, stored in its low byte.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum Kind {
@@ -116,7 +119,8 @@ enum Kind {
     Mark,
 }
 
-/// One context's way into a log. For authors of engines: [`AioContext::tracer`](crate::AioContext::tracer).
+/// Writes the events of one context to a log. For authors of engines:
+/// [`AioContext::tracer`](crate::AioContext::tracer).
 #[derive(Clone)]
 pub struct Tracer {
     log: Arc<Log>,
@@ -127,7 +131,7 @@ impl Tracer {
     #[inline]
     fn push(&self, kind: Kind, detail: u8, a: u64, b: u64, at: Option<&'static Location<'static>>) {
         let head = u64::from(kind as u8) | u64::from(detail) << 8 | u64::from(self.context) << 16 | thread() << 32;
-        // Exposed: the reader makes a reference of it again.
+        // Exposed: the reader turns the address back into a reference.
         let at = at.map_or(0, |at| ptr::from_ref(at).expose_provenance() as u64);
         self.log.ring.push([head, a, b, at]);
     }
@@ -145,7 +149,7 @@ impl Tracer {
         self.push(Kind::Create, 0, a, b, Some(at));
     }
 
-    /// `at` is where it goes on.
+    /// `at` is the line at which the coroutine continues.
     #[cold]
     pub(crate) fn enter(&self, who: CoroutineId, unwinds: bool, at: &'static Location<'static>) {
         let (a, b) = id(who);
@@ -175,17 +179,18 @@ impl Tracer {
         self.push(if taken { Kind::Acquire } else { Kind::Release }, 0, 0, 0, None);
     }
 
-    /// A piece of work begins; it is over when the value is dropped.
+    /// Records the beginning of a piece of work; its end is recorded when the returned value is
+    /// dropped.
     #[cold]
     #[track_caller]
-    #[must_use = "the piece of work is over when this is dropped"]
+    #[must_use = "dropping the span records its end"]
     pub fn span(&self, span: Span) -> Opened<'_> {
         let detail = SPANS.iter().position(|&s| s == span).unwrap_or(0) as u8;
         self.push(Kind::Begin, detail, 0, 0, Some(Location::caller()));
         Opened(self, detail)
     }
 
-    /// A request, told from the others of its engine by `key`, changes its state.
+    /// Records a state change of the request that `key` identifies within its engine.
     #[cold]
     #[track_caller]
     pub fn request(&self, key: u64, state: RequestState) {
@@ -199,7 +204,7 @@ impl Tracer {
         self.push(Kind::Request, detail, key, result as u64, Some(Location::caller()));
     }
 
-    /// An engine's counters.
+    /// Records an engine's counters.
     #[cold]
     #[track_caller]
     pub fn counters(&self, in_flight: u32, pending: u32, plugged: u32) {
@@ -207,14 +212,14 @@ impl Tracer {
         self.push(Kind::Counters, 0, both, u64::from(plugged), Some(Location::caller()));
     }
 
-    /// A rule was broken.
+    /// Records the violation of a rule.
     #[cold]
     #[track_caller]
     pub fn violation(&self, what: impl Into<String>) {
         self.say(Kind::Violation, what.into(), Location::caller());
     }
 
-    /// A word of the program's own.
+    /// Records a text of the program's own.
     #[cold]
     #[track_caller]
     pub fn mark(&self, what: impl Into<String>) {
@@ -241,7 +246,7 @@ impl fmt::Debug for Tracer {
     }
 }
 
-/// A piece of work that is not over: [`Tracer::span`].
+/// Records the end of a piece of work when dropped. Created by [`Tracer::span`].
 #[derive(Debug)]
 pub struct Opened<'a>(&'a Tracer, u8);
 
@@ -251,13 +256,13 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// This thread's number among those of the process that ever wrote to a log.
+/// Returns this thread's number among the threads that have written to any log.
 fn thread() -> u64 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     thread_local! {
         static NUMBER: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
     }
-    // A thread whose locals are gone still counts as one: the last.
+    // All threads whose thread-locals are destroyed share the last number.
     u64::from(NUMBER.try_with(|&number| number).unwrap_or(u32::MAX))
 }
 
@@ -300,7 +305,7 @@ impl From<Waiting> for Waits {
     }
 }
 
-/// Unpacks records, and numbers what they name in order of first appearance.
+/// Unpacks records, numbering coroutines, threads and requests in order of first appearance.
 struct Reader<'a> {
     recording: Recording,
     names: HashMap<Id, &'a str>,
@@ -341,7 +346,8 @@ impl<'a> Reader<'a> {
 
     fn read(&mut self, number: u64, [head, a, b, at]: [u64; WORDS]) {
         let (kind, detail, context) = (head as u8, (head >> 8) as u8 as usize, (head >> 16) as u16 as usize);
-        // SAFETY: each word of a record is one that some writer wrote, and what is written here is a location's address or 0.
+        // SAFETY: each word of a record was written by some writer, and writers store the address of
+        // a `'static` location, or 0, in this word.
         let at = unsafe { ptr::with_exposed_provenance::<Location<'static>>(at as usize).as_ref() };
         let threads = self.threads.len();
         let thread = *self.threads.entry(head >> 32).or_insert(threads);

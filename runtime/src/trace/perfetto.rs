@@ -1,8 +1,9 @@
-//! A recording as Chrome's trace events, for <https://ui.perfetto.dev> or `chrome://tracing`. They have their own time: event
-//! number 7 happens at 7 us.
+//! Renders a recording as Chrome trace events, for <https://ui.perfetto.dev> or `chrome://tracing`.
+//! The timestamps are event numbers: event 7 happens at 7 us.
 //!
-//! A thread's lane has a slice for each frame of its stack, a coroutine's for when it is entered and for what it waits for. An
-//! arrow goes from a wake to the enter that came of it. Requests are asynchronous slices, counters are counters.
+//! A thread's track has a slice for each frame of its stack. A coroutine's track has slices for the
+//! periods in which the coroutine is entered and in which it waits. A flow arrow leads from a wake to
+//! the resulting enter. Requests are asynchronous slices, counters are counters.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -13,8 +14,8 @@ use super::replay::{Frame, Replay, kept};
 use super::text::thread_label;
 
 impl Recording {
-    /// The run as Chrome's trace-event JSON: open it with <https://ui.perfetto.dev>. For long runs; a recording that is short
-    /// enough to be read is better read as a page ([`html`](Self::html)).
+    /// Renders the recording as Chrome trace-event JSON, to be opened with <https://ui.perfetto.dev>.
+    /// Suited to long runs; for short ones, the page ([`html`](Self::html)) is easier to read.
     ///
     /// # Control
     ///
@@ -37,7 +38,7 @@ impl Recording {
         format!("{{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n{}\n]}}\n", writer.events.join(",\n"))
     }
 
-    /// The name of a frame of a stack.
+    /// Returns the name of a stack frame.
     pub(super) fn frame(&self, frame: Frame) -> String {
         match frame {
             Frame::Coroutine(lane) => self.name(lane).into(),
@@ -50,12 +51,12 @@ struct Writer<'a> {
     recording: &'a Recording,
     replay: Replay,
     events: Vec<String>,
-    /// Coroutines with an open slice for what they wait for.
+    /// Coroutines with an open wait slice.
     waits: Vec<bool>,
-    /// For each coroutine, when and in which lane it was woken since it was entered last.
+    /// For each coroutine, when and from which track it was woken since its last enter.
     wakes: Vec<Vec<(u64, usize)>>,
     flows: u64,
-    /// Those that have begun, and are not over.
+    /// Requests with an open slice.
     requests: HashSet<u64>,
 }
 
@@ -127,7 +128,7 @@ impl Writer<'_> {
         }
     }
 
-    /// What is no change of a stack.
+    /// Writes an event that does not change a stack.
     fn tell(&mut self, record: &Record, actor: usize) {
         let at = record.number;
         match &record.event {
@@ -149,7 +150,7 @@ impl Writer<'_> {
             Event::Create(_) | Event::Mark(_) => {
                 self.put("i", at, actor, self.recording.describe(&record.event), ",\"s\":\"t\"");
             }
-            // Frames, or told as a misfit.
+            // Written as frames, or reported as a violation.
             Event::Enter { .. }
             | Event::Yield { .. }
             | Event::End(_)
@@ -164,7 +165,7 @@ impl Writer<'_> {
     fn request(&mut self, at: u64, tid: usize, request: u64, state: RequestState) {
         let name = format!("request {request}");
         let id = format!(",\"cat\":\"request\",\"id\":{request}");
-        // One whose beginning is lost begins where it is first seen.
+        // A request whose first event was overwritten begins at the first event that is left.
         if self.requests.insert(request) {
             self.put("b", at, tid, &name, &id);
         }
@@ -176,7 +177,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Ends what is open, one tick after the last event.
+    /// Closes all open slices, one tick after the last event.
     fn close(&mut self) {
         let at = self.recording.records.last().map_or(0, |record| record.number + 1);
         for thread in 0..self.recording.threads {

@@ -1,44 +1,44 @@
-//! A recording, gone through event by event: who is on the stack, who lives, what each request has come to.
+//! Replays a recording event by event: stacks, live coroutines, and the state of each request.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use super::event::{Event, Lane, Record, Recording, RequestState, Span};
 
-/// One thing that has begun on a thread and is not over.
+/// One frame of a thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A coroutine that is entered.
+    /// An entered coroutine.
     Coroutine(Lane),
     /// A piece of work of the loop or an engine.
     Span(Span),
 }
 
-/// How many frames of a stack are the same after an event, from the outermost on.
+/// Returns the number of outermost frames that two stacks share.
 pub(super) fn kept(before: &[Frame], after: &[Frame]) -> usize {
     before.iter().zip(after).take_while(|(before, after)| before == after).count()
 }
 
-/// The state that a recording has led to.
+/// The state after some prefix of a recording.
 #[derive(Clone, Debug)]
 pub struct Replay {
-    /// For each thread, what has begun there, outermost first.
+    /// Each thread's stack, outermost frame first.
     stacks: Vec<Vec<Frame>>,
-    /// Coroutines that were seen and have not ended.
+    /// Coroutines seen that have not ended.
     alive: Vec<bool>,
     requests: HashMap<u64, RequestState>,
     in_flight: HashMap<usize, u32>,
-    /// The log has lost its beginning: what it does not know may have been there.
+    /// Whether the log has lost its beginning, so that unknown frames may exist.
     forgetful: bool,
 }
 
-/// A recording that cannot be: where, and what is wrong with it.
+/// An inconsistency of a recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Violation {
-    /// The record's number.
+    /// The number of the offending event.
     pub number: u64,
-    /// What is wrong.
+    /// A description of the inconsistency.
     pub what: String,
 }
 
@@ -51,12 +51,12 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Recording {
-    /// Checks that control transfers nest on each thread, that no coroutine is entered twice, that each request goes through
-    /// its states once, and that the counters of those in flight add up.
+    /// Checks that control transfers nest on each thread, that no coroutine is entered twice, that each
+    /// request passes through its states once, and that the `in_flight` counters match the requests.
     ///
     /// # Errors
     ///
-    /// The first event that does not fit, or that says itself that a rule was broken.
+    /// The first inconsistent event, or the first event that records a violation.
     pub fn check(&self) -> Result<(), Violation> {
         let mut replay = Replay::of(self);
         self.records.iter().try_for_each(|record| replay.apply(record))
@@ -64,7 +64,7 @@ impl Recording {
 }
 
 impl Replay {
-    /// Before the first event.
+    /// Creates the state before the first event.
     pub fn of(recording: &Recording) -> Replay {
         Replay {
             stacks: vec![Vec::new(); recording.threads],
@@ -75,12 +75,13 @@ impl Replay {
         }
     }
 
-    /// What has begun on a thread and is not over, outermost first.
+    /// Returns a thread's stack, outermost frame first.
     pub fn stack(&self, thread: usize) -> &[Frame] {
         &self.stacks[thread]
     }
 
-    /// The coroutine on whose stack a thread is: a loop that a coroutine polls runs on that one's. `None`: on its own.
+    /// Returns the coroutine whose stack a thread runs on, or `None` for the thread's own stack. A loop
+    /// polled by a coroutine runs on the coroutine's stack.
     pub fn running(&self, thread: usize) -> Option<Lane> {
         self.stacks[thread].iter().rev().find_map(|frame| match frame {
             Frame::Coroutine(lane) => Some(*lane),
@@ -88,26 +89,26 @@ impl Replay {
         })
     }
 
-    /// Whether a coroutine is on some thread's stack.
+    /// Returns whether a coroutine is entered on some thread.
     pub fn is_entered(&self, lane: Lane) -> bool {
         self.stacks.iter().flatten().any(|frame| *frame == Frame::Coroutine(lane))
     }
 
-    /// Whether a coroutine was made, and has not ended.
+    /// Returns whether a coroutine was created and has not ended.
     pub fn is_alive(&self, lane: Lane) -> bool {
         self.alive[lane.0]
     }
 
-    /// Requests of a context that the kernel has.
+    /// Returns the number of requests of a context that are in flight.
     pub fn in_flight(&self, context: usize) -> u32 {
         self.in_flight.get(&context).copied().unwrap_or(0)
     }
 
-    /// Goes on by one event. The state is as good as it can be also when that event does not fit.
+    /// Applies one event. After an inconsistent event the state is a best guess.
     ///
     /// # Errors
     ///
-    /// The event does not fit.
+    /// The event is inconsistent with the events before it.
     pub fn apply(&mut self, record: &Record) -> Result<(), Violation> {
         self.follow(record).map_err(|what| Violation { number: record.number, what })
     }

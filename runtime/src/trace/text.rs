@@ -1,5 +1,6 @@
-//! A recording as lanes of text: a column for each thread and coroutine, and for the kernel if there was I/O; a row for each event. The words are
-//! indented by what they happen within, so that nobody need be told where it ends.
+//! Renders a recording as text lanes: a column for each thread and coroutine, and for the kernel if
+//! there was I/O; a row for each event. The description of an event is indented by the spans around it,
+//! which makes rows for the ends of spans unnecessary.
 //!
 //! ```text
 //!        thread  A     B     kernel
@@ -13,43 +14,43 @@ use std::fmt::Write;
 use super::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
 use super::replay::Replay;
 
-/// What [`Recording::text_with`] shows.
+/// Options for [`Recording::text_with`].
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TextOptions {
-    /// Source lines too: file and line, at the end of each row.
+    /// Show file and line at the end of each row.
     pub sources: bool,
-    /// Submits, reaps and callbacks in which nothing happened, too, and where each piece of work ends.
+    /// Show submits, reaps and callbacks in which nothing happened, and the ends of spans.
     pub empty: bool,
-    /// Counters, and the context's lock being taken and given up, too.
+    /// Show counters, and acquires and releases of the context's lock.
     pub counters: bool,
-    /// Not what the signs mean.
+    /// Omit the legend.
     pub without_legend: bool,
 }
 
 impl TextOptions {
-    /// Source lines too.
+    /// Returns options that show source lines.
     #[must_use]
     pub fn sources(mut self) -> TextOptions {
         self.sources = true;
         self
     }
 
-    /// Not what the signs mean: for one picture of several.
+    /// Returns options without the legend, for one picture of several.
     #[must_use]
     pub fn without_legend(mut self) -> TextOptions {
         self.without_legend = true;
         self
     }
 
-    /// All there is.
+    /// Returns options that show everything.
     #[must_use]
     pub fn everything() -> TextOptions {
         TextOptions { sources: true, empty: true, counters: true, without_legend: false }
     }
 }
 
-/// What a thread is called.
+/// Returns the label of a thread.
 pub(super) fn thread_label(thread: usize) -> String {
     if thread == 0 { "thread".into() } else { format!("thread {thread}") }
 }
@@ -59,12 +60,12 @@ const LEGEND: &str = "\
 ─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
 
 impl Recording {
-    /// The run as lanes of text. The same run gives the same text, byte for byte.
+    /// Renders the recording as text lanes. Identical runs give identical text, byte for byte.
     pub fn text(&self) -> String {
         self.text_with(TextOptions::default())
     }
 
-    /// As [`text`](Self::text), with more or less in it.
+    /// Does the same as [`text`](Self::text), with options.
     pub fn text_with(&self, options: TextOptions) -> String {
         let columns = Columns::of(self);
         let mut text = String::from(if options.without_legend { "" } else { LEGEND });
@@ -82,7 +83,7 @@ impl Recording {
                 let before = Before { actor, depth };
                 columns.row(&mut text, &replay, record, before, options);
             }
-            // One that says so itself is shown as an event.
+            // A recorded violation is shown as an event.
             if let Some(misfit) = misfit.filter(|_| !matches!(record.event, Event::Violation(_))) {
                 let _ = writeln!(text, "       !! {}", misfit.what);
             }
@@ -90,7 +91,7 @@ impl Recording {
         text
     }
 
-    /// Which records are worth a row.
+    /// Decides which records get a row.
     pub(super) fn shown(&self, options: TextOptions) -> Vec<bool> {
         let mut shown: Vec<_> = self
             .records
@@ -105,9 +106,9 @@ impl Recording {
         shown
     }
 
-    /// Hides submits, reaps and the like in which nothing is shown, and where work ends.
+    /// Hides the ends of spans, and submits, reaps and the like in which nothing is shown.
     fn hide_empty(&self, shown: &mut [bool]) {
-        // For each thread: where what is open began, and whether something is shown in it.
+        // For each thread, its open spans: the record of the beginning, and whether a row inside is shown.
         let mut open: Vec<Vec<(usize, bool)>> = vec![Vec::new(); self.threads];
         for (place, record) in self.records.iter().enumerate() {
             let open = &mut open[record.thread];
@@ -116,7 +117,7 @@ impl Recording {
                 Event::Finish(span) => {
                     shown[place] = false;
                     match open.pop() {
-                        // That nothing came of a round, or that the loop slept, is what one wants to know.
+                        // Empty iterations and sleeps of the loop are of interest.
                         Some((_, false)) if matches!(span, Span::Round | Span::Sleep) => {
                             open.iter_mut().for_each(|(_, something)| *something = true);
                         }
@@ -131,15 +132,15 @@ impl Recording {
     }
 }
 
-/// How a thread stood before an event.
+/// The state of a thread before an event.
 struct Before {
-    /// The column of whoever ran.
+    /// The column of the running coroutine or thread.
     actor: usize,
-    /// How much had begun and was not over.
+    /// The number of open spans.
     depth: usize,
 }
 
-/// Where each lane stands.
+/// The layout of the columns.
 struct Columns<'a> {
     recording: &'a Recording,
     /// Labels and places: threads, coroutines, the kernel.
@@ -186,7 +187,7 @@ impl<'a> Columns<'a> {
         self.labels.len() - 1
     }
 
-    /// The column of whose stack a thread is on.
+    /// Returns the column of the stack that a thread runs on.
     fn actor(&self, replay: &Replay, thread: usize) -> usize {
         replay.running(thread).map_or(thread, |lane| self.lane(lane))
     }
@@ -236,7 +237,7 @@ impl<'a> Columns<'a> {
             | Event::Mark(_) => {}
         }
         let picture: String = cells.into_iter().collect();
-        // What opens and what closes stand one above the other.
+        // The rows that open and close a span are indented equally.
         let indent = 2 * depth.min(after.stack(record.thread).len());
         let _ = write!(text, "{:>5}  {picture}{:indent$}{}", record.number, "", self.recording.describe(&record.event));
         if let (true, Some(at)) = (options.sources, record.at) {
@@ -249,10 +250,10 @@ impl<'a> Columns<'a> {
         self.recording.records.iter().map(|record| record.context).max().unwrap_or(0)
     }
 
-    /// Draws from one column to another; the head points the way it goes.
+    /// Draws an arrow from one column to another.
     fn arrow(&self, cells: &mut [char], from: usize, to: usize, line: char, head: char) {
         let (start, end) = (self.labels[from].1, self.labels[to].1);
-        // Both are one where the log has lost who ran.
+        // Both are the same column if the log has lost the enter.
         if start == end {
             return;
         }

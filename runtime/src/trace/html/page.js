@@ -1,5 +1,5 @@
 "use strict";
-// Draws what is in sight of the data; what it means was worked out when the page was written.
+// Draws the visible part of the data. Everything else was computed when the page was written.
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
@@ -14,7 +14,7 @@
   const [SUSPENDED, ON_STACK, RUNS, KERNEL, FRAME, PENDING] = [1, 2, 3, 4, 5, 6];
 
   let step = 24, cursor = 0, playing = 0, everything = false;
-  // Places, in steps: of each event, and the events that have one.
+  // The position of each event in steps, and the events that have a position.
   const places = new Int32Array(count + 1);
   let shown = [];
 
@@ -26,7 +26,7 @@
   // Rows, from top to bottom.
   const rows = data.rows.filter((row) => row.kind !== "requests" || row.levels.length);
   let bottom = TOP;
-  // Below many coroutines nobody would look for the kernel.
+  // With many coroutines, the kernel's row goes above them, where it is easy to find.
   const many = rows.length > 14, early = (row) => !many || row.kind !== "coroutine";
   for (const row of [...rows.filter(early), ...rows.filter((row) => !early(row))]) {
     const levels = Math.max(1, row.levels.length);
@@ -50,13 +50,13 @@
   }
 
   function resize() {
-    // Room at the end, so that the last event can be read.
+    // Space after the last event, so that its text is readable.
     $("space").style.width = `${labels() + (shown.length + 1) * step}px`;
     $("space").style.height = `${height}px`;
     draw();
   }
 
-  // The first of sorted groups of numbers that ends after `place`.
+  // Returns the first of the sorted groups that ends after `place`.
   function first(numbers, size, end, place) {
     let low = 0, high = numbers.length / size;
     while (low < high) {
@@ -72,7 +72,7 @@
     return text.length <= room ? text : room < 4 ? "" : `${text.slice(0, room - 1)}…`;
   };
 
-  // Boxes and lines; and the words above lines, which arrows are not to cross.
+  // Boxes and lines, and the texts above lines, which arrows must not cross.
   function bars(row, from, to, left, right) {
     let out = "", above = "";
     row.levels.forEach((level, n) => {
@@ -82,7 +82,7 @@
         const [begin, end, state, depth, label, lane] = level.slice(i, i + 6);
         if (places[begin] > to) break;
         const a = Math.max(x(begin), left), b = Math.min(x(end), right);
-        // What is narrower than a dot, where one is already, adds nothing.
+        // Skip a bar narrower than a pixel where one is drawn already.
         if (b - a < 0.2 || b < done + 0.5) continue;
         done = b;
         const width = b - a;
@@ -108,7 +108,7 @@
     return [out, above];
   }
 
-  // Where an arrow meets a row: a thread's at its lower edge, where its stack ends.
+  // The point at which an arrow meets a row: for a thread, the lower edge, where its stack ends.
   const middle = (place) => rows[place].top + (rows[place].kind === "thread" ? rows[place].height - 3 : rows[place].height / 2);
 
   function arrow(at) {
@@ -148,7 +148,7 @@
 
   function named(row) {
     if (row.label) return row.label;
-    // A row of several: who has it at the cursor.
+    // A shared row: label it with the coroutine at the cursor.
     const level = row.levels[0] || [], i = first(level, 6, 1, places[cursor]);
     return i < level.length && places[level[i]] <= places[cursor] ? data.lanes[level[i + 5]] : "";
   }
@@ -181,7 +181,7 @@
     }
     out += counters(from, to, left, right);
     const every = Math.max(1, Math.ceil(44 / step / 5) * 5);
-    // Of events that lie on one another, one is drawn.
+    // Of events at the same position, draw one.
     const skip = Math.max(1, Math.floor(1 / step));
     for (let place = from; place < to; place += skip) {
       const at = shown[place];
@@ -268,7 +268,7 @@
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || !keys[event.key]) return;
-    // A button that has the focus keeps the space bar.
+    // The space bar belongs to a focused button.
     if (event.key === " " && event.target.closest?.("button, summary, [type=checkbox]")) return;
     event.preventDefault();
     keys[event.key]();
@@ -317,7 +317,7 @@
   ].map(([picture, words]) => `<li>${picture}${words}</li>`).join("");
   $("legend").open = window.innerHeight > 700 && window.innerWidth > 700;
   document.querySelector("h1").textContent = document.title;
-  // What went wrong, and where: a violation, or where the run had come to when it failed.
+  // The failure and its position: a violation, or the last event before the run failed.
   const wrong = [...bad].map(([at, what]) => [at, `event ${field(at, NUMBER)}: ${string(what)}`]);
   if (!bad.size && data.failure && count) wrong.push([count - 1, `fails: ${data.failure}`]);
   for (const [at, what] of wrong.slice(0, 20)) {
@@ -329,10 +329,10 @@
   }
   $("alarm").hidden = !wrong.length;
   arrange();
-  // A short run is as wide as the window.
+  // A short run fills the window.
   step = Math.max(step, Math.min(48, (view.clientWidth - labels()) / (shown.length + 1)));
   resize();
-  // Nor does the legend take the lanes' room.
+  // The legend must not take the lanes' space.
   if (view.scrollHeight > view.clientHeight + 2) {
     $("legend").open = false;
     resize();
