@@ -113,6 +113,12 @@ impl Geometry {
         mapped - (offset & (mapped - 1))
     }
 
+    /// Bytes from `offset` to where the next slice of an L2 table takes over.
+    pub(crate) fn left_in_slice(&self, offset: u64) -> u64 {
+        let mapped = self.slice_size() / 8 << self.cluster_bits;
+        mapped - (offset & (mapped - 1))
+    }
+
     pub(crate) fn l1_entries_for(&self, size: u64) -> u64 {
         size.div_ceil(1 << self.l1_shift())
     }
@@ -127,6 +133,14 @@ impl Geometry {
     /// Clusters that one refcount block counts.
     pub(crate) fn per_block(&self) -> u64 {
         1 << (self.cluster_bits + 3 - self.refcount_order)
+    }
+
+    /// Rejects clusters whose offset in the file has more bits than an entry has.
+    pub(crate) fn check_room(&self, first: u64, clusters: u64) -> io::Result<()> {
+        match first.checked_add(clusters).and_then(|end| end.checked_mul(self.cluster_size())) {
+            Some(end) if end <= Geometry::MOST_OFFSET => Ok(()),
+            _ => Err(damaged("the image has no more room: entries have no bits for larger offsets")),
+        }
     }
 
     /// Takes an L2 entry apart.

@@ -16,7 +16,13 @@ pub(crate) fn get(block: &[u8], index: usize, order: u32) -> u64 {
     block[index * width..][..width].iter().fold(0, |count, &byte| count << 8 | u64::from(byte))
 }
 
+/// Sets the count at `index` of a block.
+///
+/// # Panics
+///
+/// If the count needs more than 2^`order` bits, or the block has no such index.
 pub(crate) fn set(block: &mut [u8], index: usize, order: u32, count: u64) {
+    assert!(count <= u64::MAX >> (64 - (1_u32 << order)), "a refcount of {count} in 2^{order} bits");
     if order < 3 {
         let bit = index << order;
         let mask = ((1_u16 << (1 << order)) - 1) as u8;

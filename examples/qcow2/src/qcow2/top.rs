@@ -42,7 +42,11 @@ impl Top {
         be64(&self.bytes, index * 8)
     }
 
+    /// # Panics
+    ///
+    /// If the table has no such entry, though its last cluster may have room for it.
     pub(crate) fn set(&mut self, index: usize, entry: u64) {
+        assert!(index < self.entries, "entry {index} of a table of {}", self.entries);
         self.bytes[index * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         self.dirty.insert(index * 8 / self.piece);
     }
