@@ -85,3 +85,15 @@ pub(crate) fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Resul
     buf[had..].fill(0);
     Ok(had)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Top;
+
+    #[test]
+    #[should_panic(expected = "entry 3 of a table of 3")]
+    fn entry_beyond_the_table_is_rejected() {
+        // qcow2: though the table's last cluster has room for it.
+        Top::new(512, 3, 512).set(3, 1);
+    }
+}

@@ -191,3 +191,27 @@ impl Qcow2 {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::{CreateOptions, Qcow2};
+    use crate::open::Options;
+
+    #[test]
+    fn entries_beyond_the_slice_are_rejected() {
+        // qcow2: a length of another piece of the disk is a bug, not a shorter change.
+        let path = std::env::temp_dir().join(format!("coralio-entries-{}", std::process::id()));
+        coralio_aio::run(|| {
+            Qcow2::create(&path, &CreateOptions::new(64 << 20)).unwrap();
+            let image = Qcow2::open(&path, &Options { write: true, ..Options::default() }).unwrap();
+            let last = (32 << 20) - 65536;
+            image.change_entries(last, 1, |_, old| old).unwrap();
+            let two = catch_unwind(AssertUnwindSafe(|| image.change_entries(last, 2, |_, old| old)));
+            let message = two.expect_err("they are in two slices").downcast::<String>().unwrap();
+            assert!(message.starts_with("2 L2 entries at 0x1ff0000, and 1 are left"), "{message}");
+        });
+        std::fs::remove_file(path).unwrap();
+    }
+}
