@@ -30,11 +30,7 @@ impl Qcow2 {
     /// Where the L2 table for `offset` is, if there is one.
     #[inline]
     pub(crate) fn l2_table(&self, offset: u64) -> io::Result<Option<u64>> {
-        let entry = self.l1.borrow().get(self.geometry.l1_index(offset));
-        let table = entry & OFFSET;
-        if self.geometry.in_cluster(table) != 0 {
-            return Err(damaged(format!("an L1 entry points to {table:#x}, which is no multiple of a cluster")));
-        }
+        let table = self.geometry.l2_table(self.l1.borrow().get(self.geometry.l1_index(offset)))?;
         Ok((table != 0).then_some(table))
     }
 
