@@ -41,7 +41,9 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Serve images that other programs use at the same time, and let others use these: whoever writes may destroy them
+    /// Take no locks. Without this option, raw and qcow2 images alike are locked as by QEMU's programs: an image that is served
+    /// for writing cannot be opened by another program that takes such locks to write it, and an image that another program
+    /// writes is not served. A concurrent writer may destroy an image
     #[arg(long)]
     pub no_lock: bool,
 
