@@ -46,7 +46,9 @@ impl Format {
     /// May yield.
     pub fn of(path: impl AsRef<Path>) -> io::Result<Format> {
         let path = path.as_ref();
-        about(path.display(), open_file(path, &Options::default()).and_then(|file| probe(&file)))
+        // Its errors name the path.
+        let file = open_file(path, &Options::default())?;
+        about(path.display(), probe(&file))
     }
 
     /// As [`name`](Format::name) has it.

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use common::{Random, Scratch, assert_clean, for_writing, has_qemu, qemu_img, qemu_io, seeds};
+use coralio_aio::spawn;
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, Zeroes, open};
 
 const OURS: &str = "ours";
@@ -197,11 +198,26 @@ impl Sequence {
                 let value = self.random.next() as u8;
                 self.commands.push(format!("write -P {value} {start} {len}"));
                 self.log.push(format!("write -P {value} {start} {len}"));
-                self.image.write_at(&vec![value; len as usize], start).unwrap();
+                self.write(value, start..end);
                 self.model.fill(start..end, value, true);
             }
         }
         self.check_ours();
+    }
+
+    /// In one request, or in several at once.
+    fn write(&mut self, value: u8, range: Range<u64>) {
+        let len = range.end - range.start;
+        let piece = if self.random.chance(3) { (1 + self.random.below(len)).max(len / 16) } else { len };
+        let writers: Vec<_> = range
+            .clone()
+            .step_by(piece as usize)
+            .map(|start| {
+                let (image, len) = (Rc::clone(&self.image), piece.min(range.end - start));
+                spawn(move || image.write_at(&vec![value; len as usize], start).unwrap())
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
     }
 
     fn restart(&mut self) {

@@ -133,7 +133,12 @@ impl Qcow2 {
     /// May yield.
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> io::Result<()> {
         let path = path.as_ref();
-        about(format_args!("cannot make {}", path.display()), create(path, options))
+        let name = format_args!("cannot make {}", path.display());
+        // What is wrong with them is said before there is a file.
+        let plan = about(name, Plan::new(options))?;
+        // Its errors name the path.
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        about(name, plan.write_named(&file, path))
     }
 
     /// As [`create`](Qcow2::create), in a file that is there and empty, and open for writing.
@@ -153,16 +158,6 @@ impl Qcow2 {
     }
 }
 
-fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
-    // What is wrong with them is said before there is a file.
-    let plan = Plan::new(options)?;
-    let file = File::options().read(true).write(true).create_new(true).open(path)?;
-    plan.write(&file)?;
-    // The name, too.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    sync_directory(folder.unwrap_or(Path::new(".")))
-}
-
 /// An image that can be.
 struct Plan {
     geometry: Geometry,
@@ -178,6 +173,13 @@ impl Plan {
         // It says what is wrong with the size, too.
         Header::parse(&first_cluster).map_err(invalid)?;
         Ok(Plan { geometry, layout, first_cluster })
+    }
+
+    /// Writes the image, and makes the file's name durable.
+    fn write_named(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.write(file)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        sync_directory(folder.unwrap_or(Path::new(".")))
     }
 
     fn write(&self, file: &File) -> io::Result<()> {
