@@ -131,7 +131,7 @@ impl Geometry {
 
     /// Bytes from `offset` to where the next slice of an L2 table takes over.
     pub(crate) fn left_in_slice(&self, offset: u64) -> u64 {
-        let mapped = self.slice_size() / 8 << self.cluster_bits;
+        let mapped = (self.slice_size() / 8) << self.cluster_bits;
         mapped - (offset & (mapped - 1))
     }
 
