@@ -449,7 +449,8 @@ fn disks_in_images() {
 
 #[test]
 fn blocks_across_table_slices_are_copied() {
-    // qcow2: blocks of 3 MiB cross the borders of 32 MiB at which slices of an L2 table of a new image end
+    // qcow2: blocks of 3 MiB cross the borders of 32 MiB at which slices of an L2 table of a new
+    // image end
     let folder = Folder::new("blocks");
     let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
     if qemu_img(&["--version"]).is_err() {

@@ -41,9 +41,8 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Take no locks. Without this option, raw and qcow2 images alike are locked as by QEMU's programs: an image that is served
-    /// for writing cannot be opened by another program that takes such locks to write it, and an image that another program
-    /// writes is not served. A concurrent writer may destroy an image
+    /// Take no locks. Without this option one program at a time writes an image, raw or qcow2, and
+    /// none while it is served read-only, as far as other programs lock images like QEMU's
     #[arg(long)]
     pub no_lock: bool,
 

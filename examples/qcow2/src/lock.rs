@@ -1,16 +1,17 @@
-//! Locks on single bytes of an image's file: what this program does with the image, and what other programs must not do. QEMU's
-//! programs use the same bytes.
+//! Locks on single bytes of an image's file: what this program does with the image, and what other
+//! programs must not do. QEMU's programs use the same bytes.
 //!
 //! ```text
 //!   byte 100 + n   a program does it       n = 0  reads, and relies on what it reads
-//!   byte 200 + n   a program does not      n = 1  writes
-//!                  want it done            n = 3  changes the length
+//!   byte 200 + n   a program forbids it    n = 1  writes
+//!                                          n = 3  changes the length
 //! ```
 //!
-//! All locks are shared ones, so that any number of programs can hold them. Each program takes its own
-//! first, and then looks for those that conflict: of two programs that start at once, one sees the
-//! other. The locks belong to the open file, not to the process. Dropping a [`Lock`] releases them
-//! explicitly, because a process that another thread forks has the file open, too, until its exec.
+//! All locks are shared ones, so that any number of programs can hold them. Each program takes its
+//! own first, and then looks for those that conflict: of two programs that start at once, one sees
+//! the other. The locks belong to the open file, not to the process. Dropping a [`Lock`] releases
+//! them explicitly, because a process that another thread forks has the file open, too, until its
+//! exec.
 
 #![allow(unsafe_code)]
 
@@ -55,8 +56,8 @@ struct Common {
 }
 
 impl Lock {
-    /// Locks the image at `path`. An image is written by one program alone, and not while others read
-    /// it, whatever its format.
+    /// Locks the image at `path`. An image is written by one program alone, and not while others
+    /// read it, whatever its format.
     ///
     /// Within this process, a raw image may be open for writing several times: it has no tables in
     /// memory that would differ.
@@ -113,10 +114,9 @@ impl Drop for Lock {
 /// Locks of one open file.
 #[derive(Debug)]
 pub(crate) struct Locks {
-    /// Not the image's own: that may be closed later, by a thread that has the time.
+    /// A descriptor of its own: the image's may be closed later, by a thread of the pool.
     file: fs::File,
-    /// The process that took them. One that was forked of it has them in common with it, and must not
-    /// release them.
+    /// The process that took them. A process forked from it shares them and must not release them.
     taken_by: u32,
 }
 

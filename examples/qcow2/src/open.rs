@@ -67,10 +67,10 @@ pub struct Options {
     /// Without one, a file that begins as qcow2 images do is one, and all others are raw. Whoever can write a raw disk can
     /// make it begin like that: name the format of what you do not trust.
     pub format: Option<Format>,
-    /// Locks each image of the chain, whatever its format, as long as it is open: one program writes an
-    /// image, or any number read it. Other programs respect that if they lock as QEMU's do. A process
-    /// may open a raw image for writing several times. Not on the simulated kernel, which has no other
-    /// programs.
+    /// Locks each image of the chain, whatever its format, as long as it is open: one program
+    /// writes an image, or any number read it. Other programs respect that if they lock as QEMU's
+    /// do. A process may open a raw image for writing several times. Not on the simulated kernel,
+    /// which has no other programs.
     pub lock: bool,
 }
 

@@ -151,8 +151,8 @@ fn assert_locked(folder: &Scratch, image: &str, expected: &[u64]) {
 
 #[test]
 fn raw_image_has_one_writer() {
-    // qcow2: a raw image that we write is not opened for writing by qemu-io, nor the other way round; one that we read is not
-    // written.
+    // qcow2: a raw image that we write is not opened for writing by qemu-io, nor the other way
+    // round; one that we read is not written.
     use Format::Raw as F;
     const RAW_WRITER: &str = "qemu-io -f raw -c quit image";
     let folder = Scratch::new();

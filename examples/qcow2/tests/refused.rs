@@ -141,7 +141,7 @@ fn snapshot_table_that_cannot_be_is_refused() {
 
 #[test]
 fn reserved_bits_of_entries_are_refused() {
-    // qcow2: each reserved bit of an L1 and an L2 entry: `qemu-img check` finds an error, and ours does not read what it points to.
+    // qcow2: each reserved bit of an L1 and an L2 entry, in which `qemu-img check` finds an error.
     if !has_qemu() {
         return;
     }

@@ -35,8 +35,8 @@ pub(crate) struct Geometry {
     pub(crate) refcount_order: u32,
     /// The disk's size in bytes.
     pub(crate) size: u64,
-    /// Bits that must be zero in an L1 entry, and in the L2 entry of a cluster that is not compressed:
-    /// reserved ones, and those of an offset between two clusters.
+    /// Bits that must be zero in an L1 entry, and in the L2 entry of a cluster that is not
+    /// compressed: reserved ones, and those of an offset between two clusters.
     l1_zero_bits: u64,
     l2_zero_bits: u64,
 }

@@ -9,8 +9,8 @@ use crate::error::damaged;
 impl Qcow2 {
     /// What is at `offset`, and for how far it goes on, up to `len` bytes; `len` is not 0.
     ///
-    /// Without an L2 table the run ends at the end of the table's range, not of a slice's: a caller that makes the table must not
-    /// trust the length beyond the slice.
+    /// Without an L2 table the run ends at the end of the table's range, not of a slice's: a caller
+    /// that makes the table must not trust the length beyond the slice.
     ///
     /// Without I/O, locks and allocation where the slice of the L2 table is in memory.
     #[inline]

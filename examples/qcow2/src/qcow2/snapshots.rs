@@ -1,4 +1,4 @@
-//! The table of internal snapshots: this crate does not use them, but refuses a table that cannot be.
+//! Checks the table of internal snapshots. This crate does not use it, but refuses a malformed one.
 
 use std::io;
 

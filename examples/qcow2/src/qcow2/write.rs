@@ -65,9 +65,9 @@ impl Qcow2 {
         }
     }
 
-    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones with their entries in one slice of
-    /// the L2 table, or a part of one. Returns how many bytes; 0 if another writer was first and the caller must map the offset
-    /// again.
+    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones with
+    /// their entries in one slice of the L2 table, or a part of one. Returns how many bytes; 0 if
+    /// another writer was first and the caller must map the offset again.
     fn write_fresh(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         let cluster = self.geometry.cluster_size();
         let within = self.geometry.in_cluster(offset);
@@ -137,8 +137,8 @@ impl Qcow2 {
         self.file.write_at(&bytes, target.offset()).map(drop)
     }
 
-    /// Lets the L2 table point to clusters whose data is written, and gives up what was there before. Their entries are in one
-    /// slice.
+    /// Lets the L2 table point to clusters whose data is written, and gives up what was there
+    /// before. Their entries are in one slice.
     fn link(&self, offset: u64, host: u64, clusters: u64) -> io::Result<()> {
         let cluster = self.geometry.cluster_size();
         self.change_entries(offset, clusters, |n, _| (host + n * cluster) | COPIED)
