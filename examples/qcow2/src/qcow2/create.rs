@@ -191,8 +191,9 @@ impl Plan {
         let first_block = (1 + layout.reftable_clusters) << bits;
         file.write_at(&blocks, first_block)?;
         let mut reftable = AlignedBuf::new((layout.reftable_clusters << bits) as usize, PAGE);
-        for (block, entry) in (0..layout.blocks).zip(reftable.chunks_exact_mut(8)) {
-            entry.copy_from_slice(&(first_block + (block << bits)).to_be_bytes());
+        for block in 0..layout.blocks {
+            let entry = first_block + (block << bits);
+            reftable[block as usize * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         }
         file.write_at(&reftable, cluster)?;
         file.sync_all()?;
