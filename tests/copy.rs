@@ -448,6 +448,26 @@ fn disks_in_images() {
 }
 
 #[test]
+fn blocks_across_table_slices_are_copied() {
+    // qcow2: blocks of 3 MiB cross the borders of 32 MiB at which slices of an L2 table of a new
+    // image end
+    let folder = Folder::new("blocks");
+    let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
+    if qemu_img(&["--version"]).is_err() {
+        eprintln!("skipped: no qemu-img");
+        return;
+    }
+    let raw = folder.file("raw", content(64 << 10).repeat(2048));
+    let image = folder.path("image");
+    copied(copy(&raw, &image).args(["--from", "raw", "--to", "qcow2", "--block-size", "3M"]));
+    let (raw, image) = (raw.to_str().unwrap(), image.to_str().unwrap());
+    let same = qemu_img(&["compare", "-f", "raw", "-F", "qcow2", raw, image]).unwrap();
+    assert!(same.status.success(), "{same:?}");
+    let checked = qemu_img(&["check", "-f", "qcow2", image]).unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
 fn no_arguments() {
     // Issue: without SRC and DST it makes a scratch file, copies, verifies by checksum, and cleans up.
     let folder = Folder::new("scratch");

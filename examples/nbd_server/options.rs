@@ -41,7 +41,8 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Serve images that other programs use at the same time, and let others use these: whoever writes may destroy them
+    /// Take no locks. Without this option one program at a time writes an image, raw or qcow2, and
+    /// none while it is served read-only, as far as other programs lock images like QEMU's
     #[arg(long)]
     pub no_lock: bool,
 

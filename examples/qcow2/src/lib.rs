@@ -20,7 +20,7 @@
 //!
 //! | in `qcow2/` | idea |
 //! |---|---|
-//! | `header`, `extensions`, `geometry` | what the bytes mean, and what cannot be |
+//! | `header`, `extensions`, `snapshots`, `geometry` | what the bytes mean, and what cannot be |
 //! | `start`, `create` | opening, with all tables checked against each other; a new image |
 //! | `top`, `cache` | the tables in memory |
 //! | `map`, `read`, `compressed` | where a guest's bytes are, and reading them |

@@ -1,15 +1,17 @@
-//! What other programs must not do with an image that is open here, and what they do not want done: told by locks on single
-//! bytes of the file, as QEMU's programs tell each other.
+//! Locks on single bytes of an image's file: what this program does with the image, and what other
+//! programs must not do. QEMU's programs use the same bytes.
 //!
 //! ```text
-//!   byte 100 + n   somebody does it       n = 0  reads, and relies on what it reads
-//!   byte 200 + n   somebody does not      n = 1  writes
-//!                  want it done           n = 3  changes the length
+//!   byte 100 + n   a program does it       n = 0  reads, and relies on what it reads
+//!   byte 200 + n   a program forbids it    n = 1  writes
+//!                                          n = 3  changes the length
 //! ```
 //!
-//! All locks are shared ones, so that any number of programs has them. Each takes its own first, and looks for what is
-//! against it then: of two that come at once, one sees the other. The locks belong to the open file, not to the process. They
-//! are given back, and not left to end when it is closed: a process that another thread forks has it open, too, until its exec.
+//! All locks are shared ones, so that any number of programs can hold them. Each program takes its
+//! own first, and then looks for those that conflict: of two programs that start at once, one sees
+//! the other. The locks belong to the open file, not to the process. Dropping a [`Lock`] releases
+//! them explicitly, because a process that another thread forks has the file open, too, until its
+//! exec.
 
 #![allow(unsafe_code)]
 
@@ -17,8 +19,10 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::open::Format;
 
@@ -27,44 +31,114 @@ const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
-const DONE_BY_SOMEBODY: i64 = 100;
-const UNWANTED_BY_SOMEBODY: i64 = 200;
+const DONE: i64 = 100;
+const UNWANTED: i64 = 200;
 
 /// An image's locks, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
-    /// Of its own: what it is about may be closed later, by a thread that has the time.
-    file: fs::File,
-    /// The process that took them. One that was forked of it has them in common with it, and must not give them back.
-    taken_by: u32,
+pub(crate) enum Lock {
+    /// One open image's.
+    Single { _locks: Locks },
+    /// A raw image's that this process writes, perhaps by several threads.
+    Common { file: FileId, taken_by: u32 },
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+/// Raw images that this process writes. Each open image of them counts as a user.
+static COMMON: Mutex<Vec<Common>> = Mutex::new(Vec::new());
+
+struct Common {
+    file: FileId,
+    users: usize,
+    locks: Locks,
 }
 
 impl Lock {
-    /// Locks the image at `path` for what is done with it. A qcow2 image is written by one alone, and not while others read it;
-    /// the bytes of a raw one are anybody's, but not its length.
+    /// Locks the image at `path`. An image is written by one program alone, and not while others
+    /// read it, whatever its format.
+    ///
+    /// Within this process, a raw image may be open for writing several times: it has no tables in
+    /// memory that would differ.
     ///
     /// # Errors
     ///
-    /// `ResourceBusy` if another one's locks are against it; what the kernel says.
+    /// `ResourceBusy` if another program's locks conflict; what the kernel says.
     pub(crate) fn take(path: &Path, format: Format, write: bool) -> io::Result<Lock> {
-        let (does, refuses): (&[i64], &[i64]) = match (format, write) {
-            (Format::Qcow2, true) => (&[READ, WRITE, RESIZE], &[WRITE, RESIZE]),
-            (Format::Qcow2, false) => (&[READ], &[WRITE, RESIZE]),
-            (Format::Raw, true) => (&[READ, WRITE], &[RESIZE]),
-            (Format::Raw, false) => (&[READ], &[RESIZE]),
-        };
-        let lock = Lock { file: fs::File::open(path)?, taken_by: process::id() };
-        let bytes = |actions: &'static [i64], from: i64| actions.iter().map(move |action| from + action);
-        for byte in bytes(does, DONE_BY_SOMEBODY).chain(bytes(refuses, UNWANTED_BY_SOMEBODY)) {
-            lock.ask(libc::F_OFD_SETLK, libc::F_RDLCK, byte..byte + 1)?;
+        let file = fs::File::open(path)?;
+        match (format, write) {
+            (Format::Raw, true) => Lock::take_common(file),
+            (Format::Qcow2, true) => Lock::single(file, &[READ, WRITE, RESIZE]),
+            (_, false) => Lock::single(file, &[READ]),
         }
-        for byte in bytes(refuses, DONE_BY_SOMEBODY).chain(bytes(does, UNWANTED_BY_SOMEBODY)) {
+    }
+
+    fn single(file: fs::File, does: &'static [i64]) -> io::Result<Lock> {
+        Ok(Lock::Single { _locks: Locks::take(file, does)? })
+    }
+
+    fn take_common(file: fs::File) -> io::Result<Lock> {
+        let metadata = file.metadata()?;
+        let id = (metadata.dev(), metadata.ino());
+        let mut all = common();
+        match all.iter_mut().find(|common| common.file == id && common.locks.are_ours()) {
+            Some(common) => common.users += 1,
+            None => all.push(Common { file: id, users: 1, locks: Locks::take(file, &[READ, WRITE])? }),
+        }
+        Ok(Lock::Common { file: id, taken_by: process::id() })
+    }
+}
+
+fn common() -> MutexGuard<'static, Vec<Common>> {
+    COMMON.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Lock::Common { file, taken_by } = *self else { return };
+        // In a forked process the mutex may be locked for good by a thread that is not there.
+        if taken_by != process::id() {
+            return;
+        }
+        let mut all = common();
+        let mine = |common: &Common| common.file == file && common.locks.are_ours();
+        let at = all.iter().position(mine).expect("the image is locked until now");
+        all[at].users -= 1;
+        if all[at].users == 0 {
+            all.swap_remove(at);
+        }
+    }
+}
+
+/// Locks of one open file.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    /// A descriptor of its own: the image's may be closed later, by a thread of the pool.
+    file: fs::File,
+    /// The process that took them. A process forked from it shares them and must not release them.
+    taken_by: u32,
+}
+
+impl Locks {
+    fn take(file: fs::File, does: &'static [i64]) -> io::Result<Locks> {
+        let refuses = &[WRITE, RESIZE];
+        let locks = Locks { file, taken_by: process::id() };
+        let bytes = |actions: &'static [i64], from: i64| actions.iter().map(move |action| from + action);
+        for byte in bytes(does, DONE).chain(bytes(refuses, UNWANTED)) {
+            locks.ask(libc::F_OFD_SETLK, libc::F_RDLCK, byte..byte + 1)?;
+        }
+        for byte in bytes(refuses, DONE).chain(bytes(does, UNWANTED)) {
             // Whether it could have the byte for itself alone.
-            if lock.ask(libc::F_OFD_GETLK, libc::F_WRLCK, byte..byte + 1)? != libc::F_UNLCK {
+            if locks.ask(libc::F_OFD_GETLK, libc::F_WRLCK, byte..byte + 1)? != libc::F_UNLCK {
                 return Err(busy(byte));
             }
         }
-        Ok(lock)
+        Ok(locks)
+    }
+
+    fn are_ours(&self) -> bool {
+        self.taken_by == process::id()
     }
 
     /// Asks the kernel about a lock on some bytes. Returns the lock's type as it is then.
@@ -82,24 +156,24 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
+impl Drop for Locks {
     fn drop(&mut self) {
-        if self.taken_by == process::id() {
-            // If the kernel refuses, they end with the last who has it open.
-            let _ = self.ask(libc::F_OFD_SETLK, libc::F_UNLCK, DONE_BY_SOMEBODY..UNWANTED_BY_SOMEBODY + 100);
+        if self.are_ours() {
+            // If the kernel refuses, they end when the last process closes the file.
+            let _ = self.ask(libc::F_OFD_SETLK, libc::F_UNLCK, DONE..UNWANTED + 100);
         }
     }
 }
 
 fn busy(byte: i64) -> io::Error {
     let what = match byte {
-        101 => "somebody has it open for writing",
-        103 => "somebody has it open, and may change its length",
-        200 => "somebody has it open, and wants nobody to read it",
-        201 => "somebody has it open, and wants nobody to write it",
-        _ => "somebody has it open, and wants nobody to change its length",
+        101 => "it is open for writing",
+        103 => "it is open by a program that may change its length",
+        200 => "it is open by a program that wants it not read",
+        201 => "it is open by a program that wants it not written",
+        _ => "it is open by a program that wants its length not changed",
     };
-    let remedy = "end that program, or leave out what opens it twice here; to go on without locks may destroy it";
+    let remedy = "close it there, or leave out what opens it twice here; to go on without locks may destroy it";
     io::Error::new(io::ErrorKind::ResourceBusy, format!("the image is in use: {what}; {remedy}"))
 }
 
@@ -108,10 +182,10 @@ mod tests {
     use super::*;
 
     /// With an image of its own.
-    fn locked(name: &str, body: impl FnOnce(&dyn Fn() -> io::Result<Lock>)) {
+    fn locked(name: &str, body: impl FnOnce(&dyn Fn() -> io::Result<Locks>)) {
         let path = format!("/dev/shm/coralio-lock-{name}-{}", process::id());
         fs::write(&path, "").unwrap();
-        body(&|| Lock::take(path.as_ref(), Format::Qcow2, true));
+        body(&|| Locks::take(fs::File::open(&path)?, &[READ, WRITE]));
         fs::remove_file(path).unwrap();
     }
 

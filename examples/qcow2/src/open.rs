@@ -46,7 +46,9 @@ impl Format {
     /// May yield.
     pub fn of(path: impl AsRef<Path>) -> io::Result<Format> {
         let path = path.as_ref();
-        about(path.display(), open_file(path, &Options::default()).and_then(|file| probe(&file)))
+        // Its errors name the path.
+        let file = open_file(path, &Options::default())?;
+        about(path.display(), probe(&file))
     }
 
     /// As [`name`](Format::name) has it.
@@ -65,9 +67,10 @@ pub struct Options {
     /// Without one, a file that begins as qcow2 images do is one, and all others are raw. Whoever can write a raw disk can
     /// make it begin like that: name the format of what you do not trust.
     pub format: Option<Format>,
-    /// Keep other programs from what would destroy the image or what is read of it, and be kept from it by them: of those
-    /// that lock as QEMU's do. Each image of a chain is locked, as long as it is open. Not on the simulated kernel, which has
-    /// no other programs.
+    /// Locks each image of the chain, whatever its format, as long as it is open: one program
+    /// writes an image, or any number read it. Other programs respect that if they lock as QEMU's
+    /// do. A process may open a raw image for writing several times. Not on the simulated kernel,
+    /// which has no other programs.
     pub lock: bool,
 }
 

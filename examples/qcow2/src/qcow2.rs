@@ -26,6 +26,7 @@ mod map;
 mod ranges;
 mod read;
 mod refcount;
+mod snapshots;
 mod start;
 mod top;
 mod write;

@@ -70,7 +70,7 @@ fn a_writer_is_alone() {
         }
         drop(writer);
         let readers = [(); 2].map(|()| ours(&folder, "image", F, false).unwrap());
-        is_busy(ours(&folder, "image", F, true), "wants nobody to write it");
+        is_busy(ours(&folder, "image", F, true), "wants it not written");
         if has_qemu() {
             assert!(refuses(&folder, WRITER).unwrap().contains("\"write\" lock"));
             assert_eq!(refuses(&folder, READER), None);
@@ -86,7 +86,7 @@ fn a_writer_is_alone() {
         is_busy(ours(&folder, "image", F, false), "open for writing");
         drop(other);
         let other = Other::opens(&folder, &["-r", "-f", "qcow2"], "image");
-        is_busy(ours(&folder, "image", F, true), "wants nobody to write it");
+        is_busy(ours(&folder, "image", F, true), "wants it not written");
         ours(&folder, "image", F, false).unwrap();
         drop(other);
         ours(&folder, "image", F, true).unwrap();
@@ -95,7 +95,7 @@ fn a_writer_is_alone() {
 
 #[test]
 fn what_an_image_is_on_top_of_is_not_written() {
-    // qcow2: each image of a chain is locked; the lowest one, which is raw, only keeps its length.
+    // qcow2: each image of a chain is locked, also the lowest one, which is raw.
     let folder = Scratch::new();
     std::fs::write(folder.path("raw"), vec![1; 1 << 20]).unwrap();
     coralio_aio::run(|| {
@@ -104,7 +104,7 @@ fn what_an_image_is_on_top_of_is_not_written() {
         Qcow2::create(folder.path("base"), &on("raw", Format::Raw)).unwrap();
         Qcow2::create(folder.path("image"), &on("base", Format::Qcow2)).unwrap();
         let image = ours(&folder, "image", Format::Qcow2, true).unwrap();
-        is_busy(ours(&folder, "base", Format::Qcow2, true), "wants nobody to write it");
+        is_busy(ours(&folder, "base", Format::Qcow2, true), "wants it not written");
         let base = ours(&folder, "base", Format::Qcow2, false).unwrap();
         if has_qemu() {
             assert!(refuses(&folder, "qemu-io -f qcow2 -c quit base").unwrap().contains("\"write\" lock"));
@@ -112,19 +112,100 @@ fn what_an_image_is_on_top_of_is_not_written() {
         let keeps_its_length = || {
             if has_qemu() {
                 let said = refuses(&folder, "qemu-img resize -f raw raw 2M");
-                assert!(said.unwrap().contains("\"resize\" lock"));
+                assert!(said.unwrap().contains("lock"));
             }
         };
         keeps_its_length();
-        drop((image, base));
-        let raw = [(); 2].map(|()| ours(&folder, "raw", Format::Raw, true).unwrap());
-        keeps_its_length();
+        is_busy(ours(&folder, "raw", Format::Raw, true), "wants it not written");
         if has_qemu() {
-            assert_eq!(refuses(&folder, "qemu-io -f raw -c quit raw"), None);
+            assert!(refuses(&folder, "qemu-io -f raw -c quit raw").unwrap().contains("\"write\" lock"));
         }
+        drop((image, base));
+        let raw = ours(&folder, "raw", Format::Raw, true).unwrap();
+        keeps_its_length();
         drop(raw);
         if has_qemu() {
             qemu_img(&folder, "resize -q -f raw raw 2M");
         }
+    });
+}
+
+/// These bytes of the file are locked, by all programs together.
+fn assert_locked(folder: &Scratch, image: &str, expected: &[u64]) {
+    let Ok(all) = std::fs::read_to_string("/proc/locks") else {
+        eprintln!("skipped: /proc/locks cannot be read");
+        return;
+    };
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(folder.path(image)).unwrap());
+    let mut bytes = Vec::new();
+    for line in all.lines().filter(|line| line.contains("OFDLCK")) {
+        // Number, kind, mode, access, process, device and inode, first and last byte.
+        let words: Vec<_> = line.split_whitespace().collect();
+        if words[5].ends_with(&format!(":{inode}")) {
+            bytes.extend(words[6].parse::<u64>().unwrap()..=words[7].parse().unwrap());
+        }
+    }
+    bytes.sort_unstable();
+    assert_eq!(bytes, expected);
+}
+
+#[test]
+fn raw_image_has_one_writer() {
+    // qcow2: a raw image that we write is not opened for writing by qemu-io, nor the other way
+    // round; one that we read is not written.
+    use Format::Raw as F;
+    const RAW_WRITER: &str = "qemu-io -f raw -c quit image";
+    let folder = Scratch::new();
+    std::fs::write(folder.path("image"), vec![1; 1 << 20]).unwrap();
+    coralio_aio::run(|| {
+        let writer = ours(&folder, "image", F, true).unwrap();
+        assert_locked(&folder, "image", &[100, 101, 201, 203]);
+        is_busy(ours(&folder, "image", F, false), "open for writing");
+        if has_qemu() {
+            assert!(refuses(&folder, RAW_WRITER).unwrap().contains("\"write\" lock"));
+            assert!(refuses(&folder, "qemu-img resize -f raw image 2M").unwrap().contains("lock"));
+        }
+        drop(writer);
+        assert_locked(&folder, "image", &[]);
+        let readers = [(); 2].map(|()| ours(&folder, "image", F, false).unwrap());
+        is_busy(ours(&folder, "image", F, true), "wants it not written");
+        if has_qemu() {
+            assert!(refuses(&folder, RAW_WRITER).unwrap().contains("\"write\" lock"));
+            assert_eq!(refuses(&folder, "qemu-io -r -f raw -c quit image"), None);
+        }
+        drop(readers);
+        if !has_qemu() {
+            return;
+        }
+        assert_eq!(refuses(&folder, RAW_WRITER), None);
+        let other = Other::opens(&folder, &["-f", "raw"], "image");
+        is_busy(ours(&folder, "image", F, true), "open for writing");
+        is_busy(ours(&folder, "image", F, false), "open for writing");
+        drop(other);
+        // QEMU's readers of raw images mind no writer.
+        let other = Other::opens(&folder, &["-r", "-f", "raw"], "image");
+        ours(&folder, "image", F, true).unwrap();
+        ours(&folder, "image", F, false).unwrap();
+        drop(other);
+    });
+}
+
+#[test]
+fn raw_image_is_written_by_threads_of_one_process() {
+    // qcow2: they have the locks in common, until the last of them closes the image.
+    let folder = Scratch::new();
+    std::fs::write(folder.path("image"), vec![1; 1 << 20]).unwrap();
+    let opened = || ours(&folder, "image", Format::Raw, true).unwrap();
+    coralio_aio::run(|| {
+        let first = opened();
+        std::thread::scope(|scope| {
+            scope.spawn(|| coralio_aio::run(|| opened().write_at(&[2; 512], 0).unwrap()));
+        });
+        assert_locked(&folder, "image", &[100, 101, 201, 203]);
+        let second = opened();
+        drop(first);
+        assert_locked(&folder, "image", &[100, 101, 201, 203]);
+        drop(second);
+        assert_locked(&folder, "image", &[]);
     });
 }

@@ -359,6 +359,27 @@ fn what_is_beyond_or_read_only_is_refused() {
 }
 
 #[test]
+fn error_names_the_path_once() {
+    // qcow2: of what cannot be created, opened or looked at.
+    let folder = Scratch::new();
+    let (there, missing) = (folder.path("image"), folder.path("missing"));
+    coralio_aio::run(|| {
+        Qcow2::create(&there, &CreateOptions::new(1000)).unwrap();
+        let errors = [
+            (&there, Qcow2::create(&there, &CreateOptions::new(1)).unwrap_err()),
+            (&missing, Qcow2::create(&missing, &CreateOptions { version: 1, ..CreateOptions::new(1) }).unwrap_err()),
+            (&missing, open(&missing, &Options::default()).err().expect("it is not there")),
+            (&missing, Format::of(&missing).unwrap_err()),
+            (&folder.path(""), Format::of(folder.path("")).unwrap_err()),
+        ];
+        for (path, error) in errors {
+            let error = error.to_string();
+            assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
+        }
+    });
+}
+
+#[test]
 fn what_is_discarded_gives_its_space_back() {
     // qcow2: to the image, which uses it again, and to the file system.
     let folder = Scratch::new();

@@ -4,9 +4,9 @@ use std::io;
 
 use coralio_aio::AlignedBuf;
 
+use super::Qcow2;
 use super::refcount::get;
 use super::top::PAGE;
-use super::{Geometry, Qcow2};
 use crate::error::damaged;
 
 /// Under the allocator's lock.
@@ -44,14 +44,11 @@ impl Qcow2 {
                     continue;
                 }
             };
-            let bits = self.geometry.cluster_bits;
-            if (first + clusters).checked_mul(1 << bits).is_none_or(|end| end > Geometry::MOST_OFFSET) {
-                return Err(damaged("the image has no more room: entries have no bits for larger offsets"));
-            }
+            self.geometry.check_room(first, clusters)?;
             self.set_refcounts(first, clusters, |_| 1)?;
             allocator.next = first + clusters;
             let virgin = self.touch(first, clusters);
-            return Ok(Fresh { offset: first << bits, clusters, virgin });
+            return Ok(Fresh { offset: first << self.geometry.cluster_bits, clusters, virgin });
         }
     }
 
@@ -96,6 +93,7 @@ impl Qcow2 {
                 "the table at cluster {cluster} has no refcount: repair the image with qemu-img check -r all"
             )));
         }
+        self.geometry.check_room(cluster, 1)?;
         let offset = cluster << self.geometry.cluster_bits;
         let mut bytes = AlignedBuf::new(self.geometry.cluster_size() as usize, PAGE);
         let index = (cluster % self.geometry.per_block()) as usize;

@@ -133,7 +133,12 @@ impl Qcow2 {
     /// May yield.
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> io::Result<()> {
         let path = path.as_ref();
-        about(format_args!("cannot make {}", path.display()), create(path, options))
+        let name = format_args!("cannot make {}", path.display());
+        // What is wrong with them is said before there is a file.
+        let plan = about(name, Plan::new(options))?;
+        // Its errors name the path.
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        about(name, plan.write_named(&file, path))
     }
 
     /// As [`create`](Qcow2::create), in a file that is there and empty, and open for writing.
@@ -153,16 +158,6 @@ impl Qcow2 {
     }
 }
 
-fn create(path: &Path, options: &CreateOptions) -> io::Result<()> {
-    // What is wrong with them is said before there is a file.
-    let plan = Plan::new(options)?;
-    let file = File::options().read(true).write(true).create_new(true).open(path)?;
-    plan.write(&file)?;
-    // The name, too.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    sync_directory(folder.unwrap_or(Path::new(".")))
-}
-
 /// An image that can be.
 struct Plan {
     geometry: Geometry,
@@ -180,6 +175,13 @@ impl Plan {
         Ok(Plan { geometry, layout, first_cluster })
     }
 
+    /// Writes the image, and makes the file's name durable.
+    fn write_named(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.write(file)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        sync_directory(folder.unwrap_or(Path::new(".")))
+    }
+
     fn write(&self, file: &File) -> io::Result<()> {
         let Plan { geometry, layout, first_cluster } = self;
         let (bits, cluster) = (geometry.cluster_bits, geometry.cluster_size());
@@ -189,8 +191,9 @@ impl Plan {
         let first_block = (1 + layout.reftable_clusters) << bits;
         file.write_at(&blocks, first_block)?;
         let mut reftable = AlignedBuf::new((layout.reftable_clusters << bits) as usize, PAGE);
-        for (block, entry) in (0..layout.blocks).zip(reftable.chunks_exact_mut(8)) {
-            entry.copy_from_slice(&(first_block + (block << bits)).to_be_bytes());
+        for block in 0..layout.blocks {
+            let entry = first_block + (block << bits);
+            reftable[block as usize * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         }
         file.write_at(&reftable, cluster)?;
         file.sync_all()?;

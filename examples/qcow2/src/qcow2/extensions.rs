@@ -9,6 +9,10 @@ const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 const ENCRYPTION: u32 = 0x0537_be77;
+const BITMAPS: u32 = 0x2385_2875;
+
+/// Bytes of the extension that says where bitmaps are.
+const BITMAPS_LEN: usize = 24;
 
 /// Bytes of an entry of the table of names: kind, bit, name.
 const NAME_ENTRY: usize = 48;
@@ -32,12 +36,13 @@ impl Extensions {
         let mut found = Extensions::default();
         while rest.len() >= 8 {
             let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
-            if kind == END {
-                break;
-            }
+            // The length of the one that ends the list must fit, too.
             let bytes = rest[8..]
                 .get(..len)
                 .ok_or_else(|| damaged(format!("header extension {kind:#x} would be {len} bytes, which it has not")))?;
+            if kind == END {
+                break;
+            }
             match kind {
                 BACKING_FORMAT => {
                     let name = std::str::from_utf8(bytes).ok().filter(|name| name.len() < 16);
@@ -46,6 +51,11 @@ impl Extensions {
                 }
                 FEATURE_NAMES => found.features = names(bytes),
                 ENCRYPTION => return Err(unsupported("the image is encrypted: convert it with qemu-img first")),
+                BITMAPS if len != BITMAPS_LEN => {
+                    return Err(damaged(format!(
+                        "its bitmaps extension has {len} bytes; the format has {BITMAPS_LEN}"
+                    )));
+                }
                 _ => {}
             }
             // Each begins at a multiple of 8.

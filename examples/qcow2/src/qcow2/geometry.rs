@@ -21,6 +21,9 @@ pub(crate) const ZERO: u64 = 1;
 /// The offset in an L1 or L2 entry.
 pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
+/// Bits 56 to 61 of an entry are reserved.
+const RESERVED: u64 = 0x3f << 56;
+
 /// Slices are at most so large, in bits.
 const SLICE_BITS: u32 = 12;
 
@@ -32,6 +35,10 @@ pub(crate) struct Geometry {
     pub(crate) refcount_order: u32,
     /// The disk's size in bytes.
     pub(crate) size: u64,
+    /// Bits that must be zero in an L1 entry, and in the L2 entry of a cluster that is not
+    /// compressed: reserved ones, and those of an offset between two clusters.
+    l1_zero_bits: u64,
+    l2_zero_bits: u64,
 }
 
 /// What is known of a cluster, and of those behind it that continue it.
@@ -83,7 +90,16 @@ impl Geometry {
     pub(crate) const MOST_OFFSET: u64 = OFFSET;
 
     pub(crate) fn new(version: u32, cluster_bits: u32, refcount_order: u32, size: u64) -> Geometry {
-        Geometry { version, cluster_bits, refcount_order, size }
+        let in_cluster = (1 << cluster_bits) - 1;
+        let l2_flags = if version >= 3 { ZERO } else { 0 };
+        Geometry {
+            version,
+            cluster_bits,
+            refcount_order,
+            size,
+            l1_zero_bits: in_cluster | RESERVED | COMPRESSED,
+            l2_zero_bits: in_cluster & !l2_flags | RESERVED,
+        }
     }
 
     pub(crate) fn cluster_size(&self) -> u64 {
@@ -113,6 +129,12 @@ impl Geometry {
         mapped - (offset & (mapped - 1))
     }
 
+    /// Bytes from `offset` to where the next slice of an L2 table takes over.
+    pub(crate) fn left_in_slice(&self, offset: u64) -> u64 {
+        let mapped = (self.slice_size() / 8) << self.cluster_bits;
+        mapped - (offset & (mapped - 1))
+    }
+
     pub(crate) fn l1_entries_for(&self, size: u64) -> u64 {
         size.div_ceil(1 << self.l1_shift())
     }
@@ -129,21 +151,51 @@ impl Geometry {
         1 << (self.cluster_bits + 3 - self.refcount_order)
     }
 
+    /// Rejects clusters whose offset in the file has more bits than an entry has.
+    pub(crate) fn check_room(&self, first: u64, clusters: u64) -> io::Result<()> {
+        match first.checked_add(clusters).and_then(|end| end.checked_mul(self.cluster_size())) {
+            Some(end) if end <= Geometry::MOST_OFFSET => Ok(()),
+            _ => Err(damaged("the image has no more room: entries have no bits for larger offsets")),
+        }
+    }
+
     /// Takes an L2 entry apart.
     #[inline]
     pub(crate) fn kind(&self, entry: u64) -> io::Result<Kind> {
         if entry & COMPRESSED != 0 {
             return Ok(Kind::Compressed(self.packed(entry)));
         }
-        let offset = entry & OFFSET;
-        if self.in_cluster(offset) != 0 {
-            return Err(damaged(format!("an L2 entry points to {offset:#x}, which is no multiple of a cluster")));
+        if entry & self.l2_zero_bits != 0 {
+            return Err(self.wrong_entry("L2", entry));
         }
+        let offset = entry & OFFSET;
         let host = Host { offset, own: entry & COPIED != 0 };
-        if entry & ZERO != 0 && self.version >= 3 {
+        if entry & ZERO != 0 {
             return Ok(Kind::Zero((offset != 0).then_some(host)));
         }
         Ok(if offset == 0 { Kind::Unallocated } else { Kind::Data(host) })
+    }
+
+    /// The offset of the L2 table that an L1 entry points to; 0 if to none.
+    #[inline]
+    pub(crate) fn l2_table(&self, entry: u64) -> io::Result<u64> {
+        if entry & self.l1_zero_bits != 0 {
+            return Err(self.wrong_entry("L1", entry));
+        }
+        Ok(entry & OFFSET)
+    }
+
+    #[cold]
+    fn wrong_entry(&self, table: &str, entry: u64) -> io::Error {
+        let offset = entry & OFFSET;
+        if self.in_cluster(offset) != 0 {
+            return damaged(format!("an {table} entry points to {offset:#x}, which is no multiple of a cluster"));
+        }
+        let version = self.version;
+        damaged(format!(
+            "the {table} entry {entry:#x} has bits set that version {version} of the format reserves: see what qemu-img \
+             check says of the image"
+        ))
     }
 
     fn packed(&self, entry: u64) -> Packed {

@@ -43,6 +43,7 @@ impl Qcow2 {
         }
         let first = old * geometry.per_block();
         let used = blocks + table_clusters;
+        geometry.check_room(first, used)?;
         if (first..first + used).any(|cluster| self.tables.borrow().contains(&cluster)) {
             return Err(damaged("a table has no refcount: repair the image with qemu-img check -r all"));
         }

@@ -20,6 +20,10 @@ pub(crate) const V2_LEN: usize = 72;
 const MOST_L1: u64 = 32 << 20;
 /// Most bytes of a refcount table.
 pub(crate) const MOST_REFTABLE: u64 = 8 << 20;
+/// Most internal snapshots: other readers' bound.
+const MOST_SNAPSHOTS: u32 = 65536;
+/// Bytes of an entry of the snapshot table, without what follows its fixed fields.
+pub(crate) const SNAPSHOT_LEN: u64 = 40;
 /// Most bytes of the name of a backing file.
 pub(crate) const MOST_NAME: u32 = 1023;
 
@@ -39,6 +43,9 @@ pub(crate) const COMPRESSION: u64 = 1 << 3;
 /// Clusters of 32 parts each.
 const EXTENDED_L2: u64 = 1 << 4;
 
+/// Autoclear: the external data file is a raw image.
+const RAW_EXTERNAL: u64 = 1 << 1;
+
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
@@ -57,8 +64,9 @@ pub(crate) struct Header {
     pub(crate) compression: Compression,
     pub(crate) autoclear: u64,
     pub(crate) backing: Option<Backing>,
+    pub(crate) snapshots: u32,
+    pub(crate) snapshots_offset: u64,
     incompatible: u64,
-    snapshots: u32,
 }
 
 /// What an image is written on top of.
@@ -101,6 +109,9 @@ impl Header {
             if !(V3_LEN..=first.len()).contains(&len) {
                 return Err(damaged(format!("its header would be {len} bytes, of a cluster of {}", first.len())));
             }
+            if !len.is_multiple_of(8) {
+                return Err(damaged(format!("its header would be {len} bytes, which is no multiple of 8")));
+            }
         }
         if refcount_order > 6 {
             return Err(damaged(format!("its refcounts would be 2^{refcount_order} bits; the format has at most 64")));
@@ -110,16 +121,30 @@ impl Header {
         let extensions_end = if name_at == 0 { first.len() } else { name_at.min(first.len() as u64) as usize };
         let extensions = Extensions::parse(first.get(len..extensions_end).unwrap_or_default())?;
         refuse_features(incompatible, &extensions)?;
+        if autoclear & RAW_EXTERNAL != 0 {
+            return Err(damaged(
+                "it says that its external data file is raw (autoclear bit 1), and it has no such file",
+            ));
+        }
         match be32(first, 32) {
             0 => {}
             1 => return Err(unsupported("the image is encrypted (AES): convert it with qemu-img first")),
             2 => return Err(unsupported("the image is encrypted (LUKS): convert it with qemu-img first")),
             other => return Err(unsupported(format!("the image is encrypted, by method {other}"))),
         }
-        let compression = match (incompatible & COMPRESSION != 0, first.get(V3_LEN).copied().unwrap_or(0)) {
-            (false, _) => Compression::Zlib,
-            (true, 1) if len > V3_LEN => Compression::Zstd,
-            (true, other) => return Err(unsupported(format!("compression type {other}; this has zlib and zstd"))),
+        let compression_type = if len > V3_LEN { first[V3_LEN] } else { 0 };
+        let compression = match (incompatible & COMPRESSION != 0, compression_type) {
+            (false, 0) => Compression::Zlib,
+            (true, 1) => Compression::Zstd,
+            (true, 0) => {
+                return Err(damaged(
+                    "its compression type is 0 (zlib), and its feature bit 3 says that it is not zlib",
+                ));
+            }
+            (false, 1) => {
+                return Err(damaged("its compression type is 1 (zstd), and its feature bit 3 for that is not set"));
+            }
+            (_, other) => return Err(unsupported(format!("compression type {other}; this has zlib and zstd"))),
         };
         let geometry = Geometry::new(version, cluster_bits, refcount_order, be64(first, 24));
         let header = Header {
@@ -132,8 +157,9 @@ impl Header {
             autoclear,
             backing: backing_name(first, name_at, name_len)?
                 .map(|name| Backing { name, format: extensions.backing_format }),
-            incompatible,
             snapshots: be32(first, 60),
+            snapshots_offset: be64(first, 64),
+            incompatible,
         };
         header.check_tables()?;
         Ok(header)
@@ -157,10 +183,27 @@ impl Header {
         if reftable > MOST_REFTABLE {
             return Err(damaged(format!("its refcount table would be {reftable} bytes; {MOST_REFTABLE} are the most")));
         }
+        if reftable == 0 {
+            return Err(damaged("it has no refcount table: repair it with qemu-img check -r all"));
+        }
+        self.check_snapshots()?;
         if entries > 0 {
             self.check_table("L1", self.l1_offset, entries * 8)?;
         }
         self.check_table("refcount", self.reftable_offset, reftable)
+    }
+
+    /// The place of the table, which other readers check even if it is empty.
+    fn check_snapshots(&self) -> io::Result<()> {
+        let (count, offset) = (self.snapshots, self.snapshots_offset);
+        if count > MOST_SNAPSHOTS {
+            return Err(damaged(format!("it would have {count} internal snapshots; {MOST_SNAPSHOTS} are the most")));
+        }
+        let len = u64::from(count) * SNAPSHOT_LEN;
+        if self.geometry.in_cluster(offset) != 0 || offset > i64::MAX as u64 - len {
+            return Err(damaged(format!("its snapshot table is at {offset}, which is no cluster of a file")));
+        }
+        if count > 0 { self.check_table("snapshot", offset, len) } else { Ok(()) }
     }
 
     fn check_table(&self, name: &str, offset: u64, len: u64) -> io::Result<()> {
@@ -195,9 +238,6 @@ impl Header {
                 self.snapshots
             )));
         }
-        if self.reftable_clusters == 0 {
-            return Err(damaged("it has no refcount table: repair it with qemu-img check -r all"));
-        }
         Ok(())
     }
 }
@@ -218,6 +258,9 @@ fn refuse_features(incompatible: u64, extensions: &Extensions) -> io::Result<()>
 }
 
 fn backing_name(first: &[u8], at: u64, len: u32) -> io::Result<Option<String>> {
+    if at > first.len() as u64 {
+        return Err(damaged(format!("the name of its backing file would be at {at}, not within the first cluster")));
+    }
     if at == 0 || len == 0 {
         return Ok(None);
     }
@@ -226,7 +269,14 @@ fn backing_name(first: &[u8], at: u64, len: u32) -> io::Result<Option<String>> {
         damaged(format!("the name of its backing file would be {len} bytes at {at}, not within the first cluster"))
     })?;
     let name = std::str::from_utf8(name).map_err(|_| damaged("the name of its backing file is not UTF-8"))?;
+    if name.contains('\0') {
+        return Err(damaged("the name of its backing file has a zero byte in it"));
+    }
     Ok(Some(name.to_owned()))
+}
+
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
 }
 
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {

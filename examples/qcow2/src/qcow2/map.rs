@@ -9,6 +9,9 @@ use crate::error::damaged;
 impl Qcow2 {
     /// What is at `offset`, and for how far it goes on, up to `len` bytes; `len` is not 0.
     ///
+    /// Without an L2 table the run ends at the end of the table's range, not of a slice's: a caller
+    /// that makes the table must not trust the length beyond the slice.
+    ///
     /// Without I/O, locks and allocation where the slice of the L2 table is in memory.
     #[inline]
     pub(crate) fn map(&self, offset: u64, len: u64) -> io::Result<Run> {
@@ -27,11 +30,7 @@ impl Qcow2 {
     /// Where the L2 table for `offset` is, if there is one.
     #[inline]
     pub(crate) fn l2_table(&self, offset: u64) -> io::Result<Option<u64>> {
-        let entry = self.l1.borrow().get(self.geometry.l1_index(offset));
-        let table = entry & OFFSET;
-        if self.geometry.in_cluster(table) != 0 {
-            return Err(damaged(format!("an L1 entry points to {table:#x}, which is no multiple of a cluster")));
-        }
+        let table = self.geometry.l2_table(self.l1.borrow().get(self.geometry.l1_index(offset)))?;
         Ok((table != 0).then_some(table))
     }
 

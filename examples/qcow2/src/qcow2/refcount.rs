@@ -16,7 +16,13 @@ pub(crate) fn get(block: &[u8], index: usize, order: u32) -> u64 {
     block[index * width..][..width].iter().fold(0, |count, &byte| count << 8 | u64::from(byte))
 }
 
+/// Sets the count at `index` of a block.
+///
+/// # Panics
+///
+/// If the count needs more than 2^`order` bits, or the block has no such index.
 pub(crate) fn set(block: &mut [u8], index: usize, order: u32, count: u64) {
+    assert!(count <= u64::MAX >> (64 - (1_u32 << order)), "a refcount of {count} in {} bits", 1 << order);
     if order < 3 {
         let bit = index << order;
         let mask = ((1_u16 << (1 << order)) - 1) as u8;
@@ -114,5 +120,12 @@ mod tests {
         set(&mut block, 1, 0, 1);
         set(&mut block, 1, 4, 0x102);
         assert_eq!(block, [2, 0, 1, 2, 0, 0, 0, 0]); // low bits first, big-endian
+    }
+
+    #[test]
+    #[should_panic(expected = "a refcount of 2 in 1 bits")]
+    fn count_wider_than_its_place_is_rejected() {
+        // qcow2: it would be another count.
+        set(&mut [0; 8], 3, 0, 2);
     }
 }

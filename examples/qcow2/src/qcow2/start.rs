@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 use super::geometry::OFFSET;
 use super::header::{AUTOCLEAR_FIELD, Header, cluster_bits};
 use super::top::{PAGE, Top, read_padded};
-use super::{Allocator, Cache, Epochs, Flushes, Qcow2, Ranges, Unpacked};
+use super::{Allocator, Cache, Epochs, Flushes, Qcow2, Ranges, Unpacked, snapshots};
 use crate::error::damaged;
 use crate::image::Image;
 use crate::lock::Lock;
@@ -27,7 +27,9 @@ impl Qcow2 {
         read_padded(file, &mut start, 0)?;
         let mut first = AlignedBuf::new(1 << cluster_bits(&start)?, PAGE);
         read_padded(file, &mut first, 0)?;
-        Header::parse(&first)
+        let header = Header::parse(&first)?;
+        snapshots::check(file, &header)?;
+        Ok(header)
     }
 
     /// Takes an open file as an image; it is opened for writing if `writable`.

@@ -42,7 +42,11 @@ impl Top {
         be64(&self.bytes, index * 8)
     }
 
+    /// # Panics
+    ///
+    /// If the table has no such entry, though its last cluster may have room for it.
     pub(crate) fn set(&mut self, index: usize, entry: u64) {
+        assert!(index < self.entries, "entry {index} of a table of {}", self.entries);
         self.bytes[index * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         self.dirty.insert(index * 8 / self.piece);
     }
@@ -80,4 +84,16 @@ pub(crate) fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Resul
     let had = file.read_at(buf, offset)?;
     buf[had..].fill(0);
     Ok(had)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Top;
+
+    #[test]
+    #[should_panic(expected = "entry 3 of a table of 3")]
+    fn entry_beyond_the_table_is_rejected() {
+        // qcow2: though the table's last cluster has room for it.
+        Top::new(512, 3, 512).set(3, 1);
+    }
 }

@@ -65,13 +65,19 @@ impl Qcow2 {
         }
     }
 
-    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones, or a part of one. Returns how
-    /// many bytes; 0 if somebody else was first, and one has to look again.
+    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones with
+    /// their entries in one slice of the L2 table, or a part of one. Returns how many bytes; 0 if
+    /// another writer was first and the caller must map the offset again.
     fn write_fresh(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         let cluster = self.geometry.cluster_size();
         let within = self.geometry.in_cluster(offset);
         let whole = within == 0 && buf.len() as u64 >= cluster;
-        let len = if whole { buf.len() as u64 & !(cluster - 1) } else { (cluster - within).min(buf.len() as u64) };
+        let len = if whole {
+            // Without an L2 table, `map` does not end at the end of a slice.
+            (buf.len() as u64 & !(cluster - 1)).min(self.geometry.left_in_slice(offset))
+        } else {
+            (cluster - within).min(buf.len() as u64)
+        };
         let first = offset >> self.geometry.cluster_bits;
         let _held = self.changing.take(first..first + len.div_ceil(cluster));
         let Run { kind, len } = self.map(offset, len)?;
@@ -131,23 +137,30 @@ impl Qcow2 {
         self.file.write_at(&bytes, target.offset()).map(drop)
     }
 
-    /// Lets the L2 table point to clusters whose data is written, and gives up what was there before. They are in one slice.
+    /// Lets the L2 table point to clusters whose data is written, and gives up what was there
+    /// before. Their entries are in one slice.
     fn link(&self, offset: u64, host: u64, clusters: u64) -> io::Result<()> {
         let cluster = self.geometry.cluster_size();
         self.change_entries(offset, clusters, |n, _| (host + n * cluster) | COPIED)
     }
 
     /// Changes the L2 entries of clusters in one slice, and gives up the clusters that they do not refer to any more.
+    ///
+    /// # Panics
+    ///
+    /// If the entries are not all in the slice of the first one.
     pub(crate) fn change_entries(
         &self,
         offset: u64,
         clusters: u64,
         change: impl Fn(u64, u64) -> u64,
     ) -> io::Result<()> {
+        let in_slice = self.geometry.left_in_slice(offset).div_ceil(self.geometry.cluster_size());
+        assert!(clusters <= in_slice, "{clusters} L2 entries at {offset:#x}, and {in_slice} are left in the slice");
         let table = self.own_l2_table(offset)?;
         let (slice, at) = self.geometry.l2_place(offset);
         self.l2.modify(table + slice, |bytes| {
-            for (n, bytes) in bytes[at..].chunks_exact_mut(8).take(clusters as usize).enumerate() {
+            for (n, bytes) in bytes[at..][..clusters as usize * 8].chunks_exact_mut(8).enumerate() {
                 let old = u64::from_be_bytes((&*bytes).try_into().expect("eight bytes"));
                 let new = change(n as u64, old);
                 if new != old {
@@ -176,5 +189,29 @@ impl Qcow2 {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::super::{CreateOptions, Qcow2};
+    use crate::open::Options;
+
+    #[test]
+    fn entries_beyond_the_slice_are_rejected() {
+        // qcow2: a length of another piece of the disk is a bug, not a shorter change.
+        let path = std::env::temp_dir().join(format!("coralio-entries-{}", std::process::id()));
+        coralio_aio::run(|| {
+            Qcow2::create(&path, &CreateOptions::new(64 << 20)).unwrap();
+            let image = Qcow2::open(&path, &Options { write: true, ..Options::default() }).unwrap();
+            let last = (32 << 20) - 65536;
+            image.change_entries(last, 1, |_, old| old).unwrap();
+            let two = catch_unwind(AssertUnwindSafe(|| image.change_entries(last, 2, |_, old| old)));
+            let message = two.expect_err("they are in two slices").downcast::<String>().unwrap();
+            assert!(message.starts_with("2 L2 entries at 0x1ff0000, and 1 are left"), "{message}");
+        });
+        std::fs::remove_file(path).unwrap();
     }
 }

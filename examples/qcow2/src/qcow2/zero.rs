@@ -105,9 +105,8 @@ impl Qcow2 {
                 offset = until.min(offset + self.geometry.left_in_l2(offset));
                 continue;
             }
-            let (_, at) = self.geometry.l2_place(offset);
-            let in_slice = (self.geometry.slice_size() - at as u64) / 8;
-            let clusters = (until - offset).div_ceil(self.geometry.cluster_size()).min(in_slice);
+            let len = (until - offset).min(self.geometry.left_in_slice(offset));
+            let clusters = len.div_ceil(self.geometry.cluster_size());
             let first = offset >> self.geometry.cluster_bits;
             let held = self.changing.take(first..first + clusters);
             let is_backed = offset < backed;

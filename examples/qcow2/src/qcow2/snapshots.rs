@@ -1,0 +1,51 @@
+//! Checks the table of internal snapshots. This crate does not use it, but refuses a malformed one.
+
+use std::io;
+
+use coralio_aio::{AlignedBuf, File};
+
+use super::header::{Header, SNAPSHOT_LEN, be16, be32};
+use super::top::{PAGE, read_padded};
+use crate::error::damaged;
+
+/// Other readers' bounds: bytes of the whole table, and of an entry's extra data.
+const MOST_BYTES: u64 = 64 << 20;
+const MOST_EXTRA: u64 = 1024;
+
+/// Bytes that are read at a time.
+const WINDOW: usize = 64 << 10;
+
+/// Checks that the entries are within the file, and within the bounds of other readers.
+pub(crate) fn check(file: &File, header: &Header) -> io::Result<()> {
+    if header.snapshots == 0 {
+        return Ok(());
+    }
+    let len = file.len()?;
+    let mut window = AlignedBuf::new(WINDOW, PAGE);
+    // Of the window, in the file; nothing is read yet.
+    let mut start = u64::MAX;
+    let mut at = header.snapshots_offset;
+    for number in 1..=header.snapshots {
+        if at.checked_add(SNAPSHOT_LEN).is_none_or(|end| end > len) {
+            return Err(damaged(format!(
+                "the entry of snapshot {number}, at {at:#x}, lies beyond the end of the file"
+            )));
+        }
+        if at < start || at + SNAPSHOT_LEN > start + WINDOW as u64 {
+            start = at & !511;
+            read_padded(file, &mut window, start)?;
+        }
+        let entry = &window[(at - start) as usize..][..SNAPSHOT_LEN as usize];
+        let (id, name, extra) = (be16(entry, 12), be16(entry, 14), u64::from(be32(entry, 36)));
+        if extra > MOST_EXTRA {
+            return Err(damaged(format!(
+                "the entry of snapshot {number} would have {extra} bytes of extra data; {MOST_EXTRA} are the most"
+            )));
+        }
+        at += (SNAPSHOT_LEN + extra + u64::from(id) + u64::from(name)).next_multiple_of(8);
+        if at - header.snapshots_offset > MOST_BYTES {
+            return Err(damaged(format!("its snapshot table would have more than {MOST_BYTES} bytes")));
+        }
+    }
+    Ok(())
+}
