@@ -327,6 +327,11 @@ impl Coroutine {
         self.id.is_live() && Home::current().is_some_and(|home| home.is_cancelled(self.id.block))
     }
 
+    /// As [`Home::cut_short`], for the running coroutine.
+    pub(crate) fn cut_short(&self) -> Cancelled {
+        Home::expect("a wait of a coroutine").cut_short(self.id.block)
+    }
+
     /// The coroutine as plain data, for an I/O engine.
     ///
     /// # Control

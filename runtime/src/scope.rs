@@ -1,7 +1,7 @@
 //! Scopes: coroutines that borrow from the frame that waits for them (rule S4).
 //!
 //! A scope does not end, on whatever way out, before each of its coroutines has: it waits for them. Where it cannot wait,
-//! since its own stack unwinds, it unwinds them in place first. A result that nobody has fetched is dropped before the
+//! since the stack of its own coroutine unwinds, it unwinds them in place first. A result that nobody has fetched is dropped before the
 //! scope ends, since it may borrow as well. So what they borrow outlives them: *the scope ends last*.
 
 #![allow(unsafe_code)]
@@ -178,9 +178,11 @@ impl<'scope> Scope<'scope, '_> {
             Some(running) => {
                 let mut told = false;
                 while self.left.get() > 0 && home.can_suspend() {
-                    // Whoever waits for them is to end soon, so they are too.
+                    // The coroutine that waits for the members is to end early, so the members are. That is what a timeout
+                    // around the scope reports: which of the members are still affected is not known.
                     if !told && home.is_cancelled(running) {
                         told = true;
+                        home.cut_short(running);
                         self.cancel();
                     }
                     self.waiter.set(Some(running.id()));
@@ -188,8 +190,7 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
             None => {
-                // A thread that unwinds could run them, but none of them could wait.
-                while self.left.get() > 0 && !home.is_ending() && !thread::panicking() {
+                while self.left.get() > 0 && !home.is_ending() {
                     home.context.poll(true);
                 }
             }
@@ -258,8 +259,7 @@ impl Drop for End<'_, '_, '_> {
     }
 }
 
-/// Waits for a coroutine of a scope and takes its result.
-#[must_use = "to let it run by itself until the scope ends, drop the handle by name"]
+/// Waits for a coroutine of a scope and takes its result. It may be dropped: the scope waits for the coroutine all the same.
 pub struct ScopedHandle<'scope, T> {
     /// Its coroutine leaves no value if this is dropped before the end.
     handle: ManuallyDrop<JoinHandle<Option<T>>>,

@@ -190,8 +190,9 @@ impl<T> JoinHandle<T> {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
                     if home.is_cancelled(running) {
+                        let cancelled = home.cut_short(running);
                         self.cancel();
-                        return Err(Box::new(Cancelled));
+                        return Err(Box::new(cancelled));
                     }
                     own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));
