@@ -104,6 +104,7 @@ impl Builder {
     ///
     /// Never switches.
     #[doc(alias = "qemu_coroutine_create")]
+    #[track_caller]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
         // SAFETY: `f` is 'static.
         let id = unsafe { Home::expect("making a coroutine").create(self.attributes, true, f) }?;
@@ -148,7 +149,10 @@ impl Coroutine {
     #[track_caller]
     #[doc(alias = "qemu_coroutine_create")]
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
-        Coroutine::builder().create(f).unwrap_or_else(|error| panic!("cannot make a coroutine: {error}"))
+        match Coroutine::builder().create(f) {
+            Ok(coroutine) => coroutine,
+            Err(error) => panic!("cannot make a coroutine: {error}"),
+        }
     }
 
     /// For a name, or another stack size.
@@ -351,6 +355,7 @@ impl Coroutine {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn waker(self) -> Waker {
         Waker { id: self.id, shared: Arc::clone(&Home::expect("a waker").shared) }
     }

@@ -113,6 +113,7 @@ pub(crate) struct Home {
 
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
+    #[track_caller]
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
         assert!(!HIDDEN.get(), "an engine's `sleep` may not run a context; its own is only asleep");

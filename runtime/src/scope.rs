@@ -108,7 +108,10 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + 'scope,
         T: 'scope,
     {
-        self.spawn_with(Coroutine::builder(), f).unwrap_or_else(|error| panic!("cannot spawn a coroutine: {error}"))
+        match self.spawn_with(Coroutine::builder(), f) {
+            Ok(handle) => handle,
+            Err(error) => panic!("cannot spawn a coroutine: {error}"),
+        }
     }
 
     /// As [`spawn`](Self::spawn), with a name or a stack size.
@@ -120,6 +123,7 @@ impl<'scope> Scope<'scope, '_> {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
     where
         F: FnOnce() -> T + 'scope,
@@ -163,6 +167,7 @@ impl<'scope> Scope<'scope, '_> {
     /// # Control
     ///
     /// May enter them, on the thread's own stack.
+    #[track_caller]
     pub fn cancel(&self) {
         // A copy: those who are entered here may spawn more, and then the list is tidied.
         let members = self.members.borrow().clone();

@@ -47,7 +47,10 @@ where
     T: 'static,
 {
     let builder = Builder { attributes: Attributes::new() };
-    builder.spawn(f).unwrap_or_else(|error| panic!("cannot spawn a coroutine: {error}"))
+    match builder.spawn(f) {
+        Ok(handle) => handle,
+        Err(error) => panic!("cannot spawn a coroutine: {error}"),
+    }
 }
 
 /// As [`spawn`], but enters the coroutine at once: it has run to its first yield, or to its end, when this returns. What it
@@ -77,7 +80,10 @@ where
     T: 'static,
 {
     let builder = Builder { attributes: Attributes::new() };
-    builder.start(f).unwrap_or_else(|error| panic!("cannot start a coroutine: {error}"))
+    match builder.start(f) {
+        Ok(handle) => handle,
+        Err(error) => panic!("cannot start a coroutine: {error}"),
+    }
 }
 
 impl Builder {
@@ -94,6 +100,7 @@ impl Builder {
     /// # Control
     ///
     /// Enters it, and then whatever it woke.
+    #[track_caller]
     pub fn start<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + 'static,
@@ -120,6 +127,7 @@ impl Builder {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn spawn<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + 'static,
@@ -135,6 +143,7 @@ impl Builder {
     ///
     /// What it borrows lives until the coroutine has ended, at the latest when the context has.
     #[inline]
+    #[track_caller]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T,

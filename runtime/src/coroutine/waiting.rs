@@ -129,21 +129,21 @@ impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Told(home, waiting) = *self;
         match waiting {
-            Waiting::Enter => f.write_str("to be entered or woken"),
+            Waiting::Enter => f.write_str("an enter or a wake"),
             Waiting::Turn => f.write_str("its turn"),
             Waiting::Join(block) => write!(f, "the end of {}", home.own(block).label()),
             Waiting::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
-            Waiting::Read(lock) => write!(f, "CoRwLock {lock:p}, to read"),
-            Waiting::Write(lock) => write!(f, "CoRwLock {lock:p}, to write"),
-            Waiting::Upgrade(lock) => write!(f, "CoRwLock {lock:p}, to upgrade"),
-            Waiting::CoQueue(queue) => write!(f, "CoQueue {queue:#x}"),
-            Waiting::Semaphore(semaphore) => write!(f, "semaphore {semaphore:#x}"),
+            Waiting::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
+            Waiting::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
+            Waiting::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
+            Waiting::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
+            Waiting::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
             Waiting::Send(channel) => write!(f, "room in channel {channel:#x}"),
             Waiting::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
-            Waiting::OneShot(oneshot) => write!(f, "oneshot {oneshot:#x}"),
-            Waiting::Sleep => f.write_str("time to pass"),
-            Waiting::Readable(fd) => write!(f, "descriptor {fd} to be readable"),
-            Waiting::Writable(fd) => write!(f, "descriptor {fd} to be writable"),
+            Waiting::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            Waiting::Sleep => f.write_str("the end of its sleep"),
+            Waiting::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
+            Waiting::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
             Waiting::Io => f.write_str("I/O"),
             Waiting::Future => f.write_str("a future"),
             Waiting::Scope => f.write_str("the coroutines of its scope"),
@@ -152,7 +152,7 @@ impl fmt::Display for Told<'_> {
         f.write_str(", held by ")?;
         match taken.holder {
             None => f.write_str("a thread")?,
-            Some(holder) if holder.has_ended(home) => f.write_str("one that has ended")?,
+            Some(holder) if holder.has_ended(home) => f.write_str("a coroutine that has ended")?,
             Some(holder) if holder.block.context() != home.shared.id() => {
                 f.write_str("a coroutine of another context")?
             }

@@ -201,6 +201,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     /// # Control
     ///
     /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    #[track_caller]
     pub(crate) fn hand_out<'a>(
         &'a self,
         mut line: Locked<'a, P, S>,
