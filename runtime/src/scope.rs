@@ -12,7 +12,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::{io, thread};
+use std::{io, thread, vec};
 
 use crate::coroutine::control::CoroutineId;
 use crate::coroutine::waiting::Waiting;
@@ -164,14 +164,28 @@ impl<'scope> Scope<'scope, '_> {
 
     /// Asks all that have not ended to end soon, as [`Coroutine::cancel`](crate::Coroutine::cancel).
     ///
+    /// # Panics
+    ///
+    /// With the panic of what is entered here. All are cancelled nevertheless.
+    ///
     /// # Control
     ///
     /// May enter them, on the thread's own stack.
     #[track_caller]
     pub fn cancel(&self) {
-        // A copy: those who are entered here may spawn more, and then the list is tidied.
-        let members = self.members.borrow().clone();
-        for member in members {
+        /// The members that have not been cancelled. If one panics, the others are cancelled as that panic unwinds: then
+        /// `cancel` enters none.
+        struct Rest(vec::IntoIter<CoroutineId>);
+        impl Drop for Rest {
+            fn drop(&mut self) {
+                for member in self.0.by_ref() {
+                    Token::of(member).coroutine().cancel();
+                }
+            }
+        }
+        // A copy: members that are entered here may spawn more, and then the list is tidied.
+        let mut rest = Rest(self.members.borrow().clone().into_iter());
+        while let Some(member) = rest.0.next() {
             Token::of(member).coroutine().cancel();
         }
     }

@@ -24,6 +24,9 @@ use crate::home::fork::refuse_in_child;
 ///
 /// If the handle is dropped, the coroutine goes on by itself.
 ///
+/// Coroutines of a context share their thread's local variables: see
+/// [thread state held across a suspension](crate#thread-state-held-across-a-suspension).
+///
 /// ```
 /// use coralio_runtime::{AioContext, spawn};
 ///

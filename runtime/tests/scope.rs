@@ -607,3 +607,27 @@ fn handles_within_results() {
     });
     assert_eq!(log.take(), "fetched second first kept left");
 }
+
+#[test]
+fn panic_during_cancel_leaves_no_member_uncancelled() {
+    // W3, S4: what the first member wakes as it is cancelled panics; the second member is cancelled all the same
+    AioContext::run(|ctx| {
+        scope(|s| {
+            let bad = Coroutine::new(|| {
+                suspend();
+                panic!("woken");
+            });
+            bad.enter();
+            let first = s.spawn(move || {
+                let slept = sleep(Duration::MAX);
+                bad.wake();
+                slept
+            });
+            let second = s.spawn(|| sleep(Duration::MAX));
+            ctx.poll(false);
+            assert_eq!(panic_of(|| s.cancel()), "woken");
+            ctx.poll(false);
+            assert!(first.is_finished() && second.is_finished());
+        });
+    });
+}
