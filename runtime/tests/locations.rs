@@ -115,9 +115,7 @@ fn waits_show_their_callers() {
         .unwind_report(false)
         .run_coroutine(|ctx| {
             let ctx = ctx.clone();
-            drop(spawn(move || assert_locations(&ctx, |line| line.contains("'main'"), 1)));
-            yield_now();
-            yield_now();
+            spawn(move || assert_locations(&ctx, |line| line.starts_with("    'main'"), 1)).join().unwrap();
         })
         .unwrap();
 }
