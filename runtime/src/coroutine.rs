@@ -415,6 +415,9 @@ pub fn yield_now() {
 ///
 /// Where it may not, a wait must be met in place; waiting for another coroutine there ends the process.
 ///
+/// A destructor may run the loop while its thread unwinds, or a context of its own: what unwinds lies beneath, and the coroutines
+/// that run there may be suspended.
+///
 /// # Control
 ///
 /// Never switches.
