@@ -185,7 +185,7 @@ impl<'scope> Scope<'scope, '_> {
         }
         // A copy: members that are entered here may spawn more, and then the list is tidied.
         let mut rest = Rest(self.members.borrow().clone().into_iter());
-        while let Some(member) = rest.0.next() {
+        for member in rest.0.by_ref() {
             Token::of(member).coroutine().cancel();
         }
     }
