@@ -358,3 +358,26 @@ fn a_panic_with_io_in_flight_elsewhere() {
     });
     assert_eq!(full.get(), 9);
 }
+
+#[test]
+fn destructor_runs_a_context_while_its_thread_unwinds() {
+    // C8, C9, E13: a destructor stores and loads by a context of its own while its thread unwinds, with coroutines that wait
+    struct Store<'a>(&'a Path, &'a Cell<usize>);
+    impl Drop for Store<'_> {
+        fn drop(&mut self) {
+            let read = coralio_aio::run(|| {
+                let file = Rc::new(File::open(self.0).unwrap());
+                let reader = spawn(move || file.read_at(&mut [0; 4096], 0).unwrap());
+                reader.join().unwrap()
+            });
+            self.1.set(read);
+        }
+    }
+    let (file, read) = (Temp::on_disk(), Cell::new(0));
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let _store = Store(&file.0, &read);
+        panic!("on purpose");
+    }));
+    assert!(unwound.is_err());
+    assert_eq!(read.get(), 4096);
+}

@@ -103,7 +103,11 @@ where
     match found.unwrap_or_else(|| call.take_in_place()) {
         Found::Result(Ok(value)) => Ok(value),
         Found::Result(Err(payload)) => resume_unwind(payload),
-        Found::Cancelled(_) => Err(Cancelled.into()),
+        Found::Cancelled(_) => {
+            // The closure will not run, so a timeout that is over reports that.
+            let _ = context.at_home(|here| here.check_cancelled());
+            Err(Cancelled.into())
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use coralio_runtime::Cancelled;
+use coralio_runtime::{Cancelled, check_cancelled};
 
 use crate::file::Alignment;
 use crate::kernel::{Opcode, Operation};
@@ -31,7 +31,12 @@ impl Error for Failed {
 
 /// The error behind an `errno`. A coroutine that was cancelled finds [`Cancelled`] in it.
 pub(crate) fn error_of(errno: i32) -> io::Error {
-    if errno == libc::ECANCELED { Cancelled.into() } else { io::Error::from_raw_os_error(errno) }
+    if errno != libc::ECANCELED {
+        return io::Error::from_raw_os_error(errno);
+    }
+    // The operation has failed for good, so a timeout that is over reports it.
+    let _ = check_cancelled();
+    Cancelled.into()
 }
 
 /// Adds what was done, the likely cause and the remedy to what the kernel said.

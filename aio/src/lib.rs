@@ -89,8 +89,12 @@ pub const DEFAULT_DEPTH: u32 = 64;
 ///
 /// With `f`'s panic. If this thread runs a context already; if the system has no resources for one: use [`Runner`] to get
 /// that as an error.
+#[track_caller]
 pub fn run<T>(f: impl FnOnce() -> T) -> T {
-    Runner::new().run(f).unwrap_or_else(|error| panic!("cannot run a context: {error}"))
+    match Runner::new().run(f) {
+        Ok(value) => value,
+        Err(error) => panic!("cannot run a context: {error}"),
+    }
 }
 
 /// Sets up a context with its I/O engine, and runs it.
@@ -182,6 +186,7 @@ impl Runner {
     /// # Panics
     ///
     /// With `f`'s panic. If this thread runs a context already.
+    #[track_caller]
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
         let Runner { kernel, depth, submit_limit, context } = self;
         context.run_coroutine(|_context| {

@@ -104,6 +104,7 @@ impl Builder {
     ///
     /// Never switches.
     #[doc(alias = "qemu_coroutine_create")]
+    #[track_caller]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
         // SAFETY: `f` is 'static.
         let id = unsafe { Home::expect("making a coroutine").create(self.attributes, true, f) }?;
@@ -148,7 +149,10 @@ impl Coroutine {
     #[track_caller]
     #[doc(alias = "qemu_coroutine_create")]
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
-        Coroutine::builder().create(f).unwrap_or_else(|error| panic!("cannot make a coroutine: {error}"))
+        match Coroutine::builder().create(f) {
+            Ok(coroutine) => coroutine,
+            Err(error) => panic!("cannot make a coroutine: {error}"),
+        }
     }
 
     /// For a name, or another stack size.
@@ -327,6 +331,11 @@ impl Coroutine {
         self.id.is_live() && Home::current().is_some_and(|home| home.is_cancelled(self.id.block))
     }
 
+    /// As [`Home::cut_short`], for the running coroutine.
+    pub(crate) fn cut_short(&self) -> Cancelled {
+        Home::expect("a wait of a coroutine").cut_short(self.id.block)
+    }
+
     /// The coroutine as plain data, for an I/O engine.
     ///
     /// # Control
@@ -346,6 +355,7 @@ impl Coroutine {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn waker(self) -> Waker {
         Waker { id: self.id, shared: Arc::clone(&Home::expect("a waker").shared) }
     }
@@ -404,6 +414,9 @@ pub fn yield_now() {
 /// Whether the code that runs may be suspended: it is in a coroutine, and its stack does not unwind.
 ///
 /// Where it may not, a wait must be met in place; waiting for another coroutine there ends the process.
+///
+/// A destructor may run the loop while its thread unwinds, or a context of its own: what unwinds lies beneath, and the coroutines
+/// that run there may be suspended.
 ///
 /// # Control
 ///

@@ -63,8 +63,25 @@ impl Who {
 /// Waits for `future`. In a coroutine, that one is suspended meanwhile; on the stack of a thread that runs a context, the
 /// loop runs meanwhile; any other thread is blocked.
 ///
-/// The future is polled here and nowhere else, so it need not be `Send`. A future that needs a runtime of its own, as
-/// tokio's sockets do, finds it as it does elsewhere: enter that runtime's handle first.
+/// The future is polled here and nowhere else, so it need not be `Send`.
+///
+/// A future that needs a runtime of its own, as tokio's sockets do, finds it if that runtime was entered on this thread. Enter
+/// it once, around the call that runs the context. A guard of `Handle::enter` that a coroutine holds while it is suspended
+/// makes tokio panic as soon as two coroutines drop theirs out of order: see
+/// [thread state held across a suspension](crate#thread-state-held-across-a-suspension). tokio's sockets and timers need a
+/// runtime whose own threads drive them (`new_multi_thread`).
+///
+/// ```
+/// use coralio_runtime::{AioContext, await_future, spawn};
+///
+/// let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
+/// let _entered = tokio.enter();
+/// AioContext::run(|_ctx| {
+///     let tasks = [1, 2].map(|n| spawn(move || await_future(tokio::task::spawn_blocking(move || n * 10))));
+///     let results = tasks.map(|task| task.join().unwrap().unwrap().unwrap());
+///     assert_eq!(results, [10, 20]);
+/// });
+/// ```
 ///
 /// ```
 /// use coralio_runtime::{AioContext, await_future, spawn};

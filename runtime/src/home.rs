@@ -27,7 +27,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{fmt, ptr};
+use std::{fmt, ptr, thread};
 
 use crate::context::AioContext;
 use crate::context::deadlock::Patience;
@@ -99,8 +99,12 @@ pub(crate) struct Home {
     began: Instant,
     /// Rounds since then.
     unclocked: Cell<u32>,
-    /// Kept so that taking over what other threads bring allocates nothing.
-    arrival_buffer: Cell<Vec<Arrival>>,
+    /// Taken over from other threads and not looked at yet, in reverse order of arrival. It outlives a panic, and a nested
+    /// round goes on with it. Its memory is kept, so that taking over allocates nothing.
+    arrived: Cell<Vec<Arrival>>,
+    /// The innermost round, or explicit enter, began while the thread was unwinding: what unwinds lies beneath it. Coroutines
+    /// that run above may be suspended.
+    unwinds_beneath: Cell<bool>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
     /// The backtrace that is being asked for, if one is.
@@ -109,6 +113,7 @@ pub(crate) struct Home {
 
 impl Home {
     /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
+    #[track_caller]
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
         assert!(!HIDDEN.get(), "an engine's `sleep` may not run a context; its own is only asleep");
@@ -143,7 +148,8 @@ impl Home {
             clock: Cell::new(0),
             began,
             unclocked: Cell::new(0),
-            arrival_buffer: Cell::new(Vec::new()),
+            arrived: Cell::new(Vec::new()),
+            unwinds_beneath: Cell::new(false),
             ending: Cell::new(false),
             trace: Cell::new(ptr::null()),
         };
@@ -220,6 +226,9 @@ impl Home {
                 self.0.rounds.set(self.0.rounds.get() - 1);
             }
         }
+        if thread::panicking() && !self.unwinds_beneath.get() {
+            return self.above_unwinding(|| self.round(f));
+        }
         // Woken by the coroutines beneath, which do not yield while this round lasts.
         let mut beneath = self.frame();
         while let Some(frame) = beneath {
@@ -232,6 +241,21 @@ impl Home {
         self.running.set(None);
         self.rounds.set(self.rounds.get() + 1);
         let _ended = Ended(self);
+        f()
+    }
+
+    /// Runs `f`, which a destructor has called while its thread unwinds. What unwinds is the stack beneath: coroutines that `f`
+    /// enters are not affected, and may be suspended.
+    #[cold]
+    fn above_unwinding<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Restore<'a>(&'a Home);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                self.0.unwinds_beneath.set(false);
+            }
+        }
+        self.unwinds_beneath.set(true);
+        let _restore = Restore(self);
         f()
     }
 
@@ -324,17 +348,35 @@ impl Home {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
 
-    /// Takes over what was scheduled, here or by other threads.
+    /// Takes over what was scheduled by other threads.
     fn accept(&self) {
         if !self.shared.arrivals.is_pending() {
             return;
         }
-        let mut arrived = self.arrival_buffer.take();
+        // What a panic, or an outer round, has left comes first.
+        self.accept_arrived();
+        let mut arrived = self.arrived.take();
         self.shared.arrivals.take_all(&mut arrived);
-        for arrival in arrived.drain(..) {
-            let id = match arrival {
-                Arrival::Wake(id) => id,
-                Arrival::Begin(begin) => {
+        arrived.reverse();
+        self.arrived.set(arrived);
+        self.accept_arrived();
+    }
+
+    /// Looks at what was taken over, item by item: an item may panic, or run a nested round, and the items behind it stay on
+    /// the list (rule W3).
+    fn accept_arrived(&self) {
+        loop {
+            let mut arrived = self.arrived.take();
+            let next = arrived.pop();
+            let is_last = arrived.is_empty();
+            self.arrived.set(arrived);
+            let id = match next {
+                None => return,
+                Some(Arrival::Wake(id)) => id,
+                Some(Arrival::Begin(begin)) => {
+                    if !is_last {
+                        self.shared.arrivals.keep_pending();
+                    }
                     begin();
                     continue;
                 }
@@ -353,7 +395,6 @@ impl Home {
                 State::Scheduled | State::Finished | State::Free => {}
             }
         }
-        self.arrival_buffer.set(arrived);
     }
 }
 

@@ -22,6 +22,35 @@
 //! Everything that a coroutine calls may be plain, synchronous code: to it, waiting is a function that takes long.
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` brings them.
+//!
+//! # Thread state held across a suspension
+//!
+//! The coroutines of a context share one thread, and with it the thread's local variables. While a coroutine is suspended,
+//! others run there: they see what it has left in such a variable, and may change it. Caches, random number generators and
+//! variables that are set and restored between two suspensions are not affected. State in *scopes* is: what is set on entry and
+//! restored on exit, last in, first out. Coroutines leave their scopes in another order than they entered them. Neither the
+//! compiler nor this crate can detect that, so leave such a scope before any call that may yield (its documentation has a
+//! section *Control*):
+//!
+//! - `scoped_tls`: `KEY.set(&value, || suspend())` restores in the end what another coroutine had set, a reference to a value
+//!   that may be gone. That is undefined behaviour, although the code is safe. So it is with any library that keeps borrowed
+//!   values in thread-local scopes.
+//! - Runtime guards, such as tokio's `Handle::enter`: tokio panics if they are not dropped in reverse order. Enter the runtime
+//!   once, around the call that runs the context: see [`await_future`].
+//! - `tracing`: a span that is entered during a suspension is current for the coroutines that run meanwhile, and their events
+//!   are recorded in it. Enter the span between suspensions (`span.in_scope(..)`), or pass it to events by `parent:`. The same
+//!   holds for `set_default` of a subscriber.
+//! - [`std::thread::panicking`] and the guards of [`std::sync::Mutex`] belong to the thread, too. Use [`CoMutex`] for what is
+//!   locked during a suspension.
+//!
+//! # Profilers
+//!
+//! A profiler that unwinds the stack in a signal handler of the thread (glibc's `backtrace` or libunwind on `SIGPROF`, as
+//! gperftools and pprof-rs do) may crash if the signal arrives during the few instructions that switch stacks. The switch is
+//! inline assembly in functions whose unwind tables the compiler writes; the tables do not describe the pushes and the change
+//! of the stack pointer within it, and no directive could for every frame layout that the compiler may choose. Profilers that
+//! copy the stack from outside the process (`perf record`, with frame pointers or with DWARF) are not affected: at worst such a
+//! sample has a short call chain.
 
 /// What the lock-free parts are made of. The model checker's tests include those same files, and have loom's here.
 mod atomic {

@@ -1,7 +1,7 @@
 //! Scopes: coroutines that borrow from the frame that waits for them (rule S4).
 //!
 //! A scope does not end, on whatever way out, before each of its coroutines has: it waits for them. Where it cannot wait,
-//! since its own stack unwinds, it unwinds them in place first. A result that nobody has fetched is dropped before the
+//! since the stack of its own coroutine unwinds, it unwinds them in place first. A result that nobody has fetched is dropped before the
 //! scope ends, since it may borrow as well. So what they borrow outlives them: *the scope ends last*.
 
 #![allow(unsafe_code)]
@@ -12,7 +12,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::{io, thread};
+use std::{io, thread, vec};
 
 use crate::coroutine::control::CoroutineId;
 use crate::coroutine::waiting::Waiting;
@@ -108,7 +108,10 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + 'scope,
         T: 'scope,
     {
-        self.spawn_with(Coroutine::builder(), f).unwrap_or_else(|error| panic!("cannot spawn a coroutine: {error}"))
+        match self.spawn_with(Coroutine::builder(), f) {
+            Ok(handle) => handle,
+            Err(error) => panic!("cannot spawn a coroutine: {error}"),
+        }
     }
 
     /// As [`spawn`](Self::spawn), with a name or a stack size.
@@ -120,6 +123,7 @@ impl<'scope> Scope<'scope, '_> {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
     where
         F: FnOnce() -> T + 'scope,
@@ -160,13 +164,28 @@ impl<'scope> Scope<'scope, '_> {
 
     /// Asks all that have not ended to end soon, as [`Coroutine::cancel`](crate::Coroutine::cancel).
     ///
+    /// # Panics
+    ///
+    /// With the panic of what is entered here. All are cancelled nevertheless.
+    ///
     /// # Control
     ///
     /// May enter them, on the thread's own stack.
+    #[track_caller]
     pub fn cancel(&self) {
-        // A copy: those who are entered here may spawn more, and then the list is tidied.
-        let members = self.members.borrow().clone();
-        for member in members {
+        /// The members that have not been cancelled. If one panics, the others are cancelled as that panic unwinds: then
+        /// `cancel` enters none.
+        struct Rest(vec::IntoIter<CoroutineId>);
+        impl Drop for Rest {
+            fn drop(&mut self) {
+                for member in self.0.by_ref() {
+                    Token::of(member).coroutine().cancel();
+                }
+            }
+        }
+        // A copy: members that are entered here may spawn more, and then the list is tidied.
+        let mut rest = Rest(self.members.borrow().clone().into_iter());
+        for member in rest.0.by_ref() {
             Token::of(member).coroutine().cancel();
         }
     }
@@ -178,9 +197,11 @@ impl<'scope> Scope<'scope, '_> {
             Some(running) => {
                 let mut told = false;
                 while self.left.get() > 0 && home.can_suspend() {
-                    // Whoever waits for them is to end soon, so they are too.
+                    // The coroutine that waits for the members is to end early, so the members are. That is what a timeout
+                    // around the scope reports: which of the members are still affected is not known.
                     if !told && home.is_cancelled(running) {
                         told = true;
+                        home.cut_short(running);
                         self.cancel();
                     }
                     self.waiter.set(Some(running.id()));
@@ -188,8 +209,7 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
             None => {
-                // A thread that unwinds could run them, but none of them could wait.
-                while self.left.get() > 0 && !home.is_ending() && !thread::panicking() {
+                while self.left.get() > 0 && !home.is_ending() {
                     home.context.poll(true);
                 }
             }
@@ -258,8 +278,7 @@ impl Drop for End<'_, '_, '_> {
     }
 }
 
-/// Waits for a coroutine of a scope and takes its result.
-#[must_use = "to let it run by itself until the scope ends, drop the handle by name"]
+/// Waits for a coroutine of a scope and takes its result. It may be dropped: the scope waits for the coroutine all the same.
 pub struct ScopedHandle<'scope, T> {
     /// Its coroutine leaves no value if this is dropped before the end.
     handle: ManuallyDrop<JoinHandle<Option<T>>>,

@@ -24,6 +24,9 @@ use crate::home::fork::refuse_in_child;
 ///
 /// If the handle is dropped, the coroutine goes on by itself.
 ///
+/// Coroutines of a context share their thread's local variables: see
+/// [thread state held across a suspension](crate#thread-state-held-across-a-suspension).
+///
 /// ```
 /// use coralio_runtime::{AioContext, spawn};
 ///
@@ -47,7 +50,10 @@ where
     T: 'static,
 {
     let builder = Builder { attributes: Attributes::new() };
-    builder.spawn(f).unwrap_or_else(|error| panic!("cannot spawn a coroutine: {error}"))
+    match builder.spawn(f) {
+        Ok(handle) => handle,
+        Err(error) => panic!("cannot spawn a coroutine: {error}"),
+    }
 }
 
 /// As [`spawn`], but enters the coroutine at once: it has run to its first yield, or to its end, when this returns. What it
@@ -77,7 +83,10 @@ where
     T: 'static,
 {
     let builder = Builder { attributes: Attributes::new() };
-    builder.start(f).unwrap_or_else(|error| panic!("cannot start a coroutine: {error}"))
+    match builder.start(f) {
+        Ok(handle) => handle,
+        Err(error) => panic!("cannot start a coroutine: {error}"),
+    }
 }
 
 impl Builder {
@@ -94,6 +103,7 @@ impl Builder {
     /// # Control
     ///
     /// Enters it, and then whatever it woke.
+    #[track_caller]
     pub fn start<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + 'static,
@@ -120,6 +130,7 @@ impl Builder {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn spawn<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + 'static,
@@ -135,6 +146,7 @@ impl Builder {
     ///
     /// What it borrows lives until the coroutine has ended, at the latest when the context has.
     #[inline]
+    #[track_caller]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T,
@@ -190,8 +202,9 @@ impl<T> JoinHandle<T> {
                 Some(running) => {
                     assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
                     if home.is_cancelled(running) {
+                        let cancelled = home.cut_short(running);
                         self.cancel();
-                        return Err(Box::new(Cancelled));
+                        return Err(Box::new(cancelled));
                     }
                     own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));

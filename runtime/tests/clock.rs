@@ -151,7 +151,7 @@ fn how_long_somebody_waits_goes_by_it() {
         let timer = ctx.timer(|| {});
         timer.arm_after(HOUR);
         let dump = ctx.dump().to_string();
-        assert!(dump.contains("'idler' waits to be entered or woken, for 3600s"), "{dump}");
+        assert!(dump.contains("'idler' waits for an enter or a wake, for 3600s"), "{dump}");
         assert!(dump.contains("1 armed, the next in 3600s"), "{dump}");
     });
 }

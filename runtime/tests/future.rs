@@ -436,3 +436,31 @@ fn a_loop_inside_a_future() {
         assert_eq!(task.join().unwrap(), Ok(Ok(1)));
     });
 }
+
+#[test]
+fn tokio_is_entered_once_around_the_context() {
+    // S5: futures that need tokio find it in each coroutine if it was entered around the context; coroutines that hold guards
+    // of their own over a suspension do not drop them in order, and tokio panics
+    let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let call = |n: u32| await_future(tokio::task::spawn_blocking(move || n)).unwrap().unwrap();
+    {
+        let _entered = tokio.enter();
+        AioContext::run(|_| {
+            let tasks = [1, 2, 3].map(|n| spawn(move || call(n)));
+            assert_eq!(tasks.map(|task| task.join().unwrap()), [1, 2, 3]);
+        });
+    }
+    let handle = tokio.handle().clone();
+    AioContext::run(|_| {
+        let tasks = [(); 2].map(|()| {
+            let handle = handle.clone();
+            Coroutine::new(move || {
+                let _entered = handle.enter();
+                suspend();
+            })
+        });
+        tasks.iter().for_each(|task| task.enter());
+        assert!(panic_of(|| tasks[0].enter()).contains("dropped out of order"));
+        tasks[1].enter();
+    });
+}

@@ -62,14 +62,14 @@ fn a_dump_tells_who_waits_for_what() {
             &text,
             &[
                 "on the stack: main > loop > 'dumper'",
-                "'holder' waits to be entered or woken",
-                "'waiter' waits CoMutex",
+                "'holder' waits for an enter or a wake",
+                "'waiter' waits for CoMutex",
                 "held by 'holder' since runtime/tests/introspection.rs:",
-                "'queued' waits CoQueue",
-                "'sleeper' waits time to pass",
+                "'queued' waits for a wake of CoQueue",
+                "'sleeper' waits for the end of its sleep",
                 "'fresh' has not been entered yet",
-                "'reader' waits descriptor ",
-                "'joiner' waits the end of 'waiter'",
+                "'reader' waits for descriptor ",
+                "'joiner' waits for the end of 'waiter'",
                 "made at runtime/tests/introspection.rs:",
                 "bottom halves: 1, of them 0 due and 0 idle",
                 "timers: 1 armed, the next in 3599.",
@@ -96,7 +96,7 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
     }
     // However the loop stands meanwhile: asleep, or about to be.
     let text = worker.context().dump().to_string();
-    assert_says(&text, &["context of thread 'sleepy'", "coroutines: 1", "waits time to pass"]);
+    assert_says(&text, &["context of thread 'sleepy'", "coroutines: 1", "waits for the end of its sleep"]);
     drop(stuck);
     worker.stop().unwrap();
 }
@@ -204,7 +204,7 @@ fn a_signal_asks_a_hung_loop() {
     let text = hung.until("block_the_thread");
     assert_says(
         &text,
-        &["(busy in one round)", "main > loop > 'hog'", "'idler' waits to be entered", "'hog' is entered"],
+        &["(busy in one round)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' is entered"],
     );
     hung.release();
 }
@@ -278,9 +278,9 @@ fn two_locks_in_opposite_order() {
         &said,
         &[
             "deadlock: nothing can wake these 2 coroutines any more",
-            "'left' waits CoMutex",
+            "'left' waits for CoMutex",
             "held by 'right' since runtime/tests/introspection.rs:",
-            "'right' waits CoMutex",
+            "'right' waits for CoMutex",
             "held by 'left' since",
         ],
     );
@@ -306,7 +306,7 @@ fn what_nobody_left_can_give() {
     let Some(said) = said else { return };
     assert_says(
         &said,
-        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by one that has ended", "'parent'"],
+        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by a coroutine that has ended", "'parent'"],
     );
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, Coroutine, spawn, suspend, yield_now};
+use coralio_runtime::{AioContext, Coroutine, LoopThread, spawn, suspend, yield_now};
 
 #[test]
 fn the_lock_is_recursive_and_keeps_others_out() {
@@ -137,4 +137,39 @@ fn a_guard_that_outlives_its_context() {
         task.join().unwrap();
         drop(ctx.acquire());
     });
+}
+
+#[test]
+fn guards_of_another_context_come_and_go_while_poll_while_waits() {
+    // X8, X9: a thread waits by `poll_while` for one context; its coroutines drop and take guards of a third one meanwhile
+    let threads = ["waited for", "third"].map(|name| LoopThread::start(name).unwrap());
+    let [waited_for, third] = threads.each_ref().map(|thread| &*Box::leak(Box::new(thread.context().clone())));
+    AioContext::run(|_| {
+        let drops = Coroutine::new(|| {
+            let guard = third.acquire();
+            suspend();
+            drop(guard);
+        });
+        drops.enter();
+        let taken = rc::Rc::new(std::cell::Cell::new(false));
+        let takes = Coroutine::new({
+            let taken = rc::Rc::clone(&taken);
+            move || {
+                let guard = third.acquire();
+                taken.set(true);
+                suspend();
+                drop(guard);
+            }
+        });
+        let outer = waited_for.acquire();
+        drops.schedule().unwrap();
+        waited_for.poll_while(|| !drops.has_ended());
+        takes.schedule().unwrap();
+        waited_for.poll_while(|| !taken.get());
+        drop(outer);
+        takes.enter();
+        // Both locks are free again.
+        thread::spawn(|| drop((waited_for.acquire(), third.acquire()))).join().unwrap();
+    });
+    threads.into_iter().for_each(|thread| thread.stop().unwrap());
 }

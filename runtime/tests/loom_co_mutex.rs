@@ -93,6 +93,34 @@ fn one_that_gives_up_passes_on_what_it_was_granted() {
 }
 
 #[test]
+fn timeout_during_grant_reports_what_happened() {
+    // S1, S2, S4: a timeout ends while the lock is handed over, or while a CoQueue wakes: success is reported exactly if the
+    // lock was granted, or the wake was used up
+    model(|| {
+        let mutex = counter();
+        let guard = mutex.try_lock().unwrap();
+        let other = {
+            let mutex = Arc::clone(&mutex);
+            thread::spawn(move || coroutine::timeout(|| mutex.lock_cancellable().map(std::mem::forget).is_ok()))
+        };
+        drop(guard);
+        let granted = other.join().unwrap() == Some(true);
+        assert_eq!(mutex.try_lock().is_none(), granted);
+    });
+    model(|| {
+        let shared = Arc::new((counter(), CoQueue::new()));
+        assert!(!shared.1.wake_one());
+        let other = {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.1.wake_one())
+        };
+        let guard = shared.0.lock();
+        let woken = coroutine::timeout(|| shared.1.wait_cancellable(guard).is_ok()).unwrap_or(false);
+        assert_eq!(other.join().unwrap(), woken);
+    });
+}
+
+#[test]
 fn three_stand_in_line() {
     // S1: nor is one forgotten that comes while the lock is being handed to another
     let mut model = loom::model::Builder::new();

@@ -84,6 +84,29 @@ fn a_writer_is_alone() {
 }
 
 #[test]
+fn timeout_during_grant_reports_what_happened() {
+    // S3, S4: a timeout ends while a share is granted: success is reported exactly if the share was granted
+    for writes in [true, false] {
+        model(3, move || {
+            let lock = counter();
+            let guard = lock.try_write().unwrap();
+            let other = on_a_thread(&lock, move |lock| {
+                coroutine::timeout(|| {
+                    if writes {
+                        lock.write_cancellable().map(std::mem::forget).is_ok()
+                    } else {
+                        lock.read_cancellable().map(std::mem::forget).is_ok()
+                    }
+                })
+            });
+            drop(guard);
+            let granted = other.join().unwrap() == Some(true);
+            assert_eq!(lock.try_write().is_none(), granted);
+        });
+    }
+}
+
+#[test]
 fn three_stand_in_line() {
     // S3: nor is one forgotten that comes while others are let in
     for others in [[true, false], [false, false], [true, true]] {

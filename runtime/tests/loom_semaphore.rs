@@ -122,6 +122,52 @@ fn one_that_gives_up_loses_no_permit() {
 }
 
 #[test]
+fn timeout_during_grant_loses_no_permit() {
+    // S4: a timeout ends while permits are being granted: it either returns them, or they stay in the semaphore
+    model(3, || {
+        let guarded = Guarded::new(0);
+        let other = guarded.on_a_thread(|guarded| guarded.0.add_permits(2));
+        let timed = coroutine::timeout(|| guarded.0.acquire_many_cancellable(2).map(|permit| permit.forget()));
+        let in_time = match timed {
+            Some(acquired) => acquired.is_ok(),
+            None => false,
+        };
+        other.join().unwrap();
+        assert_eq!(guarded.0.available(), if in_time { 0 } else { 2 });
+    });
+}
+
+#[test]
+fn timeout_during_grant_loses_no_message() {
+    // S4: a timeout of `recv` ends while a message is handed over: it returns the message, or the next `recv` does
+    for capacity in [0, 1] {
+        model(3, move || {
+            let (sender, receiver) = used_channel(capacity);
+            let other = thread::spawn(move || sender.send(1).unwrap());
+            let in_time = coroutine::timeout(|| receiver.recv().ok()).flatten();
+            let received = in_time.or_else(|| receiver.recv().ok());
+            other.join().unwrap();
+            assert_eq!(received, Some(1));
+        });
+    }
+}
+
+#[test]
+fn timeout_of_send_tells_whether_the_message_was_sent() {
+    // S4: a timeout of `send` ends while its message is received: it reports success exactly if the message was received
+    for capacity in [0, 1] {
+        model(3, move || {
+            let (sender, receiver) = used_channel(capacity);
+            (0..capacity).for_each(|_| sender.try_send(0).unwrap());
+            let other = thread::spawn(move || receiver.iter().filter(|&n| n == 1).count());
+            let sent = coroutine::timeout(|| sender.send(1).is_ok()).unwrap_or(false);
+            drop(sender);
+            assert_eq!(other.join().unwrap(), usize::from(sent));
+        });
+    }
+}
+
+#[test]
 fn one_that_gives_up_keeps_nobody_waiting() {
     // S4: one that waits for more than there is gives up: the one behind it, which wants less, goes on
     model(3, || {

@@ -402,8 +402,10 @@ impl Drop for Scopes<'_> {
 
 #[test]
 fn a_scope_in_a_destructor() {
-    // S4, C9: a scope in a destructor that a panic runs cannot wait: what it spawned is unwound in place, not run
-    for own_stack in [true, false] {
+    // S4, C9: a scope in a destructor that a panic runs cannot wait on the stack of a coroutine: what it spawned is unwound in
+    // place, not run. On the thread's own stack it runs the loop
+    for (own_stack, expected) in [(true, "ran unwound left ran unwound left"), (false, "unwound left ran unwound left")]
+    {
         let log = Log::default();
         let inner = log.clone();
         let body = move |panics: bool| {
@@ -421,7 +423,7 @@ fn a_scope_in_a_destructor() {
                 spawn(move || other(false)).join().unwrap();
             }
         });
-        assert_eq!(log.take(), "unwound left ran unwound left");
+        assert_eq!(log.take(), expected);
     }
 }
 
@@ -604,4 +606,28 @@ fn handles_within_results() {
         log.add("left");
     });
     assert_eq!(log.take(), "fetched second first kept left");
+}
+
+#[test]
+fn panic_during_cancel_leaves_no_member_uncancelled() {
+    // W3, S4: what the first member wakes as it is cancelled panics; the second member is cancelled all the same
+    AioContext::run(|ctx| {
+        scope(|s| {
+            let bad = Coroutine::new(|| {
+                suspend();
+                panic!("woken");
+            });
+            bad.enter();
+            let first = s.spawn(move || {
+                let slept = sleep(Duration::MAX);
+                bad.wake();
+                slept
+            });
+            let second = s.spawn(|| sleep(Duration::MAX));
+            ctx.poll(false);
+            assert_eq!(panic_of(|| s.cancel()), "woken");
+            ctx.poll(false);
+            assert!(first.is_finished() && second.is_finished());
+        });
+    });
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use common::{Log, scaled};
-use coralio_runtime::{AioContext, Coroutine, Waker, spawn, suspend, yield_now};
+use common::{Log, panic_of, scaled};
+use coralio_runtime::{AioContext, Coroutine, JoinHandle, Waker, spawn, suspend, yield_now};
 
 /// A coroutine that notes `name` each time it runs.
 fn noting(log: &Log, name: &'static str) -> Coroutine {
@@ -485,4 +485,86 @@ fn who_gives_way_runs_after_all_that_was_scheduled_before() {
         ctx.poll(false);
         assert_eq!(log.take(), "here elsewhere spawned gave-way");
     });
+}
+
+/// Runs code when it is dropped.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Runs `f` in a context that has no memory for coroutines of the usual stack size: what is spawned there from another thread
+/// is dropped as it begins. Gives `f` a suspended coroutine with a small stack.
+fn where_spawning_fails(f: impl FnOnce(&AioContext, JoinHandle<()>)) {
+    const TOO_LARGE: usize = 1 << 47;
+    let run = AioContext::builder().stack_size(TOO_LARGE).run(|ctx| {
+        let waits = Coroutine::builder().stack_size(64 * 1024).spawn(suspend).unwrap();
+        ctx.poll(false);
+        f(ctx, waits);
+    });
+    run.unwrap();
+}
+
+#[test]
+fn panicking_arrival_keeps_arrivals_behind_it() {
+    // W3: what another thread brings panics as it begins; the wake and the closure behind it are taken up all the same
+    where_spawning_fails(|ctx, waits| {
+        let waker = waits.coroutine().waker();
+        let later = thread::scope(|scope| {
+            let brings = || {
+                let bomb = OnDrop(|| panic!("dropped"));
+                drop(ctx.spawn(move || drop(bomb)));
+                waker.wake();
+                ctx.spawn(|| ())
+            };
+            scope.spawn(brings).join().unwrap()
+        });
+        assert_eq!(panic_of(|| ctx.poll(false)), "dropped");
+        assert!(ctx.poll(true), "the rest is due");
+        assert!(waits.is_finished() && later.is_finished());
+        assert!(waker.schedule().is_ok());
+    });
+}
+
+#[test]
+fn nested_round_goes_on_with_arrivals() {
+    // W3, X2: an arrival runs a nested round as it begins: that one takes up the arrivals behind it, once
+    where_spawning_fails(|ctx, waits| {
+        let waker = waits.coroutine().waker();
+        let (send, receive) = mpsc::channel();
+        let theirs = ctx.clone();
+        thread::scope(|scope| {
+            let brings = || {
+                let polls = OnDrop(move || send.send(theirs.poll(false)).unwrap());
+                drop(ctx.spawn(move || drop(polls)));
+                waker.wake();
+            };
+            scope.spawn(brings).join().unwrap();
+        });
+        ctx.poll(false);
+        assert_eq!((receive.try_recv(), waits.is_finished()), (Ok(true), true));
+    });
+}
+
+#[test]
+fn destructor_that_panics_at_the_end_keeps_nothing_open() {
+    // W3, C8: of what a context drops at its end one destructor panics; the rest is dropped, and handles hear of the end
+    let log = Log::default();
+    let kept = std::cell::OnceCell::new();
+    let mut handle = None;
+    let ended = panic_of(|| {
+        AioContext::run(|ctx| {
+            let ctx = kept.get_or_init(|| ctx.clone());
+            let (bomb, timer) = (OnDrop(|| panic!("dropped")), log.on_drop("timer"));
+            std::mem::forget(ctx.bottom_half(move || _ = &bomb));
+            std::mem::forget(ctx.timer(move || _ = &timer));
+            handle = Some(thread::scope(|scope| scope.spawn(|| ctx.spawn(|| ())).join().unwrap()));
+        });
+    });
+    assert_eq!(ended, "dropped");
+    assert_eq!(log.take(), "timer");
+    assert!(handle.unwrap().is_finished());
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use coralio_aio::{Cancelled, JoinHandle, TimedOut, shield, spawn, timeout};
+use coralio_aio::{Cancelled, JoinHandle, TimedOut, shield, sleep, spawn, timeout};
 
 use crate::{Watch, read, rounds_until, with_engine};
 
@@ -56,6 +56,29 @@ fn one_in_flight_is_waited_for() {
         // It was done in spite of that.
         assert_eq!(task.join().unwrap().unwrap(), 0);
         assert_eq!(kernel.script.taken(), 1);
+    });
+}
+
+#[test]
+fn timeout_during_request_that_succeeds_returns_its_result() {
+    // S4, E11: the time is over while the kernel has the request, which cannot be cancelled and succeeds: nothing is lost
+    with_engine(4, |context, kernel, engine| {
+        kernel.script.hold(0);
+        let task = spawn({
+            let engine = engine.clone();
+            move || timeout(Duration::from_millis(1), || read(&engine, &mut [0; 8], 0))
+        });
+        context.poll(false);
+        // Its timer is the later one, so the reader has been resumed and has found its time over.
+        let later = spawn(|| sleep(Duration::from_millis(2)));
+        while !later.is_finished() {
+            context.poll(false);
+        }
+        assert!(!task.is_finished());
+        kernel.script.release(0);
+        rounds_until(|| task.is_finished());
+        assert_eq!(task.join().unwrap().unwrap().unwrap(), 0);
+        drop(later);
     });
 }
 

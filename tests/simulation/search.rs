@@ -159,7 +159,7 @@ fn what_fails_a_run() {
         Ok(())
     });
     assert!(stuck.starts_with("deadlock: all wait, and the kernel has nothing in flight"), "{stuck}");
-    assert!(stuck.contains("'main' waits CoMutex"), "{stuck}");
+    assert!(stuck.contains("'main' waits for CoMutex"), "{stuck}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pool::tests::{idle_pool, pool_of, serve};
-use crate::{Coroutine, spawn, yield_now};
+use crate::{Coroutine, TimedOut, sleep, spawn, timeout, yield_now};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -114,6 +114,32 @@ fn cancelled_after_it_began() {
         assert!(!call.is_finished());
         go.send(7).unwrap();
         assert_eq!(call.join().unwrap().unwrap(), 7);
+    });
+}
+
+#[test]
+fn timeout_during_call_that_began_returns_its_result() {
+    // S4, E11: the time is over while the closure runs; the closure is waited for, and its result is not lost
+    with_pool(|pool| {
+        let ((begin, began), (go, wait)) = (channel(), channel());
+        let call = spawn(move || {
+            timeout(Duration::from_millis(1), || {
+                unblock_on(pool, move || {
+                    begin.send(()).unwrap();
+                    wait.recv().unwrap()
+                })
+            })
+        });
+        yield_now();
+        serve(pool);
+        began.recv().unwrap();
+        // Its timer is the later one, so the call has been resumed and has found its time over.
+        sleep(Duration::from_millis(2)).unwrap();
+        assert!(!call.is_finished());
+        go.send(7).unwrap();
+        assert_eq!(call.join().unwrap().unwrap().unwrap(), 7);
+        // One that never begins is reported as timed out.
+        assert!(matches!(timeout(Duration::from_millis(1), || unblock_on(idle_pool(), || ())), Err(TimedOut)));
     });
 }
 

@@ -98,6 +98,7 @@ impl ContextBuilder {
     /// # Panics
     ///
     /// As [`AioContext::run`].
+    #[track_caller]
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
         let context = AioContext { shared: Shared::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
@@ -136,12 +137,15 @@ impl ContextBuilder {
     /// # Panics
     ///
     /// If `f` panics, with its panic. If this thread runs a context already.
+    #[track_caller]
     pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        // Here: what is made in the closure is not made by the caller.
+        let main = Coroutine::builder().name("main");
         self.run(|context| {
             let first = || f(context);
             // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this closure early, by a
             // panic in the loop, ends in `Home::run`, which unwinds all coroutines before it returns.
-            let main = unsafe { Coroutine::builder().name("main").spawn_borrowing(first) }?;
+            let main = unsafe { main.spawn_borrowing(first) }?;
             Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))
         })?
     }
@@ -170,8 +174,12 @@ impl AioContext {
     ///
     /// If `f` panics, with its panic, after its coroutines were unwound. If this thread runs a context already, or the
     /// system has no descriptors left.
+    #[track_caller]
     pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
-        AioContext::builder().run(f).unwrap_or_else(|error| panic!("cannot make a context: {error}"))
+        match AioContext::builder().run(f) {
+            Ok(value) => value,
+            Err(error) => panic!("cannot make a context: {error}"),
+        }
     }
 
     /// For a stack size of one's own, or errors instead of panics.

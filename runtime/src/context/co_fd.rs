@@ -136,6 +136,7 @@ impl<S: AsFd> CoFd<S> {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
         let home = Home::expect("a descriptor for coroutines");
         let fd = inner.as_fd();

@@ -49,7 +49,7 @@ impl AioContext {
     /// AioContext::run(|ctx| {
     ///     Coroutine::builder().name("idler").create(suspend).unwrap().enter();
     ///     let dump = ctx.dump().to_string();
-    ///     assert!(dump.contains("'idler' waits to be entered or woken"), "{dump}");
+    ///     assert!(dump.contains("'idler' waits for an enter or a wake"), "{dump}");
     /// });
     /// ```
     ///
@@ -167,7 +167,7 @@ impl fmt::Display for ToldOf<'_> {
             State::Suspended if own.yielder.get().is_null() => f.write_str("has not been entered yet")?,
             State::Suspended => write!(
                 f,
-                "waits {}, for {:?}, at {}",
+                "waits for {}, for {:?}, at {}",
                 own.waiting.get().told_by(home),
                 home.since(own.since.get()),
                 own.suspended_at.get()

@@ -6,9 +6,8 @@
 
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
@@ -18,13 +17,6 @@ use crate::home::Home;
 use super::AioContext;
 use super::shared::Shared;
 
-thread_local! {
-    /// *eras*: a foreign thread that gives a lock up in the midst begins an era, and returns to the one before when it has the
-    /// lock back. A guard is good in the era that it was made in: elsewhere the lock may not be held for it. The one that
-    /// runs, and the newest.
-    static ERA: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
-}
-
 #[derive(Default)]
 pub(crate) struct ContextLock {
     mutex: ReentrantMutex<()>,
@@ -32,6 +24,13 @@ pub(crate) struct ContextLock {
     home_guards: AtomicU32,
     /// Guards of the foreign thread that has the lock, if one has: written by that thread alone, under it.
     foreign_guards: AtomicU32,
+    /// *eras*: a foreign thread that gives this lock up in the midst begins an era, and returns to the one before when it has
+    /// the lock back. A foreign guard is good in the era that it was made in: elsewhere the lock may not be held for it. The
+    /// current era and the newest: written under the lock. An era becomes current again only by the return of the one thread
+    /// that left it, so a guard never meets its own era while another thread has the lock. Relaxed: under the lock they are in
+    /// order, and a guard that is dropped without it finds another era in any order.
+    era: AtomicU64,
+    newest_era: AtomicU64,
     /// The home, while the loop sleeps without the lock. Read and written under it.
     away: AtomicPtr<Home>,
 }
@@ -172,7 +171,7 @@ impl Shared {
 
     #[inline(never)]
     fn foreign_dropped(&self, era: u64) {
-        if ERA.get().0 != era {
+        if self.lock.era.load(Ordering::Relaxed) != era {
             eprintln!(
                 "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
                  dropped later; drop it before the coroutine that took it is suspended"
@@ -209,7 +208,7 @@ impl Shared {
         if guards == 0 {
             self.tell_lock(true);
         }
-        let foreign = Foreign { era: ERA.get().0, _mutex: mutex };
+        let foreign = Foreign { era: self.lock.era.load(Ordering::Relaxed), _mutex: mutex };
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
@@ -294,7 +293,7 @@ impl Shared {
                 (0..guards).for_each(|_| lock.lock());
                 // Some may have been made meanwhile, and forgotten.
                 lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
-                ERA.set((era, ERA.get().1));
+                lock.era.store(era, Ordering::Relaxed);
             }
         }
         let lock = &self.lock;
@@ -302,8 +301,10 @@ impl Shared {
             return f();
         }
         let guards = lock.foreign_guards.load(Ordering::Relaxed);
-        let (era, newest) = ERA.get();
-        ERA.set((newest + 1, newest + 1));
+        let era = lock.era.load(Ordering::Relaxed);
+        let next = lock.newest_era.load(Ordering::Relaxed) + 1;
+        lock.newest_era.store(next, Ordering::Relaxed);
+        lock.era.store(next, Ordering::Relaxed);
         lock.foreign_guards.store(0, Ordering::Relaxed);
         for _ in 0..guards {
             // SAFETY: *counted*: this thread has locked it so often. The guards are of another of the *eras*, and are not

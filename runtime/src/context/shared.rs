@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::{mem, ptr, thread};
 
 use parking_lot::Mutex;
 
@@ -130,15 +131,30 @@ impl Shared {
         }
     }
 
-    /// Drops what users registered: after this the context does nothing any more.
+    /// Drops what users registered: after this the context does nothing any more. A destructor that panics does not keep the
+    /// rest from being closed; the first panic goes on at the end, unless the thread unwinds already.
     pub(crate) fn close(&self) {
-        let source = self.source.lock().take();
-        drop(source);
-        self.bottom_halves.clear();
-        self.watches.clear(&self.epoll);
-        self.timers.clear();
-        self.pollers.clear();
-        drop(self.arrivals.close());
+        let steps: [&dyn Fn(); 6] = [
+            &|| {
+                let source = self.source.lock().take();
+                drop(source);
+            },
+            &|| self.bottom_halves.clear(),
+            &|| self.watches.clear(&self.epoll),
+            &|| self.timers.clear(),
+            &|| self.pollers.clear(),
+            &|| drop(self.arrivals.close()),
+        ];
+        let panics = steps.map(|step| catch_unwind(AssertUnwindSafe(step)).err());
         self.thread.leave();
+        let mut panics = panics.into_iter().flatten();
+        let first = panics.next();
+        // Dropping a payload may panic in turn.
+        panics.for_each(mem::forget);
+        match first {
+            Some(payload) if thread::panicking() => mem::forget(payload),
+            Some(payload) => resume_unwind(payload),
+            None => {}
+        }
     }
 }

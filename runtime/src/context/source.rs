@@ -243,7 +243,8 @@ impl<'h> AtHome<'h> {
         self.home.shared.acquire_at_home()
     }
 
-    /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled).
+    /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled). The caller fails
+    /// with it: a timeout that is over reports that.
     ///
     /// # Errors
     ///
@@ -255,7 +256,7 @@ impl<'h> AtHome<'h> {
     #[inline]
     pub fn check_cancelled(self) -> Result<(), Cancelled> {
         match self.home.running() {
-            Some(block) if self.home.is_cancelled(block) => Err(Cancelled),
+            Some(block) if self.home.is_cancelled(block) => Err(self.home.cut_short(block)),
             _ => Ok(()),
         }
     }
@@ -274,6 +275,9 @@ impl<'h> AtHome<'h> {
     /// coroutine is resumed; if it finds nothing then, and the coroutine is to end early, it asks `cancelled`. `None`: the
     /// coroutine cannot be suspended, since its stack unwinds.
     ///
+    /// What is being cancelled may still succeed. A caller that returns [`Cancelled`] in the end calls
+    /// [`check_cancelled`](Self::check_cancelled) for it, so that a timeout that is over reports it.
+    ///
     /// # Panics
     ///
     /// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
@@ -287,7 +291,7 @@ impl<'h> AtHome<'h> {
         let mut found = look();
         while found.is_none() && self.home.suspend_if_possible(Waiting::Io) {
             found = look();
-            if found.is_none() && self.check_cancelled().is_err() {
+            if found.is_none() && self.home.running().is_some_and(|block| self.home.is_cancelled(block)) {
                 found = cancelled();
             }
         }

@@ -58,6 +58,11 @@ impl Arrivals {
         self.pending.store(false, Ordering::Relaxed);
     }
 
+    /// Makes the loop's next round look, nested or not: what was taken over before has not all been looked at. Home thread.
+    pub(crate) fn keep_pending(&self) {
+        self.pending.store(true, Ordering::Relaxed);
+    }
+
     /// Takes no more, and hands out what is left, to be dropped.
     pub(crate) fn close(&self) -> Vec<Arrival> {
         let mut list = self.list.lock();

@@ -21,6 +21,9 @@ use super::{Cancelled, Token};
 /// Whether waits of the running coroutine end early: it was cancelled, or a timeout around this is over. False outside a
 /// coroutine.
 ///
+/// Changes nothing: a timeout that is over reports [`TimedOut`] only if an operation failed because of it. Code that stops
+/// early because of this value says so by its result, or uses [`check_cancelled`].
+///
 /// # Control
 ///
 /// Never switches.
@@ -32,13 +35,17 @@ pub fn is_cancelled() -> bool {
 ///
 /// # Errors
 ///
-/// [`Cancelled`], if [`is_cancelled`].
+/// [`Cancelled`], if [`is_cancelled`]. A timeout that is over then reports [`TimedOut`].
 ///
 /// # Control
 ///
 /// Never switches.
 pub fn check_cancelled() -> Result<(), Cancelled> {
-    if is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    let ending = Home::current().and_then(|home| Some((home, home.running()?)));
+    match ending.filter(|(home, block)| home.is_cancelled(block)) {
+        Some((home, block)) => Err(home.cut_short(block)),
+        None => Ok(()),
+    }
 }
 
 /// Runs `f` as if the coroutine had not been cancelled, and no timeout were over: for what must be finished.
@@ -106,7 +113,12 @@ impl std::error::Error for TimedOut {}
 /// # Errors
 ///
 /// [`TimedOut`], if a wait in `f` was cut short by this timeout, whatever `f` made of it. If none was, what `f` returned is
-/// handed on, also when it took longer.
+/// handed on, also when it took longer. So no value is lost: a wait whose message, permit or lock arrives at the moment at
+/// which the time is over either succeeds, and this returns `Ok`, or has no effect. A [scope](crate::scope()) that waits
+/// cancels its coroutines when the time is over, which counts as a wait that was cut short.
+///
+/// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a duration of zero lets others
+/// run.
 ///
 /// # Panics
 ///
@@ -114,7 +126,8 @@ impl std::error::Error for TimedOut {}
 ///
 /// # Control
 ///
-/// As `f`.
+/// As `f`; may yield.
+#[track_caller]
 pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
     struct Off<'a>(&'a Own, &'a Limit);
     impl Drop for Off<'_> {
@@ -134,11 +147,22 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
     let value = f();
     drop(timer);
     drop(off);
-    if limit.hit.get() { Err(TimedOut) } else { Ok(value) }
+    if !limit.hit.get() {
+        return Ok(value);
+    }
+    drop(value);
+    // A wait that was cut short at once has not suspended: without this, a loop of such timeouts would starve the thread.
+    if home.can_suspend() {
+        home.reschedule();
+    }
+    Err(TimedOut)
 }
 
 /// Waits until so much time has passed. In a coroutine, that one is suspended meanwhile; on the thread's own stack, the
 /// loop runs meanwhile.
+///
+/// It always yields, also if the duration is zero or the coroutine was cancelled: other coroutines that are ready run first.
+/// The exception is a destructor while its stack unwinds, which cannot yield: there, a sleep that is over returns at once.
 ///
 /// # Errors
 ///
@@ -150,22 +174,32 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 ///
 /// # Control
 ///
-/// May yield; on the thread's own stack, may enter.
+/// Yields; on the thread's own stack, may enter.
 #[track_caller]
 pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let home = Home::expect("sleep");
     // None: for ever, as far as clocks go.
     let clock = &home.shared.clock;
     let deadline = clock.now().checked_add(duration);
-    let over = || deadline.is_some_and(|deadline| clock.now() >= deadline).then_some(());
-    let block = home.running();
-    let action = block.map_or(Action::Nothing, |block| Action::Wake(Token::of(block.id())));
-    let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, action, &home.shared));
-    if block.is_some() {
-        return home.suspend_until(Waiting::Sleep, over);
+    let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
+    let Some(block) = home.running() else {
+        let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, Action::Nothing, &home.shared));
+        loop {
+            home.context.poll(!is_over());
+            if is_over() {
+                return Ok(());
+            }
+        }
+    };
+    if is_over() || home.is_cancelled(block) {
+        // No timer is needed, only the turn of the others.
+        if home.can_suspend() {
+            home.reschedule();
+        }
+        return if is_over() { Ok(()) } else { Err(home.cut_short(block)) };
     }
-    while over().is_none() {
-        home.context.poll(true);
-    }
-    Ok(())
+    let wake = Action::Wake(Token::of(block.id()));
+    let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, wake, &home.shared));
+    home.suspend_for(Waiting::Sleep);
+    home.suspend_until(Waiting::Sleep, || is_over().then_some(()))
 }

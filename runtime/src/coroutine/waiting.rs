@@ -129,21 +129,21 @@ impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Told(home, waiting) = *self;
         match waiting {
-            Waiting::Enter => f.write_str("to be entered or woken"),
+            Waiting::Enter => f.write_str("an enter or a wake"),
             Waiting::Turn => f.write_str("its turn"),
             Waiting::Join(block) => write!(f, "the end of {}", home.own(block).label()),
             Waiting::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
-            Waiting::Read(lock) => write!(f, "CoRwLock {lock:p}, to read"),
-            Waiting::Write(lock) => write!(f, "CoRwLock {lock:p}, to write"),
-            Waiting::Upgrade(lock) => write!(f, "CoRwLock {lock:p}, to upgrade"),
-            Waiting::CoQueue(queue) => write!(f, "CoQueue {queue:#x}"),
-            Waiting::Semaphore(semaphore) => write!(f, "semaphore {semaphore:#x}"),
+            Waiting::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
+            Waiting::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
+            Waiting::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
+            Waiting::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
+            Waiting::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
             Waiting::Send(channel) => write!(f, "room in channel {channel:#x}"),
             Waiting::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
-            Waiting::OneShot(oneshot) => write!(f, "oneshot {oneshot:#x}"),
-            Waiting::Sleep => f.write_str("time to pass"),
-            Waiting::Readable(fd) => write!(f, "descriptor {fd} to be readable"),
-            Waiting::Writable(fd) => write!(f, "descriptor {fd} to be writable"),
+            Waiting::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            Waiting::Sleep => f.write_str("the end of its sleep"),
+            Waiting::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
+            Waiting::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
             Waiting::Io => f.write_str("I/O"),
             Waiting::Future => f.write_str("a future"),
             Waiting::Scope => f.write_str("the coroutines of its scope"),
@@ -152,7 +152,7 @@ impl fmt::Display for Told<'_> {
         f.write_str(", held by ")?;
         match taken.holder {
             None => f.write_str("a thread")?,
-            Some(holder) if holder.has_ended(home) => f.write_str("one that has ended")?,
+            Some(holder) if holder.has_ended(home) => f.write_str("a coroutine that has ended")?,
             Some(holder) if holder.block.context() != home.shared.id() => {
                 f.write_str("a coroutine of another context")?
             }
@@ -245,31 +245,44 @@ struct Taken {
 /// A [`timeout`](crate::timeout) that runs. It lies on the stack of its coroutine, which alone touches it.
 pub(crate) struct Limit {
     pub(crate) deadline: Instant,
-    /// Some wait ended early because of it.
+    /// An operation has failed because of it. Set by [`Home::cut_short`] alone.
     pub(crate) hit: Cell<bool>,
     pub(crate) outer: *const Limit,
 }
 
 impl Home {
-    /// Whether waits of this coroutine end early: it was cancelled, or a timeout is over. The outermost one is told.
+    /// Whether waits of this coroutine end early: it was cancelled, or a timeout is over. Changes nothing: the wait may still
+    /// find that it has succeeded, and then the timeout must not hear of this check.
     #[inline]
     pub(crate) fn is_cancelled(&self, block: &'static Control) -> bool {
-        // Mostly neither.
+        // Usually neither.
         (block.ticket.is_cancelled() || !self.own(block).limits.get().is_null()) && self.is_cancelled_now(block)
     }
 
     #[cold]
     fn is_cancelled_now(&self, block: &'static Control) -> bool {
-        let own = self.own(block);
-        if own.shields.get() > 0 {
-            return false;
+        self.own(block).shields.get() == 0 && (block.ticket.is_cancelled() || self.expired_limit(block).is_some())
+    }
+
+    /// Commits an operation of this coroutine to failure, and returns its error. The outermost expired timeout will report
+    /// [`TimedOut`](crate::TimedOut). Called after [`is_cancelled`](Self::is_cancelled), once the operation can no longer
+    /// succeed: it has left its queue, and nothing was granted to it (rule S4).
+    #[cold]
+    pub(crate) fn cut_short(&self, block: &'static Control) -> Cancelled {
+        if self.own(block).shields.get() == 0
+            && !block.ticket.is_cancelled()
+            && let Some(limit) = self.expired_limit(block)
+        {
+            limit.hit.set(true);
         }
-        if block.ticket.is_cancelled() {
-            return true;
-        }
+        Cancelled
+    }
+
+    /// The outermost timeout of this coroutine whose deadline has passed.
+    fn expired_limit(&self, block: &'static Control) -> Option<&Limit> {
         let now = self.shared.clock.now();
         let mut over = None;
-        let mut next = own.limits.get();
+        let mut next = self.own(block).limits.get();
         // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which takes it off before it
         // returns.
         while let Some(limit) = unsafe { next.as_ref() } {
@@ -278,7 +291,7 @@ impl Home {
             }
             next = limit.outer;
         }
-        over.inspect(|limit| limit.hit.set(true)).is_some()
+        over
     }
 
     /// Suspends the running coroutine until `look` finds something; or until the wait is cut short, then it is [`Cancelled`].
@@ -296,8 +309,8 @@ impl Home {
             if let Some(found) = look() {
                 return Ok(found);
             }
-            if self.running().is_some_and(|block| self.is_cancelled(block)) {
-                return Err(Cancelled);
+            if let Some(block) = self.running().filter(|block| self.is_cancelled(block)) {
+                return Err(self.cut_short(block));
             }
             self.suspend_for(waiting);
         }

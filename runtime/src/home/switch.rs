@@ -66,7 +66,11 @@ impl Home {
     #[inline]
     pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
         if id.is_live() && self.own(id.block).state.get() == State::Suspended && !id.block.ticket.is_scheduled() {
-            self.enter(id.block);
+            if thread::panicking() && !self.unwinds_beneath.get() {
+                self.above_unwinding(|| self.enter(id.block));
+            } else {
+                self.enter(id.block);
+            }
             return Ok(());
         }
         Err(self.refuse_to_enter(id))
@@ -152,7 +156,14 @@ impl Home {
     /// unwinding state belongs to the thread, and another coroutine would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
-        self.running().is_some_and(|block| !self.own(block).unwinding.get()) && !thread::panicking()
+        self.running().is_some_and(|block| !self.unwinds(self.own(block)))
+    }
+
+    /// Whether the stack of the running coroutine unwinds. The thread alone knows of a panic: if it unwinds beneath this
+    /// coroutine, a panic of the coroutine itself cannot be told from that, and counts as none.
+    #[inline(always)]
+    fn unwinds(&self, own: &Own) -> bool {
+        own.unwinding.get() || thread::panicking() && !self.unwinds_beneath.get()
     }
 
     /// As `suspend_if_possible`, where there is no other way to wait.
@@ -184,7 +195,7 @@ impl Home {
         // SAFETY: as in `frame`; whoever runs was entered from one.
         let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
-        if own.unwinding.get() || thread::panicking() {
+        if self.unwinds(own) {
             return false;
         }
         if self.shared.lock.depth() > frame.lock_depth.get() {

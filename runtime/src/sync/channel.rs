@@ -87,6 +87,7 @@ impl<T> Inside<T> {
 }
 
 impl<T> Channel<T> {
+    #[track_caller]
     fn send(&self, message: T) -> Result<(), Unsent<'_, T>> {
         let line = self.line.lock();
         let (message, mut line) = match self.hand_over(message, line) {
@@ -105,6 +106,7 @@ impl<T> Channel<T> {
     }
 
     /// Hands a message to the first in line, if that one receives.
+    #[track_caller]
     fn hand_over<'a>(&self, message: T, mut line: Line<'a, T>) -> Result<(), (T, Line<'a, T>)> {
         let Some(place @ None) = line.first() else { return Err((message, line)) };
         *place = Some(message);
@@ -116,6 +118,7 @@ impl<T> Channel<T> {
         Ok(())
     }
 
+    #[track_caller]
     fn receive(&self) -> Result<T, Unreceived<'_, T>> {
         let mut line = self.line.lock();
         let first = line.state().messages.pop_front();
@@ -221,6 +224,7 @@ impl<T> Sender<T> {
     /// # Control
     ///
     /// Never switches. The receiver runs when the running coroutine yields, or else in its loop's next round.
+    #[track_caller]
     pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
         self.channel.send(message).map_err(|unsent| match unsent {
             Unsent::Full(message, _) => TrySendError::Full(message),
@@ -304,6 +308,7 @@ impl<T> Receiver<T> {
     /// # Control
     ///
     /// Never switches. A sender that waited runs when the running coroutine yields, or else in its loop's next round.
+    #[track_caller]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         self.channel.receive().map_err(|unreceived| match unreceived {
             Unreceived::Empty(_) => TryRecvError::Empty,

@@ -325,6 +325,7 @@ impl<T: ?Sized> CoRwLock<T> {
 
     /// Lets in whoever stands at the head of the line, as far as those that hold a share allow it.
     #[cold]
+    #[track_caller]
     fn let_in(&self, line: Locked<'_, Share>) {
         self.line.hand_out(line, |line| {
             let next = match line.first() {

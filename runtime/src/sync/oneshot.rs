@@ -41,6 +41,7 @@ impl<T> OneShotSender<T> {
     /// # Control
     ///
     /// Never switches. The receiver runs when the running coroutine yields, or else in its loop's next round.
+    #[track_caller]
     pub fn send(self, value: T) -> Result<(), T> {
         // There is room: it is the first message.
         self.0.try_send(value).map_err(|error| error.into_inner())
@@ -79,6 +80,7 @@ impl<T> OneShotReceiver<T> {
     /// # Control
     ///
     /// Never switches.
+    #[track_caller]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         self.0.try_recv()
     }

@@ -142,6 +142,7 @@ impl Semaphore {
     ///
     /// Never switches. Those that waited for them run when the running coroutine yields, or else in their loops' next
     /// rounds.
+    #[track_caller]
     pub fn add_permits(&self, count: usize) {
         let mut line = self.line.lock();
         let Some(sum) = line.state().checked_add(count) else {
@@ -174,6 +175,7 @@ impl Semaphore {
     }
 
     /// Lets in the first in line, as long as there are permits.
+    #[track_caller]
     fn let_in(&self, line: Locked<'_, usize, usize>) {
         self.line.hand_out(line, |line| {
             let wanted = *line.first()?;

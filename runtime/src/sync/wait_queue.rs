@@ -19,7 +19,7 @@ use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::waiting::{Waiting, suspend_for};
-use crate::coroutine::{Coroutine, Waker};
+use crate::coroutine::{Cancelled, Coroutine, Waker};
 
 /// One coroutine's place in the line.
 struct Node<P> {
@@ -170,6 +170,8 @@ impl<P: Default, S> WaitQueue<P, S> {
             {
                 (in_line.gone)(Gone::Left(line));
                 std::mem::forget(in_line);
+                // The commit point: the node is out of the queue and was not granted. Only now may a timeout hear of it.
+                let _: Cancelled = current.cut_short();
                 return Err(node.carries.into_inner());
             }
             suspend_for(waiting);
@@ -199,6 +201,7 @@ impl<P: Default, S> WaitQueue<P, S> {
     /// # Control
     ///
     /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    #[track_caller]
     pub(crate) fn hand_out<'a>(
         &'a self,
         mut line: Locked<'a, P, S>,
@@ -288,5 +291,32 @@ impl<P, S> Drop for Locked<'_, P, S> {
     fn drop(&mut self) {
         // Release pairs with the acquire in `lock`.
         self.queue.spin.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{AioContext, spawn, timeout};
+    use std::time::Duration;
+
+    #[test]
+    fn grant_after_the_deadline_check_is_a_success() {
+        // S4: the wait finds that its time is over, and is granted what it waits for before it has left the queue
+        AioContext::run(|_| {
+            let waiter = spawn(|| {
+                let queue = WaitQueue::new(());
+                let check_then_grant = |current: &Coroutine| {
+                    let is_over = current.is_cancelled();
+                    let mut line = queue.lock();
+                    *line.first().expect("the waiter is in the queue") = 7;
+                    drop(line.grant_first());
+                    is_over
+                };
+                let wait = || queue.wait_unless(check_then_grant, queue.lock(), 0, Waiting::Enter, || (), |_| ());
+                timeout(Duration::ZERO, wait)
+            });
+            assert_eq!(waiter.join().unwrap(), Ok(Ok(7)));
+        });
     }
 }

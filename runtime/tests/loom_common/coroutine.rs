@@ -14,6 +14,8 @@ loom::thread_local! {
     static WOKEN: Flag = Arc::new((Mutex::new(false), Condvar::new()));
     /// Each wait of this thread ends early.
     static CANCELLED: AtomicBool = AtomicBool::new(false);
+    /// An operation of this thread was committed to failure: a timeout around it is over.
+    static CUT_SHORT: AtomicBool = AtomicBool::new(false);
     /// Done once instead of a suspension.
     static INSTEAD: Rc<RefCell<Option<Box<dyn FnOnce()>>>> = Rc::new(RefCell::new(None));
 }
@@ -33,6 +35,11 @@ impl Coroutine {
     pub(crate) fn is_cancelled(&self) -> bool {
         CANCELLED.with(|cancelled| cancelled.load(Ordering::Relaxed))
     }
+
+    pub(crate) fn cut_short(&self) -> Cancelled {
+        CUT_SHORT.with(|cut_short| cut_short.store(true, Ordering::Relaxed));
+        Cancelled
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -51,6 +58,16 @@ pub(crate) fn instead_of_suspending(f: impl FnOnce() + 'static) {
 
 pub(crate) fn cancel_this_thread() {
     CANCELLED.with(|cancelled| cancelled.store(true, Ordering::Relaxed));
+}
+
+/// Runs `f` under a timeout that is over from the start. Reports, as the library's `timeout` does, that it is over if a wait
+/// was committed to failure, and drops the value then.
+pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
+    cancel_this_thread();
+    let value = f();
+    CANCELLED.with(|cancelled| cancelled.store(false, Ordering::Relaxed));
+    let is_over = CUT_SHORT.with(|cut_short| cut_short.swap(false, Ordering::Relaxed));
+    (!is_over).then_some(value)
 }
 
 /// What is noted for messages, of which there are none here.

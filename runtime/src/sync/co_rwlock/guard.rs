@@ -43,12 +43,16 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_upgrade")]
     pub fn upgrade(self) -> CoRwWriteGuard<'a, T> {
-        self.try_upgrade().unwrap_or_else(|reading| {
-            let lock = reading.lock;
-            drop(reading);
-            lock.take(Share::Write, Waiting::Upgrade(&lock.holder));
-            lock.writing()
-        })
+        // Not in a closure: that would be the place that messages show.
+        match self.try_upgrade() {
+            Ok(writing) => writing,
+            Err(reading) => {
+                let lock = reading.lock;
+                drop(reading);
+                lock.take(Share::Write, Waiting::Upgrade(&lock.holder));
+                lock.writing()
+            }
+        }
     }
 
     /// Goes on to write, if no other reads and none waits; what was read has not changed then.
@@ -116,6 +120,7 @@ impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
     ///
     /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
     #[doc(alias = "qemu_co_rwlock_downgrade")]
+    #[track_caller]
     pub fn downgrade(self) -> CoRwReadGuard<'a, T> {
         let lock = ManuallyDrop::new(self).lock;
         lock.holder.clear();

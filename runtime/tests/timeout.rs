@@ -1,0 +1,205 @@
+//! Timeouts and sleeps at their edges: a time that is over when the wait begins, or at the moment of the grant.
+
+mod common;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use common::Log;
+use coralio_runtime::{
+    AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, LoopThread, RecvError, Semaphore, TimedOut,
+    VirtualClock, channel, is_cancelled, oneshot, sleep, spawn, suspend, timeout, yield_now,
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Runs `f` in a coroutine, in a context with a virtual clock.
+fn with_virtual_clock(f: impl FnOnce(&VirtualClock) + 'static) {
+    let clock = VirtualClock::new();
+    let run = AioContext::builder().virtual_clock(clock.clone()).run_coroutine(|_| f(&clock));
+    run.unwrap();
+}
+
+/// Starts `wait` under a timeout, grants it what it waits for, and lets the time pass before it resumes.
+fn granted_as_time_is_over<T: 'static>(
+    clock: &VirtualClock,
+    wait: impl FnOnce() -> T + 'static,
+    grant: impl FnOnce(),
+) -> Result<T, TimedOut> {
+    let waiter = spawn(move || timeout(MS, wait));
+    yield_now();
+    assert!(!waiter.is_finished(), "it waits");
+    grant();
+    clock.advance(MS);
+    waiter.join().unwrap()
+}
+
+#[test]
+fn grant_wins_over_deadline_that_passes_before_resumption() {
+    // S4: the waiter is granted what it waits for, and resumes after its deadline: the operation succeeds, nothing is lost
+    with_virtual_clock(|clock| {
+        let (sender, receiver) = channel(1);
+        let received = granted_as_time_is_over(clock, move || receiver.recv(), || sender.try_send(7).unwrap());
+        assert_eq!(received, Ok(Ok(7)));
+
+        let (sender, receiver) = channel(0);
+        let sent =
+            granted_as_time_is_over(clock, move || sender.send(7).is_ok(), || assert_eq!(receiver.try_recv(), Ok(7)));
+        assert_eq!(sent, Ok(true));
+
+        let (sender, receiver) = oneshot();
+        let received = granted_as_time_is_over(clock, move || receiver.recv(), || sender.send(7).unwrap());
+        assert_eq!(received, Ok(Ok(7)));
+
+        let semaphore = Rc::new(Semaphore::new(0));
+        let theirs = Rc::clone(&semaphore);
+        let wait = move || theirs.acquire_cancellable().map(|permit| permit.forget());
+        assert_eq!(granted_as_time_is_over(clock, wait, || semaphore.add_permits(1)), Ok(Ok(())));
+        assert_eq!(semaphore.available(), 0);
+
+        let mutex = Rc::new(CoMutex::new(()));
+        let (theirs, guard) = (Rc::clone(&mutex), mutex.try_lock().unwrap());
+        let wait = move || theirs.lock_cancellable().map(std::mem::forget);
+        assert_eq!(granted_as_time_is_over(clock, wait, || drop(guard)), Ok(Ok(())));
+        assert!(mutex.try_lock().is_none());
+
+        let lock = Rc::new(CoRwLock::new(()));
+        let (theirs, guard) = (Rc::clone(&lock), lock.try_write().unwrap());
+        let wait = move || theirs.read_cancellable().map(std::mem::forget);
+        assert_eq!(granted_as_time_is_over(clock, wait, || drop(guard)), Ok(Ok(())));
+        assert!(lock.try_write().is_none());
+
+        let shared = Rc::new((CoMutex::new(()), CoQueue::new()));
+        let theirs = Rc::clone(&shared);
+        let wait = move || theirs.1.wait_cancellable(theirs.0.lock()).map(drop);
+        assert_eq!(granted_as_time_is_over(clock, wait, || assert!(shared.1.wake_one())), Ok(Ok(())));
+
+        let other = spawn(|| {
+            suspend();
+            7
+        });
+        let coroutine = other.coroutine();
+        let joined = granted_as_time_is_over(clock, move || other.join().unwrap(), || coroutine.enter());
+        assert_eq!(joined, Ok(7));
+
+        let other = LoopThread::start("other").unwrap();
+        let (sender, receiver) = channel(1);
+        let handle = other.context().spawn(move || receiver.recv().unwrap());
+        let finish = || {
+            sender.try_send(7).unwrap();
+            other.stop().unwrap();
+        };
+        assert_eq!(granted_as_time_is_over(clock, move || handle.join().unwrap(), finish), Ok(7));
+    });
+}
+
+#[test]
+fn wait_that_is_cut_short_has_no_effect() {
+    // S4: the deadline passes first: the message stays with the sender, the permit in the semaphore, the wake in the queue
+    with_virtual_clock(|_| {
+        let (sender, receiver) = channel(1);
+        assert_eq!(timeout(MS, || receiver.recv()), Err(TimedOut));
+        sender.try_send(7).unwrap();
+        assert_eq!(receiver.recv(), Ok(7));
+
+        let semaphore = Semaphore::new(1);
+        assert_eq!(timeout(MS, || semaphore.acquire_many_cancellable(2).map(drop)), Err(TimedOut));
+        assert_eq!(semaphore.available(), 1);
+
+        let (mutex, queue) = (CoMutex::new(()), CoQueue::new());
+        assert_eq!(timeout(MS, || queue.wait_cancellable(mutex.lock()).map(drop)), Err(TimedOut));
+        assert!(!queue.wake_one() && mutex.try_lock().is_some());
+    });
+}
+
+#[test]
+fn query_of_cancellation_changes_nothing() {
+    // S4: `is_cancelled` after the deadline does not make the timeout report that an operation failed
+    with_virtual_clock(|clock| {
+        let timed = timeout(MS, || {
+            clock.advance(MS);
+            (is_cancelled(), is_cancelled())
+        });
+        assert_eq!(timed, Ok((true, true)));
+    });
+}
+
+#[test]
+fn receiver_under_short_timeouts_gets_each_message() {
+    // S4: a thread sends while a coroutine receives under timeouts that end at about the moment of the grant
+    const TOTAL: u64 = 20_000;
+    let (sender, receiver) = channel::<u64>(1);
+    let sending = std::thread::spawn(move || {
+        AioContext::builder().run_coroutine(|_| (0..TOTAL).for_each(|n| sender.send(n).unwrap())).unwrap();
+    });
+    let receive = |_: &AioContext| {
+        let mut next = 0;
+        loop {
+            match timeout(Duration::from_nanos(1), || receiver.recv()) {
+                Ok(Ok(n)) => {
+                    assert_eq!(n, next, "each message arrives once, in order");
+                    next += 1;
+                }
+                Ok(Err(RecvError::Closed)) => return next,
+                Ok(Err(RecvError::Cancelled)) | Err(TimedOut) => {}
+            }
+        }
+    };
+    assert_eq!(AioContext::builder().run_coroutine(receive).unwrap(), TOTAL);
+    sending.join().unwrap();
+}
+
+/// How often another coroutine ran while the current one called `f` three times.
+fn turns_of_others(mut f: impl FnMut()) -> u32 {
+    let turns = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&turns);
+    let other = spawn(move || {
+        loop {
+            counted.set(counted.get() + 1);
+            yield_now();
+        }
+    });
+    (0..3).for_each(|_| f());
+    other.cancel();
+    drop(other);
+    turns.get()
+}
+
+#[test]
+fn sleep_always_yields() {
+    // S4: a sleep of no time, or one of a coroutine that was cancelled, lets others run, once each
+    let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
+        assert_eq!(turns_of_others(|| assert_eq!(sleep(Duration::ZERO), Ok(()))), 3);
+        let cancelled = spawn(|| {
+            Coroutine::current().unwrap().cancel();
+            turns_of_others(|| assert_eq!(sleep(MS), Err(Cancelled)))
+        });
+        assert_eq!(cancelled.join().unwrap(), 3);
+    });
+    run.unwrap();
+}
+
+#[test]
+fn timeout_that_is_over_at_once_yields() {
+    // S4: a wait whose time is over before it begins, or within the call, lets others run
+    let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
+        let (_sender, receiver) = channel::<()>(1);
+        let wait = |time| timeout(time, || receiver.recv());
+        assert_eq!(turns_of_others(|| assert_eq!(wait(Duration::ZERO), Err(TimedOut))), 3);
+        assert!(turns_of_others(|| assert_eq!(wait(Duration::from_nanos(1)), Err(TimedOut))) >= 3);
+    });
+    run.unwrap();
+}
+
+#[test]
+fn sleep_on_the_threads_own_stack_runs_the_loop() {
+    // S4: outside a coroutine a sleep of no time runs one round of the loop
+    AioContext::run(|_| {
+        let log = Log::default();
+        let theirs = log.clone();
+        drop(spawn(move || theirs.add("ran")));
+        sleep(Duration::ZERO).unwrap();
+        assert_eq!(log.take(), "ran");
+    });
+}

@@ -1,0 +1,115 @@
+//! Destructors that run the loop while their thread unwinds: what unwinds lies beneath, other coroutines go on as usual.
+
+mod common;
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::thread;
+
+use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, suspend, yield_now};
+
+/// Unwinds, and runs `f` in a destructor meanwhile.
+fn while_unwinding(f: impl FnOnce()) {
+    struct Destructor<F: FnOnce()>(Option<F>);
+    impl<F: FnOnce()> Drop for Destructor<F> {
+        fn drop(&mut self) {
+            assert!(thread::panicking());
+            self.0.take().expect("dropped once")();
+        }
+    }
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let _destructor = Destructor(Some(f));
+        resume_unwind(Box::new("unwinds"));
+    }));
+    assert_eq!(unwound.unwrap_err().downcast_ref(), Some(&"unwinds"));
+}
+
+/// Yields twice.
+fn seven() -> u32 {
+    yield_now();
+    yield_now();
+    7
+}
+
+#[test]
+fn destructor_on_the_threads_stack_runs_the_loop() {
+    // C8, C9: a destructor polls, joins, waits for a scope and enters while its thread unwinds: the coroutines that run there
+    // are suspended as usual
+    AioContext::run(|ctx| {
+        let task = spawn(seven);
+        while_unwinding(|| {
+            while !task.is_finished() {
+                ctx.poll(true);
+            }
+        });
+        assert_eq!(task.join().unwrap(), 7);
+        let task = spawn(seven);
+        while_unwinding(|| assert_eq!(task.join().unwrap(), 7));
+        let mut result = 0;
+        while_unwinding(|| {
+            scope(|s| {
+                s.spawn(|| result = seven());
+            });
+        });
+        assert_eq!(result, 7);
+        let co = Coroutine::new(suspend);
+        while_unwinding(|| co.enter());
+        assert!(!co.has_ended());
+        co.enter();
+    });
+}
+
+#[test]
+fn destructor_on_a_coroutines_stack_runs_the_loop() {
+    // C8, C9: the same on the stack of a coroutine that panics; that coroutine itself still cannot be suspended there
+    AioContext::run(|ctx| {
+        let task = spawn(seven);
+        let context = ctx.clone();
+        let panics = spawn(move || {
+            while_unwinding(|| {
+                while !task.is_finished() {
+                    context.poll(true);
+                }
+                assert!(!can_suspend());
+            });
+            assert!(can_suspend());
+            task.join().unwrap()
+        });
+        assert_eq!(panics.join().unwrap(), 7);
+    });
+}
+
+#[test]
+fn coroutine_entered_there_goes_on_later() {
+    // C8, C9: a coroutine that was first entered while the thread unwound goes on when the thread does not any more
+    AioContext::run(|ctx| {
+        let turns = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&turns);
+        let task = spawn(move || {
+            for _ in 0..3 {
+                counted.set(counted.get() + 1);
+                yield_now();
+            }
+        });
+        while_unwinding(|| _ = ctx.poll(true));
+        assert_eq!(turns.get(), 1);
+        task.join().unwrap();
+        assert_eq!(turns.get(), 3);
+    });
+}
+
+#[test]
+fn destructor_runs_a_context_of_its_own() {
+    // C8, C9: a destructor runs a context while its thread unwinds: coroutines wait for each other in it
+    while_unwinding(|| {
+        let run = AioContext::builder().run_coroutine(|_| spawn(seven).join().unwrap());
+        assert_eq!(run.unwrap(), 7);
+        AioContext::run(|_| {
+            let co = Coroutine::new(suspend);
+            co.enter();
+            co.enter();
+            assert!(co.has_ended());
+        });
+    });
+}
