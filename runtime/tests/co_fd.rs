@@ -286,7 +286,7 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
         assert_eq!(got.get(), 3);
         theirs.write_all(&[4]).unwrap();
         for _ in 0..16 {
-            ctx.schedule_oneshot(|| {});
+            ctx.schedule_oneshot(|| {}).unwrap();
             ctx.poll(true);
         }
         assert_eq!(got.get(), 4, "a loop that is never idle asks now and then");

@@ -16,7 +16,7 @@ use coralio_runtime::{AioContext, BottomHalf, Coroutine, Source, spawn, yield_no
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
-    ctx.bottom_half(move || log.add(name))
+    ctx.bottom_half(move || log.add(name)).unwrap()
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn blocking_it_sleeps_till_something_is_due() {
         let (send, receive) = mpsc::channel();
         let other = thread::spawn({
             let ctx = ctx.clone();
-            move || ctx.schedule_oneshot(move || send.send(thread::current().id()).unwrap())
+            move || ctx.schedule_oneshot(move || send.send(thread::current().id()).unwrap()).unwrap()
         });
         while receive.try_recv() != Ok(thread::current().id()) {
             ctx.poll(true);
@@ -83,13 +83,15 @@ fn panics_leave_the_loop_right() {
     // C8: a panic in a bottom half or a coroutine comes out of poll; what else was taken up runs in the next
     AioContext::run(|ctx| {
         let log = Log::default();
-        let bad = ctx.bottom_half({
-            let log = log.clone();
-            move || {
-                log.add("bad");
-                panic!("in a bottom half");
-            }
-        });
+        let bad = ctx
+            .bottom_half({
+                let log = log.clone();
+                move || {
+                    log.add("bad");
+                    panic!("in a bottom half");
+                }
+            })
+            .unwrap();
         let [a, b] = ["a", "b"].map(|name| noting(ctx, &log, name));
         for _ in 0..3 {
             a.schedule();
@@ -122,7 +124,7 @@ fn no_kick_is_lost() {
                 barrier.wait();
                 for round in 0..rounds {
                     let send = send.clone();
-                    ctx.schedule_oneshot(move || send.send(round).unwrap());
+                    ctx.schedule_oneshot(move || send.send(round).unwrap()).unwrap();
                     if round % 2 == 0 {
                         thread::yield_now();
                     }
@@ -190,7 +192,7 @@ fn a_source_does_not_find_an_old_kick() {
             }
             counted.fetch_add(1, Ordering::Relaxed);
             let ctx = own.clone();
-            let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}));
+            let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}).unwrap());
             // SAFETY: as above.
             assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
             kick.join().unwrap();

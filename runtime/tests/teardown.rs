@@ -164,9 +164,9 @@ fn callbacks_that_panic_when_dropped() {
     let said = panic_of(|| {
         AioContext::run(|ctx| {
             let bomb = Bomb;
-            ctx.schedule_oneshot(move || drop(bomb));
+            ctx.schedule_oneshot(move || drop(bomb)).unwrap();
             let second = log.on_drop("second");
-            ctx.schedule_oneshot(move || drop(second));
+            ctx.schedule_oneshot(move || drop(second)).unwrap();
             let third = log.on_drop("coroutine");
             Coroutine::new(move || drop(third));
         })
@@ -238,7 +238,7 @@ fn destructors_may_wake_and_enter_nobody_goes_on() {
                         let _ = co.schedule();
                         co.waker().wake();
                     }
-                    ctx.schedule_oneshot(|| unreachable!("the context ends"));
+                    ctx.schedule_oneshot(|| unreachable!("the context ends")).unwrap();
                     log.add("acted");
                 }));
                 suspend();
@@ -325,12 +325,14 @@ fn callbacks_and_fds_go_with_the_context() {
     let slot = Arc::new(Mutex::new(None::<BottomHalf>));
     let (ctx, bh, watch) = AioContext::run(|ctx| {
         let drops = log.on_drop("bottom-half");
-        let bh = ctx.bottom_half({
-            let slot = Arc::clone(&slot);
-            move || {
-                let _ = (&drops, &slot);
-            }
-        });
+        let bh = ctx
+            .bottom_half({
+                let slot = Arc::clone(&slot);
+                move || {
+                    let _ = (&drops, &slot);
+                }
+            })
+            .unwrap();
         let drops = log.on_drop("watch");
         let handler = move |_| {
             let _ = &drops;

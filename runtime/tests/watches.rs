@@ -161,7 +161,7 @@ fn a_handler_that_polls_is_not_entered_again() {
             let ctx = ctx.clone();
             move || {
                 asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             }
         });
         let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
@@ -197,7 +197,7 @@ fn a_handler_that_polls_on_a_closed_fd_sleeps_too() {
             let ctx = ctx.clone();
             move || {
                 asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             }
         });
         let slot = Slot::default();
@@ -248,10 +248,12 @@ fn bottom_halves_do_not_starve_a_ready_fd() {
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let slot = Arc::new(Mutex::new(None::<BottomHalf>));
-        let busy = ctx.bottom_half({
-            let slot = Arc::clone(&slot);
-            move || slot.lock().unwrap().as_ref().unwrap().schedule()
-        });
+        let busy = ctx
+            .bottom_half({
+                let slot = Arc::clone(&slot);
+                move || slot.lock().unwrap().as_ref().unwrap().schedule()
+            })
+            .unwrap();
         busy.schedule();
         slot.lock().unwrap().replace(busy);
         let served = Arc::new(AtomicBool::new(false));
@@ -352,7 +354,7 @@ fn a_foreign_poll_serves_watches_once() {
                     }
                 }
                 stop.store(true, Ordering::Relaxed);
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             });
             while !stop.load(Ordering::Relaxed) {
                 ctx.poll(true);

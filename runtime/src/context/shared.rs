@@ -1,7 +1,7 @@
 //! The part of a context that every thread may touch.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -60,7 +60,7 @@ impl Shared {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edges: the counter need never be read back.
-        epoll.add(kick.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
+        epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
         Ok(Arc::new(Shared {
             thread: HomeThread::here(),
             clock,
@@ -101,9 +101,23 @@ impl Shared {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 
-    /// Wakes the loop if it sleeps or is about to (rule X6). The work that it shall find is on its queue already.
-    pub(crate) fn notify(&self) {
+    /// Wakes the loop if it sleeps or is about to (rule X6). The work that the loop will find is on its queue already.
+    pub(crate) fn wake_loop(&self) {
         if self.sleep.needs_kick() {
+            self.kick.signal();
+        }
+    }
+
+    /// As `wake_loop`, on a foreign thread. The home thread looks at its queues before it sleeps, and need not be woken.
+    pub(crate) fn wake_loop_of_another(&self) {
+        if self.home().is_none() {
+            self.wake_loop();
+        }
+    }
+
+    /// Makes the current or the next blocking poll return (rule X6): its caller's condition may have changed.
+    pub(crate) fn notify(&self) {
+        if self.sleep.notify() {
             self.kick.signal();
         }
     }
@@ -116,29 +130,23 @@ impl Shared {
         }
     }
 
-    /// Makes the loop return from a blocking poll, now or the next time: what it polls for may have come true.
-    pub(crate) fn kick(&self) {
-        self.sleep.look_again();
-        self.notify();
-    }
-
     /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.
     pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
         match self.arrivals.push(Arrival::Begin(begin)) {
-            Ok(()) => self.notify(),
+            Ok(()) => self.wake_loop(),
             Err(refused) => drop(refused),
         }
     }
 
-    /// Drops what users registered: after this the context does nothing any more.
-    pub(crate) fn close(&self) {
+    /// Puts the context out of use: what users registered is removed, and nothing is accepted any more. Returns the
+    /// closures and whatever else they own, to be dropped without any lock.
+    pub(crate) fn close(&self) -> impl Sized + use<> {
         let source = self.source.lock().take();
-        drop(source);
-        self.bottom_halves.clear();
-        self.watches.clear(&self.epoll);
-        self.timers.clear();
-        self.pollers.clear();
-        drop(self.arrivals.close());
+        let bottom_halves = self.bottom_halves.close();
+        let watches = self.watches.close(&self.epoll);
+        let (timers, pollers) = (self.timers.close(), self.pollers.close());
+        let arrivals = self.arrivals.close();
         self.thread.leave();
+        (source, bottom_halves, watches, timers, pollers, arrivals)
     }
 }
