@@ -305,7 +305,7 @@ impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
         };
         self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
         // A destructor enters nobody: the loop's next round submits, and it is told if it sleeps.
-        self.context.wake_loop();
+        self.context.notify();
     }
 }
 

@@ -101,6 +101,13 @@ impl AioContext {
     /// It may be called within a round, by whatever the loop runs (rule X2). Another thread may poll too, without
     /// blocking: it runs handlers and reaps, and leaves the coroutines to their home.
     ///
+    /// To wait for a condition, check the condition and poll in turns: `while !done() { ctx.poll(true); }`. The thread that
+    /// makes the condition true calls [`notify`](Self::notify) afterwards.
+    ///
+    /// A blocking poll releases the context's lock while it sleeps, also where the caller holds a guard of
+    /// [`acquire`](Self::acquire), and has acquired the lock again when it returns. What the lock protects may have changed
+    /// meanwhile.
+    ///
     /// # Panics
     ///
     /// If another thread than home wants to block. With the panic of what it runs.
@@ -314,7 +321,8 @@ impl AioContext {
         self.shared.tracer.as_ref()
     }
 
-    /// The context's I/O engine, if it has one. For authors of engines.
+    /// The context's I/O engine, if it has one. From any thread: the engine's type, to which the value can be downcast, may
+    /// offer counters that any thread reads. For authors of engines.
     ///
     /// # Control
     ///

@@ -266,3 +266,61 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
         slot.lock().unwrap().take();
     });
 }
+
+#[test]
+fn callback_uses_its_own_handle() {
+    // X3: a callback that receives its own handle schedules, cancels and deletes itself, without owning a handle; it is
+    // freed when it has returned, and the handle that is left does nothing, also when another has taken the place
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let bh = ctx.bottom_half_with({
+            let (log, drops) = (log.clone(), log.on_drop("dropped"));
+            let mut run = 0;
+            move |own| {
+                let _ = &drops;
+                run += 1;
+                log.add(run);
+                own.schedule();
+                match run {
+                    1 => {}
+                    2 => own.cancel(),
+                    _ => own.delete(),
+                }
+            }
+        });
+        let bh = bh.unwrap();
+        bh.schedule();
+        assert!(ctx.poll(false) && ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "1 2");
+        bh.schedule();
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "3 dropped");
+        let next = noting(ctx, &log, "next");
+        next.schedule();
+        bh.cancel();
+        drop(bh);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "next");
+    });
+}
+
+#[test]
+fn bottom_halves_are_listed() {
+    // X11: each bottom half with its state and place; one-shots too, and the one that runs as such
+    AioContext::run(|ctx| {
+        let lists = ctx.clone();
+        let line = line!() + 1;
+        ctx.schedule_oneshot(move || assert!(lists.bottom_halves()[0].is_running)).unwrap();
+        let (plain, idle) = (ctx.bottom_half(|| {}).unwrap(), ctx.bottom_half(|| {}).unwrap());
+        idle.schedule_idle();
+        let listed = ctx.bottom_halves();
+        let states = listed.iter().map(|bh| (bh.is_one_shot, bh.is_scheduled, bh.is_idle_scheduled, bh.is_running));
+        let expected = [(true, true, false, false), (false, false, false, false), (false, false, true, false)];
+        assert_eq!(states.collect::<Vec<_>>(), expected);
+        let lines: Vec<_> = listed.iter().map(|bh| (bh.created_at.file(), bh.created_at.line())).collect();
+        assert_eq!(lines, [(file!(), line), (file!(), line + 1), (file!(), line + 1)]);
+        assert!(ctx.poll(false));
+        drop(plain);
+        assert_eq!(ctx.bottom_halves().len(), 1);
+    });
+}

@@ -199,3 +199,25 @@ fn a_wait_for_a_descriptor_ends_early() {
         assert!(error.to_string().contains("read it through File"), "{error}");
     });
 }
+
+#[test]
+fn handler_deletes_itself() {
+    // X4, X5, X11: a poll handler that receives its own handle deletes itself; until then it is listed, and then freed
+    AioContext::run(|ctx| {
+        let (freed, lists) = (Arc::new(()), ctx.clone());
+        let kept = Arc::clone(&freed);
+        let handler = ctx.poll_handler_with(
+            || true,
+            move |own| {
+                let _ = &kept;
+                assert!(lists.poll_handlers()[0].is_running);
+                own.delete();
+            },
+        );
+        let handler = handler.unwrap();
+        assert_eq!(ctx.poll_handlers()[0].window, Duration::ZERO);
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!((Arc::strong_count(&freed), ctx.poll_handlers().len()), (1, 0));
+        drop(handler);
+    });
+}

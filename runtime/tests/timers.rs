@@ -266,3 +266,65 @@ fn sleepers_are_unwound() {
         .unwrap();
     assert_eq!(log.take(), "unwound");
 }
+
+#[test]
+fn callback_uses_its_own_timer() {
+    // X7: a callback that receives its own handle arms, disarms and deletes its timer, without owning a handle; it is freed
+    // when it has returned
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let timer = ctx.timer_with({
+            let (log, drops) = (log.clone(), log.on_drop("dropped"));
+            let mut run = 0;
+            move |own| {
+                let _ = &drops;
+                run += 1;
+                log.add(run);
+                own.arm_at(Instant::now());
+                match run {
+                    1 => {}
+                    2 => own.disarm(),
+                    _ => own.delete(),
+                }
+            }
+        });
+        let timer = timer.unwrap();
+        timer.arm_at(Instant::now());
+        assert!(ctx.poll(false) && ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "1 2");
+        timer.arm_at(Instant::now());
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "3 dropped");
+        let next = logging(ctx, &log, "next");
+        next.arm_at(Instant::now());
+        timer.disarm();
+        drop(timer);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "next");
+    });
+}
+
+#[test]
+fn timers_are_listed() {
+    // X11: each timer with its deadline and place, the one whose callback runs as such; those of sleeps too
+    AioContext::run(|ctx| {
+        let lists = ctx.clone();
+        let line = line!() + 1;
+        let timer = ctx.timer(move || assert!(lists.timers()[0].is_running)).unwrap();
+        let listed = ctx.timers();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].deadline, listed[0].has_callback, listed[0].is_running), (None, true, false));
+        assert_eq!((listed[0].created_at.file(), listed[0].created_at.line()), (file!(), line));
+        let now = Instant::now();
+        timer.arm_at(now);
+        assert_eq!(ctx.timers()[0].deadline, Some(now));
+        assert!(ctx.poll(false));
+        let sleeper = spawn(|| sleep(Duration::from_secs(3600)));
+        ctx.poll(false);
+        let listed = ctx.timers();
+        assert_eq!(listed.len(), 2);
+        assert!(!listed[1].has_callback && listed[1].deadline.is_some());
+        sleeper.cancel();
+        assert!(sleeper.join().unwrap().is_err());
+    });
+}

@@ -405,4 +405,24 @@ mod tests {
             })
             .unwrap();
     }
+
+    #[test]
+    fn notification_ends_one_busy_poll() {
+        // X5, X6: a notification that comes while the loop is awake makes one blocking poll return; the next one looks again
+        // for as long as it is worth it
+        AioContext::builder()
+            .poll_limit(Duration::from_secs(3600))
+            .run(|ctx| {
+                let looks = Arc::new(AtomicUsize::new(0));
+                let looked = Arc::clone(&looks);
+                let handler = ctx.poll_handler(move || looked.fetch_add(1, Ordering::Relaxed) >= 1000, || {}).unwrap();
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                window.0.store(u64::MAX >> 1, Ordering::Relaxed);
+                ctx.notify();
+                assert!(!ctx.poll(true));
+                assert!(looks.load(Ordering::Relaxed) < 1000, "it returned at once");
+                assert!(ctx.poll(true), "the source was ready in the end");
+            })
+            .unwrap();
+    }
 }

@@ -150,3 +150,73 @@ impl Shared {
         (source, bottom_halves, watches, timers, pollers, arrivals)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use crate::{AioContext, Interest};
+
+    /// Whether the loop, which falls asleep while the callback runs, is woken for what the callback registered.
+    fn wakes<H>(register: impl FnOnce(&AioContext) -> H) -> bool {
+        AioContext::run(|ctx| {
+            let registered = register(ctx);
+            thread::scope(|scope| assert!(scope.spawn(|| ctx.poll(false)).join().unwrap()));
+            drop(registered);
+            ctx.shared.sleep.is_kicked()
+        })
+    }
+
+    #[test]
+    fn callback_on_foreign_thread_wakes_the_loop_for_what_it_queued() {
+        // X3, X6, X7: a callback that a foreign poll runs schedules or arms itself, and gives the lock up, so that the home
+        // loop falls asleep: when the callback has returned and is queued, the loop is woken. Without anything queued it is not
+        let falls_asleep = |ctx: &AioContext| {
+            let shared = std::sync::Arc::downgrade(&ctx.shared);
+            move || shared.upgrade().expect("the context lives").sleep.going_to_sleep()
+        };
+        for (queues, idle) in [(true, false), (true, true), (false, false)] {
+            let woken = wakes(|ctx| {
+                let sleep = falls_asleep(ctx);
+                let bh = ctx.bottom_half_with(move |own| {
+                    match (queues, idle) {
+                        (true, false) => own.schedule(),
+                        (true, true) => own.schedule_idle(),
+                        _ => {}
+                    }
+                    sleep();
+                });
+                bh.inspect(|bh| bh.schedule()).unwrap()
+            });
+            assert_eq!(woken, queues, "bottom half, idle {idle}");
+            let woken = wakes(|ctx| {
+                let sleep = falls_asleep(ctx);
+                let timer = ctx.timer_with(move |own| {
+                    if queues {
+                        own.arm_at(Instant::now());
+                    }
+                    sleep();
+                });
+                timer.inspect(|timer| timer.arm_at(Instant::now())).unwrap()
+            });
+            assert_eq!(woken, queues, "timer");
+        }
+        // The loop does not look at the source of a handler that runs, so it looks when the handler has returned.
+        assert!(wakes(|ctx| ctx.poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
+        let edge_within = |ctx: &AioContext| {
+            let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+            let (sleep, polls) = (falls_asleep(ctx), ctx.clone());
+            let far = std::sync::Mutex::new(Some(far));
+            std::io::Write::write_all(&mut far.lock().unwrap().as_ref().unwrap(), b"x").unwrap();
+            let watch = ctx.watch_edges(near, Interest::Read, move |_| {
+                if far.lock().unwrap().take().is_some() {
+                    assert!(!polls.poll(false), "the hang-up is reported now, and the handler is not entered again");
+                    sleep();
+                }
+            });
+            watch.unwrap()
+        };
+        assert!(wakes(edge_within), "a watch for edges");
+    }
+}
