@@ -179,7 +179,7 @@ impl Place {
 
     pub(crate) fn notify(&self) {
         if let Some(context) = self.get() {
-            context.notify();
+            context.wake_loop();
         }
     }
 

@@ -28,10 +28,12 @@ fn take_one(letters: &Letters) {
 fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
     act(title, |context| {
         let letters = Letters::default();
-        let postman = context.bottom_half({
-            let letters = Arc::clone(&letters);
-            move || postman(&letters)
-        });
+        let postman = context
+            .bottom_half({
+                let letters = Arc::clone(&letters);
+                move || postman(&letters)
+            })
+            .unwrap();
         for letter in 1..=3 {
             letters.fetch_add(1, Ordering::Relaxed);
             say(format!("letter {letter}: the postman is scheduled"));

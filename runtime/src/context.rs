@@ -32,6 +32,7 @@ pub(crate) mod clock;
 mod co_fd;
 pub(crate) mod deadlock;
 mod dump;
+pub(crate) mod event_notifier;
 pub(crate) mod fd;
 mod identity;
 mod interrupt;
@@ -40,6 +41,7 @@ pub(crate) mod notify;
 mod poll_while;
 pub(crate) mod polling;
 mod readiness;
+pub(crate) mod registry;
 pub(crate) mod shared;
 mod signal;
 pub(crate) mod source;
@@ -99,6 +101,13 @@ impl AioContext {
     /// It may be called within a round, by whatever the loop runs (rule X2). Another thread may poll too, without
     /// blocking: it runs handlers and reaps, and leaves the coroutines to their home.
     ///
+    /// To wait for a condition, check the condition and poll in turns: `while !done() { ctx.poll(true); }`. The thread that
+    /// makes the condition true calls [`notify`](Self::notify) afterwards.
+    ///
+    /// A blocking poll releases the context's lock while it sleeps, also where the caller holds a guard of
+    /// [`acquire`](Self::acquire), and has acquired the lock again when it returns. What the lock protects may have changed
+    /// meanwhile.
+    ///
     /// # Panics
     ///
     /// If another thread than home wants to block. With the panic of what it runs.
@@ -110,8 +119,13 @@ impl AioContext {
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.shared.acquire_at_home();
-        home.round(|| self.round(home, blocking))
-            || blocking && self.wait(home) && home.round(|| self.round(home, false))
+        let progress = home.round(|| self.round(home, blocking))
+            || blocking && self.wait(home) && home.round(|| self.round(home, false));
+        if blocking {
+            // Last: the caller evaluates its condition before it polls again, and so sees what it was notified of.
+            self.shared.sleep.take_notified();
+        }
+        progress
     }
 
     /// With `may_sleep`, the loop goes to sleep if nothing is done here.
@@ -122,10 +136,10 @@ impl AioContext {
         let _told = shared.traced(Span::Round);
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
-        progress |= shared.bottom_halves.run(shared);
+        progress |= shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress, may_sleep);
-        progress |= shared.pollers.run(shared);
-        progress |= shared.timers.run(shared);
+        progress |= shared.pollers.run(&self.shared);
+        progress |= shared.timers.run(&self.shared);
         progress |= home.run_ready();
         // Asked anew: it may have been detached.
         progress |= home.source.get().is_some_and(|source| source.flush(false));
@@ -171,7 +185,7 @@ impl AioContext {
             });
             asked.unwrap_or_else(|error| panic!("the loop cannot ask for ready descriptors: {error}"));
         }
-        shared.watches.run(shared)
+        shared.watches.run(&self.shared)
     }
 
     /// Nothing was due. Waits until something is; returns whether it is worth another round.
@@ -228,7 +242,7 @@ impl AioContext {
         let shared = &*self.shared;
         home.has_ready()
             || shared.arrivals.is_pending()
-            || shared.sleep.has_to_look_again()
+            || shared.sleep.is_notified()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
     }
@@ -288,18 +302,13 @@ impl AioContext {
         }
         shared.sleep.awake();
         shared.beat.go_on(busy);
-        // It was for whoever polls here, who looks again now.
-        shared.sleep.take_look_again();
     }
 
-    /// Makes a sleeping loop run a round, from any thread; costs no system call if it does not sleep (rule X6).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
-    #[doc(alias = "aio_notify")]
-    pub fn notify(&self) {
-        self.shared.notify();
+    /// Makes a sleeping loop run a round, from any thread: for an engine that has put work where the loop looks before it
+    /// sleeps. Unlike [`notify`](Self::notify) this is not sticky.
+    #[doc(hidden)]
+    pub fn wake_loop(&self) {
+        self.shared.wake_loop();
     }
 
     /// The way into the context's event log, if it was [set up](ContextBuilder::trace) with one. For authors of engines.
@@ -312,7 +321,8 @@ impl AioContext {
         self.shared.tracer.as_ref()
     }
 
-    /// The context's I/O engine, if it has one. For authors of engines.
+    /// The context's I/O engine, if it has one. From any thread: the engine's type, to which the value can be downcast, may
+    /// offer counters that any thread reads. For authors of engines.
     ///
     /// # Control
     ///

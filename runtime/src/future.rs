@@ -43,7 +43,7 @@ impl Wake for Sleeper {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Relaxed: whoever is woken sees it, by the lock, the ticket, the kick or the token that wakes it.
+        // Relaxed: whoever is woken sees it, by the lock, the ticket, the notification or the token that wakes it.
         self.called.store(true, Ordering::Relaxed);
         self.who.wake();
     }
@@ -54,7 +54,7 @@ impl Who {
         match self {
             // It is scheduled already: one wake does for both.
             Who::Coroutine(waker) => drop(waker.schedule()),
-            Who::Loop(shared) => shared.kick(),
+            Who::Loop(shared) => shared.notify(),
             Who::Thread(thread) => thread.unpark(),
         }
     }

@@ -69,13 +69,15 @@ mod sys;
 mod task;
 pub mod trace;
 
-pub use context::bottom_half::BottomHalf;
+pub use context::bottom_half::{BottomHalf, BottomHalfInfo};
 pub use context::clock::VirtualClock;
-pub use context::fd::{Interest, Readiness, Watch};
+pub use context::event_notifier::EventNotifier;
+pub use context::fd::{Interest, Readiness, Watch, WatchInfo};
 pub use context::lock::{ContextGuard, HomeGuard};
-pub use context::polling::PollHandler;
+pub use context::polling::{PollHandler, PollHandlerInfo};
+pub use context::registry::ContextEnded;
 pub use context::thread::LoopThread;
-pub use context::timer::Timer;
+pub use context::timer::{Timer, TimerInfo};
 pub use context::{AioContext, AtHome, CoFd, ContextBuilder, Dump, Source, wait_readable, wait_writable};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use coroutine::{

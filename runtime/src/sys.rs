@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -56,6 +56,16 @@ impl EventFd {
         let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         // EAGAIN: the counter is full, so the edge has been given 2^64 times; the sleeper cannot have missed them all.
         debug_assert!(written == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+    }
+
+    /// Sets the counter to 0. Returns whether it was more.
+    pub(crate) fn clear(&self) -> bool {
+        let mut count = [0; 8];
+        // SAFETY: the buffer is eight bytes, alive during the call.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        // EAGAIN: the counter is 0.
+        debug_assert!(read == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+        read == 8
     }
 }
 
@@ -121,26 +131,26 @@ impl Epoll {
         }
     }
 
-    fn control(&self, op: libc::c_int, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+    fn control(&self, op: libc::c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
         if in_child() {
             return Err(io::Error::other(
                 "after fork the set is the parent's; call exec in the child, or fork before `run`",
             ));
         }
         let mut event = libc::epoll_event { events, u64: token };
-        // SAFETY: `event` is alive during the call; both descriptors are open, being borrowed.
-        unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd.as_raw_fd(), &mut event)) }.map(drop)
+        // SAFETY: `event` is alive during the call. A number that is no open descriptor is refused.
+        unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &mut event)) }.map(drop)
     }
 
-    pub(crate) fn add(&self, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+    pub(crate) fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, events, token)
     }
 
-    pub(crate) fn modify(&self, fd: BorrowedFd<'_>, events: u32, token: u64) -> io::Result<()> {
+    pub(crate) fn modify(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, events, token)
     }
 
-    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn remove(&self, fd: RawFd) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
 

@@ -29,7 +29,8 @@ fn yield_outside_a_coroutine() {
                     assert!(!can_suspend());
                     let said = panic_of(wait);
                     assert!(said.starts_with("yield outside a coroutine"), "{said}");
-                });
+                })
+                .unwrap();
                 assert!(ctx.poll(false));
                 yield_now();
                 6

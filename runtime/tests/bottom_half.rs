@@ -11,7 +11,7 @@ use coralio_runtime::{AioContext, BottomHalf};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
-    ctx.bottom_half(move || log.add(name))
+    ctx.bottom_half(move || log.add(name)).unwrap()
 }
 
 /// Where a callback finds its own bottom half.
@@ -40,14 +40,16 @@ fn scheduled_in_a_round_it_runs_in_the_next() {
         let log = Log::default();
         let later = Arc::new(noting(ctx, &log, "later"));
         let slot = Slot::default();
-        let again = ctx.bottom_half({
-            let (log, slot, later) = (log.clone(), Arc::clone(&slot), Arc::clone(&later));
-            move || {
-                log.add("again");
-                later.schedule();
-                slot.lock().unwrap().as_ref().unwrap().schedule();
-            }
-        });
+        let again = ctx
+            .bottom_half({
+                let (log, slot, later) = (log.clone(), Arc::clone(&slot), Arc::clone(&later));
+                move || {
+                    log.add("again");
+                    later.schedule();
+                    slot.lock().unwrap().as_ref().unwrap().schedule();
+                }
+            })
+            .unwrap();
         again.schedule();
         slot.lock().unwrap().replace(again);
         assert!(ctx.poll(false));
@@ -77,10 +79,12 @@ fn cancel_undoes_a_schedule() {
         assert_eq!(log.take(), "a");
 
         let a = Arc::new(a);
-        let canceller = ctx.bottom_half({
-            let a = Arc::clone(&a);
-            move || a.cancel()
-        });
+        let canceller = ctx
+            .bottom_half({
+                let a = Arc::clone(&a);
+                move || a.cancel()
+            })
+            .unwrap();
         canceller.schedule();
         a.schedule();
         assert!(ctx.poll(false));
@@ -100,6 +104,7 @@ fn dropping_deletes_it() {
                 let _ = &drops;
                 log.add(name);
             })
+            .unwrap()
         };
         let a = bh("a");
         a.schedule();
@@ -108,16 +113,18 @@ fn dropping_deletes_it() {
         assert!(!ctx.poll(false));
 
         let slot = Slot::default();
-        let own = ctx.bottom_half({
-            let (log, drops, slot) = (log.clone(), log.on_drop("dropped-own"), Arc::clone(&slot));
-            move || {
-                let _ = &drops;
-                let me = slot.lock().unwrap().take().unwrap();
-                me.schedule();
-                drop(me);
-                log.add("still-running");
-            }
-        });
+        let own = ctx
+            .bottom_half({
+                let (log, drops, slot) = (log.clone(), log.on_drop("dropped-own"), Arc::clone(&slot));
+                move || {
+                    let _ = &drops;
+                    let me = slot.lock().unwrap().take().unwrap();
+                    me.schedule();
+                    drop(me);
+                    log.add("still-running");
+                }
+            })
+            .unwrap();
         own.schedule();
         slot.lock().unwrap().replace(own);
         assert!(ctx.poll(false));
@@ -132,13 +139,15 @@ fn idle_ones_run_without_keeping_the_loop_busy() {
     AioContext::run(|ctx| {
         let runs = Arc::new(AtomicUsize::new(0));
         let slot = Slot::default();
-        let idle = ctx.bottom_half({
-            let (runs, slot) = (Arc::clone(&runs), Arc::clone(&slot));
-            move || {
-                runs.fetch_add(1, Ordering::Relaxed);
-                slot.lock().unwrap().as_ref().unwrap().schedule_idle();
-            }
-        });
+        let idle = ctx
+            .bottom_half({
+                let (runs, slot) = (Arc::clone(&runs), Arc::clone(&slot));
+                move || {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    slot.lock().unwrap().as_ref().unwrap().schedule_idle();
+                }
+            })
+            .unwrap();
         slot.lock().unwrap().replace(idle);
         slot.lock().unwrap().as_ref().unwrap().schedule_idle();
         let mut polls = 0;
@@ -184,12 +193,14 @@ fn from_any_thread() {
         let (threads, each) = (4, scaled(500));
         let runs = Arc::new(AtomicUsize::new(0));
         let total = Arc::new(AtomicUsize::new(0));
-        let bh = ctx.bottom_half({
-            let runs = Arc::clone(&runs);
-            move || {
-                runs.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+        let bh = ctx
+            .bottom_half({
+                let runs = Arc::clone(&runs);
+                move || {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+            .unwrap();
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
@@ -197,7 +208,8 @@ fn from_any_thread() {
                         let total = Arc::clone(&total);
                         ctx.schedule_oneshot(move || {
                             total.fetch_add(1, Ordering::Relaxed);
-                        });
+                        })
+                        .unwrap();
                         if n % 3 == 0 { bh.cancel() } else { bh.schedule() }
                     }
                     bh.schedule();
@@ -223,22 +235,24 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
         let [b, c] = ["b", "c"].map(|name| noting(ctx, &log, name));
         let new = Arc::new(noting(ctx, &log, "new"));
         let slot = Slot::default();
-        let a = ctx.bottom_half({
-            let (ctx, log, new, slot) = (ctx.clone(), log.clone(), Arc::clone(&new), Arc::clone(&slot));
-            let mut first = true;
-            move || {
-                if !std::mem::take(&mut first) {
-                    return log.add("again");
+        let a = ctx
+            .bottom_half({
+                let (ctx, log, new, slot) = (ctx.clone(), log.clone(), Arc::clone(&new), Arc::clone(&slot));
+                let mut first = true;
+                move || {
+                    if !std::mem::take(&mut first) {
+                        return log.add("again");
+                    }
+                    log.add("(");
+                    new.schedule();
+                    // It is not entered again while it runs.
+                    slot.lock().unwrap().as_ref().unwrap().schedule();
+                    assert!(ctx.poll(false));
+                    assert!(!ctx.poll(false));
+                    log.add(")");
                 }
-                log.add("(");
-                new.schedule();
-                // It is not entered again while it runs.
-                slot.lock().unwrap().as_ref().unwrap().schedule();
-                assert!(ctx.poll(false));
-                assert!(!ctx.poll(false));
-                log.add(")");
-            }
-        });
+            })
+            .unwrap();
         a.schedule();
         slot.lock().unwrap().replace(a);
         b.schedule();
@@ -250,5 +264,63 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
         assert_eq!(log.take(), "again");
         assert!(!ctx.poll(false));
         slot.lock().unwrap().take();
+    });
+}
+
+#[test]
+fn callback_uses_its_own_handle() {
+    // X3: a callback that receives its own handle schedules, cancels and deletes itself, without owning a handle; it is
+    // freed when it has returned, and the handle that is left does nothing, also when another has taken the place
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let bh = ctx.bottom_half_with({
+            let (log, drops) = (log.clone(), log.on_drop("dropped"));
+            let mut run = 0;
+            move |own| {
+                let _ = &drops;
+                run += 1;
+                log.add(run);
+                own.schedule();
+                match run {
+                    1 => {}
+                    2 => own.cancel(),
+                    _ => own.delete(),
+                }
+            }
+        });
+        let bh = bh.unwrap();
+        bh.schedule();
+        assert!(ctx.poll(false) && ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "1 2");
+        bh.schedule();
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "3 dropped");
+        let next = noting(ctx, &log, "next");
+        next.schedule();
+        bh.cancel();
+        drop(bh);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "next");
+    });
+}
+
+#[test]
+fn bottom_halves_are_listed() {
+    // X11: each bottom half with its state and place; one-shots too, and the one that runs as such
+    AioContext::run(|ctx| {
+        let lists = ctx.clone();
+        let line = line!() + 1;
+        ctx.schedule_oneshot(move || assert!(lists.bottom_halves()[0].is_running)).unwrap();
+        let (plain, idle) = (ctx.bottom_half(|| {}).unwrap(), ctx.bottom_half(|| {}).unwrap());
+        idle.schedule_idle();
+        let listed = ctx.bottom_halves();
+        let states = listed.iter().map(|bh| (bh.is_one_shot, bh.is_scheduled, bh.is_idle_scheduled, bh.is_running));
+        let expected = [(true, true, false, false), (false, false, false, false), (false, false, true, false)];
+        assert_eq!(states.collect::<Vec<_>>(), expected);
+        let lines: Vec<_> = listed.iter().map(|bh| (bh.created_at.file(), bh.created_at.line())).collect();
+        assert_eq!(lines, [(file!(), line), (file!(), line + 1), (file!(), line + 1)]);
+        assert!(ctx.poll(false));
+        drop(plain);
+        assert_eq!(ctx.bottom_halves().len(), 1);
     });
 }

@@ -57,7 +57,7 @@ fn timers_fire_at_their_time() {
         let log = Log::default();
         let logging = |what: &'static str| {
             let (log, clock) = (log.clone(), clock.clone());
-            ctx.timer(move || log.add(format!("{what}@{}", clock.elapsed().as_secs())))
+            ctx.timer(move || log.add(format!("{what}@{}", clock.elapsed().as_secs()))).unwrap()
         };
         let timers = ["c", "a", "b", "d"].map(logging);
         timers.iter().zip([3, 1, 2, 3]).for_each(|(timer, at)| timer.arm_after(at * SECOND));
@@ -99,19 +99,23 @@ fn idle_bottom_halves_go_by_it() {
     // more
     virtually(|ctx, clock| {
         let (log, clock) = (Log::default(), clock.clone());
-        let timer = ctx.timer({
-            let (log, clock) = (log.clone(), clock.clone());
-            move || log.add(format!("timer@{}", clock.elapsed().as_millis()))
-        });
+        let timer = ctx
+            .timer({
+                let (log, clock) = (log.clone(), clock.clone());
+                move || log.add(format!("timer@{}", clock.elapsed().as_millis()))
+            })
+            .unwrap();
         let slot = Arc::new(parking_lot::Mutex::new(None::<coralio_runtime::BottomHalf>));
         let again = Arc::clone(&slot);
         let seen = log.clone();
-        let idle = ctx.bottom_half(move || {
-            seen.add(format!("idle@{}", clock.elapsed().as_millis()));
-            if let Some(idle) = &*again.lock() {
-                idle.schedule_idle();
-            }
-        });
+        let idle = ctx
+            .bottom_half(move || {
+                seen.add(format!("idle@{}", clock.elapsed().as_millis()));
+                if let Some(idle) = &*again.lock() {
+                    idle.schedule_idle();
+                }
+            })
+            .unwrap();
         idle.schedule_idle();
         *slot.lock() = Some(idle);
         timer.arm_after(Duration::from_millis(15));
@@ -148,7 +152,7 @@ fn how_long_somebody_waits_goes_by_it() {
         let idler = Coroutine::builder().name("idler").create(suspend).unwrap();
         idler.enter();
         sleep(HOUR).unwrap();
-        let timer = ctx.timer(|| {});
+        let timer = ctx.timer(|| {}).unwrap();
         timer.arm_after(HOUR);
         let dump = ctx.dump().to_string();
         assert!(dump.contains("'idler' waits for an enter or a wake, for 3600s"), "{dump}");
@@ -161,16 +165,18 @@ fn it_stands_still_while_somebody_is_there() {
     // X6: a loop that is notified as it is about to let time pass looks first; one with no timer sleeps until a descriptor is
     // ready, and no time passes
     virtually(|ctx, clock| {
-        let timer = ctx.timer(|| {});
+        let timer = ctx.timer(|| {}).unwrap();
         timer.arm_after(HOUR);
         let notify = ctx.clone();
-        let handler = ctx.poll_handler(
-            move || {
-                notify.notify();
-                false
-            },
-            || {},
-        );
+        let handler = ctx
+            .poll_handler(
+                move || {
+                    notify.notify();
+                    false
+                },
+                || {},
+            )
+            .unwrap();
         ctx.poll(true);
         assert_eq!(clock.elapsed(), Duration::ZERO);
         drop(handler);
@@ -197,7 +203,7 @@ fn beyond_its_end_is_never() {
         let never = spawn(|| sleep(600 * 366 * 24 * HOUR));
         ctx.poll(false);
         let kicks = ctx.clone();
-        let other = thread::spawn(move || kicks.kick());
+        let other = thread::spawn(move || kicks.notify());
         ctx.poll(true);
         other.join().unwrap();
         assert!(!never.is_finished());
@@ -280,7 +286,7 @@ fn a_source_that_does_not_sleeps_in_real_time() {
             // It is the loop that sleeps here, as it was told.
             thread::sleep(timeout.unwrap());
         });
-        let far = ctx.timer(|| {});
+        let far = ctx.timer(|| {}).unwrap();
         far.arm_after(HOUR);
         ctx.poll(true);
         assert_eq!(clock.elapsed(), Duration::ZERO, "something may have completed");
@@ -310,7 +316,7 @@ fn a_deadlock_is_reported_at_once() {
                     }));
                 }
                 while ctx.poll(false) {}
-                let timer = ctx.timer(|| {});
+                let timer = ctx.timer(|| {}).unwrap();
                 timer.arm_after(HOUR);
                 ctx.poll(true);
                 eprintln!("with a timer armed");

@@ -286,7 +286,7 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
         assert_eq!(got.get(), 3);
         theirs.write_all(&[4]).unwrap();
         for _ in 0..16 {
-            ctx.schedule_oneshot(|| {});
+            ctx.schedule_oneshot(|| {}).unwrap();
             ctx.poll(true);
         }
         assert_eq!(got.get(), 4, "a loop that is never idle asks now and then");
@@ -376,5 +376,28 @@ fn listeners_pipes_and_what_cannot_be() {
         let _ = ours.try_read(&mut [0]);
         let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ours.wait_readable())).unwrap_err();
         assert!(text(&*outside).contains("in a coroutine"), "{}", text(&*outside));
+    });
+}
+
+#[test]
+fn edge_during_its_handler_is_not_lost() {
+    // X4, X2: the coroutine that an edge woke runs on top of the handler, and polls; an edge that this nested poll is told of
+    // is kept until the handler has returned, and wakes the next wait
+    AioContext::run(|ctx| {
+        let (ours, mut theirs) = pair();
+        let polls = ctx.clone();
+        theirs.set_nonblocking(true).unwrap();
+        let mut sends = theirs.try_clone().unwrap();
+        let reader = spawn(move || {
+            let first = (&*ours).read(&mut [0; 8]).unwrap();
+            sends.write_all(&[2; 2]).unwrap();
+            polls.poll(false);
+            first + (&*ours).read(&mut [0; 8]).unwrap()
+        });
+        ctx.poll(false);
+        theirs.write_all(&[1]).unwrap();
+        (0..3).for_each(|_| _ = ctx.poll(false));
+        assert!(reader.is_finished(), "the edge was lost");
+        assert_eq!(reader.join().unwrap(), 3);
     });
 }

@@ -6,17 +6,18 @@ mod common;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, BottomHalf, Coroutine, Source, spawn, yield_now};
+use coralio_runtime::{AioContext, BottomHalf, Coroutine, Interest, Source, spawn, yield_now};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
-    ctx.bottom_half(move || log.add(name))
+    ctx.bottom_half(move || log.add(name)).unwrap()
 }
 
 #[test]
@@ -40,7 +41,7 @@ fn blocking_it_sleeps_till_something_is_due() {
         let (send, receive) = mpsc::channel();
         let other = thread::spawn({
             let ctx = ctx.clone();
-            move || ctx.schedule_oneshot(move || send.send(thread::current().id()).unwrap())
+            move || ctx.schedule_oneshot(move || send.send(thread::current().id()).unwrap()).unwrap()
         });
         while receive.try_recv() != Ok(thread::current().id()) {
             ctx.poll(true);
@@ -83,13 +84,15 @@ fn panics_leave_the_loop_right() {
     // C8: a panic in a bottom half or a coroutine comes out of poll; what else was taken up runs in the next
     AioContext::run(|ctx| {
         let log = Log::default();
-        let bad = ctx.bottom_half({
-            let log = log.clone();
-            move || {
-                log.add("bad");
-                panic!("in a bottom half");
-            }
-        });
+        let bad = ctx
+            .bottom_half({
+                let log = log.clone();
+                move || {
+                    log.add("bad");
+                    panic!("in a bottom half");
+                }
+            })
+            .unwrap();
         let [a, b] = ["a", "b"].map(|name| noting(ctx, &log, name));
         for _ in 0..3 {
             a.schedule();
@@ -122,7 +125,7 @@ fn no_kick_is_lost() {
                 barrier.wait();
                 for round in 0..rounds {
                     let send = send.clone();
-                    ctx.schedule_oneshot(move || send.send(round).unwrap());
+                    ctx.schedule_oneshot(move || send.send(round).unwrap()).unwrap();
                     if round % 2 == 0 {
                         thread::yield_now();
                     }
@@ -190,7 +193,7 @@ fn a_source_does_not_find_an_old_kick() {
             }
             counted.fetch_add(1, Ordering::Relaxed);
             let ctx = own.clone();
-            let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}));
+            let kick = thread::spawn(move || ctx.schedule_oneshot(|| {}).unwrap());
             // SAFETY: as above.
             assert_eq!(unsafe { libc::poll(&mut fd, 1, -1) }, 1);
             kick.join().unwrap();
@@ -200,6 +203,113 @@ fn a_source_does_not_find_an_old_kick() {
             assert_eq!(slept.load(Ordering::Relaxed), expected);
         }
         assert_eq!(spurious.load(Ordering::Relaxed), 0);
+    });
+}
+
+/// Gives the context an engine whose sleeps end at once. Returns their number, and how many of them found the loop's epoll
+/// set ready, so that the loop would not have slept.
+fn counted_sleeps(ctx: &AioContext) -> impl Fn() -> (usize, usize) {
+    let counts = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let counted = Arc::clone(&counts);
+    sleeps(ctx, move |other| {
+        let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, alive during the call.
+        let ready = unsafe { libc::poll(&mut fd, 1, 0) };
+        counted.0.fetch_add(1, Ordering::Relaxed);
+        counted.1.fetch_add(ready as usize, Ordering::Relaxed);
+    });
+    move || (counts.0.swap(0, Ordering::Relaxed), counts.1.swap(0, Ordering::Relaxed))
+}
+
+#[test]
+fn notification_before_the_sleep_makes_one_poll_return() {
+    // X6: a notification that comes between the caller's check and the blocking poll makes that poll return without a
+    // sleep, by itself or after the work of a round; the poll after that sleeps again. Non-blocking polls and polls of other
+    // threads take no notification away
+    AioContext::run(|ctx| {
+        let slept = counted_sleeps(ctx);
+        ctx.notify();
+        ctx.notify();
+        ctx.poll(false);
+        thread::scope(|scope| assert!(!scope.spawn(|| ctx.poll(false)).join().unwrap()));
+        assert!(!ctx.poll(true));
+        assert_eq!(slept(), (0, 0), "it was notified");
+        ctx.poll(true);
+        assert_eq!(slept(), (1, 0), "it was not notified again");
+        // Within a round: the poll returns anyway, and its caller looks.
+        let notifies = ctx.clone();
+        ctx.schedule_oneshot(move || notifies.notify()).unwrap();
+        assert!(ctx.poll(true));
+        assert_eq!(slept(), (0, 0));
+        ctx.poll(true);
+        assert_eq!(slept(), (1, 0));
+    });
+}
+
+#[test]
+fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
+    // X4: a descriptor that is watched for nothing, and whose other end hangs up, leaves the loop asleep, from the
+    // beginning or after a change, also within the handler; watched again, the hang-up is reported
+    AioContext::run(|ctx| {
+        let slept = counted_sleeps(ctx);
+        let log = Log::default();
+        let watch_for = |interest| {
+            let (near, far) = UnixStream::pair().unwrap();
+            let log = log.clone();
+            let watch = ctx.watch_with(near, interest, move |own, _| {
+                log.add("hang-up");
+                own.set_interest(Interest::None).unwrap();
+            });
+            drop(far);
+            watch.unwrap()
+        };
+        let from_the_beginning = watch_for(Interest::None);
+        let changed = watch_for(Interest::Read);
+        changed.set_interest(Interest::None).unwrap();
+        for watch in [&from_the_beginning, &changed] {
+            assert!(!ctx.poll(true));
+            assert_eq!((slept(), log.take()), ((1, 0), String::new()));
+            watch.set_interest(Interest::Both).unwrap();
+            assert!(ctx.poll(true));
+            assert_eq!(log.take(), "hang-up");
+            slept();
+            assert!(!ctx.poll(true));
+            assert_eq!((slept(), log.take()), ((1, 0), String::new()), "the handler waits for nothing now");
+        }
+        // In its own handler, beneath a nested poll that sleeps.
+        let (near, far) = UnixStream::pair().unwrap();
+        let (polls, logged) = (ctx.clone(), log.clone());
+        let _nested = ctx.watch_with(near, Interest::Read, move |own, _| {
+            own.set_interest(Interest::None).unwrap();
+            assert!(!polls.poll(true));
+            own.set_interest(Interest::Read).unwrap();
+            assert!(!polls.poll(true));
+            own.set_interest(Interest::None).unwrap();
+            logged.add("nested");
+        });
+        drop(far);
+        assert!(ctx.poll(true));
+        assert_eq!(log.take(), "nested");
+        slept();
+        assert!(!ctx.poll(true));
+        assert_eq!(slept(), (1, 0));
+    });
+}
+
+#[test]
+fn reports_for_removed_watches_do_not_keep_the_loop_awake() {
+    // X4: a handler panics, and the watches that were reported with it are removed: the loop sleeps
+    AioContext::run(|ctx| {
+        let slept = counted_sleeps(ctx);
+        let watches = [(); 2].map(|()| {
+            let (near, far) = UnixStream::pair().unwrap();
+            drop(far);
+            ctx.watch(near, Interest::Read, |_| panic!("in a handler")).unwrap()
+        });
+        assert_eq!(panic_of(|| ctx.poll(false)), "in a handler");
+        drop(watches);
+        ctx.poll(true);
+        assert_eq!(slept(), (1, 0));
     });
 }
 

@@ -148,8 +148,8 @@ fn nobody_else_goes_on_after_a_bottom_half_forked() {
     let Some(run) = in_child("nobody_else_goes_on_after_a_bottom_half_forked") else {
         let ran = nobody_else_goes_on(|ctx, log, forks| {
             let (due, ready) = (log.clone(), log.clone());
-            ctx.schedule_oneshot(forks);
-            ctx.schedule_oneshot(move || due.add("due"));
+            ctx.schedule_oneshot(forks).unwrap();
+            ctx.schedule_oneshot(move || due.add("due")).unwrap();
             drop(spawn(move || ready.add("ready")));
         });
         assert_eq!(ran, "due ready");
@@ -194,9 +194,11 @@ fn a_child_that_returns_leaks_what_is_left() {
         let ours = Arc::new(ours);
         let (code, _callback) = AioContext::run(|ctx| {
             let kept = log.on_drop("callback");
-            let callback = ctx.bottom_half(move || {
-                let _ = &kept;
-            });
+            let callback = ctx
+                .bottom_half(move || {
+                    let _ = &kept;
+                })
+                .unwrap();
             let log_in = log.clone();
             let waits = Coroutine::new(move || {
                 let _drop = log_in.on_drop("unwound");

@@ -50,7 +50,7 @@ fn a_dump_tells_who_waits_for_what() {
         let reader = named("reader", move || drop(wait_readable(&near)));
         let joiner = named("joiner", move || drop(waiter.join()));
         ctx.poll(false);
-        let bh = ctx.bottom_half(|| {});
+        let bh = ctx.bottom_half(|| {}).unwrap();
         bh.schedule();
         let dump = named("dumper", {
             let ctx = ctx.clone();
@@ -321,7 +321,7 @@ fn what_might_come_is_no_deadlock() {
         ctx.poll(false);
         // With a watch there is no looking: this ends by a wake-up from elsewhere.
         let notify = ctx.clone();
-        let other = thread::spawn(move || notify.kick());
+        let other = thread::spawn(move || notify.notify());
         ctx.poll(true);
         other.join().unwrap();
         drop((watch, far));

@@ -30,10 +30,10 @@ fn the_lock_is_recursive_and_keeps_others_out() {
                         drop(ctx.acquire());
                         enter(&inside);
                         let inside = Arc::clone(&inside);
-                        ctx.schedule_oneshot(move || enter(&inside));
+                        ctx.schedule_oneshot(move || enter(&inside)).unwrap();
                     }
                     finished.fetch_add(1, Ordering::Relaxed);
-                    ctx.schedule_oneshot(|| {});
+                    ctx.schedule_oneshot(|| {}).unwrap();
                 });
             }
             while finished.load(Ordering::Relaxed) < 2 {
@@ -55,7 +55,7 @@ fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
             scope.spawn(move || {
                 // Can be had only while the loop sleeps.
                 let _guard = ctx.acquire();
-                ctx.schedule_oneshot(move || send.send(()).unwrap());
+                ctx.schedule_oneshot(move || send.send(()).unwrap()).unwrap();
             });
             while receive.try_recv().is_err() {
                 ctx.poll(true);
@@ -91,7 +91,8 @@ fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
                 log.add(if thread::current().id() == home { "home" } else { "foreign" });
                 waker.wake();
             }
-        });
+        })
+        .unwrap();
         thread::scope(|scope| {
             let foreign = scope.spawn(|| {
                 let _guard = ctx.acquire();
@@ -115,8 +116,8 @@ fn a_foreign_panic_leaves_the_lock_free() {
     AioContext::run(|ctx| {
         let log = Log::default();
         let later = log.clone();
-        ctx.schedule_oneshot(|| panic!("abroad"));
-        ctx.schedule_oneshot(move || later.add("rest"));
+        ctx.schedule_oneshot(|| panic!("abroad")).unwrap();
+        ctx.schedule_oneshot(move || later.add("rest")).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| assert_eq!(panic_of(|| ctx.poll(false)), "abroad")).join().unwrap();
         });

@@ -3,9 +3,9 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
 //! `notify.rs` and `wake.rs` are the very files that the library is built of. Around them stands an eventfd: a flag that
-//! stays up until the sleeper takes it. If a kick were lost, the loop would sleep with work queued, and nobody left to run:
-//! loom calls that a deadlock. It finds one if either fence of `notify.rs` is taken out, or the look after the sleep was
-//! announced.
+//! stays up until the sleeper takes it. If a kick were lost, the loop would sleep with work queued, or with its condition
+//! come true, and no thread left to run: loom calls that a deadlock. It finds one if either fence of `notify.rs` is taken
+//! out, or the look after the sleep was announced, or if `notify` stores its flag instead of exchanging it.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -50,7 +50,7 @@ struct Loop {
     sleep: notify::SleepState,
     arrivals: Arrivals,
     /// What the loop polls for, beside its queue.
-    came_true: AtomicBool,
+    came_true: [AtomicBool; 2],
     /// The eventfd.
     kicked: Mutex<bool>,
     changed: Condvar,
@@ -61,29 +61,30 @@ impl Loop {
         Arc::new(Loop {
             sleep: notify::SleepState::new(),
             arrivals: Arrivals::new(),
-            came_true: AtomicBool::new(false),
+            came_true: [AtomicBool::new(false), AtomicBool::new(false)],
             kicked: Mutex::new(false),
             changed: Condvar::new(),
         })
     }
 
-    fn notify(&self) {
-        if self.sleep.needs_kick() {
-            *self.kicked.lock().unwrap() = true;
-            self.changed.notify_one();
-        }
+    fn kick(&self) {
+        *self.kicked.lock().unwrap() = true;
+        self.changed.notify_one();
     }
 
     fn produce(&self, work: usize) {
         assert!(self.arrivals.push(Arrival::Wake(work)).is_ok());
-        self.notify();
+        if self.sleep.needs_kick() {
+            self.kick();
+        }
     }
 
-    fn come_true(&self) {
-        // Relaxed: the kick must carry it over.
-        self.came_true.store(true, Ordering::Relaxed);
-        self.sleep.look_again();
-        self.notify();
+    fn come_true(&self, condition: usize) {
+        // Relaxed: the notification must carry it over.
+        self.came_true[condition].store(true, Ordering::Relaxed);
+        if self.sleep.notify() {
+            self.kick();
+        }
     }
 
     fn round(&self) -> usize {
@@ -97,7 +98,7 @@ impl Loop {
 
     fn sleep(&self) {
         self.sleep.going_to_sleep();
-        if !self.arrivals.is_pending() && !self.sleep.has_to_look_again() {
+        if !self.arrivals.is_pending() && !self.sleep.is_notified() {
             let mut kicked = self.kicked.lock().unwrap();
             while !*kicked {
                 kicked = self.changed.wait(kicked).unwrap();
@@ -105,16 +106,28 @@ impl Loop {
             *kicked = false;
         }
         self.sleep.awake();
-        self.sleep.take_look_again();
+    }
+
+    /// A blocking poll.
+    fn poll(&self) -> usize {
+        let mut done = self.round();
+        if done == 0 {
+            self.sleep();
+            done = self.round();
+        }
+        self.sleep.take_notified();
+        done
     }
 
     fn run(&self, mut expected: usize) {
-        loop {
-            expected -= self.round();
-            if expected == 0 {
-                return;
-            }
-            self.sleep();
+        while expected > 0 {
+            expected -= self.poll();
+        }
+    }
+
+    fn poll_until_true(&self, conditions: usize) {
+        while !self.came_true[..conditions].iter().all(|condition| condition.load(Ordering::Relaxed)) {
+            self.poll();
         }
     }
 }
@@ -147,25 +160,40 @@ fn two_producers() {
     check(2, 1);
 }
 
-#[test]
-fn what_is_polled_for_is_seen() {
-    // X9: whoever polls for something that is on no queue sees it when it was kicked, though the loop had other work
+fn check_conditions(conditions: usize, each: impl Fn(&Loop, usize) + Send + Sync + Copy + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
-    model.check(|| {
+    model.check(move || {
         let looping = Loop::new();
-        let other = {
-            let looping = Arc::clone(&looping);
-            thread::spawn(move || {
-                looping.produce(1);
-                looping.come_true();
+        let others: Vec<_> = (0..conditions)
+            .map(|n| {
+                let looping = Arc::clone(&looping);
+                thread::spawn(move || each(&looping, n))
             })
-        };
-        while !looping.came_true.load(Ordering::Relaxed) {
-            if looping.round() == 0 {
-                looping.sleep();
-            }
-        }
-        other.join().unwrap();
+            .collect();
+        looping.poll_until_true(conditions);
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}
+
+#[test]
+fn notification_between_check_and_sleep_is_not_lost() {
+    // X6: a condition that is on no queue comes true at any moment between the check and the sleep: the poll returns, and the
+    // check after it sees the condition
+    check_conditions(1, Loop::come_true);
+}
+
+#[test]
+fn two_notifications_are_both_seen() {
+    // X6: of two threads that change a condition each, one may find the other's notification in place: the loop sees both
+    check_conditions(2, Loop::come_true);
+}
+
+#[test]
+fn what_is_polled_for_is_seen() {
+    // X9: a loop that polls for something that is on no queue sees it when it was notified, though it had other work
+    check_conditions(1, |looping, condition| {
+        looping.produce(1);
+        looping.come_true(condition);
     });
 }

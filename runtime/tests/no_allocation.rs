@@ -153,7 +153,7 @@ fn locks_and_bottom_halves() {
     // C10: waiting in a CoMutex or a CoQueue allocates nothing, nor does a bottom half that is scheduled again
     AioContext::run(|ctx| {
         let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
-        let bh = ctx.bottom_half(|| {});
+        let bh = ctx.bottom_half(|| {}).unwrap();
         steady(|| {
             let tasks = [(); 4].map(|()| {
                 let shared = Rc::clone(&shared);

@@ -72,7 +72,8 @@ fn beneath_a_round_of_the_loop() {
             let polls = Coroutine::builder().name("polls").create(move || {
                 ctx.schedule_oneshot(|| {
                     deep(0);
-                });
+                })
+                .unwrap();
                 ctx.poll(false);
             });
             polls.unwrap().enter();

@@ -24,19 +24,21 @@ fn what_is_ready_in_memory_is_served() {
     AioContext::run(|ctx| {
         let ready = Arc::new(AtomicBool::new(false));
         let runs = Arc::new(AtomicUsize::new(0));
-        let handler = ctx.poll_handler(
-            {
-                let ready = Arc::clone(&ready);
-                move || ready.load(Ordering::Acquire)
-            },
-            {
-                let (ready, runs) = (Arc::clone(&ready), Arc::clone(&runs));
-                move || {
-                    ready.store(false, Ordering::Release);
-                    runs.fetch_add(1, Ordering::Relaxed);
-                }
-            },
-        );
+        let handler = ctx
+            .poll_handler(
+                {
+                    let ready = Arc::clone(&ready);
+                    move || ready.load(Ordering::Acquire)
+                },
+                {
+                    let (ready, runs) = (Arc::clone(&ready), Arc::clone(&runs));
+                    move || {
+                        ready.store(false, Ordering::Release);
+                        runs.fetch_add(1, Ordering::Relaxed);
+                    }
+                },
+            )
+            .unwrap();
         assert!(!ctx.poll(false));
         for expected in 1..=100 {
             let (ready, notify) = (Arc::clone(&ready), ctx.clone());
@@ -61,15 +63,17 @@ fn a_handler_that_polls_is_not_called_again() {
     AioContext::run(|ctx| {
         let (depth, deepest) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (polls, seen) = (ctx.clone(), Arc::clone(&deepest));
-        let _handler = ctx.poll_handler(
-            || true,
-            move || {
-                seen.fetch_max(depth.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
-                assert!(depth.load(Ordering::Relaxed) < 100, "it is entered without end");
-                polls.poll(false);
-                depth.fetch_sub(1, Ordering::Relaxed);
-            },
-        );
+        let _handler = ctx
+            .poll_handler(
+                || true,
+                move || {
+                    seen.fetch_max(depth.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    assert!(depth.load(Ordering::Relaxed) < 100, "it is entered without end");
+                    polls.poll(false);
+                    depth.fetch_sub(1, Ordering::Relaxed);
+                },
+            )
+            .unwrap();
         assert!(ctx.poll(false));
         assert_eq!(deepest.load(Ordering::Relaxed), 1);
     });
@@ -82,13 +86,16 @@ fn a_handler_may_remove_itself() {
         let slot = Arc::new(Mutex::new(None::<PollHandler>));
         let runs = Arc::new(AtomicUsize::new(0));
         let (own, counted) = (Arc::clone(&slot), Arc::clone(&runs));
-        *slot.lock() = Some(ctx.poll_handler(
-            || true,
-            move || {
-                counted.fetch_add(1, Ordering::Relaxed);
-                drop(own.lock().take());
-            },
-        ));
+        *slot.lock() = Some(
+            ctx.poll_handler(
+                || true,
+                move || {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    drop(own.lock().take());
+                },
+            )
+            .unwrap(),
+        );
         (0..3).for_each(|_| _ = ctx.poll(false));
         assert_eq!((runs.load(Ordering::Relaxed), Arc::strong_count(&slot)), (1, 1));
     });
@@ -98,7 +105,7 @@ fn a_handler_may_remove_itself() {
 fn a_source_that_is_always_ready_starves_no_descriptor() {
     // X4, X5: a descriptor is served though a poll handler keeps the loop busy
     AioContext::run(|ctx| {
-        let _busy = ctx.poll_handler(|| true, || {});
+        let _busy = ctx.poll_handler(|| true, || {}).unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"x").unwrap();
         let reader = spawn(move || wait_readable(&near).and_then(|()| (&near).read(&mut [0; 8])));
@@ -190,5 +197,27 @@ fn a_wait_for_a_descriptor_ends_early() {
         let error = refused.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
         assert!(error.to_string().contains("read it through File"), "{error}");
+    });
+}
+
+#[test]
+fn handler_deletes_itself() {
+    // X4, X5, X11: a poll handler that receives its own handle deletes itself; until then it is listed, and then freed
+    AioContext::run(|ctx| {
+        let (freed, lists) = (Arc::new(()), ctx.clone());
+        let kept = Arc::clone(&freed);
+        let handler = ctx.poll_handler_with(
+            || true,
+            move |own| {
+                let _ = &kept;
+                assert!(lists.poll_handlers()[0].is_running);
+                own.delete();
+            },
+        );
+        let handler = handler.unwrap();
+        assert_eq!(ctx.poll_handlers()[0].window, Duration::ZERO);
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!((Arc::strong_count(&freed), ctx.poll_handlers().len()), (1, 0));
+        drop(handler);
     });
 }

@@ -370,7 +370,7 @@ fn a_panic_in_the_loop_leaves_no_scope_behind() {
                     }
                 }));
                 ctx.poll(false);
-                ctx.schedule_oneshot(|| panic!("bottom half"));
+                ctx.schedule_oneshot(|| panic!("bottom half")).unwrap();
                 let caught = (log.on_drop("never-started"), frame);
                 drop(s.spawn(move || drop(caught)));
             });
@@ -454,7 +454,7 @@ fn a_destructor_that_spawns_in_its_scope() {
                     suspend();
                 }));
                 ctx.poll(false);
-                ctx.schedule_oneshot(|| panic!("bottom half"));
+                ctx.schedule_oneshot(|| panic!("bottom half")).unwrap();
             });
         });
         assert_eq!(said, "bottom half");
@@ -554,7 +554,7 @@ fn a_hundred_thousand() {
                     let (frame, caught) = (&frame, Rc::clone(&caught));
                     drop(s.spawn(move || drop((frame, caught))));
                 }
-                ctx.schedule_oneshot(|| panic!("bottom half"));
+                ctx.schedule_oneshot(|| panic!("bottom half")).unwrap();
             });
         });
         assert_eq!(Rc::strong_count(&caught), 1);

@@ -147,7 +147,8 @@ fn hand_overs_leave_the_callers_stack_where_it_is() {
             ctx.schedule_oneshot({
                 let lowest = Arc::clone(&lowest);
                 move || lowest.store(stack_address(), Ordering::Relaxed)
-            });
+            })
+            .unwrap();
             ctx.poll(false);
             let address = lowest.load(Ordering::Relaxed);
             (low, high) = (low.min(address), high.max(address));

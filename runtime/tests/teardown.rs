@@ -3,14 +3,16 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 
-use common::{Log, panic_of, text};
+use common::{Log, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, JoinHandle, spawn, suspend, yield_now,
+    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, Interest, JoinHandle, LoopThread, spawn, suspend,
+    yield_now,
 };
 
 #[test]
@@ -164,9 +166,9 @@ fn callbacks_that_panic_when_dropped() {
     let said = panic_of(|| {
         AioContext::run(|ctx| {
             let bomb = Bomb;
-            ctx.schedule_oneshot(move || drop(bomb));
+            ctx.schedule_oneshot(move || drop(bomb)).unwrap();
             let second = log.on_drop("second");
-            ctx.schedule_oneshot(move || drop(second));
+            ctx.schedule_oneshot(move || drop(second)).unwrap();
             let third = log.on_drop("coroutine");
             Coroutine::new(move || drop(third));
         })
@@ -238,7 +240,7 @@ fn destructors_may_wake_and_enter_nobody_goes_on() {
                         let _ = co.schedule();
                         co.waker().wake();
                     }
-                    ctx.schedule_oneshot(|| unreachable!("the context ends"));
+                    ctx.schedule_oneshot(|| unreachable!("the context ends")).unwrap_err();
                     log.add("acted");
                 }));
                 suspend();
@@ -325,12 +327,14 @@ fn callbacks_and_fds_go_with_the_context() {
     let slot = Arc::new(Mutex::new(None::<BottomHalf>));
     let (ctx, bh, watch) = AioContext::run(|ctx| {
         let drops = log.on_drop("bottom-half");
-        let bh = ctx.bottom_half({
-            let slot = Arc::clone(&slot);
-            move || {
-                let _ = (&drops, &slot);
-            }
-        });
+        let bh = ctx
+            .bottom_half({
+                let slot = Arc::clone(&slot);
+                move || {
+                    let _ = (&drops, &slot);
+                }
+            })
+            .unwrap();
         let drops = log.on_drop("watch");
         let handler = move |_| {
             let _ = &drops;
@@ -448,4 +452,127 @@ fn one_that_destructors_made_ready_is_unwound_off_the_list() {
         first.enter();
         last.enter();
     });
+}
+
+/// Registers a closure that owns `owned` with the context in each way. Returns the errors.
+fn register_in_each_way<T: Send + Sync + Clone + 'static>(ctx: &AioContext, owned: &T) -> Vec<String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let owner = || {
+        let owned = owned.clone();
+        move || _ = &owned
+    };
+    let (near, _far) = UnixStream::pair().unwrap();
+    let watch = owner();
+    let ready = owner();
+    [
+        ctx.bottom_half(owner()).err().as_ref().map(|error| text(error)),
+        ctx.schedule_oneshot(owner()).err().as_ref().map(|error| text(error)),
+        ctx.timer(owner()).err().as_ref().map(|error| text(error)),
+        ctx.watch(near, Interest::Read, move |_| watch()).err().as_ref().map(|error| text(error)),
+        ctx.poll_handler(move || matches!(ready(), ()), owner()).err().as_ref().map(|error| text(error)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[test]
+fn ended_context_rejects_closures() {
+    // X3, X4, X5, X7: whatever is registered with a context that has ended is dropped at once, and the caller gets an error
+    // with the remedy; so too within the destructor of a closure or a coroutine that is dropped at the end
+    struct AtEnd(AioContext, Arc<()>, Arc<Mutex<Vec<String>>>);
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            self.2.lock().unwrap().extend(register_in_each_way(&self.0, &self.1));
+        }
+    }
+    let (owned, errors) = (Arc::new(()), Arc::new(Mutex::new(Vec::new())));
+    let at_end = |ctx: &AioContext| AtEnd(ctx.clone(), Arc::clone(&owned), Arc::clone(&errors));
+    let (ctx, bh, timer) = AioContext::builder()
+        .unwind_report(false)
+        .run(|ctx| {
+            let (closure, coroutine) = (at_end(ctx), at_end(ctx));
+            drop(spawn(move || {
+                let _coroutine = coroutine;
+                suspend();
+            }));
+            ctx.poll(false);
+            ctx.schedule_oneshot(move || drop(closure)).unwrap();
+            // Handles that outlive the context do nothing to it.
+            (ctx.clone(), ctx.bottom_half(|| {}).unwrap(), ctx.timer(|| {}).unwrap())
+        })
+        .unwrap();
+    let all = [
+        "cannot create a bottom half",
+        "cannot schedule a one-shot callback",
+        "cannot create a timer",
+        "cannot watch a descriptor",
+        "cannot add a poll handler",
+    ]
+    .map(|what| format!("{what}: the context has ended; do so while its `run` or its thread is running"));
+    assert_eq!(std::mem::take(&mut *errors.lock().unwrap()), [&all[..], &all[..]].concat());
+    assert_eq!(register_in_each_way(&ctx, &owned), all);
+    bh.schedule();
+    timer.arm_after(std::time::Duration::ZERO);
+    assert!(timer.deadline().is_none());
+    assert_eq!(
+        (ctx.bottom_halves().len(), ctx.timers().len(), ctx.watches().len(), ctx.poll_handlers().len()),
+        (0, 0, 0, 0)
+    );
+    drop((bh, timer));
+    assert_eq!(Arc::strong_count(&owned), 1);
+}
+
+#[test]
+fn closures_are_run_or_dropped_while_a_context_ends() {
+    // X3, X10: closures that another thread hands to a loop thread while that stops, and that own its context, are each run or
+    // dropped: none keeps the context
+    for _ in 0..scaled(300) {
+        let (worker, owned) = (LoopThread::start("worker").unwrap(), Arc::new(()));
+        let (ctx, begun) = (worker.context().clone(), Barrier::new(2));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                begun.wait();
+                loop {
+                    let (keeps, own) = (Arc::clone(&owned), ctx.clone());
+                    if ctx.schedule_oneshot(move || drop((keeps, own))).is_err() {
+                        return;
+                    }
+                }
+            });
+            begun.wait();
+            worker.stop().unwrap();
+        });
+        assert_eq!(Arc::strong_count(&owned), 1);
+    }
+}
+
+#[test]
+fn closures_are_dropped_without_any_lock() {
+    // X4: at the end of a context its closures are dropped while neither a table's lock nor the context's is held: another
+    // thread, for which a destructor waits, can use the context
+    struct AsksAnother(AioContext, mpsc::Sender<bool>);
+    impl Drop for AsksAnother {
+        fn drop(&mut self) {
+            let AsksAnother(ctx, told) = self;
+            let free = || ctx.try_acquire().is_some() && register_in_each_way(ctx, &()).len() == 5;
+            told.send(thread::scope(|scope| scope.spawn(free).join().unwrap())).unwrap();
+        }
+    }
+    let (told, tell) = mpsc::channel();
+    AioContext::run(|ctx| {
+        let closure = || {
+            let owned = AsksAnother(ctx.clone(), told.clone());
+            move || _ = &owned
+        };
+        let (near, _far) = UnixStream::pair().unwrap();
+        let (watch, ready) = (closure(), closure());
+        std::mem::forget(ctx.bottom_half(closure()));
+        std::mem::forget(ctx.timer(closure()));
+        std::mem::forget(ctx.watch(near, Interest::Read, move |_| watch()));
+        std::mem::forget(ctx.poll_handler(move || matches!(ready(), ()), || {}));
+        ctx.schedule_oneshot(closure()).unwrap();
+    });
+    drop(told);
+    assert_eq!(tell.iter().collect::<Vec<_>>(), [true; 5]);
 }

@@ -165,7 +165,7 @@ fn stopped_under_load() {
     /// Nobody kicks: whoever waits does so in small steps, each a coroutine of the loop that it waits for.
     fn kick_by_turns(ctx: &AioContext) -> bool {
         let kicker = ctx.clone();
-        ctx.schedule_oneshot(move || kicker.kick());
+        ctx.schedule_oneshot(move || kicker.notify()).unwrap();
         false
     }
 }
@@ -198,7 +198,7 @@ fn a_panic_in_the_loop_ends_its_thread() {
     // X10: what panics in the loop without a handle to tell ends the thread; `stop` hands the payload out, handles report it
     let worker = start("worker");
     let waiting = worker.context().spawn(suspend);
-    worker.context().schedule_oneshot(|| panic!("bottom half"));
+    worker.context().schedule_oneshot(|| panic!("bottom half")).unwrap();
     assert!(waiting.join().unwrap_err().is::<Cancelled>());
     assert_eq!(text(&*worker.stop().unwrap_err()), "bottom half");
     drop(start("another"));
@@ -398,7 +398,7 @@ fn poll_while_at_home() {
                 let _guard = ctx.acquire();
                 // Relaxed: the lock, and the kick, carry it over.
                 go.store(false, Ordering::Relaxed);
-                ctx.kick();
+                ctx.notify();
             }
         });
         ctx.poll_while(|| go.load(Ordering::Relaxed));
@@ -434,7 +434,7 @@ fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
             yield_now();
             let _guard = ctx.acquire();
             counter.fetch_sub(1, Ordering::Relaxed);
-            ctx.kick();
+            ctx.notify();
         }
     }));
     left

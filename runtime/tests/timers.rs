@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 /// A timer that writes down that it fired.
 fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
     let log = log.clone();
-    ctx.timer(move || log.add(what))
+    ctx.timer(move || log.add(what)).unwrap()
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn within_a_round_they_come_last() {
         let seen = log.clone();
         let watch = ctx.watch(near, Interest::Read, move |_| seen.add("descriptor")).unwrap();
         let seen = log.clone();
-        let bh = ctx.bottom_half(move || seen.add("bottom-half"));
+        let bh = ctx.bottom_half(move || seen.add("bottom-half")).unwrap();
         // Bottom halves keep descriptors waiting for some rounds, so all three are not in each of them.
         let order = loop {
             timer.arm_at(Instant::now());
@@ -90,15 +90,17 @@ fn a_callback_may_do_with_its_timer_as_it_likes() {
         let slot = Arc::new(Mutex::new(None::<Timer>));
         let (inner, runs, polls) = (Arc::clone(&slot), Arc::new(AtomicUsize::new(0)), ctx.clone());
         let counted = Arc::clone(&runs);
-        let timer = ctx.timer(move || {
-            let run = counted.fetch_add(1, Ordering::Relaxed);
-            if run == 3 {
-                return drop(inner.lock().take());
-            }
-            inner.lock().as_ref().unwrap().arm_at(Instant::now());
-            polls.poll(false);
-            assert_eq!(counted.load(Ordering::Relaxed), run + 1, "it is not entered again");
-        });
+        let timer = ctx
+            .timer(move || {
+                let run = counted.fetch_add(1, Ordering::Relaxed);
+                if run == 3 {
+                    return drop(inner.lock().take());
+                }
+                inner.lock().as_ref().unwrap().arm_at(Instant::now());
+                polls.poll(false);
+                assert_eq!(counted.load(Ordering::Relaxed), run + 1, "it is not entered again");
+            })
+            .unwrap();
         timer.arm_at(Instant::now());
         *slot.lock() = Some(timer);
         for expected in 1..=4 {
@@ -116,11 +118,13 @@ fn a_nested_poll_goes_on_where_the_round_stands() {
     AioContext::run(|ctx| {
         let log = Log::default();
         let (polls, seen) = (ctx.clone(), log.clone());
-        let first = ctx.timer(move || {
-            seen.add("first");
-            polls.poll(false);
-            seen.add("end-of-first");
-        });
+        let first = ctx
+            .timer(move || {
+                seen.add("first");
+                polls.poll(false);
+                seen.add("end-of-first");
+            })
+            .unwrap();
         let (second, third) = (logging(ctx, &log, "second"), logging(ctx, &log, "third"));
         let now = Instant::now();
         [&first, &second, &third].iter().for_each(|timer| timer.arm_at(now));
@@ -134,7 +138,7 @@ fn a_callback_that_panics_leaves_the_others() {
     // C8, X7: a panic goes on in the poll; the timer can be armed again, and those that were due fire in the next round
     AioContext::run(|ctx| {
         let log = Log::default();
-        let fails = ctx.timer(|| panic!("in a timer"));
+        let fails = ctx.timer(|| panic!("in a timer")).unwrap();
         let other = logging(ctx, &log, "other");
         for _ in 0..2 {
             let now = Instant::now();
@@ -153,7 +157,7 @@ fn armed_from_elsewhere_it_wakes_the_loop() {
     AioContext::run(|ctx| {
         let fired = Arc::new(AtomicBool::new(false));
         let rings = Arc::clone(&fired);
-        let timer = Arc::new(ctx.timer(move || rings.store(true, Ordering::Relaxed)));
+        let timer = Arc::new(ctx.timer(move || rings.store(true, Ordering::Relaxed)).unwrap());
         timer.arm_after(Duration::from_secs(3600));
         let arms = Arc::clone(&timer);
         let other = thread::spawn(move || arms.arm_at(Instant::now()));
@@ -180,7 +184,7 @@ fn a_million_at_once() {
         let timers: Vec<_> = (0..count)
             .map(|n| {
                 let fired = Arc::clone(&fired);
-                let timer = ctx.timer(move || fired.lock().push(n));
+                let timer = ctx.timer(move || fired.lock().push(n)).unwrap();
                 timer.arm_after(Duration::from_secs(3600));
                 timer.arm_at(due(n));
                 timer
@@ -220,7 +224,7 @@ fn a_sleep_lasts_its_time() {
 fn a_sleep_without_end_runs_the_loop() {
     // X7, S4: a sleep for longer than the clock can tell has no end, on the thread's own stack too: the loop runs meanwhile
     AioContext::run(|ctx| {
-        ctx.schedule_oneshot(|| panic!("the loop runs"));
+        ctx.schedule_oneshot(|| panic!("the loop runs")).unwrap();
         assert_eq!(panic_of(|| sleep(Duration::MAX)), "the loop runs");
     });
 }
@@ -261,4 +265,66 @@ fn sleepers_are_unwound() {
         })
         .unwrap();
     assert_eq!(log.take(), "unwound");
+}
+
+#[test]
+fn callback_uses_its_own_timer() {
+    // X7: a callback that receives its own handle arms, disarms and deletes its timer, without owning a handle; it is freed
+    // when it has returned
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let timer = ctx.timer_with({
+            let (log, drops) = (log.clone(), log.on_drop("dropped"));
+            let mut run = 0;
+            move |own| {
+                let _ = &drops;
+                run += 1;
+                log.add(run);
+                own.arm_at(Instant::now());
+                match run {
+                    1 => {}
+                    2 => own.disarm(),
+                    _ => own.delete(),
+                }
+            }
+        });
+        let timer = timer.unwrap();
+        timer.arm_at(Instant::now());
+        assert!(ctx.poll(false) && ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "1 2");
+        timer.arm_at(Instant::now());
+        assert!(ctx.poll(false) && !ctx.poll(false));
+        assert_eq!(log.take(), "3 dropped");
+        let next = logging(ctx, &log, "next");
+        next.arm_at(Instant::now());
+        timer.disarm();
+        drop(timer);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "next");
+    });
+}
+
+#[test]
+fn timers_are_listed() {
+    // X11: each timer with its deadline and place, the one whose callback runs as such; those of sleeps too
+    AioContext::run(|ctx| {
+        let lists = ctx.clone();
+        let line = line!() + 1;
+        let timer = ctx.timer(move || assert!(lists.timers()[0].is_running)).unwrap();
+        let listed = ctx.timers();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].deadline, listed[0].has_callback, listed[0].is_running), (None, true, false));
+        assert_eq!((listed[0].created_at.file(), listed[0].created_at.line()), (file!(), line));
+        let now = Instant::now();
+        timer.arm_at(now);
+        assert_eq!(ctx.timers()[0].deadline, Some(now));
+        assert!(ctx.poll(false));
+        let sleeper = spawn(|| sleep(Duration::from_secs(3600)));
+        ctx.poll(false);
+        let listed = ctx.timers();
+        assert_eq!(listed.len(), 2);
+        assert!(!listed[1].has_callback && listed[1].deadline.is_some());
+        sleeper.cancel();
+        assert!(sleeper.join().unwrap().is_err());
+    });
 }

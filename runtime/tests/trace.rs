@@ -173,7 +173,7 @@ fn recursive_entry_is_in_the_log() {
 fn a_panic_leaves_a_log_that_nests() {
     // C8: spans and coroutines that unwound are over
     let recording = traced(|context| {
-        context.schedule_oneshot(|| panic!("in a bottom half"));
+        context.schedule_oneshot(|| panic!("in a bottom half")).unwrap();
         let _ = catch_unwind(AssertUnwindSafe(|| context.poll(false))).unwrap_err();
         let left = named("left", suspend);
         left.enter();

@@ -41,7 +41,8 @@ fn woken_outside_a_coroutine_it_is_entered_now() {
                 waker.wake();
                 log.add("bottom-half");
             }
-        });
+        })
+        .unwrap();
         ctx.poll(false);
         assert_eq!(log.take(), "x bottom-half");
     });

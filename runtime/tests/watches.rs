@@ -3,13 +3,16 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use common::{Log, panic_of};
-use coralio_runtime::{AioContext, BottomHalf, Coroutine, Interest, Watch, suspend};
+use coralio_runtime::{
+    AioContext, BottomHalf, Coroutine, EventNotifier, Interest, Watch, spawn, suspend, wait_readable,
+};
 
 /// Both ends, blocking: a handler that reads though there is nothing would hang.
 fn pair() -> (Arc<UnixStream>, UnixStream) {
@@ -161,7 +164,7 @@ fn a_handler_that_polls_is_not_entered_again() {
             let ctx = ctx.clone();
             move || {
                 asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             }
         });
         let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
@@ -197,7 +200,7 @@ fn a_handler_that_polls_on_a_closed_fd_sleeps_too() {
             let ctx = ctx.clone();
             move || {
                 asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             }
         });
         let slot = Slot::default();
@@ -248,10 +251,12 @@ fn bottom_halves_do_not_starve_a_ready_fd() {
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let slot = Arc::new(Mutex::new(None::<BottomHalf>));
-        let busy = ctx.bottom_half({
-            let slot = Arc::clone(&slot);
-            move || slot.lock().unwrap().as_ref().unwrap().schedule()
-        });
+        let busy = ctx
+            .bottom_half({
+                let slot = Arc::clone(&slot);
+                move || slot.lock().unwrap().as_ref().unwrap().schedule()
+            })
+            .unwrap();
         busy.schedule();
         slot.lock().unwrap().replace(busy);
         let served = Arc::new(AtomicBool::new(false));
@@ -352,7 +357,7 @@ fn a_foreign_poll_serves_watches_once() {
                     }
                 }
                 stop.store(true, Ordering::Relaxed);
-                ctx.schedule_oneshot(|| {});
+                ctx.schedule_oneshot(|| {}).unwrap();
             });
             while !stop.load(Ordering::Relaxed) {
                 ctx.poll(true);
@@ -376,5 +381,192 @@ fn errors_teach() {
         assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
         assert!(refused.to_string().contains("regular files"), "{refused}");
         assert!(!ctx.poll(false));
+    });
+}
+
+/// Owns something that registers, removes and looks when it is dropped.
+struct Busybody(AioContext, Vec<Watch>);
+
+impl Drop for Busybody {
+    fn drop(&mut self) {
+        self.1.clear();
+        let (near, _far) = UnixStream::pair().unwrap();
+        drop(self.0.watch(near, Interest::Read, |_| {}));
+        self.0.watches();
+    }
+}
+
+#[test]
+fn rejected_handler_is_dropped_outside_lock() {
+    // X4: the handler and the owner of a descriptor that the kernel refuses are dropped while no lock is held: their
+    // destructors remove and add watches
+    AioContext::run(|ctx| {
+        let watched = || {
+            let (near, _far) = UnixStream::pair().unwrap();
+            ctx.watch(near, Interest::Read, |_| {}).unwrap()
+        };
+        for interest in [Interest::Read, Interest::None] {
+            let keeps = Busybody(ctx.clone(), vec![watched()]);
+            let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+            let refused = ctx.watch(regular, interest, move |_| _ = &keeps).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            assert!(ctx.watches().is_empty());
+        }
+    });
+}
+
+/// Looks at its context's watches whenever it is asked for its descriptor, and when it is dropped.
+struct Curious(UnixStream, AioContext, Arc<AtomicUsize>);
+
+impl AsFd for Curious {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.1.watches();
+        self.2.fetch_add(1, Ordering::Relaxed);
+        self.0.as_fd()
+    }
+}
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        self.1.watches();
+    }
+}
+
+#[test]
+fn as_fd_is_not_called_under_lock() {
+    // X4: `as_fd` is code of the user's, and may use the context's watches; it is called once, and not under the lock
+    let asked = Arc::new(AtomicUsize::new(0));
+    AioContext::run(|ctx| {
+        let watch_one = || {
+            let (near, far) = UnixStream::pair().unwrap();
+            drop(far);
+            let polls = ctx.clone();
+            let (ask, asked_for) = mpsc::channel::<()>();
+            let one_shot = ctx.clone();
+            let helper = thread::spawn(move || {
+                asked_for.recv().unwrap();
+                one_shot.schedule_oneshot(|| {}).unwrap();
+            });
+            let mut helper = Some((ask, helper));
+            ctx.watch_with(Curious(near, ctx.clone(), Arc::clone(&asked)), Interest::Read, move |own, _| {
+                let (ask, helper) = helper.take().unwrap();
+                ask.send(()).unwrap();
+                // It sleeps, so the descriptor is masked.
+                while !polls.poll(true) {}
+                helper.join().unwrap();
+                own.set_interest(Interest::None).unwrap();
+            })
+            .unwrap()
+        };
+        let (removed, kept) = (watch_one(), watch_one());
+        while ctx.watches().iter().any(|watch| watch.interest != Interest::None) {
+            ctx.poll(true);
+        }
+        ctx.dump();
+        drop(removed);
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        std::mem::forget(kept);
+    });
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn handler_deletes_its_own_watch() {
+    // X4: a handler that receives its own handle ends the watch: it is not called again, its closure is dropped when it has
+    // returned, and the handle that is left does nothing, also when another watch has taken the place
+    AioContext::run(|ctx| {
+        let log = Log::default();
+        let (near, far) = pair();
+        let watch = ctx.watch_with(Arc::clone(&near), Interest::Read, {
+            let (log, drops) = (log.clone(), log.on_drop("dropped"));
+            move |own, ready| {
+                let _ = &drops;
+                assert!(ready.readable);
+                own.delete();
+                own.delete();
+                log.add("called");
+            }
+        });
+        let watch = watch.unwrap();
+        drop(far);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "called dropped");
+        assert!(!ctx.poll(false) && ctx.watches().is_empty());
+        assert_eq!(Arc::strong_count(&near), 1);
+        let logged = log.clone();
+        let _next = ctx.watch(Arc::clone(&near), Interest::Read, move |_| logged.add("next")).unwrap();
+        watch.set_interest(Interest::None).unwrap();
+        drop(watch);
+        assert!(ctx.poll(false));
+        assert_eq!(log.take(), "next");
+    });
+}
+
+#[test]
+fn event_notifier_calls_its_handler_once_for_each_event() {
+    // X4: an event that is set several times, by another thread, is one call; it is cleared before the call, so one that is
+    // set within the handler is another
+    AioContext::run(|ctx| {
+        let event = Arc::new(EventNotifier::new().unwrap());
+        let log = Log::default();
+        let watch = ctx.watch_notifier(Arc::clone(&event), {
+            let (event, log) = (Arc::clone(&event), log.clone());
+            let mut again = true;
+            move || {
+                log.add("event");
+                if std::mem::take(&mut again) {
+                    event.notify();
+                }
+            }
+        });
+        let watch = watch.unwrap();
+        assert!(!ctx.poll(false));
+        thread::scope(|scope| {
+            scope.spawn(|| (0..3).for_each(|_| event.notify()));
+            while log.take().is_empty() {
+                ctx.poll(true);
+            }
+        });
+        while ctx.poll(false) {}
+        assert!(!event.test_and_clear(), "the handler's own event was served");
+        drop(watch);
+        event.notify();
+        assert!(!ctx.poll(false));
+        assert!(event.test_and_clear() && !event.test_and_clear());
+        assert_eq!(Arc::strong_count(&event), 1);
+        // A coroutine waits for it.
+        let waits = spawn({
+            let event = Arc::clone(&event);
+            move || wait_readable(&*event).map(|()| event.test_and_clear())
+        });
+        assert!(ctx.poll(false));
+        assert!(!waits.is_finished());
+        event.notify();
+        assert!(waits.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn watches_are_listed() {
+    // X11: each watch with its descriptor, interest and place, the one whose handler runs as such
+    AioContext::run(|ctx| {
+        let (near, far) = UnixStream::pair().unwrap();
+        let fd = near.as_raw_fd();
+        let (seen, lists) = (Arc::new(AtomicBool::new(false)), ctx.clone());
+        let looked = Arc::clone(&seen);
+        let look = move |_| {
+            assert!(lists.watches()[0].is_running);
+            looked.store(true, Ordering::Relaxed);
+        };
+        let line = line!() + 1;
+        let watch = ctx.watch(near, Interest::Read, look).unwrap();
+        let listed = ctx.watches();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].fd, listed[0].interest, listed[0].is_running), (fd, Interest::Read, false));
+        assert_eq!((listed[0].created_at.file(), listed[0].created_at.line()), (file!(), line));
+        drop(far);
+        assert!(ctx.poll(false) && seen.load(Ordering::Relaxed));
+        drop(watch);
+        assert!(ctx.watches().is_empty());
     });
 }

@@ -119,7 +119,7 @@ fn a_nested_poll_submits_what_was_not_taken() {
                 first().unwrap();
                 let last = last.take().unwrap();
                 let last = spawn(last);
-                let alarm = context.bottom_half(|| {});
+                let alarm = context.bottom_half(|| {}).unwrap();
                 for _ in 0..100 {
                     if last.is_finished() {
                         return;

@@ -175,7 +175,7 @@ fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
 /// nothing else would end comes to an end.
 fn rounds_until(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
-    let alarm = context.bottom_half(|| {});
+    let alarm = context.bottom_half(|| {}).unwrap();
     for _ in 0..100 {
         if done() {
             return;

@@ -177,7 +177,7 @@ fn a_bottom_halfs_requests_gather_too() {
                 .waker()
             })
             .into();
-        context.schedule_oneshot(move || two.iter().for_each(|co| co.wake()));
+        context.schedule_oneshot(move || two.iter().for_each(|co| co.wake())).unwrap();
         let third = spawn(move || touch(&engine, 3));
         assert_eq!(third.join().unwrap(), Ok(0));
         assert_eq!(ended.get(), 2);

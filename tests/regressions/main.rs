@@ -41,7 +41,7 @@ fn try_read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> io::Result<
 /// nothing else would end.
 fn rounds(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
-    let alarm = context.bottom_half(|| {});
+    let alarm = context.bottom_half(|| {}).unwrap();
     for _ in 0..50 {
         if done() {
             return;

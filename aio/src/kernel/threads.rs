@@ -92,7 +92,7 @@ impl Target {
         }
         // The context's own protocol: published, then told; and the loop looks once more before it sleeps.
         if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
-            context.notify();
+            context.wake_loop();
         }
     }
 }

@@ -91,7 +91,7 @@ pub(crate) fn mutex(times: u64) -> f64 {
 /// A bottom half scheduled, and the round that runs it.
 pub(crate) fn bottom_half(times: u64) -> f64 {
     AioContext::run(|ctx| {
-        let bh = ctx.bottom_half(|| _ = black_box(0));
+        let bh = ctx.bottom_half(|| _ = black_box(0)).unwrap();
         let one = |_| {
             bh.schedule();
             ctx.poll(false);

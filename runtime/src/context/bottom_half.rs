@@ -6,23 +6,25 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::trace::Span;
 
 use super::AioContext;
 use super::clock::Clock;
+use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
 /// An idle bottom half runs at most this long after it was scheduled.
 const IDLE_DELAY: Duration = Duration::from_millis(10);
 
-type Callback = Box<dyn FnMut() + Send>;
+/// Called with what a handle to the bottom half consists of.
+type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
 /// When it is due.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,17 +44,19 @@ struct Entry {
     one_shot: bool,
     /// Dropped by its owner while it ran: freed when it returns.
     deleted: bool,
+    created_at: &'static Location<'static>,
 }
 
+/// A queue entry: the place in the table, and a ticket, which never repeats.
 #[derive(Clone, Copy)]
 struct Queued {
-    key: usize,
+    index: usize,
     ticket: u64,
 }
 
 #[derive(Default)]
 struct Table {
-    entries: Slab<Entry>,
+    entries: Registry<Entry>,
     scheduled: VecDeque<Queued>,
     taken: VecDeque<Queued>,
     idle: VecDeque<(Instant, Queued)>,
@@ -68,41 +72,37 @@ pub(crate) struct BottomHalves {
 }
 
 impl Table {
-    fn insert(&mut self, callback: Callback, one_shot: bool) -> usize {
-        // Tickets never repeat, so a queue entry cannot be taken for one of a later bottom half under the same key.
-        self.entries.insert(Entry { callback: Some(callback), due: Due::Never, ticket: 0, one_shot, deleted: false })
-    }
-
-    /// Whether the loop must be told.
-    fn schedule(&mut self, key: usize, due: Due, clock: &Clock) -> bool {
-        self.tickets += 1;
-        let ticket = self.tickets;
-        let entry = &mut self.entries[key];
+    /// Whether the loop must be woken.
+    fn schedule(&mut self, key: Key, due: Due, clock: &Clock) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
         // A plain schedule overrides an idle one, not the other way.
         if entry.deleted || entry.due == Due::NextRound || entry.due == due {
             return false;
         }
+        self.tickets += 1;
         entry.due = due;
-        entry.ticket = ticket;
+        entry.ticket = self.tickets;
         // One that runs is queued when it has returned: it is not entered again before.
         if entry.callback.is_some() {
-            self.enqueue(key, clock);
+            self.enqueue(key.index, clock);
         }
         true
     }
 
-    fn enqueue(&mut self, key: usize, clock: &Clock) {
-        let entry = &self.entries[key];
-        let queued = Queued { key, ticket: entry.ticket };
+    /// Whether the bottom half in this place is on a queue now.
+    fn enqueue(&mut self, index: usize, clock: &Clock) -> bool {
+        let entry = &self.entries[index];
+        let queued = Queued { index, ticket: entry.ticket };
         match entry.due {
-            Due::Never => {}
+            Due::Never => return false,
             Due::NextRound => self.scheduled.push_back(queued),
             Due::Idle => self.idle.push_back((clock.now() + IDLE_DELAY, queued)),
         }
+        true
     }
 
     fn is_current(&self, queued: Queued) -> bool {
-        self.entries.get(queued.key).is_some_and(|e| e.due != Due::Never && e.ticket == queued.ticket)
+        self.entries.at(queued.index).is_some_and(|e| e.due != Due::Never && e.ticket == queued.ticket)
     }
 
     fn is_empty(&self) -> bool {
@@ -130,30 +130,30 @@ impl Table {
     }
 
     /// The next one to run, with its callback taken out.
-    fn start_next(&mut self) -> Option<(usize, Callback)> {
+    fn start_next(&mut self) -> Option<(Key, Callback)> {
         while let Some(queued) = self.taken.pop_front() {
             if self.is_current(queued) {
-                let entry = &mut self.entries[queued.key];
+                let entry = &mut self.entries[queued.index];
                 entry.due = Due::Never;
                 if let Some(callback) = entry.callback.take() {
-                    return Some((queued.key, callback));
+                    return self.entries.key_at(queued.index).map(|key| (key, callback));
                 }
             }
         }
         None
     }
 
-    /// It has returned. Hands the callback back if nobody needs it any more, to be dropped outside the lock.
-    fn finish(&mut self, key: usize, callback: Callback, clock: &Clock) -> Option<Callback> {
-        // None: the context was closed from within.
-        let Some(entry) = self.entries.get_mut(key) else { return Some(callback) };
+    /// The callback has returned. Hands back what is to be dropped outside the lock, and whether the bottom half was
+    /// scheduled meanwhile and is on a queue now.
+    fn finish(&mut self, key: Key, callback: Callback, clock: &Clock) -> (Option<Callback>, bool) {
+        // None: the context was closed meanwhile.
+        let Some(entry) = self.entries.get_mut(key) else { return (Some(callback), false) };
         if entry.deleted || entry.one_shot {
             self.entries.remove(key);
-            return Some(callback);
+            return (Some(callback), false);
         }
         entry.callback = Some(callback);
-        self.enqueue(key, clock);
-        None
+        (None, self.enqueue(key.index, clock))
     }
 }
 
@@ -163,9 +163,9 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, by what the callbacks do.
-    pub(crate) fn run(&self, shared: &Shared) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
         /// Puts the callback back though it panicked.
-        struct Running<'a>(&'a BottomHalves, &'a Clock, usize, Option<Callback>);
+        struct Running<'a>(&'a BottomHalves, &'a Arc<Shared>, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 if let Some(callback) = self.3.take() {
@@ -178,9 +178,8 @@ impl BottomHalves {
         if !self.queued.load(Ordering::Relaxed) {
             return false;
         }
-        let clock = &shared.clock;
         let mut table = self.table.lock();
-        table.take_up(clock);
+        table.take_up(&shared.clock);
         let mut progress = false;
         loop {
             let Some((key, callback)) = table.start_next() else {
@@ -189,14 +188,14 @@ impl BottomHalves {
             };
             drop(table);
             progress = true;
-            let mut running = Running(self, clock, key, Some(callback));
+            let mut running = Running(self, shared, key, Some(callback));
             let callback = running.3.as_mut().expect("just put there");
             let told = shared.traced(Span::BottomHalf);
-            callback();
+            callback(shared, key);
             drop(told);
             let callback = running.3.take().expect("still there");
             table = self.table.lock();
-            if let Some(unneeded) = self.finish(&mut table, key, callback, clock) {
+            if let Some(unneeded) = self.finish(&mut table, key, callback, shared) {
                 drop(table);
                 drop(unneeded);
                 table = self.table.lock();
@@ -204,20 +203,33 @@ impl BottomHalves {
         }
     }
 
-    /// Schedules one that is there. Returns whether the loop must be told.
-    fn schedule(&self, table: &mut Table, key: usize, due: Due, clock: &Clock) -> bool {
-        let news = table.schedule(key, due, clock);
+    /// Adds a bottom half, or hands its callback back because the context has ended.
+    fn insert(&self, callback: Callback, one_shot: bool, created_at: &'static Location<'static>) -> Result<Key, Entry> {
+        let entry =
+            Entry { callback: Some(callback), due: Due::Never, ticket: 0, one_shot, deleted: false, created_at };
+        self.table.lock().entries.insert(entry)
+    }
+
+    /// Schedules one that is there, and wakes the loop.
+    fn schedule(&self, key: Key, due: Due, shared: &Shared) {
+        let mut table = self.table.lock();
+        let news = table.schedule(key, due, &shared.clock);
         if news {
             self.queued.store(true, Ordering::Relaxed);
         }
-        news
+        drop(table);
+        if news {
+            shared.wake_loop();
+        }
     }
 
     /// As `Table::finish`.
-    fn finish(&self, table: &mut Table, key: usize, callback: Callback, clock: &Clock) -> Option<Callback> {
-        let unneeded = table.finish(key, callback, clock);
-        // It may have been scheduled while it ran, and is on the queue now.
-        self.queued.store(true, Ordering::Relaxed);
+    fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &Shared) -> Option<Callback> {
+        let (unneeded, queued) = table.finish(key, callback, &shared.clock);
+        if queued {
+            self.queued.store(true, Ordering::Relaxed);
+            shared.wake_loop_of_another();
+        }
         unneeded
     }
 
@@ -251,51 +263,140 @@ impl BottomHalves {
         }
     }
 
-    /// Deletes all of them; callbacks are dropped outside the lock.
-    pub(crate) fn clear(&self) {
-        let all = std::mem::take(&mut *self.table.lock());
-        drop(all);
+    /// Deletes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    pub(crate) fn close(&self) -> impl Sized + use<> {
+        self.table.lock().entries.close()
     }
 }
 
 impl AioContext {
-    /// Makes a bottom half: `callback` runs in the loop's next round whenever it is scheduled.
+    /// Creates a bottom half: `callback` runs in the loop's next round whenever it is scheduled.
     ///
     /// It is `Send`, since another thread's poll may run it.
+    ///
+    /// # Errors
+    ///
+    /// The context has ended. `callback` is dropped.
     ///
     /// # Control
     ///
     /// Never switches.
     #[doc(alias = "aio_bh_new")]
-    pub fn bottom_half(&self, callback: impl FnMut() + Send + 'static) -> BottomHalf {
-        let key = self.shared.bottom_halves.table.lock().insert(Box::new(callback), false);
-        BottomHalf { shared: Arc::clone(&self.shared), key }
+    #[track_caller]
+    pub fn bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
+        self.insert_bottom_half(Box::new(move |_, _| callback()))
+    }
+
+    /// As [`bottom_half`](Self::bottom_half), for a callback that schedules, cancels or [deletes](BottomHalf::delete) its
+    /// own bottom half, whose handle it receives.
+    ///
+    /// ```
+    /// use coralio_runtime::AioContext;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let mut left = 3;
+    ///     let bh = ctx.bottom_half_with(move |own| {
+    ///         left -= 1;
+    ///         if left > 0 { own.schedule() } else { own.delete() }
+    ///     })?;
+    ///     bh.schedule();
+    ///     (0..3).for_each(|_| assert!(ctx.poll(false)));
+    ///     assert!(!ctx.poll(false));
+    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`bottom_half`](Self::bottom_half).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn bottom_half_with(
+        &self,
+        mut callback: impl FnMut(&BottomHalf) + Send + 'static,
+    ) -> Result<BottomHalf, ContextEnded> {
+        self.insert_bottom_half(Box::new(move |shared, key| {
+            callback(&BottomHalf { shared: Arc::clone(shared), key, owns: false });
+        }))
+    }
+
+    #[track_caller]
+    fn insert_bottom_half(&self, callback: Callback) -> Result<BottomHalf, ContextEnded> {
+        match self.shared.bottom_halves.insert(callback, false, Location::caller()) {
+            Ok(key) => Ok(BottomHalf { shared: Arc::clone(&self.shared), key, owns: true }),
+            Err(_rejected) => Err(ContextEnded { operation: "create a bottom half" }),
+        }
     }
 
     /// Runs `callback` once, in the loop's next round. From any thread.
+    ///
+    /// # Errors
+    ///
+    /// The context has ended. `callback` is dropped. One that was accepted, and not run when the context ends, is dropped
+    /// then.
     ///
     /// # Control
     ///
     /// Never switches.
     #[doc(alias = "aio_bh_schedule_oneshot")]
-    pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) {
+    #[track_caller]
+    pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) -> Result<(), ContextEnded> {
         let mut callback = Some(callback);
-        let run = move || {
+        let run: Callback = Box::new(move |_, _| {
             if let Some(callback) = callback.take() {
                 callback();
             }
-        };
-        {
-            let bottom_halves = &self.shared.bottom_halves;
-            let mut table = bottom_halves.table.lock();
-            let key = table.insert(Box::new(run), true);
-            bottom_halves.schedule(&mut table, key, Due::NextRound, &self.shared.clock);
+        });
+        let bottom_halves = &self.shared.bottom_halves;
+        match bottom_halves.insert(run, true, Location::caller()) {
+            Ok(key) => {
+                bottom_halves.schedule(key, Due::NextRound, &self.shared);
+                Ok(())
+            }
+            Err(_rejected) => Err(ContextEnded { operation: "schedule a one-shot callback" }),
         }
-        self.shared.notify();
+    }
+
+    /// Returns the bottom halves of this context, one-shots included. From any thread, also while the loop hangs.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn bottom_halves(&self) -> Vec<BottomHalfInfo> {
+        let table = self.shared.bottom_halves.table.lock();
+        let info = |(_, entry): (Key, &Entry)| BottomHalfInfo {
+            created_at: entry.created_at,
+            is_scheduled: entry.due == Due::NextRound,
+            is_idle_scheduled: entry.due == Due::Idle,
+            is_one_shot: entry.one_shot,
+            is_running: entry.callback.is_none(),
+        };
+        table.entries.iter().map(info).collect()
     }
 }
 
-/// A callback that the loop runs when it is scheduled. Dropping the handle deletes it, also within the callback.
+/// The state of a bottom half, as [`AioContext::bottom_halves`] returns it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BottomHalfInfo {
+    /// Where the bottom half was created.
+    pub created_at: &'static Location<'static>,
+    /// Runs in the next round.
+    pub is_scheduled: bool,
+    /// Runs within 10 ms ([`BottomHalf::schedule_idle`]).
+    pub is_idle_scheduled: bool,
+    /// Was created by [`AioContext::schedule_oneshot`].
+    pub is_one_shot: bool,
+    /// The callback runs at the moment.
+    pub is_running: bool,
+}
+
+/// A callback that the loop runs when it is scheduled. Dropping the handle deletes it, also within the callback. After the
+/// context has ended, a handle does nothing.
 ///
 /// ```
 /// use coralio_runtime::AioContext;
@@ -307,18 +408,22 @@ impl AioContext {
 ///     let bh = ctx.bottom_half({
 ///         let runs = Arc::clone(&runs);
 ///         move || { runs.fetch_add(1, Ordering::Relaxed); }
-///     });
+///     })?;
 ///     bh.schedule();
 ///     bh.schedule(); // still once
 ///     assert!(ctx.poll(false));
 ///     assert_eq!(runs.load(Ordering::Relaxed), 1);
-/// });
+///     Ok::<_, coralio_runtime::ContextEnded>(())
+/// })
+/// .unwrap();
 /// ```
 #[doc(alias = "QEMUBH")]
 #[must_use = "dropping it deletes the bottom half"]
 pub struct BottomHalf {
     shared: Arc<Shared>,
-    key: usize,
+    key: Key,
+    /// False for the handle that the callback receives, whose end deletes nothing.
+    owns: bool,
 }
 
 impl BottomHalf {
@@ -329,7 +434,7 @@ impl BottomHalf {
     /// Never switches.
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
-        self.schedule_for(Due::NextRound);
+        self.shared.bottom_halves.schedule(self.key, Due::NextRound, &self.shared);
     }
 
     /// Makes it run within the next 10 ms, without keeping the loop busy. From any thread.
@@ -339,18 +444,7 @@ impl BottomHalf {
     /// Never switches.
     #[doc(alias = "qemu_bh_schedule_idle")]
     pub fn schedule_idle(&self) {
-        self.schedule_for(Due::Idle);
-    }
-
-    fn schedule_for(&self, due: Due) {
-        let bottom_halves = &self.shared.bottom_halves;
-        let mut table = bottom_halves.table.lock();
-        let news =
-            table.entries.contains(self.key) && bottom_halves.schedule(&mut table, self.key, due, &self.shared.clock);
-        drop(table);
-        if news {
-            self.shared.notify();
-        }
+        self.shared.bottom_halves.schedule(self.key, Due::Idle, &self.shared);
     }
 
     /// Undoes a schedule: it does not run, unless it runs already. From any thread.
@@ -364,10 +458,15 @@ impl BottomHalf {
             entry.due = Due::Never;
         }
     }
-}
 
-impl Drop for BottomHalf {
-    fn drop(&mut self) {
+    /// Deletes the bottom half, as dropping its handle does. Its callback is dropped, or runs to its end first. From any
+    /// thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "qemu_bh_delete")]
+    pub fn delete(&self) {
         let mut table = self.shared.bottom_halves.table.lock();
         let Some(entry) = table.entries.get_mut(self.key) else { return };
         entry.due = Due::Never;
@@ -375,9 +474,17 @@ impl Drop for BottomHalf {
             entry.deleted = true;
             return;
         }
-        let callback = table.entries.remove(self.key);
+        let entry = table.entries.remove(self.key);
         drop(table);
-        drop(callback);
+        drop(entry);
+    }
+}
+
+impl Drop for BottomHalf {
+    fn drop(&mut self) {
+        if self.owns {
+            self.delete();
+        }
     }
 }
 

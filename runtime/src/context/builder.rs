@@ -118,8 +118,11 @@ impl ContextBuilder {
                     if fork::in_child() {
                         return;
                     }
-                    let _guard = self.0.acquire();
-                    self.0.shared.close();
+                    // No foreign poll runs a handler meanwhile.
+                    let guard = self.0.acquire();
+                    let registered = self.0.shared.close();
+                    drop(guard);
+                    drop(registered);
                 }
             }
             let _close = Close(&context);

@@ -144,7 +144,7 @@ impl<S: AsFd> CoFd<S> {
         let lines = Arc::new(Lines { read: WaitQueue::new(Edges::default()), write: WaitQueue::new(Edges::default()) });
         let told = Arc::clone(&lines);
         let lent = Lent(fd.as_raw_fd());
-        let watch = home.context.watch_events(lent, Interest::Read, true, move |events| told.report(events))?;
+        let watch = home.context.watch_edges(lent, Interest::Read, move |events| told.report(events))?;
         Ok(CoFd {
             watch,
             lines,

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, LazyCell, OnceCell};
 use std::fmt::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io, ptr};
@@ -57,7 +57,7 @@ impl Home {
         let Some(after) = patience.after.get() else { return };
         let clock = || -> io::Result<TimerFd> {
             let clock = TimerFd::new()?;
-            self.shared.epoll.add(clock.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
+            self.shared.epoll.add(clock.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
             Ok(clock)
         };
         // Without a descriptor for it there is no report, and nothing else is the worse for it.

@@ -11,17 +11,18 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
 use super::AioContext;
+use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
 /// What a watch waits for.
@@ -33,7 +34,7 @@ pub enum Interest {
     Write,
     /// Either.
     Both,
-    /// Nothing, for the time being.
+    /// Nothing, for the time being: not even a hang-up is reported.
     None,
 }
 
@@ -67,12 +68,17 @@ impl Readiness {
     }
 }
 
-/// Called with what epoll reported.
-type Handler = Box<dyn FnMut(u32) + Send>;
+/// Called with what epoll reported, and with what a handle to the watch consists of.
+type Handler = Box<dyn FnMut(u32, &Arc<Shared>, Key) + Send>;
 
 struct Entry {
-    fd: Box<dyn AsFdSend>,
+    /// Keeps the descriptor open.
+    _owner: Box<dyn Send + Sync>,
+    /// The descriptor. Looked up once, since `as_fd` is code of the user's, which may not run under the table's lock.
+    fd: RawFd,
     interest: Interest,
+    /// The descriptor is in the epoll set.
+    registered: bool,
     /// Reported once for each change, not for as long as it lasts.
     edges: bool,
     /// `None` while it runs.
@@ -84,34 +90,43 @@ struct Entry {
     /// Its token is in the queue, for these events.
     queued: bool,
     reported: u32,
-    serial: u64,
+    created_at: &'static Location<'static>,
 }
 
 impl Entry {
     fn events(&self) -> u32 {
         self.interest.events() | if self.edges { libc::EPOLLET as u32 } else { 0 }
     }
-}
 
-/// Whatever owns the descriptor, kept alive by the watch.
-trait AsFdSend: AsFd + Send + Sync {}
-impl<T: AsFd + Send + Sync> AsFdSend for T {}
+    /// Makes the epoll set agree with the entry. One that waits for nothing is out of the set: to wait for no event would
+    /// not do, since epoll reports a hang-up all the same, again and again.
+    fn update(&mut self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        let wanted = self.interest != Interest::None && !self.masked;
+        match (self.registered, wanted) {
+            (false, false) => {}
+            (false, true) => epoll.add(self.fd, self.events(), token)?,
+            (true, true) => epoll.modify(self.fd, self.events(), token)?,
+            (true, false) => epoll.remove(self.fd)?,
+        }
+        self.registered = wanted;
+        Ok(())
+    }
+}
 
 #[derive(Default)]
 struct Table {
-    entries: Slab<Entry>,
-    /// Reported and not served yet.
+    entries: Registry<Entry>,
+    /// Reported and not served yet, as tokens.
     ready: VecDeque<u64>,
     /// Handlers that run.
     running: usize,
-    serials: u64,
 }
 
 /// All watches of a context.
 #[derive(Default)]
 pub(crate) struct Watches {
     table: Mutex<Table>,
-    /// Their number, to be read without the lock: most contexts have none.
+    /// The number of those that wait for something, to be read without the lock: most contexts have none.
     count: AtomicUsize,
     /// Those among them that are reported for as long as they are ready.
     levels: AtomicUsize,
@@ -119,16 +134,10 @@ pub(crate) struct Watches {
     asked: AtomicBool,
 }
 
-/// A token tells the watches that had the same key one after the other apart.
-fn token(key: usize, serial: u64) -> u64 {
-    (serial & 0x7fff_ffff) << 32 | key as u64
-}
-
 impl Table {
-    fn entry(&mut self, token: u64) -> Option<(usize, &mut Entry)> {
-        let key = (token & 0xffff_ffff) as usize;
-        let entry = self.entries.get_mut(key)?;
-        (self::token(key, entry.serial) == token).then_some((key, entry))
+    fn entry(&mut self, token: u64) -> Option<&mut Entry> {
+        let key = self.entries.key_of(token)?;
+        self.entries.get_mut(key)
     }
 }
 
@@ -140,10 +149,22 @@ impl Watches {
         self.count.load(Ordering::Relaxed) == 0
     }
 
+    /// Counts a watch whose interest changes. Under the lock.
+    fn recount(&self, edges: bool, before: Interest, after: Interest) {
+        let counts = if edges { &[&self.count][..] } else { &[&self.count, &self.levels][..] };
+        for count in counts {
+            match (before == Interest::None, after == Interest::None) {
+                (true, false) => _ = count.fetch_add(1, Ordering::Relaxed),
+                (false, true) => _ = count.fetch_sub(1, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+    }
+
     /// Queues what epoll reports. What an outer round has queued and not served yet is served once.
     pub(crate) fn report(&self, ready: Ready) {
         let mut table = self.table.lock();
-        let Some((_, entry)) = table.entry(ready.token) else { return };
+        let Some(entry) = table.entry(ready.token) else { return };
         entry.reported |= ready.events;
         if !std::mem::replace(&mut entry.queued, true) {
             table.ready.push_back(ready.token);
@@ -160,7 +181,7 @@ impl Watches {
 
     /// As `report`, for what ended a sleep: edges alone, which are not reported again.
     pub(crate) fn report_edge(&self, ready: Ready) {
-        let is_edge = self.table.lock().entry(ready.token).is_some_and(|(_, entry)| entry.edges);
+        let is_edge = self.table.lock().entry(ready.token).is_some_and(|entry| entry.edges);
         if is_edge {
             self.report(ready);
         }
@@ -177,9 +198,10 @@ impl Watches {
         self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether something reported has not been served.
+    /// Whether something reported has not been served. Not if nothing is waited for: then no round looks at the queue, in
+    /// which removed watches may have been left.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.table.lock().ready.is_empty()
+        !self.is_empty() && !self.table.lock().ready.is_empty()
     }
 
     /// Serves what was reported. Returns whether any handler ran.
@@ -187,31 +209,37 @@ impl Watches {
     /// # Control
     ///
     /// May enter and poll, by what the handlers do.
-    pub(crate) fn run(&self, shared: &Shared) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
         /// Puts the handler back though it panicked.
-        struct Running<'a>(&'a Watches, &'a Epoll, u64, Option<Handler>);
+        struct Running<'a>(&'a Shared, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
-                let handler = self.3.take().expect("put back once");
-                let unneeded = self.0.finish(self.1, self.2, handler);
+                let handler = self.2.take().expect("put back once");
+                let unneeded = self.0.watches.finish(self.0, self.1, handler);
                 drop(unneeded);
             }
         }
         let mut progress = false;
         loop {
-            let Some((token, events, handler)) = self.start_next() else { return progress };
+            let Some((key, events, handler)) = self.start_next() else { return progress };
             progress = true;
-            let mut running = Running(self, &shared.epoll, token, Some(handler));
+            let mut running = Running(shared, key, Some(handler));
             let _told = shared.traced(Span::Watch);
-            running.3.as_mut().expect("just put there")(events);
+            running.2.as_mut().expect("just put there")(events, shared, key);
         }
     }
 
-    fn start_next(&self) -> Option<(u64, u32, Handler)> {
+    fn start_next(&self) -> Option<(Key, u32, Handler)> {
         let mut table = self.table.lock();
-        while let Some(token) = table.ready.pop_front() {
-            let Some((_, entry)) = table.entry(token) else { continue };
+        let Table { entries, ready, running } = &mut *table;
+        while let Some(token) = ready.pop_front() {
+            let Some(key) = entries.key_of(token) else { continue };
+            let entry = entries.get_mut(key)?;
             entry.queued = false;
+            if entry.edges && entry.handler.is_none() {
+                // An edge is reported once: it is kept until the handler has returned.
+                continue;
+            }
             let events = std::mem::take(&mut entry.reported);
             // What it is ready for may be unwanted by now; errors are always wanted.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
@@ -219,32 +247,36 @@ impl Watches {
                 && events & wanted != 0
                 && let Some(handler) = entry.handler.take()
             {
-                table.running += 1;
-                return Some((token, events & wanted, handler));
+                *running += 1;
+                return Some((key, events & wanted, handler));
             }
         }
         None
     }
 
-    fn finish(&self, epoll: &Epoll, token: u64, handler: Handler) -> Option<(Handler, Option<Entry>)> {
+    /// The handler has returned. Hands back what is to be dropped outside the lock.
+    fn finish(&self, shared: &Shared, key: Key, handler: Handler) -> Option<(Handler, Option<Entry>)> {
         let mut table = self.table.lock();
-        // Another table, if the context was closed from within.
-        table.running = table.running.saturating_sub(1);
-        let Some((key, entry)) = table.entry(token) else { return Some((handler, None)) };
+        let Table { entries, ready, running } = &mut *table;
+        *running -= 1;
+        // None: the context was closed meanwhile.
+        let Some(entry) = entries.get_mut(key) else { return Some((handler, None)) };
         if entry.removed {
-            let entry = table.entries.remove(key);
-            return Some((handler, Some(entry)));
+            return Some((handler, entries.remove(key)));
         }
         entry.handler = Some(handler);
         if std::mem::take(&mut entry.masked) {
-            let restored = epoll.add(entry.fd.as_fd(), entry.events(), token);
+            let restored = entry.update(&shared.epoll, key.token());
             debug_assert!(restored.is_ok(), "the entry keeps the descriptor open");
+        }
+        if entry.reported != 0 && !std::mem::replace(&mut entry.queued, true) {
+            ready.push_back(key.token());
+            shared.wake_loop_of_another();
         }
         None
     }
 
-    /// Before a nested poll sleeps: takes the descriptors whose handlers run beneath it out of the set. To watch them
-    /// for nothing would not do: a hang-up is reported all the same.
+    /// Before a nested poll sleeps: takes the descriptors whose handlers run beneath it out of the set.
     pub(crate) fn mask_running(&self, epoll: &Epoll) {
         if self.is_empty() {
             return;
@@ -253,9 +285,11 @@ impl Watches {
         if table.running == 0 {
             return;
         }
-        for (_, entry) in &mut table.entries {
-            if entry.handler.is_none() && !entry.masked && !entry.removed {
-                entry.masked = epoll.remove(entry.fd.as_fd()).is_ok();
+        for entry in table.entries.iter_mut() {
+            if entry.handler.is_none() && entry.registered {
+                entry.masked = true;
+                // What is still in the set, against expectation, costs the nested poll its sleep, and nothing else.
+                let _ = entry.update(epoll, 0);
             }
         }
     }
@@ -263,9 +297,9 @@ impl Watches {
     /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
     pub(crate) fn describe(&self) -> Option<String> {
         let table = self.table.try_lock()?;
-        let one = |(_, entry): (usize, &Entry)| {
+        let one = |(_, entry): (Key, &Entry)| {
             let running = if entry.handler.is_none() { ", its handler runs" } else { "" };
-            format!("descriptor {} for {:?}{running}", entry.fd.as_fd().as_raw_fd(), entry.interest)
+            format!("descriptor {} for {:?}{running}", entry.fd, entry.interest)
         };
         let all: Vec<_> = table.entries.iter().map(one).collect();
         Some(if all.is_empty() { "none".into() } else { all.join("; ") })
@@ -278,22 +312,22 @@ impl Watches {
         }
     }
 
-    /// Removes all of them; handlers are dropped outside the lock.
-    pub(crate) fn clear(&self, epoll: &Epoll) {
-        let all = std::mem::take(&mut *self.table.lock());
+    /// Removes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    pub(crate) fn close(&self, epoll: &Epoll) -> impl Sized + use<> {
+        let mut table = self.table.lock();
         self.count.store(0, Ordering::Relaxed);
         self.levels.store(0, Ordering::Relaxed);
-        for (_, entry) in &all.entries {
-            if !entry.removed {
-                let _ = epoll.remove(entry.fd.as_fd());
-            }
+        let all = table.entries.close();
+        for entry in all.iter().filter(|entry| entry.registered) {
+            let _ = epoll.remove(entry.fd);
         }
-        drop(all);
+        all
     }
 }
 
 impl AioContext {
     /// Calls `handler` whenever `fd` is ready for what `interest` says. The watch keeps `fd` open; share it as an `Arc`.
+    /// `fd`'s `as_fd` is called once, here.
     ///
     /// It is level-triggered: the handler is called again until it has read or written. It is `Send`, since another
     /// thread's poll may call it.
@@ -301,54 +335,155 @@ impl AioContext {
     /// # Errors
     ///
     /// `AlreadyExists`: the descriptor is watched already; use [`Watch::set_interest`]. `PermissionDenied`: it cannot be
-    /// watched, as regular files cannot; they are always ready. Or no memory.
+    /// watched, as regular files cannot; they are always ready. `NotConnected`: the context has ended
+    /// ([`ContextEnded`]). Or no memory. `fd` and `handler` are dropped then.
     ///
     /// # Control
     ///
     /// Never switches.
     #[doc(alias = "aio_set_fd_handler")]
+    #[track_caller]
     pub fn watch(
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
         mut handler: impl FnMut(Readiness) + Send + 'static,
     ) -> io::Result<Watch> {
-        self.watch_events(fd, interest, false, move |events| handler(Readiness::of(events)))
+        self.insert_watch(fd, interest, false, Box::new(move |events, _, _| handler(Readiness::of(events))))
     }
 
-    /// As [`watch`](Self::watch), with what epoll says; for `edges`, the handler is called once for each change.
-    pub(super) fn watch_events(
+    /// As [`watch`](Self::watch), for a handler that changes the interest of its own watch, or
+    /// [deletes](Watch::delete) the watch: the handler receives its own handle.
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, Interest};
+    /// use std::os::unix::net::UnixStream;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let (near, far) = UnixStream::pair()?;
+    ///     let watch = ctx.watch_with(near, Interest::Read, |own, _readiness| own.delete())?;
+    ///     drop(far);
+    ///     assert!(ctx.poll(true), "the hang-up was reported");
+    ///     assert!(ctx.watches().is_empty());
+    ///     drop(watch);
+    ///     Ok::<_, std::io::Error>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`watch`](Self::watch).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn watch_with(
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
-        edges: bool,
-        handler: impl FnMut(u32) + Send + 'static,
+        mut handler: impl FnMut(&Watch, Readiness) + Send + 'static,
     ) -> io::Result<Watch> {
-        let watches = &self.shared.watches;
-        let mut table = watches.table.lock();
-        table.serials += 1;
-        let serial = table.serials;
-        let key = table.entries.vacant_key();
-        let token = token(key, serial);
+        let handler: Handler = Box::new(move |events, shared, key| {
+            handler(&Watch { shared: Arc::clone(shared), key, owns: false }, Readiness::of(events));
+        });
+        self.insert_watch(fd, interest, false, handler)
+    }
+
+    /// As [`watch`](Self::watch), with what epoll says; for `edges`, the handler is called once for each change.
+    #[track_caller]
+    pub(super) fn watch_edges(
+        &self,
+        fd: impl AsFd + Send + Sync + 'static,
+        interest: Interest,
+        mut handler: impl FnMut(u32) + Send + 'static,
+    ) -> io::Result<Watch> {
+        self.insert_watch(fd, interest, true, Box::new(move |events, _, _| handler(events)))
+    }
+
+    #[track_caller]
+    fn insert_watch(
+        &self,
+        owner: impl AsFd + Send + Sync + 'static,
+        interest: Interest,
+        edges: bool,
+        handler: Handler,
+    ) -> io::Result<Watch> {
+        let fd = owner.as_fd().as_raw_fd();
         let entry = Entry {
-            fd: Box::new(fd),
-            interest,
+            _owner: Box::new(owner),
+            fd,
+            // First it waits for all: for what the kernel refuses, `None` too is an error.
+            interest: Interest::Both,
+            registered: false,
             edges,
-            handler: Some(Box::new(handler)),
+            handler: Some(handler),
             masked: false,
             removed: false,
             queued: false,
             reported: 0,
-            serial,
+            created_at: Location::caller(),
         };
-        self.shared.epoll.add(entry.fd.as_fd(), entry.events(), token).map_err(|error| explain(&error))?;
-        table.entries.insert(entry);
-        watches.count.fetch_add(1, Ordering::Relaxed);
-        watches.levels.fetch_add(usize::from(!edges), Ordering::Relaxed);
+        let shared = &self.shared;
+        let mut table = shared.watches.table.lock();
+        let key = match table.entries.insert(entry) {
+            Ok(key) => key,
+            Err(rejected) => {
+                drop(table);
+                drop(rejected);
+                return Err(ContextEnded { operation: "watch a descriptor" }.into());
+            }
+        };
+        let entry = &mut table.entries[key.index];
+        let added = match interest {
+            Interest::None => entry.update(&shared.epoll, key.token()),
+            _ => Ok(()),
+        };
+        entry.interest = interest;
+        if let Err(error) = added.and_then(|()| entry.update(&shared.epoll, key.token())) {
+            let rejected = table.entries.remove(key);
+            drop(table);
+            drop(rejected);
+            return Err(explain(&error));
+        }
+        shared.watches.recount(edges, Interest::None, interest);
         drop(table);
-        self.shared.notify();
-        Ok(Watch { shared: Arc::clone(&self.shared), token })
+        shared.wake_loop();
+        Ok(Watch { shared: Arc::clone(shared), key, owns: true })
     }
+
+    /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines wait for. From any thread,
+    /// also while the loop hangs.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn watches(&self) -> Vec<WatchInfo> {
+        let table = self.shared.watches.table.lock();
+        let live = table.entries.iter().filter(|(_, entry)| !entry.removed);
+        let info = |(_, entry): (Key, &Entry)| WatchInfo {
+            created_at: entry.created_at,
+            fd: entry.fd,
+            interest: entry.interest,
+            is_running: entry.handler.is_none(),
+        };
+        live.map(info).collect()
+    }
+}
+
+/// The state of a watch, as [`AioContext::watches`] returns it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WatchInfo {
+    /// Where the watch was created.
+    pub created_at: &'static Location<'static>,
+    /// The number of the descriptor.
+    pub fd: RawFd,
+    /// What the handler is called for.
+    pub interest: Interest,
+    /// The handler runs at the moment.
+    pub is_running: bool,
 }
 
 fn explain(error: &io::Error) -> io::Error {
@@ -362,11 +497,14 @@ fn explain(error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"))
 }
 
-/// A descriptor that the loop watches. Dropping it ends that, also within its handler.
+/// A descriptor that the loop watches. Dropping it ends that, also within its handler. After the context has ended, a handle
+/// does nothing.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
     pub(super) shared: Arc<Shared>,
-    token: u64,
+    key: Key,
+    /// False for the handle that the handler receives, whose end deletes nothing.
+    owns: bool,
 }
 
 impl Watch {
@@ -374,41 +512,59 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// What the kernel says, if it refuses.
+    /// As [`AioContext::watch`]; the interest stays as it was.
     ///
     /// # Control
     ///
     /// Never switches.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
-        let mut table = self.shared.watches.table.lock();
-        let Some((_, entry)) = table.entry(self.token) else { return Ok(()) };
+        let shared = &self.shared;
+        let mut table = shared.watches.table.lock();
+        let Some(entry) = table.entries.get_mut(self.key).filter(|entry| !entry.removed) else { return Ok(()) };
         let before = std::mem::replace(&mut entry.interest, interest);
-        if !entry.masked
-            && let Err(error) = self.shared.epoll.modify(entry.fd.as_fd(), entry.events(), self.token)
-        {
+        if let Err(error) = entry.update(&shared.epoll, self.key.token()) {
             entry.interest = before;
-            return Err(error);
+            return Err(explain(&error));
         }
+        if interest == Interest::None {
+            // What was reported may be out of date when it is waited for again.
+            entry.reported = 0;
+        }
+        shared.watches.recount(entry.edges, before, interest);
         drop(table);
-        self.shared.notify();
+        shared.wake_loop();
         Ok(())
+    }
+
+    /// Ends the watch, as dropping its handle does. The handler is dropped, or runs to its end first. From any thread.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn delete(&self) {
+        let shared = &self.shared;
+        let mut table = shared.watches.table.lock();
+        let Some(entry) = table.entries.get_mut(self.key).filter(|entry| !entry.removed) else { return };
+        if entry.registered {
+            let _ = shared.epoll.remove(entry.fd);
+            entry.registered = false;
+        }
+        shared.watches.recount(entry.edges, entry.interest, Interest::None);
+        if entry.handler.is_none() {
+            entry.removed = true;
+            return;
+        }
+        let entry = table.entries.remove(self.key);
+        drop(table);
+        drop(entry);
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut table = self.shared.watches.table.lock();
-        let Some((key, entry)) = table.entry(self.token) else { return };
-        let _ = self.shared.epoll.remove(entry.fd.as_fd());
-        self.shared.watches.count.fetch_sub(1, Ordering::Relaxed);
-        self.shared.watches.levels.fetch_sub(usize::from(!entry.edges), Ordering::Relaxed);
-        if entry.handler.is_none() {
-            entry.removed = true;
-            return;
+        if self.owns {
+            self.delete();
         }
-        let entry = table.entries.remove(key);
-        drop(table);
-        drop(entry);
     }
 }
 

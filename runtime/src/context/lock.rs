@@ -122,6 +122,14 @@ impl AioContext {
     ///
     /// While a foreign thread has it, it may [`poll`](Self::poll) without blocking.
     ///
+    /// A blocking poll on the home thread, and [`poll_while`](Self::poll_while) on any thread, release the lock while they
+    /// sleep, whichever guards the caller holds. So a guard protects nothing across such a call.
+    ///
+    /// The loop holds the lock while it runs coroutines and handlers. So a coroutine or handler must not block on a thread
+    /// that wants this lock, be it by a `std` mutex, a channel or a join: both would wait forever. A coroutine waits by
+    /// what suspends it and leaves the thread to the loop: [`CoMutex`](crate::CoMutex), [`channel`](crate::channel()),
+    /// [`reschedule`](Self::reschedule).
+    ///
     /// # Control
     ///
     /// Never switches; may block the thread.

@@ -1,8 +1,8 @@
 //! Waiting for a condition by polling, as code does that is no coroutine: a drain, a shutdown (rule X9).
 //!
-//! Whoever changes what others wait for calls [`AioContext::kick`]. Two flags are written before the other side's is looked
-//! at, with a sequentially consistent fence between, as in `notify.rs`: the waiter has put itself on the list before it
-//! evaluates its condition, the kicker has changed the state before it looks at the list.
+//! A thread that changes what others wait for calls [`AioContext::notify`]. Two flags are written before the other side's
+//! is looked at, with a sequentially consistent fence between, as in `notify.rs`: the waiter has put itself on the list
+//! before it evaluates its condition, the notifier has changed the state before it looks at the list.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -37,9 +37,9 @@ impl Onlooker {
         }
     }
 
-    fn kick(&self) {
+    fn notify(&self) {
         match self {
-            Onlooker::Loop(shared) => shared.kick(),
+            Onlooker::Loop(shared) => shared.notify(),
             Onlooker::Thread(thread) => thread.unpark(),
         }
     }
@@ -54,20 +54,20 @@ impl Onlooker {
 }
 
 impl Onlookers {
-    fn kick(&self) {
+    fn notify(&self) {
         // Pairs with the fence in `poll_while`.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::Relaxed) > 0 {
             let list = self.list.lock().clone();
-            list.iter().for_each(Onlooker::kick);
+            list.iter().for_each(Onlooker::notify);
         }
     }
 }
 
 impl AioContext {
     /// Runs the loop until `condition` is false. On the context's home thread it polls; another thread waits: in the loop of
-    /// its own context, if it has one, or else blocked. Whoever changes what the condition is about calls
-    /// [`kick`](Self::kick). The condition is evaluated under the context's lock, which is given up wholly while this
+    /// its own context, if it has one, or else blocked. A thread that changes what the condition is about calls
+    /// [`notify`](Self::notify) afterwards. The condition is evaluated under the context's lock, which is given up wholly while this
     /// sleeps, however often it was acquired.
     ///
     /// ```
@@ -125,7 +125,7 @@ impl AioContext {
             onlookers.count.store(list.len(), Ordering::Relaxed);
         }
         let _gone = Gone(onlookers, Onlooker::here());
-        // Pairs with the fence in `Onlookers::kick`.
+        // Pairs with the fence in `Onlookers::notify`.
         fence(Ordering::SeqCst);
         loop {
             let guard = self.acquire();
@@ -140,15 +140,38 @@ impl AioContext {
         }
     }
 
-    /// Makes whoever waits in [`poll_while`](Self::poll_while) for this context look again. From any thread; costs no system
-    /// call if nobody sleeps.
+    /// Makes the current or the next blocking [`poll`](Self::poll) of this context return, and threads that wait for this
+    /// context in [`poll_while`](Self::poll_while) evaluate their conditions again. For a condition that is on none of the
+    /// loop's queues: change the condition, then notify. From any thread; takes a system call only if a loop or a thread
+    /// sleeps, or is about to.
+    ///
+    /// The notification is sticky: one that comes between the caller's check of the condition and the sleep is not lost.
+    ///
+    /// ```
+    /// use coralio_runtime::AioContext;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let done = AtomicBool::new(false);
+    ///     std::thread::scope(|scope| {
+    ///         scope.spawn(|| {
+    ///             done.store(true, Ordering::Relaxed);
+    ///             ctx.notify();
+    ///         });
+    ///         while !done.load(Ordering::Relaxed) {
+    ///             ctx.poll(true);
+    ///         }
+    ///     });
+    /// });
+    /// ```
     ///
     /// # Control
     ///
     /// Never switches.
+    #[doc(alias = "aio_notify")]
     #[doc(alias = "aio_wait_kick")]
-    pub fn kick(&self) {
-        self.shared.onlookers.kick();
-        self.shared.kick();
+    pub fn notify(&self) {
+        self.shared.notify();
+        self.shared.onlookers.notify();
     }
 }

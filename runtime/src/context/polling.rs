@@ -7,16 +7,17 @@
 //! at, wait for the user's limit at most, since no window is longer.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::trace::Span;
 
 use super::AioContext;
+use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
 /// Where a window begins to grow; one that shrinks below it is closed.
@@ -47,7 +48,8 @@ impl Window {
 }
 
 type Look = Arc<dyn Fn() -> bool + Send + Sync>;
-type Handler = Box<dyn FnMut() + Send>;
+/// Called with what a handle to the poll handler consists of.
+type Handler = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
 struct Entry {
     is_ready: Look,
@@ -56,12 +58,13 @@ struct Entry {
     handler: Option<Handler>,
     /// Dropped by its owner while it ran.
     removed: bool,
+    created_at: &'static Location<'static>,
 }
 
 /// All poll handlers of a context.
 #[derive(Default)]
 pub(crate) struct Pollers {
-    entries: Mutex<Slab<Entry>>,
+    entries: Mutex<Registry<Entry>>,
     /// Their number, to be read without the lock: most contexts have none.
     count: AtomicUsize,
 }
@@ -74,19 +77,19 @@ impl Pollers {
     }
 
     /// Those whose handlers do not run, one after the other, without the lock held: `each` says whether to go on.
-    fn visit(&self, mut each: impl FnMut(usize, &Look, &Window) -> bool) {
+    fn visit(&self, mut each: impl FnMut(Key, &Look, &Window) -> bool) {
         let mut from = 0;
         while !self.is_empty() {
             let (key, is_ready, window) = {
                 let entries = self.entries.lock();
-                let idle = |(_, entry): &(usize, &Entry)| entry.handler.is_some();
-                let Some((key, entry)) = entries.iter().filter(|&(key, _)| key >= from).find(idle) else { return };
+                let idle = |(key, entry): &(Key, &Entry)| key.index >= from && entry.handler.is_some();
+                let Some((key, entry)) = entries.iter().find(idle) else { return };
                 (key, Arc::clone(&entry.is_ready), Arc::clone(&entry.window))
             };
             if !each(key, &is_ready, &window) {
                 return;
             }
-            from = key + 1;
+            from = key.index + 1;
         }
     }
 
@@ -123,21 +126,25 @@ impl Pollers {
     /// # Control
     ///
     /// May enter and poll, by what the handlers do. One that polls is not called again from there (rule X4).
-    pub(crate) fn run(&self, shared: &Shared) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
         /// Puts the handler back though it panicked.
-        struct Running<'a>(&'a Pollers, usize, Option<Handler>);
+        struct Running<'a>(&'a Shared, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
-                let mut entries = self.0.entries.lock();
-                // None: the context was closed from within.
+                let pollers = &self.0.pollers;
+                let mut entries = pollers.entries.lock();
+                // None: the context was closed meanwhile. The handler goes when this has, without the lock.
                 let Some(entry) = entries.get_mut(self.1) else { return };
                 if entry.removed {
                     let entry = entries.remove(self.1);
-                    self.0.count.store(entries.len(), Ordering::Relaxed);
+                    pollers.count.store(entries.len(), Ordering::Relaxed);
                     drop(entries);
                     drop(entry);
                 } else {
                     entry.handler = self.2.take();
+                    drop(entries);
+                    // While the handler ran the loop did not look at the source.
+                    self.0.wake_loop_of_another();
                 }
             }
         }
@@ -147,9 +154,9 @@ impl Pollers {
                 let handler = self.entries.lock().get_mut(key).and_then(|entry| entry.handler.take());
                 if let Some(handler) = handler {
                     progress = true;
-                    let mut running = Running(self, key, Some(handler));
+                    let mut running = Running(shared, key, Some(handler));
                     let _told = shared.traced(Span::PollHandler);
-                    running.2.as_mut().expect("just put there")();
+                    running.2.as_mut().expect("just put there")(shared, key);
                 }
             }
             true
@@ -162,11 +169,11 @@ impl Pollers {
         self.count.store(0, Ordering::Relaxed);
     }
 
-    /// Deletes all of them; closures are dropped outside the lock.
-    pub(crate) fn clear(&self) {
-        let all = std::mem::take(&mut *self.entries.lock());
+    /// Deletes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    pub(crate) fn close(&self) -> impl Sized + use<> {
+        let mut entries = self.entries.lock();
         self.count.store(0, Ordering::Relaxed);
-        drop(all);
+        entries.close()
     }
 }
 
@@ -175,31 +182,76 @@ impl AioContext {
     /// another thread fills, a device's doorbell. Before it sleeps the loop keeps looking for a while, if it may: see
     /// [`ContextBuilder::poll_limit`](super::ContextBuilder::poll_limit).
     ///
-    /// Whoever makes it ready from another thread calls [`notify`](Self::notify) afterwards, which takes a system call only
-    /// if the loop sleeps.
+    /// A thread that makes it ready calls [`notify`](Self::notify) afterwards, which takes a system call only if the loop
+    /// sleeps.
+    ///
+    /// # Errors
+    ///
+    /// The context has ended. Both closures are dropped.
     ///
     /// # Control
     ///
     /// Never switches.
     #[doc(alias = "io_poll")]
+    #[track_caller]
     pub fn poll_handler(
         &self,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
-        handler: impl FnMut() + Send + 'static,
-    ) -> PollHandler {
-        let entry = Entry {
-            is_ready: Arc::new(is_ready),
-            window: Arc::default(),
-            handler: Some(Box::new(handler)),
-            removed: false,
-        };
+        mut handler: impl FnMut() + Send + 'static,
+    ) -> Result<PollHandler, ContextEnded> {
+        self.insert_poll_handler(Arc::new(is_ready), Box::new(move |_, _| handler()))
+    }
+
+    /// As [`poll_handler`](Self::poll_handler), for a handler that [deletes](PollHandler::delete) itself: it receives its
+    /// own handle.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_handler`](Self::poll_handler).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn poll_handler_with(
+        &self,
+        is_ready: impl Fn() -> bool + Send + Sync + 'static,
+        mut handler: impl FnMut(&PollHandler) + Send + 'static,
+    ) -> Result<PollHandler, ContextEnded> {
+        let handler: Handler = Box::new(move |shared, key| {
+            handler(&PollHandler { shared: Arc::clone(shared), key, owns: false });
+        });
+        self.insert_poll_handler(Arc::new(is_ready), handler)
+    }
+
+    #[track_caller]
+    fn insert_poll_handler(&self, is_ready: Look, handler: Handler) -> Result<PollHandler, ContextEnded> {
+        let created_at = Location::caller();
+        let entry = Entry { is_ready, window: Arc::default(), handler: Some(handler), removed: false, created_at };
         let pollers = &self.shared.pollers;
         let mut entries = pollers.entries.lock();
-        let key = entries.insert(entry);
-        pollers.count.store(entries.len(), Ordering::Relaxed);
+        let inserted = entries.insert(entry);
+        if inserted.is_ok() {
+            pollers.count.store(entries.len(), Ordering::Relaxed);
+        }
         drop(entries);
-        self.shared.notify();
-        PollHandler { shared: Arc::clone(&self.shared), key }
+        let Ok(key) = inserted else { return Err(ContextEnded { operation: "add a poll handler" }) };
+        self.shared.wake_loop();
+        Ok(PollHandler { shared: Arc::clone(&self.shared), key, owns: true })
+    }
+
+    /// Returns the poll handlers of this context. From any thread, also while the loop hangs.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn poll_handlers(&self) -> Vec<PollHandlerInfo> {
+        let info = |(_, entry): (Key, &Entry)| PollHandlerInfo {
+            created_at: entry.created_at,
+            window: Duration::from_nanos(entry.window.ns()),
+            is_running: entry.handler.is_none(),
+        };
+        self.shared.pollers.entries.lock().iter().map(info).collect()
     }
 
     /// How long the loop may look for what is about to come, before it sleeps; zero for not at all.
@@ -214,11 +266,26 @@ impl AioContext {
     }
 }
 
-/// A source that the loop looks at in memory. Dropping it ends that, also within its handler.
+/// The state of a poll handler, as [`AioContext::poll_handlers`] returns it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PollHandlerInfo {
+    /// Where the poll handler was added.
+    pub created_at: &'static Location<'static>,
+    /// For how long the loop looks for this source before it sleeps ([`PollHandler::window`]).
+    pub window: Duration,
+    /// The handler runs at the moment.
+    pub is_running: bool,
+}
+
+/// A source that the loop looks at in memory. Dropping it ends that, also within its handler. After the context has ended,
+/// a handle does nothing.
 #[must_use = "dropping it removes the handler"]
 pub struct PollHandler {
     shared: Arc<Shared>,
-    key: usize,
+    key: Key,
+    /// False for the handle that the handler receives, whose end deletes nothing.
+    owns: bool,
 }
 
 impl PollHandler {
@@ -231,10 +298,13 @@ impl PollHandler {
         let entries = self.shared.pollers.entries.lock();
         Duration::from_nanos(entries.get(self.key).map_or(0, |entry| entry.window.ns()))
     }
-}
 
-impl Drop for PollHandler {
-    fn drop(&mut self) {
+    /// Deletes the poll handler, as dropping its handle does. The handler is dropped, or runs to its end first.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn delete(&self) {
         let pollers = &self.shared.pollers;
         let mut entries = pollers.entries.lock();
         let Some(entry) = entries.get_mut(self.key) else { return };
@@ -246,6 +316,14 @@ impl Drop for PollHandler {
         pollers.count.store(entries.len(), Ordering::Relaxed);
         drop(entries);
         drop(entry);
+    }
+}
+
+impl Drop for PollHandler {
+    fn drop(&mut self) {
+        if self.owns {
+            self.delete();
+        }
     }
 }
 
@@ -289,8 +367,8 @@ mod tests {
         AioContext::run(|ctx| {
             let fast_is_ready = Arc::new(AtomicBool::new(true));
             let looked = Arc::clone(&fast_is_ready);
-            let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {});
-            let slow = ctx.poll_handler(|| false, || {});
+            let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {}).unwrap();
+            let slow = ctx.poll_handler(|| false, || {}).unwrap();
             let pollers = &ctx.shared.pollers;
             (0..3).for_each(|_| pollers.learn(20_000, LIMIT));
             assert_eq!((fast.window().as_nanos(), slow.window().as_nanos()), (16_000, 0));
@@ -312,17 +390,38 @@ mod tests {
                 // A loop that looked before its sleep alone would never end this test.
                 let (looks, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
                 let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
-                let handler = ctx.poll_handler(
+                let added = ctx.poll_handler(
                     move || {
                         assert!(!shared.upgrade().expect("it runs").sleep.needs_kick());
                         looked.fetch_add(1, Ordering::Relaxed) >= 1000
                     },
                     move || _ = counted.fetch_add(1, Ordering::Relaxed),
                 );
-                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key].window);
+                let handler = added.unwrap();
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 assert!(ctx.poll(true));
                 assert_eq!(runs.load(Ordering::Relaxed), 1);
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn notification_ends_one_busy_poll() {
+        // X5, X6: a notification that comes while the loop is awake makes one blocking poll return; the next one looks again
+        // for as long as it is worth it
+        AioContext::builder()
+            .poll_limit(Duration::from_secs(3600))
+            .run(|ctx| {
+                let looks = Arc::new(AtomicUsize::new(0));
+                let looked = Arc::clone(&looks);
+                let handler = ctx.poll_handler(move || looked.fetch_add(1, Ordering::Relaxed) >= 1000, || {}).unwrap();
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                window.0.store(u64::MAX >> 1, Ordering::Relaxed);
+                ctx.notify();
+                assert!(!ctx.poll(true));
+                assert!(looks.load(Ordering::Relaxed) < 1000, "it returned at once");
+                assert!(ctx.poll(true), "the source was ready in the end");
             })
             .unwrap();
     }

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::coroutine::Coroutine;
 use crate::coroutine::waiting::Waiting;
+use crate::coroutine::{Cancelled, Coroutine};
 use crate::home::Home;
 
 use super::fd::{Interest, Readiness, Watch};
@@ -85,6 +85,10 @@ impl AsFd for Lent {
 fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) -> io::Result<()> {
     let home = Home::expect("a wait for a descriptor");
     let coroutine = Coroutine::current().expect("a descriptor is waited for in a coroutine: spawn one");
+    // Before anything is registered, which a context that ends refuses with another error.
+    if !home.can_suspend() {
+        return Err(Cancelled.into());
+    }
     let ready = Arc::new(AtomicBool::new(false));
     let handler = || {
         let (ready, waker) = (Arc::clone(&ready), coroutine.waker());

@@ -1,7 +1,8 @@
 //! The part of a context that every thread may touch.
 
+use std::any::Any;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -61,7 +62,7 @@ impl Shared {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edges: the counter need never be read back.
-        epoll.add(kick.as_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
+        epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
         Ok(Arc::new(Shared {
             thread: HomeThread::here(),
             clock,
@@ -102,9 +103,23 @@ impl Shared {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 
-    /// Wakes the loop if it sleeps or is about to (rule X6). The work that it shall find is on its queue already.
-    pub(crate) fn notify(&self) {
+    /// Wakes the loop if it sleeps or is about to (rule X6). The work that the loop will find is on its queue already.
+    pub(crate) fn wake_loop(&self) {
         if self.sleep.needs_kick() {
+            self.kick.signal();
+        }
+    }
+
+    /// As `wake_loop`, on a foreign thread. The home thread looks at its queues before it sleeps, and need not be woken.
+    pub(crate) fn wake_loop_of_another(&self) {
+        if self.home().is_none() {
+            self.wake_loop();
+        }
+    }
+
+    /// Makes the current or the next blocking poll return (rule X6): its caller's condition may have changed.
+    pub(crate) fn notify(&self) {
+        if self.sleep.notify() {
             self.kick.signal();
         }
     }
@@ -117,36 +132,42 @@ impl Shared {
         }
     }
 
-    /// Makes the loop return from a blocking poll, now or the next time: what it polls for may have come true.
-    pub(crate) fn kick(&self) {
-        self.sleep.look_again();
-        self.notify();
-    }
-
     /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.
     pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
         match self.arrivals.push(Arrival::Begin(begin)) {
-            Ok(()) => self.notify(),
+            Ok(()) => self.wake_loop(),
             Err(refused) => drop(refused),
         }
     }
 
-    /// Drops what users registered: after this the context does nothing any more. A destructor that panics does not keep the
-    /// rest from being closed; the first panic goes on at the end, unless the thread unwinds already.
-    pub(crate) fn close(&self) {
-        let steps: [&dyn Fn(); 6] = [
-            &|| {
-                let source = self.source.lock().take();
-                drop(source);
-            },
-            &|| self.bottom_halves.clear(),
-            &|| self.watches.clear(&self.epoll),
-            &|| self.timers.clear(),
-            &|| self.pollers.clear(),
-            &|| drop(self.arrivals.close()),
-        ];
-        let panics = steps.map(|step| catch_unwind(AssertUnwindSafe(step)).err());
+    /// Puts the context out of use: what users registered is removed, and nothing is accepted any more. Returns the
+    /// closures and whatever else they own, to be dropped without any lock.
+    pub(crate) fn close(&self) -> Registered {
+        let source = self.source.lock().take();
+        let bottom_halves = self.bottom_halves.close();
+        let watches = self.watches.close(&self.epoll);
+        let (timers, pollers) = (self.timers.close(), self.pollers.close());
+        let arrivals = self.arrivals.close();
         self.thread.leave();
+        Registered([
+            Box::new(source),
+            Box::new(bottom_halves),
+            Box::new(watches),
+            Box::new(timers),
+            Box::new(pollers),
+            Box::new(arrivals),
+        ])
+    }
+}
+
+/// The registrations of a closed context. When they are dropped, a destructor that panics does not keep the others from
+/// being dropped; the first panic continues at the end, unless the thread is unwinding already.
+pub(crate) struct Registered([Box<dyn Any>; 6]);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let values = mem::replace(&mut self.0, std::array::from_fn(|_| Box::new(()) as Box<dyn Any>));
+        let panics = values.map(|value| catch_unwind(AssertUnwindSafe(|| drop(value))).err());
         let mut panics = panics.into_iter().flatten();
         let first = panics.next();
         // Dropping a payload may panic in turn.
@@ -156,5 +177,75 @@ impl Shared {
             Some(payload) => resume_unwind(payload),
             None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use crate::{AioContext, Interest};
+
+    /// Whether the loop, which falls asleep while the callback runs, is woken for what the callback registered.
+    fn wakes<H>(register: impl FnOnce(&AioContext) -> H) -> bool {
+        AioContext::run(|ctx| {
+            let registered = register(ctx);
+            thread::scope(|scope| assert!(scope.spawn(|| ctx.poll(false)).join().unwrap()));
+            drop(registered);
+            ctx.shared.sleep.is_kicked()
+        })
+    }
+
+    #[test]
+    fn callback_on_foreign_thread_wakes_the_loop_for_what_it_queued() {
+        // X3, X6, X7: a callback that a foreign poll runs schedules or arms itself, and gives the lock up, so that the home
+        // loop falls asleep: when the callback has returned and is queued, the loop is woken. Without anything queued it is not
+        let falls_asleep = |ctx: &AioContext| {
+            let shared = std::sync::Arc::downgrade(&ctx.shared);
+            move || shared.upgrade().expect("the context lives").sleep.going_to_sleep()
+        };
+        for (queues, idle) in [(true, false), (true, true), (false, false)] {
+            let woken = wakes(|ctx| {
+                let sleep = falls_asleep(ctx);
+                let bh = ctx.bottom_half_with(move |own| {
+                    match (queues, idle) {
+                        (true, false) => own.schedule(),
+                        (true, true) => own.schedule_idle(),
+                        _ => {}
+                    }
+                    sleep();
+                });
+                bh.inspect(|bh| bh.schedule()).unwrap()
+            });
+            assert_eq!(woken, queues, "bottom half, idle {idle}");
+            let woken = wakes(|ctx| {
+                let sleep = falls_asleep(ctx);
+                let timer = ctx.timer_with(move |own| {
+                    if queues {
+                        own.arm_at(Instant::now());
+                    }
+                    sleep();
+                });
+                timer.inspect(|timer| timer.arm_at(Instant::now())).unwrap()
+            });
+            assert_eq!(woken, queues, "timer");
+        }
+        // The loop does not look at the source of a handler that runs, so it looks when the handler has returned.
+        assert!(wakes(|ctx| ctx.poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
+        let edge_within = |ctx: &AioContext| {
+            let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+            let (sleep, polls) = (falls_asleep(ctx), ctx.clone());
+            let far = std::sync::Mutex::new(Some(far));
+            std::io::Write::write_all(&mut far.lock().unwrap().as_ref().unwrap(), b"x").unwrap();
+            let watch = ctx.watch_edges(near, Interest::Read, move |_| {
+                if far.lock().unwrap().take().is_some() {
+                    assert!(!polls.poll(false), "the hang-up is reported now, and the handler is not entered again");
+                    sleep();
+                }
+            });
+            watch.unwrap()
+        };
+        assert!(wakes(edge_within), "a watch for edges");
     }
 }

@@ -68,9 +68,9 @@ impl LoopThread {
 
     fn end(&mut self) -> thread::Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        // Relaxed: the kick carries it over.
+        // Relaxed: `notify` carries it over.
         self.stop.store(true, Ordering::Relaxed);
-        self.context.shared.kick();
+        self.context.shared.notify();
         thread.join()
     }
 }
@@ -81,7 +81,7 @@ impl Drop for LoopThread {
     fn drop(&mut self) {
         if self.context.is_home() {
             self.stop.store(true, Ordering::Relaxed);
-            self.context.shared.kick();
+            self.context.shared.notify();
         } else {
             let _reported = self.end();
         }
@@ -113,7 +113,7 @@ impl ContextBuilder {
             let failed = started.clone();
             let ran = self.run(|context| {
                 let _ = started.send(Ok(context.clone()));
-                // Relaxed: whoever sets it kicks.
+                // Relaxed: a thread that sets it notifies afterwards.
                 while !told.load(Ordering::Relaxed) {
                     context.poll(true);
                 }

@@ -10,20 +10,22 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use crate::coroutine::Token;
 use crate::trace::Span;
 
 use super::AioContext;
+use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
-type Callback = Box<dyn FnMut() + Send>;
+/// Called with what a handle to the timer consists of.
+type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
 /// What happens when the time has come.
 pub(crate) enum Action {
@@ -42,6 +44,13 @@ struct Entry {
     deadline: Instant,
     /// Dropped by its owner while it ran: freed when it returns.
     deleted: bool,
+    created_at: &'static Location<'static>,
+}
+
+impl Entry {
+    fn new(action: Action, deadline: Instant, created_at: &'static Location<'static>) -> Entry {
+        Entry { action, ticket: 0, deadline, deleted: false, created_at }
+    }
 }
 
 /// One arming. Ordered by time, then by order of arming.
@@ -49,12 +58,13 @@ struct Entry {
 struct Due {
     at: Instant,
     ticket: u64,
-    key: usize,
+    /// The place in the table.
+    index: usize,
 }
 
 #[derive(Default)]
 struct Table {
-    entries: Slab<Entry>,
+    entries: Registry<Entry>,
     heap: BinaryHeap<Reverse<Due>>,
     taken: VecDeque<Due>,
     tickets: u64,
@@ -71,31 +81,27 @@ pub(crate) struct Timers {
 
 impl Table {
     fn is_current(&self, due: Due) -> bool {
-        self.entries.get(due.key).is_some_and(|entry| entry.ticket == due.ticket)
+        self.entries.at(due.index).is_some_and(|entry| entry.ticket == due.ticket)
     }
 
-    fn arm(&mut self, key: usize, at: Instant) {
+    fn arm(&mut self, key: Key, at: Instant) {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| !entry.deleted) else { return };
         self.tickets += 1;
-        let ticket = self.tickets;
-        let entry = &mut self.entries[key];
-        if entry.deleted {
-            return;
-        }
         self.armed += usize::from(entry.ticket == 0);
-        (entry.ticket, entry.deadline) = (ticket, at);
+        (entry.ticket, entry.deadline) = (self.tickets, at);
         // One that runs goes on the heap when it has returned: it is not entered again before.
         if !matches!(entry.action, Action::Running) {
-            self.enqueue(key);
+            self.enqueue(key.index);
         }
     }
 
-    fn enqueue(&mut self, key: usize) {
-        let Entry { ticket, deadline: at, .. } = self.entries[key];
-        self.heap.push(Reverse(Due { at, ticket, key }));
+    fn enqueue(&mut self, index: usize) {
+        let Entry { ticket, deadline: at, .. } = self.entries[index];
+        self.heap.push(Reverse(Due { at, ticket, index }));
         self.sweep();
     }
 
-    fn disarm(&mut self, key: usize) {
+    fn disarm(&mut self, key: Key) {
         if let Some(entry) = self.entries.get_mut(key)
             && entry.ticket != 0
         {
@@ -139,36 +145,39 @@ impl Table {
     }
 
     /// The next one to fire, disarmed, with its callback taken out.
-    fn start_next(&mut self) -> Option<(usize, Action)> {
+    fn start_next(&mut self) -> Option<(Key, Action)> {
         while let Some(due) = self.taken.pop_front() {
             if !self.is_current(due) {
                 continue;
             }
-            let action = match self.entries[due.key].action {
-                Action::Callback(_) => std::mem::replace(&mut self.entries[due.key].action, Action::Running),
+            let key = self.entries.key_at(due.index)?;
+            let action = match self.entries[due.index].action {
+                Action::Callback(_) => std::mem::replace(&mut self.entries[due.index].action, Action::Running),
                 Action::Wake(token) => Action::Wake(token),
                 Action::Nothing => Action::Nothing,
                 Action::Running => unreachable!("one that runs is not on the heap"),
             };
-            self.disarm(due.key);
-            return Some((due.key, action));
+            self.disarm(key);
+            return Some((key, action));
         }
         None
     }
 
-    /// Its callback has returned. Hands it back if nobody needs it any more, to be dropped outside the lock.
-    fn finish(&mut self, key: usize, callback: Callback) -> Option<Callback> {
-        // None: the context was closed from within.
-        let Some(entry) = self.entries.get_mut(key) else { return Some(callback) };
+    /// Its callback has returned. Hands back what is to be dropped outside the lock, and whether the timer was armed
+    /// meanwhile and is on the heap now.
+    fn finish(&mut self, key: Key, callback: Callback) -> (Option<Callback>, bool) {
+        // None: the context was closed meanwhile.
+        let Some(entry) = self.entries.get_mut(key) else { return (Some(callback), false) };
         if entry.deleted {
             self.entries.remove(key);
-            return Some(callback);
+            return (Some(callback), false);
         }
         entry.action = Action::Callback(callback);
-        if entry.ticket != 0 {
-            self.enqueue(key);
+        let armed = entry.ticket != 0;
+        if armed {
+            self.enqueue(key.index);
         }
-        None
+        (None, armed)
     }
 }
 
@@ -178,13 +187,16 @@ impl Timers {
     /// # Control
     ///
     /// May enter and poll, by what the callbacks do.
-    pub(crate) fn run(&self, shared: &Shared) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
         /// Puts the callback back though it panicked.
-        struct Running<'a>(&'a Timers, usize, Option<Callback>);
+        struct Running<'a>(&'a Shared, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 if let Some(callback) = self.2.take() {
-                    let unneeded = self.0.table.lock().finish(self.1, callback);
+                    let (unneeded, armed) = self.0.timers.table.lock().finish(self.1, callback);
+                    if armed {
+                        self.0.wake_loop_of_another();
+                    }
                     drop(unneeded);
                 }
             }
@@ -208,8 +220,8 @@ impl Timers {
             let _told = shared.traced(Span::Timer);
             match action {
                 Action::Callback(callback) => {
-                    let mut running = Running(self, key, Some(callback));
-                    running.2.as_mut().expect("just put there")();
+                    let mut running = Running(shared, key, Some(callback));
+                    running.2.as_mut().expect("just put there")(shared, key);
                 }
                 Action::Wake(token) => token.wake(shared),
                 Action::Nothing | Action::Running => {}
@@ -236,17 +248,15 @@ impl Timers {
         })
     }
 
-    /// One that fires at `deadline`, for as long as the handle lives.
+    /// One that fires at `deadline`, for as long as the handle lives. For what runs no code of the user's: so also while
+    /// the context ends, and coroutines that it unwinds sleep on the thread's own stack.
+    #[track_caller]
     pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<Shared>) -> Timer {
-        let timer = self.insert(action, shared);
+        debug_assert!(!matches!(action, Action::Callback(_)));
+        let key = self.table.lock().entries.insert_always(Entry::new(action, deadline, Location::caller()));
+        let timer = Timer { shared: Arc::clone(shared), key, owns: true };
         timer.arm_at(deadline);
         timer
-    }
-
-    fn insert(&self, action: Action, shared: &Arc<Shared>) -> Timer {
-        let entry = Entry { action, ticket: 0, deadline: shared.clock.now(), deleted: false };
-        let key = self.table.lock().entries.insert(entry);
-        Timer { shared: Arc::clone(shared), key }
     }
 
     /// Nothing that was taken up fires; unless another thread holds the table. Drops nothing.
@@ -256,16 +266,19 @@ impl Timers {
         }
     }
 
-    /// Deletes all of them; callbacks are dropped outside the lock.
-    pub(crate) fn clear(&self) {
-        let all = std::mem::take(&mut *self.table.lock());
+    /// Deletes all of them, and rejects new callbacks. Returns what is to be dropped outside the lock.
+    pub(crate) fn close(&self) -> impl Sized + use<> {
+        let mut table = self.table.lock();
+        let entries = table.entries.close();
+        // Those of the deleted entries are stale.
+        table.armed = 0;
         self.armed.store(0, Ordering::Relaxed);
-        drop(all);
+        entries
     }
 }
 
 impl AioContext {
-    /// Makes a timer: `callback` runs in the loop, once each time the timer was armed and its time has come.
+    /// Creates a timer: `callback` runs in the loop, once each time the timer was armed and its time has come.
     ///
     /// It is `Send`, since another thread's poll may run it.
     ///
@@ -280,30 +293,112 @@ impl AioContext {
     ///     let timer = ctx.timer({
     ///         let rang = Arc::clone(&rang);
     ///         move || rang.store(true, Ordering::Relaxed)
-    ///     });
+    ///     })?;
     ///     timer.arm_after(Duration::from_millis(1));
     ///     while !rang.load(Ordering::Relaxed) {
     ///         ctx.poll(true);
     ///     }
-    /// });
+    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    /// })
+    /// .unwrap();
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// The context has ended. `callback` is dropped.
     ///
     /// # Control
     ///
     /// Never switches.
     #[doc(alias = "aio_timer_new")]
-    pub fn timer(&self, callback: impl FnMut() + Send + 'static) -> Timer {
-        self.shared.timers.insert(Action::Callback(Box::new(callback)), &self.shared)
+    #[track_caller]
+    pub fn timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
+        self.insert_timer(Box::new(move |_, _| callback()))
+    }
+
+    /// As [`timer`](Self::timer), for a callback that arms, disarms or [deletes](Timer::delete) its own timer, whose handle
+    /// it receives.
+    ///
+    /// ```
+    /// use coralio_runtime::AioContext;
+    /// use std::time::Duration;
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let heartbeat = ctx.timer_with(|own| own.arm_after(Duration::from_secs(1)))?;
+    ///     heartbeat.arm_after(Duration::ZERO);
+    ///     assert!(ctx.poll(false));
+    ///     assert!(heartbeat.deadline().is_some());
+    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`timer`](Self::timer).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[track_caller]
+    pub fn timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
+        self.insert_timer(Box::new(move |shared, key| {
+            callback(&Timer { shared: Arc::clone(shared), key, owns: false });
+        }))
+    }
+
+    #[track_caller]
+    fn insert_timer(&self, callback: Callback) -> Result<Timer, ContextEnded> {
+        let entry = Entry::new(Action::Callback(callback), self.now(), Location::caller());
+        // In a statement of its own, so that a rejected callback is dropped without the lock.
+        let inserted = self.shared.timers.table.lock().entries.insert(entry);
+        match inserted {
+            Ok(key) => Ok(Timer { shared: Arc::clone(&self.shared), key, owns: true }),
+            Err(_rejected) => Err(ContextEnded { operation: "create a timer" }),
+        }
+    }
+
+    /// Returns the timers of this context, those of sleeps and timeouts included. From any thread, also while the loop
+    /// hangs.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn timers(&self) -> Vec<TimerInfo> {
+        let table = self.shared.timers.table.lock();
+        let info = |(_, entry): (Key, &Entry)| TimerInfo {
+            created_at: entry.created_at,
+            deadline: (entry.ticket != 0).then_some(entry.deadline),
+            has_callback: matches!(entry.action, Action::Callback(_) | Action::Running),
+            is_running: matches!(entry.action, Action::Running),
+        };
+        table.entries.iter().map(info).collect()
     }
 }
 
+/// The state of a timer, as [`AioContext::timers`] returns it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TimerInfo {
+    /// Where the timer was created.
+    pub created_at: &'static Location<'static>,
+    /// When the timer fires, by [the context's clock](AioContext::now), if it is armed.
+    pub deadline: Option<Instant>,
+    /// Runs a callback; otherwise the timer ends a sleep or a timeout.
+    pub has_callback: bool,
+    /// The callback runs at the moment.
+    pub is_running: bool,
+}
+
 /// A callback that the loop runs at a time. Armed for one time at most; dropping it deletes it, also within the callback.
-/// All of it works from any thread.
+/// All of it works from any thread. After the context has ended, a handle does nothing.
 #[doc(alias = "QEMUTimer")]
 #[must_use = "dropping it deletes the timer"]
 pub struct Timer {
     shared: Arc<Shared>,
-    key: usize,
+    key: Key,
+    /// False for the handle that the callback receives, whose end deletes nothing.
+    owns: bool,
 }
 
 impl Timer {
@@ -317,16 +412,13 @@ impl Timer {
     pub fn arm_at(&self, deadline: Instant) {
         let timers = &self.shared.timers;
         let mut table = timers.table.lock();
-        if !table.entries.contains(self.key) {
-            return;
-        }
         let before = table.first();
         table.arm(self.key, deadline);
         timers.armed.store(table.armed, Ordering::Relaxed);
         drop(table);
         // A loop that sleeps till an earlier time looks again by itself.
         if before.is_none_or(|before| deadline < before) {
-            self.shared.notify();
+            self.shared.wake_loop();
         }
     }
 
@@ -364,10 +456,14 @@ impl Timer {
         let table = self.shared.timers.table.lock();
         table.entries.get(self.key).filter(|entry| entry.ticket != 0).map(|entry| entry.deadline)
     }
-}
 
-impl Drop for Timer {
-    fn drop(&mut self) {
+    /// Deletes the timer, as dropping its handle does. Its callback is dropped, or runs to its end first.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "timer_free")]
+    pub fn delete(&self) {
         let timers = &self.shared.timers;
         let mut table = timers.table.lock();
         table.disarm(self.key);
@@ -380,6 +476,14 @@ impl Drop for Timer {
         let entry = table.entries.remove(self.key);
         drop(table);
         drop(entry);
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if self.owns {
+            self.delete();
+        }
     }
 }
 
@@ -397,9 +501,9 @@ mod tests {
     fn what_is_stale_does_not_pile_up() {
         // X7: a timer that is armed and disarmed again and again, as the timeout of each request is, leaves nothing behind
         AioContext::run(|ctx| {
-            let armed: Vec<_> = (0..10).map(|_| ctx.timer(|| {})).collect();
+            let armed: Vec<_> = (0..10).map(|_| ctx.timer(|| {}).unwrap()).collect();
             armed.iter().for_each(|timer| timer.arm_after(Duration::from_secs(60)));
-            let timer = ctx.timer(|| {});
+            let timer = ctx.timer(|| {}).unwrap();
             for _ in 0..10_000 {
                 timer.arm_after(Duration::from_secs(3600));
                 timer.disarm();

@@ -154,7 +154,7 @@ pub(super) fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleE
             }
             // One that is handed back: the context has ended, and nobody runs it any more.
             if shared.arrivals.push(Arrival::Wake(id)).is_ok() {
-                shared.notify();
+                shared.wake_loop();
             }
             Ok(())
         }

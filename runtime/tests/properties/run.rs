@@ -202,10 +202,10 @@ impl World {
 
     fn register(&self) {
         for (id, slot) in (0..).zip(self.bottom_halves.borrow_mut().iter_mut()) {
-            *slot = Some(self.context.bottom_half(callback(Who::Bh(id))));
+            *slot = Some(self.context.bottom_half(callback(Who::Bh(id))).unwrap());
         }
         for (id, slot) in (0..).zip(self.timers.borrow_mut().iter_mut()) {
-            *slot = Some(self.context.timer(callback(Who::Timer(id))));
+            *slot = Some(self.context.timer(callback(Who::Timer(id))).unwrap());
         }
     }
 

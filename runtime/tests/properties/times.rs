@@ -42,6 +42,7 @@ fn timers_ring_in_order_of_time() {
                         assert!(Instant::now() >= deadline, "seed {seed}: before its time");
                         rang.lock().unwrap().push((deadline, id));
                     })
+                    .unwrap()
                 })
                 .collect();
             for (timer, &(deadline, _)) in timers.iter().zip(&armed) {

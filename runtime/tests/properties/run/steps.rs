@@ -80,7 +80,9 @@ impl World {
             Step::BhCancel(id) => registered(&self.bottom_halves, id, |slot| slot.as_ref().map(BottomHalf::cancel)),
             Step::BhDrop(id) => registered(&self.bottom_halves, id, |slot| slot.take().map(drop)),
             Step::Shoot(id) => match self.shot.get(usize::from(id)) {
-                Some(shot) if !shot.replace(true) => done(|| self.context.schedule_oneshot(callback(Who::Shot(id)))),
+                Some(shot) if !shot.replace(true) => {
+                    done(|| self.context.schedule_oneshot(callback(Who::Shot(id))).unwrap())
+                }
                 _ => Outcome::Absent,
             },
             Step::Arm(id, when) => {
@@ -94,7 +96,7 @@ impl World {
             Step::TimerDrop(id) => registered(&self.timers, id, |slot| slot.take().map(drop)),
             Step::Poll => Outcome::Said(self.context.poll(false)),
             Step::PollKicked => {
-                self.context.kick();
+                self.context.notify();
                 Outcome::Said(self.context.poll(true))
             }
             Step::Scope(..) if outside => Outcome::Unfit,

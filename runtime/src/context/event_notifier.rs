@@ -1,0 +1,122 @@
+//! An event that threads and the kernel signal, and that a loop watches: an eventfd as an object.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use crate::sys::EventFd;
+
+use super::AioContext;
+use super::fd::{Interest, Watch};
+
+/// An event, backed by an eventfd. Any thread, another process or the kernel sets the event; setting an event that is set
+/// does nothing. [`AioContext::watch_notifier`] watches it, and [`wait_readable`](crate::wait_readable) waits for it.
+///
+/// ```
+/// use coralio_runtime::EventNotifier;
+///
+/// let event = EventNotifier::new()?;
+/// assert!(!event.test_and_clear());
+/// event.notify();
+/// event.notify();
+/// assert!(event.test_and_clear());
+/// assert!(!event.test_and_clear());
+/// # Ok::<_, std::io::Error>(())
+/// ```
+#[doc(alias = "eventfd")]
+pub struct EventNotifier {
+    fd: EventFd,
+}
+
+impl EventNotifier {
+    /// Creates an event that is not set.
+    ///
+    /// # Errors
+    ///
+    /// The process or the system has no descriptor left.
+    #[doc(alias = "event_notifier_init")]
+    pub fn new() -> io::Result<EventNotifier> {
+        Ok(EventNotifier { fd: EventFd::new()? })
+    }
+
+    /// Sets the event. From any thread, and from a signal handler. Always takes a system call.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "event_notifier_set")]
+    pub fn notify(&self) {
+        self.fd.signal();
+    }
+
+    /// Clears the event, and returns whether it was set. What was written before the event was set is visible afterwards.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "event_notifier_test_and_clear")]
+    pub fn test_and_clear(&self) -> bool {
+        self.fd.clear()
+    }
+}
+
+impl AsFd for EventNotifier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for EventNotifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventNotifier").field("fd", &self.as_fd().as_raw_fd()).finish()
+    }
+}
+
+impl AioContext {
+    /// Calls `handler` in the loop after `notifier` was set, and clears the event before. The event is cleared by this
+    /// watch; another reader of `notifier` takes events away from the handler.
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, EventNotifier};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// AioContext::run(|ctx| {
+    ///     let doorbell = Arc::new(EventNotifier::new()?);
+    ///     let rang = Arc::new(AtomicBool::new(false));
+    ///     let heard = Arc::clone(&rang);
+    ///     let _watch = ctx.watch_notifier(Arc::clone(&doorbell), move || heard.store(true, Ordering::Relaxed))?;
+    ///     let visitor = std::thread::spawn(move || doorbell.notify());
+    ///     while !rang.load(Ordering::Relaxed) {
+    ///         ctx.poll(true);
+    ///     }
+    ///     visitor.join().unwrap();
+    ///     Ok::<_, std::io::Error>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`watch`](Self::watch).
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[doc(alias = "aio_set_event_notifier")]
+    #[track_caller]
+    pub fn watch_notifier(
+        &self,
+        notifier: Arc<EventNotifier>,
+        mut handler: impl FnMut() + Send + 'static,
+    ) -> io::Result<Watch> {
+        let event = Arc::clone(&notifier);
+        self.watch(notifier, Interest::Read, move |_| {
+            // Another thread may have cleared the event since it was reported.
+            if event.test_and_clear() {
+                handler();
+            }
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! The table of registrations that bottom halves, fd handlers, timers and poll handlers share.
+//!
+//! A registry lives under its owner's small lock. Code of the user's, a closure's destructor above all, never runs under
+//! that lock: what leaves the registry, and what a closed registry rejects, is handed to the caller, who drops the value
+//! after the lock was released.
+
+use std::fmt;
+use std::io;
+use std::ops::{Index, IndexMut};
+
+use slab::Slab;
+
+/// Identifies one registration. Serial numbers are never used twice, so a key never refers to a later registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) index: usize,
+    serial: u64,
+}
+
+impl Key {
+    /// As the number that epoll reports: the index and the low 31 bits of the serial number.
+    pub(crate) fn token(self) -> u64 {
+        (self.serial & 0x7fff_ffff) << 32 | self.index as u64
+    }
+}
+
+pub(crate) struct Registry<T> {
+    /// Each with its serial number.
+    entries: Slab<(u64, T)>,
+    serial: u64,
+    closed: bool,
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Registry<T> {
+        Registry { entries: Slab::new(), serial: 0, closed: false }
+    }
+}
+
+impl<T> Registry<T> {
+    /// Adds an entry. A closed registry returns the entry, to be dropped after the lock was released.
+    pub(crate) fn insert(&mut self, entry: T) -> Result<Key, T> {
+        if self.closed { Err(entry) } else { Ok(self.insert_always(entry)) }
+    }
+
+    /// As `insert`, also into a closed registry: for entries without code of the user's.
+    pub(crate) fn insert_always(&mut self, entry: T) -> Key {
+        self.serial += 1;
+        Key { index: self.entries.insert((self.serial, entry)), serial: self.serial }
+    }
+
+    fn holds(&self, key: Key) -> bool {
+        self.entries.get(key.index).is_some_and(|(serial, _)| *serial == key.serial)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&T> {
+        self.holds(key).then(|| &self[key.index])
+    }
+
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        if self.holds(key) { Some(&mut self[key.index]) } else { None }
+    }
+
+    /// Takes an entry out, to be dropped after the lock was released.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
+        if self.holds(key) { Some(self.entries.remove(key.index).1) } else { None }
+    }
+
+    /// The entry in this place, whichever registration that is.
+    pub(crate) fn at(&self, index: usize) -> Option<&T> {
+        self.entries.get(index).map(|(_, entry)| entry)
+    }
+
+    /// The key of the entry in this place.
+    pub(crate) fn key_at(&self, index: usize) -> Option<Key> {
+        self.entries.get(index).map(|&(serial, _)| Key { index, serial })
+    }
+
+    /// The key whose [token](Key::token) this is.
+    pub(crate) fn key_of(&self, token: u64) -> Option<Key> {
+        self.key_at((token & 0xffff_ffff) as usize).filter(|key| key.token() == token)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.entries.iter().map(|(index, (serial, entry))| (Key { index, serial: *serial }, entry))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().map(|(_, (_, entry))| entry)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Rejects all entries from now on, and takes out those that there are, to be dropped after the lock was released.
+    pub(crate) fn close(&mut self) -> Vec<T> {
+        self.closed = true;
+        std::mem::take(&mut self.entries).into_iter().map(|(_, (_, entry))| entry).collect()
+    }
+}
+
+impl<T> Index<usize> for Registry<T> {
+    type Output = T;
+
+    fn index(&self, index: usize) -> &T {
+        &self.entries[index].1
+    }
+}
+
+impl<T> IndexMut<usize> for Registry<T> {
+    fn index_mut(&mut self, index: usize) -> &mut T {
+        &mut self.entries[index].1
+    }
+}
+
+/// The context has ended, or is ending, and accepts no registration. The rejected closure has been dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextEnded {
+    pub(crate) operation: &'static str,
+}
+
+impl fmt::Display for ContextEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: the context has ended; do so while its `run` or its thread is running", self.operation)
+    }
+}
+
+impl std::error::Error for ContextEnded {}
+
+impl From<ContextEnded> for io::Error {
+    fn from(error: ContextEnded) -> io::Error {
+        io::Error::new(io::ErrorKind::NotConnected, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_never_refers_to_later_entry() {
+        // X4: the key of a removed registration stays invalid when its place is used again, also after the registry was closed
+        let mut registry = Registry::default();
+        let first = registry.insert('a').unwrap();
+        assert_eq!(registry.remove(first), Some('a'));
+        let second = registry.insert('b').unwrap();
+        assert_eq!((first.index, registry.get(first)), (second.index, None));
+        assert_eq!(registry.remove(first), None);
+        assert_ne!(first.token(), second.token());
+        assert_eq!((registry.key_of(first.token()), registry.key_of(second.token())), (None, Some(second)));
+        assert_eq!(registry.close(), ['b']);
+        assert_eq!(registry.insert('c'), Err('c'));
+        let third = registry.insert_always('d');
+        assert_eq!((registry.get(second), registry.get(third)), (None, Some(&'d')));
+    }
+}
