@@ -1,12 +1,12 @@
 //! A context in words: who is there, who waits for what, since when and where (rule X11).
 //!
 //! The home thread looks for itself. Another thread may look while the loop sleeps, with the context's lock; it asks the
-//! loop, if that runs; and if it does not answer, because it hangs in something that it runs, it is stopped for the look, by
-//! a signal (`interrupt.rs`).
+//! loop, if that runs; and if it does not answer, because it hangs in something that it runs or is ending, it is stopped for
+//! the look, by a signal (`interrupt.rs`).
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::coroutine::Token;
@@ -14,7 +14,7 @@ use crate::coroutine::control::{Control, State};
 use crate::home::Home;
 
 use super::AioContext;
-use super::interrupt;
+use super::interrupt::{self, Prepared};
 use super::shared::Shared;
 
 /// For how long a running loop is waited for, until it is stopped for the look.
@@ -60,14 +60,11 @@ impl AioContext {
         if let Some(home) = self.shared.home() {
             return Dump { text: self.shared.told(Some(home), "asked", false) };
         }
-        if let Some(text) = self.look_while_asleep() {
-            return Dump { text };
-        }
-        let text = match self.ask_the_loop(false) {
-            Ok(text) => text,
-            Err(RecvTimeoutError::Disconnected) => self.shared.told(None, "ended", false),
-            Err(RecvTimeoutError::Timeout) => self.look_while_asleep().unwrap_or_else(|| self.look_by_force()),
-        };
+        let text = self
+            .look_while_asleep()
+            .or_else(|| self.ask_the_loop(false))
+            .or_else(|| self.look_while_asleep())
+            .unwrap_or_else(|| self.look_by_force());
         Dump { text }
     }
 
@@ -80,16 +77,16 @@ impl AioContext {
     pub fn dump_with_backtraces(&self) -> Dump {
         match self.shared.home() {
             Some(home) => Dump { text: self.shared.told(Some(home), "asked", true) },
-            None => self.ask_the_loop(true).map_or_else(|_| self.dump(), |text| Dump { text }),
+            None => self.ask_the_loop(true).map_or_else(|| self.dump(), |text| Dump { text }),
         }
     }
 
-    /// By the loop itself, in its next round.
-    fn ask_the_loop(&self, traces: bool) -> Result<String, RecvTimeoutError> {
+    /// By the loop itself, in its next round. `None`: it does not answer, or answers nobody any more.
+    fn ask_the_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
         self.shared.arrive(Box::new(move || _ = answer.send(shared.told(shared.home(), "running", traces))));
-        answered.recv_timeout(PATIENCE)
+        answered.recv_timeout(PATIENCE).ok()
     }
 
     /// By another thread, while the loop sleeps.
@@ -99,14 +96,77 @@ impl AioContext {
         Some(self.shared.told(Some(home), "asleep", false))
     }
 
+    /// By another thread, which stops the loop's thread: only the coroutines are read meanwhile.
     fn look_by_force(&self) -> String {
-        let stopped = interrupt::stopped(&self.shared, |home| self.shared.told(Some(home), "busy in one round", false));
-        match stopped {
-            Ok((text, backtrace)) => format!("{text}  its thread is at\n{backtrace}"),
-            Err(why) => {
-                self.shared.told(None, &format!("busy in one round, and cannot be stopped for a look: {why}"), false)
+        let shared = &*self.shared;
+        let mut look = Look::prepare(256, 64 * 1024);
+        let mut looks = 1;
+        loop {
+            let backtrace = match interrupt::stopped(shared, |home| look.fill(home)) {
+                Ok(((), backtrace)) => backtrace,
+                Err(_) if shared.thread.has_left() => return shared.told(None, "ended", false),
+                Err(why) => return shared.told(None, &format!("cannot be stopped for a look: {why}"), false),
+            };
+            // Coroutines may be made between two looks: the last one shows what there is room for.
+            if look.has_all() || looks == MOST_LOOKS {
+                let mut text = String::new();
+                // Writing to a string does not fail.
+                let _ = shared.tell_head(&mut text, look.how);
+                text.push_str(look.text.as_str());
+                let _ = shared.tell_tables(&mut text, None);
+                let _ = write!(text, "  its thread is at\n{backtrace}");
+                return text;
+            }
+            looks += 1;
+            look = look.larger();
+        }
+    }
+}
+
+/// How often a thread is stopped for one dump at most: first to find out how much memory the look takes.
+const MOST_LOOKS: usize = 4;
+
+/// What a look at a stopped thread finds, in memory that was allocated before.
+struct Look {
+    how: &'static str,
+    /// How many coroutines there are, and those of them that there was room for.
+    count: usize,
+    live: Vec<&'static Control>,
+    text: Prepared,
+}
+
+impl Look {
+    fn prepare(coroutines: usize, bytes: usize) -> Look {
+        Look { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
+    }
+
+    /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`] demands.
+    fn fill(&mut self, home: &Home) {
+        self.how = match home.is_ending() {
+            true => "ending",
+            false if home.shared.is_away() => "asleep, or waiting for its lock",
+            false => "busy in one round",
+        };
+        for block in home.live_in_any_order() {
+            self.count += 1;
+            if self.live.len() < self.live.capacity() {
+                self.live.push(block);
             }
         }
+        home.sort_by_age(&mut self.live);
+        // Writing to prepared memory does not fail.
+        let _ = home.tell_coroutines(&mut self.text, self.count, &self.live, false);
+    }
+
+    fn has_all(&self) -> bool {
+        self.live.len() == self.count && self.text.is_complete()
+    }
+
+    /// Room for what this one found, and some more.
+    fn larger(&self) -> Look {
+        let each = self.text.needed() / self.live.len().max(1) + 1;
+        let coroutines = self.count + self.count / 4 + 256;
+        Look::prepare(coroutines, each * coroutines + 64 * 1024)
     }
 }
 
@@ -120,18 +180,20 @@ impl Shared {
     }
 
     fn tell(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
-        writeln!(f, "context of thread {} ({how})", self.thread.describe())?;
+        self.tell_head(f, how)?;
         if let Some(home) = home {
-            writeln!(f, "  on the stack: {}", home.chain())?;
             let live: Vec<_> = home.live().collect();
-            writeln!(f, "  coroutines: {}", live.len())?;
-            for block in live {
-                writeln!(f, "    {}", home.tell_of(block))?;
-                if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
-                    write!(f, "{trace}")?;
-                }
-            }
+            home.tell_coroutines(f, live.len(), &live, traces)?;
         }
+        self.tell_tables(f, home)
+    }
+
+    fn tell_head(&self, f: &mut String, how: &str) -> fmt::Result {
+        writeln!(f, "context of thread {} ({how})", self.thread.describe())
+    }
+
+    /// What is registered with the loop. Takes locks, so not while its thread is stopped.
+    fn tell_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
         let busy = || "in use right now".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
@@ -147,7 +209,29 @@ impl Shared {
     }
 }
 
-/// A coroutine in words.
+impl Home {
+    /// Who is on the stack, and `live`, the first of `count` coroutines. Without `traces` it allocates nothing, takes no lock and
+    /// only reads.
+    fn tell_coroutines(
+        &self,
+        f: &mut impl Write,
+        count: usize,
+        live: &[&'static Control],
+        traces: bool,
+    ) -> fmt::Result {
+        writeln!(f, "  on the stack: {}", self.chain())?;
+        writeln!(f, "  coroutines: {count}")?;
+        for &block in live {
+            writeln!(f, "    {}", self.tell_of(block))?;
+            if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
+                write!(f, "{trace}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A coroutine in words. Formatting it allocates nothing, takes no lock and only reads the home.
 pub(crate) struct ToldOf<'a>(&'a Home, &'static Control);
 
 impl Home {

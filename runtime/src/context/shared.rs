@@ -139,6 +139,5 @@ impl Shared {
         self.timers.clear();
         self.pollers.clear();
         drop(self.arrivals.close());
-        self.thread.leave();
     }
 }
