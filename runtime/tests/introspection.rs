@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -206,6 +207,76 @@ fn a_signal_asks_a_hung_loop() {
         &text,
         &["(busy in one round)", "main > loop > 'hog'", "'idler' waits to be entered", "'hog' is entered"],
     );
+    hung.release();
+}
+
+#[test]
+fn context_that_ends_is_dumped() {
+    // X11, W5: a context stays listed and can be dumped until its coroutines are unwound, also if one of them hangs in that
+    struct Hangs;
+    impl Drop for Hangs {
+        fn drop(&mut self) {
+            eprintln!("ready");
+            block_the_thread();
+        }
+    }
+    let Some(mut hung) = Hung::start("context_that_ends_is_dumped") else {
+        AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
+        AioContext::run(|ctx| {
+            drop(named("hangs", || {
+                let _hangs = Hangs;
+                suspend();
+            }));
+            drop(named("later", suspend));
+            ctx.poll(false);
+        });
+        assert!(AioContext::all().is_empty());
+        return;
+    };
+    hung.until("ready");
+    hung.signal(libc::SIGUSR1);
+    let text = hung.until("block_the_thread");
+    assert_says(
+        &text,
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits to be entered"],
+    );
+    hung.release();
+}
+
+#[test]
+fn dump_of_a_thread_inside_the_allocator() {
+    // X11: a loop's thread that is stopped while it has the allocator's lock is looked at all the same, and goes on
+    let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
+        // SAFETY: takes numbers. One arena for all threads, so that they share its lock.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+        AioContext::builder()
+            .stall_report(Duration::from_millis(1))
+            .run(|ctx| {
+                let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+                let ends = Arc::clone(&over);
+                let looker = thread::spawn(move || {
+                    for _ in 0..8 {
+                        assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                    }
+                    ends.store(true, Ordering::Relaxed);
+                });
+                let allocates = named("allocates", move || {
+                    let mut blocks: Vec<Vec<u8>> = (0..64).map(|_| Vec::new()).collect();
+                    for turn in 0usize.. {
+                        blocks[turn % 64] = Vec::with_capacity(2000 + turn * 7919 % 60_000);
+                        if over.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+                allocates.join().unwrap();
+                looker.join().unwrap();
+            })
+            .unwrap();
+        eprintln!("looked");
+        return;
+    };
+    hung.until("looked");
     hung.release();
 }
 

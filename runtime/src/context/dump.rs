@@ -266,3 +266,122 @@ impl fmt::Display for ToldOf<'_> {
         write!(f, "; made at {}", own.created_at.get())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::interrupt::allocations;
+    use super::*;
+    use crate::{CoMutex, Coroutine, suspend};
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    #[test]
+    fn dump_allocates_nothing_while_the_thread_is_stopped() {
+        // X11: the loop's thread may have been stopped inside the allocator; and a look that finds more than there is room for
+        // is taken again
+        AioContext::run(|ctx| {
+            const COROUTINES: usize = 700;
+            let lock = Rc::new(CoMutex::new(()));
+            let start = |name: String, f: Box<dyn FnOnce()>| {
+                Coroutine::builder().name(name).stack_size(32 * 1024).create(f).unwrap().enter();
+            };
+            let held = Rc::clone(&lock);
+            start("holder".into(), Box::new(move || drop((held.lock(), suspend()))));
+            start("waiter".into(), Box::new(move || drop(lock.lock())));
+            for number in 2..COROUTINES - 1 {
+                // Names that take more room than was guessed.
+                start(format!("{number}{}", "-".repeat(400)), Box::new(suspend));
+            }
+            let (context, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                let mut text = String::new();
+                let seen = allocations::while_stopped(&context.shared, || text = context.look_by_force());
+                ends.store(true, Ordering::Relaxed);
+                (seen, text)
+            });
+            start(
+                "busy".into(),
+                Box::new(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        thread::yield_now();
+                    }
+                }),
+            );
+            let (seen, text) = looker.join().unwrap();
+            assert_eq!(seen, 0);
+            for words in ["main > 'busy'", "'waiter' waits CoMutex", "held by 'holder'", "'busy' is entered"] {
+                assert!(text.contains(words), "no `{words}` in\n{text}");
+            }
+            assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
+            assert_eq!(text.matches("waits to be entered or woken").count(), COROUTINES - 2);
+            assert!(text.find("'2--").unwrap() < text.find("'600--").unwrap(), "in the order in which they were made");
+        });
+    }
+
+    #[test]
+    fn two_threads_look_at_once() {
+        // X11: one thread has the context's lock and looks while the loop sleeps, another one stops the loop's thread, which
+        // waits for that lock by now: each finds all coroutines, and all are unwound at the end
+        const COROUTINES: usize = 2000;
+        let dropped = Rc::new(std::cell::Cell::new(0));
+        struct Counts(Rc<std::cell::Cell<usize>>);
+        impl Drop for Counts {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        AioContext::builder()
+            .stack_size(16 * 1024)
+            .unwind_report(false)
+            .deadlock_report(None)
+            .run(|ctx| {
+                for _ in 0..COROUTINES {
+                    let counts = Counts(Rc::clone(&dropped));
+                    Coroutine::new(move || drop((suspend(), counts))).enter();
+                }
+                let context = ctx.clone();
+                let inspectors = thread::spawn(move || {
+                    let shared = &*context.shared;
+                    let guard = loop {
+                        let guard = context.acquire();
+                        if shared.away(&guard).is_some() {
+                            break guard;
+                        }
+                        drop(guard);
+                        thread::yield_now();
+                    };
+                    context.kick();
+                    let waits = |text: &str| text.contains("ContextLock::lock");
+                    thread::scope(|scope| {
+                        let forced = scope.spawn(|| {
+                            let text = loop {
+                                let text = context.look_by_force();
+                                if waits(&text) {
+                                    break text;
+                                }
+                            };
+                            let count = |home: &Home| home.live_in_any_order().count();
+                            (text, [(); 200].map(|()| interrupt::stopped(shared, count).unwrap().0))
+                        });
+                        while !forced.is_finished() {
+                            let home = shared.away(&guard).expect("the loop waits for the lock");
+                            assert_eq!(home.live().count(), COROUTINES);
+                        }
+                        let (text, counts) = forced.join().unwrap();
+                        assert_eq!(counts, [COROUTINES; 200]);
+                        assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
+                        assert!(text.contains("(asleep, or waiting for its lock)"), "{text}");
+                    });
+                    drop(guard);
+                });
+                while !inspectors.is_finished() {
+                    ctx.poll(true);
+                }
+                inspectors.join().unwrap();
+            })
+            .unwrap();
+        assert_eq!(dropped.get(), COROUTINES);
+    }
+}

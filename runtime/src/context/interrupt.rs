@@ -119,7 +119,7 @@ impl Write for Prepared {
     }
 }
 
-/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and the backtrace of where
+/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and where
 /// the thread was stopped.
 ///
 /// `look` allocates nothing, frees nothing, takes no lock and does not panic (*nothing is waited for*); it only reads (*read
@@ -128,7 +128,7 @@ impl Write for Prepared {
 /// # Errors
 ///
 /// No handler can be installed; the context has ended; or its thread did not stop in time.
-pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, String)> {
+pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
     let mut installed = LOOKER.lock();
     if !*installed {
         install()?;
@@ -178,7 +178,7 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     let frames = unsafe { &*LOOK.frames.get() };
     let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
     drop(installed);
-    Ok((looked, resolved(&frames)))
+    Ok((looked, Frames(frames)))
 }
 
 fn install() -> io::Result<()> {
@@ -241,27 +241,94 @@ extern "C" fn handler(_signal: libc::c_int) {
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// A line or two for each frame, without those of this file and the kernel's.
-fn resolved(frames: &[*mut c_void]) -> String {
-    if frames.is_empty() {
-        return "    a place that is not known: between two stacks, or this C library cannot walk the stack in a signal handler\n".into();
+/// Where a thread was stopped. Displaying it allocates and takes the loader's lock, so the thread must be running again.
+pub(crate) struct Frames(Vec<*mut c_void>);
+
+impl fmt::Display for Frames {
+    /// A line for each frame, without those of this file and the kernel's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            let why = "between two stacks, or this C library cannot walk the stack in a signal handler";
+            return writeln!(f, "    a place that is not known: {why}");
+        }
+        let (mut is_first, mut result) = (true, Ok(()));
+        for &frame in &self.0 {
+            backtrace::resolve(frame, |symbol| {
+                let Some(name) = symbol.name().map(|name| format!("{name:#}")) else { return };
+                if is_first && (name.contains("interrupt::handler") || name.contains("backtrace::")) {
+                    return;
+                }
+                is_first = false;
+                let written = match (symbol.filename(), symbol.lineno()) {
+                    (Some(file), Some(line)) => writeln!(f, "    {name} at {}:{line}", file.display()),
+                    _ => writeln!(f, "    {name}"),
+                };
+                result = result.and(written);
+            });
+        }
+        result
     }
-    let mut text = String::new();
-    for &frame in frames {
-        backtrace::resolve(frame, |symbol| {
-            let Some(name) = symbol.name().map(|name| format!("{name:#}")) else { return };
-            if text.is_empty() && (name.contains("interrupt::handler") || name.contains("backtrace::")) {
-                return;
-            }
-            // Writing to a string does not fail.
-            let _ = write!(text, "    {name}");
-            let _ = match (symbol.filename(), symbol.lineno()) {
-                (Some(file), Some(line)) => writeln!(text, " at {}:{line}", file.display()),
-                _ => writeln!(text),
-            };
-        });
+}
+
+/// What the unit tests of this crate know of allocations. (The allocator is for the whole program, so it is here once.)
+#[cfg(test)]
+pub(super) mod allocations {
+    use super::{CLAIMED, GO, LOOK, STOPPED, Shared};
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+    use std::ptr;
+    use std::sync::atomic::Ordering;
+
+    thread_local! {
+        /// The context that this thread looks at, if a test watches it.
+        static LOOKED_AT: Cell<*const Shared> = const { Cell::new(ptr::null()) };
+        static SEEN: Cell<usize> = const { Cell::new(0) };
     }
-    text
+
+    /// How often this thread allocates or frees in `f` while it has the home thread of `shared` stopped.
+    pub(in crate::context) fn while_stopped(shared: &Shared, f: impl FnOnce()) -> usize {
+        LOOKED_AT.set(shared);
+        SEEN.set(0);
+        f();
+        LOOKED_AT.set(ptr::null());
+        SEEN.get()
+    }
+
+    fn note() {
+        let shared = LOOKED_AT.get();
+        if !shared.is_null()
+            && ptr::eq(LOOK.shared.load(Ordering::Relaxed), shared)
+            && matches!(LOOK.step.load(Ordering::Relaxed), CLAIMED | STOPPED | GO)
+        {
+            SEEN.set(SEEN.get() + 1);
+        }
+    }
+
+    struct Watched;
+
+    // SAFETY: the system's allocator; what is noted allocates nothing.
+    unsafe impl GlobalAlloc for Watched {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(memory, layout) }
+        }
+
+        unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.realloc(memory, layout, size) }
+        }
+    }
+
+    #[global_allocator]
+    static ALLOCATOR: Watched = Watched;
 }
 
 #[cfg(test)]

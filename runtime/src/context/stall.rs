@@ -105,3 +105,32 @@ fn report_stall(shared: &Shared, took: Duration, limit: Duration) {
         shared.thread.describe()
     ));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::interrupt::allocations;
+    use super::*;
+    use crate::Coroutine;
+
+    #[test]
+    fn stall_report_allocates_nothing_while_the_thread_is_stopped() {
+        // X11: the loop's thread may have been stopped inside the allocator
+        AioContext::run(|ctx| {
+            let (shared, over) = (Arc::clone(&ctx.shared), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                let limit = Duration::from_millis(1);
+                let seen = allocations::while_stopped(&shared, || report_stall(&shared, limit, limit));
+                ends.store(true, Ordering::Relaxed);
+                seen
+            });
+            let busy = Coroutine::builder().name(String::from("busy")).create(move || {
+                while !over.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+            });
+            busy.unwrap().enter();
+            assert_eq!(looker.join().unwrap(), 0);
+        });
+    }
+}
