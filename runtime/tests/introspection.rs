@@ -141,6 +141,8 @@ impl Hung {
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env("CORALIO_TEST_CHILD", "1")
             .env("RUST_BACKTRACE", "0")
+            // One for all threads, so that they share its lock.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -235,11 +237,12 @@ fn context_that_ends_is_dumped() {
     };
     hung.until("ready");
     hung.signal(libc::SIGUSR1);
-    let text = hung.until("block_the_thread");
+    let text = hung.until("timers:");
     assert_says(
         &text,
         &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits to be entered"],
     );
+    hung.until("block_the_thread");
     hung.release();
 }
 
@@ -247,8 +250,6 @@ fn context_that_ends_is_dumped() {
 fn dump_of_a_thread_inside_the_allocator() {
     // X11: a loop's thread that is stopped while it has the allocator's lock is looked at all the same, and goes on
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
-        // SAFETY: takes numbers. One arena for all threads, so that they share its lock.
-        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
         AioContext::builder()
             .stall_report(Duration::from_millis(1))
             .run(|ctx| {
@@ -261,11 +262,15 @@ fn dump_of_a_thread_inside_the_allocator() {
                     ends.store(true, Ordering::Relaxed);
                 });
                 let allocates = named("allocates", move || {
-                    let mut blocks: Vec<Vec<u8>> = (0..64).map(|_| Vec::new()).collect();
-                    for turn in 0usize.. {
-                        blocks[turn % 64] = Vec::with_capacity(2000 + turn * 7919 % 60_000);
-                        if over.load(Ordering::Relaxed) {
-                            break;
+                    while !over.load(Ordering::Relaxed) {
+                        // SAFETY: what is allocated is freed once. Sizes that no thread keeps to itself; the ones in between
+                        // keep those that are freed from being joined.
+                        for size in (2000..60_000).step_by(400) {
+                            unsafe {
+                                let (block, between) = (libc::malloc(size), libc::malloc(1100));
+                                libc::free(block);
+                                libc::free(between);
+                            }
                         }
                     }
                 });
