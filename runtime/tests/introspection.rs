@@ -250,34 +250,33 @@ fn context_that_ends_is_dumped() {
 fn dump_of_a_thread_inside_the_allocator() {
     // X11: a loop's thread that is stopped while it has the allocator's lock is looked at all the same, and goes on
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
-        AioContext::builder()
-            .stall_report(Duration::from_millis(1))
-            .run(|ctx| {
-                let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
-                let ends = Arc::clone(&over);
-                let looker = thread::spawn(move || {
-                    for _ in 0..8 {
-                        assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
-                    }
-                    ends.store(true, Ordering::Relaxed);
-                });
-                let allocates = named("allocates", move || {
-                    while !over.load(Ordering::Relaxed) {
-                        // SAFETY: what is allocated is freed once. Sizes that no thread keeps to itself; the ones in between
-                        // keep those that are freed from being joined.
-                        for size in (2000..60_000).step_by(400) {
-                            unsafe {
-                                let (block, between) = (libc::malloc(size), libc::malloc(1100));
-                                libc::free(block);
-                                libc::free(between);
-                            }
+        AioContext::run(|ctx| {
+            let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                for _ in 0..5 {
+                    assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                }
+                ends.store(true, Ordering::Relaxed);
+            });
+            let allocates = named("allocates", move || {
+                while !over.load(Ordering::Relaxed) {
+                    for size in (2000..60_000).step_by(400) {
+                        // Sizes that no thread keeps to itself; those in between keep what is freed from being joined.
+                        // SAFETY: what is allocated is freed once.
+                        unsafe {
+                            let (block, between) = (libc::malloc(size), libc::malloc(1100));
+                            libc::free(block);
+                            libc::free(between);
                         }
                     }
-                });
-                allocates.join().unwrap();
-                looker.join().unwrap();
-            })
-            .unwrap();
+                    // The other thread wants the allocator too, whose lock is not fair.
+                    thread::yield_now();
+                }
+            });
+            allocates.join().unwrap();
+            looker.join().unwrap();
+        });
         eprintln!("looked");
         return;
     };
