@@ -23,6 +23,9 @@
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` brings them.
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 /// What the lock-free parts are made of. The model checker's tests include those same files, and have loom's here.
 mod atomic {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};

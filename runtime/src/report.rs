@@ -20,7 +20,11 @@ use std::{io, mem};
 ///
 /// Never switches.
 #[doc(hidden)]
-pub fn report(message: fmt::Arguments<'_>) {
+pub fn report(message: impl fmt::Display) {
+    write(format_args!("{message}"));
+}
+
+fn write(message: fmt::Arguments<'_>) {
     let mut line = Line { bytes: [0; 1024], len: 0, ended: false };
     let formatted = catch_unwind(AssertUnwindSafe(|| line.write_fmt(message)));
     if let Err(payload) = formatted {
