@@ -163,7 +163,7 @@ impl Home {
         match (outcome, last_words) {
             (Ok(value), None) => value,
             (Err(payload), last_words) => {
-                last_words.map(drop_quietly);
+                last_words.into_iter().for_each(drop_quietly);
                 resume_unwind(payload)
             }
             (Ok(_), Some(payload)) => resume_unwind(payload),
