@@ -326,7 +326,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 /// Going on would leave a buffer with the kernel that its owner is about to free.
 #[cold]
 fn abort(why: &str) -> ! {
-    eprintln!("coralio: {why}");
+    coralio_runtime::report(format_args!("coralio: {why}"));
     std::process::abort()
 }
 

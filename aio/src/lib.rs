@@ -38,6 +38,9 @@
 //! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
 //! nor when its context ends.
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod any;
 mod auto;
 mod blocking;

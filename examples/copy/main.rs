@@ -9,6 +9,9 @@
 //! The rest is what a copy needs to be trusted: holes stay holes (`blocks.rs`), DST appears whole or not at all
 //! (`draft.rs`), also when a signal comes (`signals.rs`); and disks that are in images (`images.rs`).
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod blocks;
 mod draft;
 mod images;
@@ -31,6 +34,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use coralio_aio::{File, Runner, stats};
+use coralio_runtime::report;
 
 use draft::Draft;
 use job::Job;
@@ -63,11 +67,11 @@ fn main() -> ExitCode {
         }
         Err(why) => match signals::caught() {
             Some(signal) => {
-                eprintln!("copy: stopped by signal {signal}; what it had begun is removed");
+                report(format_args!("copy: stopped by signal {signal}; what it had begun is removed"));
                 ExitCode::from(128 + signal)
             }
             None => {
-                eprintln!("copy: {why}");
+                report(format_args!("copy: {why}"));
                 ExitCode::FAILURE
             }
         },
@@ -109,10 +113,10 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     copied.map_err(both)?;
     let grown = job.finish().map_err(both)?;
     if grown > 0 {
-        eprintln!(
+        report(format_args!(
             "copy: warning: {} grew while it was copied; the last {grown} bytes are not in the copy",
             src.display()
-        );
+        ));
     }
     draft.set_mode(mode).map_err(both)?;
     job.target.sync_all().map_err(both)?;

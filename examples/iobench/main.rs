@@ -15,6 +15,9 @@
 //! cargo run --release --example iobench -- --pin 1 --versus raw
 //! ```
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod bare;
 mod meter;
 mod options;
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("iobench: {why}");
+            coralio_runtime::report(format_args!("iobench: {why}"));
             ExitCode::FAILURE
         }
     }
@@ -70,7 +73,7 @@ fn bench(options: &Options) -> Result<String, String> {
         meter::pin(cpu)?;
     }
     if options.write && !target.scratch {
-        eprintln!("iobench: --write overwrites {}", target.name);
+        coralio_runtime::report(format_args!("iobench: --write overwrites {}", target.name));
     }
     let mut report = Report::new(options, &target);
     if let Some(versus) = options.versus {

@@ -23,6 +23,7 @@ use coralio_aio::policy::{Current, Policy};
 use coralio_aio::simulate::{Faults, Sim, Simulation};
 use coralio_aio::trace::{Recording, TextOptions, Trace};
 use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle};
+use coralio_runtime::report;
 
 /// An engine on a scripted kernel.
 pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
@@ -64,10 +65,10 @@ fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     if let Some(file) = trace_file() {
         let file = with_suffix(&file, &format!("-{act}"));
         recording.write_titled(&file, &format!("{title}: {}", ending(failure)), failure).unwrap_or_else(|error| {
-            eprintln!("cannot write the trace: {error}");
+            report(format_args!("cannot write the trace: {error}"));
             process::exit(1)
         });
-        eprintln!("see {}", file.display());
+        report(format_args!("see {}", file.display()));
     }
 }
 
@@ -120,7 +121,7 @@ fn trace_file() -> Option<PathBuf> {
         (None, ..) => None,
         (Some(option), Some(file), None) if option == "--trace" => Some(file.into()),
         _ => {
-            eprintln!("a lesson takes no arguments but --trace FILE");
+            report(format_args!("a lesson takes no arguments but --trace FILE"));
             process::exit(2)
         }
     }

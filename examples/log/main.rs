@@ -10,6 +10,9 @@
 //! Read `ours.rs` first: `append` is the whole of it. `threads.rs` is the same with threads; both share the records
 //! (`record.rs`) and the state of a group commit (`group.rs`).
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod group;
 // Of its clocks this program reads its own alone.
 #[allow(dead_code)]
@@ -33,6 +36,7 @@ use std::thread;
 
 use clap::Parser;
 use coralio_aio::{File, Runner, spawn, yield_now};
+use coralio_runtime::report;
 
 use meter::{Moment, Spent};
 use options::Options;
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("log: {why}");
+            report(format_args!("log: {why}"));
             ExitCode::FAILURE
         }
     }

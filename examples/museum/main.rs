@@ -6,6 +6,9 @@
 //!
 //! For the table each version goes through each workload in a process of its own: some of them end theirs.
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 #[path = "../lesson/mod.rs"]
 mod lesson;
 #[path = "../09_september_2016/schedule.rs"]
@@ -20,6 +23,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
 use coralio_aio::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions};
+use coralio_runtime::report;
 
 use lesson::{ending, print, record, scene, with_suffix};
 use versions::{Version, today, versions};
@@ -43,7 +47,7 @@ fn main() -> ExitCode {
     let options = Options::parse();
     if let Some(cell) = options.cell {
         let versions: Vec<_> = versions().into_iter().chain([today()]).collect();
-        print!("{}", run(&versions[cell[0]].workloads[cell[1]]).failure.unwrap_or_default());
+        print(&run(&versions[cell[0]].workloads[cell[1]]).failure.unwrap_or_default());
         return ExitCode::SUCCESS;
     }
     let Some(wanted) = options.exhibit else {
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("cannot run this program once more, for a field of the table: {error}");
+                report(format_args!("cannot run this program once more, for a field of the table: {error}"));
                 ExitCode::FAILURE
             }
         };
@@ -62,14 +66,14 @@ fn main() -> ExitCode {
     let version = match exhibit(&versions, &wanted) {
         Ok(version) => version,
         Err(remedy) => {
-            eprintln!("{remedy}");
+            report(format_args!("{remedy}"));
             return ExitCode::FAILURE;
         }
     };
     match show(version, options.trace.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cannot write the trace: {error}");
+            report(format_args!("cannot write the trace: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -7,14 +7,19 @@
 //!
 //! What counts is the server's processor time per request, as the kernel accounts for it; the client's own is not in it.
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod client;
 mod servers;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use coralio_runtime::report;
 
 use client::{Client, Load};
 use servers::{Format, Server, Which};
@@ -83,7 +88,7 @@ fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("nbd_bench: {why}");
+            report(format_args!("nbd_bench: {why}"));
             ExitCode::FAILURE
         }
     }
@@ -105,7 +110,8 @@ fn run(options: &Options) -> Result<(), String> {
         }
         for ((which, mine), first) in options.servers.iter().zip(&figures).zip(std::iter::repeat(&figures[0])) {
             let ratio = |of: fn(&Figure) -> f64| median(first.iter().zip(mine).map(|(a, b)| of(a) / of(b)));
-            println!(
+            let written = writeln!(
+                io::stdout(),
                 "depth {depth:3}  {:8}  {:9.0} per second  {:6.2} us of CPU each   first to it: {:.2} of the CPU, {:.2} of the rate",
                 format!("{which:?}"),
                 median(mine.iter().map(|figure| figure.per_second)),
@@ -113,6 +119,11 @@ fn run(options: &Options) -> Result<(), String> {
                 ratio(|figure| figure.cpu_us),
                 ratio(|figure| figure.per_second),
             );
+            match written {
+                // A reader that has seen enough (`| head`) is no failure of the measurement.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written.map_err(|error| format!("cannot write to standard output: {error}"))?,
+            }
         }
     }
     Ok(())

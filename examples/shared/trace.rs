@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use coralio_aio::Runner;
 use coralio_aio::trace::{Format, Trace};
+use coralio_runtime::report;
 
 /// Events that are kept: the last so many.
 const EVENTS: usize = 100_000;
@@ -31,10 +32,10 @@ impl TraceOption {
         match recording.write(file) {
             Ok(()) => {
                 let which = if recording.lost == 0 { "all" } else { "the last" };
-                eprintln!("{}: {which} {} events", file.display(), recording.records.len());
+                report(format_args!("{}: {which} {} events", file.display(), recording.records.len()));
             }
             Err(error) if result.is_ok() => return Err(format!("--trace {error}")),
-            Err(error) => eprintln!("--trace {error}"),
+            Err(error) => report(format_args!("--trace {error}")),
         }
         result
     }

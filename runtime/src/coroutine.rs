@@ -365,7 +365,11 @@ impl fmt::Display for Coroutine {
     /// Its name in quotes, or its number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Home::current() {
-            Some(home) if self.id.is_live() => home.own(self.id.block).label().fmt(f),
+            Some(home) if self.id.is_live() => {
+                // The writer is foreign code, and might end the coroutine.
+                let label = home.own(self.id.block).label().to_string();
+                f.write_str(&label)
+            }
             _ => f.write_str("(ended)"),
         }
     }

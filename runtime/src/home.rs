@@ -23,9 +23,11 @@
 
 #![allow(unsafe_code)]
 
+use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::{Duration, Instant};
 use std::{fmt, ptr, thread};
 
@@ -39,6 +41,7 @@ use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, Own, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
+use crate::report::report;
 
 mod end;
 pub(crate) mod fork;
@@ -51,8 +54,8 @@ use switch::Frame;
 thread_local! {
     /// The context that this thread is home to, while it runs one.
     static HOME: Cell<*const Home> = const { Cell::new(ptr::null()) };
-    /// Its home is hidden: it has one all the same.
-    static HIDDEN: Cell<bool> = const { Cell::new(false) };
+    /// The home of this thread while it is hidden: its loop sleeps, and another thread may look at it.
+    static HIDDEN: Cell<*const Home> = const { Cell::new(ptr::null()) };
 }
 
 /// See the module.
@@ -116,7 +119,7 @@ impl Home {
     #[track_caller]
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
-        assert!(!HIDDEN.get(), "an engine's `sleep` may not run a context; its own is only asleep");
+        assert!(HIDDEN.get().is_null(), "an engine's `sleep` may not run a context; its own is only asleep");
         assert!(
             HOME.get().is_null(),
             "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
@@ -153,25 +156,23 @@ impl Home {
             ending: Cell::new(false),
             trace: Cell::new(ptr::null()),
         };
-        HOME.set(&home);
+        let current = Current::set(&home);
         // Caught, so that the coroutines are unwound on a thread that does not unwind itself.
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
+        let last_words = home.end();
+        drop(current);
         if fork::in_child() {
             home.leave_in_child();
-            return outcome.unwrap_or_else(|payload| resume_unwind(payload));
-        }
-        let last_words = home.end();
-        let is_leaking = home.is_leaking();
-        if let Some(source) = home.source.get().filter(|_| !is_leaking) {
-            source.close();
-        }
-        HOME.set(ptr::null());
-        if is_leaking {
+        } else if home.is_leaking() {
             std::mem::forget(home);
         }
         match (outcome, last_words) {
             (Ok(value), None) => value,
-            (Err(payload), _) | (_, Some(payload)) => resume_unwind(payload),
+            (Err(payload), last_words) => {
+                last_words.into_iter().for_each(drop_quietly);
+                resume_unwind(payload)
+            }
+            (Ok(_), Some(payload)) => resume_unwind(payload),
         }
     }
 
@@ -181,6 +182,12 @@ impl Home {
         // SAFETY: *home outlives its stacks*: not null only during `Home::run`, and callers keep the reference on
         // stacks that end before it does.
         unsafe { HOME.get().as_ref() }
+    }
+
+    /// As [`current`](Self::current), also while the home is hidden. For a signal handler, which only reads.
+    pub(crate) fn current_or_hidden<'a>() -> Option<&'a Home> {
+        // SAFETY: as in `current`: `hidden` returns before the home is gone.
+        Home::current().or_else(|| unsafe { HIDDEN.get().as_ref() })
     }
 
     /// The home of this thread.
@@ -273,10 +280,19 @@ impl Home {
 
     /// Its coroutines, in the order in which they were made.
     pub(crate) fn live(&self) -> impl Iterator<Item = &'static Control> {
-        let mut live: Vec<_> =
-            self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).collect();
-        live.sort_unstable_by_key(|block| self.own(block).serial.get());
+        let mut live: Vec<_> = self.live_in_any_order().collect();
+        self.sort_by_age(&mut live);
         live.into_iter()
+    }
+
+    /// As [`live`](Self::live), unsorted. Allocates nothing and only reads.
+    pub(crate) fn live_in_any_order(&self) -> impl Iterator<Item = &'static Control> {
+        self.blocks.all().filter(|block| self.own(block).state.get() != State::Free)
+    }
+
+    /// Sorts coroutines by when they were made. Allocates nothing and only reads the blocks.
+    pub(crate) fn sort_by_age(&self, blocks: &mut [&'static Control]) {
+        blocks.sort_unstable_by_key(|block| self.own(block).serial.get());
     }
 
     /// Looks at the clock every sixty-fourth round: near enough to tell how long somebody has waited.
@@ -309,11 +325,14 @@ impl Home {
         struct Shown<'a>(&'a Home);
         impl Drop for Shown<'_> {
             fn drop(&mut self) {
-                HIDDEN.set(false);
                 HOME.set(self.0);
+                compiler_fence(Ordering::SeqCst);
+                HIDDEN.set(ptr::null());
             }
         }
-        HIDDEN.set(true);
+        // A signal handler finds the home by one of the two at any moment.
+        HIDDEN.set(self);
+        compiler_fence(Ordering::SeqCst);
         HOME.set(ptr::null());
         let _shown = Shown(self);
         f()
@@ -398,6 +417,38 @@ impl Home {
     }
 }
 
+/// Makes a home that of this thread, until it is dropped: so no way out of [`Home::run`] leaves a pointer to it behind.
+struct Current<'a>(&'a Home);
+
+impl<'a> Current<'a> {
+    fn set(home: &'a Home) -> Current<'a> {
+        HOME.set(home);
+        Current(home)
+    }
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        if fork::in_child() {
+            // The home of the child was given up when it was forked, and its coroutines are leaked.
+            return;
+        }
+        if !self.0.is_leaking() && self.0.live_in_any_order().next().is_some() {
+            abort(format_args!(
+                "a context ended, and could not unwind all of its coroutines, whose stacks are about to go"
+            ));
+        }
+        // Whoever would look at the home finds out first that it is going.
+        self.0.shared.thread.leave();
+        HOME.set(ptr::null());
+    }
+}
+
+/// Drops the payload of a panic that nobody is told of. One that panics in turn is leaked.
+fn drop_quietly(payload: Box<dyn Any + Send>) {
+    std::mem::forget(catch_unwind(AssertUnwindSafe(|| drop(payload))));
+}
+
 #[cold]
 #[track_caller]
 fn no_home(what: &str) -> ! {
@@ -408,6 +459,6 @@ fn no_home(what: &str) -> ! {
 /// Says why, and ends the process: for states in which going on would be undefined.
 #[cold]
 fn abort(why: fmt::Arguments<'_>) -> ! {
-    eprintln!("coralio: {why}");
+    report(format_args!("coralio: {why}"));
     std::process::abort()
 }

@@ -52,6 +52,9 @@
 //! copy the stack from outside the process (`perf record`, with frame pointers or with DWARF) are not affected: at worst such a
 //! sample has a short call chain.
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 /// What the lock-free parts are made of. The model checker's tests include those same files, and have loom's here.
 mod atomic {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -63,6 +66,7 @@ pub(crate) mod context;
 mod coroutine;
 mod future;
 mod home;
+mod report;
 mod scope;
 mod sync;
 mod sys;
@@ -85,6 +89,8 @@ pub use coroutine::{
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
 pub use future::{RemoteHandle, await_future};
+#[doc(hidden)]
+pub use report::report;
 pub use scope::{Scope, ScopedHandle, scope};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,

@@ -255,3 +255,33 @@ fn programs_may_be_started() {
         assert_eq!(spawn(|| 6).join().unwrap(), 6);
     });
 }
+
+#[test]
+fn child_of_a_destructor_unwinds_nothing_more() {
+    // C7, C9: a coroutine forks while the end of its context unwinds it: the parent unwinds the others, the child none
+    struct Forks(Log);
+    impl Drop for Forks {
+        fn drop(&mut self) {
+            if let Some(code) = fork() {
+                assert_eq!(code, PASSED);
+                self.0.add("forked");
+            } else {
+                self.0.add("child");
+            }
+        }
+    }
+    let Some(run) = in_child("child_of_a_destructor_unwinds_nothing_more") else {
+        let log = Log::default();
+        AioContext::run(|_| {
+            let forks = Forks(log.clone());
+            Coroutine::new(move || drop((suspend(), forks))).enter();
+            let later = log.on_drop("later");
+            Coroutine::new(move || drop((suspend(), later))).enter();
+        });
+        match log.take().as_str() {
+            "child" => leave(PASSED),
+            told => return assert_eq!(told, "forked later"),
+        }
+    };
+    assert_success(&run);
+}

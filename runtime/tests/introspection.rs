@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -140,6 +141,8 @@ impl Hung {
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env("CORALIO_TEST_CHILD", "1")
             .env("RUST_BACKTRACE", "0")
+            // One for all threads, so that they share its lock.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -206,6 +209,78 @@ fn a_signal_asks_a_hung_loop() {
         &text,
         &["(busy in one round)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' is entered"],
     );
+    hung.release();
+}
+
+#[test]
+fn context_that_ends_is_dumped() {
+    // X11, W5: a context stays listed and can be dumped until its coroutines are unwound, also if one of them hangs in that
+    struct Hangs;
+    impl Drop for Hangs {
+        fn drop(&mut self) {
+            eprintln!("ready");
+            block_the_thread();
+        }
+    }
+    let Some(mut hung) = Hung::start("context_that_ends_is_dumped") else {
+        AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
+        AioContext::run(|ctx| {
+            drop(named("hangs", || {
+                let _hangs = Hangs;
+                suspend();
+            }));
+            drop(named("later", suspend));
+            ctx.poll(false);
+        });
+        assert!(AioContext::all().is_empty());
+        return;
+    };
+    hung.until("ready");
+    hung.signal(libc::SIGUSR1);
+    let text = hung.until("timers:");
+    assert_says(
+        &text,
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits to be entered"],
+    );
+    hung.until("block_the_thread");
+    hung.release();
+}
+
+#[test]
+fn dump_of_a_thread_inside_the_allocator() {
+    // X11: a loop's thread that is stopped while it has the allocator's lock is looked at all the same, and goes on
+    let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
+        AioContext::run(|ctx| {
+            let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                for _ in 0..5 {
+                    assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                }
+                ends.store(true, Ordering::Relaxed);
+            });
+            let allocates = named("allocates", move || {
+                while !over.load(Ordering::Relaxed) {
+                    for size in (2000..60_000).step_by(400) {
+                        // Sizes that no thread keeps to itself; those in between keep what is freed from being joined.
+                        // SAFETY: what is allocated is freed once.
+                        unsafe {
+                            let (block, between) = (libc::malloc(size), libc::malloc(1100));
+                            libc::free(block);
+                            libc::free(between);
+                        }
+                    }
+                    // The other thread wants the allocator too, whose lock is not fair.
+                    thread::yield_now();
+                }
+            });
+            allocates.join().unwrap();
+            looker.join().unwrap();
+        });
+        eprintln!("looked");
+        return;
+    };
+    hung.until("looked");
     hung.release();
 }
 

@@ -178,6 +178,42 @@ fn callbacks_that_panic_when_dropped() {
 }
 
 #[test]
+fn panicking_callbacks_of_each_kind_do_not_stop_the_end() {
+    // C9: a destructor that panics in any of the context's tables keeps nothing else from being dropped and unwound, also if
+    // the context's function panics too; the thread has no home afterwards
+    struct Bomb(Log, &'static str);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            self.0.add(self.1);
+            panic!("bomb {}", self.1);
+        }
+    }
+    for main_panics in [false, true] {
+        let log = Log::default();
+        let said = panic_of(|| {
+            AioContext::run(|ctx| {
+                let bomb = |name| Bomb(log.clone(), name);
+                let in_bottom_half = bomb("bottom half");
+                ctx.schedule_oneshot(move || drop(in_bottom_half));
+                let in_arrival = bomb("arrival");
+                drop(ctx.spawn(move || drop(in_arrival)));
+                let dropped = log.on_drop("coroutine");
+                Coroutine::new(move || {
+                    let _dropped = dropped;
+                    suspend();
+                })
+                .enter();
+                assert!(!main_panics, "main");
+            })
+        });
+        assert_eq!(said, if main_panics { "main" } else { "bomb bottom half" });
+        assert_eq!(log.take(), "bottom half arrival coroutine");
+        assert!(AioContext::current().is_none());
+        assert_eq!(AioContext::run(|_| spawn(|| 4).join().unwrap()), 4);
+    }
+}
+
+#[test]
 fn those_who_catch_the_payload_are_unwound_still() {
     // C9: code that catches unwinding payloads cannot keep a coroutine alive: its next wait unwinds it again
     let log = Log::default();

@@ -28,6 +28,9 @@
 //! | `refcount`, `allocate`, `grow` | clusters of the file, given out and taken back |
 //! | `flush`, `epoch` | the order in which things get to the disk; when a cluster may be used anew |
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod chain;
 mod error;
 mod holes;

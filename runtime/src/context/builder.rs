@@ -110,22 +110,6 @@ impl ContextBuilder {
             home.watched.set(self.stall_report.is_some());
             home.patience.set_limit(self.deadlock_report);
             home.reports_unwound.set(self.unwind_report);
-            /// Closes it while the home is still there, whatever way out `f` takes.
-            struct Close<'a>(&'a AioContext);
-            impl Drop for Close<'_> {
-                fn drop(&mut self) {
-                    // What is registered is the parent's.
-                    if fork::in_child() {
-                        return;
-                    }
-                    // No foreign poll runs a handler meanwhile.
-                    let guard = self.0.acquire();
-                    let registered = self.0.shared.close();
-                    drop(guard);
-                    drop(registered);
-                }
-            }
-            let _close = Close(&context);
             f(&context)
         }))
     }

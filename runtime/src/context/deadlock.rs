@@ -15,6 +15,7 @@ use std::{fs, io, ptr};
 use crate::coroutine::control::{Control, State};
 use crate::coroutine::waiting::Giver;
 use crate::home::Home;
+use crate::report::report;
 use crate::sys::TimerFd;
 
 use super::shared::KICK_TOKEN;
@@ -135,7 +136,7 @@ impl Home {
         if stuck.len() > MOST {
             let _ = writeln!(text, "  and {} more", stuck.len() - MOST);
         }
-        eprint!("{text}");
+        report(format_args!("{text}"));
     }
 }
 

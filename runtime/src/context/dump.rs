@@ -1,12 +1,12 @@
 //! A context in words: who is there, who waits for what, since when and where (rule X11).
 //!
 //! The home thread looks for itself. Another thread may look while the loop sleeps, with the context's lock; it asks the
-//! loop, if that runs; and if it does not answer, because it hangs in something that it runs, it is stopped for the look, by
-//! a signal (`interrupt.rs`).
+//! loop, if that runs; and if it does not answer, because it hangs in something that it runs or is ending, it is stopped for
+//! the look, by a signal (`interrupt.rs`).
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::coroutine::Token;
@@ -14,7 +14,7 @@ use crate::coroutine::control::{Control, State};
 use crate::home::Home;
 
 use super::AioContext;
-use super::interrupt;
+use super::interrupt::{self, Prepared};
 use super::shared::Shared;
 
 /// For how long a running loop is waited for, until it is stopped for the look.
@@ -60,14 +60,11 @@ impl AioContext {
         if let Some(home) = self.shared.home() {
             return Dump { text: self.shared.told(Some(home), "asked", false) };
         }
-        if let Some(text) = self.look_while_asleep() {
-            return Dump { text };
-        }
-        let text = match self.ask_the_loop(false) {
-            Ok(text) => text,
-            Err(RecvTimeoutError::Disconnected) => self.shared.told(None, "ended", false),
-            Err(RecvTimeoutError::Timeout) => self.look_while_asleep().unwrap_or_else(|| self.look_by_force()),
-        };
+        let text = self
+            .look_while_asleep()
+            .or_else(|| self.ask_the_loop(false))
+            .or_else(|| self.look_while_asleep())
+            .unwrap_or_else(|| self.look_by_force());
         Dump { text }
     }
 
@@ -80,16 +77,16 @@ impl AioContext {
     pub fn dump_with_backtraces(&self) -> Dump {
         match self.shared.home() {
             Some(home) => Dump { text: self.shared.told(Some(home), "asked", true) },
-            None => self.ask_the_loop(true).map_or_else(|_| self.dump(), |text| Dump { text }),
+            None => self.ask_the_loop(true).map_or_else(|| self.dump(), |text| Dump { text }),
         }
     }
 
-    /// By the loop itself, in its next round.
-    fn ask_the_loop(&self, traces: bool) -> Result<String, RecvTimeoutError> {
+    /// By the loop itself, in its next round. `None`: it does not answer, or answers nobody any more.
+    fn ask_the_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
         self.shared.arrive(Box::new(move || _ = answer.send(shared.told(shared.home(), "running", traces))));
-        answered.recv_timeout(PATIENCE)
+        answered.recv_timeout(PATIENCE).ok()
     }
 
     /// By another thread, while the loop sleeps.
@@ -99,14 +96,77 @@ impl AioContext {
         Some(self.shared.told(Some(home), "asleep", false))
     }
 
+    /// By another thread, which stops the loop's thread: only the coroutines are read meanwhile.
     fn look_by_force(&self) -> String {
-        let stopped = interrupt::stopped(&self.shared, |home| self.shared.told(Some(home), "busy in one round", false));
-        match stopped {
-            Ok((text, backtrace)) => format!("{text}  its thread is at\n{backtrace}"),
-            Err(why) => {
-                self.shared.told(None, &format!("busy in one round, and cannot be stopped for a look: {why}"), false)
+        let shared = &*self.shared;
+        let mut look = Look::prepare(256, 64 * 1024);
+        let mut looks = 1;
+        loop {
+            let backtrace = match interrupt::stopped(shared, |home| look.fill(home)) {
+                Ok(((), backtrace)) => backtrace,
+                Err(_) if shared.thread.has_left() => return shared.told(None, "ended", false),
+                Err(why) => return shared.told(None, &format!("cannot be stopped for a look: {why}"), false),
+            };
+            // Coroutines may be made between two looks: the last one shows what there is room for.
+            if look.has_all() || looks == MOST_LOOKS {
+                let mut text = String::new();
+                // Writing to a string does not fail.
+                let _ = shared.tell_head(&mut text, look.how);
+                text.push_str(look.text.as_str());
+                let _ = shared.tell_tables(&mut text, None);
+                let _ = write!(text, "  its thread is at\n{backtrace}");
+                return text;
+            }
+            looks += 1;
+            look = look.larger();
+        }
+    }
+}
+
+/// How often a thread is stopped for one dump at most: first to find out how much memory the look takes.
+const MOST_LOOKS: usize = 4;
+
+/// What a look at a stopped thread finds, in memory that was allocated before.
+struct Look {
+    how: &'static str,
+    /// How many coroutines there are, and those of them that there was room for.
+    count: usize,
+    live: Vec<&'static Control>,
+    text: Prepared,
+}
+
+impl Look {
+    fn prepare(coroutines: usize, bytes: usize) -> Look {
+        Look { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
+    }
+
+    /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`] demands.
+    fn fill(&mut self, home: &Home) {
+        self.how = match home.is_ending() {
+            true => "ending",
+            false if home.shared.is_away() => "asleep, or waiting for its lock",
+            false => "busy in one round",
+        };
+        for block in home.live_in_any_order() {
+            self.count += 1;
+            if self.live.len() < self.live.capacity() {
+                self.live.push(block);
             }
         }
+        home.sort_by_age(&mut self.live);
+        // Writing to prepared memory does not fail.
+        let _ = home.tell_coroutines(&mut self.text, self.count, &self.live, false);
+    }
+
+    fn has_all(&self) -> bool {
+        self.live.len() == self.count && self.text.is_complete()
+    }
+
+    /// Room for what this one found, and some more.
+    fn larger(&self) -> Look {
+        let each = self.text.needed() / self.live.len().max(1) + 1;
+        let coroutines = self.count + self.count / 4 + 256;
+        Look::prepare(coroutines, each * coroutines + 64 * 1024)
     }
 }
 
@@ -120,18 +180,20 @@ impl Shared {
     }
 
     fn tell(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
-        writeln!(f, "context of thread {} ({how})", self.thread.describe())?;
+        self.tell_head(f, how)?;
         if let Some(home) = home {
-            writeln!(f, "  on the stack: {}", home.chain())?;
             let live: Vec<_> = home.live().collect();
-            writeln!(f, "  coroutines: {}", live.len())?;
-            for block in live {
-                writeln!(f, "    {}", home.tell_of(block))?;
-                if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
-                    write!(f, "{trace}")?;
-                }
-            }
+            home.tell_coroutines(f, live.len(), &live, traces)?;
         }
+        self.tell_tables(f, home)
+    }
+
+    fn tell_head(&self, f: &mut String, how: &str) -> fmt::Result {
+        writeln!(f, "context of thread {} ({how})", self.thread.describe())
+    }
+
+    /// What is registered with the loop. Takes locks, so not while its thread is stopped.
+    fn tell_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
         let busy = || "in use right now".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
@@ -147,7 +209,29 @@ impl Shared {
     }
 }
 
-/// A coroutine in words.
+impl Home {
+    /// Who is on the stack, and `live`, the first of `count` coroutines. Without `traces` it allocates nothing, takes no lock and
+    /// only reads.
+    fn tell_coroutines(
+        &self,
+        f: &mut impl Write,
+        count: usize,
+        live: &[&'static Control],
+        traces: bool,
+    ) -> fmt::Result {
+        writeln!(f, "  on the stack: {}", self.chain())?;
+        writeln!(f, "  coroutines: {count}")?;
+        for &block in live {
+            writeln!(f, "    {}", self.tell_of(block))?;
+            if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
+                write!(f, "{trace}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A coroutine in words. Formatting it allocates nothing, takes no lock and only reads the home.
 pub(crate) struct ToldOf<'a>(&'a Home, &'static Control);
 
 impl Home {
@@ -180,5 +264,124 @@ impl fmt::Display for ToldOf<'_> {
             f.write_str("; cancelled")?;
         }
         write!(f, "; made at {}", own.created_at.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::interrupt::allocations;
+    use super::*;
+    use crate::{CoMutex, Coroutine, suspend};
+    use std::rc::Rc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    #[test]
+    fn dump_allocates_nothing_while_the_thread_is_stopped() {
+        // X11: the loop's thread may have been stopped inside the allocator; and a look that finds more than there is room for
+        // is taken again
+        AioContext::run(|ctx| {
+            const COROUTINES: usize = 700;
+            let lock = Rc::new(CoMutex::new(()));
+            let start = |name: String, f: Box<dyn FnOnce()>| {
+                Coroutine::builder().name(name).stack_size(32 * 1024).create(f).unwrap().enter();
+            };
+            let held = Rc::clone(&lock);
+            start("holder".into(), Box::new(move || drop((held.lock(), suspend()))));
+            start("waiter".into(), Box::new(move || drop(lock.lock())));
+            for number in 2..COROUTINES - 1 {
+                // Names that take more room than was guessed.
+                start(format!("{number}{}", "-".repeat(400)), Box::new(suspend));
+            }
+            let (context, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                let mut text = String::new();
+                let seen = allocations::while_stopped(&context.shared, || text = context.look_by_force());
+                ends.store(true, Ordering::Relaxed);
+                (seen, text)
+            });
+            start(
+                "busy".into(),
+                Box::new(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        thread::yield_now();
+                    }
+                }),
+            );
+            let (seen, text) = looker.join().unwrap();
+            assert_eq!(seen, 0);
+            for words in ["main > 'busy'", "'waiter' waits CoMutex", "held by 'holder'", "'busy' is entered"] {
+                assert!(text.contains(words), "no `{words}` in\n{text}");
+            }
+            assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
+            assert_eq!(text.matches("waits to be entered or woken").count(), COROUTINES - 2);
+            assert!(text.find("'2--").unwrap() < text.find("'600--").unwrap(), "in the order in which they were made");
+        });
+    }
+
+    #[test]
+    fn two_threads_look_at_once() {
+        // X11: one thread has the context's lock and looks while the loop sleeps, another one stops the loop's thread, which
+        // waits for that lock by now: each finds all coroutines, and all are unwound at the end
+        const COROUTINES: usize = 2000;
+        let dropped = Rc::new(std::cell::Cell::new(0));
+        struct Counts(Rc<std::cell::Cell<usize>>);
+        impl Drop for Counts {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        AioContext::builder()
+            .stack_size(16 * 1024)
+            .unwind_report(false)
+            .deadlock_report(None)
+            .run(|ctx| {
+                for _ in 0..COROUTINES {
+                    let counts = Counts(Rc::clone(&dropped));
+                    Coroutine::new(move || drop((suspend(), counts))).enter();
+                }
+                let context = ctx.clone();
+                let inspectors = thread::spawn(move || {
+                    let shared = &*context.shared;
+                    let guard = loop {
+                        let guard = context.acquire();
+                        if shared.away(&guard).is_some() {
+                            break guard;
+                        }
+                        drop(guard);
+                        thread::yield_now();
+                    };
+                    context.kick();
+                    let waits = |text: &str| text.contains("ContextLock::lock");
+                    thread::scope(|scope| {
+                        let forced = scope.spawn(|| {
+                            let text = loop {
+                                let text = context.look_by_force();
+                                if waits(&text) {
+                                    break text;
+                                }
+                            };
+                            let count = |home: &Home| home.live_in_any_order().count();
+                            (text, [(); 200].map(|()| interrupt::stopped(shared, count).unwrap().0))
+                        });
+                        while !forced.is_finished() {
+                            let home = shared.away(&guard).expect("the loop waits for the lock");
+                            assert_eq!(home.live().count(), COROUTINES);
+                        }
+                        let (text, counts) = forced.join().unwrap();
+                        assert_eq!(counts, [COROUTINES; 200]);
+                        assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
+                        assert!(text.contains("(asleep, or waiting for its lock)"), "{text}");
+                    });
+                    drop(guard);
+                });
+                while !inspectors.is_finished() {
+                    ctx.poll(true);
+                }
+                inspectors.join().unwrap();
+            })
+            .unwrap();
+        assert_eq!(dropped.get(), COROUTINES);
     }
 }

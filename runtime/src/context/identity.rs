@@ -26,6 +26,11 @@ impl HomeThread {
         self.tid.store(0, Ordering::Relaxed);
     }
 
+    /// Whether the context has ended, or its home is about to go.
+    pub(crate) fn has_left(&self) -> bool {
+        self.tid.load(Ordering::Relaxed) == 0
+    }
+
     pub(crate) fn describe(&self) -> String {
         format!("'{}' ({})", self.thread.name().unwrap_or("?"), self.tid.load(Ordering::Relaxed))
     }
@@ -34,10 +39,15 @@ impl HomeThread {
     pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         let tid = self.tid.load(Ordering::Relaxed);
         if tid == 0 {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "its context has ended"));
+            return Err(context_ended());
         }
         // SAFETY: takes numbers. A thread that has ended meanwhile is refused.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) };
         if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
+}
+
+#[cold]
+pub(super) fn context_ended() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "its context has ended")
 }

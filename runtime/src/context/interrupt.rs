@@ -6,23 +6,35 @@
 //! - *stopped*: between `STOPPED` and `GO` the home thread is in the handler, and touches nothing.
 //! - *claimed*: one thread at a time moves on from `SENT`, and fills in the frames before `STOPPED`.
 //!
-//! It may have been stopped anywhere, so who looks at it goes by what is changed last: a control block is filled before its
-//! state says so, and a name that is being changed is passed over. The signal is `SIGURG`, ignored where nobody handles it.
+//! - *nothing is waited for*: the home thread may have been stopped inside the allocator, the loader, or any lock. So while it
+//!   is stopped the other thread allocates nothing, frees nothing and takes no lock, not even by `try_lock`: a thread that
+//!   waits for that lock would have to be woken, under a lock of the lock library's. It writes into memory that it allocated
+//!   before ([`Prepared`]), and does everything else when the home thread is running again.
+//! - *read only*: another thread may look at the same time, with the context's lock, while the loop sleeps (*away*, in
+//!   `lock.rs`). Both only read, and so may do so at once.
+//!
+//! The thread may have been stopped anywhere, so the look goes by what is changed last: a control block is filled before its
+//! state says so, and a list is changed by one word. The signal is `SIGURG`, ignored where nobody handles it.
+//!
+//! The handler walks its own stack. Where the C library has `_dl_find_object` (glibc 2.35) the unwinder takes no lock for that.
+//! Elsewhere it would take the loader's lock, whose holder may wait for the allocator that the stopped thread is in: there the
+//! handler leaves no frames.
 
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::home::Home;
 
+use super::identity::context_ended;
 use super::shared::Shared;
 
 const SIGNAL: libc::c_int = libc::SIGURG;
@@ -47,17 +59,20 @@ struct Look {
     /// Whose home: the handler stops no other thread.
     shared: AtomicPtr<Shared>,
     home: AtomicPtr<Home>,
+    /// Whether the handler can walk its stack without a lock.
+    walks_stack: AtomicBool,
     depth: AtomicUsize,
     frames: UnsafeCell<[*mut c_void; DEEPEST]>,
 }
 
-// SAFETY: *claimed*, *stopped*: `frames` is written before `STOPPED`, and read after it; the rest is atomic.
+// SAFETY: *claimed*: `frames` is written before `STOPPED`, and read after it, before the next `SENT`; the rest is atomic.
 unsafe impl Sync for Look {}
 
 static LOOK: Look = Look {
     step: AtomicU32::new(IDLE),
     shared: AtomicPtr::new(ptr::null_mut()),
     home: AtomicPtr::new(ptr::null_mut()),
+    walks_stack: AtomicBool::new(false),
     depth: AtomicUsize::new(0),
     frames: UnsafeCell::new([ptr::null_mut(); DEEPEST]),
 };
@@ -65,22 +80,68 @@ static LOOK: Look = Look {
 /// One who looks at a time. Says whether the handler is there.
 static LOOKER: Mutex<bool> = Mutex::new(false);
 
-/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and the backtrace of where
+/// A text in memory that is allocated before a thread is stopped, and filled while it is.
+pub(crate) struct Prepared {
+    text: String,
+    needed: usize,
+}
+
+impl Prepared {
+    pub(crate) fn with_capacity(capacity: usize) -> Prepared {
+        Prepared { text: String::with_capacity(capacity), needed: 0 }
+    }
+
+    /// What fitted.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// How long the text would be if all of it fitted.
+    pub(crate) fn needed(&self) -> usize {
+        self.needed
+    }
+
+    /// Whether all of it fitted.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.needed == self.text.len()
+    }
+}
+
+impl Write for Prepared {
+    /// Never fails, and never allocates.
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.needed += text.len();
+        // Nothing is put behind a gap.
+        if self.needed <= self.text.capacity() {
+            self.text.push_str(text);
+        }
+        Ok(())
+    }
+}
+
+/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and where
 /// the thread was stopped.
+///
+/// `look` allocates nothing, frees nothing, takes no lock and does not panic (*nothing is waited for*); it only reads (*read
+/// only*).
 ///
 /// # Errors
 ///
-/// No handler can be installed; the thread has ended; or it did not stop in time.
-pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, String)> {
+/// No handler can be installed; the context has ended; or its thread did not stop in time.
+pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
     let mut installed = LOOKER.lock();
     if !*installed {
         install()?;
         // The unwinder's tables are loaded at its first use, which must not be the handler's.
         backtrace::trace(|_| false);
+        // SAFETY: the name ends with a zero byte; the answer is only compared.
+        let lock_free = unsafe { !libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()).is_null() };
+        LOOK.walks_stack.store(lock_free, Ordering::Relaxed);
         *installed = true;
     }
     LOOK.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
     LOOK.step.store(SENT, Ordering::Release);
+    let take_back = || LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     if let Err(error) = shared.thread.signal(SIGNAL) {
         LOOK.step.store(IDLE, Ordering::Relaxed);
         return Err(error);
@@ -88,9 +149,10 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     let sent = Instant::now();
     // Acquire pairs with the release in the handler.
     while LOOK.step.load(Ordering::Acquire) != STOPPED {
-        if sent.elapsed() > PATIENCE
-            && LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        {
+        if shared.thread.has_left() && take_back() {
+            return Err(context_ended());
+        }
+        if sent.elapsed() > PATIENCE && take_back() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "its thread waits where no signal reaches it"));
         }
         std::thread::yield_now();
@@ -106,16 +168,17 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
             }
         }
     }
-    let (looked, frames) = {
+    let looked = {
         let _go = Go;
-        // SAFETY: *stopped*: the home is that of the thread in the handler, and it stays there until `Go`.
-        let home = unsafe { &*LOOK.home.load(Ordering::Relaxed) };
-        // SAFETY: *stopped*.
-        let frames = unsafe { &*LOOK.frames.get() };
-        let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
-        (look(home), frames)
+        // SAFETY: *stopped*: the home is that of the thread in the handler, and it stays there until `Go`. Whoever else may
+        // look meanwhile only reads it too (*read only*).
+        look(unsafe { &*LOOK.home.load(Ordering::Relaxed) })
     };
-    Ok((looked, resolved(&frames)))
+    // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal, which takes `LOOKER`.
+    let frames = unsafe { &*LOOK.frames.get() };
+    let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
+    drop(installed);
+    Ok((looked, Frames(frames)))
 }
 
 fn install() -> io::Result<()> {
@@ -133,13 +196,17 @@ fn install() -> io::Result<()> {
 }
 
 extern "C" fn handler(_signal: libc::c_int) {
-    let Some(home) = Home::current() else { return };
+    // Hidden, it may be waiting for the context's lock, with no end.
+    let Some(home) = Home::current_or_hidden() else { return };
     let mine = ptr::from_ref(&*home.shared).cast_mut();
-    // Acquire pairs with the release in `stopped`. From here on whoever looks waits, however long it takes.
-    if LOOK.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    // An old signal may come late, while another thread is looked at. Acquire pairs with the release in `stopped`. From the
+    // claim on whoever looks waits, however long it takes.
+    if LOOK.shared.load(Ordering::Relaxed) != mine
+        || LOOK.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
+    {
         return;
     }
-    // An old signal that comes late, while another thread is looked at.
+    // The look may have changed between the two.
     if LOOK.shared.load(Ordering::Relaxed) != mine {
         LOOK.step.store(SENT, Ordering::Release);
         return;
@@ -147,7 +214,7 @@ extern "C" fn handler(_signal: libc::c_int) {
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
-    if !home.switching.get() {
+    if LOOK.walks_stack.load(Ordering::Relaxed) && !home.switching.get() {
         // SAFETY: *claimed* by this thread alone, so nobody else writes the frames, or traces from this handler. Resolving,
         // which allocates, is left to whoever looks.
         unsafe {
@@ -174,24 +241,94 @@ extern "C" fn handler(_signal: libc::c_int) {
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// A line or two for each frame, without those of this file and the kernel's.
-fn resolved(frames: &[*mut c_void]) -> String {
-    let mut text = String::new();
-    for &frame in frames {
-        backtrace::resolve(frame, |symbol| {
-            let Some(name) = symbol.name().map(|name| format!("{name:#}")) else { return };
-            if text.is_empty() && (name.contains("interrupt::handler") || name.contains("backtrace::")) {
-                return;
-            }
-            // Writing to a string does not fail.
-            let _ = write!(text, "    {name}");
-            let _ = match (symbol.filename(), symbol.lineno()) {
-                (Some(file), Some(line)) => writeln!(text, " at {}:{line}", file.display()),
-                _ => writeln!(text),
-            };
-        });
+/// Where a thread was stopped. Displaying it allocates and takes the loader's lock, so the thread must be running again.
+pub(crate) struct Frames(Vec<*mut c_void>);
+
+impl fmt::Display for Frames {
+    /// A line for each frame, without those of this file and the kernel's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            let why = "between two stacks, or this C library cannot walk the stack in a signal handler";
+            return writeln!(f, "    a place that is not known: {why}");
+        }
+        let (mut is_first, mut result) = (true, Ok(()));
+        for &frame in &self.0 {
+            backtrace::resolve(frame, |symbol| {
+                let Some(name) = symbol.name().map(|name| format!("{name:#}")) else { return };
+                if is_first && (name.contains("interrupt::handler") || name.contains("backtrace::")) {
+                    return;
+                }
+                is_first = false;
+                let written = match (symbol.filename(), symbol.lineno()) {
+                    (Some(file), Some(line)) => writeln!(f, "    {name} at {}:{line}", file.display()),
+                    _ => writeln!(f, "    {name}"),
+                };
+                result = result.and(written);
+            });
+        }
+        result
     }
-    text
+}
+
+/// What the unit tests of this crate know of allocations. (The allocator is for the whole program, so it is here once.)
+#[cfg(test)]
+pub(super) mod allocations {
+    use super::{CLAIMED, GO, LOOK, STOPPED, Shared};
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+    use std::ptr;
+    use std::sync::atomic::Ordering;
+
+    thread_local! {
+        /// The context that this thread looks at, if a test watches it.
+        static LOOKED_AT: Cell<*const Shared> = const { Cell::new(ptr::null()) };
+        static SEEN: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// How often this thread allocates or frees in `f` while it has the home thread of `shared` stopped.
+    pub(in crate::context) fn while_stopped(shared: &Shared, f: impl FnOnce()) -> usize {
+        LOOKED_AT.set(shared);
+        SEEN.set(0);
+        f();
+        LOOKED_AT.set(ptr::null());
+        SEEN.get()
+    }
+
+    fn note() {
+        let shared = LOOKED_AT.get();
+        if !shared.is_null()
+            && ptr::eq(LOOK.shared.load(Ordering::Relaxed), shared)
+            && matches!(LOOK.step.load(Ordering::Relaxed), CLAIMED | STOPPED | GO)
+        {
+            SEEN.set(SEEN.get() + 1);
+        }
+    }
+
+    struct Watched;
+
+    // SAFETY: the system's allocator; what is noted allocates nothing.
+    unsafe impl GlobalAlloc for Watched {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(memory, layout) }
+        }
+
+        unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+            note();
+            // SAFETY: the caller's promise.
+            unsafe { System.realloc(memory, layout, size) }
+        }
+    }
+
+    #[global_allocator]
+    static ALLOCATOR: Watched = Watched;
 }
 
 #[cfg(test)]

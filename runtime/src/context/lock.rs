@@ -13,6 +13,7 @@ use std::{mem, ptr};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::home::Home;
+use crate::report::report;
 
 use super::AioContext;
 use super::shared::Shared;
@@ -31,7 +32,7 @@ pub(crate) struct ContextLock {
     /// order, and a guard that is dropped without it finds another era in any order.
     era: AtomicU64,
     newest_era: AtomicU64,
-    /// The home, while the loop sleeps without the lock. Read and written under it.
+    /// The home, while the loop sleeps without the lock. Written under it, and followed under it alone.
     away: AtomicPtr<Home>,
 }
 
@@ -168,7 +169,7 @@ impl Shared {
     fn last_dropped(&self, depth: u32) {
         if depth != 0 {
             // The loop had given the lock up: the count would no longer say who holds it.
-            eprintln!("coralio: a guard of the context's lock was dropped while the loop slept without it");
+            report(format_args!("coralio: a guard of the context's lock was dropped while the loop slept without it"));
             std::process::abort();
         }
         self.tell_lock(false);
@@ -180,10 +181,10 @@ impl Shared {
     #[inline(never)]
     fn foreign_dropped(&self, era: u64) {
         if self.lock.era.load(Ordering::Relaxed) != era {
-            eprintln!(
+            report(format_args!(
                 "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
                  dropped later; drop it before the coroutine that took it is suspended"
-            );
+            ));
             std::process::abort();
         }
         let left = self.lock.foreign_guards.load(Ordering::Relaxed) - 1;
@@ -281,15 +282,22 @@ impl Shared {
         // Relaxed: read and written under the lock.
         self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
-        self.unlocked(home, || home.hidden(f))
+        // Hidden until the lock is taken back: before that, whoever has it may be looking.
+        home.hidden(|| self.unlocked(home, f))
     }
 
     /// The home of this context, for another thread to look at while the loop sleeps; `None` while it does not.
     pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
         assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread has this context's lock");
         // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it touches nothing of the home and which it
-        // cannot leave without the lock that the guard holds.
+        // cannot leave without the lock that the guard holds. A thread that stops that one meanwhile only reads (*read only*, in
+        // `interrupt.rs`), as this one does.
         unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Whether the loop sleeps, or has slept and waits for the lock. Without the lock it is a hint.
+    pub(crate) fn is_away(&self) -> bool {
+        !self.lock.away.load(Ordering::Relaxed).is_null()
     }
 
     /// As `unlocked`, on another thread than home.

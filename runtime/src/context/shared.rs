@@ -148,7 +148,6 @@ impl Shared {
         let watches = self.watches.close(&self.epoll);
         let (timers, pollers) = (self.timers.close(), self.pollers.close());
         let arrivals = self.arrivals.close();
-        self.thread.leave();
         Registered([
             Box::new(source),
             Box::new(bottom_halves),

@@ -6,6 +6,8 @@ use std::thread;
 
 use parking_lot::Mutex;
 
+use crate::report::report;
+
 use super::AioContext;
 use super::shared::Shared;
 
@@ -58,7 +60,7 @@ impl AioContext {
         let mut signals = signal_hook::iterator::Signals::new([signal])?;
         thread::Builder::new().name("coralio-dump".into()).spawn(move || {
             for _ in signals.forever() {
-                AioContext::all().iter().for_each(|context| eprint!("{}", context.dump()));
+                AioContext::all().iter().for_each(|context| report(format_args!("{}", context.dump())));
             }
         })?;
         Ok(())

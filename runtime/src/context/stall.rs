@@ -4,14 +4,17 @@
 //! times within the limit; a count that is odd and stays for that long is a stall. It is reported once, while it lasts: so
 //! the backtrace is that of whatever takes so long.
 
+use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::report::report;
+
 use super::AioContext;
-use super::interrupt;
+use super::interrupt::{self, Prepared};
 use super::shared::Shared;
 
 /// What the loop and its watcher share. Written by the home thread alone.
@@ -81,19 +84,53 @@ fn watch(shared: &Shared, limit: Duration, stop: &AtomicBool) {
             (last, since, reported) = (now, Instant::now(), false);
         } else if since.elapsed() >= limit && !reported {
             reported = true;
-            report(shared, since.elapsed(), limit);
+            report_stall(shared, since.elapsed(), limit);
         }
     }
 }
 
-fn report(shared: &Shared, took: Duration, limit: Duration) {
-    let who = match interrupt::stopped(shared, |home| home.chain().to_string()) {
-        Ok((chain, backtrace)) => format!("  on the stack: {chain}\n{backtrace}"),
+fn report_stall(shared: &Shared, took: Duration, limit: Duration) {
+    let mut chain = Prepared::with_capacity(16 * 1024);
+    // Writing to prepared memory does not fail.
+    let who = match interrupt::stopped(shared, |home| _ = write!(chain, "{}", home.chain())) {
+        Ok(((), backtrace)) => {
+            let more = if chain.is_complete() { "" } else { " > .." };
+            format!("  on the stack: {}{more}\n{backtrace}", chain.as_str())
+        }
         Err(why) => format!("  where is not known: {why}\n"),
     };
-    eprint!(
+    report(format_args!(
         "coralio: stall: the loop of thread {} is in one round for {took:.0?} now, longer than its limit of {limit:?}; \
          nothing else runs meanwhile\n{who}",
         shared.thread.describe()
-    );
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::interrupt::allocations;
+    use super::*;
+    use crate::Coroutine;
+
+    #[test]
+    fn stall_report_allocates_nothing_while_the_thread_is_stopped() {
+        // X11: the loop's thread may have been stopped inside the allocator
+        AioContext::run(|ctx| {
+            let (shared, over) = (Arc::clone(&ctx.shared), Arc::new(AtomicBool::new(false)));
+            let ends = Arc::clone(&over);
+            let looker = thread::spawn(move || {
+                let limit = Duration::from_millis(1);
+                let seen = allocations::while_stopped(&shared, || report_stall(&shared, limit, limit));
+                ends.store(true, Ordering::Relaxed);
+                seen
+            });
+            let busy = Coroutine::builder().name(String::from("busy")).create(move || {
+                while !over.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+            });
+            busy.unwrap().enter();
+            assert_eq!(looker.join().unwrap(), 0);
+        });
+    }
 }

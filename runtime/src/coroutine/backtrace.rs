@@ -127,8 +127,16 @@ pub(crate) fn leave_trace() -> *const Yielder<Resume, ()> {
     let left = ptr::from_ref(&here).addr().saturating_sub(lowest);
     // AddressSanitizer keeps locals elsewhere, so there the address tells nothing.
     if left >= ROOM || cfg!(feature = "sanitizer") {
+        home.switching.set(true);
         // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
-        let trace = unsafe { &*yielder }.on_parent_stack(Backtrace::force_capture);
+        let trace = unsafe { &*yielder }.on_parent_stack(|| {
+            let switching = &Home::expect("a backtrace").switching;
+            switching.set(false);
+            let trace = Backtrace::force_capture();
+            switching.set(true);
+            trace
+        });
+        home.switching.set(false);
         request.found.set(Some(trace));
     }
     yielder

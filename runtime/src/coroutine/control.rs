@@ -12,7 +12,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
 
 use corosensei::Yielder;
 use parking_lot::Mutex;
@@ -234,16 +234,10 @@ impl Control {
 }
 
 impl Own {
-    /// How it is called in messages: its name, or its number.
-    pub(crate) fn label(&self) -> Label {
-        // Borrowed only if the thread was stopped while it set the name.
-        let name = self.name.try_borrow().ok().and_then(|name| name.clone());
-        Label { name, serial: self.serial.get() }
-    }
-
-    /// As [`label`](Self::label), without allocating: for a signal handler.
-    pub(crate) fn write_label(&self, to: &mut impl fmt::Write) -> fmt::Result {
-        write_label(to, self.name.try_borrow().as_ref().ok().and_then(|name| name.as_deref()), self.serial.get())
+    /// How messages call the coroutine. The name is read when the label is formatted, so format it at once, and not into a
+    /// writer that could end the coroutine.
+    pub(crate) fn label(&self) -> Label<'_> {
+        Label(self)
     }
 }
 
@@ -251,23 +245,19 @@ impl Own {
 #[cfg(not(feature = "sanitizer"))]
 const _: () = assert!(size_of::<Control>() <= 256);
 
-/// A coroutine's name as messages show it: `'A'`, or `#17`.
-#[derive(Clone, Debug)]
-pub(crate) struct Label {
-    name: Option<Cow<'static, str>>,
-    serial: u64,
-}
+/// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting it allocates nothing and writes nothing to the block:
+/// several threads may do so at once while the home thread is stopped or asleep.
+pub(crate) struct Label<'a>(&'a Own);
 
-impl fmt::Display for Label {
+impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_label(f, self.name.as_deref(), self.serial)
-    }
-}
-
-fn write_label(to: &mut impl fmt::Write, name: Option<&str>, serial: u64) -> fmt::Result {
-    match name {
-        Some(name) => write!(to, "'{name}'"),
-        None => write!(to, "#{serial}"),
+        // SAFETY: the name changes in `Home::create` alone, while the block is free, and a label is formatted while its
+        // coroutine lives, into a writer of this crate, which does not end the coroutine. A count of borrows would not do:
+        // threads that format at once would lose one another's counts.
+        match unsafe { self.0.name.try_borrow_unguarded() } {
+            Ok(Some(name)) => write!(f, "'{name}'"),
+            _ => write!(f, "#{}", self.0.serial.get()),
+        }
     }
 }
 
@@ -278,9 +268,21 @@ struct Chunk {
     blocks: [Control; BLOCKS],
     /// The one made before this.
     next: AtomicPtr<Chunk>,
+    /// The next chunk of the same context, or the next spare one. Relaxed: written by the context's home thread, or under
+    /// the lock of `SPARE`.
+    beside: AtomicPtr<Chunk>,
 }
 
 impl Chunk {
+    fn beside(&self) -> Option<&'static Chunk> {
+        // SAFETY: made of a &'static Chunk.
+        unsafe { self.beside.load(Ordering::Relaxed).as_ref() }
+    }
+
+    fn set_beside(&self, chunk: Option<&'static Chunk>) {
+        self.beside.store(chunk.map_or(ptr::null_mut(), |chunk| ptr::from_ref(chunk).cast_mut()), Ordering::Relaxed);
+    }
+
     /// A new one, for ever.
     fn leak() -> &'static Chunk {
         // Written in its place: a chunk is larger than the smallest stack, and this runs on a coroutine's.
@@ -291,6 +293,7 @@ impl Chunk {
             let first = (&raw mut (*place).blocks).cast::<Control>();
             (0..BLOCKS).for_each(|index| first.add(index).write(Control::new()));
             (&raw mut (*place).next).write(AtomicPtr::new(ptr::null_mut()));
+            (&raw mut (*place).beside).write(AtomicPtr::new(ptr::null_mut()));
             chunk.assume_init_ref()
         };
         let mut newest = CHUNKS.load(Ordering::Relaxed);
@@ -310,18 +313,20 @@ impl Chunk {
 #[used]
 static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
 
-/// Blocks that no context holds.
-static SPARE: Mutex<Vec<&'static Chunk>> = Mutex::new(Vec::new());
+/// The first of the chunks that no context holds.
+static SPARE: Mutex<Option<&'static Chunk>> = Mutex::new(None);
 
 /// The blocks that one context holds. They go back when it ends.
+///
+/// The list of chunks is one word, which changes at once: a thread that stops this one finds a whole list at any moment.
 pub(crate) struct Blocks {
-    chunks: Cell<Vec<&'static Chunk>>,
+    newest: Cell<Option<&'static Chunk>>,
     free: Cell<Option<&'static Control>>,
 }
 
 impl Blocks {
     pub(crate) fn new() -> Blocks {
-        Blocks { chunks: Cell::new(Vec::new()), free: Cell::new(None) }
+        Blocks { newest: Cell::new(None), free: Cell::new(None) }
     }
 
     /// A free block, taken off the free list.
@@ -345,28 +350,34 @@ impl Blocks {
 
     #[cold]
     fn grow(&self) {
-        let spare = SPARE.lock().pop();
+        let spare = {
+            let mut first = SPARE.lock();
+            let spare = *first;
+            *first = spare.and_then(Chunk::beside);
+            spare
+        };
         let chunk = spare.unwrap_or_else(Chunk::leak);
-        let mut chunks = self.chunks.take();
-        chunks.push(chunk);
-        self.chunks.set(chunks);
+        chunk.set_beside(self.newest.get());
+        // For a thread that stops this one and looks: what is on the list leads on to the rest of it.
+        compiler_fence(Ordering::SeqCst);
+        self.newest.set(Some(chunk));
         for block in chunk.blocks.iter().rev() {
             self.give_back(block);
         }
     }
 
-    /// All blocks, free ones too.
-    pub(crate) fn all(&self) -> Vec<&'static Control> {
-        let chunks = self.chunks.take();
-        let all = chunks.iter().flat_map(|chunk| chunk.blocks.iter()).collect();
-        self.chunks.set(chunks);
-        all
+    /// All blocks, free ones too. Allocates nothing and only reads, as [`Label`].
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'static Control> + use<> {
+        std::iter::successors(self.newest.get(), |chunk| chunk.beside()).flat_map(|chunk| chunk.blocks.iter())
     }
 }
 
 impl Drop for Blocks {
     fn drop(&mut self) {
-        SPARE.lock().append(self.chunks.get_mut());
+        let Some(oldest) = std::iter::successors(self.newest.get(), |chunk| chunk.beside()).last() else { return };
+        let mut first = SPARE.lock();
+        oldest.set_beside(*first);
+        *first = self.newest.get();
     }
 }
 

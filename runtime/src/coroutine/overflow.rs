@@ -11,18 +11,18 @@
 //! wants a stack with room enough.
 //!
 //! - *async-signal-safe*: what the handler calls allocates nothing and takes no lock: it reads cells of its own thread,
-//!   formats into a buffer on its stack, and makes system calls. The fault is its own thread's, raised by a touch of the
+//!   formats into a buffer on its stack (`report.rs`), and makes system calls. The fault is its own thread's, raised by a touch of the
 //!   stack, so it never interrupts a change of the cells by anybody else.
 //!
 //! Linux reports a guard page by SIGSEGV alone, so SIGBUS is left to others.
 
 #![allow(unsafe_code)]
 
-use std::fmt::{self, Write};
 use std::sync::{Once, OnceLock};
 use std::{mem, process, ptr};
 
 use crate::home::Home;
+use crate::report::report;
 
 use super::control::Own;
 use super::stack::PAGE;
@@ -140,58 +140,22 @@ unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, c
         let hit = |own: &&Own| own.lease.get().is_some_and(|lease| lease.guard().contains(&address));
         // Not only the running one: in a round of the loop nobody is, though a coroutine may lie beneath it.
         if let Some(own) = home.on_stack().flatten().map(|block| home.own(block)).find(hit) {
-            report(own);
+            end_process(own);
         }
     }
     // SAFETY: the caller's promise is passed on.
     unsafe { hand_on(signal, info, context, sent) };
 }
 
-fn report(own: &Own) -> ! {
-    let mut text = Text { bytes: [0; 1024], len: 0 };
-    // It fails where the text is full, and what is there is told.
-    let _ = text.say(own);
-    text.bytes[text.len.min(text.bytes.len() - 1)] = b'\n';
-    let mut rest = &text.bytes[..(text.len + 1).min(text.bytes.len())];
-    while !rest.is_empty() {
-        // SAFETY: the bytes live and are only read.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
-        match usize::try_from(written) {
-            Ok(written) if written > 0 => rest = &rest[written..],
-            _ => break,
-        }
-    }
+fn end_process(own: &Own) -> ! {
+    let size = own.lease.get().map_or(0, |lease| lease.size());
+    report(format_args!(
+        "coralio: coroutine {} (created at {}) ran off its stack of {size} bytes: stack overflow; give it a larger one by \
+         `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+        own.label(),
+        own.created_at.get()
+    ));
     process::abort();
-}
-
-/// What fits is kept.
-struct Text {
-    bytes: [u8; 1024],
-    len: usize,
-}
-
-impl Text {
-    fn say(&mut self, own: &Own) -> fmt::Result {
-        let size = own.lease.get().map_or(0, |lease| lease.size());
-        self.write_str("coralio: coroutine ")?;
-        own.write_label(self)?;
-        write!(
-            self,
-            " (created at {}) ran off its stack of {size} bytes: stack overflow; give it a larger one by \
-             `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
-            own.created_at.get()
-        )
-    }
-}
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = &mut self.bytes[self.len..];
-        let len = text.len().min(room.len());
-        room[..len].copy_from_slice(&text.as_bytes()[..len]);
-        self.len += len;
-        if len == text.len() { Ok(()) } else { Err(fmt::Error) }
-    }
 }
 
 /// Does what would have been done without us.

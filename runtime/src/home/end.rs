@@ -6,68 +6,88 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::coroutine::control::{Control, CoroutineId, Resume, State};
+use crate::report::report;
 
 use super::switch::Frame;
-use super::{Home, abort};
+use super::{Home, abort, drop_quietly, fork};
 
 impl Home {
-    /// Ends what is left, in the order in which it was created: unwinds every coroutine (rule C9). Returns the payload of
-    /// the first destructor that panicked.
+    /// Ends the context: drops what users registered, unwinds every coroutine that is left, in the order in which they were
+    /// made (rule C9), and closes the I/O engine. Returns the payload of the first panic. Nothing that panics, and no
+    /// message that cannot be written, keeps the rest from being done. Does nothing in the child of a fork.
     pub(super) fn end(&self) -> Option<Box<dyn Any + Send>> {
+        let mut payload = None;
+        // Any step may fork: what is left in the child is the parent's.
+        let mut step = |f: &mut dyn FnMut()| match catch_unwind(AssertUnwindSafe(|| (!fork::in_child()).then(f))) {
+            Err(panic) if payload.is_none() => payload = Some(panic),
+            // One is told.
+            Err(panic) => drop_quietly(panic),
+            Ok(_) => {}
+        };
+        step(&mut || {
+            // Under the lock, so that no foreign poll runs a handler meanwhile.
+            let guard = self.shared.acquire_at_home();
+            let registered = self.shared.close();
+            drop(guard);
+            drop(registered);
+        });
+        if fork::in_child() {
+            return payload;
+        }
         self.ending.set(true);
         let left: Vec<_> = self.live().collect();
         if self.is_leaking() {
-            eprintln!(
+            report(format_args!(
                 "coralio: a context ended with {} suspended coroutines; with panic = \"abort\" they cannot be unwound \
                  and are leaked; join them before the context ends",
                 left.len()
-            );
+            ));
             // No handle may reach them from a later context of this thread.
             left.iter().for_each(|block| block.ticket.retire());
-            return None;
+            return payload;
         }
         self.report_unwound(&left);
-        let mut payload = None;
         for block in left {
             // Destructors may have scheduled it: a block on a list must not be unwound and given back.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
-            let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
+            step(&mut || match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
                 State::Finished => drop(self.discard(block)),
                 // Its join handle lay on the stack of another one, and went with it.
                 State::Free => {}
                 State::Entered => unreachable!("nothing is entered when the loop has returned"),
-            }));
-            match ended {
-                Err(panic) if payload.is_none() => payload = Some(panic),
-                // One is told. What dropping another one throws is nobody's, and must not end this loop.
-                Err(panic) => std::mem::forget(catch_unwind(AssertUnwindSafe(|| drop(panic)))),
-                Ok(()) => {}
-            }
+            });
+        }
+        if let Some(source) = self.source.get() {
+            step(&mut || source.close());
         }
         payload
     }
 
     /// Says who is about to be unwound (rule W5).
     fn report_unwound(&self, left: &[&'static Control]) {
-        let unfinished = |block: &&&'static Control| self.own(block).state.get() != State::Finished;
-        let names: Vec<_> = left.iter().filter(unfinished).map(|block| self.own(block).label().to_string()).collect();
-        if !self.reports_unwound.get() || names.is_empty() {
+        const MOST: usize = 8;
+        if !self.reports_unwound.get() {
             return;
         }
-        let (shown, more) = (&names[..names.len().min(8)], if names.len() > 8 { ", .." } else { "" });
-        eprintln!(
-            "coralio: a context ended before {} of its coroutines had, and unwinds them: {}{more}; join or cancel them first",
-            names.len(),
-            shown.join(", ")
-        );
+        let unfinished = |block: &&&'static Control| self.own(block).state.get() != State::Finished;
+        let count = left.iter().filter(unfinished).count();
+        if count == 0 {
+            return;
+        }
+        let names = left.iter().filter(unfinished).take(MOST).map(|block| self.own(block).label().to_string());
+        let (shown, more) = (names.collect::<Vec<_>>().join(", "), if count > MOST { ", .." } else { "" });
+        report(format_args!(
+            "coralio: a context ended before {count} of its coroutines had, and unwinds them: {shown}{more}; join or cancel \
+             them first"
+        ));
     }
 
     /// Whether suspended coroutines are left that cannot be unwound: then nothing of theirs may be freed.
     pub(super) fn is_leaking(&self) -> bool {
         let suspended =
             |block: &&'static Control| matches!(self.own(block).state.get(), State::Suspended | State::Scheduled);
-        cfg!(panic = "abort") && self.blocks.all().iter().any(suspended)
+        cfg!(panic = "abort") && self.blocks.all().any(|block| suspended(&block))
     }
 
     /// Ends one coroutine here and now, for a scope whose own stack unwinds, and drops its result. Returns the payload of

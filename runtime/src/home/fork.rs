@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::{mem, thread};
 
 use crate::coroutine::control::State;
+use crate::report::report;
 
 use super::{HOME, Home};
 
@@ -79,11 +80,11 @@ impl Home {
 
     /// The child returns from `run`: its copies are never unwound, as they would wait for the parent's I/O.
     pub(super) fn leave_in_child(self) {
-        let left = self.blocks.all().into_iter().filter(|block| self.own(block).state.get() != State::Free).count();
-        eprintln!(
+        let left = self.blocks.all().filter(|block| self.own(block).state.get() != State::Free).count();
+        report(format_args!(
             "coralio: a process that was forked from one that runs a context returned from it; its copies of {left} \
              coroutines are leaked; call exec or _exit in the child, or fork before `run`"
-        );
+        ));
         mem::forget(self);
     }
 }

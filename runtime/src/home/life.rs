@@ -201,6 +201,8 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let own = self.home.own(self.block);
         own.state.set(State::Free);
+        // First, also for a thread that stops this one and looks: the name changes only while the block is free.
+        compiler_fence(Ordering::SeqCst);
         self.home.alive.set(self.home.alive.get() - 1);
         // One that nobody called may keep a context.
         let _unwoken = own.joiner.take();

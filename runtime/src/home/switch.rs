@@ -36,6 +36,8 @@ impl Frame {
 
     #[inline]
     pub(super) fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
+        // First, also for a thread that stops this one and looks: what is on the chain is complete.
+        compiler_fence(Ordering::SeqCst);
         home.top.set(self);
         Leave { home, frame: self }
     }
@@ -54,6 +56,8 @@ impl Drop for Leave<'_> {
         self.home.ready.append(&self.frame.woken);
         self.home.top.set(self.frame.parent);
         self.home.running.set(self.frame.outer);
+        // As in `push`: the frame's memory is used for something else from here on.
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
@@ -302,18 +306,26 @@ fn resumed_otherwise(mut how: Resume) {
     }
 }
 
-/// `main > 'A' > loop > 'B'`: who is on the stack, outermost first.
+/// `main > 'A' > loop > 'B'`: who is on the stack, outermost first. Formatting it allocates nothing.
 pub(crate) struct Chain<'a>(&'a Home);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let frames: Vec<_> = self.0.on_stack().collect();
+        // The frames lead from the innermost out. So a window at a time is read, the outermost first: nothing is allocated.
+        let mut window = [None; 64];
+        let mut left = self.0.on_stack().count();
         f.write_str("main")?;
-        for running in frames.into_iter().rev() {
-            match running {
-                Some(block) => write!(f, " > {}", self.0.own(block).label())?,
-                None => f.write_str(" > loop")?,
+        while left > 0 {
+            let skipped = left.saturating_sub(window.len());
+            let inner = &mut window[..left - skipped];
+            inner.iter_mut().zip(self.0.on_stack().skip(skipped)).for_each(|(place, running)| *place = running);
+            for running in inner.iter().rev() {
+                match running {
+                    Some(block) => write!(f, " > {}", self.0.own(block).label())?,
+                    None => f.write_str(" > loop")?,
+                }
             }
+            left = skipped;
         }
         Ok(())
     }

@@ -1,0 +1,83 @@
+//! Messages on standard error, which nobody has to read: writing them cannot fail.
+//!
+//! `eprintln!` panics if standard error has no reader or its disk is full. A context that ends, or a process that is about
+//! to abort, must not depend on that, so both libraries and all programs write their messages by [`report`] alone.
+
+#![allow(unsafe_code)]
+
+use std::fmt::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{io, mem};
+
+/// Writes `message` to standard error, and a line end if it has none. Ignores every failure: nothing is left to report it to.
+///
+/// Allocates nothing and takes no lock, so a signal handler may call it if formatting `message` does neither. A message of up
+/// to 1 KiB is one system call. A panic of a `Display` implementation cuts the message short and goes no further.
+///
+/// For this workspace's own crates and programs.
+///
+/// # Control
+///
+/// Never switches.
+#[doc(hidden)]
+pub fn report(message: impl fmt::Display) {
+    write(format_args!("{message}"));
+}
+
+fn write(message: fmt::Arguments<'_>) {
+    let mut line = Line { bytes: [0; 1024], len: 0, ended: false };
+    let formatted = catch_unwind(AssertUnwindSafe(|| line.write_fmt(message)));
+    if let Err(payload) = formatted {
+        // Dropping the payload could panic again.
+        mem::forget(payload);
+        let _ = line.write_str(" (the rest of this message could not be formatted)");
+    }
+    if !line.ended {
+        let _ = line.write_str("\n");
+    }
+    line.flush();
+}
+
+/// A buffer in front of standard error.
+struct Line {
+    bytes: [u8; 1024],
+    len: usize,
+    /// The last byte that was written ends a line.
+    ended: bool,
+}
+
+impl Line {
+    fn flush(&mut self) {
+        write_all(&self.bytes[..self.len]);
+        self.len = 0;
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.len() > self.bytes.len() - self.len {
+            self.flush();
+        }
+        match self.bytes.get_mut(self.len..self.len + text.len()) {
+            Some(room) => {
+                room.copy_from_slice(text.as_bytes());
+                self.len += text.len();
+            }
+            None => write_all(text.as_bytes()),
+        }
+        self.ended = text.as_bytes().last().map_or(self.ended, |&byte| byte == b'\n');
+        Ok(())
+    }
+}
+
+fn write_all(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the bytes live and are only read.
+        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(written) if written > 0 => bytes = &bytes[written..],
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}

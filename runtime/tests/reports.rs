@@ -1,0 +1,107 @@
+//! Messages on standard error: what becomes of them, and that nothing fails if nobody can read them.
+
+mod common;
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Log, in_child};
+use coralio_runtime::{AioContext, Coroutine, can_suspend, report, spawn, suspend};
+
+const CHILD: &str = "CORALIO_TEST_CHILD";
+
+/// Runs the test of this name in a process whose standard error fails: nobody reads it, or its disk is full. Returns whether
+/// this is that process.
+fn is_mute_child(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let unread = || Stdio::from(std::io::pipe().unwrap().1);
+    for stderr in [full(), unread()] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(child.wait().unwrap().success(), "{said}");
+    }
+    false
+}
+
+#[test]
+fn context_ends_without_standard_error() {
+    // C9: that a message cannot be written keeps no coroutine from being unwound, and leaves no home behind
+    if !is_mute_child("context_ends_without_standard_error") {
+        return;
+    }
+    let log = Log::default();
+    let kept = log.clone();
+    AioContext::run(move |_| {
+        for name in ["first", "second"] {
+            let dropped = kept.on_drop(name);
+            Coroutine::new(move || {
+                let _dropped = dropped;
+                suspend();
+            })
+            .enter();
+        }
+    });
+    assert_eq!(log.take(), "first second");
+    assert!(!can_suspend());
+    assert!(AioContext::current().is_none());
+    AioContext::run(|_| assert_eq!(spawn(|| 7).join().unwrap(), 7));
+}
+
+#[test]
+fn deadlock_is_reported_without_standard_error() {
+    // C9, X11: a deadlock report that cannot be written changes nothing in the loop
+    if !is_mute_child("deadlock_is_reported_without_standard_error") {
+        return;
+    }
+    AioContext::builder()
+        .deadlock_report(Some(Duration::from_millis(1)))
+        .run(|ctx| {
+            let lost = spawn(suspend);
+            let waker = lost.coroutine();
+            drop(spawn(move || drop(lost.join())));
+            ctx.poll(false);
+            // Comes back only to a loop that has nothing to wait for, and has said so.
+            ctx.poll(true);
+            waker.wake();
+            ctx.poll(false);
+        })
+        .unwrap();
+}
+
+#[test]
+fn message_is_written_whole() {
+    // X11: a message of any length ends with one line end; a part that cannot be formatted is left out, and goes no further
+    struct Bad;
+    impl fmt::Display for Bad {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("no words");
+        }
+    }
+    let long = "0123456789".repeat(500);
+    let Some(child) = in_child("message_is_written_whole") else {
+        report(format_args!("short {}", 1));
+        report(format_args!("ended\n"));
+        report(format_args!("long {long} {long}"));
+        report(format_args!("bad {Bad} more"));
+        return;
+    };
+    assert!(child.status.success());
+    let said = String::from_utf8(child.stderr).unwrap();
+    let expected = format!("short 1\nended\nlong {long} {long}\n");
+    assert!(said.contains(&expected), "{said}");
+    assert!(said.contains("no words"), "the panic hook is called: {said}");
+    assert!(said.ends_with("bad  (the rest of this message could not be formatted)\n"), "{said}");
+}
