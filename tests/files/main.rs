@@ -19,6 +19,7 @@ mod held;
 mod limits;
 mod lost;
 mod manage;
+mod mixed;
 mod model;
 mod opening;
 mod stream;

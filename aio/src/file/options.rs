@@ -18,10 +18,11 @@ use super::File;
 /// Whether a file is read and written past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Direct where the file system and the request's alignment allow it, else through the page cache.
+    /// Direct where the file system and the request's offset and length allow it, else through the page cache. Memory that is not
+    /// aligned is copied to or from an aligned buffer. [`File`] has the details.
     #[default]
     Auto,
-    /// Direct, or an error.
+    /// Direct and without a copy, or an error.
     Always,
     /// Through the page cache.
     Never,

@@ -15,7 +15,8 @@
 //! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at submit, where it is the first, and
 //! ends the batch where it is not; direct I/O that is not aligned is taken, and fails; a full ring is "try again"; a cancel
 //! stops nothing unless the faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
-//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable.
+//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable. If a direct and a
+//! page-cached write were in flight on one page at the same time, the next sync of the file fails with EIO, as it may on Linux.
 //!
 //! # Departs from Linux
 //!

@@ -11,7 +11,7 @@ use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::any::DynEngine;
 use crate::detach::Carried;
-use crate::engine::{Engine, Stats};
+use crate::engine::{Detour, Engine, Stats};
 use crate::kernel::sim::SimKernel;
 use crate::perform::{Attempt, Performs};
 use crate::policy::{OnShort, Policy};
@@ -81,6 +81,10 @@ impl DynEngine for Simulated {
 
     fn set_submit_limit(&self, limit: Duration) {
         self.engine.set_submit_limit(limit);
+    }
+
+    fn count_detour(&self, detour: Detour) {
+        self.engine.count_detour(detour);
     }
 
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {

@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_nanos(100);
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
 /// A second of doing nothing else.
 const MOST_LOOKS: u32 = 10_000_000;
+/// Bytes of a page of the page cache.
+const PAGE: u64 = 4096;
 /// What is in a buffer while the kernel reads into it.
 const SCRIBBLE: u8 = 0xdb;
 
@@ -217,12 +219,27 @@ impl Machine {
         let bytes = lent.gather();
         self.note(&Event::Taken { number, opcode, file: open.file, offset, len: lent.len(), hash: hash_of(&bytes) });
         let (fate, time) = self.decide(opcode, offset, &open, &lent);
+        if opcode.is_write() && self.clashes(offset, lent.len(), &open) {
+            self.files.files[open.file].clashed = true;
+        }
         let due = self.now() + time;
         let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.at };
         self.in_flight.insert((due, number), request);
         if time.is_zero() {
             self.advance(self.now());
         }
+    }
+
+    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this range.
+    fn clashes(&self, offset: u64, len: usize, open: &Open) -> bool {
+        let pages = |offset: u64, len: usize| offset / PAGE..(offset + len as u64).div_ceil(PAGE);
+        let ours = pages(offset, len);
+        self.in_flight.values().any(|other| {
+            let theirs = pages(other.offset, other.lent.len());
+            other.opcode.is_write()
+                && (other.open.file == open.file && other.open.access.direct != open.access.direct)
+                && (ours.start < theirs.end && theirs.start < ours.end)
+        })
     }
 
     /// When so many of those in flight will have completed.
@@ -260,6 +277,10 @@ impl Machine {
                     file.give_up(began);
                 }
                 (-i64::from(errno), 0)
+            }
+            Fate::Transfers(_) if opcode.is_sync() && mem::take(&mut file.clashed) => {
+                file.give_up(began);
+                (-i64::from(libc::EIO), 0)
             }
             Fate::Transfers(_) if opcode.is_sync() => {
                 file.sync(began);
