@@ -34,6 +34,7 @@ pub(crate) mod context;
 mod coroutine;
 mod future;
 mod home;
+mod os_error;
 mod scope;
 mod sync;
 mod sys;
@@ -54,6 +55,9 @@ pub use coroutine::{
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
 pub use future::{RemoteHandle, await_future};
+pub use os_error::OsCode;
+#[doc(hidden)]
+pub use os_error::explained;
 pub use scope::{Scope, ScopedHandle, scope};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, Runner, spawn};
+use coralio_aio::{AlignedBuf, Direct, File, OsCode, Runner, spawn};
 
 use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_kernel, on_real_files};
 
@@ -133,7 +133,7 @@ fn the_other_way_keeps_the_flags() {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
         read_only.read_exact_at(&mut [0; 3], 5).unwrap();
-        assert_eq!(read_only.write_at(b"odd", 1).unwrap_err().raw_os_error(), None);
+        assert_eq!(read_only.write_at(b"odd", 1).unwrap_err().os_code(), Some(libc::EBADF));
         let write_only = File::options().write(true).open(&temp.0).unwrap();
         write_only.write_at(b"odd", 1).unwrap();
         assert!(write_only.read_at(&mut [0; 3], 1).is_err());

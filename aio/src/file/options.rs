@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use coralio_runtime::explained;
+
 use crate::any::AnyEngine;
 use crate::blocking::unblock;
 use crate::error::cannot_open;
@@ -150,10 +152,10 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
     match direct {
         Direct::Never => open(0),
         Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "its file system has no direct I/O; use Direct::Auto or Direct::Never",
-            ),
+            Some(libc::EINVAL) => {
+                let text = "its file system has no direct I/O; use Direct::Auto or Direct::Never";
+                explained(error.kind(), text, error)
+            }
             _ => error,
         }),
         // A file that was just made by an open that failed is there now: it must not be "new" to the second.

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::os_error::explained;
 use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
@@ -341,7 +342,7 @@ impl AioContext {
             reported: 0,
             serial,
         };
-        self.shared.epoll.add(entry.fd.as_fd(), entry.events(), token).map_err(|error| explain(&error))?;
+        self.shared.epoll.add(entry.fd.as_fd(), entry.events(), token).map_err(explain)?;
         table.entries.insert(entry);
         watches.count.fetch_add(1, Ordering::Relaxed);
         watches.levels.fetch_add(usize::from(!edges), Ordering::Relaxed);
@@ -351,7 +352,7 @@ impl AioContext {
     }
 }
 
-fn explain(error: &io::Error) -> io::Error {
+fn explain(error: io::Error) -> io::Error {
     let hint = match error.raw_os_error() {
         Some(libc::EEXIST) => "it is watched already; change that watch's interest instead",
         Some(libc::EPERM) => "it cannot be watched, as regular files cannot, being always ready; read it through File",
@@ -359,7 +360,7 @@ fn explain(error: &io::Error) -> io::Error {
         Some(libc::ENOSPC) => "too many watches; raise fs.epoll.max_user_watches",
         _ => "the kernel refused",
     };
-    io::Error::new(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"))
+    explained(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"), error)
 }
 
 /// A descriptor that the loop watches. Dropping it ends that, also within its handler.

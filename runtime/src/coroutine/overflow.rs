@@ -175,12 +175,13 @@ impl Text {
         let size = own.lease.get().map_or(0, |lease| lease.size());
         self.write_str("coralio: coroutine ")?;
         own.write_label(self)?;
-        write!(
-            self,
-            " (created at {}) ran off its stack of {size} bytes: stack overflow; give it a larger one by \
-             `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
-            own.created_at.get()
-        )
+        write!(self, " (created at {}) ran off its stack of {size} bytes: stack overflow; ", own.created_at.get())?;
+        // The first coroutine is not created by a builder of the user's.
+        let main = own.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
+        self.write_str(match main {
+            true => "run it with a larger one by `ContextBuilder::stack_size`, or `Runner::stack_size`",
+            false => "give it a larger one by `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+        })
     }
 }
 

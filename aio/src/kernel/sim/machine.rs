@@ -25,7 +25,7 @@ use super::names::{FileSystem, Open};
 use super::ring::Ring;
 use super::tape::Tape;
 use super::trace::{Event, Trace, hash_of};
-use super::{Entry, Settings};
+use super::{Entry, SLACK, Settings};
 use crate::kernel::lent::Lent;
 use crate::kernel::{Completion, Opcode, Operation};
 
@@ -73,6 +73,10 @@ pub(crate) struct Machine {
     clock: VirtualClock,
     pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
+    /// Requests taken, submits refused, and sleeps.
+    steps: u64,
+    /// Of `steps`: beyond these the run counts as endless.
+    most_steps: u64,
     /// At an empty ring, since the last sleep.
     looks: u32,
     pub(super) refused_in_row: u32,
@@ -96,6 +100,8 @@ impl Machine {
             clock: VirtualClock::new(),
             in_flight: BTreeMap::new(),
             taken: 0,
+            steps: 0,
+            most_steps: settings.most_steps,
             looks: 0,
             refused_in_row: 0,
             at: 0,
@@ -133,6 +139,20 @@ impl Machine {
         self.power_fails = 0.0;
     }
 
+    /// See [`SimKernel::is_overrun`](super::SimKernel::is_overrun).
+    pub(crate) fn is_overrun(&mut self, slack: u64) -> bool {
+        let overrun = self.steps > self.most_steps.saturating_add(slack);
+        if overrun {
+            self.most_steps = self.steps + SLACK;
+        }
+        overrun
+    }
+
+    /// Whether the run has ever made more steps than it may.
+    pub(crate) fn was_overrun(&self) -> bool {
+        self.most_steps != self.settings.most_steps
+    }
+
     fn note(&mut self, event: &Event) {
         self.trace.add(self.clock.elapsed(), event);
     }
@@ -146,6 +166,7 @@ impl Machine {
         }
         let offered = entries.len();
         let taken = self.admit(entries).map_err(|errno| {
+            self.steps += 1;
             self.note(&Event::Refused { offered, errno });
             io::Error::from_raw_os_error(errno)
         })?;
@@ -213,6 +234,7 @@ impl Machine {
         let open = self.files.opened(operation.fd).expect("it was checked");
         let number = self.taken;
         self.taken += 1;
+        self.steps += 1;
         if !opcode.is_write() {
             lent.scatter(&vec![SCRIBBLE; lent.len()]);
         }
@@ -364,6 +386,7 @@ impl Machine {
     /// Sleeps. Returns whether anything could end it.
     pub(crate) fn sleep(&mut self, min: u32, timeout: Option<Duration>) -> bool {
         self.looks = 0;
+        self.steps += 1;
         if min == 0 || !self.ring.is_empty() {
             return true;
         }
