@@ -15,6 +15,7 @@
 
 mod ends;
 mod fork;
+mod fuse;
 mod held;
 mod limits;
 mod lost;
