@@ -40,7 +40,7 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
              File::options().read(true).write(true)"
         ),
         libc::EFAULT => "; the buffer is not memory of this process".into(),
-        libc::ENOSPC => "; the file system is full: free some space".into(),
+        libc::ENOSPC => "; the file system is full: free some space, and write the rest again".into(),
         libc::EDQUOT => "; the disk quota is used up".into(),
         libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's".into(),
         libc::EIO => "; the device failed: see the kernel's log".into(),

@@ -85,6 +85,8 @@ fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
             }
             // FSYNC, FLUSH, RELEASE, RELEASEDIR.
             (18 | 20 | 25 | 29, _) => Ok(Vec::new()),
+            // STATFS: of nothing.
+            (17, _) => Ok(words(&[0; 10])),
             // INIT: version 7.31, no read-ahead, no flags, writes up to 64 KiB.
             (26, _) => Ok(words(&[7 | 31 << 32, 0, 65536 << 32, 1, 0, 0, 0, 0])),
             _ => Err(libc::ENOSYS),
