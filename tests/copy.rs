@@ -483,6 +483,7 @@ fn killed_copy_leaves_nothing_behind() {
             copy(&src, &folder.path("dst")).args(["--block-size", "1", "--direct", "never"]).spawn().unwrap();
         while !has_unnamed_file(child.id(), &folder) {
             assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
+            assert!(!folder.names().iter().any(|name| name.ends_with(".part")), "its file has a name");
             std::thread::yield_now();
         }
         child.kill().unwrap();
@@ -515,4 +516,14 @@ fn pipe_as_destination_is_called_by_its_kind() {
     let folder = Folder::new("pipe");
     let src = folder.file("src", "x");
     refused(copy(&src, Path::new("/proc/self/fd/1")).stdout(Stdio::piped()), &["not a regular file", "name another"]);
+}
+
+#[test]
+fn direct_always_names_its_own_option() {
+    // E14: the remedy is one that a user of the program has.
+    let folder = Folder::new("always");
+    let mut command = copy(Path::new("/proc/self/mounts"), &folder.path("dst"));
+    command.args(["--direct", "always"]);
+    refused(&mut command, &["/proc/self/mounts: its file system has no direct I/O", "give --direct auto, or never"]);
+    assert!(folder.names().is_empty());
 }
