@@ -19,6 +19,7 @@ fn errors_name_the_file() {
         let missing = Temp::at(place);
         let error = options().open(&missing.0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.os_code(), Some(libc::ENOENT));
         let name = missing.0.display().to_string();
         assert_eq!(error.to_string(), format!("cannot open {name}: No such file or directory (os error 2)"));
 
