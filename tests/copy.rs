@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -401,7 +401,7 @@ fn stopped_by_a_signal() {
             });
         }
         let mut child = command.spawn().unwrap();
-        while !folder.names().iter().any(|name| name.ends_with(".part")) {
+        while !has_unnamed_file(child.id(), &folder) && !folder.names().iter().any(|name| name.ends_with(".part")) {
             assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
             std::thread::yield_now();
         }
@@ -478,4 +478,72 @@ fn no_arguments() {
     assert!(stdout.starts_with("copied 256.00 MiB (16.00 MiB of it holes) in "), "{stdout}");
     assert!(stdout.contains("\nverified: checksum ") && stdout.ends_with(" of both files\n"), "{stdout}");
     assert_eq!(stderr, "");
+}
+
+/// Whether the process has a file without a name open.
+fn has_unnamed_file(process: u32, folder: &Folder) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let target = |entry: io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
+    open.filter_map(target).any(|path| path.starts_with(&folder.0) && path.to_string_lossy().ends_with(" (deleted)"))
+}
+
+#[test]
+fn killed_copy_leaves_nothing_behind() {
+    // Issue: SIGKILL in the midst: no temporary file remains, and a DST that was there is as it was.
+    let folder = Folder::new("killed");
+    let unnamed = fs::OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&folder.0);
+    if let Err(error) = unnamed {
+        return eprintln!("skipped: no unnamed files in {}: {error}", folder.0.display());
+    }
+    // In blocks of a byte it would take half a minute.
+    let src = folder.file("src", vec![1; 16 << 20]);
+    for old in [None, Some("old")] {
+        old.into_iter().for_each(|old| _ = folder.file("dst", old));
+        let mut child =
+            copy(&src, &folder.path("dst")).args(["--block-size", "1", "--direct", "never"]).spawn().unwrap();
+        while !has_unnamed_file(child.id(), &folder) {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
+            assert!(!folder.names().iter().any(|name| name.ends_with(".part")), "its file has a name");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(folder.names(), [&["dst"][..old.map_or(0, |_| 1)], &["src"]].concat());
+        assert_eq!(fs::read_to_string(folder.path("dst")).ok().as_deref(), old);
+    }
+}
+
+#[test]
+fn stale_temporary_names_are_removed() {
+    // Issue: what killed programs have left goes with the next copy that needs a temporary name; what is in use stays.
+    let folder = Folder::new("stale");
+    let src = folder.file("src", content(5000));
+    let dst = folder.file("dst", "old");
+    folder.file(".coralio-copy-4000000-0.part", "stale");
+    fs::create_dir(folder.path(".coralio-copy-4000000-1")).unwrap();
+    folder.file(".coralio-copy-4000000-1/source", "stale");
+    let used = fs::File::open(folder.file(".coralio-copy-4000000-2.part", "in use")).unwrap();
+    used.lock().unwrap();
+    folder.file(".coralio-copy-mine.part", "of somebody");
+    copied(&mut copy(&src, &dst));
+    assert!(fs::read(&dst).unwrap() == content(5000));
+    assert_eq!(folder.names(), [".coralio-copy-4000000-2.part", ".coralio-copy-mine.part", "dst", "src"]);
+}
+
+#[test]
+fn pipe_as_destination_is_called_by_its_kind() {
+    // E14: a pipe's link in /proc leads to no path, and is no dangling link.
+    let folder = Folder::new("pipe");
+    let src = folder.file("src", "x");
+    refused(copy(&src, Path::new("/proc/self/fd/1")).stdout(Stdio::piped()), &["not a regular file", "name another"]);
+}
+
+#[test]
+fn direct_always_names_its_own_option() {
+    // E14: the remedy is one that a user of the program has.
+    let folder = Folder::new("always");
+    let mut command = copy(Path::new("/proc/self/mounts"), &folder.path("dst"));
+    command.args(["--direct", "always"]);
+    refused(&mut command, &["/proc/self/mounts: its file system has no direct I/O", "give --direct auto, or never"]);
+    assert!(folder.names().is_empty());
 }

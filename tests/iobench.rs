@@ -355,6 +355,7 @@ fn direct_always_where_there_is_none() {
     if has_odd_file() {
         let line = refused(&["--file", ODD_FILE, "--direct", "always", "--ops", "10"]);
         assert!(line.contains("no direct I/O") && line.contains("--direct auto"), "{line}");
+        assert!(!line.contains("Direct::"), "{line}");
     }
 }
 

@@ -18,7 +18,7 @@ use coralio_runtime::AioContext;
 use crate::DEFAULT_DEPTH;
 use crate::auto::{Auto, Chosen};
 use crate::detach::Carried;
-use crate::engine::{Engine, Stats};
+use crate::engine::{Detour, Engine, Stats, add};
 use crate::kernel::Kernel;
 use crate::kernel::io_uring::IoUring;
 use crate::kernel::linux_aio::LinuxAio;
@@ -119,6 +119,7 @@ pub(crate) trait DynEngine: Performs + Send + Sync {
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
     fn unregister(&self, number: RawFd);
     fn set_submit_limit(&self, limit: Duration);
+    fn count_detour(&self, detour: Detour);
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
 }
 
@@ -145,6 +146,10 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
 
     fn set_submit_limit(&self, limit: Duration) {
         Engine::set_submit_limit(self, limit);
+    }
+
+    fn count_detour(&self, detour: Detour) {
+        add(&self.counts.detours[detour as usize], 1);
     }
 
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
@@ -221,6 +226,11 @@ impl AnyEngine {
     /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop.
     pub(crate) fn set_submit_limit(&self, limit: Duration) {
         self.engine.set_submit_limit(limit);
+    }
+
+    /// Counts a request that direct I/O does not take as it is. On the home thread.
+    pub(crate) fn count_detour(&self, detour: Detour) {
+        self.engine.count_detour(detour);
     }
 
     /// Makes a file known to the kernel. Returns the number by which requests name it; and what ends that, unless it is the descriptor's

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Source};
+use coralio_runtime::{AioContext, Source, explained};
 
 use crate::any::KernelChoice;
 use crate::engine::{Engine, Stats, add};
@@ -187,7 +187,8 @@ fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
         }
     }
     let all: Vec<_> = refused.iter().map(|(kernel, error)| format!("{}: {error}", name(*kernel))).collect();
-    Err(io::Error::new(refused[refused.len() - 1].1.kind(), format!("no way to do I/O: {}", all.join("; "))))
+    let (_, last) = refused.pop().expect("one of them was tried last");
+    Err(explained(last.kind(), format!("no way to do I/O: {}", all.join("; ")), last))
 }
 
 impl Source for Auto {

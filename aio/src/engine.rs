@@ -75,6 +75,16 @@ pub(crate) struct Counts {
     pub(crate) completions: AtomicU64,
     pub(crate) submits: AtomicU64,
     pub(crate) sleeps: AtomicU64,
+    /// By [`Detour`]. Written by the home thread alone.
+    pub(crate) detours: [AtomicU64; 2],
+}
+
+/// The way of a request that direct I/O does not take as it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Detour {
+    /// Direct, through an aligned buffer.
+    Bounced,
+    PageCached,
 }
 
 /// Adds by plain load and store: there is one writer at a time, and a lost count is no harm.
@@ -106,6 +116,12 @@ pub struct Stats {
     pub blocked_submits: u64,
     /// The longest submit, where there is a limit; else zero.
     pub longest_submit: Duration,
+    /// Of `requests`, direct ones that went through an aligned buffer, since their memory was not aligned
+    /// ([`File`](crate::File)).
+    pub bounced: u64,
+    /// Of `requests`, those of files open for direct I/O that went through the page cache, since their offset or length was not
+    /// aligned ([`File`](crate::File)).
+    pub page_cached: u64,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -251,6 +267,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             on_threads: 0,
             blocked_submits: self.slow.beyond(),
             longest_submit: self.slow.longest(),
+            bounced: self.counts.detours[Detour::Bounced as usize].load(Ordering::Relaxed),
+            page_cached: self.counts.detours[Detour::PageCached as usize].load(Ordering::Relaxed),
         }
     }
 

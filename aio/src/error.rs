@@ -1,33 +1,11 @@
 //! Errors that teach: the kernel's word, its likely cause, and what to do (rule E14).
 
-use std::error::Error;
-use std::fmt;
 use std::io;
 
-use coralio_runtime::{Cancelled, check_cancelled};
+use coralio_runtime::{Cancelled, check_cancelled, explained};
 
 use crate::file::Alignment;
 use crate::kernel::{Opcode, Operation};
-
-/// What is behind the `io::Error` of a failed request. Its kind is that of the kernel's error, which is the source.
-#[derive(Debug)]
-struct Failed {
-    what: String,
-    why: String,
-    cause: io::Error,
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.what, self.cause, self.why)
-    }
-}
-
-impl Error for Failed {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.cause)
-    }
-}
 
 /// The error behind an `errno`. A coroutine that was cancelled finds [`Cancelled`] in it.
 pub(crate) fn error_of(errno: i32) -> io::Error {
@@ -75,6 +53,7 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
              detached: open it in the one that uses it, or take it there by File::detach"
             .into(),
         libc::EOPNOTSUPP => "; the file system does not support this".into(),
+        libc::EAGAIN => "; the file system has refused it again and again: try later".into(),
         _ => String::new(),
     };
     failed(cause, what, why)
@@ -85,7 +64,8 @@ pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error
     failed(cause, format!("cannot open {}", path.display()), String::new())
 }
 
-/// Adds what was done, the likely cause and the remedy.
+/// Adds the failed operation, the likely cause and the remedy. The system's code remains available through
+/// [`OsCode`](coralio_runtime::OsCode).
 pub(crate) fn failed(cause: io::Error, what: String, why: String) -> io::Error {
-    io::Error::new(cause.kind(), Failed { what, why, cause })
+    explained(cause.kind(), format!("{what}: {cause}{why}"), cause)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   read_at(&mut buf, offset)
-//!     aligned for direct I/O, or page-cached?     which descriptor
+//!     aligned for direct I/O?                     if not: through an aligned buffer, or through the page cache
 //!     Engine::transfer                            the coroutine is suspended while the kernel has the buffer
 //!     short?  ask for the rest                    until the buffer is full, or the file ends (rule E10)
 //! ```
@@ -24,10 +24,12 @@ use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
 use crate::simulate::Simulated;
 
+mod bounce;
 mod carry;
 mod handle;
 mod manage;
 mod options;
+mod order;
 mod route;
 mod stream;
 mod transfer;
@@ -37,6 +39,7 @@ use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
+use order::WriteOrder;
 use route::Route;
 pub use stream::Stream;
 
@@ -45,13 +48,26 @@ pub use stream::Stream;
 /// Many coroutines may use it at once; share it as an `Rc<File>`. To another thread's context it goes by
 /// [`detach`](File::detach). Offsets and lengths are in bytes.
 ///
-/// With [`Direct::Auto`], the default, requests that are aligned as [`alignment`](File::alignment) says go past the page
-/// cache, and others through it. What the kernel itself promises holds between the two.
+/// With [`Direct::Auto`], the default, requests go past the page cache where the file system has direct I/O:
+///
+/// | request | way | counted in |
+/// |---|---|---|
+/// | aligned as [`alignment`](File::alignment) says | direct, from and to the caller's memory | |
+/// | offset and length aligned, memory not (a `Vec`, an array) | direct, through an aligned buffer | [`Stats::bounced`] |
+/// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
+///
+/// The ways may be mixed. Each read sees every write of the same `File` that has returned before, and direct and page-cached writes of a
+/// `File` are never in flight at the same time: Linux may fail a later sync with EIO otherwise, even if the writes have no byte in
+/// common. A request of one kind waits until those of the other kind that came before it have completed. Two `File`s of one file, and other
+/// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+///
+/// [`Stats::bounced`]: crate::Stats::bounced
+/// [`Stats::page_cached`]: crate::Stats::page_cached
 pub struct File {
     fd: Handle,
     /// The same file through the page cache, opened when first needed.
     cached: OnceCell<Handle>,
-    /// Whether unaligned requests may go through the page cache.
+    /// Whether unaligned requests may go through an aligned buffer or the page cache.
     may_cache: bool,
     /// What direct I/O on `fd` wants; `ANY` if it is not direct, or the file system does not care.
     alignment: Alignment,
@@ -61,6 +77,7 @@ pub struct File {
     direct: bool,
     engine: AnyEngine,
     route: Route,
+    order: WriteOrder,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -173,6 +190,7 @@ impl File {
             direct,
             engine,
             route,
+            order: WriteOrder::new(),
             _home: PhantomData,
         }
     }
@@ -313,12 +331,13 @@ impl File {
         self.sync(Opcode::SyncAll)
     }
 
-    /// Whether aligned requests go past the page cache.
+    /// Returns whether requests with aligned offset and length go past the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// What requests must be aligned to, to go past the page cache.
+    /// Returns what requests must be aligned to, to go past the page cache without a copy. If the memory alone is not aligned, requests
+    /// still do, through an aligned buffer (with [`Direct::Always`], they fail).
     pub fn alignment(&self) -> Alignment {
         self.alignment
     }

@@ -57,7 +57,11 @@ pub(crate) trait Performs {
     fn wait_in_place(&self, slot: &Slot) -> i64;
 }
 
-/// Does one operation, and returns what the kernel said; an error is a negative `errno`.
+/// `EAGAIN` completions of one operation that are retried; the next one is its result.
+const MOST_AGAIN: u32 = 16;
+
+/// Does one operation, and returns the kernel's result; an error is a negative `errno`. Retries `EINTR`, and `EAGAIN` up to
+/// [`MOST_AGAIN`] times (rule E10): FUSE and network file systems complete requests with both.
 ///
 /// # Panics
 ///
@@ -72,6 +76,42 @@ pub(crate) trait Performs {
 /// As [`Engine::transfer`].
 #[inline(always)]
 pub(crate) unsafe fn perform(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
+    // SAFETY: the caller's promise.
+    let result = unsafe { perform_once(engine, attempt) };
+    if result >= 0 {
+        return result;
+    }
+    // SAFETY: the caller's promise; the request that failed is over.
+    unsafe { retry(engine, attempt, result) }
+}
+
+/// Repeats an operation while `result`, an error, is one to retry.
+///
+/// # Safety
+///
+/// As [`Engine::transfer`].
+#[cold]
+unsafe fn retry(engine: &(impl Performs + ?Sized), attempt: &Attempt, mut result: i64) -> i64 {
+    let mut again = 0;
+    loop {
+        match (-result) as i32 {
+            libc::EINTR => {}
+            // Of a request that must not block, it is the refusal that the caller has asked for.
+            libc::EAGAIN if !attempt.nowait && again < MOST_AGAIN => again += 1,
+            _ => return result,
+        }
+        // SAFETY: the caller's promise.
+        result = unsafe { perform_once(engine, attempt) };
+    }
+}
+
+/// One request, and its result.
+///
+/// # Safety
+///
+/// As [`Engine::transfer`].
+#[inline(always)]
+unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
     // SAFETY: it is used in this call alone.
     let Some(here) = (unsafe { AtHome::here() }) else { return engine.refusal(None) };
     // SAFETY: the caller's promise; this does not return, and does not unwind, before the slot has a result.

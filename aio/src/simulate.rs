@@ -42,7 +42,7 @@
 //! It fails by a panic, by an error that the closure returns, by a deadlock (all wait, and the kernel has nothing in flight: with a dump of who
 //! waits for what), or by one of the checks that are made of each run: a buffer is nobody else's while the kernel
 //! has it; no more is in flight than the depth allows; the loop does not sleep while requests are pending that nobody would
-//! submit; what was requested completes once the faults are off; nothing is left on the ring.
+//! submit; the run makes no more steps than [`most_steps`](Simulation::most_steps) allows; what was requested completes once the faults are off; nothing is left on the ring.
 //!
 //! Then the run's *tape* of choices is made short, as long as it fails, and printed with the seed and the story of what happened:
 //!
@@ -137,6 +137,7 @@ impl Simulation {
                 faults: Faults::default(),
                 tears: true,
                 bad_ring: false,
+                most_steps: 100_000,
             },
             attach: source::attach::<Current>,
             crash_rate: 0.05,
@@ -206,6 +207,13 @@ impl Simulation {
     /// taken off it one at a time.
     pub fn bad_ring(mut self, bad: bool) -> Simulation {
         self.settings.bad_ring = bad;
+        self
+    }
+
+    /// Steps that a run may make: requests taken, submits refused, and sleeps, all together. A run that makes more fails, with a dump of
+    /// who waits for what: code that retries forever does not end by itself. 100,000 without this.
+    pub fn most_steps(mut self, steps: u64) -> Simulation {
+        self.settings.most_steps = steps;
         self
     }
 

@@ -63,8 +63,9 @@ impl Disks {
 pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<String, String> {
     let clock = Instant::now();
     let (from, to) = (options.from.unwrap_or(Format::Raw), options.to.unwrap_or(Format::Raw));
+    // Nobody else knows of the draft.
     let how =
-        |write, format| coralio_qcow2::Options { write, direct: options.direct(), format: Some(format), lock: true };
+        |write, format| coralio_qcow2::Options { write, direct: options.direct(), format: Some(format), lock: !write };
     let source = open(src, &how(false, from)).map_err(|error| error.to_string())?;
     let draft = Draft::new(dst)?;
     let say = |error: io::Error| format!("{} to {}: {error}", src.display(), dst.display());

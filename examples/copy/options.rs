@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::{Direct, File, KernelChoice, OpenOptions};
+use coralio_aio::{Direct, File, KernelChoice, OpenOptions, OsCode};
 use coralio_qcow2::Format;
 
 use crate::remedy;
@@ -116,7 +116,12 @@ impl Options {
     pub fn open(&self, how: OpenOptions, path: &Path) -> Result<File, String> {
         let open = |direct| {
             let how = how.clone().direct(direct);
-            how.open(path).map_err(|error| format!("{error}{}", remedy(&error)))
+            how.open(path).map_err(|error| match error.os_code() {
+                Some(libc::EINVAL) if direct == Direct::Always => {
+                    format!("{}: its file system has no direct I/O; give --direct auto, or never", path.display())
+                }
+                _ => format!("{error}{}", remedy(&error)),
+            })
         };
         let file = open(self.direct())?;
         let (step, block_size) = (file.alignment().offset as u64, self.block_size);

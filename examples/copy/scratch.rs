@@ -22,7 +22,7 @@ const NEEDED: u64 = 2 * (LEN - (HOLE.end - HOLE.start));
 pub fn copy_and_verify(options: &Options) -> Result<String, String> {
     let place = options.scratch_dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = Folder::new(&place)?;
-    let (src, dst) = (folder.0.join("source"), folder.0.join("copy"));
+    let (src, dst) = (folder.path.join("source"), folder.path.join("copy"));
     let say = |error: io::Error| format!("{}: {error}", place.display());
     let source = options.open(File::options().write(true).create(true), &src)?;
     check_space(&source).map_err(say)?;
@@ -102,13 +102,16 @@ fn checksum(file: &File) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Gone with all that is in it when dropped.
-struct Folder(PathBuf);
+/// Gone with all that is in it when dropped. Locked, as all that has a temporary name.
+struct Folder {
+    path: PathBuf,
+    _lock: fs::File,
+}
 
 impl Folder {
     fn new(place: &Path) -> Result<Folder, String> {
-        match make_new(place, "", |path| fs::create_dir(path)) {
-            Ok((path, ())) => Ok(Folder(path)),
+        match make_new(place, "", |path| fs::create_dir(path).and_then(|()| fs::File::open(path))) {
+            Ok((path, lock)) => Ok(Folder { path, _lock: lock }),
             Err(error) => Err(format!(
                 "cannot make a folder in {}: {error}{}; --scratch-dir names another place",
                 place.display(),
@@ -120,6 +123,6 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio_aio::{AlignedBuf, Direct, File, OsCode};
 use coralio_qcow2::{Format, Image};
 
 use crate::options::{DirectArg, Options, Versus};
@@ -58,12 +58,15 @@ impl Target {
             DirectArg::Always => Direct::Always,
             DirectArg::Never => Direct::Never,
         };
-        let file = File::options()
-            .read(!options.write)
-            .write(options.write)
-            .direct(direct)
-            .open(path)
-            .map_err(|e| format!("{e}{}", remedy(&e)))?;
+        let file =
+            File::options().read(!options.write).write(options.write).direct(direct).open(path).map_err(|error| {
+                match error.os_code() {
+                    Some(libc::EINVAL) if direct == Direct::Always => {
+                        say("its file system has no direct I/O; give --direct auto, or never".into())
+                    }
+                    _ => format!("{error}{}", remedy(&error)),
+                }
+            })?;
         let how = coralio_qcow2::Options { write: options.write, direct, format: Some(Format::Qcow2), lock: false };
         let image = options.qcow2.then(|| coralio_qcow2::open(path, &how)).transpose().map_err(|e| e.to_string())?;
         let len = image.as_ref().map_or_else(|| file.len(), |image| Ok(image.len())).map_err(|e| say(e.to_string()))?;
@@ -109,7 +112,6 @@ impl Target {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; choose a file that you may use so, or change its permissions",
-        io::ErrorKind::InvalidInput => " (--direct auto or never)",
         io::ErrorKind::ReadOnlyFilesystem => "; leave --write out, or choose a file elsewhere",
         _ => "",
     }

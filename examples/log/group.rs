@@ -6,8 +6,10 @@
 //!   batch n+1                 filling ........................ one of it leads ->
 //! ```
 
+use std::fs;
 use std::io;
 use std::mem;
+use std::os::fd::BorrowedFd;
 
 use coralio_aio::AlignedBuf;
 
@@ -15,6 +17,25 @@ use crate::record::{BLOCK, Scan, encode, size};
 
 /// The file's length goes up by this much at a time, so that few syncs have a new length to write.
 const STEP: u64 = 16 << 20;
+
+/// Locks a log until its file is closed: two writers would write over each other's records.
+///
+/// # Errors
+///
+/// `ResourceBusy` if another program, or another part of this one, has the log open for writing.
+pub fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
+    // The lock belongs to the open file, which the duplicate shares.
+    match fs::File::from(file.try_clone_to_owned()?).try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => {
+            let why = "another writer has this log open; end that program, or give another file";
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, why))
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(io::Error::new(error.kind(), format!("cannot lock it against a second writer: {error}")))
+        }
+    }
+}
 
 /// Records on their way to the file, in one aligned piece.
 pub struct Batch {

@@ -29,6 +29,7 @@ mod writer;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::rc::Rc;
@@ -62,9 +63,9 @@ fn run(options: &Options) -> Result<String, String> {
     if let Some(cpu) = options.pin {
         meter::pin(cpu)?;
     }
-    let scratch = options.file.is_none().then(Scratch::new);
-    let path = options.file.as_deref().or(scratch.as_ref().map(|scratch| &*scratch.0)).expect("one of them");
-    let say = |why: io::Error| format!("{}: {why}", path.display());
+    let scratch = if options.file.is_none() { Some(Scratch::new()?) } else { None };
+    let path = options.file.as_deref().or(scratch.as_ref().map(|scratch| &*scratch.path)).expect("one of them");
+    let say = |why: io::Error| with_path(path, &why);
     if options.verify {
         return verify(path, options).map_err(say);
     }
@@ -85,6 +86,12 @@ fn run(options: &Options) -> Result<String, String> {
     let ratio = |figure: fn(&Round) -> f64| median(&rounds[0], figure) / median(&rounds[1], figure);
     let (commits, cpu) = (ratio(Round::commits_per_second), ratio(Round::cpu_per_commit));
     Ok(format!("{text}median ratios, coroutines / threads: commits/s {commits:.3}, CPU per commit {cpu:.3}\n"))
+}
+
+/// The error's text, with the path in front unless the text contains it.
+fn with_path(path: &Path, why: &io::Error) -> String {
+    let (path, why) = (path.display().to_string(), why.to_string());
+    if why.contains(&path) { why } else { format!("{path}: {why}") }
 }
 
 /// What one side did in one round.
@@ -142,12 +149,7 @@ fn finish(
 ) -> io::Result<Round> {
     let commits = job.acknowledged();
     ended.into_iter().collect::<io::Result<()>>().map_err(|error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::StorageFull => "; free some space there",
-            io::ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f)",
-            _ => "",
-        };
-        io::Error::new(error.kind(), format!("{error}{remedy}; {commits} records were acknowledged, and are there"))
+        io::Error::new(error.kind(), format!("{error}; {commits} records were acknowledged, and are there"))
     })?;
     Ok(Round { before, commits, syncs: close()?, spent })
 }
@@ -214,6 +216,7 @@ fn verify(path: &Path, options: &Options) -> io::Result<String> {
         if let Some(wrong) = wrong {
             return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
         }
+        found.check_foreign()?;
         let Scan { records, end, torn } = found;
         let tail = if torn { "; behind it a torn tail" } else { "" };
         let blocks = end.div_ceil(BLOCK);
@@ -221,17 +224,21 @@ fn verify(path: &Path, options: &Options) -> io::Result<String> {
     })?
 }
 
-/// A file of nobody's, gone afterwards.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Scratch {
-        Scratch(std::env::temp_dir().join(format!("coralio-log-{}", process::id())))
-    }
+/// A file without a name: gone with the process, however that ends.
+struct Scratch {
+    path: PathBuf,
+    _file: fs::File,
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+impl Scratch {
+    fn new() -> Result<Scratch, String> {
+        let name = std::env::temp_dir().join(format!("coralio-log-{}", process::id()));
+        let make = || {
+            let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&name)?;
+            fs::remove_file(&name)?;
+            io::Result::Ok(file)
+        };
+        let file = make().map_err(|error| format!("cannot create a scratch file {}: {error}", name.display()))?;
+        Ok(Scratch { path: format!("/proc/self/fd/{}", file.as_raw_fd()).into(), _file: file })
     }
 }

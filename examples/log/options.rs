@@ -16,7 +16,7 @@ pub const LABEL: usize = 12;
 /// An append-only log with group commit: several writers, one write and one sync for all that wait
 ///
 /// FILE is made, or gone on with: what is whole in it is kept, a torn tail is cut off. Each record is acknowledged when it is
-/// on the medium.
+/// on the medium. FILE is locked against a second writer meanwhile.
 #[derive(Parser, Debug)]
 #[command(name = "log")]
 pub struct Options {

@@ -1,11 +1,12 @@
 //! The log on coroutines: `append` is the whole of it.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use coralio_aio::{CoMutex, CoQueue, File, yield_now};
 
-use crate::group::{Batch, Group, Turn};
+use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};
 
 /// An open log. Coroutines share it.
@@ -17,9 +18,10 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens a log, or makes one; finds its end, and cuts off what is torn behind it.
+    /// Opens a log, or creates one, and locks it; finds its end, and cuts off what is torn behind it.
     pub fn open(path: &Path, writers: usize, payload: usize) -> io::Result<(Log, Scan)> {
         let file = File::options().read(true).write(true).create(true).open(path)?;
+        lock(file.as_fd())?;
         let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
         found.check_foreign()?;
         // To the byte: what follows in its last block must read as zeros.

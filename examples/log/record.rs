@@ -112,7 +112,18 @@ pub fn scan(mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>, mut see: 
                 found.end = at;
             }
             // A batch begins here, or nothing.
-            Found::Padding if at.is_multiple_of(BLOCK) => return Ok(found),
+            Found::Padding if at > 0 && at.is_multiple_of(BLOCK) => return Ok(found),
+            // Nothing at all, or a file of another kind that begins with zeros.
+            Found::Padding if at == 0 => {
+                while window[..filled].iter().all(|byte| *byte == 0) {
+                    if filled < WINDOW {
+                        return Ok(found);
+                    }
+                    start += filled as u64;
+                    filled = read(&mut window, start)?;
+                }
+                return Ok(Scan { torn: true, ..found });
+            }
             Found::Padding => at = at.next_multiple_of(BLOCK),
             Found::Torn => return Ok(Scan { torn: true, ..found }),
             Found::More if filled < WINDOW => return Ok(Scan { torn: at - start < filled as u64, ..found }),

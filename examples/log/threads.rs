@@ -3,12 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::yield_now;
 
-use crate::group::{Batch, Group, Turn};
+use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};
 
 /// An open log. Threads share it.
@@ -27,6 +28,7 @@ impl Log {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path)?,
             opened => opened?,
         };
+        lock(file.as_fd())?;
         let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
         found.check_foreign()?;
         file.set_len(found.end)?;
@@ -52,7 +54,7 @@ impl Log {
                     drop(group);
                     yield_now();
                     let batch = self.lock().take();
-                    let written = self.write(&batch);
+                    let written = self.write(&batch).map_err(with_remedy);
                     group = self.lock();
                     let queue = group.finish(batch, written);
                     self.queues[queue].notify_all();
@@ -81,4 +83,14 @@ impl Log {
         self.file.sync_all()?;
         Ok(group.batches())
     }
+}
+
+/// Adds the remedy, as `coralio_aio::File` does.
+fn with_remedy(error: io::Error) -> io::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull => "; free some space",
+        io::ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f)",
+        _ => "",
+    };
+    io::Error::new(error.kind(), format!("{error}{remedy}"))
 }

@@ -66,6 +66,7 @@ pub(crate) mod context;
 mod coroutine;
 mod future;
 mod home;
+mod os_error;
 mod report;
 mod scope;
 mod sync;
@@ -89,6 +90,9 @@ pub use coroutine::{
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
 pub use future::{RemoteHandle, await_future};
+pub use os_error::OsCode;
+#[doc(hidden)]
+pub use os_error::explained;
 #[doc(hidden)]
 pub use report::report;
 pub use scope::{Scope, ScopedHandle, scope};

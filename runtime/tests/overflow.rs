@@ -46,6 +46,19 @@ fn running_off_a_stack_names_the_coroutine() {
 }
 
 #[test]
+fn overflow_of_main_names_the_setting_of_the_context() {
+    // C11: the first coroutine comes from no builder of the user's
+    match in_child("overflow_of_main_names_the_setting_of_the_context") {
+        Some(child) => {
+            assert_aborted(&child, "coralio: coroutine 'main' (created at");
+            assert!(said(&child).contains("`ContextBuilder::stack_size`, or `Runner::stack_size`"), "{}", said(&child));
+            assert!(!said(&child).contains("`Builder::stack_size`"), "{}", said(&child));
+        }
+        None => _ = AioContext::builder().stack_size(64 * 1024).run_coroutine(|_| deep(0)).unwrap(),
+    }
+}
+
+#[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer does not probe large frames")]
 fn one_large_frame_hits_the_guard_too() {
     // C11: a frame that is larger than the guard page does not step over it: no memory of another stack is touched

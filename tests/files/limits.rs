@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio_aio::{AlignedBuf, Direct, File, OsCode};
 
 use crate::ends::Loop;
 use crate::{Temp, aligned, disk, in_child, is_root, on_each_kernel, pattern, tool};
@@ -107,7 +107,7 @@ fn a_device_that_breaks_amid_a_read() {
                     Err(error) => error,
                     Ok(read) => panic!("{read} bytes at {offset}, and no error"),
                 };
-                assert_eq!(error.raw_os_error().or(Some(libc::EIO)), Some(libc::EIO));
+                assert_eq!(error.os_code(), Some(libc::EIO));
                 assert!(error.to_string().contains("Input/output error"), "{error}");
                 assert!(error.to_string().contains("the device failed: see the kernel's log"), "{error}");
             }

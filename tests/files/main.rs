@@ -10,15 +10,18 @@
 //! | `opening::create_truncate_and_mode` | no permissions |
 //! | `opening::an_appending_descriptor_appends` | no append mode, nor descriptors |
 //! | `manage::space_comes_and_goes`, `names`, `errors_say_what_and_why`, `many_at_once` | no metadata; links and folders are `std`'s |
+//! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_go_through_the_page_cache` | counts of requests, exactly |
 //! | `stream::as_stds_file_does` | `std` does the same beside it |
 //! | what calls `on_each_kernel` or `coralio_aio::run` itself | one file system, device, tool or descriptor |
 
 mod ends;
 mod fork;
+mod fuse;
 mod held;
 mod limits;
 mod lost;
 mod manage;
+mod mixed;
 mod model;
 mod opening;
 mod stream;

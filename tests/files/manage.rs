@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::rc::Rc;
 
 use coralio_aio::{
-    AioContext, Cancelled, Direct, File, remove_file, rename, spawn, sync_directory, unblock, yield_now,
+    AioContext, Cancelled, Direct, File, OsCode, remove_file, rename, spawn, sync_directory, unblock, yield_now,
 };
 
 use crate::{Temp, disk, memory, on_real_files, pattern};
@@ -105,6 +105,7 @@ fn errors_say_what_and_why() {
         ] {
             // Where ranges cannot be zeroed at all, that is said.
             if error.kind() != ErrorKind::Unsupported {
+                assert_eq!(error.os_code(), Some(libc::EBADF));
                 says(error, std::io::Error::from_raw_os_error(libc::EBADF).kind(), &not_for_writing);
             }
         }
@@ -118,6 +119,7 @@ fn errors_say_what_and_why() {
         let missing = Temp::at(place);
         let name = missing.0.to_str().unwrap();
         let there = temp.0.to_str().unwrap();
+        assert_eq!(rename(name, there).unwrap_err().os_code(), Some(libc::ENOENT));
         says(rename(name, there).unwrap_err(), ErrorKind::NotFound, &["cannot rename", name, " to ", there, "No such"]);
         says(remove_file(name).unwrap_err(), ErrorKind::NotFound, &["cannot remove", name]);
         says(sync_directory(there).unwrap_err(), ErrorKind::NotADirectory, &["cannot sync the folder", there]);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, Runner, spawn};
+use coralio_aio::{AlignedBuf, Direct, File, OsCode, Runner, spawn};
 
 use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_kernel, on_real_files};
 
@@ -19,6 +19,7 @@ fn errors_name_the_file() {
         let missing = Temp::at(place);
         let error = options().open(&missing.0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.os_code(), Some(libc::ENOENT));
         let name = missing.0.display().to_string();
         assert_eq!(error.to_string(), format!("cannot open {name}: No such file or directory (os error 2)"));
 
@@ -133,7 +134,7 @@ fn the_other_way_keeps_the_flags() {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
         read_only.read_exact_at(&mut [0; 3], 5).unwrap();
-        assert_eq!(read_only.write_at(b"odd", 1).unwrap_err().raw_os_error(), None);
+        assert_eq!(read_only.write_at(b"odd", 1).unwrap_err().os_code(), Some(libc::EBADF));
         let write_only = File::options().write(true).open(&temp.0).unwrap();
         write_only.write_at(b"odd", 1).unwrap();
         assert!(write_only.read_at(&mut [0; 3], 1).is_err());

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use coralio_aio::simulate::{Fault, Faults, Latency, Sim, Simulation};
-use coralio_aio::{File, rename, spawn, sync_directory, yield_now};
+use coralio_aio::{File, OsCode, rename, spawn, sync_directory, yield_now};
 
 use crate::{harsh, small};
 
@@ -146,10 +146,7 @@ fn after_a_crash_what_was_open_fails() {
         });
         yield_now();
         sim.crash();
-        let errno = |error: io::Error| {
-            let cause = std::error::Error::source(error.get_ref().unwrap()).unwrap();
-            cause.downcast_ref::<io::Error>().unwrap().raw_os_error().unwrap()
-        };
+        let errno = |error: io::Error| error.os_code().unwrap();
         assert_eq!(errno(reader.join().unwrap().unwrap_err()), libc::EIO);
         assert_eq!(errno(old.write_at(b"x", 0).unwrap_err()), libc::EIO);
         assert_eq!(errno(old.len().unwrap_err()), libc::EIO);

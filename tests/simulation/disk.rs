@@ -1,12 +1,12 @@
 //! Simulated files as a program sees them: the same calls as on real ones.
 
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::panic;
 
-use coralio_aio::simulate::{Faults, Simulation};
+use coralio_aio::simulate::{Fault, Faults, Simulation};
 use coralio_aio::{
-    AlignedBuf, Alignment, Direct, File, Stream, remove_file, rename, simulate, sync_directory, unblock,
+    AlignedBuf, Alignment, Direct, File, OsCode, Stream, remove_file, rename, simulate, sync_directory, unblock,
 };
 
 #[test]
@@ -140,6 +140,31 @@ fn outside_its_run_a_name_is_no_real_file() {
     }
     simulate(0..1, |_| {
         assert!(open().is_err());
+        Ok(())
+    });
+}
+
+#[test]
+fn interrupted_completions_are_retried() {
+    // E10: EINTR without a limit, EAGAIN sixteen times; of reads, writes and syncs.
+    Simulation::new().faults(Faults::none()).run(0..1, |sim| {
+        let file = sim.create("file", 4096);
+        let fails = |errno, times| (0..times).for_each(|_| sim.inject(Fault::Error(errno)));
+        for (errno, times) in [(libc::EINTR, 100), (libc::EAGAIN, 16)] {
+            fails(errno, times);
+            assert_eq!(file.write_at(&[7; 1024], 512)?, 1024);
+            fails(errno, times);
+            let mut back = [0; 1024];
+            file.read_exact_at(&mut back, 512)?;
+            assert_eq!(back, [7; 1024]);
+            fails(errno, times);
+            file.sync_data()?;
+        }
+        fails(libc::EAGAIN, 17);
+        let error = file.read_at(&mut [0; 512], 0).unwrap_err();
+        assert_eq!((error.kind(), error.os_code()), (io::ErrorKind::WouldBlock, Some(libc::EAGAIN)));
+        assert!(error.to_string().contains("try later"), "{error}");
+        assert_eq!(file.read_at(&mut [0; 512], 0)?, 512);
         Ok(())
     });
 }

@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use coralio_aio::simulate::{Fault, Faults, Sim, Simulation};
-use coralio_aio::{CoMutex, simulate, spawn, suspend, yield_now};
+use coralio_aio::{CoMutex, Coroutine, File, simulate, sleep, spawn, suspend, yield_now};
 
 use crate::program::{self, Size};
 use crate::{harsh, small};
@@ -221,4 +222,48 @@ fn a_script_says_what_goes_wrong_next() {
         assert_eq!(sim.contents("a").unwrap()[..21], [[1; 20].as_slice(), &[0]].concat());
         Ok(())
     });
+}
+
+/// Fails by the bound on steps, with a dump that names `coroutine`.
+#[track_caller]
+fn endless(simulation: &Simulation, coroutine: &str, f: impl Fn(&Sim) -> io::Result<()>) {
+    let failure = simulation.clone().most_steps(2000).search(0..3, f).unwrap_err();
+    assert!(failure.message.contains("the run does not end"), "{}", failure.message);
+    assert!(failure.message.contains("Simulation::most_steps") && failure.message.contains(coroutine), "{failure}");
+    let text = failure.to_string();
+    assert!(text.lines().all(|line| line.len() < 5000) && text.contains("CORALIO_SIM_SEED="), "{text}");
+}
+
+#[test]
+fn run_that_retries_forever_ends() {
+    // E17: whether each try takes time, completes within its submit, sleeps, or is another coroutine's whose panic is caught.
+    let write_until_done = |file: &File| while file.write_at(&[7; 512], 0).is_err() {};
+    let broken = Simulation::new().faults(Faults::none().errors(1.0));
+    endless(&broken, "'main'", |sim| {
+        write_until_done(&sim.create("file", 0));
+        Ok(())
+    });
+    endless(&broken.clone().faults(Faults::none().errors(1.0).at_once(1.0)), "'main'", |sim| {
+        write_until_done(&sim.create("file", 0));
+        Ok(())
+    });
+    endless(&Simulation::new(), "'main'", |_| {
+        loop {
+            sleep(Duration::from_secs(1))?;
+        }
+    });
+    endless(&broken, "'writer'", |sim| {
+        let file = sim.create("file", 0);
+        let writer = Coroutine::builder().name("writer").spawn(move || write_until_done(&file))?;
+        let _ = writer.join();
+        Ok(())
+    });
+    // After a crash a file stays broken: the tape of that is made short.
+    let failure = Simulation::new().most_steps(2000).search(0..3, |sim| {
+        let file = sim.create("file", 0);
+        sim.crash();
+        write_until_done(&file);
+        Ok(())
+    });
+    assert_eq!(failure.unwrap_err().wild, 0);
 }

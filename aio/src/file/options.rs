@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use coralio_runtime::explained;
+
 use crate::any::AnyEngine;
 use crate::blocking::unblock;
 use crate::error::cannot_open;
@@ -18,10 +20,11 @@ use super::File;
 /// Whether a file is read and written past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Direct where the file system and the request's alignment allow it, else through the page cache.
+    /// Direct where the file system and the request's offset and length allow it, else through the page cache. Memory that is not
+    /// aligned is copied to or from an aligned buffer. [`File`] has the details.
     #[default]
     Auto,
-    /// Direct, or an error.
+    /// Direct and without a copy, or an error.
     Always,
     /// Through the page cache.
     Never,
@@ -149,10 +152,10 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
     match direct {
         Direct::Never => open(0),
         Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "its file system has no direct I/O; use Direct::Auto or Direct::Never",
-            ),
+            Some(libc::EINVAL) => {
+                let text = "its file system has no direct I/O; use Direct::Auto or Direct::Never";
+                explained(error.kind(), text, error)
+            }
             _ => error,
         }),
         // A file that was just made by an open that failed is there now: it must not be "new" to the second.

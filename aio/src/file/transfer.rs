@@ -6,11 +6,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::blocking::unblock;
-use crate::error::explain;
+use crate::engine::Detour;
+use crate::error::{explain, failed};
 use crate::kernel::{Opcode, Operation};
 use crate::perform::Attempt;
 use crate::policy::OnShort;
 
+use super::bounce::Bounce;
 use super::handle::Handle;
 use super::route::{Way, Ways};
 use super::{Alignment, File};
@@ -63,28 +65,89 @@ impl File {
         Err(explain(-result as i32, &operation, alignment))
     }
 
-    /// One request, through the page cache if it is not aligned for direct I/O.
+    /// One request for the file's own descriptor, in order with page-cached writes.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[inline(always)]
+    unsafe fn request_own(&self, operation: Operation) -> io::Result<usize> {
+        let _order = if operation.opcode.is_write() { Some(self.order.direct()?) } else { None };
+        // SAFETY: the caller's promise.
+        unsafe { self.request(operation, &self.route.own) }
+    }
+
+    /// One request, by the way that its alignment allows.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
-        let (fd, ways) = if self.goes_direct(addr, offset | len as u64) {
-            (&self.fd, &self.route.own)
-        } else {
-            (self.cached()?, &self.route.cached)
-        };
-        let operation = Operation { opcode, fd: fd.number(), addr, len: len as u64, offset };
+        if !self.is_taken_as_is(addr, offset | len as u64) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.transfer_unaligned(opcode, addr, len, offset) };
+        }
+        let operation = Operation { opcode, fd: self.fd.number(), addr, len: len as u64, offset };
         // SAFETY: the caller's promise.
-        unsafe { self.request(operation, ways) }
+        unsafe { self.request_own(operation) }
+    }
+
+    /// One request that direct I/O does not take: through an aligned buffer if the memory alone is not aligned, else through the page
+    /// cache.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    #[cold]
+    unsafe fn transfer_unaligned(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
+        if self.is_direct_range(offset | len as u64) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.transfer_bounced(opcode, &[(addr, len)], offset) };
+        }
+        let fd = self.cached()?.number();
+        let _order = if opcode.is_write() { self.order.cached()? } else { None };
+        self.engine.count_detour(Detour::PageCached);
+        let operation = Operation { opcode, fd, addr, len: len as u64, offset };
+        // SAFETY: the caller's promise.
+        unsafe { self.request(operation, &self.route.cached) }
+    }
+
+    /// One direct request for memory that direct I/O does not take, through an aligned buffer. `opcode` is `Read` or `Write`.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`], for each of `vectors`.
+    #[cold]
+    unsafe fn transfer_bounced(&self, opcode: Opcode, vectors: &[(u64, usize)], offset: u64) -> io::Result<usize> {
+        let len = vectors.iter().map(|&(_, len)| len).sum();
+        let mut bounce = Bounce::new(len, self.alignment.memory);
+        if opcode.is_write() {
+            // SAFETY: the caller's promise.
+            unsafe { bounce.gather(vectors) };
+        }
+        self.engine.count_detour(Detour::Bounced);
+        let operation = Operation { opcode, fd: self.fd.number(), addr: bounce.addr(), len: len as u64, offset };
+        // SAFETY: the buffer is this call's own, and is dropped when the request is over.
+        let done = unsafe { self.request_own(operation) }?;
+        if !opcode.is_write() {
+            // SAFETY: the caller's promise.
+            unsafe { bounce.scatter(done, vectors) };
+        }
+        Ok(done)
     }
 
     /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
     /// direct I/O takes it, or there is no other way.
     #[inline]
-    fn goes_direct(&self, addr: u64, offsets: u64) -> bool {
-        addr & self.memory_mask == 0 && offsets & self.offset_mask == 0 || !self.may_cache
+    fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
+        addr & self.memory_mask == 0 && self.is_direct_range(offsets) || !self.may_cache
+    }
+
+    /// Whether offset and length (or several, or-ed) are aligned.
+    #[inline]
+    fn is_direct_range(&self, offsets: u64) -> bool {
+        offsets & self.offset_mask == 0
     }
 
     /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
@@ -118,7 +181,7 @@ impl File {
         offset: u64,
         mut done: usize,
     ) -> io::Result<usize> {
-        let is_direct = self.goes_direct(addr, offset | len as u64);
+        let is_direct = self.is_direct_range(offset | len as u64) || !self.may_cache;
         let mut last = done;
         while done < len && last > 0 {
             if opcode == Opcode::Read && self.has_met_the_end(done, is_direct) {
@@ -144,7 +207,7 @@ impl File {
         is_direct && !done.is_multiple_of(self.alignment.offset) || self.engine.on_short() == OnShort::IsTheEnd
     }
 
-    /// Vectors in one request as long as it is aligned and complete; what is left over goes buffer by buffer.
+    /// Vectors in one request as long as it is direct and complete; what is left over goes buffer by buffer.
     ///
     /// # Safety
     ///
@@ -160,18 +223,22 @@ impl File {
         for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
             let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
             let at = offset + total as u64;
-            let is_direct = batch.iter().all(|&(addr, len)| self.goes_direct(addr, at | len as u64));
+            let as_is = batch.iter().all(|&(addr, len)| self.is_taken_as_is(addr, at | len as u64));
             let mut done = 0;
-            if wanted > 0 && is_direct {
-                let iovecs: Vec<_> = batch
-                    .iter()
-                    .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
-                    .collect();
-                let (fd, addr, len) = (self.fd.number(), iovecs.as_ptr() as u64, iovecs.len() as u64);
-                let operation = Operation { opcode: vectored, fd, addr, len, offset: at };
-                // SAFETY: the caller's promise; the array outlives the call.
-                done = unsafe { self.request(operation, &self.route.own) }?;
-                if vectored == Opcode::ReadVectored && done < wanted && self.has_met_the_end(done, true) {
+            if wanted > 0 && (as_is || self.is_direct_range(at | wanted as u64)) {
+                done = if as_is {
+                    let iovecs: Vec<_> = batch
+                        .iter()
+                        .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
+                        .collect();
+                    let (fd, addr, len) = (self.fd.number(), iovecs.as_ptr() as u64, iovecs.len() as u64);
+                    // SAFETY: the caller's promise; the array outlives the call.
+                    unsafe { self.request_own(Operation { opcode: vectored, fd, addr, len, offset: at }) }?
+                } else {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.transfer_bounced(single, batch, at) }?
+                };
+                if single == Opcode::Read && done < wanted && self.has_met_the_end(done, true) {
                     return Ok(total + done);
                 }
             }
@@ -219,12 +286,9 @@ impl File {
                 }
             })?;
             let fd = opened.map_err(|error| {
-                let message = format!(
-                    "an unaligned request needs the page cache, and the file cannot be opened again through /proc: \
-                     {error}; align requests to {} bytes, or open it with Direct::Never",
-                    self.alignment.offset
-                );
-                io::Error::new(error.kind(), message)
+                let what = "opening the file again through /proc, since an unaligned request needs the page cache";
+                let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.offset);
+                failed(error, what.into(), why)
             })?;
             // Another coroutine may have been here meanwhile: one of the two is enough.
             let _ = self.cached.set(Handle::real(&self.engine, fd));

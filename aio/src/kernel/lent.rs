@@ -8,7 +8,8 @@ use super::{Opcode, Operation};
 
 impl Opcode {
     /// Whether it takes bytes out of memory.
-    pub(super) fn is_write(self) -> bool {
+    #[inline]
+    pub(crate) fn is_write(self) -> bool {
         matches!(self, Opcode::Write | Opcode::WriteVectored)
     }
 

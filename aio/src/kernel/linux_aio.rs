@@ -41,6 +41,8 @@ use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use coralio_runtime::explained;
+
 use super::watch::{Arm, POLL_KEY, Ring, Watch};
 use super::{Completion, Kernel, Opcode, Operation};
 
@@ -409,7 +411,7 @@ fn poll_error(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::EINVAL) {
         let message = "the kernel refuses IOCB_CMD_POLL, by which a sleep on native AIO also waits for a descriptor: \
                        it takes Linux 4.18 or later, and an epoll or eventfd descriptor";
-        return io::Error::new(io::ErrorKind::Unsupported, message);
+        return explained(io::ErrorKind::Unsupported, message, error);
     }
     error
 }

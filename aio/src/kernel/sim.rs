@@ -15,7 +15,8 @@
 //! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at submit, where it is the first, and
 //! ends the batch where it is not; direct I/O that is not aligned is taken, and fails; a full ring is "try again"; a cancel
 //! stops nothing unless the faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
-//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable.
+//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable. If a direct and a
+//! page-cached write were in flight on one page at the same time, the next sync of the file fails with EIO, as it may on Linux.
 //!
 //! # Departs from Linux
 //!
@@ -54,6 +55,9 @@ mod trace;
 
 pub(crate) use names::Access;
 
+/// Steps that a run that is to end may make until it has.
+pub(crate) const SLACK: u64 = 1000;
+
 /// What a simulated machine is like.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -64,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) faults: Faults,
     pub(crate) tears: bool,
     pub(crate) bad_ring: bool,
+    /// Requests taken, submits refused and sleeps, after which a run counts as endless.
+    pub(crate) most_steps: u64,
 }
 
 /// See the module. Clones are the same kernel: one for the engine, one for the test.
@@ -141,6 +147,17 @@ impl SimKernel {
     pub(crate) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.machine().files.sync_folder(folder);
         Ok(())
+    }
+
+    /// Whether the run has made more steps than it may, and `slack` more. Returns true again after [`SLACK`] more steps, in case that
+    /// the panic of the first time was caught.
+    pub(crate) fn is_overrun(&self, slack: u64) -> bool {
+        self.machine().is_overrun(slack)
+    }
+
+    /// The run ends with this failure, whatever else comes of it.
+    pub(crate) fn fail(&self, message: String) {
+        self.machine().violations.push(message);
     }
 
     /// Whether nothing is in flight, and nothing on the ring.

@@ -35,6 +35,11 @@ pub struct Failure {
     pub is_fickle: bool,
 }
 
+/// The most runs by which the tape of a run that does not end is made short: each may take as long as the first.
+const MOST_ENDLESS: u32 = 20;
+/// A tape of more characters is not printed where a seed makes the same run.
+const LONGEST_TAPE: usize = 4000;
+
 fn values(choices: &[Choice]) -> Vec<u32> {
     choices.iter().map(|choice| choice.value).collect()
 }
@@ -57,7 +62,12 @@ impl Simulation {
                 outcome.failure.is_some().then(|| values(&outcome.choices))
             };
             let is_steady = fails(&first).is_some();
-            let (tape, _) = shrink(first, if is_steady { self.most_shrinking } else { 0 }, fails);
+            let most = match is_steady {
+                true if outcome.endless => self.most_shrinking.min(MOST_ENDLESS),
+                true => self.most_shrinking,
+                false => 0,
+            };
+            let (tape, _) = shrink(first, most, fails);
             let told = self.one(Tape::replay(tape.clone()), true, f);
             (tape, told)
         };
@@ -107,15 +117,18 @@ impl fmt::Display for Failure {
                  HashMap, or another thread"
             )?;
         }
-        writeln!(f, "its tape, made short, with {wild} choices that are not tame: {tape}")?;
+        let is_short = tape.len() <= LONGEST_TAPE || seed.is_none();
+        let shown = if is_short { tape.as_str() } else { "too long to print" };
+        writeln!(f, "its tape, made short, with {wild} choices that are not tame: {shown}")?;
         if shrunk_message != message {
             writeln!(f, "there it fails by: {shrunk_message}")?;
         }
         let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name}"));
         let test = test.unwrap_or_default();
-        writeln!(f, "run it again: CORALIO_SIM_TAPE='{tape}' cargo test{test}")?;
-        if let Some(seed) = seed {
-            writeln!(f, "          or: CORALIO_SIM_SEED={seed} cargo test{test}")?;
+        let tape = is_short.then(|| format!("CORALIO_SIM_TAPE='{tape}'"));
+        let ways = tape.into_iter().chain(seed.map(|seed| format!("CORALIO_SIM_SEED={seed}")));
+        for (way, start) in ways.zip(["run it again:", "          or:"]) {
+            writeln!(f, "{start} {way} cargo test{test}")?;
         }
         write!(f, "what happened:\n{story}")
     }

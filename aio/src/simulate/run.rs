@@ -4,7 +4,7 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coralio_runtime::{AioContext, Source};
+use coralio_runtime::{AioContext, Source, explained};
 
 use crate::any::DynEngine;
 use crate::kernel::sim::SimKernel;
@@ -18,6 +18,8 @@ pub(super) struct Outcome {
     pub(super) choices: Vec<Choice>,
     pub(super) hash: u64,
     pub(super) story: String,
+    /// It made more steps than it may.
+    pub(super) endless: bool,
 }
 
 impl Simulation {
@@ -31,7 +33,8 @@ impl Simulation {
             context.run_coroutine(|context| {
                 let engine = (self.attach)(context, kernel.clone(), self.settings.depth)?;
                 let ended = f(&Sim::new(kernel.clone(), self.crash_rate));
-                ended.map_err(|error| io::Error::new(error.kind(), format!("the run ended with an error: {error}")))?;
+                ended
+                    .map_err(|error| explained(error.kind(), format!("the run ended with an error: {error}"), error))?;
                 drain(context, &engine)
             })
         }));
@@ -51,6 +54,7 @@ impl Simulation {
             choices: machine.tape.made().to_vec(),
             hash: machine.trace.hash(),
             story: machine.trace.story(),
+            endless: machine.was_overrun(),
         }
     }
 }

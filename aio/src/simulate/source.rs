@@ -5,14 +5,15 @@
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, AtHome, Source};
 
 use crate::any::DynEngine;
 use crate::detach::Carried;
-use crate::engine::{Engine, Stats};
-use crate::kernel::sim::SimKernel;
+use crate::engine::{Detour, Engine, Stats};
+use crate::kernel::sim::{SLACK, SimKernel};
 use crate::perform::{Attempt, Performs};
 use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
@@ -35,8 +36,26 @@ pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: 
     Ok(simulated)
 }
 
+impl Simulated {
+    #[cold]
+    fn fail_as_endless(&self) -> ! {
+        let message = format!(
+            "the run does not end: more requests, refused submits and sleeps than Simulation::most_steps allows; does something \
+             retry forever? If the run is meant to be so long, allow more\n{}",
+            self.context.dump()
+        );
+        // Recorded too: the panic may end in a join handle.
+        self.kernel.fail(message.clone());
+        panic!("{message}");
+    }
+}
+
 impl Performs for Simulated {
     unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot> {
+        // A coroutine whose requests all complete within submit never lets the loop find out.
+        if !thread::panicking() && self.kernel.is_overrun(SLACK) {
+            self.fail_as_endless();
+        }
         // SAFETY: the caller's promise.
         unsafe { self.engine.begin(here, attempt) }
     }
@@ -83,6 +102,10 @@ impl DynEngine for Simulated {
         self.engine.set_submit_limit(limit);
     }
 
+    fn count_detour(&self, detour: Detour) {
+        self.engine.count_detour(detour);
+    }
+
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
         let why = "a simulated kernel belongs to its run; detach engines on real kernels";
         Err(io::Error::new(io::ErrorKind::Unsupported, why))
@@ -90,7 +113,13 @@ impl DynEngine for Simulated {
 }
 
 impl Source for Simulated {
+    /// # Panics
+    ///
+    /// If the run does not end.
     fn dispatch(&self) -> bool {
+        if self.kernel.is_overrun(0) {
+            self.fail_as_endless();
+        }
         self.source.dispatch()
     }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::os_error::explained;
 use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
@@ -445,7 +446,7 @@ impl AioContext {
             let rejected = table.entries.remove(key);
             drop(table);
             drop(rejected);
-            return Err(explain(&error));
+            return Err(explain(error));
         }
         shared.watches.recount(edges, Interest::None, interest);
         drop(table);
@@ -486,7 +487,7 @@ pub struct WatchInfo {
     pub is_running: bool,
 }
 
-fn explain(error: &io::Error) -> io::Error {
+fn explain(error: io::Error) -> io::Error {
     let hint = match error.raw_os_error() {
         Some(libc::EEXIST) => "it is watched already; change that watch's interest instead",
         Some(libc::EPERM) => "it cannot be watched, as regular files cannot, being always ready; read it through File",
@@ -494,7 +495,7 @@ fn explain(error: &io::Error) -> io::Error {
         Some(libc::ENOSPC) => "too many watches; raise fs.epoll.max_user_watches",
         _ => "the kernel refused",
     };
-    io::Error::new(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"))
+    explained(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"), error)
 }
 
 /// A descriptor that the loop watches. Dropping it ends that, also within its handler. After the context has ended, a handle
@@ -524,7 +525,7 @@ impl Watch {
         let before = std::mem::replace(&mut entry.interest, interest);
         if let Err(error) = entry.update(&shared.epoll, self.key.token()) {
             entry.interest = before;
-            return Err(explain(&error));
+            return Err(explain(error));
         }
         if interest == Interest::None {
             // What was reported may be out of date when it is waited for again.

@@ -149,9 +149,14 @@ unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, c
 
 fn end_process(own: &Own) -> ! {
     let size = own.lease.get().map_or(0, |lease| lease.size());
+    // The first coroutine is not created by a builder of the user's.
+    let is_main = own.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
+    let remedy = match is_main {
+        true => "run it with a larger one by `ContextBuilder::stack_size`, or `Runner::stack_size`",
+        false => "give it a larger one by `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+    };
     report(format_args!(
-        "coralio: coroutine {} (created at {}) ran off its stack of {size} bytes: stack overflow; give it a larger one by \
-         `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+        "coralio: coroutine {} (created at {}) ran off its stack of {size} bytes: stack overflow; {remedy}",
         own.label(),
         own.created_at.get()
     ));

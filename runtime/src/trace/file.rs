@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
+use crate::os_error::explained;
+
 use super::event::Recording;
 
 /// The format of a written recording.
@@ -76,6 +78,7 @@ impl Recording {
             Format::Json => self.perfetto(),
             Format::Text => self.text(),
         };
-        std::fs::write(path, text).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        std::fs::write(path, text)
+            .map_err(|error| explained(error.kind(), format!("{}: {error}", path.display()), error))
     }
 }

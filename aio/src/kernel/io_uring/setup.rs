@@ -2,6 +2,7 @@
 
 use std::io;
 
+use coralio_runtime::explained;
 use io_uring::{Parameters, Probe, opcode};
 
 /// The operations that we use.
@@ -107,5 +108,5 @@ pub(super) fn refused(error: io::Error, depth: u32) -> io::Error {
         ),
         _ => (error.kind(), format!("io_uring_setup for a queue of {depth}: {error}; {INSTEAD}")),
     };
-    io::Error::new(kind, message)
+    explained(kind, message, error)
 }

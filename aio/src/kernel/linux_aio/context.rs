@@ -8,6 +8,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use coralio_runtime::explained;
+
 use super::abi;
 
 /// An AIO context and the memory that belongs to it wherever it goes.
@@ -143,5 +145,5 @@ pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
         // It says by itself what is wrong.
         None => return error,
     };
-    io::Error::new(kind, message)
+    explained(kind, message, error)
 }

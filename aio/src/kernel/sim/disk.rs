@@ -31,6 +31,8 @@ pub(crate) struct SimFile {
     /// Oldest first.
     unsynced: BTreeMap<u64, Vec<Version>>,
     lengths: Vec<(u64, u64)>,
+    /// A direct and a page-cached write were in flight on one page at the same time: the next sync fails.
+    pub(super) clashed: bool,
 }
 
 /// What a crash did to a file.
@@ -45,7 +47,14 @@ impl SimFile {
     /// With durable contents.
     pub(crate) fn new(sector: usize, len: u64) -> SimFile {
         let image = Image { len, ..Image::default() };
-        SimFile { sector, now: image.clone(), durable: image, unsynced: BTreeMap::new(), lengths: Vec::new() }
+        SimFile {
+            sector,
+            now: image.clone(),
+            durable: image,
+            unsynced: BTreeMap::new(),
+            lengths: Vec::new(),
+            clashed: false,
+        }
     }
 
     pub(crate) fn len(&self) -> u64 {

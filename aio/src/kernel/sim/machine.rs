@@ -25,7 +25,7 @@ use super::names::{FileSystem, Open};
 use super::ring::Ring;
 use super::tape::Tape;
 use super::trace::{Event, Trace, hash_of};
-use super::{Entry, Settings};
+use super::{Entry, SLACK, Settings};
 use crate::kernel::lent::Lent;
 use crate::kernel::{Completion, Opcode, Operation};
 
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_nanos(100);
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
 /// A second of doing nothing else.
 const MOST_LOOKS: u32 = 10_000_000;
+/// Bytes of a page of the page cache.
+const PAGE: u64 = 4096;
 /// What is in a buffer while the kernel reads into it.
 const SCRIBBLE: u8 = 0xdb;
 
@@ -71,6 +73,10 @@ pub(crate) struct Machine {
     clock: VirtualClock,
     pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
+    /// Requests taken, submits refused, and sleeps.
+    steps: u64,
+    /// Of `steps`: beyond these the run counts as endless.
+    most_steps: u64,
     /// At an empty ring, since the last sleep.
     looks: u32,
     pub(super) refused_in_row: u32,
@@ -94,6 +100,8 @@ impl Machine {
             clock: VirtualClock::new(),
             in_flight: BTreeMap::new(),
             taken: 0,
+            steps: 0,
+            most_steps: settings.most_steps,
             looks: 0,
             refused_in_row: 0,
             at: 0,
@@ -131,6 +139,20 @@ impl Machine {
         self.power_fails = 0.0;
     }
 
+    /// See [`SimKernel::is_overrun`](super::SimKernel::is_overrun).
+    pub(crate) fn is_overrun(&mut self, slack: u64) -> bool {
+        let overrun = self.steps > self.most_steps.saturating_add(slack);
+        if overrun {
+            self.most_steps = self.steps + SLACK;
+        }
+        overrun
+    }
+
+    /// Whether the run has ever made more steps than it may.
+    pub(crate) fn was_overrun(&self) -> bool {
+        self.most_steps != self.settings.most_steps
+    }
+
     fn note(&mut self, event: &Event) {
         self.trace.add(self.clock.elapsed(), event);
     }
@@ -144,6 +166,7 @@ impl Machine {
         }
         let offered = entries.len();
         let taken = self.admit(entries).map_err(|errno| {
+            self.steps += 1;
             self.note(&Event::Refused { offered, errno });
             io::Error::from_raw_os_error(errno)
         })?;
@@ -211,18 +234,34 @@ impl Machine {
         let open = self.files.opened(operation.fd).expect("it was checked");
         let number = self.taken;
         self.taken += 1;
+        self.steps += 1;
         if !opcode.is_write() {
             lent.scatter(&vec![SCRIBBLE; lent.len()]);
         }
         let bytes = lent.gather();
         self.note(&Event::Taken { number, opcode, file: open.file, offset, len: lent.len(), hash: hash_of(&bytes) });
         let (fate, time) = self.decide(opcode, offset, &open, &lent);
+        if opcode.is_write() && self.clashes(offset, lent.len(), &open) {
+            self.files.files[open.file].clashed = true;
+        }
         let due = self.now() + time;
         let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.at };
         self.in_flight.insert((due, number), request);
         if time.is_zero() {
             self.advance(self.now());
         }
+    }
+
+    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this range.
+    fn clashes(&self, offset: u64, len: usize, open: &Open) -> bool {
+        let pages = |offset: u64, len: usize| offset / PAGE..(offset + len as u64).div_ceil(PAGE);
+        let ours = pages(offset, len);
+        self.in_flight.values().any(|other| {
+            let theirs = pages(other.offset, other.lent.len());
+            other.opcode.is_write()
+                && (other.open.file == open.file && other.open.access.direct != open.access.direct)
+                && (ours.start < theirs.end && theirs.start < ours.end)
+        })
     }
 
     /// When so many of those in flight will have completed.
@@ -260,6 +299,10 @@ impl Machine {
                     file.give_up(began);
                 }
                 (-i64::from(errno), 0)
+            }
+            Fate::Transfers(_) if opcode.is_sync() && mem::take(&mut file.clashed) => {
+                file.give_up(began);
+                (-i64::from(libc::EIO), 0)
             }
             Fate::Transfers(_) if opcode.is_sync() => {
                 file.sync(began);
@@ -343,6 +386,7 @@ impl Machine {
     /// Sleeps. Returns whether anything could end it.
     pub(crate) fn sleep(&mut self, min: u32, timeout: Option<Duration>) -> bool {
         self.looks = 0;
+        self.steps += 1;
         if min == 0 || !self.ring.is_empty() {
             return true;
         }

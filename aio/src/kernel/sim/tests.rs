@@ -5,8 +5,8 @@ use super::super::conformance::{self, Temp, bad, next, operation, submit};
 use super::*;
 
 fn kernel(depth: u32, bad_ring: bool) -> SimKernel {
-    let settings =
-        Settings { depth, sector: 512, latency: Latency::default(), faults: Faults::none(), tears: true, bad_ring };
+    let (latency, faults, most_steps) = (Latency::default(), Faults::none(), u64::MAX);
+    let settings = Settings { depth, sector: 512, latency, faults, tears: true, bad_ring, most_steps };
     let kernel = SimKernel::new(settings, Tape::random(1), false);
     kernel.machine().files.adopts = true;
     kernel

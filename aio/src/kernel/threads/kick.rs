@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::Duration;
 
+use coralio_runtime::explained;
+
 use crate::kernel::{Opcode, Operation};
 
 /// An eventfd that a worker writes when the home thread sleeps.
@@ -21,7 +23,7 @@ impl Kick {
             let message = format!(
                 "no descriptor to wake the loop with: {error}; close some, or raise the limit on open files (ulimit -n)"
             );
-            return Err(io::Error::new(error.kind(), message));
+            return Err(explained(error.kind(), message, error));
         }
         // SAFETY: as above.
         Ok(Kick(unsafe { OwnedFd::from_raw_fd(fd) }))

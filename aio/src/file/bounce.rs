@@ -1,0 +1,90 @@
+//! Aligned buffers for direct I/O on memory that is not aligned: its bytes are copied on the way.
+
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ptr;
+
+use crate::AlignedBuf;
+
+/// The least size and alignment of a buffer: suits every device.
+const PAGE: usize = 4096;
+/// Larger buffers are freed after use.
+const LARGEST_KEPT: usize = 256 << 10;
+/// Unused buffers that a thread keeps.
+const MOST_KEPT: usize = 64;
+
+thread_local! {
+    /// Buffers not in use, the one used last at the end.
+    static FREE: RefCell<Vec<AlignedBuf>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An aligned buffer, returned to its thread's pool when it is dropped.
+pub(super) struct Bounce {
+    /// Empty after the drop alone.
+    buf: Option<AlignedBuf>,
+}
+
+impl Bounce {
+    /// A buffer of at least `len` bytes at a multiple of `align`. Its contents are arbitrary.
+    pub(super) fn new(len: usize, align: usize) -> Bounce {
+        let (size, align) = (len.next_power_of_two().max(PAGE), align.max(PAGE));
+        let suits = |buf: &AlignedBuf| buf.len() == size && buf.align() >= align;
+        let found = FREE.with_borrow_mut(|free| free.iter().rposition(suits).map(|place| free.swap_remove(place)));
+        Bounce { buf: Some(found.unwrap_or_else(|| AlignedBuf::new(size, align))) }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.buf.as_mut().expect("it is there until the drop")
+    }
+
+    pub(super) fn addr(&mut self) -> u64 {
+        self.bytes().as_mut_ptr() as u64
+    }
+
+    /// Copies what is in `vectors` to the front of the buffer, which is large enough.
+    ///
+    /// # Safety
+    ///
+    /// Each of `vectors` is the address and length of memory that is valid to read.
+    pub(super) unsafe fn gather(&mut self, vectors: &[(u64, usize)]) {
+        let mut rest = self.bytes();
+        for &(addr, len) in vectors {
+            let (here, behind) = rest.split_at_mut(len);
+            // SAFETY: the caller's promise; the buffer is this one's alone, so they do not overlap.
+            unsafe { here.as_mut_ptr().copy_from_nonoverlapping(ptr::with_exposed_provenance(addr as usize), len) };
+            rest = behind;
+        }
+    }
+
+    /// Copies the first `count` bytes of the buffer to `vectors`, one after the other.
+    ///
+    /// # Safety
+    ///
+    /// Each of `vectors` is the address and length of memory that is valid to write.
+    pub(super) unsafe fn scatter(&mut self, mut count: usize, vectors: &[(u64, usize)]) {
+        let mut rest = &*self.bytes();
+        for &(addr, len) in vectors {
+            let (here, behind) = rest.split_at(len.min(count));
+            // SAFETY: as in `gather`.
+            unsafe {
+                here.as_ptr().copy_to_nonoverlapping(ptr::with_exposed_provenance_mut(addr as usize), here.len())
+            };
+            count -= here.len();
+            rest = behind;
+        }
+    }
+}
+
+impl Drop for Bounce {
+    fn drop(&mut self) {
+        let Some(buf) = self.buf.take().filter(|buf| buf.len() <= LARGEST_KEPT) else { return };
+        // At the thread's end there is no pool any more.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < MOST_KEPT {
+                free.push(buf);
+            }
+        });
+    }
+}

@@ -1,0 +1,179 @@
+//! The order of direct and page-cached writes of one file.
+//!
+//! A direct write has the kernel write back and drop the pages of its range first, and drop them again when it has completed. If a
+//! page-cached write dirties one of these pages in between, the second drop fails, and the kernel reports EIO at the next sync, even if
+//! the two writes have no byte in common. So the two kinds are never in flight at the same time; each kind may be with its own:
+//!
+//! ```text
+//!   direct       counts itself, and starts at once unless a page-cached write is in flight or waits
+//!   page-cached  counts itself, and waits until no direct write is in flight
+//! ```
+//!
+//! Reads need no order: before a direct read the kernel writes back what the page cache has of the range, and a page that a
+//! page-cached read has brought in is clean, so that dropping it succeeds.
+//!
+//! The order is of one [`File`](super::File). Of two, or of another process, the kernel's own promises are all there is.
+
+use std::cell::Cell;
+
+use coralio_runtime::{Cancelled, CoMutex, CoQueue, CoRwLock, CoRwReadGuard, can_suspend};
+
+/// See the module.
+pub(super) struct WriteOrder {
+    /// Direct writes in flight.
+    direct: Cell<u32>,
+    /// Page-cached writes in flight, or waiting for the direct ones.
+    cached: Cell<u32>,
+    /// Held to read by each page-cached write. A direct write that meets one takes the lock to write before it starts, so that the
+    /// two kinds take turns in the order of their arrival.
+    gate: CoRwLock<()>,
+    /// Around `direct`, for those that wait until it is 0.
+    drain: CoMutex<()>,
+    drained: CoQueue,
+}
+
+impl WriteOrder {
+    pub(super) fn new() -> WriteOrder {
+        WriteOrder {
+            direct: Cell::new(0),
+            cached: Cell::new(0),
+            gate: CoRwLock::new(()),
+            drain: CoMutex::new(()),
+            drained: CoQueue::new(),
+        }
+    }
+
+    /// Starts a direct write, after the page-cached ones that came before it.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[inline]
+    pub(super) fn direct(&self) -> Result<DirectWrite<'_>, Cancelled> {
+        if self.cached.get() > 0 {
+            self.pass_gate()?;
+        }
+        self.direct.set(self.direct.get() + 1);
+        Ok(DirectWrite(self))
+    }
+
+    #[cold]
+    fn pass_gate(&self) -> Result<(), Cancelled> {
+        // A destructor that writes while its stack unwinds cannot wait for another coroutine, and goes at once.
+        if can_suspend() {
+            drop(self.gate.write_cancellable()?);
+        }
+        Ok(())
+    }
+
+    /// Starts a page-cached write, after the direct ones that came before it.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    pub(super) fn cached(&self) -> Result<Option<CachedWrite<'_>>, Cancelled> {
+        if !can_suspend() {
+            return Ok(None);
+        }
+        let write = CachedWrite::new(self, self.gate.read_cancellable()?);
+        let mut drain = self.drain.lock_cancellable()?;
+        while self.direct.get() > 0 {
+            drain = self.drained.wait_cancellable(drain)?;
+        }
+        Ok(Some(write))
+    }
+
+    #[cold]
+    fn wake(&self) {
+        self.drained.wake_all();
+    }
+}
+
+/// A direct write in flight.
+pub(super) struct DirectWrite<'a>(&'a WriteOrder);
+
+impl Drop for DirectWrite<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let WriteOrder { direct, cached, .. } = self.0;
+        direct.set(direct.get() - 1);
+        if direct.get() == 0 && cached.get() > 0 {
+            self.0.wake();
+        }
+    }
+}
+
+/// A page-cached write, in flight or waiting.
+pub(super) struct CachedWrite<'a> {
+    cached: &'a Cell<u32>,
+    /// Released after the count is down: the direct write that gets the lock next finds no page-cached one.
+    _gate: CoRwReadGuard<'a, ()>,
+}
+
+impl<'a> CachedWrite<'a> {
+    fn new(order: &'a WriteOrder, gate: CoRwReadGuard<'a, ()>) -> CachedWrite<'a> {
+        order.cached.set(order.cached.get() + 1);
+        CachedWrite { cached: &order.cached, _gate: gate }
+    }
+}
+
+impl Drop for CachedWrite<'_> {
+    fn drop(&mut self) {
+        self.cached.set(self.cached.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use coralio_runtime::{Coroutine, spawn, yield_now};
+
+    use super::*;
+
+    /// A write of each kind in `kinds`, started in that order. Returns what begins and ends, in order.
+    fn run(kinds: &str, cancelled: &[usize]) -> String {
+        crate::run(|| {
+            let (order, log) = (Rc::new(WriteOrder::new()), Rc::new(RefCell::new(String::new())));
+            let start = |kind| {
+                let (order, log) = (Rc::clone(&order), Rc::clone(&log));
+                spawn(move || {
+                    let begun = match kind {
+                        'd' => order.direct().map(|write| (Some(write), None)),
+                        _ => order.cached().map(|write| (None, write)),
+                    };
+                    let Ok(_write) = begun else { return };
+                    log.borrow_mut().push(kind);
+                    for _ in 0..3 {
+                        yield_now();
+                    }
+                    log.borrow_mut().push(kind.to_ascii_uppercase());
+                })
+            };
+            let writes: Vec<_> = kinds.chars().map(start).collect();
+            yield_now();
+            cancelled.iter().for_each(|&number| Coroutine::cancel(writes[number].coroutine()));
+            writes.into_iter().for_each(|write| write.join().unwrap());
+            assert_eq!((order.direct.get(), order.cached.get()), (0, 0));
+            log.take()
+        })
+    }
+
+    #[test]
+    fn write_kinds_take_turns() {
+        // E15: each kind with its own, never with the other, in the order of arrival.
+        assert_eq!(run("ddd", &[]), "dddDDD");
+        assert_eq!(run("ccc", &[]), "cccCCC");
+        assert_eq!(run("dcdc", &[]), "dDcCdDcC");
+        assert_eq!(run("ddccdd", &[]), "ddDDccCCddDD");
+    }
+
+    #[test]
+    fn cancelled_write_gives_up_its_turn() {
+        // E11: cancelled while it waits, it holds up nobody.
+        assert_eq!(run("dcd", &[1]), "ddDD");
+        assert_eq!(run("cdc", &[1]), "ccCC");
+        assert_eq!(run("dcdcd", &[1, 3]), "dddDDD");
+    }
+}

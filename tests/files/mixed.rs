@@ -1,0 +1,124 @@
+//! Requests that direct I/O takes, and such as it does not take, on one file.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::rc::Rc;
+
+use coralio_aio::simulate::Simulation;
+use coralio_aio::{AlignedBuf, Direct, File, spawn, stats};
+
+use crate::{Temp, aligned, disk, on_each_kernel, pattern};
+
+const PAGES: usize = 64;
+/// What direct I/O on most disks takes; on others all these writes are page-cached.
+const STEP: usize = 512;
+
+/// Eight writers to each of the file's pages, half of them direct and half page-cached, no two on the same byte; then a sync.
+/// Returns what the file should have.
+fn write_mixed(file: File) -> Vec<u8> {
+    let file = Rc::new(file);
+    let mut model = vec![0; PAGES * 8 * STEP];
+    let mut writers = Vec::new();
+    for page in 0..PAGES {
+        for kind in 0..2 {
+            let file = Rc::clone(&file);
+            let starts = (0..4).map(move |number| (page * 8 + number * 2 + kind) * STEP);
+            for at in starts.clone() {
+                match kind {
+                    0 => model[at..at + STEP].fill(0xaa),
+                    _ => model[at + 50..at + 450].fill(0xbb),
+                }
+            }
+            writers.push(spawn(move || {
+                for at in starts {
+                    match kind {
+                        0 => file.write_at(&aligned(&vec![0xaa; STEP]), at as u64).unwrap(),
+                        _ => file.write_at(&[0xbb; 400], at as u64 + 50).unwrap(),
+                    };
+                }
+            }));
+        }
+    }
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    file.sync_all().unwrap();
+    model
+}
+
+#[test]
+fn mixed_writes_do_not_fail_the_sync() {
+    // E15: direct and page-cached writes to the same pages, all acknowledged and synced, on the disk
+    on_each_kernel(|| {
+        for _ in 0..8 {
+            let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
+            let model = write_mixed(temp.open(Direct::Auto));
+            assert!(temp.content() == model);
+        }
+    });
+}
+
+#[test]
+fn mixed_writes_do_not_fail_the_sync_in_any_order() {
+    // E15, E17: as above, with the simulated kernel, which fails the sync whenever the two kinds meet on a page
+    Simulation::new().run(0..10, |sim| {
+        let model = write_mixed(sim.create("mixed", 0));
+        let content = sim.contents("mixed").unwrap();
+        assert!(content[..] == model[..content.len()] && model[content.len()..].iter().all(|&byte| byte == 0));
+        Ok(())
+    });
+}
+
+#[test]
+fn unaligned_memory_stays_direct() {
+    // E15: of every size, plain and vectored; counted, and nothing goes through the page cache
+    on_each_kernel(|| {
+        let temp = Temp::with(&disk(), &vec![0; 3 << 20]);
+        let file = temp.open(Direct::Auto);
+        if !file.is_direct() || file.alignment().memory == 1 {
+            return eprintln!("skipped: no direct I/O that asks for aligned memory in {}", disk().display());
+        }
+        let before = stats();
+        let mut model = temp.content();
+        let mut requests = 0;
+        for (number, len) in [4096, 8192, 65536, 1 << 20].into_iter().enumerate() {
+            let data = aligned(&pattern(number as u64, len + 1));
+            let at = number * (64 << 10);
+            file.write_at(&data[1..], at as u64).unwrap();
+            model[at..at + len].copy_from_slice(&data[1..]);
+            let mut back = AlignedBuf::new(len + 1, 4096);
+            file.read_exact_at(&mut back[1..], at as u64).unwrap();
+            assert!(back[1..] == data[1..]);
+            // Pieces of which none is aligned, in a range that is.
+            let (pieces, rest) = data[1..].split_at(100);
+            file.write_vectored_at(&[IoSlice::new(pieces), IoSlice::new(&[]), IoSlice::new(rest)], 2 << 20).unwrap();
+            back.fill(0);
+            let (pieces, rest) = back[1..].split_at_mut(1000);
+            file.read_vectored_at(&mut [IoSliceMut::new(pieces), IoSliceMut::new(rest)], 2 << 20).unwrap();
+            assert!(back[1..] == data[1..]);
+            model[2 << 20..][..len].copy_from_slice(&data[1..]);
+            requests += 4;
+        }
+        let after = stats();
+        assert_eq!((after.bounced - before.bounced, after.page_cached - before.page_cached), (requests, 0));
+        assert!(temp.content() == model);
+        // Past the end, as without the copy.
+        let mut end = AlignedBuf::new(8193, 4096);
+        end.fill(9);
+        assert_eq!(file.read_at(&mut end[1..], (3 << 20) - 4096).unwrap(), 4096);
+        assert!(end[4097..].iter().all(|&byte| byte == 9), "what was not read is as it was");
+    });
+}
+
+#[test]
+fn unaligned_offsets_go_through_the_page_cache() {
+    // E15: and are counted
+    on_each_kernel(|| {
+        let temp = Temp::with(&disk(), &[0; 8192]);
+        let file = temp.open(Direct::Auto);
+        if !file.is_direct() {
+            return eprintln!("skipped: no direct I/O in {}", disk().display());
+        }
+        let before = stats();
+        file.write_at(b"odd", 5).unwrap();
+        file.read_exact_at(&mut [0; 3], 5).unwrap();
+        assert_eq!((stats().bounced - before.bounced, stats().page_cached - before.page_cached), (0, 2));
+    });
+}
