@@ -5,12 +5,21 @@ use std::rc::Rc;
 
 use coralio_qcow2::{Format, Image};
 
+use crate::flushes::Flushes;
 use crate::options::{Named, Options};
 
 /// An image that a thread serves.
 pub struct Export {
     pub image: Rc<dyn Image>,
+    flushes: Flushes,
     listing: Listing,
+}
+
+impl Export {
+    /// Flushes the image, together with other requests that wait for that.
+    pub fn flush(&self) -> io::Result<()> {
+        self.flushes.flush(&*self.image)
+    }
 }
 
 /// What clients are told of an export.
@@ -69,5 +78,5 @@ fn open(Named { name, path }: &Named, format: Format, options: &Options) -> Resu
         many_may_write: true,
         on_one_thread: format != Format::Raw,
     };
-    Ok(Export { image, listing })
+    Ok(Export { image, flushes: Flushes::default(), listing })
 }

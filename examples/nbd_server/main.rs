@@ -18,36 +18,45 @@ mod buffers;
 mod connection;
 mod crew;
 mod export;
+mod flushes;
 mod inbox;
+mod limits;
 mod negotiate;
 mod options;
 mod perform;
 mod protocol;
 mod reply;
+#[path = "../shared/report.rs"]
+mod report;
 mod server;
 #[path = "../shared/signals.rs"]
 mod signals;
+mod socket_file;
 mod sparse;
 #[path = "../shared/trace.rs"]
 mod trace;
+mod turn;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use options::Options;
+use report::report;
 
 fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options) {
         Ok(()) => {
             if let Some(signal) = signals::caught() {
-                eprintln!("nbd_server: stopped by signal {signal}; all that was asked for is done and flushed");
+                report(format_args!(
+                    "nbd_server: stopped by signal {signal}; all that was asked for is done and flushed"
+                ));
             }
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("nbd_server: {why}");
+            report(format_args!("nbd_server: {why}"));
             ExitCode::FAILURE
         }
     }
