@@ -123,7 +123,9 @@ impl AioContext {
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run(shared);
-        progress |= self.serve_watches(progress, may_sleep);
+        // Coroutines that are ready keep the loop from sleeping, as bottom halves do.
+        let busy = progress || home.has_ready() || shared.arrivals.is_pending();
+        progress |= self.serve_watches(busy, may_sleep);
         progress |= shared.pollers.run(shared);
         progress |= shared.timers.run(shared);
         progress |= home.run_ready();
