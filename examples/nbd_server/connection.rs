@@ -21,10 +21,12 @@ use crate::negotiate::Agreed;
 use crate::perform::{check, check_range, memory, perform, write};
 use crate::protocol::{Command, MOST_BYTES, REQUEST_LEN, Request};
 use crate::reply::{Done, Outbox, Reply};
-use crate::turn::Turn;
+use crate::turn::{ClientId, Turn};
 
-/// Requests that are under way at once on one connection.
+/// Requests that are under way at once on one connection, while no other client of the thread is active.
 const MOST_REQUESTS: usize = 256;
+/// Requests that are under way at once on one connection, while another client is: these are ahead of its requests.
+const MOST_REQUESTS_IN_COMPANY: usize = 16;
 /// Their payloads, together: two of the largest.
 const MOST_UNDER_WAY: usize = 2 * MOST_BYTES as usize;
 /// Bytes at a time of a large request that gets no share of the budget. Two pieces are in memory at once.
@@ -39,6 +41,7 @@ pub struct Connection {
     pub outbox: Outbox,
     pub allowance: Allowance,
     pub idle_limit: Option<Duration>,
+    pub client: ClientId,
     requests: Cell<usize>,
     /// The next request has been read, too.
     more_to_come: Cell<bool>,
@@ -91,6 +94,7 @@ pub fn serve(
         allowance: Allowance::of(budget),
         requests: Cell::new(0),
         idle_limit,
+        client: ClientId::new(),
         more_to_come: Cell::new(false),
         reader: Coroutine::current().expect("a connection is served by a coroutine"),
         waiter: Cell::new(None),
@@ -103,10 +107,11 @@ pub fn serve(
 
 impl Connection {
     fn read_requests(self: &Rc<Self>) -> io::Result<()> {
-        let (mut inbox, mut turn) = (Inbox::new(), Turn::default());
+        let (mut inbox, mut turn) = (Inbox::new(), Turn::of(self.client));
         while let Some(head) = self.next_head(&mut inbox)? {
             let Some(request) = Request::parse(&head) else { return Err(refusal("a request has the wrong magic")) };
             let len = request.len as usize;
+            self.client.note_request();
             match request.command {
                 Command::Disconnect => break,
                 Command::Write if request.len > MOST_BYTES => {
@@ -172,7 +177,8 @@ impl Connection {
     fn admit(self: &Rc<Self>, bytes: usize) -> io::Result<Ticket> {
         self.wait_while(|| {
             let (requests, under_way) = (self.requests.get(), self.allowance.under_way());
-            requests >= MOST_REQUESTS || requests > 0 && under_way + bytes > MOST_UNDER_WAY
+            let most = if self.client.has_company() { MOST_REQUESTS_IN_COMPANY } else { MOST_REQUESTS };
+            requests >= most || requests > 0 && under_way + bytes > MOST_UNDER_WAY
         })?;
         let in_pieces = bytes > OWN && !self.allowance.try_take_large(bytes);
         let bytes = if in_pieces { OWN } else { bytes };

@@ -9,7 +9,7 @@ use coralio_aio::CoFd;
 
 use crate::export::{Catalog, Listing};
 use crate::protocol::*;
-use crate::turn::Turn;
+use crate::turn::{ClientId, Turn};
 
 /// An option's data: a name of 4096 bytes and what goes with it, and room for more queries than there are contexts.
 const MOST_DATA: u32 = 16 << 10;
@@ -54,7 +54,7 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
     let [is_fixed, no_zeroes] = [CLIENT_FIXED, CLIENT_NO_ZEROES].map(|flag| flags & flag != 0);
     let mut negotiation = Negotiation { socket, catalog, structured: false, base_allocation: None, no_zeroes };
     let most_options = most_options.saturating_add(OPTIONS_PER_EXPORT * catalog.0.len());
-    let mut turn = Turn::default();
+    let mut turn = Turn::of(ClientId::new());
     for _ in 0..most_options {
         let mut head = [0; 16];
         socket.read_exact(&mut head)?;

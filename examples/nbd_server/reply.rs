@@ -208,7 +208,7 @@ impl Outbox {
 /// Sends what is there, until nothing is.
 fn send(connection: &Rc<Connection>) {
     let outbox = &connection.outbox;
-    let mut turn = Turn::default();
+    let mut turn = Turn::of(connection.client);
     loop {
         let replies = mem::take(&mut *outbox.replies.borrow_mut());
         if replies.is_empty() {
