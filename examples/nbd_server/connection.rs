@@ -159,8 +159,8 @@ impl Connection {
     /// The socket's. The write's own outcome is in the result.
     fn write_in_pieces(&self, inbox: &mut Inbox, request: Request, turn: &mut Turn) -> io::Result<io::Result<()>> {
         let (image, mut rest) = (&*self.export.image, request);
-        let mut done =
-            check(&request, self.agreed).and_then(|()| check_range(image, request.offset, request.len.into()));
+        let mut done = check(&self.export, &request, self.agreed)
+            .and_then(|()| check_range(image, request.offset, request.len.into()));
         let mut data = Buffer::new(PIECE as usize);
         while rest.len > 0 {
             let (piece, behind) = rest.split(PIECE);

@@ -16,6 +16,10 @@ pub struct Export {
 }
 
 impl Export {
+    pub fn is_read_only(&self) -> bool {
+        self.listing.read_only
+    }
+
     /// Flushes the image, together with other requests that wait for that.
     pub fn flush(&self) -> io::Result<()> {
         self.flushes.flush(&*self.image)

@@ -31,8 +31,12 @@ pub fn memory(request: &Request) -> usize {
     }
 }
 
-/// Refuses what the command cannot have, whatever the image is.
-pub fn check(request: &Request, agreed: Agreed) -> io::Result<()> {
+/// Refuses what the export does not allow, and what the command cannot have.
+pub fn check(export: &Export, request: &Request, agreed: Agreed) -> io::Result<()> {
+    let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+    if writes && export.is_read_only() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the export is read-only"));
+    }
     if request.has_stray_flags(agreed.structured) {
         return Err(refusal("the command does not have these flags"));
     }
@@ -45,7 +49,7 @@ pub fn check(request: &Request, agreed: Agreed) -> io::Result<()> {
 /// Does what a client asks for. Where it waits for the disk, other requests run.
 pub fn perform(export: &Export, request: &Request, data: Option<Buffer>, agreed: Agreed) -> io::Result<Done> {
     let (image, offset, len) = (&*export.image, request.offset, u64::from(request.len));
-    check(request, agreed)?;
+    check(export, request, agreed)?;
     match (request.command, data) {
         (Command::Read, _) => {
             let len = checked(request.len)?;

@@ -13,9 +13,9 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coralio_aio::{Cancelled, CoFd, Receiver, Sender, channel, check_cancelled, sleep, spawn, timeout, yield_now};
 
@@ -34,6 +34,8 @@ use crate::socket_file::SocketFile;
 const ON_THE_WAY: usize = 64;
 /// How long it takes until accepting is tried again after it has failed.
 const RETRY: Duration = Duration::from_millis(100);
+/// Clients that are reported each second: one that comes back again and again must not fill a disk with lines.
+const LINES_A_SECOND: u32 = 10;
 /// How long a handshake may take while other clients wait for a place.
 const FULL_HANDSHAKE: Duration = Duration::from_secs(1);
 
@@ -220,13 +222,29 @@ fn serve_clients(
         .map_err(|error| format!("cannot flush: {error}"))
 }
 
-/// Says what was wrong with a client. That one has gone, or is sent home, is nothing to be told.
+/// Reports what was wrong with a client. That a client has gone, or that the server ends, is no news.
 fn note(outcome: io::Result<()>) {
-    match outcome {
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) => {
-            report(format_args!("nbd_server: sent a client away: {error}"));
+    /// When the present second began, and the clients that were sent away in it.
+    static PRESENT: Mutex<Option<(Instant, u32)>> = Mutex::new(None);
+    let Err(error) = outcome else { return };
+    if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
+        return;
+    }
+    let now = Instant::now();
+    let mut present = PRESENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let (began, count) = match *present {
+        Some((began, count)) if now - began < Duration::from_secs(1) => (began, count),
+        earlier => {
+            let unreported = earlier.map_or(0, |(_, count)| count.saturating_sub(LINES_A_SECOND));
+            if unreported > 0 {
+                report(format_args!("nbd_server: sent {unreported} more clients away"));
+            }
+            (now, 0)
         }
-        _ => {}
+    };
+    *present = Some((began, count + 1));
+    if count < LINES_A_SECOND {
+        report(format_args!("nbd_server: sent a client away: {error}"));
     }
 }
 

@@ -311,6 +311,22 @@ fn requests_without_payload_have_their_memory_counted() {
 }
 
 #[test]
+fn bad_clients_do_not_flood_standard_error() {
+    // P27: of clients that are sent away in a row, some are reported, and the server goes on though nobody reads the lines
+    let folder = Folder::new("lines");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    // More lines than a pipe takes that nobody reads.
+    for _ in 0..2000 {
+        let mut client = Client::greeted(&server);
+        client.say(&u32::MAX.to_be_bytes());
+        assert!(client.is_sent_away());
+    }
+    assert_others_are_served(&server);
+    let said = server.stop();
+    assert!(said.contains("its flags 0xffffffff") && said.lines().count() < 1000, "{}", said.lines().count());
+}
+
+#[test]
 fn promises_cost_nothing() {
     // P18: whoever announces 32 MiB and sends none of it takes no memory for it
     let folder = Folder::new("promises");

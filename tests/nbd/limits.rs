@@ -218,8 +218,8 @@ fn dead_tcp_peers_are_probed() {
         let port: u16 = server.at.rsplit(':').next().unwrap().parse().unwrap();
         let end = format!(":{port:04X}");
         // The row of the server's end: its timer is keepalive's (02), or none (00) when all is acknowledged.
+        assert_eq!(client.read(0, 512).unwrap().len(), 512);
         let found = loop {
-            assert_eq!(client.read(0, 512).unwrap().len(), 512);
             let table = fs::read_to_string("/proc/net/tcp").unwrap();
             let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
             let row = rows.find(|row| row[1].ends_with(&end) && row[3] == "01").unwrap();
@@ -227,6 +227,8 @@ fn dead_tcp_peers_are_probed() {
             if timer != "01" {
                 break timer;
             }
+            // The acknowledgement of the reply is under way.
+            std::thread::yield_now();
         };
         assert_eq!(found, timer);
         server.stop();

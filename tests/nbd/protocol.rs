@@ -174,6 +174,7 @@ fn the_handshake_tells_and_refuses() {
     assert_eq!(client.write(0, &[1; 4096]), Err(1));
     assert_eq!(client.command(TRIM, 0, 0, 4096), Err(1));
     assert_eq!(client.command(WRITE_ZEROES, 0, 0, 4096), Err(1));
+    assert_eq!(client.write(1 << 20, &[1]), Err(1), "beyond the end, too");
     assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
     // Block status without the context; and with that of another export.
     let mut other = Client::greeted(&server);
