@@ -30,6 +30,8 @@ impl Export {
 #[derive(Clone, Debug)]
 pub struct Listing {
     pub name: String,
+    /// In bytes, exactly: a raw image whose length is no multiple of 512 has all of its bytes, and none that are not there
+    /// (qemu-nbd rounds up, and reads zeroes behind the end).
     pub size: u64,
     pub read_only: bool,
     /// A flush of one connection is one of all.

@@ -17,6 +17,9 @@ use crate::trace::TraceOption;
 ///
 /// Listens on the loopback address alone where nothing else is asked for: whoever connects may read and write, unless
 /// --read-only says otherwise. A signal (SIGTERM, SIGINT) ends it: what is under way is finished, and the images are flushed.
+///
+/// Clients see an image's exact length, also if that is no multiple of 512. What one client does costs others little: work is
+/// done in turns, memory is shared fairly, and handshakes and connections are limited by the options below.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "nbd_server", override_usage = "nbd_server [OPTIONS] <IMAGE | --export NAME=PATH ..>")]
 pub struct Options {

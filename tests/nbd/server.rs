@@ -138,6 +138,11 @@ impl Server {
         self.status("VmHWM:")
     }
 
+    /// How often its first thread has slept.
+    pub fn sleeps(&self) -> u64 {
+        self.status("voluntary_ctxt_switches:") >> 10
+    }
+
     fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
