@@ -46,6 +46,32 @@ impl Client {
         Ok(Client { socket, size, random: 1, next: 0, room: vec![0; 1 << 20] })
     }
 
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The socket, from which no reply is outstanding.
+    pub fn into_socket(self) -> UnixStream {
+        self.socket
+    }
+
+    /// Reads `len` bytes somewhere, and waits for them.
+    pub fn read_once(&mut self, len: u32) -> io::Result<()> {
+        let load = Load { write: false, block: len, depth: 1, sequential: false };
+        let mut out = Vec::new();
+        self.ask(&load, &mut out);
+        self.socket.write_all(&out)?;
+        self.socket.read_exact(&mut self.room[..REPLY_LEN + len as usize])
+    }
+
+    /// Flushes, and waits for that.
+    pub fn flush_once(&mut self) -> io::Result<()> {
+        let mut request = [0; 28];
+        request[..8].copy_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3]);
+        self.socket.write_all(&request)?;
+        self.socket.read_exact(&mut self.room[..REPLY_LEN])
+    }
+
     fn offset(&mut self, load: &Load) -> u64 {
         let blocks = self.size / u64::from(load.block);
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -5,11 +5,14 @@
 //! cargo run --release --example nbd_bench -- --file disk.img --pin 0
 //! ```
 //!
+//! `--beside` measures fairness instead: how long a client's read of 512 bytes takes while another client floods the server.
+//!
 //! What counts is the server's processor time per request, as the kernel accounts for it; the client's own is not in it.
 
 // These macros panic where nobody can read what they print; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
+mod beside;
 mod client;
 mod servers;
 
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use coralio_runtime::report;
 
+use beside::Flood;
 use client::{Client, Load};
 use servers::{Format, Server, Which};
 
@@ -72,6 +76,10 @@ struct Options {
     #[arg(long)]
     pin: Option<usize>,
 
+    /// Measure reads of 512 bytes beside a client that floods the server
+    #[arg(long, value_enum, value_delimiter = ',')]
+    beside: Vec<Flood>,
+
     /// For nbd_server: further arguments
     #[arg(last = true)]
     extra: Vec<String>,
@@ -98,6 +106,9 @@ fn run(options: &Options) -> Result<(), String> {
     options.pin.map_or(Ok(()), pin)?;
     let extra = if options.cached { &["--direct".into(), "never".into()][..] } else { &[] };
     let extra = [extra, &options.extra].concat();
+    if !options.beside.is_empty() {
+        return run_beside(options, &extra);
+    }
     for &depth in &options.depth {
         let load = Load { write: options.write, block: options.block, depth, sequential: options.sequential };
         let mut figures = vec![Vec::new(); options.servers.len()];
@@ -124,6 +135,35 @@ fn run(options: &Options) -> Result<(), String> {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written.map_err(|error| format!("cannot write to standard output: {error}"))?,
             }
+        }
+    }
+    Ok(())
+}
+
+/// In turns, as above. The figures are the medians of the turns' medians, and of their 99th percentiles.
+fn run_beside(options: &Options, extra: &[String]) -> Result<(), String> {
+    let time = Duration::from_secs_f64(options.seconds);
+    for &flood in &options.beside {
+        let mut figures = vec![Vec::new(); options.servers.len()];
+        for _ in 0..options.rounds {
+            for (&which, figures) in options.servers.iter().zip(&mut figures) {
+                let server = Server::start(which, &options.file, options.format, !options.cached, extra)?;
+                let say = |error: std::io::Error| format!("{which:?}, {flood:?}: {error}");
+                let flush = beside::flush(&server.socket, time / 10).map_err(say)?;
+                let all = beside::latencies(&server.socket, flood, time).map_err(say)?;
+                let at = |part: usize| all.get(all.len() * part / 100).copied().unwrap_or(time);
+                figures.push([at(50), at(99), flush].map(|time| time.as_secs_f64() * 1e3));
+            }
+        }
+        for (which, mine) in options.servers.iter().zip(&figures) {
+            let [half, most, flush] = [0, 1, 2].map(|of| median(mine.iter().map(|figure| figure[of])));
+            let written = writeln!(
+                io::stdout(),
+                "beside {:8}  {:8}  512 bytes: median {half:8.3} ms, 99% {most:8.3} ms; a flush alone {flush:.3} ms",
+                format!("{flood:?}"),
+                format!("{which:?}"),
+            );
+            written.map_err(|error| format!("standard output: {error}"))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -66,7 +67,7 @@ impl Server {
 
     fn wait_until_it_listens(&mut self) -> io::Result<()> {
         let began = Instant::now();
-        while !self.socket.exists() {
+        while UnixStream::connect(&self.socket).is_err() {
             if let Some(status) = self.child.try_wait()? {
                 return Err(io::Error::other(format!("ended at once: {status}")));
             }

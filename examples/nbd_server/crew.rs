@@ -1,7 +1,7 @@
 //! Coroutines that are sent home together when the server ends.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use coralio_aio::{Coroutine, JoinHandle, shield};
@@ -12,7 +12,7 @@ pub struct Crew(Rc<Members>);
 
 #[derive(Default)]
 struct Members {
-    at_work: RefCell<HashMap<u64, JoinHandle<()>>>,
+    at_work: RefCell<BTreeMap<u64, JoinHandle<()>>>,
     serial: Cell<u64>,
 }
 
@@ -37,11 +37,21 @@ impl Crew {
         }
     }
 
+    /// The number that the next one gets.
+    pub fn next_serial(&self) -> u64 {
+        self.0.serial.get()
+    }
+
+    /// Asks those to end whose numbers are below `serial`.
+    pub fn cancel_before(&self, serial: u64) {
+        self.0.at_work.borrow().range(..serial).for_each(|(_, handle)| handle.cancel());
+    }
+
     /// Asks all to end, and waits until they have.
     pub fn dismiss(&self) {
-        let all: Vec<_> = self.0.at_work.borrow_mut().drain().map(|(_, handle)| handle).collect();
-        all.iter().for_each(JoinHandle::cancel);
-        for handle in all {
+        let all = self.0.at_work.take();
+        all.values().for_each(JoinHandle::cancel);
+        for handle in all.into_values() {
             // A panic was told when it happened.
             let _ = shield(|| handle.join());
         }

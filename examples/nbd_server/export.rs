@@ -5,18 +5,33 @@ use std::rc::Rc;
 
 use coralio_qcow2::{Format, Image};
 
+use crate::flushes::Flushes;
 use crate::options::{Named, Options};
 
 /// An image that a thread serves.
 pub struct Export {
     pub image: Rc<dyn Image>,
+    flushes: Flushes,
     listing: Listing,
+}
+
+impl Export {
+    pub fn is_read_only(&self) -> bool {
+        self.listing.read_only
+    }
+
+    /// Flushes the image, together with other requests that wait for that.
+    pub fn flush(&self) -> io::Result<()> {
+        self.flushes.flush(&*self.image)
+    }
 }
 
 /// What clients are told of an export.
 #[derive(Clone, Debug)]
 pub struct Listing {
     pub name: String,
+    /// In bytes, exactly: a raw image whose length is no multiple of 512 has all of its bytes, and none that are not there
+    /// (qemu-nbd rounds up, and reads zeroes behind the end).
     pub size: u64,
     pub read_only: bool,
     /// A flush of one connection is one of all.
@@ -69,5 +84,5 @@ fn open(Named { name, path }: &Named, format: Format, options: &Options) -> Resu
         many_may_write: true,
         on_one_thread: format != Format::Raw,
     };
-    Ok(Export { image, listing })
+    Ok(Export { image, flushes: Flushes::default(), listing })
 }

@@ -1,13 +1,15 @@
 //! What a client has sent and nobody has looked at: many requests with one system call, and no memory while nothing comes.
 
 use std::fs;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read};
+use std::time::Duration;
 
 use coralio_aio::CoFd;
 
-use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
+use crate::connection::within;
 use crate::protocol::REQUEST_LEN;
+use crate::turn::Turn;
 
 /// Bytes that one call reads at most: thirty writes of 4 KiB.
 const ROOM: usize = 128 << 10;
@@ -66,7 +68,14 @@ impl Inbox {
     }
 
     /// Fills `payload` with what follows; and reads what follows that, if it has come too.
-    pub fn payload(&mut self, socket: &CoFd<fs::File>, payload: &mut [u8], allowance: &Allowance) -> io::Result<()> {
+    /// The client may send nothing for `idle_limit` at most.
+    pub fn payload(
+        &mut self,
+        mut socket: &CoFd<fs::File>,
+        payload: &mut [u8],
+        turn: &mut Turn,
+        idle_limit: Option<Duration>,
+    ) -> io::Result<()> {
         if payload.len() >= LARGE {
             self.room = ROOM_FOR_HEADS;
         }
@@ -79,19 +88,19 @@ impl Inbox {
         if rest.is_empty() {
             return Ok(());
         }
-        let mut pace = Pace::of(allowance);
         while !rest.is_empty() {
             // All that was there is used up.
             let memory = self.memory.get_or_insert_with(|| Buffer::new(ROOM));
             (self.start, self.end) = (0, 0);
             let wanted = rest.len();
             let into = &mut [IoSliceMut::new(rest), IoSliceMut::new(&mut memory[..self.room])];
-            let count = pace.keep(socket, |socket| socket.read_vectored(into))?;
+            let count = within(idle_limit, || socket.read_vectored(into))?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             rest = &mut rest[count.min(wanted)..];
             self.end = count.saturating_sub(wanted);
+            turn.spend(count)?;
         }
         Ok(())
     }

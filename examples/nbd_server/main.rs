@@ -13,12 +13,17 @@
 //!   client <------ one write takes all replies            reply.rs
 //! ```
 
+// These macros panic where nobody can read what they print; messages go through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod budget;
 mod buffers;
 mod connection;
 mod crew;
 mod export;
+mod flushes;
 mod inbox;
+mod limits;
 mod negotiate;
 mod options;
 mod perform;
@@ -27,13 +32,16 @@ mod reply;
 mod server;
 #[path = "../shared/signals.rs"]
 mod signals;
+mod socket_file;
 mod sparse;
 #[path = "../shared/trace.rs"]
 mod trace;
+mod turn;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use coralio_runtime::report;
 
 use options::Options;
 
@@ -42,12 +50,14 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(()) => {
             if let Some(signal) = signals::caught() {
-                eprintln!("nbd_server: stopped by signal {signal}; all that was asked for is done and flushed");
+                report(format_args!(
+                    "nbd_server: stopped by signal {signal}; all that was asked for is done and flushed"
+                ));
             }
             ExitCode::SUCCESS
         }
         Err(why) => {
-            eprintln!("nbd_server: {why}");
+            report(format_args!("nbd_server: {why}"));
             ExitCode::FAILURE
         }
     }

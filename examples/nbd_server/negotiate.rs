@@ -9,9 +9,15 @@ use coralio_aio::CoFd;
 
 use crate::export::{Catalog, Listing};
 use crate::protocol::*;
+use crate::turn::{ClientId, Turn};
 
 /// An option's data: a name of 4096 bytes and what goes with it, and room for more queries than there are contexts.
 const MOST_DATA: u32 = 16 << 10;
+
+/// Options that a client may send for each export, besides those that the limit allows for all: to list, to ask, to choose.
+const OPTIONS_PER_EXPORT: usize = 4;
+
+const MALFORMED: &[u8] = b"malformed option: the lengths do not add up, or a name is not UTF-8";
 
 /// What client and server have agreed upon.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,23 +42,30 @@ struct Negotiation<'a> {
 ///
 /// # Errors
 ///
-/// The socket's; `InvalidData` if this is not the protocol, or not within its bounds.
-pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog) -> io::Result<Option<Agreed>> {
+/// The socket's; `InvalidData` if this is not the protocol, or not within its bounds: `most_options`, and four for each export.
+pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: usize) -> io::Result<Option<Agreed>> {
     socket.write_all(&GREETING)?;
     let mut flags = [0; 4];
     socket.read_exact(&mut flags)?;
     let flags = u32::from_be_bytes(flags);
-    if flags & CLIENT_FIXED == 0 || flags & !(CLIENT_FIXED | CLIENT_NO_ZEROES) != 0 {
-        return Err(refusal(format!("its flags {flags:#x} are not those of a fixed newstyle client")));
+    if flags & !(CLIENT_FIXED | CLIENT_NO_ZEROES) != 0 {
+        return Err(refusal(format!("its flags {flags:#x} are not those of a newstyle client")));
     }
-    let no_zeroes = flags & CLIENT_NO_ZEROES != 0;
+    let [is_fixed, no_zeroes] = [CLIENT_FIXED, CLIENT_NO_ZEROES].map(|flag| flags & flag != 0);
     let mut negotiation = Negotiation { socket, catalog, structured: false, base_allocation: None, no_zeroes };
-    loop {
+    let most_options = most_options.saturating_add(OPTIONS_PER_EXPORT * catalog.0.len());
+    let mut turn = Turn::of(ClientId::new());
+    for _ in 0..most_options {
         let mut head = [0; 16];
         socket.read_exact(&mut head)?;
         let Some((number, option, len)) = option(&head) else {
             return Err(refusal("an option has the wrong magic".into()));
         };
+        if !is_fixed && option != Opt::ExportName {
+            return Err(refusal(format!(
+                "option {number} needs a fixed newstyle client; it has not said that it is one"
+            )));
+        }
         if len > MOST_DATA {
             // Nothing that a client has reason to send.
             negotiation.answer(number, Answer::TooBig, b"too long")?;
@@ -65,7 +78,9 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog) -> io::Result<O
             Next::Leave => return Ok(None),
             Next::Serve(agreed) => return Ok(Some(agreed)),
         }
+        turn.spend(data.len())?;
     }
+    Err(refusal(format!("{most_options} options are too many for a handshake; --max-options may be more")))
 }
 
 fn refusal(why: String) -> io::Error {
@@ -80,8 +95,12 @@ enum Next {
 
 impl Negotiation<'_> {
     fn answer(&self, option: u32, answer: Answer, data: &[u8]) -> io::Result<Next> {
+        self.send(&option_reply(option, answer, data))
+    }
+
+    fn send(&self, replies: &[u8]) -> io::Result<Next> {
         let mut socket = self.socket;
-        socket.write_all(&option_reply(option, answer, data))?;
+        socket.write_all(replies)?;
         Ok(Next::Option)
     }
 
@@ -97,10 +116,10 @@ impl Negotiation<'_> {
                 self.answer(number, Answer::Invalid, b"this option has no data")
             }
             Opt::List => {
-                for listing in &self.catalog.0 {
-                    self.answer(number, Answer::Server, &counted(&listing.name))?;
-                }
-                self.answer(number, Answer::Ack, &[])
+                let server = |listing: &Listing| option_reply(number, Answer::Server, &counted(&listing.name));
+                let mut replies = self.catalog.0.iter().flat_map(server).collect::<Vec<_>>();
+                replies.extend(option_reply(number, Answer::Ack, &[]));
+                self.send(&replies)
             }
             Opt::StructuredReply => {
                 self.structured = true;
@@ -134,10 +153,10 @@ impl Negotiation<'_> {
         let mut fields = Fields(data);
         let parsed = (|| {
             let name = fields.text()?;
-            let wanted: Option<Vec<_>> = (0..fields.u16()?).map(|_| fields.u16()).collect();
-            Some((name, wanted?))
+            let wanted = (0..fields.u16()?).map(|_| fields.u16()).collect::<Option<Vec<_>>>()?;
+            fields.is_empty().then_some((name, wanted))
         })();
-        let Some((name, wanted)) = parsed else { return self.answer(number, Answer::Invalid, b"this is cut short") };
+        let Some((name, wanted)) = parsed else { return self.answer(number, Answer::Invalid, MALFORMED) };
         let Some((export, listing)) = self.catalog.find(name) else {
             return self.answer(number, Answer::Unknown, b"no such export; --list tells which there are");
         };
@@ -157,13 +176,15 @@ impl Negotiation<'_> {
         let mut fields = Fields(data);
         let parsed = (|| {
             let name = fields.text()?;
-            let queries: Option<Vec<_>> = (0..fields.u32()?).map(|_| fields.text()).collect();
-            Some((name, queries?))
+            let queries = (0..fields.u32()?).map(|_| fields.text()).collect::<Option<Vec<_>>>()?;
+            fields.is_empty().then_some((name, queries))
         })();
-        let Some((name, queries)) = parsed else {
-            return self.answer(number, Answer::Invalid, b"this is cut short, or no text");
-        };
         let sets = option == Opt::SetMetaContext;
+        if sets {
+            // Whatever comes of this one, the earlier choice is void.
+            self.base_allocation = None;
+        }
+        let Some((name, queries)) = parsed else { return self.answer(number, Answer::Invalid, MALFORMED) };
         if sets && !self.structured {
             return self.answer(number, Answer::Invalid, b"structured replies come first");
         }

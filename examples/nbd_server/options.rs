@@ -11,13 +11,15 @@ use coralio_aio::{DEFAULT_DEPTH, Direct, KernelChoice, Runner};
 use coralio_qcow2::Format;
 
 use crate::budget::Budget;
-use crate::protocol::MOST_BYTES;
 use crate::trace::TraceOption;
 
 /// Serves disk images over the NBD protocol, to qemu, nbd-client, libnbd and others.
 ///
 /// Listens on the loopback address alone where nothing else is asked for: whoever connects may read and write, unless
 /// --read-only says otherwise. A signal (SIGTERM, SIGINT) ends it: what is under way is finished, and the images are flushed.
+///
+/// Clients see an image's exact length, also if that is no multiple of 512. What one client does costs others little: work is
+/// done in turns, memory is shared fairly, and handshakes and connections are limited by the options below.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "nbd_server", override_usage = "nbd_server [OPTIONS] <IMAGE | --export NAME=PATH ..>")]
 pub struct Options {
@@ -67,13 +69,32 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
 
-    /// Memory for the payloads of all connections, in MiB, beyond 256 KiB that each of them has: what does not fit waits
-    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = memory)]
+    /// Memory for the payloads of all connections, in MiB, beyond 256 KiB that each of them has. It is shared fairly; a large
+    /// request that gets no share of it is served in pieces
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(..=0x10_0000))]
     memory: u32,
 
-    /// Seconds in which a client that has much of that memory must move a megabyte of it while others wait, or it is sent away
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
-    patience: Duration,
+    /// Connections at once, on all threads; fewer where the system allows fewer descriptors. Further clients wait; handshakes
+    /// that make clients wait for a second are ended [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+
+    /// Seconds that a handshake may take
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub handshake_limit: Duration,
+
+    /// Options that a client may send in its handshake, and four more for each export
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_options: usize,
+
+    /// Seconds that a client may neither send a request nor take a reply [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub idle_limit: Option<Duration>,
+
+    /// Seconds of silence after which the peer of a TCP connection is probed. It is given up if it does not answer for as
+    /// long again; 0 does not probe
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub keepalive: Duration,
 
     #[command(flatten)]
     pub trace: TraceOption,
@@ -81,16 +102,6 @@ pub struct Options {
 
 fn format(text: &str) -> Result<Format, String> {
     Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
-}
-
-fn memory(text: &str) -> Result<u32, String> {
-    const LEAST: u32 = MOST_BYTES >> 20;
-    let mib = text.parse().map_err(|error| format!("{error}; a number of MiB is wanted"))?;
-    match mib {
-        LEAST..=0x10_0000 => Ok(mib),
-        0..LEAST => Err(format!("a request may have {LEAST} MiB, and would never fit; give {LEAST} or more")),
-        _ => Err("that is more than a TiB; give less".into()),
-    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -153,7 +164,19 @@ impl Options {
 
     /// What the connections of all threads share.
     pub fn budget(&self) -> Arc<Budget> {
-        Budget::new((self.memory as usize) << 20, self.patience)
+        Budget::new((self.memory as usize) << 20)
+    }
+
+    /// How many connections there may be at once, where so many fit into the process's descriptors.
+    pub fn connections(&self, fit: usize) -> Result<usize, String> {
+        const DEFAULT: usize = 4096;
+        match self.max_connections {
+            Some(wanted) if wanted as usize > fit => Err(format!(
+                "--max-connections {wanted}: the descriptor limit leaves room for {fit}; raise it (ulimit -n), or give less"
+            )),
+            Some(wanted) => Ok(wanted as usize),
+            None => Ok(DEFAULT.min(fit).max(1)),
+        }
     }
 
     /// What each thread runs in. The command line goes before the environment.

@@ -2,9 +2,11 @@
 
 use std::io;
 
+use coralio_aio::yield_now;
 use coralio_qcow2::{Image, Zeroes};
 
 use crate::buffers::Buffer;
+use crate::export::Export;
 use crate::negotiate::Agreed;
 use crate::protocol::{self, Command, MOST_BYTES, Request};
 use crate::reply::Done;
@@ -12,7 +14,11 @@ use crate::sparse;
 
 /// What is read through at a time, in bytes.
 const LOOKED_THROUGH: usize = 256 << 10;
+/// What is read, written or zeroed at a time, in bytes: other requests have their turn in between.
+const STEP: usize = 1 << 20;
 const MOST_EXTENTS: usize = 4096;
+/// Extents that are looked up before other requests have their turn: each is a system call or two on the loop's thread.
+const EXTENTS_AT_ONCE: usize = 32;
 
 /// How much memory a request and its reply take, in bytes.
 pub fn memory(request: &Request) -> usize {
@@ -25,28 +31,42 @@ pub fn memory(request: &Request) -> usize {
     }
 }
 
-/// Does what a client asks for. Where it waits for the disk, other requests run.
-pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, agreed: Agreed) -> io::Result<Done> {
-    let (offset, len) = (request.offset, u64::from(request.len));
-    if request.has_stray_flags() {
+/// Refuses what the export does not allow, and what the command cannot have.
+pub fn check(export: &Export, request: &Request, agreed: Agreed) -> io::Result<()> {
+    let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+    if writes && export.is_read_only() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the export is read-only"));
+    }
+    if request.has_stray_flags(agreed.structured) {
         return Err(refusal("the command does not have these flags"));
     }
+    if request.command == Command::Flush && (request.offset, request.len) != (0, 0) {
+        return Err(refusal("a flush has no range: offset and length must be 0"));
+    }
+    Ok(())
+}
+
+/// Does what a client asks for. Where it waits for the disk, other requests run.
+pub fn perform(export: &Export, request: &Request, data: Option<Buffer>, agreed: Agreed) -> io::Result<Done> {
+    let (image, offset, len) = (&*export.image, request.offset, u64::from(request.len));
+    check(export, request, agreed)?;
     match (request.command, data) {
         (Command::Read, _) => {
             let len = checked(request.len)?;
+            check_range(image, offset, request.len.into())?;
             if agreed.structured && len >= sparse::LEAST && !request.unbroken() {
                 return sparse::read(image, offset, request.len);
             }
             let mut data = Buffer::new(len);
-            image.read_at(&mut data, offset)?;
+            read(image, &mut data, offset)?;
             return Ok(Done::Data(data));
         }
-        (Command::Write, Some(data)) => image.write_at(&data, offset)?,
-        (Command::Flush, _) => image.flush()?,
+        (Command::Write, Some(data)) => write(image, &data, offset)?,
+        (Command::Flush, _) => export.flush()?,
         (Command::Trim, _) => image.discard(offset, len)?,
         (Command::WriteZeroes, _) => {
             let how = Zeroes { keep_allocated: request.no_hole(), fast: request.fast_zero() };
-            image.write_zeroes(offset, len, how)?;
+            write_zeroes(image, offset, len, how)?;
         }
         (Command::Cache, _) => look_through(image, offset, len)?,
         (Command::BlockStatus, _) if agreed.base_allocation => return extents(image, request),
@@ -54,9 +74,58 @@ pub fn perform(image: &dyn Image, request: &Request, data: Option<Buffer>, agree
         (Command::Write | Command::Disconnect | Command::Other(_), _) => return Err(refusal("no such command")),
     }
     if request.fua() {
-        image.flush()?;
+        export.flush()?;
     }
     Ok(Done::Nothing)
+}
+
+/// Calls `step` for each piece of the range, with its offset and length; lets other requests run in between.
+fn in_steps(offset: u64, len: u64, mut step: impl FnMut(u64, usize) -> io::Result<()>) -> io::Result<()> {
+    let mut done = 0;
+    loop {
+        let piece = (len - done).min(STEP as u64);
+        step(offset + done, piece as usize)?;
+        done += piece;
+        if done == len {
+            return Ok(());
+        }
+        yield_now();
+    }
+}
+
+/// Fills `data` from `offset` on.
+pub fn read(image: &dyn Image, data: &mut [u8], offset: u64) -> io::Result<()> {
+    in_steps(offset, data.len() as u64, |at, len| {
+        let from = (at - offset) as usize;
+        image.read_at(&mut data[from..from + len], at)
+    })
+}
+
+/// Writes all of `data`.
+pub fn write(image: &dyn Image, data: &[u8], offset: u64) -> io::Result<()> {
+    check_range(image, offset, data.len() as u64)?;
+    in_steps(offset, data.len() as u64, |at, len| {
+        let from = (at - offset) as usize;
+        image.write_at(&data[from..from + len], at)
+    })
+}
+
+/// At once where the image can, else byte by byte.
+fn write_zeroes(image: &dyn Image, offset: u64, len: u64, how: Zeroes) -> io::Result<()> {
+    match image.write_zeroes(offset, len, Zeroes { fast: true, ..how }) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported && !how.fast => {
+            in_steps(offset, len, |at, len| image.write_zeroes(at, len as u64, how))
+        }
+        done => done,
+    }
+}
+
+/// Refuses a range beyond the end as the image would, before a part of it is done.
+pub fn check_range(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= image.len() => Ok(()),
+        _ => Err(refusal(&format!("{len} bytes at {offset} are beyond the end of a disk of {} bytes", image.len()))),
+    }
 }
 
 fn refusal(why: &str) -> io::Error {
@@ -76,6 +145,8 @@ fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
         let piece = (len - done).min(data.len() as u64) as usize;
         image.read_at(&mut data[..piece], offset + done)?;
         done += piece as u64;
+        // A file system may answer at once, each time.
+        yield_now();
     }
     Ok(())
 }
@@ -92,6 +163,9 @@ fn extents(image: &dyn Image, request: &Request) -> io::Result<Done> {
         let extent = image.extent(offset, left)?;
         extents.push(protocol::extent(extent.len as u32, !extent.allocated, extent.zero));
         (offset, left) = (offset + extent.len, left - extent.len);
+        if extents.len() % EXTENTS_AT_ONCE == 0 {
+            yield_now();
+        }
     }
     Ok(Done::Extents(extents))
 }

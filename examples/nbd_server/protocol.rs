@@ -98,6 +98,11 @@ pub fn counted(text: &str) -> Vec<u8> {
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -211,6 +216,17 @@ impl Request {
         self.flags & 1 << 1 != 0
     }
 
+    /// Splits off the first `len` bytes of the range, at most: the request for them, and the one for the rest.
+    pub fn split(&self, len: u32) -> (Request, Request) {
+        let len = len.min(self.len);
+        (Request { len, ..*self }, Request { offset: self.offset + u64::from(len), len: self.len - len, ..*self })
+    }
+
+    /// Whether the range reaches beyond a disk of `size` bytes.
+    pub fn is_beyond(&self, size: u64) -> bool {
+        self.offset.checked_add(self.len.into()).is_none_or(|end| end > size)
+    }
+
     /// What is read comes in one piece.
     pub fn unbroken(&self) -> bool {
         self.flags & 1 << 2 != 0
@@ -225,9 +241,11 @@ impl Request {
         self.flags & 1 << 4 != 0
     }
 
-    /// Flags that its command has not.
-    pub fn has_stray_flags(&self) -> bool {
+    /// Whether there are flags that the command does not have.
+    pub fn has_stray_flags(&self, structured: bool) -> bool {
         let known = match self.command {
+            // Simple replies are never in pieces.
+            Command::Read if !structured => 1,
             Command::Read => 1 | 1 << 2,
             Command::WriteZeroes => 1 | 1 << 1 | 1 << 4,
             Command::BlockStatus => 1 | 1 << 3,
@@ -312,8 +330,13 @@ impl Head {
     }
 
     /// `len` bytes of what was read follow.
-    pub fn data(cookie: u64, offset: u64, len: usize, structured: bool) -> Head {
-        if structured { Head::chunk(LAST, 1, cookie, &offset.to_be_bytes(), len) } else { Head::simple(cookie, 0) }
+    pub fn data(cookie: u64, offset: u64, len: usize, structured: bool, is_last: bool) -> Head {
+        match structured {
+            // A chunk has one byte of data at least.
+            true if len == 0 => Head::done(cookie, true),
+            true => Head::chunk(if is_last { LAST } else { 0 }, 1, cookie, &offset.to_be_bytes(), len),
+            false => Head::simple(cookie, 0),
+        }
     }
 
     /// A part of what was read: data, which follows, or a hole. Only in structured replies.

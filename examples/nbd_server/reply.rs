@@ -5,17 +5,17 @@
 //! that an idle connection has one stack, and not two. The reply to the only request under way has nothing to wait for.
 
 use std::cell::{Cell, RefCell};
-use std::fs;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::mem;
 use std::rc::Rc;
 
-use coralio_aio::{CoFd, Coroutine, spawn};
+use coralio_aio::{Coroutine, spawn};
 
-use crate::budget::{Allowance, Pace};
 use crate::buffers::Buffer;
-use crate::connection::{Connection, Ticket};
+use crate::connection::{Connection, PIECE, Ticket, within};
+use crate::perform::perform;
 use crate::protocol::{self, Command, Head, Part, Request};
+use crate::turn::Turn;
 
 /// Replies that one call sends at most, two pieces each: the kernel takes 1024.
 const TOGETHER: usize = 512;
@@ -55,23 +55,60 @@ impl Body {
     }
 }
 
-pub struct Reply {
+/// A reply that is sent as a whole; or one chunk of a reply, if another one follows.
+struct Message {
     head: Head,
     body: Body,
+}
+
+pub struct Reply {
+    message: Message,
+    /// The part of a large read that is not in `message`: it is read and sent after that, piece by piece.
+    rest: Option<Request>,
     /// Its request counts as under way until this is sent.
     _ticket: Ticket,
 }
 
 impl Reply {
-    pub fn new(request: &Request, done: io::Result<Done>, structured: bool, ticket: Ticket) -> Reply {
-        let cookie = request.cookie;
+    /// The reply to a request that is done.
+    pub fn new(request: &Request, done: io::Result<Done>, ticket: Ticket) -> Reply {
+        Reply { message: Message::new(request, done, ticket.connection(), true), rest: None, _ticket: ticket }
+    }
+
+    /// The reply to a large read of which only the first piece has been read.
+    pub fn in_pieces(request: &Request, ticket: Ticket) -> Reply {
+        let connection = ticket.connection();
+        let (first, rest) = request.split(PIECE);
+        let done = perform(&connection.export, &first, None, connection.agreed);
+        if done.is_err() {
+            return Reply::new(request, done, ticket);
+        }
+        let mut message = Message::new(&first, done, connection, false);
+        if !comes_in_chunks(request, connection) {
+            message.head =
+                Head::data(request.cookie, request.offset, request.len as usize, connection.agreed.structured, true);
+        }
+        Reply { message, rest: Some(rest), _ticket: ticket }
+    }
+}
+
+/// Whether the pieces of a large read are chunks of their own. Otherwise one head announces all of them.
+fn comes_in_chunks(request: &Request, connection: &Connection) -> bool {
+    connection.agreed.structured && !request.unbroken()
+}
+
+impl Message {
+    fn new(request: &Request, done: io::Result<Done>, connection: &Connection, is_last: bool) -> Message {
+        let (cookie, structured) = (request.cookie, connection.agreed.structured);
         let (head, body) = match done {
             Ok(Done::Nothing) => (Head::done(cookie, structured), Body::None),
-            Ok(Done::Data(data)) => (Head::data(cookie, request.offset, data.len(), structured), Body::Data(data)),
+            Ok(Done::Data(data)) => {
+                (Head::data(cookie, request.offset, data.len(), structured, is_last), Body::Data(data))
+            }
             Ok(Done::Parts(parts, data)) => {
                 let last = parts.len() - 1;
                 let head = |(at, part): (usize, &Part)| {
-                    (Head::part(cookie, part, at == last), if part.hole { 0 } else { part.len as usize })
+                    (Head::part(cookie, part, is_last && at == last), if part.hole { 0 } else { part.len as usize })
                 };
                 (Head::none(), Body::Parts(parts.iter().enumerate().map(head).collect(), data))
             }
@@ -81,10 +118,11 @@ impl Reply {
             Err(error) => {
                 let message = if structured { error.to_string() } else { String::new() };
                 let message = message.chars().take(MOST_SAID).collect::<String>();
-                (Head::error(cookie, code(request.command, &error), &message, structured), Body::Message(message))
+                let code = code(request, connection.export.image.len(), &error);
+                (Head::error(cookie, code, &message, structured), Body::Message(message))
             }
         };
-        Reply { head, body, _ticket: ticket }
+        Message { head, body }
     }
 
     /// Adds what is to be sent.
@@ -109,13 +147,12 @@ impl Reply {
 }
 
 /// An error as the protocol has it.
-fn code(command: Command, error: &io::Error) -> protocol::Error {
+fn code(request: &Request, size: u64, error: &io::Error) -> protocol::Error {
+    let writes = matches!(request.command, Command::Write | Command::WriteZeroes);
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => protocol::Error::Perm,
         // Beyond the end there is no room, for who writes.
-        io::ErrorKind::InvalidInput if command == Command::Write || command == Command::WriteZeroes => {
-            protocol::Error::NoSpace
-        }
+        io::ErrorKind::InvalidInput if writes && request.is_beyond(size) => protocol::Error::NoSpace,
         io::ErrorKind::InvalidInput => protocol::Error::Invalid,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             protocol::Error::NoSpace
@@ -171,13 +208,13 @@ impl Outbox {
 /// Sends what is there, until nothing is.
 fn send(connection: &Rc<Connection>) {
     let outbox = &connection.outbox;
+    let mut turn = Turn::of(connection.client);
     loop {
         let replies = mem::take(&mut *outbox.replies.borrow_mut());
         if replies.is_empty() {
             break;
         }
-        let (socket, allowance) = (&connection.socket, &connection.allowance);
-        if let Err(why) = replies.chunks(TOGETHER).try_for_each(|together| send_all(socket, together, allowance)) {
+        if let Err(why) = send_replies(connection, &replies, &mut turn) {
             outbox.broken.set(true);
             connection.fail(why);
         }
@@ -185,17 +222,65 @@ fn send(connection: &Rc<Connection>) {
     outbox.sender.set(None);
 }
 
-fn send_all(socket: &CoFd<fs::File>, replies: &[Reply], allowance: &Allowance) -> io::Result<()> {
-    let mut pieces = Vec::with_capacity(2 * replies.len());
-    replies.iter().for_each(|reply| reply.pieces(&mut pieces));
-    let mut rest = &mut pieces[..];
-    let mut pace = Pace::of(allowance);
+fn send_replies(connection: &Connection, replies: &[Reply], turn: &mut Turn) -> io::Result<()> {
+    for group in replies.split_inclusive(|reply| reply.rest.is_some()) {
+        for together in group.chunks(TOGETHER) {
+            let mut pieces = Vec::with_capacity(2 * together.len());
+            together.iter().for_each(|reply| reply.message.pieces(&mut pieces));
+            send_all(connection, &mut pieces, turn)?;
+        }
+        if let Some(rest) = group.last().and_then(|reply| reply.rest) {
+            send_rest(connection, rest, turn)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the rest of a large read, and sends it, piece by piece.
+///
+/// # Errors
+///
+/// The socket's; or the image's, if the head has announced the data already, so that only hanging up is left.
+fn send_rest(connection: &Connection, mut rest: Request, turn: &mut Turn) -> io::Result<()> {
+    while rest.len > 0 {
+        let (piece, behind) = rest.split(PIECE);
+        let done = perform(&connection.export, &piece, None, connection.agreed);
+        let is_last = done.is_err() || behind.len == 0;
+        if comes_in_chunks(&rest, connection) {
+            let message = Message::new(&piece, done, connection, is_last);
+            let mut pieces = Vec::new();
+            message.pieces(&mut pieces);
+            send_all(connection, &mut pieces, turn)?;
+            if is_last {
+                return Ok(());
+            }
+        } else {
+            match done {
+                Ok(Done::Data(data)) => send_all(connection, &mut [IoSlice::new(&data)], turn)?,
+                Ok(_) => unreachable!("a read in one chunk is data"),
+                Err(error) => {
+                    let why = format!(
+                        "cannot read {} bytes at {} in the middle of a reply: {error}",
+                        piece.len, piece.offset
+                    );
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                }
+            }
+        }
+        rest = behind;
+    }
+    Ok(())
+}
+
+fn send_all(connection: &Connection, mut rest: &mut [IoSlice<'_>], turn: &mut Turn) -> io::Result<()> {
+    let mut socket = &connection.socket;
     while !rest.is_empty() {
-        let sent = pace.keep(socket, |socket| socket.write_vectored(rest))?;
+        let sent = within(connection.idle_limit, || socket.write_vectored(rest))?;
         if sent == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
         IoSlice::advance_slices(&mut rest, sent);
+        turn.spend(sent)?;
     }
     Ok(())
 }

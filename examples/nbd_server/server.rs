@@ -5,34 +5,45 @@
 //!   the others                               +--> serves     each with a loop, an engine and open images of its own
 //! ```
 
+use std::cell::Cell;
+use std::fmt::{self, Display};
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use coralio_aio::{CoFd, Receiver, Sender, channel, sleep, spawn};
+use coralio_aio::{Cancelled, CoFd, Receiver, Sender, channel, check_cancelled, sleep, spawn, timeout, yield_now};
+use coralio_runtime::report;
 
 use crate::budget::Budget;
 use crate::connection;
 use crate::crew::Crew;
 use crate::export::{Catalog, Exports, open_all};
+use crate::limits::{self, Slot, Slots};
 use crate::negotiate::{Agreed, negotiate};
 use crate::options::Options;
 use crate::signals;
+use crate::socket_file::SocketFile;
 
 /// Clients on their way to a thread that is busy.
 const ON_THE_WAY: usize = 64;
+/// How long it takes until accepting is tried again after it has failed.
+const RETRY: Duration = Duration::from_millis(100);
+/// Clients that are reported each second: one that comes back again and again must not fill a disk with lines.
+const LINES_A_SECOND: u32 = 10;
+/// How long a handshake may take while other clients wait for a place.
+const FULL_HANDSHAKE: Duration = Duration::from_secs(1);
 
 /// A client that has said what it wants.
 struct Client {
     socket: fs::File,
     agreed: Agreed,
+    slot: Slot,
 }
 
 /// Serves until a signal comes; all that was asked for is done and flushed then.
@@ -42,36 +53,29 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
     let mut staff = Staff::hire(options, exports)?;
     let (told, tell) = UnixStream::pair().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let listener = Listener::bind(options)?;
+    let fit = limits::connections_that_fit().map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
+    let slots = Slots::new(options.connections(fit)?);
     // Whoever reads that it serves may end it at once.
     signals::listen(Some(tell.into()));
-    println!("nbd_server: {} on {listener}", describe(&catalog));
+    let mut output = io::stdout();
+    // It serves also where standard output has no reader.
+    let _ = writeln!(output, "nbd_server: {} on {listener}", describe(&catalog)).and_then(|()| output.flush());
 
     let negotiators = Crew::default();
-    let (desks, crew) = (Rc::new(staff.desks.clone()), negotiators.clone());
-    negotiators.hire("listener", move || {
-        let mut next = 0;
-        loop {
-            match listener.accept() {
-                Ok(socket) => {
-                    let (catalog, desks) = (Rc::clone(&catalog), Rc::clone(&desks));
-                    next = (next + 1) % desks.len();
-                    let turn = next;
-                    crew.hire("negotiation", move || note(receive(socket, &catalog, &desks, turn)));
-                }
-                // Too many are there: one that goes makes room.
-                Err(error) if error.raw_os_error().is_some() => {
-                    eprintln!("nbd_server: cannot take a client: {error}; raise the limit (ulimit -n)");
-                    if sleep(Duration::from_millis(100)).is_err() {
-                        return;
-                    }
-                }
-                Err(_cancelled) => return,
-            }
-        }
-    });
+    let reception = Reception {
+        catalog,
+        desks: staff.desks.clone(),
+        options: options.clone(),
+        slots,
+        negotiators: negotiators.clone(),
+    };
+    let listening = Crew::default();
+    listening.hire("listener", move || Rc::new(reception).accept_clients(&listener));
 
     let told = CoFd::new(told).map_err(|error| format!("cannot wait for signals: {error}"))?;
     (&told).read_exact(&mut [0]).map_err(|error| format!("cannot wait for signals: {error}"))?;
+    // First: it hires negotiators.
+    listening.dismiss();
     negotiators.dismiss();
     staff.dismiss()
 }
@@ -81,24 +85,134 @@ fn describe(catalog: &Catalog) -> String {
     format!("serves {}", catalog.0.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
-/// Finds out what a client wants, and hands it on to who serves that.
-fn receive(socket: fs::File, catalog: &Catalog, desks: &[Sender<Client>], turn: usize) -> io::Result<()> {
-    let socket = CoFd::new(socket)?;
-    if let Some(agreed) = negotiate(&socket, catalog)? {
-        let desk = if catalog.0[agreed.export].on_one_thread { 0 } else { turn };
-        // Refused only when the server ends.
-        let _ = desks[desk].send(Client { socket: socket.into_inner(), agreed });
+/// Takes clients, finds out what they want, and hands them on.
+struct Reception {
+    catalog: Rc<Catalog>,
+    desks: Vec<Sender<Client>>,
+    options: Options,
+    slots: Slots,
+    negotiators: Crew,
+}
+
+impl Reception {
+    /// Takes clients until the coroutine is cancelled. Nothing else ends this.
+    fn accept_clients(self: Rc<Self>, listener: &Listener) {
+        let (refused, full) = (State::default(), State::default());
+        for turn in 0.. {
+            let accepted = listener.accept(|| refused.leave("accepts connections again"));
+            let socket = match accepted {
+                Ok(socket) => socket,
+                Err(error) if error.raw_os_error().is_none() => return,
+                Err(error) if is_of_one_client(&error) => {
+                    yield_now();
+                    continue;
+                }
+                // Where descriptors or memory are used up, a client that goes makes room.
+                Err(error) => {
+                    refused.enter(format_args!(
+                        "cannot accept connections: {error}; tries again, and goes on when there is room"
+                    ));
+                    if sleep(RETRY).is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Ok(slot) = self.take_slot(&full) else { return };
+            let this = Rc::clone(&self);
+            self.negotiators.hire("negotiation", move || note(this.receive(socket, slot, turn)));
+            // Those that are there already have their turn before the next one comes.
+            yield_now();
+        }
     }
-    Ok(())
+
+    /// Takes a place for one more connection. If there is none for a while, the handshakes that are under way are ended.
+    fn take_slot(&self, full: &State) -> Result<Slot, Cancelled> {
+        if let Some(slot) = self.slots.try_take() {
+            full.leave("has room for connections again");
+            return Ok(slot);
+        }
+        full.enter("as many connections as --max-connections or the descriptor limit allows; further clients wait");
+        loop {
+            let under_way = self.negotiators.next_serial();
+            match timeout(FULL_HANDSHAKE, || self.slots.take()) {
+                Ok(slot) => return slot,
+                Err(_) => self.negotiators.cancel_before(under_way),
+            }
+            check_cancelled()?;
+        }
+    }
+
+    /// Finds out what a client wants, and hands it on to who serves that.
+    fn receive(&self, socket: fs::File, slot: Slot, turn: usize) -> io::Result<()> {
+        let socket = CoFd::new(socket)?;
+        let limit = self.options.handshake_limit;
+        let agreed =
+            timeout(limit, || negotiate(&socket, &self.catalog, self.options.max_options)).unwrap_or_else(|_| {
+                let why = format!("its handshake takes longer than {} s (--handshake-limit)", limit.as_secs_f64());
+                Err(io::Error::new(io::ErrorKind::InvalidData, why))
+            })?;
+        if let Some(agreed) = agreed {
+            let desk = if self.catalog.0[agreed.export].on_one_thread { 0 } else { turn % self.desks.len() };
+            // Refused only when the server ends.
+            let _ = self.desks[desk].send(Client { socket: socket.into_inner(), agreed, slot });
+        }
+        Ok(())
+    }
+}
+
+/// Whether accepting failed because of the one client, so that the next one may be there already (accept(2)).
+fn is_of_one_client(error: &io::Error) -> bool {
+    const CODES: [i32; 12] = [
+        libc::ECONNABORTED,
+        libc::EINTR,
+        libc::EPERM,
+        libc::EPROTO,
+        libc::ENETDOWN,
+        libc::ENOPROTOOPT,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::EHOSTUNREACH,
+        libc::EOPNOTSUPP,
+        libc::ENETUNREACH,
+        libc::ETIMEDOUT,
+    ];
+    error.raw_os_error().is_some_and(|code| CODES.contains(&code))
+}
+
+/// A state that is reported when it begins and when it ends, with one line each.
+#[derive(Default)]
+struct State(Cell<bool>);
+
+impl State {
+    fn enter(&self, message: impl Display) {
+        if !self.0.replace(true) {
+            report(format_args!("nbd_server: {message}"));
+        }
+    }
+
+    fn leave(&self, message: impl Display) {
+        if self.0.replace(false) {
+            report(format_args!("nbd_server: {message}"));
+        }
+    }
 }
 
 /// Serves those who come, until nobody can come any more; then finishes, and flushes.
-fn serve_clients(exports: &Exports, clients: &Receiver<Client>, budget: &Arc<Budget>) -> Result<(), String> {
+fn serve_clients(
+    exports: &Exports,
+    clients: &Receiver<Client>,
+    budget: &Arc<Budget>,
+    idle_limit: Option<Duration>,
+) -> Result<(), String> {
     let crew = Crew::default();
-    for Client { socket, agreed } in clients.iter() {
+    for Client { socket, agreed, slot } in clients.iter() {
         let export = exports[agreed.export].clone().expect("its clients are sent to who has it");
         let budget = Arc::clone(budget);
-        crew.hire("connection", move || note(connection::serve(socket, &export, agreed, &budget)));
+        crew.hire("connection", move || {
+            let _slot = slot;
+            note(connection::serve(socket, &export, agreed, &budget, idle_limit));
+        });
     }
     crew.dismiss();
     exports
@@ -108,13 +222,29 @@ fn serve_clients(exports: &Exports, clients: &Receiver<Client>, budget: &Arc<Bud
         .map_err(|error| format!("cannot flush: {error}"))
 }
 
-/// Says what was wrong with a client. That one has gone, or is sent home, is nothing to be told.
+/// Reports what was wrong with a client. That a client has gone, or that the server ends, is no news.
 fn note(outcome: io::Result<()>) {
-    match outcome {
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            eprintln!("nbd_server: sent a client away: {error}");
+    /// When the present second began, and the clients that were sent away in it.
+    static PRESENT: Mutex<Option<(Instant, u32)>> = Mutex::new(None);
+    let Err(error) = outcome else { return };
+    if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
+        return;
+    }
+    let now = Instant::now();
+    let mut present = PRESENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let (began, count) = match *present {
+        Some((began, count)) if now - began < Duration::from_secs(1) => (began, count),
+        earlier => {
+            let unreported = earlier.map_or(0, |(_, count)| count.saturating_sub(LINES_A_SECOND));
+            if unreported > 0 {
+                report(format_args!("nbd_server: sent {unreported} more clients away"));
+            }
+            (now, 0)
         }
-        _ => {}
+    };
+    *present = Some((began, count + 1));
+    if count < LINES_A_SECOND {
+        report(format_args!("nbd_server: sent a client away: {error}"));
     }
 }
 
@@ -129,8 +259,8 @@ impl Staff {
     fn hire(options: &Options, exports: Exports) -> Result<Staff, String> {
         let (desk, clients) = channel(ON_THE_WAY);
         let budget = options.budget();
-        let shared = Arc::clone(&budget);
-        let here = spawn(move || serve_clients(&exports, &clients, &shared));
+        let (shared, idle_limit) = (Arc::clone(&budget), options.idle_limit);
+        let here = spawn(move || serve_clients(&exports, &clients, &shared, idle_limit));
         let mut staff = Staff { desks: vec![desk], here: Some(here), elsewhere: Vec::new() };
         for number in 1..options.threads {
             let (desk, clients) = channel(ON_THE_WAY);
@@ -141,7 +271,7 @@ impl Staff {
                     .run(|| {
                         let exports = open_all(&options, false)?;
                         let _ = ready.send(());
-                        serve_clients(&exports, &clients, &budget)
+                        serve_clients(&exports, &clients, &budget, options.idle_limit)
                     })
                     .map_err(|error| format!("--threads: {error}"))
                     .flatten()
@@ -170,28 +300,33 @@ impl Staff {
 }
 
 enum Listener {
-    Unix(CoFd<UnixListener>, PathBuf),
-    Tcp(CoFd<TcpListener>),
+    Unix(CoFd<UnixListener>, SocketFile),
+    Tcp(CoFd<TcpListener>, Duration),
 }
 
 impl Listener {
     fn bind(options: &Options) -> Result<Listener, String> {
         match &options.socket {
-            Some(path) => bind_unix(path)
-                .and_then(|listener| Ok(Listener::Unix(CoFd::new(listener)?, path.clone())))
+            Some(path) => SocketFile::bind(path)
+                .and_then(|(listener, file)| Ok(Listener::Unix(CoFd::new(listener)?, file)))
                 .map_err(|error| format!("--socket {}: {error}", path.display())),
             None => TcpListener::bind(options.listen)
-                .and_then(|listener| CoFd::new(listener).map(Listener::Tcp))
+                .and_then(|listener| Ok(Listener::Tcp(CoFd::new(listener)?, options.keepalive)))
                 .map_err(|error| format!("--listen {}: {error}", options.listen)),
         }
     }
 
-    fn accept(&self) -> io::Result<fs::File> {
+    /// Waits for the next client. Calls `nobody_waits` where none is there.
+    fn accept(&self, nobody_waits: impl Fn()) -> io::Result<fs::File> {
         let socket: OwnedFd = match self {
-            Listener::Unix(listener, _) => listener.read_with(UnixListener::accept)?.0.into(),
-            Listener::Tcp(listener) => {
-                let (stream, _): (TcpStream, _) = listener.read_with(TcpListener::accept)?;
-                stream.set_nodelay(true)?;
+            Listener::Unix(listener, _) => accept(listener, UnixListener::accept, nobody_waits)?.into(),
+            Listener::Tcp(listener, keepalive) => {
+                let stream: TcpStream = accept(listener, TcpListener::accept, nobody_waits)?;
+                // A client that has gone already refuses them; it is found out by reading.
+                let _ = stream.set_nodelay(true);
+                if !keepalive.is_zero() {
+                    let _ = limits::keep_alive(&stream, *keepalive);
+                }
                 stream.into()
             }
         };
@@ -199,35 +334,27 @@ impl Listener {
     }
 }
 
-/// A socket file that a server left behind is taken over; one that somebody listens on is not.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let refused = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
-        bound => return bound,
-    };
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path)?;
-            UnixListener::bind(path)
+fn accept<L, S, A>(
+    listener: &CoFd<L>,
+    accept: impl Fn(&L) -> io::Result<(S, A)>,
+    nobody_waits: impl Fn(),
+) -> io::Result<S> {
+    let accepted = listener.read_with(|listener| {
+        let accepted = accept(listener);
+        if accepted.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            nobody_waits();
         }
-        _ => Err(refused),
-    }
+        accepted
+    });
+    accepted.map(|(socket, _)| socket)
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, path) = self {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-impl std::fmt::Display for Listener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Listener::Unix(_, path) => write!(f, "unix:{}", path.display()),
+            Listener::Unix(_, file) => write!(f, "unix:{}", file.path().display()),
             // Port 0 is one that the system chooses.
-            Listener::Tcp(listener) => match listener.get_ref().local_addr() {
+            Listener::Tcp(listener, _) => match listener.get_ref().local_addr() {
                 Ok(address) => write!(f, "{address}"),
                 Err(error) => write!(f, "({error})"),
             },

@@ -4,9 +4,11 @@
 
 use std::io;
 
+use coralio_aio::yield_now;
 use coralio_qcow2::Image;
 
 use crate::buffers::Buffer;
+use crate::perform;
 use crate::protocol::Part;
 use crate::reply::Done;
 
@@ -14,6 +16,8 @@ use crate::reply::Done;
 pub const LEAST: usize = 64 << 10;
 /// What is taken for data before it is asked again, in bytes.
 const STEP: u64 = 256 << 10;
+/// Steps before other requests have their turn: each is a system call or two on the loop's thread.
+const STEPS_AT_ONCE: u32 = 32;
 
 /// Reads what is data, and tells where it is.
 pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
@@ -23,7 +27,7 @@ pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
     let mut rest = &mut data[..];
     for part in parts.iter().filter(filled) {
         let (this, behind) = rest.split_at_mut(part.len as usize);
-        image.read_at(this, part.offset)?;
+        perform::read(image, this, part.offset)?;
         rest = behind;
     }
     Ok(if parts.len() == 1 && !parts[0].hole { Done::Data(data) } else { Done::Parts(parts, data) })
@@ -33,6 +37,7 @@ pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
 fn parts(image: &dyn Image, offset: u64, len: u32) -> io::Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     let (mut at, end) = (offset, offset.saturating_add(len.into()));
+    let mut steps = 0;
     while at < end {
         let found = image.hole(at, end - at)?;
         let hole = found >= LEAST as u64;
@@ -42,6 +47,10 @@ fn parts(image: &dyn Image, offset: u64, len: u32) -> io::Result<Vec<Part>> {
             None => parts.push(Part { offset: at, len: len as u32, hole }),
         }
         at += len;
+        steps += 1;
+        if steps % STEPS_AT_ONCE == 0 {
+            yield_now();
+        }
     }
     Ok(parts)
 }

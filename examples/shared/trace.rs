@@ -1,5 +1,6 @@
 //! `--trace FILE`, for every program here.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -22,21 +23,22 @@ impl TraceOption {
     pub fn run<T>(
         &self,
         runner: Runner,
-        refused: impl FnOnce(std::io::Error) -> String,
+        refused: impl FnOnce(io::Error) -> String,
         work: impl FnOnce() -> Result<T, String>,
     ) -> Result<T, String> {
         let Some(file) = &self.file else { return runner.run(work).map_err(refused).flatten() };
         let trace = Trace::new(EVENTS);
         let result = runner.trace(&trace).run(work).map_err(refused).flatten();
         let recording = trace.recording();
-        match recording.write(file) {
+        let message = match recording.write(file) {
             Ok(()) => {
                 let which = if recording.lost == 0 { "all" } else { "the last" };
-                report(format_args!("{}: {which} {} events", file.display(), recording.records.len()));
+                format!("{}: {which} {} events", file.display(), recording.records.len())
             }
             Err(error) if result.is_ok() => return Err(format!("--trace {error}")),
-            Err(error) => report(format_args!("--trace {error}")),
-        }
+            Err(error) => format!("--trace {error}"),
+        };
+        report(format_args!("{message}"));
         result
     }
 }

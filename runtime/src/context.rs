@@ -137,7 +137,9 @@ impl AioContext {
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch());
         progress |= shared.bottom_halves.run(&self.shared);
-        progress |= self.serve_watches(progress, may_sleep);
+        // Coroutines that are ready keep the loop from sleeping, as bottom halves do.
+        let busy = progress || home.has_ready() || shared.arrivals.is_pending();
+        progress |= self.serve_watches(busy, may_sleep);
         progress |= shared.pollers.run(&self.shared);
         progress |= shared.timers.run(&self.shared);
         progress |= home.run_ready();

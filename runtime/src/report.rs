@@ -10,6 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, mem};
 
 /// Writes `message` to standard error, and a line end if it has none. Ignores every failure: nothing is left to report it to.
+/// If standard error is a pipe that stays full for 100 ms, the rest of the message is dropped: a reader that has stopped must
+/// not stop the program.
 ///
 /// Allocates nothing and takes no lock, so a signal handler may call it if formatting `message` does neither. A message of up
 /// to 1 KiB is one system call. A panic of a `Display` implementation cuts the message short and goes no further.
@@ -70,8 +72,15 @@ impl Write for Line {
     }
 }
 
+/// Waits until standard error accepts bytes, for at most 100 ms. A pipe that is ready has room for a page.
+fn has_room() -> bool {
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the call reads and writes the one structure.
+    unsafe { libc::poll(&raw mut stderr, 1, 100) == 1 }
+}
+
 fn write_all(mut bytes: &[u8]) {
-    while !bytes.is_empty() {
+    while !bytes.is_empty() && has_room() {
         // SAFETY: the bytes live and are only read.
         let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {

@@ -401,3 +401,30 @@ fn edge_during_its_handler_is_not_lost() {
         assert_eq!(reader.join().unwrap(), 3);
     });
 }
+
+#[test]
+fn yielding_coroutine_does_not_starve_descriptors() {
+    // X4: an edge is served though a coroutine yields again and again, so that the loop never sleeps
+    AioContext::run(|_ctx| {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let served = Rc::new(Cell::new(false));
+        let told = Rc::clone(&served);
+        let reader = spawn(move || {
+            let near = CoFd::new(near).unwrap();
+            (&near).read_exact(&mut [0]).unwrap();
+            told.set(true);
+        });
+        let busy = spawn(move || {
+            yield_now();
+            far.write_all(&[1]).unwrap();
+            let mut turns = 0;
+            while !served.get() {
+                turns += 1;
+                assert!(turns < 100, "the descriptor is not asked for");
+                yield_now();
+            }
+        });
+        busy.join().unwrap();
+        reader.join().unwrap();
+    });
+}

@@ -174,17 +174,17 @@ fn large_requests_at_once() {
 }
 
 #[test]
-fn what_all_have_under_way_together() {
-    // P21: clients that lie on requests of 32 MiB have no more memory than --memory; small requests of others are served
-    // meanwhile, and large ones when those who are in the way are sent away
+fn stalled_transfers_do_not_delay_other_clients() {
+    // P21: clients that stop in the middle of transfers of 32 MiB hold no more memory than --memory; small and large requests of
+    // other clients are served meanwhile
     for command in [READ, WRITE] {
-        let folder = Folder::new(&format!("together{command}"));
+        let folder = Folder::new(&format!("stalled{command}"));
         let image = folder.image("disk", 64 << 20);
-        let args = ["--memory", "64", "--patience", "0.2", "--threads", "2", image.to_str().unwrap()];
+        let args = ["--memory", "64", "--threads", "2", image.to_str().unwrap()];
         let server = Server::start(&folder, &args);
         assert_others_are_served(&server);
-        let mut lying: Vec<_> = (0..6).map(|_| Client::plain(&server, "")).collect();
-        for client in &mut lying {
+        let mut stalled: Vec<_> = (0..6).map(|_| Client::plain(&server, "")).collect();
+        for client in &mut stalled {
             client.ask(command, 0, 1, 0, 32 << 20);
             // A part of the payload, or of what comes next: the rest never comes.
             let _ = client.socket.write_all(&vec![0; if command == WRITE { 31 * MIB } else { 0 }]);
@@ -195,9 +195,104 @@ fn what_all_have_under_way_together() {
         assert_eq!(good.write(0, &vec![1; 32 * MIB]), Ok(()));
         let memory = server.peak();
         assert!(memory < 160 << 20, "{memory} bytes");
-        let said = server.stop();
-        assert!(said.contains("33554432 bytes under way") && said.contains("--memory"), "{said}");
+        drop(stalled);
+        server.stop();
     }
+}
+
+#[test]
+fn slow_readers_do_not_delay_a_large_read() {
+    // P21: eight clients ask for 64 MiB each and read nothing; another one has its 8 MiB at once, and each has its own in the end
+    let folder = Folder::new("readers");
+    let image = folder.path("disk");
+    let data: Vec<u8> = (0..32 * MIB).map(|i| (i >> 12) as u8 | 1).collect();
+    fs::write(&image, &data).unwrap();
+    for memory in ["512", "64", "0"] {
+        let server = Server::start(&folder, &["--memory", memory, image.to_str().unwrap()]);
+        let mut slow: Vec<_> = (0..8)
+            .map(|number| {
+                let mut client = Client::plain(&server, "");
+                let count = [2, 64][number % 2];
+                (0..count).for_each(|cookie| client.ask(READ, 0, cookie, 0, (64 * MIB / count as usize) as u32));
+                client
+            })
+            .collect();
+        let mut other = Client::plain(&server, "");
+        assert!(other.read(4096, 8 << 20).unwrap() == data[4096..4096 + 8 * MIB]);
+        assert!(server.peak() < (200 << 20) + (memory.parse::<u64>().unwrap() << 20));
+        for (number, client) in slow.iter_mut().enumerate() {
+            let count = [2, 64][number % 2];
+            for _ in 0..count {
+                assert_eq!(client.reply().0, 0);
+                let len = 64 * MIB / count;
+                assert!(client.take(len) == data[..len]);
+            }
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn large_requests_are_served_in_pieces_without_a_budget() {
+    // P21: with --memory 0, large reads and writes go through a connection's own memory: contents, errors, FUA and holes as ever
+    let folder = Folder::new("pieces");
+    let image = folder.image("disk", 48 << 20);
+    let server = Server::start(&folder, &["--memory", "0", image.to_str().unwrap()]);
+    let mut plain = Client::plain(&server, "");
+    let data: Vec<u8> = (0..9 * MIB + 5).map(|i| (i % 251) as u8).collect();
+    plain.ask(WRITE, FUA, 2, 3, data.len() as u32);
+    plain.say(&data);
+    // The next request is in the same stream.
+    plain.ask(READ, 0, 3, 2, 3);
+    assert_eq!((plain.reply(), plain.reply()), ((0, 2), (0, 3)));
+    assert_eq!(plain.take(3), [0, 0, 1]);
+    assert!(plain.read(3, data.len() as u32).unwrap() == data);
+    // Refused as a whole, before a piece of it is written or sent; its payload is passed over.
+    assert_eq!(plain.write((48 << 20) - 3 * MIB as u64, &vec![7; 4 * MIB]), Err(28));
+    assert_eq!(plain.read((48 << 20) - 3 * MIB as u64, 4 << 20), Err(22));
+    assert_eq!(plain.read(0, 33 << 20), Err(22));
+    plain.ask(WRITE, NO_HOLE, 2, 0, 2 << 20);
+    plain.say(&vec![7; 2 * MIB]);
+    assert_eq!(plain.reply(), (22, 2));
+    assert!(plain.read(45 << 20, 3 << 20).unwrap().iter().all(|&byte| byte == 0));
+
+    let mut client = Client::structured(&server, "");
+    let mut expected = vec![0; 16 * MIB];
+    expected[3..3 + data.len()].copy_from_slice(&data);
+    client.ask(READ, 0, 4, 0, 16 << 20);
+    let (mut found, mut done) = (vec![0xaa; 16 * MIB], false);
+    let mut holes = 0;
+    while !done {
+        let chunk = client.chunk();
+        let at = u64::from_be_bytes(be(&chunk.data)) as usize;
+        match chunk.kind {
+            1 => found[at..at + chunk.data.len() - 8].copy_from_slice(&chunk.data[8..]),
+            2 => {
+                let len = u32::from_be_bytes(be(&chunk.data[8..])) as usize;
+                found[at..at + len].fill(0);
+                holes += len;
+            }
+            kind => panic!("chunk of kind {kind}"),
+        }
+        done = chunk.done;
+    }
+    assert!(found == expected && holes >= 6 * MIB, "{holes} bytes of holes");
+    client.ask(READ, DF, 5, 0, 16 << 20);
+    let chunk = client.chunk();
+    assert!((chunk.done, chunk.kind) == (true, 1) && chunk.data[8..] == expected[..]);
+    // What the file has no more cannot be read: an error chunk, or the connection's end where the head has gone out already.
+    fs::File::options().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
+    client.ask(READ, 0, 6, 0, 4 << 20);
+    let last = std::iter::repeat_with(|| client.chunk()).find(|chunk| chunk.done).unwrap();
+    assert_eq!((last.kind, &last.data[..4]), (0x8001, &5u32.to_be_bytes()[..]));
+    client.ask(READ, 0, 7, 0, 512);
+    assert_eq!(client.chunk().kind, 1, "one goes on");
+    plain.ask(READ, 0, 8, 0, 4 << 20);
+    let mut rest = Vec::new();
+    plain.socket.read_to_end(&mut rest).unwrap();
+    assert!(rest.len() >= MIB && rest.len() < 2 * MIB, "{} bytes", rest.len());
+    let said = server.stop();
+    assert!(said.contains("in the middle of a reply"), "{said}");
 }
 
 #[test]
@@ -213,6 +308,22 @@ fn requests_without_payload_have_their_memory_counted() {
     let memory = server.peak();
     assert!(memory < 60 << 20, "{memory} bytes");
     server.stop();
+}
+
+#[test]
+fn bad_clients_do_not_flood_standard_error() {
+    // P27: of clients that are sent away in a row, some are reported, and the server goes on though nobody reads the lines
+    let folder = Folder::new("lines");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    // More lines than a pipe takes that nobody reads.
+    for _ in 0..2000 {
+        let mut client = Client::greeted(&server);
+        client.say(&u32::MAX.to_be_bytes());
+        assert!(client.is_sent_away());
+    }
+    assert_others_are_served(&server);
+    let said = server.stop();
+    assert!(said.contains("its flags 0xffffffff") && said.lines().count() < 1000, "{}", said.lines().count());
 }
 
 #[test]

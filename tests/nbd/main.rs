@@ -4,6 +4,7 @@
 mod client;
 mod hostile;
 mod kill;
+mod limits;
 mod load;
 mod programs;
 mod protocol;

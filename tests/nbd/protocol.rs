@@ -174,6 +174,7 @@ fn the_handshake_tells_and_refuses() {
     assert_eq!(client.write(0, &[1; 4096]), Err(1));
     assert_eq!(client.command(TRIM, 0, 0, 4096), Err(1));
     assert_eq!(client.command(WRITE_ZEROES, 0, 0, 4096), Err(1));
+    assert_eq!(client.write(1 << 20, &[1]), Err(1), "beyond the end, too");
     assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
     // Block status without the context; and with that of another export.
     let mut other = Client::greeted(&server);
@@ -202,14 +203,14 @@ fn what_cannot_be_is_refused_at_the_start() {
         panic.downcast_ref::<String>().unwrap().clone()
     };
     let said = failing(&[image]);
-    assert!(said.contains("in use"), "{said}");
+    assert!(said.contains("another process uses the socket"), "{said}");
     let said = failing(&["--listen", "127.0.0.1:0", "/nowhere/disk"]);
     assert!(said.contains("/nowhere/disk"), "{said}");
     let said =
         failing(&["--listen", "127.0.0.1:0", "--export", &format!("a={image}"), "--export", &format!("a={image}")]);
     assert!(said.contains("the name is taken"), "{said}");
-    let said = failing(&["--listen", "127.0.0.1:0", "--memory", "31", image]);
-    assert!(said.contains("give 32 or more"), "{said}");
+    let said = failing(&["--listen", "127.0.0.1:0", "--max-connections", "4000000000", image]);
+    assert!(said.contains("ulimit -n"), "{said}");
     fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
     let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
     assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
@@ -246,4 +247,121 @@ fn an_image_in_use_is_refused() {
     let server = Server::start(&folder, &["--read-only", image]);
     Server::start(&folder, &["--listen", "127.0.0.1:0", "--read-only", image]).stop();
     server.stop();
+}
+
+#[test]
+fn reads_of_no_bytes_have_no_data_chunk() {
+    // P28: a structured read of 0 bytes is done without a data chunk, which would have no data; a simple one is as any other
+    let folder = Folder::new("empty");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let mut client = Client::structured(&server, "");
+    for flags in [0, DF] {
+        client.ask(READ, flags, 7, 4096, 0);
+        assert_eq!(client.chunk(), Chunk { done: true, kind: 0, cookie: 7, data: vec![] });
+    }
+    assert_eq!(Client::plain(&server, "").read(4096, 0).unwrap(), []);
+    server.stop();
+}
+
+#[test]
+fn requests_that_the_protocol_does_not_have_are_invalid() {
+    // P28: unknown flags, a flush with a range, and DF without structured replies are EINVAL (22), whatever the command; a range
+    // beyond the end is ENOSPC (28) for writes only
+    let folder = Folder::new("invalid");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let mut client = Client::plain(&server, "");
+    for command in [TRIM, CACHE, WRITE_ZEROES, READ, FLUSH] {
+        let len = if command == FLUSH { 0 } else { 512 };
+        assert_eq!(client.command(command, 1 << 14, 0, len), Err(22), "command {command}");
+    }
+    client.ask(WRITE, 1 << 14, 2, 0, 512);
+    client.say(&[1; 512]);
+    assert_eq!(client.reply(), (22, 2));
+    assert_eq!(client.command(FLUSH, 0, 0, 512), Err(22));
+    assert_eq!(client.command(FLUSH, 0, 512, 0), Err(22));
+    assert_eq!(client.command(READ, DF, 0, 512), Err(22));
+    assert_eq!(client.write((1 << 20) - 1, &[1; 2]), Err(28));
+    assert_eq!(client.command(WRITE_ZEROES, 0, (1 << 20) - 1, 2), Err(28));
+    assert_eq!(client.command(TRIM, 0, (1 << 20) - 1, 2), Err(22));
+    assert_eq!(client.command(CACHE, 0, (1 << 20) - 1, 2), Err(22));
+    assert_eq!(client.command(FLUSH, 0, 0, 0), Ok(()));
+    assert_eq!(client.read(0, 512).unwrap(), [0; 512], "nothing was written");
+    let mut client = Client::structured(&server, "");
+    client.ask(READ, DF, 1, 0, 512);
+    assert_eq!(client.chunk().kind, 1);
+    server.stop();
+}
+
+#[test]
+fn clients_without_flags_may_name_an_export() {
+    // P28: a client that is not of the fixed kind may send EXPORT_NAME, and no other option; without NO_ZEROES it gets 124 zeroes
+    let folder = Folder::new("unfixed");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    for flags in 0..4u32 {
+        let mut client = Client::greeted(&server);
+        client.say(&flags.to_be_bytes());
+        client.option(1, b"");
+        assert_eq!(client.take(10)[..8], (1u64 << 20).to_be_bytes());
+        if flags & 2 == 0 {
+            assert_eq!(client.take(124), [0; 124]);
+        }
+        assert_eq!(client.read(0, 512).unwrap(), [0; 512]);
+    }
+    let mut client = Client::greeted(&server);
+    client.say(&0u32.to_be_bytes());
+    client.option(7, &[0; 6]);
+    assert!(client.is_sent_away());
+    server.stop();
+}
+
+#[test]
+fn failed_meta_context_voids_the_earlier_one() {
+    // P28: a SET_META_CONTEXT that fails leaves no context; so does one that finds nothing; options with more than they have are invalid
+    let folder = Folder::new("void");
+    let server = Server::of(&folder, &folder.image("disk", 1 << 20));
+    let query = |name: &str, context: &str| [&counted(name)[..], &1u32.to_be_bytes(), &counted(context)].concat();
+    let go = [&counted("")[..], &[0, 0]].concat();
+    let failures = [
+        (query("none", "base:allocation"), 0x8000_0006),
+        (query("", "other:context"), 1),
+        (b"short".to_vec(), 0x8000_0003),
+        ([query("", "base:allocation"), vec![0]].concat(), 0x8000_0003),
+    ];
+    for (failure, answer) in failures {
+        let mut client = Client::greeted(&server);
+        client.say(&3u32.to_be_bytes());
+        client.option(8, &[]);
+        assert_eq!(client.answer(8).0, 1);
+        client.option(10, &query("", "base:allocation"));
+        assert_eq!((client.answer(10).0, client.answer(10).0), (4, 1));
+        client.option(10, &failure);
+        assert_eq!(client.answer(10).0, answer);
+        client.option(7, &[&go[..], &[0]].concat());
+        assert_eq!(client.answer(7).0, 0x8000_0003);
+        client.option(7, &go);
+        assert_eq!((client.answer(7).0, client.answer(7).0), (3, 1));
+        client.ask(BLOCK_STATUS, 0, 1, 0, 4096);
+        let chunk = client.chunk();
+        assert_eq!((chunk.kind, &chunk.data[..4]), (0x8001, &22u32.to_be_bytes()[..]));
+    }
+    server.stop();
+}
+
+#[test]
+fn size_is_the_exact_length_of_the_image() {
+    // P28: an image whose length is no multiple of 512 has its exact length, and its last bytes are read and written
+    let folder = Folder::new("odd");
+    let image = folder.path("disk");
+    fs::write(&image, vec![5; 1300]).unwrap();
+    let server = Server::of(&folder, &image);
+    let mut client = Client::plain(&server, "");
+    assert_eq!(client.size, 1300);
+    assert_eq!(client.read(1024, 276).unwrap(), [5; 276]);
+    assert_eq!(client.read(1024, 277), Err(22));
+    client.write(1298, &[6, 7]).unwrap();
+    assert_eq!(client.write(1299, &[6, 7]), Err(28));
+    client.command(WRITE_ZEROES, 0, 1024, 275).unwrap();
+    server.stop();
+    let found = fs::read(&image).unwrap();
+    assert_eq!((found.len(), &found[1298..]), (1300, &[0, 7][..]));
 }

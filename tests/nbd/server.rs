@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
 /// A test's own folder, gone when it ends.
 pub struct Folder(PathBuf);
@@ -52,22 +52,67 @@ fn program() -> PathBuf {
     program
 }
 
+/// What says where it listens.
+enum Announcement {
+    Read,
+    /// Standard output and error have no readers.
+    Unread,
+}
+
 impl Server {
     /// On a socket in `folder`, or wherever `args` say.
     pub fn start(folder: &Folder, args: &[&str]) -> Server {
-        let mut command = Command::new(program());
-        if !args.contains(&"--listen") {
-            command.arg("--socket").arg(folder.path("s"));
+        Server::spawn(folder, Command::new(program()), args, Announcement::Read).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As `start`, with so many descriptors at most.
+    pub fn start_limited(folder: &Folder, args: &[&str], descriptors: u32) -> Server {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]).arg(program());
+        Server::spawn(folder, command, args, Announcement::Read).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// As `of`, with nobody who reads what it says.
+    pub fn start_mute(folder: &Folder, image: &Path) -> Server {
+        let args = [image.to_str().unwrap()];
+        Server::spawn(folder, Command::new(program()), &args, Announcement::Unread)
+            .unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// What it says instead of listening.
+    pub fn refused(folder: &Folder, args: &[&str]) -> String {
+        let started = Server::spawn(folder, Command::new(program()), args, Announcement::Read);
+        started.err().expect("it listens, and should not")
+    }
+
+    fn spawn(
+        folder: &Folder,
+        mut command: Command,
+        args: &[&str],
+        announcement: Announcement,
+    ) -> Result<Server, String> {
+        let socket = folder.path("s");
+        if !args.contains(&"--listen") && !args.contains(&"--socket") {
+            command.arg("--socket").arg(&socket);
         }
         let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        if let Announcement::Unread = announcement {
+            drop((child.stdout.take(), child.stderr.take()));
+            while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+                assert!(child.try_wait().unwrap().is_none(), "the server has ended");
+                std::thread::yield_now();
+            }
+            return Ok(Server { child, at: socket.to_str().unwrap().into() });
+        }
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Some((_, at)) = line.trim_end().rsplit_once(" on ") else {
             let mut said = String::new();
             child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            panic!("the server does not listen: {line}{said}");
+            let _ = child.wait();
+            return Err(format!("the server does not listen: {line}{said}"));
         };
-        Server { at: at.trim_start_matches("unix:").to_string(), child }
+        Ok(Server { at: at.trim_start_matches("unix:").to_string(), child })
     }
 
     /// One image without a name.
@@ -93,10 +138,33 @@ impl Server {
         self.status("VmHWM:")
     }
 
+    /// How often its first thread has slept.
+    pub fn sleeps(&self) -> u64 {
+        self.status("voluntary_ctxt_switches:") >> 10
+    }
+
     fn status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    /// What it says from now on; `ended` says nothing then.
+    pub fn take_stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
+    /// Sets how many descriptors it may have. Returns how many it could have before.
+    pub fn limit_descriptors(&self, limit: u64) -> u64 {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: each call reads or writes one structure; the child has not been waited for, so the number is its own.
+        unsafe {
+            let id = self.child.id() as libc::pid_t;
+            assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+            let changed = libc::rlimit { rlim_cur: limit, ..before };
+            assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, &raw const changed, std::ptr::null_mut()), 0);
+        }
+        before.rlim_cur
     }
 
     pub fn signal(&self, signal: libc::c_int) {
@@ -113,7 +181,9 @@ impl Server {
     /// Waits until it has ended, as it should.
     pub fn ended(mut self) -> String {
         let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut said).unwrap();
+        }
         let status: ExitStatus = self.child.wait().unwrap();
         assert!(status.success(), "exit {:?}, signal {:?}: {said}", status.code(), status.signal());
         said

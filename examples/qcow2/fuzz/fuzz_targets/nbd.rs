@@ -13,6 +13,8 @@ mod common;
 mod connection;
 #[path = "../../../nbd_server/export.rs"]
 mod export;
+#[path = "../../../nbd_server/flushes.rs"]
+mod flushes;
 #[path = "../../../nbd_server/inbox.rs"]
 mod inbox;
 mod input;
@@ -32,13 +34,14 @@ mod reply;
 mod sparse;
 #[path = "../../../shared/trace.rs"]
 mod trace;
+#[path = "../../../nbd_server/turn.rs"]
+mod turn;
 
 use std::fs;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
 use clap::Parser;
 use coralio_aio::{CoFd, spawn};
@@ -71,18 +74,19 @@ fuzz_target!(
             let options = options::Options::parse_from(["nbd_server".as_ref(), path.as_os_str()]);
             let exports = open_all(&options, true).unwrap();
             // What is wrong with a client is no fault of the server.
-            let _ = serve(OwnedFd::from(server).into(), &exports, &options.budget());
+            let _ = serve(OwnedFd::from(server).into(), &exports, &options);
             let _ = listens.join().unwrap();
             assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
         });
     }
 );
 
-fn serve(socket: fs::File, exports: &export::Exports, budget: &Arc<budget::Budget>) -> io::Result<()> {
+fn serve(socket: fs::File, exports: &export::Exports, options: &options::Options) -> io::Result<()> {
     let socket = CoFd::new(socket)?;
-    let Some(agreed) = negotiate::negotiate(&socket, &Catalog::of(exports))? else { return Ok(()) };
+    let agreed = negotiate::negotiate(&socket, &Catalog::of(exports), options.max_options)?;
+    let Some(agreed) = agreed else { return Ok(()) };
     let export = exports[agreed.export].as_ref().expect("all are on this thread");
-    connection::serve(socket.into_inner(), export, agreed, budget)
+    connection::serve(socket.into_inner(), export, agreed, &options.budget(), options.idle_limit)
 }
 
 /// The old way and the new one, each command, and errors.
