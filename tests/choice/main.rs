@@ -1,6 +1,8 @@
 //! What is chosen where the machine refuses something, and which request goes to which engine. Refusals are real: a seccomp
 //! filter, as containers have one, used-up limits. Each is had in a process of its own, since a filter stays.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod held;
 mod refused;
 mod route;
@@ -29,7 +31,7 @@ fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap());
     let child = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").envs(environment.iter().copied());
     let output = child.output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    common::skipped_by_child(&output.stderr);
     assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     true
 }
