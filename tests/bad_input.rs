@@ -1,5 +1,7 @@
 //! What users get wrong: each gets a message that says cause and remedy, and nothing is lost or left undefined over it.
 
+mod common;
+
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
@@ -215,6 +217,9 @@ fn a_depth_that_cannot_be() {
 #[test]
 fn no_aio_requests_left_on_the_machine() {
     // E14: fs.aio-max-nr is for all processes; so it is used up only as far as the deepest queue does not fit any more
+    if !common::has(KernelChoice::Aio, 1) {
+        return;
+    }
     const DEEPEST: u32 = 32768;
     let mut held = Vec::new();
     let refused = loop {

@@ -1,5 +1,7 @@
 //! Rule E12: an engine goes from one context to another with requests pending and in flight, and none is lost.
 
+mod common;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -19,6 +21,8 @@ use coralio_aio::{
     AioContext, AlignedBuf, Cancelled, Detached, DetachedEngine, Direct, Engine, File, JoinHandle, KernelChoice,
     Runner, spawn, suspend,
 };
+
+use common::skipped;
 
 const BLOCK: usize = 512;
 
@@ -363,7 +367,7 @@ fn on_real_files(each: impl Fn(&fs::File, usize)) {
         let temp = Temp::new(&place, BLOCKS);
         match fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0) {
             Ok(file) => each(&file, BLOCKS),
-            Err(error) => eprintln!("skipped: {}: {error}", place.display()),
+            Err(error) => skipped(format_args!("{}: {error}", place.display())),
         }
     }
 }
@@ -371,7 +375,10 @@ fn on_real_files(each: impl Fn(&fs::File, usize)) {
 #[test]
 fn on_native_aio() {
     // E12: real requests, pending and in flight, of two contexts whose engine goes to and fro
-    on_real_files(|file, blocks| moves(LinuxAio::new(8).unwrap(), file, blocks));
+    on_real_files(|file, blocks| match LinuxAio::new(8) {
+        Ok(kernel) => moves(kernel, file, blocks),
+        Err(error) => skipped(error),
+    });
 }
 
 #[test]
@@ -386,7 +393,7 @@ fn on_io_uring() {
     // may have submitted
     on_real_files(|file, blocks| match IoUring::new(8) {
         Ok(kernel) => moves(kernel, file, blocks),
-        Err(error) => eprintln!("skipped: {error}"),
+        Err(error) => skipped(error),
     });
 }
 
@@ -396,7 +403,7 @@ fn cancelled_from_abroad() {
     // kernel; in flight, the kernel is asked
     let kernel = match IoUring::new(1) {
         Ok(kernel) => kernel,
-        Err(error) => return eprintln!("skipped: {error}"),
+        Err(error) => return skipped(error),
     };
     // SAFETY: no memory is involved; the descriptor is new and nobody else's.
     let never = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
@@ -469,7 +476,7 @@ fn a_device_goes_to_another_thread() {
             assert!(error.contains("has had its engine detached") && error.contains("File::detach"), "{error}");
         });
         if let Err(error) = ran {
-            eprintln!("skipped: {error}");
+            skipped(error);
         }
         drop(send);
         far.join().unwrap();

@@ -5,9 +5,14 @@
 //! the kernel has, nobody could know better, and would wait for it. A part that is true takes `gdb`. Of io_uring the
 //! ring itself tells, whatever the call says.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use common::{has, skipped};
+use coralio_aio::KernelChoice;
 
 const LEN: usize = 1 << 20;
 
@@ -80,11 +85,11 @@ fn works(program: &str, arguments: &[&str]) -> bool {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
-            println!("skipped: {program}: {}", String::from_utf8_lossy(&output.stderr));
+            skipped(format_args!("{program}: {}", String::from_utf8_lossy(&output.stderr)));
             false
         }
         Err(error) => {
-            println!("skipped: {program}: {error}");
+            skipped(format_args!("{program}: {error}"));
             false
         }
     }
@@ -92,7 +97,13 @@ fn works(program: &str, arguments: &[&str]) -> bool {
 
 /// Copies with each of these faults injected.
 fn inject(kernel: &str, faults: &[(&str, Comes)]) {
-    if !works("strace", &["-f", "-qq", "-e", "trace=none", "true"]) {
+    // A filter answers a system call before strace sees it.
+    let calls = match kernel {
+        "aio" | "auto" => KernelChoice::Aio,
+        "uring" => KernelChoice::Uring,
+        _ => KernelChoice::Threads,
+    };
+    if !has(calls, 1) || !works("strace", &["-f", "-qq", "-e", "trace=none", "true"]) {
         return;
     }
     let folder = Folder::new(kernel);
@@ -103,10 +114,6 @@ fn inject(kernel: &str, faults: &[(&str, Comes)]) {
         strace.args(["-f", "-qq", "-o", &log, "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
         let output = strace.args(folder.copy(kernel)).env("RUST_BACKTRACE", "0").output().unwrap();
         let log = fs::read_to_string(log).unwrap();
-        if log.contains("ENOSYS") && !fault.contains("ENOSYS") || log.contains("EPERM") && !fault.contains("EPERM") {
-            println!("skipped: {kernel} is forbidden here: {log}");
-            return;
-        }
         let injected = log.lines().filter(|line| line.contains("(INJECTED)") || line.contains("(DELAYED)")).count();
         assert!(injected > 0, "{kernel}, {fault}: nothing was injected: {log}");
         folder.judge(&format!("{kernel}, {fault}"), &output, comes);
@@ -189,7 +196,7 @@ fn what_was_forbidden_is_done_by_another() {
 #[cfg(target_arch = "x86_64")]
 fn a_part_of_each_submit() {
     // E2: of all that is handed over the kernel is shown the first one alone; the rest goes later, and nothing twice
-    if !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
+    if !has(KernelChoice::Aio, 1) || !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
         return;
     }
     let folder = Folder::new("parts");

@@ -1,5 +1,7 @@
 //! The program `log`, run as its users run it: what is acknowledged is there, whatever happens to the process or to the tail.
 
+mod common;
+
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use coralio_aio::kernel::io_uring::IoUring;
+
+use common::skipped;
 
 /// A test's own folder, gone when it ends.
 struct Folder(PathBuf);
@@ -80,7 +84,7 @@ fn every_record_is_there_on_every_kernel() {
     let folder = Folder::new("all");
     for kernel in ["aio", "uring", "threads"] {
         if let (Err(error), "uring") = (IoUring::new(1), kernel) {
-            eprintln!("skipped: {error}");
+            skipped(error);
             continue;
         }
         let path = folder.path(kernel);
@@ -208,10 +212,10 @@ fn a_full_disk() {
     let folder = Folder::new("full");
     fs::create_dir(folder.path("disk")).unwrap();
     // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
-    let script = "mount -t tmpfs -o size=256k none disk || exit 99
+    let script = "mount -t tmpfs -o size=1m none disk && head -c 768k /dev/zero >disk/filler || exit 99
         \"$0\" --file disk/log --seconds 600 --kernel threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
         \"$0\" --file disk/log --verify --list >full || exit 1
-        mount -o remount,size=1m disk && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
+        rm disk/filler && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
         .arg(program())
@@ -222,7 +226,7 @@ fn a_full_disk() {
         Ok(output) if output.status.code() != Some(99) && Path::new(&folder.path("status")).exists() => {
             panic!("{}", String::from_utf8_lossy(&output.stderr))
         }
-        _ => return eprintln!("skipped: no mount namespace to be had"),
+        _ => return skipped("no mount namespace to be had"),
     }
     let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
     let lines = |name: &str| read(name).lines().map(String::from).collect::<HashSet<_>>();

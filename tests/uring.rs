@@ -1,5 +1,7 @@
 //! The engine on io_uring, with other threads about: whoever polls, whatever sleeps, every request completes once.
 
+mod common;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -17,6 +19,8 @@ use coralio_aio::{
     AioContext, AlignedBuf, Cancelled, Coroutine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, TimedOut,
     shield, spawn, suspend, timeout,
 };
+
+use common::skipped;
 
 const BLOCK: usize = 4096;
 
@@ -50,12 +54,12 @@ fn disk() -> PathBuf {
 /// Runs `f` as a coroutine; not at all, saying so, where io_uring is forbidden.
 fn run<T>(depth: u32, f: impl FnOnce() -> T) -> Option<T> {
     let ran = Runner::new().kernel(KernelChoice::Uring).depth(depth).run(f);
-    ran.inspect_err(|error| eprintln!("skipped: {error}")).ok()
+    ran.inspect_err(|error| skipped(error)).ok()
 }
 
 /// The same with the engine itself.
 fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
-    let kernel = IoUring::new(8).inspect_err(|error| eprintln!("skipped: {error}")).ok()?;
+    let kernel = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
     Some(AioContext::run(|context| f(context, &Engine::attach(kernel, 8).unwrap())))
 }
 

@@ -104,7 +104,10 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
 
 #[inline(never)]
 fn wait_deep_within() {
+    let frame = 0;
     suspend();
+    // A use of the frame: as its last act, the call would be a jump, and the backtrace would lack this function.
+    std::hint::black_box(&frame);
 }
 
 #[test]

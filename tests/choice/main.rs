@@ -1,9 +1,12 @@
 //! What is chosen where the machine refuses something, and which request goes to which engine. Refusals are real: a seccomp
 //! filter, as containers have one, used-up limits. Each is had in a process of its own, since a filter stays.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod held;
 mod refused;
 mod route;
+mod seccomp;
 
 use std::io;
 use std::path::PathBuf;
@@ -11,6 +14,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_aio::{AlignedBuf, Chosen, Direct, File, chosen_kernel};
+
+use seccomp::{filter, forbid};
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
@@ -26,37 +31,9 @@ fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap());
     let child = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").envs(environment.iter().copied());
     let output = child.output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    common::skipped_by_child(&output.stderr);
     assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     true
-}
-
-/// A filter that does this at these system calls, and lets the others through.
-fn filter(calls: &[(libc::c_long, u32)]) -> Vec<libc::sock_filter> {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
-    // The number of the call is the first word of what a filter sees.
-    let mut filter = vec![step(LOAD, 0, 0)];
-    for &(call, action) in calls {
-        filter.push(step(IS, call as u32, 1));
-        filter.push(step(RETURN, action, 0));
-    }
-    filter.push(step(RETURN, libc::SECCOMP_RET_ALLOW, 0));
-    filter
-}
-
-/// From now on these system calls fail like this, in this thread and those that it starts.
-fn forbid(calls: &[(libc::c_long, i32)]) {
-    let actions: Vec<_> = calls.iter().map(|&(call, errno)| (call, libc::SECCOMP_RET_ERRNO | errno as u32)).collect();
-    let mut filter = filter(&actions);
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and its filter outlive the calls, which copy them.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
-    }
 }
 
 /// A file's path; the file is gone when it ends.

@@ -2,10 +2,10 @@
 
 use std::io::ErrorKind;
 
-use coralio_aio::kernel::io_uring::IoUring;
 use coralio_aio::kernel::linux_aio::LinuxAio;
 use coralio_aio::{Chosen, DEFAULT_DEPTH, KernelChoice, Runner, chosen_kernel};
 
+use crate::common::has;
 use crate::{chosen, forbid, in_child, in_child_with, io_works};
 
 const AIO: libc::c_long = libc::SYS_io_setup;
@@ -38,12 +38,15 @@ fn assert_chosen(chosen: &Chosen, kernel: KernelChoice, why: &[(KernelChoice, &s
 
 /// Whether this machine has io_uring at all.
 fn has_uring() -> bool {
-    IoUring::new(1).map_err(|error| println!("skipped: {error}")).is_ok()
+    has(KernelChoice::Uring, 1)
 }
 
 #[test]
 fn nothing_is_refused() {
     // E16: native AIO is the first, and the reason is short
+    if !has(KernelChoice::Aio, 1) {
+        return;
+    }
     let chosen = choice();
     assert_chosen(&chosen, KernelChoice::Aio, &[]);
     assert_eq!(chosen.to_string(), "native AIO, and threads for what would block it");
@@ -96,7 +99,7 @@ fn aio_max_nr_is_used_up_as_far_as_we_can_tell() {
 fn aio_max_nr_is_used_up() {
     // E14, E16: for real, as far as the deepest queue does not fit any more. All processes share it
     const DEEPEST: u32 = 32768;
-    if !has_uring() || in_child("refused::aio_max_nr_is_used_up") {
+    if !has(KernelChoice::Aio, 1) || !has(KernelChoice::Uring, DEEPEST) || in_child("refused::aio_max_nr_is_used_up") {
         return;
     }
     let mut held = Vec::new();
@@ -192,7 +195,7 @@ fn by_name() {
         (KernelChoice::Uring, "io_uring, as asked for"),
         (KernelChoice::Threads, "threads, as asked for"),
     ] {
-        if kernel != KernelChoice::Uring || has_uring() {
+        if has(kernel, 1) {
             let chosen = Runner::new().kernel(kernel).run(chosen).unwrap();
             assert_chosen(&chosen, kernel, &[]);
             assert_eq!(chosen.to_string(), shown);

@@ -254,6 +254,9 @@ fn without_a_descriptor_for_threads() {
 #[test]
 fn submits_beyond_the_limit_are_counted() {
     // E14: all of them, none of them, or no clock at all
+    if !crate::common::has(KernelChoice::Aio, 1) {
+        return;
+    }
     let temp = Temp::on_disk();
     let work = || {
         let file = temp.open(Direct::Auto);

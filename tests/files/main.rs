@@ -14,6 +14,8 @@
 //! | `stream::as_stds_file_does` | `std` does the same beside it |
 //! | what calls `on_each_kernel` or `coralio_aio::run` itself | one file system, device, tool or descriptor |
 
+#[path = "../common/mod.rs"]
+mod common;
 mod ends;
 mod fork;
 mod fuse;
@@ -37,6 +39,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_aio::simulate::{Sim, Simulation};
 use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner};
+
+use common::{is_refused, skipped};
 
 /// A file's path on some file system; the file is gone when it ends.
 struct Temp(PathBuf);
@@ -105,7 +109,7 @@ fn on_each_kernel(f: impl Fn()) {
     for kernel in KERNELS {
         println!("{kernel}");
         match Runner::new().kernel(kernel).run(&f) {
-            Err(error) if kernel == KernelChoice::Uring => println!("skipped: {error}"),
+            Err(error) if is_refused(kernel, &error) => {}
             ran => ran.unwrap(),
         }
     }
@@ -165,11 +169,11 @@ fn tool(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => Some(output),
         Ok(output) => {
-            println!("skipped: {program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            skipped(format_args!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
             None
         }
         Err(error) => {
-            println!("skipped: {program}: {error}");
+            skipped(format_args!("{program}: {error}"));
             None
         }
     }
@@ -184,7 +188,7 @@ fn in_child(test: &str) -> bool {
     }
     let me = std::env::current_exe().unwrap();
     let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    print!("{}", String::from_utf8_lossy(&child.stdout)); // what was skipped
+    common::skipped_by_child(&child.stderr);
     let said = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{}\n{said}", child.status);
     true

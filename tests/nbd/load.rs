@@ -5,8 +5,11 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use coralio_aio::KernelChoice;
+
 use super::client::*;
 use super::server::{Folder, Server};
+use crate::common::has;
 
 const BLOCKS: u64 = 4096;
 
@@ -91,6 +94,10 @@ fn threads_and_clients_share_an_image() {
     let folder = Folder::new("shared");
     let image = folder.image("disk", 1 << 20);
     for kernel in ["auto", "aio", "uring", "threads"] {
+        let choice = kernel.parse().unwrap();
+        if choice != KernelChoice::Auto && !has(choice, 1) {
+            continue;
+        }
         let args = ["--threads", "2", "--listen", "127.0.0.1:0", "--kernel", kernel, image.to_str().unwrap()];
         let server = Server::start(&folder, &args);
         let mut clients: Vec<_> = (0..4).map(|_| Client::plain(&server, "")).collect();

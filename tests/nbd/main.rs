@@ -2,6 +2,8 @@
 //! middle of it all.
 
 mod client;
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 mod kill;
 mod limits;

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,16 @@ macro_rules! tests {
     };
 }
 pub(super) use tests;
+
+/// Returns the kernel, or `None`, with a line on standard error, if the machine refuses it.
+pub(super) fn unless_refused<K: Kernel>(kernel: io::Result<K>) -> Option<K> {
+    if let Err(error) = &kernel {
+        assert_ne!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        // Past the test harness, which keeps what the macro would print.
+        let _ = writeln!(io::stderr(), "skipped: {error}");
+    }
+    kernel.ok()
+}
 
 pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
 
@@ -151,7 +161,7 @@ pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &Owne
     }
 }
 
-pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E10, E15: read, write, vectored both, data sync, full sync; at the end of the file and behind it.
     for file in Temp::all() {
         for (kernel, fill) in kernels(4).iter().zip([0x5a, 0xa5]) {
@@ -187,7 +197,7 @@ pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel, const N: usize>(ker
     }
 }
 
-pub(super) fn files_go_by_their_numbers<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E2: a request is for the file that was registered, by that number, whatever else came and went
     let files = [(); 3].map(|()| Temp::in_memory());
     for kernel in kernels(8) {
@@ -219,7 +229,7 @@ pub(super) fn files_go_by_their_numbers<K: Kernel, const N: usize>(kernels: fn(u
     }
 }
 
-pub(super) fn no_more_in_flight_than_the_depth<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn no_more_in_flight_than_the_depth<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E2: "try again" when the queue is full; the poll request has a slot of its own.
     let (file, other) = (Temp::in_memory(), eventfd());
     for kernel in kernels(8) {
@@ -237,7 +247,7 @@ pub(super) fn no_more_in_flight_than_the_depth<K: Kernel, const N: usize>(kernel
     }
 }
 
-pub(super) fn waiting_takes_nothing<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn waiting_takes_nothing<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E9: a completion is taken by peek and commit alone.
     let (file, other) = (Temp::in_memory(), eventfd());
     for kernel in kernels(8) {
@@ -256,7 +266,7 @@ pub(super) fn waiting_takes_nothing<K: Kernel, const N: usize>(kernels: fn(u32) 
     }
 }
 
-pub(super) fn a_sleep_is_ended_by_completions<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn a_sleep_is_ended_by_completions<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E13: what completes after submit ends the sleep; direct I/O on a disk is such a thing.
     let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
     for kernel in kernels(8) {
@@ -282,7 +292,7 @@ pub(super) fn scaled(count: usize) -> usize {
     (count / divisor).max(2)
 }
 
-pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // W3: eventfd, or an epoll with it, signalled at any moment.
     for kernel in kernels(8) {
         let signalled = eventfd();
@@ -298,23 +308,29 @@ pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel, const N: usize>(kern
     }
 }
 
-pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
-    // W3: the event that is to wake the home thread is not swallowed behind its back.
+pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
+    // W3: a peek by another thread does not take the event that is to wake the home thread
+    //
+    // Both threads yield where they depend on the other: on a single CPU a round would last two time slices otherwise.
+    let total = scaled(4_000) as u32;
     for kernel in kernels(8) {
         let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
         thread::scope(|scope| {
             scope.spawn(|| {
-                for round in 0..20_000 {
+                for round in 0..total {
                     signal(&signalled);
                     while rounds.load(Acquire) == round {
                         assert_eq!(kernel.peek(), None);
+                        thread::yield_now();
                     }
                 }
             });
-            for round in 0..20_000 {
-                // Peeks at times only: whether the poll request is armed when it sleeps differs from round to round.
+            for round in 0..total {
+                // Without a peek: only the other thread's peek takes an event of an earlier round, which ends each wait at
+                // once. Whether the poll request is armed when the home thread sleeps differs from round to round.
                 while !reset(&signalled) {
                     kernel.wait(1, Some(signalled.as_fd()), None).unwrap();
+                    thread::yield_now();
                 }
                 rounds.store(round + 1, Release);
             }
@@ -322,7 +338,7 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel, const N: usize
     }
 }
 
-pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // X7 and "a signal ends it early, which is not an error".
     extern "C" fn ignore(_: i32) {}
     // SAFETY: the handler does nothing.
@@ -358,7 +374,7 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel, const N: usize>(kernels:
     }
 }
 
-pub(super) fn another_descriptor_takes_over<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn another_descriptor_takes_over<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E12: an engine that moves to another loop watches that one's descriptor.
     for kernel in kernels(8) {
         let (old, new) = (eventfd(), eventfd());
@@ -371,7 +387,7 @@ pub(super) fn another_descriptor_takes_over<K: Kernel, const N: usize>(kernels: 
     }
 }
 
-pub(super) fn the_ring_goes_round<K: Kernel, const N: usize>(kernels: fn(u32) -> [K; N]) {
+pub(super) fn the_ring_goes_round<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // E9: each completion once, in many rounds of the ring, submitted and taken in uneven lots.
     let file = Temp::in_memory();
     for kernel in kernels(32) {

@@ -13,8 +13,8 @@ fn kernel(depth: u32, bad_ring: bool) -> SimKernel {
 }
 
 /// With a ring that is read in memory, and without.
-fn both(depth: u32) -> [SimKernel; 2] {
-    [kernel(depth, false), kernel(depth, true)]
+fn both(depth: u32) -> Vec<SimKernel> {
+    vec![kernel(depth, false), kernel(depth, true)]
 }
 
 conformance::tests!(both);

@@ -15,8 +15,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 /// On the process's pool, and on one of a single thread, which works in order.
-fn kernels(depth: u32) -> [Threads; 2] {
-    [Threads::new(depth).unwrap(), Threads::on(pool_of(1, Duration::MAX), depth).unwrap()]
+fn kernels(depth: u32) -> Vec<Threads> {
+    vec![Threads::new(depth).unwrap(), Threads::on(pool_of(1, Duration::MAX), depth).unwrap()]
 }
 
 conformance::tests!(kernels);
