@@ -119,13 +119,15 @@ impl AioContext {
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.shared.acquire_at_home();
-        let progress = home.round(|| self.round(home, blocking))
-            || blocking && self.wait(home) && home.round(|| self.round(home, false));
-        if blocking {
+        if home.round(|| self.round(home, blocking)) {
+            return true;
+        }
+        blocking && self.wait(home) && {
+            let progress = home.round(|| self.round(home, false));
             // Last: the caller evaluates its condition before it polls again, and so sees what it was notified of.
             self.shared.sleep.take_notified();
+            progress
         }
-        progress
     }
 
     /// With `may_sleep`, the loop goes to sleep if nothing is done here.

@@ -114,8 +114,8 @@ impl Loop {
         if done == 0 {
             self.sleep();
             done = self.round();
+            self.sleep.take_notified();
         }
-        self.sleep.take_notified();
         done
     }
 

@@ -563,7 +563,7 @@ fn ended_context_rejects_closures() {
 fn closures_are_run_or_dropped_while_a_context_ends() {
     // X3, X10: closures that another thread hands to a loop thread while that stops, and that own its context, are each run or
     // dropped: none keeps the context
-    for _ in 0..scaled(300) {
+    for _ in 0..scaled(50) {
         let (worker, owned) = (LoopThread::start("worker").unwrap(), Arc::new(()));
         let (ctx, begun) = (worker.context().clone(), Barrier::new(2));
         thread::scope(|scope| {

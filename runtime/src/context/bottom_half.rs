@@ -47,6 +47,16 @@ struct Entry {
     created_at: &'static Location<'static>,
 }
 
+impl Entry {
+    fn new(callback: Callback, one_shot: bool, created_at: &'static Location<'static>) -> Entry {
+        Entry { callback: Some(callback), due: Due::Never, ticket: 0, one_shot, deleted: false, created_at }
+    }
+
+    fn is_current(&self, queued: Queued) -> bool {
+        self.due != Due::Never && self.ticket == queued.ticket
+    }
+}
+
 /// A queue entry: the place in the table, and a ticket, which never repeats.
 #[derive(Clone, Copy)]
 struct Queued {
@@ -102,7 +112,7 @@ impl Table {
     }
 
     fn is_current(&self, queued: Queued) -> bool {
-        self.entries.at(queued.index).is_some_and(|e| e.due != Due::Never && e.ticket == queued.ticket)
+        self.entries.at(queued.index).is_some_and(|entry| entry.is_current(queued))
     }
 
     fn is_empty(&self) -> bool {
@@ -132,11 +142,12 @@ impl Table {
     /// The next one to run, with its callback taken out.
     fn start_next(&mut self) -> Option<(Key, Callback)> {
         while let Some(queued) = self.taken.pop_front() {
-            if self.is_current(queued) {
-                let entry = &mut self.entries[queued.index];
+            if let Some((key, entry)) = self.entries.at_mut(queued.index)
+                && entry.is_current(queued)
+            {
                 entry.due = Due::Never;
                 if let Some(callback) = entry.callback.take() {
-                    return self.entries.key_at(queued.index).map(|key| (key, callback));
+                    return Some((key, callback));
                 }
             }
         }
@@ -201,13 +212,6 @@ impl BottomHalves {
                 table = self.table.lock();
             }
         }
-    }
-
-    /// Adds a bottom half, or hands its callback back because the context has ended.
-    fn insert(&self, callback: Callback, one_shot: bool, created_at: &'static Location<'static>) -> Result<Key, Entry> {
-        let entry =
-            Entry { callback: Some(callback), due: Due::Never, ticket: 0, one_shot, deleted: false, created_at };
-        self.table.lock().entries.insert(entry)
     }
 
     /// Schedules one that is there, and wakes the loop.
@@ -326,7 +330,10 @@ impl AioContext {
 
     #[track_caller]
     fn insert_bottom_half(&self, callback: Callback) -> Result<BottomHalf, ContextEnded> {
-        match self.shared.bottom_halves.insert(callback, false, Location::caller()) {
+        let entry = Entry::new(callback, false, Location::caller());
+        // In a statement of its own, so that a rejected callback is dropped without the lock.
+        let inserted = self.shared.bottom_halves.table.lock().entries.insert(entry);
+        match inserted {
             Ok(key) => Ok(BottomHalf { shared: Arc::clone(&self.shared), key, owns: true }),
             Err(_rejected) => Err(ContextEnded { operation: "create a bottom half" }),
         }
@@ -352,13 +359,18 @@ impl AioContext {
             }
         });
         let bottom_halves = &self.shared.bottom_halves;
-        match bottom_halves.insert(run, true, Location::caller()) {
-            Ok(key) => {
-                bottom_halves.schedule(key, Due::NextRound, &self.shared);
-                Ok(())
-            }
-            Err(_rejected) => Err(ContextEnded { operation: "schedule a one-shot callback" }),
+        let mut table = bottom_halves.table.lock();
+        let inserted = table.entries.insert(Entry::new(run, true, Location::caller()));
+        if let Ok(key) = inserted {
+            table.schedule(key, Due::NextRound, &self.shared.clock);
+            bottom_halves.queued.store(true, Ordering::Relaxed);
         }
+        drop(table);
+        match inserted {
+            Ok(_) => self.shared.wake_loop(),
+            Err(_rejected) => return Err(ContextEnded { operation: "schedule a one-shot callback" }),
+        }
+        Ok(())
     }
 
     /// Returns the bottom halves of this context, one-shots included. From any thread, also while the loop hangs.

@@ -137,8 +137,7 @@ pub(crate) struct Watches {
 
 impl Table {
     fn entry(&mut self, token: u64) -> Option<&mut Entry> {
-        let key = self.entries.key_of(token)?;
-        self.entries.get_mut(key)
+        self.entries.by_token(token).map(|(_, entry)| entry)
     }
 }
 
@@ -234,8 +233,7 @@ impl Watches {
         let mut table = self.table.lock();
         let Table { entries, ready, running } = &mut *table;
         while let Some(token) = ready.pop_front() {
-            let Some(key) = entries.key_of(token) else { continue };
-            let entry = entries.get_mut(key)?;
+            let Some((key, entry)) = entries.by_token(token) else { continue };
             entry.queued = false;
             if entry.edges && entry.handler.is_none() {
                 // An edge is reported once: it is kept until the handler has returned.

@@ -18,8 +18,8 @@
 //!
 //! Work on a queue is its own record: the loop finds the work whenever it looks. A condition that the caller of a blocking
 //! poll evaluates is on no queue, so a notification of such a change is *sticky*: `notified` stays set until a blocking
-//! poll is about to return. That poll does not sleep while the flag is set, and its caller evaluates the condition after
-//! the flag was cleared. So a notification between the check and the sleep is not lost, and one that finds the loop awake
+//! poll that found no work returns. That poll does not sleep while the flag is set, and its caller evaluates the condition
+//! after the flag was cleared. So a notification between the check and the sleep is not lost, and one that finds the loop awake
 //! costs no system call.
 //!
 //! This file is what `tests/loom_notify.rs` checks: the same source, on loom's atomics.
@@ -91,7 +91,7 @@ impl SleepState {
         self.notified.load(Ordering::Relaxed)
     }
 
-    /// The loop's side, when a blocking poll is about to return: the caller sees what the notifiers changed.
+    /// The loop's side, when a blocking poll that found no work is about to return: the caller sees what the notifiers changed.
     pub(crate) fn take_notified(&self) {
         if self.is_notified() {
             // Acquire pairs with the release in `notify`.

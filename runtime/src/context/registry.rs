@@ -49,21 +49,23 @@ impl<T> Registry<T> {
         Key { index: self.entries.insert((self.serial, entry)), serial: self.serial }
     }
 
-    fn holds(&self, key: Key) -> bool {
-        self.entries.get(key.index).is_some_and(|(serial, _)| *serial == key.serial)
-    }
-
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        self.holds(key).then(|| &self[key.index])
+        match self.entries.get(key.index) {
+            Some((serial, entry)) if *serial == key.serial => Some(entry),
+            _ => None,
+        }
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        if self.holds(key) { Some(&mut self[key.index]) } else { None }
+        match self.entries.get_mut(key.index) {
+            Some((serial, entry)) if *serial == key.serial => Some(entry),
+            _ => None,
+        }
     }
 
     /// Takes an entry out, to be dropped after the lock was released.
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        if self.holds(key) { Some(self.entries.remove(key.index).1) } else { None }
+        self.get(key).is_some().then(|| self.entries.remove(key.index).1)
     }
 
     /// The entry in this place, whichever registration that is.
@@ -71,14 +73,14 @@ impl<T> Registry<T> {
         self.entries.get(index).map(|(_, entry)| entry)
     }
 
-    /// The key of the entry in this place.
-    pub(crate) fn key_at(&self, index: usize) -> Option<Key> {
-        self.entries.get(index).map(|&(serial, _)| Key { index, serial })
+    /// As `at`, with the key of the entry.
+    pub(crate) fn at_mut(&mut self, index: usize) -> Option<(Key, &mut T)> {
+        self.entries.get_mut(index).map(|(serial, entry)| (Key { index, serial: *serial }, entry))
     }
 
-    /// The key whose [token](Key::token) this is.
-    pub(crate) fn key_of(&self, token: u64) -> Option<Key> {
-        self.key_at((token & 0xffff_ffff) as usize).filter(|key| key.token() == token)
+    /// The entry whose key has this [token](Key::token).
+    pub(crate) fn by_token(&mut self, token: u64) -> Option<(Key, &mut T)> {
+        self.at_mut((token & 0xffff_ffff) as usize).filter(|(key, _)| key.token() == token)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
@@ -148,7 +150,8 @@ mod tests {
         assert_eq!((first.index, registry.get(first)), (second.index, None));
         assert_eq!(registry.remove(first), None);
         assert_ne!(first.token(), second.token());
-        assert_eq!((registry.key_of(first.token()), registry.key_of(second.token())), (None, Some(second)));
+        assert_eq!(registry.by_token(first.token()), None);
+        assert_eq!(registry.by_token(second.token()).map(|(key, _)| key), Some(second));
         assert_eq!(registry.close(), ['b']);
         assert_eq!(registry.insert('c'), Err('c'));
         let third = registry.insert_always('d');

@@ -150,14 +150,15 @@ impl Table {
             if !self.is_current(due) {
                 continue;
             }
-            let key = self.entries.key_at(due.index)?;
-            let action = match self.entries[due.index].action {
-                Action::Callback(_) => std::mem::replace(&mut self.entries[due.index].action, Action::Running),
+            let (key, entry) = self.entries.at_mut(due.index)?;
+            let action = match entry.action {
+                Action::Callback(_) => std::mem::replace(&mut entry.action, Action::Running),
                 Action::Wake(token) => Action::Wake(token),
                 Action::Nothing => Action::Nothing,
                 Action::Running => unreachable!("one that runs is not on the heap"),
             };
-            self.disarm(key);
+            entry.ticket = 0;
+            self.armed -= 1;
             return Some((key, action));
         }
         None
@@ -466,11 +467,13 @@ impl Timer {
     pub fn delete(&self) {
         let timers = &self.shared.timers;
         let mut table = timers.table.lock();
-        table.disarm(self.key);
-        timers.armed.store(table.armed, Ordering::Relaxed);
         let Some(entry) = table.entries.get_mut(self.key) else { return };
-        if matches!(entry.action, Action::Running) {
-            entry.deleted = true;
+        let was_armed = std::mem::take(&mut entry.ticket) != 0;
+        entry.deleted = matches!(entry.action, Action::Running);
+        let is_running = entry.deleted;
+        table.armed -= usize::from(was_armed);
+        timers.armed.store(table.armed, Ordering::Relaxed);
+        if is_running {
             return;
         }
         let entry = table.entries.remove(self.key);
