@@ -165,6 +165,9 @@ impl Home {
             home.leave_in_child();
         } else if home.is_leaking() {
             std::mem::forget(home);
+        } else {
+            // Here and not at the end: an engine's destructor may panic, and this thread does not unwind yet.
+            drop(home);
         }
         match (outcome, last_words) {
             (Ok(value), None) => value,

@@ -41,7 +41,7 @@ impl fmt::Debug for Dump {
 impl AioContext {
     /// How the context stands: each coroutine with its name, state, what it waits for, since when and where, and where it was
     /// made; locks with their holders; bottom halves, watches, timers, and the I/O engine's counters. From any thread, also
-    /// when the loop hangs: then its thread is stopped for a moment by `SIGURG`.
+    /// when the loop hangs or the context is ending: then its thread is stopped for a moment by `SIGURG`.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Coroutine, suspend};

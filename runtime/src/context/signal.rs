@@ -32,7 +32,7 @@ impl Drop for Counted {
 }
 
 impl AioContext {
-    /// The contexts that run in this process now, oldest first.
+    /// The contexts that run in this process now, oldest first. One that ends is among them until its coroutines are unwound.
     pub fn all() -> Vec<AioContext> {
         CONTEXTS.lock().iter().filter_map(|shared| Some(AioContext { shared: shared.upgrade()? })).collect()
     }
