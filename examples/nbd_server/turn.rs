@@ -10,9 +10,9 @@ use coralio_aio::{Cancelled, check_cancelled, yield_now};
 
 /// What a step costs besides the bytes that it moves.
 const STEP: usize = 16 << 10;
-/// The length of a client's turn while no other client is active: sixteen steps without payload.
-const LONG: usize = 256 << 10;
-/// The length while another one is. The loop looks for new requests every eighth turn at the latest.
+/// The length of a client's turn while no other client is active: 64 steps without payload, which share system calls.
+const LONG: usize = 1 << 20;
+/// The length while another client is active. The loop looks for new requests every eighth turn at the latest.
 const SHORT: usize = 64 << 10;
 /// A client is active for this number of turns after its last request.
 const ACTIVE: u64 = 10_000;
