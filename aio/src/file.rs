@@ -18,12 +18,15 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use coralio_runtime::CoMutex;
+
 use crate::any::AnyEngine;
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
 use crate::simulate::Simulated;
 
+mod calls;
 mod carry;
 mod handle;
 mod manage;
@@ -32,6 +35,7 @@ mod route;
 mod stream;
 mod transfer;
 
+use calls::Calls;
 pub use carry::DetachedFile;
 use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
@@ -61,6 +65,9 @@ pub struct File {
     direct: bool,
     engine: AnyEngine,
     route: Route,
+    calls: Calls,
+    /// Keeps coroutines that need `cached` at the same time from opening it several times.
+    opening_cached: CoMutex<()>,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -173,6 +180,8 @@ impl File {
             direct,
             engine,
             route,
+            calls: Calls::default(),
+            opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }
     }
@@ -193,6 +202,7 @@ impl File {
     /// May yield.
     #[inline]
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let _call = self.calls.begin();
         // SAFETY: the buffer is borrowed exclusively until this returns.
         unsafe { self.transfer_all(Opcode::Read, buf.as_mut_ptr() as u64, buf.len(), offset) }
     }
@@ -237,6 +247,7 @@ impl File {
     /// May yield.
     #[inline]
     pub fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        let _call = self.calls.begin();
         // SAFETY: the buffer is borrowed until this returns, and a write only reads it.
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }
     }
@@ -256,6 +267,7 @@ impl File {
     /// May yield.
     pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter_mut().map(|buf| (buf.as_mut_ptr() as u64, buf.len())).collect();
+        let _call = self.calls.begin();
         // SAFETY: the buffers are borrowed exclusively until this returns.
         unsafe { self.transfer_vectors(Opcode::ReadVectored, Opcode::Read, &vectors, offset) }
     }
@@ -275,6 +287,7 @@ impl File {
     /// May yield.
     pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter().map(|buf| (buf.as_ptr() as u64, buf.len())).collect();
+        let _call = self.calls.begin();
         // SAFETY: the buffers are borrowed until this returns, and a write only reads them.
         unsafe { self.transfer_vectors(Opcode::WriteVectored, Opcode::Write, &vectors, offset) }
     }

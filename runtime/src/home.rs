@@ -33,7 +33,7 @@ use crate::context::AioContext;
 use crate::context::deadlock::Patience;
 use crate::context::polling::Window;
 use crate::context::shared::Shared;
-use crate::context::source::Sources;
+use crate::context::source::{HomeToken, Sources};
 use crate::context::wake::Arrival;
 use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, Own, State};
@@ -157,7 +157,7 @@ impl Home {
         let last_words = home.end();
         let is_leaking = home.is_leaking();
         if let Some(source) = home.source.get().filter(|_| !is_leaking) {
-            source.close();
+            source.close(HomeToken::new(&home));
         }
         HOME.set(ptr::null());
         if is_leaking {

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, BottomHalf, Coroutine, Source, spawn, yield_now};
+use coralio_runtime::{AioContext, BottomHalf, Coroutine, HomeToken, LoopToken, Source, spawn, yield_now};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
@@ -145,15 +145,15 @@ fn no_kick_is_lost() {
 struct Sleeper<F>(F);
 
 impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
-    fn dispatch(&self) -> bool {
+    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
         false
     }
 
-    fn flush(&self, _all: bool) -> bool {
+    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
         false
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
         false
     }
 
@@ -165,7 +165,12 @@ impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
         String::new()
     }
 
-    fn sleep(&self, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        _token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        _timeout: Option<Duration>,
+    ) -> Option<io::Result<()>> {
         self.0(other);
         Some(Ok(()))
     }

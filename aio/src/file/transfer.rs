@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use coralio_runtime::can_suspend;
+
 use crate::blocking::unblock;
 use crate::error::explain;
 use crate::kernel::{Opcode, Operation};
@@ -73,7 +75,7 @@ impl File {
         let (fd, ways) = if self.goes_direct(addr, offset | len as u64) {
             (&self.fd, &self.route.own)
         } else {
-            (self.cached()?, &self.route.cached)
+            (self.cached(opcode, len as u64, offset)?, &self.route.cached)
         };
         let operation = Operation { opcode, fd: fd.number(), addr, len: len as u64, offset };
         // SAFETY: the caller's promise.
@@ -95,7 +97,7 @@ impl File {
     #[inline(always)]
     pub(super) unsafe fn transfer_all(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         if len == 0 {
-            return Ok(0);
+            return self.transfer_nothing(opcode, offset);
         }
         // SAFETY: the caller's promise.
         let done = unsafe { self.transfer(opcode, addr, len, offset) }?;
@@ -104,6 +106,20 @@ impl File {
         }
         // SAFETY: the caller's promise.
         unsafe { self.transfer_rest(opcode, addr, len, offset, done) }
+    }
+
+    #[cold]
+    fn transfer_nothing(&self, opcode: Opcode, offset: u64) -> io::Result<usize> {
+        self.check_request(opcode, 0, offset).map(|()| 0)
+    }
+
+    /// The error of a request of this kind, if the file belongs to another context.
+    fn check_request(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<()> {
+        if self.engine.is_here() {
+            return Ok(());
+        }
+        let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };
+        Err(explain(libc::ENOTCONN, &operation, Alignment::ANY))
     }
 
     /// # Safety
@@ -156,6 +172,7 @@ impl File {
         vectors: &[(u64, usize)],
         offset: u64,
     ) -> io::Result<usize> {
+        self.check_request(vectored, vectors.len() as u64, offset)?;
         let mut total = 0;
         for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
             let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
@@ -194,6 +211,7 @@ impl File {
     }
 
     pub(super) fn sync(&self, opcode: Opcode) -> io::Result<()> {
+        let _call = self.calls.begin();
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len: 0, offset: 0 };
         // SAFETY: a sync names no memory.
         unsafe { self.request(operation, &self.route.own) }.map(drop)
@@ -201,10 +219,23 @@ impl File {
 
     /// The file through the page cache.
     #[cold]
-    fn cached(&self) -> io::Result<&Handle> {
+    fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
+        if self.cached.get().is_none() {
+            self.check_request(opcode, len, offset)?;
+            // A stack that unwinds cannot wait for another coroutine, and opens a descriptor of its own.
+            let opening = if can_suspend() { Some(self.opening_cached.lock_cancellable()?) } else { None };
+            self.open_cached()?;
+            drop(opening);
+        }
+        Ok(self.cached.get().expect("opened above"))
+    }
+
+    /// Opens the file through the page cache, unless another coroutine has done so.
+    fn open_cached(&self) -> io::Result<()> {
         if self.cached.get().is_none() {
             if let Some(simulated) = self.fd.as_simulated() {
-                return Ok(self.cached.get_or_init(|| simulated.reopen()));
+                self.cached.get_or_init(|| simulated.reopen());
+                return Ok(());
             }
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
             let raw = self.fd.as_fd().as_raw_fd();
@@ -226,9 +257,9 @@ impl File {
                 );
                 io::Error::new(error.kind(), message)
             })?;
-            // Another coroutine may have been here meanwhile: one of the two is enough.
+            // A stack that unwinds may have been here meanwhile: one of the two is enough.
             let _ = self.cached.set(Handle::real(&self.engine, fd));
         }
-        Ok(self.cached.get().expect("set above"))
+        Ok(())
     }
 }
