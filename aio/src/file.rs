@@ -18,7 +18,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use coralio_runtime::CoMutex;
+use coralio_runtime::{AioContext, CoMutex};
 
 use crate::any::AnyEngine;
 use crate::engine::Engine;
@@ -26,7 +26,6 @@ use crate::kernel::{Kernel, Opcode};
 use crate::policy::Policy;
 use crate::simulate::Simulated;
 
-mod calls;
 mod carry;
 mod handle;
 mod manage;
@@ -35,7 +34,6 @@ mod route;
 mod stream;
 mod transfer;
 
-use calls::Calls;
 pub use carry::DetachedFile;
 use handle::Handle;
 pub use manage::{remove_file, rename, sync_directory};
@@ -65,7 +63,6 @@ pub struct File {
     direct: bool,
     engine: AnyEngine,
     route: Route,
-    calls: Calls,
     /// Keeps coroutines that need `cached` at the same time from opening it several times.
     opening_cached: CoMutex<()>,
     /// Its context's thread is the only one that can do I/O with it.
@@ -180,7 +177,6 @@ impl File {
             direct,
             engine,
             route,
-            calls: Calls::default(),
             opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }
@@ -202,7 +198,6 @@ impl File {
     /// May yield.
     #[inline]
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let _call = self.calls.begin();
         // SAFETY: the buffer is borrowed exclusively until this returns.
         unsafe { self.transfer_all(Opcode::Read, buf.as_mut_ptr() as u64, buf.len(), offset) }
     }
@@ -247,7 +242,6 @@ impl File {
     /// May yield.
     #[inline]
     pub fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let _call = self.calls.begin();
         // SAFETY: the buffer is borrowed until this returns, and a write only reads it.
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }
     }
@@ -267,7 +261,6 @@ impl File {
     /// May yield.
     pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter_mut().map(|buf| (buf.as_mut_ptr() as u64, buf.len())).collect();
-        let _call = self.calls.begin();
         // SAFETY: the buffers are borrowed exclusively until this returns.
         unsafe { self.transfer_vectors(Opcode::ReadVectored, Opcode::Read, &vectors, offset) }
     }
@@ -287,7 +280,6 @@ impl File {
     /// May yield.
     pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter().map(|buf| (buf.as_ptr() as u64, buf.len())).collect();
-        let _call = self.calls.begin();
         // SAFETY: the buffers are borrowed until this returns, and a write only reads them.
         unsafe { self.transfer_vectors(Opcode::WriteVectored, Opcode::Write, &vectors, offset) }
     }
@@ -324,6 +316,29 @@ impl File {
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
         self.sync(Opcode::SyncAll)
+    }
+
+    /// Waits until no request of this file is in flight or pending, as [`AioContext::drain`] waits: for the requests of
+    /// the context's other files too. What runs on the thread pool ([`set_len`](File::set_len), for one) is not a request.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected`: the file belongs to another context.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of what the loop runs.
+    ///
+    /// # Control
+    ///
+    /// May enter other coroutines. Blocks the thread, not the coroutine.
+    #[doc(alias = "bdrv_drain")]
+    pub fn drain(&self) -> io::Result<()> {
+        self.check_context(|| "draining a file".into())?;
+        if let Some(context) = AioContext::current() {
+            context.drain();
+        }
+        Ok(())
     }
 
     /// Whether aligned requests go past the page cache.

@@ -220,3 +220,22 @@ fn no_context_runs_within_the_sleep_of_another() {
         assert!(said.contains("may not run a context"), "{said}");
     });
 }
+
+#[test]
+fn engine_is_attached_to_one_context_at_a_time() {
+    // E9: a second context that drove the same engine would sleep in it and submit to it from another thread
+    let engine: Arc<dyn Source> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
+    let attach_elsewhere = || {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || AioContext::run(|other| other.attach(engine).map_err(|error| error.kind())))
+    };
+    AioContext::run(|ctx| {
+        ctx.attach(Arc::clone(&engine)).unwrap();
+        assert_eq!(attach_elsewhere().join().unwrap(), Err(io::ErrorKind::ResourceBusy));
+        assert_eq!(ctx.attach(Arc::clone(&engine)).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(ctx.detach());
+        assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
+        ctx.attach(Arc::clone(&engine)).unwrap();
+    });
+    assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
+}

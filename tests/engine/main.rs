@@ -3,6 +3,7 @@
 //! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
 
 mod cancel;
+mod drain;
 mod hostile;
 mod plug;
 mod reap;

@@ -13,6 +13,7 @@
 //! | `stream::as_stds_file_does` | `std` does the same beside it |
 //! | what calls `on_each_kernel` or `coralio_aio::run` itself | one file system, device, tool or descriptor |
 
+mod elsewhere;
 mod ends;
 mod fork;
 mod held;

@@ -78,7 +78,6 @@ impl File {
         f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         self.check_context(&what)?;
-        let _call = self.calls.begin();
         let fd = self.fd.as_fd().as_raw_fd();
         off_the_loop(what, move || {
             // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.

@@ -211,7 +211,6 @@ impl File {
     }
 
     pub(super) fn sync(&self, opcode: Opcode) -> io::Result<()> {
-        let _call = self.calls.begin();
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len: 0, offset: 0 };
         // SAFETY: a sync names no memory.
         unsafe { self.request(operation, &self.route.own) }.map(drop)
