@@ -158,9 +158,8 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// The caller is the thread that waits (the home thread), or holds the lock under which completions are taken (the
-    /// context's, rule E9). Without the lock the value only says whether something is there: it may be another thread's
-    /// to take.
+    /// A caller that does not hold the lock under which completions are taken (the context's, rule E9) uses the value for
+    /// nothing but whether something is there: the completion may be another thread's to take.
     unsafe fn peek(&self) -> Option<Completion>;
 
     /// Moves the cursor past the completion that was peeked last.

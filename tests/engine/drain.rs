@@ -8,113 +8,82 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{AioContext, Engine, File, spawn};
+use coralio_aio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
 
-use crate::{touch, with_engine};
+use crate::{Watch, touch, with_engine};
 
-/// Starts a read that stays in flight, and a thread in `poll_while` until nothing is left; runs `end` when that thread has
-/// seen the request. Returns when the thread does.
-fn waits_until(held: bool, end: impl FnOnce(&AioContext, &crate::Watched)) {
+/// A thread in `poll_while` until nothing is left, which has seen a request.
+fn waiter(context: &AioContext, engine: &Watch) -> thread::JoinHandle<()> {
+    let (saw, seen) = channel();
+    let (context, engine) = (context.clone(), engine.clone());
+    let waiter = thread::spawn(move || {
+        context.poll_while(|| {
+            let stats = engine.stats();
+            let is_busy = stats.in_flight + stats.pending > 0;
+            if is_busy {
+                let _ = saw.send(());
+            }
+            is_busy
+        });
+    });
+    seen.recv().unwrap();
+    waiter
+}
+
+#[test]
+fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
+    // X9: the thread sleeps, registered, and nothing but the engine tells it
     with_engine(1, |context, kernel, engine| {
         kernel.script.hold(0);
         let reader = spawn({
             let engine = engine.clone();
             move || touch(&engine, 0)
         });
-        if held {
-            context.poll(false);
-        }
-        let (saw, seen) = channel();
-        let waiter = thread::spawn({
-            let (context, engine) = (context.clone(), engine.clone());
-            move || {
-                context.poll_while(|| {
-                    let stats = engine.stats();
-                    let is_busy = stats.in_flight + stats.pending > 0;
-                    if is_busy {
-                        let _ = saw.send(());
-                    }
-                    is_busy
-                });
-            }
-        });
-        seen.recv().unwrap();
-        end(context, kernel);
+        context.poll(false);
+        let waiter = waiter(context, engine);
+        kernel.script.release(0);
+        context.poll(false);
         waiter.join().unwrap();
-        drop(reader);
+        assert_eq!(reader.join().unwrap(), Ok(0));
     });
 }
 
-#[test]
-fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
-    // X9: the thread sleeps, registered, and nothing but the engine tells it
-    waits_until(true, |context, kernel| {
-        kernel.script.release(0);
+/// Starts a request that a plug holds back, and a thread that waits for its end; `end` brings that about.
+fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &JoinHandle<Result<usize, i32>>)) {
+    with_engine(8, |context, kernel, engine| {
+        let plug = engine.plug();
+        let reader = spawn({
+            let engine = engine.clone();
+            move || touch(&engine, 0)
+        });
         context.poll(false);
+        let waiter = waiter(context, engine);
+        end(context, kernel, plug, &reader);
+        waiter.join().unwrap();
     });
 }
 
 #[test]
 fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
     // X9: the request ends without a completion
-    with_engine(1, |context, kernel, engine| {
-        let plug = engine.plug();
-        let reader = spawn({
-            let engine = engine.clone();
-            move || touch(&engine, 0)
-        });
-        context.poll(false);
-        assert_eq!(engine.stats().pending, 1);
-        let (saw, seen) = channel();
-        let waiter = thread::spawn({
-            let (context, engine) = (context.clone(), engine.clone());
-            move || {
-                context.poll_while(|| {
-                    let is_busy = engine.stats().pending > 0;
-                    if is_busy {
-                        let _ = saw.send(());
-                    }
-                    is_busy
-                });
-            }
-        });
-        seen.recv().unwrap();
+    waits_until_pending(|context, kernel, plug, reader| {
         kernel.script.refuse(libc::EBADF);
         drop(plug);
-        context.poll(false);
-        waiter.join().unwrap();
-        assert_eq!(reader.join().unwrap(), Err(libc::EBADF));
+        while !reader.is_finished() {
+            context.poll(false);
+        }
     });
 }
 
 #[test]
 fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
     // X9, E11: the request is taken back before the kernel has it
-    with_engine(1, |context, _, engine| {
-        let plug = engine.plug();
-        let reader = spawn({
-            let engine = engine.clone();
-            move || touch(&engine, 0)
-        });
-        context.poll(false);
-        let (saw, seen) = channel();
-        let waiter = thread::spawn({
-            let (context, engine) = (context.clone(), engine.clone());
-            move || {
-                context.poll_while(|| {
-                    let is_busy = engine.stats().pending > 0;
-                    if is_busy {
-                        let _ = saw.send(());
-                    }
-                    is_busy
-                });
-            }
-        });
-        seen.recv().unwrap();
+    waits_until_pending(|context, kernel, _plug, reader| {
         reader.cancel();
-        context.poll(false);
-        waiter.join().unwrap();
-        drop(plug);
+        while !reader.is_finished() {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "");
     });
 }
 

@@ -9,9 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{
-    AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Source, scope, spawn, suspend,
-};
+use coralio_aio::{AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Source, scope, spawn, suspend};
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine};
 
@@ -253,12 +251,7 @@ impl Source for Borrows {
         String::new()
     }
 
-    fn sleep(
-        &self,
-        token: HomeToken<'_>,
-        other: BorrowedFd<'_>,
-        _timeout: Option<Duration>,
-    ) -> Option<io::Result<()>> {
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
         let slept = self.engine.sleep(token, other, Some(Duration::ZERO)).is_some();
         self.report.lock().unwrap().push(format!("sleep {slept}"));
         Some(Ok(()))
