@@ -113,7 +113,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `Unsupported`: the file is [simulated](mod@crate::simulate).
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
+    /// `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///
@@ -169,7 +170,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`].
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///
@@ -196,6 +197,7 @@ impl File {
     /// # Errors
     ///
     /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as [`unblock`].
+    /// `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///
