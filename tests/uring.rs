@@ -328,20 +328,20 @@ fn a_kick_ends_the_sleep() {
 
 #[test]
 fn in_flight_when_the_context_ends() {
-    // E13, C9: unwound only after the kernel has filled the buffer
+    // E13, C9: unwound when the kernel has filled the buffer, or has cancelled the read; the signal comes at the same time
     struct Lent([u8; 8], Arc<AtomicBool>);
     impl Drop for Lent {
         fn drop(&mut self) {
-            self.1.store(u64::from_ne_bytes(self.0) == 1, Ordering::Relaxed);
+            self.1.store(matches!(u64::from_ne_bytes(self.0), 0 | 1), Ordering::Relaxed);
         }
     }
     for _ in 0..scaled(100) {
-        let filled = Arc::new(AtomicBool::new(false));
+        let unwound = Arc::new(AtomicBool::new(false));
         let never = Never::new();
         let signals = with_engine(|context, engine| {
-            let (engine, filled, source) = (Arc::clone(engine), Arc::clone(&filled), never.clone());
+            let (engine, unwound, source) = (Arc::clone(engine), Arc::clone(&unwound), never.clone());
             drop(spawn(move || {
-                let mut lent = Lent([0; 8], filled);
+                let mut lent = Lent([0; 8], unwound);
                 let operation = Operation {
                     opcode: Opcode::Read,
                     fd: source.0.as_raw_fd(),
@@ -356,7 +356,7 @@ fn in_flight_when_the_context_ends() {
             thread::spawn(move || never.signal())
         });
         let Some(signals) = signals else { return };
-        assert!(filled.load(Ordering::Relaxed));
+        assert!(unwound.load(Ordering::Relaxed));
         signals.join().unwrap();
     }
 }
@@ -374,5 +374,84 @@ fn a_bad_one_among_good_ones() {
         let message = bad.join().unwrap();
         assert!(message.contains("Bad file descriptor") && message.contains("not open for this"), "{message}");
         assert_all_done(9);
+    });
+}
+
+/// Starts a coroutine whose read never completes by itself.
+fn hung(context: &AioContext, engine: &Arc<Engine<IoUring>>, never: &Never) -> JoinHandle<io::Result<u64>> {
+    let (reads, never) = (Arc::clone(engine), never.clone());
+    let reader = spawn(move || never.try_read(&reads));
+    while engine.stats().in_flight == 0 {
+        context.poll(false);
+    }
+    reader
+}
+
+#[test]
+fn context_end_cancels_a_read_that_never_completes() {
+    // C9: the coroutine is unwound although nobody signals its descriptor
+    let never = Never::new();
+    with_engine(|context, engine| drop(hung(context, engine, &never)));
+}
+
+#[test]
+fn stop_of_a_loop_thread_cancels_a_read_that_never_completes() {
+    // C9, X10: as at the end of `run`
+    let thread = coralio_aio::LoopThread::start("hung").unwrap();
+    let (started, start) = channel();
+    let scheduled = thread.context().schedule_oneshot(move || {
+        let never = Never::new();
+        let made = IoUring::new(8).inspect_err(|error| eprintln!("skipped: {error}"));
+        if let Ok(kernel) = made {
+            let engine = Engine::<IoUring>::attach(kernel, 8).unwrap();
+            drop(hung(&AioContext::current().unwrap(), &engine, &never));
+        }
+        started.send(()).unwrap();
+    });
+    scheduled.unwrap();
+    start.recv().unwrap();
+    thread.stop().unwrap();
+}
+
+#[test]
+fn unwinding_scope_cancels_a_read_that_never_completes() {
+    // C9, S4: the scope's own stack unwinds, and its coroutine may not outlive what it borrows
+    let never = Never::new();
+    with_engine(|_, engine| {
+        let runs = (Arc::clone(engine), never.clone());
+        let outer = spawn(move || {
+            let (engine, never) = runs;
+            coralio_aio::scope(|scope| {
+                drop(scope.spawn(|| never.try_read(&engine)));
+                while engine.stats().in_flight == 0 {
+                    coralio_aio::yield_now();
+                }
+                std::panic::resume_unwind(Box::new("unwinds"));
+            });
+        });
+        assert_eq!(outer.join().unwrap_err().downcast_ref(), Some(&"unwinds"));
+        assert_eq!(engine.stats().in_flight, 0);
+    });
+}
+
+#[test]
+fn cancelled_owner_ends_a_request_that_another_context_waits_for_at_its_end() {
+    // E11, E12: the engine has moved to a context that ends, and waits in place for a request of a coroutine elsewhere
+    let never = Never::new();
+    with_engine(|context, engine| {
+        let reader = hung(context, engine, &never);
+        let detached = engine.detach().unwrap();
+        let (attached, wait_until_attached) = channel();
+        let other = thread::spawn(move || {
+            AioContext::run(|_| {
+                let attach = detached.attach();
+                attached.send(()).unwrap();
+                drop(attach.unwrap());
+            });
+        });
+        wait_until_attached.recv().unwrap();
+        reader.cancel();
+        assert!(Cancelled::is_cause_of(&reader.join().unwrap().unwrap_err()));
+        other.join().unwrap();
     });
 }

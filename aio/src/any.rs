@@ -116,8 +116,13 @@ pub(crate) trait DynEngine: Performs + Send + Sync {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
+    /// Whether this is the home thread of the context that the engine is with.
+    fn is_here(&self) -> bool;
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
-    fn unregister(&self, number: RawFd);
+    /// # Safety
+    ///
+    /// As [`Kernel::unregister`].
+    unsafe fn unregister(&self, number: RawFd);
     fn set_submit_limit(&self, limit: Duration);
     fn count_detour(&self, detour: Detour);
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>>;
@@ -136,12 +141,18 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
         P::ON_SHORT
     }
 
-    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
-        self.kernel.register(fd)
+    fn is_here(&self) -> bool {
+        self.is_at_home()
     }
 
-    fn unregister(&self, number: RawFd) {
-        self.kernel.unregister(number);
+    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+        // SAFETY: the number is used in requests of the file that registers, by `Registered` until it unregisters it.
+        unsafe { self.kernel.register(fd) }
+    }
+
+    unsafe fn unregister(&self, number: RawFd) {
+        // SAFETY: the caller's promise.
+        unsafe { self.kernel.unregister(number) };
     }
 
     fn set_submit_limit(&self, limit: Duration) {
@@ -252,6 +263,11 @@ impl AnyEngine {
     pub(crate) fn on_short(&self) -> OnShort {
         self.engine.on_short()
     }
+
+    /// Whether files on this engine can be used here: this is the home thread of the context that it is with.
+    pub(crate) fn is_here(&self) -> bool {
+        self.engine.is_here()
+    }
 }
 
 /// A file that an engine's kernel knows, until this is dropped.
@@ -262,7 +278,9 @@ pub(crate) struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.engine.unregister(self.number);
+        // SAFETY: `register` returned the number for this value, which is dropped once, when the file whose requests used
+        // the number is gone, and before its descriptor.
+        unsafe { self.engine.unregister(self.number) };
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Source, explained};
+use coralio_runtime::{AioContext, HomeToken, LoopToken, Source, explained};
 
 use crate::any::KernelChoice;
 use crate::engine::{Engine, Stats, add};
@@ -137,6 +137,10 @@ impl Auto {
     /// As [`Engine::transfer`].
     pub(crate) unsafe fn perform_on_spare(&self, attempt: &Attempt) -> Option<i64> {
         if self.spare.get().is_none() {
+            // The engine belongs to the context that it is made in.
+            if !self.context.is_home() {
+                return Some(-i64::from(libc::ENOTCONN));
+            }
             let threads = Threads::new(self.depth).ok()?;
             threads.notify(self.context.clone());
             let spare = Engine::new(threads, self.depth, false).ok()?;
@@ -192,18 +196,18 @@ fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
 }
 
 impl Source for Auto {
-    fn dispatch(&self) -> bool {
-        let progress = self.main.dispatch();
-        self.spare.get().is_some_and(|spare| spare.dispatch()) || progress
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        let progress = self.main.dispatch(token);
+        self.spare.get().is_some_and(|spare| spare.dispatch(token)) || progress
     }
 
-    fn flush(&self, all: bool) -> bool {
-        let progress = self.main.flush(all);
-        self.spare.get().is_some_and(|spare| spare.flush(all)) || progress
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        let progress = self.main.flush(token, all);
+        self.spare.get().is_some_and(|spare| spare.flush(token, all)) || progress
     }
 
-    fn is_ready(&self) -> bool {
-        self.main.is_ready() || self.spare.get().is_some_and(|spare| spare.is_ready())
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
+        self.main.is_ready(token) || self.spare.get().is_some_and(|spare| spare.is_ready(token))
     }
 
     fn is_idle(&self) -> bool {
@@ -217,8 +221,8 @@ impl Source for Auto {
         }
     }
 
-    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         // What the spare one completes makes `other` readable.
-        self.main.sleep(other, timeout)
+        self.main.sleep(token, other, timeout)
     }
 }

@@ -20,7 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use coralio_runtime::{AioContext, Source, can_suspend, yield_now};
+use coralio_runtime::{AioContext, AtHome, Source, can_suspend, yield_now};
 
 use crate::any::AnyEngine;
 use crate::auto::Auto;
@@ -80,23 +80,39 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let held = self.context.acquire();
         drop(context.detach());
         self.context.leave(&held);
+        // Threads that wait for the engine's requests find that it has left.
+        context.notify();
         Ok(Detached { engine: Some(Arc::clone(self)) })
     }
 
-    /// Requests of those who have not got the engine any more, and want them cancelled. Returns whether any was pending.
+    /// Cancels the requests that coroutines of contexts without the engine want cancelled. Returns whether any was pending.
     #[cold]
-    pub(crate) fn read_mail(&self) -> bool {
-        let read = self.context.at_home(|here| {
-            let mut progress = false;
-            for key in self.context.take_mail() {
-                if let Some(result) = self.cancel(key) {
-                    self.finish(Some(here), key, result);
-                    progress = true;
-                }
+    pub(crate) fn read_mail(&self, here: Option<AtHome<'_>>) -> bool {
+        let mut progress = false;
+        for key in self.context.take_mail() {
+            let taken_back = self.cancel_under(&self.context.acquire_from(here), key);
+            if taken_back {
+                self.finish(here, key, -i64::from(libc::ECANCELED));
             }
-            progress
-        });
-        read.unwrap_or(false)
+            progress |= taken_back;
+        }
+        progress
+    }
+
+    /// Ends a request whose stack unwinds: takes it back if it is pending; else cancels it where the kernel can, and waits
+    /// for it (rules C9, E13).
+    #[cold]
+    pub(crate) fn abandon(&self, slot: &Slot) {
+        if slot.result().is_some() {
+            return;
+        }
+        let key = slot.key().to_bits();
+        if !self.is_at_home() {
+            self.cancel_from_elsewhere(key);
+        } else if self.cancel_under(&self.context.acquire(), key) {
+            return;
+        }
+        self.wait_in_place(slot);
     }
 
     /// As `wait_in_place`, on a thread whose context the engine has left. In transit nobody else would reap; with another
@@ -122,7 +138,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Brings all requests to their end, in place.
     #[cold]
-    pub(crate) fn drain(&self) {
+    pub(crate) fn finish_in_place(&self) {
         let held = self.context.acquire();
         while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len(&held) > 0 {
             if !self.submit() && self.in_flight.load(Ordering::Relaxed) > 0 {
@@ -164,7 +180,7 @@ impl<K: Kernel, P: Policy> Detached<K, P> {
 impl<K: Kernel, P: Policy> Drop for Detached<K, P> {
     fn drop(&mut self) {
         if let Some(engine) = self.engine.take() {
-            engine.drain();
+            engine.finish_in_place();
         }
     }
 }

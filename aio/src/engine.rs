@@ -23,11 +23,12 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Source};
+use coralio_runtime::{AioContext, AtHome, HomeToken, LoopToken, Source};
 
 use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
@@ -203,7 +204,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// complete meanwhile are woken, and run later.
     #[cold]
     pub(crate) fn wait_in_place(&self, slot: &Slot) -> i64 {
-        if self.context.at_home(|_| ()).is_none() {
+        if !self.is_at_home() {
             return self.wait_abroad(slot);
         }
         // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
@@ -232,12 +233,18 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Sleeps until a completion is there. Under the engine's lock.
+    /// Sleeps until a completion is there, or until a coroutine elsewhere gives its request up. Under the engine's lock.
     pub(crate) fn sleep_in_place(&self) {
-        add(&self.counts.sleeps, 1);
-        let slept = self.kernel.wait(1, None, None);
-        // Returning would leave the buffer with the kernel.
-        slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+        let sleep = || {
+            add(&self.counts.sleeps, 1);
+            // SAFETY: the engine's lock is held, and by the home thread or in transit: no other thread sleeps.
+            let slept = unsafe { self.kernel.wait(1, None, None) };
+            // Returning would leave the buffer with the kernel.
+            slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
+        };
+        if !self.context.sleep_in_place(sleep) {
+            self.read_mail(None);
+        }
     }
 
     /// From now on submits are timed, and those that take longer are counted: [`Stats::blocked_submits`].
@@ -247,6 +254,35 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Never switches.
     pub fn set_submit_limit(&self, limit: Duration) {
         self.slow.set_limit(limit);
+    }
+
+    /// Waits until no request is in flight and none is pending, as [`AioContext::poll_while`] waits: on the home thread it
+    /// runs the loop, another thread waits for the loop. Requests that coroutines make meanwhile are waited for too.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected`: the engine is [detached](Engine::detach), or is detached meanwhile; nothing completes its requests
+    /// before it is attached again.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of what the loop runs.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines. Blocks the thread, not the coroutine.
+    #[doc(alias = "bdrv_drain")]
+    pub fn drain(&self) -> io::Result<()> {
+        let context = self.context.get();
+        let is_there = || context.is_some() && self.context.get().map(ptr::from_ref) == context.map(ptr::from_ref);
+        if let Some(context) = context {
+            context.poll_while(|| is_there() && !self.is_idle());
+        }
+        if is_there() {
+            return Ok(());
+        }
+        let why = "cannot drain a detached engine: no context completes its requests; attach it first";
+        Err(io::Error::new(io::ErrorKind::NotConnected, why))
     }
 
     /// How the engine stands.
@@ -293,15 +329,22 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
 /// How the loop drives the engine.
 impl<K: Kernel, P: Policy> Source for Engine<K, P> {
-    fn dispatch(&self) -> bool {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        if !self.context.is_polled_by(token) {
+            return false;
+        }
         self.eager.store(0, Ordering::Relaxed);
-        let read = self.context.has_mail() && self.read_mail();
-        self.reap() || read
+        let read = self.context.has_mail() && self.read_mail(token.at_home());
+        self.reap_from(token.at_home()) || read
     }
 
-    fn flush(&self, all: bool) -> bool {
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        if !self.context.is_polled_by(token) {
+            return false;
+        }
+        let here = token.at_home();
         // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that one's round.
-        if K::SUBMITS_AT_HOME && !self.context.get().is_some_and(AioContext::is_home) {
+        if K::SUBMITS_AT_HOME && here.is_none() {
             return false;
         }
         // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never
@@ -313,11 +356,12 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         self.held.store(0, Ordering::Relaxed);
-        self.submit()
+        !AtHome::in_child() && self.submit_from(here)
     }
 
-    fn is_ready(&self) -> bool {
-        self.kernel.peek().is_some() || self.can_submit() || self.context.has_mail()
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
+        // SAFETY: a look whether something is there, without the lock.
+        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.has_mail()
     }
 
     fn is_idle(&self) -> bool {
@@ -328,16 +372,23 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
         self.state()
     }
 
-    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         if self.in_flight.load(Ordering::Relaxed) == 0 || P::NOTIFIER == Notifier::Lost {
             return None;
         }
+        if !self.context.is_home_of(token) {
+            return None;
+        }
         add(&self.counts.sleeps, 1);
-        Some(self.kernel.wait(1, Some(other), timeout))
+        // SAFETY: this is the loop of the context that the engine is with, on its home thread, which alone sleeps and,
+        // where that matters, submits.
+        Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
     }
 
-    fn close(&self) {
-        self.drain();
+    fn close(&self, token: HomeToken<'_>) {
+        if self.context.is_home_of(token) {
+            self.finish_in_place();
+        }
     }
 }
 

@@ -49,15 +49,17 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
         libc::EDQUOT => "; the disk quota is used up".into(),
         libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's".into(),
         libc::EIO => "; the device failed: see the kernel's log".into(),
-        libc::ENOTCONN => "; the file belongs to a context that has ended, is another thread's, or has had its engine \
-             detached: open it in the one that uses it, or take it there by File::detach"
-            .into(),
+        libc::ENOTCONN => ELSEWHERE.into(),
         libc::EOPNOTSUPP => "; the file system does not support this".into(),
         libc::EAGAIN => "; the file system has refused it again and again: try later".into(),
         _ => String::new(),
     };
     failed(cause, what, why)
 }
+
+/// Cause and remedy of `ENOTCONN`.
+pub(crate) const ELSEWHERE: &str = "; the file belongs to a context that has ended, is another thread's, or has had its \
+     engine detached: open it in the one that uses it, or take it there by File::detach";
 
 /// `path` could not be opened.
 pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error {

@@ -18,6 +18,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use coralio_runtime::{AioContext, CoMutex};
+
 use crate::any::AnyEngine;
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Opcode};
@@ -78,6 +80,8 @@ pub struct File {
     engine: AnyEngine,
     route: Route,
     order: WriteOrder,
+    /// Keeps coroutines that need `cached` at the same time from opening it several times.
+    opening_cached: CoMutex<()>,
     /// Its context's thread is the only one that can do I/O with it.
     _home: PhantomData<*const ()>,
 }
@@ -191,6 +195,7 @@ impl File {
             engine,
             route,
             order: WriteOrder::new(),
+            opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }
     }
@@ -329,6 +334,29 @@ impl File {
     /// May yield.
     pub fn sync_all(&self) -> io::Result<()> {
         self.sync(Opcode::SyncAll)
+    }
+
+    /// Waits until no request of this file is in flight or pending, as [`AioContext::drain`] waits: for the requests of
+    /// the context's other files too. What runs on the thread pool ([`set_len`](File::set_len), for one) is not a request.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected`: the file belongs to another context.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of what the loop runs.
+    ///
+    /// # Control
+    ///
+    /// May enter other coroutines. Blocks the thread, not the coroutine.
+    #[doc(alias = "bdrv_drain")]
+    pub fn drain(&self) -> io::Result<()> {
+        self.check_context(|| "draining a file".into())?;
+        if let Some(context) = AioContext::current() {
+            context.drain();
+        }
+        Ok(())
     }
 
     /// Returns whether requests with aligned offset and length go past the page cache.

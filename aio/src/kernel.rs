@@ -67,16 +67,19 @@ pub struct Completion {
 
 /// A kernel that an [`Engine`](crate::Engine) can run on.
 ///
-/// `peek`, `commit`, `submit` and `cancel` are called under the context's lock (rule E9); `wait` by the home thread alone, and by the
-/// loop without the lock. Another thread may therefore peek and commit while the home thread waits: `wait` must not take
-/// anything off the ring. And the home thread also peeks without the lock, for a look whether something is there: what it finds
-/// then may be anybody's, and is not used.
+/// Everything that can change which completions an engine sees, or which file a number names, is `unsafe` to call: an
+/// engine believes its kernel, and gives a buffer back on the kernel's word. A caller that drives a kernel directly, as a
+/// kernel's own tests do, keeps the contract of each method in the engine's place.
 ///
 /// # Safety
 ///
 /// The engine lends memory to the kernel on the kernel's word (*lent to the kernel*): an entry that `submit` did not
 /// count must not be touched later, and after its completion was peeked the request's memory must not be touched either.
 /// Each counted entry completes exactly once.
+///
+/// The implementation may rely on the contracts of the methods. In particular `wait` runs beside `peek`, `commit`,
+/// `cancel` and, unless the kernel [submits at home](Self::SUBMITS_AT_HOME), `submit` of another thread: it must not take
+/// anything off the ring.
 pub unsafe trait Kernel: Send + Sync + 'static {
     /// Whether `submit` is for the context's home thread alone: a request may not outlive the thread that submitted it.
     const SUBMITS_AT_HOME: bool = false;
@@ -89,16 +92,26 @@ pub unsafe trait Kernel: Send + Sync + 'static {
 
     /// Makes a file known before there are requests on it, where they cost less then. Returns the number by which they name it: the
     /// descriptor itself, or one that this kernel alone understands, until [`unregister`](Self::unregister).
-    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+    ///
+    /// # Safety
+    ///
+    /// The number is used in requests to this kernel alone. If it is not the descriptor's own, the caller passes it to
+    /// [`unregister`](Self::unregister) once, before the descriptor is closed.
+    unsafe fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
         fd.as_raw_fd()
     }
 
     /// Lets go of a file that is not used by its number any more, before its descriptor is closed.
     ///
+    /// # Safety
+    ///
+    /// `number` came from [`register`](Self::register) of this kernel, has not been passed to this method since, and is
+    /// used in no request from now on: it may name another file next.
+    ///
     /// # Panics
     ///
     /// May, if the number is not one that [`register`](Self::register) gave.
-    fn unregister(&self, number: RawFd) {
+    unsafe fn unregister(&self, number: RawFd) {
         let _ = number;
     }
 
@@ -127,19 +140,35 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked. No other thread
     /// submits; nor does one [`wait`](Self::wait) with a descriptor, if the kernel [submits at home](Self::SUBMITS_AT_HOME).
+    /// If it does, the calling thread does not end before each entry has completed.
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
 
     /// Asks for the request of this key, which is in flight, to complete soon, with `ECANCELED` or with whatever became of
     /// it. A kernel that cannot do that does nothing: the completion comes all the same, and is waited for (rule E11).
-    fn cancel(&self, key: u64) {
+    /// Any thread may call it, also beside any other method.
+    ///
+    /// # Safety
+    ///
+    /// `key` is that of a request whose owner has asked for its end. A key that is not in flight is ignored.
+    unsafe fn cancel(&self, key: u64) {
         let _ = key;
     }
 
     /// The completion at the cursor, by value; the cursor does not move. A look at memory, no system call.
-    fn peek(&self) -> Option<Completion>;
+    ///
+    /// # Safety
+    ///
+    /// A caller that does not hold the lock under which completions are taken (the context's, rule E9) uses the value for
+    /// nothing but whether something is there: the completion may be another thread's to take.
+    unsafe fn peek(&self) -> Option<Completion>;
 
     /// Moves the cursor past the completion that was peeked last.
-    fn commit(&self);
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the lock under which completions are taken, and since it took the lock and moved the cursor last,
+    /// [`peek`](Self::peek) has returned a completion, which the caller delivers to its request once.
+    unsafe fn commit(&self);
 
     /// Sleeps until `min` completions are on the ring, `other` (if there is one) is readable, or `timeout` is over (`None`: no end), and
     /// leaves the ring as it is. A signal ends it early, which is not an error.
@@ -152,5 +181,10 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     /// # Errors
     ///
     /// What the system call says, if it cannot wait at all.
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
+    ///
+    /// # Safety
+    ///
+    /// No other thread waits. With `other`, and if the kernel [submits at home](Self::SUBMITS_AT_HOME), the caller is the
+    /// thread that submits.
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
 }

@@ -55,6 +55,9 @@ pub(crate) trait Performs {
     /// Waits for the result without leaving this stack: it unwinds, or must not be left for another reason. Others that
     /// complete meanwhile are woken, and run later.
     fn wait_in_place(&self, slot: &Slot) -> i64;
+
+    /// Ends a request whose stack unwinds: returns when the kernel is done with its memory, early if it can be cancelled.
+    fn abandon(&self, slot: &Slot);
 }
 
 /// `EAGAIN` completions of one operation that are retried; the next one is its result.
@@ -125,7 +128,8 @@ unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> 
     result
 }
 
-/// A request that the kernel may have. If the stack unwinds over it, that waits for the result first (rule E13).
+/// A request that the kernel may have. If the stack unwinds over it, the request is cancelled, and its end waited for
+/// (rules C9, E13).
 struct InFlight<'a, E: Performs + ?Sized> {
     engine: &'a E,
     slot: &'a Slot,
@@ -135,7 +139,7 @@ struct InFlight<'a, E: Performs + ?Sized> {
 impl<E: Performs + ?Sized> Drop for InFlight<'_, E> {
     #[cold]
     fn drop(&mut self) {
-        self.engine.wait_in_place(self.slot);
+        self.engine.abandon(self.slot);
         self.engine.end(self.here, self.slot);
     }
 }
@@ -178,6 +182,11 @@ impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
         Engine::wait_in_place(self, slot)
+    }
+
+    #[cold]
+    fn abandon(&self, slot: &Slot) {
+        Engine::abandon(self, slot);
     }
 }
 

@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use coralio_runtime::trace::Tracer;
-use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, Token};
+use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, HomeToken, LoopToken, Token};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 /// See the module.
@@ -43,6 +43,8 @@ pub(crate) struct Place {
     has_mail: AtomicBool,
     news: Condvar,
     told: Mutex<()>,
+    /// A thread sleeps in place, with the engine's lock: it reads no mail before something completes.
+    asleep_in_place: AtomicBool,
     /// Reaps and submits of the home thread that are on the stack. Its alone.
     busy: AtomicU32,
 }
@@ -88,6 +90,7 @@ impl Place {
             has_mail: AtomicBool::new(false),
             news: Condvar::new(),
             told: Mutex::new(()),
+            asleep_in_place: AtomicBool::new(false),
             busy: AtomicU32::new(0),
         }
     }
@@ -110,6 +113,18 @@ impl Place {
     #[inline]
     pub(crate) fn is_at(&self, here: AtHome<'_>) -> bool {
         self.get().is_some_and(|context| here.is_of(context))
+    }
+
+    /// Whether the poll that `token` stands for is one of the context that it is with.
+    #[inline]
+    pub(crate) fn is_polled_by(&self, token: LoopToken<'_>) -> bool {
+        self.get().is_some_and(|context| token.is_of(context))
+    }
+
+    /// Whether the loop that `token` stands for is that of the context that it is with.
+    #[inline]
+    pub(crate) fn is_home_of(&self, token: HomeToken<'_>) -> bool {
+        self.get().is_some_and(|context| token.is_of(context))
     }
 
     /// As [`AioContext::at_home`], where it is; `None` in transit too.
@@ -211,7 +226,7 @@ impl Place {
         locked(&self.mail).push(key);
         // Relaxed: `notify` has the fence that orders it before the loop's last look; an earlier look may miss it.
         self.has_mail.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `go`.
+        // Pairs with the fences in `go` and `sleep_in_place`.
         fence(Ordering::SeqCst);
         self.notify();
     }
@@ -219,6 +234,25 @@ impl Place {
     #[inline]
     pub(crate) fn has_mail(&self) -> bool {
         self.has_mail.load(Ordering::Relaxed)
+    }
+
+    /// Runs `sleep`, which sleeps in place, under the engine's lock. Returns false, and does not run it, if there is mail
+    /// to be read first.
+    pub(crate) fn sleep_in_place(&self, sleep: impl FnOnce()) -> bool {
+        self.asleep_in_place.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `mail`: the mail is seen here, or its sender sees that this thread sleeps.
+        fence(Ordering::SeqCst);
+        let may_sleep = !self.has_mail();
+        if may_sleep {
+            sleep();
+        }
+        self.asleep_in_place.store(false, Ordering::Relaxed);
+        may_sleep
+    }
+
+    /// Whether a thread sleeps in place. To be asked after `mail`.
+    pub(crate) fn is_asleep_in_place(&self) -> bool {
+        self.asleep_in_place.load(Ordering::Relaxed)
     }
 
     pub(crate) fn take_mail(&self) -> Vec<u64> {

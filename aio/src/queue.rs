@@ -177,7 +177,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.context.at_home(|here| self.submit_from(Some(here))).unwrap_or_else(|| self.submit_from(None))
     }
 
-    fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
+    /// As `submit`, from home if `here` says so.
+    pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _told = self.tell_span(Span::Submit);
         let mut progress = false;
         // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
@@ -234,16 +235,37 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
-        if self.context.at_home(|_| ()).is_none() {
-            self.context.mail(key);
+        if !self.is_at_home() {
+            self.cancel_from_elsewhere(key);
             return None;
         }
-        let guard = self.context.acquire();
-        if self.take_back(&guard, key) {
-            return Some(-i64::from(libc::ECANCELED));
+        let is_over = self.cancel_under(&self.context.acquire(), key) || P::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        is_over.then_some(-i64::from(libc::ECANCELED))
+    }
+
+    /// Takes a request back if it is pending; else asks the kernel to end it. Returns whether it was pending.
+    pub(crate) fn cancel_under(&self, lock: &Held<'_>, key: u64) -> bool {
+        let taken_back = self.take_back(lock, key);
+        if !taken_back {
+            // SAFETY: the coroutine whose request it is ends early, or unwinds.
+            unsafe { self.kernel.cancel(key) };
         }
-        self.kernel.cancel(key);
-        (P::ON_CANCEL == OnCancel::ReturnsAtOnce).then_some(-i64::from(libc::ECANCELED))
+        taken_back
+    }
+
+    /// Has the thread that has the engine cancel a request. A thread that sleeps in place reads no mail before something
+    /// completes, so the kernel is asked here then.
+    pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
+        self.context.mail(key);
+        if self.context.is_asleep_in_place() {
+            // SAFETY: as in `cancel_under`; any thread may ask.
+            unsafe { self.kernel.cancel(key) };
+        }
+    }
+
+    /// Whether this is the home thread of the context that the engine is with.
+    pub(crate) fn is_at_home(&self) -> bool {
+        self.context.at_home(|_| ()).is_some()
     }
 
     /// Takes a request off, if it is pending. Returns whether it was.
@@ -252,6 +274,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if pending {
             add(&self.counts.refused, 1);
             self.tell(key, RequestState::TakenBack);
+            self.notify_if_idle(lock);
         }
         pending
     }
@@ -260,6 +283,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn fail_first(&self, here: Option<AtHome<'_>>, lock: Held<'_>, error: &io::Error) -> bool {
         let Some(key) = self.pending.take_first(&lock, |entry| self.kernel.key(entry)) else { return false };
         add(&self.counts.refused, 1);
+        self.notify_if_idle(&lock);
         drop(lock);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.tell(key, RequestState::Refused(result));

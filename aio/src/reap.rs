@@ -7,13 +7,16 @@
 //! Rule E5 has a bottom half scheduled first, so that a nested poll comes to look at the ring. Here every round looks at
 //! the ring anyway, which is a look at memory: the loop's [`dispatch`](coralio_runtime::Source::dispatch).
 
+#![allow(unsafe_code)]
+
 use std::sync::atomic::Ordering;
 
 use coralio_runtime::AtHome;
 use coralio_runtime::trace::{RequestState, Span};
 
 use crate::engine::{Engine, add};
-use crate::kernel::Kernel;
+use crate::kernel::{Completion, Kernel};
+use crate::place::Held;
 use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
@@ -34,12 +37,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
             Cursor::Shared => {
-                while let Some(completion) = self.kernel.peek() {
+                while let Some(completion) = self.peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
                     if P::COUNTS == Counts::BeforeWaking {
                         self.count_down();
                     }
-                    self.kernel.commit();
+                    self.commit();
                     self.finish(here, completion.key, completion.result);
                     if P::COUNTS == Counts::AfterWaking {
                         self.count_down();
@@ -53,9 +56,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
             Cursor::Private => {
                 let mut batch = Vec::new();
-                while let Some(completion) = self.kernel.peek() {
+                while let Some(completion) = self.peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
-                    self.kernel.commit();
+                    self.commit();
                     batch.push(completion);
                 }
                 for completion in batch {
@@ -78,6 +81,18 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         progress
     }
 
+    #[inline]
+    fn peek(&self) -> Option<Completion> {
+        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author answers for that.
+        unsafe { self.kernel.peek() }
+    }
+
+    #[inline]
+    fn commit(&self) {
+        // SAFETY: as in `peek`; a completion was peeked, and is delivered by the caller, once.
+        unsafe { self.kernel.commit() };
+    }
+
     /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
     /// that was taken twice ends here (rule E9).
     #[inline]
@@ -87,6 +102,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
         add(&self.counts.completions, 1);
+        if in_flight == 0 {
+            self.reached_zero();
+        }
+    }
+
+    /// Nothing is in flight any more: notifies the threads that poll this context for that (rule X9).
+    ///
+    /// Without a fence: the counter was changed under the context's lock, under which a thread that waits in `poll_while`
+    /// evaluates its condition, after it has registered. So either the condition sees the change, or this sees the thread.
+    #[inline]
+    fn reached_zero(&self) {
+        if let Some(context) = self.context.get().filter(|context| context.is_awaited()) {
+            context.notify();
+        }
+    }
+
+    /// As `reached_zero`, for a request that ended without a completion.
+    pub(crate) fn notify_if_idle(&self, lock: &Held<'_>) {
+        if self.in_flight.load(Ordering::Relaxed) == 0 && self.pending.len(lock) == 0 {
+            self.reached_zero();
+        }
     }
 
     #[cold]

@@ -55,7 +55,7 @@ pub use co_fd::CoFd;
 pub use dump::Dump;
 pub use readiness::{wait_readable, wait_writable};
 use shared::{KICK_TOKEN, Shared};
-pub use source::{AtHome, Source};
+pub use source::{AtHome, HomeToken, LoopToken, Source};
 
 /// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
 ///
@@ -134,10 +134,11 @@ impl AioContext {
     fn round(&self, home: &Home, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let token = LoopToken::at_home_of(home);
         let _beat = home.beat();
         let _told = shared.traced(Span::Round);
         home.count_round();
-        let mut progress = source.is_some_and(|source| source.dispatch());
+        let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
         // Coroutines that are ready keep the loop from sleeping, as bottom halves do.
         let busy = progress || home.has_ready() || shared.arrivals.is_pending();
@@ -146,7 +147,7 @@ impl AioContext {
         progress |= shared.timers.run(&self.shared);
         progress |= home.run_ready();
         // Asked anew: it may have been detached.
-        progress |= home.source.get().is_some_and(|source| source.flush(false));
+        progress |= home.source.get().is_some_and(|source| source.flush(token, false));
         home.progress.set(home.progress.get() + u64::from(progress));
         progress
     }
@@ -162,12 +163,13 @@ impl AioContext {
         let _guard = self.acquire();
         let _told = self.shared.traced(Span::Round);
         let source = self.shared.source.lock().clone();
-        let mut progress = source.as_ref().is_some_and(|source| source.dispatch());
+        let token = LoopToken::elsewhere(&self.shared);
+        let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
         progress |= self.shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress, false);
         progress |= self.shared.pollers.run(&self.shared);
         progress |= self.shared.timers.run(&self.shared);
-        progress | source.is_some_and(|source| source.flush(false))
+        progress | source.is_some_and(|source| source.flush(token, false))
     }
 
     /// Asks epoll, and serves what it reports. While other work keeps the loop busy it is asked every eighth time: that
@@ -196,7 +198,7 @@ impl AioContext {
     fn wait(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
-        if source.is_some_and(|source| home.round(|| source.flush(true))) {
+        if source.is_some_and(|source| home.round(|| source.flush(LoopToken::at_home_of(home), true))) {
             return true;
         }
         let limit = shared.poll_limit.load(Ordering::Relaxed);
@@ -212,7 +214,7 @@ impl AioContext {
             self.sleep(home);
             let waited = began.elapsed().as_nanos() as u64;
             shared.pollers.learn(waited, limit);
-            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready()), limit);
+            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready(HomeToken::new(home))), limit);
         }
         true
     }
@@ -231,7 +233,8 @@ impl AioContext {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
                 let came = self.is_due(home)
-                    || home.source_window.ns() >= looked && source.is_some_and(|source| source.is_ready())
+                    || home.source_window.ns() >= looked
+                        && source.is_some_and(|source| source.is_ready(HomeToken::new(home)))
                     || shared.pollers.is_ready(looked);
                 if came || looked >= window || looked >= until_timer {
                     return came;
@@ -271,7 +274,7 @@ impl AioContext {
         let due = self.is_due(home) || shared.pollers.is_ready(0);
         // The handlers' looks are foreign code, which may have detached one.
         let source = home.source.get();
-        if !due && !source.is_some_and(|source| source.is_ready()) {
+        if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
             let until = self.next_due();
             if until.is_none() && home.is_impatient() && self.is_alone(home) {
                 home.lose_patience();
@@ -283,8 +286,8 @@ impl AioContext {
                 asked
             };
             let in_source = |source: &Arc<dyn Source>| {
-                let sleep = |timeout| source.sleep(shared.epoll.as_fd(), timeout);
-                shared.clock.sleep_in_source(until, sleep, || source.is_ready())
+                let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
+                shared.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
             };
             let _told = shared.traced(Span::Sleep);
             let slept = shared.asleep(home, || match source.and_then(in_source) {
@@ -293,7 +296,7 @@ impl AioContext {
             });
             let slept = match slept {
                 // The set goes on reporting a kick until it is asked, and the next sleep would be none.
-                (Ok(()), true) if source.is_some_and(|source| !source.is_ready()) => {
+                (Ok(()), true) if source.is_some_and(|source| !source.is_ready(HomeToken::new(home))) => {
                     ask(Some(Duration::ZERO)).map(drop)
                 }
                 (slept, _) => slept,

@@ -83,7 +83,9 @@ pub use context::polling::{PollHandler, PollHandlerInfo};
 pub use context::registry::ContextEnded;
 pub use context::thread::LoopThread;
 pub use context::timer::{Timer, TimerInfo};
-pub use context::{AioContext, AtHome, CoFd, ContextBuilder, Dump, Source, wait_readable, wait_writable};
+pub use context::{
+    AioContext, AtHome, CoFd, ContextBuilder, Dump, HomeToken, LoopToken, Source, wait_readable, wait_writable,
+};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use coroutine::{
     Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use common::{Log, in_child};
 use coralio_runtime::{
-    AioContext, CoMutex, Coroutine, Interest, Source, TimedOut, VirtualClock, sleep, spawn, suspend, timeout, yield_now,
+    AioContext, CoMutex, Coroutine, HomeToken, Interest, LoopToken, Source, TimedOut, VirtualClock, sleep, spawn,
+    suspend, timeout, yield_now,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -219,15 +220,15 @@ struct Sleeper<F> {
 }
 
 impl<F: Fn(Option<Duration>) + Send + Sync + 'static> Source for Sleeper<F> {
-    fn dispatch(&self) -> bool {
+    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
         false
     }
 
-    fn flush(&self, _all: bool) -> bool {
+    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
         false
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
         false
     }
 
@@ -239,7 +240,12 @@ impl<F: Fn(Option<Duration>) + Send + Sync + 'static> Source for Sleeper<F> {
         String::new()
     }
 
-    fn sleep(&self, _other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        _token: HomeToken<'_>,
+        _other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<()>> {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
         (self.how)(timeout);
         Some(Ok(()))

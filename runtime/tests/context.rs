@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, BottomHalf, Coroutine, Interest, Source, spawn, yield_now};
+use coralio_runtime::{AioContext, BottomHalf, Coroutine, HomeToken, Interest, LoopToken, Source, spawn, yield_now};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
@@ -148,15 +148,15 @@ fn no_kick_is_lost() {
 struct Sleeper<F>(F);
 
 impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
-    fn dispatch(&self) -> bool {
+    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
         false
     }
 
-    fn flush(&self, _all: bool) -> bool {
+    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
         false
     }
 
-    fn is_ready(&self) -> bool {
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
         false
     }
 
@@ -168,7 +168,12 @@ impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
         String::new()
     }
 
-    fn sleep(&self, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(
+        &self,
+        _token: HomeToken<'_>,
+        other: BorrowedFd<'_>,
+        _timeout: Option<Duration>,
+    ) -> Option<io::Result<()>> {
         self.0(other);
         Some(Ok(()))
     }
@@ -324,4 +329,23 @@ fn no_context_runs_within_the_sleep_of_another() {
         let said = said.lock().unwrap();
         assert!(said.contains("may not run a context"), "{said}");
     });
+}
+
+#[test]
+fn engine_is_attached_to_one_context_at_a_time() {
+    // E9: a second context that drove the same engine would sleep in it and submit to it from another thread
+    let engine: Arc<dyn Source> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
+    let attach_elsewhere = || {
+        let engine = Arc::clone(&engine);
+        thread::spawn(move || AioContext::run(|other| other.attach(engine).map_err(|error| error.kind())))
+    };
+    AioContext::run(|ctx| {
+        ctx.attach(Arc::clone(&engine)).unwrap();
+        assert_eq!(attach_elsewhere().join().unwrap(), Err(io::ErrorKind::ResourceBusy));
+        assert_eq!(ctx.attach(Arc::clone(&engine)).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(ctx.detach());
+        assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
+        ctx.attach(Arc::clone(&engine)).unwrap();
+    });
+    assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
 }

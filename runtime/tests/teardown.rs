@@ -194,7 +194,7 @@ fn panicking_callbacks_of_each_kind_do_not_stop_the_end() {
             AioContext::run(|ctx| {
                 let bomb = |name| Bomb(log.clone(), name);
                 let in_bottom_half = bomb("bottom half");
-                ctx.schedule_oneshot(move || drop(in_bottom_half));
+                ctx.schedule_oneshot(move || drop(in_bottom_half)).unwrap();
                 let in_arrival = bomb("arrival");
                 drop(ctx.spawn(move || drop(in_arrival)));
                 let dropped = log.on_drop("coroutine");

@@ -1,12 +1,15 @@
 //! What safe code could try on an engine.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{AioContext, Cancelled, Engine, File, scope, spawn, suspend};
+use coralio_aio::{AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Source, scope, spawn, suspend};
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine};
 
@@ -213,4 +216,83 @@ fn what_a_scope_lends_comes_back_before_its_owner_goes() {
             rounds_until(|| owner.has_ended());
         },
     );
+}
+
+/// A source that hands the calls of its own context's loop on to the engine of another context.
+struct Borrows {
+    engine: Arc<dyn Source>,
+    report: Mutex<Vec<String>>,
+}
+
+impl Source for Borrows {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        let dispatched = self.engine.dispatch(token);
+        self.report.lock().unwrap().push(format!("dispatch {dispatched}"));
+        false
+    }
+
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        let flushed = self.engine.flush(token, all);
+        self.report.lock().unwrap().push(format!("flush {flushed}"));
+        false
+    }
+
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
+        let is_ready = self.engine.is_ready(token);
+        self.report.lock().unwrap().push(format!("is_ready {is_ready}"));
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        false
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, _timeout: Option<Duration>) -> Option<io::Result<()>> {
+        let slept = self.engine.sleep(token, other, Some(Duration::ZERO)).is_some();
+        self.report.lock().unwrap().push(format!("sleep {slept}"));
+        Some(Ok(()))
+    }
+
+    fn close(&self, token: HomeToken<'_>) {
+        self.engine.close(token);
+        self.report.lock().unwrap().push("close".into());
+    }
+}
+
+#[test]
+fn engine_ignores_the_loop_of_another_context() {
+    // E9, E12: the tokens are another context's: no completion is taken, nothing submits or sleeps on that thread
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.complete_on_submit(0, 1);
+        kernel.script.hold(1);
+        let waits = spawn({
+            let engine = engine.clone();
+            move || touch(&engine, 0)
+        });
+        context.poll(false);
+        let late = spawn({
+            let engine = engine.clone();
+            move || touch(&engine, 512)
+        });
+        assert_eq!(kernel.transcript(), "0>1");
+        let source = context.source().unwrap();
+        let foreign = thread::spawn(move || {
+            let borrows = Arc::new(Borrows { engine: source, report: Mutex::default() });
+            AioContext::run(|other| {
+                other.attach(Arc::clone(&borrows) as Arc<dyn Source>).unwrap();
+                other.poll(true);
+            });
+            borrows.report.lock().unwrap().join(", ")
+        });
+        let report = foreign.join().unwrap();
+        assert!(!report.contains("true") && report.contains("sleep false") && report.ends_with("close"), "{report}");
+        assert_eq!(kernel.transcript(), "");
+        context.poll(false);
+        kernel.script.release(1);
+        assert_eq!((waits.join().unwrap(), late.join().unwrap()), (Ok(0), Ok(0)));
+    });
 }

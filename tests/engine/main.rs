@@ -3,6 +3,7 @@
 //! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
 
 mod cancel;
+mod drain;
 mod hostile;
 mod plug;
 mod reap;
@@ -120,26 +121,29 @@ unsafe impl Kernel for Watched {
         result
     }
 
-    fn peek(&self) -> Option<Completion> {
-        self.script.peek()
+    unsafe fn peek(&self) -> Option<Completion> {
+        // SAFETY: the caller's promise.
+        unsafe { self.script.peek() }
     }
 
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         let mut seen = self.seen();
         if seen.echo && !std::mem::replace(&mut seen.echoed, true) {
             return;
         }
         drop(seen);
-        self.script.commit();
+        // SAFETY: the caller's promise.
+        unsafe { self.script.commit() };
     }
 
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         self.seen().transcript.push("wait".into());
         let hook = self.seen().on_wait.take();
         if let Some(hook) = hook {
             hook();
         }
-        self.script.wait(min, other, timeout)
+        // SAFETY: the caller's promise.
+        unsafe { self.script.wait(min, other, timeout) }
     }
 }
 

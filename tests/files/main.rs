@@ -16,6 +16,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod elsewhere;
 mod ends;
 mod fork;
 mod fuse;

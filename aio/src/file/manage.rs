@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::any::AnyEngine;
 use crate::blocking::unblock;
-use crate::error::failed;
+use crate::error::{ELSEWHERE, failed};
 
 use super::File;
 
@@ -30,6 +30,7 @@ fn why(errno: i32) -> &'static str {
         libc::EPERM => "; the file is immutable, append-only, sealed, or a swap file",
         libc::ETXTBSY => "; the file is a program that runs, or swap space",
         libc::EXDEV => "; the two are on different file systems: copy it, sync the copy, then remove the old one",
+        libc::ENOTCONN => ELSEWHERE,
         libc::ENOTEMPTY => "; the folder that it would replace is not empty",
         _ => "",
     }
@@ -62,12 +63,21 @@ fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
 }
 
 impl File {
+    /// The error of an operation, if the file belongs to another context: the one that its requests return.
+    pub(super) fn check_context(&self, what: impl FnOnce() -> String) -> io::Result<()> {
+        if self.engine.is_here() {
+            return Ok(());
+        }
+        explained(what, Err(io::Error::from_raw_os_error(libc::ENOTCONN)))
+    }
+
     /// Runs `f` on this file, as std has it, off the loop's thread.
     fn with_std<T: Send + 'static>(
         &self,
-        what: impl FnOnce() -> String,
+        what: impl Fn() -> String,
         f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.check_context(&what)?;
         let fd = self.fd.as_fd().as_raw_fd();
         off_the_loop(what, move || {
             // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.
@@ -79,6 +89,7 @@ impl File {
         let (start, bytes) = range(offset, len)?;
         let what = || format!("{what} {len} bytes at {offset}");
         if let Some(file) = self.fd.as_simulated() {
+            self.check_context(what)?;
             let [keeps_len, zeroes] =
                 [libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE]
                     .map(|bits| mode & bits != 0);
@@ -102,13 +113,15 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `Unsupported`: the file is [simulated](mod@crate::simulate).
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
+    /// `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///
     /// May yield, as [`unblock`].
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
         if self.fd.as_simulated().is_some() {
+            self.check_context(|| "looking at a file".into())?;
             let message = "a simulated file has no metadata but its length: use File::len";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
@@ -127,6 +140,7 @@ impl File {
     pub fn len(&self) -> io::Result<u64> {
         let what = || "looking for a file's length".into();
         if let Some(file) = self.fd.as_simulated() {
+            self.check_context(what)?;
             return explained(what, file.kernel.len(file.number));
         }
         self.with_std(what, |mut file| {
@@ -156,7 +170,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`].
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///
@@ -165,6 +179,7 @@ impl File {
     pub fn set_len(&self, len: u64) -> io::Result<()> {
         let what = || format!("setting a file's length to {len}");
         if let Some(file) = self.fd.as_simulated() {
+            self.check_context(what)?;
             return explained(what, file.kernel.set_len(file.number, len));
         }
         self.with_std(what, move |file| {
@@ -182,6 +197,7 @@ impl File {
     /// # Errors
     ///
     /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as [`unblock`].
+    /// `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///

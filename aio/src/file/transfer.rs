@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use coralio_runtime::can_suspend;
+
 use crate::blocking::unblock;
 use crate::engine::Detour;
 use crate::error::{explain, failed};
@@ -105,7 +107,7 @@ impl File {
             // SAFETY: the caller's promise.
             return unsafe { self.transfer_bounced(opcode, &[(addr, len)], offset) };
         }
-        let fd = self.cached()?.number();
+        let fd = self.cached(opcode, len as u64, offset)?.number();
         let _order = if opcode.is_write() { self.order.cached()? } else { None };
         self.engine.count_detour(Detour::PageCached);
         let operation = Operation { opcode, fd, addr, len: len as u64, offset };
@@ -158,7 +160,7 @@ impl File {
     #[inline(always)]
     pub(super) unsafe fn transfer_all(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         if len == 0 {
-            return Ok(0);
+            return self.transfer_nothing(opcode, offset);
         }
         // SAFETY: the caller's promise.
         let done = unsafe { self.transfer(opcode, addr, len, offset) }?;
@@ -167,6 +169,20 @@ impl File {
         }
         // SAFETY: the caller's promise.
         unsafe { self.transfer_rest(opcode, addr, len, offset, done) }
+    }
+
+    #[cold]
+    fn transfer_nothing(&self, opcode: Opcode, offset: u64) -> io::Result<usize> {
+        self.check_request(opcode, 0, offset).map(|()| 0)
+    }
+
+    /// The error of a request of this kind, if the file belongs to another context.
+    fn check_request(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<()> {
+        if self.engine.is_here() {
+            return Ok(());
+        }
+        let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };
+        Err(explain(libc::ENOTCONN, &operation, Alignment::ANY))
     }
 
     /// # Safety
@@ -219,6 +235,7 @@ impl File {
         vectors: &[(u64, usize)],
         offset: u64,
     ) -> io::Result<usize> {
+        self.check_request(vectored, vectors.len() as u64, offset)?;
         let mut total = 0;
         for batch in vectors.chunks(libc::UIO_MAXIOV as usize) {
             let wanted: usize = batch.iter().map(|&(_, len)| len).sum();
@@ -268,10 +285,23 @@ impl File {
 
     /// The file through the page cache.
     #[cold]
-    fn cached(&self) -> io::Result<&Handle> {
+    fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
+        if self.cached.get().is_none() {
+            self.check_request(opcode, len, offset)?;
+            // A stack that unwinds cannot wait for another coroutine, and opens a descriptor of its own.
+            let opening = if can_suspend() { Some(self.opening_cached.lock_cancellable()?) } else { None };
+            self.open_cached()?;
+            drop(opening);
+        }
+        Ok(self.cached.get().expect("opened above"))
+    }
+
+    /// Opens the file through the page cache, unless another coroutine has done so.
+    fn open_cached(&self) -> io::Result<()> {
         if self.cached.get().is_none() {
             if let Some(simulated) = self.fd.as_simulated() {
-                return Ok(self.cached.get_or_init(|| simulated.reopen()));
+                self.cached.get_or_init(|| simulated.reopen());
+                return Ok(());
             }
             // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
             let raw = self.fd.as_fd().as_raw_fd();
@@ -290,9 +320,9 @@ impl File {
                 let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.offset);
                 failed(error, what.into(), why)
             })?;
-            // Another coroutine may have been here meanwhile: one of the two is enough.
+            // A stack that unwinds may have been here meanwhile: one of the two is enough.
             let _ = self.cached.set(Handle::real(&self.engine, fd));
         }
-        Ok(self.cached.get().expect("set above"))
+        Ok(())
     }
 }

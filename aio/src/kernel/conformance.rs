@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
@@ -101,14 +101,52 @@ pub(super) fn submit<K: Kernel>(kernel: &K, entries: &mut [K::Entry]) -> io::Res
     unsafe { kernel.submit(entries) }
 }
 
+// SAFETY of the following: each test drives a kernel of its own, and keeps the rules of the thread that drives it: one
+// thread submits and waits, and completions are taken by one thread at a time, each once.
+
+pub(super) fn peek(kernel: &impl Kernel) -> Option<Completion> {
+    // SAFETY: see above.
+    unsafe { kernel.peek() }
+}
+
+pub(super) fn commit(kernel: &impl Kernel) {
+    // SAFETY: see above.
+    unsafe { kernel.commit() }
+}
+
+pub(super) fn cancel(kernel: &impl Kernel, key: u64) {
+    // SAFETY: see above; the key is that of a request of the test.
+    unsafe { kernel.cancel(key) }
+}
+
+pub(super) fn wait(
+    kernel: &impl Kernel,
+    min: u32,
+    other: Option<BorrowedFd<'_>>,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
+    // SAFETY: see above.
+    unsafe { kernel.wait(min, other, timeout) }
+}
+
+pub(super) fn register(kernel: &impl Kernel, fd: BorrowedFd<'_>) -> RawFd {
+    // SAFETY: the number is used with this kernel, and every test unregisters it once.
+    unsafe { kernel.register(fd) }
+}
+
+pub(super) fn unregister(kernel: &impl Kernel, number: RawFd) {
+    // SAFETY: as above.
+    unsafe { kernel.unregister(number) }
+}
+
 /// Waits for the next completion, and takes it.
 pub(super) fn next(kernel: &impl Kernel) -> Completion {
     loop {
-        if let Some(completion) = kernel.peek() {
-            kernel.commit();
+        if let Some(completion) = peek(kernel) {
+            commit(kernel);
             return completion;
         }
-        kernel.wait(1, None, None).unwrap();
+        wait(kernel, 1, None, None).unwrap();
     }
 }
 
@@ -153,8 +191,8 @@ pub(super) fn epoll_with(fd: &OwnedFd) -> OwnedFd {
 /// Waits as a loop does: looks, sleeps, looks again.
 pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &OwnedFd) {
     loop {
-        assert_eq!(kernel.peek(), None);
-        kernel.wait(1, Some(watched.as_fd()), None).unwrap();
+        assert_eq!(peek(kernel), None);
+        wait(kernel, 1, Some(watched.as_fd()), None).unwrap();
         if reset(signalled) {
             return;
         }
@@ -211,21 +249,21 @@ pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
             assert_eq!(one(&kernel, operation(Opcode::Read, &file.0, &mut buffer, 0)), 16);
             buffer[15]
         };
-        let [first, second, third] = files.each_ref().map(|file| kernel.register(file.0.as_fd()));
+        let [first, second, third] = files.each_ref().map(|file| register(&kernel, file.0.as_fd()));
         (1..).zip([first, second, third]).for_each(|(byte, number)| write(number, byte));
         assert_eq!(files.each_ref().map(byte), [1, 2, 3]);
-        kernel.unregister(second);
+        unregister(&kernel, second);
         write(third, 4);
-        let again = kernel.register(files[0].0.as_fd());
+        let again = register(&kernel, files[0].0.as_fd());
         write(again, 5);
         assert_eq!(files.each_ref().map(byte), [5, 2, 4]);
         // What is registered twice stays when one of the two goes.
-        kernel.unregister(again);
+        unregister(&kernel, again);
         write(first, 6);
         write(files[1].0.as_raw_fd(), 7);
         assert_eq!(files.each_ref().map(byte), [6, 7, 4]);
-        kernel.unregister(first);
-        kernel.unregister(third);
+        unregister(&kernel, first);
+        unregister(&kernel, third);
     }
 }
 
@@ -238,7 +276,7 @@ pub(super) fn no_more_in_flight_than_the_depth<K: Kernel>(kernels: fn(u32) -> Ve
         let mut entries: Vec<_> = (0..9).map(|key| kernel.prepare(&operation, key)).collect();
         assert_eq!(submit(&kernel, &mut entries).unwrap(), 8);
         assert_eq!(submit(&kernel, &mut entries[8..]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        kernel.wait(1, Some(other.as_fd()), None).unwrap();
+        wait(&kernel, 1, Some(other.as_fd()), None).unwrap();
         let mut keys = vec![next(&kernel).key];
         assert_eq!(submit(&kernel, &mut entries[8..]).unwrap(), 1);
         keys.extend((0..8).map(|_| next(&kernel).key));
@@ -256,13 +294,13 @@ pub(super) fn waiting_takes_nothing<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
         let mut entries = [4, 5, 6].map(|key| kernel.prepare(&operation, key));
         assert_eq!(submit(&kernel, &mut entries).unwrap(), 3);
         for (min, other) in [(3, None), (1, Some(other.as_fd())), (1, None), (0, None)] {
-            kernel.wait(min, other, None).unwrap();
+            wait(&kernel, min, other, None).unwrap();
         }
-        assert!(kernel.peek().is_some_and(|first| kernel.peek() == Some(first)));
+        assert!(peek(&kernel).is_some_and(|first| peek(&kernel) == Some(first)));
         let mut keys = [(); 3].map(|()| next(&kernel).key);
         keys.sort();
         assert_eq!(keys, [4, 5, 6]);
-        assert_eq!(kernel.peek(), None);
+        assert_eq!(peek(&kernel), None);
     }
 }
 
@@ -277,7 +315,7 @@ pub(super) fn a_sleep_is_ended_by_completions<K: Kernel>(kernels: fn(u32) -> Vec
                 .collect();
             assert_eq!(submit(&kernel, &mut entries).unwrap(), 4);
             if round % 2 == 0 {
-                kernel.wait(4, None, None).unwrap();
+                wait(&kernel, 4, None, None).unwrap();
             }
             let mut keys: Vec<_> = (0..4).map(|_| next(&kernel).key).collect();
             keys.sort();
@@ -320,7 +358,7 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u3
                 for round in 0..total {
                     signal(&signalled);
                     while rounds.load(Acquire) == round {
-                        assert_eq!(kernel.peek(), None);
+                        assert_eq!(peek(&kernel), None);
                         thread::yield_now();
                     }
                 }
@@ -329,7 +367,7 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u3
                 // Without a peek: only the other thread's peek takes an event of an earlier round, which ends each wait at
                 // once. Whether the poll request is armed when the home thread sleeps differs from round to round.
                 while !reset(&signalled) {
-                    kernel.wait(1, Some(signalled.as_fd()), None).unwrap();
+                    wait(&kernel, 1, Some(signalled.as_fd()), None).unwrap();
                     thread::yield_now();
                 }
                 rounds.store(round + 1, Release);
@@ -346,8 +384,8 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<
     for kernel in kernels(2) {
         let other = eventfd();
         for timeout in [Duration::ZERO, Duration::from_micros(1500)] {
-            kernel.wait(1, Some(other.as_fd()), Some(timeout)).unwrap();
-            kernel.wait(2, None, Some(timeout)).unwrap();
+            wait(&kernel, 1, Some(other.as_fd()), Some(timeout)).unwrap();
+            wait(&kernel, 2, None, Some(timeout)).unwrap();
         }
         for timeout in [None, Some(Duration::MAX)] {
             let (sleeper, up) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -355,7 +393,7 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<
                 let result = scope.spawn(|| {
                     // SAFETY: it only says who we are.
                     sleeper.store(unsafe { libc::pthread_self() }, Release);
-                    let result = kernel.wait(1, Some(other.as_fd()), timeout);
+                    let result = wait(&kernel, 1, Some(other.as_fd()), timeout);
                     up.store(true, Release);
                     result
                 });
@@ -378,12 +416,12 @@ pub(super) fn another_descriptor_takes_over<K: Kernel>(kernels: fn(u32) -> Vec<K
     // E12: an engine that moves to another loop watches that one's descriptor.
     for kernel in kernels(8) {
         let (old, new) = (eventfd(), eventfd());
-        kernel.wait(1, Some(old.as_fd()), NOW).unwrap();
+        wait(&kernel, 1, Some(old.as_fd()), NOW).unwrap();
         signal(&new);
         wait_for(&kernel, &new, &new);
         // Nothing is left over of either but what is armed.
-        kernel.wait(1, Some(new.as_fd()), NOW).unwrap();
-        assert_eq!(kernel.peek(), None);
+        wait(&kernel, 1, Some(new.as_fd()), NOW).unwrap();
+        assert_eq!(peek(&kernel), None);
     }
 }
 
@@ -404,6 +442,6 @@ pub(super) fn the_ring_goes_round<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
             assert!(done.into_iter().eq((first..first + lot).map(|key| Completion { key, result: 8 })));
             first += lot;
         }
-        assert_eq!(kernel.peek(), None);
+        assert_eq!(peek(&kernel), None);
     }
 }

@@ -133,6 +133,13 @@ impl IoUring {
         }
     }
 
+    /// Asks for an early completion of the request of this key; see [`Kernel::cancel`].
+    fn cancel_request(&self, key: u64) {
+        let now = types::Timespec::new();
+        // Whatever it says, the request's completion comes: cancelled, or done.
+        let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
+    }
+
     /// Puts a poll request for `other` on the ring.
     fn push_poll(&self, other: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
@@ -170,11 +177,11 @@ unsafe impl Kernel for IoUring {
         self.depth
     }
 
-    fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
+    unsafe fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
         if self.is_ours() { self.files.register(&self.ring, fd) } else { fd.as_raw_fd() }
     }
 
-    fn unregister(&self, number: RawFd) {
+    unsafe fn unregister(&self, number: RawFd) {
         // The ring is the parent's, and so are the files that it knows.
         if self.is_ours() {
             self.files.unregister(&self.ring, number);
@@ -237,14 +244,12 @@ unsafe impl Kernel for IoUring {
 
     /// From Linux 6.0 on; before that it does nothing. By a call that brings no completion of its own, so that none has to be
     /// told apart and none can flood the ring. It does not wait: what the device has already comes when it comes.
-    fn cancel(&self, key: u64) {
-        let now = types::Timespec::new();
-        // Whatever it says, the request's completion comes: cancelled, or done.
-        let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
+    unsafe fn cancel(&self, key: u64) {
+        self.cancel_request(key);
     }
 
     #[inline]
-    fn peek(&self) -> Option<Completion> {
+    unsafe fn peek(&self) -> Option<Completion> {
         match &self.watch {
             Some(watch) => watch.peek(&self.rings),
             None => self.rings.at_cursor(),
@@ -252,7 +257,7 @@ unsafe impl Kernel for IoUring {
     }
 
     #[inline]
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
         self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
         self.rings.move_on();
@@ -264,7 +269,7 @@ unsafe impl Kernel for IoUring {
     /// # Panics
     ///
     /// If two threads wait at once, from Linux 6.0 on.
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         if min == 0 {
             return Ok(());
         }
@@ -280,7 +285,7 @@ unsafe impl Kernel for IoUring {
         match other.map(|other| (other, watch.arm(other.as_raw_fd()))) {
             None | Some((_, Arm::Watched)) => self.sleep(timeout),
             Some((_, Arm::Elsewhere)) => {
-                self.cancel(POLL_KEY);
+                self.cancel_request(POLL_KEY);
                 self.sleep(timeout)
             }
             Some((other, Arm::Submit)) => {
@@ -299,11 +304,14 @@ impl Drop for IoUring {
     /// Waits for what is in flight: the kernel would go on with it after the ring is closed.
     fn drop(&mut self) {
         while self.is_ours() && self.in_flight.load(Relaxed) > 0 {
-            while self.peek().is_some() {
-                self.commit();
-            }
-            if self.in_flight.load(Relaxed) > 0 && self.wait(1, None, None).is_err() {
-                return;
+            // SAFETY: whoever drops the kernel owns it, so no other thread uses it; nobody else takes a completion.
+            unsafe {
+                while self.peek().is_some() {
+                    self.commit();
+                }
+                if self.in_flight.load(Relaxed) > 0 && self.wait(1, None, None).is_err() {
+                    return;
+                }
             }
         }
     }

@@ -99,9 +99,11 @@ impl LinuxAio {
     /// Itself, if the kernel does all that an engine asks for: it may hide `io_submit` alone, or be older than the poll request.
     pub(crate) fn probed(self) -> io::Result<LinuxAio> {
         let readable = context::readable()?;
-        let waited = self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1)));
+        // SAFETY: the kernel is owned here, so no other thread uses it.
+        let (waited, found) =
+            unsafe { (self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1))), self.peek()) };
         waited.map_err(|error| setup_error(error, self.context.depth))?;
-        match self.peek() {
+        match found {
             None => Ok(self),
             Some(completion) => panic!("nothing was asked of it yet, and here is {completion:?}"),
         }
@@ -225,6 +227,16 @@ impl LinuxAio {
         *taken
     }
 
+    /// The completion at the cursor. Atomics and a mutex alone: a call at the wrong moment mixes up completions, which
+    /// the contract of [`Kernel::peek`] excludes, but is no undefined behaviour by itself.
+    #[inline]
+    fn found(&self) -> Option<Completion> {
+        if self.slots == 0 {
+            return self.peek_taken();
+        }
+        self.watch.peek(self)
+    }
+
     /// Leaves nothing in flight and nothing on the ring, so that the context can serve somebody else.
     fn clear(&self) -> bool {
         if self.in_flight.load(Relaxed) != 0 {
@@ -232,11 +244,11 @@ impl LinuxAio {
         }
         while self.watch.is_armed() {
             self.cancel_poll();
-            if self.sleep(1, None).is_err() || self.peek().is_some() {
+            if self.sleep(1, None).is_err() || self.found().is_some() {
                 return false;
             }
         }
-        self.peek().is_none()
+        self.found().is_none()
     }
 }
 
@@ -330,15 +342,12 @@ unsafe impl Kernel for LinuxAio {
     }
 
     #[inline]
-    fn peek(&self) -> Option<Completion> {
-        if self.slots == 0 {
-            return self.peek_taken();
-        }
-        self.watch.peek(self)
+    unsafe fn peek(&self) -> Option<Completion> {
+        self.found()
     }
 
     #[inline]
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
         self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
         if self.slots == 0 {
@@ -364,7 +373,7 @@ unsafe impl Kernel for LinuxAio {
     /// # Panics
     ///
     /// If two threads wait at once.
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let moved = other.is_some_and(|other| self.watch.is_elsewhere(other.as_raw_fd()));
         let min = if moved || self.slots == 0 { min.min(1) } else { min };
         let arm = || other.map_or(Ok(true), |other| self.arm(other));

@@ -240,7 +240,7 @@ unsafe impl Kernel for Scripted {
         Ok(taken)
     }
 
-    fn peek(&self) -> Option<Completion> {
+    unsafe fn peek(&self) -> Option<Completion> {
         let mut state = self.state();
         let completion = state.ring.front().copied().filter(|_| state.user == self.number)?;
         let hook = state.peek_hook.take();
@@ -251,13 +251,13 @@ unsafe impl Kernel for Scripted {
         Some(completion)
     }
 
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         let mut state = self.state();
         assert_eq!(state.user, self.number, "a completion is taken by whom it is for");
         state.ring.pop_front();
     }
 
-    fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let mut state = self.state();
         if !state.ring.is_empty() {
             return Ok(());

@@ -202,22 +202,22 @@ unsafe impl Kernel for SimKernel {
         unsafe { self.machine().submit(entries) }
     }
 
-    fn cancel(&self, key: u64) {
+    unsafe fn cancel(&self, key: u64) {
         self.machine().cancel(key);
     }
 
-    fn peek(&self) -> Option<Completion> {
+    unsafe fn peek(&self) -> Option<Completion> {
         self.machine().peek()
     }
 
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         self.machine().commit();
     }
 
     /// # Panics
     ///
     /// If nothing could end it.
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let told = other.is_some_and(|other| is_readable(other, Some(Duration::ZERO)));
         if told || self.machine().sleep(min, timeout) {
             return Ok(());

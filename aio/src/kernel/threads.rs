@@ -184,7 +184,7 @@ unsafe impl Kernel for Threads {
     }
 
     /// What no worker has begun completes at once.
-    fn cancel(&self, key: u64) {
+    unsafe fn cancel(&self, key: u64) {
         let ours = |request: &Request| request.entry.key == key && Arc::ptr_eq(&request.to, &self.target);
         if let Some(request) = self.pool.take_back(ours) {
             request.to.complete(key, -i64::from(libc::ECANCELED));
@@ -192,12 +192,12 @@ unsafe impl Kernel for Threads {
     }
 
     #[inline]
-    fn peek(&self) -> Option<Completion> {
+    unsafe fn peek(&self) -> Option<Completion> {
         self.target.completions.peek().map(|(key, result)| Completion { key, result })
     }
 
     #[inline]
-    fn commit(&self) {
+    unsafe fn commit(&self) {
         // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
         self.in_flight.store(self.in_flight.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
         self.target.completions.commit();
@@ -213,7 +213,7 @@ unsafe impl Kernel for Threads {
     /// # Panics
     ///
     /// If two threads wait at once.
-    fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let completions = &self.target.completions;
         assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may");
         let slept = self.sleep(min.min(self.depth), other, timeout);
@@ -228,7 +228,8 @@ impl Drop for Threads {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         if in_flight > 0 && self.pool.is_ours() {
             while !self.target.completions.has(in_flight) {
-                if self.wait(in_flight, None, None).is_err() {
+                // SAFETY: whoever drops the kernel owns it, so no other thread waits.
+                if unsafe { self.wait(in_flight, None, None) }.is_err() {
                     std::thread::yield_now();
                 }
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, AtHome, Source};
+use coralio_runtime::{AioContext, AtHome, HomeToken, LoopToken, Source};
 
 use crate::any::DynEngine;
 use crate::detach::Carried;
@@ -75,6 +75,10 @@ impl Performs for Simulated {
     fn wait_in_place(&self, slot: &Slot) -> i64 {
         self.engine.wait_in_place(slot)
     }
+
+    fn abandon(&self, slot: &Slot) {
+        self.engine.abandon(slot);
+    }
 }
 
 impl DynEngine for Simulated {
@@ -90,12 +94,17 @@ impl DynEngine for Simulated {
         self.engine.on_short()
     }
 
+    fn is_here(&self) -> bool {
+        self.engine.is_here()
+    }
+
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
         self.engine.register(fd)
     }
 
-    fn unregister(&self, number: RawFd) {
-        self.engine.unregister(number);
+    unsafe fn unregister(&self, number: RawFd) {
+        // SAFETY: the caller's promise.
+        unsafe { self.engine.unregister(number) };
     }
 
     fn set_submit_limit(&self, limit: Duration) {
@@ -116,19 +125,19 @@ impl Source for Simulated {
     /// # Panics
     ///
     /// If the run does not end.
-    fn dispatch(&self) -> bool {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
         if self.kernel.is_overrun(0) {
             self.fail_as_endless();
         }
-        self.source.dispatch()
+        self.source.dispatch(token)
     }
 
-    fn flush(&self, all: bool) -> bool {
-        self.source.flush(all)
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        self.source.flush(token, all)
     }
 
-    fn is_ready(&self) -> bool {
-        self.source.is_ready()
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
+        self.source.is_ready(token)
     }
 
     fn is_idle(&self) -> bool {
@@ -143,10 +152,10 @@ impl Source for Simulated {
     ///
     /// If no completion would end it; if requests are pending that nobody would submit; if nothing could ever end it. There is no third way for a run
     /// to hang.
-    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         let Stats { in_flight, pending, .. } = self.stats();
         if in_flight > 0 && !self.kernel.is_idle() {
-            let slept = self.source.sleep(other, timeout);
+            let slept = self.source.sleep(token, other, timeout);
             assert!(slept.is_some(), "the loop sleeps where no completion would wake it ({})", self.describe());
             return slept;
         }

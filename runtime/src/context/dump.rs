@@ -352,7 +352,7 @@ mod tests {
                         drop(guard);
                         thread::yield_now();
                     };
-                    context.kick();
+                    context.notify();
                     let waits = |text: &str| text.contains("ContextLock::lock");
                     thread::scope(|scope| {
                         let forced = scope.spawn(|| {

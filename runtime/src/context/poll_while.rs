@@ -140,6 +140,34 @@ impl AioContext {
         }
     }
 
+    /// Waits until the context's I/O engine has no request in flight and none pending, as
+    /// [`poll_while`](Self::poll_while) waits. Requests that coroutines make meanwhile are waited for too. Returns at once if
+    /// the context has no engine.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of what the loop runs.
+    ///
+    /// # Control
+    ///
+    /// May enter coroutines. Blocks the thread, not the coroutine.
+    #[doc(alias = "bdrv_drain_all")]
+    pub fn drain(&self) {
+        self.poll_while(|| self.source().is_some_and(|source| !source.is_idle()));
+    }
+
+    /// Whether another thread waits in [`poll_while`](Self::poll_while) for this context. An engine that holds the
+    /// context's lock asks after it has changed a counter, and calls [`notify`](Self::notify) if so. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_awaited(&self) -> bool {
+        // Relaxed: the list is changed before the context's lock is taken to evaluate the condition.
+        self.shared.onlookers.count.load(Ordering::Relaxed) > 0
+    }
+
     /// Makes the current or the next blocking [`poll`](Self::poll) of this context return, and threads that wait for this
     /// context in [`poll_while`](Self::poll_while) evaluate their conditions again. For a condition that is on none of the
     /// loop's queues: change the condition, then notify. From any thread; takes a system call only if a loop or a thread

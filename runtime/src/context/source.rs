@@ -7,8 +7,11 @@ use std::cell::{Cell, OnceCell};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, Coroutine, Token};
@@ -16,19 +19,24 @@ use crate::home::{Home, fork};
 
 use super::AioContext;
 use super::lock::HomeGuard;
+use super::shared::Shared;
 
 /// An I/O engine that a context drives. One per context.
 ///
 /// The loop calls [`dispatch`](Self::dispatch) at the beginning of each round, nested rounds too, and
 /// [`flush`](Self::flush) at its end; both under the context's lock, also from another thread's poll. Between the two
 /// the engine may let requests gather: `flush` is sure to come.
+///
+/// Every method that drives the engine takes a token that only a loop can create, so that no other code can call the
+/// method. A source that passes its token on to another source passes the token of its own context: an engine that relies
+/// on its context's lock or thread compares the token with that context ([`LoopToken::is_of`], [`HomeToken::is_of`]).
 pub trait Source: Any + Send + Sync {
     /// Completes what is done. Returns whether anything was.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
-    fn dispatch(&self) -> bool;
+    fn dispatch(&self, token: LoopToken<'_>) -> bool;
 
     /// Submits what has gathered, and completes what is done at once. With `all`, the loop is about to sleep: nothing may
     /// stay behind with nobody to wake it. Returns whether anything was completed.
@@ -36,11 +44,11 @@ pub trait Source: Any + Send + Sync {
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
-    fn flush(&self, all: bool) -> bool;
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool;
 
     /// Whether there is something for `dispatch`, or something that `flush` held back and that may go now: then the loop
     /// does not sleep. A look at memory.
-    fn is_ready(&self) -> bool;
+    fn is_ready(&self, token: HomeToken<'_>) -> bool;
 
     /// Whether nothing is with the kernel and nothing waits to be submitted: then no completion will come. A look at memory.
     fn is_idle(&self) -> bool;
@@ -59,11 +67,92 @@ pub trait Source: Any + Send + Sync {
     /// # Errors
     ///
     /// What the system says if it cannot sleep.
-    fn sleep(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
     /// The context has ended, and its coroutines with it; it is home for this one call still. What others have with the engine
     /// is brought to its end.
-    fn close(&self) {}
+    fn close(&self, token: HomeToken<'_>) {
+        let _ = token;
+    }
+}
+
+/// Proof that the caller polls a context and holds the context's lock. Created by a poll of that context alone, and
+/// valid within the call that it is passed to.
+#[derive(Clone, Copy)]
+pub struct LoopToken<'l> {
+    shared: &'l Shared,
+    home: Option<&'l Home>,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl<'l> LoopToken<'l> {
+    /// Of a poll by the home thread, which holds the lock.
+    #[inline]
+    pub(crate) fn at_home_of(home: &'l Home) -> LoopToken<'l> {
+        LoopToken { shared: &home.shared, home: Some(home), _not_send: PhantomData }
+    }
+
+    /// Of a poll by another thread, which holds the lock.
+    pub(crate) fn elsewhere(shared: &'l Shared) -> LoopToken<'l> {
+        LoopToken { shared, home: None, _not_send: PhantomData }
+    }
+
+    /// Whether the context that is polled is `context`.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_of(self, context: &AioContext) -> bool {
+        ptr::eq(self.shared, &*context.shared)
+    }
+
+    /// What an engine may do on the context's home thread; `None` if another thread polls.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn at_home(self) -> Option<AtHome<'l>> {
+        self.home.map(AtHome::new)
+    }
+}
+
+impl std::fmt::Debug for LoopToken<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoopToken")
+    }
+}
+
+/// Proof that the caller is a context's loop, on the context's home thread, when the loop sleeps or ends. Created by that
+/// loop alone, and valid within the call that it is passed to.
+#[derive(Clone, Copy)]
+pub struct HomeToken<'l> {
+    shared: &'l Shared,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl<'l> HomeToken<'l> {
+    #[inline]
+    pub(crate) fn new(home: &'l Home) -> HomeToken<'l> {
+        HomeToken { shared: &home.shared, _not_send: PhantomData }
+    }
+
+    /// Whether the loop is that of `context`.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    #[inline]
+    pub fn is_of(self, context: &AioContext) -> bool {
+        ptr::eq(self.shared, &*context.shared)
+    }
+}
+
+impl std::fmt::Debug for HomeToken<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HomeToken")
+    }
 }
 
 /// The engines that a context has had; the one that it has. None is dropped before the home is: a round that one was taken away
@@ -91,25 +180,58 @@ impl Sources {
         self.current().map(|had| &had.source)
     }
 
-    /// Returns whether there was none.
-    fn set(&self, source: &Arc<dyn Source>) -> bool {
+    fn set(&self, source: &Arc<dyn Source>) -> io::Result<()> {
         if self.current().is_some() {
-            return false;
+            let why = "the context has an I/O engine already; share that one";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
         }
+        bind(source)?;
         if let Some(had) = self.all().find(|had| Arc::ptr_eq(&had.source, source)) {
             had.has_gone.set(false);
-            return true;
+            return Ok(());
         }
         let news = Had { source: Arc::clone(source), has_gone: Cell::new(false), next: Sources::default() };
         let end = self.all().last().map_or(self, |had| &had.next);
-        end.0.set(Box::new(news)).is_ok()
+        assert!(end.0.set(Box::new(news)).is_ok(), "the last source has no next one");
+        Ok(())
     }
 
     fn take(&self) -> Option<Arc<dyn Source>> {
         let had = self.current()?;
         had.has_gone.set(true);
+        release(&had.source);
         Some(Arc::clone(&had.source))
     }
+}
+
+impl Drop for Had {
+    fn drop(&mut self) {
+        if !self.has_gone.get() {
+            release(&self.source);
+        }
+    }
+}
+
+/// Addresses of the sources that contexts of this process have now. One context at a time drives an engine.
+static ATTACHED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+fn address(source: &Arc<dyn Source>) -> usize {
+    Arc::as_ptr(source).cast::<()>().addr()
+}
+
+/// Records that a context has `source`; fails if another context has it.
+fn bind(source: &Arc<dyn Source>) -> io::Result<()> {
+    let mut attached = ATTACHED.lock();
+    if attached.contains(&address(source)) {
+        let why = "cannot attach the I/O engine: another context has it; detach it there first";
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+    }
+    attached.push(address(source));
+    Ok(())
+}
+
+fn release(source: &Arc<dyn Source>) {
+    ATTACHED.lock().retain(|&other| other != address(source));
 }
 
 impl AioContext {
@@ -117,7 +239,7 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// The context has one already: `AlreadyExists`.
+    /// `AlreadyExists`: the context has an engine already. `ResourceBusy`: another context has this engine.
     ///
     /// # Panics
     ///
@@ -130,10 +252,7 @@ impl AioContext {
         let Some(home) = self.shared.home() else {
             panic!("an engine is attached on the context's home thread");
         };
-        if !home.source.set(&source) {
-            let why = "the context has an I/O engine already; share that one";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
-        }
+        home.source.set(&source)?;
         *self.shared.source.lock() = Some(source);
         Ok(())
     }

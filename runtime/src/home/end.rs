@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use crate::context::source::HomeToken;
 use crate::coroutine::control::{Control, CoroutineId, Resume, State};
 use crate::report::report;
 
@@ -59,7 +60,7 @@ impl Home {
             });
         }
         if let Some(source) = self.source.get() {
-            step(&mut || source.close());
+            step(&mut || source.close(HomeToken::new(self)));
         }
         payload
     }

@@ -1,7 +1,8 @@
 //! Real requests on real rings: what every kernel must do, and what is io_uring's own.
 
 use super::super::conformance::{
-    self, Page, Temp, bad, eventfd, next, one, operation, signal, submit, unless_refused, wait_for,
+    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, signal, submit, unless_refused, unregister,
+    wait, wait_for,
 };
 use super::setup::{Features, missing, refused};
 use super::*;
@@ -36,7 +37,7 @@ fn a_bad_one_is_taken_and_fails_alone() {
     let mut done = [(); 3].map(|()| next(&kernel));
     done.sort_by_key(|completion| completion.key);
     assert_eq!(done.map(|completion| completion.result), [16, -i64::from(libc::EBADF), 16]);
-    assert_eq!(kernel.peek(), None);
+    assert_eq!(peek(&kernel), None);
     assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
 }
 
@@ -58,7 +59,7 @@ fn what_was_not_consumed_is_not_lent() {
         assert_eq!(done.map(|completion| completion.key), [0, 1]);
         assert!(done[0].result == 4 && done[1].result < 0, "{done:?}");
         assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
-        assert_eq!((kernel.peek(), kernel.in_flight.load(Relaxed)), (None, 0));
+        assert_eq!((peek(&kernel), kernel.in_flight.load(Relaxed)), (None, 0));
         assert_eq!(file.0.metadata().unwrap().len(), 4 + round * 4, "the third was not done");
         assert_eq!(submit(&kernel, &mut entries[2..]).unwrap(), 1);
         assert_eq!(next(&kernel), Completion { key: 2, result: 4 });
@@ -177,7 +178,7 @@ fn a_file_is_closed_when_the_ring_lets_go_of_it() {
         return;
     }
     let (reader, writer) = std::io::pipe().unwrap();
-    let number = kernel.register(writer.as_fd());
+    let number = register(&kernel, writer.as_fd());
     assert!(number < -1);
     drop(writer);
     let write = |count| {
@@ -186,7 +187,7 @@ fn a_file_is_closed_when_the_ring_lets_go_of_it() {
         one(&kernel, Operation { fd: number, ..operation })
     };
     assert_eq!(write(16), 16);
-    kernel.unregister(number);
+    unregister(&kernel, number);
     assert_eq!(write(16), -i64::from(libc::EBADF));
     // Ends when nobody has the other end open.
     assert_eq!(std::io::read_to_string(&reader).unwrap().len(), 16);
@@ -197,12 +198,12 @@ fn a_forked_child_leaves_its_parents_files_alone() {
     // C10, E13: it takes none out, and adds none
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
-    let number = kernel.register(file.0.as_fd());
+    let number = register(&kernel, file.0.as_fd());
     // SAFETY: the child makes system calls, and ends without running anything of its parent's.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        kernel.unregister(number);
-        let added = kernel.register(file.0.as_fd());
+        unregister(&kernel, number);
+        let added = register(&kernel, file.0.as_fd());
         // SAFETY: as above.
         unsafe { libc::_exit(i32::from(added < 0)) };
     }
@@ -223,12 +224,12 @@ fn a_table_that_is_full_takes_no_more() {
     if !has_a_table(&kernel) {
         return;
     }
-    let register = || kernel.register(file.0.as_fd());
+    let register = || register(&kernel, file.0.as_fd());
     let numbers: Vec<_> = (0..files::PLACES).map(|_| register()).collect();
     assert!(numbers.iter().all(|&number| number < -1), "{numbers:?}");
     assert_eq!(register(), file.0.as_raw_fd());
-    kernel.unregister(file.0.as_raw_fd());
-    kernel.unregister(numbers[17]);
+    unregister(&kernel, file.0.as_raw_fd());
+    unregister(&kernel, numbers[17]);
     assert_eq!(register(), numbers[17]);
 }
 
@@ -341,7 +342,7 @@ fn a_submit_that_consumes_nothing_lends_nothing() {
     assert_eq!(submit(&kernel, &mut entries).unwrap(), 2);
     let mut keys = [next(&kernel).key, next(&kernel).key];
     keys.sort();
-    assert_eq!((keys, kernel.peek()), ([3, 4], None));
+    assert_eq!((keys, peek(&kernel)), ([3, 4], None));
 }
 
 #[test]
@@ -350,7 +351,7 @@ fn a_poll_request_that_was_not_taken_is_not_out() {
     let Some(kernel) = ring(2) else { return };
     let other = eventfd();
     let is_armed = || kernel.watch.as_ref().is_some_and(Watch::is_armed);
-    let wait = || kernel.wait(1, Some(other.as_fd()), None);
+    let wait = || wait(&kernel, 1, Some(other.as_fd()), None);
     behind_a_filter(libc::SYS_io_uring_enter, libc::EAGAIN, wait).unwrap();
     assert!(!is_armed());
     signal(&other);

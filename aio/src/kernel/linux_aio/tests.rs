@@ -1,7 +1,7 @@
 //! Real requests on real files: with the ring read in memory and, by the same bodies, without.
 
 use super::super::conformance::{
-    self, NOW, Page, Temp, bad, eventfd, next, one, operation, signal, submit, unless_refused,
+    self, NOW, Page, Temp, bad, eventfd, next, one, operation, peek, signal, submit, unless_refused, wait,
 };
 use super::context::setup_error;
 use super::*;
@@ -47,7 +47,7 @@ fn a_batch_is_taken_up_to_the_bad_one() {
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         assert_eq!(submit(&kernel, &mut entries[2..]).unwrap(), 1);
         assert_eq!([next(&kernel).key, next(&kernel).key], [0, 2]);
-        assert_eq!(kernel.peek(), None);
+        assert_eq!(peek(&kernel), None);
         assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
     }
 }
@@ -97,7 +97,7 @@ fn an_idle_context_serves_again() {
             signal(&other);
         }
         let kernel = LinuxAio::from_pool(77, pool).unwrap();
-        kernel.wait(1, Some(other.as_fd()), NOW).unwrap();
+        wait(&kernel, 1, Some(other.as_fd()), NOW).unwrap();
         assert!(kernel.watch.is_armed());
     }
     assert_eq!(pool.idle().len(), 1);
@@ -108,7 +108,7 @@ fn an_idle_context_serves_again() {
     assert!(again.iter().any(|kernel| kernel.ring == ring));
     for kernel in &again {
         assert_eq!(kernel.header().head.load(Relaxed), kernel.header().tail.load(Relaxed));
-        assert_eq!(kernel.peek(), None);
+        assert_eq!(peek(kernel), None);
     }
 }
 
@@ -137,7 +137,7 @@ fn a_context_with_requests_in_flight_is_not_kept() {
     let poll = Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_raw_fd() as u32, ..Default::default() });
     assert_eq!(submit(&kernel, &mut [write, poll]).unwrap(), 2);
     assert_eq!(next(&kernel), Completion { key: 1, result: 4096 });
-    assert_eq!(kernel.peek(), None);
+    assert_eq!(peek(&kernel), None);
     drop(kernel);
     assert!(pool.idle().is_empty());
 }
@@ -150,7 +150,7 @@ fn a_forked_child_leaves_its_parents_contexts_alone() {
     let mut buffer = [2; 8];
     let kernel = LinuxAio::from_pool(5, pool).unwrap();
     drop(LinuxAio::from_pool(6, pool).unwrap());
-    kernel.wait(1, Some(other.as_fd()), NOW).unwrap();
+    wait(&kernel, 1, Some(other.as_fd()), NOW).unwrap();
     // SAFETY: the child only drops and looks, and ends without running anything of its parent's.
     let child = unsafe { libc::fork() };
     if child == 0 {

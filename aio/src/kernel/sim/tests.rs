@@ -1,7 +1,7 @@
 //! The simulated kernel by itself: what every kernel must do, and what Linux says at its edges.
 
 use super::super::Opcode;
-use super::super::conformance::{self, Temp, bad, next, operation, submit};
+use super::super::conformance::{self, Temp, bad, next, operation, peek, submit, wait};
 use super::*;
 
 fn kernel(depth: u32, bad_ring: bool) -> SimKernel {
@@ -34,7 +34,7 @@ fn a_bad_one_is_refused_first_and_ends_the_batch_elsewhere() {
             assert_eq!(next(&kernel).result, 16);
             assert_eq!(submit(&kernel, &mut []).unwrap(), 0);
         }
-        assert_eq!(kernel.peek(), None);
+        assert_eq!(peek(&kernel), None);
     }
 }
 
@@ -58,5 +58,5 @@ fn a_buffer_that_changes_is_noticed() {
 #[should_panic(expected = "this sleep would never end")]
 fn a_sleep_that_nothing_ends_is_told() {
     // E17: not by a time limit.
-    let _ = kernel(8, false).wait(1, None, None);
+    let _ = wait(&kernel(8, false), 1, None, None);
 }

@@ -1,0 +1,15 @@
+//! E9: only a context's loop calls `sleep` of its source: no other code has the token, and it does not leave the loop's thread
+use std::os::fd::BorrowedFd;
+
+use coralio_runtime::{AioContext, HomeToken};
+
+fn sleeps_on_another_thread(context: &AioContext, other: BorrowedFd<'static>, token: HomeToken<'_>) {
+    let source = context.source().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| source.sleep(token, other, None));
+    });
+}
+
+fn main() {
+    let made = HomeToken {};
+}

@@ -1,0 +1,129 @@
+//! Waiting until an engine has nothing left (rule X9): the engine itself notifies a thread that waits for that.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use coralio_aio::kernel::scripted::Scripted;
+use coralio_aio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
+
+use crate::{Watch, touch, with_engine};
+
+/// A thread in `poll_while` until nothing is left, which has seen a request.
+fn waiter(context: &AioContext, engine: &Watch) -> thread::JoinHandle<()> {
+    let (saw, seen) = channel();
+    let (context, engine) = (context.clone(), engine.clone());
+    let waiter = thread::spawn(move || {
+        context.poll_while(|| {
+            let stats = engine.stats();
+            let is_busy = stats.in_flight + stats.pending > 0;
+            if is_busy {
+                let _ = saw.send(());
+            }
+            is_busy
+        });
+    });
+    seen.recv().unwrap();
+    waiter
+}
+
+#[test]
+fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
+    // X9: the thread sleeps, registered, and nothing but the engine tells it
+    with_engine(1, |context, kernel, engine| {
+        kernel.script.hold(0);
+        let reader = spawn({
+            let engine = engine.clone();
+            move || touch(&engine, 0)
+        });
+        context.poll(false);
+        let waiter = waiter(context, engine);
+        kernel.script.release(0);
+        context.poll(false);
+        waiter.join().unwrap();
+        assert_eq!(reader.join().unwrap(), Ok(0));
+    });
+}
+
+/// Starts a request that a plug holds back, and a thread that waits for its end; `end` brings that about.
+fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &JoinHandle<Result<usize, i32>>)) {
+    with_engine(8, |context, kernel, engine| {
+        let plug = engine.plug();
+        let reader = spawn({
+            let engine = engine.clone();
+            move || touch(&engine, 0)
+        });
+        context.poll(false);
+        let waiter = waiter(context, engine);
+        end(context, kernel, plug, &reader);
+        waiter.join().unwrap();
+    });
+}
+
+#[test]
+fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
+    // X9: the request ends without a completion
+    waits_until_pending(|context, kernel, plug, reader| {
+        kernel.script.refuse(libc::EBADF);
+        drop(plug);
+        while !reader.is_finished() {
+            context.poll(false);
+        }
+    });
+}
+
+#[test]
+fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
+    // X9, E11: the request is taken back before the kernel has it
+    waits_until_pending(|context, kernel, _plug, reader| {
+        reader.cancel();
+        while !reader.is_finished() {
+            context.poll(false);
+        }
+        assert_eq!(kernel.transcript(), "");
+    });
+}
+
+#[test]
+fn engine_context_and_file_drain() {
+    // X9: on the home thread, in a coroutine, and on another thread
+    AioContext::run(|context| {
+        let kernel = Scripted::new(8);
+        kernel.set_disk(b"disk");
+        let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
+        let open = || File::on_engine(&engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap();
+        let start = || {
+            let file = open();
+            let reader = spawn(move || file.read_at(&mut [0; 4], 0).unwrap());
+            context.poll(false);
+            assert_eq!(engine.stats().in_flight, 1);
+            drop(reader);
+        };
+        let is_idle = || (engine.stats().in_flight, engine.stats().pending) == (0, 0);
+        start();
+        engine.drain().unwrap();
+        assert!(is_idle());
+        start();
+        context.drain();
+        assert!(is_idle());
+        start();
+        let file = open();
+        spawn(move || file.drain().unwrap()).join().unwrap();
+        assert!(is_idle());
+        start();
+        let foreign = thread::spawn({
+            let engine = Arc::clone(&engine);
+            move || engine.drain().map_err(|error| error.kind())
+        });
+        while engine.stats().in_flight > 0 {
+            context.poll(true);
+        }
+        assert_eq!(foreign.join().unwrap(), Ok(()));
+        let detached = engine.detach().unwrap();
+        assert_eq!(engine.drain().unwrap_err().kind(), io::ErrorKind::NotConnected);
+        drop(detached);
+    });
+}
