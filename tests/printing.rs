@@ -45,7 +45,6 @@ fn no_library_or_program_prints_by_macro() {
         let lines = text.lines().enumerate().filter(|(_, line)| prints(line));
         found.extend(lines.map(|(index, line)| format!("{}:{}: {}", file.display(), index + 1, line.trim())));
     }
-    // Converted in a change of its own.
     assert!(
         found.is_empty(),
         "write these by `coralio_runtime::report`, or by `io::stdout` and handle the error:\n{}",

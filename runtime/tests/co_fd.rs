@@ -380,29 +380,6 @@ fn listeners_pipes_and_what_cannot_be() {
 }
 
 #[test]
-fn edge_during_its_handler_is_not_lost() {
-    // X4, X2: the coroutine that an edge woke runs on top of the handler, and polls; an edge that this nested poll is told of
-    // is kept until the handler has returned, and wakes the next wait
-    AioContext::run(|ctx| {
-        let (ours, mut theirs) = pair();
-        let polls = ctx.clone();
-        theirs.set_nonblocking(true).unwrap();
-        let mut sends = theirs.try_clone().unwrap();
-        let reader = spawn(move || {
-            let first = (&*ours).read(&mut [0; 8]).unwrap();
-            sends.write_all(&[2; 2]).unwrap();
-            polls.poll(false);
-            first + (&*ours).read(&mut [0; 8]).unwrap()
-        });
-        ctx.poll(false);
-        theirs.write_all(&[1]).unwrap();
-        (0..3).for_each(|_| _ = ctx.poll(false));
-        assert!(reader.is_finished(), "the edge was lost");
-        assert_eq!(reader.join().unwrap(), 3);
-    });
-}
-
-#[test]
 fn yielding_coroutine_does_not_starve_descriptors() {
     // X4: an edge is served though a coroutine yields again and again, so that the loop never sleeps
     AioContext::run(|_ctx| {
