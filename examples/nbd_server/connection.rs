@@ -136,13 +136,18 @@ impl Connection {
             };
             self.more_to_come.set(inbox.has_head());
             drop(start(move || answer(ticket, |ticket| reply(&request, data, ticket))));
-            turn.spend(0)?;
+            // Requests that have been read are served, though the server ends: `next_head` looks for that.
+            let _ = turn.spend(0);
         }
         Ok(())
     }
 
     /// The next request's header; `None` if the client has said that there will be none.
     fn next_head(&self, inbox: &mut Inbox) -> io::Result<Option<[u8; REQUEST_LEN]>> {
+        if !inbox.has_head() {
+            // A client that sends without a pause never waits, where it would be noticed.
+            check_cancelled()?;
+        }
         loop {
             match within(self.idle_limit, || inbox.head(&self.socket)) {
                 // It waits for replies. If it does not take them, the sender notices.
@@ -177,7 +182,9 @@ impl Connection {
     fn admit(self: &Rc<Self>, bytes: usize) -> io::Result<Ticket> {
         self.wait_while(|| {
             let (requests, under_way) = (self.requests.get(), self.allowance.under_way());
-            let most = if self.client.has_company() { MOST_REQUESTS_IN_COMPANY } else { MOST_REQUESTS };
+            // When the server ends, requests that have been read are all served.
+            let is_shared = self.client.has_company() && check_cancelled().is_ok();
+            let most = if is_shared { MOST_REQUESTS_IN_COMPANY } else { MOST_REQUESTS };
             requests >= most || requests > 0 && under_way + bytes > MOST_UNDER_WAY
         })?;
         let in_pieces = bytes > OWN && !self.allowance.try_take_large(bytes);

@@ -91,8 +91,8 @@ impl Turn {
             self.used = 0;
             let traffic = TRAFFIC.get();
             TRAFFIC.set(Traffic { turns: traffic.turns + 1, ..traffic });
-            check_cancelled()?;
             yield_now();
+            check_cancelled()?;
         }
         Ok(())
     }
