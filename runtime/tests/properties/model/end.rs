@@ -26,7 +26,7 @@ impl Model<'_> {
         self.cos[index].state = State::Entered;
         self.frames.push(Frame { running: Some(index), woken: Default::default() });
         match self.cos[index].wait {
-            Wait::None | Wait::Resumed | Wait::SleepsForEver => {}
+            Wait::None | Wait::TimedOut | Wait::Resumed | Wait::SleepsForEver => {}
             // What was granted to it is passed on.
             Wait::InLine(mutex) if self.mutexes[mutex].holder == Some(co(index)) => self.unlock(mutex),
             Wait::InLine(mutex) => self.mutexes[mutex].line.retain(|&waiter| waiter != index),

@@ -18,6 +18,8 @@ pub(super) enum State {
 /// Where in its step a suspended coroutine stands.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Wait {
+    /// It has yielded after a timeout that is over.
+    TimedOut,
     /// At its beginning.
     None,
     /// It goes on whenever it is resumed.

@@ -134,10 +134,17 @@ impl Model<'_> {
                 self.cos[index].woken |= *step == Step::Yield;
                 Ok(None)
             }
-            Step::SleepNot => done(),
+            Step::SleepNot => match this {
+                Some(_) => self.step(who, &Step::Yield),
+                None => Ok(Some(self.poll(false).map_or_else(Outcome::Panicked, |_| Outcome::Done))),
+            },
             Step::SleepForEver => {
                 let Some(index) = this else { return Ok(Some(Outcome::Unfit)) };
                 if self.is_cut_short(index) {
+                    // A sleep always yields.
+                    if self.cos[index].wait == Wait::None {
+                        return self.step(who, &Step::Yield);
+                    }
                     self.cos[index].wait = Wait::None;
                     return Ok(Some(Outcome::Cancelled));
                 }
@@ -199,6 +206,10 @@ impl Model<'_> {
             },
             Step::Timeout(step) => match this {
                 Some(index) => {
+                    if self.cos[index].wait == Wait::TimedOut {
+                        self.cos[index].wait = Wait::None;
+                        return Ok(Some(Outcome::TimedOut));
+                    }
                     if self.cos[index].wait == Wait::None {
                         self.arm_limit(index);
                         self.cos[index].timed_out = false;
@@ -208,7 +219,12 @@ impl Model<'_> {
                         self.disarm_limit(index);
                     }
                     match came {
-                        Ok(Some(_)) if self.cos[index].timed_out => Ok(Some(Outcome::TimedOut)),
+                        Ok(Some(_)) if self.cos[index].timed_out => {
+                            // It yields before it reports that.
+                            self.cos[index].wait = Wait::TimedOut;
+                            self.cos[index].woken = true;
+                            Ok(None)
+                        }
                         came => came,
                     }
                 }
