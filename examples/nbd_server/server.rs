@@ -50,11 +50,12 @@ struct Client {
 pub fn serve_all(options: &Options) -> Result<(), String> {
     let exports = open_all(options, true)?;
     let catalog = Rc::new(Catalog::of(&exports));
-    let mut staff = Staff::hire(options, exports)?;
     let (told, tell) = UnixStream::pair().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let listener = Listener::bind(options)?;
     let fit = limits::connections_that_fit().map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
     let slots = Slots::new(options.connections(fit)?);
+    // Last: an error before this finds no coroutines that would have to be unwound.
+    let mut staff = Staff::hire(options, exports)?;
     // Whoever reads that it serves may end it at once.
     signals::listen(Some(tell.into()));
     let mut output = io::stdout();

@@ -140,9 +140,7 @@ impl AioContext {
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
-        // Coroutines that are ready keep the loop from sleeping, as bottom halves do.
-        let busy = progress || home.has_ready() || shared.arrivals.is_pending();
-        progress |= self.serve_watches(busy, may_sleep);
+        progress |= self.serve_watches(progress, may_sleep, || home.has_ready() || shared.arrivals.is_pending());
         progress |= shared.pollers.run(&self.shared);
         progress |= shared.timers.run(&self.shared);
         progress |= home.run_ready();
@@ -166,23 +164,27 @@ impl AioContext {
         let token = LoopToken::elsewhere(&self.shared);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
         progress |= self.shared.bottom_halves.run(&self.shared);
-        progress |= self.serve_watches(progress, false);
+        progress |= self.serve_watches(progress, false, || false);
         progress |= self.shared.pollers.run(&self.shared);
         progress |= self.shared.timers.run(&self.shared);
         progress | source.is_some_and(|source| source.flush(token, false))
     }
 
-    /// Asks epoll, and serves what it reports. While other work keeps the loop busy it is asked every eighth time: that
-    /// is enough for no watch to starve. Where the sleep that ended has asked, or the one that comes will, that will do.
-    fn serve_watches(&self, busy: bool, may_sleep: bool) -> bool {
+    /// Asks epoll, and serves what it reports. While other work keeps the loop busy, or `ready` coroutines keep it from the
+    /// sleep that would ask, every eighth round asks: that is enough for no watch to starve. If the last sleep has asked, or
+    /// the next one will, the round does not.
+    fn serve_watches(&self, busy: bool, may_sleep: bool, ready: impl FnOnce() -> bool) -> bool {
         let shared = &*self.shared;
         let asked = shared.watches.take_asked();
         if shared.watches.is_empty() {
             return false;
         }
-        let ask = match busy {
-            true => shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7,
-            false => !(may_sleep && shared.watches.sleep_asks() && shared.poll_limit.load(Ordering::Relaxed) == 0),
+        let every_eighth = || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7;
+        let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.poll_limit.load(Ordering::Relaxed) == 0;
+        let ask = match (busy, sleep_asks) {
+            (true, _) => every_eighth(),
+            (false, true) => ready() && every_eighth(),
+            (false, false) => true,
         };
         if ask && !asked {
             let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {

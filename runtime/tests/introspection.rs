@@ -243,7 +243,7 @@ fn context_that_ends_is_dumped() {
     let text = hung.until("timers:");
     assert_says(
         &text,
-        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits to be entered"],
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits for an enter or a wake"],
     );
     hung.until("block_the_thread");
     hung.release();

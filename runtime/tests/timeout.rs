@@ -4,6 +4,7 @@ mod common;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use common::Log;
@@ -88,6 +89,10 @@ fn grant_wins_over_deadline_that_passes_before_resumption() {
         let handle = other.context().spawn(move || receiver.recv().unwrap());
         let finish = || {
             sender.try_send(7).unwrap();
+            // Arrives behind the wake of the receiver, so the receiver has ended when this runs.
+            let (done, is_done) = mpsc::channel();
+            drop(other.context().spawn(move || done.send(()).unwrap()));
+            is_done.recv().unwrap();
             other.stop().unwrap();
         };
         assert_eq!(granted_as_time_is_over(clock, move || handle.join().unwrap(), finish), Ok(7));

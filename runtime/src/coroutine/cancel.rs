@@ -183,7 +183,9 @@ pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let deadline = clock.now().checked_add(duration);
     let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
     let Some(block) = home.running() else {
-        let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, Action::Nothing, &home.shared));
+        // A sleep that is over needs no timer, only the turn of the others.
+        let until = deadline.filter(|_| !is_over());
+        let _timer = until.map(|deadline| home.shared.timers.start(deadline, Action::Nothing, &home.shared));
         loop {
             home.context.poll(!is_over());
             if is_over() {

@@ -140,9 +140,11 @@ impl Model<'_> {
             },
             Step::SleepForEver => {
                 let Some(index) = this else { return Ok(Some(Outcome::Unfit)) };
+                let timed_out = self.cos[index].timed_out;
                 if self.is_cut_short(index) {
-                    // A sleep always yields.
+                    // A sleep always yields, and commits to its error afterwards.
                     if self.cos[index].wait == Wait::None {
+                        self.cos[index].timed_out = timed_out;
                         return self.step(who, &Step::Yield);
                     }
                     self.cos[index].wait = Wait::None;
