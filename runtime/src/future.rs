@@ -204,10 +204,6 @@ impl AioContext {
     /// assert_eq!(name.join().unwrap().unwrap(), "worker");
     /// worker.stop().unwrap();
     /// ```
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(&self, f: F) -> RemoteHandle<T>
     where
@@ -300,10 +296,6 @@ impl<T> RemoteHandle<T> {
     }
 
     /// Whether [`join`](Self::join) would return at once.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn is_finished(&self) -> bool {
         self.slot.lock().outcome.is_some()
     }

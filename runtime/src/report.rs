@@ -17,10 +17,6 @@ use std::{io, mem};
 /// to 1 KiB is one system call. A panic of a `Display` implementation cuts the message short and goes no further.
 ///
 /// For this workspace's own crates and programs.
-///
-/// # Control
-///
-/// Never switches.
 #[doc(hidden)]
 pub fn report(message: impl fmt::Display) {
     write(format_args!("{message}"));

@@ -98,10 +98,6 @@ impl<'scope> Scope<'scope, '_> {
     /// # Panics
     ///
     /// If there is no memory for a stack, or the context is ending.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(&'scope self, f: F) -> ScopedHandle<'scope, T>
     where
@@ -119,10 +115,6 @@ impl<'scope> Scope<'scope, '_> {
     /// # Errors
     ///
     /// No memory for a stack, or the context is ending.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
     where
@@ -314,10 +306,6 @@ impl<T> ScopedHandle<'_, T> {
     }
 
     /// As [`JoinHandle::is_finished`].
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }

@@ -39,10 +39,6 @@ use crate::home::fork::refuse_in_child;
 /// # Panics
 ///
 /// Outside a context; if there is no memory for a stack; if the context is ending.
-///
-/// # Control
-///
-/// Never switches.
 #[track_caller]
 pub fn spawn<F, T>(f: F) -> JoinHandle<T>
 where
@@ -126,10 +122,6 @@ impl Builder {
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
@@ -231,19 +223,11 @@ impl<T> JoinHandle<T> {
     }
 
     /// The coroutine whose end it waits for.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn coroutine(&self) -> Coroutine {
         Token::of(self.id).coroutine()
     }
 
     /// Whether [`join`](Self::join) would return at once.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn is_finished(&self) -> bool {
         match Home::current().filter(|_| self.id.is_live()) {
             Some(home) => home.own(self.id.block).state.get() == State::Finished,
@@ -276,10 +260,6 @@ impl<T> Future for JoinHandle<T> {
 
 impl<T> JoinHandle<T> {
     /// As [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water); also when it has finished.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn stack_high_water(&self) -> Option<usize> {
         high_water(self.id)
     }
