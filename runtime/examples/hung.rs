@@ -8,15 +8,13 @@
 //! (gdb) coralio bt 'alice to bob'
 //! ```
 //!
-//! The fix: always take both locks in the same order, for example the account with the lower number
-//! first.
+//! The fix: always take both locks in the same order, for example the lower account number first.
 
 use std::rc::Rc;
 
 use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, yield_now};
 
-/// Moves `amount` from one account to the other. Both are locked, so no intermediate state is
-/// visible.
+/// Moves `amount` to the other account. Both are locked, so no intermediate state is visible.
 #[inline(never)]
 fn transfer(from: &CoMutex<i64>, to: &CoMutex<i64>, amount: i64) {
     let mut from = from.lock();

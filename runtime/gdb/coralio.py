@@ -309,7 +309,8 @@ def why_not(coroutine):
 
 
 def show(frame):
-    """Prints a frame as gdb does, but without type parameters, which take half a screen. The number is gdb's after `coralio select`."""
+    """Prints a frame as gdb does, but without type parameters, which take half a screen. The number is the one that gdb uses
+    after `coralio select`."""
     name = (frame.name() or "0x%x" % frame.pc()).replace("->", "")
     while "<" in name[1:] and name != (shorter := re.sub(r"<[^<>]*>", "", name)):
         name = shorter

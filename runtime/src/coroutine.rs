@@ -402,7 +402,6 @@ pub fn yield_now() {
 ///
 /// A destructor may run the loop, or a context of its own, while its thread unwinds. The unwinding
 /// stack lies below, so coroutines that run in that loop can be suspended.
-/// that run there may be suspended.
 #[inline]
 pub fn can_suspend() -> bool {
     Home::current().is_some_and(Home::can_suspend)

@@ -6,7 +6,7 @@
 //!   thread's own stack                     one stack per coroutine
 //!   ------------------                     -----------------------
 //!   AioContext::run(|ctx| ..)
-//!     ctx.poll(true)  ---- enters --->     'A'  suspend()      back to the latest enterer
+//!     ctx.poll(true)  ---- enters --->     'A'  suspend()  ---- back to the latest enterer
 //!                                          'A'  other.enter()  ----> 'B'  on top of 'A'
 //!                                          'A'  other.wake()    'B' runs when 'A' yields or ends
 //! ```
@@ -24,8 +24,8 @@
 //! engine's completions. A coroutine may call any plain synchronous code: waiting is an ordinary
 //! blocking call.
 //!
-//! Functions that may switch coroutines say so in a section *Control*. A function without a `#
-//! Control` section never switches: it neither enters, nor yields, nor blocks.
+//! Functions that may switch coroutines have a documentation section `# Control`. Functions without
+//! this section never switch: they neither enter, nor yield, nor block.
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` adds them.
 //!

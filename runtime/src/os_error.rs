@@ -1,11 +1,11 @@
 //! System errors with an explanation (rule E14).
 //!
 //! An [`io::Error`] has either the system's code or a custom text, never both:
-//! [`io::Error::raw_os_error`] returns `None` for an error made from a text. These errors keep the
-//! text, with the system's error as source, since users of `?` or `fn main() -> io::Result<()>` see
-//! the text, and since `kind` is enough for most programs. A separate error type would have both,
-//! but every function that returns `io::Result`, and `std::io::Read` and `Write`, would still lose
-//! the code. Programs that need the code call [`OsCode::os_code`].
+//! [`io::Error::raw_os_error`] returns `None` for an error made from a text. Errors made
+//! here keep the text, with the system's error as source, since users of `?` or `fn main() ->
+//! io::Result<()>` see the text, and since `kind` is enough for most programs. A separate error type
+//! would have both, but every function that returns `io::Result`, and `std::io::Read` and `Write`,
+//! would still lose the code. Programs that need the code call [`OsCode::os_code`].
 
 use std::error::Error;
 use std::fmt;
@@ -64,7 +64,7 @@ impl Error for Explained {
     }
 }
 
-/// Creates an error of this kind and text, from which [`OsCode::os_code`] returns the code of `cause`.
+/// Creates an error of this kind and text; [`OsCode::os_code`] returns the code of `cause` for it.
 #[doc(hidden)]
 pub fn explained(kind: io::ErrorKind, text: impl Into<String>, cause: io::Error) -> io::Error {
     io::Error::new(kind, Explained { text: text.into(), cause })

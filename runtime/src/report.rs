@@ -1,4 +1,4 @@
-//! Messages on standard error, written so that failure to write is ignored.
+//! Messages on standard error. Failures to write them are ignored.
 //!
 //! `eprintln!` panics if standard error has no reader or its disk is full. The end of a context, or
 //! a process about to abort, must not depend on that, so both libraries and all programs write
@@ -70,7 +70,7 @@ impl Write for Line {
     }
 }
 
-/// Waits until standard error accepts bytes, for at most 100 ms. A pipe that is ready has room for a page.
+/// Waits up to 100 ms until standard error accepts bytes. A pipe that is ready has room for a page.
 fn has_room() -> bool {
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: the call reads and writes the one structure.

@@ -171,7 +171,8 @@ impl Epoll {
         if let Some(timeout) = fine {
             let time = timespec(timeout);
             let no_mask = ptr::null::<libc::sigset_t>();
-            // SAFETY: the kernel reads one timespec and writes at most BATCH events into the array, which is that long.
+            // SAFETY: the kernel reads one timespec and writes at most BATCH events, the array's
+            // length.
             let count = checked(unsafe {
                 libc::syscall(libc::SYS_epoll_pwait2, fd, events.as_mut_ptr(), room, &raw const time, no_mask, 0usize)
             } as libc::c_int);

@@ -34,8 +34,9 @@ const ROOM: usize = 2048;
 
 impl Coroutine {
     /// Returns the backtrace of a suspended coroutine: where it waits, and the calls that led
-    /// there. It is captured whatever the value of `RUST_BACKTRACE`, and does not affect the
-    /// coroutine. Below the coroutine's root follow the frames of the caller of this function.
+    /// there. It is captured whatever the value of `RUST_BACKTRACE`. The capture runs none of the
+    /// coroutine's code and does not affect it. Below the coroutine's root follow the frames of the
+    /// caller of this function.
     ///
     /// For the running coroutine call [`Backtrace::force_capture`] in it, which continues into the
     /// stacks of its enterers.
@@ -97,8 +98,8 @@ impl Home {
     fn trace(&self, block: &'static Control) -> Option<Backtrace> {
         let own = self.own(block);
         let request = Request { of: block, found: Cell::new(None) };
-        // Marked as entered: a capture allocates, and the program's allocator may call anything
-        // except an enter of this coroutine.
+        // Marked as entered: a capture allocates, and the program's allocator may run any code, which
+        // must not enter this coroutine.
         let state = own.state.replace(State::Entered);
         self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.

@@ -2,8 +2,8 @@
 //! were used.
 //!
 //! ```text
-//!   limit                                                                top
-//!   | guard | paint paint paint paint | written once | frames of suspended calls |
+//!   limit                                                                   top
+//!   | guard | paint paint paint paint | written once | frames of active calls |
 //!                                     ^ high water
 //! ```
 

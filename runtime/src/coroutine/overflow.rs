@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   'deep' recurses  ---->  guard page  ---->  SIGSEGV, handled on the thread's alternate stack
-//!                                                in a guard of an entered coroutine: message, abort
-//!                                                anywhere else:                      previous handler
+//!                                                in an entered coroutine's guard: message, abort
+//!                                                anywhere else:                   previous handler
 //! ```
 //!
 //! Code compiled by rustc touches each page of a large frame, from above, so it cannot step over

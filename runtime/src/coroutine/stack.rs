@@ -106,8 +106,8 @@ impl RunningStack {
 }
 
 // SAFETY: *guarded*: the lowest page at `limit` is inaccessible (see `Region::guard`), and between
-// it and `base` remain most of MIN_STACK_SIZE's bytes (`carve` leaves fifteen sixteenths of 16
-// KiB). Both ends are 16-byte aligned.
+// it and `base` there are more than corosensei's MIN_STACK_SIZE bytes (`carve` leaves fifteen
+// sixteenths of 16 KiB). Both ends are 16-byte aligned.
 unsafe impl Stack for RunningStack {
     fn base(&self) -> StackPointer {
         self.base

@@ -82,8 +82,8 @@ impl Home {
         }
     }
 
-    /// Ends the child's return from `run`: its copies of coroutines are never unwound, since they
-    /// would wait for the parent's I/O.
+    /// Leaks the home when the child returns from `run`: the child's copies of coroutines are never
+    /// unwound, since they would wait for the parent's I/O.
     pub(super) fn leave_in_child(self) {
         let left = self.blocks.all().filter(|block| self.own(block).state.get() != State::Free).count();
         report(format_args!(

@@ -32,7 +32,6 @@ use crate::coroutine::waiting::Waiting;
 ///
 /// The channel is closed when all senders are gone, or all receivers. Receivers still get the
 /// messages sent before; messages that no receiver is left for are dropped.
-/// receiver is left for is dropped.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, channel, spawn};
