@@ -114,8 +114,8 @@ impl Builder {
 
 /// A handle to a coroutine of this thread.
 ///
-/// The handle is `Copy`, and cannot leave its home thread: other threads can only wake the
-/// coroutine, through its [`Waker`].
+/// The handle is `Copy`, and cannot leave its home thread: other threads can only wake or cancel
+/// the coroutine, through its [`Waker`].
 ///
 /// ```
 /// use coralio_runtime::{AioContext, Coroutine, suspend};
@@ -370,8 +370,8 @@ impl fmt::Debug for Coroutine {
 ///
 /// # Control
 ///
-/// Yields. If the context ends meanwhile, this does not return but unwinds with [`Cancelled`] as
-/// payload.
+/// Yields. If the context, or the coroutine's scope, ends meanwhile, this does not return but
+/// unwinds with [`Cancelled`] as payload.
 #[inline]
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]

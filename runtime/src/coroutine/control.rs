@@ -358,7 +358,7 @@ impl Blocks {
         block
     }
 
-    /// Returns a block whose generation was retired to the free list.
+    /// Puts a block, whose generation was retired, back on the free list.
     #[inline]
     pub(crate) fn give_back(&self, block: &'static Control) {
         // SAFETY: *home's own*: the block came from `take`.

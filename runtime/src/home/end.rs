@@ -51,8 +51,8 @@ impl Home {
         }
         self.report_unwound(&left);
         for block in left {
-            // Destructors may have scheduled it: a block on a list must not be unwound and
-            // returned.
+            // Destructors may have scheduled it: a block on a run list must not be unwound
+            // and put on the free list.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             step(&mut || match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
