@@ -68,16 +68,28 @@ pub struct AioContext {
 
 impl AioContext {
     /// The context that this thread is home to, if it runs one.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     pub fn current() -> Option<AioContext> {
         Home::current().map(|home| AioContext { shared: Arc::clone(&home.shared) })
     }
 
     /// Whether both are handles to one context.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     pub fn is_same(&self, other: &AioContext) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Whether this thread is the context's home.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     #[inline]
     pub fn is_home(&self) -> bool {
         self.shared.home().is_some()
@@ -307,6 +319,10 @@ impl AioContext {
     }
 
     /// The way into the context's event log, if it was [set up](ContextBuilder::trace) with one. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     #[inline]
     pub fn tracer(&self) -> Option<&Tracer> {
         self.shared.tracer.as_ref()
@@ -314,6 +330,10 @@ impl AioContext {
 
     /// The context's I/O engine, if it has one. From any thread: the engine's type, to which the value can be downcast, may
     /// offer counters that any thread reads. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     pub fn source(&self) -> Option<Arc<dyn Source>> {
         match self.shared.home() {
             Some(home) => home.source.get().cloned(),
@@ -338,6 +358,10 @@ impl AioContext {
 
     /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken
     /// twice, it runs once; if it has ended, nothing happens. For authors of engines.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
     #[track_caller]
     pub fn schedule(&self, token: Token) {
         token.schedule(&self.shared);

@@ -98,8 +98,8 @@ impl Home {
     fn trace(&self, block: &'static Control) -> Option<Backtrace> {
         let own = self.own(block);
         let request = Request { of: block, found: Cell::new(None) };
-        // Marked as entered: a capture allocates, and the program's allocator may run any code, which
-        // must not enter this coroutine.
+        // Marked as entered: a capture allocates, and the program's allocator may run any code,
+        // which must not enter this coroutine.
         let state = own.state.replace(State::Entered);
         self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.

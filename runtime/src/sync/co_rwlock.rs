@@ -16,8 +16,8 @@
 //! those behind it. Two threads may be about to do this; each reads the word anew.
 //!
 //! Each change of the word is a read-modify-write. So an acquire that finds it free synchronizes
-//! with every earlier holder, not only the last: each holder's release heads a release sequence that
-//! the later operations continue.
+//! with every earlier holder, not only the last: each holder's release heads a release sequence
+//! that the later operations continue.
 
 #![allow(unsafe_code)]
 
