@@ -1,10 +1,10 @@
 //! System errors with an explanation (rule E14).
 //!
 //! An [`io::Error`] has either the system's code or a custom text, never both:
-//! [`io::Error::raw_os_error`] returns `None` for an error made from a text. Errors made
-//! here keep the text, with the system's error as source, since users of `?` or a `main` that
-//! returns `io::Result<()>` see the text, and since `kind` is enough for most programs. A separate
-//! error type would have both, but every function that returns `io::Result`, and `std::io::Read` and
+//! [`io::Error::raw_os_error`] returns `None` for an error made from a text. Errors made here keep
+//! the text, with the system's error as source, since users of `?` or a `main` that returns
+//! `io::Result<()>` see the text, and since `kind` is enough for most programs. A separate error
+//! type would have both, but every function that returns `io::Result`, and `std::io::Read` and
 //! `Write`, would still lose the code. Programs that need the code call [`OsCode::os_code`].
 
 use std::error::Error;
