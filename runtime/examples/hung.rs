@@ -1,4 +1,4 @@
-//! A deadlock: two coroutines, two locks, taken in opposite order. The program hangs, to be looked into:
+//! A deadlock: two coroutines take two locks in opposite order. The program hangs, for inspection:
 //!
 //! ```text
 //! $ cargo run -p coralio-runtime --example hung &
@@ -8,17 +8,17 @@
 //! (gdb) coralio bt 'alice to bob'
 //! ```
 //!
-//! The remedy: whoever takes both locks takes them in the same order, say the account with the lower number first.
+//! The fix: always take both locks in the same order, for example the lower account number first.
 
 use std::rc::Rc;
 
 use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, yield_now};
 
-/// Moves `amount` from one account to the other. Nobody sees a state in between: both are locked.
+/// Moves `amount` to the other account. Both are locked, so no intermediate state is visible.
 #[inline(never)]
 fn transfer(from: &CoMutex<i64>, to: &CoMutex<i64>, amount: i64) {
     let mut from = from.lock();
-    yield_now(); // the other one comes to its first lock, and both have half of what they need
+    yield_now(); // the other coroutine takes its first lock: each now holds one of two
     let mut to = to.lock();
     *from -= amount;
     *to += amount;

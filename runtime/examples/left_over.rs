@@ -1,5 +1,6 @@
-//! A context that ends with suspended coroutines left over: they are unwound, and every handle to them says that they
-//! have ended. With `panic = "abort"` nothing can be unwound; `tests/panic_abort.rs` builds and runs this program so.
+//! A context that ends while coroutines are suspended: they are unwound, and every handle reports
+//! that they have ended. With `panic = "abort"` they cannot be unwound; `tests/panic_abort.rs`
+//! builds and runs this program that way.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -16,7 +17,7 @@ impl Drop for OnDrop {
     }
 }
 
-/// For ever, as far as this program goes.
+/// Waits for longer than the program runs.
 fn wait(how: fn()) {
     let _on_drop = OnDrop;
     how();

@@ -1,22 +1,23 @@
-# Coroutines in gdb: those of a process, or of what a core file has left of one.
+# Coroutines in gdb: of a live process, or of a core file as far as it contains them.
 #
 #     $ gdb -p PID -x coralio.py               or: gdb PROGRAM CORE -x coralio.py
-#     (gdb) coralio coroutines                 all of them: state, where made, where suspended last
-#     (gdb) coralio bt 'reader'                what one is in, by its name; #17 by its number; all
-#     (gdb) coralio select 'reader'            then: bt, up, info locals, print; `coralio select` alone goes back
-#     (gdb) coralio core FILE                  as generate-core-file, and with the coroutines' stacks in it
+#     (gdb) coralio coroutines                 lists all: state, where created, where last suspended
+#     (gdb) coralio bt 'reader'                a coroutine's stack, by name; #17 by number; or all
+#     (gdb) coralio select 'reader'            then: bt, up, info locals, print; without a name: back
+#     (gdb) coralio core FILE                  like generate-core-file, with the coroutines' stacks
 #
 # Needs a program with type information: the dev profile has it, others with `debug = 2`
-# (CARGO_PROFILE_RELEASE_DEBUG=2). Listing works everywhere, stacks are walked on x86-64.
+# (CARGO_PROFILE_RELEASE_DEBUG=2). Listing works on every architecture, stack walks on x86-64.
 #
-# How it works. The runtime keeps all control blocks on one list, `CHUNKS`. The block of a suspended coroutine has the
-# stack pointer that corosensei left there, and on the stack are, from there upwards, its rip, rbx and rbp. Nothing is
-# written, to registers or memory: an unwinder tells gdb that the selected thread's innermost frame was called by the
-# coroutine, and gdb goes on from there by the program's own unwind tables.
+# How it works. The runtime keeps all control blocks on one list, `CHUNKS`. The block of a suspended
+# coroutine contains the stack pointer that corosensei saved, and the stack holds, from there
+# upwards, its rip, rbx and rbp. No register or memory is written: an unwinder tells gdb that the
+# selected thread's innermost frame was called by the coroutine, and gdb continues from there with
+# the program's own unwind tables.
 #
-# The core file. gdb's generate-core-file gives up a mapping at the first page that it cannot read, and the guard page of
-# a stack is one (on Linux 6.13 and newer, where guards lie within the mapping). So `coralio core` writes the stacks in
-# afterwards. Cores that the kernel writes are whole.
+# The core file. gdb's generate-core-file stops copying a mapping at the first unreadable page, such
+# as the guard page of a stack (on Linux 6.13 and newer, where guards lie within the mapping). So
+# `coralio core` adds the stacks afterwards. Cores that the kernel writes are complete.
 
 import re
 import struct
@@ -29,18 +30,19 @@ CHUNKS = "coralio_runtime::coroutine::control::CHUNKS"
 PAGE = 4096
 
 
-# -- Reading the program's memory and types. Fields are found by name, through whatever the standard library wraps them in.
+# -- Reading the program's memory and types. Fields are found by name, through any standard library
+# wrappers.
 
 
 def fields(value):
-    """The parts of a value that take room. Of an enum: the discriminant, and the variant that it is."""
+    """Returns the non-empty fields of a value. Of an enum: the discriminant, and the active variant."""
     if value.type.strip_typedefs().code not in (gdb.TYPE_CODE_STRUCT, gdb.TYPE_CODE_UNION):
         return []
     return [(field.name or "", value[field]) for field in value.type.fields() if field.type.sizeof]
 
 
 def find(value, wanted):
-    """The first part, at any depth, for which `wanted(name, part)` holds; None without one."""
+    """Returns the first part, at any depth, for which `wanted(name, part)` holds; None without one."""
     for name, part in fields(value):
         found = part if wanted(name, part) else find(part, wanted)
         if found is not None:
@@ -53,7 +55,7 @@ def named(value, *starts):
 
 
 def leaf(value):
-    """What a Cell, an atomic or another wrapper of one thing holds."""
+    """Returns the content of a Cell, an atomic or another single-field wrapper."""
     inner = fields(value)
     return leaf(inner[0][1]) if inner else value
 
@@ -71,13 +73,13 @@ def words(address, count):
 
 
 def text(value):
-    """A str or a String, whatever it is in."""
+    """Returns a str or a String, in any wrapper."""
     length = int(leaf(named(value, "len")))
     return memory(int(pointer(value)), length).decode("utf-8", "replace").rstrip("\0")
 
 
 def place(cell):
-    """A Location, by reference. Its fields differ from one standard library to the next."""
+    """Returns a Location, given by reference. Its fields differ between standard library versions."""
     location = pointer(cell)
     if location is None or int(location) == 0:
         return None
@@ -106,12 +108,12 @@ def symbol(name):
 
 
 class Coroutine:
-    """One that has begun and has not been done with. Plain numbers and texts."""
+    """A coroutine that was created and not released yet. Plain numbers and texts."""
 
     def __init__(self, control, own, stack_pointers):
         self.context = int(leaf(control["context"]))
         self.serial = int(leaf(own["serial"]))
-        # RefCell<Option<Cow<str>>>: it has a length only if there is one.
+        # RefCell<Option<Cow<str>>>: it has a length only if there is a name.
         has_name = named(own["name"], "len") is not None
         self.label = "'%s'" % text(own["name"]["value"]) if has_name else "#%d" % self.serial
         self.state = variant(own)
@@ -125,8 +127,8 @@ class Coroutine:
         stack = named(own["machine"], "stack")
         self.limit, base = int(leaf(stack["limit"])), int(leaf(stack["base"]))
         self.thread = next((number for number, sp in stack_pointers if self.limit <= sp < base), None)
-        # While it runs, optimised programs leave an old stack pointer there. And a moment before it is suspended it is
-        # called so already.
+        # While the coroutine runs, optimised programs leave a stale stack pointer there. And its
+        # state is Suspended slightly before it leaves its stack.
         if self.state != "Entered" and self.thread is None:
             self.sp = words(int(named(own["machine"], "stack_ptr").address), 1)[0]
 
@@ -152,7 +154,7 @@ def variant(own):
 
 
 def coroutines():
-    """All of them, context by context, in the order in which they were made."""
+    """Returns all coroutines, by context, in order of creation."""
     found, on_threads = [], stack_pointers()
     chunk = pointer(symbol(CHUNKS))
     while int(chunk):
@@ -167,7 +169,7 @@ def coroutines():
 
 
 def chosen(argument):
-    """Those that an argument means: 'name', name, #17, all."""
+    """Returns the coroutines that an argument denotes: 'name', name, #17, all."""
     every = coroutines()
     if argument == "all":
         return every
@@ -179,7 +181,7 @@ def chosen(argument):
 
 
 def stack_pointers():
-    """Number and stack pointer of each thread, where they are known."""
+    """Returns the number and stack pointer of each thread that is stopped."""
     if not is_x86_64():
         return []
     before, found = gdb.selected_thread(), []
@@ -213,7 +215,7 @@ class FrameId:
 
 
 class Detour(Unwinder):
-    """Leads gdb from a thread's innermost frame to a coroutine's. Off while it has no target."""
+    """Redirects gdb from a thread's innermost frame to a coroutine's. Inactive without a target."""
 
     def __init__(self):
         super().__init__("coralio")
@@ -227,15 +229,15 @@ class Detour(Unwinder):
         if (pc, sp) == self.live:
             rip, rbx, rbp = words(self.target.sp, 3)
             saved = {"rip": rip, "rbx": rbx, "rbp": rbp, "rsp": self.target.sp + 24}
-            # The frame's own address is below the next one's, as gdb wants it.
+            # The frame's own address must be below that of the next frame.
             return self.called_by(pending, self.target.sp, pc, saved)
-        # corosensei's first frame leads to whoever entered the coroutine last, a stack that has changed since.
+        # corosensei's first frame leads to the latest enterer, whose stack has changed since.
         if sp == self.target.initial_sp + 8:
             return self.called_by(pending, sp + 8, pc, {"rip": 0, "rsp": sp + 8})
         return None
 
     def called_by(self, pending, sp, pc, saved):
-        """The frame is at `sp`, and whoever called it had these registers."""
+        """Returns the unwind info of a frame at `sp` whose caller had the registers in `saved`."""
         def register(name, number):
             return gdb.Value(number).cast(pending.read_register(name).type)
 
@@ -245,7 +247,7 @@ class Detour(Unwinder):
         return info
 
     def lead(self, target):
-        """To `target` from now on; back to the thread's own stack with None."""
+        """Redirects to `target` from now on; with None, back to the thread's own stack."""
         self.target = None
         gdb.invalidate_cached_frames()
         if target is not None:
@@ -255,7 +257,7 @@ class Detour(Unwinder):
             gdb.invalidate_cached_frames()
 
     def frames(self):
-        """The target's frames, innermost first."""
+        """Yields the target's frames, innermost first."""
         frame = gdb.newest_frame()
         while frame is not None and tuple(int(frame.read_register(name)) for name in ("rip", "rsp")) == self.live:
             frame = frame.older()
@@ -273,7 +275,7 @@ DETOUR = Detour()
 def led_to(target):
     before, selected = DETOUR.target, gdb.selected_frame()
     past_main = gdb.parameter("backtrace past-main")
-    # The thread itself may stand in main, where gdb would end.
+    # The thread itself may be in main, where gdb would stop unwinding.
     gdb.execute("set backtrace past-main on", to_string=True)
     DETOUR.lead(target)
     try:
@@ -286,7 +288,7 @@ def led_to(target):
 
 
 def why_not(coroutine):
-    """Why it has no frames of its own to show; None if it has."""
+    """Returns the reason why the coroutine has no frames to show; None if it has."""
     if coroutine.state == "Finished":
         return "It has ended."
     if not coroutine.sp:
@@ -307,7 +309,8 @@ def why_not(coroutine):
 
 
 def show(frame):
-    """As gdb does, but without type parameters: they take up half a screen. The number is gdb's after `coralio select`."""
+    """Prints a frame as gdb does, but without type parameters, which take half a screen. The number is the one that gdb uses
+    after `coralio select`."""
     name = (frame.name() or "0x%x" % frame.pc()).replace("->", "")
     while "<" in name[1:] and name != (shorter := re.sub(r"<[^<>]*>", "", name)):
         name = shorter
@@ -322,14 +325,14 @@ def show(frame):
 
 
 class Coralio(gdb.Command):
-    """Coroutines of coralio: their list, their stacks."""
+    """Commands for coralio's coroutines: their list, their stacks."""
 
     def __init__(self):
         super().__init__("coralio", gdb.COMMAND_STACK, gdb.COMPLETE_NONE, True)
 
 
 class ListCoroutines(gdb.Command):
-    """All coroutines, context by context: state, where made, where suspended last."""
+    """Lists all coroutines, by context: state, where created, where last suspended."""
 
     def __init__(self):
         super().__init__("coralio coroutines", gdb.COMMAND_STACK)
@@ -351,7 +354,7 @@ class ListCoroutines(gdb.Command):
 
 
 class Backtrace(gdb.Command):
-    """The stack of a suspended coroutine: coralio bt 'NAME', coralio bt #17, coralio bt all."""
+    """Prints the stack of a suspended coroutine: coralio bt 'NAME', coralio bt #17, coralio bt all."""
 
     def __init__(self):
         super().__init__("coralio bt", gdb.COMMAND_STACK)
@@ -366,7 +369,8 @@ class Backtrace(gdb.Command):
                 continue
             with led_to(coroutine):
                 for frame in DETOUR.frames():
-                    # What is beneath the coroutine's own closure, and the switch itself, is the same for all.
+                    # The frames below the coroutine's own closure, and those of the switch, are the
+                    # same for all.
                     if "::create_on_stack::" in (frame.name() or ""):
                         break
                     if not (frame.name() or "").startswith("corosensei::"):
@@ -374,9 +378,9 @@ class Backtrace(gdb.Command):
 
 
 class Select(gdb.Command):
-    """Makes gdb's own commands (bt, up, info locals, print) see a suspended coroutine's frames: coralio select 'NAME'.
-Without a name, back to the thread's own frames; so too when the program goes on. To look at, not to step in: `finish`
-and `return` would mean the thread."""
+    """Makes gdb's own commands (bt, up, info locals, print) show a suspended coroutine's frames: coralio select 'NAME'.
+Without a name, returns to the thread's own frames, as does continuing the program. For inspection only: `finish` and
+`return` would act on the thread."""
 
     def __init__(self):
         super().__init__("coralio select", gdb.COMMAND_STACK)
@@ -399,7 +403,7 @@ and `return` would mean the thread."""
 
 
 class Core(gdb.Command):
-    """Writes a core file with the coroutines' stacks in it: coralio core FILE. The process goes on."""
+    """Writes a core file that includes the coroutines' stacks: coralio core FILE. The process continues."""
 
     def __init__(self):
         super().__init__("coralio core", gdb.COMMAND_DATA, gdb.COMPLETE_FILENAME)
@@ -411,7 +415,8 @@ class Core(gdb.Command):
         with open(argument, "r+b") as core:
             segments = load_segments(core)
             for coroutine in coroutines():
-                # The page of the stack pointer and all above it: what lies below is garbage. The guard is the limit.
+                # The page of the stack pointer and all pages above: below lies garbage. Without a
+                # stack pointer, all above the guard.
                 page = coroutine.sp & ~(PAGE - 1) or coroutine.limit + PAGE
                 for start, offset, size in segments:
                     if start <= page < start + size:
@@ -419,7 +424,7 @@ class Core(gdb.Command):
 
 
 def load_segments(core):
-    """Address, place in the file, and size of what a 64-bit little-endian ELF file has of memory."""
+    """Returns address, file offset and size of each memory segment of a 64-bit little-endian ELF file."""
     core.seek(0)
     header = core.read(64)
     (table,), (entry, count) = struct.unpack_from("<Q", header, 32), struct.unpack_from("<HH", header, 54)
@@ -433,7 +438,7 @@ def load_segments(core):
 
 
 def copy_pages(core, page, end, shift):
-    """Up to the first page that cannot be read: the next stack's guard."""
+    """Copies pages up to the first unreadable one, the next stack's guard."""
     while page < end:
         try:
             content = memory(page, PAGE)

@@ -1,7 +1,7 @@
-//! Coroutines: made, entered, suspended, woken.
+//! Coroutines: creation, entry, suspension, wake.
 //!
-//! A [`Coroutine`] is a handle, a number really: it may be copied, kept and compared, and never keeps anything alive.
-//! The coroutine itself belongs to its context, which ends it.
+//! A [`Coroutine`] is a handle, in effect a number: it can be copied, stored and compared, and
+//! never keeps anything alive. The coroutine itself belongs to its context, which ends it.
 
 #![allow(unsafe_code)]
 
@@ -35,7 +35,7 @@ use error::not_entered;
 use waiting::Waiting;
 use waker::schedule;
 
-/// Makes coroutines that have a name, or a stack of a size of their own.
+/// Creates coroutines with a name or a custom stack size.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, Coroutine};
@@ -69,28 +69,32 @@ impl Attributes {
 }
 
 impl Builder {
-    /// Its name in messages. Without one it is shown by its number, as `#17`.
+    /// Sets the name shown in messages. An unnamed coroutine is shown by its number, as `#17`.
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Builder {
         self.attributes.name = Some(name.into());
         self
     }
 
-    /// Size of its stack in bytes, guard page included. At least [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE), rounded up
-    /// to whole pages; without it, that of the context.
+    /// Sets the stack size in bytes, guard page included: at least
+    /// [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE), rounded up to whole pages. The default is that of
+    /// the context.
     ///
-    /// A large one costs address space, not memory: only pages that are touched take any, mostly one of 4 KiB. A million
-    /// suspended coroutines take 4.3 GiB, guard pages included. Before Linux 6.13 each guard splits a mapping, and
-    /// `vm.max_map_count` (65530) ends at about 30,000 stacks; raise it for more.
+    /// A large stack costs address space, not memory: only touched pages are resident, mostly one
+    /// of 4 KiB. A million suspended coroutines take 4.3 GiB, guard pages included. Before Linux
+    /// 6.13 each guard splits a mapping, and `vm.max_map_count` (65530) limits a process to about
+    /// 30,000 stacks; raise it for more.
     ///
-    /// Running off it hits the guard page: the process is aborted with a message that names the coroutine. Code that
-    /// rustc compiled touches every page of a large frame and so cannot step over the guard; C code with frames of more
-    /// than 4 KiB can, unless it was compiled with `-fstack-clash-protection`.
+    /// Stack overflow hits the guard page: the process is aborted with a message that names the
+    /// coroutine. Code compiled by rustc touches every page of a large frame and so cannot step
+    /// over the guard; C code with frames of more than 4 KiB can, unless it was compiled with
+    /// `-fstack-clash-protection`.
     pub fn stack_size(mut self, bytes: usize) -> Builder {
         self.attributes.stack_size = Some(bytes);
         self
     }
 
-    /// Makes a coroutine that runs `f` when it is first entered. A panic in it goes on in whoever entered it.
+    /// Creates a coroutine that runs `f` when first entered. A panic in `f` propagates to the
+    /// enterer.
     ///
     /// # Errors
     ///
@@ -99,10 +103,6 @@ impl Builder {
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[doc(alias = "qemu_coroutine_create")]
     #[track_caller]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
@@ -114,7 +114,8 @@ impl Builder {
 
 /// A handle to a coroutine of this thread.
 ///
-/// It is `Copy`, and stays at home: what other threads may do with a coroutine is wake it, by its [`Waker`].
+/// The handle is `Copy`, and cannot leave its home thread: other threads can only wake or cancel
+/// the coroutine, through its [`Waker`].
 ///
 /// ```
 /// use coralio_runtime::{AioContext, Coroutine, suspend};
@@ -137,15 +138,12 @@ pub struct Coroutine {
 }
 
 impl Coroutine {
-    /// Makes a coroutine that runs `f` when it is first entered. A panic in it goes on in whoever entered it.
+    /// Creates a coroutine that runs `f` when first entered. A panic in `f` propagates to the
+    /// enterer.
     ///
     /// # Panics
     ///
     /// Outside a context, and where [`Builder::create`] returns an error.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     #[doc(alias = "qemu_coroutine_create")]
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
@@ -155,17 +153,13 @@ impl Coroutine {
         }
     }
 
-    /// For a name, or another stack size.
+    /// Returns a builder, to set a name or a stack size.
     #[track_caller]
     pub fn builder() -> Builder {
         Builder { attributes: Attributes::new() }
     }
 
-    /// The coroutine that runs now; `None` on the thread's own stack and in the loop.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the running coroutine; `None` on the thread's own stack and in the loop.
     #[inline]
     #[doc(alias = "qemu_coroutine_self")]
     pub fn current() -> Option<Coroutine> {
@@ -173,15 +167,15 @@ impl Coroutine {
         Some(Coroutine { id: block.id(), _home: PhantomData })
     }
 
-    /// Runs it until it yields or ends, and then whatever it woke.
+    /// Runs the coroutine until it yields or ends, then the coroutines that it woke.
     ///
     /// # Panics
     ///
-    /// Where [`try_enter`](Self::try_enter) returns an error; and with its panic, if it panics.
+    /// Where [`try_enter`](Self::try_enter) returns an error. A panic of the coroutine propagates.
     ///
     /// # Control
     ///
-    /// Enters it.
+    /// Enters the coroutine.
     #[inline]
     #[track_caller]
     #[doc(alias = "qemu_coroutine_enter")]
@@ -191,19 +185,20 @@ impl Coroutine {
         }
     }
 
-    /// Runs it until it yields or ends, and then whatever it woke; or says why that cannot be, and changes nothing.
+    /// Runs the coroutine until it yields or ends, then the coroutines that it woke. On error
+    /// nothing has changed.
     ///
     /// # Errors
     ///
-    /// It is entered already, scheduled to run elsewhere, or has ended (rule C5).
+    /// The coroutine is entered already, is scheduled, or has ended.
     ///
     /// # Panics
     ///
-    /// With its panic, if it panics.
+    /// Propagates a panic of the coroutine.
     ///
     /// # Control
     ///
-    /// Enters it.
+    /// Enters the coroutine.
     #[inline]
     pub fn try_enter(self) -> Result<(), EnterError> {
         match Home::current() {
@@ -218,15 +213,15 @@ impl Coroutine {
         }
     }
 
-    /// Runs it, unless it is entered already: then it does nothing, and returns false.
+    /// Runs the coroutine, unless it is entered already: then does nothing and returns false.
     ///
     /// # Panics
     ///
-    /// If it has ended or is scheduled elsewhere; and with its panic, if it panics.
+    /// If the coroutine has ended or is scheduled. A panic of the coroutine propagates.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[track_caller]
     pub fn enter_unless_entered(self) -> bool {
         if self.is_entered() {
@@ -237,22 +232,14 @@ impl Coroutine {
         true
     }
 
-    /// Whether it is on the stack: running, or beneath coroutines that it has entered.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the coroutine is on the stack: running, or below coroutines that it entered.
     #[inline]
     #[doc(alias = "qemu_coroutine_entered")]
     pub fn is_entered(self) -> bool {
         self.state() == Some(State::Entered)
     }
 
-    /// Whether it has ended, by returning, by a panic or with its context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the coroutine has ended: by returning, by a panic or with its context.
     #[inline]
     pub fn has_ended(self) -> bool {
         matches!(self.state(), None | Some(State::Finished))
@@ -262,16 +249,17 @@ impl Coroutine {
         self.id.is_live().then(|| Home::current().map(|home| home.own(self.id.block).state.get())).flatten()
     }
 
-    /// Makes it run again: now, if no coroutine is running; else when the running one yields or ends. Woken twice, it
-    /// runs once; woken while it is entered, it goes on at its next suspension; once ended, it stays so.
+    /// Resumes the coroutine: now, if no coroutine is running; otherwise when the running one
+    /// yields or ends. Woken twice, it runs once. Woken while entered, it becomes ready as soon as
+    /// it suspends. Does nothing if the coroutine has ended.
     ///
     /// # Panics
     ///
-    /// With its panic, if it panics.
+    /// Propagates a panic of the coroutine.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[inline]
     #[track_caller]
     #[doc(alias = "aio_co_wake")]
@@ -281,25 +269,21 @@ impl Coroutine {
         }
     }
 
-    /// Makes it run in the loop's next round.
+    /// Schedules the coroutine for the loop's next iteration.
     ///
     /// # Errors
     ///
-    /// It is scheduled already (rule W2).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The coroutine is scheduled already.
     #[track_caller]
     #[doc(alias = "aio_co_schedule")]
     pub fn schedule(self) -> Result<(), ScheduleError> {
         match Home::current() {
             Some(home) => match self.state() {
-                // Woken: it runs when the running coroutine yields.
+                // Woken: the coroutine runs when the running one yields.
                 Some(State::Scheduled) => {
                     Err(ScheduleError { first: self.id.block.scheduled_at(), second: Location::caller() })
                 }
-                // Scheduled while it ran, it ended all the same: its result waits, and that is all.
+                // It was scheduled while it ran, and ended; only its result is left.
                 Some(State::Finished) => Ok(()),
                 _ => schedule(&home.shared, self.id),
             },
@@ -307,18 +291,19 @@ impl Coroutine {
         }
     }
 
-    /// Asks it to end soon: from here on its waits for events and its I/O return [`Cancelled`], also the one it is in. It
-    /// is woken for that, if it is suspended.
+    /// Cancels the coroutine: from now on its waits for events and its I/O return [`Cancelled`],
+    /// including a wait in progress. A suspended coroutine is woken for that.
     ///
-    /// A flag, nothing more: what is on its stack ends as after any error. See [`shield`] and [`check_cancelled`].
+    /// Cancelling only sets a flag: the coroutine's functions return as after any error. See
+    /// [`shield`] and [`check_cancelled`].
     ///
     /// # Panics
     ///
-    /// With its panic, if it is entered here and panics.
+    /// Propagates a panic of the coroutine, if this call enters it.
     ///
     /// # Control
     ///
-    /// May enter it, as [`wake`](Self::wake).
+    /// May enter the coroutine, as [`wake`](Self::wake).
     #[track_caller]
     pub fn cancel(self) {
         if self.id.block.ticket.cancel(self.id.generation) {
@@ -326,35 +311,27 @@ impl Coroutine {
         }
     }
 
-    /// Whether this one's waits end early.
+    /// Returns whether waits of this coroutine end early.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.id.is_live() && Home::current().is_some_and(|home| home.is_cancelled(self.id.block))
     }
 
-    /// As [`Home::cut_short`], for the running coroutine.
+    /// Calls [`Home::cut_short`] for the running coroutine.
     pub(crate) fn cut_short(&self) -> Cancelled {
         Home::expect("a wait of a coroutine").cut_short(self.id.block)
     }
 
-    /// The coroutine as plain data, for an I/O engine.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the coroutine as plain data, for an I/O engine.
     #[inline]
     pub fn token(self) -> Token {
         Token { id: self.id }
     }
 
-    /// A handle for other threads and contexts: it can wake the coroutine, and nothing else.
+    /// Returns a handle for other threads and contexts, which can wake or cancel the coroutine.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn waker(self) -> Waker {
         Waker { id: self.id, shared: Arc::clone(&Home::expect("a waker").shared) }
@@ -362,11 +339,12 @@ impl Coroutine {
 }
 
 impl fmt::Display for Coroutine {
-    /// Its name in quotes, or its number.
+    /// Writes the name in quotes, or the number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Home::current() {
             Some(home) if self.id.is_live() => {
-                // The writer is foreign code, and might end the coroutine.
+                // The writer is foreign code and might end the coroutine, so the label is copied
+                // first.
                 let label = home.own(self.id.block).label().to_string();
                 f.write_str(&label)
             }
@@ -381,18 +359,19 @@ impl fmt::Debug for Coroutine {
     }
 }
 
-/// Gives control to whoever entered this coroutine last.
+/// Suspends the running coroutine and returns control to its latest enterer.
 ///
-/// It comes back when somebody enters or wakes the coroutine. That may be for another reason than the one it waits for,
-/// so look again, in a loop.
+/// Returns when the coroutine is entered or woken. Wake-ups may be spurious: recheck the condition
+/// in a loop.
 ///
 /// # Panics
 ///
-/// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
+/// Outside a coroutine; and while the coroutine holds the context's lock.
 ///
 /// # Control
 ///
-/// Yields. If the context ends meanwhile it does not return, but unwinds with [`Cancelled`] as payload.
+/// Yields. If the context, or the coroutine's scope, ends meanwhile, this does not return but
+/// unwinds with [`Cancelled`] as payload.
 #[inline]
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
@@ -400,7 +379,7 @@ pub fn suspend() {
     Home::expect("yield outside a coroutine: it was called").suspend_for(Waiting::Enter);
 }
 
-/// Gives way: everything else that is ready runs first, then the loop comes back to this coroutine.
+/// Yields to the event loop; resumes after every other ready coroutine has run.
 ///
 /// # Panics
 ///
@@ -415,16 +394,14 @@ pub fn yield_now() {
     Home::expect("yield outside a coroutine: it was called").reschedule();
 }
 
-/// Whether the code that runs may be suspended: it is in a coroutine, and its stack does not unwind.
+/// Returns whether the running code can be suspended: it runs in a coroutine whose stack is not
+/// unwinding.
 ///
-/// Where it may not, a wait must be met in place; waiting for another coroutine there ends the process.
+/// Code that cannot be suspended must wait in place; waiting for another coroutine there aborts the
+/// process.
 ///
-/// A destructor may run the loop while its thread unwinds, or a context of its own: what unwinds lies beneath, and the coroutines
-/// that run there may be suspended.
-///
-/// # Control
-///
-/// Never switches.
+/// A destructor may run the loop, or a context of its own, while its thread unwinds. The unwinding
+/// stack lies below, so coroutines that run in that loop can be suspended.
 #[inline]
 pub fn can_suspend() -> bool {
     Home::current().is_some_and(Home::can_suspend)

@@ -1,8 +1,9 @@
-//! Futures and coroutines, both ways: a coroutine waits for any `Future`, and handles are `Future`s. No second runtime.
+//! Futures and coroutines, in both directions: a coroutine waits for any `Future`, and handles are
+//! `Future`s. No second runtime.
 //!
-//! To wait for a future is to poll it, and to suspend until its waker was called. That waker schedules: it may be called
-//! with locks of somebody else's held, so it enters nobody. A poll may itself wait, and take the wake for its own: so it is
-//! also noted that the waker was called.
+//! Waiting for a future means polling it, and suspending until its waker is called. The waker only
+//! schedules and never enters: it may be called with foreign locks held. A poll may itself wait,
+//! and consume the wake; so a flag also records that the waker was called.
 
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -22,16 +23,16 @@ use crate::coroutine::{Cancelled, Coroutine, Waker};
 use crate::home::Home;
 use crate::home::life::Outcome;
 
-/// Whoever waits for a future, as its waker.
+/// The waker of a thread or coroutine that waits for a future.
 struct Sleeper {
     who: Who,
-    /// The waker was called since the future was polled last.
+    /// Whether the waker was called since the last poll of the future.
     called: AtomicBool,
 }
 
 enum Who {
     Coroutine(Waker),
-    /// On the stack of a thread that runs a context: the loop runs meanwhile.
+    /// The stack of a thread that runs a context: the loop runs meanwhile.
     Loop(Arc<Shared>),
     /// Any other thread.
     Thread(Thread),
@@ -43,7 +44,8 @@ impl Wake for Sleeper {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Relaxed: whoever is woken sees it, by the lock, the ticket, the notification or the token that wakes it.
+        // Relaxed: the woken party sees the store through the lock, the state word, the
+        // notification or the park token that wakes it.
         self.called.store(true, Ordering::Relaxed);
         self.who.wake();
     }
@@ -52,7 +54,7 @@ impl Wake for Sleeper {
 impl Who {
     fn wake(&self) {
         match self {
-            // It is scheduled already: one wake does for both.
+            // An error means it is scheduled already: one wake serves both calls.
             Who::Coroutine(waker) => drop(waker.schedule()),
             Who::Loop(shared) => shared.notify(),
             Who::Thread(thread) => thread.unpark(),
@@ -60,15 +62,16 @@ impl Who {
     }
 }
 
-/// Waits for `future`. In a coroutine, that one is suspended meanwhile; on the stack of a thread that runs a context, the
-/// loop runs meanwhile; any other thread is blocked.
+/// Waits for `future`. A coroutine is suspended meanwhile; on the stack of a thread that runs a
+/// context, the loop runs meanwhile; any other thread is blocked.
 ///
-/// The future is polled here and nowhere else, so it need not be `Send`.
+/// The future is polled only by this call, so it need not be `Send`.
 ///
-/// A future that needs a runtime of its own, as tokio's sockets do, finds it if that runtime was entered on this thread. Enter
-/// it once, around the call that runs the context. A guard of `Handle::enter` that a coroutine holds while it is suspended
-/// makes tokio panic as soon as two coroutines drop theirs out of order: see
-/// [thread state held across a suspension](crate#thread-state-held-across-a-suspension). tokio's sockets and timers need a
+/// A future that needs a runtime, as tokio's sockets do, finds it if that runtime was entered on
+/// this thread. Enter it once, around the call that runs the context. A guard of `Handle::enter`
+/// that a coroutine holds across a suspension makes tokio panic as soon as two coroutines drop
+/// theirs out of order: see [thread state held across a
+/// suspension](crate#thread-state-held-across-a-suspension). tokio's sockets and timers need a
 /// runtime whose own threads drive them (`new_multi_thread`).
 ///
 /// ```
@@ -95,7 +98,8 @@ impl Who {
 ///
 /// # Errors
 ///
-/// [`Cancelled`], if the coroutine was cancelled or a timeout around this is over. The future is dropped then.
+/// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout expired. The future is
+/// then dropped.
 ///
 /// # Control
 ///
@@ -116,7 +120,8 @@ pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(output) => Some(output),
             Poll::Pending => {
-                // A wait within that poll may have used the wake up. Again: to poll at once would give nobody else a turn.
+                // A wait within that poll may have consumed the wake. Wake again rather than poll
+                // immediately, which would give other coroutines no turn.
                 if sleeper.called.load(Ordering::Relaxed) {
                     sleeper.who.wake();
                 }
@@ -138,26 +143,27 @@ pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
     }
 }
 
-/// Where a coroutine of another thread leaves its outcome.
+/// The shared slot in which a coroutine of another thread stores its outcome.
 struct Slot<T> {
     outcome: Option<Outcome<T>>,
-    /// There is an outcome, or there was and it was taken.
+    /// Whether there is, or was, an outcome.
     filled: bool,
-    /// Whoever waits for it.
+    /// The waker of the waiting party.
     waiter: Option<TaskWaker>,
     /// The coroutine, once it has started.
     coroutine: Option<Waker>,
     cancelled: bool,
 }
 
-/// The far end of a slot. Dropped, it leaves the outcome there; or, without one, that the coroutine never ran.
+/// The sending end of a slot. Dropping it stores the outcome; without one, it stores that the
+/// coroutine never ran.
 struct Fill<T> {
     slot: Arc<Mutex<Slot<T>>>,
     outcome: Option<Outcome<T>>,
 }
 
 impl<T> Fill<T> {
-    /// The coroutine that will fill it runs now. It may have been cancelled before.
+    /// Called by the coroutine when it starts. It may have been cancelled before.
     fn begin(&self) {
         let me = Coroutine::current().expect("the body of a coroutine runs in one");
         let mut slot = self.slot.lock();
@@ -169,7 +175,7 @@ impl<T> Fill<T> {
         }
     }
 
-    /// With this outcome.
+    /// Stores this outcome.
     fn fill(mut self, outcome: Outcome<T>) {
         self.outcome = Some(outcome);
     }
@@ -191,10 +197,11 @@ impl<T> Drop for Fill<T> {
 }
 
 impl AioContext {
-    /// Makes a coroutine in this context that runs `f`, from any thread: in the loop's next round, which is notified.
+    /// Spawns a coroutine in this context that runs `f`, from any thread: it runs in the loop's
+    /// next iteration, and the loop is notified.
     ///
-    /// If the handle is dropped, the coroutine goes on by itself. If the context has ended, or ends before it ran, `f` is
-    /// dropped, and the handle reports [`Cancelled`].
+    /// Dropping the handle detaches the coroutine. If the context has ended, or ends before the
+    /// coroutine ran, `f` is dropped, and the handle returns [`Cancelled`].
     ///
     /// ```
     /// use coralio_runtime::LoopThread;
@@ -204,10 +211,6 @@ impl AioContext {
     /// assert_eq!(name.join().unwrap().unwrap(), "worker");
     /// worker.stop().unwrap();
     /// ```
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(&self, f: F) -> RemoteHandle<T>
     where
@@ -223,19 +226,21 @@ impl AioContext {
                 fill.begin();
                 fill.fill(catch_unwind(AssertUnwindSafe(f)));
             };
-            // For lack of memory it drops the body, and with it `fill`: the handle hears of it.
+            // On failure (no memory) it drops the body, and with it `fill`, which reports the
+            // failure to the handle.
             drop(builder.spawn(body));
         }));
         RemoteHandle { slot }
     }
 
-    /// Runs `f` in a coroutine of this context, and waits for its result: what to do where a coroutine wants to work on
-    /// another thread for a while, since it cannot move itself. In this very context, `f` is just called.
+    /// Runs `f` as a coroutine of this context, and waits for its result. Coroutines cannot
+    /// migrate; this is how to run code on another thread. Called from the same context, it just
+    /// calls `f`.
     ///
     /// # Errors
     ///
-    /// The payload of its panic; or [`Cancelled`], if the context ended before `f` did, or the wait was cut short. Then
-    /// `f` is cancelled, and goes on without being waited for.
+    /// The payload of a panic of `f`; or [`Cancelled`], if the context ended before `f` did, or the
+    /// wait was cut short. In the latter case `f` is cancelled, and continues detached.
     ///
     /// # Control
     ///
@@ -254,8 +259,8 @@ impl AioContext {
     }
 }
 
-/// Waits for a coroutine that was spawned in a context from anywhere, and takes its result. Goes to any thread; it is a
-/// `Future` too.
+/// A handle to a coroutine spawned in a context from any thread: waits for the coroutine and
+/// returns its result. It is `Send`, and a `Future`.
 #[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
 pub struct RemoteHandle<T> {
     slot: Arc<Mutex<Slot<T>>>,
@@ -266,8 +271,9 @@ impl<T> RemoteHandle<T> {
     ///
     /// # Errors
     ///
-    /// The payload of its panic; or [`Cancelled`], if its context ended before it did, or the wait was cut short. Then the
-    /// coroutine is cancelled, and goes on without being waited for.
+    /// The payload of its panic; or [`Cancelled`], if its context ended before the coroutine did,
+    /// or the wait was cut short. In the latter case the coroutine is cancelled, and continues
+    /// detached.
     ///
     /// # Control
     ///
@@ -283,11 +289,11 @@ impl<T> RemoteHandle<T> {
         }
     }
 
-    /// Asks the coroutine to end soon, as [`Coroutine::cancel`]. From any thread.
+    /// Cancels the coroutine, as [`Coroutine::cancel`]. Callable from any thread.
     ///
     /// # Control
     ///
-    /// May enter it, on its home thread.
+    /// May enter the coroutine, on its home thread.
     #[track_caller]
     pub fn cancel(&self) {
         let mut slot = self.slot.lock();
@@ -299,11 +305,7 @@ impl<T> RemoteHandle<T> {
         }
     }
 
-    /// Whether [`join`](Self::join) would return at once.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether [`join`](Self::join) would return immediately.
     pub fn is_finished(&self) -> bool {
         self.slot.lock().outcome.is_some()
     }
@@ -314,7 +316,7 @@ impl<T> Future for RemoteHandle<T> {
 
     /// # Panics
     ///
-    /// If it is polled after it was ready.
+    /// If polled again after it returned `Ready`.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
         let mut slot = self.slot.lock();
         match slot.outcome.take() {

@@ -1,4 +1,4 @@
-//! What a thread has while it runs a context: its coroutines, and who of them is on the stack.
+//! The state of a thread that runs a context: its coroutines, and which of them are on the stack.
 //!
 //! ```text
 //!   thread's own stack     'A' (entered by it)     'B' (entered by 'A')
@@ -7,19 +7,20 @@
 //!                  woken: X        woken: -
 //! ```
 //!
-//! Each `enter` keeps a *frame* on the stack of whoever entered. The frames, innermost first, are the chain of entered
-//! coroutines. A frame has a list of its own: coroutines that its coroutine woke (rule W1). They run from the same frame
-//! when that coroutine yields or ends, one after the other, so a chain of wakes never makes the stack grow. A round of
-//! the loop keeps a frame too, one in which no coroutine runs: what is woken there is entered at once.
+//! Each `enter` keeps a *frame* on the enterer's stack. The frames, innermost first, are the chain
+//! of entered coroutines. Each frame has a list of the coroutines that its coroutine woke (rule
+//! W1). They run from the same frame when that coroutine yields or ends, one after the other, so a
+//! chain of wakes never makes the stack grow. An iteration of the loop keeps a frame too, in which
+//! no coroutine runs: a coroutine woken there is entered immediately.
 //!
-//! Every suspension goes through [`Home::suspend`], and every resumption through [`Home::resume`]: one choke point for
-//! each. Named here, and cited where they are relied on:
+//! Every suspension goes through [`Home::suspend_if_possible`], and every resumption through
+//! [`Home::resume`]: one choke point for each. Invariants, cited where code relies on them:
 //!
-//! - *home outlives its stacks*: a `Home` lives in the frame of the call that runs the context, and is dropped after
-//!   all its coroutines have ended. References to it are found through a thread-local and only ever lie on those
-//!   stacks, so they never dangle.
-//! - *taken out while it runs*: a block in state `Entered` has its machine in use by exactly one `resume`. Nobody else
-//!   touches it until it suspends or ends.
+//! - *home outlives its stacks*: a `Home` lives in the frame of the call that runs the context, and
+//!   is dropped after all its coroutines have ended. References to it are found through a
+//!   thread-local and only ever lie on those stacks, so they never dangle.
+//! - *taken out while it runs*: the machine of a block in state `Entered` is in use by exactly one
+//!   `resume`. No other code touches it until the coroutine suspends or ends.
 
 #![allow(unsafe_code)]
 
@@ -52,70 +53,74 @@ mod wake;
 use switch::Frame;
 
 thread_local! {
-    /// The context that this thread is home to, while it runs one.
+    /// The home of this thread, while it runs a context.
     static HOME: Cell<*const Home> = const { Cell::new(ptr::null()) };
-    /// The home of this thread while it is hidden: its loop sleeps, and another thread may look at it.
+    /// The home of this thread while it is hidden: its loop sleeps, and another thread may inspect
+    /// it.
     static HIDDEN: Cell<*const Home> = const { Cell::new(ptr::null()) };
 }
 
-/// See the module.
+/// The state of a thread that runs a context; see the module docs.
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
-    /// The same as a handle, for what polls here.
+    /// A handle to the same context, for code here that polls.
     pub(crate) context: AioContext,
-    /// For how long it is worth looking for completions before the loop sleeps.
+    /// How long busy-polling for completions pays off before the loop sleeps.
     pub(crate) source_window: Window,
     /// The I/O source of this context, if it has one.
     pub(crate) source: Sources,
-    /// Rounds of the loop that have not ended, nested ones included.
+    /// Iterations of the loop that have not ended, nested ones included.
     rounds: Cell<u32>,
     /// Innermost frame; null on the thread's own stack.
     top: Cell<*const Frame>,
-    /// There is an event log. Here, and as a word of its own, since each switch looks.
+    /// Whether there is an event log. Cached as a field, since each switch reads it.
     traced: bool,
-    /// Who runs in that frame; `None` in a round of the loop. Here and not there, to be found with one look less: every
-    /// suspension waits for it.
+    /// The coroutine that runs in that frame; `None` in an iteration of the loop. Stored here
+    /// rather than in the frame to save a dependent load: every suspension waits for it.
     running: Cell<Option<&'static Control>>,
-    /// Run in the loop's next round, or in a nested one.
+    /// Coroutines that run in the loop's next iteration, or in a nested one.
     ready: ControlList,
-    /// Taken up by a round that has not come to them yet.
+    /// Coroutines taken up by an iteration that has not reached them yet.
     taken: ControlList,
     blocks: Blocks,
     stacks: StackPool,
     serial: Cell<u64>,
-    /// On the way from one stack to another: nobody may walk the stack then, for the tables that say how do not hold.
+    /// Set while switching stacks: a stack walk is impossible then, since the unwind tables do not
+    /// hold.
     pub(crate) switching: Cell<bool>,
-    /// Somebody watches for stalls.
+    /// Whether stalls are watched for.
     pub(crate) watched: Cell<bool>,
-    /// To say at the end who had to be unwound.
+    /// Whether the end of the context reports the coroutines that were unwound.
     pub(crate) reports_unwound: Cell<bool>,
-    /// When to look for a deadlock.
+    /// Decides when to look for a deadlock.
     pub(crate) patience: Patience,
-    /// Rounds that did something.
+    /// Iterations that made progress.
     pub(crate) progress: Cell<u64>,
-    /// Coroutines that have not ended, or whose result nobody has fetched.
+    /// Coroutines that have not ended, or whose result was not fetched.
     pub(crate) alive: Cell<usize>,
-    /// The youngest of those that were reported as stuck last.
+    /// The serial of the youngest coroutine in the latest deadlock report.
     pub(crate) reported: Cell<u64>,
-    /// When the loop last looked at the clock: milliseconds since the context began, modulo 2^32.
+    /// The loop's clock when last read: milliseconds since the context began, modulo 2^32.
     pub(crate) clock: Cell<u32>,
     began: Instant,
-    /// Rounds since then.
+    /// Iterations since the clock was read.
     unclocked: Cell<u32>,
-    /// Taken over from other threads and not looked at yet, in reverse order of arrival. It outlives a panic, and a nested
-    /// round goes on with it. Its memory is kept, so that taking over allocates nothing.
+    /// Events taken over from other threads and not handled yet, in reverse order of arrival. The
+    /// list survives a panic, and a nested iteration continues with it. Its memory is kept, so that
+    /// taking over allocates nothing.
     arrived: Cell<Vec<Arrival>>,
-    /// The innermost round, or explicit enter, began while the thread was unwinding: what unwinds lies beneath it. Coroutines
-    /// that run above may be suspended.
+    /// The innermost iteration, or explicit enter, began while the thread was unwinding: the
+    /// unwinding stack lies below it. Coroutines that run above may be suspended.
     unwinds_beneath: Cell<bool>,
-    /// From here on nothing new starts and nothing is woken: what is left will be unwound.
+    /// The context is ending: nothing new starts and nothing is woken; the remaining coroutines
+    /// will be unwound.
     ending: Cell<bool>,
-    /// The backtrace that is being asked for, if one is.
+    /// The backtrace request in progress, if any.
     pub(crate) trace: Cell<*const Request>,
 }
 
 impl Home {
-    /// Makes this thread home to a context for the time of `f`, then ends what is left of its coroutines.
+    /// Makes this thread home to a context while `f` runs, then ends the remaining coroutines.
     #[track_caller]
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
@@ -157,7 +162,8 @@ impl Home {
             trace: Cell::new(ptr::null()),
         };
         let current = Current::set(&home);
-        // Caught, so that the coroutines are unwound on a thread that does not unwind itself.
+        // Panics are caught, so that the coroutines are unwound on a thread that is not itself
+        // unwinding.
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
         let last_words = home.end();
         drop(current);
@@ -166,7 +172,8 @@ impl Home {
         } else if home.is_leaking() {
             std::mem::forget(home);
         } else {
-            // Here and not at the end: an engine's destructor may panic, and this thread does not unwind yet.
+            // Dropped here and not at the end: an engine's destructor may panic, and this thread is
+            // not unwinding yet.
             drop(home);
         }
         match (outcome, last_words) {
@@ -179,21 +186,22 @@ impl Home {
         }
     }
 
-    /// The home of this thread, if it runs a context.
+    /// Returns the home of this thread, if it runs a context.
     #[inline]
     pub(crate) fn current<'a>() -> Option<&'a Home> {
-        // SAFETY: *home outlives its stacks*: not null only during `Home::run`, and callers keep the reference on
-        // stacks that end before it does.
+        // SAFETY: *home outlives its stacks*: the pointer is non-null only during `Home::run`, and
+        // callers keep the reference on stacks that end before `Home::run` does.
         unsafe { HOME.get().as_ref() }
     }
 
-    /// As [`current`](Self::current), also while the home is hidden. For a signal handler, which only reads.
+    /// Like [`current`](Self::current), but also while the home is hidden. For a signal handler,
+    /// which only reads.
     pub(crate) fn current_or_hidden<'a>() -> Option<&'a Home> {
         // SAFETY: as in `current`: `hidden` returns before the home is gone.
         Home::current().or_else(|| unsafe { HIDDEN.get().as_ref() })
     }
 
-    /// The home of this thread.
+    /// Returns the home of this thread, or panics with `what` as the refused operation.
     #[inline]
     #[track_caller]
     pub(crate) fn expect<'a>(what: &str) -> &'a Home {
@@ -205,30 +213,33 @@ impl Home {
 
     #[inline]
     fn frame(&self) -> Option<&Frame> {
-        // SAFETY: frames lie on the stacks of `enter` and `round`, which take them off before they return.
+        // SAFETY: frames lie on the stacks of `enter` and `round`, which pop them before they
+        // return.
         unsafe { self.top.get().as_ref() }
     }
 
-    /// The coroutine that runs, if one does (and not the loop, or the thread's own stack).
+    /// Returns the running coroutine; `None` in the loop and on the thread's own stack.
     #[inline]
     pub(crate) fn running(&self) -> Option<&'static Control> {
         self.running.get()
     }
 
-    /// The part of `block` that is this thread's.
+    /// Returns the home thread's part of `block`.
     #[inline]
     pub(crate) fn own(&self, block: &'static Control) -> &'static Own {
-        // SAFETY: *home's own*: callers have the block from a live identity, and handles that look behind it do not
-        // leave the thread, so the block is held by this thread's context.
+        // SAFETY: *home's own*: callers have the block from a live identity, and handles that
+        // dereference it do not leave the thread, so the block is held by this thread's context.
         unsafe { block.own() }
     }
 
-    /// Whether the context is ending: nothing new starts, and what is left is unwound.
+    /// Returns whether the context is ending: nothing new starts, and the remaining coroutines are
+    /// unwound.
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.get()
     }
 
-    /// Runs `f` as a round of the loop: what is woken in it is entered at once, also if a coroutine polls.
+    /// Runs `f` as an iteration of the loop: a coroutine woken in it is entered immediately, even
+    /// if a coroutine polls.
     pub(crate) fn round<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Ended<'a>(&'a Home);
         impl Drop for Ended<'_> {
@@ -239,7 +250,7 @@ impl Home {
         if thread::panicking() && !self.unwinds_beneath.get() {
             return self.above_unwinding(|| self.round(f));
         }
-        // Woken by the coroutines beneath, which do not yield while this round lasts.
+        // Coroutines woken by the coroutines below, which do not yield while this iteration lasts.
         let mut beneath = self.frame();
         while let Some(frame) = beneath {
             self.ready.append(&frame.woken);
@@ -254,8 +265,8 @@ impl Home {
         f()
     }
 
-    /// Runs `f`, which a destructor has called while its thread unwinds. What unwinds is the stack beneath: coroutines that `f`
-    /// enters are not affected, and may be suspended.
+    /// Runs `f`, called by a destructor while its thread unwinds. The unwinding stack lies below:
+    /// coroutines that `f` enters are not affected, and may be suspended.
     #[cold]
     fn above_unwinding<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Restore<'a>(&'a Home);
@@ -269,7 +280,7 @@ impl Home {
         f()
     }
 
-    /// Tells the watcher, if there is one, that something begins, and with the value's end that it is over.
+    /// Starts a heartbeat for the stall watcher, if there is one; dropping the value ends it.
     #[inline]
     pub(crate) fn beat(&self) -> Option<impl Drop> {
         struct Beating<'a>(&'a Home, u64);
@@ -281,24 +292,25 @@ impl Home {
         self.watched.get().then(|| Beating(self, self.shared.beat.begin()))
     }
 
-    /// Its coroutines, in the order in which they were made.
+    /// Returns the live coroutines, in order of creation.
     pub(crate) fn live(&self) -> impl Iterator<Item = &'static Control> {
         let mut live: Vec<_> = self.live_in_any_order().collect();
         self.sort_by_age(&mut live);
         live.into_iter()
     }
 
-    /// As [`live`](Self::live), unsorted. Allocates nothing and only reads.
+    /// Like [`live`](Self::live), unsorted. Allocates nothing and only reads.
     pub(crate) fn live_in_any_order(&self) -> impl Iterator<Item = &'static Control> {
         self.blocks.all().filter(|block| self.own(block).state.get() != State::Free)
     }
 
-    /// Sorts coroutines by when they were made. Allocates nothing and only reads the blocks.
+    /// Sorts coroutines by age. Allocates nothing and only reads the blocks.
     pub(crate) fn sort_by_age(&self, blocks: &mut [&'static Control]) {
         blocks.sort_unstable_by_key(|block| self.own(block).serial.get());
     }
 
-    /// Looks at the clock every sixty-fourth round: near enough to tell how long somebody has waited.
+    /// Counts an iteration, and reads the clock every sixty-fourth: accurate enough for how long a
+    /// coroutine has waited.
     #[inline]
     pub(crate) fn count_round(&self) {
         self.unclocked.set(self.unclocked.get() + 1);
@@ -313,12 +325,12 @@ impl Home {
         self.clock.set(self.elapsed_ms());
     }
 
-    /// How long ago the loop's clock showed `then`.
+    /// Returns the time since the loop's clock showed `then`.
     pub(crate) fn since(&self, then: u32) -> Duration {
         Duration::from_millis(u64::from(self.elapsed_ms().wrapping_sub(then)))
     }
 
-    /// Since the context began.
+    /// Returns the milliseconds since the context began.
     fn elapsed_ms(&self) -> u32 {
         self.shared.clock.now().saturating_duration_since(self.began).as_millis() as u32
     }
@@ -333,7 +345,7 @@ impl Home {
                 HIDDEN.set(ptr::null());
             }
         }
-        // A signal handler finds the home by one of the two at any moment.
+        // One of the two is set at any moment, so a signal handler always finds the home.
         HIDDEN.set(self);
         compiler_fence(Ordering::SeqCst);
         HOME.set(ptr::null());
@@ -341,19 +353,20 @@ impl Home {
         f()
     }
 
-    /// Whether the loop is in a round, which will flush the I/O source when it ends.
+    /// Returns whether the loop is in an iteration, which will flush the I/O source when it ends.
     #[inline]
     pub(crate) fn is_in_round(&self) -> bool {
         self.rounds.get() != 0
     }
 
-    /// Runs what is ready now. What becomes ready meanwhile waits for the next round, or for a nested one.
+    /// Runs the coroutines that are ready now. Coroutines that become ready meanwhile wait for the
+    /// next iteration, or for a nested one.
     ///
     /// # Control
     ///
-    /// Enters.
+    /// Enters coroutines.
     pub(crate) fn run_ready(&self) -> bool {
-        // What was scheduled before somebody gave way runs before that one.
+        // Coroutines scheduled before another one yielded run before that one.
         self.accept();
         self.taken.append(&self.ready);
         let mut progress = false;
@@ -365,17 +378,17 @@ impl Home {
         progress
     }
 
-    /// Whether something is ready to run.
+    /// Returns whether a coroutine is ready to run.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
 
-    /// Takes over what was scheduled by other threads.
+    /// Takes over the events pushed by other threads.
     fn accept(&self) {
         if !self.shared.arrivals.is_pending() {
             return;
         }
-        // What a panic, or an outer round, has left comes first.
+        // Events left over by a panic, or by an outer iteration, come first.
         self.accept_arrived();
         let mut arrived = self.arrived.take();
         self.shared.arrivals.take_all(&mut arrived);
@@ -384,8 +397,8 @@ impl Home {
         self.accept_arrived();
     }
 
-    /// Looks at what was taken over, item by item: an item may panic, or run a nested round, and the items behind it stay on
-    /// the list (rule W3).
+    /// Handles the events taken over, one by one: an event may panic, or run a nested iteration,
+    /// and the remaining ones stay on the list (rule W3).
     fn accept_arrived(&self) {
         loop {
             let mut arrived = self.arrived.take();
@@ -403,7 +416,7 @@ impl Home {
                     continue;
                 }
             };
-            // A coroutine that ran since, or ended, has had its wake (rules W3 and W4).
+            // A coroutine that ran since, or has ended, has had its wake (rules W3 and W4).
             if !id.is_live() || !id.block.ticket.is_scheduled() {
                 continue;
             }
@@ -420,7 +433,8 @@ impl Home {
     }
 }
 
-/// Makes a home that of this thread, until it is dropped: so no way out of [`Home::run`] leaves a pointer to it behind.
+/// Sets this thread's home, until dropped: no exit from [`Home::run`] leaves a pointer to it
+/// behind.
 struct Current<'a>(&'a Home);
 
 impl<'a> Current<'a> {
@@ -433,7 +447,7 @@ impl<'a> Current<'a> {
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         if fork::in_child() {
-            // The home of the child was given up when it was forked, and its coroutines are leaked.
+            // The child's home was disabled at the fork, and its coroutines are leaked.
             return;
         }
         if !self.0.is_leaking() && self.0.live_in_any_order().next().is_some() {
@@ -441,13 +455,14 @@ impl Drop for Current<'_> {
                 "a context ended, and could not unwind all of its coroutines, whose stacks are about to go"
             ));
         }
-        // Whoever would look at the home finds out first that it is going.
+        // First, so that other threads learn that the home is going before they inspect it.
         self.0.shared.thread.leave();
         HOME.set(ptr::null());
     }
 }
 
-/// Drops the payload of a panic that nobody is told of. One that panics in turn is leaked.
+/// Drops the payload of a panic that is not reported. If the drop panics, the new payload is
+/// leaked.
 fn drop_quietly(payload: Box<dyn Any + Send>) {
     std::mem::forget(catch_unwind(AssertUnwindSafe(|| drop(payload))));
 }
@@ -459,7 +474,7 @@ fn no_home(what: &str) -> ! {
     panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 
-/// Says why, and ends the process: for states in which going on would be undefined.
+/// Reports `why` and aborts the process: for states in which continuing would be undefined.
 #[cold]
 fn abort(why: fmt::Arguments<'_>) -> ! {
     report(format_args!("coralio: {why}"));

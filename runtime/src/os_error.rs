@@ -1,10 +1,11 @@
 //! System errors with an explanation (rule E14).
 //!
-//! An [`io::Error`] has either the system's code or a text of its own, never both: [`io::Error::raw_os_error`] is `None` for one that
-//! was made from a text. Here the text is kept, with the system's error as its source, since the text is what a user sees who writes
-//! `?` or `fn main() -> io::Result<()>`, and since `kind` answers most questions that programs ask. An error type of our own would have
-//! both, but every function that returns `io::Result`, and `std::io::Read` and `Write`, would lose the code all the same. Programs that
-//! need the code ask for it by [`OsCode::os_code`].
+//! An [`io::Error`] has either the system's code or a custom text, never both:
+//! [`io::Error::raw_os_error`] returns `None` for an error made from a text. Errors made here keep
+//! the text, with the system's error as source, since users of `?` or a `main` that returns
+//! `io::Result<()>` see the text, and since `kind` is enough for most programs. A separate error
+//! type would have both, but every function that returns `io::Result`, and `std::io::Read` and
+//! `Write`, would still lose the code. Programs that need the code call [`OsCode::os_code`].
 
 use std::error::Error;
 use std::fmt;
@@ -22,7 +23,8 @@ use std::io;
 /// assert_eq!((explained.raw_os_error(), explained.os_code()), (None, Some(28)));
 /// ```
 pub trait OsCode {
-    /// Returns the code of the system's error: this one, or the first among its sources. `None` if none of them is the system's.
+    /// Returns the code of the first system error in the chain of sources, this error included.
+    /// `None` if there is none.
     fn os_code(&self) -> Option<i32>;
 }
 
@@ -33,7 +35,7 @@ impl OsCode for io::Error {
         }
         let mut next = self.get_ref().map(|inner| inner as &(dyn Error + 'static));
         while let Some(error) = next {
-            // Its own `source` would pass over the error that it contains.
+            // Its own `source` would skip the error that it contains.
             if let Some(code) = error.downcast_ref::<io::Error>().map(OsCode::os_code) {
                 return code;
             }
@@ -43,7 +45,7 @@ impl OsCode for io::Error {
     }
 }
 
-/// A text in place of a system error's own, which is its source.
+/// A custom text for a system error, which is its source.
 #[derive(Debug)]
 struct Explained {
     text: String,
@@ -62,7 +64,7 @@ impl Error for Explained {
     }
 }
 
-/// Creates an error of this kind and text, from which [`OsCode::os_code`] returns the code of `cause`.
+/// Creates an error of this kind and text; [`OsCode::os_code`] returns the code of `cause` for it.
 #[doc(hidden)]
 pub fn explained(kind: io::ErrorKind, text: impl Into<String>, cause: io::Error) -> io::Error {
     io::Error::new(kind, Explained { text: text.into(), cause })
@@ -74,7 +76,8 @@ mod tests {
 
     #[test]
     fn code_survives_every_wrapping() {
-        // E14: a text of ours, twice; a foreign wrapper; and none where there was none.
+        // E14: the code survives a text of ours, twice, and a foreign wrapper; without a code there
+        // is none.
         let plain = || io::Error::from_raw_os_error(libc::EIO);
         let ours = explained(io::ErrorKind::Other, "outer", explained(plain().kind(), "inner", plain()));
         assert_eq!((ours.os_code(), ours.to_string()), (Some(libc::EIO), "outer".into()));

@@ -1,7 +1,8 @@
-//! Messages on standard error, which nobody has to read: writing them cannot fail.
+//! Messages on standard error. Failures to write them are ignored.
 //!
-//! `eprintln!` panics if standard error has no reader or its disk is full. A context that ends, or a process that is about
-//! to abort, must not depend on that, so both libraries and all programs write their messages by [`report`] alone.
+//! `eprintln!` panics if standard error has no reader or its disk is full. The end of a context, or
+//! a process about to abort, must not depend on that, so both libraries and all programs write
+//! their messages through [`report`] only.
 
 #![allow(unsafe_code)]
 
@@ -9,18 +10,15 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, mem};
 
-/// Writes `message` to standard error, and a line end if it has none. Ignores every failure: nothing is left to report it to.
-/// If standard error is a pipe that stays full for 100 ms, the rest of the message is dropped: a reader that has stopped must
-/// not stop the program.
+/// Writes `message` to standard error, adding a newline if it has none. Ignores every failure:
+/// there is nowhere left to report it. If standard error is a pipe that stays full for 100 ms, the
+/// rest of the message is dropped: a stopped reader must not stop the program.
 ///
-/// Allocates nothing and takes no lock, so a signal handler may call it if formatting `message` does neither. A message of up
-/// to 1 KiB is one system call. A panic of a `Display` implementation cuts the message short and goes no further.
+/// Allocates nothing and takes no lock, so a signal handler may call it if formatting `message`
+/// does neither. A message of up to 1 KiB is one system call. A panic of a `Display` implementation
+/// truncates the message and does not propagate.
 ///
 /// For this workspace's own crates and programs.
-///
-/// # Control
-///
-/// Never switches.
 #[doc(hidden)]
 pub fn report(message: impl fmt::Display) {
     write(format_args!("{message}"));
@@ -44,7 +42,7 @@ fn write(message: fmt::Arguments<'_>) {
 struct Line {
     bytes: [u8; 1024],
     len: usize,
-    /// The last byte that was written ends a line.
+    /// Whether the last byte written was a newline.
     ended: bool,
 }
 
@@ -72,7 +70,7 @@ impl Write for Line {
     }
 }
 
-/// Waits until standard error accepts bytes, for at most 100 ms. A pipe that is ready has room for a page.
+/// Waits up to 100 ms until standard error accepts bytes. A pipe that is ready has room for a page.
 fn has_room() -> bool {
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: the call reads and writes the one structure.
@@ -81,7 +79,7 @@ fn has_room() -> bool {
 
 fn write_all(mut bytes: &[u8]) {
     while !bytes.is_empty() && has_room() {
-        // SAFETY: the bytes live and are only read.
+        // SAFETY: the bytes are alive and only read.
         let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
         match usize::try_from(written) {
             Ok(written) if written > 0 => bytes = &bytes[written..],

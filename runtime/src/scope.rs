@@ -1,8 +1,9 @@
 //! Scopes: coroutines that borrow from the frame that waits for them (rule S4).
 //!
-//! A scope does not end, on whatever way out, before each of its coroutines has: it waits for them. Where it cannot wait,
-//! since the stack of its own coroutine unwinds, it unwinds them in place first. A result that nobody has fetched is dropped before the
-//! scope ends, since it may borrow as well. So what they borrow outlives them: *the scope ends last*.
+//! A scope does not end, by any exit, before all its coroutines have: it waits for them. Where it
+//! cannot wait, since the stack of its own coroutine unwinds, it unwinds them in place. A result
+//! that was not fetched is dropped before the scope ends, since it may borrow as well. So
+//! everything they borrow outlives them: *the scope ends last*.
 
 #![allow(unsafe_code)]
 
@@ -20,8 +21,8 @@ use crate::coroutine::{Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
 use crate::task::JoinHandle;
 
-/// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. In a coroutine, that one is suspended
-/// meanwhile; on the thread's own stack, the loop runs.
+/// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
+/// suspended meanwhile; on the thread's own stack, the loop runs.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, scope, yield_now};
@@ -43,8 +44,9 @@ use crate::task::JoinHandle;
 ///
 /// # Panics
 ///
-/// If `f` panics: the others are cancelled, waited for, and its panic goes on. If a coroutine of the scope panics and its
-/// handle is not joined: with that panic, after the others have ended. Outside a context.
+/// If `f` panics: the scope's coroutines are cancelled and waited for, then the panic propagates.
+/// If a coroutine of the scope panics and its handle is not joined: that panic propagates after the
+/// others have ended. Outside a context.
 ///
 /// # Control
 ///
@@ -78,30 +80,26 @@ where
 
 type Panic = Cell<Option<Box<dyn Any + Send>>>;
 
-/// What spawns coroutines that may borrow from outside the call of [`scope()`].
+/// A scope to spawn coroutines in, which may borrow from outside the call of [`scope()`].
 pub struct Scope<'scope, 'env: 'scope> {
-    /// Those that may not have ended.
+    /// The coroutines spawned; some may have ended.
     members: RefCell<Vec<CoroutineId>>,
-    /// How many have not ended.
+    /// The number of coroutines that have not ended.
     left: Cell<usize>,
     /// The coroutine that waits for the last of them.
     waiter: Cell<Option<CoroutineId>>,
-    /// The first panic that no handle is there to tell of.
+    /// The first panic that no handle receives.
     panic: Panic,
     scope: PhantomData<&'scope mut &'scope ()>,
     env: PhantomData<&'env mut &'env ()>,
 }
 
 impl<'scope> Scope<'scope, '_> {
-    /// As [`spawn`](crate::spawn), for a closure that may borrow.
+    /// Spawns a coroutine as [`spawn`](crate::spawn) does, from a closure that may borrow.
     ///
     /// # Panics
     ///
     /// If there is no memory for a stack, or the context is ending.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(&'scope self, f: F) -> ScopedHandle<'scope, T>
     where
@@ -114,15 +112,11 @@ impl<'scope> Scope<'scope, '_> {
         }
     }
 
-    /// As [`spawn`](Self::spawn), with a name or a stack size.
+    /// Spawns a coroutine as [`spawn`](Self::spawn) does, with a name or a stack size.
     ///
     /// # Errors
     ///
     /// No memory for a stack, or the context is ending.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
     where
@@ -136,8 +130,9 @@ impl<'scope> Scope<'scope, '_> {
             let ended = ended;
             let run = || {
                 let value = f();
-                // Nobody will fetch it. Dropped here, where the coroutine still counts: it may borrow, and its destructor
-                // may run the loop, and with it whoever waits for the scope.
+                // The value will not be fetched. Dropped here, while the coroutine still counts: it
+                // may borrow, and its destructor may run the loop, and with it the party that waits
+                // for the scope.
                 (!is_detached()).then_some(value)
             };
             match catch_unwind(AssertUnwindSafe(run)) {
@@ -151,8 +146,8 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
         };
-        // SAFETY: *the scope ends last*: what `body` borrows lives for 'scope, and `End` sees to it that neither the
-        // coroutine nor its result is left when that is over.
+        // SAFETY: *the scope ends last*: everything `body` borrows lives for 'scope, and `End`
+        // ensures that neither the coroutine nor its result outlives it.
         let handle = unsafe { builder.spawn_borrowing(body) }?;
         let mut members = self.members.borrow_mut();
         if members.len() > 2 * self.left.get() + 16 {
@@ -162,19 +157,20 @@ impl<'scope> Scope<'scope, '_> {
         Ok(ScopedHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
     }
 
-    /// Asks all that have not ended to end soon, as [`Coroutine::cancel`](crate::Coroutine::cancel).
+    /// Cancels all coroutines that have not ended, as
+    /// [`Coroutine::cancel`](crate::Coroutine::cancel).
     ///
     /// # Panics
     ///
-    /// With the panic of what is entered here. All are cancelled nevertheless.
+    /// Propagates a panic of a coroutine that this call enters. All are cancelled nevertheless.
     ///
     /// # Control
     ///
-    /// May enter them, on the thread's own stack.
+    /// May enter the coroutines, on the thread's own stack.
     #[track_caller]
     pub fn cancel(&self) {
-        /// The members that have not been cancelled. If one panics, the others are cancelled as that panic unwinds: then
-        /// `cancel` enters none.
+        /// The members not cancelled yet. If one panics, the others are cancelled while that panic
+        /// unwinds, when `cancel` enters none.
         struct Rest(vec::IntoIter<CoroutineId>);
         impl Drop for Rest {
             fn drop(&mut self) {
@@ -183,22 +179,23 @@ impl<'scope> Scope<'scope, '_> {
                 }
             }
         }
-        // A copy: members that are entered here may spawn more, and then the list is tidied.
+        // A copy: members that are entered here may spawn more, which may compact the list.
         let mut rest = Rest(self.members.borrow().clone().into_iter());
         for member in rest.0.by_ref() {
             Token::of(member).coroutine().cancel();
         }
     }
 
-    /// Waits for the end of all, where that can be.
+    /// Waits until all members have ended, as far as waiting is possible.
     #[track_caller]
     fn wait(&self, home: &Home) {
         match home.running() {
             Some(running) => {
                 let mut told = false;
                 while self.left.get() > 0 && home.can_suspend() {
-                    // The coroutine that waits for the members is to end early, so the members are. That is what a timeout
-                    // around the scope reports: which of the members are still affected is not known.
+                    // The waiting coroutine is to end early, so its members are cancelled. A
+                    // timeout around the scope then counts as hit, since it is unknown which
+                    // members are still affected.
                     if !told && home.is_cancelled(running) {
                         told = true;
                         home.cut_short(running);
@@ -217,7 +214,7 @@ impl<'scope> Scope<'scope, '_> {
     }
 }
 
-/// Keeps the first panic that is one.
+/// Keeps the first real panic.
 fn keep(panic: &Panic, payload: Box<dyn Any + Send>) {
     let first = panic.take();
     if payload.is::<Cancelled>() || first.is_some() {
@@ -228,19 +225,19 @@ fn keep(panic: &Panic, payload: Box<dyn Any + Send>) {
     }
 }
 
-/// Whether nobody will join the coroutine that runs.
+/// Returns whether the running coroutine is detached.
 fn is_detached() -> bool {
     Home::current().is_some_and(|home| home.running().is_some_and(|block| home.own(block).detached.get()))
 }
 
-/// What dropping a payload throws is nobody's.
+/// Drops a panic payload, ignoring a panic in its destructor.
 fn drop_quietly(payload: Box<dyn Any + Send>) {
     if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(thrown);
     }
 }
 
-/// In each coroutine of a scope: the last to be dropped.
+/// Held by each coroutine of a scope, and dropped last.
 struct Ended<'a, 'scope, 'env>(&'a Scope<'scope, 'env>);
 
 impl Drop for Ended<'_, '_, '_> {
@@ -250,25 +247,25 @@ impl Drop for Ended<'_, '_, '_> {
         if left == 0
             && let (Some(home), Some(waiter)) = (Home::current(), self.0.waiter.take())
         {
-            // It runs when this coroutine has ended: its result is in its place by then.
+            // The waiter runs after this coroutine has ended, when its result is stored.
             home.wake_later(waiter);
         }
     }
 }
 
-/// Sees to it that nothing of a scope is left, on whatever way out.
+/// Ensures that nothing of a scope is left, by any exit.
 struct End<'a, 'scope, 'env>(&'a Home, &'a Scope<'scope, 'env>);
 
 impl Drop for End<'_, '_, '_> {
     fn drop(&mut self) {
         let End(home, scope) = *self;
         loop {
-            // Not borrowed meanwhile: a destructor may spawn more, which are ended in turn.
+            // Not borrowed during the loop: a destructor may spawn more, which are ended in turn.
             let members = scope.members.take();
             if members.is_empty() {
                 break;
             }
-            // In the order in which they were made, as a context ends them.
+            // In order of creation, as a context ends them.
             for member in members {
                 if let Some(payload) = home.end_now(member) {
                     keep(&scope.panic, payload);
@@ -278,15 +275,16 @@ impl Drop for End<'_, '_, '_> {
     }
 }
 
-/// Waits for a coroutine of a scope and takes its result. It may be dropped: the scope waits for the coroutine all the same.
+/// A handle to a coroutine of a scope: waits for it and returns its result. It may be dropped: the
+/// scope still waits for the coroutine.
 pub struct ScopedHandle<'scope, T> {
-    /// Its coroutine leaves no value if this is dropped before the end.
+    /// The coroutine stores no value if the handle is dropped before the end.
     handle: ManuallyDrop<JoinHandle<Option<T>>>,
     panic: &'scope Panic,
 }
 
 impl<T> ScopedHandle<'_, T> {
-    /// As [`JoinHandle::join`].
+    /// Waits for the coroutine, as [`JoinHandle::join`] does.
     ///
     /// # Errors
     ///
@@ -303,21 +301,17 @@ impl<T> ScopedHandle<'_, T> {
         Ok(value.unwrap_or_else(|| unreachable!("whoever has a handle is left a value")))
     }
 
-    /// As [`JoinHandle::cancel`].
+    /// Cancels the coroutine, as [`JoinHandle::cancel`] does.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[track_caller]
     pub fn cancel(&self) {
         self.handle.cancel();
     }
 
-    /// As [`JoinHandle::is_finished`].
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the coroutine has ended, as [`JoinHandle::is_finished`] does.
     pub fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }
@@ -325,9 +319,10 @@ impl<T> ScopedHandle<'_, T> {
 
 impl<T> Drop for ScopedHandle<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: it is being dropped, and `join` does not let that happen: so the handle is taken once.
+        // SAFETY: `self` is being dropped, and `join` prevents its drop: so the handle is taken
+        // once.
         let handle = unsafe { ManuallyDrop::take(&mut self.handle) };
-        // Its panic is the scope's now.
+        // From now on the panic belongs to the scope.
         if handle.is_finished()
             && let Err(payload) = handle.join()
         {

@@ -1,4 +1,5 @@
-//! Synchronisation among coroutines, of one context or of several. What waits is a coroutine, never the thread.
+//! Synchronisation between coroutines, of one context or of several. Waiting suspends the
+//! coroutine, never the thread.
 
 pub(crate) mod channel;
 pub(crate) mod co_mutex;

@@ -1,6 +1,7 @@
-//! The few descriptors that the loop sleeps on: an eventfd to be kicked with, an epoll set to sleep in.
+//! The descriptors that the loop sleeps on, as safe values: an eventfd to wake it, a timer, an
+//! epoll set to sleep in.
 //!
-//! A fence for unsafe: outside it these are ordinary safe values that close themselves.
+//! The module confines the unsafe code; its types close themselves.
 
 #![allow(unsafe_code)]
 
@@ -17,7 +18,7 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Makes calls on it return at once. That is the open file's, which duplicates share.
+/// Sets `O_NONBLOCK`. The flag belongs to the open file description, which duplicates share.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: neither call takes a pointer.
     unsafe {
@@ -26,39 +27,41 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether it is a socket whose bytes have no bounds between them.
+/// Returns whether the descriptor is a stream socket.
 pub(crate) fn is_stream_socket(fd: BorrowedFd<'_>) -> bool {
     let mut kind: libc::c_int = 0;
     let mut len = size_of_val(&kind) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, which is what the integer has.
+    // SAFETY: the kernel writes at most `len` bytes, the size of the integer.
     let result = unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
     };
     result == 0 && kind == libc::SOCK_STREAM
 }
 
-/// A counter in the kernel that makes its descriptor readable: what another thread kicks a sleeping loop with.
+/// An eventfd, with which another thread wakes a sleeping loop.
 pub(crate) struct EventFd(OwnedFd);
 
 impl EventFd {
     pub(crate) fn new() -> io::Result<EventFd> {
-        // SAFETY: eventfd takes no pointers; on success it returns a new descriptor that is ours alone.
+        // SAFETY: eventfd takes no pointers; on success it returns a new descriptor that only we
+        // own.
         unsafe {
             let fd = checked(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
             Ok(EventFd(OwnedFd::from_raw_fd(fd)))
         }
     }
 
-    /// Adds one. The epoll set watches for edges, so nobody has to read the counter back.
+    /// Adds one. Edge-triggered, so the counter need not be read.
     pub(crate) fn signal(&self) {
         let one = 1u64.to_ne_bytes();
         // SAFETY: the buffer is eight bytes, alive during the call, and only read.
         let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-        // EAGAIN: the counter is full, so the edge has been given 2^64 times; the sleeper cannot have missed them all.
+        // EAGAIN: the counter is full, so there were 2^64 edges, and the sleeper cannot have missed
+        // them all.
         debug_assert!(written == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
     }
 
-    /// Sets the counter to 0. Returns whether it was more.
+    /// Resets the counter to 0. Returns whether it was nonzero.
     pub(crate) fn clear(&self) -> bool {
         let mut count = [0; 8];
         // SAFETY: the buffer is eight bytes, alive during the call.
@@ -75,19 +78,19 @@ impl AsFd for EventFd {
     }
 }
 
-/// A clock in the kernel that makes its descriptor readable when its time has come.
+/// A timerfd, which becomes readable when its deadline passes.
 pub(crate) struct TimerFd(OwnedFd);
 
 impl TimerFd {
     pub(crate) fn new() -> io::Result<TimerFd> {
-        // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
         unsafe {
             let fd = checked(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK))?;
             Ok(TimerFd(OwnedFd::from_raw_fd(fd)))
         }
     }
 
-    /// Makes it readable so much later than now, once. The epoll set watches for edges, so nobody has to read it.
+    /// Arms the timer once, `after` from now. Edge-triggered, so the counter is never read.
     pub(crate) fn arm(&self, after: Duration) -> io::Result<()> {
         let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let time = libc::itimerspec { it_interval: none, it_value: timespec(after.max(Duration::from_nanos(1))) };
@@ -109,22 +112,22 @@ fn timespec(duration: Duration) -> libc::timespec {
     }
 }
 
-/// One readiness report: the token of the registration, and the raw epoll bits.
+/// A readiness event: the registration's token, and the raw epoll bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ready {
     pub(crate) token: u64,
     pub(crate) events: u32,
 }
 
-/// A set of descriptors to sleep on.
+/// An epoll set.
 pub(crate) struct Epoll(OwnedFd);
 
 impl Epoll {
-    /// Reports taken per call; more are there for the next call.
+    /// The maximum number of events per call; further ones stay for the next call.
     pub(crate) const BATCH: usize = 64;
 
     pub(crate) fn new() -> io::Result<Epoll> {
-        // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
         unsafe {
             let fd = checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?;
             Ok(Epoll(OwnedFd::from_raw_fd(fd)))
@@ -138,7 +141,8 @@ impl Epoll {
             ));
         }
         let mut event = libc::epoll_event { events, u64: token };
-        // SAFETY: `event` is alive during the call. A number that is no open descriptor is refused.
+        // SAFETY: `event` is alive during the call. The kernel rejects a number that is not an open
+        // descriptor.
         unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &mut event)) }.map(drop)
     }
 
@@ -154,7 +158,8 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
 
-    /// The system call. To the nanosecond where the kernel can (Linux 5.11), else to the millisecond.
+    /// Makes the system call. The timeout has nanosecond resolution where the kernel supports it
+    /// (Linux 5.11), else milliseconds.
     fn wait_for(
         &self,
         timeout: Option<Duration>,
@@ -166,7 +171,8 @@ impl Epoll {
         if let Some(timeout) = fine {
             let time = timespec(timeout);
             let no_mask = ptr::null::<libc::sigset_t>();
-            // SAFETY: the kernel reads one timespec and writes at most BATCH events into the array, which is that long.
+            // SAFETY: the kernel reads one timespec and writes at most BATCH events, the array's
+            // length.
             let count = checked(unsafe {
                 libc::syscall(libc::SYS_epoll_pwait2, fd, events.as_mut_ptr(), room, &raw const time, no_mask, 0usize)
             } as libc::c_int);
@@ -179,15 +185,15 @@ impl Epoll {
         }
         let millis = match timeout {
             None => -1,
-            // Rounded up: waking early would make the caller spin until its time has come.
+            // Rounded up: an early wake would make the caller spin until the deadline.
             Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
         };
         // SAFETY: as above.
         checked(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), room, millis) })
     }
 
-    /// Sleeps till something is ready or `timeout` is over (`None`: no end), and hands what is ready to `each`.
-    /// A signal ends the sleep early, with nothing.
+    /// Sleeps until a descriptor is ready or `timeout` expires (`None`: never), and passes each
+    /// event to `each`. A signal ends the sleep early, without events.
     pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::BATCH];
         let count = match self.wait_for(timeout, &mut events) {

@@ -1,7 +1,7 @@
 //! Spawned coroutines, and their join handles.
 //!
-//! A spawned coroutine's result lies at the top of its own stack until the handle fetches it: spawning allocates
-//! nothing, and a stack whose result nobody has fetched is not used again.
+//! A spawned coroutine's result lies at the top of its own stack until the handle fetches it:
+//! spawning allocates nothing, and the stack is not reused before its result is fetched.
 
 #![allow(unsafe_code)]
 
@@ -20,12 +20,13 @@ use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
 use crate::home::fork::refuse_in_child;
 
-/// Makes a coroutine that runs `f` in the loop's next round, on this thread. `f` need not be `Send`.
+/// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
+/// `Send`.
 ///
-/// If the handle is dropped, the coroutine goes on by itself.
+/// Dropping the handle detaches the coroutine.
 ///
-/// Coroutines of a context share their thread's local variables: see
-/// [thread state held across a suspension](crate#thread-state-held-across-a-suspension).
+/// Coroutines of a context share their thread's local variables: see [thread state held across a
+/// suspension](crate#thread-state-held-across-a-suspension).
 ///
 /// ```
 /// use coralio_runtime::{AioContext, spawn};
@@ -39,10 +40,6 @@ use crate::home::fork::refuse_in_child;
 /// # Panics
 ///
 /// Outside a context; if there is no memory for a stack; if the context is ending.
-///
-/// # Control
-///
-/// Never switches.
 #[track_caller]
 pub fn spawn<F, T>(f: F) -> JoinHandle<T>
 where
@@ -56,8 +53,9 @@ where
     }
 }
 
-/// As [`spawn`], but enters the coroutine at once: it has run to its first yield, or to its end, when this returns. What it
-/// asks for gathers sooner by a round of the loop.
+/// Spawns a coroutine like [`spawn`], and enters it immediately: it has run to its first yield, or
+/// to its end, when this returns. Its first I/O requests are therefore queued one iteration
+/// earlier.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, start};
@@ -71,11 +69,11 @@ where
 ///
 /// # Panics
 ///
-/// As [`spawn`]. Its own panic is its handle's, as any spawned coroutine's.
+/// As [`spawn`]. A panic of the coroutine goes to its handle, as for any spawned coroutine.
 ///
 /// # Control
 ///
-/// Enters it, and then whatever it woke.
+/// Enters the coroutine, then the coroutines that it woke.
 #[track_caller]
 pub fn start<F, T>(f: F) -> JoinHandle<T>
 where
@@ -90,7 +88,7 @@ where
 }
 
 impl Builder {
-    /// As [`start`], with this name and stack size.
+    /// Spawns and enters a coroutine as [`start`] does, with this name and stack size.
     ///
     /// # Errors
     ///
@@ -102,7 +100,7 @@ impl Builder {
     ///
     /// # Control
     ///
-    /// Enters it, and then whatever it woke.
+    /// Enters the coroutine, then the coroutines that it woke.
     #[track_caller]
     pub fn start<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
@@ -117,7 +115,7 @@ impl Builder {
         Ok(JoinHandle { id, _result: PhantomData })
     }
 
-    /// As [`spawn`], with this name and stack size.
+    /// Spawns a coroutine as [`spawn`] does, with this name and stack size.
     ///
     /// # Errors
     ///
@@ -126,10 +124,6 @@ impl Builder {
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn spawn<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
@@ -140,11 +134,12 @@ impl Builder {
         unsafe { self.spawn_borrowing(f) }
     }
 
-    /// As [`spawn`](Builder::spawn), for a closure that borrows.
+    /// Spawns as [`spawn`](Builder::spawn), from a closure that borrows.
     ///
     /// # Safety
     ///
-    /// What it borrows lives until the coroutine has ended, at the latest when the context has.
+    /// Everything the closure borrows lives until the coroutine has ended, at the latest when the
+    /// context has.
     #[inline]
     #[track_caller]
     pub(crate) unsafe fn spawn_borrowing<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
@@ -160,7 +155,8 @@ impl Builder {
     }
 }
 
-/// Waits for a spawned coroutine and takes its result. Stays on its thread.
+/// A handle to a spawned coroutine: waits for it and returns its result. It cannot leave its
+/// thread.
 #[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
 pub struct JoinHandle<T> {
     pub(crate) id: CoroutineId,
@@ -168,14 +164,15 @@ pub struct JoinHandle<T> {
 }
 
 impl<T> JoinHandle<T> {
-    /// Waits until the coroutine has ended. In a coroutine, that one is suspended meanwhile; on the thread's own stack,
-    /// the loop runs meanwhile.
+    /// Waits until the coroutine has ended. A coroutine is suspended meanwhile; on the thread's own
+    /// stack, the loop runs meanwhile.
     ///
     /// # Errors
     ///
-    /// The payload of its panic, as `std::thread`'s; or [`Cancelled`], if its context ended before it did, or if this wait was
-    /// cut short, because the joining coroutine was cancelled or a timeout around this is over. Then the joined one is
-    /// cancelled too, and goes on without being waited for.
+    /// The payload of its panic, as in `std::thread`; or [`Cancelled`], if its context ended before
+    /// the coroutine did, or if this wait was cut short because the joining coroutine was cancelled
+    /// or an enclosing timeout expired. In the latter case the joined coroutine is cancelled too,
+    /// and continues detached.
     ///
     /// # Panics
     ///
@@ -209,41 +206,33 @@ impl<T> JoinHandle<T> {
                     own.joiner.set(Some(Joiner::Coroutine(running.id())));
                     home.suspend_for(Waiting::Join(self.id.block));
                 }
-                // A destructor at the very end: nobody will run it any more.
+                // A destructor at the very end: the coroutine will not run any more.
                 None if home.is_ending() => return Err(Box::new(Cancelled)),
                 None => drop(home.context.poll(true)),
             }
         }
     }
 
-    /// Asks the coroutine to end soon, as [`Coroutine::cancel`].
+    /// Cancels the coroutine, as [`Coroutine::cancel`] does.
     ///
     /// # Panics
     ///
-    /// With its panic, if it is entered here and panics.
+    /// Propagates a panic of the coroutine, if this call enters it.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[track_caller]
     pub fn cancel(&self) {
         self.coroutine().cancel();
     }
 
-    /// The coroutine whose end it waits for.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the coroutine that the handle waits for.
     pub fn coroutine(&self) -> Coroutine {
         Token::of(self.id).coroutine()
     }
 
-    /// Whether [`join`](Self::join) would return at once.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether [`join`](Self::join) would return immediately.
     pub fn is_finished(&self) -> bool {
         match Home::current().filter(|_| self.id.is_live()) {
             Some(home) => home.own(self.id.block).state.get() == State::Finished,
@@ -255,8 +244,8 @@ impl<T> JoinHandle<T> {
 impl<T> Future for JoinHandle<T> {
     type Output = thread::Result<T>;
 
-    /// As [`join`](JoinHandle::join), for whoever polls futures on this thread; see
-    /// [`await_future`](crate::await_future).
+    /// Polls for the result of [`join`](JoinHandle::join), for callers that poll futures on this
+    /// thread; see [`await_future`](crate::await_future).
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
         let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
             return Poll::Ready(Err(Box::new(Cancelled)));
@@ -265,7 +254,7 @@ impl<T> Future for JoinHandle<T> {
         if own.state.get() == State::Finished {
             return Poll::Ready(home.fetch(self.id.block));
         }
-        // Nobody will run it any more.
+        // The coroutine will not run any more.
         if home.is_ending() {
             return Poll::Ready(Err(Box::new(Cancelled)));
         }
@@ -275,11 +264,9 @@ impl<T> Future for JoinHandle<T> {
 }
 
 impl<T> JoinHandle<T> {
-    /// As [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water); also when it has finished.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the stack usage, as
+    /// [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water) does; also after the
+    /// coroutine has ended.
     pub fn stack_high_water(&self) -> Option<usize> {
         high_water(self.id)
     }

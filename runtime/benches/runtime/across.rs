@@ -1,4 +1,4 @@
-//! The runtime's side, where two threads are in it: loops that sleep, and who wakes them.
+//! The runtime's side of the cross-thread cases: loops that sleep, and the threads that wake them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,7 +20,8 @@ fn my_waker() -> Waker {
     Coroutine::current().expect("called in a coroutine").waker()
 }
 
-/// `times` wakes, half of them each way, between two contexts on two threads. Each loop sleeps till it is woken.
+/// Makes `times` wakes, half of them each way, between two contexts on two threads. Each loop
+/// sleeps until it is woken.
 fn ping_pong(times: u64, measure: impl FnOnce(&mut dyn FnMut()) -> f64) -> f64 {
     let (to_other, from_here) = mpsc::channel::<Waker>();
     let (to_here, from_other) = mpsc::channel::<Waker>();
@@ -48,17 +49,17 @@ fn ping_pong(times: u64, measure: impl FnOnce(&mut dyn FnMut()) -> f64) -> f64 {
     figure
 }
 
-/// A coroutine woken in a loop that sleeps.
+/// Wakes a coroutine in a sleeping loop.
 pub(crate) fn wake_sleeping(times: u64) -> f64 {
     ping_pong(times, |turns| time(times, turns))
 }
 
-/// The same, in system calls that write: the eventfd's.
+/// The same, counted in write system calls: the eventfd's.
 pub(crate) fn wake_sleeping_writes(times: u64) -> f64 {
     ping_pong(times, |turns| writes(times, turns))
 }
 
-/// System calls that write, to each wake of a coroutine in a loop that another coroutine keeps busy.
+/// Counts write system calls per wake of a coroutine in a loop that another coroutine keeps busy.
 pub(crate) fn wake_busy(times: u64) -> f64 {
     let woken = Arc::new(AtomicU64::new(0));
     let (to_here, from_loop) = mpsc::channel();
@@ -80,7 +81,7 @@ pub(crate) fn wake_busy(times: u64) -> f64 {
                 });
                 while !over.get() {
                     yield_now();
-                    // They may have one CPU between them.
+                    // The two threads may share one CPU.
                     thread::yield_now();
                 }
                 sleeper.join().expect("it only counts");
@@ -100,7 +101,7 @@ pub(crate) fn wake_busy(times: u64) -> f64 {
     figure
 }
 
-/// A loop asleep with a coroutine that waits.
+/// Measures a sleeping loop with a waiting coroutine.
 fn idle_by(millis: u64, clock: impl FnOnce(&JoinHandle<()>) -> libc::clockid_t) -> f64 {
     let (to_here, from_loop) = mpsc::channel();
     let sleeper = thread::spawn(move || {
@@ -110,7 +111,7 @@ fn idle_by(millis: u64, clock: impl FnOnce(&JoinHandle<()>) -> libc::clockid_t) 
         });
     });
     let waker = from_loop.recv().expect("the other end lives");
-    // A loop that has been idle for a second looks, once, whether its coroutines wait for each other for ever.
+    // A loop that has been idle for a second runs the deadlock check, once.
     thread::sleep(Duration::from_millis(millis + millis / 2));
     let took = asleep(millis, clock(&sleeper));
     waker.wake();
@@ -118,12 +119,12 @@ fn idle_by(millis: u64, clock: impl FnOnce(&JoinHandle<()>) -> libc::clockid_t) 
     took
 }
 
-/// What the process takes meanwhile, the one that looks included.
+/// Measures the CPU time of the whole process, the measuring thread included.
 pub(crate) fn idle(millis: u64) -> f64 {
     idle_by(millis, |_| PROCESS)
 }
 
-/// What the loop's thread takes.
+/// Measures the CPU time of the loop's thread.
 pub(crate) fn idle_loop(millis: u64) -> f64 {
     idle_by(millis, clock_of)
 }

@@ -1,4 +1,4 @@
-//! The peer: corosensei as it is, used as one would who needs a pool and closures of any type.
+//! The peer: corosensei alone, with a stack pool and boxed closures as a typical user would add.
 
 use std::hint::black_box;
 
@@ -19,7 +19,7 @@ fn pause(yielder: &Yielder<(), ()>) {
     yielder.suspend(());
 }
 
-/// Into a coroutine and back.
+/// Resumes a coroutine, which suspends.
 pub(crate) fn resume_and_suspend(times: u64) -> f64 {
     let mut left = times + 1;
     let mut co = Bare::new(move |yielder, ()| {
@@ -34,7 +34,7 @@ pub(crate) fn resume_and_suspend(times: u64) -> f64 {
     ns
 }
 
-/// A coroutine made of a boxed closure on a pooled stack, resumed, and over.
+/// Creates a coroutine from a boxed closure on a pooled stack and resumes it; it ends.
 pub(crate) fn create_resume_end(times: u64) -> f64 {
     let mut pool = vec![DefaultStack::default()];
     let mut one = |caught| {

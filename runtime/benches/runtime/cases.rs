@@ -1,15 +1,15 @@
-//! What is measured, against whom, and what we answer for.
+//! The measured cases, their peers, and their limits.
 
 use crate::{across, bare, eventfd, may, ours, tokio};
 
-/// What a figure counts, and so how often a thing is done to get it.
+/// The unit of a figure, which also decides how often the operation is repeated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Nanoseconds of the process's CPU time, each.
+    /// Nanoseconds of the process's CPU time per operation.
     Ns,
-    /// System calls that write, each.
+    /// Write system calls per operation.
     Writes,
-    /// Nanoseconds of CPU time in one second.
+    /// Nanoseconds of CPU time per second.
     NsPerSecond,
 }
 
@@ -23,24 +23,25 @@ impl Unit {
     }
 }
 
-/// Does it that many times; returns the figure. What is [`Unit::NsPerSecond`] is told milliseconds.
+/// Repeats the operation the given number of times; returns the figure. For [`Unit::NsPerSecond`]
+/// the argument is in milliseconds.
 pub(crate) type Run = fn(u64) -> f64;
 
-/// One thing that is measured.
+/// A measured case.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) unit: Unit,
     pub(crate) ours: Run,
-    /// What we answer for.
+    /// The limit that we guarantee.
     pub(crate) at_most: Option<f64>,
     pub(crate) peers: &'static [Peer],
 }
 
-/// The nearest that somebody else has.
+/// The closest equivalent in another runtime.
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
     pub(crate) run: Run,
-    /// What we answer for: our figure divided by the peer's.
+    /// The limit that we guarantee for our figure divided by the peer's.
     pub(crate) at_most: Option<f64>,
 }
 
@@ -58,7 +59,7 @@ const fn timed(name: &'static str, ours: Run, at_most: Option<f64>, peers: &'sta
     Case { name, unit: Unit::Ns, ours, at_most, peers }
 }
 
-/// What is not timed comes first: `may`'s threads, once started, wake up a hundred times a second.
+/// Untimed cases come first: `may`'s threads, once started, wake up a hundred times a second.
 pub(crate) const CASES: [Case; 17] = [
     Case {
         name: "idle",
@@ -69,7 +70,8 @@ pub(crate) const CASES: [Case; 17] = [
     },
     Case { name: "idle-loop", unit: Unit::NsPerSecond, ours: across::idle_loop, at_most: Some(0.0), peers: &[] },
     Case { name: "wake-busy", unit: Unit::Writes, ours: across::wake_busy, at_most: Some(0.0), peers: &[] },
-    // Shows that the count of the one above counts, and that the loops of the one below sleep.
+    // Validates its neighbours: the counter of `wake-busy` works, and the loops of `wake-sleeping`
+    // sleep.
     Case {
         name: "wake-sleeping-writes",
         unit: Unit::Writes,

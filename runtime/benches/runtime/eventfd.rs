@@ -1,8 +1,8 @@
 //! The peer: two threads that wake each other through the kernel, with nothing around it.
 //!
-//! Our loop sleeps in `epoll_wait` on an eventfd that it watches for edges, so that nobody has to read the counter.
-//! So does [`ping_pong`]: one write and one wait to each wake. [`ping_pong_by_reads`] has no epoll: one write, and one
-//! read that blocks.
+//! Our loop sleeps in `epoll_wait` on an edge-triggered eventfd, so the counter is never read. So
+//! does [`ping_pong`]: one write and one wait per wake. [`ping_pong_by_reads`] uses no epoll: one
+//! write, and one blocking read.
 
 #![allow(unsafe_code)]
 
@@ -13,18 +13,18 @@ use std::thread;
 
 use crate::measure::{PROCESS, asleep, time, writes};
 
-/// Two ends that send each other a token.
+/// One of two ends that signal each other.
 trait End: Send + 'static {
-    /// Tells the other end.
+    /// Signals the other end.
     fn tell(&self);
-    /// Sleeps until told.
+    /// Sleeps until signalled.
     fn sleep(&self);
 }
 
-/// An eventfd for each direction: mine, and the other end's.
+/// An eventfd for each direction: our own, and the other end's.
 struct ByRead(Arc<OwnedFd>, Arc<OwnedFd>);
 
-/// The same, with an epoll set that watches mine.
+/// The same, with an epoll set that watches our own.
 struct ByEpoll(ByRead, OwnedFd);
 
 fn checked(result: libc::c_int) -> libc::c_int {
@@ -32,9 +32,10 @@ fn checked(result: libc::c_int) -> libc::c_int {
     result
 }
 
-/// Owns what a libc call has just made.
+/// Takes ownership of the descriptor that a libc call returned.
 fn owned(result: libc::c_int) -> OwnedFd {
-    // SAFETY: callers pass a descriptor that the kernel has just made and nobody else has.
+    // SAFETY: callers pass a descriptor that the kernel has just returned and that has no other
+    // owner.
     unsafe { OwnedFd::from_raw_fd(checked(result)) }
 }
 
@@ -56,7 +57,7 @@ impl End for ByRead {
 
     fn sleep(&self) {
         let mut count = 0u64;
-        // SAFETY: eight bytes, alive during the call, and ours to be written.
+        // SAFETY: eight bytes, alive during the call, and ours to write.
         let read = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
         assert_eq!((read, count), (8, 1));
     }
@@ -84,12 +85,12 @@ impl End for ByEpoll {
 
     fn sleep(&self) {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: there is room for the one event that is asked for.
+        // SAFETY: there is room for the one event requested.
         assert_eq!(unsafe { libc::epoll_wait(self.1.as_raw_fd(), &mut event, 1, -1) }, 1);
     }
 }
 
-/// `times` wakes, half of them each way.
+/// Makes `times` wakes, half of them each way.
 fn between<E: End>((here, there): (E, E), times: u64, measure: impl FnOnce(&mut dyn FnMut()) -> f64) -> f64 {
     let other = thread::spawn(move || {
         for _ in 0..times / 2 + 1 {
@@ -107,22 +108,22 @@ fn between<E: End>((here, there): (E, E), times: u64, measure: impl FnOnce(&mut 
     figure
 }
 
-/// A sleeping thread woken, by epoll.
+/// Wakes a sleeping thread, through epoll.
 pub(crate) fn ping_pong(times: u64) -> f64 {
     between(ByEpoll::pair(), times, |turns| time(times, turns))
 }
 
-/// The same, in system calls that write.
+/// The same, counted in write system calls.
 pub(crate) fn ping_pong_writes(times: u64) -> f64 {
     between(ByEpoll::pair(), times, |turns| writes(times, turns))
 }
 
-/// A sleeping thread woken, by a read that blocks.
+/// Wakes a sleeping thread, through a blocking read.
 pub(crate) fn ping_pong_by_reads(times: u64) -> f64 {
     between(ByRead::pair(), times, |turns| time(times, turns))
 }
 
-/// A thread asleep in `epoll_wait`: what remains is the cost of looking.
+/// Measures a thread asleep in `epoll_wait`: what remains is the measurement's own cost.
 pub(crate) fn idle(millis: u64) -> f64 {
     let (here, there) = ByEpoll::pair();
     let sleeper = thread::spawn(move || there.sleep());

@@ -1,21 +1,22 @@
-//! What the runtime costs, beside others that do the same.
+//! The cost of the runtime, compared with similar runtimes.
 //!
 //! ```text
 //! cargo bench -p coralio-runtime -- --pin 1                on one CPU: a table
 //! cargo bench -p coralio-runtime -- --pin 1 --json         for a program
-//! cargo bench -p coralio-runtime -- --rounds 31 mutex      what has `mutex` in its name
+//! cargo bench -p coralio-runtime -- --rounds 31 mutex      cases with `mutex` in their name
 //! ```
 //!
-//! The peers: `bare`, corosensei's stack switch, which is below ours too; `tokio`, its current-thread runtime; `may`,
-//! with one worker thread; `eventfd`, two threads that wake each other by the two system calls that a loop's sleep
-//! consists of.
+//! The peers: `bare`, corosensei's stack switch, on which ours is built; `tokio`, its
+//! current-thread runtime; `may`, with one worker thread; `eventfd`, two threads that wake each
+//! other with the two system calls of which a loop's sleep consists.
 //!
-//! Each round measures every case, ours and its peers one right after the other, so that a noisy neighbour meets all.
-//! Figures are medians over the rounds. Time is the CPU time of the whole process: `may` runs coroutines on a thread of
-//! its own, and a ping-pong takes two. With `--pin` all threads share that one CPU; without, what goes from thread to
-//! thread measures the machine.
+//! Each round measures every case, ours and its peers back to back, so that a noisy neighbour
+//! affects all. Figures are medians over the rounds. Time is the CPU time of the whole process:
+//! `may` runs coroutines on a thread of its own, and a ping-pong takes two. With `--pin` all
+//! threads share that one CPU; without it, the cross-thread cases measure the machine.
 //!
-//! `wake-busy` counts the process's system calls that write, which an eventfd is told by. To see all of them:
+//! `wake-busy` counts the process's write system calls, with which an eventfd is signalled. To see
+//! all of them:
 //!
 //! ```text
 //! CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="strace -f -c" cargo bench -p coralio-runtime -- --pin 1 wake-busy
@@ -37,7 +38,7 @@ use options::Options;
 
 fn main() {
     let options = Options::parse();
-    // Both before there are threads, which inherit it.
+    // Both before any thread is started, since threads inherit them.
     measure::let_the_waker_go_on();
     if let Some(cpu) = options.pin {
         measure::pin(cpu);

@@ -1,8 +1,8 @@
-//! The peer: `may`, stackful coroutines on worker threads; here one of them.
+//! The peer: `may`, stackful coroutines on worker threads; here with one worker.
 //!
-//! Otherwise as it comes. So each spawn writes to its worker's eventfd, and each end looks through a stack of 32 KiB
-//! for how much of it was used: its `spawn-join` consists of that. While coroutines yield, its worker does not look
-//! for I/O, where our loop begins another round.
+//! Otherwise in its default configuration. So each spawn writes to its worker's eventfd, and each
+//! end scans a stack of 32 KiB to find how much was used: that dominates its `spawn-join`. While
+//! coroutines yield, its worker does not poll for I/O, where our loop begins another iteration.
 
 #![allow(unsafe_code)]
 
@@ -15,16 +15,17 @@ use ::may::sync::Mutex;
 use crate::measure::time;
 
 fn start<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    // SAFETY: no case touches thread-locals, and its stack of 32 KiB is large for what a case does.
+    // SAFETY: no case touches thread-locals, and the stack of 32 KiB is large enough for every
+    // case.
     unsafe { spawn(f) }
 }
 
-/// As many coroutines, each of which does its share of `times`.
+/// Runs `coroutines` coroutines, each of which does its share of `times`.
 fn share<F: FnOnce(u64) + Send + 'static>(coroutines: u64, times: u64, share: impl Fn() -> F) -> f64 {
     static CONFIGURED: Once = Once::new();
-    // By default a worker goes to a CPU of its own choice, whatever `--pin` says.
+    // By default a worker pins itself to a CPU of its own choice, regardless of `--pin`.
     CONFIGURED.call_once(|| ::may::config().set_workers(1).set_worker_pin(false));
-    // All start at once: the first one starts the others.
+    // All start together: the first one starts the others.
     let shares: Vec<_> = (0..coroutines).map(|_| share()).collect();
     let all = move || {
         let coroutines: Vec<_> = shares.into_iter().map(|share| start(move || share(times / coroutines))).collect();
@@ -33,17 +34,17 @@ fn share<F: FnOnce(u64) + Send + 'static>(coroutines: u64, times: u64, share: im
     time(times, || start(all).join().expect("no case panics"))
 }
 
-/// A coroutine spawned, and its result waited for in another one.
+/// Spawns a coroutine, and joins it from another one.
 pub(crate) fn spawn_and_join(times: u64) -> f64 {
     share(1, times, || |times| (0..times).for_each(|caught| drop(black_box(start(move || caught).join()))))
 }
 
-/// Two that give way to each other.
+/// Two coroutines yield to each other.
 pub(crate) fn yield_two(times: u64) -> f64 {
     share(2, times, || |times| (0..times).for_each(|_| yield_now()))
 }
 
-/// A lock that is free: taken and given up.
+/// Locks and unlocks an uncontended mutex.
 pub(crate) fn mutex(times: u64) -> f64 {
     share(1, times, || {
         |times| {
@@ -53,7 +54,7 @@ pub(crate) fn mutex(times: u64) -> f64 {
     })
 }
 
-/// Four that want one lock, and give way while they have it.
+/// Four coroutines contend for one lock, and yield while holding it.
 pub(crate) fn mutex_contended(times: u64) -> f64 {
     let mutex = Arc::new(Mutex::new(0));
     share(4, times, || {

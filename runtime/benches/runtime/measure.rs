@@ -1,4 +1,4 @@
-//! Rounds, in turns; the clock, and the other things that are counted.
+//! Interleaved measuring rounds; the clock, and the other counters.
 
 #![allow(unsafe_code)]
 
@@ -10,12 +10,13 @@ use std::{fs, mem};
 use crate::cases::{Case, Run, Unit};
 use crate::options::{Options, refuse};
 
-/// How long one measurement takes, about. Long against the clock, short against the machine's moods.
+/// The approximate duration of one measurement: long for the clock's resolution, short for drifts
+/// of the machine.
 const MEASUREMENT_NS: f64 = 10_000_000.0;
-/// Batched cases divide it.
+/// Divides the repetitions of batched cases.
 pub(crate) const BATCH: u64 = 32;
 
-/// The CPU time of the whole process.
+/// The clock of the whole process's CPU time.
 pub(crate) const PROCESS: libc::clockid_t = libc::CLOCK_PROCESS_CPUTIME_ID;
 
 /// A case's medians, in its unit.
@@ -26,7 +27,7 @@ pub(crate) struct Figures<'a> {
     pub(crate) peers: Vec<f64>,
 }
 
-/// One that takes part, and its figures so far.
+/// A participant and its figures so far.
 struct Series {
     run: Run,
     times: u64,
@@ -51,7 +52,8 @@ impl Series {
     }
 }
 
-/// Runs all cases, round by round. What is not timed needs few rounds, and a quiet process: it goes before the rest.
+/// Runs all cases, round by round. Untimed cases need few rounds and a quiet process, so they run
+/// first.
 pub(crate) fn in_turns<'a>(cases: &[&'a Case], options: &Options) -> Vec<Figures<'a>> {
     let (timed, counted): (Vec<_>, Vec<_>) = cases.iter().partition(|case| case.unit == Unit::Ns);
     let rounds = if options.trial { 1 } else { options.rounds };
@@ -77,7 +79,7 @@ fn rounds_of<'a>(cases: &[&'a Case], options: &Options, rounds: usize) -> Vec<Fi
         .collect()
 }
 
-/// How many times make one measurement.
+/// Returns how many repetitions make one measurement.
 fn times_for(run: Run) -> u64 {
     let ns = run(32 * BATCH);
     (MEASUREMENT_NS / ns) as u64 / BATCH * BATCH + BATCH
@@ -88,14 +90,15 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Nanoseconds that each of `times` took in `f`.
+/// Returns the nanoseconds of CPU time that `f` took, divided by `times`.
 pub(crate) fn time(times: u64, f: impl FnOnce()) -> f64 {
     let before = read(PROCESS);
     f();
     (read(PROCESS) - before) / times as f64
 }
 
-/// Lets another thread fall asleep, and sleeps too. Returns what the clock counts meanwhile, in nanoseconds per second.
+/// Sleeps, after giving another thread time to fall asleep. Returns how far `clock` advances
+/// meanwhile, in nanoseconds per second.
 pub(crate) fn asleep(millis: u64, clock: libc::clockid_t) -> f64 {
     let period = Duration::from_millis(millis);
     thread::sleep(period / 10);
@@ -104,18 +107,18 @@ pub(crate) fn asleep(millis: u64, clock: libc::clockid_t) -> f64 {
     (read(clock) - before) / period.as_secs_f64()
 }
 
-/// The clock of another thread's CPU time. Of no use when that has ended.
+/// Returns the CPU clock of another thread, valid until that thread has ended.
 pub(crate) fn clock_of<T>(thread: &JoinHandle<T>) -> libc::clockid_t {
     let mut clock = 0;
-    // SAFETY: a thread that has a handle has not been joined; the clock is ours to be written.
+    // SAFETY: a thread with a handle has not been joined; `clock` is ours to write.
     let result = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &mut clock) };
     assert_eq!(result, 0, "the thread lives");
     clock
 }
 
-/// A clock's nanoseconds.
+/// Reads a clock, in nanoseconds.
 fn read(clock: libc::clockid_t) -> f64 {
-    // SAFETY: the kernel writes the one timespec that it is given; all zero is a valid one.
+    // SAFETY: the kernel writes only the given timespec; all zeroes is a valid one.
     let (result, now) = unsafe {
         let mut now = mem::zeroed::<libc::timespec>();
         (libc::clock_gettime(clock, &mut now), now)
@@ -124,7 +127,7 @@ fn read(clock: libc::clockid_t) -> f64 {
     now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
 }
 
-/// System calls that write which each of `times` took in `f`, in all threads.
+/// Returns the write system calls that `f` made in all threads, divided by `times`.
 pub(crate) fn writes(times: u64, f: impl FnOnce()) -> f64 {
     let before = writes_so_far();
     f();
@@ -138,12 +141,13 @@ fn writes_so_far() -> u64 {
     count.and_then(|count| count.parse().ok()).expect("proc(5) promises syscw")
 }
 
-/// Keeps this thread, and those that it starts, on one CPU.
+/// Pins this thread, and the threads that it starts, to one CPU.
 pub(crate) fn pin(cpu: usize) {
     if cpu >= libc::CPU_SETSIZE as usize {
         refuse(&format!("--pin: there is no CPU {cpu}"));
     }
-    // SAFETY: CPU_SET writes within the set, as was just checked; the kernel reads the set, of the size it is told.
+    // SAFETY: CPU_SET writes within the set, as checked above; the kernel reads the set with its
+    // actual size.
     let result = unsafe {
         let mut set = mem::zeroed::<libc::cpu_set_t>();
         libc::CPU_SET(cpu, &mut set);
@@ -154,10 +158,11 @@ pub(crate) fn pin(cpu: usize) {
     }
 }
 
-/// From here on no thread takes the CPU from the one that wakes it, which goes on till it sleeps. Else, on one CPU, the
-/// two ends of a ping-pong seldom sleep: each is told before it has got there.
+/// Selects SCHED_BATCH: a woken thread then does not preempt its waker, which continues until it
+/// sleeps. Otherwise, on one CPU, the two ends of a ping-pong seldom sleep: each is signalled
+/// before it gets there.
 pub(crate) fn let_the_waker_go_on() {
-    // SAFETY: all zero is a valid parameter, and alive during the call.
+    // SAFETY: all zeroes is a valid parameter, and alive during the call.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &mem::zeroed::<libc::sched_param>()) };
     if result != 0 {
         let error = std::io::Error::last_os_error();

@@ -10,18 +10,18 @@ Usage: cargo bench -p coralio-runtime -- [OPTIONS] [FILTER]
   --pin CPU   Stay on this CPU
   --json      Print JSON";
 
-/// What was asked for.
+/// The parsed options.
 pub(crate) struct Options {
     pub(crate) json: bool,
     pub(crate) rounds: usize,
     pub(crate) pin: Option<usize>,
     pub(crate) filter: String,
-    /// Not to measure, only to see that it works: `cargo test --benches`.
+    /// A trial run that checks the cases without measuring: `cargo test --benches`.
     pub(crate) trial: bool,
 }
 
 impl Options {
-    /// Ends the program if it cannot be understood.
+    /// Parses the command line, or exits with a message.
     pub(crate) fn parse() -> Options {
         let mut options = Options { json: false, rounds: 15, pin: None, filter: String::new(), trial: true };
         let mut test = false;
@@ -31,7 +31,8 @@ impl Options {
                 "--json" => options.json = true,
                 "--rounds" => options.rounds = number(&arg, args.next()).max(1),
                 "--pin" => options.pin = Some(number(&arg, args.next())),
-                // `cargo bench` says so; `cargo test` says nothing, as to every program with a main of its own.
+                // `cargo bench` passes this; `cargo test` passes nothing to a program with a main
+                // of its own.
                 "--bench" => options.trial = false,
                 "--test" => test = true,
                 "--help" | "-h" => {
@@ -52,7 +53,7 @@ fn number(option: &str, value: Option<String>) -> usize {
     value.parse().unwrap_or_else(|_| refuse(&format!("{option} wants a number, not '{value}'")))
 }
 
-/// Ends the program because of how it was called.
+/// Exits with a message about wrong usage.
 pub(crate) fn refuse(why: &str) -> ! {
     eprintln!("{why}");
     exit(2);

@@ -1,4 +1,4 @@
-//! The runtime's side. Setting up and warming up is not timed.
+//! The runtime's side. Setup and warm-up are not timed.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -9,7 +9,7 @@ use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now}
 
 use crate::measure::{BATCH, time};
 
-// Not inlined, in `bare` neither: a real program suspends deep within other calls.
+// Not inlined, here and in `bare`: a real program suspends deep within other calls.
 #[inline(never)]
 fn enter(co: Coroutine) {
     co.enter();
@@ -25,7 +25,7 @@ fn in_coroutine(f: impl FnOnce() -> f64 + 'static) -> f64 {
     AioContext::run(|_| spawn(f).join().expect("no case panics"))
 }
 
-/// Into a coroutine and back.
+/// Enters a coroutine, which yields.
 pub(crate) fn enter_and_yield(times: u64) -> f64 {
     AioContext::run(|_| {
         let co = Coroutine::new(|| {
@@ -38,7 +38,7 @@ pub(crate) fn enter_and_yield(times: u64) -> f64 {
     })
 }
 
-/// What one event costs that goes to the log.
+/// Records one event in the log.
 pub(crate) fn traced_event(times: u64) -> f64 {
     let trace = Trace::new(10_000);
     let run = |context: &AioContext| {
@@ -48,7 +48,7 @@ pub(crate) fn traced_event(times: u64) -> f64 {
     AioContext::builder().trace(&trace).run(run).expect("the system has descriptors")
 }
 
-/// A coroutine made, entered, and over.
+/// Creates a coroutine and enters it; it ends.
 pub(crate) fn create_enter_end(times: u64) -> f64 {
     AioContext::run(|_| {
         let one = |caught| Coroutine::new(move || _ = black_box(caught)).enter();
@@ -57,7 +57,7 @@ pub(crate) fn create_enter_end(times: u64) -> f64 {
     })
 }
 
-/// A coroutine spawned, run by the loop, and over: a batch to each round.
+/// Spawns a coroutine, which the loop runs to its end: one batch per iteration.
 pub(crate) fn spawn_and_end(times: u64) -> f64 {
     AioContext::run(|ctx| {
         let batch = || {
@@ -71,7 +71,7 @@ pub(crate) fn spawn_and_end(times: u64) -> f64 {
     })
 }
 
-/// A coroutine spawned, and its result waited for in another one.
+/// Spawns a coroutine, and joins it from another one.
 pub(crate) fn spawn_and_join(times: u64) -> f64 {
     in_coroutine(move || {
         let one = |caught| drop(black_box(spawn(move || caught).join()));
@@ -80,7 +80,7 @@ pub(crate) fn spawn_and_join(times: u64) -> f64 {
     })
 }
 
-/// A lock that is free: taken and given up.
+/// Locks and unlocks an uncontended mutex.
 pub(crate) fn mutex(times: u64) -> f64 {
     in_coroutine(move || {
         let mutex = CoMutex::new(0);
@@ -88,7 +88,7 @@ pub(crate) fn mutex(times: u64) -> f64 {
     })
 }
 
-/// A bottom half scheduled, and the round that runs it.
+/// Schedules a bottom half, and runs the iteration that calls it.
 pub(crate) fn bottom_half(times: u64) -> f64 {
     AioContext::run(|ctx| {
         let bh = ctx.bottom_half(|| _ = black_box(0)).unwrap();
@@ -101,7 +101,7 @@ pub(crate) fn bottom_half(times: u64) -> f64 {
     })
 }
 
-/// As many coroutines, each of which does its share of `times`.
+/// Runs `coroutines` coroutines, each of which does its share of `times`.
 fn share<F: FnOnce(u64) + 'static>(coroutines: u64, times: u64, share: impl Fn() -> F) -> f64 {
     AioContext::run(|_| {
         time(times, || {
@@ -112,17 +112,17 @@ fn share<F: FnOnce(u64) + 'static>(coroutines: u64, times: u64, share: impl Fn()
     })
 }
 
-/// Through the loop and back, alone.
+/// Yields to the loop and resumes, with a single coroutine.
 pub(crate) fn yield_alone(times: u64) -> f64 {
     share(1, times, || |times| (0..times).for_each(|_| yield_now()))
 }
 
-/// Two that give way to each other: two switches to each round of the loop.
+/// Two coroutines yield to each other: two switches per iteration of the loop.
 pub(crate) fn yield_two(times: u64) -> f64 {
     share(2, times, || |times| (0..times).for_each(|_| yield_now()))
 }
 
-/// Four that want one lock, and give way while they have it.
+/// Four coroutines contend for one lock, and yield while holding it.
 pub(crate) fn mutex_contended(times: u64) -> f64 {
     let mutex = Rc::new(CoMutex::new(0));
     share(4, times, || {
@@ -137,7 +137,7 @@ pub(crate) fn mutex_contended(times: u64) -> f64 {
     })
 }
 
-/// Two that wake each other and suspend: no round of the loop between them.
+/// Two coroutines wake each other and suspend: no iteration of the loop in between.
 pub(crate) fn wake(times: u64) -> f64 {
     AioContext::run(|_| {
         let (ours, theirs) = (Rc::new(Cell::new(None::<Coroutine>)), Rc::new(Cell::new(0)));
@@ -158,7 +158,7 @@ pub(crate) fn wake(times: u64) -> f64 {
     })
 }
 
-/// A round with nothing to do.
+/// An iteration with nothing to do.
 pub(crate) fn empty_poll(times: u64) -> f64 {
     AioContext::run(|ctx| time(times, || (0..times).for_each(|_| _ = black_box(ctx.poll(false)))))
 }

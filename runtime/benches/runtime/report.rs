@@ -1,4 +1,4 @@
-//! The figures, for people and for programs.
+//! Prints the figures, as a table or as JSON.
 
 use crate::cases::Peer;
 use crate::measure::Figures;
@@ -8,7 +8,7 @@ pub(crate) fn print(options: &Options, all: &[Figures<'_>]) {
     if options.json { print_json(options, all) } else { print_table(options, all) }
 }
 
-/// Whether what we answer for is met. A trial cannot tell.
+/// Returns whether the limit is met. A trial cannot decide that.
 fn met(options: &Options, value: f64, at_most: Option<f64>) -> Option<bool> {
     at_most.filter(|_| !options.trial).map(|limit| value <= limit)
 }
@@ -51,7 +51,7 @@ fn print_table(options: &Options, all: &[Figures<'_>]) {
     }
 }
 
-/// Three digits or more.
+/// Formats with at least three digits.
 fn round(value: f64) -> String {
     if value < 1000.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }

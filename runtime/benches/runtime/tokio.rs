@@ -1,4 +1,5 @@
-//! The peer: tokio's current-thread runtime. Its tasks have no stacks; what waits is a state machine.
+//! The peer: tokio's current-thread runtime. Its tasks have no stacks; a waiting task is a state
+//! machine.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use ::tokio::task::yield_now;
 
 use crate::measure::time;
 
-/// As many tasks, each of which does its share of `times`.
+/// Runs `tasks` tasks, each of which does its share of `times`.
 fn share<F>(tasks: u64, times: u64, share: impl Fn(u64) -> F) -> f64
 where
     F: Future<Output = ()> + Send + 'static,
@@ -26,7 +27,7 @@ where
     })
 }
 
-/// A task spawned, and its result waited for in another one.
+/// Spawns a task, and joins it from another one.
 pub(crate) fn spawn_and_join(times: u64) -> f64 {
     share(1, times, |times| async move {
         for caught in 0..times {
@@ -35,7 +36,7 @@ pub(crate) fn spawn_and_join(times: u64) -> f64 {
     })
 }
 
-/// Two that give way to each other.
+/// Two tasks yield to each other.
 pub(crate) fn yield_two(times: u64) -> f64 {
     share(2, times, |times| async move {
         for _ in 0..times {
@@ -44,7 +45,7 @@ pub(crate) fn yield_two(times: u64) -> f64 {
     })
 }
 
-/// A lock that is free: taken and given up.
+/// Locks and unlocks an uncontended mutex.
 pub(crate) fn mutex(times: u64) -> f64 {
     share(1, times, |times| async move {
         let mutex = Mutex::new(0);
@@ -54,7 +55,7 @@ pub(crate) fn mutex(times: u64) -> f64 {
     })
 }
 
-/// Four that want one lock, and give way while they have it.
+/// Four tasks contend for one lock, and yield while holding it.
 pub(crate) fn mutex_contended(times: u64) -> f64 {
     let mutex = Arc::new(Mutex::new(0));
     share(4, times, |times| {

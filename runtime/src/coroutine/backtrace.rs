@@ -1,18 +1,20 @@
-//! Where a suspended coroutine waits (rule C13): its backtrace, taken on its own stack.
+//! The backtrace of a suspended coroutine (rule C13), captured by switching to its stack.
 //!
 //! ```text
-//!   whoever asks                       the coroutine
-//!   ------------                       -------------
+//!   the requester                      the coroutine
+//!   -------------                      -------------
 //!   Home::trace   -- Resume::Trace ->  in `switch_out`, where it waits
 //!                                        room left on its stack?
-//!     captured here, on the asker's <-   the stack pointer goes back to the asker's stack, the chain of frames does not
-//!     stack                       -->    leaves the backtrace
+//!     captures, on the requester's  <-   the stack pointer moves back to the requester's stack;
+//!     stack                              the chain of frames does not
+//!                                  -->   stores the backtrace
 //!   returns it   <------------------   waits as before
 //! ```
 //!
-//! Nobody else runs meanwhile, no frame is pushed, no list changes. What needs room, the capture, runs on the stack of
-//! whoever asks; going there takes a hundred bytes of the coroutine's. Suspending costs no more for all this: the command
-//! to leave a backtrace is one more that it may be resumed with.
+//! No other coroutine runs meanwhile, no frame is pushed, no list changes. The capture needs room,
+//! so it runs on the requester's stack; getting there takes about a hundred bytes of the
+//! coroutine's. Suspension costs nothing more for this feature: the backtrace is one more command
+//! with which a coroutine can be resumed.
 
 #![allow(unsafe_code)]
 
@@ -27,14 +29,17 @@ use crate::home::Home;
 use super::Coroutine;
 use super::control::{Control, Own, Resume, State};
 
-/// More than what going back to the asker's stack takes, in bytes.
+/// An upper bound, in bytes, of the stack needed to switch back to the requester's stack.
 const ROOM: usize = 2048;
 
 impl Coroutine {
-    /// The backtrace of a suspended coroutine: where it waits, and who called whom to get there. It is captured whatever
-    /// `RUST_BACKTRACE` says. The coroutine does not notice. Beyond its root follow the frames of whoever asks.
+    /// Returns the backtrace of a suspended coroutine: where it waits, and the calls that led
+    /// there. It is captured whatever the value of `RUST_BACKTRACE`. The capture runs none of the
+    /// coroutine's code and does not affect it. Below the coroutine's root follow the frames of the
+    /// caller of this function.
     ///
-    /// For a running one call [`Backtrace::force_capture`] in it: that goes on into the stacks of those that entered it.
+    /// For the running coroutine call [`Backtrace::force_capture`] in it, which continues into the
+    /// stacks of its enterers.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Coroutine, suspend};
@@ -48,12 +53,8 @@ impl Coroutine {
     ///
     /// # Errors
     ///
-    /// It was never entered, and has no frames yet; it is entered now; it has ended; or less than 2 KiB of its stack are
-    /// left.
-    ///
-    /// # Control
-    ///
-    /// Runs nothing of the coroutine's own.
+    /// The coroutine was never entered and so has no frames yet; is entered; has ended; or has less
+    /// than 2 KiB of stack left.
     pub fn backtrace(self) -> io::Result<Backtrace> {
         let refused = |kind, why: &str| Err(io::Error::new(kind, format!("no backtrace of coroutine {self}: {why}")));
         let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
@@ -78,25 +79,27 @@ impl Coroutine {
 }
 
 impl Own {
-    /// Whether a coroutine that is suspended was ever entered.
+    /// Returns whether the coroutine, which is suspended, was ever entered.
     fn has_started(&self) -> bool {
-        // SAFETY: the callers' states are Suspended and Scheduled, so the machine is in its place, and nobody uses it.
+        // SAFETY: the callers' states are Suspended and Scheduled, so the machine is in its slot
+        // and not in use.
         unsafe { (*self.machine.get()).assume_init_ref() }.started()
     }
 }
 
-/// What passes between whoever asks, on whose stack it lies, and the one that is traced.
+/// A backtrace request: lies on the requester's stack, filled in by the traced coroutine.
 pub(crate) struct Request {
     of: &'static Control,
     found: Cell<Option<Backtrace>>,
 }
 
 impl Home {
-    /// `None`: there was no room for it.
+    /// Returns `None` if the coroutine's stack has no room for the switch.
     fn trace(&self, block: &'static Control) -> Option<Backtrace> {
         let own = self.own(block);
         let request = Request { of: block, found: Cell::new(None) };
-        // Entered meanwhile: a capture allocates, and a program's own allocator may do anything, but not enter this one.
+        // Marked as entered: a capture allocates, and the program's allocator may run any code,
+        // which must not enter this coroutine.
         let state = own.state.replace(State::Entered);
         self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.
@@ -112,23 +115,24 @@ impl Home {
     }
 }
 
-/// In the coroutine that is traced, on its stack: leaves the backtrace for [`Home::trace`]. Returns by whom it suspends
-/// again. Takes nothing, so that a coroutine that suspends need not keep it.
+/// Runs in the traced coroutine, on its stack: stores the backtrace for [`Home::trace`]. Returns
+/// the yielder through which the coroutine suspends again. Takes no argument, so that a suspending
+/// coroutine need not keep one.
 #[cold]
 #[inline(never)]
 pub(crate) fn leave_trace() -> *const Yielder<Resume, ()> {
     let home = Home::expect("a backtrace");
-    // SAFETY: `Home::trace` has set it, and returns only when this coroutine has suspended again.
+    // SAFETY: set by `Home::trace`, which returns only when this coroutine has suspended again.
     let request = unsafe { &*home.trace.get() };
     let own = home.own(request.of);
     let yielder = own.yielder.get();
     let here = 0u8;
     let lowest = own.lease.get().map_or(usize::MAX, |lease| lease.guard().end);
     let left = ptr::from_ref(&here).addr().saturating_sub(lowest);
-    // AddressSanitizer keeps locals elsewhere, so there the address tells nothing.
+    // AddressSanitizer keeps locals elsewhere, so their address says nothing about the room left.
     if left >= ROOM || cfg!(feature = "sanitizer") {
         home.switching.set(true);
-        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+        // SAFETY: the yielder lies at the root of the running stack, so it is alive.
         let trace = unsafe { &*yielder }.on_parent_stack(|| {
             let switching = &Home::expect("a backtrace").switching;
             switching.set(false);

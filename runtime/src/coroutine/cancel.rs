@@ -1,8 +1,9 @@
-//! Ending early: cancellation as a flag, and time as a limit.
+//! Ending early: cancellation as a flag, and timeouts.
 //!
-//! Nothing is torn out of a coroutine. Cancelling sets a flag; waits for events and I/O look at it and return
-//! [`Cancelled`], which goes up the stack as any error does. A timeout is the same flag for the time of one closure, set by
-//! the clock. A shield puts both off, for what must be finished.
+//! A coroutine is never torn down from outside. Cancelling sets a flag; waits for events and I/O
+//! check it and return [`Cancelled`], which propagates like any error. A timeout is the same flag
+//! for the duration of one closure, set by the clock. A shield masks both, for work that must be
+//! finished.
 
 #![allow(unsafe_code)]
 
@@ -18,28 +19,22 @@ use super::control::Own;
 use super::waiting::{Limit, Waiting};
 use super::{Cancelled, Token};
 
-/// Whether waits of the running coroutine end early: it was cancelled, or a timeout around this is over. False outside a
-/// coroutine.
+/// Returns whether waits of the running coroutine end early: it was cancelled, or an enclosing
+/// timeout has expired. False outside a coroutine.
 ///
-/// Changes nothing: a timeout that is over reports [`TimedOut`] only if an operation failed because of it. Code that stops
-/// early because of this value says so by its result, or uses [`check_cancelled`].
-///
-/// # Control
-///
-/// Never switches.
+/// Has no side effect: an expired timeout returns [`TimedOut`] only if an operation failed because
+/// of it. Code that stops early because of this function reports that through its own result, or
+/// uses [`check_cancelled`].
 pub fn is_cancelled() -> bool {
     Home::current().is_some_and(|home| home.running().is_some_and(|block| home.is_cancelled(block)))
 }
 
-/// An error if the running coroutine is to end early: for long computations, which wait for nothing.
+/// Returns an error if the running coroutine is to end early: for long computations that never
+/// wait.
 ///
 /// # Errors
 ///
-/// [`Cancelled`], if [`is_cancelled`]. A timeout that is over then reports [`TimedOut`].
-///
-/// # Control
-///
-/// Never switches.
+/// [`Cancelled`], if [`is_cancelled`]. An expired timeout then returns [`TimedOut`].
 pub fn check_cancelled() -> Result<(), Cancelled> {
     let ending = Home::current().and_then(|home| Some((home, home.running()?)));
     match ending.filter(|(home, block)| home.is_cancelled(block)) {
@@ -48,7 +43,7 @@ pub fn check_cancelled() -> Result<(), Cancelled> {
     }
 }
 
-/// Runs `f` as if the coroutine had not been cancelled, and no timeout were over: for what must be finished.
+/// Runs `f` with cancellation and timeouts masked: for work that must be finished.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, Cancelled, shield, sleep, spawn};
@@ -84,7 +79,7 @@ pub fn shield<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// The time was over before what was to be done in it.
+/// The error of a [`timeout`] that expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimedOut;
 
@@ -96,9 +91,9 @@ impl fmt::Display for TimedOut {
 
 impl std::error::Error for TimedOut {}
 
-/// Runs `f`, for so long at most: when the time is over, waits in it end early with [`Cancelled`], as if the coroutine had
-/// been cancelled, and when `f` has returned because of that, so does this. Timeouts nest; the outermost one that is over
-/// is the one that reports it.
+/// Runs `f` with a time limit: when the limit expires, waits in `f` end early with [`Cancelled`],
+/// as if the coroutine had been cancelled, and once `f` has returned, `timeout` returns
+/// [`TimedOut`]. Timeouts nest; the outermost expired one reports the error.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout};
@@ -112,13 +107,14 @@ impl std::error::Error for TimedOut {}
 ///
 /// # Errors
 ///
-/// [`TimedOut`], if a wait in `f` was cut short by this timeout, whatever `f` made of it. If none was, what `f` returned is
-/// handed on, also when it took longer. So no value is lost: a wait whose message, permit or lock arrives at the moment at
-/// which the time is over either succeeds, and this returns `Ok`, or has no effect. A [scope](crate::scope()) that waits
-/// cancels its coroutines when the time is over, which counts as a wait that was cut short.
+/// [`TimedOut`], if a wait in `f` was cut short by this timeout, regardless of the value that `f`
+/// returned. Otherwise the value of `f` is returned, even if `f` took longer. So no value is lost:
+/// a wait whose message, permit or lock arrives just as the time expires either succeeds, and this
+/// returns `Ok`, or has no effect. A waiting [scope](crate::scope()) cancels its coroutines when
+/// the time expires, which counts as a wait that was cut short.
 ///
-/// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a duration of zero lets others
-/// run.
+/// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a
+/// duration of zero does not starve others.
 ///
 /// # Panics
 ///
@@ -151,22 +147,24 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
         return Ok(value);
     }
     drop(value);
-    // A wait that was cut short at once has not suspended: without this, a loop of such timeouts would starve the thread.
+    // A wait that was cut short immediately has not suspended: without this, a loop of such
+    // timeouts would starve the thread.
     if home.can_suspend() {
         home.reschedule();
     }
     Err(TimedOut)
 }
 
-/// Waits until so much time has passed. In a coroutine, that one is suspended meanwhile; on the thread's own stack, the
-/// loop runs meanwhile.
+/// Waits until `duration` has passed. A coroutine is suspended meanwhile; on the thread's own
+/// stack, the loop runs meanwhile.
 ///
-/// It always yields, also if the duration is zero or the coroutine was cancelled: other coroutines that are ready run first.
-/// The exception is a destructor while its stack unwinds, which cannot yield: there, a sleep that is over returns at once.
+/// Always yields, even if the duration is zero or the coroutine was cancelled: other ready
+/// coroutines run first. The exception is a destructor on an unwinding stack, which cannot yield:
+/// there, a sleep whose deadline has passed returns immediately.
 ///
 /// # Errors
 ///
-/// [`Cancelled`], if the coroutine was cancelled or a timeout around this is over.
+/// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout has expired.
 ///
 /// # Panics
 ///
@@ -178,7 +176,7 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 #[track_caller]
 pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let home = Home::expect("sleep");
-    // None: for ever, as far as clocks go.
+    // None: beyond the clock's range, so for ever.
     let clock = &home.shared.clock;
     let deadline = clock.now().checked_add(duration);
     let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
@@ -194,7 +192,7 @@ pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
         }
     };
     if is_over() || home.is_cancelled(block) {
-        // No timer is needed, only the turn of the others.
+        // No timer is needed, only a turn for the others.
         if home.can_suspend() {
             home.reschedule();
         }

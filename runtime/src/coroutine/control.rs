@@ -1,8 +1,10 @@
-//! The control block of a coroutine: what is known of it, and the word by which handles tell it from its successors.
+//! The control block of a coroutine: its state, and the word with which handles distinguish it from
+//! later coroutines in the same block.
 //!
-//! Control blocks are *type-stable*: once made, the memory stays a control block until the process ends, and passes
-//! from coroutine to coroutine and from context to context. So a handle may point at one, be copied, be kept for ever,
-//! and still find out safely that its coroutine has ended: the block's generation has moved on.
+//! Control blocks are *type-stable*: once allocated, the memory stays a control block until the
+//! process ends, and is reused by coroutine after coroutine and by context after context. So a
+//! handle may point at a block, be copied and kept for ever, and can still detect safely that its
+//! coroutine has ended: the block's generation has advanced.
 
 #![allow(unsafe_code)]
 
@@ -21,14 +23,14 @@ use super::stack::{RunningStack, StackLease};
 use super::ticket::{Claim, Ticket};
 use super::waiting::{Limit, Waiting};
 
-/// How a coroutine is resumed.
+/// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resume {
-    /// Go on.
+    /// Continue.
     Go,
-    /// Unwind: the context ends, or the coroutine was cancelled.
+    /// Unwind: the context ends, or the scope does.
     Unwind,
-    /// Leave a backtrace, and wait on (rule C13).
+    /// Store a backtrace and continue to wait (rule C13).
     Trace,
 }
 
@@ -36,13 +38,13 @@ pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;
 
 /// The life of a coroutine, top to bottom.
 ///
-/// | state     | its machine       | on a list  | may be entered                     |
-/// |-----------|-------------------|------------|------------------------------------|
-/// | Free      | none              | free list  | no: there is nothing to enter      |
-/// | Suspended | in the block      | no         | yes; a new one is suspended too    |
-/// | Scheduled | in the block      | ready list | by that list alone                 |
-/// | Entered   | out, on the stack | no         | no: that is recursive entry (C5)   |
-/// | Finished  | none              | no         | no; its result waits to be fetched |
+/// | state     | its machine       | on a list  | may be entered                      |
+/// |-----------|-------------------|------------|-------------------------------------|
+/// | Free      | none              | free list  | no: there is nothing to enter       |
+/// | Suspended | in the block      | no         | yes; a new one is suspended too     |
+/// | Scheduled | in the block      | ready list | from that list only                 |
+/// | Entered   | out, on the stack | no         | no: that is recursive entry (C5)    |
+/// | Finished  | none              | no         | no; its result is not yet fetched   |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Free,
@@ -52,9 +54,10 @@ pub(crate) enum State {
     Finished,
 }
 
-/// Which coroutine: a control block and the generation that it had.
+/// The identity of a coroutine: a control block and the coroutine's generation.
 ///
-/// Any thread may have one. Only the home thread may look beyond [`CoroutineId::is_live`].
+/// Any thread may hold one. Only the home thread may use more of the block than
+/// [`CoroutineId::is_live`].
 #[derive(Clone, Copy)]
 pub(crate) struct CoroutineId {
     pub(crate) block: &'static Control,
@@ -62,7 +65,8 @@ pub(crate) struct CoroutineId {
 }
 
 impl CoroutineId {
-    /// Whether the coroutine has not ended, or ended with a result that nobody has fetched yet.
+    /// Returns whether the coroutine has not ended, or has ended with a result that was not fetched
+    /// yet.
     #[inline]
     pub(crate) fn is_live(self) -> bool {
         self.block.ticket.generation() == self.generation
@@ -77,52 +81,54 @@ impl PartialEq for CoroutineId {
 
 impl Eq for CoroutineId {}
 
-/// A control block. See the module for why it is shared and never freed.
+/// A control block. The module docs explain why it is shared and never freed.
 ///
-/// In this order, as [`Own`] is: what a switch touches lies in the first 128 bytes, which is two cache lines. After I/O they are
-/// cold.
+/// The order of the fields, here and in [`Own`], is fixed: the data that a switch touches lies in
+/// the first 128 bytes, two cache lines, which are cold after I/O.
 #[repr(C, align(128))]
 pub(crate) struct Control {
     pub(crate) ticket: Ticket,
-    /// The context that holds the block, as a number.
+    /// The number of the context that holds the block.
     context: AtomicUsize,
-    /// The rest is the home thread's alone (*home's own*).
+    /// The rest is used by the home thread only (*home's own*).
     own: Own,
-    /// Where it was scheduled last; told when somebody tries to enter or schedule it in spite of that.
+    /// The location where it was last scheduled, for errors about a second enter or schedule.
     scheduled_at: AtomicPtr<Location<'static>>,
 }
 
-// SAFETY: *home's own*: `ticket`, `scheduled_at` and `context` are atomic. `own` is reached through `Control::own` alone, by the thread whose context
-// holds the block; blocks pass between contexts under `SPARE`'s lock.
+// SAFETY: *home's own*: `ticket`, `scheduled_at` and `context` are atomic. `own` is reached through
+// `Control::own` only, by the thread whose context holds the block; blocks pass between contexts
+// under `SPARE`'s lock.
 unsafe impl Sync for Control {}
 
-/// What only the home thread reads and writes.
+/// The part of a control block that only the home thread reads and writes.
 #[repr(C)]
 pub(crate) struct Own {
     pub(crate) state: Cell<State>,
-    /// Woken while it was entered: it goes on at once when it suspends (rule W3).
+    /// Woken while it was entered: becomes ready as soon as it suspends (rule W3).
     pub(crate) woken: Cell<bool>,
     /// Resumed for the last time, to unwind.
     pub(crate) unwinding: Cell<bool>,
-    /// Nobody will fetch the result.
+    /// The result will not be fetched.
     pub(crate) detached: Cell<bool>,
-    /// A panic goes on in the enterer instead of being kept for the join handle.
+    /// A panic propagates to the enterer instead of being kept for the join handle.
     pub(crate) propagates: Cell<bool>,
-    /// Its stack was painted, so that its use can be read.
+    /// The stack was painted, so that its use can be measured.
     pub(crate) measured: Cell<bool>,
-    /// How often the unwinding was caught and a wait attempted again.
+    /// How often the coroutine caught the unwinding and tried to wait again.
     pub(crate) swallowed: Cell<u16>,
-    /// The next one on the list that this one is on.
+    /// The next block on the same list.
     pub(crate) next: Cell<Option<&'static Control>>,
-    /// The innermost timeout that it runs in.
+    /// The innermost timeout that encloses the running code.
     pub(crate) limits: Cell<*const Limit>,
     pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
     pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
-    /// Where it was suspended last, what it waits for, and since when: the loop's clock in milliseconds.
+    /// Where it last suspended, what it waits for, and since when, in milliseconds of the loop's
+    /// clock.
     pub(crate) suspended_at: Cell<&'static Location<'static>>,
     pub(crate) waiting: Cell<Waiting>,
     pub(crate) since: Cell<u32>,
-    /// How often it put cancellation off.
+    /// The number of shields that mask cancellation.
     pub(crate) shields: Cell<u32>,
     pub(crate) lease: Cell<Option<StackLease>>,
     pub(crate) packet: Cell<Option<Packet>>,
@@ -132,22 +138,23 @@ pub(crate) struct Own {
     pub(crate) created_at: Cell<&'static Location<'static>>,
 }
 
-/// Of a block, what a switch touches. For AddressSanitizer a stack has more to carry.
+/// The part of a block that a switch touches. AddressSanitizer makes a stack lease larger.
 #[cfg(not(feature = "sanitizer"))]
 const _: () = assert!(std::mem::offset_of!(Control, own) + std::mem::offset_of!(Own, lease) <= 128);
 
-/// Who waits for a coroutine's end.
+/// The party that waits for a coroutine's end.
 pub(crate) enum Joiner {
     Coroutine(CoroutineId),
-    /// Whoever polls its join handle as a future.
+    /// The task that polls the join handle as a future.
     Task(std::task::Waker),
 }
 
-/// Where a coroutine's outcome lies, at the top of its own stack, without its type.
+/// A type-erased pointer to a coroutine's outcome, which lies at the top of the coroutine's own
+/// stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
     pub(crate) place: *mut u8,
-    /// Takes the panic payload out, if the outcome is a panic; drops the value otherwise.
+    /// Takes the outcome: returns the panic payload, or drops the value.
     pub(crate) payload: unsafe fn(*mut u8) -> Option<Box<dyn std::any::Any + Send>>,
 }
 
@@ -185,7 +192,7 @@ impl Control {
         }
     }
 
-    /// The home thread's part.
+    /// Returns the home thread's part.
     ///
     /// # Safety
     ///
@@ -200,7 +207,8 @@ impl Control {
         CoroutineId { block: self, generation: self.ticket.generation() }
     }
 
-    /// The number of the context that holds the block. Any thread: a hint unless the generation is live.
+    /// Returns the number of the context that holds the block. Callable from any thread: a hint
+    /// unless the generation is live.
     #[inline]
     pub(crate) fn context(&self) -> usize {
         self.context.load(Ordering::Relaxed)
@@ -211,7 +219,8 @@ impl Control {
         self.context.store(context, Ordering::Relaxed);
     }
 
-    /// Marks this generation as scheduled, once, and says where. Any thread.
+    /// Marks this generation as scheduled, at most once, and records the location. Callable from
+    /// any thread.
     pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> Claim {
         let claim = self.ticket.claim(generation);
         if claim == Claim::Mine {
@@ -220,13 +229,14 @@ impl Control {
         claim
     }
 
-    /// Where it was scheduled last.
+    /// Returns the location where the coroutine was last scheduled.
     pub(crate) fn scheduled_at(&self) -> &'static Location<'static> {
-        // SAFETY: the pointer was made of a &'static Location, which is immutable; a stale one is as good.
+        // SAFETY: the pointer comes from a &'static Location, which is immutable; a stale one is
+        // equally valid.
         unsafe { &*self.scheduled_at.load(Ordering::Relaxed) }
     }
 
-    /// Notes where it was scheduled, for messages.
+    /// Records where the coroutine was scheduled, for messages.
     #[inline]
     pub(crate) fn set_scheduled_at(&self, here: &'static Location<'static>) {
         self.scheduled_at.store(ptr::from_ref(here).cast_mut(), Ordering::Relaxed);
@@ -234,26 +244,29 @@ impl Control {
 }
 
 impl Own {
-    /// How messages call the coroutine. The name is read when the label is formatted, so format it at once, and not into a
-    /// writer that could end the coroutine.
+    /// Returns the name for messages. The name is read when the label is formatted, so format it
+    /// immediately, and not into a writer that could end the coroutine.
     pub(crate) fn label(&self) -> Label<'_> {
         Label(self)
     }
 }
 
-/// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule C12).
+/// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule
+/// C12).
 #[cfg(not(feature = "sanitizer"))]
 const _: () = assert!(size_of::<Control>() <= 256);
 
-/// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting it allocates nothing and writes nothing to the block:
-/// several threads may do so at once while the home thread is stopped or asleep.
+/// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting allocates nothing and does
+/// not write to the block: several threads may format concurrently while the home thread is stopped
+/// or asleep.
 pub(crate) struct Label<'a>(&'a Own);
 
 impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: the name changes in `Home::create` alone, while the block is free, and a label is formatted while its
-        // coroutine lives, into a writer of this crate, which does not end the coroutine. A count of borrows would not do:
-        // threads that format at once would lose one another's counts.
+        // SAFETY: the name changes only in `Home::create`, while the block is free, and a label is
+        // formatted while its coroutine lives, into a writer of this crate, which does not end the
+        // coroutine. A borrow count would not work: threads that format concurrently would lose
+        // each other's counts.
         match unsafe { self.0.name.try_borrow_unguarded() } {
             Ok(Some(name)) => write!(f, "'{name}'"),
             _ => write!(f, "#{}", self.0.serial.get()),
@@ -263,19 +276,19 @@ impl fmt::Display for Label<'_> {
 
 const BLOCKS: usize = 64;
 
-/// What blocks are made in.
+/// The unit in which blocks are allocated.
 struct Chunk {
     blocks: [Control; BLOCKS],
-    /// The one made before this.
+    /// The chunk allocated before this one.
     next: AtomicPtr<Chunk>,
-    /// The next chunk of the same context, or the next spare one. Relaxed: written by the context's home thread, or under
-    /// the lock of `SPARE`.
+    /// The next chunk of the same context, or the next spare one. Relaxed: written by the context's
+    /// home thread, or under the lock of `SPARE`.
     beside: AtomicPtr<Chunk>,
 }
 
 impl Chunk {
     fn beside(&self) -> Option<&'static Chunk> {
-        // SAFETY: made of a &'static Chunk.
+        // SAFETY: the pointer comes from a &'static Chunk.
         unsafe { self.beside.load(Ordering::Relaxed).as_ref() }
     }
 
@@ -283,12 +296,13 @@ impl Chunk {
         self.beside.store(chunk.map_or(ptr::null_mut(), |chunk| ptr::from_ref(chunk).cast_mut()), Ordering::Relaxed);
     }
 
-    /// A new one, for ever.
+    /// Allocates a chunk that is never freed.
     fn leak() -> &'static Chunk {
-        // Written in its place: a chunk is larger than the smallest stack, and this runs on a coroutine's.
+        // Initialized in place: a chunk is larger than the smallest stack, and this runs on a
+        // coroutine's stack.
         let chunk = Box::leak(Box::<Chunk>::new_uninit());
         let place = chunk.as_mut_ptr();
-        // SAFETY: each field is written once, in memory that is this one's.
+        // SAFETY: each field is written once, in memory that is owned here.
         let chunk = unsafe {
             let first = (&raw mut (*place).blocks).cast::<Control>();
             (0..BLOCKS).for_each(|index| first.add(index).write(Control::new()));
@@ -299,7 +313,8 @@ impl Chunk {
         let mut newest = CHUNKS.load(Ordering::Relaxed);
         loop {
             chunk.next.store(newest, Ordering::Relaxed);
-            // Release, for whoever stops the process and looks: what is on the list has been made, and its `next` set.
+            // Release, for a debugger that stops the process: a chunk on the list is initialized,
+            // and its `next` is set.
             match CHUNKS.compare_exchange_weak(newest, place, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return chunk,
                 Err(newer) => newest = newer,
@@ -308,17 +323,19 @@ impl Chunk {
     }
 }
 
-/// All chunks that were ever made, newest first. Nothing here reads it: `gdb/coralio.py` finds all coroutines by it, live
-/// or in a core file, and knows it, `Chunk` and `Control` by the names of their fields.
+/// All chunks ever allocated, newest first. No code here reads the list: `gdb/coralio.py` uses it
+/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and `Control` by
+/// the names of their fields.
 #[used]
 static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
 
 /// The first of the chunks that no context holds.
 static SPARE: Mutex<Option<&'static Chunk>> = Mutex::new(None);
 
-/// The blocks that one context holds. They go back when it ends.
+/// The blocks that one context holds. They are returned when it ends.
 ///
-/// The list of chunks is one word, which changes at once: a thread that stops this one finds a whole list at any moment.
+/// The head of the chunk list is one word, so it changes atomically: a thread that stops this one
+/// always finds a consistent list.
 pub(crate) struct Blocks {
     newest: Cell<Option<&'static Chunk>>,
     free: Cell<Option<&'static Control>>,
@@ -329,7 +346,7 @@ impl Blocks {
         Blocks { newest: Cell::new(None), free: Cell::new(None) }
     }
 
-    /// A free block, taken off the free list.
+    /// Takes a block off the free list.
     #[inline]
     pub(crate) fn take(&self) -> &'static Control {
         if self.free.get().is_none() {
@@ -341,7 +358,7 @@ impl Blocks {
         block
     }
 
-    /// Puts a block back whose generation was retired.
+    /// Puts a block, whose generation was retired, back on the free list.
     #[inline]
     pub(crate) fn give_back(&self, block: &'static Control) {
         // SAFETY: *home's own*: the block came from `take`.
@@ -358,7 +375,7 @@ impl Blocks {
         };
         let chunk = spare.unwrap_or_else(Chunk::leak);
         chunk.set_beside(self.newest.get());
-        // For a thread that stops this one and looks: what is on the list leads on to the rest of it.
+        // For a thread that stops this one: a chunk on the list links to the rest of the list.
         compiler_fence(Ordering::SeqCst);
         self.newest.set(Some(chunk));
         for block in chunk.blocks.iter().rev() {
@@ -366,7 +383,7 @@ impl Blocks {
         }
     }
 
-    /// All blocks, free ones too. Allocates nothing and only reads, as [`Label`].
+    /// Returns all blocks, free ones included. Allocates nothing and only reads, like [`Label`].
     pub(crate) fn all(&self) -> impl Iterator<Item = &'static Control> + use<> {
         std::iter::successors(self.newest.get(), |chunk| chunk.beside()).flat_map(|chunk| chunk.blocks.iter())
     }
@@ -381,8 +398,8 @@ impl Drop for Blocks {
     }
 }
 
-/// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates nothing, and a block is on
-/// at most one list. The home thread's alone.
+/// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates
+/// nothing, and a block is on at most one list. Used by the home thread only.
 pub(crate) struct ControlList {
     head: Cell<Option<&'static Control>>,
     tail: Cell<Option<&'static Control>>,
@@ -400,7 +417,7 @@ impl ControlList {
 
     #[inline]
     pub(crate) fn push(&self, block: &'static Control) {
-        // SAFETY: *home's own*: lists are the home thread's, and it pushes its own blocks alone.
+        // SAFETY: *home's own*: lists belong to the home thread, which pushes only its own blocks.
         let own = unsafe { block.own() };
         debug_assert!(own.next.get().is_none());
         match self.tail.replace(Some(block)) {
@@ -422,7 +439,7 @@ impl ControlList {
         Some(block)
     }
 
-    /// Takes `block` off, wherever it stands. Returns whether it was on this list.
+    /// Removes `block` from any position. Returns whether it was on this list.
     pub(crate) fn remove(&self, block: &'static Control) -> bool {
         let mut before: Option<&'static Control> = None;
         let mut next = self.head.get();
@@ -447,7 +464,7 @@ impl ControlList {
         false
     }
 
-    /// Moves all of `other` to the end of this list.
+    /// Moves all blocks of `other` to the end of this list.
     #[inline]
     pub(crate) fn append(&self, other: &ControlList) {
         let Some(first) = other.head.take() else { return };

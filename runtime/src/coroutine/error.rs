@@ -1,11 +1,12 @@
-//! Why a coroutine cannot be entered or scheduled, and how one tells that it was cancelled.
+//! Errors of entering, scheduling and cancellation.
 
 use std::fmt;
 use std::io;
 use std::panic::Location;
 
-/// What a wait returns that was cut short, because its coroutine was cancelled or a timeout around it is over. Also the
-/// payload with which a coroutine unwinds whose context ended, and what its join handle reports then.
+/// The error of a wait that was cut short because its coroutine was cancelled or an enclosing
+/// timeout expired. Also the panic payload that unwinds a coroutine whose context ended, and the
+/// error that its join handle then returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled;
 
@@ -18,38 +19,38 @@ impl fmt::Display for Cancelled {
 impl std::error::Error for Cancelled {}
 
 impl Cancelled {
-    /// Whether an I/O error says that the coroutine was cancelled.
+    /// Returns whether an I/O error was caused by cancellation.
     pub fn is_cause_of(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|cause| cause.is::<Cancelled>())
     }
 }
 
 impl From<Cancelled> for io::Error {
-    /// Not of the kind `Interrupted`: such calls are made again by many.
+    /// Not of kind `Interrupted`: many callers retry on that.
     fn from(cancelled: Cancelled) -> io::Error {
         io::Error::other(cancelled)
     }
 }
 
-/// Why a coroutine cannot be entered (rule C5).
+/// The reason why a coroutine cannot be entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EnterError {
-    /// It is on the stack already.
+    /// The coroutine is on the stack already.
     Recursive {
-        /// Whom somebody tried to enter.
+        /// The coroutine that was to be entered.
         name: String,
-        /// Who is on the stack, outermost first: `main > 'A' > 'B'`.
+        /// The entered coroutines, outermost first: `main > 'A' > 'B'`.
         chain: String,
     },
-    /// It is scheduled, and whoever scheduled it counts on it.
+    /// The coroutine is scheduled, and must run from the list that it is on.
     Scheduled {
-        /// Whom somebody tried to enter.
+        /// The coroutine that was to be entered.
         name: String,
         /// Where it was scheduled.
         at: &'static Location<'static>,
     },
-    /// It has ended.
+    /// The coroutine has ended.
     Ended,
 }
 
@@ -73,12 +74,12 @@ impl fmt::Display for EnterError {
 
 impl std::error::Error for EnterError {}
 
-/// A coroutine was scheduled twice before it ran (rule W2).
+/// The error of scheduling a coroutine twice before it ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScheduleError {
-    /// Where it was scheduled first.
+    /// The first call that scheduled it.
     pub first: &'static Location<'static>,
-    /// Where it was scheduled again.
+    /// The second call.
     pub second: &'static Location<'static>,
 }
 

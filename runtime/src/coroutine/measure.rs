@@ -1,8 +1,9 @@
-//! How much of its stack a coroutine uses: the stack is painted before it starts, and what has lost its paint was used.
+//! Stack usage of a coroutine: the stack is painted before it starts, and words that lost the paint
+//! were used.
 //!
 //! ```text
-//!   limit                                                                top
-//!   | guard | paint paint paint paint | written once | frames of those who wait |
+//!   limit                                                                   top
+//!   | guard | paint paint paint paint | written once | frames of active calls |
 //!                                     ^ high water
 //! ```
 
@@ -16,15 +17,16 @@ use super::control::{CoroutineId, Own};
 use super::stack::StackLease;
 use super::{Builder, Coroutine};
 
-/// No address, no small number, no character of a text.
+/// Not an address, not a small number, not text.
 const PAINT: u64 = 0xa5c3_96e1_5a3c_691e;
 
 impl Builder {
-    /// Whether its stack is measured; without it, what the context was built with. Read it by
-    /// [`Coroutine::stack_high_water`] or [`JoinHandle::stack_high_water`](crate::JoinHandle::stack_high_water).
+    /// Sets whether the stack is measured; the default is that of the context. Read the result with
+    /// [`Coroutine::stack_high_water`] or
+    /// [`JoinHandle::stack_high_water`](crate::JoinHandle::stack_high_water).
     ///
-    /// Costs: the whole stack is written to before the coroutine starts, so all of it becomes resident memory. For
-    /// 128 KiB that takes a few microseconds, or some tens where the stack is a new one.
+    /// Cost: the whole stack is written before the coroutine starts, so all of it becomes resident
+    /// memory. For 128 KiB that takes a few microseconds, or some tens for a new stack.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Coroutine};
@@ -44,22 +46,19 @@ impl Builder {
 }
 
 impl Coroutine {
-    /// How many bytes of its stack it has used so far, at most; its result and the runtime's own frames are counted,
-    /// the guard page is not. `None`: it is not measured ([`Builder::measure_stack`]), or has ended.
+    /// Returns the maximum number of stack bytes that the coroutine has used so far. The result and
+    /// the runtime's own frames are counted, the guard page is not. `None`: it is not measured
+    /// ([`Builder::measure_stack`]), or has ended.
     ///
-    /// Memory counts as used from the lowest word that was written. A `stack_size` for as much is larger by 8 KiB: the
-    /// guard page, and what neighbours start lower than each other. Leave room besides, for signal handlers and for ways
-    /// through the code that were not taken this time.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Memory counts as used from the lowest word that was written. A matching `stack_size` is
+    /// larger by 8 KiB, for the guard page and the offset between neighbouring stacks. Leave more
+    /// room for signal handlers and for code paths that were not taken this time.
     pub fn stack_high_water(self) -> Option<usize> {
         high_water(self.id)
     }
 }
 
-/// On the home thread; `None` elsewhere.
+/// Returns the high-water mark on the home thread; `None` elsewhere.
 pub(crate) fn high_water(id: CoroutineId) -> Option<usize> {
     let home = Home::current().filter(|_| id.is_live())?;
     let own = home.own(id.block);
@@ -68,7 +67,7 @@ pub(crate) fn high_water(id: CoroutineId) -> Option<usize> {
 }
 
 impl Own {
-    /// Before the coroutine has begun.
+    /// Paints the stack; called before the coroutine starts.
     #[cold]
     pub(crate) fn measure(&self, lease: &StackLease) {
         lease.paint();
@@ -82,17 +81,17 @@ impl StackLease {
         let usable = self.usable();
         let words = usable.len() / size_of::<u64>();
         let lowest = ptr::with_exposed_provenance_mut::<u64>(usable.start);
-        // SAFETY: *guarded*: these bytes of the mapping are readable and writable, and belong to whoever holds the lease;
-        // the start is a page's. Nobody runs on them yet.
+        // SAFETY: *guarded*: these bytes of the mapping are readable and writable, and belong to
+        // the lease's owner; the start is page-aligned. No code runs on them yet.
         unsafe { std::slice::from_raw_parts_mut(lowest, words) }.fill(PAINT);
     }
 
-    /// Of one that was painted: how much has lost its paint.
+    /// Returns how many bytes of a painted stack have lost their paint.
     fn high_water(&self) -> usize {
         let usable = self.usable();
         let is_painted = |address: &usize| {
-            // SAFETY: as in `paint`: it was written then. Volatile, since whoever runs there may be the caller: the
-            // compiler is to know nothing of what these words are.
+            // SAFETY: as in `paint`, which initialized the words. Volatile, since the caller may
+            // itself run on this stack: the compiler must assume nothing about the words' values.
             unsafe { ptr::with_exposed_provenance::<u64>(*address).read_volatile() == PAINT }
         };
         let lost = usable.clone().step_by(size_of::<u64>()).find(|address| !is_painted(address));

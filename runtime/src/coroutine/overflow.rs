@@ -1,20 +1,21 @@
-//! Running off a stack: what one is told (rule C11).
+//! The report of a stack overflow (rule C11).
 //!
 //! ```text
 //!   'deep' recurses  ---->  guard page  ---->  SIGSEGV, handled on the thread's alternate stack
-//!                                                in a guard of one who is on the stack: message, abort
-//!                                                anywhere else:                         whoever handled it before
+//!                                                in an entered coroutine's guard: message, abort
+//!                                                anywhere else:                   previous handler
 //! ```
 //!
-//! Code compiled by rustc touches each page of a large frame, from above, so it cannot step over the guard. Other code
-//! may: a C function whose frame is larger than the guard page is to be compiled with `-fstack-clash-protection`, or
-//! wants a stack with room enough.
+//! Code compiled by rustc touches each page of a large frame, from above, so it cannot step over
+//! the guard. Other code can: a C function whose frame is larger than the guard page must be
+//! compiled with `-fstack-clash-protection`, or needs a sufficiently large stack.
 //!
-//! - *async-signal-safe*: what the handler calls allocates nothing and takes no lock: it reads cells of its own thread,
-//!   formats into a buffer on its stack (`report.rs`), and makes system calls. The fault is its own thread's, raised by a touch of the
-//!   stack, so it never interrupts a change of the cells by anybody else.
+//! - *async-signal-safe*: the handler allocates nothing and takes no lock: it reads cells of its
+//!   own thread, formats into a buffer on its stack (`report.rs`), and makes system calls. The
+//!   fault is synchronous, raised by this thread touching its stack, so it never interrupts a
+//!   change of those cells.
 //!
-//! Linux reports a guard page by SIGSEGV alone, so SIGBUS is left to others.
+//! Linux reports a guard page by SIGSEGV only, so SIGBUS is left alone.
 
 #![allow(unsafe_code)]
 
@@ -27,28 +28,29 @@ use crate::report::report;
 use super::control::Own;
 use super::stack::PAGE;
 
-/// What the handler itself needs of an alternate stack, besides what the kernel puts there.
+/// The handler's own use of an alternate stack, besides the kernel's signal frame.
 const NEEDED: usize = 4096;
 
-/// Who handled SIGSEGV before.
+/// The handler of SIGSEGV before ours.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// The thread's alternate signal stack, while it runs a context. If it has one that is large enough, as threads made by
-/// std have, nothing is changed.
+/// The thread's alternate signal stack, while it runs a context. A sufficiently large existing one,
+/// as std's threads have, is kept.
 pub(crate) struct AlternateStack {
-    /// Ours, and the thread's own that it stands in for.
+    /// Our mapping, and the thread's own alternate stack that it replaces.
     installed: Option<(Mapping, libc::stack_t)>,
 }
 
 impl AlternateStack {
-    /// Without memory for it the thread goes without: running off a stack ends the process all the same.
+    /// Without memory the thread has no alternate stack: an overflow still ends the process,
+    /// without a message.
     pub(crate) fn install() -> AlternateStack {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(install_handler);
         // SAFETY: takes no pointers.
         let by_the_kernel = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
         let enough = by_the_kernel.max(libc::MINSIGSTKSZ) + NEEDED;
-        // SAFETY: all zeroes is a valid stack_t; the call writes the thread's own into it.
+        // SAFETY: all zeroes is a valid stack_t; the call fills it in with the thread's own.
         let before = unsafe {
             let mut before: libc::stack_t = mem::zeroed();
             libc::sigaltstack(ptr::null(), &mut before);
@@ -59,7 +61,7 @@ impl AlternateStack {
         }
         let installed = Mapping::new(enough.next_multiple_of(PAGE)).filter(|mapping| {
             let ours = libc::stack_t { ss_sp: mapping.usable(), ss_flags: 0, ss_size: mapping.len - PAGE };
-            // SAFETY: the memory is ours until `drop` has taken it off again.
+            // SAFETY: the memory is ours until `drop` has uninstalled it.
             unsafe { libc::sigaltstack(&ours, ptr::null_mut()) == 0 }
         });
         AlternateStack { installed: installed.map(|mapping| (mapping, before)) }
@@ -69,7 +71,8 @@ impl AlternateStack {
 impl Drop for AlternateStack {
     fn drop(&mut self) {
         if let Some((mapping, before)) = self.installed.take() {
-            // SAFETY: the thread had this one before. Not taken off, ours would have to stay for ever.
+            // SAFETY: the thread had this alternate stack before. If ours cannot be uninstalled,
+            // its memory must stay mapped.
             if unsafe { libc::sigaltstack(&before, ptr::null_mut()) } != 0 {
                 mem::forget(mapping);
             }
@@ -77,7 +80,7 @@ impl Drop for AlternateStack {
     }
 }
 
-/// Memory with a guard page of its own at the bottom.
+/// Memory with a guard page at the bottom.
 struct Mapping {
     start: *mut libc::c_void,
     len: usize,
@@ -86,7 +89,8 @@ struct Mapping {
 impl Mapping {
     fn new(usable: usize) -> Option<Mapping> {
         let (len, protection) = (usable + PAGE, libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a fresh private mapping, at an address that the kernel chooses; its lowest page is in it.
+        // SAFETY: a fresh private mapping, at an address that the kernel chooses; its lowest page
+        // is part of it.
         unsafe {
             let start = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
             if start == libc::MAP_FAILED {
@@ -104,15 +108,15 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it is this mapping, and no signal is handled on it any more.
+        // SAFETY: this is the whole mapping, and no signal is handled on it any more.
         unsafe { libc::munmap(self.start, self.len) };
     }
 }
 
-/// Once in a process, and for good: whoever installs a handler later may hand on to ours.
+/// Runs once per process, and is never undone: a handler installed later may forward to ours.
 fn install_handler() {
-    // SAFETY: all zeroes is a valid sigaction; each call is given one that lives. The previous handler is known before
-    // ours can be called.
+    // SAFETY: all zeroes is a valid sigaction; each pointer passed is valid for its call. The
+    // previous handler is stored before ours can be called.
     unsafe {
         let mut previous: libc::sigaction = mem::zeroed();
         if libc::sigaction(libc::SIGSEGV, ptr::null(), &mut previous) != 0 {
@@ -122,7 +126,7 @@ fn install_handler() {
         let mut ours: libc::sigaction = mem::zeroed();
         let handler: unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_fault;
         ours.sa_sigaction = handler as usize;
-        // As the previous one wants it: it runs within ours.
+        // The previous handler's mask and flags apply, since it runs within ours.
         ours.sa_mask = previous.sa_mask;
         let kept = previous.sa_flags & (libc::SA_NODEFER | libc::SA_RESTART);
         ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | kept;
@@ -132,13 +136,15 @@ fn install_handler() {
 
 /// # Safety
 ///
-/// Called by the kernel, as a handler with SA_SIGINFO, or by one that hands on what it was given.
+/// Called by the kernel, as a handler with SA_SIGINFO, or by another handler that forwards its
+/// arguments.
 unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the caller's promise.
     let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
     if !sent && let Some(home) = Home::current() {
         let hit = |own: &&Own| own.lease.get().is_some_and(|lease| lease.guard().contains(&address));
-        // Not only the running one: in a round of the loop nobody is, though a coroutine may lie beneath it.
+        // Checks all entered coroutines: in an iteration of the loop none is running, but one may
+        // lie below.
         if let Some(own) = home.on_stack().flatten().map(|block| home.own(block)).find(hit) {
             end_process(own);
         }
@@ -149,7 +155,7 @@ unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, c
 
 fn end_process(own: &Own) -> ! {
     let size = own.lease.get().map_or(0, |lease| lease.size());
-    // The first coroutine is not created by a builder of the user's.
+    // The user does not create the first coroutine with a builder.
     let is_main = own.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
     let remedy = match is_main {
         true => "run it with a larger one by `ContextBuilder::stack_size`, or `Runner::stack_size`",
@@ -163,7 +169,7 @@ fn end_process(own: &Own) -> ! {
     process::abort();
 }
 
-/// Does what would have been done without us.
+/// Does what would have happened without our handler.
 ///
 /// # Safety
 ///
@@ -175,14 +181,15 @@ unsafe fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut
     if handler == libc::SIG_IGN && sent {
         return;
     }
-    // SAFETY: SIG_DFL is a valid action. A handler is of the type that its flags say, and is given what it would have
-    // been given by the kernel.
+    // SAFETY: SIG_DFL is a valid action. The handler has the type that its flags specify, and
+    // receives the kernel's arguments.
     unsafe {
         if by_default || previous.sa_flags & libc::SA_RESETHAND != 0 {
             libc::signal(signal, libc::SIG_DFL);
         }
         if by_default {
-            // A fault is raised again when this returns to the instruction. What was sent would not be.
+            // A fault is raised again when this returns to the instruction. A sent signal would not
+            // be.
             if sent {
                 libc::raise(signal);
             }

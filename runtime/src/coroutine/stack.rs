@@ -1,4 +1,4 @@
-//! Stacks: carved from large mappings, guarded without a mapping each, and used again.
+//! Stacks: carved from large mappings, guarded without a mapping each, and reused.
 //!
 //! ```text
 //!   one region (one mapping)
@@ -6,15 +6,18 @@
 //!           ^limit     top^
 //! ```
 //!
-//! - A guard is one page made inaccessible by `MADV_GUARD_INSTALL` (Linux 6.13), which marks the page table and leaves
-//!   the mapping whole: a million stacks fit under `vm.max_map_count`. Older kernels get `mprotect`, which splits the
-//!   mapping, so there the limit is about 30,000 stacks.
-//! - The tops are *coloured*: each stack starts a few cache lines lower than its neighbour. Else the busiest lines of
-//!   all stacks, being a power of two apart, would share the same few sets of the first-level cache.
-//! - What a suspended coroutine costs is what it has touched: mostly one page of its stack, its control block, its part
-//!   of a page table. A million of them on stacks of 128 KiB: 4.5 KiB each, 4.3 GiB in all, in 11 mappings; 5 us each to
-//!   make, and as much to unwind and unmap (`tests/hundred_thousand.rs`).
-//! - A stack that was used is handed out again first, while it is warm. Regions are unmapped with their pool.
+//! - A guard is one page made inaccessible by `MADV_GUARD_INSTALL` (Linux 6.13), which marks the
+//!   page table and does not split the mapping: a million stacks fit under `vm.max_map_count`.
+//!   Older kernels get `mprotect`, which splits the mapping, so the limit there is about 30,000
+//!   stacks.
+//! - The tops are *coloured*: each stack starts a few cache lines lower than its neighbour.
+//!   Otherwise the hottest lines of all stacks, a power of two apart, would share the same few sets
+//!   of the first-level cache.
+//! - A suspended coroutine costs the pages it has touched: mostly one page of its stack, plus its
+//!   control block and a share of a page table. A million of them on stacks of 128 KiB: 4.5 KiB
+//!   each, 4.3 GiB in all, in 11 mappings; 5 us each to create, and as much to unwind and unmap
+//!   (`tests/hundred_thousand.rs`).
+//! - A used stack is handed out first, while it is warm. Regions are unmapped with their pool.
 
 #![allow(unsafe_code)]
 
@@ -25,25 +28,27 @@ use std::{io, ptr};
 use corosensei::stack::valgrind::ValgrindStackRegistration;
 use corosensei::stack::{Stack, StackPointer};
 
-/// Stack size, in bytes and with its guard page, where none was asked for.
+/// The default stack size, in bytes, guard page included.
 pub const DEFAULT_STACK_SIZE: usize = 128 * 1024;
-/// The smallest stack that can be asked for, in bytes: the guard and three pages.
+/// The minimum stack size, in bytes: the guard and three pages.
 pub const MIN_STACK_SIZE: usize = 16 * 1024;
 
 pub(super) const PAGE: usize = 4096;
-/// A region is about so large. Overcommit checks look at one mapping at a time, and this passes them.
+/// The approximate size of a region. Overcommit checks apply to one mapping at a time, and this
+/// size passes them.
 const REGION: usize = 16 * 1024 * 1024;
 /// `MADV_GUARD_INSTALL`, not in libc yet (`asm-generic/mman-common.h`, Linux 6.13).
 const MADV_GUARD_INSTALL: libc::c_int = 102;
-/// Colours: 40 steps of a cache line. The rest of the top page, 1.5 KiB, is enough for a coroutine that does little,
-/// so that most of those that wait touch one page only.
+/// Colours: 40 steps of a cache line. The rest of the top page, 1.5 KiB, is enough for a coroutine
+/// that does little, so most waiting coroutines touch one page only.
 const COLOURS: usize = 40;
 const COLOUR_STEP: usize = 64;
 
-/// A stack on loan from the pool. Plain numbers: whoever holds it must give it back once, to the pool it came from.
+/// A stack leased from the pool. Plain numbers: the lessee must return it exactly once, to the same
+/// pool.
 #[derive(Clone, Copy)]
 pub(crate) struct StackLease {
-    /// Highest address, colour taken off; 16-byte aligned.
+    /// Highest address, below the colour offset; 16-byte aligned.
     top: usize,
     /// Lowest address, guard page included.
     limit: StackPointer,
@@ -51,27 +56,28 @@ pub(crate) struct StackLease {
 }
 
 impl StackLease {
-    /// The guard page.
+    /// Returns the guard page.
     pub(crate) fn guard(&self) -> Range<usize> {
         self.limit.get()..self.limit.get() + PAGE
     }
 
-    /// What a coroutine may use.
+    /// Returns the part that a coroutine may use.
     pub(super) fn usable(&self) -> Range<usize> {
         self.limit.get() + PAGE..self.top
     }
 
-    /// All of it, in bytes: guard page and colour included.
+    /// Returns the whole size in bytes, guard page and colour included.
     pub(crate) fn size(&self) -> usize {
         self.top.next_multiple_of(PAGE) - self.limit.get()
     }
 
-    /// Cuts `size` bytes off the top, aligned to `align`, and returns where they start. They belong to whoever holds
-    /// the lease, and outlast the coroutine that runs below them.
+    /// Cuts `size` bytes off the top, aligned to `align`, and returns their start. They belong to
+    /// the lease's owner, and outlive the coroutine that runs below them.
     #[inline]
     pub(crate) fn carve(&mut self, size: usize, align: usize) -> Option<*mut u8> {
         let start = self.top.checked_sub(size)? & !(align.max(16) - 1);
-        // A sixteenth of a stack at most: unoptimised code moves a result half a dozen times on its way here.
+        // At most a sixteenth of the stack: unoptimised code moves a result half a dozen times on
+        // its way here.
         let limit = self.limit.get();
         if start < limit + PAGE || self.top - start > (self.top - limit) / 16 {
             return None;
@@ -86,7 +92,7 @@ fn nonzero(address: usize) -> StackPointer {
     StackPointer::new(address).expect("a mapping is never at address 0")
 }
 
-/// What corosensei runs a coroutine on.
+/// The stack type on which corosensei runs a coroutine.
 pub(crate) struct RunningStack {
     base: StackPointer,
     limit: StackPointer,
@@ -99,8 +105,9 @@ impl RunningStack {
     }
 }
 
-// SAFETY: *guarded*: the lowest page at `limit` is inaccessible (see `Region::guard`), and between it and `base` there
-// are more than MIN_STACK_SIZE bytes (`carve` leaves fifteen sixteenths of 16 KiB). Both ends are 16-byte aligned.
+// SAFETY: *guarded*: the lowest page at `limit` is inaccessible (see `Region::guard`), and between
+// it and `base` there are more than corosensei's MIN_STACK_SIZE bytes (`carve` leaves fifteen
+// sixteenths of 16 KiB). Both ends are 16-byte aligned.
 unsafe impl Stack for RunningStack {
     fn base(&self) -> StackPointer {
         self.base
@@ -115,13 +122,14 @@ unsafe impl Stack for RunningStack {
 struct Region {
     start: usize,
     len: usize,
-    /// Valgrind has to know of each stack, or it takes a switch for a stack that grew by megabytes.
+    /// Valgrind must know each stack, or it mistakes a switch for a stack that grew by megabytes.
     registrations: Vec<ValgrindStackRegistration>,
 }
 
 impl Region {
     fn map(len: usize) -> io::Result<Region> {
-        // SAFETY: a fresh private mapping, at an address that the kernel chooses: no memory of anyone else is touched.
+        // SAFETY: a fresh private mapping, at an address that the kernel chooses: no other memory
+        // is touched.
         unsafe {
             let start = libc::mmap(
                 ptr::null_mut(),
@@ -134,16 +142,18 @@ impl Region {
             if start == libc::MAP_FAILED {
                 return Err(no_memory(len, &io::Error::last_os_error()));
             }
-            // A huge page would make the first touch of one stack pay for sixteen. A refusal costs memory only.
+            // With a huge page the first touch of one stack would pay for sixteen. Failure only
+            // costs memory.
             libc::madvise(start, len, libc::MADV_NOHUGEPAGE);
             Ok(Region { start: start.expose_provenance(), len, registrations: Vec::new() })
         }
     }
 
-    /// Makes the page at `address` a guard.
+    /// Turns the page at `address` into a guard.
     fn guard(&mut self, address: usize, size: usize) -> io::Result<()> {
         let page = ptr::with_exposed_provenance_mut::<libc::c_void>(address);
-        // SAFETY: the page lies in this region, in a stack that has not been handed out yet: nobody uses it.
+        // SAFETY: the page lies in this region, in a stack that has not been handed out yet and so
+        // is unused.
         unsafe {
             if libc::madvise(page, PAGE, MADV_GUARD_INSTALL) != 0 && libc::mprotect(page, PAGE, libc::PROT_NONE) != 0 {
                 return Err(no_memory(PAGE, &io::Error::last_os_error()));
@@ -156,8 +166,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: the region is this mapping, mapped by `map`, and the pool is dropped only after all its stacks came
-        // back (*home outlives its stacks*).
+        // SAFETY: the region is exactly the mapping made by `map`, and the pool is dropped only
+        // after all its stacks were returned (*home outlives its stacks*).
         let result = unsafe { libc::munmap(ptr::with_exposed_provenance_mut(self.start), self.len) };
         debug_assert_eq!(result, 0);
     }
@@ -173,7 +183,7 @@ fn no_memory(bytes: usize, cause: &io::Error) -> io::Error {
     )
 }
 
-/// Stacks of one size: those that are free, and how far the newest region has been carved.
+/// Stacks of one size: the free ones, and how far the newest region has been carved.
 struct Class {
     size: usize,
     free: Vec<StackLease>,
@@ -186,23 +196,24 @@ struct Class {
 pub(crate) struct StackPool {
     classes: RefCell<Vec<Class>>,
     regions: RefCell<Vec<Region>>,
-    /// Whether stacks are measured where nothing else is asked for.
+    /// Whether stacks are measured by default.
     measure: bool,
 }
 
 impl StackPool {
-    /// A pool whose stacks have `default_size` bytes where no other size is asked for, and are measured or not.
+    /// Creates a pool with the given default size and the given default for measuring.
     pub(crate) fn new(default_size: usize, measure: bool) -> StackPool {
         StackPool { classes: RefCell::new(vec![Class::new(default_size)]), regions: RefCell::default(), measure }
     }
 
-    /// Whether stacks are to be measured where nothing else is asked for.
+    /// Returns whether stacks are measured by default.
     #[inline]
     pub(crate) fn measures(&self) -> bool {
         self.measure
     }
 
-    /// A stack of `size` bytes, guard included, or of the default size. A warm one if there is one.
+    /// Returns a stack of `size` bytes, guard included, or of the default size; preferably a warm
+    /// one.
     #[inline]
     pub(crate) fn take(&self, size: Option<usize>) -> io::Result<StackLease> {
         let mut classes = self.classes.borrow_mut();
@@ -217,7 +228,7 @@ impl StackPool {
         }
     }
 
-    /// Takes a stack back, as it was handed out.
+    /// Takes back a stack, unchanged from how it was leased.
     #[inline]
     pub(crate) fn give_back(&self, lease: StackLease) {
         self.classes.borrow_mut()[lease.class as usize].free.push(lease);
@@ -229,7 +240,7 @@ impl Class {
         Class { size: rounded(size), free: Vec::new(), next: 0, end: 0, made: 0 }
     }
 
-    /// Which class has stacks of `size` bytes; a new one if none has.
+    /// Returns the index of the class with stacks of `size` bytes, adding the class if necessary.
     fn index(classes: &mut Vec<Class>, size: usize) -> usize {
         classes.iter().position(|class| class.size == size).unwrap_or_else(|| {
             classes.push(Class::new(size));
@@ -258,7 +269,7 @@ impl Class {
     }
 }
 
-/// Whole pages, and not too few.
+/// Rounds up to whole pages, and to at least the minimum.
 fn rounded(size: usize) -> usize {
     size.max(MIN_STACK_SIZE).next_multiple_of(PAGE)
 }
@@ -269,7 +280,7 @@ mod tests {
 
     #[test]
     fn warm_stacks_come_first_and_sizes_do_not_mix() {
-        // C10: an ended coroutine's stack goes back to the pool and is used again.
+        // C10: an ended coroutine's stack returns to the pool and is reused.
         let pool = StackPool::new(DEFAULT_STACK_SIZE, false);
         let first = pool.take(None).unwrap();
         let large = pool.take(Some(1 << 20)).unwrap();
@@ -282,7 +293,7 @@ mod tests {
 
     #[test]
     fn stacks_do_not_overlap() {
-        // C11: each stack has its own guard page beneath it.
+        // C11: each stack has its own guard page below it.
         let pool = StackPool::new(64 * 1024, false);
         let mut leases: Vec<_> = (0..1000).map(|_| pool.take(None).unwrap()).collect();
         leases.sort_by_key(|lease| lease.limit);
@@ -293,7 +304,7 @@ mod tests {
 
     #[test]
     fn carving_leaves_most_of_the_stack() {
-        // C10: results live on the stack, and may not crowd out the coroutine.
+        // C10: results live on the stack, and must not crowd out the coroutine.
         let pool = StackPool::new(MIN_STACK_SIZE, false);
         let mut lease = pool.take(None).unwrap();
         assert!(lease.carve(MIN_STACK_SIZE, 16).is_none());

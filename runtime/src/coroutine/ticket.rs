@@ -1,34 +1,36 @@
-//! The word by which handles tell a coroutine from its successors, and which lets it be scheduled once at a time.
+//! The state word: distinguishes a coroutine from later ones in the same block, and ensures that it
+//! is scheduled once at a time.
 //!
 //! ```text
 //!   any thread                               home
 //!   ----------                               ----
-//!   what it waits for is there               takes the coroutine off the list
-//!   bit clear: set it, put it on the list    clears the bit
-//!   bit set:   nothing, it is to run yet     resumes it: it looks for what it waits for
+//!   makes the awaited condition true         takes the coroutine off the list
+//!   bit clear: sets it, pushes it on a list  clears the bit
+//!   bit set:   nothing, it has yet to run    resumes it: it checks the condition
 //! ```
 //!
-//! Both sides write the bit, also the waker that finds it set: so one of the two comes first, and if it is the waker,
-//! the coroutine sees what the waker did before. `tests/loom_ticket.rs` checks this same source on loom's atomics.
+//! Both sides write the bit, even a waker that finds it set: so one of the two writes comes first,
+//! and if it is the waker's, the coroutine sees everything the waker did before.
+//! `tests/loom_ticket.rs` checks this source on loom's atomics.
 
 use crate::atomic::{AtomicU64, Ordering};
 
-/// It is scheduled from elsewhere, and has not run yet (rule W2).
+/// Scheduled by `schedule` or from another thread, and has not run yet (rule W2).
 const SCHEDULED: u64 = 1;
-/// It is to end soon: what can fail in it fails.
+/// Cancelled: operations of the coroutine that can fail do fail.
 const CANCELLED: u64 = 2;
-/// The generation lies above the two bits.
+/// The generation occupies the bits above the two flags.
 const SHIFT: u32 = 2;
 
-/// Generation, and what any thread may ask of it: that it runs, that it ends soon.
+/// The generation, and two requests that any thread may make: run, and end soon.
 pub(crate) struct Ticket(AtomicU64);
 
-/// What came of [`Ticket::claim`].
+/// The result of [`Ticket::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// The caller puts it on the list.
+    /// The caller must put the coroutine on the list.
     Mine,
-    /// It was scheduled before, and has not run.
+    /// Already scheduled, and has not run since.
     Taken,
     /// This generation has ended.
     Ended,
@@ -39,14 +41,14 @@ impl Ticket {
         Ticket(AtomicU64::new(1 << SHIFT))
     }
 
-    /// The generation that lives, or is the next to live.
+    /// Returns the live generation, or the next one to live.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
-        // Relaxed: at home this is its own store. From elsewhere it is a hint, checked again at home.
+        // Relaxed: at home this reads its own store. Elsewhere it is a hint, checked again at home.
         self.0.load(Ordering::Relaxed) >> SHIFT
     }
 
-    /// Marks this generation as scheduled, once. Any thread.
+    /// Marks this generation as scheduled, at most once. Callable from any thread.
     pub(crate) fn claim(&self, generation: u64) -> Claim {
         match self.mark(generation, SCHEDULED) {
             None => Claim::Ended,
@@ -55,12 +57,13 @@ impl Ticket {
         }
     }
 
-    /// Marks this generation as cancelled, for good. Any thread. Returns whether it lives.
+    /// Marks this generation as cancelled, permanently. Callable from any thread. Returns whether
+    /// the generation is live.
     pub(crate) fn cancel(&self, generation: u64) -> bool {
         self.mark(generation, CANCELLED).is_some()
     }
 
-    /// Sets a bit, if the generation lives. It writes even if the bit is set: see the module.
+    /// Sets a bit, if the generation is live. Writes even if the bit is set: see the module docs.
     fn mark(&self, generation: u64, bit: u64) -> Option<u64> {
         let mut now = self.0.load(Ordering::Relaxed);
         while now >> SHIFT == generation {
@@ -73,19 +76,20 @@ impl Ticket {
         None
     }
 
-    /// Whether it is scheduled from elsewhere.
+    /// Returns whether it is scheduled.
     #[inline]
     pub(crate) fn is_scheduled(&self) -> bool {
         self.0.load(Ordering::Relaxed) & SCHEDULED != 0
     }
 
-    /// Whether it was cancelled.
+    /// Returns whether it was cancelled.
     #[inline]
     pub(crate) fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed) & CANCELLED != 0
     }
 
-    /// It runs now: what was scheduled before has come true. Home thread.
+    /// Clears the flag when the coroutine is resumed: earlier scheduling is thereby served. Home
+    /// thread only.
     #[inline]
     pub(crate) fn clear_scheduled(&self) {
         if self.is_scheduled() {
@@ -94,8 +98,8 @@ impl Ticket {
         }
     }
 
-    /// Ends this generation: every handle to it finds out from now on. A scheduling of it is forgotten (rule W4).
-    /// Home thread.
+    /// Ends this generation: all handles to it become stale. A pending schedule is dropped (rule
+    /// W4). Home thread only.
     pub(crate) fn retire(&self) {
         self.0.store((self.generation() + 1) << SHIFT, Ordering::Relaxed);
     }

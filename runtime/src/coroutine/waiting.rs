@@ -1,8 +1,10 @@
-//! What a suspended coroutine waits for, who could end that, and what ends it early.
+//! What a suspended coroutine waits for, who could end that wait, and what ends it early.
 //!
-//! A coroutine notes what it waits for before it suspends: two words, so it is always on, and a dump or a deadlock report
-//! can tell. Waits for an event (time, a message, a descriptor, I/O) end early with [`Cancelled`] when the coroutine was
-//! cancelled or a [`timeout`](crate::timeout) around it is over; waits for a lock do so only by their `_cancellable` name.
+//! A coroutine records what it waits for before it suspends: two words, so the record is always on,
+//! for dumps and deadlock reports. Waits for an event (time, a message, a descriptor, I/O) end
+//! early with [`Cancelled`] when the coroutine is cancelled or an enclosing
+//! [`timeout`](crate::timeout) expires; waits for a lock do so only in their `_cancellable`
+//! variants.
 
 #![allow(unsafe_code)]
 
@@ -17,10 +19,10 @@ use crate::home::Home;
 use super::Cancelled;
 use super::control::{Control, CoroutineId, State};
 
-/// What a suspended coroutine waits for. The address tells objects of one kind apart.
+/// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.
 #[derive(Clone, Copy, Default)]
 pub(crate) enum Waiting {
-    /// That somebody enters or wakes it: a bare `suspend`.
+    /// An enter or a wake: a bare `suspend`.
     #[default]
     Enter,
     /// Its turn: `yield_now`.
@@ -44,12 +46,13 @@ pub(crate) enum Waiting {
 }
 
 impl Waiting {
-    /// Who has what it waits for, if a lock.
+    /// Returns the owner record, if the wait is for a lock.
     fn holder(&self) -> Option<&Holder> {
         match *self {
             Waiting::CoMutex(holder) | Waiting::Read(holder) | Waiting::Write(holder) | Waiting::Upgrade(holder) => {
-                // SAFETY: *noted while it waits*: the lock is borrowed by the wait that noted it, and the note is read at
-                // home, while the coroutine is suspended in that wait.
+                // SAFETY: *noted while it waits*: the lock is borrowed by the wait that recorded
+                // it, and the record is read at home, while the coroutine is suspended in that
+                // wait.
                 Some(unsafe { &*holder })
             }
             _ => None,
@@ -58,22 +61,22 @@ impl Waiting {
 }
 
 impl CoroutineId {
-    /// Whether it has, as far as the thread of `home` can tell.
+    /// Returns whether the coroutine has ended, as seen from `home`'s thread.
     fn has_ended(self, home: &Home) -> bool {
         !self.is_live()
             || self.block.context() == home.shared.id() && home.own(self.block).state.get() == State::Finished
     }
 }
 
-/// Who could end a wait.
+/// The party that could end a wait.
 pub(crate) enum Giver {
     /// The kernel, or the clock.
     Event,
-    /// Whoever has a handle to the coroutine.
+    /// A holder of a handle to the coroutine.
     Handle,
-    /// This one, by what it does.
+    /// This coroutine, the lock's owner or the one joined.
     Coroutine(&'static Control),
-    /// The one who has it is gone.
+    /// No coroutine: the lock's owner has ended.
     Nobody,
     /// Some coroutine of this context.
     Others,
@@ -82,7 +85,7 @@ pub(crate) enum Giver {
 }
 
 impl Waiting {
-    /// Who could end it. `home` is that of the coroutine that waits.
+    /// Returns the party that could end the wait. `home` is the home of the waiting coroutine.
     pub(crate) fn giver(self, home: &Home) -> Giver {
         match self {
             Waiting::Turn | Waiting::Sleep | Waiting::Readable(_) | Waiting::Writable(_) | Waiting::Io => Giver::Event,
@@ -106,7 +109,8 @@ impl Waiting {
         }
     }
 
-    /// Whether the wait has left one waker where others find it: in a line, or in a future.
+    /// Returns whether the wait has stored a waker where others find it: in a wait queue, or in a
+    /// future.
     pub(crate) fn keeps_waker(self) -> bool {
         !matches!(
             self,
@@ -115,11 +119,11 @@ impl Waiting {
     }
 }
 
-/// A wait in words.
+/// A wait, formatted for messages.
 pub(crate) struct Told<'a>(&'a Home, Waiting);
 
 impl Waiting {
-    /// In words. `home` is that of the coroutine that waits.
+    /// Formats the wait. `home` is the home of the waiting coroutine.
     pub(crate) fn told_by(self, home: &Home) -> Told<'_> {
         Told(home, self)
     }
@@ -162,7 +166,7 @@ impl fmt::Display for Told<'_> {
     }
 }
 
-/// As [`suspend`](super::suspend); notes what for.
+/// Suspends the running coroutine as [`suspend`](super::suspend) does, and records the reason.
 ///
 /// # Control
 ///
@@ -173,12 +177,13 @@ pub(crate) fn suspend_for(waiting: Waiting) {
     Home::expect("a wait of a coroutine").suspend_for(waiting);
 }
 
-/// Who has a lock, and where it was taken. For messages, and to find out who would wait for itself. Relaxed: a coroutine
-/// sees what it wrote itself, and of others' writes nothing depends.
+/// The owner of a lock, and where the lock was taken. For messages, and to detect a coroutine that
+/// would wait for itself. Relaxed: a coroutine sees its own writes, and nothing depends on seeing
+/// the writes of others.
 #[derive(Default)]
 pub(crate) struct Holder {
     block: AtomicPtr<Control>,
-    /// A block serves one coroutine after the other.
+    /// Needed because a block serves one coroutine after another.
     generation: AtomicU64,
     at: AtomicPtr<Location<'static>>,
 }
@@ -192,7 +197,7 @@ impl Holder {
         }
     }
 
-    /// The lock was taken by whoever runs now.
+    /// Records that the running coroutine or thread took the lock.
     #[inline]
     #[track_caller]
     pub(crate) fn note(&self) {
@@ -203,14 +208,14 @@ impl Holder {
         self.at.store(ptr::from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
     }
 
-    /// The lock is about to be given up.
+    /// Clears the record; called just before the lock is released.
     #[inline]
     pub(crate) fn clear(&self) {
         self.block.store(ptr::null_mut(), Ordering::Relaxed);
         self.at.store(ptr::null_mut(), Ordering::Relaxed);
     }
 
-    /// Panics if the running coroutine has the lock: it would wait for itself (rule S6).
+    /// Panics if the running coroutine owns the lock: it would wait for itself (rule S6).
     #[track_caller]
     pub(crate) fn refuse_self(&self, what: &str) {
         if let (Some(home), Some(taken)) = (Home::current(), self.get())
@@ -226,7 +231,7 @@ impl Holder {
     }
 
     fn get(&self) -> Option<Taken> {
-        // SAFETY: both were made of &'static, and control blocks are type-stable.
+        // SAFETY: both pointers come from &'static references, and control blocks are type-stable.
         unsafe {
             let at = self.at.load(Ordering::Relaxed).as_ref()?;
             let generation = self.generation.load(Ordering::Relaxed);
@@ -237,22 +242,24 @@ impl Holder {
 }
 
 struct Taken {
-    /// `None`: on a thread's own stack, or in the loop.
+    /// `None`: taken on a thread's own stack, or in the loop.
     holder: Option<CoroutineId>,
     at: &'static Location<'static>,
 }
 
-/// A [`timeout`](crate::timeout) that runs. It lies on the stack of its coroutine, which alone touches it.
+/// An active [`timeout`](crate::timeout). It lies on the stack of its coroutine; no other coroutine
+/// touches it.
 pub(crate) struct Limit {
     pub(crate) deadline: Instant,
-    /// An operation has failed because of it. Set by [`Home::cut_short`] alone.
+    /// Whether an operation failed because of it. Set by [`Home::cut_short`] only.
     pub(crate) hit: Cell<bool>,
     pub(crate) outer: *const Limit,
 }
 
 impl Home {
-    /// Whether waits of this coroutine end early: it was cancelled, or a timeout is over. Changes nothing: the wait may still
-    /// find that it has succeeded, and then the timeout must not hear of this check.
+    /// Returns whether waits of this coroutine end early: it was cancelled, or a timeout has
+    /// expired. Has no side effect: the wait may still find that it has succeeded, and then the
+    /// timeout must not be marked as hit.
     #[inline]
     pub(crate) fn is_cancelled(&self, block: &'static Control) -> bool {
         // Usually neither.
@@ -264,9 +271,10 @@ impl Home {
         self.own(block).shields.get() == 0 && (block.ticket.is_cancelled() || self.expired_limit(block).is_some())
     }
 
-    /// Commits an operation of this coroutine to failure, and returns its error. The outermost expired timeout will report
-    /// [`TimedOut`](crate::TimedOut). Called after [`is_cancelled`](Self::is_cancelled), once the operation can no longer
-    /// succeed: it has left its queue, and nothing was granted to it (rule S4).
+    /// Commits an operation of this coroutine to failure, and returns its error. The outermost
+    /// expired timeout will return [`TimedOut`](crate::TimedOut). Called after
+    /// [`is_cancelled`](Self::is_cancelled), once the operation can no longer succeed: it has left
+    /// its queue, and nothing was granted to it (rule S4).
     #[cold]
     pub(crate) fn cut_short(&self, block: &'static Control) -> Cancelled {
         if self.own(block).shields.get() == 0
@@ -278,13 +286,13 @@ impl Home {
         Cancelled
     }
 
-    /// The outermost timeout of this coroutine whose deadline has passed.
+    /// Returns the outermost timeout of this coroutine whose deadline has passed.
     fn expired_limit(&self, block: &'static Control) -> Option<&Limit> {
         let now = self.shared.clock.now();
         let mut over = None;
         let mut next = self.own(block).limits.get();
-        // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which takes it off before it
-        // returns.
+        // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which
+        // unlinks it before it returns.
         while let Some(limit) = unsafe { next.as_ref() } {
             if limit.deadline <= now {
                 over = Some(limit);
@@ -294,7 +302,8 @@ impl Home {
         over
     }
 
-    /// Suspends the running coroutine until `look` finds something; or until the wait is cut short, then it is [`Cancelled`].
+    /// Suspends the running coroutine until `look` returns a value, or until the wait is cut short
+    /// with [`Cancelled`].
     ///
     /// # Control
     ///

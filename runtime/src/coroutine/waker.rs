@@ -1,4 +1,4 @@
-//! A coroutine as others than its own thread have it: to be woken, and nothing else.
+//! Handles to a coroutine for other threads: they can wake and cancel it, nothing else.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,7 +14,7 @@ use super::control::{Control, CoroutineId};
 use super::ticket::Claim;
 use super::{Coroutine, ScheduleError};
 
-/// Wakes a coroutine from wherever it is.
+/// Wakes a coroutine from any thread.
 #[derive(Clone)]
 pub struct Waker {
     pub(super) id: CoroutineId,
@@ -22,12 +22,12 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Makes the coroutine run again: as [`Coroutine::wake`] on its home thread; from elsewhere, in the next round of
-    /// its loop, which is notified. For a coroutine that has ended it does nothing.
+    /// Resumes the coroutine: as [`Coroutine::wake`] does on its home thread; from elsewhere, in
+    /// the next iteration of its loop, which is notified. Does nothing if the coroutine has ended.
     ///
     /// # Panics
     ///
-    /// With the coroutine's panic, if it is entered here and panics.
+    /// Propagates a panic of the coroutine, if this call enters it.
     ///
     /// # Control
     ///
@@ -36,12 +36,12 @@ impl Waker {
     pub fn wake(&self) {
         match Home::current() {
             Some(home) if Arc::ptr_eq(&home.shared, &self.shared) => home.wake(self.id),
-            // It is on the list already: one wake does for both.
+            // An error means it is on the list already: one wake serves both calls.
             _ => drop(schedule(&self.shared, self.id)),
         }
     }
 
-    /// Asks the coroutine to end soon, as [`Coroutine::cancel`]; from any thread.
+    /// Cancels the coroutine, as [`Coroutine::cancel`]; callable from any thread.
     ///
     /// # Panics
     ///
@@ -57,7 +57,7 @@ impl Waker {
         }
     }
 
-    /// As [`wake`](Self::wake), for destructors: enters nobody.
+    /// Wakes the coroutine like [`wake`](Self::wake), but never enters it: for destructors.
     #[track_caller]
     pub(crate) fn wake_later(&self) {
         match Home::current() {
@@ -66,15 +66,11 @@ impl Waker {
         }
     }
 
-    /// Makes the coroutine run in the next round of its loop, also from its home thread.
+    /// Schedules the coroutine for the next iteration of its loop, also on its home thread.
     ///
     /// # Errors
     ///
-    /// It is scheduled already (rule W2).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The coroutine is scheduled already.
     #[track_caller]
     pub fn schedule(&self) -> Result<(), ScheduleError> {
         schedule(&self.shared, self.id)
@@ -87,8 +83,9 @@ impl fmt::Debug for Waker {
     }
 }
 
-/// A coroutine as an I/O engine keeps it with a request: plain data, for any thread. What can be done with it, its
-/// context does: [`AtHome`](crate::AtHome) and [`AioContext::schedule`](crate::AioContext::schedule).
+/// A coroutine as an I/O engine stores it with a request: plain data, usable on any thread. Its
+/// context acts on it: [`AtHome`](crate::AtHome) and
+/// [`AioContext::schedule`](crate::AioContext::schedule).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     pub(super) id: CoroutineId,
@@ -105,7 +102,7 @@ impl Token {
         self.id.block
     }
 
-    /// Whether it is of that context, and has not ended.
+    /// Returns whether the coroutine belongs to the context of `shared` and has not ended.
     #[inline]
     pub(crate) fn lives_in(self, shared: &Shared) -> bool {
         self.id.block.context() == shared.id() && self.id.is_live()
@@ -116,11 +113,11 @@ impl Token {
         Coroutine { id: self.id, _home: PhantomData }
     }
 
-    /// Wakes it: at once at home, in its loop's next round from elsewhere.
+    /// Wakes the coroutine: immediately at home, in its loop's next iteration from elsewhere.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[track_caller]
     pub(crate) fn wake(self, shared: &Shared) {
         match shared.home().filter(|_| self.lives_in(shared)) {
@@ -132,7 +129,7 @@ impl Token {
     #[track_caller]
     pub(crate) fn schedule(self, shared: &Shared) {
         if self.lives_in(shared) {
-            // It is on the list already: one wake does for both.
+            // An error means it is on the list already: one wake serves both calls.
             let _ = schedule(shared, self.id);
         }
     }
@@ -152,7 +149,8 @@ pub(super) fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleE
             if let Some(tracer) = &shared.tracer {
                 tracer.wake(id, Wake::Scheduled, here);
             }
-            // One that is handed back: the context has ended, and nobody runs it any more.
+            // A rejected push means that the context has ended, and the coroutine will not run
+            // again.
             if shared.arrivals.push(Arrival::Wake(id)).is_ok() {
                 shared.wake_loop();
             }

@@ -1,4 +1,4 @@
-//! The end of a context, or of a scope: whoever is left is unwound (rule C9).
+//! The end of a context, or of a scope: the remaining coroutines are unwound (rule C9).
 
 #![allow(unsafe_code)]
 
@@ -13,20 +13,21 @@ use super::switch::Frame;
 use super::{Home, abort, drop_quietly, fork};
 
 impl Home {
-    /// Ends the context: drops what users registered, unwinds every coroutine that is left, in the order in which they were
-    /// made (rule C9), and closes the I/O engine. Returns the payload of the first panic. Nothing that panics, and no
-    /// message that cannot be written, keeps the rest from being done. Does nothing in the child of a fork.
+    /// Ends the context: drops the users' registrations, unwinds the remaining coroutines in order
+    /// of creation (rule C9), and closes the I/O engine. Returns the payload of the first panic. A
+    /// panic, or a message that cannot be written, does not prevent the remaining steps. Does
+    /// nothing in the child of a fork.
     pub(super) fn end(&self) -> Option<Box<dyn Any + Send>> {
         let mut payload = None;
-        // Any step may fork: what is left in the child is the parent's.
+        // Any step may fork: the remaining steps are the parent's.
         let mut step = |f: &mut dyn FnMut()| match catch_unwind(AssertUnwindSafe(|| (!fork::in_child()).then(f))) {
             Err(panic) if payload.is_none() => payload = Some(panic),
-            // One is told.
+            // Only the first panic is reported.
             Err(panic) => drop_quietly(panic),
             Ok(_) => {}
         };
         step(&mut || {
-            // Under the lock, so that no foreign poll runs a handler meanwhile.
+            // Under the lock, so that no poll of another thread runs a handler meanwhile.
             let guard = self.shared.acquire_at_home();
             let registered = self.shared.close();
             drop(guard);
@@ -43,18 +44,20 @@ impl Home {
                  and are leaked; join them before the context ends",
                 left.len()
             ));
-            // No handle may reach them from a later context of this thread.
+            // Makes handles stale: they must not reach these blocks from a later context of this
+            // thread.
             left.iter().for_each(|block| block.ticket.retire());
             return payload;
         }
         self.report_unwound(&left);
         for block in left {
-            // Destructors may have scheduled it: a block on a list must not be unwound and given back.
+            // Destructors may have scheduled it: a block on a run list must not be unwound
+            // and put on the free list.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
             step(&mut || match self.own(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
                 State::Finished => drop(self.discard(block)),
-                // Its join handle lay on the stack of another one, and went with it.
+                // Its join handle lay on another coroutine's stack, and was dropped with it.
                 State::Free => {}
                 State::Entered => unreachable!("nothing is entered when the loop has returned"),
             });
@@ -65,7 +68,7 @@ impl Home {
         payload
     }
 
-    /// Says who is about to be unwound (rule W5).
+    /// Reports the coroutines that are about to be unwound (rule W5).
     fn report_unwound(&self, left: &[&'static Control]) {
         const MOST: usize = 8;
         if !self.reports_unwound.get() {
@@ -84,15 +87,16 @@ impl Home {
         ));
     }
 
-    /// Whether suspended coroutines are left that cannot be unwound: then nothing of theirs may be freed.
+    /// Returns whether suspended coroutines remain that cannot be unwound: then nothing they use
+    /// may be freed.
     pub(super) fn is_leaking(&self) -> bool {
         let suspended =
             |block: &&'static Control| matches!(self.own(block).state.get(), State::Suspended | State::Scheduled);
         cfg!(panic = "abort") && self.blocks.all().any(|block| suspended(&block))
     }
 
-    /// Ends one coroutine here and now, for a scope whose own stack unwinds, and drops its result. Returns the payload of
-    /// its panic, if it left one.
+    /// Ends one coroutine in place, for a scope whose own stack unwinds, and drops its result.
+    /// Returns the payload of its panic, if any.
     pub(crate) fn end_now(&self, id: CoroutineId) -> Option<Box<dyn Any + Send>> {
         if !id.is_live() {
             return None;
@@ -118,7 +122,8 @@ impl Home {
         ended.unwrap_or_else(Some)
     }
 
-    /// Takes one that is scheduled off the list that it is on. While the context ends it may be on none: they were emptied.
+    /// Removes a scheduled coroutine from its list. While the context ends it may be on none: they
+    /// were emptied.
     fn unlist(&self, block: &'static Control) {
         let mut lists = vec![&self.ready, &self.taken];
         let mut frame = self.frame();
@@ -138,7 +143,8 @@ impl Home {
         frame.lock_depth.set(self.shared.lock.depth());
         let _leave = frame.push(self);
         self.running.set(Some(block));
-        // From the first: one that was never entered drops what it caught, and may not wait in that either.
+        // Set before resuming: a coroutine that was never entered drops its captures, which may not
+        // wait either.
         own.unwinding.set(true);
         if let Some(payload) = self.resume(block, Resume::Unwind) {
             resume_unwind(payload);

@@ -1,16 +1,18 @@
-//! The child of a `fork` in a context: it has a copy of the coroutines, but the descriptors that the loop sleeps on are
-//! its parent's, and so is the I/O in flight. So the child's context is put out of use as soon as there is a child.
+//! The child of a `fork` in a context: it has a copy of the coroutines, but the loop's descriptors
+//! and the I/O in flight belong to the parent. So the child's context is disabled as soon as the
+//! child exists.
 //!
 //! ```text
 //!   parent                    child
 //!   ------                    -----
-//!   'A' calls fork()          HOME is null; nobody is on a list; nothing is woken any more
-//!   'A' goes on               'A' goes on: exec and _exit are fine, using the context panics
-//!   ..                        returning from `run` leaks what is left, and says so
+//!   'A' calls fork()          HOME is null; all run lists are empty; wakes do nothing
+//!   'A' continues             'A' continues: exec and _exit are fine, using the context panics
+//!   ..                        returning from `run` leaks the remaining coroutines, with a message
 //! ```
 //!
-//! A handler of `pthread_atfork` does that, so nothing else looks for it: whoever asks for the home finds none, and asks
-//! here why. A child that is made by a bare `clone` is not noticed; std's `Command` makes no child that runs our code.
+//! A `pthread_atfork` handler does that, so no other code checks for a fork on its fast path: code
+//! that looks for the home finds none, and asks this module why. A child made by a bare `clone` is
+//! not noticed; std's `Command` makes no child that runs our code.
 
 #![allow(unsafe_code)]
 
@@ -23,16 +25,16 @@ use crate::report::report;
 
 use super::{HOME, Home};
 
-/// Relaxed, always: it is set while the child has one thread, which then makes all others.
+/// Relaxed: set while the child has a single thread, which creates all its other threads.
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 
-/// Whether this process was forked by code that ran in a context.
+/// Returns whether this process was forked by code that ran in a context.
 #[inline]
 pub(crate) fn in_child() -> bool {
     IN_CHILD.load(Ordering::Relaxed)
 }
 
-/// Panics in such a process, unless it panics already. For the ways that are taken where there is no home.
+/// Panics in such a process, unless it is panicking already. Called where there is no home.
 #[cold]
 #[track_caller]
 pub(crate) fn refuse_in_child(what: &str) {
@@ -43,17 +45,19 @@ pub(crate) fn refuse_in_child(what: &str) {
     );
 }
 
-/// Has forks noticed from now on.
+/// Installs the fork handler, once.
 pub(super) fn notice_forks() {
     static NOTICED: Once = Once::new();
     NOTICED.call_once(|| {
-        // SAFETY: the handler runs in the child, on the thread that forked, and does what may be done there.
+        // SAFETY: the handler runs in the child, on the thread that forked, and does only what is
+        // permitted there.
         let failed = unsafe { libc::pthread_atfork(None, None, Some(after_fork)) };
         assert_eq!(failed, 0, "no memory to have forks noticed");
     });
 }
 
-/// Allocates nothing and waits for no lock: another thread of the parent's may have held it.
+/// Disables the child's context. Allocates nothing and takes no lock: another thread of the parent
+/// may have held it.
 unsafe extern "C" fn after_fork() {
     let Some(home) = Home::current() else { return };
     IN_CHILD.store(true, Ordering::Relaxed);
@@ -67,7 +71,7 @@ unsafe extern "C" fn after_fork() {
 }
 
 impl Home {
-    /// Nobody who was woken goes on.
+    /// Empties the run lists: no woken coroutine resumes.
     fn forget_ready(&self) {
         while self.ready.pop().is_some() || self.taken.pop().is_some() {}
         let mut frame = self.frame();
@@ -78,7 +82,8 @@ impl Home {
         }
     }
 
-    /// The child returns from `run`: its copies are never unwound, as they would wait for the parent's I/O.
+    /// Leaks the home when the child returns from `run`: the child's copies of coroutines are never
+    /// unwound, since they would wait for the parent's I/O.
     pub(super) fn leave_in_child(self) {
         let left = self.blocks.all().filter(|block| self.own(block).state.get() != State::Free).count();
         report(format_args!(

@@ -1,7 +1,7 @@
 //! A coroutine's beginning and end: its stack, its closure, its result.
 //!
-//! The result lies at the top of the coroutine's own stack. So the stack goes back to the pool when the result is gone:
-//! fetched by a join handle, or dropped.
+//! The result lies at the top of the coroutine's own stack, so the stack returns to the pool once
+//! the result is fetched by a join handle, or dropped.
 
 #![allow(unsafe_code)]
 
@@ -19,21 +19,22 @@ use crate::coroutine::{Attributes, Cancelled};
 
 use super::Home;
 
-/// What a coroutine left: its value, or the payload of its panic.
+/// The outcome of a coroutine: its value, or the payload of its panic.
 pub(crate) type Outcome<T> = thread::Result<T>;
 
 impl Home {
-    /// Makes a coroutine. It is suspended before its first instruction (rule C1).
+    /// Creates a coroutine, suspended before its first instruction (rule C1).
     ///
     /// # Safety
     ///
-    /// What `F` and `T` borrow lives until the coroutine has ended, at the latest when [`Home::run`] returns.
+    /// Everything that `F` and `T` borrow lives until the coroutine has ended, at the latest when
+    /// [`Home::run`] returns.
     pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<CoroutineId>
     where
         F: FnOnce() -> T,
     {
-        // What a closure has caught is moved onto the new stack; a large one would not leave room for its work.
-        // corosensei takes 1 KiB in all; a strong alignment could double what there is.
+        // A closure's captures are moved onto the new stack; large ones would leave no room for its
+        // work. corosensei takes 1 KiB in all; a large alignment could double that.
         const LARGE: usize = 512;
         if size_of::<F>() > LARGE || align_of::<F>() > 64 {
             // SAFETY: the caller's promise.
@@ -110,33 +111,37 @@ impl Home {
                     resume_unwind(Box::new(Cancelled))
                 }
             }));
-            // SAFETY: `place` was carved for an Outcome<T> off the top of this very stack, and is written once.
+            // SAFETY: `place` was carved for an Outcome<T> off the top of this very stack, and is
+            // written once.
             unsafe { place.cast::<Outcome<T>>().write(outcome) };
             self.switching.set(true);
         };
-        // SAFETY: what `body` caught lives long enough, by the caller's promise. The machine ends before the stack is given back or unmapped (*home
-        // outlives its stacks), and the block's place for it is empty in state Free.
+        // SAFETY: the captures of `body` live long enough, by the caller's promise. The machine
+        // ends before the stack is returned or unmapped (*home outlives its stacks*), and the
+        // block's slot for it is empty in state Free.
         unsafe {
             let machine = Machine::with_stack_unchecked(RunningStack::new(&rest), body);
             (*own.machine.get()).write(machine);
         }
-        // Last, also for a thread that stops this one and looks: what is not free is complete.
+        // Last, for a thread that stops this one: a block that is not free is fully initialized.
         compiler_fence(Ordering::SeqCst);
         own.state.set(State::Suspended);
         Ok(block.id())
     }
 
-    /// A coroutine has ended: its stack is free, unless its result still lies there for the join handle.
+    /// Finishes a coroutine that has ended: frees its stack, unless its result still lies there for
+    /// the join handle.
     pub(super) fn finish(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
         let own = self.own(block);
         own.state.set(State::Finished);
-        // SAFETY: the machine is still in its place; it is dropped here, once, being done.
+        // SAFETY: the machine is still in its slot; it has completed, and is dropped here, once.
         unsafe { (*own.machine.get()).assume_init_drop() };
         if !own.propagates.get() && !own.detached.get() {
             match own.joiner.take() {
                 Some(Joiner::Coroutine(joiner)) => self.wake(joiner),
                 Some(Joiner::Task(waker)) => {
-                    // Somebody else's code, and the coroutine's stack is done with: nothing can be suspended there.
+                    // The waker is foreign code, and the coroutine's stack is finished: nothing can
+                    // be suspended there.
                     self.running.set(None);
                     waker.wake();
                 }
@@ -148,14 +153,16 @@ impl Home {
         self.tell_end(block);
         let packet = own.packet.take().expect("a finished coroutine has an outcome");
         let _release = Release { home: self, block };
-        // Its stack is done with: the result's destructor runs outside a coroutine, and cannot be suspended.
+        // The coroutine's stack is finished: the result's destructor runs outside a coroutine, and
+        // cannot be suspended.
         self.running.set(None);
-        // SAFETY: the body wrote the outcome before it returned, and the packet was taken, so nobody reads it again.
+        // SAFETY: the body wrote the outcome before it returned, and the packet was taken, so it is
+        // read only once.
         let payload = unsafe { (packet.payload)(packet.place) };
         payload.filter(|payload| own.propagates.get() && !payload.is::<Cancelled>())
     }
 
-    /// After it has woken whoever waits for it, and before the block is another one's.
+    /// Traces the end, after the joiner was woken and before the block is reused.
     #[inline]
     fn tell_end(&self, block: &'static Control) {
         if let Some(tracer) = &self.shared.tracer {
@@ -163,16 +170,16 @@ impl Home {
         }
     }
 
-    /// Takes the outcome of a finished coroutine, and gives its stack back.
+    /// Takes the outcome of a finished coroutine, and returns its stack to the pool.
     pub(crate) fn fetch<T>(&self, block: &'static Control) -> Outcome<T> {
         let packet = self.own(block).packet.take().expect("an outcome is fetched once");
         let _release = Release { home: self, block };
-        // SAFETY: the join handle knows the type that the coroutine was made with, and the packet was taken, so the
-        // outcome is read once.
+        // SAFETY: the join handle has the type with which the coroutine was created, and the packet
+        // was taken, so the outcome is read once.
         unsafe { packet.place.cast::<Outcome<T>>().read() }
     }
 
-    /// Nobody will fetch this one's outcome.
+    /// Marks the coroutine as detached: its outcome will not be fetched.
     pub(crate) fn detach(&self, block: &'static Control) {
         let own = self.own(block);
         own.detached.set(true);
@@ -181,9 +188,9 @@ impl Home {
         }
     }
 
-    /// Drops a finished one's value, or returns the payload of its panic.
+    /// Drops a finished coroutine's value, or returns the payload of its panic.
     pub(super) fn discard(&self, block: &'static Control) -> Option<Box<dyn Any + Send>> {
-        // Taken already: its destructor is running, and brought us here.
+        // None: taken already; the value's destructor is running, and led here.
         let packet = self.own(block).packet.take()?;
         let _release = Release { home: self, block };
         // SAFETY: as in `finish`.
@@ -191,7 +198,7 @@ impl Home {
     }
 }
 
-/// Gives a finished coroutine's stack and block back, whatever its result's destructor does.
+/// Returns a finished coroutine's stack and block, even if its result's destructor panics.
 struct Release<'a> {
     home: &'a Home,
     block: &'static Control,
@@ -201,10 +208,10 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         let own = self.home.own(self.block);
         own.state.set(State::Free);
-        // First, also for a thread that stops this one and looks: the name changes only while the block is free.
+        // First, for a thread that stops this one: the name changes only while the block is free.
         compiler_fence(Ordering::SeqCst);
         self.home.alive.set(self.home.alive.get() - 1);
-        // One that nobody called may keep a context.
+        // A joiner that was never woken may keep a context alive.
         let _unwoken = own.joiner.take();
         self.block.ticket.retire();
         self.home.stacks.give_back(own.lease.take().expect("a coroutine has a stack until it is released"));
@@ -216,7 +223,7 @@ impl Packet {
     fn of<T>(place: *mut u8) -> Packet {
         /// # Safety
         ///
-        /// `place` holds an `Outcome<T>` that nobody reads again.
+        /// `place` holds an `Outcome<T>` that is not read again.
         unsafe fn payload<T>(place: *mut u8) -> Option<Box<dyn Any + Send>> {
             // SAFETY: the caller's promise.
             unsafe { place.cast::<Outcome<T>>().read() }.err()

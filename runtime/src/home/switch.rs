@@ -1,4 +1,4 @@
-//! From stack to stack: enter, resume, suspend, and the frames that tell who is entered.
+//! Switching stacks: enter, resume, suspend, and the frames that record the entered coroutines.
 
 #![allow(unsafe_code)]
 
@@ -17,14 +17,15 @@ use crate::coroutine::{Cancelled, EnterError};
 
 use super::{Home, abort};
 
-/// One `enter`, or one round of the loop, that has not returned.
+/// An `enter`, or an iteration of the loop, that has not returned.
 pub(super) struct Frame {
     pub(super) parent: *const Frame,
-    /// Who ran when this frame was pushed.
+    /// The coroutine that ran when this frame was pushed.
     outer: Option<&'static Control>,
-    /// Woken by the coroutine that runs; they run next, from this frame.
+    /// Coroutines woken by the running one; they run next, from this frame.
     pub(super) woken: ControlList,
-    /// Lock depth when the coroutine that runs was resumed: it may not suspend with more (rule X8).
+    /// The lock depth when the running coroutine was resumed: it may not suspend with more (rule
+    /// X8).
     pub(super) lock_depth: Cell<u32>,
 }
 
@@ -36,14 +37,14 @@ impl Frame {
 
     #[inline]
     pub(super) fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
-        // First, also for a thread that stops this one and looks: what is on the chain is complete.
+        // Fenced, for a thread that stops this one: a frame on the chain is complete.
         compiler_fence(Ordering::SeqCst);
         home.top.set(self);
         Leave { home, frame: self }
     }
 }
 
-/// Takes a frame off, also when what ran in it unwinds: `top` never points at a frame that is gone.
+/// Pops a frame, also on unwinding: `top` never points at a frame that is gone.
 pub(super) struct Leave<'a> {
     home: &'a Home,
     frame: &'a Frame,
@@ -52,21 +53,21 @@ pub(super) struct Leave<'a> {
 impl Drop for Leave<'_> {
     #[inline]
     fn drop(&mut self) {
-        // After a panic: nobody who was woken may be forgotten over it.
+        // After a panic coroutines remain on the frame's list: none of them may be lost.
         self.home.ready.append(&self.frame.woken);
         self.home.top.set(self.frame.parent);
         self.home.running.set(self.frame.outer);
-        // As in `push`: the frame's memory is used for something else from here on.
+        // As in `push`: the frame's memory is reused after this.
         compiler_fence(Ordering::SeqCst);
     }
 }
 
 impl Home {
-    /// Enters `id`, or says why that cannot be (rule C5).
+    /// Enters `id`, or returns the reason why it cannot be entered (rule C5).
     ///
     /// # Control
     ///
-    /// Enters it, and then whatever it woke.
+    /// Enters the coroutine, then the coroutines that it woke.
     #[inline]
     pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
         if id.is_live() && self.own(id.block).state.get() == State::Suspended && !id.block.ticket.is_scheduled() {
@@ -100,7 +101,8 @@ impl Home {
         }
     }
 
-    /// Runs `first`, and then what was woken meanwhile. A panic of one that has no join handle goes on here.
+    /// Runs `first`, then the coroutines that were woken meanwhile. Propagates a panic of a
+    /// coroutine without a join handle.
     #[inline]
     pub(super) fn enter(&self, first: &'static Control) {
         let frame = Frame::above(self);
@@ -116,7 +118,8 @@ impl Home {
         }
     }
 
-    /// Switches to a coroutine's stack, until it yields or has ended. Returns the payload of a panic that goes on.
+    /// Switches to a coroutine's stack, until it yields or ends. Returns the payload of a panic to
+    /// propagate.
     #[inline]
     pub(super) fn resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
         if self.traced { self.tell_and_resume(block, how) } else { self.switch_in(block, how) }
@@ -131,21 +134,21 @@ impl Home {
             tracer.enter(id, how == Resume::Unwind, own.suspended_at.get());
         }
         let payload = self.switch_in(block, how);
-        // One that has ended was told of before its block became another one's.
+        // The end of a coroutine was traced before its block was reused.
         if let (Some(tracer), true) = (tracer, id.is_live() && own.state.get() != State::Finished) {
             tracer.yielded(id, own.waiting.get().into(), own.suspended_at.get());
         }
         payload
     }
 
-    /// The one place where a coroutine's stack is switched to.
+    /// The only place that switches to a coroutine's stack (besides `Home::trace`).
     #[inline]
     fn switch_in(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
         let own = self.own(block);
         own.state.set(State::Entered);
         block.ticket.clear_scheduled();
-        // SAFETY: the state was Suspended or Scheduled, so the machine is there; now it is Entered, and nobody else
-        // touches it (*taken out while it runs*).
+        // SAFETY: the state was Suspended or Scheduled, so the machine is in its slot; now it is
+        // Entered, and no other code touches it (*taken out while it runs*).
         let machine = unsafe { (*own.machine.get()).assume_init_mut() };
         self.switching.set(true);
         let result = machine.resume(how);
@@ -156,25 +159,27 @@ impl Home {
         }
     }
 
-    /// Whether the running coroutine can be suspended here. It cannot outside a coroutine, nor while its stack unwinds:
-    /// unwinding state belongs to the thread, and another coroutine would see it.
+    /// Returns whether the running coroutine can be suspended here. It cannot outside a coroutine,
+    /// nor while its stack unwinds: the panic state belongs to the thread, and another coroutine
+    /// would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
         self.running().is_some_and(|block| !self.unwinds(self.own(block)))
     }
 
-    /// Whether the stack of the running coroutine unwinds. The thread alone knows of a panic: if it unwinds beneath this
-    /// coroutine, a panic of the coroutine itself cannot be told from that, and counts as none.
+    /// Returns whether the stack of the running coroutine unwinds. Panics are counted per thread:
+    /// if the thread unwinds below this coroutine, a panic of the coroutine itself cannot be
+    /// distinguished from that, and counts as none.
     #[inline(always)]
     fn unwinds(&self, own: &Own) -> bool {
         own.unwinding.get() || thread::panicking() && !self.unwinds_beneath.get()
     }
 
-    /// As `suspend_if_possible`, where there is no other way to wait.
+    /// Suspends like `suspend_if_possible`, for callers that have no other way to wait.
     ///
     /// # Control
     ///
-    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    /// Yields. Unwinds instead of returning if the context, or its scope, ends meanwhile.
     #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_for(&self, waiting: Waiting) {
@@ -183,20 +188,22 @@ impl Home {
         }
     }
 
-    /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
+    /// Suspends the running coroutine: the only place that leaves a coroutine's stack. Returns
+    /// false immediately if the stack is unwinding.
     ///
-    /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
-    /// that it saw last, so each frame that is left on another stack costs a return guessed wrong. Always: asked for only,
-    /// it is not done in a build with one codegen unit.
+    /// The whole path from the public functions to the switch is inlined: the processor predicts
+    /// returns from the most recent calls, so each frame that is left on another stack costs a
+    /// mispredicted return. `inline(always)`, because plain `inline` is not honoured in a build
+    /// with one codegen unit.
     ///
     /// # Control
     ///
-    /// Yields. Unwinds instead of returning if the coroutine is cancelled meanwhile.
+    /// Yields. Unwinds instead of returning if the context, or its scope, ends meanwhile.
     #[inline(always)]
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
         let Some(block) = self.running.get() else { yields_outside() };
-        // SAFETY: as in `frame`; whoever runs was entered from one.
+        // SAFETY: as in `frame`; the running coroutine was entered from one.
         let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
         if self.unwinds(own) {
@@ -208,7 +215,8 @@ impl Home {
         own.waiting.set(waiting);
         own.suspended_at.set(Location::caller());
         own.since.set(self.clock.get());
-        // Last, also for a thread that stops this one and looks: what is suspended has said what it waits for.
+        // Last, for a thread that stops this one: a suspended coroutine has recorded what it waits
+        // for.
         compiler_fence(Ordering::SeqCst);
         own.state.set(State::Suspended);
         if own.woken.take() {
@@ -218,7 +226,7 @@ impl Home {
         true
     }
 
-    /// Back through the loop: everything else that is ready runs first.
+    /// Suspends the running coroutine until all other ready coroutines have run.
     ///
     /// # Control
     ///
@@ -235,7 +243,7 @@ impl Home {
     #[inline(always)]
     fn switch_out(&self, own: &Own) {
         self.switching.set(true);
-        // SAFETY: the yielder lies at the root of the stack that this runs on, so it lives.
+        // SAFETY: the yielder lies at the root of the running stack, so it is alive.
         let how = unsafe { &*own.yielder.get() }.suspend(());
         self.switching.set(false);
         match how {
@@ -248,7 +256,7 @@ impl Home {
     fn refuse_to_suspend(&self) {
         let own = self.own(self.running().expect("only a coroutine is refused"));
         if own.unwinding.get() && !thread::panicking() {
-            // It caught the unwinding and went on. So it is told again; but not for ever.
+            // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
             let swallowed = own.swallowed.get() + 1;
             own.swallowed.set(swallowed);
             if swallowed < 1000 {
@@ -269,7 +277,8 @@ impl Home {
         ));
     }
 
-    /// Who is on the stack, innermost first; `None` for a round of the loop. Allocates nothing.
+    /// Returns the entered coroutines, innermost first; `None` for an iteration of the loop.
+    /// Allocates nothing.
     pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static Control>> {
         let (mut frame, mut running) = (self.frame(), self.running.get());
         std::iter::from_fn(move || {
@@ -280,13 +289,14 @@ impl Home {
         })
     }
 
-    /// Who is on the stack, outermost first.
+    /// Returns the entered coroutines, outermost first.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
     }
 }
 
-/// Resumed for something else than to go on: not worth its room wherever a coroutine suspends.
+/// Handles a resume to unwind or to take a backtrace. Cold and out of line, to keep `suspend`
+/// small.
 #[cold]
 #[inline(never)]
 fn resumed_otherwise(mut how: Resume) {
@@ -306,12 +316,14 @@ fn resumed_otherwise(mut how: Resume) {
     }
 }
 
-/// `main > 'A' > loop > 'B'`: who is on the stack, outermost first. Formatting it allocates nothing.
+/// `main > 'A' > loop > 'B'`: the entered coroutines, outermost first. Formatting allocates
+/// nothing.
 pub(crate) struct Chain<'a>(&'a Home);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The frames lead from the innermost out. So a window at a time is read, the outermost first: nothing is allocated.
+        // The frames lead from the innermost outwards, so they are read in windows, the outermost
+        // window first: that needs no allocation.
         let mut window = [None; 64];
         let mut left = self.0.on_stack().count();
         f.write_str("main")?;

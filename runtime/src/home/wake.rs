@@ -1,4 +1,5 @@
-//! Making a suspended coroutine run again: now, when the running one yields, or in the loop's next round (rule W1).
+//! Wakes: a suspended coroutine runs now, when the running one yields, or in the loop's next
+//! iteration (rule W1).
 
 use std::panic::Location;
 use std::thread;
@@ -13,7 +14,8 @@ impl Home {
     ///
     /// # Control
     ///
-    /// Enters it if no coroutine is running; otherwise it runs when the running one yields or ends.
+    /// Enters the coroutine if none is running; otherwise it runs when the running one yields or
+    /// ends.
     #[track_caller]
     pub(crate) fn wake(&self, id: CoroutineId) {
         if !id.is_live() || self.ending.get() {
@@ -22,7 +24,7 @@ impl Home {
         let own = self.own(id.block);
         match own.state.get() {
             State::Suspended => self.wake_suspended(id.block),
-            // It will look before it suspends.
+            // It is made ready when it suspends.
             State::Entered => {
                 own.woken.set(true);
                 self.tell(id.block, Wake::LeftEntered);
@@ -31,12 +33,8 @@ impl Home {
         }
     }
 
-    /// As [`wake`](Self::wake), for destructors: it runs when the running coroutine yields or ends, or else in the loop's
-    /// next round.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Wakes like [`wake`](Self::wake), but never enters, for destructors: the coroutine runs when
+    /// the running one yields or ends, or else in the loop's next iteration.
     #[track_caller]
     pub(crate) fn wake_later(&self, id: CoroutineId) {
         let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
@@ -48,11 +46,12 @@ impl Home {
         }
     }
 
-    /// As [`wake`](Self::wake), for whoever has left word where the coroutine looks before it suspends (rule E6).
+    /// Wakes like [`wake`](Self::wake), for a waker that has already stored the result where the
+    /// coroutine checks before it suspends (rule E6).
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[inline]
     #[track_caller]
     pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
@@ -63,7 +62,7 @@ impl Home {
         }
     }
 
-    /// Tells the event log that nothing was done, since it is entered.
+    /// Traces that a wake did nothing, because the coroutine is entered.
     #[inline]
     #[track_caller]
     pub(crate) fn left_entered(&self, block: &'static Control) {
@@ -95,7 +94,7 @@ impl Home {
         }
     }
 
-    /// To the event log, if there is one.
+    /// Traces the wake, if there is an event log.
     #[cold]
     #[track_caller]
     fn tell(&self, block: &'static Control, how: Wake) {
@@ -104,7 +103,7 @@ impl Home {
         }
     }
 
-    /// Makes a suspended coroutine run in the loop's next round, or in a nested one.
+    /// Schedules a suspended coroutine for the loop's next iteration, or a nested one.
     #[inline]
     pub(crate) fn make_ready(&self, block: &'static Control, at: &'static Location<'static>) {
         let own = self.own(block);

@@ -1,14 +1,16 @@
-//! A queue of messages with room for so many, from any number of senders to any number of receivers (rule S4).
+//! A bounded message queue from any number of senders to any number of receivers (rule S4).
 //!
-//! Messages, counts of handles and the line lie under one lock. Whoever waits has its message, or the place for it, in its
-//! node; so the one that comes from the other side moves the message itself, and the waiter finds all done. Hence:
+//! Messages, handle counts and the wait queue are guarded by one lock. A waiter has its message, or
+//! the place for it, in its node; so the other side moves the message itself, and the waiter finds
+//! everything done. Therefore:
 //!
-//! - *one kind waits*: receivers are in line only while no message is there, senders only while there is no room. So one
-//!   line serves both, and nobody who comes later can take what somebody in line was to have.
+//! - *one kind waits*: receivers are queued only while there is no message, senders only while
+//!   there is no room. So one wait queue serves both, and no later arrival can take a message or a
+//!   place meant for a waiter.
 //!
-//! A node whose owner sends carries a message, one whose owner receives carries none; a grant turns that around. A grant
-//! that did not says that the other side is gone. A receiver that unwinds after its grant puts the message back, before all
-//! others; there may be more messages than room for that time.
+//! A sender's node carries a message, a receiver's carries none; a grant reverses that. A grant
+//! that did not means that the other side is gone. A receiver that unwinds after its grant returns
+//! the message to the front; until it is received, there may be more messages than the capacity.
 
 mod error;
 
@@ -21,14 +23,15 @@ pub use error::{RecvError, SendError, TryRecvError, TrySendError};
 use super::wait_queue::{Gone, Locked, WaitQueue};
 use crate::coroutine::waiting::Waiting;
 
-/// A channel with room for `capacity` messages, which is taken at once.
+/// Creates a channel with room for `capacity` messages, allocated immediately.
 ///
-/// It is for coroutines of any number of contexts and threads. A send waits while there is no room, a receive while there is
-/// no message; first come, first served. With a capacity of 0 the two meet: a send waits until its message is received.
-/// Messages are moved under a short lock, so box large ones. Both handles can be cloned; each message is received once.
+/// The channel serves coroutines of any number of contexts and threads. A send waits while there is
+/// no room, a receive while there is no message, in order of arrival. With a capacity of 0 the two
+/// rendezvous: a send waits until its message is received. Messages are moved under a short lock,
+/// so box large ones. Both handles can be cloned; each message is received once.
 ///
-/// The channel is closed when all senders are gone, or all receivers. Receivers still get what was sent before; what no
-/// receiver is left for is dropped.
+/// The channel is closed when all senders are gone, or all receivers. Receivers still get the
+/// messages sent before; messages that no receiver is left for are dropped.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, channel, spawn};
@@ -44,11 +47,7 @@ use crate::coroutine::waiting::Waiting;
 ///
 /// # Panics
 ///
-/// If there is no memory for so many messages.
-///
-/// # Control
-///
-/// Never switches.
+/// If there is no memory for `capacity` messages.
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let inside = Inside { messages: VecDeque::with_capacity(capacity), capacity, senders: 1, receivers: 1 };
     let channel = Arc::new(Channel { line: WaitQueue::new(inside) });
@@ -68,13 +67,13 @@ struct Inside<T> {
 
 type Line<'a, T> = Locked<'a, Option<T>, Inside<T>>;
 
-/// Why a message was not sent at once.
+/// The reason why a message could not be sent immediately.
 enum Unsent<'a, T> {
     Full(T, Line<'a, T>),
     Closed(T),
 }
 
-/// Why no message was received at once.
+/// The reason why no message could be received immediately.
 enum Unreceived<'a, T> {
     Empty(Line<'a, T>),
     Closed,
@@ -105,7 +104,7 @@ impl<T> Channel<T> {
         }
     }
 
-    /// Hands a message to the first in line, if that one receives.
+    /// Passes a message to the first waiter, if that is a receiver.
     #[track_caller]
     fn hand_over<'a>(&self, message: T, mut line: Line<'a, T>) -> Result<(), (T, Line<'a, T>)> {
         let Some(place @ None) = line.first() else { return Err((message, line)) };
@@ -124,7 +123,7 @@ impl<T> Channel<T> {
         let first = line.state().messages.pop_front();
         let mut sent = None;
         let mut sender = None;
-        // The longest waiting sender has the place that this made, or meets the receiver.
+        // The longest waiting sender gets the place freed here, or meets the receiver.
         if (first.is_none() || line.state().has_room())
             && let Some(message @ Some(_)) = line.first()
         {
@@ -151,19 +150,19 @@ impl<T> Channel<T> {
         }
     }
 
-    /// One goes away that waited.
+    /// Handles a waiter that leaves.
     fn gone(&self, gone: Gone<'_, Option<T>, Inside<T>>) {
         match gone {
-            // Those behind it wait for more than its place.
+            // Waiters behind it wait for more than its place.
             Gone::Left(_) => {}
-            // It sent, and its message is on its way; or it received, and there was none.
+            // A sender whose message was taken, or a receiver that found the channel closed.
             Gone::Granted(None) => {}
             Gone::Granted(Some(message)) => {
                 let Err((message, mut line)) = self.hand_over(message, self.line.lock()) else { return };
                 if line.state().receivers > 0 {
                     line.state().messages.push_front(message);
                 } else {
-                    // A message that was not sent. Dropping it may run anything.
+                    // An unsent message. Its destructor may run any code.
                     drop(line);
                     drop(message);
                 }
@@ -171,24 +170,26 @@ impl<T> Channel<T> {
         }
     }
 
-    /// For messages: which channel it is.
+    /// Returns the channel's address, for messages.
     fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
 }
 
-/// The handle of a [`channel`] that sends. Any thread may have it, and clone it.
+/// The sending handle of a [`channel`]. It can be sent to any thread, and cloned.
 pub struct Sender<T> {
     channel: Arc<Channel<T>>,
 }
 
 impl<T> Sender<T> {
-    /// Sends a message; suspends the coroutine while there is no room, or, with a capacity of 0, until it is received.
+    /// Sends a message; suspends the coroutine until there is room, or, with a capacity of 0, until
+    /// it is received.
     ///
     /// # Errors
     ///
-    /// No receiver is left; or the wait was cut short, because the coroutine was cancelled or a timeout around this is
-    /// over. Both give the message back. If there is room, it is sent all the same.
+    /// No receiver is left; or the wait was cut short, because the coroutine was cancelled or an
+    /// enclosing timeout expired. Both errors return the message. If there is room, it is sent even
+    /// so.
     ///
     /// # Panics
     ///
@@ -215,15 +216,13 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Sends a message if there is room, or one waits for it. Also outside a coroutine.
+    /// Sends a message if there is room, or a waiting receiver. Callable outside a coroutine. A
+    /// receiver that waited runs when the running coroutine yields, or else in its loop's next
+    /// iteration.
     ///
     /// # Errors
     ///
-    /// There is no room, or no receiver is left. Both give the message back.
-    ///
-    /// # Control
-    ///
-    /// Never switches. The receiver runs when the running coroutine yields, or else in its loop's next round.
+    /// The channel is full, or no receiver is left. Both errors return the message.
     #[track_caller]
     pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
         self.channel.send(message).map_err(|unsent| match unsent {
@@ -257,18 +256,19 @@ impl<T> fmt::Debug for Sender<T> {
     }
 }
 
-/// The handle of a [`channel`] that receives. Any thread may have it, and clone it; each message is received once.
+/// The receiving handle of a [`channel`]. It can be sent to any thread, and cloned; each message is
+/// received once.
 pub struct Receiver<T> {
     channel: Arc<Channel<T>>,
 }
 
 impl<T> Receiver<T> {
-    /// Receives the oldest message; suspends the coroutine while there is none.
+    /// Receives the oldest message; suspends the coroutine until there is one.
     ///
     /// # Errors
     ///
-    /// No sender is left, and no message; or the wait was cut short, because the coroutine was cancelled or a timeout
-    /// around this is over. If there is a message, it is received all the same.
+    /// No sender is left, and no message; or the wait was cut short, because the coroutine was
+    /// cancelled or an enclosing timeout expired. If there is a message, it is received even so.
     ///
     /// # Panics
     ///
@@ -282,7 +282,7 @@ impl<T> Receiver<T> {
         self.receive(Waiting::Receive)
     }
 
-    /// Receives; notes what for, if it waits.
+    /// Receives a message; `waiting` records the wait's reason.
     #[track_caller]
     pub(super) fn receive(&self, waiting: fn(usize) -> Waiting) -> Result<T, RecvError> {
         match self.channel.receive() {
@@ -299,15 +299,12 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// Receives the oldest message, if there is one. Also outside a coroutine.
+    /// Receives the oldest message, if there is one. Callable outside a coroutine. A sender that
+    /// waited runs when the running coroutine yields, or else in its loop's next iteration.
     ///
     /// # Errors
     ///
-    /// There is no message; and if no sender is left, there will be none.
-    ///
-    /// # Control
-    ///
-    /// Never switches. A sender that waited runs when the running coroutine yields, or else in its loop's next round.
+    /// There is no message; if no sender is left either, there will be none.
     #[track_caller]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         self.channel.receive().map_err(|unreceived| match unreceived {
@@ -316,7 +313,7 @@ impl<T> Receiver<T> {
         })
     }
 
-    /// Receives message after message, until [`recv`](Self::recv) would return an error.
+    /// Returns an iterator that receives messages until [`recv`](Self::recv) returns an error.
     pub fn iter(&self) -> Messages<'_, T> {
         Messages(self)
     }
@@ -334,7 +331,7 @@ impl<T> Drop for Receiver<T> {
         let mut line = self.channel.line.lock();
         line.state().receivers -= 1;
         if line.state().receivers == 0 {
-            // Dropped when the line is let go.
+            // Dropped after the lock is released.
             let _unread = std::mem::take(&mut line.state().messages);
             // *one kind waits*, and it is not receivers: their handles are gone.
             self.channel.line.hand_out(line, |line| line.grant_first());
@@ -357,7 +354,7 @@ impl<T> fmt::Debug for Receiver<T> {
     }
 }
 
-/// The messages of a channel: see [`Receiver::iter`].
+/// An iterator over the messages of a channel: see [`Receiver::iter`].
 #[derive(Debug)]
 pub struct Messages<'a, T>(&'a Receiver<T>);
 

@@ -1,10 +1,11 @@
-//! A lock that suspends the coroutine, not the thread (rule S1).
+//! A mutex that suspends the coroutine, not the thread (rule S1).
 //!
-//! One word decides as long as nobody waits: free, held, or held with a line. The line is touched only when there is
-//! contention, and the bit that says so is changed under the line's lock alone. So the unlock that finds the bit clear
-//! knows that nobody waits; the one that finds it set takes the line, and hands the lock to the first in it without ever
-//! making it free: nobody who comes later can overtake. The next holder is woken, not entered on top of the releaser
-//! (rule W1), so hand-overs do not grow the stack.
+//! One word decides while there are no waiters: free, held, or held with waiters. The wait queue is
+//! touched only under contention, and the waiters bit is changed only under the queue's lock. So an
+//! unlock that finds the bit clear knows that there are no waiters; one that finds it set locks the
+//! queue, and hands the lock to the first waiter without ever making it free: no later arrival can
+//! overtake. The next owner is woken, not entered on top of the releaser (rule W1), so hand-overs
+//! do not grow the stack.
 
 #![allow(unsafe_code)]
 
@@ -20,10 +21,10 @@ use crate::coroutine::waiting::{Holder, Waiting};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
-/// Held, and somebody is in line. Set and cleared under the line's lock alone.
+/// Held, and there are waiters. Set and cleared only under the queue's lock.
 const HELD_WITH_LINE: u32 = 3;
 
-/// A fair lock around a value, for coroutines of any number of contexts and threads.
+/// A fair mutex around a value, for coroutines of any number of contexts and threads.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, CoMutex, spawn, yield_now};
@@ -56,13 +57,13 @@ pub struct CoMutex<T: ?Sized> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: the lock gives the value to one coroutine at a time, whichever thread that is on: so the value is sent.
+// SAFETY: the lock gives the value to one coroutine at a time, on any thread: so the value is sent.
 unsafe impl<T: ?Sized + Send> Send for CoMutex<T> {}
 // SAFETY: as above.
 unsafe impl<T: ?Sized + Send> Sync for CoMutex<T> {}
 
 impl<T> CoMutex<T> {
-    /// A free lock around `value`.
+    /// Creates an unlocked mutex around `value`.
     pub const fn new(value: T) -> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
@@ -72,20 +73,21 @@ impl<T> CoMutex<T> {
         }
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn into_inner(self) -> T {
         self.value.into_inner()
     }
 }
 
 impl<T: ?Sized> CoMutex<T> {
-    /// Takes the lock; suspends the coroutine while another one has it. First come, first served. Neither cancelling nor a
-    /// timeout ends the wait: see [`lock_cancellable`](Self::lock_cancellable).
+    /// Locks the mutex; suspends the coroutine while another one holds it. First come, first
+    /// served. Neither cancellation nor a timeout ends the wait: see
+    /// [`lock_cancellable`](Self::lock_cancellable).
     ///
     /// # Panics
     ///
-    /// If the coroutine has the lock already, which it does until the guard is dropped, wherever that was moved to. Outside a
-    /// coroutine, if it would have to wait.
+    /// If the coroutine holds the lock already: it counts as the owner until the guard is dropped,
+    /// wherever the guard was moved. Outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -102,11 +104,12 @@ impl<T: ?Sized> CoMutex<T> {
         }
     }
 
-    /// As [`lock`](Self::lock), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    /// Locks like [`lock`](Self::lock), but ends the wait early if the coroutine is cancelled or an
+    /// enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A lock that is free is taken all the same.
+    /// [`Cancelled`]. A free lock is taken even so.
     ///
     /// # Panics
     ///
@@ -124,11 +127,7 @@ impl<T: ?Sized> CoMutex<T> {
         Ok(self.held())
     }
 
-    /// Takes the lock if it is free.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Locks the mutex if it is free.
     #[inline]
     #[track_caller]
     pub fn try_lock(&self) -> Option<CoMutexGuard<'_, T>> {
@@ -137,7 +136,7 @@ impl<T: ?Sized> CoMutex<T> {
         Some(self.held())
     }
 
-    /// The lock was taken, by the caller.
+    /// Creates the guard for a lock taken by the caller.
     #[inline]
     #[track_caller]
     fn held(&self) -> CoMutexGuard<'_, T> {
@@ -145,21 +144,23 @@ impl<T: ?Sized> CoMutex<T> {
         CoMutexGuard { mutex: self, _not_send: PhantomData }
     }
 
-    /// Takes the lock, or stands in line for it.
+    /// Takes the lock, or queues for it.
     #[cold]
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
-        // Without the line's lock: to panic is to run somebody else's hook.
+        // Before locking the queue: a panic runs a foreign hook.
         self.holder.refuse_self("CoMutex");
         let line = self.line.lock();
         loop {
-            // Under the line's lock. Either the holder is gone, and the lock is taken here; or the line bit is set while
-            // it still holds, and its unlock will come to the line.
+            // Under the queue's lock. Either the owner is gone, and the lock is taken here; or the
+            // waiters bit is set while the owner still holds the lock, and its unlock will reach
+            // the queue.
             let taken = self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed);
             if taken.is_ok() {
                 return Ok(());
             }
-            // Relaxed: the unlock that fails because of this takes the line's lock, and sees what is done under it.
+            // Relaxed: the unlock that fails because of this takes the queue's lock, and sees
+            // everything done under it.
             match self.state.compare_exchange(HELD, HELD_WITH_LINE, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) | Err(HELD_WITH_LINE) => break,
                 Err(_) => {}
@@ -174,24 +175,22 @@ impl<T: ?Sized> CoMutex<T> {
         }
     }
 
-    /// One goes away that waited.
+    /// Handles a waiter that leaves.
     fn gone(&self, gone: Gone<'_, (), ()>) {
         match gone {
-            // If nobody is left in line, the next unlock finds that out.
+            // If no waiter is left, the next unlock finds that out.
             Gone::Left(_) => {}
             Gone::Granted(()) => self.unlock(),
         }
     }
 
-    /// Gives the lock up, or hands it to the first in line.
+    /// Releases the lock, or hands it to the first waiter.
     ///
-    /// # Control
-    ///
-    /// Never switches. The next holder runs when the running coroutine yields, or else in its loop's next round.
+    /// The next owner runs when the running coroutine yields, or else in its loop's next iteration.
     #[inline]
     fn unlock(&self) {
         self.holder.clear();
-        // Release pairs with the acquires of whoever takes it next.
+        // Release pairs with the acquires of the next owner.
         if self.state.compare_exchange(HELD, FREE, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();
         }
@@ -202,20 +201,20 @@ impl<T: ?Sized> CoMutex<T> {
         let mut line = self.line.lock();
         let next = line.grant_first();
         if next.is_none() {
-            // Those in line have unwound.
+            // All waiters have left.
             self.state.store(FREE, Ordering::Release);
         } else if line.is_empty() {
-            // The new holder finds nobody behind it. The grant itself carried the value over.
+            // The new owner has no waiters behind it. The grant itself synchronized the value.
             self.state.store(HELD, Ordering::Relaxed);
         }
         drop(line);
         if let Some(next) = next {
-            // From a destructor, so it enters nobody.
+            // From a destructor, so it must not enter the waiter.
             next.wake_later();
         }
     }
 
-    /// The value, without locking: the borrow shows that nobody else has the lock.
+    /// Returns the value without locking: the exclusive borrow proves that the lock is not held.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
     }
@@ -236,7 +235,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for CoMutex<T> {
     }
 }
 
-/// The lock, held. It may be kept while its coroutine is suspended. Dropping it hands the lock on.
+/// The locked mutex. May be held while the coroutine is suspended. Dropping it unlocks.
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct CoMutexGuard<'a, T: ?Sized> {
     mutex: &'a CoMutex<T>,
@@ -244,13 +243,13 @@ pub struct CoMutexGuard<'a, T: ?Sized> {
 }
 
 impl<'a, T: ?Sized> CoMutexGuard<'a, T> {
-    /// The lock that this guard holds.
+    /// Returns the mutex that this guard locks.
     pub(super) fn mutex(&self) -> &'a CoMutex<T> {
         self.mutex
     }
 }
 
-// SAFETY: a shared guard gives shared access to the value only.
+// SAFETY: a shared guard gives only shared access to the value.
 unsafe impl<T: ?Sized + Sync> Sync for CoMutexGuard<'_, T> {}
 
 impl<T: ?Sized> Deref for CoMutexGuard<'_, T> {
@@ -258,7 +257,7 @@ impl<T: ?Sized> Deref for CoMutexGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the lock is held by this guard.
+        // SAFETY: the guard holds the lock.
         unsafe { &*self.mutex.value.get() }
     }
 }
@@ -266,7 +265,7 @@ impl<T: ?Sized> Deref for CoMutexGuard<'_, T> {
 impl<T: ?Sized> DerefMut for CoMutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the lock is held by this guard, which is borrowed exclusively.
+        // SAFETY: the guard holds the lock, and is borrowed exclusively.
         unsafe { &mut *self.mutex.value.get() }
     }
 }

@@ -1,4 +1,5 @@
-//! A condition to wait for, with a [`CoMutex`](super::CoMutex) around what it is about (rule S2).
+//! A condition variable for coroutines, used with a [`CoMutex`](super::CoMutex) around the shared
+//! state (rule S2).
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ use super::wait_queue::{Gone, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::Waiting;
 
-/// Where coroutines wait until something they share has changed. They are woken in the order in which they came.
+/// A condition variable: coroutines wait until shared state has changed. They are woken in order of
+/// arrival.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, CoMutex, CoQueue, spawn};
@@ -39,13 +41,14 @@ pub struct CoQueue {
 }
 
 impl CoQueue {
-    /// A queue in which nobody waits.
+    /// Creates a queue without waiters.
     pub const fn new() -> CoQueue {
         CoQueue { line: WaitQueue::new(()) }
     }
 
-    /// Gives the mutex up, waits to be woken, and takes the mutex again. No wake that comes after the mutex was given up
-    /// is missed. Neither cancelling nor a timeout ends the wait: see [`wait_cancellable`](Self::wait_cancellable).
+    /// Releases the mutex, waits to be woken, and locks the mutex again. A wake after the release
+    /// of the mutex is never missed. Neither cancellation nor a timeout ends the wait: see
+    /// [`wait_cancellable`](Self::wait_cancellable).
     ///
     /// # Panics
     ///
@@ -61,11 +64,12 @@ impl CoQueue {
         mutex.lock()
     }
 
-    /// As [`wait`](Self::wait), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    /// Waits like [`wait`](Self::wait), but ends early if the coroutine is cancelled or an
+    /// enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]; the mutex is not taken again then.
+    /// [`Cancelled`]; the mutex is then not locked again.
     ///
     /// # Panics
     ///
@@ -84,11 +88,11 @@ impl CoQueue {
         self.line
             .wait_cancellable(line, (), self.waiting(), move || drop(guard), |gone| self.gone(gone))
             .map_err(|()| Cancelled)?;
-        // The wake was for this one: to fail now would lose it.
+        // The wake was granted to this waiter: failing now would lose it.
         Ok(mutex.lock())
     }
 
-    /// One goes away that waited: a wake that was for it is for the next.
+    /// Handles a waiter that leaves: a wake granted to it goes to the next one.
     fn gone(&self, gone: Gone<'_, (), ()>) {
         match gone {
             Gone::Left(_) => {}
@@ -100,11 +104,10 @@ impl CoQueue {
         Waiting::CoQueue(std::ptr::from_ref(self).addr())
     }
 
-    /// Wakes the one that has waited longest. Returns whether there was one.
+    /// Wakes the longest waiting coroutine. Returns whether there was one.
     ///
-    /// # Control
-    ///
-    /// Never switches. It runs when the running coroutine yields, or else in its loop's next round.
+    /// The woken coroutine runs when the running coroutine yields, or else in its loop's next
+    /// iteration.
     #[track_caller]
     pub fn wake_one(&self) -> bool {
         let next = self.line.lock().grant_first();
@@ -117,15 +120,15 @@ impl CoQueue {
         }
     }
 
-    /// Wakes all that wait now, in the order in which they came.
+    /// Wakes all current waiters, in order of arrival.
     ///
-    /// # Control
-    ///
-    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    /// The woken coroutines run when the running coroutine yields, or else in their loops' next
+    /// iteration.
     #[track_caller]
     pub fn wake_all(&self) {
-        // One on another thread may come to wait again meanwhile: it stands at the end, and is not woken twice.
-        // In a statement of its own: in the head of the loop the line would stay locked.
+        // A woken waiter on another thread may wait again meanwhile: it queues at the end, and is
+        // not woken twice. A separate statement: in the head of the loop the queue would stay
+        // locked.
         let waiting = self.line.lock().len();
         for _ in 0..waiting {
             self.wake_one();

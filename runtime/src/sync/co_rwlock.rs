@@ -1,19 +1,23 @@
-//! A lock that readers share and writers have alone (rule S3).
+//! A reader-writer lock for coroutines (rule S3).
 //!
-//! One word decides as long as nobody waits: how many read, or that one writes. Its line bit says that somebody waits:
+//! One word decides while there are no waiters: the number of readers, or one writer. Its line bit
+//! says that there are waiters:
 //!
-//! - *the line bit*: it is changed under the line's lock alone, and while that is free it is set exactly if somebody is in
-//!   line. While it is set nobody gets in but by a grant, which is given under the line's lock: so nobody overtakes, and
-//!   no stream of readers keeps a writer out. Shares are given up at any time, with one operation on the word.
+//! - *the line bit*: it is changed only under the wait queue's lock, and while that is free it is
+//!   set exactly if the queue is not empty. While it is set, access is obtained only by a grant,
+//!   which is given under the queue's lock: so there is no overtaking, and a stream of readers
+//!   cannot starve a writer. Shares are released at any time, with one operation on the word.
 //!
-//! Nobody is forgotten. Whoever stands in line has set the bit, or found it set, in a word that did not let it in; so some
-//! share is given up later than that, by an operation that finds the bit. The one that does so and leaves nobody who reads
-//! or writes then takes the line's lock, and lets in whoever stands at its head: one writer, or readers up to the next
-//! writer. A downgrade does likewise, since it leaves readers alone. And one that leaves the line without its grant does,
-//! for it may have been all that those behind it waited for. Two may be on the way to do this; each looks at the word anew.
+//! No waiter is lost. A queued waiter set the bit, or saw it set, in a state that excluded it, so a
+//! later release of a share observes the bit. The release that observes it and leaves neither
+//! reader nor writer then takes the queue's lock, and admits waiters from the head: one writer, or
+//! readers up to the next writer. A downgrade does likewise, since it leaves only readers. So does
+//! a waiter that leaves the queue without its grant, for it may have been the only obstacle for
+//! those behind it. Two threads may be about to do this; each reads the word anew.
 //!
-//! Each change of the word is a read-modify-write. So an acquire that finds it free sees what every holder did before, not
-//! the last one alone: their releases head one sequence.
+//! Each change of the word is a read-modify-write. So an acquire that finds it free synchronizes
+//! with every earlier holder, not only the last: each holder's release heads a release sequence
+//! that the later operations continue.
 
 #![allow(unsafe_code)]
 
@@ -29,14 +33,14 @@ use super::wait_queue::{Gone, Locked, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::{Holder, Waiting};
 
-/// One writes.
+/// There is a writer.
 const WRITER: u32 = 1;
-/// Somebody is in line: *the line bit*.
+/// There are waiters: *the line bit*.
 const LINE: u32 = 2;
-/// One that reads; they are counted above the two bits.
+/// One reader; readers are counted above the two bits.
 const READER: u32 = 4;
 
-/// What is asked for, or held.
+/// The kind of access requested or held.
 #[derive(Clone, Copy, Default)]
 enum Share {
     #[default]
@@ -45,7 +49,7 @@ enum Share {
 }
 
 impl Share {
-    /// The word with this share taken too, or `None` if those that hold one forbid it.
+    /// Returns the word with this share added, or `None` if the current holders exclude it.
     #[inline]
     fn added_to(self, state: u32) -> Option<u32> {
         match self {
@@ -58,10 +62,11 @@ impl Share {
     }
 }
 
-/// A fair lock that readers share and a writer has alone, for coroutines of any number of contexts and threads.
+/// A fair reader-writer lock for coroutines of any number of contexts and threads.
 ///
-/// First come, first served: a reader that comes while a writer waits stands behind it. So a coroutine that reads must not
-/// ask to read again: with a writer in between it would wait for itself.
+/// First come, first served: a reader that arrives while a writer waits queues behind it. So a
+/// coroutine that holds read access must not request it again: with a writer in between it would
+/// wait for itself.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, CoRwLock, spawn, yield_now};
@@ -91,7 +96,7 @@ impl Share {
 #[doc(alias = "qemu_co_rwlock_init")]
 pub struct CoRwLock<T: ?Sized> {
     state: AtomicU32,
-    /// Who writes.
+    /// The writer.
     holder: Holder,
     line: WaitQueue<Share>,
     value: UnsafeCell<T>,
@@ -99,11 +104,12 @@ pub struct CoRwLock<T: ?Sized> {
 
 // SAFETY: the lock owns the value.
 unsafe impl<T: ?Sized + Send> Send for CoRwLock<T> {}
-// SAFETY: a writer has the value alone, so it is sent from one to the next; readers on several threads share it.
+// SAFETY: a writer has exclusive access, so the value is sent from one writer to the next; readers
+// on several threads share it.
 unsafe impl<T: ?Sized + Send + Sync> Sync for CoRwLock<T> {}
 
 impl<T> CoRwLock<T> {
-    /// A free lock around `value`.
+    /// Creates an unlocked lock around `value`.
     pub const fn new(value: T) -> CoRwLock<T> {
         CoRwLock {
             state: AtomicU32::new(0),
@@ -113,19 +119,20 @@ impl<T> CoRwLock<T> {
         }
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn into_inner(self) -> T {
         self.value.into_inner()
     }
 }
 
 impl<T: ?Sized> CoRwLock<T> {
-    /// Takes the lock to read; suspends the coroutine while one writes, or waits to. First come, first served. Neither
-    /// cancelling nor a timeout ends the wait: see [`read_cancellable`](Self::read_cancellable).
+    /// Locks for reading; suspends the coroutine while there is a writer, or a waiting writer
+    /// ahead. First come, first served. Neither cancellation nor a timeout ends the wait: see
+    /// [`read_cancellable`](Self::read_cancellable).
     ///
     /// # Panics
     ///
-    /// If the coroutine has the lock already, to write; outside a coroutine, if it would have to wait.
+    /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -138,11 +145,12 @@ impl<T: ?Sized> CoRwLock<T> {
         self.reading()
     }
 
-    /// As [`read`](Self::read), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    /// Locks like [`read`](Self::read), but ends the wait early if the coroutine is cancelled or an
+    /// enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A lock that is free is taken all the same.
+    /// [`Cancelled`]. A free lock is taken even so.
     ///
     /// # Panics
     ///
@@ -157,22 +165,19 @@ impl<T: ?Sized> CoRwLock<T> {
         Ok(self.reading())
     }
 
-    /// Takes the lock to read, if none writes and none waits.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Locks for reading, if there is no writer and no waiter.
     #[inline]
     pub fn try_read(&self) -> Option<CoRwReadGuard<'_, T>> {
         self.try_take(Share::Read).then(|| self.reading())
     }
 
-    /// Takes the lock to write; suspends the coroutine while others have it. First come, first served. Neither cancelling
-    /// nor a timeout ends the wait: see [`write_cancellable`](Self::write_cancellable).
+    /// Locks for writing; suspends the coroutine while others hold the lock. First come, first
+    /// served. Neither cancellation nor a timeout ends the wait: see
+    /// [`write_cancellable`](Self::write_cancellable).
     ///
     /// # Panics
     ///
-    /// If the coroutine has the lock already, to write; outside a coroutine, if it would have to wait.
+    /// If the coroutine holds the lock for writing; outside a coroutine, if it would have to wait.
     ///
     /// # Control
     ///
@@ -185,11 +190,12 @@ impl<T: ?Sized> CoRwLock<T> {
         self.writing()
     }
 
-    /// As [`write`](Self::write), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    /// Locks like [`write`](Self::write), but ends the wait early if the coroutine is cancelled or
+    /// an enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A lock that is free is taken all the same.
+    /// [`Cancelled`]. A free lock is taken even so.
     ///
     /// # Panics
     ///
@@ -204,11 +210,7 @@ impl<T: ?Sized> CoRwLock<T> {
         Ok(self.writing())
     }
 
-    /// Takes the lock to write, if it is free.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Locks for writing, if the lock is free.
     #[inline]
     #[track_caller]
     pub fn try_write(&self) -> Option<CoRwWriteGuard<'_, T>> {
@@ -216,18 +218,18 @@ impl<T: ?Sized> CoRwLock<T> {
         Some(self.writing())
     }
 
-    /// The value, without locking: the borrow shows that nobody else has the lock.
+    /// Returns the value without locking: the exclusive borrow proves that the lock is not held.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
     }
 
-    /// A share was taken to read, by the caller.
+    /// Creates the guard for a read share acquired by the caller.
     #[inline]
     fn reading(&self) -> CoRwReadGuard<'_, T> {
         CoRwReadGuard::new(self)
     }
 
-    /// The lock was taken to write, by the caller.
+    /// Creates the guard for write access acquired by the caller.
     #[inline]
     #[track_caller]
     fn writing(&self) -> CoRwWriteGuard<'_, T> {
@@ -235,7 +237,7 @@ impl<T: ?Sized> CoRwLock<T> {
         CoRwWriteGuard::new(self)
     }
 
-    /// Takes a share, if nobody is in line.
+    /// Acquires a share, if there are no waiters.
     #[inline]
     fn try_take(&self, share: Share) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
@@ -251,7 +253,7 @@ impl<T: ?Sized> CoRwLock<T> {
         false
     }
 
-    /// Takes a share; waits for it if need be.
+    /// Acquires a share, waiting if necessary.
     #[inline]
     #[track_caller]
     fn take(&self, share: Share, waiting: Waiting) {
@@ -268,7 +270,7 @@ impl<T: ?Sized> CoRwLock<T> {
         }
     }
 
-    /// As `take`, unless the coroutine is cancelled meanwhile.
+    /// Acquires like `take`, but ends early if the coroutine is cancelled.
     #[track_caller]
     fn take_cancellable(&self, share: Share, waiting: Waiting) -> Result<(), Cancelled> {
         if !self.try_take(share)
@@ -280,17 +282,19 @@ impl<T: ?Sized> CoRwLock<T> {
         Ok(())
     }
 
-    /// Takes a share, or sets *the line bit*: then the caller must stand in the line, which is returned.
+    /// Acquires a share, or sets *the line bit*: then returns the locked queue, which the caller
+    /// must join.
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
-        // Without the line's lock: to panic is to run somebody else's hook.
+        // Before locking the queue: a panic runs a foreign hook.
         self.holder.refuse_self("CoRwLock");
         let line = self.line.lock();
         let mut now = self.state.load(Ordering::Relaxed);
         loop {
             let taken = if now & LINE == 0 { share.added_to(now) } else { None };
-            // Acquire as in `try_take`, if it is taken. Setting the bit needs no order: whoever gives a share up and finds
-            // it takes the line's lock, and sees what is done under it.
+            // Acquire as in `try_take`, if it is taken. Setting the bit needs no ordering: a
+            // release that observes it takes the queue's lock, and so sees everything done under
+            // it.
             match self.state.compare_exchange(now, taken.unwrap_or(now | LINE), Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return taken.is_none().then_some(line),
                 Err(changed) => now = changed,
@@ -298,7 +302,7 @@ impl<T: ?Sized> CoRwLock<T> {
         }
     }
 
-    /// One goes away that waited.
+    /// Handles a waiter that leaves.
     fn gone(&self, gone: Gone<'_, Share, ()>) {
         match gone {
             Gone::Left(line) => self.let_in(line),
@@ -306,24 +310,22 @@ impl<T: ?Sized> CoRwLock<T> {
         }
     }
 
-    /// Gives a share up, and lets in whoever waited for that.
+    /// Releases a share, and admits the waiters that this allows.
     ///
-    /// # Control
-    ///
-    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    /// They run when the running coroutine yields, or else in their loops' next iteration.
     #[inline]
     fn give_up(&self, share: Share) {
         let share = match share {
             Share::Read => READER,
             Share::Write => WRITER,
         };
-        // Release pairs with the acquires of whoever takes it next.
+        // Release pairs with the acquires of the next holders.
         if self.state.fetch_sub(share, Ordering::Release) == share | LINE {
             self.let_in(self.line.lock());
         }
     }
 
-    /// Lets in whoever stands at the head of the line, as far as those that hold a share allow it.
+    /// Admits waiters from the head of the queue, as far as the current holders allow.
     #[cold]
     #[track_caller]
     fn let_in(&self, line: Locked<'_, Share>) {
@@ -340,12 +342,14 @@ impl<T: ?Sized> CoRwLock<T> {
         });
     }
 
-    /// Takes a share for the first in line, under the line's lock.
+    /// Acquires a share for the first waiter, under the queue's lock.
     fn add_in_line(&self, share: Share) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
-        // If it does not fit, a share is given up later than what was read here, and by one that finds the line bit.
+        // If it does not fit, a share is released after this read, by an operation that observes
+        // the line bit.
         while let Some(next) = share.added_to(now) {
-            // Acquire pairs with the releases in `give_up` and `downgrade`; the grant passes on what is seen here.
+            // Acquire pairs with the releases in `give_up` and `downgrade`; the grant passes the
+            // synchronization on.
             match self.state.compare_exchange(now, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(changed) => now = changed,

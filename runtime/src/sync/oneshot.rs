@@ -1,11 +1,11 @@
-//! One value, sent once: a channel with room for one message, whose sender is used up by sending (rule S4).
+//! A oneshot channel: room for one message, and a sender that is consumed by sending (rule S4).
 
 use std::fmt;
 
 use super::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
 use crate::coroutine::waiting::Waiting;
 
-/// Two handles for one value, which goes from any thread to a coroutine that waits for it.
+/// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, oneshot, spawn};
@@ -19,28 +19,22 @@ use crate::coroutine::waiting::Waiting;
 ///     other.join().unwrap().unwrap();
 /// });
 /// ```
-///
-/// # Control
-///
-/// Never switches.
 pub fn oneshot<T>() -> (OneShotSender<T>, OneShotReceiver<T>) {
     let (sender, receiver) = channel(1);
     (OneShotSender(sender), OneShotReceiver(receiver))
 }
 
-/// Sends the value of a [`oneshot`]. If it is dropped instead, the receiver is told.
+/// The sending handle of a [`oneshot`]. Dropping it instead closes the channel, and the receiver
+/// gets an error.
 pub struct OneShotSender<T>(Sender<T>);
 
 impl<T> OneShotSender<T> {
-    /// Sends the value. It never waits, and need not be in a coroutine.
+    /// Sends the value. It never waits, and may be called outside a coroutine. The receiver runs
+    /// when the running coroutine yields, or else in its loop's next iteration.
     ///
     /// # Errors
     ///
-    /// The receiver is gone: the value.
-    ///
-    /// # Control
-    ///
-    /// Never switches. The receiver runs when the running coroutine yields, or else in its loop's next round.
+    /// Returns the value if the receiver is gone.
     #[track_caller]
     pub fn send(self, value: T) -> Result<(), T> {
         // There is room: it is the first message.
@@ -48,7 +42,7 @@ impl<T> OneShotSender<T> {
     }
 }
 
-/// Receives the value of a [`oneshot`].
+/// The receiving handle of a [`oneshot`].
 pub struct OneShotReceiver<T>(Receiver<T>);
 
 impl<T> OneShotReceiver<T> {
@@ -56,8 +50,9 @@ impl<T> OneShotReceiver<T> {
     ///
     /// # Errors
     ///
-    /// The sender is gone, and the value, if there was one, was received; or the wait was cut short, because the coroutine was
-    /// cancelled or a timeout around this is over: then one may wait again.
+    /// The sender is gone, and the value, if any, was received already; or the wait was cut short,
+    /// because the coroutine was cancelled or an enclosing timeout expired: then `recv` may be
+    /// called again.
     ///
     /// # Panics
     ///
@@ -71,15 +66,11 @@ impl<T> OneShotReceiver<T> {
         self.0.receive(Waiting::OneShot)
     }
 
-    /// Receives the value, if it was sent. Also outside a coroutine.
+    /// Receives the value, if it was sent. Callable outside a coroutine.
     ///
     /// # Errors
     ///
-    /// It was not sent yet; or never will be, since the sender is gone.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The value was not sent yet; or the sender is gone, and it never will be.
     #[track_caller]
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         self.0.try_recv()

@@ -1,7 +1,8 @@
-//! Permits, counted: so many coroutines at a time, or so many things that there are (rule S4).
+//! A counting semaphore (rule S4).
 //!
-//! The count lies under the lock of the line. Whoever gives permits back looks at the head of the line, and lets in as many
-//! as there are permits for, in order; nobody who comes later is asked before them, however few it wants.
+//! The count is guarded by the wait queue's lock. A release of permits admits waiters from the head
+//! of the queue, in order, while the permits suffice; no later arrival is admitted before them,
+//! however few permits it requests.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -10,8 +11,8 @@ use super::wait_queue::{Gone, Locked, WaitQueue};
 use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::Waiting;
 
-/// A number of permits, for coroutines of any number of contexts and threads. First come, first served: one that waits for
-/// many is not overtaken by one that wants few.
+/// A counting semaphore for coroutines of any number of contexts and threads. First come, first
+/// served: a waiter that requests many permits is not overtaken by one that requests few.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, Semaphore, spawn, yield_now};
@@ -38,18 +39,19 @@ use crate::coroutine::waiting::Waiting;
 /// });
 /// ```
 pub struct Semaphore {
-    /// Nodes carry how many are wanted; the state is how many there are.
+    /// Nodes carry the requested count; the state is the available count.
     line: WaitQueue<usize, usize>,
 }
 
 impl Semaphore {
-    /// A semaphore that has so many permits.
+    /// Creates a semaphore with `permits` permits.
     pub const fn new(permits: usize) -> Semaphore {
         Semaphore { line: WaitQueue::new(permits) }
     }
 
-    /// Takes a permit; suspends the coroutine while there is none. First come, first served. Neither cancelling nor a
-    /// timeout ends the wait: see [`acquire_cancellable`](Self::acquire_cancellable).
+    /// Acquires a permit; suspends the coroutine until one is available. First come, first served.
+    /// Neither cancellation nor a timeout ends the wait: see
+    /// [`acquire_cancellable`](Self::acquire_cancellable).
     ///
     /// # Panics
     ///
@@ -63,8 +65,8 @@ impl Semaphore {
         self.acquire_many(1)
     }
 
-    /// Takes so many permits at once; suspends the coroutine while there are fewer. Permits can be added at any time, so a
-    /// number that there never was is waited for like any other.
+    /// Acquires `count` permits atomically, suspending until they are available. Requesting more
+    /// than exist is not an error: permits may be added later.
     ///
     /// # Panics
     ///
@@ -82,11 +84,12 @@ impl Semaphore {
         Permit { semaphore: self, count }
     }
 
-    /// As [`acquire`](Self::acquire), unless the coroutine is cancelled meanwhile, or a timeout around this is over.
+    /// Acquires like [`acquire`](Self::acquire), but ends the wait early if the coroutine is
+    /// cancelled or an enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. A permit that is there is taken all the same.
+    /// [`Cancelled`]. An available permit is acquired even so.
     ///
     /// # Panics
     ///
@@ -100,12 +103,12 @@ impl Semaphore {
         self.acquire_many_cancellable(1)
     }
 
-    /// As [`acquire_many`](Self::acquire_many), unless the coroutine is cancelled meanwhile, or a timeout around this is
-    /// over.
+    /// Acquires like [`acquire_many`](Self::acquire_many), but ends the wait early if the coroutine
+    /// is cancelled or an enclosing timeout expires.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]. Permits that are there are taken all the same.
+    /// [`Cancelled`]. Available permits are acquired even so.
     ///
     /// # Panics
     ///
@@ -123,25 +126,17 @@ impl Semaphore {
         Ok(Permit { semaphore: self, count })
     }
 
-    /// Takes a permit, if there is one and nobody waits.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Acquires a permit, if one is available and there are no waiters.
     pub fn try_acquire(&self) -> Option<Permit<'_>> {
         self.take(1).is_ok().then(|| Permit { semaphore: self, count: 1 })
     }
 
-    /// Adds permits. From any thread, in a coroutine or not.
+    /// Adds permits. Callable from any thread, in a coroutine or not. Admitted waiters run when the
+    /// running coroutine yields, or else in their loops' next iteration.
     ///
     /// # Panics
     ///
-    /// If that makes more than `usize::MAX`.
-    ///
-    /// # Control
-    ///
-    /// Never switches. Those that waited for them run when the running coroutine yields, or else in their loops' next
-    /// rounds.
+    /// If the sum exceeds `usize::MAX`.
     #[track_caller]
     pub fn add_permits(&self, count: usize) {
         let mut line = self.line.lock();
@@ -153,16 +148,12 @@ impl Semaphore {
         self.let_in(line);
     }
 
-    /// How many permits there are. It may have changed by the time one looks at it.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the number of available permits, which may change at any time.
     pub fn available(&self) -> usize {
         *self.line.lock().state()
     }
 
-    /// Takes permits if nobody is in line; otherwise returns the line, to stand in.
+    /// Acquires permits if there are no waiters; otherwise returns the locked queue, to join.
     fn take(&self, count: usize) -> Result<(), Locked<'_, usize, usize>> {
         let mut line = self.line.lock();
         match line.state().checked_sub(count) {
@@ -174,7 +165,7 @@ impl Semaphore {
         }
     }
 
-    /// Lets in the first in line, as long as there are permits.
+    /// Admits the first waiters, while the permits suffice.
     #[track_caller]
     fn let_in(&self, line: Locked<'_, usize, usize>) {
         self.line.hand_out(line, |line| {
@@ -184,10 +175,10 @@ impl Semaphore {
         });
     }
 
-    /// One goes away that waited.
+    /// Handles a waiter that leaves.
     fn gone(&self, gone: Gone<'_, usize, usize>) {
         match gone {
-            // Those behind it may want less.
+            // Waiters behind it may request less.
             Gone::Left(line) => self.let_in(line),
             Gone::Granted(count) => self.add_permits(count),
         }
@@ -204,7 +195,7 @@ impl fmt::Debug for Semaphore {
     }
 }
 
-/// One permit or several, taken together. Dropping it gives them back, on whichever thread.
+/// One or several permits, acquired together. Dropping it, on any thread, returns them.
 #[must_use = "the permits are given back when this is dropped"]
 pub struct Permit<'a> {
     semaphore: &'a Semaphore,
@@ -212,11 +203,8 @@ pub struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// The permits are not given back: they are used up, or somebody will [add](Semaphore::add_permits) them.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Drops the guard without returning the permits: they are used up, or will be
+    /// [added](Semaphore::add_permits) elsewhere.
     pub fn forget(self) {
         _ = ManuallyDrop::new(self);
     }

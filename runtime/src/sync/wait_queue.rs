@@ -1,15 +1,16 @@
-//! The line in which coroutines wait: first come, first served, across contexts and threads.
+//! The queue in which coroutines wait: first come, first served, across contexts and threads.
 //!
-//! A node of the line lies on the stack of the coroutine that waits in it, so waiting allocates nothing. The line is
-//! guarded by a spin lock that is held for a few instructions and never over foreign code. A node leaves the line in one
-//! of two ways: whoever grants takes it off, or its owner does when it unwinds or is cancelled. After its grant nobody but
-//! the owner touches it:
+//! A node of the queue lies on the stack of the waiting coroutine, so waiting allocates nothing.
+//! The queue is guarded by a spin lock that is held for a few instructions and never over foreign
+//! code. A node leaves the queue in one of two ways: a granter removes it, or its owner does when
+//! it unwinds or is cancelled. After its grant only the owner touches it:
 //!
-//! - *a node is in the line or its owner's*: the owner leaves the frame that the node lies in only after the node was
-//!   granted or taken off. A granter touches a node under the spin lock alone, and takes the waker out before it lets go.
+//! - *a node is in the line or its owner's*: the owner leaves the frame that contains the node only
+//!   after the node was granted or removed. A granter touches a node only under the spin lock, and
+//!   takes the waker out before it unlocks.
 //!
-//! A node carries a `P`: what its owner asks for, or what it is handed. The spin lock guards an `S` besides the line, for
-//! those whose state is more than the one word that they could decide by without it.
+//! A node carries a `P`: the owner's request, or the value that it is handed. Besides the queue the
+//! spin lock guards an `S`, for primitives whose state needs more than one atomic word.
 
 #![allow(unsafe_code)]
 
@@ -21,7 +22,7 @@ use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::waiting::{Waiting, suspend_for};
 use crate::coroutine::{Cancelled, Coroutine, Waker};
 
-/// One coroutine's place in the line.
+/// A coroutine's node in the queue.
 struct Node<P> {
     waker: Cell<Option<Waker>>,
     granted: AtomicBool,
@@ -31,36 +32,37 @@ struct Node<P> {
     _pinned: PhantomPinned,
 }
 
-/// What the spin lock guards: both ends of the line, and what its user keeps there.
+/// The data guarded by the spin lock: both ends of the queue, and the user's state.
 struct Inside<P, S> {
     head: *const Node<P>,
     tail: *const Node<P>,
     state: S,
 }
 
-/// A line of waiting coroutines.
+/// A queue of waiting coroutines.
 pub(crate) struct WaitQueue<P = (), S = ()> {
     spin: AtomicBool,
     inside: UnsafeCell<Inside<P, S>>,
 }
 
-// SAFETY: what is inside, the nodes' links and what they carry are touched under the spin lock alone, or by the one that
-// a node belongs to then; so a `P` or an `S` may go from thread to thread. A waker may be used from any.
+// SAFETY: `inside`, the nodes' links and their payloads are touched only under the spin lock, or by
+// the current owner of a node; so a `P` or an `S` may move from thread to thread. A waker may be
+// used from any thread.
 unsafe impl<P: Send, S: Send> Send for WaitQueue<P, S> {}
 // SAFETY: as above.
 unsafe impl<P: Send, S: Send> Sync for WaitQueue<P, S> {}
 
-/// The line, held.
+/// The queue, locked.
 pub(crate) struct Locked<'a, P = (), S = ()> {
     queue: &'a WaitQueue<P, S>,
     _not_send: PhantomData<*const ()>,
 }
 
-/// How one that waited goes away without what it waited for.
+/// How a waiter leaves without keeping a grant.
 pub(crate) enum Gone<'a, P, S> {
-    /// It left the line, which is still held: those behind it may have waited for nothing else.
+    /// It left the queue, which is still locked: the waiters behind it may have waited only for it.
     Left(Locked<'a, P, S>),
-    /// It unwinds after its grant: what was granted must be passed on.
+    /// It unwinds after its grant: the grant must be passed on.
     Granted(P),
 }
 
@@ -72,18 +74,19 @@ impl<P: Default, S> WaitQueue<P, S> {
         }
     }
 
-    /// Takes the spin lock. Nothing that is done under it takes longer than a few instructions.
+    /// Takes the spin lock. Critical sections are a few instructions long.
     pub(crate) fn lock(&self) -> Locked<'_, P, S> {
         let backoff = Backoff::new();
-        // Acquire pairs with the release in `drop`: what the last holder did to the line is seen.
+        // Acquire pairs with the release in `drop`: the last holder's changes to the queue are
+        // visible.
         while self.spin.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             backoff.snooze();
         }
         Locked { queue: self, _not_send: PhantomData }
     }
 
-    /// Stands in line, then calls `before_sleep` without the line held, and waits for the grant. Returns what the node
-    /// carries then.
+    /// Joins the queue, calls `before_sleep` with the queue unlocked, and waits for the grant.
+    /// Returns the node's payload at that time.
     ///
     /// # Control
     ///
@@ -101,7 +104,8 @@ impl<P: Default, S> WaitQueue<P, S> {
         granted.unwrap_or_else(|_| unreachable!("only what is cancelled ends early"))
     }
 
-    /// As `wait`, but ends early, without the grant, if the coroutine is cancelled: then what it carried is the error.
+    /// Waits like `wait`, but ends early, without the grant, if the coroutine is cancelled: the
+    /// error is the payload.
     ///
     /// # Control
     ///
@@ -128,7 +132,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         before_sleep: impl FnOnce(),
         gone: impl Fn(Gone<'_, P, S>),
     ) -> Result<P, P> {
-        /// Leaves the line when the coroutine unwinds.
+        /// Leaves the queue when the coroutine unwinds.
         struct InLine<'a, P: Default, S, G: Fn(Gone<'_, P, S>)> {
             queue: &'a WaitQueue<P, S>,
             node: &'a Node<P>,
@@ -144,7 +148,7 @@ impl<P: Default, S> WaitQueue<P, S> {
             }
         }
         let Some(current) = Coroutine::current() else {
-            // The line was made ready for one more.
+            // The caller may have set state for one more waiter.
             gone(Gone::Left(line));
             panic!(
                 "what coroutines hand to each other is waited for in a coroutine: spawn one, or use the `try_` function"
@@ -163,14 +167,16 @@ impl<P: Default, S> WaitQueue<P, S> {
         let in_line = InLine { queue: self, node: &node, gone };
         drop(line);
         before_sleep();
-        // Acquire pairs with the release in `grant_first`: what the granter did before is seen.
+        // Acquire pairs with the release in `grant_first`: the granter's earlier writes are
+        // visible.
         while !node.granted.load(Ordering::Acquire) {
             if cancelled(&current)
                 && let Some(line) = self.leave(&node)
             {
                 (in_line.gone)(Gone::Left(line));
                 std::mem::forget(in_line);
-                // The commit point: the node is out of the queue and was not granted. Only now may a timeout hear of it.
+                // The commit point: the node is out of the queue and was not granted. Only now may
+                // a timeout be marked as hit.
                 let _: Cancelled = current.cut_short();
                 return Err(node.carries.into_inner());
             }
@@ -180,14 +186,14 @@ impl<P: Default, S> WaitQueue<P, S> {
         Ok(node.carries.into_inner())
     }
 
-    /// Takes a node off the line, unless it was granted. Returns the line if the node was in it.
+    /// Removes a node, unless it was granted. Returns the locked queue if the node was in it.
     fn leave(&self, node: &Node<P>) -> Option<Locked<'_, P, S>> {
         // Acquire pairs with the release in `grant_first`.
         if node.granted.load(Ordering::Acquire) {
             return None;
         }
         let mut line = self.lock();
-        // It may have been granted before the line was taken.
+        // It may have been granted before the queue was locked.
         if node.granted.load(Ordering::Relaxed) {
             return None;
         }
@@ -195,12 +201,12 @@ impl<P: Default, S> WaitQueue<P, S> {
         Some(line)
     }
 
-    /// Wakes those that `grant_next` grants, one after the other. Each with the line let go; so others may come or grant
-    /// in between, and each step must leave all in order.
+    /// Wakes the waiters that `grant_next` grants, one after the other, each with the queue
+    /// unlocked. Others may join or grant in between, so each step must leave everything
+    /// consistent.
     ///
-    /// # Control
-    ///
-    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    /// The woken coroutines run when the running coroutine yields, or else in their loops' next
+    /// iteration.
     #[track_caller]
     pub(crate) fn hand_out<'a>(
         &'a self,
@@ -221,7 +227,7 @@ impl<P, S> Locked<'_, P, S> {
         unsafe { &mut *self.queue.inside.get() }
     }
 
-    /// What the spin lock guards besides the line.
+    /// Returns the user's state.
     pub(crate) fn state(&mut self) -> &mut S {
         &mut self.inside().state
     }
@@ -230,7 +236,7 @@ impl<P, S> Locked<'_, P, S> {
         self.inside().head.is_null()
     }
 
-    /// How many wait.
+    /// Counts the waiters.
     pub(crate) fn len(&mut self) -> usize {
         let mut count = 0;
         let mut node = self.inside().head;
@@ -247,7 +253,7 @@ impl<P, S> Locked<'_, P, S> {
         let inside = self.inside();
         node.prev.set(inside.tail);
         match NonNull::new(inside.tail.cast_mut()) {
-            // SAFETY: *a node is in the line or its owner's*: it is in the line, so it lives.
+            // SAFETY: *a node is in the line or its owner's*: it is in the queue, so it is alive.
             Some(last) => unsafe { last.as_ref() }.next.set(node),
             None => inside.head = node,
         }
@@ -269,19 +275,21 @@ impl<P, S> Locked<'_, P, S> {
         }
     }
 
-    /// What the first in line carries.
+    /// Returns the payload of the first waiter.
     pub(crate) fn first(&mut self) -> Option<&mut P> {
-        // SAFETY: as in `push`; its owner does not touch it while it is in the line, and the line is borrowed exclusively.
+        // SAFETY: as in `push`; the owner does not touch the payload while the node is queued, and
+        // the queue is borrowed exclusively.
         unsafe { self.inside().head.as_ref().map(|node| &mut *node.carries.get()) }
     }
 
-    /// Takes the first one off the line and grants it. The caller wakes it when the line is let go.
+    /// Removes the first waiter and grants it. The caller wakes it after unlocking.
     pub(crate) fn grant_first(&mut self) -> Option<Waker> {
         // SAFETY: as in `push`.
         let node = unsafe { self.inside().head.as_ref() }?;
         self.remove(node);
         let waker = node.waker.take();
-        // Release pairs with the acquires in `wait_unless` and `leave`. The node is its owner's from here on.
+        // Release pairs with the acquires in `wait_unless` and `leave`. From here on the node
+        // belongs to its owner.
         node.granted.store(true, Ordering::Release);
         waker
     }
@@ -302,7 +310,7 @@ mod tests {
 
     #[test]
     fn grant_after_the_deadline_check_is_a_success() {
-        // S4: the wait finds that its time is over, and is granted what it waits for before it has left the queue
+        // S4: the wait finds its deadline passed, and is granted before it has left the queue
         AioContext::run(|_| {
             let waiter = spawn(|| {
                 let queue = WaitQueue::new(());

@@ -1,4 +1,4 @@
-//! Why a message was not sent, or not received.
+//! Errors of sending and receiving.
 
 use std::error::Error;
 use std::fmt;
@@ -7,44 +7,44 @@ const NO_RECEIVER: &str = "the channel is closed: no receiver is left";
 const NO_SENDER: &str = "the channel is closed: no sender is left, and no message";
 const CUT_SHORT: &str = "cancelled while waiting: the coroutine was asked to end, or its time is over";
 
-/// A message that was not sent, and why.
+/// The error of [`send`](super::Sender::send); contains the unsent message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum SendError<T> {
     /// No receiver is left.
     Closed(T),
-    /// The coroutine was cancelled while it waited for room, or a timeout is over.
+    /// The coroutine was cancelled while it waited for room, or a timeout expired.
     Cancelled(T),
 }
 
-/// A message that was not sent at once, and why.
+/// The error of [`try_send`](super::Sender::try_send); contains the unsent message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum TrySendError<T> {
-    /// There is no room.
+    /// The channel is full.
     Full(T),
     /// No receiver is left.
     Closed(T),
 }
 
-/// Why no message was received.
+/// The error of [`recv`](super::Receiver::recv).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecvError {
     /// No sender is left, and no message.
     Closed,
-    /// The coroutine was cancelled while it waited for a message, or a timeout is over.
+    /// The coroutine was cancelled while it waited for a message, or a timeout expired.
     Cancelled,
 }
 
-/// Why no message was received at once.
+/// The error of [`try_recv`](super::Receiver::try_recv).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TryRecvError {
-    /// There is none yet.
+    /// The channel is empty.
     Empty,
     /// No sender is left, and no message.
     Closed,
 }
 
 impl<T> SendError<T> {
-    /// The message.
+    /// Returns the message.
     pub fn into_inner(self) -> T {
         match self {
             SendError::Closed(message) | SendError::Cancelled(message) => message,
@@ -53,7 +53,7 @@ impl<T> SendError<T> {
 }
 
 impl<T> TrySendError<T> {
-    /// The message.
+    /// Returns the message.
     pub fn into_inner(self) -> T {
         match self {
             TrySendError::Full(message) | TrySendError::Closed(message) => message,
@@ -61,7 +61,7 @@ impl<T> TrySendError<T> {
     }
 }
 
-/// The message need not be shown.
+/// Does not require `T: Debug`.
 impl<T> fmt::Debug for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

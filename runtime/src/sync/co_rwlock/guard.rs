@@ -1,4 +1,4 @@
-//! What one has who reads or writes, and how a reader goes on to write and a writer to read.
+//! Guards of the lock, and conversions between read and write access.
 
 #![allow(unsafe_code)]
 
@@ -11,31 +11,33 @@ use super::{CoRwLock, LINE, READER, Share, WRITER};
 use crate::atomic::Ordering;
 use crate::coroutine::waiting::Waiting;
 
-/// The lock, held to read; others may read too. It may be kept while its coroutine is suspended.
+/// Read access to the lock, shared with other readers. May be held while the coroutine is
+/// suspended.
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct CoRwReadGuard<'a, T: ?Sized> {
     lock: &'a CoRwLock<T>,
     _not_send: PhantomData<*const ()>,
 }
 
-// SAFETY: a shared guard gives shared access to the value only.
+// SAFETY: a shared guard gives only shared access to the value.
 unsafe impl<T: ?Sized + Sync> Sync for CoRwReadGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
-    /// For a share that the caller has taken.
+    /// Creates a guard for a share that the caller has acquired.
     #[inline]
     pub(super) fn new(lock: &'a CoRwLock<T>) -> CoRwReadGuard<'a, T> {
         CoRwReadGuard { lock, _not_send: PhantomData }
     }
 
-    /// Goes on to write: at once, if no other reads and none waits. Otherwise it gives its share up and stands in line like
-    /// anyone; so two that upgrade at the same time do not wait for each other, and *what was read may have changed*
-    /// when this returns, since others may have written meanwhile. [`try_upgrade`](Self::try_upgrade) never lets them.
-    /// Neither cancelling nor a timeout ends the wait.
+    /// Converts read access to write access: immediately, if there is no other reader and no
+    /// waiter. Otherwise releases the share and queues like any other writer; so two concurrent
+    /// upgrades do not wait for each other, but *values that were read may have changed* when this
+    /// returns, since others may have written meanwhile. [`try_upgrade`](Self::try_upgrade)
+    /// excludes that. Neither cancellation nor a timeout ends the wait.
     ///
     /// # Panics
     ///
-    /// Outside a coroutine, if it would have to wait; the share is given up then too.
+    /// Outside a coroutine, if it would have to wait; the share is released in that case too.
     ///
     /// # Control
     ///
@@ -43,7 +45,7 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_upgrade")]
     pub fn upgrade(self) -> CoRwWriteGuard<'a, T> {
-        // Not in a closure: that would be the place that messages show.
+        // Not in a closure: messages would then show the closure as the location.
         match self.try_upgrade() {
             Ok(writing) => writing,
             Err(reading) => {
@@ -55,18 +57,15 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
         }
     }
 
-    /// Goes on to write, if no other reads and none waits; what was read has not changed then.
+    /// Converts to write access if there is no other reader and no waiter; the value has not
+    /// changed meanwhile.
     ///
     /// # Errors
     ///
-    /// Others read, or wait: the guard as it was.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the unchanged guard if there are other readers or waiters.
     #[track_caller]
     pub fn try_upgrade(self) -> Result<CoRwWriteGuard<'a, T>, CoRwReadGuard<'a, T>> {
-        // Acquire pairs with the releases of others that have read.
+        // Acquire pairs with the releases of other readers.
         match self.lock.state.compare_exchange(READER, WRITER, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(ManuallyDrop::new(self).lock.writing()),
             Err(_) => Err(self),
@@ -79,7 +78,7 @@ impl<T: ?Sized> Deref for CoRwReadGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: a share is held by this guard, so nobody writes.
+        // SAFETY: the guard holds a share, so there is no writer.
         unsafe { &*self.lock.value.get() }
     }
 }
@@ -97,34 +96,32 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for CoRwReadGuard<'_, T> {
     }
 }
 
-/// The lock, held to write. It may be kept while its coroutine is suspended.
+/// Exclusive access to the lock. May be held while the coroutine is suspended.
 #[must_use = "the lock is given up when the guard is dropped"]
 pub struct CoRwWriteGuard<'a, T: ?Sized> {
     lock: &'a CoRwLock<T>,
     _not_send: PhantomData<*const ()>,
 }
 
-// SAFETY: a shared guard gives shared access to the value only.
+// SAFETY: a shared guard gives only shared access to the value.
 unsafe impl<T: ?Sized + Sync> Sync for CoRwWriteGuard<'_, T> {}
 
 impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
-    /// For the lock, which the caller has taken to write.
+    /// Creates a guard for exclusive access that the caller has acquired.
     #[inline]
     pub(super) fn new(lock: &'a CoRwLock<T>) -> CoRwWriteGuard<'a, T> {
         CoRwWriteGuard { lock, _not_send: PhantomData }
     }
 
-    /// Goes on to read only. Nobody writes in between; readers that are first in line get in too.
-    ///
-    /// # Control
-    ///
-    /// Never switches. They run when the running coroutine yields, or else in their loops' next rounds.
+    /// Converts to read access, without a writer in between; readers at the head of the queue are
+    /// admitted as well. They run when the running coroutine yields, or else in their loops' next
+    /// iteration.
     #[doc(alias = "qemu_co_rwlock_downgrade")]
     #[track_caller]
     pub fn downgrade(self) -> CoRwReadGuard<'a, T> {
         let lock = ManuallyDrop::new(self).lock;
         lock.holder.clear();
-        // Release pairs with the acquires of whoever reads next.
+        // Release pairs with the acquires of later readers.
         if lock.state.fetch_add(READER - WRITER, Ordering::Release) & LINE != 0 {
             lock.let_in(lock.line.lock());
         }
@@ -137,7 +134,7 @@ impl<T: ?Sized> Deref for CoRwWriteGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the lock is held by this guard, to write.
+        // SAFETY: the guard holds the lock exclusively.
         unsafe { &*self.lock.value.get() }
     }
 }
@@ -145,7 +142,7 @@ impl<T: ?Sized> Deref for CoRwWriteGuard<'_, T> {
 impl<T: ?Sized> DerefMut for CoRwWriteGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: the lock is held by this guard, to write, and the guard is borrowed exclusively.
+        // SAFETY: the guard holds the lock exclusively, and is itself borrowed exclusively.
         unsafe { &mut *self.lock.value.get() }
     }
 }
