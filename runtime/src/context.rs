@@ -92,8 +92,8 @@ impl AioContext {
     /// May be called within an iteration, by any code that the loop runs. Another thread may poll
     /// too, without blocking: it runs handlers and reaps, and leaves coroutines to the home thread.
     ///
-    /// To wait for a condition, alternate between the check and the poll: `while !done() {
-    /// ctx.poll(true); }`. A thread that makes the condition true must call
+    /// To wait for a condition, alternate between the check and the poll:
+    /// `while !done() { ctx.poll(true); }`. A thread that makes the condition true must call
     /// [`notify`](Self::notify) afterwards.
     ///
     /// A blocking poll releases the context's lock while it sleeps, even if the caller holds a

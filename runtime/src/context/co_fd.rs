@@ -89,7 +89,7 @@ const NOT_KNOWN: u64 = u64::MAX;
 ///     let (near, far) = UnixStream::pair().unwrap();
 ///     let echo = spawn(move || {
 ///         let far = CoFd::new(far)?;
-///         std::io::copy(&mut &far, &mut &far) // until the other end says that it is the end
+///         std::io::copy(&mut &far, &mut &far) // until end of file
 ///     });
 ///     let client = spawn(move || {
 ///         let near = CoFd::new(near)?;

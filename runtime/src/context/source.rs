@@ -75,8 +75,8 @@ pub trait Source: Any + Send + Sync {
     /// The system's error if the thread cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
-    /// Called once when the context and its coroutines have ended, on the home thread. Finishes
-    /// operations of other users of the engine.
+    /// Called once, when the context and its coroutines have ended. The thread is still home to the
+    /// context during this one call. Finishes operations of other users of the engine.
     fn close(&self, token: HomeToken<'_>) {
         let _ = token;
     }
