@@ -1,20 +1,21 @@
-//! The event loop: what one round does, and when the loop sleeps.
+//! The event loop: the steps of an iteration, and when the loop sleeps.
 //!
 //! ```text
 //! poll(blocking)
 //!   under the context's lock:
-//!     round:  source.dispatch      completions are reaped, coroutines entered
-//!             bottom halves        in the order they were scheduled
-//!             watches              what epoll reported; poll handlers, looked at in memory
-//!             timers               in order of time
-//!             ready coroutines     spawned, rescheduled, woken from elsewhere (home thread only)
-//!             source.flush         what gathered meanwhile is submitted, in one system call
-//!   if nothing was done and it may block:
-//!     for a while, keep looking at what can be looked at in memory
-//!     announce the sleep, look once more, give the lock up whole, sleep, one more round
+//!     iteration:  source.dispatch      reaps completions, enters coroutines
+//!                 bottom halves        in the order in which they were scheduled
+//!                 fd handlers          for reported events; then poll handlers, from memory
+//!                 timers               in order of deadline
+//!                 ready coroutines     spawned, rescheduled, woken remotely (home thread only)
+//!                 source.flush         submits the batch gathered meanwhile, in one system call
+//!   if there was no progress and the poll may block:
+//!     busy-poll sources in memory for a while
+//!     announce the sleep, check once more, release the lock fully, sleep, iterate once more
 //! ```
 //!
-//! Polls nest (rule X2): what a round has taken up lies in queues of the context, and a nested round goes on there.
+//! Polls nest (rule X2): work in progress lives in queues of the context, so a nested iteration
+//! continues where the outer one stopped.
 
 use std::hint;
 use std::os::fd::AsFd;
@@ -57,64 +58,56 @@ pub use readiness::{wait_readable, wait_writable};
 use shared::{KICK_TOKEN, Shared};
 pub use source::{AtHome, HomeToken, LoopToken, Source};
 
-/// A context: an event loop and the coroutines that live in it. This is a handle to it, for any thread.
+/// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
-/// A context lives during [`AioContext::run`], on the thread that calls it, its *home thread*. Other threads may wake its
-/// coroutines, schedule bottom halves, [`notify`](Self::notify) it, and poll it without blocking.
+/// A context exists during [`AioContext::run`], on the calling thread, its *home thread*. Other
+/// threads may wake its coroutines, schedule bottom halves, [`notify`](Self::notify) it, and poll
+/// it without blocking.
 #[derive(Clone)]
 pub struct AioContext {
     pub(crate) shared: Arc<Shared>,
 }
 
 impl AioContext {
-    /// The context that this thread is home to, if it runs one.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the context whose home is this thread, if there is one.
     pub fn current() -> Option<AioContext> {
         Home::current().map(|home| AioContext { shared: Arc::clone(&home.shared) })
     }
 
-    /// Whether both are handles to one context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether both handles refer to the same context.
     pub fn is_same(&self, other: &AioContext) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Whether this thread is the context's home.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether this thread is the context's home thread.
     #[inline]
     pub fn is_home(&self) -> bool {
         self.shared.home().is_some()
     }
 
-    /// Runs one round of the loop: what is due of completions, bottom halves, watches and coroutines. Says whether
-    /// anything was done. If nothing is due, `blocking` says whether it sleeps until something is.
+    /// Runs one iteration of the loop: completions, bottom halves, fd handlers, timers and
+    /// coroutines that are due. Returns whether anything was done. If nothing is due and `blocking`
+    /// is set, sleeps until something is.
     ///
-    /// It may be called within a round, by whatever the loop runs (rule X2). Another thread may poll too, without
-    /// blocking: it runs handlers and reaps, and leaves the coroutines to their home.
+    /// May be called within an iteration, by any code that the loop runs. Another thread may poll
+    /// too, without blocking: it runs handlers and reaps, and leaves coroutines to the home thread.
     ///
-    /// To wait for a condition, check the condition and poll in turns: `while !done() { ctx.poll(true); }`. The thread that
-    /// makes the condition true calls [`notify`](Self::notify) afterwards.
+    /// To wait for a condition, alternate between the check and the poll:
+    /// `while !done() { ctx.poll(true); }`. A thread that makes the condition true must call
+    /// [`notify`](Self::notify) afterwards.
     ///
-    /// A blocking poll releases the context's lock while it sleeps, also where the caller holds a guard of
-    /// [`acquire`](Self::acquire), and has acquired the lock again when it returns. What the lock protects may have changed
-    /// meanwhile.
+    /// A blocking poll releases the context's lock while it sleeps, even if the caller holds a
+    /// guard from [`acquire`](Self::acquire), and reacquires it before it returns. The protected
+    /// state may have changed meanwhile.
     ///
     /// # Panics
     ///
-    /// If another thread than home wants to block. With the panic of what it runs.
+    /// Panics if a thread other than home polls with `blocking` set. Propagates panics of the code
+    /// that it runs.
     ///
     /// # Control
     ///
-    /// May enter coroutines. Blocking, it blocks the thread, not the coroutine.
+    /// May enter coroutines. A blocking poll blocks the thread, not only the coroutine.
     #[doc(alias = "aio_poll")]
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
@@ -124,13 +117,14 @@ impl AioContext {
         }
         blocking && self.wait(home) && {
             let progress = home.round(|| self.round(home, false));
-            // Last: the caller evaluates its condition before it polls again, and so sees what it was notified of.
+            // Last: the caller checks its condition before its next poll, and so observes the
+            // notified change.
             self.shared.sleep.take_notified();
             progress
         }
     }
 
-    /// With `may_sleep`, the loop goes to sleep if nothing is done here.
+    /// Runs one iteration. With `may_sleep`, the loop will sleep if there is no progress.
     fn round(&self, home: &Home, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
@@ -144,13 +138,13 @@ impl AioContext {
         progress |= shared.pollers.run(&self.shared);
         progress |= shared.timers.run(&self.shared);
         progress |= home.run_ready();
-        // Asked anew: it may have been detached.
+        // Read again: the source may have been detached.
         progress |= home.source.get().is_some_and(|source| source.flush(token, false));
         home.progress.set(home.progress.get() + u64::from(progress));
         progress
     }
 
-    /// A round by another thread: coroutines are left to their home.
+    /// Runs an iteration on another thread; leaves coroutines to the home thread.
     #[cold]
     fn foreign_poll(&self, blocking: bool) -> bool {
         fork::refuse_in_child("polling a context");
@@ -170,9 +164,10 @@ impl AioContext {
         progress | source.is_some_and(|source| source.flush(token, false))
     }
 
-    /// Asks epoll, and serves what it reports. While other work keeps the loop busy, or `ready` coroutines keep it from the
-    /// sleep that would ask, every eighth round asks: that is enough for no watch to starve. If the last sleep has asked, or
-    /// the next one will, the round does not.
+    /// Polls epoll, and runs the handlers of the reported events. While other work keeps the loop
+    /// busy, or `ready` coroutines keep it from the sleep that would poll, polls every eighth
+    /// iteration only, enough that no fd handler starves. Skips the poll if the previous sleep has
+    /// polled already, or the coming sleep will.
     fn serve_watches(&self, busy: bool, may_sleep: bool, ready: impl FnOnce() -> bool) -> bool {
         let shared = &*self.shared;
         let asked = shared.watches.take_asked();
@@ -196,7 +191,7 @@ impl AioContext {
         shared.watches.run(&self.shared)
     }
 
-    /// Nothing was due. Waits until something is; returns whether it is worth another round.
+    /// Waits until something is due. Returns whether to run another iteration.
     fn wait(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
@@ -221,7 +216,8 @@ impl AioContext {
         true
     }
 
-    /// Looks for what can be seen in memory, as long as it is worth it. Returns whether something came.
+    /// Busy-polls the sources visible in memory for the length of the window. Returns whether one
+    /// became ready.
     fn keep_looking(&self, home: &Home, began: Instant) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
@@ -246,7 +242,7 @@ impl AioContext {
         })
     }
 
-    /// Whether there is something to do that no system call need tell of.
+    /// Returns whether there is work that is visible without a system call.
     fn is_due(&self, home: &Home) -> bool {
         let shared = &*self.shared;
         home.has_ready()
@@ -256,12 +252,13 @@ impl AioContext {
             || shared.watches.has_ready()
     }
 
-    /// When the next timer or idle bottom half is due; `None` without any.
+    /// Returns when the next timer or idle bottom half is due, if there is one.
     fn next_due(&self) -> Option<Instant> {
         self.shared.bottom_halves.next_idle().into_iter().chain(self.shared.timers.next_due()).min()
     }
 
-    /// Whether no event can come: no I/O is in flight, and no descriptor or memory is watched.
+    /// Returns whether no event can arrive: no I/O is in flight, and no descriptor or poll handler
+    /// is registered.
     fn is_alone(&self, home: &Home) -> bool {
         home.source.get().is_none_or(|source| source.is_idle())
             && self.shared.watches.is_empty()
@@ -274,14 +271,15 @@ impl AioContext {
         shared.watches.mask_running(&shared.epoll);
         shared.sleep.going_to_sleep();
         let due = self.is_due(home) || shared.pollers.is_ready(0);
-        // The handlers' looks are foreign code, which may have detached one.
+        // `is_ready` of a poll handler is foreign code, which may have detached the source.
         let source = home.source.get();
         if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
             let until = self.next_due();
             if until.is_none() && home.is_impatient() && self.is_alone(home) {
                 home.lose_patience();
             }
-            // Levels are not kept: they may be out of date by the time the lock is back. The round asks anew.
+            // Level-triggered events are discarded: they may be stale by the time the lock is
+            // reacquired. The next iteration polls again.
             let ask = |timeout| {
                 let asked = shared.epoll.wait(timeout, |ready| shared.watches.report_edge(ready));
                 shared.watches.note_asked();
@@ -297,7 +295,8 @@ impl AioContext {
                 Some(slept) => (slept, true),
             });
             let slept = match slept {
-                // The set goes on reporting a kick until it is asked, and the next sleep would be none.
+                // epoll reports a kick until it is polled; without this poll the next sleep would
+                // return immediately.
                 (Ok(()), true) if source.is_some_and(|source| !source.is_ready(HomeToken::new(home))) => {
                     ask(Some(Duration::ZERO)).map(drop)
                 }
@@ -313,29 +312,23 @@ impl AioContext {
         shared.beat.go_on(busy);
     }
 
-    /// Makes a sleeping loop run a round, from any thread: for an engine that has put work where the loop looks before it
-    /// sleeps. Unlike [`notify`](Self::notify) this is not sticky.
+    /// Makes a sleeping loop run an iteration, from any thread: for an engine that has added work
+    /// that the loop checks before it sleeps. Unlike [`notify`](Self::notify) this is not sticky.
     #[doc(hidden)]
     pub fn wake_loop(&self) {
         self.shared.wake_loop();
     }
 
-    /// The way into the context's event log, if it was [set up](ContextBuilder::trace) with one. For authors of engines.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the tracer of the context's event log, if [one was
+    /// configured](ContextBuilder::trace). For authors of engines.
     #[inline]
     pub fn tracer(&self) -> Option<&Tracer> {
         self.shared.tracer.as_ref()
     }
 
-    /// The context's I/O engine, if it has one. From any thread: the engine's type, to which the value can be downcast, may
-    /// offer counters that any thread reads. For authors of engines.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the context's I/O engine, if it has one. From any thread: the engine's concrete
+    /// type, reached by a downcast, may offer counters that any thread can read. For authors of
+    /// engines.
     pub fn source(&self) -> Option<Arc<dyn Source>> {
         match self.shared.home() {
             Some(home) => home.source.get().cloned(),
@@ -343,8 +336,8 @@ impl AioContext {
         }
     }
 
-    /// Runs `f` with what an engine may do on the context's home thread; or returns `None`, on another one. For authors of
-    /// engines.
+    /// Calls `f` with the engine operations of the context's home thread. Returns `None` on any
+    /// other thread. For authors of engines.
     ///
     /// # Control
     ///
@@ -358,12 +351,9 @@ impl AioContext {
         Some(f(AtHome::new(home)))
     }
 
-    /// Makes the coroutine behind `token`, one of this context's, run in the loop's next round. From any thread. Woken
-    /// twice, it runs once; if it has ended, nothing happens. For authors of engines.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Schedules the coroutine behind `token`, which belongs to this context, for the next
+    /// iteration. From any thread. Scheduling it twice runs it once; if it has ended, nothing
+    /// happens. For authors of engines.
     #[track_caller]
     pub fn schedule(&self, token: Token) {
         token.schedule(&self.shared);

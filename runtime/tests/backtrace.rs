@@ -1,4 +1,4 @@
-//! Backtraces: of one that waits, and of one that runs on top of others.
+//! Backtraces of suspended coroutines, and of coroutines running on top of others.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::rc::Rc;
 use common::Log;
 use coralio_runtime::{AioContext, Coroutine, spawn, suspend, yield_now};
 
-// Never inlined, and each does something after its call: so that each has a frame, and keeps it.
+// Never inlined, and each function does something after its call, so that each keeps its frame.
 
 #[inline(never)]
 fn outer_function() {
@@ -31,7 +31,7 @@ fn waiting_function() {
     black_box(());
 }
 
-/// Asserts that they are all in the text, in this order.
+/// Asserts that all names are in the text, in this order.
 fn assert_in_order(text: &str, names: &[&str]) {
     let mut rest = text;
     for name in names {
@@ -42,7 +42,8 @@ fn assert_in_order(text: &str, names: &[&str]) {
 
 #[test]
 fn a_suspended_coroutine_tells_where_it_waits() {
-    // C13: the backtrace of a suspended one, from where it waits up to its root; it does not notice, and goes on
+    // C13: the backtrace of a suspended coroutine goes from its wait up to its root; the coroutine
+    // is undisturbed and resumes normally
     AioContext::run(|_| {
         let log = Log::default();
         let co = Coroutine::new({
@@ -57,7 +58,7 @@ fn a_suspended_coroutine_tells_where_it_waits() {
         co.enter();
         let first = co.backtrace().unwrap().to_string();
         assert_in_order(&first, &["waiting_function", "middle_function", "outer_function"]);
-        // Nor does anything pile up.
+        // Repeating it does not grow the stack.
         assert_eq!(co.backtrace().unwrap().to_string().lines().count(), first.lines().count());
         assert_eq!(log.take(), "");
         co.enter();
@@ -71,7 +72,8 @@ fn a_suspended_coroutine_tells_where_it_waits() {
 
 #[test]
 fn a_running_ones_backtrace_goes_on_into_those_that_entered_it() {
-    // C13: a plain capture in a running one goes on through whoever entered it, up to the thread's own stack
+    // C13: a plain capture in a running coroutine continues through its enterers to the thread's
+    // own stack
     #[inline(never)]
     fn enters_inner(inner: Coroutine) {
         inner.enter();
@@ -101,7 +103,8 @@ fn a_running_ones_backtrace_goes_on_into_those_that_entered_it() {
 
 #[test]
 fn a_backtrace_can_be_had_by_another_coroutine_and_of_a_scheduled_one() {
-    // C13: who asks may be a coroutine, also in a destructor that runs in a panic; one that is scheduled stays so
+    // C13: a coroutine can take a backtrace, even in a destructor during a panic; a scheduled
+    // target stays scheduled
     struct Asks(Coroutine, Log);
     impl Drop for Asks {
         fn drop(&mut self) {
@@ -145,7 +148,8 @@ fn a_backtrace_can_be_had_by_another_coroutine_and_of_a_scheduled_one() {
 
 #[test]
 fn no_backtrace_where_there_is_none() {
-    // C13: one that was never entered, one that is entered, one that has ended: each is told so
+    // C13: a coroutine that was never entered, is entered, or has ended returns an error that says
+    // so
     AioContext::run(|_| {
         let fresh = Coroutine::builder().name("fresh").create(|| {}).unwrap();
         let error = fresh.backtrace().unwrap_err();
@@ -167,9 +171,10 @@ fn no_backtrace_where_there_is_none() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn with_little_stack_left() {
-    // C13: a backtrace asks for no more of the coroutine's stack than there is: with too little left it is refused
+    // C13: a backtrace needs only stack that the coroutine has left; with too little left it is
+    // refused
     const SIZE: usize = 64 * 1024;
-    /// Suspends on every level, until there is just room enough for that.
+    /// Suspends on every level, until there is just enough stack left to suspend.
     fn descend(lowest: usize) {
         let here = black_box([0u8; 16]);
         suspend();
@@ -180,7 +185,7 @@ fn with_little_stack_left() {
     }
     AioContext::run(|_| {
         let root = || {
-            // The first stack of a context starts at the end of a page.
+            // The first stack of a context ends at a page boundary.
             let here = black_box([0u8; 16]);
             let top = here.as_ptr().addr().next_multiple_of(4096);
             descend(top - SIZE + 4096 + 1500);

@@ -1,5 +1,5 @@
-//! What must not be done, and what one is told: panics that name cause and remedy, and, where going on would be undefined,
-//! the end of the process.
+//! Incorrect use, and its reports: panics that name cause and remedy, and an abort where continuing
+//! would be undefined behaviour.
 
 mod common;
 
@@ -12,7 +12,8 @@ use coralio_runtime::{AioContext, CoMutex, Coroutine, can_suspend, spawn, suspen
 
 #[test]
 fn yield_outside_a_coroutine() {
-    // C3: outside a coroutine, yield panics: without a context, on the thread's own stack, in the loop
+    // C3: yield outside a coroutine panics: without a context, on the thread's own stack, in the
+    // loop
     assert!(!can_suspend());
     for wait in [suspend, yield_now] {
         let said = panic_of(wait);
@@ -21,7 +22,7 @@ fn yield_outside_a_coroutine() {
             assert!(!can_suspend());
             let said = panic_of(wait);
             assert!(said.starts_with("yield outside a coroutine") && said.ends_with("spawn one"), "{said}");
-            // A bottom half that a coroutine's poll runs is not the coroutine.
+            // A bottom half run by a coroutine's poll does not run as that coroutine.
             let ctx = ctx.clone();
             let task = spawn(move || {
                 assert!(can_suspend());
@@ -42,7 +43,8 @@ fn yield_outside_a_coroutine() {
 
 #[test]
 fn yield_with_the_contexts_lock() {
-    // X8: a coroutine that yields while it has the context's lock is told where it happens; it may go on afterwards
+    // X8: a coroutine that yields with the context's lock panics at the yield, and can continue
+    // afterwards
     AioContext::run(|ctx| {
         let inner = ctx.clone();
         let task = Coroutine::builder().name("greedy").spawn(move || {
@@ -54,7 +56,7 @@ fn yield_with_the_contexts_lock() {
             );
             let said = panic_of(yield_now);
             assert!(said.contains("drop the guard first"), "{said}");
-            // What it may do with the lock: enter others, who do not have it, and poll.
+            // With the lock held it may enter coroutines that do not hold the lock, and poll.
             let other = Coroutine::new(suspend);
             other.enter();
             inner.poll(false);
@@ -64,7 +66,7 @@ fn yield_with_the_contexts_lock() {
         });
         let task = task.unwrap();
         task.join().unwrap();
-        // Nor does the lock of whoever entered it count.
+        // The enterer's lock does not count either.
         let _outer = ctx.acquire();
         let co = Coroutine::new(suspend);
         co.enter();
@@ -75,7 +77,8 @@ fn yield_with_the_contexts_lock() {
 
 #[test]
 fn waiting_for_a_co_mutex_with_the_contexts_lock() {
-    // X8: so is one that would have to wait for a CoMutex; it leaves the line, and the lock stays right
+    // X8: a coroutine that would wait for a CoMutex with the context's lock panics too; it leaves
+    // the queue, and the lock stays consistent
     AioContext::run(|ctx| {
         let mutex = Rc::new(CoMutex::new(1));
         let guard = mutex.try_lock().unwrap();
@@ -99,7 +102,7 @@ fn waiting_for_a_co_mutex_with_the_contexts_lock() {
 
 #[test]
 fn outside_a_context() {
-    // C7: coroutines are made inside a context only; the message says how to get one
+    // C7: creating a coroutine outside a context panics; the message says how to get a context
     for said in [panic_of(|| spawn(|| {})), panic_of(|| Coroutine::new(|| {}))] {
         assert!(said.contains("outside a context") && said.contains("AioContext::run"), "{said}");
     }
@@ -108,7 +111,7 @@ fn outside_a_context() {
 
 #[test]
 fn a_context_within_a_context() {
-    // C7: a thread is home to one context at a time; a second is refused, and the first goes on
+    // C7: running a second context on a thread is refused; the first continues
     AioContext::run(|_| {
         let said = panic_of(|| AioContext::run(|_| ()));
         assert!(said.contains("this thread runs a context already"), "{said}");
@@ -121,7 +124,7 @@ fn a_context_within_a_context() {
 
 #[test]
 fn a_foreign_thread_may_not_block_in_poll() {
-    // X8: a foreign thread may poll without blocking only
+    // X8: a foreign thread may only poll without blocking
     AioContext::run(|ctx| {
         let said = thread::scope(|scope| scope.spawn(|| panic_of(|| ctx.poll(true))).join().unwrap());
         assert!(said.contains("a foreign thread may not block in poll"), "{said}");
@@ -130,7 +133,7 @@ fn a_foreign_thread_may_not_block_in_poll() {
 
 #[test]
 fn joining_oneself() {
-    // C8: a coroutine that joins itself would wait for ever: it panics instead
+    // C8: a coroutine that joins itself panics instead of deadlocking
     AioContext::run(|_| {
         let log = Log::default();
         let slot = Rc::new(std::cell::RefCell::new(None));
@@ -150,7 +153,7 @@ fn joining_oneself() {
 
 #[test]
 fn nothing_starts_while_the_context_ends() {
-    // C9: while the context ends nothing new starts: create is an error that says so
+    // C9: creating a coroutine while the context ends fails with an error that says so
     struct Create(Log);
     impl Drop for Create {
         fn drop(&mut self) {
@@ -171,7 +174,8 @@ fn nothing_starts_while_the_context_ends() {
 
 #[test]
 fn catching_the_payload_for_ever_ends_the_process() {
-    // C9: code that catches the payload of unwinding again and again cannot keep the coroutine: the process is aborted
+    // C9: code that catches the unwinding payload repeatedly cannot keep its coroutine: the process
+    // aborts
     match in_child("catching_the_payload_for_ever_ends_the_process") {
         Some(child) => assert_aborted(&child, "coroutine 'stubborn' (created at"),
         None => AioContext::run(|_| {
@@ -185,7 +189,7 @@ fn catching_the_payload_for_ever_ends_the_process() {
     }
 }
 
-/// A destructor that waits.
+/// Suspends in its destructor.
 struct Waits;
 
 impl Drop for Waits {
@@ -196,7 +200,8 @@ impl Drop for Waits {
 
 #[test]
 fn a_destructor_that_waits_at_teardown_ends_the_process() {
-    // C9: a destructor that waits for another coroutine while its stack is unwound cannot be met: abort, with a message
+    // C9: a destructor that waits for another coroutine while its stack is unwound aborts with a
+    // message
     match in_child("a_destructor_that_waits_at_teardown_ends_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
@@ -211,7 +216,8 @@ fn a_destructor_that_waits_at_teardown_ends_the_process() {
 
 #[test]
 fn a_destructor_that_waits_during_a_panic_ends_the_process() {
-    // C8: likewise while a panic unwinds it: the thread's panic state must not be seen by another coroutine
+    // C8: likewise while a panic unwinds it: other coroutines must not observe the thread's panic
+    // state
     match in_child("a_destructor_that_waits_during_a_panic_ends_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
@@ -226,7 +232,7 @@ fn a_destructor_that_waits_during_a_panic_ends_the_process() {
 
 #[test]
 fn a_lock_is_not_waited_for_outside_a_coroutine() {
-    // S6: locking a CoMutex that somebody holds, outside a coroutine, panics; a free one can be had
+    // S6: locking a held CoMutex outside a coroutine panics; locking a free one succeeds
     let mutex = Arc::new(CoMutex::new(()));
     AioContext::run(|ctx| {
         let holder = spawn({
@@ -246,7 +252,8 @@ fn a_lock_is_not_waited_for_outside_a_coroutine() {
 
 #[test]
 fn a_detached_result_whose_destructor_waits() {
-    // C3, C8: a result that nobody fetches is dropped outside a coroutine: its destructor cannot be suspended
+    // C3, C8: an unfetched result is dropped outside a coroutine, where its destructor cannot be
+    // suspended
     AioContext::run(|ctx| {
         drop(spawn(|| Waits));
         let said = panic_of(|| ctx.poll(false));
@@ -254,7 +261,7 @@ fn a_detached_result_whose_destructor_waits() {
         let still = spawn(|| 7);
         assert_eq!(still.join().unwrap(), 7);
 
-        // Dropped by a coroutine that is running, it may wait.
+        // Dropped by a running coroutine, it may suspend.
         let finished = spawn(yield_on_drop);
         let other = spawn(move || {
             while !finished.is_finished() {

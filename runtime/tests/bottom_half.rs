@@ -19,7 +19,8 @@ type Slot = Arc<Mutex<Option<BottomHalf>>>;
 
 #[test]
 fn bottom_halves_run_once_in_order() {
-    // X3: scheduled however often it runs once in the next round; they run in the order they were scheduled
+    // X3: a bottom half runs once in the next iteration, however often it was scheduled, in order
+    // of scheduling
     AioContext::run(|ctx| {
         let log = Log::default();
         let [a, b, c] = ["a", "b", "c"].map(|name| noting(ctx, &log, name));
@@ -35,7 +36,7 @@ fn bottom_halves_run_once_in_order() {
 
 #[test]
 fn scheduled_in_a_round_it_runs_in_the_next() {
-    // X3: one scheduled during a round, by itself too, runs in the next
+    // X3: a bottom half scheduled during an iteration, even by itself, runs in the next one
     AioContext::run(|ctx| {
         let log = Log::default();
         let later = Arc::new(noting(ctx, &log, "later"));
@@ -65,7 +66,8 @@ fn scheduled_in_a_round_it_runs_in_the_next() {
 
 #[test]
 fn cancel_undoes_a_schedule() {
-    // X3: cancel undoes a schedule, also of one that the round has taken up already; scheduled anew it runs again
+    // X3: cancel undoes a schedule, even if the iteration has taken it up already; scheduled again,
+    // it runs again
     AioContext::run(|ctx| {
         let log = Log::default();
         let a = noting(ctx, &log, "a");
@@ -95,7 +97,8 @@ fn cancel_undoes_a_schedule() {
 
 #[test]
 fn dropping_deletes_it() {
-    // X3: dropping deletes a bottom half, scheduled or not, and its callback with it; within its own callback too
+    // X3: dropping the handle deletes a bottom half and its callback, scheduled or not, even within
+    // its own callback
     AioContext::run(|ctx| {
         let log = Log::default();
         let bh = |name: &'static str| {
@@ -135,7 +138,8 @@ fn dropping_deletes_it() {
 
 #[test]
 fn idle_ones_run_without_keeping_the_loop_busy() {
-    // X3: schedule_idle runs when its time has come, keeps no loop busy, not even one that schedules itself
+    // X3: an idle bottom half runs when its delay has passed, and does not keep the loop busy even
+    // if it reschedules itself
     AioContext::run(|ctx| {
         let runs = Arc::new(AtomicUsize::new(0));
         let slot = Slot::default();
@@ -162,7 +166,8 @@ fn idle_ones_run_without_keeping_the_loop_busy() {
 
 #[test]
 fn a_plain_schedule_overrides_an_idle_one() {
-    // X3: a plain schedule overrides an idle one, not the other way; it runs once for both; cancel undoes both
+    // X3: a plain schedule overrides an idle one but not the reverse; it runs once for both; cancel
+    // undoes both
     AioContext::run(|ctx| {
         let log = Log::default();
         let a = noting(ctx, &log, "a");
@@ -176,7 +181,7 @@ fn a_plain_schedule_overrides_an_idle_one() {
         assert_eq!(log.take(), "a");
         a.schedule_idle();
         a.cancel();
-        // Idle since before b: it would run before it.
+        // Idle since before b: it would run before b.
         let b = noting(ctx, &log, "b");
         b.schedule_idle();
         while log.take() != "b" {
@@ -188,7 +193,8 @@ fn a_plain_schedule_overrides_an_idle_one() {
 
 #[test]
 fn from_any_thread() {
-    // X3: schedule, cancel and one-shots work from any thread; each one-shot runs once and frees itself
+    // X3: schedule, cancel and one-shots work from any thread; each one-shot runs once and frees
+    // itself
     AioContext::run(|ctx| {
         let (threads, each) = (4, scaled(500));
         let runs = Arc::new(AtomicUsize::new(0));
@@ -229,7 +235,8 @@ fn from_any_thread() {
 
 #[test]
 fn a_nested_poll_goes_on_where_the_outer_one_stands() {
-    // X2: a nested poll first runs what the outer round took up and had not run; nothing is lost or runs twice
+    // X2: a nested poll first runs the bottom halves that the outer iteration took up and has not
+    // run; none is lost or runs twice
     AioContext::run(|ctx| {
         let log = Log::default();
         let [b, c] = ["b", "c"].map(|name| noting(ctx, &log, name));
@@ -245,7 +252,7 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
                     }
                     log.add("(");
                     new.schedule();
-                    // It is not entered again while it runs.
+                    // A running callback is not entered again.
                     slot.lock().unwrap().as_ref().unwrap().schedule();
                     assert!(ctx.poll(false));
                     assert!(!ctx.poll(false));
@@ -259,7 +266,8 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
         c.schedule();
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "( b c new )");
-        // Nor is its schedule lost: nested rounds could not run it, the next can.
+        // Its schedule is not lost either: nested iterations could not run it, but the next one
+        // can.
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "again");
         assert!(!ctx.poll(false));
@@ -269,8 +277,9 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
 
 #[test]
 fn callback_uses_its_own_handle() {
-    // X3: a callback that receives its own handle schedules, cancels and deletes itself, without owning a handle; it is
-    // freed when it has returned, and the handle that is left does nothing, also when another has taken the place
+    // X3: a callback that receives its own handle schedules, cancels and deletes itself, without
+    // owning a handle; it is freed when it has returned, and the remaining handle does nothing,
+    // even when its index is reused
     AioContext::run(|ctx| {
         let log = Log::default();
         let bh = ctx.bottom_half_with({
@@ -306,7 +315,8 @@ fn callback_uses_its_own_handle() {
 
 #[test]
 fn bottom_halves_are_listed() {
-    // X11: each bottom half with its state and place; one-shots too, and the one that runs as such
+    // X11: the list shows each bottom half with its state and place, one-shots included, and which
+    // one is running
     AioContext::run(|ctx| {
         let lists = ctx.clone();
         let line = line!() + 1;

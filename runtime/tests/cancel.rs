@@ -1,4 +1,4 @@
-//! Cancelling: a flag that waits for events return as an error, and that waits for locks do not.
+//! Cancellation: a flag that makes waits for events fail, and that waits for locks ignore.
 
 mod common;
 
@@ -14,7 +14,8 @@ use coralio_runtime::{
 
 #[test]
 fn each_kind_of_wait() {
-    // S4: cancelled in a wait for an event, or before it, a coroutine goes on with an error at once; the lock is free after
+    // S4: a coroutine cancelled in a wait for an event, or before it, resumes immediately with an
+    // error; the lock is free afterwards
     AioContext::run(|ctx| {
         let lock = Rc::new(CoMutex::new(()));
         let queue = Rc::new(CoQueue::new());
@@ -52,8 +53,8 @@ fn each_kind_of_wait() {
 
 #[test]
 fn a_lock_is_waited_for_all_the_same() {
-    // S4: what a coroutine is owed is waited for: CoMutex::lock and CoQueue::wait do not end early, and the lock that a
-    // cancelled one finds free is taken
+    // S4: CoMutex::lock and CoQueue::wait are not cut short by cancellation; a cancelled coroutine
+    // takes a free lock
     AioContext::run(|ctx| {
         let (lock, queue, log) = (Rc::new(CoMutex::new(())), Rc::new(CoQueue::new()), Log::default());
         let held = lock.try_lock().unwrap();
@@ -85,7 +86,7 @@ fn a_lock_is_waited_for_all_the_same() {
 
 #[test]
 fn from_another_thread() {
-    // S4, W1: a waker cancels from any thread, and its loop is notified
+    // S4, W1: a waker cancels from any thread, and notifies the loop
     AioContext::run(|ctx| {
         let task = spawn(|| sleep(Duration::MAX));
         ctx.poll(false);
@@ -98,7 +99,8 @@ fn from_another_thread() {
 
 #[test]
 fn a_shield_puts_it_off() {
-    // S4: behind a shield waits are not cut short, however deep shields nest; after the last they are again
+    // S4: waits inside a shield are not cut short, even with nested shields; after the outermost
+    // one they are again
     AioContext::run(|_| {
         let task = spawn(|| {
             Coroutine::current().unwrap().cancel();
@@ -116,8 +118,8 @@ fn a_shield_puts_it_off() {
 
 #[test]
 fn the_next_in_its_place_is_not_cancelled() {
-    // S4, W4: cancelling one that has ended does nothing, also when its control block serves another one; nor does the flag
-    // stay in the block
+    // S4, W4: cancelling an ended coroutine has no effect, even if its control block is reused; nor
+    // does the flag stay in the block
     AioContext::run(|ctx| {
         let first = spawn(|| ());
         let (handle, waker) = (first.coroutine(), first.coroutine().waker());
@@ -138,7 +140,7 @@ fn the_next_in_its_place_is_not_cancelled() {
 
 #[test]
 fn a_bare_suspension_is_only_woken() {
-    // S4: cancelling wakes whoever suspended by itself, who looks for the reason
+    // S4: cancelling wakes a coroutine in a bare suspension, which must check for the reason
     AioContext::run(|ctx| {
         let task = spawn(|| {
             suspend();

@@ -1,4 +1,5 @@
-//! Channels and oneshot: every message once and in order, the end is told, nothing is lost by whoever goes away.
+//! Channels and oneshot: every message arrives once and in order, disconnection is reported, and no
+//! message is lost when an endpoint goes away.
 
 mod common;
 
@@ -13,7 +14,7 @@ use coralio_runtime::{
     channel, oneshot, spawn, timeout, yield_now,
 };
 
-/// Spawns a coroutine that receives one message, and notes it with its name.
+/// Spawns a coroutine that receives one message, and logs it with its name.
 fn receive(receiver: &Receiver<u32>, log: &Log, name: &'static str) -> JoinHandle<()> {
     let (receiver, log) = (receiver.clone(), log.clone());
     spawn(move || match receiver.recv() {
@@ -22,7 +23,7 @@ fn receive(receiver: &Receiver<u32>, log: &Log, name: &'static str) -> JoinHandl
     })
 }
 
-/// Spawns a coroutine that sends one message, and notes when that is done.
+/// Spawns a coroutine that sends one message, and logs when that is done.
 fn send(sender: &Sender<u32>, log: &Log, message: u32) -> JoinHandle<()> {
     let (sender, log) = (sender.clone(), log.clone());
     spawn(move || match sender.send(message) {
@@ -37,7 +38,7 @@ fn join_all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
 
 #[test]
 fn a_send_waits_for_room() {
-    // S4: there is room for so many messages; a send beyond that waits, and all are received in order
+    // S4: a send to a full channel waits; all messages are received in order
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(2));
         let producer = spawn({
@@ -62,12 +63,13 @@ fn a_send_waits_for_room() {
 
 #[test]
 fn first_come_first_served() {
-    // S4: receivers in line get messages in the order in which they came, and senders their room; none is overtaken
+    // S4: waiting receivers get messages, and waiting senders get space, in order of arrival; none
+    // is overtaken
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(1));
         let receivers = ["a", "b", "c"].map(|name| receive(&receiver, &log, name));
         ctx.poll(false);
-        // There is room for one only: they go straight to those that wait.
+        // There is space for only one: the messages go directly to the waiting receivers.
         for n in 1..=3 {
             sender.try_send(n).unwrap();
         }
@@ -89,7 +91,8 @@ fn first_come_first_served() {
 
 #[test]
 fn without_room_the_two_meet() {
-    // S4: with a capacity of 0 a send waits until its message is received, and try_send needs one that waits for it
+    // S4: with a capacity of 0 a send waits until its message is received, and try_send needs a
+    // waiting receiver
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(0));
         assert_eq!(sender.try_send(0), Err(TrySendError::Full(0)));
@@ -110,7 +113,8 @@ fn without_room_the_two_meet() {
 
 #[test]
 fn without_senders_it_ends() {
-    // S4: when the last sender goes, receivers still get what was sent, and then are told, those that wait too
+    // S4: after the last sender has gone, receivers still get the remaining messages, and then an
+    // error, waiting receivers included
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(3));
         let other = sender.clone();
@@ -131,7 +135,8 @@ fn without_senders_it_ends() {
 
 #[test]
 fn without_receivers_messages_come_back() {
-    // S4: when the last receiver goes, senders are told, those that wait too, and have their messages back
+    // S4: when the last receiver goes, senders get an error, waiting senders included, and their
+    // messages back
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(1));
         sender.try_send(1).unwrap();
@@ -150,7 +155,8 @@ fn without_receivers_messages_come_back() {
 
 #[test]
 fn what_nobody_receives_is_dropped_at_once() {
-    // S4: messages that are left when the last receiver goes are dropped then; they may use the channel themselves
+    // S4: messages left when the last receiver goes are dropped then; their destructors may use the
+    // channel
     AioContext::run(|_| {
         struct Sends(Sender<Option<Sends>>, Log);
         impl Drop for Sends {
@@ -163,7 +169,7 @@ fn what_nobody_receives_is_dropped_at_once() {
         drop(receiver);
         assert_eq!(log.take(), "Closed(..)");
 
-        // So who waits for an answer to a message that was never read is told.
+        // So a sender that waits for the answer to an unread message gets an error.
         let (sender, receiver) = channel(1);
         let (answer, answered) = oneshot::<()>();
         sender.try_send(answer).unwrap();
@@ -179,7 +185,8 @@ fn what_nobody_receives_is_dropped_at_once() {
 
 #[test]
 fn a_wait_can_be_cancelled() {
-    // S4: a send and a receive that wait end early by cancelling or a timeout; the message is given back, none is lost
+    // S4: cancelling or a timeout ends a waiting send or receive early; the message is returned,
+    // and none is lost
     AioContext::run(|ctx| {
         let (log, (sender, receiver)) = (Log::default(), channel(1));
         let soon = Duration::from_millis(1);
@@ -188,7 +195,7 @@ fn a_wait_can_be_cancelled() {
         receivers[0].cancel();
         ctx.poll(false);
         sender.try_send(1).unwrap();
-        // It has its message: it is too late to cancel it.
+        // It has its message already: too late to cancel.
         receivers[1].cancel();
         join_all(receivers);
         assert_eq!(log.take(), "a:Cancelled b1");
@@ -206,7 +213,7 @@ fn a_wait_can_be_cancelled() {
         assert_eq!((receiver.try_recv(), receiver.try_recv()), (Ok(2), Ok(4)));
         join_all(senders);
         assert_eq!(log.take(), "Cancelled(..)3 sent4");
-        // What need not wait is done by one that is cancelled too.
+        // Operations that need not wait succeed even for a cancelled coroutine.
         let cancelled = spawn(move || (sender.send(5), receiver.recv(), receiver.recv()));
         cancelled.cancel();
         assert_eq!(cancelled.join().unwrap(), (Ok(()), Ok(5), Err(RecvError::Cancelled)));
@@ -215,7 +222,8 @@ fn a_wait_can_be_cancelled() {
 
 #[test]
 fn outside_a_coroutine() {
-    // S4: outside a coroutine one sends and receives what need not wait; to wait is a panic with the remedy
+    // S4: outside a coroutine, operations that need not wait succeed, and those that would wait
+    // panic with the remedy
     let (sender, receiver) = channel(1);
     sender.send(1).unwrap();
     let said = panic_of(|| sender.send(2));
@@ -232,7 +240,7 @@ fn outside_a_coroutine() {
 
 #[test]
 fn the_hand_over_wakes_and_does_not_enter() {
-    // S4, S1: a receiver runs when the one that sent yields, not on top of it
+    // S4, S1: a receiver runs when the sender yields, not on top of it
     AioContext::run(|_| {
         let (log, (sender, receiver)) = (Log::default(), channel(1));
         let waiting = spawn({
@@ -257,7 +265,8 @@ fn the_hand_over_wakes_and_does_not_enter() {
 
 #[test]
 fn every_message_once_between_two_threads() {
-    // S4: many senders on one thread, many receivers on another: each message once; of one sender in order
+    // S4: with many senders on one thread and many receivers on another, each message arrives once,
+    // and those of one sender in order
     let (senders, receivers, count) = (10, 10, scaled(2000));
     for capacity in [0, 1, 16] {
         let (sender, receiver) = channel(capacity);
@@ -305,7 +314,8 @@ fn every_message_once_between_two_threads() {
 
 #[test]
 fn a_receiver_that_unwinds_loses_no_message() {
-    // C9, S4: one whose context ends when it was handed a message puts it back, before the others, or hands it on
+    // C9, S4: a receiver whose context ends after it was handed a message puts it back in front, or
+    // hands it on
     for others_wait in [false, true] {
         let (sender, receiver) = channel(2);
         let (in_line, handed, ended) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
@@ -339,7 +349,8 @@ fn a_receiver_that_unwinds_loses_no_message() {
                         other.join().unwrap();
                         assert_eq!(log.take(), "other1");
                     }
-                    // For once there were more than there is room for; the rule holds again afterwards.
+                    // There were temporarily more messages than the capacity; the limit holds again
+                    // afterwards.
                     None => {
                         let waiting = send(&sender, &log, 4);
                         ctx.poll(false);
@@ -359,7 +370,8 @@ fn a_receiver_that_unwinds_loses_no_message() {
 
 #[test]
 fn a_sender_that_unwinds_takes_its_message_along() {
-    // C9, S4: a message that waited for room is dropped with its sender, once; those behind it move up
+    // C9, S4: a message that waits for space is dropped with its sender, once; those behind it move
+    // up
     let log = Log::default();
     let (sender, receiver) = channel(1);
     let sender = Arc::new(sender);
@@ -372,7 +384,7 @@ fn a_sender_that_unwinds_takes_its_message_along() {
     assert_eq!(log.take(), "waiting");
     drop(receiver.try_recv().unwrap());
     assert!(receiver.try_recv().is_err());
-    // One that was told that no receiver is left, and did not come to see it.
+    // A sender that was told of the last receiver's end, and was unwound before it could return.
     AioContext::run(|ctx| {
         sender.try_send(log.on_drop("second")).unwrap();
         let (theirs, log) = (Arc::clone(&sender), log.clone());
@@ -385,7 +397,8 @@ fn a_sender_that_unwinds_takes_its_message_along() {
 
 #[test]
 fn one_value() {
-    // S4: a oneshot's value is received once, whether it was sent before or is waited for; then the sender is gone
+    // S4: a oneshot's value is received once, whether it was sent before or during the wait; then
+    // the sender is gone
     AioContext::run(|ctx| {
         let (sender, receiver) = oneshot();
         assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
@@ -404,7 +417,8 @@ fn one_value() {
 
 #[test]
 fn one_value_that_does_not_come() {
-    // S4: a oneshot's receiver tells a sender that is gone from a wait cut short; a sender gets its value back
+    // S4: a oneshot's receiver distinguishes a dropped sender from a wait cut short; a sender gets
+    // its value back
     AioContext::run(|ctx| {
         let (sender, receiver) = oneshot::<u32>();
         let receiver = Rc::new(receiver);

@@ -1,4 +1,4 @@
-//! Virtual time: what goes by the context's clock, and who advances it.
+//! Virtual time: what uses the context's clock, and what advances it.
 
 mod common;
 
@@ -19,7 +19,7 @@ use coralio_runtime::{
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Runs `f` on the stack of a thread whose context has a clock of its own.
+/// Runs `f` on the stack of a thread whose context has its own virtual clock.
 fn virtually<R>(f: impl FnOnce(&AioContext, &VirtualClock) -> R) -> R {
     let clock = VirtualClock::new();
     AioContext::builder().virtual_clock(clock.clone()).unwind_report(false).run(|ctx| f(ctx, &clock)).unwrap()
@@ -27,7 +27,8 @@ fn virtually<R>(f: impl FnOnce(&AioContext, &VirtualClock) -> R) -> R {
 
 #[test]
 fn an_hour_passes_in_a_moment() {
-    // X7, S4: with a virtual clock sleepers wake in order of time, each exactly at its time, and nobody waits for that
+    // X7, S4: with a virtual clock sleepers wake in order of deadline, each exactly at its
+    // deadline, without real waiting
     virtually(|ctx, clock| {
         let log = Log::default();
         let tasks = [3600, 1, 1800, 60].map(|seconds| {
@@ -52,8 +53,9 @@ fn an_hour_passes_in_a_moment() {
 
 #[test]
 fn timers_fire_at_their_time() {
-    // X7: timers fire in order of time, those of one time in the order in which they were armed, the clock showing that time;
-    // it stands still while there is something to do, and a timer that the clock is advanced past fires late
+    // X7: timers fire in order of deadline and then of arming, with the clock at their deadline;
+    // the clock stands still while there is work, and a timer that the clock is advanced past fires
+    // late
     virtually(|ctx, clock| {
         let log = Log::default();
         let logging = |what: &'static str| {
@@ -81,7 +83,7 @@ fn timers_fire_at_their_time() {
 
 #[test]
 fn timeouts_go_by_it() {
-    // S4: a timeout is over exactly when its clock says so, and not before
+    // S4: a timeout expires exactly at its deadline on the context's clock
     virtually(|_, clock| {
         let clock = clock.clone();
         let task = spawn(move || {
@@ -96,8 +98,8 @@ fn timeouts_go_by_it() {
 
 #[test]
 fn idle_bottom_halves_go_by_it() {
-    // X3: an idle bottom half runs when ten milliseconds have passed by the context's clock; armed anew while it runs, after ten
-    // more
+    // X3: an idle bottom half runs after ten milliseconds of the context's clock; rescheduled while
+    // it runs, after ten more
     virtually(|ctx, clock| {
         let (log, clock) = (Log::default(), clock.clone());
         let timer = ctx
@@ -130,7 +132,8 @@ fn idle_bottom_halves_go_by_it() {
 
 #[test]
 fn each_context_has_its_own() {
-    // X7: contexts with clocks of their own do not see each other's time, nor does one that goes by the system's
+    // X7: contexts with their own clocks do not see each other's time, and a context with the
+    // system's clock sees neither
     let clocks = [VirtualClock::new(), VirtualClock::new()];
     let threads =
         clocks.clone().map(|clock| AioContext::builder().virtual_clock(clock).start_thread("virtual").unwrap());
@@ -148,7 +151,8 @@ fn each_context_has_its_own() {
 
 #[test]
 fn how_long_somebody_waits_goes_by_it() {
-    // X11: a dump tells by the context's clock for how long somebody has waited, and when the next timer is due
+    // X11: a dump shows the duration of waits, and when the next timer is due, by the context's
+    // clock
     virtually(|ctx, _| {
         let idler = Coroutine::builder().name("idler").create(suspend).unwrap();
         idler.enter();
@@ -163,8 +167,8 @@ fn how_long_somebody_waits_goes_by_it() {
 
 #[test]
 fn it_stands_still_while_somebody_is_there() {
-    // X6: a loop that is notified as it is about to let time pass looks first; one with no timer sleeps until a descriptor is
-    // ready, and no time passes
+    // X6: a loop that is notified as it is about to advance the clock checks first; a loop without
+    // timers sleeps until a descriptor is ready, and no time passes
     virtually(|ctx, clock| {
         let timer = ctx.timer(|| {}).unwrap();
         timer.arm_after(HOUR);
@@ -199,7 +203,7 @@ fn it_stands_still_while_somebody_is_there() {
 
 #[test]
 fn beyond_its_end_is_never() {
-    // X7: a timer for a time that the clock never shows does not fire, and the loop does not spin for it
+    // X7: a timer beyond the clock's range does not fire, and does not make the loop spin
     virtually(|ctx, clock| {
         let never = spawn(|| sleep(600 * 366 * 24 * HOUR));
         ctx.poll(false);
@@ -212,7 +216,8 @@ fn beyond_its_end_is_never() {
     });
 }
 
-/// An engine with something in flight for ever, which sleeps in the way that it is told, and counts that.
+/// An engine with an operation in flight forever, which sleeps by calling `how`, and counts the
+/// sleeps.
 struct Sleeper<F> {
     how: F,
     idle: bool,
@@ -264,7 +269,8 @@ fn sleeps(
 
 #[test]
 fn a_source_that_simulates_advances_it() {
-    // X7: while I/O is in flight the source lets the time pass, in steps of its own, however long that takes it
+    // X7: while I/O is in flight the source advances the clock, in its own steps, however long that
+    // takes in real time
     virtually(|ctx, clock| {
         let device = clock.clone();
         let source = sleeps(ctx, false, move |timeout| {
@@ -280,8 +286,8 @@ fn a_source_that_simulates_advances_it() {
 
 #[test]
 fn a_source_that_does_not_sleeps_in_real_time() {
-    // X7: while I/O of a real kernel is in flight no virtual time passes, unless as much real time has as until the next timer:
-    // then that fires, at its time
+    // X7: while real I/O is in flight no virtual time passes until as much real time has passed as
+    // remains until the next timer: then that timer fires, at its deadline
     virtually(|ctx, clock| {
         let early = Arc::new(AtomicBool::new(true));
         let is_early = Arc::clone(&early);
@@ -289,7 +295,7 @@ fn a_source_that_does_not_sleeps_in_real_time() {
             if is_early.load(Ordering::Relaxed) {
                 return;
             }
-            // It is the loop that sleeps here, as it was told.
+            // The loop itself sleeps here, for the requested time.
             thread::sleep(timeout.unwrap());
         });
         let far = ctx.timer(|| {}).unwrap();
@@ -304,13 +310,13 @@ fn a_source_that_does_not_sleeps_in_real_time() {
 
 #[test]
 fn a_deadlock_is_reported_at_once() {
-    // S6: where no time passes while nothing happens, a deadlock is looked for as soon as the loop has nothing to do, and not
-    // while a timer is armed
+    // S6: with a virtual clock, the loop checks for a deadlock as soon as it is idle, but not while
+    // a timer is armed
     let Some(child) = in_child("a_deadlock_is_reported_at_once") else {
         let builder = AioContext::builder().virtual_clock(VirtualClock::new()).deadlock_report(Some(HOUR));
         return builder
             .run(|ctx| {
-                // Returns at once from what would be a sleep without end.
+                // Returns immediately where a real engine would sleep forever.
                 sleeps(ctx, true, |_| {});
                 let locks = [(); 2].map(|()| std::rc::Rc::new(CoMutex::new(())));
                 for (first, second) in [(0, 1), (1, 0)] {

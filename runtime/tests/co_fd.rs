@@ -1,4 +1,5 @@
-//! `CoFd`: no edge is lost, whoever waits is woken or told, and what is dropped is watched no more.
+//! `CoFd`: no edge is lost, every waiter is woken or gets an error, and a dropped descriptor is no
+//! longer watched.
 
 mod common;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use common::{Log, text};
 use coralio_runtime::{AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, timeout, yield_now};
 
-/// One end for coroutines, and a blocking one for whoever plays the other side.
+/// One end for coroutines, and a blocking one for the peer.
 fn pair() -> (Rc<CoFd<UnixStream>>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (Rc::new(CoFd::new(ours).unwrap()), theirs)
@@ -29,7 +30,8 @@ fn read_byte(mut from: &CoFd<UnixStream>) -> u8 {
 
 #[test]
 fn an_edge_between_look_and_wait_is_not_lost() {
-    // W3: what comes after a read found nothing, and before its coroutine waits, ends the wait at once
+    // W3: data that arrives after a read found nothing, and before its coroutine waits, ends the
+    // wait immediately
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let task = spawn({
@@ -41,7 +43,8 @@ fn an_edge_between_look_and_wait_is_not_lost() {
                     let mut byte = [0];
                     let read = stream.read(&mut byte);
                     if calls == 1 {
-                        // The loop tells of the edge while this coroutine runs and nobody waits.
+                        // The loop reports the edge while this coroutine runs and there is no
+                        // waiter.
                         theirs.write_all(&[7]).unwrap();
                         ctx.poll(false);
                     }
@@ -56,7 +59,7 @@ fn an_edge_between_look_and_wait_is_not_lost() {
 
 #[test]
 fn two_readers_and_a_writer() {
-    // X4: an edge wakes all who wait: each looks, and none is forgotten
+    // X4: an edge wakes all waiters: each retries, and none is forgotten
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -73,7 +76,7 @@ fn two_readers_and_a_writer() {
             move || log.add(format_args!("3:{}", read_byte(&ours)))
         });
         ctx.poll(false);
-        // One edge for the two of them.
+        // One edge for both readers.
         theirs.write_all(&[20, 30]).unwrap();
         readers.into_iter().chain([third]).for_each(|reader| reader.join().unwrap());
         assert_eq!(log.take(), "2:20 3:30");
@@ -86,7 +89,8 @@ fn two_readers_and_a_writer() {
 
 #[test]
 fn a_short_read_needs_no_second_look() {
-    // X4: after a short read nothing is left to be read, so the next one waits without a system call; and is woken
+    // X4: after a short read the stream is known to be empty, so the next read waits without a
+    // system call; and is woken
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         theirs.write_all(b"abc").unwrap();
@@ -108,7 +112,8 @@ fn a_short_read_needs_no_second_look() {
 
 #[test]
 fn half_a_close_is_seen_behind_the_data() {
-    // X4: the other end's last bytes and its end may share an edge: the end is read all the same, and writing goes on
+    // X4: the peer's last bytes and its shutdown may share an edge: end of file is read all the
+    // same, and writing still works
     for told_before in [false, true] {
         AioContext::run(|ctx| {
             let (ours, mut theirs) = pair();
@@ -116,7 +121,7 @@ fn half_a_close_is_seen_behind_the_data() {
                 let ours = Rc::clone(&ours);
                 move || {
                     if told_before {
-                        // Known to be drained, so that the edge is waited for.
+                        // Known to be drained, so that it waits for the edge.
                         assert_eq!(read_byte(&ours), 0);
                         assert!(ours.try_read(&mut [0; 1]).is_err());
                     }
@@ -142,7 +147,8 @@ fn half_a_close_is_seen_behind_the_data() {
 
 #[test]
 fn writers_wait_for_room() {
-    // X4: two writers fill the socket and wait; as the other end reads they go on, and no byte is lost
+    // X4: two writers fill the socket and wait; as the peer reads they continue, and no byte is
+    // lost
     const EACH: usize = 3 << 20;
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
@@ -159,7 +165,7 @@ fn writers_wait_for_room() {
                 let count = theirs.read(&mut room).unwrap();
                 room[..count].iter().for_each(|&byte| sums[usize::from(byte)] += 1);
             }
-            // Nobody writes any more: that the other end reads is not told.
+            // There is no writer left: reads of the peer are not reported.
             (sums, theirs)
         });
         writers.into_iter().for_each(|writer| writer.join().unwrap());
@@ -171,7 +177,8 @@ fn writers_wait_for_room() {
 
 #[test]
 fn waits_are_cut_short() {
-    // X4: a cancelled coroutine's wait, and one whose time is over, end with an error; what is there is read all the same
+    // X4: waits of a cancelled coroutine, and waits that time out, end with an error; available
+    // data is read all the same
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let in_time = spawn({
@@ -194,7 +201,7 @@ fn waits_are_cut_short() {
         ctx.poll(false);
         reader.cancel();
         assert_eq!(reader.join().unwrap(), 5);
-        // Nobody waits: the edge finds nobody, and wakes nobody.
+        // There is no waiter: the edge wakes nothing.
         while ctx.poll(false) {}
     });
 }
@@ -211,7 +218,8 @@ impl Drop for ReadsAtTheEnd {
 
 #[test]
 fn a_context_ends_while_they_wait() {
-    // C9: waiters are unwound, a wait of their destructors is an error, and the descriptor is closed and watched no more
+    // C9: waiters are unwound, waits in their destructors fail, and the descriptor is closed and no
+    // longer watched
     let log = Log::default();
     let kept = AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
@@ -239,7 +247,7 @@ fn a_context_ends_while_they_wait() {
     let (closed, kept, mut far) = kept;
     closed.join().unwrap();
     assert_eq!(log.take(), "cancelled cancelled closed");
-    // One that outlives its context: an error there, and as good as new when taken out.
+    // A CoFd that outlives its context: reads fail, and the descriptor works again when taken out.
     AioContext::run(|_ctx| {
         let task = spawn(move || {
             let _ = kept.try_read(&mut [0]);
@@ -253,7 +261,7 @@ fn a_context_ends_while_they_wait() {
     });
 }
 
-/// Hands a thread out together with what must live on.
+/// Returns a thread's handle together with values that must stay alive.
 trait JoinAfter: Sized {
     fn join_after<A, B>(self, a: A, b: B) -> (Self, A, B);
 }
@@ -266,7 +274,8 @@ impl JoinAfter for thread::JoinHandle<()> {
 
 #[test]
 fn a_busy_loop_and_polls_without_sleep_serve_edges() {
-    // X4: edges are served though bottom halves keep the loop busy, by polls that never sleep, and beside levels
+    // X4: edges are served while bottom halves keep the loop busy, by polls that never sleep, and
+    // next to level-triggered handlers
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let got = Rc::new(Cell::new(0));
@@ -312,7 +321,8 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
 
 #[test]
 fn another_threads_poll_loses_no_edge() {
-    // X8: a foreign poll tells of edges while the loop sleeps on the same descriptor, and the coroutine is woken at home
+    // X8: a foreign poll reports edges while the loop sleeps on the same descriptor, and the
+    // coroutine is woken at home
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let count = common::scaled(500);
@@ -340,7 +350,8 @@ fn another_threads_poll_loses_no_edge() {
 
 #[test]
 fn listeners_pipes_and_what_cannot_be() {
-    // X4: accept waits; a pipe's end is read; a regular file and a descriptor taken twice are errors with the remedy
+    // X4: accept waits; a pipe's end is read; a regular file and a descriptor used twice are errors
+    // with the remedy
     AioContext::run(|_ctx| {
         let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
@@ -381,7 +392,7 @@ fn listeners_pipes_and_what_cannot_be() {
 
 #[test]
 fn yielding_coroutine_does_not_starve_descriptors() {
-    // X4: an edge is served though a coroutine yields again and again, so that the loop never sleeps
+    // X4: an edge is served although a coroutine yields continuously, so that the loop never sleeps
     AioContext::run(|_ctx| {
         let (near, mut far) = UnixStream::pair().unwrap();
         let served = Rc::new(Cell::new(false));

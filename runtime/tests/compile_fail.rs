@@ -1,9 +1,11 @@
-//! What must not compile: the promises that the compiler keeps for us. `TRYBUILD=overwrite` writes its words anew.
+//! Code that must not compile: guarantees enforced by the compiler. `TRYBUILD=overwrite` updates
+//! the expected errors.
 #![cfg(not(any(loom, feature = "sanitizer")))]
 
 #[test]
 fn what_is_unsound_does_not_compile() {
-    // C7, X8, S4: handles and guards stay on their thread; what crosses threads is Send; scopes do not outlive what they borrow
+    // C7, X8, S4: handles and guards stay on their thread; values that cross threads are Send;
+    // scopes do not outlive their borrows
     if cfg!(target_os = "linux") && std::env::var_os("CORALIO_TEST_DIVISOR").is_some() {
         return eprintln!("skipped: under a checker, the compiler would be checked too");
     }

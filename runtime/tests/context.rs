@@ -1,4 +1,5 @@
-//! The loop: what a round does, nested polls, panics that pass through it, sleeping and being kicked.
+//! The loop: the steps of an iteration, nested polls, panics that propagate through it, sleeping
+//! and being kicked.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +23,8 @@ fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
 
 #[test]
 fn poll_says_whether_anything_progressed() {
-    // X1: a poll runs one round and says whether anything progressed; without blocking it never sleeps
+    // X1: a poll runs one iteration and returns whether there was progress; without blocking it
+    // never sleeps
     AioContext::run(|ctx| {
         assert!(!ctx.poll(false));
         let task = spawn(yield_now);
@@ -36,7 +38,7 @@ fn poll_says_whether_anything_progressed() {
 
 #[test]
 fn blocking_it_sleeps_till_something_is_due() {
-    // X1: a blocking poll sleeps till something is due, and runs it before it returns
+    // X1: a blocking poll sleeps until something is due, and runs it before it returns
     AioContext::run(|ctx| {
         let (send, receive) = mpsc::channel();
         let other = thread::spawn({
@@ -52,7 +54,8 @@ fn blocking_it_sleeps_till_something_is_due() {
 
 #[test]
 fn coroutines_taken_up_by_the_outer_round_run_in_the_nested_one() {
-    // X2: a coroutine that polls runs the ready ones that the outer round had taken up, each once
+    // X2: a coroutine that polls runs the ready coroutines that the outer iteration had taken up,
+    // each once
     AioContext::run(|ctx| {
         let log = Log::default();
         let tasks: Vec<_> = (0..4)
@@ -70,7 +73,7 @@ fn coroutines_taken_up_by_the_outer_round_run_in_the_nested_one() {
             })
             .collect();
         assert!(ctx.poll(false));
-        // The nested round began when 0 had been made ready again, and took that up too.
+        // The nested iteration began when 0 had been made ready again, and took that up too.
         assert_eq!(log.take(), "0 1 2 3 0 back");
         for task in tasks {
             task.join().unwrap();
@@ -81,7 +84,8 @@ fn coroutines_taken_up_by_the_outer_round_run_in_the_nested_one() {
 
 #[test]
 fn panics_leave_the_loop_right() {
-    // C8: a panic in a bottom half or a coroutine comes out of poll; what else was taken up runs in the next
+    // C8: a panic in a bottom half or a coroutine propagates out of poll; other work taken up runs
+    // in the next poll
     AioContext::run(|ctx| {
         let log = Log::default();
         let bad = ctx
@@ -108,14 +112,14 @@ fn panics_leave_the_loop_right() {
         let after = spawn(|| 3);
         assert_eq!(panic_of(|| ctx.poll(false)), "in a coroutine");
         assert_eq!(after.join().unwrap(), 3);
-        // Nothing is held: another thread can have the lock.
+        // Nothing is held: another thread can acquire the lock.
         thread::scope(|scope| scope.spawn(|| drop(ctx.acquire())).join().unwrap());
     });
 }
 
 #[test]
 fn no_kick_is_lost() {
-    // X6: however notify and the decision to sleep fall together, the loop comes round
+    // X6: no kick is lost, however notify and the decision to sleep interleave
     AioContext::run(|ctx| {
         let rounds = scaled(20_000);
         let (send, receive) = mpsc::channel();
@@ -144,7 +148,7 @@ fn no_kick_is_lost() {
     });
 }
 
-/// A source that has nothing, and sleeps in the way that it is told.
+/// A source without completions, which sleeps by calling its closure.
 struct Sleeper<F>(F);
 
 impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
@@ -179,14 +183,15 @@ impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
     }
 }
 
-/// Gives the context an engine that sleeps in this way.
+/// Gives the context an engine that sleeps by calling `how`.
 fn sleeps(ctx: &AioContext, how: impl Fn(BorrowedFd<'_>) + Send + Sync + 'static) {
     ctx.attach(Arc::new(Sleeper(how))).unwrap();
 }
 
 #[test]
 fn a_source_does_not_find_an_old_kick() {
-    // X6: a kick ends one sleep, also one that an I/O engine does for the loop; the next sleep is a sleep again
+    // X6: a kick ends one sleep, even one inside an I/O engine; the next sleep is a real sleep
+    // again
     AioContext::run(|ctx| {
         let (slept, spurious) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (own, counted, early) = (ctx.clone(), Arc::clone(&slept), Arc::clone(&spurious));
@@ -211,8 +216,8 @@ fn a_source_does_not_find_an_old_kick() {
     });
 }
 
-/// Gives the context an engine whose sleeps end at once. Returns their number, and how many of them found the loop's epoll
-/// set ready, so that the loop would not have slept.
+/// Gives the context an engine whose sleeps end immediately. Returns the number of sleeps, and how
+/// many of them found the loop's epoll set ready, so that the loop would not have slept.
 fn counted_sleeps(ctx: &AioContext) -> impl Fn() -> (usize, usize) {
     let counts = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
     let counted = Arc::clone(&counts);
@@ -228,9 +233,9 @@ fn counted_sleeps(ctx: &AioContext) -> impl Fn() -> (usize, usize) {
 
 #[test]
 fn notification_before_the_sleep_makes_one_poll_return() {
-    // X6: a notification that comes between the caller's check and the blocking poll makes that poll return without a
-    // sleep, by itself or after the work of a round; the poll after that sleeps again. Non-blocking polls and polls of other
-    // threads take no notification away
+    // X6: a notification between the caller's check and the blocking poll makes that poll return
+    // without sleeping, by itself or after the work of an iteration; the next poll sleeps again.
+    // Non-blocking polls and polls of other threads do not consume the notification
     AioContext::run(|ctx| {
         let slept = counted_sleeps(ctx);
         ctx.notify();
@@ -241,7 +246,7 @@ fn notification_before_the_sleep_makes_one_poll_return() {
         assert_eq!(slept(), (0, 0), "it was notified");
         ctx.poll(true);
         assert_eq!(slept(), (1, 0), "it was not notified again");
-        // Within a round that has work: one poll more returns.
+        // Within an iteration that has work: one more poll returns.
         let notifies = ctx.clone();
         ctx.schedule_oneshot(move || notifies.notify()).unwrap();
         assert!(ctx.poll(true) && !ctx.poll(true));
@@ -253,8 +258,9 @@ fn notification_before_the_sleep_makes_one_poll_return() {
 
 #[test]
 fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
-    // X4: a descriptor that is watched for nothing, and whose other end hangs up, leaves the loop asleep, from the
-    // beginning or after a change, also within the handler; watched again, the hang-up is reported
+    // X4: a descriptor watched with no interest, whose peer hangs up, does not wake the loop,
+    // whether from the beginning, after a change, or within the handler; watched again, the hang-up
+    // is reported
     AioContext::run(|ctx| {
         let slept = counted_sleeps(ctx);
         let log = Log::default();
@@ -281,7 +287,7 @@ fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
             assert!(!ctx.poll(true));
             assert_eq!((slept(), log.take()), ((1, 0), String::new()), "the handler waits for nothing now");
         }
-        // In its own handler, beneath a nested poll that sleeps.
+        // In its own handler, below a nested poll that sleeps.
         let (near, far) = UnixStream::pair().unwrap();
         let (polls, logged) = (ctx.clone(), log.clone());
         let _nested = ctx.watch_with(near, Interest::Read, move |own, _| {
@@ -303,7 +309,7 @@ fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
 
 #[test]
 fn reports_for_removed_watches_do_not_keep_the_loop_awake() {
-    // X4: a handler panics, and the watches that were reported with it are removed: the loop sleeps
+    // X4: a handler panics, and the watches reported with it are removed: the loop sleeps
     AioContext::run(|ctx| {
         let slept = counted_sleeps(ctx);
         let watches = [(); 2].map(|()| {
@@ -320,7 +326,8 @@ fn reports_for_removed_watches_do_not_keep_the_loop_awake() {
 
 #[test]
 fn no_context_runs_within_the_sleep_of_another() {
-    // C7: while a loop sleeps its thread is home to it all the same: its coroutines may not be entered from another context
+    // C7: a thread remains home to its context while the loop sleeps: another context cannot run in
+    // that sleep
     AioContext::run(|ctx| {
         let said = Arc::new(Mutex::new(String::new()));
         let heard = Arc::clone(&said);
@@ -333,7 +340,8 @@ fn no_context_runs_within_the_sleep_of_another() {
 
 #[test]
 fn engine_is_attached_to_one_context_at_a_time() {
-    // E9: a second context that drove the same engine would sleep in it and submit to it from another thread
+    // E9: attaching an engine to a second context fails, since that context would sleep in it and
+    // submit to it from another thread
     let engine: Arc<dyn Source> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
     let attach_elsewhere = || {
         let engine = Arc::clone(&engine);

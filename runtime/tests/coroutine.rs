@@ -1,4 +1,4 @@
-//! Coroutines: entered, suspended, ended; who may enter whom; what becomes of their results and panics.
+//! Coroutines: entering, suspending, ending; which coroutine may enter which; results and panics.
 
 mod common;
 
@@ -17,7 +17,8 @@ fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
 
 #[test]
 fn a_new_coroutine_runs_nothing() {
-    // C1: a new coroutine runs nothing until it is first entered, then until it yields or ends
+    // C1: a new coroutine runs nothing until it is first entered, and then runs until it yields or
+    // ends
     AioContext::run(|_| {
         let steps = Rc::new(Cell::new(0));
         let co = Coroutine::new({
@@ -39,7 +40,8 @@ fn a_new_coroutine_runs_nothing() {
 
 #[test]
 fn what_is_started_runs_before_start_returns() {
-    // C2: started is entered at once, and is back at its first yield; C8: a panic by then is its handle's all the same
+    // C2: start enters the coroutine immediately, and returns at its first yield; C8: a panic
+    // before that goes to its handle all the same
     AioContext::run(|_| {
         let log = Log::default();
         let in_it = log.clone();
@@ -61,7 +63,7 @@ fn what_is_started_runs_before_start_returns() {
 
 #[test]
 fn enters_nest_and_unwind_last_in_first_out() {
-    // C2: the caller of enter may be a coroutine; enters nest and come back last in, first out
+    // C2: a coroutine may enter others; enters nest and return last in, first out
     AioContext::run(|_| {
         let log = Log::default();
         fn nested(depth: u32, log: &Log) {
@@ -89,7 +91,7 @@ fn enters_nest_and_unwind_last_in_first_out() {
 
 #[test]
 fn yield_goes_to_whoever_entered_last() {
-    // C3: yield gives control to whoever entered it last, always: first main, then B
+    // C3: yield always returns to the latest enterer: first main, then B
     AioContext::run(|_| {
         let log = Log::default();
         let a = named("A", {
@@ -118,7 +120,8 @@ fn yield_goes_to_whoever_entered_last() {
 
 #[test]
 fn is_entered_also_beneath_others() {
-    // C4: is_entered holds from enter to yield or end, also with others on top; not before, between and after
+    // C4: is_entered holds from enter to yield or end, even with others on top; not before, between
+    // or after
     AioContext::run(|_| {
         let inner = Rc::new(Cell::new(None::<Coroutine>));
         let outer = Coroutine::new({
@@ -145,7 +148,7 @@ fn is_entered_also_beneath_others() {
 
 #[test]
 fn entering_oneself_names_the_chain() {
-    // C5: entering oneself is an error that names the chain, and changes nothing
+    // C5: entering itself is an error that names the chain, and changes nothing
     AioContext::run(|_| {
         let done = Rc::new(Cell::new(false));
         let co = named("A", {
@@ -169,7 +172,8 @@ fn entering_oneself_names_the_chain() {
 
 #[test]
 fn recursive_entry_at_a_distance_names_the_chain() {
-    // C5: recursive entry of one further down names the whole chain, and all go on normally afterwards
+    // C5: entering a coroutine further down the stack is an error that names the whole chain; all
+    // of them continue normally
     AioContext::run(|ctx| {
         let log = Log::default();
         let cell = Rc::new(RefCell::new(Vec::<Coroutine>::new()));
@@ -210,7 +214,7 @@ fn recursive_entry_at_a_distance_names_the_chain() {
         }
         assert_eq!(log.take(), "B C A");
 
-        // A loop beneath is named too.
+        // A loop on the stack is named too.
         let ctx = ctx.clone();
         let polls = named("D", move || {
             let me = Coroutine::current().unwrap();
@@ -229,7 +233,8 @@ fn recursive_entry_at_a_distance_names_the_chain() {
 
 #[test]
 fn entering_an_ended_or_a_scheduled_one_is_an_error() {
-    // C5: entering one that has ended, or is scheduled (with the place), is an error that changes nothing
+    // C5: entering a coroutine that has ended, or is scheduled (with the place), is an error that
+    // changes nothing
     AioContext::run(|ctx| {
         let log = Log::default();
         let co = named("late", {
@@ -248,7 +253,7 @@ fn entering_an_ended_or_a_scheduled_one_is_an_error() {
         assert_eq!(log.take(), "ran");
         assert_eq!(co.try_enter(), Err(EnterError::Ended));
         assert_eq!(panic_of(|| co.enter()), "cannot enter a coroutine that has ended");
-        // One that was woken, and waits for the running one to yield.
+        // A coroutine that was woken, and waits for the running one to yield.
         let woken = named("woken", || {});
         let waker = named("waker", move || {
             woken.wake();
@@ -263,7 +268,7 @@ fn entering_an_ended_or_a_scheduled_one_is_an_error() {
 
 #[test]
 fn enter_unless_entered_is_quiet() {
-    // C6: enter_unless_entered does nothing to an entered coroutine, and says so
+    // C6: enter_unless_entered leaves an entered coroutine alone, and returns false
     AioContext::run(|_| {
         let co = Coroutine::new(|| {
             assert!(!Coroutine::current().unwrap().enter_unless_entered());
@@ -276,7 +281,7 @@ fn enter_unless_entered_is_quiet() {
     });
 }
 
-/// `Ambiguous<_>` can be inferred for a type that is not Send, and for no other.
+/// `Ambiguous<_>` can be inferred only for types that are not Send.
 trait Ambiguous<Reason> {
     fn is_not_send() {}
 }
@@ -285,14 +290,14 @@ impl<T: ?Sized + Send> Ambiguous<u8> for T {}
 
 #[test]
 fn handles_stay_at_home_and_wakers_do_not() {
-    // C7: only wake and schedule work from other threads: the handle stays, its waker goes
+    // C7: only waking and scheduling work from other threads: a handle is not Send, its waker is
     <Coroutine as Ambiguous<_>>::is_not_send();
     <JoinHandle<()> as Ambiguous<_>>::is_not_send();
     fn goes_anywhere<T: Send + Sync>() {}
     goes_anywhere::<Waker>();
     goes_anywhere::<AioContext>();
     AioContext::run(|_| {
-        // What it has on its stack need not be Send.
+        // Values on its stack need not be Send.
         let shared = Rc::new(Cell::new(1));
         let task = spawn({
             let shared = Rc::clone(&shared);
@@ -310,7 +315,7 @@ fn handles_stay_at_home_and_wakers_do_not() {
 
 #[test]
 fn a_panic_goes_on_in_the_enterer() {
-    // C8: a panic unwinds the coroutine's stack and goes on in the enterer, which may catch it
+    // C8: a panic unwinds the coroutine's stack and propagates to the enterer, which may catch it
     AioContext::run(|ctx| {
         let log = Log::default();
         let inner = Coroutine::new({
@@ -327,7 +332,7 @@ fn a_panic_goes_on_in_the_enterer() {
             move || {
                 log.add(panic_of(|| inner.enter()));
                 assert!(inner.has_ended());
-                // The chain is right again: nobody is left on it who is gone.
+                // The chain is correct again: it contains no coroutine that is gone.
                 log.add(Coroutine::current().unwrap().try_enter().unwrap_err());
                 suspend();
                 panic!("again");
@@ -343,7 +348,8 @@ fn a_panic_goes_on_in_the_enterer() {
 
 #[test]
 fn whom_a_panicking_coroutine_woke_still_runs() {
-    // C8: a panic leaves no queue in a false state: those woken by the one that panics run in the next round
+    // C8: a panic leaves the queues consistent: coroutines woken by the panicking one run in the
+    // next iteration
     AioContext::run(|ctx| {
         let log = Log::default();
         let woken = Coroutine::new({
@@ -364,7 +370,7 @@ fn whom_a_panicking_coroutine_woke_still_runs() {
 
 #[test]
 fn a_spawned_ones_panic_is_kept_for_join() {
-    // C8: of a spawned coroutine the panic is kept, and its join handle hands it out; the loop goes on
+    // C8: a spawned coroutine's panic is kept for its join handle, and the loop continues
     AioContext::run(|ctx| {
         let bad = spawn(|| -> u32 { panic!("number {}", 7) });
         let good = spawn(|| 8);
@@ -372,7 +378,7 @@ fn a_spawned_ones_panic_is_kept_for_join() {
         assert!(bad.is_finished() && good.is_finished());
         assert_eq!(panic_in(bad), "number 7");
         assert_eq!(good.join().unwrap(), 8);
-        // Detached: nobody is told, nothing breaks.
+        // Detached: the panic is not reported, and nothing breaks.
         drop(spawn(|| panic!("unheard")));
         assert!(ctx.poll(false));
         assert!(!ctx.poll(false));
@@ -381,7 +387,8 @@ fn a_spawned_ones_panic_is_kept_for_join() {
 
 #[test]
 fn a_result_whose_destructor_panics_leaves_the_chain_right() {
-    // C8: a detached result is dropped when its coroutine ends; a panic there leaves no frame behind
+    // C8: a detached result is dropped when its coroutine ends; a panic in that destructor leaves
+    // no frame behind
     struct Bomb(Log);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -403,7 +410,8 @@ fn a_result_whose_destructor_panics_leaves_the_chain_right() {
         }));
         ctx.poll(false);
         drop(spawn(move || second.add("second")));
-        // Entered from here, with no round of the loop between that would put things right.
+        // Entered directly, without an iteration of the loop in between that would restore the
+        // state.
         assert_eq!(panic_of(|| bomb.get().unwrap().wake()), "in a destructor");
         assert_eq!(Coroutine::current(), None, "the frame of the dead coroutine is gone");
         let check = named("check", {
@@ -452,7 +460,7 @@ fn messages_show_names_or_numbers() {
         }
         assert_eq!(first.to_string(), "#1");
         first.enter();
-        // Its control block is used again: the name must not be.
+        // Its control block is reused: its name must not be.
         third.enter();
         second.enter();
         let reused = Coroutine::new(|| log_name("#4"));
@@ -467,7 +475,8 @@ fn messages_show_names_or_numbers() {
 
 #[test]
 fn many_are_made_on_the_smallest_stack() {
-    // C11: what the runtime does on a coroutine's stack fits on the smallest there is, also making room for many more
+    // C11: the runtime's own stack use, even while growing tables for many coroutines, fits on the
+    // smallest stack
     AioContext::run(|_| {
         let maker = Coroutine::builder().stack_size(coralio_runtime::MIN_STACK_SIZE).spawn(|| {
             let made: Vec<_> = (0..1000).map(|n| spawn(move || n)).collect();

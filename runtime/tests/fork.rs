@@ -1,4 +1,5 @@
-//! Code in a context that forks: the parent goes on as if nothing had been, the child may not use the context.
+//! Code that forks in a context: the parent continues undisturbed, and the child must not use the
+//! context.
 
 #![allow(unsafe_code)]
 
@@ -14,15 +15,15 @@ use std::sync::{Arc, Mutex};
 use common::{Log, in_child, panic_of, text};
 use coralio_runtime::{AioContext, Coroutine, Interest, JoinHandle, spawn, suspend, yield_now};
 
-/// Ends the process at once.
+/// Ends the process immediately.
 fn leave(code: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(code) }
 }
 
-/// Forks. In the child it returns `None`; in the parent, how the child ended, which it waits for.
+/// Forks. Returns `None` in the child; in the parent, waits for the child and returns its status.
 fn fork() -> Option<i32> {
-    // SAFETY: the child does what these tests are about, and leaves by `_exit`.
+    // SAFETY: the child only does what these tests check, and leaves by `_exit`.
     match unsafe { libc::fork() } {
         0 => None,
         child => {
@@ -35,10 +36,10 @@ fn fork() -> Option<i32> {
     }
 }
 
-/// The child has come through its checks. No other way out ends with this one.
+/// The exit code of a child that passed its checks. No other way out ends with it.
 const PASSED: i32 = 33;
 
-/// Runs `checks` in the child of a fork, and ends it.
+/// Runs `checks` in the child of a fork, and exits.
 fn checked(checks: impl FnOnce()) -> ! {
     leave(if catch_unwind(AssertUnwindSafe(checks)).is_ok() { PASSED } else { 99 })
 }
@@ -49,7 +50,7 @@ fn assert_success(run: &Output) {
 
 #[test]
 fn the_child_may_not_use_the_context() {
-    // C7: whatever the child of a fork does with its parent's context says what is wrong, and how it is done right
+    // C7: any use of the parent's context in the child of a fork fails with cause and remedy
     let Some(run) = in_child("the_child_may_not_use_the_context") else {
         AioContext::run(|ctx| {
             let ctx = ctx.clone();
@@ -90,8 +91,9 @@ fn the_child_may_not_use_the_context() {
     assert_success(&run);
 }
 
-/// Polls until nothing is left to do. `prepare` has something fork, by calling what it is given. The log tells what else
-/// ran: in the child nothing may. What `prepare` returns is kept till then.
+/// Polls until nothing is left to do. `prepare` arranges for a fork, by calling its argument.
+/// Returns the log of what else ran; in the child nothing may. The value returned by `prepare` is
+/// kept until then.
 fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce() + Send>) -> K) -> String {
     let (log, codes) = (Log::default(), Log::default());
     let forked = Arc::new(AtomicBool::new(false));
@@ -105,7 +107,7 @@ fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce
             }
         });
         let _kept = prepare(ctx, &log, forks);
-        // The child comes back from here, and it alone is refused another round.
+        // The child continues here, and only the child is refused another iteration.
         let polled = catch_unwind(AssertUnwindSafe(|| while ctx.poll(false) {}));
         if forked.load(Ordering::Relaxed) {
             checked(|| {
@@ -120,7 +122,7 @@ fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce
 
 #[test]
 fn nobody_else_goes_on_after_a_coroutine_forked() {
-    // C9: in the child of a fork nothing of the parent's goes on: nobody who was woken or is ready
+    // C9: in the child of a fork no coroutine of the parent runs, whether woken or ready
     let Some(run) = in_child("nobody_else_goes_on_after_a_coroutine_forked") else {
         let ran = nobody_else_goes_on(|_, log, forks| {
             let (log_in, woken_log, ready_log) = (log.clone(), log.clone(), log.clone());
@@ -144,7 +146,7 @@ fn nobody_else_goes_on_after_a_coroutine_forked() {
 
 #[test]
 fn nobody_else_goes_on_after_a_bottom_half_forked() {
-    // C9: nor a bottom half that the round had taken up, nor a coroutine that is ready
+    // C9: nor does a bottom half that the iteration had taken up, nor a ready coroutine
     let Some(run) = in_child("nobody_else_goes_on_after_a_bottom_half_forked") else {
         let ran = nobody_else_goes_on(|ctx, log, forks| {
             let (due, ready) = (log.clone(), log.clone());
@@ -160,7 +162,7 @@ fn nobody_else_goes_on_after_a_bottom_half_forked() {
 
 #[test]
 fn nobody_else_goes_on_after_a_watch_forked() {
-    // C9: nor a watch that was found ready
+    // C9: nor does an fd handler that was reported ready
     let Some(run) = in_child("nobody_else_goes_on_after_a_watch_forked") else {
         let sockets = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
         let ran = nobody_else_goes_on(|ctx, log, forks| {
@@ -187,7 +189,8 @@ fn nobody_else_goes_on_after_a_watch_forked() {
 
 #[test]
 fn a_child_that_returns_leaks_what_is_left() {
-    // C9: a child that returns out of the context says so, unwinds nobody, waits for nobody, and leaves the parent's alone
+    // C9: a child that returns out of the context reports that, unwinds nothing, waits for nothing,
+    // and leaves the parent's resources alone
     let Some(run) = in_child("a_child_that_returns_leaks_what_is_left") else {
         let log = Log::default();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -221,7 +224,7 @@ fn a_child_that_returns_leaks_what_is_left() {
             .enter();
             let code = code.take();
             if !code.is_empty() {
-                // The parent's watch is still in place, though the child has dropped its own.
+                // The parent's watch still works, although the child has dropped its own.
                 theirs.write_all(&[1]).unwrap();
                 assert!(ctx.poll(false));
                 assert_eq!(log.take(), "read");
@@ -242,12 +245,12 @@ fn a_child_that_returns_leaks_what_is_left() {
 
 #[test]
 fn programs_may_be_started() {
-    // C7: std's `Command` forks, or does something like it, and goes on to exec: that is not refused
+    // C7: std's `Command` forks, or does something similar, and continues to exec: that is allowed
     AioContext::run(|_| {
         let task = spawn(|| {
             use std::os::unix::process::CommandExt;
             let mut command = std::process::Command::new("true");
-            // SAFETY: the closure does nothing; that there is one has std fork.
+            // SAFETY: the closure does nothing; its presence makes std fork.
             unsafe { command.pre_exec(|| Ok(())) };
             command.status().unwrap().success()
         });
@@ -258,7 +261,8 @@ fn programs_may_be_started() {
 
 #[test]
 fn child_of_a_destructor_unwinds_nothing_more() {
-    // C7, C9: a coroutine forks while the end of its context unwinds it: the parent unwinds the others, the child none
+    // C7, C9: a coroutine forks while the end of its context unwinds it: the parent unwinds the
+    // others, the child none
     struct Forks(Log);
     impl Drop for Forks {
         fn drop(&mut self) {

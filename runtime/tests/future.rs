@@ -1,5 +1,5 @@
-//! Futures and coroutines, both ways: `await_future` in a coroutine, on a loop's stack and on plain threads; handles as
-//! futures, also for executors that are not ours.
+//! Futures and coroutines, in both directions: `await_future` in coroutines, on a loop's stack and
+//! on plain threads; handles as futures, also in foreign executors.
 
 mod common;
 
@@ -23,7 +23,7 @@ use coralio_runtime::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Ready when it has been polled so often; until then it calls its waker at once.
+/// Ready after `polls` polls; until then it calls its waker immediately.
 async fn after(polls: usize) -> usize {
     let mut left = polls;
     poll_fn(|context| {
@@ -38,7 +38,7 @@ async fn after(polls: usize) -> usize {
     polls
 }
 
-/// Waits for all, as those do who have no library for it.
+/// Waits for all futures, without a library.
 fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> impl Future<Output = Vec<F::Output>> {
     let mut left: Vec<_> = futures.into_iter().map(|future| (Some(Box::pin(future)), None)).collect();
     poll_fn(move |context| {
@@ -54,7 +54,7 @@ fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> impl Future<Outp
     })
 }
 
-/// Runs `f` in each of the places where one can wait for a future.
+/// Runs `f` in each place where a future can be awaited.
 fn everywhere(f: impl Fn() + Send + Sync + 'static) {
     let f = Arc::new(f);
     let [own_stack, coroutine] = [Arc::clone(&f), Arc::clone(&f)];
@@ -67,12 +67,13 @@ fn everywhere(f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn ready_and_pending_ones() {
-    // S5: a future is awaited in a coroutine, on the stack of a loop's thread, and on a plain thread
+    // S5: a future is awaited in a coroutine, on the stack of a loop's thread, and on a plain
+    // thread
     everywhere(|| {
         assert_eq!(await_future(ready(42)), Ok(42));
         assert_eq!(await_future(after(100)), Ok(100));
         assert_eq!(await_future(join_all((0..10).map(after))), Ok((0..10).collect()));
-        // What it borrows need not live for ever, and it need not be Send.
+        // A future may borrow, and need not be Send.
         let text = Rc::new(String::from("borrowed"));
         assert_eq!(await_future(async { text.len() }), Ok(8));
     });
@@ -80,7 +81,7 @@ fn ready_and_pending_ones() {
 
 #[test]
 fn a_future_that_calls_its_waker_gives_way() {
-    // S5: a future that is pending and has called its waker lets others run before it is polled again
+    // S5: a pending future that has called its waker lets others run before it is polled again
     let log = Log::default();
     AioContext::run(|_| {
         let tasks = ["a", "b"].map(|name| {
@@ -102,7 +103,8 @@ fn a_future_that_calls_its_waker_gives_way() {
 
 #[test]
 fn a_future_that_waits_within_its_poll_misses_no_wake() {
-    // S5, W3: a future's poll may wait itself, in our way or in others'. A call of its waker meanwhile makes it be polled again
+    // S5, W3: a future's poll may itself wait, by a coroutine wait or otherwise; calling its waker
+    // meanwhile makes it be polled again
     everywhere(|| {
         let waits: [fn(); 3] = [
             || {
@@ -130,7 +132,7 @@ fn a_future_that_waits_within_its_poll_misses_no_wake() {
 
 #[test]
 fn wakers_from_other_threads() {
-    // S5, W3: the waker is called by another thread, at any moment, often, and when nobody waits any more
+    // S5, W3: another thread may call the waker at any moment, often, and after the wait has ended
     everywhere(|| {
         let count = scaled(2000);
         for _ in 0..count / 20 {
@@ -148,7 +150,7 @@ fn wakers_from_other_threads() {
                 }
             });
             let future = poll_fn(|context| {
-                // Sent once; the second is refused.
+                // Sent once; the second send is refused.
                 let _ = started.send(context.waker().clone());
                 if passed.load(Ordering::Relaxed) == 20 { Poll::Ready(()) } else { Poll::Pending }
             });
@@ -157,14 +159,15 @@ fn wakers_from_other_threads() {
             late.wake_by_ref();
             late.wake();
         }
-        // A wake that came too late is no harm to other waits.
+        // A late wake does not disturb other waits.
         assert_eq!(await_future(after(2)), Ok(2));
     });
 }
 
 #[test]
 fn wakers_of_those_who_have_ended() {
-    // W4: a waker may be kept beyond its coroutine, its context and its thread; calling it does nothing
+    // W4: a waker may outlive its coroutine, its context and its thread; calling it then does
+    // nothing
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keep = Arc::clone(&kept);
     let wait = move || {
@@ -181,7 +184,7 @@ fn wakers_of_those_who_have_ended() {
             let other = Rc::clone(&wait);
             spawn(move || other()).join().unwrap().unwrap();
             let waker = kept_last(&kept);
-            // Its stack serves another one by now.
+            // Its stack is used by another coroutine by now.
             let next = Coroutine::new(suspend);
             next.enter();
             waker.wake();
@@ -204,7 +207,8 @@ fn wakers_of_those_who_have_ended() {
 
 #[test]
 fn cancelling_drops_the_future() {
-    // S5: a wait for a future is cut short by a cancel or a timeout, and the future is dropped; at the context's end too
+    // S5: cancelling or a timeout ends the wait for a future, and drops the future; so does the end
+    // of the context
     let log = Log::default();
     AioContext::run(|ctx| {
         let never = |name: &'static str| {
@@ -228,7 +232,7 @@ fn cancelling_drops_the_future() {
 
         drop(spawn(move || await_future(third)));
         ctx.poll(false);
-        // What is ready is taken by one that was cancelled before.
+        // A coroutine that was cancelled before still gets a ready future's value.
         let task = spawn(|| await_future(ready(5)));
         task.cancel();
         assert_eq!(task.join().unwrap(), Ok(5));
@@ -238,7 +242,8 @@ fn cancelling_drops_the_future() {
 
 #[test]
 fn join_handles_are_futures() {
-    // S5: a join handle is a future: results and panics, before and after the end, for whoever awaits it
+    // S5: a join handle is a future: it returns results and panics, before and after the
+    // coroutine's end, in any place
     let wait = || {
         assert_eq!(await_future(spawn(|| 1)).unwrap().unwrap(), 1);
         let panicked = await_future(spawn(|| -> u8 { panic!("told") })).unwrap();
@@ -259,7 +264,7 @@ fn join_handles_are_futures() {
         });
         let results = await_future(join_all(handles)).unwrap();
         assert!(results.into_iter().map(Result::unwrap).eq(0..50));
-        // Polled and then joined in the plain way.
+        // Polled, and then joined in the usual way.
         let mut handle = spawn(yield_now);
         let polled = await_future(poll_fn(|context| Poll::Ready(Pin::new(&mut handle).poll(context).is_pending())));
         assert_eq!(polled, Ok(true));
@@ -273,7 +278,8 @@ fn join_handles_are_futures() {
 
 #[test]
 fn remote_handles_are_futures() {
-    // S5, X10: so is the handle of a coroutine on another thread; from a coroutine, a loop's stack, and a plain thread
+    // S5, X10: so is the handle of a coroutine on another thread: from a coroutine, a loop's stack,
+    // and a plain thread
     let worker = LoopThread::start("worker").unwrap();
     let context = worker.context().clone();
     everywhere(move || {
@@ -298,7 +304,7 @@ fn remote_handles_are_futures() {
     worker.stop().unwrap();
 }
 
-/// A waker of somebody else's executor.
+/// A waker of a foreign executor.
 struct Called(Log, fn(&Log));
 
 impl Wake for Called {
@@ -314,8 +320,8 @@ fn poll_with<T: Unpin>(handle: &mut JoinHandle<T>, waker: &Waker) -> Poll<thread
 
 #[test]
 fn a_foreign_waker_is_called_outside_a_coroutine() {
-    // S5, C3: a waker of another executor, called at a coroutine's end, runs where nothing can be suspended: that stack is
-    // done with
+    // S5, C3: a foreign executor's waker, called at a coroutine's end, runs outside the coroutine,
+    // whose stack is finished: it cannot suspend
     let log = Log::default();
     let waker = Waker::from(Arc::new(Called(log.clone(), |log| {
         log.add(format_args!("{:?}-{}", Coroutine::current(), can_suspend()));
@@ -327,14 +333,14 @@ fn a_foreign_waker_is_called_outside_a_coroutine() {
         ctx.poll(false);
         assert!(log.take().starts_with("woken None-false yield outside a coroutine"));
         assert!(matches!(poll_with(&mut handle, &waker), Poll::Ready(Ok(3))));
-        // It has been fetched: nothing is there any more, and nobody waits for ever.
+        // It has been fetched: a further poll returns an error instead of waiting forever.
         assert!(matches!(poll_with(&mut handle, &waker), Poll::Ready(Err(_))));
     });
 }
 
 #[test]
 fn the_last_waker_counts() {
-    // S5: polled by several, a handle calls the waker of the last
+    // S5: a handle polled with several wakers calls the last one
     let log = Log::default();
     let called: [fn(&Log); 2] = [|log| log.add("first"), |log| log.add("second")];
     let called = called.map(|called| Arc::new(Called(log.clone(), called)));
@@ -377,7 +383,8 @@ fn a_waker_left_behind_keeps_no_context() {
 
 #[test]
 fn awaited_by_a_destructor_at_the_very_end() {
-    // C9, S5: a destructor that the context's end runs awaits a coroutine that nobody will run: it is told
+    // C9, S5: a destructor run by the end of the context awaits a coroutine that never runs: it
+    // gets an error
     struct Awaits(Log, Option<JoinHandle<()>>);
     impl Drop for Awaits {
         fn drop(&mut self) {
@@ -401,7 +408,8 @@ fn awaited_by_a_destructor_at_the_very_end() {
 
 #[test]
 fn what_never_started_reports_it() {
-    // W5: a handle of what a context never began is ready when the context has ended, for whoever awaits it
+    // W5: a handle of work that the context never started becomes ready when the context has ended,
+    // for every waiter
     let log = Log::default();
     let handles: Vec<RemoteHandle<()>> = AioContext::run(|ctx| {
         let noted = log.on_drop("dropped");
@@ -415,7 +423,8 @@ fn what_never_started_reports_it() {
 
 #[test]
 fn a_loop_inside_a_future() {
-    // S5, X2: a future may block on the loop itself, as code does that wraps blocking calls: polls nest
+    // S5, X2: a future may block on the loop itself, as code that wraps blocking calls does: polls
+    // nest
     AioContext::run(|ctx| {
         let ctx = ctx.clone();
         let nested = async {
@@ -439,8 +448,9 @@ fn a_loop_inside_a_future() {
 
 #[test]
 fn tokio_is_entered_once_around_the_context() {
-    // S5: futures that need tokio find it in each coroutine if it was entered around the context; coroutines that hold guards
-    // of their own over a suspension do not drop them in order, and tokio panics
+    // S5: futures that need tokio find it in each coroutine if it was entered around the context;
+    // coroutines that hold their own enter guards over a suspension do not drop them in order, and
+    // tokio panics
     let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let call = |n: u32| await_future(tokio::task::spawn_blocking(move || n)).unwrap().unwrap();
     {

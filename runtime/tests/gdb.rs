@@ -1,5 +1,5 @@
-//! `gdb/coralio.py` on the program `hung`: a live process, what a core file has left of it, and one that has not come to
-//! hang yet.
+//! `gdb/coralio.py` on the program `hung`: a live process, its core files, and a process that does
+//! not hang yet.
 #![cfg(all(target_arch = "x86_64", not(loom), not(feature = "sanitizer")))]
 
 use std::fs;
@@ -14,7 +14,7 @@ fn program() -> PathBuf {
     program
 }
 
-/// The program, when all its coroutines wait.
+/// The program, once all its coroutines wait.
 struct Hung(Child);
 
 impl Hung {
@@ -34,7 +34,7 @@ impl Drop for Hung {
     }
 }
 
-/// A file that is gone when the test ends.
+/// A file that is removed when the test ends.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -49,8 +49,8 @@ impl Drop for Scratch {
     }
 }
 
-/// What gdb says, with the script loaded; `None`, and a word on standard error, where there is no gdb, or where it may
-/// not look into other processes.
+/// Returns gdb's output, with the script loaded; `None`, with a note on standard error, if there is
+/// no gdb or it may not trace other processes.
 fn gdb(configure: impl FnOnce(&mut Command) -> &mut Command, commands: &[&str]) -> Option<String> {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set startup-with-shell off"]);
@@ -71,7 +71,7 @@ fn gdb(configure: impl FnOnce(&mut Command) -> &mut Command, commands: &[&str]) 
     said.inspect_err(|cause| eprintln!("skipped: {cause}")).ok()
 }
 
-/// Lines that begin like this, in this order; others may lie between.
+/// Asserts that there are lines with these beginnings, in this order; others may lie between.
 #[track_caller]
 fn assert_lines(said: &str, expected: &[&str]) {
     let mut lines = said.lines();
@@ -90,14 +90,15 @@ const QUESTIONS: [&str; 7] = [
     "coralio select",
 ];
 
-/// Nothing is known of types in a profile that has line tables alone. Then that is what it has to say.
+/// Returns whether gdb knows the types. A profile with only line tables does not have them; the
+/// script must then say so.
 fn has_types(said: &str) -> bool {
     let none = said.contains("build it with `debug = 2`");
     assert!(!none || !cfg!(debug_assertions), "the dev profile has type information, but gdb said:\n{said}");
     !none
 }
 
-/// The answers to QUESTIONS.
+/// Asserts the answers to QUESTIONS.
 #[track_caller]
 fn assert_answers(said: &str) {
     let listed = |label: &str| format!("  {label}  suspended; created at ");
@@ -114,10 +115,11 @@ fn assert_answers(said: &str) {
     assert_lines(said, &expected);
     let mut listed = said.lines().filter(|line| line.contains("; created at "));
     assert!(listed.all(|line| line.contains("examples/hung.rs:")), "{said}");
-    // corosensei's first frame has its record where rbp points, below the function that it calls: so rbp was right.
+    // corosensei's first frame has its record where rbp points, below the function that it calls:
+    // so rbp was correct.
     let records = said.lines().filter(|line| line.starts_with("0x") && line.contains("coroutine_func"));
     assert_ne!(records.count(), 0, "{said}");
-    // That frame is the last, but for the zero that it is called by.
+    // That frame is the last, except for the zero return address.
     assert!(said.contains(" in stack_init_trampoline ()\n"), "{said}");
     for (label, waits_in, called_by) in [
         ("'alice to bob'", "CoMutex::lock at ", "hung::transfer at "),
@@ -135,7 +137,8 @@ fn assert_answers(said: &str) {
 
 #[test]
 fn a_live_process_and_its_core_files() {
-    // C13, X11: all coroutines of a hung process can be found, and their stacks walked; so too in a core file
+    // C13, X11: the script finds all coroutines of a hung process and walks their stacks; so too in
+    // a core file
     let mut hung = Hung::start();
     let (whole, plain) = (Scratch::new("whole"), Scratch::new("plain"));
     let dump = |command, file: &Scratch| format!("{command} {}", file.0.display());
@@ -147,21 +150,21 @@ fn a_live_process_and_its_core_files() {
         return;
     }
     assert_answers(&said);
-    // Led back, both times, gdb sees the thread's own stack.
+    // Restored, both times: gdb sees the thread's own stack.
     assert_eq!(said.matches(" in _start ()").count(), 2, "{said}");
     assert_eq!(hung.0.try_wait().unwrap(), None, "being looked at, it goes on");
 
     let core = |file: &Scratch| gdb(|gdb| gdb.arg(program()).arg(&file.0), &QUESTIONS).unwrap();
     assert_answers(&core(&whole));
-    // gdb's own leaves out mappings with guard pages in them: whoever has one is told what to do.
+    // gdb's own core file lacks mappings that contain guard pages: the script then says what to do.
     let said = core(&plain);
     assert_ne!(said.contains("hung::transfer at"), said.contains("Its stack is not in the core file."), "{said}");
 }
 
 #[test]
 fn those_that_are_entered_or_not_started() {
-    // C13, X11: who has no stack of its own to be walked is listed too, and why is said; an entered one's frames lead on
-    // to those of who entered it
+    // C13, X11: coroutines without a stack to walk are listed too, with the reason; an entered
+    // coroutine's frames continue into those of its enterers
     let commands = [
         "break hung::transfer",
         "run",
@@ -194,7 +197,7 @@ fn those_that_are_entered_or_not_started() {
 
 #[test]
 fn a_program_of_which_it_knows_nothing() {
-    // X11: cause and remedy are told
+    // X11: the script's errors name cause and remedy
     let Some(said) = gdb(|gdb| gdb, &["coralio coroutines"]) else { return };
     assert!(said.contains("does not use coralio") && said.contains("CARGO_PROFILE_RELEASE_DEBUG=2"), "{said}");
 }

@@ -12,13 +12,13 @@ fn use_stack<const N: usize>() {
     black_box([1u8; N]);
 }
 
-/// Frames of the runtime, of unoptimised code and of black_box, which may copy what it is given.
+/// Frames of the runtime, of unoptimised code, and of black_box, which may copy its argument.
 const REST: usize = 8 * 1024;
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_rises_and_stays() {
-    // C11: the mark is what was used at most, so far, while it is suspended or running
+    // C11: the high-water mark is the maximum use so far, for a suspended or running coroutine
     AioContext::run(|_| {
         let co = Coroutine::builder()
             .measure_stack(true)
@@ -49,7 +49,7 @@ fn high_water_rises_and_stays() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_of_one_that_has_finished() {
-    // C11: a join handle tells it until the result is fetched
+    // C11: a join handle returns the mark until the result is fetched
     AioContext::run(|ctx| {
         let task = Coroutine::builder().measure_stack(true).spawn(use_stack::<{ 30 * 1024 }>).unwrap();
         while !task.is_finished() {
@@ -64,7 +64,8 @@ fn high_water_of_one_that_has_finished() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_on_a_stack_that_was_used_before() {
-    // C11: the mark is the coroutine's own, not that of whoever had the stack before; and nobody inherits being measured
+    // C11: the mark does not include earlier users of the stack, and being measured is not
+    // inherited with the stack
     AioContext::run(|_| {
         let measured = |f: fn()| Coroutine::builder().measure_stack(true).create(f).unwrap();
         let first = measured(|| {
@@ -86,7 +87,7 @@ fn high_water_on_a_stack_that_was_used_before() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
 fn high_water_for_a_whole_context() {
-    // C11: a context may measure all of its coroutines, but for those that say otherwise
+    // C11: a context may measure all of its coroutines, except those that opt out
     let context = AioContext::builder().measure_stack(true).stack_size(64 * 1024);
     context
         .run(|ctx| {

@@ -1,4 +1,5 @@
-//! Many suspended coroutines at once, and what each costs. Alone in its program: it measures the whole process.
+//! Many suspended coroutines at once, and the cost of each. In its own program, since it measures
+//! the whole process.
 
 mod common;
 
@@ -19,16 +20,17 @@ fn mappings() -> usize {
     fs::read_to_string("/proc/self/maps").unwrap().lines().count()
 }
 
-/// Each of these measures the whole process: one after the other.
+/// Each of these tests measures the whole process, so they run one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Asserts that `count` suspended coroutines fit under the default `vm.max_map_count`, at no more than 4.5 KiB each.
+/// Asserts that `count` suspended coroutines fit under the default `vm.max_map_count`, with at most
+/// 4.5 KiB each.
 fn suspended(count: usize) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = (status("VmRSS:") + status("VmPTE:"), mappings());
     let begun = Instant::now();
     AioContext::run(|_| {
-        // Without a place for handles: these are numbers, and would count too.
+        // Without a vector of handles, which would count too.
         for _ in 0..count {
             Coroutine::new(suspend).enter();
         }
@@ -40,9 +42,10 @@ fn suspended(count: usize) {
             maps - before.1,
             made.as_secs_f64() * 1e6 / count as f64
         );
-        // Where code is not optimised, stacks of some colours need a second page.
+        // In unoptimised code, stacks of some colours need a second page.
         let most = if cfg!(debug_assertions) { 6.0 } else { 4.6 };
-        // Smaller numbers drown in what the process needs anyway; instrumented builds have their own memory.
+        // With smaller counts the process's own memory dominates; instrumented builds have extra
+        // memory.
         if count >= 100_000 && !cfg!(feature = "sanitizer") {
             assert!(maps < 65_530);
             assert!(each <= most || guards_cost_a_mapping(), "{each} KiB each");
@@ -54,7 +57,8 @@ fn suspended(count: usize) {
 
 #[test]
 fn a_hundred_thousand_suspended_coroutines() {
-    // C12: 100,000 suspended coroutines fit under the default vm.max_map_count, at no more than 4.5 KiB each
+    // C12: 100,000 suspended coroutines fit under the default vm.max_map_count, with at most 4.5
+    // KiB each
     suspended(scaled(100_000));
 }
 
@@ -65,7 +69,7 @@ fn a_million_suspended_coroutines() {
     suspended(1_000_000);
 }
 
-/// Kernels before 6.13: there each guard splits its mapping.
+/// Returns whether the kernel is older than 6.13, where each guard page splits its mapping.
 fn guards_cost_a_mapping() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());

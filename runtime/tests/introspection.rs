@@ -1,4 +1,4 @@
-//! What a context says of itself: dumps, deadlocks, stalls, who was unwound.
+//! A context's self-description: dumps, deadlocks, stalls, unwound coroutines.
 
 #![allow(unsafe_code)]
 mod common;
@@ -18,7 +18,7 @@ use coralio_runtime::{
     yield_now,
 };
 
-/// A coroutine of this name.
+/// Spawns a coroutine named `name`.
 fn named<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> coralio_runtime::JoinHandle<T> {
     Coroutine::builder().name(name).spawn(f).unwrap()
 }
@@ -32,7 +32,8 @@ fn assert_says(text: &str, words: &[&str]) {
 
 #[test]
 fn a_dump_tells_who_waits_for_what() {
-    // X11: every coroutine with name, state, what it waits for and where, and who holds it; handlers, timers, the rest
+    // X11: a dump lists every coroutine with its name, state, wait, place and lock owner; and
+    // handlers, timers and the rest
     AioContext::run(|ctx| {
         let lock = Rc::new(CoMutex::new(()));
         let queue = Rc::new(CoQueue::new());
@@ -82,7 +83,7 @@ fn a_dump_tells_who_waits_for_what() {
 
 #[test]
 fn another_thread_looks_at_a_loop_that_sleeps() {
-    // X11: a dump from elsewhere, of a loop that sleeps: nobody need wake up for it
+    // X11: another thread's dump of a sleeping loop does not wake the loop
     let worker = LoopThread::start("sleepy").unwrap();
     let lock = Arc::new(CoMutex::new(()));
     let stuck = worker.context().spawn({
@@ -95,7 +96,7 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
     while lock.try_lock().is_some() {
         thread::yield_now();
     }
-    // However the loop stands meanwhile: asleep, or about to be.
+    // Whatever the loop's state meanwhile: asleep, or about to be.
     let text = worker.context().dump().to_string();
     assert_says(&text, &["context of thread 'sleepy'", "coroutines: 1", "waits for the end of its sleep"]);
     drop(stuck);
@@ -106,13 +107,15 @@ fn another_thread_looks_at_a_loop_that_sleeps() {
 fn wait_deep_within() {
     let frame = 0;
     suspend();
-    // A use of the frame: as its last act, the call would be a jump, and the backtrace would lack this function.
+    // Uses the frame: a call in tail position would be a jump, and the backtrace would lack this
+    // function.
     std::hint::black_box(&frame);
 }
 
 #[test]
 fn a_dump_has_backtraces_if_asked_for() {
-    // X11, C13: with backtraces, where each coroutine waits; from home, and from elsewhere
+    // X11, C13: a dump with backtraces shows where each coroutine waits; from the home thread, and
+    // from another
     AioContext::run(|ctx| {
         let deep = named("deep", wait_deep_within);
         ctx.poll(false);
@@ -128,7 +131,7 @@ fn a_dump_has_backtraces_if_asked_for() {
     });
 }
 
-/// This test in a process of its own, which says "ready" when what is to be seen is there.
+/// This test in a child process, which prints "ready" once its state is set up.
 struct Hung {
     child: Child,
     stdin: ChildStdin,
@@ -144,7 +147,7 @@ impl Hung {
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env("CORALIO_TEST_CHILD", "1")
             .env("RUST_BACKTRACE", "0")
-            // One for all threads, so that they share its lock.
+            // One arena for all threads, so that they share its lock.
             .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -155,7 +158,7 @@ impl Hung {
         Some(Hung { child, stdin, stderr })
     }
 
-    /// What it says on standard error, up to a line with this in it.
+    /// Reads its standard error up to a line that contains `word`.
     fn until(&mut self, word: &str) -> String {
         let mut text = String::new();
         while !text.lines().last().is_some_and(|line| line.contains(word)) {
@@ -169,7 +172,7 @@ impl Hung {
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
-    /// Lets it go on, and returns what else it says.
+    /// Lets it continue, and returns the rest of its output.
     fn release(mut self) -> String {
         // It may have ended by itself.
         let _ = self.stdin.write_all(b"\n");
@@ -180,7 +183,7 @@ impl Hung {
     }
 }
 
-/// Blocks the thread, as code does that ought not to.
+/// Blocks the thread, as misbehaving code does.
 #[inline(never)]
 fn block_the_thread() {
     let mut byte = [0];
@@ -189,7 +192,8 @@ fn block_the_thread() {
 
 #[test]
 fn a_signal_asks_a_hung_loop() {
-    // X11: on a signal that the user names, all contexts are dumped, also one that hangs in a coroutine: where, it says too
+    // X11: a chosen signal dumps all contexts, even one that hangs in a coroutine, and shows where
+    // it hangs
     let Some(mut hung) = Hung::start("a_signal_asks_a_hung_loop") else {
         AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
         AioContext::run(|ctx| {
@@ -217,7 +221,8 @@ fn a_signal_asks_a_hung_loop() {
 
 #[test]
 fn context_that_ends_is_dumped() {
-    // X11, W5: a context stays listed and can be dumped until its coroutines are unwound, also if one of them hangs in that
+    // X11, W5: a context is listed and can be dumped until its coroutines are unwound, even if one
+    // of them hangs meanwhile
     struct Hangs;
     impl Drop for Hangs {
         fn drop(&mut self) {
@@ -251,7 +256,8 @@ fn context_that_ends_is_dumped() {
 
 #[test]
 fn dump_of_a_thread_inside_the_allocator() {
-    // X11: a loop's thread that is stopped while it has the allocator's lock is looked at all the same, and goes on
+    // X11: a home thread stopped while it holds the allocator's lock is dumped all the same, and
+    // continues
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
         AioContext::run(|ctx| {
             let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
@@ -265,15 +271,16 @@ fn dump_of_a_thread_inside_the_allocator() {
             let allocates = named("allocates", move || {
                 while !over.load(Ordering::Relaxed) {
                     for size in (2000..60_000).step_by(400) {
-                        // Sizes that no thread keeps to itself; those in between keep what is freed from being joined.
-                        // SAFETY: what is allocated is freed once.
+                        // Sizes that bypass the thread cache; the blocks in between prevent merging
+                        // of freed ones.
+                        // SAFETY: each allocation is freed once.
                         unsafe {
                             let (block, between) = (libc::malloc(size), libc::malloc(1100));
                             libc::free(block);
                             libc::free(between);
                         }
                     }
-                    // The other thread wants the allocator too, whose lock is not fair.
+                    // The other thread needs the allocator too, whose lock is not fair.
                     thread::yield_now();
                 }
             });
@@ -289,7 +296,8 @@ fn dump_of_a_thread_inside_the_allocator() {
 
 #[test]
 fn a_round_that_takes_too_long_is_reported() {
-    // X11: the stall report: who runs and where, while it lasts; once; and not for a loop that sleeps, nested or not
+    // X11: the stall report shows the running coroutine and its place, while the stall lasts, once;
+    // a sleeping loop is not reported, nested or not
     let Some(mut hung) = Hung::start("a_round_that_takes_too_long_is_reported") else {
         let limit = Duration::from_millis(20);
         AioContext::builder()
@@ -319,7 +327,7 @@ fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
     let Some(mut hung) = Hung::start(test) else {
         let done = AioContext::builder().deadlock_report(Some(Duration::from_millis(1))).run(|ctx| {
             run(ctx);
-            // Comes back only to a loop that has nothing to wait for.
+            // Returns only if the loop has nothing to wait for.
             ctx.poll(true);
             eprintln!("looked");
         });
@@ -333,7 +341,8 @@ fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
 
 #[test]
 fn two_locks_in_opposite_order() {
-    // S6: a deadlock among coroutines is found when nothing is left that could wake them: each one's wait, place and holder
+    // S6: a deadlock is reported when nothing is left that could wake its coroutines, with each
+    // one's wait, place and lock owner
     let said = deadlock("two_locks_in_opposite_order", |ctx| {
         let (a, b) = (Rc::new(CoMutex::new(())), Rc::new(CoMutex::new(())));
         for (name, first, second) in [("left", a.clone(), b.clone()), ("right", b, a)] {
@@ -343,7 +352,8 @@ fn two_locks_in_opposite_order() {
                 let _second = second.lock();
             }));
         }
-        // Waits for one of them: stuck as well. This one is not, since nobody knows who has its handle.
+        // Waits for a deadlocked coroutine, so it is stuck as well. This one is not, since its
+        // handle might still be used.
         let joined = named("joined", suspend);
         let handle = RefCell::new(Some(joined.coroutine().waker()));
         std::mem::forget(handle);
@@ -367,7 +377,8 @@ fn two_locks_in_opposite_order() {
 
 #[test]
 fn what_nobody_left_can_give() {
-    // S6: bare suspensions without a handle, joins of such, a lock whose guard was leaked, a scope of the stuck
+    // S6: bare suspensions without a handle are stuck, and so are joins of them, waiters of a
+    // leaked guard, and scopes of stuck coroutines
     let said = deadlock("what_nobody_left_can_give", |ctx| {
         let lost = named("lost", suspend);
         drop(named("joiner", move || drop(lost.join())));
@@ -390,14 +401,14 @@ fn what_nobody_left_can_give() {
 
 #[test]
 fn what_might_come_is_no_deadlock() {
-    // S6: one that sleeps, whom a handle elsewhere could wake, or who waits for a descriptor, is not reported; nor is anyone
-    // who waits for those
+    // S6: a coroutine that sleeps, that a handle elsewhere could wake, or that waits for a
+    // descriptor, is not reported; nor are those that wait for it
     let said = deadlock("what_might_come_is_no_deadlock", |ctx| {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let watch = ctx.watch(near, Interest::Read, |_| {}).unwrap();
         drop(named("idler", suspend));
         ctx.poll(false);
-        // With a watch there is no looking: this ends by a wake-up from elsewhere.
+        // With an fd handler there is no check: the loop sleeps until woken from elsewhere.
         let notify = ctx.clone();
         let other = thread::spawn(move || notify.notify());
         ctx.poll(true);
@@ -419,7 +430,8 @@ fn what_might_come_is_no_deadlock() {
 
 #[test]
 fn locking_what_one_holds_is_refused() {
-    // S6: a coroutine that locks a CoMutex twice would wait for itself: an error that says who, and since where
+    // S6: a coroutine that locks a CoMutex twice gets an error that names the owner, and where it
+    // took the lock
     AioContext::run(|_| {
         let said = panic_in(named("greedy", || {
             let lock = CoMutex::new(());
@@ -432,7 +444,8 @@ fn locking_what_one_holds_is_refused() {
 
 #[test]
 fn who_was_unwound_is_said() {
-    // W5: a context that ends with live coroutines says how many, and who; and nothing if it was told not to
+    // W5: a context that ends with live coroutines reports their number and names, unless
+    // configured not to
     let Some(child) = in_child("who_was_unwound_is_said") else {
         let two = |builder: coralio_runtime::ContextBuilder, name: &'static str| {
             builder

@@ -1,5 +1,5 @@
 //! Source locations in dumps and panics: they point at the caller's code, never into the library.
-#![allow(clippy::redundant_closure)] // A function that is passed by itself is called in `core`.
+#![allow(clippy::redundant_closure)] // A function passed by itself would be called in `core`.
 
 mod common;
 
@@ -19,7 +19,7 @@ use coralio_runtime::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The lines of a dump that tell of coroutines; each location in them must be in this file.
+/// Asserts that each location in the dump's lines about coroutines is in this file.
 #[track_caller]
 fn assert_locations(ctx: &AioContext, is_of_interest: impl Fn(&str) -> bool, count: usize) {
     let dump = ctx.dump().to_string();
@@ -32,7 +32,7 @@ fn assert_locations(ctx: &AioContext, is_of_interest: impl Fn(&str) -> bool, cou
     }
 }
 
-/// Both ends of a socket whose near end takes no more.
+/// Returns both ends of a socket whose near end is full.
 fn full_pair() -> (UnixStream, UnixStream) {
     let (mut near, far) = UnixStream::pair().unwrap();
     near.set_nonblocking(true).unwrap();
@@ -42,7 +42,8 @@ fn full_pair() -> (UnixStream, UnixStream) {
 
 #[test]
 fn waits_show_their_callers() {
-    // X11: whatever a coroutine waits for, the dump shows where the caller waits, and where it made the coroutine
+    // X11: whatever a coroutine waits for, the dump shows where the caller waits, and where it
+    // created the coroutine
     let other = LoopThread::start("other").unwrap();
     let remote = other.context().clone();
     AioContext::builder()
@@ -122,7 +123,7 @@ fn waits_show_their_callers() {
 
 #[test]
 fn wakes_show_their_callers() {
-    // X11: of a coroutine that is to run, the dump shows where it was woken
+    // X11: for a scheduled coroutine, the dump shows where it was woken
     let run = AioContext::builder().unwind_report(false).run_coroutine(|ctx| {
         let (sender, receiver) = channel::<u8>(0);
         let (back, answers) = channel::<u8>(0);
@@ -180,7 +181,7 @@ fn wakes_show_their_callers() {
 #[test]
 
 fn panics_show_their_callers() {
-    // X11: a call where it cannot be made panics at the caller's line. In a process of its own, for its panic hook
+    // X11: an invalid call panics at the caller's line. In a process of its own, for its panic hook
     if in_child("panics_show_their_callers").is_some_and(|child| {
         assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
         true

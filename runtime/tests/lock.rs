@@ -1,4 +1,5 @@
-//! The context's lock: recursive, given up while the loop sleeps; what a foreign thread may do that has it.
+//! The context's lock: recursive, released while the loop sleeps; and the rights of a foreign
+//! thread that holds it.
 
 mod common;
 
@@ -12,7 +13,8 @@ use coralio_runtime::{AioContext, Coroutine, LoopThread, spawn, suspend, yield_n
 
 #[test]
 fn the_lock_is_recursive_and_keeps_others_out() {
-    // X8: acquire blocks until no other thread has it, and is recursive; the loop has it while it dispatches
+    // X8: acquire blocks while another thread holds the lock, and is recursive; the loop holds it
+    // while it dispatches
     AioContext::run(|ctx| {
         let inside = Arc::new(AtomicUsize::new(0));
         let enter = |inside: &AtomicUsize| {
@@ -53,7 +55,7 @@ fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
         let (send, receive) = mpsc::channel();
         thread::scope(|scope| {
             scope.spawn(move || {
-                // Can be had only while the loop sleeps.
+                // Succeeds only while the loop sleeps.
                 let _guard = ctx.acquire();
                 ctx.schedule_oneshot(move || send.send(()).unwrap()).unwrap();
             });
@@ -61,7 +63,7 @@ fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
                 ctx.poll(true);
             }
             woken.set(true);
-            // Both are back: nobody else gets in.
+            // Both are held again: no other thread gets in.
             assert!(scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap());
         });
         assert!(woken.get());
@@ -70,7 +72,8 @@ fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
 
 #[test]
 fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
-    // X8: a foreign thread that has the lock may poll: it runs handlers; coroutines are entered at home alone
+    // X8: a foreign thread that holds the lock may poll: it runs handlers; only the home thread
+    // enters coroutines
     AioContext::run(|ctx| {
         let log = Log::default();
         let home = thread::current().id();
@@ -112,7 +115,8 @@ fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
 
 #[test]
 fn a_foreign_panic_leaves_the_lock_free() {
-    // C8: a panic in a bottom half that a foreign poll runs leaves the lock free, and the rest for the loop
+    // C8: a panic in a bottom half run by a foreign poll leaves the lock free, and the remaining
+    // work for the loop
     AioContext::run(|ctx| {
         let log = Log::default();
         let later = log.clone();
@@ -131,7 +135,7 @@ fn a_guard_that_outlives_its_context() {
     // X8: a guard taken through a clone of the context may be dropped after the context ended
     let kept = std::cell::OnceCell::new();
     let guard = AioContext::run(|ctx| kept.get_or_init(|| ctx.clone()).acquire());
-    // Another context's home has come to lie where the first one's was.
+    // Another context's home now has the address of the first one's.
     AioContext::run(|ctx| {
         drop(guard);
         let task = spawn(yield_now);
@@ -142,7 +146,8 @@ fn a_guard_that_outlives_its_context() {
 
 #[test]
 fn guards_of_another_context_come_and_go_while_poll_while_waits() {
-    // X8, X9: a thread waits by `poll_while` for one context; its coroutines drop and take guards of a third one meanwhile
+    // X8, X9: while a thread waits by `poll_while` for one context, its coroutines may drop and
+    // take guards of a third one
     let threads = ["waited for", "third"].map(|name| LoopThread::start(name).unwrap());
     let [waited_for, third] = threads.each_ref().map(|thread| &*Box::leak(Box::new(thread.context().clone())));
     AioContext::run(|_| {

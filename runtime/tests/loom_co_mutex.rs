@@ -1,10 +1,12 @@
-//! The hand-over of a CoMutex and of a CoQueue, checked on every interleaving that the memory model allows.
+//! The hand-over of a CoMutex and of a CoQueue, checked on every interleaving that the memory model
+//! allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_co_mutex`
 //!
-//! `co_mutex.rs`, `co_queue.rs` and `wait_queue.rs` are the very files that the library is built of. Each coroutine is a
-//! thread of its own here: to suspend is to park, to wake is to unpark. The value lies in loom's cell, which finds two
-//! holders at once, and a holder that does not see what the last one wrote; a waiter that is forgotten is a deadlock.
+//! `co_mutex.rs`, `co_queue.rs` and `wait_queue.rs` are the library's own source files. Each
+//! coroutine is a thread here: suspending parks it, waking unparks it. The value is in loom's cell,
+//! which detects two owners at once, and an owner that does not see the previous one's writes; a
+//! forgotten waiter is a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code, unsafe_code)]
 
@@ -28,10 +30,10 @@ mod sync {
 use sync::co_mutex::CoMutex;
 use sync::co_queue::CoQueue;
 
-/// A counter that two threads may not touch at once.
+/// A counter that two threads must not access at once.
 type Counter = CoMutex<UnsafeCell<usize>>;
 
-/// A lock whose atomics have all been used by this thread.
+/// Returns a lock whose atomics have all been used by this thread.
 fn counter() -> Arc<Counter> {
     let mutex = Arc::new(CoMutex::new(UnsafeCell::new(0)));
     let guard = Box::leak(Box::new(Arc::clone(&mutex))).lock();
@@ -59,7 +61,8 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn two_take_it_in_turn() {
-    // S1: two coroutines on two threads: never both at once, nobody forgotten, what one wrote the other sees
+    // S1: two coroutines on two threads: they never hold the lock at once, neither is forgotten,
+    // and each sees the other's writes
     model(|| {
         let mutex = counter();
         let other = {
@@ -75,7 +78,8 @@ fn two_take_it_in_turn() {
 
 #[test]
 fn one_that_gives_up_passes_on_what_it_was_granted() {
-    // S1, S4: a wait is cancelled while the lock is being handed over: it has it then, or the next one gets it
+    // S1, S4: a wait is cancelled while the lock is handed over: it either has the lock, or the
+    // next waiter gets it
     model(|| {
         let mutex = counter();
         let other = {
@@ -94,8 +98,8 @@ fn one_that_gives_up_passes_on_what_it_was_granted() {
 
 #[test]
 fn timeout_during_grant_reports_what_happened() {
-    // S1, S2, S4: a timeout ends while the lock is handed over, or while a CoQueue wakes: success is reported exactly if the
-    // lock was granted, or the wake was used up
+    // S1, S2, S4: a timeout expires while the lock is handed over, or while a CoQueue wakes:
+    // success is reported exactly if the lock was granted, or the wake was consumed
     model(|| {
         let mutex = counter();
         let guard = mutex.try_lock().unwrap();
@@ -122,7 +126,7 @@ fn timeout_during_grant_reports_what_happened() {
 
 #[test]
 fn three_stand_in_line() {
-    // S1: nor is one forgotten that comes while the lock is being handed to another
+    // S1: a waiter that arrives while the lock is handed to another is not forgotten either
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
     model.check(|| {
@@ -141,7 +145,8 @@ fn three_stand_in_line() {
 
 #[test]
 fn a_wake_after_the_mutex_was_given_up_is_not_missed() {
-    // S2: whoever changes what is waited for under the mutex, and then wakes, wakes the one that gave it up
+    // S2: changing the condition under the mutex, and then waking, wakes a waiter that has released
+    // the mutex
     model(|| {
         let shared = Arc::new((counter(), CoQueue::new()));
         assert!(!shared.1.wake_one());

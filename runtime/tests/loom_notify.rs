@@ -1,11 +1,13 @@
-//! Notifying a loop that may be about to sleep, checked on every interleaving that the memory model allows.
+//! Notifying a loop that may be about to sleep, checked on every interleaving that the memory model
+//! allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
-//! `notify.rs` and `wake.rs` are the very files that the library is built of. Around them stands an eventfd: a flag that
-//! stays up until the sleeper takes it. If a kick were lost, the loop would sleep with work queued, or with its condition
-//! come true, and no thread left to run: loom calls that a deadlock. It finds one if either fence of `notify.rs` is taken
-//! out, or the look after the sleep was announced, or if `notify` stores its flag instead of exchanging it.
+//! `notify.rs` and `wake.rs` are the library's own source files. The eventfd is modelled by a flag
+//! that stays set until the sleeper takes it. If a kick were lost, the loop would sleep with work
+//! queued, or with its condition true, and no thread left to run: loom reports that as a deadlock.
+//! It does so if either fence of `notify.rs` is removed, or the check after announcing the sleep,
+//! or if `notify` stores its flag instead of swapping it.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -18,7 +20,7 @@ use loom::thread;
 mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
-    /// As parking_lot's: nobody panics here.
+    /// Like parking_lot's: there are no panics here.
     pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
@@ -49,7 +51,7 @@ use wake::{Arrival, Arrivals};
 struct Loop {
     sleep: notify::SleepState,
     arrivals: Arrivals,
-    /// What the loop polls for, beside its queue.
+    /// The conditions that the loop polls for, beside its queue.
     came_true: [AtomicBool; 2],
     /// The eventfd.
     kicked: Mutex<bool>,
@@ -80,7 +82,7 @@ impl Loop {
     }
 
     fn come_true(&self, condition: usize) {
-        // Relaxed: the notification must carry it over.
+        // Relaxed: the notification must publish it.
         self.came_true[condition].store(true, Ordering::Relaxed);
         if self.sleep.notify() {
             self.kick();
@@ -156,7 +158,7 @@ fn one_producer() {
 
 #[test]
 fn two_producers() {
-    // X6: nor with two producers, one of which may have undertaken the kick that the other relies on
+    // X6: nor with two producers, one of which may have taken on the kick that the other relies on
     check(2, 1);
 }
 
@@ -178,20 +180,22 @@ fn check_conditions(conditions: usize, each: impl Fn(&Loop, usize) + Send + Sync
 
 #[test]
 fn notification_between_check_and_sleep_is_not_lost() {
-    // X6: a condition that is on no queue comes true at any moment between the check and the sleep: the poll returns, and the
-    // check after it sees the condition
+    // X6: a condition that is not in a queue becomes true at any moment between the check and the
+    // sleep: the poll returns, and the next check sees the condition
     check_conditions(1, Loop::come_true);
 }
 
 #[test]
 fn two_notifications_are_both_seen() {
-    // X6: of two threads that change a condition each, one may find the other's notification in place: the loop sees both
+    // X6: two threads change a condition each, and one may find the other's notification already
+    // set: the loop sees both conditions
     check_conditions(2, Loop::come_true);
 }
 
 #[test]
 fn what_is_polled_for_is_seen() {
-    // X9: a loop that polls for something that is on no queue sees it when it was notified, though it had other work
+    // X9: a loop that polls for a condition that is not in a queue sees it after a notification,
+    // even if it had other work
     check_conditions(1, |looping, condition| {
         looping.produce(1);
         looping.come_true(condition);

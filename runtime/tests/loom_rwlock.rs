@@ -1,10 +1,11 @@
-//! A CoRwLock's readers, writers and upgraders, checked on every interleaving that the memory model allows.
+//! A CoRwLock's readers, writers and upgraders, checked on every interleaving that the memory model
+//! allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_rwlock`
 //!
-//! `co_rwlock.rs` and `wait_queue.rs` are the very files that the library is built of. Each coroutine is a thread of its own
-//! here. The value lies in loom's cell, which finds one that writes beside others, and one that does not see what was
-//! written before; a waiter that is forgotten is a deadlock.
+//! `co_rwlock.rs` and `wait_queue.rs` are the library's own source files. Each coroutine is a
+//! thread here. The value is in loom's cell, which detects a writer that is not alone, and a reader
+//! that does not see earlier writes; a forgotten waiter is a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code, unsafe_code)]
 
@@ -26,7 +27,7 @@ mod sync {
 
 use sync::co_rwlock::CoRwLock;
 
-/// A counter that many may read, and one write.
+/// A counter for many readers or one writer.
 struct Counter(UnsafeCell<usize>);
 
 // SAFETY: loom checks each access.
@@ -46,7 +47,7 @@ impl Counter {
 
 type Lock = Arc<CoRwLock<Counter>>;
 
-/// A lock whose atomics have all been used by this thread.
+/// Returns a lock whose atomics have all been used by this thread.
 fn counter() -> Lock {
     let lock = Arc::new(CoRwLock::new(Counter(UnsafeCell::new(0))));
     let guard = Box::leak(Box::new(Arc::clone(&lock))).read();
@@ -68,7 +69,8 @@ fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn a_writer_is_alone() {
-    // S3: one that writes and one that reads: never both at once, nobody forgotten, what one wrote the other sees
+    // S3: a writer and a reader: they never hold the lock at once, neither is forgotten, and each
+    // sees the other's writes
     model(3, || {
         let lock = counter();
         let other = on_a_thread(&lock, |lock| {
@@ -85,7 +87,8 @@ fn a_writer_is_alone() {
 
 #[test]
 fn timeout_during_grant_reports_what_happened() {
-    // S3, S4: a timeout ends while a share is granted: success is reported exactly if the share was granted
+    // S3, S4: a timeout expires while a share is granted: success is reported exactly if the share
+    // was granted
     for writes in [true, false] {
         model(3, move || {
             let lock = counter();
@@ -108,7 +111,7 @@ fn timeout_during_grant_reports_what_happened() {
 
 #[test]
 fn three_stand_in_line() {
-    // S3: nor is one forgotten that comes while others are let in
+    // S3: a waiter that arrives while others are let in is not forgotten either
     for others in [[true, false], [false, false], [true, true]] {
         model(2, move || {
             let lock = counter();
@@ -126,7 +129,8 @@ fn three_stand_in_line() {
 
 #[test]
 fn the_last_of_two_readers_lets_the_writer_in() {
-    // S3: a writer that comes while two readers leave is let in by one of them, and sees both gone
+    // S3: a writer that arrives while two readers leave is let in by one of them, and sees both
+    // gone
     model(2, || {
         let lock = counter();
         let reader = on_a_thread(&lock, |lock| lock.read().get());
@@ -140,7 +144,7 @@ fn the_last_of_two_readers_lets_the_writer_in() {
 
 #[test]
 fn two_upgrade() {
-    // S3: two readers that upgrade at the same time both get in, one after the other
+    // S3: two readers that upgrade at the same time both succeed, one after the other
     model(2, || {
         let lock = counter();
         let upgrade = |lock: &CoRwLock<Counter>| {
@@ -157,7 +161,7 @@ fn two_upgrade() {
 
 #[test]
 fn an_upgrade_sees_other_readers_gone() {
-    // S3: one that upgrades at once writes after all that another one read
+    // S3: an immediate upgrade writes after everything that another reader read
     model(3, || {
         let lock = counter();
         let other = on_a_thread(&lock, |lock| lock.read().get());
@@ -169,7 +173,8 @@ fn an_upgrade_sees_other_readers_gone() {
 
 #[test]
 fn a_downgrade_lets_readers_in() {
-    // S3: after a downgrade, a reader in line gets in though the lock is not given up; and it sees what was written
+    // S3: a downgrade lets a queued reader in although the lock is still held; the reader sees the
+    // write
     model(3, || {
         let lock = counter();
         let writing = lock.write();
@@ -184,7 +189,8 @@ fn a_downgrade_lets_readers_in() {
 
 #[test]
 fn one_that_gives_up_keeps_nobody_waiting() {
-    // S3, S4: a writer at the head of the line is cancelled: readers behind it get in, though another one reads on
+    // S3, S4: a writer at the head of the queue is cancelled: readers behind it get in, although
+    // another reader still holds the lock
     model(2, || {
         let lock = counter();
         let reading = lock.read();
@@ -202,7 +208,8 @@ fn one_that_gives_up_keeps_nobody_waiting() {
 
 #[test]
 fn one_that_gives_up_passes_on_what_it_was_granted() {
-    // S3, S4: a wait is cancelled while the lock is being handed over: it has it then, or the next one gets it
+    // S3, S4: a wait is cancelled while the lock is handed over: it either has the lock, or the
+    // next waiter gets it
     model(3, || {
         let lock = counter();
         let other = on_a_thread(&lock, |lock| {
@@ -217,7 +224,8 @@ fn one_that_gives_up_passes_on_what_it_was_granted() {
 
 #[test]
 fn one_that_unwinds_passes_on_what_it_was_granted() {
-    // S3, C9: a coroutine unwinds while it waits: it was granted the lock and gives it up, or leaves the line
+    // S3, C9: a coroutine that unwinds while it waits either was granted the lock and releases it,
+    // or leaves the queue
     for writes in [true, false] {
         model(3, move || {
             let lock = counter();

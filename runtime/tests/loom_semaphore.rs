@@ -1,10 +1,12 @@
-//! A semaphore's permits and a channel's messages, checked on every interleaving that the memory model allows.
+//! A semaphore's permits and a channel's messages, checked on every interleaving that the memory
+//! model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_semaphore`
 //!
-//! `semaphore.rs`, `channel.rs` and `wait_queue.rs` are the very files that the library is built of. Each coroutine is a
-//! thread of its own here. What a permit guards lies in loom's cell, which finds two that have it at once, and one that does
-//! not see what the last one wrote; a waiter that is forgotten is a deadlock.
+//! `semaphore.rs`, `channel.rs` and `wait_queue.rs` are the library's own source files. Each
+//! coroutine is a thread here. The value guarded by a permit is in loom's cell, which detects two
+//! owners at once, and an owner that does not see the previous one's writes; a forgotten waiter is
+//! a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code, unsafe_code)]
 
@@ -28,14 +30,14 @@ mod sync {
 use sync::channel::{Receiver, Sender, channel};
 use sync::semaphore::Semaphore;
 
-/// What who has the permit may change.
+/// A value that the owner of the permit may change.
 struct Guarded(Semaphore, UnsafeCell<usize>);
 
 // SAFETY: loom checks each access.
 unsafe impl Sync for Guarded {}
 
 impl Guarded {
-    /// With so many permits. Its atomics have all been used by this thread.
+    /// Creates it with `permits` permits. Its atomics have all been used by this thread.
     fn new(permits: usize) -> Arc<Guarded> {
         let guarded = Arc::new(Guarded(Semaphore::new(permits), UnsafeCell::new(0)));
         assert_eq!(guarded.0.available(), permits);
@@ -61,7 +63,8 @@ fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn one_permit_is_a_lock() {
-    // S4: two coroutines on two threads: one at a time, nobody forgotten, what one wrote the other sees
+    // S4: two coroutines on two threads: one at a time, neither is forgotten, and each sees the
+    // other's writes
     model(3, || {
         let guarded = Guarded::new(1);
         let work = |guarded: &Guarded| {
@@ -78,7 +81,7 @@ fn one_permit_is_a_lock() {
 
 #[test]
 fn permits_added_one_by_one_are_enough() {
-    // S4: one waits for two permits, and another thread adds one after the other: it gets them
+    // S4: a waiter for two permits gets them when another thread adds one after the other
     model(3, || {
         let guarded = Guarded::new(0);
         let other = guarded.on_a_thread(|guarded| {
@@ -94,7 +97,8 @@ fn permits_added_one_by_one_are_enough() {
 
 #[test]
 fn one_that_gives_up_loses_no_permit() {
-    // S4: one is cancelled, or unwinds, while a permit is being granted to it: it has it then, or gives it back
+    // S4: a waiter is cancelled, or unwinds, while it is granted a permit: it either has the
+    // permit, or returns it
     for unwinds in [false, true] {
         model(3, move || {
             let guarded = Guarded::new(1);
@@ -123,7 +127,8 @@ fn one_that_gives_up_loses_no_permit() {
 
 #[test]
 fn timeout_during_grant_loses_no_permit() {
-    // S4: a timeout ends while permits are being granted: it either returns them, or they stay in the semaphore
+    // S4: a timeout expires while permits are granted: it either returns them, or they stay in the
+    // semaphore
     model(3, || {
         let guarded = Guarded::new(0);
         let other = guarded.on_a_thread(|guarded| guarded.0.add_permits(2));
@@ -139,7 +144,8 @@ fn timeout_during_grant_loses_no_permit() {
 
 #[test]
 fn timeout_during_grant_loses_no_message() {
-    // S4: a timeout of `recv` ends while a message is handed over: it returns the message, or the next `recv` does
+    // S4: a timeout of `recv` expires while a message is handed over: this `recv` or the next one
+    // returns the message
     for capacity in [0, 1] {
         model(3, move || {
             let (sender, receiver) = used_channel(capacity);
@@ -154,7 +160,8 @@ fn timeout_during_grant_loses_no_message() {
 
 #[test]
 fn timeout_of_send_tells_whether_the_message_was_sent() {
-    // S4: a timeout of `send` ends while its message is received: it reports success exactly if the message was received
+    // S4: a timeout of `send` expires while its message is received: it reports success exactly if
+    // the message was received
     for capacity in [0, 1] {
         model(3, move || {
             let (sender, receiver) = used_channel(capacity);
@@ -169,7 +176,8 @@ fn timeout_of_send_tells_whether_the_message_was_sent() {
 
 #[test]
 fn one_that_gives_up_keeps_nobody_waiting() {
-    // S4: one that waits for more than there is gives up: the one behind it, which wants less, goes on
+    // S4: a waiter for more permits than there are gives up: the one behind it, which needs fewer,
+    // continues
     model(3, || {
         let guarded = Guarded::new(1);
         let other = guarded.on_a_thread(|guarded| {
@@ -182,7 +190,7 @@ fn one_that_gives_up_keeps_nobody_waiting() {
     });
 }
 
-/// A channel whose atomics have all been used by this thread.
+/// Returns a channel whose atomics have all been used by this thread.
 fn used_channel(capacity: usize) -> (Sender<usize>, Receiver<usize>) {
     let (sender, receiver) = channel(capacity);
     assert!(receiver.try_recv().is_err());
@@ -191,7 +199,8 @@ fn used_channel(capacity: usize) -> (Sender<usize>, Receiver<usize>) {
 
 #[test]
 fn messages_come_in_order_and_the_end_is_told() {
-    // S4: a sender that waits for room, and a receiver that waits for messages: all arrive, then the end does
+    // S4: a sender waits for space, and a receiver for messages: all messages arrive, and then the
+    // disconnection
     for capacity in [0, 1] {
         model(2, move || {
             let (sender, receiver) = used_channel(capacity);
@@ -204,7 +213,8 @@ fn messages_come_in_order_and_the_end_is_told() {
 
 #[test]
 fn a_receiver_that_unwinds_loses_no_message() {
-    // S4, C9: one receiver unwinds, or is cancelled, while a message is being handed to it: somebody receives it
+    // S4, C9: a receiver unwinds, or is cancelled, while it is handed a message: another receiver
+    // gets the message
     for unwinds in [false, true] {
         model(3, move || {
             let (sender, receiver) = used_channel(1);
@@ -228,7 +238,8 @@ fn a_receiver_that_unwinds_loses_no_message() {
 
 #[test]
 fn a_sender_is_told_that_the_receiver_is_gone() {
-    // S4: the last receiver goes while one waits for room: the sender is told, and has its message back
+    // S4: the last receiver goes while a sender waits for space: the sender gets an error, and its
+    // message back
     model(3, || {
         let (sender, receiver) = used_channel(1);
         let other = thread::spawn(move || drop(receiver));

@@ -1,10 +1,12 @@
-//! Scheduling a coroutine from several threads at once, checked on every interleaving that the memory model allows.
+//! Scheduling a coroutine from several threads at once, checked on every interleaving that the
+//! memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_ticket`
 //!
-//! `ticket.rs` is the very file that the library is built of. The coroutine waits for the flags of two wakers; of these
-//! only one puts it on the list, and the other relies on that. If a wake were lost, the coroutine would not be on the list
-//! though its flag is up, and home would wait for ever: loom calls that a deadlock.
+//! `ticket.rs` is the library's own source file. The coroutine waits for the flags of two wakers;
+//! only one of them puts it on the list, and the other relies on that. If a wake were lost, the
+//! coroutine would not be on the list although its flag is set, and home would wait forever: loom
+//! reports that as a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -25,7 +27,7 @@ use ticket::{Claim, Ticket};
 struct Home {
     ticket: Ticket,
     flags: [AtomicBool; 2],
-    /// How often the coroutine stands on the list of those that were woken.
+    /// Number of entries of the coroutine on the list of woken ones.
     list: Mutex<usize>,
     changed: Condvar,
 }
@@ -41,7 +43,7 @@ impl Home {
     }
 
     fn wake(&self, generation: u64, who: usize) -> Claim {
-        // Relaxed: it is the ticket that must carry this over.
+        // Relaxed: the ticket must publish it.
         self.flags[who].store(true, Ordering::Relaxed);
         let claim = self.ticket.claim(generation);
         if claim == Claim::Mine {
@@ -60,7 +62,7 @@ impl Home {
         std::mem::take(&mut *list)
     }
 
-    /// Resumes the coroutine: has it what it waits for?
+    /// Resumes the coroutine. Returns whether its condition is true.
     fn resume(&self) -> bool {
         self.ticket.clear_scheduled();
         self.flags.iter().all(|flag| flag.load(Ordering::Relaxed))
@@ -75,7 +77,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 
 #[test]
 fn whoever_finds_it_scheduled_may_rely_on_that() {
-    // W3: a wake that finds the coroutine scheduled already is seen by the run that is to come
+    // W3: a wake that finds the coroutine already scheduled is seen by the scheduled run
     model(|| {
         let home = Home::new();
         let generation = home.ticket.generation();
@@ -97,7 +99,7 @@ fn whoever_finds_it_scheduled_may_rely_on_that() {
 
 #[test]
 fn only_one_puts_it_on_the_list() {
-    // W2: scheduled by several at once, it is put on the list once
+    // W2: a coroutine scheduled by several threads at once is put on the list once
     model(|| {
         let home = Home::new();
         let generation = home.ticket.generation();

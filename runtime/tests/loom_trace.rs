@@ -2,7 +2,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_trace`
 //!
-//! `ring.rs` is the very file that the library is built of.
+//! `ring.rs` is the library's own source file.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -18,7 +18,7 @@ mod ring;
 
 use ring::{Ring, WORDS};
 
-/// A record that shows when it is mixed of two.
+/// A record that reveals a mix of two records.
 fn record(value: u64) -> [u64; WORDS] {
     [value; WORDS]
 }
@@ -32,7 +32,8 @@ fn assert_whole(there: &[(u64, [u64; WORDS])]) {
 
 #[test]
 fn what_is_read_is_whole() {
-    // Trace: two writers, and a reader in their midst; no record is lost in the end
+    // Trace: a reader concurrent with two writers sees whole records only; no record is lost in the
+    // end
     loom::model(|| {
         let ring = Arc::new(Ring::new(2));
         let writers = [7, 8].map(|value| {
@@ -51,7 +52,7 @@ fn what_is_read_is_whole() {
 
 #[test]
 fn what_is_overwritten_is_not_taken_for_what_it_was() {
-    // Trace: the ring goes round while it is read
+    // Trace: the ring wraps around while it is read
     loom::model(|| {
         let ring = Arc::new(Ring::new(1));
         ring.push(record(1));

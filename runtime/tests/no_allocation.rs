@@ -1,4 +1,4 @@
-//! What runs all the time allocates nothing. Its program has an allocator that counts, for each thread.
+//! Operations in steady use allocate nothing. This program's allocator counts per thread.
 
 #![allow(unsafe_code)]
 
@@ -21,8 +21,8 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: everything is passed on to the system's allocator as it came; counting touches no memory but a cell of the
-// thread's own, which needs no destructor.
+// SAFETY: every call is passed unchanged to the system's allocator; counting touches only a cell of
+// the thread itself, which needs no destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Runs `f` often enough to fill every pool, then asserts that it allocates no more.
+/// Runs `f` often enough to fill every pool, and then asserts that it allocates nothing.
 fn steady(mut f: impl FnMut()) {
     let rounds = scaled(1000);
     (0..100).for_each(|_| f());
@@ -50,7 +50,7 @@ fn steady(mut f: impl FnMut()) {
 
 #[test]
 fn the_counter_counts() {
-    // C10: (of this test's own making) an allocation is noticed, and so is one within a coroutine
+    // C10: (a check of this test) the counter notices an allocation, even inside a coroutine
     AioContext::run(|_| {
         let before = ALLOCATIONS.get();
         spawn(|| drop(std::hint::black_box(Box::new(7)))).join().unwrap();
@@ -60,7 +60,8 @@ fn the_counter_counts() {
 
 #[test]
 fn spawn_and_join() {
-    // C10: spawn, a yield, the end and join allocate nothing in the steady state; nor does a name that is a literal
+    // C10: spawn, yield, end and join allocate nothing in the steady state; nor does a name that is
+    // a literal
     AioContext::run(|ctx| {
         steady(|| {
             let caught = [1u64; 8];
@@ -113,7 +114,7 @@ fn enter_and_wake() {
 
 #[test]
 fn wakes_from_another_thread() {
-    // C10: a wake from another thread allocates nothing, on neither of them
+    // C10: a wake from another thread allocates nothing on either thread
     AioContext::run(|ctx| {
         let co = Coroutine::new(|| {
             loop {
@@ -150,7 +151,7 @@ fn wakes_from_another_thread() {
 
 #[test]
 fn locks_and_bottom_halves() {
-    // C10: waiting in a CoMutex or a CoQueue allocates nothing, nor does a bottom half that is scheduled again
+    // C10: waiting in a CoMutex or a CoQueue allocates nothing, nor does rescheduling a bottom half
     AioContext::run(|ctx| {
         let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
         let bh = ctx.bottom_half(|| {}).unwrap();
@@ -181,7 +182,8 @@ fn locks_and_bottom_halves() {
 
 #[test]
 fn readers_permits_and_messages() {
-    // C10: waiting in a CoRwLock, a semaphore or a channel allocates nothing, nor does giving up
+    // C10: waiting in a CoRwLock, a semaphore or a channel allocates nothing, nor does ending the
+    // wait early
     AioContext::run(|ctx| {
         let shared = Rc::new((CoRwLock::new(0), Semaphore::new(2), channel(1)));
         steady(|| {

@@ -1,4 +1,4 @@
-//! Running off a stack, and faults that have nothing to do with it. Each in a process of its own, which it ends.
+//! Stack overflow, and unrelated faults. Each in a child process, which the fault ends.
 
 #![allow(unsafe_code)]
 
@@ -18,9 +18,9 @@ fn deep(depth: usize) -> usize {
     if black_box(depth) == usize::MAX { 0 } else { deep(depth + 1) + black_box(frame)[7] }
 }
 
-/// A fault that is no stack's.
+/// A fault unrelated to stacks.
 fn stray() {
-    // SAFETY: undefined, but for black_box: page 0 is never mapped, so the process ends here.
+    // SAFETY: undefined but for black_box: page 0 is never mapped, so the process ends here.
     unsafe { black_box(ptr::without_provenance_mut::<u8>(16)).write_volatile(1) };
 }
 
@@ -30,7 +30,8 @@ fn said(child: &Output) -> String {
 
 #[test]
 fn running_off_a_stack_names_the_coroutine() {
-    // C11: the process ends with a message that names the coroutine, where it is from, its stack size and the remedy
+    // C11: a stack overflow ends the process with a message that names the coroutine, its origin,
+    // its stack size and the remedy
     match in_child("running_off_a_stack_names_the_coroutine") {
         Some(child) => {
             assert_aborted(&child, "coralio: coroutine 'deep' (created at runtime/tests/overflow.rs:");
@@ -47,7 +48,8 @@ fn running_off_a_stack_names_the_coroutine() {
 
 #[test]
 fn overflow_of_main_names_the_setting_of_the_context() {
-    // C11: the first coroutine comes from no builder of the user's
+    // C11: the message for the first coroutine, which no user's builder created, names the
+    // context's setting
     match in_child("overflow_of_main_names_the_setting_of_the_context") {
         Some(child) => {
             assert_aborted(&child, "coralio: coroutine 'main' (created at");
@@ -61,11 +63,12 @@ fn overflow_of_main_names_the_setting_of_the_context() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer does not probe large frames")]
 fn one_large_frame_hits_the_guard_too() {
-    // C11: a frame that is larger than the guard page does not step over it: no memory of another stack is touched
+    // C11: a frame larger than the guard page does not step over it: no memory of another stack is
+    // touched
     match in_child("one_large_frame_hits_the_guard_too") {
         Some(child) => assert_aborted(&child, "coroutine #2 (created at"),
         None => AioContext::run(|_| {
-            // Its stack lies below.
+            // Its stack is at lower addresses.
             Coroutine::new(suspend).enter();
             Coroutine::new(|| {
                 black_box([7u8; 200 * 1024]);
@@ -77,7 +80,8 @@ fn one_large_frame_hits_the_guard_too() {
 
 #[test]
 fn beneath_a_round_of_the_loop() {
-    // C11: what the loop runs on a coroutine's stack runs off that one, though no coroutine is running
+    // C11: code that the loop runs on a coroutine's stack overflows that stack, although no
+    // coroutine is running
     match in_child("beneath_a_round_of_the_loop") {
         Some(child) => assert_aborted(&child, "coroutine 'polls' (created at"),
         None => AioContext::run(|ctx| {
@@ -96,14 +100,14 @@ fn beneath_a_round_of_the_loop() {
 
 #[test]
 fn on_a_thread_without_an_alternate_stack() {
-    // C11: on a thread that std did not make, too
+    // C11: overflow is also detected on a thread that std did not create
     extern "C" fn foreign(_: *mut libc::c_void) -> *mut libc::c_void {
         AioContext::run(|_| spawn(|| deep(0)).join().unwrap());
         ptr::null_mut()
     }
     match in_child("on_a_thread_without_an_alternate_stack") {
         Some(child) => assert_aborted(&child, "coroutine #1 (created at"),
-        // SAFETY: the thread is joined, and what it is given is null.
+        // SAFETY: the thread is joined, and its argument is null.
         None => unsafe {
             let mut thread: libc::pthread_t = 0;
             assert_eq!(libc::pthread_create(&mut thread, ptr::null(), foreign, ptr::null_mut()), 0);
@@ -127,13 +131,14 @@ fn a_thread_has_its_alternate_stack_back() {
         let of_std = alternate();
         assert_eq!(of_std.2 & libc::SS_DISABLE, 0);
         AioContext::run(|_| {
-            // One that is too small, for the processor's registers and our handler, is stood in for.
+            // An alternate stack too small for the processor's registers and our handler is
+            // replaced meanwhile.
             // SAFETY: takes no pointers.
             let enough = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize + 4096;
             assert!(of_std.1 < enough || alternate() == of_std);
         });
         assert_eq!(alternate(), of_std);
-        // SAFETY: nothing is handled on it now. std's is put back before the thread ends.
+        // SAFETY: no signal is being handled on it now. std's is restored before the thread ends.
         unsafe {
             let mut none: libc::stack_t = std::mem::zeroed();
             none.ss_flags = libc::SS_DISABLE;
@@ -151,7 +156,7 @@ fn a_thread_has_its_alternate_stack_back() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn another_fault_is_a_plain_one() {
-    // C11: a fault elsewhere, in a coroutine, is none of this: SIGSEGV, and not a word
+    // C11: an unrelated fault in a coroutine is a plain SIGSEGV, without a message
     match in_child("another_fault_is_a_plain_one") {
         Some(child) => {
             assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child));
@@ -164,7 +169,7 @@ fn another_fault_is_a_plain_one() {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn the_threads_own_overflow_is_reported_by_std() {
-    // C11: std's own report of a thread that runs off its stack goes on working in a context
+    // C11: std's own report of a thread's stack overflow still works in a context
     match in_child("the_threads_own_overflow_is_reported_by_std") {
         Some(child) => {
             assert_aborted(&child, "has overflowed its stack");
@@ -175,13 +180,13 @@ fn the_threads_own_overflow_is_reported_by_std() {
 }
 
 extern "C" fn leave_with_code(signal: libc::c_int) {
-    // SAFETY: ends the process at once.
+    // SAFETY: ends the process immediately.
     unsafe { libc::_exit(signal + 30) };
 }
 
 #[test]
 fn the_users_handler_has_other_faults() {
-    // C11: a handler that the program had installed gets every other fault
+    // C11: a handler that the program installed before gets every other fault
     match in_child("the_users_handler_has_other_faults") {
         Some(child) => assert_eq!(child.status.code(), Some(libc::SIGSEGV + 30), "{}", said(&child)),
         None => {
@@ -195,7 +200,7 @@ fn the_users_handler_has_other_faults() {
 
 #[test]
 fn a_signal_that_was_sent_ends_the_process() {
-    // C11: SIGSEGV that was sent, not raised by a fault, does by default what it did before
+    // C11: a SIGSEGV that was sent, not raised by a fault, keeps its default effect
     match in_child("a_signal_that_was_sent_ends_the_process") {
         Some(child) => assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child)),
         None => {

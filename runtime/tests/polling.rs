@@ -20,7 +20,8 @@ use parking_lot::Mutex;
 
 #[test]
 fn what_is_ready_in_memory_is_served() {
-    // X5: a poll handler is called in each round in which its source is ready; a notify ends the sleep for it
+    // X5: a poll handler is called in each iteration in which its source is ready; a notify ends a
+    // sleep for it
     AioContext::run(|ctx| {
         let ready = Arc::new(AtomicBool::new(false));
         let runs = Arc::new(AtomicUsize::new(0));
@@ -59,7 +60,7 @@ fn what_is_ready_in_memory_is_served() {
 
 #[test]
 fn a_handler_that_polls_is_not_called_again() {
-    // H9, X4: a poll handler's source is still ready while it runs, and it polls: from there it is not called again
+    // H9, X4: a poll handler that polls while its source is still ready is not called recursively
     AioContext::run(|ctx| {
         let (depth, deepest) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (polls, seen) = (ctx.clone(), Arc::clone(&deepest));
@@ -103,7 +104,7 @@ fn a_handler_may_remove_itself() {
 
 #[test]
 fn a_source_that_is_always_ready_starves_no_descriptor() {
-    // X4, X5: a descriptor is served though a poll handler keeps the loop busy
+    // X4, X5: a descriptor is served although a poll handler keeps the loop busy
     AioContext::run(|ctx| {
         let _busy = ctx.poll_handler(|| true, || {}).unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
@@ -119,7 +120,8 @@ fn a_source_that_is_always_ready_starves_no_descriptor() {
 
 #[test]
 fn several_wait_for_one_descriptor() {
-    // X4: one coroutine waits to read and another to write the same descriptor, beside a handler that watches it
+    // X4: one coroutine waits to read and another to write the same descriptor, next to a handler
+    // that watches it
     AioContext::run(|ctx| {
         let (near, mut far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
@@ -139,7 +141,7 @@ fn several_wait_for_one_descriptor() {
             let near = Arc::clone(&near);
             move || {
                 let mut sent = 0;
-                // Until it is full, and once more when there is room.
+                // Until it is full, and once more when there is space.
                 while let Ok(n) = (&*near).write(&[0; 65536]) {
                     sent += n;
                 }
@@ -164,7 +166,8 @@ fn several_wait_for_one_descriptor() {
 
 #[test]
 fn a_wait_for_a_descriptor_ends_early() {
-    // S4, X4: cancelled or timed out, the wait is an error, and nothing of it is left; what cannot be waited for is refused
+    // S4, X4: a cancelled or timed out wait for a descriptor fails, and leaves nothing behind;
+    // unsupported descriptors are rejected
     AioContext::run(|_| {
         let (near, _far) = UnixStream::pair().unwrap();
         let timed_out = Rc::new(Cell::new(false));
@@ -202,7 +205,8 @@ fn a_wait_for_a_descriptor_ends_early() {
 
 #[test]
 fn handler_deletes_itself() {
-    // X4, X5, X11: a poll handler that receives its own handle deletes itself; until then it is listed, and then freed
+    // X4, X5, X11: a poll handler that receives its own handle deletes itself; it is listed until
+    // then, and then freed
     AioContext::run(|ctx| {
         let (freed, lists) = (Arc::new(()), ctx.clone());
         let kept = Arc::clone(&freed);

@@ -1,4 +1,4 @@
-//! Messages on standard error: what becomes of them, and that nothing fails if nobody can read them.
+//! Messages on standard error: their form, and that a failed write has no effect.
 
 mod common;
 
@@ -13,8 +13,8 @@ use coralio_runtime::{AioContext, Coroutine, can_suspend, report, spawn, suspend
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
-/// Runs the test of this name in a process whose standard error fails: nobody reads it, or its disk is full. Returns whether
-/// this is that process.
+/// Runs the test of this name in child processes whose standard error fails: it has no reader, or
+/// its disk is full. Returns whether this is such a process.
 fn is_mute_child(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;
@@ -38,7 +38,8 @@ fn is_mute_child(test: &str) -> bool {
 
 #[test]
 fn context_ends_without_standard_error() {
-    // C9: that a message cannot be written keeps no coroutine from being unwound, and leaves no home behind
+    // C9: a message that cannot be written prevents no coroutine from being unwound, and leaves no
+    // home behind
     if !is_mute_child("context_ends_without_standard_error") {
         return;
     }
@@ -62,7 +63,7 @@ fn context_ends_without_standard_error() {
 
 #[test]
 fn deadlock_is_reported_without_standard_error() {
-    // C9, X11: a deadlock report that cannot be written changes nothing in the loop
+    // C9, X11: a deadlock report that cannot be written has no effect on the loop
     if !is_mute_child("deadlock_is_reported_without_standard_error") {
         return;
     }
@@ -73,7 +74,7 @@ fn deadlock_is_reported_without_standard_error() {
             let waker = lost.coroutine();
             drop(spawn(move || drop(lost.join())));
             ctx.poll(false);
-            // Comes back only to a loop that has nothing to wait for, and has said so.
+            // Returns only if the loop has nothing to wait for, and has reported that.
             ctx.poll(true);
             waker.wake();
             ctx.poll(false);
@@ -83,7 +84,8 @@ fn deadlock_is_reported_without_standard_error() {
 
 #[test]
 fn message_is_written_whole() {
-    // X11: a message of any length ends with one line end; a part that cannot be formatted is left out, and goes no further
+    // X11: a message of any length ends with one line end; a part whose formatting panics is left
+    // out, and the panic is contained
     struct Bad;
     impl fmt::Display for Bad {
         fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,5 @@
-//! What goes into a coroutine and what comes out of it: closures and results of any size and alignment, dropped once.
+//! Closures and results of any size and alignment, moved into and out of coroutines, and dropped
+//! once.
 
 mod common;
 
@@ -7,7 +8,8 @@ use coralio_runtime::{AioContext, Coroutine, JoinHandle, spawn, suspend, yield_n
 
 #[test]
 fn results_are_dropped_exactly_once() {
-    // C8: a result is dropped once: by whoever joined, with the coroutine if detached, with the context if never joined
+    // C8: a result is dropped once: after join, with the coroutine if detached, with the context if
+    // never joined
     let log = Log::default();
     AioContext::run(|ctx| {
         let task = |name: &'static str| {
@@ -40,7 +42,7 @@ fn results_are_dropped_exactly_once() {
 
 #[test]
 fn a_handle_dropped_by_its_own_coroutine_detaches_it() {
-    // C8: a coroutine may drop its own join handle, and its result is dropped when it ends
+    // C8: a coroutine may drop its own join handle; its result is then dropped when it ends
     let log = Log::default();
     AioContext::run(|ctx| {
         let slot = std::rc::Rc::new(std::cell::RefCell::new(None::<JoinHandle<common::OnDrop>>));
@@ -60,7 +62,7 @@ fn a_handle_dropped_by_its_own_coroutine_detaches_it() {
 
 #[test]
 fn aligned_results_and_closures() {
-    // C1: what a coroutine catches and returns lies where its alignment demands
+    // C1: captures and results of a coroutine are aligned as their types require
     #[repr(align(64))]
     #[derive(Clone, Copy)]
     struct Line([u8; 64]);
@@ -94,7 +96,8 @@ fn aligned_results_and_closures() {
 
 #[test]
 fn closures_of_every_size() {
-    // C1: a closure may catch any amount; a large one does not take the coroutine's stack
+    // C1: a closure may capture any amount of data; a large closure does not use up the coroutine's
+    // stack
     fn check<const N: usize>() {
         let caught = [N as u8; N];
         let task = spawn(move || {
@@ -120,7 +123,7 @@ fn closures_of_every_size() {
 
 #[test]
 fn a_large_result_comes_out_whole_or_is_refused() {
-    // C8: a result too large for the stack is refused with the remedy, before anything runs
+    // C8: a result too large for the stack is rejected with the remedy, before anything runs
     AioContext::run(|_| {
         let task = spawn(|| [7u8; 4096]);
         assert!(task.join().unwrap().iter().all(|&byte| byte == 7));
@@ -137,7 +140,7 @@ fn a_large_result_comes_out_whole_or_is_refused() {
 
 #[test]
 fn the_largest_result_that_is_accepted_fits() {
-    // C11: whatever size of result spawn accepts can also be returned: it never runs off the stack by itself
+    // C11: any result size that spawn accepts can also be returned without overflowing the stack
     fn check<const N: usize>(accepted: &mut usize) {
         let Ok(task) = Coroutine::builder().stack_size(64 * 1024).spawn(|| std::hint::black_box([5u8; N])) else {
             return;
@@ -162,7 +165,7 @@ fn the_largest_result_that_is_accepted_fits() {
 
 #[test]
 fn joining_from_everywhere() {
-    // C8: join waits on the thread's own stack by running the loop, and in a coroutine by suspending it
+    // C8: join runs the loop on the thread's own stack, and suspends in a coroutine
     AioContext::run(|_| {
         let slow = spawn(|| {
             yield_now();
@@ -171,7 +174,7 @@ fn joining_from_everywhere() {
         });
         let outer = spawn(move || slow.join().unwrap() + 1);
         assert_eq!(outer.join().unwrap(), 2);
-        // Woken for another reason, join waits on.
+        // Woken for another reason, join continues to wait.
         let co = std::rc::Rc::new(std::cell::Cell::new(None));
         let target = spawn(|| {
             suspend();

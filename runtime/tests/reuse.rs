@@ -1,4 +1,4 @@
-//! Stacks are used again. Alone in its program: it counts the mappings of the whole process.
+//! Reuse of stacks. In its own program, since it counts the mappings of the whole process.
 
 mod common;
 
@@ -13,7 +13,8 @@ fn mappings() -> usize {
 
 #[test]
 fn a_million_coroutines_one_after_the_other() {
-    // C10: a million coroutines in sequence use the same few stacks: no mapping is added, joined or detached or panicked
+    // C10: a million coroutines in sequence use the same few stacks: no mapping is added, whether
+    // joined, detached or panicked
     AioContext::run(|ctx| {
         let one = |n: usize| {
             let task = spawn(move || {

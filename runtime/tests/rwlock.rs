@@ -1,4 +1,5 @@
-//! CoRwLock: readers share, writers alone, in order; upgraded, downgraded, cancelled, and right after panics.
+//! CoRwLock: shared readers, exclusive writers, in order; upgrades, downgrades, cancellation, and
+//! consistency after panics.
 
 mod common;
 
@@ -11,7 +12,8 @@ use std::time::Duration;
 use common::{Log, panic_in, panic_of, scaled};
 use coralio_runtime::{AioContext, Cancelled, CoRwLock, Coroutine, JoinHandle, TimedOut, spawn, timeout, yield_now};
 
-/// Spawns coroutines that take the lock in this order, and hold it over one turn of the loop: `r` reads, `w` writes.
+/// Spawns coroutines that take the lock in this order, and hold it for one iteration of the loop:
+/// `r` reads, `w` writes.
 fn take_in_order(lock: &Rc<CoRwLock<u32>>, log: &Log, order: &str) -> Vec<JoinHandle<()>> {
     let take = |what| {
         let (lock, log) = (Rc::clone(lock), log.clone());
@@ -40,7 +42,8 @@ fn join_all(tasks: Vec<JoinHandle<()>>) {
 
 #[test]
 fn first_come_first_served() {
-    // S3: readers share, writers are alone, and all in the order in which they came: no reader overtakes a writer
+    // S3: readers share, writers are exclusive, all in order of arrival: no reader overtakes a
+    // writer
     AioContext::run(|_| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         join_all(take_in_order(&lock, &log, "rrwwrrrwr"));
@@ -51,7 +54,8 @@ fn first_come_first_served() {
 
 #[test]
 fn a_stream_of_readers_keeps_no_writer_out() {
-    // S3: with readers that overlap without end, a writer still gets in, after those that read when it came
+    // S3: a writer gets in despite an endless stream of overlapping readers, after those that held
+    // the lock when it arrived
     AioContext::run(|_| {
         let lock = Rc::new(CoRwLock::new(0));
         let mut readers: Vec<_> = (0..2)
@@ -87,7 +91,7 @@ fn a_stream_of_readers_keeps_no_writer_out() {
 
 #[test]
 fn try_overtakes_nobody() {
-    // S3: try_read and try_write take what is free, and overtake nobody
+    // S3: try_read and try_write take a free lock, and overtake no waiter
     AioContext::run(|ctx| {
         let lock = Rc::new(CoRwLock::new(0));
         let reading = (lock.try_read().unwrap(), lock.try_read().unwrap());
@@ -108,7 +112,7 @@ fn try_overtakes_nobody() {
 
 #[test]
 fn the_hand_over_wakes_and_does_not_enter() {
-    // S3, S1: those that are let in run when the releaser yields, not on top of it
+    // S3, S1: coroutines that are let in run when the releaser yields, not on top of it
     AioContext::run(|_| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         let holder = spawn({
@@ -137,7 +141,7 @@ fn the_hand_over_wakes_and_does_not_enter() {
 
 #[test]
 fn a_downgrade_lets_in_readers_up_to_the_next_writer() {
-    // S3: a writer that goes on to read keeps writers out, and lets in the readers at the head of the line
+    // S3: a downgrade keeps writers out, and lets in the readers at the head of the queue
     AioContext::run(|ctx| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         let mut writing = lock.try_write().unwrap();
@@ -161,7 +165,8 @@ fn a_downgrade_lets_in_readers_up_to_the_next_writer() {
 
 #[test]
 fn an_upgrade_takes_its_place_in_line() {
-    // S3: an upgrade is at once if nobody else reads or waits; else it gives its share up, and stands at the end
+    // S3: an upgrade is immediate if there is no other reader or waiter; else it releases its
+    // share, and queues at the end
     AioContext::run(|ctx| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         let mut writing = lock.try_read().unwrap().try_upgrade().unwrap();
@@ -195,7 +200,8 @@ fn an_upgrade_takes_its_place_in_line() {
 
 #[test]
 fn an_upgrade_stands_behind_a_writer_that_waits() {
-    // S3: with a writer in line, the only reader that upgrades is served after it, and keeps it from nothing
+    // S3: the only reader, upgrading with a writer in the queue, is served after the writer, and
+    // does not block it
     AioContext::run(|ctx| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         let upgrader = spawn({
@@ -218,7 +224,7 @@ fn an_upgrade_stands_behind_a_writer_that_waits() {
 
 #[test]
 fn a_wait_can_be_cancelled() {
-    // S4: a wait by its _cancellable name ends early by cancelling or a timeout; by the plain name it does not
+    // S4: a `_cancellable` wait ends early by cancelling or a timeout; a plain wait does not
     AioContext::run(|ctx| {
         let lock = Rc::new(CoRwLock::new(0));
         let reading = lock.try_read().unwrap();
@@ -228,7 +234,8 @@ fn a_wait_can_be_cancelled() {
             spawn(move || f(&lock))
         };
         let cancelled = wait(|lock| matches!(lock.write_cancellable(), Err(Cancelled)));
-        // Behind that writer; it gets in as soon as that one has given up, though the other one reads on.
+        // Behind that writer; it gets in as soon as the writer has given up, although another
+        // reader holds the lock.
         let behind = wait(|lock| *lock.read() == 0);
         ctx.poll(false);
         assert!(lock.try_read().is_none());
@@ -256,7 +263,7 @@ fn a_wait_can_be_cancelled() {
         reader.cancel();
         assert!(reader.join().unwrap());
         drop(writing);
-        // What is free is had by one that is cancelled too.
+        // A cancelled coroutine still gets a free lock.
         let free = wait(|lock| lock.read_cancellable().is_ok() && lock.write_cancellable().is_ok());
         free.cancel();
         assert!(free.join().unwrap());
@@ -265,7 +272,7 @@ fn a_wait_can_be_cancelled() {
 
 #[test]
 fn a_panic_gives_the_lock_up() {
-    // C8: a panic of one that reads, or writes, gives its share up; the next in line gets it
+    // C8: a panic of a reader or writer releases its share; the next waiter gets it
     AioContext::run(|_| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
         for writes in [true, false] {
@@ -287,7 +294,8 @@ fn a_panic_gives_the_lock_up() {
 
 #[test]
 fn a_second_lock_by_the_same_coroutine_is_refused() {
-    // S6: one that writes and locks again, to write or to read, is told where it has locked; others are not
+    // S6: a writer that locks again, to write or to read, gets an error with the place of its first
+    // lock; others do not
     AioContext::run(|_| {
         let lock = Rc::new(CoRwLock::new(0));
         let task = Coroutine::builder().name("greedy").spawn({
@@ -299,7 +307,7 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
                     assert!(said.starts_with("'greedy' locks a CoRwLock that it holds already"), "{said}");
                     assert!(said.contains(&format!("{}:{line}", file!())), "{said}");
                 }
-                // It had the lock once; that is no reason to refuse it while others read.
+                // It held the lock before; that is no reason to refuse it while others read.
                 drop(writing.downgrade());
                 yield_now();
                 *lock.write() += 1;
@@ -314,14 +322,15 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
 
 #[test]
 fn outside_a_coroutine_a_free_lock_can_be_had() {
-    // S3: outside a coroutine what is free can be taken; to wait is a panic with the remedy, and the lock stays right
+    // S3: outside a coroutine a free lock can be taken; waiting panics with the remedy, and the
+    // lock stays consistent
     let lock = CoRwLock::new(5);
     let reading = lock.read();
     assert_eq!(*lock.read(), 5);
     let said = panic_of(|| drop(lock.write()));
     assert!(said.contains("spawn one"), "{said}");
     assert!(lock.try_read().is_some(), "nobody is in line");
-    // The share of one that fails to upgrade is given up.
+    // The share of a failed upgrade is released.
     let other = lock.read();
     panic_of(|| drop(other.upgrade()));
     drop(reading);
@@ -331,7 +340,8 @@ fn outside_a_coroutine_a_free_lock_can_be_had() {
 
 #[test]
 fn two_threads_with_fifty_coroutines_each() {
-    // S3: between coroutines of two contexts on two threads, no increment is lost, and nobody reads while one writes
+    // S3: between coroutines of two contexts on two threads, no increment is lost, and there is no
+    // reader next to a writer
     let (coroutines, rounds) = (50, scaled(1000));
     let shared = Arc::new((CoRwLock::new(0usize), AtomicUsize::new(0)));
     let begin = Barrier::new(2);
@@ -380,7 +390,8 @@ fn two_threads_with_fifty_coroutines_each() {
 
 #[test]
 fn destroyed_in_line() {
-    // C9, S3: those in line when their context ends leave it: readers behind them, of another context, get in
+    // C9, S3: waiters leave the queue when their context ends: readers behind them, of another
+    // context, get in
     let lock = Arc::new(CoRwLock::new(0));
     let (in_line, behind) = (Barrier::new(2), Barrier::new(2));
     thread::scope(|scope| {
@@ -405,7 +416,7 @@ fn destroyed_in_line() {
         });
         drop(reading);
     });
-    // Granted, but not run: it passes on what it has.
+    // Granted, but not run: it passes on its grant.
     AioContext::run(|ctx| {
         let writing = lock.try_write().unwrap();
         for writes in [true, false] {

@@ -1,5 +1,5 @@
-//! Scopes: coroutines that borrow from the frame that waits for them. Whatever way a scope is left, what borrows is gone
-//! before: coroutines, what they caught, and results that nobody fetched.
+//! Scopes: coroutines that borrow from the frame that waits for them. However a scope is left, its
+//! borrowers are gone first: coroutines, their captures, and unfetched results.
 
 mod common;
 
@@ -16,7 +16,7 @@ use coralio_runtime::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Notes its end by a value that it borrows: if that were gone, the text would be garbage.
+/// Logs its end through a borrowed value: if that were gone, the text would be garbage.
 struct Borrows<'a>(&'a Log, &'a str);
 
 impl Drop for Borrows<'_> {
@@ -27,7 +27,8 @@ impl Drop for Borrows<'_> {
 
 #[test]
 fn what_is_borrowed_is_shared_changed_and_handed_back() {
-    // S4: coroutines of a scope borrow from the frame that waits, shared and exclusive; results come by their handles
+    // S4: coroutines of a scope borrow from the waiting frame, shared and exclusively; handles
+    // return their results
     fn halves() -> (Vec<u64>, u64) {
         let mut numbers: Vec<u64> = (0..100).collect();
         let factor = 3;
@@ -59,7 +60,7 @@ fn what_is_borrowed_is_shared_changed_and_handed_back() {
 
 #[test]
 fn a_scope_waits_for_those_whose_handles_are_gone() {
-    // S4: the scope ends after the last of its coroutines, whatever became of the handles
+    // S4: a scope ends after the last of its coroutines, whatever happened to their handles
     for own_stack in [true, false] {
         let log = Log::default();
         let inner = log.clone();
@@ -86,8 +87,8 @@ fn a_scope_waits_for_those_whose_handles_are_gone() {
 
 #[test]
 fn unfetched_results_go_before_the_scope_does() {
-    // S4: a result that borrows and that nobody fetched is dropped before the scope ends: of a handle forgotten, dropped
-    // early, dropped late
+    // S4: an unfetched result that borrows is dropped before the scope ends: its handle leaked,
+    // dropped early, or dropped late
     for own_stack in [true, false] {
         let log = Log::default();
         let inner = log.clone();
@@ -115,7 +116,8 @@ fn unfetched_results_go_before_the_scope_does() {
 
 #[test]
 fn a_result_whose_destructor_panics_does_not_save_the_others() {
-    // S4: unfetched results are dropped before the scope ends though one of their destructors panics; the scope tells
+    // S4: unfetched results are dropped before the scope ends even if one of their destructors
+    // panics; the scope reports the panic
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -136,7 +138,8 @@ fn a_result_whose_destructor_panics_does_not_save_the_others() {
         });
         assert_eq!(said, "bomb");
         assert_eq!(log.take(), "first last");
-        // So for one whose handle was dropped: its result goes while it still counts.
+        // Likewise if the handle was dropped: the result is dropped while it still counts for the
+        // scope.
         let said = panic_of(|| scope(|s| drop(s.spawn(|| Bomb))));
         assert_eq!(said, "bomb");
         ctx.poll(false);
@@ -146,7 +149,7 @@ fn a_result_whose_destructor_panics_does_not_save_the_others() {
 
 #[test]
 fn a_result_whose_destructor_polls_holds_the_scope() {
-    // S4, X2: a destructor of a result may run the loop; the scope does not end above it
+    // S4, X2: a result's destructor may run the loop; the scope does not end meanwhile
     struct Polls<'a>(&'a Log, &'a str);
     impl Drop for Polls<'_> {
         fn drop(&mut self) {
@@ -173,7 +176,8 @@ fn a_result_whose_destructor_polls_holds_the_scope() {
 
 #[test]
 fn panics_of_coroutines() {
-    // S4, C8: a joined coroutine's panic is its handle's; another's goes on in the scope, after the others have ended
+    // S4, C8: a joined coroutine's panic goes to its handle; any other propagates from the scope,
+    // after the other coroutines have ended
     let log = Log::default();
     AioContext::run(|_| {
         let value = scope(|s| {
@@ -198,7 +202,7 @@ fn panics_of_coroutines() {
             });
             assert_eq!((said.as_str(), log.take().as_str()), ("untold", "other"));
         }
-        // Dropped after it has panicked.
+        // Dropped after its panic.
         let said = panic_of(|| {
             scope(|s| {
                 let task = s.spawn(|| panic!("late"));
@@ -209,7 +213,7 @@ fn panics_of_coroutines() {
             });
         });
         assert_eq!((said.as_str(), log.take().as_str()), ("late", "on"));
-        // The first of two.
+        // The first of two panics.
         let said = panic_of(|| {
             scope(|s| {
                 for name in ["one", "two"] {
@@ -223,7 +227,8 @@ fn panics_of_coroutines() {
 
 #[test]
 fn a_panic_of_the_closure_cancels_and_waits() {
-    // S4: if the closure panics, the coroutines are cancelled and waited for, and its panic goes on
+    // S4: if the closure panics, the coroutines are cancelled and waited for, and its panic
+    // propagates
     for own_stack in [true, false] {
         let log = Log::default();
         let inner = log.clone();
@@ -252,7 +257,8 @@ fn a_panic_of_the_closure_cancels_and_waits() {
 
 #[test]
 fn scopes_nest() {
-    // S4: scopes nest, in the closure and in the coroutines; those of the inner one may spawn in the outer one
+    // S4: scopes nest, in the closure and in the coroutines; coroutines of the inner scope may
+    // spawn in the outer one
     let log = Log::default();
     AioContext::run(|_| {
         let words = ["a".to_string(), "b".to_string()];
@@ -286,8 +292,9 @@ fn scopes_nest() {
 
 #[test]
 fn the_context_ends_while_scopes_wait() {
-    // S4, C9: the context ends while nested scopes wait: the inner ones' coroutines are unwound before the frame that they
-    // borrow from, whatever they wait for, those that never started and those that are ready too
+    // S4, C9: the context ends while nested scopes wait: the inner coroutines are unwound before
+    // the frame that they borrow from, whatever they wait for, including ready ones and ones that
+    // never started
     let log = Log::default();
     AioContext::run(|ctx| {
         let inner = log.clone();
@@ -332,7 +339,8 @@ fn the_context_ends_while_scopes_wait() {
 
 #[test]
 fn those_that_never_started_are_unwound_with_their_scope() {
-    // S4, C9: a coroutine that is ready when the context ends, and borrows, is unwound before the frame that it borrows from
+    // S4, C9: a ready coroutine that borrows is unwound, when the context ends, before the frame
+    // that it borrows from
     let log = Log::default();
     AioContext::run(|ctx| {
         let inner = log.clone();
@@ -352,7 +360,8 @@ fn those_that_never_started_are_unwound_with_their_scope() {
 
 #[test]
 fn a_panic_in_the_loop_leaves_no_scope_behind() {
-    // S4, C9: what the loop runs panics while a scope on the thread's own stack waits: its coroutines are unwound first
+    // S4, C9: a panic in the loop, while a scope on the thread's own stack waits, first unwinds the
+    // scope's coroutines
     let log = Log::default();
     AioContext::run(|ctx| {
         let said = panic_of(|| {
@@ -381,7 +390,7 @@ fn a_panic_in_the_loop_leaves_no_scope_behind() {
     });
 }
 
-/// Runs a scope when it is dropped.
+/// Runs a scope when dropped.
 struct Scopes<'a>(&'a Log);
 
 impl Drop for Scopes<'_> {
@@ -402,8 +411,8 @@ impl Drop for Scopes<'_> {
 
 #[test]
 fn a_scope_in_a_destructor() {
-    // S4, C9: a scope in a destructor that a panic runs cannot wait on the stack of a coroutine: what it spawned is unwound in
-    // place, not run. On the thread's own stack it runs the loop
+    // S4, C9: a scope in a destructor during a panic cannot wait on a coroutine's stack: its
+    // coroutines are unwound in place, not run. On the thread's own stack it runs the loop
     for (own_stack, expected) in [(true, "ran unwound left ran unwound left"), (false, "unwound left ran unwound left")]
     {
         let log = Log::default();
@@ -429,7 +438,8 @@ fn a_scope_in_a_destructor() {
 
 #[test]
 fn a_destructor_that_spawns_in_its_scope() {
-    // S4: what the unwinding of a scope's coroutine spawns in that scope does not outlive it, though the panic is caught
+    // S4: coroutines spawned in a scope by the unwinding of one of its coroutines do not outlive
+    // it, even if the panic is caught
     struct Spawns<'a, 'scope, 'env>(&'a Log, &'scope coralio_runtime::Scope<'scope, 'env>, &'scope str);
     impl Drop for Spawns<'_, '_, '_> {
         fn drop(&mut self) {
@@ -466,7 +476,8 @@ fn a_destructor_that_spawns_in_its_scope() {
 
 #[test]
 fn cancelling_goes_down_to_the_coroutines() {
-    // S4: whoever waits for a scope is cancelled, and so are its coroutines; the scope still waits for them
+    // S4: cancelling a coroutine that waits for a scope cancels the scope's coroutines too; the
+    // scope still waits for them
     AioContext::run(|ctx| {
         let log = Log::default();
         let inner = log.clone();
@@ -494,7 +505,8 @@ fn cancelling_goes_down_to_the_coroutines() {
 
 #[test]
 fn a_scope_is_cancelled_whole() {
-    // S4: `cancel` reaches all that have not ended, though those that it enters spawn others and end meanwhile
+    // S4: `cancel` reaches all coroutines that have not ended, even if those that it enters spawn
+    // others and end meanwhile
     AioContext::run(|_| {
         let ended = Cell::new(0);
         let asleep = 40;
@@ -513,7 +525,7 @@ fn a_scope_is_cancelled_whole() {
             s.cancel();
         });
         assert_eq!(ended.get(), asleep);
-        // One by one: the others sleep on.
+        // One by one: the others continue to sleep.
         scope(|s| {
             let tasks = [(); 3].map(|()| s.spawn(|| sleep(HOUR)));
             s.spawn(yield_now).join().unwrap();
@@ -527,7 +539,8 @@ fn a_scope_is_cancelled_whole() {
 
 #[test]
 fn a_hundred_thousand() {
-    // S4, C12: a scope of 100,000, suspended all at once; another, one after the other
+    // S4, C12: a scope of 100,000 coroutines suspended at the same time; and one with as many in
+    // sequence
     AioContext::run(|ctx| {
         let count = scaled(100_000);
         let ran = Cell::new(0);
@@ -545,7 +558,7 @@ fn a_hundred_thousand() {
                 assert_eq!(s.spawn(move || n).join().unwrap(), n);
             }
         });
-        // None of them has started when its scope must go: each is taken off the list of the ready.
+        // None of them has started when the scope unwinds: each is removed from the ready list.
         let caught = Rc::new(());
         panic_of(|| {
             let frame = Rc::clone(&caught);
@@ -564,7 +577,8 @@ fn a_hundred_thousand() {
 
 #[test]
 fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
-    // S4: a scope that unwinds above its own coroutine cannot unwind that one: the process ends, and says why
+    // S4: a scope that unwinds on top of its own coroutine cannot unwind that one: the process
+    // aborts with the reason
     match in_child("a_scope_that_cannot_wait_for_whom_it_stands_on") {
         Some(child) => assert_aborted(&child, "a scope unwinds above its coroutine 'below'"),
         None => AioContext::run(|ctx| {
@@ -590,7 +604,7 @@ fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
 
 #[test]
 fn handles_within_results() {
-    // S4: results may be handles of the same scope; they go with it, in whatever order
+    // S4: results may be handles of the same scope; they are dropped with it, in any order
     let log = &Log::default();
     AioContext::run(|_| {
         scope(|s| {
@@ -610,7 +624,8 @@ fn handles_within_results() {
 
 #[test]
 fn panic_during_cancel_leaves_no_member_uncancelled() {
-    // W3, S4: what the first member wakes as it is cancelled panics; the second member is cancelled all the same
+    // W3, S4: a coroutine woken by the first member's cancellation panics; the second member is
+    // cancelled all the same
     AioContext::run(|ctx| {
         scope(|s| {
             let bad = Coroutine::new(|| {

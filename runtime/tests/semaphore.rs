@@ -1,4 +1,4 @@
-//! Semaphore: so many at a time, in order; permits are never lost.
+//! Semaphore: a limited number of permits, in order; permits are never lost.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Log, panic_in, panic_of, scaled};
 use coralio_runtime::{AioContext, Cancelled, Coroutine, JoinHandle, Semaphore, TimedOut, spawn, timeout, yield_now};
 
-/// Spawns a coroutine that takes so many permits, and notes that it has them.
+/// Spawns a coroutine that takes `count` permits, and logs when it has them.
 fn take(semaphore: &Rc<Semaphore>, log: &Log, count: usize) -> JoinHandle<()> {
     let (semaphore, log) = (Rc::clone(semaphore), log.clone());
     spawn(move || {
@@ -27,7 +27,8 @@ fn join_all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
 
 #[test]
 fn a_large_one_is_not_overtaken() {
-    // S4: first come, first served: one that waits for many at the head of the line is not overtaken by smaller ones
+    // S4: first come, first served: a waiter for many permits at the head of the queue is not
+    // overtaken by smaller ones
     AioContext::run(|ctx| {
         let (semaphore, log) = (Rc::new(Semaphore::new(3)), Log::default());
         let permit = semaphore.try_acquire().unwrap();
@@ -45,7 +46,7 @@ fn a_large_one_is_not_overtaken() {
 
 #[test]
 fn the_hand_over_wakes_and_does_not_enter() {
-    // S4, S1: those that get a permit run when the one that gave it back yields, not on top of it
+    // S4, S1: a waiter that is granted a permit runs when the releaser yields, not on top of it
     AioContext::run(|_| {
         let (semaphore, log) = (Rc::new(Semaphore::new(0)), Log::default());
         let waiting = spawn({
@@ -70,7 +71,8 @@ fn the_hand_over_wakes_and_does_not_enter() {
 
 #[test]
 fn permits_are_added_and_used_up() {
-    // S4: a forgotten permit is not given back; permits are added from any thread, in a coroutine or not
+    // S4: a forgotten permit is not returned; permits can be added from any thread, in a coroutine
+    // or not
     AioContext::run(|ctx| {
         let semaphore = Arc::new(Semaphore::new(1));
         semaphore.try_acquire().unwrap().forget();
@@ -94,7 +96,8 @@ fn permits_are_added_and_used_up() {
 
 #[test]
 fn a_wait_can_be_cancelled() {
-    // S4: a wait ends early by cancelling or a timeout, under its _cancellable name; those behind it want less, and go on
+    // S4: a `_cancellable` wait ends early by cancelling or a timeout; those behind it need fewer
+    // permits, and continue
     AioContext::run(|ctx| {
         let (semaphore, log) = (Rc::new(Semaphore::new(1)), Log::default());
         let many = {
@@ -133,7 +136,8 @@ fn a_wait_can_be_cancelled() {
 
 #[test]
 fn a_panic_gives_the_permit_back() {
-    // C8: a panic of one that has a permit gives it back; outside a coroutine, waiting is a panic with the remedy
+    // C8: a panic returns the panicking coroutine's permit; outside a coroutine, waiting panics
+    // with the remedy
     AioContext::run(|_| {
         let (semaphore, log) = (Rc::new(Semaphore::new(2)), Log::default());
         let bad = spawn({
@@ -155,7 +159,8 @@ fn a_panic_gives_the_permit_back() {
 
 #[test]
 fn two_threads_with_fifty_coroutines_each() {
-    // S4: between coroutines of two contexts on two threads, never more have permits than there are, and none is lost
+    // S4: between coroutines of two contexts on two threads, the number of permits is never
+    // exceeded, and none is lost
     let (coroutines, rounds, permits) = (50, scaled(1000), 3);
     let shared = Arc::new((Semaphore::new(permits), AtomicUsize::new(0)));
     let begin = Barrier::new(2);
@@ -190,7 +195,8 @@ fn two_threads_with_fifty_coroutines_each() {
 
 #[test]
 fn destroyed_in_line() {
-    // C9, S4: one in line when its context ends leaves it, and those behind go on; one that was granted gives back
+    // C9, S4: a waiter whose context ends leaves the queue, and those behind it continue; a granted
+    // one returns its permits
     let semaphore = Arc::new(Semaphore::new(1));
     let (in_line, behind) = (Barrier::new(2), Barrier::new(2));
     thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! CoMutex and CoQueue: fair, across contexts and threads, without growing a stack; right after panics.
+//! CoMutex and CoQueue: fair, across contexts and threads, without stack growth; consistent after
+//! panics.
 
 mod common;
 
@@ -20,7 +21,8 @@ fn join_all<T: 'static>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T
 
 #[test]
 fn first_come_first_served() {
-    // S1: the lock is fair: first come, first served; one that comes later cannot overtake, nor can try_lock
+    // S1: the lock is fair: first come, first served; a later waiter cannot overtake, nor can
+    // try_lock
     AioContext::run(|_| {
         let log = Log::default();
         let mutex = Rc::new(CoMutex::new(()));
@@ -47,7 +49,8 @@ fn first_come_first_served() {
 
 #[test]
 fn the_hand_over_wakes_and_does_not_enter() {
-    // S1: unlock hands the lock to the next and wakes it: it runs when the releaser yields, not on top of it
+    // S1: unlock hands the lock to the next waiter and wakes it: it runs when the releaser yields,
+    // not on top of it
     AioContext::run(|_| {
         let log = Log::default();
         let mutex = Rc::new(CoMutex::new(0));
@@ -80,7 +83,8 @@ fn the_hand_over_wakes_and_does_not_enter() {
 
 #[test]
 fn twenty_five_thousand_hand_overs_in_a_chain() {
-    // S1: 25,000 coroutines that each take the lock, hand it on and end: the stack never grows (H8)
+    // S1: the stack does not grow while 25,000 coroutines each take the lock, hand it on and end
+    // (H8)
     let count = scaled(25_000);
     let work = move || {
         let run = |ctx: &AioContext| {
@@ -102,18 +106,19 @@ fn twenty_five_thousand_hand_overs_in_a_chain() {
                 })
                 .collect();
             drop(guard);
-            // One round: each that ends wakes the next, from the same frame. The chain is main > loop > one of them.
+            // One iteration: each that ends wakes the next, from the same frame. The chain is main
+            // > loop > one of them.
             ctx.poll(false);
             assert!(tasks.iter().all(|co| co.has_ended()));
             assert_eq!((*mutex.try_lock().unwrap(), deepest.get()), (count, 2));
         };
         AioContext::builder().stack_size(16 * 1024).run(run).unwrap();
     };
-    // A thread with a stack so small that even a few bytes for each hand-over would not fit.
+    // A thread whose stack is so small that even a few bytes for each hand-over would not fit.
     thread::Builder::new().stack_size(256 * 1024).spawn(work).unwrap().join().unwrap();
 }
 
-/// An address in the frame of whoever calls.
+/// Returns an address in the caller's frame.
 #[inline(never)]
 fn stack_address() -> usize {
     let here = 0u8;
@@ -123,7 +128,8 @@ fn stack_address() -> usize {
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "its locals do not lie on the stack")]
 fn hand_overs_leave_the_callers_stack_where_it_is() {
-    // S1: two coroutines that pass the lock to and fro are resumed from the same depth of the thread's stack
+    // S1: two coroutines that pass the lock back and forth are resumed from the same depth of the
+    // thread's stack
     AioContext::run(|ctx| {
         let mutex = Rc::new(CoMutex::new(0));
         let tasks: Vec<_> = (0..2)
@@ -160,7 +166,8 @@ fn hand_overs_leave_the_callers_stack_where_it_is() {
 
 #[test]
 fn two_threads_with_a_hundred_coroutines_each() {
-    // S1: between coroutines of two contexts on two threads, no increment is lost and none is let in twice
+    // S1: between coroutines of two contexts on two threads, no increment is lost, and the lock is
+    // exclusive
     let (coroutines, rounds) = (100, scaled(1000));
     let mutex = Arc::new((CoMutex::new(0u64), AtomicUsize::new(0)));
     let begin = Barrier::new(2);
@@ -196,7 +203,8 @@ fn two_threads_with_a_hundred_coroutines_each() {
 
 #[test]
 fn a_panic_gives_the_lock_up() {
-    // C8: a panic under the lock gives it up, and the next in line gets it; also one on the thread's own stack
+    // C8: a panic under the lock releases it, and the next waiter gets it; so does one on the
+    // thread's own stack
     AioContext::run(|ctx| {
         let mutex = Rc::new(CoMutex::new(0));
         let bad = spawn({
@@ -233,7 +241,7 @@ fn a_panic_gives_the_lock_up() {
 
 #[test]
 fn woken_for_another_reason_it_stays_in_line() {
-    // S1: one that is woken while it stands in line, but not granted, stays where it is
+    // S1: a waiter woken without a grant keeps its place in the queue
     AioContext::run(|ctx| {
         let log = Log::default();
         let mutex = Rc::new(CoMutex::new(()));
@@ -263,7 +271,8 @@ fn woken_for_another_reason_it_stays_in_line() {
 
 #[test]
 fn outside_a_coroutine_a_free_lock_can_be_had() {
-    // S1: outside a coroutine a free lock can be taken; one that is held is a panic with the remedy, and stays right
+    // S1: outside a coroutine a free lock can be taken; a held lock panics with the remedy, and
+    // stays consistent
     let mutex = CoMutex::new(5);
     let guard = mutex.lock();
     let said = panic_of(|| mutex.lock());
@@ -277,7 +286,7 @@ fn outside_a_coroutine_a_free_lock_can_be_had() {
 
 #[test]
 fn queue_wakes_in_order() {
-    // S2: wake_one and wake_all wake in the order in which they came, and whoever comes later waits
+    // S2: wake_one and wake_all wake in order of arrival, and later arrivals wait
     AioContext::run(|ctx| {
         let log = Log::default();
         let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
@@ -313,7 +322,7 @@ fn queue_wakes_in_order() {
 
 #[test]
 fn wake_all_does_not_wake_those_who_come_again() {
-    // S2: wake_all wakes those that wait now; one that comes to wait again meanwhile is not woken twice
+    // S2: wake_all wakes the present waiters; one that waits again meanwhile is not woken twice
     AioContext::run(|ctx| {
         let log = Log::default();
         let shared = Rc::new((CoMutex::new(()), CoQueue::new()));
@@ -339,7 +348,8 @@ fn wake_all_does_not_wake_those_who_come_again() {
 
 #[test]
 fn wait_takes_the_mutex_again() {
-    // S2: wait gives the mutex up and takes it again: a producer and consumers on two threads lose nothing
+    // S2: wait releases the mutex and takes it again: a producer and consumers on two threads lose
+    // nothing
     let shared = Arc::new((CoMutex::new(Vec::<usize>::new()), CoQueue::new()));
     let count = scaled(5000);
     let sum = AtomicUsize::new(0);
@@ -387,7 +397,8 @@ fn wait_takes_the_mutex_again() {
 
 #[test]
 fn destroyed_in_line() {
-    // C9: those in line when their context ends leave the line; the lock goes on to coroutines of another context
+    // C9: waiters leave the queue when their context ends; the lock goes to coroutines of another
+    // context
     let mutex = Arc::new(CoMutex::new(0));
     let (ready, done) = (Barrier::new(2), Barrier::new(2));
     thread::scope(|scope| {
@@ -408,7 +419,7 @@ fn destroyed_in_line() {
         assert_eq!(*mutex.try_lock().unwrap(), 0);
         done.wait();
     });
-    // One that holds it when its context ends gives it up.
+    // An owner whose context ends releases the lock.
     AioContext::run(|_| {
         let order = Rc::new(RefCell::new(Vec::new()));
         let (mutex, order_in) = (Arc::clone(&mutex), Rc::clone(&order));
@@ -426,7 +437,8 @@ fn destroyed_in_line() {
 
 #[test]
 fn letting_go_outside_a_coroutine_enters_nobody() {
-    // S1: a destructor enters nobody: the next holder runs in the loop's next round, not on top of the releaser.
+    // S1: a destructor enters no coroutine: the next owner runs in the loop's next iteration, not
+    // on top of the releaser.
     AioContext::run(|ctx| {
         let lock = Rc::new(CoMutex::new(0));
         let guard = lock.try_lock().unwrap();
@@ -445,7 +457,8 @@ fn letting_go_outside_a_coroutine_enters_nobody() {
 
 #[test]
 fn a_join_is_cut_short() {
-    // S4: a timeout around a join ends it, and cancels the one that was joined; which goes on, and ends by itself
+    // S4: a timeout around a join ends the join, and cancels the joined coroutine, which continues
+    // and ends by itself
     AioContext::run(|_| {
         let task = spawn(|| {
             let inner = spawn(|| sleep(Duration::from_secs(3600)));

@@ -1,4 +1,5 @@
-//! The end of a context: whatever its coroutines wait for, they are unwound, each destructor once.
+//! The end of a context: its coroutines are unwound whatever they wait for, running each destructor
+//! once.
 
 mod common;
 
@@ -17,7 +18,8 @@ use coralio_runtime::{
 
 #[test]
 fn whatever_they_wait_for_they_are_unwound() {
-    // C9: the end of the context unwinds each coroutine: every destructor on its stack runs, once, in order of creation
+    // C9: the end of the context unwinds each coroutine: every destructor on its stack runs, once,
+    // in order of creation
     let log = Log::default();
     let mutex = Rc::new(CoMutex::new(()));
     let queue = Rc::new(CoQueue::new());
@@ -66,7 +68,7 @@ fn whatever_they_wait_for_they_are_unwound() {
 
 #[test]
 fn ready_and_half_run_ones_are_unwound() {
-    // C9: so are those that are ready to run: woken, rescheduled, scheduled by another thread
+    // C9: so are ready coroutines: woken, rescheduled, or scheduled by another thread
     let log = Log::default();
     AioContext::run(|ctx| {
         let wakers: Vec<_> = ["rescheduled", "woken", "scheduled", "from-elsewhere"]
@@ -102,7 +104,8 @@ fn ready_and_half_run_ones_are_unwound() {
 
 #[test]
 fn a_panic_of_the_main_function_unwinds_them_first() {
-    // C9: if the context's function panics, its coroutines are unwound, and then the panic goes on
+    // C9: if the context's function panics, its coroutines are unwound, and then the panic
+    // propagates
     let log = Log::default();
     let said = panic_of(|| {
         AioContext::run(|_| {
@@ -121,7 +124,8 @@ fn a_panic_of_the_main_function_unwinds_them_first() {
 
 #[test]
 fn a_destructor_that_panics_does_not_stop_the_others() {
-    // C9: a destructor that panics at teardown does not keep the rest from being unwound; the first panic goes on
+    // C9: a destructor that panics at teardown does not prevent unwinding the rest; the first panic
+    // propagates
     struct Bomb(Log, &'static str);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -132,10 +136,10 @@ fn a_destructor_that_panics_does_not_stop_the_others() {
     let log = Log::default();
     let said = panic_of(|| {
         AioContext::run(|ctx| {
-            // Never entered: what it caught is dropped.
+            // Never entered: its captures are dropped.
             let (first, second) = (Bomb(log.clone(), "first"), Bomb(log.clone(), "second"));
             Coroutine::new(move || drop(first));
-            // A result that nobody fetches.
+            // An unfetched result.
             std::mem::forget(spawn(move || second));
             let after = log.clone();
             drop(spawn(move || {
@@ -155,7 +159,8 @@ fn a_destructor_that_panics_does_not_stop_the_others() {
 
 #[test]
 fn callbacks_that_panic_when_dropped() {
-    // C9: a bottom half whose callback panics when the context drops it does not keep coroutines from being unwound
+    // C9: a bottom half whose callback panics when the context drops it does not prevent unwinding
+    // coroutines
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -179,8 +184,9 @@ fn callbacks_that_panic_when_dropped() {
 
 #[test]
 fn panicking_callbacks_of_each_kind_do_not_stop_the_end() {
-    // C9: a destructor that panics in any of the context's tables keeps nothing else from being dropped and unwound, also if
-    // the context's function panics too; the thread has no home afterwards
+    // C9: a destructor that panics in any of the context's tables prevents nothing else from being
+    // dropped and unwound, even if the context's function panics too; the thread has no home
+    // afterwards
     struct Bomb(Log, &'static str);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -215,7 +221,8 @@ fn panicking_callbacks_of_each_kind_do_not_stop_the_end() {
 
 #[test]
 fn those_who_catch_the_payload_are_unwound_still() {
-    // C9: code that catches unwinding payloads cannot keep a coroutine alive: its next wait unwinds it again
+    // C9: code that catches unwinding payloads cannot keep a coroutine alive: its next wait unwinds
+    // it again
     let log = Log::default();
     AioContext::run(|_| {
         let log = log.clone();
@@ -237,7 +244,8 @@ fn those_who_catch_the_payload_are_unwound_still() {
 
 #[test]
 fn what_a_never_entered_one_caught_cannot_wait() {
-    // C9: nor can a destructor of what a never-entered coroutine caught suspend it at teardown: it is unwound still
+    // C9: nor can the captures of a never-entered coroutine suspend in their destructors at
+    // teardown: they are unwound still
     struct Waits(Log);
     impl Drop for Waits {
         fn drop(&mut self) {
@@ -257,7 +265,7 @@ fn what_a_never_entered_one_caught_cannot_wait() {
 
 #[test]
 fn destructors_may_wake_and_enter_nobody_goes_on() {
-    // C9: what destructors wake, unlock or schedule at teardown runs no coroutine: all are unwound
+    // C9: wakes, unlocks and schedules by destructors at teardown run no coroutine: all are unwound
     struct Act(Box<dyn Fn()>);
     impl Drop for Act {
         fn drop(&mut self) {
@@ -303,7 +311,8 @@ thread_local! {
 
 #[test]
 fn a_join_handle_kept_past_the_end_reports_it() {
-    // W5: a join handle kept in a thread-local past the context's end reports that its coroutine was cancelled
+    // W5: a join handle kept in a thread-local past the context's end reports that its coroutine
+    // was cancelled
     thread::spawn(|| {
         AioContext::run(|ctx| {
             let task = spawn(|| {
@@ -317,7 +326,7 @@ fn a_join_handle_kept_past_the_end_reports_it() {
         assert!(kept.is_finished());
         let payload = kept.join().unwrap_err();
         assert!(payload.is::<Cancelled>(), "{}", text(&*payload));
-        // Another one dies with the thread's locals, in a later context's thread.
+        // Another handle is dropped with the thread's locals, after a later context.
         AioContext::run(|_| KEPT.set(Some(spawn(|| "unfetched"))));
     })
     .join()
@@ -326,7 +335,7 @@ fn a_join_handle_kept_past_the_end_reports_it() {
 
 #[test]
 fn a_coroutine_kept_in_a_thread_local_is_unwound_before_the_locals_die() {
-    // C9: no handle keeps a suspended stack alive till the thread-locals die
+    // C9: no handle keeps a suspended stack alive until the thread-locals are dropped
     thread_local! {
         static VALUE: Vec<u8> = vec![7; 100];
         static HANDLE: Cell<Option<JoinHandle<()>>> = const { Cell::new(None) };
@@ -356,7 +365,7 @@ fn a_coroutine_kept_in_a_thread_local_is_unwound_before_the_locals_die() {
 
 #[test]
 fn callbacks_and_fds_go_with_the_context() {
-    // C9: bottom halves and watches are dropped with the context, though their handles are kept
+    // C9: bottom halves and watches are dropped with the context, even if their handles are kept
     let log = Log::default();
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let ours = Arc::new(ours);
@@ -391,7 +400,7 @@ fn callbacks_and_fds_go_with_the_context() {
 
 #[test]
 fn granted_and_gone() {
-    // C8: one to whom the lock or a wake was granted, and that is unwound before it ran, passes it on
+    // C8: a waiter that was granted a lock or a wake, and is unwound before it ran, passes it on
     let shared = Arc::new((CoMutex::new(()), CoQueue::new()));
     let got = Arc::new(AtomicUsize::new(0));
     let stand_in_line = || {
@@ -442,7 +451,8 @@ fn granted_and_gone() {
 
 #[test]
 fn a_payload_whose_destructor_panics_does_not_stop_the_others() {
-    // C8, C9: of several panics at the end one goes on; what dropping another's payload throws ends nothing
+    // C8, C9: of several panics at the end one propagates; a panic while dropping another's payload
+    // has no effect
     struct Bomb(u32);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -468,7 +478,8 @@ fn a_payload_whose_destructor_panics_does_not_stop_the_others() {
 
 #[test]
 fn one_that_destructors_made_ready_is_unwound_off_the_list() {
-    // C9: at the end a destructor may enter another one, which asks to run again, and a later destructor may poll
+    // C9: at the end a destructor may enter another coroutine, which asks to run again, and a later
+    // destructor may poll
     AioContext::run(|ctx| {
         let kept: Rc<Cell<Option<Coroutine>>> = Rc::default();
         let (other, ctx) = (Rc::clone(&kept), ctx.clone());
@@ -514,8 +525,9 @@ fn register_in_each_way<T: Send + Sync + Clone + 'static>(ctx: &AioContext, owne
 
 #[test]
 fn ended_context_rejects_closures() {
-    // X3, X4, X5, X7: whatever is registered with a context that has ended is dropped at once, and the caller gets an error
-    // with the remedy; so too within the destructor of a closure or a coroutine that is dropped at the end
+    // X3, X4, X5, X7: a closure registered with a context that has ended is dropped immediately,
+    // and the caller gets an error with the remedy; so too within the destructor of a closure or a
+    // coroutine that is dropped at the end
     struct AtEnd(AioContext, Arc<()>, Arc<Mutex<Vec<String>>>);
     impl Drop for AtEnd {
         fn drop(&mut self) {
@@ -534,7 +546,7 @@ fn ended_context_rejects_closures() {
             }));
             ctx.poll(false);
             ctx.schedule_oneshot(move || drop(closure)).unwrap();
-            // Handles that outlive the context do nothing to it.
+            // Handles that outlive the context have no effect on it.
             (ctx.clone(), ctx.bottom_half(|| {}).unwrap(), ctx.timer(|| {}).unwrap())
         })
         .unwrap();
@@ -561,8 +573,8 @@ fn ended_context_rejects_closures() {
 
 #[test]
 fn closures_are_run_or_dropped_while_a_context_ends() {
-    // X3, X10: closures that another thread hands to a loop thread while that stops, and that own its context, are each run or
-    // dropped: none keeps the context
+    // X3, X10: closures that another thread sends to a loop thread while it stops, and that own its
+    // context, are each run or dropped: none keeps the context alive
     for _ in 0..scaled(50) {
         let (worker, owned) = (LoopThread::start("worker").unwrap(), Arc::new(()));
         let (ctx, begun) = (worker.context().clone(), Barrier::new(2));
@@ -585,8 +597,8 @@ fn closures_are_run_or_dropped_while_a_context_ends() {
 
 #[test]
 fn closures_are_dropped_without_any_lock() {
-    // X4: at the end of a context its closures are dropped while neither a table's lock nor the context's is held: another
-    // thread, for which a destructor waits, can use the context
+    // X4: at the end of a context its closures are dropped while neither a table's lock nor the
+    // context's is held: another thread, for which a destructor waits, can use the context
     struct AsksAnother(AioContext, mpsc::Sender<bool>);
     impl Drop for AsksAnother {
         fn drop(&mut self) {

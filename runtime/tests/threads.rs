@@ -1,4 +1,5 @@
-//! Loop threads, and what goes on between threads: spawn from anywhere, stop at any moment, poll_while, one CoMutex for all.
+//! Loop threads, and cooperation between threads: spawn from anywhere, stop at any moment,
+//! poll_while, one CoMutex for all.
 
 mod common;
 
@@ -27,7 +28,8 @@ fn thread_name() -> String {
 
 #[test]
 fn spawned_from_anywhere() {
-    // X10: work is spawned in a loop thread from a plain thread, from another loop, and from within; results and panics come back
+    // X10: work can be spawned in a loop thread from a plain thread, from another loop, and from
+    // within; results and panics are returned
     let (left, right) = (start("left"), start("right"));
     let ctx = left.context().clone();
     let there = move || ctx.spawn(thread_name).join().unwrap();
@@ -36,7 +38,7 @@ fn spawned_from_anywhere() {
     assert_eq!(right.context().spawn(move || (thread_name(), from())).join().unwrap(), ("right".into(), "left".into()));
     let within = there.clone();
     assert_eq!(left.context().spawn(within).join().unwrap(), "left", "from a coroutine of the same loop");
-    // On the stack of a context's home, where the loop runs meanwhile.
+    // On the stack of a context's home thread, where the loop runs meanwhile.
     AioContext::run(|_| {
         let go = Arc::new(AtomicBool::new(false));
         let waits = Arc::clone(&go);
@@ -52,7 +54,7 @@ fn spawned_from_anywhere() {
     let payload = left.context().spawn(|| -> u8 { panic!("told") }).join().unwrap_err();
     assert_eq!(text(&*payload), "told");
     assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop goes on");
-    // A result that is large, and one that is dropped by whoever has it last.
+    // A large result, and one that is dropped by its last owner.
     assert_eq!(left.context().spawn(|| vec![7; 100_000]).join().unwrap().len(), 100_000);
     let shared = Arc::new(());
     let result = Arc::clone(&shared);
@@ -65,8 +67,8 @@ fn spawned_from_anywhere() {
 
 #[test]
 fn what_is_left_when_it_stops() {
-    // X10, W5: when a loop thread stops, those that wait are unwound, those that never started are dropped, and all handles
-    // report it; in the order in which they were made
+    // X10, W5: when a loop thread stops, waiting coroutines are unwound, unstarted ones are
+    // dropped, in order of creation, and all handles report it
     let log = Log::default();
     let worker = start("worker");
     let ctx = worker.context().clone();
@@ -81,7 +83,7 @@ fn what_is_left_when_it_stops() {
     let suspended = waits("suspended", suspend);
     let asleep = waits("asleep", || _ = sleep(Duration::from_secs(3600)));
     let finished = ctx.spawn(|| 5);
-    // The loop is told to stop in this round, and what comes after that starts no more.
+    // The loop is stopped in this iteration, and work that arrives later does not start.
     let (never, caught) = (log.clone(), log.on_drop("never-started"));
     let slot = Arc::new(Mutex::new(Some(worker)));
     let (stopper, inner) = (Arc::clone(&slot), ctx.clone());
@@ -99,14 +101,15 @@ fn what_is_left_when_it_stops() {
     }
     assert_eq!(finished.join().unwrap(), 5);
     assert_eq!(log.take(), "never-started suspended asleep");
-    // Later still: nobody is there.
+    // Later still: the loop has ended.
     let refused = ctx.spawn(|| ());
     assert!(refused.is_finished() && refused.join().unwrap_err().is::<Cancelled>());
 }
 
 #[test]
 fn stopped_under_load() {
-    // X10, C9: a loop thread is stopped while its coroutines spawn, sleep, lock and wait for others: each is ended, once
+    // X10, C9: a loop thread is stopped while its coroutines spawn, sleep, lock and wait for
+    // others: each is ended, once
     struct Live(Arc<AtomicUsize>);
     impl Live {
         fn new(count: &Arc<AtomicUsize>) -> Live {
@@ -162,7 +165,8 @@ fn stopped_under_load() {
         handles.into_iter().for_each(|handle| assert!(handle.join().unwrap_err().is::<Cancelled>()));
     }
 
-    /// Nobody kicks: whoever waits does so in small steps, each a coroutine of the loop that it waits for.
+    /// There is no notifier: waiters proceed in small steps, each a one-shot of the loop that they
+    /// wait for.
     fn kick_by_turns(ctx: &AioContext) -> bool {
         let kicker = ctx.clone();
         ctx.schedule_oneshot(move || kicker.notify()).unwrap();
@@ -189,13 +193,14 @@ fn dropping_stops() {
     let ctx = worker.context().clone();
     let said = ctx.spawn(move || panic_of(|| worker.stop())).join().unwrap();
     assert!(said.contains("cannot wait for its own end; stop it from another thread"), "{said}");
-    // It was dropped there, and has been told.
+    // It was dropped there, and its stop requested.
     while ctx.spawn(|| ()).join().is_ok() {}
 }
 
 #[test]
 fn a_panic_in_the_loop_ends_its_thread() {
-    // X10: what panics in the loop without a handle to tell ends the thread; `stop` hands the payload out, handles report it
+    // X10: a panic in the loop that has no handle to report to ends the thread; `stop` returns the
+    // payload, and handles report the end
     let worker = start("worker");
     let waiting = worker.context().spawn(suspend);
     worker.context().schedule_oneshot(|| panic!("bottom half")).unwrap();
@@ -206,7 +211,8 @@ fn a_panic_in_the_loop_ends_its_thread() {
 
 #[test]
 fn a_thousand_starts_leave_nothing_behind() {
-    // X10: a loop thread that was started and stopped leaves no descriptor, mapping or thread behind
+    // X10: a loop thread that was started and stopped leaves no descriptor, mapping or thread
+    // behind
     let Some(child) = in_child("a_thousand_starts_leave_nothing_behind") else {
         let count = scaled(1000);
         let count_of = |path: &str| fs::read_dir(path).unwrap().count();
@@ -218,17 +224,19 @@ fn a_thousand_starts_leave_nothing_behind() {
             drop(worker);
             assert!(slow.join().unwrap_err().is::<Cancelled>());
         };
-        // What threads leave to those that come after them: stacks in libc's cache, an arena of the allocator.
+        // Resources that threads leave to later ones: stacks in libc's cache, an arena of the
+        // allocator.
         (0..10).for_each(one);
         let before = (count_of("/proc/self/fd"), count_of("/proc/self/task"), mappings());
         (0..count).for_each(one);
         assert_eq!(count_of("/proc/self/fd"), before.0);
-        // One that was joined is on the list for a moment more.
+        // A joined thread stays on the list for a moment.
         while count_of("/proc/self/task") > before.1 {
             thread::yield_now();
         }
-        // An arena more (two mappings) whenever two threads happened to allocate at the same moment, at most eight for each
-        // processor: that does not grow with the number of starts, of which each would leave four mappings or more.
+        // The allocator adds an arena (two mappings) whenever two threads happen to allocate at the
+        // same moment, at most eight per processor: that does not grow with the number of starts,
+        // each of which would leak four mappings or more.
         let arenas = 2 * 8 * thread::available_parallelism().unwrap().get();
         assert!(mappings() <= before.2 + arenas, "{} mappings, before {}", mappings(), before.2);
         return;
@@ -238,7 +246,8 @@ fn a_thousand_starts_leave_nothing_behind() {
 
 #[test]
 fn to_and_fro() {
-    // X10, C7: a coroutine has parts of its work done in other loops, deep and often, and stays at home itself
+    // X10, C7: a coroutine runs parts of its work in other loops, deeply nested and often, and
+    // itself stays at home
     let threads = ["a", "b", "c"].map(start);
     let contexts = threads.each_ref().map(|thread| thread.context().clone());
     fn further(contexts: Vec<AioContext>, depth: usize) -> String {
@@ -258,7 +267,7 @@ fn to_and_fro() {
         for n in 0..scaled(2000) {
             sum += b.reschedule(move || n).unwrap();
             assert_eq!(thread_name(), home);
-            // In this very context the closure is called, in this coroutine.
+            // In this very context the closure is called directly, in this coroutine.
             let me = Coroutine::current().map(Coroutine::token);
             assert!(a.reschedule(move || Coroutine::current().map(Coroutine::token) == me).unwrap());
         }
@@ -272,7 +281,8 @@ fn to_and_fro() {
 
 #[test]
 fn a_wait_that_is_cut_short_cancels_the_far_end() {
-    // X10, S4: a coroutine that waits for another loop and is cancelled returns, and cancels what it waited for
+    // X10, S4: a coroutine that is cancelled while it waits for another loop returns, and cancels
+    // the remote work
     let worker = start("worker");
     let (told, tell) = mpsc::channel();
     let ctx = worker.context().clone();
@@ -283,7 +293,7 @@ fn a_wait_that_is_cut_short_cancels_the_far_end() {
         assert!(task.join().unwrap().unwrap_err().is::<Cancelled>());
     });
     assert_eq!(tell.recv().unwrap(), Err(Cancelled));
-    // One that has not started is cancelled from its start.
+    // Unstarted remote work is cancelled from its start.
     let (ctx, gate) = (worker.context().clone(), mpsc::channel::<()>());
     let blocked = ctx.spawn(move || gate.1.recv().unwrap());
     let task = ctx.spawn(|| sleep(Duration::from_secs(3600)));
@@ -296,7 +306,7 @@ fn a_wait_that_is_cut_short_cancels_the_far_end() {
 
 #[test]
 fn five_loops_on_one_co_mutex() {
-    // S1: a CoMutex between coroutines of five loop threads: one at a time, nobody is forgotten
+    // S1: a CoMutex shared by coroutines of five loop threads is exclusive, and forgets no waiter
     let threads = ["1", "2", "3", "4", "5"].map(start);
     let (mutex, turns) = (Arc::new(CoMutex::new((0, false))), scaled(4000));
     let handles: Vec<_> = (0..4 * threads.len())
@@ -321,7 +331,7 @@ fn five_loops_on_one_co_mutex() {
     assert_eq!(Arc::into_inner(mutex).unwrap().into_inner(), (count, false));
 }
 
-/// Who is on the stack, as recursive entry tells it.
+/// Returns the chain of entered coroutines, from the error of a recursive entry.
 fn chain() -> String {
     match Coroutine::current().unwrap().try_enter() {
         Err(EnterError::Recursive { chain, .. }) => chain,
@@ -331,7 +341,8 @@ fn chain() -> String {
 
 #[test]
 fn hand_overs_in_a_chain() {
-    // H8, W1: 25,000 hand-overs of a CoMutex, each by one that ends or waits again: nobody is entered on top of the releaser
+    // H8, W1: 25,000 hand-overs of a CoMutex, each by a coroutine that ends or waits again, enter
+    // no waiter on top of the releaser
     let count = scaled(25_000);
     AioContext::run(|ctx| {
         let mutex = Rc::new(CoMutex::new(()));
@@ -350,7 +361,7 @@ fn hand_overs_in_a_chain() {
         ctx.poll(false);
         assert_eq!(seen.borrow().len(), count);
         assert!(seen.borrow().iter().all(|chain| chain == "main > loop > 'next'"));
-        // Two take turns: the stack pointer of each is where it was, each time.
+        // Two take turns: each has the same stack pointer every time.
         let pointers = [(); 2].map(|()| {
             let (mutex, pointers) = (Rc::clone(&mutex), Rc::new(RefCell::new(Vec::new())));
             let kept = Rc::clone(&pointers);
@@ -377,7 +388,8 @@ fn hand_overs_in_a_chain() {
 
 #[test]
 fn poll_while_at_home() {
-    // X9: at home it polls till the condition is false; changed by a coroutine, or by another thread that kicks
+    // X9: at home it polls until the condition is false; changed by a coroutine, or by another
+    // thread that notifies
     AioContext::run(|ctx| {
         let left = Rc::new(Cell::new(3));
         for _ in 0..3 {
@@ -389,14 +401,15 @@ fn poll_while_at_home() {
         }
         ctx.poll_while(|| left.get() > 0);
         ctx.poll_while(|| false);
-        // The lock is given up wholly while it sleeps, however often it was acquired: the other thread takes it, and kicks.
+        // The lock is released fully during the sleep, however often it was acquired: the other
+        // thread takes it, and notifies.
         let guards = (ctx.acquire(), ctx.acquire(), ctx.acquire());
         let go = Arc::new(AtomicBool::new(true));
         let other = thread::spawn({
             let (go, ctx) = (Arc::clone(&go), ctx.clone());
             move || {
                 let _guard = ctx.acquire();
-                // Relaxed: the lock, and the kick, carry it over.
+                // Relaxed: the lock and the notification publish it.
                 go.store(false, Ordering::Relaxed);
                 ctx.notify();
             }
@@ -405,7 +418,8 @@ fn poll_while_at_home() {
         assert!(thread::scope(|scope| scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap()), "taken back");
         drop(guards);
         other.join().unwrap();
-        // In a coroutine it blocks the thread, not the coroutine: others are entered above it.
+        // In a coroutine it blocks the thread, not only the coroutine: others are entered on top of
+        // it.
         let (inner, log) = (ctx.clone(), Log::default());
         let logged = log.clone();
         let task = spawn(move || {
@@ -425,7 +439,7 @@ fn poll_while_at_home() {
     });
 }
 
-/// A loop thread that counts in steps, each a coroutine that kicks.
+/// Counts down on a loop thread in steps, each a coroutine that notifies.
 fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
     let left = Arc::new(AtomicUsize::new(from));
     let (counter, ctx) = (Arc::clone(&left), worker.context().clone());
@@ -442,7 +456,8 @@ fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
 
 #[test]
 fn poll_while_from_a_plain_thread() {
-    // X9: another thread waits till the condition is false, kicked; with the lock acquired several times it gives it up wholly
+    // X9: another thread waits until the condition is false, by notification; a lock acquired
+    // several times is released fully
     let worker = start("worker");
     let ctx = worker.context();
     for guards in 0..4 {
@@ -458,7 +473,7 @@ fn poll_while_from_a_plain_thread() {
         let foreign = || thread::scope(|scope| scope.spawn(|| ctx.try_acquire().is_none()).join().unwrap());
         assert!(guards == 0 || foreign(), "{guards} guards were taken back");
         drop(held);
-        // Given back as often as it was taken: the loop goes on.
+        // Released as often as it was acquired: the loop continues.
         ctx.spawn(|| ()).join().unwrap();
     }
     // A condition that panics leaves the lock as it was.
@@ -479,7 +494,8 @@ fn poll_while_from_a_plain_thread() {
 
 #[test]
 fn poll_while_from_another_loop() {
-    // X9: a thread that runs a context polls its own meanwhile: on its own stack, in a coroutine, with the other's lock held
+    // X9: a thread that runs a context polls its own loop meanwhile: on its own stack, in a
+    // coroutine, with the other's lock held
     let worker = start("worker");
     let ctx = worker.context().clone();
     AioContext::run(|_| {
@@ -495,7 +511,7 @@ fn poll_while_from_another_loop() {
             turns.set(0);
             let held: Vec<_> = (0..guards).map(|_| ctx.acquire()).collect();
             let left = count_down(&worker, 50);
-            // Once at least, however fast the other is.
+            // At least once, however fast the other is.
             ctx.poll_while(|| turns.get() == 0 || left.load(Ordering::Relaxed) > 0);
             drop(held);
         }
@@ -507,7 +523,7 @@ fn poll_while_from_another_loop() {
         });
         task.join().unwrap();
     });
-    // A loop thread for another one.
+    // One loop thread waits for another.
     let other = start("other");
     let left = count_down(&worker, 100);
     let ctx = worker.context().clone();
@@ -518,8 +534,9 @@ fn poll_while_from_another_loop() {
 
 #[test]
 fn a_guard_dropped_while_its_lock_is_given_up() {
-    // X9, X8: a foreign guard that a coroutine kept while it was suspended, dropped while poll_while has given the lock up:
-    // the process ends, and says why; else a lock would be released that somebody else has
+    // X9, X8: a foreign guard kept by a suspended coroutine, and dropped while poll_while has
+    // released the lock, aborts the process with the reason: it would release a lock that another
+    // thread holds
     match in_child("a_guard_dropped_while_its_lock_is_given_up") {
         Some(child) => {
             assert_aborted(&child, "a guard of a context's lock was dropped while `poll_while` had given the lock up")
@@ -542,7 +559,8 @@ fn a_guard_dropped_while_its_lock_is_given_up() {
 
 #[test]
 fn a_guard_that_is_forgotten_is_counted() {
-    // X9: guards that are taken and forgotten while the lock is given up count as well when it is taken back
+    // X9: guards that are taken and leaked while the lock is released count as well when it is
+    // reacquired
     let worker = start("worker");
     let ctx = worker.context().clone();
     AioContext::run(|own| {
@@ -552,11 +570,11 @@ fn a_guard_that_is_forgotten_is_counted() {
         ctx.poll_while(|| left.load(Ordering::Relaxed) > 0);
         own.poll(false);
         drop(guard);
-        // One is left, and this gives it up: the loop runs.
+        // One is left, and poll_while releases it: the loop runs.
         let left = count_down(&worker, 1);
         ctx.poll_while(|| left.load(Ordering::Relaxed) > 0);
     });
-    // This thread has its lock for ever, so it cannot be stopped.
+    // This thread holds its lock forever, so it cannot be stopped.
     mem::forget(worker);
 }
 

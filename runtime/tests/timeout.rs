@@ -1,4 +1,5 @@
-//! Timeouts and sleeps at their edges: a time that is over when the wait begins, or at the moment of the grant.
+//! Edge cases of timeouts and sleeps: a deadline that has passed when the wait begins, or passes at
+//! the moment of the grant.
 
 mod common;
 
@@ -22,7 +23,7 @@ fn with_virtual_clock(f: impl FnOnce(&VirtualClock) + 'static) {
     run.unwrap();
 }
 
-/// Starts `wait` under a timeout, grants it what it waits for, and lets the time pass before it resumes.
+/// Starts `wait` under a timeout, grants its request, and lets the deadline pass before it resumes.
 fn granted_as_time_is_over<T: 'static>(
     clock: &VirtualClock,
     wait: impl FnOnce() -> T + 'static,
@@ -38,7 +39,8 @@ fn granted_as_time_is_over<T: 'static>(
 
 #[test]
 fn grant_wins_over_deadline_that_passes_before_resumption() {
-    // S4: the waiter is granted what it waits for, and resumes after its deadline: the operation succeeds, nothing is lost
+    // S4: a waiter whose request is granted, and that resumes after its deadline, succeeds, and
+    // nothing is lost
     with_virtual_clock(|clock| {
         let (sender, receiver) = channel(1);
         let received = granted_as_time_is_over(clock, move || receiver.recv(), || sender.try_send(7).unwrap());
@@ -101,7 +103,8 @@ fn grant_wins_over_deadline_that_passes_before_resumption() {
 
 #[test]
 fn wait_that_is_cut_short_has_no_effect() {
-    // S4: the deadline passes first: the message stays with the sender, the permit in the semaphore, the wake in the queue
+    // S4: if the deadline passes first, the message stays with the sender, the permit in the
+    // semaphore, the wake in the queue
     with_virtual_clock(|_| {
         let (sender, receiver) = channel(1);
         assert_eq!(timeout(MS, || receiver.recv()), Err(TimedOut));
@@ -120,7 +123,7 @@ fn wait_that_is_cut_short_has_no_effect() {
 
 #[test]
 fn query_of_cancellation_changes_nothing() {
-    // S4: `is_cancelled` after the deadline does not make the timeout report that an operation failed
+    // S4: `is_cancelled` after the deadline does not make the timeout report a failed operation
     with_virtual_clock(|clock| {
         let timed = timeout(MS, || {
             clock.advance(MS);
@@ -132,7 +135,8 @@ fn query_of_cancellation_changes_nothing() {
 
 #[test]
 fn receiver_under_short_timeouts_gets_each_message() {
-    // S4: a thread sends while a coroutine receives under timeouts that end at about the moment of the grant
+    // S4: a thread sends while a coroutine receives under timeouts that expire at about the moment
+    // of the grant
     const TOTAL: u64 = 20_000;
     let (sender, receiver) = channel::<u64>(1);
     let sending = std::thread::spawn(move || {
@@ -155,7 +159,7 @@ fn receiver_under_short_timeouts_gets_each_message() {
     sending.join().unwrap();
 }
 
-/// How often another coroutine ran while the current one called `f` three times.
+/// Returns how often another coroutine ran while the current one called `f` three times.
 fn turns_of_others(mut f: impl FnMut()) -> u32 {
     let turns = Rc::new(Cell::new(0));
     let counted = Rc::clone(&turns);
@@ -173,7 +177,7 @@ fn turns_of_others(mut f: impl FnMut()) -> u32 {
 
 #[test]
 fn sleep_always_yields() {
-    // S4: a sleep of no time, or one of a coroutine that was cancelled, lets others run, once each
+    // S4: a sleep of zero duration, or one of a cancelled coroutine, lets others run, once each
     let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
         assert_eq!(turns_of_others(|| assert_eq!(sleep(Duration::ZERO), Ok(()))), 3);
         let cancelled = spawn(|| {
@@ -187,7 +191,7 @@ fn sleep_always_yields() {
 
 #[test]
 fn timeout_that_is_over_at_once_yields() {
-    // S4: a wait whose time is over before it begins, or within the call, lets others run
+    // S4: a wait whose deadline passes before it begins, or within the call, lets others run
     let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
         let (_sender, receiver) = channel::<()>(1);
         let wait = |time| timeout(time, || receiver.recv());
@@ -199,7 +203,7 @@ fn timeout_that_is_over_at_once_yields() {
 
 #[test]
 fn sleep_on_the_threads_own_stack_runs_the_loop() {
-    // S4: outside a coroutine a sleep of no time runs one round of the loop
+    // S4: outside a coroutine a sleep of zero duration runs one iteration of the loop
     AioContext::run(|_| {
         let log = Log::default();
         let theirs = log.clone();

@@ -11,7 +11,7 @@ use common::{Log, panic_of, scaled};
 use coralio_runtime::{AioContext, Interest, TimedOut, Timer, sleep, spawn, suspend, timeout};
 use parking_lot::Mutex;
 
-/// A timer that writes down that it fired.
+/// Creates a timer that logs when it fires.
 fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
     let log = log.clone();
     ctx.timer(move || log.add(what)).unwrap()
@@ -19,7 +19,7 @@ fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
 
 #[test]
 fn they_fire_in_order_of_time_and_not_before() {
-    // X7: in order of time, those of one time in the order in which they were armed, and none before its time
+    // X7: timers fire in order of deadline, then in order of arming, and none before its deadline
     AioContext::run(|ctx| {
         let log = Log::default();
         let now = Instant::now();
@@ -57,7 +57,7 @@ fn they_fire_in_order_of_time_and_not_before() {
 
 #[test]
 fn within_a_round_they_come_last() {
-    // X7: within one round: bottom halves, then descriptors, then timers
+    // X7: within one iteration: bottom halves, then descriptors, then timers
     AioContext::run(|ctx| {
         let log = Log::default();
         let timer = logging(ctx, &log, "timer");
@@ -67,7 +67,8 @@ fn within_a_round_they_come_last() {
         let watch = ctx.watch(near, Interest::Read, move |_| seen.add("descriptor")).unwrap();
         let seen = log.clone();
         let bh = ctx.bottom_half(move || seen.add("bottom-half")).unwrap();
-        // Bottom halves keep descriptors waiting for some rounds, so all three are not in each of them.
+        // Bottom halves delay descriptors for some iterations, so not every iteration has all
+        // three.
         let order = loop {
             timer.arm_at(Instant::now());
             bh.schedule();
@@ -84,8 +85,8 @@ fn within_a_round_they_come_last() {
 
 #[test]
 fn a_callback_may_do_with_its_timer_as_it_likes() {
-    // X7: armed anew within its own callback, it fires in the next round, not in this one nor in a nested poll; disarmed and
-    // dropped within it, it does not fire again
+    // X7: a timer rearmed within its own callback fires in the next iteration, not in this one or
+    // in a nested poll; disarmed and dropped within it, it does not fire again
     AioContext::run(|ctx| {
         let slot = Arc::new(Mutex::new(None::<Timer>));
         let (inner, runs, polls) = (Arc::clone(&slot), Arc::new(AtomicUsize::new(0)), ctx.clone());
@@ -114,7 +115,8 @@ fn a_callback_may_do_with_its_timer_as_it_likes() {
 
 #[test]
 fn a_nested_poll_goes_on_where_the_round_stands() {
-    // X2, X7: what the round has taken up and not fired yet, a nested poll fires; nothing is lost, and nothing twice
+    // X2, X7: a nested poll fires the timers that the outer iteration took up and has not fired;
+    // none is lost or fires twice
     AioContext::run(|ctx| {
         let log = Log::default();
         let (polls, seen) = (ctx.clone(), log.clone());
@@ -135,7 +137,8 @@ fn a_nested_poll_goes_on_where_the_round_stands() {
 
 #[test]
 fn a_callback_that_panics_leaves_the_others() {
-    // C8, X7: a panic goes on in the poll; the timer can be armed again, and those that were due fire in the next round
+    // C8, X7: a panic propagates from the poll; the timer can be armed again, and other due timers
+    // fire in the next iteration
     AioContext::run(|ctx| {
         let log = Log::default();
         let fails = ctx.timer(|| panic!("in a timer")).unwrap();
@@ -153,7 +156,8 @@ fn a_callback_that_panics_leaves_the_others() {
 
 #[test]
 fn armed_from_elsewhere_it_wakes_the_loop() {
-    // X7, X6: armed by another thread for earlier than the loop sleeps, it fires; so too in another thread's poll
+    // X7, X6: a timer that another thread arms for earlier than the end of the loop's sleep fires;
+    // so too in another thread's poll
     AioContext::run(|ctx| {
         let fired = Arc::new(AtomicBool::new(false));
         let rings = Arc::clone(&fired);
@@ -175,7 +179,8 @@ fn armed_from_elsewhere_it_wakes_the_loop() {
 
 #[test]
 fn a_million_at_once() {
-    // X7: a million timers, armed in any order, armed anew, half of them disarmed: each of the rest fires once, in order
+    // X7: of a million timers, armed in any order, rearmed, and half of them disarmed, each
+    // remaining one fires once, in order
     AioContext::run(|ctx| {
         let count = scaled(1_000_000);
         let fired = Arc::new(Mutex::new(Vec::with_capacity(count)));
@@ -203,8 +208,8 @@ fn a_million_at_once() {
 
 #[test]
 fn a_sleep_lasts_its_time() {
-    // X7, S4: no sleep ends before its time, and each ends; on the thread's own stack, a sleep runs the loop meanwhile. In
-    // which order sleepers wake, the property tests check
+    // X7, S4: no sleep ends before its deadline, and each ends; on the thread's own stack, a sleep
+    // runs the loop meanwhile. The property tests check the order in which sleepers wake
     AioContext::run(|_| {
         let tasks = [3, 1, 2].map(|ms| {
             spawn(move || {
@@ -222,7 +227,8 @@ fn a_sleep_lasts_its_time() {
 
 #[test]
 fn a_sleep_without_end_runs_the_loop() {
-    // X7, S4: a sleep for longer than the clock can tell has no end, on the thread's own stack too: the loop runs meanwhile
+    // X7, S4: a sleep beyond the clock's range never ends, on the thread's own stack too: the loop
+    // runs meanwhile
     AioContext::run(|ctx| {
         ctx.schedule_oneshot(|| panic!("the loop runs")).unwrap();
         assert_eq!(panic_of(|| sleep(Duration::MAX)), "the loop runs");
@@ -231,8 +237,8 @@ fn a_sleep_without_end_runs_the_loop() {
 
 #[test]
 fn timeouts_nest() {
-    // S4: the innermost or the outermost timeout, whichever is over first, reports it; both over, the outermost does; one
-    // that nothing waits in hands the value on
+    // S4: the innermost or the outermost timeout, whichever expires first, reports it; if both
+    // have, the outermost does; a timeout without a wait inside returns the value
     AioContext::run(|_| {
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(3600));
         let task = spawn(move || {
@@ -250,7 +256,7 @@ fn timeouts_nest() {
 
 #[test]
 fn sleepers_are_unwound() {
-    // C9, X7: a context that ends with coroutines asleep unwinds them, and their timers are gone with them
+    // C9, X7: a context that ends with sleeping coroutines unwinds them, and drops their timers
     let log = Log::default();
     AioContext::builder()
         .unwind_report(false)
@@ -269,8 +275,8 @@ fn sleepers_are_unwound() {
 
 #[test]
 fn callback_uses_its_own_timer() {
-    // X7: a callback that receives its own handle arms, disarms and deletes its timer, without owning a handle; it is freed
-    // when it has returned
+    // X7: a callback that receives its own handle arms, disarms and deletes its timer, without
+    // owning a handle; it is freed when it has returned
     AioContext::run(|ctx| {
         let log = Log::default();
         let timer = ctx.timer_with({
@@ -306,7 +312,8 @@ fn callback_uses_its_own_timer() {
 
 #[test]
 fn timers_are_listed() {
-    // X11: each timer with its deadline and place, the one whose callback runs as such; those of sleeps too
+    // X11: the list shows each timer with its deadline and place, and which callback is running;
+    // timers of sleeps included
     AioContext::run(|ctx| {
         let lists = ctx.clone();
         let line = line!() + 1;

@@ -1,4 +1,4 @@
-//! The event log: what it holds, that it nests, and that the same run has the same one.
+//! The event log: its content, that it nests, and that equal runs have equal logs.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
     Coroutine::builder().name(name).create(f).unwrap()
 }
 
-/// A context on the thread's own stack, with a log.
+/// Runs a context on the thread's own stack, with a log.
 fn traced(f: impl FnOnce(&AioContext)) -> Recording {
     let trace = Trace::new(10_000);
     AioContext::builder().unwind_report(false).trace(&trace).run(f).unwrap();
@@ -75,7 +75,7 @@ fn a_run_as_lanes() {
 
 #[test]
 fn who_is_on_the_stack_at_any_event() {
-    // C4, X2: a coroutine that polls, and one that the nested round enters
+    // C4, X2: a coroutine that polls, and one that the nested iteration enters
     let recording = traced(|context| {
         let (polled, context) = (Rc::new(RefCell::new(None)), context.clone());
         let inner = named("inner", || {});
@@ -107,7 +107,7 @@ fn who_is_on_the_stack_at_any_event() {
 
 #[test]
 fn the_four_ways_of_waking() {
-    // W1: at once, after a yield, in the next round, and not at all, being entered
+    // W1: immediately, after a yield, in the next iteration, and not at all while entered
     let recording = traced(|context| {
         let first = named("first", suspend);
         first.enter();
@@ -144,7 +144,7 @@ fn the_four_ways_of_waking() {
 
 #[test]
 fn the_same_run_has_the_same_log() {
-    // Trace: no address, no time, no thread number of the process gets into it
+    // Trace: the log contains no address, time, or thread number of the process
     let (first, second) = (a_busy_run(), a_busy_run());
     first.check().unwrap();
     assert_eq!(first.text_with(TextOptions::everything()), second.text_with(TextOptions::everything()));
@@ -171,7 +171,7 @@ fn recursive_entry_is_in_the_log() {
 
 #[test]
 fn a_panic_leaves_a_log_that_nests() {
-    // C8: spans and coroutines that unwound are over
+    // C8: spans and coroutines that unwound are closed
     let recording = traced(|context| {
         context.schedule_oneshot(|| panic!("in a bottom half")).unwrap();
         let _ = catch_unwind(AssertUnwindSafe(|| context.poll(false))).unwrap_err();
@@ -188,7 +188,7 @@ fn a_panic_leaves_a_log_that_nests() {
 
 #[test]
 fn the_last_events_are_kept() {
-    // Trace: memory is bounded, and what is left still checks
+    // Trace: memory is bounded, and the remaining events still pass the check
     let trace = Trace::new(64);
     AioContext::builder()
         .trace(&trace)

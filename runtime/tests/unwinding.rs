@@ -1,4 +1,5 @@
-//! Destructors that run the loop while their thread unwinds: what unwinds lies beneath, other coroutines go on as usual.
+//! Destructors that run the loop while their thread unwinds: the unwinding stack is further down,
+//! and other coroutines run as usual.
 
 mod common;
 
@@ -34,8 +35,8 @@ fn seven() -> u32 {
 
 #[test]
 fn destructor_on_the_threads_stack_runs_the_loop() {
-    // C8, C9: a destructor polls, joins, waits for a scope and enters while its thread unwinds: the coroutines that run there
-    // are suspended as usual
+    // C8, C9: a destructor polls, joins, waits for a scope and enters while its thread unwinds: the
+    // coroutines that run there are suspended as usual
     AioContext::run(|ctx| {
         let task = spawn(seven);
         while_unwinding(|| {
@@ -62,7 +63,8 @@ fn destructor_on_the_threads_stack_runs_the_loop() {
 
 #[test]
 fn destructor_on_a_coroutines_stack_runs_the_loop() {
-    // C8, C9: the same on the stack of a coroutine that panics; that coroutine itself still cannot be suspended there
+    // C8, C9: the same on the stack of a coroutine that panics; that coroutine itself still cannot
+    // be suspended there
     AioContext::run(|ctx| {
         let task = spawn(seven);
         let context = ctx.clone();
@@ -82,7 +84,7 @@ fn destructor_on_a_coroutines_stack_runs_the_loop() {
 
 #[test]
 fn coroutine_entered_there_goes_on_later() {
-    // C8, C9: a coroutine that was first entered while the thread unwound goes on when the thread does not any more
+    // C8, C9: a coroutine first entered while the thread unwinds continues after the unwinding
     AioContext::run(|ctx| {
         let turns = Rc::new(Cell::new(0));
         let counted = Rc::clone(&turns);
@@ -101,7 +103,8 @@ fn coroutine_entered_there_goes_on_later() {
 
 #[test]
 fn destructor_runs_a_context_of_its_own() {
-    // C8, C9: a destructor runs a context while its thread unwinds: coroutines wait for each other in it
+    // C8, C9: a destructor runs a context while its thread unwinds: coroutines wait for each other
+    // in it
     while_unwinding(|| {
         let run = AioContext::builder().run_coroutine(|_| spawn(seven).join().unwrap());
         assert_eq!(run.unwrap(), 7);

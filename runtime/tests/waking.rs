@@ -1,4 +1,4 @@
-//! Waking: from home, from other threads, at every moment; once, in order, without growing the stack.
+//! Waking: from home, from other threads, at every moment; once, in order, without stack growth.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::thread;
 use common::{Log, panic_of, scaled};
 use coralio_runtime::{AioContext, Coroutine, JoinHandle, Waker, spawn, suspend, yield_now};
 
-/// A coroutine that notes `name` each time it runs.
+/// Creates a coroutine that logs `name` each time it runs.
 fn noting(log: &Log, name: &'static str) -> Coroutine {
     let log = log.clone();
     let forever = move || {
@@ -25,7 +25,8 @@ fn noting(log: &Log, name: &'static str) -> Coroutine {
 
 #[test]
 fn woken_outside_a_coroutine_it_is_entered_now() {
-    // W1: wake from home, outside any coroutine: it is entered now; in a bottom half too
+    // W1: a wake from home, outside any coroutine, enters the coroutine immediately; in a bottom
+    // half too
     AioContext::run(|ctx| {
         let log = Log::default();
         let x = noting(&log, "x");
@@ -50,7 +51,8 @@ fn woken_outside_a_coroutine_it_is_entered_now() {
 
 #[test]
 fn woken_by_a_coroutine_it_runs_when_that_one_yields() {
-    // W1: woken by a coroutine they run when it yields or ends, from the same caller, in order of waking
+    // W1: coroutines woken by a coroutine run when it yields or ends, from the same caller, in
+    // order of waking
     AioContext::run(|_| {
         let log = Log::default();
         let [x, y, z] = ["x", "y", "z"].map(|name| noting(&log, name));
@@ -82,7 +84,8 @@ fn woken_by_a_coroutine_it_runs_when_that_one_yields() {
 
 #[test]
 fn those_woken_run_beneath_no_coroutine_that_woke_them() {
-    // W1: a chain of wakes does not grow the stack: each runs directly on the first caller's
+    // W1: a chain of wakes does not grow the stack: each coroutine runs directly on the first
+    // caller's stack
     let count = scaled(25_000);
     let small = thread::Builder::new().stack_size(256 * 1024);
     let work = move || {
@@ -111,7 +114,8 @@ fn those_woken_run_beneath_no_coroutine_that_woke_them() {
 
 #[test]
 fn a_poll_within_a_coroutine_runs_those_it_woke() {
-    // W1: a coroutine that polls has nobody to yield to: those that it woke run in the nested round, once
+    // W1: a coroutine that polls does not yield: the coroutines that it woke run in the nested
+    // iteration, once
     AioContext::run(|ctx| {
         let log = Log::default();
         let (x, y) = (noting(&log, "x"), noting(&log, "y"));
@@ -134,14 +138,14 @@ fn a_poll_within_a_coroutine_runs_those_it_woke() {
         });
         a.enter();
         assert!(!ctx.poll(false));
-        // y was woken by the inner one, x by the outer one.
+        // The inner coroutine woke y, the outer one x.
         assert_eq!(log.take(), "poll y x polled a");
     });
 }
 
 #[test]
 fn a_second_schedule_names_both_places() {
-    // W2: a second schedule before it has run is an error that names both places
+    // W2: a second schedule before the coroutine has run is an error that names both places
     AioContext::run(|ctx| {
         let log = Log::default();
         let co = noting(&log, "co");
@@ -172,7 +176,7 @@ fn a_second_schedule_names_both_places() {
 
 #[test]
 fn woken_from_another_thread_the_loop_comes_to_it() {
-    // W1: wake from another thread: it is put on its home's list, and that loop is notified
+    // W1: a wake from another thread puts the coroutine on its home's list, and notifies that loop
     AioContext::run(|ctx| {
         let home = thread::current().id();
         let (send, receive) = mpsc::channel::<Waker>();
@@ -198,7 +202,8 @@ fn woken_from_another_thread_the_loop_comes_to_it() {
 
 #[test]
 fn woken_from_another_context() {
-    // W1: wake from another context's loop, by a coroutine of it: it runs at its own home, never on that thread
+    // W1: a coroutine woken by a coroutine of another context runs at its own home, never on that
+    // thread
     let (send, receive) = mpsc::channel::<Waker>();
     let other = thread::spawn(move || {
         AioContext::run(|_| {
@@ -226,7 +231,7 @@ fn woken_from_another_context() {
 
 #[test]
 fn a_wake_before_the_suspension_is_not_lost() {
-    // W3: a wake that comes while it is still entered makes it go on; twice, it goes on once
+    // W3: a wake while the coroutine is still entered makes it continue; two wakes, only once
     AioContext::run(|ctx| {
         let log = Log::default();
         let run = |from_elsewhere: bool, times: usize| {
@@ -262,7 +267,8 @@ fn a_wake_before_the_suspension_is_not_lost() {
 
 #[test]
 fn a_wake_that_a_nested_poll_takes_off_the_list_is_not_lost() {
-    // W3: a wake from elsewhere, accepted by a nested poll while the coroutine is still entered, still counts
+    // W3: a wake from elsewhere, accepted by a nested poll while the coroutine is still entered,
+    // still counts
     AioContext::run(|ctx| {
         let log = Log::default();
         let co = Coroutine::new({
@@ -283,7 +289,7 @@ fn a_wake_that_a_nested_poll_takes_off_the_list_is_not_lost() {
 
 #[test]
 fn no_wake_is_lost_among_many_threads() {
-    // W3: however wakes and suspensions of two threads fall together, each token arrives
+    // W3: each token arrives, however wakes and suspensions of two threads interleave
     let rounds = scaled(20_000);
     AioContext::run(|ctx| {
         let tokens = Arc::new(AtomicUsize::new(0));
@@ -294,7 +300,7 @@ fn no_wake_is_lost_among_many_threads() {
             move || {
                 send.send(Coroutine::current().unwrap().waker()).unwrap();
                 while taken.load(Ordering::Relaxed) < rounds {
-                    // The decision to suspend is made here; the token may come right now.
+                    // The decision to suspend is made here; the token may arrive right now.
                     if tokens.swap(0, Ordering::Acquire) == 0 {
                         suspend();
                     } else {
@@ -327,7 +333,8 @@ fn no_wake_is_lost_among_many_threads() {
 
 #[test]
 fn one_that_scheduled_itself_and_ended_is_not_scheduled() {
-    // W2, W4: it has ended, though its result waits: scheduling it is no error, and does nothing
+    // W2, W4: scheduling an ended coroutine whose result is not fetched is no error, and does
+    // nothing
     AioContext::run(|ctx| {
         let task = spawn(|| Coroutine::current().unwrap().schedule().unwrap());
         assert!(ctx.poll(false));
@@ -340,7 +347,8 @@ fn one_that_scheduled_itself_and_ended_is_not_scheduled() {
 
 #[test]
 fn a_wake_for_an_ended_one_does_nothing() {
-    // W4: a wake for an ended coroutine does nothing, also when its control block and stack serve another by then
+    // W4: a wake for an ended coroutine does nothing, even if its control block and stack are
+    // reused by then
     AioContext::run(|ctx| {
         let log = Log::default();
         let first = Coroutine::new(|| {});
@@ -366,7 +374,7 @@ fn a_wake_for_an_ended_one_does_nothing() {
         second.enter();
         assert_eq!(log.take(), "second");
 
-        // On the list already when it ends, and its successor suspended when the list is read.
+        // Already on the list when it ends, and its successor suspended when the list is read.
         let third = Coroutine::new(suspend);
         third.enter();
         let waker = third.waker();
@@ -382,7 +390,8 @@ fn a_wake_for_an_ended_one_does_nothing() {
 
 #[test]
 fn handles_kept_past_the_end_do_nothing() {
-    // W4: handles and wakers kept past the context's end do nothing, or are errors; in a later context too
+    // W4: handles and wakers kept past the context's end do nothing, or return errors; in a later
+    // context too
     let kept = AioContext::run(|_| {
         let co = Coroutine::new(suspend);
         co.enter();
@@ -409,7 +418,8 @@ fn handles_kept_past_the_end_do_nothing() {
 
 #[test]
 fn late_wakes_from_a_thread_that_outlives_the_context() {
-    // W4: wakes that go on while and after the context ends meet nobody, whoever holds its control blocks then
+    // W4: wakes that continue while and after the context ends have no effect, even if its control
+    // blocks are reused
     let stop = Arc::new(AtomicBool::new(false));
     let (send, receive) = mpsc::channel::<Waker>();
     let other = thread::spawn({
@@ -444,7 +454,8 @@ fn late_wakes_from_a_thread_that_outlives_the_context() {
 
 #[test]
 fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
-    // W1: no coroutine is entered by a destructor of a thread that unwinds; it runs in the next round
+    // W1: a destructor of a thread that unwinds enters no coroutine; a coroutine that it wakes runs
+    // in the next iteration
     AioContext::run(|ctx| {
         struct WakeOnDrop(Coroutine);
         impl Drop for WakeOnDrop {
@@ -466,7 +477,7 @@ fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
 
 #[test]
 fn who_gives_way_runs_after_all_that_was_scheduled_before() {
-    // W1: from this thread or from another one, or spawned
+    // W1: whether scheduled from this thread or another, or spawned
     AioContext::run(|ctx| {
         let log = Log::default();
         let (here, elsewhere) = (noting(&log, "here"), noting(&log, "elsewhere"));
@@ -488,7 +499,7 @@ fn who_gives_way_runs_after_all_that_was_scheduled_before() {
     });
 }
 
-/// Runs code when it is dropped.
+/// Runs code when dropped.
 struct OnDrop<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for OnDrop<F> {
@@ -497,8 +508,9 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// Runs `f` in a context that has no memory for coroutines of the usual stack size: what is spawned there from another thread
-/// is dropped as it begins. Gives `f` a suspended coroutine with a small stack.
+/// Runs `f` in a context that has no memory for coroutines of the default stack size: work spawned
+/// there from another thread is dropped as it begins. Passes `f` a suspended coroutine with a small
+/// stack.
 fn where_spawning_fails(f: impl FnOnce(&AioContext, JoinHandle<()>)) {
     const TOO_LARGE: usize = 1 << 47;
     let run = AioContext::builder().stack_size(TOO_LARGE).run(|ctx| {
@@ -511,7 +523,8 @@ fn where_spawning_fails(f: impl FnOnce(&AioContext, JoinHandle<()>)) {
 
 #[test]
 fn panicking_arrival_keeps_arrivals_behind_it() {
-    // W3: what another thread brings panics as it begins; the wake and the closure behind it are taken up all the same
+    // W3: an arrival from another thread panics as it begins; the wake and the closure behind it
+    // are taken up all the same
     where_spawning_fails(|ctx, waits| {
         let waker = waits.coroutine().waker();
         let later = thread::scope(|scope| {
@@ -532,7 +545,8 @@ fn panicking_arrival_keeps_arrivals_behind_it() {
 
 #[test]
 fn nested_round_goes_on_with_arrivals() {
-    // W3, X2: an arrival runs a nested round as it begins: that one takes up the arrivals behind it, once
+    // W3, X2: an arrival runs a nested iteration as it begins, which takes up the arrivals behind
+    // it, once
     where_spawning_fails(|ctx, waits| {
         let waker = waits.coroutine().waker();
         let (send, receive) = mpsc::channel();
@@ -552,7 +566,8 @@ fn nested_round_goes_on_with_arrivals() {
 
 #[test]
 fn destructor_that_panics_at_the_end_keeps_nothing_open() {
-    // W3, C8: of what a context drops at its end one destructor panics; the rest is dropped, and handles hear of the end
+    // W3, C8: one destructor panics at the context's end; everything else is dropped, and handles
+    // learn of the end
     let log = Log::default();
     let kept = std::cell::OnceCell::new();
     let mut handle = None;

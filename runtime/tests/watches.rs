@@ -1,4 +1,4 @@
-//! Watches: handlers of descriptors that are ready; removed, changed and polling within themselves.
+//! Watches: handlers of ready descriptors; removed, changed and polling within themselves.
 
 mod common;
 
@@ -14,7 +14,7 @@ use coralio_runtime::{
     AioContext, BottomHalf, Coroutine, EventNotifier, Interest, Watch, spawn, suspend, wait_readable,
 };
 
-/// Both ends, blocking: a handler that reads though there is nothing would hang.
+/// Both ends, blocking: a handler that reads without data would hang.
 fn pair() -> (Arc<UnixStream>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (Arc::new(ours), theirs)
@@ -30,7 +30,7 @@ type Slot = Arc<Mutex<Option<Watch>>>;
 
 #[test]
 fn a_handler_is_called_while_its_fd_is_ready() {
-    // X4: a read handler is called while there is something to read, and not once more
+    // X4: a read handler is called while there is data to read, and not once more
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -48,7 +48,7 @@ fn a_handler_is_called_while_its_fd_is_ready() {
         assert!(ctx.poll(true));
         assert_eq!(log.take(), "2");
         assert!(!ctx.poll(false));
-        // Woken out of its sleep: once for one byte.
+        // Woken from its sleep: once for one byte.
         let sender = thread::spawn(move || {
             theirs.write_all(&[3]).unwrap();
             theirs
@@ -61,7 +61,7 @@ fn a_handler_is_called_while_its_fd_is_ready() {
 
 #[test]
 fn interest_is_changed_at_any_time() {
-    // X4: interest is changed at any time, within the handler too: write, read, both, none
+    // X4: interest can be changed at any time, within the handler too: write, read, both, none
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -96,7 +96,8 @@ fn interest_is_changed_at_any_time() {
 
 #[test]
 fn removed_within_its_handler() {
-    // X4: a removed handler is never called again; its closure is dropped as soon as no frame runs it
+    // X4: a removed handler is never called again; its closure is dropped as soon as no frame runs
+    // it
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -115,7 +116,7 @@ fn removed_within_its_handler() {
         assert_eq!(log.take(), "still-running dropped");
         assert!(!ctx.poll(false), "the byte is still there");
         assert_eq!(Arc::strong_count(&ours), 1, "the watch has let go of the descriptor");
-        // The descriptor can be watched again, by another watch under the same key.
+        // The descriptor can be watched again, by another watch at the same index.
         let again = ctx.watch(Arc::clone(&ours), Interest::Read, {
             let log = log.clone();
             move |_| log.add(read_byte(&ours))
@@ -128,7 +129,8 @@ fn removed_within_its_handler() {
 
 #[test]
 fn removed_by_another_handler_of_the_same_round() {
-    // X4: one that was reported with others, and removed by the first of them, is not called any more
+    // X4: a watch that was reported with others, and removed by the first handler, is not called
+    // any more
     AioContext::run(|ctx| {
         let calls = Arc::new(AtomicUsize::new(0));
         let watches = Arc::new(Mutex::new(Vec::<Watch>::new()));
@@ -155,7 +157,8 @@ fn removed_by_another_handler_of_the_same_round() {
 
 #[test]
 fn a_handler_that_polls_is_not_entered_again() {
-    // X4: a handler that polls is not entered again by that poll, which sleeps though the fd is still ready
+    // X4: a handler that polls is not entered again by that poll, which sleeps although the
+    // descriptor is still ready
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -173,7 +176,7 @@ fn a_handler_that_polls_is_not_entered_again() {
                 log.add("(");
                 assert!(!ctx.poll(false));
                 ask.send(()).unwrap();
-                // Nothing but the one-shot can end this; the byte that nobody has read must not.
+                // Only the one-shot can end this poll; the unread byte must not.
                 assert!(ctx.poll(true));
                 log.add(read_byte(&ours));
                 log.add(")");
@@ -184,7 +187,7 @@ fn a_handler_that_polls_is_not_entered_again() {
         assert_eq!(log.take(), "( 7 )");
         helper.join().unwrap();
         theirs.write_all(&[8]).unwrap();
-        // It is watched again afterwards; this time nobody answers `ask`.
+        // It is watched again afterwards; this time `ask` has no receiver.
         let said = panic_of(|| ctx.poll(true));
         assert!(said.contains("SendError"), "{said}");
     });
@@ -192,7 +195,8 @@ fn a_handler_that_polls_is_not_entered_again() {
 
 #[test]
 fn a_handler_that_polls_on_a_closed_fd_sleeps_too() {
-    // X4: nor does a hang-up, which cannot be masked by interest, keep a poll within the handler from sleeping
+    // X4: nor does a hang-up, which interest cannot mask, keep a poll within the handler from
+    // sleeping
     AioContext::run(|ctx| {
         let (ours, theirs) = pair();
         let (ask, asked) = mpsc::channel::<()>();
@@ -223,7 +227,8 @@ fn a_handler_that_polls_on_a_closed_fd_sleeps_too() {
 
 #[test]
 fn a_nested_poll_serves_the_others_once() {
-    // X2: fds that the outer round had reported are served by a nested poll once, not again by the outer round
+    // X2: a nested poll serves descriptors that the outer iteration had reported, once, and the
+    // outer iteration does not serve them again
     AioContext::run(|ctx| {
         let log = Log::default();
         let mut ends = Vec::new();
@@ -247,7 +252,8 @@ fn a_nested_poll_serves_the_others_once() {
 
 #[test]
 fn bottom_halves_do_not_starve_a_ready_fd() {
-    // X4: a ready fd is served though a bottom half reschedules itself for ever, also by non-blocking polls alone
+    // X4: a ready descriptor is served although a bottom half reschedules itself forever, even by
+    // non-blocking polls alone
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let slot = Arc::new(Mutex::new(None::<BottomHalf>));
@@ -282,7 +288,7 @@ fn bottom_halves_do_not_starve_a_ready_fd() {
 
 #[test]
 fn a_handler_wakes_a_coroutine() {
-    // W1: a coroutine woken by an fd handler at home is entered there and then
+    // W1: a coroutine woken by an fd handler at home is entered immediately
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
@@ -311,7 +317,8 @@ fn a_handler_wakes_a_coroutine() {
 
 #[test]
 fn a_panic_in_a_handler_leaves_the_watch_right() {
-    // C8: a panic in an fd handler comes out of poll; the watch stays, and others reported with it are served
+    // C8: a panic in an fd handler propagates out of poll; the watch stays, and others reported
+    // with it are served
     AioContext::run(|ctx| {
         let log = Log::default();
         let (first, mut to_first) = pair();
@@ -335,7 +342,8 @@ fn a_panic_in_a_handler_leaves_the_watch_right() {
 
 #[test]
 fn a_foreign_poll_serves_watches_once() {
-    // X8: a foreign poll serves a ready fd, while the loop sleeps on the same fd; only one of them reads the byte
+    // X8: a foreign poll serves a ready descriptor while the loop sleeps on it; only one of them
+    // reads the byte
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
         let (total, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
@@ -343,7 +351,7 @@ fn a_foreign_poll_serves_watches_once() {
         let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, {
             let total = Arc::clone(&total);
             move |_| {
-                read_byte(&ours); // would block for ever if the other thread had served it before
+                read_byte(&ours); // would block forever if the other thread had served it before
                 total.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -384,7 +392,7 @@ fn errors_teach() {
     });
 }
 
-/// Owns something that registers, removes and looks when it is dropped.
+/// Owns a context that it uses when dropped: it registers, removes and reads watches.
 struct Busybody(AioContext, Vec<Watch>);
 
 impl Drop for Busybody {
@@ -398,8 +406,8 @@ impl Drop for Busybody {
 
 #[test]
 fn rejected_handler_is_dropped_outside_lock() {
-    // X4: the handler and the owner of a descriptor that the kernel refuses are dropped while no lock is held: their
-    // destructors remove and add watches
+    // X4: the handler and the owner of a descriptor that the kernel rejects are dropped while no
+    // lock is held: their destructors remove and add watches
     AioContext::run(|ctx| {
         let watched = || {
             let (near, _far) = UnixStream::pair().unwrap();
@@ -415,7 +423,7 @@ fn rejected_handler_is_dropped_outside_lock() {
     });
 }
 
-/// Looks at its context's watches whenever it is asked for its descriptor, and when it is dropped.
+/// Reads its context's watches in `as_fd`, and when dropped.
 struct Curious(UnixStream, AioContext, Arc<AtomicUsize>);
 
 impl AsFd for Curious {
@@ -434,7 +442,8 @@ impl Drop for Curious {
 
 #[test]
 fn as_fd_is_not_called_under_lock() {
-    // X4: `as_fd` is code of the user's, and may use the context's watches; it is called once, and not under the lock
+    // X4: `as_fd` is user code, and may use the context's watches; it is called once, and not under
+    // the lock
     let asked = Arc::new(AtomicUsize::new(0));
     AioContext::run(|ctx| {
         let watch_one = || {
@@ -472,8 +481,9 @@ fn as_fd_is_not_called_under_lock() {
 
 #[test]
 fn handler_deletes_its_own_watch() {
-    // X4: a handler that receives its own handle ends the watch: it is not called again, its closure is dropped when it has
-    // returned, and the handle that is left does nothing, also when another watch has taken the place
+    // X4: a handler that receives its own handle ends the watch: it is not called again, its
+    // closure is dropped when it has returned, and the remaining handle does nothing, even when
+    // another watch has reused the index
     AioContext::run(|ctx| {
         let log = Log::default();
         let (near, far) = pair();
@@ -504,8 +514,8 @@ fn handler_deletes_its_own_watch() {
 
 #[test]
 fn event_notifier_calls_its_handler_once_for_each_event() {
-    // X4: an event that is set several times, by another thread, is one call; it is cleared before the call, so one that is
-    // set within the handler is another
+    // X4: an event set several times by another thread is one call; it is cleared before the call,
+    // so setting it within the handler causes another call
     AioContext::run(|ctx| {
         let event = Arc::new(EventNotifier::new().unwrap());
         let log = Log::default();
@@ -548,7 +558,8 @@ fn event_notifier_calls_its_handler_once_for_each_event() {
 
 #[test]
 fn watches_are_listed() {
-    // X11: each watch with its descriptor, interest and place, the one whose handler runs as such
+    // X11: the list shows each watch with its descriptor, interest and place, and which handler is
+    // running
     AioContext::run(|ctx| {
         let (near, far) = UnixStream::pair().unwrap();
         let fd = near.as_raw_fd();

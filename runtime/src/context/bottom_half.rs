@@ -1,8 +1,10 @@
-//! Bottom halves: callbacks that the loop runs in its next round (rule X3).
+//! Bottom halves: callbacks that the loop runs in its next iteration (rule X3).
 //!
-//! They live in a table under one small lock, which is never held while a callback runs. A queue entry carries a ticket;
-//! cancelling or scheduling anew changes the ticket in the table, and the entry is stale. What a round has *taken up* is
-//! a queue of the context, not of the round: a nested poll goes on where the outer round stands, and leaves it nothing.
+//! Bottom halves live in a table under one small lock that is never held while a callback runs. A
+//! queue entry carries a ticket; cancelling or rescheduling changes the ticket in the table, which
+//! makes the entry stale. The entries that an iteration has *taken up* are in a queue of the
+//! context, not of the iteration: a nested poll continues where the outer iteration stopped, and
+//! leaves it nothing.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,13 +22,13 @@ use super::clock::Clock;
 use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
-/// An idle bottom half runs at most this long after it was scheduled.
+/// The longest delay of an idle bottom half.
 const IDLE_DELAY: Duration = Duration::from_millis(10);
 
-/// Called with what a handle to the bottom half consists of.
+/// Called with the parts of a handle to the bottom half.
 type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
-/// When it is due.
+/// When a bottom half is due.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
     Never,
@@ -35,14 +37,14 @@ enum Due {
 }
 
 struct Entry {
-    /// `None` while it runs.
+    /// `None` while the callback runs.
     callback: Option<Callback>,
     due: Due,
-    /// Of the newest queue entry; older ones are stale.
+    /// The ticket of the newest queue entry; older entries are stale.
     ticket: u64,
     /// Freed after its one run.
     one_shot: bool,
-    /// Dropped by its owner while it ran: freed when it returns.
+    /// The owner dropped the handle while the callback ran; freed when it returns.
     deleted: bool,
     created_at: &'static Location<'static>,
 }
@@ -57,7 +59,7 @@ impl Entry {
     }
 }
 
-/// A queue entry: the place in the table, and a ticket, which never repeats.
+/// A queue entry: the index in the table, and a ticket, which is never reused.
 #[derive(Clone, Copy)]
 struct Queued {
     index: usize,
@@ -77,29 +79,30 @@ struct Table {
 #[derive(Default)]
 pub(crate) struct BottomHalves {
     table: Mutex<Table>,
-    /// False: the queues are empty, and a round need not look. Written under the lock.
+    /// False: the queues are empty, and an iteration can skip them. Written under the lock.
     queued: AtomicBool,
 }
 
 impl Table {
-    /// Whether the loop must be woken.
+    /// Returns whether the loop must be woken.
     fn schedule(&mut self, key: Key, due: Due, clock: &Clock) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
-        // A plain schedule overrides an idle one, not the other way.
+        // A plain schedule overrides an idle one, but not the reverse.
         if entry.deleted || entry.due == Due::NextRound || entry.due == due {
             return false;
         }
         self.tickets += 1;
         entry.due = due;
         entry.ticket = self.tickets;
-        // One that runs is queued when it has returned: it is not entered again before.
+        // A running bottom half is queued when its callback has returned, so that it is not entered
+        // again before.
         if entry.callback.is_some() {
             self.enqueue(key.index, clock);
         }
         true
     }
 
-    /// Whether the bottom half in this place is on a queue now.
+    /// Queues the bottom half at this index if it is due. Returns whether it is on a queue now.
     fn enqueue(&mut self, index: usize, clock: &Clock) -> bool {
         let entry = &self.entries[index];
         let queued = Queued { index, ticket: entry.ticket };
@@ -119,9 +122,9 @@ impl Table {
         self.taken.is_empty() && self.scheduled.is_empty() && self.idle.is_empty()
     }
 
-    /// Takes up what is due now.
+    /// Takes up the entries that are due.
     fn take_up(&mut self, clock: &Clock) {
-        // Mostly there is nothing left over, and changing places costs less than moving.
+        // `taken` is usually empty, and a swap is cheaper than a move.
         if self.taken.is_empty() {
             std::mem::swap(&mut self.taken, &mut self.scheduled);
         } else {
@@ -139,7 +142,7 @@ impl Table {
         }
     }
 
-    /// The next one to run, with its callback taken out.
+    /// Returns the next bottom half to run, with its callback taken out.
     fn start_next(&mut self) -> Option<(Key, Callback)> {
         while let Some(queued) = self.taken.pop_front() {
             if let Some((key, entry)) = self.entries.at_mut(queued.index)
@@ -154,8 +157,9 @@ impl Table {
         None
     }
 
-    /// The callback has returned. Hands back what is to be dropped outside the lock, and whether the bottom half was
-    /// scheduled meanwhile and is on a queue now.
+    /// Puts the callback back after it has returned. Returns the callback if it must be dropped
+    /// outside the lock, and whether the bottom half was rescheduled meanwhile and is on a queue
+    /// now.
     fn finish(&mut self, key: Key, callback: Callback, clock: &Clock) -> (Option<Callback>, bool) {
         // None: the context was closed meanwhile.
         let Some(entry) = self.entries.get_mut(key) else { return (Some(callback), false) };
@@ -169,13 +173,13 @@ impl Table {
 }
 
 impl BottomHalves {
-    /// Runs what is due. Returns whether anything was.
+    /// Runs the bottom halves that are due. Returns whether there were any.
     ///
     /// # Control
     ///
-    /// May enter and poll, by what the callbacks do.
+    /// May enter and poll, through the callbacks.
     pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the callback back though it panicked.
+        /// Puts the callback back, even after a panic.
         struct Running<'a>(&'a BottomHalves, &'a Arc<Shared>, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
@@ -185,7 +189,8 @@ impl BottomHalves {
                 }
             }
         }
-        // Relaxed: the fences of `SleepState` order it before the loop's last look; an earlier look may miss it.
+        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // check may miss it.
         if !self.queued.load(Ordering::Relaxed) {
             return false;
         }
@@ -214,7 +219,7 @@ impl BottomHalves {
         }
     }
 
-    /// Schedules one that is there, and wakes the loop.
+    /// Schedules an existing bottom half, and wakes the loop.
     fn schedule(&self, key: Key, due: Due, shared: &Shared) {
         let mut table = self.table.lock();
         let news = table.schedule(key, due, &shared.clock);
@@ -237,13 +242,14 @@ impl BottomHalves {
         unneeded
     }
 
-    /// Whether something is due in the next round.
+    /// Returns whether a bottom half is due in the next iteration.
     pub(crate) fn is_due(&self) -> bool {
         let table = self.table.lock();
         table.taken.iter().chain(&table.scheduled).any(|&queued| table.is_current(queued))
     }
 
-    /// In words. Not if the table is in use: a thread that was stopped while it used it would never let go.
+    /// Describes the bottom halves. Returns `None` if the table is in use: the thread that uses it
+    /// may have been stopped, and would never release it.
     pub(crate) fn describe(&self) -> Option<String> {
         let table = self.table.try_lock()?;
         let count = |due| table.entries.iter().filter(|(_, entry)| entry.due == due).count();
@@ -251,14 +257,14 @@ impl BottomHalves {
         Some(format!("{}, of them {due} due and {idle} idle", table.entries.len()))
     }
 
-    /// When the first idle one is due; `None` without any.
+    /// Returns when the first idle bottom half is due, if there is one.
     pub(crate) fn next_idle(&self) -> Option<Instant> {
         let table = self.table.lock();
         let (due, _) = table.idle.iter().find(|(_, queued)| table.is_current(*queued))?;
         Some(*due)
     }
 
-    /// Nothing that is due runs, nor anything later; unless another thread holds the table. Drops nothing.
+    /// Discards all scheduled entries, unless another thread holds the table. Drops nothing.
     pub(crate) fn forget_due(&self) {
         if let Some(mut table) = self.table.try_lock() {
             table.taken.clear();
@@ -267,32 +273,29 @@ impl BottomHalves {
         }
     }
 
-    /// Deletes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    /// Deletes all bottom halves, and rejects new ones. Returns the values to drop outside the
+    /// lock.
     pub(crate) fn close(&self) -> impl Sized + use<> {
         self.table.lock().entries.close()
     }
 }
 
 impl AioContext {
-    /// Creates a bottom half: `callback` runs in the loop's next round whenever it is scheduled.
+    /// Creates a bottom half: when it is scheduled, the loop runs `callback` in its next iteration.
     ///
-    /// It is `Send`, since another thread's poll may run it.
+    /// The callback is `Send`, since another thread's poll may run it.
     ///
     /// # Errors
     ///
-    /// The context has ended. `callback` is dropped.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Fails if the context has ended. `callback` is dropped.
     #[doc(alias = "aio_bh_new")]
     #[track_caller]
     pub fn bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
         self.insert_bottom_half(Box::new(move |_, _| callback()))
     }
 
-    /// As [`bottom_half`](Self::bottom_half), for a callback that schedules, cancels or [deletes](BottomHalf::delete) its
-    /// own bottom half, whose handle it receives.
+    /// As [`bottom_half`](Self::bottom_half), for a callback that schedules, cancels or
+    /// [deletes](BottomHalf::delete) its own bottom half: the callback receives its own handle.
     ///
     /// ```
     /// use coralio_runtime::AioContext;
@@ -314,10 +317,6 @@ impl AioContext {
     /// # Errors
     ///
     /// As [`bottom_half`](Self::bottom_half).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn bottom_half_with(
         &self,
@@ -339,16 +338,12 @@ impl AioContext {
         }
     }
 
-    /// Runs `callback` once, in the loop's next round. From any thread.
+    /// Runs `callback` once, in the loop's next iteration. From any thread.
     ///
     /// # Errors
     ///
-    /// The context has ended. `callback` is dropped. One that was accepted, and not run when the context ends, is dropped
-    /// then.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Fails if the context has ended. `callback` is dropped. A callback that was accepted, but has
+    /// not run when the context ends, is dropped then.
     #[doc(alias = "aio_bh_schedule_oneshot")]
     #[track_caller]
     pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) -> Result<(), ContextEnded> {
@@ -373,11 +368,8 @@ impl AioContext {
         Ok(())
     }
 
-    /// Returns the bottom halves of this context, one-shots included. From any thread, also while the loop hangs.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the bottom halves of this context, including one-shots. From any thread, even while
+    /// the loop hangs.
     pub fn bottom_halves(&self) -> Vec<BottomHalfInfo> {
         let table = self.shared.bottom_halves.table.lock();
         let info = |(_, entry): (Key, &Entry)| BottomHalfInfo {
@@ -391,24 +383,24 @@ impl AioContext {
     }
 }
 
-/// The state of a bottom half, as [`AioContext::bottom_halves`] returns it.
+/// The state of a bottom half, returned by [`AioContext::bottom_halves`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BottomHalfInfo {
     /// Where the bottom half was created.
     pub created_at: &'static Location<'static>,
-    /// Runs in the next round.
+    /// Scheduled for the next iteration.
     pub is_scheduled: bool,
-    /// Runs within 10 ms ([`BottomHalf::schedule_idle`]).
+    /// Scheduled to run within 10 ms ([`BottomHalf::schedule_idle`]).
     pub is_idle_scheduled: bool,
-    /// Was created by [`AioContext::schedule_oneshot`].
+    /// Created by [`AioContext::schedule_oneshot`].
     pub is_one_shot: bool,
-    /// The callback runs at the moment.
+    /// The callback is running.
     pub is_running: bool,
 }
 
-/// A callback that the loop runs when it is scheduled. Dropping the handle deletes it, also within the callback. After the
-/// context has ended, a handle does nothing.
+/// A callback that the loop runs when scheduled. Dropping the handle, even within the callback,
+/// deletes the bottom half. After the context has ended, a handle does nothing.
 ///
 /// ```
 /// use coralio_runtime::AioContext;
@@ -434,36 +426,26 @@ pub struct BottomHalfInfo {
 pub struct BottomHalf {
     shared: Arc<Shared>,
     key: Key,
-    /// False for the handle that the callback receives, whose end deletes nothing.
+    /// False for the handle passed to the callback; dropping that one deletes nothing.
     owns: bool,
 }
 
 impl BottomHalf {
-    /// Makes it run once in the next round, however often it is scheduled until then. From any thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Schedules the bottom half for the next iteration. Scheduling it again before it runs has no
+    /// effect. From any thread.
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
         self.shared.bottom_halves.schedule(self.key, Due::NextRound, &self.shared);
     }
 
-    /// Makes it run within the next 10 ms, without keeping the loop busy. From any thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Schedules the bottom half to run within 10 ms, without keeping the loop busy. From any
+    /// thread.
     #[doc(alias = "qemu_bh_schedule_idle")]
     pub fn schedule_idle(&self) {
         self.shared.bottom_halves.schedule(self.key, Due::Idle, &self.shared);
     }
 
-    /// Undoes a schedule: it does not run, unless it runs already. From any thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Cancels a schedule. A callback that is running already is not affected. From any thread.
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
         if let Some(entry) = self.shared.bottom_halves.table.lock().entries.get_mut(self.key) {
@@ -471,12 +453,8 @@ impl BottomHalf {
         }
     }
 
-    /// Deletes the bottom half, as dropping its handle does. Its callback is dropped, or runs to its end first. From any
-    /// thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Deletes the bottom half, as dropping its handle does. A running callback finishes first.
+    /// From any thread.
     #[doc(alias = "qemu_bh_delete")]
     pub fn delete(&self) {
         let mut table = self.shared.bottom_halves.table.lock();

@@ -1,4 +1,4 @@
-//! Setting a context up, and running it: from here on a thread is its home.
+//! Configuring a context, and running it with the calling thread as its home.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::signal::Counted;
 use super::stall::Watcher;
 
-/// Sets a context up.
+/// Configures a context.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ContextBuilder {
@@ -33,57 +33,59 @@ pub struct ContextBuilder {
 }
 
 impl ContextBuilder {
-    /// Stack size of its coroutines in bytes, guard page included, where none is asked for.
+    /// Sets the default stack size of coroutines in bytes, guard page included.
     pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
         self.stack_size = bytes;
         self
     }
 
-    /// For how long the loop may keep looking at sources in memory, the I/O engine's ring first of all, before it sleeps.
-    /// Without it, not at all. How long it does look, it learns for each source: longer while that pays, less and less
-    /// while it does not.
+    /// Sets how long the loop may busy-poll sources in memory, above all the I/O engine's ring,
+    /// before it sleeps. Default: zero, no busy-polling. The actual time adapts per source: it
+    /// grows while that pays, and shrinks while it does not.
     ///
-    /// It buys latency with CPU time: what comes while the loop looks is not woken for. A limit twice the latency of the
-    /// device is a good one.
+    /// Busy-polling trades CPU time for latency: an event that arrives meanwhile needs no wake-up.
+    /// Twice the latency of the device is a good limit.
     pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
         self.poll_limit = limit;
         self
     }
 
-    /// After what time in which the loop had nothing to do it looks whether coroutines wait for each other for ever, and says
-    /// so on standard error, with what each waits for, where, and who has it. One second without this; `None`: never.
+    /// Sets how long the loop must be idle before it checks for deadlocked coroutines. It reports
+    /// them on standard error, with what each waits for, where, and the owner. Default: one second.
+    /// `None` disables the check.
     ///
-    /// Only what is certain is reported: nothing of the kernel's is awaited, and whoever could end a wait is known to wait
-    /// as well. If other threads run, those that wait for a semaphore, a channel or a queue are taken to be theirs to wake.
-    /// With a [virtual clock](Self::virtual_clock) it looks at once, for no time passes in which nothing happens.
+    /// Only certain deadlocks are reported: no event of the kernel is pending, and everything that
+    /// could end a wait is known to wait as well. While other threads run, they are assumed able to
+    /// wake waiters of semaphores, channels and queues. With a [virtual clock](Self::virtual_clock)
+    /// the check is immediate, since idle time does not pass there.
     pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
         self.deadlock_report = after;
         self
     }
 
-    /// Whether to say on standard error, when the context ends, how many of its coroutines had not ended and were unwound. It
-    /// does without this.
+    /// Sets whether the end of the context reports, on standard error, the number of coroutines
+    /// that had not ended and were unwound. Default: true.
     pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
         self.unwind_report = report;
         self
     }
 
-    /// Reports on standard error each round of the loop, or enter outside of one, that takes longer than `limit`: which
-    /// coroutine runs, and a backtrace of where. Off without this. It takes a thread, which stops the loop's for a moment, by
-    /// `SIGURG`, to see where it is.
+    /// Reports on standard error each iteration of the loop, or enter outside of an iteration, that
+    /// takes longer than `limit`, with the coroutine that runs and a backtrace. Off by default.
+    /// Uses a thread, which stops the home thread briefly by `SIGURG` to take the backtrace.
     pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
         self.stall_report = Some(limit);
         self
     }
 
-    /// Whether its coroutines' stacks are measured where nothing else is asked for. Costs memory and time for each
-    /// coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
+    /// Sets whether the stack use of coroutines is measured by default. Costs memory and time for
+    /// each coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
     pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
         self.measure_stack = measure;
         self
     }
 
-    /// Has what happens in the context told to an event log.
+    /// Records the context's events in an event log.
     pub fn trace(mut self, trace: &Trace) -> ContextBuilder {
         self.trace = Some(trace.clone());
         self
@@ -114,8 +116,9 @@ impl ContextBuilder {
         }))
     }
 
-    /// Makes this thread home to a new context, runs `f` in it as the first coroutine, and the loop until that one ends.
-    /// `f` may borrow. Coroutines that are left then are unwound.
+    /// Creates a context with this thread as its home, runs `f` as its first coroutine, and runs
+    /// the loop until that coroutine ends. `f` may borrow. The remaining coroutines are then
+    /// unwound.
     ///
     /// # Errors
     ///
@@ -123,15 +126,16 @@ impl ContextBuilder {
     ///
     /// # Panics
     ///
-    /// If `f` panics, with its panic. If this thread runs a context already.
+    /// Propagates a panic of `f`. Panics if this thread already runs a context.
     #[track_caller]
     pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
-        // Here: what is made in the closure is not made by the caller.
+        // Here, not in the closure, so that the caller is recorded as the creator.
         let main = Coroutine::builder().name("main");
         self.run(|context| {
             let first = || f(context);
-            // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this closure early, by a
-            // panic in the loop, ends in `Home::run`, which unwinds all coroutines before it returns.
+            // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this
+            // closure early, by a panic in the loop, ends in `Home::run`, which unwinds all
+            // coroutines before it returns.
             let main = unsafe { main.spawn_borrowing(first) }?;
             Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))
         })?
@@ -139,10 +143,10 @@ impl ContextBuilder {
 }
 
 impl AioContext {
-    /// Makes this thread home to a new context while `f` runs, on the thread's own stack. Coroutines that are left when
-    /// it returns are unwound then, and what `f` returned is handed on.
+    /// Creates a context with this thread as its home while `f` runs, on the thread's own stack.
+    /// When `f` returns, the remaining coroutines are unwound; then its result is returned.
     ///
-    /// Nothing runs by itself: `f` enters coroutines, and calls [`poll`](Self::poll).
+    /// Nothing runs by itself: `f` must enter coroutines, and call [`poll`](Self::poll).
     ///
     /// ```
     /// use coralio_runtime::{AioContext, spawn};
@@ -159,8 +163,8 @@ impl AioContext {
     ///
     /// # Panics
     ///
-    /// If `f` panics, with its panic, after its coroutines were unwound. If this thread runs a context already, or the
-    /// system has no descriptors left.
+    /// Propagates a panic of `f`, after unwinding its coroutines. Panics if this thread already
+    /// runs a context, or if the system has no descriptors left.
     #[track_caller]
     pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
         match AioContext::builder().run(f) {
@@ -169,7 +173,7 @@ impl AioContext {
         }
     }
 
-    /// For a stack size of one's own, or errors instead of panics.
+    /// Returns a builder, for a context with other settings, or to get errors instead of panics.
     pub fn builder() -> ContextBuilder {
         ContextBuilder {
             stack_size: DEFAULT_STACK_SIZE,

@@ -1,15 +1,16 @@
-//! What time it is: the system's time, or one that is only counted.
+//! A context's clock: the system's time, or a virtual time.
 //!
-//! All that decides by the time asks its context's clock: timers, sleeps, timeouts, idle bottom halves, and how long
-//! somebody has waited. What measures the machine itself does not: adaptive polling, and the watcher for stalls.
+//! Everything scheduled by time uses the context's clock: timers, sleeps, timeouts, idle bottom
+//! halves, and the reported duration of waits. Measurements of the machine itself do not: adaptive
+//! polling, and the stall watcher.
 //!
-//! A *virtual* clock stands still while anything is to be done. It goes on when the loop would sleep:
+//! A *virtual* clock stands still while there is work. It advances when the loop would sleep:
 //!
 //! ```text
-//!   I/O of a simulated kernel    the source's `sleep` advances it: to the next completion, or by the timeout
-//!   I/O of a real kernel         waited for in real time; if none comes for as long as until the next timer, to that timer
-//!   no I/O, a timer              to the timer, at once, if no descriptor is ready and nobody notifies the loop
-//!   neither                      the loop sleeps in real time, until a descriptor or another thread wakes it
+//!   I/O, simulated   the source's `sleep` advances it: to the next completion, or by the timeout
+//!   I/O, real        waits in real time; with no completion before the next timer, advances to it
+//!   a timer only     advances to it immediately, unless a descriptor is ready or a notify arrived
+//!   neither          sleeps in real time, until a descriptor or another thread wakes the loop
 //! ```
 
 use std::io;
@@ -19,14 +20,16 @@ use std::time::{Duration, Instant};
 
 use super::{AioContext, ContextBuilder};
 
-/// A clock that only counts: an hour of it passes in a moment. This is a handle to it, for any thread.
+/// A handle to a virtual clock, usable from any thread. Virtual time only counts: an hour of it
+/// passes in a moment.
 ///
-/// Given to a context by [`ContextBuilder::virtual_clock`], it is what timers, sleeps and timeouts there go by. It stands
-/// still while there is something to do, and is advanced to the next timer when there is not. What simulates a device keeps a
-/// handle too, and advances it to when the device is done.
+/// A context that is given the clock by [`ContextBuilder::virtual_clock`] uses it for timers,
+/// sleeps and timeouts. The clock stands still while there is work, and advances to the next timer
+/// when there is none. A simulated device keeps a handle too, and advances the clock to its
+/// completions.
 ///
-/// Contexts of several threads that share one clock see the same time, and whichever has nothing to do advances it: that is
-/// not the same in each run, as nothing is between threads.
+/// Contexts of several threads that share a clock see the same time, and any idle one advances it.
+/// Like all interleavings of threads, the result differs from run to run.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, VirtualClock, sleep};
@@ -43,57 +46,44 @@ use super::{AioContext, ContextBuilder};
 #[derive(Clone, Debug)]
 pub struct VirtualClock {
     base: Instant,
-    /// Nanoseconds since then. Relaxed throughout: each handle sees it grow, and nothing else is handed over by it.
+    /// Nanoseconds since `base`. Relaxed throughout: every handle sees it grow, and it publishes no
+    /// other data.
     ns: Arc<AtomicU64>,
 }
 
 impl VirtualClock {
-    /// One that begins now, and stands still.
+    /// Creates a clock that starts at the present time, and stands still.
     pub fn new() -> VirtualClock {
         VirtualClock { base: Instant::now(), ns: Arc::default() }
     }
 
-    /// What time it shows. It compares with what this clock shows at another time, and with nothing else.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the clock's time. Comparable only with other times of this clock.
     pub fn now(&self) -> Instant {
         self.base + self.elapsed()
     }
 
-    /// By how much it was advanced since it was made: the same in each run, and so fit for a log.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns by how much the clock has advanced since its creation: the same in each run, and so
+    /// suitable for logs.
     pub fn elapsed(&self) -> Duration {
         Duration::from_nanos(self.ns.load(Ordering::Relaxed))
     }
 
-    /// Advances it by `time`. It counts nanoseconds, and ends after 584 years: there it stands still.
+    /// Advances the clock by `time`. It counts nanoseconds, and saturates after 584 years.
     ///
-    /// No loop is told; it need not be. One that sleeps in real time has no timer, or I/O that takes real time.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Does not wake any loop, nor need it: a loop that sleeps in real time has no timer, or I/O
+    /// that takes real time.
     pub fn advance(&self, time: Duration) {
         let add = |ns: u64| Some(ns.saturating_add(nanos(time)));
-        // Always there is a next value.
+        // `fetch_update` cannot fail: `add` always returns a value.
         let _ = self.ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Advances it to `then`, unless it is later already.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Advances the clock to `then`, unless it is later already.
     pub fn advance_to(&self, then: Instant) {
         self.ns.fetch_max(nanos(then.saturating_duration_since(self.base)), Ordering::Relaxed);
     }
 
-    /// Whether it will ever show `then`.
+    /// Returns whether `then` is within the clock's range.
     fn reaches(&self, then: Instant) -> bool {
         then.saturating_duration_since(self.base).as_nanos() <= u128::from(u64::MAX)
     }
@@ -135,7 +125,8 @@ impl Clock {
         Some(until?.saturating_duration_since(self.now()))
     }
 
-    /// Sleeps until `until`, by `sleep`: it returns how many events ended it, and sleeps for no longer than it is told.
+    /// Sleeps until `until` by calling `sleep`, which sleeps for at most its argument, and returns
+    /// the number of events that ended the sleep.
     pub(crate) fn sleep_until(
         &self,
         until: Option<Instant>,
@@ -155,8 +146,8 @@ impl Clock {
         asked.map(drop)
     }
 
-    /// Lets an engine sleep until `until`, by `sleep`, which says whether it slept at all; `is_ready` says whether that brought
-    /// a completion.
+    /// Lets an engine sleep until `until` by calling `sleep`, which returns `None` if it did not
+    /// sleep. `is_ready` returns whether the sleep produced a completion.
     pub(crate) fn sleep_in_source(
         &self,
         until: Option<Instant>,
@@ -167,7 +158,8 @@ impl Clock {
         let Clock::Virtual(clock) = self else { return sleep(timeout) };
         let (before, began) = (clock.elapsed(), Instant::now());
         let slept = sleep(timeout)?;
-        // It has not advanced the clock, so it sleeps in real time; and if that is over, so is the virtual one.
+        // The engine did not advance the clock, so it sleeps in real time; if the timeout has
+        // elapsed there, it has in virtual time too.
         if let (Some(until), Some(timeout)) = (until, timeout)
             && clock.elapsed() == before
             && began.elapsed() >= timeout
@@ -180,12 +172,8 @@ impl Clock {
 }
 
 impl AioContext {
-    /// What time it is for this context: by its virtual clock, if it has one, else by the system's. Timers and timeouts go by
-    /// it. From any thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the context's current time: that of its virtual clock, if it has one, else the
+    /// system's. Timers and timeouts use this clock. From any thread.
     #[doc(alias = "qemu_clock_get_ns")]
     pub fn now(&self) -> Instant {
         self.shared.clock.now()
@@ -193,14 +181,16 @@ impl AioContext {
 }
 
 impl ContextBuilder {
-    /// Makes the context go by `clock` instead of the system's time: timers, [`sleep`](crate::sleep),
-    /// [`timeout`](crate::timeout), idle bottom halves, and how long somebody has waited. For tests and simulations.
+    /// Makes the context use `clock` instead of the system's time, for timers,
+    /// [`sleep`](crate::sleep), [`timeout`](crate::timeout), idle bottom halves, and the reported
+    /// duration of waits. For tests and simulations.
     ///
-    /// The clock is advanced when the loop has nothing else to do: to the next timer, or to what a simulated kernel says. I/O
-    /// of a real kernel is waited for in real time, and a timer meanwhile fires after as much real time as it has left. With
-    /// no timer and no I/O, the loop looks for a deadlock at once, if it may
-    /// ([`deadlock_report`](Self::deadlock_report)), and then sleeps until a descriptor or another thread wakes it. It never
-    /// spins on memory: [`poll_limit`](Self::poll_limit) is about real time.
+    /// The clock advances when the loop has nothing else to do: to the next timer, or as a
+    /// simulated backend requires. I/O of a real backend is waited for in real time, and a timer
+    /// meanwhile fires after its remaining time in real time. With no timer and no I/O, the loop
+    /// checks for a deadlock immediately if [`deadlock_report`](Self::deadlock_report) allows it,
+    /// and then sleeps until a descriptor or another thread wakes it. It never busy-polls:
+    /// [`poll_limit`](Self::poll_limit) is a real time.
     pub fn virtual_clock(mut self, clock: VirtualClock) -> ContextBuilder {
         self.clock = Clock::Virtual(clock);
         self

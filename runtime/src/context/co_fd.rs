@@ -1,20 +1,21 @@
-//! Sockets and pipes that are read and written as if they blocked, and suspend the coroutine instead.
+//! Sockets and pipes with blocking semantics that suspend the coroutine instead of the thread.
 //!
 //! ```text
-//!   read                          the loop
-//!   ----                          --------
+//!   read                            the loop
+//!   ----                            --------
 //!   known to be drained? wait
 //!   note the number of edges
-//!   the system call               epoll reports an edge: the number goes up, all who wait are woken
-//!   "would block": drained, as of that number
+//!   the system call                 epoll reports an edge: increments the count, wakes the waiters
+//!   "would block": drained as of the noted number
 //! ```
 //!
-//! The descriptor is registered once, for edges: epoll tells when something comes, not for as long as it is there. So none
-//! may be lost. *Edges are counted*: whoever finds nothing waits for a number other than the one that he noted before he
-//! looked, and what came meanwhile has changed it. A waiter too many costs one call that would block.
+//! The descriptor is registered once, edge-triggered: epoll reports a change, not a lasting
+//! condition, so no edge may be lost. *Edges are counted*: a reader that finds nothing waits until
+//! the count differs from the value noted before its system call, so an edge in between ends the
+//! wait. A superfluous wake-up costs one call that would block.
 //!
-//! That it can be written is asked for only while somebody waits for it: a local socket would tell each time that the
-//! other end reads.
+//! Writability is monitored only while a coroutine waits for it: a local socket would otherwise
+//! report an edge for each read of its peer.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -33,15 +34,16 @@ use super::readiness::Lent;
 
 mod stream;
 
-/// What epoll has told of one direction.
+/// The edges that epoll has reported for one direction.
 #[derive(Default)]
 struct Edges {
     count: u64,
-    /// The other end has gone, or half of it: the last edge of all may have come.
+    /// The peer has closed one or both directions: the last edge may have come already.
     closing: bool,
 }
 
-/// Those who wait, and what they wait for. The handler has them too, which another thread's poll may call.
+/// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
+/// may call.
 struct Lines {
     read: WaitQueue<(), Edges>,
     write: WaitQueue<(), Edges>,
@@ -63,20 +65,20 @@ impl Lines {
     }
 }
 
-/// One direction, as the coroutines see it.
+/// One direction, as seen by the coroutines.
 struct Side<'a> {
     line: &'a WaitQueue<(), Edges>,
     exhausted: &'a Cell<u64>,
 }
 
-/// No number of edges.
+/// Not equal to any number of edges.
 const NOT_KNOWN: u64 = u64::MAX;
 
-/// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the coroutine where the descriptor's own would
-/// block, never the thread.
+/// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the
+/// coroutine where the descriptor would block the thread.
 ///
-/// It is registered with the loop once, so a wait costs no system call. Many coroutines may use it at once, as `&CoFd`: one
-/// that reads and one that writes, say.
+/// The descriptor is registered with the loop once, so a wait costs no system call. Several
+/// coroutines may use it at the same time, as `&CoFd`: for example a reader and a writer.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, CoFd, spawn};
@@ -87,7 +89,7 @@ const NOT_KNOWN: u64 = u64::MAX;
 ///     let (near, far) = UnixStream::pair().unwrap();
 ///     let echo = spawn(move || {
 ///         let far = CoFd::new(far)?;
-///         std::io::copy(&mut &far, &mut &far) // until the other end says that it is the end
+///         std::io::copy(&mut &far, &mut &far) // until end of file
 ///     });
 ///     let client = spawn(move || {
 ///         let near = CoFd::new(near)?;
@@ -101,41 +103,39 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// });
 /// ```
 ///
-/// A coroutine whose descriptor is always ready never waits: if others are to have their turn, it calls
-/// [`yield_now`](crate::yield_now) now and then.
+/// A coroutine whose descriptor is always ready never waits. To let other coroutines run, it must
+/// call [`yield_now`](crate::yield_now) from time to time.
 pub struct CoFd<S> {
-    /// Before `inner`: it ends before the descriptor is closed.
+    /// Before `inner`: the watch ends before the descriptor is closed.
     watch: Watch,
     lines: Arc<Lines>,
-    /// At which number of edges there was nothing to read; and no room to write.
+    /// The number of edges at which there was nothing to read (`drained`), and no space to write
+    /// (`full`).
     drained: Cell<u64>,
     full: Cell<u64>,
-    /// How many wait to write.
+    /// Number of coroutines waiting to write.
     writers: Cell<u32>,
-    /// For whoever asks what is waited for.
+    /// The descriptor's number, for descriptions of waits.
     raw: i32,
-    /// A call that does less than it could says that nothing is left.
+    /// A short read or write means that the direction is exhausted.
     is_stream: bool,
     inner: S,
-    /// Its context's thread is the only one whose coroutines can wait for it.
+    /// Only coroutines of its context's home thread can wait for it.
     _home: PhantomData<*const ()>,
 }
 
 impl<S: AsFd> CoFd<S> {
-    /// Takes a socket or pipe, and makes it non-blocking (with whatever shares the open file: duplicates, too).
+    /// Takes a socket or pipe, and makes it non-blocking. This affects everything that shares the
+    /// open file, duplicates included.
     ///
     /// # Errors
     ///
-    /// `PermissionDenied`: it cannot be waited for, as regular files cannot. `AlreadyExists`: the loop watches the
-    /// descriptor already. What the kernel says.
+    /// `PermissionDenied`: epoll does not support the descriptor, for example a regular file.
+    /// `AlreadyExists`: the loop watches the descriptor already. Other errors of the kernel.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
         let home = Home::expect("a descriptor for coroutines");
@@ -160,31 +160,29 @@ impl<S: AsFd> CoFd<S> {
 }
 
 impl<S> CoFd<S> {
-    /// The socket or pipe itself. It is non-blocking.
+    /// Returns the socket or pipe itself. It is non-blocking.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The socket or pipe, of which the loop knows no more. It stays non-blocking.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the socket or pipe, unregistered from the loop. It stays non-blocking.
     pub fn into_inner(self) -> S {
         let CoFd { watch, inner, .. } = self;
         drop(watch);
         inner
     }
 
-    /// Waits until a read is worth trying: something may be there, or the end, or an error.
+    /// Waits until a read is worth trying: there may be data, end of file, or an error.
     ///
-    /// Unlike [`wait_readable`](crate::wait_readable) it goes by what was told: it returns at once unless the last
-    /// read would have blocked and nothing has come since. So a read that follows may still find nothing.
+    /// Unlike [`wait_readable`](crate::wait_readable) this uses the edges reported so far: it
+    /// returns immediately unless the last read would have blocked and no edge has come since. So a
+    /// read that follows may still find nothing.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`], as an I/O error, if the coroutine was cancelled or a timeout around this is over, or if it cannot be
-    /// suspended because its stack unwinds. `NotConnected`: it was made in another context than this one.
+    /// [`Cancelled`], as an I/O error, if the coroutine was cancelled, a timeout around this call
+    /// has expired, or the coroutine cannot be suspended because its stack unwinds. `NotConnected`:
+    /// the `CoFd` was created in another context.
     ///
     /// # Panics
     ///
@@ -199,11 +197,11 @@ impl<S> CoFd<S> {
         self.wait(&self.reading(), waiting)
     }
 
-    /// Waits until a write is worth trying: there may be room, or an error.
+    /// Waits until a write is worth trying: there may be space, or an error.
     ///
     /// # Errors
     ///
-    /// As [`wait_readable`](Self::wait_readable), and what the kernel says.
+    /// As [`wait_readable`](Self::wait_readable), and errors of the kernel.
     ///
     /// # Panics
     ///
@@ -214,14 +212,14 @@ impl<S> CoFd<S> {
     /// May yield.
     #[track_caller]
     pub fn wait_writable(&self) -> io::Result<()> {
-        /// Nobody is to be told who does not wait.
+        /// Stops monitoring writability after the last waiter.
         struct Writer<'a, S>(&'a CoFd<S>);
         impl<S> Drop for Writer<'_, S> {
             fn drop(&mut self) {
                 let left = self.0.writers.get() - 1;
                 self.0.writers.set(left);
                 if left == 0 {
-                    // If it cannot be, edges come that nobody waits for.
+                    // On failure, edges are reported that have no waiter.
                     let _ = self.0.watch.set_interest(Interest::Read);
                 }
             }
@@ -233,21 +231,18 @@ impl<S> CoFd<S> {
         self.writers.set(self.writers.get() + 1);
         let _writer = Writer(self);
         if self.writers.get() == 1 {
-            // If there is room by now, this makes an edge.
+            // If there is space by now, this causes an edge.
             self.watch.set_interest(Interest::Both)?;
         }
         self.wait(&side, Waiting::Writable(self.raw))
     }
 
-    /// Reads once what is there, for whoever takes a buffer only when something is: see [`wait_readable`](Self::wait_readable).
+    /// Reads once, without waiting, for callers that allocate a buffer only when there is data: see
+    /// [`wait_readable`](Self::wait_readable).
     ///
     /// # Errors
     ///
-    /// The descriptor's own; `WouldBlock` if nothing is there.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The descriptor's own; `WouldBlock` if there is no data.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>
     where
         for<'a> &'a S: Read,
@@ -256,12 +251,12 @@ impl<S> CoFd<S> {
         self.reading().note(|| (&self.inner).read(buf), |&done, edges| self.has_drained(done, wanted, edges))
     }
 
-    /// Calls `read`, and waits and calls it again for as long as it would block. For what [`Read`] has not: a listener's
-    /// `accept`, say.
+    /// Calls `read`, waiting and calling it again for as long as it would block. For operations
+    /// that [`Read`] lacks, such as a listener's `accept`.
     ///
     /// # Errors
     ///
-    /// What `read` returns, but never `WouldBlock`; and as [`wait_readable`](Self::wait_readable).
+    /// The errors of `read`, except `WouldBlock`; and as [`wait_readable`](Self::wait_readable).
     ///
     /// # Panics
     ///
@@ -298,11 +293,11 @@ impl<S> CoFd<S> {
             return Err(Cancelled.into());
         }
         let mut line = side.line.lock();
-        // Another thread's poll may have told meanwhile.
+        // Another thread's poll may have reported an edge meanwhile.
         if line.state().count != side.exhausted.get() {
             return Ok(());
         }
-        // All are woken at an edge: none who goes away has anything to pass on.
+        // An edge wakes all waiters, so one that leaves has nothing to pass on.
         side.line.wait_cancellable(line, (), waiting, || {}, |_| {}).map_err(|()| Cancelled.into())
     }
 
@@ -321,8 +316,9 @@ impl<S> CoFd<S> {
         }
     }
 
-    /// A read of a stream that brings less than it could has drained it: what comes later makes an edge. Not when the
-    /// other end is going: its last edge may be the one that was told of.
+    /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
+    /// later data causes an edge. Not while the peer is closing: its last edge may have been
+    /// reported already.
     fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
         self.is_stream && 0 < done && done < wanted && !edges.closing
     }
@@ -349,7 +345,7 @@ impl Side<'_> {
         self.line.lock().state().count == self.exhausted.get()
     }
 
-    /// Makes the call, and notes if there is no more to be had until the next edge.
+    /// Makes the call, and records if it exhausts the direction until the next edge.
     fn note<R>(&self, call: impl FnOnce() -> io::Result<R>, exhausts: impl Fn(&R, &Edges) -> bool) -> io::Result<R> {
         // Before the call: *edges are counted*.
         let before = self.line.lock().state().count;

@@ -1,9 +1,10 @@
-//! Who can never run again (rule S6).
+//! Detection of coroutines that can never run again (rule S6).
 //!
-//! When the loop has had nothing to do for a while, and no I/O, timer, watch or bottom half is left that could end that, it
-//! looks at its coroutines. One that waits for something that only others of them could give is stuck if they are; and who
-//! could give it is known, or nobody else is there: no other thread runs, or no handle is out that could reach it. What is
-//! found is reported, once. It is no error: the loop goes on sleeping, and a debugger finds all as it was.
+//! The check runs when the loop has been idle for a while, with no I/O, timer, fd handler or bottom
+//! half left that could end that. A coroutine is stuck if only other stuck coroutines can end its
+//! wait. This is certain if the waker is known, or if nothing else can wake it: no other thread
+//! runs, or no handle exists by which one could reach it. A deadlock is reported once. It is not an
+//! error: the loop continues to sleep, and a debugger finds everything unchanged.
 
 use std::cell::{Cell, LazyCell, OnceCell};
 use std::fmt::Write;
@@ -20,27 +21,28 @@ use crate::sys::TimerFd;
 
 use super::shared::KICK_TOKEN;
 
-/// When to look. The kernel's clock is set once and not for each sleep, which would cost each: a loop that sleeps and wakes
-/// a hundred thousand times a second sets it once a second.
+/// When to check. The kernel's timer is not set for each sleep, which would make each sleep more
+/// expensive: a loop that sleeps and wakes a hundred thousand times a second sets it once a second.
 #[derive(Default)]
 pub(crate) struct Patience {
     after: Cell<Option<Duration>>,
     clock: OnceCell<TimerFd>,
-    /// Set for this time of the loop's clock, when so many rounds had made progress.
+    /// The time of the loop's clock at which the timer expires, and the progress counter when it
+    /// was set.
     set: Cell<Option<(u32, u64)>>,
-    /// At how much progress it was looked last.
+    /// The progress counter at the last check.
     looked: Cell<Option<u64>>,
 }
 
 impl Patience {
-    /// After how long in which nothing happened.
+    /// Sets the idle time before a check.
     pub(crate) fn set_limit(&self, after: Option<Duration>) {
         self.after.set(after);
     }
 }
 
 impl Home {
-    /// The loop is about to sleep, and no event can come: whether it is worth setting the clock.
+    /// Returns whether to set the timer, when the loop is about to sleep and no event can come.
     pub(crate) fn is_impatient(&self) -> bool {
         let patience = &self.patience;
         patience.after.get().is_some()
@@ -49,7 +51,7 @@ impl Home {
             && self.alive.get() > 0
     }
 
-    /// Sets the clock; or looks at once, where no time passes while nothing happens.
+    /// Sets the timer; or checks immediately with a virtual clock, where idle time does not pass.
     pub(crate) fn lose_patience(&self) {
         if self.shared.clock.is_virtual() {
             return self.report_deadlock();
@@ -61,7 +63,7 @@ impl Home {
             self.shared.epoll.add(clock.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
             Ok(clock)
         };
-        // Without a descriptor for it there is no report, and nothing else is the worse for it.
+        // Without a descriptor there is no report; nothing else is affected.
         if patience.clock.get().is_none() {
             let Ok(clock) = clock() else { return patience.after.set(None) };
             let _ = patience.clock.set(clock);
@@ -73,7 +75,7 @@ impl Home {
         }
     }
 
-    /// The loop has slept: whether the time is over, and nothing has happened in it.
+    /// Returns, after a sleep, whether the time has expired without progress.
     pub(crate) fn has_lost_patience(&self) -> bool {
         let Some((until, progress)) = self.patience.set.get() else { return false };
         if self.clock.get().wrapping_sub(until) as i32 >= 0 {
@@ -84,11 +86,11 @@ impl Home {
     }
 }
 
-/// Handles to a context that are its own: the home's two, and that of whoever runs it.
+/// The context's own handles: the home's two, and the one of the caller of `run`.
 const OWN_HANDLES: usize = 3;
 
 impl Home {
-    /// Those that nobody can wake any more.
+    /// Returns the coroutines that nothing can wake any more.
     fn stuck(&self) -> Vec<&'static Control> {
         let suspended = |block: &&'static Control| self.own(block).state.get() == State::Suspended;
         let mut stuck: Vec<_> = self.live().filter(suspended).collect();
@@ -115,7 +117,7 @@ impl Home {
         }
     }
 
-    /// Reports those that are stuck, unless these very ones were reported before.
+    /// Reports the stuck coroutines, unless the same ones were reported before.
     pub(crate) fn report_deadlock(&self) {
         self.patience.looked.set(Some(self.progress.get()));
         let stuck = self.stuck();
@@ -140,7 +142,7 @@ impl Home {
     }
 }
 
-/// Whether this process has other threads. Where that is not to be known, it may have.
+/// Returns whether this process has other threads; true if that cannot be determined.
 fn is_threaded() -> bool {
     let threads = || -> io::Result<usize> { Ok(fs::read_dir("/proc/self/task")?.count()) };
     threads().map_or(true, |threads| threads > 1)

@@ -1,8 +1,9 @@
-//! A context in words: who is there, who waits for what, since when and where (rule X11).
+//! The state of a context as text: its coroutines, what each waits for, since when and where (rule
+//! X11).
 //!
-//! The home thread looks for itself. Another thread may look while the loop sleeps, with the context's lock; it asks the
-//! loop, if that runs; and if it does not answer, because it hangs in something that it runs or is ending, it is stopped for
-//! the look, by a signal (`interrupt.rs`).
+//! The home thread reads its own state. Another thread reads it under the context's lock while the
+//! loop sleeps; asks the loop if it runs; and if the loop does not answer, because some code blocks
+//! it or it is ending, stops the home thread by a signal for the time of the read (`interrupt.rs`).
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -17,10 +18,10 @@ use super::AioContext;
 use super::interrupt::{self, Prepared};
 use super::shared::Shared;
 
-/// For how long a running loop is waited for, until it is stopped for the look.
+/// How long to wait for a running loop's answer before stopping its thread.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// A context in words. `Display` is the text, a few lines; more for each coroutine that waits.
+/// A context's state as text. `Display` prints a few lines, and more for each suspended coroutine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Dump {
     text: String,
@@ -39,9 +40,10 @@ impl fmt::Debug for Dump {
 }
 
 impl AioContext {
-    /// How the context stands: each coroutine with its name, state, what it waits for, since when and where, and where it was
-    /// made; locks with their holders; bottom halves, watches, timers, and the I/O engine's counters. From any thread, also
-    /// when the loop hangs or the context is ending: then its thread is stopped for a moment by `SIGURG`.
+    /// Describes the context: each coroutine with its name, its state, what it waits for, since
+    /// when and where, and where it was created; locks with their owners; bottom halves, fd
+    /// handlers, timers, and the I/O engine's counters. From any thread, even if the loop hangs or
+    /// the context is ending: the home thread is then stopped briefly by `SIGURG`.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Coroutine, suspend};
@@ -55,7 +57,7 @@ impl AioContext {
     ///
     /// # Control
     ///
-    /// Never switches. From another thread, it may wait for a round of the loop.
+    /// From another thread, may wait for an iteration of the loop.
     pub fn dump(&self) -> Dump {
         if let Some(home) = self.shared.home() {
             return Dump { text: self.shared.told(Some(home), "asked", false) };
@@ -68,12 +70,12 @@ impl AioContext {
         Dump { text }
     }
 
-    /// As [`dump`](Self::dump), with the backtrace of each coroutine that is suspended. If the loop hangs there are none but
-    /// that of what it runs.
+    /// As [`dump`](Self::dump), with the backtrace of each suspended coroutine. If the loop hangs,
+    /// the only backtrace is that of the code it runs.
     ///
     /// # Control
     ///
-    /// Never switches. From another thread, it waits for a round of the loop.
+    /// From another thread, waits for an iteration of the loop.
     pub fn dump_with_backtraces(&self) -> Dump {
         match self.shared.home() {
             Some(home) => Dump { text: self.shared.told(Some(home), "asked", true) },
@@ -81,7 +83,8 @@ impl AioContext {
         }
     }
 
-    /// By the loop itself, in its next round. `None`: it does not answer, or answers nobody any more.
+    /// Lets the loop itself produce the text, in its next iteration. Returns `None` if it does not
+    /// answer in time or has ended.
     fn ask_the_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
@@ -89,14 +92,15 @@ impl AioContext {
         answered.recv_timeout(PATIENCE).ok()
     }
 
-    /// By another thread, while the loop sleeps.
+    /// Reads the state from another thread, while the loop sleeps.
     fn look_while_asleep(&self) -> Option<String> {
         let guard = self.try_acquire()?;
         let home = self.shared.away(&guard)?;
         Some(self.shared.told(Some(home), "asleep", false))
     }
 
-    /// By another thread, which stops the loop's thread: only the coroutines are read meanwhile.
+    /// Reads the state from another thread by stopping the home thread; while it is stopped only
+    /// the coroutines are read.
     fn look_by_force(&self) -> String {
         let shared = &*self.shared;
         let mut look = Look::prepare(256, 64 * 1024);
@@ -107,7 +111,7 @@ impl AioContext {
                 Err(_) if shared.thread.has_left() => return shared.told(None, "ended", false),
                 Err(why) => return shared.told(None, &format!("cannot be stopped for a look: {why}"), false),
             };
-            // Coroutines may be made between two looks: the last one shows what there is room for.
+            // Coroutines may be created between two attempts; the last one shows as many as fit.
             if look.has_all() || looks == MOST_LOOKS {
                 let mut text = String::new();
                 // Writing to a string does not fail.
@@ -123,13 +127,14 @@ impl AioContext {
     }
 }
 
-/// How often a thread is stopped for one dump at most: first to find out how much memory the look takes.
+/// Maximum number of times a thread is stopped for one dump; the first attempts find the memory
+/// needed.
 const MOST_LOOKS: usize = 4;
 
-/// What a look at a stopped thread finds, in memory that was allocated before.
+/// The state read from a stopped thread, in preallocated memory.
 struct Look {
     how: &'static str,
-    /// How many coroutines there are, and those of them that there was room for.
+    /// The number of coroutines, and as many of them as fit.
     count: usize,
     live: Vec<&'static Control>,
     text: Prepared,
@@ -140,7 +145,8 @@ impl Look {
         Look { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
     }
 
-    /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`] demands.
+    /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`]
+    /// requires.
     fn fill(&mut self, home: &Home) {
         self.how = match home.is_ending() {
             true => "ending",
@@ -154,7 +160,7 @@ impl Look {
             }
         }
         home.sort_by_age(&mut self.live);
-        // Writing to prepared memory does not fail.
+        // Writing to preallocated memory does not fail.
         let _ = home.tell_coroutines(&mut self.text, self.count, &self.live, false);
     }
 
@@ -162,7 +168,7 @@ impl Look {
         self.live.len() == self.count && self.text.is_complete()
     }
 
-    /// Room for what this one found, and some more.
+    /// Allocates space for the state that this attempt found, and some more.
     fn larger(&self) -> Look {
         let each = self.text.needed() / self.live.len().max(1) + 1;
         let coroutines = self.count + self.count / 4 + 256;
@@ -171,7 +177,7 @@ impl Look {
 }
 
 impl Shared {
-    /// The text. Without `home` it is what any thread may see.
+    /// Formats the text. Without `home`, it is limited to state that any thread may read.
     fn told(&self, home: Option<&Home>, how: &str, traces: bool) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -192,7 +198,8 @@ impl Shared {
         writeln!(f, "context of thread {} ({how})", self.thread.describe())
     }
 
-    /// What is registered with the loop. Takes locks, so not while its thread is stopped.
+    /// Formats the registrations with the loop. Takes locks, so must not be called while the home
+    /// thread is stopped.
     fn tell_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
         let busy = || "in use right now".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
@@ -210,8 +217,8 @@ impl Shared {
 }
 
 impl Home {
-    /// Who is on the stack, and `live`, the first of `count` coroutines. Without `traces` it allocates nothing, takes no lock and
-    /// only reads.
+    /// Formats the stack of entered coroutines, and `live`, the first of `count` coroutines.
+    /// Without `traces`, allocates nothing, takes no lock and only reads.
     fn tell_coroutines(
         &self,
         f: &mut impl Write,
@@ -231,11 +238,12 @@ impl Home {
     }
 }
 
-/// A coroutine in words. Formatting it allocates nothing, takes no lock and only reads the home.
+/// Formats the state of one coroutine. Formatting allocates nothing, takes no lock and only reads
+/// the home.
 pub(crate) struct ToldOf<'a>(&'a Home, &'static Control);
 
 impl Home {
-    /// One of its coroutines in words.
+    /// Describes one coroutine of this home.
     pub(crate) fn tell_of(&self, block: &'static Control) -> ToldOf<'_> {
         ToldOf(self, block)
     }
@@ -278,8 +286,8 @@ mod tests {
 
     #[test]
     fn dump_allocates_nothing_while_the_thread_is_stopped() {
-        // X11: the loop's thread may have been stopped inside the allocator; and a look that finds more than there is room for
-        // is taken again
+        // X11: the home thread may have been stopped inside the allocator; an attempt that finds
+        // more state than fits is repeated with more memory
         AioContext::run(|ctx| {
             const COROUTINES: usize = 700;
             let lock = Rc::new(CoMutex::new(()));
@@ -290,7 +298,7 @@ mod tests {
             start("holder".into(), Box::new(move || drop((held.lock(), suspend()))));
             start("waiter".into(), Box::new(move || drop(lock.lock())));
             for number in 2..COROUTINES - 1 {
-                // Names that take more room than was guessed.
+                // Names longer than the initial estimate.
                 start(format!("{number}{}", "-".repeat(400)), Box::new(suspend));
             }
             let (context, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
@@ -322,8 +330,9 @@ mod tests {
 
     #[test]
     fn two_threads_look_at_once() {
-        // X11: one thread has the context's lock and looks while the loop sleeps, another one stops the loop's thread, which
-        // waits for that lock by now: each finds all coroutines, and all are unwound at the end
+        // X11: one thread holds the context's lock and reads while the loop sleeps, another stops
+        // the home thread, which waits for that lock by now: each finds all coroutines, and all are
+        // unwound at the end
         const COROUTINES: usize = 2000;
         let dropped = Rc::new(std::cell::Cell::new(0));
         struct Counts(Rc<std::cell::Cell<usize>>);

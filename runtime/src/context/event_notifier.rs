@@ -1,4 +1,5 @@
-//! An event that threads and the kernel signal, and that a loop watches: an eventfd as an object.
+//! An event signalled by threads and the kernel, and watched by a loop: an object around an
+//! eventfd.
 
 use std::fmt;
 use std::io;
@@ -10,8 +11,9 @@ use crate::sys::EventFd;
 use super::AioContext;
 use super::fd::{Interest, Watch};
 
-/// An event, backed by an eventfd. Any thread, another process or the kernel sets the event; setting an event that is set
-/// does nothing. [`AioContext::watch_notifier`] watches it, and [`wait_readable`](crate::wait_readable) waits for it.
+/// An event, backed by an eventfd. Any thread, another process or the kernel can set the event;
+/// setting it again has no effect. [`AioContext::watch_notifier`] watches it, and
+/// [`wait_readable`](crate::wait_readable) waits for it.
 ///
 /// ```
 /// use coralio_runtime::EventNotifier;
@@ -40,21 +42,14 @@ impl EventNotifier {
         Ok(EventNotifier { fd: EventFd::new()? })
     }
 
-    /// Sets the event. From any thread, and from a signal handler. Always takes a system call.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Sets the event. From any thread, and from signal handlers. Always makes a system call.
     #[doc(alias = "event_notifier_set")]
     pub fn notify(&self) {
         self.fd.signal();
     }
 
-    /// Clears the event, and returns whether it was set. What was written before the event was set is visible afterwards.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Clears the event, and returns whether it was set. Memory written before the event was set is
+    /// then visible.
     #[doc(alias = "event_notifier_test_and_clear")]
     pub fn test_and_clear(&self) -> bool {
         self.fd.clear()
@@ -74,8 +69,8 @@ impl fmt::Debug for EventNotifier {
 }
 
 impl AioContext {
-    /// Calls `handler` in the loop after `notifier` was set, and clears the event before. The event is cleared by this
-    /// watch; another reader of `notifier` takes events away from the handler.
+    /// Calls `handler` in the loop after `notifier` was set, clearing the event first. This watch
+    /// must be the only reader of `notifier`: another one would take events away from the handler.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, EventNotifier};
@@ -100,10 +95,6 @@ impl AioContext {
     /// # Errors
     ///
     /// As [`watch`](Self::watch).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[doc(alias = "aio_set_event_notifier")]
     #[track_caller]
     pub fn watch_notifier(

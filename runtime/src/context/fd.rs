@@ -1,12 +1,13 @@
-//! Watches: handlers that the loop calls when a descriptor can be read or written (rule X4).
+//! Fd handlers: functions that the loop calls when a descriptor is readable or writable (rule X4).
 //!
-//! Built like the bottom halves: a table under one small lock that is never held while a handler runs; what epoll
-//! reported is queued, and a nested poll goes on where the outer round stands. A handler that runs is not called again
-//! by a nested poll; if that poll wants to sleep, the running handler's descriptor is masked first, else the loop would
-//! spin on a readiness that nobody can serve.
+//! Built like the bottom halves: a table under one small lock that is never held while a handler
+//! runs. Reported events are queued, and a nested poll continues where the outer iteration stopped.
+//! A nested poll does not call a running handler again; if it sleeps, the running handler's
+//! descriptor is masked first, else the loop would spin on a readiness that cannot be served.
 //!
-//! The set is epoll's whatever the number: to ask it takes 143 ns with 1 descriptor as with 64, `ppoll` takes 392 and 2349
-//! (Linux 6.18, in turns on one CPU), and its finer timeout `epoll_pwait2` has too. So there is nothing to switch between.
+//! epoll is used for any number of descriptors: polling it takes 143 ns with 1 descriptor as with
+//! 64, where `ppoll` takes 392 and 2349 (Linux 6.18, alternating runs on one CPU), and
+//! `epoll_pwait2` has ppoll's finer timeout too. So there is no second mechanism to switch to.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,16 +27,16 @@ use super::AioContext;
 use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
-/// What a watch waits for.
+/// The condition that a watch waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// That it can be read.
+    /// The descriptor is readable.
     Read,
-    /// That it can be written.
+    /// The descriptor is writable.
     Write,
     /// Either.
     Both,
-    /// Nothing, for the time being: not even a hang-up is reported.
+    /// Nothing, for the time being; not even a hang-up is reported.
     None,
 }
 
@@ -51,44 +52,45 @@ impl Interest {
     }
 }
 
-/// What a descriptor is ready for.
+/// The operations that a descriptor is ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Readiness {
-    /// A read will not block: there is data, the end, or an error.
+    /// A read does not block: there is data, end of file, or an error.
     pub readable: bool,
-    /// A write will not block: there is room, or an error.
+    /// A write does not block: there is space, or an error.
     pub writable: bool,
 }
 
 impl Readiness {
     pub(super) fn of(events: u32) -> Readiness {
         let has = |bits: libc::c_int| events & bits as u32 != 0;
-        // An error or a hang-up is found out by reading or writing.
+        // A read or write will report the error or hang-up.
         let broken = has(libc::EPOLLERR | libc::EPOLLHUP);
         Readiness { readable: broken || has(libc::EPOLLIN | libc::EPOLLRDHUP), writable: broken || has(libc::EPOLLOUT) }
     }
 }
 
-/// Called with what epoll reported, and with what a handle to the watch consists of.
+/// Called with the events that epoll reported, and the parts of a handle to the watch.
 type Handler = Box<dyn FnMut(u32, &Arc<Shared>, Key) + Send>;
 
 struct Entry {
     /// Keeps the descriptor open.
     _owner: Box<dyn Send + Sync>,
-    /// The descriptor. Looked up once, since `as_fd` is code of the user's, which may not run under the table's lock.
+    /// The descriptor. Looked up once, since `as_fd` is user code, which must not run under the
+    /// table's lock.
     fd: RawFd,
     interest: Interest,
     /// The descriptor is in the epoll set.
     registered: bool,
-    /// Reported once for each change, not for as long as it lasts.
+    /// Edge-triggered: reported once per change, not for as long as the condition lasts.
     edges: bool,
-    /// `None` while it runs.
+    /// `None` while the handler runs.
     handler: Option<Handler>,
-    /// Masked because a nested poll wanted to sleep while it ran.
+    /// Masked because a nested poll slept while the handler ran.
     masked: bool,
-    /// Removed by its owner while it ran.
+    /// The owner removed the watch while its handler ran.
     removed: bool,
-    /// Its token is in the queue, for these events.
+    /// The token is in the queue, for the events in `reported`.
     queued: bool,
     reported: u32,
     created_at: &'static Location<'static>,
@@ -99,8 +101,8 @@ impl Entry {
         self.interest.events() | if self.edges { libc::EPOLLET as u32 } else { 0 }
     }
 
-    /// Makes the epoll set agree with the entry. One that waits for nothing is out of the set: to wait for no event would
-    /// not do, since epoll reports a hang-up all the same, again and again.
+    /// Makes the epoll set agree with the entry. An entry without interest is removed from the set:
+    /// with an empty event mask, epoll would still report a hang-up, repeatedly.
     fn update(&mut self, epoll: &Epoll, token: u64) -> io::Result<()> {
         let wanted = self.interest != Interest::None && !self.masked;
         match (self.registered, wanted) {
@@ -117,9 +119,9 @@ impl Entry {
 #[derive(Default)]
 struct Table {
     entries: Registry<Entry>,
-    /// Reported and not served yet, as tokens.
+    /// Tokens of events that are reported but not served yet.
     ready: VecDeque<u64>,
-    /// Handlers that run.
+    /// Number of running handlers.
     running: usize,
 }
 
@@ -127,11 +129,11 @@ struct Table {
 #[derive(Default)]
 pub(crate) struct Watches {
     table: Mutex<Table>,
-    /// The number of those that wait for something, to be read without the lock: most contexts have none.
+    /// Number of watches with an interest, readable without the lock: most contexts have none.
     count: AtomicUsize,
-    /// Those among them that are reported for as long as they are ready.
+    /// The level-triggered ones among them.
     levels: AtomicUsize,
-    /// The sleep that has ended has queued all that there was.
+    /// The last sleep has queued all pending events.
     asked: AtomicBool,
 }
 
@@ -142,14 +144,14 @@ impl Table {
 }
 
 impl Watches {
-    /// Whether there are none, so that nobody need ask the kernel.
+    /// Returns whether there are no watches, so that polling epoll is unnecessary.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        // Relaxed: who adds one notifies the loop, which looks again before it sleeps.
+        // Relaxed: adding a watch notifies the loop, which checks again before it sleeps.
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Counts a watch whose interest changes. Under the lock.
+    /// Updates the counters for a change of interest. Under the lock.
     fn recount(&self, edges: bool, before: Interest, after: Interest) {
         let counts = if edges { &[&self.count][..] } else { &[&self.count, &self.levels][..] };
         for count in counts {
@@ -161,7 +163,8 @@ impl Watches {
         }
     }
 
-    /// Queues what epoll reports. What an outer round has queued and not served yet is served once.
+    /// Queues a reported event. An event that an outer iteration has queued and not served is
+    /// merged with it.
     pub(crate) fn report(&self, ready: Ready) {
         let mut table = self.table.lock();
         let Some(entry) = table.entry(ready.token) else { return };
@@ -171,15 +174,17 @@ impl Watches {
         }
     }
 
-    /// Whether whoever sleeps gets to know all that a round would ask for: nothing is watched but edges. Those are reported once,
-    /// and one that is out of date does no harm. Of levels the sleep keeps nothing: another thread may have served them by the
-    /// time the lock is back.
+    /// Returns whether a sleep learns everything that an iteration's poll would: all watches are
+    /// edge-triggered. Edges are reported once, and a stale one is harmless. Level-triggered events
+    /// from a sleep are discarded, since another thread may have served them by the time the lock
+    /// is reacquired.
     pub(crate) fn sleep_asks(&self) -> bool {
         // Relaxed: as in `is_empty`.
         self.levels.load(Ordering::Relaxed) == 0
     }
 
-    /// As `report`, for what ended a sleep: edges alone, which are not reported again.
+    /// As `report`, for the events that ended a sleep: queues edges only, which are not reported
+    /// again.
     pub(crate) fn report_edge(&self, ready: Ready) {
         let is_edge = self.table.lock().entry(ready.token).is_some_and(|entry| entry.edges);
         if is_edge {
@@ -187,30 +192,31 @@ impl Watches {
         }
     }
 
-    /// A sleep has asked, and reported what there was.
+    /// Records that a sleep has polled epoll and queued its events.
     pub(crate) fn note_asked(&self) {
         self.asked.store(self.sleep_asks(), Ordering::Relaxed);
     }
 
-    /// Whether the last sleep has asked already; once.
+    /// Returns whether the last sleep has polled already, and clears the flag.
     pub(crate) fn take_asked(&self) -> bool {
-        // Relaxed: written and read under the context's lock, but for the sleeper's own store, before it takes it.
+        // Relaxed: accessed under the context's lock, except for the sleeper's own store before it
+        // takes the lock.
         self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether something reported has not been served. Not if nothing is waited for: then no round looks at the queue, in
-    /// which removed watches may have been left.
+    /// Returns whether a reported event has not been served. False if no watch has an interest: no
+    /// iteration then reads the queue, which may still contain removed watches.
     pub(crate) fn has_ready(&self) -> bool {
         !self.is_empty() && !self.table.lock().ready.is_empty()
     }
 
-    /// Serves what was reported. Returns whether any handler ran.
+    /// Runs the handlers of the reported events. Returns whether any handler ran.
     ///
     /// # Control
     ///
-    /// May enter and poll, by what the handlers do.
+    /// May enter and poll, through the handlers.
     pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the handler back though it panicked.
+        /// Puts the handler back, even after a panic.
         struct Running<'a>(&'a Shared, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
@@ -236,11 +242,11 @@ impl Watches {
             let Some((key, entry)) = entries.by_token(token) else { continue };
             entry.queued = false;
             if entry.edges && entry.handler.is_none() {
-                // An edge is reported once: it is kept until the handler has returned.
+                // An edge is reported once: keep it until the handler has returned.
                 continue;
             }
             let events = std::mem::take(&mut entry.reported);
-            // What it is ready for may be unwanted by now; errors are always wanted.
+            // The interest may have changed since the report; errors always count.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
             if entry.interest != Interest::None
                 && events & wanted != 0
@@ -253,7 +259,7 @@ impl Watches {
         None
     }
 
-    /// The handler has returned. Hands back what is to be dropped outside the lock.
+    /// Puts the handler back after it has returned. Returns the values to drop outside the lock.
     fn finish(&self, shared: &Shared, key: Key, handler: Handler) -> Option<(Handler, Option<Entry>)> {
         let mut table = self.table.lock();
         let Table { entries, ready, running } = &mut *table;
@@ -275,7 +281,8 @@ impl Watches {
         None
     }
 
-    /// Before a nested poll sleeps: takes the descriptors whose handlers run beneath it out of the set.
+    /// Removes the descriptors whose handlers are running from the set, before a nested poll
+    /// sleeps.
     pub(crate) fn mask_running(&self, epoll: &Epoll) {
         if self.is_empty() {
             return;
@@ -287,13 +294,15 @@ impl Watches {
         for entry in table.entries.iter_mut() {
             if entry.handler.is_none() && entry.registered {
                 entry.masked = true;
-                // What is still in the set, against expectation, costs the nested poll its sleep, and nothing else.
+                // A failure, which is not expected, only makes the nested poll return without
+                // sleeping.
                 let _ = entry.update(epoll, 0);
             }
         }
     }
 
-    /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
+    /// Describes the watches, as
+    /// [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe) does.
     pub(crate) fn describe(&self) -> Option<String> {
         let table = self.table.try_lock()?;
         let one = |(_, entry): (Key, &Entry)| {
@@ -304,14 +313,14 @@ impl Watches {
         Some(if all.is_empty() { "none".into() } else { all.join("; ") })
     }
 
-    /// Nothing that was reported is served; unless another thread holds the table. Drops nothing.
+    /// Discards the reported events, unless another thread holds the table. Drops nothing.
     pub(crate) fn forget_ready(&self) {
         if let Some(mut table) = self.table.try_lock() {
             table.ready.clear();
         }
     }
 
-    /// Removes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    /// Removes all watches, and rejects new ones. Returns the values to drop outside the lock.
     pub(crate) fn close(&self, epoll: &Epoll) -> impl Sized + use<> {
         let mut table = self.table.lock();
         self.count.store(0, Ordering::Relaxed);
@@ -325,21 +334,18 @@ impl Watches {
 }
 
 impl AioContext {
-    /// Calls `handler` whenever `fd` is ready for what `interest` says. The watch keeps `fd` open; share it as an `Arc`.
-    /// `fd`'s `as_fd` is called once, here.
+    /// Calls `handler` whenever `fd` is ready for `interest`. The watch keeps `fd` open; share it
+    /// as an `Arc`. `as_fd` is called once, here.
     ///
-    /// It is level-triggered: the handler is called again until it has read or written. It is `Send`, since another
-    /// thread's poll may call it.
+    /// Watches are level-triggered: the handler is called again until it has read or written. The
+    /// handler is `Send`, since another thread's poll may call it.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists`: the descriptor is watched already; use [`Watch::set_interest`]. `PermissionDenied`: it cannot be
-    /// watched, as regular files cannot; they are always ready. `NotConnected`: the context has ended
-    /// ([`ContextEnded`]). Or no memory. `fd` and `handler` are dropped then.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// `AlreadyExists`: the descriptor has a watch already; use [`Watch::set_interest`].
+    /// `PermissionDenied`: epoll does not support the descriptor, for example a regular file, which
+    /// is always ready. `NotConnected`: the context has ended ([`ContextEnded`]). Also fails if out
+    /// of memory. `fd` and `handler` are dropped on failure.
     #[doc(alias = "aio_set_fd_handler")]
     #[track_caller]
     pub fn watch(
@@ -351,8 +357,8 @@ impl AioContext {
         self.insert_watch(fd, interest, false, Box::new(move |events, _, _| handler(Readiness::of(events))))
     }
 
-    /// As [`watch`](Self::watch), for a handler that changes the interest of its own watch, or
-    /// [deletes](Watch::delete) the watch: the handler receives its own handle.
+    /// As [`watch`](Self::watch), for a handler that changes the interest of its own watch or
+    /// [deletes](Watch::delete) it: the handler receives its own handle.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Interest};
@@ -373,10 +379,6 @@ impl AioContext {
     /// # Errors
     ///
     /// As [`watch`](Self::watch).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn watch_with(
         &self,
@@ -390,7 +392,8 @@ impl AioContext {
         self.insert_watch(fd, interest, false, handler)
     }
 
-    /// As [`watch`](Self::watch), with what epoll says; for `edges`, the handler is called once for each change.
+    /// As [`watch`](Self::watch), but edge-triggered: calls the handler with epoll's event mask
+    /// once per change.
     #[track_caller]
     pub(super) fn watch_edges(
         &self,
@@ -413,7 +416,8 @@ impl AioContext {
         let entry = Entry {
             _owner: Box::new(owner),
             fd,
-            // First it waits for all: for what the kernel refuses, `None` too is an error.
+            // Registered for all events first, so that a descriptor that epoll rejects fails with
+            // `None` too.
             interest: Interest::Both,
             registered: false,
             edges,
@@ -452,12 +456,8 @@ impl AioContext {
         Ok(Watch { shared: Arc::clone(shared), key, owns: true })
     }
 
-    /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines wait for. From any thread,
-    /// also while the loop hangs.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines
+    /// wait for. From any thread, even while the loop hangs.
     pub fn watches(&self) -> Vec<WatchInfo> {
         let table = self.shared.watches.table.lock();
         let live = table.entries.iter().filter(|(_, entry)| !entry.removed);
@@ -471,17 +471,17 @@ impl AioContext {
     }
 }
 
-/// The state of a watch, as [`AioContext::watches`] returns it.
+/// The state of a watch, returned by [`AioContext::watches`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WatchInfo {
     /// Where the watch was created.
     pub created_at: &'static Location<'static>,
-    /// The number of the descriptor.
+    /// The descriptor's number.
     pub fd: RawFd,
-    /// What the handler is called for.
+    /// The events that the handler is called for.
     pub interest: Interest,
-    /// The handler runs at the moment.
+    /// The handler is running.
     pub is_running: bool,
 }
 
@@ -496,26 +496,22 @@ fn explain(error: io::Error) -> io::Error {
     explained(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"), error)
 }
 
-/// A descriptor that the loop watches. Dropping it ends that, also within its handler. After the context has ended, a handle
-/// does nothing.
+/// A descriptor that the loop watches. Dropping the handle, even within the handler, ends the
+/// watch. After the context has ended, a handle does nothing.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
     pub(super) shared: Arc<Shared>,
     key: Key,
-    /// False for the handle that the handler receives, whose end deletes nothing.
+    /// False for the handle passed to the handler; dropping that one deletes nothing.
     owns: bool,
 }
 
 impl Watch {
-    /// Changes what is waited for. From any thread.
+    /// Changes the interest. From any thread.
     ///
     /// # Errors
     ///
-    /// As [`AioContext::watch`]; the interest stays as it was.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// As [`AioContext::watch`]; the interest is then unchanged.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
         let shared = &self.shared;
         let mut table = shared.watches.table.lock();
@@ -526,7 +522,7 @@ impl Watch {
             return Err(explain(error));
         }
         if interest == Interest::None {
-            // What was reported may be out of date when it is waited for again.
+            // The reported events may be stale when the interest returns.
             entry.reported = 0;
         }
         shared.watches.recount(entry.edges, before, interest);
@@ -535,11 +531,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Ends the watch, as dropping its handle does. The handler is dropped, or runs to its end first. From any thread.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Ends the watch, as dropping its handle does. A running handler finishes first. From any
+    /// thread.
     pub fn delete(&self) {
         let shared = &self.shared;
         let mut table = shared.watches.table.lock();

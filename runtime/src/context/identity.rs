@@ -1,4 +1,4 @@
-//! Which thread is a context's home, as the system knows it: for messages and signals.
+//! The identity of a context's home thread, for messages and signals.
 
 #![allow(unsafe_code)]
 
@@ -14,19 +14,19 @@ pub(crate) struct HomeThread {
 }
 
 impl HomeThread {
-    /// The thread that calls.
+    /// Returns the calling thread.
     pub(crate) fn here() -> HomeThread {
         // SAFETY: gettid has no arguments and does not fail.
         let tid = unsafe { libc::gettid() };
         HomeThread { thread: thread::current(), tid: AtomicI32::new(tid) }
     }
 
-    /// The context has ended: the thread is to be left alone.
+    /// Marks the context as ended: the thread must not be signalled any more.
     pub(crate) fn leave(&self) {
         self.tid.store(0, Ordering::Relaxed);
     }
 
-    /// Whether the context has ended, or its home is about to go.
+    /// Returns whether the context has ended, or its home is about to be dropped.
     pub(crate) fn has_left(&self) -> bool {
         self.tid.load(Ordering::Relaxed) == 0
     }
@@ -35,13 +35,13 @@ impl HomeThread {
         format!("'{}' ({})", self.thread.name().unwrap_or("?"), self.tid.load(Ordering::Relaxed))
     }
 
-    /// Sends it a signal.
+    /// Sends the thread a signal.
     pub(crate) fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         let tid = self.tid.load(Ordering::Relaxed);
         if tid == 0 {
             return Err(context_ended());
         }
-        // SAFETY: takes numbers. A thread that has ended meanwhile is refused.
+        // SAFETY: takes numbers. For a thread that has ended meanwhile the kernel returns an error.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) };
         if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

@@ -1,24 +1,28 @@
-//! Stopping a home thread for a look at it, when it does not come back to its loop.
+//! Stopping a home thread to read its state, when it does not return to its loop.
 //!
-//! The thread that wants to look sends the home thread a signal. The handler notes where that thread is, says that it has
-//! stopped, and waits. Meanwhile the other one reads what is the home's alone, and lets it go on.
+//! The inspecting thread sends a signal to the home thread. The handler records where that thread
+//! is, announces that it has stopped, and waits. The inspector meanwhile reads state that only the
+//! home thread may write, and then lets it continue.
 //!
 //! - *stopped*: between `STOPPED` and `GO` the home thread is in the handler, and touches nothing.
-//! - *claimed*: one thread at a time moves on from `SENT`, and fills in the frames before `STOPPED`.
+//! - *claimed*: one thread at a time moves on from `SENT`, and fills in the frames before
+//!   `STOPPED`.
 //!
-//! - *nothing is waited for*: the home thread may have been stopped inside the allocator, the loader, or any lock. So while it
-//!   is stopped the other thread allocates nothing, frees nothing and takes no lock, not even by `try_lock`: a thread that
-//!   waits for that lock would have to be woken, under a lock of the lock library's. It writes into memory that it allocated
-//!   before ([`Prepared`]), and does everything else when the home thread is running again.
-//! - *read only*: another thread may look at the same time, with the context's lock, while the loop sleeps (*away*, in
-//!   `lock.rs`). Both only read, and so may do so at once.
+//! - *nothing is waited for*: the home thread may have been stopped inside the allocator, the
+//!   loader, or any lock. So while it is stopped, the inspector allocates nothing, frees nothing
+//!   and takes no lock, not even by `try_lock`: a thread waiting for that lock would then have to
+//!   be woken, under a lock of the lock library. It writes into preallocated memory ([`Prepared`]),
+//!   and does everything else once the home thread runs again.
+//! - *read only*: another thread may read at the same time, with the context's lock, while the loop
+//!   sleeps (*away*, in `lock.rs`). Both only read, so they may do so concurrently.
 //!
-//! The thread may have been stopped anywhere, so the look goes by what is changed last: a control block is filled before its
-//! state says so, and a list is changed by one word. The signal is `SIGURG`, ignored where nobody handles it.
+//! The thread may have been stopped at any instruction, so inspection relies on the value that is
+//! changed last: a control block is complete before its state shows that, and a list is changed by
+//! one word. The signal is `SIGURG`, which is ignored by default.
 //!
-//! The handler walks its own stack. Where the C library has `_dl_find_object` (glibc 2.35) the unwinder takes no lock for that.
-//! Elsewhere it would take the loader's lock, whose holder may wait for the allocator that the stopped thread is in: there the
-//! handler leaves no frames.
+//! The handler walks its own stack. Where the C library has `_dl_find_object` (glibc 2.35) the
+//! unwinder takes no lock for that. Elsewhere it would take the loader's lock, whose owner may wait
+//! for the allocator inside which the thread was stopped; there the handler records no frames.
 
 #![allow(unsafe_code)]
 
@@ -38,25 +42,25 @@ use super::identity::context_ended;
 use super::shared::Shared;
 
 const SIGNAL: libc::c_int = libc::SIGURG;
-/// For how long a thread is waited for that was sent the signal: it may wait for a disk, where no signal reaches it.
+/// How long to wait for a signalled thread: it may wait for a disk, where signals do not reach it.
 const PATIENCE: Duration = Duration::from_secs(2);
 const DEEPEST: usize = 128;
 
-/// Nobody looks.
+/// No inspection.
 const IDLE: u32 = 0;
-/// The signal is on its way.
+/// The signal is sent.
 const SENT: u32 = 1;
-/// The home thread has it, and fills in where it is.
+/// The home thread has it, and records its position.
 const CLAIMED: u32 = 2;
-/// It is in the handler, and waits.
+/// The home thread is in the handler, and waits.
 const STOPPED: u32 = 3;
-/// It may leave the handler.
+/// The home thread may leave the handler.
 const GO: u32 = 4;
 
-/// The one look at a time that there is.
+/// The state of the inspection; there is at most one at a time.
 struct Look {
     step: AtomicU32,
-    /// Whose home: the handler stops no other thread.
+    /// The inspected context: the handler stops no other thread.
     shared: AtomicPtr<Shared>,
     home: AtomicPtr<Home>,
     /// Whether the handler can walk its stack without a lock.
@@ -65,7 +69,8 @@ struct Look {
     frames: UnsafeCell<[*mut c_void; DEEPEST]>,
 }
 
-// SAFETY: *claimed*: `frames` is written before `STOPPED`, and read after it, before the next `SENT`; the rest is atomic.
+// SAFETY: *claimed*: `frames` is written before `STOPPED`, and read after it, before the next
+// `SENT`; the rest is atomic.
 unsafe impl Sync for Look {}
 
 static LOOK: Look = Look {
@@ -77,10 +82,10 @@ static LOOK: Look = Look {
     frames: UnsafeCell::new([ptr::null_mut(); DEEPEST]),
 };
 
-/// One who looks at a time. Says whether the handler is there.
+/// Serializes inspections. True once the handler is installed.
 static LOOKER: Mutex<bool> = Mutex::new(false);
 
-/// A text in memory that is allocated before a thread is stopped, and filled while it is.
+/// Text in memory that is allocated before a thread is stopped, and filled while it is.
 pub(crate) struct Prepared {
     text: String,
     needed: usize,
@@ -91,17 +96,17 @@ impl Prepared {
         Prepared { text: String::with_capacity(capacity), needed: 0 }
     }
 
-    /// What fitted.
+    /// Returns the part that fit.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// How long the text would be if all of it fitted.
+    /// Returns the length of the whole text.
     pub(crate) fn needed(&self) -> usize {
         self.needed
     }
 
-    /// Whether all of it fitted.
+    /// Returns whether the whole text fit.
     pub(crate) fn is_complete(&self) -> bool {
         self.needed == self.text.len()
     }
@@ -111,7 +116,7 @@ impl Write for Prepared {
     /// Never fails, and never allocates.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.needed += text.len();
-        // Nothing is put behind a gap.
+        // Text after a gap is dropped too.
         if self.needed <= self.text.capacity() {
             self.text.push_str(text);
         }
@@ -119,22 +124,22 @@ impl Write for Prepared {
     }
 }
 
-/// Stops the home thread of `shared`, has `look` look, and lets it go on. Returns what that said, and where
-/// the thread was stopped.
+/// Stops the home thread of `shared`, calls `look`, and lets the thread continue. Returns the
+/// result of `look`, and where the thread was stopped.
 ///
-/// `look` allocates nothing, frees nothing, takes no lock and does not panic (*nothing is waited for*); it only reads (*read
-/// only*).
+/// `look` must not allocate, free, take a lock or panic (*nothing is waited for*); it must only
+/// read (*read only*).
 ///
 /// # Errors
 ///
-/// No handler can be installed; the context has ended; or its thread did not stop in time.
+/// The handler cannot be installed; the context has ended; or its thread did not stop in time.
 pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
     let mut installed = LOOKER.lock();
     if !*installed {
         install()?;
-        // The unwinder's tables are loaded at its first use, which must not be the handler's.
+        // The unwinder loads its tables at its first use, which must not be in the handler.
         backtrace::trace(|_| false);
-        // SAFETY: the name ends with a zero byte; the answer is only compared.
+        // SAFETY: the name ends with a zero byte; the result is only compared with null.
         let lock_free = unsafe { !libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()).is_null() };
         LOOK.walks_stack.store(lock_free, Ordering::Relaxed);
         *installed = true;
@@ -157,12 +162,12 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
         }
         std::thread::yield_now();
     }
-    /// Lets it go on, also if `look` panics.
+    /// Lets the thread continue, even if `look` panics.
     struct Go;
     impl Drop for Go {
         fn drop(&mut self) {
             LOOK.step.store(GO, Ordering::Release);
-            // It says when it is out: the next look must not find it in there.
+            // Wait until it has left the handler: the next inspection must not find it there.
             while LOOK.step.load(Ordering::Acquire) != IDLE {
                 std::thread::yield_now();
             }
@@ -170,11 +175,12 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     }
     let looked = {
         let _go = Go;
-        // SAFETY: *stopped*: the home is that of the thread in the handler, and it stays there until `Go`. Whoever else may
-        // look meanwhile only reads it too (*read only*).
+        // SAFETY: *stopped*: the home is that of the thread in the handler, which stays there until
+        // `Go`. Any other thread that accesses it meanwhile only reads it too (*read only*).
         look(unsafe { &*LOOK.home.load(Ordering::Relaxed) })
     };
-    // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal, which takes `LOOKER`.
+    // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal,
+    // which requires `LOOKER`.
     let frames = unsafe { &*LOOK.frames.get() };
     let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
     drop(installed);
@@ -182,12 +188,12 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
 }
 
 fn install() -> io::Result<()> {
-    // SAFETY: the handler does what a signal handler may: atomics, nanosleep, and an unwinder whose tables are loaded. The
-    // structure is zeroed, which is valid, and filled.
+    // SAFETY: the handler only does what a signal handler may: atomics, nanosleep, and an unwinder
+    // whose tables are loaded. The structure is zeroed, which is valid, and then filled.
     let installed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
-        // On the alternate stack, if there is one: a coroutine's may be nearly used up.
+        // On the alternate stack, if there is one: a coroutine's stack may be nearly used up.
         action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
         libc::sigemptyset(&mut action.sa_mask);
         libc::sigaction(SIGNAL, &action, ptr::null_mut())
@@ -196,17 +202,17 @@ fn install() -> io::Result<()> {
 }
 
 extern "C" fn handler(_signal: libc::c_int) {
-    // Hidden, it may be waiting for the context's lock, with no end.
+    // A thread with a hidden home may be waiting for the context's lock indefinitely.
     let Some(home) = Home::current_or_hidden() else { return };
     let mine = ptr::from_ref(&*home.shared).cast_mut();
-    // An old signal may come late, while another thread is looked at. Acquire pairs with the release in `stopped`. From the
-    // claim on whoever looks waits, however long it takes.
+    // A stale signal may arrive during the inspection of another thread. Acquire pairs with the
+    // release in `stopped`. After the claim the inspector waits, however long it takes.
     if LOOK.shared.load(Ordering::Relaxed) != mine
         || LOOK.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
     {
         return;
     }
-    // The look may have changed between the two.
+    // The inspected context may have changed between the two.
     if LOOK.shared.load(Ordering::Relaxed) != mine {
         LOOK.step.store(SENT, Ordering::Release);
         return;
@@ -215,8 +221,8 @@ extern "C" fn handler(_signal: libc::c_int) {
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
     if LOOK.walks_stack.load(Ordering::Relaxed) && !home.switching.get() {
-        // SAFETY: *claimed* by this thread alone, so nobody else writes the frames, or traces from this handler. Resolving,
-        // which allocates, is left to whoever looks.
+        // SAFETY: *claimed* by this thread alone, so no other code writes the frames, or traces
+        // from this handler. Resolving, which allocates, is left to the inspector.
         unsafe {
             let frames = &mut *LOOK.frames.get();
             backtrace::trace_unsynchronized(|frame| {
@@ -231,7 +237,7 @@ extern "C" fn handler(_signal: libc::c_int) {
     // Release pairs with the acquire in `stopped`.
     LOOK.step.store(STOPPED, Ordering::Release);
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
-    // Acquire pairs with the release of whoever looked.
+    // Acquire pairs with the release of the inspector.
     while LOOK.step.load(Ordering::Acquire) != GO {
         // SAFETY: reads the one timespec.
         unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
@@ -241,11 +247,12 @@ extern "C" fn handler(_signal: libc::c_int) {
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Where a thread was stopped. Displaying it allocates and takes the loader's lock, so the thread must be running again.
+/// Where a thread was stopped. Formatting it allocates and takes the loader's lock, so the thread
+/// must be running again.
 pub(crate) struct Frames(Vec<*mut c_void>);
 
 impl fmt::Display for Frames {
-    /// A line for each frame, without those of this file and the kernel's.
+    /// Prints a line for each frame, without those of this file and the kernel's.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             let why = "between two stacks, or this C library cannot walk the stack in a signal handler";
@@ -270,7 +277,8 @@ impl fmt::Display for Frames {
     }
 }
 
-/// What the unit tests of this crate know of allocations. (The allocator is for the whole program, so it is here once.)
+/// Allocation counting for the unit tests of this crate. (A program has one global allocator, so it
+/// is here once.)
 #[cfg(test)]
 pub(super) mod allocations {
     use super::{CLAIMED, GO, LOOK, STOPPED, Shared};
@@ -280,12 +288,13 @@ pub(super) mod allocations {
     use std::sync::atomic::Ordering;
 
     thread_local! {
-        /// The context that this thread looks at, if a test watches it.
+        /// The context that this thread inspects, if a test watches it.
         static LOOKED_AT: Cell<*const Shared> = const { Cell::new(ptr::null()) };
         static SEEN: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// How often this thread allocates or frees in `f` while it has the home thread of `shared` stopped.
+    /// Returns how often this thread allocates or frees in `f` while it keeps the home thread of
+    /// `shared` stopped.
     pub(in crate::context) fn while_stopped(shared: &Shared, f: impl FnOnce()) -> usize {
         LOOKED_AT.set(shared);
         SEEN.set(0);
@@ -306,7 +315,7 @@ pub(super) mod allocations {
 
     struct Watched;
 
-    // SAFETY: the system's allocator; what is noted allocates nothing.
+    // SAFETY: the system's allocator; `note` allocates nothing.
     unsafe impl GlobalAlloc for Watched {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             note();
@@ -341,7 +350,8 @@ mod tests {
 
     #[test]
     fn a_thread_may_be_stopped_between_two_stacks() {
-        // X11, C13: stopped anywhere, also in the midst of a switch, where no table says how to walk the stack
+        // X11, C13: a thread can be stopped anywhere, even during a switch, where no unwind table
+        // describes the stack
         AioContext::run(|ctx| {
             let co = Coroutine::new(|| {
                 loop {

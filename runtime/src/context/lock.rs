@@ -1,8 +1,10 @@
-//! The context's lock: recursive, held by the loop while it dispatches and given up whole while it sleeps (rule X8).
+//! The context's lock: recursive, held by the loop while it dispatches, released fully while it
+//! sleeps (rule X8).
 //!
-//! The home thread takes the mutex when its first guard is made, and releases it when the last is dropped, in whichever
-//! order; between the two a guard is a count. The loop holds one while it dispatches, so what coroutines do under the lock
-//! costs next to nothing. By the same count a coroutine that yields with the lock is found out where it happens.
+//! The home thread locks the mutex for its first guard, and unlocks it when the last is dropped, in
+//! any order; in between, a guard is a count. The loop holds one while it dispatches, so acquiring
+//! the lock in a coroutine costs next to nothing. The same count detects a coroutine that yields
+//! with the lock, at the yield.
 
 #![allow(unsafe_code)]
 
@@ -21,29 +23,34 @@ use super::shared::Shared;
 #[derive(Default)]
 pub(crate) struct ContextLock {
     mutex: ReentrantMutex<()>,
-    /// Guards that the home thread has. Read and written by that thread alone, by plain loads and stores.
+    /// Number of guards of the home thread. Accessed by that thread only, with plain loads and
+    /// stores.
     home_guards: AtomicU32,
-    /// Guards of the foreign thread that has the lock, if one has: written by that thread alone, under it.
+    /// Number of guards of the foreign thread that holds the lock, if one does. Written by that
+    /// thread only, under the lock.
     foreign_guards: AtomicU32,
-    /// *eras*: a foreign thread that gives this lock up in the midst begins an era, and returns to the one before when it has
-    /// the lock back. A foreign guard is good in the era that it was made in: elsewhere the lock may not be held for it. The
-    /// current era and the newest: written under the lock. An era becomes current again only by the return of the one thread
-    /// that left it, so a guard never meets its own era while another thread has the lock. Relaxed: under the lock they are in
-    /// order, and a guard that is dropped without it finds another era in any order.
+    /// *eras*: a foreign thread that releases this lock fully while it has guards begins an era,
+    /// and restores the previous one when it reacquires the lock. A foreign guard is valid only in
+    /// the era in which it was made: in another era the lock may be held by another thread. The
+    /// current era and the newest one; written under the lock. An era becomes current again only
+    /// when the one thread that left it returns, so a guard never finds its own era while another
+    /// thread holds the lock. Relaxed: accesses under the lock are ordered by it, and a guard that
+    /// is dropped without the lock finds a different era in any order.
     era: AtomicU64,
     newest_era: AtomicU64,
-    /// The home, while the loop sleeps without the lock. Written under it, and followed under it alone.
+    /// The home, while the loop sleeps without the lock. Written, and dereferenced, under the lock
+    /// only.
     away: AtomicPtr<Home>,
 }
 
 impl ContextLock {
-    /// How many guards the home thread has. On the home thread.
+    /// Returns the home thread's number of guards. On the home thread only.
     #[inline]
     pub(crate) fn depth(&self) -> u32 {
         self.home_guards.load(Ordering::Relaxed)
     }
 
-    // Out of line: in the loop, where speed counts, the lock is held already.
+    // Out of line: in the loop, where speed matters, the lock is held already.
     #[inline(never)]
     fn lock(&self) {
         mem::forget(self.mutex.lock());
@@ -51,7 +58,7 @@ impl ContextLock {
 
     /// # Safety
     ///
-    /// This thread has called `lock` once more than `unlock`.
+    /// This thread has called `lock` once more often than `unlock`.
     #[inline(never)]
     unsafe fn unlock(&self) {
         // SAFETY: the caller's promise.
@@ -64,18 +71,18 @@ impl ContextLock {
     }
 }
 
-/// The context's lock, held. Dropping it releases it once.
+/// A guard of the context's lock. Dropping it releases the lock once.
 ///
-/// A coroutine must drop it before it does anything that suspends: else that panics.
+/// A coroutine must drop its guards before it suspends; suspending with one panics.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ContextGuard<'a> {
     shared: &'a Shared,
-    /// `None`: it was made by the home thread, and is a count.
+    /// `None`: a guard of the home thread, which is a count.
     foreign: Option<Foreign<'a>>,
     _not_send: PhantomData<*const ()>,
 }
 
-/// A guard of another thread than home: one of the mutex, and when it was made (*eras*).
+/// A guard of a foreign thread: a guard of the mutex, and the era in which it was made (*eras*).
 struct Foreign<'a> {
     era: u64,
     _mutex: ReentrantMutexGuard<'a, ()>,
@@ -92,7 +99,8 @@ impl Drop for ContextGuard<'_> {
     }
 }
 
-/// As [`ContextGuard`], where it is known that this is the home thread: a count. For authors of engines.
+/// As [`ContextGuard`], for callers known to be on the home thread: a count. For authors of
+/// engines.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct HomeGuard<'a> {
     shared: &'a Shared,
@@ -119,35 +127,33 @@ impl std::fmt::Debug for ContextGuard<'_> {
 }
 
 impl AioContext {
-    /// Takes the context's lock; waits while another thread has it. The same thread may take it again.
+    /// Acquires the context's lock, blocking while another thread holds it. Recursive.
     ///
-    /// While a foreign thread has it, it may [`poll`](Self::poll) without blocking.
+    /// A foreign thread that holds the lock may [`poll`](Self::poll) without blocking.
     ///
-    /// A blocking poll on the home thread, and [`poll_while`](Self::poll_while) on any thread, release the lock while they
-    /// sleep, whichever guards the caller holds. So a guard protects nothing across such a call.
+    /// A blocking poll on the home thread, and [`poll_while`](Self::poll_while) on any thread,
+    /// release the lock while they sleep, whatever guards the caller holds. So a guard protects
+    /// nothing across such a call.
     ///
-    /// The loop holds the lock while it runs coroutines and handlers. So a coroutine or handler must not block on a thread
-    /// that wants this lock, be it by a `std` mutex, a channel or a join: both would wait forever. A coroutine waits by
-    /// what suspends it and leaves the thread to the loop: [`CoMutex`](crate::CoMutex), [`channel`](crate::channel()),
+    /// The loop holds the lock while it runs coroutines and handlers. So a coroutine or handler
+    /// must not block on a thread that needs this lock, be it through a `std` mutex, a channel or a
+    /// join: that deadlocks. Coroutines wait with primitives that suspend them and leave the thread
+    /// to the loop: [`CoMutex`](crate::CoMutex), [`channel`](crate::channel()),
     /// [`reschedule`](Self::reschedule).
     ///
     /// # Control
     ///
-    /// Never switches; may block the thread.
+    /// May block the thread.
     #[doc(alias = "aio_context_acquire")]
     pub fn acquire(&self) -> ContextGuard<'_> {
         self.shared.acquire()
     }
 
-    /// Takes the context's lock, unless another thread has it.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Acquires the context's lock, unless another thread holds it.
     pub fn try_acquire(&self) -> Option<ContextGuard<'_>> {
         let lock = self.shared.lock.mutex.try_lock()?;
         match self.shared.home() {
-            // Locked already; what is left is to count.
+            // Locked already; only the count is missing.
             Some(_) => Some(self.shared.acquire()),
             None => Some(self.shared.foreign_guard(lock)),
         }
@@ -159,7 +165,7 @@ impl Shared {
     fn dropped_at_home(&self) {
         let depth = self.lock.depth().wrapping_sub(1);
         self.lock.set_depth(depth);
-        // One comparison for both: that it was the last, and that the count was 0 before.
+        // One comparison covers both cases: the last guard, and a count that was 0 before.
         if depth as i32 <= 0 {
             self.last_dropped(depth);
         }
@@ -168,13 +174,13 @@ impl Shared {
     #[cold]
     fn last_dropped(&self, depth: u32) {
         if depth != 0 {
-            // The loop had given the lock up: the count would no longer say who holds it.
+            // The loop had released the lock: the count would no longer match its owner.
             report(format_args!("coralio: a guard of the context's lock was dropped while the loop slept without it"));
             std::process::abort();
         }
         self.tell_lock(false);
-        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since; guards do not leave their
-        // thread, so this is the thread that locked it.
+        // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since;
+        // guards do not leave their thread, so this is the thread that locked it.
         unsafe { self.lock.unlock() };
     }
 
@@ -221,14 +227,14 @@ impl Shared {
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
-    // Out of line, as `ContextLock::lock`.
+    // Out of line, like `ContextLock::lock`.
     #[inline(never)]
     fn first_taken(&self) {
         self.lock.lock();
         self.tell_lock(true);
     }
 
-    /// As `acquire`, where the caller knows that this is the home thread.
+    /// As `acquire`, for callers known to be on the home thread.
     #[inline]
     pub(crate) fn acquire_at_home(&self) -> HomeGuard<'_> {
         self.count_at_home();
@@ -244,7 +250,8 @@ impl Shared {
         self.lock.set_depth(depth + 1);
     }
 
-    /// Runs `f` without the lock, however often the home thread holds it, and takes it back as often.
+    /// Runs `f` with the lock released fully, and reacquires it as often as the home thread held
+    /// it.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a Shared, u32);
         impl Drop for Retake<'_> {
@@ -261,16 +268,17 @@ impl Shared {
         lock.set_depth(0);
         if depth > 0 {
             self.tell_lock(false);
-            // SAFETY: *counted*: this thread has locked it once. The guards that are counted lie further down this very
-            // stack, and are not used before `Retake` has locked it again.
+            // SAFETY: *counted*: this thread has locked it once. The counted guards lie further
+            // down this very stack, and are not used before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
         let _retake = Retake(self, depth);
         f()
     }
 
-    /// As `unlocked`, for a sleep of the loop, which has the lock. Until that is over the home is nobody's on this thread,
-    /// whatever `f` calls: so another thread that takes the lock may look at it (*away*).
+    /// As `unlocked`, for a sleep of the loop, which holds the lock. Until the sleep ends, no code
+    /// on this thread can access the home, whatever `f` calls; so another thread that takes the
+    /// lock may read it (*away*).
     pub(crate) fn asleep<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
         struct Back<'a>(&'a ContextLock);
         impl Drop for Back<'_> {
@@ -279,35 +287,38 @@ impl Shared {
             }
         }
         assert!(self.lock.depth() > 0, "the loop has the lock when it goes to sleep");
-        // Relaxed: read and written under the lock.
+        // Relaxed: accessed under the lock.
         self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
-        // Hidden until the lock is taken back: before that, whoever has it may be looking.
+        // Hidden until the lock is reacquired: until then its owner may be reading the home.
         home.hidden(|| self.unlocked(home, f))
     }
 
-    /// The home of this context, for another thread to look at while the loop sleeps; `None` while it does not.
+    /// Returns the home of this context, for another thread to read while the loop sleeps; `None`
+    /// while it is awake.
     pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
         assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread has this context's lock");
-        // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it touches nothing of the home and which it
-        // cannot leave without the lock that the guard holds. A thread that stops that one meanwhile only reads (*read only*, in
-        // `interrupt.rs`), as this one does.
+        // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it does not access
+        // the home, and which it cannot leave without the lock that the guard holds. A thread that
+        // stops the home thread meanwhile only reads (*read only*, in `interrupt.rs`), as this one
+        // does.
         unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// Whether the loop sleeps, or has slept and waits for the lock. Without the lock it is a hint.
+    /// Returns whether the loop sleeps, or has slept and waits for the lock. Only a hint without
+    /// the lock.
     pub(crate) fn is_away(&self) -> bool {
         !self.lock.away.load(Ordering::Relaxed).is_null()
     }
 
-    /// As `unlocked`, on another thread than home.
+    /// As `unlocked`, on a foreign thread.
     pub(crate) fn unlocked_by_foreigner<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a ContextLock, u32, u64);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 let Retake(lock, guards, era) = *self;
                 (0..guards).for_each(|_| lock.lock());
-                // Some may have been made meanwhile, and forgotten.
+                // Guards may have been made meanwhile, and leaked.
                 lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
                 lock.era.store(era, Ordering::Relaxed);
             }
@@ -323,8 +334,8 @@ impl Shared {
         lock.era.store(next, Ordering::Relaxed);
         lock.foreign_guards.store(0, Ordering::Relaxed);
         for _ in 0..guards {
-            // SAFETY: *counted*: this thread has locked it so often. The guards are of another of the *eras*, and are not
-            // dropped before `Retake` has locked it again.
+            // SAFETY: *counted*: this thread has locked it `guards` times. The guards belong to
+            // another of the *eras*, and are not dropped before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
         let _retake = Retake(lock, guards, era);

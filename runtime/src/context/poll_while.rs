@@ -1,8 +1,9 @@
-//! Waiting for a condition by polling, as code does that is no coroutine: a drain, a shutdown (rule X9).
+//! Waiting for a condition by polling, for code outside coroutines: a drain, a shutdown (rule X9).
 //!
-//! A thread that changes what others wait for calls [`AioContext::notify`]. Two flags are written before the other side's
-//! is looked at, with a sequentially consistent fence between, as in `notify.rs`: the waiter has put itself on the list
-//! before it evaluates its condition, the notifier has changed the state before it looks at the list.
+//! A thread that changes such a condition calls [`AioContext::notify`]. Each side writes its own
+//! flag before it reads the other's, with a sequentially consistent fence between, as in
+//! `notify.rs`: the waiter adds itself to the list before it evaluates its condition, and the
+//! notifier changes the state before it reads the list.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -15,7 +16,7 @@ use crate::home::Home;
 use super::AioContext;
 use super::shared::Shared;
 
-/// Those of other threads that wait for a context.
+/// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]
 pub(crate) struct Onlookers {
     list: Mutex<Vec<Onlooker>>,
@@ -24,7 +25,7 @@ pub(crate) struct Onlookers {
 
 #[derive(Clone)]
 enum Onlooker {
-    /// Its thread runs a context, and polls that one meanwhile.
+    /// A thread that runs its own context, and polls that one meanwhile.
     Loop(Arc<Shared>),
     Thread(Thread),
 }
@@ -65,10 +66,11 @@ impl Onlookers {
 }
 
 impl AioContext {
-    /// Runs the loop until `condition` is false. On the context's home thread it polls; another thread waits: in the loop of
-    /// its own context, if it has one, or else blocked. A thread that changes what the condition is about calls
-    /// [`notify`](Self::notify) afterwards. The condition is evaluated under the context's lock, which is given up wholly while this
-    /// sleeps, however often it was acquired.
+    /// Runs the loop until `condition` is false. The context's home thread polls; any other thread
+    /// waits, in the loop of its own context if it has one, else blocked. A thread that changes
+    /// state that the condition depends on must call [`notify`](Self::notify) afterwards. The
+    /// condition is evaluated under the context's lock, which is released fully during the sleep,
+    /// however often the caller has acquired it.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, spawn, yield_now};
@@ -88,17 +90,18 @@ impl AioContext {
     /// });
     /// ```
     ///
-    /// Two loops may not wait for each other in this way: each has its own lock, and wants the other's. Nor may a coroutine
-    /// keep a guard of this lock, made on another thread than home, while it is suspended and others of its thread come
-    /// here: dropping it while the lock is given up ends the process.
+    /// Two loops must not wait for each other this way: each holds its own lock, and needs the
+    /// other's. Nor may a coroutine stay suspended with a guard of this lock that was created off
+    /// the home thread, while other coroutines of its thread call this function: dropping the guard
+    /// while the lock is released aborts the process.
     ///
     /// # Panics
     ///
-    /// With the panic of what it runs.
+    /// Propagates panics of the code that it runs.
     ///
     /// # Control
     ///
-    /// May enter coroutines. It blocks the thread, not the coroutine.
+    /// May enter coroutines. Blocks the thread, not only the coroutine.
     #[doc(alias = "AIO_WAIT_WHILE")]
     pub fn poll_while(&self, mut condition: impl FnMut() -> bool) {
         if self.is_home() {
@@ -140,40 +143,40 @@ impl AioContext {
         }
     }
 
-    /// Waits until the context's I/O engine has no request in flight and none pending, as
-    /// [`poll_while`](Self::poll_while) waits. Requests that coroutines make meanwhile are waited for too. Returns at once if
-    /// the context has no engine.
+    /// Waits until the context's I/O engine has no request in flight or pending, as
+    /// [`poll_while`](Self::poll_while) waits. Includes requests that coroutines submit meanwhile.
+    /// Returns immediately if the context has no engine.
     ///
     /// # Panics
     ///
-    /// With the panic of what the loop runs.
+    /// Propagates panics of the code that the loop runs.
     ///
     /// # Control
     ///
-    /// May enter coroutines. Blocks the thread, not the coroutine.
+    /// May enter coroutines. Blocks the thread, not only the coroutine.
     #[doc(alias = "bdrv_drain_all")]
     pub fn drain(&self) {
         self.poll_while(|| self.source().is_some_and(|source| !source.is_idle()));
     }
 
-    /// Whether another thread waits in [`poll_while`](Self::poll_while) for this context. An engine that holds the
-    /// context's lock asks after it has changed a counter, and calls [`notify`](Self::notify) if so. For authors of engines.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether another thread waits for this context in [`poll_while`](Self::poll_while).
+    /// An engine that holds the context's lock checks this after changing a counter, and calls
+    /// [`notify`](Self::notify) if it is true. For authors of engines.
     #[inline]
     pub fn is_awaited(&self) -> bool {
-        // Relaxed: the list is changed before the context's lock is taken to evaluate the condition.
+        // Relaxed: the waiter changes the list before it takes the context's lock to evaluate the
+        // condition.
         self.shared.onlookers.count.load(Ordering::Relaxed) > 0
     }
 
-    /// Makes the current or the next blocking [`poll`](Self::poll) of this context return, and threads that wait for this
-    /// context in [`poll_while`](Self::poll_while) evaluate their conditions again. For a condition that is on none of the
-    /// loop's queues: change the condition, then notify. From any thread; takes a system call only if a loop or a thread
+    /// Makes the current or the next blocking [`poll`](Self::poll) of this context return, and
+    /// makes threads that wait for it in [`poll_while`](Self::poll_while) reevaluate their
+    /// conditions. For a condition that is not an event in one of the loop's queues: change the
+    /// condition, then notify. From any thread; costs a system call only if a loop or a thread
     /// sleeps, or is about to.
     ///
-    /// The notification is sticky: one that comes between the caller's check of the condition and the sleep is not lost.
+    /// A notification is sticky: one that arrives between the caller's check of the condition and
+    /// the sleep is not lost.
     ///
     /// ```
     /// use coralio_runtime::AioContext;
@@ -192,10 +195,6 @@ impl AioContext {
     ///     });
     /// });
     /// ```
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[doc(alias = "aio_notify")]
     #[doc(alias = "aio_wait_kick")]
     pub fn notify(&self) {

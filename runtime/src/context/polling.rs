@@ -1,10 +1,11 @@
-//! Poll handlers: sources that are looked at in memory instead of asked for by system call, and for how long the loop looks
-//! before it sleeps (rule X5).
+//! Poll handlers: sources that the loop checks in memory instead of by a system call, and how long
+//! it busy-polls them before it sleeps (rule X5).
 //!
-//! Each source has a *window*, for how long it is worth looking: it grows while something comes soon after the loop gave
-//! up, and shrinks while nothing does. The windows are apart, so that a slow source costs a fast one nothing. While the loop
-//! looks it takes no system call, and whoever notifies it takes none: it is not asleep. Descriptors, which cannot be looked
-//! at, wait for the user's limit at most, since no window is longer.
+//! Each source has a *window*, the time for which busy-polling it pays. The window grows while
+//! events arrive soon after the loop gave up, and shrinks while none do. Windows are per source, so
+//! that a slow source costs a fast one nothing. While the loop busy-polls it makes no system call,
+//! and neither does a notifier, since the loop is not asleep. Descriptors cannot be checked in
+//! memory: their events wait for at most the user's limit, which no window exceeds.
 
 use std::fmt;
 use std::panic::Location;
@@ -20,10 +21,10 @@ use super::AioContext;
 use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
-/// Where a window begins to grow; one that shrinks below it is closed.
+/// The initial size of a window; one that shrinks below it is closed.
 const SMALLEST: u64 = 4_000;
 
-/// For how long it is worth looking, in nanoseconds. Written by the home thread alone.
+/// How long busy-polling pays, in nanoseconds. Written by the home thread only.
 #[derive(Default)]
 pub(crate) struct Window(AtomicU64);
 
@@ -32,11 +33,12 @@ impl Window {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Something came `waited` nanoseconds after the loop began to wait, or nothing did for so long.
+    /// Adjusts the window after a wait of `waited` nanoseconds: the source became ready (`came`),
+    /// or did not.
     pub(crate) fn learn(&self, waited: u64, came: bool, limit: u64) {
         let window = self.ns();
         let learnt = if waited > limit {
-            // Not worth the while: it takes longer than it may.
+            // The wait exceeds the limit, so polling longer could not have paid.
             if window / 2 < SMALLEST { 0 } else { window / 2 }
         } else if came && waited > window {
             (window * 2).clamp(SMALLEST.min(limit), limit)
@@ -48,15 +50,15 @@ impl Window {
 }
 
 type Look = Arc<dyn Fn() -> bool + Send + Sync>;
-/// Called with what a handle to the poll handler consists of.
+/// Called with the parts of a handle to the poll handler.
 type Handler = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
 struct Entry {
     is_ready: Look,
     window: Arc<Window>,
-    /// `None` while it runs.
+    /// `None` while the handler runs.
     handler: Option<Handler>,
-    /// Dropped by its owner while it ran.
+    /// The owner dropped the handle while the handler ran.
     removed: bool,
     created_at: &'static Location<'static>,
 }
@@ -65,18 +67,19 @@ struct Entry {
 #[derive(Default)]
 pub(crate) struct Pollers {
     entries: Mutex<Registry<Entry>>,
-    /// Their number, to be read without the lock: most contexts have none.
+    /// Number of entries, readable without the lock: most contexts have none.
     count: AtomicUsize,
 }
 
 impl Pollers {
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        // Relaxed: who adds one notifies the loop, which looks again before it sleeps.
+        // Relaxed: adding an entry notifies the loop, which checks again before it sleeps.
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// Those whose handlers do not run, one after the other, without the lock held: `each` says whether to go on.
+    /// Visits the entries whose handler is not running, without holding the lock, until `each`
+    /// returns false.
     fn visit(&self, mut each: impl FnMut(Key, &Look, &Window) -> bool) {
         let mut from = 0;
         while !self.is_empty() {
@@ -93,7 +96,7 @@ impl Pollers {
         }
     }
 
-    /// Whether one is ready whose window is at least so long.
+    /// Returns whether a source is ready whose window is at least `looked_for` long.
     pub(crate) fn is_ready(&self, looked_for: u64) -> bool {
         let mut ready = false;
         self.visit(|_, is_ready, window| {
@@ -103,7 +106,7 @@ impl Pollers {
         ready
     }
 
-    /// The longest window.
+    /// Returns the longest window.
     pub(crate) fn longest(&self) -> u64 {
         let mut longest = 0;
         self.visit(|_, _, window| {
@@ -113,7 +116,7 @@ impl Pollers {
         longest
     }
 
-    /// The loop has waited so long: each source learns from whether it is ready now.
+    /// Adjusts each source's window after a wait of `waited`, by whether the source is ready now.
     pub(crate) fn learn(&self, waited: u64, limit: u64) {
         self.visit(|_, is_ready, window| {
             window.learn(waited, is_ready(), limit);
@@ -121,19 +124,21 @@ impl Pollers {
         });
     }
 
-    /// Calls the handlers of those that are ready. Returns whether any was.
+    /// Calls the handlers of the ready sources. Returns whether there were any.
     ///
     /// # Control
     ///
-    /// May enter and poll, by what the handlers do. One that polls is not called again from there (rule X4).
+    /// May enter and poll, through the handlers. A handler that polls is not called recursively
+    /// (rule X4).
     pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the handler back though it panicked.
+        /// Puts the handler back, even after a panic.
         struct Running<'a>(&'a Shared, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 let pollers = &self.0.pollers;
                 let mut entries = pollers.entries.lock();
-                // None: the context was closed meanwhile. The handler goes when this has, without the lock.
+                // None: the context was closed meanwhile. The handler is dropped with `self`,
+                // without the lock.
                 let Some(entry) = entries.get_mut(self.1) else { return };
                 if entry.removed {
                     let entry = entries.remove(self.1);
@@ -143,7 +148,7 @@ impl Pollers {
                 } else {
                     entry.handler = self.2.take();
                     drop(entries);
-                    // While the handler ran the loop did not look at the source.
+                    // The loop ignored this source while its handler ran.
                     self.0.wake_loop_of_another();
                 }
             }
@@ -164,12 +169,13 @@ impl Pollers {
         progress
     }
 
-    /// None is looked at any more. Drops nothing.
+    /// Stops all poll handlers. Drops nothing.
     pub(crate) fn forget(&self) {
         self.count.store(0, Ordering::Relaxed);
     }
 
-    /// Deletes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
+    /// Deletes all poll handlers, and rejects new ones. Returns the values to drop outside the
+    /// lock.
     pub(crate) fn close(&self) -> impl Sized + use<> {
         let mut entries = self.entries.lock();
         self.count.store(0, Ordering::Relaxed);
@@ -178,20 +184,17 @@ impl Pollers {
 }
 
 impl AioContext {
-    /// Calls `handler` in each round in which `is_ready` says so, a look at memory that costs no system call: a ring that
-    /// another thread fills, a device's doorbell. Before it sleeps the loop keeps looking for a while, if it may: see
+    /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks
+    /// memory, without a system call: a ring that another thread fills, or a device's doorbell.
+    /// Before it sleeps, the loop busy-polls for a while if the configuration allows it: see
     /// [`ContextBuilder::poll_limit`](super::ContextBuilder::poll_limit).
     ///
-    /// A thread that makes it ready calls [`notify`](Self::notify) afterwards, which takes a system call only if the loop
-    /// sleeps.
+    /// A thread that makes the source ready must call [`notify`](Self::notify) afterwards, which
+    /// costs a system call only if the loop sleeps.
     ///
     /// # Errors
     ///
-    /// The context has ended. Both closures are dropped.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Fails if the context has ended. Both closures are dropped.
     #[doc(alias = "io_poll")]
     #[track_caller]
     pub fn poll_handler(
@@ -202,16 +205,12 @@ impl AioContext {
         self.insert_poll_handler(Arc::new(is_ready), Box::new(move |_, _| handler()))
     }
 
-    /// As [`poll_handler`](Self::poll_handler), for a handler that [deletes](PollHandler::delete) itself: it receives its
-    /// own handle.
+    /// As [`poll_handler`](Self::poll_handler), for a handler that [deletes](PollHandler::delete)
+    /// itself: the handler receives its own handle.
     ///
     /// # Errors
     ///
     /// As [`poll_handler`](Self::poll_handler).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn poll_handler_with(
         &self,
@@ -240,11 +239,7 @@ impl AioContext {
         Ok(PollHandler { shared: Arc::clone(&self.shared), key, owns: true })
     }
 
-    /// Returns the poll handlers of this context. From any thread, also while the loop hangs.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the poll handlers of this context. From any thread, even while the loop hangs.
     pub fn poll_handlers(&self) -> Vec<PollHandlerInfo> {
         let info = |(_, entry): (Key, &Entry)| PollHandlerInfo {
             created_at: entry.created_at,
@@ -254,11 +249,7 @@ impl AioContext {
         self.shared.pollers.entries.lock().iter().map(info).collect()
     }
 
-    /// How long the loop may look for what is about to come, before it sleeps; zero for not at all.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Sets how long the loop may busy-poll before it sleeps; zero disables busy-polling.
     #[doc(alias = "poll-max-ns")]
     pub fn set_poll_limit(&self, limit: Duration) {
         let ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
@@ -266,44 +257,36 @@ impl AioContext {
     }
 }
 
-/// The state of a poll handler, as [`AioContext::poll_handlers`] returns it.
+/// The state of a poll handler, returned by [`AioContext::poll_handlers`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PollHandlerInfo {
     /// Where the poll handler was added.
     pub created_at: &'static Location<'static>,
-    /// For how long the loop looks for this source before it sleeps ([`PollHandler::window`]).
+    /// How long the loop busy-polls this source before it sleeps ([`PollHandler::window`]).
     pub window: Duration,
-    /// The handler runs at the moment.
+    /// The handler is running.
     pub is_running: bool,
 }
 
-/// A source that the loop looks at in memory. Dropping it ends that, also within its handler. After the context has ended,
-/// a handle does nothing.
+/// A source that the loop checks in memory. Dropping the handle, even within the handler, removes
+/// the source. After the context has ended, a handle does nothing.
 #[must_use = "dropping it removes the handler"]
 pub struct PollHandler {
     shared: Arc<Shared>,
     key: Key,
-    /// False for the handle that the handler receives, whose end deletes nothing.
+    /// False for the handle passed to the handler; dropping that one deletes nothing.
     owns: bool,
 }
 
 impl PollHandler {
-    /// For how long the loop looks for this source before it sleeps, as it has learnt.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns how long the loop currently busy-polls this source before it sleeps.
     pub fn window(&self) -> Duration {
         let entries = self.shared.pollers.entries.lock();
         Duration::from_nanos(entries.get(self.key).map_or(0, |entry| entry.window.ns()))
     }
 
-    /// Deletes the poll handler, as dropping its handle does. The handler is dropped, or runs to its end first.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Deletes the poll handler, as dropping its handle does. A running handler finishes first.
     pub fn delete(&self) {
         let pollers = &self.shared.pollers;
         let mut entries = pollers.entries.lock();
@@ -348,7 +331,8 @@ mod tests {
 
     #[test]
     fn a_window_grows_and_shrinks() {
-        // X5: the time to look grows while looking longer would have paid, up to the limit, and shrinks while it does not
+        // X5: the window grows while longer polling would have paid, up to the limit, and shrinks
+        // otherwise
         assert_eq!(learnt(&[(50_000, true)]), SMALLEST);
         assert_eq!(learnt(&[(50_000, true); 3]), 4 * SMALLEST);
         assert_eq!(learnt(&[(50_000, true); 5]), 16 * SMALLEST, "enough is enough");
@@ -363,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_slow_source_does_not_spoil_a_fast_one() {
-        // X5: each source has its own window: what comes for one says nothing of another
+        // X5: each source has its own window; events of one source do not affect another's
         AioContext::run(|ctx| {
             let fast_is_ready = Arc::new(AtomicBool::new(true));
             let looked = Arc::clone(&fast_is_ready);
@@ -383,11 +367,12 @@ mod tests {
 
     #[test]
     fn while_it_looks_nobody_need_kick_it() {
-        // X5: what becomes ready in memory is found by looking, without a system call on either side
+        // X5: a source that becomes ready in memory is found by polling, without a system call on
+        // either side
         AioContext::builder()
             .poll_limit(Duration::from_secs(3600))
             .run(|ctx| {
-                // A loop that looked before its sleep alone would never end this test.
+                // A loop that checked only once before its sleep would never end this test.
                 let (looks, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
                 let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
                 let added = ctx.poll_handler(
@@ -408,8 +393,8 @@ mod tests {
 
     #[test]
     fn notification_ends_one_busy_poll() {
-        // X5, X6: a notification that comes while the loop is awake makes one blocking poll return; the next one looks again
-        // for as long as it is worth it
+        // X5, X6: a notification to a loop that is awake makes one blocking poll return; the next
+        // one busy-polls for its full window
         AioContext::builder()
             .poll_limit(Duration::from_secs(3600))
             .run(|ctx| {

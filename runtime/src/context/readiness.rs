@@ -1,4 +1,4 @@
-//! Descriptors as plain waits: a coroutine is suspended until one can be read or written.
+//! Waiting for descriptors: suspends a coroutine until a descriptor is readable or writable.
 
 #![allow(unsafe_code)]
 
@@ -13,7 +13,7 @@ use crate::home::Home;
 
 use super::fd::{Interest, Readiness, Watch};
 
-/// Waits until `fd` can be read without blocking: data is there, or its end, or an error.
+/// Waits until `fd` can be read without blocking: there is data, end of file, or an error.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, spawn, wait_readable};
@@ -35,12 +35,13 @@ use super::fd::{Interest, Readiness, Watch};
 ///
 /// # Errors
 ///
-/// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout around this is over.
-/// `PermissionDenied`: it cannot be waited for, as regular files cannot. Or no memory.
+/// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout
+/// around this call has expired. `PermissionDenied`: epoll does not support the descriptor, for
+/// example a regular file. Also fails if out of memory.
 ///
 /// # Panics
 ///
-/// Outside a coroutine.
+/// Panics outside a coroutine.
 ///
 /// # Control
 ///
@@ -51,7 +52,7 @@ pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
     wait_until_ready(fd, Interest::Read, Waiting::Readable(fd.as_raw_fd())).map(drop)
 }
 
-/// Waits until `fd` can be written without blocking: there is room, or an error.
+/// Waits until `fd` can be written without blocking: there is space, or an error.
 ///
 /// # Errors
 ///
@@ -59,7 +60,7 @@ pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
 ///
 /// # Panics
 ///
-/// Outside a coroutine.
+/// Panics outside a coroutine.
 ///
 /// # Control
 ///
@@ -70,13 +71,14 @@ pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
     wait_until_ready(fd, Interest::Write, Waiting::Writable(fd.as_raw_fd())).map(drop)
 }
 
-/// A descriptor that whoever waits has borrowed; or that the owner of the watch has.
+/// A descriptor borrowed by the waiting coroutine, or by the owner of the watch.
 pub(super) struct Lent(pub(super) RawFd);
 
 impl AsFd for Lent {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: *noted while it waits*: the watch that has this is dropped by the wait that has borrowed the descriptor; or
-        // by the `CoFd` that owns it, before it lets go of it.
+        // SAFETY: *noted while it waits*: the watch that contains this is dropped by the wait that
+        // borrowed the descriptor, or by the `CoFd` that owns the descriptor, before the `CoFd`
+        // releases it.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }
@@ -85,7 +87,7 @@ impl AsFd for Lent {
 fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) -> io::Result<()> {
     let home = Home::expect("a wait for a descriptor");
     let coroutine = Coroutine::current().expect("a descriptor is waited for in a coroutine: spawn one");
-    // Before anything is registered, which a context that ends refuses with another error.
+    // Checked before registering anything: an ending context would reject that with another error.
     if !home.can_suspend() {
         return Err(Cancelled.into());
     }
@@ -99,7 +101,8 @@ fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) ->
         }
     };
     let _watch: Watch = match home.context.watch(Lent(fd.as_raw_fd()), interest, handler()) {
-        // Another coroutine waits for it, or a handler watches it. A duplicate is another descriptor to the kernel.
+        // Another coroutine waits for it, or a handler watches it. To epoll, a duplicate is a
+        // different descriptor.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             home.context.watch(fd.try_clone_to_owned()?, interest, handler())?
         }

@@ -1,8 +1,8 @@
-//! The table of registrations that bottom halves, fd handlers, timers and poll handlers share.
+//! The table of registrations used by bottom halves, fd handlers, timers and poll handlers.
 //!
-//! A registry lives under its owner's small lock. Code of the user's, a closure's destructor above all, never runs under
-//! that lock: what leaves the registry, and what a closed registry rejects, is handed to the caller, who drops the value
-//! after the lock was released.
+//! A registry is protected by its owner's small lock. User code, in particular a closure's
+//! destructor, never runs under that lock: values that leave the registry, or that a closed
+//! registry rejects, are returned to the caller, which drops them after releasing the lock.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,8 @@ use std::ops::{Index, IndexMut};
 
 use slab::Slab;
 
-/// Identifies one registration. Serial numbers are never used twice, so a key never refers to a later registration.
+/// Identifies one registration. Serial numbers are never reused, so a key never refers to a later
+/// registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) index: usize,
@@ -18,14 +19,14 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// As the number that epoll reports: the index and the low 31 bits of the serial number.
+    /// Returns the number that epoll reports: the index, and the low 31 bits of the serial number.
     pub(crate) fn token(self) -> u64 {
         (self.serial & 0x7fff_ffff) << 32 | self.index as u64
     }
 }
 
 pub(crate) struct Registry<T> {
-    /// Each with its serial number.
+    /// Entries with their serial numbers.
     entries: Slab<(u64, T)>,
     serial: u64,
     closed: bool,
@@ -38,12 +39,12 @@ impl<T> Default for Registry<T> {
 }
 
 impl<T> Registry<T> {
-    /// Adds an entry. A closed registry returns the entry, to be dropped after the lock was released.
+    /// Adds an entry. A closed registry returns the entry, to be dropped after releasing the lock.
     pub(crate) fn insert(&mut self, entry: T) -> Result<Key, T> {
         if self.closed { Err(entry) } else { Ok(self.insert_always(entry)) }
     }
 
-    /// As `insert`, also into a closed registry: for entries without code of the user's.
+    /// As `insert`, but also into a closed registry: for entries without user code.
     pub(crate) fn insert_always(&mut self, entry: T) -> Key {
         self.serial += 1;
         Key { index: self.entries.insert((self.serial, entry)), serial: self.serial }
@@ -63,12 +64,12 @@ impl<T> Registry<T> {
         }
     }
 
-    /// Takes an entry out, to be dropped after the lock was released.
+    /// Removes and returns an entry, to be dropped after releasing the lock.
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         self.get(key).is_some().then(|| self.entries.remove(key.index).1)
     }
 
-    /// The entry in this place, whichever registration that is.
+    /// Returns the current entry at this index.
     pub(crate) fn at(&self, index: usize) -> Option<&T> {
         self.entries.get(index).map(|(_, entry)| entry)
     }
@@ -78,7 +79,7 @@ impl<T> Registry<T> {
         self.entries.get_mut(index).map(|(serial, entry)| (Key { index, serial: *serial }, entry))
     }
 
-    /// The entry whose key has this [token](Key::token).
+    /// Returns the entry whose key has this [token](Key::token).
     pub(crate) fn by_token(&mut self, token: u64) -> Option<(Key, &mut T)> {
         self.at_mut((token & 0xffff_ffff) as usize).filter(|(key, _)| key.token() == token)
     }
@@ -95,7 +96,8 @@ impl<T> Registry<T> {
         self.entries.len()
     }
 
-    /// Rejects all entries from now on, and takes out those that there are, to be dropped after the lock was released.
+    /// Rejects all further entries, and returns the existing ones, to be dropped after releasing
+    /// the lock.
     pub(crate) fn close(&mut self) -> Vec<T> {
         self.closed = true;
         std::mem::take(&mut self.entries).into_iter().map(|(_, (_, entry))| entry).collect()
@@ -116,7 +118,8 @@ impl<T> IndexMut<usize> for Registry<T> {
     }
 }
 
-/// The context has ended, or is ending, and accepts no registration. The rejected closure has been dropped.
+/// The context has ended, or is ending, and accepts no registration. The rejected closure has been
+/// dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContextEnded {
     pub(crate) operation: &'static str,
@@ -142,7 +145,8 @@ mod tests {
 
     #[test]
     fn key_never_refers_to_later_entry() {
-        // X4: the key of a removed registration stays invalid when its place is used again, also after the registry was closed
+        // X4: the key of a removed registration stays invalid when its index is reused, even after
+        // the registry was closed
         let mut registry = Registry::default();
         let first = registry.insert('a').unwrap();
         assert_eq!(registry.remove(first), Some('a'));

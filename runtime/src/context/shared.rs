@@ -1,4 +1,4 @@
-//! The part of a context that every thread may touch.
+//! The part of a context that all threads may access.
 
 use std::any::Any;
 use std::io;
@@ -27,14 +27,14 @@ use super::stall::Beat;
 use super::timer::Timers;
 use super::wake::{Arrival, Arrivals};
 
-/// The token by which the epoll set reports the loop's own eventfd.
+/// The token of the loop's own eventfd in the epoll set.
 pub(crate) const KICK_TOKEN: u64 = u64::MAX;
 
 pub(crate) struct Shared {
     pub(crate) thread: HomeThread,
-    /// What timers go by.
+    /// The clock used by timers.
     pub(crate) clock: Clock,
-    /// Counted by the loop, if it is watched for stalls.
+    /// Counted by the loop, for the stall watcher.
     pub(crate) beat: Beat,
     pub(crate) lock: ContextLock,
     pub(crate) sleep: SleepState,
@@ -46,22 +46,23 @@ pub(crate) struct Shared {
     pub(crate) timers: Timers,
     pub(crate) onlookers: Onlookers,
     pub(crate) pollers: Pollers,
-    /// For how long the loop may look before it sleeps, in nanoseconds.
+    /// How long the loop may busy-poll before it sleeps, in nanoseconds.
     pub(crate) poll_limit: AtomicU64,
-    /// Counts rounds that had other work, so that watches get their turn.
+    /// Counts iterations with other work, so that fd handlers get their turn.
     pub(crate) busy_rounds: AtomicU32,
-    /// For polls from other threads; the home thread has it at hand. Gone when the context has ended.
+    /// For polls of other threads; the home thread has its own copy. `None` after the context has
+    /// ended.
     pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
-    /// The way into the event log, if there is one.
+    /// The tracer of the event log, if there is one.
     pub(crate) tracer: Option<Tracer>,
 }
 
 impl Shared {
-    /// For the thread that calls.
+    /// Creates the context of the calling thread.
     pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
-        // Edges: the counter need never be read back.
+        // Edge-triggered, so the counter is never read.
         epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
         Ok(Arc::new(Shared {
             thread: HomeThread::here(),
@@ -84,55 +85,60 @@ impl Shared {
         }))
     }
 
-    /// A number that tells this context from every other that lives.
+    /// Returns a number that is unique among the contexts alive.
     #[inline]
     pub(crate) fn id(&self) -> usize {
         ptr::from_ref(self).addr()
     }
 
-    /// The home of this context, if this is its thread.
+    /// Returns the home of this context, if this is its thread.
     #[inline]
     pub(crate) fn home<'a>(&self) -> Option<&'a Home> {
         Home::current().filter(|home| ptr::eq(&*home.shared, self))
     }
 
-    /// A piece of work begins that the event log shows, and is over when the value is dropped.
+    /// Opens a span in the event log; it closes when the value is dropped.
     #[inline]
     #[track_caller]
     pub(crate) fn traced(&self, span: Span) -> Option<Opened<'_>> {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 
-    /// Wakes the loop if it sleeps or is about to (rule X6). The work that the loop will find is on its queue already.
+    /// Wakes the loop if it sleeps or is about to (rule X6). The work is already in a queue that
+    /// the loop checks.
     pub(crate) fn wake_loop(&self) {
         if self.sleep.needs_kick() {
             self.kick.signal();
         }
     }
 
-    /// As `wake_loop`, on a foreign thread. The home thread looks at its queues before it sleeps, and need not be woken.
+    /// As `wake_loop`, on a foreign thread. The home thread checks its queues before it sleeps, and
+    /// need not be woken.
     pub(crate) fn wake_loop_of_another(&self) {
         if self.home().is_none() {
             self.wake_loop();
         }
     }
 
-    /// Makes the current or the next blocking poll return (rule X6): its caller's condition may have changed.
+    /// Makes the current or the next blocking poll return (rule X6), since its caller's condition
+    /// may have changed.
     pub(crate) fn notify(&self) {
         if self.sleep.notify() {
             self.kick.signal();
         }
     }
 
-    /// A round has found the kick among what epoll reports. If another thread's round has, the loop may not have seen it: an edge
-    /// is reported once.
+    /// Called when an iteration finds the kick among the events of epoll. If that is an iteration
+    /// of another thread, the loop may have missed the kick, since an edge is reported once; so it
+    /// is sent again.
     pub(crate) fn hand_kick_on(&self) {
         if self.sleep.is_kicked() {
             self.kick.signal();
         }
     }
 
-    /// Has `begin` called at home, in the loop's next round; drops it if the context has ended.
+    /// Calls `begin` on the home thread, in the loop's next iteration; drops it if the context has
+    /// ended.
     pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
         match self.arrivals.push(Arrival::Begin(begin)) {
             Ok(()) => self.wake_loop(),
@@ -140,8 +146,8 @@ impl Shared {
         }
     }
 
-    /// Puts the context out of use: what users registered is removed, and nothing is accepted any more. Returns the
-    /// closures and whatever else they own, to be dropped without any lock.
+    /// Closes the context: removes the users' registrations, and rejects new ones. Returns the
+    /// closures and everything else that they own, to be dropped without any lock.
     pub(crate) fn close(&self) -> Registered {
         let source = self.source.lock().take();
         let bottom_halves = self.bottom_halves.close();
@@ -159,8 +165,8 @@ impl Shared {
     }
 }
 
-/// The registrations of a closed context. When they are dropped, a destructor that panics does not keep the others from
-/// being dropped; the first panic continues at the end, unless the thread is unwinding already.
+/// The registrations of a closed context. A panic in one destructor does not prevent dropping the
+/// others; the first panic continues at the end, unless the thread is unwinding already.
 pub(crate) struct Registered([Box<dyn Any>; 6]);
 
 impl Drop for Registered {
@@ -186,7 +192,8 @@ mod tests {
 
     use crate::{AioContext, Interest};
 
-    /// Whether the loop, which falls asleep while the callback runs, is woken for what the callback registered.
+    /// Returns whether the loop, which falls asleep while the callback runs, is woken for what the
+    /// callback registered.
     fn wakes<H>(register: impl FnOnce(&AioContext) -> H) -> bool {
         AioContext::run(|ctx| {
             let registered = register(ctx);
@@ -198,8 +205,9 @@ mod tests {
 
     #[test]
     fn callback_on_foreign_thread_wakes_the_loop_for_what_it_queued() {
-        // X3, X6, X7: a callback that a foreign poll runs schedules or arms itself, and gives the lock up, so that the home
-        // loop falls asleep: when the callback has returned and is queued, the loop is woken. Without anything queued it is not
+        // X3, X6, X7: a callback run by a foreign poll schedules or arms itself, and releases the
+        // lock, so that the home loop falls asleep: once the callback has returned and is queued,
+        // the loop is woken. It is not if nothing was queued
         let falls_asleep = |ctx: &AioContext| {
             let shared = std::sync::Arc::downgrade(&ctx.shared);
             move || shared.upgrade().expect("the context lives").sleep.going_to_sleep()
@@ -230,7 +238,8 @@ mod tests {
             });
             assert_eq!(woken, queues, "timer");
         }
-        // The loop does not look at the source of a handler that runs, so it looks when the handler has returned.
+        // The loop skips a source while its handler runs, so it must check once the handler has
+        // returned.
         assert!(wakes(|ctx| ctx.poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
         let edge_within = |ctx: &AioContext| {
             let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();

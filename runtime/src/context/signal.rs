@@ -11,10 +11,10 @@ use crate::report::report;
 use super::AioContext;
 use super::shared::Shared;
 
-/// All contexts that run.
+/// All running contexts.
 static CONTEXTS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
-/// Counts a context in, until it is dropped.
+/// Registers a context until dropped.
 pub(super) struct Counted(Weak<Shared>);
 
 impl Counted {
@@ -32,13 +32,15 @@ impl Drop for Counted {
 }
 
 impl AioContext {
-    /// The contexts that run in this process now, oldest first. One that ends is among them until its coroutines are unwound.
+    /// Returns the contexts running in this process, oldest first. An ending context is included
+    /// until its coroutines are unwound.
     pub fn all() -> Vec<AioContext> {
         CONTEXTS.lock().iter().filter_map(|shared| Some(AioContext { shared: shared.upgrade()? })).collect()
     }
 
-    /// From now on, whenever this process is sent `signal` (`libc::SIGUSR1`, say), writes a [`dump`](Self::dump) of all
-    /// contexts to standard error, whatever they are doing.
+    /// Installs a handler that writes a [`dump`](Self::dump) of all contexts to standard error
+    /// whenever this process receives `signal` (for example `libc::SIGUSR1`), whatever the contexts
+    /// are doing.
     ///
     /// ```no_run
     /// coralio_runtime::AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
@@ -47,11 +49,8 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// The signal cannot be handled, as `SIGKILL` and those that tell of a crash; or no thread is to be had.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The signal cannot be handled, as `SIGKILL` or the signals of a crash; or no thread can be
+    /// created.
     pub fn dump_on_signal(signal: i32) -> io::Result<()> {
         if signal_hook::consts::FORBIDDEN.contains(&signal) {
             let why = format!("signal {signal} cannot be handled by a program; choose another, as SIGUSR1");

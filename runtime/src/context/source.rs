@@ -1,4 +1,5 @@
-//! What an I/O engine is to the loop: a place to look for completions, and a way to sleep until they come.
+//! An I/O engine as the loop sees it: a source of completions, and a way to sleep until they
+//! arrive.
 
 #![allow(unsafe_code)]
 
@@ -23,61 +24,66 @@ use super::shared::Shared;
 
 /// An I/O engine that a context drives. One per context.
 ///
-/// The loop calls [`dispatch`](Self::dispatch) at the beginning of each round, nested rounds too, and
-/// [`flush`](Self::flush) at its end; both under the context's lock, also from another thread's poll. Between the two
-/// the engine may let requests gather: `flush` is sure to come.
+/// The loop calls [`dispatch`](Self::dispatch) at the beginning of each iteration, nested ones
+/// included, and [`flush`](Self::flush) at its end; both under the context's lock, possibly from
+/// another thread's poll. In between, the engine may batch requests: `flush` is sure to follow.
 ///
-/// Every method that drives the engine takes a token that only a loop can create, so that no other code can call the
-/// method. A source that passes its token on to another source passes the token of its own context: an engine that relies
-/// on its context's lock or thread compares the token with that context ([`LoopToken::is_of`], [`HomeToken::is_of`]).
+/// Every method that drives the engine takes a token that only a loop can create, so that no other
+/// code can call the method. A source that passes its token on to another source passes the token
+/// of its own context: an engine that relies on its context's lock or thread compares the token
+/// with that context ([`LoopToken::is_of`], [`HomeToken::is_of`]).
 pub trait Source: Any + Send + Sync {
-    /// Completes what is done. Returns whether anything was.
+    /// Processes completions. Returns whether there were any.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
     fn dispatch(&self, token: LoopToken<'_>) -> bool;
 
-    /// Submits what has gathered, and completes what is done at once. With `all`, the loop is about to sleep: nothing may
-    /// stay behind with nobody to wake it. Returns whether anything was completed.
+    /// Submits the batched requests, and processes those that complete immediately. With `all`, the
+    /// loop is about to sleep: the engine must not hold back a request whose submission nothing
+    /// else would trigger. Returns whether any request completed.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
     fn flush(&self, token: LoopToken<'_>, all: bool) -> bool;
 
-    /// Whether there is something for `dispatch`, or something that `flush` held back and that may go now: then the loop
-    /// does not sleep. A look at memory.
+    /// Returns whether `dispatch` has work to do, or a request that `flush` held back can be
+    /// submitted now; the loop then does not sleep. Reads memory only.
     fn is_ready(&self, token: HomeToken<'_>) -> bool;
 
-    /// Whether nothing is with the kernel and nothing waits to be submitted: then no completion will come. A look at memory.
+    /// Returns whether no request is in the kernel or waiting to be submitted, so that no
+    /// completion will come. Reads memory only.
     fn is_idle(&self) -> bool;
 
-    /// Its counters in words, for a dump. From any thread. Who waits for a request, and since when, the context knows.
+    /// Describes its counters, for a dump. From any thread. The waiters of requests are described
+    /// by the context.
     fn describe(&self) -> String;
 
-    /// Sleeps until a completion is there, `other` is readable, or `timeout` is over; or returns `None` at once, if
-    /// nothing is in flight that could complete. Called by the home thread alone, without the
-    /// lock; it may not use the context meanwhile.
+    /// Sleeps until a completion arrives, `other` is readable, or `timeout` has elapsed. Returns
+    /// `None` immediately if nothing in flight could complete. Called on the home thread only,
+    /// without the lock; must not use the context meanwhile.
     ///
     /// A source that simulates a device does not sleep, but advances the context's [virtual
-    /// clock](crate::VirtualClock) to when the first completion is there, or by `timeout` if that is less; not if `other` is
+    /// clock](crate::VirtualClock) to the first completion, or by `timeout` if that is less; unless
+    /// `other` is readable now.
     /// readable now.
     ///
     /// # Errors
     ///
-    /// What the system says if it cannot sleep.
+    /// The system's error if the thread cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
-    /// The context has ended, and its coroutines with it; it is home for this one call still. What others have with the engine
-    /// is brought to its end.
+    /// Called once, when the context and its coroutines have ended. The thread is still home to the
+    /// context during this one call. Finishes operations of other users of the engine.
     fn close(&self, token: HomeToken<'_>) {
         let _ = token;
     }
 }
 
-/// Proof that the caller polls a context and holds the context's lock. Created by a poll of that context alone, and
-/// valid within the call that it is passed to.
+/// Proof that the caller polls a context and holds the context's lock. Created only by a poll of
+/// that context, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct LoopToken<'l> {
     shared: &'l Shared,
@@ -86,32 +92,24 @@ pub struct LoopToken<'l> {
 }
 
 impl<'l> LoopToken<'l> {
-    /// Of a poll by the home thread, which holds the lock.
+    /// Creates the token of a poll by the home thread, which holds the lock.
     #[inline]
     pub(crate) fn at_home_of(home: &'l Home) -> LoopToken<'l> {
         LoopToken { shared: &home.shared, home: Some(home), _not_send: PhantomData }
     }
 
-    /// Of a poll by another thread, which holds the lock.
+    /// Creates the token of a poll by another thread, which holds the lock.
     pub(crate) fn elsewhere(shared: &'l Shared) -> LoopToken<'l> {
         LoopToken { shared, home: None, _not_send: PhantomData }
     }
 
-    /// Whether the context that is polled is `context`.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the polled context is `context`.
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
         ptr::eq(self.shared, &*context.shared)
     }
 
-    /// What an engine may do on the context's home thread; `None` if another thread polls.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the engine operations of the context's home thread; `None` if another thread polls.
     #[inline]
     pub fn at_home(self) -> Option<AtHome<'l>> {
         self.home.map(AtHome::new)
@@ -124,8 +122,8 @@ impl std::fmt::Debug for LoopToken<'_> {
     }
 }
 
-/// Proof that the caller is a context's loop, on the context's home thread, when the loop sleeps or ends. Created by that
-/// loop alone, and valid within the call that it is passed to.
+/// Proof that the caller is a context's loop, on the home thread, that is about to sleep or end.
+/// Created only by that loop, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct HomeToken<'l> {
     shared: &'l Shared,
@@ -138,11 +136,7 @@ impl<'l> HomeToken<'l> {
         HomeToken { shared: &home.shared, _not_send: PhantomData }
     }
 
-    /// Whether the loop is that of `context`.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the loop is that of `context`.
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
         ptr::eq(self.shared, &*context.shared)
@@ -155,8 +149,8 @@ impl std::fmt::Debug for HomeToken<'_> {
     }
 }
 
-/// The engines that a context has had; the one that it has. None is dropped before the home is: a round that one was taken away
-/// in may be on the stack.
+/// The current engine of a context, and its former ones. None is dropped before the home: an
+/// iteration during which an engine was detached may still be on the stack.
 #[derive(Default)]
 pub(crate) struct Sources(OnceCell<Box<Had>>);
 
@@ -212,14 +206,14 @@ impl Drop for Had {
     }
 }
 
-/// Addresses of the sources that contexts of this process have now. One context at a time drives an engine.
+/// Addresses of all attached sources of this process. At most one context drives an engine.
 static ATTACHED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 fn address(source: &Arc<dyn Source>) -> usize {
     Arc::as_ptr(source).cast::<()>().addr()
 }
 
-/// Records that a context has `source`; fails if another context has it.
+/// Records that a context has `source`. Fails if another context has it.
 fn bind(source: &Arc<dyn Source>) -> io::Result<()> {
     let mut attached = ATTACHED.lock();
     if attached.contains(&address(source)) {
@@ -235,19 +229,16 @@ fn release(source: &Arc<dyn Source>) {
 }
 
 impl AioContext {
-    /// Gives the context its I/O engine. For authors of engines.
+    /// Attaches an I/O engine to the context. For authors of engines.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists`: the context has an engine already. `ResourceBusy`: another context has this engine.
+    /// `AlreadyExists`: the context has an engine already. `ResourceBusy`: another context has this
+    /// engine.
     ///
     /// # Panics
     ///
-    /// On another thread than the context's home.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Panics on any thread other than the context's home thread.
     pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
         let Some(home) = self.shared.home() else {
             panic!("an engine is attached on the context's home thread");
@@ -257,16 +248,13 @@ impl AioContext {
         Ok(())
     }
 
-    /// Takes the I/O engine away from the context, and returns it, if it has one. The engine answers for its requests. Until
-    /// the context ends it keeps a handle to it. For authors of engines.
+    /// Detaches the I/O engine from the context, and returns it, if there is one. The engine
+    /// remains responsible for its requests. The context keeps a handle to it until it ends. For
+    /// authors of engines.
     ///
     /// # Panics
     ///
-    /// On another thread than the context's home.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Panics on any thread other than the context's home thread.
     pub fn detach(&self) -> Option<Arc<dyn Source>> {
         let Some(home) = self.shared.home() else {
             panic!("an engine is detached on the context's home thread");
@@ -277,9 +265,11 @@ impl AioContext {
     }
 }
 
-/// What an engine may do on its context's home thread: proof that this is it, looked up once for many steps.
+/// The operations that an engine may perform on its context's home thread. A proof of being on that
+/// thread, looked up once for many operations.
 ///
-/// Handed out by [`AioContext::at_home`](super::AioContext::at_home), and good within its closure.
+/// Passed by [`AioContext::at_home`](super::AioContext::at_home) to its closure, and valid within
+/// it.
 #[derive(Clone, Copy)]
 pub struct AtHome<'h> {
     home: &'h Home,
@@ -292,16 +282,13 @@ impl<'h> AtHome<'h> {
         AtHome { home, _not_send: PhantomData }
     }
 
-    /// This thread's context; `None`, if it has none. Without a closure, so that what suspends in between is compiled into its
-    /// caller.
+    /// Returns the `AtHome` of this thread's context, if it has one. Takes no closure, so that code
+    /// that suspends is compiled into its caller.
     ///
     /// # Safety
     ///
-    /// It is not used after the coroutine, or the closure of [`run`](super::AioContext::run), that this was called in has ended.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// The value is not used after the end of the coroutine, or of the closure of
+    /// [`run`](super::AioContext::run), in which this was called.
     #[inline(always)]
     pub unsafe fn here() -> Option<AtHome<'h>> {
         let home = Home::current();
@@ -311,67 +298,50 @@ impl<'h> AtHome<'h> {
         home.map(AtHome::new)
     }
 
-    /// Whether this is the home of `context`.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether this is the home of `context`.
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
         Arc::ptr_eq(&self.home.shared, &context.shared)
     }
 
-    /// The coroutine that runs now, as an engine keeps it; `None` on the thread's own stack and in the loop.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the token of the running coroutine; `None` on the thread's own stack and in the
+    /// loop.
     #[inline]
     pub fn current(self) -> Option<Token> {
         self.home.running().map(|block| Token::of(block.id()))
     }
 
-    /// Whether a coroutine has forked, and this is the child: then the home is there no more, and what an engine has in
-    /// flight, and in memory that it shares with the kernel, is the parent's. To be asked after whatever may enter.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether this process is the child of a fork by a coroutine. In the child the home no
+    /// longer exists, and requests in flight and memory shared with the kernel belong to the
+    /// parent. Check this after any call that may enter a coroutine.
     #[inline]
     pub fn in_child() -> bool {
         fork::in_child()
     }
 
-    /// The coroutine behind `token`, if it lives.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the coroutine behind `token`, if it is alive.
     #[inline]
     pub fn coroutine(self, token: Token) -> Option<Coroutine> {
         token.lives_in(&self.home.shared).then(|| token.coroutine())
     }
 
-    /// Takes the context's lock, as [`AioContext::acquire`](super::AioContext::acquire).
+    /// Acquires the context's lock, as [`AioContext::acquire`](super::AioContext::acquire).
     ///
     /// # Control
     ///
-    /// Never switches; may block the thread.
+    /// May block the thread.
     #[inline]
     pub fn acquire(self) -> HomeGuard<'h> {
         self.home.shared.acquire_at_home()
     }
 
-    /// An error if the running coroutine is to end early, as [`check_cancelled`](crate::check_cancelled). The caller fails
-    /// with it: a timeout that is over reports that.
+    /// Returns an error if the running coroutine is to end early, as
+    /// [`check_cancelled`](crate::check_cancelled). The caller must fail with that error, so that
+    /// an expired timeout is reported.
     ///
     /// # Errors
     ///
     /// [`Cancelled`].
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[inline]
     pub fn check_cancelled(self) -> Result<(), Cancelled> {
         match self.home.running() {
@@ -380,26 +350,24 @@ impl<'h> AtHome<'h> {
         }
     }
 
-    /// Whether the loop is in a round, so that [`Source::flush`] is sure to come.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns whether the loop is in an iteration, so that [`Source::flush`] is sure to follow.
     #[inline]
     pub fn is_in_round(self) -> bool {
         self.home.is_in_round()
     }
 
-    /// Suspends the running coroutine until `look` finds something, and returns it. It looks first, and again whenever the
-    /// coroutine is resumed; if it finds nothing then, and the coroutine is to end early, it asks `cancelled`. `None`: the
-    /// coroutine cannot be suspended, since its stack unwinds.
+    /// Suspends the running coroutine until `look` returns a value, and returns that value. `look`
+    /// is called first, and again whenever the coroutine is resumed; if it returns nothing and the
+    /// coroutine is to end early, `cancelled` is called. Returns `None` if the coroutine cannot be
+    /// suspended because its stack unwinds.
     ///
-    /// What is being cancelled may still succeed. A caller that returns [`Cancelled`] in the end calls
-    /// [`check_cancelled`](Self::check_cancelled) for it, so that a timeout that is over reports it.
+    /// An operation that is being cancelled may still succeed. A caller that finally returns
+    /// [`Cancelled`] must obtain the error from [`check_cancelled`](Self::check_cancelled), so that
+    /// an expired timeout is reported.
     ///
     /// # Panics
     ///
-    /// Outside a coroutine; and while the coroutine holds the context's lock (rule X8).
+    /// Panics outside a coroutine, and while the coroutine holds the context's lock.
     ///
     /// # Control
     ///
@@ -417,16 +385,17 @@ impl<'h> AtHome<'h> {
         found
     }
 
-    /// Wakes the coroutine behind `token`, unless it is entered: then it looks before it suspends (rule E6). If it has
-    /// ended, or is another context's, nothing happens, and this returns false.
+    /// Wakes the coroutine behind `token`, unless it is entered: it then checks its condition
+    /// before it suspends. Returns false, without effect, if the coroutine has ended or belongs to
+    /// another context.
     ///
     /// # Panics
     ///
-    /// With its panic, if it is entered and panics.
+    /// Propagates the panic of a coroutine that it enters.
     ///
     /// # Control
     ///
-    /// May enter it.
+    /// May enter the coroutine.
     #[inline]
     #[track_caller]
     pub fn wake_unless_entered(self, token: Token) -> bool {

@@ -1,8 +1,10 @@
-//! Rounds that take too long: found by a thread that watches, reported with who runs and where (off by default).
+//! Detection of iterations that take too long, by a watcher thread; reported with the running
+//! coroutine and a backtrace (off by default).
 //!
-//! The loop counts: odd while it is in a round, or in an enter outside of one, even while it is not. The watcher looks a few
-//! times within the limit; a count that is odd and stays for that long is a stall. It is reported once, while it lasts: so
-//! the backtrace is that of whatever takes so long.
+//! The loop's counter is odd during an iteration, or an enter outside of one, and even otherwise.
+//! The watcher reads it a few times within the limit; a counter that stays at the same odd value
+//! for that long is a stall. It is reported once, while it lasts, so the backtrace shows the slow
+//! code.
 
 use std::fmt::Write;
 use std::io;
@@ -17,12 +19,13 @@ use super::AioContext;
 use super::interrupt::{self, Prepared};
 use super::shared::Shared;
 
-/// What the loop and its watcher share. Written by the home thread alone.
+/// The counter read by the watcher. Written by the home thread only.
 #[derive(Default)]
 pub(crate) struct Beat(AtomicU64);
 
 impl Beat {
-    /// Something begins that should not take long. Within another such thing, that one is found to be alive.
+    /// Begins a section that should not take long. Beginning a nested one also shows progress of
+    /// the outer one.
     #[inline]
     pub(crate) fn begin(&self) -> u64 {
         let before = self.0.load(Ordering::Relaxed);
@@ -30,19 +33,19 @@ impl Beat {
         before
     }
 
-    /// The loop sleeps: whatever that is within takes no time of anyone's.
+    /// Pauses for a sleep of the loop, which does not count for any section around it.
     pub(crate) fn rest(&self) -> u64 {
         let before = self.0.load(Ordering::Relaxed);
         self.0.store((before + 1) & !1, Ordering::Relaxed);
         before
     }
 
-    /// It is awake again.
+    /// Continues after a sleep of the loop.
     pub(crate) fn go_on(&self, before: u64) {
         self.0.store(before + 2, Ordering::Relaxed);
     }
 
-    /// It is over; what it is within, if anything, goes on.
+    /// Ends the section; continues the one around it, if there is one.
     #[inline]
     pub(crate) fn end(&self, before: u64) {
         let now = self.0.load(Ordering::Relaxed);
@@ -50,7 +53,7 @@ impl Beat {
     }
 }
 
-/// The thread that watches a loop; it ends with this.
+/// The thread that watches a loop; stopped when this is dropped.
 pub(crate) struct Watcher {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -91,7 +94,7 @@ fn watch(shared: &Shared, limit: Duration, stop: &AtomicBool) {
 
 fn report_stall(shared: &Shared, took: Duration, limit: Duration) {
     let mut chain = Prepared::with_capacity(16 * 1024);
-    // Writing to prepared memory does not fail.
+    // Writing to preallocated memory does not fail.
     let who = match interrupt::stopped(shared, |home| _ = write!(chain, "{}", home.chain())) {
         Ok(((), backtrace)) => {
             let more = if chain.is_complete() { "" } else { " > .." };
@@ -114,7 +117,7 @@ mod tests {
 
     #[test]
     fn stall_report_allocates_nothing_while_the_thread_is_stopped() {
-        // X11: the loop's thread may have been stopped inside the allocator
+        // X11: the home thread may have been stopped inside the allocator
         AioContext::run(|ctx| {
             let (shared, over) = (Arc::clone(&ctx.shared), Arc::new(AtomicBool::new(false)));
             let ends = Arc::clone(&over);

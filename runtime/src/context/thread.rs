@@ -1,4 +1,4 @@
-//! Loop threads: a thread that is home to a context and does nothing but run its loop (rule X10).
+//! Loop threads: a thread that is home to a context and only runs its loop (rule X10).
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use std::thread;
 
 use super::{AioContext, ContextBuilder};
 
-/// A thread that runs a context's loop until it is told to stop.
+/// A thread that runs a context's loop until stopped.
 ///
 /// ```
 /// use coralio_runtime::{LoopThread, sleep};
@@ -29,38 +29,38 @@ pub struct LoopThread {
 }
 
 impl LoopThread {
-    /// Starts a thread of this name, with a context of the usual kind.
+    /// Starts a thread named `name`, with a default context.
     ///
     /// # Errors
     ///
-    /// No thread is to be had, or no descriptor for its loop.
+    /// The thread or the loop's descriptors cannot be created.
     ///
     /// # Control
     ///
-    /// Never switches; blocks the thread until the loop runs.
+    /// Blocks the thread until the loop runs.
     pub fn start(name: &str) -> io::Result<LoopThread> {
         AioContext::builder().start_thread(name)
     }
 
-    /// Its context: for `spawn`, for bottom halves, and to be woken.
+    /// Returns the thread's context, to spawn coroutines, schedule bottom halves, or wake it.
     pub fn context(&self) -> &AioContext {
         &self.context
     }
 
-    /// Tells the loop to stop, and waits for the thread. The round that runs is finished; then coroutines that are left
-    /// are unwound, in the order in which they were made, and I/O in flight is waited for.
+    /// Stops the loop, and waits for the thread. The current iteration is finished; then the
+    /// remaining coroutines are unwound in order of creation, and I/O in flight is waited for.
     ///
     /// # Errors
     ///
-    /// The payload, if something panicked in the loop that has no handle to tell.
+    /// Returns the panic payload, if code in the loop panicked that has no handle to report it to.
     ///
     /// # Panics
     ///
-    /// On the loop's own thread, which would wait for itself.
+    /// Panics on the loop's own thread, which would wait for itself.
     ///
     /// # Control
     ///
-    /// Never switches; blocks the thread.
+    /// Blocks the thread.
     pub fn stop(mut self) -> thread::Result<()> {
         assert!(!self.context.is_home(), "a loop thread cannot wait for its own end; stop it from another thread");
         self.end()
@@ -68,7 +68,7 @@ impl LoopThread {
 
     fn end(&mut self) -> thread::Result<()> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        // Relaxed: `notify` carries it over.
+        // Relaxed: `notify` orders it.
         self.stop.store(true, Ordering::Relaxed);
         self.context.shared.notify();
         thread.join()
@@ -76,8 +76,8 @@ impl LoopThread {
 }
 
 impl Drop for LoopThread {
-    /// Stops it. Dropped on its own thread, it is told to stop, and nobody waits for it. A panic in the loop was reported
-    /// when it happened.
+    /// Stops the thread and waits for it; on the loop's own thread, only requests the stop. A panic
+    /// in the loop was reported when it happened.
     fn drop(&mut self) {
         if self.context.is_home() {
             self.stop.store(true, Ordering::Relaxed);
@@ -96,15 +96,15 @@ impl fmt::Debug for LoopThread {
 }
 
 impl ContextBuilder {
-    /// Starts a thread of this name that runs the loop of such a context until it is told to stop.
+    /// Starts a thread named `name` that runs the loop of such a context until stopped.
     ///
     /// # Errors
     ///
-    /// No thread is to be had, or no descriptor for its loop.
+    /// The thread or the loop's descriptors cannot be created.
     ///
     /// # Control
     ///
-    /// Never switches; blocks the thread until the loop runs.
+    /// Blocks the thread until the loop runs.
     pub fn start_thread(self, name: &str) -> io::Result<LoopThread> {
         let stop = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);

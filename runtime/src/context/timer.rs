@@ -1,11 +1,14 @@
-//! Timers: callbacks that the loop runs when their time has come, and wake-ups of coroutines that sleep (rule X7).
+//! Timers: callbacks that the loop runs at their deadline, and wake-ups of sleeping coroutines
+//! (rule X7).
 //!
-//! Built like the bottom halves: a table under one small lock that is never held while a callback runs; a heap of
-//! deadlines beside it. Each arming has a ticket. Disarming or arming anew changes the ticket in the table, and what is
-//! left in the heap is stale: it is passed over when its time comes, and when most of the heap is stale, swept out. So
-//! arming one of a million costs O(log n), and disarming next to nothing.
+//! Built like the bottom halves: a table under one small lock that is never held while a callback
+//! runs, and a heap of deadlines. Each arming has a ticket. Disarming or rearming changes the
+//! ticket in the table, which makes the heap entry stale: a stale entry is skipped at its deadline,
+//! or removed when most of the heap is stale. So arming one of a million timers costs O(log n), and
+//! disarming next to nothing.
 //!
-//! What a round finds due it takes up whole, in order of time; a nested poll goes on there.
+//! An iteration moves all due timers to a queue, in order of deadline; a nested poll continues that
+//! queue.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -24,25 +27,25 @@ use super::AioContext;
 use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
 
-/// Called with what a handle to the timer consists of.
+/// Called with the parts of a handle to the timer.
 type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
 
-/// What happens when the time has come.
+/// What to do at the deadline.
 pub(crate) enum Action {
     Callback(Callback),
     Wake(Token),
-    /// Its callback runs.
+    /// The callback is running.
     Running,
-    /// The loop wakes up for it, and that is all.
+    /// Only wakes the loop.
     Nothing,
 }
 
 struct Entry {
     action: Action,
-    /// Of the arming that counts; 0 if it is not armed.
+    /// The ticket of the current arming; 0 if not armed.
     ticket: u64,
     deadline: Instant,
-    /// Dropped by its owner while it ran: freed when it returns.
+    /// The owner dropped the handle while the callback ran; freed when it returns.
     deleted: bool,
     created_at: &'static Location<'static>,
 }
@@ -53,12 +56,12 @@ impl Entry {
     }
 }
 
-/// One arming. Ordered by time, then by order of arming.
+/// One arming. Ordered by deadline, then by order of arming.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
     at: Instant,
     ticket: u64,
-    /// The place in the table.
+    /// The index in the table.
     index: usize,
 }
 
@@ -75,7 +78,8 @@ struct Table {
 #[derive(Default)]
 pub(crate) struct Timers {
     table: Mutex<Table>,
-    /// How many are armed; read without the lock, so that a round without timers need not look at the clock.
+    /// Number of armed timers; readable without the lock, so that an iteration without timers need
+    /// not read the clock.
     armed: AtomicUsize,
 }
 
@@ -89,7 +93,8 @@ impl Table {
         self.tickets += 1;
         self.armed += usize::from(entry.ticket == 0);
         (entry.ticket, entry.deadline) = (self.tickets, at);
-        // One that runs goes on the heap when it has returned: it is not entered again before.
+        // A running timer is pushed when its callback has returned, so that it is not entered again
+        // before.
         if !matches!(entry.action, Action::Running) {
             self.enqueue(key.index);
         }
@@ -110,7 +115,7 @@ impl Table {
         }
     }
 
-    /// Throws out what is stale, once that is most of the heap.
+    /// Removes stale entries once they are most of the heap.
     fn sweep(&mut self) {
         if self.heap.len() > 2 * self.armed + 64 {
             let mut heap = std::mem::take(&mut self.heap);
@@ -119,7 +124,7 @@ impl Table {
         }
     }
 
-    /// When the first is due.
+    /// Returns the first deadline.
     fn first(&mut self) -> Option<Instant> {
         if let Some(&due) = self.taken.iter().find(|&&due| self.is_current(due)) {
             return Some(due.at);
@@ -144,7 +149,7 @@ impl Table {
         }
     }
 
-    /// The next one to fire, disarmed, with its callback taken out.
+    /// Returns the next timer to fire, disarmed, with its callback taken out.
     fn start_next(&mut self) -> Option<(Key, Action)> {
         while let Some(due) = self.taken.pop_front() {
             if !self.is_current(due) {
@@ -164,8 +169,8 @@ impl Table {
         None
     }
 
-    /// Its callback has returned. Hands back what is to be dropped outside the lock, and whether the timer was armed
-    /// meanwhile and is on the heap now.
+    /// Puts the callback back after it has returned. Returns the callback if it must be dropped
+    /// outside the lock, and whether the timer was rearmed meanwhile and is on the heap now.
     fn finish(&mut self, key: Key, callback: Callback) -> (Option<Callback>, bool) {
         // None: the context was closed meanwhile.
         let Some(entry) = self.entries.get_mut(key) else { return (Some(callback), false) };
@@ -183,13 +188,13 @@ impl Table {
 }
 
 impl Timers {
-    /// Runs what is due. Returns whether anything was.
+    /// Runs the timers that are due. Returns whether there were any.
     ///
     /// # Control
     ///
-    /// May enter and poll, by what the callbacks do.
+    /// May enter and poll, through the callbacks.
     pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the callback back though it panicked.
+        /// Puts the callback back, even after a panic.
         struct Running<'a>(&'a Shared, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
@@ -202,7 +207,8 @@ impl Timers {
                 }
             }
         }
-        // Relaxed: the fences of `SleepState` order it before the loop's last look; an earlier look may miss it.
+        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // check may miss it.
         if self.armed.load(Ordering::Relaxed) == 0 {
             return false;
         }
@@ -230,7 +236,7 @@ impl Timers {
         }
     }
 
-    /// When the first is due; `None` without any.
+    /// Returns the first deadline, if any timer is armed.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         // Relaxed, as in `run`.
         if self.armed.load(Ordering::Relaxed) == 0 {
@@ -239,7 +245,8 @@ impl Timers {
         self.table.lock().first()
     }
 
-    /// In words; as [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe).
+    /// Describes the timers, as
+    /// [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe) does.
     pub(crate) fn describe(&self, now: Instant) -> Option<String> {
         let mut table = self.table.try_lock()?;
         let armed = table.armed;
@@ -249,8 +256,9 @@ impl Timers {
         })
     }
 
-    /// One that fires at `deadline`, for as long as the handle lives. For what runs no code of the user's: so also while
-    /// the context ends, and coroutines that it unwinds sleep on the thread's own stack.
+    /// Creates a timer that fires at `deadline` unless the handle is dropped before. For actions
+    /// without user code, which work even while the context ends and coroutines that it unwinds
+    /// sleep on the thread's own stack.
     #[track_caller]
     pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<Shared>) -> Timer {
         debug_assert!(!matches!(action, Action::Callback(_)));
@@ -260,18 +268,18 @@ impl Timers {
         timer
     }
 
-    /// Nothing that was taken up fires; unless another thread holds the table. Drops nothing.
+    /// Discards the due timers, unless another thread holds the table. Drops nothing.
     pub(crate) fn forget_due(&self) {
         if let Some(mut table) = self.table.try_lock() {
             table.taken.clear();
         }
     }
 
-    /// Deletes all of them, and rejects new callbacks. Returns what is to be dropped outside the lock.
+    /// Deletes all timers, and rejects new callbacks. Returns the values to drop outside the lock.
     pub(crate) fn close(&self) -> impl Sized + use<> {
         let mut table = self.table.lock();
         let entries = table.entries.close();
-        // Those of the deleted entries are stale.
+        // The heap entries of deleted timers are stale.
         table.armed = 0;
         self.armed.store(0, Ordering::Relaxed);
         entries
@@ -279,9 +287,10 @@ impl Timers {
 }
 
 impl AioContext {
-    /// Creates a timer: `callback` runs in the loop, once each time the timer was armed and its time has come.
+    /// Creates a timer. The loop runs `callback` once for each time the timer is armed, when its
+    /// deadline has passed.
     ///
-    /// It is `Send`, since another thread's poll may run it.
+    /// The callback is `Send`, since another thread's poll may run it.
     ///
     /// ```
     /// use coralio_runtime::AioContext;
@@ -306,19 +315,15 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// The context has ended. `callback` is dropped.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Fails if the context has ended. `callback` is dropped.
     #[doc(alias = "aio_timer_new")]
     #[track_caller]
     pub fn timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
         self.insert_timer(Box::new(move |_, _| callback()))
     }
 
-    /// As [`timer`](Self::timer), for a callback that arms, disarms or [deletes](Timer::delete) its own timer, whose handle
-    /// it receives.
+    /// As [`timer`](Self::timer), for a callback that arms, disarms or [deletes](Timer::delete) its
+    /// own timer: the callback receives its own handle.
     ///
     /// ```
     /// use coralio_runtime::AioContext;
@@ -337,10 +342,6 @@ impl AioContext {
     /// # Errors
     ///
     /// As [`timer`](Self::timer).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[track_caller]
     pub fn timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
         self.insert_timer(Box::new(move |shared, key| {
@@ -359,12 +360,8 @@ impl AioContext {
         }
     }
 
-    /// Returns the timers of this context, those of sleeps and timeouts included. From any thread, also while the loop
-    /// hangs.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the timers of this context, including those of sleeps and timeouts. From any thread,
+    /// even while the loop hangs.
     pub fn timers(&self) -> Vec<TimerInfo> {
         let table = self.shared.timers.table.lock();
         let info = |(_, entry): (Key, &Entry)| TimerInfo {
@@ -377,38 +374,35 @@ impl AioContext {
     }
 }
 
-/// The state of a timer, as [`AioContext::timers`] returns it.
+/// The state of a timer, returned by [`AioContext::timers`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TimerInfo {
     /// Where the timer was created.
     pub created_at: &'static Location<'static>,
-    /// When the timer fires, by [the context's clock](AioContext::now), if it is armed.
+    /// The deadline, by [the context's clock](AioContext::now), if the timer is armed.
     pub deadline: Option<Instant>,
     /// Runs a callback; otherwise the timer ends a sleep or a timeout.
     pub has_callback: bool,
-    /// The callback runs at the moment.
+    /// The callback is running.
     pub is_running: bool,
 }
 
-/// A callback that the loop runs at a time. Armed for one time at most; dropping it deletes it, also within the callback.
-/// All of it works from any thread. After the context has ended, a handle does nothing.
+/// A callback that the loop runs at a deadline. Armed for at most one deadline at a time. Dropping
+/// the handle, even within the callback, deletes the timer. All methods may be called from any
+/// thread. After the context has ended, a handle does nothing.
 #[doc(alias = "QEMUTimer")]
 #[must_use = "dropping it deletes the timer"]
 pub struct Timer {
     shared: Arc<Shared>,
     key: Key,
-    /// False for the handle that the callback receives, whose end deletes nothing.
+    /// False for the handle passed to the callback; dropping that one deletes nothing.
     owns: bool,
 }
 
 impl Timer {
-    /// Makes it fire at `deadline`, not before, and not at the time it was armed for until now. If that has passed, it fires
-    /// in the next round.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Arms the timer to fire at `deadline`, not earlier. Replaces an earlier arming. If `deadline`
+    /// has passed, the timer fires in the next iteration.
     #[doc(alias = "timer_mod")]
     pub fn arm_at(&self, deadline: Instant) {
         let timers = &self.shared.timers;
@@ -417,17 +411,13 @@ impl Timer {
         table.arm(self.key, deadline);
         timers.armed.store(table.armed, Ordering::Relaxed);
         drop(table);
-        // A loop that sleeps till an earlier time looks again by itself.
+        // A loop that sleeps until an earlier deadline checks again by itself.
         if before.is_none_or(|before| deadline < before) {
             self.shared.wake_loop();
         }
     }
 
-    /// Makes it fire so much later than now. A time beyond what the clock can tell is never.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Arms the timer to fire after `delay`. A delay beyond the clock's range never fires.
     pub fn arm_after(&self, delay: Duration) {
         match self.shared.clock.now().checked_add(delay) {
             Some(deadline) => self.arm_at(deadline),
@@ -435,11 +425,7 @@ impl Timer {
         }
     }
 
-    /// Makes it not fire, unless its callback runs already.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Disarms the timer. A callback that is running already is not affected.
     #[doc(alias = "timer_del")]
     pub fn disarm(&self) {
         let timers = &self.shared.timers;
@@ -448,21 +434,13 @@ impl Timer {
         timers.armed.store(table.armed, Ordering::Relaxed);
     }
 
-    /// When it will fire, if it is armed.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Returns the deadline, if the timer is armed.
     pub fn deadline(&self) -> Option<Instant> {
         let table = self.shared.timers.table.lock();
         table.entries.get(self.key).filter(|entry| entry.ticket != 0).map(|entry| entry.deadline)
     }
 
-    /// Deletes the timer, as dropping its handle does. Its callback is dropped, or runs to its end first.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Deletes the timer, as dropping its handle does. A running callback finishes first.
     #[doc(alias = "timer_free")]
     pub fn delete(&self) {
         let timers = &self.shared.timers;
@@ -502,7 +480,8 @@ mod tests {
 
     #[test]
     fn what_is_stale_does_not_pile_up() {
-        // X7: a timer that is armed and disarmed again and again, as the timeout of each request is, leaves nothing behind
+        // X7: a timer that is repeatedly armed and disarmed, as request timeouts are, leaves no
+        // stale entries behind
         AioContext::run(|ctx| {
             let armed: Vec<_> = (0..10).map(|_| ctx.timer(|| {}).unwrap()).collect();
             armed.iter().for_each(|timer| timer.arm_after(Duration::from_secs(60)));

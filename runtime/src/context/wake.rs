@@ -1,17 +1,19 @@
-//! What comes to a context from other threads and contexts: coroutines to wake (rule W1), and work to begin (rule X10).
+//! Work that arrives from other threads and contexts: coroutines to wake (rule W1), and coroutines
+//! to create (rule X10).
 //!
-//! A lock and a vector, taken over whole by the loop: the two vectors change places, so nothing is allocated in the
-//! steady state. The flag spares the loop the lock while nobody brings anything. This file is what `tests/loom_notify.rs`
-//! checks, together with `notify.rs`: the same source, on loom's atomics.
+//! A lock and a vector, which the loop takes as a whole: it swaps two vectors, so the steady state
+//! allocates nothing. The flag saves the loop from taking the lock while nothing has arrived.
+//! `tests/loom_notify.rs` checks this file together with `notify.rs`: the same source, on loom's
+//! atomics.
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
 use crate::coroutine::control::CoroutineId;
 
-/// What comes.
+/// An item of work.
 pub(crate) enum Arrival {
-    /// A coroutine of this context is to run.
+    /// Schedules a coroutine of this context.
     Wake(CoroutineId),
-    /// This is to be called at home. It makes a coroutine.
+    /// Calls this on the home thread, to create a coroutine.
     Begin(Box<dyn FnOnce() + Send>),
 }
 
@@ -22,7 +24,7 @@ pub(crate) struct Arrivals {
 
 struct List {
     arrivals: Vec<Arrival>,
-    /// The context has ended: nothing is put on any more.
+    /// The context has ended: nothing is accepted any more.
     closed: bool,
 }
 
@@ -32,25 +34,27 @@ impl Arrivals {
         Arrivals { list: Mutex::new(list), pending: AtomicBool::new(false) }
     }
 
-    /// Puts one on, or hands it back because the context has ended. The caller then notifies the loop.
+    /// Adds an item, or returns it because the context has ended. The caller must then notify the
+    /// loop.
     pub(crate) fn push(&self, arrival: Arrival) -> Result<(), Arrival> {
         let mut list = self.list.lock();
         if list.closed {
             return Err(arrival);
         }
         list.arrivals.push(arrival);
-        // Relaxed: the fences of `SleepState` order it before the loop's last look; an earlier look may miss it.
+        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // check may miss it.
         self.pending.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether there may be something. A look at memory.
+    /// Returns whether there may be an item. Reads memory only.
     #[inline]
     pub(crate) fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Moves all of them into `into`, which is empty.
+    /// Moves all items into `into`, which must be empty.
     pub(crate) fn take_all(&self, into: &mut Vec<Arrival>) {
         debug_assert!(into.is_empty());
         let mut list = self.list.lock();
@@ -58,12 +62,13 @@ impl Arrivals {
         self.pending.store(false, Ordering::Relaxed);
     }
 
-    /// Makes the loop's next round look, nested or not: what was taken over before has not all been looked at. Home thread.
+    /// Makes the loop's next iteration, nested or not, check again, since some of the items taken
+    /// are not processed yet. Home thread only.
     pub(crate) fn keep_pending(&self) {
         self.pending.store(true, Ordering::Relaxed);
     }
 
-    /// Takes no more, and hands out what is left, to be dropped.
+    /// Rejects further items, and returns the remaining ones, to be dropped.
     pub(crate) fn close(&self) -> Vec<Arrival> {
         let mut list = self.list.lock();
         list.closed = true;

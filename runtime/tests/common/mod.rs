@@ -1,4 +1,4 @@
-//! What several test files need.
+//! Helpers shared by several test files.
 #![allow(dead_code, unreachable_pub)]
 
 use std::any::Any;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use coralio_runtime::JoinHandle;
 
-/// What happened, in order. It can be written to from any thread.
+/// A log of events, in order. Any thread may write to it.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -18,12 +18,12 @@ impl Log {
         self.0.lock().unwrap().push(what.to_string());
     }
 
-    /// All of it, in one line; it begins anew.
+    /// Returns the whole log as one line, and clears it.
     pub fn take(&self) -> String {
         std::mem::take(&mut *self.0.lock().unwrap()).join(" ")
     }
 
-    /// A value that notes when it is dropped.
+    /// Returns a value that logs when it is dropped.
     pub fn on_drop(&self, what: impl Display) -> OnDrop {
         OnDrop(self.clone(), what.to_string())
     }
@@ -37,7 +37,7 @@ impl Drop for OnDrop {
     }
 }
 
-/// The text of a panic.
+/// Returns the text of a panic.
 pub fn text(payload: &(dyn Any + Send)) -> String {
     match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
         (Some(text), _) => text.clone(),
@@ -46,7 +46,7 @@ pub fn text(payload: &(dyn Any + Send)) -> String {
     }
 }
 
-/// Runs `f`, which panics, and returns what it says.
+/// Runs `f`, which must panic, and returns the panic message.
 pub fn panic_of<R>(f: impl FnOnce() -> R) -> String {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(_) => panic!("it was expected to panic"),
@@ -54,7 +54,7 @@ pub fn panic_of<R>(f: impl FnOnce() -> R) -> String {
     }
 }
 
-/// What a spawned coroutine's panic said.
+/// Returns the panic message of a spawned coroutine.
 pub fn panic_in<T: 'static>(task: JoinHandle<T>) -> String {
     match task.join() {
         Ok(_) => panic!("it was expected to panic"),
@@ -64,7 +64,8 @@ pub fn panic_in<T: 'static>(task: JoinHandle<T>) -> String {
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
-/// Runs the test of this name again, in a process of its own, and returns how that ended; `None` there.
+/// Runs the test of this name again in a child process, and returns how that ended; `None` in the
+/// child.
 pub fn in_child(test: &str) -> Option<Output> {
     if std::env::var_os(CHILD).is_some() {
         return None;
@@ -74,7 +75,7 @@ pub fn in_child(test: &str) -> Option<Output> {
     Some(run.expect("a test can run itself"))
 }
 
-/// Asserts that the child was ended by `abort`, having said `cause`.
+/// Asserts that the child printed `cause`, and was ended by `abort`.
 pub fn assert_aborted(child: &Output, cause: &str) {
     use std::os::unix::process::ExitStatusExt;
     let said = String::from_utf8_lossy(&child.stderr);
@@ -82,7 +83,7 @@ pub fn assert_aborted(child: &Output, cause: &str) {
     assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{}\n{said}", child.status);
 }
 
-/// `count`, or less where CORALIO_TEST_DIVISOR says so: under valgrind everything takes fifty times as long.
+/// Returns `count`, reduced if CORALIO_TEST_DIVISOR says so: valgrind is about fifty times slower.
 pub fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)

@@ -1,4 +1,4 @@
-//! C7: proof that this is the home thread is good within its closure alone.
+//! C7: proof of being on the home thread is valid only within its closure.
 use coralio_runtime::AioContext;
 
 fn main() {

@@ -1,4 +1,4 @@
-//! S1: a lock is given up where it was taken.
+//! S1: a lock is released where it was taken.
 use coralio_runtime::CoMutex;
 
 fn main() {

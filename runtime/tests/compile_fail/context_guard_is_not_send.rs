@@ -1,4 +1,4 @@
-//! X8: the lock is given up by the thread that took it.
+//! X8: the lock is released by the thread that took it.
 use coralio_runtime::AioContext;
 
 fn main() {

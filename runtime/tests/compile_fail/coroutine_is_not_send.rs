@@ -1,4 +1,4 @@
-//! C7: a handle stays at home; only its waker goes elsewhere.
+//! C7: a handle stays at home; only its waker is Send.
 use coralio_runtime::{AioContext, Coroutine};
 
 fn main() {

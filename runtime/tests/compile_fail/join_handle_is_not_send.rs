@@ -1,4 +1,4 @@
-//! C7: the result lies on the coroutine's stack, which is its home's.
+//! C7: the result is on the coroutine's stack, which belongs to its home thread.
 use coralio_runtime::{AioContext, spawn};
 
 fn main() {

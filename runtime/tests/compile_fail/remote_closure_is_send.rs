@@ -1,4 +1,4 @@
-//! C7: what is handed to another thread's context must be Send.
+//! C7: a closure passed to another thread's context must be Send.
 use coralio_runtime::LoopThread;
 use std::rc::Rc;
 

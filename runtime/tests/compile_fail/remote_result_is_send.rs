@@ -1,4 +1,4 @@
-//! C7: and so must what comes back.
+//! C7: a result returned from another thread must be Send.
 use coralio_runtime::LoopThread;
 use std::rc::Rc;
 

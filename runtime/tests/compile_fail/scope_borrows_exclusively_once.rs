@@ -1,4 +1,4 @@
-//! S4: two coroutines of a scope may not have the same value to write to.
+//! S4: two coroutines of a scope cannot both borrow a value exclusively.
 use coralio_runtime::{AioContext, scope};
 
 fn main() {

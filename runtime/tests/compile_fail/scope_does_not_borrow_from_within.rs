@@ -1,4 +1,4 @@
-//! S4: what lies in the scope's own closure is gone before its coroutines are.
+//! S4: values in the scope's own closure are dropped before its coroutines.
 use coralio_runtime::{AioContext, scope};
 
 fn main() {

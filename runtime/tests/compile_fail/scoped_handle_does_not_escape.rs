@@ -1,4 +1,4 @@
-//! S4: a handle is of no use when its scope has ended.
+//! S4: a handle cannot be used after its scope has ended.
 use coralio_runtime::{AioContext, scope};
 
 fn main() {

@@ -1,4 +1,4 @@
-//! E9: only a context's loop calls `sleep` of its source: no other code has the token, and it does not leave the loop's thread
+//! E9: only a context's loop can call `sleep` of its source: the token stays on the loop's thread.
 use std::os::fd::BorrowedFd;
 
 use coralio_runtime::{AioContext, HomeToken};

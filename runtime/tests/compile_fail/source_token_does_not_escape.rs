@@ -1,4 +1,4 @@
-//! E9: a source cannot keep the token of a call for a later one
+//! E9: a source cannot keep the token of a call for a later one.
 use std::cell::Cell;
 
 use coralio_runtime::{HomeToken, LoopToken};

@@ -1,5 +1,6 @@
-//! What the lock-free parts are made of, with loom's atomics for the real ones. Those cannot be made in a `const fn`; these
-//! are made at their first use, which must be the first thread's.
+//! The primitives of the lock-free parts, with loom's atomics instead of the real ones. Loom's
+//! cannot be created in a `const fn`; these are created at their first use, which must be on the
+//! first thread.
 
 use std::sync::OnceLock;
 
@@ -65,8 +66,8 @@ impl AtomicU32 {
     }
 }
 
-/// Two threads that spin and let each other run in turn are an execution without end to loom: models in which that can
-/// happen have two threads only.
+/// To loom, two threads that spin and yield to each other are an endless execution: models in which
+/// that can happen must have only two threads.
 pub(crate) struct Backoff;
 
 impl Backoff {

@@ -1,4 +1,4 @@
-//! Coroutines as the model checker has them: each is a thread, to suspend is to park, to wake is to unpark.
+//! Coroutines for the model checker: each is a thread; suspending parks it, waking unparks it.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,11 +12,11 @@ type Flag = Arc<(Mutex<bool>, Condvar)>;
 
 loom::thread_local! {
     static WOKEN: Flag = Arc::new((Mutex::new(false), Condvar::new()));
-    /// Each wait of this thread ends early.
+    /// All waits of this thread end early.
     static CANCELLED: AtomicBool = AtomicBool::new(false);
-    /// An operation of this thread was committed to failure: a timeout around it is over.
+    /// An operation of this thread was committed to failure: a timeout around it has expired.
     static CUT_SHORT: AtomicBool = AtomicBool::new(false);
-    /// Done once instead of a suspension.
+    /// Called once instead of a suspension.
     static INSTEAD: Rc<RefCell<Option<Box<dyn FnOnce()>>>> = Rc::new(RefCell::new(None));
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn cancel_this_thread() {
     CANCELLED.with(|cancelled| cancelled.store(true, Ordering::Relaxed));
 }
 
-/// Runs `f` under a timeout that is over from the start. Reports, as the library's `timeout` does, that it is over if a wait
-/// was committed to failure, and drops the value then.
+/// Runs `f` under a timeout that has expired from the start. As the library's `timeout` does,
+/// reports the expiry if a wait was committed to failure, and then drops the value.
 pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
     cancel_this_thread();
     let value = f();
@@ -70,7 +70,7 @@ pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
     (!is_over).then_some(value)
 }
 
-/// What is noted for messages, of which there are none here.
+/// What waits record for messages; there are no messages here.
 pub(crate) mod waiting {
     #[derive(Clone, Copy)]
     pub(crate) enum Waiting {

@@ -1,5 +1,5 @@
-//! A program from a seed. Each program has steps of some kinds only, drawn anew: what many kinds together would bury, a
-//! few of them bring out.
+//! Generates a program from a seed. Each program uses only some kinds of steps, chosen anew: with
+//! all kinds together, many faults would be masked.
 
 use crate::program::{Id, MOST, MUTEXES, Program, QUEUES, Step, When};
 
@@ -28,7 +28,7 @@ impl Dice {
     }
 }
 
-/// Kinds of steps, each with how often it comes among the others.
+/// Kinds of steps with their weights.
 const KINDS: [(Kind, usize); 15] = [
     (Kind::Begin, 2),
     (Kind::Enter, 4),
@@ -97,9 +97,9 @@ struct Author {
     bottom_halves: usize,
     timers: usize,
     shots: usize,
-    /// The list that is being written is a coroutine's.
+    /// The list being generated is a coroutine's.
     may_wait: bool,
-    /// Locks that it has, if all goes well.
+    /// Locks that it holds, if all its steps succeed.
     held: Vec<Id>,
 }
 
@@ -146,11 +146,11 @@ impl Author {
         Id::try_from(self.dice.below(count.max(1))).expect("there are few")
     }
 
-    /// Adds a step, or a few that go together.
+    /// Adds a step, or a few that belong together.
     fn write(&mut self, steps: &mut Vec<Step>) {
         let kind = self.menu[self.dice.below(self.menu.len())];
         let step = self.step(kind, steps);
-        // Elsewhere it is an error, and a few of those will do.
+        // Outside a coroutine it is an error; a few of those are enough.
         if waits(&step) && !self.may_wait && !self.dice.one_in(8) {
             return;
         }
@@ -165,7 +165,7 @@ impl Author {
             1 if waits(&step) => Step::Timeout(Box::new(step)),
             _ => step,
         });
-        // Others come to wait for it.
+        // Lets other coroutines come to wait for it.
         if takes && self.may_wait && self.dice.one_in(2) {
             steps.push(self.pick(&[Step::Yield, Step::Yield, Step::Suspend, Step::Poll]));
         }
@@ -275,7 +275,7 @@ impl Author {
     }
 }
 
-/// Whether a coroutine may be suspended in it, or would end it early if it was cancelled.
+/// Returns whether the step may suspend a coroutine, or end early if the coroutine was cancelled.
 fn waits(step: &Step) -> bool {
     matches!(
         step,

@@ -1,4 +1,5 @@
-//! If a program kills the process, or hangs and is killed, there is no shrinking; but its seed is told.
+//! A program that kills the process, or hangs and is killed, cannot be shrunk; but its seed is
+//! printed.
 
 #![allow(unsafe_code)]
 
@@ -6,29 +7,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::common::in_child;
 
-/// Of the program that runs.
+/// The seed of the running program.
 static SEED: AtomicU64 = AtomicU64::new(0);
 static RUNS: AtomicBool = AtomicBool::new(false);
 
-/// A program runs from here on. Relaxed, all of it: only a process that ends reads it, and then a word too many is no harm.
+/// Records that a program is running. All accesses are relaxed: only an ending process reads this,
+/// and then a superfluous message is harmless.
 pub(crate) fn is_about(seed: u64) {
     SEED.store(seed, Ordering::Relaxed);
     RUNS.store(true, Ordering::Relaxed);
 }
 
-/// No program runs any more.
+/// Records that no program is running.
 pub(crate) fn is_over() {
     RUNS.store(false, Ordering::Relaxed);
 }
 
-/// Tells the seed when a signal ends the process.
+/// Prints the seed when a signal ends the process.
 pub(crate) fn listen() {
     for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: all of it is set that `sigaction` reads; the handler does only what a signal handler may.
+        // SAFETY: every field that `sigaction` reads is set; the handler only does what a signal
+        // handler may.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = tell as extern "C" fn(libc::c_int) as usize;
-            // Once: the second time the signal does what it does without us.
+            // Once: a second signal has its default effect.
             action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
@@ -43,7 +46,7 @@ extern "C" fn tell(signal: libc::c_int) {
     for (digit, at) in (WORDS.len()..WORDS.len() + 16).enumerate() {
         text[at] = b"0123456789abcdef"[(seed >> (60 - 4 * digit)) as usize & 15];
     }
-    // SAFETY: the text is there; both calls are allowed in a signal handler.
+    // SAFETY: the text is initialised; both calls are allowed in a signal handler.
     unsafe {
         if RUNS.load(Ordering::Relaxed) {
             libc::write(2, text.as_ptr().cast(), text.len());
@@ -54,7 +57,7 @@ extern "C" fn tell(signal: libc::c_int) {
 
 #[test]
 fn a_program_that_aborts_is_named() {
-    // The seed of a program that ends the process is told on standard error
+    // The seed of a program that ends the process is printed on standard error
     let Some(child) = in_child("last_word::a_program_that_aborts_is_named") else {
         listen();
         is_about(0x7a);

@@ -1,61 +1,65 @@
-//! Random programs of coroutines, locks, queues, timers and bottom halves: each is run on the library and predicted by a
-//! model of the rules, and the two must tell the same story, event by event.
+//! Random programs of coroutines, locks, queues, timers and bottom halves. Each is run on the
+//! library and predicted by a model of the rules; the two traces must be equal, event by event.
 //!
 //! ```text
 //!   seed --generate--> program --run----> trace        equal, or the program is shrunk
 //!                              --model--> trace        as long as the two differ
 //! ```
 //!
-//! Ten thousand programs in each run of the suite, always the same; more of them, or others:
+//! Each run of the suite checks the same ten thousand programs. For more programs, or others
+//! (with both variables, as many programs from that seed):
 //!
 //! ```sh
 //! CORALIO_PROPERTY_PROGRAMS=1000000 cargo test --release -p coralio-runtime --test properties
-//! CORALIO_PROPERTY_SEED=0x7a cargo test -p coralio-runtime --test properties   # one; with both, as many from there on
+//! CORALIO_PROPERTY_SEED=0x7a cargo test -p coralio-runtime --test properties
 //! ```
 //!
-//! Every event is predicted exactly, with three exceptions. Time: in the programs a timer is over from the first or never
-//! comes, and `times.rs` has real ones, of which the order is checked. Idle bottom halves run after ten milliseconds: a run
-//! that takes as long is made again. The order in which a context drops callbacks at its end, which is no rule's: they are
-//! counted. What needs no model is checked without one: a lock has one holder, every closure, result and payload is dropped
-//! once, and at the end nothing is held and nobody waits.
+//! Every event is predicted exactly, with three exceptions. Time: in the programs a timer has
+//! either expired from the start or never expires; `times.rs` uses real times, and checks their
+//! order. Idle bottom halves run after ten milliseconds: a run that takes that long is repeated.
+//! The order in which a context drops callbacks at its end is not specified by a rule: they are
+//! only counted. Some properties are checked without the model: a lock has one owner, every
+//! closure, result and payload is dropped once, and at the end no lock is held and no coroutine
+//! waits.
 //!
-//! Not proptest: a program is a function of one number, so that number replays it; steps are left out of the program itself,
-//! and not of what it was drawn from; and ten thousand of them, drawn, predicted and run unoptimised, take three seconds.
+//! Not proptest: a program is a function of one number, so that number replays it; shrinking
+//! removes steps from the program itself, not from the random choices behind it; and generating,
+//! predicting and running ten thousand programs, unoptimised, takes three seconds.
 //!
-//! Do they bite? Guards of the runtime were taken out one at a time, in a copy. Which program was the first to see it, and
-//! how many steps it was shrunk to:
+//! Are the checks effective? Guards of the runtime were disabled one at a time, in a copy. The
+//! first program that noticed, and the number of steps after shrinking:
 //!
-//! | rule | guard out | seen by program | steps |
+//! | rule | disabled guard or injected fault | seen by program | steps |
 //! |---|---|---|---|
-//! | W1 | whom a coroutine woke runs in reverse order | 36 | 4 |
-//! | W1 | who was woken runs in the next round, not from the same frame | 13 | 4 |
+//! | W1 | coroutines woken by a coroutine run in reverse order | 36 | 4 |
+//! | W1 | woken coroutines run in the next iteration, not from the same frame | 13 | 4 |
 //! | W2 | a second claim is allowed | 36 | 4 |
 //! | W3 | a wake while entered is dropped | 48 | 4 |
 //! | W4 | the generation is not compared | 36 | 6 |
-//! | W5 | at the end, what destructors wake is still scheduled | 3545 | aborts |
-//! | C3 | who is entered first is not in the chain | 6 | 2 |
-//! | C5 | one that is scheduled from elsewhere may be entered | 6 | 4 |
-//! | C8 | whom a panicking coroutine woke is forgotten | 137 | 7 |
-//! | C9 | the end unwinds the last one first | 1 | 2 |
+//! | W5 | at the end, coroutines woken by destructors are still scheduled | 3545 | aborts |
+//! | C3 | the first enterer is missing in the chain | 6 | 2 |
+//! | C5 | a coroutine scheduled from elsewhere may be entered | 6 | 4 |
+//! | C8 | a coroutine woken by a panicking one is forgotten | 137 | 7 |
+//! | C9 | the end unwinds the last coroutine first | 1 | 2 |
 //! | C9 | a detached result is dropped only when the context ends | 20 | 5 |
-//! | C8 | the payload of a detached one is leaked | 41 | 3 |
-//! | X1 | a poll does not say that timers rang | 17 | 4 |
-//! | X1 | timers come before bottom halves | 1 | 3 |
-//! | X2 | a nested round does not see what the outer one has taken up | 183 | 4 |
-//! | X2 | a nested round leaves those whom the coroutines beneath it woke | 101 | 6 |
-//! | X2 | at times, one that runs stays on the list, and runs again | 1162 | 9 |
+//! | C8 | the payload of a detached coroutine is leaked | 41 | 3 |
+//! | X1 | a poll does not report that timers fired | 17 | 4 |
+//! | X1 | timers run before bottom halves | 1 | 3 |
+//! | X2 | a nested iteration ignores work that the outer one has taken up | 183 | 4 |
+//! | X2 | a nested iteration ignores coroutines woken by those below it | 101 | 6 |
+//! | X2 | sometimes a running coroutine stays on the list, and runs again | 1162 | 9 |
 //! | X3 | bottom halves run last in, first out | 8 | 2 |
-//! | X3 | a cancelled one runs | 15 | 6 |
+//! | X3 | a cancelled bottom half runs | 15 | 6 |
 //! | X3 | a plain schedule does not override an idle one | 107 | 2 |
-//! | X3 | one that panicked is not put back | 80 | 2 |
-//! | X7 | timers ring in reverse order of time | 94 | 7 |
+//! | X3 | a bottom half that panicked is not put back | 80 | 2 |
+//! | X7 | timers fire in reverse order of deadline | 94 | 7 |
 //! | X7 | a timer armed in its own callback is not queued | 1 | 4 |
 //! | S1 | a lock is free before it is handed over | 249 | 7 |
-//! | S1 | a lock given up in the loop enters the next holder at once | 15 | 6 |
-//! | S1, S2 | what was granted to one that unwinds is not passed on | 206 | 7 |
+//! | S1 | a lock released in the loop enters the next owner immediately | 15 | 6 |
+//! | S1, S2 | a grant to a coroutine that unwinds is not passed on | 206 | 7 |
 //! | S1 | a cancelled waiter takes the lock all the same | 14 | 4 |
-//! | S4 | who joins is not woken | 20 | 3 |
-//! | S4 | a shield is not looked at | 293 | 4 |
+//! | S4 | a joining coroutine is not woken | 20 | 3 |
+//! | S4 | a shield is ignored | 293 | 4 |
 //! | S4 | a scope whose body panics does not cancel the others | 17 | 4 |
 //! | S4 | a scope unwinds the last of its coroutines first | 831 | 6 |
 
@@ -78,16 +82,16 @@ use std::time::{Duration, Instant};
 
 use program::{Event, Outcome, Program, Step, What};
 
-/// Programs in each run of the suite.
+/// Number of programs in each run of the suite.
 const PROGRAMS: usize = 10_000;
 
-/// What went otherwise than predicted.
+/// A trace that differs from the prediction.
 struct Failure {
     predicted: Vec<Event>,
     seen: Vec<Event>,
 }
 
-/// Runs it, and says how that differs from the model.
+/// Runs the program. Returns its trace and the model's if they differ.
 fn failure(program: &Program) -> Option<Failure> {
     let predicted = model::predict(program);
     for _ in 0..5 {
@@ -96,7 +100,7 @@ fn failure(program: &Program) -> Option<Failure> {
         if seen == predicted {
             return None;
         }
-        // As long as it takes an idle bottom half to run, which the model does not know of.
+        // The run took as long as the delay of an idle bottom half, which the model does not know.
         if !program.uses_idle() || begun.elapsed() < Duration::from_millis(9) {
             return Some(Failure { predicted, seen });
         }
@@ -104,7 +108,7 @@ fn failure(program: &Program) -> Option<Failure> {
     None
 }
 
-/// Panics with a small program, if this one does not do what the model says.
+/// Panics with a small program, if this one does not behave as the model predicts.
 fn check(seed: u64) {
     last_word::is_about(seed);
     let program = generate::program(seed);
@@ -119,7 +123,7 @@ fn check(seed: u64) {
     }
 }
 
-/// What both say, and where they part.
+/// Describes the common part of the two traces, and where they diverge.
 fn story(program: &Program, failure: &Failure) -> String {
     let Failure { predicted, seen } = failure;
     let same = predicted.iter().zip(seen).take_while(|(predicted, seen)| predicted == seen).count();
@@ -142,7 +146,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|error| panic!("{variable}={text} is no number: {error}")))
 }
 
-/// Panics within a program are a part of it.
+/// Silences the panic hook for panics within a program, which belong to it.
 fn hush() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -157,7 +161,8 @@ fn hush() {
 
 #[test]
 fn programs_do_what_the_model_says() {
-    // C1-C10, W1-W5, X1-X3, X7, S1, S2, S4: the trace of a program is the one that follows from the rules
+    // C1-C10, W1-W5, X1-X3, X7, S1, S2, S4: the trace of a program is the one that follows from the
+    // rules
     hush();
     last_word::listen();
     let (seed, programs) = match (number("CORALIO_PROPERTY_SEED"), number("CORALIO_PROPERTY_PROGRAMS")) {
@@ -169,7 +174,7 @@ fn programs_do_what_the_model_says() {
     last_word::is_over();
 }
 
-/// What came of a step, in a word.
+/// Classifies a step's outcome.
 fn kind(step: &Step, outcome: &Outcome) -> &'static str {
     match (step, outcome) {
         (_, Outcome::Refused(why) | Outcome::Fault(why)) if why.starts_with("recursive") => "recursive entry",
@@ -196,7 +201,7 @@ fn kind(step: &Step, outcome: &Outcome) -> &'static str {
 
 #[test]
 fn programs_come_to_what_they_are_for() {
-    // The programs of one run, by the model alone: each kind of thing happens often enough
+    // The programs of one run, by the model alone: each kind of event happens often enough
     let mut counts = BTreeMap::new();
     for program in (0..2000).map(generate::program) {
         for Event(who, what) in model::predict(&program) {
@@ -217,7 +222,7 @@ fn programs_come_to_what_they_are_for() {
 
 #[test]
 fn what_fails_is_shrunk_to_what_it_takes() {
-    // A wrong model, made so by hand, of which a small program is to be left
+    // A deliberately wrong model must be shrunk to a small program
     let fails = |program: &Program| {
         let recursive = |Event(_, what): &Event| matches!(what, What::Did(_, Outcome::Refused(why)) if why.ends_with("main > 'A' > 'B'"));
         model::predict(program).iter().any(recursive)
@@ -225,6 +230,6 @@ fn what_fails_is_shrunk_to_what_it_takes() {
     let program = (0..).map(generate::program).find(fails).expect("there is one");
     let small = shrink::shrink(program, fails);
     assert!(fails(&small));
-    // Both are made, 'A' is run, it enters 'B', and that one enters 'A'.
+    // Both are created, 'A' is run, it enters 'B', and that one enters 'A'.
     assert!(small.lists().flatten().count() <= 5, "{small}");
 }

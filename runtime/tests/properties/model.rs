@@ -1,11 +1,13 @@
-//! What a program does according to the rules, event by event.
+//! The behaviour of a program according to the rules, event by event.
 //!
-//! Nothing here knows of stacks, tickets or wait nodes. The thread's stack is the interpreter's own: a coroutine can only
-//! be left while it is the innermost, so all there is to one that is suspended is the step that it stands at. Every wait is
-//! a condition that is looked at again whenever the coroutine is resumed.
+//! The model knows nothing of stacks, tickets or wait nodes. The thread's stack is the
+//! interpreter's own stack: a coroutine can be left only while it is the innermost, so the state of
+//! a suspended one is just its current step. Every wait is a condition that is rechecked whenever
+//! the coroutine is resumed.
 //!
-//! Here: who is on the stack, who runs whom (C1 to C8, W1 to W4). `model/steps.rs`: what each step comes to. `waits.rs`:
-//! locks, queues, joins, scopes (S1, S2, S4). `rounds.rs`: the loop (X1 to X3, X7). `end.rs`: the end (C9, W5).
+//! This file: the stack of entered coroutines, and waking (C1 to C8, W1 to W4). `model/steps.rs`:
+//! the outcome of each step. `waits.rs`: locks, queues, joins, scopes (S1, S2, S4). `rounds.rs`:
+//! the loop (X1 to X3, X7). `end.rs`: the end (C9, W5).
 
 mod end;
 mod rounds;
@@ -19,18 +21,18 @@ use crate::program::{Event, Id, MOST, MUTEXES, Outcome, Program, QUEUES, Step, W
 use rounds::{BottomHalf, Due, Timer};
 use state::{Coroutine, Scope, State, Wait, Within};
 
-/// Whose panic goes on in the caller.
+/// The origin of a panic that propagates to the caller.
 pub(crate) type Thrown = Who;
 
-/// One `enter`, or one round of the loop, that has not returned.
+/// One `enter`, or one iteration of the loop, that has not returned.
 struct Frame {
     /// `None`: the loop.
     running: Option<usize>,
-    /// Whom the running one woke: they run next, from here (W1).
+    /// Coroutines woken by the running one: they run next, from here (W1).
     woken: VecDeque<usize>,
 }
 
-/// What whoever does steps has of its own, until it is done.
+/// State of one executor of steps, until it is done.
 #[derive(Clone, Default)]
 struct Locals {
     held: [bool; MUTEXES],
@@ -48,18 +50,19 @@ pub(crate) struct Model<'p> {
     trace: Vec<Event>,
     cos: Vec<Coroutine>,
     frames: Vec<Frame>,
-    /// Run in the next round, or in a nested one.
+    /// Run in the next iteration, or in a nested one.
     ready: VecDeque<usize>,
-    /// Taken up by a round that has not come to them.
+    /// Taken up by an iteration that has not reached them.
     taken: VecDeque<usize>,
-    /// Called by `schedule` or from elsewhere; the loop has not seen it.
+    /// Scheduled by `schedule` or from elsewhere, and not seen by the loop yet.
     calls: VecDeque<usize>,
     created: usize,
     locals: Vec<Locals>,
     mutexes: [Mutex; MUTEXES],
     queues: [VecDeque<usize>; QUEUES],
     bottom_halves: Vec<BottomHalf>,
-    /// Bottom halves and one-shots to run in the next round, and those that a round has taken up.
+    /// Bottom halves and one-shots to run in the next iteration, and those that an iteration has
+    /// taken up.
     scheduled: VecDeque<Who>,
     taken_up: VecDeque<Who>,
     timers: Vec<Timer>,
@@ -72,7 +75,7 @@ pub(crate) struct Model<'p> {
     ending: bool,
 }
 
-/// What `program` does.
+/// Predicts the trace of `program`.
 pub(crate) fn predict(program: &Program) -> Vec<Event> {
     let mut model = Model {
         program,
@@ -126,7 +129,7 @@ impl Model<'_> {
         &mut self.locals[kind * MOST + usize::from(id)]
     }
 
-    /// The coroutine that runs; not in the loop, not on the thread's own stack.
+    /// Returns the running coroutine; `None` in the loop and on the thread's own stack.
     fn running(&self) -> Option<usize> {
         self.frames.last()?.running
     }
@@ -143,7 +146,7 @@ impl Model<'_> {
         chain
     }
 
-    /// C1: it runs nothing yet.
+    /// C1: a new coroutine runs nothing yet.
     fn create(&mut self, index: usize) -> bool {
         if self.cos[index].state != State::Absent {
             return false;
@@ -159,7 +162,7 @@ impl Model<'_> {
         self.ready.push_back(index);
     }
 
-    /// Why it cannot be entered (C5).
+    /// Returns why the coroutine cannot be entered (C5).
     fn refusal(&self, index: usize) -> Option<String> {
         let name = label(index);
         match self.cos[index].state {
@@ -174,7 +177,8 @@ impl Model<'_> {
         }
     }
 
-    /// C2, W1: it runs until it yields or ends, and then whom it woke, one after the other.
+    /// C2, W1: the coroutine runs until it yields or ends, and then the ones that it woke, one
+    /// after the other.
     fn enter(&mut self, first: usize) -> Result<(), Thrown> {
         self.frames.push(Frame { running: None, woken: VecDeque::new() });
         let mut next = Some(first);
@@ -187,7 +191,7 @@ impl Model<'_> {
             }
             next = self.top().woken.pop_front();
         }
-        // C8: nobody is forgotten over a panic.
+        // C8: a panic does not lose any woken coroutine.
         let frame = self.frames.pop().expect("pushed above");
         self.ready.extend(frame.woken);
         passing
@@ -217,10 +221,10 @@ impl Model<'_> {
                     self.cos[index].at += 1;
                     self.tell(co(index), What::Did(at, outcome));
                 }
-                // C3: back to whoever entered it.
+                // C3: back to its latest enterer.
                 Ok(None) => {
                     self.cos[index].state = State::Suspended;
-                    // W3: woken meanwhile, it goes on.
+                    // W3: woken meanwhile, it continues.
                     if std::mem::take(&mut self.cos[index].woken) {
                         self.make_ready(index);
                     }
@@ -231,7 +235,7 @@ impl Model<'_> {
         }
     }
 
-    /// C8: a spawned one's panic is kept, another's goes on in the enterer.
+    /// C8: a spawned coroutine's panic is kept, any other propagates to the enterer.
     fn finish(&mut self, index: usize, outcome: Result<(), Thrown>) -> Result<(), Thrown> {
         self.drop_locals(co(index));
         self.tell(co(index), What::Dropped);
@@ -261,7 +265,7 @@ impl Model<'_> {
         }
     }
 
-    /// Nobody will join it.
+    /// Drops the join handle.
     fn detach(&mut self, index: usize) {
         self.cos[index].detached = true;
         if self.cos[index].state == State::Finished {
@@ -271,7 +275,7 @@ impl Model<'_> {
         }
     }
 
-    /// W1, W3, W4. Panics with whom it enters.
+    /// W1, W3, W4. Propagates the panic of a coroutine that it enters.
     fn wake(&mut self, index: usize) -> Result<(), Thrown> {
         if self.ending {
             return Ok(());
@@ -281,7 +285,7 @@ impl Model<'_> {
                 self.cos[index].state = State::Scheduled;
                 self.top().woken.push_back(index);
             }
-            // A destructor, while the loop's stack unwinds: nobody is entered there.
+            // A destructor, while the loop's stack unwinds: it enters no coroutine.
             State::Suspended if self.unwinding => self.make_ready(index),
             State::Suspended => return self.enter(index),
             State::Entered => self.cos[index].woken = true,
@@ -290,7 +294,7 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// S1: locks and queues enter nobody.
+    /// S1: locks and queues do not enter coroutines.
     fn wake_later(&mut self, index: usize) {
         if self.cos[index].state == State::Suspended && self.running().is_none() && !self.ending {
             self.make_ready(index);
@@ -299,7 +303,7 @@ impl Model<'_> {
         }
     }
 
-    /// A list of steps that is no coroutine's.
+    /// Runs a list of steps that is not a coroutine's.
     fn activate(&mut self, who: Who, steps: &[Step]) -> Result<(), Thrown> {
         self.tell(who, What::Begins);
         let mut passing = Ok(());
@@ -321,7 +325,7 @@ impl Model<'_> {
         passing
     }
 
-    /// What it deferred, the last first; then the locks that it holds.
+    /// Runs the deferred steps, last one first; then releases the held locks.
     fn drop_locals(&mut self, who: Who) {
         while let Some(step) = self.locals(who).deferred.pop() {
             let outcome = self.step(who, &step).expect("what is deferred does not panic");

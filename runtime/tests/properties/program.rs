@@ -1,7 +1,9 @@
-//! What a program is: a few coroutines, bottom halves and timers, each with a list of steps, around a few locks and
-//! queues. Any step may stand anywhere; what it comes to where it does not fit is part of what is checked.
+//! A program: a few coroutines, bottom halves and timers, each with a list of steps, and a few
+//! locks and queues. Any step may appear anywhere; its outcome where it does not fit is part of the
+//! check.
 //!
-//! Plain data, made from a seed by `generate.rs`, made smaller by `shrink.rs`; predicted by `model.rs`, done by `run.rs`.
+//! Plain data, generated from a seed by `generate.rs`, shrunk by `shrink.rs`, predicted by
+//! `model.rs`, and run by `run.rs`.
 
 use std::fmt;
 
@@ -9,18 +11,18 @@ pub(crate) type Id = u8;
 
 pub(crate) const MUTEXES: usize = 2;
 pub(crate) const QUEUES: usize = 2;
-/// Of each kind, at most.
+/// Maximum number of each kind.
 pub(crate) const MOST: usize = 8;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Program {
-    /// What the thread's own stack does, before it polls until nothing is due and ends the context.
+    /// Steps on the thread's own stack, before it polls until nothing is due and ends the context.
     pub(crate) main: Vec<Step>,
     pub(crate) coroutines: Vec<Vec<Step>>,
-    /// What each does in its first run, in its second, and so on; in later ones it does nothing.
+    /// The steps of each one's first run, second run, and so on; later runs do nothing.
     pub(crate) bottom_halves: Vec<Vec<Vec<Step>>>,
     pub(crate) timers: Vec<Vec<Vec<Step>>>,
-    /// What each one-shot bottom half does.
+    /// The steps of each one-shot bottom half.
     pub(crate) shots: Vec<Vec<Step>>,
 }
 
@@ -31,7 +33,7 @@ pub(crate) enum Step {
     DropHandle(Id),
     Join(Id),
     Enter(Id),
-    /// As `Enter`; a panic of whom it enters goes on through it.
+    /// As `Enter`, but the panic of the entered coroutine propagates.
     EnterThrough(Id),
     EnterUnlessEntered(Id),
     Wake(Id),
@@ -39,7 +41,7 @@ pub(crate) enum Step {
     WakeElsewhere(Id),
     Schedule(Id),
     Cancel(Id),
-    /// Whether it is entered, whether it has ended.
+    /// Reads whether it is entered, and whether it has ended.
     Look(Id),
     Suspend,
     Yield,
@@ -50,9 +52,9 @@ pub(crate) enum Step {
     TryLock(Id),
     LockCancellable(Id),
     Unlock(Id),
-    /// Whether a lock is free.
+    /// Reads whether a lock is free.
     Probe(Id),
-    /// Wait in a queue, by a mutex that is held.
+    /// Waits in a queue, with a mutex that is held.
     Wait(Id, Id),
     WaitCancellable(Id, Id),
     WakeOne(Id),
@@ -68,24 +70,24 @@ pub(crate) enum Step {
     Poll,
     /// `poll(true)` after a kick, so that it does not sleep.
     PollKicked,
-    /// With these as children; then its own body may panic.
+    /// With these as children; its own body may then panic.
     Scope(Vec<Id>, bool),
-    /// When the locals of whoever does this are dropped.
+    /// Runs when the locals of the executor are dropped.
     Defer(Box<Step>),
     Shield(Box<Step>),
-    /// Within a time that is over at once.
+    /// Within a timeout that expires immediately.
     Timeout(Box<Step>),
     Panic,
 }
 
-/// A time that is over, this one of several such; or one that does not come.
+/// A past time, one of several; or a time that is never reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     Past(u8),
     Never,
 }
 
-/// Who does a step, or is told of.
+/// The executor or the subject of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Main,
@@ -101,17 +103,17 @@ pub(crate) struct Event(pub(crate) Who, pub(crate) What);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum What {
     Begins,
-    /// The step at this place of its list is done, and what came of it.
+    /// The step at this index of its list is done, with this outcome.
     Did(usize, Outcome),
     Deferred(Outcome),
-    /// It came to the end of its list.
+    /// It reached the end of its list.
     Ends,
-    /// What its closure has caught is dropped.
+    /// Its closure's captures are dropped.
     Dropped,
     ResultDropped,
     /// The thread's own stack polled, when its list was done.
     Polled(Outcome),
-    /// Something that must not be, seen without the model.
+    /// A violation found without the model.
     Broken(&'static str),
 }
 
@@ -119,19 +121,20 @@ pub(crate) enum What {
 pub(crate) enum Outcome {
     Done,
     Said(bool),
-    /// Entered or not, ended or not.
+    /// Whether it is entered, and whether it has ended.
     Seen(bool, bool),
-    /// There is no such coroutine yet, it has begun before, the lock is not held, the handle is gone.
+    /// The coroutine does not exist yet or existed before, the lock is not held, or the handle is
+    /// gone.
     Absent,
     /// It would block the thread.
     Unfit,
-    /// An error, and what it says.
+    /// An error, with its text.
     Refused(String),
     Cancelled,
     TimedOut,
-    /// Somebody's panic came by, or was kept.
+    /// A panic, propagated or kept, with its origin.
     Panicked(Who),
-    /// The library panicked, saying this.
+    /// The library panicked, with this message.
     Fault(String),
 }
 
@@ -140,14 +143,14 @@ pub(crate) fn name(coroutine: Id) -> &'static str {
 }
 
 impl Step {
-    /// Whether its outcome depends on how long idle bottom halves wait.
+    /// Returns whether its outcome depends on how long idle bottom halves wait.
     pub(crate) fn is_idle(&self) -> bool {
         matches!(self, Step::BhIdle(_))
     }
 }
 
 impl Program {
-    /// All its lists of steps.
+    /// Returns all lists of steps.
     pub(crate) fn lists(&self) -> impl Iterator<Item = &Vec<Step>> {
         [&self.main]
             .into_iter()
@@ -157,7 +160,7 @@ impl Program {
             .chain(&self.shots)
     }
 
-    /// As `lists`, to be changed.
+    /// As `lists`, mutable.
     pub(crate) fn lists_mut(&mut self) -> impl Iterator<Item = &mut Vec<Step>> {
         [&mut self.main]
             .into_iter()

@@ -1,7 +1,7 @@
-//! The same program on the library itself.
+//! Runs the program on the library itself.
 //!
-//! What a closure catches tells when it is dropped. Locks have in them who holds them, so that two holders are found
-//! without the model; what is left over at the end is looked for there as well.
+//! A closure's captures log when they are dropped. Each lock's value is its owner, so that two
+//! owners are detected without the model; leftovers are checked at the end, too.
 
 mod outcome;
 mod steps;
@@ -17,19 +17,19 @@ use crate::program::{Event, Id, MUTEXES, Outcome, Program, QUEUES, Step, What, W
 use outcome::{caught, outcome_of};
 
 thread_local! {
-    /// Callbacks of the loop find it here: they must be `Send`, and it is not.
+    /// Callbacks of the loop access it here: they must be `Send`, and it is not.
     static WORLD: RefCell<Option<Rc<World>>> = const { RefCell::new(None) };
 }
 
 struct World {
     program: Program,
     context: AioContext,
-    /// All that is armed for the past is armed for just before this.
+    /// Timers armed for the past are armed for just before this.
     start: Instant,
     trace: RefCell<Vec<Event>>,
-    /// A run that tells more than this does not end.
+    /// A run with more events than this does not terminate.
     most: usize,
-    /// The order in which a context drops callbacks at its end is no rule's.
+    /// No rule specifies the order in which a context drops callbacks at its end.
     closing: Cell<bool>,
     closures: Cell<i32>,
     payloads: Cell<i32>,
@@ -47,12 +47,12 @@ fn world() -> Rc<World> {
     WORLD.with_borrow(|world| Rc::clone(world.as_ref().expect("a program runs")))
 }
 
-/// Whether this thread runs a program: then panics are part of it.
+/// Returns whether this thread runs a program: panics then belong to it.
 pub(crate) fn is_running() -> bool {
     WORLD.with_borrow(Option::is_some)
 }
 
-/// Tells when it is dropped.
+/// Logs when it is dropped.
 struct Mark(Who, What);
 
 impl Mark {
@@ -65,7 +65,7 @@ impl Mark {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        // Leaked, it may be dropped when all is over, and was counted as such.
+        // If leaked, it may be dropped after the end, and was counted as leaked.
         let Some(world) = WORLD.with_borrow(Option::clone) else { return };
         world.closures.set(world.closures.get() - 1);
         if !(world.closing.get() && matches!(self.0, Who::Bh(_) | Who::Timer(_) | Who::Shot(_))) {
@@ -74,7 +74,7 @@ impl Drop for Mark {
     }
 }
 
-/// A payload of the program's own panics.
+/// The payload of the program's own panics.
 struct Thrown(Who);
 
 impl Thrown {
@@ -93,7 +93,7 @@ impl Drop for Thrown {
     }
 }
 
-/// A lock, held by `Who`. `None`: given away.
+/// A lock held by `Who`. `None`: released.
 struct Held<'w>(Option<CoMutexGuard<'w, Option<Who>>>);
 
 impl<'w> Held<'w> {
@@ -104,7 +104,7 @@ impl<'w> Held<'w> {
         Held(Some(guard))
     }
 
-    /// For a wait in a queue, which gives the lock up.
+    /// Releases the lock for a wait in a queue.
     fn give(mut self) -> CoMutexGuard<'w, Option<Who>> {
         let mut guard = self.0.take().expect("given away once");
         *guard = None;
@@ -120,7 +120,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// What whoever does steps has of its own. Dropped top to bottom.
+/// State of one executor of steps. Dropped top to bottom.
 struct Locals<'w> {
     deferred: Deferred<'w>,
     held: [Option<Held<'w>>; MUTEXES],
@@ -144,9 +144,9 @@ impl<'w> Locals<'w> {
     }
 }
 
-/// What `program` does. A run of more than `most` events is cut short.
+/// Returns the trace of `program`. A run of more than `most` events is cut short.
 pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
-    /// Whatever way out.
+    /// Clears the world on every way out.
     struct Gone;
     impl Drop for Gone {
         fn drop(&mut self) {
@@ -156,7 +156,8 @@ pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
     }
     let _gone = Gone;
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        // Who is left at the end is in the trace; thousands of lines on standard error would say it again.
+        // The trace shows which coroutines are left at the end; reports would repeat that in
+        // thousands of lines.
         let context = AioContext::builder().unwind_report(false).deadlock_report(None);
         let ran = context.run(|context| {
             WORLD.set(Some(Rc::new(World::new(program.clone(), context.clone(), most))));
@@ -243,7 +244,7 @@ impl World {
         self.tell(who, What::Ends);
     }
 
-    /// When all is over, nothing may be left.
+    /// Checks that nothing is left at the end.
     fn check_what_is_left(&self) {
         let broken = |what| self.trace.borrow_mut().push(Event(Who::Main, What::Broken(what)));
         if self.mutexes.iter().any(|mutex| mutex.try_lock().is_none()) {
@@ -265,7 +266,7 @@ impl World {
     }
 }
 
-/// What a coroutine does.
+/// The closure of a coroutine.
 fn body(id: Id) -> impl FnOnce() + 'static {
     let mark = Mark::new(Who::Co(id), What::Dropped);
     move || {
@@ -285,7 +286,7 @@ fn with_result(id: Id) -> impl FnOnce() -> Mark + 'static {
     }
 }
 
-/// What a bottom half or a timer does, run by run.
+/// The callback of a bottom half or a timer, run by run.
 fn callback(who: Who) -> impl FnMut() + Send + 'static {
     let mark = Mark::new(who, What::Dropped);
     let mut count = 0;

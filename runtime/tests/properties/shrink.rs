@@ -1,8 +1,9 @@
-//! From a program that fails to a small one that still does: steps are left out as long as that goes.
+//! Shrinks a failing program to a small one that still fails, by removing steps while that is
+//! possible.
 
 use crate::program::{Program, Step};
 
-/// Leaves out of `program` what it can, while `fails` holds.
+/// Removes as much as it can from `program` while `fails` holds.
 pub(crate) fn shrink(program: Program, mut fails: impl FnMut(&Program) -> bool) -> Program {
     let mut smallest = program;
     loop {
@@ -17,7 +18,7 @@ pub(crate) fn shrink(program: Program, mut fails: impl FnMut(&Program) -> bool) 
     }
 }
 
-/// Leaves steps out of one list: at first all of them, at last one by one.
+/// Removes steps from one list: first all of them, in the end one by one.
 fn shorten(program: &mut Program, list: usize, fails: &mut impl FnMut(&Program) -> bool) {
     let mut chunk = steps(program, list).len();
     while chunk > 0 {
@@ -32,7 +33,7 @@ fn shorten(program: &mut Program, list: usize, fails: &mut impl FnMut(&Program) 
     }
 }
 
-/// Puts plainer steps in place of others.
+/// Replaces steps by simpler ones.
 fn simplify(program: &mut Program, list: usize, fails: &mut impl FnMut(&Program) -> bool) {
     for at in 0..steps(program, list).len() {
         let plainer: Vec<Step> = match &steps(program, list)[at] {
@@ -61,7 +62,7 @@ fn steps(program: &Program, list: usize) -> &Vec<Step> {
     program.lists().nth(list).expect("the number of lists stays the same")
 }
 
-/// Keeps the change if the program fails with it too.
+/// Keeps the change if the changed program still fails.
 fn attempt(
     program: &mut Program,
     list: usize,

@@ -1,5 +1,5 @@
-//! Timers and sleeps whose time comes while the program runs. What happens when depends on the machine; what must come
-//! before what does not.
+//! Timers and sleeps that expire while the program runs. Exact times depend on the machine; the
+//! required order does not.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,13 +11,14 @@ use coralio_runtime::{AioContext, sleep, spawn};
 use crate::common::scaled;
 use crate::generate::Dice;
 
-/// One that slept: it asked between these two times for so long.
+/// A completed sleep: requested at `asked`, for `long`, over at `woken`.
 #[derive(Clone, Copy)]
 struct Slept {
     asked: Instant,
     long: Duration,
     woken: Instant,
-    /// In the round in which it fell asleep, it never was: its time was over when it looked.
+    /// The iteration in which it began. If it ended in the same one, it never slept: its deadline
+    /// had passed when it checked.
     round: u32,
 }
 
@@ -27,7 +28,7 @@ fn some_time(dice: &mut Dice) -> Duration {
 
 #[test]
 fn timers_ring_in_order_of_time() {
-    // X7: not before its time, in order of time, then in order of arming
+    // X7: timers fire not before their deadline, in order of deadline, then in order of arming
     for seed in 0..scaled(200) as u64 {
         let mut dice = Dice::new(seed);
         AioContext::run(|ctx| {
@@ -59,7 +60,7 @@ fn timers_ring_in_order_of_time() {
 
 #[test]
 fn sleepers_wake_in_order_of_time() {
-    // S4, X7: nobody wakes before its time, and whose time comes first wakes first
+    // S4, X7: no sleep ends before its deadline, and the earlier deadline wakes first
     for seed in 0..scaled(200) as u64 {
         let mut dice = Dice::new(seed);
         AioContext::run(|ctx| {
@@ -83,7 +84,7 @@ fn sleepers_wake_in_order_of_time() {
             assert!(slept.iter().all(|it| it.woken >= it.asked + it.long), "seed {seed}: before its time");
             let later: Vec<_> = slept.iter().filter(|it| it.round > 0).collect();
             for (at, first) in later.iter().enumerate() {
-                // The other one's time came before this one's, whenever exactly the two began.
+                // The other deadline came before this one's, whenever exactly the two sleeps began.
                 let overtaken = later[at..].iter().any(|it| all_asleep + it.long < first.asked + first.long);
                 assert!(!overtaken, "seed {seed}: a sleep of {:?} was overtaken", first.long);
             }

@@ -1,4 +1,4 @@
-//! What `std` has for descriptors: reading, writing, and taking those who connect.
+//! `std`'s traits and operations for descriptors: reading, writing, and accepting connections.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -79,7 +79,7 @@ where
 }
 
 impl CoFd<TcpListener> {
-    /// Waits for the next who connects.
+    /// Waits for the next connection.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl CoFd<TcpListener> {
 }
 
 impl CoFd<UnixListener> {
-    /// Waits for the next who connects.
+    /// Waits for the next connection.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The end of a context: what is left is unwound in the order in which it was created, and told to nobody (C9, W5).
+//! The end of a context: remaining coroutines are unwound in order of creation, and their results
+//! are not reported (C9, W5).
 
 use crate::program::What;
 
@@ -21,20 +22,20 @@ impl Model<'_> {
         }
     }
 
-    /// The innermost first: what it waits in, then its locals.
+    /// Unwinds the innermost state first: the wait, then the locals.
     fn unwind(&mut self, index: usize) {
         self.cos[index].state = State::Entered;
         self.frames.push(Frame { running: Some(index), woken: Default::default() });
         match self.cos[index].wait {
             Wait::None | Wait::TimedOut | Wait::Resumed | Wait::SleepsForEver => {}
-            // What was granted to it is passed on.
+            // A grant is passed on.
             Wait::InLine(mutex) if self.mutexes[mutex].holder == Some(co(index)) => self.unlock(mutex),
             Wait::InLine(mutex) => self.mutexes[mutex].line.retain(|&waiter| waiter != index),
             Wait::InQueue(queue) if self.queues[queue].contains(&index) => {
                 self.queues[queue].retain(|&waiter| waiter != index);
             }
             Wait::InQueue(queue) => drop(self.wake_one(queue)),
-            // The handle goes with its stack.
+            // The handle is dropped with its stack.
             Wait::Joins(target) => self.detach(target),
             Wait::InScope => {
                 for child in self.cos[index].scope.members.clone() {

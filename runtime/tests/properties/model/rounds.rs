@@ -1,5 +1,6 @@
-//! The loop: bottom halves in the order they were scheduled, timers in order of time, then coroutines that are ready.
-//! What a round has taken up belongs to the context: a nested round goes on with it (X2).
+//! The loop: bottom halves in order of scheduling, timers in order of deadline, then ready
+//! coroutines. Work that an iteration has taken up belongs to the context: a nested iteration
+//! continues with it (X2).
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,7 @@ enum Plan {
     #[default]
     No,
     NextRound,
-    /// In ten milliseconds, which no program takes.
+    /// In ten milliseconds, longer than any program takes.
     Idle,
 }
 
@@ -20,21 +21,21 @@ enum Plan {
 pub(super) struct BottomHalf {
     plan: Plan,
     runs: bool,
-    /// How often it has run.
+    /// Number of runs so far.
     count: usize,
     deleted: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Timer {
-    /// Armed while it ran: it is queued when it has returned.
+    /// Armed while it ran: queued when it has returned.
     rearmed: Option<Due>,
     runs: bool,
     count: usize,
     deleted: bool,
 }
 
-/// One arming. Those of the past are over before those of now; then the order of arming counts.
+/// One arming. Past times come before the present time; equal times are in order of arming.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Due {
     at: Time,
@@ -52,12 +53,12 @@ enum Time {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rings {
     Timer(u8),
-    /// A timeout wakes its coroutine.
+    /// A timeout, which wakes its coroutine.
     Limit(usize),
 }
 
 impl Model<'_> {
-    /// The thread's own stack polls until nothing is due.
+    /// Polls on the thread's own stack until nothing is due.
     pub(super) fn drain(&mut self) {
         loop {
             let outcome = self.poll(false).map_or_else(Outcome::Panicked, Outcome::Said);
@@ -69,13 +70,14 @@ impl Model<'_> {
         }
     }
 
-    /// X1. Kicked, a blocking poll does not sleep, but runs a second round.
+    /// X1. A kicked blocking poll does not sleep, but runs a second iteration.
     pub(super) fn poll(&mut self, kicked: bool) -> Result<bool, Thrown> {
         Ok(self.round()? || kicked && self.round()?)
     }
 
     fn round(&mut self) -> Result<bool, Thrown> {
-        // Who was woken by coroutines beneath, which do not yield while this lasts.
+        // Coroutines woken by coroutines further down the stack, which do not yield during this
+        // iteration.
         for frame in self.frames.iter_mut().rev() {
             self.ready.append(&mut frame.woken);
         }
@@ -101,7 +103,7 @@ impl Model<'_> {
             if self.cos[index].called && !self.cos[index].has_ended() {
                 match self.cos[index].state {
                     State::Suspended => {
-                        // Before those that have given way since.
+                        // Before coroutines that have yielded since.
                         self.cos[index].state = State::Scheduled;
                         self.taken.push_back(index);
                     }
@@ -185,7 +187,7 @@ impl Model<'_> {
         self.due.retain(|due| due.what != what);
     }
 
-    /// A timeout begins.
+    /// Begins a timeout.
     pub(super) fn arm_limit(&mut self, index: usize) {
         self.armings += 1;
         self.armed.push(Due { at: Time::Now, arming: self.armings, what: Rings::Limit(index) });
@@ -195,7 +197,7 @@ impl Model<'_> {
         self.disarm(Rings::Limit(index));
     }
 
-    /// Steps about bottom halves and timers.
+    /// Executes steps on bottom halves and timers.
     pub(super) fn registration(&mut self, step: &Step) -> Result<Option<Outcome>, Thrown> {
         let there = match *step {
             Step::BhSchedule(id) | Step::BhIdle(id) | Step::BhCancel(id) | Step::BhDrop(id) => {
@@ -247,7 +249,7 @@ impl Model<'_> {
         }
     }
 
-    /// What is to become of a bottom half.
+    /// Changes the schedule of a bottom half.
     fn plan(&mut self, step: &Step) {
         let (Step::BhSchedule(id) | Step::BhIdle(id) | Step::BhCancel(id) | Step::BhDrop(id)) = *step else {
             unreachable!("another step")

@@ -1,28 +1,28 @@
-//! What there is to a coroutine, in the model.
+//! The state of a coroutine in the model.
 
 use super::Thrown;
 
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum State {
-    /// Not begun.
+    /// Not created.
     Absent,
     Suspended,
-    /// On one of the lists below.
+    /// On one of the model's lists.
     Scheduled,
     Entered,
-    /// Its result waits for its handle.
+    /// The result waits for the join handle.
     Finished,
     Ended,
 }
 
-/// Where in its step a suspended coroutine stands.
+/// Where in its step a suspended coroutine is.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Wait {
     /// It has yielded after a timeout that is over.
     TimedOut,
-    /// At its beginning.
+    /// At the beginning of the step.
     None,
-    /// It goes on whenever it is resumed.
+    /// It continues whenever it is resumed.
     Resumed,
     SleepsForEver,
     InLine(usize),
@@ -31,7 +31,7 @@ pub(super) enum Wait {
     InScope,
 }
 
-/// What a step is done within.
+/// The construct around a step.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Within {
     Nothing,
@@ -44,17 +44,17 @@ pub(super) struct Scope {
     pub(super) members: Vec<usize>,
     pub(super) left: usize,
     pub(super) cancelled: bool,
-    /// Its own body's panic, or else the first of a child that left one.
+    /// Its own body's panic, or else the first one of an unjoined child.
     pub(super) panic: Option<Thrown>,
 }
 
 pub(super) struct Coroutine {
     pub(super) state: State,
-    /// Which one it was to be created.
+    /// Its number in the order of creation.
     pub(super) serial: usize,
-    /// Others have a handle to enter and wake it by.
+    /// Others have a handle to enter and wake it.
     pub(super) known: bool,
-    /// Its panic is kept, since it has a join handle.
+    /// It has a join handle, which keeps its panic.
     pub(super) spawned: bool,
     pub(super) detached: bool,
     /// The program still has the join handle.
@@ -69,7 +69,7 @@ pub(super) struct Coroutine {
     pub(super) within: Within,
     /// A timeout around its step cut a wait short.
     pub(super) timed_out: bool,
-    /// Woken while it was entered.
+    /// Woken while entered.
     pub(super) woken: bool,
     /// Scheduled by `schedule` or from elsewhere, and has not run since.
     pub(super) called: bool,

@@ -1,6 +1,7 @@
-//! What each step comes to.
+//! The outcome of each step.
 //!
-//! `Ok(None)`: the coroutine is suspended, and looks again when it is resumed. `Err`: a panic goes on in whoever runs this.
+//! `Ok(None)`: the coroutine is suspended, and rechecks when it is resumed. `Err`: a panic
+//! propagates to the caller of the step.
 
 use crate::program::{Outcome, Step, What, Who};
 
@@ -26,14 +27,14 @@ pub(super) fn fault(why: &str) -> Came {
     Ok(Some(Outcome::Fault(why.to_string())))
 }
 
-/// The step catches the panic of whom it ran.
+/// The step catches the panic of the coroutine that it ran.
 pub(super) fn caught(ran: Result<(), Thrown>) -> Came {
     Ok(Some(ran.map_or_else(Outcome::Panicked, |()| Outcome::Done)))
 }
 
 impl Model<'_> {
     pub(super) fn step(&mut self, who: Who, step: &Step) -> Came {
-        // None: it is the loop's, or the thread's own.
+        // None: the step is the loop's, or the thread's own.
         let this = self.running();
         let known = |model: &Self, id: &u8| model.cos[usize::from(*id)].known;
         match step {
@@ -243,7 +244,8 @@ impl Model<'_> {
         came
     }
 
-    /// As from another thread (W1). Returns whether that is news (W2).
+    /// Schedules a coroutine as another thread does (W1). Returns whether it was not scheduled
+    /// before (W2).
     fn call(&mut self, index: usize) -> bool {
         let news = !self.cos[index].has_ended() && !self.cos[index].called;
         if news {

@@ -1,4 +1,5 @@
-//! Waits: each is a condition, looked at when the step begins and whenever the coroutine is resumed in it.
+//! Waits: each is a condition, checked when the step begins and whenever the coroutine is resumed
+//! in it.
 
 use crate::program::Outcome;
 
@@ -6,7 +7,8 @@ use super::steps::{Came, OUTSIDE, absent, caught, done, fault};
 use super::{Model, Scope, State, Thrown, Wait, Who, Within};
 
 impl Model<'_> {
-    /// Whether waits of this one end early (S4). A timeout that is over notes that it did so.
+    /// Returns whether waits of this coroutine end early (S4). An expired timeout records that it
+    /// cut one short.
     pub(super) fn is_cut_short(&mut self, index: usize) -> bool {
         let this = &mut self.cos[index];
         match this.within {
@@ -66,7 +68,7 @@ impl Model<'_> {
         self.locals(who).held[mutex] = true;
     }
 
-    /// S1: handed to the first in line, never free in between.
+    /// S1: handed to the first waiter, never free in between.
     pub(super) fn unlock(&mut self, mutex: usize) {
         let next = self.mutexes[mutex].line.pop_front();
         self.mutexes[mutex].holder = next.map(super::co);
@@ -107,7 +109,7 @@ impl Model<'_> {
         Ok(None)
     }
 
-    /// S2: the mutex is given up, and taken again after the wake.
+    /// S2: the mutex is released, and taken again after the wake.
     pub(super) fn queue(&mut self, who: Who, queue: usize, mutex: usize, cancellable: bool) -> Came {
         let this = self.running();
         if this.is_none_or(|index| self.cos[index].wait == Wait::None) {

@@ -1,4 +1,4 @@
-//! What came of a step, said as the model says it.
+//! The outcome of a step, in the model's terms.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,7 +9,7 @@ use crate::program::Outcome;
 
 use super::Thrown;
 
-/// A panic is an outcome too; but what unwinds a coroutine passes.
+/// Treats a panic as an outcome, except the payload that unwinds a coroutine.
 pub(super) fn caught(f: impl FnOnce() -> Outcome) -> Outcome {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(outcome) => outcome,
@@ -29,7 +29,8 @@ pub(super) fn outcome_of(payload: Box<dyn Any + Send>) -> Outcome {
     Outcome::Fault(in_short(text.unwrap_or("a payload that is no text")))
 }
 
-/// What the model says of it: without places in the source, and one wording for one cause.
+/// Reduces a message to the model's terms: without source locations, and with one wording per
+/// cause.
 pub(super) fn in_short(text: &str) -> String {
     let causes = [
         ("outside a coroutine", "outside a coroutine"),

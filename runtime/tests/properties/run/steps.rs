@@ -1,4 +1,4 @@
-//! Each step, done by the call that it stands for.
+//! Executes each step by the corresponding call.
 
 use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -186,7 +186,7 @@ fn enter(coroutine: Coroutine) -> Outcome {
     coroutine.try_enter().map_or_else(|error| Outcome::Refused(in_short(&error.to_string())), |()| Outcome::Done)
 }
 
-/// On another thread, which is done when this returns.
+/// Wakes from another thread, which is done when this returns.
 fn wake_elsewhere(waker: Waker) {
     thread_local! {
         static ELSEWHERE: (Sender<Waker>, Receiver<()>) = {
