@@ -1,7 +1,8 @@
 //! The engine of a context, on the kernel that was chosen at run time (rule E16).
 //!
-//! The engine itself is generic, so that its way from a request to the kernel and back is compiled for each. Files know it by
-//! what they ask of it: two calls per request, which always go the same way.
+//! The engine itself is generic, so that its way from a request to the kernel and back is compiled
+//! for each. Files know it by what they ask of it: two calls per request, which always go the same
+//! way.
 
 #![allow(unsafe_code)]
 
@@ -32,8 +33,9 @@ use crate::simulate::Simulated;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelChoice {
-    /// What suits the file, of what the machine allows: native AIO, with a thread for each request that would block the loop in
-    /// submit (rules E14, E16); if that is refused, io_uring; else threads. [`chosen_kernel`](crate::chosen_kernel) says which, and why.
+    /// What suits the file, of what the machine allows: native AIO, with a thread for each request
+    /// that would block the loop in submit (rules E14, E16); if that is refused, io_uring; else
+    /// threads. [`chosen_kernel`](crate::chosen_kernel) says which, and why.
     #[default]
     Auto,
     /// Native AIO (`io_submit`) alone: whatever it does within submit blocks the loop meanwhile.
@@ -48,8 +50,9 @@ pub enum KernelChoice {
 const VARIABLE: &str = "CORALIO_KERNEL";
 
 impl KernelChoice {
-    /// What the environment says, for programs that let their users choose: `CORALIO_KERNEL` is `auto`, `aio`, `uring` or
-    /// `threads`. If it is empty or not set: `Auto`. The library itself does not look there.
+    /// What the environment says, for programs that let their users choose: `CORALIO_KERNEL` is
+    /// `auto`, `aio`, `uring` or `threads`. If it is empty or not set: `Auto`. The library itself
+    /// does not look there.
     ///
     /// ```no_run
     /// use coralio_aio::{KernelChoice, Runner};
@@ -146,7 +149,8 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
     }
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
-        // SAFETY: the number is used in requests of the file that registers, by `Registered` until it unregisters it.
+        // SAFETY: the number is used in requests of the file that registers, by `Registered` until
+        // it unregisters it.
         unsafe { self.kernel.register(fd) }
     }
 
@@ -244,8 +248,8 @@ impl AnyEngine {
         self.engine.count_detour(detour);
     }
 
-    /// Makes a file known to the kernel. Returns the number by which requests name it; and what ends that, unless it is the descriptor's
-    /// own.
+    /// Makes a file known to the kernel. Returns the number by which requests name it; and what
+    /// ends that, unless it is the descriptor's own.
     pub(crate) fn register(&self, fd: BorrowedFd<'_>) -> (RawFd, Option<Registered>) {
         let number = self.engine.register(fd);
         let registered = || Registered { engine: Arc::clone(&self.engine), number };
@@ -264,7 +268,8 @@ impl AnyEngine {
         self.engine.on_short()
     }
 
-    /// Whether files on this engine can be used here: this is the home thread of the context that it is with.
+    /// Whether files on this engine can be used here: this is the home thread of the context that
+    /// it is with.
     pub(crate) fn is_here(&self) -> bool {
         self.engine.is_here()
     }
@@ -278,8 +283,8 @@ pub(crate) struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        // SAFETY: `register` returned the number for this value, which is dropped once, when the file whose requests used
-        // the number is gone, and before its descriptor.
+        // SAFETY: `register` returned the number for this value, which is dropped once, when the
+        // file whose requests used the number is gone, and before its descriptor.
         unsafe { self.engine.unregister(self.number) };
     }
 }

@@ -1,4 +1,5 @@
-//! The engines of a context that may choose: the first that the machine allows, and threads for what would block it.
+//! The engines of a context that may choose: the first that the machine allows, and threads for
+//! what would block it.
 //!
 //! ```text
 //!   a request of a file (file/route.rs)
@@ -8,8 +9,9 @@
 //!         +---------------------------->  spare: threads, made when first needed    <----+
 //! ```
 //!
-//! To the loop the two are one [`Source`]. It sleeps in the main one; the spare one ends that by the context's own kick. io_uring
-//! needs no spare: what would block its submit, its own workers do. Nor do threads.
+//! To the loop the two are one [`Source`]. It sleeps in the main one; the spare one ends that by
+//! the context's own kick. io_uring needs no spare: what would block its submit, its own workers
+//! do. Nor do threads.
 
 #![allow(unsafe_code)]
 
@@ -130,7 +132,8 @@ impl Auto {
         any.downcast::<Auto>().map_or(source, |auto| Arc::clone(&auto.main))
     }
 
-    /// As [`Engine::perform`], on a thread. `None`: there is no descriptor left to have threads with.
+    /// As [`Engine::perform`], on a thread. `None`: there is no descriptor left to have threads
+    /// with.
     ///
     /// # Safety
     ///
@@ -151,13 +154,15 @@ impl Auto {
         self.spare.get().map(|spare| unsafe { perform(&**spare, attempt) })
     }
 
-    /// The main engine has refused a request, which is to come again; by a completion, or at submit.
+    /// The main engine has refused a request, which is to come again; by a completion, or at
+    /// submit.
     pub(crate) fn count_refusal(&self, by_completion: bool) {
         add(&self.refusals, 1);
         add(&self.completed_refusals, u64::from(by_completion));
     }
 
-    /// What both engines have done so far, given what the main one has. Those that it has refused count once.
+    /// What both engines have done so far, given what the main one has. Those that it has refused
+    /// count once.
     pub(crate) fn stats_with(&self, main: Stats) -> Stats {
         let spare = self.spare.get().map(|spare| spare.stats()).unwrap_or_default();
         let refusals = self.refusals.load(Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! Work that blocks its thread, on a thread that may block (rule E15): the coroutine waits, and its loop goes on.
+//! Work that blocks its thread, on a thread that may block (rule E15): the coroutine waits, and its
+//! loop goes on.
 //!
 //! A call's life, top to bottom:
 //!
@@ -9,9 +10,9 @@
 //! | Done    | what came of it    | the caller                                                     |
 //! | Over    |                    |                                                                |
 //!
-//! *Never left behind*: a call returns or unwinds only from Queued or Done, so the closure does not run when its caller is
-//! gone. The calls have a pool of their own, not the one that does I/O: a closure may wait for anything, even for
-//! I/O of the coroutine that waits for it.
+//! *Never left behind*: a call returns or unwinds only from Queued or Done, so the closure does not
+//! run when its caller is gone. The calls have a pool of their own, not the one that does I/O: a
+//! closure may wait for anything, even for I/O of the coroutine that waits for it.
 
 use std::io;
 use std::iter;
@@ -36,11 +37,12 @@ const KIND: Kind = Kind {
     leaves_signals: false,
 };
 
-/// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is suspended meanwhile, and its
-/// loop goes on.
+/// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is
+/// suspended meanwhile, and its loop goes on.
 ///
-/// Up to 64 such calls run at once in a process; more wait their turn. If no thread can be had at all, and outside a
-/// coroutine, where nobody can be suspended, and in a [simulation](mod@crate::simulate), `f` runs here, and this thread blocks.
+/// Up to 64 such calls run at once in a process; more wait their turn. If no thread can be had at
+/// all, and outside a coroutine, where nobody can be suspended, and in a
+/// [simulation](mod@crate::simulate), `f` runs here, and this thread blocks.
 ///
 /// ```
 /// let hosts = coralio_aio::run(|| coralio_aio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;
@@ -50,8 +52,8 @@ const KIND: Kind = Kind {
 ///
 /// # Errors
 ///
-/// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled, or a timeout around this was over, before `f` began: then it never
-/// does. Once begun, `f` is waited for.
+/// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled, or a timeout around
+/// this was over, before `f` began: then it never does. Once begun, `f` is waited for.
 ///
 /// # Panics
 ///
@@ -59,8 +61,8 @@ const KIND: Kind = Kind {
 ///
 /// # Control
 ///
-/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in place, and may have the context's
-/// lock meanwhile: `f` must not wait for that.
+/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in
+/// place, and may have the context's lock meanwhile: `f` must not wait for that.
 #[doc(alias = "spawn_blocking")]
 pub fn unblock<F, T>(f: F) -> io::Result<T>
 where
@@ -196,7 +198,8 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
     }
 }
 
-/// If the caller unwinds, as when its context ends, what has not begun never does, and what has is waited for.
+/// If the caller unwinds, as when its context ends, what has not begun never does, and what has is
+/// waited for.
 struct NeverLeftBehind<'a, F: FnOnce() -> T, T>(&'a Call<F, T>);
 
 impl<F: FnOnce() -> T, T> Drop for NeverLeftBehind<'_, F, T> {

@@ -26,8 +26,8 @@ pub struct AlignedBuf {
     allocated: Layout,
 }
 
-/// From so many bytes on, the system hands out zero pages, which cost nothing until they are written. But only if no alignment
-/// is asked for: else they are written with zeroes at once.
+/// From so many bytes on, the system hands out zero pages, which cost nothing until they are
+/// written. But only if no alignment is asked for: else they are written with zeroes at once.
 const LARGE: usize = 128 << 10;
 
 // SAFETY: it owns its memory, as a Vec<u8> does.
@@ -36,7 +36,8 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// `len` zero bytes at a multiple of `align`. Large ones take memory page by page, as they are written.
+    /// `len` zero bytes at a multiple of `align`. Large ones take memory page by page, as they are
+    /// written.
     ///
     /// # Panics
     ///
@@ -56,7 +57,8 @@ impl AlignedBuf {
         // SAFETY: the layout's size is not 0.
         let base = unsafe { alloc_zeroed(allocated) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        // SAFETY: less than `align`, which was allocated beyond `len`; or 0, since the layout asks for the alignment.
+        // SAFETY: less than `align`, which was allocated beyond `len`; or 0, since the layout asks
+        // for the alignment.
         let start = unsafe { base.add(base.align_offset(align)) };
         AlignedBuf { start, layout, base, allocated }
     }

@@ -1,4 +1,5 @@
-//! From one context to another: an engine with requests pending and in flight, and files (rule E12).
+//! From one context to another: an engine with requests pending and in flight, and files (rule
+//! E12).
 //!
 //! ```text
 //!   A's thread                         anywhere           B's thread
@@ -9,10 +10,11 @@
 //!   'X' is woken, at home  <------------------------------ stores the result, tells A's loop
 //! ```
 //!
-//! The requests move; the coroutines that wait for them do not, nor do the buffers. So nobody waits for anything, and nothing is lost:
-//! what has not been submitted is, by B; what is in flight is reaped there. *Lent to the kernel* holds as
-//! ever: a call does not return before its request is done, wherever it is reaped. That makes io_uring no exception, whose
-//! requests die with the thread that submitted them: A does not end before its coroutines' requests are done, and B does
+//! The requests move; the coroutines that wait for them do not, nor do the buffers. So nobody waits
+//! for anything, and nothing is lost: what has not been submitted is, by B; what is in flight is
+//! reaped there. *Lent to the kernel* holds as ever: a call does not return before its request is
+//! done, wherever it is reaped. That makes io_uring no exception, whose requests die with the
+//! thread that submitted them: A does not end before its coroutines' requests are done, and B does
 //! not end before all are that its engine has ([`Source::close`](coralio_runtime::Source::close)).
 
 use std::fmt;
@@ -47,14 +49,16 @@ pub struct Refused<D> {
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Takes the engine from its context, which is this thread's, with all its requests: those who wait for them go on waiting, and
-    /// are woken at home when somebody has [attached](Detached::attach) the engine and reaped. The context may have another
-    /// engine then; calls on this one from its coroutines fail with `ENOTCONN`.
+    /// Takes the engine from its context, which is this thread's, with all its requests: those who
+    /// wait for them go on waiting, and are woken at home when somebody has
+    /// [attached](Detached::attach) the engine and reaped. The context may have another engine
+    /// then; calls on this one from its coroutines fail with `ENOTCONN`.
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is not with this thread's context. `WouldBlock`: the caller runs, by a nested poll, on top of
-    /// a completion of this engine; call it from a coroutine or a bottom half that does not.
+    /// `NotConnected`: the engine is not with this thread's context. `WouldBlock`: the caller runs,
+    /// by a nested poll, on top of a completion of this engine; call it from a coroutine or a
+    /// bottom half that does not.
     ///
     /// # Control
     ///
@@ -85,7 +89,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         Ok(Detached { engine: Some(Arc::clone(self)) })
     }
 
-    /// Cancels the requests that coroutines of contexts without the engine want cancelled. Returns whether any was pending.
+    /// Cancels the requests that coroutines of contexts without the engine want cancelled. Returns
+    /// whether any was pending.
     #[cold]
     pub(crate) fn read_mail(&self, here: Option<AtHome<'_>>) -> bool {
         let mut progress = false;
@@ -99,8 +104,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         progress
     }
 
-    /// Ends a request whose stack unwinds: takes it back if it is pending; else cancels it where the kernel can, and waits
-    /// for it (rules C9, E13).
+    /// Ends a request whose stack unwinds: takes it back if it is pending; else cancels it where
+    /// the kernel can, and waits for it (rules C9, E13).
     #[cold]
     pub(crate) fn abandon(&self, slot: &Slot) {
         if slot.result().is_some() {
@@ -115,8 +120,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.wait_in_place(slot);
     }
 
-    /// As `wait_in_place`, on a thread whose context the engine has left. In transit nobody else would reap; with another
-    /// context, that one does.
+    /// As `wait_in_place`, on a thread whose context the engine has left. In transit nobody else
+    /// would reap; with another context, that one does.
     #[cold]
     pub(crate) fn wait_abroad(&self, slot: &Slot) -> i64 {
         loop {
@@ -149,7 +154,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 }
 
 impl<K: Kernel, P: Policy> Detached<K, P> {
-    /// Gives the engine to this thread's context, whose loop does from now on what its requests need.
+    /// Gives the engine to this thread's context, whose loop does from now on what its requests
+    /// need.
     ///
     /// # Errors
     ///
@@ -161,8 +167,8 @@ impl<K: Kernel, P: Policy> Detached<K, P> {
     ///
     /// # Control
     ///
-    /// Never switches. If a stack that waits for one of its requests is being unwound right now, it blocks the thread until
-    /// some request is done.
+    /// Never switches. If a stack that waits for one of its requests is being unwound right now, it
+    /// blocks the thread until some request is done.
     pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Self>> {
         let context = AioContext::current().expect("an engine belongs to a context; attach it inside `run(|| ..)`");
         let engine = self.engine.take().expect("it is attached once");
@@ -194,13 +200,14 @@ impl<K: Kernel, P: Policy> fmt::Debug for Detached<K, P> {
     }
 }
 
-/// Takes its engine from this thread's context, with all its requests, to be attached to another thread's: see
-/// [`Engine::detach`].
+/// Takes its engine from this thread's context, with all its requests, to be attached to another
+/// thread's: see [`Engine::detach`].
 ///
 /// # Errors
 ///
-/// `NotFound`: the context has no engine. `Unsupported`: it is one of [`KernelChoice::Auto`](crate::KernelChoice::Auto), or
-/// simulated. `WouldBlock`: as [`Engine::detach`].
+/// `NotFound`: the context has no engine. `Unsupported`: it is one of
+/// [`KernelChoice::Auto`](crate::KernelChoice::Auto), or simulated. `WouldBlock`: as
+/// [`Engine::detach`].
 ///
 /// # Panics
 ///
@@ -223,8 +230,8 @@ pub fn detach() -> io::Result<DetachedEngine> {
     AnyEngine::of_this_context()?.detach().map(DetachedEngine)
 }
 
-/// A context's engine on its way to another, whichever kernel it is on. Dropping it instead waits, in place, until all its
-/// requests are done: they are the kernel's.
+/// A context's engine on its way to another, whichever kernel it is on. Dropping it instead waits,
+/// in place, until all its requests are done: they are the kernel's.
 #[must_use = "dropping it blocks the thread until its requests are done"]
 pub struct DetachedEngine(pub(crate) Box<dyn Carried>);
 
@@ -243,8 +250,8 @@ impl<K: Kernel, P: Policy> Carried for Detached<K, P> {
 }
 
 impl DetachedEngine {
-    /// Gives the engine to this thread's context: see [`Detached::attach`]. Before its first file, and with
-    /// [`AioContext::run`], not [`Runner`](crate::Runner): that one makes an engine.
+    /// Gives the engine to this thread's context: see [`Detached::attach`]. Before its first file,
+    /// and with [`AioContext::run`], not [`Runner`](crate::Runner): that one makes an engine.
     ///
     /// # Errors
     ///

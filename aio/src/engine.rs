@@ -15,8 +15,8 @@
 //!     returns
 //! ```
 //!
-//! [`perform`] is the one way in, and in it lies what makes borrowed buffers sound (*lent to the kernel*, rule E13): it does
-//! not return, and does not unwind, before its request has completed.
+//! [`perform`] is the one way in, and in it lies what makes borrowed buffers sound (*lent to the
+//! kernel*, rule E13): it does not return, and does not unwind, before its request has completed.
 
 #![allow(unsafe_code)]
 
@@ -41,8 +41,9 @@ use crate::slow::Slow;
 
 /// Rule E1: one engine per context, on a kernel of its own.
 ///
-/// Programs do not see it; [`File`](crate::File) uses the engine of the context it is opened in. It is public for tests that
-/// run it on a [scripted kernel](crate::kernel::scripted), or with a [`Policy`] of their own.
+/// Programs do not see it; [`File`](crate::File) uses the engine of the context it is opened in. It
+/// is public for tests that run it on a [scripted kernel](crate::kernel::scripted), or with a
+/// [`Policy`] of their own.
 pub struct Engine<K: Kernel, P: Policy = Current> {
     pub(crate) context: Place,
     pub(crate) kernel: K,
@@ -51,14 +52,16 @@ pub struct Engine<K: Kernel, P: Policy = Current> {
     pub(crate) depth: u32,
     pub(crate) requests: Requests,
     pub(crate) pending: Pending<K::Entry>,
-    /// Counted by the kernel and not reaped. Written under the context's lock, by plain stores (rule E9).
+    /// Counted by the kernel and not reaped. Written under the context's lock, by plain stores
+    /// (rule E9).
     pub(crate) in_flight: AtomicU32,
     pub(crate) plug_depth: AtomicU32,
     /// Submits since the loop's last look that went because the queue was full.
     pub(crate) eager: AtomicU32,
     /// Rounds in a row that have ended with a plug in.
     pub(crate) held: AtomicU32,
-    /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
+    /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is
+    /// to come.
     pub(crate) blocked: AtomicBool,
     pub(crate) counts: Counts,
     pub(crate) slow: Slow,
@@ -110,18 +113,19 @@ pub struct Stats {
     pub in_flight: u32,
     /// Requests that wait to be submitted.
     pub pending: u32,
-    /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
-    /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
+    /// Of `requests`, those that went to a thread because they would have blocked the loop in
+    /// submit ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
     pub on_threads: u64,
-    /// Submits that blocked the loop for longer than [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without one.
+    /// Submits that blocked the loop for longer than
+    /// [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without one.
     pub blocked_submits: u64,
     /// The longest submit, where there is a limit; else zero.
     pub longest_submit: Duration,
-    /// Of `requests`, direct ones that went through an aligned buffer, since their memory was not aligned
-    /// ([`File`](crate::File)).
-    pub bounced: u64,
-    /// Of `requests`, those of files open for direct I/O that went through the page cache, since their offset or length was not
+    /// Of `requests`, direct ones that went through an aligned buffer, since their memory was not
     /// aligned ([`File`](crate::File)).
+    pub bounced: u64,
+    /// Of `requests`, those of files open for direct I/O that went through the page cache, since
+    /// their offset or length was not aligned ([`File`](crate::File)).
     pub page_cached: u64,
 }
 
@@ -130,15 +134,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: `depth` is 0, or more than the kernel takes. `AlreadyExists`: the context has an engine.
+    /// `InvalidInput`: `depth` is 0, or more than the kernel takes. `AlreadyExists`: the context
+    /// has an engine.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let engine = Engine::new(kernel, depth, true)?;
         let context = engine.context.get().expect("it is new, and with the context that it was made for");
@@ -146,8 +147,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         Ok(engine)
     }
 
-    /// As `attach`, for one that another source drives. It tells the event log of what it does only if it is `told`: the log knows
-    /// one engine of a context.
+    /// As `attach`, for one that another source drives. It tells the event log of what it does only
+    /// if it is `told`: the log knows one engine of a context.
     pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
@@ -187,12 +188,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Control
     ///
-    /// May yield; may enter other coroutines. Where nothing can be suspended, in a destructor while the stack unwinds, it
-    /// waits in place.
+    /// May yield; may enter other coroutines. Where nothing can be suspended, in a destructor while
+    /// the stack unwinds, it waits in place.
     ///
     /// # Safety
     ///
-    /// The memory that `operation` names is valid, and for reads not aliased, until this returns or unwinds.
+    /// The memory that `operation` names is valid, and for reads not aliased, until this returns or
+    /// unwinds.
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: the caller's promise.
@@ -200,14 +202,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
-    /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
-    /// complete meanwhile are woken, and run later.
+    /// Waits for a request without leaving this stack: it unwinds, or must not be left for another
+    /// reason. Others that complete meanwhile are woken, and run later.
     #[cold]
     pub(crate) fn wait_in_place(&self, slot: &Slot) -> i64 {
         if !self.is_at_home() {
             return self.wait_abroad(slot);
         }
-        // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
+        // Held while it sleeps too: another thread that reaped the completion meanwhile would leave
+        // it asleep.
         let guard = self.context.acquire();
         loop {
             if let Some(result) = slot.result() {
@@ -233,11 +236,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Sleeps until a completion is there, or until a coroutine elsewhere gives its request up. Under the engine's lock.
+    /// Sleeps until a completion is there, or until a coroutine elsewhere gives its request up.
+    /// Under the engine's lock.
     pub(crate) fn sleep_in_place(&self) {
         let sleep = || {
             add(&self.counts.sleeps, 1);
-            // SAFETY: the engine's lock is held, and by the home thread or in transit: no other thread sleeps.
+            // SAFETY: the engine's lock is held, and by the home thread or in transit: no other
+            // thread sleeps.
             let slept = unsafe { self.kernel.wait(1, None, None) };
             // Returning would leave the buffer with the kernel.
             slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
@@ -247,22 +252,20 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// From now on submits are timed, and those that take longer are counted: [`Stats::blocked_submits`].
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// From now on submits are timed, and those that take longer are counted:
+    /// [`Stats::blocked_submits`].
     pub fn set_submit_limit(&self, limit: Duration) {
         self.slow.set_limit(limit);
     }
 
-    /// Waits until no request is in flight and none is pending, as [`AioContext::poll_while`] waits: on the home thread it
-    /// runs the loop, another thread waits for the loop. Requests that coroutines make meanwhile are waited for too.
+    /// Waits until no request is in flight and none is pending, as [`AioContext::poll_while`]
+    /// waits: on the home thread it runs the loop, another thread waits for the loop. Requests that
+    /// coroutines make meanwhile are waited for too.
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is [detached](Engine::detach), or is detached meanwhile; nothing completes its requests
-    /// before it is attached again.
+    /// `NotConnected`: the engine is [detached](Engine::detach), or is detached meanwhile; nothing
+    /// completes its requests before it is attached again.
     ///
     /// # Panics
     ///
@@ -343,12 +346,13 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         let here = token.at_home();
-        // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that one's round.
+        // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that
+        // one's round.
         if K::SUBMITS_AT_HOME && here.is_none() {
             return false;
         }
-        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never
-        // sleeps hold it back for ever.
+        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may
+        // a loop that never sleeps hold it back for ever.
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
         let held = self.held.load(Ordering::Relaxed) + 1;
         if plugged && !all && held < MOST_HELD {
@@ -380,8 +384,8 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return None;
         }
         add(&self.counts.sleeps, 1);
-        // SAFETY: this is the loop of the context that the engine is with, on its home thread, which alone sleeps and,
-        // where that matters, submits.
+        // SAFETY: this is the loop of the context that the engine is with, on its home thread,
+        // which alone sleeps and, where that matters, submits.
         Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
     }
 

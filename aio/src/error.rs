@@ -66,8 +66,8 @@ pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error
     failed(cause, format!("cannot open {}", path.display()), String::new())
 }
 
-/// Adds the failed operation, the likely cause and the remedy. The system's code remains available through
-/// [`OsCode`](coralio_runtime::OsCode).
+/// Adds the failed operation, the likely cause and the remedy. The system's code remains available
+/// through [`OsCode`](coralio_runtime::OsCode).
 pub(crate) fn failed(cause: io::Error, what: String, why: String) -> io::Error {
     explained(cause.kind(), format!("{what}: {cause}{why}"), cause)
 }

@@ -45,12 +45,14 @@ use order::WriteOrder;
 use route::Route;
 pub use stream::Stream;
 
-/// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
+/// An open file of this thread's context. Its calls suspend the coroutine that makes them, never
+/// the thread.
 ///
-/// Many coroutines may use it at once; share it as an `Rc<File>`. To another thread's context it goes by
-/// [`detach`](File::detach). Offsets and lengths are in bytes.
+/// Many coroutines may use it at once; share it as an `Rc<File>`. To another thread's context it
+/// goes by [`detach`](File::detach). Offsets and lengths are in bytes.
 ///
-/// With [`Direct::Auto`], the default, requests go past the page cache where the file system has direct I/O:
+/// With [`Direct::Auto`], the default, requests go past the page cache where the file system has
+/// direct I/O:
 ///
 /// | request | way | counted in |
 /// |---|---|---|
@@ -58,10 +60,12 @@ pub use stream::Stream;
 /// | offset and length aligned, memory not (a `Vec`, an array) | direct, through an aligned buffer | [`Stats::bounced`] |
 /// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
 ///
-/// The ways may be mixed. Each read sees every write of the same `File` that has returned before, and direct and page-cached writes of a
-/// `File` are never in flight at the same time: Linux may fail a later sync with EIO otherwise, even if the writes have no byte in
-/// common. A request of one kind waits until those of the other kind that came before it have completed. Two `File`s of one file, and other
-/// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+/// The ways may be mixed. Each read sees every write of the same `File` that has returned before,
+/// and direct and page-cached writes of a `File` are never in flight at the same time: Linux may
+/// fail a later sync with EIO otherwise, even if the writes have no byte in common. A request of
+/// one kind waits until those of the other kind that came before it have completed. Two `File`s of
+/// one file, and other processes, are not ordered in this way: use [`Direct::Never`] for each, or
+/// aligned offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached
@@ -113,30 +117,22 @@ impl File {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a pipe or socket. What the kernel says of the descriptor; what making the context's engine says, if
-    /// this is its first file.
+    /// `InvalidInput`: a pipe or socket. What the kernel says of the descriptor; what making the
+    /// context's engine says, if this is its first file.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
         File::new(fd.into(), false, AnyEngine::of_this_context)
     }
 
-    /// As [`from_fd`](File::from_fd), on an engine of your own: for tests on a kernel that is scripted, or with a
-    /// [`Policy`] that lacks a guard.
+    /// As [`from_fd`](File::from_fd), on an engine of your own: for tests on a kernel that is
+    /// scripted, or with a [`Policy`] that lacks a guard.
     ///
     /// # Errors
     ///
     /// As [`from_fd`](File::from_fd).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
         File::new(fd.into(), false, || Ok(AnyEngine::unnamed(Arc::clone(engine) as _)))
     }
@@ -200,8 +196,8 @@ impl File {
         }
     }
 
-    /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were. What lies behind them in
-    /// `buf` is anything: direct I/O may leave zeroes there.
+    /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were.
+    /// What lies behind them in `buf` is anything: direct I/O may leave zeroes there.
     ///
     /// # Errors
     ///
@@ -248,8 +244,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; `WriteZero` if it takes nothing and gives no reason. A part of `buf` may have
-    /// been written.
+    /// The kernel's, with cause and remedy; `WriteZero` if it takes nothing and gives no reason. A
+    /// part of `buf` may have been written.
     ///
     /// # Panics
     ///
@@ -264,7 +260,8 @@ impl File {
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }
     }
 
-    /// Reads from `offset` into several buffers, one after the other, until all are full or the file ends.
+    /// Reads from `offset` into several buffers, one after the other, until all are full or the
+    /// file ends.
     ///
     /// # Errors
     ///
@@ -302,7 +299,8 @@ impl File {
         unsafe { self.transfer_vectors(Opcode::WriteVectored, Opcode::Write, &vectors, offset) }
     }
 
-    /// Returns when what was written, and as much metadata as it takes to find it again, is on the medium.
+    /// Returns when what was written, and as much metadata as it takes to find it again, is on the
+    /// medium.
     ///
     /// # Errors
     ///
@@ -336,8 +334,9 @@ impl File {
         self.sync(Opcode::SyncAll)
     }
 
-    /// Waits until no request of this file is in flight or pending, as [`AioContext::drain`] waits: for the requests of
-    /// the context's other files too. What runs on the thread pool ([`set_len`](File::set_len), for one) is not a request.
+    /// Waits until no request of this file is in flight or pending, as [`AioContext::drain`] waits:
+    /// for the requests of the context's other files too. What runs on the thread pool
+    /// ([`set_len`](File::set_len), for one) is not a request.
     ///
     /// # Errors
     ///
@@ -364,16 +363,17 @@ impl File {
         self.direct
     }
 
-    /// Returns what requests must be aligned to, to go past the page cache without a copy. If the memory alone is not aligned, requests
-    /// still do, through an aligned buffer (with [`Direct::Always`], they fail).
+    /// Returns what requests must be aligned to, to go past the page cache without a copy. If the
+    /// memory alone is not aligned, requests still do, through an aligned buffer (with
+    /// [`Direct::Always`], they fail).
     pub fn alignment(&self) -> Alignment {
         self.alignment
     }
 }
 
 impl AsFd for File {
-    /// The file's own descriptor. Should another file be put in its place (`dup2`), requests may go to the first one still: io_uring
-    /// [knows](Kernel::register) it.
+    /// The file's own descriptor. Should another file be put in its place (`dup2`), requests may go
+    /// to the first one still: io_uring [knows](Kernel::register) it.
     ///
     /// # Panics
     ///

@@ -1,4 +1,5 @@
-//! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux native AIO.
+//! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux
+//! native AIO.
 //!
 //! ```
 //! use coralio_aio::{File, spawn};
@@ -28,15 +29,15 @@
 //!
 //! # Who does what
 //!
-//! A [`File`]'s call makes a request and suspends the coroutine. Requests gather while the event loop runs other
-//! coroutines, and go to the kernel together, in one system call. What is done is read off the kernel's ring in
-//! memory, and its coroutine woken. [`Engine`] has the picture.
+//! A [`File`]'s call makes a request and suspends the coroutine. Requests gather while the event
+//! loop runs other coroutines, and go to the kernel together, in one system call. What is done is
+//! read off the kernel's ring in memory, and its coroutine woken. [`Engine`] has the picture.
 //!
 //! # Sound with borrowed buffers
 //!
-//! A coroutine's stack stays where it is while it is suspended, so the kernel may write into a buffer on it. The call
-//! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
-//! nor when its context ends.
+//! A coroutine's stack stays where it is while it is suspended, so the kernel may write into a
+//! buffer on it. The call does not return and does not unwind before the kernel has given the
+//! buffer back: not when the coroutine is cancelled, nor when its context ends.
 
 // These macros panic where nobody can read what they print; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
@@ -79,19 +80,21 @@ use any::AnyEngine;
 
 /// Queue depth where none was asked for: requests that the kernel has at once.
 ///
-/// Less than the queue of what is common: 128 of a loop device, 256 of virtio, 1023 of NVMe (`/sys/block/*/queue/nr_requests`).
-/// When a device's queue is full, whoever submits waits for it. And so shared ones have room for others; batches of 16 already
-/// cost as little per request as larger ones do.
+/// Less than the queue of what is common: 128 of a loop device, 256 of virtio, 1023 of NVMe
+/// (`/sys/block/*/queue/nr_requests`). When a device's queue is full, whoever submits waits for it.
+/// And so shared ones have room for others; batches of 16 already cost as little per request as
+/// larger ones do.
 pub const DEFAULT_DEPTH: u32 = 64;
 
-/// Runs `f` as the first coroutine of a new context on this thread, and the event loop until it ends.
+/// Runs `f` as the first coroutine of a new context on this thread, and the event loop until it
+/// ends.
 ///
 /// Coroutines that are left then are unwound; join those whose end matters.
 ///
 /// # Panics
 ///
-/// With `f`'s panic. If this thread runs a context already; if the system has no resources for one: use [`Runner`] to get
-/// that as an error.
+/// With `f`'s panic. If this thread runs a context already; if the system has no resources for one:
+/// use [`Runner`] to get that as an error.
 #[track_caller]
 pub fn run<T>(f: impl FnOnce() -> T) -> T {
     match Runner::new().run(f) {
@@ -135,9 +138,10 @@ impl Runner {
 
     /// The most requests that the kernel has at once; more wait their turn.
     ///
-    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit blocks: for 3 to
-    /// 11 milliseconds with 512 in flight on a queue of 256, on native AIO and io_uring alike, and under
-    /// [`KernelChoice::Auto`] too, since the kernel does not refuse for that. Large requests count several times: the kernel splits them
+    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit
+    /// blocks: for 3 to 11 milliseconds with 512 in flight on a queue of 256, on native AIO and
+    /// io_uring alike, and under [`KernelChoice::Auto`] too, since the kernel does not refuse for
+    /// that. Large requests count several times: the kernel splits them
     /// (`/sys/block/*/queue/max_sectors_kb`).
     pub fn depth(mut self, depth: u32) -> Runner {
         self.depth = depth;
@@ -157,11 +161,12 @@ impl Runner {
         self
     }
 
-    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each submit reads the clock twice
-    /// then; without a limit, none does.
+    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each
+    /// submit reads the clock twice then; without a limit, none does.
     ///
-    /// Under [`KernelChoice::Auto`] what would block goes to a thread. What is counted all the same tells of a queue that is
-    /// too deep for the device, or of a thread that did not have a processor.
+    /// Under [`KernelChoice::Auto`] what would block goes to a thread. What is counted all the same
+    /// tells of a queue that is too deep for the device, or of a thread that did not have a
+    /// processor.
     pub fn submit_limit(mut self, limit: Duration) -> Runner {
         self.submit_limit = Some(limit);
         self
@@ -183,8 +188,8 @@ impl Runner {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a depth that cannot be. What the kernel says if it has no resources for an engine, with the
-    /// remedy.
+    /// `InvalidInput`: a depth that cannot be. What the kernel says if it has no resources for an
+    /// engine, with the remedy.
     ///
     /// # Panics
     ///
@@ -201,10 +206,6 @@ impl Runner {
 }
 
 /// What this context's engine has done so far. All zero before its first file.
-///
-/// # Control
-///
-/// Never switches.
 pub fn stats() -> Stats {
     match AioContext::current().and_then(|context| context.source()) {
         Some(_) => AnyEngine::of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
@@ -212,7 +213,8 @@ pub fn stats() -> Stats {
     }
 }
 
-/// By what this context's I/O goes to the kernel, and why; `None` before its first file, and outside a context.
+/// By what this context's I/O goes to the kernel, and why; `None` before its first file, and
+/// outside a context.
 ///
 /// ```
 /// use coralio_aio::{Runner, chosen_kernel};
@@ -221,16 +223,13 @@ pub fn stats() -> Stats {
 /// Runner::new().run(|| println!("{}", chosen_kernel().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```
-///
-/// # Control
-///
-/// Never switches.
 pub fn chosen_kernel() -> Option<Chosen> {
     AioContext::current()?.source()?;
     AnyEngine::of_this_context().ok()?.chosen()
 }
 
-/// Lets this context's requests gather until the plug is dropped, so that they share one system call.
+/// Lets this context's requests gather until the plug is dropped, so that they share one system
+/// call.
 ///
 /// # Errors
 ///
@@ -239,10 +238,6 @@ pub fn chosen_kernel() -> Option<Chosen> {
 /// # Panics
 ///
 /// Outside a context.
-///
-/// # Control
-///
-/// Never switches.
 pub fn plug() -> io::Result<Plug> {
     Ok(AnyEngine::of_this_context()?.plug())
 }

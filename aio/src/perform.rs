@@ -6,9 +6,9 @@
 //!   end       called      the slot is free again
 //! ```
 //!
-//! The processor expects returns to match the calls that it saw last. A frame that is left on another stack and returned from
-//! later breaks that twice. So the suspension, and nothing else, is compiled into the caller, all the way up to
-//! [`File::read_at`](crate::File::read_at).
+//! The processor expects returns to match the calls that it saw last. A frame that is left on
+//! another stack and returned from later breaks that twice. So the suspension, and nothing else, is
+//! compiled into the caller, all the way up to [`File::read_at`](crate::File::read_at).
 
 #![allow(unsafe_code)]
 
@@ -21,8 +21,8 @@ use crate::kernel::{Kernel, Operation};
 use crate::policy::Policy;
 use crate::request::Slot;
 
-/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
-/// cannot tell).
+/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit
+/// (`EAGAIN`, or `EOPNOTSUPP` where it cannot tell).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
     pub(crate) operation: Operation,
@@ -31,8 +31,8 @@ pub(crate) struct Attempt {
 
 /// What a request needs of its engine, whichever that is.
 pub(crate) trait Performs {
-    /// Queues a request for the running coroutine, and submits unless it may gather with others. `None`: it may not be made, see
-    /// [`refusal`](Self::refusal).
+    /// Queues a request for the running coroutine, and submits unless it may gather with others.
+    /// `None`: it may not be made, see [`refusal`](Self::refusal).
     ///
     /// # Control
     ///
@@ -52,19 +52,21 @@ pub(crate) trait Performs {
     /// The waiting coroutine is to end early (rule E11). Returns its result, if that was all.
     fn cancel(&self, slot: &Slot) -> Option<i64>;
 
-    /// Waits for the result without leaving this stack: it unwinds, or must not be left for another reason. Others that
-    /// complete meanwhile are woken, and run later.
+    /// Waits for the result without leaving this stack: it unwinds, or must not be left for another
+    /// reason. Others that complete meanwhile are woken, and run later.
     fn wait_in_place(&self, slot: &Slot) -> i64;
 
-    /// Ends a request whose stack unwinds: returns when the kernel is done with its memory, early if it can be cancelled.
+    /// Ends a request whose stack unwinds: returns when the kernel is done with its memory, early
+    /// if it can be cancelled.
     fn abandon(&self, slot: &Slot);
 }
 
 /// `EAGAIN` completions of one operation that are retried; the next one is its result.
 const MOST_AGAIN: u32 = 16;
 
-/// Does one operation, and returns the kernel's result; an error is a negative `errno`. Retries `EINTR`, and `EAGAIN` up to
-/// [`MOST_AGAIN`] times (rule E10): FUSE and network file systems complete requests with both.
+/// Does one operation, and returns the kernel's result; an error is a negative `errno`. Retries
+/// `EINTR`, and `EAGAIN` up to [`MOST_AGAIN`] times (rule E10): FUSE and network file systems
+/// complete requests with both.
 ///
 /// # Panics
 ///
@@ -117,10 +119,12 @@ unsafe fn retry(engine: &(impl Performs + ?Sized), attempt: &Attempt, mut result
 unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
     // SAFETY: it is used in this call alone.
     let Some(here) = (unsafe { AtHome::here() }) else { return engine.refusal(None) };
-    // SAFETY: the caller's promise; this does not return, and does not unwind, before the slot has a result.
+    // SAFETY: the caller's promise; this does not return, and does not unwind, before the slot has
+    // a result.
     let Some(slot) = (unsafe { engine.begin(here, attempt) }) else { return engine.refusal(Some(here)) };
     let request = InFlight { engine, slot, here };
-    // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+    // Rule E7: looks first, and again after each resumption. Submit may have reaped the request
+    // already.
     let found = here.suspend_until(|| slot.result(), || engine.cancel(slot));
     let result = found.unwrap_or_else(|| engine.wait_in_place(slot));
     mem::forget(request);
@@ -128,8 +132,8 @@ unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> 
     result
 }
 
-/// A request that the kernel may have. If the stack unwinds over it, the request is cancelled, and its end waited for
-/// (rules C9, E13).
+/// A request that the kernel may have. If the stack unwinds over it, the request is cancelled, and
+/// its end waited for (rules C9, E13).
 struct InFlight<'a, E: Performs + ?Sized> {
     engine: &'a E,
     slot: &'a Slot,

@@ -6,18 +6,20 @@
 //!   with B      under B's lock       B's thread
 //! ```
 //!
-//! Requests keep their coroutines, which stay at home: what B reaps for one of A's is stored in the request's slot, and A's loop
-//! is told. So who waits may find the engine gone. What it would have done itself it leaves here as *mail*: that a request
-//! be cancelled. A stack that must not be left before its request is done waits for *news*.
+//! Requests keep their coroutines, which stay at home: what B reaps for one of A's is stored in the
+//! request's slot, and A's loop is told. So who waits may find the engine gone. What it would have
+//! done itself it leaves here as *mail*: that a request be cancelled. A stack that must not be left
+//! before its request is done waits for *news*.
 //!
 //! Named here, and cited where they are relied on:
 //!
-//! - *where it is, is whose lock*: the engine's state is changed under the lock of its place. Only who holds that lock moves it: the
-//!   home thread out of a context, whoever holds `transit` into one. A lock is taken, and then it is looked whether the
-//!   engine is still there.
-//! - *places stay*: a context that the engine was ever with is kept until the engine is dropped, so that a pointer to it is good
-//!   for as long as a reference to the engine; its descriptors too, whose numbers a kernel may still watch, and its
-//!   address, by which coroutines tell whose they are.
+//! - *where it is, is whose lock*: the engine's state is changed under the lock of its place. Only
+//!   who holds that lock moves it: the home thread out of a context, whoever holds `transit` into
+//!   one. A lock is taken, and then it is looked whether the engine is still there.
+//! - *places stay*: a context that the engine was ever with is kept until the engine is dropped, so
+//!   that a pointer to it is good for as long as a reference to the engine; its descriptors too,
+//!   whose numbers a kernel may still watch, and its address, by which coroutines tell whose they
+//!   are.
 
 #![allow(unsafe_code)]
 
@@ -43,7 +45,8 @@ pub(crate) struct Place {
     has_mail: AtomicBool,
     news: Condvar,
     told: Mutex<()>,
-    /// A thread sleeps in place, with the engine's lock: it reads no mail before something completes.
+    /// A thread sleeps in place, with the engine's lock: it reads no mail before something
+    /// completes.
     asleep_in_place: AtomicBool,
     /// Reaps and submits of the home thread that are on the stack. Its alone.
     busy: AtomicU32,
@@ -169,7 +172,8 @@ impl Place {
     fn go(&self, to: *mut AioContext) {
         // Release pairs with the acquire in `get`.
         self.now.store(to, Ordering::Release);
-        // Pairs with the fence in `mail`: it is seen here, or its sender sees where the engine is now.
+        // Pairs with the fence in `mail`: it is seen here, or its sender sees where the engine is
+        // now.
         fence(Ordering::SeqCst);
         self.tell();
     }
@@ -212,7 +216,8 @@ impl Place {
         self.news.notify_all();
     }
 
-    /// Blocks the thread until `done`, or until the engine is in transit. Who brings it about calls `schedule`.
+    /// Blocks the thread until `done`, or until the engine is in transit. Who brings it about calls
+    /// `schedule`.
     pub(crate) fn wait_for_news(&self, done: impl Fn() -> bool) {
         let mut told = locked(&self.told);
         while !done() && self.get().is_some() {
@@ -224,7 +229,8 @@ impl Place {
     #[cold]
     pub(crate) fn mail(&self, key: u64) {
         locked(&self.mail).push(key);
-        // Relaxed: `notify` has the fence that orders it before the loop's last look; an earlier look may miss it.
+        // Relaxed: `notify` has the fence that orders it before the loop's last look; an earlier
+        // look may miss it.
         self.has_mail.store(true, Ordering::Relaxed);
         // Pairs with the fences in `go` and `sleep_in_place`.
         fence(Ordering::SeqCst);
@@ -236,11 +242,12 @@ impl Place {
         self.has_mail.load(Ordering::Relaxed)
     }
 
-    /// Runs `sleep`, which sleeps in place, under the engine's lock. Returns false, and does not run it, if there is mail
-    /// to be read first.
+    /// Runs `sleep`, which sleeps in place, under the engine's lock. Returns false, and does not
+    /// run it, if there is mail to be read first.
     pub(crate) fn sleep_in_place(&self, sleep: impl FnOnce()) -> bool {
         self.asleep_in_place.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `mail`: the mail is seen here, or its sender sees that this thread sleeps.
+        // Pairs with the fence in `mail`: the mail is seen here, or its sender sees that this
+        // thread sleeps.
         fence(Ordering::SeqCst);
         let may_sleep = !self.has_mail();
         if may_sleep {
@@ -261,7 +268,8 @@ impl Place {
         std::mem::take(&mut mail)
     }
 
-    /// On the home thread: foreign code may run now on top of a reap or a submit, which relies on the place.
+    /// On the home thread: foreign code may run now on top of a reap or a submit, which relies on
+    /// the place.
     #[inline]
     pub(crate) fn busy(&self) -> impl Drop {
         struct Busy<'a>(&'a AtomicU32);

@@ -1,8 +1,9 @@
 //! The engine's guards against its historic failures, as a type parameter.
 //!
-//! [`Current`] is what everybody runs on, and the only policy defined here. A test that wants to see a historic bug
-//! defines its own, with one guard out, and runs the same engine on it: so it is the production code that fails, a
-//! user's build cannot contain the failure, and the guards cost nothing.
+//! [`Current`] is what everybody runs on, and the only policy defined here. A test that wants to
+//! see a historic bug defines its own, with one guard out, and runs the same engine on it: so it is
+//! the production code that fails, a user's build cannot contain the failure, and the guards cost
+//! nothing.
 //!
 //! | guard | without it |
 //! |---|---|
@@ -33,7 +34,8 @@ pub enum Notifier {
 pub enum OnCompletion {
     /// Wakes it, unless it is entered: then it will find its result by itself.
     WakeUnlessEntered,
-    /// Enters it at once, unless it is the coroutine that runs. Wrong: it may be entered beneath that one (rule H2).
+    /// Enters it at once, unless it is the coroutine that runs. Wrong: it may be entered beneath
+    /// that one (rule H2).
     EnterUnlessCurrent,
     /// Enters it at once. Wrong: it may be the one that submits, and reaps (rule H1).
     Enter,
@@ -44,7 +46,8 @@ pub enum OnCompletion {
 pub enum Cursor {
     /// On the ring: a nested reap goes on there.
     Shared,
-    /// In a batch of its own. Wrong: a nested poll may wait for ever for what the batch holds (rule H4).
+    /// In a batch of its own. Wrong: a nested poll may wait for ever for what the batch holds (rule
+    /// H4).
     Private,
 }
 
@@ -53,7 +56,8 @@ pub enum Cursor {
 pub enum Counts {
     /// Before its coroutine runs.
     BeforeWaking,
-    /// When that one has yielded or ended. Wrong: what it submits, and polls for, finds the queue full that has room.
+    /// When that one has yielded or ended. Wrong: what it submits, and polls for, finds the queue
+    /// full that has room.
     AfterWaking,
 }
 
@@ -71,8 +75,8 @@ pub enum AfterReap {
 /// What becomes of requests that the kernel did not take (rule E2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// An error fails the first one alone, and the rest is tried again. "Try again", and what a call did not take, waits
-    /// for a completion; for the loop's next round, if none is to come.
+    /// An error fails the first one alone, and the rest is tried again. "Try again", and what a
+    /// call did not take, waits for a completion; for the loop's next round, if none is to come.
     StayQueued,
     /// After an error the rest waits for a completion. Wrong: there may be none to come (rule H5).
     StuckAfterError,
@@ -87,8 +91,8 @@ pub enum NotTaken {
 pub enum UnplugCounts {
     /// Always.
     Always,
-    /// In one branch: unless the queue is full, and has to be submitted anyway. Wrong: later requests wait for a plug that is gone (rule
-    /// H7).
+    /// In one branch: unless the queue is full, and has to be submitted anyway. Wrong: later
+    /// requests wait for a plug that is gone (rule H7).
     UnlessFull,
 }
 
@@ -106,7 +110,8 @@ pub enum OnCancel {
 pub enum OnShort {
     /// A part: the rest is asked for.
     AsksAgain,
-    /// The end of the file. Wrong: it may be a signal, a full ring, or a limit of the device (rule H11).
+    /// The end of the file. Wrong: it may be a signal, a full ring, or a limit of the device (rule
+    /// H11).
     IsTheEnd,
 }
 
@@ -116,11 +121,12 @@ pub enum OnShort {
 ///
 /// Two of them are what soundness rests on; who takes them out answers for that.
 ///
-/// - `REAP_LOCKS` false: two threads may complete the same request, and a buffer come back while the kernel has it. The
-///   test that asks for it must keep the threads in step.
-/// - `ON_CANCEL` other than [`OnCancel::Waits`]: the kernel may read and write a request's memory after
-///   [`transfer`](crate::Engine::transfer) has returned. The test that asks for it must not cancel a request but one whose memory is
-///   nobody's, never freed, and looked at through raw pointers.
+/// - `REAP_LOCKS` false: two threads may complete the same request, and a buffer come back while
+///   the kernel has it. The test that asks for it must keep the threads in step.
+/// - `ON_CANCEL` other than [`OnCancel::Waits`]: the kernel may read and write a request's memory
+///   after [`transfer`](crate::Engine::transfer) has returned. The test that asks for it must not
+///   cancel a request but one whose memory is nobody's, never freed, and looked at through raw
+///   pointers.
 pub unsafe trait Policy: Send + Sync + 'static {
     /// What ends a sleep.
     const NOTIFIER: Notifier = Notifier::Wakes;
@@ -130,8 +136,8 @@ pub unsafe trait Policy: Send + Sync + 'static {
     const CURSOR: Cursor = Cursor::Shared;
     /// When a completion counts.
     const COUNTS: Counts = Counts::BeforeWaking;
-    /// Whether reaping from submit takes the context's lock (rule E9). Without it another thread may reap the same
-    /// completions (rule H3).
+    /// Whether reaping from submit takes the context's lock (rule E9). Without it another thread
+    /// may reap the same completions (rule H3).
     const REAP_LOCKS: bool = true;
     /// Who submits what a reap has brought.
     const AFTER_REAP: AfterReap = AfterReap::LoopSubmits;

@@ -1,4 +1,5 @@
-//! Threads for what only blocks: started on demand up to a bound, and ended when they were idle for a while.
+//! Threads for what only blocks: started on demand up to a bound, and ended when they were idle for
+//! a while.
 //!
 //! ```text
 //!   put(batch)        a worker                         another one
@@ -11,10 +12,10 @@
 //!                     takes the next
 //! ```
 //!
-//! Each wakes the next one before it blocks itself. So whoever puts pays for one wake, whatever the batch; work that does
-//! not block is done by few threads, one after the other; and while work is left and a thread is to be had, somebody is on
-//! the way (*somebody comes*). The one that went idle last is woken first: its stack is warm, and those that nobody needs
-//! come to their end.
+//! Each wakes the next one before it blocks itself. So whoever puts pays for one wake, whatever the
+//! batch; work that does not block is done by few threads, one after the other; and while work is
+//! left and a thread is to be had, somebody is on the way (*somebody comes*). The one that went
+//! idle last is woken first: its stack is warm, and those that nobody needs come to their end.
 
 #![allow(unsafe_code)]
 
@@ -41,8 +42,8 @@ pub(crate) struct Kind {
     pub(crate) stack_size: usize,
     /// For how long an idle one stays.
     pub(crate) patience: Duration,
-    /// Whether signals are left to other threads. Not where the user's code runs: a program that it starts inherits what is
-    /// blocked, and could not be stopped.
+    /// Whether signals are left to other threads. Not where the user's code runs: a program that it
+    /// starts inherits what is blocked, and could not be stopped.
     pub(crate) leaves_signals: bool,
 }
 
@@ -110,8 +111,8 @@ impl<W: Work> Pool<W> {
         self.process == std::process::id()
     }
 
-    /// Puts work on the queue, in order. If there is no thread and none can be started, this one does the work before it
-    /// returns.
+    /// Puts work on the queue, in order. If there is no thread and none can be started, this one
+    /// does the work before it returns.
     pub(crate) fn put(&'static self, work: impl Iterator<Item = W>) {
         let mut state = self.state();
         state.queue.extend(work);
@@ -145,7 +146,8 @@ impl<W: Work> Pool<W> {
         let mut state = self.state();
         state.live -= 1;
         state.coming -= 1;
-        // Others may have put theirs meanwhile, counting on the one that did not come; and some may have gone idle.
+        // Others may have put theirs meanwhile, counting on the one that did not come; and some may
+        // have gone idle.
         if let Some(idle) = (!state.queue.is_empty()).then(|| state.idle.pop()).flatten() {
             state.coming += 1;
             drop(state);
@@ -208,8 +210,8 @@ impl<W: Work> Pool<W> {
     }
 }
 
-/// Signal handlers run on a thread that the program knows, with a stack to its taste. What a thread brings on itself by a
-/// fault it still gets.
+/// Signal handlers run on a thread that the program knows, with a stack to its taste. What a thread
+/// brings on itself by a fault it still gets.
 fn leave_signals_to_others() {
     // SAFETY: the set is plain data, filled before it is read; nothing else is touched.
     unsafe {

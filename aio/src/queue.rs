@@ -1,9 +1,10 @@
 //! From a request to the kernel: pending, gathered, submitted (rules E2 to E4, E8).
 //!
-//! A request waits in `pending` until somebody submits. While a plug is held, or the loop is in a round that will flush,
-//! requests gather, and one system call takes them all; a full batch goes at once. Submit then reaps what was done within
-//! the call, on the stack of whoever submitted. What is enqueued by those that the reap wakes gathers again: no submit
-//! comes from within a submit (rule E8).
+//! A request waits in `pending` until somebody submits. While a plug is held, or the loop is in a
+//! round that will flush, requests gather, and one system call takes them all; a full batch goes at
+//! once. Submit then reaps what was done within the call, on the stack of whoever submitted. What
+//! is enqueued by those that the reap wakes gathers again: no submit comes from within a submit
+//! (rule E8).
 
 #![allow(unsafe_code)]
 
@@ -22,17 +23,20 @@ use crate::perform::Attempt;
 use crate::place::{Held, Locked};
 use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
-/// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
+/// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes
+/// its guard.
 pub(crate) struct Pending<E>(UnsafeCell<Line<E>>);
 
-/// A queue that lies in one piece, as the kernel wants it: entries are put on at the end, and those before `start` are gone.
+/// A queue that lies in one piece, as the kernel wants it: entries are put on at the end, and those
+/// before `start` are gone.
 struct Line<E> {
     entries: Vec<E>,
     start: usize,
 }
 
-// SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of the place that the engine is
-// in (*where it is, is whose lock*), and none of them runs foreign code, so each access is alone.
+// SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of
+// the place that the engine is in (*where it is, is whose lock*), and none of them runs foreign
+// code, so each access is alone.
 unsafe impl<E: Send> Sync for Pending<E> {}
 
 impl<E> Pending<E> {
@@ -70,7 +74,8 @@ impl<E> Pending<E> {
         }
     }
 
-    /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes off as many as it took.
+    /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes
+    /// off as many as it took.
     #[inline]
     fn offer(
         &self,
@@ -136,15 +141,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             entry
         });
         self.tell_of(entry, RequestState::Pending);
-        // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
-        // queue is deep, each would go alone.
+        // A batch is full when one call could not take more, whatever is in flight: else, with as
+        // many coroutines as the queue is deep, each would go alone.
         let full = self.pending.len(&guard) >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.may_go_at_once())
     }
 
-    /// Where requests complete within submit, coroutines that fill the queue again and again would never come back to
-    /// the loop. So only so many submits in a row go out of turn.
+    /// Where requests complete within submit, coroutines that fill the queue again and again would
+    /// never come back to the loop. So only so many submits in a row go out of turn.
     fn may_go_at_once(&self) -> bool {
         let eager = self.eager.load(Ordering::Relaxed);
         self.eager.store(eager + 1, Ordering::Relaxed);
@@ -164,7 +169,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             && (in_flight == 0 && !const { gets_stuck::<P>() } || !self.blocked.load(Ordering::Relaxed))
     }
 
-    /// Submits what is pending, up to the depth, and reaps what is done by then. Returns whether anything was.
+    /// Submits what is pending, up to the depth, and reaps what is done by then. Returns whether
+    /// anything was.
     ///
     /// # Control
     ///
@@ -181,7 +187,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _told = self.tell_span(Span::Submit);
         let mut progress = false;
-        // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
+        // Those that fail may come again at once. Only so many are tried in a row, then the loop
+        // goes round.
         for _ in 0..=self.depth {
             let lock = self.context.acquire_from(here);
             if !self.can_submit_under(&lock) || AtHome::in_child() {
@@ -208,7 +215,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
-        // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
+        // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its
+        // completion was reaped.
         let submit = |entries: &mut [K::Entry]| self.slow.time(|| unsafe { self.submit_and_tell(entries) });
         let submitted = self.pending.offer(lock, wanted, submit);
         match submitted {
@@ -231,8 +239,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// The coroutine of this request is to end early. If the request is pending still, it is taken off, and that is its end;
-    /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
+    /// The coroutine of this request is to end early. If the request is pending still, it is taken
+    /// off, and that is its end; in flight, the kernel is asked to hurry, and the completion waited
+    /// for (rule E11).
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
         if !self.is_at_home() {
@@ -243,7 +252,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
-    /// Takes a request back if it is pending; else asks the kernel to end it. Returns whether it was pending.
+    /// Takes a request back if it is pending; else asks the kernel to end it. Returns whether it
+    /// was pending.
     pub(crate) fn cancel_under(&self, lock: &Held<'_>, key: u64) -> bool {
         let taken_back = self.take_back(lock, key);
         if !taken_back {
@@ -253,8 +263,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         taken_back
     }
 
-    /// Has the thread that has the engine cancel a request. A thread that sleeps in place reads no mail before something
-    /// completes, so the kernel is asked here then.
+    /// Has the thread that has the engine cancel a request. A thread that sleeps in place reads no
+    /// mail before something completes, so the kernel is asked here then.
     pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
         self.context.mail(key);
         if self.context.is_asleep_in_place() {
@@ -295,7 +305,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
 /// Requests gather while it lives; when the last one is dropped, they are submitted (rule E3).
 ///
-/// A plug is a hint for speed: before the loop sleeps, and every sixteenth round, it submits even what is plugged.
+/// A plug is a hint for speed: before the loop sleeps, and every sixteenth round, it submits even
+/// what is plugged.
 #[must_use = "requests gather until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn Unplug>,
@@ -308,10 +319,6 @@ trait Unplug: Send + Sync {
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Lets requests gather until the plug is dropped.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
         let _guard = self.context.acquire();

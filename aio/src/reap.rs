@@ -1,11 +1,13 @@
 //! From the ring to the coroutine: re-entrant, one completion at a time (rules E5, E6, E9).
 //!
-//! The ring is the shared cursor. A reap takes one completion by value, counts, moves the cursor, and only then wakes the
-//! coroutine, which may run at once, submit, and reap from there: that nested reap goes on where the cursor stands, and
-//! the outer one finds the ring empty. Nothing of the engine is borrowed meanwhile.
+//! The ring is the shared cursor. A reap takes one completion by value, counts, moves the cursor,
+//! and only then wakes the coroutine, which may run at once, submit, and reap from there: that
+//! nested reap goes on where the cursor stands, and the outer one finds the ring empty. Nothing of
+//! the engine is borrowed meanwhile.
 //!
-//! Rule E5 has a bottom half scheduled first, so that a nested poll comes to look at the ring. Here every round looks at
-//! the ring anyway, which is a look at memory: the loop's [`dispatch`](coralio_runtime::Source::dispatch).
+//! Rule E5 has a bottom half scheduled first, so that a nested poll comes to look at the ring. Here
+//! every round looks at the ring anyway, which is a look at memory: the loop's
+//! [`dispatch`](coralio_runtime::Source::dispatch).
 
 #![allow(unsafe_code)]
 
@@ -83,7 +85,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[inline]
     fn peek(&self) -> Option<Completion> {
-        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author answers for that.
+        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author answers for
+        // that.
         unsafe { self.kernel.peek() }
     }
 
@@ -93,8 +96,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         unsafe { self.kernel.commit() };
     }
 
-    /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
-    /// that was taken twice ends here (rule E9).
+    /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or
+    /// panic. Checked: a completion that was taken twice ends here (rule E9).
     #[inline]
     fn count_down(&self) {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
@@ -107,10 +110,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Nothing is in flight any more: notifies the threads that poll this context for that (rule X9).
+    /// Nothing is in flight any more: notifies the threads that poll this context for that (rule
+    /// X9).
     ///
-    /// Without a fence: the counter was changed under the context's lock, under which a thread that waits in `poll_while`
-    /// evaluates its condition, after it has registered. So either the condition sees the change, or this sees the thread.
+    /// Without a fence: the counter was changed under the context's lock, under which a thread that
+    /// waits in `poll_while` evaluates its condition, after it has registered. So either the
+    /// condition sees the change, or this sees the thread.
     #[inline]
     fn reached_zero(&self) {
         if let Some(context) = self.context.get().filter(|context| context.is_awaited()) {
@@ -144,7 +149,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             return self.context.schedule(waiter);
         };
         match P::ON_COMPLETION {
-            // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
+            // Rule E6: entered, it is inside submit somewhere below, and finds its result before it
+            // yields.
             OnCompletion::WakeUnlessEntered => {
                 if !here.wake_unless_entered(waiter) {
                     // It is of a context that the engine was with before (rule E12).

@@ -8,10 +8,11 @@
 //! | waiting   | `PENDING` | nobody, until a completion brings its key                         |
 //! | done      | the value | the home thread, which reads it and frees the slot                |
 //!
-//! A key is the slot's index and its generation, so a stale or repeated completion is found out, not followed. Slots never
-//! move and are never freed while the engine lives. What is shared lies in atomics with plain loads and stores.
-//! Without the context's lock two completions of one request can still get past each other, which is why a
-//! [`Policy`](crate::policy::Policy) that takes the lock out is unsafe to write.
+//! A key is the slot's index and its generation, so a stale or repeated completion is found out,
+//! not followed. Slots never move and are never freed while the engine lives. What is shared lies
+//! in atomics with plain loads and stores. Without the context's lock two completions of one
+//! request can still get past each other, which is why a [`Policy`](crate::policy::Policy) that
+//! takes the lock out is unsafe to write.
 
 #![allow(unsafe_code)]
 
@@ -46,22 +47,25 @@ impl Key {
     }
 }
 
-/// A request's place. A cache line each, so that a completion from another thread does not slow its neighbours down.
+/// A request's place. A cache line each, so that a completion from another thread does not slow its
+/// neighbours down.
 #[repr(align(64))]
 pub(crate) struct Slot {
     index: u32,
     generation: AtomicU32,
     next_free: AtomicU32,
     result: AtomicI64,
-    /// Set by the completion that found the request waiting; a second one loses. Where the context's lock sees to it that
-    /// there is no second one at the same time, the result says it as well.
+    /// Set by the completion that found the request waiting; a second one loses. Where the
+    /// context's lock sees to it that there is no second one at the same time, the result says it
+    /// as well.
     claimed: AtomicBool,
     waiter: UnsafeCell<MaybeUninit<Token>>,
 }
 
-// SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its key is handed to
-// anyone; and read by the one completion that claimed the request, before it stores the result that lets the home thread
-// free the slot. What a thread that is not home any more frees, the mutex hands over. The rest is atomic.
+// SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its
+// key is handed to anyone; and read by the one completion that claimed the request, before it
+// stores the result that lets the home thread free the slot. What a thread that is not home any
+// more frees, the mutex hands over. The rest is atomic.
 unsafe impl Sync for Slot {}
 // SAFETY: a Token may be sent.
 unsafe impl Send for Slot {}
@@ -132,12 +136,14 @@ impl Requests {
         // SAFETY: *claimed once*: the slot is free, so no completion reads it.
         unsafe { (*slot.waiter.get()).write(waiter) };
         slot.claimed.store(false, Ordering::Relaxed);
-        // Relaxed: the key reaches whoever completes it through the kernel, under the context's lock.
+        // Relaxed: the key reaches whoever completes it through the kernel, under the context's
+        // lock.
         slot.result.store(PENDING, Ordering::Relaxed);
         slot
     }
 
-    /// More free slots: those that came back from elsewhere, or new ones. Returns the first of them.
+    /// More free slots: those that came back from elsewhere, or new ones. Returns the first of
+    /// them.
     #[cold]
     fn grow(&self) -> u32 {
         let freed = std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner));
@@ -178,7 +184,8 @@ impl Requests {
         }
         // SAFETY: *claimed once*: this is the one completion that claimed it.
         let waiter = unsafe { (*slot.waiter.get()).assume_init() };
-        // Release pairs with the acquire in `result`: the buffer's new contents are seen, and the waiter was read.
+        // Release pairs with the acquire in `result`: the buffer's new contents are seen, and the
+        // waiter was read.
         slot.result.store(result, Ordering::Release);
         Ok(waiter)
     }

@@ -1,8 +1,10 @@
-//! Storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in no time (rule E17).
+//! Storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in no time
+//! (rule E17).
 //!
-//! [`simulate`] is the one call. It runs a closure once for each seed, in a context of its own, whose files are all simulated: code that
-//! opens a [`File`](crate::File) or is given one runs unchanged. All that the kernel decides comes from the seed: what completes when,
-//! in which order, within submit or later; what is taken, refused, short; when the power goes, and what the disk
+//! [`simulate`] is the one call. It runs a closure once for each seed, in a context of its own,
+//! whose files are all simulated: code that opens a [`File`](crate::File) or is given one runs
+//! unchanged. All that the kernel decides comes from the seed: what completes when, in which order,
+//! within submit or later; what is taken, refused, short; when the power goes, and what the disk
 //! has then. The same seed makes the same run.
 //!
 //! ```
@@ -39,12 +41,15 @@
 //!
 //! # When a run fails
 //!
-//! It fails by a panic, by an error that the closure returns, by a deadlock (all wait, and the kernel has nothing in flight: with a dump of who
-//! waits for what), or by one of the checks that are made of each run: a buffer is nobody else's while the kernel
-//! has it; no more is in flight than the depth allows; the loop does not sleep while requests are pending that nobody would
-//! submit; the run makes no more steps than [`most_steps`](Simulation::most_steps) allows; what was requested completes once the faults are off; nothing is left on the ring.
+//! It fails by a panic, by an error that the closure returns, by a deadlock (all wait, and the
+//! kernel has nothing in flight: with a dump of who waits for what), or by one of the checks that
+//! are made of each run: a buffer is nobody else's while the kernel has it; no more is in flight
+//! than the depth allows; the loop does not sleep while requests are pending that nobody would
+//! submit; the run makes no more steps than [`most_steps`](Simulation::most_steps) allows; what was
+//! requested completes once the faults are off; nothing is left on the ring.
 //!
-//! Then the run's *tape* of choices is made short, as long as it fails, and printed with the seed and the story of what happened:
+//! Then the run's *tape* of choices is made short, as long as it fails, and printed with the seed
+//! and the story of what happened:
 //!
 //! ```text
 //! seed 3 fails (the 4th run): called `Option::unwrap()` on a `None` value
@@ -55,7 +60,8 @@
 //!
 //! With either variable set, [`simulate`] makes that one run.
 //!
-//! Where the simulated kernel departs from Linux, [its page](crate::kernel::sim#departs-from-linux) says.
+//! Where the simulated kernel departs from Linux, [its page](crate::kernel::sim#departs-from-linux)
+//! says.
 
 use std::io;
 
@@ -80,10 +86,11 @@ pub use hand::Sim;
 pub use report::Failure;
 pub(crate) use source::Simulated;
 
-/// Runs `f` on a simulated kernel once for each seed, and panics at the first run that fails, with how to have it again.
+/// Runs `f` on a simulated kernel once for each seed, and panics at the first run that fails, with
+/// how to have it again.
 ///
-/// Sectors of 512 bytes, queue depth 8, [`Faults::harmless`], [`Latency::default`]; [`Simulation`] for others. See
-/// the [module](self) for an example, and for what fails a run.
+/// Sectors of 512 bytes, queue depth 8, [`Faults::harmless`], [`Latency::default`]; [`Simulation`]
+/// for others. See the [module](self) for an example, and for what fails a run.
 ///
 /// # Panics
 ///
@@ -159,7 +166,8 @@ impl Simulation {
         self
     }
 
-    /// Size of a sector in bytes: what direct I/O is aligned to, and what a crash keeps, drops or tears by itself.
+    /// Size of a sector in bytes: what direct I/O is aligned to, and what a crash keeps, drops or
+    /// tears by itself.
     ///
     /// # Panics
     ///
@@ -185,14 +193,15 @@ impl Simulation {
         self
     }
 
-    /// Whether a crash tears sectors: an eighth of one, or several, is new, and the rest old. It does without this. Disks promise not
-    /// to, mostly.
+    /// Whether a crash tears sectors: an eighth of one, or several, is new, and the rest old. It
+    /// does without this. Disks promise not to, mostly.
     pub fn tears(mut self, tears: bool) -> Simulation {
         self.settings.tears = tears;
         self
     }
 
-    /// At which rate the power goes in [`Sim::crash_during`], at each request that is taken or completes. 0.05 without this.
+    /// At which rate the power goes in [`Sim::crash_during`], at each request that is taken or
+    /// completes. 0.05 without this.
     ///
     /// # Panics
     ///
@@ -203,15 +212,16 @@ impl Simulation {
         self
     }
 
-    /// Whether the completion ring is one that cannot be read in memory, as with a kernel that we do not know: completions are
-    /// taken off it one at a time.
+    /// Whether the completion ring is one that cannot be read in memory, as with a kernel that we
+    /// do not know: completions are taken off it one at a time.
     pub fn bad_ring(mut self, bad: bool) -> Simulation {
         self.settings.bad_ring = bad;
         self
     }
 
-    /// Steps that a run may make: requests taken, submits refused, and sleeps, all together. A run that makes more fails, with a dump of
-    /// who waits for what: code that retries forever does not end by itself. 100,000 without this.
+    /// Steps that a run may make: requests taken, submits refused, and sleeps, all together. A run
+    /// that makes more fails, with a dump of who waits for what: code that retries forever does not
+    /// end by itself. 100,000 without this.
     pub fn most_steps(mut self, steps: u64) -> Simulation {
         self.settings.most_steps = steps;
         self
@@ -223,8 +233,8 @@ impl Simulation {
         self
     }
 
-    /// Has what happens told to an event log, as [`Runner::trace`](crate::Runner::trace): each run is one more context in it, and
-    /// a run that fails is made several times.
+    /// Has what happens told to an event log, as [`Runner::trace`](crate::Runner::trace): each run
+    /// is one more context in it, and a run that fails is made several times.
     pub fn trace(mut self, trace: &Trace) -> Simulation {
         self.trace = Some(trace.clone());
         self
@@ -256,7 +266,8 @@ impl Simulation {
     ///
     /// # Panics
     ///
-    /// If a run fails. Within a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is set to what is none.
+    /// If a run fails. Within a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is set to what
+    /// is none.
     pub fn run(&self, seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
         self.search(seeds, f).unwrap_or_else(|failure| panic!("{failure}"))
     }
@@ -292,8 +303,9 @@ impl Simulation {
         Ok(runs)
     }
 
-    /// Makes each run that there is: all that the kernel can decide, one after the other. Returns how many there were. For
-    /// few requests and few faults ([`Faults::most`]): it multiplies. With [`Latency::any_order`] no order comes twice.
+    /// Makes each run that there is: all that the kernel can decide, one after the other. Returns
+    /// how many there were. For few requests and few faults ([`Faults::most`]): it multiplies. With
+    /// [`Latency::any_order`] no order comes twice.
     ///
     /// # Errors
     ///
@@ -318,8 +330,9 @@ impl Simulation {
         Ok(runs)
     }
 
-    /// The hash of all that the kernel sees and decides in the run of this seed, whether it fails or not. The same seed, the
-    /// same hash; if not, `f` depends on something else: time, addresses, the order of a `HashMap`, another thread.
+    /// The hash of all that the kernel sees and decides in the run of this seed, whether it fails
+    /// or not. The same seed, the same hash; if not, `f` depends on something else: time,
+    /// addresses, the order of a `HashMap`, another thread.
     ///
     /// # Panics
     ///

@@ -1,7 +1,8 @@
 //! How long submits take: timed where the user has set a limit, and not looked at otherwise.
 //!
-//! Meanwhile the whole loop waits. The kernel blocks a submit when the device's queue is full, and for whatever it carries out
-//! within submit: see [`Runner::submit_limit`](crate::Runner::submit_limit).
+//! Meanwhile the whole loop waits. The kernel blocks a submit when the device's queue is full, and
+//! for whatever it carries out within submit: see
+//! [`Runner::submit_limit`](crate::Runner::submit_limit).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! What an engine tells the event log of its context, if there is one. If there is none, each place costs one look.
+//! What an engine tells the event log of its context, if there is one. If there is none, each place
+//! costs one look.
 
 #![allow(unsafe_code)]
 

@@ -1,10 +1,12 @@
-//! The thread pool's completions and the sleep of their reader, on every interleaving that the memory model allows.
+//! The thread pool's completions and the sleep of their reader, on every interleaving that the
+//! memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_completions`
 //!
-//! `completions.rs` is the very file that the library is built of. Around it stands an eventfd: a flag that stays up until the
-//! sleeper takes it. If a kick were lost, the reader would sleep with nobody left to run: loom calls that a deadlock. It finds one
-//! if either fence is taken out, or the look after the sleep was announced; and a wrong value if a turn is not released.
+//! `completions.rs` is the very file that the library is built of. Around it stands an eventfd: a
+//! flag that stays up until the sleeper takes it. If a kick were lost, the reader would sleep with
+//! nobody left to run: loom calls that a deadlock. It finds one if either fence is taken out, or
+//! the look after the sleep was announced; and a wrong value if a turn is not released.
 #![cfg(loom)]
 #![allow(unsafe_code, unreachable_pub, dead_code)]
 
@@ -118,7 +120,8 @@ fn two_workers() {
 
 #[test]
 fn the_ring_goes_round() {
-    // E9: a slot serves again after it was committed: each request goes in when the one before was reaped
+    // E9: a slot serves again after it was committed: each request goes in when the one before was
+    // reaped
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {

@@ -1,9 +1,11 @@
-//! The sleep on a kernel's own ring and the poll request that ends it, on every interleaving that the memory model allows.
+//! The sleep on a kernel's own ring and the poll request that ends it, on every interleaving that
+//! the memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_watch`
 //!
-//! `watch.rs` is the very file that the library is built of. Around it stands a kernel: a ring, poll requests, and a sleep that ends
-//! when something is on the ring. If a call were lost, the home thread would sleep for ever: loom calls that a deadlock.
+//! `watch.rs` is the very file that the library is built of. Around it stands a kernel: a ring,
+//! poll requests, and a sleep that ends when something is on the ring. If a call were lost, the
+//! home thread would sleep for ever: loom calls that a deadlock.
 #![cfg(loom)]
 #![allow(unsafe_code, unreachable_pub, dead_code)]
 
@@ -181,7 +183,8 @@ fn a_call_ends_the_sleep_though_another_thread_peeks() {
 
 #[test]
 fn one_poll_request_is_out() {
-    // E9, W3: the home thread looks without the lock, and sleeps anew, while another is between its look and the swap
+    // E9, W3: the home thread looks without the lock, and sleeps anew, while another is between its
+    // look and the swap
     check(|| {
         let machine = Arc::new(Machine::new());
         machine.wait(true);

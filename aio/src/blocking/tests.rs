@@ -119,7 +119,8 @@ fn cancelled_after_it_began() {
 
 #[test]
 fn timeout_during_call_that_began_returns_its_result() {
-    // S4, E11: the time is over while the closure runs; the closure is waited for, and its result is not lost
+    // S4, E11: the time is over while the closure runs; the closure is waited for, and its result
+    // is not lost
     with_pool(|pool| {
         let ((begin, began), (go, wait)) = (channel(), channel());
         let call = spawn(move || {
@@ -160,7 +161,8 @@ fn the_context_ends_before_it_began() {
 
 #[test]
 fn the_context_ends_while_it_runs() {
-    // C9, *never left behind*: waited for, in place; what it returned is dropped before the context has ended
+    // C9, *never left behind*: waited for, in place; what it returned is dropped before the context
+    // has ended
     let dropped = Arc::new(AtomicU32::new(0));
     let (go, wait) = channel::<()>();
     let result = Dropped(Arc::clone(&dropped));
@@ -214,7 +216,8 @@ impl Drop for CallsAtTheEnd {
 
 #[test]
 fn a_destructor_calls_in_place() {
-    // E13: while its stack unwinds it cannot be suspended; with nobody to serve the pool, it does the work itself
+    // E13: while its stack unwinds it cannot be suspended; with nobody to serve the pool, it does
+    // the work itself
     with_pool(|pool| {
         let result = Rc::new(Cell::new(0));
         let at_the_end = CallsAtTheEnd(pool, Rc::clone(&result));
@@ -252,7 +255,8 @@ fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
 
 #[test]
 fn a_program_that_is_started_there_can_be_stopped() {
-    // E15: a child process inherits what signals are blocked, and one that cannot be terminated is of no use
+    // E15: a child process inherits what signals are blocked, and one that cannot be terminated is
+    // of no use
     let script = "kill -TERM $$; echo still there";
     let run = move || std::process::Command::new("sh").args(["-c", script]).output().unwrap();
     let output = crate::run(|| unblock(run)).unwrap();

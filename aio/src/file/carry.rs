@@ -1,4 +1,5 @@
-//! A file from one context to another: the descriptor moves, and is used by the engine that is there.
+//! A file from one context to another: the descriptor moves, and is used by the engine that is
+//! there.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -18,15 +19,12 @@ pub struct DetachedFile {
 }
 
 impl File {
-    /// Takes the file out of its context, to be used in another thread's. Nobody else has it, so none of its requests is out.
+    /// Takes the file out of its context, to be used in another thread's. Nobody else has it, so
+    /// none of its requests is out.
     ///
     /// # Panics
     ///
     /// If the file is a simulated one, which belongs to its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn detach(self) -> DetachedFile {
         let cached = self.cached.into_inner().map(Handle::into_fd).map(OnceCell::from).unwrap_or_default();
         DetachedFile { fd: self.fd.into_fd(), cached, may_cache: self.may_cache }
@@ -43,10 +41,6 @@ impl DetachedFile {
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn attach(self) -> io::Result<File> {
         let file = File::new(fs::File::from(self.fd), self.may_cache, AnyEngine::of_this_context)?;
         let cached =

@@ -13,7 +13,8 @@ pub(super) struct Handle {
 }
 
 enum Owner {
-    /// The number is a descriptor of this process, or stands for one that the kernel lets go of before it is closed.
+    /// The number is a descriptor of this process, or stands for one that the kernel lets go of
+    /// before it is closed.
     Real { _registered: Option<Registered>, fd: OwnedFd },
     /// The number means something to the simulated kernel alone.
     Simulated(Simulated),

@@ -1,7 +1,7 @@
 //! What the kernel does to files only while somebody waits: on a thread of a pool (rule E15).
 //!
-//! The closures borrow the file's descriptor: [`unblock`] does not return and does not unwind before its closure has ended, and
-//! the file is borrowed for as long.
+//! The closures borrow the file's descriptor: [`unblock`] does not return and does not unwind
+//! before its closure has ended, and the file is borrowed for as long.
 
 #![allow(unsafe_code)]
 
@@ -63,7 +63,8 @@ fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
 }
 
 impl File {
-    /// The error of an operation, if the file belongs to another context: the one that its requests return.
+    /// The error of an operation, if the file belongs to another context: the one that its requests
+    /// return.
     pub(super) fn check_context(&self, what: impl FnOnce() -> String) -> io::Result<()> {
         if self.engine.is_here() {
             return Ok(());
@@ -80,7 +81,8 @@ impl File {
         self.check_context(&what)?;
         let fd = self.fd.as_fd().as_raw_fd();
         off_the_loop(what, move || {
-            // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.
+            // SAFETY: the file that owns it is borrowed until the closure has ended, and this does
+            // not close it.
             f(&ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) }))
         })
     }
@@ -113,8 +115,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
-    /// `Unsupported`: the file is [simulated](mod@crate::simulate).
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to
+    /// another context. `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///
@@ -148,7 +150,8 @@ impl File {
             if metadata.is_file() {
                 return Ok(metadata.len());
             }
-            // A block device's length is where its end is. The offset of the descriptor is nobody's here.
+            // A block device's length is where its end is. The offset of the descriptor is nobody's
+            // here.
             io::Seek::seek(&mut file, io::SeekFrom::End(0))
         })
     }
@@ -170,7 +173,8 @@ impl File {
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
+    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to
+    /// another context.
     ///
     /// # Control
     ///
@@ -191,13 +195,13 @@ impl File {
         })
     }
 
-    /// Reserves space for a range, so that writing there does not fail for lack of it. What has no data reads as zeroes; the
-    /// file grows if the range ends behind it.
+    /// Reserves space for a range, so that writing there does not fail for lack of it. What has no
+    /// data reads as zeroes; the file grows if the range ends behind it.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as [`unblock`].
-    /// `NotConnected`: the file belongs to another context.
+    /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as
+    /// [`unblock`]. `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///
@@ -221,8 +225,8 @@ impl File {
         self.fallocate("discarding", libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
     }
 
-    /// Makes a range read as zeroes, with its space reserved, and mostly without writing them; the file grows if the range ends
-    /// behind it.
+    /// Makes a range read as zeroes, with its space reserved, and mostly without writing them; the
+    /// file grows if the range ends behind it.
     ///
     /// # Errors
     ///

@@ -20,8 +20,9 @@ use super::File;
 /// Whether a file is read and written past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Direct where the file system and the request's offset and length allow it, else through the page cache. Memory that is not
-    /// aligned is copied to or from an aligned buffer. [`File`] has the details.
+    /// Direct where the file system and the request's offset and length allow it, else through the
+    /// page cache. Memory that is not aligned is copied to or from an aligned buffer. [`File`] has
+    /// the details.
     #[default]
     Auto,
     /// Direct and without a copy, or an error.
@@ -113,8 +114,8 @@ impl OpenOptions {
     ///
     /// # Errors
     ///
-    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` where the file system has no direct I/O.
-    /// What making the context's engine says, if this is its first file.
+    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` where the file
+    /// system has no direct I/O. What making the context's engine says, if this is its first file.
     ///
     /// # Panics
     ///
@@ -158,7 +159,8 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
             }
             _ => error,
         }),
-        // A file that was just made by an open that failed is there now: it must not be "new" to the second.
+        // A file that was just made by an open that failed is there now: it must not be "new" to
+        // the second.
         Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => options.clone().create_new(false).open(path),
             _ => Err(error),
@@ -168,8 +170,8 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
 
 /// What the file system says that direct I/O wants (`statx`, Linux 6.1).
 pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
-    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them; the path is an empty
-    // string, so that the descriptor itself is meant.
+    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them;
+    // the path is an empty string, so that the descriptor itself is meant.
     let (stat, fs) = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
         let mut fs: libc::statfs = std::mem::zeroed();
@@ -184,6 +186,7 @@ pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
     if stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0 {
         return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, offset: stat.stx_dio_offset_align as usize });
     }
-    // tmpfs takes direct I/O at any alignment. Of others that do not tell, a page is the most that is ever asked for.
+    // tmpfs takes direct I/O at any alignment. Of others that do not tell, a page is the most that
+    // is ever asked for.
     Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, offset: 4096 } })
 }

@@ -1,18 +1,21 @@
 //! The order of direct and page-cached writes of one file.
 //!
-//! A direct write has the kernel write back and drop the pages of its range first, and drop them again when it has completed. If a
-//! page-cached write dirties one of these pages in between, the second drop fails, and the kernel reports EIO at the next sync, even if
-//! the two writes have no byte in common. So the two kinds are never in flight at the same time; each kind may be with its own:
+//! A direct write has the kernel write back and drop the pages of its range first, and drop them
+//! again when it has completed. If a page-cached write dirties one of these pages in between, the
+//! second drop fails, and the kernel reports EIO at the next sync, even if the two writes have no
+//! byte in common. So the two kinds are never in flight at the same time; each kind may be with its
+//! own:
 //!
 //! ```text
 //!   direct       counts itself, and starts at once unless a page-cached write is in flight or waits
 //!   page-cached  counts itself, and waits until no direct write is in flight
 //! ```
 //!
-//! Reads need no order: before a direct read the kernel writes back what the page cache has of the range, and a page that a
-//! page-cached read has brought in is clean, so that dropping it succeeds.
+//! Reads need no order: before a direct read the kernel writes back what the page cache has of the
+//! range, and a page that a page-cached read has brought in is clean, so that dropping it succeeds.
 //!
-//! The order is of one [`File`](super::File). Of two, or of another process, the kernel's own promises are all there is.
+//! The order is of one [`File`](super::File). Of two, or of another process, the kernel's own
+//! promises are all there is.
 
 use std::cell::Cell;
 
@@ -24,8 +27,8 @@ pub(super) struct WriteOrder {
     direct: Cell<u32>,
     /// Page-cached writes in flight, or waiting for the direct ones.
     cached: Cell<u32>,
-    /// Held to read by each page-cached write. A direct write that meets one takes the lock to write before it starts, so that the
-    /// two kinds take turns in the order of their arrival.
+    /// Held to read by each page-cached write. A direct write that meets one takes the lock to
+    /// write before it starts, so that the two kinds take turns in the order of their arrival.
     gate: CoRwLock<()>,
     /// Around `direct`, for those that wait until it is 0.
     drain: CoMutex<()>,
@@ -59,7 +62,8 @@ impl WriteOrder {
 
     #[cold]
     fn pass_gate(&self) -> Result<(), Cancelled> {
-        // A destructor that writes while its stack unwinds cannot wait for another coroutine, and goes at once.
+        // A destructor that writes while its stack unwinds cannot wait for another coroutine, and
+        // goes at once.
         if can_suspend() {
             drop(self.gate.write_cancellable()?);
         }
@@ -106,7 +110,8 @@ impl Drop for DirectWrite<'_> {
 /// A page-cached write, in flight or waiting.
 pub(super) struct CachedWrite<'a> {
     cached: &'a Cell<u32>,
-    /// Released after the count is down: the direct write that gets the lock next finds no page-cached one.
+    /// Released after the count is down: the direct write that gets the lock next finds no
+    /// page-cached one.
     _gate: CoRwReadGuard<'a, ()>,
 }
 
@@ -132,7 +137,8 @@ mod tests {
 
     use super::*;
 
-    /// A write of each kind in `kinds`, started in that order. Returns what begins and ends, in order.
+    /// A write of each kind in `kinds`, started in that order. Returns what begins and ends, in
+    /// order.
     fn run(kinds: &str, cancelled: &[usize]) -> String {
         crate::run(|| {
             let (order, log) = (Rc::new(WriteOrder::new()), Rc::new(RefCell::new(String::new())));

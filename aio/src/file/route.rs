@@ -1,17 +1,20 @@
 //! Which of its context's engines takes a file's request, where the context may choose.
 //!
-//! Native AIO costs least for what completes later, or at once from memory. But some requests it carries out within submit, and the
-//! whole loop waits for the device (Linux 6.18, medians of one at a time, in microseconds): a direct write that extends the file
-//! 58 to 116, a read of what is not in the page cache 51 to 105, a page-cached write of 1 MiB 263 to 4800. The kernel
-//! knows best which ones. Asked not to block (`RWF_NOWAIT`, which costs nothing that could be measured) it refuses them within 1
-//! to 2 microseconds, and a thread does them. Only of page-cached writes it will not tell, on most file systems: threads have all
-//! of these, and the syncs after them.
+//! Native AIO costs least for what completes later, or at once from memory. But some requests it
+//! carries out within submit, and the whole loop waits for the device (Linux 6.18, medians of one
+//! at a time, in microseconds): a direct write that extends the file 58 to 116, a read of what is
+//! not in the page cache 51 to 105, a page-cached write of 1 MiB 263 to 4800. The kernel knows best
+//! which ones. Asked not to block (`RWF_NOWAIT`, which costs nothing that could be measured) it
+//! refuses them within 1 to 2 microseconds, and a thread does them. Only of page-cached writes it
+//! will not tell, on most file systems: threads have all of these, and the syncs after them.
 //!
-//! It also refuses direct writes that fill a hole. Their submit takes 35 to 80 microseconds, for the allocation, but does not wait
-//! for the device, as a thread would with the file locked: to copy a file took twice as long. So they are submitted all the same,
-//! unless a thread has the file locked already.
+//! It also refuses direct writes that fill a hole. Their submit takes 35 to 80 microseconds, for
+//! the allocation, but does not wait for the device, as a thread would with the file locked: to
+//! copy a file took twice as long. So they are submitted all the same, unless a thread has the file
+//! locked already.
 //!
-//! On tmpfs nothing waits for a device, and devices that are no disks say nothing of the kind: the main engine has all of theirs.
+//! On tmpfs nothing waits for a device, and devices that are no disks say nothing of the kind: the
+//! main engine has all of theirs.
 
 #![allow(unsafe_code)]
 
@@ -27,7 +30,8 @@ use crate::auto::Auto;
 use crate::kernel::{Opcode, Operation};
 use crate::perform::Attempt;
 
-/// With less than this in the page cache a sync is as quick to submit as any: the kernel has it done elsewhere.
+/// With less than this in the page cache a sync is as quick to submit as any: the kernel has it
+/// done elsewhere.
 const MUCH_DIRTY: u64 = 1 << 20;
 
 const READS: [Opcode; 2] = [Opcode::Read, Opcode::ReadVectored];
@@ -161,7 +165,8 @@ impl Route {
             }
             libc::EOPNOTSUPP => {
                 count(false);
-                // It will never tell, and is not asked again. Direct reads seldom wait; of others one cannot know.
+                // It will never tell, and is not asked again. Direct reads seldom wait; of others
+                // one cannot know.
                 let read = READS.contains(&opcode);
                 // Of a direct descriptor writes are tried too.
                 let way = if read && ways.direct { Way::Main } else { Way::Spare };
@@ -177,7 +182,8 @@ impl Route {
         let len = match operation.opcode {
             Opcode::WriteVectored => {
                 let vectors = ptr::with_exposed_provenance::<libc::iovec>(operation.addr as usize);
-                // SAFETY: *lent to the kernel*: so many of them are there as long as the request lasts, and nobody writes them.
+                // SAFETY: *lent to the kernel*: so many of them are there as long as the request
+                // lasts, and nobody writes them.
                 unsafe { slice::from_raw_parts(vectors, operation.len as usize) }
                     .iter()
                     .map(|one| one.iov_len as u64)

@@ -1,22 +1,24 @@
 //! A file as a stream, for code that knows `std::io` alone.
 //!
-//! A [`File`] has no position, and is shared by coroutines. One position for all of them, as std's `&File` has it, would mix
-//! their streams without a word. So a position is a value of its own, with one owner.
+//! A [`File`] has no position, and is shared by coroutines. One position for all of them, as std's
+//! `&File` has it, would mix their streams without a word. So a position is a value of its own,
+//! with one owner.
 
 use std::borrow::Borrow;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 
 use super::File;
 
-/// A file and a position in it: [`Read`], [`Write`] and [`Seek`], by which any library for them does I/O that suspends the
-/// coroutine, never the thread.
+/// A file and a position in it: [`Read`], [`Write`] and [`Seek`], by which any library for them
+/// does I/O that suspends the coroutine, never the thread.
 ///
-/// It is made from a `File`, a `&File` or an `Rc<File>`; each stream goes its own way. It has no buffer: put a
-/// `BufReader` or `BufWriter` around it for small reads and writes. What was written is on the medium after
-/// [`File::sync_data`]; `flush` has nothing to do.
+/// It is made from a `File`, a `&File` or an `Rc<File>`; each stream goes its own way. It has no
+/// buffer: put a `BufReader` or `BufWriter` around it for small reads and writes. What was written
+/// is on the medium after [`File::sync_data`]; `flush` has nothing to do.
 ///
-/// Libraries are written for threads, whose stacks are larger than those of coroutines: compressors, for one, take more than
-/// the default. Give them [`stack_size`](crate::Runner::stack_size)`(1 << 20)`: what is not touched costs nothing.
+/// Libraries are written for threads, whose stacks are larger than those of coroutines:
+/// compressors, for one, take more than the default. Give them
+/// [`stack_size`](crate::Runner::stack_size)`(1 << 20)`: what is not touched costs nothing.
 ///
 /// ```
 /// use coralio_aio::{File, Stream};

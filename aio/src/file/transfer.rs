@@ -95,8 +95,8 @@ impl File {
         unsafe { self.request_own(operation) }
     }
 
-    /// One request that direct I/O does not take: through an aligned buffer if the memory alone is not aligned, else through the page
-    /// cache.
+    /// One request that direct I/O does not take: through an aligned buffer if the memory alone is
+    /// not aligned, else through the page cache.
     ///
     /// # Safety
     ///
@@ -115,7 +115,8 @@ impl File {
         unsafe { self.request(operation, &self.route.cached) }
     }
 
-    /// One direct request for memory that direct I/O does not take, through an aligned buffer. `opcode` is `Read` or `Write`.
+    /// One direct request for memory that direct I/O does not take, through an aligned buffer.
+    /// `opcode` is `Read` or `Write`.
     ///
     /// # Safety
     ///
@@ -139,8 +140,8 @@ impl File {
         Ok(done)
     }
 
-    /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
-    /// direct I/O takes it, or there is no other way.
+    /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed),
+    /// goes to `fd` as it is: direct I/O takes it, or there is no other way.
     #[inline]
     fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
         addr & self.memory_mask == 0 && self.is_direct_range(offsets) || !self.may_cache
@@ -217,13 +218,14 @@ impl File {
         }
     }
 
-    /// Whether a read was short because the file ends there. A direct one that ends amid a block was, and could not go on
-    /// from there; others ask again.
+    /// Whether a read was short because the file ends there. A direct one that ends amid a block
+    /// was, and could not go on from there; others ask again.
     fn has_met_the_end(&self, done: usize, is_direct: bool) -> bool {
         is_direct && !done.is_multiple_of(self.alignment.offset) || self.engine.on_short() == OnShort::IsTheEnd
     }
 
-    /// Vectors in one request as long as it is direct and complete; what is left over goes buffer by buffer.
+    /// Vectors in one request as long as it is direct and complete; what is left over goes buffer
+    /// by buffer.
     ///
     /// # Safety
     ///
@@ -288,7 +290,8 @@ impl File {
     fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
         if self.cached.get().is_none() {
             self.check_request(opcode, len, offset)?;
-            // A stack that unwinds cannot wait for another coroutine, and opens a descriptor of its own.
+            // A stack that unwinds cannot wait for another coroutine, and opens a descriptor of its
+            // own.
             let opening = if can_suspend() { Some(self.opening_cached.lock_cancellable()?) } else { None };
             self.open_cached()?;
             drop(opening);
@@ -307,7 +310,8 @@ impl File {
             let raw = self.fd.as_fd().as_raw_fd();
             let opened = unblock(move || {
                 let path = format!("/proc/self/fd/{raw}\0");
-                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
+                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new
+                // descriptor is ours alone.
                 unsafe {
                     let flags = libc::fcntl(raw, libc::F_GETFL);
                     let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;

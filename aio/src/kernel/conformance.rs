@@ -1,7 +1,8 @@
-//! What every kernel must do at the edges, with requests on real files (the simulated kernel has files of its own in their
-//! place): one body for each test, and what it takes.
+//! What every kernel must do at the edges, with requests on real files (the simulated kernel has
+//! files of its own in their place): one body for each test, and what it takes.
 //!
-//! A kernel's own tests run all of it by `conformance::tests!(kernels)`, with a function that makes some for a depth.
+//! A kernel's own tests run all of it by `conformance::tests!(kernels)`, with a function that makes
+//! some for a depth.
 
 #![allow(unsafe_code)]
 
@@ -101,8 +102,9 @@ pub(super) fn submit<K: Kernel>(kernel: &K, entries: &mut [K::Entry]) -> io::Res
     unsafe { kernel.submit(entries) }
 }
 
-// SAFETY of the following: each test drives a kernel of its own, and keeps the rules of the thread that drives it: one
-// thread submits and waits, and completions are taken by one thread at a time, each once.
+// SAFETY of the following: each test drives a kernel of its own, and keeps the rules of the thread
+// that drives it: one thread submits and waits, and completions are taken by one thread at a time,
+// each once.
 
 pub(super) fn peek(kernel: &impl Kernel) -> Option<Completion> {
     // SAFETY: see above.
@@ -200,7 +202,8 @@ pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &Owne
 }
 
 pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E10, E15: read, write, vectored both, data sync, full sync; at the end of the file and behind it.
+    // E10, E15: read, write, vectored both, data sync, full sync; at the end of the file and behind
+    // it.
     for file in Temp::all() {
         for (kernel, fill) in kernels(4).iter().zip([0x5a, 0xa5]) {
             let (mut out, mut back) = (Page([fill; 4096]), Page([0; 4096]));
@@ -236,7 +239,8 @@ pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) ->
 }
 
 pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E2: a request is for the file that was registered, by that number, whatever else came and went
+    // E2: a request is for the file that was registered, by that number, whatever else came and
+    // went
     let files = [(); 3].map(|()| Temp::in_memory());
     for kernel in kernels(8) {
         let write = |number: RawFd, byte: u8| {
@@ -349,7 +353,8 @@ pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel>(kernels: fn(u32) -> 
 pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     // W3: a peek by another thread does not take the event that is to wake the home thread
     //
-    // Both threads yield where they depend on the other: on a single CPU a round would last two time slices otherwise.
+    // Both threads yield where they depend on the other: on a single CPU a round would last two
+    // time slices otherwise.
     let total = scaled(4_000) as u32;
     for kernel in kernels(8) {
         let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
@@ -364,8 +369,9 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u3
                 }
             });
             for round in 0..total {
-                // Without a peek: only the other thread's peek takes an event of an earlier round, which ends each wait at
-                // once. Whether the poll request is armed when the home thread sleeps differs from round to round.
+                // Without a peek: only the other thread's peek takes an event of an earlier round,
+                // which ends each wait at once. Whether the poll request is armed when the home
+                // thread sleeps differs from round to round.
                 while !reset(&signalled) {
                     wait(&kernel, 1, Some(signalled.as_fd()), None).unwrap();
                     thread::yield_now();

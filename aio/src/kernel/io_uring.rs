@@ -1,37 +1,48 @@
-//! Linux io_uring: requests go in by `io_uring_enter`, and what became of them is read from a ring in memory.
+//! Linux io_uring: requests go in by `io_uring_enter`, and what became of them is read from a ring
+//! in memory.
 //!
-//! One [`IoUring`] owns one ring. The engine calls it and it calls nobody. What is particular to it:
+//! One [`IoUring`] owns one ring. The engine calls it and it calls nobody. What is particular to
+//! it:
 //!
-//! - A request belongs to the *thread* that submitted it: the kernel finishes some, page-cached reads among them, in that
-//!   thread's name. When the thread ends, they fail (with `EFAULT`, three of four reads in a trial). So only the home
-//!   thread submits ([`Kernel::SUBMITS_AT_HOME`]). It outlives its requests; who polls from elsewhere may not.
-//! - A sleep is `io_uring_enter`, which waits for a completion; a poll request on the ring has one when `other` is readable
-//!   (`watch.rs`). A `ppoll` of the ring's descriptor and of `other` needs no request, but is interrupted by each completion
-//!   that the kernel posts in this thread's name, and begins anew: 10.0 microseconds of CPU time for a read with a sleep on a
-//!   loop device whose worker is on the same CPU, against 8.7. It is what Linux before 6.0 gets, where a poll request cannot be
-//!   cancelled without a completion of its own. Valgrind 3.19 does not know that `io_uring_enter` may sleep: all other threads wait,
-//!   so that there native AIO is the better choice.
-//! - Requests cost less on files that are registered with the ring (`files.rs`): 651 ns against 705 for a 4 KiB read at depth 32.
-//!   Registered buffers and a registered ring are worth 10 ns or less.
+//! - A request belongs to the *thread* that submitted it: the kernel finishes some, page-cached
+//!   reads among them, in that thread's name. When the thread ends, they fail (with `EFAULT`, three
+//!   of four reads in a trial). So only the home thread submits ([`Kernel::SUBMITS_AT_HOME`]). It
+//!   outlives its requests; who polls from elsewhere may not.
+//! - A sleep is `io_uring_enter`, which waits for a completion; a poll request on the ring has one
+//!   when `other` is readable (`watch.rs`). A `ppoll` of the ring's descriptor and of `other` needs
+//!   no request, but is interrupted by each completion that the kernel posts in this thread's name,
+//!   and begins anew: 10.0 microseconds of CPU time for a read with a sleep on a loop device whose
+//!   worker is on the same CPU, against 8.7. It is what Linux before 6.0 gets, where a poll request
+//!   cannot be cancelled without a completion of its own. Valgrind 3.19 does not know that
+//!   `io_uring_enter` may sleep: all other threads wait, so that there native AIO is the better
+//!   choice.
+//! - Requests cost less on files that are registered with the ring (`files.rs`): 651 ns against 705
+//!   for a 4 KiB read at depth 32. Registered buffers and a registered ring are worth 10 ns or
+//!   less.
 //!
 //! Set up without flags:
 //!
-//! - `DEFER_TASKRUN` has the kernel post completions only when the one thread allowed to asks for them by a system call. We
-//!   look in memory, from several threads.
-//! - `SINGLE_ISSUER` by itself gains nothing that could be measured, and would tie a ring to the thread that made it.
-//! - `COOP_TASKRUN` spares the interruption of a busy thread, at the price that a completion may show up only when that thread
-//!   enters the kernel: a loop that polls in memory (rule X5) never does. It gained nothing either.
+//! - `DEFER_TASKRUN` has the kernel post completions only when the one thread allowed to asks for
+//!   them by a system call. We look in memory, from several threads.
+//! - `SINGLE_ISSUER` by itself gains nothing that could be measured, and would tie a ring to the
+//!   thread that made it.
+//! - `COOP_TASKRUN` spares the interruption of a busy thread, at the price that a completion may
+//!   show up only when that thread enters the kernel: a loop that polls in memory (rule X5) never
+//!   does. It gained nothing either.
 //! - `SQPOLL` burns a CPU on a thread in the kernel.
 //!
 //! A ring takes 25 microseconds to make and to drop, so that idle ones are not kept.
 //!
-//! A forked child has no part in its parent's rings and must leave its `IoUring`s alone; to drop them is fine.
+//! A forked child has no part in its parent's rings and must leave its `IoUring`s alone; to drop
+//! them is fine.
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9). Only `submit`'s soundness
-//!   rests on it: the others make do with atomics. The home thread may also peek without the lock, for a look whether something is there.
-//! - *One submits*: the thread that submits is the one that waits with a descriptor; two that wait are refused.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9).
+//!   Only `submit`'s soundness rests on it: the others make do with atomics. The home thread may
+//!   also peek without the lock, for a look whether something is there.
+//! - *One submits*: the thread that submits is the one that waits with a descriptor; two that wait
+//!   are refused.
 //! - *The rings stay*: they are mapped as long as their `Rings` lives.
 
 #![allow(unsafe_code)]
@@ -74,7 +85,8 @@ pub struct IoUring {
     ring: io_uring::IoUring,
     files: Files,
     depth: u32,
-    /// Consumed by the kernel and not yet committed. Changed under the lock with plain loads and stores.
+    /// Consumed by the kernel and not yet committed. Changed under the lock with plain loads and
+    /// stores.
     in_flight: AtomicU32,
     /// The poll request; `None` where a sleep is a `ppoll`.
     watch: Option<Watch>,
@@ -87,7 +99,8 @@ impl IoUring {
     ///
     /// # Errors
     ///
-    /// The depth is out of range, or io_uring is not to be had; the message says what to do about it.
+    /// The depth is out of range, or io_uring is not to be had; the message says what to do about
+    /// it.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         if depth == 0 || depth > MAX_DEPTH {
             let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
@@ -116,8 +129,8 @@ impl IoUring {
         }
     }
 
-    /// Sleeps until a completion is there, or `timeout` is over. A signal ends it early, and so does a kernel without memory for the
-    /// poll request: who waits comes again.
+    /// Sleeps until a completion is there, or `timeout` is over. A signal ends it early, and so
+    /// does a kernel without memory for the poll request: who waits comes again.
     fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|time| types::Timespec::from(time.min(LONGEST)));
         let mut args = types::SubmitArgs::new();
@@ -143,7 +156,8 @@ impl IoUring {
     /// Puts a poll request for `other` on the ring.
     fn push_poll(&self, other: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
-        // SAFETY: *One submits*, and it is here; so there is no other view of this ring. The entry names no memory.
+        // SAFETY: *One submits*, and it is here; so there is no other view of this ring. The entry
+        // names no memory.
         unsafe { self.ring.submission_shared().push(&entry) }.expect("the ring was empty");
     }
 }
@@ -164,9 +178,9 @@ fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 
-// SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before `submit` returns, and one that was
-// has one completion, which the kernel posts after its last access to the request's memory. `peek` acquires what was written
-// before that.
+// SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before
+// `submit` returns, and one that was has one completion, which the kernel posts after its last
+// access to the request's memory. `peek` acquires what was written before that.
 unsafe impl Kernel for IoUring {
     const SUBMITS_AT_HOME: bool = true;
 
@@ -213,7 +227,8 @@ unsafe impl Kernel for IoUring {
         entry.0.get_user_data()
     }
 
-    /// A request that cannot be done, on a bad descriptor for example, is taken too; its completion has the error.
+    /// A request that cannot be done, on a bad descriptor for example, is taken too; its completion
+    /// has the error.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let in_flight = self.in_flight.load(Relaxed);
         let room = self.depth.saturating_sub(in_flight) as usize;
@@ -222,8 +237,8 @@ unsafe impl Kernel for IoUring {
             return if entries.is_empty() { Ok(0) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
         }
         {
-            // SAFETY: *Under the lock* and *One submits*, so that there is no other view of this ring. Dropping it shows the
-            // kernel the entries.
+            // SAFETY: *Under the lock* and *One submits*, so that there is no other view of this
+            // ring. Dropping it shows the kernel the entries.
             let mut queue = unsafe { self.ring.submission_shared() };
             for entry in &entries[..count] {
                 // SAFETY: the caller answers for what the entry names.
@@ -231,7 +246,8 @@ unsafe impl Kernel for IoUring {
             }
         }
         let said = self.enter(count);
-        // What the kernel says may be more than what it did, where somebody stands between (strace, a sandbox).
+        // What the kernel says may be more than what it did, where somebody stands between (strace,
+        // a sandbox).
         let taken = count - self.rings.withdraw();
         self.in_flight.store(in_flight + taken as u32, Relaxed);
         match said {
@@ -242,8 +258,9 @@ unsafe impl Kernel for IoUring {
         }
     }
 
-    /// From Linux 6.0 on; before that it does nothing. By a call that brings no completion of its own, so that none has to be
-    /// told apart and none can flood the ring. It does not wait: what the device has already comes when it comes.
+    /// From Linux 6.0 on; before that it does nothing. By a call that brings no completion of its
+    /// own, so that none has to be told apart and none can flood the ring. It does not wait: what
+    /// the device has already comes when it comes.
     unsafe fn cancel(&self, key: u64) {
         self.cancel_request(key);
     }
@@ -263,8 +280,8 @@ unsafe impl Kernel for IoUring {
         self.rings.move_on();
     }
 
-    /// Sleeps as the trait says. A `min` above 1 counts as 1. It may end early, and does so when `other` is not the descriptor of
-    /// the last call: the old one is let go first.
+    /// Sleeps as the trait says. A `min` above 1 counts as 1. It may end early, and does so when
+    /// `other` is not the descriptor of the last call: the old one is let go first.
     ///
     /// # Panics
     ///
@@ -304,7 +321,8 @@ impl Drop for IoUring {
     /// Waits for what is in flight: the kernel would go on with it after the ring is closed.
     fn drop(&mut self) {
         while self.is_ours() && self.in_flight.load(Relaxed) > 0 {
-            // SAFETY: whoever drops the kernel owns it, so no other thread uses it; nobody else takes a completion.
+            // SAFETY: whoever drops the kernel owns it, so no other thread uses it; nobody else
+            // takes a completion.
             unsafe {
                 while self.peek().is_some() {
                     self.commit();

@@ -1,4 +1,5 @@
-//! The memory that a request lends to a kernel which moves the bytes itself: one buffer, or several in turn.
+//! The memory that a request lends to a kernel which moves the bytes itself: one buffer, or several
+//! in turn.
 
 #![allow(unsafe_code)]
 
@@ -25,8 +26,8 @@ pub(super) struct Lent(Vec<(usize, usize)>);
 impl Lent {
     /// # Safety
     ///
-    /// *Lent to the kernel*: until its completion is on the ring, the memory that the operation names is valid and nobody else's,
-    /// and no method is called after that.
+    /// *Lent to the kernel*: until its completion is on the ring, the memory that the operation
+    /// names is valid and nobody else's, and no method is called after that.
     pub(super) unsafe fn of(operation: &Operation) -> Lent {
         let Operation { opcode, addr, len, .. } = *operation;
         Lent(match opcode {
@@ -64,7 +65,8 @@ impl Lent {
     pub(super) fn scatter(&self, mut bytes: &[u8]) {
         for &(addr, len) in &self.0 {
             let (here, rest) = bytes.split_at(len.min(bytes.len()));
-            // SAFETY: *lent to the kernel*, by the promise to `of`; what the caller borrows does not overlap it.
+            // SAFETY: *lent to the kernel*, by the promise to `of`; what the caller borrows does
+            // not overlap it.
             unsafe { here.as_ptr().copy_to_nonoverlapping(addr as *mut u8, here.len()) };
             bytes = rest;
         }

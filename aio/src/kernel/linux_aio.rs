@@ -1,26 +1,31 @@
-//! Linux native AIO: requests go in by `io_submit`, and what became of them is read from a ring in memory.
+//! Linux native AIO: requests go in by `io_submit`, and what became of them is read from a ring in
+//! memory.
 //!
-//! One [`LinuxAio`] owns one AIO context. The engine calls it and it calls nobody. Taking a completion costs no system
-//! call; sleeping costs one, and this is the part that needs tricks:
+//! One [`LinuxAio`] owns one AIO context. The engine calls it and it calls nobody. Taking a
+//! completion costs no system call; sleeping costs one, and this is the part that needs tricks:
 //!
-//! - `io_getevents` would take the events that it waits for, while another thread may be taking them from the ring in
-//!   memory. So it is given a *trap*, an address that no process has: if there are events, it fails with `EFAULT` before it
-//!   moves the cursor, and that means "something is there".
-//! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request in the same context
-//!   watches it, whose completion is an event like any other (`watch.rs`); `peek` swallows it.
+//! - `io_getevents` would take the events that it waits for, while another thread may be taking
+//!   them from the ring in memory. So it is given a *trap*, an address that no process has: if
+//!   there are events, it fails with `EFAULT` before it moves the cursor, and that means "something
+//!   is there".
+//! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request
+//!   in the same context watches it, whose completion is an event like any other (`watch.rs`);
+//!   `peek` swallows it.
 //!
-//! Should the ring not look as we know it, nothing is read from memory: events are taken one at a time by `io_getevents`,
-//! without the trap, since nothing is known of that kernel.
+//! Should the ring not look as we know it, nothing is read from memory: events are taken one at a
+//! time by `io_getevents`, without the trap, since nothing is known of that kernel.
 //!
-//! A forked child has no part in its parent's contexts and must leave its `LinuxAio`s alone; to drop them is fine.
+//! A forked child has no part in its parent's contexts and must leave its `LinuxAio`s alone; to
+//! drop them is fine.
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9). Only `submit`'s soundness
-//!   rests on it: the others make do with atomics, so that a breach mixes up events but is no undefined behaviour. The
-//!   home thread may also peek without the lock, for a look whether something is there.
-//! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which `Context`'s drop alone calls; a header with `slots`
-//!   events behind it, written by the kernel and through atomics.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9).
+//!   Only `submit`'s soundness rests on it: the others make do with atomics, so that a breach mixes
+//!   up events but is no undefined behaviour. The home thread may also peek without the lock, for a
+//!   look whether something is there.
+//! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which `Context`'s drop alone
+//!   calls; a header with `slots` events behind it, written by the kernel and through atomics.
 //! - *Who arms, owns*: the poll request's memory is written by the one who arms `watch`.
 
 #![allow(unsafe_code)]
@@ -49,13 +54,13 @@ use super::{Completion, Kernel, Opcode, Operation};
 /// The deepest queue on offer: half of what `fs.aio-max-nr` usually grants to the whole machine.
 const MAX_DEPTH: u32 = 32768;
 
-/// Where `io_getevents` is to put events: the last bytes of all addresses, which are the kernel's on every machine. It sees that
-/// before it writes; memory of ours that is only protected would cost a page fault (1.2 of 9.7 microseconds for a sleep and its
-/// read, on a virtual machine).
+/// Where `io_getevents` is to put events: the last bytes of all addresses, which are the kernel's
+/// on every machine. It sees that before it writes; memory of ours that is only protected would
+/// cost a page fault (1.2 of 9.7 microseconds for a sleep and its read, on a virtual machine).
 const TRAP: *mut abi::Event = ptr::without_provenance_mut(usize::MAX - size_of::<abi::Event>() + 1);
 
-/// For how many events there is room at the trap. As good as any other number but for valgrind, which would take the address for a
-/// mistake: these are 2^64 bytes, and so none to it.
+/// For how many events there is room at the trap. As good as any other number but for valgrind,
+/// which would take the address for a mistake: these are 2^64 bytes, and so none to it.
 const ROOM: libc::c_long = 1 << (64 - size_of::<abi::Event>().trailing_zeros());
 
 /// A request in the form that `io_submit` takes.
@@ -79,9 +84,11 @@ pub struct LinuxAio {
     pool: &'static Pool,
 }
 
-// SAFETY: the ring is memory of the process (*The ring stays*), and an AIO context may be used by any thread of the process.
+// SAFETY: the ring is memory of the process (*The ring stays*), and an AIO context may be used by
+// any thread of the process.
 unsafe impl Send for LinuxAio {}
-// SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and of `poll` *Who arms, owns*.
+// SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and of `poll`
+// *Who arms, owns*.
 unsafe impl Sync for LinuxAio {}
 
 impl LinuxAio {
@@ -89,14 +96,15 @@ impl LinuxAio {
     ///
     /// # Errors
     ///
-    /// The depth is out of range, the machine's AIO requests are used up, or native AIO is not to be had; the message says
-    /// what to do about it.
+    /// The depth is out of range, the machine's AIO requests are used up, or native AIO is not to
+    /// be had; the message says what to do about it.
     pub fn new(depth: u32) -> io::Result<LinuxAio> {
         static IDLE: Pool = Pool::new();
         LinuxAio::from_pool(depth, &IDLE)
     }
 
-    /// Itself, if the kernel does all that an engine asks for: it may hide `io_submit` alone, or be older than the poll request.
+    /// Itself, if the kernel does all that an engine asks for: it may hide `io_submit` alone, or be
+    /// older than the poll request.
     pub(crate) fn probed(self) -> io::Result<LinuxAio> {
         let readable = context::readable()?;
         // SAFETY: the kernel is owned here, so no other thread uses it.
@@ -116,7 +124,8 @@ impl LinuxAio {
         }
         let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
         let ring = context.ring;
-        // SAFETY: *The ring stays*; what does not call itself a ring has at least its header mapped.
+        // SAFETY: *The ring stays*; what does not call itself a ring has at least its header
+        // mapped.
         let header = unsafe { ring.as_ref() };
         let known = header.magic == abi::RING_MAGIC
             && header.incompat_features == 0
@@ -138,8 +147,9 @@ impl LinuxAio {
         unsafe { self.ring.as_ref() }
     }
 
-    /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
-    /// that its event comes. False if the kernel has no room for one now: then nothing would end a sleep.
+    /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor,
+    /// cancels that one, so that its event comes. False if the kernel has no room for one now: then
+    /// nothing would end a sleep.
     fn arm(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
         match self.watch.arm(other.as_raw_fd()) {
             Arm::Watched => return Ok(true),
@@ -157,7 +167,8 @@ impl LinuxAio {
             buf: libc::POLLIN as u64,
             ..Default::default()
         };
-        // SAFETY: *Who arms, owns*. The request names no memory, and the kernel holds the file itself.
+        // SAFETY: *Who arms, owns*. The request names no memory, and the kernel holds the file
+        // itself.
         match unsafe {
             poll.write(request);
             abi::io_submit(self.ring, &[poll])
@@ -210,8 +221,9 @@ impl LinuxAio {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `peek` without a look at memory. While the home thread sleeps it is the one who takes events, and leaves them here:
-    /// one taken behind its back could be the one that was to wake it.
+    /// `peek` without a look at memory. While the home thread sleeps it is the one who takes
+    /// events, and leaves them here: one taken behind its back could be the one that was to wake
+    /// it.
     #[cold]
     fn peek_taken(&self) -> Option<Completion> {
         let mut taken = self.taken();
@@ -227,8 +239,9 @@ impl LinuxAio {
         *taken
     }
 
-    /// The completion at the cursor. Atomics and a mutex alone: a call at the wrong moment mixes up completions, which
-    /// the contract of [`Kernel::peek`] excludes, but is no undefined behaviour by itself.
+    /// The completion at the cursor. Atomics and a mutex alone: a call at the wrong moment mixes up
+    /// completions, which the contract of [`Kernel::peek`] excludes, but is no undefined behaviour
+    /// by itself.
     #[inline]
     fn found(&self) -> Option<Completion> {
         if self.slots == 0 {
@@ -237,7 +250,8 @@ impl LinuxAio {
         self.watch.peek(self)
     }
 
-    /// Leaves nothing in flight and nothing on the ring, so that the context can serve somebody else.
+    /// Leaves nothing in flight and nothing on the ring, so that the context can serve somebody
+    /// else.
     fn clear(&self) -> bool {
         if self.in_flight.load(Relaxed) != 0 {
             return false;
@@ -258,8 +272,8 @@ impl Ring for LinuxAio {
         let ring = self.header();
         // Relaxed: the lock's holder before us moved it, if we did not.
         let head = ring.head.load(Relaxed);
-        // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
-        // the tail that shows it.
+        // Acquire pairs with the write barrier in the kernel between an event, with what its
+        // request did to memory, and the tail that shows it.
         if head == ring.tail.load(Acquire) {
             return None;
         }
@@ -274,13 +288,15 @@ impl Ring for LinuxAio {
     fn move_on(&self) {
         let head = &self.header().head;
         let next = head.load(Relaxed) + 1;
-        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
+        // Release pairs with the kernel's read of the head before it hands the slot to another
+        // event: we have read ours.
         head.store(if next == self.slots { 0 } else { next }, Release);
     }
 }
 
-// SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later, and one that it did count has one event,
-// which the kernel posts after its last access to the request's memory. `peek` acquires what was written before that.
+// SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later, and one
+// that it did count has one event, which the kernel posts after its last access to the request's
+// memory. `peek` acquires what was written before that.
 unsafe impl Kernel for LinuxAio {
     type Entry = Iocb;
 
@@ -335,7 +351,8 @@ unsafe impl Kernel for LinuxAio {
         for (pointer, entry) in pointers.iter_mut().zip(&mut entries[..count]) {
             *pointer = &raw mut entry.0;
         }
-        // SAFETY: the pointers are to `entries`, which is ours for the call; the caller answers for what they name.
+        // SAFETY: the pointers are to `entries`, which is ours for the call; the caller answers for
+        // what they name.
         let count = unsafe { abi::io_submit(self.ring, &pointers[..count]) }?;
         self.in_flight.store(in_flight + count as u32, Relaxed);
         Ok(count)
@@ -359,12 +376,13 @@ unsafe impl Kernel for LinuxAio {
 
     /// Sleeps as the trait says. Some things to know:
     ///
-    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old one is let go first. And
-    ///   when the kernel has no memory for the poll request: who waits comes again.
-    /// - A descriptor is watched until it is readable, even if it is closed by then. Don't close one and bring another with
-    ///   the same number.
-    /// - `min` counts from an empty ring: with a completion already there the kernel does not wait for more. Before
-    ///   Linux 6.8, and without a ring to look at, a `min` above 1 is 1.
+    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old
+    ///   one is let go first. And when the kernel has no memory for the poll request: who waits
+    ///   comes again.
+    /// - A descriptor is watched until it is readable, even if it is closed by then. Don't close
+    ///   one and bring another with the same number.
+    /// - `min` counts from an empty ring: with a completion already there the kernel does not wait
+    ///   for more. Before Linux 6.8, and without a ring to look at, a `min` above 1 is 1.
     ///
     /// # Errors
     ///
@@ -393,8 +411,8 @@ unsafe impl Kernel for LinuxAio {
 }
 
 impl Drop for LinuxAio {
-    /// Keeps the context for the next one who wants the same depth. With requests in flight it is destroyed instead, which
-    /// waits for them.
+    /// Keeps the context for the next one who wants the same depth. With requests in flight it is
+    /// destroyed instead, which waits for them.
     fn drop(&mut self) {
         let clean = self.context.is_ours() && self.clear();
         // SAFETY: taken once, here; nobody uses it afterwards.

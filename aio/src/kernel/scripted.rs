@@ -3,15 +3,16 @@
 //! Its disk is a vector of bytes. A request completes
 //!
 //! - when the loop sleeps, if nothing else was said: as a disk does that takes its time;
-//! - when a certain request is submitted, its own submission included: [`Scripted::complete_on_submit`];
+//! - when a certain request is submitted, its own submission included:
+//!   [`Scripted::complete_on_submit`];
 //! - when the test says so: [`Scripted::hold`], then [`Scripted::release`].
 //!
 //! Requests are numbered from 0 in the order in which the kernel took them.
 //!
 //! # Where it departs from Linux
 //!
-//! Time stands still. A sleep that nothing could end panics: that is how a poll that would never end is found, without a
-//! time limit. Another thread's `notify` does not end a sleep.
+//! Time stands still. A sleep that nothing could end panics: that is how a poll that would never
+//! end is found, without a time limit. Another thread's `notify` does not end a sleep.
 
 #![allow(unsafe_code)]
 
@@ -24,8 +25,8 @@ use std::time::Duration;
 use super::lent::Lent;
 use super::{Completion, Kernel, Operation};
 
-/// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one engine at a time: while one has
-/// requests in flight, those of another fail with `EBUSY`.
+/// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one
+/// engine at a time: while one has requests in flight, those of another fail with `EBUSY`.
 pub struct Scripted {
     state: Arc<Mutex<State>>,
     capacity: u32,
@@ -69,8 +70,8 @@ struct State {
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
     clones: u64,
-    /// The clone by which what is in flight was submitted. By another one, another engine would take completions for its own, and
-    /// give buffers back that are lent.
+    /// The clone by which what is in flight was submitted. By another one, another engine would
+    /// take completions for its own, and give buffers back that are lent.
     user: u64,
 }
 
@@ -91,7 +92,8 @@ impl Scripted {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Request `number` completes as soon as request `trigger` is submitted; within its own submit, if they are the same.
+    /// Request `number` completes as soon as request `trigger` is submitted; within its own submit,
+    /// if they are the same.
     pub fn complete_on_submit(&self, number: usize, trigger: usize) {
         self.state().when.insert(number, When::Submit(trigger));
     }
@@ -110,7 +112,8 @@ impl Scripted {
         self.state().complete(number);
     }
 
-    /// Request `number` does nothing, and its completion brings `result`: bytes, or a negative `errno`.
+    /// Request `number` does nothing, and its completion brings `result`: bytes, or a negative
+    /// `errno`.
     pub fn set_result(&self, number: usize, result: i64) {
         self.state().results.insert(number, result);
     }
@@ -130,8 +133,8 @@ impl Scripted {
         self.state().verdicts.push_back(Verdict::Refuse(errno));
     }
 
-    /// Runs `hook` once, the next time that a completion has been read off the ring and the cursor has not moved yet. It
-    /// may let another thread act, and wait for it.
+    /// Runs `hook` once, the next time that a completion has been read off the ring and the cursor
+    /// has not moved yet. It may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().peek_hook = Some(Box::new(hook));
     }
@@ -198,8 +201,8 @@ impl State {
     }
 }
 
-// SAFETY: a request's memory is touched in `perform` alone, before its completion goes on the ring; an entry that was not
-// counted is not kept.
+// SAFETY: a request's memory is touched in `perform` alone, before its completion goes on the ring;
+// an entry that was not counted is not kept.
 unsafe impl Kernel for Scripted {
     type Entry = Entry;
 

@@ -1,4 +1,5 @@
-//! A kernel that is simulated: its disk is in memory, its time is its own, and all that it decides is on a tape.
+//! A kernel that is simulated: its disk is in memory, its time is its own, and all that it decides
+//! is on a tape.
 //!
 //! ```text
 //!   engine ---- submit, peek, commit, wait ----> SimKernel
@@ -10,25 +11,32 @@
 //!                                                  '- Trace    what happened, as a hash and as a story
 //! ```
 //!
-//! Programs do not see it: [`simulate`](crate::simulate::simulate) sets it up, and [`File`](crate::File) works on it.
+//! Programs do not see it: [`simulate`](crate::simulate::simulate) sets it up, and
+//! [`File`](crate::File) works on it.
 //!
-//! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at submit, where it is the first, and
-//! ends the batch where it is not; direct I/O that is not aligned is taken, and fails; a full ring is "try again"; a cancel
-//! stops nothing unless the faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
-//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable. If a direct and a
-//! page-cached write were in flight on one page at the same time, the next sync of the file fails with EIO, as it may on Linux.
+//! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at
+//! submit, where it is the first, and ends the batch where it is not; direct I/O that is not
+//! aligned is taken, and fails; a full ring is "try again"; a cancel stops nothing unless the
+//! faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
+//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to
+//! make durable. If a direct and a page-cached write were in flight on one page at the same time,
+//! the next sync of the file fails with EIO, as it may on Linux.
 //!
 //! # Departs from Linux
 //!
-//! - Nothing takes time but requests, sleeps, and a tenth of a microsecond for each look at an empty ring. What blocks the
-//!   thread on Linux (opening, renaming, allocating) takes none.
+//! - Nothing takes time but requests, sleeps, and a tenth of a microsecond for each look at an
+//!   empty ring. What blocks the thread on Linux (opening, renaming, allocating) takes none.
 //! - While a read is in flight its buffer holds rubbish, and what is not read of it stays so.
-//! - A write gets to the file all at once, when it completes, and a read sees the file as it is then.
+//! - A write gets to the file all at once, when it completes, and a read sees the file as it is
+//!   then.
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
-//!   [`sync_directory`](crate::sync_directory) does; sectors are lost each by itself; and one may be torn.
-//! - Folders are there without being made. There are no links, permissions, times or append mode, and no limit to the disk.
+//!   [`sync_directory`](crate::sync_directory) does; sectors are lost each by itself; and one may
+//!   be torn.
+//! - Folders are there without being made. There are no links, permissions, times or append mode,
+//!   and no limit to the disk.
 //! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
-//! - Only the one thread is simulated. Another one's `notify` ends a sleep, at a moment that no tape has.
+//! - Only the one thread is simulated. Another one's `notify` ends a sleep, at a moment that no
+//!   tape has.
 
 #![allow(unsafe_code)]
 
@@ -149,8 +157,8 @@ impl SimKernel {
         Ok(())
     }
 
-    /// Whether the run has made more steps than it may, and `slack` more. Returns true again after [`SLACK`] more steps, in case that
-    /// the panic of the first time was caught.
+    /// Whether the run has made more steps than it may, and `slack` more. Returns true again after
+    /// [`SLACK`] more steps, in case that the panic of the first time was caught.
     pub(crate) fn is_overrun(&self, slack: u64) -> bool {
         self.machine().is_overrun(slack)
     }
@@ -180,8 +188,8 @@ fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
     unsafe { libc::poll(&raw mut watched, 1, timeout) > 0 }
 }
 
-// SAFETY: a request's memory is touched in `Machine::take` and `Machine::complete` alone, the second of which puts its completion on
-// the ring; an entry that was not counted is not kept.
+// SAFETY: a request's memory is touched in `Machine::take` and `Machine::complete` alone, the
+// second of which puts its completion on the ring; an entry that was not counted is not kept.
 unsafe impl Kernel for SimKernel {
     type Entry = Entry;
 

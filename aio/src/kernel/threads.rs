@@ -1,7 +1,8 @@
 //! Threads as a kernel: each request is a system call that blocks one of a few threads.
 //!
-//! It takes what no asynchronous interface takes, or takes without blocking: any file system, page-cached or not; and it
-//! works where native AIO and io_uring are forbidden. It costs two turns of the processor from thread to thread.
+//! It takes what no asynchronous interface takes, or takes without blocking: any file system,
+//! page-cached or not; and it works where native AIO and io_uring are forbidden. It costs two turns
+//! of the processor from thread to thread.
 //!
 //! ```text
 //!   home thread                  pool (of the process)             a worker
@@ -13,9 +14,10 @@
 //!   wait: ppoll     <----------  eventfd, if it sleeps <---------  kicks
 //! ```
 //!
-//! The pool is the process's, whatever number of engines it has: what bounds the threads is what the machine's disks and
-//! processors are worth, and a second engine adds none of these. A request is lent from `submit` to its completion; a worker
-//! never runs anything but its system call. No order is promised among requests, as elsewhere.
+//! The pool is the process's, whatever number of engines it has: what bounds the threads is what
+//! the machine's disks and processors are worth, and a second engine adds none of these. A request
+//! is lent from `submit` to its completion; a worker never runs anything but its system call. No
+//! order is promised among requests, as elsewhere.
 
 #![allow(unsafe_code)]
 
@@ -49,7 +51,8 @@ pub const MOST_THREADS: usize = 16;
 const KIND: Kind = Kind {
     name: "coralio-io",
     most: MOST_THREADS,
-    // A system call needs little, and what is not touched costs nothing; sanitizers need more than the least there can be.
+    // A system call needs little, and what is not touched costs nothing; sanitizers need more than
+    // the least there can be.
     stack_size: 128 * 1024,
     patience: Duration::from_secs(5),
     leaves_signals: true,
@@ -79,7 +82,8 @@ struct Request {
 impl Work for Request {
     fn run(self) {
         let Entry { operation, key } = self.entry;
-        // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory until the completion was peeked.
+        // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory until the completion was
+        // peeked.
         let result = unsafe { perform(&operation) };
         self.to.complete(key, result);
     }
@@ -90,7 +94,8 @@ impl Target {
         if self.completions.push(key, result) {
             self.kick.signal();
         }
-        // The context's own protocol: published, then told; and the loop looks once more before it sleeps.
+        // The context's own protocol: published, then told; and the loop looks once more before it
+        // sleeps.
         if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
             context.wake_loop();
         }
@@ -107,8 +112,9 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// A queue for up to `depth` requests in flight (1 to 32768), served by the process's pool of up to [`MOST_THREADS`] threads.
-    /// It starts them when there is work, and they end when there was none for five seconds.
+    /// A queue for up to `depth` requests in flight (1 to 32768), served by the process's pool of
+    /// up to [`MOST_THREADS`] threads. It starts them when there is work, and they end when there
+    /// was none for five seconds.
     ///
     /// # Errors
     ///
@@ -128,7 +134,8 @@ impl Threads {
         Ok(Threads { target, depth, in_flight: AtomicU32::new(0), pool })
     }
 
-    /// From now on each completion also ends a sleep of this context's loop, whatever that sleeps in.
+    /// From now on each completion also ends a sleep of this context's loop, whatever that sleeps
+    /// in.
     pub(crate) fn notify(&self, context: AioContext) {
         *self.target.notifies.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
     }
@@ -150,8 +157,9 @@ impl Threads {
     }
 }
 
-// SAFETY: *lent to the kernel*: only what is put on the queue is kept, and each of that is taken by one worker, which
-// publishes the one completion after its system call. `peek` acquires what that did to memory.
+// SAFETY: *lent to the kernel*: only what is put on the queue is kept, and each of that is taken by
+// one worker, which publishes the one completion after its system call. `peek` acquires what that
+// did to memory.
 unsafe impl Kernel for Threads {
     type Entry = Entry;
 
@@ -203,8 +211,9 @@ unsafe impl Kernel for Threads {
         self.target.completions.commit();
     }
 
-    /// Sleeps as the trait says. With `min` 1 it may end early: by a kick that came late, for a completion that was reaped
-    /// without a sleep; or by one whose completion another thread has reaped, so that the loop looks what that left it to do.
+    /// Sleeps as the trait says. With `min` 1 it may end early: by a kick that came late, for a
+    /// completion that was reaped without a sleep; or by one whose completion another thread has
+    /// reaped, so that the loop looks what that left it to do.
     ///
     /// # Errors
     ///

@@ -1,7 +1,9 @@
-//! The poll request that ends a sleep on a kernel's own ring when another descriptor is readable: the loop's epoll or eventfd.
+//! The poll request that ends a sleep on a kernel's own ring when another descriptor is readable:
+//! the loop's epoll or eventfd.
 //!
-//! Its completion, the *call*, is on the ring like any other, but is nobody's: `peek` swallows it. The home thread peeks, and
-//! so does whoever polls from another thread; who swallows the call behind the sleeper's back would leave it asleep.
+//! Its completion, the *call*, is on the ring like any other, but is nobody's: `peek` swallows it.
+//! The home thread peeks, and so does whoever polls from another thread; who swallows the call
+//! behind the sleeper's back would leave it asleep.
 //!
 //! ```text
 //!   the home thread                       any thread that finds the call at the cursor
@@ -14,11 +16,13 @@
 //!   no longer ASLEEP
 //! ```
 //!
-//! *Who arms, owns*: the poll request's memory is written by the one who moves the watch from unarmed to armed. It becomes
-//! unarmed only after the call was seen, which the kernel posts after its last look at that memory.
+//! *Who arms, owns*: the poll request's memory is written by the one who moves the watch from
+//! unarmed to armed. It becomes unarmed only after the call was seen, which the kernel posts after
+//! its last look at that memory.
 //!
-//! The word counts how often it was armed. Who found a call, slept on it, and comes back when that one is swallowed and
-//! another request is out, would otherwise take the watch for unarmed while it is not, and two requests would be out.
+//! The word counts how often it was armed. Who found a call, slept on it, and comes back when that
+//! one is swallowed and another request is out, would otherwise take the watch for unarmed while it
+//! is not, and two requests would be out.
 //!
 //! This file is what `tests/loom_watch.rs` checks: the same source, on loom's atomics.
 
@@ -51,13 +55,16 @@ pub(crate) trait Ring {
 pub(crate) enum Arm {
     /// Nothing: the poll request is out, or its call is there.
     Watched,
-    /// Cancel the poll request, which watches another descriptor. Its call ends this sleep; the next one comes here again.
+    /// Cancel the poll request, which watches another descriptor. Its call ends this sleep; the
+    /// next one comes here again.
     Elsewhere,
-    /// Submit the poll request, which is the caller's now; or, if that fails, say so by [`Watch::unarmed`].
+    /// Submit the poll request, which is the caller's now; or, if that fails, say so by
+    /// [`Watch::unarmed`].
     Submit,
 }
 
-/// The word that all agree by. All changes of it are read-modify-writes, so that they have one order.
+/// The word that all agree by. All changes of it are read-modify-writes, so that they have one
+/// order.
 #[derive(Default)]
 pub(crate) struct Watch(AtomicU64);
 
@@ -69,8 +76,8 @@ impl Watch {
     /// If one sleeps already.
     #[inline]
     pub(crate) fn fall_asleep(&self) -> Asleep<'_> {
-        // Relaxed: it comes before a `swallow`, which then leaves the call on the ring, or after it, and `arm` sees that
-        // nothing is armed.
+        // Relaxed: it comes before a `swallow`, which then leaves the call on the ring, or after
+        // it, and `arm` sees that nothing is armed.
         let before = self.0.fetch_or(ASLEEP, Relaxed);
         assert!(before & ASLEEP == 0, "two threads wait for the same kernel: only its home thread may");
         Asleep(self)
@@ -100,8 +107,9 @@ impl Watch {
             if word & ARMED != 0 {
                 return if word as u32 == fd as u32 { Arm::Watched } else { Arm::Elsewhere };
             }
-            // Before it is submitted: another thread may have swallowed the call by the time that returns. Acquire pairs with
-            // the Release in `swallow`: the memory is ours after the last call was seen.
+            // Before it is submitted: another thread may have swallowed the call by the time that
+            // returns. Acquire pairs with the Release in `swallow`: the memory is ours after the
+            // last call was seen.
             let armed = (word & !u64::from(u32::MAX)).wrapping_add(TIMES) | ARMED | u64::from(fd as u32);
             match self.0.compare_exchange(word, armed, Acquire, Relaxed) {
                 Ok(_) => return Arm::Submit,
@@ -117,8 +125,8 @@ impl Watch {
         self.0.fetch_and(!ARMED, Release);
     }
 
-    /// The completion at the ring's cursor. A call is swallowed on the way, or, if it is not ours to take, hides what is behind
-    /// it.
+    /// The completion at the ring's cursor. A call is swallowed on the way, or, if it is not ours
+    /// to take, hides what is behind it.
     #[inline(always)]
     pub(crate) fn peek(&self, ring: &impl Ring) -> Option<Completion> {
         loop {
@@ -132,12 +140,12 @@ impl Watch {
         }
     }
 
-    /// The call was at the cursor: takes it off the ring, if it still is. False: the ring is to look empty, since the home thread
-    /// sleeps, or another one is at it.
+    /// The call was at the cursor: takes it off the ring, if it still is. False: the ring is to
+    /// look empty, since the home thread sleeps, or another one is at it.
     #[cold]
     fn swallow(&self, ring: &impl Ring) -> bool {
-        // Acquire pairs with the Release of who swallowed before: if the word is newer than the look at the ring, so will the
-        // next look be.
+        // Acquire pairs with the Release of who swallowed before: if the word is newer than the
+        // look at the ring, so will the next look be.
         let word = self.0.load(Acquire);
         if word & (ARMED | ASLEEP | SWALLOWING) != ARMED {
             return false;
@@ -145,8 +153,9 @@ impl Watch {
         if ring.at_cursor().is_none_or(|found| found.key != POLL_KEY) {
             return true;
         }
-        // Unarmed before the cursor moves: a home thread that still sees "armed" must find the call, or have left word that
-        // it sleeps. Release pairs with the Acquire in `arm`: who owns the poll request next comes after the call.
+        // Unarmed before the cursor moves: a home thread that still sees "armed" must find the
+        // call, or have left word that it sleeps. Release pairs with the Acquire in `arm`: who owns
+        // the poll request next comes after the call.
         let swallowing = word & !(ARMED | u64::from(u32::MAX)) | SWALLOWING;
         if self.0.compare_exchange(word, swallowing, Release, Relaxed).is_err() {
             return false;
@@ -197,7 +206,8 @@ mod tests {
 
     #[test]
     fn the_call_is_left_to_the_sleeper() {
-        // W3: who peeks while the home thread sleeps, or while another one swallows, finds an empty ring
+        // W3: who peeks while the home thread sleeps, or while another one swallows, finds an empty
+        // ring
         let watch = Watch::default();
         assert_eq!(watch.arm(7), Arm::Submit);
         for bit in [ASLEEP, SWALLOWING] {
@@ -224,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_look_that_is_out_of_date_takes_nothing() {
-        // W3: between the look at the ring and the swap, the call was swallowed and the watch armed again
+        // W3: between the look at the ring and the swap, the call was swallowed and the watch armed
+        // again
         let watch = Watch::default();
         assert_eq!(watch.arm(7), Arm::Submit);
         let meanwhile = || {

@@ -1,4 +1,5 @@
-//! How many threads there are, and who is woken. No test looks at a clock: a thread is held by what it runs, a start by a hook.
+//! How many threads there are, and who is woken. No test looks at a clock: a thread is held by what
+//! it runs, a start by a hook.
 
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -95,7 +96,8 @@ fn as_many_threads_as_block_at_once() {
 
 #[test]
 fn a_batch_asks_for_one_thread() {
-    // E16: whoever puts pays for one wake, and for none while somebody is on the way; the one who comes asks for the next
+    // E16: whoever puts pays for one wake, and for none while somebody is on the way; the one who
+    // comes asks for the next
     static STARTS: AtomicUsize = AtomicUsize::new(0);
     let kind = kind(8, Duration::MAX);
     let start = |_: &'static Pool<Job>| {
@@ -188,7 +190,8 @@ fn without_a_thread_the_caller_does_it() {
 
 #[test]
 fn a_start_that_fails_leaves_nobody_idle() {
-    // E2: *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
+    // E2: *somebody comes*: while a thread was being started, one went idle and work came, which
+    // counted on the new one
     static STARTED: AtomicBool = AtomicBool::new(false);
     static HELD: Mutex<Option<Held>> = Mutex::new(None);
     let kind = kind(8, Duration::MAX);
@@ -264,7 +267,8 @@ fn a_forked_child_has_a_pool_of_its_own() {
     let ours = GLOBAL.get(kind);
     let held = hold(ours, 1);
     held.here.recv().unwrap();
-    // SAFETY: the child runs a thread of its own, and ends without running anything of its parent's.
+    // SAFETY: the child runs a thread of its own, and ends without running anything of its
+    // parent's.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let theirs = GLOBAL.get(kind);

@@ -28,16 +28,13 @@ impl Sim {
         Sim { kernel, crash_rate }
     }
 
-    /// Makes a file of `len` zero bytes, and opens it for reading and writing. It is there for good, name and zeroes: a crash
-    /// does not undo this. Code that makes files itself does so by [`File::options`], as ever.
+    /// Makes a file of `len` zero bytes, and opens it for reading and writing. It is there for
+    /// good, name and zeroes: a crash does not undo this. Code that makes files itself does so by
+    /// [`File::options`], as ever.
     ///
     /// # Panics
     ///
     /// Outside its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn create(&self, name: impl AsRef<Path>, len: u64) -> File {
         let name = name.as_ref();
         self.kernel.machine().files.put(name, len);
@@ -53,10 +50,6 @@ impl Sim {
     /// # Panics
     ///
     /// Outside its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
         // Elsewhere the name would be a real file's.
         let here = AnyEngine::simulated().is_some_and(|engine| engine.kernel.is(&self.kernel));
@@ -89,8 +82,8 @@ impl Sim {
         self.kernel.machine().now()
     }
 
-    /// A number below `bound`, from the run's tape: for what the test itself decides at random. 0 should be the tamest; it is
-    /// what a failing tape is shrunk to. 0 if `bound` is 0 or 1.
+    /// A number below `bound`, from the run's tape: for what the test itself decides at random. 0
+    /// should be the tamest; it is what a failing tape is shrunk to. 0 if `bound` is 0 or 1.
     pub fn choose(&self, bound: u32) -> u32 {
         self.kernel.machine().tape.choose(bound)
     }
@@ -105,8 +98,8 @@ impl Sim {
         self.kernel.machine().faults = faults;
     }
 
-    /// Something that goes wrong next, once, whatever the rates say. Several wait in line: those of submits, and those of
-    /// requests.
+    /// Something that goes wrong next, once, whatever the rates say. Several wait in line: those of
+    /// submits, and those of requests.
     ///
     /// ```
     /// use coralio_aio::simulate;
@@ -127,23 +120,20 @@ impl Sim {
 
     /// The power goes, and comes back.
     ///
-    /// What was synced is on the disk. Of what was not, each sector by itself is as it was before, or as some write since has
-    /// left it, or torn; so is what was in flight. Files that are open fail from now on (`EIO`), and so do requests in flight:
-    /// open them again. Names that were made, changed or removed since their folder was synced may be so, up to some
-    /// moment, or not.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// What was synced is on the disk. Of what was not, each sector by itself is as it was before,
+    /// or as some write since has left it, or torn; so is what was in flight. Files that are open
+    /// fail from now on (`EIO`), and so do requests in flight: open them again. Names that were
+    /// made, changed or removed since their folder was synced may be so, up to some moment, or not.
     pub fn crash(&self) {
         self.kernel.machine().crash();
     }
 
-    /// Runs `f`, and has the power go [at some moment](super::Simulation::crash_rate) of it, or when it has ended. Returns what `f`
-    /// returned, if it ended before.
+    /// Runs `f`, and has the power go [at some moment](super::Simulation::crash_rate) of it, or
+    /// when it has ended. Returns what `f` returned, if it ended before.
     ///
-    /// After the crash all of `f`'s I/O fails, so that it comes to its end; what it returns then, or how it panics,
-    /// is of no interest, as the machine is dead. Coroutines that it has spawned and not joined see the same failures.
+    /// After the crash all of `f`'s I/O fails, so that it comes to its end; what it returns then,
+    /// or how it panics, is of no interest, as the machine is dead. Coroutines that it has spawned
+    /// and not joined see the same failures.
     ///
     /// # Panics
     ///

@@ -1,4 +1,5 @@
-//! Panics that are a part of the search are not printed: a run is made hundreds of times until its tape is short.
+//! Panics that are a part of the search are not printed: a run is made hundreds of times until its
+//! tape is short.
 
 use std::cell::RefCell;
 use std::panic;

@@ -17,7 +17,8 @@ use super::{Sim, Simulation};
 pub struct Failure {
     /// What failed first: of the seed, or of the tape that was given.
     pub message: String,
-    /// What fails on the tape that was made short. Mostly the same; it may be another failure that was met on the way.
+    /// What fails on the tape that was made short. Mostly the same; it may be another failure that
+    /// was met on the way.
     pub shrunk_message: String,
     /// The seed, if there was one.
     pub seed: Option<u64>,
@@ -35,7 +36,8 @@ pub struct Failure {
     pub is_fickle: bool,
 }
 
-/// The most runs by which the tape of a run that does not end is made short: each may take as long as the first.
+/// The most runs by which the tape of a run that does not end is made short: each may take as long
+/// as the first.
 const MOST_ENDLESS: u32 = 20;
 /// A tape of more characters is not printed where a seed makes the same run.
 const LONGEST_TAPE: usize = 4000;

@@ -1,7 +1,8 @@
-//! A failing tape made short: parts are cut out, choices made tame, and what does not fail any more is put back.
+//! A failing tape made short: parts are cut out, choices made tame, and what does not fail any more
+//! is put back.
 
-/// Shrinks `tape`. `fails` runs one, and returns the choices that were made if it fails. At most `most` runs are made; their
-/// number is returned too.
+/// Shrinks `tape`. `fails` runs one, and returns the choices that were made if it fails. At most
+/// `most` runs are made; their number is returned too.
 pub(super) fn shrink(tape: Vec<u32>, most: u32, fails: impl FnMut(&[u32]) -> Option<Vec<u32>>) -> (Vec<u32>, u32) {
     let mut search = Search { best: trimmed(tape), fails, left: most };
     loop {
@@ -138,7 +139,8 @@ mod tests {
 
     #[test]
     fn what_is_left_fails() {
-        // E17: cutting moves what lies behind, so that not each cut of a good cut is good: only what was seen to fail is kept.
+        // E17: cutting moves what lies behind, so that not each cut of a good cut is good: only
+        // what was seen to fail is kept.
         let fails = |tape: &[u32]| {
             let even = tape.iter().step_by(2).filter(|&&choice| choice == 1).count();
             (even >= 3).then(|| tape.to_vec())

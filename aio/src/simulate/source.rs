@@ -150,8 +150,8 @@ impl Source for Simulated {
 
     /// # Panics
     ///
-    /// If no completion would end it; if requests are pending that nobody would submit; if nothing could ever end it. There is no third way for a run
-    /// to hang.
+    /// If no completion would end it; if requests are pending that nobody would submit; if nothing
+    /// could ever end it. There is no third way for a run to hang.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         let Stats { in_flight, pending, .. } = self.stats();
         if in_flight > 0 && !self.kernel.is_idle() {

@@ -1,15 +1,17 @@
-//! Files that the ring knows by a number of its own: a request need not look up a descriptor, and hold the file while it lasts.
+//! Files that the ring knows by a number of its own: a request need not look up a descriptor, and
+//! hold the file while it lasts.
 //!
-//! The ring has a table, and who registers a file gets a place there. In an [`Operation`](super::Operation) its number is below
-//! -1, where no descriptor is:
+//! The ring has a table, and who registers a file gets a place there. In an
+//! [`Operation`](super::Operation) its number is below -1, where no descriptor is:
 //!
 //! ```text
 //!   place    0   1   2
 //!   number  -2  -3  -4
 //! ```
 //!
-//! The ring keeps the file open, so it must let go of it before the descriptor is closed; and at once, or locks would outlast the
-//! file, and a file system that was left could not be unmounted. Older kernels do it by and by, in the background
+//! The ring keeps the file open, so it must let go of it before the descriptor is closed; and at
+//! once, or locks would outlast the file, and a file system that was left could not be unmounted.
+//! Older kernels do it by and by, in the background
 //! (<https://github.com/axboe/liburing/issues/267>): they get no table.
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -18,7 +20,8 @@ use io_uring::{IoUring, squeue, types};
 use parking_lot::Mutex;
 use slab::Slab;
 
-/// The table's size: as many files as a process usually may have open. More go by their descriptors.
+/// The table's size: as many files as a process usually may have open. More go by their
+/// descriptors.
 pub(super) const PLACES: u32 = 1024;
 
 /// The places that are taken; `None` without a table.

@@ -1,8 +1,9 @@
 //! The rings in memory, for several threads to look at.
 //!
-//! The `io-uring` crate's view of the completion ring is for one at a time: it keeps the cursor to itself, and stores it
-//! when it is dropped. Here the home thread may look while another one reaps. And its view of the submission ring cannot
-//! take back what the kernel left there. So the same pages are mapped once more, and read through atomics.
+//! The `io-uring` crate's view of the completion ring is for one at a time: it keeps the cursor to
+//! itself, and stores it when it is dropped. Here the home thread may look while another one reaps.
+//! And its view of the submission ring cannot take back what the kernel left there. So the same
+//! pages are mapped once more, and read through atomics.
 
 #![allow(unsafe_code)]
 
@@ -70,7 +71,8 @@ struct Cqe {
 
 const _: () = assert!(size_of::<Params>() == 120 && size_of::<io_uring::Parameters>() == 120 && size_of::<Cqe>() == 16);
 
-/// Both rings, mapped. Cursors count on for ever and wrap; their low bits are the place in the ring.
+/// Both rings, mapped. Cursors count on for ever and wrap; their low bits are the place in the
+/// ring.
 pub(super) struct Rings {
     base: NonNull<u8>,
     length: usize,
@@ -90,7 +92,8 @@ unsafe impl Sync for Rings {}
 impl Rings {
     /// Maps the rings of `ring`, of which both lie in one piece (`IORING_FEAT_SINGLE_MMAP`).
     pub(super) fn map(ring: &io_uring::IoUring) -> io::Result<Rings> {
-        // SAFETY: the crate promises that its type is the kernel's structure in a transparent wrapper.
+        // SAFETY: the crate promises that its type is the kernel's structure in a transparent
+        // wrapper.
         let Params { sq_entries, cq_entries, sq_off, cq_off, .. } =
             unsafe { &*ptr::from_ref(ring.params()).cast::<Params>() };
         assert!(ring.params().is_feature_single_mmap(), "setup refuses kernels without");
@@ -102,7 +105,8 @@ impl Rings {
         let completions = cq_off.cqes as usize + *cq_entries as usize * size_of::<Cqe>();
         let length = submissions.max(completions);
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-        // SAFETY: a new mapping, where the kernel likes; at offset 0 of a ring's descriptor are the rings.
+        // SAFETY: a new mapping, where the kernel likes; at offset 0 of a ring's descriptor are the
+        // rings.
         let base = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, ring.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -128,7 +132,8 @@ impl Rings {
         unsafe { cursor.as_ref() }
     }
 
-    /// Takes back what was put on the submission ring and the kernel did not consume; says how much that was.
+    /// Takes back what was put on the submission ring and the kernel did not consume; says how much
+    /// that was.
     ///
     /// The caller holds the lock, so nobody else submits.
     #[inline]
@@ -148,7 +153,8 @@ impl Ring for Rings {
     fn at_cursor(&self) -> Option<Completion> {
         // Relaxed: the lock's holder before us moved it, if we did not.
         let head = self.cursor(self.head).load(Relaxed);
-        // Acquire pairs with the kernel's release of the tail after a completion, and after what its request did to memory.
+        // Acquire pairs with the kernel's release of the tail after a completion, and after what
+        // its request did to memory.
         if head == self.cursor(self.tail).load(Acquire) {
             return None;
         }
@@ -161,7 +167,8 @@ impl Ring for Rings {
     #[inline]
     fn move_on(&self) {
         let head = self.cursor(self.head);
-        // Release pairs with the kernel's read of the head before it hands the place to another completion: we have read ours.
+        // Release pairs with the kernel's read of the head before it hands the place to another
+        // completion: we have read ours.
         head.store(head.load(Relaxed).wrapping_add(1), Release);
     }
 }

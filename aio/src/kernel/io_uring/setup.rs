@@ -44,11 +44,11 @@ pub(super) struct Features {
     pub(super) nodrop: bool,
     /// What a request needs besides its buffers is the caller's again after submit.
     pub(super) submit_stable: bool,
-    /// A sleep on the ring takes a time limit, and a poll request can be cancelled by a call that has no completion. The latter came
-    /// with Linux 6.0, as did the operation that tells.
+    /// A sleep on the ring takes a time limit, and a poll request can be cancelled by a call that
+    /// has no completion. The latter came with Linux 6.0, as did the operation that tells.
     pub(super) sleep_on_ring: bool,
-    /// What is taken out of the ring's table of files is closed at once. From Linux 6.13 on; the first thing to tell came with
-    /// 6.15.
+    /// What is taken out of the ring's table of files is closed at once. From Linux 6.13 on; the
+    /// first thing to tell came with 6.15.
     pub(super) lets_go_at_once: bool,
 }
 

@@ -43,7 +43,8 @@ fn a_bad_one_is_taken_and_fails_alone() {
 
 #[test]
 fn what_was_not_consumed_is_not_lent() {
-    // E2, E13: the kernel stops at a request that makes no sense to it; what is behind it is off the ring, and may go again
+    // E2, E13: the kernel stops at a request that makes no sense to it; what is behind it is off
+    // the ring, and may go again
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let write = |kernel: &IoUring, bytes: &mut [u8], at, key| {

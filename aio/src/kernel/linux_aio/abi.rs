@@ -1,7 +1,9 @@
-//! Native AIO as the kernel declares it: its structures, its numbers, its five system calls. Nothing is decided here.
+//! Native AIO as the kernel declares it: its structures, its numbers, its five system calls.
+//! Nothing is decided here.
 //!
-//! glibc has no wrappers for these calls. The structures are those of `linux/aio_abi.h`; the ring's header is in no public
-//! header, but libaio and others have read it since Linux 2.6, and it has a magic number and feature words for that.
+//! glibc has no wrappers for these calls. The structures are those of `linux/aio_abi.h`; the ring's
+//! header is in no public header, but libaio and others have read it since Linux 2.6, and it has a
+//! magic number and feature words for that.
 
 #![allow(unsafe_code)]
 
@@ -52,7 +54,8 @@ pub(super) struct Iocb {
     pub(super) resfd: u32,
 }
 
-/// What became of a request. The fields are atomic because an event on the ring is memory that the kernel writes.
+/// What became of a request. The fields are atomic because an event on the ring is memory that the
+/// kernel writes.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Event {
@@ -65,7 +68,8 @@ pub(super) struct Event {
     res2: AtomicI64,
 }
 
-/// The head of the memory that `io_setup` maps; `nr` events follow it. Its address is the context's name.
+/// The head of the memory that `io_setup` maps; `nr` events follow it. Its address is the context's
+/// name.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -107,13 +111,13 @@ pub(super) unsafe fn io_destroy(context: NonNull<Ring>) -> io::Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_io_destroy, context.as_ptr()) }).map(drop)
 }
 
-/// Submits the requests that `iocbs` point to, in order, and returns how many were taken. They are copied: their memory is
-/// the caller's again.
+/// Submits the requests that `iocbs` point to, in order, and returns how many were taken. They are
+/// copied: their memory is the caller's again.
 ///
 /// # Safety
 ///
-/// Every pointer leads to a request that the kernel may read and write during the call. What the request itself names stays
-/// valid until it has completed.
+/// Every pointer leads to a request that the kernel may read and write during the call. What the
+/// request itself names stays valid until it has completed.
 pub(super) unsafe fn io_submit(context: NonNull<Ring>, iocbs: &[*mut Iocb]) -> io::Result<usize> {
     loop {
         // SAFETY: the caller's promise; the array is as long as we say.
@@ -127,7 +131,8 @@ pub(super) unsafe fn io_submit(context: NonNull<Ring>, iocbs: &[*mut Iocb]) -> i
     }
 }
 
-/// Takes from `min` to `nr` events; fewer when `timeout` is over. A signal is an error (`Interrupted`) that took none.
+/// Takes from `min` to `nr` events; fewer when `timeout` is over. A signal is an error
+/// (`Interrupted`) that took none.
 ///
 /// # Safety
 ///
@@ -146,12 +151,13 @@ pub(super) unsafe fn io_getevents(
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
     let min = libc::c_long::from(min);
-    // SAFETY: the caller's promise for `events`; `timeout` is null or points to a local that outlives the call.
+    // SAFETY: the caller's promise for `events`; `timeout` is null or points to a local that
+    // outlives the call.
     checked(unsafe { libc::syscall(libc::SYS_io_getevents, context.as_ptr(), min, nr, events, timeout) })
 }
 
-/// Asks for a request to end early. Only `IOCB_CMD_POLL` can; its event then comes on the ring, as ever. An error says
-/// that it cannot be cancelled, or no longer.
+/// Asks for a request to end early. Only `IOCB_CMD_POLL` can; its event then comes on the ring, as
+/// ever. An error says that it cannot be cancelled, or no longer.
 ///
 /// # Safety
 ///

@@ -1,4 +1,5 @@
-//! AIO contexts: made with an error that teaches, kept while idle, destroyed by their own process alone.
+//! AIO contexts: made with an error that teaches, kept while idle, destroyed by their own process
+//! alone.
 
 #![allow(unsafe_code)]
 
@@ -61,12 +62,14 @@ impl Drop for Context {
     }
 }
 
-/// Idle contexts, the oldest first: `io_destroy` takes up to 100 ms, so that programs and tests that make many would feel it.
+/// Idle contexts, the oldest first: `io_destroy` takes up to 100 ms, so that programs and tests
+/// that make many would feel it.
 pub(super) struct Pool(Mutex<Vec<Context>>);
 
 impl Pool {
     pub(super) const SIZE: usize = 8;
-    /// Deeper ones are not kept: idle ones too count against `fs.aio-max-nr`, which all processes share.
+    /// Deeper ones are not kept: idle ones too count against `fs.aio-max-nr`, which all processes
+    /// share.
     pub(super) const DEEPEST: u32 = 1024;
 
     pub(super) const fn new() -> Pool {

@@ -114,7 +114,8 @@ fn an_idle_context_serves_again() {
 
 #[test]
 fn few_and_shallow_contexts_are_kept() {
-    // E14: what is kept counts against fs.aio-max-nr, so that there is a limit, and all are given up before one is refused.
+    // E14: what is kept counts against fs.aio-max-nr, so that there is a limit, and all are given
+    // up before one is refused.
     let Some(pool) = pool() else { return };
     drop(LinuxAio::from_pool(Pool::DEEPEST + 1, pool).unwrap());
     assert!(pool.idle().is_empty());
@@ -170,7 +171,8 @@ fn a_forked_child_leaves_its_parents_contexts_alone() {
 
 #[test]
 fn the_kernel_takes_nothing_that_it_cannot_hand_over() {
-    // E9: the trap. EFAULT comes before the cursor moves, whether more events are there or fewer than are asked for.
+    // E9: the trap. EFAULT comes before the cursor moves, whether more events are there or fewer
+    // than are asked for.
     let file = Temp::in_memory();
     let Some(kernel) = both(8).into_iter().next() else { return };
     let mut buffer = [0; 8];

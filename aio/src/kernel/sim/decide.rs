@@ -1,4 +1,5 @@
-//! What the tape decides of requests: whether they are taken, what they come to, and how long they take.
+//! What the tape decides of requests: whether they are taken, what they come to, and how long they
+//! take.
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use crate::kernel::Opcode;
 use crate::kernel::lent::Lent;
 
 const STALL: Duration = Duration::from_secs(1);
-/// From one completion to the next, in any order. Halved again and again, it stays far above what a look at the ring takes.
+/// From one completion to the next, in any order. Halved again and again, it stays far above what a
+/// look at the ring takes.
 const TURN: Duration = Duration::from_millis(1);
 /// Refusals in a row.
 const MOST_REFUSED: u32 = 3;

@@ -1,8 +1,9 @@
 //! One simulated file: what reads see, what is on the medium for sure, and what lies between.
 //!
-//! Each write makes a new version of each sector that it touches. A sync makes the newest version that was complete before it
-//! began the durable one. A crash takes, for each sector by itself, any version since the durable one, or a torn mixture of
-//! the newest and the one before. The same goes for the length, which is never torn.
+//! Each write makes a new version of each sector that it touches. A sync makes the newest version
+//! that was complete before it began the durable one. A crash takes, for each sector by itself, any
+//! version since the durable one, or a torn mixture of the newest and the one before. The same goes
+//! for the length, which is never torn.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,8 @@ pub(crate) struct SimFile {
     /// Oldest first.
     unsynced: BTreeMap<u64, Vec<Version>>,
     lengths: Vec<(u64, u64)>,
-    /// A direct and a page-cached write were in flight on one page at the same time: the next sync fails.
+    /// A direct and a page-cached write were in flight on one page at the same time: the next sync
+    /// fails.
     pub(super) clashed: bool,
 }
 
@@ -201,7 +203,8 @@ impl SimFile {
     }
 }
 
-/// The pieces of a range that lie in one sector each: its number, where in it, and where in the range.
+/// The pieces of a range that lie in one sector each: its number, where in it, and where in the
+/// range.
 fn pieces(sector: usize, offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -236,7 +239,8 @@ mod tests {
 
     #[test]
     fn contents_are_those_of_a_vector() {
-        // E10: reads, writes, zeroes and lengths, over sector boundaries, against the plainest model.
+        // E10: reads, writes, zeroes and lengths, over sector boundaries, against the plainest
+        // model.
         let (mut file, mut model, mut tape) = (SimFile::new(8, 0), Vec::new(), Tape::random(1));
         for at in 0..3000 {
             let (offset, len) = (tape.choose(60) as usize, tape.choose(30) as usize);

@@ -59,8 +59,8 @@ impl Faults {
         }
     }
 
-    /// What a program does not notice if this library does its part: all but [`errors`](Self::errors) and
-    /// [`invalid`](Self::invalid). The default.
+    /// What a program does not notice if this library does its part: all but
+    /// [`errors`](Self::errors) and [`invalid`](Self::invalid). The default.
     pub fn harmless() -> Faults {
         let often = Faults::none().refused(0.1).partial(0.2).at_once(0.2).late(0.2);
         often.stalled(0.02).early(0.05).short(0.1).cancelled(0.5)
@@ -77,20 +77,23 @@ impl Faults {
         at_once,
         /// A request takes [`Latency`] and then a second.
         stalled,
-        /// A sleep ends later than the first completion: several are there then, and were told of as one.
+        /// A sleep ends later than the first completion: several are there then, and were told of
+        /// as one.
         late,
         /// A sleep ends though there is nothing, as a signal makes it do.
         early,
         /// A read or a write transfers less than it was asked for.
         short,
-        /// A request fails: `EIO`, and for writes also `ENOSPC`. After a sync that failed, what it was to make durable may be
-        /// lost though a later one succeeds, as on Linux.
+        /// A request fails: `EIO`, and for writes also `ENOSPC`. After a sync that failed, what it
+        /// was to make durable may be lost though a later one succeeds, as on Linux.
         errors,
-        /// A cancel stops its request, as io_uring may; otherwise the request goes on, as with native AIO.
+        /// A cancel stops its request, as io_uring may; otherwise the request goes on, as with
+        /// native AIO.
         cancelled,
     }
 
-    /// The most faults in one run, all kinds together; those of a script do not count. For tapes that are counted through.
+    /// The most faults in one run, all kinds together; those of a script do not count. For tapes
+    /// that are counted through.
     pub fn most(mut self, faults: u32) -> Faults {
         self.most = faults;
         self
@@ -103,7 +106,8 @@ impl Default for Faults {
     }
 }
 
-/// One thing that goes wrong, for a script: see [`Sim::inject`](super::super::super::simulate::Sim::inject).
+/// One thing that goes wrong, for a script: see
+/// [`Sim::inject`](super::super::super::simulate::Sim::inject).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The next submit fails with this `errno`; `EAGAIN` is "try again".
@@ -130,8 +134,9 @@ impl Fault {
     }
 }
 
-/// How long requests take: a list of times, of which each request takes one. To make one likelier, name it several times.
-/// Or each order, for tapes that are counted through: [`any_order`](Self::any_order).
+/// How long requests take: a list of times, of which each request takes one. To make one likelier,
+/// name it several times. Or each order, for tapes that are counted through:
+/// [`any_order`](Self::any_order).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latency(Times);
 
@@ -149,8 +154,8 @@ impl Latency {
         Latency(Times::Of(vec![time]))
     }
 
-    /// Sixteen times from `shortest` to `longest`, each longer than the one before by the same factor: as disks are,
-    /// mostly quick.
+    /// Sixteen times from `shortest` to `longest`, each longer than the one before by the same
+    /// factor: as disks are, mostly quick.
     ///
     /// # Panics
     ///
@@ -176,10 +181,12 @@ impl Latency {
         Latency(Times::Of(times))
     }
 
-    /// Each order, and none twice, for [`exhaust`](super::super::super::simulate::Simulation::exhaust). A request completes behind
-    /// the last of those in flight, a millisecond later, or before one of them. Within a submit complete none, or the first
-    /// of all that are in flight, or more, up to all; a sleep ends when one has completed, or more. So
-    /// [`at_once`](Faults::at_once), [`stalled`](Faults::stalled) and [`late`](Faults::late) would bring nothing new.
+    /// Each order, and none twice, for
+    /// [`exhaust`](super::super::super::simulate::Simulation::exhaust). A request completes behind
+    /// the last of those in flight, a millisecond later, or before one of them. Within a submit
+    /// complete none, or the first of all that are in flight, or more, up to all; a sleep ends when
+    /// one has completed, or more. So [`at_once`](Faults::at_once), [`stalled`](Faults::stalled)
+    /// and [`late`](Faults::late) would bring nothing new.
     pub fn any_order() -> Latency {
         Latency(Times::AnyOrder)
     }

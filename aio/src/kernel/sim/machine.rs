@@ -8,7 +8,8 @@
 //! | in flight | `in_flight` | its time; a crash                       |
 //! | done      | the ring    | `commit`                                |
 //!
-//! What a request will come to is decided when it is taken, what it does to the disk when it completes.
+//! What a request will come to is decided when it is taken, what it does to the disk when it
+//! completes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -252,7 +253,8 @@ impl Machine {
         }
     }
 
-    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this range.
+    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this
+    /// range.
     fn clashes(&self, offset: u64, len: usize, open: &Open) -> bool {
         let pages = |offset: u64, len: usize| offset / PAGE..(offset + len as u64).div_ceil(PAGE);
         let ours = pages(offset, len);
@@ -325,8 +327,8 @@ impl Machine {
         self.note(&Event::Completed { number, result, hash });
     }
 
-    /// The power goes, and comes back. What was not synced is on the disk, or not; what was in flight fails, and so does
-    /// whatever still uses a file that is open.
+    /// The power goes, and comes back. What was not synced is on the disk, or not; what was in
+    /// flight fails, and so does whatever still uses a file that is open.
     pub(crate) fn crash(&mut self) {
         self.power_fails = 0.0;
         // Relaxed: whoever reads it is on this thread.

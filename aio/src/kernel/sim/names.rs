@@ -1,7 +1,8 @@
-//! The simulated file system: files by name, names that are durable and names that are not yet, and open descriptors.
+//! The simulated file system: files by name, names that are durable and names that are not yet, and
+//! open descriptors.
 //!
-//! Descriptors are numbers of this file system alone, above all that a process can have, and none comes twice. So one that
-//! goes astray hits no real file.
+//! Descriptors are numbers of this file system alone, above all that a process can have, and none
+//! comes twice. So one that goes astray hits no real file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -173,7 +174,8 @@ impl FileSystem {
         self.open.get(&fd).copied().ok_or_else(|| error(libc::EBADF))
     }
 
-    /// As `opened`, for something that is no request: it fails after a crash, and if the file is not open for it.
+    /// As `opened`, for something that is no request: it fails after a crash, and if the file is
+    /// not open for it.
     pub(crate) fn usable(&mut self, fd: RawFd, writes: bool) -> io::Result<&mut SimFile> {
         match self.opened(fd)? {
             Open { lost: true, .. } => Err(error(libc::EIO)),
@@ -233,7 +235,8 @@ mod tests {
 
     #[test]
     fn names_are_durable_when_their_folder_was_synced() {
-        // E15, E17: a crash keeps what happened up to some moment, and that moment is not before the last sync.
+        // E15, E17: a crash keeps what happened up to some moment, and that moment is not before
+        // the last sync.
         let states = |synced: bool| {
             let (mut next, mut seen) = (Some(Vec::new()), Vec::new());
             while let Some(given) = next {

@@ -6,7 +6,8 @@ pub(crate) struct Ring {
     slots: Vec<Option<(Completion, u64)>>,
     head: u32,
     tail: u32,
-    /// As a ring that cannot be read in memory: what is looked at has been taken off it, by a system call.
+    /// As a ring that cannot be read in memory: what is looked at has been taken off it, by a
+    /// system call.
     taken: Option<Option<(Completion, u64)>>,
 }
 

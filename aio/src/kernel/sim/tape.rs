@@ -1,8 +1,8 @@
 //! The tape: every choice of a run, in order, as small numbers.
 //!
-//! A choice is a number below a bound, and 0 is always the tamest: nothing goes wrong, nothing is reordered. Where the tape that
-//! was given ends, a generator goes on, or tameness does. What was chosen is recorded, so that any run can be had again, cut
-//! shorter, or counted through.
+//! A choice is a number below a bound, and 0 is always the tamest: nothing goes wrong, nothing is
+//! reordered. Where the tape that was given ends, a generator goes on, or tameness does. What was
+//! chosen is recorded, so that any run can be had again, cut shorter, or counted through.
 
 use std::fmt;
 use std::io;
@@ -87,7 +87,8 @@ impl Generator {
     }
 }
 
-/// The tape after this one, if all are counted through: the last choice that can be raised is, and what follows is tame.
+/// The tape after this one, if all are counted through: the last choice that can be raised is, and
+/// what follows is tame.
 pub(crate) fn successor(made: &[Choice]) -> Option<Vec<u32>> {
     let last = made.iter().rposition(|choice| choice.value + 1 < choice.bound)?;
     let mut next: Vec<_> = made[..=last].iter().map(|choice| choice.value).collect();
@@ -143,8 +144,9 @@ mod tests {
 
     #[test]
     fn a_tape_is_recorded_and_replayed() {
-        // E17: the same seed, the same choices; what was recorded says them again, and is tame beyond its end.
-        // By reference: rustc before 1.97 can free an argument twice that two calls are given by value (rust-lang/rust#158830).
+        // E17: the same seed, the same choices; what was recorded says them again, and is tame
+        // beyond its end. By reference: rustc before 1.97 can free an argument twice that two calls
+        // are given by value (rust-lang/rust#158830).
         let draw = |tape: &mut Tape| {
             let drawn: Vec<_> = (0..100).map(|bound| (tape.choose(bound), tape.chance(0.5))).collect();
             (drawn, tape.made().iter().map(|choice| choice.value).collect::<Vec<_>>())

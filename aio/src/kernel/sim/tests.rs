@@ -21,7 +21,8 @@ conformance::tests!(both);
 
 #[test]
 fn a_bad_one_is_refused_first_and_ends_the_batch_elsewhere() {
-    // E2, E17: as native AIO has it: [good, bad, good] is 1, and [bad, good] is the bad one's error.
+    // E2, E17: as native AIO has it: [good, bad, good] is 1, and [bad, good] is the bad one's
+    // error.
     let file = Temp::in_memory();
     for kernel in both(8) {
         let mut bytes = [1; 16];
@@ -40,7 +41,8 @@ fn a_bad_one_is_refused_first_and_ends_the_batch_elsewhere() {
 
 #[test]
 fn a_buffer_that_changes_is_noticed() {
-    // E13, E17: while the kernel has it, nobody else writes there; and the kernel does not write what is not its own.
+    // E13, E17: while the kernel has it, nobody else writes there; and the kernel does not write
+    // what is not its own.
     let file = Temp::in_memory();
     for opcode in [Opcode::Read, Opcode::Write] {
         let (kernel, mut bytes) = (kernel(8, false), [1; 16]);

@@ -1,11 +1,13 @@
-//! What became of requests: a ring that threads fill and the engine reads in memory; and whether its reader sleeps.
+//! What became of requests: a ring that threads fill and the engine reads in memory; and whether
+//! its reader sleeps.
 //!
-//! Each slot has a *turn*: the position that it was published for, plus one. A thread reserves a position, fills the slot,
-//! and publishes it by its turn. The reader looks whether the slot at its head has the turn of the head. A slot is free when
-//! it is reserved, since no more requests are in flight than there are slots, and one is in flight until it was committed.
+//! Each slot has a *turn*: the position that it was published for, plus one. A thread reserves a
+//! position, fills the slot, and publishes it by its turn. The reader looks whether the slot at its
+//! head has the turn of the head. A slot is free when it is reserved, since no more requests are in
+//! flight than there are slots, and one is in flight until it was committed.
 //!
-//! Nobody has to tell the reader of a completion unless it sleeps (the protocol of the runtime's `notify.rs`): each side
-//! writes first, and then looks at what the other one wrote.
+//! Nobody has to tell the reader of a completion unless it sleeps (the protocol of the runtime's
+//! `notify.rs`): each side writes first, and then looks at what the other one wrote.
 //!
 //! ```text
 //!   the reader                          a thread
@@ -17,8 +19,8 @@
 //!     no:  sleep                          no:  nothing, the reader looks before it sleeps
 //! ```
 //!
-//! One that is published behind an unpublished head is not seen yet; who publishes the head then kicks.
-//! This file is what `tests/loom_completions.rs` checks: the same source, on loom's atomics.
+//! One that is published behind an unpublished head is not seen yet; who publishes the head then
+//! kicks. This file is what `tests/loom_completions.rs` checks: the same source, on loom's atomics.
 
 use super::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -65,16 +67,19 @@ impl Completions {
         &self.slots[position as usize & (self.slots.len() - 1)]
     }
 
-    /// A thread's side: the request with this key is done. Returns whether the caller has to kick the reader.
+    /// A thread's side: the request with this key is done. Returns whether the caller has to kick
+    /// the reader.
     #[inline]
     pub(crate) fn push(&self, key: u64, result: i64) -> bool {
-        // Relaxed: a position is told from all others by the add itself. That the slot's last reader is done with it, the
-        // way of the request has told: committed, submitted under the context's lock, taken under the pool's.
+        // Relaxed: a position is told from all others by the add itself. That the slot's last
+        // reader is done with it, the way of the request has told: committed, submitted under the
+        // context's lock, taken under the pool's.
         let position = self.tail.0.fetch_add(1, Ordering::Relaxed);
         let slot = self.slot(position);
         slot.key.store(key, Ordering::Relaxed);
         slot.result.store(result, Ordering::Relaxed);
-        // Release pairs with the acquire in `is_published`: with the turn goes what the request did to memory.
+        // Release pairs with the acquire in `is_published`: with the turn goes what the request did
+        // to memory.
         slot.turn.store(position + 1, Ordering::Release);
         // Pairs with the fence in `going_to_sleep`.
         fence(Ordering::SeqCst);
@@ -111,8 +116,8 @@ impl Completions {
         (head..head + u64::from(count)).all(|position| self.is_published(position))
     }
 
-    /// The reader's side, before it sleeps. When this has returned, and only then, it looks once more. Returns whether
-    /// nobody else sleeps here.
+    /// The reader's side, before it sleeps. When this has returned, and only then, it looks once
+    /// more. Returns whether nobody else sleeps here.
     pub(crate) fn going_to_sleep(&self) -> bool {
         let before = self.state.0.swap(ASLEEP, Ordering::Relaxed);
         // Pairs with the fence in `push`.

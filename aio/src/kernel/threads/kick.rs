@@ -1,4 +1,5 @@
-//! What ends a sleep: an eventfd beside the loop's own descriptor. And the system calls of the workers.
+//! What ends a sleep: an eventfd beside the loop's own descriptor. And the system calls of the
+//! workers.
 
 #![allow(unsafe_code)]
 
@@ -32,12 +33,13 @@ impl Kick {
     /// Ends the sleep, or the next one.
     pub(super) fn signal(&self) {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes, as an eventfd wants. It fails only if it has been signalled 2^64 times.
+        // SAFETY: eight bytes, as an eventfd wants. It fails only if it has been signalled 2^64
+        // times.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Sleeps until it was signalled, `other` is readable, or `timeout` is over. Returns whether it was the signal alone; that
-    /// one is over then.
+    /// Sleeps until it was signalled, `other` is readable, or `timeout` is over. Returns whether it
+    /// was the signal alone; that one is over then.
     pub(super) fn sleep(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<bool> {
         let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         // The kernel passes negative descriptors over.

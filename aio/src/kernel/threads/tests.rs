@@ -1,4 +1,5 @@
-//! Real requests on real files: what every kernel must do, what is the threads' own, and the engine on top.
+//! Real requests on real files: what every kernel must do, what is the threads' own, and the engine
+//! on top.
 
 use super::super::conformance::{
     self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, signal, submit, wait,
@@ -97,14 +98,16 @@ fn a_completion_makes_room_when_it_is_committed() {
 
 #[test]
 fn a_sleep_is_ended_at_any_moment() {
-    // W3: the thread that works is as quick as the one that goes to sleep. For one, and for several.
+    // W3: the thread that works is as quick as the one that goes to sleep. For one, and for
+    // several.
     for depth in [1, 2, 5] {
         let kernel = Threads::new(depth).unwrap();
         for round in 0..scaled(3000) as u64 {
             assert_eq!(submit_bad(&kernel, 0..u64::from(depth)).unwrap(), depth as usize);
             if round % 2 == 0 {
                 wait(&kernel, depth, None, None).unwrap();
-                // For one alone it may end early: by a kick for a completion that was reaped without a sleep.
+                // For one alone it may end early: by a kick for a completion that was reaped
+                // without a sleep.
                 assert!(depth == 1 || kernel.target.completions.has(depth), "all of them were waited for");
             }
             let mut keys: Vec<_> = (0..depth).map(|_| next(&kernel).key).collect();
@@ -155,7 +158,8 @@ fn depth_has_limits() {
 
 #[test]
 fn it_ends_after_its_requests() {
-    // E13: dropped with requests in flight, it waits for them, those included that no thread has taken yet.
+    // E13: dropped with requests in flight, it waits for them, those included that no thread has
+    // taken yet.
     let (file, pool) = (Temp::in_memory(), idle_pool());
     let mut buffer = [3; 16];
     let kernel = Threads::on(pool, 8).unwrap();
@@ -197,7 +201,8 @@ fn transfer(engine: &Engine<Threads>, opcode: Opcode, fd: i32, buffer: &mut [u8]
 
 #[test]
 fn a_hundred_thousand_and_none_is_lost() {
-    // E9, W3: while another thread polls the same context, reaping behind the back of the one that sleeps
+    // E9, W3: while another thread polls the same context, reaping behind the back of the one that
+    // sleeps
     let file = Temp::in_memory();
     file.0.set_len(64 * 512).unwrap();
     let over = Arc::new(AtomicBool::new(false));
@@ -317,8 +322,8 @@ fn engines_share_the_pool() {
 
 #[test]
 fn what_no_worker_has_begun_is_taken_back() {
-    // E11: a cancelled request that still waits for a thread completes at once, and is not done; one of another engine with the
-    // same key is left alone.
+    // E11: a cancelled request that still waits for a thread completes at once, and is not done;
+    // one of another engine with the same key is left alone.
     let pool = idle_pool();
     let (kernel, other) = (Threads::on(pool, 4).unwrap(), Threads::on(pool, 4).unwrap());
     assert_eq!((submit_bad(&other, 1..2).unwrap(), submit_bad(&kernel, 0..3).unwrap()), (1, 3));
