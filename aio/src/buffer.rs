@@ -26,8 +26,8 @@ pub struct AlignedBuf {
     allocated: Layout,
 }
 
-/// From so many bytes on, the system hands out zero pages, which cost nothing until they are
-/// written. But only if no alignment is asked for: else they are written with zeroes at once.
+/// From this size on, the system hands out zero pages, which cost nothing until they are written.
+/// This works only for allocations without alignment: aligned ones are zeroed by writing.
 const LARGE: usize = 128 << 10;
 
 // SAFETY: it owns its memory, as a Vec<u8> does.

@@ -123,9 +123,9 @@ impl OpenOptions {
     ///
     /// Outside a context.
     ///
-    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread during the open.
+    /// # Control
     ///
-    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread while the kernel opens.
+    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread during the open.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
         let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
         if let Some(engine) = AnyEngine::simulated() {
