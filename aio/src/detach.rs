@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The requests move; their waiting coroutines and the buffers do not. So moving needs no waiting,
-//! and nothing is lost: B submits what is pending, and reaps what is in flight. *Lent to the
+//! and nothing is lost: B submits the pending requests, and reaps those in flight. *Lent to the
 //! kernel* still holds: a call does not return before its request is done, wherever that is reaped.
 //! This covers io_uring too, whose requests die with the thread that submitted them: A does not end
 //! before its coroutines' requests are done, and B does not end before all requests of its engine

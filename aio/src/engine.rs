@@ -295,8 +295,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Control
     ///
-    /// Never switches. Waits for the context's lock if called from a thread other than the
-    /// context's.
+    /// Blocks until the context's lock is free if called from a thread other than the context's.
     pub fn stats(&self) -> Stats {
         let guard = self.context.acquire();
         let (in_flight, pending) = (self.in_flight.load(Ordering::Relaxed), self.pending.len(&guard) as u32);
@@ -350,8 +349,8 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         let here = token.at_home();
-        // A thread that reaps off home has woken the home thread, which submits what is pending in
-        // its own iteration.
+        // A thread that reaps off home has woken the home thread, which submits pending requests
+        // in its own iteration.
         if K::SUBMITS_AT_HOME && here.is_none() {
             return false;
         }

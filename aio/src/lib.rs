@@ -31,7 +31,7 @@
 //!
 //! A [`File`] call creates a request and suspends the coroutine. Requests accumulate while the
 //! event loop runs other coroutines, and are submitted together in one system call. Completions are
-//! read from the kernel's ring in memory, and wake their coroutines. [`Engine`] has a diagram.
+//! read from the kernel's ring in memory, and wake their coroutines.
 //!
 //! # Soundness of borrowed buffers
 //!
@@ -42,7 +42,8 @@
 //! # Control flow
 //!
 //! Functions without a `# Control` section never switch: they do not enter a coroutine, yield or
-//! block.
+//! block. (Called on a thread other than the context's, a function may wait for the context's
+//! lock.)
 
 // These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]

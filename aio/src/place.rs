@@ -48,7 +48,7 @@ pub(crate) struct Place {
     /// A thread sleeps in place, holding the engine's lock: it does not read mail before a
     /// completion arrives.
     asleep_in_place: AtomicBool,
-    /// Reaps and submits of the home thread that are on the stack. Its alone.
+    /// Number of reaps and submits on the home thread's stack. Accessed only by the home thread.
     busy: AtomicU32,
 }
 

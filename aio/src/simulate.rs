@@ -4,7 +4,7 @@
 //! [`simulate`] runs a closure once for each seed, in a new context whose files are all simulated:
 //! code that opens a [`File`](crate::File), or gets one, runs unchanged. Every decision of the
 //! kernel derives from the seed: when and in which order requests complete, within submit or later;
-//! which are accepted, refused or short; when the power fails, and what is then on the disk. The
+//! which are accepted, refused or short; when the power fails, and what the disk then contains. The
 //! same seed produces the same run.
 //!
 //! ```

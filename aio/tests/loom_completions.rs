@@ -27,7 +27,7 @@ use completions::Completions;
 
 struct Engine {
     completions: Completions,
-    /// What each request writes, without a lock of its own.
+    /// The requests' buffers, without locks.
     memory: Vec<UnsafeCell<u64>>,
     /// The pool's queue.
     queue: Mutex<Vec<u64>>,

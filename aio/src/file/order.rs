@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn write_kinds_take_turns() {
-        // E15: each kind with its own, never with the other, in the order of arrival.
+        // E15: writes of one kind overlap, those of different kinds do not, in order of arrival.
         assert_eq!(run("ddd", &[]), "dddDDD");
         assert_eq!(run("ccc", &[]), "cccCCC");
         assert_eq!(run("dcdc", &[]), "dDcCdDcC");
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn cancelled_write_gives_up_its_turn() {
-        // E11: cancelled while it waits, it holds up nobody.
+        // E11: a write that is cancelled while it waits does not delay others.
         assert_eq!(run("dcd", &[1]), "ddDD");
         assert_eq!(run("cdc", &[1]), "ccCC");
         assert_eq!(run("dcdcd", &[1, 3]), "dddDDD");

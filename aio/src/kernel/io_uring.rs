@@ -160,7 +160,7 @@ impl IoUring {
     }
 }
 
-/// Sleeps until one of `fds` is ready or `timeout` is over. A signal ends it early.
+/// Sleeps until one of `fds` is ready or `timeout` expires. A signal ends the sleep early.
 fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let timeout = timeout.map(|time| libc::timespec {
         // The kernel takes anything above 292 years as no timeout.

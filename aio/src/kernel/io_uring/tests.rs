@@ -44,8 +44,8 @@ fn a_bad_one_is_taken_and_fails_alone() {
 
 #[test]
 fn what_was_not_consumed_is_not_lent() {
-    // E2, E13: the kernel stops at a request that makes no sense to it; what is behind it is off
-    // the ring, and may go again
+    // E2, E13: the kernel stops at an invalid request; the requests behind it are taken off the
+    // ring, and may be submitted again
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let write = |kernel: &IoUring, bytes: &mut [u8], at, key| {
@@ -70,7 +70,8 @@ fn what_was_not_consumed_is_not_lent() {
 
 #[test]
 fn no_offset_means_where_the_descriptor_stands() {
-    // E15: the largest does, to this kernel; here it is as wrong as any other that no file has
+    // E15: u64::MAX, which this kernel takes for the descriptor's position, fails like any other
+    // offset beyond a file's end
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let mut buffer = vec![5; 8];

@@ -148,7 +148,7 @@ impl SimFile {
         versions.filter(|version| version.at <= began).for_each(|version| version.given_up = true);
     }
 
-    /// Decides what is left after a power failure.
+    /// Decides the contents after a power failure.
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let mut damage = Damage::default();
         for (number, mut versions) in std::mem::take(&mut self.unsynced) {

@@ -212,7 +212,7 @@ impl FileSystem {
         }
     }
 
-    /// Decides what is left after a power failure. Open descriptors become unusable.
+    /// Decides the state after a power failure. Open descriptors become unusable.
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let kept = self.changes.len() - tape.choose(self.changes.len() as u32 + 1) as usize;
         self.changes.drain(..).take(kept).for_each(|change| change.apply(&mut self.durable));
