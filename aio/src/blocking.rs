@@ -4,7 +4,7 @@
 //!
 //! | stage   | contains    | ended by                                                              |
 //! |---------|-------------|-----------------------------------------------------------------------|
-//! | Queued  | the closure | a worker that takes it; or the cancelled caller, which gets it back    |
+//! | Queued  | the closure | a worker that takes it; or the cancelled caller, which gets it back   |
 //! | Running |             | the worker, when the closure has returned or panicked                 |
 //! | Done    | the result  | the caller                                                            |
 //! | Over    |             |                                                                       |
@@ -200,7 +200,7 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
     }
 }
 
-/// Handles unwinding of the caller, as when its context ends: a closure that has not begun never
+/// Guard for an unwinding caller, as when its context ends: a closure that has not begun never
 /// runs, and one that has is awaited.
 struct NeverLeftBehind<'a, F: FnOnce() -> T, T>(&'a Call<F, T>);
 

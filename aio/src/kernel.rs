@@ -155,8 +155,7 @@ pub unsafe trait Kernel: Send + Sync + 'static {
 
     /// Asks for the in-flight request with this key to complete soon, with `ECANCELED` or its
     /// regular result. A backend that cannot do this does nothing: the completion arrives in any
-    /// case, and is awaited (rule E11). May be called on any thread, concurrently with any other
-    /// method.
+    /// case, and is awaited. May be called on any thread, concurrently with any other method.
     ///
     /// # Safety
     ///
@@ -171,9 +170,8 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     ///
     /// # Safety
     ///
-    /// A caller that does not hold the lock under which completions are taken (the context's, rule
-    /// E9) uses only the fact that there is a completion, not its value: another thread may be
-    /// taking it.
+    /// A caller that does not hold the lock under which completions are taken (the context's) uses
+    /// only the fact that there is a completion, not its value: another thread may be taking it.
     unsafe fn peek(&self) -> Option<Completion>;
 
     /// Advances the cursor past the completion that was peeked last.

@@ -8,19 +8,23 @@
 //! | guard | without it |
 //! |---|---|
 //! | [`NOTIFIER`](Policy::NOTIFIER) | the loop sleeps although a completion is available |
-//! | [`ON_COMPLETION`](Policy::ON_COMPLETION) | a coroutine is entered on top of itself (H1, H2) |
-//! | [`CURSOR`](Policy::CURSOR) | a nested poll waits for completions held by the outer reap (H4) |
+//! | [`ON_COMPLETION`](Policy::ON_COMPLETION) | a coroutine is entered on top of itself |
+//! | [`CURSOR`](Policy::CURSOR) | a nested poll waits for completions held by the outer reap |
 //! | [`COUNTS`](Policy::COUNTS) | a nested poll sees a full queue that has room |
-//! | [`REAP_LOCKS`](Policy::REAP_LOCKS) | two threads take the same completion (H3) |
-//! | [`AFTER_REAP`](Policy::AFTER_REAP) | unbounded recursion (H10), or a follow-up that is never submitted (H11) |
-//! | [`NOT_TAKEN`](Policy::NOT_TAKEN) | a wedged queue (H5, H6), or a lost request |
-//! | [`UNPLUG_COUNTS`](Policy::UNPLUG_COUNTS) | requests wait for a plug that is gone (H7) |
-//! | [`ON_CANCEL`](Policy::ON_CANCEL) | the kernel writes to memory that it no longer owns (H12) |
-//! | [`ON_SHORT`](Policy::ON_SHORT) | part of a file is taken for all of it (H11) |
+//! | [`REAP_LOCKS`](Policy::REAP_LOCKS) | two threads take the same completion |
+//! | [`AFTER_REAP`](Policy::AFTER_REAP) | unbounded recursion, or a follow-up that is never submitted |
+//! | [`NOT_TAKEN`](Policy::NOT_TAKEN) | a wedged queue, or a lost request |
+//! | [`UNPLUG_COUNTS`](Policy::UNPLUG_COUNTS) | requests wait for a plug that is gone |
+//! | [`ON_CANCEL`](Policy::ON_CANCEL) | the kernel writes to memory that it no longer owns |
+//! | [`ON_SHORT`](Policy::ON_SHORT) | part of a file is taken for all of it |
+
+// The rules behind the guards: NOTIFIER E1; ON_COMPLETION E6, H1, H2; CURSOR E5, H4; COUNTS E5;
+// REAP_LOCKS E9, H3; AFTER_REAP E8, H10, H11; NOT_TAKEN E2, H5, H6; UNPLUG_COUNTS E3, H7;
+// ON_CANCEL E11, H12; ON_SHORT E10, H11.
 
 #![allow(unsafe_code)]
 
-/// Which events end the loop's sleep (rule E1).
+/// Which events end the loop's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notifier {
     /// Completions, among others.
@@ -29,29 +33,28 @@ pub enum Notifier {
     Lost,
 }
 
-/// How a completion resumes the coroutine that made the request (rule E6).
+/// How a completion resumes the coroutine that made the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCompletion {
     /// Wakes it, unless it is entered: it then finds its result by itself.
     WakeUnlessEntered,
     /// Enters it immediately, unless it is the running coroutine. Wrong: it may be entered further
-    /// down the stack (rule H2).
+    /// down the stack.
     EnterUnlessCurrent,
-    /// Enters it immediately. Wrong: it may be the coroutine that submits and reaps (rule H1).
+    /// Enters it immediately. Wrong: it may be the coroutine that submits and reaps.
     Enter,
 }
 
-/// Where a reap keeps completions that it has not processed yet (rule E5).
+/// Where a reap keeps completions that it has not processed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cursor {
     /// On the ring: a nested reap continues there.
     Shared,
-    /// In a private batch. Wrong: a nested poll may wait forever for a completion in the batch
-    /// (rule H4).
+    /// In a private batch. Wrong: a nested poll may wait forever for a completion in the batch.
     Private,
 }
 
-/// When a reap decrements the in-flight count (rule E5).
+/// When a reap decrements the in-flight count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counts {
     /// Before the coroutine runs.
@@ -61,59 +64,58 @@ pub enum Counts {
     AfterWaking,
 }
 
-/// Which code submits the requests queued by coroutines that a reap has woken (rule E8).
+/// Which code submits the requests queued by coroutines that a reap has woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterReap {
     /// The loop, before the iteration ends.
     LoopSubmits,
-    /// The reap. Wrong: submit reaps, which submits, which reaps, without bound (rule H10).
+    /// The reap. Wrong: submit reaps, which submits, which reaps, without bound.
     ReapSubmits,
-    /// The reap of the next completion. Wrong: there may be none (rule H11).
+    /// The reap of the next completion. Wrong: there may be none.
     NobodySubmits,
 }
 
-/// Handling of requests that the backend did not accept (rule E2).
+/// Handling of requests that the backend did not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
     /// An error fails only the first request, and the rest is retried. After EAGAIN or a partial
     /// submit the remaining requests wait for a completion, or for the loop's next iteration if
     /// nothing is in flight.
     StayQueued,
-    /// After an error the rest waits for a completion. Wrong: there may be none (rule H5).
+    /// After an error the rest waits for a completion. Wrong: there may be none.
     StuckAfterError,
-    /// After EAGAIN all requests wait for a completion. Wrong: there may be none (rule H6).
+    /// After EAGAIN all requests wait for a completion. Wrong: there may be none.
     StuckAfterAgain,
     /// After a partial submit the remaining requests are dropped. Wrong: their coroutines wait
     /// forever.
     TailForgotten,
 }
 
-/// When dropping a plug decrements the plug depth (rule E3).
+/// When dropping a plug decrements the plug depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnplugCounts {
     /// Always.
     Always,
     /// Only if the queue is not full, since a full queue is submitted anyway. Wrong: later requests
-    /// wait for a plug that is gone (rule H7).
+    /// wait for a plug that is gone.
     UnlessFull,
 }
 
-/// When a request cancelled in flight ends (rule E11).
+/// When a request cancelled in flight ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCancel {
     /// When its completion is reaped.
     Waits,
-    /// Immediately. Wrong: the kernel still uses its memory (rule H12).
+    /// Immediately. Wrong: the kernel still uses its memory.
     ReturnsAtOnce,
 }
 
-/// Interpretation of a short read (rule E10).
+/// Interpretation of a short read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnShort {
     /// A partial read: request the rest.
     AsksAgain,
-    /// The end of the file. Wrong: the cause may be a signal, a full ring, or a device limit (rule
-    /// H11).
+    /// The end of the file. Wrong: the cause may be a signal, a full ring, or a device limit.
     IsTheEnd,
 }
 
@@ -137,8 +139,8 @@ pub unsafe trait Policy: Send + Sync + 'static {
     const CURSOR: Cursor = Cursor::Shared;
     /// When a reap decrements the in-flight count.
     const COUNTS: Counts = Counts::BeforeWaking;
-    /// Whether reaping from submit takes the context's lock (rule E9). Without it another thread
-    /// may reap the same completions (rule H3).
+    /// Whether reaping from submit takes the context's lock. Without it another thread may reap the
+    /// same completions.
     const REAP_LOCKS: bool = true;
     /// Which code submits requests queued during a reap.
     const AFTER_REAP: AfterReap = AfterReap::LoopSubmits;

@@ -1,5 +1,5 @@
 //! Runs storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in
-//! virtual time (rule E17).
+//! virtual time.
 //!
 //! [`simulate`] runs a closure once for each seed, in a new context whose files are all simulated:
 //! code that opens a [`File`](crate::File), or gets one, runs unchanged. Every decision of the

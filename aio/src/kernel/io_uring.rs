@@ -26,8 +26,8 @@
 //! - `SINGLE_ISSUER` by itself has no measurable benefit, and would tie a ring to the thread that
 //!   created it.
 //! - `COOP_TASKRUN` avoids interrupting a busy thread, but a completion may appear only when that
-//!   thread enters the kernel, and a loop that polls in memory (rule X5) never does. It had no
-//!   benefit either.
+//!   thread enters the kernel, and a loop that polls in memory never does. It had no benefit
+//!   either.
 //! - `SQPOLL` burns a CPU on a kernel thread.
 //!
 //! Creating and dropping a ring takes 25 microseconds, so idle rings are not kept.
@@ -37,9 +37,9 @@
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9).
-//!   Only the soundness of `submit` depends on it: the others use atomics. The home thread may also
-//!   peek without the lock, to check whether there is a completion.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time. Only the
+//!   soundness of `submit` depends on it: the others use atomics. The home thread may also peek
+//!   without the lock, to check whether there is a completion.
 //! - *One submits*: the thread that submits is the one that waits with a descriptor; two concurrent
 //!   waiters are rejected.
 //! - *The rings stay*: they are mapped as long as their `Rings` exists.

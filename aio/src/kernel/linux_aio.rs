@@ -20,10 +20,10 @@
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9).
-//!   Only the soundness of `submit` depends on it: the others use atomics, so that a violation
-//!   confuses events but is not undefined behaviour. The home thread may also peek without the
-//!   lock, to check whether there is a completion.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time. Only the
+//!   soundness of `submit` depends on it: the others use atomics, so that a violation confuses
+//!   events but is not undefined behaviour. The home thread may also peek without the lock, to
+//!   check whether there is a completion.
 //! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which only `Context`'s drop
 //!   calls. It is a header followed by `slots` events, written by the kernel and accessed through
 //!   atomics.
