@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   a request of a file (file/route.rs)
-//!     direct or page-cached         --->  main: native AIO, refuses what would block   --+
+//!     direct or page-cached         --->  main: native AIO, refuses blocking requests  --+
 //!     known to block                                                                     | EAGAIN
 //!         |                                                                              |
 //!         +---------------------------->  spare: threads, created when first needed  <---+

@@ -255,7 +255,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Starts timing submits and counting those that take longer than `limit`:
+    /// Starts timing submits and counting slow ones, longer than `limit`:
     /// [`Stats::blocked_submits`].
     pub fn set_submit_limit(&self, limit: Duration) {
         self.slow.set_limit(limit);

@@ -28,7 +28,7 @@
 //!         }
 //!         io::Result::Ok(())
 //!     });
-//!     // The machine is up again. What is on the disk?
+//!     // The machine is up again: check the disk's contents.
 //!     let log = sim.open("log")?;
 //!     for number in 0..acknowledged.get() {
 //!         let mut bytes = [0; 8];

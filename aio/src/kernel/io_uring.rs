@@ -40,8 +40,8 @@
 //! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time. Only the
 //!   soundness of `submit` depends on it: the others use atomics. The home thread may also peek
 //!   without the lock, to check whether there is a completion.
-//! - *One submits*: the thread that submits is the one that waits with a descriptor; two concurrent
-//!   waiters are rejected.
+//! - *One submits*: the same thread submits and waits with a descriptor; two concurrent waiters are
+//!   rejected.
 //! - *The rings stay*: they are mapped as long as their `Rings` exists.
 
 #![allow(unsafe_code)]
@@ -259,7 +259,7 @@ unsafe impl Kernel for IoUring {
     }
 
     /// Works since Linux 6.0; does nothing before. Uses a call without a completion of its own, so
-    /// that no such completion has to be told apart or can flood the ring. It does not wait: a
+    /// that no extra completions have to be filtered or can flood the ring. It does not wait: a
     /// request that the device already has completes in its own time.
     unsafe fn cancel(&self, key: u64) {
         self.cancel_request(key);
