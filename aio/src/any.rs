@@ -1,7 +1,7 @@
-//! The engine of a context, on the kernel that was chosen at run time (rule E16).
+//! A context's engine, on a backend chosen at run time (rule E16).
 //!
-//! The engine itself is generic, so that its way from a request to the kernel and back is compiled for each. Files know it by
-//! what they ask of it: two calls per request, which always go the same way.
+//! The engine is generic, so its submit and reap paths are compiled separately for each backend.
+//! Files see a trait object; a request costs two virtual calls, both well predicted.
 
 #![allow(unsafe_code)]
 
@@ -28,28 +28,31 @@ use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
 use crate::simulate::Simulated;
 
-/// By what a context's I/O goes to the kernel.
+/// The kernel interface that a context uses for I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelChoice {
-    /// What suits the file, of what the machine allows: native AIO, with a thread for each request that would block the loop in
-    /// submit (rules E14, E16); if that is refused, io_uring; else threads. [`chosen_kernel`](crate::chosen_kernel) says which, and why.
+    /// The most suitable interface that the machine allows: native AIO, plus a thread for each
+    /// request that would block the loop in submit; if native AIO is unavailable, io_uring;
+    /// otherwise threads. [`chosen_kernel`](crate::chosen_kernel) returns the choice and the
+    /// reason.
     #[default]
     Auto,
-    /// Native AIO (`io_submit`) alone: whatever it does within submit blocks the loop meanwhile.
+    /// Native AIO (`io_submit`) alone: work that it does within submit blocks the loop.
     Aio,
     /// io_uring.
     Uring,
-    /// Plain system calls on a pool of threads.
+    /// Plain system calls on a thread pool.
     Threads,
 }
 
-/// Where [`KernelChoice::from_env`] looks.
+/// The environment variable that [`KernelChoice::from_env`] reads.
 const VARIABLE: &str = "CORALIO_KERNEL";
 
 impl KernelChoice {
-    /// What the environment says, for programs that let their users choose: `CORALIO_KERNEL` is `auto`, `aio`, `uring` or
-    /// `threads`. If it is empty or not set: `Auto`. The library itself does not look there.
+    /// Returns the choice made by the environment, for programs that offer this to their users:
+    /// `CORALIO_KERNEL` is `auto`, `aio`, `uring` or `threads`. Returns `Auto` if the variable is
+    /// empty or not set. The library itself does not read the variable.
     ///
     /// ```no_run
     /// use coralio_aio::{KernelChoice, Runner};
@@ -60,7 +63,7 @@ impl KernelChoice {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: it is something else.
+    /// `InvalidInput`: the variable has another value.
     pub fn from_env() -> io::Result<KernelChoice> {
         match std::env::var_os(VARIABLE) {
             Some(text) if !text.is_empty() => text.to_string_lossy().parse().map_err(|error: io::Error| {
@@ -77,7 +80,7 @@ impl KernelChoice {
 impl FromStr for KernelChoice {
     type Err = io::Error;
 
-    /// From `auto`, `aio`, `uring` or `threads`.
+    /// Parses `auto`, `aio`, `uring` or `threads`.
     fn from_str(text: &str) -> io::Result<KernelChoice> {
         match text {
             "auto" => Ok(KernelChoice::Auto),
@@ -103,20 +106,20 @@ impl fmt::Display for KernelChoice {
     }
 }
 
-/// The engine of a context, whichever kernel it is on.
+/// A context's engine, with its backend's type erased.
 #[derive(Clone)]
 pub(crate) struct AnyEngine {
     engine: Arc<dyn DynEngine>,
-    /// `None`: on a kernel, or with a policy, of a test's own; or simulated.
+    /// `None` if the backend or policy is a test's own, or simulated.
     pub(crate) kernel: Option<KernelChoice>,
 }
 
-/// What files ask of an engine whose type they do not know.
+/// The operations that files need from an engine of unknown type.
 pub(crate) trait DynEngine: Performs + Send + Sync {
     fn stats(&self) -> Stats;
     fn plug(self: Arc<Self>) -> Plug;
     fn on_short(&self) -> OnShort;
-    /// Whether this is the home thread of the context that the engine is with.
+    /// Whether the calling thread is the home thread of the engine's context.
     fn is_here(&self) -> bool;
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
     /// # Safety
@@ -146,12 +149,13 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
     }
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
-        // SAFETY: the number is used in requests of the file that registers, by `Registered` until it unregisters it.
+        // SAFETY: the number is used only in requests of the file that registers, until
+        // `Registered` unregisters it.
         unsafe { self.kernel.register(fd) }
     }
 
     unsafe fn unregister(&self, number: RawFd) {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.kernel.unregister(number) };
     }
 
@@ -169,12 +173,12 @@ impl<K: Kernel, P: Policy> DynEngine for Engine<K, P> {
 }
 
 impl AnyEngine {
-    /// One that no name stands for.
+    /// Wraps an engine that corresponds to no [`KernelChoice`].
     pub(crate) fn unnamed(engine: Arc<dyn DynEngine>) -> AnyEngine {
         AnyEngine { engine, kernel: None }
     }
 
-    /// Gives this thread's context an engine.
+    /// Attaches an engine to this thread's context.
     pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<AnyEngine> {
         let engine: Arc<dyn DynEngine> = match choice {
             KernelChoice::Auto => {
@@ -188,7 +192,7 @@ impl AnyEngine {
         Ok(AnyEngine { engine, kernel: Some(choice) })
     }
 
-    /// The engine of this thread's context; made if it has none.
+    /// Returns the engine of this thread's context; creates one if there is none.
     pub(crate) fn of_this_context() -> io::Result<AnyEngine> {
         let context = AioContext::current().expect("files belong to a context; open them inside `run(|| ..)`");
         let Some(source) = context.source() else {
@@ -205,7 +209,7 @@ impl AnyEngine {
             })
     }
 
-    /// The engine of this thread's context, if that is simulated.
+    /// Returns the engine of this thread's context, if it is simulated.
     pub(crate) fn simulated() -> Option<Arc<Simulated>> {
         let source = AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>;
         source.downcast().ok()
@@ -218,34 +222,35 @@ impl AnyEngine {
     /// As [`Engine::transfer`].
     #[inline(always)]
     pub(crate) unsafe fn perform(&self, attempt: &Attempt) -> i64 {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { perform(&*self.engine, attempt) }
     }
 
-    /// What the engines of this thread's context have done so far.
+    /// Returns the combined statistics of this thread's context's engines.
     pub(crate) fn stats(&self) -> Stats {
         let main = self.engine.stats();
         Auto::of_this_context().map_or(main, |auto| auto.stats_with(main))
     }
 
-    /// Which kernel it is on, and why; `None` if it is one of a test's own.
+    /// Returns the kernel interface in use, and why; `None` if the backend is a test's own.
     pub(crate) fn chosen(&self) -> Option<Chosen> {
         let named = self.kernel?;
         Some(Auto::of_this_context().map_or_else(|| Chosen::by_name(named), |auto| auto.chosen.clone()))
     }
 
-    /// As [`Engine::set_submit_limit`]. Threads beside it never block the loop.
+    /// As [`Engine::set_submit_limit`]. The fallback to threads needs no limit: it never blocks the
+    /// loop.
     pub(crate) fn set_submit_limit(&self, limit: Duration) {
         self.engine.set_submit_limit(limit);
     }
 
-    /// Counts a request that direct I/O does not take as it is. On the home thread.
+    /// Counts a request that direct I/O does not accept as it is. Called on the home thread.
     pub(crate) fn count_detour(&self, detour: Detour) {
         self.engine.count_detour(detour);
     }
 
-    /// Makes a file known to the kernel. Returns the number by which requests name it; and what ends that, unless it is the descriptor's
-    /// own.
+    /// Registers a file with the backend. Returns the number that requests use for it, and a guard
+    /// that unregisters it, unless the number is the descriptor itself.
     pub(crate) fn register(&self, fd: BorrowedFd<'_>) -> (RawFd, Option<Registered>) {
         let number = self.engine.register(fd);
         let registered = || Registered { engine: Arc::clone(&self.engine), number };
@@ -264,13 +269,14 @@ impl AnyEngine {
         self.engine.on_short()
     }
 
-    /// Whether files on this engine can be used here: this is the home thread of the context that it is with.
+    /// Whether files on this engine can be used here: the calling thread is the home thread of its
+    /// context.
     pub(crate) fn is_here(&self) -> bool {
         self.engine.is_here()
     }
 }
 
-/// A file that an engine's kernel knows, until this is dropped.
+/// Keeps a file registered with an engine's backend until dropped.
 pub(crate) struct Registered {
     engine: Arc<dyn DynEngine>,
     number: RawFd,
@@ -278,13 +284,13 @@ pub(crate) struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        // SAFETY: `register` returned the number for this value, which is dropped once, when the file whose requests used
-        // the number is gone, and before its descriptor.
+        // SAFETY: `register` returned the number for this value, which is dropped once, after the
+        // last request that used the number, and before its descriptor is closed.
         unsafe { self.engine.unregister(self.number) };
     }
 }
 
-/// The engine `E` by its kernel's name, if it is one.
+/// Downcasts `source` to an engine of type `E`.
 fn named<E: DynEngine + Any>(
     source: Arc<dyn Any + Send + Sync>,
     kernel: Option<KernelChoice>,

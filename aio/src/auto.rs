@@ -1,15 +1,17 @@
-//! The engines of a context that may choose: the first that the machine allows, and threads for what would block it.
+//! The engines of a context under [`KernelChoice::Auto`]: the first that the machine allows, and
+//! threads for requests that would block it.
 //!
 //! ```text
 //!   a request of a file (file/route.rs)
-//!     direct, or in the page cache  --->  main: native AIO, refuses what would block   --+
+//!     direct or page-cached         --->  main: native AIO, refuses blocking requests  --+
 //!     known to block                                                                     | EAGAIN
 //!         |                                                                              |
-//!         +---------------------------->  spare: threads, made when first needed    <----+
+//!         +---------------------------->  spare: threads, created when first needed  <---+
 //! ```
 //!
-//! To the loop the two are one [`Source`]. It sleeps in the main one; the spare one ends that by the context's own kick. io_uring
-//! needs no spare: what would block its submit, its own workers do. Nor do threads.
+//! The loop sees both as one [`Source`]. It sleeps in the main engine; the spare one ends that
+//! sleep through the context's notifier. io_uring needs no spare engine, because its own workers
+//! perform requests that would block its submit. Nor do threads.
 
 #![allow(unsafe_code)]
 
@@ -32,27 +34,28 @@ use crate::kernel::threads::Threads;
 use crate::perform::{Attempt, perform};
 use crate::policy::Current;
 
-/// By what a context's I/O goes to the kernel, and why. Shown (`Display`), it is a line for a log.
+/// The kernel interface that a context uses, and why. `Display` gives one log line.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     kernel: KernelChoice,
-    /// Whether it was for us to choose.
+    /// Whether the library chose, rather than the user.
     auto: bool,
     refused: Arc<[(KernelChoice, io::Error)]>,
 }
 
 impl Chosen {
-    /// The one that the user has named.
+    /// An interface named by the user.
     pub(crate) fn by_name(kernel: KernelChoice) -> Chosen {
         Chosen { kernel, auto: false, refused: Arc::new([]) }
     }
 
-    /// Which one it is; never [`KernelChoice::Auto`].
+    /// Returns the interface; never [`KernelChoice::Auto`].
     pub fn kernel(&self) -> KernelChoice {
         self.kernel
     }
 
-    /// Those that were tried before it, in order, and what was in the way, with the remedy.
+    /// Returns the interfaces that were tried before and rejected, in order, each with the cause
+    /// and remedy.
     pub fn refused(&self) -> impl Iterator<Item = (KernelChoice, &io::Error)> {
         self.refused.iter().map(|(kernel, error)| (*kernel, error))
     }
@@ -75,7 +78,7 @@ impl fmt::Display for Chosen {
     }
 }
 
-/// In a user's words.
+/// The user-visible name.
 fn name(kernel: KernelChoice) -> &'static str {
     match kernel {
         KernelChoice::Auto => "auto",
@@ -91,19 +94,19 @@ pub(crate) struct Auto {
     spare: OnceLock<Arc<Engine<Threads>>>,
     context: AioContext,
     depth: u32,
-    /// Requests that the main engine had, and would not do without blocking.
+    /// Requests that the main engine refused because they would have blocked.
     refusals: AtomicU64,
     completed_refusals: AtomicU64,
     pub(crate) chosen: Chosen,
 }
 
-/// An engine on `kernel`, if there is to be one, to try before the others.
+/// Creates an engine on `kernel`, without attaching it.
 fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn Source>> {
     Ok(Engine::<K, Current>::new(kernel?, depth, true)? as Arc<dyn Source>)
 }
 
 impl Auto {
-    /// Gives this thread's context the engines.
+    /// Attaches the engines to this thread's context.
     pub(crate) fn attach(depth: u32) -> io::Result<()> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         let (main, chosen) = first_allowed(depth)?;
@@ -119,45 +122,48 @@ impl Auto {
         context.attach(Arc::new(auto))
     }
 
-    /// Those of this thread's context, if it may choose.
+    /// Returns the engines of this thread's context, if it uses [`KernelChoice::Auto`].
     pub(crate) fn of_this_context() -> Option<Arc<Auto>> {
         (AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>).downcast().ok()
     }
 
-    /// The engine that files ask first, where there are two; else `source` itself.
+    /// Returns the main engine of an `Auto`; otherwise `source` itself.
     pub(crate) fn main_of(source: Arc<dyn Source>) -> Arc<dyn Source> {
         let any = Arc::clone(&source) as Arc<dyn Any + Send + Sync>;
         any.downcast::<Auto>().map_or(source, |auto| Arc::clone(&auto.main))
     }
 
-    /// As [`Engine::perform`], on a thread. `None`: there is no descriptor left to have threads with.
+    /// As [`Engine::perform`], on a thread. Returns `None` if there are no resources for the spare
+    /// engine.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     pub(crate) unsafe fn perform_on_spare(&self, attempt: &Attempt) -> Option<i64> {
         if self.spare.get().is_none() {
-            // The engine belongs to the context that it is made in.
+            // The engine belongs to the context in which it is created.
             if !self.context.is_home() {
                 return Some(-i64::from(libc::ENOTCONN));
             }
             let threads = Threads::new(self.depth).ok()?;
             threads.notify(self.context.clone());
             let spare = Engine::new(threads, self.depth, false).ok()?;
-            // Only the home thread gets here, so that nobody has been faster.
+            // Only the home thread gets here, so the cell is still empty.
             let _ = self.spare.set(spare);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         self.spare.get().map(|spare| unsafe { perform(&**spare, attempt) })
     }
 
-    /// The main engine has refused a request, which is to come again; by a completion, or at submit.
+    /// Counts a request that the main engine has refused, by a completion or at submit, and that is
+    /// made again.
     pub(crate) fn count_refusal(&self, by_completion: bool) {
         add(&self.refusals, 1);
         add(&self.completed_refusals, u64::from(by_completion));
     }
 
-    /// What both engines have done so far, given what the main one has. Those that it has refused count once.
+    /// Combines the statistics of both engines, given those of the main one. A request that the
+    /// main engine refused counts once.
     pub(crate) fn stats_with(&self, main: Stats) -> Stats {
         let spare = self.spare.get().map(|spare| spare.stats()).unwrap_or_default();
         let refusals = self.refusals.load(Ordering::Relaxed);
@@ -174,7 +180,7 @@ impl Auto {
     }
 }
 
-/// The first engine that the machine allows, and what was in the way of the others.
+/// Returns the first engine that the machine allows, and why the ones before it failed.
 fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
     let mut refused = Vec::new();
     for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
@@ -185,7 +191,7 @@ fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
         };
         match tried {
             Ok(main) => return Ok((main, Chosen { kernel, auto: true, refused: refused.into() })),
-            // A depth that cannot be: no other would take it either.
+            // Invalid queue depth: the other backends would refuse it too.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
             Err(error) => refused.push((kernel, error)),
         }
@@ -222,7 +228,7 @@ impl Source for Auto {
     }
 
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
-        // What the spare one completes makes `other` readable.
+        // A completion of the spare engine makes `other` readable.
         self.main.sleep(token, other, timeout)
     }
 }

@@ -1,17 +1,17 @@
-//! Work that blocks its thread, on a thread that may block (rule E15): the coroutine waits, and its loop goes on.
+//! Blocking work on pool threads (rule E15): the coroutine waits while its loop continues.
 //!
-//! A call's life, top to bottom:
+//! The states of a call, in order:
 //!
-//! | stage   | has                | left by                                                        |
-//! |---------|--------------------|----------------------------------------------------------------|
-//! | Queued  | the closure        | a worker that takes it; or the caller, cancelled: it has it back |
-//! | Running |                    | the worker, when the closure has returned or panicked          |
-//! | Done    | what came of it    | the caller                                                     |
-//! | Over    |                    |                                                                |
+//! | stage   | contains    | ended by                                                              |
+//! |---------|-------------|-----------------------------------------------------------------------|
+//! | Queued  | the closure | a worker that takes it; or the cancelled caller, which gets it back   |
+//! | Running |             | the worker, when the closure has returned or panicked                 |
+//! | Done    | the result  | the caller                                                            |
+//! | Over    |             |                                                                       |
 //!
-//! *Never left behind*: a call returns or unwinds only from Queued or Done, so the closure does not run when its caller is
-//! gone. The calls have a pool of their own, not the one that does I/O: a closure may wait for anything, even for
-//! I/O of the coroutine that waits for it.
+//! *Never left behind*: a call returns or unwinds only from Queued or Done, so the closure never
+//! runs after its caller is gone. Calls have a pool separate from the one for I/O: a closure may
+//! wait for anything, even for I/O of the coroutine that waits for it.
 
 use std::io;
 use std::iter;
@@ -28,19 +28,20 @@ use crate::pool::{Global, Kind, Pool, Work};
 
 const KIND: Kind = Kind {
     name: "coralio-call",
-    // What they wait for is not known, so the bound is only against running away.
+    // What the closures wait for is unknown, so the limit only prevents runaway thread creation.
     most: 64,
-    // As std's threads: it is the user's code.
+    // As large as std's thread stacks, because user code runs there.
     stack_size: 2 << 20,
     patience: Duration::from_secs(5),
     leaves_signals: false,
 };
 
-/// Runs `f`, which blocks, on a thread of a pool, and returns what it returns. The coroutine is suspended meanwhile, and its
-/// loop goes on.
+/// Runs the blocking closure `f` on a pool thread and returns its result. The coroutine is
+/// suspended meanwhile, and its loop continues.
 ///
-/// Up to 64 such calls run at once in a process; more wait their turn. If no thread can be had at all, and outside a
-/// coroutine, where nobody can be suspended, and in a [simulation](mod@crate::simulate), `f` runs here, and this thread blocks.
+/// Up to 64 such calls run at once in a process; further ones are queued. `f` runs on the calling
+/// thread, which blocks, in three cases: no thread can be started at all; the call is made outside
+/// a coroutine; or in a [simulation](mod@crate::simulate).
 ///
 /// ```
 /// let hosts = coralio_aio::run(|| coralio_aio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;
@@ -50,17 +51,18 @@ const KIND: Kind = Kind {
 ///
 /// # Errors
 ///
-/// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled, or a timeout around this was over, before `f` began: then it never
-/// does. Once begun, `f` is waited for.
+/// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled or an enclosing
+/// timeout expired before `f` began: `f` then never runs. Once `f` has begun, the call waits for
+/// it.
 ///
 /// # Panics
 ///
-/// With `f`'s panic.
+/// Propagates `f`'s panic.
 ///
 /// # Control
 ///
-/// May yield. Where nothing can be suspended, in a destructor while the stack unwinds, it waits in place, and may have the context's
-/// lock meanwhile: `f` must not wait for that.
+/// May yield. Blocks the thread if the coroutine cannot suspend, as in a destructor while the stack
+/// unwinds, and may hold the context's lock meanwhile: `f` must not wait for that lock.
 #[doc(alias = "spawn_blocking")]
 pub fn unblock<F, T>(f: F) -> io::Result<T>
 where
@@ -73,7 +75,8 @@ where
 
 impl Work for Box<dyn FnOnce() + Send> {
     fn run(self) {
-        // What `f` leaves is caught before; this is the destructor of a result that nobody took.
+        // A panic of `f` has been caught already; this one is from the destructor of an unclaimed
+        // result.
         if let Err(payload) = catch_unwind(AssertUnwindSafe(self)) {
             mem::forget(payload);
         }
@@ -89,7 +92,7 @@ where
     let current = context.as_ref().and_then(|context| context.at_home(|here| here.current()).flatten());
     let (Some(context), Some(caller)) = (context, current) else { return Ok(f()) };
     context.at_home(|here| here.check_cancelled()).transpose()?;
-    // Another thread would come and go as it likes, and no two runs be the same.
+    // Another thread's timing would make the simulation nondeterministic.
     if AnyEngine::simulated().is_some() {
         return Ok(f());
     }
@@ -104,7 +107,7 @@ where
         Found::Result(Ok(value)) => Ok(value),
         Found::Result(Err(payload)) => resume_unwind(payload),
         Found::Cancelled(_) => {
-            // The closure will not run, so a timeout that is over reports that.
+            // The closure will not run, so an expired timeout reports the error.
             let _ = context.at_home(|here| here.check_cancelled());
             Err(Cancelled.into())
         }
@@ -120,13 +123,13 @@ enum Stage<F, T> {
 
 struct Call<F, T> {
     stage: Mutex<Stage<F, T>>,
-    /// For a caller that cannot be suspended.
+    /// For a caller that cannot suspend.
     done: Condvar,
     context: AioContext,
     caller: Token,
 }
 
-/// What the caller finds. The closure is dropped by it, outside the lock.
+/// The outcome for the caller, which drops an unused closure outside the lock.
 enum Found<F, T> {
     Result(thread::Result<T>),
     Cancelled(F),
@@ -137,7 +140,7 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the stage from Queued to `next`, and hands the closure out.
+    /// Changes the stage from Queued to `next` and returns the closure.
     fn take_closure(&self, next: Stage<F, T>) -> Option<F> {
         let mut stage = self.stage();
         match mem::replace(&mut *stage, Stage::Over) {
@@ -152,7 +155,7 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
         }
     }
 
-    /// On a worker.
+    /// Runs the closure on a worker.
     fn run(&self) {
         let Some(f) = self.take_closure(Stage::Running) else { return };
         let result = catch_unwind(AssertUnwindSafe(f));
@@ -161,7 +164,7 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
         self.context.schedule(self.caller);
     }
 
-    /// What has come of it, if it has ended.
+    /// Returns the result, if the closure has ended.
     fn result(&self) -> Option<Found<F, T>> {
         let mut stage = self.stage();
         match mem::replace(&mut *stage, Stage::Over) {
@@ -173,12 +176,13 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
         }
     }
 
-    /// Has the closure back, if it has not begun.
+    /// Takes the closure back, if it has not begun.
     fn cancel(&self) -> Option<Found<F, T>> {
         self.take_closure(Stage::Over).map(Found::Cancelled)
     }
 
-    /// Without leaving this stack. What nobody has begun it does itself, as it blocks anyway.
+    /// Returns the result without suspending. Runs a closure that has not begun, since this thread
+    /// blocks anyway.
     #[cold]
     fn take_in_place(&self) -> Found<F, T> {
         if let Some(f) = self.take_closure(Stage::Over) {
@@ -196,7 +200,8 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
     }
 }
 
-/// If the caller unwinds, as when its context ends, what has not begun never does, and what has is waited for.
+/// Guard for an unwinding caller, as when its context ends: a closure that has not begun never
+/// runs, and one that has is awaited.
 struct NeverLeftBehind<'a, F: FnOnce() -> T, T>(&'a Call<F, T>);
 
 impl<F: FnOnce() -> T, T> Drop for NeverLeftBehind<'_, F, T> {

@@ -1,4 +1,4 @@
-//! Memory that direct I/O takes: aligned, of fixed length, zeroed.
+//! Aligned buffers for direct I/O: fixed length, initially zeroed.
 
 #![allow(unsafe_code)]
 
@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
 
-/// A byte buffer whose address is a multiple of what was asked for. It does not grow.
+/// A byte buffer with a given alignment. It does not grow.
 ///
 /// ```
 /// use coralio_aio::AlignedBuf;
@@ -21,13 +21,13 @@ use std::slice;
 pub struct AlignedBuf {
     start: NonNull<u8>,
     layout: Layout,
-    /// What was allocated, from where: for large ones more than is used.
+    /// The start of the allocation, which for large buffers exceeds the used part.
     base: NonNull<u8>,
     allocated: Layout,
 }
 
-/// From so many bytes on, the system hands out zero pages, which cost nothing until they are written. But only if no alignment
-/// is asked for: else they are written with zeroes at once.
+/// From this size on, the system hands out zero pages, which cost nothing until they are written.
+/// This works only for allocations without alignment: aligned ones are zeroed by writing.
 const LARGE: usize = 128 << 10;
 
 // SAFETY: it owns its memory, as a Vec<u8> does.
@@ -36,11 +36,12 @@ unsafe impl Send for AlignedBuf {}
 unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
-    /// `len` zero bytes at a multiple of `align`. Large ones take memory page by page, as they are written.
+    /// Creates a buffer of `len` zero bytes at a multiple of `align`. Large buffers take memory
+    /// page by page, as they are written.
     ///
     /// # Panics
     ///
-    /// If `align` is not a power of two, or `len` is beyond `isize::MAX`.
+    /// If `align` is not a power of two, or `len` exceeds `isize::MAX`.
     pub fn new(len: usize, align: usize) -> AlignedBuf {
         let layout = Layout::from_size_align(len, align).unwrap_or_else(|_| {
             panic!("a buffer of {len} bytes aligned to {align} cannot be: align must be a power of two")
@@ -56,12 +57,13 @@ impl AlignedBuf {
         // SAFETY: the layout's size is not 0.
         let base = unsafe { alloc_zeroed(allocated) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        // SAFETY: less than `align`, which was allocated beyond `len`; or 0, since the layout asks for the alignment.
+        // SAFETY: the offset is less than `align`, which was allocated in addition to `len`; or 0,
+        // because the layout has the alignment.
         let start = unsafe { base.add(base.align_offset(align)) };
         AlignedBuf { start, layout, base, allocated }
     }
 
-    /// What its address is a multiple of, in bytes.
+    /// Returns the alignment of the buffer in bytes.
     pub fn align(&self) -> usize {
         self.layout.align()
     }
@@ -80,7 +82,8 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: so many bytes are there, initialised to zero, or none at all.
+        // SAFETY: the allocation has at least this many bytes, initialised to zero; an empty buffer
+        // reads none.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
     }
 }

@@ -1,4 +1,5 @@
-//! From one context to another: an engine with requests pending and in flight, and files (rule E12).
+//! Moving engines, with their pending and in-flight requests, and files between contexts (rule
+//! E12).
 //!
 //! ```text
 //!   A's thread                         anywhere           B's thread
@@ -6,14 +7,15 @@
 //!   'X' reads, and waits
 //!   engine.detach()  ---------------->  Detached  ----->  detached.attach()
 //!   A's loop sleeps                                        B's loop submits, reaps
-//!   'X' is woken, at home  <------------------------------ stores the result, tells A's loop
+//!   'X' is woken, at home  <------------------------------ stores the result, wakes A's loop
 //! ```
 //!
-//! The requests move; the coroutines that wait for them do not, nor do the buffers. So nobody waits for anything, and nothing is lost:
-//! what has not been submitted is, by B; what is in flight is reaped there. *Lent to the kernel* holds as
-//! ever: a call does not return before its request is done, wherever it is reaped. That makes io_uring no exception, whose
-//! requests die with the thread that submitted them: A does not end before its coroutines' requests are done, and B does
-//! not end before all are that its engine has ([`Source::close`](coralio_runtime::Source::close)).
+//! The requests move; their waiting coroutines and the buffers do not. So moving needs no waiting,
+//! and nothing is lost: B submits the pending requests, and reaps those in flight. *Lent to the
+//! kernel* still holds: a call does not return before its request is done, wherever that is reaped.
+//! This covers io_uring too, whose requests die with the thread that submitted them: A does not end
+//! before its coroutines' requests are done, and B does not end before all requests of its engine
+//! are ([`Source::close`](coralio_runtime::Source::close)).
 
 use std::fmt;
 use std::io;
@@ -29,39 +31,43 @@ use crate::kernel::Kernel;
 use crate::policy::{Current, Policy};
 use crate::request::Slot;
 
-/// An engine on its way from one context to another.
+/// An engine in transit between two contexts.
 ///
-/// Dropping it instead waits, in place, until all its requests are done: they are the kernel's.
+/// Dropping it instead of attaching it blocks the thread until all its requests are done, because
+/// the kernel still uses their memory.
 #[must_use = "dropping it blocks the thread until its requests are done"]
 pub struct Detached<K: Kernel, P: Policy = Current> {
-    /// Gone when it is attached.
+    /// `None` once attached.
     engine: Option<Arc<Engine<K, P>>>,
 }
 
-/// An engine could not be attached, and is handed back.
+/// Error of attaching an engine; hands the engine back.
 pub struct Refused<D> {
-    /// What was to be attached.
+    /// The engine that could not be attached.
     pub detached: D,
-    /// Why it was not.
+    /// The cause.
     pub error: io::Error,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Takes the engine from its context, which is this thread's, with all its requests: those who wait for them go on waiting, and
-    /// are woken at home when somebody has [attached](Detached::attach) the engine and reaped. The context may have another
-    /// engine then; calls on this one from its coroutines fail with `ENOTCONN`.
+    /// Takes the engine from this thread's context, with all its requests. Coroutines waiting for
+    /// these keep waiting, and are woken on their home thread once the engine is
+    /// [attached](Detached::attach) elsewhere and their requests are reaped. The context may get
+    /// another engine; calls on this one from its coroutines fail with `ENOTCONN`.
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is not with this thread's context. `WouldBlock`: the caller runs, by a nested poll, on top of
-    /// a completion of this engine; call it from a coroutine or a bottom half that does not.
+    /// `NotConnected`: the engine is not with this thread's context. `WouldBlock`: the caller runs
+    /// in a nested poll, on top of a completion of this engine; call it from a coroutine or bottom
+    /// half that does not.
     ///
     /// # Control
     ///
     /// May yield.
     pub fn detach(self: &Arc<Self>) -> io::Result<Detached<K, P>> {
         if self.context.is_busy() && self.context.at_home(|_| ()).is_some() && can_suspend() {
-            // A completion has woken the caller, most likely. The loop resumes it without that.
+            // Most likely a completion woke the caller. After the yield, the loop resumes it
+            // outside the reap.
             yield_now();
         }
         let Some(context) = self.context.get().filter(|context| context.is_home()) else {
@@ -80,12 +86,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let held = self.context.acquire();
         drop(context.detach());
         self.context.leave(&held);
-        // Threads that wait for the engine's requests find that it has left.
+        // Wakes threads waiting for the engine's requests, so that they notice that it has left.
         context.notify();
         Ok(Detached { engine: Some(Arc::clone(self)) })
     }
 
-    /// Cancels the requests that coroutines of contexts without the engine want cancelled. Returns whether any was pending.
+    /// Processes the cancellations that coroutines of other contexts have posted. Returns whether
+    /// any of the requests was pending.
     #[cold]
     pub(crate) fn read_mail(&self, here: Option<AtHome<'_>>) -> bool {
         let mut progress = false;
@@ -99,8 +106,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         progress
     }
 
-    /// Ends a request whose stack unwinds: takes it back if it is pending; else cancels it where the kernel can, and waits
-    /// for it (rules C9, E13).
+    /// Ends the request of an unwinding stack: removes it if it is pending; otherwise cancels it if
+    /// the kernel can, and waits for it (rules C9, E13).
     #[cold]
     pub(crate) fn abandon(&self, slot: &Slot) {
         if slot.result().is_some() {
@@ -115,8 +122,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.wait_in_place(slot);
     }
 
-    /// As `wait_in_place`, on a thread whose context the engine has left. In transit nobody else would reap; with another
-    /// context, that one does.
+    /// As `wait_in_place`, on a thread whose context the engine has left. In transit this thread
+    /// reaps, since no other would; otherwise the engine's new context reaps.
     #[cold]
     pub(crate) fn wait_abroad(&self, slot: &Slot) -> i64 {
         loop {
@@ -136,7 +143,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Brings all requests to their end, in place.
+    /// Completes all requests, blocking the thread.
     #[cold]
     pub(crate) fn finish_in_place(&self) {
         let held = self.context.acquire();
@@ -149,11 +156,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 }
 
 impl<K: Kernel, P: Policy> Detached<K, P> {
-    /// Gives the engine to this thread's context, whose loop does from now on what its requests need.
+    /// Attaches the engine to this thread's context, whose loop then submits and reaps its
+    /// requests.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists`: the context has an engine. It is handed back.
+    /// `AlreadyExists`: the context has an engine. The error hands this one back.
     ///
     /// # Panics
     ///
@@ -161,8 +169,8 @@ impl<K: Kernel, P: Policy> Detached<K, P> {
     ///
     /// # Control
     ///
-    /// Never switches. If a stack that waits for one of its requests is being unwound right now, it blocks the thread until
-    /// some request is done.
+    /// Never enters or yields. If a stack waiting for one of the engine's requests is being
+    /// unwound, this blocks the thread until a request is done.
     pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Self>> {
         let context = AioContext::current().expect("an engine belongs to a context; attach it inside `run(|| ..)`");
         let engine = self.engine.take().expect("it is attached once");
@@ -194,13 +202,14 @@ impl<K: Kernel, P: Policy> fmt::Debug for Detached<K, P> {
     }
 }
 
-/// Takes its engine from this thread's context, with all its requests, to be attached to another thread's: see
-/// [`Engine::detach`].
+/// Takes the engine from this thread's context, with all its requests, to be attached to another
+/// thread's context: see [`Engine::detach`].
 ///
 /// # Errors
 ///
-/// `NotFound`: the context has no engine. `Unsupported`: it is one of [`KernelChoice::Auto`](crate::KernelChoice::Auto), or
-/// simulated. `WouldBlock`: as [`Engine::detach`].
+/// `NotFound`: the context has no engine. `Unsupported`: the engine was made by
+/// [`KernelChoice::Auto`](crate::KernelChoice::Auto), or is simulated. `WouldBlock`: as
+/// [`Engine::detach`].
 ///
 /// # Panics
 ///
@@ -223,12 +232,13 @@ pub fn detach() -> io::Result<DetachedEngine> {
     AnyEngine::of_this_context()?.detach().map(DetachedEngine)
 }
 
-/// A context's engine on its way to another, whichever kernel it is on. Dropping it instead waits, in place, until all its
-/// requests are done: they are the kernel's.
+/// A context's engine in transit to another context, with its backend's type erased. Dropping it
+/// instead of attaching it blocks the thread until all its requests are done, because the kernel
+/// still uses their memory.
 #[must_use = "dropping it blocks the thread until its requests are done"]
 pub struct DetachedEngine(pub(crate) Box<dyn Carried>);
 
-/// A [`Detached`], whichever it is.
+/// A type-erased [`Detached`].
 pub(crate) trait Carried: Send + fmt::Debug {
     fn attach(self: Box<Self>) -> Result<(), Refused<DetachedEngine>>;
 }
@@ -243,12 +253,13 @@ impl<K: Kernel, P: Policy> Carried for Detached<K, P> {
 }
 
 impl DetachedEngine {
-    /// Gives the engine to this thread's context: see [`Detached::attach`]. Before its first file, and with
-    /// [`AioContext::run`], not [`Runner`](crate::Runner): that one makes an engine.
+    /// Attaches the engine to this thread's context: see [`Detached::attach`]. Call it before the
+    /// context's first file, and inside [`AioContext::run`] rather than [`Runner`](crate::Runner),
+    /// which creates an engine.
     ///
     /// # Errors
     ///
-    /// `AlreadyExists`: the context has an engine. It is handed back.
+    /// `AlreadyExists`: the context has an engine. The error hands this one back.
     ///
     /// # Panics
     ///
@@ -283,7 +294,7 @@ impl<D> fmt::Display for Refused<D> {
 impl<D> std::error::Error for Refused<D> {}
 
 impl<D> From<Refused<D>> for io::Error {
-    /// What was to be attached is dropped.
+    /// Drops the engine that could not be attached.
     fn from(refused: Refused<D>) -> io::Error {
         refused.error
     }

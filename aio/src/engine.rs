@@ -1,22 +1,22 @@
-//! The engine: what lies between a coroutine that wants I/O and a kernel that does it.
+//! The engine between coroutines that want I/O and the kernel backend that performs it.
 //!
 //! ```text
-//!   coroutine                 queue.rs                kernel              reap.rs
-//!   ---------                 --------                ------              -------
+//!   coroutine                 queue.rs                backend             reap.rs
+//!   ---------                 --------                -------             -------
 //!   perform(op)
-//!     a slot, its key  --->   pending
-//!     suspend()                 plugged, or in a
-//!                               round of the loop?
+//!     allocates slot, key -->  pending
+//!     suspend()                 plugged, or within
+//!                               a loop iteration?
 //!                               no: submit   ------>  in flight
-//!                               yes: gathers,         ...
-//!                                 flush submits       done  ----------->  in_flight counts down
-//!                                                                         cursor moves
-//!     looks: done?     <------------------ woken, unless entered -------- result is stored
+//!                               yes: batched,         ...
+//!                                 flush submits       done  ----------->  in_flight decremented
+//!                                                                         cursor advanced
+//!     result there?     <------------------ woken, unless entered ------- result stored
 //!     returns
 //! ```
 //!
-//! [`perform`] is the one way in, and in it lies what makes borrowed buffers sound (*lent to the kernel*, rule E13): it does
-//! not return, and does not unwind, before its request has completed.
+//! All requests go through [`perform`], which is where borrowed buffers are made sound (*lent to
+//! the kernel*, rule E13): it neither returns nor unwinds before its request has completed.
 
 #![allow(unsafe_code)]
 
@@ -39,48 +39,52 @@ use crate::queue::Pending;
 use crate::request::{Requests, Slot};
 use crate::slow::Slow;
 
-/// Rule E1: one engine per context, on a kernel of its own.
+/// Submits a context's requests to one backend and delivers their completions. Each context has at
+/// most one engine.
 ///
-/// Programs do not see it; [`File`](crate::File) uses the engine of the context it is opened in. It is public for tests that
-/// run it on a [scripted kernel](crate::kernel::scripted), or with a [`Policy`] of their own.
+/// Programs do not use it directly: [`File`](crate::File) uses the engine of the context it is
+/// opened in. It is public for tests that run it on a [scripted backend](crate::kernel::scripted)
+/// or with a custom [`Policy`].
 pub struct Engine<K: Kernel, P: Policy = Current> {
     pub(crate) context: Place,
     pub(crate) kernel: K,
-    /// The context has an event log.
+    /// Whether the engine reports to the context's event log.
     pub(crate) traced: bool,
     pub(crate) depth: u32,
     pub(crate) requests: Requests,
     pub(crate) pending: Pending<K::Entry>,
-    /// Counted by the kernel and not reaped. Written under the context's lock, by plain stores (rule E9).
+    /// Requests accepted by the backend and not yet reaped. Written under the context's lock with
+    /// plain stores (rule E9).
     pub(crate) in_flight: AtomicU32,
     pub(crate) plug_depth: AtomicU32,
-    /// Submits since the loop's last look that went because the queue was full.
+    /// Immediate submits on a full queue since the last `dispatch`.
     pub(crate) eager: AtomicU32,
-    /// Rounds in a row that have ended with a plug in.
+    /// Consecutive loop iterations that skipped the flush because of a plug.
     pub(crate) held: AtomicU32,
-    /// The kernel did not take all: nothing is submitted before a completion was reaped, if one is to come.
+    /// Set when the backend did not accept everything: no submit until a completion is reaped,
+    /// unless nothing is in flight.
     pub(crate) blocked: AtomicBool,
     pub(crate) counts: Counts,
     pub(crate) slow: Slow,
     _policy: PhantomData<P>,
 }
 
-/// A plug holds requests back for fewer rounds than this.
+/// A plug delays requests for fewer loop iterations than this.
 const MOST_HELD: u32 = 16;
 
-/// What the engine has done so far. Written under the context's lock.
+/// Counters since the engine was created. Written under the context's lock.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Requests that ended without a completion: they failed at submit, or were taken back.
+    /// Requests that ended without a completion: failed at submit, or cancelled while pending.
     pub(crate) refused: AtomicU64,
     pub(crate) completions: AtomicU64,
     pub(crate) submits: AtomicU64,
     pub(crate) sleeps: AtomicU64,
-    /// By [`Detour`]. Written by the home thread alone.
+    /// Indexed by [`Detour`]. Written only by the home thread.
     pub(crate) detours: [AtomicU64; 2],
 }
 
-/// The way of a request that direct I/O does not take as it is.
+/// How a request is carried out that direct I/O does not accept as it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Detour {
     /// Direct, through an aligned buffer.
@@ -88,13 +92,13 @@ pub(crate) enum Detour {
     PageCached,
 }
 
-/// Adds by plain load and store: there is one writer at a time, and a lost count is no harm.
+/// Adds with a plain load and store: there is one writer at a time, and a lost count does no harm.
 #[inline]
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
-/// What an engine has done so far, and how it stands.
+/// Counters since the engine was created, and its current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -102,43 +106,42 @@ pub struct Stats {
     pub requests: u64,
     /// Requests completed by the kernel.
     pub completions: u64,
-    /// System calls that submitted.
+    /// Submit system calls.
     pub submits: u64,
-    /// System calls that slept until something completed.
+    /// System calls that slept until a completion.
     pub sleeps: u64,
-    /// Requests that the kernel has now.
+    /// Requests currently in flight.
     pub in_flight: u32,
-    /// Requests that wait to be submitted.
+    /// Requests waiting to be submitted.
     pub pending: u32,
-    /// Of `requests`, those that went to a thread because they would have blocked the loop in submit
-    /// ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
+    /// The part of `requests` that went to a thread because they would have blocked the loop in
+    /// submit ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
     pub on_threads: u64,
-    /// Submits that blocked the loop for longer than [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without one.
+    /// Submits that blocked the loop for longer than
+    /// [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without a limit.
     pub blocked_submits: u64,
-    /// The longest submit, where there is a limit; else zero.
+    /// The longest submit; zero without a limit.
     pub longest_submit: Duration,
-    /// Of `requests`, direct ones that went through an aligned buffer, since their memory was not aligned
-    /// ([`File`](crate::File)).
+    /// The part of `requests` that did direct I/O through an aligned buffer, because the caller's
+    /// memory was unaligned ([`File`](crate::File)).
     pub bounced: u64,
-    /// Of `requests`, those of files open for direct I/O that went through the page cache, since their offset or length was not
-    /// aligned ([`File`](crate::File)).
+    /// The part of `requests` on files open for direct I/O that went through the page cache,
+    /// because their offset or length was unaligned ([`File`](crate::File)).
     pub page_cached: u64,
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Gives this thread's context an engine on `kernel`, with at most `depth` requests in flight.
+    /// Attaches an engine on `kernel` to this thread's context, with at most `depth` requests in
+    /// flight.
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: `depth` is 0, or more than the kernel takes. `AlreadyExists`: the context has an engine.
+    /// `InvalidInput`: `depth` is 0 or exceeds the backend's capacity. `AlreadyExists`: the context
+    /// has an engine.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let engine = Engine::new(kernel, depth, true)?;
         let context = engine.context.get().expect("it is new, and with the context that it was made for");
@@ -146,8 +149,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         Ok(engine)
     }
 
-    /// As `attach`, for one that another source drives. It tells the event log of what it does only if it is `told`: the log knows
-    /// one engine of a context.
+    /// Creates an engine for another [`Source`] to drive, without attaching it. It is traced only
+    /// if `told`: the event log holds one engine per context.
     pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
@@ -174,12 +177,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }))
     }
 
-    /// Does one operation, and returns what the kernel said: bytes, or an error.
+    /// Performs one operation and returns the number of bytes transferred.
     ///
     /// # Errors
     ///
-    /// The kernel's `errno`; `ENOTCONN` if the engine's context is not this thread's;
-    /// [`Cancelled`](coralio_runtime::Cancelled) if the coroutine was cancelled before.
+    /// The kernel's `errno`; `ENOTCONN` if the engine is not with this thread's context;
+    /// [`Cancelled`](coralio_runtime::Cancelled) if the coroutine has been cancelled.
     ///
     /// # Panics
     ///
@@ -187,27 +190,29 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Control
     ///
-    /// May yield; may enter other coroutines. Where nothing can be suspended, in a destructor while the stack unwinds, it
-    /// waits in place.
+    /// May yield; may enter other coroutines. Blocks the thread if the coroutine cannot suspend, as
+    /// in a destructor while the stack unwinds.
     ///
     /// # Safety
     ///
-    /// The memory that `operation` names is valid, and for reads not aliased, until this returns or unwinds.
+    /// The memory that `operation` names is valid, and for reads not aliased, until this returns or
+    /// unwinds.
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         let result = unsafe { perform(self, &Attempt { operation: *operation, nowait: false }) };
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
-    /// Waits for a request without leaving this stack: it unwinds, or must not be left for another reason. Others that
-    /// complete meanwhile are woken, and run later.
+    /// Waits for a request without suspending, because the stack unwinds or cannot switch for
+    /// another reason. Coroutines whose requests complete meanwhile are woken and run later.
     #[cold]
     pub(crate) fn wait_in_place(&self, slot: &Slot) -> i64 {
         if !self.is_at_home() {
             return self.wait_abroad(slot);
         }
-        // Held while it sleeps too: another thread that reaped the completion meanwhile would leave it asleep.
+        // Held during the sleep too: otherwise another thread could reap the completion and leave
+        // this one asleep.
         let guard = self.context.acquire();
         loop {
             if let Some(result) = slot.result() {
@@ -220,24 +225,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 self.sleep_in_place();
             } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
                 if P::NOT_TAKEN == NotTaken::TailForgotten {
-                    // It was dropped before the kernel had it.
+                    // Dropped before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
                 }
                 abort(&format!("a request is lost, neither pending nor in flight ({})", self.state()));
             }
-            // Else the kernel said "try again", and nothing in flight would wake a sleep (rule E2).
+            // Otherwise submit failed with EAGAIN, and nothing in flight would end a sleep: retry
+            // (rule E2).
             if const { gets_stuck::<P>() } {
-                // So that a test that has seen it comes to its end.
+                // Lets a test that has seen the wedge finish.
                 self.blocked.store(false, Ordering::Relaxed);
             }
         }
     }
 
-    /// Sleeps until a completion is there, or until a coroutine elsewhere gives its request up. Under the engine's lock.
+    /// Sleeps until a completion arrives, unless cancellations from other threads are pending:
+    /// these are processed instead. Called under the engine's lock.
     pub(crate) fn sleep_in_place(&self) {
         let sleep = || {
             add(&self.counts.sleeps, 1);
-            // SAFETY: the engine's lock is held, and by the home thread or in transit: no other thread sleeps.
+            // SAFETY: the engine's lock is held, either by the home thread or in transit, so no
+            // other thread sleeps.
             let slept = unsafe { self.kernel.wait(1, None, None) };
             // Returning would leave the buffer with the kernel.
             slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
@@ -247,30 +255,28 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// From now on submits are timed, and those that take longer are counted: [`Stats::blocked_submits`].
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Starts timing submits and counting slow ones, longer than `limit`:
+    /// [`Stats::blocked_submits`].
     pub fn set_submit_limit(&self, limit: Duration) {
         self.slow.set_limit(limit);
     }
 
-    /// Waits until no request is in flight and none is pending, as [`AioContext::poll_while`] waits: on the home thread it
-    /// runs the loop, another thread waits for the loop. Requests that coroutines make meanwhile are waited for too.
+    /// Waits until no request is in flight or pending, in the manner of [`AioContext::poll_while`]:
+    /// the home thread runs the loop, another thread waits for the loop. Includes requests made
+    /// meanwhile.
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is [detached](Engine::detach), or is detached meanwhile; nothing completes its requests
-    /// before it is attached again.
+    /// `NotConnected`: the engine is [detached](Engine::detach), or becomes detached during the
+    /// wait; its requests do not complete before it is attached again.
     ///
     /// # Panics
     ///
-    /// With the panic of what the loop runs.
+    /// Propagates panics from callbacks that the loop runs.
     ///
     /// # Control
     ///
-    /// May enter coroutines. Blocks the thread, not the coroutine.
+    /// May enter coroutines. Blocks the thread, not just the coroutine.
     #[doc(alias = "bdrv_drain")]
     pub fn drain(&self) -> io::Result<()> {
         let context = self.context.get();
@@ -285,11 +291,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         Err(io::Error::new(io::ErrorKind::NotConnected, why))
     }
 
-    /// How the engine stands.
+    /// Returns the engine's counters and state.
     ///
     /// # Control
     ///
-    /// Never switches. From another thread than its context's, it waits for the context's lock.
+    /// Blocks until the context's lock is free if called from a thread other than the context's.
     pub fn stats(&self) -> Stats {
         let guard = self.context.acquire();
         let (in_flight, pending) = (self.in_flight.load(Ordering::Relaxed), self.pending.len(&guard) as u32);
@@ -308,12 +314,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Requests that the kernel has taken so far.
+    /// Returns the number of requests that the backend has accepted.
     fn taken(&self) -> u64 {
         self.counts.completions.load(Ordering::Relaxed) + u64::from(self.in_flight.load(Ordering::Relaxed))
     }
 
-    /// The engine's state, for a message about a violation.
+    /// Formats the engine's state for an error report.
     pub(crate) fn state(&self) -> String {
         format!(
             "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests taken, {} completed",
@@ -327,7 +333,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-/// How the loop drives the engine.
+/// The interface through which the loop drives the engine.
 impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
         if !self.context.is_polled_by(token) {
@@ -343,12 +349,13 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         let here = token.at_home();
-        // Whoever reaps from elsewhere has woken the home thread; what is pending goes in that one's round.
+        // A thread that reaps off home has woken the home thread, which submits pending requests
+        // in its own iteration.
         if K::SUBMITS_AT_HOME && here.is_none() {
             return false;
         }
-        // Before a sleep even what is plugged goes: nobody else would submit it (rule E2). Nor may a loop that never
-        // sleeps hold it back for ever.
+        // Before a sleep plugged requests are submitted too: nothing else would submit them (rule
+        // E2). Nor may a loop that never sleeps delay them forever.
         let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
         let held = self.held.load(Ordering::Relaxed) + 1;
         if plugged && !all && held < MOST_HELD {
@@ -360,7 +367,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 
     fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        // SAFETY: a look whether something is there, without the lock.
+        // SAFETY: only checks for a completion, which needs no lock.
         unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.has_mail()
     }
 
@@ -380,8 +387,8 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return None;
         }
         add(&self.counts.sleeps, 1);
-        // SAFETY: this is the loop of the context that the engine is with, on its home thread, which alone sleeps and,
-        // where that matters, submits.
+        // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
+        // that thread sleeps and, if the backend requires it, submits.
         Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
     }
 
@@ -392,7 +399,8 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
     }
 }
 
-/// Going on would leave a buffer with the kernel that its owner is about to free.
+/// Aborts the process: continuing would leave a buffer with the kernel that its owner is about to
+/// free.
 #[cold]
 fn abort(why: &str) -> ! {
     coralio_runtime::report(format_args!("coralio: {why}"));

@@ -1,4 +1,4 @@
-//! Errors that teach: the kernel's word, its likely cause, and what to do (rule E14).
+//! Error messages: the kernel's error, its likely cause, and the remedy (rule E14).
 
 use std::io;
 
@@ -7,17 +7,17 @@ use coralio_runtime::{Cancelled, check_cancelled, explained};
 use crate::file::Alignment;
 use crate::kernel::{Opcode, Operation};
 
-/// The error behind an `errno`. A coroutine that was cancelled finds [`Cancelled`] in it.
+/// Converts an `errno`. `ECANCELED` becomes [`Cancelled`].
 pub(crate) fn error_of(errno: i32) -> io::Error {
     if errno != libc::ECANCELED {
         return io::Error::from_raw_os_error(errno);
     }
-    // The operation has failed for good, so a timeout that is over reports it.
+    // The operation has failed for good, so an expired timeout reports the error.
     let _ = check_cancelled();
     Cancelled.into()
 }
 
-/// Adds what was done, the likely cause and the remedy to what the kernel said.
+/// Adds the operation, the likely cause and the remedy to the kernel's error.
 #[cold]
 pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -> io::Error {
     let cause = error_of(errno);
@@ -57,17 +57,17 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
     failed(cause, what, why)
 }
 
-/// Cause and remedy of `ENOTCONN`.
+/// Likely cause and remedy of `ENOTCONN`.
 pub(crate) const ELSEWHERE: &str = "; the file belongs to a context that has ended, is another thread's, or has had its \
      engine detached: open it in the one that uses it, or take it there by File::detach";
 
-/// `path` could not be opened.
+/// Error: `path` could not be opened.
 pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error {
     failed(cause, format!("cannot open {}", path.display()), String::new())
 }
 
-/// Adds the failed operation, the likely cause and the remedy. The system's code remains available through
-/// [`OsCode`](coralio_runtime::OsCode).
+/// Adds the failed operation, the likely cause and the remedy. The system's error code remains
+/// available through [`OsCode`](coralio_runtime::OsCode).
 pub(crate) fn failed(cause: io::Error, what: String, why: String) -> io::Error {
     explained(cause.kind(), format!("{what}: {cause}{why}"), cause)
 }

@@ -1,10 +1,10 @@
-//! Files: plain calls that suspend the coroutine, and borrow their buffers.
+//! Files: ordinary calls that borrow their buffers and suspend the coroutine.
 //!
 //! ```text
 //!   read_at(&mut buf, offset)
-//!     aligned for direct I/O?                     if not: through an aligned buffer, or through the page cache
-//!     Engine::transfer                            the coroutine is suspended while the kernel has the buffer
-//!     short?  ask for the rest                    until the buffer is full, or the file ends (rule E10)
+//!     aligned for direct I/O?                     if not: through an aligned buffer or the page cache
+//!     Engine::transfer                            suspends the coroutine while the kernel has the buffer
+//!     short?  request the rest                    until the buffer is full, or the file ends (rule E10)
 //! ```
 
 #![allow(unsafe_code)]
@@ -45,44 +45,49 @@ use order::WriteOrder;
 use route::Route;
 pub use stream::Stream;
 
-/// An open file of this thread's context. Its calls suspend the coroutine that makes them, never the thread.
+/// An open file of this thread's context. Its calls suspend the calling coroutine, never the
+/// thread.
 ///
-/// Many coroutines may use it at once; share it as an `Rc<File>`. To another thread's context it goes by
-/// [`detach`](File::detach). Offsets and lengths are in bytes.
+/// Several coroutines may use it concurrently; share it as an `Rc<File>`. [`detach`](File::detach)
+/// moves it to another thread's context. Offsets and lengths are in bytes.
 ///
-/// With [`Direct::Auto`], the default, requests go past the page cache where the file system has direct I/O:
+/// With [`Direct::Auto`], the default, requests bypass the page cache if the file system supports
+/// direct I/O:
 ///
-/// | request | way | counted in |
+/// | request | path | counted in |
 /// |---|---|---|
-/// | aligned as [`alignment`](File::alignment) says | direct, from and to the caller's memory | |
+/// | aligned to [`alignment`](File::alignment) | direct, from and to the caller's memory | |
 /// | offset and length aligned, memory not (a `Vec`, an array) | direct, through an aligned buffer | [`Stats::bounced`] |
 /// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
 ///
-/// The ways may be mixed. Each read sees every write of the same `File` that has returned before, and direct and page-cached writes of a
-/// `File` are never in flight at the same time: Linux may fail a later sync with EIO otherwise, even if the writes have no byte in
-/// common. A request of one kind waits until those of the other kind that came before it have completed. Two `File`s of one file, and other
-/// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+/// The paths may be mixed. Each read sees every earlier write of the same `File` that has returned.
+/// Direct and page-cached writes of a `File` are never in flight at the same time: otherwise Linux
+/// may fail a later sync with EIO, even if the writes do not overlap. A write of one kind waits
+/// until earlier writes of the other kind have completed. Two `File`s of one file, and other
+/// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and
+/// lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached
 pub struct File {
     fd: Handle,
-    /// The same file through the page cache, opened when first needed.
+    /// A second handle that uses the page cache, opened when first needed.
     cached: OnceCell<Handle>,
     /// Whether unaligned requests may go through an aligned buffer or the page cache.
     may_cache: bool,
-    /// What direct I/O on `fd` wants; `ANY` if it is not direct, or the file system does not care.
+    /// Alignment that direct I/O on `fd` requires; `ANY` if `fd` is not direct, or the file system
+    /// has no requirement.
     alignment: Alignment,
-    /// The bits that must be zero in an address, and in an offset or length, to be aligned.
+    /// The bits that must be zero in an aligned address, and in an aligned offset or length.
     memory_mask: u64,
     offset_mask: u64,
     direct: bool,
     engine: AnyEngine,
     route: Route,
     order: WriteOrder,
-    /// Keeps coroutines that need `cached` at the same time from opening it several times.
+    /// Keeps coroutines that need `cached` at the same time from opening it twice.
     opening_cached: CoMutex<()>,
-    /// Its context's thread is the only one that can do I/O with it.
+    /// Only the home thread of the file's context can do I/O with it: not `Send`.
     _home: PhantomData<*const ()>,
 }
 
@@ -104,39 +109,31 @@ impl File {
         File::options().read(true).open(path)
     }
 
-    /// For writing, for making files, and for choosing direct I/O.
+    /// Returns options for writing, for creating files, and for choosing direct I/O.
     pub fn options() -> OpenOptions {
         OpenOptions::new()
     }
 
-    /// Takes an open descriptor as it is: direct if it was opened with `O_DIRECT`.
+    /// Wraps an open descriptor; I/O is direct if it was opened with `O_DIRECT`.
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a pipe or socket. What the kernel says of the descriptor; what making the context's engine says, if
-    /// this is its first file.
+    /// `InvalidInput`: a pipe or socket. Otherwise the kernel's error for the descriptor, or the
+    /// error of creating the context's engine, if this is its first file.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
         File::new(fd.into(), false, AnyEngine::of_this_context)
     }
 
-    /// As [`from_fd`](File::from_fd), on an engine of your own: for tests on a kernel that is scripted, or with a
-    /// [`Policy`] that lacks a guard.
+    /// As [`from_fd`](File::from_fd), on a given engine: for tests with a scripted backend, or with
+    /// a [`Policy`] that lacks a guard.
     ///
     /// # Errors
     ///
     /// As [`from_fd`](File::from_fd).
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
         File::new(fd.into(), false, || Ok(AnyEngine::unnamed(Arc::clone(engine) as _)))
     }
@@ -166,7 +163,7 @@ impl File {
         Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route))
     }
 
-    /// A file of the simulated kernel.
+    /// Creates a file of the simulated backend.
     fn simulated(engine: Arc<Simulated>, number: RawFd, direct: Direct) -> File {
         let sector = engine.kernel.sector();
         let is_direct = direct != Direct::Never;
@@ -200,12 +197,12 @@ impl File {
         }
     }
 
-    /// Reads from `offset` until `buf` is full or the file ends. Returns how many bytes there were. What lies behind them in
-    /// `buf` is anything: direct I/O may leave zeroes there.
+    /// Reads from `offset` until `buf` is full or the file ends. Returns the number of bytes read.
+    /// The rest of `buf` is unspecified; direct I/O may zero it.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy. What was read before it is in `buf`.
+    /// The kernel's error, with cause and remedy. Data read before the error is in `buf`.
     ///
     /// # Panics
     ///
@@ -224,7 +221,7 @@ impl File {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the file ends before that; else as [`read_at`](File::read_at).
+    /// `UnexpectedEof` if the file ends first; otherwise as [`read_at`](File::read_at).
     ///
     /// # Panics
     ///
@@ -244,12 +241,12 @@ impl File {
         ))
     }
 
-    /// Writes all of `buf` at `offset`. Returns its length.
+    /// Writes all of `buf` at `offset`. Returns the length of `buf`.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; `WriteZero` if it takes nothing and gives no reason. A part of `buf` may have
-    /// been written.
+    /// The kernel's error, with cause and remedy; `WriteZero` if the kernel stops accepting data
+    /// without an error. Part of `buf` may have been written.
     ///
     /// # Panics
     ///
@@ -264,7 +261,7 @@ impl File {
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }
     }
 
-    /// Reads from `offset` into several buffers, one after the other, until all are full or the file ends.
+    /// Reads from `offset` into several buffers in sequence, until all are full or the file ends.
     ///
     /// # Errors
     ///
@@ -283,7 +280,7 @@ impl File {
         unsafe { self.transfer_vectors(Opcode::ReadVectored, Opcode::Read, &vectors, offset) }
     }
 
-    /// Writes several buffers at `offset`, one after the other. Returns their length together.
+    /// Writes several buffers in sequence at `offset`. Returns their total length.
     ///
     /// # Errors
     ///
@@ -302,11 +299,11 @@ impl File {
         unsafe { self.transfer_vectors(Opcode::WriteVectored, Opcode::Write, &vectors, offset) }
     }
 
-    /// Returns when what was written, and as much metadata as it takes to find it again, is on the medium.
+    /// Flushes file data, and the metadata needed to read it back, to stable storage (`fdatasync`).
     ///
     /// # Errors
     ///
-    /// The kernel's. What was written since the last sync may be lost then.
+    /// The kernel's error. Data written since the last successful sync may then be lost.
     ///
     /// # Panics
     ///
@@ -319,7 +316,7 @@ impl File {
         self.sync(Opcode::SyncData)
     }
 
-    /// Returns when what was written, and all metadata, is on the medium.
+    /// Flushes file data and all metadata to stable storage (`fsync`).
     ///
     /// # Errors
     ///
@@ -336,8 +333,9 @@ impl File {
         self.sync(Opcode::SyncAll)
     }
 
-    /// Waits until no request of this file is in flight or pending, as [`AioContext::drain`] waits: for the requests of
-    /// the context's other files too. What runs on the thread pool ([`set_len`](File::set_len), for one) is not a request.
+    /// Waits until no request of this file is in flight or pending, in the manner of
+    /// [`AioContext::drain`], which waits for the requests of the context's other files too. Work
+    /// on the thread pool, such as [`set_len`](File::set_len), is not a request.
     ///
     /// # Errors
     ///
@@ -345,11 +343,11 @@ impl File {
     ///
     /// # Panics
     ///
-    /// With the panic of what the loop runs.
+    /// Propagates panics from callbacks that the loop runs.
     ///
     /// # Control
     ///
-    /// May enter other coroutines. Blocks the thread, not the coroutine.
+    /// May enter other coroutines. Blocks the thread, not just the coroutine.
     #[doc(alias = "bdrv_drain")]
     pub fn drain(&self) -> io::Result<()> {
         self.check_context(|| "draining a file".into())?;
@@ -359,21 +357,22 @@ impl File {
         Ok(())
     }
 
-    /// Returns whether requests with aligned offset and length go past the page cache.
+    /// Returns whether requests with aligned offset and length bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// Returns what requests must be aligned to, to go past the page cache without a copy. If the memory alone is not aligned, requests
-    /// still do, through an aligned buffer (with [`Direct::Always`], they fail).
+    /// Returns the alignment that requests need to bypass the page cache without a copy. A request
+    /// with only its memory unaligned still bypasses the page cache, through an aligned buffer
+    /// (with [`Direct::Always`], it fails).
     pub fn alignment(&self) -> Alignment {
         self.alignment
     }
 }
 
 impl AsFd for File {
-    /// The file's own descriptor. Should another file be put in its place (`dup2`), requests may go to the first one still: io_uring
-    /// [knows](Kernel::register) it.
+    /// Returns the file's descriptor. If it is replaced by `dup2`, requests may still go to the
+    /// original file, which io_uring [registers](Kernel::register).
     ///
     /// # Panics
     ///

@@ -1,8 +1,9 @@
-//! What the engine asks of a kernel, and nothing more.
+//! The interface between the engine and a kernel backend.
 //!
-//! A kernel takes requests (`submit`) and puts what became of them on a completion ring. The engine looks at the ring
-//! in memory (`peek`), moves the shared cursor (`commit`), and sleeps through the kernel when there is nothing else to
-//! do (`wait`). A kernel never runs foreign code and never enters a coroutine.
+//! A backend accepts requests (`submit`) and puts their completions on a ring. The engine reads the
+//! ring in memory (`peek`), advances the shared cursor (`commit`), and sleeps in the backend when
+//! there is nothing else to do (`wait`). A backend never runs foreign code and never enters a
+//! coroutine.
 
 #![allow(unsafe_code)]
 
@@ -10,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-/// What the model checker's builds of the lock-free parts replace by its own.
+/// Atomics of the lock-free parts; the model checker's builds replace them.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 }
@@ -24,39 +25,39 @@ pub mod sim;
 pub mod threads;
 mod watch;
 
-/// What a request does.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opcode {
     /// Read into one buffer.
     Read,
     /// Write from one buffer.
     Write,
-    /// Read into several buffers, one after the other in the file.
+    /// Read into several buffers in sequence.
     ReadVectored,
-    /// Write from several buffers, one after the other in the file.
+    /// Write from several buffers in sequence.
     WriteVectored,
-    /// Data, and as much metadata as it takes to find it again, is on the medium (`fdatasync`).
+    /// Flush data, and the metadata needed to read it back, to stable storage (`fdatasync`).
     SyncData,
-    /// Data and metadata are on the medium (`fsync`).
+    /// Flush data and all metadata to stable storage (`fsync`).
     SyncAll,
 }
 
-/// One request as the engine hands it to a kernel: plain data without a lifetime.
+/// A request as the engine passes it to a backend: plain data without a lifetime.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// What to do.
+    /// The operation.
     pub opcode: Opcode,
-    /// To which file: its descriptor, or the number that [`Kernel::register`] gave.
+    /// The file: its descriptor, or the number that [`Kernel::register`] returned.
     pub fd: RawFd,
-    /// Address of the buffer, or of the array of `iovec`s; 0 for the syncs.
+    /// Address of the buffer, or of the array of `iovec`s; 0 for syncs.
     pub addr: u64,
-    /// Length in bytes, or the number of `iovec`s; 0 for the syncs.
+    /// Length in bytes, or the number of `iovec`s; 0 for syncs.
     pub len: u64,
-    /// Where in the file, in bytes; 0 for the syncs.
+    /// Offset in the file, in bytes; 0 for syncs.
     pub offset: u64,
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The key that the request was prepared with.
@@ -65,126 +66,141 @@ pub struct Completion {
     pub result: i64,
 }
 
-/// A kernel that an [`Engine`](crate::Engine) can run on.
+/// A backend for an [`Engine`](crate::Engine).
 ///
-/// Everything that can change which completions an engine sees, or which file a number names, is `unsafe` to call: an
-/// engine believes its kernel, and gives a buffer back on the kernel's word. A caller that drives a kernel directly, as a
-/// kernel's own tests do, keeps the contract of each method in the engine's place.
+/// Every method that can change which completions an engine sees, or which file a number names, is
+/// `unsafe` to call: an engine trusts its backend, and returns a buffer to its owner when the
+/// backend reports completion. A caller that drives a backend directly, such as a backend's own
+/// tests, must keep each method's contract in place of the engine.
 ///
 /// # Safety
 ///
-/// The engine lends memory to the kernel on the kernel's word (*lent to the kernel*): an entry that `submit` did not
-/// count must not be touched later, and after its completion was peeked the request's memory must not be touched either.
-/// Each counted entry completes exactly once.
+/// The engine lends memory to the kernel and relies on the backend to report its return (*lent to
+/// the kernel*): an entry that `submit` did not count must not be accessed later, and a request's
+/// memory must not be accessed once its completion can be peeked. Each counted entry completes
+/// exactly once.
 ///
-/// The implementation may rely on the contracts of the methods. In particular `wait` runs beside `peek`, `commit`,
-/// `cancel` and, unless the kernel [submits at home](Self::SUBMITS_AT_HOME), `submit` of another thread: it must not take
-/// anything off the ring.
+/// The implementation may rely on the methods' contracts. In particular, `wait` runs concurrently
+/// with `peek`, `commit`, `cancel` and, unless the backend [submits at
+/// home](Self::SUBMITS_AT_HOME), `submit` on another thread: it must not take anything off the
+/// ring.
 pub unsafe trait Kernel: Send + Sync + 'static {
-    /// Whether `submit` is for the context's home thread alone: a request may not outlive the thread that submitted it.
+    /// Whether only the context's home thread may call `submit`, because a request must not outlive
+    /// the thread that submitted it.
     const SUBMITS_AT_HOME: bool = false;
 
-    /// A request in the form that this kernel takes.
+    /// A request in the backend's own form.
     type Entry: Send;
 
-    /// The most requests that can be in flight at once.
+    /// Returns the maximum number of requests in flight.
     fn capacity(&self) -> u32;
 
-    /// Makes a file known before there are requests on it, where they cost less then. Returns the number by which they name it: the
-    /// descriptor itself, or one that this kernel alone understands, until [`unregister`](Self::unregister).
+    /// Registers a file before requests use it, if that makes them cheaper. Returns the number that
+    /// requests use for the file: the descriptor itself, or a number that only this backend
+    /// understands, valid until [`unregister`](Self::unregister).
     ///
     /// # Safety
     ///
-    /// The number is used in requests to this kernel alone. If it is not the descriptor's own, the caller passes it to
-    /// [`unregister`](Self::unregister) once, before the descriptor is closed.
+    /// The number is used only in requests to this backend. If it is not the descriptor itself, the
+    /// caller passes it to [`unregister`](Self::unregister) once, before the descriptor is closed.
     unsafe fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
         fd.as_raw_fd()
     }
 
-    /// Lets go of a file that is not used by its number any more, before its descriptor is closed.
+    /// Releases a registered file whose number is no longer used, before its descriptor is closed.
     ///
     /// # Safety
     ///
-    /// `number` came from [`register`](Self::register) of this kernel, has not been passed to this method since, and is
-    /// used in no request from now on: it may name another file next.
+    /// `number` was returned by [`register`](Self::register) of this backend, has not been passed
+    /// to this method since, and is used in no later request: it may be assigned to another file
+    /// next.
     ///
     /// # Panics
     ///
-    /// May, if the number is not one that [`register`](Self::register) gave.
+    /// May panic if [`register`](Self::register) did not return the number.
     unsafe fn unregister(&self, number: RawFd) {
         let _ = number;
     }
 
-    /// Puts a request into the kernel's form. `key` comes back in its [`Completion`]; `u64::MAX` is never used.
+    /// Converts a request to the backend's form. `key` comes back in its [`Completion`]; `u64::MAX`
+    /// is never used as a key.
     fn prepare(&self, operation: &Operation, key: u64) -> Self::Entry;
 
-    /// Says of an entry whether it shall fail with `EAGAIN` rather than block whoever submits it; and with `EOPNOTSUPP` where
-    /// the file has no such thing. A kernel whose submit does not block takes no notice. The syncs never are to.
+    /// Sets whether an entry fails with `EAGAIN` instead of blocking its submitter, or with
+    /// `EOPNOTSUPP` if the file does not support this. A backend whose submit never blocks ignores
+    /// the setting. It is never set for syncs.
     #[inline]
     fn set_nowait(&self, entry: &mut Self::Entry, nowait: bool) {
         let _ = (entry, nowait);
     }
 
-    /// The key that an entry was prepared with.
+    /// Returns the key that an entry was prepared with.
     fn key(&self, entry: &Self::Entry) -> u64;
 
-    /// Hands over as many of `entries` as the kernel takes, from the front, in one system call, and returns their
-    /// number (at least 1 if `entries` is not empty).
+    /// Submits as many of `entries` as the kernel accepts, from the front, in one system call.
+    /// Returns their number (at least 1 if `entries` is not empty).
     ///
     /// # Errors
     ///
-    /// None was taken. `WouldBlock`: try again later. `Interrupted` is retried inside. Any other error concerns the
-    /// first entry alone.
+    /// No entry was accepted. `WouldBlock`: try again later. `Interrupted` is retried internally.
+    /// Any other error concerns only the first entry.
     ///
     /// # Safety
     ///
-    /// The memory that each entry names stays valid, and for reads unaliased, until its completion was peeked. No other thread
-    /// submits; nor does one [`wait`](Self::wait) with a descriptor, if the kernel [submits at home](Self::SUBMITS_AT_HOME).
-    /// If it does, the calling thread does not end before each entry has completed.
+    /// The memory that each entry names stays valid, and for reads unaliased, until its completion
+    /// has been peeked. No other thread is submitting, nor, if the backend [submits at
+    /// home](Self::SUBMITS_AT_HOME), in [`wait`](Self::wait) with a descriptor. In that case the
+    /// calling thread also does not end before each entry has completed.
     unsafe fn submit(&self, entries: &mut [Self::Entry]) -> io::Result<usize>;
 
-    /// Asks for the request of this key, which is in flight, to complete soon, with `ECANCELED` or with whatever became of
-    /// it. A kernel that cannot do that does nothing: the completion comes all the same, and is waited for (rule E11).
-    /// Any thread may call it, also beside any other method.
+    /// Asks for the in-flight request with this key to complete soon, with `ECANCELED` or its
+    /// regular result. A backend that cannot do this does nothing: the completion arrives in any
+    /// case, and is awaited. May be called on any thread, concurrently with any other method.
     ///
     /// # Safety
     ///
-    /// `key` is that of a request whose owner has asked for its end. A key that is not in flight is ignored.
+    /// The owner of the request with this key has asked to end it. A key that is not in flight is
+    /// ignored.
     unsafe fn cancel(&self, key: u64) {
         let _ = key;
     }
 
-    /// The completion at the cursor, by value; the cursor does not move. A look at memory, no system call.
+    /// Returns a copy of the completion at the cursor, without advancing the cursor. Reads memory;
+    /// makes no system call.
     ///
     /// # Safety
     ///
-    /// A caller that does not hold the lock under which completions are taken (the context's, rule E9) uses the value for
-    /// nothing but whether something is there: the completion may be another thread's to take.
+    /// A caller that does not hold the lock under which completions are taken (the context's) uses
+    /// only the fact that there is a completion, not its value: another thread may be taking it.
     unsafe fn peek(&self) -> Option<Completion>;
 
-    /// Moves the cursor past the completion that was peeked last.
+    /// Advances the cursor past the completion that was peeked last.
     ///
     /// # Safety
     ///
-    /// The caller holds the lock under which completions are taken, and since it took the lock and moved the cursor last,
-    /// [`peek`](Self::peek) has returned a completion, which the caller delivers to its request once.
+    /// The caller holds the lock under which completions are taken. Since taking the lock, and
+    /// since the last `commit`, [`peek`](Self::peek) has returned a completion, which the caller
+    /// delivers to its request once.
     unsafe fn commit(&self);
 
-    /// Sleeps until `min` completions are on the ring, `other` (if there is one) is readable, or `timeout` is over (`None`: no end), and
-    /// leaves the ring as it is. A signal ends it early, which is not an error.
+    /// Sleeps until `min` completions are on the ring, `other` (if given) is readable, or `timeout`
+    /// expires (`None`: never). Leaves the ring unchanged. A signal ends the sleep early, which is
+    /// not an error.
     ///
-    /// With `min` above 1, `other` may count as one completion: a caller who cannot wait longer gives a timeout. And it may
-    /// end after the first completion already, where the kernel cannot wait for more.
+    /// With `min` above 1, `other` may count as one completion: a caller that cannot wait longer
+    /// must give a timeout. The sleep may also end after the first completion, if the backend
+    /// cannot wait for more.
     ///
-    /// `other` is known by its number: one that was given here must not be closed and another one come by its number.
+    /// `other` is identified by its number: a descriptor that was passed here must not be closed
+    /// and its number reused for another one that is passed.
     ///
     /// # Errors
     ///
-    /// What the system call says, if it cannot wait at all.
+    /// The system call's error, if it cannot wait at all.
     ///
     /// # Safety
     ///
-    /// No other thread waits. With `other`, and if the kernel [submits at home](Self::SUBMITS_AT_HOME), the caller is the
-    /// thread that submits.
+    /// No other thread waits. With `other`, and if the backend [submits at
+    /// home](Self::SUBMITS_AT_HOME), the caller is the thread that submits.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
 }

@@ -1,4 +1,5 @@
-//! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux native AIO.
+//! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux
+//! native AIO.
 //!
 //! ```
 //! use coralio_aio::{File, spawn};
@@ -26,19 +27,25 @@
 //! # }
 //! ```
 //!
-//! # Who does what
+//! # How it works
 //!
-//! A [`File`]'s call makes a request and suspends the coroutine. Requests gather while the event loop runs other
-//! coroutines, and go to the kernel together, in one system call. What is done is read off the kernel's ring in
-//! memory, and its coroutine woken. [`Engine`] has the picture.
+//! A [`File`] call creates a request and suspends the coroutine. Requests accumulate while the
+//! event loop runs other coroutines, and are submitted together in one system call. Completions are
+//! read from the kernel's ring in memory, and wake their coroutines.
 //!
-//! # Sound with borrowed buffers
+//! # Soundness of borrowed buffers
 //!
-//! A coroutine's stack stays where it is while it is suspended, so the kernel may write into a buffer on it. The call
-//! does not return and does not unwind before the kernel has given the buffer back: not when the coroutine is cancelled,
-//! nor when its context ends.
+//! A suspended coroutine's stack does not move, so the kernel may write into a buffer on it. The
+//! call neither returns nor unwinds before the kernel has released the buffer, not even if the
+//! coroutine is cancelled or its context ends.
+//!
+//! # Control flow
+//!
+//! Functions without a `# Control` section never switch: they do not enter a coroutine, yield or
+//! block. (Called on a thread other than the context's, a function may wait for the context's
+//! lock.)
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod any;
@@ -77,21 +84,23 @@ pub use simulate::simulate;
 
 use any::AnyEngine;
 
-/// Queue depth where none was asked for: requests that the kernel has at once.
+/// Default queue depth: the maximum number of requests in flight.
 ///
-/// Less than the queue of what is common: 128 of a loop device, 256 of virtio, 1023 of NVMe (`/sys/block/*/queue/nr_requests`).
-/// When a device's queue is full, whoever submits waits for it. And so shared ones have room for others; batches of 16 already
-/// cost as little per request as larger ones do.
+/// Smaller than common device queues (`/sys/block/*/queue/nr_requests`): 128 for a loop device, 256
+/// for virtio, 1023 for NVMe. A submit blocks while the device's queue is full. The margin leaves
+/// room for other users of a shared device; batches of 16 already cost as little per request as
+/// larger ones do.
 pub const DEFAULT_DEPTH: u32 = 64;
 
-/// Runs `f` as the first coroutine of a new context on this thread, and the event loop until it ends.
+/// Runs `f` as the first coroutine of a new context on this thread, and the event loop until `f`
+/// returns.
 ///
-/// Coroutines that are left then are unwound; join those whose end matters.
+/// Coroutines still alive at that point are unwound; join those that must finish.
 ///
 /// # Panics
 ///
-/// With `f`'s panic. If this thread runs a context already; if the system has no resources for one: use [`Runner`] to get
-/// that as an error.
+/// Propagates `f`'s panic. Panics if this thread already runs a context, or if the system lacks the
+/// resources for one; use [`Runner`] to get the latter as an error.
 #[track_caller]
 pub fn run<T>(f: impl FnOnce() -> T) -> T {
     match Runner::new().run(f) {
@@ -100,7 +109,7 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Sets up a context with its I/O engine, and runs it.
+/// Configures a context with its I/O engine, and runs it.
 ///
 /// ```
 /// let seven = coralio_aio::Runner::new().depth(32).stack_size(256 * 1024).run(|| 7).unwrap();
@@ -122,73 +131,76 @@ impl Default for Runner {
 }
 
 impl Runner {
-    /// [`KernelChoice::Auto`], queue depth [`DEFAULT_DEPTH`], stack size [`DEFAULT_STACK_SIZE`].
+    /// Creates a runner with [`KernelChoice::Auto`], queue depth [`DEFAULT_DEPTH`] and stack size
+    /// [`DEFAULT_STACK_SIZE`].
     pub fn new() -> Runner {
         Runner { kernel: KernelChoice::Auto, depth: DEFAULT_DEPTH, submit_limit: None, context: AioContext::builder() }
     }
 
-    /// Which of the kernel's interfaces to use.
+    /// Sets the kernel interface to use.
     pub fn kernel(mut self, choice: KernelChoice) -> Runner {
         self.kernel = choice;
         self
     }
 
-    /// The most requests that the kernel has at once; more wait their turn.
+    /// Sets the maximum number of requests in flight; further requests wait.
     ///
-    /// Keep it below the device's queue (`/sys/block/*/queue/nr_requests`), beyond which a submit blocks: for 3 to
-    /// 11 milliseconds with 512 in flight on a queue of 256, on native AIO and io_uring alike, and under
-    /// [`KernelChoice::Auto`] too, since the kernel does not refuse for that. Large requests count several times: the kernel splits them
-    /// (`/sys/block/*/queue/max_sectors_kb`).
+    /// Keep it below the size of the device's queue (`/sys/block/*/queue/nr_requests`). A submit
+    /// that exceeds that queue blocks: for 3 to 11 milliseconds with 512 requests in flight on a
+    /// queue of 256, with native AIO and io_uring alike. [`KernelChoice::Auto`] does not help,
+    /// since the kernel does not report this case as blocking. Large requests count several times
+    /// because the kernel splits them (`/sys/block/*/queue/max_sectors_kb`).
     pub fn depth(mut self, depth: u32) -> Runner {
         self.depth = depth;
         self
     }
 
-    /// Stack size of coroutines in bytes, guard page included, where none is asked for.
+    /// Sets the default stack size of coroutines in bytes, including the guard page.
     pub fn stack_size(mut self, bytes: usize) -> Runner {
         self.context = self.context.stack_size(bytes);
         self
     }
 
-    /// For how long the loop may keep looking for completions before it sleeps, as
-    /// [`ContextBuilder::poll_limit`]: latency for CPU time.
+    /// Sets how long the loop may busy-poll for completions before it sleeps: latency in exchange
+    /// for CPU time. See [`ContextBuilder::poll_limit`].
     pub fn poll_limit(mut self, limit: Duration) -> Runner {
         self.context = self.context.poll_limit(limit);
         self
     }
 
-    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each submit reads the clock twice
-    /// then; without a limit, none does.
+    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each
+    /// submit then reads the clock twice; without a limit, submits do not read it.
     ///
-    /// Under [`KernelChoice::Auto`] what would block goes to a thread. What is counted all the same tells of a queue that is
-    /// too deep for the device, or of a thread that did not have a processor.
+    /// Under [`KernelChoice::Auto`], requests that would block go to a thread. A slow submit that
+    /// is counted nevertheless indicates a queue too deep for the device, or a thread that was not
+    /// scheduled.
     pub fn submit_limit(mut self, limit: Duration) -> Runner {
         self.submit_limit = Some(limit);
         self
     }
 
-    /// Has what happens told to an event log, as [`ContextBuilder::trace`].
+    /// Records events in an event log, see [`ContextBuilder::trace`].
     pub fn trace(mut self, trace: &trace::Trace) -> Runner {
         self.context = self.context.trace(trace);
         self
     }
 
-    /// For what else a context can be set up with.
+    /// Sets the other options of the context. Replaces those set before through this runner.
     pub fn context(mut self, builder: ContextBuilder) -> Runner {
         self.context = builder;
         self
     }
 
-    /// As [`run`].
+    /// Runs `f` as [`run`] does.
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a depth that cannot be. What the kernel says if it has no resources for an engine, with the
-    /// remedy.
+    /// `InvalidInput`: invalid queue depth. Otherwise the system's error if it lacks the resources
+    /// for a context or an engine, with the remedy.
     ///
     /// # Panics
     ///
-    /// With `f`'s panic. If this thread runs a context already.
+    /// Propagates `f`'s panic. Panics if this thread already runs a context.
     #[track_caller]
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
         let Runner { kernel, depth, submit_limit, context } = self;
@@ -200,11 +212,7 @@ impl Runner {
     }
 }
 
-/// What this context's engine has done so far. All zero before its first file.
-///
-/// # Control
-///
-/// Never switches.
+/// Returns the statistics of this context's engine. All zero before its first file.
 pub fn stats() -> Stats {
     match AioContext::current().and_then(|context| context.source()) {
         Some(_) => AnyEngine::of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
@@ -212,7 +220,8 @@ pub fn stats() -> Stats {
     }
 }
 
-/// By what this context's I/O goes to the kernel, and why; `None` before its first file, and outside a context.
+/// Returns the kernel interface that this context uses, and why; `None` before its first file, and
+/// outside a context.
 ///
 /// ```
 /// use coralio_aio::{Runner, chosen_kernel};
@@ -221,28 +230,20 @@ pub fn stats() -> Stats {
 /// Runner::new().run(|| println!("{}", chosen_kernel().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```
-///
-/// # Control
-///
-/// Never switches.
 pub fn chosen_kernel() -> Option<Chosen> {
     AioContext::current()?.source()?;
     AnyEngine::of_this_context().ok()?.chosen()
 }
 
-/// Lets this context's requests gather until the plug is dropped, so that they share one system call.
+/// Delays this context's requests until the plug is dropped, so that they share one system call.
 ///
 /// # Errors
 ///
-/// What making the engine says, if the context has none yet.
+/// The error of creating the engine, if the context has none yet.
 ///
 /// # Panics
 ///
 /// Outside a context.
-///
-/// # Control
-///
-/// Never switches.
 pub fn plug() -> io::Result<Plug> {
     Ok(AnyEngine::of_this_context()?.plug())
 }

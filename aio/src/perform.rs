@@ -1,13 +1,14 @@
-//! One request, from its beginning to its end, in the frame of whoever asks for it.
+//! The life of one request, in the stack frame of its caller.
 //!
 //! ```text
-//!   begin     called      a slot, queued, submitted perhaps
-//!   suspend   in line     until the slot has a result
-//!   end       called      the slot is free again
+//!   begin     called      allocates a slot, queues, possibly submits
+//!   suspend   inlined     until the slot has a result
+//!   end       called      frees the slot
 //! ```
 //!
-//! The processor expects returns to match the calls that it saw last. A frame that is left on another stack and returned from
-//! later breaks that twice. So the suspension, and nothing else, is compiled into the caller, all the way up to
+//! The processor's return predictor expects each return to match its most recent calls. A frame
+//! that is suspended and returned from later, after other stacks have run, mispredicts twice. So
+//! the suspension, and nothing else, is inlined into the caller, all the way up to
 //! [`File::read_at`](crate::File::read_at).
 
 #![allow(unsafe_code)]
@@ -21,18 +22,18 @@ use crate::kernel::{Kernel, Operation};
 use crate::policy::Policy;
 use crate::request::Slot;
 
-/// An operation; with `nowait` one that the kernel shall refuse rather than block within submit (`EAGAIN`, or `EOPNOTSUPP` where it
-/// cannot tell).
+/// An operation. With `nowait`, the kernel fails it instead of blocking in submit (`EAGAIN`, or
+/// `EOPNOTSUPP` where it cannot tell).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
     pub(crate) operation: Operation,
     pub(crate) nowait: bool,
 }
 
-/// What a request needs of its engine, whichever that is.
+/// The engine operations that a request needs, independent of the engine's type.
 pub(crate) trait Performs {
-    /// Queues a request for the running coroutine, and submits unless it may gather with others. `None`: it may not be made, see
-    /// [`refusal`](Self::refusal).
+    /// Queues a request for the running coroutine, and submits unless it may be batched with
+    /// others. Returns `None` if the request is not allowed, see [`refusal`](Self::refusal).
     ///
     /// # Control
     ///
@@ -43,28 +44,31 @@ pub(crate) trait Performs {
     /// As [`Engine::transfer`], until the slot has a result.
     unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot>;
 
-    /// Gives the slot back, at home in the context that the request was made in.
+    /// Frees the slot, on the home thread of the context that made the request.
     fn end(&self, here: AtHome<'_>, slot: &Slot);
 
-    /// Why there is no request, as a negative `errno`.
+    /// Returns why there is no request, as a negative `errno`.
     fn refusal(&self, here: Option<AtHome<'_>>) -> i64;
 
-    /// The waiting coroutine is to end early (rule E11). Returns its result, if that was all.
+    /// Cancels the request because its coroutine ends early (rule E11). Returns the result if the
+    /// request has thereby ended.
     fn cancel(&self, slot: &Slot) -> Option<i64>;
 
-    /// Waits for the result without leaving this stack: it unwinds, or must not be left for another reason. Others that
-    /// complete meanwhile are woken, and run later.
+    /// Waits for the result without suspending, because the stack unwinds or cannot switch for
+    /// another reason. Coroutines whose requests complete meanwhile are woken and run later.
     fn wait_in_place(&self, slot: &Slot) -> i64;
 
-    /// Ends a request whose stack unwinds: returns when the kernel is done with its memory, early if it can be cancelled.
+    /// Ends the request of an unwinding stack: returns when the kernel no longer uses its memory,
+    /// cancelling it if possible.
     fn abandon(&self, slot: &Slot);
 }
 
-/// `EAGAIN` completions of one operation that are retried; the next one is its result.
+/// Maximum number of `EAGAIN` retries per operation; a further `EAGAIN` is its result.
 const MOST_AGAIN: u32 = 16;
 
-/// Does one operation, and returns the kernel's result; an error is a negative `errno`. Retries `EINTR`, and `EAGAIN` up to
-/// [`MOST_AGAIN`] times (rule E10): FUSE and network file systems complete requests with both.
+/// Performs one operation and returns the kernel's result; an error is a negative `errno`. Retries
+/// `EINTR`, and `EAGAIN` up to [`MOST_AGAIN`] times (rule E10): FUSE and network file systems
+/// complete requests with both.
 ///
 /// # Panics
 ///
@@ -79,16 +83,16 @@ const MOST_AGAIN: u32 = 16;
 /// As [`Engine::transfer`].
 #[inline(always)]
 pub(crate) unsafe fn perform(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
-    // SAFETY: the caller's promise.
+    // SAFETY: promised by the caller.
     let result = unsafe { perform_once(engine, attempt) };
     if result >= 0 {
         return result;
     }
-    // SAFETY: the caller's promise; the request that failed is over.
+    // SAFETY: promised by the caller; the failed request has ended.
     unsafe { retry(engine, attempt, result) }
 }
 
-/// Repeats an operation while `result`, an error, is one to retry.
+/// Repeats an operation while `result` is an error to retry.
 ///
 /// # Safety
 ///
@@ -99,28 +103,30 @@ unsafe fn retry(engine: &(impl Performs + ?Sized), attempt: &Attempt, mut result
     loop {
         match (-result) as i32 {
             libc::EINTR => {}
-            // Of a request that must not block, it is the refusal that the caller has asked for.
+            // With `nowait`, EAGAIN is the refusal that the caller asked for.
             libc::EAGAIN if !attempt.nowait && again < MOST_AGAIN => again += 1,
             _ => return result,
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         result = unsafe { perform_once(engine, attempt) };
     }
 }
 
-/// One request, and its result.
+/// Makes one request and returns its result.
 ///
 /// # Safety
 ///
 /// As [`Engine::transfer`].
 #[inline(always)]
 unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> i64 {
-    // SAFETY: it is used in this call alone.
+    // SAFETY: used only within this call.
     let Some(here) = (unsafe { AtHome::here() }) else { return engine.refusal(None) };
-    // SAFETY: the caller's promise; this does not return, and does not unwind, before the slot has a result.
+    // SAFETY: promised by the caller; this function neither returns nor unwinds before the slot has
+    // a result.
     let Some(slot) = (unsafe { engine.begin(here, attempt) }) else { return engine.refusal(Some(here)) };
     let request = InFlight { engine, slot, here };
-    // Rule E7: looks first, and again after each resumption. Submit may have reaped the request already.
+    // Rule E7: checks for the result before suspending and after each resumption. Submit may have
+    // reaped the request already.
     let found = here.suspend_until(|| slot.result(), || engine.cancel(slot));
     let result = found.unwrap_or_else(|| engine.wait_in_place(slot));
     mem::forget(request);
@@ -128,8 +134,8 @@ unsafe fn perform_once(engine: &(impl Performs + ?Sized), attempt: &Attempt) -> 
     result
 }
 
-/// A request that the kernel may have. If the stack unwinds over it, the request is cancelled, and its end waited for
-/// (rules C9, E13).
+/// A request that the kernel may hold. If the stack unwinds over it, the request is cancelled and
+/// awaited (rules C9, E13).
 struct InFlight<'a, E: Performs + ?Sized> {
     engine: &'a E,
     slot: &'a Slot,
@@ -156,7 +162,7 @@ impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
         if !gathers {
             self.submit();
         }
-        // The caller has one of its own.
+        // The caller creates its own.
         mem::forget(request);
         Some(slot)
     }

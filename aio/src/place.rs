@@ -1,23 +1,25 @@
-//! Where an engine is: with a context, or between two (rule E12).
+//! The location of an engine: with a context, or between two (rule E12).
 //!
 //! ```text
 //!   with A      under A's lock       A's thread submits, reaps and waits
-//!   in transit  under its own lock   nobody but whoever must: a stack that unwinds, a `Detached` that is dropped
+//!   in transit  under its own lock   only threads that must: an unwinding stack, a `Detached` being dropped
 //!   with B      under B's lock       B's thread
 //! ```
 //!
-//! Requests keep their coroutines, which stay at home: what B reaps for one of A's is stored in the request's slot, and A's loop
-//! is told. So who waits may find the engine gone. What it would have done itself it leaves here as *mail*: that a request
-//! be cancelled. A stack that must not be left before its request is done waits for *news*.
+//! A request's coroutine stays at its home: when B reaps a request of A, the result is stored in
+//! the request's slot, and A's loop is notified. So a waiter may find that the engine has moved. It
+//! then posts its cancellation as *mail* for the engine's current owner. A waiter that cannot
+//! suspend blocks on the condition variable `news`.
 //!
-//! Named here, and cited where they are relied on:
+//! Invariants named here and cited elsewhere:
 //!
-//! - *where it is, is whose lock*: the engine's state is changed under the lock of its place. Only who holds that lock moves it: the
-//!   home thread out of a context, whoever holds `transit` into one. A lock is taken, and then it is looked whether the
-//!   engine is still there.
-//! - *places stay*: a context that the engine was ever with is kept until the engine is dropped, so that a pointer to it is good
-//!   for as long as a reference to the engine; its descriptors too, whose numbers a kernel may still watch, and its
-//!   address, by which coroutines tell whose they are.
+//! - *where it is, is whose lock*: the engine's state is changed only under the lock of its current
+//!   place, and only the holder of that lock moves it: the home thread out of a context, the holder
+//!   of `transit` into one. After taking a lock, a thread checks that the engine is still there.
+//! - *places stay*: a context that the engine was ever with is kept until the engine is dropped. So
+//!   a pointer to it is valid for as long as a reference to the engine. Its descriptors stay open
+//!   too, because a backend may still watch their numbers, and its address stays in use, because
+//!   coroutines identify their context by it.
 
 #![allow(unsafe_code)]
 
@@ -29,30 +31,31 @@ use coralio_runtime::trace::Tracer;
 use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, HomeToken, LoopToken, Token};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
-/// See the module.
+/// See the module documentation.
 pub(crate) struct Place {
     /// Null in transit.
     now: AtomicPtr<AioContext>,
     transit: ReentrantMutex<()>,
     /// *places stay*
-    // Boxed, so that they do not move when one more comes.
+    // Boxed, so that they do not move when the vector grows.
     #[allow(clippy::vec_box)]
     places: Mutex<Vec<Box<AioContext>>>,
-    /// Requests that are to be cancelled.
+    /// Keys of requests to be cancelled.
     mail: Mutex<Vec<u64>>,
     has_mail: AtomicBool,
     news: Condvar,
     told: Mutex<()>,
-    /// A thread sleeps in place, with the engine's lock: it reads no mail before something completes.
+    /// A thread sleeps in place, holding the engine's lock: it does not read mail before a
+    /// completion arrives.
     asleep_in_place: AtomicBool,
-    /// Reaps and submits of the home thread that are on the stack. Its alone.
+    /// Number of reaps and submits on the home thread's stack. Accessed only by the home thread.
     busy: AtomicU32,
 }
 
-/// The engine's lock, held, whichever it is now. One of the two.
+/// Guard of the engine's current lock. Exactly one of the two fields is set.
 pub(crate) struct Held<'a> {
     _home: Option<HomeGuard<'a>>,
-    // Apart, so that what drops a `Held` at home is a few instructions, in line.
+    // A separate field, so that dropping a `Held` on the home thread is a few inlined instructions.
     _abroad: Option<Abroad<'a>>,
 }
 
@@ -61,14 +64,14 @@ enum Abroad<'a> {
     Transit { _guard: ReentrantMutexGuard<'a, ()> },
 }
 
-/// The lock of the place that the engine is in is held.
+/// Proof that the lock of the engine's current place is held.
 pub(crate) trait Locked {}
 impl Locked for Held<'_> {}
-/// Where the engine is with that home's context.
+/// Valid if the engine is with that home's context.
 impl Locked for HomeGuard<'_> {}
 
 impl<'a> Held<'a> {
-    /// Of an engine that is with the context whose home `here` is.
+    /// For an engine that is with the context whose home `here` is.
     #[inline]
     pub(crate) fn at_home(here: AtHome<'a>) -> Held<'a> {
         Held { _home: Some(here.acquire()), _abroad: None }
@@ -95,39 +98,39 @@ impl Place {
         }
     }
 
-    /// The context that it is with; `None` in transit.
+    /// Returns the engine's context; `None` in transit.
     #[inline]
     pub(crate) fn get(&self) -> Option<&AioContext> {
-        // Acquire pairs with the release in `go`: the engine as it was left is seen.
+        // Acquire pairs with the release in `go`: the engine's state at that point is visible.
         // SAFETY: *places stay*.
         unsafe { self.now.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Whether it is with this context, which `get` returned.
+    /// Whether the engine is with this context, which `get` returned.
     fn is(&self, context: &AioContext) -> bool {
-        // Relaxed: if it is, and this is that one's home, nobody else has moved it.
+        // Relaxed: on the context's home thread, or under its lock, the engine cannot move away.
         ptr::eq(self.now.load(Ordering::Relaxed), context)
     }
 
-    /// Whether it is with the context whose home `here` is.
+    /// Whether the engine is with the context whose home `here` is.
     #[inline]
     pub(crate) fn is_at(&self, here: AtHome<'_>) -> bool {
         self.get().is_some_and(|context| here.is_of(context))
     }
 
-    /// Whether the poll that `token` stands for is one of the context that it is with.
+    /// Whether the poll that `token` stands for is of the engine's context.
     #[inline]
     pub(crate) fn is_polled_by(&self, token: LoopToken<'_>) -> bool {
         self.get().is_some_and(|context| token.is_of(context))
     }
 
-    /// Whether the loop that `token` stands for is that of the context that it is with.
+    /// Whether the loop that `token` stands for is of the engine's context.
     #[inline]
     pub(crate) fn is_home_of(&self, token: HomeToken<'_>) -> bool {
         self.get().is_some_and(|context| token.is_of(context))
     }
 
-    /// As [`AioContext::at_home`], where it is; `None` in transit too.
+    /// As [`AioContext::at_home`] of the engine's context; also `None` in transit.
     #[inline(always)]
     pub(crate) fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
         self.get()?.at_home(f)
@@ -137,7 +140,7 @@ impl Place {
         self.get()?.tracer()
     }
 
-    /// *where it is, is whose lock*
+    /// Acquires the lock of the engine's current place (*where it is, is whose lock*).
     pub(crate) fn acquire(&self) -> Held<'_> {
         loop {
             let Some(context) = self.get() else {
@@ -153,13 +156,13 @@ impl Place {
         }
     }
 
-    /// As `acquire`; at home, if `here` says so, without a look where the engine is.
+    /// As `acquire`; if `here` is present, without checking where the engine is.
     #[inline]
     pub(crate) fn acquire_from<'a>(&'a self, here: Option<AtHome<'a>>) -> Held<'a> {
         here.map_or_else(|| self.acquire(), Held::at_home)
     }
 
-    /// The lock in transit, if it is in transit.
+    /// Acquires the transit lock, if the engine is in transit.
     #[cold]
     pub(crate) fn acquire_transit(&self) -> Option<Held<'_>> {
         let guard = self.transit.lock();
@@ -169,17 +172,18 @@ impl Place {
     fn go(&self, to: *mut AioContext) {
         // Release pairs with the acquire in `get`.
         self.now.store(to, Ordering::Release);
-        // Pairs with the fence in `mail`: it is seen here, or its sender sees where the engine is now.
+        // Pairs with the fence in `mail`: either this thread sees the mail, or its sender sees the
+        // engine's new place.
         fence(Ordering::SeqCst);
         self.tell();
     }
 
-    /// Leaves the context that it is with. Under that one's lock, on its home thread.
+    /// Leaves the engine's context. Called under that context's lock, on its home thread.
     pub(crate) fn leave(&self, _lock: &Held<'_>) {
         self.go(ptr::null_mut());
     }
 
-    /// Comes to `context`. Under the lock in transit.
+    /// Moves the engine to `context`. Called under the transit lock.
     pub(crate) fn enter(&self, _lock: &Held<'_>, context: &AioContext) {
         let mut places = locked(&self.places);
         let known = places.iter().position(|place| place.is_same(context));
@@ -198,21 +202,22 @@ impl Place {
         }
     }
 
-    /// Makes a coroutine of any of its places run, whose request is done.
+    /// Schedules a coroutine, of any context in `places`, whose request is done.
     #[cold]
     pub(crate) fn schedule(&self, waiter: Token) {
-        // One of them is its context; to the others it is nobody.
+        // One of these contexts owns the coroutine; the others ignore the token.
         locked(&self.places).iter().for_each(|place| place.schedule(waiter));
         self.tell();
     }
 
     fn tell(&self) {
-        // Between a look and its sleep, who waits for news has the lock.
+        // A waiter holds this lock between its check and its sleep.
         drop(locked(&self.told));
         self.news.notify_all();
     }
 
-    /// Blocks the thread until `done`, or until the engine is in transit. Who brings it about calls `schedule`.
+    /// Blocks the thread until `done`, or until the engine is in transit. The thread that makes
+    /// `done` true calls `schedule`.
     pub(crate) fn wait_for_news(&self, done: impl Fn() -> bool) {
         let mut told = locked(&self.told);
         while !done() && self.get().is_some() {
@@ -220,11 +225,12 @@ impl Place {
         }
     }
 
-    /// Has whoever has the engine cancel the request of this key.
+    /// Asks the engine's current owner to cancel the request with this key.
     #[cold]
     pub(crate) fn mail(&self, key: u64) {
         locked(&self.mail).push(key);
-        // Relaxed: `notify` has the fence that orders it before the loop's last look; an earlier look may miss it.
+        // Relaxed: the fence in `notify` orders the store before the loop's final check; an earlier
+        // check may miss it.
         self.has_mail.store(true, Ordering::Relaxed);
         // Pairs with the fences in `go` and `sleep_in_place`.
         fence(Ordering::SeqCst);
@@ -236,11 +242,12 @@ impl Place {
         self.has_mail.load(Ordering::Relaxed)
     }
 
-    /// Runs `sleep`, which sleeps in place, under the engine's lock. Returns false, and does not run it, if there is mail
-    /// to be read first.
+    /// Runs `sleep`, which blocks in place, under the engine's lock. Returns false without running
+    /// it if there is mail to read first.
     pub(crate) fn sleep_in_place(&self, sleep: impl FnOnce()) -> bool {
         self.asleep_in_place.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `mail`: the mail is seen here, or its sender sees that this thread sleeps.
+        // Pairs with the fence in `mail`: either this thread sees the mail, or its sender sees that
+        // this thread sleeps.
         fence(Ordering::SeqCst);
         let may_sleep = !self.has_mail();
         if may_sleep {
@@ -250,7 +257,7 @@ impl Place {
         may_sleep
     }
 
-    /// Whether a thread sleeps in place. To be asked after `mail`.
+    /// Whether a thread sleeps in place. Meaningful only after `mail`.
     pub(crate) fn is_asleep_in_place(&self) -> bool {
         self.asleep_in_place.load(Ordering::Relaxed)
     }
@@ -261,7 +268,8 @@ impl Place {
         std::mem::take(&mut mail)
     }
 
-    /// On the home thread: foreign code may run now on top of a reap or a submit, which relies on the place.
+    /// Marks, on the home thread, that foreign code may run on top of a reap or submit, which
+    /// relies on the engine's place.
     #[inline]
     pub(crate) fn busy(&self) -> impl Drop {
         struct Busy<'a>(&'a AtomicU32);
@@ -271,7 +279,8 @@ impl Place {
                 self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
             }
         }
-        // Relaxed, by plain load and store: the home thread's alone, and handed on with the engine.
+        // Relaxed, plain load and store: only the home thread accesses it, and it moves with the
+        // engine.
         self.busy.store(self.busy.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         Busy(&self.busy)
     }

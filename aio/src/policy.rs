@@ -1,159 +1,168 @@
-//! The engine's guards against its historic failures, as a type parameter.
+//! The engine's guards against historic bugs, as a type parameter.
 //!
-//! [`Current`] is what everybody runs on, and the only policy defined here. A test that wants to see a historic bug
-//! defines its own, with one guard out, and runs the same engine on it: so it is the production code that fails, a
-//! user's build cannot contain the failure, and the guards cost nothing.
+//! [`Current`] is used everywhere and is the only policy defined here. A test that reproduces a
+//! historic bug defines its own policy without one guard and runs the same engine on it. So the
+//! production code itself fails in the test, a user's build cannot contain the bug, and the guards
+//! cost nothing.
 //!
 //! | guard | without it |
 //! |---|---|
-//! | [`NOTIFIER`](Policy::NOTIFIER) | the loop sleeps while a completion is there |
-//! | [`ON_COMPLETION`](Policy::ON_COMPLETION) | a coroutine is entered on top of itself (H1, H2) |
-//! | [`CURSOR`](Policy::CURSOR) | a nested poll waits for what the outer reap holds (H4) |
-//! | [`COUNTS`](Policy::COUNTS) | a nested poll finds the queue full that has room |
-//! | [`REAP_LOCKS`](Policy::REAP_LOCKS) | two threads take the same completion (H3) |
-//! | [`AFTER_REAP`](Policy::AFTER_REAP) | recursion without end (H10), or a follow-up that never goes (H11) |
-//! | [`NOT_TAKEN`](Policy::NOT_TAKEN) | a wedge (H5, H6), or a request lost |
-//! | [`UNPLUG_COUNTS`](Policy::UNPLUG_COUNTS) | requests wait for a plug that is gone (H7) |
-//! | [`ON_CANCEL`](Policy::ON_CANCEL) | the kernel writes what it no longer has (H12) |
-//! | [`ON_SHORT`](Policy::ON_SHORT) | a part of a file is taken for all of it (H11) |
+//! | [`NOTIFIER`](Policy::NOTIFIER) | the loop sleeps although a completion is available |
+//! | [`ON_COMPLETION`](Policy::ON_COMPLETION) | a coroutine is entered on top of itself |
+//! | [`CURSOR`](Policy::CURSOR) | a nested poll waits for completions held by the outer reap |
+//! | [`COUNTS`](Policy::COUNTS) | a nested poll sees a full queue that has room |
+//! | [`REAP_LOCKS`](Policy::REAP_LOCKS) | two threads take the same completion |
+//! | [`AFTER_REAP`](Policy::AFTER_REAP) | unbounded recursion, or a follow-up that is never submitted |
+//! | [`NOT_TAKEN`](Policy::NOT_TAKEN) | a wedged queue, or a lost request |
+//! | [`UNPLUG_COUNTS`](Policy::UNPLUG_COUNTS) | requests wait for a plug that is gone |
+//! | [`ON_CANCEL`](Policy::ON_CANCEL) | the kernel writes to memory that it no longer owns |
+//! | [`ON_SHORT`](Policy::ON_SHORT) | part of a file is taken for all of it |
+
+// The rules behind the guards: NOTIFIER E1; ON_COMPLETION E6, H1, H2; CURSOR E5, H4; COUNTS E5;
+// REAP_LOCKS E9, H3; AFTER_REAP E8, H10, H11; NOT_TAKEN E2, H5, H6; UNPLUG_COUNTS E3, H7;
+// ON_CANCEL E11, H12; ON_SHORT E10, H11.
 
 #![allow(unsafe_code)]
 
-/// What ends the loop's sleep (rule E1).
+/// Which events end the loop's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notifier {
-    /// A completion, among other things.
+    /// Completions, among others.
     Wakes,
-    /// Other things alone. Wrong: there may be none to come.
+    /// Only other events. Wrong: there may be none.
     Lost,
 }
 
-/// What a completion does to the coroutine whose request it is (rule E6).
+/// How a completion resumes the coroutine that made the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCompletion {
-    /// Wakes it, unless it is entered: then it will find its result by itself.
+    /// Wakes it, unless it is entered: it then finds its result by itself.
     WakeUnlessEntered,
-    /// Enters it at once, unless it is the coroutine that runs. Wrong: it may be entered beneath that one (rule H2).
+    /// Enters it immediately, unless it is the running coroutine. Wrong: it may be entered further
+    /// down the stack.
     EnterUnlessCurrent,
-    /// Enters it at once. Wrong: it may be the one that submits, and reaps (rule H1).
+    /// Enters it immediately. Wrong: it may be the coroutine that submits and reaps.
     Enter,
 }
 
-/// Where a reap keeps the completions that it has not come to (rule E5).
+/// Where a reap keeps completions that it has not processed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cursor {
-    /// On the ring: a nested reap goes on there.
+    /// On the ring: a nested reap continues there.
     Shared,
-    /// In a batch of its own. Wrong: a nested poll may wait for ever for what the batch holds (rule H4).
+    /// In a private batch. Wrong: a nested poll may wait forever for a completion in the batch.
     Private,
 }
 
-/// When a reap counts a request out of those in flight (rule E5).
+/// When a reap decrements the in-flight count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counts {
-    /// Before its coroutine runs.
+    /// Before the coroutine runs.
     BeforeWaking,
-    /// When that one has yielded or ended. Wrong: what it submits, and polls for, finds the queue full that has room.
+    /// After the coroutine has yielded or ended. Wrong: if it submits and polls, it sees a full
+    /// queue that has room.
     AfterWaking,
 }
 
-/// Who submits what those have queued whom a reap has woken (rule E8).
+/// Which code submits the requests queued by coroutines that a reap has woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterReap {
-    /// The loop, before its round is over.
+    /// The loop, before the iteration ends.
     LoopSubmits,
-    /// The reap. Wrong: a submit reaps, which submits, which reaps, without end (rule H10).
+    /// The reap. Wrong: submit reaps, which submits, which reaps, without bound.
     ReapSubmits,
-    /// Whoever reaps the next completion. Wrong: there may be none to come (rule H11).
+    /// The reap of the next completion. Wrong: there may be none.
     NobodySubmits,
 }
 
-/// What becomes of requests that the kernel did not take (rule E2).
+/// Handling of requests that the backend did not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
-    /// An error fails the first one alone, and the rest is tried again. "Try again", and what a call did not take, waits
-    /// for a completion; for the loop's next round, if none is to come.
+    /// An error fails only the first request, and the rest is retried. After EAGAIN or a partial
+    /// submit the remaining requests wait for a completion, or for the loop's next iteration if
+    /// nothing is in flight.
     StayQueued,
-    /// After an error the rest waits for a completion. Wrong: there may be none to come (rule H5).
+    /// After an error the rest waits for a completion. Wrong: there may be none.
     StuckAfterError,
-    /// After "try again" all wait for a completion. Wrong: there may be none to come (rule H6).
+    /// After EAGAIN all requests wait for a completion. Wrong: there may be none.
     StuckAfterAgain,
-    /// What a call did not take is gone from the queue. Wrong: its coroutines wait for ever.
+    /// After a partial submit the remaining requests are dropped. Wrong: their coroutines wait
+    /// forever.
     TailForgotten,
 }
 
-/// When a plug that goes is counted down (rule E3).
+/// When dropping a plug decrements the plug depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnplugCounts {
     /// Always.
     Always,
-    /// In one branch: unless the queue is full, and has to be submitted anyway. Wrong: later requests wait for a plug that is gone (rule
-    /// H7).
+    /// Only if the queue is not full, since a full queue is submitted anyway. Wrong: later requests
+    /// wait for a plug that is gone.
     UnlessFull,
 }
 
-/// When a request that is cancelled in flight is over (rule E11).
+/// When a request cancelled in flight ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCancel {
-    /// When it has completed.
+    /// When its completion is reaped.
     Waits,
-    /// At once. Wrong: the kernel still has its memory (rule H12).
+    /// Immediately. Wrong: the kernel still uses its memory.
     ReturnsAtOnce,
 }
 
-/// What a read is that brings less than was asked for (rule E10).
+/// Interpretation of a short read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnShort {
-    /// A part: the rest is asked for.
+    /// A partial read: request the rest.
     AsksAgain,
-    /// The end of the file. Wrong: it may be a signal, a full ring, or a limit of the device (rule H11).
+    /// The end of the file. Wrong: the cause may be a signal, a full ring, or a device limit.
     IsTheEnd,
 }
 
-/// Which guards the engine has. All constants: the compiler leaves out what is not chosen.
+/// The engine's guards. All are constants: the compiler removes the branches not chosen.
 ///
 /// # Safety
 ///
-/// Two of them are what soundness rests on; who takes them out answers for that.
+/// Soundness depends on two of the guards; an implementation that removes one must ensure:
 ///
-/// - `REAP_LOCKS` false: two threads may complete the same request, and a buffer come back while the kernel has it. The
-///   test that asks for it must keep the threads in step.
-/// - `ON_CANCEL` other than [`OnCancel::Waits`]: the kernel may read and write a request's memory after
-///   [`transfer`](crate::Engine::transfer) has returned. The test that asks for it must not cancel a request but one whose memory is
-///   nobody's, never freed, and looked at through raw pointers.
+/// - `REAP_LOCKS` false: two threads may complete the same request, and its buffer may return to
+///   its owner while the kernel uses it. The test must synchronise the threads.
+/// - `ON_CANCEL` other than [`OnCancel::Waits`]: the kernel may read and write a request's memory
+///   after [`transfer`](crate::Engine::transfer) has returned. The test must cancel only requests
+///   whose memory has no owner, is never freed, and is accessed only through raw pointers.
 pub unsafe trait Policy: Send + Sync + 'static {
-    /// What ends a sleep.
+    /// Which events end a sleep.
     const NOTIFIER: Notifier = Notifier::Wakes;
-    /// What a completion does.
+    /// How a completion resumes its coroutine.
     const ON_COMPLETION: OnCompletion = OnCompletion::WakeUnlessEntered;
-    /// Where completions wait that a reap has not come to.
+    /// Where a reap keeps unprocessed completions.
     const CURSOR: Cursor = Cursor::Shared;
-    /// When a completion counts.
+    /// When a reap decrements the in-flight count.
     const COUNTS: Counts = Counts::BeforeWaking;
-    /// Whether reaping from submit takes the context's lock (rule E9). Without it another thread may reap the same
-    /// completions (rule H3).
+    /// Whether reaping from submit takes the context's lock. Without it another thread may reap the
+    /// same completions.
     const REAP_LOCKS: bool = true;
-    /// Who submits what a reap has brought.
+    /// Which code submits requests queued during a reap.
     const AFTER_REAP: AfterReap = AfterReap::LoopSubmits;
-    /// What becomes of requests that the kernel did not take.
+    /// Handling of requests that the backend did not accept.
     const NOT_TAKEN: NotTaken = NotTaken::StayQueued;
-    /// When a plug that goes is counted.
+    /// When dropping a plug decrements the plug depth.
     const UNPLUG_COUNTS: UnplugCounts = UnplugCounts::Always;
-    /// When a cancelled request is over.
+    /// When a cancelled request ends.
     const ON_CANCEL: OnCancel = OnCancel::Waits;
-    /// What a short read is.
+    /// Interpretation of a short read.
     const ON_SHORT: OnShort = OnShort::AsksAgain;
 }
 
-/// Whether requests may stay queued with nothing in flight that could wake them.
+/// Whether requests may stay queued with nothing in flight to trigger the next submit.
 pub(crate) const fn gets_stuck<P: Policy>() -> bool {
     matches!(P::AFTER_REAP, AfterReap::NobodySubmits)
         || matches!(P::NOT_TAKEN, NotTaken::StuckAfterError | NotTaken::StuckAfterAgain)
 }
 
-/// All guards in.
+/// All guards active.
 #[derive(Clone, Copy, Debug)]
 pub struct Current;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for Current {}

@@ -1,20 +1,22 @@
-//! Threads for what only blocks: started on demand up to a bound, and ended when they were idle for a while.
+//! A thread pool for blocking work: threads are started on demand up to a limit, and end after an
+//! idle period.
 //!
 //! ```text
-//!   put(batch)        a worker                         another one
-//!   ----------        --------                         -----------
-//!   one lock
-//!   wakes one  ---->  takes the first
-//!                     is there more, and nobody on
-//!                     the way?  wakes one  --------->  takes the next, ..
-//!                     runs what it took
+//!   put(batch)        a worker                         another worker
+//!   ----------        --------                         --------------
+//!   locks once
+//!   wakes one  ---->  takes the first item
+//!                     more queued, and no thread
+//!                     coming?  wakes one  ---------->  takes the next, ..
+//!                     runs its item
 //!                     takes the next
 //! ```
 //!
-//! Each wakes the next one before it blocks itself. So whoever puts pays for one wake, whatever the batch; work that does
-//! not block is done by few threads, one after the other; and while work is left and a thread is to be had, somebody is on
-//! the way (*somebody comes*). The one that went idle last is woken first: its stack is warm, and those that nobody needs
-//! come to their end.
+//! Each worker wakes the next one before it runs its own item. So `put` pays for one wake-up,
+//! whatever the batch size; work that does not block is done by few threads, one item after the
+//! other; and while work is queued and a thread is available, one is on its way (*somebody comes*).
+//! The thread that became idle last is woken first: its stack is warm, and surplus threads time
+//! out.
 
 #![allow(unsafe_code)]
 
@@ -27,29 +29,29 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// What a thread of a pool does. It does not panic.
+/// An item of work for a pool. `run` must not panic.
 pub(crate) trait Work: Send + 'static {
     fn run(self);
 }
 
-/// What a pool's threads are like.
+/// The properties of a pool's threads.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     /// Shown by `ps -T` and debuggers.
     pub(crate) name: &'static str,
     pub(crate) most: usize,
     pub(crate) stack_size: usize,
-    /// For how long an idle one stays.
+    /// How long an idle thread stays.
     pub(crate) patience: Duration,
-    /// Whether signals are left to other threads. Not where the user's code runs: a program that it starts inherits what is
-    /// blocked, and could not be stopped.
+    /// Whether to block signals, so that other threads handle them. Not where user code runs: a
+    /// program started there would inherit the blocked signals, and could not be stopped.
     pub(crate) leaves_signals: bool,
 }
 
-/// A queue of work and the threads that do it. It is never freed: they may outlive whoever made it.
+/// A queue of work and its threads. It is never freed, because the threads may outlive its creator.
 pub(crate) struct Pool<W: Work> {
     kind: Kind,
-    /// The process whose threads they are: a forked child has none of them.
+    /// The process that the threads belong to: a forked child has none of them.
     process: u32,
     start: fn(&'static Pool<W>) -> io::Result<()>,
     state: Mutex<State<W>>,
@@ -57,15 +59,15 @@ pub(crate) struct Pool<W: Work> {
 
 struct State<W> {
     queue: VecDeque<W>,
-    /// Those that wait for work, the last to come at the end.
+    /// Threads waiting for work; the last to become idle is at the end.
     idle: Vec<Thread>,
     /// Threads that have not ended, idle ones included.
     live: usize,
-    /// Woken or started, and not here yet: they will look at the queue.
+    /// Threads woken or started that have not reached the queue yet, but will check it.
     coming: usize,
 }
 
-/// How one more thread comes to look at the queue. Decided under the lock, done without it.
+/// How to get one more thread to check the queue. Decided under the lock, carried out without it.
 enum Summons {
     Nobody,
     Wake(Thread),
@@ -73,7 +75,7 @@ enum Summons {
 }
 
 impl<W: Work> State<W> {
-    /// Keeps up that *somebody comes*.
+    /// Maintains *somebody comes*.
     fn summon(&mut self, most: usize) -> Summons {
         if self.queue.is_empty() || self.coming > 0 {
             return Summons::Nobody;
@@ -105,13 +107,13 @@ impl<W: Work> Pool<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its threads are this process's.
+    /// Whether the pool's threads belong to this process.
     pub(crate) fn is_ours(&self) -> bool {
         self.process == std::process::id()
     }
 
-    /// Puts work on the queue, in order. If there is no thread and none can be started, this one does the work before it
-    /// returns.
+    /// Queues work, in order. If there is no thread and none can be started, the caller's thread
+    /// does the work before this returns.
     pub(crate) fn put(&'static self, work: impl Iterator<Item = W>) {
         let mut state = self.state();
         state.queue.extend(work);
@@ -120,7 +122,7 @@ impl<W: Work> Pool<W> {
         self.bring(summons);
     }
 
-    /// Takes work off the queue that nobody has begun.
+    /// Removes work from the queue that has not begun.
     pub(crate) fn take_back(&self, wanted: impl Fn(&W) -> bool) -> Option<W> {
         let mut state = self.state();
         let place = state.queue.iter().position(wanted)?;
@@ -139,13 +141,15 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// No thread could be started. Those that live do the work; if none does, this one.
+    /// Handles a failure to start a thread: existing threads do the work; without any, the caller
+    /// does.
     #[cold]
     fn do_without(&'static self) {
         let mut state = self.state();
         state.live -= 1;
         state.coming -= 1;
-        // Others may have put theirs meanwhile, counting on the one that did not come; and some may have gone idle.
+        // Other callers may have queued work meanwhile, relying on the thread that did not start;
+        // and some threads may have become idle.
         if let Some(idle) = (!state.queue.is_empty()).then(|| state.idle.pop()).flatten() {
             state.coming += 1;
             drop(state);
@@ -160,7 +164,7 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// A thread's life.
+    /// The main function of a worker.
     fn serve(&'static self) {
         if self.kind.leaves_signals {
             leave_signals_to_others();
@@ -182,7 +186,7 @@ impl<W: Work> Pool<W> {
         }
     }
 
-    /// Waits for work. `None`: none came for so long that the thread ends.
+    /// Waits for work. Returns `None` when the idle period is over and the thread ends.
     fn idle<'a>(&'a self, mut state: MutexGuard<'a, State<W>>) -> Option<MutexGuard<'a, State<W>>> {
         let me = thread::current();
         state.idle.push(me.clone());
@@ -192,7 +196,7 @@ impl<W: Work> Pool<W> {
             thread::park_timeout(self.kind.patience.saturating_sub(since.elapsed()));
             state = self.state();
             match state.idle.iter().position(|thread| thread.id() == me.id()) {
-                // Whoever takes one off the list has made it come.
+                // The thread that removed this one from the list has counted it in `coming`.
                 None => {
                     state.coming -= 1;
                     return Some(state);
@@ -208,8 +212,8 @@ impl<W: Work> Pool<W> {
     }
 }
 
-/// Signal handlers run on a thread that the program knows, with a stack to its taste. What a thread brings on itself by a
-/// fault it still gets.
+/// Blocks asynchronous signals so that handlers run on the program's own threads. Synchronous
+/// faults stay deliverable.
 fn leave_signals_to_others() {
     // SAFETY: the set is plain data, filled before it is read; nothing else is touched.
     unsafe {
@@ -222,7 +226,7 @@ fn leave_signals_to_others() {
     }
 }
 
-/// The process's pool of one kind, made when first asked for; a forked child makes its own.
+/// The process-wide pool of one kind, created on first use; a forked child creates its own.
 pub(crate) struct Global<W: Work>(AtomicPtr<Pool<W>>);
 
 impl<W: Work> Global<W> {
@@ -230,18 +234,18 @@ impl<W: Work> Global<W> {
         Global(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// No lock, which a fork could leave locked in the child for ever.
+    /// Returns the pool. Lock-free, because a fork could leave a lock held in the child forever.
     pub(crate) fn get(&self, kind: Kind) -> &'static Pool<W> {
         loop {
-            // Acquire pairs with the release below: the pool is complete.
+            // Acquire pairs with the release below: the pool is fully initialised.
             let there = self.0.load(Ordering::Acquire);
-            // SAFETY: what is put there is never freed.
+            // SAFETY: a pool stored here is never freed.
             if let Some(pool) = unsafe { there.as_ref() }.filter(|pool| pool.is_ours()) {
                 return pool;
             }
             let new = Box::into_raw(Box::new(Pool::new(kind)));
             if self.0.compare_exchange(there, new, Ordering::Release, Ordering::Relaxed).is_err() {
-                // SAFETY: made above, and nobody else has seen it.
+                // SAFETY: created above, and not shared.
                 drop(unsafe { Box::from_raw(new) });
             }
         }

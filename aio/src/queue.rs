@@ -1,9 +1,10 @@
-//! From a request to the kernel: pending, gathered, submitted (rules E2 to E4, E8).
+//! Submission: pending requests, batching, and the submit itself (rules E2 to E4, E8).
 //!
-//! A request waits in `pending` until somebody submits. While a plug is held, or the loop is in a round that will flush,
-//! requests gather, and one system call takes them all; a full batch goes at once. Submit then reaps what was done within
-//! the call, on the stack of whoever submitted. What is enqueued by those that the reap wakes gathers again: no submit
-//! comes from within a submit (rule E8).
+//! A request waits in `pending` until it is submitted. While a plug is held, or the loop is in an
+//! iteration that will flush, requests accumulate, and one system call takes them all; a full batch
+//! is submitted immediately. Submit then reaps the requests that completed within the call, on the
+//! submitter's stack. Requests enqueued by the coroutines that this reap wakes accumulate again:
+//! submit never calls submit (rule E8).
 
 #![allow(unsafe_code)]
 
@@ -22,17 +23,20 @@ use crate::perform::Attempt;
 use crate::place::{Held, Locked};
 use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
-/// Requests that the kernel has not got yet, in order. Under the context's lock: every method takes its guard.
+/// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
+/// takes its guard.
 pub(crate) struct Pending<E>(UnsafeCell<Line<E>>);
 
-/// A queue that lies in one piece, as the kernel wants it: entries are put on at the end, and those before `start` are gone.
+/// A contiguous queue, as the kernel requires: entries are appended at the end, and those before
+/// `start` are consumed.
 struct Line<E> {
     entries: Vec<E>,
     start: usize,
 }
 
-// SAFETY: *under the context's lock*: the queue is reached through methods that take the guard of the place that the engine is
-// in (*where it is, is whose lock*), and none of them runs foreign code, so each access is alone.
+// SAFETY: *under the context's lock*: the queue is accessed only through methods that take the
+// guard of the place that the engine is in (*where it is, is whose lock*). None of them runs
+// foreign code, so accesses never overlap.
 unsafe impl<E: Send> Sync for Pending<E> {}
 
 impl<E> Pending<E> {
@@ -53,7 +57,7 @@ impl<E> Pending<E> {
         line.entries.len() - line.start
     }
 
-    /// Puts one on that is made where it shall lie, and returns it.
+    /// Appends an entry, constructed in place, and returns a reference to it.
     #[inline]
     fn push(&self, lock: &impl Locked, make: impl FnOnce() -> E) -> &E {
         let entries = &mut self.line(lock).entries;
@@ -63,14 +67,15 @@ impl<E> Pending<E> {
         let end = entries.len();
         let entry = entries.spare_capacity_mut()[0].write(make());
         let entry = ptr::from_ref(entry);
-        // SAFETY: there is room for it, and it has been written.
+        // SAFETY: the capacity suffices, and the entry has been written.
         unsafe {
             entries.set_len(end + 1);
             &*entry
         }
     }
 
-    /// Offers the first `most` to `submit`, which is the kernel's and runs no foreign code; takes off as many as it took.
+    /// Offers the first `most` entries to `submit`, which is the backend's and runs no foreign
+    /// code, and removes those that it accepted.
     #[inline]
     fn offer(
         &self,
@@ -85,7 +90,7 @@ impl<E> Pending<E> {
         Ok(taken)
     }
 
-    /// Takes off the one that `is` it, if it is there. Returns whether it was.
+    /// Removes the entry that matches `is`. Returns whether there was one.
     fn take_back(&self, lock: &Held<'_>, is: impl Fn(&E) -> bool) -> bool {
         let line = self.line(lock);
         let found = line.entries[line.start..].iter().position(is);
@@ -96,7 +101,7 @@ impl<E> Pending<E> {
         found.is_some()
     }
 
-    /// Takes the first one off, and hands `of` it out.
+    /// Removes the first entry and returns `of` it.
     fn take_first<R>(&self, lock: &Held<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
@@ -118,7 +123,7 @@ impl<E> Line<E> {
             self.entries.clear();
             self.start = 0;
         } else if self.start > self.entries.len() / 2 {
-            // So each entry is moved once at most.
+            // Compacting at this point moves each entry at most once.
             self.entries.drain(..self.start);
             self.start = 0;
         }
@@ -126,7 +131,8 @@ impl<E> Line<E> {
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Queues a request. Returns whether it may gather with others: somebody is sure to submit.
+    /// Queues a request. Returns whether it may be batched with others, because a later submit is
+    /// certain.
     #[inline]
     pub(crate) fn enqueue(&self, here: AtHome<'_>, attempt: &Attempt, key: u64) -> bool {
         let guard = here.acquire();
@@ -136,22 +142,23 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             entry
         });
         self.tell_of(entry, RequestState::Pending);
-        // A batch is full when one call could not take more, whatever is in flight: else, with as many coroutines as the
-        // queue is deep, each would go alone.
+        // The batch is full when it reaches the queue depth, regardless of how many requests are in
+        // flight: otherwise, with as many coroutines as the queue is deep, each request would be
+        // submitted alone.
         let full = self.pending.len(&guard) >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
         plugged && !(full && self.may_go_at_once())
     }
 
-    /// Where requests complete within submit, coroutines that fill the queue again and again would never come back to
-    /// the loop. So only so many submits in a row go out of turn.
+    /// Limits consecutive submits outside the loop's flush. Where requests complete within submit,
+    /// coroutines that keep filling the queue would otherwise never return to the loop.
     fn may_go_at_once(&self) -> bool {
         let eager = self.eager.load(Ordering::Relaxed);
         self.eager.store(eager + 1, Ordering::Relaxed);
         eager < 16
     }
 
-    /// Whether a submit now would be of use.
+    /// Whether a submit now could make progress.
     pub(crate) fn can_submit(&self) -> bool {
         self.can_submit_under(&self.context.acquire())
     }
@@ -164,24 +171,26 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             && (in_flight == 0 && !const { gets_stuck::<P>() } || !self.blocked.load(Ordering::Relaxed))
     }
 
-    /// Submits what is pending, up to the depth, and reaps what is done by then. Returns whether anything was.
+    /// Submits pending requests up to the queue depth, and reaps those that have completed by then.
+    /// Returns whether any request ended.
     ///
     /// # Control
     ///
     /// May enter coroutines.
     pub(crate) fn submit(&self) -> bool {
-        // A child leaves the coroutine that forked for the loop, and comes by here.
+        // A forked child leaves the coroutine that forked and gets here on its way to the loop.
         if AtHome::in_child() {
             return false;
         }
         self.context.at_home(|here| self.submit_from(Some(here))).unwrap_or_else(|| self.submit_from(None))
     }
 
-    /// As `submit`, from home if `here` says so.
+    /// As `submit`; `here` is present on the home thread.
     pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _told = self.tell_span(Span::Submit);
         let mut progress = false;
-        // Those that fail may come again at once. Only so many are tried in a row, then the loop goes round.
+        // Failed requests may be resubmitted immediately by their coroutines. The number of
+        // attempts is bounded, so that the loop gets its turn.
         for _ in 0..=self.depth {
             let lock = self.context.acquire_from(here);
             if !self.can_submit_under(&lock) || AtHome::in_child() {
@@ -189,7 +198,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
             match self.submit_batch(&lock) {
                 Ok(()) => break,
-                // It concerns the first request alone; the rest is tried again.
+                // The error concerns only the first request; retry the rest.
                 Err(error) => progress |= self.fail_first(here, lock, &error),
             }
             if P::NOT_TAKEN == NotTaken::StuckAfterError {
@@ -202,13 +211,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         progress
     }
 
-    /// One system call.
+    /// Submits one batch, with one system call.
     #[inline]
     fn submit_batch(&self, lock: &Held<'_>) -> io::Result<()> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
         add(&self.counts.submits, 1);
-        // SAFETY: *lent to the kernel*: `transfer` keeps the memory of each request until its completion was reaped.
+        // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
+        // completion is reaped.
         let submit = |entries: &mut [K::Entry]| self.slow.time(|| unsafe { self.submit_and_tell(entries) });
         let submitted = self.pending.offer(lock, wanted, submit);
         match submitted {
@@ -222,7 +232,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // With nothing in flight no completion would ever lift it.
+                // With nothing in flight, no completion would ever clear `blocked`.
                 let blocks = in_flight > 0 || P::NOT_TAKEN == NotTaken::StuckAfterAgain;
                 self.blocked.store(blocks, Ordering::Relaxed);
                 Ok(())
@@ -231,8 +241,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// The coroutine of this request is to end early. If the request is pending still, it is taken off, and that is its end;
-    /// in flight, the kernel is asked to hurry, and the completion waited for (rule E11).
+    /// Ends a coroutine's request early. A pending request is removed and thereby ends; for one in
+    /// flight the kernel is asked to cancel it, and the coroutine still waits for the completion
+    /// (rule E11).
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
         if !self.is_at_home() {
@@ -243,32 +254,33 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
-    /// Takes a request back if it is pending; else asks the kernel to end it. Returns whether it was pending.
+    /// Removes a pending request, or asks the kernel to cancel it. Returns whether the request was
+    /// pending.
     pub(crate) fn cancel_under(&self, lock: &Held<'_>, key: u64) -> bool {
         let taken_back = self.take_back(lock, key);
         if !taken_back {
-            // SAFETY: the coroutine whose request it is ends early, or unwinds.
+            // SAFETY: the coroutine that made the request ends early or unwinds.
             unsafe { self.kernel.cancel(key) };
         }
         taken_back
     }
 
-    /// Has the thread that has the engine cancel a request. A thread that sleeps in place reads no mail before something
-    /// completes, so the kernel is asked here then.
+    /// Asks the thread that owns the engine to cancel a request. If a thread sleeps in place, it
+    /// does not read mail before a completion arrives, so this also asks the kernel directly.
     pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
         self.context.mail(key);
         if self.context.is_asleep_in_place() {
-            // SAFETY: as in `cancel_under`; any thread may ask.
+            // SAFETY: as in `cancel_under`; allowed from any thread.
             unsafe { self.kernel.cancel(key) };
         }
     }
 
-    /// Whether this is the home thread of the context that the engine is with.
+    /// Whether the calling thread is the home thread of the engine's context.
     pub(crate) fn is_at_home(&self) -> bool {
         self.context.at_home(|_| ()).is_some()
     }
 
-    /// Takes a request off, if it is pending. Returns whether it was.
+    /// Removes a request if it is pending. Returns whether it was.
     pub(crate) fn take_back(&self, lock: &Held<'_>, key: u64) -> bool {
         let pending = self.pending.take_back(lock, |entry| self.kernel.key(entry) == key);
         if pending {
@@ -293,25 +305,22 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-/// Requests gather while it lives; when the last one is dropped, they are submitted (rule E3).
+/// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
 ///
-/// A plug is a hint for speed: before the loop sleeps, and every sixteenth round, it submits even what is plugged.
+/// A plug is a performance hint: before the loop sleeps, and every sixteenth iteration, it submits
+/// plugged requests too.
 #[must_use = "requests gather until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn Unplug>,
 }
 
-/// An engine, whichever it is, to a plug that goes.
+/// Type-erased engine, as a plug needs it.
 trait Unplug: Send + Sync {
     fn unplug(&self);
 }
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Lets requests gather until the plug is dropped.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Delays requests until the plug is dropped.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
         let _guard = self.context.acquire();
@@ -328,7 +337,8 @@ impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
             UnplugCounts::UnlessFull => self.pending.len(&guard) < self.depth as usize,
         };
         self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
-        // A destructor enters nobody: the loop's next round submits, and it is told if it sleeps.
+        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
+        // is woken.
         self.context.notify();
     }
 }

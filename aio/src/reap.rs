@@ -1,11 +1,14 @@
-//! From the ring to the coroutine: re-entrant, one completion at a time (rules E5, E6, E9).
+//! Reaping: from the completion ring to the coroutine; re-entrant, one completion at a time (rules
+//! E5, E6, E9).
 //!
-//! The ring is the shared cursor. A reap takes one completion by value, counts, moves the cursor, and only then wakes the
-//! coroutine, which may run at once, submit, and reap from there: that nested reap goes on where the cursor stands, and
-//! the outer one finds the ring empty. Nothing of the engine is borrowed meanwhile.
+//! The ring itself holds the shared cursor. A reap copies one completion, decrements the in-flight
+//! count, advances the cursor, and only then wakes the coroutine. That coroutine may run
+//! immediately, submit, and reap in turn: the nested reap continues at the cursor, and the outer
+//! one then finds the ring empty. Nothing of the engine is borrowed meanwhile.
 //!
-//! Rule E5 has a bottom half scheduled first, so that a nested poll comes to look at the ring. Here every round looks at
-//! the ring anyway, which is a look at memory: the loop's [`dispatch`](coralio_runtime::Source::dispatch).
+//! Rule E5 requires a bottom half to be scheduled first, so that a nested poll looks at the ring.
+//! Here every iteration looks at the ring anyway, in
+//! [`dispatch`](coralio_runtime::Source::dispatch); it costs one memory access.
 
 #![allow(unsafe_code)]
 
@@ -20,7 +23,7 @@ use crate::place::Held;
 use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Completes what is on the ring. Returns whether anything was.
+    /// Processes all completions on the ring. Returns whether there were any.
     ///
     /// # Control
     ///
@@ -29,7 +32,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         self.context.at_home(|here| self.reap_from(Some(here))).unwrap_or_else(|| self.reap_from(None))
     }
 
-    /// As `reap`, from home if `here` says so.
+    /// As `reap`; `here` is present on the home thread.
     pub(crate) fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _guard = P::REAP_LOCKS.then(|| self.context.acquire_from(here));
         let _busy = here.map(|_| self.context.busy());
@@ -49,7 +52,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     }
                     progress = true;
                     if AtHome::in_child() {
-                        // It forked. The ring is in memory that the parent has too.
+                        // The coroutine forked. The ring is in memory shared with the parent.
                         break;
                     }
                 }
@@ -83,22 +86,23 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     #[inline]
     fn peek(&self) -> Option<Completion> {
-        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author answers for that.
+        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author is
+        // responsible.
         unsafe { self.kernel.peek() }
     }
 
     #[inline]
     fn commit(&self) {
-        // SAFETY: as in `peek`; a completion was peeked, and is delivered by the caller, once.
+        // SAFETY: as in `peek`; a completion was peeked, and the caller delivers it once.
         unsafe { self.kernel.commit() };
     }
 
-    /// One less in flight, so that the kernel has room again: whoever is woken next may poll, or panic. Checked: a completion
-    /// that was taken twice ends here (rule E9).
+    /// Decrements `in_flight` before the coroutine is woken, so that there is room again if that
+    /// coroutine polls or panics. Checked: a completion reaped twice is detected here (rule E9).
     #[inline]
     fn count_down(&self) {
         let Some(in_flight) = self.in_flight.load(Ordering::Relaxed).checked_sub(1) else { self.below_zero() };
-        // Plain load and store: the lock makes it one writer at a time.
+        // Plain load and store: the lock admits one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
         add(&self.counts.completions, 1);
@@ -107,10 +111,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Nothing is in flight any more: notifies the threads that poll this context for that (rule X9).
+    /// Nothing is in flight any more: notifies threads that wait for that in `poll_while` (rule
+    /// X9).
     ///
-    /// Without a fence: the counter was changed under the context's lock, under which a thread that waits in `poll_while`
-    /// evaluates its condition, after it has registered. So either the condition sees the change, or this sees the thread.
+    /// No fence is needed: the counter was changed under the context's lock. A waiter in
+    /// `poll_while` registers first and evaluates its condition under that lock. So either its
+    /// condition sees the change, or this call sees the waiter.
     #[inline]
     fn reached_zero(&self) {
         if let Some(context) = self.context.get().filter(|context| context.is_awaited()) {
@@ -118,7 +124,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// As `reached_zero`, for a request that ended without a completion.
+    /// As `reached_zero`, after a request that ended without a completion.
     pub(crate) fn notify_if_idle(&self, lock: &Held<'_>) {
         if self.in_flight.load(Ordering::Relaxed) == 0 && self.pending.len(lock) == 0 {
             self.reached_zero();
@@ -131,7 +137,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         panic!("in_flight below zero: a completion was reaped twice ({})", self.state())
     }
 
-    /// Stores a request's result and makes its coroutine run.
+    /// Stores a request's result and makes its coroutine runnable.
     ///
     /// # Control
     ///
@@ -140,21 +146,24 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     pub(crate) fn finish(&self, here: Option<AtHome<'_>>, key: u64, result: i64) {
         let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else { self.stray(key, result) };
         let Some(here) = here else {
-            // Another thread reaps. Whether the coroutine is entered, its own thread will see.
+            // Reaped on another thread. The home thread determines whether the coroutine is
+            // entered.
             return self.context.schedule(waiter);
         };
         match P::ON_COMPLETION {
-            // Rule E6: entered, it is inside submit somewhere below, and finds its result before it yields.
+            // Rule E6: an entered coroutine is inside submit further down this stack, and finds its
+            // result before it yields.
             OnCompletion::WakeUnlessEntered => {
                 if !here.wake_unless_entered(waiter) {
-                    // It is of a context that the engine was with before (rule E12).
+                    // The coroutine belongs to a context that the engine was with before (rule
+                    // E12).
                     self.context.schedule(waiter);
                 }
             }
             OnCompletion::EnterUnlessCurrent => {
                 let waits = here.coroutine(waiter).expect("it waits");
                 if here.current() == Some(waiter) {
-                    // It is entered, and so left alone; the event log is told.
+                    // The coroutine is entered, so this only records the wake in the event log.
                     waits.enter_unless_entered();
                 } else {
                     waits.enter();

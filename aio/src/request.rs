@@ -1,17 +1,18 @@
-//! The table of requests: what a completion finds by its key.
+//! The request table: maps a completion's key to its request.
 //!
-//! A slot's life, top to bottom:
+//! States of a slot, in order:
 //!
-//! | state     | result    | who may touch it                                                  |
+//! | state     | result    | may be accessed by                                                |
 //! |-----------|-----------|-------------------------------------------------------------------|
 //! | free      | anything  | the home thread, which takes it from the free list                |
-//! | waiting   | `PENDING` | nobody, until a completion brings its key                         |
+//! | waiting   | `PENDING` | nothing, until a completion with its key arrives                  |
 //! | done      | the value | the home thread, which reads it and frees the slot                |
 //!
-//! A key is the slot's index and its generation, so a stale or repeated completion is found out, not followed. Slots never
-//! move and are never freed while the engine lives. What is shared lies in atomics with plain loads and stores.
-//! Without the context's lock two completions of one request can still get past each other, which is why a
-//! [`Policy`](crate::policy::Policy) that takes the lock out is unsafe to write.
+//! A key is a slot's index and generation, so stale and repeated completions are detected. Slots
+//! never move, and are not freed while the engine exists. Shared state is in atomics with plain
+//! loads and stores. Without the context's lock, two completions of one request could be processed
+//! concurrently, which is why a [`Policy`](crate::policy::Policy) that removes the lock is unsafe
+//! to write.
 
 #![allow(unsafe_code)]
 
@@ -22,14 +23,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use coralio_runtime::Token;
 
-/// Not done yet. No kernel returns this.
+/// The request has not completed. No kernel returns this value.
 const PENDING: i64 = i64::MIN;
 /// End of the free list.
 const NONE: u32 = u32::MAX;
-/// Slots in the first chunk; each later chunk has twice as many as the one before.
+/// Slots in the first chunk; each later chunk is twice as large as the previous one.
 const FIRST: u32 = 256;
 
-/// Which request: what the kernel carries from submission to completion.
+/// Identifies a request; the kernel carries it from submission to completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     index: u32,
@@ -46,39 +47,42 @@ impl Key {
     }
 }
 
-/// A request's place. A cache line each, so that a completion from another thread does not slow its neighbours down.
+/// The state of one request. One cache line each, so that a completion on another thread does not
+/// slow down its neighbours.
 #[repr(align(64))]
 pub(crate) struct Slot {
     index: u32,
     generation: AtomicU32,
     next_free: AtomicU32,
     result: AtomicI64,
-    /// Set by the completion that found the request waiting; a second one loses. Where the context's lock sees to it that
-    /// there is no second one at the same time, the result says it as well.
+    /// Set by the completion that claims the waiting request; a second completion fails. Not used
+    /// while the context's lock excludes concurrent completions: `result` then gives the same
+    /// answer.
     claimed: AtomicBool,
     waiter: UnsafeCell<MaybeUninit<Token>>,
 }
 
-// SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its key is handed to
-// anyone; and read by the one completion that claimed the request, before it stores the result that lets the home thread
-// free the slot. What a thread that is not home any more frees, the mutex hands over. The rest is atomic.
+// SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its
+// key is published. It is read by the one completion that claimed the request, before that stores
+// the result that lets the home thread free the slot. A slot freed by a thread that is no longer
+// home is handed over through the mutex. Everything else is atomic.
 unsafe impl Sync for Slot {}
-// SAFETY: a Token may be sent.
+// SAFETY: `Token` is `Send`.
 unsafe impl Send for Slot {}
 
 pub(crate) struct Requests {
-    /// The first chunk, at hand: most engines need no other.
+    /// The first chunk, without indirection: most engines need no other.
     first: Box<[Slot; FIRST as usize]>,
     chunks: [OnceLock<Box<[Slot]>>; 24],
-    /// First free slot; the home thread's alone.
+    /// First free slot; accessed only by the home thread.
     free: AtomicU32,
-    /// Slots made so far; the home thread's alone.
+    /// Number of slots created; accessed only by the home thread.
     made: AtomicU32,
-    /// Freed by coroutines of contexts that the engine was with before.
+    /// Slots freed by coroutines of contexts that the engine was with before.
     freed: Mutex<Vec<u32>>,
 }
 
-/// `len` free slots from index `start` on, linked to a free list.
+/// Creates `len` free slots starting at index `start`, linked into a free list.
 fn fresh(start: u32, len: u32) -> Box<[Slot]> {
     let end = start + len;
     let slot = |index| Slot {
@@ -92,7 +96,7 @@ fn fresh(start: u32, len: u32) -> Box<[Slot]> {
     (start..end).map(slot).collect()
 }
 
-/// A completion that belongs to no waiting request.
+/// Error: the completion belongs to no waiting request.
 #[derive(Debug)]
 pub(crate) struct Stray;
 
@@ -120,7 +124,7 @@ impl Requests {
         self.chunks.get(chunk as usize)?.get()?.get((index - start) as usize)
     }
 
-    /// A slot for a request that `waiter` waits for. On the home thread.
+    /// Allocates a slot for a request that `waiter` waits for. Called on the home thread.
     #[inline]
     pub(crate) fn allocate(&self, waiter: Token) -> &Slot {
         let index = match self.free.load(Ordering::Relaxed) {
@@ -132,12 +136,14 @@ impl Requests {
         // SAFETY: *claimed once*: the slot is free, so no completion reads it.
         unsafe { (*slot.waiter.get()).write(waiter) };
         slot.claimed.store(false, Ordering::Relaxed);
-        // Relaxed: the key reaches whoever completes it through the kernel, under the context's lock.
+        // Relaxed: the key reaches the completing thread through the kernel, under the context's
+        // lock.
         slot.result.store(PENDING, Ordering::Relaxed);
         slot
     }
 
-    /// More free slots: those that came back from elsewhere, or new ones. Returns the first of them.
+    /// Refills the free list: with slots freed on other threads, or with a new chunk. Returns the
+    /// first free slot.
     #[cold]
     fn grow(&self) -> u32 {
         let freed = std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner));
@@ -158,9 +164,9 @@ impl Requests {
         start
     }
 
-    /// Stores the result of a request, and says who waits for it. From the thread that reaps.
+    /// Stores a request's result and returns its waiter. Called on the reaping thread.
     ///
-    /// `exclusive`: the caller holds the context's lock, so nobody else completes meanwhile.
+    /// `exclusive`: the caller holds the context's lock, which excludes concurrent completions.
     #[inline]
     pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Result<Token, Stray> {
         let key = Key::from_bits(key);
@@ -176,14 +182,15 @@ impl Requests {
         if claimed_before {
             return Err(Stray);
         }
-        // SAFETY: *claimed once*: this is the one completion that claimed it.
+        // SAFETY: *claimed once*: this completion claimed the request.
         let waiter = unsafe { (*slot.waiter.get()).assume_init() };
-        // Release pairs with the acquire in `result`: the buffer's new contents are seen, and the waiter was read.
+        // Release pairs with the acquire in `result`: the home thread sees the buffer's new
+        // contents, and the waiter has been read.
         slot.result.store(result, Ordering::Release);
         Ok(waiter)
     }
 
-    /// Gives the slot back: its key is stale from now on. On the home thread.
+    /// Frees the slot and makes its key stale. Called on the home thread.
     #[inline]
     pub(crate) fn free(&self, slot: &Slot) {
         slot.retire_key();
@@ -209,13 +216,13 @@ impl Slot {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
-    /// What the kernel carries for the request that has this slot now.
+    /// The key of the request that currently occupies this slot.
     #[inline]
     pub(crate) fn key(&self) -> Key {
         Key { index: self.index, generation: self.generation.load(Ordering::Relaxed) }
     }
 
-    /// The result, once it is there. On the home thread.
+    /// Returns the result once it is stored. Called on the home thread.
     #[inline]
     pub(crate) fn result(&self) -> Option<i64> {
         // Acquire pairs with the release in `complete`.
@@ -257,7 +264,7 @@ mod tests {
 
     #[test]
     fn slots_do_not_move_when_the_table_grows() {
-        // E13: a request in flight keeps its place, however many others come.
+        // E13: the slot of a request in flight does not move, however many requests are added.
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();
             let requests = Requests::new();

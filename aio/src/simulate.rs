@@ -1,19 +1,21 @@
-//! Storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in no time (rule E17).
+//! Runs storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in
+//! virtual time.
 //!
-//! [`simulate`] is the one call. It runs a closure once for each seed, in a context of its own, whose files are all simulated: code that
-//! opens a [`File`](crate::File) or is given one runs unchanged. All that the kernel decides comes from the seed: what completes when,
-//! in which order, within submit or later; what is taken, refused, short; when the power goes, and what the disk
-//! has then. The same seed makes the same run.
+//! [`simulate`] runs a closure once for each seed, in a new context whose files are all simulated:
+//! code that opens a [`File`](crate::File), or gets one, runs unchanged. Every decision of the
+//! kernel derives from the seed: when and in which order requests complete, within submit or later;
+//! which are accepted, refused or short; when the power fails, and what the disk then contains. The
+//! same seed produces the same run.
 //!
 //! ```
 //! use coralio_aio::{File, simulate};
 //! use std::cell::Cell;
 //! use std::io;
 //!
-//! /// Appends a number to a log. When it returns, the number is there for good.
+//! /// Appends a number to a log. The number is durable when this returns.
 //! fn append(log: &File, at: u64, number: u64) -> io::Result<()> {
 //!     log.write_at(&number.to_le_bytes(), at * 8)?;
-//!     log.sync_data() // without this, a seed below 10 finds that a number is gone
+//!     log.sync_data() // without this, a seed below 10 finds a lost number
 //! }
 //!
 //! simulate(0..100, |sim| {
@@ -26,7 +28,7 @@
 //!         }
 //!         io::Result::Ok(())
 //!     });
-//!     // The machine is up again. What is on the disk?
+//!     // The machine is up again: check the disk's contents.
 //!     let log = sim.open("log")?;
 //!     for number in 0..acknowledged.get() {
 //!         let mut bytes = [0; 8];
@@ -37,25 +39,32 @@
 //! });
 //! ```
 //!
-//! # When a run fails
+//! # Failing runs
 //!
-//! It fails by a panic, by an error that the closure returns, by a deadlock (all wait, and the kernel has nothing in flight: with a dump of who
-//! waits for what), or by one of the checks that are made of each run: a buffer is nobody else's while the kernel
-//! has it; no more is in flight than the depth allows; the loop does not sleep while requests are pending that nobody would
-//! submit; the run makes no more steps than [`most_steps`](Simulation::most_steps) allows; what was requested completes once the faults are off; nothing is left on the ring.
+//! A run fails by a panic, by an error that the closure returns, by a deadlock (all coroutines
+//! wait, and nothing is in flight: reported with a dump of what each waits for), or by one of these
+//! checks, made of every run:
 //!
-//! Then the run's *tape* of choices is made short, as long as it fails, and printed with the seed and the story of what happened:
+//! - A buffer does not change while the kernel has it.
+//! - No more requests are in flight than the depth allows.
+//! - The loop does not sleep while requests are pending that nothing would submit.
+//! - The run makes no more steps than [`most_steps`](Simulation::most_steps) allows.
+//! - Requests complete once the faults are off.
+//! - Nothing is left on the ring.
+//!
+//! The failing run's *tape* of choices is then shrunk as long as it still fails, and printed with
+//! the seed and a log of events:
 //!
 //! ```text
-//! seed 3 fails (the 4th run): called `Option::unwrap()` on a `None` value
-//! its tape, shrunk to 2 choices that are not tame: 0*3,1,0*2,1
-//! run it again: CORALIO_SIM_TAPE=0*3,1,0*2,1 cargo test the_log_survives
+//! seed 3 fails (run 4, trace hash 54f1c8ee20d6b0a7): called `Option::unwrap()` on a `None` value
+//! its tape, made short, with 2 choices that are not tame: 0*3,1,0*2,1
+//! run it again: CORALIO_SIM_TAPE='0*3,1,0*2,1' cargo test the_log_survives
 //!           or: CORALIO_SIM_SEED=3 cargo test the_log_survives
 //! ```
 //!
-//! With either variable set, [`simulate`] makes that one run.
+//! With either variable set, [`simulate`] makes only that run.
 //!
-//! Where the simulated kernel departs from Linux, [its page](crate::kernel::sim#departs-from-linux) says.
+//! [The backend's page](crate::kernel::sim#departs-from-linux) lists its differences from Linux.
 
 use std::io;
 
@@ -80,21 +89,22 @@ pub use hand::Sim;
 pub use report::Failure;
 pub(crate) use source::Simulated;
 
-/// Runs `f` on a simulated kernel once for each seed, and panics at the first run that fails, with how to have it again.
+/// Runs `f` on a simulated kernel once for each seed. Panics at the first run that fails, with
+/// instructions to reproduce it.
 ///
-/// Sectors of 512 bytes, queue depth 8, [`Faults::harmless`], [`Latency::default`]; [`Simulation`] for others. See
-/// the [module](self) for an example, and for what fails a run.
+/// Uses sectors of 512 bytes, queue depth 8, [`Faults::harmless`] and [`Latency::default`]; use
+/// [`Simulation`] for other settings. See the [module](self) for an example, and for the checks.
 ///
 /// # Panics
 ///
-/// If a run fails. Within a context: it makes its own.
+/// If a run fails. Inside a context: it creates its own.
 pub fn simulate(seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Result<()>) {
     Simulation::new().run(seeds, f);
 }
 
 type Attach = fn(&AioContext, SimKernel, u32) -> io::Result<Arc<Simulated>>;
 
-/// What a simulated machine is like, and how it is searched for runs that fail.
+/// Settings of a simulated machine, and of the search for failing runs.
 ///
 /// ```
 /// use coralio_aio::simulate::{Faults, Latency, Simulation};
@@ -127,7 +137,7 @@ impl Default for Simulation {
 }
 
 impl Simulation {
-    /// As [`simulate`] has it.
+    /// Creates the settings that [`simulate`] uses.
     pub fn new() -> Simulation {
         Simulation {
             settings: Settings {
@@ -148,22 +158,23 @@ impl Simulation {
         }
     }
 
-    /// The most requests in flight at once.
+    /// Sets the maximum number of requests in flight.
     ///
     /// # Panics
     ///
-    /// If it is 0.
+    /// If `depth` is 0.
     pub fn depth(mut self, depth: u32) -> Simulation {
         assert!(depth > 0, "a queue depth of 0 cannot be");
         self.settings.depth = depth;
         self
     }
 
-    /// Size of a sector in bytes: what direct I/O is aligned to, and what a crash keeps, drops or tears by itself.
+    /// Sets the size of a sector in bytes: the alignment of direct I/O, and the unit that a crash
+    /// keeps, drops or tears.
     ///
     /// # Panics
     ///
-    /// If it is not a power of two from 8 to 65536.
+    /// If `bytes` is not a power of two from 8 to 65536.
     pub fn sector(mut self, bytes: usize) -> Simulation {
         assert!(
             bytes.is_power_of_two() && (8..=65536).contains(&bytes),
@@ -173,26 +184,27 @@ impl Simulation {
         self
     }
 
-    /// How long requests take.
+    /// Sets how long requests take.
     pub fn latency(mut self, latency: Latency) -> Simulation {
         self.settings.latency = latency;
         self
     }
 
-    /// What goes wrong, and how often. [`Sim::set_faults`] changes it in the midst of a run.
+    /// Sets which faults happen, and how often. [`Sim::set_faults`] changes this during a run.
     pub fn faults(mut self, faults: Faults) -> Simulation {
         self.settings.faults = faults;
         self
     }
 
-    /// Whether a crash tears sectors: an eighth of one, or several, is new, and the rest old. It does without this. Disks promise not
-    /// to, mostly.
+    /// Sets whether a crash tears sectors: the first eighth, or several eighths, is new, and the
+    /// rest old. Default true. Most disks promise not to tear sectors.
     pub fn tears(mut self, tears: bool) -> Simulation {
         self.settings.tears = tears;
         self
     }
 
-    /// At which rate the power goes in [`Sim::crash_during`], at each request that is taken or completes. 0.05 without this.
+    /// Sets the rate of power failures in [`Sim::crash_during`], applied when a request is accepted
+    /// and when one completes. Default 0.05.
     ///
     /// # Panics
     ///
@@ -203,73 +215,75 @@ impl Simulation {
         self
     }
 
-    /// Whether the completion ring is one that cannot be read in memory, as with a kernel that we do not know: completions are
-    /// taken off it one at a time.
+    /// Sets whether the completion ring cannot be read in memory, as on a kernel with an unknown
+    /// ring layout: completions are then taken off it one at a time.
     pub fn bad_ring(mut self, bad: bool) -> Simulation {
         self.settings.bad_ring = bad;
         self
     }
 
-    /// Steps that a run may make: requests taken, submits refused, and sleeps, all together. A run that makes more fails, with a dump of
-    /// who waits for what: code that retries forever does not end by itself. 100,000 without this.
+    /// Sets the maximum number of steps of a run: requests accepted, submits refused, and sleeps,
+    /// in total. A run that exceeds it fails, with a dump of what each coroutine waits for: code
+    /// that retries forever does not end by itself. Default 100,000.
     pub fn most_steps(mut self, steps: u64) -> Simulation {
         self.settings.most_steps = steps;
         self
     }
 
-    /// The engine's guards. For tests of the engine itself: see [`policy`](crate::policy).
+    /// Sets the engine's guards. For tests of the engine itself: see [`policy`](crate::policy).
     pub fn policy<P: Policy>(mut self) -> Simulation {
         self.attach = source::attach::<P>;
         self
     }
 
-    /// Has what happens told to an event log, as [`Runner::trace`](crate::Runner::trace): each run is one more context in it, and
-    /// a run that fails is made several times.
+    /// Records events in an event log, as [`Runner::trace`](crate::Runner::trace): each run adds a
+    /// context to it, and a failing run is repeated several times.
     pub fn trace(mut self, trace: &Trace) -> Simulation {
         self.trace = Some(trace.clone());
         self
     }
 
-    /// Stack size of coroutines in bytes, as [`Runner::stack_size`](crate::Runner::stack_size).
+    /// Sets the stack size of coroutines in bytes, as
+    /// [`Runner::stack_size`](crate::Runner::stack_size).
     pub fn stack_size(mut self, bytes: usize) -> Simulation {
         self.stack_size = bytes;
         self
     }
 
-    /// The most runs by which a tape that fails is made short. 2000 without this.
+    /// Sets the maximum number of runs for shrinking a failing tape. Default 2000.
     pub fn most_shrinking(mut self, runs: u32) -> Simulation {
         self.most_shrinking = runs;
         self
     }
 
-    /// Makes the one run that is on this tape, as a failure has printed it, whatever the seeds are.
+    /// Makes only the run recorded on this tape, as printed by a failure, whatever the seeds.
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: it is no tape.
+    /// `InvalidInput`: `text` is not a tape.
     pub fn tape(mut self, text: &str) -> io::Result<Simulation> {
         self.tape = Some(tape::parse(text)?);
         Ok(self)
     }
 
-    /// As [`simulate`]. Returns how many runs it made.
+    /// Runs `f` as [`simulate`] does. Returns the number of runs.
     ///
     /// # Panics
     ///
-    /// If a run fails. Within a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is set to what is none.
+    /// If a run fails. Inside a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is invalid.
     pub fn run(&self, seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
         self.search(seeds, f).unwrap_or_else(|failure| panic!("{failure}"))
     }
 
-    /// As [`run`](Self::run); a failure is returned.
+    /// As [`run`](Self::run), but returns a failure.
     ///
     /// # Errors
     ///
-    /// The first run that fails, its tape made short.
+    /// The first failing run, with its tape shrunk.
     ///
     /// # Panics
     ///
-    /// Within a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is set to what is none.
+    /// Inside a context. If `CORALIO_SIM_SEED` or `CORALIO_SIM_TAPE` is invalid.
     pub fn search(
         &self,
         seeds: impl IntoIterator<Item = u64>,
@@ -292,12 +306,13 @@ impl Simulation {
         Ok(runs)
     }
 
-    /// Makes each run that there is: all that the kernel can decide, one after the other. Returns how many there were. For
-    /// few requests and few faults ([`Faults::most`]): it multiplies. With [`Latency::any_order`] no order comes twice.
+    /// Makes every possible run: enumerates all decisions of the kernel. Returns the number of
+    /// runs. Only feasible with few requests and few faults ([`Faults::most`]), since the number
+    /// grows exponentially. With [`Latency::any_order`] no order is repeated.
     ///
     /// # Errors
     ///
-    /// The first run that fails, its tape made short.
+    /// The first failing run, with its tape shrunk.
     ///
     /// # Panics
     ///
@@ -318,12 +333,13 @@ impl Simulation {
         Ok(runs)
     }
 
-    /// The hash of all that the kernel sees and decides in the run of this seed, whether it fails or not. The same seed, the
-    /// same hash; if not, `f` depends on something else: time, addresses, the order of a `HashMap`, another thread.
+    /// Returns the hash of everything that the kernel sees and decides in the run of this seed,
+    /// whether it fails or not. The same seed gives the same hash; otherwise `f` depends on
+    /// something else: time, addresses, the order of a `HashMap`, another thread.
     ///
     /// # Panics
     ///
-    /// Within a context.
+    /// Inside a context.
     pub fn trace_hash(&self, seed: u64, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
         self.one(Tape::random(seed), false, &f).hash
     }

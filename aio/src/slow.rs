@@ -1,17 +1,18 @@
-//! How long submits take: timed where the user has set a limit, and not looked at otherwise.
+//! Submit times: measured only if the user has set a limit.
 //!
-//! Meanwhile the whole loop waits. The kernel blocks a submit when the device's queue is full, and for whatever it carries out
-//! within submit: see [`Runner::submit_limit`](crate::Runner::submit_limit).
+//! The whole loop waits during a submit. The kernel blocks a submit while the device's queue is
+//! full, and during work that it carries out within submit: see
+//! [`Runner::submit_limit`](crate::Runner::submit_limit).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::add;
 
-/// No limit: no clock is read.
+/// No limit: the clock is not read.
 const OFF: u64 = u64::MAX;
 
-/// Submits against the clock, in nanoseconds. Written under the context's lock.
+/// Submit times in nanoseconds. Written under the context's lock.
 pub(crate) struct Slow {
     limit: AtomicU64,
     beyond: AtomicU64,
@@ -27,7 +28,7 @@ impl Slow {
         self.limit.store(u64::try_from(limit.as_nanos()).unwrap_or(OFF), Ordering::Relaxed);
     }
 
-    /// One submit.
+    /// Runs one submit, timed if there is a limit.
     #[inline]
     pub(crate) fn time<R>(&self, submit: impl FnOnce() -> R) -> R {
         if self.limit.load(Ordering::Relaxed) == OFF { submit() } else { self.timed(submit) }
@@ -45,7 +46,7 @@ impl Slow {
         submitted
     }
 
-    /// How many took longer than the limit.
+    /// Returns the number of submits that exceeded the limit.
     pub(crate) fn beyond(&self) -> u64 {
         self.beyond.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What an engine tells the event log of its context, if there is one. If there is none, each place costs one look.
+//! Reports an engine's events to its context's event log. Without a log each call costs one check.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +18,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if self.traced { self.context.tracer() } else { None }
     }
 
-    /// A request of this key is in another state.
+    /// Records that the request with this key has changed state.
     #[inline]
     #[track_caller]
     pub(crate) fn tell(&self, key: u64, state: RequestState) {
@@ -27,7 +27,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// As [`tell`](Self::tell), of an entry.
+    /// As [`tell`](Self::tell), for an entry.
     #[inline]
     #[track_caller]
     pub(crate) fn tell_of(&self, entry: &K::Entry, state: RequestState) {
@@ -36,14 +36,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Has the kernel take what it will of `entries`, and tells which.
+    /// Submits `entries`, and records those that the backend accepted.
     ///
     /// # Safety
     ///
     /// As [`Kernel::submit`].
     #[inline]
     pub(crate) unsafe fn submit_and_tell(&self, entries: &mut [K::Entry]) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         let submitted = unsafe { self.kernel.submit(entries) };
         if let (true, Ok(taken)) = (self.traced, &submitted) {
             entries.iter().take(*taken).for_each(|entry| self.tell_of(entry, RequestState::InFlight));
@@ -51,7 +51,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         submitted
     }
 
-    /// How the counters stand.
+    /// Records the counters.
     #[inline]
     #[track_caller]
     pub(crate) fn tell_counters(&self, guard: &Held<'_>) {
@@ -61,7 +61,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// A rule was broken.
+    /// Records a violated rule.
     #[track_caller]
     pub(crate) fn tell_violation(&self, what: &str) {
         if let Some(tracer) = self.tracer() {
@@ -69,7 +69,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// A piece of work begins, and is over when the value is dropped.
+    /// Opens a span that ends when the returned value is dropped.
     #[inline]
     #[track_caller]
     pub(crate) fn tell_span(&self, span: Span) -> Option<Opened<'_>> {

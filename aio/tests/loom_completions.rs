@@ -1,10 +1,12 @@
-//! The thread pool's completions and the sleep of their reader, on every interleaving that the memory model allows.
+//! Model-checks the thread pool's completions and the sleep of their reader, over every
+//! interleaving that the memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_completions`
 //!
-//! `completions.rs` is the very file that the library is built of. Around it stands an eventfd: a flag that stays up until the
-//! sleeper takes it. If a kick were lost, the reader would sleep with nobody left to run: loom calls that a deadlock. It finds one
-//! if either fence is taken out, or the look after the sleep was announced; and a wrong value if a turn is not released.
+//! This compiles the library's own `completions.rs`, and simulates the eventfd by a flag that stays
+//! set until the sleeper takes it. If a signal were lost, the reader would sleep with no other
+//! thread to run, which loom reports as a deadlock. It finds one if either fence is removed, or the
+//! check after the sleep was announced; and a wrong value if a turn is not released.
 #![cfg(loom)]
 #![allow(unsafe_code, unreachable_pub, dead_code)]
 
@@ -25,7 +27,7 @@ use completions::Completions;
 
 struct Engine {
     completions: Completions,
-    /// What each request writes, without a lock of its own.
+    /// The requests' buffers, without locks.
     memory: Vec<UnsafeCell<u64>>,
     /// The pool's queue.
     queue: Mutex<Vec<u64>>,
@@ -45,7 +47,7 @@ impl Engine {
         })
     }
 
-    /// A worker's turn.
+    /// Performs one request as a worker.
     fn work(&self) {
         let Some(key) = self.queue.lock().unwrap().pop() else { return };
         self.memory[key as usize].with_mut(|memory| unsafe { *memory = key + 1 });
@@ -106,19 +108,19 @@ fn check(depth: u32, workers: usize, each: usize) {
 
 #[test]
 fn one_worker() {
-    // W3, X6: no kick is lost, whatever the interleaving; memory comes with the completion
+    // W3, X6: no signal is lost in any interleaving; the completion publishes the request's memory
     check(3, 1, 3);
 }
 
 #[test]
 fn two_workers() {
-    // W3: nor when the second has published before the first, whose place is at the head
+    // W3: nor if the second worker publishes before the first, whose position is at the head
     check(2, 2, 1);
 }
 
 #[test]
 fn the_ring_goes_round() {
-    // E9: a slot serves again after it was committed: each request goes in when the one before was reaped
+    // E9: a slot is reused after commit: each request is queued once the previous one was reaped
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {

@@ -1,9 +1,11 @@
-//! The sleep on a kernel's own ring and the poll request that ends it, on every interleaving that the memory model allows.
+//! Model-checks the sleep on a backend's ring and the poll request that ends it, over every
+//! interleaving that the memory model allows.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_watch`
 //!
-//! `watch.rs` is the very file that the library is built of. Around it stands a kernel: a ring, poll requests, and a sleep that ends
-//! when something is on the ring. If a call were lost, the home thread would sleep for ever: loom calls that a deadlock.
+//! This compiles the library's own `watch.rs`, and simulates a kernel: a ring, poll requests, and a
+//! sleep that ends when something is on the ring. If a call were lost, the home thread would sleep
+//! forever, which loom reports as a deadlock.
 #![cfg(loom)]
 #![allow(unsafe_code, unreachable_pub, dead_code)]
 
@@ -33,10 +35,10 @@ const SLOTS: usize = 8;
 const DONE: u64 = 1;
 const FD: i32 = 7;
 
-/// Within the kernel.
+/// State inside the kernel.
 #[derive(Default)]
 struct Inside {
-    /// Poll requests that are out.
+    /// Poll requests in flight.
     polls: u32,
     readable: bool,
 }
@@ -50,7 +52,7 @@ struct Machine {
     request: UnsafeCell<u32>,
     inside: Mutex<Inside>,
     changed: Condvar,
-    /// The lock that reaping takes, and what was reaped.
+    /// The lock for reaping, and the number of completions reaped.
     reaped: Mutex<u32>,
 }
 
@@ -75,19 +77,19 @@ impl Machine {
         self.changed.notify_one();
     }
 
-    /// The descriptor becomes readable.
+    /// Makes the descriptor readable.
     fn signal(&self) {
         let mut inside = self.inside.lock().unwrap();
         inside.readable = true;
         while inside.polls > 0 {
             inside.polls -= 1;
-            // The kernel's last look at it.
+            // The kernel's last access to the request.
             self.request.with(|request| unsafe { *request });
             self.post(&mut inside, POLL_KEY);
         }
     }
 
-    /// A request is done.
+    /// Completes a request.
     fn complete(&self) {
         self.post(&mut self.inside.lock().unwrap(), DONE);
     }
@@ -105,7 +107,7 @@ impl Machine {
         *reaped
     }
 
-    /// Sleeps until something is on the ring; or, as by a timer, not at all.
+    /// Sleeps until something is on the ring; with `ends_early` not at all, as if by a timer.
     fn wait(&self, ends_early: bool) {
         let _asleep = self.watch.fall_asleep();
         if self.watch.arm(FD) == Arm::Submit {
@@ -124,17 +126,17 @@ impl Machine {
         }
     }
 
-    /// As a loop does: looks, sleeps, looks again.
+    /// Waits like a loop: checks, sleeps, checks again.
     fn wait_for_the_descriptor(&self) {
         while !self.reset() {
             self.peek();
             self.wait(false);
-            // Whoever is about to swallow the call that ended it gets on.
+            // Lets a thread proceed that is about to consume the call that ended the sleep.
             thread::yield_now();
         }
     }
 
-    /// Reads the descriptor empty.
+    /// Resets the descriptor's readiness.
     fn reset(&self) -> bool {
         std::mem::take(&mut self.inside.lock().unwrap().readable)
     }
@@ -181,7 +183,8 @@ fn a_call_ends_the_sleep_though_another_thread_peeks() {
 
 #[test]
 fn one_poll_request_is_out() {
-    // E9, W3: the home thread looks without the lock, and sleeps anew, while another is between its look and the swap
+    // E9, W3: the home thread peeks without the lock, and sleeps again, while another thread is
+    // between its look at the ring and the swap
     check(|| {
         let machine = Arc::new(Machine::new());
         machine.wait(true);
@@ -202,7 +205,7 @@ fn one_poll_request_is_out() {
 
 #[test]
 fn completions_are_taken_once() {
-    // E9: what lies behind a call is reaped once, whoever swallows the call
+    // E9: a completion behind a call is reaped once, whichever thread consumes the call
     check(|| {
         let machine = Arc::new(Machine::new());
         machine.wait(true);

@@ -1,4 +1,4 @@
-//! Calls on threads that a test holds and lets go.
+//! Blocking calls on threads that the test controls.
 
 use super::*;
 use crate::pool::tests::{idle_pool, pool_of, serve};
@@ -21,7 +21,7 @@ fn text(payload: &(dyn std::any::Any + Send)) -> &str {
 
 #[test]
 fn the_loop_goes_on_meanwhile() {
-    // E15: the closure blocks until another coroutine of the same loop lets it go on
+    // E15: the closure blocks until another coroutine of the same loop releases it
     with_pool(|pool| {
         let (go, wait) = channel();
         let blocked = spawn(move || unblock_on(pool, move || wait.recv().unwrap()).unwrap());
@@ -36,7 +36,8 @@ fn the_loop_goes_on_meanwhile() {
 
 #[test]
 fn it_runs_elsewhere_and_here_if_nobody_can_wait() {
-    // E15: on a thread of the pool; outside a coroutine and outside a context, on this one
+    // E15: a closure runs on a pool thread, but outside a coroutine or context on the calling
+    // thread
     let me = thread::current().id();
     let there = || unblock(|| thread::current().id()).unwrap();
     assert_eq!(there(), me);
@@ -50,7 +51,7 @@ fn it_runs_elsewhere_and_here_if_nobody_can_wait() {
 
 #[test]
 fn panics_are_handed_on() {
-    // C8: to the caller, whose thread was not the one that panicked; and the worker serves on
+    // C8: a closure's panic propagates to the caller on its own thread, and the worker continues
     with_pool(|_| {
         let pool = pool_of(1, Duration::MAX);
         for _ in 0..2 {
@@ -61,7 +62,7 @@ fn panics_are_handed_on() {
     });
 }
 
-/// Counts that it was dropped.
+/// Counts its drops.
 struct Dropped(Arc<AtomicU32>);
 
 impl Drop for Dropped {
@@ -72,7 +73,7 @@ impl Drop for Dropped {
 
 #[test]
 fn cancelled_before_it_began() {
-    // E11: it never begins, and what it has caught is dropped when the call returns
+    // E11: a cancelled call never begins, and its captures are dropped before the call returns
     with_pool(|pool| {
         let (began, dropped) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (count, caught) = (Arc::clone(&began), Dropped(Arc::clone(&dropped)));
@@ -83,7 +84,7 @@ fn cancelled_before_it_began() {
             });
             assert!(Cancelled::is_cause_of(&result.unwrap_err()));
             assert_eq!(dropped.load(Ordering::Relaxed), 1);
-            // And once cancelled, nothing is put there any more.
+            // Once cancelled, further calls are not queued either.
             assert!(Cancelled::is_cause_of(&unblock_on(pool, || ()).unwrap_err()));
         });
         yield_now();
@@ -97,7 +98,7 @@ fn cancelled_before_it_began() {
 
 #[test]
 fn cancelled_after_it_began() {
-    // E11: it is waited for, and its result is handed out
+    // E11: the call waits for a closure that has begun, and returns its result
     with_pool(|pool| {
         let ((begin, began), (go, wait)) = (channel(), channel());
         let call = spawn(move || {
@@ -119,7 +120,8 @@ fn cancelled_after_it_began() {
 
 #[test]
 fn timeout_during_call_that_began_returns_its_result() {
-    // S4, E11: the time is over while the closure runs; the closure is waited for, and its result is not lost
+    // S4, E11: a timeout that expires while the closure runs waits for the closure, and its result
+    // is not lost
     with_pool(|pool| {
         let ((begin, began), (go, wait)) = (channel(), channel());
         let call = spawn(move || {
@@ -133,19 +135,19 @@ fn timeout_during_call_that_began_returns_its_result() {
         yield_now();
         serve(pool);
         began.recv().unwrap();
-        // Its timer is the later one, so the call has been resumed and has found its time over.
+        // This timer is later, so the call has been resumed and has seen its timeout expire.
         sleep(Duration::from_millis(2)).unwrap();
         assert!(!call.is_finished());
         go.send(7).unwrap();
         assert_eq!(call.join().unwrap().unwrap().unwrap(), 7);
-        // One that never begins is reported as timed out.
+        // A closure that never begins is reported as timed out.
         assert!(matches!(timeout(Duration::from_millis(1), || unblock_on(idle_pool(), || ())), Err(TimedOut)));
     });
 }
 
 #[test]
 fn the_context_ends_before_it_began() {
-    // C9, *never left behind*: unwound without it, and it never runs
+    // C9, *never left behind*: the caller is unwound, and the closure never runs
     let ran = Arc::new(AtomicU32::new(0));
     let pool = with_pool(|pool| {
         let count = Arc::clone(&ran);
@@ -160,12 +162,13 @@ fn the_context_ends_before_it_began() {
 
 #[test]
 fn the_context_ends_while_it_runs() {
-    // C9, *never left behind*: waited for, in place; what it returned is dropped before the context has ended
+    // C9, *never left behind*: the caller is unwound after the closure has ended, and its result is
+    // dropped before the context ends
     let dropped = Arc::new(AtomicU32::new(0));
     let (go, wait) = channel::<()>();
     let result = Dropped(Arc::clone(&dropped));
     let ((begin, began), last) = (channel(), Rc::new(Cell::new(None)));
-    /// Lets the closure go on from a destructor that runs before the call's own caller is unwound.
+    /// Releases the closure from a destructor that runs before the caller of `unblock` is unwound.
     struct Go(std::sync::mpsc::Sender<()>);
     impl Drop for Go {
         fn drop(&mut self) {
@@ -203,7 +206,7 @@ fn the_context_ends_while_it_runs() {
     assert_eq!(last.get(), Some(1), "the closure was over when its caller's frame went");
 }
 
-/// Calls when it is dropped.
+/// Makes a blocking call when dropped.
 struct CallsAtTheEnd(Calls, Rc<Cell<u32>>);
 
 impl Drop for CallsAtTheEnd {
@@ -214,7 +217,8 @@ impl Drop for CallsAtTheEnd {
 
 #[test]
 fn a_destructor_calls_in_place() {
-    // E13: while its stack unwinds it cannot be suspended; with nobody to serve the pool, it does the work itself
+    // E13: an unwinding stack cannot suspend; without a worker the destructor runs the closure
+    // itself
     with_pool(|pool| {
         let result = Rc::new(Cell::new(0));
         let at_the_end = CallsAtTheEnd(pool, Rc::clone(&result));
@@ -229,7 +233,7 @@ fn a_destructor_calls_in_place() {
 
 #[test]
 fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
-    // E7: it looks again after each resumption
+    // E7: the call checks for its result after each resumption
     with_pool(|pool| {
         let caller = Rc::new(Cell::new(None));
         let call = spawn({
@@ -252,7 +256,7 @@ fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
 
 #[test]
 fn a_program_that_is_started_there_can_be_stopped() {
-    // E15: a child process inherits what signals are blocked, and one that cannot be terminated is of no use
+    // E15: a child process inherits blocked signals, and must be terminable
     let script = "kill -TERM $$; echo still there";
     let run = move || std::process::Command::new("sh").args(["-c", script]).output().unwrap();
     let output = crate::run(|| unblock(run)).unwrap();

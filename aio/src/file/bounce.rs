@@ -1,4 +1,4 @@
-//! Aligned buffers for direct I/O on memory that is not aligned: its bytes are copied on the way.
+//! Bounce buffers: aligned buffers through which direct I/O on unaligned memory is copied.
 
 #![allow(unsafe_code)]
 
@@ -7,26 +7,26 @@ use std::ptr;
 
 use crate::AlignedBuf;
 
-/// The least size and alignment of a buffer: suits every device.
+/// Minimum size and alignment of a buffer: suits every device.
 const PAGE: usize = 4096;
 /// Larger buffers are freed after use.
 const LARGEST_KEPT: usize = 256 << 10;
-/// Unused buffers that a thread keeps.
+/// Maximum number of unused buffers kept per thread.
 const MOST_KEPT: usize = 64;
 
 thread_local! {
-    /// Buffers not in use, the one used last at the end.
+    /// Unused buffers; the most recently used one is at the end.
     static FREE: RefCell<Vec<AlignedBuf>> = const { RefCell::new(Vec::new()) };
 }
 
 /// An aligned buffer, returned to its thread's pool when it is dropped.
 pub(super) struct Bounce {
-    /// Empty after the drop alone.
+    /// `None` only during drop.
     buf: Option<AlignedBuf>,
 }
 
 impl Bounce {
-    /// A buffer of at least `len` bytes at a multiple of `align`. Its contents are arbitrary.
+    /// Returns a buffer of at least `len` bytes, aligned to `align`. Its contents are arbitrary.
     pub(super) fn new(len: usize, align: usize) -> Bounce {
         let (size, align) = (len.next_power_of_two().max(PAGE), align.max(PAGE));
         let suits = |buf: &AlignedBuf| buf.len() == size && buf.align() >= align;
@@ -42,7 +42,7 @@ impl Bounce {
         self.bytes().as_mut_ptr() as u64
     }
 
-    /// Copies what is in `vectors` to the front of the buffer, which is large enough.
+    /// Copies the contents of `vectors` to the front of the buffer, which must be large enough.
     ///
     /// # Safety
     ///
@@ -51,7 +51,8 @@ impl Bounce {
         let mut rest = self.bytes();
         for &(addr, len) in vectors {
             let (here, behind) = rest.split_at_mut(len);
-            // SAFETY: the caller's promise; the buffer is this one's alone, so they do not overlap.
+            // SAFETY: promised by the caller; the buffer is owned by `self`, so they do not
+            // overlap.
             unsafe { here.as_mut_ptr().copy_from_nonoverlapping(ptr::with_exposed_provenance(addr as usize), len) };
             rest = behind;
         }
@@ -79,7 +80,7 @@ impl Bounce {
 impl Drop for Bounce {
     fn drop(&mut self) {
         let Some(buf) = self.buf.take().filter(|buf| buf.len() <= LARGEST_KEPT) else { return };
-        // At the thread's end there is no pool any more.
+        // During thread exit the pool may be gone.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < MOST_KEPT {

@@ -1,4 +1,4 @@
-//! A file from one context to another: the descriptor moves, and is used by the engine that is there.
+//! Moving a file between contexts: the descriptor moves, and uses the engine of the new context.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -9,7 +9,7 @@ use super::File;
 use super::handle::Handle;
 use crate::any::AnyEngine;
 
-/// A file on its way to another context. Dropping it closes the file.
+/// A file in transit between two contexts. Dropping it closes the file.
 #[derive(Debug)]
 pub struct DetachedFile {
     fd: OwnedFd,
@@ -18,15 +18,12 @@ pub struct DetachedFile {
 }
 
 impl File {
-    /// Takes the file out of its context, to be used in another thread's. Nobody else has it, so none of its requests is out.
+    /// Takes the file out of its context, to be used in another thread's. Ownership of the file
+    /// implies that none of its requests is in flight.
     ///
     /// # Panics
     ///
-    /// If the file is a simulated one, which belongs to its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// If the file is simulated: such a file belongs to its simulation.
     pub fn detach(self) -> DetachedFile {
         let cached = self.cached.into_inner().map(Handle::into_fd).map(OnceCell::from).unwrap_or_default();
         DetachedFile { fd: self.fd.into_fd(), cached, may_cache: self.may_cache }
@@ -34,19 +31,15 @@ impl File {
 }
 
 impl DetachedFile {
-    /// Makes it a file of this thread's context, on the engine that this one has.
+    /// Makes it a file of this thread's context, on that context's engine.
     ///
     /// # Errors
     ///
-    /// As [`File::from_fd`]. The file is closed then.
+    /// As [`File::from_fd`]. The file is then closed.
     ///
     /// # Panics
     ///
     /// Outside a context.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn attach(self) -> io::Result<File> {
         let file = File::new(fs::File::from(self.fd), self.may_cache, AnyEngine::of_this_context)?;
         let cached =

@@ -1,4 +1,4 @@
-//! What a file is to its kernel: a number, and whoever has to be told when it goes.
+//! A file as the backend knows it: a number, and the registration to drop on close.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -7,19 +7,20 @@ use crate::any::{AnyEngine, Registered};
 use crate::kernel::sim::SimKernel;
 
 pub(super) struct Handle {
-    /// By which the kernel knows it. At hand: each request takes it.
+    /// The backend's number for the file. Stored directly because each request needs it.
     number: RawFd,
     owner: Owner,
 }
 
 enum Owner {
-    /// The number is a descriptor of this process, or stands for one that the kernel lets go of before it is closed.
+    /// The number is a descriptor of this process, or stands for one until it is unregistered,
+    /// before the descriptor is closed.
     Real { _registered: Option<Registered>, fd: OwnedFd },
-    /// The number means something to the simulated kernel alone.
+    /// The number is meaningful only to the simulated backend.
     Simulated(Simulated),
 }
 
-/// An open file of the simulated kernel.
+/// An open file of the simulated backend.
 pub(super) struct Simulated {
     pub(super) kernel: SimKernel,
     pub(super) number: RawFd,
@@ -40,11 +41,11 @@ impl Handle {
         self.number
     }
 
-    /// The descriptor itself.
+    /// Returns the descriptor.
     ///
     /// # Panics
     ///
-    /// If it is simulated.
+    /// If the file is simulated.
     pub(super) fn into_fd(self) -> OwnedFd {
         match self.owner {
             Owner::Real { fd, .. } => fd,
@@ -70,7 +71,7 @@ impl Handle {
 }
 
 impl Simulated {
-    /// The same file through the page cache.
+    /// Opens the same file through the page cache.
     pub(super) fn reopen(&self) -> Handle {
         Handle::simulated(self.kernel.clone(), self.kernel.reopen(self.number))
     }

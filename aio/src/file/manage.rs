@@ -1,7 +1,8 @@
-//! What the kernel does to files only while somebody waits: on a thread of a pool (rule E15).
+//! File operations that the kernel performs only synchronously: they run on a thread pool (rule
+//! E15).
 //!
-//! The closures borrow the file's descriptor: [`unblock`] does not return and does not unwind before its closure has ended, and
-//! the file is borrowed for as long.
+//! The closures borrow the file's descriptor: [`unblock`] neither returns nor unwinds before its
+//! closure has ended, and the file is borrowed for that time.
 
 #![allow(unsafe_code)]
 
@@ -17,7 +18,7 @@ use crate::error::{ELSEWHERE, failed};
 
 use super::File;
 
-/// The likely cause of what the kernel said, and the remedy.
+/// The likely cause of an error, and the remedy.
 fn why(errno: i32) -> &'static str {
     match errno {
         libc::EBADF => "; the file is not open for writing: open it with File::options().write(true)",
@@ -36,7 +37,7 @@ fn why(errno: i32) -> &'static str {
     }
 }
 
-/// Adds what was done, the likely cause and the remedy to what the kernel said.
+/// Adds the operation, the likely cause and the remedy to the kernel's error.
 fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|cause| {
         let why = cause.raw_os_error().map_or("", why);
@@ -44,7 +45,7 @@ fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Res
     })
 }
 
-/// Runs `f` off the loop's thread, and adds what was done to its error.
+/// Runs `f` on the thread pool, and adds the operation to its error.
 fn off_the_loop<T: Send + 'static>(
     what: impl FnOnce() -> String,
     f: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -52,7 +53,7 @@ fn off_the_loop<T: Send + 'static>(
     explained(what, unblock(f)?)
 }
 
-/// The numbers as the kernel takes them.
+/// Converts a range to the kernel's types.
 fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
     let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
     if len == 0 || end.is_none() {
@@ -63,7 +64,7 @@ fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
 }
 
 impl File {
-    /// The error of an operation, if the file belongs to another context: the one that its requests return.
+    /// Fails with the same error as a request if the file belongs to another context.
     pub(super) fn check_context(&self, what: impl FnOnce() -> String) -> io::Result<()> {
         if self.engine.is_here() {
             return Ok(());
@@ -71,7 +72,7 @@ impl File {
         explained(what, Err(io::Error::from_raw_os_error(libc::ENOTCONN)))
     }
 
-    /// Runs `f` on this file, as std has it, off the loop's thread.
+    /// Runs `f` on this file, as a std `File`, on the thread pool.
     fn with_std<T: Send + 'static>(
         &self,
         what: impl Fn() -> String,
@@ -80,7 +81,8 @@ impl File {
         self.check_context(&what)?;
         let fd = self.fd.as_fd().as_raw_fd();
         off_the_loop(what, move || {
-            // SAFETY: the file that owns it is borrowed until the closure has ended, and this does not close it.
+            // SAFETY: the owner of the descriptor is borrowed until the closure has ended, and
+            // `ManuallyDrop` keeps it open.
             f(&ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) }))
         })
     }
@@ -109,12 +111,12 @@ impl File {
         })
     }
 
-    /// What the kernel knows of the file: length, owner, permissions, times.
+    /// Returns the file's metadata: length, owner, permissions, times.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
-    /// `Unsupported`: the file is [simulated](mod@crate::simulate).
+    /// The kernel's error, with cause and remedy; and as [`unblock`]. `NotConnected`: the file
+    /// belongs to another context. `Unsupported`: the file is [simulated](mod@crate::simulate).
     ///
     /// # Control
     ///
@@ -128,7 +130,7 @@ impl File {
         self.with_std(|| "looking at a file".into(), fs::File::metadata)
     }
 
-    /// Length in bytes, of a block device too.
+    /// Returns the length in bytes, also of a block device.
     ///
     /// # Errors
     ///
@@ -148,12 +150,13 @@ impl File {
             if metadata.is_file() {
                 return Ok(metadata.len());
             }
-            // A block device's length is where its end is. The offset of the descriptor is nobody's here.
+            // The length of a block device is the position of its end. The descriptor's own offset
+            // is not used otherwise.
             io::Seek::seek(&mut file, io::SeekFrom::End(0))
         })
     }
 
-    /// Whether its length is 0.
+    /// Returns whether the file's length is 0.
     ///
     /// # Errors
     ///
@@ -166,11 +169,12 @@ impl File {
         self.len().map(|len| len == 0)
     }
 
-    /// Cuts the file off at `len` bytes, or lengthens it with a hole.
+    /// Truncates the file to `len` bytes, or extends it with a hole.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; and as [`unblock`]. `NotConnected`: the file belongs to another context.
+    /// The kernel's error, with cause and remedy; and as [`unblock`]. `NotConnected`: the file
+    /// belongs to another context.
     ///
     /// # Control
     ///
@@ -184,20 +188,20 @@ impl File {
         }
         self.with_std(what, move |file| {
             file.set_len(len).map_err(|error| match error.raw_os_error() {
-                // So it says of a file that is open for reading only.
+                // For a file that is not open for writing the kernel returns EINVAL.
                 Some(libc::EINVAL) if len <= i64::MAX as u64 => io::Error::from_raw_os_error(libc::EBADF),
                 _ => error,
             })
         })
     }
 
-    /// Reserves space for a range, so that writing there does not fail for lack of it. What has no data reads as zeroes; the
-    /// file grows if the range ends behind it.
+    /// Reserves space for a range, so that writing there does not fail for lack of space. Unwritten
+    /// parts read as zeroes; the file grows if the range extends beyond its end.
     ///
     /// # Errors
     ///
-    /// The kernel's, with cause and remedy; `InvalidInput` for a range that cannot be; and as [`unblock`].
-    /// `NotConnected`: the file belongs to another context.
+    /// The kernel's error, with cause and remedy; `InvalidInput` for an invalid range; and as
+    /// [`unblock`]. `NotConnected`: the file belongs to another context.
     ///
     /// # Control
     ///
@@ -207,7 +211,8 @@ impl File {
         self.fallocate("allocating", 0, offset, len)
     }
 
-    /// Gives a range's space back: it reads as zeroes. The file's length stays.
+    /// Releases the space of a range, which then reads as zeroes. The file's length does not
+    /// change.
     ///
     /// # Errors
     ///
@@ -221,8 +226,8 @@ impl File {
         self.fallocate("discarding", libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
     }
 
-    /// Makes a range read as zeroes, with its space reserved, and mostly without writing them; the file grows if the range ends
-    /// behind it.
+    /// Zeroes a range and reserves its space, mostly without writing; the file grows if the range
+    /// extends beyond its end.
     ///
     /// # Errors
     ///
@@ -237,12 +242,12 @@ impl File {
     }
 }
 
-/// Renames a file or folder, and replaces what has the new name. It is there for good when
-/// [`sync_directory`] of the folder has returned.
+/// Renames a file or directory, replacing an existing file of the new name. The change is durable
+/// once [`sync_directory`] of the directory has returned.
 ///
 /// # Errors
 ///
-/// The kernel's, with both names, cause and remedy; and as [`unblock`].
+/// The kernel's error, with both names, cause and remedy; and as [`unblock`].
 ///
 /// # Control
 ///
@@ -256,11 +261,11 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     off_the_loop(|| what, move || fs::rename(from, to))
 }
 
-/// Removes a file's name, and the file if it was the last one and nobody has it open.
+/// Removes a file's name, and the file if this was its last name and it is not open.
 ///
 /// # Errors
 ///
-/// The kernel's, with the name; and as [`unblock`].
+/// The kernel's error, with the name; and as [`unblock`].
 ///
 /// # Control
 ///
@@ -274,11 +279,11 @@ pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     off_the_loop(|| what, move || fs::remove_file(path))
 }
 
-/// Returns when a folder's entries are on the medium: names that were made, changed and removed.
+/// Flushes a directory's entries to stable storage: files created, renamed and removed.
 ///
 /// # Errors
 ///
-/// The kernel's, with the name; and as [`unblock`].
+/// The kernel's error, with the name; and as [`unblock`].
 ///
 /// # Control
 ///

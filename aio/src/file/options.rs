@@ -1,4 +1,4 @@
-//! How a file is opened: past the page cache or through it, and what that asks of requests.
+//! Opening files: direct or through the page cache, and the alignment that requests then need.
 
 #![allow(unsafe_code)]
 
@@ -17,11 +17,12 @@ use crate::kernel::sim::Access;
 
 use super::File;
 
-/// Whether a file is read and written past the page cache.
+/// Whether a file's requests bypass the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direct {
-    /// Direct where the file system and the request's offset and length allow it, else through the page cache. Memory that is not
-    /// aligned is copied to or from an aligned buffer. [`File`] has the details.
+    /// Direct if the file system and the request's offset and length allow it, otherwise through
+    /// the page cache. Unaligned memory is copied through an aligned buffer. See [`File`] for
+    /// details.
     #[default]
     Auto,
     /// Direct and without a copy, or an error.
@@ -30,12 +31,13 @@ pub enum Direct {
     Never,
 }
 
-/// What direct I/O on a file wants, in bytes. 1 and 1: anything goes.
+/// The alignment that direct I/O on a file requires, in bytes. Both are 1 if there is no
+/// requirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alignment {
-    /// Of a buffer's address.
+    /// Alignment of a buffer's address.
     pub memory: usize,
-    /// Of offsets and lengths.
+    /// Alignment of offsets and lengths.
     pub offset: usize,
 }
 
@@ -43,7 +45,7 @@ impl Alignment {
     pub(super) const ANY: Alignment = Alignment { memory: 1, offset: 1 };
 }
 
-/// How to open a [`File`].
+/// Options for opening a [`File`].
 ///
 /// ```
 /// use coralio_aio::{Direct, File};
@@ -68,7 +70,7 @@ pub struct OpenOptions {
     direct: Direct,
 }
 
-/// Defines setters that `std::fs::OpenOptions` has too, which does not tell what it was set to.
+/// Defines setters that mirror those of `std::fs::OpenOptions`, which has no getters.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         $($(#[$doc])*
@@ -81,15 +83,15 @@ macro_rules! setters {
 
 impl OpenOptions {
     setters! {
-        /// For reading.
+        /// Opens for reading.
         read,
-        /// For writing.
+        /// Opens for writing.
         write,
-        /// Makes the file if it is not there.
+        /// Creates the file if it does not exist.
         create,
-        /// Makes the file, which must not be there.
+        /// Creates the file; fails if it exists.
         create_new,
-        /// Empties the file.
+        /// Truncates the file to length 0.
         truncate,
     }
 
@@ -97,24 +99,25 @@ impl OpenOptions {
         OpenOptions { access: Access::default(), mode: 0o666, direct: Direct::Auto }
     }
 
-    /// Permissions of a file that is made, less the umask. Default 0o666.
+    /// Sets the permissions of a newly created file, before the umask is applied. Default 0o666.
     pub fn mode(mut self, mode: u32) -> OpenOptions {
         self.mode = mode;
         self
     }
 
-    /// Past the page cache or not. Default [`Direct::Auto`].
+    /// Sets whether requests bypass the page cache. Default [`Direct::Auto`].
     pub fn direct(mut self, direct: Direct) -> OpenOptions {
         self.direct = direct;
         self
     }
 
-    /// Opens the file, for the context of this thread.
+    /// Opens the file for this thread's context.
     ///
     /// # Errors
     ///
-    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` where the file system has no direct I/O.
-    /// What making the context's engine says, if this is its first file.
+    /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` if the file system
+    /// does not support direct I/O. The error of creating the context's engine, if this is its
+    /// first file.
     ///
     /// # Panics
     ///
@@ -122,7 +125,7 @@ impl OpenOptions {
     ///
     /// # Control
     ///
-    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread while the kernel opens.
+    /// May yield, as [`unblock`]; outside a coroutine it blocks the thread during the open.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
         let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
         if let Some(engine) = AnyEngine::simulated() {
@@ -146,7 +149,7 @@ impl OpenOptions {
     }
 }
 
-/// Opens the file for the kernel; blocks the thread.
+/// Opens the file; blocks the thread.
 fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result<fs::File> {
     let open = |flags| options.clone().custom_flags(flags).open(path);
     match direct {
@@ -158,7 +161,7 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
             }
             _ => error,
         }),
-        // A file that was just made by an open that failed is there now: it must not be "new" to the second.
+        // The failed open may have created the file, so the second must not require it to be new.
         Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => options.clone().create_new(false).open(path),
             _ => Err(error),
@@ -166,10 +169,10 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
     }
 }
 
-/// What the file system says that direct I/O wants (`statx`, Linux 6.1).
+/// Returns the file system's alignment requirement for direct I/O (`statx`, Linux 6.1).
 pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
-    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them; the path is an empty
-    // string, so that the descriptor itself is meant.
+    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them;
+    // the path is an empty string, which refers to the descriptor itself.
     let (stat, fs) = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
         let mut fs: libc::statfs = std::mem::zeroed();
@@ -184,6 +187,7 @@ pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
     if stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0 {
         return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, offset: stat.stx_dio_offset_align as usize });
     }
-    // tmpfs takes direct I/O at any alignment. Of others that do not tell, a page is the most that is ever asked for.
+    // tmpfs accepts direct I/O at any alignment. For other file systems without this information
+    // assume a page, the largest requirement in use.
     Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, offset: 4096 } })
 }

@@ -1,33 +1,36 @@
 //! The order of direct and page-cached writes of one file.
 //!
-//! A direct write has the kernel write back and drop the pages of its range first, and drop them again when it has completed. If a
-//! page-cached write dirties one of these pages in between, the second drop fails, and the kernel reports EIO at the next sync, even if
-//! the two writes have no byte in common. So the two kinds are never in flight at the same time; each kind may be with its own:
+//! Before a direct write the kernel writes back and drops the pages of its range, and it drops them
+//! again when the write has completed. If a page-cached write dirties one of these pages in
+//! between, the second drop fails, and the kernel reports EIO at the next sync, even if the two
+//! writes do not overlap. So the two kinds are never in flight at the same time; writes of the same
+//! kind may be:
 //!
 //! ```text
-//!   direct       counts itself, and starts at once unless a page-cached write is in flight or waits
-//!   page-cached  counts itself, and waits until no direct write is in flight
+//!   direct       increments its count, and starts unless a page-cached write is in flight or waits
+//!   page-cached  increments its count, and waits until no direct write is in flight
 //! ```
 //!
-//! Reads need no order: before a direct read the kernel writes back what the page cache has of the range, and a page that a
-//! page-cached read has brought in is clean, so that dropping it succeeds.
+//! Reads need no order: before a direct read the kernel writes back cached pages of the range, and
+//! a page loaded by a page-cached read is clean, so dropping it succeeds.
 //!
-//! The order is of one [`File`](super::File). Of two, or of another process, the kernel's own promises are all there is.
+//! The order covers one [`File`](super::File). Writes of other `File`s or processes are ordered
+//! only by the kernel's own guarantees.
 
 use std::cell::Cell;
 
 use coralio_runtime::{Cancelled, CoMutex, CoQueue, CoRwLock, CoRwReadGuard, can_suspend};
 
-/// See the module.
+/// See the module documentation.
 pub(super) struct WriteOrder {
     /// Direct writes in flight.
     direct: Cell<u32>,
-    /// Page-cached writes in flight, or waiting for the direct ones.
+    /// Page-cached writes in flight, or waiting for direct ones.
     cached: Cell<u32>,
-    /// Held to read by each page-cached write. A direct write that meets one takes the lock to write before it starts, so that the
-    /// two kinds take turns in the order of their arrival.
+    /// Read-locked by each page-cached write. A direct write that finds one takes the write lock
+    /// before it starts, so that the two kinds take turns in order of arrival.
     gate: CoRwLock<()>,
-    /// Around `direct`, for those that wait until it is 0.
+    /// Protects the wait on `drained` until `direct` is 0.
     drain: CoMutex<()>,
     drained: CoQueue,
 }
@@ -43,7 +46,7 @@ impl WriteOrder {
         }
     }
 
-    /// Starts a direct write, after the page-cached ones that came before it.
+    /// Starts a direct write, after the page-cached writes that came before it.
     ///
     /// # Control
     ///
@@ -59,14 +62,15 @@ impl WriteOrder {
 
     #[cold]
     fn pass_gate(&self) -> Result<(), Cancelled> {
-        // A destructor that writes while its stack unwinds cannot wait for another coroutine, and goes at once.
+        // A destructor that writes during unwinding cannot wait for another coroutine, and proceeds
+        // immediately.
         if can_suspend() {
             drop(self.gate.write_cancellable()?);
         }
         Ok(())
     }
 
-    /// Starts a page-cached write, after the direct ones that came before it.
+    /// Starts a page-cached write, after the direct writes that came before it.
     ///
     /// # Control
     ///
@@ -106,7 +110,8 @@ impl Drop for DirectWrite<'_> {
 /// A page-cached write, in flight or waiting.
 pub(super) struct CachedWrite<'a> {
     cached: &'a Cell<u32>,
-    /// Released after the count is down: the direct write that gets the lock next finds no page-cached one.
+    /// Released after the count is decremented: the direct write that gets the lock next sees no
+    /// page-cached write.
     _gate: CoRwReadGuard<'a, ()>,
 }
 
@@ -132,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// A write of each kind in `kinds`, started in that order. Returns what begins and ends, in order.
+    /// Starts writes of the given kinds, in that order. Returns the log of their starts and ends.
     fn run(kinds: &str, cancelled: &[usize]) -> String {
         crate::run(|| {
             let (order, log) = (Rc::new(WriteOrder::new()), Rc::new(RefCell::new(String::new())));
@@ -162,7 +167,7 @@ mod tests {
 
     #[test]
     fn write_kinds_take_turns() {
-        // E15: each kind with its own, never with the other, in the order of arrival.
+        // E15: writes of one kind overlap, those of different kinds do not, in order of arrival.
         assert_eq!(run("ddd", &[]), "dddDDD");
         assert_eq!(run("ccc", &[]), "cccCCC");
         assert_eq!(run("dcdc", &[]), "dDcCdDcC");
@@ -171,7 +176,7 @@ mod tests {
 
     #[test]
     fn cancelled_write_gives_up_its_turn() {
-        // E11: cancelled while it waits, it holds up nobody.
+        // E11: a write that is cancelled while it waits does not delay others.
         assert_eq!(run("dcd", &[1]), "ddDD");
         assert_eq!(run("cdc", &[1]), "ccCC");
         assert_eq!(run("dcdcd", &[1, 3]), "dddDDD");

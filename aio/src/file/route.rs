@@ -1,17 +1,19 @@
-//! Which of its context's engines takes a file's request, where the context may choose.
+//! Selects the engine for each request of a file under `KernelChoice::Auto`.
 //!
-//! Native AIO costs least for what completes later, or at once from memory. But some requests it carries out within submit, and the
-//! whole loop waits for the device (Linux 6.18, medians of one at a time, in microseconds): a direct write that extends the file
-//! 58 to 116, a read of what is not in the page cache 51 to 105, a page-cached write of 1 MiB 263 to 4800. The kernel
-//! knows best which ones. Asked not to block (`RWF_NOWAIT`, which costs nothing that could be measured) it refuses them within 1
-//! to 2 microseconds, and a thread does them. Only of page-cached writes it will not tell, on most file systems: threads have all
-//! of these, and the syncs after them.
+//! Native AIO is the cheapest way for requests that complete later, or immediately from memory. But
+//! it carries out some requests within submit, where the whole loop waits for the device (Linux
+//! 6.18, medians at queue depth 1, in microseconds): a direct write that extends the file 58 to
+//! 116, a read that misses the page cache 51 to 105, a page-cached write of 1 MiB 263 to 4800. Only
+//! the kernel can tell which requests block. With `RWF_NOWAIT`, whose cost is not measurable, it
+//! refuses them within 1 to 2 microseconds, and a thread performs them. Most file systems reject
+//! `RWF_NOWAIT` for buffered writes, so threads do all of those, and the syncs that follow.
 //!
-//! It also refuses direct writes that fill a hole. Their submit takes 35 to 80 microseconds, for the allocation, but does not wait
-//! for the device, as a thread would with the file locked: to copy a file took twice as long. So they are submitted all the same,
-//! unless a thread has the file locked already.
+//! The kernel also refuses direct writes that fill a hole. Their submit takes 35 to 80 microseconds
+//! for the allocation, but does not wait for the device. A thread would, with the file locked:
+//! copying a file then took twice as long. So these are submitted without `RWF_NOWAIT`, unless a
+//! thread already has the file locked.
 //!
-//! On tmpfs nothing waits for a device, and devices that are no disks say nothing of the kind: the main engine has all of theirs.
+//! tmpfs never waits for a device, so the main engine has all requests of its files.
 
 #![allow(unsafe_code)]
 
@@ -27,25 +29,26 @@ use crate::auto::Auto;
 use crate::kernel::{Opcode, Operation};
 use crate::perform::Attempt;
 
-/// With less than this in the page cache a sync is as quick to submit as any: the kernel has it done elsewhere.
+/// With fewer dirty bytes than this in the page cache, submitting a sync does not block: the kernel
+/// performs it elsewhere.
 const MUCH_DIRTY: u64 = 1 << 20;
 
 const READS: [Opcode; 2] = [Opcode::Read, Opcode::ReadVectored];
 const WRITES: [Opcode; 2] = [Opcode::Write, Opcode::WriteVectored];
 const SYNCS: [Opcode; 2] = [Opcode::SyncData, Opcode::SyncAll];
 
-/// How a request goes.
+/// How a request is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// To the main engine.
+    /// By the main engine.
     Main,
-    /// To the main engine, which may refuse it.
+    /// By the main engine with `nowait`, so it may be refused.
     Try,
-    /// To a thread.
+    /// By a thread.
     Spare,
 }
 
-/// The ways of requests for one descriptor.
+/// The ways of the requests on one descriptor, by opcode.
 pub(super) struct Ways {
     by_opcode: [Cell<Way>; 6],
     pub(super) direct: bool,
@@ -64,19 +67,19 @@ impl Ways {
 
 /// The ways of a file's requests.
 pub(super) struct Route {
-    /// The engines, where there is something to choose.
+    /// The engines, if there is a choice.
     auto: Option<Arc<Auto>>,
-    /// By the file's own descriptor.
+    /// For requests on the file's own descriptor.
     pub(super) own: Ways,
-    /// By the one through the page cache, where the own one is direct.
+    /// For requests on the page-cached descriptor of a direct file.
     pub(super) cached: Ways,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
-    /// Writes that threads do now: the file is locked for as long as one takes.
+    /// Writes in progress on threads: each locks the file while it lasts.
     writing: Cell<u32>,
 }
 
-/// Counts one of the writes that threads do, for as long as it lives; also when the stack unwinds.
+/// Counts a write on a thread for as long as it exists, including during unwinding.
 struct Writing<'a>(&'a Cell<u32>);
 
 impl<'a> Writing<'a> {
@@ -93,16 +96,16 @@ impl Drop for Writing<'_> {
 }
 
 impl Route {
-    /// For a file of this thread's context.
+    /// Creates the routes of a file of this thread's context.
     pub(super) fn new(engine: &AnyEngine, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> Route {
-        // The others' submit does not block.
+        // The other backends' submit does not block.
         let may_block = engine.kernel == Some(KernelChoice::Aio) && !(is_file && is_in_memory(fd));
         let auto = if may_block { Auto::of_this_context() } else { None };
         let (direct, appends) = (flags & libc::O_DIRECT != 0, flags & libc::O_APPEND != 0);
         Route::among(auto, direct, appends)
     }
 
-    /// Where there is nothing to choose.
+    /// Creates the routes of a file that uses only the main engine.
     pub(super) fn only_main(direct: bool) -> Route {
         Route::among(None, direct, false)
     }
@@ -120,13 +123,13 @@ impl Route {
         Route { auto, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
-    /// How much has been written through the page cache since the last sync.
+    /// Records the number of bytes written through the page cache since the last sync.
     fn set_dirty(&self, bytes: u64) {
         self.dirty.set(bytes);
         self.own.set(SYNCS, if bytes < MUCH_DIRTY { Way::Main } else { Way::Spare });
     }
 
-    /// Has a thread do it. `main` is for when no thread can be had at all.
+    /// Performs a request on a thread, or on `main` if no thread is available.
     ///
     /// # Safety
     ///
@@ -138,9 +141,9 @@ impl Route {
             self.set_dirty(0);
         }
         let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         let result = self.auto.as_ref().and_then(|auto| unsafe { auto.perform_on_spare(&attempt) });
-        // SAFETY: the caller's promise, and nobody else has had it.
+        // SAFETY: promised by the caller, and no engine has had the request.
         let result = result.unwrap_or_else(|| unsafe { main.perform(&attempt) });
         if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Way::Spare {
             self.set_dirty(self.dirty.get() + result.max(0) as u64);
@@ -148,7 +151,8 @@ impl Route {
         result
     }
 
-    /// What a request that was tried came to: which way it goes now; `None` if it was not refused.
+    /// Returns how to repeat a request that the main engine refused; `None` if `result` is not a
+    /// refusal.
     pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &Ways) -> Option<Way> {
         let opcode = operation.opcode;
         let count = |by_completion| self.auto.iter().for_each(|auto| auto.count_refusal(by_completion));
@@ -161,9 +165,10 @@ impl Route {
             }
             libc::EOPNOTSUPP => {
                 count(false);
-                // It will never tell, and is not asked again. Direct reads seldom wait; of others one cannot know.
+                // `RWF_NOWAIT` is not supported, so it is not used again. Direct reads seldom
+                // block; other requests might.
                 let read = READS.contains(&opcode);
-                // Of a direct descriptor writes are tried too.
+                // Writes on a direct descriptor use `Try` too.
                 let way = if read && ways.direct { Way::Main } else { Way::Spare };
                 ways.set(if read { READS } else { WRITES }, way);
                 Some(way)
@@ -177,7 +182,8 @@ impl Route {
         let len = match operation.opcode {
             Opcode::WriteVectored => {
                 let vectors = ptr::with_exposed_provenance::<libc::iovec>(operation.addr as usize);
-                // SAFETY: *lent to the kernel*: so many of them are there as long as the request lasts, and nobody writes them.
+                // SAFETY: *lent to the kernel*: the array has `len` vectors, which stay valid and
+                // unmodified during the request.
                 unsafe { slice::from_raw_parts(vectors, operation.len as usize) }
                     .iter()
                     .map(|one| one.iov_len as u64)

@@ -1,22 +1,25 @@
-//! A file as a stream, for code that knows `std::io` alone.
+//! A file as a stream, for code that uses the `std::io` traits.
 //!
-//! A [`File`] has no position, and is shared by coroutines. One position for all of them, as std's `&File` has it, would mix
-//! their streams without a word. So a position is a value of its own, with one owner.
+//! A [`File`] has no position, because coroutines share it: a single position, like that of std's
+//! `&File`, would silently interleave their streams. So a position is a separate value with one
+//! owner.
 
 use std::borrow::Borrow;
 use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 
 use super::File;
 
-/// A file and a position in it: [`Read`], [`Write`] and [`Seek`], by which any library for them does I/O that suspends the
-/// coroutine, never the thread.
+/// A file and a position in it, with [`Read`], [`Write`] and [`Seek`]: libraries for these traits
+/// then do I/O that suspends the coroutine, never the thread.
 ///
-/// It is made from a `File`, a `&File` or an `Rc<File>`; each stream goes its own way. It has no buffer: put a
-/// `BufReader` or `BufWriter` around it for small reads and writes. What was written is on the medium after
-/// [`File::sync_data`]; `flush` has nothing to do.
+/// It is created from a `File`, a `&File` or an `Rc<File>`; each stream has its own position. It is
+/// unbuffered: wrap it in a `BufReader` or `BufWriter` for small reads and writes. Data is on
+/// stable storage after [`File::sync_data`]; `flush` does nothing.
 ///
-/// Libraries are written for threads, whose stacks are larger than those of coroutines: compressors, for one, take more than
-/// the default. Give them [`stack_size`](crate::Runner::stack_size)`(1 << 20)`: what is not touched costs nothing.
+/// Many libraries are written for threads, whose stacks are larger than those of coroutines.
+/// Compressors, for example, need more than the default: give them
+/// [`stack_size`](crate::Runner::stack_size)`(1 << 20)`; stack that is never touched costs no
+/// memory.
 ///
 /// ```
 /// use coralio_aio::{File, Stream};
@@ -34,7 +37,7 @@ use super::File;
 ///
 /// # Control
 ///
-/// Whatever does I/O may yield, as [`File::read_at`]; so may a seek from the end, as [`File::len`].
+/// Calls that do I/O may yield, as [`File::read_at`]; so may a seek from the end, as [`File::len`].
 #[derive(Clone, Debug)]
 pub struct Stream<F: Borrow<File>> {
     file: F,
@@ -42,22 +45,22 @@ pub struct Stream<F: Borrow<File>> {
 }
 
 impl<F: Borrow<File>> Stream<F> {
-    /// A stream from the beginning of the file.
+    /// Creates a stream that starts at the beginning of the file.
     pub fn new(file: F) -> Stream<F> {
         Stream::at(file, 0)
     }
 
-    /// A stream from `position` on, in bytes.
+    /// Creates a stream that starts at byte `position`.
     pub fn at(file: F, position: u64) -> Stream<F> {
         Stream { file, position }
     }
 
-    /// The file.
+    /// Returns a reference to the file.
     pub fn get_ref(&self) -> &File {
         self.file.borrow()
     }
 
-    /// The file, without the position.
+    /// Returns the file, discarding the position.
     pub fn into_inner(self) -> F {
         self.file
     }
@@ -68,7 +71,7 @@ impl<F: Borrow<File>> Stream<F> {
 }
 
 impl<F: Borrow<File>> Read for Stream<F> {
-    /// Less than `buf` takes comes at the end of the file only.
+    /// Returns fewer bytes than `buf` holds only at the end of the file.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let done = self.file.borrow().read_at(buf, self.position);
         self.go_on(done)
@@ -104,7 +107,7 @@ impl<F: Borrow<File>> Seek for Stream<F> {
             SeekFrom::Current(by) => (self.position, by),
             SeekFrom::End(by) => (self.file.borrow().len()?, by),
         };
-        // Files end below 2^63, and so do positions in them.
+        // Files end below 2^63, and so do valid positions.
         match from.checked_add_signed(by).filter(|&position| i64::try_from(position).is_ok()) {
             Some(position) => {
                 self.position = position;

@@ -1,4 +1,5 @@
-//! From a call to requests: through which descriptor, and until all is done (rule E10).
+//! From a call to its requests: which descriptor they use, and continuing until all is done (rule
+//! E10).
 
 #![allow(unsafe_code)]
 
@@ -20,7 +21,7 @@ use super::route::{Way, Ways};
 use super::{Alignment, File};
 
 impl File {
-    /// One request, for the descriptor that `ways` are of.
+    /// Makes one request for the descriptor that `ways` belongs to.
     ///
     /// # Safety
     ///
@@ -29,7 +30,7 @@ impl File {
     unsafe fn request(&self, operation: Operation, ways: &Ways) -> io::Result<usize> {
         let way = ways.of(operation.opcode);
         let attempt = Attempt { operation, nowait: way == Way::Try };
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         let result = unsafe {
             match way {
                 Way::Spare => self.route.on_spare(&attempt.operation, ways, &self.engine),
@@ -39,11 +40,12 @@ impl File {
         if result >= 0 {
             return Ok(result as usize);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.refused(result, attempt, ways) }
     }
 
-    /// It failed; or it would have blocked the loop, and goes another way.
+    /// Handles a failed request: retries it another way if it was refused because it would have
+    /// blocked the loop.
     ///
     /// # Safety
     ///
@@ -54,7 +56,7 @@ impl File {
         let way = if nowait { self.route.after_refusal(result, &operation, ways) } else { None };
         result = match way {
             None => result,
-            // SAFETY: the caller's promise; whoever refused it is done with it.
+            // SAFETY: promised by the caller; the refused request has ended.
             Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &self.engine) },
             // SAFETY: as above.
             Some(Way::Main | Way::Try) => unsafe { self.engine.perform(&Attempt { nowait: false, ..attempt }) },
@@ -67,7 +69,7 @@ impl File {
         Err(explain(-result as i32, &operation, alignment))
     }
 
-    /// One request for the file's own descriptor, in order with page-cached writes.
+    /// Makes one request on the file's own descriptor, ordered with page-cached writes.
     ///
     /// # Safety
     ///
@@ -75,11 +77,11 @@ impl File {
     #[inline(always)]
     unsafe fn request_own(&self, operation: Operation) -> io::Result<usize> {
         let _order = if operation.opcode.is_write() { Some(self.order.direct()?) } else { None };
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.request(operation, &self.route.own) }
     }
 
-    /// One request, by the way that its alignment allows.
+    /// Makes one request, on the path that its alignment allows.
     ///
     /// # Safety
     ///
@@ -87,16 +89,16 @@ impl File {
     #[inline(always)]
     unsafe fn transfer(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         if !self.is_taken_as_is(addr, offset | len as u64) {
-            // SAFETY: the caller's promise.
+            // SAFETY: promised by the caller.
             return unsafe { self.transfer_unaligned(opcode, addr, len, offset) };
         }
         let operation = Operation { opcode, fd: self.fd.number(), addr, len: len as u64, offset };
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.request_own(operation) }
     }
 
-    /// One request that direct I/O does not take: through an aligned buffer if the memory alone is not aligned, else through the page
-    /// cache.
+    /// Makes one request that direct I/O does not accept: through an aligned buffer if only the
+    /// memory is unaligned, otherwise through the page cache.
     ///
     /// # Safety
     ///
@@ -104,18 +106,19 @@ impl File {
     #[cold]
     unsafe fn transfer_unaligned(&self, opcode: Opcode, addr: u64, len: usize, offset: u64) -> io::Result<usize> {
         if self.is_direct_range(offset | len as u64) {
-            // SAFETY: the caller's promise.
+            // SAFETY: promised by the caller.
             return unsafe { self.transfer_bounced(opcode, &[(addr, len)], offset) };
         }
         let fd = self.cached(opcode, len as u64, offset)?.number();
         let _order = if opcode.is_write() { self.order.cached()? } else { None };
         self.engine.count_detour(Detour::PageCached);
         let operation = Operation { opcode, fd, addr, len: len as u64, offset };
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.request(operation, &self.route.cached) }
     }
 
-    /// One direct request for memory that direct I/O does not take, through an aligned buffer. `opcode` is `Read` or `Write`.
+    /// Makes one direct request for unaligned memory, through an aligned buffer. `opcode` is `Read`
+    /// or `Write`.
     ///
     /// # Safety
     ///
@@ -125,34 +128,34 @@ impl File {
         let len = vectors.iter().map(|&(_, len)| len).sum();
         let mut bounce = Bounce::new(len, self.alignment.memory);
         if opcode.is_write() {
-            // SAFETY: the caller's promise.
+            // SAFETY: promised by the caller.
             unsafe { bounce.gather(vectors) };
         }
         self.engine.count_detour(Detour::Bounced);
         let operation = Operation { opcode, fd: self.fd.number(), addr: bounce.addr(), len: len as u64, offset };
-        // SAFETY: the buffer is this call's own, and is dropped when the request is over.
+        // SAFETY: this call owns the buffer, and drops it after the request has ended.
         let done = unsafe { self.request_own(operation) }?;
         if !opcode.is_write() {
-            // SAFETY: the caller's promise.
+            // SAFETY: promised by the caller.
             unsafe { bounce.scatter(done, vectors) };
         }
         Ok(done)
     }
 
-    /// Whether a request for a buffer at `addr`, with an offset and length (or several, or-ed), goes to `fd` as it is:
-    /// direct I/O takes it, or there is no other way.
+    /// Whether a request with a buffer at `addr` and this offset and length (or several, ORed) goes
+    /// to `fd` unchanged: direct I/O accepts it, or there is no alternative.
     #[inline]
     fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
         addr & self.memory_mask == 0 && self.is_direct_range(offsets) || !self.may_cache
     }
 
-    /// Whether offset and length (or several, or-ed) are aligned.
+    /// Whether offset and length (or several, ORed) are aligned.
     #[inline]
     fn is_direct_range(&self, offsets: u64) -> bool {
         offsets & self.offset_mask == 0
     }
 
-    /// Goes on until all is transferred, the file ends, or an error comes (rule E10).
+    /// Transfers until everything is done, the file ends, or an error occurs (rule E10).
     ///
     /// # Safety
     ///
@@ -162,12 +165,12 @@ impl File {
         if len == 0 {
             return self.transfer_nothing(opcode, offset);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         let done = unsafe { self.transfer(opcode, addr, len, offset) }?;
         if done == len {
             return Ok(len);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.transfer_rest(opcode, addr, len, offset, done) }
     }
 
@@ -176,7 +179,7 @@ impl File {
         self.check_request(opcode, 0, offset).map(|()| 0)
     }
 
-    /// The error of a request of this kind, if the file belongs to another context.
+    /// Returns the error that a request of this kind gets if the file belongs to another context.
     fn check_request(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<()> {
         if self.engine.is_here() {
             return Ok(());
@@ -204,7 +207,7 @@ impl File {
                 break;
             }
             let at = done as u64;
-            // SAFETY: the caller's promise, for a part of the same memory.
+            // SAFETY: promised by the caller, for a part of the same memory.
             last = unsafe { self.transfer(opcode, addr + at, len - done, offset + at) }?;
             done += last;
         }
@@ -217,13 +220,14 @@ impl File {
         }
     }
 
-    /// Whether a read was short because the file ends there. A direct one that ends amid a block was, and could not go on
-    /// from there; others ask again.
+    /// Whether a short read is due to the end of the file. A direct read that ends within a block
+    /// is, and could not continue from there; other reads are repeated.
     fn has_met_the_end(&self, done: usize, is_direct: bool) -> bool {
         is_direct && !done.is_multiple_of(self.alignment.offset) || self.engine.on_short() == OnShort::IsTheEnd
     }
 
-    /// Vectors in one request as long as it is direct and complete; what is left over goes buffer by buffer.
+    /// Transfers each batch of vectors with one request if the request can be direct; the remainder
+    /// goes buffer by buffer.
     ///
     /// # Safety
     ///
@@ -249,10 +253,10 @@ impl File {
                         .map(|&(addr, len)| libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len })
                         .collect();
                     let (fd, addr, len) = (self.fd.number(), iovecs.as_ptr() as u64, iovecs.len() as u64);
-                    // SAFETY: the caller's promise; the array outlives the call.
+                    // SAFETY: promised by the caller; the array outlives the call.
                     unsafe { self.request_own(Operation { opcode: vectored, fd, addr, len, offset: at }) }?
                 } else {
-                    // SAFETY: the caller's promise.
+                    // SAFETY: promised by the caller.
                     unsafe { self.transfer_bounced(single, batch, at) }?
                 };
                 if single == Opcode::Read && done < wanted && self.has_met_the_end(done, true) {
@@ -265,7 +269,7 @@ impl File {
                 total += skip;
                 if skip < len {
                     let at = skip as u64;
-                    // SAFETY: the caller's promise, for a part of the same memory.
+                    // SAFETY: promised by the caller, for a part of the same memory.
                     let rest = unsafe { self.transfer_all(single, addr + at, len - skip, offset + total as u64) }?;
                     total += rest;
                     if rest < len - skip {
@@ -283,12 +287,12 @@ impl File {
         unsafe { self.request(operation, &self.route.own) }.map(drop)
     }
 
-    /// The file through the page cache.
+    /// Returns the handle that uses the page cache, opening it when first needed.
     #[cold]
     fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
         if self.cached.get().is_none() {
             self.check_request(opcode, len, offset)?;
-            // A stack that unwinds cannot wait for another coroutine, and opens a descriptor of its own.
+            // An unwinding stack cannot wait for another coroutine, and opens a descriptor itself.
             let opening = if can_suspend() { Some(self.opening_cached.lock_cancellable()?) } else { None };
             self.open_cached()?;
             drop(opening);
@@ -296,18 +300,19 @@ impl File {
         Ok(self.cached.get().expect("opened above"))
     }
 
-    /// Opens the file through the page cache, unless another coroutine has done so.
+    /// Opens the file through the page cache, unless another coroutine has already done so.
     fn open_cached(&self) -> io::Result<()> {
         if self.cached.get().is_none() {
             if let Some(simulated) = self.fd.as_simulated() {
                 self.cached.get_or_init(|| simulated.reopen());
                 return Ok(());
             }
-            // Opened anew by its descriptor: a duplicate would share the O_DIRECT flag.
+            // Reopened through /proc: a duplicate would share the O_DIRECT flag.
             let raw = self.fd.as_fd().as_raw_fd();
             let opened = unblock(move || {
                 let path = format!("/proc/self/fd/{raw}\0");
-                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new descriptor is ours alone.
+                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new
+                // descriptor has no other owner.
                 unsafe {
                     let flags = libc::fcntl(raw, libc::F_GETFL);
                     let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
@@ -320,7 +325,7 @@ impl File {
                 let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.offset);
                 failed(error, what.into(), why)
             })?;
-            // A stack that unwinds may have been here meanwhile: one of the two is enough.
+            // An unwinding stack may have opened one meanwhile: keep the first.
             let _ = self.cached.set(Handle::real(&self.engine, fd));
         }
         Ok(())

@@ -1,7 +1,8 @@
-//! What every kernel must do at the edges, with requests on real files (the simulated kernel has files of its own in their
-//! place): one body for each test, and what it takes.
+//! Conformance tests for every backend, with requests on real files (the simulated backend
+//! substitutes its own files).
 //!
-//! A kernel's own tests run all of it by `conformance::tests!(kernels)`, with a function that makes some for a depth.
+//! A backend's test module runs them all with `conformance::tests!(kernels)`, where the function
+//! `kernels` creates backends of a given depth.
 
 #![allow(unsafe_code)]
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use super::{Completion, Kernel, Opcode, Operation};
 
-/// Makes each body a test.
+/// Generates a test from each function.
 macro_rules! tests {
     ($kernels:expr) => {
         $crate::kernel::conformance::tests! {
@@ -46,7 +47,7 @@ pub(super) use tests;
 pub(super) fn unless_refused<K: Kernel>(kernel: io::Result<K>) -> Option<K> {
     if let Err(error) = &kernel {
         assert_ne!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
-        // Past the test harness, which keeps what the macro would print.
+        // Bypasses the test harness, which captures the output of the macro.
         let _ = writeln!(io::stderr(), "skipped: {error}");
     }
     kernel.ok()
@@ -57,7 +58,7 @@ pub(super) const NOW: Option<Duration> = Some(Duration::ZERO);
 #[repr(C, align(4096))]
 pub(super) struct Page(pub(super) [u8; 4096]);
 
-/// A file that goes with its guard.
+/// A file that is removed with its guard.
 pub(super) struct Temp(pub(super) File, pub(super) PathBuf);
 
 impl Temp {
@@ -74,7 +75,7 @@ impl Temp {
         Temp::new(Path::new("/dev/shm"), 0)
     }
 
-    /// In memory, on the disk through the page cache, and past it.
+    /// In memory, on disk through the page cache, and on disk with direct I/O.
     pub(super) fn all() -> [Temp; 3] {
         let disk = std::env::temp_dir();
         [Temp::in_memory(), Temp::new(&disk, 0), Temp::new(&disk, libc::O_DIRECT)]
@@ -97,12 +98,13 @@ pub(super) fn bad() -> Operation {
 }
 
 pub(super) fn submit<K: Kernel>(kernel: &K, entries: &mut [K::Entry]) -> io::Result<usize> {
-    // SAFETY: every test keeps its buffers till it has the completions.
+    // SAFETY: every test keeps its buffers until it has the completions.
     unsafe { kernel.submit(entries) }
 }
 
-// SAFETY of the following: each test drives a kernel of its own, and keeps the rules of the thread that drives it: one
-// thread submits and waits, and completions are taken by one thread at a time, each once.
+// SAFETY of the following: each test drives its own backend, and keeps the rules for the driving
+// thread: one thread submits and waits, and completions are taken by one thread at a time, each
+// once.
 
 pub(super) fn peek(kernel: &impl Kernel) -> Option<Completion> {
     // SAFETY: see above.
@@ -115,7 +117,7 @@ pub(super) fn commit(kernel: &impl Kernel) {
 }
 
 pub(super) fn cancel(kernel: &impl Kernel, key: u64) {
-    // SAFETY: see above; the key is that of a request of the test.
+    // SAFETY: see above; the key is of one of the test's requests.
     unsafe { kernel.cancel(key) }
 }
 
@@ -130,7 +132,7 @@ pub(super) fn wait(
 }
 
 pub(super) fn register(kernel: &impl Kernel, fd: BorrowedFd<'_>) -> RawFd {
-    // SAFETY: the number is used with this kernel, and every test unregisters it once.
+    // SAFETY: the number is used only with this backend, and every test unregisters it once.
     unsafe { kernel.register(fd) }
 }
 
@@ -158,7 +160,7 @@ pub(super) fn one(kernel: &impl Kernel, operation: Operation) -> i64 {
 }
 
 pub(super) fn eventfd() -> OwnedFd {
-    // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+    // SAFETY: no memory is involved; the descriptor is new and has no other owner.
     unsafe {
         let fd = libc::eventfd(0, libc::EFD_NONBLOCK);
         assert!(fd >= 0);
@@ -167,19 +169,19 @@ pub(super) fn eventfd() -> OwnedFd {
 }
 
 pub(super) fn signal(fd: &OwnedFd) {
-    // SAFETY: eight bytes, as an eventfd wants.
+    // SAFETY: eight bytes, as an eventfd requires.
     assert_eq!(unsafe { libc::write(fd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) }, 8);
 }
 
-/// Whether it was signalled; not any more.
+/// Returns whether the eventfd was signalled, and resets it.
 pub(super) fn reset(fd: &OwnedFd) -> bool {
     let mut count = 0u64;
-    // SAFETY: room for eight bytes.
+    // SAFETY: the buffer has room for eight bytes.
     unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
 }
 
 pub(super) fn epoll_with(fd: &OwnedFd) -> OwnedFd {
-    // SAFETY: the event outlives the call; the descriptor is new and nobody else's.
+    // SAFETY: the event outlives the call; the descriptor is new and has no other owner.
     unsafe {
         let epoll = OwnedFd::from_raw_fd(libc::epoll_create1(0));
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
@@ -188,7 +190,7 @@ pub(super) fn epoll_with(fd: &OwnedFd) -> OwnedFd {
     }
 }
 
-/// Waits as a loop does: looks, sleeps, looks again.
+/// Waits like a loop: checks, sleeps, checks again.
 pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &OwnedFd) {
     loop {
         assert_eq!(peek(kernel), None);
@@ -200,7 +202,8 @@ pub(super) fn wait_for(kernel: &impl Kernel, watched: &OwnedFd, signalled: &Owne
 }
 
 pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E10, E15: read, write, vectored both, data sync, full sync; at the end of the file and behind it.
+    // E10, E15: read, write, both vectored, data sync, full sync; at the end of the file and
+    // beyond.
     for file in Temp::all() {
         for (kernel, fill) in kernels(4).iter().zip([0x5a, 0xa5]) {
             let (mut out, mut back) = (Page([fill; 4096]), Page([0; 4096]));
@@ -224,9 +227,9 @@ pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) ->
                 assert_eq!(one(kernel, operation), 0);
             }
 
-            // Across the end it is short, behind it nothing: the file has sixteen KiB.
+            // Short across the end of the file, empty beyond: the file has 16 KiB.
             let mut pages = [const { Page([9; 4096]) }; 2];
-            // SAFETY: two pages lie one behind the other.
+            // SAFETY: the two pages are contiguous.
             let both = unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), 8192) };
             assert_eq!(one(kernel, operation(Opcode::Read, &file.0, both, 12288)), 4096);
             assert!(both[..4096] == out[1].0);
@@ -236,7 +239,8 @@ pub(super) fn all_operations_on_all_kinds_of_file<K: Kernel>(kernels: fn(u32) ->
 }
 
 pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E2: a request is for the file that was registered, by that number, whatever else came and went
+    // E2: a request goes to the file registered under its number, whatever was registered and
+    // unregistered meanwhile
     let files = [(); 3].map(|()| Temp::in_memory());
     for kernel in kernels(8) {
         let write = |number: RawFd, byte: u8| {
@@ -257,7 +261,7 @@ pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
         let again = register(&kernel, files[0].0.as_fd());
         write(again, 5);
         assert_eq!(files.each_ref().map(byte), [5, 2, 4]);
-        // What is registered twice stays when one of the two goes.
+        // A file registered twice remains registered when one registration ends.
         unregister(&kernel, again);
         write(first, 6);
         write(files[1].0.as_raw_fd(), 7);
@@ -268,7 +272,7 @@ pub(super) fn files_go_by_their_numbers<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
 }
 
 pub(super) fn no_more_in_flight_than_the_depth<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E2: "try again" when the queue is full; the poll request has a slot of its own.
+    // E2: a full queue returns EAGAIN; the poll request has a separate slot.
     let (file, other) = (Temp::in_memory(), eventfd());
     for kernel in kernels(8) {
         let mut buffer = [0; 16];
@@ -286,7 +290,7 @@ pub(super) fn no_more_in_flight_than_the_depth<K: Kernel>(kernels: fn(u32) -> Ve
 }
 
 pub(super) fn waiting_takes_nothing<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E9: a completion is taken by peek and commit alone.
+    // E9: only peek and commit take completions.
     let (file, other) = (Temp::in_memory(), eventfd());
     for kernel in kernels(8) {
         let mut buffer = [0; 16];
@@ -305,7 +309,7 @@ pub(super) fn waiting_takes_nothing<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
 }
 
 pub(super) fn a_sleep_is_ended_by_completions<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E13: what completes after submit ends the sleep; direct I/O on a disk is such a thing.
+    // E13: a request that completes after submit, such as direct I/O on a disk, ends the sleep.
     let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
     for kernel in kernels(8) {
         let mut pages = [const { Page([9; 4096]) }; 4];
@@ -324,14 +328,15 @@ pub(super) fn a_sleep_is_ended_by_completions<K: Kernel>(kernels: fn(u32) -> Vec
     }
 }
 
-/// `count`, or less where CORALIO_TEST_DIVISOR says so: under valgrind a thread takes a second.
+/// Returns `count`, divided by CORALIO_TEST_DIVISOR: under valgrind starting a thread takes a
+/// second.
 pub(super) fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)
 }
 
 pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // W3: eventfd, or an epoll with it, signalled at any moment.
+    // W3: an eventfd, or an epoll that contains it, signalled at any moment.
     for kernel in kernels(8) {
         let signalled = eventfd();
         let epoll = epoll_with(&signalled);
@@ -347,9 +352,10 @@ pub(super) fn a_sleep_is_ended_by_another_thread<K: Kernel>(kernels: fn(u32) -> 
 }
 
 pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // W3: a peek by another thread does not take the event that is to wake the home thread
+    // W3: a peek by another thread does not take the event that must wake the home thread
     //
-    // Both threads yield where they depend on the other: on a single CPU a round would last two time slices otherwise.
+    // Both threads yield while they depend on the other: otherwise a round on a single CPU would
+    // last two time slices.
     let total = scaled(4_000) as u32;
     for kernel in kernels(8) {
         let (signalled, rounds) = (eventfd(), AtomicU32::new(0));
@@ -364,8 +370,9 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u3
                 }
             });
             for round in 0..total {
-                // Without a peek: only the other thread's peek takes an event of an earlier round, which ends each wait at
-                // once. Whether the poll request is armed when the home thread sleeps differs from round to round.
+                // No peek here: only the other thread's peek takes an event of an earlier round,
+                // which ends each wait immediately. Whether the poll request is armed when the home
+                // thread sleeps differs between rounds.
                 while !reset(&signalled) {
                     wait(&kernel, 1, Some(signalled.as_fd()), None).unwrap();
                     thread::yield_now();
@@ -377,7 +384,7 @@ pub(super) fn a_sleep_ends_though_another_thread_peeks<K: Kernel>(kernels: fn(u3
 }
 
 pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // X7 and "a signal ends it early, which is not an error".
+    // X7: a sleep ends by timeout; a signal ends it early, without an error.
     extern "C" fn ignore(_: i32) {}
     // SAFETY: the handler does nothing.
     unsafe { libc::signal(libc::SIGUSR1, ignore as extern "C" fn(i32) as usize) };
@@ -391,13 +398,13 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<
             let (sleeper, up) = (AtomicU64::new(0), AtomicBool::new(false));
             thread::scope(|scope| {
                 let result = scope.spawn(|| {
-                    // SAFETY: it only says who we are.
+                    // SAFETY: only returns the thread's identity.
                     sleeper.store(unsafe { libc::pthread_self() }, Release);
                     let result = wait(&kernel, 1, Some(other.as_fd()), timeout);
                     up.store(true, Release);
                     result
                 });
-                // Till one of them finds it asleep.
+                // Until a signal finds the thread asleep.
                 while !up.load(Acquire) {
                     let sleeper = sleeper.load(Acquire);
                     if sleeper != 0 {
@@ -413,20 +420,21 @@ pub(super) fn a_sleep_ends_by_time_or_signal<K: Kernel>(kernels: fn(u32) -> Vec<
 }
 
 pub(super) fn another_descriptor_takes_over<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E12: an engine that moves to another loop watches that one's descriptor.
+    // E12: an engine that moves to another loop watches the new loop's descriptor.
     for kernel in kernels(8) {
         let (old, new) = (eventfd(), eventfd());
         wait(&kernel, 1, Some(old.as_fd()), NOW).unwrap();
         signal(&new);
         wait_for(&kernel, &new, &new);
-        // Nothing is left over of either but what is armed.
+        // Nothing is left over from either descriptor except the armed poll request.
         wait(&kernel, 1, Some(new.as_fd()), NOW).unwrap();
         assert_eq!(peek(&kernel), None);
     }
 }
 
 pub(super) fn the_ring_goes_round<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
-    // E9: each completion once, in many rounds of the ring, submitted and taken in uneven lots.
+    // E9: each completion is taken once, over many rounds of the ring, submitted and taken in
+    // batches of varying size.
     let file = Temp::in_memory();
     for kernel in kernels(32) {
         let mut buffers = [[0u8; 8]; 32];

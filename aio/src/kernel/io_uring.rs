@@ -1,38 +1,48 @@
-//! Linux io_uring: requests go in by `io_uring_enter`, and what became of them is read from a ring in memory.
+//! Linux io_uring: requests are submitted with `io_uring_enter`, completions are read from a ring
+//! in memory.
 //!
-//! One [`IoUring`] owns one ring. The engine calls it and it calls nobody. What is particular to it:
+//! Each [`IoUring`] owns one ring. Its particulars:
 //!
-//! - A request belongs to the *thread* that submitted it: the kernel finishes some, page-cached reads among them, in that
-//!   thread's name. When the thread ends, they fail (with `EFAULT`, three of four reads in a trial). So only the home
-//!   thread submits ([`Kernel::SUBMITS_AT_HOME`]). It outlives its requests; who polls from elsewhere may not.
-//! - A sleep is `io_uring_enter`, which waits for a completion; a poll request on the ring has one when `other` is readable
-//!   (`watch.rs`). A `ppoll` of the ring's descriptor and of `other` needs no request, but is interrupted by each completion
-//!   that the kernel posts in this thread's name, and begins anew: 10.0 microseconds of CPU time for a read with a sleep on a
-//!   loop device whose worker is on the same CPU, against 8.7. It is what Linux before 6.0 gets, where a poll request cannot be
-//!   cancelled without a completion of its own. Valgrind 3.19 does not know that `io_uring_enter` may sleep: all other threads wait,
-//!   so that there native AIO is the better choice.
-//! - Requests cost less on files that are registered with the ring (`files.rs`): 651 ns against 705 for a 4 KiB read at depth 32.
-//!   Registered buffers and a registered ring are worth 10 ns or less.
+//! - A request belongs to the *thread* that submitted it: the kernel finishes some requests,
+//!   page-cached reads among them, in the context of that thread. When the thread ends, they fail
+//!   (with `EFAULT`, three of four reads in a trial). So only the home thread submits
+//!   ([`Kernel::SUBMITS_AT_HOME`]): it outlives its requests, other polling threads may not.
+//! - A sleep is `io_uring_enter`, which waits for a completion; a poll request on the ring
+//!   completes when `other` is readable (`watch.rs`). A `ppoll` of the ring's descriptor and of
+//!   `other` needs no such request, but is interrupted and restarted by each completion that the
+//!   kernel posts in the context of this thread: 10.0 microseconds of CPU time for a read with a
+//!   sleep on a loop device whose worker is on the same CPU, against 8.7. `ppoll` is used before
+//!   Linux 6.0, where a poll request cannot be cancelled without a completion of its own. Valgrind
+//!   3.19 does not know that `io_uring_enter` may sleep, and makes all other threads wait; native
+//!   AIO is the better choice there.
+//! - Requests cost less on files that are registered with the ring (`files.rs`): 651 ns against 705
+//!   for a 4 KiB read at depth 32. Registered buffers and a registered ring are worth 10 ns or
+//!   less.
 //!
-//! Set up without flags:
+//! The ring is set up without flags:
 //!
-//! - `DEFER_TASKRUN` has the kernel post completions only when the one thread allowed to asks for them by a system call. We
-//!   look in memory, from several threads.
-//! - `SINGLE_ISSUER` by itself gains nothing that could be measured, and would tie a ring to the thread that made it.
-//! - `COOP_TASKRUN` spares the interruption of a busy thread, at the price that a completion may show up only when that thread
-//!   enters the kernel: a loop that polls in memory (rule X5) never does. It gained nothing either.
-//! - `SQPOLL` burns a CPU on a thread in the kernel.
+//! - `DEFER_TASKRUN` makes the kernel post completions only when the one permitted thread asks for
+//!   them by a system call. This backend reads the ring in memory, from several threads.
+//! - `SINGLE_ISSUER` by itself has no measurable benefit, and would tie a ring to the thread that
+//!   created it.
+//! - `COOP_TASKRUN` avoids interrupting a busy thread, but a completion may appear only when that
+//!   thread enters the kernel, and a loop that polls in memory never does. It had no benefit
+//!   either.
+//! - `SQPOLL` burns a CPU on a kernel thread.
 //!
-//! A ring takes 25 microseconds to make and to drop, so that idle ones are not kept.
+//! Creating and dropping a ring takes 25 microseconds, so idle rings are not kept.
 //!
-//! A forked child has no part in its parent's rings and must leave its `IoUring`s alone; to drop them is fine.
+//! A forked child has no part in its parent's rings and must not use its `IoUring`s; dropping them
+//! is fine.
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9). Only `submit`'s soundness
-//!   rests on it: the others make do with atomics. The home thread may also peek without the lock, for a look whether something is there.
-//! - *One submits*: the thread that submits is the one that waits with a descriptor; two that wait are refused.
-//! - *The rings stay*: they are mapped as long as their `Rings` lives.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time. Only the
+//!   soundness of `submit` depends on it: the others use atomics. The home thread may also peek
+//!   without the lock, to check whether there is a completion.
+//! - *One submits*: the same thread submits and waits with a descriptor; two concurrent waiters are
+//!   rejected.
+//! - *The rings stay*: they are mapped as long as their `Rings` exists.
 
 #![allow(unsafe_code)]
 
@@ -57,37 +67,38 @@ use super::{Completion, Kernel, Opcode, Operation};
 use files::Files;
 use ring::Rings;
 
-/// The deepest submission ring that Linux makes.
+/// The maximum depth of Linux's submission ring.
 const MAX_DEPTH: u32 = 32768;
 
-/// The longest sleep, 136 years: the kernel adds it to the time that it is.
+/// The longest sleep, 136 years: the kernel adds it to the current time.
 const LONGEST: Duration = Duration::from_secs(1 << 32);
 
 /// A request in the form that io_uring takes.
 #[derive(Debug)]
 pub struct Entry(squeue::Entry);
 
-/// The [`Kernel`] that Linux io_uring is: one ring.
+/// The io_uring [`Kernel`]: one ring.
 pub struct IoUring {
-    /// Before `ring`, so that they go first.
+    /// Declared before `ring` so that the mappings are dropped first.
     rings: Rings,
     ring: io_uring::IoUring,
     files: Files,
     depth: u32,
-    /// Consumed by the kernel and not yet committed. Changed under the lock with plain loads and stores.
+    /// Consumed by the kernel and not yet committed. Changed under the lock with plain loads and
+    /// stores.
     in_flight: AtomicU32,
-    /// The poll request; `None` where a sleep is a `ppoll`.
+    /// State of the poll request; `None` where a sleep is a `ppoll`.
     watch: Option<Watch>,
-    /// The process that made it. In a forked child nothing completes.
+    /// The process that created the ring. In a forked child nothing completes.
     process: u32,
 }
 
 impl IoUring {
-    /// A ring for up to `depth` requests in flight (1 to 32768).
+    /// Creates a ring for up to `depth` requests in flight (1 to 32768).
     ///
     /// # Errors
     ///
-    /// The depth is out of range, or io_uring is not to be had; the message says what to do about it.
+    /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         if depth == 0 || depth > MAX_DEPTH {
             let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
@@ -100,15 +111,15 @@ impl IoUring {
         Ok(IoUring { rings, ring, files, depth, in_flight: AtomicU32::new(0), watch, process: process::id() })
     }
 
-    /// Whether this process made it.
+    /// Whether this process created the ring.
     fn is_ours(&self) -> bool {
         self.process == process::id()
     }
 
-    /// One system call for what is on the submission ring.
+    /// Submits the entries on the submission ring with one system call.
     fn enter(&self, count: usize) -> io::Result<usize> {
         loop {
-            // SAFETY: no flags and no argument: it consumes what was put on the ring.
+            // SAFETY: no flags and no argument: the call consumes entries of the ring.
             match unsafe { self.ring.submitter().enter::<libc::sigset_t>(count as u32, 0, 0, None) } {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 said => return said,
@@ -116,8 +127,8 @@ impl IoUring {
         }
     }
 
-    /// Sleeps until a completion is there, or `timeout` is over. A signal ends it early, and so does a kernel without memory for the
-    /// poll request: who waits comes again.
+    /// Sleeps until a completion arrives or `timeout` expires. A signal ends the sleep early, and
+    /// so does a lack of kernel memory for the poll request: the caller retries.
     fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|time| types::Timespec::from(time.min(LONGEST)));
         let mut args = types::SubmitArgs::new();
@@ -133,30 +144,32 @@ impl IoUring {
         }
     }
 
-    /// Asks for an early completion of the request of this key; see [`Kernel::cancel`].
+    /// Asks for an early completion of the request with this key; see [`Kernel::cancel`].
     fn cancel_request(&self, key: u64) {
         let now = types::Timespec::new();
-        // Whatever it says, the request's completion comes: cancelled, or done.
+        // Whatever this returns, the request's completion arrives: cancelled or done.
         let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
     }
 
-    /// Puts a poll request for `other` on the ring.
+    /// Puts a poll request for `other` on the submission ring.
     fn push_poll(&self, other: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
-        // SAFETY: *One submits*, and it is here; so there is no other view of this ring. The entry names no memory.
+        // SAFETY: *One submits*, which is this thread; so there is no other view of the submission
+        // ring. The entry names no memory.
         unsafe { self.ring.submission_shared().push(&entry) }.expect("the ring was empty");
     }
 }
 
-/// Sleeps until one of `fds` is ready or `timeout` is over. A signal ends it early.
+/// Sleeps until one of `fds` is ready or `timeout` expires. A signal ends the sleep early.
 fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let timeout = timeout.map(|time| libc::timespec {
-        // The kernel takes anything above 292 years for "no end".
+        // The kernel takes anything above 292 years as no timeout.
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(time.subsec_nanos()),
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: the descriptors, as many as we say, and the timeout outlive the call; no signal mask.
+    // SAFETY: the descriptors, whose number is correct, and the timeout outlive the call; no signal
+    // mask.
     if unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout, ptr::null()) } < 0 {
         let error = io::Error::last_os_error();
         return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
@@ -164,9 +177,9 @@ fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     Ok(())
 }
 
-// SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before `submit` returns, and one that was
-// has one completion, which the kernel posts after its last access to the request's memory. `peek` acquires what was written
-// before that.
+// SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before
+// `submit` returns. A consumed one has one completion, which the kernel posts after its last access
+// to the request's memory. `peek` acquires the writes before that.
 unsafe impl Kernel for IoUring {
     const SUBMITS_AT_HOME: bool = true;
 
@@ -182,7 +195,7 @@ unsafe impl Kernel for IoUring {
     }
 
     unsafe fn unregister(&self, number: RawFd) {
-        // The ring is the parent's, and so are the files that it knows.
+        // In a forked child, the ring and its registered files belong to the parent.
         if self.is_ours() {
             self.files.unregister(&self.ring, number);
         }
@@ -193,9 +206,10 @@ unsafe impl Kernel for IoUring {
         let Operation { opcode, addr, .. } = *operation;
         let (fd, flags) = files::named(operation.fd);
         let addr = addr as usize;
-        // The kernel takes less than 2 GiB at once anyway.
+        // The kernel transfers less than 2 GiB at once anyway.
         let len = u32::try_from(operation.len).unwrap_or(u32::MAX);
-        // The largest means "where the descriptor stands" here: another one that no file has.
+        // u64::MAX means the descriptor's own position here: use another offset beyond any file's
+        // end.
         let offset = operation.offset.min(u64::MAX - 1);
         let entry = match opcode {
             Opcode::Read => opcode::Read::new(fd, ptr::without_provenance_mut(addr), len).offset(offset).build(),
@@ -213,7 +227,8 @@ unsafe impl Kernel for IoUring {
         entry.0.get_user_data()
     }
 
-    /// A request that cannot be done, on a bad descriptor for example, is taken too; its completion has the error.
+    /// A request that cannot be performed, for example on a bad descriptor, is accepted too; its
+    /// completion has the error.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let in_flight = self.in_flight.load(Relaxed);
         let room = self.depth.saturating_sub(in_flight) as usize;
@@ -222,16 +237,17 @@ unsafe impl Kernel for IoUring {
             return if entries.is_empty() { Ok(0) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
         }
         {
-            // SAFETY: *Under the lock* and *One submits*, so that there is no other view of this ring. Dropping it shows the
-            // kernel the entries.
+            // SAFETY: *Under the lock* and *One submits*, so there is no other view of the
+            // submission ring. Dropping it publishes the entries to the kernel.
             let mut queue = unsafe { self.ring.submission_shared() };
             for entry in &entries[..count] {
-                // SAFETY: the caller answers for what the entry names.
+                // SAFETY: the caller is responsible for the memory that the entry names.
                 unsafe { queue.push(&entry.0) }.expect("the ring was empty, and has as many places as the depth");
             }
         }
         let said = self.enter(count);
-        // What the kernel says may be more than what it did, where somebody stands between (strace, a sandbox).
+        // The return value may exceed the number consumed if something intercepts the call (strace,
+        // a sandbox).
         let taken = count - self.rings.withdraw();
         self.in_flight.store(in_flight + taken as u32, Relaxed);
         match said {
@@ -242,8 +258,9 @@ unsafe impl Kernel for IoUring {
         }
     }
 
-    /// From Linux 6.0 on; before that it does nothing. By a call that brings no completion of its own, so that none has to be
-    /// told apart and none can flood the ring. It does not wait: what the device has already comes when it comes.
+    /// Works since Linux 6.0; does nothing before. Uses a call without a completion of its own, so
+    /// that no extra completions have to be filtered or can flood the ring. It does not wait: a
+    /// request that the device already has completes in its own time.
     unsafe fn cancel(&self, key: u64) {
         self.cancel_request(key);
     }
@@ -258,17 +275,17 @@ unsafe impl Kernel for IoUring {
 
     #[inline]
     unsafe fn commit(&self) {
-        // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
+        // Wrapping: a caller that violates rule E9 detects it with its own counter.
         self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
         self.rings.move_on();
     }
 
-    /// Sleeps as the trait says. A `min` above 1 counts as 1. It may end early, and does so when `other` is not the descriptor of
-    /// the last call: the old one is let go first.
+    /// Sleeps as described by the trait. A `min` above 1 counts as 1. The sleep may end early. It
+    /// does so when `other` is not the descriptor of the last call: the old one is released first.
     ///
     /// # Panics
     ///
-    /// If two threads wait at once, from Linux 6.0 on.
+    /// If two threads wait at the same time, since Linux 6.0.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         if min == 0 {
             return Ok(());
@@ -301,10 +318,11 @@ unsafe impl Kernel for IoUring {
 }
 
 impl Drop for IoUring {
-    /// Waits for what is in flight: the kernel would go on with it after the ring is closed.
+    /// Waits for requests in flight: the kernel would continue them after the ring is closed.
     fn drop(&mut self) {
         while self.is_ours() && self.in_flight.load(Relaxed) > 0 {
-            // SAFETY: whoever drops the kernel owns it, so no other thread uses it; nobody else takes a completion.
+            // SAFETY: `drop` has exclusive access, so no other thread uses the backend or takes a
+            // completion.
             unsafe {
                 while self.peek().is_some() {
                     self.commit();

@@ -1,27 +1,33 @@
-//! Linux native AIO: requests go in by `io_submit`, and what became of them is read from a ring in memory.
+//! Linux native AIO: requests are submitted with `io_submit`, completions are read from a ring in
+//! memory.
 //!
-//! One [`LinuxAio`] owns one AIO context. The engine calls it and it calls nobody. Taking a completion costs no system
-//! call; sleeping costs one, and this is the part that needs tricks:
+//! Each [`LinuxAio`] owns one AIO context. Taking a completion needs no system call. Sleeping needs
+//! one, and requires two tricks:
 //!
-//! - `io_getevents` would take the events that it waits for, while another thread may be taking them from the ring in
-//!   memory. So it is given a *trap*, an address that no process has: if there are events, it fails with `EFAULT` before it
-//!   moves the cursor, and that means "something is there".
-//! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request in the same context
-//!   watches it, whose completion is an event like any other (`watch.rs`); `peek` swallows it.
+//! - `io_getevents` would take the events that it waits for, while another thread may be taking
+//!   them from the ring in memory. So it gets a *trap*, an address that no process has: if there
+//!   are events, it fails with `EFAULT` before it moves the cursor, which means that events are
+//!   available.
+//! - The sleep must also end when `other` (the loop's epoll or eventfd) is readable. A poll request
+//!   in the same context watches it, and its completion is an ordinary event (`watch.rs`), which
+//!   `peek` consumes.
 //!
-//! Should the ring not look as we know it, nothing is read from memory: events are taken one at a time by `io_getevents`,
-//! without the trap, since nothing is known of that kernel.
+//! If the ring does not have the known layout, it is not read from memory: `io_getevents` takes
+//! events one at a time, without the trap, because nothing is known about that kernel.
 //!
-//! A forked child has no part in its parent's contexts and must leave its `LinuxAio`s alone; to drop them is fine.
+//! A forked child has no part in its parent's contexts and must not use its `LinuxAio`s; dropping
+//! them is fine.
 //!
 //! # Invariants that the SAFETY comments cite
 //!
-//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time (rule E9). Only `submit`'s soundness
-//!   rests on it: the others make do with atomics, so that a breach mixes up events but is no undefined behaviour. The
-//!   home thread may also peek without the lock, for a look whether something is there.
-//! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which `Context`'s drop alone calls; a header with `slots`
-//!   events behind it, written by the kernel and through atomics.
-//! - *Who arms, owns*: the poll request's memory is written by the one who arms `watch`.
+//! - *Under the lock*: `submit`, `peek` and `commit` are called by one thread at a time. Only the
+//!   soundness of `submit` depends on it: the others use atomics, so that a violation confuses
+//!   events but is not undefined behaviour. The home thread may also peek without the lock, to
+//!   check whether there is a completion.
+//! - *The ring stays*: it is mapped from `io_setup` to `io_destroy`, which only `Context`'s drop
+//!   calls. It is a header followed by `slots` events, written by the kernel and accessed through
+//!   atomics.
+//! - *Who arms, owns*: the thread that arms `watch` may write the poll request's memory.
 
 #![allow(unsafe_code)]
 
@@ -46,16 +52,17 @@ use coralio_runtime::explained;
 use super::watch::{Arm, POLL_KEY, Ring, Watch};
 use super::{Completion, Kernel, Opcode, Operation};
 
-/// The deepest queue on offer: half of what `fs.aio-max-nr` usually grants to the whole machine.
+/// The maximum queue depth: half of the usual `fs.aio-max-nr`, which applies to the whole machine.
 const MAX_DEPTH: u32 = 32768;
 
-/// Where `io_getevents` is to put events: the last bytes of all addresses, which are the kernel's on every machine. It sees that
-/// before it writes; memory of ours that is only protected would cost a page fault (1.2 of 9.7 microseconds for a sleep and its
-/// read, on a virtual machine).
+/// The event buffer for `io_getevents`: the last bytes of the address space, which belong to the
+/// kernel on every machine. It checks that before it writes. Protected memory of this process would
+/// cost a page fault instead (1.2 of 9.7 microseconds for a sleep and its read, on a virtual
+/// machine).
 const TRAP: *mut abi::Event = ptr::without_provenance_mut(usize::MAX - size_of::<abi::Event>() + 1);
 
-/// For how many events there is room at the trap. As good as any other number but for valgrind, which would take the address for a
-/// mistake: these are 2^64 bytes, and so none to it.
+/// The number of events at the trap. Any number works except under valgrind, which would report the
+/// address as an error: this many events are 2^64 bytes, which valgrind sees as 0.
 const ROOM: libc::c_long = 1 << (64 - size_of::<abi::Event>().trailing_zeros());
 
 /// A request in the form that `io_submit` takes.
@@ -63,43 +70,46 @@ const ROOM: libc::c_long = 1 << (64 - size_of::<abi::Event>().trailing_zeros());
 #[derive(Debug)]
 pub struct Iocb(abi::Iocb);
 
-/// The [`Kernel`] that Linux native AIO is: one AIO context.
+/// The native AIO [`Kernel`]: one AIO context.
 pub struct LinuxAio {
-    /// The mapped ring. Its address is the context's name.
+    /// The mapped ring. Its address identifies the AIO context.
     ring: NonNull<abi::Ring>,
-    /// How many events the ring holds; 0 if its layout is not known and it is not to be looked at.
+    /// The number of events on the ring; 0 if the layout is unknown and the ring must not be read.
     slots: u32,
     /// Submitted and not yet committed. Changed under the lock with plain loads and stores.
     in_flight: AtomicU32,
-    /// The poll request.
+    /// State of the poll request.
     watch: Watch,
-    /// Without a ring to look at: the completion that was taken and not yet committed.
+    /// If the ring cannot be read: the completion that was taken and not yet committed.
     taken: Mutex<Option<Completion>>,
     context: ManuallyDrop<Context>,
     pool: &'static Pool,
 }
 
-// SAFETY: the ring is memory of the process (*The ring stays*), and an AIO context may be used by any thread of the process.
+// SAFETY: the ring is memory of the process (*The ring stays*), and an AIO context may be used by
+// any thread of the process.
 unsafe impl Send for LinuxAio {}
-// SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and of `poll` *Who arms, owns*.
+// SAFETY: as above; of the cells in the context, `pointers` is used *Under the lock*, and `poll`
+// according to *Who arms, owns*.
 unsafe impl Sync for LinuxAio {}
 
 impl LinuxAio {
-    /// A context for up to `depth` requests in flight (1 to 32768).
+    /// Creates an AIO context for up to `depth` requests in flight (1 to 32768).
     ///
     /// # Errors
     ///
-    /// The depth is out of range, the machine's AIO requests are used up, or native AIO is not to be had; the message says
-    /// what to do about it.
+    /// The depth is out of range, the machine's AIO requests are used up, or native AIO is
+    /// unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<LinuxAio> {
         static IDLE: Pool = Pool::new();
         LinuxAio::from_pool(depth, &IDLE)
     }
 
-    /// Itself, if the kernel does all that an engine asks for: it may hide `io_submit` alone, or be older than the poll request.
+    /// Returns itself if the kernel supports everything that an engine needs: a filter may block
+    /// only `io_submit`, or the kernel may lack the poll request.
     pub(crate) fn probed(self) -> io::Result<LinuxAio> {
         let readable = context::readable()?;
-        // SAFETY: the kernel is owned here, so no other thread uses it.
+        // SAFETY: `self` is owned, so no other thread uses it.
         let (waited, found) =
             unsafe { (self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1))), self.peek()) };
         waited.map_err(|error| setup_error(error, self.context.depth))?;
@@ -116,7 +126,8 @@ impl LinuxAio {
         }
         let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
         let ring = context.ring;
-        // SAFETY: *The ring stays*; what does not call itself a ring has at least its header mapped.
+        // SAFETY: *The ring stays*; memory without the ring's magic number still has at least a
+        // header mapped.
         let header = unsafe { ring.as_ref() };
         let known = header.magic == abi::RING_MAGIC
             && header.incompat_features == 0
@@ -138,8 +149,9 @@ impl LinuxAio {
         unsafe { self.ring.as_ref() }
     }
 
-    /// Sees to it that a poll request watches `other`; or, if one still watches another descriptor, cancels that one, so
-    /// that its event comes. False if the kernel has no room for one now: then nothing would end a sleep.
+    /// Ensures that a poll request watches `other`. If one still watches another descriptor,
+    /// cancels that one, so that its event arrives. Returns false if the kernel has no room for a
+    /// poll request now: then nothing would end a sleep.
     fn arm(&self, other: BorrowedFd<'_>) -> io::Result<bool> {
         match self.watch.arm(other.as_raw_fd()) {
             Arm::Watched => return Ok(true),
@@ -157,7 +169,8 @@ impl LinuxAio {
             buf: libc::POLLIN as u64,
             ..Default::default()
         };
-        // SAFETY: *Who arms, owns*. The request names no memory, and the kernel holds the file itself.
+        // SAFETY: *Who arms, owns*. The request names no memory, and the kernel holds a reference
+        // to the file.
         match unsafe {
             poll.write(request);
             abi::io_submit(self.ring, &[poll])
@@ -173,13 +186,14 @@ impl LinuxAio {
         }
     }
 
-    /// The poll request's event comes. It fails if that is there already, which is as good.
+    /// Cancels the poll request, so that its event arrives. Fails if the event has already arrived,
+    /// which serves as well.
     fn cancel_poll(&self) {
-        // SAFETY: the address it was submitted from, for the kernel to read.
+        // SAFETY: the address that the request was submitted from; the kernel only reads it.
         let _ = unsafe { abi::io_cancel(self.ring, self.context.poll.get()) };
     }
 
-    /// Sleeps until `min` events are there, whatever they are.
+    /// Sleeps until `min` events of any kind are available.
     fn sleep(&self, min: u32, timeout: Option<Duration>) -> io::Result<()> {
         let slept = if self.slots == 0 {
             self.take(min, timeout).map(|taken| match taken {
@@ -198,10 +212,10 @@ impl LinuxAio {
         }
     }
 
-    /// Takes one event by system call, whoever's it is.
+    /// Takes one event of any kind by system call.
     fn take(&self, min: u32, timeout: Option<Duration>) -> io::Result<Option<Completion>> {
         let mut event = abi::Event::default();
-        // SAFETY: room for one event.
+        // SAFETY: the buffer has room for one event.
         let count = unsafe { abi::io_getevents(self.ring, min, 1, &raw mut event, timeout) }?;
         Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
     }
@@ -210,8 +224,9 @@ impl LinuxAio {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `peek` without a look at memory. While the home thread sleeps it is the one who takes events, and leaves them here:
-    /// one taken behind its back could be the one that was to wake it.
+    /// `peek` without reading the ring. While the home thread sleeps, only that thread takes
+    /// events, and stores them here: an event taken by another thread could be the one that was to
+    /// end the sleep.
     #[cold]
     fn peek_taken(&self) -> Option<Completion> {
         let mut taken = self.taken();
@@ -227,8 +242,9 @@ impl LinuxAio {
         *taken
     }
 
-    /// The completion at the cursor. Atomics and a mutex alone: a call at the wrong moment mixes up completions, which
-    /// the contract of [`Kernel::peek`] excludes, but is no undefined behaviour by itself.
+    /// Returns the completion at the cursor. Uses only atomics and a mutex: a call at the wrong
+    /// time confuses completions, which the contract of [`Kernel::peek`] excludes, but is not
+    /// undefined behaviour by itself.
     #[inline]
     fn found(&self) -> Option<Completion> {
         if self.slots == 0 {
@@ -237,7 +253,8 @@ impl LinuxAio {
         self.watch.peek(self)
     }
 
-    /// Leaves nothing in flight and nothing on the ring, so that the context can serve somebody else.
+    /// Makes sure that nothing is in flight or on the ring, so that the context can be reused.
+    /// Returns false if this fails.
     fn clear(&self) -> bool {
         if self.in_flight.load(Relaxed) != 0 {
             return false;
@@ -256,31 +273,33 @@ impl Ring for LinuxAio {
     #[inline]
     fn at_cursor(&self) -> Option<Completion> {
         let ring = self.header();
-        // Relaxed: the lock's holder before us moved it, if we did not.
+        // Relaxed: moved by this thread, or by a previous holder of the lock.
         let head = ring.head.load(Relaxed);
-        // Acquire pairs with the write barrier in the kernel between an event, with what its request did to memory, and
-        // the tail that shows it.
+        // Acquire pairs with the kernel's write barrier between an event, together with its
+        // request's effects on memory, and the tail that publishes it.
         if head == ring.tail.load(Acquire) {
             return None;
         }
         // SAFETY: *The ring stays*, and the cursor is within it.
         let event = unsafe { self.ring.add(1).cast::<abi::Event>().add(head as usize).as_ref() };
-        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+        // Relaxed: ordered by the tail, and not overwritten before the head has moved past it.
         Some(Completion { key: event.data.load(Relaxed), result: event.res.load(Relaxed) })
     }
 
-    /// Always within the ring.
+    /// Keeps the head within the ring.
     #[inline]
     fn move_on(&self) {
         let head = &self.header().head;
         let next = head.load(Relaxed) + 1;
-        // Release pairs with the kernel's read of the head before it hands the slot to another event: we have read ours.
+        // Release pairs with the kernel's read of the head before it reuses the slot: this thread
+        // has read its event.
         head.store(if next == self.slots { 0 } else { next }, Release);
     }
 }
 
-// SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later, and one that it did count has one event,
-// which the kernel posts after its last access to the request's memory. `peek` acquires what was written before that.
+// SAFETY: *lent to the kernel*: an entry that `io_submit` did not count is not read later. A
+// counted one has one event, which the kernel posts after its last access to the request's memory.
+// `peek` acquires the writes before that.
 unsafe impl Kernel for LinuxAio {
     type Entry = Iocb;
 
@@ -311,7 +330,7 @@ unsafe impl Kernel for LinuxAio {
         })
     }
 
-    /// Of the syncs the kernel would not take it: they never block submit.
+    /// Not set for syncs, which the kernel would reject: they never block submit.
     #[inline]
     fn set_nowait(&self, entry: &mut Iocb, nowait: bool) {
         entry.0.rw_flags = if nowait { libc::RWF_NOWAIT } else { 0 };
@@ -324,7 +343,7 @@ unsafe impl Kernel for LinuxAio {
 
     unsafe fn submit(&self, entries: &mut [Iocb]) -> io::Result<usize> {
         let in_flight = self.in_flight.load(Relaxed);
-        // The kernel would take more, but the poll request's slot must stay free.
+        // The kernel would accept more, but the poll request's slot must stay free.
         let room = self.context.depth.saturating_sub(in_flight) as usize;
         if room == 0 && !entries.is_empty() {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
@@ -335,7 +354,8 @@ unsafe impl Kernel for LinuxAio {
         for (pointer, entry) in pointers.iter_mut().zip(&mut entries[..count]) {
             *pointer = &raw mut entry.0;
         }
-        // SAFETY: the pointers are to `entries`, which is ours for the call; the caller answers for what they name.
+        // SAFETY: the pointers are to `entries`, which is borrowed exclusively for the call; the
+        // caller is responsible for the memory that they name.
         let count = unsafe { abi::io_submit(self.ring, &pointers[..count]) }?;
         self.in_flight.store(in_flight + count as u32, Relaxed);
         Ok(count)
@@ -348,7 +368,7 @@ unsafe impl Kernel for LinuxAio {
 
     #[inline]
     unsafe fn commit(&self) {
-        // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
+        // Wrapping: a caller that violates rule E9 detects it with its own counter.
         self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
         if self.slots == 0 {
             *self.taken() = None;
@@ -357,31 +377,33 @@ unsafe impl Kernel for LinuxAio {
         self.move_on();
     }
 
-    /// Sleeps as the trait says. Some things to know:
+    /// Sleeps as described by the trait, with these particulars:
     ///
-    /// - It may end early, and does so when `other` is not the descriptor of the last call: the old one is let go first. And
-    ///   when the kernel has no memory for the poll request: who waits comes again.
-    /// - A descriptor is watched until it is readable, even if it is closed by then. Don't close one and bring another with
-    ///   the same number.
-    /// - `min` counts from an empty ring: with a completion already there the kernel does not wait for more. Before
-    ///   Linux 6.8, and without a ring to look at, a `min` above 1 is 1.
+    /// - It may end early. It does so when `other` is not the descriptor of the last call, because
+    ///   the old one is released first, and when the kernel has no memory for the poll request: the
+    ///   caller retries.
+    /// - A descriptor is watched until it is readable, even if it has been closed by then. Do not
+    ///   close one and pass another with the same number.
+    /// - `min` is only observed on an empty ring: with a completion already there the kernel does
+    ///   not wait for more. Before Linux 6.8, and if the ring cannot be read, a `min` above 1
+    ///   counts as 1.
     ///
     /// # Errors
     ///
-    /// `other` cannot be watched; before Linux 4.18 none can.
+    /// `other` cannot be watched; before Linux 4.18 no descriptor can.
     ///
     /// # Panics
     ///
-    /// If two threads wait at once.
+    /// If two threads wait at the same time.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let moved = other.is_some_and(|other| self.watch.is_elsewhere(other.as_raw_fd()));
         let min = if moved || self.slots == 0 { min.min(1) } else { min };
         let arm = || other.map_or(Ok(true), |other| self.arm(other));
         if min > 1 {
-            // `other` alone would not end it: whoever peeks may swallow the event.
+            // `other` alone would not end the sleep: a thread that peeks may consume the event.
             return if arm()? { self.sleep(min, timeout) } else { Ok(()) };
         }
-        // Under the mutex for `peek_taken`'s sake: it has found nothing, or will see this.
+        // Under the mutex for `peek_taken`: it either has found nothing or will see this flag.
         let taken = self.taken();
         if taken.is_some() {
             return Ok(());
@@ -393,11 +415,11 @@ unsafe impl Kernel for LinuxAio {
 }
 
 impl Drop for LinuxAio {
-    /// Keeps the context for the next one who wants the same depth. With requests in flight it is destroyed instead, which
-    /// waits for them.
+    /// Keeps the AIO context for reuse at the same depth. With requests in flight it is destroyed
+    /// instead, which waits for them.
     fn drop(&mut self) {
         let clean = self.context.is_ours() && self.clear();
-        // SAFETY: taken once, here; nobody uses it afterwards.
+        // SAFETY: taken once, here, and not used afterwards.
         let context = unsafe { ManuallyDrop::take(&mut self.context) };
         if clean {
             self.pool.put(context);
@@ -415,7 +437,7 @@ impl fmt::Debug for LinuxAio {
     }
 }
 
-/// What `io_submit` said to the poll request, with cause and remedy.
+/// Explains `io_submit`'s error for the poll request, with cause and remedy.
 fn poll_error(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::EINVAL) {
         let message = "the kernel refuses IOCB_CMD_POLL, by which a sleep on native AIO also waits for a descriptor: \

@@ -1,17 +1,18 @@
-//! A kernel that does what a test says: what completes, when, and with what.
+//! A backend scripted by a test, which determines when each request completes and with which
+//! result.
 //!
 //! Its disk is a vector of bytes. A request completes
 //!
-//! - when the loop sleeps, if nothing else was said: as a disk does that takes its time;
-//! - when a certain request is submitted, its own submission included: [`Scripted::complete_on_submit`];
-//! - when the test says so: [`Scripted::hold`], then [`Scripted::release`].
+//! - by default when the loop sleeps, like a request on a slow disk;
+//! - when a given request is submitted, possibly itself: [`Scripted::complete_on_submit`];
+//! - when the test releases it: [`Scripted::hold`], then [`Scripted::release`].
 //!
-//! Requests are numbered from 0 in the order in which the kernel took them.
+//! Requests are numbered from 0 in the order in which the backend accepted them.
 //!
-//! # Where it departs from Linux
+//! # Differences from Linux
 //!
-//! Time stands still. A sleep that nothing could end panics: that is how a poll that would never end is found, without a
-//! time limit. Another thread's `notify` does not end a sleep.
+//! Time stands still. A sleep that nothing could end panics: this detects a poll that would never
+//! end, without a time limit. Another thread's `notify` does not end a sleep.
 
 #![allow(unsafe_code)]
 
@@ -24,12 +25,13 @@ use std::time::Duration;
 use super::lent::Lent;
 use super::{Completion, Kernel, Operation};
 
-/// See the module. Clones are the same kernel: one for the engine, one for the test. It serves one engine at a time: while one has
-/// requests in flight, those of another fail with `EBUSY`.
+/// A scripted backend, see the [module](self). Clones share their state: one for the engine, one
+/// for the test. It serves one engine at a time: while one has requests in flight, those of another
+/// fail with `EBUSY`.
 pub struct Scripted {
     state: Arc<Mutex<State>>,
     capacity: u32,
-    /// Which of the clones this is.
+    /// Identifies the clone.
     number: u64,
 }
 
@@ -41,7 +43,7 @@ impl Clone for Scripted {
     }
 }
 
-/// When a request completes.
+/// The event that completes a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     Sleep,
@@ -49,7 +51,7 @@ enum When {
     Released,
 }
 
-/// What `submit` says to one call.
+/// The outcome of one call of `submit`.
 enum Verdict {
     Take(usize),
     Refuse(i32),
@@ -69,12 +71,12 @@ struct State {
     verdicts: VecDeque<Verdict>,
     peek_hook: Option<Hook>,
     clones: u64,
-    /// The clone by which what is in flight was submitted. By another one, another engine would take completions for its own, and
-    /// give buffers back that are lent.
+    /// The clone that submitted the requests in flight. Otherwise a second engine could take their
+    /// completions for its own, and release buffers that are lent.
     user: u64,
 }
 
-/// A request in the form of the kernels that are no real ones.
+/// A request of the backends that are not real ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub(super) operation: Operation,
@@ -82,7 +84,7 @@ pub struct Entry {
 }
 
 impl Scripted {
-    /// A kernel that takes up to `capacity` requests at once, with an empty disk.
+    /// Creates a backend for up to `capacity` requests in flight, with an empty disk.
     pub fn new(capacity: u32) -> Scripted {
         Scripted { state: Arc::default(), capacity, number: 0 }
     }
@@ -91,12 +93,13 @@ impl Scripted {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Request `number` completes as soon as request `trigger` is submitted; within its own submit, if they are the same.
+    /// Completes request `number` when request `trigger` is submitted; within its own submit, if
+    /// they are the same.
     pub fn complete_on_submit(&self, number: usize, trigger: usize) {
         self.state().when.insert(number, When::Submit(trigger));
     }
 
-    /// Request `number` completes when it is [released](Self::release), and not before.
+    /// Keeps request `number` in flight until it is [released](Self::release).
     pub fn hold(&self, number: usize) {
         self.state().when.insert(number, When::Released);
     }
@@ -105,53 +108,53 @@ impl Scripted {
     ///
     /// # Panics
     ///
-    /// If it is not in flight.
+    /// If the request is not in flight.
     pub fn release(&self, number: usize) {
         self.state().complete(number);
     }
 
-    /// Request `number` does nothing, and its completion brings `result`: bytes, or a negative `errno`.
+    /// Makes request `number` do nothing and complete with `result`: bytes, or a negative `errno`.
     pub fn set_result(&self, number: usize, result: i64) {
         self.state().results.insert(number, result);
     }
 
-    /// Of request `number`, which has one buffer or several, only the first `most` bytes are done.
+    /// Makes request `number`, a read or write, transfer only its first `most` bytes.
     pub fn shorten(&self, number: usize, most: usize) {
         self.state().limits.insert(number, most);
     }
 
-    /// The next submit that is not scripted yet takes at most `most` requests.
+    /// Makes the next submit that is not scripted yet accept at most `most` requests.
     pub fn take_at_most(&self, most: usize) {
         self.state().verdicts.push_back(Verdict::Take(most));
     }
 
-    /// The next submit that is not scripted yet fails with `errno`.
+    /// Makes the next submit that is not scripted yet fail with `errno`.
     pub fn refuse(&self, errno: i32) {
         self.state().verdicts.push_back(Verdict::Refuse(errno));
     }
 
-    /// Runs `hook` once, the next time that a completion has been read off the ring and the cursor has not moved yet. It
-    /// may let another thread act, and wait for it.
+    /// Runs `hook` once, the next time that a completion has been peeked and the cursor has not
+    /// moved yet. It may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         self.state().peek_hook = Some(Box::new(hook));
     }
 
-    /// What is on the disk from now on.
+    /// Replaces the contents of the disk.
     pub fn set_disk(&self, contents: &[u8]) {
         self.state().disk = contents.to_vec();
     }
 
-    /// What is on the disk.
+    /// Returns the contents of the disk.
     pub fn disk(&self) -> Vec<u8> {
         self.state().disk.clone()
     }
 
-    /// How many requests are in flight.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> usize {
         self.state().in_flight.len()
     }
 
-    /// How many requests were ever taken.
+    /// Returns the number of requests accepted so far.
     pub fn taken(&self) -> usize {
         self.state().taken
     }
@@ -180,7 +183,7 @@ impl State {
         }
     }
 
-    /// Does what the request says, on the disk in memory, up to `most` bytes.
+    /// Performs the request on the disk in memory, up to `most` bytes.
     fn perform(&mut self, operation: &Operation, most: usize) -> i64 {
         let at = operation.offset as usize;
         // SAFETY: *lent to the kernel*: the completion is put on the ring after this.
@@ -198,8 +201,8 @@ impl State {
     }
 }
 
-// SAFETY: a request's memory is touched in `perform` alone, before its completion goes on the ring; an entry that was not
-// counted is not kept.
+// SAFETY: a request's memory is accessed only in `perform`, before its completion goes on the ring;
+// an entry that was not counted is not kept.
 unsafe impl Kernel for Scripted {
     type Entry = Entry;
 

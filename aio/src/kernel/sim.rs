@@ -1,34 +1,41 @@
-//! A kernel that is simulated: its disk is in memory, its time is its own, and all that it decides is on a tape.
+//! A simulated backend: in-memory disk, virtual time, every decision drawn from a recorded tape.
 //!
 //! ```text
 //!   engine ---- submit, peek, commit, wait ----> SimKernel
 //!                                                  |  one lock
-//!   Sim (the test's hand) -----------------------> Machine     requests in flight, ring, clock
+//!   Sim (used by the test) ----------------------> Machine     requests in flight, ring, clock
 //!                                                  |- Tape     every choice, seeded and recorded
-//!                                                  |- Faults   what goes wrong, by rate or by script
-//!                                                  |- FileSystem, SimFile    what is durable, and what is not
-//!                                                  '- Trace    what happened, as a hash and as a story
+//!                                                  |- Faults   injected, by rate or by script
+//!                                                  |- FileSystem, SimFile    durable and volatile state
+//!                                                  '- Trace    the events, as a hash and as a log
 //! ```
 //!
-//! Programs do not see it: [`simulate`](crate::simulate::simulate) sets it up, and [`File`](crate::File) works on it.
+//! Programs do not use it directly: [`simulate`](crate::simulate::simulate) sets it up, and
+//! [`File`](crate::File) works on it.
 //!
-//! What it does at its edges is what Linux's native AIO does: a bad descriptor is refused at submit, where it is the first, and
-//! ends the batch where it is not; direct I/O that is not aligned is taken, and fails; a full ring is "try again"; a cancel
-//! stops nothing unless the faults say so (io_uring's may). A ring that cannot be read in memory is read one event at a
-//! time. The ring's counters start three before they wrap. A failed sync gives up what it was to make durable. If a direct and a
-//! page-cached write were in flight on one page at the same time, the next sync of the file fails with EIO, as it may on Linux.
+//! In edge cases it behaves like Linux native AIO. A request on a bad descriptor is rejected at
+//! submit if it is the first, and otherwise ends the batch. Unaligned direct I/O is accepted, and
+//! fails. A full ring returns EAGAIN. A cancel stops nothing unless the faults say so (io_uring's
+//! may). A ring that cannot be read in memory is read one event at a time. The ring's counters
+//! start three before they wrap. A failed sync gives up the data that it should have made durable.
+//! If a direct and a page-cached write of one page were in flight at the same time, the next sync
+//! of the file fails with EIO, as it may on Linux.
 //!
 //! # Departs from Linux
 //!
-//! - Nothing takes time but requests, sleeps, and a tenth of a microsecond for each look at an empty ring. What blocks the
-//!   thread on Linux (opening, renaming, allocating) takes none.
-//! - While a read is in flight its buffer holds rubbish, and what is not read of it stays so.
-//! - A write gets to the file all at once, when it completes, and a read sees the file as it is then.
+//! - Only requests and sleeps take time, and each look at an empty ring a tenth of a microsecond.
+//!   Operations that block the thread on Linux (opening, renaming, allocating) take none.
+//! - While a read is in flight its buffer holds garbage, and the part that is not read keeps it.
+//! - A write reaches the file all at once, when it completes, and a read sees the file as it is at
+//!   its own completion.
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
-//!   [`sync_directory`](crate::sync_directory) does; sectors are lost each by itself; and one may be torn.
-//! - Folders are there without being made. There are no links, permissions, times or append mode, and no limit to the disk.
+//!   [`sync_directory`](crate::sync_directory) does; sectors are lost independently; and a sector
+//!   may be torn.
+//! - Directories exist without being created. There are no links, permissions, times or append
+//!   mode, and the disk has no size limit.
 //! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
-//! - Only the one thread is simulated. Another one's `notify` ends a sleep, at a moment that no tape has.
+//! - Only this one thread is simulated. Another thread's `notify` ends a sleep at a moment that is
+//!   not recorded on the tape.
 
 #![allow(unsafe_code)]
 
@@ -55,10 +62,10 @@ mod trace;
 
 pub(crate) use names::Access;
 
-/// Steps that a run that is to end may make until it has.
+/// Additional steps allowed for a run that should be ending.
 pub(crate) const SLACK: u64 = 1000;
 
-/// What a simulated machine is like.
+/// The properties of a simulated machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) depth: u32,
@@ -68,11 +75,13 @@ pub(crate) struct Settings {
     pub(crate) faults: Faults,
     pub(crate) tears: bool,
     pub(crate) bad_ring: bool,
-    /// Requests taken, submits refused and sleeps, after which a run counts as endless.
+    /// Maximum number of requests accepted, submits refused and sleeps; a run with more counts as
+    /// endless.
     pub(crate) most_steps: u64,
 }
 
-/// See the module. Clones are the same kernel: one for the engine, one for the test.
+/// A simulated backend, see the [module](self). Clones share their state: one for the engine, one
+/// for the test.
 #[derive(Clone)]
 pub struct SimKernel {
     machine: Arc<Mutex<Machine>>,
@@ -103,7 +112,7 @@ impl SimKernel {
         machine.files.open(at, name, access)
     }
 
-    /// The same file through the page cache. It is open.
+    /// Opens the file of the open descriptor `fd` again, through the page cache.
     pub(crate) fn reopen(&self, fd: RawFd) -> RawFd {
         self.machine().files.reopen(fd)
     }
@@ -149,30 +158,30 @@ impl SimKernel {
         Ok(())
     }
 
-    /// Whether the run has made more steps than it may, and `slack` more. Returns true again after [`SLACK`] more steps, in case that
-    /// the panic of the first time was caught.
+    /// Whether the run has exceeded its maximum number of steps by more than `slack`. Returns true
+    /// again after [`SLACK`] further steps, in case the panic of the first time was caught.
     pub(crate) fn is_overrun(&self, slack: u64) -> bool {
         self.machine().is_overrun(slack)
     }
 
-    /// The run ends with this failure, whatever else comes of it.
+    /// Makes the run end with this failure, whatever its outcome is otherwise.
     pub(crate) fn fail(&self, message: String) {
         self.machine().violations.push(message);
     }
 
-    /// Whether nothing is in flight, and nothing on the ring.
+    /// Whether nothing is in flight or on the ring.
     pub(crate) fn is_idle(&self) -> bool {
         let machine = self.machine();
         machine.in_flight() == 0 && machine.ring.is_empty()
     }
 
-    /// A sleep with nothing in flight. Returns whether anything could end it.
+    /// Sleeps with nothing in flight. Returns whether anything could end the sleep.
     pub(crate) fn sleep_idle(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
         is_readable(other, Some(Duration::ZERO)) || self.machine().sleep(1, timeout)
     }
 }
 
-/// Whether `other` is readable, or becomes so in time.
+/// Whether `other` is readable, or becomes so before the timeout.
 fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
     let mut watched = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
@@ -180,8 +189,8 @@ fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
     unsafe { libc::poll(&raw mut watched, 1, timeout) > 0 }
 }
 
-// SAFETY: a request's memory is touched in `Machine::take` and `Machine::complete` alone, the second of which puts its completion on
-// the ring; an entry that was not counted is not kept.
+// SAFETY: a request's memory is accessed only in `Machine::take` and `Machine::complete`, the
+// latter of which puts its completion on the ring; an entry that was not counted is not kept.
 unsafe impl Kernel for SimKernel {
     type Entry = Entry;
 
@@ -198,7 +207,7 @@ unsafe impl Kernel for SimKernel {
     }
 
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.machine().submit(entries) }
     }
 
@@ -216,7 +225,7 @@ unsafe impl Kernel for SimKernel {
 
     /// # Panics
     ///
-    /// If nothing could end it.
+    /// If nothing could end the sleep.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let told = other.is_some_and(|other| is_readable(other, Some(Duration::ZERO)));
         if told || self.machine().sleep(min, timeout) {

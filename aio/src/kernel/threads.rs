@@ -1,21 +1,23 @@
-//! Threads as a kernel: each request is a system call that blocks one of a few threads.
+//! A thread pool as a backend: each request is a system call that blocks one of a few threads.
 //!
-//! It takes what no asynchronous interface takes, or takes without blocking: any file system, page-cached or not; and it
-//! works where native AIO and io_uring are forbidden. It costs two turns of the processor from thread to thread.
+//! It supports every file system, page-cached or not, including requests that the asynchronous
+//! interfaces do not support or perform by blocking, and it works where native AIO and io_uring are
+//! forbidden. The price is two context switches per request.
 //!
 //! ```text
-//!   home thread                  pool (of the process)             a worker
-//!   -----------                  ---------------------             --------
+//!   home thread                  pool (process-wide)           a worker
+//!   -----------                  -------------------           --------
 //!   submit(batch)   one lock ->  queue
 //!   ..                           wakes one            ---------->  takes one, wakes another if there is more
 //!                                                                  pread, pwrite, fsync: blocks
 //!   peek, commit    <----------  a ring in memory     <----------  publishes
-//!   wait: ppoll     <----------  eventfd, if it sleeps <---------  kicks
+//!   wait: ppoll     <----------  eventfd, if it sleeps <---------  signals
 //! ```
 //!
-//! The pool is the process's, whatever number of engines it has: what bounds the threads is what the machine's disks and
-//! processors are worth, and a second engine adds none of these. A request is lent from `submit` to its completion; a worker
-//! never runs anything but its system call. No order is promised among requests, as elsewhere.
+//! The pool is shared by all engines of the process: the sensible number of threads depends on the
+//! machine's disks and processors, which do not increase with the number of engines. A request's
+//! memory is lent from `submit` to its completion; a worker runs only the system call. As with the
+//! other backends, requests have no guaranteed order.
 
 #![allow(unsafe_code)]
 
@@ -40,16 +42,18 @@ use kick::{Kick, perform};
 use super::{Completion, Kernel, Operation, atomic};
 use crate::pool::{Global, Kind, Pool, Work};
 
-/// The deepest queue on offer, as of native AIO.
+/// The maximum queue depth, as for native AIO.
 const MAX_DEPTH: u32 = 32768;
 
-/// More threads than this are not at work on I/O in a process, whatever its engines have in flight.
+/// The maximum number of threads doing I/O in a process, regardless of its engines and their
+/// requests.
 pub const MOST_THREADS: usize = 16;
 
 const KIND: Kind = Kind {
     name: "coralio-io",
     most: MOST_THREADS,
-    // A system call needs little, and what is not touched costs nothing; sanitizers need more than the least there can be.
+    // A system call needs little stack, and untouched stack costs nothing; sanitizers need more
+    // than the minimum.
     stack_size: 128 * 1024,
     patience: Duration::from_secs(5),
     leaves_signals: true,
@@ -62,15 +66,15 @@ pub struct Entry {
     key: u64,
 }
 
-/// Where the completions of one engine go.
+/// The destination of one engine's completions.
 struct Target {
     completions: Completions,
     kick: Kick,
-    /// Whose loop to tell, where it sleeps in another engine.
+    /// The context whose loop to wake, if it sleeps in another engine.
     notifies: Mutex<Option<AioContext>>,
 }
 
-/// A request with the way back.
+/// A request with its destination.
 struct Request {
     entry: Entry,
     to: Arc<Target>,
@@ -79,7 +83,8 @@ struct Request {
 impl Work for Request {
     fn run(self) {
         let Entry { operation, key } = self.entry;
-        // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory until the completion was peeked.
+        // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory valid until the
+        // completion has been peeked.
         let result = unsafe { perform(&operation) };
         self.to.complete(key, result);
     }
@@ -90,14 +95,15 @@ impl Target {
         if self.completions.push(key, result) {
             self.kick.signal();
         }
-        // The context's own protocol: published, then told; and the loop looks once more before it sleeps.
+        // The context's own protocol: publish, then notify; the loop checks once more before it
+        // sleeps.
         if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
             context.wake_loop();
         }
     }
 }
 
-/// The [`Kernel`] that a pool of threads is.
+/// The thread-pool [`Kernel`].
 pub struct Threads {
     target: Arc<Target>,
     depth: u32,
@@ -107,12 +113,14 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// A queue for up to `depth` requests in flight (1 to 32768), served by the process's pool of up to [`MOST_THREADS`] threads.
-    /// It starts them when there is work, and they end when there was none for five seconds.
+    /// Creates a queue for up to `depth` requests in flight (1 to 32768), served by the
+    /// process-wide pool of up to [`MOST_THREADS`] threads. Threads start when there is work, and
+    /// end after five idle seconds.
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: a depth out of range. What the kernel says if there is no descriptor left.
+    /// `InvalidInput`: the depth is out of range. The system's error if there is no descriptor
+    /// left.
     pub fn new(depth: u32) -> io::Result<Threads> {
         static POOL: Global<Request> = Global::new();
         Threads::on(POOL.get(KIND), depth)
@@ -128,12 +136,12 @@ impl Threads {
         Ok(Threads { target, depth, in_flight: AtomicU32::new(0), pool })
     }
 
-    /// From now on each completion also ends a sleep of this context's loop, whatever that sleeps in.
+    /// Makes each completion also end a sleep of this context's loop, whatever the loop sleeps in.
     pub(crate) fn notify(&self, context: AioContext) {
         *self.target.notifies.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
     }
 
-    /// The wait itself, after it was announced.
+    /// Sleeps, after the reader's state has been set to asleep.
     fn sleep(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let Target { completions, kick, .. } = &*self.target;
         let began = timeout.map(|_| Instant::now());
@@ -143,15 +151,16 @@ impl Threads {
             if !kicked || min == 1 {
                 break;
             }
-            // One of several has come, or none.
+            // Woken with fewer than `min` completions: announce the sleep again.
             completions.going_to_sleep();
         }
         Ok(())
     }
 }
 
-// SAFETY: *lent to the kernel*: only what is put on the queue is kept, and each of that is taken by one worker, which
-// publishes the one completion after its system call. `peek` acquires what that did to memory.
+// SAFETY: *lent to the kernel*: only entries put on the queue are kept. One worker takes each of
+// them and publishes its one completion after the system call. `peek` acquires the call's effects
+// on memory.
 unsafe impl Kernel for Threads {
     type Entry = Entry;
 
@@ -170,7 +179,7 @@ unsafe impl Kernel for Threads {
         entry.key
     }
 
-    /// Without a system call if a worker is on its way already.
+    /// Makes no system call if a worker is already on its way.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let count = entries.len().min(self.depth.saturating_sub(in_flight) as usize);
@@ -183,7 +192,7 @@ unsafe impl Kernel for Threads {
         Ok(count)
     }
 
-    /// What no worker has begun completes at once.
+    /// A request that no worker has begun completes immediately.
     unsafe fn cancel(&self, key: u64) {
         let ours = |request: &Request| request.entry.key == key && Arc::ptr_eq(&request.to, &self.target);
         if let Some(request) = self.pool.take_back(ours) {
@@ -198,21 +207,22 @@ unsafe impl Kernel for Threads {
 
     #[inline]
     unsafe fn commit(&self) {
-        // Wrapping: a caller who breaks rule E9 shall find out from its own counter.
+        // Wrapping: a caller that violates rule E9 detects it with its own counter.
         self.in_flight.store(self.in_flight.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
         self.target.completions.commit();
     }
 
-    /// Sleeps as the trait says. With `min` 1 it may end early: by a kick that came late, for a completion that was reaped
-    /// without a sleep; or by one whose completion another thread has reaped, so that the loop looks what that left it to do.
+    /// Sleeps as described by the trait. With `min` 1 it may end early: by a late signal for a
+    /// completion that was reaped without a sleep, or by one for a completion that another thread
+    /// has reaped, so that the loop processes what that made ready.
     ///
     /// # Errors
     ///
-    /// What `ppoll` says.
+    /// The error of `ppoll`.
     ///
     /// # Panics
     ///
-    /// If two threads wait at once.
+    /// If two threads wait at the same time.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let completions = &self.target.completions;
         assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may");
@@ -223,12 +233,12 @@ unsafe impl Kernel for Threads {
 }
 
 impl Drop for Threads {
-    /// With requests in flight it waits for them. In a forked child nobody works on them.
+    /// Waits for requests in flight, except in a forked child, where no thread works on them.
     fn drop(&mut self) {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         if in_flight > 0 && self.pool.is_ours() {
             while !self.target.completions.has(in_flight) {
-                // SAFETY: whoever drops the kernel owns it, so no other thread waits.
+                // SAFETY: `drop` has exclusive access, so no other thread waits.
                 if unsafe { self.wait(in_flight, None, None) }.is_err() {
                     std::thread::yield_now();
                 }

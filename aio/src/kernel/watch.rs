@@ -1,76 +1,81 @@
-//! The poll request that ends a sleep on a kernel's own ring when another descriptor is readable: the loop's epoll or eventfd.
+//! The poll request that ends a sleep on a backend's ring when another descriptor is readable: the
+//! loop's epoll or eventfd.
 //!
-//! Its completion, the *call*, is on the ring like any other, but is nobody's: `peek` swallows it. The home thread peeks, and
-//! so does whoever polls from another thread; who swallows the call behind the sleeper's back would leave it asleep.
+//! Its completion, the *call*, is on the ring like any other, but belongs to no request: `peek`
+//! consumes it. The home thread peeks, and so do threads that poll the context from elsewhere. If
+//! such a thread consumed the call during the home thread's sleep, the sleep would not end.
 //!
 //! ```text
 //!   the home thread                       any thread that finds the call at the cursor
 //!   ---------------                       --------------------------------------------
-//!   ASLEEP                                ASLEEP? leaves it on the ring, which looks empty to it
-//!   ARMED? the request or its call is     takes note of the word; is the call still there?
-//!     there; if not, submits one          swaps that same word for SWALLOWING: no longer ARMED
-//!   sleeps, until something is on         moves the cursor
-//!     the ring                            no longer SWALLOWING
-//!   no longer ASLEEP
+//!   sets ASLEEP                           ASLEEP? leaves it on the ring, treats that as empty
+//!   ARMED? the request or its call is     reads the word; is the call still there?
+//!     there; if not, submits one          swaps that same word for SWALLOWING, clearing ARMED
+//!   sleeps, until something is on         advances the cursor
+//!     the ring                            clears SWALLOWING
+//!   clears ASLEEP
 //! ```
 //!
-//! *Who arms, owns*: the poll request's memory is written by the one who moves the watch from unarmed to armed. It becomes
-//! unarmed only after the call was seen, which the kernel posts after its last look at that memory.
+//! *Who arms, owns*: the thread that changes the watch from unarmed to armed may write the poll
+//! request's memory. The watch becomes unarmed only after the call was seen, which the kernel posts
+//! after its last access to that memory.
 //!
-//! The word counts how often it was armed. Who found a call, slept on it, and comes back when that one is swallowed and
-//! another request is out, would otherwise take the watch for unarmed while it is not, and two requests would be out.
+//! The word counts how often the watch was armed. Otherwise a thread that finds a call, and is then
+//! delayed until another thread has consumed it and a new request is in flight, would mark the
+//! watch as unarmed, and two requests would be in flight.
 //!
-//! This file is what `tests/loom_watch.rs` checks: the same source, on loom's atomics.
+//! `tests/loom_watch.rs` model-checks this source file, with loom's atomics.
 
 use super::Completion;
 use super::atomic::{AtomicU64, Ordering::*};
 
-/// The key by which the call is told from the completions of requests.
+/// The key that distinguishes the call from the completions of requests.
 pub(crate) const POLL_KEY: u64 = u64::MAX;
 
-/// A poll request is out, or its call is on the ring. The low 32 bits say for which descriptor.
+/// A poll request is in flight, or its call is on the ring. The low 32 bits are its descriptor.
 const ARMED: u64 = 1 << 32;
-/// The home thread sleeps, or is about to: the call is to wake it.
+/// The home thread sleeps or is about to: the call must wake it.
 const ASLEEP: u64 = 1 << 33;
 /// The call is being taken off the ring.
 const SWALLOWING: u64 = 1 << 34;
-/// From here on up: how often it was armed.
+/// The remaining high bits count how often the watch was armed.
 const TIMES: u64 = 1 << 35;
 
-/// The kernel's ring of completions, as we read it.
+/// A backend's completion ring.
 pub(crate) trait Ring {
-    /// The completion at the cursor, whoever's it is.
+    /// Returns the completion at the cursor, of whatever kind.
     fn at_cursor(&self) -> Option<Completion>;
 
-    /// Moves the cursor on by one.
+    /// Advances the cursor by one.
     fn move_on(&self);
 }
 
-/// What to do about a descriptor that is to be watched.
+/// The action needed to watch a descriptor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Arm {
-    /// Nothing: the poll request is out, or its call is there.
+    /// None: the poll request is in flight, or its call is on the ring.
     Watched,
-    /// Cancel the poll request, which watches another descriptor. Its call ends this sleep; the next one comes here again.
+    /// Cancel the poll request, which watches another descriptor. Its call ends this sleep; the
+    /// next sleep arms again.
     Elsewhere,
-    /// Submit the poll request, which is the caller's now; or, if that fails, say so by [`Watch::unarmed`].
+    /// Submit the poll request, which the caller now owns; if that fails, call [`Watch::unarmed`].
     Submit,
 }
 
-/// The word that all agree by. All changes of it are read-modify-writes, so that they have one order.
+/// The state shared by all threads. All changes are read-modify-writes, so they have a total order.
 #[derive(Default)]
 pub(crate) struct Watch(AtomicU64);
 
 impl Watch {
-    /// The home thread is about to sleep.
+    /// Announces that the home thread is about to sleep.
     ///
     /// # Panics
     ///
-    /// If one sleeps already.
+    /// If a thread sleeps already.
     #[inline]
     pub(crate) fn fall_asleep(&self) -> Asleep<'_> {
-        // Relaxed: it comes before a `swallow`, which then leaves the call on the ring, or after it, and `arm` sees that
-        // nothing is armed.
+        // Relaxed: either this precedes a `swallow`, which then leaves the call on the ring, or it
+        // follows it, and `arm` sees that nothing is armed.
         let before = self.0.fetch_or(ASLEEP, Relaxed);
         assert!(before & ASLEEP == 0, "two threads wait for the same kernel: only its home thread may");
         Asleep(self)
@@ -81,18 +86,18 @@ impl Watch {
         self.0.load(Relaxed) & ASLEEP != 0
     }
 
-    /// Whether a poll request is out, or its call is on the ring.
+    /// Whether a poll request is in flight, or its call is on the ring.
     pub(crate) fn is_armed(&self) -> bool {
         self.0.load(Relaxed) & ARMED != 0
     }
 
-    /// Whether it is armed, and for another descriptor.
+    /// Whether the watch is armed for another descriptor.
     pub(crate) fn is_elsewhere(&self, fd: i32) -> bool {
         let word = self.0.load(Relaxed);
         word & ARMED != 0 && word as u32 != fd as u32
     }
 
-    /// The home thread wants to be called when `fd` is readable.
+    /// Arms the watch, so that the home thread wakes when `fd` is readable.
     #[inline]
     pub(crate) fn arm(&self, fd: i32) -> Arm {
         let mut word = self.0.load(Relaxed);
@@ -100,8 +105,9 @@ impl Watch {
             if word & ARMED != 0 {
                 return if word as u32 == fd as u32 { Arm::Watched } else { Arm::Elsewhere };
             }
-            // Before it is submitted: another thread may have swallowed the call by the time that returns. Acquire pairs with
-            // the Release in `swallow`: the memory is ours after the last call was seen.
+            // Armed before submission: another thread may have consumed the call by the time the
+            // submit returns. Acquire pairs with the Release in `swallow`: this thread owns the
+            // memory once the last call was seen.
             let armed = (word & !u64::from(u32::MAX)).wrapping_add(TIMES) | ARMED | u64::from(fd as u32);
             match self.0.compare_exchange(word, armed, Acquire, Relaxed) {
                 Ok(_) => return Arm::Submit,
@@ -110,15 +116,16 @@ impl Watch {
         }
     }
 
-    /// The poll request was not submitted, or its call is off the ring by another way.
+    /// Marks the watch as unarmed: the poll request was not submitted, or its call was taken off
+    /// the ring otherwise.
     #[cold]
     pub(crate) fn unarmed(&self) {
         // Release as in `swallow`.
         self.0.fetch_and(!ARMED, Release);
     }
 
-    /// The completion at the ring's cursor. A call is swallowed on the way, or, if it is not ours to take, hides what is behind
-    /// it.
+    /// Returns the completion at the ring's cursor. Consumes a call at the cursor; one that must
+    /// not be consumed hides the completions behind it.
     #[inline(always)]
     pub(crate) fn peek(&self, ring: &impl Ring) -> Option<Completion> {
         loop {
@@ -132,12 +139,13 @@ impl Watch {
         }
     }
 
-    /// The call was at the cursor: takes it off the ring, if it still is. False: the ring is to look empty, since the home thread
-    /// sleeps, or another one is at it.
+    /// Takes the call at the cursor off the ring, if it is still there. Returns false if the ring
+    /// must be treated as empty, because the home thread sleeps or another thread is consuming the
+    /// call.
     #[cold]
     fn swallow(&self, ring: &impl Ring) -> bool {
-        // Acquire pairs with the Release of who swallowed before: if the word is newer than the look at the ring, so will the
-        // next look be.
+        // Acquire pairs with the Release of the previous `swallow`: if the word is newer than the
+        // last look at the ring, so is the next look.
         let word = self.0.load(Acquire);
         if word & (ARMED | ASLEEP | SWALLOWING) != ARMED {
             return false;
@@ -145,20 +153,21 @@ impl Watch {
         if ring.at_cursor().is_none_or(|found| found.key != POLL_KEY) {
             return true;
         }
-        // Unarmed before the cursor moves: a home thread that still sees "armed" must find the call, or have left word that
-        // it sleeps. Release pairs with the Acquire in `arm`: who owns the poll request next comes after the call.
+        // Unarmed before the cursor moves: a home thread that still sees ARMED must find the call,
+        // or must already have set ASLEEP. Release pairs with the Acquire in `arm`: the next owner
+        // of the poll request comes after the call.
         let swallowing = word & !(ARMED | u64::from(u32::MAX)) | SWALLOWING;
         if self.0.compare_exchange(word, swallowing, Release, Relaxed).is_err() {
             return false;
         }
         ring.move_on();
-        // Release pairs with the Acquire of the next to swallow: it finds the cursor moved.
+        // Release pairs with the Acquire of the next `swallow`, which then finds the cursor moved.
         self.0.fetch_and(!SWALLOWING, Release);
         true
     }
 }
 
-/// The home thread sleeps, as long as this lives.
+/// Marks the home thread as asleep while it exists.
 #[must_use]
 pub(crate) struct Asleep<'w>(&'w Watch);
 
@@ -175,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// A ring that does as a test likes.
+    /// A ring with scripted behaviour.
     struct Scripted<C, M> {
         is_call: C,
         move_on: M,
@@ -197,7 +206,8 @@ mod tests {
 
     #[test]
     fn the_call_is_left_to_the_sleeper() {
-        // W3: who peeks while the home thread sleeps, or while another one swallows, finds an empty ring
+        // W3: a peek while the home thread sleeps, or while another thread consumes the call, finds
+        // an empty ring
         let watch = Watch::default();
         assert_eq!(watch.arm(7), Arm::Submit);
         for bit in [ASLEEP, SWALLOWING] {
@@ -212,7 +222,7 @@ mod tests {
 
     #[test]
     fn it_watches_one_at_a_time() {
-        // E12: another descriptor is to be watched
+        // E12: a different descriptor is to be watched
         let watch = Watch::default();
         assert_eq!((watch.arm(7), watch.arm(7), watch.arm(8)), (Arm::Submit, Arm::Watched, Arm::Elsewhere));
         assert!(watch.is_elsewhere(8) && !watch.is_elsewhere(7));
@@ -224,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_look_that_is_out_of_date_takes_nothing() {
-        // W3: between the look at the ring and the swap, the call was swallowed and the watch armed again
+        // W3: between the look at the ring and the swap, the call was consumed and the watch armed
+        // again
         let watch = Watch::default();
         assert_eq!(watch.arm(7), Arm::Submit);
         let meanwhile = || {
@@ -239,7 +250,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "only its home thread may")]
     fn two_do_not_sleep() {
-        // E9: one home thread
+        // E9: only one thread sleeps
         let watch = Watch::default();
         let _first = watch.fall_asleep();
         let _second = watch.fall_asleep();

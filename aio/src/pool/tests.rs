@@ -1,4 +1,5 @@
-//! How many threads there are, and who is woken. No test looks at a clock: a thread is held by what it runs, a start by a hook.
+//! The number of threads, and which of them are woken. No test depends on the clock: threads are
+//! held by the work they run, starts by a hook.
 
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -11,12 +12,12 @@ fn kind(most: usize, patience: Duration) -> Kind {
     Kind { name: "coralio-test", most, stack_size: 256 * 1024, patience, leaves_signals: true }
 }
 
-/// A pool of a test's own. Kept, so that a leak checker does not take it for lost.
+/// Creates a separate pool. Kept, so that a leak checker does not report it.
 pub(crate) fn pool_of<W: Work>(most: usize, patience: Duration) -> &'static Pool<W> {
     leak(Pool::new(kind(most, patience)))
 }
 
-/// One whose only thread starts when a test calls [`serve`], after it was put something.
+/// Creates a pool whose only thread starts when the test calls [`serve`], after work was queued.
 pub(crate) fn idle_pool<W: Work>() -> &'static Pool<W> {
     let kind = kind(1, Duration::MAX);
     leak(Pool { start: |_| Ok(()), ..Pool::new(kind) })
@@ -29,12 +30,12 @@ fn leak<W: Work>(pool: Pool<W>) -> &'static Pool<W> {
     pool
 }
 
-/// The thread that a pool has asked for and not got.
+/// Starts the thread that the pool has asked for.
 pub(crate) fn serve<W: Work>(pool: &'static Pool<W>) {
     thread::spawn(|| pool.serve());
 }
 
-/// Threads that live, and those of them that are idle.
+/// Returns the numbers of live and of idle threads.
 fn counts<W: Work>(pool: &Pool<W>) -> (usize, usize) {
     let state = pool.state();
     (state.live, state.idle.len())
@@ -50,7 +51,7 @@ fn put(pool: &'static Pool<Job>, jobs: impl IntoIterator<Item = Job>) {
     pool.put(jobs.into_iter());
 }
 
-/// Jobs that say where they run, and stay there until they may go on.
+/// Jobs that report their thread, and block until released.
 struct Held {
     here: Receiver<ThreadId>,
     go: Vec<Sender<()>>,
@@ -75,7 +76,7 @@ fn hold(pool: &'static Pool<Job>, count: usize) -> Held {
 
 #[test]
 fn as_many_threads_as_block_at_once() {
-    // E16: one for each that blocks, up to the bound; more wait their turn, and then run
+    // E16: one thread per blocking job, up to the limit; further jobs are queued, and run later
     let pool = pool_of(5, Duration::MAX);
     let three = hold(pool, 3);
     let mut threads: Vec<_> = three.here.iter().take(3).collect();
@@ -95,7 +96,8 @@ fn as_many_threads_as_block_at_once() {
 
 #[test]
 fn a_batch_asks_for_one_thread() {
-    // E16: whoever puts pays for one wake, and for none while somebody is on the way; the one who comes asks for the next
+    // E16: `put` pays for one wake-up, or none while a thread is on its way; that thread then wakes
+    // the next
     static STARTS: AtomicUsize = AtomicUsize::new(0);
     let kind = kind(8, Duration::MAX);
     let start = |_: &'static Pool<Job>| {
@@ -131,7 +133,7 @@ fn idle_threads_end() {
 
 #[test]
 fn an_idle_thread_serves_again() {
-    // E16: the one that went idle last is woken first, so that the others come to their end
+    // E16: the thread that became idle last is woken first, so that the others time out
     let pool = pool_of(4, Duration::MAX);
     let held = hold(pool, 3);
     let threads: Vec<_> = held.here.iter().take(3).collect();
@@ -151,7 +153,7 @@ fn an_idle_thread_serves_again() {
 
 #[test]
 fn without_a_thread_the_caller_does_it() {
-    // E14: no thread can be started: nothing is lost and nobody waits for ever
+    // E14: if no thread can be started, no work is lost and no caller waits forever
     static REFUSES: AtomicBool = AtomicBool::new(true);
     let kind = kind(8, Duration::MAX);
     let start = |pool: &'static Pool<Job>| {
@@ -174,7 +176,7 @@ fn without_a_thread_the_caller_does_it() {
     let me = thread::current().id();
     assert_eq!(dones.try_iter().collect::<Vec<_>>(), (0..10).map(|number| (number, me)).collect::<Vec<_>>());
     assert_eq!(counts(pool), (0, 0));
-    // Where one lives, it does the work.
+    // With a live thread, that thread does the work.
     REFUSES.store(false, Ordering::Relaxed);
     let held = hold(pool, 1);
     held.here.recv().unwrap();
@@ -188,7 +190,8 @@ fn without_a_thread_the_caller_does_it() {
 
 #[test]
 fn a_start_that_fails_leaves_nobody_idle() {
-    // E2: *somebody comes*: while a thread was being started, one went idle and work came, which counted on the new one
+    // E2, *somebody comes*: during a start that fails, a thread became idle and more work was
+    // queued, relying on the new thread
     static STARTED: AtomicBool = AtomicBool::new(false);
     static HELD: Mutex<Option<Held>> = Mutex::new(None);
     let kind = kind(8, Duration::MAX);
@@ -216,7 +219,7 @@ fn a_start_that_fails_leaves_nobody_idle() {
 
 #[test]
 fn work_is_never_left_without_a_thread() {
-    // E16, *somebody comes*: many who put, threads that end all the time
+    // E16, *somebody comes*: several callers, and threads that end all the time
     let pool = pool_of(3, Duration::ZERO);
     static DONE: AtomicUsize = AtomicUsize::new(0);
     let job = || {
@@ -239,7 +242,7 @@ fn work_is_never_left_without_a_thread() {
 
 #[test]
 fn signals_are_left_to_others() {
-    // E14: a handler of the program's does not run on a worker's stack; faults do their work
+    // E14: a program's handler does not run on a worker's stack; synchronous faults are delivered
     let pool = pool_of(1, Duration::ZERO);
     let (tell, told) = channel();
     let job: Job = Box::new(move || {
@@ -258,13 +261,13 @@ fn signals_are_left_to_others() {
 
 #[test]
 fn a_forked_child_has_a_pool_of_its_own() {
-    // E16: the child has none of its parent's threads, and would wait for them for ever
+    // E16: a forked child has none of its parent's threads, and would wait for them forever
     static GLOBAL: Global<Job> = Global::new();
     let kind = kind(1, Duration::MAX);
     let ours = GLOBAL.get(kind);
     let held = hold(ours, 1);
     held.here.recv().unwrap();
-    // SAFETY: the child runs a thread of its own, and ends without running anything of its parent's.
+    // SAFETY: the child runs its own thread, and exits without running code of its parent.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let theirs = GLOBAL.get(kind);

@@ -1,4 +1,4 @@
-//! The test's hand in a simulated run: files, faults, crashes, and choices of its own.
+//! The test's interface to a simulated run: files, faults, crashes, and random choices.
 
 use std::fmt;
 use std::io;
@@ -14,9 +14,9 @@ use crate::kernel::sim::{Fault, Faults, SimKernel};
 
 use super::quiet::Quiet;
 
-/// A run of [`simulate`](super::simulate), as its closure has it in hand.
+/// A run of [`simulate`](super::simulate), as passed to its closure.
 ///
-/// Clones are the same run: give one to a coroutine that needs it.
+/// Clones refer to the same run: pass one to each coroutine that needs it.
 #[derive(Clone)]
 pub struct Sim {
     kernel: SimKernel,
@@ -28,16 +28,13 @@ impl Sim {
         Sim { kernel, crash_rate }
     }
 
-    /// Makes a file of `len` zero bytes, and opens it for reading and writing. It is there for good, name and zeroes: a crash
-    /// does not undo this. Code that makes files itself does so by [`File::options`], as ever.
+    /// Creates a file of `len` zero bytes, and opens it for reading and writing. Its name and
+    /// contents are durable: a crash does not undo this. Code under test creates files with
+    /// [`File::options`] as usual.
     ///
     /// # Panics
     ///
     /// Outside its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn create(&self, name: impl AsRef<Path>, len: u64) -> File {
         let name = name.as_ref();
         self.kernel.machine().files.put(name, len);
@@ -53,25 +50,21 @@ impl Sim {
     /// # Panics
     ///
     /// Outside its run.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
-        // Elsewhere the name would be a real file's.
+        // Outside the run the name would be that of a real file.
         let here = AnyEngine::simulated().is_some_and(|engine| engine.kernel.is(&self.kernel));
         assert!(here, "the files of a simulation belong to its run: open them within the closure that it runs");
         File::options().read(true).write(true).open(name)
     }
 
-    /// What a reader of this file would see now, without any I/O; `None` if there is no such file.
+    /// Returns the current contents of a file, without any I/O; `None` if there is no such file.
     pub fn contents(&self, name: impl AsRef<Path>) -> Option<Vec<u8>> {
         let machine = self.kernel.machine();
         let file = &machine.files.files[machine.files.find(name.as_ref())?];
         Some(file.read(0, file.len() as usize))
     }
 
-    /// Changes a file behind everybody's back, as a disk does that rots; durable at once.
+    /// Changes a file's contents spontaneously and durably, like bit rot.
     ///
     /// # Panics
     ///
@@ -84,28 +77,29 @@ impl Sim {
         machine.files.files[found].corrupt(offset, bytes);
     }
 
-    /// Virtual time since the run began.
+    /// Returns the virtual time since the run began.
     pub fn now(&self) -> Duration {
         self.kernel.machine().now()
     }
 
-    /// A number below `bound`, from the run's tape: for what the test itself decides at random. 0 should be the tamest; it is
-    /// what a failing tape is shrunk to. 0 if `bound` is 0 or 1.
+    /// Chooses a number below `bound`, from the run's tape: for random decisions of the test
+    /// itself. 0 should be the most benign choice, because failing tapes are shrunk towards it.
+    /// Returns 0 if `bound` is 0 or 1.
     pub fn choose(&self, bound: u32) -> u32 {
         self.kernel.machine().tape.choose(bound)
     }
 
-    /// Whether something happens that happens at this rate, 0 to 1, from the run's tape.
+    /// Chooses whether an event with this rate, 0 to 1, happens, from the run's tape.
     pub fn chance(&self, rate: f64) -> bool {
         self.kernel.machine().tape.chance(rate)
     }
 
-    /// What goes wrong from now on, and how often.
+    /// Replaces the rates of faults.
     pub fn set_faults(&self, faults: Faults) {
         self.kernel.machine().faults = faults;
     }
 
-    /// Something that goes wrong next, once, whatever the rates say. Several wait in line: those of submits, and those of
+    /// Injects one fault, regardless of the rates. Faults queue up separately for submits and for
     /// requests.
     ///
     /// ```
@@ -125,40 +119,38 @@ impl Sim {
         self.kernel.machine().script.push_back(fault);
     }
 
-    /// The power goes, and comes back.
+    /// Simulates a power failure and restart.
     ///
-    /// What was synced is on the disk. Of what was not, each sector by itself is as it was before, or as some write since has
-    /// left it, or torn; so is what was in flight. Files that are open fail from now on (`EIO`), and so do requests in flight:
-    /// open them again. Names that were made, changed or removed since their folder was synced may be so, up to some
-    /// moment, or not.
-    ///
-    /// # Control
-    ///
-    /// Never switches.
+    /// Synced data is on the disk. Each unsynced sector independently has its previous contents,
+    /// those of any write since, or a torn mixture; the same applies to writes in flight. Open
+    /// files fail from now on (`EIO`), and so do requests in flight: open the files again. Of the
+    /// names created, changed or removed since their directory was synced, the changes up to some
+    /// moment are preserved.
     pub fn crash(&self) {
         self.kernel.machine().crash();
     }
 
-    /// Runs `f`, and has the power go [at some moment](super::Simulation::crash_rate) of it, or when it has ended. Returns what `f`
-    /// returned, if it ended before.
+    /// Runs `f`, with a power failure [at some moment](super::Simulation::crash_rate) during it, or
+    /// when it has ended. Returns the result of `f` if it ended first.
     ///
-    /// After the crash all of `f`'s I/O fails, so that it comes to its end; what it returns then, or how it panics,
-    /// is of no interest, as the machine is dead. Coroutines that it has spawned and not joined see the same failures.
+    /// After the crash all of `f`'s I/O fails, so that it ends; its result or panic is then
+    /// ignored, because the machine is down. Coroutines that `f` has spawned and not joined see the
+    /// same failures.
     ///
     /// # Panics
     ///
-    /// With `f`'s panic, if that came before the crash.
+    /// Propagates `f`'s panic if it came before the crash.
     ///
     /// # Control
     ///
-    /// As `f` does.
+    /// Switches as `f` does.
     pub fn crash_during<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
         let crashes = {
             let mut machine = self.kernel.machine();
             machine.power_fails = self.crash_rate;
             Arc::clone(&machine.crashes)
         };
-        // Relaxed: it is counted on this thread.
+        // Relaxed: incremented on this thread.
         let before = crashes.load(Ordering::Relaxed);
         let ended = {
             let _quiet = Quiet::after(&crashes);

@@ -1,19 +1,20 @@
-//! Panics that are a part of the search are not printed: a run is made hundreds of times until its tape is short.
+//! Suppresses the output of panics that are part of the search: shrinking a tape runs the failing
+//! code hundreds of times.
 
 use std::cell::RefCell;
 use std::panic;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
-/// From when on: at once, or when a counter is above a number.
+/// When suppression starts: immediately, or when a counter exceeds a number.
 type When = Option<(Arc<AtomicU32>, u32)>;
 
 thread_local! {
-    /// Who wants quiet.
+    /// The requests for suppression in force.
     static QUIET: RefCell<Vec<When>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Panics of this thread are not printed while it lives.
+/// Suppresses the output of panics on this thread while it exists.
 pub(super) struct Quiet(());
 
 impl Quiet {
@@ -21,7 +22,7 @@ impl Quiet {
         Quiet::enter(None)
     }
 
-    /// As `new`, once `counter` is above what it is now.
+    /// As `new`, from the moment `counter` exceeds its current value.
     pub(super) fn after(counter: &Arc<AtomicU32>) -> Quiet {
         Quiet::enter(Some((Arc::clone(counter), counter.load(Ordering::Relaxed))))
     }
@@ -42,7 +43,7 @@ impl Quiet {
 }
 
 fn is_quiet() -> bool {
-    // Relaxed: it was counted on this thread.
+    // Relaxed: incremented on this thread.
     let is_due = |when: &When| when.as_ref().is_none_or(|(counter, above)| counter.load(Ordering::Relaxed) > *above);
     QUIET.with_borrow(|all| all.iter().any(is_due))
 }

@@ -1,4 +1,4 @@
-//! A run that failed: its tape made short, and how to have it again.
+//! Reports a failed run: shrinks its tape, and describes how to reproduce it.
 
 use std::error::Error;
 use std::fmt;
@@ -12,32 +12,32 @@ use super::run::Outcome;
 use super::shrink::shrink;
 use super::{Sim, Simulation};
 
-/// A run that failed, and how to have it again. `Display` says all of it.
+/// A failed run, and how to reproduce it. `Display` gives the full report.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// What failed first: of the seed, or of the tape that was given.
+    /// The original failure: of the seed, or of the given tape.
     pub message: String,
-    /// What fails on the tape that was made short. Mostly the same; it may be another failure that was met on the way.
+    /// The failure of the shrunk tape. Usually the same; shrinking may have found a different one.
     pub shrunk_message: String,
     /// The seed, if there was one.
     pub seed: Option<u64>,
-    /// Which run it was, counted from 1.
+    /// The number of the run, counted from 1.
     pub run: u64,
-    /// The tape, made short: for [`Simulation::tape`].
+    /// The shrunk tape: for [`Simulation::tape`].
     pub tape: String,
-    /// How many choices on it are not tame.
+    /// The number of choices on the tape that are not 0.
     pub wild: usize,
-    /// The trace hash of the run of the seed.
+    /// The trace hash of the original run.
     pub hash: u64,
-    /// What happened in the run of that tape, the last part of it.
+    /// The last events of the run of the shrunk tape.
     pub story: String,
-    /// The same tape did not fail again.
+    /// Replaying the tape did not fail again.
     pub is_fickle: bool,
 }
 
-/// The most runs by which the tape of a run that does not end is made short: each may take as long as the first.
+/// Maximum number of shrinking runs for an endless run: each may take as long as the first.
 const MOST_ENDLESS: u32 = 20;
-/// A tape of more characters is not printed where a seed makes the same run.
+/// A longer tape is not printed if a seed makes the same run.
 const LONGEST_TAPE: usize = 4000;
 
 fn values(choices: &[Choice]) -> Vec<u32> {
@@ -45,7 +45,7 @@ fn values(choices: &[Choice]) -> Vec<u32> {
 }
 
 impl Simulation {
-    /// Makes the tape of a run that failed short, and plays it once more for its story.
+    /// Shrinks the tape of a failed run, and replays it once more to record the log.
     #[cold]
     pub(super) fn failed(
         &self,
@@ -85,7 +85,7 @@ impl Simulation {
         })
     }
 
-    /// Makes the run of a tape that was given.
+    /// Replays a given tape.
     pub(super) fn replay(&self, tape: Vec<u32>, f: &dyn Fn(&Sim) -> io::Result<()>) -> Result<(), Box<Failure>> {
         let outcome = self.one(Tape::replay(tape.clone()), true, f);
         let Some(message) = outcome.failure else { return Ok(()) };

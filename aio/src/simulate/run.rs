@@ -1,4 +1,4 @@
-//! One run: a context on a simulated kernel, and the checks that are made of each.
+//! One run: a context on a simulated backend, and the checks made of every run.
 
 use std::any::Any;
 use std::io;
@@ -12,18 +12,18 @@ use crate::kernel::sim::tape::{Choice, Tape};
 
 use super::{Sim, Simulated, Simulation};
 
-/// What came of a run.
+/// The outcome of a run.
 pub(super) struct Outcome {
     pub(super) failure: Option<String>,
     pub(super) choices: Vec<Choice>,
     pub(super) hash: u64,
     pub(super) story: String,
-    /// It made more steps than it may.
+    /// The run exceeded its maximum number of steps.
     pub(super) endless: bool,
 }
 
 impl Simulation {
-    /// Makes a run. `tells`: somebody will read its story.
+    /// Makes a run. `tells`: whether to record the log.
     pub(super) fn one(&self, tape: Tape, tells: bool, f: &dyn Fn(&Sim) -> io::Result<()>) -> Outcome {
         let kernel = SimKernel::new(self.settings.clone(), tape, tells);
         let context = AioContext::builder().stack_size(self.stack_size).unwind_report(false).deadlock_report(None);
@@ -59,9 +59,9 @@ impl Simulation {
     }
 }
 
-/// With the faults off, what was requested so far completes.
+/// Turns the faults off and waits until the requests made so far have completed.
 fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
-    /// For each request that is to complete.
+    /// Loop iterations per outstanding request.
     const ROUNDS: u64 = 100;
     engine.kernel.machine().calm();
     let before = engine.stats();
@@ -69,7 +69,7 @@ fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
     for _ in 0..(1 + outstanding) * ROUNDS {
         let now = engine.stats();
         let left = u64::from(now.in_flight + now.pending);
-        // As many as were to be done are; whoever goes on making new ones may.
+        // As many requests have completed as were outstanding; others may still be made.
         if left == 0 || now.requests - left >= before.requests {
             return Ok(());
         }
@@ -81,7 +81,7 @@ fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
     )))
 }
 
-/// What a panic said.
+/// Returns the message of a panic.
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())

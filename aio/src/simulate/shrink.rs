@@ -1,7 +1,7 @@
-//! A failing tape made short: parts are cut out, choices made tame, and what does not fail any more is put back.
+//! Shrinks a failing tape: parts are removed and choices lowered, as long as the tape still fails.
 
-/// Shrinks `tape`. `fails` runs one, and returns the choices that were made if it fails. At most `most` runs are made; their
-/// number is returned too.
+/// Shrinks `tape`. `fails` runs a tape, and returns the choices made if it fails. Makes at most
+/// `most` runs; returns the shrunk tape and the number of runs.
 pub(super) fn shrink(tape: Vec<u32>, most: u32, fails: impl FnMut(&[u32]) -> Option<Vec<u32>>) -> (Vec<u32>, u32) {
     let mut search = Search { best: trimmed(tape), fails, left: most };
     loop {
@@ -16,13 +16,14 @@ pub(super) fn shrink(tape: Vec<u32>, most: u32, fails: impl FnMut(&[u32]) -> Opt
     }
 }
 
-/// The tame end of a tape need not be there.
+/// Removes trailing zeroes, which are implied.
 fn trimmed(mut tape: Vec<u32>) -> Vec<u32> {
     tape.truncate(tape.iter().rposition(|&choice| choice != 0).map_or(0, |last| last + 1));
     tape
 }
 
-/// What is small: few choices that are not tame, then a short tape, then low choices.
+/// The order of tapes by size: first by choices that are not 0, then by length, then by the sum of
+/// choices.
 fn size(tape: &[u32]) -> (usize, usize, u64) {
     let wild = tape.iter().filter(|&&choice| choice != 0).count();
     (wild, tape.len(), tape.iter().map(|&choice| u64::from(choice)).sum())
@@ -35,7 +36,7 @@ struct Search<F> {
 }
 
 impl<F: FnMut(&[u32]) -> Option<Vec<u32>>> Search<F> {
-    /// Keeps `tape` if it fails too, and is smaller as it was then played.
+    /// Keeps `tape` if it fails too and the choices made are smaller than the best so far.
     fn offer(&mut self, tape: Vec<u32>) -> bool {
         let tape = trimmed(tape);
         if self.left == 0 || size(&tape) >= size(&self.best) {
@@ -50,7 +51,7 @@ impl<F: FnMut(&[u32]) -> Option<Vec<u32>>> Search<F> {
         smaller
     }
 
-    /// Offers what `change` makes of each block: large ones first, from the end.
+    /// Offers the result of `change` for each block: large blocks first, from the end.
     fn blocks(&mut self, change: impl Fn(&[u32], usize, usize) -> Vec<u32>) {
         let mut len = self.best.len();
         while len > 0 {
@@ -76,7 +77,8 @@ impl<F: FnMut(&[u32]) -> Option<Vec<u32>>> Search<F> {
         });
     }
 
-    /// A choice made tame may have others follow it, or fewer: the tape behind it moves.
+    /// Handles a choice that determines how many choices follow it: sets it to 0 and shifts the
+    /// rest of the tape.
     fn shift(&mut self) {
         for place in (0..self.best.len()).rev() {
             for by in -4..=4i32 {
@@ -138,7 +140,8 @@ mod tests {
 
     #[test]
     fn what_is_left_fails() {
-        // E17: cutting moves what lies behind, so that not each cut of a good cut is good: only what was seen to fail is kept.
+        // E17: a removal shifts later choices, so a part of a valid removal need not be valid: only
+        // tapes that were seen to fail are kept.
         let fails = |tape: &[u32]| {
             let even = tape.iter().step_by(2).filter(|&&choice| choice == 1).count();
             (even >= 3).then(|| tape.to_vec())

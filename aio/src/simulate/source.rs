@@ -1,4 +1,4 @@
-//! The engine of a simulated context: what the loop sleeps in, with time of its own.
+//! The event source of a simulated context: sleeps in virtual time.
 
 #![allow(unsafe_code)]
 
@@ -19,7 +19,7 @@ use crate::policy::{OnShort, Policy};
 use crate::queue::Plug;
 use crate::request::Slot;
 
-/// What the loop drives, and files use: an engine on the simulated kernel, whatever its policy.
+/// The engine that the loop drives and files use: on the simulated backend, with any policy.
 pub(crate) struct Simulated {
     engine: Arc<dyn DynEngine>,
     source: Arc<dyn Source>,
@@ -27,7 +27,7 @@ pub(crate) struct Simulated {
     pub(crate) kernel: SimKernel,
 }
 
-/// Gives this thread's context an engine with the policy `P`.
+/// Attaches an engine with the policy `P` to this thread's context.
 pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: u32) -> io::Result<Arc<Simulated>> {
     let engine = Engine::<_, P>::new(kernel.clone(), depth, true)?;
     let source = Arc::clone(&engine) as Arc<dyn Source>;
@@ -44,7 +44,7 @@ impl Simulated {
              retry forever? If the run is meant to be so long, allow more\n{}",
             self.context.dump()
         );
-        // Recorded too: the panic may end in a join handle.
+        // Also recorded, because the panic may end up in a join handle.
         self.kernel.fail(message.clone());
         panic!("{message}");
     }
@@ -52,11 +52,12 @@ impl Simulated {
 
 impl Performs for Simulated {
     unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot> {
-        // A coroutine whose requests all complete within submit never lets the loop find out.
+        // A coroutine whose requests all complete within submit never returns to the loop, which
+        // would detect this.
         if !thread::panicking() && self.kernel.is_overrun(SLACK) {
             self.fail_as_endless();
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.engine.begin(here, attempt) }
     }
 
@@ -103,7 +104,7 @@ impl DynEngine for Simulated {
     }
 
     unsafe fn unregister(&self, number: RawFd) {
-        // SAFETY: the caller's promise.
+        // SAFETY: promised by the caller.
         unsafe { self.engine.unregister(number) };
     }
 
@@ -124,7 +125,7 @@ impl DynEngine for Simulated {
 impl Source for Simulated {
     /// # Panics
     ///
-    /// If the run does not end.
+    /// If the run exceeds its maximum number of steps.
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
         if self.kernel.is_overrun(0) {
             self.fail_as_endless();
@@ -150,8 +151,8 @@ impl Source for Simulated {
 
     /// # Panics
     ///
-    /// If no completion would end it; if requests are pending that nobody would submit; if nothing could ever end it. There is no third way for a run
-    /// to hang.
+    /// If no completion would end the sleep; if requests are pending that nothing would submit; if
+    /// nothing could ever end the sleep. A run cannot hang in any other way.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         let Stats { in_flight, pending, .. } = self.stats();
         if in_flight > 0 && !self.kernel.is_idle() {

@@ -1,15 +1,17 @@
-//! Files that the ring knows by a number of its own: a request need not look up a descriptor, and hold the file while it lasts.
+//! Registered files: the ring knows them by numbers of its own, so a request need not look up a
+//! descriptor and hold a reference to the file.
 //!
-//! The ring has a table, and who registers a file gets a place there. In an [`Operation`](super::Operation) its number is below
-//! -1, where no descriptor is:
+//! The ring has a table, and each registered file gets a slot in it. In an
+//! [`Operation`](super::Operation) its number is below -1, where there are no descriptors:
 //!
 //! ```text
-//!   place    0   1   2
+//!   slot     0   1   2
 //!   number  -2  -3  -4
 //! ```
 //!
-//! The ring keeps the file open, so it must let go of it before the descriptor is closed; and at once, or locks would outlast the
-//! file, and a file system that was left could not be unmounted. Older kernels do it by and by, in the background
+//! The ring keeps the file open, so it must release the file before the descriptor is closed. It
+//! must do so immediately, or locks would outlast the file, and its file system could not be
+//! unmounted. Older kernels release the file asynchronously
 //! (<https://github.com/axboe/liburing/issues/267>): they get no table.
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -18,25 +20,27 @@ use io_uring::{IoUring, squeue, types};
 use parking_lot::Mutex;
 use slab::Slab;
 
-/// The table's size: as many files as a process usually may have open. More go by their descriptors.
+/// The table's size: the usual limit on a process's open files. Further files use their
+/// descriptors.
 pub(super) const PLACES: u32 = 1024;
 
-/// The places that are taken; `None` without a table.
+/// The slots in use; `None` without a table.
 pub(super) struct Files(Option<Mutex<Slab<()>>>);
 
 impl Files {
-    /// A table for `ring`, if `wanted` and to be had.
+    /// Creates a table for `ring`, if `wanted` and supported.
     pub(super) fn new(ring: &IoUring, wanted: bool) -> Files {
         let made = wanted && ring.submitter().register_files_sparse(PLACES).is_ok();
         Files(made.then(Mutex::default))
     }
 
-    /// The number of the file in the ring's table; its descriptor, if it finds no place there.
+    /// Registers the file and returns its number; returns its descriptor if there is no slot for
+    /// it.
     pub(super) fn register(&self, ring: &IoUring, fd: BorrowedFd<'_>) -> RawFd {
         let fd = fd.as_raw_fd();
         let Some(taken) = &self.0 else { return fd };
         let mut taken = taken.lock();
-        // One that is behind the table's end the kernel refuses.
+        // The kernel rejects a slot beyond the table's end.
         let place = taken.vacant_key();
         match ring.submitter().register_files_update(place as u32, &[fd]) {
             Ok(1) => number(taken.insert(())),
@@ -44,11 +48,11 @@ impl Files {
         }
     }
 
-    /// The ring lets go of the file.
+    /// Makes the ring release the file.
     pub(super) fn unregister(&self, ring: &IoUring, number: RawFd) {
         let (Some(taken), Some(place)) = (&self.0, place(number)) else { return };
         let mut taken = taken.lock();
-        // Should the kernel refuse, the next file in this place takes its turn.
+        // If the kernel refuses, the next file in this slot replaces it.
         let _ = ring.submitter().register_files_update(place, &[-1]);
         taken.remove(place as usize);
     }
@@ -63,7 +67,7 @@ fn place(number: RawFd) -> Option<u32> {
     (number < -1).then(|| (-2 - number) as u32)
 }
 
-/// How a request names a file.
+/// Converts a file's number to the form used in requests.
 #[inline]
 pub(super) fn named(number: RawFd) -> (types::Fd, squeue::Flags) {
     match place(number) {

@@ -1,8 +1,9 @@
-//! The rings in memory, for several threads to look at.
+//! The rings in memory, accessible to several threads.
 //!
-//! The `io-uring` crate's view of the completion ring is for one at a time: it keeps the cursor to itself, and stores it
-//! when it is dropped. Here the home thread may look while another one reaps. And its view of the submission ring cannot
-//! take back what the kernel left there. So the same pages are mapped once more, and read through atomics.
+//! The `io-uring` crate's view of the completion ring is for one user at a time: it caches the
+//! cursor, and stores it when dropped. Here the home thread may look while another one reaps. The
+//! crate's view of the submission ring cannot take back entries that the kernel did not consume. So
+//! the same pages are mapped once more, and accessed through atomics.
 
 #![allow(unsafe_code)]
 
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 use super::super::Completion;
 use super::super::watch::Ring;
 
-/// `io_uring_params` of `linux/io_uring.h`: what the kernel said when it made the rings.
+/// `io_uring_params` of `linux/io_uring.h`: the kernel's reply when it created the rings.
 #[repr(C)]
 #[derive(Debug)]
 struct Params {
@@ -30,7 +31,7 @@ struct Params {
     cq_off: CompletionOffsets,
 }
 
-/// Where what lies in the submission ring, in bytes.
+/// Offsets of the fields of the submission ring, in bytes.
 #[repr(C)]
 #[derive(Debug)]
 struct SubmissionOffsets {
@@ -45,7 +46,7 @@ struct SubmissionOffsets {
     user_addr: u64,
 }
 
-/// Where what lies in the completion ring, in bytes.
+/// Offsets of the fields of the completion ring, in bytes.
 #[repr(C)]
 #[derive(Debug)]
 struct CompletionOffsets {
@@ -60,7 +61,7 @@ struct CompletionOffsets {
     user_addr: u64,
 }
 
-/// A completion. The fields are atomic because it is memory that the kernel writes.
+/// A completion. The fields are atomic because the kernel writes this memory.
 #[repr(C)]
 struct Cqe {
     user_data: AtomicU64,
@@ -70,7 +71,7 @@ struct Cqe {
 
 const _: () = assert!(size_of::<Params>() == 120 && size_of::<io_uring::Parameters>() == 120 && size_of::<Cqe>() == 16);
 
-/// Both rings, mapped. Cursors count on for ever and wrap; their low bits are the place in the ring.
+/// Both rings, mapped. Cursors increase forever and wrap; their low bits are the index in the ring.
 pub(super) struct Rings {
     base: NonNull<u8>,
     length: usize,
@@ -82,15 +83,16 @@ pub(super) struct Rings {
     mask: u32,
 }
 
-// SAFETY: *The rings stay*, and are read and written through atomics alone.
+// SAFETY: *The rings stay*, and are accessed only through atomics.
 unsafe impl Send for Rings {}
 // SAFETY: as above.
 unsafe impl Sync for Rings {}
 
 impl Rings {
-    /// Maps the rings of `ring`, of which both lie in one piece (`IORING_FEAT_SINGLE_MMAP`).
+    /// Maps the rings of `ring`, which are contiguous (`IORING_FEAT_SINGLE_MMAP`).
     pub(super) fn map(ring: &io_uring::IoUring) -> io::Result<Rings> {
-        // SAFETY: the crate promises that its type is the kernel's structure in a transparent wrapper.
+        // SAFETY: the crate guarantees that its type is a transparent wrapper of the kernel's
+        // structure.
         let Params { sq_entries, cq_entries, sq_off, cq_off, .. } =
             unsafe { &*ptr::from_ref(ring.params()).cast::<Params>() };
         assert!(ring.params().is_feature_single_mmap(), "setup refuses kernels without");
@@ -102,13 +104,14 @@ impl Rings {
         let completions = cq_off.cqes as usize + *cq_entries as usize * size_of::<Cqe>();
         let length = submissions.max(completions);
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-        // SAFETY: a new mapping, where the kernel likes; at offset 0 of a ring's descriptor are the rings.
+        // SAFETY: a new mapping, at an address that the kernel chooses; the rings are at offset 0
+        // of a ring's descriptor.
         let base = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, ring.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<u8>()).expect("not mapped at 0");
-        // SAFETY: the offsets are the kernel's own, within what it let us map.
+        // SAFETY: the offsets are the kernel's own, within the mapping.
         let at = |offset: u32| unsafe { base.add(offset as usize) };
         Ok(Rings {
             base,
@@ -124,19 +127,22 @@ impl Rings {
 
     #[inline]
     fn cursor(&self, cursor: NonNull<AtomicU32>) -> &AtomicU32 {
-        // SAFETY: *The rings stay*: one of ours, a word that kernel and user space share.
+        // SAFETY: *The rings stay*: a cursor of these rings, a word shared by kernel and user
+        // space.
         unsafe { cursor.as_ref() }
     }
 
-    /// Takes back what was put on the submission ring and the kernel did not consume; says how much that was.
+    /// Takes back entries of the submission ring that the kernel did not consume. Returns their
+    /// number.
     ///
-    /// The caller holds the lock, so nobody else submits.
+    /// The caller holds the lock, so no other thread submits.
     #[inline]
     pub(super) fn withdraw(&self) -> usize {
-        // Acquire pairs with the kernel's release of its cursor: it has read what is before that.
+        // Acquire pairs with the kernel's release of its cursor: it has read the entries before
+        // that.
         let submitted = self.cursor(self.submitted).load(Acquire);
         let tail = self.cursor(self.to_submit);
-        // Relaxed: ours alone; the kernel looks at it within a system call of ours.
+        // Relaxed: written only here; the kernel reads it during this thread's system calls.
         let left = tail.load(Relaxed).wrapping_sub(submitted);
         tail.store(submitted, Relaxed);
         left as usize
@@ -146,29 +152,31 @@ impl Rings {
 impl Ring for Rings {
     #[inline]
     fn at_cursor(&self) -> Option<Completion> {
-        // Relaxed: the lock's holder before us moved it, if we did not.
+        // Relaxed: moved by this thread, or by a previous holder of the lock.
         let head = self.cursor(self.head).load(Relaxed);
-        // Acquire pairs with the kernel's release of the tail after a completion, and after what its request did to memory.
+        // Acquire pairs with the kernel's release of the tail, after a completion and its request's
+        // effects on memory.
         if head == self.cursor(self.tail).load(Acquire) {
             return None;
         }
-        // SAFETY: *The rings stay*; the mask keeps it within them.
+        // SAFETY: *The rings stay*; the mask keeps the index within the ring.
         let completion = unsafe { self.completions.add((head & self.mask) as usize).as_ref() };
-        // Relaxed: ordered by the tail, and not overwritten before the head is past it.
+        // Relaxed: ordered by the tail, and not overwritten before the head has moved past it.
         Some(Completion { key: completion.user_data.load(Relaxed), result: completion.res.load(Relaxed).into() })
     }
 
     #[inline]
     fn move_on(&self) {
         let head = self.cursor(self.head);
-        // Release pairs with the kernel's read of the head before it hands the place to another completion: we have read ours.
+        // Release pairs with the kernel's read of the head before it reuses the slot: this thread
+        // has read its completion.
         head.store(head.load(Relaxed).wrapping_add(1), Release);
     }
 }
 
 impl Drop for Rings {
     fn drop(&mut self) {
-        // SAFETY: mapped in `map`, and who drops it owns it, so nobody else looks.
+        // SAFETY: mapped in `map`; `drop` has exclusive access, so no other thread reads it.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }

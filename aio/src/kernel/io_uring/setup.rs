@@ -1,11 +1,11 @@
-//! Setting up a ring: what the kernel must offer, and why it may not; errors that teach.
+//! Creating a ring: the required kernel features, and error messages with cause and remedy.
 
 use std::io;
 
 use coralio_runtime::explained;
 use io_uring::{Parameters, Probe, opcode};
 
-/// The operations that we use.
+/// The operations in use.
 const OPERATIONS: [(u8, &str); 5] = [
     (opcode::Read::CODE, "read"),
     (opcode::Write::CODE, "write"),
@@ -14,13 +14,13 @@ const OPERATIONS: [(u8, &str); 5] = [
     (opcode::Fsync::CODE, "sync"),
 ];
 
-/// A ring for `depth` requests, on a kernel that has all that we need.
+/// Creates a ring for `depth` requests, on a kernel that has all required features.
 pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
     let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
-    // No overflow: what is in flight or on the ring is at most the depth, and the poll request.
+    // No overflow: at most `depth` requests and the poll request are in flight or on the ring.
     assert!(depth < ring.params().cq_entries(), "a completion might find no place on the ring");
     let mut probe = Probe::new();
-    // A kernel that is too old to be asked offers nothing, as far as we know.
+    // A kernel too old for the probe is treated as supporting nothing.
     let _ = ring.submitter().register_probe(&mut probe);
     let features = Features::of(ring.params(), &probe);
     match missing(features, &probe) {
@@ -35,20 +35,20 @@ pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
     }
 }
 
-/// What a ring can do, of what matters to us.
+/// The features of a ring that matter here.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Features {
-    /// Both rings in one piece.
+    /// Both rings are contiguous.
     pub(super) single_mmap: bool,
     /// No completion is lost.
     pub(super) nodrop: bool,
-    /// What a request needs besides its buffers is the caller's again after submit.
+    /// Request data other than the buffers may be reused after submit.
     pub(super) submit_stable: bool,
-    /// A sleep on the ring takes a time limit, and a poll request can be cancelled by a call that has no completion. The latter came
-    /// with Linux 6.0, as did the operation that tells.
+    /// A sleep on the ring takes a timeout, and a poll request can be cancelled by a call without a
+    /// completion. The latter came with Linux 6.0, as did the operation that indicates it.
     pub(super) sleep_on_ring: bool,
-    /// What is taken out of the ring's table of files is closed at once. From Linux 6.13 on; the first thing to tell came with
-    /// 6.15.
+    /// A file removed from the ring's table is closed immediately. True since Linux 6.13; the first
+    /// feature that indicates it came with 6.15.
     pub(super) lets_go_at_once: bool,
 }
 
@@ -64,7 +64,7 @@ impl Features {
     }
 }
 
-/// The first thing that we need and the kernel has not.
+/// Returns the first required feature that the kernel lacks.
 pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str> {
     let Features { single_mmap, nodrop, submit_stable, .. } = features;
     let features = [(single_mmap, "IORING_FEAT_SINGLE_MMAP"), (nodrop, "IORING_FEAT_NODROP")];
@@ -73,7 +73,7 @@ pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str>
     features.chain(operations).find(|(there, _)| !there).map(|(_, name)| name)
 }
 
-/// What `io_uring_setup` said, with cause and remedy.
+/// Explains the error of `io_uring_setup`, with cause and remedy.
 pub(super) fn refused(error: io::Error, depth: u32) -> io::Error {
     const INSTEAD: &str = "or use native AIO (KernelChoice::Aio)";
     const FILTER: &str =

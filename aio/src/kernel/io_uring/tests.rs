@@ -1,4 +1,4 @@
-//! Real requests on real rings: what every kernel must do, and what is io_uring's own.
+//! Real requests on real rings: conformance, and behaviour specific to io_uring.
 
 use super::super::conformance::{
     self, Page, Temp, bad, eventfd, next, one, operation, peek, register, signal, submit, unless_refused, unregister,
@@ -13,7 +13,8 @@ fn ring(depth: u32) -> Option<IoUring> {
     unless_refused(IoUring::new(depth))
 }
 
-/// One that sleeps on its ring, where the kernel is new enough, and one that does not.
+/// Creates a backend that sleeps on its ring, where the kernel is new enough, and one that does
+/// not.
 fn both(depth: u32) -> Vec<IoUring> {
     let [Some(new), Some(mut old)] = [(); 2].map(|()| ring(depth)) else { return Vec::new() };
     old.watch = None;
@@ -25,7 +26,7 @@ conformance::tests!(both);
 
 #[test]
 fn a_bad_one_is_taken_and_fails_alone() {
-    // E2: its error is its completion's.
+    // E2: a bad request is accepted, and its completion has the error.
     let Some(kernel) = ring(8) else { return };
     let file = Temp::in_memory();
     let (mut first, mut third) = ([1; 16], [3; 16]);
@@ -43,7 +44,8 @@ fn a_bad_one_is_taken_and_fails_alone() {
 
 #[test]
 fn what_was_not_consumed_is_not_lent() {
-    // E2, E13: the kernel stops at a request that makes no sense to it; what is behind it is off the ring, and may go again
+    // E2, E13: the kernel stops at an invalid request; the requests behind it are taken off the
+    // ring, and may be submitted again
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let write = |kernel: &IoUring, bytes: &mut [u8], at, key| {
@@ -68,7 +70,8 @@ fn what_was_not_consumed_is_not_lent() {
 
 #[test]
 fn no_offset_means_where_the_descriptor_stands() {
-    // E15: the largest does, to this kernel; here it is as wrong as any other that no file has
+    // E15: u64::MAX, which this kernel takes for the descriptor's position, fails like any other
+    // offset beyond a file's end
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let mut buffer = vec![5; 8];
@@ -82,14 +85,14 @@ fn no_offset_means_where_the_descriptor_stands() {
 
 #[test]
 fn a_length_that_does_not_fit_is_not_cut_to_nothing() {
-    // E10: lengths have 32 bits here; a short read says how much there was
+    // E10: io_uring lengths have 32 bits; a short read reports its length
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
-    // Not on the stack: behind it there is no room for the addresses.
+    // Not on the stack, where the address range would not fit.
     let mut buffer = vec![5; 8];
     assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
     buffer.fill(0);
-    // The file has eight bytes, so that no more are written to memory.
+    // The file has eight bytes, so no more are written to memory.
     let read = Operation { len: 1 << 32, ..operation(Opcode::Read, &file.0, &mut buffer, 0) };
     assert_eq!(one(&kernel, read), 8);
     assert_eq!(buffer, [5; 8]);
@@ -97,7 +100,7 @@ fn a_length_that_does_not_fit_is_not_cut_to_nothing() {
 
 #[test]
 fn unaligned_direct_io_is_refused() {
-    // E14: where the file system cares; its word is the completion's
+    // E14: if the file system requires alignment, the completion has its error
     let Some(kernel) = ring(4) else { return };
     let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
     let mut pages = [Page([1; 4096]), Page([2; 4096])];
@@ -108,12 +111,12 @@ fn unaligned_direct_io_is_refused() {
 
 #[test]
 fn drop_waits_for_what_is_in_flight() {
-    // E13: the kernel goes on with it after the ring is closed
+    // E13: the kernel would continue requests after the ring is closed
     const BLOCK: usize = 64 * 1024;
     let file = Temp::new(&std::env::temp_dir(), libc::O_DIRECT);
     let page = || Page([7; 4096]);
     let mut out: Vec<_> = (0..BLOCK / 4096 * 32).map(|_| page()).collect();
-    // SAFETY: pages lie without gaps.
+    // SAFETY: pages are contiguous, without gaps.
     let bytes = |pages: &mut [Page]| unsafe {
         &mut *ptr::slice_from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), pages.len() * 4096)
     };
@@ -136,7 +139,7 @@ fn drop_waits_for_what_is_in_flight() {
 
 #[test]
 fn a_forked_child_leaves_its_parents_rings_alone() {
-    // C10: to drop them is fine, and waits for nothing
+    // C10: in a forked child, dropping a ring is fine and waits for nothing
     let Some(kernel) = ring(4) else { return };
     let never = eventfd();
     // SAFETY: no pointers.
@@ -145,7 +148,7 @@ fn a_forked_child_leaves_its_parents_rings_alone() {
     let mut count = [0; 8];
     let mut read = [kernel.prepare(&operation(Opcode::Read, &never, &mut count, 0), 1)];
     assert_eq!(submit(&kernel, &mut read).unwrap(), 1);
-    // SAFETY: the child only drops, and ends without running anything of its parent's.
+    // SAFETY: the child only drops, and exits without running code of its parent.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(kernel);
@@ -161,7 +164,7 @@ fn a_forked_child_leaves_its_parents_rings_alone() {
     assert_eq!(u64::from_ne_bytes(count), 1);
 }
 
-/// An old kernel's ring has none.
+/// Whether the ring has a table of files: on old kernels it has none.
 fn has_a_table(kernel: &IoUring) -> bool {
     let is_new = kernel.ring.params().is_feature_no_iowait();
     if !is_new {
@@ -172,7 +175,7 @@ fn has_a_table(kernel: &IoUring) -> bool {
 
 #[test]
 fn a_file_is_closed_when_the_ring_lets_go_of_it() {
-    // E13: neither before nor after that
+    // E13: a file is closed when it is unregistered, not before and not later
     let Some(kernel) = ring(8) else { return };
     if !has_a_table(&kernel) {
         return;
@@ -189,17 +192,17 @@ fn a_file_is_closed_when_the_ring_lets_go_of_it() {
     assert_eq!(write(16), 16);
     unregister(&kernel, number);
     assert_eq!(write(16), -i64::from(libc::EBADF));
-    // Ends when nobody has the other end open.
+    // Ends when the other end is closed everywhere.
     assert_eq!(std::io::read_to_string(&reader).unwrap().len(), 16);
 }
 
 #[test]
 fn a_forked_child_leaves_its_parents_files_alone() {
-    // C10, E13: it takes none out, and adds none
+    // C10, E13: a forked child neither removes registered files nor adds any
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     let number = register(&kernel, file.0.as_fd());
-    // SAFETY: the child makes system calls, and ends without running anything of its parent's.
+    // SAFETY: the child makes system calls, and exits without running code of its parent.
     let child = unsafe { libc::fork() };
     if child == 0 {
         unregister(&kernel, number);
@@ -218,7 +221,7 @@ fn a_forked_child_leaves_its_parents_files_alone() {
 
 #[test]
 fn a_table_that_is_full_takes_no_more() {
-    // E14: what finds no place goes by its descriptor; a place that is left is taken again
+    // E14: a file without a slot uses its descriptor; a released slot is used again
     let Some(kernel) = ring(4) else { return };
     let file = Temp::in_memory();
     if !has_a_table(&kernel) {
@@ -235,7 +238,7 @@ fn a_table_that_is_full_takes_no_more() {
 
 #[test]
 fn depth_has_limits() {
-    // E14: the message says cause and remedy.
+    // E14: the message gives cause and remedy.
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = IoUring::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -250,7 +253,7 @@ fn depth_has_limits() {
 
 #[test]
 fn a_refused_ring_says_why() {
-    // E14: what the kernel refuses comes back with the likely cause and remedy.
+    // E14: the kernel's error is returned with the likely cause and remedy.
     for (errno, kind, words) in [
         (libc::ENOSYS, io::ErrorKind::Unsupported, ["CONFIG_IO_URING", "seccomp", "Linux before 5.6"]),
         (libc::ENOMEM, io::ErrorKind::OutOfMemory, ["depth 64", "ulimit -l", "smaller depth"]),
@@ -267,7 +270,7 @@ fn a_refused_ring_says_why() {
 
 #[test]
 fn what_the_kernel_lacks_is_named() {
-    // E14: features and operations are asked for before the first request
+    // E14: features and operations are checked before the first request
     let Some(kernel) = ring(1) else { return };
     let all =
         Features { single_mmap: true, nodrop: true, submit_stable: true, sleep_on_ring: false, lets_go_at_once: false };
@@ -280,12 +283,12 @@ fn what_the_kernel_lacks_is_named() {
     assert_eq!(missing(Features { submit_stable: false, ..all }, &probe), Some("IORING_FEAT_SUBMIT_STABLE"));
 }
 
-/// Runs `f` on a thread where a seccomp filter answers the system call `call` with `errno`.
+/// Runs `f` on a thread with a seccomp filter that fails the system call `call` with `errno`.
 fn behind_a_filter<T: Send>(call: libc::c_long, errno: i32, f: impl FnOnce() -> T + Send) -> T {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let jump = |k: u32| libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k) };
     let mut filter = [
-        // The number of the system call is the first word.
+        // The first word is the number of the system call.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
         jump(call as u32),
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32),
@@ -293,7 +296,8 @@ fn behind_a_filter<T: Send>(call: libc::c_long, errno: i32, f: impl FnOnce() -> 
     ];
     let behind = move || {
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the program outlives the calls. It holds for this thread, which ends with it.
+        // SAFETY: the program outlives the calls. The filter applies to this thread, and ends with
+        // it.
         unsafe {
             assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
             assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
@@ -305,7 +309,7 @@ fn behind_a_filter<T: Send>(call: libc::c_long, errno: i32, f: impl FnOnce() -> 
 
 #[test]
 fn behind_a_seccomp_filter() {
-    // E14: as in a container, for real
+    // E14: like in a container, with a real filter
     if ring(8).is_none() {
         return;
     }
@@ -327,7 +331,7 @@ fn behind_a_seccomp_filter() {
 
 #[test]
 fn a_submit_that_consumes_nothing_lends_nothing() {
-    // E2, E13: "try again" or an error; the ring is empty again
+    // E2, E13: EAGAIN or another error; the ring is empty afterwards
     let Some(kernel) = ring(2) else { return };
     let file = Temp::in_memory();
     let mut buffer = [1; 4];
@@ -347,7 +351,7 @@ fn a_submit_that_consumes_nothing_lends_nothing() {
 
 #[test]
 fn a_poll_request_that_was_not_taken_is_not_out() {
-    // W3, E14: no memory for it: the sleep ends, and the next one tries again
+    // W3, E14: without memory for the poll request the sleep ends, and the next one tries again
     let Some(kernel) = ring(2) else { return };
     let other = eventfd();
     let is_armed = || kernel.watch.as_ref().is_some_and(Watch::is_armed);

@@ -1,7 +1,9 @@
-//! Native AIO as the kernel declares it: its structures, its numbers, its five system calls. Nothing is decided here.
+//! The kernel's native AIO interface: structures, constants, and the five system calls. No policy
+//! here.
 //!
-//! glibc has no wrappers for these calls. The structures are those of `linux/aio_abi.h`; the ring's header is in no public
-//! header, but libaio and others have read it since Linux 2.6, and it has a magic number and feature words for that.
+//! glibc has no wrappers for these calls. The structures are those of `linux/aio_abi.h`. The ring's
+//! header is in no public header, but libaio and others have read it since Linux 2.6, and it has a
+//! magic number and feature words for this purpose.
 
 #![allow(unsafe_code)]
 
@@ -29,16 +31,16 @@ pub(super) const IOCB_CMD_POLL: u16 = 5;
 pub(super) const IOCB_CMD_PREADV: u16 = 7;
 pub(super) const IOCB_CMD_PWRITEV: u16 = 8;
 
-/// What [`Ring::magic`] holds.
+/// The value of [`Ring::magic`].
 pub(super) const RING_MAGIC: u32 = 0xa10a_10a1;
 
 /// A request.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Iocb {
-    /// Comes back in the event.
+    /// Returned in the event.
     pub(super) data: u64,
-    /// The kernel writes it at submit, and wants to find it again at cancel.
+    /// Written by the kernel at submit, and checked at cancel.
     pub(super) key: u32,
     pub(super) rw_flags: i32,
     pub(super) opcode: u16,
@@ -52,7 +54,7 @@ pub(super) struct Iocb {
     pub(super) resfd: u32,
 }
 
-/// What became of a request. The fields are atomic because an event on the ring is memory that the kernel writes.
+/// A completion. The fields are atomic because events on the ring are written by the kernel.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Event {
@@ -65,16 +67,17 @@ pub(super) struct Event {
     res2: AtomicI64,
 }
 
-/// The head of the memory that `io_setup` maps; `nr` events follow it. Its address is the context's name.
+/// The header of the memory that `io_setup` maps; `nr` events follow it. Its address identifies the
+/// context.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Ring {
     id: u32,
-    /// Events that the ring has room for, plus one.
+    /// Capacity of the ring in events, plus one.
     pub(super) nr: u32,
-    /// The next event to take: written by whoever takes it.
+    /// The next event to take: written by the reader.
     pub(super) head: AtomicU32,
-    /// The next event to come: written by the kernel.
+    /// The next event to be posted: written by the kernel.
     pub(super) tail: AtomicU32,
     pub(super) magic: u32,
     compat_features: u32,
@@ -89,49 +92,50 @@ fn checked(result: libc::c_long) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes a context for `nr` requests in flight.
+/// Creates a context for `nr` requests in flight.
 pub(super) fn io_setup(nr: u32) -> io::Result<NonNull<Ring>> {
     let mut ring: *mut Ring = ptr::null_mut();
-    // SAFETY: the kernel writes one word, and `ring` is one word that was zeroed, as it demands.
+    // SAFETY: the kernel writes one word; `ring` is one word, zeroed as required.
     checked(unsafe { libc::syscall(libc::SYS_io_setup, libc::c_long::from(nr), &raw mut ring) })?;
     NonNull::new(ring).ok_or_else(|| io::Error::other("io_setup returned no context"))
 }
 
-/// Ends a context, once everything in flight has completed. Takes up to 100 ms.
+/// Destroys a context, once everything in flight has completed. Takes up to 100 ms.
 ///
 /// # Safety
 ///
-/// Nobody looks at the ring from now on: it is unmapped.
+/// The ring is not accessed afterwards: it is unmapped.
 pub(super) unsafe fn io_destroy(context: NonNull<Ring>) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: promised by the caller.
     checked(unsafe { libc::syscall(libc::SYS_io_destroy, context.as_ptr()) }).map(drop)
 }
 
-/// Submits the requests that `iocbs` point to, in order, and returns how many were taken. They are copied: their memory is
-/// the caller's again.
+/// Submits the requests that `iocbs` point to, in order, and returns the number accepted. The
+/// kernel copies them: the caller may reuse their memory.
 ///
 /// # Safety
 ///
-/// Every pointer leads to a request that the kernel may read and write during the call. What the request itself names stays
-/// valid until it has completed.
+/// Every pointer refers to a request that the kernel may read and write during the call. The memory
+/// that the request names stays valid until it has completed.
 pub(super) unsafe fn io_submit(context: NonNull<Ring>, iocbs: &[*mut Iocb]) -> io::Result<usize> {
     loop {
-        // SAFETY: the caller's promise; the array is as long as we say.
+        // SAFETY: promised by the caller; pointer and length describe the array.
         let result =
             checked(unsafe { libc::syscall(libc::SYS_io_submit, context.as_ptr(), iocbs.len(), iocbs.as_ptr()) });
         match result {
-            // Nothing was taken, or the count would have been returned instead.
+            // None was accepted, otherwise the count would have been returned.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
     }
 }
 
-/// Takes from `min` to `nr` events; fewer when `timeout` is over. A signal is an error (`Interrupted`) that took none.
+/// Takes from `min` to `nr` events, or fewer when `timeout` expires. A signal is an error
+/// (`Interrupted`), and no event has been taken then.
 ///
 /// # Safety
 ///
-/// `events` is room for `nr` events, or memory that the kernel cannot write either.
+/// `events` has room for `nr` events, or is memory that the kernel cannot write either.
 pub(super) unsafe fn io_getevents(
     context: NonNull<Ring>,
     min: u32,
@@ -140,28 +144,29 @@ pub(super) unsafe fn io_getevents(
     timeout: Option<Duration>,
 ) -> io::Result<usize> {
     let timeout = timeout.map(|time| libc::timespec {
-        // The kernel takes anything above 292 years for "no end".
+        // The kernel takes anything above 292 years as no timeout.
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(time.subsec_nanos()),
     });
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
     let min = libc::c_long::from(min);
-    // SAFETY: the caller's promise for `events`; `timeout` is null or points to a local that outlives the call.
+    // SAFETY: for `events`, promised by the caller; `timeout` is null or points to a local that
+    // outlives the call.
     checked(unsafe { libc::syscall(libc::SYS_io_getevents, context.as_ptr(), min, nr, events, timeout) })
 }
 
-/// Asks for a request to end early. Only `IOCB_CMD_POLL` can; its event then comes on the ring, as ever. An error says
-/// that it cannot be cancelled, or no longer.
+/// Asks for a request to end early. Only `IOCB_CMD_POLL` supports this; its event is then posted as
+/// usual. An error means that the request cannot be cancelled, or no longer.
 ///
 /// # Safety
 ///
-/// `iocb` is where the request was submitted from, and still readable.
+/// `iocb` is the address that the request was submitted from, and still readable.
 pub(super) unsafe fn io_cancel(context: NonNull<Ring>, iocb: *mut Iocb) -> io::Result<()> {
-    // An argument from another age: kernels that know `IOCB_CMD_POLL` leave it alone.
+    // A historic argument: kernels that support `IOCB_CMD_POLL` do not write to it.
     let mut event = Event::default();
-    // SAFETY: the caller's promise for `iocb`; `event` is room for one event.
+    // SAFETY: for `iocb`, promised by the caller; `event` has room for one event.
     match checked(unsafe { libc::syscall(libc::SYS_io_cancel, context.as_ptr(), iocb, &raw mut event) }) {
-        // "In progress" is the kernel's word for success.
+        // The kernel reports success as EINPROGRESS.
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(()),
     }

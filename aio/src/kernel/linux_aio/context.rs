@@ -1,4 +1,5 @@
-//! AIO contexts: made with an error that teaches, kept while idle, destroyed by their own process alone.
+//! AIO contexts: created with explanatory errors, pooled while idle, destroyed only by their own
+//! process.
 
 #![allow(unsafe_code)]
 
@@ -12,26 +13,26 @@ use coralio_runtime::explained;
 
 use super::abi;
 
-/// An AIO context and the memory that belongs to it wherever it goes.
+/// An AIO context and the memory that belongs to it.
 pub(super) struct Context {
     pub(super) ring: NonNull<abi::Ring>,
     pub(super) depth: u32,
-    /// The process that made it. In a forked child it is dead.
+    /// The process that created it. In a forked child the context is invalid.
     process: u32,
-    /// The poll request. It has to stay where it was submitted from.
+    /// The poll request, whose address must not change after it was submitted.
     pub(super) poll: Box<UnsafeCell<abi::Iocb>>,
-    /// Room for the array that `io_submit` wants.
+    /// Buffer for `io_submit`'s array of pointers.
     pub(super) pointers: Box<UnsafeCell<[*mut abi::Iocb]>>,
 }
 
-// SAFETY: see `LinuxAio`; an idle one is used by nobody.
+// SAFETY: see `LinuxAio`; an idle context is not in use.
 unsafe impl Send for Context {}
 
 impl Context {
     pub(super) fn new(depth: u32, pool: &Pool) -> io::Result<Context> {
-        // One slot is for the poll request.
+        // One slot is reserved for the poll request.
         let ring = match abi::io_setup(depth + 1) {
-            // What we keep idle counts as used.
+            // Idle contexts in the pool count as used.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && pool.drain() => abi::io_setup(depth + 1),
             other => other,
         };
@@ -54,19 +55,21 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if self.is_ours() {
-            // It fails only if there is no such context.
-            // SAFETY: who drops it owns it, so nobody else looks at the ring.
+            // Fails only if there is no such context.
+            // SAFETY: `drop` has exclusive access, so no other thread reads the ring.
             let _ = unsafe { abi::io_destroy(self.ring) };
         }
     }
 }
 
-/// Idle contexts, the oldest first: `io_destroy` takes up to 100 ms, so that programs and tests that make many would feel it.
+/// Idle contexts, oldest first: `io_destroy` takes up to 100 ms, which programs and tests that
+/// create many contexts would notice.
 pub(super) struct Pool(Mutex<Vec<Context>>);
 
 impl Pool {
     pub(super) const SIZE: usize = 8;
-    /// Deeper ones are not kept: idle ones too count against `fs.aio-max-nr`, which all processes share.
+    /// Deeper contexts are not kept: idle ones also count against `fs.aio-max-nr`, which all
+    /// processes share.
     pub(super) const DEEPEST: u32 = 1024;
 
     pub(super) const fn new() -> Pool {
@@ -85,7 +88,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, context: Context) {
-        // Destroyed, as is what the pool has no room for, when the pool is unlocked.
+        // Dropped after the pool is unlocked, as is a context that the pool does not keep.
         let mut _old = None;
         if context.depth <= Pool::DEEPEST {
             let mut idle = self.idle();
@@ -94,16 +97,16 @@ impl Pool {
         }
     }
 
-    /// Destroys all, and says whether there were any.
+    /// Destroys all idle contexts. Returns whether there were any.
     pub(super) fn drain(&self) -> bool {
         let idle = std::mem::take(&mut *self.idle());
         !idle.is_empty()
     }
 }
 
-/// A descriptor that can be read at once.
+/// Returns a descriptor that is readable immediately.
 pub(super) fn readable() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+    // SAFETY: takes no pointers; on success the descriptor is new and has no other owner.
     let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -112,7 +115,7 @@ pub(super) fn readable() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What `io_setup` said, or another of these calls right after it, with cause and remedy.
+/// Explains an error of `io_setup`, or of the calls right after it, with cause and remedy.
 pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
     let (kind, message) = match error.raw_os_error() {
         Some(libc::EAGAIN) => {
@@ -142,7 +145,7 @@ pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
                 .into(),
         ),
         Some(_) => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
-        // It says by itself what is wrong.
+        // The error is self-explanatory.
         None => return error,
     };
     explained(kind, message, error)

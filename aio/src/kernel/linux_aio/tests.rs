@@ -1,4 +1,4 @@
-//! Real requests on real files: with the ring read in memory and, by the same bodies, without.
+//! Real requests on real files: with the ring read in memory and, with the same tests, without.
 
 use super::super::conformance::{
     self, NOW, Page, Temp, bad, eventfd, next, one, operation, peek, signal, submit, unless_refused, wait,
@@ -9,17 +9,17 @@ use std::os::fd::AsFd;
 
 conformance::tests!(both);
 
-/// A pool of a test's own, so that tests do not take each other's contexts.
+/// Creates a separate pool, so that tests do not take each other's contexts.
 fn pool() -> Option<&'static Pool> {
     unless_refused(LinuxAio::new(1))?;
-    // Kept, so that a leak checker does not take it for lost.
+    // Kept, so that a leak checker does not report it.
     static POOLS: Mutex<Vec<&Pool>> = Mutex::new(Vec::new());
     let pool = Box::leak(Box::new(Pool::new()));
     POOLS.lock().unwrap().push(pool);
     Some(pool)
 }
 
-/// One that reads the ring, and one that may not.
+/// Creates a backend that reads the ring in memory, and one that does not.
 fn both(depth: u32) -> Vec<LinuxAio> {
     let [Some(ring), Some(mut blind)] = [(); 2].map(|()| unless_refused(LinuxAio::new(depth))) else {
         return Vec::new();
@@ -31,7 +31,7 @@ fn both(depth: u32) -> Vec<LinuxAio> {
 
 #[test]
 fn a_batch_is_taken_up_to_the_bad_one() {
-    // E2: a part is accepted; the bad one's error is its own.
+    // E2: a batch is accepted up to a bad request, whose error is reported separately.
     let file = Temp::in_memory();
     for kernel in both(8) {
         let (mut first, mut third) = ([1; 16], [3; 16]);
@@ -54,7 +54,7 @@ fn a_batch_is_taken_up_to_the_bad_one() {
 
 #[test]
 fn depth_has_limits() {
-    // E14: the message says cause and remedy.
+    // E14: the message gives cause and remedy.
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = LinuxAio::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -67,7 +67,7 @@ fn depth_has_limits() {
 
 #[test]
 fn a_refused_context_says_why() {
-    // E14: what the kernel refuses comes back with the likely cause and remedy.
+    // E14: the kernel's error is returned with the likely cause and remedy.
     for (errno, kind, words) in [
         (libc::EAGAIN, io::ErrorKind::QuotaExceeded, ["fs.aio-max-nr", "smaller depth", "sysctl"]),
         (libc::ENOSYS, io::ErrorKind::Unsupported, ["CONFIG_AIO", "seccomp", "io_setup"]),
@@ -86,12 +86,12 @@ fn a_refused_context_says_why() {
 
 #[test]
 fn an_idle_context_serves_again() {
-    // C10: as for stacks, what is dear to make is kept; it comes back clean.
+    // C10: contexts, being expensive to create, are reused like stacks, and are clean then.
     let Some(pool) = pool() else { return };
     let other = eventfd();
     let kernel = LinuxAio::from_pool(77, pool).unwrap();
     let ring = kernel.ring;
-    // Dropped with its poll request armed, and again with that one's event on the ring.
+    // Dropped with its poll request armed, and again with the poll request's event on the ring.
     for ready in [false, true] {
         if ready {
             signal(&other);
@@ -114,7 +114,8 @@ fn an_idle_context_serves_again() {
 
 #[test]
 fn few_and_shallow_contexts_are_kept() {
-    // E14: what is kept counts against fs.aio-max-nr, so that there is a limit, and all are given up before one is refused.
+    // E14: pooled contexts count against fs.aio-max-nr, so their number is limited, and all are
+    // destroyed before a new context is refused.
     let Some(pool) = pool() else { return };
     drop(LinuxAio::from_pool(Pool::DEEPEST + 1, pool).unwrap());
     assert!(pool.idle().is_empty());
@@ -127,13 +128,13 @@ fn few_and_shallow_contexts_are_kept() {
 
 #[test]
 fn a_context_with_requests_in_flight_is_not_kept() {
-    // E13: the next one would see their completions.
+    // E13: the next user would see their completions.
     let Some(pool) = pool() else { return };
     let (file, never) = (Temp::new(&std::env::temp_dir(), libc::O_DIRECT), eventfd());
     let mut page = Page([1; 4096]);
     let kernel = LinuxAio::from_pool(4, pool).unwrap();
     let write = kernel.prepare(&operation(Opcode::Write, &file.0, &mut page.0, 0), 1);
-    // It stays in flight till the context ends.
+    // Stays in flight until the context is destroyed.
     let poll = Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_raw_fd() as u32, ..Default::default() });
     assert_eq!(submit(&kernel, &mut [write, poll]).unwrap(), 2);
     assert_eq!(next(&kernel), Completion { key: 1, result: 4096 });
@@ -144,14 +145,14 @@ fn a_context_with_requests_in_flight_is_not_kept() {
 
 #[test]
 fn a_forked_child_leaves_its_parents_contexts_alone() {
-    // C10: what is kept is this process's own.
+    // C10: pooled contexts belong to the process that created them.
     let Some(pool) = pool() else { return };
     let (file, other) = (Temp::in_memory(), eventfd());
     let mut buffer = [2; 8];
     let kernel = LinuxAio::from_pool(5, pool).unwrap();
     drop(LinuxAio::from_pool(6, pool).unwrap());
     wait(&kernel, 1, Some(other.as_fd()), NOW).unwrap();
-    // SAFETY: the child only drops and looks, and ends without running anything of its parent's.
+    // SAFETY: the child only drops and checks, and exits without running code of its parent.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let stale = pool.get(6).is_none();
@@ -170,7 +171,8 @@ fn a_forked_child_leaves_its_parents_contexts_alone() {
 
 #[test]
 fn the_kernel_takes_nothing_that_it_cannot_hand_over() {
-    // E9: the trap. EFAULT comes before the cursor moves, whether more events are there or fewer than are asked for.
+    // E9: the trap: EFAULT comes before the cursor moves, whether there are more events than
+    // requested or fewer.
     let file = Temp::in_memory();
     let Some(kernel) = both(8).into_iter().next() else { return };
     let mut buffer = [0; 8];

@@ -1,4 +1,4 @@
-//! What the tape decides of requests: whether they are taken, what they come to, and how long they take.
+//! Decisions about requests: whether they are accepted, their outcome, and how long they take.
 
 use std::time::Duration;
 
@@ -9,34 +9,35 @@ use crate::kernel::Opcode;
 use crate::kernel::lent::Lent;
 
 const STALL: Duration = Duration::from_secs(1);
-/// From one completion to the next, in any order. Halved again and again, it stays far above what a look at the ring takes.
+/// Time between completions with `any_order`. Repeated halving leaves it far above the time of a
+/// look at the ring.
 const TURN: Duration = Duration::from_millis(1);
-/// Refusals in a row.
+/// Maximum number of refused submits in a row.
 const MOST_REFUSED: u32 = 3;
 
-/// What a request will come to.
+/// The outcome of a request.
 #[derive(Clone, Copy)]
 pub(super) enum Fate {
-    /// At most so many bytes.
+    /// Transfers at most this many bytes.
     Transfers(usize),
     Fails(i32),
 }
 
 impl Machine {
-    /// Whether something goes wrong that does at this rate.
+    /// Decides whether a fault with this rate happens.
     pub(super) fn goes_wrong(&mut self, rate: fn(&Faults) -> f64) -> bool {
         let happens = self.faults_so_far < self.faults.most && self.tape.chance(rate(&self.faults));
         self.faults_so_far += u32::from(happens);
         happens
     }
 
-    /// Takes the first fault of this kind off the script.
+    /// Takes the first injected fault of this kind.
     pub(super) fn scripted(&mut self, of_submit: bool) -> Option<Fault> {
         let place = self.script.iter().position(|fault| fault.is_of_submit() == of_submit)?;
         self.script.remove(place)
     }
 
-    /// How many of those that are offered a submit takes; or why none.
+    /// Decides how many of the offered requests a submit accepts, or the error if none.
     pub(super) fn draw_most(&mut self, offered: usize) -> Result<usize, i32> {
         if self.refused_in_row < MOST_REFUSED && self.goes_wrong(|faults| faults.refused) {
             self.refused_in_row += 1;
@@ -49,7 +50,7 @@ impl Machine {
         Ok(if part { offered - 1 - self.tape.choose(offered as u32 - 1) as usize } else { offered })
     }
 
-    /// What the request will come to, and how long it takes.
+    /// Decides the outcome of a request and how long it takes.
     pub(super) fn decide(&mut self, opcode: Opcode, offset: u64, open: &Open, lent: &Lent) -> (Fate, Duration) {
         let scripted = self.scripted(false);
         let len = lent.len();
@@ -57,7 +58,7 @@ impl Machine {
         let mask = unit - 1;
         let fate = match scripted {
             _ if open.lost => Fate::Fails(libc::EIO),
-            // Direct I/O that is not aligned is taken, and fails.
+            // Unaligned direct I/O is accepted, and fails.
             _ if lent.touches(mask) || offset & mask as u64 != 0 => Fate::Fails(libc::EINVAL),
             Some(Fault::Error(errno)) => Fate::Fails(errno),
             Some(Fault::Short(most)) => Fate::Transfers(most.min(len)),
@@ -91,7 +92,8 @@ impl Machine {
         }
     }
 
-    /// How long it takes to be behind the last of those in flight, or before one of them.
+    /// Draws a latency that places the request after the last of those in flight, or before one of
+    /// them.
     fn draw_place(&mut self) -> Duration {
         let now = self.now();
         let due: Vec<_> = self.in_flight.keys().map(|&(due, _)| due.saturating_sub(now)).collect();
@@ -100,7 +102,7 @@ impl Machine {
         before + due.get(place).map_or(TURN, |next| (*next - before) / 2)
     }
 
-    /// Whether how many complete is a choice wherever any may.
+    /// Whether the number of requests that complete is itself a choice.
     pub(super) fn is_in_any_order(&self) -> bool {
         self.settings.latency.times() == &Times::AnyOrder
     }

@@ -1,26 +1,27 @@
-//! One simulated file: what reads see, what is on the medium for sure, and what lies between.
+//! A simulated file: its visible contents, its durable contents, and the versions in between.
 //!
-//! Each write makes a new version of each sector that it touches. A sync makes the newest version that was complete before it
-//! began the durable one. A crash takes, for each sector by itself, any version since the durable one, or a torn mixture of
-//! the newest and the one before. The same goes for the length, which is never torn.
+//! Each write creates a new version of each sector that it touches. A sync makes durable the newest
+//! version that was complete before the sync began. A crash independently takes, for each sector,
+//! any version since the durable one, or a torn mixture of the newest and its predecessor. The same
+//! applies to the length, which is never torn.
 
 use std::collections::BTreeMap;
 
 use super::tape::Tape;
 
-/// Contents by sector; what is not there is zeroes.
+/// Contents by sector; missing sectors are zero.
 #[derive(Clone, Default)]
 struct Image {
     len: u64,
     sectors: BTreeMap<u64, Box<[u8]>>,
 }
 
-/// A sector that no sync has made durable.
+/// A sector's contents that no sync has made durable.
 struct Version {
-    /// When its write completed, as the disk counts.
+    /// Disk time at which its write completed.
     at: u64,
     bytes: Box<[u8]>,
-    /// A sync failed over it: no later one makes it durable.
+    /// A sync that covered this version failed: later syncs do not make it durable.
     given_up: bool,
 }
 
@@ -31,11 +32,12 @@ pub(crate) struct SimFile {
     /// Oldest first.
     unsynced: BTreeMap<u64, Vec<Version>>,
     lengths: Vec<(u64, u64)>,
-    /// A direct and a page-cached write were in flight on one page at the same time: the next sync fails.
+    /// A direct and a page-cached write of one page were in flight at the same time: the next sync
+    /// fails.
     pub(super) clashed: bool,
 }
 
-/// What a crash did to a file.
+/// The effects of a crash on a file, in sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Damage {
     pub(crate) kept: u32,
@@ -44,7 +46,7 @@ pub(crate) struct Damage {
 }
 
 impl SimFile {
-    /// With durable contents.
+    /// Creates a file with durable contents.
     pub(crate) fn new(sector: usize, len: u64) -> SimFile {
         let image = Image { len, ..Image::default() };
         SimFile {
@@ -61,7 +63,7 @@ impl SimFile {
         self.now.len
     }
 
-    /// What is there, up to the end of the file.
+    /// Reads up to the end of the file.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let end = offset.saturating_add(len as u64).min(self.now.len);
         let mut bytes = vec![0; end.saturating_sub(offset) as usize];
@@ -84,7 +86,7 @@ impl SimFile {
         }
     }
 
-    /// Contents that change by themselves, for good.
+    /// Changes contents spontaneously and durably.
     pub(crate) fn corrupt(&mut self, offset: u64, bytes: &[u8]) {
         for (number, within, place) in pieces(self.sector, offset, bytes.len()) {
             for image in [&mut self.now, &mut self.durable] {
@@ -94,7 +96,7 @@ impl SimFile {
         }
     }
 
-    /// A new version of a sector.
+    /// Adds a new version of a sector.
     fn change(&mut self, at: u64, number: u64, change: impl FnOnce(&mut [u8])) {
         let sector = self.now.sectors.entry(number).or_insert_with(|| vec![0; self.sector].into());
         change(sector);
@@ -112,7 +114,7 @@ impl SimFile {
         }
     }
 
-    /// Makes a range read as zeroes; holes stay holes.
+    /// Zeroes a range; holes stay holes.
     pub(crate) fn zero(&mut self, at: u64, offset: u64, len: u64) {
         let (size, end) = (self.sector as u64, offset.saturating_add(len));
         let there: Vec<_> =
@@ -124,7 +126,7 @@ impl SimFile {
         }
     }
 
-    /// What was there by `began` is durable.
+    /// Makes durable the versions that were complete by `began`.
     pub(crate) fn sync(&mut self, began: u64) {
         let durable = &mut self.durable;
         self.unsynced.retain(|&number, versions| {
@@ -140,13 +142,13 @@ impl SimFile {
         }
     }
 
-    /// A sync failed that was to make durable what was there by `began`.
+    /// Handles a failed sync that should have made durable the versions complete by `began`.
     pub(crate) fn give_up(&mut self, began: u64) {
         let versions = self.unsynced.values_mut().flatten();
         versions.filter(|version| version.at <= began).for_each(|version| version.given_up = true);
     }
 
-    /// Decides what is left after the power went.
+    /// Decides the contents after a power failure.
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let mut damage = Damage::default();
         for (number, mut versions) in std::mem::take(&mut self.unsynced) {
@@ -190,7 +192,7 @@ impl SimFile {
         damage
     }
 
-    /// What lies beyond the end of the durable image is gone.
+    /// Discards contents beyond the end of the durable image.
     fn cut(&mut self) {
         let Image { len, sectors } = &mut self.durable;
         let within = (*len % self.sector as u64) as usize;
@@ -201,7 +203,8 @@ impl SimFile {
     }
 }
 
-/// The pieces of a range that lie in one sector each: its number, where in it, and where in the range.
+/// Splits a range into pieces within one sector each: the sector's number, the offset in the
+/// sector, and the range's part.
 fn pieces(sector: usize, offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -218,14 +221,14 @@ fn pieces(sector: usize, offset: u64, len: usize) -> impl Iterator<Item = (u64, 
 mod tests {
     use super::*;
 
-    /// What each tape makes of a crash, and how often.
+    /// Returns the contents after a crash for every tape, with their frequency.
     fn crashes(file: impl Fn() -> SimFile, tears: bool) -> BTreeMap<Vec<u8>, usize> {
         let (mut next, mut seen) = (Some(Vec::new()), BTreeMap::new());
         while let Some(given) = next {
             let (mut tape, mut file) = (Tape::replay(given), file());
             file.crash(&mut tape, tears);
             let contents = file.read(0, 1000);
-            // What is left is durable: a second crash changes nothing.
+            // The result is durable: a second crash changes nothing.
             file.crash(&mut Tape::replay(vec![9; 20]), true);
             assert_eq!(file.read(0, 1000), contents);
             *seen.entry(contents).or_insert(0) += 1;
@@ -236,7 +239,7 @@ mod tests {
 
     #[test]
     fn contents_are_those_of_a_vector() {
-        // E10: reads, writes, zeroes and lengths, over sector boundaries, against the plainest model.
+        // E10: reads, writes, zeroing and lengths agree with a vector, across sector boundaries.
         let (mut file, mut model, mut tape) = (SimFile::new(8, 0), Vec::new(), Tape::random(1));
         for at in 0..3000 {
             let (offset, len) = (tape.choose(60) as usize, tape.choose(30) as usize);
@@ -269,7 +272,8 @@ mod tests {
 
     #[test]
     fn a_crash_keeps_drops_or_tears_each_sector() {
-        // E17: every outcome of two writes, the first of which was synced, and none other.
+        // E17: a crash produces every outcome of two writes, the first of which was synced, and no
+        // other.
         let file = || {
             let mut file = SimFile::new(8, 16);
             file.write(1, 0, &[1; 16]);
@@ -290,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_sync_covers_what_was_complete_before_it_began() {
-        // E17: what completed later may be lost, and so may the length.
+        // E17: a write that completed after the sync began may be lost, and so may the length.
         let file = || {
             let mut file = SimFile::new(8, 0);
             file.write(1, 0, &[1; 4]);
@@ -305,7 +309,8 @@ mod tests {
 
     #[test]
     fn what_a_failed_sync_gave_up_no_later_one_saves() {
-        // E17: as on Linux, where the pages count as clean after the error.
+        // E17: a failed sync gives up its data, as on Linux, where the pages count as clean after
+        // the error.
         let file = |again: bool| {
             move || {
                 let mut file = SimFile::new(8, 8);

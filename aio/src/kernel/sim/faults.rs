@@ -1,8 +1,8 @@
-//! What goes wrong, and how long things take: by rate, or by script.
+//! Faults and latencies of the simulation: by rate, or by script.
 
 use std::time::Duration;
 
-/// How often what goes wrong, as rates from 0 (never) to 1 (always).
+/// The rates of faults, from 0 (never) to 1 (always).
 ///
 /// ```
 /// use coralio_aio::simulate::Faults;
@@ -25,7 +25,7 @@ pub struct Faults {
     pub(super) most: u32,
 }
 
-/// Defines setters of rates.
+/// Defines the setters of rates.
 macro_rules! rates {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         $($(#[$doc])*
@@ -42,7 +42,7 @@ macro_rules! rates {
 }
 
 impl Faults {
-    /// Nothing goes wrong. Requests complete in the order of their latencies.
+    /// Creates rates without faults. Requests complete in the order of their latencies.
     pub fn none() -> Faults {
         Faults {
             refused: 0.0,
@@ -59,38 +59,42 @@ impl Faults {
         }
     }
 
-    /// What a program does not notice if this library does its part: all but [`errors`](Self::errors) and
-    /// [`invalid`](Self::invalid). The default.
+    /// Creates rates of the faults that this library hides from a program: all except
+    /// [`errors`](Self::errors) and [`invalid`](Self::invalid). The default.
     pub fn harmless() -> Faults {
         let often = Faults::none().refused(0.1).partial(0.2).at_once(0.2).late(0.2);
         often.stalled(0.02).early(0.05).short(0.1).cancelled(0.5)
     }
 
     rates! {
-        /// A submit is refused whole: "try again". At most three times in a row.
+        /// Sets how often a submit accepts nothing (EAGAIN). At most three times in a row.
         refused,
-        /// A submit takes a part of what it is offered.
+        /// Sets how often a submit accepts only part of the offered requests.
         partial,
-        /// A submit fails, and names the first request as the cause: `EINVAL`.
+        /// Sets how often a submit fails because of its first request, with `EINVAL`.
         invalid,
-        /// A request completes within its submit.
+        /// Sets how often a request completes within its submit.
         at_once,
-        /// A request takes [`Latency`] and then a second.
+        /// Sets how often a request takes a second longer than its [`Latency`].
         stalled,
-        /// A sleep ends later than the first completion: several are there then, and were told of as one.
+        /// Sets how often a sleep ends later than the first completion: several completions are
+        /// then found after one wake-up.
         late,
-        /// A sleep ends though there is nothing, as a signal makes it do.
+        /// Sets how often a sleep ends without a completion, as by a signal.
         early,
-        /// A read or a write transfers less than it was asked for.
+        /// Sets how often a read or write is short.
         short,
-        /// A request fails: `EIO`, and for writes also `ENOSPC`. After a sync that failed, what it was to make durable may be
-        /// lost though a later one succeeds, as on Linux.
+        /// Sets how often a request fails: with `EIO`, and writes also with `ENOSPC`. After a
+        /// failed sync, the data that it should have made durable may be lost even if a later sync
+        /// succeeds, as on Linux.
         errors,
-        /// A cancel stops its request, as io_uring may; otherwise the request goes on, as with native AIO.
+        /// Sets how often a cancel stops its request, as io_uring may; otherwise the request
+        /// continues, as with native AIO.
         cancelled,
     }
 
-    /// The most faults in one run, all kinds together; those of a script do not count. For tapes that are counted through.
+    /// Sets the maximum number of faults in one run, of all kinds together; injected faults do not
+    /// count. Useful with [`exhaust`](super::super::super::simulate::Simulation::exhaust).
     pub fn most(mut self, faults: u32) -> Faults {
         self.most = faults;
         self
@@ -103,25 +107,25 @@ impl Default for Faults {
     }
 }
 
-/// One thing that goes wrong, for a script: see [`Sim::inject`](super::super::super::simulate::Sim::inject).
+/// A single fault for [`Sim::inject`](super::super::super::simulate::Sim::inject).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The next submit fails with this `errno`; `EAGAIN` is "try again".
+    /// The next submit fails with this `errno`; `EAGAIN` means that it should be retried.
     Refuse(i32),
-    /// The next submit takes at most so many requests, at least one.
+    /// The next submit accepts at most this many requests, at least one.
     Take(usize),
-    /// The next request that is taken completes within its submit.
+    /// The next accepted request completes within its submit.
     AtOnce,
-    /// The next request that is taken takes so much longer.
+    /// The next accepted request takes this much longer.
     Delay(Duration),
-    /// The next request that is taken transfers at most so many bytes.
+    /// The next accepted request transfers at most this many bytes.
     Short(usize),
-    /// The next request that is taken fails with this `errno`, and does nothing.
+    /// The next accepted request fails with this `errno`, and does nothing.
     Error(i32),
 }
 
 impl Fault {
-    /// Whether it concerns a submit, not a request.
+    /// Whether the fault affects a submit rather than a request.
     pub(super) fn is_of_submit(self) -> bool {
         match self {
             Fault::Refuse(_) | Fault::Take(_) => true,
@@ -130,31 +134,32 @@ impl Fault {
     }
 }
 
-/// How long requests take: a list of times, of which each request takes one. To make one likelier, name it several times.
-/// Or each order, for tapes that are counted through: [`any_order`](Self::any_order).
+/// How long requests take: a list of times, from which each request draws one. Listing a time
+/// several times makes it more likely. [`any_order`](Self::any_order) instead generates every
+/// completion order, for exhaustive runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latency(Times);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Times {
-    /// One of these, the shortest first, which is the tamest.
+    /// Drawn from these times, in ascending order: the shortest is choice 0.
     Of(Vec<Duration>),
-    /// By the place among those in flight.
+    /// By the position among the requests in flight.
     AnyOrder,
 }
 
 impl Latency {
-    /// Every request takes as long.
+    /// Creates a latency that is the same for every request.
     pub fn fixed(time: Duration) -> Latency {
         Latency(Times::Of(vec![time]))
     }
 
-    /// Sixteen times from `shortest` to `longest`, each longer than the one before by the same factor: as disks are,
-    /// mostly quick.
+    /// Creates a latency of sixteen times from `shortest` to `longest`, in geometric progression:
+    /// like a disk, mostly fast.
     ///
     /// # Panics
     ///
-    /// If `shortest` is 0, or longer than `longest`.
+    /// If `shortest` is 0 or exceeds `longest`.
     pub fn between(shortest: Duration, longest: Duration) -> Latency {
         assert!(
             !shortest.is_zero() && shortest <= longest,
@@ -164,11 +169,11 @@ impl Latency {
         Latency(Times::Of((0..16).map(|step| shortest.mul_f64(factor.powf(f64::from(step) / 15.0))).collect()))
     }
 
-    /// One of these.
+    /// Creates a latency from a list of times.
     ///
     /// # Panics
     ///
-    /// If there are none.
+    /// If the list is empty.
     pub fn of(times: impl IntoIterator<Item = Duration>) -> Latency {
         let mut times: Vec<_> = times.into_iter().collect();
         assert!(!times.is_empty(), "a latency is at least one time");
@@ -176,10 +181,12 @@ impl Latency {
         Latency(Times::Of(times))
     }
 
-    /// Each order, and none twice, for [`exhaust`](super::super::super::simulate::Simulation::exhaust). A request completes behind
-    /// the last of those in flight, a millisecond later, or before one of them. Within a submit complete none, or the first
-    /// of all that are in flight, or more, up to all; a sleep ends when one has completed, or more. So
-    /// [`at_once`](Faults::at_once), [`stalled`](Faults::stalled) and [`late`](Faults::late) would bring nothing new.
+    /// Generates every completion order, and none twice, for
+    /// [`exhaust`](super::super::super::simulate::Simulation::exhaust). A request completes a
+    /// millisecond after the last of those in flight, or before one of them. Within a submit, any
+    /// number of the requests in flight complete, from none to all, in order; a sleep ends after
+    /// one or more have completed. So [`at_once`](Faults::at_once), [`stalled`](Faults::stalled)
+    /// and [`late`](Faults::late) would add nothing.
     pub fn any_order() -> Latency {
         Latency(Times::AnyOrder)
     }

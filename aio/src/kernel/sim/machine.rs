@@ -1,14 +1,16 @@
-//! The machine: requests in flight, the ring, the disk, the clock, and the tape that decides.
+//! The simulated machine: requests in flight, the ring, the disk, the clock, and the tape that
+//! decides.
 //!
-//! A request's life, top to bottom:
+//! The states of a request, in order:
 //!
-//! | state     | where       | left by                                 |
-//! |-----------|-------------|-----------------------------------------|
-//! | offered   | the engine  | `submit`, which takes it, or refuses it |
-//! | in flight | `in_flight` | its time; a crash                       |
-//! | done      | the ring    | `commit`                                |
+//! | state     | where       | ended by                                 |
+//! |-----------|-------------|------------------------------------------|
+//! | offered   | the engine  | `submit`, which accepts it or refuses it |
+//! | in flight | `in_flight` | its completion time; a crash             |
+//! | done      | the ring    | `commit`                                 |
 //!
-//! What a request will come to is decided when it is taken, what it does to the disk when it completes.
+//! A request's outcome is decided when it is accepted; its effect on the disk happens when it
+//! completes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -29,15 +31,15 @@ use super::{Entry, SLACK, Settings};
 use crate::kernel::lent::Lent;
 use crate::kernel::{Completion, Opcode, Operation};
 
-/// What a look at an empty ring takes: so a loop that never sleeps sees time pass.
+/// Duration of a look at an empty ring, so that time passes for a loop that never sleeps.
 const LOOK: Duration = Duration::from_nanos(100);
-/// How much later than the first completion a sleep ends, if it does.
+/// How much later than the first completion a delayed wake-up happens.
 const LATE: [Duration; 3] = [Duration::from_micros(20), Duration::from_millis(1), Duration::from_millis(50)];
-/// A second of doing nothing else.
+/// One second of virtual time without a sleep.
 const MOST_LOOKS: u32 = 10_000_000;
-/// Bytes of a page of the page cache.
+/// Size of a page of the page cache in bytes.
 const PAGE: u64 = 4096;
-/// What is in a buffer while the kernel reads into it.
+/// Contents of a buffer while the kernel reads into it.
 const SCRIBBLE: u8 = 0xdb;
 
 pub(super) struct Request {
@@ -48,9 +50,10 @@ pub(super) struct Request {
     open: Open,
     fate: Fate,
     lent: Lent,
-    /// What was in the buffer when this was taken, and has to be there until it is done.
+    /// The buffer's contents when the request was accepted; they must not change before it
+    /// completes.
     bytes: Vec<u8>,
-    /// How far the disk was when this was taken.
+    /// The disk's time when the request was accepted.
     began: u64,
 }
 
@@ -62,25 +65,25 @@ pub(crate) struct Machine {
     pub(crate) files: FileSystem,
     pub(crate) ring: Ring,
     pub(crate) script: VecDeque<Fault>,
-    /// What must not be, and was.
+    /// Violations of invariants found so far.
     pub(crate) violations: Vec<String>,
-    /// How many there were. Shared with who wants to know without the lock.
+    /// The number of crashes. Shared, so that it can be read without the lock.
     pub(crate) crashes: Arc<AtomicU32>,
-    /// The power goes at this rate, at each request that is taken or completes.
+    /// Rate of power failures, applied when a request is accepted and when one completes.
     pub(crate) power_fails: f64,
     pub(super) faults_so_far: u32,
-    /// The context's too.
+    /// Shared with the context.
     clock: VirtualClock,
     pub(super) in_flight: BTreeMap<(Duration, u64), Request>,
     taken: u64,
-    /// Requests taken, submits refused, and sleeps.
+    /// Requests accepted, submits refused, and sleeps.
     steps: u64,
-    /// Of `steps`: beyond these the run counts as endless.
+    /// With more `steps` than this the run counts as endless.
     most_steps: u64,
-    /// At an empty ring, since the last sleep.
+    /// Looks at an empty ring since the last sleep.
     looks: u32,
     pub(super) refused_in_row: u32,
-    /// How many changes there were: the disk's own time.
+    /// The number of changes so far: the disk's own time.
     at: u64,
 }
 
@@ -109,7 +112,7 @@ impl Machine {
         }
     }
 
-    /// Time since the run began.
+    /// Returns the virtual time since the run began.
     pub(crate) fn now(&self) -> Duration {
         self.clock.elapsed()
     }
@@ -126,13 +129,13 @@ impl Machine {
         self.in_flight.len()
     }
 
-    /// The time of a change to the disk.
+    /// Returns the disk time of a new change.
     pub(crate) fn tick(&mut self) -> u64 {
         self.at += 1;
         self.at
     }
 
-    /// From now on nothing goes wrong.
+    /// Turns all faults off.
     pub(crate) fn calm(&mut self) {
         self.faults = Faults::none();
         self.script.clear();
@@ -148,7 +151,7 @@ impl Machine {
         overrun
     }
 
-    /// Whether the run has ever made more steps than it may.
+    /// Whether the run has ever exceeded its maximum number of steps.
     pub(crate) fn was_overrun(&self) -> bool {
         self.most_steps != self.settings.most_steps
     }
@@ -173,7 +176,7 @@ impl Machine {
         self.refused_in_row = 0;
         self.note(&Event::Submitted { offered, taken });
         for entry in &entries[..taken] {
-            // SAFETY: the caller's promise: this one is counted.
+            // SAFETY: promised by the caller: this entry is counted.
             unsafe { self.take(entry) };
         }
         if self.is_in_any_order() {
@@ -183,7 +186,7 @@ impl Machine {
         Ok(taken)
     }
 
-    /// How many of them are taken; or why the first is not.
+    /// Decides how many entries are accepted, or why the first is not.
     fn admit(&mut self, entries: &[Entry]) -> Result<usize, i32> {
         let room = self.settings.depth as usize - self.in_flight.len() - self.ring.len() as usize;
         if entries.len() > room {
@@ -198,7 +201,7 @@ impl Machine {
             _ => self.draw_most(entries.len())?,
         };
         let most = most.min(room);
-        // A bad one is refused when it is the first, and ends the batch where it stands.
+        // A bad request is rejected if it is the first, and otherwise ends the batch.
         match entries[..most].iter().map(|entry| self.check(&entry.operation)).position(|checked| checked.is_err()) {
             Some(0) => self.check(&entries[0].operation).map(|()| 0),
             Some(good) => Ok(good),
@@ -206,7 +209,7 @@ impl Machine {
         }
     }
 
-    /// What `io_submit` looks at before it takes a request.
+    /// Performs the checks of `io_submit` before it accepts a request.
     fn check(&mut self, operation: &Operation) -> Result<(), i32> {
         let open = self.files.opened(operation.fd).map_err(|error| error.raw_os_error().unwrap_or(libc::EBADF))?;
         let allowed = match operation.opcode {
@@ -229,7 +232,7 @@ impl Machine {
         }
         let Entry { operation, key } = *entry;
         let Operation { opcode, offset, .. } = operation;
-        // SAFETY: the caller's promise: `complete` is the last to use it.
+        // SAFETY: promised by the caller: `complete` is the last to use it.
         let lent = unsafe { Lent::of(&operation) };
         let open = self.files.opened(operation.fd).expect("it was checked");
         let number = self.taken;
@@ -252,7 +255,8 @@ impl Machine {
         }
     }
 
-    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this range.
+    /// Whether a write of the other kind, direct or page-cached, is in flight on a page of this
+    /// range.
     fn clashes(&self, offset: u64, len: usize, open: &Open) -> bool {
         let pages = |offset: u64, len: usize| offset / PAGE..(offset + len as u64).div_ceil(PAGE);
         let ours = pages(offset, len);
@@ -264,12 +268,12 @@ impl Machine {
         })
     }
 
-    /// When so many of those in flight will have completed.
+    /// Returns the time when `count` of the requests in flight will have completed.
     fn due_after(&self, count: usize) -> Option<Duration> {
         self.in_flight.keys().nth(count.checked_sub(1)?).map(|&(due, _)| due)
     }
 
-    /// Lets time pass, and what is due by then complete.
+    /// Lets time pass, and completes the requests that are due.
     pub(crate) fn advance(&mut self, until: Duration) {
         while let Some(first) = self.in_flight.first_entry().filter(|first| first.key().0 <= until) {
             let ((due, _), request) = first.remove_entry();
@@ -314,7 +318,7 @@ impl Machine {
             }
             Fate::Transfers(most) => {
                 let read = file.read(offset, most);
-                // What is somebody else's by now is not written to.
+                // A buffer that changed may have another owner by now, so it is not written to.
                 if untouched {
                     lent.scatter(&read);
                 }
@@ -325,15 +329,15 @@ impl Machine {
         self.note(&Event::Completed { number, result, hash });
     }
 
-    /// The power goes, and comes back. What was not synced is on the disk, or not; what was in flight fails, and so does
-    /// whatever still uses a file that is open.
+    /// Simulates a power failure and restart. Unsynced data may or may not be on the disk. Requests
+    /// in flight fail, and so does further use of open files.
     pub(crate) fn crash(&mut self) {
         self.power_fails = 0.0;
-        // Relaxed: whoever reads it is on this thread.
+        // Relaxed: read on this thread.
         self.crashes.fetch_add(1, Ordering::Relaxed);
         let requests: Vec<_> = mem::take(&mut self.in_flight).into_values().collect();
         for request in &requests {
-            // It may have got to the disk, or some of it.
+            // All or part of it may have reached the disk.
             if let Fate::Transfers(most) = request.fate
                 && request.opcode.is_write()
             {
@@ -362,11 +366,11 @@ impl Machine {
 
     /// # Panics
     ///
-    /// If the loop looks again and again without a sleep between.
+    /// If the loop keeps looking at an empty ring without sleeping.
     pub(crate) fn peek(&mut self) -> Option<Completion> {
         if self.ring.is_empty() {
             self.looks += 1;
-            // Once: whoever unwinds may have to look too.
+            // Panics only once: unwinding may look at the ring too.
             assert!(
                 self.looks != MOST_LOOKS,
                 "the loop has looked at an empty ring {MOST_LOOKS} times without a sleep"
@@ -383,7 +387,7 @@ impl Machine {
         }
     }
 
-    /// Sleeps. Returns whether anything could end it.
+    /// Sleeps. Returns whether anything could end the sleep.
     pub(crate) fn sleep(&mut self, min: u32, timeout: Option<Duration>) -> bool {
         self.looks = 0;
         self.steps += 1;

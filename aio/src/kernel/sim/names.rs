@@ -1,7 +1,8 @@
-//! The simulated file system: files by name, names that are durable and names that are not yet, and open descriptors.
+//! The simulated file system: files by name, durable and not yet durable names, and open
+//! descriptors.
 //!
-//! Descriptors are numbers of this file system alone, above all that a process can have, and none comes twice. So one that
-//! goes astray hits no real file.
+//! Descriptors are numbers of this file system, above those that a process can have, and are never
+//! reused. So a stray one refers to no real file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,10 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use super::disk::{Damage, SimFile};
 use super::tape::Tape;
 
-/// No process has as many descriptors.
+/// Above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
-/// How a file is to be opened.
+/// How to open a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
     pub(crate) read: bool,
@@ -22,7 +23,7 @@ pub(crate) struct Access {
     pub(crate) create: bool,
     pub(crate) create_new: bool,
     pub(crate) truncate: bool,
-    /// Past the page cache: aligned to sectors.
+    /// Bypasses the page cache: requires alignment to sectors.
     pub(crate) direct: bool,
 }
 
@@ -31,11 +32,11 @@ pub(crate) struct Access {
 pub(crate) struct Open {
     pub(crate) file: usize,
     pub(crate) access: Access,
-    /// Of a machine that has crashed since.
+    /// The machine has crashed since the file was opened.
     pub(crate) lost: bool,
 }
 
-/// A change of names that is not durable.
+/// A change of names that is not durable yet.
 enum Change {
     Link(PathBuf, usize),
     Unlink(PathBuf),
@@ -73,7 +74,7 @@ pub(crate) struct FileSystem {
     changes: Vec<Change>,
     open: BTreeMap<RawFd, Open>,
     next: RawFd,
-    /// Descriptors that are not open stand for a file each: for tests that bring real ones.
+    /// Makes an unknown descriptor refer to a new file: for tests that use real descriptors.
     #[cfg(test)]
     pub(crate) adopts: bool,
 }
@@ -82,7 +83,7 @@ fn error(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-/// The same name for the same place.
+/// Normalises a name.
 fn plain(name: &Path) -> PathBuf {
     name.components().filter(|component| *component != Component::CurDir).collect()
 }
@@ -102,7 +103,7 @@ impl FileSystem {
         }
     }
 
-    /// A new file in place of what had the name, durable at once.
+    /// Creates a file, replacing one of the same name; durable immediately.
     pub(crate) fn put(&mut self, name: &Path, len: u64) -> usize {
         let file = self.add(len);
         self.names.insert(plain(name), file);
@@ -125,7 +126,7 @@ impl FileSystem {
     }
 
     pub(crate) fn open(&mut self, at: u64, name: &Path, access: Access) -> io::Result<RawFd> {
-        // As `std::fs::OpenOptions` has it.
+        // The rules of `std::fs::OpenOptions`.
         let changes = access.create || access.create_new || access.truncate;
         if !access.write && (changes || !access.read) {
             return Err(error(libc::EINVAL));
@@ -153,7 +154,7 @@ impl FileSystem {
         fd
     }
 
-    /// The same file through the page cache. It is open.
+    /// Opens the file of the open descriptor `fd` again, through the page cache.
     pub(crate) fn reopen(&mut self, fd: RawFd) -> RawFd {
         let open = self.open[&fd];
         self.add_open(Open { access: Access { direct: false, ..open.access }, ..open })
@@ -173,7 +174,8 @@ impl FileSystem {
         self.open.get(&fd).copied().ok_or_else(|| error(libc::EBADF))
     }
 
-    /// As `opened`, for something that is no request: it fails after a crash, and if the file is not open for it.
+    /// As `opened`, for operations that are not requests: fails after a crash, and if the file is
+    /// not open for writing as required.
     pub(crate) fn usable(&mut self, fd: RawFd, writes: bool) -> io::Result<&mut SimFile> {
         match self.opened(fd)? {
             Open { lost: true, .. } => Err(error(libc::EIO)),
@@ -202,7 +204,7 @@ impl FileSystem {
         Ok(())
     }
 
-    /// The folder's names are durable, and all that changed before them, as a journal has it.
+    /// Makes the directory's names durable, and all earlier changes, like a journal.
     pub(crate) fn sync_folder(&mut self, folder: &Path) {
         let folder = plain(folder);
         if let Some(last) = self.changes.iter().rposition(|change| change.concerns(&folder)) {
@@ -210,7 +212,7 @@ impl FileSystem {
         }
     }
 
-    /// Decides what is left after the power went. Nobody can use what is open any more.
+    /// Decides the state after a power failure. Open descriptors become unusable.
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let kept = self.changes.len() - tape.choose(self.changes.len() as u32 + 1) as usize;
         self.changes.drain(..).take(kept).for_each(|change| change.apply(&mut self.durable));
@@ -233,7 +235,8 @@ mod tests {
 
     #[test]
     fn names_are_durable_when_their_folder_was_synced() {
-        // E15, E17: a crash keeps what happened up to some moment, and that moment is not before the last sync.
+        // E15, E17: a crash preserves all changes up to some moment, which is not before the last
+        // sync.
         let states = |synced: bool| {
             let (mut next, mut seen) = (Some(Vec::new()), Vec::new());
             while let Some(given) = next {
@@ -260,7 +263,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_opened() {
-        // E14: as the real one says it; and a descriptor that was closed is not another file's.
+        // E14: errors as those of real files; a descriptor that was closed does not refer to
+        // another file.
         let mut names = FileSystem::new(8);
         let mut open = |access| names.open(0, Path::new("x"), access).map_err(|error| error.raw_os_error().unwrap());
         let write = Access { write: true, ..Access::default() };

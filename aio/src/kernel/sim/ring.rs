@@ -1,4 +1,4 @@
-//! The completion ring: slots in memory, and two counters that only go up, and wrap.
+//! The completion ring: slots in memory, and two wrapping counters.
 
 use crate::kernel::Completion;
 
@@ -6,12 +6,13 @@ pub(crate) struct Ring {
     slots: Vec<Option<(Completion, u64)>>,
     head: u32,
     tail: u32,
-    /// As a ring that cannot be read in memory: what is looked at has been taken off it, by a system call.
+    /// Set for a ring that cannot be read in memory: looking at a completion takes it off the ring,
+    /// by a system call.
     taken: Option<Option<(Completion, u64)>>,
 }
 
 impl Ring {
-    /// For `depth` completions at once. The counters wrap soon.
+    /// Creates a ring for `depth` completions. The counters wrap soon.
     pub(crate) fn new(depth: u32, bad: bool) -> Ring {
         let start = u32::MAX - 2;
         Ring {
@@ -41,7 +42,7 @@ impl Ring {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// The completion at the cursor, and its request's number.
+    /// Returns the completion at the cursor, and its request's number.
     pub(crate) fn front(&mut self) -> Option<(Completion, u64)> {
         if matches!(self.taken, Some(None)) {
             let next = self.take();
@@ -53,7 +54,7 @@ impl Ring {
         }
     }
 
-    /// Moves the cursor.
+    /// Advances the cursor.
     pub(crate) fn pop(&mut self) -> Option<(Completion, u64)> {
         match &mut self.taken {
             Some(taken) => taken.take(),

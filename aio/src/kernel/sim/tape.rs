@@ -1,20 +1,20 @@
 //! The tape: every choice of a run, in order, as small numbers.
 //!
-//! A choice is a number below a bound, and 0 is always the tamest: nothing goes wrong, nothing is reordered. Where the tape that
-//! was given ends, a generator goes on, or tameness does. What was chosen is recorded, so that any run can be had again, cut
-//! shorter, or counted through.
+//! A choice is a number below a bound, and 0 is always the most benign: no fault, no reordering.
+//! After the end of a given tape, further choices come from a random generator or are 0. All
+//! choices are recorded, so that a run can be replayed, shrunk, or enumerated.
 
 use std::fmt;
 use std::io;
 
-/// A choice that was made: which of how many.
+/// A choice that was made, and its bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) value: u32,
     pub(crate) bound: u32,
 }
 
-/// Where choices come from when what was given is used up.
+/// The source of choices after the end of the given tape.
 enum Rest {
     Random(Generator),
     Tame,
@@ -31,17 +31,17 @@ impl Tape {
         Tape { given: Vec::new(), rest: Rest::Random(Generator(seed)), made: Vec::new() }
     }
 
-    /// These choices, and then the tamest.
+    /// Creates a tape that replays these choices, followed by zeroes.
     pub(crate) fn replay(choices: Vec<u32>) -> Tape {
         Tape { given: choices, rest: Rest::Tame, made: Vec::new() }
     }
 
-    /// A number below `bound`. Where there is no choice, the tape does not move.
+    /// Chooses a number below `bound`. With a bound of 0 or 1 the tape does not advance.
     pub(crate) fn choose(&mut self, bound: u32) -> u32 {
         self.make(bound, |generator| generator.below(bound))
     }
 
-    /// Whether something happens that happens at this rate, 0 to 1.
+    /// Chooses whether an event with this rate, 0 to 1, happens.
     pub(crate) fn chance(&mut self, rate: f64) -> bool {
         rate > 0.0 && self.make(2, |generator| u32::from(generator.unit() < rate)) == 1
     }
@@ -51,7 +51,7 @@ impl Tape {
             return 0;
         }
         let value = match (self.given.get(self.made.len()), &mut self.rest) {
-            // A tape that was cut shorter may say what cannot be here.
+            // A shrunk tape may have choices beyond the bound.
             (Some(&value), _) => value.min(bound - 1),
             (None, Rest::Random(generator)) => draw(generator),
             (None, Rest::Tame) => 0,
@@ -65,7 +65,7 @@ impl Tape {
     }
 }
 
-/// splitmix64. Our own, so that a seed says the same in each version.
+/// splitmix64. Implemented here so that a seed has the same meaning in every version.
 struct Generator(u64);
 
 impl Generator {
@@ -81,13 +81,14 @@ impl Generator {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u32
     }
 
-    /// 0 to 1, without 1.
+    /// Returns a number from 0 inclusive to 1 exclusive.
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// The tape after this one, if all are counted through: the last choice that can be raised is, and what follows is tame.
+/// Returns the next tape of the enumeration: the last choice that can be raised is raised, and the
+/// ones after it are dropped.
 pub(crate) fn successor(made: &[Choice]) -> Option<Vec<u32>> {
     let last = made.iter().rposition(|choice| choice.value + 1 < choice.bound)?;
     let mut next: Vec<_> = made[..=last].iter().map(|choice| choice.value).collect();
@@ -95,7 +96,7 @@ pub(crate) fn successor(made: &[Choice]) -> Option<Vec<u32>> {
     Some(next)
 }
 
-/// Choices as text: `0*3,1,0,2`. The tame ones at the end need not be said.
+/// Choices as text: `0*3,1,0,2`. Trailing zeroes are omitted.
 pub(crate) struct Text<'a>(pub(crate) &'a [u32]);
 
 impl fmt::Display for Text<'_> {
@@ -117,9 +118,9 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// The reverse of [`Text`].
+/// Parses the format of [`Text`].
 pub(crate) fn parse(text: &str) -> io::Result<Vec<u32>> {
-    /// Longer than any run's; a slip of the pen does not fill the memory.
+    /// Longer than any run's tape; a typing error must not exhaust the memory.
     const MOST: usize = 100_000_000;
     let mut choices = Vec::new();
     for part in text.split(',').map(str::trim) {
@@ -143,8 +144,9 @@ mod tests {
 
     #[test]
     fn a_tape_is_recorded_and_replayed() {
-        // E17: the same seed, the same choices; what was recorded says them again, and is tame beyond its end.
-        // By reference: rustc before 1.97 can free an argument twice that two calls are given by value (rust-lang/rust#158830).
+        // E17: the same seed gives the same choices; a recorded tape replays them, and continues
+        // with zeroes. By reference: rustc before 1.97 can free an argument twice if two calls take
+        // it by value (rust-lang/rust#158830).
         let draw = |tape: &mut Tape| {
             let drawn: Vec<_> = (0..100).map(|bound| (tape.choose(bound), tape.chance(0.5))).collect();
             (drawn, tape.made().iter().map(|choice| choice.value).collect::<Vec<_>>())
@@ -160,7 +162,7 @@ mod tests {
 
     #[test]
     fn tapes_as_text() {
-        // E17: what is printed can be read; what cannot be read is refused.
+        // E17: printed tapes can be parsed; malformed ones are rejected.
         for (choices, text) in
             [(vec![0, 0, 0, 1, 0, 2, 0, 0], "0*3,1,0,2"), (vec![0; 9], "0"), (vec![], "0"), (vec![5; 2], "5*2")]
         {
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn all_tapes_are_counted_through_once() {
-        // E17: with bounds that depend on what was chosen before.
+        // E17: enumeration covers every tape once, with bounds that depend on earlier choices.
         let (mut next, mut seen) = (Some(Vec::new()), Vec::new());
         while let Some(given) = next {
             let mut tape = Tape::replay(given);

@@ -1,4 +1,4 @@
-//! The simulated kernel by itself: what every kernel must do, and what Linux says at its edges.
+//! The simulated backend alone: conformance, and Linux's behaviour in edge cases.
 
 use super::super::Opcode;
 use super::super::conformance::{self, Temp, bad, next, operation, peek, submit, wait};
@@ -12,7 +12,7 @@ fn kernel(depth: u32, bad_ring: bool) -> SimKernel {
     kernel
 }
 
-/// With a ring that is read in memory, and without.
+/// Backends with a ring that is read in memory, and without.
 fn both(depth: u32) -> Vec<SimKernel> {
     vec![kernel(depth, false), kernel(depth, true)]
 }
@@ -21,7 +21,8 @@ conformance::tests!(both);
 
 #[test]
 fn a_bad_one_is_refused_first_and_ends_the_batch_elsewhere() {
-    // E2, E17: as native AIO has it: [good, bad, good] is 1, and [bad, good] is the bad one's error.
+    // E2, E17: as with native AIO, submitting [good, bad, good] returns 1, and [bad, good] the
+    // error of the bad request.
     let file = Temp::in_memory();
     for kernel in both(8) {
         let mut bytes = [1; 16];
@@ -40,14 +41,15 @@ fn a_bad_one_is_refused_first_and_ends_the_batch_elsewhere() {
 
 #[test]
 fn a_buffer_that_changes_is_noticed() {
-    // E13, E17: while the kernel has it, nobody else writes there; and the kernel does not write what is not its own.
+    // E13, E17: a foreign write to a lent buffer is detected, and the backend then does not write
+    // to the buffer.
     let file = Temp::in_memory();
     for opcode in [Opcode::Read, Opcode::Write] {
         let (kernel, mut bytes) = (kernel(8, false), [1; 16]);
         let address = bytes.as_mut_ptr();
         let mut entries = [kernel.prepare(&operation(opcode, &file.0, &mut bytes, 0), 7)];
         assert_eq!(submit(&kernel, &mut entries).unwrap(), 1);
-        // SAFETY: the array is there, and nobody has a reference to it.
+        // SAFETY: the array is alive, and there is no reference to it.
         unsafe { *address.add(3) ^= 1 };
         next(&kernel);
         assert!(kernel.machine().violations[0].contains("changed while the kernel had it"));
@@ -57,6 +59,6 @@ fn a_buffer_that_changes_is_noticed() {
 #[test]
 #[should_panic(expected = "this sleep would never end")]
 fn a_sleep_that_nothing_ends_is_told() {
-    // E17: not by a time limit.
+    // E17: detected without a time limit.
     let _ = wait(&kernel(8, false), 1, None, None);
 }

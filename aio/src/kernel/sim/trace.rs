@@ -1,4 +1,4 @@
-//! What the kernel saw and decided, as a hash of all of it, and as a story of its last part.
+//! The simulation's events: a hash of all of them, and a log of the most recent ones.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::disk::Damage;
 use crate::kernel::Opcode;
 
-/// One thing that happened.
+/// An event.
 #[derive(Debug, Hash)]
 pub(crate) enum Event {
     Submitted { offered: usize, taken: usize },
@@ -48,7 +48,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// FNV-1a by words, so that a hash says the same in each version.
+/// FNV-1a by words, so that a hash has the same value in every version.
 pub(crate) struct Fnv(u64);
 
 impl Default for Fnv {
@@ -69,24 +69,24 @@ impl Hasher for Fnv {
     }
 
     fn write_u64(&mut self, word: u64) {
-        // The high bits come down: multiplying takes them up only.
+        // Rotates the high bits down, because multiplication only moves bits up.
         self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
     }
 }
 
-/// The hash of some bytes.
+/// Returns the hash of `bytes`.
 pub(crate) fn hash_of(bytes: &[u8]) -> u64 {
     let mut hash = Fnv::default();
     hash.write(bytes);
     hash.finish()
 }
 
-/// How many events a story has, the last ones.
+/// Maximum number of events in the log.
 const STORY: usize = 60;
 
 pub(crate) struct Trace {
     hash: Fnv,
-    /// Only where somebody will read it.
+    /// Recorded only if it will be printed.
     story: Option<VecDeque<String>>,
     told: u64,
 }

@@ -1,32 +1,36 @@
-//! What became of requests: a ring that threads fill and the engine reads in memory; and whether its reader sleeps.
+//! Completions: a ring that pool threads fill and the engine reads in memory, and the sleep state
+//! of its reader.
 //!
-//! Each slot has a *turn*: the position that it was published for, plus one. A thread reserves a position, fills the slot,
-//! and publishes it by its turn. The reader looks whether the slot at its head has the turn of the head. A slot is free when
-//! it is reserved, since no more requests are in flight than there are slots, and one is in flight until it was committed.
+//! Each slot has a *turn*: the position that it was published for, plus one. A thread reserves a
+//! position, fills the slot, and publishes it by storing the turn. The reader checks whether the
+//! slot at its head has the head's turn. A reserved slot is always free: there are at least as many
+//! slots as requests in flight, and a request counts as in flight until its completion is
+//! committed.
 //!
-//! Nobody has to tell the reader of a completion unless it sleeps (the protocol of the runtime's `notify.rs`): each side
-//! writes first, and then looks at what the other one wrote.
+//! The reader needs no signal unless it sleeps (the protocol of the runtime's `notify.rs`): each
+//! side writes first, and then checks what the other one wrote.
 //!
 //! ```text
 //!   the reader                          a thread
 //!   ----------                          --------
-//!   state = ASLEEP                      a completion is published
+//!   state = ASLEEP                      publishes a completion
 //!   fence ---------- pairs with ------- fence
 //!   is the head published?              state ASLEEP?
-//!     yes: state = AWAKE, no sleep        yes: state = KICKED, and it kicks
-//!     no:  sleep                          no:  nothing, the reader looks before it sleeps
+//!     yes: state = AWAKE, no sleep        yes: state = KICKED, and signals
+//!     no:  sleep                          no:  nothing, the reader checks before it sleeps
 //! ```
 //!
-//! One that is published behind an unpublished head is not seen yet; who publishes the head then kicks.
-//! This file is what `tests/loom_completions.rs` checks: the same source, on loom's atomics.
+//! A completion published behind an unpublished head is not visible yet; the thread that publishes
+//! the head then signals. `tests/loom_completions.rs` model-checks this source file, with loom's
+//! atomics.
 
 use super::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
-/// The reader looks at the ring before it sleeps.
+/// The reader checks the ring before it sleeps.
 const AWAKE: u32 = 0;
-/// The reader sleeps or is about to: whoever publishes kicks it.
+/// The reader sleeps or is about to: a publishing thread must signal it.
 const ASLEEP: u32 = 1;
-/// Someone has undertaken to kick it; nobody else needs to.
+/// A thread is about to signal the reader; others need not.
 const KICKED: u32 = 2;
 
 #[derive(Default)]
@@ -36,7 +40,7 @@ struct Slot {
     result: AtomicI64,
 }
 
-/// On a cache line of its own: what threads write does not slow the reader down.
+/// Separate cache lines, so that the threads' writes do not slow down the reader.
 #[repr(align(128))]
 struct Apart<T>(T);
 
@@ -50,7 +54,7 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// For up to `depth` requests in flight.
+    /// Creates a ring for up to `depth` requests in flight.
     pub(crate) fn new(depth: u32) -> Completions {
         Completions {
             slots: (0..depth.next_power_of_two()).map(|_| Slot::default()).collect(),
@@ -65,16 +69,19 @@ impl Completions {
         &self.slots[position as usize & (self.slots.len() - 1)]
     }
 
-    /// A thread's side: the request with this key is done. Returns whether the caller has to kick the reader.
+    /// Publishes the completion of the request with this key. Called by a pool thread. Returns
+    /// whether the caller must signal the reader.
     #[inline]
     pub(crate) fn push(&self, key: u64, result: i64) -> bool {
-        // Relaxed: a position is told from all others by the add itself. That the slot's last reader is done with it, the
-        // way of the request has told: committed, submitted under the context's lock, taken under the pool's.
+        // Relaxed: the add itself makes positions unique. The request's path orders this after the
+        // slot's previous use: committed, submitted under the context's lock, taken under the
+        // pool's.
         let position = self.tail.0.fetch_add(1, Ordering::Relaxed);
         let slot = self.slot(position);
         slot.key.store(key, Ordering::Relaxed);
         slot.result.store(result, Ordering::Relaxed);
-        // Release pairs with the acquire in `is_published`: with the turn goes what the request did to memory.
+        // Release pairs with the acquire in `is_published`: the turn publishes the request's
+        // effects on memory.
         slot.turn.store(position + 1, Ordering::Release);
         // Pairs with the fence in `going_to_sleep`.
         fence(Ordering::SeqCst);
@@ -89,30 +96,30 @@ impl Completions {
         self.slot(position).turn.load(Ordering::Acquire) == position + 1
     }
 
-    /// The reader's side: key and result at the head.
+    /// Returns key and result at the head. Called by the reader.
     #[inline]
     pub(crate) fn peek(&self) -> Option<(u64, i64)> {
-        // Relaxed: readers are one at a time, under the context's lock.
+        // Relaxed: there is one reader at a time, under the context's lock.
         let head = self.head.0.load(Ordering::Relaxed);
         let slot = self.slot(head);
         self.is_published(head).then(|| (slot.key.load(Ordering::Relaxed), slot.result.load(Ordering::Relaxed)))
     }
 
-    /// The reader's side: moves the head past what was peeked last.
+    /// Moves the head past the completion peeked last. Called by the reader.
     #[inline]
     pub(crate) fn commit(&self) {
-        // Relaxed: as in `peek`, and as in `push` for those who use the slot next.
+        // Relaxed: as in `peek`; and as in `push`, for the slot's next use.
         self.head.0.store(self.head.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// Whether the next `count` are there.
+    /// Whether the next `count` completions are published.
     pub(crate) fn has(&self, count: u32) -> bool {
         let head = self.head.0.load(Ordering::Relaxed);
         (head..head + u64::from(count)).all(|position| self.is_published(position))
     }
 
-    /// The reader's side, before it sleeps. When this has returned, and only then, it looks once more. Returns whether
-    /// nobody else sleeps here.
+    /// Announces that the reader is about to sleep. The reader must check the ring once more after
+    /// this. Returns false if another thread already sleeps here.
     pub(crate) fn going_to_sleep(&self) -> bool {
         let before = self.state.0.swap(ASLEEP, Ordering::Relaxed);
         // Pairs with the fence in `push`.
@@ -120,9 +127,9 @@ impl Completions {
         before != ASLEEP
     }
 
-    /// The reader's side, after it slept or decided not to.
+    /// Ends the announcement, after the reader slept or decided not to.
     ///
-    /// Relaxed: what was published is handed over by its turn.
+    /// Relaxed: completions are handed over by their turns.
     pub(crate) fn awake(&self) {
         self.state.0.store(AWAKE, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What ends a sleep: an eventfd beside the loop's own descriptor. And the system calls of the workers.
+//! The eventfd that ends a sleep, and the workers' system calls.
 
 #![allow(unsafe_code)]
 
@@ -11,12 +11,12 @@ use coralio_runtime::explained;
 
 use crate::kernel::{Opcode, Operation};
 
-/// An eventfd that a worker writes when the home thread sleeps.
+/// An eventfd that a worker writes to when the home thread sleeps.
 pub(super) struct Kick(OwnedFd);
 
 impl Kick {
     pub(super) fn new() -> io::Result<Kick> {
-        // SAFETY: takes no pointers; on success the descriptor is new and ours alone.
+        // SAFETY: takes no pointers; on success the descriptor is new and has no other owner.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             let error = io::Error::last_os_error();
@@ -29,25 +29,25 @@ impl Kick {
         Ok(Kick(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Ends the sleep, or the next one.
+    /// Ends the current sleep, or the next one.
     pub(super) fn signal(&self) {
         let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes, as an eventfd wants. It fails only if it has been signalled 2^64 times.
+        // SAFETY: eight bytes, as an eventfd requires. Fails only after 2^64 signals.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Sleeps until it was signalled, `other` is readable, or `timeout` is over. Returns whether it was the signal alone; that
-    /// one is over then.
+    /// Sleeps until signalled, `other` is readable, or `timeout` expires. Resets the signal.
+    /// Returns whether it was the only reason.
     pub(super) fn sleep(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<bool> {
         let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // The kernel passes negative descriptors over.
+        // The kernel ignores negative descriptors.
         let mut watched = [watch(self.0.as_raw_fd()), watch(other.map_or(-1, |other| other.as_raw_fd()))];
         let time = timeout.map(|timeout| libc::timespec {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let time = time.as_ref().map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: two structures, and a time that is null or outlives the call.
+        // SAFETY: two structures, and a timeout that is null or outlives the call.
         let count = unsafe { libc::ppoll(watched.as_mut_ptr(), 2, time, ptr::null()) };
         if count < 0 {
             let error = io::Error::last_os_error();
@@ -56,26 +56,26 @@ impl Kick {
         let signalled = watched[0].revents != 0;
         if signalled {
             let mut count = [0u8; 8];
-            // SAFETY: room for eight bytes.
+            // SAFETY: the buffer has room for eight bytes.
             unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), 8) };
         }
         Ok(signalled && watched[1].revents == 0)
     }
 }
 
-/// Does what the request says, blocking. Bytes, or a negative `errno`.
+/// Performs the operation, blocking. Returns bytes, or a negative `errno`.
 ///
 /// # Safety
 ///
-/// The memory that it names is valid, and for reads unaliased.
+/// The memory that `operation` names is valid, and for reads unaliased.
 pub(super) unsafe fn perform(operation: &Operation) -> i64 {
     let Operation { opcode, fd, addr, len, offset } = *operation;
     let (len, offset) = (len as usize, offset as i64);
     let memory = addr as *mut libc::c_void;
     let vectors = addr as *const libc::iovec;
-    // No more than one call takes, and more than that is EINVAL.
+    // The kernel rejects counts that large anyway, with EINVAL.
     let count = i32::try_from(len).unwrap_or(i32::MAX);
-    // SAFETY: the caller's promise.
+    // SAFETY: promised by the caller.
     uninterrupted(|| unsafe {
         match opcode {
             Opcode::Read => libc::pread(fd, memory, len, offset),
@@ -88,7 +88,7 @@ pub(super) unsafe fn perform(operation: &Operation) -> i64 {
     })
 }
 
-/// Makes a system call, again if a signal came in between.
+/// Makes a system call, retrying it on EINTR.
 pub(super) fn uninterrupted(mut call: impl FnMut() -> isize) -> i64 {
     loop {
         let result = call();

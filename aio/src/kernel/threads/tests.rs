@@ -1,4 +1,5 @@
-//! Real requests on real files: what every kernel must do, what is the threads' own, and the engine on top.
+//! Real requests on real files: conformance, behaviour specific to the thread pool, and the engine
+//! on top.
 
 use super::super::conformance::{
     self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, signal, submit, wait,
@@ -16,14 +17,15 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-/// On the process's pool, and on one of a single thread, which works in order.
+/// Creates a backend on the process's pool, and one on a pool with a single thread, which works in
+/// order.
 fn kernels(depth: u32) -> Vec<Threads> {
     vec![Threads::new(depth).unwrap(), Threads::on(pool_of(1, Duration::MAX), depth).unwrap()]
 }
 
 conformance::tests!(kernels);
 
-/// So many that do nothing: they fail on a worker.
+/// Submits one request per key, each of which does nothing but fail on a worker.
 fn submit_bad(kernel: &Threads, keys: std::ops::Range<u64>) -> io::Result<usize> {
     let mut entries: Vec<_> = keys.map(|key| kernel.prepare(&bad(), key)).collect();
     submit(kernel, &mut entries)
@@ -31,7 +33,8 @@ fn submit_bad(kernel: &Threads, keys: std::ops::Range<u64>) -> io::Result<usize>
 
 #[test]
 fn errors_are_completions() {
-    // E14: what the system call says, each request's own; a batch is taken though one is bad.
+    // E14: each completion has its own request's error; a batch is accepted although one request is
+    // bad.
     let kernel = Threads::new(8).unwrap();
     let file = Temp::in_memory();
     let mut buffer = [1; 16];
@@ -63,11 +66,11 @@ fn errors_are_completions() {
 
 #[test]
 fn an_interrupted_call_is_made_again() {
-    // E14: a signal is not the caller's affair; any other error is.
+    // E14: EINTR is retried and hidden from the caller; any other error is returned.
     let mut left = 3;
     let result = uninterrupted(|| {
         left -= 1;
-        // SAFETY: errno is this thread's.
+        // SAFETY: errno is thread-local.
         unsafe { *libc::__errno_location() = libc::EINTR };
         if left > 0 { -1 } else { 512 }
     });
@@ -82,7 +85,7 @@ fn an_interrupted_call_is_made_again() {
 
 #[test]
 fn a_completion_makes_room_when_it_is_committed() {
-    // E2: and not when it is there, or was looked at.
+    // E2: room is made by commit, not by the completion or by peek.
     let kernel = Threads::new(3).unwrap();
     assert_eq!(submit_bad(&kernel, 0..5).unwrap(), 3);
     assert_eq!(submit_bad(&kernel, 3..5).unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -97,14 +100,16 @@ fn a_completion_makes_room_when_it_is_committed() {
 
 #[test]
 fn a_sleep_is_ended_at_any_moment() {
-    // W3: the thread that works is as quick as the one that goes to sleep. For one, and for several.
+    // W3: a worker completes requests while the reader goes to sleep, for one request and for
+    // several.
     for depth in [1, 2, 5] {
         let kernel = Threads::new(depth).unwrap();
         for round in 0..scaled(3000) as u64 {
             assert_eq!(submit_bad(&kernel, 0..u64::from(depth)).unwrap(), depth as usize);
             if round % 2 == 0 {
                 wait(&kernel, depth, None, None).unwrap();
-                // For one alone it may end early: by a kick for a completion that was reaped without a sleep.
+                // With a single request the sleep may end early, by a signal for a completion that
+                // was reaped without a sleep.
                 assert!(depth == 1 || kernel.target.completions.has(depth), "all of them were waited for");
             }
             let mut keys: Vec<_> = (0..depth).map(|_| next(&kernel).key).collect();
@@ -116,7 +121,7 @@ fn a_sleep_is_ended_at_any_moment() {
 
 #[test]
 fn a_sleep_is_ended_by_the_other_descriptor() {
-    // W3: also while requests are in flight that do not complete.
+    // W3: also while requests in flight do not complete.
     let pool = idle_pool();
     let kernel = Threads::on(pool, 4).unwrap();
     let other = eventfd();
@@ -132,7 +137,7 @@ fn a_sleep_is_ended_by_the_other_descriptor() {
 
 #[test]
 fn two_who_wait_are_refused() {
-    // E9: a kick wakes one; the other would sleep for ever.
+    // E9: a signal wakes one waiter; a second one would sleep forever.
     let (kernel, other) = (Threads::new(2).unwrap(), eventfd());
     assert!(kernel.target.completions.going_to_sleep());
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| wait(&kernel, 1, Some(other.as_fd()), NOW)));
@@ -144,7 +149,7 @@ fn two_who_wait_are_refused() {
 
 #[test]
 fn depth_has_limits() {
-    // E14: the message says cause and remedy.
+    // E14: the message gives cause and remedy.
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = Threads::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -155,7 +160,8 @@ fn depth_has_limits() {
 
 #[test]
 fn it_ends_after_its_requests() {
-    // E13: dropped with requests in flight, it waits for them, those included that no thread has taken yet.
+    // E13: dropped with requests in flight, the backend waits for them, including those that no
+    // thread has taken yet.
     let (file, pool) = (Temp::in_memory(), idle_pool());
     let mut buffer = [3; 16];
     let kernel = Threads::on(pool, 8).unwrap();
@@ -164,7 +170,7 @@ fn it_ends_after_its_requests() {
     assert_eq!(submit(&kernel, &mut entries).unwrap(), 8);
     let target = Arc::clone(&kernel.target);
     let waits = thread::spawn(move || drop(kernel));
-    // It has announced its sleep: nothing but the requests will end it.
+    // The sleep is announced: only the requests can end it.
     while !target.completions.is_asleep() {
         thread::yield_now();
     }
@@ -197,7 +203,8 @@ fn transfer(engine: &Engine<Threads>, opcode: Opcode, fd: i32, buffer: &mut [u8]
 
 #[test]
 fn a_hundred_thousand_and_none_is_lost() {
-    // E9, W3: while another thread polls the same context, reaping behind the back of the one that sleeps
+    // E9, W3: no request is lost while another thread polls the same context, reaping during the
+    // home thread's sleep
     let file = Temp::in_memory();
     file.0.set_len(64 * 512).unwrap();
     let over = Arc::new(AtomicBool::new(false));
@@ -231,13 +238,14 @@ fn a_hundred_thousand_and_none_is_lost() {
         assert_eq!((stats.completions, stats.in_flight, stats.pending), (total, 0, 0));
         foreign
     });
-    // Not before: it may be waiting for the lock, which the loop has that runs us.
+    // Joined only now: the thread may be waiting for the lock, which the loop holds while it runs
+    // the closure above.
     foreign.join().unwrap();
 }
 
 #[test]
 fn a_kick_ends_the_sleep() {
-    // X6: the loop sleeps on requests that do not complete, and another thread brings it work
+    // X6: the loop sleeps on requests that do not complete, and another thread schedules work
     let pool = idle_pool();
     with_engine(Threads::on(pool, 4).unwrap(), |context, engine| {
         let reader = spawn({
@@ -288,7 +296,7 @@ impl Drop for CountsDrop {
 
 #[test]
 fn engines_share_the_pool() {
-    // E16: several contexts on one pool, of fewer threads than they have requests
+    // E16: several contexts share a pool with fewer threads than they have requests
     let pool = pool_of(2, Duration::MAX);
     let file = Temp::in_memory();
     file.0.write_all_at(&[7; 4096], 0).unwrap();
@@ -317,8 +325,8 @@ fn engines_share_the_pool() {
 
 #[test]
 fn what_no_worker_has_begun_is_taken_back() {
-    // E11: a cancelled request that still waits for a thread completes at once, and is not done; one of another engine with the
-    // same key is left alone.
+    // E11: a cancelled request that no worker has begun completes immediately, without being
+    // performed; a request of another engine with the same key is unaffected.
     let pool = idle_pool();
     let (kernel, other) = (Threads::on(pool, 4).unwrap(), Threads::on(pool, 4).unwrap());
     assert_eq!((submit_bad(&other, 1..2).unwrap(), submit_bad(&kernel, 0..3).unwrap()), (1, 3));
