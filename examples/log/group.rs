@@ -90,8 +90,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Continues after the records that a scan has found. A batch has room for one record of at
-    /// most `payload` bytes per writer; no writer has two at a time.
+    /// Creates the state of a log that continues after the records that a scan has found. A batch
+    /// has room for one record of at most `payload` bytes per writer; no writer has two at a time.
     pub fn new(found: &Scan, writers: usize, payload: usize) -> Group {
         let batch = |number| Batch {
             buffer: AlignedBuf::new((writers * size(payload)).next_multiple_of(BLOCK as usize), BLOCK as usize),

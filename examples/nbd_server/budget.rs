@@ -92,7 +92,7 @@ impl Allowance {
         taken
     }
 
-    /// Returns the memory of one request.
+    /// Gives back the memory of one request.
     pub fn give_back(&self, bytes: usize) {
         if bytes > OWN {
             self.large.set(self.large.get() - bytes);

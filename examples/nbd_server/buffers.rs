@@ -12,7 +12,7 @@ use coralio_aio::AlignedBuf;
 const PAGE: usize = 4096;
 /// The largest class is as long as the largest request.
 const CLASSES: usize = 14;
-/// The maximum of free memory that a thread keeps, in bytes.
+/// The maximum amount of free memory that a thread keeps, in bytes.
 const MOST_KEPT: usize = 64 << 20;
 
 thread_local! {

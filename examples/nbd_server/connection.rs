@@ -25,12 +25,13 @@ use crate::protocol::{Command, MOST_BYTES, REQUEST_LEN, Request};
 use crate::reply::{Done, Outbox, Reply};
 use crate::turn::{ClientId, Turn};
 
-/// Maximum of requests in flight on one connection while no other client of the thread is active.
+/// Maximum number of requests in flight on one connection while no other client of the thread is
+/// active.
 const MOST_REQUESTS: usize = 256;
-/// Maximum of requests in flight on one connection while another client is active: they delay that
-/// client's requests.
+/// Maximum number of requests in flight on one connection while another client is active: they
+/// delay that client's requests.
 const MOST_REQUESTS_IN_COMPANY: usize = 16;
-/// Maximum of payload bytes in flight on one connection: two of the largest requests.
+/// Maximum number of payload bytes in flight on one connection: two of the largest requests.
 const MOST_UNDER_WAY: usize = 2 * MOST_BYTES as usize;
 /// Piece size of a large request that gets no share of the budget, in bytes. Two pieces are in
 /// memory at a time.

@@ -59,8 +59,7 @@ impl Catalog {
 /// The exports of one thread. An image with metadata in memory is open on the first thread only.
 pub type Exports = Vec<Option<Rc<Export>>>;
 
-/// Opens all exports on the first thread, and on other threads only those that may be open several
-/// times.
+/// Opens all exports on the first thread, and only the raw images on other threads.
 pub fn open_all(options: &Options, is_first: bool) -> Result<Exports, String> {
     let open = |named: Named| {
         let format = options.format.map_or_else(|| Format::of(&named.path), Ok).map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ use crate::connection::within;
 use crate::protocol::REQUEST_LEN;
 use crate::turn::Turn;
 
-/// Maximum of bytes per read: thirty writes of 4 KiB.
+/// Maximum number of bytes per read: thirty writes of 4 KiB.
 const ROOM: usize = 128 << 10;
 /// Payloads of at least this size are read into their own buffer, not copied out of the inbox.
 const LARGE: usize = 32 << 10;

@@ -73,7 +73,8 @@ pub fn connections_that_fit() -> io::Result<usize> {
 }
 
 /// Makes the system probe the peer of a TCP connection after `idle` of silence, and end the
-/// connection if the peer does not answer, or does not acknowledge data, for as long again.
+/// connection if the peer does not answer for as long again. The connection also ends if data is
+/// not acknowledged for twice `idle`.
 pub fn keep_alive(socket: &impl AsRawFd, idle: Duration) -> io::Result<()> {
     const PROBES: libc::c_int = 5;
     let seconds = idle.as_secs().clamp(1, 32_767) as libc::c_int;

@@ -66,7 +66,7 @@ pub struct Options {
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<KernelChoice>,
 
-    /// Maximum of requests that the kernel has at a time, per thread
+    /// Maximum number of requests that the kernel has at a time, per thread
     #[arg(long, value_name = "N", default_value_t = DEFAULT_DEPTH)]
     pub depth: u32,
 
@@ -79,8 +79,9 @@ pub struct Options {
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(..=0x10_0000))]
     memory: u32,
 
-    /// Maximum of connections on all threads; lower if the descriptor limit requires it. Further
-    /// clients wait, and handshakes that keep them waiting for a second are ended [default: 4096]
+    /// Maximum number of connections on all threads; lower if the descriptor limit requires it.
+    /// Further clients wait, and handshakes that keep them waiting for a second are ended [default:
+    /// 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 
@@ -88,7 +89,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub handshake_limit: Duration,
 
-    /// Maximum of options in a handshake, in addition to four per export
+    /// Maximum number of options in a handshake, in addition to four per export
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_options: usize,
 

@@ -1,4 +1,4 @@
-//! Replies: those that are ready together are sent together, in one system call.
+//! Sends the replies of a connection: replies that are ready together leave in one system call.
 //!
 //! A request's coroutine puts its reply into the connection's outbox. The first reply also spawns a
 //! sender coroutine, which runs after all other ready coroutines and so finds the replies that they
@@ -19,10 +19,10 @@ use crate::perform::perform;
 use crate::protocol::{self, Command, Head, Part, Request};
 use crate::turn::Turn;
 
-/// Maximum of replies per system call, usually with two slices each: the kernel accepts 1024
+/// Maximum number of replies per system call, usually with two slices each: the kernel accepts 1024
 /// slices.
 const TOGETHER: usize = 512;
-/// Maximum of characters in an error message: the protocol allows 4096 bytes.
+/// Maximum number of characters in an error message: the protocol allows 4096 bytes.
 const MOST_SAID: usize = 1000;
 
 /// The successful result of a request.
@@ -156,7 +156,7 @@ fn code(request: &Request, size: u64, error: &io::Error) -> protocol::Error {
     let writes = matches!(request.command, Command::Write | Command::WriteZeroes);
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => protocol::Error::Perm,
-        // To a writer, the range beyond the end is missing space.
+        // Writing beyond the end is reported as a lack of space.
         io::ErrorKind::InvalidInput if writes && request.is_beyond(size) => protocol::Error::NoSpace,
         io::ErrorKind::InvalidInput => protocol::Error::Invalid,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {

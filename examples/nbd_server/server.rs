@@ -35,8 +35,8 @@ use crate::socket_file::SocketFile;
 const ON_THE_WAY: usize = 64;
 /// Delay before accept is retried after a failure.
 const RETRY: Duration = Duration::from_millis(100);
-/// Maximum of reports about clients per second: a client that reconnects endlessly must not fill
-/// the disk with log lines.
+/// Maximum number of reports about clients per second: a client that reconnects endlessly must not
+/// fill the disk with log lines.
 const LINES_A_SECOND: u32 = 10;
 /// Maximum duration of a handshake while other clients wait for a slot.
 const FULL_HANDSHAKE: Duration = Duration::from_secs(1);

@@ -23,7 +23,8 @@ extern "C" fn note(signal: libc::c_int) {
     }
 }
 
-/// Starts recording signals, and writes a byte to `pipe` for a coroutine that waits for one.
+/// Starts recording signals. Each signal also writes a byte to `pipe`, for a coroutine that waits
+/// for it.
 pub fn listen(pipe: Option<OwnedFd>) {
     TOLD.store(pipe.map_or(-1, IntoRawFd::into_raw_fd), Ordering::Relaxed);
     let handler = note as extern "C" fn(libc::c_int);

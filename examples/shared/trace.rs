@@ -8,7 +8,7 @@ use coralio_aio::Runner;
 use coralio_aio::trace::{Format, Trace};
 use coralio_runtime::report;
 
-/// Maximum of events kept; older ones are overwritten.
+/// Maximum number of events kept; older ones are overwritten.
 const EVENTS: usize = 100_000;
 
 #[derive(Args, Clone, Debug, Default)]

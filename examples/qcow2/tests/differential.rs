@@ -32,7 +32,7 @@ const OPERATIONS: usize = 8;
 /// With more L2 tables, `qemu-img compare` takes seconds.
 const MOST_TABLES_COMPARED: u64 = 300_000;
 
-/// The number of bytes of the disk that each structure of the format covers.
+/// The number of bytes, of the disk or of the file, that each structure of the format covers.
 struct Shape {
     cluster: u64,
     slice: u64,

@@ -75,8 +75,8 @@ fn three_requests(sim: &Sim) -> io::Result<()> {
     readers.into_iter().try_for_each(|reader| reader.join().expect("no reader panics"))
 }
 
-/// With a queue depth of two, the second request completes a batch, which is submitted immediately
-/// on the stack of the requesting coroutine.
+/// With a queue depth of two, the second request fills a batch, which is submitted immediately on
+/// the stack of the requesting coroutine.
 fn machine<P: Policy>() -> Simulation {
     Simulation::new().depth(2).policy::<P>()
 }

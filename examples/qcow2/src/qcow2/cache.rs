@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use super::top::{PAGE, read_padded};
 use crate::error::damaged;
 
-/// Maximum of concurrent reads, each of a different slice.
+/// Maximum number of concurrent reads, each of a different slice.
 const LANES: usize = 16;
 /// Adjacent slices are written together, up to this number of bytes.
 const MOST_AT_ONCE: usize = 1 << 20;

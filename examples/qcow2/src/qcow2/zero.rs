@@ -119,7 +119,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Returns the new L2 entry of a cluster that shall read as zeroes.
+    /// Returns the L2 entry that makes a cluster read as zeroes.
     fn zero_entry(&self, old: u64, is_backed: bool, keeps_room: bool) -> u64 {
         match self.geometry.kind(old) {
             // Leave a damaged entry as it is.
