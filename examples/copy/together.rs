@@ -17,8 +17,8 @@ impl FirstError {
     }
 }
 
-/// Runs `coroutines` coroutines that execute `work` on the shared state, until all have ended.
-/// Returns the first error, if any.
+/// Runs `work` on the shared state in this number of coroutines, until all have ended. Returns the
+/// first error, if any.
 pub fn together<T: 'static>(
     coroutines: u64,
     shared: &Rc<T>,

@@ -66,7 +66,7 @@ impl Moment {
 }
 
 impl Spent {
-    /// Returns the difference to `other`.
+    /// Returns this interval minus `other`, at least zero.
     pub fn without(&self, other: &Spent) -> Spent {
         Spent {
             wall: self.wall.saturating_sub(other.wall),

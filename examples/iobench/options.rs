@@ -72,8 +72,8 @@ pub struct Options {
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
 
-    /// Maximum time in microseconds that the loop polls for completions before it sleeps: trades
-    /// CPU time for latency
+    /// Maximum time in microseconds that the loop polls for completions before it sleeps: lower
+    /// latency at the cost of CPU time
     #[arg(long, value_name = "US", default_value_t = 0)]
     pub poll: u64,
 

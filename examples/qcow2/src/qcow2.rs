@@ -70,7 +70,7 @@ pub struct Qcow2 {
     /// Serializes the creation of L2 tables.
     making_l2: CoMutex<()>,
     allocator: CoMutex<Allocator>,
-    /// Clusters of the file from this one on have never been written and read as zeroes.
+    /// Clusters of the file from this one on have never been written, so they read as zeroes.
     virgin: Cell<u64>,
     /// Clusters of the file that hold tables; guest data must not be written there. Empty if the
     /// image is read-only.

@@ -21,7 +21,7 @@ pub(crate) struct Allocator {
 pub(crate) struct Fresh {
     pub(crate) offset: u64,
     pub(crate) clusters: u64,
-    /// The clusters have never been written and read as zeroes.
+    /// The clusters have never been written, so they read as zeroes.
     pub(crate) virgin: bool,
 }
 

@@ -16,7 +16,7 @@ use super::header::Compression;
 use super::top::{PAGE, read_padded};
 use crate::error::{about, damaged};
 
-/// Maximum bytes of unpacked clusters to keep; at least one cluster is kept.
+/// Maximum bytes of unpacked clusters to keep; between one and 16 clusters are kept.
 const KEPT_BYTES: usize = 1 << 20;
 
 /// The most recently unpacked clusters, newest first.
