@@ -226,7 +226,7 @@ fn images_on_top_of_no_image() {
     // that could block forever.
     let folder = Scratch::new();
     assert!(std::process::Command::new("mkfifo").arg(folder.path("pipe")).status().unwrap().success());
-    // Held open, so that opening the pipe for reading would not block this test.
+    // Held open, so that an erroneous open for reading would fail the test instead of blocking it.
     let _held = std::fs::File::options().read(true).write(true).open(folder.path("pipe")).unwrap();
     std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap();
     coralio_aio::run(|| {

@@ -29,7 +29,7 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
         move || {
             while running.get() {
                 use_it(&*image);
-                // Reading an unallocated cluster never waits.
+                // Lets others run: reading an unallocated cluster does not wait.
                 sleep(Duration::from_micros(20)).expect("nobody cancels this");
             }
         }
