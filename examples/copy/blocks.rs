@@ -1,43 +1,44 @@
-//! Which blocks there are to copy: the source's data, cut up. Holes are passed over, so that they stay holes.
+//! Splits the data of the source into blocks to copy. Holes are skipped, so they stay holes.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use coralio_qcow2::next_data;
 
-/// A piece of the file.
+/// A block of the file.
 pub struct Block {
     pub offset: u64,
-    /// How much to read and write: whole steps of direct I/O, so the last one may go beyond the file's end.
+    /// The length to read and write: a multiple of the direct I/O alignment, so the last block may
+    /// extend beyond the end of the file.
     pub len: usize,
-    /// How much of that is the file's.
+    /// The number of these bytes that belong to the file.
     pub bytes: usize,
 }
 
-/// Hands out the blocks, one after the other.
+/// Iterates over the blocks.
 pub struct Blocks {
-    /// Length of the file.
+    /// The length of the file.
     len: u64,
     block_size: u64,
-    /// What offsets and lengths must be multiples of.
+    /// The alignment of offsets and lengths.
     step: u64,
     next: u64,
-    /// Where the data that `next` lies in ends; not beyond `next` if that is yet to be looked up.
+    /// The end of the data range that contains `next`; not beyond `next` if it is not known yet.
     data_end: u64,
 }
 
 impl Blocks {
-    /// `block_size` is a multiple of `step`.
+    /// Creates the iterator. `block_size` must be a multiple of `step`.
     pub fn new(len: u64, block_size: u64, step: u64) -> Blocks {
         Blocks { len, block_size, step, next: 0, data_end: 0 }
     }
 
-    /// The next block of `file`, if there is data left.
+    /// Returns the next block of `file`, if there is data left.
     pub fn next(&mut self, file: BorrowedFd<'_>) -> io::Result<Option<Block>> {
         if self.next >= self.data_end {
             match next_data(file, self.next)? {
                 Some(data) if data.start < self.len => {
-                    // Outwards to whole steps, which is less than a step of a hole at either end.
+                    // Round outwards, which includes less than a step of a hole at either end.
                     self.next = data.start / self.step * self.step;
                     self.data_end = data.end.min(self.len).next_multiple_of(self.step);
                 }

@@ -1,10 +1,12 @@
-//! The copy while it is being made: a file that takes DST's name in one step when it is complete, or vanishes.
+//! The copy in progress: a file that takes DST's name in one step when it is complete, or
+//! disappears.
 //!
-//! The file has no name until then (`O_TMPFILE`), so that nothing is left of it if the program is killed. A DST that is not there yet is
-//! linked directly. One that is there can only be replaced by a rename, so that the file has a temporary name for a moment; and where the
-//! file system knows no unnamed files, it has one from the beginning. Temporary names that a killed program has left are removed by the next
-//! program that needs one in the same folder: each file and folder under such a name is locked by its owner, and the lock ends with the
-//! owner.
+//! The file is unnamed at first (`O_TMPFILE`), so that it leaves nothing behind if the program is
+//! killed. A new DST is linked directly. An existing DST can only be replaced by a rename, so the
+//! file has a temporary name for a moment; on file systems without unnamed files it has one from
+//! the start. Temporary names left by a killed program are removed by the next program that needs
+//! one in the same directory: each file and directory with such a name is locked by its owner, and
+//! the lock ends with the owner.
 
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -16,14 +18,15 @@ use std::path::{Path, PathBuf};
 
 use crate::remedy;
 
-/// The path that `dst` means, as cp takes it: in a directory, `src`'s own name; of a symbolic link, what it points to.
+/// Resolves `dst` as cp does: a directory gets `src`'s file name appended, and a symbolic link is
+/// followed.
 pub fn destination(src: &Path, dst: &Path) -> Result<PathBuf, String> {
     let mut path = dst.to_path_buf();
     if let Some(name) = src.file_name().filter(|_| path.is_dir()) {
         path.push(name);
     }
     let say = |why: &str| Err(format!("{}: {why}", path.display()));
-    // A descriptor's link in /proc has a target that is no path if the descriptor is a pipe.
+    // Check before resolving: for a pipe, the target of a link in /proc is not a path.
     if fs::metadata(&path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
         return say("is there, and is not a regular file; name another DST");
     }
@@ -40,20 +43,20 @@ pub fn destination(src: &Path, dst: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// A file that is not DST yet.
+/// A file that will become DST.
 pub struct Draft {
     dst: PathBuf,
-    /// By which the file can be opened again: in /proc, as long as it has no name.
+    /// The path for reopening the file: in /proc while it has no name.
     path: PathBuf,
     file: fs::File,
-    /// DST's, opened at once: if it can't be synced, better to know before than after.
+    /// The directory of DST, opened early to detect errors before the copy begins.
     folder: fs::File,
-    /// The temporary name, to be removed.
+    /// The temporary name to remove on failure.
     name: Option<PathBuf>,
 }
 
 impl Draft {
-    /// Only its owner may read it for now.
+    /// Creates the file, accessible only to its owner for now.
     pub fn new(dst: &Path) -> Result<Draft, String> {
         let parent = parent(dst);
         let make = || -> io::Result<_> {
@@ -63,7 +66,8 @@ impl Draft {
             if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(parent) {
                 let path = in_proc(&file);
                 if path.exists() {
-                    // Before it has a name, so that nobody ever finds the name and no lock.
+                    // Lock before the file has a name, so that no program sees the name without the
+                    // lock.
                     let _ = file.try_lock();
                     return Ok((folder, file, path, None));
                 }
@@ -85,7 +89,7 @@ impl Draft {
         self.file.set_permissions(Permissions::from_mode(mode))
     }
 
-    /// Gives it DST's name, for good.
+    /// Gives the file DST's name permanently.
     pub fn publish(mut self) -> Result<(), String> {
         let dst = self.dst.display().to_string();
         self.take_name().map_err(|error| format!("cannot rename the copy to {dst}: {error}{}", remedy(&error)))?;
@@ -126,27 +130,27 @@ fn parent(dst: &Path) -> &Path {
     dst.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The path by which this process can open the file again.
+/// Returns the path through which this process can reopen the file.
 fn in_proc(file: &fs::File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Gives the file behind a link in /proc a name that is not taken.
+/// Links the file behind a link in /proc to a new name.
 fn link(from: &Path, to: &Path) -> io::Result<()> {
     let [from, to] = [from, to].map(|path| CString::new(path.as_os_str().as_bytes()));
     let (from, to) = (from?, to?);
-    // SAFETY: both are strings that end with a zero byte and outlive the call.
+    // SAFETY: both are NUL-terminated strings that outlive the call.
     match unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// The beginning of all temporary names.
+/// The prefix of all temporary names.
 const PREFIX: &str = ".coralio-copy-";
 
-/// Makes a file or folder in `folder` under a temporary name, which `make` returns opened and which is locked from then on. What killed
-/// programs have left there is removed first.
+/// Creates a file or directory in `folder` under a temporary name. `make` returns it opened, and it
+/// is locked from then on. First removes the leftovers of killed programs.
 pub fn make_new(
     folder: &Path,
     suffix: &str,
@@ -160,8 +164,8 @@ pub fn make_new(
         match make(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
-            // Between the two steps another program may have taken it for left over, and removed it.
-            // Where the file system has no locks, nobody takes anything for left over.
+            // Another program may have removed the file as stale before it was locked. On file
+            // systems without locks, no file is considered stale.
             Ok(file) => {
                 let is_taken = matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock));
                 if !is_taken && is_at(&file, &path) {
@@ -172,13 +176,13 @@ pub fn make_new(
     }
 }
 
-/// Whether the path still leads to this file or folder.
+/// Returns whether the path still refers to this file or directory.
 fn is_at(file: &fs::File, path: &Path) -> bool {
     let (ours, there) = (file.metadata(), fs::symlink_metadata(path));
     matches!((ours, there), (Ok(ours), Ok(there)) if (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
 }
 
-/// Removes what has a temporary name of this program in `folder` and is locked by nobody. What cannot be removed stays.
+/// Removes unlocked files and directories with temporary names in `folder`. Ignores errors.
 fn remove_stale(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name())) {
@@ -192,7 +196,8 @@ fn remove_stale(folder: &Path) {
     }
 }
 
-/// Whether a name is one that `make_new` gives: the prefix, a process's number, a number, and a known ending.
+/// Returns whether `make_new` can have created this name: the prefix, a process ID, a number and a
+/// known suffix.
 fn is_temporary(name: &std::ffi::OsStr) -> bool {
     let numbers = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| {
         let rest = rest.strip_suffix(".part").unwrap_or(rest);

@@ -1,7 +1,8 @@
-//! From disk image to disk image: what a guest would read of SRC, and not SRC's own bytes.
+//! Copies from disk image to disk image: the content that a guest would read of SRC, not the bytes
+//! of the file.
 //!
-//! Each coroutine takes the next block that is not zeroes, reads it and writes it, as in a copy of files. Who takes blocks may have to
-//! read tables for it, and be suspended: so that is one coroutine's at a time, under a [`CoMutex`].
+//! Each coroutine takes the next nonzero block, reads it and writes it, as in a copy of files.
+//! Finding the next block may read tables and suspend, so it is serialized by a [`CoMutex`].
 
 use std::cell::Cell;
 use std::io;
@@ -18,26 +19,26 @@ use crate::job::check_signals;
 use crate::options::Options;
 use crate::together::{FirstError, together};
 
-/// What the coroutines share.
+/// The state that the coroutines share.
 struct Disks {
     source: Rc<dyn Image>,
     target: Rc<dyn Image>,
     block_size: u64,
-    /// Where to look for the next block.
+    /// The offset at which to look for the next block.
     next: CoMutex<u64>,
     bytes: Cell<u64>,
     first_error: FirstError,
 }
 
 impl Disks {
-    /// The next block that is not zeroes: where, and how long.
+    /// Returns the offset and length of the next nonzero block.
     fn next_block(&self) -> io::Result<Option<(u64, usize)>> {
         let mut next = self.next.lock();
         while *next < self.source.len() && !self.first_error.is_there() {
             check_signals()?;
             let offset = *next;
             let extent = self.source.extent(offset, self.source.len() - offset)?;
-            // On whole blocks of the disk, for what is below to be aligned.
+            // End at a block boundary of the disk, so that the requests are aligned.
             let len = extent.len.min(self.block_size - offset % self.block_size);
             *next += if extent.zero { extent.len } else { len };
             if !extent.zero {
@@ -59,11 +60,11 @@ impl Disks {
     }
 }
 
-/// Copies the disk in `src` to a new image that becomes `dst`, whole or not at all.
+/// Copies the disk in `src` to a new image, which becomes `dst` only when it is complete.
 pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<String, String> {
     let clock = Instant::now();
     let (from, to) = (options.from.unwrap_or(Format::Raw), options.to.unwrap_or(Format::Raw));
-    // Nobody else knows of the draft.
+    // The target is not locked, because no other program knows the draft.
     let how =
         |write, format| coralio_qcow2::Options { write, direct: options.direct(), format: Some(format), lock: !write };
     let source = open(src, &how(false, from)).map_err(|error| error.to_string())?;

@@ -1,4 +1,5 @@
-//! What the coroutines of a copy share: both files, the blocks that are left, how it went.
+//! The state that the coroutines of a copy share: both files, the remaining blocks, and the
+//! progress.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal};
@@ -13,15 +14,16 @@ use crate::options::Options;
 use crate::signals;
 use crate::together::FirstError;
 
-/// Buffers start on a page, which suits every device.
+/// Page alignment suits every device.
 const PAGE: usize = 4096;
 
-/// One copy. All on one thread, so cells are enough; no borrow is held where a coroutine may be suspended.
+/// One copy. Everything runs on one thread, so cells suffice; no borrow is held across a
+/// suspension.
 pub struct Job {
     pub source: File,
     pub target: File,
     pub progress: ProgressBar,
-    /// The source's length when the copy began.
+    /// The length of the source when the copy began.
     len: u64,
     block_size: u64,
     step: u64,
@@ -35,7 +37,7 @@ impl Job {
     pub fn new(source: File, target: File, options: &Options) -> io::Result<Job> {
         let len = source.len()?;
         let block_size = options.block_size;
-        // Both are powers of two: what suits the larger suits both.
+        // Both are powers of two, so the larger one suits both.
         let step = source.alignment().offset.max(target.alignment().offset) as u64;
         Ok(Job {
             source,
@@ -51,9 +53,9 @@ impl Job {
         })
     }
 
-    /// Gives the copy its length, and makes sure that the source has one.
+    /// Sets the length of the copy, and checks that a source of length 0 is really empty.
     pub fn prepare(&self) -> io::Result<()> {
-        // In advance, because writes that extend a file have to wait for one another in the kernel.
+        // Set in advance, because the kernel serializes writes that extend a file.
         self.target.set_len(self.len.next_multiple_of(self.step))?;
         if self.len > 0 {
             return Ok(());
@@ -65,18 +67,18 @@ impl Job {
         }
     }
 
-    /// A coroutine's own.
+    /// Creates the buffer of a coroutine.
     pub fn buffer(&self) -> AlignedBuf {
         let align = PAGE.max(self.source.alignment().memory).max(self.target.alignment().memory);
         AlignedBuf::new(self.block_size as usize, align)
     }
 
-    /// More coroutines than this would find nothing to do.
+    /// Returns the number of coroutines that can have work.
     pub fn most_blocks(&self) -> u64 {
         self.len.div_ceil(self.block_size)
     }
 
-    /// None when all blocks are taken, or a coroutine has failed.
+    /// Returns `None` when all blocks are taken or a coroutine has failed.
     pub fn next_block(&self) -> io::Result<Option<Block>> {
         if self.first_error.is_there() {
             return Ok(None);
@@ -89,7 +91,7 @@ impl Job {
         Ok(block)
     }
 
-    /// Whether `count` bytes is what the block should have had.
+    /// Checks that `count` bytes cover the part of the block that belongs to the file.
     pub fn check(&self, block: &Block, count: usize) -> io::Result<()> {
         if count >= block.bytes { Ok(()) } else { Err(self.shrunk(block.offset + count as u64)) }
     }
@@ -99,10 +101,10 @@ impl Job {
         self.bytes_done.set(self.bytes_done.get() + block.bytes as u64);
     }
 
-    /// Cuts off what the last block had too much. Returns by how much the source has grown.
+    /// Truncates the last block's excess. Returns by how much the source has grown.
     pub fn finish(&self) -> io::Result<u64> {
         self.target.set_len(self.len)?;
-        // A shrunk source may show only here: what it lost can have been a hole.
+        // A shrunk source may be detected only here, because the missing part can have been a hole.
         let now = self.source.len()?;
         now.checked_sub(self.len).ok_or_else(|| self.shrunk(now))
     }
@@ -118,7 +120,7 @@ impl Job {
         )
     }
 
-    /// What was done, in figures of which none is guessed.
+    /// Describes the copy, using only measured figures.
     pub fn report(&self, coroutines: u64, took: Duration, before: &Stats, after: &Stats) -> String {
         let (blocks, bytes) = (self.blocks_done.get(), self.bytes_done.get());
         let holes = match self.len - bytes {
@@ -153,7 +155,7 @@ impl Job {
     }
 }
 
-/// An error once a signal came.
+/// Returns an error if a signal was caught.
 pub fn check_signals() -> io::Result<()> {
     match signals::caught() {
         None => Ok(()),
@@ -161,7 +163,7 @@ pub fn check_signals() -> io::Result<()> {
     }
 }
 
-/// On standard error if that is a terminal; otherwise one that nobody sees.
+/// Creates a progress bar on standard error, hidden if that is not a terminal.
 fn progress(len: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -1,4 +1,5 @@
-//! Copies a file with N coroutines, each a plain loop of `read_at` and `write_at`: see `copy_blocks`, right below.
+//! Copies a file with N coroutines, each a simple loop of `read_at` and `write_at`: see
+//! `copy_blocks` below.
 //!
 //! ```text
 //! cargo run --release --example copy                   a scratch file, copied and verified
@@ -6,10 +7,11 @@
 //! cargo run --release --example copy -- --from qcow2 disk.qcow2 disk.raw     from image to image
 //! ```
 //!
-//! The rest is what a copy needs to be trusted: holes stay holes (`blocks.rs`), DST appears whole or not at all
-//! (`draft.rs`), also when a signal comes (`signals.rs`); and disks that are in images (`images.rs`).
+//! The rest makes the copy reliable: holes stay holes (`blocks.rs`), and DST appears complete or
+//! not at all (`draft.rs`), even after a signal (`signals.rs`). `images.rs` copies the disks in
+//! images.
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod blocks;
@@ -41,9 +43,9 @@ use job::Job;
 use options::Options;
 use together::together;
 
-/// One coroutine: takes the next block, reads it, writes it, until none is left.
+/// Runs one coroutine: takes the next block, reads it and writes it, until no block is left.
 ///
-/// Where it waits for the disk, the other coroutines run.
+/// Other coroutines run while it waits for the disk.
 fn copy_blocks(job: &Job) -> io::Result<()> {
     let mut buf = job.buffer();
     while let Some(block) = job.next_block()? {
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
     signals::listen(None);
     match run(&options) {
         Ok(text) => {
-            // The copy is made, whether or not anybody listens.
+            // The copy is complete even if standard output is closed.
             let _ = io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
@@ -88,7 +90,7 @@ fn run(options: &Options) -> Result<String, String> {
     options.trace.run(runner, |error| format!("--depth {}: {error}", options.depth), work)
 }
 
-/// Copies `src` to `dst`, in a context of its caller. Returns what there is to say about it.
+/// Copies `src` to `dst` in the caller's context. Returns a description of the copy.
 fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let clock = Instant::now();
     let before = stats();
@@ -101,7 +103,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let target = options.open(File::options().write(true), draft.path())?;
 
     let both = |error: io::Error| {
-        // What the library says of a request ends with the remedy.
+        // Errors of requests already include the remedy.
         let remedy = error.raw_os_error().map_or("", |_| remedy(&error));
         format!("{} to {}: {error}{remedy}", src.display(), dst.display())
     };
@@ -124,7 +126,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     Ok(job.report(coroutines, clock.elapsed(), &before, &stats()))
 }
 
-/// What can be known before anything is opened or made: the path that DST means, and the permissions of SRC.
+/// Checks that need no open file. Returns the resolved DST and the permissions of SRC.
 fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
     let found = fs::metadata(src).map_err(|error| format!("{}: {error}{}", src.display(), remedy(&error)))?;
     if found.is_dir() {
@@ -138,12 +140,12 @@ fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
         Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {
             Err(format!("{} and {} are the same file; name another DST", src.display(), dst.display()))
         }
-        // Set-user-ID and its kin are for the owner to give again.
+        // Do not copy set-user-ID and similar bits; the owner can set them again.
         _ => Ok((dst, found.permissions().mode() & 0o777)),
     }
 }
 
-/// What to do about an error, where the system's words leave that open.
+/// Returns a remedy for errors whose text does not suggest one.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; check the path",

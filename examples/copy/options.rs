@@ -1,4 +1,4 @@
-//! The command line, and what of it makes no sense.
+//! The command line and its validation.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,21 @@ use coralio_qcow2::Format;
 use crate::remedy;
 use crate::trace::TraceOption;
 
-/// What one request may carry: the kernel cuts longer ones short of 2 GiB.
+/// The maximum size of a request: the kernel truncates requests slightly below 2 GiB.
 const LARGEST_BLOCK: u64 = 1 << 30;
-/// All coroutines' buffers together.
+/// The maximum for all buffers together.
 const MOST_MEMORY: u64 = 4 << 30;
 
 /// Copies a file with N coroutines: contents, length, holes and permissions.
 ///
-/// DST is as with cp: a directory gets the copy under SRC's own name, a symbolic link is followed, a file that is there is
-/// replaced. That happens in one step, when the copy is complete and synced: whatever goes wrong before, a DST that was there
-/// stays as it was, and none is made that was not. SRC getting shorter meanwhile is an error; if it grows, the copy ends where
-/// SRC ended at first, and a warning says so.
+/// DST works as with cp: for a directory, the copy gets SRC's file name; a symbolic link is
+/// followed; an existing file is replaced. The copy takes DST's name in one step when it is
+/// complete and synced. If anything fails before that, an existing DST is unchanged and a new one
+/// is not created. It is an error if SRC shrinks during the copy; if SRC grows, the copy ends at
+/// the original length, with a warning.
 ///
-/// Without SRC and DST: makes a scratch file of 256 MiB, copies it, verifies the copy, and removes both.
+/// Without SRC and DST: creates a scratch file of 256 MiB, copies it, verifies the copy, and
+/// removes both.
 #[derive(Parser, Debug)]
 #[command(name = "copy", override_usage = "copy [OPTIONS] [SRC DST]")]
 pub struct Options {
@@ -29,38 +31,39 @@ pub struct Options {
     #[arg(requires = "dst")]
     pub src: Option<PathBuf>,
 
-    /// Where to
+    /// Destination
     pub dst: Option<PathBuf>,
 
-    /// SRC is a disk image: copy the disk in it. With --to alone: raw
+    /// SRC is a disk image in this format: copy the disk in it [default with --to: raw]
     #[arg(long, value_name = "raw|qcow2", value_parser = format, requires = "src")]
     pub from: Option<Format>,
 
-    /// DST is to be a disk image, of the disk that SRC has. With --from alone: raw
+    /// Make DST a disk image in this format, with the disk of SRC [default with --from: raw]
     #[arg(long, value_name = "raw|qcow2", value_parser = format, requires = "src")]
     pub to: Option<Format>,
 
-    /// Coroutines, each with one block at a time
+    /// Number of coroutines, each with one block at a time
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub depth: u32,
 
-    /// Bytes of a block (4096, 64k, 1M)
+    /// Block size in bytes (4096, 64k, 1M)
     #[arg(long, value_name = "BYTES", default_value = "256k", value_parser = bytes)]
     pub block_size: u64,
 
-    /// Past the page cache (O_DIRECT): auto is wherever the file system and the block size allow it
+    /// Bypass the page cache (O_DIRECT); auto does so wherever the file system and the block size
+    /// allow it
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
-    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<KernelChoice>,
 
-    /// No progress bar (there is none anyway if standard error is no terminal)
+    /// Show no progress bar (there is none if standard error is not a terminal)
     #[arg(long)]
     pub no_progress: bool,
 
-    /// Where to make the scratch files [default: the system's temporary folder]
+    /// Directory for the scratch files [default: the system's temporary directory]
     #[arg(long, value_name = "DIR", conflicts_with = "src")]
     pub scratch_dir: Option<PathBuf>,
 
@@ -68,7 +71,7 @@ pub struct Options {
     pub trace: TraceOption,
 }
 
-/// When to go past the page cache.
+/// When to bypass the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DirectArg {
     Auto,
@@ -77,7 +80,7 @@ pub enum DirectArg {
 }
 
 impl Options {
-    /// Refuses what the parser can't know to be nonsense.
+    /// Rejects values that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         let Options { depth, block_size, .. } = *self;
         if depth == 0 {
@@ -94,12 +97,12 @@ impl Options {
         Ok(())
     }
 
-    /// The command line goes before the environment.
+    /// Returns the kernel interface. The command line takes precedence over the environment.
     pub fn kernel(&self) -> Result<KernelChoice, String> {
         self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())
     }
 
-    /// Whether it is disks that are copied, and not files.
+    /// Returns whether to copy the disks in images instead of files.
     pub fn of_disks(&self) -> bool {
         self.from.is_some() || self.to.is_some()
     }
@@ -112,7 +115,7 @@ impl Options {
         }
     }
 
-    /// Opens `path` in the way that --direct and --block-size ask for.
+    /// Opens `path` as --direct and --block-size require.
     pub fn open(&self, how: OpenOptions, path: &Path) -> Result<File, String> {
         let open = |direct| {
             let how = how.clone().direct(direct);
@@ -143,7 +146,7 @@ fn format(text: &str) -> Result<Format, String> {
     Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
 }
 
-/// "4096", "4k", "64m", "1G": powers of 1024.
+/// Parses "4096", "4k", "64m" or "1G"; the suffixes are powers of 1024.
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {

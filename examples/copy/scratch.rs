@@ -1,4 +1,4 @@
-//! Without SRC and DST: a scratch file to copy, and the proof that the copy is right.
+//! Without SRC and DST: copies a scratch file and verifies the copy.
 
 use std::fs;
 use std::io;
@@ -14,9 +14,9 @@ use crate::{copy, remedy};
 
 const MIB: u64 = 1 << 20;
 const LEN: u64 = 256 * MIB;
-/// A hole, so that there is one to be kept.
+/// A hole that the copy must keep.
 const HOLE: std::ops::Range<u64> = 96 * MIB..112 * MIB;
-/// For both files.
+/// The space needed for both files.
 const NEEDED: u64 = 2 * (LEN - (HOLE.end - HOLE.start));
 
 pub fn copy_and_verify(options: &Options) -> Result<String, String> {
@@ -29,7 +29,7 @@ pub fn copy_and_verify(options: &Options) -> Result<String, String> {
     fill(&source).map_err(say)?;
     let report = copy(&src, &dst, options)?;
 
-    // Both are read at the same time.
+    // Read both files concurrently.
     let sums = [&src, &dst].map(|path| {
         let file = options.open(File::options().read(true), path)?;
         Ok(spawn(move || checksum(&file)))
@@ -42,7 +42,7 @@ pub fn copy_and_verify(options: &Options) -> Result<String, String> {
     Ok(format!("{report}verified: checksum {of_src:016x} of both files\n"))
 }
 
-/// Better than to find out half way.
+/// Checks the free space in advance instead of failing halfway.
 fn check_space(file: &File) -> io::Result<()> {
     // SAFETY: the structure is plain data for which zero is valid, and the kernel fills it.
     let (result, there) = unsafe {
@@ -50,7 +50,7 @@ fn check_space(file: &File) -> io::Result<()> {
         (libc::fstatvfs(file.as_fd().as_raw_fd(), &mut there), there)
     };
     let free = (there.f_bavail * there.f_frsize) / MIB;
-    // One that tells no size has no limit.
+    // A file system that reports no size has no limit.
     if result != 0 || there.f_blocks == 0 || free >= NEEDED / MIB {
         return Ok(());
     }
@@ -64,7 +64,7 @@ fn check_space(file: &File) -> io::Result<()> {
     ))
 }
 
-/// Pseudo-random words with a hole among them.
+/// Fills the file with pseudo-random words, leaving a hole.
 fn fill(file: &File) -> io::Result<()> {
     file.set_len(LEN)?;
     let mut buf = AlignedBuf::new(MIB as usize, 4096);
@@ -78,7 +78,7 @@ fn fill(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// The `number`th value of this generator, started with seed 0.
+/// Returns the `number`th value of this generator, seeded with 0.
 fn splitmix64(number: u64) -> u64 {
     let state = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -86,7 +86,8 @@ fn splitmix64(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// FNV-1a, but of words instead of bytes, and rotated: every change of one word makes another sum.
+/// Computes a variant of FNV-1a on words instead of bytes, with a rotation: changing any single
+/// word changes the sum.
 fn checksum(file: &File) -> io::Result<u64> {
     let len = file.len()?;
     let mut sum = 0xcbf2_9ce4_8422_2325 ^ len;
@@ -102,7 +103,7 @@ fn checksum(file: &File) -> io::Result<u64> {
     Ok(sum)
 }
 
-/// Gone with all that is in it when dropped. Locked, as all that has a temporary name.
+/// A directory that is removed with its content when dropped. Locked, like all temporary names.
 struct Folder {
     path: PathBuf,
     _lock: fs::File,

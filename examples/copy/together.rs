@@ -1,4 +1,4 @@
-//! Coroutines that do the same, until all is done or one fails.
+//! Runs coroutines that do the same work until it is complete or one of them fails.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use coralio_aio::Coroutine;
 
-/// What the first who failed has met. The others look for it, and stop.
+/// The first error of a group. The other coroutines check it and stop.
 #[derive(Default)]
 pub struct FirstError(RefCell<Option<io::Error>>);
 
@@ -17,7 +17,8 @@ impl FirstError {
     }
 }
 
-/// So many coroutines that `work` on what they share, to their ends. The first error, if there was one, is the one returned.
+/// Runs `work` on the shared state in this number of coroutines, until all have ended. Returns the
+/// first error, if any.
 pub fn together<T: 'static>(
     coroutines: u64,
     shared: &Rc<T>,

@@ -1,5 +1,5 @@
-//! What the opponents in this process do alike: set up of their own, a warm-up, and the timed part, on the same file as the
-//! coroutines.
+//! The common part of the in-process opponents: setup, a warm-up and the timed part, on the same
+//! file as the coroutines.
 
 use std::io;
 use std::rc::Rc;
@@ -10,24 +10,25 @@ use crate::report::Round;
 use crate::target::Target;
 use crate::work::{Limit, WARM_UP, Work};
 
-/// One who does the same work otherwise, with a buffer for each operation at a time.
+/// Another implementation of the same work, with one buffer per concurrent operation.
 pub trait Bare: Sized {
-    /// What makes the kernel's side, and what to do if it does not.
+    /// The name of the setup step, and the remedy if it fails.
     const SETUP: &str;
     const REMEDY: &str;
 
     fn new(options: &Options, target: &Target) -> io::Result<Self>;
 
-    /// Does the work: nothing is in flight before and after, if it ends well.
+    /// Performs the work. On success, nothing is in flight afterwards.
     fn run(&mut self, work: &Rc<Work>) -> Result<(), String>;
 
-    /// System calls so far that submitted, and that slept; `None` where they are not counted.
+    /// Returns the numbers of submitting and sleeping system calls so far; `None` if they are not
+    /// counted.
     fn calls(&self) -> Option<(u64, u64)> {
         None
     }
 }
 
-/// One round.
+/// Runs one round.
 pub fn round<B: Bare>(options: &Options, target: &Target) -> Result<Round, String> {
     let say = |why: String| format!("{}: the opponent: {why}", target.name);
     let mut bare = B::new(options, target)

@@ -1,13 +1,13 @@
-//! How many operations per second, and what each costs: random or sequential reads or writes with N
-//! coroutines, each a plain loop of `read_at` or `write_at` into its own buffer.
+//! Measures operations per second and the cost of each: random or sequential reads or writes with N
+//! coroutines, each a simple loop of `read_at` or `write_at` with its own buffer.
 //!
-//! `--versus` sets the same work, in turns, against somebody else, and says what each operation costs either. The coroutines
-//! are in `ours.rs`: read that first.
+//! `--versus` compares with another implementation of the same work, in alternating rounds, and
+//! reports the cost per operation of both. Start with the coroutines in `ours.rs`.
 //!
-//! | `--versus` | against | in |
+//! | `--versus` | opponent | in |
 //! |---|---|---|
-//! | `raw` | a bare loop on the kernel's interface, without any coroutine | `raw.rs`, `raw_uring.rs`, `pool.rs` |
-//! | `pread` | a plain pool of threads | `pool.rs` |
+//! | `raw` | a bare loop on the kernel's interface, without coroutines | `raw.rs`, `raw_uring.rs`, `pool.rs` |
+//! | `pread` | a simple thread pool | `pool.rs` |
 //! | `tokio` | tokio's `File` | `tokio_file.rs` |
 //! | `qemu` | `qemu-img bench` | `qemu.rs` |
 //!
@@ -15,7 +15,7 @@
 //! cargo run --release --example iobench -- --pin 1 --versus raw
 //! ```
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod bare;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let mut options = Options::parse();
     match options.settle_kernel().and_then(|()| run(&options)) {
         Ok(text) => {
-            // A reader that has seen enough (`| head`) is no failure of the measurement.
+            // A reader that has seen enough (`| head`) is not a failure.
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
@@ -59,7 +59,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// All rounds in one context, which the file belongs to. The bare loop does not use it, and blocks it.
+/// Runs all rounds in one context, which owns the file. The bare loop does not use the context, and
+/// blocks it.
 fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
@@ -78,7 +79,7 @@ fn bench(options: &Options) -> Result<String, String> {
     let mut report = Report::new(options, &target);
     if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
-            // In turns, so that a change in the machine's mood meets both alike.
+            // Alternate, so that changes in the state of the machine affect both sides equally.
             let ours = ours::round(options, &target, false)?;
             let peer = opponent(versus, options, &target, ours.operations())?;
             report.pair(Pair { ours, peer });
@@ -92,7 +93,8 @@ fn bench(options: &Options) -> Result<String, String> {
     Ok(if options.json { report.json() } else { report.text() })
 }
 
-/// A round of the opponent's. One that can't be told to stop after a time does `operations`, as ours did.
+/// Runs a round of the opponent. One that cannot stop after a given time performs `operations`, as
+/// ours did.
 fn opponent(versus: Versus, options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
     match (versus, options.kernel) {
         (Versus::Raw, KernelChoice::Uring) => bare::round::<raw_uring::Raw>(options, target),

@@ -1,11 +1,11 @@
-//! Clocks: wall time, and the CPU time of this process or of its children, at the two ends of a timed stretch. And the CPU
-//! to stay on.
+//! Clocks for a timed interval: wall time, and the CPU time of this process or of its children.
+//! Also CPU pinning.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
-/// A moment, on all clocks.
+/// A point in time on all clocks.
 pub struct Moment {
     /// `RUSAGE_SELF` or `RUSAGE_CHILDREN`.
     whose: i32,
@@ -15,23 +15,23 @@ pub struct Moment {
     system: Duration,
 }
 
-/// What passed between two moments.
+/// The time between two moments.
 pub struct Spent {
     pub wall: Duration,
-    /// User and system together, exact (of children, to the microsecond).
+    /// User and system time together; exact for this process, in microseconds for children.
     pub cpu: Duration,
-    /// Shares of it; on many kernels these come from sampling at the timer tick.
+    /// The parts of `cpu`; on many kernels they are sampled at the timer tick.
     pub user: Duration,
     pub system: Duration,
 }
 
 impl Moment {
-    /// Of this process.
+    /// Reads the clocks of this process.
     pub fn now() -> Moment {
         Moment::of(libc::RUSAGE_SELF)
     }
 
-    /// Of the children that have ended by now, and were waited for.
+    /// Reads the clocks of the children that have ended and been waited for.
     pub fn of_children() -> Moment {
         Moment::of(libc::RUSAGE_CHILDREN)
     }
@@ -39,7 +39,8 @@ impl Moment {
     fn of(whose: i32) -> Moment {
         let mut usage = MaybeUninit::<libc::rusage>::uninit();
         let mut cpu = MaybeUninit::<libc::timespec>::uninit();
-        // SAFETY: both calls fill the struct that they are given, and fail only for an unknown first argument.
+        // SAFETY: both calls fill the struct that they are given, and fail only for an unknown
+        // first argument.
         let (usage, cpu) = unsafe {
             libc::getrusage(whose, usage.as_mut_ptr());
             libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, cpu.as_mut_ptr());
@@ -52,7 +53,7 @@ impl Moment {
         Moment { whose, wall: Instant::now(), cpu, user, system }
     }
 
-    /// From this moment to now.
+    /// Returns the time from this moment to now.
     pub fn spent(&self) -> Spent {
         let now = Moment::of(self.whose);
         Spent {
@@ -65,7 +66,7 @@ impl Moment {
 }
 
 impl Spent {
-    /// What is left of it without `other`.
+    /// Returns this interval minus `other`, at least zero.
     pub fn without(&self, other: &Spent) -> Spent {
         Spent {
             wall: self.wall.saturating_sub(other.wall),
@@ -76,10 +77,10 @@ impl Spent {
     }
 }
 
-/// Keeps this thread, and whatever it starts, on one CPU.
+/// Pins this thread, and the threads and processes that it starts, to one CPU.
 pub fn pin(cpu: usize) -> Result<(), String> {
     let why = if cpu < libc::CPU_SETSIZE as usize {
-        // SAFETY: a cpu_set_t is plain bits, zero is the empty set, and the number is within it.
+        // SAFETY: a cpu_set_t is plain bits, zero is the empty set, and the number is in range.
         let status = unsafe {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
             libc::CPU_SET(cpu, &mut set);

@@ -1,4 +1,4 @@
-//! The command line, and what of it makes no sense.
+//! The command line and its validation.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,46 +9,46 @@ use coralio_aio::KernelChoice;
 use crate::trace::TraceOption;
 use crate::work::{Limit, Pattern};
 
-/// What one request may carry: the kernel cuts longer ones short of 2 GiB.
+/// The maximum size of a request: the kernel truncates requests slightly below 2 GiB.
 const LARGEST_BLOCK: u64 = 1 << 30;
 
-/// Storage I/O by N coroutines, measured: IOPS, CPU time per operation, latencies, system calls
+/// Benchmark of storage I/O by N coroutines: IOPS, CPU time per operation, latencies, system calls
 #[derive(Parser, Debug)]
 #[command(name = "iobench")]
 pub struct Options {
-    /// File or block device to work on; left out: a sparse scratch file, gone afterwards
+    /// File or block device to use [default: a sparse scratch file]
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
 
-    /// The file is a qcow2 image, and its disk is worked on
+    /// The file is a qcow2 image: use the disk in it
     #[arg(long, requires = "file", conflicts_with = "size")]
     pub qcow2: bool,
 
-    /// Bytes of the file to work on (4096, 64m, 1G) [default: the file's length; scratch: 1G]
+    /// Bytes of the file to use (4096, 64m, 1G) [default: the file's length; scratch: 1G]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub size: Option<u64>,
 
-    /// Bytes of each operation
+    /// Size of each operation in bytes
     #[arg(long, value_name = "BYTES", default_value = "4k", value_parser = bytes)]
     pub block_size: u64,
 
-    /// Coroutines, each with one operation at a time
+    /// Number of coroutines, each with one operation at a time
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub depth: u32,
 
-    /// How long each round takes
+    /// Duration of each round in seconds
     #[arg(long, value_name = "S", default_value_t = 5.0, conflicts_with = "ops")]
     pub seconds: f64,
 
-    /// Each round does exactly this many operations instead
+    /// Exact number of operations per round, instead of a duration
     #[arg(long, value_name = "N")]
     pub ops: Option<u64>,
 
-    /// One block after the other, from the start again at the end [default: random]
+    /// Access blocks sequentially, wrapping around at the end [default: random]
     #[arg(long)]
     pub sequential: bool,
 
-    /// Sequential, but each block so many bytes after the one before, modulo the size
+    /// Sequential, with this distance between consecutive blocks, modulo the size
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub stride: Option<u64>,
 
@@ -56,43 +56,44 @@ pub struct Options {
     #[arg(long)]
     pub write: bool,
 
-    /// Past the page cache (O_DIRECT): auto is wherever the file system can
+    /// Bypass the page cache (O_DIRECT); auto does so wherever the file system allows it
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
-    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
     #[arg(long = "kernel", value_name = "KERNEL")]
     named: Option<KernelChoice>,
 
-    /// `named`, or what the environment says: see `settle_kernel`
+    /// `named`, or the value from the environment: see `settle_kernel`
     #[arg(skip)]
     pub kernel: KernelChoice,
 
-    /// Stay on this CPU, so that the figures are of one
+    /// Pin to this CPU, so that the figures are those of one CPU
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
 
-    /// Microseconds for which the loop may keep looking for completions before it sleeps: latency for CPU time
+    /// Maximum time in microseconds that the loop polls for completions before it sleeps: lower
+    /// latency at the cost of CPU time
     #[arg(long, value_name = "US", default_value_t = 0)]
     pub poll: u64,
 
-    /// The result as JSON
+    /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
 
-    /// Set it against somebody else, in turns
+    /// Compare with another implementation, in alternating rounds
     #[arg(long, value_enum)]
     pub versus: Option<Versus>,
 
-    /// How many turns each of both has
+    /// Number of rounds of each side
     #[arg(long, value_name = "N", default_value_t = 5, requires = "versus")]
     pub rounds: u32,
 
-    /// Read no clock per operation (with --versus: no extra round for the latencies)
+    /// Do not read a clock per operation (with --versus: no extra round for latencies)
     #[arg(long)]
     pub no_latency: bool,
 
-    /// Where the random offsets start; the same seed, the same offsets
+    /// Seed of the random offsets
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
@@ -100,7 +101,7 @@ pub struct Options {
     pub trace: TraceOption,
 }
 
-/// When to go past the page cache.
+/// When to bypass the page cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DirectArg {
     Auto,
@@ -108,21 +109,22 @@ pub enum DirectArg {
     Never,
 }
 
-/// What to be set against.
+/// The implementation to compare with.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Versus {
-    /// A bare loop on the same kernel interface, the ring read in memory, no coroutine; for threads: as pread
+    /// A bare loop on the same kernel interface, which reads the ring in memory, without
+    /// coroutines; for threads: as pread
     Raw,
-    /// qemu-img bench with the same kernel interface, in a process of its own
+    /// qemu-img bench with the same kernel interface, in its own process
     Qemu,
-    /// tokio's File; direct, where that can't be, its blocking pool
+    /// tokio's File; its blocking pool for direct I/O, which File does not support
     Tokio,
-    /// A plain pool of threads that read and write
+    /// A simple pool of threads that read and write
     Pread,
 }
 
 impl Versus {
-    /// As on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Versus::Raw => "raw",
@@ -132,7 +134,7 @@ impl Versus {
         }
     }
 
-    /// Heads its column.
+    /// Returns the column heading.
     pub fn label(self) -> &'static str {
         match self {
             Versus::Raw => "bare loop",
@@ -144,13 +146,13 @@ impl Versus {
 }
 
 impl Options {
-    /// The command line goes before the environment.
+    /// Sets the kernel interface. The command line takes precedence over the environment.
     pub fn settle_kernel(&mut self) -> Result<(), String> {
         self.kernel = self.named.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
         Ok(())
     }
 
-    /// Refuses what the parser can't know to be nonsense.
+    /// Rejects values that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         if self.depth == 0 {
             return Err("--depth 0 leaves no coroutine to do the work; give 1 or more".into());
@@ -179,7 +181,7 @@ impl Options {
         Ok(())
     }
 
-    /// In which order the blocks come.
+    /// Returns the order of the blocks.
     pub fn pattern(&self) -> Pattern {
         match self.stride {
             Some(stride) => Pattern::Steps { blocks: stride / self.block_size },
@@ -188,7 +190,7 @@ impl Options {
         }
     }
 
-    /// When a round is over.
+    /// Returns the end condition of a round.
     pub fn limit(&self) -> Limit {
         match self.ops {
             Some(count) => Limit::Ops(count),
@@ -196,13 +198,13 @@ impl Options {
         }
     }
 
-    /// "read" or "write", for messages.
+    /// Returns "read" or "write", for messages.
     pub fn verb(&self) -> &'static str {
         if self.write { "write" } else { "read" }
     }
 }
 
-/// "4096", "4k", "64m", "1G", "2t": powers of 1024.
+/// Parses "4096", "4k", "64m", "1G" or "2t"; the suffixes are powers of 1024.
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {

@@ -1,4 +1,5 @@
-//! The coroutines' side: N of them, each a plain loop. That is all there is to asynchronous I/O here.
+//! The coroutines' side: N coroutines, each a simple loop. Asynchronous I/O needs no more than
+//! that.
 
 use std::cell::RefCell;
 use std::io;
@@ -15,21 +16,21 @@ use crate::report::Round;
 use crate::target::Target;
 use crate::work::{Limit, WARM_UP, Work, short};
 
-/// Latencies in nanoseconds, to three digits.
+/// Latencies in nanoseconds, to three significant digits.
 pub type Latencies = Histogram<u64>;
 
-/// What all coroutines of a round share.
+/// The state that all coroutines of a round share.
 struct Job {
     file: Rc<File>,
     image: Option<Rc<dyn Image>>,
     work: Work,
     block: usize,
     write: bool,
-    /// Filled if the clock is to be read around each operation.
+    /// Recorded if set: reads the clock around each operation.
     latencies: Option<RefCell<Latencies>>,
 }
 
-/// One round: a warm-up, and the timed part.
+/// Runs one round: a warm-up and the timed part.
 pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
     let job = Rc::new(Job {
         file: Rc::clone(&target.file),
@@ -42,7 +43,8 @@ pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Roun
     let buffers = (0..options.depth).map(|_| target.buffer(options)).collect();
     let say = |why: String| format!("{}: {why}", target.name);
     let round = timed(&job, buffers, options.limit()).map_err(say)?;
-    // Its tables are in memory still. Off the clock: a file's writes are not brought to the medium either.
+    // Write the tables, which are still in memory. Not timed, because raw files are not synced
+    // either.
     job.image.as_ref().map_or(Ok(()), |image| image.flush()).map_err(|error| say(error.to_string()))?;
     Ok(round)
 }
@@ -54,7 +56,7 @@ fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit) -> Result<Round,
         latencies.borrow_mut().reset();
     }
 
-    // Spawned before the clock starts; none runs before this coroutine waits, in `join`.
+    // Spawned before the clock starts; none runs before this coroutine waits in `join`.
     let coroutines = start(job, buffers);
     let before = stats();
     let clock = Moment::now();
@@ -79,12 +81,12 @@ fn start(job: &Rc<Job>, buffers: Vec<AlignedBuf>) -> Vec<Worker> {
 fn join(coroutines: Vec<Worker>) -> Result<Vec<AlignedBuf>, String> {
     let ended: Vec<_> =
         coroutines.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect();
-    // All have ended before the first failure is looked at.
+    // All have ended before the first failure is returned.
     ended.into_iter().collect()
 }
 
 impl Job {
-    /// One coroutine, from its first operation to its last. Gives its buffer back.
+    /// Runs one coroutine from its first operation to its last. Returns its buffer.
     fn run(&self, mut buf: AlignedBuf) -> Result<AlignedBuf, String> {
         if let Some(image) = &self.image {
             self.run_on_image(&**image, &mut buf)?;
@@ -132,7 +134,7 @@ impl Job {
         self.work.stop();
         match result {
             Ok(count) => short(if self.write { "write" } else { "read" }, self.block as u64, offset, count as u64),
-            // Says by itself what was done where.
+            // The error already names the operation and the offset.
             Err(e) => e.to_string(),
         }
     }
@@ -142,12 +144,12 @@ fn clocked<T>(latencies: &RefCell<Latencies>, operation: impl FnOnce() -> T) -> 
     let start = Instant::now();
     let result = operation();
     let took = start.elapsed().as_nanos() as u64;
-    // Borrowed for this line alone, in which no coroutine can be switched.
+    // Borrowed only for this line, which cannot switch coroutines.
     latencies.borrow_mut().saturating_record(took);
     result
 }
 
-/// One nanosecond to one minute; what takes longer counts as a minute.
+/// Covers one nanosecond to one minute; longer operations count as one minute.
 fn histogram() -> Latencies {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constant bounds, in order")
 }

@@ -1,6 +1,7 @@
-//! The opponent on threads: what one writes first. Threads on one channel, each reading or writing with a plain system call
-//! and sending back its buffer; one thread that draws the offsets and gives out the work. As many threads as the library's
-//! own pool may have, so that what is compared is how the work gets to them and back.
+//! The opponent on threads, in the most obvious design: threads on one channel, each performing
+//! plain system calls and returning its buffer, and one thread that generates offsets and
+//! distributes the work. The number of threads is that of the library's own pool, so that the
+//! comparison covers the handover of the work and the results.
 
 use std::fs::File;
 use std::io;
@@ -19,13 +20,13 @@ use crate::options::Options;
 use crate::target::Target;
 use crate::work::{Work, short};
 
-/// A buffer and its offset there, the buffer and what was wrong back.
+/// Orders carry a buffer and an offset; replies carry the buffer and the result.
 type Order = (AlignedBuf, u64);
 type Done = (AlignedBuf, Result<(), String>);
 
-/// The threads, the two channels, and the buffers that are not with a thread.
+/// The threads, both channels, and the buffers that are not in use by a thread.
 pub struct Pool {
-    /// `None` in drop alone: the threads end when it is gone.
+    /// `None` only in drop: dropping the sender ends the threads.
     orders: Option<Sender<Order>>,
     done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
@@ -83,7 +84,7 @@ impl Pool {
     }
 }
 
-/// One thread, until nobody gives orders any more.
+/// Runs one thread until the order channel is closed.
 fn serve(file: &File, taken: &Mutex<Receiver<Order>>, give_back: &Sender<Done>, write: bool) {
     loop {
         let order = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -95,7 +96,7 @@ fn serve(file: &File, taken: &Mutex<Receiver<Order>>, give_back: &Sender<Done>, 
     }
 }
 
-/// One operation, complete or an error.
+/// Performs one operation; an incomplete transfer is an error.
 pub fn transfer(file: &File, buffer: &mut AlignedBuf, offset: u64, write: bool) -> Result<(), String> {
     let verb = if write { "write" } else { "read" };
     let result = if write { file.write_at(buffer, offset) } else { file.read_at(buffer, offset) };
@@ -111,7 +112,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.orders = None;
         for thread in self.threads.drain(..) {
-            // A panic of its own is printed, and was seen by `run`.
+            // If the thread panicked, the panic was printed and `run` has seen it.
             let _ = thread.join();
         }
     }

@@ -1,7 +1,9 @@
-//! The opponent in another process: `qemu-img bench` on the same file, with the same kernel interface, depth and offsets.
+//! The opponent in another process: `qemu-img bench` on the same file, with the same kernel
+//! interface, depth and offsets.
 //!
-//! It is started twice: for the warm-up alone, and for the warm-up and what is measured. The difference of the two is what
-//! counts, so that neither starting it nor opening the file does.
+//! It runs twice: once with only the warm-up, and once with the warm-up and the measured
+//! operations. The difference is the result, which excludes starting the process and opening the
+//! file.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
@@ -15,17 +17,17 @@ use crate::report::Round;
 use crate::target::Target;
 use crate::work::{Pattern, WARM_UP};
 
-/// At depth 1 with native AIO some versions crash now and then: such a run is tried again.
+/// Some versions occasionally crash at depth 1 with native AIO; such a run is retried.
 const TRIES: u32 = 6;
 
-/// One round of so many operations.
+/// Runs one round of `operations` operations.
 pub fn round(options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
     let warm_up = run(options, target, WARM_UP)?;
     let all = run(options, target, WARM_UP + operations)?;
     Ok(Round::peer(operations, all.without(&warm_up), None))
 }
 
-/// One run of it, from start to end.
+/// Runs `qemu-img bench` once.
 fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, String> {
     let Pattern::Steps { blocks } = options.pattern() else { unreachable!("refused by `Options::check`") };
     let [count, depth, block, step] =
@@ -35,10 +37,10 @@ fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, Str
         (true, KernelChoice::Threads) => ("none", "threads"),
         (true, _) => ("none", "native"),
         (false, KernelChoice::Uring) => ("writeback", "io_uring"),
-        // It has no native AIO through the page cache.
+        // qemu-img does not support native AIO with the page cache.
         (false, _) => ("writeback", "threads"),
     };
-    // Open here already, under whatever name it has or had; it inherits the CPU to stay on.
+    // Refers to the file opened here, whatever its name; the child inherits the CPU pinning.
     let path = format!("/proc/{}/fd/{}", process::id(), target.file.as_fd().as_raw_fd());
     let format = if options.qcow2 { "qcow2" } else { "raw" };
     let mut command = Command::new("qemu-img");

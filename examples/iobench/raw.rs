@@ -1,6 +1,7 @@
-//! The baseline: what somebody careful writes on the kernel's interface by hand. All requests are made once and
-//! used again; whatever is ready goes into one `io_submit`; completions are read from the ring in memory, and only
-//! when there are none does it wait in `io_getevents`. No eventfd, no coroutine, one request in flight per buffer.
+//! The baseline: a careful handwritten loop on the kernel's interface. All requests are created
+//! once and reused. All ready requests go into one `io_submit`. Completions are read from the ring
+//! in memory; it waits in `io_getevents` only when there are none. No eventfd, no coroutine, one
+//! request in flight per buffer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,7 +21,7 @@ const RING_MAGIC: u32 = 0xa10a_10a1;
 const CMD_PREAD: u16 = 0;
 const CMD_PWRITE: u16 = 1;
 
-/// What the kernel maps where `io_setup` says. `len` events follow.
+/// The ring that the kernel maps at the address returned by `io_setup`. `len` events follow.
 #[repr(C)]
 struct Ring {
     id: u32,
@@ -42,17 +43,18 @@ struct Event {
     result2: i64,
 }
 
-/// A kernel context, its ring, and a request per buffer. The requests and buffers never move while it lives.
+/// A kernel context, its ring, and one request per buffer. Requests and buffers never move during
+/// its lifetime.
 pub struct Raw {
     context: u64,
     requests: Box<[iocb]>,
-    /// Held for the kernel, which knows them by address.
+    /// Kept alive for the kernel, which has their addresses.
     _buffers: Vec<AlignedBuf>,
-    /// Requests to submit: the first `ready` of them.
+    /// Requests to submit: the first `ready` entries.
     batch: Box<[*mut iocb]>,
     ready: usize,
     in_flight: usize,
-    /// Where `io_getevents` puts what it waited for.
+    /// The events returned by `io_getevents`.
     waited: Box<[Event]>,
     submits: u64,
     sleeps: u64,
@@ -65,11 +67,12 @@ impl Bare for Raw {
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let depth = options.depth as usize;
         let mut context = 0u64;
-        // SAFETY: `context` is writable and holds zero, as io_setup wants it.
+        // SAFETY: `context` is writable and holds zero, as io_setup requires.
         check(unsafe { syscall(libc::SYS_io_setup, options.depth, &raw mut context) })?;
         let mut buffers: Vec<_> = (0..depth).map(|_| target.buffer(options)).collect();
         let requests = buffers.iter_mut().map(|buffer| {
-            // SAFETY: an iocb is integers alone; zero is valid, and what reserved fields must be.
+            // SAFETY: an iocb contains only integers, for which zero is valid; reserved fields must
+            // be zero.
             let mut request: iocb = unsafe { std::mem::zeroed() };
             request.aio_lio_opcode = if options.write { CMD_PWRITE } else { CMD_PREAD };
             request.aio_fildes = target.file.as_fd().as_raw_fd() as u32;
@@ -122,8 +125,8 @@ impl Bare for Raw {
 impl Raw {
     fn submit(&mut self) -> io::Result<()> {
         self.submits += 1;
-        // SAFETY: the first `ready` of the batch point to requests in `self`, whose buffers live until `drop`
-        // has waited for all of them.
+        // SAFETY: the first `ready` entries of the batch point to requests in `self`, whose buffers
+        // live until `drop` has waited for all of them.
         let status = unsafe { syscall(libc::SYS_io_submit, self.context, self.ready, self.batch.as_ptr()) };
         if status == self.ready as c_long {
             self.in_flight += self.ready;
@@ -137,25 +140,25 @@ impl Raw {
                 self.in_flight += taken;
                 Ok(())
             }
-            // The ring is full: what is reaped next makes room.
+            // The ring is full: the next reap makes room.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 => Ok(()),
             Err(e) => Err(e),
         }
     }
 
-    /// Takes what is on the ring. False: there was nothing.
+    /// Processes the completions on the ring. Returns false if there are none.
     #[inline]
     fn reap(&mut self, work: &Work) -> Result<bool, String> {
-        // SAFETY: the ring is mapped until io_destroy, in `drop`; the kernel changes nothing of it without an
-        // atomic but events, and those only beyond `tail`.
+        // SAFETY: the ring is mapped until io_destroy in `drop`; without atomics the kernel writes
+        // only events, and only those beyond `tail`.
         let ring = unsafe { &*(self.context as *const Ring) };
         let mut head = ring.head.load(Ordering::Relaxed);
-        // Acquire: the events up to the tail were written before it.
+        // Acquire: pairs with the kernel's update of the tail after writing the events.
         let tail = ring.tail.load(Ordering::Acquire);
         if head == tail {
             return Ok(false);
         }
-        // SAFETY: the events begin right behind the header of a known kind.
+        // SAFETY: the events directly follow the header, whose magic has been checked.
         let events = unsafe { ptr::from_ref(ring).add(1).cast::<Event>() };
         while head != tail {
             // SAFETY: head is below the ring's length, and before the tail.
@@ -166,12 +169,12 @@ impl Raw {
                 head = 0;
             }
         }
-        // Release: the events are read before the kernel may write there again.
+        // Release: the events have been read before the kernel may overwrite them.
         ring.head.store(head, Ordering::Release);
         Ok(true)
     }
 
-    /// Sleeps until something completes, and takes it.
+    /// Sleeps until a request completes, and processes the completions.
     fn wait(&mut self, work: &Work) -> Result<(), String> {
         self.sleeps += 1;
         // SAFETY: `waited` has room for as many events as there are requests.
@@ -192,12 +195,12 @@ impl Raw {
         Ok(())
     }
 
-    /// One request is done: checks it, and readies it for the next offset.
+    /// Checks a completed request and prepares it for the next offset.
     #[inline]
     fn complete(&mut self, request: *mut iocb, result: i64, work: &Work) -> Result<(), String> {
         self.in_flight -= 1;
-        // SAFETY: an event names the request that was submitted, which is in `self.requests`, and which the
-        // kernel is done with.
+        // SAFETY: an event refers to a submitted request, which is in `self.requests` and no longer
+        // used by the kernel.
         let request = unsafe { &mut *request };
         if result != request.aio_nbytes as i64 {
             let verb = if request.aio_lio_opcode == CMD_PWRITE { "write" } else { "read" };
@@ -205,7 +208,7 @@ impl Raw {
         }
         if let Some(offset) = work.next() {
             request.aio_offset = offset as i64;
-            // SAFETY: there is room for every request, and this one was not in the batch.
+            // SAFETY: the batch has room for every request, and this one was not in it.
             unsafe { *self.batch.get_unchecked_mut(self.ready) = request };
             self.ready += 1;
         }
@@ -215,12 +218,13 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // SAFETY: the context is ours. This waits for all that is in flight; the buffers are freed after it.
+        // SAFETY: this object owns the context. The call waits for all requests in flight; the
+        // buffers are freed after it.
         unsafe { syscall(libc::SYS_io_destroy, self.context) };
     }
 }
 
-/// A count, or what `errno` says.
+/// Returns the count, or the error in `errno`.
 fn check(status: c_long) -> io::Result<usize> {
     usize::try_from(status).map_err(|_| io::Error::last_os_error())
 }

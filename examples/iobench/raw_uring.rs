@@ -1,6 +1,7 @@
-//! The baseline on io_uring: what somebody careful writes on the crate by hand. The file is registered with the ring; whatever
-//! is ready goes into one `io_uring_enter`; completions are read from the ring in memory, and only when there are none does it
-//! wait. No eventfd, no coroutine, one request in flight per buffer.
+//! The baseline on io_uring: a careful handwritten loop on the crate. The file is registered with
+//! the ring. All ready requests go into one `io_uring_enter`. Completions are read from the ring in
+//! memory; it waits only when there are none. No eventfd, no coroutine, one request in flight per
+//! buffer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,7 +15,7 @@ use crate::options::Options;
 use crate::target::Target;
 use crate::work::{Work, failed};
 
-/// A ring, and its requests. Their buffers never move while it lives.
+/// A ring and its requests. Their buffers never move during its lifetime.
 pub struct Raw {
     ring: IoUring,
     requests: Box<[Request]>,
@@ -23,7 +24,7 @@ pub struct Raw {
     sleeps: u64,
 }
 
-/// One that is done again and again, each time elsewhere.
+/// A request that is reused with different offsets.
 struct Request {
     buffer: AlignedBuf,
     offset: u64,
@@ -61,7 +62,7 @@ impl Bare for Raw {
             if !requests.is_empty() {
                 self.submits += 1;
                 let submitted = submitter.submit();
-                // Out of memory for requests: what completes next makes room.
+                // If the kernel is out of memory for requests, completions make room.
                 submitted.map(drop).or_else(|e| pass(e, io::ErrorKind::WouldBlock)).map_err(say)?;
                 requests.sync();
             }
@@ -95,13 +96,13 @@ impl Bare for Raw {
     }
 }
 
-/// Lets one kind of error pass.
+/// Ignores one kind of error.
 fn pass(error: io::Error, kind: io::ErrorKind) -> io::Result<()> {
     if error.kind() == kind { Ok(()) } else { Err(error) }
 }
 
 impl Request {
-    /// Puts it on the ring, which has a place for each.
+    /// Pushes the request to the ring, which has an entry for each request.
     #[inline]
     fn push(&mut self, requests: &mut SubmissionQueue<'_>, i: usize, offset: u64) {
         self.offset = offset;
@@ -111,14 +112,16 @@ impl Request {
         } else {
             opcode::Read::new(file, buffer.as_mut_ptr(), self.block).offset(offset).build()
         };
-        // SAFETY: the buffer lives until `Raw`'s drop has waited for its request, and has no other one.
+        // SAFETY: the buffer lives until `Raw`'s drop has waited for its request, and is used by no
+        // other request.
         unsafe { requests.push(&entry.user_data(i as u64)) }.expect("a place for each buffer");
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // After a failure: the buffers are freed when the kernel has let go of them. What is not submitted yet goes too.
+        // After a failure, wait until the kernel no longer uses the buffers. This also submits the
+        // remaining requests.
         while self.in_flight > 0 && self.ring.submit_and_wait(1).is_ok() {
             self.in_flight -= self.ring.completion().count();
         }

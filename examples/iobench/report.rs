@@ -1,4 +1,4 @@
-//! What was measured, as text for people and as JSON for programs.
+//! The results, as text for people and as JSON for programs.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::ours::Latencies;
 use crate::target::Target;
 use crate::work::{Pattern, WARM_UP};
 
-/// One timed stretch of one side.
+/// The result of one timed round of one side.
 #[derive(Clone)]
 pub struct Round {
     operations: u64,
@@ -21,20 +21,20 @@ pub struct Round {
     cpu_ns: f64,
     user_ns: f64,
     system_ns: f64,
-    /// The engine's counts over the stretch, by name.
+    /// The engine's counters over the round, by name.
     counts: Vec<(&'static str, u64)>,
-    /// System calls per operation, by those counts, where there are any.
+    /// System calls per operation according to the counters, if known.
     system_calls: Option<f64>,
     latencies: Option<Latencies>,
 }
 
-/// Both sides, one right after the other.
+/// The results of both sides in consecutive rounds.
 pub struct Pair {
     pub ours: Round,
     pub peer: Round,
 }
 
-/// What a run has to say. Where there are rounds, both sides' figures are made of them by `median`.
+/// The results of a run. With several rounds, `median` combines the figures of each side.
 pub struct Report {
     head: Head,
     versus: Option<Versus>,
@@ -58,7 +58,7 @@ struct Head {
 }
 
 impl Round {
-    /// What the coroutines did between two looks at the engine's counts.
+    /// Creates the result of the coroutines from two readings of the engine's counters.
     pub fn ours(operations: u64, spent: Spent, before: &Stats, after: &Stats, latencies: Option<Latencies>) -> Round {
         let counts = vec![
             ("requests", after.requests - before.requests),
@@ -70,7 +70,7 @@ impl Round {
         Round::new(operations, spent, counts, Some(calls), latencies)
     }
 
-    /// What somebody else did, with how many system calls that submitted and that slept.
+    /// Creates the result of an opponent; `calls` are the submitting and sleeping system calls.
     pub fn peer(operations: u64, spent: Spent, calls: Option<(u64, u64)>) -> Round {
         let mut counts = vec![("requests", operations)];
         if let Some((submits, sleeps)) = calls {
@@ -87,7 +87,7 @@ impl Round {
         latencies: Option<Latencies>,
     ) -> Round {
         let each = |time: std::time::Duration| time.as_nanos() as f64 / operations as f64;
-        // The clocks may stand still over a handful of operations: no ratio is to divide by zero.
+        // The clocks may not advance during a few operations; avoid division by zero.
         let seconds = spent.wall.as_secs_f64().max(1e-9);
         Round {
             operations,
@@ -155,18 +155,18 @@ impl Report {
         }
     }
 
-    /// The one round of a run without an opponent.
+    /// Records the only round of a run without an opponent.
     pub fn alone(&mut self, mut round: Round) {
         self.latencies = round.latencies.take();
         self.alone = Some(round);
     }
 
-    /// One more turn of both.
+    /// Records one round of each side.
     pub fn pair(&mut self, pair: Pair) {
         self.pairs.push(pair);
     }
 
-    /// The latencies of a round that counts for nothing else.
+    /// Records the latencies of a round that is used for nothing else.
     pub fn latency(&mut self, round: Round) {
         self.latencies = round.latencies;
     }
@@ -285,11 +285,12 @@ fn alone(text: &mut String, round: &Round, block_size: u64) {
 }
 
 fn line(text: &mut String, what: std::fmt::Arguments<'_>) {
-    // A String takes everything.
+    // Writing to a String cannot fail.
     let _ = writeln!(text, "{what}");
 }
 
-/// The median of each figure by itself; operations, seconds and counts are those of all rounds together.
+/// Computes the median of each figure separately; operations, seconds and counters are totals of
+/// all rounds.
 fn median(rounds: &[&Round]) -> Round {
     let middle = |figure: fn(&Round) -> f64| {
         let mut all: Vec<f64> = rounds.iter().map(|round| figure(round)).collect();
@@ -312,7 +313,7 @@ fn median(rounds: &[&Round]) -> Round {
     }
 }
 
-/// 4096 as "4 KiB"; what is no round number in bytes.
+/// Formats 4096 as "4 KiB"; other values in bytes.
 fn scaled(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
@@ -322,7 +323,7 @@ fn scaled(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
-/// 1234567 as "1,234,567".
+/// Formats 1234567 as "1,234,567".
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

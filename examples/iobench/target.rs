@@ -1,4 +1,4 @@
-//! The file that is worked on: the user's, opened with care, or a scratch file that nobody will ever see.
+//! The file to use: the user's file, opened with care, or an unnamed scratch file.
 
 use std::fs;
 use std::io;
@@ -12,23 +12,23 @@ use coralio_qcow2::{Format, Image};
 
 use crate::options::{DirectArg, Options, Versus};
 
-/// What a scratch file has when nobody says.
+/// The default size of a scratch file.
 const SCRATCH_SIZE: u64 = 1 << 30;
 
-/// Buffers start on a page: what every device takes, and the same for both sides.
+/// Page alignment suits every device, and is the same for both sides.
 const PAGE: usize = 4096;
 
-/// An open file, and the part of it to work on.
+/// An open file, and the part of it to use.
 pub struct Target {
     pub file: Rc<File>,
-    /// The disk in it, if it is a qcow2 image.
+    /// The disk in the file, if it is a qcow2 image.
     pub image: Option<Rc<dyn Image>>,
     /// For messages.
     pub name: String,
     pub scratch: bool,
-    /// Bytes to work on.
+    /// The number of bytes to use.
     pub size: u64,
-    /// Whole blocks in them.
+    /// The number of whole blocks in `size`.
     pub blocks: u64,
 }
 
@@ -44,7 +44,8 @@ impl Target {
                 let (held, path) = scratch(options.size.unwrap_or(SCRATCH_SIZE))?;
                 let name = format!("scratch file in {}", std::env::temp_dir().display());
                 let target = Target::finish(&path, name, true, options);
-                // Open by now under its second descriptor, or of no use.
+                // No longer needed: the file has been opened through a second descriptor, or
+                // opening has failed.
                 drop(held);
                 target
             }
@@ -98,8 +99,8 @@ impl Target {
         Ok(Target { file: Rc::new(file), image, scratch, size, blocks: size / block, name })
     }
 
-    /// One buffer, as both sides use them: touched, so that its pages are there, and not zero, so that
-    /// nothing below takes a write for a hole.
+    /// Creates a buffer, the same way for both sides: filled so that its pages are mapped, and
+    /// nonzero so that no lower layer turns a write into a hole.
     pub fn buffer(&self, options: &Options) -> AlignedBuf {
         let align = self.file.alignment().memory.max(PAGE);
         let mut buf = AlignedBuf::new(options.block_size as usize, align);
@@ -108,7 +109,7 @@ impl Target {
     }
 }
 
-/// What to do when the file can't be opened, where the library doesn't say it.
+/// Returns a remedy for errors of opening the file that do not already include one.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; choose a file that you may use so, or change its permissions",
@@ -117,7 +118,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Looks before opening: a pipe would block there, and a mounted disk must not be written.
+/// Checks the file before opening it: opening a pipe would block, and a mounted disk must not be
+/// written.
 fn look(path: &Path, options: &Options) -> Result<(), String> {
     let kind = match fs::metadata(path) {
         Ok(meta) => meta.file_type(),
@@ -133,7 +135,7 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
         return Err("is neither a file nor a block device; give one of these".into());
     }
     if kind.is_block_device() && options.write {
-        // The kernel hands out an exclusive claim only if nothing has it mounted.
+        // The kernel grants an exclusive open only if the device is not mounted.
         fs::OpenOptions::new()
             .write(true)
             .custom_flags(libc::O_EXCL)
@@ -143,8 +145,8 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// A sparse file without a name: whatever ends this process ends the file too. It is opened again, with the
-/// flags that the options ask for, through the path returned, while the file returned lives.
+/// Creates a sparse unnamed file, which disappears with the process. Through the returned path it
+/// can be reopened with other flags as long as the returned file is open.
 fn scratch(size: u64) -> Result<(fs::File, PathBuf), String> {
     let path = std::env::temp_dir().join(format!("coralio-iobench-{}", std::process::id()));
     let say = |e: io::Error| format!("{}: {e}; make room there, or set TMPDIR to a place that has it", path.display());

@@ -1,8 +1,9 @@
-//! The opponent in async: tasks on tokio's current-thread runtime, as many as there are coroutines, each a plain loop on its
-//! own `File`.
+//! The async opponent: tasks on tokio's current-thread runtime, one per coroutine of the other
+//! side, each a simple loop on its own `File`.
 //!
-//! tokio's `File` has no positioned read: it seeks, and reads into a buffer of its own that it copies from. Direct I/O does
-//! not take that buffer, so there the tasks do what tokio's users do: `spawn_blocking` around a positioned read.
+//! tokio's `File` has no positioned read: it seeks, and reads into an internal buffer from which it
+//! copies. That buffer is unsuitable for direct I/O, so there the tasks do what tokio's users do:
+//! `spawn_blocking` with a positioned read.
 
 use std::fs;
 use std::io::{self, SeekFrom};
@@ -22,13 +23,13 @@ use crate::pool::transfer;
 use crate::target::Target;
 use crate::work::Work;
 
-/// The runtime with its threads, and what each task has.
+/// The runtime with its threads, and the tasks' state.
 pub struct Tokio {
     runtime: Runtime,
     tasks: Vec<Task>,
 }
 
-/// One task's file and buffer.
+/// The file and buffer of one task.
 struct Task {
     way: Way,
     buffer: AlignedBuf,
@@ -36,7 +37,7 @@ struct Task {
 }
 
 enum Way {
-    /// Each has one of its own: the position belongs to the open file.
+    /// Each task opens the file itself, because the position belongs to the open file description.
     File(File),
     Blocking(Arc<fs::File>),
 }
@@ -98,7 +99,7 @@ impl Task {
                     file.seek(SeekFrom::Start(offset)).await?;
                     if write {
                         file.write_all(buffer).await?;
-                        // It is written when this says so, not before.
+                        // The write has reached the file only after the flush.
                         file.flush().await
                     } else {
                         file.read_exact(buffer).await.map(drop)

@@ -1,45 +1,46 @@
-//! What is to be done: the offsets one after the other, and when to stop. Both sides draw from this, so what is
-//! compared is the same work, and what drawing costs is the same too.
+//! The work: the sequence of offsets, and the end condition. Both sides draw from it, so they do
+//! the same work and pay the same cost for drawing.
 
 use std::cell::Cell;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Operations before the clock starts: they fault the memory in and fill caches and predictors.
+/// Number of operations before the clock starts: they fault in the memory and fill caches and
+/// predictors.
 pub const WARM_UP: u64 = 4096;
 
-/// Operations from one look at the clock to the next.
+/// Number of operations between two reads of the clock.
 const CHUNK: u64 = 512;
 
-/// When a round is over.
+/// The end condition of a round.
 #[derive(Clone, Copy)]
 pub enum Limit {
     Ops(u64),
     Time(Duration),
 }
 
-/// In which order the blocks come.
+/// The order of the blocks.
 #[derive(Clone, Copy)]
 pub enum Pattern {
     Random {
         seed: u64,
     },
-    /// From the start, so many blocks on each time, and beyond the end from the start again.
+    /// From the start in steps of `blocks`, wrapping around at the end.
     Steps {
         blocks: u64,
     },
 }
 
-/// The offsets of one round, and how many are left of it.
+/// The offsets of one round, and how many are left.
 pub struct Work {
     block: u64,
     blocks: u64,
     pattern: Pattern,
-    /// State of the generator, or the next block's number.
+    /// State of the generator, or the number of the next block.
     state: Cell<u64>,
-    /// Until the next look at what is left.
+    /// Operations until the limit is checked again.
     left: Cell<u64>,
-    /// Handed out or about to be, `left` included.
+    /// Operations handed out so far, plus `left`.
     granted: Cell<u64>,
     until: Cell<Option<Instant>>,
 }
@@ -61,7 +62,7 @@ impl Work {
         }
     }
 
-    /// A new stretch of work. The offsets go on from where they are.
+    /// Begins a new round. The sequence of offsets continues.
     pub fn begin(&self, limit: Limit) {
         let (left, until) = match limit {
             Limit::Ops(count) => (count, None),
@@ -72,7 +73,7 @@ impl Work {
         self.until.set(until);
     }
 
-    /// The next offset to work at; `None` when the work is done.
+    /// Returns the next offset, or `None` when the work is done.
     #[inline]
     pub fn next(&self) -> Option<u64> {
         let left = self.left.get();
@@ -83,14 +84,14 @@ impl Work {
         Some(self.offset())
     }
 
-    /// Nobody gets any more: something has failed.
+    /// Ends the work after a failure: no more offsets are handed out.
     pub fn stop(&self) {
         self.granted.set(self.done());
         self.left.set(0);
         self.until.set(None);
     }
 
-    /// Operations handed out since `begin`.
+    /// Returns the number of operations handed out since `begin`.
     pub fn done(&self) -> u64 {
         self.granted.get() - self.left.get()
     }
@@ -108,7 +109,7 @@ impl Work {
 
     #[inline]
     fn offset(&self) -> u64 {
-        // Both without a division, which would be seen in the figures.
+        // Both avoid a division, whose cost would be visible in the results.
         let block = match self.pattern {
             Pattern::Steps { blocks: step } => {
                 let block = self.state.get();
@@ -131,7 +132,8 @@ impl Work {
     }
 }
 
-/// What is wrong with an operation that brought `result`: a count, or a negative error number. On the bare sides.
+/// Describes a failed operation with this `result`, a count or a negative error number. For the
+/// bare sides.
 #[cold]
 pub fn failed(verb: &str, block: u64, offset: u64, result: i64) -> String {
     match u64::try_from(result) {
@@ -143,7 +145,7 @@ pub fn failed(verb: &str, block: u64, offset: u64, result: i64) -> String {
     }
 }
 
-/// Says where fewer bytes came or went than asked for; on every side.
+/// Describes a short transfer, for all sides.
 pub fn short(verb: &str, block: u64, offset: u64, count: u64) -> String {
     format!(
         "short {verb} at offset {offset}: {count} of {block} bytes; \

@@ -1,9 +1,10 @@
-//! Group commit, without the waiting: who leads, who waits for what. Both sides run this under their own kind of lock, so
-//! what they are compared in is the waiting, the waking and the I/O.
+//! The state machine of group commit, without waiting: it decides which writer leads and which
+//! queue a writer waits in. Both implementations run it under their own lock type, so that the
+//! comparison covers waiting, waking and I/O.
 //!
 //! ```text
-//!   batch n      filling  ->  one leads: taken  ->  written, synced  ->  durable, all of it wake
-//!   batch n+1                 filling ........................ one of it leads ->
+//!   batch n      filling  ->  taken by a leader  ->  written, synced  ->  durable, its writers wake
+//!   batch n+1                 filling ........................ one of its writers leads ->
 //! ```
 
 use std::fs;
@@ -15,16 +16,16 @@ use coralio_aio::AlignedBuf;
 
 use crate::record::{BLOCK, Scan, encode, size};
 
-/// The file's length goes up by this much at a time, so that few syncs have a new length to write.
+/// The file's length grows in steps of this size, so that few syncs must also write a new length.
 const STEP: u64 = 16 << 20;
 
-/// Locks a log until its file is closed: two writers would write over each other's records.
+/// Locks a log until its file is closed, because two writers would overwrite each other's records.
 ///
 /// # Errors
 ///
-/// `ResourceBusy` if another program, or another part of this one, has the log open for writing.
+/// `ResourceBusy` if another program, or this one, has the log open for writing elsewhere.
 pub fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
-    // The lock belongs to the open file, which the duplicate shares.
+    // The lock belongs to the open file description, which the duplicate shares.
     match fs::File::from(file.try_clone_to_owned()?).try_lock() {
         Ok(()) => Ok(()),
         Err(fs::TryLockError::WouldBlock) => {
@@ -37,25 +38,25 @@ pub fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Records on their way to the file, in one aligned piece.
+/// Records on their way to the file, in one aligned buffer.
 pub struct Batch {
     buffer: AlignedBuf,
     len: usize,
     number: u64,
-    /// Where it goes.
+    /// The offset in the file.
     pub offset: u64,
-    /// The length that the file is to have before.
+    /// The length to set before writing, if the file must grow.
     pub grow_to: Option<u64>,
 }
 
 impl Batch {
-    /// What is to be written: whole blocks.
+    /// Returns the bytes to write: whole blocks.
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[..self.len.next_multiple_of(BLOCK as usize)]
     }
 }
 
-/// A record's place in a batch.
+/// Identifies a record and its batch.
 #[derive(Clone, Copy)]
 pub struct Ticket {
     batch: u64,
@@ -63,19 +64,19 @@ pub struct Ticket {
     pub number: u64,
 }
 
-/// What the owner of a ticket does next.
+/// The next step of a writer.
 pub enum Turn {
-    /// Its record is on the medium.
+    /// Its record is on stable storage.
     Durable,
-    /// It never will be.
+    /// Its record will never be.
     Failed(io::Error),
-    /// Nobody writes: it does, for all of its batch.
+    /// No batch is being written: this writer writes the next one on behalf of all its members.
     Lead,
-    /// It waits in this one of the two queues.
+    /// Wait in this one of the two queues.
     Wait(usize),
 }
 
-/// The state that the lock is around.
+/// The state protected by the log's lock.
 pub struct Group {
     filling: Batch,
     spare: Option<Batch>,
@@ -89,7 +90,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Goes on behind what a scan has found. A batch has room for one record, at most so long, of each writer: none has two.
+    /// Creates the state of a log that continues after the records that a scan has found. A batch
+    /// has room for one record of at most `payload` bytes per writer; no writer has two at a time.
     pub fn new(found: &Scan, writers: usize, payload: usize) -> Group {
         let batch = |number| Batch {
             buffer: AlignedBuf::new((writers * size(payload)).next_multiple_of(BLOCK as usize), BLOCK as usize),
@@ -110,7 +112,7 @@ impl Group {
         }
     }
 
-    /// Puts a record into the batch that is filling.
+    /// Adds a record to the batch being filled.
     pub fn push(&mut self, payload: &[u8]) -> Ticket {
         let Batch { buffer, len, number: batch, .. } = &mut self.filling;
         let ticket = Ticket { batch: *batch, number: self.next_record };
@@ -133,7 +135,7 @@ impl Group {
         Turn::Lead
     }
 
-    /// What the leader writes. From here on the next batch fills.
+    /// Takes the batch for the leader to write. Further records go to the next batch.
     pub fn take(&mut self) -> Batch {
         let mut next = self.spare.take().expect("one writes at a time");
         next.len = 0;
@@ -142,7 +144,7 @@ impl Group {
         batch.offset = self.end;
         let used = batch.len;
         let padded = batch.bytes().len();
-        // The buffer has been used before.
+        // The buffer contains data of an earlier batch.
         batch.buffer[used..padded].fill(0);
         self.end += padded as u64;
         batch.grow_to = (self.end > self.len).then(|| self.end.next_multiple_of(STEP));
@@ -150,8 +152,8 @@ impl Group {
         batch
     }
 
-    /// The batch is durable, or the log has failed for good. Returns the queue of those who waited for it; one of the other
-    /// leads next.
+    /// Marks the batch durable, or the log permanently failed. Returns the queue of the batch's
+    /// writers; a writer from the other queue leads next.
     pub fn finish(&mut self, batch: Batch, result: io::Result<()>) -> usize {
         self.writing = false;
         let queue = (batch.number % 2) as usize;
@@ -163,17 +165,17 @@ impl Group {
         queue
     }
 
-    /// Whether no record will get in any more.
+    /// Returns whether the log has permanently failed.
     pub fn has_failed(&self) -> bool {
         self.failed.is_some()
     }
 
-    /// How many batches were begun: as many syncs.
+    /// Returns the number of batches, which is also the number of syncs.
     pub fn batches(&self) -> u64 {
         self.filling.number
     }
 
-    /// Where the log ends, for the file's length.
+    /// Returns the end of the log, to which the file is truncated.
     pub fn end(&self) -> u64 {
         self.end
     }

@@ -1,20 +1,21 @@
-//! A log with group commit: several writers append records; one of those that wait writes a batch for all, with one aligned
-//! write and one sync, and wakes them. Each `append` returns when its record is on the medium.
+//! A log with group commit: several writers append records. One of the waiting writers writes a
+//! batch for all of them, with one aligned write and one sync, and wakes them. Each `append`
+//! returns when its record is on stable storage.
 //!
 //! ```text
-//! cargo run --release --example log                                     a scratch file, five seconds
-//! cargo run --release --example log -- --versus threads --pin 1         against the same on threads, in turns
-//! cargo run --release --example log -- --file LOG --verify              what is in a log
+//! cargo run --release --example log                                 a scratch file, five seconds
+//! cargo run --release --example log -- --versus threads --pin 1     compared with threads, alternating
+//! cargo run --release --example log -- --file LOG --verify          check the content of a log
 //! ```
 //!
-//! Read `ours.rs` first: `append` is the whole of it. `threads.rs` is the same with threads; both share the records
-//! (`record.rs`) and the state of a group commit (`group.rs`).
+//! Start with `append` in `ours.rs`, which is the complete algorithm. `threads.rs` is the same with
+//! threads; both share the record format (`record.rs`) and the state of group commit (`group.rs`).
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod group;
-// Of its clocks this program reads its own alone.
+// This program uses only the clock of its own process.
 #[allow(dead_code)]
 #[path = "../iobench/meter.rs"]
 mod meter;
@@ -76,7 +77,7 @@ fn run(options: &Options) -> Result<String, String> {
     let mut rounds = [Vec::new(), Vec::new()];
     let mut text = String::new();
     for _ in 0..options.rounds {
-        // In turns, so that a change in the machine's mood meets both alike.
+        // Alternate, so that changes in the state of the machine affect both sides equally.
         for (side, round) in [coroutines, on_threads].into_iter().enumerate() {
             let round = round(path, options).map_err(say)?;
             text += &round.text(["coroutines", "threads"][side]);
@@ -88,13 +89,13 @@ fn run(options: &Options) -> Result<String, String> {
     Ok(format!("{text}median ratios, coroutines / threads: commits/s {commits:.3}, CPU per commit {cpu:.3}\n"))
 }
 
-/// The error's text, with the path in front unless the text contains it.
+/// Returns the error's text, prefixed with the path unless the text contains it.
 fn with_path(path: &Path, why: &io::Error) -> String {
     let (path, why) = (path.display().to_string(), why.to_string());
     if why.contains(&path) { why } else { format!("{path}: {why}") }
 }
 
-/// What one side did in one round.
+/// The result of one side in one round.
 struct Round {
     before: Scan,
     commits: u64,
@@ -102,7 +103,7 @@ struct Round {
     spent: Spent,
 }
 
-/// The log on coroutines, in a context of its own.
+/// Runs the log on coroutines, in its own context.
 fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
     let work = || {
         let (log, before) = ours::Log::open(path, options.writers as usize, options.payload)?;
@@ -122,7 +123,7 @@ fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
     options.trace.run(runner, said, || work().map_err(said)).map_err(io::Error::other)
 }
 
-/// The log on threads.
+/// Runs the log on threads.
 fn on_threads(path: &Path, options: &Options) -> io::Result<Round> {
     let (log, before) = threads::Log::open(path, options.writers as usize, options.payload)?;
     let clock = Moment::now();
@@ -139,7 +140,8 @@ fn on_threads(path: &Path, options: &Options) -> io::Result<Round> {
     finish(&job, before, spent, ended, || log.close())
 }
 
-/// The first error, with what is safe all the same; or else the round.
+/// Closes the log and returns the round, or the first error with the number of acknowledged
+/// records.
 fn finish(
     job: &Job,
     before: Scan,
@@ -159,12 +161,12 @@ impl Round {
         self.commits as f64 / self.spent.wall.as_secs_f64().max(1e-9)
     }
 
-    /// Microseconds.
+    /// In microseconds.
     fn cpu_per_commit(&self) -> f64 {
         self.spent.cpu.as_secs_f64() * 1e6 / self.commits.max(1) as f64
     }
 
-    /// What was there before, if anything.
+    /// Describes the content of the log before the round, if any.
     fn found(&self) -> String {
         match self.before {
             Scan { records: 0, torn: false, .. } => String::new(),
@@ -193,7 +195,7 @@ fn median(rounds: &[Round], figure: fn(&Round) -> f64) -> f64 {
     (all[(all.len() - 1) / 2] + all[all.len() / 2]) / 2.0
 }
 
-/// Reads a log and changes nothing: every writer's records must be there in the order in which it wrote them.
+/// Checks a log without changing it: the records of each writer must be in order.
 fn verify(path: &Path, options: &Options) -> io::Result<String> {
     Runner::new().kernel(options.kernel).run(|| {
         let file = File::open(path)?;
@@ -224,7 +226,7 @@ fn verify(path: &Path, options: &Options) -> io::Result<String> {
     })?
 }
 
-/// A file without a name: gone with the process, however that ends.
+/// An unnamed file: it disappears when the process ends for any reason.
 struct Scratch {
     path: PathBuf,
     _file: fs::File,

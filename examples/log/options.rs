@@ -1,4 +1,4 @@
-//! The command line, and what of it makes no sense.
+//! The command line and its validation.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,82 +10,82 @@ use crate::trace::TraceOption;
 
 use crate::record::LONGEST;
 
-/// What says who wrote a record, and when, in every payload.
+/// Length of the label in each payload: the writer and its record count.
 pub const LABEL: usize = 12;
 
-/// An append-only log with group commit: several writers, one write and one sync for all that wait
+/// An append-only log with group commit: several writers share one write and one sync
 ///
-/// FILE is made, or gone on with: what is whole in it is kept, a torn tail is cut off. Each record is acknowledged when it is
-/// on the medium. FILE is locked against a second writer meanwhile.
+/// FILE is created, or continued: complete records are kept and a torn tail is truncated. Each
+/// record is acknowledged when it is on stable storage. FILE is locked against a second writer.
 #[derive(Parser, Debug)]
 #[command(name = "log")]
 pub struct Options {
-    /// The log; left out: a scratch file, gone afterwards
+    /// The log [default: a scratch file]
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
 
-    /// Writers, each with one record at a time
+    /// Number of writers, each with one record at a time
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub writers: u32,
 
-    /// Bytes of each record, without its header
+    /// Size of each record in bytes, without its header
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     pub payload: usize,
 
-    /// Before each record a writer lets the others run up to so many times, each writer another number, so that not all
-    /// are in one batch
+    /// Before each record a writer yields up to this number of times, depending on the writer, so
+    /// that not all records are in one batch
     #[arg(long, value_name = "TURNS", default_value_t = 0)]
     pub stagger: u32,
 
-    /// How long each round takes
+    /// Duration of each round in seconds
     #[arg(long, value_name = "S", default_value_t = 5.0, conflicts_with = "records")]
     pub seconds: f64,
 
-    /// Each writer appends exactly this many records instead
+    /// Exact number of records of each writer, instead of a duration
     #[arg(long, value_name = "N")]
     pub records: Option<u64>,
 
-    /// Through which of the kernel's interfaces: auto, aio, uring, threads
+    /// Kernel interface: auto, aio, uring, threads
     #[arg(long, default_value_t = KernelChoice::Auto)]
     pub kernel: KernelChoice,
 
     #[command(flatten)]
     pub trace: TraceOption,
 
-    /// Stay on this CPU, so that the figures are of one
+    /// Pin to this CPU, so that the figures are those of one CPU
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
 
-    /// Set it against the same log on threads, in turns
+    /// Compare with the same log on threads, in alternating rounds
     #[arg(long, value_enum)]
     pub versus: Option<Versus>,
 
-    /// How many turns each of both has
+    /// Number of rounds of each side
     #[arg(long, value_name = "N", default_value_t = 5, requires = "versus")]
     pub rounds: u32,
 
-    /// Print "WRITER COUNT" of each record when it is acknowledged
+    /// Print "WRITER COUNT" for each record when it is acknowledged
     #[arg(long, conflicts_with = "versus")]
     pub acknowledge: bool,
 
-    /// Append nothing: check FILE, and say what is in it
+    /// Append nothing; check FILE and report its content
     #[arg(long, requires = "file", conflicts_with_all = ["versus", "acknowledge", "records"])]
     pub verify: bool,
 
-    /// Print "WRITER COUNT" of each record that is in it
+    /// Print "WRITER COUNT" for each record in FILE
     #[arg(long, requires = "verify")]
     pub list: bool,
 }
 
-/// What to be set against.
+/// The implementation to compare with.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Versus {
-    /// A thread for each writer, a Mutex and Condvars, plain system calls
+    /// One thread per writer, with a Mutex, Condvars and plain system calls
     Threads,
 }
 
 impl Options {
-    /// Refuses what the parser can't know to be nonsense.
+    /// Rejects values that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         if self.writers == 0 {
             return Err("--writers 0 leaves nobody to append; give 1 or more".into());

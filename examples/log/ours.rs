@@ -1,4 +1,4 @@
-//! The log on coroutines: `append` is the whole of it.
+//! The log on coroutines; `append` is the complete algorithm.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,29 +9,29 @@ use coralio_aio::{CoMutex, CoQueue, File, yield_now};
 use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};
 
-/// An open log. Coroutines share it.
+/// An open log, shared by coroutines.
 pub struct Log {
     file: File,
     group: CoMutex<Group>,
-    /// One for the batch that is written, one for the batch that fills, in turns.
+    /// One queue for the batch being written and one for the batch being filled, alternating.
     queues: [CoQueue; 2],
 }
 
 impl Log {
-    /// Opens a log, or creates one, and locks it; finds its end, and cuts off what is torn behind it.
+    /// Opens or creates a log and locks it; finds its end and truncates a torn tail.
     pub fn open(path: &Path, writers: usize, payload: usize) -> io::Result<(Log, Scan)> {
         let file = File::options().read(true).write(true).create(true).open(path)?;
         lock(file.as_fd())?;
         let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
         found.check_foreign()?;
-        // To the byte: what follows in its last block must read as zeros.
+        // Truncate to the byte, so that the rest of the last block reads as zeros.
         file.set_len(found.end)?;
         file.sync_all()?;
         let group = CoMutex::new(Group::new(&found, writers, payload));
         Ok((Log { file, group, queues: [CoQueue::new(), CoQueue::new()] }, found))
     }
 
-    /// Appends a record, and returns its number when it is on the medium.
+    /// Appends a record. Returns its number when the record is on stable storage.
     pub fn append(&self, payload: &[u8]) -> io::Result<u64> {
         let mut group = self.group.lock();
         let ticket = group.push(payload);
@@ -42,7 +42,7 @@ impl Log {
                 Turn::Wait(queue) => group = self.queues[queue].wait(group),
                 Turn::Lead => {
                     drop(group);
-                    // All that can run get their record into the batch.
+                    // All runnable writers add their records to the batch first.
                     yield_now();
                     let batch = self.group.lock().take();
                     let written = self.write(&batch);
@@ -67,7 +67,7 @@ impl Log {
         self.file.sync_data()
     }
 
-    /// Gives back what the file is longer than the log. Returns the number of syncs.
+    /// Truncates the file to the length of the log. Returns the number of syncs.
     pub fn close(self) -> io::Result<u64> {
         let group = self.group.into_inner();
         self.file.set_len(group.end())?;

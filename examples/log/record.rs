@@ -1,36 +1,37 @@
-//! What a record looks like in the file, and how they are found again.
+//! The format of records, and the scan that finds them.
 //!
 //! ```text
-//!   checksum  length  number   payload              of all from `length` on
+//!   checksum  length  number   payload              the checksum covers everything from `length`
 //!   4 bytes   4       8        length               little-endian
 //! ```
 //!
-//! Records follow each other, each filled up with zeros to a multiple of 16 bytes, so that no header lies across two blocks. A
-//! batch begins with a block and is filled up with zeros to the next. Numbers go up by one, so what is left of another time
-//! is not taken for the next record. The first that is not whole ends the log: a torn tail.
+//! Records follow each other, each padded with zeros to a multiple of 16 bytes, so that no header
+//! crosses a block boundary. A batch starts at a block boundary and is padded with zeros to the
+//! next. Record numbers increase by one, so a leftover of earlier content is not taken for the next
+//! record. The first incomplete record ends the log: a torn tail.
 
 use std::io;
 
 use coralio_aio::AlignedBuf;
 
-/// Batches begin and end on a block's border: what every disk takes.
+/// Batches start and end at block boundaries, which every disk accepts.
 pub const BLOCK: u64 = 4096;
 
-/// Checksum, length, number.
+/// Checksum, length and number.
 const HEADER: usize = 16;
 
-/// The longest payload: a record fits the window of the scan.
+/// The maximum payload; a record fits into the window of the scan.
 pub const LONGEST: usize = 64 << 10;
 
-/// What is read at once; each record is in it as a whole after at most one more read.
+/// Bytes per read; each record fits completely after at most one further read.
 const WINDOW: usize = 1 << 20;
 
-/// Bytes that a record with this payload takes.
+/// Returns the size of a record with this payload.
 pub fn size(payload: usize) -> usize {
     (HEADER + payload).next_multiple_of(HEADER)
 }
 
-/// Writes a record to the start of `room`, and returns how long it is.
+/// Writes a record to the start of `room`. Returns its size.
 pub fn encode(room: &mut [u8], number: u64, payload: &[u8]) -> usize {
     let record = &mut room[..size(payload.len())];
     record[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -43,14 +44,14 @@ pub fn encode(room: &mut [u8], number: u64, payload: &[u8]) -> usize {
     record.len()
 }
 
-/// What is at the start of some bytes.
+/// The decoded start of a byte sequence.
 enum Found<'a> {
     Record(&'a [u8]),
-    /// Zeros, to the end of the block.
+    /// Zeros up to the end of the block.
     Padding,
-    /// What no record begins with, or one that is not whole.
+    /// Not the start of a record, or an incomplete record.
     Torn,
-    /// It goes on beyond these bytes.
+    /// The record continues beyond these bytes.
     More,
 }
 
@@ -71,19 +72,20 @@ fn decode(bytes: &[u8], number: u64) -> Found<'_> {
     if crc32fast::hash(&record[4..]) == word(0) { Found::Record(&record[HEADER..]) } else { Found::Torn }
 }
 
-/// What a scan has found: a log of whole records, and what comes behind it.
+/// The result of a scan: the complete records, and what follows them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scan {
-    /// Whole records, numbered from 0.
+    /// Number of complete records, numbered from 0.
     pub records: u64,
-    /// Where the last of them ends, in bytes.
+    /// The end of the last record, in bytes.
     pub end: u64,
-    /// Behind that is something that is neither zeros nor a record.
+    /// The records are followed by data other than zeros.
     pub torn: bool,
 }
 
 impl Scan {
-    /// Refuses what has no record and is not empty: to cut that off would destroy somebody's file.
+    /// Rejects a nonempty file without records: truncating it would destroy a file of another
+    /// program.
     pub fn check_foreign(&self) -> io::Result<()> {
         if self.records > 0 || !self.torn {
             return Ok(());
@@ -93,12 +95,12 @@ impl Scan {
     }
 }
 
-/// Reads records from the start until there is none, and shows each payload to `see`. `read` is a positioned read that fills
-/// its buffer unless the file ends.
+/// Reads records from the start to the first incomplete one, and passes each payload to `see`.
+/// `read` is a positioned read that fills its buffer unless the file ends.
 ///
 /// # Errors
 ///
-/// What `read` says.
+/// The errors of `read`.
 pub fn scan(mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>, mut see: impl FnMut(&[u8])) -> io::Result<Scan> {
     let mut window = AlignedBuf::new(WINDOW, BLOCK as usize);
     let (mut start, mut filled) = (0, read(&mut window, 0)?);
@@ -111,9 +113,9 @@ pub fn scan(mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>, mut see: 
                 found.records += 1;
                 found.end = at;
             }
-            // A batch begins here, or nothing.
+            // At a block boundary, padding means that no batch follows.
             Found::Padding if at > 0 && at.is_multiple_of(BLOCK) => return Ok(found),
-            // Nothing at all, or a file of another kind that begins with zeros.
+            // Either an empty file, or a file of another kind that begins with zeros.
             Found::Padding if at == 0 => {
                 while window[..filled].iter().all(|byte| *byte == 0) {
                     if filled < WINDOW {

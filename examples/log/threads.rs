@@ -1,5 +1,5 @@
-//! The same log on threads: the same records, the same group commit, the same calls to the file; a `Mutex` and two `Condvar`s
-//! where `ours.rs` has a `CoMutex` and two `CoQueue`s.
+//! The same log on threads: same records, same group commit, same file operations, with a `Mutex`
+//! and two `Condvar`s instead of the `CoMutex` and two `CoQueue`s of `ours.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use std::thread::yield_now;
 use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};
 
-/// An open log. Threads share it.
+/// An open log, shared by threads.
 pub struct Log {
     file: File,
     group: Mutex<Group>,
@@ -20,7 +20,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// As the coroutines' `open`, past the page cache likewise.
+    /// As `open` on coroutines; also uses direct I/O.
     pub fn open(path: &Path, writers: usize, payload: usize) -> io::Result<(Log, Scan)> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -41,7 +41,7 @@ impl Log {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As the coroutines' `append`.
+    /// As `append` on coroutines.
     pub fn append(&self, payload: &[u8]) -> io::Result<u64> {
         let mut group = self.lock();
         let ticket = group.push(payload);
@@ -76,7 +76,7 @@ impl Log {
         self.file.sync_data()
     }
 
-    /// As the coroutines' `close`.
+    /// As `close` on coroutines.
     pub fn close(self) -> io::Result<u64> {
         let group = self.group.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.file.set_len(group.end())?;

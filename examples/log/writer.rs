@@ -1,4 +1,5 @@
-//! What each writer does, on either side: label a record, append it, count it, until it is time to stop.
+//! A writer, shared by both sides: labels a record, appends it and counts it, until it is time to
+//! stop.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use crate::options::{LABEL, Options};
 
-/// What all writers of a round share.
+/// The state that all writers of a round share.
 pub struct Job {
     payload: usize,
     stagger: u32,
     records: u64,
     until: Option<Instant>,
     acknowledge: bool,
-    /// Records in the log before: from here on each writer counts, so that no label comes twice.
+    /// Number of records already in the log. Writers count from here, so that labels are unique.
     base: u64,
     acknowledged: AtomicU64,
 }
@@ -35,7 +36,7 @@ impl Job {
         }
     }
 
-    /// One writer, from its first record to its last; `pause` lets others run.
+    /// Runs one writer from its first record to its last; `pause` lets others run.
     pub fn write(&self, writer: u32, pause: fn(), append: impl Fn(&[u8]) -> io::Result<u64>) -> io::Result<()> {
         let mut payload = vec![writer as u8; self.payload];
         payload[..4].copy_from_slice(&writer.to_le_bytes());
@@ -43,27 +44,28 @@ impl Job {
             if self.until.is_some_and(|until| Instant::now() >= until) {
                 break;
             }
-            // Cycling, so that with few turns there are a few of each.
+            // Cyclic, so that with a small `stagger` several writers pause equally often.
             (0..u64::from(writer) % (u64::from(self.stagger) + 1)).for_each(|_| pause());
             payload[4..LABEL].copy_from_slice(&count.to_le_bytes());
             append(&payload)?;
-            // Relaxed: it is read when all writers have been joined.
+            // Relaxed: read only after all writers have been joined.
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
             if self.acknowledge {
-                // By the line, so that it is out before the next record is begun.
+                // Line-buffered, so it is printed before the next record begins.
                 writeln!(io::stdout(), "{writer} {count}")?;
             }
         }
         Ok(())
     }
 
-    /// Records that are on the medium.
+    /// Returns the number of records on stable storage.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 }
 
-/// Who wrote it, and which of its records it is; `None`: no writer of this program's wrote that.
+/// Returns the writer and its record count, or `None` if the payload is not from a writer of this
+/// program.
 pub fn label(payload: &[u8]) -> Option<(u32, u64)> {
     let (writer, count) = (payload.get(..4)?, payload.get(4..LABEL)?);
     let writer = u32::from_le_bytes(writer.try_into().ok()?);

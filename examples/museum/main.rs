@@ -1,12 +1,14 @@
-//! The museum: what was wrong with engines like this one, each bug on the engine that everybody runs on, with one guard taken
-//! out by its type parameter.
+//! The museum of engine bugs: each is reproduced on the production engine, with one guard removed
+//! by its type parameter.
 //!
-//! `museum` prints who fails in what, `museum --exhibit N` one failure, and below it the same schedule with the guard in. With
-//! `--trace FILE` the two are written to files. The kernel is scripted, so that every run is the same.
+//! `museum` prints which version fails which workload. `museum --exhibit N` prints one failure,
+//! followed by the same schedule with the guard in place; with `--trace FILE` the two are written
+//! to files. The kernel is scripted, so every run is the same.
 //!
-//! For the table each version goes through each workload in a process of its own: some of them end theirs.
+//! For the table, each version runs each workload in its own process, because some failures end the
+//! process.
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 #[path = "../lesson/mod.rs"]
@@ -79,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The version with this number in the table, or of this bug.
+/// Returns the version with this number in the table, or for this bug.
 fn exhibit<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, String> {
     let is_wanted =
         |number: &usize| wanted == number.to_string() || wanted.eq_ignore_ascii_case(versions[number - 1].rule);
@@ -94,10 +96,10 @@ fn exhibit<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, Str
     }
 }
 
-/// How one of the versions gets along with a workload.
+/// The result of a version in a workload.
 struct Outcome {
     recording: Recording,
-    /// How it failed, if it did.
+    /// The description of the failure, if it failed.
     failure: Option<String>,
 }
 
@@ -110,7 +112,7 @@ fn run(workload: &Workload) -> Outcome {
     Outcome { recording, failure }
 }
 
-/// How many submits were on the stack at once, at most, when the kernel was given something.
+/// Returns the maximum number of nested submits on the stack when a request went to the kernel.
 fn nested_submits(recording: &Recording) -> usize {
     let mut replay = Replay::of(recording);
     let submits = |stack: &[Frame]| stack.iter().filter(|frame| **frame == Frame::Span(Span::Submit)).count();
@@ -122,10 +124,10 @@ fn nested_submits(recording: &Recording) -> usize {
     depths.max().unwrap_or(0)
 }
 
-/// Said of a process that has ended itself.
+/// The failure of a process that has aborted.
 const ABORTED: &str = "aborted";
 
-/// How failures begin, the word for each in the table, and what it means.
+/// The beginning of each failure message, its word in the table, and its meaning.
 const WORDS: [(&str, &str, &str); 11] = [
     ("recursive entry", "twice", "a coroutine is entered that is entered already"),
     ("in_flight below zero", "below", "a completion is counted twice: requests in flight, below zero"),
@@ -140,12 +142,12 @@ const WORDS: [(&str, &str, &str); 11] = [
     ("wrong", "wrong", "another result than there should be"),
 ];
 
-/// The word for a failure.
+/// Returns the word for a failure.
 fn word(failure: &str) -> &str {
     WORDS.iter().find(|(start, ..)| failure.starts_with(start)).map_or("panic", |(_, word, _)| word)
 }
 
-/// Has another process run one workload on one version, and returns how it failed.
+/// Runs one workload on one version in another process. Returns the failure, if any.
 fn cell(version: usize, workload: usize) -> io::Result<Option<String>> {
     let arguments = ["--cell".to_string(), version.to_string(), workload.to_string()];
     let output = Command::new(env::current_exe()?).args(arguments).stderr(Stdio::null()).output()?;
@@ -155,7 +157,7 @@ fn cell(version: usize, workload: usize) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()).filter(|failure| !failure.is_empty()))
 }
 
-/// The table, and what is what in it.
+/// Returns the table and its legend.
 fn matrix() -> io::Result<String> {
     let (versions, today) = (versions(), today());
     let heading: String = today.workloads.iter().map(|workload| format!(" {:<6}", workload.name)).collect();
@@ -189,7 +191,7 @@ fn matrix() -> io::Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// A version at its bane, and today's at the same.
+/// Shows a version at the workload that it fails, and today's version at the same workload.
 fn show(version: &Version, trace: Option<&Path>) -> io::Result<()> {
     let today = today();
     let index = today.workloads.iter().position(|workload| workload.name == version.bane).expect("each has its bane");

@@ -1,6 +1,7 @@
-//! The exhibits: versions of the engine that there were, each with one guard out, and two that could have been.
+//! The exhibits: historical versions of the engine, each with one guard removed, and two
+//! hypothetical ones.
 //!
-//! Each is the production engine with a constant of [`Policy`] set otherwise.
+//! Each is the production engine with one constant of [`Policy`] changed.
 
 use coralio_aio::policy::{
     AfterReap, Counts, Current, Cursor, NotTaken, OnCancel, OnCompletion, OnShort, Policy, UnplugCounts,
@@ -10,36 +11,36 @@ use crate::workloads::{WORKLOADS, Workload};
 
 /// A version of the engine.
 pub struct Version {
-    /// The rule of its failure.
+    /// The rule that it violates.
     pub rule: &'static str,
     pub when: &'static str,
-    /// What it does otherwise.
+    /// How it differs.
     pub what: &'static str,
-    /// The one of its workloads that was its end, or would have been.
+    /// The name of the workload that it fails.
     pub bane: &'static str,
-    /// Each workload, on this version.
+    /// All workloads, on this version.
     pub workloads: [Workload; WORKLOADS],
 }
 
 impl Version {
-    /// How it is called in a title.
+    /// Returns the name for titles.
     pub fn rule_or_today(&self) -> &str {
         if self.rule.is_empty() { "All guards in" } else { self.rule }
     }
 }
 
-/// Defines versions, with the constant that tells each from the others.
+/// Defines the versions, each by the constant that differs.
 macro_rules! versions {
     ($($name:ident { $constant:ident: $type:ty = $value:expr } $rule:literal $when:literal $what:literal fails $bane:literal)*) => {
         $(
             struct $name;
-            // SAFETY: where two threads reap without the lock, they are kept in step; and what is cancelled in flight is a read
-            // into memory that is leaked.
+            // SAFETY: where two threads reap without the lock, the workload synchronizes them; and
+            // the only request cancelled in flight reads into leaked memory.
             unsafe impl Policy for $name {
                 const $constant: $type = $value;
             }
         )*
-        /// All of them, in order of their rules.
+        /// Returns all versions in the order of their rules.
         pub fn versions() -> Vec<Version> {
             vec![$(Version { rule: $rule, when: $when, what: $what, bane: $bane, workloads: crate::workloads::all::<$name>() }),*]
         }
@@ -75,7 +76,7 @@ versions! {
         "E5" "never" "a request counts as over when its coroutine has run" fails "depth1"
 }
 
-/// All guards in.
+/// Returns the version with all guards.
 pub fn today() -> Version {
     Version { rule: "", when: "today", what: "all guards in", bane: "", workloads: crate::workloads::all::<Current>() }
 }

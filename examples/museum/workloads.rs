@@ -1,6 +1,8 @@
-//! What each version has to go through. A workload passes when it returns; it fails by a panic, of the engine's or its own.
+//! The workloads that each version runs. A workload passes if it returns, and fails if it panics,
+//! in the engine or in its own checks.
 //!
-//! Nothing here can hang: rounds of the loop are counted, and the scripted kernel panics in a sleep that would never end.
+//! Nothing here can hang: loop iterations are limited, and the scripted kernel panics in a sleep
+//! that would never end.
 
 use std::cell::Cell;
 use std::fs::File as StdFile;
@@ -17,17 +19,17 @@ use coralio_aio::{AioContext, File, JoinHandle};
 use crate::lesson::{Disk, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, say, spawn, try_read};
 use crate::schedule::{a_alone, three_and_a_lock};
 
-/// How many there are.
+/// The number of workloads.
 pub const WORKLOADS: usize = 12;
 
-/// Something to do for an engine.
+/// A workload for an engine.
 pub struct Workload {
     pub name: &'static str,
     pub what: &'static str,
     pub run: fn(&AioContext),
 }
 
-/// All of them, for one version of the engine.
+/// Returns all workloads for one version of the engine.
 pub fn all<P: Policy>() -> [Workload; WORKLOADS] {
     let workload = |name, what, run| Workload { name, what, run };
     [
@@ -48,7 +50,7 @@ pub fn all<P: Policy>() -> [Workload; WORKLOADS] {
     ]
 }
 
-/// Rounds of the loop until `done`. It may sleep as long as the kernel has something.
+/// Runs loop iterations until `done`. The loop may sleep while requests are in flight.
 fn rounds<P: Policy>(context: &AioContext, disk: &Disk<P>, done: impl Fn() -> bool) {
     for _ in 0..40 {
         if done() {
@@ -61,7 +63,7 @@ fn rounds<P: Policy>(context: &AioContext, disk: &Disk<P>, done: impl Fn() -> bo
     panic!("stuck: 40 rounds, and {} pending, {} in flight", stats.pending, stats.in_flight);
 }
 
-/// Polls, so many times at most.
+/// Polls until `done`, at most ten times.
 fn poll_until(context: &AioContext, done: impl Fn() -> bool) {
     for _ in 0..10 {
         if done() {
@@ -111,7 +113,7 @@ fn nested_poll<P: Policy>(context: &AioContext) {
     join(b);
 }
 
-/// Three requests of one round, for which the script has something in store; then one more.
+/// Submits three requests in one iteration, to which the script reacts, and later one more.
 fn three_and_a_later_one<P: Policy>(context: &AioContext, kernel: &Scripted) -> Vec<io::Result<usize>> {
     let disk: Disk<P> = attach(kernel, 8);
     let reader = |name| {
@@ -151,7 +153,7 @@ fn full_plug<P: Policy>(context: &AioContext) {
         reader.enter();
         reader
     };
-    // Two are in flight, so that the next two fill the queue and stay there.
+    // Two are in flight, so the next two fill the queue and stay pending.
     (0..2).for_each(|number| kernel.hold(number));
     let mut readers = vec![enter_reader("A"), enter_reader("B")];
     let plug = disk.plug();
@@ -199,7 +201,7 @@ fn cancel_in_flight<P: Policy>(context: &AioContext) {
         let disk = disk.clone();
         move || {
             let operation = Operation { opcode: Opcode::Read, fd: 0, addr: buffer as u64, len: 512, offset: 0 };
-            // SAFETY: leaked, so valid for ever, and nobody has a reference to it.
+            // SAFETY: leaked memory is valid forever, and no reference to it exists.
             let _ = unsafe { disk.transfer(&operation) };
             say("the buffer is mine again");
         }

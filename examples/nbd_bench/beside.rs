@@ -1,7 +1,8 @@
-//! One client that reads 512 bytes at a time, beside another one that floods the server.
+//! Measures the latency of a client that reads 512 bytes at a time while another client floods the
+//! server.
 //!
-//! A flood keeps its socket full: one thread sends as fast as the server takes, another one takes the replies. A server may
-//! hang up on a flood; then it begins again.
+//! A flood keeps its socket full: one thread sends as fast as the server accepts, another reads the
+//! replies. If the server disconnects the flood, it reconnects.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,14 +15,14 @@ use clap::ValueEnum;
 
 use crate::client::Client;
 
-/// What the other client does.
+/// The load of the flooding client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Flood {
-    /// Nothing.
+    /// No load.
     None,
-    /// Options of a handshake that never ends.
+    /// Options of an endless handshake.
     Options,
-    /// Commands that do not exist.
+    /// Invalid commands.
     Commands,
     /// Reads of 4 KiB.
     Reads,
@@ -30,7 +31,7 @@ pub enum Flood {
 }
 
 const OPTION: [u8; 16] = *b"IHAVEOPT\0\0\0\x63\0\0\0\0";
-/// Requests that are sent with one call.
+/// Number of requests per write.
 const TOGETHER: u64 = 1024;
 
 fn request(command: u16, offset: u64, len: u32) -> Vec<u8> {
@@ -39,14 +40,14 @@ fn request(command: u16, offset: u64, len: u32) -> Vec<u8> {
 }
 
 impl Flood {
-    /// What is sent again and again.
+    /// Returns the bytes that are sent repeatedly.
     fn bytes(self, size: u64) -> Vec<u8> {
         let blocks = (size / 4096).max(1);
         match self {
             Flood::None => Vec::new(),
             Flood::Options => OPTION.repeat(TOGETHER as usize),
             Flood::Commands => request(42, 0, 0).repeat(TOGETHER as usize),
-            // 7919: a prime, so that the blocks are not neighbours.
+            // 7919 is prime, so consecutive requests do not read adjacent blocks.
             Flood::Reads => (0..TOGETHER).flat_map(|i| request(0, i * 7919 % blocks * 4096, 4096)).collect(),
             Flood::Flushes => request(3, 0, 0).repeat(TOGETHER as usize),
         }
@@ -62,7 +63,7 @@ impl Flood {
         Ok(socket)
     }
 
-    /// Floods until `is_over`.
+    /// Floods the server until `is_over` is set.
     fn run(self, path: &Path, size: u64, is_over: &AtomicBool) {
         let bytes = self.bytes(size);
         while self != Flood::None && !is_over.load(Ordering::Relaxed) {
@@ -70,7 +71,7 @@ impl Flood {
             let drain = || {
                 let mut room = vec![0; 1 << 18];
                 while (&socket).read(&mut room).is_ok_and(|count| count > 0) {}
-                // The sender must not wait for what is not taken any more.
+                // The sender must not block once nothing is read any more.
                 let _ = socket.shutdown(std::net::Shutdown::Both);
             };
             thread::scope(|scope| {
@@ -82,7 +83,7 @@ impl Flood {
     }
 }
 
-/// How long each read of 512 bytes took, beside `flood`, for `time`; sorted.
+/// Returns the sorted latencies of 512-byte reads, measured for `time` during `flood`.
 pub fn latencies(path: &Path, flood: Flood, time: Duration) -> io::Result<Vec<Duration>> {
     let mut client = Client::connect(path)?;
     let (size, is_over) = (client.size(), AtomicBool::new(false));
@@ -100,7 +101,7 @@ fn measure(client: &mut Client, time: Duration) -> io::Result<Vec<Duration>> {
     while began.elapsed() < time {
         let at = Instant::now();
         client.read_once(512)?;
-        // The flood has a tenth of the time to get going.
+        // The first tenth is a warm-up for the flood.
         if began.elapsed() > time / 10 {
             all.push(at.elapsed());
         }
@@ -109,7 +110,7 @@ fn measure(client: &mut Client, time: Duration) -> io::Result<Vec<Duration>> {
     Ok(all)
 }
 
-/// How long one flush takes, with no other client there: the median.
+/// Returns the median latency of a flush without other clients.
 pub fn flush(path: &Path, time: Duration) -> io::Result<Duration> {
     let mut client = Client::connect(path)?;
     let began = Instant::now();

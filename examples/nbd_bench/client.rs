@@ -1,5 +1,5 @@
-//! A client that keeps a number of requests under way, and costs little itself: what it asks for goes out with one write
-//! for each read that brought replies.
+//! A client that keeps a number of requests in flight at little cost: it sends one write of new
+//! requests for each read that returned replies.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const SIMPLE_REPLY: u32 = 0x6744_6698;
 const REPLY_LEN: usize = 16;
 
-/// What the load is.
+/// The load of a measurement.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub write: bool,
@@ -21,7 +21,7 @@ pub struct Load {
 pub struct Client {
     socket: UnixStream,
     size: u64,
-    /// State of the generator of offsets.
+    /// State of the offset generator.
     random: u64,
     next: u64,
     room: Vec<u8>,
@@ -32,7 +32,7 @@ fn other(why: &str) -> io::Error {
 }
 
 impl Client {
-    /// Connects, and takes the export without a name.
+    /// Connects and selects the default export.
     pub fn connect(path: &Path) -> io::Result<Client> {
         let mut socket = UnixStream::connect(path)?;
         let mut greeting = [0; 18];
@@ -50,12 +50,12 @@ impl Client {
         self.size
     }
 
-    /// The socket, from which no reply is outstanding.
+    /// Returns the socket. No replies may be outstanding.
     pub fn into_socket(self) -> UnixStream {
         self.socket
     }
 
-    /// Reads `len` bytes somewhere, and waits for them.
+    /// Reads `len` bytes at the next offset and waits for them.
     pub fn read_once(&mut self, len: u32) -> io::Result<()> {
         let load = Load { write: false, block: len, depth: 1, sequential: false };
         let mut out = Vec::new();
@@ -64,7 +64,7 @@ impl Client {
         self.socket.read_exact(&mut self.room[..REPLY_LEN + len as usize])
     }
 
-    /// Flushes, and waits for that.
+    /// Flushes and waits for the reply.
     pub fn flush_once(&mut self) -> io::Result<()> {
         let mut request = [0; 28];
         request[..8].copy_from_slice(&[0x25, 0x60, 0x95, 0x13, 0, 0, 0, 3]);
@@ -93,13 +93,14 @@ impl Client {
         }
     }
 
-    /// Keeps up the load for so long; then takes what is under way. Returns how many requests were done.
+    /// Maintains the load for `time`, then waits for the requests in flight. Returns the number of
+    /// completed requests.
     pub fn run(&mut self, load: &Load, time: Duration) -> io::Result<u64> {
         let reply = REPLY_LEN + if load.write { 0 } else { load.block as usize };
         let mut out = Vec::new();
         (0..load.depth).for_each(|_| self.ask(load, &mut out));
         let (began, mut under_way, mut done) = (Instant::now(), load.depth, 0);
-        // Of the reply that is being read: its head so far, and how much of it is left.
+        // State of the reply being read: its header so far, and the number of bytes left.
         let (mut head, mut left) = (Vec::with_capacity(REPLY_LEN), reply);
         while under_way > 0 {
             self.socket.write_all(&out)?;

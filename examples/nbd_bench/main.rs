@@ -1,15 +1,18 @@
-//! `nbd_server` beside qemu-nbd and nbdkit: the same file, the same client, one processor, in turns; medians.
+//! Compares `nbd_server` with qemu-nbd and nbdkit: same file, same client, one CPU, alternating
+//! rounds, medians.
 //!
 //! ```text
 //! cargo build --release --example nbd_server
 //! cargo run --release --example nbd_bench -- --file disk.img --pin 0
 //! ```
 //!
-//! `--beside` measures fairness instead: how long a client's read of 512 bytes takes while another client floods the server.
+//! `--beside` measures fairness instead: the latency of a client's 512-byte reads while another
+//! client floods the server.
 //!
-//! What counts is the server's processor time per request, as the kernel accounts for it; the client's own is not in it.
+//! The main figure is the server's CPU time per request, as accounted by the kernel; the client's
+//! CPU time is not included.
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod beside;
@@ -32,23 +35,23 @@ use servers::{Format, Server, Which};
 #[derive(Parser, Debug)]
 #[command(name = "nbd_bench")]
 struct Options {
-    /// File to serve. Its contents are lost with --write
+    /// File to serve; overwritten with --write
     #[arg(long)]
     file: PathBuf,
 
-    /// Whom to compare; the first is what the others are set against
+    /// Servers to compare; the others are compared with the first
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Which::Ours, Which::QemuNbd, Which::Nbdkit])]
     servers: Vec<Which>,
 
-    /// What the file is; nbdkit serves raw files only
+    /// Format of the file; nbdkit serves only raw files
     #[arg(long, value_enum, default_value_t = Format::Raw)]
     format: Format,
 
-    /// Requests under way
+    /// Number of requests in flight
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
     depth: Vec<usize>,
 
-    /// Bytes of a request
+    /// Size of a request in bytes
     #[arg(long, default_value_t = 4096)]
     block: u32,
 
@@ -56,36 +59,36 @@ struct Options {
     #[arg(long)]
     write: bool,
 
-    /// One block after the other, and not at random
+    /// Access blocks sequentially instead of at random
     #[arg(long)]
     sequential: bool,
 
-    /// Through the page cache
+    /// Use the page cache
     #[arg(long)]
     cached: bool,
 
-    /// Seconds of each turn
+    /// Duration of each round in seconds
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
 
-    /// Turns
+    /// Number of rounds
     #[arg(long, default_value_t = 11)]
     rounds: usize,
 
-    /// Run client and servers on this processor
+    /// Pin the client and the servers to this CPU
     #[arg(long)]
     pin: Option<usize>,
 
-    /// Measure reads of 512 bytes beside a client that floods the server
+    /// Measure 512-byte reads while another client floods the server
     #[arg(long, value_enum, value_delimiter = ',')]
     beside: Vec<Flood>,
 
-    /// For nbd_server: further arguments
+    /// Additional arguments for nbd_server
     #[arg(last = true)]
     extra: Vec<String>,
 }
 
-/// What one turn came to.
+/// The result of one round.
 #[derive(Clone, Copy)]
 struct Figure {
     per_second: f64,
@@ -114,7 +117,7 @@ fn run(options: &Options) -> Result<(), String> {
         let mut figures = vec![Vec::new(); options.servers.len()];
         for _ in 0..options.rounds {
             for (&which, figures) in options.servers.iter().zip(&mut figures) {
-                // One at a time: a qcow2 image is one server's alone.
+                // One server at a time, because a qcow2 image can have only one writer.
                 let server = Server::start(which, &options.file, options.format, !options.cached, &extra)?;
                 figures.push(turn(&server, &load, options.seconds).map_err(|error| error.to_string())?);
             }
@@ -131,7 +134,7 @@ fn run(options: &Options) -> Result<(), String> {
                 ratio(|figure| figure.per_second),
             );
             match written {
-                // A reader that has seen enough (`| head`) is no failure of the measurement.
+                // A reader that has seen enough (`| head`) is not a failure.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 written => written.map_err(|error| format!("cannot write to standard output: {error}"))?,
             }
@@ -140,7 +143,8 @@ fn run(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// In turns, as above. The figures are the medians of the turns' medians, and of their 99th percentiles.
+/// Runs the fairness measurement in alternating rounds. The figures are the medians of the rounds'
+/// medians and 99th percentiles.
 fn run_beside(options: &Options, extra: &[String]) -> Result<(), String> {
     let time = Duration::from_secs_f64(options.seconds);
     for &flood in &options.beside {
@@ -184,9 +188,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// This process, and those that it starts.
+/// Pins this process and its future children to a CPU.
 fn pin(processor: usize) -> Result<(), String> {
-    // SAFETY: the set is plain data for which zero is valid; the call reads so many bytes of it.
+    // SAFETY: the set is plain data for which zero is valid; the call reads exactly its size.
     let result = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(processor, &mut set);

@@ -1,4 +1,4 @@
-//! The servers that are compared: started on one file, and asked by the kernel's accounts what they have used.
+//! Starts the servers to compare, and reads their CPU time from the kernel.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ pub enum Format {
     Qcow2,
 }
 
-/// A server that runs. It is ended when this is dropped.
+/// A running server, terminated when dropped.
 pub struct Server {
     child: Child,
     pub socket: PathBuf,
@@ -79,11 +79,11 @@ impl Server {
         Ok(())
     }
 
-    /// Time on a processor so far, of all its threads.
+    /// Returns the CPU time used so far by all threads of the server.
     pub fn cpu(&self) -> io::Result<Duration> {
         let mut total = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            // A thread may have ended since.
+            // The thread may have ended in the meantime.
             let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
             total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
         }
@@ -93,8 +93,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Asked to, not killed: it may have something to write still.
-        // SAFETY: takes no pointers; the child has not been waited for, so that the number is its own.
+        // Terminate instead of kill: the server may still have data to write.
+        // SAFETY: takes no pointers; the child has not been reaped, so the process ID is still its
+        // own.
         unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);

@@ -1,25 +1,28 @@
-//! Memory for payloads: a little for each connection, and a budget that all connections share.
+//! Memory for payloads: a small quota per connection, and a budget that all connections share.
 //!
-//! A connection's own memory serves its small requests, whatever other connections do. Beyond that a connection takes memory
-//! from the budget. Nobody waits for the budget: a small request that gets nothing waits for requests of its own
-//! connection, and a large one is served piece by piece within the connection's own memory. So a client that holds memory
-//! and does not move its payload delays no other client.
+//! A connection's quota serves its small requests, whatever other connections do. Beyond the quota,
+//! a connection takes memory from the budget. No request waits for the budget: a small request that
+//! gets no share waits for earlier requests of its own connection, and a large request is served
+//! piece by piece within the quota. So a client that holds memory without moving its payload delays
+//! no other client.
 //!
-//! The budget is shared fairly: a connection gets memory only while as much is left as the connection then holds. One
-//! connection alone gets half of the budget, and `n` greedy ones get `1/(n+1)` each; a newcomer always finds a share.
+//! The budget is shared fairly: a connection gets memory only while at least as much stays free as
+//! the connection then holds. A single connection gets at most half of the budget, `n` greedy
+//! connections get `1/(n+1)` each, and a new connection always finds a share.
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Each connection's own memory, in bytes. A request that takes more is a large one.
+/// The quota of each connection, in bytes. A request that needs more is a large request.
 pub const OWN: usize = 256 << 10;
-/// What is taken for small requests at a time, in bytes. One is enough for a small request.
+/// The unit in which small requests take memory from the budget, in bytes. One unit is enough for a
+/// small request.
 const UNIT: usize = OWN;
 
-/// The memory that the connections of all threads share.
+/// A memory budget shared by the connections of all threads.
 pub struct Budget {
-    /// In bytes. Relaxed: a number, with which nothing else is handed over.
+    /// In bytes. Relaxed: a plain counter that publishes no other data.
     free: AtomicUsize,
 }
 
@@ -29,7 +32,7 @@ impl Budget {
         Arc::new(Budget { free: AtomicUsize::new(bytes) })
     }
 
-    /// Takes `bytes` for a connection that holds `held` already, if that is fair.
+    /// Takes `bytes` for a connection that already holds `held`, if that is fair.
     fn try_take(&self, bytes: usize, held: usize) -> bool {
         let rest = |free: usize| free.checked_sub(bytes).filter(|&rest| rest >= held + bytes);
         self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_ok()
@@ -40,7 +43,7 @@ impl Budget {
     }
 }
 
-/// The payload bytes that one connection has under way, and its share of the budget.
+/// The payload bytes in flight on one connection, and the connection's share of the budget.
 pub struct Allowance {
     budget: Arc<Budget>,
     small: Cell<usize>,
@@ -50,7 +53,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Creates the allowance of a connection that has nothing under way.
+    /// Creates the allowance of a connection with nothing in flight.
     pub fn of(budget: &Arc<Budget>) -> Allowance {
         let [small, large, units] = [0; 3].map(Cell::new);
         Allowance { budget: Arc::clone(budget), small, large, units }
@@ -64,7 +67,8 @@ impl Allowance {
         self.large.get() + self.units.get()
     }
 
-    /// Takes the memory of a small request; `false` if that has to wait for others of this connection.
+    /// Takes memory for a small request. Returns `false` if the request must wait for others of
+    /// this connection.
     pub fn try_take(&self, bytes: usize) -> bool {
         debug_assert!(bytes <= OWN);
         if self.small.get() + bytes > OWN + self.units.get() {
@@ -77,7 +81,8 @@ impl Allowance {
         true
     }
 
-    /// Takes the memory of a large request; `false` if the budget has none for this connection.
+    /// Takes memory for a large request. Returns `false` if the budget has none for this
+    /// connection.
     pub fn try_take_large(&self, bytes: usize) -> bool {
         debug_assert!(bytes > OWN);
         let taken = self.budget.try_take(bytes, self.held());

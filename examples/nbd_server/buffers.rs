@@ -1,18 +1,18 @@
-//! Memory for payloads: aligned for direct I/O, used again, and bounded.
+//! Memory for payloads: aligned for direct I/O, reused and bounded.
 //!
-//! Each thread has its own, by size: powers of two. What is kept for later is bounded here; what is in use, by the
-//! [budget](crate::budget).
+//! Each thread keeps its own free lists by size, in powers of two. This module bounds the free
+//! memory; the [budget](crate::budget) bounds the memory in use.
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 
 use coralio_aio::AlignedBuf;
 
-/// Every device takes buffers that begin at a page.
+/// Page alignment suits every device.
 const PAGE: usize = 4096;
-/// The largest is as long as the largest request.
+/// The largest class is as long as the largest request.
 const CLASSES: usize = 14;
-/// What a thread keeps for later, in bytes.
+/// The maximum amount of free memory that a thread keeps, in bytes.
 const MOST_KEPT: usize = 64 << 20;
 
 thread_local! {
@@ -20,7 +20,8 @@ thread_local! {
     static KEPT_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// `len` bytes at the start of a page; given back when dropped. What is in it is anything, but of this program's own.
+/// A page-aligned buffer of `len` bytes, returned to its thread's free list when dropped. The
+/// initial content is unspecified but comes from this process only.
 pub struct Buffer {
     memory: Option<AlignedBuf>,
     len: usize,
@@ -31,7 +32,7 @@ fn class(len: usize) -> usize {
 }
 
 impl Buffer {
-    /// How many bytes of memory one of `len` bytes takes.
+    /// Returns the size of the allocation for a buffer of `len` bytes.
     pub fn room(len: usize) -> usize {
         PAGE << class(len)
     }

@@ -1,8 +1,10 @@
-//! One client, from the handshake's end to its own: what it asks for becomes coroutines, as many as it may have.
+//! One client, from the end of the handshake to the end of the connection: each request becomes a
+//! coroutine, up to a limit.
 //!
-//! What a connection may have under way is bounded, in requests and in bytes; and so is what all have, see [`Budget`]. A
-//! request counts until its reply is sent: so a client that takes no replies is not read from any more. A large request that
-//! gets no share of the budget is served in pieces.
+//! The requests and bytes in flight are bounded per connection, and the bytes also over all
+//! connections, see [`Budget`]. A request counts as in flight until its reply is sent, so the
+//! server stops reading from a client that takes no replies. A large request that gets no share of
+//! the budget is served in pieces.
 
 use std::cell::Cell;
 use std::fs;
@@ -23,15 +25,18 @@ use crate::protocol::{Command, MOST_BYTES, REQUEST_LEN, Request};
 use crate::reply::{Done, Outbox, Reply};
 use crate::turn::{ClientId, Turn};
 
-/// Requests that are under way at once on one connection, while no other client of the thread is active.
+/// Maximum number of requests in flight on one connection while no other client of the thread is
+/// active.
 const MOST_REQUESTS: usize = 256;
-/// Requests that are under way at once on one connection, while another client is: these are ahead of its requests.
+/// Maximum number of requests in flight on one connection while another client is active: they
+/// delay that client's requests.
 const MOST_REQUESTS_IN_COMPANY: usize = 16;
-/// Their payloads, together: two of the largest.
+/// Maximum number of payload bytes in flight on one connection: two of the largest requests.
 const MOST_UNDER_WAY: usize = 2 * MOST_BYTES as usize;
-/// Bytes at a time of a large request that gets no share of the budget. Two pieces are in memory at once.
+/// Piece size of a large request that gets no share of the budget, in bytes. Two pieces are in
+/// memory at a time.
 pub const PIECE: u32 = OWN as u32 / 2;
-/// How long a client may take to take its last replies when the server ends.
+/// The time that clients have to take their last replies when the server ends.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub struct Connection {
@@ -43,20 +48,20 @@ pub struct Connection {
     pub idle_limit: Option<Duration>,
     pub client: ClientId,
     requests: Cell<usize>,
-    /// The next request has been read, too.
+    /// Set if the next request's header has already been read.
     more_to_come: Cell<bool>,
     reader: Coroutine,
-    /// Waits until less is under way.
+    /// The coroutine that waits until less is in flight.
     waiter: Cell<Option<Coroutine>>,
-    /// Why no more is read.
+    /// The reason why reading has stopped.
     fault: Cell<Option<io::Error>>,
 }
 
-/// A request that is under way, until it is dropped.
+/// A request in flight; dropping the ticket ends it.
 pub struct Ticket {
     connection: Rc<Connection>,
     bytes: usize,
-    /// It has memory for two pieces of its payload, and no more.
+    /// Set if the request has memory for only two pieces of its payload.
     in_pieces: bool,
 }
 
@@ -77,8 +82,9 @@ impl Drop for Ticket {
     }
 }
 
-/// Serves one client, in the coroutine that calls, until it goes or is sent away; what it has asked for is finished.
-/// With an `idle_limit`, a client that neither asks for anything nor takes a reply for that long is sent away.
+/// Serves one client on the calling coroutine until the client leaves or is disconnected, and
+/// completes the requests that have been read. With an `idle_limit`, disconnects a client that
+/// neither sends a request nor takes a reply for that long.
 pub fn serve(
     socket: fs::File,
     export: &Rc<Export>,
@@ -136,32 +142,35 @@ impl Connection {
             };
             self.more_to_come.set(inbox.has_head());
             drop(start(move || answer(ticket, |ticket| reply(&request, data, ticket))));
-            // Requests that have been read are served, though the server ends: `next_head` looks for that.
+            // The error can be ignored: requests that have been read are served even if the server
+            // ends, and `next_head` checks for cancellation.
             let _ = turn.spend(0);
         }
         Ok(())
     }
 
-    /// The next request's header; `None` if the client has said that there will be none.
+    /// Returns the header of the next request, or `None` if the client will send no more.
     fn next_head(&self, inbox: &mut Inbox) -> io::Result<Option<[u8; REQUEST_LEN]>> {
         if !inbox.has_head() {
-            // A client that sends without a pause never waits, where it would be noticed.
+            // A client that sends without a pause never suspends this coroutine, where cancellation
+            // would be noticed.
             check_cancelled()?;
         }
         loop {
             match within(self.idle_limit, || inbox.head(&self.socket)) {
-                // It waits for replies. If it does not take them, the sender notices.
+                // The client waits for replies. If it does not take them, the sender notices.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut && self.requests.get() > 0 => {}
                 outcome => return outcome,
             }
         }
     }
 
-    /// Receives the payload of a large write, and writes it, piece by piece. After a failure the rest is only received.
+    /// Receives the payload of a large write and writes it piece by piece. After a failure, only
+    /// receives the rest.
     ///
     /// # Errors
     ///
-    /// The socket's. The write's own outcome is in the result.
+    /// The socket's. The result of the write itself is the inner value.
     fn write_in_pieces(&self, inbox: &mut Inbox, request: Request, turn: &mut Turn) -> io::Result<io::Result<()>> {
         let (image, mut rest) = (&*self.export.image, request);
         let mut done = check(&self.export, &request, self.agreed)
@@ -171,18 +180,18 @@ impl Connection {
             let (piece, behind) = rest.split(PIECE);
             let data = &mut data[..piece.len as usize];
             inbox.payload(&self.socket, data, turn, self.idle_limit)?;
-            // What has been received is written, though the server ends meanwhile.
+            // Data that has been received is written even if the server ends meanwhile.
             done = done.and_then(|()| shield(|| write(image, data, piece.offset)));
             rest = behind;
         }
         Ok(done)
     }
 
-    /// Waits until one more request, with so many bytes, may be under way.
+    /// Waits until a further request with `bytes` bytes may be in flight.
     fn admit(self: &Rc<Self>, bytes: usize) -> io::Result<Ticket> {
         self.wait_while(|| {
             let (requests, under_way) = (self.requests.get(), self.allowance.under_way());
-            // When the server ends, requests that have been read are all served.
+            // When the server ends, all requests that have been read are served.
             let is_shared = self.client.has_company() && check_cancelled().is_ok();
             let most = if is_shared { MOST_REQUESTS_IN_COMPANY } else { MOST_REQUESTS };
             requests >= most || requests > 0 && under_way + bytes > MOST_UNDER_WAY
@@ -196,7 +205,7 @@ impl Connection {
         Ok(Ticket { connection: Rc::clone(self), bytes, in_pieces })
     }
 
-    /// Waits while there is too much under way. One coroutine at a time does.
+    /// Suspends while `too_much` returns true. Only one coroutine at a time may wait.
     fn wait_while(&self, too_much: impl Fn() -> bool) -> Result<(), Cancelled> {
         while too_much() {
             check_cancelled()?;
@@ -210,12 +219,13 @@ impl Connection {
         self.wait_while(|| self.requests.get() > 0)
     }
 
-    /// Waits for what is under way. A client that does not take its replies when the server ends has had its time.
+    /// Waits until nothing is in flight. When the server ends, waits at most [`GRACE`] for a client
+    /// that takes no replies, then drops them.
     fn finish(self: &Rc<Self>) {
         if self.wait_until_idle().is_ok() {
             return;
         }
-        // In a coroutine that was not cancelled.
+        // Use a new coroutine, because this one is cancelled.
         let connection = Rc::clone(self);
         let patient = spawn(move || timeout(GRACE, || connection.wait_until_idle()).is_ok());
         if !shield(|| patient.join()).unwrap_or(false) {
@@ -225,27 +235,28 @@ impl Connection {
         debug_assert!(idle.is_ok(), "nothing cuts this short");
     }
 
-    /// Whether one request is under way, and no more, and none that is known of comes next.
+    /// Returns whether exactly one request is in flight and no other request is known to follow.
     pub fn has_no_other(&self) -> bool {
         self.requests.get() == 1 && !self.more_to_come.get()
     }
 
-    /// As if the client had said that it will ask for no more.
+    /// Stops reading requests, as if the client had announced that no more will come.
     pub fn stop_reading(&self) {
         self.reader.cancel();
     }
 
-    /// Nothing that the client asks for can be answered.
+    /// Ends the connection with an error: its requests can no longer be answered.
     pub fn fail(&self, why: io::Error) {
         self.fault.set(Some(why));
         self.stop_reading();
     }
 }
 
-/// Calls `transfer`, which waits for the client. Fails with `TimedOut` if that takes longer than `limit`.
+/// Calls `transfer`, which waits for the client. Fails with `TimedOut` if it takes longer than
+/// `limit`.
 pub fn within<T>(limit: Option<Duration>, transfer: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(limit) = limit else { return transfer() };
-    // Bytes that have been moved must not be lost, though the time is over then.
+    // Bytes that were transferred must not be lost even if the limit has expired.
     let mut outcome = None;
     let in_time = timeout(limit, || outcome = Some(transfer()));
     match outcome.expect("the transfer has returned") {
@@ -261,9 +272,9 @@ fn refusal(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// Has `work` do one request, and puts the reply into the outbox.
+/// Runs `work` for one request and puts the reply into the outbox.
 fn answer(ticket: Ticket, work: impl FnOnce(Ticket) -> Reply) {
-    /// It panicked: the client must not wait for ever.
+    /// Dropped if `work` panics: closes the connection so that the client does not wait forever.
     struct Unanswered<'a>(&'a Connection);
     impl Drop for Unanswered<'_> {
         fn drop(&mut self) {
@@ -278,7 +289,7 @@ fn answer(ticket: Ticket, work: impl FnOnce(Ticket) -> Reply) {
     connection.outbox.put(&connection, reply);
 }
 
-/// Does one request; of a large read in pieces, the first piece.
+/// Performs one request, or the first piece of a large read in pieces.
 fn reply(request: &Request, data: Option<Buffer>, ticket: Ticket) -> Reply {
     let connection = &ticket.connection;
     let can_be_read = request.len <= MOST_BYTES && !request.is_beyond(connection.export.image.len());
@@ -289,7 +300,7 @@ fn reply(request: &Request, data: Option<Buffer>, ticket: Ticket) -> Reply {
     Reply::new(request, done, ticket)
 }
 
-/// Finishes a write whose payload has been written.
+/// Completes a write whose payload has been written.
 fn finish_write(request: &Request, written: io::Result<()>, ticket: Ticket) -> Reply {
     let flushed = written.and_then(|()| if request.fua() { ticket.connection.export.flush() } else { Ok(()) });
     Reply::new(request, flushed.map(|()| Done::Nothing), ticket)

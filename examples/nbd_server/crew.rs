@@ -1,4 +1,4 @@
-//! Coroutines that are sent home together when the server ends.
+//! A group of coroutines that is cancelled and joined together.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use coralio_aio::{Coroutine, JoinHandle, shield};
 
-/// Those that have not ended.
+/// The coroutines of the group that have not ended.
 #[derive(Clone, Default)]
 pub struct Crew(Rc<Members>);
 
@@ -17,7 +17,7 @@ struct Members {
 }
 
 impl Crew {
-    /// Has a coroutine do `work`. If there is no memory for one, nobody does.
+    /// Runs `work` in a new coroutine. Drops `work` if there is no memory for a coroutine.
     pub fn hire(&self, name: &'static str, work: impl FnOnce() + 'static) {
         struct Leaves(Rc<Members>, u64);
         impl Drop for Leaves {
@@ -37,22 +37,22 @@ impl Crew {
         }
     }
 
-    /// The number that the next one gets.
+    /// Returns the serial number of the next coroutine.
     pub fn next_serial(&self) -> u64 {
         self.0.serial.get()
     }
 
-    /// Asks those to end whose numbers are below `serial`.
+    /// Cancels the coroutines with serial numbers below `serial`.
     pub fn cancel_before(&self, serial: u64) {
         self.0.at_work.borrow().range(..serial).for_each(|(_, handle)| handle.cancel());
     }
 
-    /// Asks all to end, and waits until they have.
+    /// Cancels all coroutines and waits until they have ended.
     pub fn dismiss(&self) {
         let all = self.0.at_work.take();
         all.values().for_each(JoinHandle::cancel);
         for handle in all.into_values() {
-            // A panic was told when it happened.
+            // A panic was reported when it happened.
             let _ = shield(|| handle.join());
         }
     }

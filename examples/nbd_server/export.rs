@@ -1,4 +1,4 @@
-//! What is served: images by name; and what is told of them before anybody has one.
+//! Exports: the images that are served, and the listing of them that clients see in the handshake.
 
 use std::io;
 use std::rc::Rc;
@@ -20,27 +20,28 @@ impl Export {
         self.listing.read_only
     }
 
-    /// Flushes the image, together with other requests that wait for that.
+    /// Flushes the image, sharing the flush with other waiting requests.
     pub fn flush(&self) -> io::Result<()> {
         self.flushes.flush(&*self.image)
     }
 }
 
-/// What clients are told of an export.
+/// The properties of an export that the handshake announces.
 #[derive(Clone, Debug)]
 pub struct Listing {
     pub name: String,
-    /// In bytes, exactly: a raw image whose length is no multiple of 512 has all of its bytes, and none that are not there
-    /// (qemu-nbd rounds up, and reads zeroes behind the end).
+    /// The exact size in bytes, even if it is not a multiple of 512 (qemu-nbd rounds up, and reads
+    /// zeroes behind the end).
     pub size: u64,
     pub read_only: bool,
-    /// A flush of one connection is one of all.
+    /// A flush on one connection covers the writes of all connections.
     pub many_may_write: bool,
-    /// It is one image in the memory of one thread, the first.
+    /// The image has metadata in memory, so only the first thread serves it.
     pub on_one_thread: bool,
 }
 
-/// All exports, in the order of the command line. The first one is also the one without a name.
+/// All exports, in the order of the command line. The first is also the default, which has the
+/// empty name.
 #[derive(Clone, Debug)]
 pub struct Catalog(pub Vec<Listing>);
 
@@ -55,10 +56,10 @@ impl Catalog {
     }
 }
 
-/// The exports as one thread has them. An image with tables in memory is the first thread's alone.
+/// The exports of one thread. An image with metadata in memory is open on the first thread only.
 pub type Exports = Vec<Option<Rc<Export>>>;
 
-/// Opens all of them, for the first thread; or, for another one, those that it may have too.
+/// Opens all exports on the first thread, and only the raw images on other threads.
 pub fn open_all(options: &Options, is_first: bool) -> Result<Exports, String> {
     let open = |named: Named| {
         let format = options.format.map_or_else(|| Format::of(&named.path), Ok).map_err(|error| error.to_string())?;

@@ -1,7 +1,9 @@
-//! Flushes of one image, grouped: at most one runs at a time, and the requests that arrive meanwhile share the next one.
+//! Groups the flushes of one image: at most one runs at a time, and the requests that arrive
+//! meanwhile share the next one.
 //!
-//! A flush covers the writes that completed before it began. It begins after all requests of its group have arrived, so it
-//! covers what each of them has to cover. A client that sends flushes without end costs no more than two at a time.
+//! A flush covers the writes that completed before it began. It begins after all requests of its
+//! group have arrived, so it covers the writes that each of them must cover. A client that sends an
+//! endless stream of flushes causes at most two at a time.
 
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -10,10 +12,10 @@ use std::rc::Rc;
 use coralio_aio::CoMutex;
 use coralio_qcow2::Image;
 
-/// The outcome of a group's flush, for each of its requests: the error's kind and text.
+/// The result of a group's flush, copied to each of its requests: error kind and text.
 type Outcome = Result<(), (io::ErrorKind, String)>;
 
-/// Requests that share one flush.
+/// The requests that share one flush.
 #[derive(Default)]
 struct Group(OnceCell<Outcome>);
 
@@ -31,11 +33,11 @@ impl Default for Flushes {
 }
 
 impl Flushes {
-    /// Flushes `image`, together with all other requests that wait for it.
+    /// Flushes `image`, sharing the flush with all other waiting requests.
     ///
     /// # Errors
     ///
-    /// The flush's own, for each request of its group.
+    /// The error of the flush, for each request of its group.
     ///
     /// # Control
     ///
@@ -44,13 +46,14 @@ impl Flushes {
         let group = Rc::clone(self.next.borrow_mut().get_or_insert_default());
         let _running = self.running.lock();
         if group.0.get().is_none() {
-            // If an earlier member of the group was cut short, a later group may have formed: that one stays.
+            // If an earlier member of the group was cancelled, a later group may have formed; leave
+            // that one in place.
             let is_next = self.next.borrow().as_ref().is_some_and(|next| Rc::ptr_eq(next, &group));
             if is_next {
                 self.next.take();
             }
             let outcome = image.flush().map_err(|error| (error.kind(), error.to_string()));
-            // Set once: the mutex is held.
+            // Cannot be set already: the mutex is held.
             let _ = group.0.set(outcome);
         }
         let outcome = group.0.get().expect("set above, or by an earlier member of the group");

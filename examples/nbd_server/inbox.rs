@@ -1,4 +1,5 @@
-//! What a client has sent and nobody has looked at: many requests with one system call, and no memory while nothing comes.
+//! Receive buffer of a connection: reads many requests with one system call, and holds no memory
+//! while the client is idle.
 
 use std::fs;
 use std::io::{self, IoSliceMut, Read};
@@ -11,19 +12,20 @@ use crate::connection::within;
 use crate::protocol::REQUEST_LEN;
 use crate::turn::Turn;
 
-/// Bytes that one call reads at most: thirty writes of 4 KiB.
+/// Maximum number of bytes per read: thirty writes of 4 KiB.
 const ROOM: usize = 128 << 10;
-/// A payload from this size on is read into its own buffer, and not copied out of the inbox.
+/// Payloads of at least this size are read into their own buffer, not copied out of the inbox.
 const LARGE: usize = 32 << 10;
-/// Room while large payloads are expected: what is read here of one must be copied.
+/// Read size while large payloads are expected: payload bytes that land in the inbox must be
+/// copied.
 const ROOM_FOR_HEADS: usize = 4 << 10;
 
 pub struct Inbox {
-    /// Only while there is something in it.
+    /// Allocated only while it holds data.
     memory: Option<Buffer>,
     start: usize,
     end: usize,
-    /// What is there of a request that is not whole, while nothing else is.
+    /// An incomplete header, while the inbox holds nothing else.
     begun: [u8; REQUEST_LEN],
     room: usize,
 }
@@ -33,7 +35,7 @@ impl Inbox {
         Inbox { memory: None, start: 0, end: 0, begun: [0; REQUEST_LEN], room: ROOM }
     }
 
-    /// The next request's header; `None` if the client has said that there will be none.
+    /// Returns the header of the next request, or `None` if the client will send no more.
     pub fn head(&mut self, socket: &CoFd<fs::File>) -> io::Result<Option<[u8; REQUEST_LEN]>> {
         while !self.has_head() {
             let begun = self.end - self.start;
@@ -62,13 +64,13 @@ impl Inbox {
         Ok(Some(head))
     }
 
-    /// Whether the next header is here already.
+    /// Returns whether the next header has been read completely.
     pub fn has_head(&self) -> bool {
         self.end - self.start >= REQUEST_LEN
     }
 
-    /// Fills `payload` with what follows; and reads what follows that, if it has come too.
-    /// The client may send nothing for `idle_limit` at most.
+    /// Fills `payload` with the bytes that follow, and reads ahead if more has arrived. Fails if
+    /// the client sends nothing for `idle_limit`.
     pub fn payload(
         &mut self,
         mut socket: &CoFd<fs::File>,
@@ -89,7 +91,7 @@ impl Inbox {
             return Ok(());
         }
         while !rest.is_empty() {
-            // All that was there is used up.
+            // The buffered bytes are used up.
             let memory = self.memory.get_or_insert_with(|| Buffer::new(ROOM));
             (self.start, self.end) = (0, 0);
             let wanted = rest.len();

@@ -1,4 +1,5 @@
-//! Limits on what clients may hold: connections, descriptors, and the time that a peer may be unreachable.
+//! Limits on the resources of clients: connections, descriptors, and the time that a peer may be
+//! unreachable.
 
 use std::fs;
 use std::io;
@@ -8,14 +9,14 @@ use std::time::Duration;
 
 use coralio_aio::{Cancelled, Semaphore};
 
-/// Descriptors that connections leave for files and engines.
+/// Descriptors reserved for files and engines.
 const RESERVE: u64 = 64;
 
-/// The connections that there may be at once, on all threads.
+/// The slots for connections, shared by all threads.
 #[derive(Clone)]
 pub struct Slots(Arc<Semaphore>);
 
-/// The place of one connection. It is free again when this is dropped, on whichever thread.
+/// The slot of one connection. Dropping it, on any thread, frees the slot.
 pub struct Slot(Slots);
 
 impl Slots {
@@ -23,17 +24,17 @@ impl Slots {
         Slots(Arc::new(Semaphore::new(count)))
     }
 
-    /// Takes a place, if one is free.
+    /// Takes a slot if one is free.
     pub fn try_take(&self) -> Option<Slot> {
         self.0.try_acquire()?.forget();
         Some(Slot(self.clone()))
     }
 
-    /// Takes a place; waits until one is free.
+    /// Takes a slot, waiting until one is free.
     ///
     /// # Errors
     ///
-    /// [`Cancelled`], if the coroutine was cancelled or a timeout around this is over.
+    /// [`Cancelled`] if the coroutine is cancelled or an enclosing timeout expires.
     ///
     /// # Control
     ///
@@ -50,11 +51,11 @@ impl Drop for Slot {
     }
 }
 
-/// Raises this process's descriptor limit as far as the system allows. Returns how many connections fit beside the
-/// descriptors that are open now.
+/// Raises the descriptor limit of the process to its hard limit. Returns how many connections fit
+/// beside the descriptors that are open now.
 pub fn connections_that_fit() -> io::Result<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: each call reads or writes the one structure.
+    // SAFETY: each call accesses only the structure that it is given.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
             return Err(io::Error::last_os_error());
@@ -66,19 +67,20 @@ pub fn connections_that_fit() -> io::Result<usize> {
     }
     let open = fs::read_dir("/proc/self/fd").map_or(RESERVE, |entries| entries.count() as u64);
     let most = limit.rlim_cur;
-    // A small limit must leave some for clients, too.
+    // With a small limit, reserve less so that some remain for clients.
     let fit = most.saturating_sub(open).saturating_sub(RESERVE.min(most / 4));
     Ok(usize::try_from(fit).unwrap_or(usize::MAX))
 }
 
-/// Has the system probe the peer of a TCP connection that has been silent for `idle`, and end the connection if the peer does
-/// not answer for as long again; also if it acknowledges no data for that long.
+/// Makes the system probe the peer of a TCP connection after `idle` of silence, and end the
+/// connection if the peer does not answer for as long again. The connection also ends if data is
+/// not acknowledged for twice `idle`.
 pub fn keep_alive(socket: &impl AsRawFd, idle: Duration) -> io::Result<()> {
     const PROBES: libc::c_int = 5;
     let seconds = idle.as_secs().clamp(1, 32_767) as libc::c_int;
     let set = |level, name, value: libc::c_int| {
         let len = size_of_val(&value) as libc::socklen_t;
-        // SAFETY: the value lives over the call, which reads `len` bytes of it.
+        // SAFETY: the value outlives the call, which reads `len` bytes of it.
         match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

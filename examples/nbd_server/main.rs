@@ -1,4 +1,5 @@
-//! An NBD server: serves disk images to qemu, nbd-client, libnbd. Each request is a coroutine: see `perform`.
+//! An NBD server: serves disk images to qemu, nbd-client and libnbd. Each request is a coroutine:
+//! see `perform`.
 //!
 //! ```text
 //! cargo run --release --example nbd_server -- disk.img
@@ -6,14 +7,14 @@
 //! ```
 //!
 //! ```text
-//!   client ------> one read brings many requests          inbox.rs, connection.rs
-//!                  each becomes a coroutine, and waits    perform.rs
-//!                  one submit for all that wait           the loop
-//!                  what is done wakes its coroutine
-//!   client <------ one write takes all replies            reply.rs
+//!   client ------> one read receives many requests        inbox.rs, connection.rs
+//!                  each runs as a coroutine, and waits    perform.rs
+//!                  one submit for all waiting requests    the loop
+//!                  a completion wakes its coroutine
+//!   client <------ one write sends all replies            reply.rs
 //! ```
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod budget;

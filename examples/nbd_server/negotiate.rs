@@ -1,6 +1,7 @@
-//! The handshake: fixed newstyle. Plain code that reads an option, answers, and reads the next.
+//! The fixed newstyle handshake, as sequential code: read an option, answer it, read the next.
 //!
-//! It reads exactly what it needs, so that nothing of what follows is read here: the socket may go to another thread then.
+//! It reads exactly the bytes of the handshake and none that follow, so that the socket can then
+//! move to another thread.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -11,21 +12,23 @@ use crate::export::{Catalog, Listing};
 use crate::protocol::*;
 use crate::turn::{ClientId, Turn};
 
-/// An option's data: a name of 4096 bytes and what goes with it, and room for more queries than there are contexts.
+/// Maximum size of an option's data: a name of 4096 bytes with its parameters, and room for more
+/// queries than there are contexts.
 const MOST_DATA: u32 = 16 << 10;
 
-/// Options that a client may send for each export, besides those that the limit allows for all: to list, to ask, to choose.
+/// Options that a client may send per export, in addition to the general limit: for listing,
+/// querying and selecting.
 const OPTIONS_PER_EXPORT: usize = 4;
 
 const MALFORMED: &[u8] = b"malformed option: the lengths do not add up, or a name is not UTF-8";
 
-/// What client and server have agreed upon.
+/// The result of the handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Agreed {
-    /// Which one, in the order of the catalog.
+    /// The index of the export in the catalog.
     pub export: usize,
     pub structured: bool,
-    /// The client may ask what the disk is made of.
+    /// The client may query block status (`base:allocation`).
     pub base_allocation: bool,
 }
 
@@ -33,16 +36,18 @@ struct Negotiation<'a> {
     socket: &'a CoFd<fs::File>,
     catalog: &'a Catalog,
     structured: bool,
-    /// For which export the metadata context was chosen.
+    /// The export for which the client selected the metadata context.
     base_allocation: Option<usize>,
     no_zeroes: bool,
 }
 
-/// What a client and `catalog` come to; `None` if it only wanted to look.
+/// Performs the handshake for the exports of `catalog`. Returns `None` if the client leaves without
+/// selecting an export.
 ///
 /// # Errors
 ///
-/// The socket's; `InvalidData` if this is not the protocol, or not within its bounds: `most_options`, and four for each export.
+/// The socket's. `InvalidData` if the client violates the protocol or exceeds `most_options` plus
+/// four options per export.
 pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: usize) -> io::Result<Option<Agreed>> {
     socket.write_all(&GREETING)?;
     let mut flags = [0; 4];
@@ -67,7 +72,7 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
             )));
         }
         if len > MOST_DATA {
-            // Nothing that a client has reason to send.
+            // No legitimate option is this long.
             negotiation.answer(number, Answer::TooBig, b"too long")?;
             return Err(refusal(format!("an option of {len} bytes is too long")));
         }
@@ -108,7 +113,7 @@ impl Negotiation<'_> {
         match option {
             Opt::ExportName => self.export_name(data),
             Opt::Abort => {
-                // It may not wait for the answer.
+                // The client need not wait for the answer.
                 let _ = self.answer(number, Answer::Ack, &[]);
                 Ok(Next::Leave)
             }
@@ -140,7 +145,7 @@ impl Negotiation<'_> {
         Next::Serve(Agreed { export, structured: self.structured, base_allocation })
     }
 
-    /// The old way, which cannot be refused but by hanging up.
+    /// Handles the old-style option, which can be refused only by closing the connection.
     fn export_name(&self, data: &[u8]) -> io::Result<Next> {
         let found = std::str::from_utf8(data).ok().and_then(|name| self.catalog.find(name));
         let Some((export, listing)) = found else { return Err(refusal("it wants an export that is not here".into())) };
@@ -181,7 +186,7 @@ impl Negotiation<'_> {
         })();
         let sets = option == Opt::SetMetaContext;
         if sets {
-            // Whatever comes of this one, the earlier choice is void.
+            // The previous selection is void even if this option fails.
             self.base_allocation = None;
         }
         let Some((name, queries)) = parsed else { return self.answer(number, Answer::Invalid, MALFORMED) };

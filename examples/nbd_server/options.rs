@@ -15,15 +15,17 @@ use crate::trace::TraceOption;
 
 /// Serves disk images over the NBD protocol, to qemu, nbd-client, libnbd and others.
 ///
-/// Listens on the loopback address alone where nothing else is asked for: whoever connects may read and write, unless
-/// --read-only says otherwise. A signal (SIGTERM, SIGINT) ends it: what is under way is finished, and the images are flushed.
+/// Listens only on the loopback address by default: every client may read and write, unless
+/// --read-only is given. On SIGTERM or SIGINT, completes the requests in flight, flushes the images
+/// and exits.
 ///
-/// Clients see an image's exact length, also if that is no multiple of 512. What one client does costs others little: work is
-/// done in turns, memory is shared fairly, and handshakes and connections are limited by the options below.
+/// Clients see the exact length of an image, even if it is not a multiple of 512. One client cannot
+/// starve the others: they take turns, memory is shared fairly, and the options below limit
+/// handshakes and connections.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "nbd_server", override_usage = "nbd_server [OPTIONS] <IMAGE | --export NAME=PATH ..>")]
 pub struct Options {
-    /// Image to serve, also to who asks for no name
+    /// Image to serve; also the default export for clients that name none
     #[arg(required_unless_present = "export")]
     image: Option<PathBuf>,
 
@@ -39,60 +41,65 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10809")]
     pub listen: SocketAddr,
 
-    /// Refuse to write
+    /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
 
-    /// Take no locks. Without this option one program at a time writes an image, raw or qcow2, and
-    /// none while it is served read-only, as far as other programs lock images like QEMU's
+    /// Take no locks. By default only one program at a time can write an image, raw or qcow2, and
+    /// none can write it while it is served read-only, as far as other programs lock images as QEMU
+    /// does
     #[arg(long)]
     pub no_lock: bool,
 
-    /// Past the page cache (O_DIRECT): auto is wherever the file system and the request allow it
+    /// Bypass the page cache (O_DIRECT); auto does so wherever the file system and the request
+    /// allow it
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     direct: DirectArg,
 
-    /// What the images are: raw or qcow2. Without it, those that begin as qcow2 images do are. A client can make a raw disk begin
-    /// like that: name it, unless you trust them
+    /// Format of the images: raw or qcow2. By default an image that begins with a qcow2 header is
+    /// qcow2. A client can write such a header to a raw disk, so give the format unless you trust
+    /// the clients
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub format: Option<Format>,
 
-    /// Through which of the kernel's interfaces: auto, aio, uring, threads [default: what CORALIO_KERNEL says, else auto]
+    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<KernelChoice>,
 
-    /// Requests that the kernel has at once, for each thread
+    /// Maximum number of requests that the kernel has at a time, per thread
     #[arg(long, value_name = "N", default_value_t = DEFAULT_DEPTH)]
     pub depth: u32,
 
-    /// Threads, each with a loop and an engine of its own
+    /// Threads, each with its own loop and engine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub threads: u32,
 
-    /// Memory for the payloads of all connections, in MiB, beyond 256 KiB that each of them has. It is shared fairly; a large
-    /// request that gets no share of it is served in pieces
+    /// Memory for the payloads of all connections, in MiB, in addition to 256 KiB per connection.
+    /// It is shared fairly; a large request that gets no share is served in pieces
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(..=0x10_0000))]
     memory: u32,
 
-    /// Connections at once, on all threads; fewer where the system allows fewer descriptors. Further clients wait; handshakes
-    /// that make clients wait for a second are ended [default: 4096]
+    /// Maximum number of connections on all threads; lower if the descriptor limit requires it.
+    /// Further clients wait, and handshakes that keep them waiting for a second are ended [default:
+    /// 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 
-    /// Seconds that a handshake may take
+    /// Maximum duration of a handshake, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub handshake_limit: Duration,
 
-    /// Options that a client may send in its handshake, and four more for each export
+    /// Maximum number of options in a handshake, in addition to four per export
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_options: usize,
 
-    /// Seconds that a client may neither send a request nor take a reply [default: no limit]
+    /// Seconds after which a client that neither sends a request nor takes a reply is disconnected
+    /// [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub idle_limit: Option<Duration>,
 
-    /// Seconds of silence after which the peer of a TCP connection is probed. It is given up if it does not answer for as
-    /// long again; 0 does not probe
+    /// Seconds of silence after which the peer of a TCP connection is probed. The connection ends
+    /// if the peer does not answer for as long again; 0 disables probing
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub keepalive: Duration,
 
@@ -109,7 +116,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// An image and the name that clients have for it.
+/// An image and its export name.
 #[derive(Clone, Debug)]
 pub struct Named {
     pub name: String,
@@ -128,7 +135,7 @@ impl FromStr for Named {
     }
 }
 
-/// When to go past the page cache.
+/// When to bypass the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum DirectArg {
     Auto,
@@ -137,13 +144,13 @@ enum DirectArg {
 }
 
 impl Options {
-    /// The one without a name goes first.
+    /// Returns the exports; the unnamed one comes first.
     pub fn exports(&self) -> Vec<Named> {
         let unnamed = self.image.iter().map(|path| Named { name: String::new(), path: path.clone() });
         unnamed.chain(self.export.iter().cloned()).collect()
     }
 
-    /// Refuses what the parser cannot know to be nonsense.
+    /// Rejects combinations of options that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         let exports = self.exports();
         let twice =
@@ -162,12 +169,12 @@ impl Options {
         }
     }
 
-    /// What the connections of all threads share.
+    /// Creates the memory budget that the connections of all threads share.
     pub fn budget(&self) -> Arc<Budget> {
         Budget::new((self.memory as usize) << 20)
     }
 
-    /// How many connections there may be at once, where so many fit into the process's descriptors.
+    /// Returns the maximum number of connections, given that `fit` fit into the descriptor limit.
     pub fn connections(&self, fit: usize) -> Result<usize, String> {
         const DEFAULT: usize = 4096;
         match self.max_connections {
@@ -179,7 +186,7 @@ impl Options {
         }
     }
 
-    /// What each thread runs in. The command line goes before the environment.
+    /// Creates the runner of each thread. The command line takes precedence over the environment.
     pub fn runner(&self) -> Result<Runner, String> {
         let kernel = self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
         Ok(Runner::new().kernel(kernel).depth(self.depth))

@@ -1,4 +1,4 @@
-//! What a client asks for, done: each call is a coroutine, and plain code.
+//! Performs the requests of clients: each call runs in a coroutine as sequential code.
 
 use std::io;
 
@@ -12,26 +12,28 @@ use crate::protocol::{self, Command, MOST_BYTES, Request};
 use crate::reply::Done;
 use crate::sparse;
 
-/// What is read through at a time, in bytes.
+/// Buffer size of the cache command, in bytes.
 const LOOKED_THROUGH: usize = 256 << 10;
-/// What is read, written or zeroed at a time, in bytes: other requests have their turn in between.
+/// Piece size of reads, writes and zeroing, in bytes: other requests run between the pieces.
 const STEP: usize = 1 << 20;
 const MOST_EXTENTS: usize = 4096;
-/// Extents that are looked up before other requests have their turn: each is a system call or two on the loop's thread.
+/// Extents that are looked up before other requests run: each takes one or two system calls on the
+/// loop's thread.
 const EXTENTS_AT_ONCE: usize = 32;
 
-/// How much memory a request and its reply take, in bytes.
+/// Returns the memory that a request and its reply need, in bytes.
 pub fn memory(request: &Request) -> usize {
     match request.command {
         Command::Read | Command::Write => Buffer::room(request.len.min(MOST_BYTES) as usize),
         Command::Cache => Buffer::room(LOOKED_THROUGH.min(request.len as usize)),
-        // What grows is in memory twice for a while.
+        // Twice, because a growing vector is copied.
         Command::BlockStatus if !request.one_extent() => 2 * size_of::<[u8; 8]>() * MOST_EXTENTS,
         _ => 0,
     }
 }
 
-/// Refuses what the export does not allow, and what the command cannot have.
+/// Rejects requests that the export does not permit, and flags or ranges that the command does not
+/// accept.
 pub fn check(export: &Export, request: &Request, agreed: Agreed) -> io::Result<()> {
     let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
     if writes && export.is_read_only() {
@@ -46,7 +48,7 @@ pub fn check(export: &Export, request: &Request, agreed: Agreed) -> io::Result<(
     Ok(())
 }
 
-/// Does what a client asks for. Where it waits for the disk, other requests run.
+/// Performs a request. Other requests run while it waits for the disk.
 pub fn perform(export: &Export, request: &Request, data: Option<Buffer>, agreed: Agreed) -> io::Result<Done> {
     let (image, offset, len) = (&*export.image, request.offset, u64::from(request.len));
     check(export, request, agreed)?;
@@ -79,7 +81,8 @@ pub fn perform(export: &Export, request: &Request, data: Option<Buffer>, agreed:
     Ok(Done::Nothing)
 }
 
-/// Calls `step` for each piece of the range, with its offset and length; lets other requests run in between.
+/// Calls `step` with the offset and length of each piece of the range; lets other requests run
+/// between pieces.
 fn in_steps(offset: u64, len: u64, mut step: impl FnMut(u64, usize) -> io::Result<()>) -> io::Result<()> {
     let mut done = 0;
     loop {
@@ -93,7 +96,7 @@ fn in_steps(offset: u64, len: u64, mut step: impl FnMut(u64, usize) -> io::Resul
     }
 }
 
-/// Fills `data` from `offset` on.
+/// Fills `data`, reading from `offset`.
 pub fn read(image: &dyn Image, data: &mut [u8], offset: u64) -> io::Result<()> {
     in_steps(offset, data.len() as u64, |at, len| {
         let from = (at - offset) as usize;
@@ -110,7 +113,7 @@ pub fn write(image: &dyn Image, data: &[u8], offset: u64) -> io::Result<()> {
     })
 }
 
-/// At once where the image can, else byte by byte.
+/// Zeroes the range in one fast operation if the image can, and otherwise piece by piece.
 fn write_zeroes(image: &dyn Image, offset: u64, len: u64, how: Zeroes) -> io::Result<()> {
     match image.write_zeroes(offset, len, Zeroes { fast: true, ..how }) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported && !how.fast => {
@@ -120,7 +123,8 @@ fn write_zeroes(image: &dyn Image, offset: u64, len: u64, how: Zeroes) -> io::Re
     }
 }
 
-/// Refuses a range beyond the end as the image would, before a part of it is done.
+/// Rejects a range beyond the end, with the same error as the image, before a part of it is
+/// written.
 pub fn check_range(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
     match offset.checked_add(len) {
         Some(end) if end <= image.len() => Ok(()),
@@ -132,12 +136,13 @@ fn refusal(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
-/// A length that may be read at once.
+/// Returns the length if it is within the limit for one read.
 fn checked(len: u32) -> io::Result<usize> {
     if len > MOST_BYTES { Err(refusal("more than 32 MiB at once")) } else { Ok(len as usize) }
 }
 
-/// Reads, and forgets: what has a cache beneath it has the range then, and what cannot be read is told.
+/// Reads the range and discards the data: this fills a cache below the image and reports read
+/// errors.
 fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
     let mut data = Buffer::new(len.min(LOOKED_THROUGH as u64) as usize);
     let mut done = 0;
@@ -145,13 +150,13 @@ fn look_through(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
         let piece = (len - done).min(data.len() as u64) as usize;
         image.read_at(&mut data[..piece], offset + done)?;
         done += piece as u64;
-        // A file system may answer at once, each time.
+        // A file system may complete every read without waiting.
         yield_now();
     }
     Ok(())
 }
 
-/// What the range is made of: one extent after the other, as many as go into a reply.
+/// Returns the extents of the range in order, up to the maximum per reply.
 fn extents(image: &dyn Image, request: &Request) -> io::Result<Done> {
     let most = if request.one_extent() { 1 } else { MOST_EXTENTS };
     let (mut offset, mut left) = (request.offset, u64::from(request.len));

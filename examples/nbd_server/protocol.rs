@@ -1,21 +1,22 @@
-//! The NBD protocol's numbers and byte layouts, and nothing else: all is big-endian, and no other file knows.
+//! Numbers and byte layouts of the NBD protocol. All fields are big-endian; no other file deals
+//! with byte order.
 //!
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>
 
-/// What one request may carry, and what the protocol takes for granted.
+/// The maximum payload of a request: the limit that clients may assume by default.
 pub const MOST_BYTES: u32 = 32 << 20;
-/// What offsets and lengths should be multiples of, in bytes: direct I/O takes that everywhere.
+/// The preferred alignment of offsets and lengths, in bytes: direct I/O accepts it everywhere.
 const PREFERRED: u32 = 4096;
 
-/// The server's first words.
+/// The server's greeting.
 pub const GREETING: [u8; 18] = *b"NBDMAGICIHAVEOPT\x00\x03";
-/// Of the client's first word: it knows fixed newstyle; it wants no zeroes behind an old-style answer.
+/// Client flags: fixed newstyle; no zero padding after the reply to an old-style option.
 pub const CLIENT_FIXED: u32 = 1;
 pub const CLIENT_NO_ZEROES: u32 = 2;
 const OPTION_MAGIC: u64 = u64::from_be_bytes(*b"IHAVEOPT");
 const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
-/// What a client may ask before the first request.
+/// The options of the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opt {
     ExportName,
@@ -29,7 +30,8 @@ pub enum Opt {
     Other,
 }
 
-/// An option's header: which one, and how many bytes follow. `None`: this is not the protocol.
+/// Parses an option's header: number, option, and length of the data. Returns `None` if the magic
+/// is wrong.
 pub fn option(head: &[u8; 16]) -> Option<(u32, Opt, u32)> {
     let mut fields = Fields(head);
     let (magic, number, len) = (fields.u64()?, fields.u32()?, fields.u32()?);
@@ -47,7 +49,7 @@ pub fn option(head: &[u8; 16]) -> Option<(u32, Opt, u32)> {
     (magic == OPTION_MAGIC).then_some((number, opt, len))
 }
 
-/// How an option is answered.
+/// The reply types for options.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 pub enum Answer {
@@ -70,7 +72,7 @@ pub fn option_reply(option: u32, answer: Answer, data: &[u8]) -> Vec<u8> {
     reply
 }
 
-/// What is told of an export.
+/// The information types about an export.
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
 pub const INFO_BLOCK_SIZE: u16 = 3;
@@ -84,21 +86,21 @@ pub fn info_block_size() -> Vec<u8> {
     [&INFO_BLOCK_SIZE.to_be_bytes()[..], sizes.as_flattened()].concat()
 }
 
-/// The answer to the old way of naming an export.
+/// Encodes the reply to the old-style option that names an export.
 pub fn export_name_reply(size: u64, flags: u16, zeroes: bool) -> Vec<u8> {
     [&size.to_be_bytes()[..], &flags.to_be_bytes(), &[0; 124][..if zeroes { 124 } else { 0 }]].concat()
 }
 
-/// A name with its length before it.
+/// Encodes a string with its length in front.
 pub fn counted(text: &str) -> Vec<u8> {
     [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
 }
 
-/// Takes an option's data apart, front to back; `None` where it ends too early.
+/// Parses an option's data from front to back; returns `None` if the data ends too early.
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// Whether nothing is left.
+    /// Returns whether no data is left.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -121,7 +123,7 @@ impl<'a> Fields<'a> {
         self.take().map(u64::from_be_bytes)
     }
 
-    /// A name with its length before it.
+    /// Parses a string with its length in front.
     pub fn text(&mut self) -> Option<&'a str> {
         let len = self.u32()? as usize;
         let (text, rest) = self.0.split_at_checked(len)?;
@@ -130,7 +132,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The one metadata context: where there is data, and what reads as zeroes.
+/// The only metadata context: allocation, and ranges that read as zeroes.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 pub const BASE_ALLOCATION_ID: u32 = 1;
 
@@ -138,7 +140,7 @@ pub fn meta_context(id: u32, name: &str) -> Vec<u8> {
     [&id.to_be_bytes()[..], name.as_bytes()].concat()
 }
 
-/// What can be done with an export: the transmission flags.
+/// Returns the transmission flags of an export.
 pub fn transmission_flags(read_only: bool, multi_conn: bool, structured: bool) -> u16 {
     const HAS_FLAGS: u16 = 1;
     const READ_ONLY: u16 = 1 << 1;
@@ -159,7 +161,7 @@ const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
-/// Bytes of a request, before the payload of a write.
+/// The length of a request without the payload of a write, in bytes.
 pub const REQUEST_LEN: usize = 28;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,19 +177,19 @@ pub enum Command {
     Other(u16),
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     pub command: Command,
     flags: u16,
-    /// The client's name for it, which goes back with the reply.
+    /// The client's identifier of the request, returned in the reply.
     pub cookie: u64,
     pub offset: u64,
     pub len: u32,
 }
 
 impl Request {
-    /// `None`: this is not the protocol.
+    /// Parses a request. Returns `None` if the magic is wrong.
     pub fn parse(bytes: &[u8; REQUEST_LEN]) -> Option<Request> {
         let mut fields = Fields(bytes);
         let magic = fields.u32()?;
@@ -207,7 +209,7 @@ impl Request {
         (magic == REQUEST_MAGIC).then_some(Request { command, flags, cookie, offset, len: fields.u32()? })
     }
 
-    /// Not done before it is on stable storage.
+    /// Returns whether the request completes only when the data is on stable storage.
     pub fn fua(&self) -> bool {
         self.flags & 1 != 0
     }
@@ -216,23 +218,24 @@ impl Request {
         self.flags & 1 << 1 != 0
     }
 
-    /// Splits off the first `len` bytes of the range, at most: the request for them, and the one for the rest.
+    /// Splits the range after at most `len` bytes, into a request for the first part and one for
+    /// the rest.
     pub fn split(&self, len: u32) -> (Request, Request) {
         let len = len.min(self.len);
         (Request { len, ..*self }, Request { offset: self.offset + u64::from(len), len: self.len - len, ..*self })
     }
 
-    /// Whether the range reaches beyond a disk of `size` bytes.
+    /// Returns whether the range extends beyond a disk of `size` bytes.
     pub fn is_beyond(&self, size: u64) -> bool {
         self.offset.checked_add(self.len.into()).is_none_or(|end| end > size)
     }
 
-    /// What is read comes in one piece.
+    /// Returns whether the data must come in a single chunk.
     pub fn unbroken(&self) -> bool {
         self.flags & 1 << 2 != 0
     }
 
-    /// One extent is enough.
+    /// Returns whether the client wants only one extent.
     pub fn one_extent(&self) -> bool {
         self.flags & 1 << 3 != 0
     }
@@ -241,10 +244,10 @@ impl Request {
         self.flags & 1 << 4 != 0
     }
 
-    /// Whether there are flags that the command does not have.
+    /// Returns whether flags are set that the command does not define.
     pub fn has_stray_flags(&self, structured: bool) -> bool {
         let known = match self.command {
-            // Simple replies are never in pieces.
+            // Simple replies always have a single chunk.
             Command::Read if !structured => 1,
             Command::Read => 1 | 1 << 2,
             Command::WriteZeroes => 1 | 1 << 1 | 1 << 4,
@@ -255,7 +258,7 @@ impl Request {
     }
 }
 
-/// The protocol's errors.
+/// The error codes of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Error {
@@ -267,7 +270,7 @@ pub enum Error {
     NotSupported = 95,
 }
 
-/// A part of what was read, which is data or a hole.
+/// A part of the result of a read: data or a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     pub offset: u64,
@@ -275,10 +278,10 @@ pub struct Part {
     pub hole: bool,
 }
 
-/// The flag of a structured reply's last chunk.
+/// The flag of the last chunk of a structured reply.
 const LAST: u16 = 1;
 
-/// What goes before a reply's data: at most as long as this.
+/// The header of a reply or chunk.
 pub struct Head {
     bytes: [u8; Head::LONGEST],
     len: u8,
@@ -297,7 +300,7 @@ impl Head {
         head
     }
 
-    /// Of what has its heads elsewhere.
+    /// Creates an empty header, for a body that contains its own headers.
     pub fn none() -> Head {
         Head::of([])
     }
@@ -306,14 +309,14 @@ impl Head {
         Head::of([&SIMPLE_REPLY_MAGIC.to_be_bytes(), &error.to_be_bytes(), &cookie.to_be_bytes()])
     }
 
-    /// A chunk of a structured reply, whose first `fields` are given, and of which `more` bytes follow.
+    /// Creates the header of a structured chunk that begins with `fields`; `more` bytes follow.
     fn chunk(flags: u16, kind: u16, cookie: u64, fields: &[u8], more: usize) -> Head {
         let len = (fields.len() + more) as u32;
         let magic = STRUCTURED_REPLY_MAGIC.to_be_bytes();
         Head::of([&magic, &flags.to_be_bytes(), &kind.to_be_bytes(), &cookie.to_be_bytes(), &len.to_be_bytes(), fields])
     }
 
-    /// It is done, and there is nothing to say.
+    /// Creates the header of a successful reply without data.
     pub fn done(cookie: u64, structured: bool) -> Head {
         if structured { Head::chunk(LAST, 0, cookie, &[], 0) } else { Head::simple(cookie, 0) }
     }
@@ -329,17 +332,17 @@ impl Head {
         }
     }
 
-    /// `len` bytes of what was read follow.
+    /// Creates the header for `len` bytes of data.
     pub fn data(cookie: u64, offset: u64, len: usize, structured: bool, is_last: bool) -> Head {
         match structured {
-            // A chunk has one byte of data at least.
+            // A data chunk must have at least one byte of data.
             true if len == 0 => Head::done(cookie, true),
             true => Head::chunk(if is_last { LAST } else { 0 }, 1, cookie, &offset.to_be_bytes(), len),
             false => Head::simple(cookie, 0),
         }
     }
 
-    /// A part of what was read: data, which follows, or a hole. Only in structured replies.
+    /// Creates the header of a data chunk or a hole chunk; structured replies only.
     pub fn part(cookie: u64, part: &Part, is_last: bool) -> Head {
         let (flags, offset) = (if is_last { LAST } else { 0 }, part.offset.to_be_bytes());
         match part.hole {
@@ -348,7 +351,7 @@ impl Head {
         }
     }
 
-    /// `len` bytes of extents follow.
+    /// Creates the header for `len` bytes of extents.
     pub fn block_status(cookie: u64, len: usize) -> Head {
         Head::chunk(LAST, 5, cookie, &BASE_ALLOCATION_ID.to_be_bytes(), len)
     }
@@ -358,7 +361,7 @@ impl Head {
     }
 }
 
-/// An extent, as block status tells it.
+/// Encodes an extent for a block status reply.
 pub fn extent(len: u32, hole: bool, zero: bool) -> [u8; 8] {
     let flags = u32::from(hole) | u32::from(zero) << 1;
     let [len, flags] = [len, flags].map(u32::to_be_bytes);

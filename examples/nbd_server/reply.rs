@@ -1,8 +1,10 @@
-//! Replies: those that are there together leave together, in one system call.
+//! Sends the replies of a connection: replies that are ready together leave in one system call.
 //!
-//! Whoever has one puts it into the connection's outbox. The first also starts a coroutine that sends; it runs when the
-//! others that are ready have run, and so it finds what all of them have put there. It ends when the outbox is empty, so
-//! that an idle connection has one stack, and not two. The reply to the only request under way has nothing to wait for.
+//! A request's coroutine puts its reply into the connection's outbox. The first reply also spawns a
+//! sender coroutine, which runs after all other ready coroutines and so finds the replies that they
+//! have added. The sender ends when the outbox is empty, so that an idle connection needs one stack
+//! instead of two. The reply to the only request in flight has nothing to wait for and is sent
+//! directly.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Write};
@@ -17,28 +19,29 @@ use crate::perform::perform;
 use crate::protocol::{self, Command, Head, Part, Request};
 use crate::turn::Turn;
 
-/// Replies that one call sends at most, two pieces each: the kernel takes 1024.
+/// Maximum number of replies per system call, usually with two slices each: the kernel accepts 1024
+/// slices.
 const TOGETHER: usize = 512;
-/// Characters of an error's text: the protocol has 4096 bytes.
+/// Maximum number of characters in an error message: the protocol allows 4096 bytes.
 const MOST_SAID: usize = 1000;
 
-/// What a request came to.
+/// The successful result of a request.
 pub enum Done {
-    /// It is done.
+    /// Success without data.
     Nothing,
-    /// What was read.
+    /// Data of a read.
     Data(Buffer),
-    /// What was read, where there are holes: the parts in order, and the data of those that have some.
+    /// A read with holes: the parts in order, and the data of the parts that have some.
     Parts(Vec<Part>, Buffer),
-    /// What the disk is made of.
+    /// The extents of the range.
     Extents(Vec<[u8; 8]>),
 }
 
-/// What follows a reply's head.
+/// The part of a reply that follows its header.
 enum Body {
     None,
     Data(Buffer),
-    /// More heads, each with so many bytes of the data behind it.
+    /// More headers, each with the number of data bytes that follow it.
     Parts(Vec<(Head, usize)>, Buffer),
     Extents(Vec<[u8; 8]>),
     Message(String),
@@ -55,7 +58,7 @@ impl Body {
     }
 }
 
-/// A reply that is sent as a whole; or one chunk of a reply, if another one follows.
+/// A complete reply, or one chunk of a reply.
 struct Message {
     head: Head,
     body: Body,
@@ -63,19 +66,20 @@ struct Message {
 
 pub struct Reply {
     message: Message,
-    /// The part of a large read that is not in `message`: it is read and sent after that, piece by piece.
+    /// The part of a large read that is not in `message`: it is read and sent afterwards, piece by
+    /// piece.
     rest: Option<Request>,
-    /// Its request counts as under way until this is sent.
+    /// The request counts as in flight until the reply is dropped after sending.
     _ticket: Ticket,
 }
 
 impl Reply {
-    /// The reply to a request that is done.
+    /// Creates the reply to a completed request.
     pub fn new(request: &Request, done: io::Result<Done>, ticket: Ticket) -> Reply {
         Reply { message: Message::new(request, done, ticket.connection(), true), rest: None, _ticket: ticket }
     }
 
-    /// The reply to a large read of which only the first piece has been read.
+    /// Reads the first piece of a large read and creates the reply, which sends the rest later.
     pub fn in_pieces(request: &Request, ticket: Ticket) -> Reply {
         let connection = ticket.connection();
         let (first, rest) = request.split(PIECE);
@@ -92,7 +96,8 @@ impl Reply {
     }
 }
 
-/// Whether the pieces of a large read are chunks of their own. Otherwise one head announces all of them.
+/// Returns whether each piece of a large read is a chunk. Otherwise one header announces all
+/// pieces.
 fn comes_in_chunks(request: &Request, connection: &Connection) -> bool {
     connection.agreed.structured && !request.unbroken()
 }
@@ -125,7 +130,7 @@ impl Message {
         Message { head, body }
     }
 
-    /// Adds what is to be sent.
+    /// Appends the slices to send.
     fn pieces<'a>(&'a self, pieces: &mut Vec<IoSlice<'a>>) {
         let mut add = |piece: &'a [u8]| {
             if !piece.is_empty() {
@@ -146,12 +151,12 @@ impl Message {
     }
 }
 
-/// An error as the protocol has it.
+/// Maps an error to the protocol's code.
 fn code(request: &Request, size: u64, error: &io::Error) -> protocol::Error {
     let writes = matches!(request.command, Command::Write | Command::WriteZeroes);
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => protocol::Error::Perm,
-        // Beyond the end there is no room, for who writes.
+        // Writing beyond the end is reported as a lack of space.
         io::ErrorKind::InvalidInput if writes && request.is_beyond(size) => protocol::Error::NoSpace,
         io::ErrorKind::InvalidInput => protocol::Error::Invalid,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -163,18 +168,18 @@ fn code(request: &Request, size: u64, error: &io::Error) -> protocol::Error {
     }
 }
 
-/// What is to be sent on a connection.
+/// The replies to send on a connection.
 #[derive(Default)]
 pub struct Outbox {
     replies: RefCell<Vec<Reply>>,
-    /// Sends, and looks for more afterwards.
+    /// The coroutine that sends until the outbox is empty.
     sender: Cell<Option<Coroutine>>,
-    /// Sending has failed: nobody listens.
+    /// Set if sending has failed or was given up; further replies are dropped.
     broken: Cell<bool>,
 }
 
 impl Outbox {
-    /// Puts `reply` there; and sends it, if no other can come to go with it.
+    /// Adds `reply`; sends it directly if no other reply can join it.
     ///
     /// # Control
     ///
@@ -196,7 +201,7 @@ impl Outbox {
         self.sender.set(Some(sender.coroutine()));
     }
 
-    /// What is not sent by now is dropped.
+    /// Drops the replies that have not been sent.
     pub fn give_up(&self) {
         self.broken.set(true);
         if let Some(sender) = self.sender.get() {
@@ -205,7 +210,7 @@ impl Outbox {
     }
 }
 
-/// Sends what is there, until nothing is.
+/// Sends replies until the outbox is empty.
 fn send(connection: &Rc<Connection>) {
     let outbox = &connection.outbox;
     let mut turn = Turn::of(connection.client);
@@ -236,11 +241,12 @@ fn send_replies(connection: &Connection, replies: &[Reply], turn: &mut Turn) -> 
     Ok(())
 }
 
-/// Reads the rest of a large read, and sends it, piece by piece.
+/// Reads and sends the rest of a large read, piece by piece.
 ///
 /// # Errors
 ///
-/// The socket's; or the image's, if the head has announced the data already, so that only hanging up is left.
+/// The socket's; or the image's, if the header has already announced the data, so that the
+/// connection must be closed.
 fn send_rest(connection: &Connection, mut rest: Request, turn: &mut Turn) -> io::Result<()> {
     while rest.len > 0 {
         let (piece, behind) = rest.split(PIECE);

@@ -1,8 +1,9 @@
-//! Who does what: the first thread listens and negotiates, and hands each client on to a thread that serves it.
+//! Threads: the first one listens and negotiates, and passes each client to the thread that serves
+//! it.
 //!
 //! ```text
 //!   first thread    listens --> negotiates --+--> serves
-//!   the others                               +--> serves     each with a loop, an engine and open images of its own
+//!   the others                               +--> serves     each with its own loop, engine and open images
 //! ```
 
 use std::cell::Cell;
@@ -30,23 +31,25 @@ use crate::options::Options;
 use crate::signals;
 use crate::socket_file::SocketFile;
 
-/// Clients on their way to a thread that is busy.
+/// Capacity of each thread's channel of new clients.
 const ON_THE_WAY: usize = 64;
-/// How long it takes until accepting is tried again after it has failed.
+/// Delay before accept is retried after a failure.
 const RETRY: Duration = Duration::from_millis(100);
-/// Clients that are reported each second: one that comes back again and again must not fill a disk with lines.
+/// Maximum number of reports about clients per second: a client that reconnects endlessly must not
+/// fill the disk with log lines.
 const LINES_A_SECOND: u32 = 10;
-/// How long a handshake may take while other clients wait for a place.
+/// Maximum duration of a handshake while other clients wait for a slot.
 const FULL_HANDSHAKE: Duration = Duration::from_secs(1);
 
-/// A client that has said what it wants.
+/// A client that has selected an export.
 struct Client {
     socket: fs::File,
     agreed: Agreed,
     slot: Slot,
 }
 
-/// Serves until a signal comes; all that was asked for is done and flushed then.
+/// Serves until a signal arrives, then completes all requests that have been read and flushes the
+/// images.
 pub fn serve_all(options: &Options) -> Result<(), String> {
     let exports = open_all(options, true)?;
     let catalog = Rc::new(Catalog::of(&exports));
@@ -56,10 +59,10 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
     let slots = Slots::new(options.connections(fit)?);
     // Last: an error before this finds no coroutines that would have to be unwound.
     let mut staff = Staff::hire(options, exports)?;
-    // Whoever reads that it serves may end it at once.
+    // Catch signals before the message: a reader of it may send one right away.
     signals::listen(Some(tell.into()));
     let mut output = io::stdout();
-    // It serves also where standard output has no reader.
+    // Serve even if standard output is closed.
     let _ = writeln!(output, "nbd_server: {} on {listener}", describe(&catalog)).and_then(|()| output.flush());
 
     let negotiators = Crew::default();
@@ -75,7 +78,7 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
 
     let told = CoFd::new(told).map_err(|error| format!("cannot wait for signals: {error}"))?;
     (&told).read_exact(&mut [0]).map_err(|error| format!("cannot wait for signals: {error}"))?;
-    // First: it hires negotiators.
+    // The listener first, because it spawns negotiators.
     listening.dismiss();
     negotiators.dismiss();
     staff.dismiss()
@@ -86,7 +89,7 @@ fn describe(catalog: &Catalog) -> String {
     format!("serves {}", catalog.0.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
-/// Takes clients, finds out what they want, and hands them on.
+/// Accepts clients, negotiates, and passes them on.
 struct Reception {
     catalog: Rc<Catalog>,
     desks: Vec<Sender<Client>>,
@@ -96,7 +99,7 @@ struct Reception {
 }
 
 impl Reception {
-    /// Takes clients until the coroutine is cancelled. Nothing else ends this.
+    /// Accepts clients until the coroutine is cancelled. Errors do not end it.
     fn accept_clients(self: Rc<Self>, listener: &Listener) {
         let (refused, full) = (State::default(), State::default());
         for turn in 0.. {
@@ -108,7 +111,7 @@ impl Reception {
                     yield_now();
                     continue;
                 }
-                // Where descriptors or memory are used up, a client that goes makes room.
+                // If descriptors or memory are exhausted, a client that leaves makes room.
                 Err(error) => {
                     refused.enter(format_args!(
                         "cannot accept connections: {error}; tries again, and goes on when there is room"
@@ -122,12 +125,13 @@ impl Reception {
             let Ok(slot) = self.take_slot(&full) else { return };
             let this = Rc::clone(&self);
             self.negotiators.hire("negotiation", move || note(this.receive(socket, slot, turn)));
-            // Those that are there already have their turn before the next one comes.
+            // Lets the existing coroutines run before the next client is accepted.
             yield_now();
         }
     }
 
-    /// Takes a place for one more connection. If there is none for a while, the handshakes that are under way are ended.
+    /// Takes a slot for a connection. If none becomes free for a while, ends the handshakes in
+    /// progress.
     fn take_slot(&self, full: &State) -> Result<Slot, Cancelled> {
         if let Some(slot) = self.slots.try_take() {
             full.leave("has room for connections again");
@@ -144,7 +148,7 @@ impl Reception {
         }
     }
 
-    /// Finds out what a client wants, and hands it on to who serves that.
+    /// Negotiates with a client and passes it to the thread that serves the export.
     fn receive(&self, socket: fs::File, slot: Slot, turn: usize) -> io::Result<()> {
         let socket = CoFd::new(socket)?;
         let limit = self.options.handshake_limit;
@@ -155,14 +159,15 @@ impl Reception {
             })?;
         if let Some(agreed) = agreed {
             let desk = if self.catalog.0[agreed.export].on_one_thread { 0 } else { turn % self.desks.len() };
-            // Refused only when the server ends.
+            // Fails only when the server ends.
             let _ = self.desks[desk].send(Client { socket: socket.into_inner(), agreed, slot });
         }
         Ok(())
     }
 }
 
-/// Whether accepting failed because of the one client, so that the next one may be there already (accept(2)).
+/// Returns whether accept failed because of a single client, so that the next one may already be
+/// waiting (accept(2)).
 fn is_of_one_client(error: &io::Error) -> bool {
     const CODES: [i32; 12] = [
         libc::ECONNABORTED,
@@ -181,7 +186,7 @@ fn is_of_one_client(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }
 
-/// A state that is reported when it begins and when it ends, with one line each.
+/// A condition that is reported with one line when it begins and one when it ends.
 #[derive(Default)]
 struct State(Cell<bool>);
 
@@ -199,7 +204,8 @@ impl State {
     }
 }
 
-/// Serves those who come, until nobody can come any more; then finishes, and flushes.
+/// Serves clients until the channel is closed, then cancels the connections, waits for them and
+/// flushes.
 fn serve_clients(
     exports: &Exports,
     clients: &Receiver<Client>,
@@ -223,9 +229,9 @@ fn serve_clients(
         .map_err(|error| format!("cannot flush: {error}"))
 }
 
-/// Reports what was wrong with a client. That a client has gone, or that the server ends, is no news.
+/// Reports a client's misbehaviour. Disconnects and the end of the server are not reported.
 fn note(outcome: io::Result<()>) {
-    /// When the present second began, and the clients that were sent away in it.
+    /// Start of the current second, and the number of clients disconnected in it.
     static PRESENT: Mutex<Option<(Instant, u32)>> = Mutex::new(None);
     let Err(error) = outcome else { return };
     if !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::TimedOut) {
@@ -249,7 +255,7 @@ fn note(outcome: io::Result<()>) {
     }
 }
 
-/// Those who serve: this thread, and the others.
+/// The serving side: this thread's server coroutine, and the other threads.
 struct Staff {
     desks: Vec<Sender<Client>>,
     here: Option<coralio_aio::JoinHandle<Result<(), String>>>,
@@ -287,11 +293,11 @@ impl Staff {
         Ok(staff)
     }
 
-    /// Waits until all have finished what they do.
+    /// Closes the channels and waits until all threads have finished.
     fn dismiss(&mut self) -> Result<(), String> {
         self.desks.clear();
         let here = self.here.take().map_or(Ok(()), |here| here.join().unwrap_or_else(|_| Err("serving failed".into())));
-        // The first thread has nothing else to do any more.
+        // Blocking joins are fine here: the first thread has no other work left.
         let others = self.elsewhere.drain(..);
         others.fold(here, |outcome, thread| {
             let ended = thread.join().unwrap_or_else(|_| Err("a thread failed".into()));
@@ -317,13 +323,13 @@ impl Listener {
         }
     }
 
-    /// Waits for the next client. Calls `nobody_waits` where none is there.
+    /// Waits for the next client. Calls `nobody_waits` when the backlog is empty.
     fn accept(&self, nobody_waits: impl Fn()) -> io::Result<fs::File> {
         let socket: OwnedFd = match self {
             Listener::Unix(listener, _) => accept(listener, UnixListener::accept, nobody_waits)?.into(),
             Listener::Tcp(listener, keepalive) => {
                 let stream: TcpStream = accept(listener, TcpListener::accept, nobody_waits)?;
-                // A client that has gone already refuses them; it is found out by reading.
+                // Fails if the client has already disconnected; a read will find that.
                 let _ = stream.set_nodelay(true);
                 if !keepalive.is_zero() {
                     let _ = limits::keep_alive(&stream, *keepalive);
@@ -354,7 +360,7 @@ impl Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Listener::Unix(_, file) => write!(f, "unix:{}", file.path().display()),
-            // Port 0 is one that the system chooses.
+            // With port 0 the system chooses the port.
             Listener::Tcp(listener, _) => match listener.get_ref().local_addr() {
                 Ok(address) => write!(f, "{address}"),
                 Err(error) => write!(f, "({error})"),

@@ -1,4 +1,5 @@
-//! The file of a Unix socket: made, taken over from a server that is dead, and removed; never another file.
+//! The file of a Unix socket: created, taken over from a dead server, and removed; other files are
+//! never touched.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -7,7 +8,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
-/// The file of a socket that this process listens on. Removed when dropped, unless another file has taken its place.
+/// The file of a socket that this process listens on. Removed when dropped, unless another file has
+/// replaced it.
 pub struct SocketFile {
     path: PathBuf,
     device: u64,
@@ -15,11 +17,12 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens on a new socket at `path`. Replaces a socket there on which no process listens.
+    /// Listens on a new socket at `path`. Replaces an existing socket that no process uses.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` if a process uses the socket at `path`; `AlreadyExists` if `path` is no socket; what the system says.
+    /// `AddrInUse` if a process uses the socket at `path`; `AlreadyExists` if `path` is not a
+    /// socket; system errors.
     pub fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => replace(path)?,
@@ -48,7 +51,8 @@ impl Drop for SocketFile {
 
 /// Replaces the dead socket at `path`.
 fn replace(path: &Path) -> io::Result<UnixListener> {
-    // Another server may do the same: without the lock, one of both would remove the socket that the other has just made.
+    // Serializes servers that do the same: one could remove the socket that the other has just
+    // created.
     let folder = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -64,24 +68,25 @@ fn replace(path: &Path) -> io::Result<UnixListener> {
             let why = "another process uses the socket; end that process, or name another path";
             return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
         }
-        // Removed since.
+        // Removed in the meantime.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     UnixListener::bind(path)
 }
 
-/// Whether no process has the socket at `path`. A datagram socket cannot connect to a listener, so that no listener notices
-/// the attempt; and unlike a stream it never waits until the listener has room.
+/// Returns whether no process uses the socket at `path`. Connecting a datagram socket to a stream
+/// listener fails, so the listener does not notice the attempt; and unlike a stream connect it
+/// never waits for room in the backlog.
 fn is_dead(path: &Path) -> io::Result<bool> {
     match UnixDatagram::unbound()?.connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
-        // EPROTOTYPE: there is a socket of another type.
+        // EPROTOTYPE: a socket of another type is bound there.
         _ => Ok(false),
     }
 }
 
-/// Locks a folder among the servers that use it, until the file is dropped.
+/// Locks a directory against other servers until the returned file is dropped.
 fn lock(folder: &Path) -> io::Result<File> {
     let folder = File::open(folder)?;
     // SAFETY: takes no pointers; the descriptor is open.

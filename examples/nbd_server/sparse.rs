@@ -1,6 +1,7 @@
-//! Reading where there are holes: what they are is told, and neither read nor sent.
+//! Sparse reads: holes are reported as such, and neither read nor sent.
 //!
-//! To ask whether there is a hole costs about as much as to read one block: so large reads alone ask, now and then.
+//! Looking for a hole costs about as much as reading one block, so only large reads look, and only
+//! once per [`STEP`].
 
 use std::io;
 
@@ -12,14 +13,15 @@ use crate::perform;
 use crate::protocol::Part;
 use crate::reply::Done;
 
-/// Shorter reads do not look for holes, in bytes; and shorter holes are read as what is around them.
+/// Minimum length of reads that look for holes, and of holes that are reported, in bytes. Shorter
+/// holes are read like data.
 pub const LEAST: usize = 64 << 10;
-/// What is taken for data before it is asked again, in bytes.
+/// The length that is taken for data before looking again, in bytes.
 const STEP: u64 = 256 << 10;
-/// Steps before other requests have their turn: each is a system call or two on the loop's thread.
+/// Steps before other requests run: each takes one or two system calls on the loop's thread.
 const STEPS_AT_ONCE: u32 = 32;
 
-/// Reads what is data, and tells where it is.
+/// Reads the data of the range and reports its holes.
 pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
     let parts = parts(image, offset, len)?;
     let filled = |part: &&Part| !part.hole;
@@ -33,7 +35,7 @@ pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
     Ok(if parts.len() == 1 && !parts[0].hole { Done::Data(data) } else { Done::Parts(parts, data) })
 }
 
-/// What the range is made of, front to back.
+/// Returns the parts of the range in order.
 fn parts(image: &dyn Image, offset: u64, len: u32) -> io::Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     let (mut at, end) = (offset, offset.saturating_add(len.into()));

@@ -1,35 +1,38 @@
-//! Turns: bounds how much work one client gets before the other clients have their turn.
+//! Turns: bounds the work for one client before the other clients run.
 //!
-//! A client whose socket always has data never waits, so its coroutine has to yield by itself. A turn is a number of bytes;
-//! each request and option counts as [`STEP`] bytes besides its payload. While other clients of the thread are active too,
-//! turns are short, and a client may have few requests under way: the queue of the disk is common to all.
+//! A client whose socket always has data never waits, so its coroutine must yield explicitly. A
+//! turn is a number of bytes; each request and option counts as [`STEP`] bytes plus its payload.
+//! While other clients of the thread are active, turns are short and a client may have only few
+//! requests in flight, because all clients share the disk's queue.
 
 use std::cell::Cell;
 
 use coralio_aio::{Cancelled, check_cancelled, yield_now};
 
-/// What a step costs besides the bytes that it moves.
+/// The cost of a step in addition to the bytes that it moves.
 const STEP: usize = 16 << 10;
-/// The length of a client's turn while no other client is active: 64 steps without payload, which share system calls.
+/// The length of a turn while no other client is active: 64 steps without payload, which share
+/// system calls.
 const LONG: usize = 1 << 20;
-/// The length while another client is active. The loop looks for new requests every eighth turn at the latest.
+/// The length of a turn while another client is active. The loop looks for new requests at least
+/// every eighth turn.
 const SHORT: usize = 64 << 10;
-/// A client is active for this number of turns after its last request.
+/// A client counts as active for this number of turns after its last request.
 const ACTIVE: u64 = 10_000;
 
-/// Names a client of this thread.
+/// Identifies a client of this thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ClientId(u64);
 
-/// The clients that were active last.
+/// The most recently active clients.
 #[derive(Clone, Copy)]
 struct Traffic {
     next_id: u64,
-    /// Turns so far, of all clients.
+    /// The number of turns of all clients so far.
     turns: u64,
-    /// The client of the last request, and the turn of that.
+    /// The client of the last request, and its turn number.
     last: (ClientId, u64),
-    /// The last turn of any other client.
+    /// The last turn number of any other client.
     other: u64,
 }
 
@@ -39,21 +42,21 @@ thread_local! {
 }
 
 impl ClientId {
-    /// Creates a name that no other client of this thread has.
+    /// Creates an identifier that is unique on this thread.
     pub fn new() -> ClientId {
         let traffic = TRAFFIC.get();
         TRAFFIC.set(Traffic { next_id: traffic.next_id + 1, ..traffic });
         ClientId(traffic.next_id)
     }
 
-    /// Whether another client of this thread is active.
+    /// Returns whether another client of this thread is active.
     pub fn has_company(self) -> bool {
         let Traffic { turns, last, other, .. } = TRAFFIC.get();
         let seen = if last.0 == self { other } else { last.1 };
         turns - seen < ACTIVE
     }
 
-    /// Notes that the client is active.
+    /// Records that the client is active.
     pub fn note_request(self) {
         let mut traffic = TRAFFIC.get();
         if traffic.last.0 != self {
@@ -64,14 +67,14 @@ impl ClientId {
     }
 }
 
-/// What one client has used of its present turn.
+/// The part of the current turn that a client has used.
 pub struct Turn {
     client: ClientId,
     used: usize,
 }
 
 impl Turn {
-    /// Creates a turn of which nothing is used.
+    /// Creates an unused turn.
     pub fn of(client: ClientId) -> Turn {
         Turn { client, used: 0 }
     }
@@ -80,7 +83,8 @@ impl Turn {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`]: the coroutine is to end. A client that sends without a pause would never let it notice.
+    /// [`Cancelled`] if the coroutine is cancelled: a client that sends without a pause would
+    /// otherwise never let it notice.
     ///
     /// # Control
     ///

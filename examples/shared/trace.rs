@@ -1,4 +1,4 @@
-//! `--trace FILE`, for every program here.
+//! The option `--trace FILE`, shared by all examples.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,19 @@ use coralio_aio::Runner;
 use coralio_aio::trace::{Format, Trace};
 use coralio_runtime::report;
 
-/// Events that are kept: the last so many.
+/// Maximum number of events kept; older ones are overwritten.
 const EVENTS: usize = 100_000;
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct TraceOption {
-    /// Write what ran when to FILE: a page for a browser (.html), for Perfetto (.json), or text (.txt)
+    /// Write a trace to FILE: a web page (.html), Perfetto (.json), or text (.txt)
     #[arg(id = "trace", long = "trace", value_name = "FILE", value_parser = path)]
     pub file: Option<PathBuf>,
 }
 
 impl TraceOption {
-    /// Runs `work`, and writes what happened to where it is wanted. If that fails too, the work's own error is the one to know.
+    /// Runs `work` and writes the trace if one is requested. If both fail, returns the error of
+    /// `work`.
     pub fn run<T>(
         &self,
         runner: Runner,
@@ -43,7 +44,7 @@ impl TraceOption {
     }
 }
 
-/// Known before the work is done: the ending says how to write it.
+/// Checks the extension, which selects the format, before the work begins.
 fn path(text: &str) -> Result<PathBuf, String> {
     Format::of(Path::new(text)).map(|_| text.into()).map_err(|error| error.to_string())
 }

@@ -1,5 +1,6 @@
-//! An image and what it is written on top of, to the chain's end: followed down, and then started from below. So a long chain
-//! takes no more stack to open than a short one.
+//! An image and its backing chain. The chain is followed down first, and its images are then
+//! started from the bottom up, so opening a long chain takes no more stack than opening a short
+//! one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,10 @@ use crate::open::{Format, Options, open_file, probe};
 use crate::qcow2::{Backing, Header, Qcow2};
 use crate::raw::Raw;
 
-/// Images on top of each other, at most. A chain that has more has a loop, or reads like one; and each takes stack to read.
+/// Maximum length of a chain. A longer one is likely a loop, and each image takes stack to read.
 const DEEPEST: usize = 32;
 
-/// The images, uppermost first, as far as they are qcow2; and what is below them all, if that is raw.
+/// The qcow2 images, topmost first, and the raw image at the bottom if there is one.
 pub(crate) struct Chain {
     levels: Vec<Level>,
     base: Option<Rc<dyn Image>>,
@@ -30,7 +31,7 @@ struct Level {
     header: Header,
 }
 
-/// Where the image is that another one is written on top of, and its format if that is told.
+/// The path of a backing image, and its format if the header gives one.
 type Below = (PathBuf, Option<Format>);
 
 impl Level {
@@ -40,7 +41,7 @@ impl Level {
 }
 
 impl Chain {
-    /// Opens the files, and reads the headers.
+    /// Opens the files and reads the headers.
     pub(crate) fn follow(path: &Path, options: &Options, mut format: Option<Format>) -> io::Result<Chain> {
         let mut chain = Chain { levels: Vec::new(), base: None };
         let mut next = Some(path.to_path_buf());
@@ -53,13 +54,13 @@ impl Chain {
         Ok(chain)
     }
 
-    /// Adds an image, and says which one is below it.
+    /// Adds an image to the chain. Returns its backing image.
     fn add(&mut self, path: &Path, file: File, format: Option<Format>, options: &Options) -> io::Result<Option<Below>> {
         let format = match format {
             Some(format) => format,
             None => probe(&file)?,
         };
-        // Before anything is read that another one may be changing.
+        // Lock first: another program may be changing the file.
         let lock = options.lock.then(|| Lock::take(path, format, options.write)).transpose()?;
         if format == Format::Raw {
             self.base = Some(Rc::new(Raw::open(file, lock, options.write)?));
@@ -80,7 +81,7 @@ impl Chain {
         Ok(below)
     }
 
-    /// Starts all.
+    /// Starts all images of the chain.
     pub(crate) fn open(mut self, write: bool) -> io::Result<Rc<dyn Image>> {
         if self.levels.is_empty() {
             return Ok(self.base.take().expect("a chain has an image"));
@@ -88,7 +89,7 @@ impl Chain {
         Ok(Rc::new(self.open_top(write)?))
     }
 
-    /// Starts all of a chain whose uppermost image is qcow2.
+    /// Starts all images of a chain whose topmost image is qcow2.
     pub(crate) fn open_top(self, write: bool) -> io::Result<Qcow2> {
         let Chain { mut levels, mut base } = self;
         while levels.len() > 1 {
@@ -102,7 +103,7 @@ impl Chain {
 fn below(backing: &Backing, above: &Path) -> io::Result<Below> {
     let name = backing.name.as_str();
     let name = name.strip_prefix("file:").unwrap_or(name);
-    // A name with a colon before the first slash is an address.
+    // A colon before the first slash makes the name an address.
     if name.split('/').next().is_some_and(|start| start.contains(':')) {
         return Err(unsupported(format!("its backing file is \"{}\", which is no path", name.escape_debug())));
     }

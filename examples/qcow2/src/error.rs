@@ -1,34 +1,34 @@
-//! What is wrong with an image, in words.
+//! Constructors for errors about images.
 
 use std::fmt::Display;
 use std::io;
 
-/// The image's own tables are wrong.
+/// Creates an error for metadata that is invalid.
 pub(crate) fn damaged(what: impl Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_string())
 }
 
-/// The image is fine, but this program does not do what it asks for.
+/// Creates an error for a valid image that needs an unsupported feature.
 pub(crate) fn unsupported(what: impl Display) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, what.to_string())
 }
 
-/// The caller asks for what cannot be.
+/// Creates an error for an invalid argument.
 pub(crate) fn invalid(what: impl Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what.to_string())
 }
 
-/// The image is open for reading only.
+/// Creates an error for a write to a read-only image.
 pub(crate) fn read_only() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the image is open for reading only: open it for writing")
 }
 
-/// Puts what it was about before an error.
+/// Prefixes an error with its subject.
 pub(crate) fn about<T>(what: impl Display, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|error| io::Error::new(error.kind(), format!("{what}: {error}")))
 }
 
-/// Refuses what reaches beyond the disk's end.
+/// Rejects a range that extends beyond the end of the disk.
 pub(crate) fn within(offset: u64, len: u64, size: u64) -> io::Result<()> {
     if offset.checked_add(len).is_some_and(|end| end <= size) {
         return Ok(());

@@ -1,70 +1,76 @@
-//! What every format can do: a disk of so many bytes that many coroutines of one thread read and write at once.
+//! The interface of all formats: a disk that many coroutines of one thread access concurrently.
 
 use std::io;
 
 /// A disk image, used by the coroutines of one context.
 ///
-/// Offsets and lengths are in bytes, of any alignment. What reaches beyond [`len`](Image::len) is refused with
-/// `InvalidInput` before anything is done. Two calls that overlap and are under way at once, one of them a write, have no
-/// order.
+/// Offsets and lengths are in bytes and need no alignment. A range that extends beyond
+/// [`len`](Image::len) fails with `InvalidInput` before anything is done. The order of concurrent
+/// calls that overlap is undefined if one of them writes.
 ///
 /// # Control
 ///
 /// Every call but `len` may yield.
 pub trait Image {
-    /// The disk's size in bytes, as a guest sees it.
+    /// Returns the size of the disk in bytes, as the guest sees it.
     fn len(&self) -> u64;
 
-    /// Whether the disk has no bytes at all.
+    /// Returns whether the size of the disk is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Fills `buf` from `offset` on.
+    /// Fills `buf`, reading from `offset`.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` beyond the end; what the kernel says; `InvalidData` where the image's own tables are wrong.
+    /// `InvalidInput` beyond the end; the kernel's errors; `InvalidData` if the image's metadata is
+    /// invalid.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Writes all of `buf`. On stable storage it is after the next [`flush`](Image::flush) only.
+    /// Writes all of `buf`. The data is on stable storage only after the next
+    /// [`flush`](Image::flush).
     ///
     /// # Errors
     ///
-    /// As [`read_at`](Image::read_at); a part may be written then. `PermissionDenied` where the image is opened for reading.
+    /// As [`read_at`](Image::read_at), possibly after a part has been written. `PermissionDenied`
+    /// if the image is read-only.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Brings to stable storage what was written before the call.
+    /// Brings all data written before the call to stable storage.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's.
     fn flush(&self) -> io::Result<()>;
 
-    /// Tells that the range is not needed: reads as zeroes afterwards where the image can do that without cost, else stays
-    /// as it is.
+    /// Declares the range unused. It then reads as zeroes where the image can do that cheaply, and
+    /// otherwise keeps its content.
     ///
     /// # Errors
     ///
     /// As [`write_at`](Image::write_at).
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// The range reads as zeroes afterwards.
+    /// Makes the range read as zeroes.
     ///
     /// # Errors
     ///
-    /// As [`write_at`](Image::write_at); `Unsupported` for [`Zeroes::fast`] where it would cost as much as writing them.
+    /// As [`write_at`](Image::write_at); `Unsupported` with [`Zeroes::fast`] if it would cost as
+    /// much as writing the zeroes.
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> io::Result<()>;
 
-    /// What the disk is made of from `offset` on, for at most `len` bytes: the first stretch of one kind.
+    /// Returns the first extent of the range: the length and status of a stretch with uniform
+    /// status.
     ///
     /// # Errors
     ///
     /// As [`read_at`](Image::read_at).
     fn extent(&self, offset: u64, len: u64) -> io::Result<Extent>;
 
-    /// How many bytes from `offset` on are known to read as zeroes, at most `len`; 0 where there is data, or where to find out
-    /// would cost more than a short read does. [`extent`](Image::extent) may cost as much as all of the data is long.
+    /// Returns how many bytes from `offset`, at most `len`, are known to read as zeroes. Returns 0
+    /// for data, or if finding out would cost more than a short read; the cost of
+    /// [`extent`](Image::extent) may grow with the length of the data.
     ///
     /// # Errors
     ///
@@ -72,22 +78,22 @@ pub trait Image {
     fn hole(&self, offset: u64, len: u64) -> io::Result<u64>;
 }
 
-/// How zeroes are to be written.
+/// How to write zeroes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Zeroes {
-    /// The room stays allocated, so that a later write finds it.
+    /// Keeps the range allocated, so that later writes find space.
     pub keep_allocated: bool,
-    /// Refuse rather than write them out byte by byte.
+    /// Fails rather than write the zeroes as data.
     pub fast: bool,
 }
 
-/// A stretch of the disk that is of one kind.
+/// A stretch of the disk with uniform status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Bytes; never 0 for a range that is not empty.
+    /// The length in bytes; 0 only for an empty range.
     pub len: u64,
-    /// Has room of its own in the image or what backs it.
+    /// Space is allocated in the image or in a backing image.
     pub allocated: bool,
-    /// Reads as zeroes.
+    /// The stretch reads as zeroes.
     pub zero: bool,
 }

@@ -1,7 +1,9 @@
-//! Disk images as plain code: raw and qcow2. Whoever uses an image knows [`Image`] alone; [`open`] looks which one it is.
+//! Disk images in sequential code: raw and qcow2. Users of an image only need [`Image`]; [`open`]
+//! detects the format.
 //!
-//! A qcow2 file is made of *clusters*, and what the guest reads at an offset is found as in a page table. Each cluster of the
-//! file has a *refcount*, found in the same way. What no entry points to is read from the *backing* image, or is zeroes.
+//! A qcow2 file consists of *clusters*. The location of a guest's data is looked up as in a page
+//! table. Each cluster of the file has a *refcount*, looked up in the same way. Unmapped offsets
+//! are read from the *backing* image, or as zeroes if there is none.
 //!
 //! ```text
 //!   guest's offset             header                                cluster of the file
@@ -18,17 +20,17 @@
 //!                              data  <-----------------+----> zero, compressed, or nothing: the backing image
 //! ```
 //!
-//! | in `qcow2/` | idea |
+//! | in `qcow2/` | purpose |
 //! |---|---|
-//! | `header`, `extensions`, `snapshots`, `geometry` | what the bytes mean, and what cannot be |
-//! | `start`, `create` | opening, with all tables checked against each other; a new image |
-//! | `top`, `cache` | the tables in memory |
-//! | `map`, `read`, `compressed` | where a guest's bytes are, and reading them |
-//! | `write`, `zero`, `ranges` | writing in place and into fresh clusters, discarding; who changes what |
-//! | `refcount`, `allocate`, `grow` | clusters of the file, given out and taken back |
-//! | `flush`, `epoch` | the order in which things get to the disk; when a cluster may be used anew |
+//! | `header`, `extensions`, `snapshots`, `geometry` | decoding and validating metadata |
+//! | `start`, `create` | opening with consistency checks of all tables; creating images |
+//! | `top`, `cache` | tables in memory |
+//! | `map`, `read`, `compressed` | locating and reading guest data |
+//! | `write`, `zero`, `ranges` | writing and discarding; exclusive access to mappings |
+//! | `refcount`, `allocate`, `grow` | allocating and freeing clusters of the file |
+//! | `flush`, `epoch` | the order of writes to disk; when a freed cluster may be reused |
 
-// These macros panic where nobody can read what they print; messages go through `report`.
+// These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod chain;

@@ -1,17 +1,17 @@
-//! Locks on single bytes of an image's file: what this program does with the image, and what other
-//! programs must not do. QEMU's programs use the same bytes.
+//! Locks on single bytes of an image file. They declare what this program does with the image and
+//! what other programs must not do. QEMU's programs use the same bytes.
 //!
 //! ```text
-//!   byte 100 + n   a program does it       n = 0  reads, and relies on what it reads
+//!   byte 100 + n   a program does it       n = 0  reads consistent data
 //!   byte 200 + n   a program forbids it    n = 1  writes
 //!                                          n = 3  changes the length
 //! ```
 //!
-//! All locks are shared ones, so that any number of programs can hold them. Each program takes its
-//! own first, and then looks for those that conflict: of two programs that start at once, one sees
-//! the other. The locks belong to the open file, not to the process. Dropping a [`Lock`] releases
-//! them explicitly, because a process that another thread forks has the file open, too, until its
-//! exec.
+//! All locks are shared, so that any number of programs can hold them. Each program first takes its
+//! own locks and then looks for conflicting ones, so of two programs that start concurrently at
+//! least one sees the other. The locks belong to the open file description, not to the process.
+//! Dropping a [`Lock`] releases them explicitly, because a process forked by another thread shares
+//! the description until its exec.
 
 #![allow(unsafe_code)]
 
@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::open::Format;
 
-/// By these numbers, as in the table above.
+/// Values of n in the table above.
 const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
@@ -34,19 +34,19 @@ const RESIZE: i64 = 3;
 const DONE: i64 = 100;
 const UNWANTED: i64 = 200;
 
-/// An image's locks, until it is dropped.
+/// The locks of an image, held until dropped.
 #[derive(Debug)]
 pub(crate) enum Lock {
-    /// One open image's.
+    /// The locks of one open image.
     Single { _locks: Locks },
-    /// A raw image's that this process writes, perhaps by several threads.
+    /// Shares the locks of a raw image that this process writes, possibly on several threads.
     Common { file: FileId, taken_by: u32 },
 }
 
-/// Device and inode.
+/// Device and inode number.
 type FileId = (u64, u64);
 
-/// Raw images that this process writes. Each open image of them counts as a user.
+/// The raw images that this process writes. Each open instance counts as a user.
 static COMMON: Mutex<Vec<Common>> = Mutex::new(Vec::new());
 
 struct Common {
@@ -56,15 +56,15 @@ struct Common {
 }
 
 impl Lock {
-    /// Locks the image at `path`. An image is written by one program alone, and not while others
-    /// read it, whatever its format.
+    /// Locks the image at `path`. One program can write an image, or any number can read it,
+    /// regardless of the format.
     ///
-    /// Within this process, a raw image may be open for writing several times: it has no tables in
-    /// memory that would differ.
+    /// Within this process, a raw image may be open for writing several times: it has no cached
+    /// metadata that could diverge.
     ///
     /// # Errors
     ///
-    /// `ResourceBusy` if another program's locks conflict; what the kernel says.
+    /// `ResourceBusy` if the locks of another program conflict; the kernel's errors.
     pub(crate) fn take(path: &Path, format: Format, write: bool) -> io::Result<Lock> {
         let file = fs::File::open(path)?;
         match (format, write) {
@@ -97,7 +97,8 @@ fn common() -> MutexGuard<'static, Vec<Common>> {
 impl Drop for Lock {
     fn drop(&mut self) {
         let Lock::Common { file, taken_by } = *self else { return };
-        // In a forked process the mutex may be locked for good by a thread that is not there.
+        // In a forked process the mutex may be locked forever by a thread that does not exist
+        // there.
         if taken_by != process::id() {
             return;
         }
@@ -111,12 +112,13 @@ impl Drop for Lock {
     }
 }
 
-/// Locks of one open file.
+/// The locks held through one open file.
 #[derive(Debug)]
 pub(crate) struct Locks {
-    /// A descriptor of its own: the image's may be closed later, by a thread of the pool.
+    /// A separate file: the image's file may be closed later, by a thread of the pool.
     file: fs::File,
-    /// The process that took them. A process forked from it shares them and must not release them.
+    /// The process that took the locks. A process forked from it shares them and must not release
+    /// them.
     taken_by: u32,
 }
 
@@ -129,7 +131,7 @@ impl Locks {
             locks.ask(libc::F_OFD_SETLK, libc::F_RDLCK, byte..byte + 1)?;
         }
         for byte in bytes(refuses, DONE).chain(bytes(does, UNWANTED)) {
-            // Whether it could have the byte for itself alone.
+            // Check whether an exclusive lock of the byte would succeed.
             if locks.ask(libc::F_OFD_GETLK, libc::F_WRLCK, byte..byte + 1)? != libc::F_UNLCK {
                 return Err(busy(byte));
             }
@@ -141,14 +143,14 @@ impl Locks {
         self.taken_by == process::id()
     }
 
-    /// Asks the kernel about a lock on some bytes. Returns the lock's type as it is then.
+    /// Sets or queries a lock on a byte range. Returns the lock type that the kernel reports.
     fn ask(&self, command: libc::c_int, kind: libc::c_int, bytes: Range<i64>) -> io::Result<libc::c_int> {
-        // SAFETY: plain data, for which zero is valid. The process must be 0 in it.
+        // SAFETY: plain data, for which zero is valid. `l_pid` must be 0.
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
         lock.l_type = kind as libc::c_short;
         lock.l_whence = libc::SEEK_SET as libc::c_short;
         (lock.l_start, lock.l_len) = (bytes.start, bytes.end - bytes.start);
-        // SAFETY: the kernel reads and writes the one structure, which outlives the call.
+        // SAFETY: the kernel accesses only this structure, which outlives the call.
         match unsafe { libc::fcntl(self.file.as_raw_fd(), command, &raw mut lock) } {
             0 => Ok(lock.l_type.into()),
             _ => Err(io::Error::last_os_error()),
@@ -159,7 +161,7 @@ impl Locks {
 impl Drop for Locks {
     fn drop(&mut self) {
         if self.are_ours() {
-            // If the kernel refuses, they end when the last process closes the file.
+            // If that fails, the locks end when the last process closes the file.
             let _ = self.ask(libc::F_OFD_SETLK, libc::F_UNLCK, DONE..UNWANTED + 100);
         }
     }
@@ -181,7 +183,7 @@ fn busy(byte: i64) -> io::Error {
 mod tests {
     use super::*;
 
-    /// With an image of its own.
+    /// Runs `body` with a function that locks a temporary image.
     fn locked(name: &str, body: impl FnOnce(&dyn Fn() -> io::Result<Locks>)) {
         let path = format!("/dev/shm/coralio-lock-{name}-{}", process::id());
         fs::write(&path, "").unwrap();
@@ -191,7 +193,7 @@ mod tests {
 
     #[test]
     fn they_end_though_the_file_is_open_elsewhere() {
-        // qcow2: as in a process that another thread has forked, before its exec
+        // qcow2: as in a process forked by another thread, before its exec
         locked("ends", |take| {
             let first = take().unwrap();
             let forked = first.file.try_clone().unwrap();
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_child_does_not_give_back_its_parents() {
-        // E13, qcow2: a forked process drops what it got of its parent
+        // E13, qcow2: a forked process drops the value inherited from its parent
         locked("child", |take| {
             let first = take().unwrap();
             // SAFETY: the child makes system calls, and nothing else.

@@ -1,4 +1,4 @@
-//! Opening an image by its path: how, and which format it has.
+//! Opening an image by path, and detecting its format.
 
 use std::fs;
 use std::io;
@@ -13,17 +13,17 @@ use crate::error::{about, unsupported};
 use crate::image::Image;
 use crate::qcow2::{MAGIC, Qcow2};
 
-/// What an image's bytes mean.
+/// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// The disk's bytes, one after the other.
+    /// The bytes of the disk without metadata.
     Raw,
     /// See [`Qcow2`].
     Qcow2,
 }
 
 impl Format {
-    /// As on a command line, and in an image's header.
+    /// Returns the name used on command lines and in image headers.
     pub fn name(self) -> &'static str {
         match self {
             Format::Raw => "raw",
@@ -31,11 +31,11 @@ impl Format {
         }
     }
 
-    /// Which format a file has: qcow2, if it begins as such an image does.
+    /// Detects the format of a file: qcow2 if it begins with a qcow2 header, otherwise raw.
     ///
     /// # Errors
     ///
-    /// What the kernel says, with the path.
+    /// The kernel's, with the path.
     ///
     /// # Panics
     ///
@@ -46,12 +46,12 @@ impl Format {
     /// May yield.
     pub fn of(path: impl AsRef<Path>) -> io::Result<Format> {
         let path = path.as_ref();
-        // Its errors name the path.
+        // Errors of `open_file` contain the path.
         let file = open_file(path, &Options::default())?;
         about(path.display(), probe(&file))
     }
 
-    /// As [`name`](Format::name) has it.
+    /// Returns the format with this [`name`](Format::name).
     pub fn named(name: &str) -> Option<Format> {
         [Format::Raw, Format::Qcow2].into_iter().find(|format| format.name() == name)
     }
@@ -60,26 +60,28 @@ impl Format {
 /// How to open an image.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// For writing too. What it is written on top of is only read.
+    /// Opens the image for writing. Backing images are always opened for reading only.
     pub write: bool,
-    /// Past the page cache, or through it.
+    /// Whether to bypass the page cache.
     pub direct: Direct,
-    /// Without one, a file that begins as qcow2 images do is one, and all others are raw. Whoever can write a raw disk can
-    /// make it begin like that: name the format of what you do not trust.
+    /// The format; `None` detects it: a file that begins with a qcow2 header is qcow2, any other is
+    /// raw. A program that can write a raw disk can write such a header, so give the format of
+    /// untrusted images.
     pub format: Option<Format>,
-    /// Locks each image of the chain, whatever its format, as long as it is open: one program
-    /// writes an image, or any number read it. Other programs respect that if they lock as QEMU's
-    /// do. A process may open a raw image for writing several times. Not on the simulated kernel,
-    /// which has no other programs.
+    /// Locks each image of the chain, regardless of its format, as long as it is open: one program
+    /// can write an image, or any number can read it. Programs that use QEMU's locking protocol
+    /// respect the locks. A process may open a raw image for writing several times. Not for the
+    /// simulated backend, which has no other programs.
     pub lock: bool,
 }
 
-/// Opens an image, and what it is written on top of.
+/// Opens an image and its backing chain.
 ///
 /// # Errors
 ///
-/// What the kernel says; `ResourceBusy` if [another program's locks](Options::lock) are against it; `InvalidData` where the
-/// image's tables cannot be; `Unsupported`, by name, where it has what this program has not; each with the path.
+/// The kernel's; `ResourceBusy` if [locks of another program](Options::lock) conflict;
+/// `InvalidData` if the metadata is invalid; `Unsupported`, with the name of the feature, if the
+/// image needs an unsupported one. Each error contains the path.
 ///
 /// # Panics
 ///
@@ -93,7 +95,7 @@ pub fn open(path: impl AsRef<Path>, options: &Options) -> io::Result<Rc<dyn Imag
 }
 
 impl Qcow2 {
-    /// As [`open`], of a file that must be a qcow2 image.
+    /// Like [`open`], for a file that must be a qcow2 image.
     ///
     /// # Errors
     ///
@@ -111,10 +113,10 @@ impl Qcow2 {
     }
 }
 
-/// Opens a file that can be an image: to open others may take for ever, or do something. An image says by itself what it is
-/// written on top of, and may name anything.
+/// Opens a file only if it can be an image: opening other files may block forever or have side
+/// effects, and an image can name any path as its backing file.
 pub(crate) fn open_file(path: &Path, options: &Options) -> io::Result<File> {
-    // What is not there, or not to be looked at, is for the opening to tell.
+    // If the metadata is not accessible, `open` below reports the error.
     if let Ok(kind) = fs::metadata(path).map(|metadata| metadata.file_type())
         && !(kind.is_file() || kind.is_block_device())
     {
@@ -126,7 +128,7 @@ pub(crate) fn open_file(path: &Path, options: &Options) -> io::Result<File> {
     File::options().read(true).write(options.write).direct(options.direct).open(path)
 }
 
-/// Which format an open file has.
+/// Detects the format of an open file.
 pub(crate) fn probe(file: &File) -> io::Result<Format> {
     let mut start = AlignedBuf::new(512, 512);
     let had = file.read_at(&mut start, 0)?;

@@ -1,10 +1,11 @@
-//! A qcow2 image, open. The modules below each have one idea; here is what they share.
+//! An open qcow2 image. Each module below has one purpose; this file has their shared state.
 //!
-//! Who may be where at once: everybody reads the tables in memory, which are borrowed between two switches at most. A table that
-//! has to be read is read by one, under the lane's [`CoMutex`]. Whoever changes a guest cluster's mapping holds it in
-//! [`Ranges`]; clusters of the file are given out under the allocator's [`CoMutex`]; what is dirty is written under the
-//! flush's. The order in which these are taken is: ranges, making of an L2 table, allocator, lane; the flush's before the
-//! allocator's, and never within one of the others but the ranges.
+//! Concurrency: all coroutines read the tables in memory, which are never borrowed across a switch.
+//! A table that is not in memory is loaded by one coroutine, under the [`CoMutex`] of its lane. A
+//! coroutine that changes the mapping of a guest cluster holds the cluster in [`Ranges`]. Clusters
+//! of the file are allocated under the allocator's [`CoMutex`], and dirty tables are written under
+//! the flush mutex. Lock order: ranges, creation of an L2 table, allocator, lane; the flush mutex
+//! before the allocator's, and never inside another lock except the ranges.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -48,9 +49,9 @@ use header::Compression;
 use ranges::Ranges;
 use top::Top;
 
-/// A qcow2 image. See the [crate](crate) for how it is laid out.
+/// A qcow2 image. See the [crate](crate) for its layout.
 ///
-/// What was not flushed when it is dropped is lost, as in a crash; at worst some clusters leak then. Only
+/// Dropping the image loses unflushed writes, as in a crash; at worst, some clusters leak. Only
 /// [locks](crate::Options::lock) keep another process from writing the same file.
 pub struct Qcow2 {
     file: Rc<File>,
@@ -66,12 +67,13 @@ pub struct Qcow2 {
     epochs: Epochs,
     /// Guest clusters whose mapping is being changed.
     changing: Ranges,
-    /// One makes an L2 table.
+    /// Serializes the creation of L2 tables.
     making_l2: CoMutex<()>,
     allocator: CoMutex<Allocator>,
-    /// Clusters of the file at and beyond this one have never been written: they read as zeroes.
+    /// Clusters of the file from this one on have never been written, so they read as zeroes.
     virgin: Cell<u64>,
-    /// Clusters of the file that tables are in; guest data must not be written there. Empty where the image is read only.
+    /// Clusters of the file that hold tables; guest data must not be written there. Empty if the
+    /// image is read-only.
     tables: RefCell<rustc_hash::FxHashSet<u64>>,
     flushes: Flushes,
     _lock: Option<Lock>,

@@ -1,4 +1,4 @@
-//! A raw image: the disk's bytes are the file's, one for one. A file or a block device.
+//! A raw image: a file or block device that contains the bytes of the disk without metadata.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,10 +10,10 @@ use crate::holes::{data_start, file_end, next_data};
 use crate::image::{Extent, Image, Zeroes};
 use crate::lock::Lock;
 
-/// How many zeroes are written at a time, where no faster way is left.
+/// Maximum number of zeroes written at a time, if there is no faster way.
 const ZEROES: u64 = 1 << 20;
 
-/// A file or block device as a disk.
+/// A file or block device used as a disk.
 #[derive(Debug)]
 pub struct Raw {
     file: File,
@@ -23,11 +23,12 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// A disk as long as the file is now. `writable` says whether the file was opened for writing.
+    /// Creates a disk with the current length of the file. `writable` tells whether the file is
+    /// open for writing.
     ///
     /// # Errors
     ///
-    /// What the kernel says when asked for the length.
+    /// The kernel's, when it is asked for the length.
     ///
     /// # Control
     ///
@@ -48,7 +49,7 @@ impl Raw {
         within(offset, len, self.len)
     }
 
-    /// Byte by byte.
+    /// Writes zeroes as data.
     fn write_out_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         let zeroes = AlignedBuf::new(len.min(ZEROES) as usize, 4096);
         let mut done = 0;
@@ -97,7 +98,7 @@ impl Image for Raw {
         }
         let punched = || self.file.discard(offset, len);
         let zeroed = || self.file.zero_range(offset, len);
-        // tmpfs does not zero ranges, but it fills the hole that was punched.
+        // tmpfs cannot zero ranges, but it can punch a hole and allocate it again.
         let refilled = || punched().and_then(|()| self.file.allocate(offset, len));
         let done = match how.keep_allocated {
             true => or_if_unsupported(zeroed(), refilled),
@@ -120,14 +121,15 @@ impl Image for Raw {
         let end = offset + len;
         match data_start(self.file.as_fd(), offset)? {
             Some(start) => Ok(start.min(end) - offset),
-            // What the file had when it was opened may be gone: that is no hole, but reads as an error.
+            // If the file has been truncated since it was opened, the missing range is an error,
+            // not a hole.
             None if file_end(self.file.as_fd())? < end => Err(io::ErrorKind::UnexpectedEof.into()),
             None => Ok(len),
         }
     }
 }
 
-/// The next way, if the file system does not have this one.
+/// Returns `done`, or the result of `next` if the file system does not support the operation.
 fn or_if_unsupported(done: io::Result<()>, next: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => next(),

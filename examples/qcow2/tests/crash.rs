@@ -1,9 +1,9 @@
-//! The power goes at any moment, and each sector that was not synced is old, new or torn: the image is consistent then, and has
-//! what was flushed.
+//! Power loss at any time, where each sector that was not synced has old, new or torn content. The
+//! image must be consistent afterwards and contain the flushed data.
 //!
 //! ```sh
-//! CORALIO_QCOW2_CRASHES=10000 cargo test --release -p coralio-qcow2 --test crash    # each test
-//! CORALIO_SIM_SEED=17 cargo test -p coralio-qcow2 --test crash                      # one seed again
+//! CORALIO_QCOW2_CRASHES=10000 cargo test --release -p coralio-qcow2 --test crash    # per test
+//! CORALIO_SIM_SEED=17 cargo test -p coralio-qcow2 --test crash                      # repeats one seed
 //! ```
 
 mod common;
@@ -19,10 +19,10 @@ use coralio_aio::simulate::{Faults, Sim, Simulation};
 use coralio_aio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
 
-/// The unit in which the disk is watched, and written.
+/// The unit in which the disk is tracked and written.
 const GRAIN: u64 = 64;
 const WORKERS: u64 = 3;
-/// One image of so many goes to `qemu-img check`, too.
+/// One image in this number also goes to `qemu-img check`.
 const SAMPLE: u32 = 100;
 
 fn crashes() -> u64 {
@@ -31,14 +31,14 @@ fn crashes() -> u64 {
     number("CORALIO_QCOW2_CRASHES").unwrap_or(most / number("CORALIO_TEST_DIVISOR").unwrap_or(1))
 }
 
-/// What a grain may have after a crash.
+/// The values that a grain may have after a crash.
 #[derive(Clone)]
 struct Grain {
     /// Number, value, and whether the write has returned; oldest first.
     values: Vec<(u64, u8, bool)>,
 }
 
-/// All grains of the disk. They are watched from outside the crash.
+/// The expected values of all grains. Kept outside the simulated crash.
 struct Watch {
     grains: Vec<Grain>,
     next: u64,
@@ -68,7 +68,7 @@ impl Watch {
         self.of(offset, len).iter_mut().for_each(ours);
     }
 
-    /// The newest value of each grain that a flush which begins now makes durable.
+    /// Returns for each grain the newest value that a flush starting now makes durable.
     fn done(&self) -> Vec<u64> {
         let newest = |grain: &Grain| grain.values.iter().filter(|(.., done)| *done).map(|(at, ..)| *at).max();
         self.grains.iter().map(|grain| newest(grain).expect("the durable one")).collect()
@@ -80,10 +80,11 @@ impl Watch {
         }
     }
 
-    /// Each byte of the disk is one that may be there; and it is what is there from now on.
+    /// Checks that each byte of the disk has a permitted value, which becomes its only expected
+    /// value.
     fn check(&mut self, bytes: &[u8]) {
         for (n, (grain, bytes)) in self.grains.iter_mut().zip(bytes.chunks(GRAIN as usize)).enumerate() {
-            // A write that came short may have ended anywhere.
+            // A short write may have ended anywhere.
             let mut found = bytes.to_vec();
             found.sort_unstable();
             found.dedup();
@@ -96,7 +97,8 @@ impl Watch {
     }
 }
 
-/// One operation of a worker, which has its own clusters, and its own grains of those that are shared.
+/// Performs one operation of a worker, which has its own clusters, and its own grains in the shared
+/// clusters.
 fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, setup: Setup) -> io::Result<()> {
     let Setup { cluster, clusters, .. } = setup;
     let choose = |bound: u64| u64::from(sim.choose(bound as u32));
@@ -107,8 +109,8 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, setup
         return Ok(());
     }
     let grains = cluster / GRAIN;
-    // Of four clusters the first is everybody's, and of each three grains in it one is this worker's; the other three
-    // clusters are one worker's alone.
+    // Of four clusters, the first is shared, and every third grain in it is this worker's; the
+    // other three clusters belong to one worker.
     let group = choose(clusters / 4);
     let own = (group / WORKERS * WORKERS + worker) % (clusters / 4 / WORKERS * WORKERS) * 4 + 1;
     let (value, offset, len) = match choose(3) {
@@ -126,7 +128,8 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, setup
     let number = watch.borrow_mut().begin(new, offset, len);
     match value {
         true => {
-            // Aligned, as the address decides whether it goes direct: the same tape, the same run.
+            // Aligned, because the address decides whether the request is direct, and the same tape
+            // must give the same run.
             let mut data = AlignedBuf::new(len as usize, 4096);
             data.fill(new);
             image.write_at(&data, offset)?;
@@ -152,21 +155,21 @@ fn work(sim: &Sim, watch: &Rc<RefCell<Watch>>, setup: Setup, steps: u32) -> io::
 fn qemu_finds_no_corruption(bytes: &[u8]) {
     let folder = Scratch::new();
     std::fs::write(folder.path("image"), bytes).unwrap();
-    // The backing file is not there, and not looked at.
+    // The backing file does not exist, and `check` does not open it.
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(folder.path("image")).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    // 3: leaks alone.
+    // 3: only leaks.
     assert!(matches!(output.status.code(), Some(0 | 3)), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What the images of a test are like.
+/// The properties of the images in a test.
 #[derive(Clone, Copy)]
 struct Setup {
     cluster: u64,
     version: u32,
     refcount_bits: u32,
     backed: bool,
-    /// Bytes of the disk, and clusters of it that are worked on.
+    /// The size of the disk in bytes, and the number of its clusters that are used.
     size: u64,
     clusters: u64,
 }
@@ -213,33 +216,37 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
 fn crash_all(setup: Setup, crashes: u64) {
     let qemu = has_qemu();
     let machine = Simulation::new().crash_rate(0.01).stack_size(256 << 10).most_shrinking(300);
-    // Three crashes a run.
+    // Each run has three crashes.
     let runs = machine.run(0..crashes.div_ceil(3), |sim| survives(sim, setup, qemu));
     eprintln!("{} crashes", runs * 3);
 }
 
 #[test]
 fn small_clusters() {
-    // qcow2: a table entry and what it refers to get to the disk in the order in which a crash can do no harm.
+    // qcow2: a table entry and the cluster it refers to reach the disk in an order that is safe
+    // against crashes.
     crash_all(Setup::new(512), crashes());
 }
 
 #[test]
 fn refcount_blocks_are_made() {
-    // qcow2: 64 clusters to a refcount block; the table points to a block that is there.
+    // qcow2: with 64 clusters per refcount block, the refcount table only points to blocks that are
+    // on disk.
     crash_all(Setup { refcount_bits: 64, size: 512 * 400, clusters: 400, ..Setup::new(512) }, crashes());
 }
 
 #[test]
 fn the_refcount_table_moves() {
-    // qcow2: the table has entries for 4096 clusters, and all but 20 are in use, most of them by a large L1 table.
+    // qcow2: the table has entries for 4096 clusters, of which all but 20 are in use, most by a
+    // large L1 table.
     let l1 = 4096 - 20 - 66;
     crash_all(Setup { refcount_bits: 64, size: l1 * 64 * 64 * 512, ..Setup::new(512) }, crashes() / 10);
 }
 
 #[test]
 fn backed() {
-    // qcow2: what is copied from below is on the disk before the tables say so: else what was there for good is lost.
+    // qcow2: data copied from the backing file is on disk before the tables refer to the copy;
+    // otherwise durable data would be lost.
     crash_all(Setup { refcount_bits: 1, backed: true, ..Setup::new(2048) }, crashes());
 }
 

@@ -1,5 +1,5 @@
-//! The same random operations on an image of this crate and on one of `qemu-io`: after each
-//! operation both disks have the same contents, and `qemu-img check` finds nothing.
+//! Applies the same random operations to an image of this crate and to one of `qemu-io`: after each
+//! operation both disks have the same content, and `qemu-img check` finds no errors.
 //!
 //! ```sh
 //! CORALIO_QCOW2_ROUNDS=200 cargo test --release -p coralio-qcow2 --test differential
@@ -19,25 +19,26 @@ const OURS: &str = "ours";
 const THEIRS: &str = "theirs";
 const BASE: &str = "base";
 
-/// Bytes of the backing file.
+/// The content of the backing file.
 const BASE_BYTE: u8 = 0xbb;
-/// The largest disk of the test.
+/// The maximum disk size in this test.
 const MOST_SIZE: u64 = 256 << 30;
-/// The format's bound on L1 tables, in entries.
+/// The format's limit on L1 tables, in entries.
 const MOST_L1_ENTRIES: u64 = (32 << 20) / 8;
 const MOST_LEN: u64 = 32 << 20;
-/// The most bytes that are in use from the start: holes of the file.
+/// The maximum number of bytes in use at the start; they are holes of the file.
 const MOST_IN_USE: u64 = 4 << 30;
 const OPERATIONS: usize = 8;
-/// A disk of more L2 tables takes `qemu-img compare` seconds.
+/// With more L2 tables, `qemu-img compare` takes seconds.
 const MOST_TABLES_COMPARED: u64 = 300_000;
 
-/// Bytes of a guest's disk, or counts of a file, that one structure of the format covers.
+/// The number of bytes, of the disk or of the file, that each structure of the format covers.
 struct Shape {
     cluster: u64,
     slice: u64,
     table: u64,
-    /// Bytes of the file whose refcounts are in one slice of a block, and in one block.
+    /// The number of bytes of the file whose refcounts are in one slice of a block, and in one
+    /// block.
     refcounts: [u64; 2],
 }
 
@@ -54,7 +55,7 @@ impl Shape {
     }
 }
 
-/// A number of bytes, each power of two as likely as any other.
+/// Returns a number of bytes; all powers of two are equally likely.
 fn any_size(random: &mut Random, range: Range<u64>) -> u64 {
     let bits = u64::from(range.start.ilog2())..u64::from(range.end.ilog2());
     let low = 1 << (bits.start + random.below(bits.end - bits.start));
@@ -75,15 +76,15 @@ fn any_image(random: &mut Random) -> CreateOptions {
     CreateOptions { cluster_size, version, refcount_bits, backing, ..CreateOptions::new(size) }
 }
 
-/// A part of the disk that should have the same value in all of its bytes.
+/// A part of the disk whose bytes should all have the same value.
 struct Stretch {
     range: Range<u64>,
     value: u8,
-    /// An operation was about it.
+    /// Set if an operation has accessed it.
     touched: bool,
 }
 
-/// What the disk should have: stretches in order, without gaps.
+/// The expected content of the disk: stretches in order, without gaps.
 struct Model(Vec<Stretch>);
 
 impl Model {
@@ -111,9 +112,9 @@ struct Sequence {
     options: CreateOptions,
     image: Rc<dyn Image>,
     model: Model,
-    /// Offsets that the operations are about.
+    /// Offsets around which the operations happen.
     focus: Vec<u64>,
-    /// Operations since the images were compared last.
+    /// Operations since the last comparison.
     log: Vec<String>,
     commands: Vec<String>,
 }
@@ -135,7 +136,7 @@ impl Sequence {
         let compat = if version == 2 { "0.10" } else { "1.1" };
         let how = format!("compat={compat},cluster_size={cluster},refcount_bits={refcount_bits}");
         let on = if backing.is_some() { format!("-b {BASE} -F raw") } else { String::new() };
-        // Up to a border of the refcount blocks, all clusters are in use from the start.
+        // All clusters up to near a boundary between refcount blocks are in use at the start.
         let in_use = shape.refcounts[1] - any_size(&mut random, 1..shape.refcounts[1] - cluster);
         let is_full = backing.is_none() && in_use <= MOST_IN_USE.min(size) && random.chance(3);
         let make = |name: &str| {
@@ -160,7 +161,7 @@ impl Sequence {
         Sequence { seed, random, folder, shape, options, image, model, focus, log, commands: Vec::new() }
     }
 
-    /// A range around one of the offsets in focus.
+    /// Returns a range around one of the focus offsets.
     fn any_range(&mut self) -> Range<u64> {
         let (random, size, cluster) = (&mut self.random, self.options.size, self.shape.cluster);
         if random.chance(3) {
@@ -170,7 +171,7 @@ impl Sequence {
         let border = self.focus[random.below(self.focus.len() as u64) as usize];
         let mut len = any_size(random, 512..MOST_LEN);
         if random.chance(4) {
-            // The file grows across the next border of its refcounts.
+            // The file grows across the next boundary of its refcounts.
             let end = std::fs::metadata(self.folder.path(OURS)).unwrap().len();
             let counted = self.shape.refcounts[random.below(2) as usize];
             len = (end.next_multiple_of(counted) - end + cluster).min(MOST_LEN);
@@ -196,7 +197,7 @@ impl Sequence {
                 self.model.fill(start..end, 0, true);
             }
             2 if self.options.backing.is_none() => {
-                // A discard of a part of a cluster does nothing.
+                // Discarding a part of a cluster does nothing.
                 let start = start.next_multiple_of(cluster);
                 let end = if end == self.options.size { end } else { end / cluster * cluster };
                 if start < end {
@@ -217,7 +218,7 @@ impl Sequence {
         self.check_ours();
     }
 
-    /// In one request, or in several at once.
+    /// Writes with one request, or with several concurrent ones.
     fn write(&mut self, value: u8, range: Range<u64>) {
         let len = range.end - range.start;
         let piece = if self.random.chance(3) { (1 + self.random.below(len)).max(len / 16) } else { len };
@@ -239,7 +240,8 @@ impl Sequence {
         self.check_ours();
     }
 
-    /// What is compared after each operation: what was touched, and what borders on it.
+    /// Returns the ranges to compare after each operation: the touched ranges and the adjacent
+    /// parts of their neighbours.
     fn samples(&self) -> impl Iterator<Item = (Range<u64>, u8)> + '_ {
         self.model.0.iter().flat_map(|Stretch { range, value, touched }| {
             let len = if *touched { u64::MAX } else { 2 * self.shape.cluster.max(4096) }.min(range.end - range.start);
@@ -297,7 +299,7 @@ impl Sequence {
     }
 }
 
-/// Says what was done, if the test dies.
+/// Prints the operations if the test fails.
 struct Shown<'a>(&'a str);
 
 impl Drop for Shown<'_> {
@@ -308,17 +310,18 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// An offset where a structure of the format ends and the next one begins.
+/// Returns an offset at which a structure of the format ends and the next one begins.
 fn any_border(shape: &Shape, size: u64, random: &mut Random) -> u64 {
     let unit = [shape.cluster, shape.slice, shape.table, size, 512][random.below(5) as usize];
-    // The first ones as often as all others.
+    // Choose the first few boundaries as often as all others together.
     let most = if random.chance(2) { 4 } else { u64::MAX };
     unit * random.below((size / unit).min(most) + 1)
 }
 
 #[test]
 fn random_sequences_match_qemu_io() {
-    // qcow2: what was written is there, for ours and for QEMU, whatever borders a request crosses.
+    // qcow2: both implementations read back the written data, whatever boundaries a request
+    // crosses.
     if !has_qemu() {
         return;
     }
@@ -326,7 +329,7 @@ fn random_sequences_match_qemu_io() {
         eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
         coralio_aio::run(|| {
             let mut sequence = Sequence::new(seed);
-            // In every other sequence much is not on disk yet when the next operation comes.
+            // In half of the sequences, much is not on disk yet when the next operation comes.
             let always = sequence.random.chance(2);
             for _ in 0..OPERATIONS {
                 sequence.step();
@@ -344,7 +347,7 @@ fn random_sequences_match_qemu_io() {
 
 #[test]
 fn first_write_across_slice_border_is_kept() {
-    // qcow2: whole clusters in a range without an L2 table, across each border of its slices.
+    // qcow2: whole clusters in a range without an L2 table, across each slice boundary.
     let qemu = has_qemu();
     for (bits, version) in (9..=21).flat_map(|bits| [(bits, 2), (bits, 3)]) {
         let cluster = 1 << bits;

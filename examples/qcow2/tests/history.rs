@@ -1,5 +1,6 @@
-//! The bug of 2016, where it was met: a qcow2 image that is read through native AIO, three requests at a time, and a lock on its
-//! tables. Each historic guard fails here, in this very code, on some seed; today's does not.
+//! The bug of 2016 where it occurred: a qcow2 image that is read through native AIO, with three
+//! concurrent requests and a lock on its tables. Each historical guard fails with this code on some
+//! seed; today's guard does not.
 
 #![allow(unsafe_code)]
 
@@ -14,23 +15,23 @@ use coralio_aio::simulate::{Faults, Sim, Simulation};
 use coralio_aio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Options, Qcow2, open};
 
-/// Bytes of a cluster; an L2 table has 64 entries then, for 32 KiB of the disk.
+/// The cluster size in bytes; an L2 table then has 64 entries, which map 32 KiB of the disk.
 const CLUSTER: u64 = 512;
 const TABLE: u64 = 64 * CLUSTER;
-/// The disk: three L2 tables.
+/// The size of the disk: three L2 tables.
 const SIZE: u64 = 3 * TABLE;
-/// Seeds that are tried.
+/// The number of seeds to try.
 const SEEDS: u64 = 2000;
 
-/// A completion enters the coroutine that waits for it.
+/// A completion enters the waiting coroutine.
 struct July2016;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for July2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
 }
 
-/// It does, unless that is the one that runs.
+/// A completion enters the waiting coroutine unless that one is running.
 struct September2016;
 
 // SAFETY: as above.
@@ -38,15 +39,17 @@ unsafe impl Policy for September2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
 }
 
-/// What is at this offset.
+/// Returns the expected byte at this offset.
 fn byte(offset: u64) -> u8 {
     (offset / CLUSTER % 251) as u8
 }
 
-/// Three requests, of an image none of whose tables is in memory: two of them want the same one, and the first holds the lock while
-/// it reads it. Half of what the kernel gets is done within its submit.
+/// Issues three requests to an image whose tables are not in memory. Two of them need the same
+/// table, and the first holds the lock while reading it. Half of the requests complete during
+/// submit.
 fn three_requests(sim: &Sim) -> io::Result<()> {
-    // Nothing completes within submit while the image is made: that would fail too, and is not what this is about.
+    // No request completes during submit while the image is created: that would fail too, but is
+    // not the subject of this test.
     sim.set_faults(Faults::none());
     Qcow2::create("image", &CreateOptions { cluster_size: CLUSTER, ..CreateOptions::new(SIZE) })?;
     let image = open("image", &common::for_writing())?;
@@ -72,7 +75,8 @@ fn three_requests(sim: &Sim) -> io::Result<()> {
     readers.into_iter().try_for_each(|reader| reader.join().expect("no reader panics"))
 }
 
-/// A queue of two: with the second request a batch is full, and goes at once, from the stack of whoever has made it.
+/// With a queue depth of two, the second request fills a batch, which is submitted immediately on
+/// the stack of the requesting coroutine.
 fn machine<P: Policy>() -> Simulation {
     Simulation::new().depth(2).policy::<P>()
 }
@@ -83,10 +87,11 @@ fn search<P: Policy>() {
     panic!("{}", found.map_or_else(|failure| failure.message, |runs| format!("{runs} runs, and none fails")));
 }
 
-/// Says in a child process which guard is to be tried.
+/// Tells a child process which guard to try.
 const GUARD: &str = "CORALIO_QCOW2_GUARD";
 
-/// In a process of its own, since the failure leaves coroutines behind that cannot be unwound in peace. Returns what it said.
+/// Runs the test in a child process, because the failure leaves coroutines that cannot be unwound.
+/// Returns the child's standard error.
 fn in_child(test: &str, guard: &str) -> String {
     let me = std::env::current_exe().unwrap();
     let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(GUARD, guard).output().unwrap();
@@ -96,7 +101,7 @@ fn in_child(test: &str, guard: &str) -> String {
 
 #[test]
 fn each_guard_of_2016_fails_in_this_code() {
-    // H1, H2: recursive entry, by a completion that is reaped within the submit of another request
+    // H1, H2: a completion reaped during the submit of another request enters recursively
     match std::env::var(GUARD).as_deref() {
         Ok("july") => return search::<July2016>(),
         Ok("september") => return search::<September2016>(),

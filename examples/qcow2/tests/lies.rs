@@ -1,4 +1,4 @@
-//! One lie at a time, in a header or a table: refused, with words that say which, or harmless.
+//! A single invalid value in a header or table is rejected with a specific error, or is harmless.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::io;
 use common::{Scratch, as_qemu_reads, assert_clean, for_writing, has_qemu, qemu_img};
 use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, open};
 
-/// An image of ours: 512 bytes a cluster, one L2 table, one cluster of data.
+/// Returns an image of this crate: 512-byte clusters, one L2 table, one data cluster.
 fn good(folder: &Scratch) -> Vec<u8> {
     let path = folder.path("good");
     coralio_aio::run(|| {
@@ -31,7 +31,8 @@ fn opens(folder: &Scratch, image: &[u8], options: &Options) -> io::Result<Qcow2>
 
 #[test]
 fn headers_that_lie_are_refused() {
-    // qcow2: each field of the header, out of its bounds: by name, and before anything is allocated or read by it.
+    // qcow2: an out-of-range value in any header field is rejected with a specific error, before
+    // anything is allocated or read based on it.
     let folder = Scratch::new();
     let good = good(&folder);
     let lies: [(usize, &[u8], &str); 17] = [
@@ -65,7 +66,7 @@ fn headers_that_lie_are_refused() {
 
 #[test]
 fn tables_that_overlap_are_not_written() {
-    // qcow2: every table has its clusters for itself, and they are in the file; else reading goes, and writing is refused.
+    // qcow2: if tables overlap or lie outside the file, the image can be read but not written.
     let folder = Scratch::new();
     let good = good(&folder);
     let (l1, reftable) = (number(&good, 40), number(&good, 48));
@@ -93,7 +94,8 @@ fn tables_that_overlap_are_not_written() {
 
 #[test]
 fn data_is_not_written_over_tables() {
-    // qcow2: an L2 entry says that the guest's data is where a table is: the write is refused, and the table stays.
+    // qcow2: if an L2 entry refers to a table, writing guest data is rejected and the table stays
+    // unchanged.
     let folder = Scratch::new();
     let good = good(&folder);
     let (l1, reftable) = (number(&good, 40), number(&good, 48));
@@ -115,7 +117,8 @@ fn data_is_not_written_over_tables() {
 
 #[test]
 fn free_clusters_that_are_not_are_passed_by() {
-    // qcow2: all refcounts are 0, so that every cluster looks free: the tables are not given out all the same.
+    // qcow2: even if all refcounts are 0, so that every cluster looks free, tables are not
+    // allocated.
     let folder = Scratch::new();
     let mut image = good(&folder);
     let block = number(&image, number(&image, 48) as usize) as usize;
@@ -132,7 +135,8 @@ fn free_clusters_that_are_not_are_passed_by() {
 
 #[test]
 fn entries_that_lie_are_errors() {
-    // qcow2: L1 and L2 entries between clusters, compressed data that is none, or beyond the end: an error, and only there.
+    // qcow2: misaligned L1 and L2 entries, and invalid or out-of-range compressed data, are errors
+    // only for the affected offsets.
     let folder = Scratch::new();
     let good = good(&folder);
     let l1 = number(&good, 40);
@@ -149,7 +153,7 @@ fn entries_that_lie_are_errors() {
             opened.read_at(&mut [0; 512], 512).unwrap();
         }
         for bits in 9..16 {
-            // Larger clusters, so that there are offsets between them.
+            // Clusters larger than 512 bytes, so that misaligned offsets exist.
             let path = folder.path(&format!("of {bits} bits"));
             Qcow2::create(&path, &CreateOptions { cluster_size: 1 << bits, ..CreateOptions::new(20_000) }).unwrap();
             let mut image = std::fs::read(&path).unwrap();
@@ -164,7 +168,8 @@ fn entries_that_lie_are_errors() {
 
 #[test]
 fn what_others_vouch_for_is_taken_back() {
-    // qcow2: a bitmap of what has changed is not kept up to date: its autoclear bit goes when the image is opened to be written.
+    // qcow2: a dirty bitmap is not maintained, so its autoclear bit is cleared when the image is
+    // opened for writing.
     if !has_qemu() {
         return;
     }
@@ -182,14 +187,14 @@ fn what_others_vouch_for_is_taken_back() {
     });
     assert_eq!(autoclear(), 0);
     assert_eq!(as_qemu_reads(&folder, "image")[..512], [1; 512]);
-    // The bitmap's clusters are leaked, as its own program says.
+    // The clusters of the bitmap leak, as qemu-img reports.
     qemu_img(&folder, "check -r leaks image");
     assert_clean(&folder, "image");
 }
 
 #[test]
 fn long_chains() {
-    // qcow2: 32 images on top of each other are read, on an ordinary stack; 33 are refused.
+    // qcow2: a chain of 32 images is readable on an ordinary stack; 33 images are rejected.
     let folder = Scratch::new();
     let name = |n: usize| format!("image {n}");
     coralio_aio::run(|| {
@@ -209,7 +214,7 @@ fn long_chains() {
         top.read_at(&mut buf, 0).unwrap();
         assert_eq!(buf[..3], [7, 8, 7]);
         Qcow2::open(folder.path(&name(31)), &Options::default()).unwrap().read_at(&mut buf, 0).unwrap();
-        assert_eq!(buf[..3], [7; 3]); // the other one has not flushed
+        assert_eq!(buf[..3], [7; 3]); // the other image has not flushed
         let error = open(folder.path(&name(32)), &Options::default()).err().expect("one too many");
         assert!(error.to_string().contains("look for a loop"), "{error}");
     });
@@ -217,10 +222,11 @@ fn long_chains() {
 
 #[test]
 fn images_on_top_of_no_image() {
-    // qcow2: an image may name anything as what it is written on top of: what is no file is not opened, which could take for ever.
+    // qcow2: an image can name any path as its backing file; special files are not opened, because
+    // that could block forever.
     let folder = Scratch::new();
     assert!(std::process::Command::new("mkfifo").arg(folder.path("pipe")).status().unwrap().success());
-    // Held open: whoever would open it for reading does not wait, and this test would not.
+    // Held open, so that an erroneous open for reading would fail the test instead of blocking it.
     let _held = std::fs::File::options().read(true).write(true).open(folder.path("pipe")).unwrap();
     std::os::unix::net::UnixListener::bind(folder.path("socket")).unwrap();
     coralio_aio::run(|| {

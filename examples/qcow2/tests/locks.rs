@@ -1,4 +1,5 @@
-//! Images that several programs want: by the locks that QEMU's programs take and look for. They are run beside ours.
+//! Conflicting access by several programs, with the locks that QEMU's programs use. QEMU's programs
+//! run beside ours.
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use common::{Scratch, has_qemu, qemu_img};
 use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, open};
 
-/// `qemu-io` with an image open, until it is dropped.
+/// A `qemu-io` process with an image open until dropped.
 struct Other(Child);
 
 impl Other {
@@ -16,7 +17,7 @@ impl Other {
         let mut command = Command::new("qemu-io");
         command.args(args).arg(folder.path(image)).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        // When it has done something, it has opened the image.
+        // Once a read has completed, the image is open.
         child.stdin.as_mut().unwrap().write_all(b"read 0 512\n").unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -32,7 +33,7 @@ impl Drop for Other {
     }
 }
 
-/// What a QEMU program says, if it refuses.
+/// Returns the error text of a QEMU program, if it fails.
 fn refuses(folder: &Scratch, command: &str) -> Option<String> {
     let mut words = command.split_whitespace();
     let output = Command::new(words.next().unwrap()).args(words).current_dir(folder.path("")).output().unwrap();
@@ -53,7 +54,8 @@ const READER: &str = "qemu-io -r -f qcow2 -c quit image";
 
 #[test]
 fn a_writer_is_alone() {
-    // qcow2: while we write, nobody else opens the image, and while we read nobody writes it; nor the other way round.
+    // qcow2: while we write, no other program opens the image; while we read, none writes it; and
+    // vice versa.
     use Format::Qcow2 as F;
     let folder = Scratch::new();
     coralio_aio::run(|| {
@@ -61,7 +63,7 @@ fn a_writer_is_alone() {
         let writer = ours(&folder, "image", F, true).unwrap();
         is_busy(ours(&folder, "image", F, true), "open for writing");
         is_busy(ours(&folder, "image", F, false), "open for writing");
-        // Who asks for no locks gets none.
+        // Opening without locks ignores the writer.
         open(folder.path("image"), &Options::default()).unwrap();
         if has_qemu() {
             assert!(refuses(&folder, WRITER).unwrap().contains("\"write\" lock"));
@@ -95,7 +97,7 @@ fn a_writer_is_alone() {
 
 #[test]
 fn what_an_image_is_on_top_of_is_not_written() {
-    // qcow2: each image of a chain is locked, also the lowest one, which is raw.
+    // qcow2: every image of a chain is locked, including the raw one at the bottom.
     let folder = Scratch::new();
     std::fs::write(folder.path("raw"), vec![1; 1 << 20]).unwrap();
     coralio_aio::run(|| {
@@ -130,7 +132,7 @@ fn what_an_image_is_on_top_of_is_not_written() {
     });
 }
 
-/// These bytes of the file are locked, by all programs together.
+/// Asserts that exactly these bytes of the file are locked by all programs together.
 fn assert_locked(folder: &Scratch, image: &str, expected: &[u64]) {
     let Ok(all) = std::fs::read_to_string("/proc/locks") else {
         eprintln!("skipped: /proc/locks cannot be read");
@@ -151,8 +153,8 @@ fn assert_locked(folder: &Scratch, image: &str, expected: &[u64]) {
 
 #[test]
 fn raw_image_has_one_writer() {
-    // qcow2: a raw image that we write is not opened for writing by qemu-io, nor the other way
-    // round; one that we read is not written.
+    // qcow2: while we write or read a raw image, qemu-io cannot open it for writing; while qemu-io
+    // writes it, we cannot open it.
     use Format::Raw as F;
     const RAW_WRITER: &str = "qemu-io -f raw -c quit image";
     let folder = Scratch::new();
@@ -182,7 +184,7 @@ fn raw_image_has_one_writer() {
         is_busy(ours(&folder, "image", F, true), "open for writing");
         is_busy(ours(&folder, "image", F, false), "open for writing");
         drop(other);
-        // QEMU's readers of raw images mind no writer.
+        // QEMU's readers of raw images permit writers.
         let other = Other::opens(&folder, &["-r", "-f", "raw"], "image");
         ours(&folder, "image", F, true).unwrap();
         ours(&folder, "image", F, false).unwrap();
@@ -192,7 +194,7 @@ fn raw_image_has_one_writer() {
 
 #[test]
 fn raw_image_is_written_by_threads_of_one_process() {
-    // qcow2: they have the locks in common, until the last of them closes the image.
+    // qcow2: the threads share the locks until the last one closes the image.
     let folder = Scratch::new();
     std::fs::write(folder.path("image"), vec![1; 1 << 20]).unwrap();
     let opened = || ours(&folder, "image", Format::Raw, true).unwrap();

@@ -1,9 +1,10 @@
-//! Images that are wrong: every table, field and entry changed at random, by the thousand. Reading and writing them ends with data
-//! or an error, never in a panic, a loop, or memory that a number in the image asks for.
+//! Malformed images: thousands of random changes to tables, fields and entries. Reading and writing
+//! such an image returns data or an error, and never panics, loops, or allocates memory based on an
+//! invalid number.
 //!
 //! ```sh
 //! CORALIO_QCOW2_ROUNDS=100000 cargo test --release -p coralio-qcow2 --test malformed
-//! CORALIO_QCOW2_SEED=17 cargo test -p coralio-qcow2 --test malformed     # one of them again
+//! CORALIO_QCOW2_SEED=17 cargo test -p coralio-qcow2 --test malformed     # repeats one seed
 //! ```
 
 mod common;
@@ -16,7 +17,7 @@ use common::{Random, Scratch, seeds};
 use coralio_qcow2::{CreateOptions, Qcow2};
 use memory::Peak;
 
-/// Changes a few things: fields of the header, entries of what looks like tables, any bytes, the length.
+/// Makes a few changes: header fields, entries of probable tables, arbitrary bytes, the length.
 fn spoil(image: &mut Vec<u8>, random: &mut Random) {
     let be = |image: &[u8], at: usize| u64::from_be_bytes(image[at..at + 8].try_into().unwrap());
     let tables = [be(image, 40), be(image, 48)];
@@ -56,7 +57,7 @@ fn spoil(image: &mut Vec<u8>, random: &mut Random) {
 
 #[test]
 fn spoiled_images_do_no_harm() {
-    // qcow2: no panic, no loop, no memory by a lie: an error or data.
+    // qcow2: no panic, no loop, no allocation based on an invalid number: only errors or data.
     let images = good_images();
     let folder = Scratch::new();
     std::fs::write(folder.path("source"), vec![7; 60_000]).unwrap();
@@ -71,7 +72,7 @@ fn spoiled_images_do_no_harm() {
             spoil(&mut image, &mut random);
             for write in [false, true] {
                 std::fs::write(&path, &image).unwrap();
-                // With the test that fails: which one it was.
+                // Prints the seed if the test fails.
                 let shown = Shown(seed);
                 match use_it(&path, &mut |bound| random.below(bound), write) {
                     Ok(()) => fine += 1,
@@ -87,7 +88,7 @@ fn spoiled_images_do_no_harm() {
     assert!(rounds.end - rounds.start < 1000 || fine > 100 && refused > 100, "the images are all alike");
 }
 
-/// Says which seed it was, if the test dies.
+/// Prints the seed if the test fails.
 struct Shown(u64);
 
 impl Drop for Shown {
@@ -100,7 +101,7 @@ impl Drop for Shown {
 
 #[test]
 fn every_byte_of_the_header() {
-    // qcow2: each byte of the first 112, each bit of it flipped.
+    // qcow2: flips each bit of the first 112 bytes.
     let folder = Scratch::new();
     let path = folder.path("image");
     coralio_aio::run(|| {

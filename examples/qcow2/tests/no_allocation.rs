@@ -1,4 +1,4 @@
-//! Reading and writing in place, where the tables are in memory, takes nothing from the heap.
+//! Reads and in-place writes do not allocate if the tables are in memory.
 
 #![allow(unsafe_code)]
 
@@ -15,17 +15,17 @@ struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: as the system's, to which all calls go.
+// SAFETY: forwards all calls to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed: a number, nothing else.
+        // Relaxed: a plain counter.
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -35,7 +35,8 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_cached_cluster_is_read_and_written_without_allocating() {
-    // qcow2: a lookup in a table in memory, and one request of the file. It is this file's only test: others would count.
+    // qcow2: a lookup in a cached table, and one file request. The only test in this file, because
+    // allocations of other tests would be counted.
     let folder = Scratch::new();
     let path = folder.path("image");
     let count = coralio_aio::run(|| {
@@ -49,7 +50,7 @@ fn a_cached_cluster_is_read_and_written_without_allocating() {
                 image.write_at(&buf, n * 4096).unwrap();
             }
         };
-        round(); // the engine's own room
+        round(); // allocates the engine's own memory
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         round();
         ALLOCATIONS.load(Ordering::Relaxed) - before

@@ -1,4 +1,4 @@
-//! Images that `qemu-img` has made, read by this crate: each must show what `qemu-img` reads.
+//! Reads images created by `qemu-img`: their content must equal what `qemu-img` reads.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use common::{Scratch, as_qemu_reads, assert_same, has_qemu, qemu_img, qemu_io, read_all};
 use coralio_qcow2::{Image, Options, open};
 
-/// What is on the disk: within clusters and across, a zero cluster, a discarded one, and one that never was.
+/// Writes within and across clusters, zeroes and discards clusters, and leaves some untouched.
 fn fill(folder: &Scratch, file: &str, cluster: u64, size: u64) {
     let last = size - 512;
     let commands = [
@@ -35,7 +35,7 @@ fn assert_reads(folder: &Scratch, file: &str, what: &str) {
     });
 }
 
-/// What is said to be zero is.
+/// Asserts that extents reported as zero read as zeroes.
 fn assert_extents(image: &dyn Image, reference: &[u8], what: &str) {
     let mut offset = 0;
     while offset < image.len() {
@@ -50,7 +50,7 @@ fn assert_extents(image: &dyn Image, reference: &[u8], what: &str) {
 
 #[test]
 fn every_cluster_size_and_version() {
-    // qcow2: what qemu-img made is read alike, 512 bytes to 2 MiB a cluster, versions 2 and 3.
+    // qcow2: images of qemu-img with 512-byte to 2 MiB clusters, versions 2 and 3.
     if !has_qemu() {
         return;
     }
@@ -68,7 +68,7 @@ fn every_cluster_size_and_version() {
 
 #[test]
 fn preallocated_and_of_every_refcount_width() {
-    // qcow2: preallocation puts data behind zeroes; refcounts are not looked at for reading.
+    // qcow2: preallocation allocates data clusters for zeroes; reading ignores refcounts.
     if !has_qemu() {
         return;
     }
@@ -88,7 +88,7 @@ fn preallocated_and_of_every_refcount_width() {
 
 #[test]
 fn compressed() {
-    // qcow2: zlib and zstd, clusters that share sectors, and those that do not get smaller.
+    // qcow2: zlib and zstd, clusters that share sectors, and incompressible clusters.
     if !has_qemu() {
         return;
     }
@@ -109,7 +109,7 @@ fn compressed() {
 
 #[test]
 fn backing_chains() {
-    // qcow2: raw and qcow2 below, shorter and longer than what is on top, named relative to it.
+    // qcow2: raw and qcow2 backing files, shorter and longer than the image, with relative names.
     if !has_qemu() {
         return;
     }
@@ -128,7 +128,8 @@ fn backing_chains() {
 
 #[test]
 fn snapshots_are_read_over() {
-    // qcow2: an image with internal snapshots is read, and writing is refused by name.
+    // qcow2: an image with internal snapshots can be read, and writing is rejected with a specific
+    // error.
     if !has_qemu() {
         return;
     }
@@ -151,7 +152,8 @@ fn assert_refused(folder: &Scratch, file: &str, write: bool, why: &str) {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    // qcow2: encryption, an external data file, subclusters, unknown features, dirty and corrupt images, loops.
+    // qcow2: encryption, an external data file, subclusters, unknown features, dirty and corrupt
+    // images, loops.
     if !has_qemu() {
         return;
     }
@@ -194,7 +196,7 @@ fn what_is_not_supported_is_refused_by_name() {
 
 #[test]
 fn the_image_names_an_unknown_feature() {
-    // qcow2: the feature name table is what one is told by.
+    // qcow2: the error uses the name in the feature name table.
     if !has_qemu() {
         return;
     }
@@ -203,7 +205,7 @@ fn the_image_names_an_unknown_feature() {
     let mut image = std::fs::read(folder.path("image")).unwrap();
     let name = b"dirty bit";
     let at = image.windows(name.len()).position(|window| window == name).unwrap();
-    image[at - 1] = 40; // it is bit 40's name now
+    image[at - 1] = 40; // now names bit 40
     image[72..80].copy_from_slice(&(1_u64 << 40).to_be_bytes());
     std::fs::write(folder.path("image"), image).unwrap();
     assert_refused(&folder, "image", false, "\"dirty bit\" (bit 40)");
@@ -211,7 +213,7 @@ fn the_image_names_an_unknown_feature() {
 
 #[test]
 fn many_read_at_once() {
-    // qcow2: 64 coroutines, a cold cache, compressed and backed clusters in between.
+    // qcow2: 64 coroutines, a cold cache, compressed and backing clusters mixed.
     if !has_qemu() {
         return;
     }

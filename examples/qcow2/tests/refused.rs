@@ -1,4 +1,4 @@
-//! Images that QEMU's programs refuse are refused here too, and the error says what is wrong.
+//! Images that QEMU's programs reject are rejected here too, with a specific error.
 
 mod common;
 
@@ -8,10 +8,10 @@ use std::process::Command;
 use common::{Random, Scratch, has_qemu, qemu_img, qemu_io, seeds};
 use coralio_qcow2::{Image, Options, Qcow2};
 
-/// Large enough for the table of feature names that `qemu-img` puts behind the header.
+/// Large enough for the feature name table that `qemu-img` writes after the header.
 const CLUSTER: u64 = 65536;
 
-/// An image of `qemu-img` with two clusters of data, and with a snapshot if that is asked for.
+/// Creates an image with `qemu-img` that has two data clusters, and a snapshot if requested.
 fn good(folder: &Scratch, version: u32, snapshot: bool) -> Vec<u8> {
     let compat = if version == 2 { "0.10" } else { "1.1" };
     qemu_img(folder, &format!("create -q -f qcow2 -o compat={compat},cluster_size={CLUSTER} good 1M"));
@@ -26,7 +26,7 @@ fn number(image: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(image[at..at + 8].try_into().unwrap())
 }
 
-/// The error of `qemu-io`, if it cannot open the image, or read from it what `ours` reads.
+/// Returns the error of `qemu-io`, if it cannot open the image or read the range that `ours` reads.
 fn theirs(folder: &Scratch, image: &[u8]) -> Option<String> {
     std::fs::write(folder.path("image"), image).unwrap();
     let args = ["-r", "-f", "qcow2", "-c", "read 0 192k", "image"];
@@ -41,7 +41,7 @@ fn ours(folder: &Scratch, image: &[u8], write: bool) -> io::Result<()> {
     coralio_aio::run(|| Qcow2::open(folder.path("image"), &options)?.read_at(&mut vec![0; 192 << 10], 0))
 }
 
-/// Bytes that are put somewhere in an image, and what the error says of them.
+/// Bytes to write at an offset of an image, and the expected error text.
 type Change = (usize, Vec<u8>, &'static str);
 
 fn be32(number: u32) -> Vec<u8> {
@@ -56,7 +56,7 @@ fn extension(kind: u32, len: u32) -> Vec<u8> {
     [kind.to_be_bytes(), len.to_be_bytes()].concat()
 }
 
-/// Of both versions: `image` is a good one.
+/// Returns changes that make the valid `image` of this version invalid.
 fn changes(image: &[u8], version: u32) -> Vec<Change> {
     let extensions = if version == 2 { 72 } else { 112 };
     let mut all: Vec<Change> = vec![
@@ -92,7 +92,7 @@ fn changes(image: &[u8], version: u32) -> Vec<Change> {
 
 #[test]
 fn image_that_qemu_refuses_is_refused_by_name() {
-    // qcow2: each is refused by qemu-io, and by ours with words that say which field is wrong.
+    // qcow2: each change is rejected by qemu-io, and here with an error that names the field.
     if !has_qemu() {
         return;
     }
@@ -116,7 +116,7 @@ fn image_that_qemu_refuses_is_refused_by_name() {
 
 #[test]
 fn snapshot_table_that_cannot_be_is_refused() {
-    // qcow2: its entries, though this crate does not use them.
+    // qcow2: invalid entries are rejected even though this crate does not use them.
     if !has_qemu() {
         return;
     }
@@ -131,7 +131,7 @@ fn snapshot_table_that_cannot_be_is_refused() {
         let error = ours(&folder, &image, false).unwrap_err().to_string();
         assert!(error.contains("snapshot 1 would have 1025 bytes of extra data"), "{error}");
 
-        // QEMU takes what follows the file's end for entries of zeroes.
+        // QEMU reads entries beyond the end of the file as zeroes.
         image.clone_from(&good);
         image[64..72].copy_from_slice(&be64(1 << 40));
         let error = ours(&folder, &image, false).unwrap_err().to_string();
@@ -141,7 +141,7 @@ fn snapshot_table_that_cannot_be_is_refused() {
 
 #[test]
 fn reserved_bits_of_entries_are_refused() {
-    // qcow2: each reserved bit of an L1 and an L2 entry, in which `qemu-img check` finds an error.
+    // qcow2: each reserved bit of an L1 or L2 entry, which `qemu-img check` reports as an error.
     if !has_qemu() {
         return;
     }
@@ -171,7 +171,7 @@ fn reserved_bits_of_entries_are_refused() {
 
 #[test]
 fn header_that_qemu_refuses_is_refused() {
-    // qcow2: any change of a header's bytes: what qemu-io refuses is not opened here.
+    // qcow2: for random changes to header bytes, an image that qemu-io rejects is not opened here.
     if !has_qemu() {
         return;
     }

@@ -1,4 +1,5 @@
-//! Clusters that are given up while requests still use them, on the simulated kernel: nobody gets another's bytes.
+//! Clusters that are freed while requests still use them, on the simulated backend: no request
+//! accesses data of another cluster.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,7 +17,8 @@ fn buffer(value: u8) -> AlignedBuf {
     buf
 }
 
-/// One uses the first cluster, `use_it` for each time; one discards it; one writes to others, which may get its place.
+/// One coroutine repeatedly calls `use_it` on the first cluster; the caller discards this cluster
+/// and writes others, which may be allocated in its place.
 fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
     sim.set_faults(Faults::none());
     Qcow2::create("image", &CreateOptions { cluster_size: 512, ..CreateOptions::new(20 * CLUSTER as u64) })?;
@@ -27,7 +29,7 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
         move || {
             while running.get() {
                 use_it(&*image);
-                // What is not allocated is read without waiting.
+                // Lets others run: reading an unallocated cluster does not wait.
                 sleep(Duration::from_micros(20)).expect("nobody cancels this");
             }
         }
@@ -51,7 +53,7 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
 
 #[test]
 fn a_reader_sees_nobody_elses_bytes() {
-    // qcow2: the cluster that it looked up is discarded and written anew by another while its read is under way.
+    // qcow2: a cluster is discarded and reused for other data while a read of it is in flight.
     Simulation::new().run(0..40, |sim| {
         run(sim, |image| {
             let mut buf = buffer(9);
@@ -63,6 +65,6 @@ fn a_reader_sees_nobody_elses_bytes() {
 
 #[test]
 fn a_writer_writes_nobody_elses_clusters() {
-    // qcow2: as above, and it writes.
+    // qcow2: the same with a write in flight.
     Simulation::new().run(0..40, |sim| run(sim, |image| image.write_at(&buffer(1), 0).unwrap()));
 }

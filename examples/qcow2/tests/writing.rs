@@ -1,4 +1,5 @@
-//! Images written by this crate: `qemu-img check` finds nothing, and `qemu-img` reads what was written.
+//! Images written by this crate: `qemu-img check` finds no errors, and `qemu-img` reads the written
+//! data.
 
 mod common;
 
@@ -12,7 +13,7 @@ use common::{
 use coralio_aio::spawn;
 use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, Zeroes, open};
 
-/// An open image, and what its disk should have.
+/// An open image, and the expected content of its disk.
 struct Model {
     image: Rc<dyn Image>,
     bytes: Vec<u8>,
@@ -37,7 +38,7 @@ impl Model {
         }
     }
 
-    /// Each byte is zero or what it was.
+    /// Discards a range; each byte must then be zero or unchanged.
     fn discard(&mut self, offset: u64, len: u64) {
         self.image.discard(offset, len).unwrap();
         let mut now = vec![0; len as usize];
@@ -51,13 +52,13 @@ impl Model {
         assert_same(&read_all(&*self.image, 100_000), &self.bytes, what);
     }
 
-    /// Flushes; then `qemu-img` finds it right.
+    /// Flushes the image and checks it with `qemu-img`.
     fn finish(self, folder: &Scratch, file: &str, what: &str) {
         self.check(what);
         self.image.flush().unwrap();
         drop(self.image);
         assert_clean(folder, file);
-        // QEMU has disks of whole sectors.
+        // QEMU's disks consist of whole sectors.
         let sectors = self.bytes.len() / 512 * 512;
         assert_same(&as_qemu_reads(folder, file), &self.bytes[..sectors], what);
     }
@@ -70,7 +71,7 @@ fn created(folder: &Scratch, options: &CreateOptions) -> Model {
     model
 }
 
-/// Within clusters and across, over what is there and what is not.
+/// Writes within and across clusters, over existing data and unallocated clusters.
 fn scribble(model: &mut Model, cluster: u64) {
     let size = model.image.len();
     model.write(1, 0, 4096.min(size));
@@ -86,7 +87,8 @@ fn scribble(model: &mut Model, cluster: u64) {
 
 #[test]
 fn what_ours_created_is_right() {
-    // qcow2: each cluster size, version and refcount width: created, written, and clean for qemu-img.
+    // qcow2: images of each cluster size, version and refcount width are created, written, and
+    // clean for qemu-img.
     if !has_qemu() {
         return;
     }
@@ -114,7 +116,7 @@ fn what_ours_created_is_right() {
 
 #[test]
 fn what_cannot_be_created_is_refused() {
-    // qcow2: with what can be instead; and no file is left.
+    // qcow2: the error says what is valid, and no file is created.
     let folder = Scratch::new();
     let refused = |options: CreateOptions, why: &str| {
         let error = coralio_aio::run(|| Qcow2::create(folder.path("image"), &options)).unwrap_err();
@@ -133,7 +135,8 @@ fn what_cannot_be_created_is_refused() {
 
 #[test]
 fn over_what_qemu_made() {
-    // qcow2: compressed, zero and preallocated clusters, and backing files, each written over; what is not used is let go.
+    // qcow2: overwrites compressed, zero and preallocated clusters and backing data; unused
+    // clusters are freed.
     if !has_qemu() {
         return;
     }
@@ -161,7 +164,8 @@ fn over_what_qemu_made() {
 
 #[test]
 fn on_top_of_another() {
-    // qcow2: ours creates an image on top; qemu-img follows the name and the format in its header.
+    // qcow2: qemu-img follows the backing file's name and format in the header that this crate
+    // writes.
     if !has_qemu() {
         return;
     }
@@ -183,7 +187,8 @@ fn on_top_of_another() {
 
 #[test]
 fn the_refcount_table_grows() {
-    // qcow2: 64 bits a count and 512 bytes a cluster: a block counts 64 clusters, and a cluster of the table 64 blocks.
+    // qcow2: with 64-bit refcounts and 512-byte clusters, a block counts 64 clusters, and a cluster
+    // of the table refers to 64 blocks.
     if !has_qemu() {
         return;
     }
@@ -205,7 +210,8 @@ fn the_refcount_table_grows() {
 
 #[test]
 fn writers_share_clusters() {
-    // qcow2: two writers into the same fresh cluster: one allocates, the other waits, and neither's bytes are lost.
+    // qcow2: of two writers to the same unallocated cluster, one allocates and the other waits, and
+    // no data is lost.
     if !has_qemu() {
         return;
     }
@@ -221,7 +227,7 @@ fn writers_share_clusters() {
                 .map(|writer| {
                     let image = Rc::clone(&model.image);
                     spawn(move || {
-                        // Each has every 32nd piece of 300 bytes, in an order of its own.
+                        // Each writer has every 32nd piece of 300 bytes, in its own order.
                         let mut random = Random(seed * 100 + writer);
                         let pieces = (2 << 20) / 300 / WRITERS;
                         let mine: Vec<u64> = (0..60).map(|_| (random.below(pieces) * WRITERS + writer) * 300).collect();
@@ -257,7 +263,8 @@ fn any_options(random: &mut Random) -> CreateOptions {
 
 #[test]
 fn random_sequences() {
-    // qcow2: any operations in any order read as the model does, and leave what qemu-img finds clean.
+    // qcow2: random operations read as the model does, and leave an image that is clean for
+    // qemu-img.
     let qemu = has_qemu();
     for seed in seeds(40) {
         eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} has it again");
@@ -302,7 +309,7 @@ fn random_sequences() {
 
 #[test]
 fn the_same_as_qemu_io() {
-    // qcow2: the same sequence on ours and on qemu-io leaves the same disk.
+    // qcow2: the same sequence in this crate and in qemu-io results in the same disk.
     if !has_qemu() {
         return;
     }
@@ -337,7 +344,7 @@ fn the_same_as_qemu_io() {
 
 #[test]
 fn what_is_beyond_or_read_only_is_refused() {
-    // qcow2: before anything is done.
+    // qcow2: rejected before anything is done.
     let folder = Scratch::new();
     coralio_aio::run(|| {
         let model = created(&folder, &CreateOptions::new(1000));
@@ -360,7 +367,7 @@ fn what_is_beyond_or_read_only_is_refused() {
 
 #[test]
 fn error_names_the_path_once() {
-    // qcow2: of what cannot be created, opened or looked at.
+    // qcow2: for errors of creating, opening and probing.
     let folder = Scratch::new();
     let (there, missing) = (folder.path("image"), folder.path("missing"));
     coralio_aio::run(|| {
@@ -381,7 +388,7 @@ fn error_names_the_path_once() {
 
 #[test]
 fn what_is_discarded_gives_its_space_back() {
-    // qcow2: to the image, which uses it again, and to the file system.
+    // qcow2: the space returns to the image, which reuses it, and to the file system.
     let folder = Scratch::new();
     coralio_aio::run(|| {
         let mut model = created(&folder, &CreateOptions::new(8 << 20));
@@ -402,7 +409,8 @@ fn what_is_discarded_gives_its_space_back() {
 
 #[test]
 fn cancelled_requests_leave_the_image_whole() {
-    // qcow2: whoever goes away in the midst of a write or a flush hurts nobody else; at worst clusters leak.
+    // qcow2: a request cancelled during a write or flush affects no other request; at worst
+    // clusters leak.
     if !has_qemu() {
         return;
     }
@@ -418,7 +426,7 @@ fn cancelled_requests_leave_the_image_whole() {
                 let task = spawn(move || {
                     for _ in 0..4 {
                         let offset = own.below((4 << 20) - 70_000);
-                        // Cancelled, it fails.
+                        // A cancelled request fails.
                         _ = image.write_at(&vec![7; own.below(70_000) as usize], offset);
                         _ = image.flush();
                     }

@@ -1,4 +1,4 @@
-//! The parser: an image is opened and closed, with all that it is written on top of.
+//! Fuzzes the parser: opens and closes an image with its backing chain.
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]

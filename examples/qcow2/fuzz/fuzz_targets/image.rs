@@ -1,4 +1,5 @@
-//! Whole images, used in every way. The last bytes of an input say in which; those before them are the image.
+//! Fuzzes operations on whole images. The last bytes of an input choose the operations; the bytes
+//! before them are the image.
 #![no_main]
 
 #[path = "../../tests/common/mod.rs"]

@@ -1,5 +1,6 @@
-//! What all targets share: a loop that serves one input after the other, its folder, the first inputs, and choices by bytes.
-#![allow(dead_code)] // each target uses some of it
+//! Shared by all targets: a worker that processes one input after another, its directory, the seed
+//! inputs, and choices decoded from bytes.
+#![allow(dead_code)] // not all targets use everything
 
 use std::ffi::c_char;
 use std::fs;
@@ -10,8 +11,9 @@ use std::thread;
 
 use crate::common::Scratch;
 
-/// For AddressSanitizer. It does not look for leaks on the stacks of coroutines, and would report what lives there; a second
-/// stack for each of those, and all that was freed kept for long, would count as memory that an input takes.
+/// AddressSanitizer options. Leak detection does not scan the stacks of coroutines and would report
+/// live memory as leaked. Use-after-return detection would give each coroutine a second stack, and
+/// a large quarantine would keep freed memory; both would count as memory used by an input.
 #[unsafe(no_mangle)]
 extern "C" fn __asan_default_options() -> *const c_char {
     c"detect_leaks=0:detect_stack_use_after_return=0:quarantine_size_mb=16".as_ptr()
@@ -19,15 +21,15 @@ extern "C" fn __asan_default_options() -> *const c_char {
 
 type Job = Box<dyn FnOnce(&Scratch) + Send>;
 
-/// Has `job` done in a context that lives as long as the process: to make one costs more than most inputs do. A panic ends
-/// the process, as libFuzzer wants it.
+/// Runs `job` in a context that lives as long as the process, because creating one costs more than
+/// most inputs. A panic ends the process, as libFuzzer expects.
 pub fn at_work(job: impl FnOnce(&Scratch) + Send + 'static) {
     static WORKER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::spawn(move || {
             coralio_aio::run(|| {
                 let folder = Scratch::new();
-                // What images may be on top of.
+                // A possible backing file.
                 fs::write(folder.path("source"), vec![7; 60_000]).unwrap();
                 jobs.iter().for_each(|job| job(&folder));
             })
@@ -43,7 +45,7 @@ pub fn at_work(job: impl FnOnce(&Scratch) + Send + 'static) {
     is_done.recv().unwrap();
 }
 
-/// Puts the first inputs into the corpus, if that is empty.
+/// Writes the seed inputs to the corpus if it is empty.
 pub fn seed<I: IntoIterator<Item = Vec<u8>>>(inputs: impl FnOnce() -> I) {
     let corpus = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map(PathBuf::from);
     let Some(corpus) = corpus.filter(|path| path.read_dir().is_ok_and(|mut files| files.next().is_none())) else {
@@ -54,7 +56,7 @@ pub fn seed<I: IntoIterator<Item = Vec<u8>>>(inputs: impl FnOnce() -> I) {
     }
 }
 
-/// The choices of the first inputs: of all sorts.
+/// The choices appended to the seed inputs: a mix of values.
 pub const CHOICES: [u8; 64] = {
     let mut bytes = [0; 64];
     let mut at = 0;
@@ -65,7 +67,7 @@ pub const CHOICES: [u8; 64] = {
     bytes
 };
 
-/// Numbers by bytes, as few as it takes; zeroes when there are no more.
+/// Decodes numbers from bytes, using as few bytes as possible; returns zeroes at the end.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl Choices<'_> {

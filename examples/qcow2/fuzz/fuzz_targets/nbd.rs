@@ -1,7 +1,7 @@
-//! What an NBD client sends, from its first byte to its last: the server of `examples/nbd_server`, with the handshake and all
-//! requests. Whatever it is, the session ends, and with bounded memory.
+//! Fuzzes the byte stream of an NBD client against `examples/nbd_server`, with the handshake and
+//! all requests. For any input the session ends and uses bounded memory.
 #![no_main]
-#![allow(dead_code)] // the server's files have what its program alone uses
+#![allow(dead_code)] // the server's files contain items that only its program uses
 
 #[path = "../../../nbd_server/budget.rs"]
 mod budget;
@@ -51,9 +51,9 @@ use input::{at_work, seed};
 use libfuzzer_sys::fuzz_target;
 use memory::Peak;
 
-/// Of the disk: what a session reads at once is no more.
+/// The size of the disk, which bounds the memory of a read.
 const SIZE: u64 = 1 << 20;
-/// The payloads of one connection, and what the image takes.
+/// Covers the payloads of one connection, and the image.
 const MOST_MEMORY: usize = 100 << 20;
 
 fuzz_target!(
@@ -66,14 +66,14 @@ fuzz_target!(
             Qcow2::create(&path, &CreateOptions { cluster_size: 4096, ..CreateOptions::new(SIZE) }).unwrap();
             let peak = Peak::begin();
             let (mut client, server) = UnixStream::pair().unwrap();
-            // Fits into the socket's own memory.
+            // The input fits into the socket's buffer.
             client.write_all(&bytes).unwrap();
             client.shutdown(Shutdown::Write).unwrap();
             let client = CoFd::new(client).unwrap();
             let listens = spawn(move || io::copy(&mut &client, &mut io::sink()));
             let options = options::Options::parse_from(["nbd_server".as_ref(), path.as_os_str()]);
             let exports = open_all(&options, true).unwrap();
-            // What is wrong with a client is no fault of the server.
+            // An error caused by the client is not a fault of the server.
             let _ = serve(OwnedFd::from(server).into(), &exports, &options);
             let _ = listens.join().unwrap();
             assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
@@ -89,7 +89,7 @@ fn serve(socket: fs::File, exports: &export::Exports, options: &options::Options
     connection::serve(socket.into_inner(), export, agreed, &options.budget(), options.idle_limit)
 }
 
-/// The old way and the new one, each command, and errors.
+/// Seeds: the old-style and the new handshake, every command, and errors.
 fn sessions() -> Vec<Vec<u8>> {
     let option = |number: u32, data: &[u8]| {
         [b"IHAVEOPT", &number.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()

@@ -1,4 +1,4 @@
-//! Clusters of the file, given out and taken back. First fit, from where the last one was found.
+//! Allocation of clusters of the file: first fit, starting after the previous allocation.
 
 use std::io;
 
@@ -9,31 +9,31 @@ use super::refcount::get;
 use super::top::PAGE;
 use crate::error::damaged;
 
-/// Under the allocator's lock.
+/// State protected by the allocator's lock.
 #[derive(Default)]
 pub(crate) struct Allocator {
     /// No cluster before this one is free.
     pub(crate) next: u64,
 }
 
-/// Clusters that were given out, one after the other. Each has a refcount of one, and nothing refers to it yet.
+/// Allocated adjacent clusters. Each has a refcount of one, and no entry refers to it yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fresh {
     pub(crate) offset: u64,
     pub(crate) clusters: u64,
-    /// Never written: they read as zeroes.
+    /// The clusters have never been written, so they read as zeroes.
     pub(crate) virgin: bool,
 }
 
 enum Found {
-    /// Where, and how many in a row.
+    /// The first free cluster and the number of free clusters in a row.
     Free(u64, u64),
-    /// No refcount block counts this one yet.
+    /// This cluster is not covered by a refcount block yet.
     Uncounted(u64),
 }
 
 impl Qcow2 {
-    /// Up to `want` clusters in a row; at least one.
+    /// Allocates between one and `want` adjacent clusters.
     pub(crate) fn allocate(&self, want: u64) -> io::Result<Fresh> {
         let mut allocator = self.allocator.lock();
         loop {
@@ -52,21 +52,22 @@ impl Qcow2 {
         }
     }
 
-    /// Notes that these clusters are about to be written. Returns whether they never were before.
+    /// Records that these clusters are about to be written. Returns whether they have never been
+    /// written before.
     pub(crate) fn touch(&self, first: u64, clusters: u64) -> bool {
         let virgin = first >= self.virgin.get();
         self.virgin.set(self.virgin.get().max(first + clusters));
         virgin
     }
 
-    /// The first free clusters from `first` on, up to `want` in a row.
+    /// Finds the first free clusters from `first`, up to `want` in a row.
     fn find_free(&self, mut first: u64, want: u64) -> io::Result<Found> {
         let order = self.geometry.refcount_order;
         loop {
             let Some(place) = self.refcount_place(first)? else { return Ok(Found::Uncounted(first)) };
             let found = self.refcounts.with(place.slice, |block| {
                 let tables = self.tables.borrow();
-                // The refcounts may be wrong; the tables are not to be written over for that.
+                // Even if refcounts are wrong, tables must not be overwritten.
                 let is_free =
                     |&n: &u64| get(block, place.index + n as usize, order) == 0 && !tables.contains(&(first + n));
                 let start = (0..place.left).find(is_free)?;
@@ -80,9 +81,9 @@ impl Qcow2 {
         }
     }
 
-    /// Makes the refcount block for a cluster, of that cluster itself: so it counts itself.
+    /// Creates the refcount block for a cluster in that cluster itself, so the block counts itself.
     ///
-    /// It is written here, and what points to it by a flush, behind a sync.
+    /// The block is written here. The entry that points to it is written by a flush, after a sync.
     fn new_refcount_block(&self, cluster: u64, allocator: &mut Allocator) -> io::Result<()> {
         let block = cluster / self.geometry.per_block();
         if block >= self.reftable.borrow().entries as u64 {
@@ -105,7 +106,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// A cluster of zeroes for a table. It is written; what is to point to it must be behind a sync.
+    /// Allocates a cluster of zeroes for a table. It has been written; the entry that refers to it
+    /// must be written after a sync.
     pub(crate) fn new_table(&self) -> io::Result<u64> {
         let fresh = self.allocate(1)?;
         let zeroes = AlignedBuf::new(self.geometry.cluster_size() as usize, PAGE);
@@ -117,17 +119,17 @@ impl Qcow2 {
         Ok(fresh.offset)
     }
 
-    /// Takes back what nothing ever referred to.
+    /// Frees clusters that no entry has ever referred to.
     pub(crate) fn give_back(&self, fresh: Fresh) -> io::Result<()> {
         self.drop_references(fresh.offset, fresh.clusters << self.geometry.cluster_bits)
     }
 
-    /// One reference less to each cluster that these bytes of the file touch.
+    /// Decrements the refcount of each cluster that overlaps this byte range of the file.
     pub(crate) fn drop_references(&self, offset: u64, len: u64) -> io::Result<()> {
         let bits = self.geometry.cluster_bits;
         let (first, end) = (offset >> bits, (offset + len).div_ceil(1 << bits));
         let mut allocator = self.allocator.lock();
-        // A count that is 0 already was wrong before: it can only stay.
+        // A count that is already 0 was wrong before and stays 0.
         self.set_refcounts(first, end - first, |count| count.saturating_sub(1))?;
         allocator.next = allocator.next.min(first);
         Ok(())

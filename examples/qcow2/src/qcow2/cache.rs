@@ -1,4 +1,4 @@
-//! Slices of tables in memory: bounded, read once, written when a flush says so.
+//! A bounded cache of table slices: each is read once, and written by a flush.
 //!
 //! ```text
 //!   clean ---- modify ----> dirty ---- take_dirty ----> writing ---- written ----> clean
@@ -6,8 +6,9 @@
 //!   evicted                   '---- modified, or failed ---'
 //! ```
 //!
-//! Only clean slices are evicted, so what is not here is on disk as it was last seen: a slice that is read again is never an
-//! old one. When many are dirty, whoever made them so flushes; until then the bound is exceeded.
+//! Only clean slices are evicted, so the disk has the latest version of any slice that is not
+//! cached: reading a slice again never returns stale data. When too many slices are dirty, the
+//! request that made them dirty flushes; until then the bound is exceeded.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,9 +20,9 @@ use rustc_hash::FxHashMap;
 use super::top::{PAGE, read_padded};
 use crate::error::damaged;
 
-/// Reads that may be under way at once, each of different slices.
+/// Maximum number of concurrent reads, each of a different slice.
 const LANES: usize = 16;
-/// Adjacent slices are written together, up to so many bytes.
+/// Adjacent slices are written together, up to this number of bytes.
 const MOST_AT_ONCE: usize = 1 << 20;
 
 struct Slot {
@@ -29,13 +30,13 @@ struct Slot {
     bytes: AlignedBuf,
     dirty: bool,
     writing: bool,
-    /// Used since the hand came by last.
+    /// Set if the slice was used since the clock hand last passed it.
     used: Cell<bool>,
 }
 
 struct Slots {
     all: Vec<Slot>,
-    /// By offset in the file.
+    /// Maps offsets in the file to slots.
     at: FxHashMap<u64, usize>,
     hand: usize,
     capacity: usize,
@@ -50,7 +51,7 @@ pub(crate) struct Cache {
     lanes: [CoMutex<()>; LANES],
 }
 
-/// Copies of dirty slices: where they go, and how many slices each is.
+/// Copies of dirty slices and their file offsets; each copy may have several adjacent slices.
 pub(crate) type Taken = Vec<(u64, AlignedBuf)>;
 
 impl Cache {
@@ -61,7 +62,7 @@ impl Cache {
         Cache { file, slice: slice as usize, slots: RefCell::new(slots), lanes }
     }
 
-    /// Shows the slice at `offset` to `f`, if it is here.
+    /// Passes the slice at `offset` to `f` if it is cached.
     #[inline]
     pub(crate) fn peek<T>(&self, offset: u64, f: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let slots = self.slots.borrow();
@@ -70,13 +71,13 @@ impl Cache {
         Some(f(&slot.bytes))
     }
 
-    /// As [`peek`](Cache::peek), read from the file if need be.
+    /// Like [`peek`](Cache::peek), but loads the slice if it is not cached.
     pub(crate) fn with<T>(&self, offset: u64, f: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
         self.load(offset)?;
         Ok(self.peek(offset, f).expect("just loaded, and nobody ran since"))
     }
 
-    /// Lets `f` change the slice.
+    /// Modifies the slice with `f`, loading it first if it is not cached.
     pub(crate) fn modify<T>(&self, offset: u64, f: impl FnOnce(&mut [u8]) -> T) -> io::Result<T> {
         self.load(offset)?;
         let mut slots = self.slots.borrow_mut();
@@ -89,7 +90,7 @@ impl Cache {
         Ok(value)
     }
 
-    /// Has the slice read, if it is not here. Nobody runs between its coming and the return.
+    /// Loads the slice if it is not cached. No other coroutine runs between insertion and return.
     fn load(&self, offset: u64) -> io::Result<()> {
         if self.slots.borrow().at.contains_key(&offset) {
             return Ok(());
@@ -106,13 +107,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether so much is dirty that one should flush.
+    /// Returns whether enough slices are dirty that the caller should flush.
     pub(crate) fn is_full(&self) -> bool {
         let slots = self.slots.borrow();
         slots.dirty > slots.capacity / 2
     }
 
-    /// Copies what is dirty, to be written. One at a time may do so.
+    /// Copies the dirty slices for writing. Calls must not overlap.
     pub(crate) fn take_dirty(&self) -> Taken {
         let mut slots = self.slots.borrow_mut();
         slots.dirty = 0;
@@ -131,7 +132,7 @@ impl Cache {
         dirty.chunk_by_mut(follows).flat_map(|chunk| chunk.chunks_mut(most)).map(copy).collect()
     }
 
-    /// What was taken is written, or else is to be written again.
+    /// Completes the write of `taken`. If the write failed, the slices become dirty again.
     pub(crate) fn written(&self, taken: &Taken, well: bool) {
         let mut slots = self.slots.borrow_mut();
         let offsets = taken
@@ -165,7 +166,8 @@ impl Slots {
         self.at.insert(offset, at);
     }
 
-    /// One that is clean and was not used for long: the hand goes round, and passes by those that were used since.
+    /// Finds a clean slot that was not used recently (clock algorithm: the hand skips slots used
+    /// since its last pass).
     fn victim(&mut self) -> Option<usize> {
         for _ in 0..self.all.len() * 2 {
             let at = self.hand % self.all.len();

@@ -1,6 +1,5 @@
-//! Compressed clusters: read, unpacked on a thread so that the loop goes on, and the last few kept.
-//!
-//! Whoever reads such an image in small pieces comes to the same cluster many times.
+//! Compressed clusters: unpacked on a thread so that the loop is not blocked. The most recent ones
+//! are kept, because reading such an image in small pieces uses the same cluster many times.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,10 +16,10 @@ use super::header::Compression;
 use super::top::{PAGE, read_padded};
 use crate::error::{about, damaged};
 
-/// Bytes of unpacked clusters that are kept, and the least number of clusters.
+/// Maximum bytes of unpacked clusters to keep; between one and 16 clusters are kept.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// The clusters that were unpacked last, newest first.
+/// The most recently unpacked clusters, newest first.
 #[derive(Default)]
 pub(crate) struct Unpacked {
     kept: RefCell<VecDeque<(Packed, Rc<Vec<u8>>)>>,
@@ -39,12 +38,13 @@ impl Unpacked {
 }
 
 impl Qcow2 {
-    /// The bytes of a compressed cluster.
+    /// Returns the unpacked bytes of a compressed cluster.
     pub(crate) fn unpack(&self, packed: Packed) -> io::Result<Rc<Vec<u8>>> {
         if let Some(bytes) = self.unpacked.find(packed) {
             return Ok(bytes);
         }
-        // From a multiple of 512, so that it can go direct; at most two clusters and a bit, as the entry has so few bits.
+        // Start at a multiple of 512, to permit direct I/O. The length is at most slightly more
+        // than two clusters, because the entry has no more bits for it.
         let lead = (packed.offset & 511) as usize;
         let mut source = AlignedBuf::new(lead + packed.len as usize, PAGE);
         let had = read_padded(&self.file, &mut source, packed.offset - lead as u64)?;
@@ -65,7 +65,7 @@ impl Qcow2 {
     }
 }
 
-/// What follows the cluster in `source` belongs to others.
+/// Inflates a cluster of `size` bytes; the bytes of `source` after it belong to other clusters.
 fn inflate(source: &[u8], size: usize) -> io::Result<Vec<u8>> {
     let mut out = vec![0; size];
     let mut stream = Decompress::new(false);
@@ -84,7 +84,7 @@ fn inflate(source: &[u8], size: usize) -> io::Result<Vec<u8>> {
 fn unzstd(source: &[u8], size: usize) -> io::Result<Vec<u8>> {
     let mut out = vec![0; size];
     let mut stream = Decoder::new()?;
-    // A stream that asks for more memory than the largest cluster is no cluster's.
+    // Reject a stream that asks for more memory than the largest cluster.
     stream.set_parameter(DParameter::WindowLogMax(23))?;
     let mut from = InBuffer::around(source);
     let mut to = OutBuffer::around(&mut out);

@@ -1,5 +1,5 @@
-//! A new image: header, refcount table, refcount blocks, L1 table, one after the other. The header is written last, so
-//! that what is cut off is no image.
+//! Creates images: header, refcount table, refcount blocks and L1 table, in this order in the file.
+//! The header is written last, so an interrupted creation leaves no valid image.
 
 use std::io;
 use std::path::Path;
@@ -15,24 +15,24 @@ use super::top::PAGE;
 use crate::error::{about, invalid};
 use crate::open::Format;
 
-/// What a new image is like.
+/// The properties of a new image.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// Of the disk, in bytes.
+    /// The size of the disk in bytes.
     pub size: u64,
-    /// A power of two, 512 to 2 MiB. 64 KiB without a choice.
+    /// A power of two from 512 to 2 MiB; the default is 64 KiB.
     pub cluster_size: u64,
-    /// 2 or 3. Version 2 has neither zero clusters nor a choice of `refcount_bits`.
+    /// 2 or 3. Version 2 has no zero clusters, and its `refcount_bits` must be 16.
     pub version: u32,
-    /// A power of two, 1 to 64. 16 without a choice.
+    /// A power of two from 1 to 64; the default is 16.
     pub refcount_bits: u32,
-    /// What the image is written on top of: a path, which is relative to the image's folder, and its format. Nobody looks
-    /// whether it is there.
+    /// The backing file: its path, relative to the directory of the image, and its format. Its
+    /// existence is not checked.
     pub backing: Option<(String, Format)>,
 }
 
 impl CreateOptions {
-    /// Version 3, of 64 KiB clusters, with nothing behind it.
+    /// Returns options for version 3 with 64 KiB clusters and no backing file.
     pub fn new(size: u64) -> CreateOptions {
         CreateOptions { size, cluster_size: 65536, version: 3, refcount_bits: 16, backing: None }
     }
@@ -54,7 +54,8 @@ impl CreateOptions {
         Ok(Geometry::new(self.version, cluster, order, self.size))
     }
 
-    /// It stands behind the header and its extensions, within the first cluster.
+    /// Returns the maximum length of the backing file's name, which follows the header and its
+    /// extensions in the first cluster.
     fn most_name(&self) -> usize {
         (self.cluster_size as usize - V3_LEN - 32).min(MOST_NAME as usize)
     }
@@ -65,7 +66,7 @@ impl CreateOptions {
             Some((name, format)) => (name.as_str(), backing_format(format.name())),
             None => ("", Vec::new()),
         };
-        extensions.extend([0; 8]); // the end of them
+        extensions.extend([0; 8]); // end of the extensions
         let name_at = len + extensions.len();
 
         let mut header = vec![0; 1 << geometry.cluster_bits];
@@ -90,7 +91,7 @@ impl CreateOptions {
     }
 }
 
-/// In clusters, but for the entries.
+/// The layout of a new image, in clusters except for `l1_entries`.
 struct Layout {
     reftable_clusters: u64,
     blocks: u64,
@@ -117,12 +118,12 @@ impl Layout {
 }
 
 impl Qcow2 {
-    /// Makes an image of zeroes, or one that shows what backs it. The file must not be there.
+    /// Creates an image that reads as zeroes, or as its backing image. The file must not exist.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for options that cannot be; `AlreadyExists`; what the kernel says, with the file left as far as it
-    /// came.
+    /// `InvalidInput` for invalid options; `AlreadyExists`; the kernel's errors, which may leave an
+    /// incomplete file.
     ///
     /// # Panics
     ///
@@ -134,18 +135,18 @@ impl Qcow2 {
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> io::Result<()> {
         let path = path.as_ref();
         let name = format_args!("cannot make {}", path.display());
-        // What is wrong with them is said before there is a file.
+        // Check the options before the file is created.
         let plan = about(name, Plan::new(options))?;
-        // Its errors name the path.
+        // Errors of `open` contain the path.
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         about(name, plan.write_named(&file, path))
     }
 
-    /// As [`create`](Qcow2::create), in a file that is there and empty, and open for writing.
+    /// Like [`create`](Qcow2::create), in an existing empty file that is open for writing.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for options that cannot be, and if the file is not empty; what the kernel says.
+    /// `InvalidInput` for invalid options or if the file is not empty; the kernel's errors.
     ///
     /// # Control
     ///
@@ -158,7 +159,7 @@ impl Qcow2 {
     }
 }
 
-/// An image that can be.
+/// A checked plan for a new image.
 struct Plan {
     geometry: Geometry,
     layout: Layout,
@@ -170,12 +171,12 @@ impl Plan {
         let geometry = options.check()?;
         let layout = Layout::new(&geometry);
         let first_cluster = options.first_cluster(&geometry, &layout);
-        // It says what is wrong with the size, too.
+        // The parser also checks the size.
         Header::parse(&first_cluster).map_err(invalid)?;
         Ok(Plan { geometry, layout, first_cluster })
     }
 
-    /// Writes the image, and makes the file's name durable.
+    /// Writes the image and syncs the directory entry.
     fn write_named(&self, file: &File, path: &Path) -> io::Result<()> {
         self.write(file)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());

@@ -1,8 +1,9 @@
-//! When a cluster that nothing refers to any more may be used anew.
+//! Determines when an unreferenced cluster may be reused.
 //!
-//! A request that has looked up where its cluster is may read or write there for a while after the tables have changed. So
-//! what is given up carries the epoch in which that was, and is free when every request of that epoch has ended: two epochs
-//! later. Requests are counted by the epoch's parity; the epoch moves on when nobody is left in the one before.
+//! A request that has looked up a cluster may still read or write it after the tables have changed.
+//! So a retired cluster is tagged with the current epoch, and is free when all requests of that
+//! epoch have ended, which is two epochs later. Requests are counted by the parity of their epoch;
+//! the epoch advances when no request of the previous one is left.
 
 use std::cell::Cell;
 
@@ -12,7 +13,7 @@ pub(crate) struct Epochs {
     here: [Cell<u32>; 2],
 }
 
-/// A request is under way.
+/// A request in flight.
 #[must_use]
 pub(crate) struct Here<'a>(&'a Cell<u32>);
 
@@ -24,12 +25,13 @@ impl Epochs {
         Here(count)
     }
 
-    /// What is given up now belongs to this epoch.
+    /// Returns the epoch to which a cluster retired now belongs.
     pub(crate) fn now(&self) -> u64 {
         self.now.get()
     }
 
-    /// Moves on as far as it can. What was given up in an epoch below the returned one is free.
+    /// Advances the epoch as far as possible. Clusters retired in an epoch below the returned one
+    /// are free.
     pub(crate) fn advance(&self) -> u64 {
         for _ in 0..2 {
             let now = self.now.get();
@@ -60,7 +62,7 @@ mod tests {
         let given_up = epochs.now();
         for _ in 0..5 {
             assert!(epochs.advance() <= given_up);
-            drop(epochs.enter()); // those that come later do not hold it up
+            drop(epochs.enter()); // later requests do not block it
         }
         drop(reader);
         assert!(epochs.advance() > given_up);
@@ -68,7 +70,7 @@ mod tests {
 
     #[test]
     fn those_that_came_later_do_not_hold_it_up_for_ever() {
-        // Under load somebody is always here.
+        // Under load, some request is always in flight.
         let epochs = Epochs::default();
         let given_up = epochs.now();
         let mut one = epochs.enter();

@@ -1,4 +1,4 @@
-//! The header's extensions: a list of (kind, length, bytes), behind the fields.
+//! Header extensions: a list of (kind, length, bytes) after the fixed fields.
 
 use std::io;
 
@@ -11,20 +11,21 @@ const FEATURE_NAMES: u32 = 0x6803_f857;
 const ENCRYPTION: u32 = 0x0537_be77;
 const BITMAPS: u32 = 0x2385_2875;
 
-/// Bytes of the extension that says where bitmaps are.
+/// Length of the bitmaps extension.
 const BITMAPS_LEN: usize = 24;
 
-/// Bytes of an entry of the table of names: kind, bit, name.
+/// Length of an entry of the feature name table: kind, bit, name.
 const NAME_ENTRY: usize = 48;
 
-/// What this program cares for. Others may be left alone: what must not be ignored has a feature bit of its own.
+/// The extensions that this program uses. Others can be ignored: features that must not be ignored
+/// have a feature bit.
 #[derive(Debug, Default)]
 pub(crate) struct Extensions {
     pub(crate) backing_format: Option<String>,
     pub(crate) features: Vec<FeatureName>,
 }
 
-/// What a bit of the incompatible features is called.
+/// The name of an incompatible feature bit.
 #[derive(Debug)]
 pub(crate) struct FeatureName {
     bit: u8,
@@ -36,7 +37,7 @@ impl Extensions {
         let mut found = Extensions::default();
         while rest.len() >= 8 {
             let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
-            // The length of the one that ends the list must fit, too.
+            // The length of the end marker must fit, too.
             let bytes = rest[8..]
                 .get(..len)
                 .ok_or_else(|| damaged(format!("header extension {kind:#x} would be {len} bytes, which it has not")))?;
@@ -58,7 +59,7 @@ impl Extensions {
                 }
                 _ => {}
             }
-            // Each begins at a multiple of 8.
+            // Extensions are aligned to 8 bytes.
             rest = rest.get(8 + len.next_multiple_of(8)..).unwrap_or_default();
         }
         Ok(found)
@@ -68,7 +69,7 @@ impl Extensions {
 fn names(table: &[u8]) -> Vec<FeatureName> {
     table
         .chunks_exact(NAME_ENTRY)
-        .filter(|entry| entry[0] == 0) // of the incompatible ones
+        .filter(|entry| entry[0] == 0) // incompatible features
         .map(|entry| {
             let name = entry[2..].split(|&byte| byte == 0).next().unwrap_or_default();
             FeatureName { bit: entry[1], name: String::from_utf8_lossy(name).into_owned() }
@@ -76,7 +77,7 @@ fn names(table: &[u8]) -> Vec<FeatureName> {
         .collect()
 }
 
-/// The names of these bits, as far as the image tells them.
+/// Lists the names of the set bits, as far as the image has them.
 pub(crate) fn name_features(names: &[FeatureName], bits: u64) -> String {
     let of = |bit: u32| match names.iter().find(|name| u32::from(name.bit) == bit) {
         Some(name) => format!("\"{}\" (bit {bit})", name.name.escape_debug()),
@@ -85,7 +86,7 @@ pub(crate) fn name_features(names: &[FeatureName], bits: u64) -> String {
     (0..64).filter(|bit| bits >> bit & 1 == 1).map(of).collect::<Vec<_>>().join(", ")
 }
 
-/// An extension that says which format the backing file has.
+/// Encodes the extension with the format of the backing file.
 pub(crate) fn backing_format(name: &str) -> Vec<u8> {
     let mut bytes = BACKING_FORMAT.to_be_bytes().to_vec();
     bytes.extend((name.len() as u32).to_be_bytes());

@@ -1,16 +1,17 @@
-//! What is dirty goes to disk, in an order in which the power may go at any moment.
+//! Writes dirty tables in an order that is safe against power loss at any time.
 //!
 //! ```text
-//!   refcounts             a cluster is counted            } in any order: at worst they count
-//!   refcount table        before anything refers to it    } what nothing refers to, a leak
-//!     sync                with them: the data, and tables that were made
-//!   L1, L2                now all that they refer to is on the medium, and what they referred to is still counted
-//!     sync
-//!   what was given up     is counted no more, and may be written anew
+//!   refcounts             a cluster is counted            } in any order: at worst, counted
+//!   refcount table        before anything refers to it    } clusters are unreferenced, a leak
+//!     sync                also covers the data and newly created tables
+//!   L1, L2                all clusters that they refer to are durable, and those
+//!     sync                that they no longer refer to are still counted
+//!   retired clusters      are uncounted, and may be reused
 //! ```
 //!
-//! So what is on the medium never refers to a cluster that is not counted, or not written, or another's. The L2 slices are
-//! copied first: what a writer adds later waits for the next flush, as its refcount may not be in this one.
+//! So the tables on disk never refer to a cluster that is uncounted, not yet written, or owned by
+//! another entry. The L2 slices are copied first: later changes wait for the next flush, because
+//! their refcounts may not be part of this one.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,39 +20,42 @@ use coralio_aio::{AlignedBuf, CoMutex, shield};
 
 use super::Qcow2;
 
-/// When so many places in the file wait to be free, somebody flushes.
+/// Number of retired ranges that triggers a flush.
 const MANY: usize = 4096;
 
-/// Space of the file is given back to the file system from so many bytes on: for less, it is not worth the call.
+/// Minimum length of a retired range that is returned to the file system; shorter ones are not
+/// worth the system call.
 const WORTH_PUNCHING: u64 = 64 << 10;
 
-/// A place in the file that the tables in memory do not refer to any more.
+/// A range of the file to which the tables in memory no longer refer.
 #[derive(Clone, Copy, Debug)]
 struct GivenUp {
     offset: u64,
     len: u64,
     epoch: u64,
-    /// Its clusters are nobody else's.
+    /// No other range shares the clusters.
     alone: bool,
 }
 
 #[derive(Default)]
 pub(crate) struct Flushes {
     one_at_a_time: CoMutex<()>,
-    /// How many have begun, and the last one of them that has ended well.
+    /// The number of flushes begun, and the number of the last successful one.
     begun: Cell<u64>,
     ended: Cell<u64>,
-    /// The tables on disk may still refer to these.
+    /// Ranges to which the tables on disk may still refer.
     given_up: RefCell<Vec<GivenUp>>,
-    /// These they do not: they wait for requests that may still use them.
+    /// Ranges to which the tables on disk no longer refer. They wait for requests that may still
+    /// use them.
     retired: RefCell<Vec<GivenUp>>,
-    /// A sync failed: what was written since the last one may be lost, though reads still show it. Or the header's write did, and
-    /// may be there all the same.
+    /// Set after a failed sync: data written since the last successful one may be lost even though
+    /// reads return it. Also set after a failed write of the header, which may have reached the
+    /// disk anyway.
     pub(crate) broken: Cell<bool>,
 }
 
 impl Flushes {
-    /// Nothing refers to these clusters of the file from now on, but the tables on disk.
+    /// Retires clusters to which only the tables on disk may still refer.
     pub(crate) fn give_up(&self, offset: u64, len: u64, epoch: u64) {
         let mut all = self.given_up.borrow_mut();
         match all.last_mut() {
@@ -60,14 +64,15 @@ impl Flushes {
         }
     }
 
-    /// As [`give_up`](Flushes::give_up), of bytes that may share a cluster with others: each is counted by itself.
+    /// Like [`give_up`](Flushes::give_up), for bytes that may share a cluster with others: each
+    /// range drops a reference of its own.
     pub(crate) fn give_up_shared(&self, offset: u64, len: u64, epoch: u64) {
         self.given_up.borrow_mut().push(GivenUp { offset, len, epoch, alone: false });
     }
 }
 
 impl Qcow2 {
-    /// Flushes if much is dirty. For the end of a request: nothing is locked there.
+    /// Flushes if much is dirty. Called at the end of a request, when it holds no locks.
     #[inline]
     pub(crate) fn relieve(&self) -> io::Result<()> {
         if self.l2.is_full() || self.refcounts.is_full() || self.flushes.given_up.borrow().len() > MANY {
@@ -76,13 +81,13 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// All that was written before the call is on stable storage when this returns.
+    /// Brings all data written before the call to stable storage.
     pub(crate) fn flush_all(&self) -> io::Result<()> {
         let flushes = &self.flushes;
         let need = flushes.begun.get() + 1;
         let _alone = flushes.one_at_a_time.lock();
         if flushes.ended.get() >= need {
-            return Ok(()); // somebody's flush began after this call
+            return Ok(()); // another flush began after this call
         }
         let number = flushes.begun.get() + 1;
         flushes.begun.set(number);
@@ -115,7 +120,7 @@ impl Qcow2 {
         done
     }
 
-    /// Refcounts, and where they are.
+    /// Writes the refcounts and the refcount table.
     fn write_counts(&self) -> io::Result<()> {
         let counts = self.refcounts.take_dirty();
         let done = self.write_pieces(&counts);
@@ -125,7 +130,7 @@ impl Qcow2 {
         if table.is_empty() {
             return Ok(());
         }
-        // The blocks that it points to must be there.
+        // The refcount blocks must be durable before the table refers to them.
         let done = self.sync().and_then(|()| self.write_pieces(&table));
         if done.is_err() {
             self.reftable.borrow_mut().failed(&table);
@@ -133,13 +138,14 @@ impl Qcow2 {
         done
     }
 
-    /// Counts down what nothing refers to. Their counts are written, but not synced: lost, they are leaks.
+    /// Decrements the refcounts of retired ranges. The counts are written without a sync: losing
+    /// them only leaks clusters.
     fn free_retired(&self) -> io::Result<()> {
         let free_below = self.epochs.advance();
         let ripe: Vec<_> = self.flushes.retired.borrow_mut().extract_if(.., |one| one.epoch < free_below).collect();
         for GivenUp { offset, len, alone, .. } in &ripe {
             if *alone && *len >= WORTH_PUNCHING {
-                // Where the file system cannot, the space is used again all the same.
+                // If the file system cannot punch holes, the space is still reused.
                 _ = self.file.discard(*offset, *len);
             }
             self.drop_references(*offset, *len)?;
@@ -154,7 +160,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Nothing is written in reliance on a sync after one has failed.
+    /// Syncs the file. After one failure every further call fails, so that no write relies on the
+    /// failed sync.
     pub(crate) fn sync(&self) -> io::Result<()> {
         if self.flushes.broken.get() {
             return Err(io::Error::other(
@@ -162,7 +169,7 @@ impl Qcow2 {
                  lost; open it again, and look at what it has",
             ));
         }
-        // A sync that was cut short would look like one that failed.
+        // Shielded, because a cancelled sync would look like a failed one.
         shield(|| self.file.sync_data()).inspect_err(|_| self.flushes.broken.set(true))
     }
 }

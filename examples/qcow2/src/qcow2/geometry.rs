@@ -1,82 +1,82 @@
-//! The image's measures, and what an L2 entry says.
+//! Sizes derived from the header, and the encoding of L1 and L2 entries.
 //!
-//! A guest's offset is taken apart like a page table's address:
+//! A guest's offset is split like a virtual address:
 //!
 //! ```text
 //!   | L1 index | L2 index | offset in the cluster |
 //! ```
 //!
-//! Tables are read, cached and written in *slices* of at most 4 KiB: a table of a large cluster maps far more than one is
-//! about to use.
+//! Tables are read, cached and written in *slices* of at most 4 KiB, because a table in a large
+//! cluster maps far more than a request needs.
 
 use std::io;
 
 use crate::error::damaged;
 
-/// L1 and L2: the refcount of what the entry points to is exactly one.
+/// In L1 and L2 entries: the refcount of the referenced cluster is exactly one.
 pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-/// Reads as zeroes, whatever its offset points to. Version 3.
+/// Reads as zeroes, even if the entry has an offset. Version 3 only.
 pub(crate) const ZERO: u64 = 1;
 /// The offset in an L1 or L2 entry.
 pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
-/// Bits 56 to 61 of an entry are reserved.
+/// Reserved bits of an entry: 56 to 61.
 const RESERVED: u64 = 0x3f << 56;
 
-/// Slices are at most so large, in bits.
+/// Maximum size of a slice, as a power of two.
 const SLICE_BITS: u32 = 12;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     pub(crate) version: u32,
     pub(crate) cluster_bits: u32,
-    /// A refcount has 2^this bits.
+    /// Refcounts have 2^`refcount_order` bits.
     pub(crate) refcount_order: u32,
-    /// The disk's size in bytes.
+    /// The size of the disk in bytes.
     pub(crate) size: u64,
-    /// Bits that must be zero in an L1 entry, and in the L2 entry of a cluster that is not
-    /// compressed: reserved ones, and those of an offset between two clusters.
+    /// Bits that must be zero in an L1 entry, and in the L2 entry of an uncompressed cluster:
+    /// reserved bits, and offset bits below the cluster size.
     l1_zero_bits: u64,
     l2_zero_bits: u64,
 }
 
-/// What is known of a cluster, and of those behind it that continue it.
+/// The mapping of a cluster and of the following clusters that continue it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The backing file's, or zeroes without one.
+    /// Read from the backing file, or as zeroes if there is none.
     Unallocated,
-    /// Zeroes. It may have room all the same.
+    /// Zeroes, possibly with an allocated cluster.
     Zero(Option<Host>),
     Data(Host),
     Compressed(Packed),
 }
 
-/// A place in the file.
+/// A location in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Host {
     pub(crate) offset: u64,
-    /// Nobody else refers to it, so that it may be written in place.
+    /// No other entry refers to it, so it may be written in place.
     pub(crate) own: bool,
 }
 
-/// Where the bytes of a compressed cluster are. They may end early: the length is in units of 512.
+/// The location of a compressed cluster. The data may be shorter: the length is in units of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
     pub(crate) offset: u64,
     pub(crate) len: u64,
 }
 
-/// The first stretch of a range that is of one kind.
+/// The first part of a range that has a uniform mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) kind: Kind,
-    /// Bytes.
+    /// Length in bytes.
     pub(crate) len: u64,
 }
 
 impl Kind {
-    /// Data's place, if that was for `from` and is now for `to`; in bytes of the same cluster.
+    /// Moves the location of data from offset `from` to offset `to` in the same cluster.
     pub(crate) fn moved(self, from: u64, to: u64) -> Kind {
         match self {
             Kind::Data(host) => Kind::Data(Host { offset: host.offset - from + to, ..host }),
@@ -86,7 +86,7 @@ impl Kind {
 }
 
 impl Geometry {
-    /// No offset in a file is beyond: entries have so many bits.
+    /// The maximum offset in the file: entries have no bits for larger ones.
     pub(crate) const MOST_OFFSET: u64 = OFFSET;
 
     pub(crate) fn new(version: u32, cluster_bits: u32, refcount_order: u32, size: u64) -> Geometry {
@@ -114,7 +114,7 @@ impl Geometry {
         1 << self.cluster_bits.min(SLICE_BITS)
     }
 
-    /// Bits of an offset that one L2 table maps.
+    /// Returns the number of offset bits that one L2 table maps.
     fn l1_shift(&self) -> u32 {
         self.cluster_bits * 2 - 3
     }
@@ -123,13 +123,13 @@ impl Geometry {
         (offset >> self.l1_shift()) as usize
     }
 
-    /// Bytes from `offset` to where the next L2 table takes over.
+    /// Returns the number of bytes from `offset` to the end of the range that its L2 table maps.
     pub(crate) fn left_in_l2(&self, offset: u64) -> u64 {
         let mapped = 1 << self.l1_shift();
         mapped - (offset & (mapped - 1))
     }
 
-    /// Bytes from `offset` to where the next slice of an L2 table takes over.
+    /// Returns the number of bytes from `offset` to the end of the range that its L2 slice maps.
     pub(crate) fn left_in_slice(&self, offset: u64) -> u64 {
         let mapped = (self.slice_size() / 8) << self.cluster_bits;
         mapped - (offset & (mapped - 1))
@@ -139,19 +139,20 @@ impl Geometry {
         size.div_ceil(1 << self.l1_shift())
     }
 
-    /// Of the entry for a guest's offset: where its slice begins in the table, and where it is in the slice. In bytes.
+    /// Locates the L2 entry for a guest's offset: the offset of its slice in the table, and its
+    /// offset in the slice, in bytes.
     pub(crate) fn l2_place(&self, offset: u64) -> (u64, usize) {
         let at = (offset >> self.cluster_bits << 3) & (self.cluster_size() - 1);
         let mask = self.slice_size() - 1;
         (at & !mask, (at & mask) as usize)
     }
 
-    /// Clusters that one refcount block counts.
+    /// Returns the number of clusters that one refcount block counts.
     pub(crate) fn per_block(&self) -> u64 {
         1 << (self.cluster_bits + 3 - self.refcount_order)
     }
 
-    /// Rejects clusters whose offset in the file has more bits than an entry has.
+    /// Rejects clusters whose offset in the file does not fit into an entry.
     pub(crate) fn check_room(&self, first: u64, clusters: u64) -> io::Result<()> {
         match first.checked_add(clusters).and_then(|end| end.checked_mul(self.cluster_size())) {
             Some(end) if end <= Geometry::MOST_OFFSET => Ok(()),
@@ -159,7 +160,7 @@ impl Geometry {
         }
     }
 
-    /// Takes an L2 entry apart.
+    /// Decodes an L2 entry.
     #[inline]
     pub(crate) fn kind(&self, entry: u64) -> io::Result<Kind> {
         if entry & COMPRESSED != 0 {
@@ -176,7 +177,7 @@ impl Geometry {
         Ok(if offset == 0 { Kind::Unallocated } else { Kind::Data(host) })
     }
 
-    /// The offset of the L2 table that an L1 entry points to; 0 if to none.
+    /// Returns the offset of the L2 table in an L1 entry; 0 if there is none.
     #[inline]
     pub(crate) fn l2_table(&self, entry: u64) -> io::Result<u64> {
         if entry & self.l1_zero_bits != 0 {
@@ -205,7 +206,8 @@ impl Geometry {
         Packed { offset, len: (sectors + 1) * 512 - (offset & 511) }
     }
 
-    /// What a slice of an L2 table says of `offset`, whose entry is at `at` in it, and of what follows up to `len` bytes.
+    /// Returns the mapping of `offset`, whose entry is at `at` in the slice, and how far it
+    /// continues, up to `len` bytes.
     #[inline]
     pub(crate) fn run(&self, slice: &[u8], at: usize, offset: u64, len: u64) -> io::Result<Run> {
         let mut entries = slice[at..].chunks_exact(8).map(|entry| {

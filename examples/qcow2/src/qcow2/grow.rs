@@ -1,4 +1,4 @@
-//! A larger refcount table: the one structure that the header itself points to, and that moves.
+//! Growing the refcount table: the only structure that moves and that the header points to.
 
 use std::io;
 
@@ -11,7 +11,8 @@ use super::top::{PAGE, Top};
 use super::{Geometry, Qcow2};
 use crate::error::{damaged, unsupported};
 
-/// Where the new table goes, and the blocks that count it and themselves: all behind what the old one counts.
+/// The new table and the refcount blocks that count it and themselves. All are placed after the
+/// clusters that the old table can count.
 struct Plan {
     entries: u64,
     blocks: u64,
@@ -32,7 +33,8 @@ fn plan(geometry: &Geometry, old: u64) -> Plan {
 }
 
 impl Qcow2 {
-    /// Makes the table half as large again. Blocks and table are on the medium before the header points there.
+    /// Replaces the table by one that is at least half as large again. The blocks and the table are
+    /// durable before the header points to them.
     pub(crate) fn grow_reftable(&self, allocator: &mut Allocator) -> io::Result<()> {
         let geometry = &self.geometry;
         let (cluster, bits) = (geometry.cluster_size(), geometry.cluster_bits);
@@ -61,15 +63,15 @@ impl Qcow2 {
             table.set((old + block) as usize, (first + block) << bits);
         }
         self.file.write_at(table.bytes(), table_at)?;
-        table.take_dirty(); // all of it is written
+        table.take_dirty(); // all of it is already written
         self.sync()?;
 
         let mut fields = [0; 12];
         fields[..8].copy_from_slice(&table_at.to_be_bytes());
         fields[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
         self.file.write_at(&fields, REFTABLE_FIELDS).inspect_err(|_| self.flushes.broken.set(true))?;
-        // The next flush syncs it, before anything on disk refers to what only the new table counts, and before the old one
-        // is free.
+        // The next flush syncs the header, before an entry on disk refers to a cluster that only
+        // the new table counts, and before the old table is freed.
 
         let before = self.reftable.replace(table);
         let mut tables = self.tables.borrow_mut();
@@ -77,7 +79,7 @@ impl Qcow2 {
         let old_clusters = (before.entries as u64 * 8).div_ceil(cluster);
         (before.offset >> bits..(before.offset >> bits) + old_clusters).for_each(|cluster| _ = tables.remove(&cluster));
         drop(tables);
-        // A flush that is under way may still write to it.
+        // A flush in progress may still write to the old table.
         self.flushes.give_up(before.offset, old_clusters << bits, self.epochs.now());
         allocator.next = first + used;
         Ok(())
@@ -90,7 +92,8 @@ mod tests {
 
     #[test]
     fn a_plan_counts_itself() {
-        // Every cluster size and width: the blocks count the table and themselves, and the table has entries for them.
+        // For every cluster size and refcount width: the blocks count the table and themselves, and
+        // the table has entries for them.
         for cluster_bits in 9..=21 {
             for refcount_order in 0..=6 {
                 let geometry = Geometry::new(3, cluster_bits, refcount_order, 0);

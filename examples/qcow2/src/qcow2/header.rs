@@ -1,7 +1,7 @@
-//! The header: what the image says of itself, and whether that can be.
+//! Parses and validates the header.
 //!
-//! Nothing here trusts a number: each is checked against what the format allows, and against bounds on what it would cost
-//! to believe it, before anything is read or allocated by it.
+//! No number is trusted: each is checked against the format and against resource limits before
+//! anything is read or allocated based on it.
 
 use std::io;
 
@@ -12,48 +12,49 @@ use crate::error::{damaged, unsupported};
 /// The first four bytes of every qcow2 image.
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// The fields up to here are in every version 3 header.
+/// The length of the fields that every version 3 header has.
 pub(crate) const V3_LEN: usize = 104;
 pub(crate) const V2_LEN: usize = 72;
 
-/// Most bytes of an L1 table: what 2 EiB need at the largest cluster size, and other readers' bound too.
+/// Maximum size of an L1 table in bytes: enough for 2 EiB at the largest cluster size. Other
+/// implementations have the same limit.
 const MOST_L1: u64 = 32 << 20;
-/// Most bytes of a refcount table.
+/// Maximum size of a refcount table in bytes.
 pub(crate) const MOST_REFTABLE: u64 = 8 << 20;
-/// Most internal snapshots: other readers' bound.
+/// Maximum number of internal snapshots. Other implementations have the same limit.
 const MOST_SNAPSHOTS: u32 = 65536;
-/// Bytes of an entry of the snapshot table, without what follows its fixed fields.
+/// Length of the fixed fields of a snapshot table entry.
 pub(crate) const SNAPSHOT_LEN: u64 = 40;
-/// Most bytes of the name of a backing file.
+/// Maximum length of the backing file's name in bytes.
 pub(crate) const MOST_NAME: u32 = 1023;
 
-/// Where the table's offset and length are in the header; they change together when it grows.
+/// Offset of the refcount table's offset and length, which change together when the table grows.
 pub(crate) const REFTABLE_FIELDS: u64 = 48;
-/// Where the autoclear features are.
+/// Offset of the autoclear features.
 pub(crate) const AUTOCLEAR_FIELD: u64 = 88;
 
 /// Refcounts may be wrong.
 const DIRTY: u64 = 1;
-/// Somebody found the image damaged.
+/// A program has found the image to be damaged.
 const CORRUPT: u64 = 1 << 1;
-/// Guest data in another file.
+/// Guest data is in another file.
 const EXTERNAL: u64 = 1 << 2;
-/// The compression is not zlib.
+/// The compression type is not zlib.
 pub(crate) const COMPRESSION: u64 = 1 << 3;
-/// Clusters of 32 parts each.
+/// Clusters have 32 subclusters each.
 const EXTENDED_L2: u64 = 1 << 4;
 
 /// Autoclear: the external data file is a raw image.
 const RAW_EXTERNAL: u64 = 1 << 1;
 
-/// How compressed clusters are compressed.
+/// The method of compressed clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     Zlib,
     Zstd,
 }
 
-/// What the header says, checked.
+/// The validated content of the header.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) geometry: Geometry,
@@ -69,15 +70,16 @@ pub(crate) struct Header {
     incompatible: u64,
 }
 
-/// What an image is written on top of.
+/// The backing file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Backing {
     pub(crate) name: String,
-    /// As the image says: "raw", "qcow2".
+    /// As stored in the image: "raw", "qcow2".
     pub(crate) format: Option<String>,
 }
 
-/// The cluster size in bits, from the first bytes of an image: so much has the rest of the header room in.
+/// Returns the cluster size in bits, from the first bytes of an image. The rest of the header fits
+/// into one cluster.
 pub(crate) fn cluster_bits(start: &[u8]) -> io::Result<u32> {
     if start.len() < V2_LEN || start[..4] != MAGIC {
         return Err(damaged("this is no qcow2 image: it does not start with QFI\\xfb"));
@@ -90,7 +92,7 @@ pub(crate) fn cluster_bits(start: &[u8]) -> io::Result<u32> {
 }
 
 impl Header {
-    /// Takes the header from the image's first cluster.
+    /// Parses the header in the first cluster of an image.
     pub(crate) fn parse(first: &[u8]) -> io::Result<Header> {
         let cluster_bits = cluster_bits(first)?;
         let version = be32(first, 4);
@@ -193,7 +195,7 @@ impl Header {
         self.check_table("refcount", self.reftable_offset, reftable)
     }
 
-    /// The place of the table, which other readers check even if it is empty.
+    /// Checks the location of the snapshot table, even if it is empty, as other implementations do.
     fn check_snapshots(&self) -> io::Result<()> {
         let (count, offset) = (self.snapshots, self.snapshots_offset);
         if count > MOST_SNAPSHOTS {
@@ -220,7 +222,7 @@ impl Header {
         Ok(())
     }
 
-    /// What of this image must not be written by this program.
+    /// Returns an error if this program cannot safely write the image.
     pub(crate) fn refuse_writing(&self) -> io::Result<()> {
         if self.incompatible & CORRUPT != 0 {
             return Err(damaged("it is marked corrupt, and is not written: repair it with qemu-img check -r all"));

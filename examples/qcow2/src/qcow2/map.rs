@@ -1,4 +1,4 @@
-//! From a guest's offset to where its bytes are.
+//! Maps a guest's offset to the location of its data.
 
 use std::io;
 
@@ -7,12 +7,13 @@ use super::geometry::{COPIED, Kind, OFFSET, Run};
 use crate::error::damaged;
 
 impl Qcow2 {
-    /// What is at `offset`, and for how far it goes on, up to `len` bytes; `len` is not 0.
+    /// Returns the mapping of `offset` and how far it continues, up to `len` bytes. `len` must not
+    /// be 0.
     ///
-    /// Without an L2 table the run ends at the end of the table's range, not of a slice's: a caller
-    /// that makes the table must not trust the length beyond the slice.
+    /// If there is no L2 table, the run may extend to the end of the range of that table instead of
+    /// a slice: a caller that creates the table must not rely on the length beyond the slice.
     ///
-    /// Without I/O, locks and allocation where the slice of the L2 table is in memory.
+    /// Does no I/O, locking or allocation if the L2 slice is cached.
     #[inline]
     pub(crate) fn map(&self, offset: u64, len: u64) -> io::Result<Run> {
         let Some(table) = self.l2_table(offset)? else {
@@ -27,14 +28,15 @@ impl Qcow2 {
         }
     }
 
-    /// Where the L2 table for `offset` is, if there is one.
+    /// Returns the offset of the L2 table for `offset`, if there is one.
     #[inline]
     pub(crate) fn l2_table(&self, offset: u64) -> io::Result<Option<u64>> {
         let table = self.geometry.l2_table(self.l1.borrow().get(self.geometry.l1_index(offset)))?;
         Ok((table != 0).then_some(table))
     }
 
-    /// As [`l2_table`](Qcow2::l2_table), of a table that may be changed; it is made if there is none.
+    /// Like [`l2_table`](Qcow2::l2_table), but the returned table may be modified; creates it if
+    /// there is none.
     pub(crate) fn own_l2_table(&self, offset: u64) -> io::Result<u64> {
         let index = self.geometry.l1_index(offset);
         let entry = |()| self.l1.borrow().get(index);
@@ -45,7 +47,7 @@ impl Qcow2 {
         match self.l2_table(offset)? {
             Some(_) if entry(()) & COPIED != 0 => {}
             Some(table) => {
-                // Who made it has left the flag out.
+                // The program that created the table has not set the flag.
                 if self.refcount_of(table)? != 1 {
                     let message = format!("an L2 table at {table:#x} is shared, and there are no snapshots");
                     return Err(damaged(format!("{message}: repair the image with qemu-img check -r all")));

@@ -1,5 +1,5 @@
-//! Who changes the mapping of which clusters: two writers into the same fresh cluster, and one of them allocates while the other
-//! waits.
+//! Exclusive access to the mappings of clusters: of two writers to the same unallocated cluster,
+//! one allocates and the other waits.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -9,12 +9,12 @@ use coralio_aio::{CoMutex, CoQueue};
 #[derive(Default)]
 pub(crate) struct Ranges {
     held: RefCell<Vec<Range<u64>>>,
-    /// Guards nothing but the wait: what is held is looked at and changed without a switch in between.
+    /// Guards only the wait: `held` is checked and changed without a switch in between.
     door: CoMutex<()>,
     released: CoQueue,
 }
 
-/// These clusters' mapping is the holder's to change.
+/// Exclusive access to the mappings of a range of clusters.
 #[must_use]
 pub(crate) struct Held<'a> {
     ranges: &'a Ranges,
@@ -22,7 +22,7 @@ pub(crate) struct Held<'a> {
 }
 
 impl Ranges {
-    /// Waits until nobody else holds any of these clusters.
+    /// Waits until none of these clusters is held.
     pub(crate) fn take(&self, range: Range<u64>) -> Held<'_> {
         let mut door = None;
         while self.is_held(&range) {

@@ -1,4 +1,4 @@
-//! Reading: where the cluster is in a table in memory, it is one read of the file, into the caller's buffer.
+//! Reads: if the mapping is cached, a read is one read of the file into the caller's buffer.
 
 use std::io;
 
@@ -7,11 +7,11 @@ use super::geometry::Kind;
 use super::top::read_padded;
 use crate::image::Extent;
 
-/// Extents that are asked of the tables for one answer.
+/// Maximum number of runs that are merged for one extent.
 const MOST_RUNS: usize = 64;
 
 impl Qcow2 {
-    /// The range is within the disk.
+    /// Reads a range, which must be within the disk.
     #[inline]
     pub(crate) fn read(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
         let _here = self.epochs.enter();
@@ -25,7 +25,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reads what is of one kind.
+    /// Reads a run with a uniform mapping.
     #[inline]
     pub(crate) fn read_run(&self, kind: Kind, buf: &mut [u8], offset: u64) -> io::Result<()> {
         match kind {
@@ -43,7 +43,7 @@ impl Qcow2 {
         }
     }
 
-    /// The backing image may be shorter than this one: zeroes follow it.
+    /// Reads from the backing image. It may be shorter than this image; zeroes follow it.
     fn read_backing(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let Some(backing) = &self.backing else {
             buf.fill(0);
@@ -55,7 +55,7 @@ impl Qcow2 {
         if there.is_empty() { Ok(()) } else { backing.read_at(there, offset) }
     }
 
-    /// The first stretch of one kind; the range is within the disk.
+    /// Returns the first extent of a range, which must be within the disk.
     pub(crate) fn first_extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
         let _here = self.epochs.enter();
         if len == 0 {

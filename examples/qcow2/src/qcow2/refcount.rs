@@ -1,11 +1,13 @@
-//! Refcounts: how often each cluster of the file is referred to. Their width is the image's, 1 to 64 bits.
+//! Refcounts: the number of references to each cluster of the file, with an image-specific width of
+//! 1 to 64 bits.
 
 use std::io;
 
 use super::Qcow2;
 use crate::error::damaged;
 
-/// The count at `index` of a block, each 2^`order` bits. Those of less than a byte start at its low end.
+/// Returns the count at `index` of a block with 2^`order` bits per count. Within a byte, counts
+/// start at the low bits.
 pub(crate) fn get(block: &[u8], index: usize, order: u32) -> u64 {
     if order < 3 {
         let bit = index << order;
@@ -34,18 +36,18 @@ pub(crate) fn set(block: &mut [u8], index: usize, order: u32, count: u64) {
     block[index * width..][..width].copy_from_slice(&count.to_be_bytes()[8 - width..]);
 }
 
-/// Where a cluster's count is.
+/// The location of a cluster's count.
 pub(crate) struct Place {
-    /// Of the slice, in the file.
+    /// Offset of the slice in the file.
     pub(crate) slice: u64,
-    /// In the slice.
+    /// Index in the slice.
     pub(crate) index: usize,
-    /// Counts of this slice from there on.
+    /// Number of counts in the slice from `index`.
     pub(crate) left: u64,
 }
 
 impl Qcow2 {
-    /// Where the count of a cluster is; `None` if no block has it yet.
+    /// Locates the count of a cluster; `None` if no refcount block covers it yet.
     pub(crate) fn refcount_place(&self, cluster: u64) -> io::Result<Option<Place>> {
         let per_block = self.geometry.per_block();
         let (block, index) = (cluster / per_block, cluster % per_block);
@@ -62,7 +64,7 @@ impl Qcow2 {
         Ok(Some(Place { slice, index: (index % per_slice) as usize, left: per_slice - index % per_slice }))
     }
 
-    /// The refcount of the cluster at an offset of the file.
+    /// Returns the refcount of the cluster at an offset of the file.
     pub(crate) fn refcount_of(&self, offset: u64) -> io::Result<u64> {
         match self.refcount_place(offset >> self.geometry.cluster_bits)? {
             Some(place) => {
@@ -72,7 +74,7 @@ impl Qcow2 {
         }
     }
 
-    /// Sets the counts of clusters that blocks have: those of the allocator, under its lock.
+    /// Changes the counts of clusters that refcount blocks cover. Requires the allocator's lock.
     pub(crate) fn set_refcounts(
         &self,
         mut first: u64,
@@ -102,7 +104,8 @@ mod tests {
 
     #[test]
     fn each_width_keeps_its_neighbours() {
-        // Counts of 1 to 64 bits: what is set is read, and nothing else changes.
+        // For every width from 1 to 64 bits: `get` returns what `set` stored, and other counts do
+        // not change.
         for order in 0..=6 {
             let most = u64::MAX >> (64 - (1_u32 << order));
             let mut block = [0; 64];
@@ -125,7 +128,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "a refcount of 2 in 1 bits")]
     fn count_wider_than_its_place_is_rejected() {
-        // qcow2: it would be another count.
+        // qcow2: a truncated value would be a different count.
         set(&mut [0; 8], 3, 0, 2);
     }
 }

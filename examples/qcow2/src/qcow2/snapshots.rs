@@ -1,4 +1,5 @@
-//! Checks the table of internal snapshots. This crate does not use it, but refuses a malformed one.
+//! Validates the table of internal snapshots. This crate does not use the table, but rejects a
+//! malformed one.
 
 use std::io;
 
@@ -8,21 +9,21 @@ use super::header::{Header, SNAPSHOT_LEN, be16, be32};
 use super::top::{PAGE, read_padded};
 use crate::error::damaged;
 
-/// Other readers' bounds: bytes of the whole table, and of an entry's extra data.
+/// Limits of other implementations: bytes of the whole table, and of an entry's extra data.
 const MOST_BYTES: u64 = 64 << 20;
 const MOST_EXTRA: u64 = 1024;
 
 /// Bytes that are read at a time.
 const WINDOW: usize = 64 << 10;
 
-/// Checks that the entries are within the file, and within the bounds of other readers.
+/// Checks that the entries are within the file, and within the limits of other implementations.
 pub(crate) fn check(file: &File, header: &Header) -> io::Result<()> {
     if header.snapshots == 0 {
         return Ok(());
     }
     let len = file.len()?;
     let mut window = AlignedBuf::new(WINDOW, PAGE);
-    // Of the window, in the file; nothing is read yet.
+    // File offset of the window; nothing has been read yet.
     let mut start = u64::MAX;
     let mut at = header.snapshots_offset;
     for number in 1..=header.snapshots {

@@ -1,4 +1,5 @@
-//! Opening: the header and the two tables that stay in memory, each checked against all others if the image is to be written.
+//! Opening: reads the header and the two tables that stay in memory. If the image is opened for
+//! writing, checks that no tables overlap.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,13 +16,13 @@ use crate::error::damaged;
 use crate::image::Image;
 use crate::lock::Lock;
 
-/// Most memory of the cache of L2 tables: it maps 256 GiB at 64 KiB a cluster.
+/// Maximum size of the cache of L2 tables, which maps 256 GiB at 64 KiB clusters.
 const L2_CACHE: u64 = 32 << 20;
-/// Most memory of the cache of refcounts.
+/// Maximum size of the cache of refcounts.
 const REFCOUNT_CACHE: u64 = 1 << 20;
 
 impl Qcow2 {
-    /// What the header of a file says.
+    /// Reads and validates the header of a file.
     pub(crate) fn header(file: &File) -> io::Result<Header> {
         let mut start = AlignedBuf::new(PAGE, PAGE);
         read_padded(file, &mut start, 0)?;
@@ -32,7 +33,7 @@ impl Qcow2 {
         Ok(header)
     }
 
-    /// Takes an open file as an image; it is opened for writing if `writable`.
+    /// Opens an image in an open file, which is open for writing if `writable`.
     pub(crate) fn start(
         file: Rc<File>,
         lock: Option<Lock>,
@@ -52,7 +53,7 @@ impl Qcow2 {
             header.refuse_writing()?;
             claim(&mut tables, &l1, &reftable, header, len)?;
             if header.autoclear != 0 {
-                // They vouch for what this program does not keep up to date.
+                // Clear these: they vouch for metadata that this program does not maintain.
                 file.write_at(&[0; 8], AUTOCLEAR_FIELD)?;
                 file.sync_data()?;
             }
@@ -82,7 +83,8 @@ impl Qcow2 {
     }
 }
 
-/// Notes which clusters have tables in them. None may have two, or be beyond the file's end.
+/// Collects the clusters that hold tables. Fails if two tables overlap or one lies beyond the end
+/// of the file.
 fn claim(tables: &mut FxHashSet<u64>, l1: &Top, reftable: &Top, header: &Header, len: u64) -> io::Result<()> {
     let bits = header.geometry.cluster_bits;
     let mut take = |what: &str, offset: u64, bytes: u64| {

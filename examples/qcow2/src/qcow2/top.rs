@@ -1,4 +1,5 @@
-//! A table that is in memory as a whole: the L1 table, and the refcount table. Big-endian, as on disk.
+//! A top-level table that is entirely in memory: the L1 table or the refcount table. Big-endian, as
+//! on disk.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,9 +8,9 @@ use coralio_aio::{AlignedBuf, File};
 
 use super::header::be64;
 
-/// Tables are written by pieces of so many bytes, or by clusters where those are smaller.
+/// Tables are written in pieces of this size, or in clusters if these are smaller.
 const PIECE: u64 = 4096;
-/// Memory that every device takes.
+/// Alignment that suits every device.
 pub(crate) const PAGE: usize = 4096;
 
 pub(crate) struct Top {
@@ -17,19 +18,20 @@ pub(crate) struct Top {
     pub(crate) entries: usize,
     bytes: AlignedBuf,
     piece: usize,
-    /// Pieces that differ from what is on disk.
+    /// Pieces that differ from the disk.
     dirty: BTreeSet<usize>,
 }
 
 impl Top {
-    /// Of zeroes, not on disk yet. `room` is what it has on disk, in bytes: whole clusters.
+    /// Creates a table of zeroes that is not on disk yet. The memory covers whole clusters, as on
+    /// disk.
     pub(crate) fn new(offset: u64, entries: usize, cluster: u64) -> Top {
         let room = (entries as u64 * 8).next_multiple_of(cluster);
         let bytes = AlignedBuf::new(room as usize, PAGE);
         Top { offset, entries, bytes, piece: PIECE.min(cluster) as usize, dirty: BTreeSet::new() }
     }
 
-    /// What lies beyond the file's end, at `len`, is zeroes, and costs nothing.
+    /// Reads a table. The part beyond `len`, the end of the file, is zeroes and is not read.
     pub(crate) fn read(file: &File, len: u64, offset: u64, entries: usize, cluster: u64) -> io::Result<Top> {
         let mut top = Top::new(offset, entries, cluster);
         let there = len.saturating_sub(offset).min(top.bytes.len() as u64) as usize;
@@ -42,21 +44,23 @@ impl Top {
         be64(&self.bytes, index * 8)
     }
 
+    /// Sets an entry.
+    ///
     /// # Panics
     ///
-    /// If the table has no such entry, though its last cluster may have room for it.
+    /// If the index is out of range, even if the last cluster has space for it.
     pub(crate) fn set(&mut self, index: usize, entry: u64) {
         assert!(index < self.entries, "entry {index} of a table of {}", self.entries);
         self.bytes[index * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         self.dirty.insert(index * 8 / self.piece);
     }
 
-    /// All entries that are not zero, and where they are.
+    /// Returns the nonzero entries with their indices.
     pub(crate) fn used(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         (0..self.entries).map(|index| (index, self.get(index))).filter(|&(_, entry)| entry != 0)
     }
 
-    /// Copies of what is to be written, and where.
+    /// Returns copies of the dirty pieces with their file offsets.
     pub(crate) fn take_dirty(&mut self) -> Vec<(u64, AlignedBuf)> {
         let copy = |piece| {
             let mut bytes = AlignedBuf::new(self.piece, PAGE);
@@ -66,20 +70,22 @@ impl Top {
         std::mem::take(&mut self.dirty).into_iter().map(copy).collect()
     }
 
-    /// What was taken to be written may not have been. What was taken of a table that has moved since is of no interest.
+    /// Marks pieces dirty again after a failed write. Ignores pieces of a table that has been
+    /// replaced since.
     pub(crate) fn failed(&mut self, taken: &[(u64, AlignedBuf)]) {
         let room = self.offset..self.offset + self.bytes.len() as u64;
         let here = taken.iter().filter(|(offset, _)| room.contains(offset));
         self.dirty.extend(here.map(|(offset, _)| (offset - self.offset) as usize / self.piece));
     }
 
-    /// All of it, to be written elsewhere.
+    /// Returns the whole table, to be written elsewhere.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// Fills `buf`, with zeroes where the file has ended. Returns how much the file had.
+/// Fills `buf`, with zeroes beyond the end of the file. Returns the number of bytes that the file
+/// had.
 pub(crate) fn read_padded(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let had = file.read_at(buf, offset)?;
     buf[had..].fill(0);
@@ -93,7 +99,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "entry 3 of a table of 3")]
     fn entry_beyond_the_table_is_rejected() {
-        // qcow2: though the table's last cluster has room for it.
+        // qcow2: even though the table's last cluster has space for it.
         Top::new(512, 3, 512).set(3, 1);
     }
 }

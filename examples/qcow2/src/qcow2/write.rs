@@ -1,5 +1,5 @@
-//! Writing: in place where the cluster is the image's own, else into fresh clusters, which the L2 table points to when the data
-//! is written.
+//! Writes: in place if the image owns the cluster, otherwise into fresh clusters, to which the L2
+//! table refers only after the data has been written.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use super::geometry::{COPIED, Host, Kind, Run};
 use super::top::PAGE;
 use crate::error::damaged;
 
-/// Where the data of a mapping that changes goes.
+/// The destination of data whose mapping changes.
 enum Target {
     Fresh(Fresh),
-    /// Zeroes have room already.
+    /// The cluster already allocated for a zero cluster.
     Room(Host),
 }
 
@@ -32,7 +32,7 @@ impl Target {
 }
 
 impl Qcow2 {
-    /// The range is within the disk, and the image may be written.
+    /// Writes a range, which must be within the disk. The image must be writable.
     pub(crate) fn write(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
         let _here = self.epochs.enter();
         while !buf.is_empty() {
@@ -52,7 +52,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Guest data is not written over tables, whatever an L2 entry says.
+    /// Rejects writing guest data over tables, in case an L2 entry is wrong.
     fn refuse_tables(&self, offset: u64, len: u64) -> io::Result<()> {
         let bits = self.geometry.cluster_bits;
         let tables = self.tables.borrow();
@@ -65,15 +65,15 @@ impl Qcow2 {
         }
     }
 
-    /// Writes the beginning of `buf` to clusters that are not the image's own yet: whole ones with
-    /// their entries in one slice of the L2 table, or a part of one. Returns how many bytes; 0 if
-    /// another writer was first and the caller must map the offset again.
+    /// Writes the beginning of `buf` to clusters that the image does not own yet: whole clusters
+    /// whose entries are in one L2 slice, or a part of one cluster. Returns the number of bytes
+    /// written, or 0 if another writer came first and the caller must map the offset again.
     fn write_fresh(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         let cluster = self.geometry.cluster_size();
         let within = self.geometry.in_cluster(offset);
         let whole = within == 0 && buf.len() as u64 >= cluster;
         let len = if whole {
-            // Without an L2 table, `map` does not end at the end of a slice.
+            // If there is no L2 table, the run of `map` can extend beyond a slice.
             (buf.len() as u64 & !(cluster - 1)).min(self.geometry.left_in_slice(offset))
         } else {
             (cluster - within).min(buf.len() as u64)
@@ -88,7 +88,7 @@ impl Qcow2 {
                 Target::Room(host)
             }
             Kind::Unallocated | Kind::Zero(_) | Kind::Data(_) | Kind::Compressed(_) => {
-                // Made before the data's clusters: there is nothing to undo if that fails.
+                // Before the data's clusters, so that nothing must be undone if it fails.
                 self.own_l2_table(offset)?;
                 Target::Fresh(self.allocate(len.div_ceil(cluster))?)
             }
@@ -111,7 +111,7 @@ impl Qcow2 {
         Ok(data.len())
     }
 
-    /// Writes a part of a cluster, and around it what the guest had there.
+    /// Writes a part of a cluster, and fills the rest with the guest's previous data.
     fn write_part(&self, data: &[u8], offset: u64, before: Kind, target: &Target) -> io::Result<()> {
         let within = self.geometry.in_cluster(offset) as usize;
         let was_zero = match before {
@@ -124,7 +124,7 @@ impl Qcow2 {
         }
         let mut bytes = AlignedBuf::new(self.geometry.cluster_size() as usize, PAGE);
         if !was_zero {
-            // Of the cluster that the disk's end cuts, the rest is zeroes.
+            // Beyond the end of the disk, the last cluster is zeroes.
             let start = offset - within as u64;
             let end = (self.geometry.size - start).min(bytes.len() as u64) as usize;
             for part in [0..within, within + data.len()..end] {
@@ -137,14 +137,15 @@ impl Qcow2 {
         self.file.write_at(&bytes, target.offset()).map(drop)
     }
 
-    /// Lets the L2 table point to clusters whose data is written, and gives up what was there
-    /// before. Their entries are in one slice.
+    /// Makes the L2 table refer to clusters whose data has been written, and retires the previous
+    /// ones. The entries must be in one slice.
     fn link(&self, offset: u64, host: u64, clusters: u64) -> io::Result<()> {
         let cluster = self.geometry.cluster_size();
         self.change_entries(offset, clusters, |n, _| (host + n * cluster) | COPIED)
     }
 
-    /// Changes the L2 entries of clusters in one slice, and gives up the clusters that they do not refer to any more.
+    /// Changes the L2 entries of clusters in one slice, and retires the clusters to which they no
+    /// longer refer.
     ///
     /// # Panics
     ///
@@ -172,7 +173,7 @@ impl Qcow2 {
         })?
     }
 
-    /// What the old entry referred to and the new one does not is free when nobody can know of it any more.
+    /// Retires the clusters to which the old entry refers and the new one does not.
     fn give_up(&self, old: u64, new: u64) -> io::Result<()> {
         let (old, new) = (self.geometry.kind(old)?, self.geometry.kind(new)?);
         let host_of = |kind| match kind {
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn entries_beyond_the_slice_are_rejected() {
-        // qcow2: a length of another piece of the disk is a bug, not a shorter change.
+        // qcow2: a length beyond the slice is a bug, and must not just shorten the change.
         let path = std::env::temp_dir().join(format!("coralio-entries-{}", std::process::id()));
         coralio_aio::run(|| {
             Qcow2::create(&path, &CreateOptions::new(64 << 20)).unwrap();

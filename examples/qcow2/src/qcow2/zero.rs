@@ -1,11 +1,12 @@
-//! Discarding and zeroing: whole clusters by their L2 entries, parts of clusters by writing zeroes.
+//! Discarding and zeroing: whole clusters by changing L2 entries, partial clusters by writing
+//! zeroes.
 //!
-//! | version | backed | discard          | zeroes                    | zeroes, room kept       |
-//! |---------|--------|------------------|---------------------------|-------------------------|
-//! | 3       | no     | unallocated      | unallocated               | zero flag, the room stays |
-//! | 3       | yes    | zero flag        | zero flag                 | zero flag, the room stays |
-//! | 2       | no     | unallocated      | unallocated               | written                 |
-//! | 2       | yes    | stays as it is   | written                   | written                 |
+//! | version | backed | discard     | zeroes      | zeroes, keep allocated      |
+//! |---------|--------|-------------|-------------|-----------------------------|
+//! | 3       | no     | unallocated | unallocated | zero flag, stays allocated  |
+//! | 3       | yes    | zero flag   | zero flag   | zero flag, stays allocated  |
+//! | 2       | no     | unallocated | unallocated | written                     |
+//! | 2       | yes    | unchanged   | written     | written                     |
 
 use std::io;
 
@@ -17,7 +18,7 @@ use super::top::PAGE;
 use crate::error::unsupported;
 use crate::image::Zeroes;
 
-/// Zeroes are written so many bytes at a time.
+/// Maximum number of zeroes written at a time.
 const MOST_ZEROES: u64 = 1 << 20;
 
 type Range = std::ops::Range<u64>;
@@ -26,7 +27,7 @@ impl Qcow2 {
     pub(crate) fn discard_range(&self, offset: u64, len: u64) -> io::Result<()> {
         let (_, whole, _) = self.parts(offset, len);
         let backed = self.backed_until();
-        // Version 2 has no flag for zeroes: what is backed would show through.
+        // Version 2 has no zero flag: the backing image would show through.
         let start = if self.geometry.version < 3 { whole.start.max(backed) } else { whole.start };
         self.zero_clusters(start, whole.end, false)
     }
@@ -34,7 +35,7 @@ impl Qcow2 {
     pub(crate) fn zero_range(&self, offset: u64, len: u64, how: Zeroes) -> io::Result<()> {
         let (head, whole, tail) = self.parts(offset, len);
         let backed = self.backed_until();
-        // Of the whole clusters, those before this one have to be written.
+        // Whole clusters before this offset must be written.
         let written = match (self.geometry.version, how.keep_allocated) {
             (3.., _) => whole.start,
             (_, true) => whole.end,
@@ -54,8 +55,8 @@ impl Qcow2 {
         self.zero_clusters(written, whole.end, how.keep_allocated)
     }
 
-    /// A range taken apart: a part of a cluster, whole clusters, a part of a cluster. The disk's last cluster is whole as far
-    /// as it goes.
+    /// Splits a range into a partial cluster, whole clusters and a partial cluster. The last
+    /// cluster of the disk counts as whole if the range covers it up to the end of the disk.
     fn parts(&self, offset: u64, len: u64) -> (Range, Range, Range) {
         let (end, cluster) = (offset + len, self.geometry.cluster_size());
         let start = offset.next_multiple_of(cluster);
@@ -66,12 +67,12 @@ impl Qcow2 {
         (offset..start, start..stop, stop..end)
     }
 
-    /// Clusters from here on have nothing behind them. A multiple of a cluster.
+    /// Returns the offset from which clusters have no backing data, a multiple of the cluster size.
     fn backed_until(&self) -> u64 {
         self.backing.as_ref().map_or(0, |backing| backing.len().next_multiple_of(self.geometry.cluster_size()))
     }
 
-    /// Whether the cluster reads as zeroes, as its entry says.
+    /// Returns whether the cluster reads as zeroes, according to its entry.
     fn is_zero(&self, offset: u64) -> io::Result<bool> {
         Ok(match self.map(offset, 1)?.kind {
             Kind::Zero(_) => true,
@@ -96,7 +97,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has whole clusters read as zeroes by their entries, one slice of a table after the other.
+    /// Makes whole clusters read as zeroes by changing their entries, one L2 slice at a time.
     fn zero_clusters(&self, mut offset: u64, end: u64, keeps_room: bool) -> io::Result<()> {
         let backed = self.backed_until();
         while offset < end {
@@ -118,10 +119,10 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The L2 entry that reads as zeroes.
+    /// Returns the L2 entry that makes a cluster read as zeroes.
     fn zero_entry(&self, old: u64, is_backed: bool, keeps_room: bool) -> u64 {
         match self.geometry.kind(old) {
-            // Nothing is made of what is damaged.
+            // Leave a damaged entry as it is.
             Err(_) => old,
             Ok(Kind::Zero(None)) => old,
             Ok(Kind::Unallocated) if !is_backed => old,

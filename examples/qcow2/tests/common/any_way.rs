@@ -1,28 +1,28 @@
-//! An image used in every way, whatever it is: each call ends with data or an error, and keeps what [`Image`] promises. For
-//! the tests of spoiled images, and for the fuzz targets.
-#![allow(dead_code, unreachable_pub)] // each of them uses some of it
+//! Exercises an image in all ways, even if it is malformed: each call returns data or an error, and
+//! upholds the contract of [`Image`]. For the tests of malformed images and the fuzz targets.
+#![allow(dead_code, unreachable_pub)] // not all users need everything
 
 use std::io;
 use std::path::Path;
 
 use coralio_qcow2::{Extent, Format, Image, Options, Zeroes, open};
 
-/// The most memory that an image may take: the largest tables that a header may ask for, and room for the rest.
+/// The maximum memory for an image: the largest tables that a header may request, and some margin.
 pub const MOST_MEMORY: usize = 80 << 20;
 
-/// What is read from front to back of a disk, which may claim to have exabytes.
+/// Number of bytes to read from the start of the disk, whose size may be exabytes.
 const LOOKED_THROUGH: u64 = 128 << 10;
 const STEPS: usize = 12;
-/// The smallest cluster.
+/// The minimum cluster size.
 const CLUSTER: u64 = 512;
 
-/// Numbers below a bound: what is done is up to them.
+/// Returns numbers below a bound, which choose the operations.
 pub type Choose<'a> = &'a mut dyn FnMut(u64) -> u64;
 
 /// Opens, reads, writes, flushes and closes the image at `path`.
 pub fn use_it(path: &Path, choose: Choose<'_>, write: bool) -> io::Result<()> {
     let image = open(path, &Options { write, format: Some(Format::Qcow2), ..Options::default() })?;
-    // An error is an answer, too.
+    // An error is a valid result.
     _ = look_through(&*image);
     for _ in 0..STEPS {
         _ = step(&*image, choose, write);
@@ -49,7 +49,7 @@ fn look_through(image: &dyn Image) -> io::Result<()> {
 
 fn step(image: &dyn Image, choose: Choose<'_>, write: bool) -> io::Result<()> {
     let size = image.len();
-    // Mostly where the image has something.
+    // Mostly near the start, where the image has data.
     let offset = if choose(4) == 0 { choose(size.max(1)) } else { choose(size.clamp(1, 100_000)) };
     let mut buf = vec![0; (1 + choose(20_000)).min(size - offset) as usize];
     let len = buf.len() as u64;
@@ -60,7 +60,8 @@ fn step(image: &dyn Image, choose: Choose<'_>, write: bool) -> io::Result<()> {
         3 => image.discard(offset, len * 4 % (size - offset + 1)),
         4 => image.write_zeroes(offset, len, Zeroes { keep_allocated: choose(2) == 0, fast: choose(2) == 0 }),
         5 => {
-            // Within one cluster: two may be the same one in an image that is wrong.
+            // Within one cluster: in a malformed image, two guest clusters may share a cluster of
+            // the file.
             buf.truncate((CLUSTER - offset % CLUSTER).min(len) as usize);
             buf.fill(0xa5);
             image.write_at(&buf, offset)?;

@@ -1,10 +1,11 @@
-//! Whether an image is consistent: each cluster of the file is counted at least as often as it is referred to, nothing has two
-//! owners, and what says that it has one has. Written from the format's description alone, on bytes: it shares no code with
-//! what it checks.
+//! An independent consistency check of an image: each cluster of the file is counted at least as
+//! often as it is referenced, no cluster has two owners, and those flagged as having one owner do.
+//! Written only from the specification of the format, on bytes: it shares no code with the
+//! implementation.
 
 use std::collections::HashMap;
 
-/// Clusters that are counted more often than they are referred to.
+/// The number of clusters whose count exceeds their references.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Leaks(pub u64);
 

@@ -1,11 +1,11 @@
-//! Good images, to be spoiled: made by this crate, and by `qemu-img` where that is.
+//! Valid images to be corrupted: created by this crate, and by `qemu-img` if available.
 #![allow(dead_code, unreachable_pub)]
 
 use coralio_qcow2::{CreateOptions, Qcow2, Zeroes, open};
 
 use super::{Scratch, for_writing, has_qemu, qemu_img};
 
-/// Each is small: 4 to 20 KiB.
+/// Returns the images, of 4 to 20 KiB each.
 pub fn good_images() -> Vec<Vec<u8>> {
     let folder = Scratch::new();
     let mut images = Vec::new();

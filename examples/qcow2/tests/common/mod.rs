@@ -1,5 +1,5 @@
-//! A scratch folder, QEMU's programs, and numbers from a seed.
-#![allow(dead_code, unreachable_pub)] // each test file uses some of it
+//! Scratch directories, QEMU's programs, and seeded random numbers.
+#![allow(dead_code, unreachable_pub)] // not all test files use everything
 
 pub mod any_way;
 pub mod check;
@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_qcow2::{Image, Options};
 
-/// A folder of its own, gone afterwards.
+/// A new directory, removed when dropped.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new() -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Relaxed: the number only has to be another one.
+        // Relaxed: the number only has to be unique.
         let name = format!("coralio-qcow2-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let shared = Path::new("/dev/shm");
         let path = if shared.is_dir() { shared.join(name) } else { std::env::temp_dir().join(name) };
@@ -36,7 +36,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Whether `qemu-img` and `qemu-io` are here; says so if not.
+/// Returns whether `qemu-img` and `qemu-io` are installed; prints a message if not.
 pub fn has_qemu() -> bool {
     let has = ["qemu-img", "qemu-io"].iter().all(|name| Command::new(name).arg("--version").output().is_ok());
     if !has {
@@ -49,7 +49,7 @@ fn run(program: &str, folder: &Scratch, args: &[&str]) -> Output {
     Command::new(program).current_dir(&folder.0).args(args).output().unwrap()
 }
 
-/// Runs `qemu-img` in the folder; it must succeed.
+/// Runs `qemu-img` in the directory; it must succeed.
 pub fn qemu_img(folder: &Scratch, args: &str) -> String {
     let output = run("qemu-img", folder, &args.split_whitespace().collect::<Vec<_>>());
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -67,13 +67,13 @@ pub fn qemu_io<S: AsRef<str>>(folder: &Scratch, file: &str, commands: &[S]) {
     assert!(output.status.success() && !text.contains("failed"), "qemu-io {args:?}: {text}");
 }
 
-/// The disk's bytes as `qemu-img` reads them.
+/// Returns the content of the disk as `qemu-img` reads it.
 pub fn as_qemu_reads(folder: &Scratch, file: &str) -> Vec<u8> {
     qemu_img(folder, &format!("convert -O raw {file} reference.raw"));
     std::fs::read(folder.path("reference.raw")).unwrap()
 }
 
-/// `qemu-img check` finds neither errors nor leaks.
+/// Asserts that `qemu-img check` finds neither errors nor leaks.
 pub fn assert_clean(folder: &Scratch, file: &str) {
     let text = qemu_img(folder, &format!("check -f qcow2 {file}"));
     assert!(text.contains("No errors were found"), "{text}");
@@ -83,7 +83,7 @@ pub fn for_writing() -> Options {
     Options { write: true, ..Options::default() }
 }
 
-/// All of the disk, by requests of this size.
+/// Reads the whole disk with requests of this size.
 pub fn read_all(image: &dyn Image, step: usize) -> Vec<u8> {
     let mut bytes = vec![0xee; image.len() as usize];
     for (n, part) in bytes.chunks_mut(step).enumerate() {
@@ -100,7 +100,7 @@ pub fn assert_same(ours: &[u8], theirs: &[u8], what: &str) {
     }
 }
 
-/// Numbers from a seed (splitmix64).
+/// A seeded random number generator (splitmix64).
 #[derive(Clone)]
 pub struct Random(pub u64);
 
@@ -122,7 +122,7 @@ impl Random {
     }
 }
 
-/// How many rounds a random test makes, and from which seed on: `CORALIO_QCOW2_ROUNDS`, `CORALIO_QCOW2_SEED`.
+/// Returns the seeds of a random test, from `CORALIO_QCOW2_ROUNDS` and `CORALIO_QCOW2_SEED`.
 pub fn seeds(rounds: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|text: String| text.parse::<u64>().expect("a number"));
     let first = number("CORALIO_QCOW2_SEED");
