@@ -225,7 +225,8 @@ fn cut_off_with_requests_in_flight() {
     });
 }
 
-/// A context that ends with its requests in flight on a disk that dies. Says whether it could.
+/// Ends a context with its requests in flight on a disk that dies. Returns false if there is no
+/// such disk to test on.
 fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
     let content = content();
     let Some(disk) = HeldDisk::with(&content) else { return false };
@@ -241,7 +242,7 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
             drop(freeze);
         });
         let context = AioContext::builder().unwind_report(false);
-        let go = go; // and gone, should the runner fail
+        let go = go; // dropped if the runner fails
         catch_unwind(AssertUnwindSafe(|| {
             Runner::new().context(context).kernel(kernel).run(|| {
                 let load = Load::begin(&open(&path), &content, &kept, Some(&over));
@@ -267,7 +268,8 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
 
 #[test]
 fn the_context_ends_while_its_disk_dies() {
-    // E13, C9: it waits until the kernel is done with each, whatever became of it; by return and by panic
+    // E13, C9: the end of the context, by return or by panic, waits until the kernel is done with
+    // each request, whatever its result
     if !in_child_with_mounts("lost::the_context_ends_while_its_disk_dies") {
         return;
     }
