@@ -81,7 +81,7 @@ fn structured_replies_and_block_status() {
     assert_eq!(one[4..], [8192u32.to_be_bytes(), 0u32.to_be_bytes()].concat());
     client.ask(BLOCK_STATUS, 0, 6, 0, 0);
     assert_eq!(client.chunk().kind, 0x8001);
-    // The data was not allocated beyond what was written: the image is still sparse.
+    // The image is still sparse: only the written part is allocated.
     assert!(fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
 }
 
