@@ -1,5 +1,5 @@
-//! A disk whose requests stay in flight as long as a test wants, and that can be lost meanwhile. For
-//! root.
+//! A disk whose requests stay in flight as long as a test wants, and that can be lost meanwhile.
+//! For root.
 //!
 //! ```text
 //!   requests --> /dev/loopB --> a file on ext4 --> /dev/loopA --> an image on the disk
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Nothing of it outlives the process, however that ends: the mounts are in a namespace of its own,
-//! and the loop devices end when they are closed. A freeze would outlive it, so a helper process ends
-//! the freeze after a minute if the test has not.
+//! and the loop devices end when they are closed. A freeze would outlive it, so a helper process
+//! ends the freeze after a minute if the test has not.
 
 #![allow(unsafe_code)]
 

@@ -1,10 +1,10 @@
-//! Files on each backend: on native AIO, io_uring and threads with real requests, on the disk and on
-//! `/dev/shm`; and on the simulated kernel, which must give the same results. Past the page cache and
-//! through it. The reference is what `std` reads and writes.
+//! Files on each backend: on native AIO, io_uring and threads with real requests, on the disk and
+//! on `/dev/shm`; and on the simulated kernel, which must give the same results. Past the page
+//! cache and through it. The reference is what `std` reads and writes.
 //!
-//! The following run on real files alone ([`on_real_files`]), since the simulated kernel
-//! [departs from Linux](coralio_aio::kernel::sim#departs-from-linux) there, or because they examine
-//! the files by other means than ours:
+//! The following run on real files alone ([`on_real_files`]), since the simulated kernel [departs
+//! from Linux](coralio_aio::kernel::sim#departs-from-linux) there, or because they examine the
+//! files by other means than ours:
 //!
 //! | test | why |
 //! |---|---|

@@ -3,12 +3,12 @@
 //! The kernel may transfer less than requested, for reasons of its own. Two ways to get it wrong:
 //!
 //! - The short read was taken for the end of the file, and the rest of the buffer for zeroes.
-//! - The rest was requested by a follow-up that the completion put on the queue. But a reap does not
-//!   submit (rule E8), and with nothing in flight and no iteration of the loop under way, no later
-//!   submit followed.
+//! - The rest was requested by a follow-up that the completion put on the queue. But a reap does
+//!   not submit (rule E8), and with nothing in flight and no iteration of the loop under way, no
+//!   later submit followed.
 //!
-//! The guards: only a read of zero bytes is the end of the file; and a request queued in a reap is a
-//! request like any other, which the loop submits before it sleeps.
+//! The guards: only a read of zero bytes is the end of the file; and a request queued in a reap is
+//! a request like any other, which the loop submits before it sleeps.
 
 use std::fs::File as StdFile;
 use std::io::IoSliceMut;

@@ -7,8 +7,8 @@
 //! The guard: cancel is only a request. The call returns once the completion was reaped, and not
 //! before.
 //!
-//! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure corrupts
-//! only its content.
+//! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure
+//! corrupts only its content.
 
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::kernel::{Opcode, Operation};

@@ -1,13 +1,14 @@
-//! Three failures that were never seen in the field and would be as bad; they are guarded in the same
-//! places as the historic ones. (A fourth, a cancel that returns early, was seen elsewhere: it is H12.)
+//! Three failures that were never seen in the field and would be as bad; they are guarded in the
+//! same places as the historic ones. (A fourth, a cancel that returns early, was seen elsewhere: it
+//! is H12.)
 //!
-//! - No completion ends the loop's sleep, because it does not sleep in the engine: only other events
-//!   wake it, or none.
+//! - No completion ends the loop's sleep, because it does not sleep in the engine: only other
+//!   events wake it, or none.
 //! - The kernel takes a part of a batch, and the rest is dropped from the queue with it: those
 //!   coroutines wait forever.
 //! - The count of requests in flight is decremented after the coroutine has run, not before. That
-//!   coroutine submits, and polls until its own requests are done; but the queue looks full, because
-//!   of a request that is over.
+//!   coroutine submits, and polls until its own requests are done; but the queue looks full,
+//!   because of a request that is over.
 
 use std::panic::resume_unwind;
 

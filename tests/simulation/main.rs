@@ -1,5 +1,5 @@
-//! The production engine and files on the simulated kernel (rule E17): every tape of a few requests,
-//! and many random ones.
+//! The production engine and files on the simulated kernel (rule E17): every tape of a few
+//! requests, and many random ones.
 //!
 //! ```sh
 //! CORALIO_SIM_FAULTS=1 cargo test --release --test simulation every                # more tapes of a few requests
