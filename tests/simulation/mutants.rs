@@ -2,9 +2,9 @@
 //! of a random program fails, and how many tapes where those of up to three requests are
 //! enumerated.
 //!
-//! `cargo test --test simulation mutants -- --nocapture` prints the table in `tests/README.md`. H3
-//! takes two threads, so this search cannot find it; its test is in `regressions/`. The guards of
-//! H8 and H9 are the runtime's.
+//! `cargo test --test simulation mutants -- --nocapture` prints the figures of the table in
+//! `tests/README.md`. H3 takes two threads, so this search cannot find it; its test is in
+//! `regressions/`. The guards of H8 and H9 are the runtime's.
 
 use std::process::Command;
 
@@ -153,7 +153,8 @@ fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
 
 #[test]
 fn each_guard_that_is_out_is_found() {
-    // each removed guard is detected within a limited number of runs, by its own failure.
+    // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: each removed guard is detected within a
+    // limited number of runs, by its own failure.
     for (number, mutant) in MUTANTS.iter().enumerate() {
         let [seeds, tapes] = [0, 1].map(|way| {
             mutant.searches[way].map_or("".into(), |_| runs_until_found(number * 2 + way, mutant).to_string())
