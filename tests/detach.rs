@@ -295,7 +295,7 @@ fn the_context_that_has_it_ends() {
 
 #[test]
 fn one_engine_each() {
-    // E1, E12, E14: the old context may attach another engine, and calls on the one that left
+    // E1, E12, E14: the old context may attach another engine, and calls on the engine that left
     // report this; a context that already has an engine returns a second one to the caller
     let kernel = scripted(2, 2);
     AioContext::run(|_| {

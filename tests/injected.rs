@@ -4,7 +4,7 @@
 //! A call that `strace` answers is not executed. For native AIO it can therefore only make a submit
 //! return "none": if the result claimed one request more than the kernel has, the program could not
 //! detect it and would wait forever. A truthful partial submit takes `gdb`. With io_uring the ring
-//! itself reports what was taken, whatever the call returns.
+//! itself reports the requests taken, whatever the call returns.
 
 mod common;
 
@@ -153,7 +153,7 @@ fn native_aio() {
 #[test]
 fn io_uring() {
     // E2, E13, E14, H5, H6: the same on io_uring, where the ring and not the call's result decides
-    // what was taken
+    // which requests were taken
     inject(
         "uring",
         &[

@@ -71,8 +71,7 @@ fn count(value: &Value, key: &str) -> u64 {
 
 #[test]
 fn json_says_all() {
-    // Checks that a run without an opponent reports what was done, how fast, at what cost and with
-    // which latencies.
+    // Checks that a run without an opponent reports operations, speed, cost and latencies.
     let (path, _) = file(folder("json").join("file"), 64);
     let all = measure(&["--file", &path, "--ops", "1000", "--depth", "8", "--seed", "7"]);
     assert_eq!(all["file"], path.as_str());

@@ -8,8 +8,7 @@ use std::io::{self, Write as _};
 
 use coralio_aio::{KernelChoice, Runner};
 
-/// Reports on standard error what was skipped. Bypasses the test harness, which captures macro
-/// output.
+/// Reports a skip on standard error. Bypasses the test harness, which captures macro output.
 pub fn skipped(why: impl Display) {
     let _ = writeln!(io::stderr(), "skipped: {why}");
 }

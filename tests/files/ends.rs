@@ -166,7 +166,7 @@ fn a_block_device_has_its_length() {
             file.sync_all().unwrap();
             let error = file.write_at(&buf, (1 << 20) - 4096).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::StorageFull), "{error}");
-            // Restores what was written, for the next iteration.
+            // Restores the content for the next iteration.
             file.write_at(&aligned(&content[4096..12288]), 4096).unwrap();
             file.write_at(&aligned(&content[(1 << 20) - 4096..]), (1 << 20) - 4096).unwrap();
         });

@@ -9,11 +9,11 @@ use crate::{Temp, disk, everywhere, on_each_kernel, pattern, tool};
 
 const BLOCK: usize = 4096;
 
-/// Runs sixteen coroutines, each of which writes and reads its own blocks and reads those that are
-/// not being written. A block's content depends on its number and a version.
+/// Runs sixteen coroutines, each of which writes and reads its own blocks, and reads blocks that
+/// are not being written. A block's content depends on its number and a version.
 #[test]
 fn many_coroutines_on_one_file() {
-    // E15, E13: every block contains what was last written there, whichever coroutine reads it
+    // E15, E13: every block contains the data last written there, whichever coroutine reads it
     const COROUTINES: usize = 16;
     const EACH: usize = 8;
     const ROUNDS: usize = 60;

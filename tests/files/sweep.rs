@@ -131,7 +131,7 @@ fn every_depth_size_and_shape_simulated() {
 #[test]
 fn a_file_that_shrinks_while_it_is_read() {
     // E10: a read of a shrinking file returns a prefix of the former content and never an error;
-    // afterwards it returns what is left
+    // afterwards it returns the rest
     const LEN: usize = 1 << 20;
     everywhere(|place, direct| {
         let content = Rc::new(pattern(5, LEN));

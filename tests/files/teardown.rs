@@ -165,8 +165,7 @@ fn a_thousand_in_flight() {
 /// Returns the pages that they used.
 fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
     let file = Rc::new(temp.open(Direct::Auto));
-    // Opens the file's descriptor for unaligned requests; many concurrent requests could each open
-    // one.
+    // Opens the file's descriptor for unaligned requests in advance.
     file.read_exact_at(&mut [0; 1], 0).unwrap();
     let read_beside_a_mark = |number: usize, file: &File, content: &[u8]| {
         // Large enough to cover the earlier coroutine's buffer, wherever above it that was.

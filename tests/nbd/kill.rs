@@ -1,7 +1,7 @@
 //! The server killed under load, repeatedly: the image is consistent each time, and contains all
 //! flushed data.
 //!
-//! The page cache outlives the process. What is lost is the state in the server's memory: tables
+//! The page cache outlives the process. The kill loses the state in the server's memory: tables
 //! changed and not yet written. So these tests check the order in which it writes them; the effects
 //! of a power failure are tested on the simulated kernel, in `examples/qcow2/tests/crash.rs`.
 
@@ -125,7 +125,7 @@ impl Load {
     }
 
     /// Checks that after the kill each block contains one of its possible versions, and keeps only
-    /// those that were found. A write that was not answered may be there in part, since writes are
+    /// the versions found. A write that was not answered may be there in part, since writes are
     /// atomic by sectors.
     fn check(&mut self, raw: &Path, seed: u64) {
         let mut file = fs::File::open(raw).unwrap();
@@ -167,7 +167,7 @@ fn killed_again_and_again() {
     let (mut leaks, mut load) = (0, None);
     for seed in first..first + kills {
         let mut random = Random(seed);
-        // Sometimes a new image; otherwise the one that the last kill has left.
+        // Sometimes creates a new image; otherwise continues with the last one.
         if load.is_none() || random.below(4) == 0 {
             let cluster = ["cluster_size=512", "cluster_size=4k", "cluster_size=64k"][random.below(3) as usize];
             let options = ["create", "-q", "-f", "qcow2", "-o", cluster, image_name, "16M"];

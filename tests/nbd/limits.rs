@@ -176,7 +176,7 @@ fn listener_survives_used_up_descriptors() {
     let mut lines = Some(BufReader::new(server.take_stderr()));
     for round in 0..4 {
         if round == 2 {
-            // From here on the lines are not read.
+            // The lines are not read any more.
             lines = None;
         }
         let before = server.limit_descriptors(3);

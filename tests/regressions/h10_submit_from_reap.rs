@@ -4,7 +4,7 @@
 //!   submit > reap > submit > reap > submit > ..
 //! ```
 //!
-//! After a reap there is room, so it looked economical to submit what had been collected meanwhile
+//! After a reap there is room, so it looked economical to submit the requests collected meanwhile
 //! immediately. But a submit reaps (rule E4), and where requests complete within submit, as
 //! page-cached reads do, there is always something to reap, which wakes a coroutine that reads the
 //! next block. Each block costs a few stack frames; a long file overflows the stack.

@@ -1,12 +1,11 @@
 //! Every tape of up to three requests: all that the kernel can do to them, enumerated.
 //!
 //! One, two or three coroutines start one request of two bytes each together, with room for one,
-//! two or three in flight. What is exhausted is *every order*: in which they complete, how many
-//! within which submit, and how many before the loop wakes. Combined with each order, at every
-//! possible place, is each of these faults: "try again" and an error in place of a submit, a submit
-//! of each part, a short transfer (its rest is one more request, which can fail like any other),
-//! `EIO` and `ENOSPC`, a sleep that ends without a cause, a cancel that stops its request, or does
-//! not.
+//! two or three in flight. This exhausts *every order*: in which they complete, how many within
+//! which submit, and how many before the loop wakes. Combined with each order, at every possible
+//! place, is each of these faults: "try again" and an error in place of a submit, a submit of each
+//! part, a short transfer (its rest is one more request, which can fail like any other), `EIO` and
+//! `ENOSPC`, a sleep that ends without a cause, a cancel that stops its request, or does not.
 //!
 //! The number of tapes multiplies by about ten with each fault in a run, and by eight if each of
 //! three may be a read or a write. So the full combination is covered for few faults, and more

@@ -148,7 +148,7 @@ impl Worker {
 }
 
 /// Checks that no plug is left: a request is submitted in the loop's iteration, though the loop
-/// does not sleep. There are no faults from here on.
+/// does not sleep. Turns faults off.
 pub fn nothing_waits_for_a_plug(sim: &Sim, file: &Rc<File>) -> io::Result<()> {
     sim.set_faults(Faults::none());
     let file = Rc::clone(file);
