@@ -1,5 +1,5 @@
-//! A file in a context that its engine does not belong to (rule E12), and the file's second
-//! descriptor.
+//! A file whose context has ended, used in later contexts of its thread (rule E12), and the first
+//! use of a file's second descriptor.
 
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};

@@ -1,9 +1,9 @@
 //! H7, 2021: unplug counts down in only one branch of a condition.
 //!
-//! Unplug had two reasons to submit: the queue is full, or this was the last plug. Written as `full
-//! || --depth == 0`, it counted only if the queue was not full. Each unplug of a full queue left
-//! the depth one too high, so it never returned to 0, and from then on requests were held back for
-//! an unplug that had already happened.
+//! Unplug had two reasons to submit: the queue is full, or this was the last plug. Written as
+//! `full || --depth == 0`, it counted only if the queue was not full. Each unplug of a full queue
+//! left the depth one too high, so it never returned to 0, and from then on requests were held back
+//! for an unplug that had already happened.
 //!
 //! The guard: a plug is a value, and its drop counts down unconditionally.
 
