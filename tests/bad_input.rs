@@ -1,4 +1,5 @@
-//! What users get wrong: each gets a message that says cause and remedy, and nothing is lost or left undefined over it.
+//! Invalid use by callers: each case gets a message that names cause and remedy, and nothing is
+//! lost or left undefined.
 
 mod common;
 
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use coralio_aio::kernel::linux_aio::LinuxAio;
 use coralio_aio::{AioContext, AlignedBuf, Coroutine, Direct, File, KernelChoice, Runner, spawn, suspend, yield_now};
 
-/// A file with 64 KiB of sevens, gone when it ends.
+/// A file of 64 KiB filled with sevens, removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -65,7 +66,8 @@ fn assert_says(message: &str, words: &[&str]) {
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
-/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+/// Reruns the test `test` in a child process and asserts that it passes there. Returns false in the
+/// child.
 fn in_child(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return false;
@@ -79,7 +81,8 @@ fn in_child(test: &str) -> bool {
 
 #[test]
 fn misaligned_direct_io() {
-    // E14: what it wants, what it got, and the two ways out
+    // E14: misaligned direct I/O reports the required alignment, the actual values and both
+    // remedies
     let temp = Temp::on_disk();
     coralio_aio::run(|| {
         let Ok(file) = File::options().read(true).write(true).direct(Direct::Always).open(&temp.0) else {
@@ -104,7 +107,8 @@ fn misaligned_direct_io() {
 
 #[test]
 fn no_direct_io_where_there_is_none() {
-    // E14: /proc has files, and no direct I/O
+    // E14: `Direct::Always` fails where direct I/O does not exist; /proc has files, but no direct
+    // I/O
     coralio_aio::run(|| {
         let error = File::options().read(true).direct(Direct::Always).open("/proc/self/status").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -114,17 +118,20 @@ fn no_direct_io_where_there_is_none() {
 
 #[test]
 fn a_closed_descriptor() {
-    // E14, H5: closed behind the file's back: in a child process, where nobody else gets its number. Others go on
+    // E14, H5: I/O on a descriptor closed behind the file's back fails with a remedy; other files
+    // keep working. Runs in a child process, where no other thread can reuse the number
     if in_child("a_closed_descriptor") {
         return;
     }
     let (temp, sound) = (Temp::on_disk(), Temp::on_disk());
     coralio_aio::run(|| {
         let (broken, sound) = (temp.open(), Rc::new(sound.open()));
-        // What is in the page cache still, a thread reads: the engine that threads have opens a descriptor too.
+        // While data is still in the page cache, a thread reads it, so the fallback engine opens
+        // its own descriptor as well.
         sound.read_exact_at(&mut AlignedBuf::new(4096, 4096), 0).unwrap();
         let fd = broken.as_fd().as_raw_fd();
-        // SAFETY: it is what this test is about; nobody else in this process gets the number before it is given back below.
+        // SAFETY: closing the descriptor is the subject of this test; nothing else in this process
+        // gets the number before `dup2` restores it below.
         unsafe { libc::close(fd) };
         let readers: Vec<_> = (0..4)
             .map(|number| {
@@ -141,14 +148,14 @@ fn a_closed_descriptor() {
         }
         readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
         sound.read_exact_at(&mut buf, 0).unwrap();
-        // SAFETY: takes no pointers. It is for the file to close.
+        // SAFETY: takes no pointers. The file closes the descriptor.
         assert_eq!(unsafe { libc::dup2(sound.as_fd().as_raw_fd(), fd) }, fd);
     });
 }
 
 #[test]
 fn a_descriptor_that_is_not_open_for_this() {
-    // E14: a write on what is read-only, a read on what is write-only
+    // E14: writing to a read-only file and reading from a write-only file fail with a remedy
     for place in [std::env::temp_dir(), "/dev/shm".into()] {
         let temp = Temp::new(&place);
         coralio_aio::run(|| {
@@ -168,7 +175,8 @@ fn a_descriptor_that_is_not_open_for_this() {
 
 #[test]
 fn a_descriptor_of_another_kind() {
-    // E14: a pipe, a socket and a folder have no offsets, and a read on them might block the thread for ever
+    // E14: `from_fd` rejects pipes, sockets and directories: they have no offsets, and a read could
+    // block the thread forever
     coralio_aio::run(|| {
         let (reader, _writer) = std::io::pipe().unwrap();
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -184,7 +192,8 @@ fn a_descriptor_of_another_kind() {
 
 #[test]
 fn past_the_end() {
-    // E10, E14: nothing is there; "exactly" is an error with the numbers; an offset that cannot be is named as one
+    // E10, E14: a read past the end returns 0; an exact read reports the numbers; an impossible
+    // offset is named in the error
     let temp = Temp::on_disk();
     coralio_aio::run(|| {
         let file = temp.open();
@@ -205,7 +214,7 @@ fn past_the_end() {
 
 #[test]
 fn a_depth_that_cannot_be() {
-    // E14: what can be, and what suits
+    // E14: an invalid depth is rejected with the valid range and a recommended value
     for depth in [0, 1_000_000] {
         let error = Runner::new().depth(depth).run(|| unreachable!("no engine, no run")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -216,7 +225,8 @@ fn a_depth_that_cannot_be() {
 
 #[test]
 fn no_aio_requests_left_on_the_machine() {
-    // E14: fs.aio-max-nr is for all processes; so it is used up only as far as the deepest queue does not fit any more
+    // E14: exhausted AIO requests are reported with the limit. fs.aio-max-nr is shared by all
+    // processes, so the test uses only enough of it that the deepest queue no longer fits
     if !common::has(KernelChoice::Aio, 1) {
         return;
     }
@@ -246,7 +256,7 @@ fn no_aio_requests_left_on_the_machine() {
 
 #[test]
 fn a_yield_outside_a_coroutine() {
-    // C3: in a context and without one
+    // C3: suspending outside a coroutine panics with a remedy, both inside and outside a context
     let words = ["outside a co", "spawn"];
     AioContext::run(|_| {
         assert_says(&panic_of(suspend), &words);
@@ -257,14 +267,14 @@ fn a_yield_outside_a_coroutine() {
 
 #[test]
 fn io_outside_a_coroutine() {
-    // E14: and outside a context
+    // E14: I/O outside a coroutine panics with a remedy, both inside and outside a context
     let temp = Temp::on_disk();
     AioContext::run(|context| {
         let file = Rc::new(temp.open());
         let words = ["I/O outside a coroutine", "inside `run(|| ..)` or `spawn`"];
         assert_says(&panic_of(|| file.read_at(&mut [0; 10], 0)), &words);
         assert_says(&panic_of(|| file.sync_all()), &words);
-        // It is none the worse for it.
+        // The file still works afterwards.
         let task = spawn({
             let file = Rc::clone(&file);
             move || file.read_at(&mut [0; 10], 0).unwrap()
@@ -280,7 +290,8 @@ fn io_outside_a_coroutine() {
 
 #[test]
 fn entering_oneself() {
-    // C5: with the chain; and it goes on normally afterwards, I/O included
+    // C5: entering the running coroutine panics with the chain of entered coroutines; the coroutine
+    // then continues normally, I/O included
     let temp = Temp::on_disk();
     coralio_aio::run(|| {
         let file = temp.open();
@@ -312,8 +323,8 @@ impl Drop for Lent {
 
 #[test]
 fn run_ends_with_io_in_flight() {
-    // E13, W5: those that were not joined are unwound, each after its buffer was given back
-    // After one round of the loop they are pending, after two submitted.
+    // E13, W5: coroutines not joined when `run` ends are unwound, each after its buffer was
+    // returned. After one iteration the requests are pending, after two they are submitted.
     for (place, rounds) in [(std::env::temp_dir(), 1), (std::env::temp_dir(), 2), ("/dev/shm".into(), 1)] {
         let temp = Temp::new(&place);
         let given_back = Rc::new(Cell::new(0));
@@ -338,7 +349,8 @@ fn run_ends_with_io_in_flight() {
 
 #[test]
 fn a_panic_with_io_in_flight_elsewhere() {
-    // C8, E13: out of `run` itself, and out of a coroutine that is joined
+    // C8, E13: a panic, out of `run` itself or out of a joined coroutine, neither loses nor
+    // corrupts other coroutines' buffers
     let temp = Temp::on_disk();
     let given_back = Rc::new(Cell::new(0));
     let lent = || Lent { buf: AlignedBuf::new(4096, 4096), given_back: Rc::clone(&given_back) };
@@ -368,7 +380,8 @@ fn a_panic_with_io_in_flight_elsewhere() {
 
 #[test]
 fn destructor_runs_a_context_while_its_thread_unwinds() {
-    // C8, C9, E13: a destructor stores and loads by a context of its own while its thread unwinds, with coroutines that wait
+    // C8, C9, E13: while its thread unwinds, a destructor can run a context of its own, with
+    // coroutines that wait for I/O
     struct Store<'a>(&'a Path, &'a Cell<usize>);
     impl Drop for Store<'_> {
         fn drop(&mut self) {

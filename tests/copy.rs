@@ -1,4 +1,5 @@
-//! The program `copy`, run as its users run it: what it copies, what it refuses, and what it leaves behind when it fails.
+//! The program `copy`, run as its users run it: what it copies, what it refuses, and what remains
+//! after a failure.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -7,7 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// A test's own folder, gone when it ends.
+/// A directory for one test, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -26,7 +27,7 @@ impl Folder {
         self.path(name)
     }
 
-    /// Hidden ones too.
+    /// Returns all names, hidden ones included.
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> =
             fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -58,7 +59,7 @@ fn said(output: &Output) -> (String, String) {
     (String::from_utf8(output.stdout.clone()).unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
 }
 
-/// Runs it; it succeeds. Returns its one line.
+/// Runs the command, asserts success, and returns its one line of output.
 #[track_caller]
 fn copied(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -69,7 +70,7 @@ fn copied(command: &mut Command) -> String {
     stdout
 }
 
-/// Runs it; it fails with one line of which these words are a part.
+/// Runs the command and asserts that it fails with one line that contains `words`.
 #[track_caller]
 fn refused(command: &mut Command, words: &[&str]) {
     let output = command.output().unwrap();
@@ -82,7 +83,7 @@ fn refused(command: &mut Command, words: &[&str]) {
     }
 }
 
-/// Bytes of which no two blocks are alike.
+/// Returns `len` bytes in which no two blocks are equal.
 fn content(len: usize) -> Vec<u8> {
     (0u64..).flat_map(|n| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).take(len).collect()
 }
@@ -115,25 +116,27 @@ fn every_size(direct: &str, block_sizes: &[&str]) {
 
 #[test]
 fn equal_content_page_cached() {
-    // Issue: content and length are kept, whatever the sizes; page-cached, any block size goes.
+    // Issue: content and length are kept for all sizes; through the page cache with any block size.
     every_size("never", &["333", "512", "4096", "64k", "1M"]);
 }
 
 #[test]
 fn equal_content_direct() {
-    // Issue: content and length are kept with direct I/O, though lengths are not multiples of its step.
+    // Issue: content and length are kept with direct I/O, even if lengths are not multiples of its
+    // block.
     every_size("always", &["512", "4096", "64k", "1M"]);
 }
 
 #[test]
 fn equal_content_direct_where_it_goes() {
-    // Issue: --direct auto falls back to the page cache where the file system or the block size is against it.
+    // Issue: --direct auto falls back to the page cache where the file system or the block size
+    // rules out direct I/O.
     every_size("auto", &["333", "512", "64k", "1M"]);
 }
 
 #[test]
 fn figures_are_those_of_the_copy() {
-    // Issue: it says MB/s and the I/O counts.
+    // Issue: the output gives MB/s and the I/O counts.
     let folder = Folder::new("figures");
     let src = folder.file("src", content(1 << 20));
     let said = copied(copy(&src, &folder.path("dst")).args(["--block-size", "64k", "--depth", "4"]));
@@ -146,7 +149,7 @@ fn figures_are_those_of_the_copy() {
 
 #[test]
 fn holes_stay_holes() {
-    // Issue: sparse-safe, and keeps the length, also if the file ends with a hole.
+    // Issue: holes and length are kept, also if the file ends with a hole.
     const MIB: u64 = 1 << 20;
     let folder = Folder::new("holes");
     let src = folder.path("src");
@@ -174,7 +177,7 @@ fn holes_stay_holes() {
 
 #[test]
 fn nothing_but_a_hole() {
-    // Issue: a file without any data has a copy of its length.
+    // Issue: a file without data is copied with its length.
     let folder = Folder::new("hole");
     let src = folder.file("src", "");
     fs::File::options().write(true).open(&src).unwrap().set_len((1 << 30) + 1).unwrap();
@@ -185,7 +188,8 @@ fn nothing_but_a_hole() {
 
 #[test]
 fn dst_is_as_with_cp() {
-    // Issue: what is there is replaced as cp does; a directory gets a file of SRC's name; a link is followed.
+    // Issue: an existing DST is replaced as cp does; a directory receives a file named like SRC; a
+    // link is followed.
     let folder = Folder::new("dst");
     let src = folder.file("src", "new");
     fs::set_permissions(&src, Permissions::from_mode(0o754)).unwrap();
@@ -208,7 +212,7 @@ fn dst_is_as_with_cp() {
 
 #[test]
 fn src_is_dst() {
-    // Issue: SRC = DST is an error, and the content stays, by whatever name.
+    // Issue: SRC = DST is an error under any name, and the content is kept.
     let folder = Folder::new("same");
     let src = folder.file("src", "precious");
     symlink("src", folder.path("symlink")).unwrap();
@@ -225,7 +229,8 @@ fn src_is_dst() {
 
 #[test]
 fn what_cannot_be_copied() {
-    // Issue: a clear error for a SRC that is missing, a directory, a device; E14: cause and remedy.
+    // Issue: a SRC that is missing, a directory or a device is a clear error; E14: cause and
+    // remedy.
     let folder = Folder::new("src");
     folder.file("file", "x");
     let dst = folder.path("dst");
@@ -243,7 +248,7 @@ fn what_cannot_be_copied() {
 
 #[test]
 fn where_nothing_can_be_copied_to() {
-    // Issue: a clear error for a DST that cannot be; what is there stays.
+    // Issue: an invalid DST is a clear error; existing files are kept.
     let folder = Folder::new("nowhere");
     let src = folder.file("src", "x");
     fs::create_dir_all(folder.path("full/src")).unwrap();
@@ -269,7 +274,7 @@ fn unreadable() {
     fs::set_permissions(&src, Permissions::from_mode(0o0)).unwrap();
     let mut command = copy(&src, &folder.path("dst"));
     if fs::metadata("/proc/self").unwrap().uid() == 0 {
-        // Root reads everything, so somebody else has to try.
+        // Root can read everything, so run as another user.
         let nobody = 65534;
         command.uid(nobody).gid(nobody);
         if command.output().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
@@ -283,7 +288,7 @@ fn unreadable() {
 
 #[test]
 fn options_that_cannot_be() {
-    // E14: nonsense on the command line is refused, with a remedy, before anything is made.
+    // E14: invalid options are rejected, with a remedy, before any file is created.
     let folder = Folder::new("options");
     let src = folder.file("src", content(5000));
     for (options, words) in [
@@ -297,7 +302,7 @@ fn options_that_cannot_be() {
     }
     let misaligned = ["--block-size", "1000", "--direct", "always"];
     let output = copy(&src, &folder.path("dst")).args(misaligned).output().unwrap();
-    // Not on tmpfs, which takes direct I/O at any alignment.
+    // Not on tmpfs, which accepts direct I/O at any alignment.
     if output.status.success() {
         fs::remove_file(folder.path("dst")).unwrap();
     } else {
@@ -314,11 +319,13 @@ fn options_that_cannot_be() {
 
 #[test]
 fn full_disk() {
-    // Issue: a full disk leaves no half-made file, and a DST that was there as it was; a scratch run says what it needs.
+    // Issue: a full disk leaves no partial file and an existing DST unchanged; a scratch run
+    // reports the space it needs.
     let folder = Folder::new("full");
     folder.file("src", content(3 << 20));
     fs::create_dir(folder.path("disk")).unwrap();
-    // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
+    // In a mount namespace of its own: the mount is invisible outside and disappears with its last
+    // process.
     let in_there = |then: &str| {
         let script = format!("mount -t tmpfs -o size=1m none disk || exit 99; echo old > disk/old; {then}");
         Command::new("unshare")
@@ -349,12 +356,14 @@ fn full_disk() {
 
 #[test]
 fn file_size_limit() {
-    // E14: the file-size limit is an error with a remedy, not a death that leaves a half-made file.
+    // E14: exceeding the file-size limit is an error with a remedy; the signal does not kill the
+    // program and leave a partial file.
     let folder = Folder::new("limit");
     let (src, dst) = (folder.file("src", content(3 << 20)), folder.file("dst", "old"));
     let mut command = copy(&src, &dst);
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
-    // SAFETY: between fork and exec only setrlimit is called, on a structure that was copied there.
+    // SAFETY: between fork and exec only setrlimit is called, on a structure copied into the
+    // closure.
     unsafe {
         command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
             0 => Ok(()),
@@ -368,7 +377,8 @@ fn file_size_limit() {
 
 #[test]
 fn source_shorter_than_it_says() {
-    // E10: a read that is short because the file ended is not taken for data; one coroutine's error is the program's.
+    // E10: a read that is short because the file ended is not taken for data; one coroutine's error
+    // becomes the program's.
     let folder = Folder::new("short");
     let src = Path::new("/sys/kernel/uevent_seqnum");
     match fs::metadata(src) {
@@ -384,16 +394,16 @@ fn source_shorter_than_it_says() {
 
 #[test]
 fn stopped_by_a_signal() {
-    // Issue: no half-made DST left behind, also by who presses Ctrl-C.
+    // Issue: a signal, such as Ctrl-C, leaves no partial DST behind.
     let folder = Folder::new("signal");
-    // In blocks of a byte it would take half a minute.
+    // In blocks of one byte the copy would take half a minute.
     let src = folder.file("src", vec![1; 16 << 20]);
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let dst = folder.file("dst", "old");
         let mut command = copy(&src, &dst);
         command.args(["--block-size", "1", "--direct", "never"]).stdout(Stdio::null()).stderr(Stdio::piped());
-        // SAFETY: between fork and exec only signal is called. A test run in the background may ignore SIGINT, and hand
-        // that down.
+        // SAFETY: between fork and exec only signal is called. A test run in the background may
+        // ignore SIGINT, and children inherit that.
         unsafe {
             command.pre_exec(move || match libc::signal(signal, libc::SIG_DFL) {
                 libc::SIG_ERR => Err(io::Error::last_os_error()),
@@ -417,7 +427,8 @@ fn stopped_by_a_signal() {
 
 #[test]
 fn disks_in_images() {
-    // Checks --from and --to: what a guest reads is the same, as qemu-img sees it; holes take no room; DST is whole, or not there
+    // --from and --to copy the guest-visible content, as qemu-img compares it; holes take no space;
+    // DST is complete or absent
     let folder = Folder::new("disks");
     let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
     if qemu_img(&["--version"]).is_err() {
@@ -449,8 +460,8 @@ fn disks_in_images() {
 
 #[test]
 fn blocks_across_table_slices_are_copied() {
-    // qcow2: blocks of 3 MiB cross the borders of 32 MiB at which slices of an L2 table of a new
-    // image end
+    // qcow2: blocks of 3 MiB cross the 32 MiB boundaries between the slices of a new image's L2
+    // table
     let folder = Folder::new("blocks");
     let qemu_img = |args: &[&str]| Command::new("qemu-img").args(args).output();
     if qemu_img(&["--version"]).is_err() {
@@ -469,7 +480,8 @@ fn blocks_across_table_slices_are_copied() {
 
 #[test]
 fn no_arguments() {
-    // Issue: without SRC and DST it makes a scratch file, copies, verifies by checksum, and cleans up.
+    // Issue: without SRC and DST the program creates a scratch file, copies it, verifies the
+    // checksum, and cleans up.
     let folder = Folder::new("scratch");
     let output = Command::new(program()).arg("--scratch-dir").arg(&folder.0).output().unwrap();
     let (stdout, stderr) = said(&output);
@@ -480,7 +492,7 @@ fn no_arguments() {
     assert_eq!(stderr, "");
 }
 
-/// Whether the process has a file without a name open.
+/// Returns whether the process has an unnamed file open in the directory.
 fn has_unnamed_file(process: u32, folder: &Folder) -> bool {
     let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     let target = |entry: io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
@@ -489,13 +501,13 @@ fn has_unnamed_file(process: u32, folder: &Folder) -> bool {
 
 #[test]
 fn killed_copy_leaves_nothing_behind() {
-    // Issue: SIGKILL in the midst: no temporary file remains, and a DST that was there is as it was.
+    // Issue: SIGKILL during a copy leaves no temporary file and an existing DST unchanged.
     let folder = Folder::new("killed");
     let unnamed = fs::OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&folder.0);
     if let Err(error) = unnamed {
         return eprintln!("skipped: no unnamed files in {}: {error}", folder.0.display());
     }
-    // In blocks of a byte it would take half a minute.
+    // In blocks of one byte the copy would take half a minute.
     let src = folder.file("src", vec![1; 16 << 20]);
     for old in [None, Some("old")] {
         old.into_iter().for_each(|old| _ = folder.file("dst", old));
@@ -515,7 +527,8 @@ fn killed_copy_leaves_nothing_behind() {
 
 #[test]
 fn stale_temporary_names_are_removed() {
-    // Issue: what killed programs have left goes with the next copy that needs a temporary name; what is in use stays.
+    // Issue: files left by killed programs are removed by the next copy that needs a temporary
+    // name; files in use are kept.
     let folder = Folder::new("stale");
     let src = folder.file("src", content(5000));
     let dst = folder.file("dst", "old");
@@ -532,7 +545,7 @@ fn stale_temporary_names_are_removed() {
 
 #[test]
 fn pipe_as_destination_is_called_by_its_kind() {
-    // E14: a pipe's link in /proc leads to no path, and is no dangling link.
+    // E14: a pipe's link in /proc, which leads to no path, is not reported as a dangling link.
     let folder = Folder::new("pipe");
     let src = folder.file("src", "x");
     refused(copy(&src, Path::new("/proc/self/fd/1")).stdout(Stdio::piped()), &["not a regular file", "name another"]);
@@ -540,7 +553,7 @@ fn pipe_as_destination_is_called_by_its_kind() {
 
 #[test]
 fn direct_always_names_its_own_option() {
-    // E14: the remedy is one that a user of the program has.
+    // E14: the remedy names an option of the program.
     let folder = Folder::new("always");
     let mut command = copy(Path::new("/proc/self/mounts"), &folder.path("dst"));
     command.args(["--direct", "always"]);

@@ -1,4 +1,5 @@
-//! Rule E12: an engine goes from one context to another with requests pending and in flight, and none is lost.
+//! Rule E12: an engine moves from one context to another with requests pending and in flight, and
+//! none is lost.
 
 mod common;
 
@@ -26,7 +27,7 @@ use common::skipped;
 
 const BLOCK: usize = 512;
 
-/// Block number `block` is full of this.
+/// Returns the byte that fills block number `block`.
 fn byte_of(block: usize) -> u8 {
     block as u8 + 1
 }
@@ -37,7 +38,7 @@ fn read<K: Kernel>(engine: &Engine<K>, fd: i32, buf: &mut [u8], offset: usize) -
     unsafe { engine.transfer(&Operation { opcode: Opcode::Read, fd, addr, len, offset }) }
 }
 
-/// A coroutine that reads one block, and looks at what it got.
+/// Spawns a coroutine that reads one block and checks its content.
 fn reader<K: Kernel>(engine: &Arc<Engine<K>>, fd: i32, block: usize) -> JoinHandle<()> {
     let engine = Arc::clone(engine);
     spawn(move || {
@@ -52,7 +53,7 @@ fn state<K: Kernel>(engine: &Engine<K>) -> (u32, u32) {
     (stats.in_flight, stats.pending)
 }
 
-/// A scripted kernel with so many blocks on its disk.
+/// Returns a scripted kernel whose disk has `blocks` blocks.
 fn scripted(capacity: u32, blocks: usize) -> Scripted {
     let kernel = Scripted::new(capacity);
     AioContext::run(|_| {
@@ -66,7 +67,8 @@ fn scripted(capacity: u32, blocks: usize) -> Scripted {
     kernel
 }
 
-/// Runs `far` with what is sent as another thread's context; meanwhile `near` on this one's.
+/// Runs `far` in another thread's context, with a receiver, and `near` in a context of this thread,
+/// with its sender.
 fn with_another<T: Send, R>(
     far: impl FnOnce(&AioContext, Receiver<T>) + Send,
     near: impl FnOnce(&AioContext, Sender<T>) -> R,
@@ -80,8 +82,8 @@ fn with_another<T: Send, R>(
 
 #[test]
 fn pending_and_in_flight_go_along() {
-    // E12: with two requests in flight and two pending, the engine goes to another thread's context: that one submits and reaps
-    // them, and their coroutines end at home
+    // E12: an engine with two requests in flight and two pending moves to another thread's context,
+    // which submits and reaps them; their coroutines finish on their home thread
     let kernel = scripted(2, 4);
     let before = kernel.taken();
     with_another(
@@ -110,8 +112,8 @@ fn pending_and_in_flight_go_along() {
 
 #[test]
 fn there_and_back_a_hundred_times() {
-    // E12: an engine goes to and fro between two contexts, with coroutines of both that read through it whenever it is there;
-    // every read brings its data, whoever reaped it
+    // E12: an engine moves back and forth between two contexts, whose coroutines read through it
+    // whenever it is there; every read returns its data, whichever context reaped it
     const ROUNDS: usize = 100;
     let (to_far, at_far) = channel::<(usize, Detached<Scripted>)>();
     let (to_near, at_near) = channel::<(usize, Detached<Scripted>)>();
@@ -121,7 +123,8 @@ fn there_and_back_a_hundred_times() {
             for (round, detached) in inbox {
                 let engine = detached.attach().unwrap();
                 readers.extend((0..3).map(|block| reader(&engine, 0, block)));
-                // More or less of it is done before it goes on.
+                // The number of polls varies, so the engine moves with more or less of its work
+                // done.
                 (0..=round % 4).for_each(|_| _ = context.poll(false));
                 let detached = engine.detach().unwrap();
                 if round == ROUNDS || outbox.send((round + 1, detached)).is_err() {
@@ -140,15 +143,15 @@ fn there_and_back_a_hundred_times() {
     });
 }
 
-/// As `scripted`, where this thread runs a context.
+/// Calls `scripted` on another thread, for callers that already run a context.
 fn scripted_later(capacity: u32, blocks: usize) -> Scripted {
     thread::spawn(move || scripted(capacity, blocks)).join().unwrap()
 }
 
 #[test]
 fn from_within_a_completion() {
-    // E12, E5: a coroutine that a completion has woken may detach the engine: the reap is over by then; where a poll is nested on
-    // top of the reap it is not, and that is refused
+    // E12, E5: a coroutine woken by a completion may detach the engine, because the reap is over by
+    // then; in a poll nested within the reap it is not, and detaching is refused
     let kernel = scripted(4, 4);
     AioContext::run(|context| {
         let engine = Engine::<_>::attach(kernel, 4).unwrap();
@@ -157,7 +160,7 @@ fn from_within_a_completion() {
             let (engine, context) = (Arc::clone(&engine), context.clone());
             move || {
                 read(&engine, 0, &mut [0; BLOCK], 0).unwrap();
-                // On top of the reap that has just woken this one.
+                // Within the reap that has just woken this coroutine.
                 let inner = spawn({
                     let engine = Arc::clone(&engine);
                     move || engine.detach().map(drop).unwrap_err()
@@ -188,7 +191,7 @@ fn from_within_a_completion() {
 
 #[test]
 fn dropped_it_waits() {
-    // E12, E13: a detached engine that is dropped has first brought all its requests to their end, pending ones too
+    // E12, E13: dropping a detached engine first completes all its requests, pending ones included
     let kernel = scripted(2, 4);
     AioContext::run(|context| {
         let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
@@ -202,8 +205,9 @@ fn dropped_it_waits() {
 
 #[test]
 fn unwound_while_it_is_in_transit() {
-    // E12, E13, C9: a context ends while its engine is in transit, and nobody else will reap: a stack that lends a buffer is left
-    // only when the kernel has given that back; what the kernel has not got is taken back
+    // E12, E13, C9: a context ends while its engine is in transit and no other context will reap: a
+    // stack that lent a buffer is unwound only after the kernel returned it, and pending requests
+    // are taken back
     let kernel = scripted(2, 4);
     let engine = AioContext::builder()
         .unwind_report(false)
@@ -213,7 +217,7 @@ fn unwound_while_it_is_in_transit() {
             context.poll(false);
             drop(readers);
             let detached = engine.detach().unwrap();
-            // The last to be unwound has it.
+            // The coroutine that is unwound last owns the engine.
             drop(spawn(move || {
                 suspend();
                 drop(detached);
@@ -228,8 +232,8 @@ fn unwound_while_it_is_in_transit() {
 
 #[test]
 fn unwound_while_another_has_it() {
-    // E12, E13, C9: a context ends while another thread's has its engine: what its stacks have lent they get back before they
-    // unwind
+    // E12, E13, C9: a context ends while another thread's context has its engine: its stacks get
+    // their lent buffers back before they are unwound
     struct Lent(Box<[u8; BLOCK]>, Arc<AtomicBool>);
     impl Drop for Lent {
         fn drop(&mut self) {
@@ -273,7 +277,8 @@ fn unwound_while_another_has_it() {
 
 #[test]
 fn the_context_that_has_it_ends() {
-    // E12, E13: a context that ends with another's requests in its engine brings them to their end first
+    // E12, E13: a context that ends with another context's requests in its engine first completes
+    // them
     let kernel = scripted(1, 3);
     with_another(
         |_, receive: Receiver<Detached<Scripted>>| drop(receive.recv().unwrap().attach().unwrap()),
@@ -290,8 +295,8 @@ fn the_context_that_has_it_ends() {
 
 #[test]
 fn one_engine_each() {
-    // E1, E12, E14: the old context may have another engine, and calls on the one that has gone say so; a context that has one
-    // hands the second back
+    // E1, E12, E14: the old context may attach another engine, and calls on the engine that left
+    // report this; a context that already has an engine returns a second one to the caller
     let kernel = scripted(2, 2);
     AioContext::run(|_| {
         let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
@@ -310,7 +315,7 @@ fn one_engine_each() {
     });
 }
 
-/// A file of so many blocks; gone when it ends.
+/// A file of `blocks` blocks, removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -329,7 +334,7 @@ impl Drop for Temp {
     }
 }
 
-/// Moves an engine on a real kernel to and fro, with reads of `file` out.
+/// Moves an engine on a real kernel back and forth, with reads of `file` pending and in flight.
 fn moves<K: Kernel>(kernel: K, file: &fs::File, blocks: usize) {
     let fd = file.as_raw_fd();
     let (to_far, at_far) = channel::<(usize, Detached<K>)>();
@@ -374,7 +379,8 @@ fn on_real_files(each: impl Fn(&fs::File, usize)) {
 
 #[test]
 fn on_native_aio() {
-    // E12: real requests, pending and in flight, of two contexts whose engine goes to and fro
+    // E12: an engine on native AIO moves between two contexts with requests of both pending and in
+    // flight
     on_real_files(|file, blocks| match LinuxAio::new(8) {
         Ok(kernel) => moves(kernel, file, blocks),
         Err(error) => skipped(error),
@@ -389,8 +395,8 @@ fn on_threads() {
 
 #[test]
 fn on_io_uring() {
-    // E12: as on native AIO, though a request dies with the thread that submitted it: no thread ends before those are done that it
-    // may have submitted
+    // E12: as on native AIO, although a request is cancelled when the thread that submitted it
+    // exits: no thread ends before the requests that it may have submitted are done
     on_real_files(|file, blocks| match IoUring::new(8) {
         Ok(kernel) => moves(kernel, file, blocks),
         Err(error) => skipped(error),
@@ -399,13 +405,13 @@ fn on_io_uring() {
 
 #[test]
 fn cancelled_from_abroad() {
-    // E11, E12: a coroutine whose request went to another thread's context is cancelled there: pending, it never gets to the
-    // kernel; in flight, the kernel is asked
+    // E11, E12: a coroutine whose request moved to another thread's context is cancelled there: a
+    // pending request never reaches the kernel; for one in flight, the kernel is asked to cancel
     let kernel = match IoUring::new(1) {
         Ok(kernel) => kernel,
         Err(error) => return skipped(error),
     };
-    // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+    // SAFETY: no memory is involved; the descriptor is new and owned here alone.
     let never = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
     let fd = never.as_raw_fd();
     with_another(
@@ -425,7 +431,7 @@ fn cancelled_from_abroad() {
             context.poll(false);
             assert_eq!(state(&engine), (1, 1));
             send.send(engine.detach().unwrap()).unwrap();
-            // In whatever order: the second is pending as long as the first is in flight.
+            // In either order: the second is pending as long as the first is in flight.
             let [first, second] = readers;
             second.cancel();
             assert!(Cancelled::is_cause_of(&second.join().unwrap()));
@@ -437,8 +443,8 @@ fn cancelled_from_abroad() {
 
 #[test]
 fn a_device_goes_to_another_thread() {
-    // E12, E14, E16: what a server does: engine and file are taken from one thread's context to another's, on each kernel; the file
-    // that stayed says where its engine is
+    // E12, E14, E16: engine and file move from one thread's context to another's, as in a server,
+    // on each backend; a file left behind reports that its engine was detached
     for choice in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
         let temp = Temp::new(&std::env::temp_dir(), 64);
         let (send, receive) = channel::<(DetachedEngine, coralio_aio::DetachedFile)>();
@@ -467,7 +473,7 @@ fn a_device_goes_to_another_thread() {
                 }
             });
             send.send((coralio_aio::detach().unwrap(), goes.detach())).unwrap();
-            // It went before the engine did, or it is told.
+            // The read either completed before the engine left, or reports that it left.
             match waits.join().unwrap() {
                 Ok(first) => assert_eq!(first, byte_of(0)),
                 Err(error) => assert!(error.to_string().contains("engine detached"), "{error}"),

@@ -1,9 +1,10 @@
-//! A program whose system calls fail, are late or do a part, as `strace` and `gdb` have them do: the copy is whole, or there is none and
-//! the program says why.
+//! A program whose system calls are made to fail, come late or do only a part, by `strace` and
+//! `gdb`: the copy is complete, or there is none and the program reports why.
 //!
-//! What `strace` answers for a call was not done. So of native AIO it can only have a submit say "none": told of one more than
-//! the kernel has, nobody could know better, and would wait for it. A part that is true takes `gdb`. Of io_uring the
-//! ring itself tells, whatever the call says.
+//! A call that `strace` answers is not executed. For native AIO it can therefore only make a submit
+//! return "none": if the result claimed one request more than the kernel has, the program could not
+//! detect it and would wait forever. A truthful partial submit takes `gdb`. With io_uring the ring
+//! itself reports the requests taken, whatever the call returns.
 
 mod common;
 
@@ -16,15 +17,16 @@ use coralio_aio::KernelChoice;
 
 const LEN: usize = 1 << 20;
 
-/// What comes of it.
+/// The expected outcome.
 enum Comes {
     Whole,
-    /// No copy, and these words: an error of the program, or, where the loop cannot go on, a panic.
+    /// No copy, and these words: an error of the program or, where the loop cannot continue, a
+    /// panic.
     Says(&'static str),
 }
 use Comes::{Says, Whole};
 
-/// A test's own folder, gone when it ends, with the file that is to be copied.
+/// A directory for one test with the file to be copied, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -35,7 +37,7 @@ impl Folder {
         Folder(path)
     }
 
-    /// No two blocks of it are alike.
+    /// Returns a content in which no two blocks are equal.
     fn content() -> Vec<u8> {
         (1u64..).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).take(LEN).collect()
     }
@@ -44,7 +46,8 @@ impl Folder {
         self.0.join(name).into_os_string().into_string().unwrap()
     }
 
-    /// The arguments for a tool that runs the program with some coroutines, each with a block of 4 KiB.
+    /// Returns the command line, for a tool to run, of a copy with 16 coroutines and blocks of 4
+    /// KiB.
     fn copy(&self, kernel: &str) -> Vec<String> {
         let test = std::env::current_exe().unwrap();
         let program = test.parent().and_then(Path::parent).unwrap().join("examples/copy");
@@ -54,7 +57,7 @@ impl Folder {
         [program, self.path("src"), self.path("dst")].into_iter().chain(options).collect()
     }
 
-    /// The copy is whole, or the program has said why not, and there is none.
+    /// Asserts that the copy is complete, or that the program reported why not and left none.
     #[track_caller]
     fn judge(&self, what: &str, output: &Output, comes: &Comes) {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -80,7 +83,7 @@ impl Drop for Folder {
     }
 }
 
-/// Whether the tool is here, and may look into other processes.
+/// Returns whether the tool is installed and may trace other processes.
 fn works(program: &str, arguments: &[&str]) -> bool {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => true,
@@ -97,7 +100,7 @@ fn works(program: &str, arguments: &[&str]) -> bool {
 
 /// Copies with each of these faults injected.
 fn inject(kernel: &str, faults: &[(&str, Comes)]) {
-    // A filter answers a system call before strace sees it.
+    // A seccomp filter answers a system call before strace sees it.
     let calls = match kernel {
         "aio" | "auto" => KernelChoice::Aio,
         "uring" => KernelChoice::Uring,
@@ -123,7 +126,9 @@ fn inject(kernel: &str, faults: &[(&str, Comes)]) {
 
 #[test]
 fn native_aio() {
-    // E2, E13, E14, H5, H6: refused, taken in none of its parts, late; sleeps that end early, or cannot be
+    // E2, E13, E14, H5, H6: a copy on native AIO survives submits that are refused, take nothing or
+    // come late, and sleeps that end early; it fails with the cause if a submit or a sleep is
+    // impossible
     inject(
         "aio",
         &[
@@ -147,7 +152,8 @@ fn native_aio() {
 
 #[test]
 fn io_uring() {
-    // E2, E13, E14, H5, H6: the same; and whatever the call says that was taken, what was taken counts
+    // E2, E13, E14, H5, H6: the same on io_uring, where the ring and not the call's result decides
+    // which requests were taken
     inject(
         "uring",
         &[
@@ -171,7 +177,8 @@ fn io_uring() {
 
 #[test]
 fn threads() {
-    // E2, E13, E14: the calls of the workers; the first ones of the main thread are the loader's
+    // E2, E13, E14: the same on threads, for the workers' calls; the first calls of the main thread
+    // are the loader's
     inject(
         "threads",
         &[
@@ -188,19 +195,19 @@ fn threads() {
 
 #[test]
 fn what_was_forbidden_is_done_by_another() {
-    // E14, E16: what is left is chosen
+    // E14, E16: `Auto` falls back to another backend and completes the copy
     inject("auto", &[("io_setup:error=ENOSYS", Whole), ("io_submit:error=EAGAIN:when=1+2", Whole)]);
 }
 
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn a_part_of_each_submit() {
-    // E2: of all that is handed over the kernel is shown the first one alone; the rest goes later, and nothing twice
+    // E2: a kernel that takes one request of each submit gets the rest later, and nothing twice
     if !has(KernelChoice::Aio, 1) || !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
         return;
     }
     let folder = Folder::new("parts");
-    // Stops before and after the call; the second argument is how many.
+    // Stops before and after the call; the second argument is the number of requests.
     let script = "set startup-with-shell off\nset print thread-events off\ncatch syscall io_submit\ncommands\nsilent\n\
         if $rsi > 1\nprintf \"of %d\\n\", $rsi\nset $rsi = 1\nend\ncontinue\nend\nrun\nquit $_exitcode\n";
     fs::write(folder.path("script"), script).unwrap();

@@ -1,6 +1,7 @@
-//! The measuring program, run as users run it: what it reports, what it leaves alone, what it refuses.
+//! The program `iobench`, run as its users run it: what it reports, what it leaves alone, what it
+//! refuses.
 //!
-//! No figure is judged here: how fast it is depends on the machine, and on who else uses it.
+//! No figure is judged here: the speed depends on the machine and its other load.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 const BLOCK: usize = 4096;
 
-/// The program, which `cargo test` builds along with the tests.
+/// Returns the program, which `cargo test` builds along with the tests.
 fn iobench() -> Command {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
@@ -27,7 +28,7 @@ fn run(arguments: &[&str]) -> Output {
     iobench().args(arguments).output().unwrap()
 }
 
-/// Runs it to a good end, and reads its JSON.
+/// Runs the program, asserts success, and parses its JSON.
 fn measure(arguments: &[&str]) -> Value {
     let output = run(&[arguments, &["--json"]].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -35,7 +36,7 @@ fn measure(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON, and nothing else, on the standard output")
 }
 
-/// Runs it to an end with exit code 1, and hands out its one line.
+/// Runs the program, asserts exit code 1, and returns its one line of errors.
 fn refused(arguments: &[&str]) -> String {
     let output = run(arguments);
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -45,7 +46,7 @@ fn refused(arguments: &[&str]) -> String {
     errors
 }
 
-/// A folder of its own for each test, empty.
+/// Returns an empty directory for one test.
 fn folder(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("iobench").join(name);
     let _ = fs::remove_dir_all(&path);
@@ -53,7 +54,7 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
-/// A file of so many blocks, no two of them alike.
+/// Creates a file of `blocks` blocks, no two of them equal. Returns its path and content.
 fn file(path: PathBuf, blocks: usize) -> (String, Vec<u8>) {
     let contents: Vec<u8> = (0..blocks * BLOCK).map(|i| (i / BLOCK + i % 251) as u8).collect();
     fs::write(&path, &contents).unwrap();
@@ -70,7 +71,7 @@ fn count(value: &Value, key: &str) -> u64 {
 
 #[test]
 fn json_says_all() {
-    // Checks that a run by itself reports what was done, how fast, at what cost and with which latencies.
+    // Checks that a run without an opponent reports operations, speed, cost and latencies.
     let (path, _) = file(folder("json").join("file"), 64);
     let all = measure(&["--file", &path, "--ops", "1000", "--depth", "8", "--seed", "7"]);
     assert_eq!(all["file"], path.as_str());
@@ -93,7 +94,8 @@ fn json_says_all() {
 
 #[test]
 fn exactly_as_many_operations_as_asked_for() {
-    // Checks that --ops N does N operations, counts the warm-up apart, and that the engine's counts agree.
+    // Checks that --ops N performs N operations, counts the warm-up separately, and that the
+    // engine's counts agree.
     let (path, _) = file(folder("ops").join("file"), 16);
     for (ops, depth) in [(1, "1"), (1, "32"), (777, "5"), (1024, "64")] {
         let all = measure(&["--file", &path, "--ops", &ops.to_string(), "--depth", depth]);
@@ -107,7 +109,7 @@ fn exactly_as_many_operations_as_asked_for() {
 
 #[test]
 fn until_the_time_is_over() {
-    // Checks that --seconds ends by the clock, having done whole operations.
+    // Checks that --seconds ends by the clock, after whole operations.
     let all = measure(&["--seconds", "0.01", "--size", "1m"]);
     assert!(number(&all["ours"], "seconds") >= 0.01);
     assert_eq!(count(&all["ours"], "operations"), count(&all["ours"]["counts"], "requests"));
@@ -115,7 +117,8 @@ fn until_the_time_is_over() {
 
 #[test]
 fn versus_raw_does_the_same_work() {
-    // Checks that both sides do N operations in every round, and that the ratios are those of the medians.
+    // Checks that both sides perform N operations in every round, and that the ratios are those of
+    // the medians.
     let (path, contents) = file(folder("versus").join("file"), 64);
     for (direct, kernel) in [("auto", "aio"), ("never", "aio"), ("auto", "uring"), ("never", "uring")] {
         if let (Err(error), "uring") = (IoUring::new(1), kernel) {
@@ -150,7 +153,8 @@ fn versus_raw_does_the_same_work() {
 
 #[test]
 fn every_opponent_works_on_the_same_blocks() {
-    // Checks that each opponent does N operations a round, and with --stride 8k writes every other block and no others.
+    // Checks that each opponent performs N operations a round, and with --stride 8k writes every
+    // other block and no others.
     for (nth, versus) in [
         &["raw"][..],
         &["raw", "--kernel", "threads"],
@@ -189,7 +193,8 @@ fn every_opponent_works_on_the_same_blocks() {
 
 #[test]
 fn the_disk_in_a_qcow2_image() {
-    // Checks that it is the guest's disk that is read and written, all of it, and that qemu-img works on the same one.
+    // Checks that the whole guest disk is read and written, and that qemu-img works on the same
+    // one.
     let path = folder("qcow2").join("image").into_os_string().into_string().unwrap();
     let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", &path, "1M"]).status();
     if made.is_err() {
@@ -210,7 +215,7 @@ fn the_disk_in_a_qcow2_image() {
 
 #[test]
 fn no_clock_where_none_is_wanted() {
-    // Checks that --no-latency leaves the latencies out, alone and against the bare loop.
+    // Checks that --no-latency omits the latencies, with and without an opponent.
     let all = measure(&["--no-latency", "--ops", "100", "--size", "1m"]);
     assert!(all.get("latency_ns").is_none());
     let all = measure(&["--no-latency", "--ops", "100", "--size", "1m", "--versus", "raw", "--rounds", "2"]);
@@ -220,7 +225,8 @@ fn no_clock_where_none_is_wanted() {
 
 #[test]
 fn reads_leave_the_file_as_it_is() {
-    // Checks that neither random nor sequential reads change a byte or the length, and that nothing is made beside it.
+    // Checks that neither random nor sequential reads change the content or the length, and that no
+    // other file is created.
     let folder = folder("reads");
     let (path, contents) = file(folder.join("file"), 33);
     measure(&["--file", &path, "--ops", "500"]);
@@ -231,7 +237,8 @@ fn reads_leave_the_file_as_it_is() {
 
 #[test]
 fn writes_change_the_named_file_alone_and_say_so() {
-    // Checks that --write warns, overwrites the bytes that --size names and no others, and never changes the length.
+    // Checks that --write warns, overwrites exactly the range that --size names, and never changes
+    // the length.
     let folder = folder("writes");
     let (path, contents) = file(folder.join("file"), 32);
     let (other, other_contents) = file(folder.join("other"), 32);
@@ -254,7 +261,8 @@ fn writes_change_the_named_file_alone_and_say_so() {
 
 #[test]
 fn a_scratch_file_is_gone_afterwards() {
-    // Checks that without --file it works in the folder for temporary files, and leaves it empty; when it fails, too.
+    // Checks that without --file the program works in the directory for temporary files and leaves
+    // it empty, also after a failure.
     let folder = folder("scratch");
     for (arguments, good) in [(&["--write", "--ops", "100", "--size", "2m"][..], true), (&["--size", "1k"], false)] {
         let output = iobench().args(arguments).env("TMPDIR", &folder).output().unwrap();
@@ -266,7 +274,7 @@ fn a_scratch_file_is_gone_afterwards() {
 
 #[test]
 fn text_for_people() {
-    // Checks that the text has the figures that the JSON has, with their units.
+    // Checks that the text output has the figures of the JSON, with their units.
     let output = run(&["--ops", "200", "--size", "1m", "--versus", "raw", "--rounds", "2"]);
     let text = String::from_utf8(output.stdout).unwrap();
     for word in ["IOPS", "CPU", "ratio", "median", "p99.9", "system calls per operation", "bare loop"] {
@@ -280,7 +288,7 @@ fn text_for_people() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    // Checks that each bad option and file ends in one line with cause and remedy and exit code 1.
+    // Checks that each bad option and file ends in one line with cause and remedy, and exit code 1.
     let folder = folder("bad");
     let (small, _) = file(folder.join("small"), 1);
     let (two, _) = file(folder.join("two"), 2);
@@ -313,7 +321,7 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn usage_errors_are_claps() {
-    // Checks that what can't be parsed, or doesn't go together, ends with exit code 2.
+    // Checks that options that cannot be parsed or combined end with exit code 2.
     for arguments in [
         &["--size", "many"][..],
         &["--size", "99999999999t"],
@@ -327,7 +335,7 @@ fn usage_errors_are_claps() {
     }
 }
 
-/// A file that says 4096 bytes, has fewer, can't be written even by root, and knows no direct I/O.
+/// A file that claims 4096 bytes, has fewer, cannot be written even by root, and has no direct I/O.
 const ODD_FILE: &str = "/sys/kernel/uevent_seqnum";
 
 fn has_odd_file() -> bool {
@@ -340,7 +348,7 @@ fn has_odd_file() -> bool {
 
 #[test]
 fn a_short_read_is_an_error_that_says_where() {
-    // Checks that fewer bytes than asked for are never counted as an operation, on either side.
+    // Checks that a short read is never counted as an operation, on either side.
     if has_odd_file() {
         for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
             let line = refused(&[&["--file", ODD_FILE, "--ops", "10"], more].concat());
@@ -351,7 +359,7 @@ fn a_short_read_is_an_error_that_says_where() {
 
 #[test]
 fn direct_always_where_there_is_none() {
-    // Checks that a file system without direct I/O is named as the cause, and the option as the remedy.
+    // Checks that the lack of direct I/O is named as the cause, and the option as the remedy.
     if has_odd_file() {
         let line = refused(&["--file", ODD_FILE, "--direct", "always", "--ops", "10"]);
         assert!(line.contains("no direct I/O") && line.contains("--direct auto"), "{line}");
@@ -361,7 +369,7 @@ fn direct_always_where_there_is_none() {
 
 #[test]
 fn no_permission() {
-    // Checks that a file that may not be opened is an error with a remedy.
+    // Checks that a file without permission is an error with a remedy.
     if has_odd_file() {
         let line = refused(&["--file", ODD_FILE, "--write", "--ops", "10"]);
         assert!(line.contains("ermission"), "{line}");

@@ -1,6 +1,7 @@
-//! The lessons and the museum, run as a user runs them: each prints what is in its folder, byte for byte.
+//! The lessons and the museum, run as a user runs them: each prints what its directory records,
+//! byte for byte.
 //!
-//! `cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons` writes those files anew.
+//! `cargo build --examples && CORALIO_REWRITE=1 cargo test --test lessons` rewrites those files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The lessons' names, in order.
+/// Returns the lessons' names, in order.
 fn lessons() -> Vec<String> {
     let folders = fs::read_dir(root().join("examples")).unwrap().map(|entry| entry.unwrap().file_name());
     let names = folders.filter_map(|name| name.into_string().ok());
@@ -37,7 +38,7 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
-/// What is in a file, which `CORALIO_REWRITE` has written anew.
+/// Returns the content of a file, after rewriting it if `CORALIO_REWRITE` is set.
 fn golden(path: &Path, now: &str) -> String {
     if std::env::var_os("CORALIO_REWRITE").is_some() {
         fs::write(path, now).unwrap();
@@ -59,7 +60,7 @@ fn assert_same(path: &Path, now: &str) {
     );
 }
 
-/// A folder of its own for one test, gone when it ends.
+/// A directory for one test, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -78,7 +79,8 @@ impl Drop for Folder {
 
 #[test]
 fn each_lesson_prints_its_lanes() {
-    // C1-C6, W1, X2, X3, S1, E3-E9, E17, H1-H4: what each lesson shows, twice the same
+    // C1-C6, W1, X2, X3, S1, E3-E9, E17, H1-H4: each lesson prints its recorded output, twice the
+    // same
     let lessons = lessons();
     assert_eq!(lessons.len(), LESSONS, "{lessons:?}");
     for name in lessons {
@@ -91,14 +93,15 @@ fn each_lesson_prints_its_lanes() {
 
 #[test]
 fn each_lesson_has_its_parts_and_is_short() {
-    // Checks what a lesson is: a puzzle, a hint, a fix that fails and the fix, in 120 lines at most
+    // Checks the form of a lesson: a puzzle, a hint, a fix that fails and the fix, in 120 lines at
+    // most
     for (index, name) in lessons().into_iter().enumerate() {
         let source = fs::read_to_string(root().join("examples").join(&name).join("main.rs")).unwrap();
         assert!(source.starts_with(&format!("//! Lesson {}. ", index + 1)), "{name}: its number comes first");
         for part in ["//! Puzzle: ", "//! Hint: ", "he puzzle", "he fix"] {
             assert!(source.contains(part), "{name}: no {part:?}");
         }
-        // One that fails at once, or one that ends well and then fails elsewhere.
+        // A fix that fails immediately, or a first fix that works and then fails elsewhere.
         let fails =
             source.contains("fix that fails") || source.contains("A first fix") && source.contains("Where that fails");
         assert!(fails, "{name}: no fix that fails");
@@ -108,7 +111,8 @@ fn each_lesson_has_its_parts_and_is_short() {
 
 #[test]
 fn each_lesson_is_in_both_indexes() {
-    // Checks the README's index and the course: each names every lesson, the museum, and no other
+    // Checks the README's index and the course: each names every lesson and the museum, and nothing
+    // else
     for path in ["README.md", "examples/README.md"] {
         let text = fs::read_to_string(root().join(path)).unwrap();
         for name in lessons().into_iter().chain(["museum".into()]) {
@@ -123,7 +127,8 @@ fn each_lesson_is_in_both_indexes() {
 
 #[test]
 fn pictures_in_the_texts_are_what_is_printed() {
-    // H2: the picture in the README is a part of what the lesson prints; so is each of the course
+    // H2: the picture in the README is part of what its lesson prints, and so is each picture of
+    // the course
     for (path, name) in [("README.md", "09_september_2016"), ("examples/README.md", "05_a_lock")] {
         let text = fs::read_to_string(root().join(path)).unwrap();
         let printed = succeeds(&mut program(name));
@@ -138,7 +143,8 @@ fn pictures_in_the_texts_are_what_is_printed() {
 
 #[test]
 fn a_lesson_writes_a_trace_of_each_act() {
-    // Checks --trace: a file for each act, with what is in the lanes; and that a lesson takes nothing else
+    // Checks --trace: one file for each act, with the content of the lanes; and that a lesson takes
+    // no other option
     let folder = Folder::new("trace");
     let traced = program("09_september_2016").arg("--trace").arg(folder.0.join("h2.txt")).output().unwrap();
     let said = String::from_utf8(traced.stderr).unwrap();
@@ -161,7 +167,7 @@ fn a_lesson_writes_a_trace_of_each_act() {
 
 #[test]
 fn who_reads_the_beginning_alone_gets_no_error() {
-    // Checks what `| head` meets: the program ends, and says nothing
+    // Checks `| head`: when its reader goes away, the program ends without an error
     for name in ["01_enter_and_yield", "museum"] {
         let mut child = program(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
@@ -172,7 +178,8 @@ fn who_reads_the_beginning_alone_gets_no_error() {
 
 #[test]
 fn the_museum_prints_its_matrix() {
-    // H1-H7, H10-H12: who fails in what, and that today's version passes all
+    // H1-H7, H10-H12: the museum prints which engine fails in which exhibit, and today's version
+    // passes all
     let printed = succeeds(&mut program("museum"));
     assert_same(&root().join("examples/museum/matrix.txt"), &printed);
     let today = printed.lines().find(|line| line.trim_start().starts_with("today")).unwrap();
@@ -181,7 +188,7 @@ fn the_museum_prints_its_matrix() {
 
 #[test]
 fn each_exhibit_fails_and_the_guard_mends_it() {
-    // H1-H7, H10-H12: the failure, and the same schedule with the guard in
+    // H1-H7, H10-H12: each exhibit shows the failure, and the same schedule with the guard in
     let folder = Folder::new("museum");
     let matrix = fs::read_to_string(root().join("examples/museum/matrix.txt")).unwrap();
     let exhibits = matrix.lines().skip(1).take_while(|line| !line.trim_start().starts_with("today")).count();
@@ -214,7 +221,8 @@ fn each_exhibit_fails_and_the_guard_mends_it() {
 
 #[test]
 fn an_exhibit_of_many_submits_counts_those_that_are_drawn() {
-    // H10: by the bug's number as by the table's; each submit that is told of has given the kernel something
+    // H10: the exhibit can be named by the bug's number or the table's, and counts only submits
+    // that have given the kernel something
     let printed = succeeds(program("museum").args(["--exhibit", "h10"]));
     assert_eq!(printed, succeeds(program("museum").args(["--exhibit", "8"])));
     let (out, _) = printed.split_once("== With the guard in").unwrap();
@@ -224,7 +232,8 @@ fn an_exhibit_of_many_submits_counts_those_that_are_drawn() {
 
 #[test]
 fn pages_say_in_their_title_how_it_ended() {
-    // Checks what a reader sees first of a page, of a lesson and of the museum; also where no rule was broken
+    // Checks that the title of a page, of a lesson or of the museum, gives the outcome, also where
+    // no rule was broken
     let folder = Folder::new("titles");
     let page = |name: &str| fs::read_to_string(folder.0.join(name)).unwrap();
     let title = |page: &str| page.split("title>").nth(1).unwrap().trim_end_matches("</").to_string();

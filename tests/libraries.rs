@@ -1,5 +1,6 @@
-//! Libraries that know nothing of coroutines: `flate2` and `tar` by `Read` and `Write`, `csv` by `Seek` too. Unchanged, they
-//! do I/O that suspends the coroutine: several work at once on one thread, while another coroutine goes on.
+//! Libraries that know nothing of coroutines: `flate2` and `tar` use `Read` and `Write`, `csv` uses
+//! `Seek` too. Unchanged, they do I/O that suspends the coroutine: several work concurrently on one
+//! thread while another coroutine runs.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -13,7 +14,7 @@ use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
-/// A folder that goes with its guard.
+/// A directory, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -41,21 +42,22 @@ impl Drop for Folder {
     }
 }
 
-/// On the disk, and where every request completes at once.
+/// Runs `f` on the disk, and in memory, where every request completes immediately.
 fn everywhere(f: impl Fn(Rc<Folder>)) {
     for place in [std::env::temp_dir(), "/dev/shm".into()] {
         let folder = Folder::new(&place);
-        // A compressor's tables lie on the stack for a moment.
+        // A compressor briefly keeps its tables on the stack.
         Runner::new().stack_size(1 << 20).run(|| f(Rc::clone(&folder))).unwrap();
     }
 }
 
-/// Text of its own for each number, that can be compressed and does not repeat.
+/// Returns text that differs for each number, compresses, and does not repeat.
 fn text(number: usize, lines: usize) -> String {
     (0..lines).map(|line| format!("{number}/{line}: {:x}\n", (line * 7919 + number).wrapping_pow(3))).collect()
 }
 
-/// Notes who reads and writes, and when, by the number of turns that another coroutine has had.
+/// Logs each read and write with its coroutine and the number of turns that another coroutine has
+/// had.
 struct Noted<S> {
     stream: S,
     who: usize,
@@ -91,7 +93,8 @@ impl<S: Write> Write for Noted<S> {
 
 #[test]
 fn compressing_many_files_while_another_coroutine_goes_on() {
-    // E15: gzip, from file to file, four at a time; by the log each had turns among the others', and the ticker between any two
+    // E15: four coroutines compress with gzip from file to file; by the log they were interleaved,
+    // and the ticker ran between any two operations of one
     const COROUTINES: usize = 4;
     everywhere(|folder| {
         for number in 0..COROUTINES {
@@ -124,13 +127,13 @@ fn compressing_many_files_while_another_coroutine_goes_on() {
         over.set(true);
         ticker.join().unwrap();
 
-        // Each read suspends its coroutine, so the ticker has had a turn before its next one.
+        // Each read suspends its coroutine, so the ticker has had a turn before the next one.
         let log: Vec<(usize, u64)> = Rc::try_unwrap(log).unwrap().into_inner();
         for who in 0..COROUTINES {
             let mine: Vec<_> = log.iter().filter(|&&(other, _)| other == who).map(|&(_, turn)| turn).collect();
             assert!(mine.len() > 20 && mine.is_sorted_by(|a, b| a < b), "{mine:?}");
         }
-        // They ran side by side: nobody had ended before all had begun.
+        // They ran concurrently: none ended before all had started.
         let first = |who| log.iter().position(|&(other, _)| other == who).unwrap();
         let last = |who| log.iter().rposition(|&(other, _)| other == who).unwrap();
         let (begun, ended) = ((0..COROUTINES).map(first).max(), (0..COROUTINES).map(last).min());
@@ -140,7 +143,7 @@ fn compressing_many_files_while_another_coroutine_goes_on() {
             let mut back = String::new();
             GzDecoder::new(BufReader::new(folder.open(&format!("{number}.gz")))).read_to_string(&mut back).unwrap();
             assert!(back == text(number, 20_000));
-            // And by a program that is not ours.
+            // An independent program reads it too.
             match Command::new("gzip").arg("-t").arg(folder.0.join(format!("{number}.gz"))).status() {
                 Ok(status) => assert!(status.success()),
                 Err(error) => println!("skipped: gzip: {error}"),
@@ -151,7 +154,7 @@ fn compressing_many_files_while_another_coroutine_goes_on() {
 
 #[test]
 fn archives_of_files() {
-    // E15: tar in gzip, written by several coroutines and read by several, on files that are all open at once
+    // E15: several coroutines write and read tar in gzip, on files that are open at the same time
     everywhere(|folder| {
         let writers: Vec<_> = (0..3)
             .map(|archive| {
@@ -200,7 +203,7 @@ fn archives_of_files() {
 
 #[test]
 fn tables_with_an_index() {
-    // E15: csv, which seeks: coroutines read one file each at places of their own
+    // E15: csv seeks: coroutines read one shared file at positions of their own
     everywhere(|folder| {
         let mut writer = csv::Writer::from_writer(BufWriter::new(folder.create("table.csv")));
         for row in 0..5000u32 {

@@ -1,4 +1,5 @@
-//! The program `log`, run as its users run it: what is acknowledged is there, whatever happens to the process or to the tail.
+//! The program `log`, run as its users run it: acknowledged records survive, whatever happens to
+//! the process or to the tail.
 
 mod common;
 
@@ -13,7 +14,7 @@ use coralio_aio::kernel::io_uring::IoUring;
 
 use common::skipped;
 
-/// A test's own folder, gone when it ends.
+/// A directory for one test, removed on drop.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -45,7 +46,7 @@ fn run(arguments: &[&str]) -> Output {
     Command::new(program()).args(arguments).output().unwrap()
 }
 
-/// Runs it to a good end, and hands out what it printed.
+/// Runs the program, asserts success, and returns its output.
 #[track_caller]
 fn good(arguments: &[&str]) -> String {
     let output = run(arguments);
@@ -55,7 +56,7 @@ fn good(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs it to exit code 1, and hands out its one line.
+/// Runs the program, asserts exit code 1, and returns its one line of errors.
 #[track_caller]
 fn refused(arguments: &[&str]) -> String {
     let output = run(arguments);
@@ -65,7 +66,7 @@ fn refused(arguments: &[&str]) -> String {
     errors
 }
 
-/// What is in a log: how many records, whether a torn tail, and all labels.
+/// Returns the content of a log: the number of records, whether its tail is torn, and all labels.
 #[track_caller]
 fn contents(path: &str) -> (u64, bool, HashSet<String>) {
     let text = good(&["--file", path, "--verify", "--list"]);
@@ -80,7 +81,8 @@ fn contents(path: &str) -> (u64, bool, HashSet<String>) {
 
 #[test]
 fn every_record_is_there_on_every_kernel() {
-    // E16, E13: what the writers append, several at a time, is in the file once, and a second run goes on behind it.
+    // E16, E13: records appended by several writers at a time are in the file once, and a second
+    // run appends behind them
     let folder = Folder::new("all");
     for kernel in ["aio", "uring", "threads"] {
         if let (Err(error), "uring") = (IoUring::new(1), kernel) {
@@ -104,7 +106,7 @@ fn every_record_is_there_on_every_kernel() {
 
 #[test]
 fn many_share_one_sync() {
-    // E3: those that can run get into one batch, and nobody waits for a second sync.
+    // E3: writers that are ready share one batch, and none waits for a second sync
     let folder = Folder::new("group");
     let text = good(&["--file", &folder.path("log"), "--writers", "32", "--records", "100"]);
     let per_sync: f64 = text.split(" commits per sync").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
@@ -113,7 +115,8 @@ fn many_share_one_sync() {
 
 #[test]
 fn who_comes_while_a_batch_is_written_is_in_the_next() {
-    // S2: the last of the next batch, whom nobody else would wake, leads it when the one before is done; on either side.
+    // S2: a writer that arrives during a batch is in the next; the last of the next batch, which
+    // nothing else would wake, leads it when the batch before is done; on either side
     let folder = Folder::new("stagger");
     let path = folder.path("log");
     for turns in ["1", "3", "15", "100"] {
@@ -125,10 +128,10 @@ fn who_comes_while_a_batch_is_written_is_in_the_next() {
 
 #[test]
 fn large_records_and_a_long_log() {
-    // E10: records that lie across blocks, and a log of several windows of the scan.
+    // E10: records may cross blocks, and a log may be longer than the window of the scan
     let folder = Folder::new("large");
     let sizes = [("12", "16"), ("13", "16"), ("4080", "16"), ("4081", "16"), ("65536", "16")];
-    // One a batch, and less than a header to the end of its block.
+    // One record per batch, which leaves less than a header to the end of its block.
     for (payload, writers) in sizes.into_iter().chain([("4075", "1"), ("4070", "1")]) {
         let path = folder.path(payload);
         good(&["--file", &path, "--payload", payload, "--writers", writers, "--records", "10"]);
@@ -138,14 +141,15 @@ fn large_records_and_a_long_log() {
 
 #[test]
 fn a_torn_tail_is_cut_off() {
-    // E10, E15: wherever the tail is torn, the whole records before it stay, and what is appended behind them is found again.
+    // E10, E15: wherever the tail is torn, the complete records before it are kept, and records
+    // appended after the cut are found again
     let folder = Folder::new("torn");
     let whole = folder.path("whole");
     good(&["--file", &whole, "--writers", "1", "--records", "20", "--payload", "1000"]);
     let bytes = fs::read(&whole).unwrap();
     let (_, _, labels) = contents(&whole);
     let torn = folder.path("torn");
-    // One record a batch, each in a block of its own: 16 bytes of header, 1000 of payload.
+    // One record per batch, each in its own block: 16 bytes of header, 1000 of payload.
     let check = |what: &str, damaged: &[u8], kept: u64, is_torn: bool| {
         fs::write(&torn, damaged).unwrap();
         let (records, found_torn, found) = contents(&torn);
@@ -182,7 +186,8 @@ fn a_torn_tail_is_cut_off() {
 
 #[test]
 fn a_log_that_was_killed_has_all_that_it_acknowledged() {
-    // E13: killed in the midst, three times in a row; another run recovers, and goes on.
+    // E13: a log killed while writing, three times in a row, has all acknowledged records; the next
+    // run recovers and continues
     let folder = Folder::new("killed");
     let path = folder.path("log");
     let mut acknowledged = HashSet::new();
@@ -192,7 +197,7 @@ fn a_log_that_was_killed_has_all_that_it_acknowledged() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         acknowledged.extend(lines.by_ref().take(500).map(Result::unwrap));
         child.kill().unwrap();
-        // What it had said before it died.
+        // What it had printed before it died.
         acknowledged.extend(lines.map(Result::unwrap));
         child.wait().unwrap();
         let (records, _, labels) = contents(&path);
@@ -208,10 +213,12 @@ fn a_log_that_was_killed_has_all_that_it_acknowledged() {
 
 #[test]
 fn a_full_disk() {
-    // E10, E14: a full disk is an error with cause and remedy; what was acknowledged stays; with more room it goes on.
+    // E10, E14: a full disk is an error with cause and remedy; acknowledged records are kept, and
+    // with more space the log continues
     let folder = Folder::new("full");
     fs::create_dir(folder.path("disk")).unwrap();
-    // In a mount namespace of its own: nobody else sees the mount, and it goes with the last process in there.
+    // In a mount namespace of its own: the mount is invisible outside and disappears with its last
+    // process.
     let script = "mount -t tmpfs -o size=1m none disk && head -c 768k /dev/zero >disk/filler || exit 99
         \"$0\" --file disk/log --seconds 600 --kernel threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
         \"$0\" --file disk/log --verify --list >full || exit 1
@@ -241,7 +248,8 @@ fn a_full_disk() {
 
 #[test]
 fn in_turns_with_threads() {
-    // Checks that both sides append as many records, to one log that either can go on with, and that a scratch file is gone.
+    // Checks that both sides append the same number of records, to one log that either can
+    // continue, and that a scratch file is removed.
     let folder = Folder::new("versus");
     let path = folder.path("log");
     let common = ["--versus", "threads", "--rounds", "2", "--records", "20", "--writers", "4"];
@@ -258,11 +266,12 @@ fn in_turns_with_threads() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    // E14: one line with cause and remedy; a file that is no log is not touched.
+    // E14: invalid use is one line with cause and remedy; a file that is not a log is left
+    // unchanged
     let folder = Folder::new("refused");
     let (missing, foreign) = (folder.path("missing"), folder.path("foreign"));
     fs::write(&foreign, "somebody's letter").unwrap();
-    // As a disk image, which may begin with zeros: a few, or more than is read at once.
+    // Like a disk image, which may begin with zeroes: a few, or more than one read returns.
     let image = folder.path("image");
     fs::write(&image, [&[0; 3 << 20][..], b"data"].concat()).unwrap();
     for (arguments, word) in [
@@ -284,7 +293,7 @@ fn what_makes_no_sense_is_refused() {
     assert!(!Path::new(&missing).exists());
     assert!(fs::read(&image).unwrap().ends_with(b"data"));
     assert_eq!(fs::read_to_string(&foreign).unwrap(), "somebody's letter");
-    // What was somebody else's at first sight, and is a log with another's record in it.
+    // A file that is a valid log, with a record that this program did not write.
     let path = folder.path("log");
     good(&["--file", &path, "--records", "1", "--writers", "1"]);
     let file: File = OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -302,7 +311,8 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn second_writer_is_refused() {
-    // Issue: two writers would write over each other's records; the lock ends with the first one, and readers need none.
+    // Issue: a second writer is refused, since the two would overwrite each other's records; the
+    // lock ends with the first writer, and readers need none.
     let folder = Folder::new("second");
     let path = folder.path("log");
     let arguments = ["--file", &path, "--writers", "4", "--seconds", "600", "--acknowledge"];

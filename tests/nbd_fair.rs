@@ -1,7 +1,8 @@
-//! The NBD server's parts on one thread, without a process of their own: how much one client is served between two requests of
-//! another one. So the order is the loop's alone, and the same in each run.
+//! The NBD server's parts on one thread, without a process of their own: how much one client is
+//! served between two requests of another one. The order depends on the loop alone, and is the same
+//! in each run.
 
-#![allow(dead_code)] // the server's files have what its program alone uses
+#![allow(dead_code)] // the server's files contain code that only its program uses
 
 #[path = "../examples/nbd_server/budget.rs"]
 mod budget;
@@ -62,7 +63,8 @@ fn option(number: u32) -> Vec<u8> {
     [b"IHAVEOPT", &number.to_be_bytes()[..], &0_u32.to_be_bytes()].concat()
 }
 
-/// A client's end of a connection that the server's parts serve on this thread.
+/// Connects a client, served on this thread, and returns its end of the connection and the serving
+/// coroutine.
 fn connect(exports: &Rc<Exports>, options: &Options) -> (Rc<CoFd<UnixStream>>, JoinHandle<io::Result<()>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (exports, options) = (Rc::clone(exports), options.clone());
@@ -80,14 +82,14 @@ fn connect(exports: &Rc<Exports>, options: &Options) -> (Rc<CoFd<UnixStream>>, J
     (Rc::new(ours), serves)
 }
 
-/// Takes the export without a name.
+/// Chooses the export without a name.
 fn choose(mut socket: &CoFd<UnixStream>) {
     socket.write_all(&option(1)).unwrap();
     socket.read_exact(&mut [0; 10]).unwrap();
 }
 
-/// The most replies of `reply` bytes that a client which sends `flood` without end gets between a read of another client and
-/// the reply to that.
+/// Returns the maximum number of replies, of `reply` bytes each, that a client sending `flood`
+/// without end gets between another client's read and the reply to it.
 fn most_between(name: &str, chooses: bool, flood: Vec<u8>, reply: usize) -> usize {
     let path = std::env::temp_dir().join(format!("coralio-nbd-fair-{}-{name}", std::process::id()));
     fs::write(&path, vec![1; 1 << 20]).unwrap();
@@ -109,7 +111,7 @@ fn most_between(name: &str, chooses: bool, flood: Vec<u8>, reply: usize) -> usiz
                 count.set(count.get() + bytes);
             }
         });
-        // The flood is in full flow.
+        // Wait until the flood is in full flow.
         while taken.get() < 1000 * reply {
             yield_now();
         }
@@ -118,7 +120,7 @@ fn most_between(name: &str, chooses: bool, flood: Vec<u8>, reply: usize) -> usiz
             let before = taken.get();
             (&*other).write_all(&request(READ, 0, 512)).unwrap();
             (&*other).read_exact(&mut [0; 528]).unwrap();
-            // Until its first read it was no active client.
+            // Before its first read the client was not active.
             if round > 0 {
                 most = most.max((taken.get() - before) / reply);
             }
@@ -127,7 +129,7 @@ fn most_between(name: &str, chooses: bool, flood: Vec<u8>, reply: usize) -> usiz
         other.get_ref().shutdown(Shutdown::Both).unwrap();
         sends.join().unwrap();
         takes.join().unwrap();
-        // What is wrong with a client that hangs up is not asked here.
+        // The error of a connection that was shut down is not tested here.
         let _ = [serves, serves_other].map(JoinHandle::join);
         most
     });
@@ -138,8 +140,9 @@ fn most_between(name: &str, chooses: bool, flood: Vec<u8>, reply: usize) -> usiz
 
 #[test]
 fn floods_are_served_in_turns() {
-    // P29: beside a client that sends requests or options without end, another client's read is served after a bounded number of
-    // them: four in a turn, and eight turns until the loop looks for new requests
+    // P29: next to a client that sends requests or options without end, another client's read is
+    // served after a bounded number of them: four per turn, and eight turns until the loop looks
+    // for new requests
     const MOST: usize = 100;
     let commands = most_between("commands", true, request(UNKNOWN, 0, 0).repeat(5000), 16);
     let options = most_between("options", false, option(99).repeat(5000), 20 + 38);
@@ -150,7 +153,7 @@ fn floods_are_served_in_turns() {
     }
 }
 
-/// A disk whose flushes are counted, and take some rounds of the loop.
+/// A disk that counts its flushes, each of which takes several iterations.
 #[derive(Default)]
 struct Flushed {
     begun: Cell<u32>,
@@ -195,7 +198,8 @@ impl Image for Flushed {
 
 #[test]
 fn flushes_of_one_image_share_the_next_one() {
-    // P29: flushes that are asked for while one runs share one that begins after it; an error is everybody's, and is gone afterwards
+    // P29: flushes requested while one runs share one that starts after it; its error goes to all
+    // of them, and not to later ones
     coralio_aio::run(|| {
         let shared = Rc::new((Flushes::default(), Flushed::default()));
         let flush = |shared: &Rc<(Flushes, Flushed)>| {
@@ -226,7 +230,8 @@ fn flushes_of_one_image_share_the_next_one() {
 
 #[test]
 fn budget_leaves_a_share_for_newcomers() {
-    // P21: one connection has half of the budget at most, and whoever comes finds as much as any other one holds
+    // P21: one connection holds at most half of the budget, and a new connection can get as much as
+    // any other holds
     const MIB: usize = 1 << 20;
     let budget = Budget::new(64 * MIB);
     let allowances: Vec<_> = (0..20).map(|_| budget::Allowance::of(&budget)).collect();
@@ -236,7 +241,7 @@ fn budget_leaves_a_share_for_newcomers() {
     let held: Vec<_> = allowances.iter().map(budget::Allowance::under_way).collect();
     assert_eq!(held[0], 32 * MIB);
     assert!(held.iter().all(|&bytes| bytes > 0) || held.iter().filter(|&&bytes| bytes > 0).count() >= 6, "{held:?}");
-    // What the first one gives back, the others share.
+    // The others share what the first one returns.
     (0..31).for_each(|_| allowances[0].give_back(MIB));
     assert!(allowances[19].try_take_large(MIB));
     assert!(allowances[18].try_take(4096));

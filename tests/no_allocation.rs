@@ -1,4 +1,5 @@
-//! I/O allocates nothing in the steady state (rule C10). This program has an allocator that counts, for each thread.
+//! I/O does not allocate in the steady state (rule C10). The allocator of this program counts per
+//! thread.
 
 mod common;
 
@@ -15,12 +16,12 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: everything is passed on to the system's allocator as it came; counting touches no memory but a cell of the
-// thread's own, which needs no destructor.
+// SAFETY: all calls are forwarded unchanged to the system's allocator; counting touches only a
+// thread-local cell without a destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
+        // SAFETY: the caller upholds the contract.
         unsafe { System.alloc(layout) }
     }
 
@@ -36,7 +37,7 @@ static COUNTING: Counting = Counting;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 64;
 
-/// A file that is gone when it ends.
+/// A file that is removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -53,7 +54,7 @@ impl Drop for Temp {
     }
 }
 
-/// Runs `f` often enough to fill every pool, then asserts that it allocates no more.
+/// Runs `f` often enough to fill every pool, then asserts that it no longer allocates.
 fn steady(what: &str, mut f: impl FnMut()) {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (0..100).for_each(|_| f());
@@ -62,7 +63,8 @@ fn steady(what: &str, mut f: impl FnMut()) {
     assert_eq!(ALLOCATIONS.get() - before, 0, "{what}: allocations in the steady state");
 }
 
-/// On the disk, where requests complete later, and in memory, where they do within submit; direct and page-cached.
+/// Runs `f` on the disk, where requests complete later, and in memory, where they complete within
+/// submit; direct and page-cached.
 fn on_each(test: &str, f: impl Fn(&Rc<File>, &str)) {
     for place in [std::env::temp_dir().to_str().unwrap(), "/dev/shm"] {
         for direct in [Direct::Auto, Direct::Never] {
@@ -83,7 +85,7 @@ fn on_each(test: &str, f: impl Fn(&Rc<File>, &str)) {
 
 #[test]
 fn the_counter_counts() {
-    // C10: (of this test's own making) an allocation in a coroutine is noticed
+    // C10: (a check of this test itself) an allocation in a coroutine is counted
     coralio_aio::run(|| {
         let before = ALLOCATIONS.get();
         spawn(|| drop(std::hint::black_box(Box::new(7)))).join().unwrap();
@@ -93,7 +95,8 @@ fn the_counter_counts() {
 
 #[test]
 fn one_request_after_the_other() {
-    // C10: read_at and write_at, aligned and not, short at the end of the file; and the syncs
+    // C10: `read_at` and `write_at`, aligned and unaligned, short at the end of the file, and the
+    // syncs do not allocate
     on_each("single", |file, what| {
         let mut buf = AlignedBuf::new(2 * BLOCK, BLOCK);
         let mut round = 0;
@@ -116,7 +119,7 @@ fn one_request_after_the_other() {
 
 #[test]
 fn a_coroutine_for_each_request() {
-    // C10: spawn, I/O on a buffer of its own stack, join
+    // C10: spawning a coroutine, I/O on a buffer of its own stack, and joining do not allocate
     on_each("spawned", |file, what| {
         let mut round = 0;
         steady(what, || {
@@ -134,7 +137,7 @@ fn a_coroutine_for_each_request() {
 
 #[test]
 fn many_at_once() {
-    // C10: thirty-two coroutines in flight, under a plug at that
+    // C10: thirty-two coroutines in flight, under a plug, do not allocate
     const COROUTINES: u64 = 32;
     on_each("many", |file, what| {
         let mut tasks = Vec::with_capacity(COROUTINES as usize);

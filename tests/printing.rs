@@ -1,9 +1,9 @@
-//! What the libraries and programs print with.
+//! How the libraries and programs print.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where no macro may print. `runtime/examples` and the tests are not for users.
+/// Directories where no macro may print. `runtime/examples` and the tests are not for users.
 const FOLDERS: [&str; 3] = ["runtime/src", "aio/src", "examples"];
 const MACROS: [&str; 5] = ["eprintln!", "eprint!", "println!", "print!", "dbg!"];
 
@@ -20,7 +20,7 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of a line: no comment, and no documentation.
+/// Returns the code of a line, without comments.
 fn code(line: &str) -> &str {
     line.split("//").next().unwrap_or_default()
 }
@@ -33,7 +33,8 @@ fn prints(line: &str) -> bool {
 
 #[test]
 fn no_library_or_program_prints_by_macro() {
-    // C9, P1: the standard macros panic if nobody reads what they print, or its disk is full; `coralio_runtime::report` does not
+    // C9, P1: the standard macros panic if their output has no reader, or its disk is full;
+    // `coralio_runtime::report` does not
     assert!(prints("    eprintln!(\"x\")") && prints("dbg!(x)") && !prints("/// println!()") && !prints("my_print!()"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();

@@ -1,10 +1,11 @@
-//! The table of rules in `tests/README.md` is true: every rule of the runtime has a test, and each test that it names is there.
+//! The table of rules in `tests/README.md` is true: every rule of the runtime has a test, and each
+//! test that the table names exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The rules that the runtime stands for, by letter, and how many there are.
+/// The rules of the runtime: letter and number of rules.
 const RULES: [(char, usize); 4] = [('C', 13), ('W', 5), ('X', 11), ('S', 6)];
 
 fn root() -> &'static Path {
@@ -14,7 +15,7 @@ fn root() -> &'static Path {
 /// The historic failures.
 const FAILURES: (char, usize) = ('H', 12);
 
-/// All tests of the workspace, and the rules that the first line of each names.
+/// Returns all tests of the workspace, and the rules that the first line of each names.
 fn tests() -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
     let mut folders = ["tests", "runtime/tests", "runtime/src", "aio/src"].map(|folder| root().join(folder)).to_vec();
@@ -41,7 +42,7 @@ fn tests() -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// `E11`, or `C1-C10`, which is ten of them.
+/// Parses `E11`, or `C1-C10`, which is ten rules.
 fn range(text: &str) -> Option<Vec<String>> {
     let rule = |text: &str| {
         let (letter, number) = text.split_at_checked(1)?;
@@ -55,7 +56,8 @@ fn range(text: &str) -> Option<Vec<String>> {
 
 #[test]
 fn every_rule_of_the_runtime_and_every_historic_failure_has_a_test() {
-    // Checks that each rule from C1 to S6, and from H1 to H12, is named in the first line of some test.
+    // Checks that each rule from C1 to S6, and from H1 to H12, is named in the first line of some
+    // test.
     let checked: BTreeSet<_> = tests().into_values().flatten().collect();
     let rules = RULES.iter().chain([&FAILURES]);
     let rules = rules.flat_map(|&(letter, count)| (1..=count).map(move |number| format!("{letter}{number}")));
@@ -65,7 +67,8 @@ fn every_rule_of_the_runtime_and_every_historic_failure_has_a_test() {
 
 #[test]
 fn the_table_names_tests_that_are_there() {
-    // Checks that each of them has a row that says what happens with its guard out, and that the test it names is there.
+    // Checks that each rule of the runtime has a row that gives the effect of removing its guard,
+    // and that the tests it names exist.
     let tests = tests();
     let text = fs::read_to_string(root().join("tests/README.md")).unwrap();
     let (_, table) = text.split_once("## Do they bite?").expect("the table has its heading");

@@ -1,4 +1,5 @@
-//! The event log of a real run, and its pictures: JSON that Perfetto takes, and a page that works in a browser.
+//! The event log of a real run, and its exports: JSON for Perfetto, and a page that works in a
+//! browser.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,10 +11,10 @@ use coralio_aio::trace::{Event, Frame, Recording, Replay, Span, Trace};
 use coralio_aio::{AioContext, CoMutex, Coroutine, File, Runner};
 use serde_json::Value;
 
-/// What a page or a JSON file must not trip over.
+/// A name that a page or a JSON file must escape.
 const NAME: &str = "'A' \"</script><!-- \\ \u{1}\u{2028}\n\u{1f41a} &lt; {{data}}";
 
-/// Three coroutines, a lock between them, and reads.
+/// Traces three coroutines that share a lock and read.
 fn traced(capacity: usize, violation: Option<&'static str>) -> Recording {
     let trace = Trace::new(capacity);
     let runner = Runner::new().trace(&trace);
@@ -51,7 +52,7 @@ fn phase(event: &Value) -> &str {
     event["ph"].as_str().unwrap()
 }
 
-/// The rules of Chrome's format, as far as viewers need them.
+/// Checks the rules of Chrome's format, as far as viewers depend on them, and returns the events.
 fn look_at(json: &str) -> Vec<Value> {
     let whole: Value = serde_json::from_str(json).unwrap();
     let events = whole["traceEvents"].as_array().unwrap().clone();
@@ -95,7 +96,8 @@ fn look_at(json: &str) -> Vec<Value> {
 
 #[test]
 fn the_file_for_perfetto_is_well_formed() {
-    // C1, C4, E2, E5, E9, W1: the run checks; slices nest in each lane, arrows have both ends, requests begin and end
+    // C1, C4, E2, E5, E9, W1: a run passes the checks; slices nest in each lane, arrows have both
+    // ends, requests begin and end
     let recording = traced(10_000, None);
     recording.check().unwrap();
     let events = look_at(&recording.perfetto());
@@ -110,12 +112,12 @@ fn the_file_for_perfetto_is_well_formed() {
 
 #[test]
 fn also_with_its_beginning_lost() {
-    // C4, W1: of a log that has lost its beginning too, whatever that was
+    // C4, W1: exports are well formed for a log that has lost its beginning, at any length
     let whole = traced(10_000, None).records.len();
     let mut lost = 0;
     for capacity in (1..whole * 3 / 4).step_by(31) {
         let recording = traced(capacity, None);
-        // How many events there are differs from run to run: on threads by more than a quarter.
+        // The number of events differs between runs: on threads by more than a quarter.
         lost += recording.lost;
         look_at(&recording.perfetto());
         data(&recording.html());
@@ -125,7 +127,8 @@ fn also_with_its_beginning_lost() {
 
 #[test]
 fn also_where_it_does_not_nest_and_where_it_has_not_ended() {
-    // C4: what is open within a frame that is left is over with it; what is open at the last event is over then
+    // C4: spans open within a frame that is left end with it; spans open at the last event end
+    // there
     let trace = Trace::new(1000);
     let run = || {
         let context = AioContext::current().unwrap();
@@ -145,7 +148,7 @@ fn also_where_it_does_not_nest_and_where_it_has_not_ended() {
     assert!(!data(&recording.html())["violations"].as_array().unwrap().is_empty());
 }
 
-/// The data in a page, which is what its script makes of it.
+/// Returns the data in a page, from which its script draws.
 fn data(page: &str) -> Value {
     let (_, rest) = page.split_once("<script type=\"application/json\" id=\"data\">").unwrap();
     serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
@@ -153,7 +156,7 @@ fn data(page: &str) -> Value {
 
 #[test]
 fn a_page_needs_nothing_else_and_escapes_names() {
-    // No name ends a script, and no address leads out
+    // No name ends the script element, and no address leads out of the page
     let page = traced(10_000, Some(NAME)).html_titled("a < b & </title>", None);
     assert_eq!(page.matches("</script").count(), 2);
     assert!(page.contains("<title>a &lt; b &amp; &lt;/title></title>"));
@@ -167,7 +170,8 @@ fn a_page_needs_nothing_else_and_escapes_names() {
 
 #[test]
 fn a_round_that_a_coroutine_polls_is_on_its_stack() {
-    // X2: in the page and in the lanes of text, that coroutine is who acts, and it runs all the while
+    // X2: in the page and in the lanes of text, an iteration polled by a coroutine belongs to that
+    // coroutine, which counts as running throughout
     let trace = Trace::new(1000);
     let poll = || {
         let _ = AioContext::current().unwrap().poll(false);
@@ -193,7 +197,7 @@ fn a_round_that_a_coroutine_polls_is_on_its_stack() {
     assert_eq!(states, [SUSPENDED, RUNS], "made, and entered once");
 }
 
-/// What a bar says, in the page's data.
+/// The states of a bar in the page's data.
 const SUSPENDED: i64 = 1;
 const RUNS: i64 = 3;
 
@@ -215,7 +219,7 @@ impl Drop for Folder {
 
 #[test]
 fn a_files_ending_says_how_to_write_it() {
-    // .html, .json, .txt; of another ending the message says what to do
+    // .html, .json and .txt are written; for another extension the message gives the remedy
     let folder = Folder::new("endings");
     let recording = traced(10_000, None);
     for (name, begin) in [("a.html", "<!DOCTYPE html>"), ("a.json", "{"), ("a.txt", "●")] {
@@ -231,14 +235,15 @@ fn a_files_ending_says_how_to_write_it() {
     assert!(error.contains("none/a.txt: No such file"), "{error}");
 }
 
-/// Before the page's own script: hears what goes wrong in it.
+/// Runs before the page's own script and records its errors.
 const TRAP: &str = "<script>
 const wrong = [];
 addEventListener('error', (event) => wrong.push(event.message));
 console.error = (...words) => wrong.push(words.join(' '));
 </script>";
 
-/// After it: what a reader would do. `AT` is an event, its place in the log too.
+/// Runs after the page's script and acts as a reader. `AT` is an event, given by its position in
+/// the log.
 const READER: &str = "<script>
 const $ = (id) => document.getElementById(id), seen = {};
 const key = (key) => document.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
@@ -269,12 +274,14 @@ seen.wrong = wrong;
 parent.postMessage([...new TextEncoder().encode(JSON.stringify(seen))].map((byte) => byte.toString(16).padStart(2, '0')).join(''), '*');
 </script></body>";
 
-/// The window that they look through. What they saw is in hexadecimal, which a dump of the page leaves as it is.
+/// The window around the page. The observations are in hexadecimal, which a dump of the page leaves
+/// unchanged.
 const WINDOW: &str = "<!DOCTYPE html><pre id='seen'></pre>
 <script>addEventListener('message', (event) => document.getElementById('seen').textContent = event.data);</script>
 <iframe src='page.html' style='border:0; width:WIDEpx; height:740px'></iframe>";
 
-/// A page after a reader was there: what they saw, in a window `wide` pixels wide. `None` without a browser.
+/// Returns the observations of a reader of the page, in a window `wide` pixels wide, or `None`
+/// without a browser.
 fn read(page: &str, at: usize, wide: u32, folder: &Folder) -> Option<Value> {
     let browser = ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
@@ -304,7 +311,7 @@ fn read(page: &str, at: usize, wide: u32, folder: &Folder) -> Option<Value> {
     Some(serde_json::from_slice(&(0..told.len()).step_by(2).map(byte).collect::<Vec<_>>()).unwrap())
 }
 
-/// Who is on the stack when event `at` happens, as the page says it.
+/// Returns the stack at event `at`, in the page's words.
 fn chain(recording: &Recording, at: usize) -> String {
     let mut replay = Replay::of(recording);
     for record in &recording.records[..=at] {
@@ -320,7 +327,7 @@ fn chain(recording: &Recording, at: usize) -> String {
 
 #[test]
 fn a_browser_shows_the_page() {
-    // C4: it loads without errors, keys and slider move, a click shows who is on the stack
+    // C4: the page loads without errors, keys and slider work, and a click shows the stack
     let folder = Folder::new("browser");
     let recording = traced(10_000, Some(NAME));
     let is_reentered = |event: &Event| matches!(event, Event::Enter { lane, .. } if recording.name(*lane) == NAME);
@@ -350,14 +357,15 @@ fn everything_works(recording: &Recording, at: usize, seen: &Value) {
     assert!(seen["overflow"].as_i64().unwrap() <= 0, "wider than its window: {seen}");
 }
 
-/// It opens at this event, and has it in sight.
+/// Asserts that the page opens at this event, and that the event is in view.
 fn opens_at(number: u64, seen: &Value) {
     assert_eq!((&seen["opened"], &seen["inSight"]), (&format!("event {number}").into(), &true.into()), "{seen}");
 }
 
 #[test]
 fn a_browser_opens_a_run_that_failed_where_it_had_come_to() {
-    // C4: also where no rule was broken; the page says what it failed with
+    // C4: the page of a failed run opens at its last event, also where no rule was broken, and
+    // shows the failure
     let folder = Folder::new("failed");
     let recording = traced(10_000, None);
     let what = "stuck: </script> & nobody comes";
@@ -373,7 +381,7 @@ fn a_browser_opens_a_run_that_failed_where_it_had_come_to() {
 
 #[test]
 fn a_browser_draws_of_a_long_run_what_is_in_sight() {
-    // A hundred thousand events are drawn a window at a time
+    // A hundred thousand events are drawn one window at a time
     let folder = Folder::new("long");
     let trace = Trace::new(100_000);
     let run = || {

@@ -1,4 +1,5 @@
-//! The engine on io_uring, with other threads about: whoever polls, whatever sleeps, every request completes once.
+//! The engine on io_uring with other threads: whichever thread polls, whatever sleeps, every
+//! request completes once.
 
 mod common;
 
@@ -24,7 +25,7 @@ use common::skipped;
 
 const BLOCK: usize = 4096;
 
-/// A file of so many blocks, each full of its number; gone when it ends.
+/// A file of `blocks` blocks, each filled with its number, removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -51,13 +52,13 @@ fn disk() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// Runs `f` as a coroutine; not at all, saying so, where io_uring is forbidden.
+/// Runs `f` as a coroutine, or reports a skip where io_uring is forbidden.
 fn run<T>(depth: u32, f: impl FnOnce() -> T) -> Option<T> {
     let ran = Runner::new().kernel(KernelChoice::Uring).depth(depth).run(f);
     ran.inspect_err(|error| skipped(error)).ok()
 }
 
-/// The same with the engine itself.
+/// Runs `f` with the engine itself, or reports a skip where io_uring is forbidden.
 fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
     let kernel = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
     Some(AioContext::run(|context| f(context, &Engine::attach(kernel, 8).unwrap())))
@@ -69,13 +70,13 @@ struct Never(Arc<OwnedFd>);
 
 impl Never {
     fn new() -> Never {
-        // SAFETY: no memory is involved; the descriptor is new and nobody else's.
+        // SAFETY: no memory is involved; the descriptor is new and owned here alone.
         let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
         Never(Arc::new(fd))
     }
 
     fn signal(&self) {
-        // SAFETY: eight bytes, as an eventfd wants.
+        // SAFETY: eight bytes, as an eventfd requires.
         let written = unsafe { libc::write(self.0.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) };
         assert_eq!(written, 8);
     }
@@ -100,13 +101,14 @@ impl Never {
     }
 }
 
-/// `count`, or less where CORALIO_TEST_DIVISOR says so.
+/// Returns `count`, divided by CORALIO_TEST_DIVISOR if set.
 fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)
 }
 
-/// So many coroutines that each read `each` blocks here and there, and look at what they got.
+/// Spawns `coroutines` coroutines, each of which reads `each` blocks in a scattered order and
+/// checks them.
 fn readers(file: &Rc<File>, coroutines: usize, each: usize, blocks: usize) -> Vec<JoinHandle<()>> {
     let one = |number| {
         let file = Rc::clone(file);
@@ -130,7 +132,8 @@ fn assert_all_done(requests: usize) {
 
 #[test]
 fn every_depth() {
-    // E2, E16: more coroutines than the queue is deep, on each kind of file
+    // E2, E16: more coroutines than the queue is deep complete all their reads, on each kind of
+    // file
     for (place, direct) in [(disk(), Direct::Auto), (disk(), Direct::Never), ("/dev/shm".into(), Direct::Auto)] {
         let temp = Temp::new(&place, 64);
         for depth in [1, 2, 7, 32, 1024] {
@@ -146,7 +149,7 @@ fn every_depth() {
 
 #[test]
 fn none_is_lost_with_two_threads_reaping() {
-    // H3, E9: another thread polls all the time; every request completes once
+    // H3, E9: while another thread polls constantly, every request completes once
     const COROUTINES: usize = 32;
     let each = scaled(100_000) / COROUTINES;
     let temp = Temp::new(&disk(), 64);
@@ -166,13 +169,15 @@ fn none_is_lost_with_two_threads_reaping() {
         assert_all_done(COROUTINES * each);
         foreign
     });
-    // Joined outside: the loop has the context's lock while a coroutine runs, and the other thread wants it.
+    // Joined outside: the loop holds the context's lock while a coroutine runs, and the other
+    // thread needs it.
     foreign.into_iter().for_each(|foreign| foreign.join().unwrap());
 }
 
 #[test]
 fn a_thread_that_polled_and_ended_takes_no_request_along() {
-    // E9, E13: a request that it had submitted would fail with its end: reads through the page cache of what is not there
+    // E9, E13: a thread that polls and exits cancels no request: one that it had submitted would
+    // fail with its exit. Reads of uncached data through the page cache
     const BLOCKS: usize = 256;
     let temp = Temp::new(&disk(), BLOCKS);
     fs::File::open(&temp.0).unwrap().sync_all().unwrap();
@@ -199,7 +204,8 @@ fn a_thread_that_polled_and_ended_takes_no_request_along() {
 
 #[test]
 fn only_the_home_thread_submits() {
-    // E8, E9: step by step: another thread's poll reaps, and what is pending waits for the home thread's round
+    // E8, E9: another thread's poll reaps, and pending requests wait for the home thread's
+    // iteration
     with_engine(|context, engine| {
         let (first, second) = (Never::new(), Never::new());
         let reader = |never: &Never| {
@@ -211,7 +217,7 @@ fn only_the_home_thread_submits() {
         let plug = engine.plug();
         let pending = reader(&second);
         pending.enter();
-        // Looked at when all is over: to fail in between would be to wait for the second one.
+        // Compared after the end: a failure in between would wait for the second request.
         let stats = || {
             let stats = engine.stats();
             (stats.in_flight, stats.pending, stats.submits)
@@ -235,7 +241,7 @@ fn only_the_home_thread_submits() {
 
 #[test]
 fn another_threads_poll_reaps_while_the_loop_sleeps() {
-    // E9, W1: whoever finds the completion, the coroutine runs, and the sleep ends
+    // E9, W1: whichever thread finds the completion, the coroutine runs and the sleep ends
     with_engine(|context, engine| {
         let rounds = scaled(5000);
         let never = Never::new();
@@ -266,8 +272,8 @@ fn another_threads_poll_reaps_while_the_loop_sleeps() {
 
 #[test]
 fn cancelled_in_flight_it_ends_early() {
-    // E11: a read of what never comes is taken back from the kernel when its coroutine is cancelled, or a timeout is over; the
-    // same of one that is behind a shield is not
+    // E11: a read that never completes is cancelled in the kernel when its coroutine is cancelled
+    // or its timeout expires; one within a shield is not
     with_engine(|context, engine| {
         let (never, later) = (Never::new(), Never::new());
         let reader = |never: &Never, shielded: bool| {
@@ -294,7 +300,8 @@ fn cancelled_in_flight_it_ends_early() {
 
 #[test]
 fn a_kick_ends_the_sleep() {
-    // X6, W1: a wake from another thread, while the loop sleeps for a completion that will not come before it
+    // X6, W1: a wake from another thread ends the sleep of a loop whose next completion comes only
+    // after that wake
     with_engine(|context, engine| {
         let never = Never::new();
         let (go, next) = channel::<coralio_aio::Waker>();
@@ -312,7 +319,7 @@ fn a_kick_ends_the_sleep() {
                     never.signal();
                 }
             });
-            // The read is in flight before anybody is asked to wake.
+            // The read is in flight before the other thread is asked to wake.
             context.poll(false);
             assert_eq!(engine.stats().in_flight, 1);
             woken.enter();
@@ -328,7 +335,8 @@ fn a_kick_ends_the_sleep() {
 
 #[test]
 fn in_flight_when_the_context_ends() {
-    // E13, C9: unwound when the kernel has filled the buffer, or has cancelled the read; the signal comes at the same time
+    // E13, C9: the stack is unwound once the kernel has filled the buffer or cancelled the read;
+    // the signal comes at the same time
     struct Lent([u8; 8], Arc<AtomicBool>);
     impl Drop for Lent {
         fn drop(&mut self) {
@@ -363,7 +371,7 @@ fn in_flight_when_the_context_ends() {
 
 #[test]
 fn a_bad_one_among_good_ones() {
-    // E2, E14: its error is its own
+    // E2, E14: a bad request among good ones fails alone
     let temp = Temp::new(&disk(), 8);
     run(8, || {
         let (file, read_only) = (temp.open(Direct::Auto), Rc::new(File::open(&temp.0).unwrap()));
@@ -389,14 +397,14 @@ fn hung(context: &AioContext, engine: &Arc<Engine<IoUring>>, never: &Never) -> J
 
 #[test]
 fn context_end_cancels_a_read_that_never_completes() {
-    // C9: the coroutine is unwound although nobody signals its descriptor
+    // C9: the coroutine is unwound although its descriptor is never signalled
     let never = Never::new();
     with_engine(|context, engine| drop(hung(context, engine, &never)));
 }
 
 #[test]
 fn stop_of_a_loop_thread_cancels_a_read_that_never_completes() {
-    // C9, X10: as at the end of `run`
+    // C9, X10: stopping a loop thread cancels the read, as does the end of `run`
     let thread = coralio_aio::LoopThread::start("hung").unwrap();
     let (started, start) = channel();
     let scheduled = thread.context().schedule_oneshot(move || {
@@ -415,7 +423,7 @@ fn stop_of_a_loop_thread_cancels_a_read_that_never_completes() {
 
 #[test]
 fn unwinding_scope_cancels_a_read_that_never_completes() {
-    // C9, S4: the scope's own stack unwinds, and its coroutine may not outlive what it borrows
+    // C9, S4: the scope's own stack unwinds, and its coroutine must not outlive its borrows
     let never = Never::new();
     with_engine(|_, engine| {
         let runs = (Arc::clone(engine), never.clone());
@@ -436,7 +444,8 @@ fn unwinding_scope_cancels_a_read_that_never_completes() {
 
 #[test]
 fn cancelled_owner_ends_a_request_that_another_context_waits_for_at_its_end() {
-    // E11, E12: the engine has moved to a context that ends, and waits in place for a request of a coroutine elsewhere
+    // E11, E12: cancelling ends a request whose engine has moved to a context that ends and waits
+    // for it in place
     let never = Never::new();
     with_engine(|context, engine| {
         let reader = hung(context, engine, &never);

@@ -1,4 +1,5 @@
-//! System calls that wait until the test lets them go on, by a seccomp filter that asks this process.
+//! System calls that block until the test releases them, by means of a seccomp user-notification
+//! filter.
 
 use std::io;
 use std::mem;
@@ -7,22 +8,24 @@ use std::thread;
 
 use crate::filter;
 
-/// Threads that call what is held stand still in it. Dropped, it lets them go on, and those that come later.
+/// Blocks the threads that make the held system call. Dropping it releases them, and all later
+/// callers.
 pub struct Held {
     listener: Option<OwnedFd>,
 }
 
 impl Held {
-    /// From now on threads that are started wait before this call does anything. The filter stays as long as they live: for a
-    /// process of its own.
+    /// Makes this system call block in every thread started from now on. The filter lasts as long
+    /// as those threads, so use a child process.
     ///
     /// # Errors
     ///
-    /// The kernel's: it has no such filters (they came with Linux 5.5), or they are forbidden.
+    /// The kernel lacks such filters (added in Linux 5.5), or forbids them.
     pub fn from_now_on(call: libc::c_long) -> io::Result<Held> {
         let mut filter = filter(&[(call, libc::SECCOMP_RET_USER_NOTIF)]);
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        // SAFETY: the program and its filter outlive the calls, which copy them; the descriptor is new, and nobody else's.
+        // SAFETY: the program and its filter outlive the calls, which copy them; the descriptor is
+        // new and owned here alone.
         unsafe {
             assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
             let [mode, flags] =
@@ -38,14 +41,15 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // As long as the process lives: who else calls it is not known.
+        // Runs until the process ends: later callers are not known in advance.
         self.listener.take().map(|listener| thread::spawn(move || while let_one_go_on(&listener) {}));
     }
 }
 
-/// Waits for a thread that calls what is held. Returns whether there may be more.
+/// Waits for a thread blocked in the held call and releases it. Returns whether there may be more.
 fn let_one_go_on(listener: &OwnedFd) -> bool {
-    // SAFETY: both structures are plain data for which zero is valid, as the first call wants it; both outlive the calls.
+    // SAFETY: both structures are plain data for which zero is valid, and the first call requires
+    // zeroes; both outlive the calls.
     unsafe {
         let mut held: libc::seccomp_notif = mem::zeroed();
         if libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut held) != 0 {

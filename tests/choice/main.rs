@@ -1,5 +1,6 @@
-//! What is chosen where the machine refuses something, and which request goes to which engine. Refusals are real: a seccomp
-//! filter, as containers have one, used-up limits. Each is had in a process of its own, since a filter stays.
+//! Backend selection when the machine refuses an interface, and the routing of requests between
+//! engines. Refusals are real: seccomp filters like those of containers, and exhausted limits. Each
+//! runs in a child process, since a filter cannot be removed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -19,7 +20,8 @@ use seccomp::{filter, forbid};
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
-/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+/// Reruns the test `test` in a child process and asserts that it passes there. Returns false in the
+/// child.
 fn in_child(test: &str) -> bool {
     in_child_with(test, &[])
 }
@@ -36,7 +38,7 @@ fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
     true
 }
 
-/// A file's path; the file is gone when it ends.
+/// The path of a file that is removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -61,14 +63,14 @@ impl Drop for Temp {
     }
 }
 
-/// A page of this.
+/// Returns a page filled with `byte`.
 fn page(byte: u8) -> AlignedBuf {
     let mut buf = AlignedBuf::new(4096, 4096);
     buf.fill(byte);
     buf
 }
 
-/// What goes out comes back, past the page cache and through it.
+/// Checks that data written is read back, with direct I/O and through the page cache.
 fn io_works() -> io::Result<()> {
     for direct in [Direct::Auto, Direct::Never] {
         let temp = Temp::on_disk();

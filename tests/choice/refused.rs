@@ -1,4 +1,4 @@
-//! What is chosen where something is refused, and what is said about it.
+//! Backend selection after a refusal, and its report.
 
 use std::io::ErrorKind;
 
@@ -11,7 +11,7 @@ use crate::{chosen, forbid, in_child, in_child_with, io_works};
 const AIO: libc::c_long = libc::SYS_io_setup;
 const URING: libc::c_long = libc::SYS_io_uring_setup;
 
-/// What `Auto` chooses, and does I/O with.
+/// Returns the backend that `Auto` selects, after checking that I/O works on it.
 fn choice() -> Chosen {
     let run = || {
         io_works().unwrap();
@@ -23,7 +23,8 @@ fn choice() -> Chosen {
     chosen
 }
 
-/// It is this one, and of each of those before it was said what was in the way.
+/// Asserts that this backend was selected, and that a reason is reported for each one tried before
+/// it.
 fn assert_chosen(chosen: &Chosen, kernel: KernelChoice, why: &[(KernelChoice, &str)]) {
     let shown = chosen.to_string();
     assert_eq!(chosen.kernel(), kernel, "{shown}");
@@ -36,14 +37,14 @@ fn assert_chosen(chosen: &Chosen, kernel: KernelChoice, why: &[(KernelChoice, &s
     }
 }
 
-/// Whether this machine has io_uring at all.
+/// Returns whether this machine has io_uring at all.
 fn has_uring() -> bool {
     has(KernelChoice::Uring, 1)
 }
 
 #[test]
 fn nothing_is_refused() {
-    // E16: native AIO is the first, and the reason is short
+    // E16: `Auto` selects native AIO first and reports a short reason
     if !has(KernelChoice::Aio, 1) {
         return;
     }
@@ -52,7 +53,7 @@ fn nothing_is_refused() {
     assert_eq!(chosen.to_string(), "native AIO, and threads for what would block it");
 }
 
-/// With native AIO refused like this: io_uring.
+/// Asserts that `Auto` falls back to io_uring when native AIO is refused in this way.
 fn without_aio(test: &str, calls: &[(libc::c_long, i32)], words: &str) {
     if !has_uring() || in_child(test) {
         return;
@@ -65,39 +66,42 @@ fn without_aio(test: &str, calls: &[(libc::c_long, i32)], words: &str) {
 
 #[test]
 fn aio_is_forbidden() {
-    // E14, E16: a seccomp filter says EPERM
+    // E14, E16: `Auto` falls back when a seccomp filter returns EPERM
     without_aio("refused::aio_is_forbidden", &[(AIO, libc::EPERM)], "native AIO is forbidden here");
 }
 
 #[test]
 fn aio_is_hidden() {
-    // E14, E16: ENOSYS, as by a filter or a kernel that was built without
+    // E14, E16: `Auto` falls back on ENOSYS, from a filter or from a kernel built without native
+    // AIO
     without_aio("refused::aio_is_hidden", &[(AIO, libc::ENOSYS)], "no native AIO here");
 }
 
 #[test]
 fn aio_can_be_set_up_and_then_nothing() {
-    // E14, E16: a filter that forgot io_submit is found out before a request is
+    // E14, E16: a filter that forbids only io_submit is detected before the first request
     let calls = [(libc::SYS_io_submit, libc::EPERM)];
     without_aio("refused::aio_can_be_set_up_and_then_nothing", &calls, "native AIO is forbidden here");
 }
 
 #[test]
 fn aio_is_too_old() {
-    // E14, E16: before Linux 4.18 a poll request is EINVAL
+    // E14, E16: a poll request that fails with EINVAL, as before Linux 4.18, rules out native AIO
     without_aio("refused::aio_is_too_old", &[(libc::SYS_io_submit, libc::EINVAL)], "Linux 4.18 or later");
 }
 
 #[test]
 fn aio_max_nr_is_used_up_as_far_as_we_can_tell() {
-    // E14, E16: EAGAIN of io_setup, whatever others do on the machine meanwhile
+    // E14, E16: `Auto` falls back when io_setup returns EAGAIN; a filter makes this independent of
+    // other processes
     let test = "refused::aio_max_nr_is_used_up_as_far_as_we_can_tell";
     without_aio(test, &[(AIO, libc::EAGAIN)], "no room for 65 AIO requests");
 }
 
 #[test]
 fn aio_max_nr_is_used_up() {
-    // E14, E16: for real, as far as the deepest queue does not fit any more. All processes share it
+    // E14, E16: `Auto` falls back when fs.aio-max-nr is really exhausted; only enough is used that
+    // the deepest queue no longer fits, since all processes share the limit
     const DEEPEST: u32 = 32768;
     if !has(KernelChoice::Aio, 1) || !has(KernelChoice::Uring, DEEPEST) || in_child("refused::aio_max_nr_is_used_up") {
         return;
@@ -114,7 +118,7 @@ fn aio_max_nr_is_used_up() {
     assert_eq!(Runner::new().depth(32).run(chosen).unwrap().kernel(), KernelChoice::Aio, "there is room for this");
 }
 
-/// With both refused: threads.
+/// Asserts that `Auto` falls back to threads when both kernel interfaces are refused.
 fn without_both(test: &str, aio: i32, uring: (libc::c_long, i32), words: [&str; 2]) {
     if in_child(test) {
         return;
@@ -130,28 +134,28 @@ fn without_both(test: &str, aio: i32, uring: (libc::c_long, i32), words: [&str; 
 
 #[test]
 fn a_container() {
-    // E14, E16: both forbidden
+    // E14, E16: `Auto` falls back to threads when both interfaces are forbidden
     let words = ["native AIO is forbidden here", "io_uring is forbidden here"];
     without_both("refused::a_container", libc::EPERM, (URING, libc::EPERM), words);
 }
 
 #[test]
 fn a_kernel_without() {
-    // E14, E16: both hidden
+    // E14, E16: `Auto` falls back to threads when both interfaces are hidden
     let words = ["no native AIO here", "no io_uring here"];
     without_both("refused::a_kernel_without", libc::ENOSYS, (URING, libc::ENOSYS), words);
 }
 
 #[test]
 fn locked_memory_is_used_up() {
-    // E14, E16: ENOMEM of io_uring_setup, as at RLIMIT_MEMLOCK
+    // E14, E16: ENOMEM from io_uring_setup, as at RLIMIT_MEMLOCK, is a refusal with a remedy
     let words = ["no room for 65 AIO requests", "raise that (ulimit -l)"];
     without_both("refused::locked_memory_is_used_up", libc::EAGAIN, (URING, libc::ENOMEM), words);
 }
 
 #[test]
 fn io_uring_is_too_old() {
-    // E14, E16: a ring that cannot say what it does
+    // E14, E16: a ring that cannot report its operations is a refusal with a remedy
     if has_uring() {
         let words = ["native AIO is forbidden", "it takes Linux 5.6 or later"];
         let uring = (libc::SYS_io_uring_register, libc::EINVAL);
@@ -161,12 +165,13 @@ fn io_uring_is_too_old() {
 
 #[test]
 fn no_memory_may_be_locked() {
-    // E14, E16: the real limit, at zero, as another user than root, whom it does not bind. Some kernels do not count rings
+    // E14, E16: with RLIMIT_MEMLOCK really at zero, `Auto` falls back where the kernel counts rings
+    // against it; some kernels do not. Runs as an ordinary user, since root is exempt
     if !has_uring() || in_child("refused::no_memory_may_be_locked") {
         return;
     }
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit outlives the call; the process is a child for this test alone.
+    // SAFETY: the limit outlives the call; the child process runs this test alone.
     unsafe {
         assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &none), 0);
         if libc::geteuid() == 0 {
@@ -181,7 +186,7 @@ fn no_memory_may_be_locked() {
 
 #[test]
 fn a_depth_that_cannot_be_is_no_refusal() {
-    // E14: it is told at once, and not tried elsewhere
+    // E14: an invalid depth is reported immediately; no other backend is tried
     let error = Runner::new().depth(0).run(|| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(!error.to_string().contains("io_uring"), "{error}");
@@ -189,7 +194,7 @@ fn a_depth_that_cannot_be_is_no_refusal() {
 
 #[test]
 fn by_name() {
-    // E16: what was asked for is what there is, or an error
+    // E16: a backend requested by name is used, or its failure is an error
     for (kernel, shown) in [
         (KernelChoice::Aio, "native AIO, as asked for"),
         (KernelChoice::Uring, "io_uring, as asked for"),
@@ -207,7 +212,8 @@ fn by_name() {
 
 #[test]
 fn by_the_environment() {
-    // E16: for programs; a value that is none is told with those that are
+    // E16: `from_env` selects a backend for programs; an invalid value is reported with the valid
+    // ones
     let test = "refused::by_the_environment";
     let values = ["auto", "aio", "uring", "threads", "", "windows", "AIO"];
     if values.map(|value| in_child_with(test, &[("CORALIO_KERNEL", value)])).contains(&true) {

@@ -1,4 +1,4 @@
-//! Which request goes where under `Auto`: what would block the loop in submit, to a thread.
+//! Routing of requests under `Auto`: operations that would block the loop in submit go to a thread.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +10,7 @@ use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner, Stats, spawn, 
 use crate::held::Held;
 use crate::{Temp, chosen, in_child, page};
 
-/// What `f` adds to the counts.
+/// Returns what `f` adds to the counters.
 fn counted(f: impl FnOnce()) -> Stats {
     let before = stats();
     f();
@@ -23,18 +23,18 @@ fn counted(f: impl FnOnce()) -> Stats {
     counted
 }
 
-/// How many requests `f` makes, and how many of them go to threads.
+/// Returns the number of requests that `f` makes, and how many of them go to threads.
 fn requests(f: impl FnOnce()) -> (u64, u64) {
     let Stats { requests, on_threads, .. } = counted(f);
     (requests, on_threads)
 }
 
-/// Runs `f` under `Auto`, on a direct file that is on a disk; or says why not.
+/// Runs `f` under `Auto` on a direct file on a disk, or prints why it is skipped.
 fn on_direct_file(f: impl FnOnce(&File)) {
     let temp = Temp::on_disk();
     coralio_aio::run(|| {
         let file = temp.open(Direct::Auto);
-        // tmpfs takes direct I/O at any alignment.
+        // tmpfs accepts direct I/O at any alignment.
         let on_a_disk = file.is_direct() && file.alignment().memory > 1;
         if on_a_disk && chosen().kernel() == KernelChoice::Aio {
             f(&file);
@@ -46,7 +46,8 @@ fn on_direct_file(f: impl FnOnce(&File)) {
 
 #[test]
 fn what_extends_a_direct_file() {
-    // E16: it blocks submit until the device has it; what overwrites or fills a hole does not, nor what reads
+    // E16: a direct write that extends the file goes to a thread, since submit would block until
+    // the device has the data; overwriting, filling a hole and reading do not
     on_direct_file(|file| {
         for number in 0..4 {
             let at = u64::from(number) * 4096;
@@ -79,7 +80,8 @@ fn what_extends_a_direct_file() {
 
 #[test]
 fn what_fills_a_hole_while_a_thread_extends() {
-    // E16: the thread has the file locked, and submit would wait for that: to a thread as well
+    // E16: a write that fills a hole goes to a thread while a thread extends the file: the
+    // extending write holds the inode lock, and submit would wait for it
     if in_child("route::what_fills_a_hole_while_a_thread_extends") {
         return;
     }
@@ -112,7 +114,7 @@ fn what_fills_a_hole_while_a_thread_extends() {
 
 #[test]
 fn what_is_appended() {
-    // E16: each such write extends, whatever its offset
+    // E16: every append extends the file, whatever its offset, and so goes to a thread
     let temp = Temp::on_disk();
     on_direct_file(|_| {
         let mut options = std::fs::OpenOptions::new();
@@ -126,7 +128,8 @@ fn what_is_appended() {
 
 #[test]
 fn through_the_page_cache() {
-    // E16: writes go to threads, reads of what is there do not; of syncs those after much was written do
+    // E16: page-cached writes go to threads, reads of cached data do not; a sync does only after
+    // much was written
     on_direct_file(|_| {
         let temp = Temp::on_disk();
         let file = temp.open(Direct::Never);
@@ -137,7 +140,8 @@ fn through_the_page_cache() {
         assert_eq!(requests(|| _ = file.write_at(&much, 0).unwrap()), (1, 1));
         assert_eq!(requests(|| file.sync_all().unwrap()), (1, 1));
         assert_eq!(requests(|| file.sync_all().unwrap()), (1, 0), "nothing since");
-        // Out of the cache: refused, since it would wait for the disk.
+        // Drops the pages from the cache: a read is then refused, since it would wait for the disk.
+        //
         // SAFETY: takes no pointers.
         let advise = |advice| unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, advice) };
         assert_eq!((advise(libc::POSIX_FADV_DONTNEED), advise(libc::POSIX_FADV_RANDOM)), (0, 0));
@@ -148,7 +152,7 @@ fn through_the_page_cache() {
                 assert!(buf.iter().all(|&byte| byte == 7));
             }
         });
-        // A disk that is quick enough has brought a page before it is looked for again.
+        // A fast disk may have fetched a page before the read is retried.
         assert!(
             all >= 16 && on_threads > 0,
             "of {all} reads after the cache was dropped, {on_threads} went to threads"
@@ -158,7 +162,8 @@ fn through_the_page_cache() {
 
 #[test]
 fn without_direct_io_or_a_device() {
-    // E14, E16: /proc has no direct I/O and cannot tell what blocks; tmpfs never waits for a device
+    // E14, E16: /proc has no direct I/O and does not report what would block, so its reads go to
+    // threads under native AIO; tmpfs never waits for a device, so its requests do not
     coralio_aio::run(|| {
         let status = File::open("/proc/self/status").unwrap();
         assert!(!status.is_direct());
@@ -181,7 +186,7 @@ fn without_direct_io_or_a_device() {
 
 #[test]
 fn both_engines_at_once() {
-    // E2, E7, W3: the loop sleeps in one of them, and completions of the other one end that
+    // E2, E7, W3: completions of either engine wake the loop, whichever one it sleeps in
     on_direct_file(|file| {
         let cached = Temp::on_disk();
         let cached = Rc::new(cached.open(Direct::Never));
@@ -214,7 +219,8 @@ fn both_engines_at_once() {
 
 #[test]
 fn a_context_ends_with_requests_on_threads() {
-    // E13, W5: those that were not joined are unwound, each after its buffer was given back
+    // E13, W5: coroutines not joined at the context's end are unwound, each after its buffer was
+    // returned
     for rounds in 0..3 {
         let temp = Temp::on_disk();
         coralio_aio::run(|| {
@@ -230,7 +236,8 @@ fn a_context_ends_with_requests_on_threads() {
 
 #[test]
 fn without_a_descriptor_for_threads() {
-    // E14: the request is done all the same, by the main engine
+    // E14: when no descriptor for the thread engine can be opened, the primary engine performs the
+    // request
     if in_child("route::without_a_descriptor_for_threads") {
         return;
     }
@@ -253,7 +260,8 @@ fn without_a_descriptor_for_threads() {
 
 #[test]
 fn submits_beyond_the_limit_are_counted() {
-    // E14: all of them, none of them, or no clock at all
+    // E14: slow submits are counted: all with a zero threshold, none with a large one; without a
+    // threshold the clock is not read
     if !crate::common::has(KernelChoice::Aio, 1) {
         return;
     }

@@ -1,4 +1,4 @@
-//! Seccomp filters, as containers have them. Also used by `.ci/forbid.rs`.
+//! Seccomp filters like those of containers. Also used by `.ci/forbid.rs`.
 
 /// Builds a filter that answers each of these system calls with its action and allows all others.
 pub(crate) fn filter(calls: &[(libc::c_long, u32)]) -> Vec<libc::sock_filter> {
@@ -6,7 +6,7 @@ pub(crate) fn filter(calls: &[(libc::c_long, u32)]) -> Vec<libc::sock_filter> {
     const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, k, jf| libc::sock_filter { code, jt: 0, jf, k };
-    // The system call's number is the first word of the data that a filter loads from.
+    // A filter's data begins with the system call's number.
     let mut filter = vec![step(LOAD, 0, 0)];
     for &(call, action) in calls {
         filter.push(step(IS, call as u32, 1));
@@ -16,8 +16,8 @@ pub(crate) fn filter(calls: &[(libc::c_long, u32)]) -> Vec<libc::sock_filter> {
     filter
 }
 
-/// Makes these system calls fail with these error numbers, from now on, in this thread and in the threads and processes that
-/// it starts.
+/// Makes these system calls fail with these error numbers, from now on, in this thread and in the
+/// threads and processes that it starts.
 pub(crate) fn forbid(calls: &[(libc::c_long, i32)]) {
     let actions: Vec<_> = calls.iter().map(|&(call, errno)| (call, libc::SECCOMP_RET_ERRNO | errno as u32)).collect();
     let mut filter = filter(&actions);

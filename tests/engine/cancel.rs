@@ -1,4 +1,4 @@
-//! Rule E11: what becomes of a request whose coroutine is to end early.
+//! Rule E11: requests whose coroutines are cancelled.
 
 use std::io;
 use std::time::Duration;
@@ -20,8 +20,8 @@ fn assert_cancelled(result: io::Result<usize>) {
 
 #[test]
 fn a_pending_request_is_taken_off_the_queue() {
-    // E11: cancelled while it waits for its turn, a request never gets to the kernel, and its coroutine hears at once; the
-    // others keep their order
+    // E11: a request cancelled while pending never reaches the kernel, and its coroutine is resumed
+    // immediately; the others keep their order
     with_engine(1, |context, kernel, engine| {
         kernel.script.hold(0);
         let tasks = [0, 1, 2, 3].map(|offset| reader(engine, offset));
@@ -43,7 +43,8 @@ fn a_pending_request_is_taken_off_the_queue() {
 
 #[test]
 fn one_in_flight_is_waited_for() {
-    // E11, H12: cancelled while the kernel has it, a request is not let go of: its buffer may be written till the end
+    // E11, H12: a request cancelled in flight stays in flight: the kernel may write to its buffer
+    // until completion
     with_engine(4, |context, kernel, engine| {
         kernel.script.hold(0);
         let task = reader(engine, 0);
@@ -53,7 +54,7 @@ fn one_in_flight_is_waited_for() {
         assert!(!task.is_finished());
         kernel.script.release(0);
         rounds_until(|| task.is_finished());
-        // It was done in spite of that.
+        // It succeeded in spite of the cancellation.
         assert_eq!(task.join().unwrap().unwrap(), 0);
         assert_eq!(kernel.script.taken(), 1);
     });
@@ -61,7 +62,8 @@ fn one_in_flight_is_waited_for() {
 
 #[test]
 fn timeout_during_request_that_succeeds_returns_its_result() {
-    // S4, E11: the time is over while the kernel has the request, which cannot be cancelled and succeeds: nothing is lost
+    // S4, E11: a deadline that expires while the kernel has the request, which cannot be cancelled
+    // and succeeds, does not lose the result
     with_engine(4, |context, kernel, engine| {
         kernel.script.hold(0);
         let task = spawn({
@@ -69,7 +71,8 @@ fn timeout_during_request_that_succeeds_returns_its_result() {
             move || timeout(Duration::from_millis(1), || read(&engine, &mut [0; 8], 0))
         });
         context.poll(false);
-        // Its timer is the later one, so the reader has been resumed and has found its time over.
+        // This timer is the later one, so the reader has been resumed and has seen its deadline
+        // expire.
         let later = spawn(|| sleep(Duration::from_millis(2)));
         while !later.is_finished() {
             context.poll(false);
@@ -84,7 +87,8 @@ fn timeout_during_request_that_succeeds_returns_its_result() {
 
 #[test]
 fn nothing_begins_for_one_that_was_cancelled() {
-    // E11, S4: I/O of a coroutine that is to end fails at once, but behind a shield; a timeout that is over does the same
+    // E11, S4: I/O of a cancelled coroutine fails immediately, except within a shield; so does I/O
+    // after an expired timeout
     with_engine(4, |context, kernel, engine| {
         let task = spawn({
             let engine = engine.clone();

@@ -1,4 +1,5 @@
-//! Waiting until an engine has nothing left (rule X9): the engine itself notifies a thread that waits for that.
+//! Waiting until an engine has no requests left (rule X9): the engine itself notifies waiting
+//! threads.
 
 use std::fs;
 use std::io;
@@ -12,7 +13,7 @@ use coralio_aio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
 
 use crate::{Watch, touch, with_engine};
 
-/// A thread in `poll_while` until nothing is left, which has seen a request.
+/// Starts a thread in `poll_while` until no request is left; returns once the thread has seen one.
 fn waiter(context: &AioContext, engine: &Watch) -> thread::JoinHandle<()> {
     let (saw, seen) = channel();
     let (context, engine) = (context.clone(), engine.clone());
@@ -32,7 +33,7 @@ fn waiter(context: &AioContext, engine: &Watch) -> thread::JoinHandle<()> {
 
 #[test]
 fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
-    // X9: the thread sleeps, registered, and nothing but the engine tells it
+    // X9: the last completion wakes a thread asleep in `poll_while`, which only the engine notifies
     with_engine(1, |context, kernel, engine| {
         kernel.script.hold(0);
         let reader = spawn({
@@ -48,7 +49,8 @@ fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
     });
 }
 
-/// Starts a request that a plug holds back, and a thread that waits for its end; `end` brings that about.
+/// Starts a request held back by a plug, and a thread that waits for its end, which `end` brings
+/// about.
 fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &JoinHandle<Result<usize, i32>>)) {
     with_engine(8, |context, kernel, engine| {
         let plug = engine.plug();
@@ -65,7 +67,7 @@ fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &Joi
 
 #[test]
 fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
-    // X9: the request ends without a completion
+    // X9: a request that fails at submit, without a completion, wakes the waiting thread
     waits_until_pending(|context, kernel, plug, reader| {
         kernel.script.refuse(libc::EBADF);
         drop(plug);
@@ -77,7 +79,7 @@ fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
 
 #[test]
 fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
-    // X9, E11: the request is taken back before the kernel has it
+    // X9, E11: a request taken back before the kernel has it wakes the waiting thread
     waits_until_pending(|context, kernel, _plug, reader| {
         reader.cancel();
         while !reader.is_finished() {
@@ -89,7 +91,7 @@ fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
 
 #[test]
 fn engine_context_and_file_drain() {
-    // X9: on the home thread, in a coroutine, and on another thread
+    // X9: `drain` works on the home thread, in a coroutine, and on another thread
     AioContext::run(|context| {
         let kernel = Scripted::new(8);
         kernel.set_disk(b"disk");

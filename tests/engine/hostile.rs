@@ -1,4 +1,4 @@
-//! What safe code could try on an engine.
+//! Misuse of an engine by safe code.
 
 use std::fs;
 use std::io;
@@ -13,15 +13,15 @@ use coralio_aio::{AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Sou
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine};
 
-/// A file on the scripted disk: the descriptor does not matter.
+/// Returns a file on the scripted disk; its descriptor does not matter.
 fn file(engine: &std::sync::Arc<Engine<Scripted>>) -> File {
     File::on_engine(engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap()
 }
 
 #[test]
 fn a_scripted_kernel_serves_one_engine() {
-    // E1, E13: of two engines on clones of it, each would take the other's completions for its own, and give buffers back
-    // that are lent
+    // E1, E13: a scripted kernel refuses a second engine: of two engines on its clones, each would
+    // take the other's completions for its own and return buffers that are still lent
     let kernel = Scripted::new(8);
     kernel.set_disk(b"disk");
     kernel.hold(0);
@@ -58,7 +58,7 @@ fn a_scripted_kernel_serves_one_engine() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ResourceBusy);
     go.send(()).unwrap();
     assert_eq!(&first.join().unwrap(), b"disk");
-    // When that one is through, another one may go on with the disk.
+    // Once the first engine is done, another one may continue with the disk.
     AioContext::run(|_| {
         let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
         let file = file(&engine);
@@ -72,7 +72,8 @@ fn a_scripted_kernel_serves_one_engine() {
 
 #[test]
 fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
-    // E2, C8: the kernel had not taken all; a completion makes room for the rest, though its coroutine panics out of the reap
+    // E2, C8: after a partial submit, a completion makes room for the rest even if its coroutine
+    // panics out of the reap
     with_engine(8, |context, kernel, engine| {
         (0..2).for_each(|number| kernel.script.hold(number));
         kernel.script.take_at_most(2);
@@ -94,7 +95,7 @@ fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
         assert_eq!(kernel.transcript(), "1,2,3>2");
         kernel.script.release(0);
         assert_eq!(panic_of(|| context.poll(false)), "out of the reap");
-        // The second one is in flight for as long as it likes.
+        // The second request stays in flight until it is released.
         rounds_until(|| tasks[1].is_finished());
         assert_eq!(kernel.transcript(), "3>1 wait");
         kernel.script.release(1);
@@ -106,7 +107,8 @@ fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
 
 #[test]
 fn a_nested_poll_submits_what_was_not_taken() {
-    // E2, X2: the same while the coroutine that the completion has woken polls: what it waits for is submitted
+    // E2, X2: a partial submit is completed from a nested poll: the coroutine that the completion
+    // woke polls, and the request that it waits for is submitted
     with_engine(8, |context, kernel, engine| {
         kernel.script.hold(1);
         kernel.script.take_at_most(2);
@@ -148,7 +150,7 @@ fn a_nested_poll_submits_what_was_not_taken() {
     });
 }
 
-/// A buffer that coroutines of a scope borrow in parts; it says what is in it when it goes.
+/// A buffer that coroutines of a scope borrow in parts; its destructor logs the content.
 struct Shared(Log, [u8; 8]);
 
 impl Drop for Shared {
@@ -157,7 +159,8 @@ impl Drop for Shared {
     }
 }
 
-/// Two coroutines read into the halves of a buffer on the stack of a third, which does `then` while they are in flight.
+/// Returns a closure in which two coroutines read into the halves of a buffer on its stack, and
+/// which calls `then` while they are in flight.
 fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl FnOnce() + 'static {
     let (engine, log) = (engine.clone(), log.clone());
     move || {
@@ -174,7 +177,7 @@ fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl F
     }
 }
 
-/// Two requests in flight, of whose buffers a scope is the owner.
+/// Starts two requests whose buffers are owned by the stack of a scope's owner.
 fn lent_by_a_scope(
     then: impl FnOnce() + Send + 'static,
     end: impl FnOnce(&AioContext, &Watched, coralio_aio::Coroutine),
@@ -188,7 +191,7 @@ fn lent_by_a_scope(
         context.poll(false);
         assert_eq!(engine.stats().in_flight, 2);
         let script = kernel.script.clone();
-        // What is held completes when somebody waits for it.
+        // The held requests complete at the next wait.
         kernel.on_next_wait(move || (0..2).for_each(|number| script.release(number)));
         end(context, kernel, owner);
     });
@@ -197,7 +200,8 @@ fn lent_by_a_scope(
 
 #[test]
 fn what_a_scope_lends_comes_back_before_its_owner_goes() {
-    // E13, S4, C9: by a panic in the scope, by the end of the context, and by cancelling
+    // E13, S4, C9: buffers lent within a scope return before the scope's owner is gone: after a
+    // panic in the scope, at the end of the context, and after cancelling
     lent_by_a_scope(
         || panic!("amid the scope"),
         |_, _, owner| {
@@ -218,7 +222,7 @@ fn what_a_scope_lends_comes_back_before_its_owner_goes() {
     );
 }
 
-/// A source that hands the calls of its own context's loop on to the engine of another context.
+/// A source that forwards its own loop's calls to the engine of another context.
 struct Borrows {
     engine: Arc<dyn Source>,
     report: Mutex<Vec<String>>,
@@ -265,7 +269,8 @@ impl Source for Borrows {
 
 #[test]
 fn engine_ignores_the_loop_of_another_context() {
-    // E9, E12: the tokens are another context's: no completion is taken, nothing submits or sleeps on that thread
+    // E9, E12: an engine called with another context's loop tokens ignores them: no completion is
+    // taken, and nothing submits or sleeps on that thread
     with_engine(8, |context, kernel, engine| {
         kernel.script.complete_on_submit(0, 1);
         kernel.script.hold(1);

@@ -1,6 +1,7 @@
-//! The production engine on a scripted kernel: what it submits and when, what it reaps in which order, and what happens when
-//! something ends early (SPEC E). Nothing here depends on time. The kernel's side of each story is a transcript:
-//! `0,512>1` is a submit that offered the requests at these offsets, of which the kernel took one; `wait` is a sleep.
+//! The production engine on a scripted kernel: what it submits and when, the order of reaping, and
+//! early termination (SPEC E). Nothing here depends on time. The kernel's side of each test is a
+//! transcript: `0,512>1` is a submit that offered the requests at these offsets, of which the
+//! kernel took one; `wait` is a sleep.
 
 mod cancel;
 mod drain;
@@ -24,10 +25,10 @@ use coralio_aio::{AioContext, Engine};
 
 use stack::stack_pointer;
 
-/// A scripted kernel that is looked at over the shoulder.
+/// A scripted kernel whose calls are recorded.
 #[derive(Clone)]
 pub struct Watched {
-    /// What it does.
+    /// The script that decides what the kernel does.
     pub script: Scripted,
     seen: Arc<Mutex<Seen>>,
 }
@@ -38,10 +39,10 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct Seen {
     transcript: Vec<String>,
     offsets: HashMap<u64, u64>,
-    /// Where the stack was in each submit: lowest and highest.
+    /// The lowest and the highest stack pointer seen in submits.
     stack: Option<(usize, usize)>,
     on_wait: Option<Hook>,
-    /// Completions that come twice, once more each.
+    /// Whether the next completion is delivered twice.
     echo: bool,
     echoed: bool,
 }
@@ -55,12 +56,12 @@ impl Watched {
         self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// What happened since the last look.
+    /// Returns what happened since the last call.
     pub fn transcript(&self) -> String {
         std::mem::take(&mut self.seen().transcript).join(" ")
     }
 
-    /// The slots that requests had so far.
+    /// Returns the number of distinct slots that requests have used so far.
     pub fn slots(&self) -> usize {
         let mut slots: Vec<_> = self.seen().offsets.keys().map(|&key| key as u32).collect();
         slots.sort_unstable();
@@ -68,7 +69,7 @@ impl Watched {
         slots.len()
     }
 
-    /// How far apart the stack pointers were at the submits so far.
+    /// Returns the distance between the lowest and the highest stack pointer of the submits so far.
     pub fn stack_spread(&self) -> usize {
         self.seen().stack.map_or(0, |(low, high)| high - low)
     }
@@ -78,13 +79,14 @@ impl Watched {
         self.seen().on_wait = Some(Box::new(hook));
     }
 
-    /// The next completion comes twice.
+    /// Delivers the next completion twice.
     pub fn echo_next(&self) {
         self.seen().echo = true;
     }
 }
 
-// SAFETY: the scripted kernel's own promise. An echo is a breach of it, but what is echoed has left its memory alone for good.
+// SAFETY: the scripted kernel keeps the contract. An echo breaks it, but the echoed request never
+// touches its memory again.
 unsafe impl Kernel for Watched {
     type Entry = Entry;
 
@@ -103,7 +105,7 @@ unsafe impl Kernel for Watched {
 
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
         let keys: Vec<_> = entries.iter().map(|entry| self.script.key(entry)).collect();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         let result = unsafe { self.script.submit(entries) };
         let mut seen = self.seen();
         let offered: Vec<_> = keys.iter().map(|key| seen.offsets[key].to_string()).collect();
@@ -122,7 +124,7 @@ unsafe impl Kernel for Watched {
     }
 
     unsafe fn peek(&self) -> Option<Completion> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { self.script.peek() }
     }
 
@@ -132,7 +134,7 @@ unsafe impl Kernel for Watched {
             return;
         }
         drop(seen);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { self.script.commit() };
     }
 
@@ -142,14 +144,14 @@ unsafe impl Kernel for Watched {
         if let Some(hook) = hook {
             hook();
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract.
         unsafe { self.script.wait(min, other, timeout) }
     }
 }
 
 type Watch = Arc<Engine<Watched>>;
 
-/// A context on this thread's own stack, with an engine of this depth.
+/// Runs `f` on this thread's own stack, in a context with an engine of this depth.
 fn with_engine<R>(depth: u32, f: impl FnOnce(&AioContext, &Watched, &Watch) -> R) -> R {
     AioContext::run(|context| {
         let kernel = Watched::new(depth);
@@ -170,13 +172,13 @@ fn write(engine: &Watch, buf: &[u8], offset: u64) -> io::Result<usize> {
     unsafe { engine.transfer(&Operation { opcode: Opcode::Write, fd: 0, addr, len, offset }) }
 }
 
-/// Reads one byte at `offset`: for tests that care for the request only.
+/// Reads one byte at `offset`, for tests that need only the request.
 fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
     read(engine, &mut [0], offset).map_err(|error| error.raw_os_error().unwrap())
 }
 
-/// Rounds of the loop, which may sleep, until `done`: a wedge is found by their number. The bottom half is so that a sleep that
-/// nothing else would end comes to an end.
+/// Polls, with sleeps, until `done`; more than a hundred iterations count as a wedge. The idle
+/// bottom half ends sleeps that nothing else would end.
 fn rounds_until(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
     let alarm = context.bottom_half(|| {}).unwrap();
@@ -187,12 +189,12 @@ fn rounds_until(done: impl Fn() -> bool) {
         alarm.schedule_idle();
         context.poll(true);
     }
-    // To unwind would be to wait for it, in vain.
+    // Unwinding would wait for the request, which never completes.
     eprintln!("a wedge: a hundred rounds, and a request is still waiting");
     std::process::abort();
 }
 
-/// What happened, in order.
+/// A log of events, in order.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -206,7 +208,7 @@ impl Log {
     }
 }
 
-/// The message with which `f` panicked.
+/// Returns the message with which `f` panicked.
 fn panic_of<R>(f: impl FnOnce() -> R) -> String {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(_) => panic!("it was expected to panic"),
@@ -222,7 +224,8 @@ fn text(payload: &(dyn std::any::Any + Send)) -> String {
     }
 }
 
-/// `count`, or less where CORALIO_TEST_DIVISOR says so: under valgrind everything takes fifty times as long.
+/// Returns `count`, divided by CORALIO_TEST_DIVISOR if set: under valgrind everything takes fifty
+/// times as long.
 fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)

@@ -1,4 +1,4 @@
-//! Rule E3: requests gather, and go together.
+//! Rule E3: plugged requests are collected and submitted together.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use coralio_aio::{Coroutine, JoinHandle, spawn};
 
 use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
 
-/// Entered at once: what they ask for is not in a round of the loop.
+/// Enters the coroutines immediately, so that their requests are made outside the loop.
 fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
     let enter_one = |&offset| {
         let engine = engine.clone();
@@ -20,7 +20,8 @@ fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
 
 #[test]
 fn without_a_plug_each_goes_at_once() {
-    // E3: outside the loop and not plugged, nobody is sure to submit later
+    // E3: outside the loop and without a plug, each request is submitted immediately, since no
+    // later submit is certain
     with_engine(8, |_, kernel, engine| {
         enter_at(engine, &[1, 2]);
         assert_eq!(kernel.transcript(), "1>1 2>1");
@@ -29,7 +30,8 @@ fn without_a_plug_each_goes_at_once() {
 
 #[test]
 fn a_plug_gathers_and_its_drop_lets_go() {
-    // E3: the drop itself enters nobody and submits nothing: the loop's next round does
+    // E3: dropping the last plug enters no coroutine and submits nothing; the loop's next iteration
+    // submits
     with_engine(8, |context, kernel, engine| {
         let plug = engine.plug();
         let readers = enter_at(engine, &[1, 2, 3]);
@@ -47,7 +49,7 @@ fn a_plug_gathers_and_its_drop_lets_go() {
 
 #[test]
 fn the_last_of_several_plugs_lets_go() {
-    // E3, H7: a plug is a value whose drop counts down, whatever the order of the drops
+    // E3, H7: plugs count down as they are dropped, in any order
     with_engine(8, |context, kernel, engine| {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             let mut plugs = [0, 1, 2].map(|_| Some(engine.plug()));
@@ -67,7 +69,8 @@ fn the_last_of_several_plugs_lets_go() {
 
 #[test]
 fn a_plug_held_across_a_suspension_is_no_wedge() {
-    // E2, E3: before the loop sleeps, what is plugged goes too: nobody else would submit it
+    // E2, E3: plugged requests are submitted before the loop sleeps, since nothing else would
+    // submit them
     with_engine(8, |_, kernel, engine| {
         let tasks: Vec<JoinHandle<usize>> = (0..3)
             .map(|number| {
@@ -88,7 +91,7 @@ fn a_plug_held_across_a_suspension_is_no_wedge() {
 
 #[test]
 fn a_plug_held_across_a_suspension_is_no_wedge_in_a_loop_that_never_sleeps() {
-    // E2, E3: a plug holds requests back for so many rounds, and no longer
+    // E2, E3: a plug holds requests back for a bounded number of iterations
     with_engine(8, |context, kernel, engine| {
         kernel.script.complete_on_submit(0, 0);
         let plug = engine.plug();
@@ -106,7 +109,7 @@ fn a_plug_held_across_a_suspension_is_no_wedge_in_a_loop_that_never_sleeps() {
 
 #[test]
 fn a_full_batch_goes_though_it_is_plugged() {
-    // E3: one call could not take more
+    // E3: a full batch is submitted although it is plugged: one call could not take more
     with_engine(3, |context, kernel, engine| {
         let plug = engine.plug();
         enter_at(engine, &[1, 2]);
@@ -125,7 +128,8 @@ fn a_full_batch_goes_though_it_is_plugged() {
 
 #[test]
 fn a_full_batch_goes_amid_a_round() {
-    // E3: seven coroutines of one round, at a depth of three; what is in flight then does not count
+    // E3: a batch that fills up within an iteration is submitted: seven coroutines at a depth of
+    // three; requests already in flight do not count
     with_engine(3, |_, kernel, engine| {
         let spawn_one = |offset| {
             let engine = engine.clone();
@@ -141,7 +145,7 @@ fn a_full_batch_goes_amid_a_round() {
 
 #[test]
 fn requests_of_one_round_share_one_submit() {
-    // E3: the loop plugs by itself around what it dispatches
+    // E3: the loop plugs around its own dispatch, so the requests of one iteration share one submit
     const COROUTINES: u64 = 20;
     let rounds = scaled(100) as u64;
     with_engine(64, |_, kernel, engine| {
@@ -163,7 +167,7 @@ fn requests_of_one_round_share_one_submit() {
 
 #[test]
 fn a_bottom_halfs_requests_gather_too() {
-    // E3: whatever the loop dispatches; here a bottom half of the same round enters two coroutines
+    // E3: requests made by coroutines that a bottom half enters are collected as well
     with_engine(8, |context, kernel, engine| {
         let engine = engine.clone();
         let ended = Rc::new(Cell::new(0));
@@ -187,7 +191,8 @@ fn a_bottom_halfs_requests_gather_too() {
 
 #[test]
 fn a_panic_takes_its_plug_along() {
-    // E3, H7: the depth does not drift, so that later requests go as ever
+    // E3, H7: a panic releases its plug, so the plug depth does not drift and later requests are
+    // submitted
     with_engine(8, |context, kernel, engine| {
         let co = Coroutine::new({
             let engine = engine.clone();
@@ -205,7 +210,7 @@ fn a_panic_takes_its_plug_along() {
 
 #[test]
 fn a_plug_may_outlive_its_context() {
-    // E3: its drop finds nothing to do
+    // E3: a plug may outlive its context; its drop does nothing
     let plug = with_engine(8, |_, _, engine| engine.plug());
     drop(plug);
 }

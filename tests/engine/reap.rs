@@ -1,4 +1,4 @@
-//! Rules E4 to E9: what completes within submit, in which order things happen, and what the counters say.
+//! Rules E4 to E9: completion within submit, the order of events, and the counters.
 
 use std::process::Command;
 
@@ -8,7 +8,8 @@ use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
 
 #[test]
 fn what_completes_within_submit_does_not_yield() {
-    // E4, E7: outside the loop; the result is there before the coroutine would yield
+    // E4, E7: a request that completes within submit, outside the loop, does not yield: the result
+    // is there before the coroutine would
     with_engine(8, |_, kernel, engine| {
         kernel.script.complete_on_submit(0, 0);
         kernel.script.complete_on_submit(1, 1);
@@ -30,7 +31,8 @@ fn what_completes_within_submit_does_not_yield() {
 
 #[test]
 fn submit_reaps_what_others_wait_for() {
-    // E4, W1: and they run when the one that submitted yields or ends, not on top of it
+    // E4, W1: submit reaps other coroutines' completions; those coroutines run when the submitter
+    // yields or ends, not on top of it
     with_engine(8, |_, kernel, engine| {
         kernel.script.complete_on_submit(0, 1);
         kernel.script.hold(1);
@@ -57,7 +59,8 @@ fn submit_reaps_what_others_wait_for() {
 
 #[test]
 fn counted_and_moved_before_anybody_runs() {
-    // E5: whoever is woken sees its own completion counted, and those behind it still on the ring
+    // E5: a completion is counted, and the ring advanced, before its coroutine runs; later
+    // completions are still on the ring
     with_engine(8, |context, kernel, engine| {
         let log = Log::default();
         for number in 0..3 {
@@ -77,7 +80,8 @@ fn counted_and_moved_before_anybody_runs() {
 
 #[test]
 fn a_nested_reap_goes_on_where_the_outer_one_stands() {
-    // E5, X2: the first of four polls; what it was not yet told of runs within, in order, and nothing runs twice
+    // E5, X2: a nested reap continues where the outer one stopped: the first of four polls, the
+    // remaining completions run within, in order, and none runs twice
     with_engine(8, |context, _, engine| {
         let log = Log::default();
         for number in 0..4 {
@@ -99,8 +103,8 @@ fn a_nested_reap_goes_on_where_the_outer_one_stands() {
 
 #[test]
 fn the_one_that_submits_is_left_alone() {
-    // E6: its own request is reaped, after another's, by its own submit; it goes on without a yield, and the other one runs
-    // when it ends
+    // E6: the submitter is not entered by its own submit, which reaps its request after another
+    // coroutine's; it continues without a yield, and the other coroutine runs when it ends
     with_engine(8, |_, kernel, engine| {
         (0..2).for_each(|number| kernel.script.complete_on_submit(number, 1));
         let log = Log::default();
@@ -122,7 +126,8 @@ fn the_one_that_submits_is_left_alone() {
 
 #[test]
 fn at_most_one_submit_a_round_where_requests_complete_within_it() {
-    // E8: those that submit wakes gather; they do not submit from there
+    // E8: there is at most one submit per iteration when requests complete within submit:
+    // coroutines woken by a submit collect their next requests for the loop
     const COROUTINES: usize = 7;
     let each = scaled(10_000);
     with_engine(8, |context, kernel, engine| {
@@ -135,7 +140,7 @@ fn at_most_one_submit_a_round_where_requests_complete_within_it() {
             .collect();
         let mut rounds = 0;
         while !tasks.iter().all(JoinHandle::is_finished) {
-            // Not blocking: it is one round.
+            // A non-blocking poll is exactly one iteration.
             context.poll(false);
             rounds += 1;
         }
@@ -149,7 +154,8 @@ fn at_most_one_submit_a_round_where_requests_complete_within_it() {
 
 #[test]
 fn full_batches_do_not_keep_the_loop_for_ever() {
-    // E8, E3: as many coroutines as the queue is deep: they fill it again and again, and still the loop goes round
+    // E8, E3: full batches do not keep the loop in submit forever: as many coroutines as the queue
+    // is deep keep filling it, and the loop still iterates
     const DEPTH: usize = 4;
     let each = scaled(10_000);
     with_engine(DEPTH as u32, |context, kernel, engine| {
@@ -170,7 +176,8 @@ fn full_batches_do_not_keep_the_loop_for_ever() {
     });
 }
 
-/// All requests complete within submit. Returns how far apart the stack was at the submits.
+/// Makes all requests complete within submit. Returns how far apart the stack pointers of the
+/// submits were.
 fn stack_spread(requests: usize, run: impl FnOnce(&AioContext, &Watch, usize)) -> usize {
     with_engine(8, |context, kernel, engine| {
         (0..requests).for_each(|number| kernel.script.complete_on_submit(number, number));
@@ -182,7 +189,8 @@ fn stack_spread(requests: usize, run: impl FnOnce(&AioContext, &Watch, usize)) -
 
 #[test]
 fn no_recursion_in_the_loop() {
-    // E8, H10: submit reaps, the woken one asks again, and that is submitted by the loop, not from within
+    // E8, H10: submit does not recurse: it reaps, the woken coroutine makes another request, and
+    // the loop submits that one
     let spread = stack_spread(scaled(100_000), |_, engine, requests| {
         let spawn_one = |number| {
             let engine = engine.clone();
@@ -196,7 +204,8 @@ fn no_recursion_in_the_loop() {
 
 #[test]
 fn no_recursion_outside_the_loop() {
-    // E8, H10: one coroutine that was entered from the thread's own stack, and submits on its own
+    // E8, H10: submit does not recurse for a coroutine entered from the thread's own stack, which
+    // submits by itself
     let spread = stack_spread(scaled(100_000), |_, engine, requests| {
         let engine = engine.clone();
         let co = Coroutine::new(move || (0..requests).for_each(|_| assert_eq!(touch(&engine, 0), Ok(0))));
@@ -208,7 +217,7 @@ fn no_recursion_outside_the_loop() {
 
 #[test]
 fn the_counters_add_up() {
-    // E9: made = completed + in flight + pending + refused, at every stage
+    // E9: requests = completed + in flight + pending + refused, at every stage
     with_engine(3, |context, kernel, engine| {
         let state = || {
             let stats = engine.stats();
@@ -237,7 +246,8 @@ fn the_counters_add_up() {
 
 #[test]
 fn a_completion_that_comes_twice_is_found_out() {
-    // E9: counted checked; the message has the engine's state
+    // E9: a repeated completion is detected by checked counting; the message contains the engine's
+    // state
     with_engine(8, |context, kernel, engine| {
         let log = Log::default();
         kernel.echo_next();
@@ -261,8 +271,8 @@ const CHILD: &str = "CORALIO_TEST_CHILD";
 
 #[test]
 fn a_stray_completion_is_not_followed() {
-    // E5, E9: its slot serves the next request by then, which has another key. And the one whose place in the count it took is
-    // not waited for in vain: in a child process, which ends
+    // E5, E9: a repeated completion whose slot serves the next request is detected by its key. The
+    // request whose place in the count it took is not waited for in vain: the child process ends
     if std::env::var_os(CHILD).is_some() {
         with_engine(8, |context, kernel, engine| {
             kernel.echo_next();

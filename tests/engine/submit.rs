@@ -1,10 +1,11 @@
-//! Rules E1 and E2: one engine per context; what the kernel does not take stays in line, and never gets stuck there.
+//! Rules E1 and E2: one engine per context; requests that the kernel does not take stay queued and
+//! never get stuck.
 
 use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle, spawn};
 
 use crate::{Log, Watch, Watched, rounds_until, touch, with_engine};
 
-/// A coroutine for each offset, all of one round.
+/// Spawns a coroutine for each offset, all in one iteration.
 fn spawn_at(engine: &Watch, offsets: &[u64]) -> Vec<JoinHandle<Result<usize, i32>>> {
     let spawn_one = |&offset| {
         let engine = engine.clone();
@@ -20,7 +21,7 @@ fn join(tasks: Vec<JoinHandle<Result<usize, i32>>>) -> Vec<Result<usize, i32>> {
 
 #[test]
 fn a_second_engine_is_refused() {
-    // E1: one engine per context, whatever its kernel
+    // E1: a context accepts one engine, whatever its backend
     with_engine(4, |_, _, first| {
         let error = Engine::<Watched>::attach(Watched::new(4), 4).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
@@ -33,7 +34,7 @@ fn a_second_engine_is_refused() {
 
 #[test]
 fn a_depth_that_cannot_be_is_refused() {
-    // E14: none, and more than the kernel takes; the message says what can be
+    // E14: a depth of zero, or above the kernel's capacity, is rejected with the valid range
     AioContext::run(|_| {
         for depth in [0, 9, 1_000_000] {
             let error = Engine::<Watched>::attach(Watched::new(8), depth).unwrap_err();
@@ -46,7 +47,8 @@ fn a_depth_that_cannot_be_is_refused() {
 
 #[test]
 fn what_was_not_taken_stays_in_line() {
-    // E2: the kernel accepts two of five; the rest goes, in order, when a completion was reaped, and not before
+    // E2: the kernel takes two of five requests; the rest is submitted, in order, after a
+    // completion was reaped and not before
     with_engine(8, |context, kernel, engine| {
         kernel.script.take_at_most(2);
         kernel.script.hold(0);
@@ -58,7 +60,7 @@ fn what_was_not_taken_stays_in_line() {
         assert_eq!(kernel.transcript(), "10,11,12,13,14>2");
         let stats = engine.stats();
         assert_eq!((stats.in_flight, stats.pending, stats.requests), (2, 3, 5));
-        // A newcomer queues behind them.
+        // A later request queues behind them.
         let last = spawn_at(engine, &[15]);
         context.poll(false);
         assert_eq!(kernel.transcript(), "");
@@ -73,7 +75,7 @@ fn what_was_not_taken_stays_in_line() {
 
 #[test]
 fn one_at_a_time_if_the_kernel_insists() {
-    // E2: it takes one at each call, and all get through, in order
+    // E2: a kernel that takes one request per call gets all of them, in order
     with_engine(8, |_, kernel, engine| {
         for _ in 0..4 {
             kernel.script.take_at_most(1);
@@ -85,7 +87,7 @@ fn one_at_a_time_if_the_kernel_insists() {
 
 #[test]
 fn no_more_in_flight_than_the_depth() {
-    // E2: up to the queue depth; the kernel would take more
+    // E2: no more requests are in flight than the depth allows, though the kernel would take more
     AioContext::run(|context| {
         let kernel = Watched::new(100);
         let engine = Engine::attach(kernel.clone(), 2).unwrap();
@@ -109,7 +111,8 @@ fn no_more_in_flight_than_the_depth() {
 
 #[test]
 fn try_again_with_nothing_in_flight_is_no_wedge() {
-    // E2, H6: nothing will complete and wake anybody, so the loop's next round tries
+    // E2, H6: after "try again" with nothing in flight, no completion would wake the loop, so its
+    // next iteration retries
     with_engine(8, |_, kernel, engine| {
         for _ in 0..3 {
             kernel.script.refuse(libc::EAGAIN);
@@ -122,7 +125,7 @@ fn try_again_with_nothing_in_flight_is_no_wedge() {
 
 #[test]
 fn try_again_outside_the_loop_is_no_wedge() {
-    // E2, H6: the same for a coroutine that was entered from the thread's own stack
+    // E2, H6: the same for a coroutine entered from the thread's own stack
     with_engine(8, |_, kernel, engine| {
         kernel.script.refuse(libc::EAGAIN);
         let co = Coroutine::new({
@@ -138,7 +141,8 @@ fn try_again_outside_the_loop_is_no_wedge() {
 
 #[test]
 fn try_again_with_something_in_flight_waits_for_it() {
-    // E2: no submit is of use before a completion was reaped
+    // E2: after "try again" with a request in flight, nothing is submitted until a completion was
+    // reaped
     with_engine(8, |context, kernel, engine| {
         kernel.script.hold(0);
         let first = spawn_at(engine, &[1]);
@@ -158,7 +162,8 @@ fn try_again_with_something_in_flight_waits_for_it() {
 
 #[test]
 fn a_bad_first_one_fails_alone() {
-    // E2, H5: its error is its own; the rest is submitted at once, with nothing in flight that could have woken it
+    // E2, H5: a bad first request fails alone; the rest is submitted immediately, since nothing in
+    // flight could wake the loop
     with_engine(8, |_, kernel, engine| {
         kernel.script.refuse(libc::EBADF);
         assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [Err(libc::EBADF), Ok(0), Ok(0)]);
@@ -169,7 +174,8 @@ fn a_bad_first_one_fails_alone() {
 
 #[test]
 fn a_bad_one_in_the_middle_fails_alone() {
-    // E2: [good, bad, good], as Linux has it: one is taken, then the bad one is first and fails, then the last one goes
+    // E2: for [good, bad, good] Linux takes the first; the bad one is then first and fails alone,
+    // and the last one is submitted
     with_engine(8, |_, kernel, engine| {
         kernel.script.take_at_most(1);
         kernel.script.refuse(libc::EINVAL);
@@ -182,7 +188,7 @@ fn a_bad_one_in_the_middle_fails_alone() {
 
 #[test]
 fn all_bad_ones_fail() {
-    // E2, H5: [bad, bad, bad], and [bad, "try again", good]
+    // E2, H5: all of [bad, bad, bad] fail; in [bad, "try again" once, good] only the bad one does
     with_engine(8, |_, kernel, engine| {
         for errno in [libc::EBADF, libc::EINVAL, libc::EFAULT] {
             kernel.script.refuse(errno);
@@ -199,7 +205,8 @@ fn all_bad_ones_fail() {
 
 #[test]
 fn a_bad_one_that_tries_again_leaves_the_loop_its_turn() {
-    // E2, E8: a coroutine that repeats what fails at submit does not keep the loop in one submit for ever
+    // E2, E8: a coroutine that repeats a request that fails at submit does not keep the loop in one
+    // submit forever
     const TRIES: usize = 1000;
     with_engine(2, |context, kernel, engine| {
         (0..TRIES).for_each(|_| kernel.script.refuse(libc::EBADF));
@@ -219,7 +226,8 @@ fn a_bad_one_that_tries_again_leaves_the_loop_its_turn() {
 
 #[test]
 fn one_that_is_refused_outside_the_loop_does_not_yield() {
-    // E2, E7: the result is there before it would yield; and the next one is submitted as ever (H5)
+    // E2, E7: a request refused outside the loop does not yield: its result is there before the
+    // coroutine would; the next request is submitted as usual (H5)
     with_engine(8, |_, kernel, engine| {
         let log = Log::default();
         kernel.script.refuse(libc::EBADF);

@@ -1,4 +1,5 @@
-//! Rule E13: a buffer that is lent to the kernel stays where it is until the kernel has given it back, on every way out.
+//! Rule E13: a buffer lent to the kernel stays in place until the kernel has returned it, however
+//! its coroutine ends.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use coralio_aio::{AioContext, Cancelled, Coroutine, spawn, suspend};
 
 use crate::{Log, Watch, panic_of, read, text, touch, with_engine, write};
 
-/// A buffer that says, when its destructor runs, what is in it by then.
+/// A buffer whose destructor logs the content.
 struct Lent {
     buf: [u8; 4],
     log: Log,
@@ -22,7 +23,7 @@ impl Drop for Lent {
     }
 }
 
-/// Reads four bytes, and notes whether it went on after that.
+/// Reads four bytes, and logs the result if the coroutine continues after that.
 fn reader(engine: &Watch, log: &Log, offset: u64) -> impl FnOnce() + 'static {
     let (engine, log) = (engine.clone(), log.clone());
     move || {
@@ -32,7 +33,7 @@ fn reader(engine: &Watch, log: &Log, offset: u64) -> impl FnOnce() + 'static {
     }
 }
 
-/// The disk has `aaaabbbbcccc`.
+/// Fills the disk with `aaaabbbbcccc`.
 fn fill(kernel: &crate::Watched, engine: &Watch) {
     let engine = engine.clone();
     spawn(move || write(&engine, b"aaaabbbbcccc", 0).unwrap()).join().unwrap();
@@ -41,7 +42,8 @@ fn fill(kernel: &crate::Watched, engine: &Watch) {
 
 #[test]
 fn in_flight_when_the_context_ends() {
-    // E13, C9: unwound only after the kernel has filled the buffer; each destructor once, in order of creation
+    // E13, C9: a stack with a request in flight is unwound only after the kernel has filled the
+    // buffer; each destructor runs once, in order of creation
     let log = Log::default();
     let kernel = with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
@@ -58,7 +60,7 @@ fn in_flight_when_the_context_ends() {
 
 #[test]
 fn pending_when_the_context_ends() {
-    // C9, E11: plugged and never submitted: taken back, so that the operations never begin
+    // C9, E11: requests plugged and never submitted are taken back, so the operations never start
     let log = Log::default();
     let (kernel, _plug) = with_engine(8, |_, kernel, engine| {
         fill(kernel, engine);
@@ -75,7 +77,8 @@ fn pending_when_the_context_ends() {
 
 #[test]
 fn blocked_when_the_context_ends() {
-    // E13, E11: the kernel had not taken all: what it has is waited for, and the rest taken back
+    // E13, E11: after a partial submit, the end of the context waits for the requests that the
+    // kernel has and takes the others back
     let log = Log::default();
     let kernel = with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
@@ -93,7 +96,8 @@ fn blocked_when_the_context_ends() {
 
 #[test]
 fn try_again_when_the_context_ends() {
-    // E11, H6: with nothing in flight, a sleep in place would never end; the scripted kernel would say so
+    // E11, H6: the end of the context does not sleep after "try again" with nothing in flight: that
+    // sleep would never end, and the scripted kernel would report it
     let log = Log::default();
     let kernel = with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
@@ -110,7 +114,8 @@ fn try_again_when_the_context_ends() {
 
 #[test]
 fn a_panic_while_anothers_request_is_in_flight() {
-    // E13, C8: the join handle has the panic, and the other one its data
+    // E13, C8: a panic reaches the join handle, and another coroutine's request in flight returns
+    // its data
     with_engine(8, |_, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();
@@ -131,7 +136,8 @@ fn a_panic_while_anothers_request_is_in_flight() {
 
 #[test]
 fn a_panic_out_of_a_reap_loses_nothing() {
-    // E5, C8: one without a join handle panics amid the reap; those behind it on the ring are reaped by the next poll
+    // E5, C8: a coroutine without a join handle panics during the reap; the completions behind it
+    // are reaped by the next poll
     with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();
@@ -161,7 +167,8 @@ fn a_panic_out_of_a_reap_loses_nothing() {
 
 #[test]
 fn a_panic_out_of_a_submit_loses_nothing() {
-    // E2, C8: one whose request is refused panics within the submit that goes on with the rest
+    // E2, C8: a coroutine whose request is refused panics within the submit, which continues with
+    // the rest
     with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();
@@ -186,7 +193,8 @@ fn a_panic_out_of_a_submit_loses_nothing() {
 
 #[test]
 fn a_kernel_that_panics_amid_the_submit() {
-    // E13: before the coroutine has waited at all its request is in flight, and its stack unwinds only after that
+    // E13: a kernel that panics during submit leaves a request in flight before its coroutine
+    // waits; the stack is unwound only after completion
     with_engine(8, |_, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();
@@ -201,7 +209,7 @@ fn a_kernel_that_panics_amid_the_submit() {
     });
 }
 
-/// Writes when it is dropped, and notes what that said.
+/// A value that writes in its destructor and logs the result.
 struct WritesAtTheEnd(Watch, Log, u64);
 
 impl Drop for WritesAtTheEnd {
@@ -212,13 +220,14 @@ impl Drop for WritesAtTheEnd {
 
 #[test]
 fn a_destructor_does_io_in_place() {
-    // E13, C9: while its stack unwinds it cannot be suspended; the write is done when the destructor goes on
+    // E13, C9: a destructor that runs while its stack unwinds cannot be suspended; its write
+    // completes before the destructor continues
     let log = Log::default();
     let kernel = with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
         let (panics, left) =
             (WritesAtTheEnd(engine.clone(), log.clone(), 0), WritesAtTheEnd(engine.clone(), log.clone(), 4));
-        // By a panic: and the other one, whose read is done meanwhile, is woken and runs later.
+        // By a panic: the other coroutine, whose read completes meanwhile, is woken and runs later.
         let other = spawn(reader(engine, &log, 8));
         let bad = spawn(move || {
             let _panics = panics;
@@ -242,7 +251,8 @@ fn a_destructor_does_io_in_place() {
 
 #[test]
 fn io_that_is_asked_for_after_the_cancel() {
-    // E13, C9: code that catches the unwinding and does I/O again has it done in place, and does not live on by it
+    // E13, C9: code that catches the unwinding and does I/O again has it done in place, and is
+    // still unwound afterwards
     let log = Log::default();
     let ended = Rc::new(Cell::new(0));
     let kernel = with_engine(8, |context, kernel, engine| {
@@ -263,7 +273,8 @@ fn io_that_is_asked_for_after_the_cancel() {
 
 #[test]
 fn nobody_else_reaps_what_is_waited_for_in_place() {
-    // E13, E9: another thread that polls in that moment would take the completion, and leave the sleeper asleep
+    // E13, E9: another thread cannot poll while a destructor waits in place: it would take the
+    // completion and leave the sleeper asleep
     with_engine(8, |context, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();
@@ -282,7 +293,7 @@ fn nobody_else_reaps_what_is_waited_for_in_place() {
             wait_for_done.recv().unwrap();
         });
         let at_the_end = WritesAtTheEnd(engine.clone(), log.clone(), 0);
-        // Entered outside the loop, which would have the lock anyway.
+        // Entered outside the loop, which would hold the lock anyway.
         let co = Coroutine::new(move || {
             let _at_the_end = at_the_end;
             panic!("outside the loop");
@@ -295,7 +306,8 @@ fn nobody_else_reaps_what_is_waited_for_in_place() {
 
 #[test]
 fn a_request_that_is_unwound_gives_its_slot_back() {
-    // E13, X8: to do I/O under the context's lock is a panic at the place where it would yield; the request is taken back
+    // E13, X8: I/O under the context's lock panics where the coroutine would yield; the request is
+    // taken back and its slot freed
     with_engine(8, |_, kernel, engine| {
         fill(kernel, engine);
         let log = Log::default();

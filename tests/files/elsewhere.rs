@@ -1,4 +1,5 @@
-//! A file in a context that its engine does not belong to (rule E12), and the file's second descriptor.
+//! A file whose context has ended, used in later contexts of its thread (rule E12), and the first
+//! use of a file's second descriptor.
 
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
@@ -8,7 +9,7 @@ use coralio_aio::{AioContext, AlignedBuf, Direct, File, KernelChoice, Runner, St
 
 use crate::{Temp, disk, in_child};
 
-/// What each operation of a file returns, by name.
+/// Returns the error kind of each operation of a file, by name.
 fn errors(file: &File) -> Vec<(&'static str, Option<ErrorKind>)> {
     fn kind<T>(result: io::Result<T>) -> Option<ErrorKind> {
         result.err().map(|error| error.kind())
@@ -44,12 +45,13 @@ fn errors(file: &File) -> Vec<(&'static str, Option<ErrorKind>)> {
 
 #[test]
 fn file_of_an_ended_context_refuses_every_operation() {
-    // E12: in the next context of the thread, with and without an engine of its own there
+    // E12: every operation of a file fails in the thread's next context, with and without an engine
+    // there
     for kernel in [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
         for direct in [Direct::Auto, Direct::Never] {
             let temp = Temp::at(&disk());
             let open = || {
-                // Without a request, so that no engine of the context is made later than the first.
+                // Makes no request, so that the context creates no engine after the first.
                 File::options().read(true).write(true).direct(direct).open(&temp.0)
             };
             fs::write(&temp.0, [7; 8192]).unwrap();
@@ -71,7 +73,7 @@ fn file_of_an_ended_context_refuses_every_operation() {
                 let _own = File::open(&temp.0).unwrap();
                 expect_refused();
             });
-            // Nothing was done.
+            // No operation took effect.
             assert!(fs::read(&temp.0).unwrap() == [7; 8192]);
         }
     }
@@ -79,7 +81,7 @@ fn file_of_an_ended_context_refuses_every_operation() {
 
 #[test]
 fn first_unaligned_requests_open_one_descriptor() {
-    // E14: sixteen at the same time, with one descriptor left
+    // E14: sixteen unaligned requests started together open one descriptor, with one left
     if in_child("elsewhere::first_unaligned_requests_open_one_descriptor") {
         return;
     }
@@ -108,7 +110,7 @@ fn first_unaligned_requests_open_one_descriptor() {
     ran.unwrap();
 }
 
-/// Lowers the limit so that one descriptor more can be opened.
+/// Lowers the limit so that exactly one more descriptor can be opened.
 fn leave_one_descriptor() {
     use std::os::fd::AsRawFd;
     let lowest_free = fs::File::open("/dev/null").unwrap().as_raw_fd();

@@ -1,4 +1,4 @@
-//! Where files end, and how long they are.
+//! Ends of files, and their lengths.
 
 use std::io::{ErrorKind, IoSliceMut};
 
@@ -8,7 +8,8 @@ use crate::{Temp, aligned, disk, everywhere, is_root, on_each_kernel, pattern, t
 
 #[test]
 fn reading_across_the_end_is_short() {
-    // E10: the true count, whether the end is amid a block or not
+    // E10: a read across the end returns the true count, whether or not the file ends within a
+    // block
     everywhere(|place, direct| {
         for len in [1usize, 511, 512, 4608, 5000, 8192] {
             let content = pattern(len as u64, len);
@@ -26,7 +27,7 @@ fn reading_across_the_end_is_short() {
 
 #[test]
 fn reading_past_the_end_is_nothing() {
-    // E10: at the end and beyond it there is nothing, however far
+    // E10: a read at the end, or any distance beyond it, returns 0
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[1; 5000]);
         let file = temp.open(direct);
@@ -39,7 +40,7 @@ fn reading_past_the_end_is_nothing() {
 
 #[test]
 fn reading_exactly_more_than_there_is_fails() {
-    // E10: "unexpected end of file", with the numbers
+    // E10: an exact read past the end fails with "unexpected end of file" and the numbers
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[1; 5000]);
         let file = temp.open(direct);
@@ -53,7 +54,7 @@ fn reading_exactly_more_than_there_is_fails() {
 
 #[test]
 fn vectored_reads_across_the_end_are_short() {
-    // E10: whichever buffer it ends in
+    // E10: a vectored read across the end returns the true count, whichever buffer the file ends in
     everywhere(|place, direct| {
         for len in [4096usize, 5000, 8192, 9000, 12288] {
             let content = pattern(len as u64, len);
@@ -72,7 +73,8 @@ fn vectored_reads_across_the_end_are_short() {
 
 #[test]
 fn always_direct_meets_the_end_as_well() {
-    // E10: direct I/O could not go on from amid a block, and need not
+    // E10: a read with `Direct::Always` ends at the end of the file without continuing from within
+    // a block, which direct I/O could not do
     on_each_kernel(|| {
         let content = pattern(1, 9000);
         let temp = Temp::with(&disk(), &content);
@@ -90,7 +92,7 @@ fn always_direct_meets_the_end_as_well() {
 
 #[test]
 fn set_len_cuts_and_lengthens() {
-    // E15: and reads see it at once
+    // E15: `set_len` truncates and extends, and reads see the new length immediately
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[7; 10_000]);
         let file = temp.open(direct);
@@ -110,7 +112,7 @@ fn set_len_cuts_and_lengthens() {
 
 #[test]
 fn syncs_after_writes_of_both_kinds() {
-    // E15: data and full sync, on a file that was written directly and through the page cache
+    // E15: data and full sync succeed on a file written directly and through the page cache
     everywhere(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);
@@ -124,7 +126,7 @@ fn syncs_after_writes_of_both_kinds() {
     });
 }
 
-/// A loop device over a file, let go when it ends.
+/// A loop device over a file, detached on drop.
 pub(crate) struct Loop(pub(crate) String);
 
 impl Loop {
@@ -146,7 +148,8 @@ impl Drop for Loop {
 
 #[test]
 fn a_block_device_has_its_length() {
-    // E15: and is read and written like a file; beyond its end there is nothing, and no room
+    // E15: a block device has a length, and is read and written like a file; reads beyond its end
+    // return 0, writes fail
     let content = pattern(3, 1 << 20);
     let temp = Temp::with(&disk(), &content);
     let Some(device) = Loop::over(&temp.0) else { return };
@@ -163,7 +166,7 @@ fn a_block_device_has_its_length() {
             file.sync_all().unwrap();
             let error = file.write_at(&buf, (1 << 20) - 4096).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::StorageFull), "{error}");
-            // What did go in is put back for the next round.
+            // Restores the content for the next iteration.
             file.write_at(&aligned(&content[4096..12288]), 4096).unwrap();
             file.write_at(&aligned(&content[(1 << 20) - 4096..]), (1 << 20) - 4096).unwrap();
         });

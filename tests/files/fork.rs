@@ -1,4 +1,5 @@
-//! A process that forks with requests in flight, and others that have only gathered: they are the parent's, on each kernel.
+//! A process that forks with requests in flight, or pending: they remain the parent's, on each
+//! backend.
 
 use std::fs;
 use std::io;
@@ -12,14 +13,14 @@ use crate::{Temp, disk, in_child, on_each_kernel, pattern};
 
 const LEN: usize = 256 * 1024;
 
-/// Whether `f` panics, and says that it comes after a fork.
+/// Returns whether `f` panics with a message about the fork.
 fn is_refused(f: impl FnOnce()) -> bool {
     let payload = catch_unwind(AssertUnwindSafe(f)).err();
     payload.is_some_and(|payload| payload.downcast_ref::<String>().is_some_and(|text| text.contains("after fork")))
 }
 
-/// What a child can do: work that only blocks, on the thread itself. It can do no I/O, ask no file and have no context; files
-/// are closed.
+/// Checks what a child can do: I/O and questions about files are refused, blocking calls work on the
+/// thread itself, files are closed, and no context can be created.
 fn child(file: Rc<File>) -> bool {
     let no_io = is_refused(|| _ = file.read_at(&mut [0; 512], 0)) && is_refused(|| _ = file.sync_all());
     let no_metadata = is_refused(|| _ = file.len());
@@ -28,9 +29,9 @@ fn child(file: Rc<File>) -> bool {
     no_io && no_metadata && blocks && is_refused(|| coralio_aio::run(|| ()))
 }
 
-/// Ends the child without anything of its parent's.
+/// Ends the child without running any of its parent's code.
 fn end_child(good: bool) -> ! {
-    // SAFETY: it takes no memory and runs nothing.
+    // SAFETY: takes no memory and runs no handlers.
     unsafe { libc::_exit(i32::from(!good)) }
 }
 
@@ -47,15 +48,16 @@ fn readers(file: &Rc<File>) -> Vec<JoinHandle<io::Result<AlignedBuf>>> {
         .collect()
 }
 
-/// Forks; returns in the child, and in the parent when the child has come to a good end.
+/// Forks. Returns true in the child, and false in the parent once the child has exited
+/// successfully.
 fn fork() -> bool {
-    // SAFETY: the child runs code of its own thread only, and ends soon.
+    // SAFETY: the child runs code of its own thread only, and exits soon.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         return true;
     }
     let mut status = 0;
-    // SAFETY: room for one status.
+    // SAFETY: the argument has room for one status.
     assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
     assert_eq!(status, 0, "the child");
     false
@@ -63,9 +65,9 @@ fn fork() -> bool {
 
 #[test]
 fn a_fork_amid_requests() {
-    // E13, C7: of the requests the child has copies that are nobody's, and the parent has its data
+    // E13, C7: a child has inert copies of the requests, and the parent gets its data
     if in_child("fork::a_fork_amid_requests") {
-        return; // alone in a process, so that no lock is held by another test when it forks
+        return; // alone in a process, so that no other test holds a lock at the fork
     }
     let content = pattern(5, LEN);
     let temp = Temp::with(&disk(), &content);
@@ -85,8 +87,8 @@ fn a_fork_amid_requests() {
 
 #[test]
 fn a_child_does_not_submit_what_its_parent_has_gathered() {
-    // E13, C7: the child leaves its coroutine amid a round of the loop, at whose end requests would be submitted: the parent's writes,
-    // once more, by a thread of the child
+    // E13, C7: a child whose coroutine ends during an iteration does not submit at the end of that
+    // iteration; it would submit the parent's writes a second time, from a thread of the child
     if in_child("fork::a_child_does_not_submit_what_its_parent_has_gathered") {
         return;
     }
@@ -113,7 +115,7 @@ fn a_child_does_not_submit_what_its_parent_has_gathered() {
         match ran {
             Ok(Err(error)) if common::is_refused(kernel, &error) => {}
             Ok(ran) => ran.unwrap(),
-            // The loop's `join` finds itself in a child.
+            // The loop's `join` detects that it runs in a child.
             Err(payload) if std::process::id() != parent => {
                 let refused = payload
                     .downcast_ref::<String>()
@@ -128,8 +130,9 @@ fn a_child_does_not_submit_what_its_parent_has_gathered() {
 
 #[test]
 fn a_child_does_not_reap_what_its_parent_waits_for() {
-    // E13, C7, C9: the child leaves its coroutine amid a reap; the next completion on the ring, memory that both have, is the parent's,
-    // and so is the coroutine whose request it was
+    // E13, C7, C9: a child whose coroutine ends during a reap does not reap further: the next
+    // completion on the ring, which is shared memory, belongs to the parent, and so does the
+    // coroutine that waits for it
     if in_child("fork::a_child_does_not_reap_what_its_parent_waits_for") {
         return;
     }
@@ -139,7 +142,7 @@ fn a_child_does_not_reap_what_its_parent_waits_for() {
     for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
         let ran = catch_unwind(AssertUnwindSafe(|| {
             Runner::new().kernel(kernel).run(|| {
-                // In the page cache: both are done when submit returns.
+                // In the page cache: both complete within submit.
                 let file = Rc::new(temp.open(Direct::Never));
                 let readers = [true, false].map(|forks| {
                     let (file, content) = (Rc::clone(&file), content.clone());

@@ -1,4 +1,4 @@
-//! A file system in user space, whose requests complete with what no disk says.
+//! A file system in user space, whose requests complete with errors that no disk returns.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -13,11 +13,11 @@ use coralio_aio::{Direct, File, KernelChoice, OsCode, chosen_kernel};
 
 use crate::{Temp, aligned, disk, on_each_kernel, pattern};
 
-/// One file of this name, of this length.
+/// Name and length of the only file.
 const NAME: &[u8] = b"file\0";
 const LEN: usize = 64 * 1024;
 
-/// A mounted file system. Its next reads, writes and syncs fail with these errors.
+/// A mounted file system. The next reads, writes and syncs fail with these errors.
 struct Fuse {
     folder: Temp,
     errors: Arc<Mutex<VecDeque<i32>>>,
@@ -30,7 +30,7 @@ impl Fuse {
         fs::create_dir(&folder.0)?;
         let target = CString::new(folder.0.as_os_str().as_bytes())?;
         let options = CString::new(format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd()))?;
-        // SAFETY: strings that end with a zero byte and outlive the call.
+        // SAFETY: the strings end with a zero byte and outlive the call.
         let mounted =
             unsafe { libc::mount(c"none".as_ptr(), target.as_ptr(), c"fuse".as_ptr(), 0, options.as_ptr().cast()) };
         if mounted != 0 {
@@ -50,7 +50,7 @@ impl Fuse {
 impl Drop for Fuse {
     fn drop(&mut self) {
         let target = CString::new(self.folder.0.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a string that ends with a zero byte and outlives the call.
+        // SAFETY: the string ends with a zero byte and outlives the call.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
     }
 }
@@ -76,7 +76,7 @@ fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
             // FORGET, INTERRUPT, BATCH_FORGET: no answer is expected.
             (2 | 36 | 42, _) => continue,
             (3 | 4, _) => Ok([&words(&[0, 0]), &*attributes(node)].concat()),
-            // OPEN and OPENDIR: past the page cache.
+            // OPEN and OPENDIR: bypass the page cache.
             (14 | 27, _) => Ok(words(&[0, 1])),
             (15, _) => Ok(content[start.min(LEN)..(start + len).min(LEN)].to_vec()),
             (16, _) => {
@@ -85,7 +85,7 @@ fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
             }
             // FSYNC, FLUSH, RELEASE, RELEASEDIR.
             (18 | 20 | 25 | 29, _) => Ok(Vec::new()),
-            // STATFS: of nothing.
+            // STATFS: all zero.
             (17, _) => Ok(words(&[0; 10])),
             // INIT: version 7.31, no read-ahead, no flags, writes up to 64 KiB.
             (26, _) => Ok(words(&[7 | 31 << 32, 0, 65536 << 32, 1, 0, 0, 0, 0])),
@@ -101,16 +101,18 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Of the file (node 2), or the folder that it is in.
+/// Returns the attributes of the file (node 2), or of its directory.
 fn attributes(node: u64) -> Vec<u8> {
     let (len, mode) = if node == 2 { (LEN as u64, libc::S_IFREG | 0o666) } else { (0, libc::S_IFDIR | 0o777) };
-    // Number, length, blocks, times; then in pairs: nanoseconds, mode, links, owners, device, block size.
+    // Number, length, blocks, times; then in pairs: nanoseconds, mode, links, owners, device, block
+    // size.
     words(&[node, len, len / 512, 0, 0, 0, 0, u64::from(mode) << 32, 1, 0, 4096])
 }
 
 #[test]
 fn interrupted_requests_are_retried_on_every_kernel() {
-    // E10: EINTR without a limit, and EAGAIN sixteen times, of a real file system's reads, writes and syncs
+    // E10: reads, writes and syncs of a real file system are retried on EINTR without a limit, and
+    // on EAGAIN up to a limit
     let fuse = match Fuse::mount() {
         Ok(fuse) => fuse,
         Err(error) => return eprintln!("skipped: cannot mount a FUSE file system: {error}"),
@@ -130,7 +132,7 @@ fn interrupted_requests_are_retried_on_every_kernel() {
                 fuse.fail(errno, times);
                 file.sync_data().unwrap();
             }
-            // io_uring's own workers retry EAGAIN, as often as it comes.
+            // io_uring's own workers retry EAGAIN without a limit.
             if chosen_kernel().unwrap().kernel() == KernelChoice::Uring {
                 continue;
             }

@@ -1,12 +1,14 @@
-//! A disk whose requests stay in flight for as long as a test wants, and that can be lost meanwhile. For root.
+//! A disk whose requests stay in flight as long as a test wants, and that can be lost meanwhile.
+//! For root.
 //!
 //! ```text
 //!   requests --> /dev/loopB --> a file on ext4 --> /dev/loopA --> an image on the disk
-//!                               frozen: the first write waits here, and whatever is behind it waits in line
+//!                               frozen: the first write blocks here, all others queue behind it
 //! ```
 //!
-//! Nothing of it outlives the process, however that ends: mounts lie in a namespace of its own, loop devices end when they are
-//! closed. A freeze would: it is ended by a helper, after a minute, should nobody else have done it.
+//! Nothing of it outlives the process, however that ends: the mounts are in a namespace of its own,
+//! and the loop devices end when they are closed. A freeze would outlive it, so a helper process
+//! ends the freeze after a minute if the test has not.
 
 #![allow(unsafe_code)]
 
@@ -21,14 +23,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Temp, disk, in_child, is_root, tool};
 
-/// Of `linux/fs.h` and `fs/ext4/ext4.h`: no argument, an ignored one, and a word of flags.
+/// From `linux/fs.h` and `fs/ext4/ext4.h`: no argument, an ignored one, and a word of flags.
 const FIFREEZE: u64 = 0xc004_5877;
 const FITHAW: u64 = 0xc004_5878;
 const EXT4_IOC_SHUTDOWN: u64 = 0x8004_587d;
-/// At once, and what the journal has is lost.
+/// Shuts down immediately and discards the journal.
 const NOLOGFLUSH: u32 = 2;
 
-/// As [`in_child`], the other way round: whether this is the process of this test alone, which may mount what nobody else sees.
+/// Inverts [`in_child`]: returns whether this is the process of this test alone, which may create
+/// mounts that are invisible outside.
 pub(crate) fn in_child_with_mounts(test: &str) -> bool {
     if !is_root() {
         println!("skipped: loop devices and mounts take root");
@@ -37,7 +40,7 @@ pub(crate) fn in_child_with_mounts(test: &str) -> bool {
     if in_child(test) {
         return false;
     }
-    // SAFETY: a flag; and then two strings that end with a zero byte, where null means "as it is".
+    // SAFETY: a flag; then two strings that end with a zero byte, where null means "unchanged".
     let failed = unsafe {
         libc::unshare(libc::CLONE_NEWNS) != 0
             || libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) != 0
@@ -54,7 +57,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// An ext4 of its own, without a journal: that would write when it is told to stop.
+    /// Mounts a new ext4 without a journal: the journal would write during shutdown.
     pub(crate) fn of_new_ext4(path: &Path) -> Option<Mount> {
         let path = path.to_str()?;
         tool("mkfs.ext4", &["-q", "-F", "-O", "^has_journal", path])?;
@@ -69,7 +72,7 @@ impl Mount {
         self.folder.0.join(name)
     }
 
-    /// From now on whatever is asked of it fails.
+    /// Makes every later operation on the file system fail.
     pub(crate) fn shut_down(&self) {
         ioctl(&self.folder.0, EXT4_IOC_SHUTDOWN, &mut { NOLOGFLUSH }).unwrap();
     }
@@ -77,21 +80,21 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Lazily: a file may still be about to be closed by the kernel.
+        // Lazily: the kernel may still be closing a file.
         tool("umount", &["--lazy", self.folder.0.to_str().unwrap()]);
     }
 }
 
 fn ioctl(path: &Path, request: u64, argument: &mut u32) -> std::io::Result<()> {
     let open = fs::File::open(path)?;
-    // SAFETY: the requests above read one word at most.
+    // SAFETY: the requests above read at most one word.
     match unsafe { libc::ioctl(open.as_raw_fd(), request, ptr::from_mut(argument)) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }
 }
 
-/// A loop device that was detached already: it is gone when the last descriptor is closed.
+/// A loop device that is already detached: it disappears when the last descriptor is closed.
 pub(crate) struct Device {
     pub(crate) path: PathBuf,
     _open: fs::File,
@@ -111,7 +114,7 @@ impl Device {
     }
 }
 
-/// The disk. Parts go in this order.
+/// The disk. Fields are dropped in this order.
 pub(crate) struct HeldDisk {
     pub(crate) device: Device,
     pub(crate) below: Mount,
@@ -119,7 +122,7 @@ pub(crate) struct HeldDisk {
 }
 
 impl HeldDisk {
-    /// Of 16 MiB, with this at its beginning.
+    /// Creates a disk of 16 MiB that begins with `content`.
     pub(crate) fn with(content: &[u8]) -> Option<HeldDisk> {
         let image = Temp::at(&disk());
         fs::File::create(&image.0).unwrap().set_len(64 << 20).unwrap();
@@ -130,7 +133,7 @@ impl HeldDisk {
         Some(HeldDisk { device: Device::over(&file)?, below, _image: image })
     }
 
-    /// Whatever is written now stays in flight.
+    /// Freezes the disk: writes from now on stay in flight.
     pub(crate) fn freeze(&self) -> Freeze {
         let folder = self.below.folder.0.clone();
         let helper = Command::new("sh")
@@ -141,13 +144,14 @@ impl HeldDisk {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // Its root is the folder's own inode, which a freeze lets one open.
+        // The file system's root is this directory's own inode, which can be opened during a
+        // freeze.
         ioctl(&folder, FIFREEZE, &mut 0).unwrap();
         Freeze { folder, over: Arc::default(), helper }
     }
 }
 
-/// It ends with this.
+/// A freeze, ended on drop.
 pub(crate) struct Freeze {
     folder: PathBuf,
     over: Arc<AtomicBool>,
@@ -155,7 +159,7 @@ pub(crate) struct Freeze {
 }
 
 impl Freeze {
-    /// True before anything that was held goes on.
+    /// Returns a flag that becomes true before any held request continues.
     pub(crate) fn is_over(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.over)
     }
@@ -163,10 +167,10 @@ impl Freeze {
 
 impl Drop for Freeze {
     fn drop(&mut self) {
-        // SeqCst, here and there: one of them is a system call away from the other, and it is a test.
+        // SeqCst on both sides: the accesses are a system call apart, and this is a test.
         self.over.store(true, Ordering::SeqCst);
         let thawed = ioctl(&self.folder, FITHAW, &mut 0);
-        // SAFETY: the process group that this process has started, and not waited for yet.
+        // SAFETY: the process group was started by this process, which has not waited for it yet.
         unsafe { libc::kill(-(self.helper.id() as i32), libc::SIGKILL) };
         self.helper.wait().unwrap();
         assert!(thawed.is_ok() || std::thread::panicking(), "it hung until the helper came: {thawed:?}");

@@ -1,4 +1,5 @@
-//! What the machine refuses: no room, too large, broken. A short write is never a success (rule E10).
+//! Limits of the machine: full disks, file-size limits, failing devices. A short write never counts
+//! as success (rule E10).
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +10,7 @@ use coralio_aio::{AlignedBuf, Direct, File, OsCode};
 use crate::ends::Loop;
 use crate::{Temp, aligned, disk, in_child, is_root, on_each_kernel, pattern, tool};
 
-/// A tmpfs of 1 MiB, unmounted when it ends.
+/// A tmpfs of 1 MiB, unmounted on drop.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -35,7 +36,8 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk() {
-    // E10, E14: a part goes in, the rest is tried again, and then the kernel's reason is the error
+    // E10, E14: a write to a full disk is continued after a short write, and fails with the
+    // kernel's reason
     let Some(small) = SmallDisk::new() else { return };
     for direct in [Direct::Auto, Direct::Never] {
         on_each_kernel(|| {
@@ -50,13 +52,13 @@ fn a_full_disk() {
                 message.contains("the file system is full: free some space, and write the rest again"),
                 "{message}"
             );
-            // What went in is there, and the message says where the rest begins.
+            // The part that was written is there, and the message names the offset of the rest.
             let there = file.len().unwrap() as usize;
             assert!(message.starts_with(&format!("writing {} bytes at {there}", data.len() - there)), "{message}");
             assert!(there > 0 && temp.content() == data[..there]);
             let error = file.write_vectored_at(&[std::io::IoSlice::new(&data[..5000])], 2 << 20).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::StorageFull);
-            // Room again, and it goes on as ever.
+            // With space again, writing works as before.
             file.set_len(0).unwrap();
             assert_eq!(file.write_at(&data[..5000], 0).unwrap(), 5000);
         });
@@ -65,12 +67,13 @@ fn a_full_disk() {
 
 #[test]
 fn the_file_size_limit() {
-    // E10, E14: a short write, then EFBIG, with the limit's name; in a child process, whose limit it is
+    // E10, E14: exceeding the file-size limit is a short write, then EFBIG with the limit's name;
+    // in a child process, to which the limit applies
     if in_child("limits::the_file_size_limit") {
         return;
     }
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
-    // SAFETY: this process runs this test alone; without the signal it lives to see the error.
+    // SAFETY: this process runs this test alone; ignoring the signal lets it see the error.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
@@ -92,15 +95,15 @@ fn the_file_size_limit() {
 
 #[test]
 fn a_device_that_breaks_amid_a_read() {
-    // E10, E14: what can be read is short, and the rest is an error, not the end of the file: a loop device whose file was
-    // cut off behind its back
+    // E10, E14: a read that a device can serve only in part is an error, not the end of the file;
+    // here the file under a loop device was truncated
     let temp = Temp::with(&disk(), &pattern(2, 1 << 20));
     let Some(device) = Loop::over(&temp.0) else { return };
     fs::OpenOptions::new().write(true).open(&temp.0).unwrap().set_len(1 << 19).unwrap();
     for direct in [Direct::Auto, Direct::Never] {
         on_each_kernel(|| {
             let file = File::options().read(true).direct(direct).open(&device.0).unwrap();
-            // From the middle of a block on, and page-cached with both; and whole blocks.
+            // From the middle of a block, which is page-cached in both modes; and whole blocks.
             for offset in [(1 << 19) - 8192 + 100, (1 << 19) - 8192] {
                 let mut buf = AlignedBuf::new(64 * 1024, 4096);
                 let error = match file.read_at(&mut buf, offset) {

@@ -1,5 +1,5 @@
-//! A disk that goes away while requests are in flight: shut down, cut off, detached. Each request completes once, with data or
-//! with an error, and its buffer is nobody else's from then on.
+//! A disk that disappears while requests are in flight: shut down, cut off, detached. Each request
+//! completes once, with data or an error, and its buffer is not touched afterwards.
 
 use std::cell::RefCell;
 use std::fs;
@@ -16,18 +16,18 @@ use crate::common::is_refused;
 use crate::held::{Device, HeldDisk, Mount, in_child_with_mounts};
 use crate::{KERNELS, Temp, aligned, disk, is_root, on_each_kernel, pattern};
 
-/// Fewer than a loop device has places for: with more, submit itself would wait.
+/// Fewer than a loop device's queue holds: with more, submit itself would block.
 const REQUESTS: usize = 64;
 const BLOCK: usize = 16 * 1024;
 
-/// Buffers whose request is over: full of 0xee, to be looked at when all has ended.
+/// Buffers whose request is over, filled with 0xee and checked at the end.
 type Kept = Rc<RefCell<Vec<AlignedBuf>>>;
 
-/// A buffer that is kept when it would be dropped.
+/// A buffer that is kept for inspection when it is dropped.
 struct Lent {
     buf: AlignedBuf,
     kept: Kept,
-    /// Of a write to a disk that is frozen: that must be over.
+    /// For a write to a frozen disk: the flag that must be set before the write completes.
     over: Option<Arc<AtomicBool>>,
 }
 
@@ -42,14 +42,15 @@ impl Drop for Lent {
 
 type Task = JoinHandle<io::Result<()>>;
 
-/// Writers of what is there already, which come first, so that a frozen disk holds all; and readers.
+/// Writers of existing blocks, which start first so that a frozen disk holds everything; and
+/// readers.
 struct Load {
     writers: Vec<Task>,
     readers: Vec<Task>,
 }
 
 impl Load {
-    /// Has the kernel do `REQUESTS` requests on the file, whose content is this. `over` goes with the writes.
+    /// Starts `REQUESTS` requests on the file, which has this content. `over` goes with the writes.
     fn begin(file: &Rc<File>, content: &Rc<Vec<u8>>, kept: &Kept, over: Option<&Arc<AtomicBool>>) -> Load {
         let lent = |over| Lent { buf: AlignedBuf::new(BLOCK, 4096), kept: Rc::clone(kept), over };
         let writers = (0..REQUESTS / 2).map(|number| {
@@ -67,8 +68,8 @@ impl Load {
             })
         });
         let load = Load { writers, readers: readers.collect() };
-        yield_now(); // all have begun
-        yield_now(); // the kernel has got them
+        yield_now(); // all have started
+        yield_now(); // the kernel has them
         load
     }
 
@@ -76,7 +77,8 @@ impl Load {
         coralio_aio::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Waits for all. Returns how many writes and reads have failed; as they may: because the disk is gone.
+    /// Waits for all. Returns how many writes and how many reads have failed, each only because the
+    /// disk is gone.
     fn end(self) -> (usize, usize) {
         let failed = |tasks: Vec<Task>| {
             let ended = tasks.into_iter().map(|task| task.join().unwrap());
@@ -89,7 +91,7 @@ impl Load {
     }
 }
 
-/// A file that was cut off and is written again has holes.
+/// Compares, allowing holes: a file that was truncated and is written again has them.
 fn is_of(buf: &[u8], content: &[u8]) -> bool {
     buf.iter().zip(content).all(|(found, was)| found == was || *found == 0)
 }
@@ -100,7 +102,7 @@ fn is_gone(error: &io::Error) {
     assert!(message.contains("Input/output error") && message.contains("the device failed"), "{message}");
 }
 
-/// When everything that could write has ended.
+/// Checks the kept buffers once everything that could write to them has ended.
 fn untouched(kept: Kept, count: usize) {
     let buffers = Rc::try_unwrap(kept).expect("all coroutines are gone").into_inner();
     assert_eq!(buffers.len(), count);
@@ -112,7 +114,7 @@ fn content() -> Rc<Vec<u8>> {
     Rc::new(pattern(7, REQUESTS * BLOCK))
 }
 
-/// Runs `f` on each kernel with a disk of its own, and then looks at the buffers that are left, of which there are so many.
+/// Runs `f` on each backend with a new disk, and then checks the `count` buffers that are left.
 fn with_a_disk_each(count: usize, f: impl Fn(HeldDisk, &Rc<Vec<u8>>, &Kept)) {
     let content = content();
     on_each_kernel(|| {
@@ -129,7 +131,8 @@ fn open(path: &std::path::Path) -> Rc<File> {
 
 #[test]
 fn shut_down_beneath_a_device() {
-    // E5, E10, E13, E14: all that was written fails, what was read has its data or fails, and the next one fails too
+    // E5, E10, E13, E14: when the file system below a device is shut down, every held write fails,
+    // reads return their data or fail, and later requests fail
     if !in_child_with_mounts("lost::shut_down_beneath_a_device") {
         return;
     }
@@ -148,7 +151,8 @@ fn shut_down_beneath_a_device() {
 
 #[test]
 fn a_file_system_that_is_shut_down() {
-    // E5, E10, E13, E14: the file's own; what the device has ends well, or not, and what comes later fails
+    // E5, E10, E13, E14: when the file's own file system is shut down, requests that the device has
+    // end with or without an error, and later ones fail
     if !in_child_with_mounts("lost::a_file_system_that_is_shut_down") {
         return;
     }
@@ -168,7 +172,7 @@ fn a_file_system_that_is_shut_down() {
                 false => file.read_at(&mut AlignedBuf::new(BLOCK, 4096), 0).map(drop),
             })
         });
-        yield_now(); // they fail at once, or wait for a thread
+        yield_now(); // they fail immediately, or wait for a thread
         drop(freeze);
         later.into_iter().for_each(|task| is_gone(&task.join().unwrap().unwrap_err()));
         load.end();
@@ -177,7 +181,7 @@ fn a_file_system_that_is_shut_down() {
 
 #[test]
 fn detached_with_requests_in_flight() {
-    // E10, E13: Linux detaches a device when it is closed, and not before: all is done
+    // E10, E13: detaching a device loses no request: Linux detaches it only when it is closed
     if !in_child_with_mounts("lost::detached_with_requests_in_flight") {
         return;
     }
@@ -197,7 +201,8 @@ fn detached_with_requests_in_flight() {
 
 #[test]
 fn cut_off_with_requests_in_flight() {
-    // E5, E10, E13, E14: the device's file is truncated meanwhile: whole, or an error, and never a part
+    // E5, E10, E13, E14: when the device's file is truncated, each request is done completely or
+    // fails
     if !is_root() {
         return println!("skipped: a loop device takes root");
     }
@@ -220,7 +225,8 @@ fn cut_off_with_requests_in_flight() {
     });
 }
 
-/// A context that ends with its requests in flight on a disk that dies. Says whether it could.
+/// Ends a context with its requests in flight on a disk that dies. Returns false if there is no
+/// such disk to test on.
 fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
     let content = content();
     let Some(disk) = HeldDisk::with(&content) else { return false };
@@ -236,7 +242,7 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
             drop(freeze);
         });
         let context = AioContext::builder().unwind_report(false);
-        let go = go; // and gone, should the runner fail
+        let go = go; // dropped if the runner fails
         catch_unwind(AssertUnwindSafe(|| {
             Runner::new().context(context).kernel(kernel).run(|| {
                 let load = Load::begin(&open(&path), &content, &kept, Some(&over));
@@ -262,7 +268,8 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
 
 #[test]
 fn the_context_ends_while_its_disk_dies() {
-    // E13, C9: it waits until the kernel is done with each, whatever became of it; by return and by panic
+    // E13, C9: the end of the context, by return or by panic, waits until the kernel is done with
+    // each request, whatever its result
     if !in_child_with_mounts("lost::the_context_ends_while_its_disk_dies") {
         return;
     }

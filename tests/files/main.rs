@@ -1,18 +1,20 @@
-//! Files on each kernel: on native AIO, io_uring and threads for real, on the disk and on `/dev/shm`; and on the simulated one, where
-//! what is right there has to be right too. Past the page cache and through it. What is right is what `std` reads and writes.
+//! Files on each backend: on native AIO, io_uring and threads with real requests, on the disk and
+//! on `/dev/shm`; and on the simulated kernel, which must give the same results. Past the page
+//! cache and through it. The reference is what `std` reads and writes.
 //!
-//! These are for the real ones alone ([`on_real_files`]), since the simulated kernel
-//! [departs from Linux](coralio_aio::kernel::sim#departs-from-linux) there, or they look at the files by other means than ours:
+//! The following run on real files alone ([`on_real_files`]), since the simulated kernel [departs
+//! from Linux](coralio_aio::kernel::sim#departs-from-linux) there, or because they examine the
+//! files by other means than ours:
 //!
 //! | test | why |
 //! |---|---|
-//! | `opening::errors_name_the_file` | folders are there without being made |
+//! | `opening::errors_name_the_file` | simulated directories exist without being created |
 //! | `opening::create_truncate_and_mode` | no permissions |
 //! | `opening::an_appending_descriptor_appends` | no append mode, nor descriptors |
-//! | `manage::space_comes_and_goes`, `names`, `errors_say_what_and_why`, `many_at_once` | no metadata; links and folders are `std`'s |
-//! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_go_through_the_page_cache` | counts of requests, exactly |
-//! | `stream::as_stds_file_does` | `std` does the same beside it |
-//! | what calls `on_each_kernel` or `coralio_aio::run` itself | one file system, device, tool or descriptor |
+//! | `manage::space_comes_and_goes`, `names`, `errors_say_what_and_why`, `many_at_once` | no metadata; links and directories are `std`'s |
+//! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_go_through_the_page_cache` | exact counts of requests |
+//! | `stream::as_stds_file_does` | `std` does the same operations for comparison |
+//! | tests that call `on_each_kernel` or `coralio_aio::run` themselves | one file system, device, tool or descriptor |
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -43,7 +45,7 @@ use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner};
 
 use common::{is_refused, skipped};
 
-/// A file's path on some file system; the file is gone when it ends.
+/// A file's path on some file system; the file is removed on drop.
 struct Temp(PathBuf);
 
 impl Temp {
@@ -53,7 +55,7 @@ impl Temp {
         Temp(place.join(format!("coralio-files-{}-{number}", std::process::id())))
     }
 
-    /// With this in it.
+    /// Creates the file with this content.
     fn with(place: &Path, content: &[u8]) -> Temp {
         let temp = Temp::at(place);
         match sim_of(place) {
@@ -90,22 +92,22 @@ fn memory() -> PathBuf {
     "/dev/shm".into()
 }
 
-/// Where the simulated kernel's files are: their names go to no other.
+/// The directory of the simulated kernel's files: paths below it go to that kernel alone.
 const SIMULATED: &str = "simulated";
 
 thread_local! {
-    /// The run that this thread is in.
+    /// The simulated run that this thread is in.
     static SIM: RefCell<Option<Sim>> = const { RefCell::new(None) };
 }
 
-/// Whose files are there, if they are simulated.
+/// Returns the simulated run that `place` belongs to, if it is simulated.
 fn sim_of(place: &Path) -> Option<Sim> {
     place.starts_with(SIMULATED).then(|| SIM.with_borrow(|sim| sim.clone().expect("a run")))
 }
 
 const KERNELS: [KernelChoice; 4] = [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads];
 
-/// Runs `f` as a coroutine, on each of the kernel's interfaces.
+/// Runs `f` as a coroutine, on each backend that the machine allows.
 fn on_each_kernel(f: impl Fn()) {
     for kernel in KERNELS {
         println!("{kernel}");
@@ -116,8 +118,8 @@ fn on_each_kernel(f: impl Fn()) {
     }
 }
 
-/// Runs `f` as a coroutine, for each kernel, the simulated one included, each file system and each way past the page cache or
-/// through it that it has.
+/// Runs `f` as a coroutine on each backend, the simulated one included, for each file system, past
+/// the page cache and through it.
 fn everywhere(f: impl Fn(&Path, Direct)) {
     on_real_files(&f);
     for direct in [Direct::Auto, Direct::Never] {
@@ -131,7 +133,7 @@ fn everywhere(f: impl Fn(&Path, Direct)) {
     }
 }
 
-/// As `everywhere`, without the simulated kernel.
+/// Runs `f` as `everywhere` does, without the simulated kernel.
 fn on_real_files(f: impl Fn(&Path, Direct)) {
     for place in [disk(), memory()] {
         for direct in [Direct::Auto, Direct::Never] {
@@ -141,7 +143,7 @@ fn on_real_files(f: impl Fn(&Path, Direct)) {
     }
 }
 
-/// Bytes of which no two blocks are alike.
+/// Returns `len` bytes in which no two blocks are equal.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -153,7 +155,7 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| next() as u8).collect()
 }
 
-/// A buffer for direct I/O, with this in it.
+/// Returns a buffer for direct I/O with this content.
 fn aligned(content: &[u8]) -> AlignedBuf {
     let mut buf = AlignedBuf::new(content.len(), 4096);
     buf.copy_from_slice(content);
@@ -161,11 +163,11 @@ fn aligned(content: &[u8]) -> AlignedBuf {
 }
 
 fn is_root() -> bool {
-    // SAFETY: it only says who we are.
+    // SAFETY: only returns the user's number.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Runs a tool to a good end; `None`, saying so, if it cannot be had.
+/// Runs a tool. Returns `None`, after reporting a skip, if the tool is missing or fails.
 fn tool(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => Some(output),
@@ -182,7 +184,8 @@ fn tool(program: &str, arguments: &[&str]) -> Option<Output> {
 
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
-/// Runs the test of this name again in a process of its own, where this returns false, and asserts that it passes there.
+/// Reruns the test `test` in a child process and asserts that it passes there. Returns false in the
+/// child.
 fn in_child(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return false;

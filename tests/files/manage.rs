@@ -1,4 +1,5 @@
-//! What the kernel does to files only while somebody waits: space, length, names. What is right is what `std` sees.
+//! File operations for which the kernel offers only blocking calls: space, length, names. The
+//! reference is what `std` sees.
 
 use std::fs;
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -17,7 +18,8 @@ const BLOCK: u64 = 4096;
 
 #[test]
 fn space_comes_and_goes() {
-    // E15: allocate, discard, zero a range: lengths, contents, and blocks on the medium
+    // E15: allocating, discarding and zeroing ranges have the right effect on length, content, and
+    // blocks on the medium
     on_real_files(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);
@@ -33,7 +35,7 @@ fn space_comes_and_goes() {
         model[BLOCK as usize..3 * BLOCK as usize].fill(0);
         assert!(temp.content() == model);
         assert_eq!((file.len().unwrap(), blocks()), (8 * BLOCK, 6));
-        // Behind the end there is nothing, and the length stays.
+        // Beyond the end there is nothing to discard, and the length stays.
         file.discard(100 * BLOCK, BLOCK).unwrap();
         assert_eq!(file.len().unwrap(), 8 * BLOCK);
 
@@ -66,7 +68,8 @@ fn space_comes_and_goes() {
 
 #[test]
 fn names() {
-    // E15: rename replaces, its folder is synced, and a file that is open outlives its name
+    // E15: `rename` replaces its target, the directory can be synced, and an open file outlives its
+    // name
     on_real_files(|place, direct| {
         let folder = Temp::at(place);
         fs::create_dir(&folder.0).unwrap();
@@ -89,7 +92,7 @@ fn names() {
 
 #[test]
 fn errors_say_what_and_why() {
-    // E14: with cause and remedy
+    // E14: each error names the operation, cause and remedy
     let says = |error: std::io::Error, kind, words: &[&str]| {
         assert_eq!(error.kind(), kind, "{error}");
         words.iter().for_each(|word| assert!(error.to_string().contains(word), "{error}"));
@@ -104,7 +107,7 @@ fn errors_say_what_and_why() {
             file.discard(0, 4096).unwrap_err(),
             file.zero_range(0, 4096).unwrap_err(),
         ] {
-            // Where ranges cannot be zeroed at all, that is said.
+            // A file system that cannot zero ranges at all reports that instead.
             if error.kind() != ErrorKind::Unsupported {
                 assert_eq!(error.os_code(), Some(libc::EBADF));
                 says(error, std::io::Error::from_raw_os_error(libc::EBADF).kind(), &not_for_writing);
@@ -135,8 +138,8 @@ fn errors_say_what_and_why() {
 
 #[test]
 fn others_go_on_meanwhile() {
-    // E15: each of these waits for a thread, and another coroutine of this one runs meanwhile; unless the thread was so quick
-    // that there was nothing to wait for, so each has many tries
+    // E15: each of these operations waits for a thread while another coroutine of this thread runs.
+    // A fast thread may leave nothing to wait for, so each has many tries
     let temp = Temp::with(&disk(), &[7; 8192]);
     coralio_aio::run(|| {
         let file = temp.open(Direct::Auto);
@@ -166,10 +169,11 @@ fn others_go_on_meanwhile() {
 
 #[test]
 fn an_open_that_blocks() {
-    // E15: a pipe with a name, which opens when its other end does; and that one another coroutine of this thread opens
+    // E15: opening a named pipe suspends the coroutine until the other end is opened, here by
+    // another coroutine of the same thread
     let temp = Temp::at(&memory());
     let name = std::ffi::CString::new(temp.0.to_str().unwrap()).unwrap();
-    // SAFETY: a string that ends with a zero byte.
+    // SAFETY: the string ends with a zero byte.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     coralio_aio::run(|| {
         let path = temp.0.clone();
@@ -190,7 +194,7 @@ fn an_open_that_blocks() {
 
 #[test]
 fn on_the_threads_own_stack() {
-    // E15: where nobody can be suspended, the thread blocks
+    // E15: where there is no coroutine to suspend, the thread blocks
     let temp = Temp::with(&disk(), &[7; 100]);
     AioContext::run(|_| {
         let file = temp.open(Direct::Auto);
@@ -201,7 +205,7 @@ fn on_the_threads_own_stack() {
     assert_eq!(temp.content().len(), 50);
 }
 
-/// The number of descriptors that this process may have.
+/// Returns the number of descriptors that this process may have.
 fn descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes the one structure.
@@ -211,9 +215,10 @@ fn descriptor_limit() -> u64 {
 
 #[test]
 fn many_at_once() {
-    // E15: files that coroutines make, fill, rename and remove, more than the pool has threads
+    // E15: coroutines create, fill, rename and remove files at the same time, more of them than the
+    // pool has threads
     //
-    // A worker opens up to four descriptors, and other tests run beside this one.
+    // A worker opens up to four descriptors, and other tests run at the same time.
     let many = (descriptor_limit() / 8).min(100);
     if many < 100 {
         skipped(format_args!("{} of 100 workers: the limit on descriptors is {}", 100 - many, descriptor_limit()));
@@ -246,7 +251,7 @@ fn many_at_once() {
 
 #[test]
 fn cancelled_calls_change_nothing() {
-    // E11: one that is cancelled before it asks does not ask
+    // E11: a call by a coroutine that is already cancelled fails without taking effect
     let temp = Temp::with(&disk(), &[7; 100]);
     coralio_aio::run(|| {
         let file = Rc::new(temp.open(Direct::Auto));
@@ -270,7 +275,7 @@ fn cancelled_calls_change_nothing() {
 
 #[test]
 fn a_descriptors_own_offset_is_left_alone() {
-    // E15: it may be shared with another program; of a file nobody asks for it
+    // E15: I/O leaves the descriptor's own offset alone, which may be shared with another program
     let temp = Temp::with(&disk(), &[7; 100]);
     let mut std_file = fs::File::open(&temp.0).unwrap();
     std_file.seek(SeekFrom::Start(33)).unwrap();

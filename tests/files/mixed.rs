@@ -1,4 +1,4 @@
-//! Requests that direct I/O takes, and such as it does not take, on one file.
+//! Requests that direct I/O accepts, and others that it does not, on one file.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
@@ -9,11 +9,11 @@ use coralio_aio::{AlignedBuf, Direct, File, spawn, stats};
 use crate::{Temp, aligned, disk, on_each_kernel, pattern};
 
 const PAGES: usize = 64;
-/// What direct I/O on most disks takes; on others all these writes are page-cached.
+/// The unit of direct I/O on most disks; on other disks all these writes are page-cached.
 const STEP: usize = 512;
 
-/// Eight writers to each of the file's pages, half of them direct and half page-cached, no two on the same byte; then a sync.
-/// Returns what the file should have.
+/// Writes to each page of the file with eight writers, half of them direct and half page-cached, no
+/// two to the same byte, and then syncs. Returns the expected content.
 fn write_mixed(file: File) -> Vec<u8> {
     let file = Rc::new(file);
     let mut model = vec![0; PAGES * 8 * STEP];
@@ -45,7 +45,8 @@ fn write_mixed(file: File) -> Vec<u8> {
 
 #[test]
 fn mixed_writes_do_not_fail_the_sync() {
-    // E15: direct and page-cached writes to the same pages, all acknowledged and synced, on the disk
+    // E15: direct and page-cached writes to the same pages of a disk are all acknowledged and
+    // synced
     on_each_kernel(|| {
         for _ in 0..8 {
             let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
@@ -57,7 +58,8 @@ fn mixed_writes_do_not_fail_the_sync() {
 
 #[test]
 fn mixed_writes_do_not_fail_the_sync_in_any_order() {
-    // E15, E17: as above, with the simulated kernel, which fails the sync whenever the two kinds meet on a page
+    // E15, E17: as above on the simulated kernel, which fails the sync whenever the two kinds meet
+    // on a page
     Simulation::new().run(0..10, |sim| {
         let model = write_mixed(sim.create("mixed", 0));
         let content = sim.contents("mixed").unwrap();
@@ -68,7 +70,8 @@ fn mixed_writes_do_not_fail_the_sync_in_any_order() {
 
 #[test]
 fn unaligned_memory_stays_direct() {
-    // E15: of every size, plain and vectored; counted, and nothing goes through the page cache
+    // E15: requests of every size from unaligned memory, plain and vectored, are bounced and
+    // counted; none goes through the page cache
     on_each_kernel(|| {
         let temp = Temp::with(&disk(), &vec![0; 3 << 20]);
         let file = temp.open(Direct::Auto);
@@ -86,7 +89,7 @@ fn unaligned_memory_stays_direct() {
             let mut back = AlignedBuf::new(len + 1, 4096);
             file.read_exact_at(&mut back[1..], at as u64).unwrap();
             assert!(back[1..] == data[1..]);
-            // Pieces of which none is aligned, in a range that is.
+            // Unaligned pieces that add up to an aligned range.
             let (pieces, rest) = data[1..].split_at(100);
             file.write_vectored_at(&[IoSlice::new(pieces), IoSlice::new(&[]), IoSlice::new(rest)], 2 << 20).unwrap();
             back.fill(0);
@@ -99,7 +102,7 @@ fn unaligned_memory_stays_direct() {
         let after = stats();
         assert_eq!((after.bounced - before.bounced, after.page_cached - before.page_cached), (requests, 0));
         assert!(temp.content() == model);
-        // Past the end, as without the copy.
+        // Past the end, as without bouncing.
         let mut end = AlignedBuf::new(8193, 4096);
         end.fill(9);
         assert_eq!(file.read_at(&mut end[1..], (3 << 20) - 4096).unwrap(), 4096);
@@ -109,7 +112,7 @@ fn unaligned_memory_stays_direct() {
 
 #[test]
 fn unaligned_offsets_go_through_the_page_cache() {
-    // E15: and are counted
+    // E15: requests at unaligned offsets go through the page cache, and are counted
     on_each_kernel(|| {
         let temp = Temp::with(&disk(), &[0; 8192]);
         let file = temp.open(Direct::Auto);

@@ -1,4 +1,4 @@
-//! Many coroutines on one file, against a model; and an image that another program made.
+//! Many coroutines on one file, compared with a model; and an image created by another program.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,11 +9,11 @@ use crate::{Temp, disk, everywhere, on_each_kernel, pattern, tool};
 
 const BLOCK: usize = 4096;
 
-/// Sixteen coroutines, each with blocks of its own that it writes and reads; and reads of whatever others are not writing.
-/// Blocks carry their number and a version, and a checksum over both.
+/// Runs sixteen coroutines, each of which writes and reads its own blocks, and reads blocks that
+/// are not being written. A block's content depends on its number and a version.
 #[test]
 fn many_coroutines_on_one_file() {
-    // E15, E13: every block is what was written there last, whoever looks
+    // E15, E13: every block contains the data last written there, whichever coroutine reads it
     const COROUTINES: usize = 16;
     const EACH: usize = 8;
     const ROUNDS: usize = 60;
@@ -21,7 +21,8 @@ fn many_coroutines_on_one_file() {
         let temp = Temp::at(place);
         let file = Rc::new(temp.open(direct));
         file.set_len((COROUTINES * EACH * BLOCK) as u64).unwrap();
-        // The version of each block that is surely in the file; `None` while one is being written.
+        // The version of each block that is certain to be in the file; `None` while one is being
+        // written.
         let model = Rc::new(RefCell::new(vec![Some(0u64); COROUTINES * EACH]));
         let workers: Vec<_> = (0..COROUTINES)
             .map(|me| {
@@ -35,7 +36,7 @@ fn many_coroutines_on_one_file() {
                         let version = round as u64 + 1;
                         buf.copy_from_slice(&block(mine, version));
                         model.borrow_mut()[mine] = None;
-                        // Whole and direct; or in two pieces that are no blocks.
+                        // One whole direct write, or two pieces that are not blocks.
                         let at = (mine * BLOCK) as u64;
                         if next() % 4 == 0 {
                             let split = 1 + next() % 200;
@@ -49,7 +50,7 @@ fn many_coroutines_on_one_file() {
                         let other = (next() * 7 + round) % (COROUTINES * EACH);
                         let before = model.borrow()[other];
                         file.read_exact_at(&mut buf, (other * BLOCK) as u64).unwrap();
-                        // If nobody wrote it meanwhile, it is known what it must be.
+                        // If it was not written meanwhile, its content is known.
                         if let Some(version) = before.filter(|_| model.borrow()[other] == before) {
                             assert!(buf[..] == block(other, version)[..], "block {other}, version {version}");
                         }
@@ -79,7 +80,8 @@ fn block(number: usize, version: u64) -> Vec<u8> {
 
 #[test]
 fn an_image_that_qemu_made() {
-    // E15: an implementation that is not ours wrote it, and reads what we write
+    // E15: files are interchangeable with those of an independent implementation, qemu-io, in both
+    // directions
     let temp = Temp::at(&disk());
     let path = temp.0.to_str().unwrap();
     if tool("qemu-img", &["create", "-f", "raw", path, "4M"]).is_none() {

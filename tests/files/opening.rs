@@ -1,4 +1,4 @@
-//! How a file comes to be open, and whose it is.
+//! Opening files, and the context that a file belongs to.
 
 use std::cell::RefCell;
 use std::fs::{self, Permissions};
@@ -13,7 +13,7 @@ use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_kernel, on_r
 
 #[test]
 fn errors_name_the_file() {
-    // E14: what could not be opened, and why
+    // E14: errors name the file that could not be opened, and the cause
     on_real_files(|place, direct| {
         let options = || File::options().read(true).direct(direct);
         let missing = Temp::at(place);
@@ -36,7 +36,8 @@ fn errors_name_the_file() {
 
 #[test]
 fn no_permission() {
-    // E14: as another user than root, for whom there is always permission: in a child process
+    // E14: opening without permission is an error that names the file; in a child process as an
+    // ordinary user, since root is always permitted
     if is_root() && in_child("opening::no_permission") {
         return;
     }
@@ -52,14 +53,15 @@ fn no_permission() {
         assert!(error.to_string().contains(&temp.0.display().to_string()), "{error}");
     });
     if std::env::var_os(crate::CHILD).is_some() {
-        // SAFETY: as above. To be able to remove the file.
+        // SAFETY: as above. Root again, to be able to remove the file.
         assert_eq!(unsafe { libc::seteuid(0) }, 0);
     }
 }
 
 #[test]
 fn closed_is_closed() {
-    // E13: nobody has it open any more, whatever the kernel knew of it: a lock ends. Waits for ever, if it does not
+    // E13: a closed file is closed everywhere, whatever the kernel had registered: its lock is
+    // released. Hangs if it is not
     on_each_kernel(|| {
         for place in [disk(), memory()] {
             let temp = Temp::with(&place, &[7; 4096]);
@@ -81,7 +83,8 @@ fn closed_is_closed() {
 
 #[test]
 fn create_truncate_and_mode() {
-    // E15: as std's OpenOptions; create_new takes part in Direct::Auto's second try, and makes the file once
+    // E15: the options behave as in std's OpenOptions; `create_new` also applies to the second
+    // attempt of Direct::Auto, and the file is created once
     on_real_files(|place, direct| {
         let temp = Temp::at(place);
         let options = || File::options().read(true).write(true).direct(direct);
@@ -96,7 +99,8 @@ fn create_truncate_and_mode() {
 
 #[test]
 fn a_descriptor_is_taken_as_it_is() {
-    // E15: direct if it was opened so, and then without a way through the page cache
+    // E15: `from_fd` keeps the descriptor as it is: direct if it was opened so, and then without
+    // the page cache as an alternative
     let temp = Temp::with(&disk(), &[5; 8192]);
     on_each_kernel(|| {
         let open = |flags| fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0);
@@ -117,7 +121,7 @@ fn a_descriptor_is_taken_as_it_is() {
 
 #[test]
 fn an_appending_descriptor_appends() {
-    // E15: as pwrite on Linux: with O_APPEND the offset of a write does not count
+    // E15: with O_APPEND the offset of a write is ignored, as by pwrite on Linux
     on_real_files(|place, _| {
         let temp = Temp::with(place, b"begin");
         let open = fs::OpenOptions::new().read(true).append(true).open(&temp.0).unwrap();
@@ -129,7 +133,7 @@ fn an_appending_descriptor_appends() {
 
 #[test]
 fn the_other_way_keeps_the_flags() {
-    // E15: Direct::Auto's descriptor for the page cache is opened with what the first one may do, and no more
+    // E15: the page-cache descriptor of Direct::Auto has the first one's access mode and no more
     on_each_kernel(|| {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
@@ -139,7 +143,7 @@ fn the_other_way_keeps_the_flags() {
         write_only.write_at(b"odd", 1).unwrap();
         assert!(write_only.read_at(&mut [0; 3], 1).is_err());
         assert_eq!(temp.content()[..5], [5, b'o', b'd', b'd', 5]);
-        // It is the same file, also when its name has gone.
+        // It is the same file, even after its name was removed.
         let unlinked = Temp::with(&disk(), &[6; 8192]);
         let file = unlinked.open(Direct::Auto);
         fs::remove_file(&unlinked.0).unwrap();
@@ -152,7 +156,8 @@ fn the_other_way_keeps_the_flags() {
 
 #[test]
 fn a_file_of_another_context_refuses() {
-    // E13, E14: it is an error and not undefined, after its context's end and in a later one
+    // E13, E14: a file used after its context's end, or in a later context, is an error and not
+    // undefined behaviour
     let temp = Temp::with(&memory(), &[1; 4096]);
     let kept = Rc::new(RefCell::new(None));
     on_each_kernel(|| {
@@ -168,7 +173,7 @@ fn a_file_of_another_context_refuses() {
             assert!(message.contains("belongs to a context that has ended"), "{message}");
             assert!(message.contains("open it in the one that uses it"), "{message}");
         }
-        // A new one on the same descriptor is this context's.
+        // A new file on the same descriptor belongs to this context.
         let again = File::from_fd(file.as_fd().try_clone_to_owned().unwrap()).unwrap();
         again.read_exact_at(&mut aligned(&[0; 4096]), 0).unwrap();
         kept.replace(Some(file));
@@ -180,7 +185,8 @@ fn a_file_of_another_context_refuses() {
 
 #[test]
 fn a_file_may_be_dropped_with_requests_in_flight_elsewhere() {
-    // E13: others that are open on the same path have descriptors of their own
+    // E13: dropping a file does not affect other files open on the same path, which have their own
+    // descriptors
     Runner::new()
         .depth(4)
         .run(|| {

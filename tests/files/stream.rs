@@ -1,4 +1,4 @@
-//! Files as `std::io` streams. What is right is what `std::fs::File` does.
+//! Files as `std::io` streams. The reference is `std::fs::File`.
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use crate::{Temp, disk, everywhere, on_real_files, pattern};
 
 #[test]
 fn as_stds_file_does() {
-    // E15: reads, writes and seeks in a row, against std on a copy
+    // E15: a sequence of reads, writes and seeks behaves as std's on a copy
     on_real_files(|place, direct| {
         let [ours, theirs] = [(); 2].map(|()| Temp::with(place, &pattern(3, 10_000)));
         let mut ours = Stream::new(ours.open(direct));
@@ -52,7 +52,7 @@ fn as_stds_file_does() {
 
 #[test]
 fn each_has_a_position_of_its_own() {
-    // E15: coroutines that read the same file from the beginning, each all of it
+    // E15: streams on the same file have independent positions
     let temp = Temp::with(&disk(), &pattern(5, 50_000));
     coralio_aio::run(|| {
         let file = Rc::new(temp.open(Direct::Auto));
@@ -77,7 +77,7 @@ fn each_has_a_position_of_its_own() {
 
 #[test]
 fn seeks_that_lead_nowhere() {
-    // E14: the position stays
+    // E14: an invalid seek is an error and leaves the position unchanged
     let temp = Temp::with(&disk(), b"four");
     coralio_aio::run(|| {
         let mut stream = Stream::at(temp.open(Direct::Auto), 3);
@@ -92,7 +92,7 @@ fn seeks_that_lead_nowhere() {
             assert!(error.to_string().contains(&format!("a seek by {by} from {from} leads out")), "{error}");
             assert_eq!(stream.stream_position().unwrap(), 3);
         }
-        // Behind the end is fine: what is written there leaves a hole.
+        // Beyond the end is valid: writing there leaves a hole.
         stream.seek(SeekFrom::End(2)).unwrap();
         assert_eq!(stream.read(&mut [0; 4]).unwrap(), 0);
         stream.write_all(b"seven").unwrap();
@@ -104,7 +104,7 @@ fn seeks_that_lead_nowhere() {
 
 #[test]
 fn errors_leave_the_position() {
-    // E10, E14: with the kernel's reason
+    // E10, E14: a failed write reports the kernel's reason and leaves the position unchanged
     let temp = Temp::with(&disk(), b"read-only");
     coralio_aio::run(|| {
         let mut stream = Stream::at(File::open(&temp.0).unwrap(), 5);
@@ -119,7 +119,7 @@ fn errors_leave_the_position() {
 
 #[test]
 fn vectored_and_buffered() {
-    // E15: as by one buffer
+    // E15: vectored and buffered streams transfer the same bytes as one buffer
     everywhere(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);

@@ -1,5 +1,5 @@
-//! Every depth, size and shape on every kernel, the simulated one included; a file that shrinks while it is read; and `fio`,
-//! which wrote what we read, and reads what we wrote: on the real ones, as it knows no others.
+//! Every depth, size and shape on every backend, the simulated one included; a file that shrinks
+//! while it is read; and, on real files, `fio`, in both directions.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::{KERNELS, Temp, aligned, disk, everywhere, memory, on_each_kernel, pa
 
 const DEPTHS: [u32; 7] = [1, 2, 3, 7, 32, 128, 1024];
 const SIZES: [usize; 9] = [1, 511, 512, 513, 4096, 4097, 65_536, 300_001, 1 << 20];
-/// From one region's beginning to the next one's; the rest of each is a hole.
+/// The distance between the beginnings of regions; the rest of each is a hole.
 const STRIDE: u64 = 1 << 21;
 
-/// What is wanted in the file: each region's pattern, zeroes between them.
+/// Returns the expected content of the file: each region's pattern, with zeroes between them.
 fn model() -> Vec<u8> {
     let end = STRIDE as usize * (SIZES.len() - 1) + SIZES[SIZES.len() - 1];
     let mut model = vec![0; end];
@@ -27,7 +27,8 @@ fn model() -> Vec<u8> {
     model
 }
 
-/// Writes the regions at once, in no order; meanwhile others read them, and see nothing but zeroes and what is being written.
+/// Writes the regions concurrently, in no order; meanwhile other coroutines read them and see only
+/// zeroes and the data being written.
 fn write_and_look(file: &Rc<File>, model: &Rc<Vec<u8>>) {
     let mut tasks = Vec::new();
     for (place, size) in SIZES.into_iter().enumerate().rev() {
@@ -46,11 +47,12 @@ fn write_and_look(file: &Rc<File>, model: &Rc<Vec<u8>>) {
     tasks.into_iter().try_for_each(|task: coralio_aio::JoinHandle<std::io::Result<()>>| task.join().unwrap()).unwrap();
 }
 
-/// Reads all of it by pieces of one size, overlapping, more of them at once than the queue is deep, and past the end.
+/// Reads the whole file in overlapping pieces of one size, more of them at a time than the queue is
+/// deep, and past the end.
 fn read_back(file: &Rc<File>, model: &Rc<Vec<u8>>, piece: usize) {
     let mut tasks = Vec::new();
     for at in (0..model.len() + piece).step_by(piece - piece / 4) {
-        // Of the holes a part will do.
+        // A part of each hole is enough.
         if at % STRIDE as usize > SIZES[SIZES.len() - 1] + piece {
             continue;
         }
@@ -65,7 +67,8 @@ fn read_back(file: &Rc<File>, model: &Rc<Vec<u8>>, piece: usize) {
     tasks.into_iter().for_each(|task| task.join().unwrap());
 }
 
-/// More pieces than one request may have, of sizes that are no blocks; there and back, behind the end.
+/// Writes and reads back, beyond the end, more pieces than one request may have, of sizes that are
+/// not blocks.
 fn append_by_pieces(file: &File, end: u64) {
     let content = pattern(99, 2050 * 37);
     let slices: Vec<_> = content.chunks(37).map(IoSlice::new).collect();
@@ -88,7 +91,8 @@ fn all_of_it(file: File, model: &Rc<Vec<u8>>) {
 
 #[test]
 fn every_depth_size_and_shape() {
-    // E2, E4, E5, E7, E10, E13, E15, E16: on each kernel, on tmpfs and the disk, past the page cache and through it
+    // E2, E4, E5, E7, E10, E13, E15, E16: the sweep passes on each backend, on tmpfs and the disk,
+    // past the page cache and through it
     let model = Rc::new(model());
     for kernel in KERNELS {
         for depth in DEPTHS {
@@ -108,7 +112,8 @@ fn every_depth_size_and_shape() {
 
 #[test]
 fn every_depth_size_and_shape_simulated() {
-    // E2, E4, E5, E7, E10, E13, E15, E16, E17: the same on the simulated kernel, which reorders, refuses, and cuts short
+    // E2, E4, E5, E7, E10, E13, E15, E16, E17: the sweep passes on the simulated kernel, which
+    // reorders, refuses, and cuts requests short
     let model = Rc::new(model());
     for depth in DEPTHS {
         for (sector, direct) in [(512, Direct::Auto), (4096, Direct::Auto), (512, Direct::Never)] {
@@ -125,7 +130,8 @@ fn every_depth_size_and_shape_simulated() {
 
 #[test]
 fn a_file_that_shrinks_while_it_is_read() {
-    // E10: what is read is a beginning of what was there, and never an error; at the end it is what is left
+    // E10: a read of a shrinking file returns a prefix of the former content and never an error;
+    // afterwards it returns the rest
     const LEN: usize = 1 << 20;
     everywhere(|place, direct| {
         let content = Rc::new(pattern(5, LEN));
@@ -151,7 +157,8 @@ fn a_file_that_shrinks_while_it_is_read() {
     });
 }
 
-/// What `fio --verify=pattern --verify_pattern=%o` wants: each block says, again and again, where it is.
+/// Returns the content for `fio --verify=pattern --verify_pattern=%o`: each block repeats its own
+/// offset.
 fn places(len: usize) -> Vec<u8> {
     (0..len / 4096).flat_map(|block| (block as u64 * 4096).to_le_bytes().repeat(512)).collect()
 }
@@ -173,7 +180,7 @@ fn fio(path: &Path, mode: &str) -> bool {
 
 #[test]
 fn fio_reads_what_we_wrote_and_we_what_it_wrote() {
-    // E15: a program that is not ours verifies each block, both ways
+    // E15: an independent program verifies each block, in both directions
     const LEN: usize = 1 << 20;
     let theirs = Temp::at(&disk());
     if !fio(&theirs.0, "--rw=write") {

@@ -1,5 +1,6 @@
-//! A thousand requests in flight when the context ends, or when they are cancelled: each buffer comes back with what the kernel has
-//! read, and nothing is written to it, or to the stacks, later.
+//! A thousand requests in flight when the context ends, or when they are cancelled: each buffer is
+//! returned with the data that the kernel has read, and nothing is written to it, or to the stacks,
+//! later.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -18,8 +19,8 @@ const REQUESTS: usize = 1000;
 const BLOCK: usize = 16 * 1024;
 const BLOCKS: usize = 64;
 
-/// Half of the buffers lie on the stacks.
-#[allow(clippy::large_enum_variant)] // that is the point
+/// A buffer; half of them are on the stacks.
+#[allow(clippy::large_enum_variant)] // intended: buffers on the stack
 enum Memory {
     Heap(AlignedBuf),
     Stack(Block),
@@ -44,14 +45,14 @@ impl Memory {
     }
 }
 
-/// What is left of the buffers when their coroutines are gone.
+/// The state of the buffers after their coroutines are gone.
 #[derive(Default)]
 struct Left {
-    /// Buffers that were filled or left as they were, and nothing in between.
+    /// The number of buffers that were filled or left as they were, and nothing in between.
     given_back: usize,
-    /// Those on the heap, full of another pattern.
+    /// The buffers on the heap, overwritten with another pattern.
     heap: Vec<AlignedBuf>,
-    /// Where those on the stacks were.
+    /// The pages of the buffers on the stacks.
     pages: HashSet<usize>,
 }
 
@@ -87,13 +88,13 @@ impl Drop for Lent {
 enum End {
     Returns,
     Panics,
-    /// Its engine was taken out before, and dropped.
+    /// The engine was detached before, and dropped.
     Detached,
-    /// It goes on, and those who wait are cancelled.
+    /// The context continues, and the waiting coroutines are cancelled.
     Cancelled,
 }
 
-/// One context that ends with its readers' requests in flight. Returns what is left of their buffers.
+/// Ends one context with its readers' requests in flight. Returns the state of their buffers.
 fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Left> {
     let left = Rc::default();
     let context = AioContext::builder().unwind_report(false);
@@ -113,8 +114,8 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
                 })
             };
             let readers: Vec<_> = (0..REQUESTS).map(reader).collect();
-            yield_now(); // all have begun
-            yield_now(); // the kernel has got what it takes
+            yield_now(); // all have started
+            yield_now(); // the kernel has what it takes
             let stats = coralio_aio::stats();
             assert_eq!(stats.requests, REQUESTS as u64);
             match end {
@@ -141,18 +142,19 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
 
 #[test]
 fn a_thousand_in_flight() {
-    // E13, C9, E11, E12: on each kernel, by return, panic, a dropped engine, cancels; and then the stacks are used anew
+    // E13, C9, E11, E12: after return, panic, a dropped engine or cancelling, on each backend,
+    // every buffer was returned filled and is not written later; the stacks are reused
     let content = Rc::new(pattern(3, BLOCKS * BLOCK));
     let temp = Temp::with(&disk(), &content);
     for kernel in KERNELS {
         for end in [End::Returns, End::Panics, End::Detached, End::Cancelled] {
             if (kernel, end) == (KernelChoice::Auto, End::Detached) {
-                continue; // two engines, which stay where they are
+                continue; // two engines, which cannot be detached
             }
             println!("{kernel}, {end:?}");
             let Some(left) = end_amid(kernel, &temp, &content, end) else { continue };
             assert_eq!(left.given_back, REQUESTS, "unwound while the kernel filled it");
-            // The next context goes through the same ring, and may have got the same memory.
+            // The next context uses the same ring, and may have got the same memory.
             Runner::new().kernel(kernel).run(|| use_stacks(&temp, &content)).unwrap();
             assert_eq!(left.heap.len(), REQUESTS / 2);
             assert!(left.heap.iter().flat_map(|buf| buf.iter()).all(|&byte| byte == 0xee), "written late");
@@ -160,13 +162,14 @@ fn a_thousand_in_flight() {
     }
 }
 
-/// Coroutines that look, after some I/O, whether what they have on their stacks is still theirs. Returns where that was.
+/// Runs coroutines that check, after some I/O, that the contents of their stacks are intact.
+/// Returns the pages that they used.
 fn use_stacks(temp: &Temp, content: &Rc<Vec<u8>>) -> HashSet<usize> {
     let file = Rc::new(temp.open(Direct::Auto));
-    // Opens the file's descriptor for unaligned requests, of which many at once could each open one.
+    // Opens the file's descriptor for unaligned requests in advance.
     file.read_exact_at(&mut [0; 1], 0).unwrap();
     let read_beside_a_mark = |number: usize, file: &File, content: &[u8]| {
-        // Wherever above it the other one's buffer was.
+        // Large enough to cover the earlier coroutine's buffer, wherever above it that was.
         let mut mark = [number as u8; 4 * BLOCK];
         let mut buf = [0; 512];
         let offset = number * 7 % BLOCKS * BLOCK;

@@ -10,7 +10,7 @@ const SIZES: [usize; 9] = [0, 1, 511, 512, 4096, 4097, 65536, 1 << 20, (1 << 20)
 
 #[test]
 fn every_size_at_every_offset() {
-    // E15: what is written is read back, byte for byte, and nothing beside it is touched
+    // E15: data written at any size and offset is read back, and no other byte changes
     everywhere(|place, direct| {
         let temp = Temp::with(place, &vec![0xee; 3 << 20]);
         let file = temp.open(direct);
@@ -31,7 +31,8 @@ fn every_size_at_every_offset() {
 
 #[test]
 fn aligned_and_unaligned_requests_mix() {
-    // E15: with Direct::Auto the two go different ways to the same file, and each sees what the other has done
+    // E15: with Direct::Auto, aligned and unaligned requests take different paths to the same file,
+    // and each sees the other's effect
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[0; 64 * 1024]);
         let file = temp.open(direct);
@@ -61,7 +62,7 @@ fn aligned_and_unaligned_requests_mix() {
 
 #[test]
 fn auto_is_direct_where_it_can_be() {
-    // E15: and Direct::Never is not; tmpfs takes any alignment
+    // E15: Direct::Auto is direct where possible, Direct::Never is not; tmpfs accepts any alignment
     everywhere(|place, direct| {
         let temp = Temp::with(place, b"x");
         let file = temp.open(direct);
@@ -76,7 +77,8 @@ fn auto_is_direct_where_it_can_be() {
 
 #[test]
 fn vectored_there_and_back() {
-    // E15: many buffers, one after the other in the file; some of them empty, aligned or not
+    // E15: vectored requests transfer many buffers, consecutive in the file; some of them empty,
+    // some unaligned
     everywhere(|place, direct| {
         for (lens, at) in [
             (vec![4096, 8192, 4096], 4096),
@@ -105,7 +107,7 @@ fn vectored_there_and_back() {
 
 #[test]
 fn more_vectors_than_the_kernel_takes() {
-    // E15: 1024 (IOV_MAX) in one request; more go in several
+    // E15: up to 1024 (IOV_MAX) buffers make one request; more take several
     everywhere(|place, direct| {
         for (count, len) in [(1024, 512), (1025, 512), (3000, 16)] {
             let temp = Temp::at(place);
@@ -115,7 +117,8 @@ fn more_vectors_than_the_kernel_takes() {
             let before = coralio_aio::stats().requests;
             assert_eq!(file.write_vectored_at(&slices, 0).unwrap(), count * len);
             let requests = coralio_aio::stats().requests - before;
-            // The simulated kernel cuts some short, whose rest goes piece by piece.
+            // The simulated kernel cuts some requests short; the rest is then transferred piece by
+            // piece.
             if sim_of(place).is_none() && (!file.is_direct() || file.alignment().offset <= len) {
                 assert_eq!(requests, count.div_ceil(1024) as u64);
             }
@@ -130,7 +133,7 @@ fn more_vectors_than_the_kernel_takes() {
 
 #[test]
 fn a_file_that_is_written_past_its_end_grows() {
-    // E15: what lies between is a hole, and reads as zeroes
+    // E15: a write past the end extends the file; the gap is a hole that reads as zeroes
     everywhere(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);
@@ -153,7 +156,7 @@ fn a_file_that_is_written_past_its_end_grows() {
 
 #[test]
 fn always_direct_takes_what_is_aligned() {
-    // E15: and nothing goes through the page cache
+    // E15: Direct::Always transfers aligned requests and never uses the page cache
     on_each_kernel(|| {
         let temp = Temp::at(&disk());
         let opened = File::options().read(true).write(true).create(true).direct(Direct::Always).open(&temp.0);

@@ -1,4 +1,5 @@
-//! A client that does as it is told, right or wrong: it knows byte layouts, and checks nothing that a test does not ask for.
+//! A client that does what a test tells it, right or wrong: it knows byte layouts, and checks only
+//! what a test asks for.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -50,14 +51,14 @@ pub fn be<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 impl Client {
-    /// Has said nothing but hello.
+    /// Connects and receives the greeting.
     pub fn greeted(server: &Server) -> Client {
         let mut client = Client { socket: connect(server), size: 0, flags: 0 };
         assert_eq!(client.take(18), b"NBDMAGICIHAVEOPT\x00\x03");
         client
     }
 
-    /// Has an export, simple replies, and nothing else.
+    /// Connects to an export, with simple replies and no other option.
     pub fn plain(server: &Server, name: &str) -> Client {
         let mut client = Client::greeted(server);
         client.say(&3u32.to_be_bytes());
@@ -67,7 +68,7 @@ impl Client {
         client
     }
 
-    /// Has an export, structured replies and base:allocation.
+    /// Connects to an export, with structured replies and base:allocation.
     pub fn structured(server: &Server, name: &str) -> Client {
         let mut client = Client::greeted(server);
         client.say(&3u32.to_be_bytes());
@@ -111,7 +112,7 @@ impl Client {
         self.say(&request(command, flags, cookie, offset, len));
     }
 
-    /// A simple reply without data: its error and cookie.
+    /// Receives a simple reply without data; returns its error and cookie.
     pub fn reply(&mut self) -> (u32, u64) {
         let head = self.take(16);
         assert_eq!(head[..4], 0x6744_6698u32.to_be_bytes());
@@ -144,7 +145,7 @@ impl Client {
         self.done()
     }
 
-    /// A command without data, done at once.
+    /// Sends a command without data and waits for its reply.
     pub fn command(&mut self, command: u16, flags: u16, offset: u64, len: u32) -> Result<(), u32> {
         self.ask(command, flags, 2, offset, len);
         self.done()
@@ -157,11 +158,11 @@ impl Client {
         }
     }
 
-    /// Whether the server hangs up without another word.
+    /// Returns whether the server closes the connection without another byte.
     pub fn is_sent_away(&mut self) -> bool {
         match self.socket.read(&mut [0]) {
             Ok(count) => count == 0,
-            // What was sent after it was sent away.
+            // Data was sent after the server closed the connection.
             Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
         }
     }

@@ -1,4 +1,5 @@
-//! Clients that do what none should: they lose their connection, or wait; nobody else notices, and nothing is lost.
+//! Clients that misbehave: they lose their connection, or wait; other clients are not affected, and
+//! nothing is lost.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +11,7 @@ use crate::common::skipped;
 
 const MIB: usize = 1 << 20;
 
-/// Another client is served as ever.
+/// Asserts that another client is served as usual.
 fn assert_others_are_served(server: &Server) {
     let mut client = Client::plain(server, "");
     client.write(4096, b"unmoved").unwrap();
@@ -19,7 +20,7 @@ fn assert_others_are_served(server: &Server) {
 
 #[test]
 fn no_client_at_all() {
-    // P5: whoever does not speak the protocol is sent away, at each step of it
+    // P5: a client that does not follow the protocol is disconnected, at each step
     let folder = Folder::new("rubbish");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let rubbish: [&[u8]; 5] = [
@@ -37,7 +38,7 @@ fn no_client_at_all() {
         assert!(rest.len() < 64, "{rest:?}");
         assert_others_are_served(&server);
     }
-    // Half of an option, for ever; and gone in the middle of one.
+    // Half of an option, without end; and a connection closed within one.
     let mut halting = Client::greeted(&server);
     halting.say(b"\0\0\0\x03IHAVE");
     Client::greeted(&server).say(b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x10ab");
@@ -49,7 +50,8 @@ fn no_client_at_all() {
 
 #[test]
 fn bad_requests() {
-    // P6: a wrong magic or a write that is too long ends the connection; what is out of range has an error for an answer
+    // P6: a wrong magic or an overlong write ends the connection; a request out of range is
+    // answered with an error
     let folder = Folder::new("bad");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let mut client = Client::plain(&server, "");
@@ -63,7 +65,7 @@ fn bad_requests() {
     assert_eq!(client.command(42, 0, 0, 0), Err(22));
     assert_eq!(client.command(FLUSH, 1 << 9, 0, 0), Err(22));
     assert_eq!(client.read(0, 1).unwrap(), [0]);
-    // Byte by byte, each of which the server may take for the beginning of something.
+    // Byte by byte, each of which the server may take for a beginning.
     for byte in [&request(WRITE, 0, 2, 7, 4)[..], b"slow", &request(READ, 0, 3, 7, 4)].concat() {
         client.say(&[byte]);
         assert_others_are_served(&server);
@@ -74,7 +76,7 @@ fn bad_requests() {
     assert!(client.is_sent_away());
     let mut client = Client::plain(&server, "");
     client.write(0, b"kept").unwrap();
-    // One that is right goes before: it is done and answered.
+    // A valid request before it is executed and answered.
     client.say(&[&request(READ, 0, 1, 0, 4)[..], &[0x5a; 28]].concat());
     assert_eq!(client.reply(), (0, 1));
     assert_eq!(client.take(4), b"kept");
@@ -86,7 +88,8 @@ fn bad_requests() {
 
 #[test]
 fn gone_in_the_middle() {
-    // P7: a client that goes amid a request or a write takes nothing with it: what was whole is done, what was not is not
+    // P7: a client that disconnects within a request or a write has no other effect: complete
+    // requests are executed, incomplete ones are not
     let folder = Folder::new("gone");
     let image = folder.image("disk", 64 << 20);
     let server = Server::of(&folder, &image);
@@ -101,7 +104,8 @@ fn gone_in_the_middle() {
         let mut client = Client::plain(&server, "");
         client.say(&request(WRITE, 0, 1, 0, 512)[..27]);
     }
-    // All is asked for before any is read, and then half of the connection is closed: each has its answer.
+    // All requests are sent before a reply is read, and then half of the connection is closed: each
+    // is answered.
     let mut client = Client::plain(&server, "");
     (0..50).for_each(|cookie| client.ask(READ, 0, cookie, 0, 512));
     client.half_close();
@@ -116,7 +120,8 @@ fn gone_in_the_middle() {
 
 #[test]
 fn whoever_takes_no_replies() {
-    // P8: ten thousand requests, and no reply is taken: the server stops reading, with bounded memory; then all are answered
+    // P8: ten thousand requests whose replies are not read: the server stops reading, with bounded
+    // memory; later all are answered
     const COUNT: u64 = 10_000;
     let folder = Folder::new("slow");
     let image = folder.image("disk", 64 << 20);
@@ -131,7 +136,7 @@ fn whoever_takes_no_replies() {
             thread::spawn(move || {
                 let all: Vec<u8> =
                     (0..COUNT).flat_map(|number| request(READ, 0, number, number * 4096, 4096)).collect();
-                // Waits here, since the server does not read.
+                // Blocks here, since the server does not read.
                 socket.write_all(&all).unwrap();
             })
         })
@@ -157,7 +162,8 @@ fn whoever_takes_no_replies() {
 
 #[test]
 fn large_requests_at_once() {
-    // P9: requests of 32 MiB, more than may be under way: they wait their turn, and memory stays bounded
+    // P9: requests of 32 MiB, beyond the limit on payload under way, wait their turn, and memory
+    // stays bounded
     let folder = Folder::new("large");
     let image = folder.image("disk", 64 << 20);
     let server = Server::of(&folder, &image);
@@ -176,8 +182,8 @@ fn large_requests_at_once() {
 
 #[test]
 fn stalled_transfers_do_not_delay_other_clients() {
-    // P21: clients that stop in the middle of transfers of 32 MiB hold no more memory than --memory; small and large requests of
-    // other clients are served meanwhile
+    // P21: clients that stop within transfers of 32 MiB hold no more memory than --memory; small
+    // and large requests of other clients are served meanwhile
     for command in [READ, WRITE] {
         let folder = Folder::new(&format!("stalled{command}"));
         let image = folder.image("disk", 64 << 20);
@@ -187,7 +193,7 @@ fn stalled_transfers_do_not_delay_other_clients() {
         let mut stalled: Vec<_> = (0..6).map(|_| Client::plain(&server, "")).collect();
         for client in &mut stalled {
             client.ask(command, 0, 1, 0, 32 << 20);
-            // A part of the payload, or of what comes next: the rest never comes.
+            // Part of the payload; the rest never comes.
             let _ = client.socket.write_all(&vec![0; if command == WRITE { 31 * MIB } else { 0 }]);
         }
         (0..100).for_each(|_| assert_others_are_served(&server));
@@ -203,7 +209,8 @@ fn stalled_transfers_do_not_delay_other_clients() {
 
 #[test]
 fn slow_readers_do_not_delay_a_large_read() {
-    // P21: eight clients ask for 64 MiB each and read nothing; another one has its 8 MiB at once, and each has its own in the end
+    // P21: eight clients ask for 64 MiB each and read nothing; another client gets its 8 MiB
+    // without delay, and each gets its data in the end
     let folder = Folder::new("readers");
     let image = folder.path("disk");
     let data: Vec<u8> = (0..32 * MIB).map(|i| (i >> 12) as u8 | 1).collect();
@@ -235,7 +242,8 @@ fn slow_readers_do_not_delay_a_large_read() {
 
 #[test]
 fn large_requests_are_served_in_pieces_without_a_budget() {
-    // P21: with --memory 0, large reads and writes go through a connection's own memory: contents, errors, FUA and holes as ever
+    // P21: with --memory 0, large reads and writes go through the connection's own memory in
+    // pieces: content, errors, FUA and holes stay the same
     let folder = Folder::new("pieces");
     let image = folder.image("disk", 48 << 20);
     let server = Server::start(&folder, &["--memory", "0", image.to_str().unwrap()]);
@@ -243,12 +251,12 @@ fn large_requests_are_served_in_pieces_without_a_budget() {
     let data: Vec<u8> = (0..9 * MIB + 5).map(|i| (i % 251) as u8).collect();
     plain.ask(WRITE, FUA, 2, 3, data.len() as u32);
     plain.say(&data);
-    // The next request is in the same stream.
+    // The next request follows in the same stream.
     plain.ask(READ, 0, 3, 2, 3);
     assert_eq!((plain.reply(), plain.reply()), ((0, 2), (0, 3)));
     assert_eq!(plain.take(3), [0, 0, 1]);
     assert!(plain.read(3, data.len() as u32).unwrap() == data);
-    // Refused as a whole, before a piece of it is written or sent; its payload is passed over.
+    // Rejected as a whole, before any piece is written or sent; the payload is skipped.
     assert_eq!(plain.write((48 << 20) - 3 * MIB as u64, &vec![7; 4 * MIB]), Err(28));
     assert_eq!(plain.read((48 << 20) - 3 * MIB as u64, 4 << 20), Err(22));
     assert_eq!(plain.read(0, 33 << 20), Err(22));
@@ -281,7 +289,8 @@ fn large_requests_are_served_in_pieces_without_a_budget() {
     client.ask(READ, DF, 5, 0, 16 << 20);
     let chunk = client.chunk();
     assert!((chunk.done, chunk.kind) == (true, 1) && chunk.data[8..] == expected[..]);
-    // What the file has no more cannot be read: an error chunk, or the connection's end where the head has gone out already.
+    // The truncated part of the file cannot be read: an error chunk, or a closed connection if the
+    // head was already sent.
     fs::File::options().write(true).open(&image).unwrap().set_len(1 << 20).unwrap();
     client.ask(READ, 0, 6, 0, 4 << 20);
     let last = std::iter::repeat_with(|| client.chunk()).find(|chunk| chunk.done).unwrap();
@@ -298,7 +307,7 @@ fn large_requests_are_served_in_pieces_without_a_budget() {
 
 #[test]
 fn requests_without_payload_have_their_memory_counted() {
-    // P22: what a request takes beyond its payload counts, too: found by the fuzz target
+    // P22: memory that a request takes beyond its payload is counted too; found by the fuzz target
     let folder = Folder::new("counted");
     let image = folder.image("disk", 64 << 20);
     let server = Server::start(&folder, &["--memory", "32", image.to_str().unwrap()]);
@@ -313,10 +322,11 @@ fn requests_without_payload_have_their_memory_counted() {
 
 #[test]
 fn bad_clients_do_not_flood_standard_error() {
-    // P27: of clients that are sent away in a row, some are reported, and the server goes on though nobody reads the lines
+    // P27: of clients disconnected in quick succession only some are reported, and the server
+    // continues though the lines are not read
     let folder = Folder::new("lines");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
-    // More lines than a pipe takes that nobody reads.
+    // More lines than fit into a pipe that is not read.
     for _ in 0..2000 {
         let mut client = Client::greeted(&server);
         client.say(&u32::MAX.to_be_bytes());
@@ -329,7 +339,7 @@ fn bad_clients_do_not_flood_standard_error() {
 
 #[test]
 fn promises_cost_nothing() {
-    // P18: whoever announces 32 MiB and sends none of it takes no memory for it
+    // P18: a client that announces 32 MiB and sends nothing costs no memory for it
     let folder = Folder::new("promises");
     let server = Server::of(&folder, &folder.image("disk", 64 << 20));
     assert_others_are_served(&server);
@@ -346,12 +356,13 @@ fn promises_cost_nothing() {
 
 #[test]
 fn a_thousand_connections() {
-    // P10: a thousand clients that do nothing, and have done something, cost 16 KiB each at most; all are served
+    // P10: a thousand clients, idle after one request, cost at most 16 KiB each, and all are served
     let folder = Folder::new("thousand");
-    // Before the server is started, which inherits it.
+    // Before the start of the server, which inherits the limit.
     let limit = allow_descriptors();
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
-    // Of the limit, a part goes to the server's own descriptors and to the tests beside this one.
+    // Part of the limit goes to the server's own descriptors and to tests that run at the same
+    // time.
     let many = (limit / 2).min(1000);
     if many < 1000 {
         skipped(format_args!("{} of 1000 connections: {limit} descriptors at most", 1000 - many));

@@ -1,8 +1,9 @@
-//! Killed in the middle of a load, again and again: the image is whole each time, and what was flushed is in it.
+//! The server killed under load, repeatedly: the image is consistent each time, and contains all
+//! flushed data.
 //!
-//! The page cache outlives the process. What is lost is what the server had in memory: tables that it had changed and not yet
-//! written. So this is about the order in which it writes them; what a power cut adds is tried on the simulated kernel, in
-//! `examples/qcow2/tests/crash.rs`.
+//! The page cache outlives the process. The kill loses the state in the server's memory: tables
+//! changed and not yet written. So these tests check the order in which it writes them; the effects
+//! of a power failure are tested on the simulated kernel, in `examples/qcow2/tests/crash.rs`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,7 +17,7 @@ use super::server::{Folder, Server};
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 4096;
 const SECTOR: usize = 512;
-/// Writes and flushes under way.
+/// The number of writes and flushes under way.
 const DEPTH: usize = 16;
 
 /// splitmix64
@@ -32,16 +33,17 @@ impl Random {
     }
 }
 
-/// What may be found in a block: the first of these, which was flushed, or one that was written later. 0 is what a new image has.
+/// The versions that a block may contain: the first was flushed, the others were written later. A
+/// new image contains version 0.
 type Versions = Vec<u64>;
 
-/// In a version: its block was zeroed.
+/// A flag in a version: the block was zeroed.
 const ZEROED: u64 = 1 << 63;
 
 enum Asked {
-    /// Of this block.
+    /// The block.
     Write(u64),
-    /// The version of each block that was acknowledged by then.
+    /// The version of each block that was acknowledged when the flush was sent.
     Flush(Vec<(u64, u64)>),
 }
 
@@ -62,7 +64,7 @@ fn contents(block: u64, version: u64) -> Vec<u8> {
 }
 
 impl Load {
-    /// The next thing to ask for, and to remember.
+    /// Returns the next request, and records it.
     fn ask(&mut self) -> Vec<u8> {
         self.next += 1;
         let cookie = self.next;
@@ -74,7 +76,7 @@ impl Load {
         }
         let block = loop {
             let block = self.random.below(BLOCKS);
-            // Two writes of one block at once have no order.
+            // Two concurrent writes to one block have no order.
             if !self.asked.values().any(|asked| matches!(asked, Asked::Write(other) if *other == block)) {
                 break block;
             }
@@ -96,7 +98,7 @@ impl Load {
                 let last = *self.versions[&block].last().unwrap();
                 self.acknowledged.insert(block, last);
             }
-            // Nothing older than what was flushed may be found.
+            // Versions older than the flushed one must not be found any more.
             Asked::Flush(flushed) => {
                 for (block, version) in flushed {
                     let versions = self.versions.get_mut(&block).unwrap();
@@ -107,7 +109,7 @@ impl Load {
         }
     }
 
-    /// Until so many replies have come.
+    /// Runs until `replies` replies have come.
     fn run(&mut self, client: &mut Client, replies: u64) {
         for _ in 0..DEPTH {
             let bytes = self.ask();
@@ -122,8 +124,9 @@ impl Load {
         }
     }
 
-    /// What is in the image, after the kill, is of the versions that may be; from now on those that were found. A write that was not
-    /// answered may be there in part: sectors are what is written as a whole.
+    /// Checks that after the kill each block contains one of its possible versions, and keeps only
+    /// the versions found. A write that was not answered may be there in part, since writes are
+    /// atomic by sectors.
     fn check(&mut self, raw: &Path, seed: u64) {
         let mut file = fs::File::open(raw).unwrap();
         let mut found = vec![0; BLOCK as usize];
@@ -148,8 +151,9 @@ impl Load {
 
 #[test]
 fn killed_again_and_again() {
-    // P20: SIGKILL under a load of writes, zeroes and flushes: qemu-img check finds leaks at most, and what was flushed is there.
-    // CORALIO_KILLS says how often, CORALIO_KILL_SEED with which seed first
+    // P20: after SIGKILL under a load of writes, zeroes and flushes, qemu-img check finds leaks at
+    // most, and flushed data is there. CORALIO_KILLS sets the number of kills, CORALIO_KILL_SEED
+    // the first seed
     let number = |name, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let (kills, first): (u64, u64) = (number("CORALIO_KILLS", 10), number("CORALIO_KILL_SEED", 1));
     let folder = Folder::new("kill");
@@ -163,7 +167,7 @@ fn killed_again_and_again() {
     let (mut leaks, mut load) = (0, None);
     for seed in first..first + kills {
         let mut random = Random(seed);
-        // A new image now and then; else it goes on with what the last kill has left.
+        // Sometimes creates a new image; otherwise continues with the last one.
         if load.is_none() || random.below(4) == 0 {
             let cluster = ["cluster_size=512", "cluster_size=4k", "cluster_size=64k"][random.below(3) as usize];
             let options = ["create", "-q", "-f", "qcow2", "-o", cluster, image_name, "16M"];
@@ -186,7 +190,7 @@ fn killed_again_and_again() {
         let said = String::from_utf8_lossy(&checked.stdout);
         match checked.status.code() {
             Some(0) => {}
-            // Clusters that nobody points to: lost room, and no more.
+            // Clusters without a reference: lost space, and nothing else.
             Some(3) => leaks += 1,
             code => panic!("seed {seed}: qemu-img check: {code:?}\n{said}{}", String::from_utf8_lossy(&checked.stderr)),
         }

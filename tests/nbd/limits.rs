@@ -1,4 +1,4 @@
-//! What clients may hold, and what the server does at its limits: it goes on, and says so once.
+//! Limits on clients, and the server at its limits: it continues, and reports each once.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -16,7 +16,8 @@ fn served(server: &Server) -> Client {
 
 #[test]
 fn socket_option_replaces_a_dead_socket_only() {
-    // P25: at the path of --socket, a file, the image itself, a link or a socket in use is left as it is; a dead socket is replaced
+    // P25: at the path of --socket, a file, the image itself, a link or a socket in use is left as
+    // it is; a dead socket is replaced
     let folder = Folder::new("socket");
     let image = folder.image("disk", 1 << 20);
     let path = folder.path("s");
@@ -37,7 +38,7 @@ fn socket_option_replaces_a_dead_socket_only() {
     refused("is no socket");
     assert!(path.is_symlink());
     fs::remove_file(&path).unwrap();
-    // In use, by a process that takes nobody: its queue is full.
+    // In use by a process that accepts no connection: its queue is full.
     let busy = UnixListener::bind(&path).unwrap();
     // SAFETY: takes no pointers; the descriptor is open.
     assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&busy), 0) }, 0);
@@ -47,7 +48,7 @@ fn socket_option_replaces_a_dead_socket_only() {
     // Dead now.
     let server = Server::of(&folder, &image);
     served(&server);
-    // What has taken the socket's place meanwhile is left when the server ends.
+    // A file that has replaced the socket meanwhile is kept when the server ends.
     fs::remove_file(&path).unwrap();
     fs::write(&path, b"precious").unwrap();
     server.stop();
@@ -59,7 +60,8 @@ fn socket_option_replaces_a_dead_socket_only() {
 
 #[test]
 fn silent_handshakes_end() {
-    // P26: a client that stops in its handshake is sent away after --handshake-limit, wherever it has stopped; one that is served stays
+    // P26: a client that stops anywhere in its handshake is disconnected after --handshake-limit;
+    // an established one is not
     let folder = Folder::new("silent");
     let image = folder.image("disk", 1 << 20);
     let server = Server::start(&folder, &["--handshake-limit", "0.2", image.to_str().unwrap()]);
@@ -76,7 +78,8 @@ fn silent_handshakes_end() {
 
 #[test]
 fn options_are_counted() {
-    // P26: a client that sends options without end is sent away after --max-options, and four more for each export
+    // P26: a client that keeps sending options is disconnected after --max-options, and four more
+    // for each export
     let folder = Folder::new("options");
     let image = folder.image("disk", 1 << 20);
     let server = Server::start(&folder, &["--max-options", "10", image.to_str().unwrap()]);
@@ -94,7 +97,8 @@ fn options_are_counted() {
 
 #[test]
 fn idle_clients_end_if_asked_for() {
-    // P26: with --idle-limit, a client that asks for nothing, sends no payload or takes no reply is sent away
+    // P26: with --idle-limit, a client that sends no request, sends no payload or takes no reply is
+    // disconnected
     let folder = Folder::new("idle");
     let image = folder.image("disk", 64 << 20);
     let server = Server::start(&folder, &["--idle-limit", "0.3", image.to_str().unwrap()]);
@@ -107,7 +111,7 @@ fn idle_clients_end_if_asked_for() {
     for client in &mut clients[..3] {
         let _ = client.socket.read_to_end(&mut Vec::new());
     }
-    // It takes nothing: that the server has hung up is found out by sending.
+    // This client reads nothing; it detects the closed connection by sending.
     clients[3].socket.set_nonblocking(true).unwrap();
     while clients[3].socket.write(&[0]).map_or_else(|error| error.kind() == ErrorKind::WouldBlock, |_| true) {
         std::thread::yield_now();
@@ -120,7 +124,8 @@ fn idle_clients_end_if_asked_for() {
 
 #[test]
 fn silent_clients_do_not_lock_out_others() {
-    // P27: 300 silent clients and 256 descriptors: others are served; those that were served before stay
+    // P27: with 300 silent clients and 256 descriptors, new clients are served, and established
+    // ones stay connected
     let folder = Folder::new("lockout");
     let image = folder.image("disk", 1 << 20);
     let args = ["--handshake-limit", "100000", image.to_str().unwrap()];
@@ -138,7 +143,7 @@ fn silent_clients_do_not_lock_out_others() {
 
 #[test]
 fn clients_wait_beyond_the_most_connections() {
-    // P27: with --max-connections served, a further client waits until one goes
+    // P27: with --max-connections served, a further client waits until one disconnects
     let folder = Folder::new("most");
     let image = folder.image("disk", 1 << 20);
     for threads in ["1", "2"] {
@@ -162,8 +167,8 @@ fn clients_wait_beyond_the_most_connections() {
 
 #[test]
 fn listener_survives_used_up_descriptors() {
-    // P27: while the system refuses descriptors the listener goes on, with one line at the beginning and one at the end; also when
-    // standard error has no reader any more
+    // P27: while the system refuses descriptors the listener continues, with one line at the
+    // beginning and one at the end; also when standard error has lost its reader
     let folder = Folder::new("descriptors");
     let image = folder.image("disk", 1 << 20);
     let mut server = Server::of(&folder, &image);
@@ -171,7 +176,7 @@ fn listener_survives_used_up_descriptors() {
     let mut lines = Some(BufReader::new(server.take_stderr()));
     for round in 0..4 {
         if round == 2 {
-            // From here on nobody reads.
+            // The lines are not read any more.
             lines = None;
         }
         let before = server.limit_descriptors(3);
@@ -182,7 +187,7 @@ fn listener_survives_used_up_descriptors() {
             assert!(line.contains("cannot accept connections") && line.contains("goes on"), "{line}");
         }
         assert_eq!(established.read(0, 512).unwrap().len(), 512);
-        // It tries again some times.
+        // The listener retries several times.
         let sleeps = server.sleeps();
         while server.sleeps() < sleeps + 4 {
             std::thread::yield_now();
@@ -195,7 +200,7 @@ fn listener_survives_used_up_descriptors() {
             assert!(line.contains("accepts connections again"), "{line}");
         }
     }
-    // Something to report, and nobody to read it.
+    // Something to report, without a reader.
     let mut bad = Client::greeted(&server);
     bad.say(b"GET / HTTP/1.1\r\n\r\n");
     assert!(bad.is_sent_away());
@@ -205,7 +210,8 @@ fn listener_survives_used_up_descriptors() {
 
 #[test]
 fn server_runs_without_standard_output_and_error() {
-    // P27: a server whose standard output and error have no readers serves, reports, and ends with success
+    // P27: a server whose standard output and error have no readers serves, reports, and exits with
+    // success
     let folder = Folder::new("mute");
     let image = folder.image("disk", 1 << 20);
     let server = Server::start_mute(&folder, &image);
@@ -227,7 +233,8 @@ fn dead_tcp_peers_are_probed() {
         let mut client = Client::plain(&server, "");
         let port: u16 = server.at.rsplit(':').next().unwrap().parse().unwrap();
         let end = format!(":{port:04X}");
-        // The row of the server's end: its timer is keepalive's (02), or none (00) when all is acknowledged.
+        // The row of the server's end: its timer is keepalive's (02), or none (00) when all is
+        // acknowledged.
         assert_eq!(client.read(0, 512).unwrap().len(), 512);
         let found = loop {
             let table = fs::read_to_string("/proc/net/tcp").unwrap();

@@ -1,4 +1,4 @@
-//! Stopped by a signal in the middle of a load; several threads; several clients on one image.
+//! The server stopped by a signal under load; several threads; several clients on one image.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,8 @@ use crate::common::has;
 
 const BLOCKS: u64 = 4096;
 
-/// Keeps sixteen writes under way until the server hangs up. Returns which blocks it has acknowledged.
+/// Keeps sixteen writes under way until the server closes the connection. Returns the acknowledged
+/// blocks.
 fn write_until_the_end(mut client: Client, done: &AtomicUsize) -> Vec<u64> {
     let mut acknowledged = Vec::new();
     let mut next = 0;
@@ -22,7 +23,7 @@ fn write_until_the_end(mut client: Client, done: &AtomicUsize) -> Vec<u64> {
         let mut bytes = request(WRITE, 0, block, block * 4096, 4096);
         bytes.extend([block as u8 | 1; 4096]);
         *next += 1;
-        // It may have hung up; what it has answered is still to be read.
+        // The server may have closed the connection; its replies are still to be read.
         let _ = client.socket.write_all(&bytes);
     };
     (0..16).for_each(|_| ask(&mut client, &mut next));
@@ -38,7 +39,8 @@ fn write_until_the_end(mut client: Client, done: &AtomicUsize) -> Vec<u64> {
 
 #[test]
 fn a_signal_in_the_middle_of_a_load() {
-    // P11: SIGTERM: what is under way is finished and answered, the image is flushed, and the server ends with success
+    // P11: after SIGTERM, requests under way are finished and answered, the image is flushed, and
+    // the server exits with success
     for (threads, args) in [("1", &[][..]), ("3", &["--kernel", "threads"][..])] {
         let folder = Folder::new(&format!("signal{threads}"));
         let image = folder.image("disk", BLOCKS * 4096);
@@ -69,12 +71,13 @@ fn a_signal_in_the_middle_of_a_load() {
 
 #[test]
 fn a_signal_while_replies_are_under_way() {
-    // P19: SIGTERM: every request that the server has read is answered, though the client is slow to take the answers
+    // P19: after SIGTERM, every request that the server has read is answered, though the client
+    // takes the replies slowly
     const COUNT: u64 = 200;
     let folder = Folder::new("replies");
     let server = Server::of(&folder, &folder.image("disk", 64 << 20));
     let mut client = Client::plain(&server, "");
-    // One piece, which is read as one: with the first answer, all have been read.
+    // One write, which the server reads as one: with the first reply, all have been read.
     let all: Vec<u8> = (0..COUNT).flat_map(|number| request(READ, 0, number, 0, 65536)).collect();
     client.say(&all);
     for answered in 0..COUNT {
@@ -90,7 +93,8 @@ fn a_signal_while_replies_are_under_way() {
 
 #[test]
 fn threads_and_clients_share_an_image() {
-    // P12: what one client has written and flushed, every other one reads, whatever thread serves it; over TCP as well
+    // P12: data that one client has written and flushed is read by every other client, whichever
+    // thread serves it; also over TCP
     let folder = Folder::new("shared");
     let image = folder.image("disk", 1 << 20);
     for kernel in ["auto", "aio", "uring", "threads"] {

@@ -1,5 +1,5 @@
-//! The NBD server, run as its users run it: with clients that others wrote, with a client that misbehaves, and stopped in the
-//! middle of it all.
+//! The NBD server, run as its users run it: with other projects' clients, with a client that
+//! misbehaves, and stopped under load.
 
 mod client;
 #[path = "../common/mod.rs"]

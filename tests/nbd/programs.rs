@@ -1,4 +1,4 @@
-//! Clients that others wrote. One that is not installed is passed over, and the test says so.
+//! Other projects' clients. One that is not installed is skipped with a message.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::server::{Folder, Server};
 
-/// Runs it; its output, if it is installed. Fails if it does.
+/// Runs a program and asserts success. Returns its output, or `None` if it is not installed.
 fn run(program: &str, args: &[&str]) -> Option<String> {
     let output = match Command::new(program).args(args).stdin(Stdio::null()).output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -20,7 +20,7 @@ fn run(program: &str, args: &[&str]) -> Option<String> {
     Some(said)
 }
 
-/// Words that no two places share, with holes among them.
+/// Fills a file with words of which no two are equal, and with holes among them.
 fn fill(path: &Path, len: usize) {
     let mut bytes = vec![0; len];
     for (number, word) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -33,7 +33,8 @@ fn fill(path: &Path, len: usize) {
 
 #[test]
 fn qemu_io_patterns() {
-    // P13: qemu-io writes, zeroes, discards and reads back patterns, aligned and not, with and without FUA
+    // P13: qemu-io writes, zeroes, discards and reads back patterns, aligned and unaligned, with
+    // and without FUA
     let folder = Folder::new("qemu-io");
     let image = folder.image("disk", 16 << 20);
     let server = Server::of(&folder, &image);
@@ -69,7 +70,8 @@ fn qemu_io_patterns() {
 
 #[test]
 fn qemu_img_copies_and_compares() {
-    // P14: qemu-img converts to the server and from it, and finds no difference; its benchmark runs at every depth
+    // P14: qemu-img converts to and from the server and finds no difference; its benchmark runs at
+    // every depth
     let folder = Folder::new("qemu-img");
     let (source, copy) = (folder.path("source"), folder.path("copy"));
     fill(&source, 24 << 20);
@@ -93,7 +95,8 @@ fn qemu_img_copies_and_compares() {
 
 #[test]
 fn libnbd_copies_and_looks() {
-    // P15: nbdcopy with several connections, both ways; nbdinfo tells size, exports and the map of holes
+    // P15: nbdcopy copies both ways with several connections; nbdinfo shows size, exports and the
+    // map of holes
     let folder = Folder::new("libnbd");
     let (source, copy) = (folder.path("source"), folder.path("copy"));
     fill(&source, 24 << 20);
@@ -108,7 +111,7 @@ fn libnbd_copies_and_looks() {
     run("nbdcopy", &["--connections=4", "--requests=32", &uri, copy_name]);
     assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     assert!(fs::read(&source).unwrap() == fs::read(&image).unwrap());
-    // Without asking for holes first: it reads them all, and is told.
+    // Without asking for extents first: it reads the holes, which are reported as such.
     run("nbdcopy", &["--no-extents", "--request-size=4194304", &uri, copy_name]);
     assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     let map = run("nbdinfo", &["--map", &uri]).unwrap();
@@ -121,7 +124,8 @@ fn libnbd_copies_and_looks() {
 
 #[test]
 fn qcow2_on_one_thread_of_two() {
-    // P17: a qcow2 image of qemu-img's, served by two threads: all its clients are on one; qemu-img check finds nothing wrong
+    // P17: a qcow2 image made by qemu-img is served by two threads, with all its clients on one;
+    // qemu-img check finds no error
     let folder = Folder::new("qcow2");
     let (source, image) = (folder.path("source"), folder.path("disk.qcow2"));
     fill(&source, 24 << 20);

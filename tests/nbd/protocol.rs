@@ -1,4 +1,5 @@
-//! What the protocol has: the handshake, each command, each kind of reply, errors after which one goes on.
+//! The protocol: the handshake, each command, each kind of reply, and errors that do not end the
+//! connection.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -12,12 +13,14 @@ const MIB: u32 = 1 << 20;
 
 #[test]
 fn every_command_in_both_kinds_of_reply() {
-    // P1: read, write, flush, FUA, trim, zeroes, cache: what is written is read, and what is refused leaves the rest usable
+    // P1: read, write, flush, FUA, trim, zeroes, cache: written data is read back, and a rejected
+    // request leaves the connection usable
     let folder = Folder::new("commands");
     let image = folder.image("disk", 8 << 20);
     let server = Server::of(&folder, &image);
     let mut client = Client::plain(&server, "");
-    // Flush, FUA, trim, zeroes, many connections, cache, fast zero; no DF without structured replies.
+    // Flush, FUA, trim, zeroes, many connections, cache, fast zero; no DF without structured
+    // replies.
     assert_eq!((client.size, client.flags), (8 << 20, 0b1101_0110_1101));
     let data: Vec<u8> = (0..5000u32).map(|i| (i % 251) as u8).collect();
     client.write(4090, &data).unwrap();
@@ -49,7 +52,8 @@ fn every_command_in_both_kinds_of_reply() {
 
 #[test]
 fn structured_replies_and_block_status() {
-    // P2: data with its offset, errors with a text, extents that say what is data and what a hole; one of them if asked
+    // P2: structured replies carry data with its offset, errors with a text, and extents that
+    // distinguish data from holes; one extent on request
     let folder = Folder::new("structured");
     let image = folder.image("disk", 8 << 20);
     let server = Server::of(&folder, &image);
@@ -77,14 +81,14 @@ fn structured_replies_and_block_status() {
     assert_eq!(one[4..], [8192u32.to_be_bytes(), 0u32.to_be_bytes()].concat());
     client.ask(BLOCK_STATUS, 0, 6, 0, 0);
     assert_eq!(client.chunk().kind, 0x8001);
-    // The export is gone when nobody has room for more.
+    // The image is still sparse: only the written part is allocated.
     assert!(fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
 }
 
 #[test]
 fn holes_are_told_and_not_sent() {
-    // P23: of large reads, holes are told as such, each part with its offset, the last one marked; in one piece to who wants
-    // that, and to who knows no parts
+    // P23: large reads report holes as such, each part with its offset, the last one marked; a
+    // client that asks for one piece, or has simple replies, gets one piece
     const AT: usize = 3 << 20;
     let folder = Folder::new("holes");
     let [raw, qcow2] = ["disk", "q"].map(|name| folder.path(name));
@@ -116,7 +120,7 @@ fn holes_are_told_and_not_sent() {
         assert!(plain.read(0, 8 * MIB).unwrap() == holes);
         server.stop();
     }
-    // What a file has no more is no hole.
+    // The truncated part of a file is not a hole.
     let image = folder.image("cut", 8 << 20);
     let server = Server::of(&folder, &image);
     let mut client = Client::structured(&server, "");
@@ -130,7 +134,8 @@ fn holes_are_told_and_not_sent() {
 
 #[test]
 fn the_handshake_tells_and_refuses() {
-    // P3: list, info, meta contexts, unknown options and exports, options out of order: each has its answer, and one goes on
+    // P3: list, info, meta contexts, unknown options and exports, options out of order: each is
+    // answered, and the handshake continues
     let folder = Folder::new("handshake");
     let [one, two] = ["one", "two"].map(|name| folder.image(name, 1 << 20));
     let exports = [&one, &two].map(|path| format!("{}={}", path.file_name().unwrap().display(), path.display()));
@@ -169,7 +174,7 @@ fn the_handshake_tells_and_refuses() {
     assert_eq!(client.answer(2), (1, vec![]));
     assert!(client.is_sent_away());
 
-    // The first export is also the one without a name. A write is refused, and its data passed over.
+    // The first export is also the one without a name. A write is refused, and its data skipped.
     let mut client = Client::plain(&server, "");
     assert_eq!(client.write(0, &[1; 4096]), Err(1));
     assert_eq!(client.command(TRIM, 0, 0, 4096), Err(1));
@@ -193,7 +198,8 @@ fn the_handshake_tells_and_refuses() {
 
 #[test]
 fn what_cannot_be_is_refused_at_the_start() {
-    // P4: no image, a qcow2 image that cannot be, a name twice, a socket that is in use: an error that says which, and no server
+    // P4: a missing image, an invalid qcow2 image, a duplicate name or a socket in use is an error
+    // that names the cause, and the server does not start
     let folder = Folder::new("start");
     let image = folder.image("disk", 1 << 20);
     let image = image.to_str().unwrap();
@@ -216,7 +222,7 @@ fn what_cannot_be_is_refused_at_the_start() {
     fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
     let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
     assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
-    // A socket that a killed server left behind is taken over.
+    // A socket left behind by a killed server is replaced.
     drop(server);
     assert!(folder.path("s").exists());
     let server = Server::start(&folder, &[image]);
@@ -227,7 +233,8 @@ fn what_cannot_be_is_refused_at_the_start() {
 
 #[test]
 fn an_image_in_use_is_refused() {
-    // P24: a qcow2 image that another one writes is not served, and one that is served is not opened by qemu-img; --no-lock
+    // P24: a qcow2 image that another process writes is not served, and qemu-img cannot open one
+    // that is served; --no-lock overrides
     let folder = Folder::new("use");
     let image = folder.path("q");
     coralio_aio::run(|| Qcow2::create(&image, &CreateOptions::new(1 << 20)).unwrap());
@@ -245,7 +252,7 @@ fn an_image_in_use_is_refused() {
     assert!(info.is_err() || !info.unwrap().status.success(), "it reads what is being written");
     Server::start(&folder, &["--listen", "127.0.0.1:0", "--no-lock", "--read-only", image]).stop();
     server.stop();
-    // Who only reads does not mind others who do.
+    // Readers do not exclude each other.
     let server = Server::start(&folder, &["--read-only", image]);
     Server::start(&folder, &["--listen", "127.0.0.1:0", "--read-only", image]).stop();
     server.stop();
@@ -253,7 +260,8 @@ fn an_image_in_use_is_refused() {
 
 #[test]
 fn reads_of_no_bytes_have_no_data_chunk() {
-    // P28: a structured read of 0 bytes is done without a data chunk, which would have no data; a simple one is as any other
+    // P28: a structured read of 0 bytes succeeds without a data chunk, which would be empty; a
+    // simple one is answered like any other
     let folder = Folder::new("empty");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let mut client = Client::structured(&server, "");
@@ -267,8 +275,8 @@ fn reads_of_no_bytes_have_no_data_chunk() {
 
 #[test]
 fn requests_that_the_protocol_does_not_have_are_invalid() {
-    // P28: unknown flags, a flush with a range, and DF without structured replies are EINVAL (22), whatever the command; a range
-    // beyond the end is ENOSPC (28) for writes only
+    // P28: unknown flags, a flush with a range, and DF without structured replies are EINVAL (22),
+    // whatever the command; a range beyond the end is ENOSPC (28) for writes only
     let folder = Folder::new("invalid");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let mut client = Client::plain(&server, "");
@@ -296,7 +304,8 @@ fn requests_that_the_protocol_does_not_have_are_invalid() {
 
 #[test]
 fn clients_without_flags_may_name_an_export() {
-    // P28: a client that is not of the fixed kind may send EXPORT_NAME, and no other option; without NO_ZEROES it gets 124 zeroes
+    // P28: a client without the fixed-newstyle flag may send EXPORT_NAME, and no other option;
+    // without NO_ZEROES it gets 124 zeroes
     let folder = Folder::new("unfixed");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     for flags in 0..4u32 {
@@ -318,7 +327,8 @@ fn clients_without_flags_may_name_an_export() {
 
 #[test]
 fn failed_meta_context_voids_the_earlier_one() {
-    // P28: a SET_META_CONTEXT that fails leaves no context; so does one that finds nothing; options with more than they have are invalid
+    // P28: a SET_META_CONTEXT that fails, or that finds nothing, leaves no context; options with
+    // excess data are invalid
     let folder = Folder::new("void");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
     let query = |name: &str, context: &str| [&counted(name)[..], &1u32.to_be_bytes(), &counted(context)].concat();
@@ -351,7 +361,8 @@ fn failed_meta_context_voids_the_earlier_one() {
 
 #[test]
 fn size_is_the_exact_length_of_the_image() {
-    // P28: an image whose length is no multiple of 512 has its exact length, and its last bytes are read and written
+    // P28: an image whose length is not a multiple of 512 has its exact length, and its last bytes
+    // are read and written
     let folder = Folder::new("odd");
     let image = folder.path("disk");
     fs::write(&image, vec![5; 1300]).unwrap();

@@ -1,4 +1,4 @@
-//! The program `nbd_server`, with a folder of its own.
+//! The program `nbd_server`, with a directory of its own.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -6,11 +6,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
-/// A test's own folder, gone when it ends.
+/// A directory for one test, removed on drop.
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Its path is short: a socket's has 108 bytes at most.
+    /// Keeps the path short: a socket's path has 108 bytes at most.
     pub fn new(test: &str) -> Folder {
         let path = std::env::temp_dir().join(format!("coralio-nbd-{}-{test}", std::process::id()));
         fs::create_dir(&path).unwrap();
@@ -21,7 +21,7 @@ impl Folder {
         self.0.join(name)
     }
 
-    /// A file that is a hole.
+    /// Creates a file that is one hole.
     pub fn image(&self, name: &str, len: u64) -> PathBuf {
         fs::File::create(self.path(name)).unwrap().set_len(len).unwrap();
         self.path(name)
@@ -34,10 +34,10 @@ impl Drop for Folder {
     }
 }
 
-/// It runs, and listens. Killed when dropped.
+/// A running, listening server, killed on drop.
 pub struct Server {
     child: Child,
-    /// What it listens on: a path, or an address.
+    /// The address that it listens on: a path, or host and port.
     pub at: String,
 }
 
@@ -52,7 +52,7 @@ fn program() -> PathBuf {
     program
 }
 
-/// What says where it listens.
+/// How the server's address becomes known.
 enum Announcement {
     Read,
     /// Standard output and error have no readers.
@@ -60,26 +60,26 @@ enum Announcement {
 }
 
 impl Server {
-    /// On a socket in `folder`, or wherever `args` say.
+    /// Starts a server on a socket in `folder`, or wherever `args` say.
     pub fn start(folder: &Folder, args: &[&str]) -> Server {
         Server::spawn(folder, Command::new(program()), args, Announcement::Read).unwrap_or_else(|said| panic!("{said}"))
     }
 
-    /// As `start`, with so many descriptors at most.
+    /// Starts a server with at most `descriptors` descriptors.
     pub fn start_limited(folder: &Folder, args: &[&str], descriptors: u32) -> Server {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]).arg(program());
         Server::spawn(folder, command, args, Announcement::Read).unwrap_or_else(|said| panic!("{said}"))
     }
 
-    /// As `of`, with nobody who reads what it says.
+    /// Starts a server for one image whose output has no readers.
     pub fn start_mute(folder: &Folder, image: &Path) -> Server {
         let args = [image.to_str().unwrap()];
         Server::spawn(folder, Command::new(program()), &args, Announcement::Unread)
             .unwrap_or_else(|said| panic!("{said}"))
     }
 
-    /// What it says instead of listening.
+    /// Starts a server that must fail, and returns its message.
     pub fn refused(folder: &Folder, args: &[&str]) -> String {
         let started = Server::spawn(folder, Command::new(program()), args, Announcement::Read);
         started.err().expect("it listens, and should not")
@@ -115,12 +115,12 @@ impl Server {
         Ok(Server { at: at.trim_start_matches("unix:").to_string(), child })
     }
 
-    /// One image without a name.
+    /// Starts a server for one image without a name.
     pub fn of(folder: &Folder, image: &Path) -> Server {
         Server::start(folder, &[image.to_str().unwrap()])
     }
 
-    /// For programs that take one. `name` is the export's.
+    /// Returns the URI of the export `name`, for other programs.
     pub fn uri(&self, name: &str) -> String {
         match self.at.starts_with('/') {
             true => format!("nbd+unix:///{name}?socket={}", self.at),
@@ -128,17 +128,17 @@ impl Server {
         }
     }
 
-    /// Physical memory that it has, in bytes.
+    /// Returns the server's resident memory in bytes.
     pub fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }
 
-    /// The most that it has had.
+    /// Returns the server's peak resident memory in bytes.
     pub fn peak(&self) -> u64 {
         self.status("VmHWM:")
     }
 
-    /// How often its first thread has slept.
+    /// Returns how often the server's first thread has slept.
     pub fn sleeps(&self) -> u64 {
         self.status("voluntary_ctxt_switches:") >> 10
     }
@@ -149,15 +149,16 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
-    /// What it says from now on; `ended` says nothing then.
+    /// Takes standard error, so that `ended` returns nothing.
     pub fn take_stderr(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()
     }
 
-    /// Sets how many descriptors it may have. Returns how many it could have before.
+    /// Sets the server's limit on descriptors. Returns the former limit.
     pub fn limit_descriptors(&self, limit: u64) -> u64 {
         let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: each call reads or writes one structure; the child has not been waited for, so the number is its own.
+        // SAFETY: each call reads or writes one structure; the child has not been waited for, so
+        // the number is its own.
         unsafe {
             let id = self.child.id() as libc::pid_t;
             assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
@@ -168,17 +169,18 @@ impl Server {
     }
 
     pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: takes no pointers; the child has not been waited for, so the number is still its own.
+        // SAFETY: takes no pointers; the child has not been waited for, so the number is still its
+        // own.
         assert_eq!(unsafe { libc::kill(self.child.id() as libc::pid_t, signal) }, 0);
     }
 
-    /// Sends a signal that asks it to end, and waits until it has. Returns what it said.
+    /// Sends SIGTERM, waits for the server's end, and returns what it wrote to standard error.
     pub fn stop(self) -> String {
         self.signal(libc::SIGTERM);
         self.ended()
     }
 
-    /// Waits until it has ended, as it should.
+    /// Waits for the server's end, asserts success, and returns what it wrote to standard error.
     pub fn ended(mut self) -> String {
         let mut said = String::new();
         if let Some(mut stderr) = self.child.stderr.take() {

@@ -1,14 +1,16 @@
-//! H10, 2026: submit reaps, whom it wakes submits, and that reaps.
+//! H10, 2026: submit reaps, the coroutine that it wakes submits, and that submit reaps.
 //!
 //! ```text
 //!   submit > reap > submit > reap > submit > ..
 //! ```
 //!
-//! After a reap there is room, so it looked thrifty to submit at once what had gathered meanwhile. But a submit reaps (rule E4),
-//! and where requests complete within submit, as page-cached reads do, there is always something to reap, which wakes somebody who
-//! reads the next block. Each block is a few frames on the stack; a long file is the end of it.
+//! After a reap there is room, so it looked economical to submit the requests collected meanwhile
+//! immediately. But a submit reaps (rule E4), and where requests complete within submit, as
+//! page-cached reads do, there is always something to reap, which wakes a coroutine that reads the
+//! next block. Each block costs a few stack frames; a long file overflows the stack.
 //!
-//! The guard: a reap submits nothing. What has gathered goes when the loop's round is over.
+//! The guard: a reap submits nothing. Collected requests are submitted at the end of the loop's
+//! iteration.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,15 +27,16 @@ use crate::stack::stack_pointer;
 /// As of 2026: a reap submits.
 struct SubmitsFromReap2026;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for SubmitsFromReap2026 {
     const AFTER_REAP: AfterReap = AfterReap::ReapSubmits;
 }
 
 const BLOCKS: usize = 200;
 
-/// A coroutine reads one block after the other, and each read completes within submit. Returns how many submits began
-/// beneath each other, at most, as the stack has it: each deeper than the one before.
+/// Reads one block after another in a coroutine; each read completes within submit. Returns the
+/// number of submits nested within each other, by the stack pointer: each deeper than the one
+/// before.
 fn schedule<P: Policy>() -> usize {
     AioContext::run(|context| {
         let kernel = Scripted::new(8);
@@ -46,7 +49,7 @@ fn schedule<P: Policy>() -> usize {
             move || {
                 for _ in 0..BLOCKS {
                     let (deepest, levels) = (deepest.clone(), levels.clone());
-                    // It is called by who reaps, on that one's stack: the loop's.
+                    // Called by the reap, on its stack: the loop's.
                     kernel.on_next_peek(move || {
                         let here = stack_pointer();
                         if deepest.fetch_min(here, Ordering::Relaxed) > here {
@@ -67,7 +70,7 @@ fn schedule<P: Policy>() -> usize {
 
 #[test]
 fn without_the_guard_each_block_goes_deeper() {
-    // H10: as many submits are on the stack as there were blocks; a longer file would not fit.
+    // H10: as many submits are on the stack as there were blocks; a longer file would overflow it.
     assert_eq!(schedule::<SubmitsFromReap2026>(), BLOCKS);
 }
 

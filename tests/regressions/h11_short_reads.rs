@@ -1,13 +1,14 @@
 //! H11, 2022 and later: a read that comes back short.
 //!
-//! The kernel may transfer less than was asked for, for reasons that nobody need know. Two ways to get it wrong:
+//! The kernel may transfer less than requested, for reasons of its own. Two ways to get it wrong:
 //!
 //! - The short read was taken for the end of the file, and the rest of the buffer for zeroes.
-//! - The rest was asked for, by a request that the completion put on the queue. But a reap does not submit (rule E8), and where
-//!   nothing was in flight and no round of the loop under way, no later submit followed.
+//! - The rest was requested by a follow-up that the completion put on the queue. But a reap does
+//!   not submit (rule E8), and with nothing in flight and no iteration of the loop under way, no
+//!   later submit followed.
 //!
-//! The guards: only a read of nothing is the end of the file; and what is queued in a reap is a request like any other, which
-//! the loop submits before it sleeps.
+//! The guards: only a read of zero bytes is the end of the file; and a request queued in a reap is
+//! a request like any other, which the loop submits before it sleeps.
 
 use std::fs::File as StdFile;
 use std::io::IoSliceMut;
@@ -19,24 +20,24 @@ use coralio_aio::{AioContext, Engine, File, spawn};
 
 use crate::rounds;
 
-/// A short read is the end.
+/// A short read is the end of the file.
 struct TakenForTheEnd2022;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for TakenForTheEnd2022 {
     const ON_SHORT: OnShort = OnShort::IsTheEnd;
 }
 
-/// The rest is queued, and nobody submits it.
+/// The follow-up is queued and never submitted.
 struct NeverSubmitted2022;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for NeverSubmitted2022 {
     const AFTER_REAP: AfterReap = AfterReap::NobodySubmits;
 }
 
-/// On a disk of twelve bytes, reads them in one buffer or two; the first read, of which the kernel does four bytes, is
-/// short. Returns what was read, or how the engine stands if that does not end.
+/// Reads a disk of twelve bytes into one buffer or two; the first read is short, with four bytes.
+/// Returns the data, or the engine's state if the read does not end.
 fn schedule<P: Policy>(buffers: usize) -> Result<Vec<u8>, String> {
     AioContext::run(|_context| {
         let kernel = Scripted::new(8);
@@ -63,14 +64,14 @@ fn schedule<P: Policy>(buffers: usize) -> Result<Vec<u8>, String> {
 
 #[test]
 fn without_the_guard_a_part_is_taken_for_all() {
-    // H11: four bytes of twelve, without an error.
+    // H11: four bytes of twelve are returned, without an error.
     assert_eq!(schedule::<TakenForTheEnd2022>(1).unwrap(), b"aaaa");
     assert_eq!(schedule::<TakenForTheEnd2022>(2).unwrap(), b"aaaa");
 }
 
 #[test]
 fn without_the_guard_the_rest_is_never_submitted() {
-    // H11: the follow-up is queued, nothing is in flight, and nobody submits.
+    // H11: the follow-up is queued, nothing is in flight, and nothing submits it.
     for buffers in [1, 2] {
         let state = schedule::<NeverSubmitted2022>(buffers).unwrap_err();
         assert!(state.contains("in_flight 0"), "{state}");
@@ -80,7 +81,7 @@ fn without_the_guard_the_rest_is_never_submitted() {
 
 #[test]
 fn with_the_guards_all_is_read() {
-    // H11, E10, E2: the follow-up is a request like any other.
+    // H11, E10, E2: the follow-up is a request like any other, and the read is complete.
     assert_eq!(schedule::<Current>(1).unwrap(), b"aaaabbbbcccc");
     assert_eq!(schedule::<Current>(2).unwrap(), b"aaaabbbbcccc");
 }

@@ -1,12 +1,14 @@
 //! H12, in other libraries: cancel returns before the kernel is done with the buffer.
 //!
-//! `io_cancel` fails for almost all requests, and io_uring's cancel may come too late; the request goes on. A library that
-//! returns all the same gives the buffer back to its owner, who uses it for something else, or returns from the frame that it lay
-//! in. Then the kernel writes what it has read.
+//! `io_cancel` fails for almost all requests, and io_uring's cancel may come too late; the request
+//! continues. A library that returns anyway gives the buffer back to its owner, which reuses it, or
+//! returns from the stack frame that contains it. Then the kernel writes the data that it has read.
 //!
-//! The guard: cancelling is asking. The call returns when the completion was reaped, and not before.
+//! The guard: cancel is only a request. The call returns once the completion was reaped, and not
+//! before.
 //!
-//! Here the buffer is memory that is never freed, and the kernel is scripted: what the failure breaks is what is in it.
+//! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure
+//! corrupts only its content.
 
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::kernel::{Opcode, Operation};
@@ -18,20 +20,20 @@ use crate::{panic_message, rounds};
 /// Cancel does not wait.
 struct LetsGo;
 
-// SAFETY: it reaps under the lock; what is cancelled below is a read into memory that is leaked, and looked at through a raw
-// pointer.
+// SAFETY: it reaps under the lock; the request cancelled below reads into leaked memory, which is
+// accessed through a raw pointer.
 unsafe impl Policy for LetsGo {
     const ON_CANCEL: OnCancel = OnCancel::ReturnsAtOnce;
 }
 
-/// What a coroutine found that was cancelled while the kernel had its buffer, and what became of it.
+/// The outcome for a coroutine that was cancelled while the kernel had its buffer.
 #[derive(Debug, PartialEq)]
 struct Story {
-    /// Whether the call was over before the kernel was done.
+    /// Whether the call returned before the kernel was done.
     over_before: bool,
-    /// What the buffer, filled anew by its owner when the call was over, has in it at the end.
+    /// The final content of the buffer, which its owner refilled after the call returned.
     buffer: [u8; 4],
-    /// With what the engine went on when the completion came.
+    /// The panic of the engine when the completion came.
     panicked_with: Option<String>,
 }
 
@@ -46,7 +48,7 @@ fn schedule<P: Policy>() -> Story {
             let engine = engine.clone();
             move || {
                 let operation = Operation { opcode: Opcode::Read, fd: 0, addr: buffer as u64, len: 4, offset: 0 };
-                // SAFETY: leaked, so valid for ever, and nobody has a reference to it.
+                // SAFETY: leaked, so valid forever, and without any reference to it.
                 let result = unsafe { engine.transfer(&operation) };
                 // SAFETY: as above.
                 unsafe { buffer.write(*b"mine") };
@@ -68,7 +70,7 @@ fn schedule<P: Policy>() -> Story {
 
 #[test]
 fn without_the_guard_the_kernel_writes_into_what_is_anothers() {
-    // H12: the owner's data is gone; and the completion belongs to no request any more.
+    // H12: the owner's data is overwritten, and the completion belongs to no request any more.
     let Story { over_before, buffer, panicked_with } = schedule::<LetsGo>();
     assert!(over_before);
     assert_eq!(&buffer, b"disk");
@@ -78,6 +80,6 @@ fn without_the_guard_the_kernel_writes_into_what_is_anothers() {
 
 #[test]
 fn with_the_guard_the_buffer_is_the_kernels_until_it_is_done() {
-    // H12, E11, E13: the call is over when the kernel is done; then the buffer is its owner's.
+    // H12, E11, E13: the call returns when the kernel is done; only then is the buffer its owner's.
     assert_eq!(schedule::<Current>(), Story { over_before: false, buffer: *b"mine", panicked_with: None });
 }

@@ -1,7 +1,8 @@
-//! H1, July 2016: submit had learnt to reap, and a completion entered its coroutine at once.
+//! H1, July 2016: submit had been changed to reap, and a completion entered its coroutine
+//! immediately.
 //!
-//! 'A' submits a request that completes within submit. The reap, still on the stack of 'A', finds it and enters the
-//! coroutine that waits for it: 'A' itself.
+//! 'A' submits a request that completes within submit. The reap, still on the stack of 'A', finds
+//! it and enters the coroutine that waits for it: 'A' itself.
 
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::policy::{Current, OnCompletion, Policy};
@@ -32,12 +33,12 @@ fn schedule<P: Policy>() -> Option<String> {
 
 #[test]
 fn without_a_guard_the_submitter_enters_itself() {
-    // H1: recursive entry of the coroutine that submits.
+    // H1: the submitting coroutine enters itself recursively.
     assert_eq!(schedule::<July2016>().unwrap(), "recursive entry of 'A': main > 'A'");
 }
 
 #[test]
 fn with_the_guard_it_finds_its_result() {
-    // H1, E4, E6: the reap leaves the submitter alone, which finds its result before it yields.
+    // H1, E4, E6: the reap does not enter the submitter, which finds its result before it yields.
     assert_eq!(schedule::<Current>(), None);
 }

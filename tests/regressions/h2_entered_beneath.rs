@@ -1,10 +1,10 @@
 //! H2, September 2016: the guard compared with the current coroutine only.
 //!
 //! ```text
-//!   main > 'A'          reads 0: submits, and the reap finds request 1 complete, whose coroutine is 'X'
-//!   main > 'A' > 'X'    done: lets go of the lock, and ends; the next in line is 'Y'
+//!   main > 'A'          reads 0: submits, and the reap finds request 1 complete; 'X' waits for it
+//!   main > 'A' > 'X'    done: releases the lock, and ends; the next waiter is 'Y'
 //!   main > 'A' > 'Y'    has the lock, reads 2: submits, and the reap finds request 0 complete
-//!                       'A' is not current, but entered, beneath 'Y'
+//!                       'A' is not current, but entered, below 'Y'
 //! ```
 
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use coralio_aio::{AioContext, CoMutex, Coroutine, Engine};
 
 use crate::{panic_message, read};
 
-/// As of September 2016, and of the fix for H1 alone.
+/// As of September 2016: only the fix for H1.
 struct September2016;
 
 // SAFETY: it reaps under the lock.
@@ -27,7 +27,7 @@ unsafe impl Policy for September2016 {
 fn schedule<P: Policy>() -> Option<String> {
     AioContext::run(|context| {
         let kernel = Scripted::new(8);
-        // Request 0 is of 'X', 1 of 'A', 2 of 'Y', in order of submission.
+        // Request 0 belongs to 'X', 1 to 'A', 2 to 'Y', in order of submission.
         kernel.complete_on_submit(0, 1);
         kernel.complete_on_submit(1, 2);
         let engine = Engine::<_, P>::attach(kernel, 8).unwrap();
@@ -64,12 +64,12 @@ fn schedule<P: Policy>() -> Option<String> {
 
 #[test]
 fn a_guard_that_compares_with_the_current_coroutine_does_not_suffice() {
-    // H2: recursive entry of a coroutine that is entered beneath the current one.
+    // H2: a coroutine that is entered below the current one is entered recursively.
     assert_eq!(schedule::<September2016>().unwrap(), "recursive entry of 'A': main > 'A' > 'Y'");
 }
 
 #[test]
 fn a_guard_that_asks_whether_it_is_entered_does() {
-    // H2, E6: 'A' is left alone, and finds its result when those above it have yielded.
+    // H2, E6: 'A' is not entered, and finds its result when the coroutines above it have yielded.
     assert_eq!(schedule::<Current>(), None);
 }

@@ -1,8 +1,8 @@
-//! H3, 2018: two threads reap the same ring, without the lock.
+//! H3, 2018: two threads reap the same ring without the lock.
 //!
-//! The loop at home has read an event and not yet counted it. Meanwhile another thread, which polls the same context,
-//! takes all sixteen events that are on the ring. When the loop goes on, its count goes below zero. (Seen in the field:
-//! 4294967280, which is -16.)
+//! The loop on its home thread has read an event and not yet counted it. Meanwhile another thread,
+//! which polls the same context, takes all sixteen events from the ring. When the loop continues,
+//! its count drops below zero. (Seen in the field: 4294967280, which is -16.)
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::{panic_message, read};
 /// As of 2018: reaping from submit took no lock.
 struct Unlocked2018;
 
-// SAFETY: the other thread acts while this one waits for it.
+// SAFETY: this thread waits while the other one acts.
 
 unsafe impl Policy for Unlocked2018 {
     const REAP_LOCKS: bool = false;
@@ -27,7 +27,7 @@ unsafe impl Policy for Unlocked2018 {
 
 const REQUESTS: usize = 16;
 
-/// What the other thread met.
+/// What the other thread could do.
 #[derive(Debug, PartialEq)]
 enum Foreign {
     Polled,
@@ -42,7 +42,8 @@ fn schedule<P: Policy>() -> (Foreign, Option<String>) {
             kernel.complete_on_submit(number, REQUESTS - 1);
         }
 
-        // At the home thread's first look at an event, another thread polls, if it can have the lock.
+        // When the home thread first looks at an event, another thread polls, if it can take the
+        // lock.
         let (go, wait_for_go) = channel();
         let (done, wait_for_done) = channel();
         let foreign = thread::spawn({
@@ -99,16 +100,16 @@ fn without_the_lock_the_count_goes_below_zero() {
 
 #[test]
 fn with_the_lock_the_other_thread_stays_out() {
-    // H3, E9: whoever reaps has the lock, and nobody else comes in between.
+    // H3, E9: a reap holds the lock, and no other thread comes in between.
     assert_eq!(schedule::<Current>(), (Foreign::LockedOut, None));
 }
 
 #[test]
 fn a_million_requests_with_two_threads_reaping() {
-    // H3, E9: a foreign thread polls and reaps while the loop does; every request completes once.
+    // H3, E9: another thread polls and reaps while the loop does; every request completes once.
     const COROUTINES: u64 = 32;
     const EACH: u64 = 1_000_000 / COROUTINES;
-    /// Gone when the test is over, whichever way.
+    /// A file removed on drop.
     struct Scratch(PathBuf);
     impl Drop for Scratch {
         fn drop(&mut self) {
@@ -152,7 +153,8 @@ fn a_million_requests_with_two_threads_reaping() {
         let stats = coralio_aio::stats();
         assert_eq!((stats.requests, stats.completions), (total, total));
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
-        // Joined outside: the loop has the context's lock while a coroutine runs, and the other thread wants it.
+        // Joined outside: the loop holds the context's lock while a coroutine runs, and the other
+        // thread needs it.
         foreign
     });
     let foreign_polls = foreign.join().unwrap();

@@ -1,7 +1,8 @@
-//! H4, 2014: two completions are taken together, and the first one's coroutine polls until the second is done.
+//! H4, 2014: two completions are taken together, and the first one's coroutine polls until the
+//! second is done.
 //!
-//! If the reap holds what it has taken in a batch of its own, the nested poll finds nothing on the ring, and waits for ever
-//! for what lies on the stack beneath it.
+//! If the reap keeps the events in a batch of its own, the nested poll finds nothing on the ring
+//! and waits forever for an event held further down on the stack.
 
 use std::cell::Cell;
 use std::panic::resume_unwind;
@@ -51,13 +52,14 @@ fn schedule<P: Policy>() -> Option<String> {
 
 #[test]
 fn with_a_private_batch_the_nested_poll_never_ends() {
-    // H4: the scripted kernel finds out that the sleep could not end, without a time limit.
+    // H4: the scripted kernel detects, without a time limit, that the sleep could not end.
     let message = schedule::<Batch2014>().unwrap();
     assert!(message.contains("this sleep would never end: nothing is on the ring"), "{message}");
 }
 
 #[test]
 fn with_the_shared_cursor_the_nested_poll_goes_on_where_the_outer_stands() {
-    // H4, E5, X2: the nested poll reaps the second completion, and the outer one finds nothing left.
+    // H4, E5, X2: the nested poll reaps the second completion, and the outer reap finds nothing
+    // left.
     assert_eq!(schedule::<Current>(), None);
 }

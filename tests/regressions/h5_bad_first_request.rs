@@ -1,11 +1,13 @@
-//! H5, 2016: the first of several pending requests fails at submit, and nobody is ever submitted again.
+//! H5, 2016: the first of several pending requests fails at submit, and no request is ever
+//! submitted again.
 //!
-//! `io_submit` fails as a whole if its first request is bad (a closed descriptor, say). The error path completed that one
-//! with its error and meant to try the rest, but left its loop, with `blocked` set: no submit before a completion. Nothing was in
-//! flight that could complete. All later requests went to the end of a queue that nobody submits.
+//! `io_submit` fails as a whole if its first request is bad (a closed descriptor, say). The error
+//! path completed that one with its error and meant to try the rest, but left its loop with
+//! `blocked` set: no submit before a completion. Nothing was in flight that could complete, and all
+//! later requests joined a queue that was never submitted.
 //!
-//! The guard: an error fails the first request alone, and the loop goes on with the rest; and `blocked` holds only while
-//! something is in flight.
+//! The guard: an error fails the first request alone, and the loop continues with the rest; and
+//! `blocked` holds only while something is in flight.
 
 use coralio_aio::policy::{Current, NotTaken, Policy};
 
@@ -14,7 +16,7 @@ use crate::{Outcome, three_and_a_later_one};
 /// As of 2016: the error path leaves the loop.
 struct LeavesTheLoop2016;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for LeavesTheLoop2016 {
     const NOT_TAKEN: NotTaken = NotTaken::StuckAfterError;
 }
@@ -31,7 +33,7 @@ fn without_the_guard_a_bad_request_is_the_last() {
 
 #[test]
 fn with_the_guard_it_fails_alone() {
-    // H5, E2: the rest is submitted at once, and so are later ones.
+    // H5, E2: the rest is submitted immediately, and so are later requests.
     let Outcome { ended, state, submits } = three_and_a_later_one::<Current>(|kernel| kernel.refuse(libc::EBADF));
     assert_eq!(ended, [Some(Err(libc::EBADF)), Some(Ok(512)), Some(Ok(512)), Some(Ok(512))]);
     assert!(state.contains("blocked false"), "{state}");

@@ -1,10 +1,11 @@
-//! H6, 2016: the kernel says "try again" while nothing is in flight, and nobody ever tries again.
+//! H6, 2016: the kernel returns "try again" while nothing is in flight, and nothing ever retries.
 //!
-//! `EAGAIN` from `io_submit` means that the kernel is out of what it needs for more requests; mostly they hold it, and a
-//! completion frees some. So `blocked` was set, and the next submit left to the next completion. But the shortage can be somebody
-//! else's: with nothing in flight no completion comes.
+//! `EAGAIN` from `io_submit` means that the kernel lacks the resources for more requests; usually
+//! requests in flight hold them, and a completion frees some. So `blocked` was set, and the next
+//! submit left to the next completion. But other processes may hold them: with nothing in flight no
+//! completion comes.
 //!
-//! The guard: with nothing in flight, the loop's next round tries again, and does not sleep before.
+//! The guard: with nothing in flight, the loop's next iteration retries, and does not sleep before.
 
 use coralio_aio::policy::{Current, NotTaken, Policy};
 
@@ -13,14 +14,14 @@ use crate::{Outcome, three_and_a_later_one};
 /// As of 2016: "try again" waits for a completion.
 struct WaitsForCompletion2016;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for WaitsForCompletion2016 {
     const NOT_TAKEN: NotTaken = NotTaken::StuckAfterAgain;
 }
 
 #[test]
 fn without_the_guard_nobody_tries_again() {
-    // H6: all requests are queued, nothing is in flight, and there is one submit only.
+    // H6: all requests are queued, nothing is in flight, and there is only one submit.
     let Outcome { ended, state, submits } =
         three_and_a_later_one::<WaitsForCompletion2016>(|kernel| kernel.refuse(libc::EAGAIN));
     assert_eq!(ended, [None; 4]);

@@ -1,10 +1,11 @@
-//! H7, 2021: unplug counts down in one branch of a condition only.
+//! H7, 2021: unplug counts down in only one branch of a condition.
 //!
 //! Unplug had two reasons to submit: the queue is full, or this was the last plug. Written as
-//! `full || --depth == 0`, it counted only if the queue was not full. Each unplug of a full queue left the depth one too
-//! high, so that it never came back to 0, and from then on requests gathered for an unplug that was over.
+//! `full || --depth == 0`, it counted only if the queue was not full. Each unplug of a full queue
+//! left the depth one too high, so it never returned to 0, and from then on requests were held back
+//! for an unplug that had already happened.
 //!
-//! The guard: a plug is a value, and whatever its drop finds, it counts.
+//! The guard: a plug is a value, and its drop counts down unconditionally.
 
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::policy::{Current, Policy, UnplugCounts};
@@ -15,13 +16,13 @@ use crate::read;
 /// As of 2021: a full queue is submitted without counting.
 struct ShortCircuit2021;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for ShortCircuit2021 {
     const UNPLUG_COUNTS: UnplugCounts = UnplugCounts::UnlessFull;
 }
 
-/// A plug goes while the queue is full; then one more reads, with no plug in. Returns whether that one was submitted at
-/// once, and how the engine stands.
+/// Drops a plug while the queue is full; then reads once more, without a plug. Returns whether that
+/// request was submitted immediately, and the engine's state.
 fn schedule<P: Policy>() -> (bool, String) {
     AioContext::run(|context| {
         let kernel = Scripted::new(2);
@@ -56,14 +57,14 @@ fn schedule<P: Policy>() -> (bool, String) {
 
 #[test]
 fn without_the_guard_requests_wait_for_a_plug_that_is_gone() {
-    // H7: the depth is 1 though no plug is left, and a request gathers that nobody holds back.
+    // H7: the depth is 1 though no plug is left, and a request is held back by nothing.
     let (at_once, state) = schedule::<ShortCircuit2021>();
     assert!(!at_once && state.contains("plug depth 1"), "{state}");
 }
 
 #[test]
 fn with_the_guard_each_plug_counts() {
-    // H7, E3: the depth is 0, and the request goes at once.
+    // H7, E3: the depth is 0, and the request is submitted immediately.
     let (at_once, state) = schedule::<Current>();
     assert!(at_once && state.contains("plug depth 0"), "{state}");
 }

@@ -1,6 +1,6 @@
-//! The historic failures, on the production engine with one guard out (SPEC H): each fails in exactly its historic way,
-//! and passes with the guard in. One file per bug (H8 and H9 are the runtime's: its tests have them); the kernel is scripted, so
-//! nothing depends on time.
+//! The historic failures, on the production engine with one guard out (SPEC H): each fails in
+//! exactly its historic way, and passes with the guard in. One file per bug (H8 and H9 are the
+//! runtime's and tested there); the kernel is scripted, so nothing depends on time.
 
 mod h10_submit_from_reap;
 mod h11_short_reads;
@@ -24,7 +24,7 @@ use coralio_aio::kernel::{Opcode, Operation};
 use coralio_aio::policy::Policy;
 use coralio_aio::{AioContext, Engine, JoinHandle, spawn};
 
-/// Reads 512 bytes at `offset`, as a coroutine does.
+/// Reads 512 bytes at `offset`, from a coroutine.
 fn read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> usize {
     try_read(engine, offset).expect("the script has no errors")
 }
@@ -33,12 +33,12 @@ fn try_read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> io::Result<
     let mut buf = [0u8; 512];
     let operation =
         Operation { opcode: Opcode::Read, fd: 0, addr: buf.as_mut_ptr() as u64, len: buf.len() as u64, offset };
-    // SAFETY: the buffer is this function's, and alive until transfer returns or unwinds.
+    // SAFETY: the buffer is a local, alive until transfer returns or unwinds.
     unsafe { engine.transfer(&operation) }
 }
 
-/// Rounds of the loop, which may sleep, until `done`, or so many that nothing will come of more. The bottom half ends a sleep that
-/// nothing else would end.
+/// Polls, with sleeps, until `done`, or for fifty iterations, after which more would change
+/// nothing. The idle bottom half ends sleeps that nothing else would end.
 fn rounds(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
     let alarm = context.bottom_half(|| {}).unwrap();
@@ -51,17 +51,18 @@ fn rounds(done: impl Fn() -> bool) {
     }
 }
 
-/// What became of four requests.
+/// The outcome of four requests.
 struct Outcome {
-    /// Bytes or `errno` of each that came to its end before the context's.
+    /// Bytes or `errno` of each request that ended before the context did.
     ended: [Option<Result<usize, i32>>; 4],
-    /// How the engine stood after that.
+    /// The engine's state after that.
     state: String,
-    /// System calls that submitted, as far.
+    /// The number of submitting system calls until then.
     submits: u64,
 }
 
-/// Three requests of one round, of which the script may refuse some; when nothing moves any more, one more.
+/// Makes three requests in one iteration, of which the script may refuse some; when nothing changes
+/// any more, makes one more.
 fn three_and_a_later_one<P: Policy>(script: impl FnOnce(&Scripted)) -> Outcome {
     AioContext::run(|_context| {
         let kernel = Scripted::new(8);
@@ -84,7 +85,7 @@ fn three_and_a_later_one<P: Policy>(script: impl FnOnce(&Scripted)) -> Outcome {
     })
 }
 
-/// The message with which `f` panicked, or `None` if it did not.
+/// Returns the message with which `f` panicked, or `None` if it did not.
 fn panic_message(f: impl FnOnce()) -> Option<String> {
     let payload = catch_unwind(AssertUnwindSafe(f)).err()?;
     match payload.downcast::<String>() {

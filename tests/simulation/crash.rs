@@ -1,4 +1,5 @@
-//! Power failures: what was synced is there, what was not may be, and code that forgets a sync is found.
+//! Power failures: synced data is there, unsynced data may be, and code that forgets a sync is
+//! detected.
 
 use std::cell::Cell;
 use std::io;
@@ -9,7 +10,8 @@ use coralio_aio::{File, OsCode, rename, spawn, sync_directory, yield_now};
 
 use crate::{harsh, small};
 
-/// A file of two numbers that are to be the same always, and a journal by which they are changed.
+/// The size of a journal's record; the journal changes two numbers in a file that must always be
+/// equal.
 const RECORD: usize = 24;
 
 /// What a journal forgets.
@@ -18,7 +20,7 @@ enum Forgets {
     Nothing,
     /// To sync the journal before the data is changed.
     TheSync,
-    /// To look whether the record is whole.
+    /// To check that the record is complete.
     TheChecksum,
 }
 
@@ -26,7 +28,7 @@ fn checksum(number: u64) -> u64 {
     (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// Changes both numbers: the journal first, then the data, then the journal is emptied.
+/// Changes both numbers: writes the journal first, then the data, then empties the journal.
 fn change(journal: &File, data: &File, number: u64, forgets: Forgets) -> io::Result<()> {
     let record = [number, number, checksum(number)].map(u64::to_le_bytes).concat();
     journal.write_at(&record, 0)?;
@@ -40,7 +42,7 @@ fn change(journal: &File, data: &File, number: u64, forgets: Forgets) -> io::Res
     journal.sync_data()
 }
 
-/// Does again what the journal says, if it says anything.
+/// Repeats the change in the journal, if there is one.
 fn recover(journal: &File, data: &File, forgets: Forgets) -> io::Result<()> {
     let mut record = [0; RECORD];
     journal.read_exact_at(&mut record, 0)?;
@@ -79,14 +81,16 @@ fn journal_survives(sim: &Sim, forgets: Forgets) -> io::Result<()> {
     Ok(())
 }
 
-/// Sectors so small that the two numbers, and a record's parts, are in different ones.
+/// Returns a disk with sectors so small that the two numbers, and the parts of a record, are in
+/// different ones.
 fn disk() -> Simulation {
     small().sector(8).tears(false)
 }
 
 #[test]
 fn a_journal_that_is_right_survives() {
-    // E17: whatever moment the power goes at, twice, and whatever of the unsynced it takes.
+    // E17: a correct journal survives two power failures at any moment, whatever unsynced data they
+    // take.
     disk().run(0..3000, |sim| journal_survives(sim, Forgets::Nothing));
     disk().faults(harsh()).sector(16).run(0..1000, |sim| match journal_survives(sim, Forgets::Nothing) {
         Err(error) if error.raw_os_error().is_none() && error.to_string().contains("os error") => Ok(()),
@@ -96,7 +100,7 @@ fn a_journal_that_is_right_survives() {
 
 #[test]
 fn a_journal_that_forgets_is_found() {
-    // E17: and the tape is so short that one sees why.
+    // E17: a journal that forgets is detected, with a tape short enough to see why.
     for (forgets, why) in [(Forgets::TheSync, "half of a change"), (Forgets::TheChecksum, "half of a change")] {
         let failure = disk().search(0..3000, |sim| journal_survives(sim, forgets)).unwrap_err();
         assert!(failure.message.contains(why) || failure.message.contains("was acknowledged"), "{failure}");
@@ -105,7 +109,7 @@ fn a_journal_that_forgets_is_found() {
     }
 }
 
-/// Replaces a file by a new one with other contents: whoever opens it finds one of the two, whole.
+/// Replaces a file by a new one with other content: a reader finds one of the two, complete.
 fn replace(contents: &[u8], syncs: bool) -> io::Result<()> {
     let new = File::options().write(true).create(true).truncate(true).open("dir/new")?;
     new.write_at(contents, 0)?;
@@ -127,17 +131,18 @@ fn a_file_is_replaced(sim: &Sim, syncs: bool) -> io::Result<()> {
 
 #[test]
 fn replacing_a_file_is_one_step() {
-    // E15, E17: with the sync it is, without it is not, in all that can happen.
+    // E15, E17: replacing a file is atomic with the sync, and not without it, on every tape.
     let disk = disk().faults(Faults::none()).latency(Latency::fixed(Duration::from_micros(50)));
     let tapes = disk.exhaust(|sim| a_file_is_replaced(sim, true)).unwrap();
     let failure = disk.exhaust(|sim| a_file_is_replaced(sim, false)).unwrap_err();
-    // The name is there, and of what it names nothing, or zeroes.
+    // The name is there, and its file is empty, or has zeroes.
     assert!(tapes > 100 && failure.wild <= 3, "{tapes} tapes; {failure}");
 }
 
 #[test]
 fn after_a_crash_what_was_open_fails() {
-    // E17: requests in flight, and later ones, of files of before; what is opened then works.
+    // E17: after a crash, requests in flight and later ones on files opened before fail; files
+    // opened afterwards work.
     Simulation::new().run(0..50, |sim| {
         let old = sim.create("file", 512);
         let reader = spawn({
@@ -160,7 +165,7 @@ fn after_a_crash_what_was_open_fails() {
 
 #[test]
 fn a_sync_that_failed_saves_nothing_later() {
-    // E17: who tries the sync again, and takes its word, loses what he wrote, as on Linux.
+    // E17: code that retries a failed sync and trusts the result loses its data, as on Linux.
     let retries = |sim: &Sim| {
         let file = sim.create("file", 8);
         file.write_at(&[7; 8], 0)?;
@@ -177,7 +182,8 @@ fn a_sync_that_failed_saves_nothing_later() {
 
 #[test]
 fn who_panics_after_the_crash_is_dead_already() {
-    // E17: and who panics before it has failed.
+    // E17: a panic after the crash is ignored, since the program is already dead; a panic before it
+    // is a failure.
     let kept = Simulation::new().crash_rate(1.0).run(0..20, |sim| {
         let file = sim.create("file", 8);
         let ended = sim.crash_during(|| file.write_at(&[7; 8], 0).unwrap());

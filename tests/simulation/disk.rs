@@ -11,7 +11,8 @@ use coralio_aio::{
 
 #[test]
 fn files_are_opened_made_and_removed_by_name() {
-    // E15, E16: as with the real kernel, and nothing of it is on a real disk.
+    // E15, E16: files are opened, created and removed by name as on the real kernel, and none of it
+    // touches a real disk.
     simulate(0..20, |sim| {
         let open = |name: &str| File::open(name).map(drop).map_err(|error| error.kind());
         assert_eq!(open("a"), Err(ErrorKind::NotFound));
@@ -64,7 +65,7 @@ fn lengths_holes_and_zeroes() {
 
 #[test]
 fn direct_requests_want_sectors() {
-    // E14: where it may not go through the page cache, what is not aligned fails as on ext4.
+    // E14: without the page cache as an alternative, unaligned requests fail as on ext4.
     Simulation::new().sector(64).run(0..20, |sim| {
         sim.create("a", 640);
         let open = |direct| File::options().read(true).write(true).direct(direct).open("a");
@@ -86,7 +87,8 @@ fn direct_requests_want_sectors() {
 
 #[test]
 fn libraries_for_std_io_run_unchanged() {
-    // E16: a file as a stream, and what blocks, off the loop's thread otherwise, in place here.
+    // E16: a file works as a stream; blocking calls, otherwise off the loop's thread, run in place
+    // here.
     simulate(0..50, |sim| {
         let mut stream = Stream::new(sim.create("a", 0));
         writeln!(stream, "{}", "line ".repeat(200))?;
@@ -101,7 +103,7 @@ fn libraries_for_std_io_run_unchanged() {
 
 #[test]
 fn a_disk_may_rot() {
-    // E17: behind everybody's back, and for good.
+    // E17: corruption is silent, and survives a crash.
     Simulation::new().faults(Faults::none()).run(0..1, |sim| {
         let file = sim.create("a", 1000);
         sim.corrupt("a", 510, b"rot!");
@@ -116,7 +118,8 @@ fn a_disk_may_rot() {
 
 #[test]
 fn a_simulated_file_has_no_descriptor() {
-    // E14: whoever wants one is told; nothing real is ever touched by its number.
+    // E14: asking for a descriptor is an error; no real file is ever reached by a simulated file's
+    // number.
     let failure = Simulation::new().search(0..1, |sim| {
         sim.create("a", 0).as_fd();
         Ok(())
@@ -126,7 +129,7 @@ fn a_simulated_file_has_no_descriptor() {
 
 #[test]
 fn outside_its_run_a_name_is_no_real_file() {
-    // E17, E14: a Sim that was kept opens nothing, in another simulation or in none.
+    // E17, E14: a Sim kept after its run opens nothing, in another simulation or in none.
     let kept = std::cell::RefCell::new(None);
     simulate(0..1, |sim| {
         kept.replace(Some(sim.clone()));
@@ -146,7 +149,7 @@ fn outside_its_run_a_name_is_no_real_file() {
 
 #[test]
 fn interrupted_completions_are_retried() {
-    // E10: EINTR without a limit, EAGAIN sixteen times; of reads, writes and syncs.
+    // E10: reads, writes and syncs are retried on EINTR without a limit, on EAGAIN sixteen times.
     Simulation::new().faults(Faults::none()).run(0..1, |sim| {
         let file = sim.create("file", 4096);
         let fails = |errno, times| (0..times).for_each(|_| sim.inject(Fault::Error(errno)));

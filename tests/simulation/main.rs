@@ -1,4 +1,5 @@
-//! The production engine and files on the simulated kernel (rule E17): every tape of a few requests, and many random ones.
+//! The production engine and files on the simulated kernel (rule E17): every tape of a few
+//! requests, and many random ones.
 //!
 //! ```sh
 //! CORALIO_SIM_FAULTS=1 cargo test --release --test simulation every                # more tapes of a few requests
@@ -20,17 +21,17 @@ use std::env;
 use coralio_aio::simulate::{Faults, Simulation};
 use program::Size;
 
-/// Everything goes wrong now and then, errors included.
+/// Returns faults of every kind at low rates, errors included.
 pub fn harsh() -> Faults {
     Faults::harmless().invalid(0.05).errors(0.05)
 }
 
-/// Small sectors, few requests at once.
+/// Returns a disk with small sectors and a shallow queue.
 pub fn small() -> Simulation {
     Simulation::new().sector(16).depth(3).stack_size(64 << 10)
 }
 
-/// How many random tapes: fewer where they are slow.
+/// Returns the number of random tapes: fewer where they are slow.
 fn runs() -> u64 {
     let number = |name| Some(env::var(name).ok()?.parse::<u64>().unwrap_or_else(|error| panic!("{name}: {error}")));
     let most = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
@@ -39,7 +40,8 @@ fn runs() -> u64 {
 
 #[test]
 fn random_tapes() {
-    // E2-E11, E13, E17: data equals the model, and each run passes the checks; with and without errors, by ring and by call
+    // E2-E11, E13, E17: the data equals the model and each run passes the checks, with and without
+    // errors, reaping from the ring and by system call
     let size = Size { workers: 4, steps: 5 };
     let kinds = [
         small(),

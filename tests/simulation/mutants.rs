@@ -1,8 +1,10 @@
-//! Does it bite? The production engine with one guard out at a time, and how many seeds it takes until a run of a random program
-//! fails; and how many tapes, where those of up to three requests are counted through.
+//! Mutation checks: the production engine with one guard out at a time; how many seeds until a run
+//! of a random program fails, and how many tapes where those of up to three requests are
+//! enumerated.
 //!
-//! `cargo test --test simulation mutants -- --nocapture` prints the table that `tests/README.md` has. One is not for a search of
-//! this kind, and has its test in `regressions/`: H3 takes two threads. The guards of H8 and H9 are the runtime's.
+//! `cargo test --test simulation mutants -- --nocapture` prints the figures of the table in
+//! `tests/README.md`. H3 takes two threads, so this search cannot find it; its test is in
+//! `regressions/`. The guards of H8 and H9 are the runtime's.
 
 use std::process::Command;
 
@@ -15,13 +17,14 @@ use crate::few::{self, Kinds, Shape};
 use crate::program::{self, Size};
 use crate::{harsh, small};
 
-/// Defines policies that have one guard out.
+/// Defines policies with one guard out each.
 macro_rules! mutants {
     ($($name:ident: $guard:ident = $value:expr, $type:ty;)*) => {
         $(struct $name;
 
-        // SAFETY: it reaps under the lock. What `program` and `few` cancel has memory that is leaked, and the simulated kernel leaves
-        // alone what changes while it has it.
+        // SAFETY: it reaps under the lock. The memory of requests that `program` and `few` cancel
+        // is leaked, and the simulated kernel does not access memory that changed while it was
+        // lent.
         unsafe impl Policy for $name {
             const $guard: $type = $value;
         })*
@@ -44,8 +47,8 @@ mutants! {
     CancelReturns: ON_CANCEL = OnCancel::ReturnsAtOnce, OnCancel;
 }
 
-/// Runs until one fails, and panics with what failed it. Some come to their end here, and others in the unwinding of what they
-/// have left, where no panic may pass.
+/// Runs until one run fails, and panics with its message. Some mutants end the process here, others
+/// while unwinding what they have left, where no panic may pass.
 fn until_one_fails(runs: impl FnOnce() -> Result<u64, Box<Failure>>) {
     panic!("{}", runs().map_or_else(|failure| failure.message, |runs| format!("{runs} runs, and none fails")));
 }
@@ -59,7 +62,7 @@ fn search<P: Policy>() {
     search_in::<P>(small().faults(harsh()), |sim| program::run(sim, Size { workers: 4, steps: 5 }));
 }
 
-/// So many reads, one after the other, each complete within its submit.
+/// Reads 20,000 times in a row, each completed within its submit.
 fn in_a_row(sim: &Sim) -> std::io::Result<()> {
     let file = sim.create("data", 8);
     (0..20_000).try_for_each(|_| file.read_at(&mut [0; 8], 0).map(drop))
@@ -69,7 +72,7 @@ fn search_in_a_row<P: Policy>() {
     search_in::<P>(Simulation::new().faults(Faults::none().at_once(1.0)), in_a_row);
 }
 
-/// Up to one fault, and then up to two.
+/// Enumerates all tapes with at most one fault, and then with at most two.
 fn count_through<P: Policy>() {
     for most in [1, 2] {
         for shape in [Shape::Apart, Shape::Locked, Shape::Polls, Shape::Plugged, Shape::Cancelled] {
@@ -88,7 +91,7 @@ fn count_through<P: Policy>() {
     panic!("none fails");
 }
 
-/// What is wrong with a guard out, by what that is found, and the two searches.
+/// The effect of removing a guard, the message that detects it, and the two searches.
 struct Mutant {
     what: &'static str,
     by: &'static str,
@@ -126,14 +129,14 @@ const CHOICE: &str = "CORALIO_TEST_MUTANT";
 #[test]
 #[ignore = "run by each_guard_that_is_out_is_found, in a process of its own: with a guard out it may abort"]
 fn search_if_asked() {
-    // E17: one of them.
+    // E17: runs the chosen search.
     if let Ok(choice) = std::env::var(CHOICE) {
         let choice: usize = choice.parse().unwrap();
         MUTANTS[choice / 2].searches[choice % 2].unwrap()();
     }
 }
 
-/// How many runs it took.
+/// Returns the number of runs until the failure.
 fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
     let run = Command::new(std::env::current_exe().unwrap())
         .args(["mutants::search_if_asked", "--exact", "--ignored", "--nocapture"])
@@ -150,7 +153,8 @@ fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
 
 #[test]
 fn each_guard_that_is_out_is_found() {
-    // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: within some runs each, by a failure that is its own.
+    // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: each removed guard is detected within a
+    // limited number of runs, by its own failure.
     for (number, mutant) in MUTANTS.iter().enumerate() {
         let [seeds, tapes] = [0, 1].map(|way| {
             mutant.searches[way].map_or("".into(), |_| runs_until_found(number * 2 + way, mutant).to_string())
@@ -161,6 +165,6 @@ fn each_guard_that_is_out_is_found() {
 
 #[test]
 fn with_the_guard_in_reads_in_a_row_need_no_stack() {
-    // H10, E8: as many as overflow it without.
+    // H10, E8: as many reads in a row as overflow the stack without the guard.
     Simulation::new().policy::<Current>().faults(Faults::none().at_once(1.0)).run(0..1, in_a_row);
 }

@@ -1,5 +1,5 @@
-//! A program whose steps are on the tape too: coroutines that read, write, sync, plug, poll and cancel, each in its own region
-//! of a file, and each with a model of what is there.
+//! A program whose steps are on the tape too: coroutines that read, write, sync, plug, poll and
+//! cancel, each in its own region of a file and with a model of its content.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -8,16 +8,16 @@ use std::rc::Rc;
 use coralio_aio::simulate::{Faults, Sim};
 use coralio_aio::{AioContext, Cancelled, File, JoinHandle, plug, spawn, yield_now};
 
-/// Bytes of a region: a few sectors, not aligned.
+/// The size of a region in bytes: a few sectors, not aligned.
 pub const REGION: usize = 75;
 
-/// Memory that is nobody's, never freed: a read that is cancelled goes there. An engine whose cancel does not wait hands it back
-/// while the kernel has it.
+/// Returns leaked memory, for reads that may be cancelled: an engine whose cancel does not wait
+/// returns it while the kernel still has it.
 fn scratch() -> &'static mut [u8; REGION] {
     Box::leak(Box::new([0; REGION]))
 }
 
-/// How much the program does.
+/// The size of the program.
 #[derive(Clone, Copy)]
 pub struct Size {
     pub workers: u32,
@@ -31,7 +31,7 @@ struct Worker {
     model: Vec<u8>,
 }
 
-/// Tries again until it works: the faults may be such that it fails.
+/// Retries until `f` succeeds, in the end without faults.
 fn insist<T>(sim: &Sim, mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..20 {
         match f() {
@@ -44,7 +44,7 @@ fn insist<T>(sim: &Sim, mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
 }
 
 impl Worker {
-    /// A part of the region.
+    /// Returns a part of the region.
     fn range(&self) -> (usize, usize) {
         let start = self.sim.choose(REGION as u32) as usize;
         (start, 1 + self.sim.choose((REGION - start) as u32) as usize)
@@ -109,7 +109,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A coroutine of its own reads, and this one polls until it has.
+    /// Polls until a coroutine spawned here has read the region.
     fn poll(&mut self) -> io::Result<()> {
         let child = self.spawn_reader(scratch());
         let context = AioContext::current().unwrap();
@@ -120,7 +120,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A coroutine of its own reads, and is cancelled; then its memory is somebody else's.
+    /// Cancels a coroutine spawned here that reads the region; then overwrites its memory.
     fn cancel(&mut self) -> io::Result<()> {
         let memory = scratch();
         let address = memory.as_mut_ptr();
@@ -133,7 +133,7 @@ impl Worker {
             Ok(bytes) => assert_eq!(bytes[..], self.model),
             Err(error) => assert!(Cancelled::is_cause_of(&error), "{error}"),
         }
-        // SAFETY: leaked, so valid for ever, and nobody has a reference to it any more.
+        // SAFETY: leaked, so valid forever, and without any other reference to it.
         unsafe { address.write_bytes(0x11, REGION) };
         Ok(())
     }
@@ -147,8 +147,8 @@ impl Worker {
     }
 }
 
-/// Nobody holds a plug any more: what is requested goes in the loop's round, though that does not sleep. Nothing goes wrong
-/// from here on.
+/// Checks that no plug is left: a request is submitted in the loop's iteration, though the loop
+/// does not sleep. Turns faults off.
 pub fn nothing_waits_for_a_plug(sim: &Sim, file: &Rc<File>) -> io::Result<()> {
     sim.set_faults(Faults::none());
     let file = Rc::clone(file);
@@ -158,7 +158,7 @@ pub fn nothing_waits_for_a_plug(sim: &Sim, file: &Rc<File>) -> io::Result<()> {
     reader.join().unwrap().map(drop)
 }
 
-/// Runs it, and compares the file with the model.
+/// Runs the program, and compares the file with the model.
 pub fn run(sim: &Sim, size: Size) -> io::Result<()> {
     let workers = 1 + sim.choose(size.workers);
     let len = workers as usize * REGION;

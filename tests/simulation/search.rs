@@ -1,4 +1,4 @@
-//! The search itself: seeds, tapes, hashes, and what is said of a run that fails.
+//! The search itself: seeds, tapes, hashes, and the report of a failing run.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,7 +15,8 @@ const SIZE: Size = Size { workers: 3, steps: 4 };
 
 #[test]
 fn the_same_seed_makes_the_same_run() {
-    // E17: by the hash of all that the kernel saw and decided; other seeds make other runs.
+    // E17: the same seed gives the same run, by the hash of all that the kernel saw and decided;
+    // other seeds give other runs.
     let simulation = small().faults(harsh());
     let hashes = |from| -> Vec<_> {
         (from..from + 200).map(|seed| simulation.trace_hash(seed, |sim| program::run(sim, SIZE))).collect()
@@ -30,7 +31,8 @@ fn the_same_seed_makes_the_same_run() {
 
 #[test]
 fn the_hash_is_of_all_that_the_kernel_sees_and_does() {
-    // E17: what is written, what is read, which file, and what goes wrong; all else is the same here.
+    // E17: the hash covers the data written, the data read, the offset, and the faults; all else is
+    // the same here.
     let hash = |write: u8, rot: u8, at: u64, errno: i32| {
         Simulation::new().faults(Faults::none()).trace_hash(0, |sim| {
             let file = sim.create("a", 512);
@@ -68,7 +70,8 @@ fn overtaken(sim: &Sim) -> io::Result<()> {
 
 #[test]
 fn a_failure_is_made_short_told_and_had_again() {
-    // E17: the seed, the tape and the story are printed; the tape makes the same failure, and the seed the same hash.
+    // E17: a failure is shrunk and printed with seed, tape and log; the tape reproduces the
+    // failure, and the seed the hash.
     let failure = Simulation::new().search(0..1000, overtaken).unwrap_err();
     assert!(failure.message.contains("the second came first") && failure.shrunk_message == failure.message);
     assert!(failure.wild <= 2 && !failure.is_fickle, "{failure}");
@@ -91,7 +94,8 @@ fn a_failure_is_made_short_told_and_had_again() {
 
 #[test]
 fn variables_choose_the_run() {
-    // E17: as a user has it again, by the printed line. The process is another one, since these variables hold for all of it.
+    // E17: the printed line reproduces the run. In a child process, since environment variables
+    // apply to a whole process.
     let failure = Simulation::new().search(0..1000, overtaken).unwrap_err();
     for (name, value) in
         [("CORALIO_SIM_TAPE", failure.tape.clone()), ("CORALIO_SIM_SEED", failure.seed.unwrap().to_string())]
@@ -110,20 +114,21 @@ fn variables_choose_the_run() {
 #[test]
 #[ignore = "run by variables_choose_the_run"]
 fn overtaken_if_asked() {
-    // E17: only the run that was asked for; the seeds given here are not to be drawn.
+    // E17: only the requested run is made; the seeds given here are not drawn.
     simulate((0..1).map(|_| panic!("a seed was drawn")), overtaken);
 }
 
 #[test]
 fn what_is_no_tape_is_refused() {
-    // E14: with what a tape looks like.
+    // E14: an invalid tape is rejected with an example of a valid one.
     let error = Simulation::new().tape("1,zwei").unwrap_err();
     assert!(error.to_string().contains(r#""zwei" is no choice on a tape; a tape looks like 0*3,1,0,2"#), "{error}");
 }
 
 #[test]
 fn a_run_that_depends_on_something_else_is_told_as_such() {
-    // E17: here on how many runs there were.
+    // E17: a run that depends on more than its tape, here on the number of runs, is reported as
+    // such.
     let runs = Cell::new(0);
     let failure = Simulation::new().search(0..5, |_sim| {
         runs.set(runs.get() + 1);
@@ -135,14 +140,14 @@ fn a_run_that_depends_on_something_else_is_told_as_such() {
     assert!(failure.to_string().contains("the same tape did not fail again"), "{failure}");
 }
 
-/// What the only run fails with.
+/// Returns the message with which the only run fails.
 fn failure_of(f: impl Fn(&Sim) -> io::Result<()>) -> String {
     Simulation::new().most_shrinking(0).search(0..1, f).unwrap_err().message
 }
 
 #[test]
 fn what_fails_a_run() {
-    // E17, X11: a panic, an error, a deadlock with a dump of it.
+    // E17, X11: a run fails by a panic, an error, or a deadlock with its dump.
     assert_eq!(failure_of(|_| panic!("so")), "so");
     assert_eq!(
         failure_of(|sim| sim.open("nothing").map(drop)),
@@ -165,7 +170,8 @@ fn what_fails_a_run() {
 
 #[test]
 fn what_others_have_requested_is_waited_for_and_the_rest_unwound() {
-    // E17, C9: detached coroutines do not fail a run, and none is left behind.
+    // E17, C9: detached coroutines do not fail a run: their requests are waited for, and they are
+    // unwound.
     Simulation::new().run(0..100, |sim| {
         for name in ["a", "b"] {
             let file = sim.create(name, 4096);
@@ -178,7 +184,7 @@ fn what_others_have_requested_is_waited_for_and_the_rest_unwound() {
 
 #[test]
 fn a_panic_in_the_run_leaves_the_next_one_alone() {
-    // E17: with requests in flight, and others waiting.
+    // E17: a panic with requests in flight, and others waiting, does not affect the next run.
     for _ in 0..2 {
         let ran = catch_unwind(AssertUnwindSafe(|| {
             simulate(0..1, |sim| {
@@ -195,7 +201,7 @@ fn a_panic_in_the_run_leaves_the_next_one_alone() {
 
 #[test]
 fn a_script_says_what_goes_wrong_next() {
-    // E2, E10, E17: each of its faults once, in line, whatever the rates say.
+    // E2, E10, E17: scripted faults occur once each, in order, whatever the rates.
     let quiet = Simulation::new().faults(Faults::none()).sector(16);
     quiet.run(0..1, |sim| {
         let file = sim.create("a", 64);
@@ -224,7 +230,7 @@ fn a_script_says_what_goes_wrong_next() {
     });
 }
 
-/// Fails by the bound on steps, with a dump that names `coroutine`.
+/// Asserts that the run fails by the bound on steps, with a dump that names `coroutine`.
 #[track_caller]
 fn endless(simulation: &Simulation, coroutine: &str, f: impl Fn(&Sim) -> io::Result<()>) {
     let failure = simulation.clone().most_steps(2000).search(0..3, f).unwrap_err();
@@ -236,7 +242,8 @@ fn endless(simulation: &Simulation, coroutine: &str, f: impl Fn(&Sim) -> io::Res
 
 #[test]
 fn run_that_retries_forever_ends() {
-    // E17: whether each try takes time, completes within its submit, sleeps, or is another coroutine's whose panic is caught.
+    // E17: a run that retries forever fails by the bound on steps, whether each try takes time,
+    // completes within its submit, sleeps, or belongs to another coroutine whose panic is caught.
     let write_until_done = |file: &File| while file.write_at(&[7; 512], 0).is_err() {};
     let broken = Simulation::new().faults(Faults::none().errors(1.0));
     endless(&broken, "'main'", |sim| {
@@ -258,7 +265,7 @@ fn run_that_retries_forever_ends() {
         let _ = writer.join();
         Ok(())
     });
-    // After a crash a file stays broken: the tape of that is made short.
+    // After a crash a file stays broken; the tape shrinks to nothing.
     let failure = Simulation::new().most_steps(2000).search(0..3, |sim| {
         let file = sim.create("file", 0);
         sim.crash();

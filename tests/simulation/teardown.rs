@@ -1,5 +1,5 @@
-//! A thousand requests in flight when a run ends: each buffer comes back filled or as it was, and nothing is written to it later.
-//! Requests in flight on a backend that injects faults are covered by the random tapes.
+//! A thousand requests in flight when a run ends: each buffer is returned filled or as it was, and
+//! nothing is written to it later. The random tapes cover requests in flight on a kernel with faults.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,8 +12,8 @@ use coralio_aio::{File, spawn, yield_now};
 const REQUESTS: usize = 1000;
 const BLOCK: usize = 512;
 
-/// A buffer whose destructor checks that the kernel is not in the middle of filling it, and keeps the buffer with another
-/// pattern.
+/// A buffer whose destructor checks that the kernel is not in the middle of filling it, and keeps the
+/// buffer with another pattern.
 struct Lent {
     buf: Vec<u8>,
     byte: u8,
@@ -38,14 +38,15 @@ fn begin_a_thousand(file: &Rc<File>, kept: &Rc<RefCell<Vec<Vec<u8>>>>) {
             assert_eq!(file.read_at(&mut lent.buf, (number * BLOCK) as u64).unwrap(), BLOCK);
         }));
     }
-    yield_now(); // all have begun
-    yield_now(); // the kernel has got them
+    yield_now(); // all have started
+    yield_now(); // the kernel has them
     assert!(coralio_aio::stats().in_flight > 0);
 }
 
 #[test]
 fn a_thousand_in_flight() {
-    // E13, C9, E17: by an error and by a panic, after which a run does not wait for what it has begun
+    // E13, C9, E17: a run that ends by an error or a panic, without joining its coroutines, leaves
+    // no buffer unfilled or written late
     let disk = Simulation::new().depth(1024).stack_size(64 << 10).faults(Faults::none()).most_shrinking(0);
     for panics in [false, true] {
         for seed in 0..10 {
@@ -63,7 +64,7 @@ fn a_thousand_in_flight() {
             let said = ran.unwrap_err().message;
             assert!(said.contains("amid a thousand"), "{said}");
             let kept = kept.take();
-            // The run is made twice: it is told the second time.
+            // A failing run is made twice, the second time with a log.
             assert_eq!(kept.len() % REQUESTS, 0);
             assert!(
                 kept.iter().flatten().all(|&byte| byte == 0xee),

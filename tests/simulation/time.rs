@@ -1,4 +1,4 @@
-//! Virtual time: the kernel's and the context's are one, and an hour of it passes in a moment.
+//! Virtual time: the kernel and the context share one clock, and an hour of it passes in a moment.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,7 +12,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
 fn an_hour_passes_in_a_moment() {
-    // E17, X7: sleeps with nothing in flight, and beneath requests that take an hour each; timers in order, none early.
+    // E17, X7: sleeps with nothing in flight, and during requests that take an hour each; timers in
+    // order, none early.
     let began = Instant::now();
     let slow = Simulation::new().latency(Latency::fixed(HOUR)).faults(Faults::none());
     slow.run(0..20, |sim| {
@@ -32,7 +33,7 @@ fn an_hour_passes_in_a_moment() {
             log.borrow_mut().push(("read", sim.now().as_secs() / 60));
         }
         ticker.join().unwrap();
-        // What ends at the same time, the completion first or the timer, ends in the same minute.
+        // A completion and a timer at the same time, in either order, end in the same minute.
         let mut log = log.borrow().clone();
         log.sort_by_key(|&(what, minute)| (minute, what));
         let expected =
@@ -40,13 +41,14 @@ fn an_hour_passes_in_a_moment() {
         assert_eq!(log, expected);
         Ok(())
     });
-    // Fifty hours; no limit, but it must not have been waited for.
+    // Fifty hours of virtual time; the bound only excludes real waiting.
     assert!(began.elapsed() < HOUR);
 }
 
 #[test]
 fn a_timeout_that_is_over_cancels_what_hangs() {
-    // E11, S4: the context's clock is the kernel's: a request that takes longer than the timeout is given up, or waited for.
+    // E11, S4: the context's clock is the kernel's: a request that takes longer than the timeout is
+    // cancelled, or waited for.
     simulate(0..200, |sim| {
         let file = sim.create("a", 512);
         sim.inject(coralio_aio::simulate::Fault::Delay(HOUR));
@@ -61,7 +63,7 @@ fn a_timeout_that_is_over_cancels_what_hangs() {
 
 #[test]
 fn who_looks_again_and_again_sees_time_pass() {
-    // E17: a loop that never sleeps does not stand still.
+    // E17: time passes in a loop that never sleeps.
     simulate(0..20, |sim| {
         let file = sim.create("a", 512);
         let reader = spawn(move || file.read_at(&mut [0; 512], 0));
@@ -78,7 +80,7 @@ fn who_looks_again_and_again_sees_time_pass() {
 
 #[test]
 fn a_sleep_does_not_hide_what_is_stuck() {
-    // E17, S6: timers go on, and the deadlock shows when they are over.
+    // E17, S6: timers continue, and the deadlock is reported when they are over.
     let failure = Simulation::new().most_shrinking(0).search(0..1, |_| {
         let (sender, receiver) = coralio_aio::channel::<()>(1);
         let ticker = spawn(move || {
