@@ -31,5 +31,5 @@ pub fn is_refused(kernel: KernelChoice, error: &io::Error) -> bool {
 
 /// Returns whether the machine offers this backend at this depth; if not, reports it.
 pub fn has(kernel: KernelChoice, depth: u32) -> bool {
-    Runner::new().kernel(kernel).depth(depth).run(|| ()).map_err(|error| skipped(error)).is_ok()
+    Runner::new().kernel(kernel).depth(depth).run(|| ()).map_err(skipped).is_ok()
 }
