@@ -225,4 +225,8 @@ impl Source for Auto {
         // What the spare one completes makes `other` readable.
         self.main.sleep(token, other, timeout)
     }
+
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        self.main.may_detach(token)
+    }
 }

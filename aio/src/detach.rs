@@ -78,8 +78,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             ));
         }
         let held = self.context.acquire();
-        drop(context.detach());
+        // First: a context gives up only an engine that has left.
         self.context.leave(&held);
+        context.detach()?;
         // Threads that wait for the engine's requests find that it has left.
         context.notify();
         Ok(Detached { engine: Some(Arc::clone(self)) })
@@ -88,8 +89,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Cancels the requests that coroutines of contexts without the engine want cancelled. Returns whether any was pending.
     #[cold]
     pub(crate) fn read_mail(&self, here: Option<AtHome<'_>>) -> bool {
+        // A cancelled coroutine may run at once. The rest of the mail, and the caller, rely on the engine's place.
+        let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
-        for key in self.context.take_mail() {
+        // One by one: a panic of that coroutine leaves the rest of the mail.
+        while let Some(key) = self.context.take_mail() {
             let taken_back = self.cancel_under(&self.context.acquire_from(here), key);
             if taken_back {
                 self.finish(here, key, -i64::from(libc::ECANCELED));

@@ -385,6 +385,15 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
         Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
     }
 
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        if !self.context.is_home_of(token) {
+            return Ok(());
+        }
+        let why = "cannot detach the I/O engine by AioContext::detach: its requests would never complete; use Engine::detach \
+                   or coralio_aio::detach";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    }
+
     fn close(&self, token: HomeToken<'_>) {
         if self.context.is_home_of(token) {
             self.finish_in_place();

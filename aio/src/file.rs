@@ -60,7 +60,8 @@ pub use stream::Stream;
 ///
 /// The ways may be mixed. Each read sees every write of the same `File` that has returned before, and direct and page-cached writes of a
 /// `File` are never in flight at the same time: Linux may fail a later sync with EIO otherwise, even if the writes have no byte in
-/// common. A request of one kind waits until those of the other kind that came before it have completed. Two `File`s of one file, and other
+/// common. A request of one kind waits until those of the other kind that came before it have completed; a destructor that writes while
+/// its stack unwinds cannot, and goes at once. Two `File`s of one file, and other
 /// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced

@@ -14,7 +14,7 @@
 
 use std::mem;
 
-use coralio_runtime::AtHome;
+use coralio_runtime::{AtHome, can_suspend, yield_now};
 
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Operation};
@@ -103,6 +103,10 @@ unsafe fn retry(engine: &(impl Performs + ?Sized), attempt: &Attempt, mut result
             libc::EAGAIN if !attempt.nowait && again < MOST_AGAIN => again += 1,
             _ => return result,
         }
+        // A file system may answer within submit, and so again and again: others run in between, and may cancel this one.
+        if can_suspend() {
+            yield_now();
+        }
         // SAFETY: the caller's promise.
         result = unsafe { perform_once(engine, attempt) };
     }
@@ -154,7 +158,7 @@ impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
         let request = InFlight { engine: self, slot, here };
         let gathers = self.enqueue(here, attempt, slot.key().to_bits());
         if !gathers {
-            self.submit();
+            self.submit_from(Some(here));
         }
         // The caller has one of its own.
         mem::forget(request);

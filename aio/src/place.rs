@@ -223,9 +223,13 @@ impl Place {
     /// Has whoever has the engine cancel the request of this key.
     #[cold]
     pub(crate) fn mail(&self, key: u64) {
-        locked(&self.mail).push(key);
-        // Relaxed: `notify` has the fence that orders it before the loop's last look; an earlier look may miss it.
-        self.has_mail.store(true, Ordering::Relaxed);
+        {
+            let mut mail = locked(&self.mail);
+            mail.push(key);
+            // Under the mutex, as where it is cleared: set exactly while there is mail. Relaxed: `notify` has the fence that
+            // orders it before the loop's last look; an earlier look may miss it.
+            self.has_mail.store(true, Ordering::Relaxed);
+        }
         // Pairs with the fences in `go` and `sleep_in_place`.
         fence(Ordering::SeqCst);
         self.notify();
@@ -255,10 +259,14 @@ impl Place {
         self.asleep_in_place.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take_mail(&self) -> Vec<u64> {
+    /// Takes the oldest mail.
+    pub(crate) fn take_mail(&self) -> Option<u64> {
         let mut mail = locked(&self.mail);
-        self.has_mail.store(false, Ordering::Relaxed);
-        std::mem::take(&mut mail)
+        let key = (!mail.is_empty()).then(|| mail.remove(0));
+        if mail.is_empty() {
+            self.has_mail.store(false, Ordering::Relaxed);
+        }
+        key
     }
 
     /// On the home thread: foreign code may run now on top of a reap or a submit, which relies on the place.

@@ -108,3 +108,24 @@ fn nothing_begins_for_one_that_was_cancelled() {
         assert_eq!(kernel.transcript(), "");
     });
 }
+
+#[test]
+fn a_request_that_is_retried_lets_others_run() {
+    // E10, E11: a file system that answers EINTR within submit, and does not stop: the loop goes on, and the request can be cancelled
+    const TIMES: usize = 1000;
+    with_engine(1, |context, kernel, engine| {
+        for number in 0..TIMES {
+            kernel.script.set_result(number, -i64::from(libc::EINTR));
+            kernel.script.complete_on_submit(number, number);
+        }
+        let task = reader(engine, 0);
+        for _ in 0..10 {
+            context.poll(false);
+        }
+        assert!(kernel.script.taken() < TIMES, "it kept the loop until it was done");
+        task.cancel();
+        rounds_until(|| task.is_finished());
+        assert_cancelled(task.join().unwrap());
+        assert!(kernel.script.taken() < TIMES);
+    });
+}

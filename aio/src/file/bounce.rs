@@ -9,6 +9,8 @@ use crate::AlignedBuf;
 
 /// The least size and alignment of a buffer: suits every device.
 const PAGE: usize = 4096;
+/// The most bytes that go through one buffer, however long the request: a multiple of every alignment.
+pub(super) const LARGEST: usize = 16 << 20;
 /// Larger buffers are freed after use.
 const LARGEST_KEPT: usize = 256 << 10;
 /// Unused buffers that a thread keeps.
@@ -42,14 +44,15 @@ impl Bounce {
         self.bytes().as_mut_ptr() as u64
     }
 
-    /// Copies what is in `vectors` to the front of the buffer, which is large enough.
+    /// Copies the first `count` bytes of `vectors` to the front of the buffer, which is large enough.
     ///
     /// # Safety
     ///
     /// Each of `vectors` is the address and length of memory that is valid to read.
-    pub(super) unsafe fn gather(&mut self, vectors: &[(u64, usize)]) {
-        let mut rest = self.bytes();
+    pub(super) unsafe fn gather(&mut self, count: usize, vectors: &[(u64, usize)]) {
+        let mut rest = &mut self.bytes()[..count];
         for &(addr, len) in vectors {
+            let len = len.min(rest.len());
             let (here, behind) = rest.split_at_mut(len);
             // SAFETY: the caller's promise; the buffer is this one's alone, so they do not overlap.
             unsafe { here.as_mut_ptr().copy_from_nonoverlapping(ptr::with_exposed_provenance(addr as usize), len) };

@@ -12,6 +12,9 @@
 //! Reads need no order: before a direct read the kernel writes back what the page cache has of the range, and a page that a
 //! page-cached read has brought in is clean, so that dropping it succeeds.
 //!
+//! A write of a destructor while its stack unwinds cannot wait for another coroutine: it goes at once, and may meet one of the other
+//! kind.
+//!
 //! The order is of one [`File`](super::File). Of two, or of another process, the kernel's own promises are all there is.
 
 use std::cell::Cell;

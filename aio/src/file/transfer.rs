@@ -14,7 +14,7 @@ use crate::kernel::{Opcode, Operation};
 use crate::perform::Attempt;
 use crate::policy::OnShort;
 
-use super::bounce::Bounce;
+use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
 use super::route::{Way, Ways};
 use super::{Alignment, File};
@@ -116,17 +116,18 @@ impl File {
     }
 
     /// One direct request for memory that direct I/O does not take, through an aligned buffer. `opcode` is `Read` or `Write`.
+    /// Does at most [`LARGEST`] bytes; the caller goes on from there.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`], for each of `vectors`.
     #[cold]
     unsafe fn transfer_bounced(&self, opcode: Opcode, vectors: &[(u64, usize)], offset: u64) -> io::Result<usize> {
-        let len = vectors.iter().map(|&(_, len)| len).sum();
+        let len = vectors.iter().map(|&(_, len)| len).sum::<usize>().min(LARGEST);
         let mut bounce = Bounce::new(len, self.alignment.memory);
         if opcode.is_write() {
             // SAFETY: the caller's promise.
-            unsafe { bounce.gather(vectors) };
+            unsafe { bounce.gather(len, vectors) };
         }
         self.engine.count_detour(Detour::Bounced);
         let operation = Operation { opcode, fd: self.fd.number(), addr: bounce.addr(), len: len as u64, offset };

@@ -69,6 +69,17 @@ pub trait Source: Any + Send + Sync {
     /// What the system says if it cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
+    /// Returns whether [`AioContext::detach`] may take the engine from the context. An engine that has a way of its own to
+    /// leave, or that stays, returns an error: nothing completes the requests of an engine without a context.
+    ///
+    /// # Errors
+    ///
+    /// What is in the way, and the remedy.
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        let _ = token;
+        Ok(())
+    }
+
     /// The context has ended, and its coroutines with it; it is home for this one call still. What others have with the engine
     /// is brought to its end.
     fn close(&self, token: HomeToken<'_>) {
@@ -260,6 +271,10 @@ impl AioContext {
     /// Takes the I/O engine away from the context, and returns it, if it has one. The engine answers for its requests. Until
     /// the context ends it keeps a handle to it. For authors of engines.
     ///
+    /// # Errors
+    ///
+    /// That of [`Source::may_detach`]. The context keeps the engine.
+    ///
     /// # Panics
     ///
     /// On another thread than the context's home.
@@ -267,13 +282,16 @@ impl AioContext {
     /// # Control
     ///
     /// Never switches.
-    pub fn detach(&self) -> Option<Arc<dyn Source>> {
+    pub fn detach(&self) -> io::Result<Option<Arc<dyn Source>>> {
         let Some(home) = self.shared.home() else {
             panic!("an engine is detached on the context's home thread");
         };
+        if let Some(source) = home.source.get() {
+            source.may_detach(HomeToken::new(home))?;
+        }
         let shared = self.shared.source.lock().take();
         drop(shared);
-        home.source.take()
+        Ok(home.source.take())
     }
 }
 
