@@ -21,6 +21,7 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,8 +53,17 @@ pub(crate) struct Place {
 /// The engine's lock, held, whichever it is now. One of the two.
 pub(crate) struct Held<'a> {
     _home: Option<HomeGuard<'a>>,
-    // Apart, so that what drops a `Held` at home is a few instructions, in line.
-    _abroad: Option<Abroad<'a>>,
+    // Apart, and dropped by hand, so that what drops a `Held` at home is a few instructions, in line.
+    abroad: ManuallyDrop<Option<Abroad<'a>>>,
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.abroad.is_some() {
+            self.drop_abroad();
+        }
+    }
 }
 
 enum Abroad<'a> {
@@ -71,11 +81,17 @@ impl<'a> Held<'a> {
     /// Of an engine that is with the context whose home `here` is.
     #[inline]
     pub(crate) fn at_home(here: AtHome<'a>) -> Held<'a> {
-        Held { _home: Some(here.acquire()), _abroad: None }
+        Held { _home: Some(here.acquire()), abroad: ManuallyDrop::new(None) }
     }
 
     fn abroad(guard: Abroad<'a>) -> Held<'a> {
-        Held { _home: None, _abroad: Some(guard) }
+        Held { _home: None, abroad: ManuallyDrop::new(Some(guard)) }
+    }
+
+    #[cold]
+    fn drop_abroad(&mut self) {
+        // SAFETY: called by `drop` alone, which runs once, and after which nobody uses the field.
+        unsafe { ManuallyDrop::drop(&mut self.abroad) };
     }
 }
 
