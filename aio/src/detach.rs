@@ -93,7 +93,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
         // One by one: a panic of that coroutine leaves the rest of the mail.
-        while let Some(key) = self.context.take_mail() {
+        while let Some(key) = self.context.mail.take() {
             let taken_back = self.cancel_under(&self.context.acquire_from(here), key);
             if taken_back {
                 self.finish(here, key, -i64::from(libc::ECANCELED));

@@ -242,7 +242,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             // Returning would leave the buffer with the kernel.
             slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
         };
-        if !self.context.sleep_in_place(sleep) {
+        if !self.context.mail.sleep(sleep) {
             self.read_mail(None);
         }
     }
@@ -334,7 +334,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         self.eager.store(0, Ordering::Relaxed);
-        let read = self.context.has_mail() && self.read_mail(token.at_home());
+        let read = self.context.mail.is_there() && self.read_mail(token.at_home());
         self.reap_from(token.at_home()) || read
     }
 
@@ -361,7 +361,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 
     fn is_ready(&self, _token: HomeToken<'_>) -> bool {
         // SAFETY: a look whether something is there, without the lock.
-        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.has_mail()
+        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.mail.is_there()
     }
 
     fn is_idle(&self) -> bool {

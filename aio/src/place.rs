@@ -23,12 +23,21 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use coralio_runtime::trace::Tracer;
 use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, HomeToken, LoopToken, Token};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+
+/// What the model checker's builds of the lock-free parts replace by its own.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
+mod mail;
+
+use mail::Mail;
 
 /// See the module.
 pub(crate) struct Place {
@@ -40,12 +49,9 @@ pub(crate) struct Place {
     #[allow(clippy::vec_box)]
     places: Mutex<Vec<Box<AioContext>>>,
     /// Requests that are to be cancelled.
-    mail: Mutex<Vec<u64>>,
-    has_mail: AtomicBool,
+    pub(crate) mail: Mail,
     news: Condvar,
     told: Mutex<()>,
-    /// A thread sleeps in place, with the engine's lock: it reads no mail before something completes.
-    asleep_in_place: AtomicBool,
     /// Reaps and submits of the home thread that are on the stack. Its alone.
     busy: AtomicU32,
 }
@@ -102,11 +108,9 @@ impl Place {
             now: AtomicPtr::new(ptr::from_ref(&*context).cast_mut()),
             transit: ReentrantMutex::new(()),
             places: Mutex::new(vec![context]),
-            mail: Mutex::new(Vec::new()),
-            has_mail: AtomicBool::new(false),
+            mail: Mail::new(),
             news: Condvar::new(),
             told: Mutex::new(()),
-            asleep_in_place: AtomicBool::new(false),
             busy: AtomicU32::new(0),
         }
     }
@@ -185,7 +189,7 @@ impl Place {
     fn go(&self, to: *mut AioContext) {
         // Release pairs with the acquire in `get`.
         self.now.store(to, Ordering::Release);
-        // Pairs with the fence in `mail`: it is seen here, or its sender sees where the engine is now.
+        // Pairs with the fence in `Mail::put`: it is seen here, or its sender sees where the engine is now.
         fence(Ordering::SeqCst);
         self.tell();
     }
@@ -236,53 +240,11 @@ impl Place {
         }
     }
 
-    /// Has whoever has the engine cancel the request of this key.
+    /// Has the thread that has the engine cancel the request of this key.
     #[cold]
     pub(crate) fn mail(&self, key: u64) {
-        {
-            let mut mail = locked(&self.mail);
-            mail.push(key);
-            // Under the mutex, as where it is cleared: set exactly while there is mail. Relaxed: `notify` has the fence that
-            // orders it before the loop's last look; an earlier look may miss it.
-            self.has_mail.store(true, Ordering::Relaxed);
-        }
-        // Pairs with the fences in `go` and `sleep_in_place`.
-        fence(Ordering::SeqCst);
+        self.mail.put(key);
         self.notify();
-    }
-
-    #[inline]
-    pub(crate) fn has_mail(&self) -> bool {
-        self.has_mail.load(Ordering::Relaxed)
-    }
-
-    /// Runs `sleep`, which sleeps in place, under the engine's lock. Returns false, and does not run it, if there is mail
-    /// to be read first.
-    pub(crate) fn sleep_in_place(&self, sleep: impl FnOnce()) -> bool {
-        self.asleep_in_place.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `mail`: the mail is seen here, or its sender sees that this thread sleeps.
-        fence(Ordering::SeqCst);
-        let may_sleep = !self.has_mail();
-        if may_sleep {
-            sleep();
-        }
-        self.asleep_in_place.store(false, Ordering::Relaxed);
-        may_sleep
-    }
-
-    /// Whether a thread sleeps in place. To be asked after `mail`.
-    pub(crate) fn is_asleep_in_place(&self) -> bool {
-        self.asleep_in_place.load(Ordering::Relaxed)
-    }
-
-    /// Takes the oldest mail.
-    pub(crate) fn take_mail(&self) -> Option<u64> {
-        let mut mail = locked(&self.mail);
-        let key = (!mail.is_empty()).then(|| mail.remove(0));
-        if mail.is_empty() {
-            self.has_mail.store(false, Ordering::Relaxed);
-        }
-        key
     }
 
     /// On the home thread: foreign code may run now on top of a reap or a submit, which relies on the place.

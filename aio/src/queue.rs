@@ -257,7 +257,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// completes, so the kernel is asked here then.
     pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
         self.context.mail(key);
-        if self.context.is_asleep_in_place() {
+        if self.context.mail.is_asleep() {
             // SAFETY: as in `cancel_under`; any thread may ask.
             unsafe { self.kernel.cancel(key) };
         }
