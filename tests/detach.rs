@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -20,7 +21,7 @@ use coralio_aio::kernel::threads::Threads;
 use coralio_aio::kernel::{Kernel, Opcode, Operation};
 use coralio_aio::{
     AioContext, AlignedBuf, Cancelled, Detached, DetachedEngine, Direct, Engine, File, JoinHandle, KernelChoice,
-    Runner, spawn, suspend,
+    Runner, shield, spawn, suspend,
 };
 
 use common::skipped;
@@ -200,6 +201,76 @@ fn dropped_it_waits() {
         drop(engine.detach().unwrap());
         assert_eq!((state(&engine), kernel.in_flight()), ((0, 0), 0));
         readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+}
+
+#[test]
+fn context_does_not_give_up_an_engine_with_files() {
+    // E12: AioContext::detach is refused, whatever the kernel, since no loop would complete the requests; the files go on
+    let path = std::env::temp_dir().join(format!("coralio-kept-{}", std::process::id()));
+    fs::write(&path, [7; BLOCK]).unwrap();
+    for kernel in [KernelChoice::Auto, KernelChoice::Threads] {
+        Runner::new()
+            .kernel(kernel)
+            .run(|| {
+                let file = File::open(&path).unwrap();
+                let error = AioContext::current().unwrap().detach().map(drop).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+                assert!(error.to_string().contains("use Engine::detach"), "{error}");
+                let mut buf = [0; BLOCK];
+                file.read_exact_at(&mut buf, 0).unwrap();
+                assert_eq!(buf, [7; BLOCK]);
+            })
+            .unwrap();
+    }
+    fs::remove_file(path).unwrap();
+    coralio_aio::simulate::simulate(0..1, |_| {
+        assert!(AioContext::current().unwrap().detach().is_err());
+        Ok(())
+    });
+}
+
+#[test]
+fn detached_while_the_mail_is_read() {
+    // E12, E5: a coroutine that is cancelled in transit runs while the loop goes through what else is to be cancelled. It may not
+    // take the engine away from beneath the loop: its detach waits until the loop is through
+    let kernel = scripted(1, 4);
+    kernel.hold(1);
+    AioContext::run(|context| {
+        let engine = Engine::attach(kernel.clone(), 1).unwrap();
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let held = reader(&engine, 0, 0);
+        let [first, second] = [1, 2].map(|block| {
+            let (engine, log) = (Arc::clone(&engine), Rc::clone(&log));
+            spawn(move || {
+                let error = read(&engine, 0, &mut [0; BLOCK], block * BLOCK).unwrap_err();
+                assert!(Cancelled::is_cause_of(&error), "{error}");
+                log.borrow_mut().push("cancelled");
+                (block == 1).then(|| {
+                    shield(|| {
+                        let detached = engine.detach().unwrap();
+                        log.borrow_mut().push("detached");
+                        detached
+                    })
+                })
+            })
+        });
+        context.poll(false);
+        assert_eq!(state(&engine), (1, 2));
+        let detached = engine.detach().unwrap();
+        first.cancel();
+        second.cancel();
+        assert!(!first.is_finished() && !second.is_finished());
+        drop(detached.attach().unwrap());
+        while !first.is_finished() {
+            context.poll(false);
+        }
+        assert_eq!(*log.borrow(), ["cancelled", "cancelled", "detached"]);
+        let detached = first.join().unwrap().unwrap();
+        assert!(second.join().unwrap().is_none());
+        drop(detached.attach().unwrap());
+        kernel.release(1);
+        held.join().unwrap();
     });
 }
 

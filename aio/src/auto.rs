@@ -231,4 +231,8 @@ impl Source for Auto {
         // A completion of the spare engine makes `other` readable.
         self.main.sleep(token, other, timeout)
     }
+
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        self.main.may_detach(token)
+    }
 }

@@ -84,8 +84,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             ));
         }
         let held = self.context.acquire();
-        drop(context.detach());
+        // First: a context gives up only an engine that has left.
         self.context.leave(&held);
+        context.detach()?;
         // Wakes threads waiting for the engine's requests, so that they notice that it has left.
         context.notify();
         Ok(Detached { engine: Some(Arc::clone(self)) })
@@ -95,8 +96,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// any of the requests was pending.
     #[cold]
     pub(crate) fn read_mail(&self, here: Option<AtHome<'_>>) -> bool {
+        // A cancelled coroutine may run at once. The rest of the mail, and the caller, rely on the engine's place.
+        let _busy = here.map(|_| self.context.busy());
         let mut progress = false;
-        for key in self.context.take_mail() {
+        // One by one: a panic of that coroutine leaves the rest of the mail.
+        while let Some(key) = self.context.mail.take() {
             let taken_back = self.cancel_under(&self.context.acquire_from(here), key);
             if taken_back {
                 self.finish(here, key, -i64::from(libc::ECANCELED));

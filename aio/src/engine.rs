@@ -250,7 +250,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             // Returning would leave the buffer with the kernel.
             slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
         };
-        if !self.context.sleep_in_place(sleep) {
+        if !self.context.mail.sleep(sleep) {
             self.read_mail(None);
         }
     }
@@ -340,7 +340,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
             return false;
         }
         self.eager.store(0, Ordering::Relaxed);
-        let read = self.context.has_mail() && self.read_mail(token.at_home());
+        let read = self.context.mail.is_there() && self.read_mail(token.at_home());
         self.reap_from(token.at_home()) || read
     }
 
@@ -368,7 +368,7 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
 
     fn is_ready(&self, _token: HomeToken<'_>) -> bool {
         // SAFETY: only checks for a completion, which needs no lock.
-        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.has_mail()
+        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.mail.is_there()
     }
 
     fn is_idle(&self) -> bool {
@@ -390,6 +390,15 @@ impl<K: Kernel, P: Policy> Source for Engine<K, P> {
         // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
         // that thread sleeps and, if the backend requires it, submits.
         Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
+    }
+
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        if !self.context.is_home_of(token) {
+            return Ok(());
+        }
+        let why = "cannot detach the I/O engine by AioContext::detach: its requests would never complete; use Engine::detach \
+                   or coralio_aio::detach";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     fn close(&self, token: HomeToken<'_>) {

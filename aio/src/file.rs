@@ -63,9 +63,9 @@ pub use stream::Stream;
 /// The paths may be mixed. Each read sees every earlier write of the same `File` that has returned.
 /// Direct and page-cached writes of a `File` are never in flight at the same time: otherwise Linux
 /// may fail a later sync with EIO, even if the writes do not overlap. A write of one kind waits
-/// until earlier writes of the other kind have completed. Two `File`s of one file, and other
-/// processes, are not ordered in this way: use [`Direct::Never`] for each, or aligned offsets and
-/// lengths.
+/// until earlier writes of the other kind have completed, except in a destructor while its stack
+/// unwinds, which cannot wait. Two `File`s of one file, and other processes, are not ordered in
+/// this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached

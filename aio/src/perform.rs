@@ -15,7 +15,7 @@
 
 use std::mem;
 
-use coralio_runtime::AtHome;
+use coralio_runtime::{AtHome, can_suspend, yield_now};
 
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Operation};
@@ -107,6 +107,11 @@ unsafe fn retry(engine: &(impl Performs + ?Sized), attempt: &Attempt, mut result
             libc::EAGAIN if !attempt.nowait && again < MOST_AGAIN => again += 1,
             _ => return result,
         }
+        // A file system may fail the request within submit, again and again: let other coroutines
+        // run in between, which may cancel this one.
+        if can_suspend() {
+            yield_now();
+        }
         // SAFETY: promised by the caller.
         result = unsafe { perform_once(engine, attempt) };
     }
@@ -160,7 +165,7 @@ impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
         let request = InFlight { engine: self, slot, here };
         let gathers = self.enqueue(here, attempt, slot.key().to_bits());
         if !gathers {
-            self.submit();
+            self.submit_from(Some(here));
         }
         // The caller creates its own.
         mem::forget(request);

@@ -23,13 +23,23 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use coralio_runtime::trace::Tracer;
 use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, HomeToken, LoopToken, Token};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
+
+/// Re-exports the atomics, which the model checker's builds replace.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
+mod mail;
+
+use mail::Mail;
 
 /// See the module documentation.
 pub(crate) struct Place {
@@ -40,14 +50,10 @@ pub(crate) struct Place {
     // Boxed, so that they do not move when the vector grows.
     #[allow(clippy::vec_box)]
     places: Mutex<Vec<Box<AioContext>>>,
-    /// Keys of requests to be cancelled.
-    mail: Mutex<Vec<u64>>,
-    has_mail: AtomicBool,
+    /// Requests to be cancelled.
+    pub(crate) mail: Mail,
     news: Condvar,
     told: Mutex<()>,
-    /// A thread sleeps in place, holding the engine's lock: it does not read mail before a
-    /// completion arrives.
-    asleep_in_place: AtomicBool,
     /// Number of reaps and submits on the home thread's stack. Accessed only by the home thread.
     busy: AtomicU32,
 }
@@ -55,8 +61,18 @@ pub(crate) struct Place {
 /// Guard of the engine's current lock. Exactly one of the two fields is set.
 pub(crate) struct Held<'a> {
     _home: Option<HomeGuard<'a>>,
-    // A separate field, so that dropping a `Held` on the home thread is a few inlined instructions.
-    _abroad: Option<Abroad<'a>>,
+    // A separate field, dropped by hand, so that dropping a `Held` on the home thread is a few
+    // inlined instructions.
+    abroad: ManuallyDrop<Option<Abroad<'a>>>,
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.abroad.is_some() {
+            self.drop_abroad();
+        }
+    }
 }
 
 enum Abroad<'a> {
@@ -74,11 +90,17 @@ impl<'a> Held<'a> {
     /// For an engine that is with the context whose home `here` is.
     #[inline]
     pub(crate) fn at_home(here: AtHome<'a>) -> Held<'a> {
-        Held { _home: Some(here.acquire()), _abroad: None }
+        Held { _home: Some(here.acquire()), abroad: ManuallyDrop::new(None) }
     }
 
     fn abroad(guard: Abroad<'a>) -> Held<'a> {
-        Held { _home: None, _abroad: Some(guard) }
+        Held { _home: None, abroad: ManuallyDrop::new(Some(guard)) }
+    }
+
+    #[cold]
+    fn drop_abroad(&mut self) {
+        // SAFETY: called by `drop` alone, which runs once, and after which nobody uses the field.
+        unsafe { ManuallyDrop::drop(&mut self.abroad) };
     }
 }
 
@@ -89,11 +111,9 @@ impl Place {
             now: AtomicPtr::new(ptr::from_ref(&*context).cast_mut()),
             transit: ReentrantMutex::new(()),
             places: Mutex::new(vec![context]),
-            mail: Mutex::new(Vec::new()),
-            has_mail: AtomicBool::new(false),
+            mail: Mail::new(),
             news: Condvar::new(),
             told: Mutex::new(()),
-            asleep_in_place: AtomicBool::new(false),
             busy: AtomicU32::new(0),
         }
     }
@@ -172,8 +192,8 @@ impl Place {
     fn go(&self, to: *mut AioContext) {
         // Release pairs with the acquire in `get`.
         self.now.store(to, Ordering::Release);
-        // Pairs with the fence in `mail`: either this thread sees the mail, or its sender sees the
-        // engine's new place.
+        // Pairs with the fence in `Mail::put`: either this thread sees the mail, or its sender sees
+        // the engine's new place.
         fence(Ordering::SeqCst);
         self.tell();
     }
@@ -228,44 +248,8 @@ impl Place {
     /// Asks the engine's current owner to cancel the request with this key.
     #[cold]
     pub(crate) fn mail(&self, key: u64) {
-        locked(&self.mail).push(key);
-        // Relaxed: the fence in `notify` orders the store before the loop's final check; an earlier
-        // check may miss it.
-        self.has_mail.store(true, Ordering::Relaxed);
-        // Pairs with the fences in `go` and `sleep_in_place`.
-        fence(Ordering::SeqCst);
+        self.mail.put(key);
         self.notify();
-    }
-
-    #[inline]
-    pub(crate) fn has_mail(&self) -> bool {
-        self.has_mail.load(Ordering::Relaxed)
-    }
-
-    /// Runs `sleep`, which blocks in place, under the engine's lock. Returns false without running
-    /// it if there is mail to read first.
-    pub(crate) fn sleep_in_place(&self, sleep: impl FnOnce()) -> bool {
-        self.asleep_in_place.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `mail`: either this thread sees the mail, or its sender sees that
-        // this thread sleeps.
-        fence(Ordering::SeqCst);
-        let may_sleep = !self.has_mail();
-        if may_sleep {
-            sleep();
-        }
-        self.asleep_in_place.store(false, Ordering::Relaxed);
-        may_sleep
-    }
-
-    /// Whether a thread sleeps in place. Meaningful only after `mail`.
-    pub(crate) fn is_asleep_in_place(&self) -> bool {
-        self.asleep_in_place.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_mail(&self) -> Vec<u64> {
-        let mut mail = locked(&self.mail);
-        self.has_mail.store(false, Ordering::Relaxed);
-        std::mem::take(&mut mail)
     }
 
     /// Marks, on the home thread, that foreign code may run on top of a reap or submit, which

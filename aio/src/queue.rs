@@ -269,7 +269,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// does not read mail before a completion arrives, so this also asks the kernel directly.
     pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
         self.context.mail(key);
-        if self.context.is_asleep_in_place() {
+        if self.context.mail.is_asleep() {
             // SAFETY: as in `cancel_under`; allowed from any thread.
             unsafe { self.kernel.cancel(key) };
         }

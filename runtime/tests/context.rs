@@ -351,7 +351,7 @@ fn engine_is_attached_to_one_context_at_a_time() {
         ctx.attach(Arc::clone(&engine)).unwrap();
         assert_eq!(attach_elsewhere().join().unwrap(), Err(io::ErrorKind::ResourceBusy));
         assert_eq!(ctx.attach(Arc::clone(&engine)).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        drop(ctx.detach());
+        drop(ctx.detach().unwrap());
         assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
         ctx.attach(Arc::clone(&engine)).unwrap();
     });

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use coralio_aio::{Cancelled, JoinHandle, TimedOut, shield, sleep, spawn, timeout};
+use coralio_aio::{Cancelled, JoinHandle, TimedOut, shield, sleep, spawn, start, timeout};
 
 use crate::{Watch, read, rounds_until, with_engine};
 
@@ -110,5 +110,30 @@ fn nothing_begins_for_one_that_was_cancelled() {
         rounds_until(|| late.is_finished());
         assert!(matches!(late.join().unwrap(), Err(TimedOut)));
         assert_eq!(kernel.transcript(), "");
+    });
+}
+
+#[test]
+fn a_request_that_is_retried_lets_others_run() {
+    // E10, E11: a file system that answers EINTR within submit, and does not stop. A coroutine that is entered outside the loop
+    // yields all the same, and can be cancelled
+    const TIMES: usize = 1000;
+    with_engine(1, |context, kernel, engine| {
+        for number in 0..TIMES {
+            kernel.script.set_result(number, -i64::from(libc::EINTR));
+            kernel.script.complete_on_submit(number, number);
+        }
+        let task = start({
+            let engine = engine.clone();
+            move || read(&engine, &mut [0; 8], 0)
+        });
+        assert_eq!(kernel.script.taken(), 1);
+        for _ in 0..10 {
+            context.poll(false);
+        }
+        task.cancel();
+        rounds_until(|| task.is_finished());
+        assert_cancelled(task.join().unwrap());
+        assert!(kernel.script.taken() < TIMES);
     });
 }

@@ -111,6 +111,30 @@ fn unaligned_memory_stays_direct() {
 }
 
 #[test]
+fn a_long_request_on_unaligned_memory_goes_by_pieces() {
+    // E15: the memory for it has a limit, however long the request
+    coralio_aio::run(|| {
+        let temp = Temp::with(&disk(), &[]);
+        let file = temp.open(Direct::Auto);
+        if !file.is_direct() || file.alignment().memory == 1 {
+            return eprintln!("skipped: no direct I/O that asks for aligned memory in {}", disk().display());
+        }
+        let before = stats();
+        let len = (33 << 20) + 4096;
+        let data = aligned(&pattern(1, len + 1));
+        file.write_at(&data[1..], 0).unwrap();
+        let mut back = AlignedBuf::new(len + 1, 4096);
+        file.read_exact_at(&mut back[1..], 0).unwrap();
+        assert!(back[1..] == data[1..]);
+        assert_eq!((stats().bounced - before.bounced, stats().page_cached - before.page_cached), (6, 0));
+        back.fill(0);
+        let (pieces, rest) = back[1..].split_at_mut(17 << 20);
+        file.read_vectored_at(&mut [IoSliceMut::new(pieces), IoSliceMut::new(rest)], 0).unwrap();
+        assert!(back[1..] == data[1..]);
+    });
+}
+
+#[test]
 fn unaligned_offsets_go_through_the_page_cache() {
     // E15: requests at unaligned offsets go through the page cache, and are counted
     on_each_kernel(|| {

@@ -9,6 +9,8 @@ use crate::AlignedBuf;
 
 /// Minimum size and alignment of a buffer: suits every device.
 const PAGE: usize = 4096;
+/// The most bytes that go through one buffer, however long the request: a multiple of every alignment.
+pub(super) const LARGEST: usize = 16 << 20;
 /// Larger buffers are freed after use.
 const LARGEST_KEPT: usize = 256 << 10;
 /// Maximum number of unused buffers kept per thread.
@@ -42,14 +44,16 @@ impl Bounce {
         self.bytes().as_mut_ptr() as u64
     }
 
-    /// Copies the contents of `vectors` to the front of the buffer, which must be large enough.
+    /// Copies the first `count` bytes of `vectors` to the front of the buffer, which must be large
+    /// enough.
     ///
     /// # Safety
     ///
     /// Each of `vectors` is the address and length of memory that is valid to read.
-    pub(super) unsafe fn gather(&mut self, vectors: &[(u64, usize)]) {
-        let mut rest = self.bytes();
+    pub(super) unsafe fn gather(&mut self, count: usize, vectors: &[(u64, usize)]) {
+        let mut rest = &mut self.bytes()[..count];
         for &(addr, len) in vectors {
+            let len = len.min(rest.len());
             let (here, behind) = rest.split_at_mut(len);
             // SAFETY: promised by the caller; the buffer is owned by `self`, so they do not
             // overlap.

@@ -14,6 +14,9 @@
 //! Reads need no order: before a direct read the kernel writes back cached pages of the range, and
 //! a page loaded by a page-cached read is clean, so dropping it succeeds.
 //!
+//! A destructor that writes while its stack unwinds cannot wait for another coroutine: the write
+//! starts immediately, and may meet a write of the other kind.
+//!
 //! The order covers one [`File`](super::File). Writes of other `File`s or processes are ordered
 //! only by the kernel's own guarantees.
 

@@ -15,7 +15,7 @@ use crate::kernel::{Opcode, Operation};
 use crate::perform::Attempt;
 use crate::policy::OnShort;
 
-use super::bounce::Bounce;
+use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
 use super::route::{Way, Ways};
 use super::{Alignment, File};
@@ -118,18 +118,18 @@ impl File {
     }
 
     /// Makes one direct request for unaligned memory, through an aligned buffer. `opcode` is `Read`
-    /// or `Write`.
+    /// or `Write`. Transfers at most [`LARGEST`] bytes; the caller continues from there.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`], for each of `vectors`.
     #[cold]
     unsafe fn transfer_bounced(&self, opcode: Opcode, vectors: &[(u64, usize)], offset: u64) -> io::Result<usize> {
-        let len = vectors.iter().map(|&(_, len)| len).sum();
+        let len = vectors.iter().map(|&(_, len)| len).sum::<usize>().min(LARGEST);
         let mut bounce = Bounce::new(len, self.alignment.memory);
         if opcode.is_write() {
             // SAFETY: promised by the caller.
-            unsafe { bounce.gather(vectors) };
+            unsafe { bounce.gather(len, vectors) };
         }
         self.engine.count_detour(Detour::Bounced);
         let operation = Operation { opcode, fd: self.fd.number(), addr: bounce.addr(), len: len as u64, offset };

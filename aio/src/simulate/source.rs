@@ -170,4 +170,8 @@ impl Source for Simulated {
         }
         Some(Ok(()))
     }
+
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        self.source.may_detach(token)
+    }
 }

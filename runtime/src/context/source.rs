@@ -75,6 +75,18 @@ pub trait Source: Any + Send + Sync {
     /// The system's error if the thread cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
+    /// Returns whether [`AioContext::detach`] may take the engine from the context. An engine with
+    /// its own way of leaving returns an error, because nothing completes the requests of an engine
+    /// without a context.
+    ///
+    /// # Errors
+    ///
+    /// The obstacle and the remedy.
+    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+        let _ = token;
+        Ok(())
+    }
+
     /// Called once, when the context and its coroutines have ended. The thread is still home to the
     /// context during this one call. Finishes operations of other users of the engine.
     fn close(&self, token: HomeToken<'_>) {
@@ -252,16 +264,23 @@ impl AioContext {
     /// remains responsible for its requests. The context keeps a handle to it until it ends. For
     /// authors of engines.
     ///
+    /// # Errors
+    ///
+    /// That of [`Source::may_detach`]. The context keeps the engine.
+    ///
     /// # Panics
     ///
     /// Panics on any thread other than the context's home thread.
-    pub fn detach(&self) -> Option<Arc<dyn Source>> {
+    pub fn detach(&self) -> io::Result<Option<Arc<dyn Source>>> {
         let Some(home) = self.shared.home() else {
             panic!("an engine is detached on the context's home thread");
         };
+        if let Some(source) = home.source.get() {
+            source.may_detach(HomeToken::new(home))?;
+        }
         let shared = self.shared.source.lock().take();
         drop(shared);
-        home.source.take()
+        Ok(home.source.take())
     }
 }
 
