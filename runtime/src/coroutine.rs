@@ -420,7 +420,10 @@ pub fn yield_now() {
 /// Where it may not, a wait must be met in place; waiting for another coroutine there ends the process.
 ///
 /// A destructor may run the loop while its thread unwinds, or a context of its own: what unwinds lies beneath, and the coroutines
-/// that run there may be suspended.
+/// that run there may be suspended. Their I/O is waited for in place, so that a destructor of such a coroutine may do I/O
+/// although the coroutine itself panics. A panic above a stack that unwinds cannot be told from the one beneath, and this
+/// function does not count it: a destructor that waits for another coroutine then is suspended in the midst of the unwinding,
+/// and [`std::thread::panicking`] stays true on the thread until the coroutine has ended.
 ///
 /// # Control
 ///

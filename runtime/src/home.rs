@@ -38,7 +38,7 @@ use crate::context::shared::Shared;
 use crate::context::source::Sources;
 use crate::context::wake::Arrival;
 use crate::coroutine::backtrace::Request;
-use crate::coroutine::control::{Blocks, Control, ControlList, Own, State};
+use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 use crate::report::report;
@@ -105,9 +105,11 @@ pub(crate) struct Home {
     /// Taken over from other threads and not looked at yet, in reverse order of arrival. It outlives a panic, and a nested
     /// round goes on with it. Its memory is kept, so that taking over allocates nothing.
     arrived: Cell<Vec<Arrival>>,
-    /// The innermost round, or explicit enter, began while the thread was unwinding: what unwinds lies beneath it. Coroutines
-    /// that run above may be suspended.
+    /// The context, the innermost round, or the innermost explicit enter began while the thread was unwinding: what unwinds lies
+    /// beneath it. Coroutines that run above may be suspended.
     unwinds_beneath: Cell<bool>,
+    /// The coroutine that was suspended last while a stack beneath unwound. For messages.
+    suspended_above: Cell<Option<CoroutineId>>,
     /// From here on nothing new starts and nothing is woken: what is left will be unwound.
     ending: Cell<bool>,
     /// The backtrace that is being asked for, if one is.
@@ -152,7 +154,8 @@ impl Home {
             began,
             unclocked: Cell::new(0),
             arrived: Cell::new(Vec::new()),
-            unwinds_beneath: Cell::new(false),
+            unwinds_beneath: Cell::new(thread::panicking()),
+            suspended_above: Cell::new(None),
             ending: Cell::new(false),
             trace: Cell::new(ptr::null()),
         };

@@ -81,8 +81,10 @@ fn has_room() -> bool {
 
 fn write_all(mut bytes: &[u8]) {
     while !bytes.is_empty() && has_room() {
+        // No more than a page: `has_room` knows of no more, and a pipe would keep this thread until it has the rest.
+        let len = bytes.len().min(libc::PIPE_BUF);
         // SAFETY: the bytes live and are only read.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), len) };
         match usize::try_from(written) {
             Ok(written) if written > 0 => bytes = &bytes[written..],
             Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}

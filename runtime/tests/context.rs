@@ -211,6 +211,32 @@ fn a_source_does_not_find_an_old_kick() {
     });
 }
 
+#[test]
+fn dump_in_the_sleep_of_an_engine_returns() {
+    // X11: an engine's `sleep` runs on the home thread: a dump there does not stop its own thread and wait for it
+    AioContext::run(|ctx| {
+        let own = ctx.clone();
+        let (text, dumped) = std::sync::mpsc::channel();
+        sleeps(ctx, move |_| {
+            let locks = own.clone();
+            let (locked, holds) = std::sync::mpsc::sync_channel(0);
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let holder = thread::spawn(move || {
+                let _guard = locks.acquire();
+                locked.send(()).unwrap();
+                released.recv().unwrap();
+            });
+            holds.recv().unwrap();
+            text.send(own.dump().to_string()).unwrap();
+            release.send(()).unwrap();
+            holder.join().unwrap();
+        });
+        ctx.poll(true);
+        let text = dumped.recv().unwrap();
+        assert!(text.contains("cannot be stopped for a look: the calling thread is its own"), "{text}");
+    });
+}
+
 /// Gives the context an engine whose sleeps end at once. Returns their number, and how many of them found the loop's epoll
 /// set ready, so that the loop would not have slept.
 fn counted_sleeps(ctx: &AioContext) -> impl Fn() -> (usize, usize) {

@@ -4,6 +4,7 @@
 //! cancelling or scheduling anew changes the ticket in the table, and the entry is stale. What a round has *taken up* is
 //! a queue of the context, not of the round: a nested poll goes on where the outer round stands, and leaves it nothing.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::Location;
@@ -268,8 +269,8 @@ impl BottomHalves {
     }
 
     /// Deletes all of them, and rejects new ones. Returns what is to be dropped outside the lock.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
-        self.table.lock().entries.close()
+    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
+        self.table.lock().entries.close().into_iter()
     }
 }
 

@@ -311,11 +311,11 @@ mod tests {
             );
             let (seen, text) = looker.join().unwrap();
             assert_eq!(seen, 0);
-            for words in ["main > 'busy'", "'waiter' waits CoMutex", "held by 'holder'", "'busy' is entered"] {
+            for words in ["main > 'busy'", "'waiter' waits for CoMutex", "held by 'holder'", "'busy' is entered"] {
                 assert!(text.contains(words), "no `{words}` in\n{text}");
             }
             assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
-            assert_eq!(text.matches("waits to be entered or woken").count(), COROUTINES - 2);
+            assert_eq!(text.matches("waits for an enter or a wake").count(), COROUTINES - 2);
             assert!(text.find("'2--").unwrap() < text.find("'600--").unwrap(), "in the order in which they were made");
         });
     }

@@ -127,8 +127,12 @@ impl Write for Prepared {
 ///
 /// # Errors
 ///
-/// No handler can be installed; the context has ended; or its thread did not stop in time.
+/// No handler can be installed; the context has ended; the caller is its thread; or that did not stop in time.
 pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
+    // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait for its own thread.
+    if Home::current_or_hidden().is_some_and(|home| ptr::eq(&*home.shared, shared)) {
+        return Err(io::Error::new(io::ErrorKind::WouldBlock, "the calling thread is its own"));
+    }
     let mut installed = LOOKER.lock();
     if !*installed {
         install()?;

@@ -7,6 +7,7 @@
 //!
 //! What a round finds due it takes up whole, in order of time; a nested poll goes on there.
 
+use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
@@ -268,13 +269,13 @@ impl Timers {
     }
 
     /// Deletes all of them, and rejects new callbacks. Returns what is to be dropped outside the lock.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
+    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
         let mut table = self.table.lock();
         let entries = table.entries.close();
         // Those of the deleted entries are stale.
         table.armed = 0;
         self.armed.store(0, Ordering::Relaxed);
-        entries
+        entries.into_iter()
     }
 }
 

@@ -6,7 +6,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::{fmt, thread};
+use std::{fmt, ptr, thread};
 
 use corosensei::CoroutineResult;
 
@@ -160,14 +160,15 @@ impl Home {
     /// unwinding state belongs to the thread, and another coroutine would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
-        self.running().is_some_and(|block| !self.unwinds(self.own(block)))
+        self.running().is_some_and(|block| !self.own(block).unwinding.get() && !self.is_panicking())
     }
 
-    /// Whether the stack of the running coroutine unwinds. The thread alone knows of a panic: if it unwinds beneath this
-    /// coroutine, a panic of the coroutine itself cannot be told from that, and counts as none.
-    #[inline(always)]
-    fn unwinds(&self, own: &Own) -> bool {
-        own.unwinding.get() || thread::panicking() && !self.unwinds_beneath.get()
+    /// Whether a panic unwinds a stack, other than one that was unwinding beneath (`unwinds_beneath`) already. The standard
+    /// library counts panics by thread and shows only whether the count is 0. So while a stack beneath unwinds, a panic of the
+    /// running coroutine itself is not found.
+    #[inline]
+    fn is_panicking(&self) -> bool {
+        thread::panicking() && !self.unwinds_beneath.get()
     }
 
     /// As `suspend_if_possible`, where there is no other way to wait.
@@ -179,11 +180,13 @@ impl Home {
     #[track_caller]
     pub(crate) fn suspend_for(&self, waiting: Waiting) {
         if !self.suspend_if_possible(waiting) {
-            self.refuse_to_suspend();
+            self.suspend_above_unwinding(waiting);
         }
     }
 
-    /// The one place where a coroutine's stack is left. Returns false, at once, where that cannot be: its stack unwinds.
+    /// Suspends the running coroutine, unless a stack unwinds on this thread: then it returns false, at once. I/O is waited for
+    /// in place then, also if the stack that unwinds lies beneath: a coroutine that panics above it, and does I/O in a
+    /// destructor, is not suspended.
     ///
     /// All the way from the public functions to the switch is inlined: the processor expects returns to match the calls
     /// that it saw last, so each frame that is left on another stack costs a return guessed wrong. Always: asked for only,
@@ -196,12 +199,20 @@ impl Home {
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
         let Some(block) = self.running.get() else { yields_outside() };
+        if self.own(block).unwinding.get() || thread::panicking() {
+            return false;
+        }
+        self.leave_stack(block, waiting);
+        true
+    }
+
+    /// The one place where a coroutine's stack is left.
+    #[inline(always)]
+    #[track_caller]
+    fn leave_stack(&self, block: &'static Control, waiting: Waiting) {
         // SAFETY: as in `frame`; whoever runs was entered from one.
         let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
-        if self.unwinds(own) {
-            return false;
-        }
         if self.shared.lock.depth() > frame.lock_depth.get() {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
@@ -215,7 +226,18 @@ impl Home {
             self.make_ready(block, Location::caller());
         }
         self.switch_out(own);
-        true
+    }
+
+    /// Suspends the running coroutine if what unwinds is a stack beneath; else refuses to.
+    #[cold]
+    #[track_caller]
+    fn suspend_above_unwinding(&self, waiting: Waiting) {
+        let block = self.running().expect("only a coroutine is refused");
+        if !self.can_suspend() {
+            return self.refuse_to_suspend(self.own(block));
+        }
+        self.suspended_above.set(Some(block.id()));
+        self.leave_stack(block, waiting);
     }
 
     /// Back through the loop: everything else that is ready runs first.
@@ -244,10 +266,8 @@ impl Home {
         }
     }
 
-    #[cold]
-    fn refuse_to_suspend(&self) {
-        let own = self.own(self.running().expect("only a coroutine is refused"));
-        if own.unwinding.get() && !thread::panicking() {
+    fn refuse_to_suspend(&self, own: &Own) {
+        if own.unwinding.get() && !self.is_panicking() {
             // It caught the unwinding and went on. So it is told again; but not for ever.
             let swallowed = own.swallowed.get() + 1;
             own.swallowed.set(swallowed);
@@ -261,11 +281,19 @@ impl Home {
                 own.created_at.get()
             ));
         }
+        let (name, at) = (own.label(), own.created_at.get());
+        if let Some(other) =
+            self.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.own(other.block), own))
+        {
+            abort(format_args!(
+                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its own, or that of coroutine {}, \
+                 which waited above another stack that unwound; a destructor may do I/O, but not wait for another coroutine",
+                self.own(other.block).label()
+            ));
+        }
         abort(format_args!(
-            "coroutine {} (created at {}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
-             another coroutine",
-            own.label(),
-            own.created_at.get()
+            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
+             another coroutine"
         ));
     }
 
