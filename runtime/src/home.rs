@@ -331,6 +331,9 @@ impl Home {
         struct Shown<'a>(&'a Home);
         impl Drop for Shown<'_> {
             fn drop(&mut self) {
+                if fork::in_child() {
+                    return;
+                }
                 HOME.set(self.0);
                 compiler_fence(Ordering::SeqCst);
                 HIDDEN.set(ptr::null());

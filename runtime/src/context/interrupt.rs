@@ -146,8 +146,10 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     LOOK.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
     LOOK.step.store(SENT, Ordering::Release);
     let take_back = || LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    if let Err(error) = shared.thread.signal(SIGNAL) {
-        LOOK.step.store(IDLE, Ordering::Relaxed);
+    // Not if a late signal of an earlier look was claimed: then the thread is in the handler.
+    if let Err(error) = shared.thread.signal(SIGNAL)
+        && take_back()
+    {
         return Err(error);
     }
     let sent = Instant::now();

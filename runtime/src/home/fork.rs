@@ -21,7 +21,7 @@ use std::{mem, thread};
 use crate::coroutine::control::State;
 use crate::report::report;
 
-use super::{HOME, Home};
+use super::{HIDDEN, HOME, Home};
 
 /// Relaxed, always: it is set while the child has one thread, which then makes all others.
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
@@ -55,9 +55,10 @@ pub(super) fn notice_forks() {
 
 /// Allocates nothing and waits for no lock: another thread of the parent's may have held it.
 unsafe extern "C" fn after_fork() {
-    let Some(home) = Home::current() else { return };
+    let Some(home) = Home::current_or_hidden() else { return };
     IN_CHILD.store(true, Ordering::Relaxed);
     HOME.set(std::ptr::null());
+    HIDDEN.set(std::ptr::null());
     home.ending.set(true);
     home.forget_ready();
     home.shared.bottom_halves.forget_due();
