@@ -243,7 +243,7 @@ fn context_that_ends_is_dumped() {
     let text = hung.until("timers:");
     assert_says(
         &text,
-        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits to be entered"],
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits for an enter or a wake"],
     );
     hung.until("block_the_thread");
     hung.release();
@@ -255,14 +255,19 @@ fn dump_of_a_thread_inside_the_allocator() {
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
         AioContext::run(|ctx| {
             let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
-            let ends = Arc::clone(&over);
+            let (begun, ends) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
+            let begins = Arc::clone(&begun);
             let looker = thread::spawn(move || {
-                for _ in 0..5 {
-                    assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                // Before that, the loop would answer by itself.
+                while !begun.load(Ordering::Relaxed) {
+                    thread::yield_now();
                 }
+                let texts = [(); 5].map(|()| elsewhere.dump().to_string());
                 ends.store(true, Ordering::Relaxed);
+                texts.iter().for_each(|text| assert_says(text, &["busy in one round", "'allocates' is entered"]));
             });
             let allocates = named("allocates", move || {
+                begins.store(true, Ordering::Relaxed);
                 while !over.load(Ordering::Relaxed) {
                     for size in (2000..60_000).step_by(400) {
                         // Sizes that no thread keeps to itself; those in between keep what is freed from being joined.
