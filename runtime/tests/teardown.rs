@@ -165,10 +165,13 @@ fn callbacks_of_one_kind_all_panic_when_dropped() {
             panic!("bomb {}", self.1);
         }
     }
-    struct Descriptor(UnixStream, Option<Bomb>);
+    struct Descriptor {
+        stream: UnixStream,
+        _bomb: Bomb,
+    }
     impl AsFd for Descriptor {
         fn as_fd(&self) -> BorrowedFd<'_> {
-            self.0.as_fd()
+            self.stream.as_fd()
         }
     }
     let log = Log::default();
@@ -183,7 +186,7 @@ fn callbacks_of_one_kind_all_panic_when_dropped() {
                     ctx.poll_handler(move || std::mem::size_of_val(&look) == 0, move || _ = &handler).unwrap(),
                 );
                 let (near, _far) = UnixStream::pair().unwrap();
-                let (fd, watch) = (Descriptor(near, Some(bomb("fd"))), bomb("watch"));
+                let (fd, watch) = (Descriptor { stream: near, _bomb: bomb("fd") }, bomb("watch"));
                 std::mem::forget(ctx.watch(fd, Interest::Read, move |_| _ = &watch).unwrap());
             }
         })
