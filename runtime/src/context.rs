@@ -227,7 +227,7 @@ impl AioContext {
         }
         let until_timer =
             self.next_due().map_or(u64::MAX, |due| due.saturating_duration_since(began).as_nanos() as u64);
-        shared.unlocked(home, || {
+        let look = || {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
                 let came = self.is_due(home)
@@ -239,7 +239,10 @@ impl AioContext {
                 }
                 hint::spin_loop();
             }
-        })
+        };
+        // As a round: the looks are foreign code, and a coroutine that was suspended in there would leave its enterers without
+        // the lock that they hold.
+        home.round(|| shared.unlocked(home, look))
     }
 
     /// Returns whether there is work that is visible without a system call.

@@ -401,7 +401,11 @@ pub fn yield_now() {
 /// process.
 ///
 /// A destructor may run the loop, or a context of its own, while its thread unwinds. The unwinding
-/// stack lies below, so coroutines that run in that loop can be suspended.
+/// stack lies below, so coroutines that run in that loop can be suspended. Their I/O is waited for
+/// in place, so a destructor of such a coroutine may do I/O even if the coroutine itself panics. A
+/// panic above an unwinding stack cannot be distinguished from the one below, and this function does
+/// not count it: a destructor that waits for another coroutine then is suspended while its stack
+/// unwinds, and [`std::thread::panicking`] stays true on the thread until the coroutine has ended.
 #[inline]
 pub fn can_suspend() -> bool {
     Home::current().is_some_and(Home::can_suspend)

@@ -318,15 +318,18 @@ impl<T> Future for RemoteHandle<T> {
     ///
     /// If polled again after it returned `Ready`.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
+        // A waker is foreign code: cloned before the slot is locked, and the one before is dropped afterwards.
+        let waker = context.waker().clone();
         let mut slot = self.slot.lock();
-        match slot.outcome.take() {
-            Some(outcome) => Poll::Ready(outcome),
-            None => {
-                assert!(!slot.filled, "a handle was polled after it was ready");
-                slot.waiter = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if let Some(outcome) = slot.outcome.take() {
+            drop(slot);
+            return Poll::Ready(outcome);
         }
+        assert!(!slot.filled, "a handle was polled after it was ready");
+        let before = slot.waiter.replace(waker);
+        drop(slot);
+        drop(before);
+        Poll::Pending
     }
 }
 

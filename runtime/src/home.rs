@@ -39,7 +39,7 @@ use crate::context::shared::Shared;
 use crate::context::source::Sources;
 use crate::context::wake::Arrival;
 use crate::coroutine::backtrace::Request;
-use crate::coroutine::control::{Blocks, Control, ControlList, Own, State};
+use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
 use crate::report::report;
@@ -109,9 +109,11 @@ pub(crate) struct Home {
     /// list survives a panic, and a nested iteration continues with it. Its memory is kept, so that
     /// taking over allocates nothing.
     arrived: Cell<Vec<Arrival>>,
-    /// The innermost iteration, or explicit enter, began while the thread was unwinding: the
-    /// unwinding stack lies below it. Coroutines that run above may be suspended.
+    /// The context, the innermost iteration, or the innermost explicit enter began while the thread
+    /// was unwinding: the unwinding stack lies below it. Coroutines that run above may be suspended.
     unwinds_beneath: Cell<bool>,
+    /// The coroutine most recently suspended above an unwinding stack. For messages.
+    suspended_above: Cell<Option<CoroutineId>>,
     /// The context is ending: nothing new starts and nothing is woken; the remaining coroutines
     /// will be unwound.
     ending: Cell<bool>,
@@ -157,7 +159,8 @@ impl Home {
             began,
             unclocked: Cell::new(0),
             arrived: Cell::new(Vec::new()),
-            unwinds_beneath: Cell::new(false),
+            unwinds_beneath: Cell::new(thread::panicking()),
+            suspended_above: Cell::new(None),
             ending: Cell::new(false),
             trace: Cell::new(ptr::null()),
         };
@@ -340,6 +343,9 @@ impl Home {
         struct Shown<'a>(&'a Home);
         impl Drop for Shown<'_> {
             fn drop(&mut self) {
+                if fork::in_child() {
+                    return;
+                }
                 HOME.set(self.0);
                 compiler_fence(Ordering::SeqCst);
                 HIDDEN.set(ptr::null());

@@ -251,6 +251,8 @@ impl<T> Future for JoinHandle<T> {
             return Poll::Ready(Err(Box::new(Cancelled)));
         };
         let own = home.own(self.id.block);
+        // Foreign code, which may run the loop.
+        let waker = context.waker().clone();
         if own.state.get() == State::Finished {
             return Poll::Ready(home.fetch(self.id.block));
         }
@@ -258,7 +260,7 @@ impl<T> Future for JoinHandle<T> {
         if home.is_ending() {
             return Poll::Ready(Err(Box::new(Cancelled)));
         }
-        own.joiner.set(Some(Joiner::Task(context.waker().clone())));
+        own.joiner.set(Some(Joiner::Task(waker)));
         Poll::Pending
     }
 }

@@ -216,6 +216,59 @@ fn a_source_does_not_find_an_old_kick() {
     });
 }
 
+#[test]
+fn dump_in_the_sleep_of_an_engine_returns() {
+    // X11: an engine's `sleep` runs on the home thread: a dump there does not stop its own thread and wait for it
+    AioContext::run(|ctx| {
+        let own = ctx.clone();
+        let (text, dumped) = std::sync::mpsc::channel();
+        sleeps(ctx, move |_| {
+            let locks = own.clone();
+            let (locked, holds) = std::sync::mpsc::sync_channel(0);
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let holder = thread::spawn(move || {
+                let _guard = locks.acquire();
+                locked.send(()).unwrap();
+                released.recv().unwrap();
+            });
+            holds.recv().unwrap();
+            text.send(own.dump().to_string()).unwrap();
+            release.send(()).unwrap();
+            holder.join().unwrap();
+        });
+        ctx.poll(true);
+        let text = dumped.recv().unwrap();
+        assert!(text.contains("cannot be stopped for a look: the calling thread is its own"), "{text}");
+    });
+}
+
+#[test]
+fn child_forked_in_the_sleep_of_an_engine_has_no_context() {
+    // C7: an engine's `sleep` forks, while its home is hidden: the child may not use the context
+    let Some(run) = common::in_child("child_forked_in_the_sleep_of_an_engine_has_no_context") else {
+        AioContext::run(|ctx| {
+            let child = Arc::new(AtomicUsize::new(usize::MAX));
+            let forked = Arc::clone(&child);
+            // SAFETY: the child checks what it may do, and leaves by `_exit`.
+            sleeps(ctx, move |_| forked.store(unsafe { libc::fork() } as usize, Ordering::Relaxed));
+            let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ctx.poll(true)));
+            let child = child.load(Ordering::Relaxed) as libc::pid_t;
+            if child == 0 {
+                let passed = AioContext::current().is_none();
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(if passed { 33 } else { 99 }) };
+            }
+            assert!(polled.is_ok() && child > 0);
+            let mut status = 0;
+            // SAFETY: the kernel writes the status.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(libc::WEXITSTATUS(status), 33);
+        });
+        return;
+    };
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
 /// Gives the context an engine whose sleeps end immediately. Returns the number of sleeps, and how
 /// many of them found the loop's epoll set ready, so that the loop would not have slept.
 fn counted_sleeps(ctx: &AioContext) -> impl Fn() -> (usize, usize) {

@@ -422,6 +422,28 @@ fn what_never_started_reports_it() {
 }
 
 #[test]
+fn waker_that_is_replaced_is_dropped_without_a_lock() {
+    // S5: a handle is polled with another waker than before; the destructor of the one before runs the loop, and there the
+    // coroutine ends that the handle waits for
+    struct RunsLoop;
+    impl Wake for RunsLoop {
+        fn wake(self: Arc<Self>) {}
+    }
+    impl Drop for RunsLoop {
+        fn drop(&mut self) {
+            AioContext::current().expect("it is dropped at home").poll(false);
+        }
+    }
+    AioContext::run(|ctx| {
+        let mut handle = ctx.spawn(|| 7);
+        let mut poll_with = |waker: &Waker| Pin::new(&mut handle).poll(&mut Context::from_waker(waker));
+        assert!(poll_with(&Waker::from(Arc::new(RunsLoop))).is_pending());
+        assert!(poll_with(Waker::noop()).is_pending());
+        assert!(matches!(poll_with(Waker::noop()), Poll::Ready(Ok(7))));
+    });
+}
+
+#[test]
 fn a_loop_inside_a_future() {
     // S5, X2: a future may block on the loop itself, as code that wraps blocking calls does: polls
     // nest

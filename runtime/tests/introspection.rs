@@ -261,14 +261,19 @@ fn dump_of_a_thread_inside_the_allocator() {
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
         AioContext::run(|ctx| {
             let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
-            let ends = Arc::clone(&over);
+            let (begun, ends) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
+            let begins = Arc::clone(&begun);
             let looker = thread::spawn(move || {
-                for _ in 0..5 {
-                    assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                // Before that, the loop would answer by itself.
+                while !begun.load(Ordering::Relaxed) {
+                    thread::yield_now();
                 }
+                let texts = [(); 5].map(|()| elsewhere.dump().to_string());
                 ends.store(true, Ordering::Relaxed);
+                texts.iter().for_each(|text| assert_says(text, &["busy in one round", "'allocates' is entered"]));
             });
             let allocates = named("allocates", move || {
+                begins.store(true, Ordering::Relaxed);
                 while !over.load(Ordering::Relaxed) {
                     for size in (2000..60_000).step_by(400) {
                         // Sizes that bypass the thread cache; the blocks in between prevent merging

@@ -175,8 +175,8 @@ fn a_wait_for_a_descriptor_ends_early() {
         let waits = spawn(move || {
             let late = timeout(Duration::from_millis(1), || wait_readable(&near));
             assert_eq!(late.map_err(|TimedOut| ()).unwrap_err(), ());
-            told.set(true);
             wait_writable(&near).unwrap();
+            told.set(true);
             wait_readable(&near)
         });
         let canceller = {

@@ -107,3 +107,21 @@ fn message_is_written_whole() {
     assert!(said.contains("no words"), "the panic hook is called: {said}");
     assert!(said.ends_with("bad  (the rest of this message could not be formatted)\n"), "{said}");
 }
+
+#[test]
+fn long_message_does_not_wait_for_a_reader_that_has_stopped() {
+    // X11: standard error is a pipe with room for a part of the message, and nobody reads on: the rest is dropped
+    if std::env::var_os(CHILD).is_some() {
+        report("x".repeat(1 << 20));
+        return;
+    }
+    let (reader, stderr) = std::io::pipe().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "long_message_does_not_wait_for_a_reader_that_has_stopped", "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .status();
+    assert!(child.unwrap().success());
+    drop(reader);
+}

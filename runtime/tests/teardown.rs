@@ -4,6 +4,7 @@
 mod common;
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -155,6 +156,48 @@ fn a_destructor_that_panics_does_not_stop_the_others() {
     assert_eq!(log.take(), "first second suspended last");
     // The thread can run another context.
     assert_eq!(AioContext::run(|_| spawn(|| 4).join().unwrap()), 4);
+}
+
+#[test]
+fn callbacks_of_one_kind_all_panic_when_dropped() {
+    // C9: all bottom halves, timers, poll handlers and watches of a context panic when the context drops them: each is dropped,
+    // and the first panic goes on
+    struct Bomb(Log, &'static str);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            self.0.add(self.1);
+            panic!("bomb {}", self.1);
+        }
+    }
+    struct Descriptor {
+        stream: UnixStream,
+        _bomb: Bomb,
+    }
+    impl AsFd for Descriptor {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.stream.as_fd()
+        }
+    }
+    let log = Log::default();
+    let bomb = |name| Bomb(log.clone(), name);
+    let said = panic_of(|| {
+        AioContext::run(|ctx| {
+            for _ in 0..2 {
+                let (bh, timer, look, handler) = (bomb("bh"), bomb("timer"), bomb("look"), bomb("poll"));
+                ctx.schedule_oneshot(move || drop(bh)).unwrap();
+                std::mem::forget(ctx.timer(move || _ = &timer).unwrap());
+                std::mem::forget(
+                    ctx.poll_handler(move || std::mem::size_of_val(&look) == 0, move || _ = &handler).unwrap(),
+                );
+                let (near, _far) = UnixStream::pair().unwrap();
+                let (fd, watch) = (Descriptor { stream: near, _bomb: bomb("fd") }, bomb("watch"));
+                std::mem::forget(ctx.watch(fd, Interest::Read, move |_| _ = &watch).unwrap());
+            }
+        })
+    });
+    assert_eq!(said, "bomb bh");
+    assert_eq!(log.take(), "bh bh fd watch fd watch timer timer look poll look poll");
+    AioContext::run(|_| spawn(|| {}).join().unwrap());
 }
 
 #[test]

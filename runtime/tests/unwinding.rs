@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::thread;
 
-use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, suspend, yield_now};
+use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, start, suspend, yield_now};
 
 /// Unwinds, and runs `f` in a destructor meanwhile.
 fn while_unwinding(f: impl FnOnce()) {
@@ -115,4 +115,54 @@ fn destructor_runs_a_context_of_its_own() {
             assert!(co.has_ended());
         });
     });
+}
+
+#[test]
+fn io_above_an_unwinding_stack_is_waited_for_in_place() {
+    // C8, C9: a coroutine that runs above an unwinding stack panics, and does I/O in a destructor: the coroutine is not suspended
+    // in the midst of the unwinding, so that the thread does not go on with a panic that is not over
+    struct DoesIo(AioContext, Rc<Cell<bool>>);
+    impl Drop for DoesIo {
+        fn drop(&mut self) {
+            let suspended = self.0.at_home(|here| here.suspend_until(|| None, || Some(())));
+            self.1.set(suspended == Some(None));
+        }
+    }
+    AioContext::run(|ctx| {
+        let in_place = Rc::new(Cell::new(false));
+        let io = DoesIo(ctx.clone(), Rc::clone(&in_place));
+        while_unwinding(|| {
+            let panics = start(move || {
+                let _io = io;
+                resume_unwind(Box::new("panics"));
+            });
+            assert!(panics.is_finished());
+        });
+        assert!(in_place.get());
+        assert!(!thread::panicking());
+        spawn(yield_now).join().unwrap();
+    });
+}
+
+#[test]
+fn context_of_a_destructor_unwinds_a_coroutine_that_catches_the_payload() {
+    // C9: a destructor runs a context while its thread unwinds: a coroutine that is left over there, catches the payload and
+    // waits again is unwound again
+    let caught = Rc::new(Cell::new(0));
+    while_unwinding(|| {
+        let counted = Rc::clone(&caught);
+        AioContext::builder()
+            .unwind_report(false)
+            .run(|_| {
+                let catches = Coroutine::new(move || {
+                    for _ in 0..2 {
+                        counted.set(counted.get() + u32::from(catch_unwind(suspend).is_err()));
+                    }
+                    suspend();
+                });
+                catches.enter();
+            })
+            .unwrap();
+    });
+    assert_eq!(caught.get(), 2);
 }

@@ -6,6 +6,7 @@
 //! context, not of the iteration: a nested poll continues where the outer iteration stopped, and
 //! leaves it nothing.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::Location;
@@ -275,8 +276,8 @@ impl BottomHalves {
 
     /// Deletes all bottom halves, and rejects new ones. Returns the values to drop outside the
     /// lock.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
-        self.table.lock().entries.close()
+    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
+        self.table.lock().entries.close().into_iter()
     }
 }
 

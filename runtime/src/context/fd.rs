@@ -9,6 +9,7 @@
 //! 64, where `ppoll` takes 392 and 2349 (Linux 6.18, alternating runs on one CPU), and
 //! `epoll_pwait2` has ppoll's finer timeout too. So there is no second mechanism to switch to.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -321,7 +322,7 @@ impl Watches {
     }
 
     /// Removes all watches, and rejects new ones. Returns the values to drop outside the lock.
-    pub(crate) fn close(&self, epoll: &Epoll) -> impl Sized + use<> {
+    pub(crate) fn close(&self, epoll: &Epoll) -> impl Iterator<Item: Any> + use<> {
         let mut table = self.table.lock();
         self.count.store(0, Ordering::Relaxed);
         self.levels.store(0, Ordering::Relaxed);
@@ -329,7 +330,8 @@ impl Watches {
         for entry in all.iter().filter(|entry| entry.registered) {
             let _ = epoll.remove(entry.fd);
         }
-        all
+        all.into_iter()
+            .flat_map(|Entry { _owner: owner, handler, .. }| [Box::new(owner) as Box<dyn Any>, Box::new(handler)])
     }
 }
 

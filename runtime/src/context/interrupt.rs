@@ -132,8 +132,13 @@ impl Write for Prepared {
 ///
 /// # Errors
 ///
-/// The handler cannot be installed; the context has ended; or its thread did not stop in time.
+/// The handler cannot be installed; the context has ended; the caller is the context's own thread; or
+/// that thread did not stop in time.
 pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
+    // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait for its own thread.
+    if Home::current_or_hidden().is_some_and(|home| ptr::eq(&*home.shared, shared)) {
+        return Err(io::Error::new(io::ErrorKind::WouldBlock, "the calling thread is its own"));
+    }
     let mut installed = LOOKER.lock();
     if !*installed {
         install()?;
@@ -147,8 +152,10 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     LOOK.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
     LOOK.step.store(SENT, Ordering::Release);
     let take_back = || LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    if let Err(error) = shared.thread.signal(SIGNAL) {
-        LOOK.step.store(IDLE, Ordering::Relaxed);
+    // Not if a late signal of an earlier look was claimed: then the thread is in the handler.
+    if let Err(error) = shared.thread.signal(SIGNAL)
+        && take_back()
+    {
         return Err(error);
     }
     let sent = Instant::now();

@@ -7,6 +7,7 @@
 //! and neither does a notifier, since the loop is not asleep. Descriptors cannot be checked in
 //! memory: their events wait for at most the user's limit, which no window exceeds.
 
+use std::any::Any;
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
@@ -176,10 +177,11 @@ impl Pollers {
 
     /// Deletes all poll handlers, and rejects new ones. Returns the values to drop outside the
     /// lock.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
+    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
         let mut entries = self.entries.lock();
         self.count.store(0, Ordering::Relaxed);
-        entries.close()
+        let all = entries.close().into_iter();
+        all.flat_map(|Entry { is_ready, handler, .. }| [Box::new(is_ready) as Box<dyn Any>, Box::new(handler)])
     }
 }
 
@@ -387,6 +389,27 @@ mod tests {
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 assert!(ctx.poll(true));
                 assert_eq!(runs.load(Ordering::Relaxed), 1);
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn look_cannot_suspend_the_coroutine_that_polls() {
+        // X5, X8: the loop looks without the context's lock, also in a poll of a coroutine. If that coroutine were suspended by the
+        // look, its enterers would go on without the lock that they hold
+        AioContext::builder()
+            .poll_limit(Duration::from_secs(3600))
+            .run(|ctx| {
+                let looks = AtomicUsize::new(0);
+                let is_ready = move || {
+                    assert!(!crate::can_suspend());
+                    looks.fetch_add(1, Ordering::Relaxed) >= 1000
+                };
+                let handler = ctx.poll_handler(is_ready, || {}).unwrap();
+                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                window.0.store(u64::MAX >> 1, Ordering::Relaxed);
+                let context = ctx.clone();
+                assert!(crate::spawn(move || context.poll(true)).join().unwrap());
             })
             .unwrap();
     }

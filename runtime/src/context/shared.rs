@@ -154,29 +154,38 @@ impl Shared {
         let watches = self.watches.close(&self.epoll);
         let (timers, pollers) = (self.timers.close(), self.pollers.close());
         let arrivals = self.arrivals.close();
-        Registered([
-            Box::new(source),
-            Box::new(bottom_halves),
-            Box::new(watches),
-            Box::new(timers),
-            Box::new(pollers),
-            Box::new(arrivals),
-        ])
+        let mut registered = Registered(Vec::new());
+        registered.add(source);
+        registered.add(bottom_halves);
+        registered.add(watches);
+        registered.add(timers);
+        registered.add(pollers);
+        registered.add(arrivals);
+        registered
     }
 }
 
 /// The registrations of a closed context. A panic in one destructor does not prevent dropping the
 /// others; the first panic continues at the end, unless the thread is unwinding already.
-pub(crate) struct Registered([Box<dyn Any>; 6]);
+pub(crate) struct Registered(Vec<Box<dyn Any>>);
+
+impl Registered {
+    fn add(&mut self, values: impl IntoIterator<Item: Any>) {
+        self.0.extend(values.into_iter().map(|value| Box::new(value) as Box<dyn Any>));
+    }
+}
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let values = mem::replace(&mut self.0, std::array::from_fn(|_| Box::new(()) as Box<dyn Any>));
-        let panics = values.map(|value| catch_unwind(AssertUnwindSafe(|| drop(value))).err());
-        let mut panics = panics.into_iter().flatten();
-        let first = panics.next();
-        // Dropping a payload may panic in turn.
-        panics.for_each(mem::forget);
+        let mut first = None;
+        for value in mem::take(&mut self.0) {
+            match catch_unwind(AssertUnwindSafe(|| drop(value))) {
+                Err(payload) if first.is_none() => first = Some(payload),
+                // Dropping a payload may panic in turn.
+                Err(payload) => mem::forget(payload),
+                Ok(()) => {}
+            }
+        }
         match first {
             Some(payload) if thread::panicking() => mem::forget(payload),
             Some(payload) => resume_unwind(payload),

@@ -10,6 +10,7 @@
 //! An iteration moves all due timers to a queue, in order of deadline; a nested poll continues that
 //! queue.
 
+use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
@@ -276,13 +277,13 @@ impl Timers {
     }
 
     /// Deletes all timers, and rejects new callbacks. Returns the values to drop outside the lock.
-    pub(crate) fn close(&self) -> impl Sized + use<> {
+    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
         let mut table = self.table.lock();
         let entries = table.entries.close();
         // The heap entries of deleted timers are stale.
         table.armed = 0;
         self.armed.store(0, Ordering::Relaxed);
-        entries
+        entries.into_iter()
     }
 }
 

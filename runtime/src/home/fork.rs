@@ -23,7 +23,7 @@ use std::{mem, thread};
 use crate::coroutine::control::State;
 use crate::report::report;
 
-use super::{HOME, Home};
+use super::{HIDDEN, HOME, Home};
 
 /// Relaxed: set while the child has a single thread, which creates all its other threads.
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
@@ -59,9 +59,10 @@ pub(super) fn notice_forks() {
 /// Disables the child's context. Allocates nothing and takes no lock: another thread of the parent
 /// may have held it.
 unsafe extern "C" fn after_fork() {
-    let Some(home) = Home::current() else { return };
+    let Some(home) = Home::current_or_hidden() else { return };
     IN_CHILD.store(true, Ordering::Relaxed);
     HOME.set(std::ptr::null());
+    HIDDEN.set(std::ptr::null());
     home.ending.set(true);
     home.forget_ready();
     home.shared.bottom_halves.forget_due();

@@ -6,7 +6,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{Location, resume_unwind};
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::{fmt, thread};
+use std::{fmt, ptr, thread};
 
 use corosensei::CoroutineResult;
 
@@ -164,15 +164,16 @@ impl Home {
     /// would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
-        self.running().is_some_and(|block| !self.unwinds(self.own(block)))
+        self.running().is_some_and(|block| !self.own(block).unwinding.get() && !self.is_panicking())
     }
 
-    /// Returns whether the stack of the running coroutine unwinds. Panics are counted per thread:
-    /// if the thread unwinds below this coroutine, a panic of the coroutine itself cannot be
-    /// distinguished from that, and counts as none.
-    #[inline(always)]
-    fn unwinds(&self, own: &Own) -> bool {
-        own.unwinding.get() || thread::panicking() && !self.unwinds_beneath.get()
+    /// Returns whether a panic unwinds a stack other than one that was unwinding below already
+    /// (`unwinds_beneath`). The standard library counts panics per thread and shows only whether the
+    /// count is 0, so while a stack below unwinds, a panic of the running coroutine itself goes
+    /// unnoticed.
+    #[inline]
+    fn is_panicking(&self) -> bool {
+        thread::panicking() && !self.unwinds_beneath.get()
     }
 
     /// Suspends like `suspend_if_possible`, for callers that have no other way to wait.
@@ -184,12 +185,13 @@ impl Home {
     #[track_caller]
     pub(crate) fn suspend_for(&self, waiting: Waiting) {
         if !self.suspend_if_possible(waiting) {
-            self.refuse_to_suspend();
+            self.suspend_above_unwinding(waiting);
         }
     }
 
-    /// Suspends the running coroutine: the only place that leaves a coroutine's stack. Returns
-    /// false immediately if the stack is unwinding.
+    /// Suspends the running coroutine. Returns false immediately if any stack of this thread is
+    /// unwinding: I/O is then waited for in place. That holds also if the unwinding stack lies below,
+    /// so that a coroutine that panics above it, and does I/O in a destructor, is not suspended.
     ///
     /// The whole path from the public functions to the switch is inlined: the processor predicts
     /// returns from the most recent calls, so each frame that is left on another stack costs a
@@ -203,12 +205,20 @@ impl Home {
     #[track_caller]
     pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
         let Some(block) = self.running.get() else { yields_outside() };
+        if self.own(block).unwinding.get() || thread::panicking() {
+            return false;
+        }
+        self.leave_stack(block, waiting);
+        true
+    }
+
+    /// Leaves the stack of the running coroutine: the only place that does.
+    #[inline(always)]
+    #[track_caller]
+    fn leave_stack(&self, block: &'static Control, waiting: Waiting) {
         // SAFETY: as in `frame`; the running coroutine was entered from one.
         let frame = unsafe { &*self.top.get() };
         let own = self.own(block);
-        if self.unwinds(own) {
-            return false;
-        }
         if self.shared.lock.depth() > frame.lock_depth.get() {
             yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
         }
@@ -223,7 +233,18 @@ impl Home {
             self.make_ready(block, Location::caller());
         }
         self.switch_out(own);
-        true
+    }
+
+    /// Suspends the running coroutine if what unwinds is a stack beneath; else refuses to.
+    #[cold]
+    #[track_caller]
+    fn suspend_above_unwinding(&self, waiting: Waiting) {
+        let block = self.running().expect("only a coroutine is refused");
+        if !self.can_suspend() {
+            return self.refuse_to_suspend(self.own(block));
+        }
+        self.suspended_above.set(Some(block.id()));
+        self.leave_stack(block, waiting);
     }
 
     /// Suspends the running coroutine until all other ready coroutines have run.
@@ -253,9 +274,8 @@ impl Home {
     }
 
     #[cold]
-    fn refuse_to_suspend(&self) {
-        let own = self.own(self.running().expect("only a coroutine is refused"));
-        if own.unwinding.get() && !thread::panicking() {
+    fn refuse_to_suspend(&self, own: &Own) {
+        if own.unwinding.get() && !self.is_panicking() {
             // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
             let swallowed = own.swallowed.get() + 1;
             own.swallowed.set(swallowed);
@@ -269,11 +289,19 @@ impl Home {
                 own.created_at.get()
             ));
         }
+        let (name, at) = (own.label(), own.created_at.get());
+        if let Some(other) =
+            self.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.own(other.block), own))
+        {
+            abort(format_args!(
+                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its own, or that of coroutine {}, \
+                 which waited above another stack that unwound; a destructor may do I/O, but not wait for another coroutine",
+                self.own(other.block).label()
+            ));
+        }
         abort(format_args!(
-            "coroutine {} (created at {}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
-             another coroutine",
-            own.label(),
-            own.created_at.get()
+            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
+             another coroutine"
         ));
     }
 
