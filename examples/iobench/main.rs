@@ -14,6 +14,11 @@
 //! ```text
 //! cargo run --release --example iobench -- --pin 1 --versus raw
 //! ```
+//!
+//! The README's figures: `--file FILE --depth D` with `--versus raw`, `tokio` or `pread`; with
+//! `--versus qemu --stride 260k`, and `--qcow2` for an image; `--depth 1 --poll 200` for adaptive
+//! polling. A loop device has a worker in the kernel: root keeps it on CPU 1 by `echo 2 >
+//! /sys/devices/virtual/workqueue/cpumask`. With the worker on another CPU no two runs agree.
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]

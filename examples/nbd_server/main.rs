@@ -13,6 +13,28 @@
 //!                  a completion wakes its coroutine
 //!   client <------ one write sends all replies            reply.rs
 //! ```
+//!
+//! CPU time per 4 KiB read of the same sparse file, with the same client on the same CPU
+//! (`nbd_bench --pin 1 --file FILE`). The other server is `qemu-nbd` with native AIO and no cache:
+//!
+//! | coralio / `qemu-nbd`, lower is better | depth 1 | depth 16 | depth 64 |
+//! |---|---|---|---|
+//! | raw | 0.59 | 0.15 | 0.12 |
+//! | qcow2 | 0.68 | 0.14 | 0.11 |
+//!
+//! The rate of raw reads is 1.5, 6.9 and 8.2 times that of `qemu-nbd`.
+//!
+//! One client cannot starve another (`turn.rs`, `budget.rs`, `flushes.rs`, `limits.rs`). Median
+//! latency of a client's 512-byte reads, in milliseconds, while another client floods the server;
+//! random file, busy machine, all on one CPU (`nbd_bench --beside
+//! options,commands,reads,flushes --pin 0 --file FILE`):
+//!
+//! | the flood | this server | `qemu-nbd` |
+//! |---|---|---|
+//! | options | 0.16 | 5.7 |
+//! | unknown commands | 0.07 | 0.08 |
+//! | 4 KiB reads | 0.26 | 0.06 |
+//! | flushes | 0.05 | 0.08 |
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]

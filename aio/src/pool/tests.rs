@@ -190,7 +190,7 @@ fn without_a_thread_the_caller_does_it() {
 
 #[test]
 fn a_start_that_fails_leaves_nobody_idle() {
-    // E2, *somebody comes*: during a start that fails, a thread became idle and more work was
+    // E2: *somebody comes*. During a start that fails, a thread became idle and more work was
     // queued, relying on the new thread
     static STARTED: AtomicBool = AtomicBool::new(false);
     static HELD: Mutex<Option<Held>> = Mutex::new(None);
