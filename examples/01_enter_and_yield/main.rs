@@ -1,8 +1,8 @@
 //! Lesson 1. Enter and yield.
 //!
 //! A coroutine is a function with a stack of its own. *Enter* runs it immediately, on the caller's
-//! thread. It may *yield* (`suspend`): it keeps its stack, and continues when it is next entered, if
-//! ever.
+//! thread. It may *yield* (`suspend`): it keeps its stack, and continues when it is next entered,
+//! if ever.
 //!
 //! Puzzle: B adds 1, 2 and 3 to a sum, and yields before each number but the first. A enters B, and
 //! looks at the sum when `enter` returns. What does A see?

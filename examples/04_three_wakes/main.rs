@@ -1,15 +1,16 @@
 //! Lesson 4. Three ways to wake.
 //!
-//! Entering a coroutine runs it on top of the caller. *Waking* makes it ready and leaves the place to
-//! the runtime:
+//! Entering a coroutine runs it on top of the caller. *Waking* makes it ready and leaves the place
+//! to the runtime:
 //!
 //! - no coroutine is running: it runs immediately. A running loop counts as no coroutine, even if a
 //!   coroutine called it (lesson 11);
-//! - a coroutine is running: it runs when that one yields or ends. The runtime enters it in the same
-//!   place, before the call that entered the waker returns;
+//! - a coroutine is running: it runs when that one yields or ends. The runtime enters it in the
+//!   same place, before the call that entered the waker returns;
 //! - by `schedule`, or from another thread: it runs in the loop's next iteration.
 //!
-//! Puzzle: B, when woken, puts a letter into a box. A wakes B, and looks into the box. What is in it?
+//! Puzzle: B, when woken, puts a letter into a box. A wakes B, and looks into the box. What is in
+//! it?
 //!
 //! Hint: which of the three cases is it?
 
@@ -64,8 +65,9 @@ fn main() {
         say(format!("letters in the box: {}", letters.get()));
     });
 
-    // B runs after A has ended, in A's place: no line of code says "enters B", but it happens before
-    // `a.enter()` returns. Until then A has the thread to itself, which keeps coroutine code simple.
+    // B runs after A has ended, in A's place: no line of code says "enters B", but it happens
+    // before `a.enter()` returns. Until then A has the thread to itself, which keeps coroutine code
+    // simple.
     a_makes_b_write("The puzzle: A wakes B", |b, _| b.wake());
 
     // Later still: in the loop's next iteration, after `a.enter()` has returned.

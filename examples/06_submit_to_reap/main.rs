@@ -1,11 +1,11 @@
 //! Lesson 6. I/O, from submit to reap.
 //!
-//! A read is a *request*. It is *pending* until it is submitted; then *in flight*: the kernel has it,
-//! and its buffer. When the kernel is done, it puts a completion on a ring in shared memory. *Reaping*
-//! takes the completion off the ring and wakes the coroutine that made the request.
+//! A read is a *request*. It is *pending* until it is submitted; then *in flight*: the kernel has
+//! it, and its buffer. When the kernel is done, it puts a completion on a ring in shared memory.
+//! *Reaping* takes the completion off the ring and wakes the coroutine that made the request.
 //!
-//! The kernel of these lessons is scripted: unless an act says otherwise, requests complete when the
-//! loop sleeps.
+//! The kernel of these lessons is scripted: unless an act says otherwise, requests complete when
+//! the loop sleeps.
 //!
 //! Puzzle: A reads from a slow disk. Impatient code enters A again before the read is done. The
 //! buffer, on A's stack, is not filled yet. What does A do?

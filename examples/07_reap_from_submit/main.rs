@@ -3,8 +3,9 @@
 //! Some requests complete before the system call that submits them returns: reads from the page
 //! cache, for instance. So after each submit the engine checks the ring, on the submitter's stack.
 //!
-//! Puzzle: A waits for a letter from B, which is ready to write it. Until there is one, A reads from
-//! the disk, so that others can run meanwhile. With a slow disk that works. And with a fast one?
+//! Puzzle: A waits for a letter from B, which is ready to write it. Until there is one, A reads
+//! from the disk, so that others can run meanwhile. With a slow disk that works. And with a fast
+//! one?
 //!
 //! Hint: does A have a reason to yield?
 

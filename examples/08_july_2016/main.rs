@@ -1,12 +1,12 @@
 //! Lesson 8. The bug of July 2016.
 //!
 //! For years a completion had entered the coroutine that waited for it. That was simple, fast, and
-//! correct: only the loop reaped, so the waiting coroutine had always yielded. In July 2016 submit was
-//! changed to reap as well (lesson 7), to save the detour through the loop. In the field, programs
-//! aborted because a coroutine had entered itself.
+//! correct: only the loop reaped, so the waiting coroutine had always yielded. In July 2016 submit
+//! was changed to reap as well (lesson 7), to save the detour through the loop. In the field,
+//! programs aborted because a coroutine had entered itself.
 //!
-//! Puzzle: A has submitted a request, and the request is done before submit returns. Which coroutine
-//! does the reap enter?
+//! Puzzle: A has submitted a request, and the request is done before submit returns. Which
+//! coroutine does the reap enter?
 //!
 //! Hint: lesson 2.
 //!

@@ -1,8 +1,8 @@
 //! Lesson 9. The insufficient fix.
 //!
 //! Since July 2016 a completion enters the waiting coroutine unless that is the current one, and
-//! lesson 8 ends well. In September 2016 the symptom of July was seen again, in a program with a lock
-//! between its coroutines.
+//! lesson 8 ends well. In September 2016 the symptom of July was seen again, in a program with a
+//! lock between its coroutines.
 //!
 //! Puzzle: find three coroutines and a lock for which July's guard fails.
 //!
@@ -28,10 +28,10 @@ unsafe impl Policy for September2016 {
 fn main() {
     lesson::act("July's guard, A alone: works", a_alone::<September2016>);
 
-    // A submits, and reaps X's request. X is entered on top of A, releases the lock, which passes to
-    // Y, and ends. Y was woken, so it runs in X's place (lesson 4; no line of code says "enters Y"),
-    // still on top of A, and submits. Y reaps A's request. The current coroutine is Y, so the guard
-    // lets it enter A; but A is entered. `schedule.rs` defines the three coroutines.
+    // A submits, and reaps X's request. X is entered on top of A, releases the lock, which passes
+    // to Y, and ends. Y was woken, so it runs in X's place (lesson 4; no line of code says "enters
+    // Y"), still on top of A, and submits. Y reaps A's request. The current coroutine is Y, so the
+    // guard lets it enter A; but A is entered. `schedule.rs` defines the three coroutines.
     //
     // A and X alone fail too, without a lock, if X reads twice. The lock is how it happened in the
     // field.

@@ -1,8 +1,8 @@
 //! Lesson 10. The fix.
 //!
-//! A completion wakes the waiting coroutine, unless that coroutine is entered: then it is left alone.
-//! So no coroutine is ever entered twice. A coroutine whose request was completed while it was entered
-//! continues in its own time, and comes to the point where it yields.
+//! A completion wakes the waiting coroutine, unless that coroutine is entered: then it is left
+//! alone. So no coroutine is ever entered twice. A coroutine whose request was completed while it
+//! was entered continues in its own time, and comes to the point where it yields.
 //!
 //! Puzzle: the completion has come and gone. How does A learn that its request is done?
 //!
@@ -80,8 +80,9 @@ fn main() {
     // result, and does not yield.
     act("The engine: A alone", schedule::a_alone::<Current>);
     // The engine differs from July's in a second way: a completion wakes instead of entering, and a
-    // wake from a coroutine enters nothing. So X runs after A has yielded, and A is not on the stack
-    // when Y submits. Entering unless entered would suffice in this act as well: Y would leave A
-    // alone. Waking also keeps the stack shallow, and runs no other coroutine within A's read.
+    // wake from a coroutine enters nothing. So X runs after A has yielded, and A is not on the
+    // stack when Y submits. Entering unless entered would suffice in this act as well: Y would
+    // leave A alone. Waking also keeps the stack shallow, and runs no other coroutine within A's
+    // read.
     act("The engine: A, X and Y", schedule::three_and_a_lock::<Current>);
 }

@@ -1,14 +1,14 @@
 //! Lesson 11. Nested polls.
 //!
-//! A coroutine may itself call the loop: a *nested poll*, until some event has occurred. Storage code
-//! does that where it cannot yield, in a destructor for instance. The outer iteration is suspended in
-//! the middle of its work meanwhile, and the nested one must not miss that work.
+//! A coroutine may itself call the loop: a *nested poll*, until some event has occurred. Storage
+//! code does that where it cannot yield, in a destructor for instance. The outer iteration is
+//! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
 //!
 //! A running loop counts as no coroutine, even on the stack of A (so the loop's reap runs a woken
 //! coroutine immediately, on top of A), but A stays entered.
 //!
-//! In 2014 a reap took all completions off the ring into a private batch. In the field, programs hung:
-//! they slept for a completion that the outer reap held.
+//! In 2014 a reap took all completions off the ring into a private batch. In the field, programs
+//! hung: they slept for a completion that the outer reap held.
 //!
 //! Puzzle: A and B read. Both requests are done when the loop checks the ring. It takes both
 //! completions off the ring, and enters A, which polls until B's read is done. When is that?
@@ -72,9 +72,9 @@ fn main() {
     // Not sleeping ends the hang, but no number of iterations reaches the batch.
     poll_for_b::<Batch2014>("A fix that fails: A's polls do not block", false);
 
-    // A reap takes one completion, decrements `in_flight`, advances the ring's cursor, and only then
-    // wakes a coroutine. The rest stays on the ring, where a nested reap finds it. Back from the
-    // wake, the reap reads the ring again: it keeps no copy and no position of its own.
+    // A reap takes one completion, decrements `in_flight`, advances the ring's cursor, and only
+    // then wakes a coroutine. The rest stays on the ring, where a nested reap finds it. Back from
+    // the wake, the reap reads the ring again: it keeps no copy and no position of its own.
     //
     // Why `in_flight` first? The woken coroutine may poll: with a stale count, a queue of depth 1
     // would look full, and its next request would wait for a completion that was processed already.

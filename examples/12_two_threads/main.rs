@@ -1,8 +1,8 @@
 //! Lesson 12. Two threads, and a count below zero.
 //!
-//! A context belongs to its home thread. Another thread may poll it too, without blocking: it reaps,
-//! and leaves running the coroutines to the home thread. So the context has a lock, which the loop
-//! holds during an iteration.
+//! A context belongs to its home thread. Another thread may poll it too, without blocking: it
+//! reaps, and leaves running the coroutines to the home thread. So the context has a lock, which
+//! the loop holds during an iteration.
 //!
 //! In 2018 submit reaped without taking that lock. In the field, the engine's count of requests in
 //! flight was seen at 4294967280. That is 2^32 - 16: both threads had counted sixteen completions.
@@ -49,13 +49,13 @@ fn three_reads<P: Policy>(title: &str, other_thread: bool) {
 fn main() {
     three_reads::<Unlocked2018>("One thread: no lock needed", false);
 
-    // The other thread takes all three completions off the ring. The home thread then counts the one
-    // that it had read a second time: 0 - 1. (In the field there was no check, the reap had read
-    // sixteen completions at once, and all sixteen were counted twice.) The lock helps only if both
-    // threads take it. `C ends` here: the panic unwinds it. Taking the lock has no row.
+    // The other thread takes all three completions off the ring. The home thread then counts the
+    // one that it had read a second time: 0 - 1. (In the field there was no check, the reap had
+    // read sixteen completions at once, and all sixteen were counted twice.) The lock helps only if
+    // both threads take it. `C ends` here: the panic unwinds it. Taking the lock has no row.
     three_reads::<Unlocked2018>("The puzzle, and a fix that fails: only one of two threads takes the lock", true);
 
-    // Every reap holds the lock from reading a completion to advancing the cursor. The other thread's
-    // attempt to take it fails, and it does not poll.
+    // Every reap holds the lock from reading a completion to advancing the cursor. The other
+    // thread's attempt to take it fails, and it does not poll.
     three_reads::<Current>("The fix: both threads take the lock", true);
 }

@@ -1,7 +1,7 @@
 //! Lesson 13. Plug and batching.
 //!
-//! A system call costs more than the work that it does for one request, and one call can submit many.
-//! So requests should gather and be submitted together, wherever a later submit is certain.
+//! A system call costs more than the work that it does for one request, and one call can submit
+//! many. So requests should gather and be submitted together, wherever a later submit is certain.
 //!
 //! Puzzle: main enters A, B and C, one after the other; each reads a block. How many system calls
 //! submit? A *plug* delays requests while it exists. Where does it go?
@@ -49,8 +49,8 @@ fn main() {
     // After the plug is dropped, the loop submits in its next iteration. The destructor itself does
     // not: a submit reaps, which may run other coroutines, and no destructor does that.
     //
-    // A held plug is a hint, not a guarantee. Its requests are submitted all the same if they fill a
-    // batch (up to 16 times per iteration), before the loop sleeps, and in every 16th iteration.
+    // A held plug is a hint, not a guarantee. Its requests are submitted all the same if they fill
+    // a batch (up to 16 times per iteration), before the loop sleeps, and in every 16th iteration.
     // With the plug never dropped this act ends well too: the loop submits before it sleeps.
     three_reads("The fix: let plug = plug()", |disk, _context, readers| {
         let plug = disk.plug();

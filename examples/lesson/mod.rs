@@ -1,8 +1,8 @@
 //! The lessons' common module. A lesson consists of *acts*. Each act runs in its own context with
 //! an event log, and is printed as text lanes, whether it ends well or fails.
 //!
-//! The kernel is scripted, so every run is the same. `--trace FILE` also writes each act's log: with
-//! `--trace h2.txt`, the second act's goes to `h2-2.txt`.
+//! The kernel is scripted, so every run is the same. `--trace FILE` also writes each act's log:
+//! with `--trace h2.txt`, the second act's goes to `h2-2.txt`.
 
 // No lesson uses all of it.
 #![allow(dead_code)]
@@ -35,8 +35,8 @@ pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
     show(title, &recording, failure.as_deref());
 }
 
-/// Does the same as [`act`] on a simulated kernel, whose decisions depend on a seed. Tries a hundred
-/// seeds and prints the first failing run, or the first run if none fails.
+/// Does the same as [`act`] on a simulated kernel, whose decisions depend on a seed. Tries a
+/// hundred seeds and prints the first failing run, or the first run if none fails.
 pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let run = |seed, machine: Simulation| {
         let failure = Cell::new(None);
@@ -161,8 +161,8 @@ pub fn kernel() -> Scripted {
     kernel
 }
 
-/// Attaches an engine on `kernel` to this thread's context, with up to `depth` requests in flight. A
-/// batch of `depth` pending requests is full, and submitted immediately.
+/// Attaches an engine on `kernel` to this thread's context, with up to `depth` requests in flight.
+/// A batch of `depth` pending requests is full, and submitted immediately.
 pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
     Engine::attach(kernel.clone(), depth).expect("the context's first engine")
 }

@@ -34,7 +34,8 @@ use workloads::Workload;
 /// Historic bugs of an I/O engine, reproduced
 #[derive(Parser)]
 struct Options {
-    /// Show one failure, by its number in the table or the bug's (H10), and the same run with the guard
+    /// Show one failure, by its number in the table or the bug's (H10), and the same run with the
+    /// guard
     #[arg(long, value_name = "N")]
     exhibit: Option<String>,
     /// Write the two runs to FILE and FILE-guarded instead of printing them
