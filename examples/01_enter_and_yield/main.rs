@@ -1,12 +1,13 @@
 //! Lesson 1. Enter and yield.
 //!
-//! A coroutine is a function with a stack of its own. *Enter* runs it at once, on the thread of whoever enters it. It may *yield*
-//! (`suspend`): it stays where it is, and is entered again later, or never.
+//! A coroutine is a function with a stack of its own. *Enter* runs it immediately, on the caller's
+//! thread. It may *yield* (`suspend`): it keeps its stack, and continues when it is next entered,
+//! if ever.
 //!
-//! Puzzle: B adds 1, 2 and 3. It is a polite coroutine, and yields before each number but the first. A enters B, and when
-//! `enter` has returned it looks at the sum. What does it see?
+//! Puzzle: B adds 1, 2 and 3 to a sum, and yields before each number but the first. A enters B, and
+//! looks at the sum when `enter` returns. What does A see?
 //!
-//! Hint: there are two ways in which `enter` can return.
+//! Hint: `enter` can return for two reasons.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -29,7 +30,7 @@ fn add(sum: &Cell<u32>) {
     }
 }
 
-/// A makes B, enters it in its own way, and wants to find 6.
+/// Runs A, which creates B, enters it by `enter`, and expects the sum to be 6.
 fn ask(title: &str, enter: fn(Coroutine)) {
     act(title, |_context| {
         let seen = Rc::new(Cell::new(0));
@@ -50,16 +51,18 @@ fn ask(title: &str, enter: fn(Coroutine)) {
 }
 
 fn main() {
-    // It has yielded, not ended: A goes on where B left off.
+    // B has yielded, not ended. A continues after its call of `enter`; B is still in the middle of
+    // its sum. (The last two rows: the context ends, and unwinds B so that its destructors run.)
     ask("The puzzle: A enters B", |b| b.enter());
 
-    // How often B yields is B's affair. Whoever counts on it is wrong on the day that B yields once more.
+    // The number of yields is B's implementation detail. Code that relies on it breaks when B
+    // changes.
     ask("A fix that fails: A enters B twice", |b| {
         b.enter();
         b.enter();
     });
 
-    // Enter says that B has given control back, and nothing else. Whether it has ended is asked for.
+    // `enter` returning means only that B has given control back. Ask `has_ended`.
     ask("The fix: A enters B until it has ended", |b| {
         while !b.has_ended() {
             b.enter();

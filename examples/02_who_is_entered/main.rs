@@ -1,12 +1,13 @@
-//! Lesson 2. Who is entered.
+//! Lesson 2. Current and entered.
 //!
-//! A coroutine is *entered* while it is on the stack: it runs, or it has entered another one and waits for that to come back.
-//! It has one stack, which goes on in one place: nobody can enter it a second time.
+//! A coroutine is *entered* while it is on the stack: either it is running (the *current*
+//! coroutine), or it has entered another one and waits for that `enter` to return. It has one stack
+//! and one position in it, so it cannot be entered a second time.
 //!
-//! Puzzle: A has something to do, and hands it to a helper, who is to call A back when it is done. The helper does so by
-//! entering A. When does that work?
+//! Puzzle: A hands a job to a helper, which calls A back when the job is done, by entering A. When
+//! does that work?
 //!
-//! Hint: the helper may have been done at once, while A was still handing over.
+//! Hint: the helper may finish immediately, while A is still handing over the job.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -18,28 +19,28 @@ use coralio_aio::{Coroutine, suspend};
 
 use lesson::{act, coroutine, say};
 
-/// How to call somebody back.
+/// How to call A back.
 type CallBack = fn(Coroutine);
 
-/// Who is to call back.
+/// The helper that calls A back.
 #[derive(Clone, Copy, PartialEq)]
 enum Helper {
-    /// A plain function, done at once.
+    /// A plain function that finishes immediately.
     Function,
-    /// Another coroutine, done at once.
+    /// Another coroutine that finishes immediately.
     Coroutine,
-    /// Somebody who is done when A has yielded.
+    /// Finishes after A has yielded.
     Later,
 }
 
-/// A hands over to the helper, and yields until it is done.
+/// Runs A, which hands the job to the helper and yields until it is done.
 fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
     act(title, |_context| {
         let done = Rc::new(Cell::new(false));
         let is_done = Rc::clone(&done);
         let help = move |a| {
             done.set(true);
-            say("done: I call A back");
+            say("the job is done: calling A back");
             call_back(a);
         };
         let at_once = help.clone();
@@ -53,7 +54,7 @@ fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
             while !is_done.get() {
                 suspend();
             }
-            say("it is done");
+            say("the job is done: A can continue");
         });
         a.enter();
         if helper == Helper::Later {
@@ -63,22 +64,25 @@ fn hand_over(title: &str, helper: Helper, call_back: CallBack) {
 }
 
 fn main() {
-    // A has yielded by then. It waits for exactly this.
-    hand_over("It works when the helper is late", Helper::Later, |a| a.enter());
+    // A has yielded by then, and waits for this enter.
+    hand_over("A helper that finishes later works", Helper::Later, |a| a.enter());
 
-    hand_over("The puzzle: the helper is a function, done at once, and enters A", Helper::Function, |a| a.enter());
+    // A is running, and enters itself. (The panic unwinds A: it ends, but not successfully.)
+    hand_over("The puzzle: a function that finishes immediately, and enters A", Helper::Function, |a| a.enter());
 
-    // The first thought: A must not enter itself.
+    // The obvious guard: A must not enter itself.
     let unless_it_runs: CallBack = |a| {
         if Coroutine::current() != Some(a) {
             a.enter();
         }
     };
-    hand_over("A first fix: it enters A unless A is the one that runs", Helper::Function, unless_it_runs);
+    hand_over("A first fix: enter A unless A is current", Helper::Function, unless_it_runs);
 
-    // Now the one that runs is B. But A is on the stack all the same, beneath it.
+    // Now B is current. A is on the stack all the same: it entered B.
     hand_over("Where that fails: the helper is a coroutine", Helper::Coroutine, unless_it_runs);
 
-    // It asks the right question. And A looks whether it is done before it yields: nobody needs to enter it for that.
-    hand_over("The fix: it enters A unless A is entered", Helper::Coroutine, |a| _ = a.enter_unless_entered());
+    // The right condition is "entered", not "current". A needs no enter to learn the result: it
+    // checks `is_done` before it yields. (In the picture `enter_unless_entered` that enters nothing
+    // is drawn as a wake. Waking is lesson 4.)
+    hand_over("The fix: enter A unless A is entered", Helper::Coroutine, |a| _ = a.enter_unless_entered());
 }

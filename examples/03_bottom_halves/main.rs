@@ -1,12 +1,13 @@
 //! Lesson 3. The loop and its bottom halves.
 //!
-//! Nothing runs by itself. The *loop* is a function, `poll`, that somebody calls: one call is one *round*. A *bottom half* is a
-//! callback for later: whoever schedules it has it run in a round of the loop, on top of nothing that is going on now.
+//! Nothing runs by itself. The *loop* is a function, `poll`, that the program calls; each call runs
+//! at least one *iteration* (in pictures: "round of the loop"). A *bottom half* is a callback for
+//! later. It does not run within the call that schedules it, but when the loop comes to it.
 //!
-//! Puzzle: three times a letter is put into the box, and each time the postman is scheduled, a bottom half that takes one letter.
-//! Then the loop runs a round. How many letters are left?
+//! Puzzle: three times a letter is put into a box, and the postman is scheduled: a bottom half that
+//! takes one letter. Then the loop runs one iteration. How many letters are left?
 //!
-//! Hint: to schedule is to set a flag.
+//! Hint: scheduling sets a flag.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -16,15 +17,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lesson::{act, say};
 
-/// The box. A bottom half may be scheduled from any thread, so what it owns must be fit for any thread.
+/// The box. A bottom half may be scheduled from any thread, so its closure must be `Send`.
 type Letters = Arc<AtomicU32>;
 
 fn take_one(letters: &Letters) {
     let left = letters.fetch_sub(1, Ordering::Relaxed) - 1;
-    say(format!("takes one, and leaves {left}"));
+    say(format!("takes one letter, leaves {left}"));
 }
 
-/// Three letters, for each of which the postman is scheduled, and so many rounds.
+/// Schedules the postman for each of three letters, then runs `rounds` iterations of the loop.
 fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
     act(title, |context| {
         let letters = Letters::default();
@@ -36,12 +37,12 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
             .unwrap();
         for letter in 1..=3 {
             letters.fetch_add(1, Ordering::Relaxed);
-            say(format!("letter {letter}: the postman is scheduled"));
+            say(format!("letter {letter}: schedules the postman"));
             postman.schedule();
         }
         for _ in 0..rounds {
-            let progress = context.poll(false); // false: it does not wait for anything
-            say(format!("was anything done? {progress}"));
+            let progress = context.poll(false); // false: never sleeps
+            say(format!("made progress: {progress}"));
         }
         let left = letters.load(Ordering::Relaxed);
         assert!(left == 0, "letters left: {left}");
@@ -49,14 +50,16 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
 }
 
 fn main() {
-    // Scheduled three times before it ran, it runs once.
-    deliver("The puzzle: one round", 1, take_one);
+    // Scheduled three times before it ran, the postman runs once.
+    deliver("The puzzle: one iteration", 1, take_one);
 
-    // The flag is taken down before it runs, so that who schedules it meanwhile has it run again. The other rounds find nothing to do.
-    deliver("A fix that fails: three rounds", 3, take_one);
+    // The flag is cleared before the callback runs, so that a callback that is scheduled while it
+    // runs will run again. Here it is not scheduled again: the other iterations find nothing to do.
+    deliver("A fix that fails: three iterations", 3, take_one);
 
-    // That it runs says that something has happened since it ran last, and not how often. So it looks how much there is.
-    deliver("The fix: a postman who takes all there is", 1, |letters| {
+    // A run means that at least one event has occurred since the last run, not how many. So the
+    // callback checks how much there is to do.
+    deliver("The fix: a postman that empties the box", 1, |letters| {
         while letters.load(Ordering::Relaxed) > 0 {
             take_one(letters);
         }

@@ -1,15 +1,18 @@
-//! Lesson 4. Waking, the three ways.
+//! Lesson 4. Three ways to wake.
 //!
-//! To enter a coroutine is to run it on top of oneself. To *wake* it is to say that it should go on, and leave the place to the
-//! runtime:
+//! Entering a coroutine runs it on top of the caller. *Waking* makes it ready and leaves the place
+//! to the runtime:
 //!
-//! - nobody's coroutine is running: it goes on at once;
-//! - a coroutine is running: it goes on when that one yields or ends;
-//! - by `schedule`, or from another thread: it goes on in the loop's next round.
+//! - no coroutine is running: it runs immediately. A running loop counts as no coroutine, even if a
+//!   coroutine called it (lesson 11);
+//! - a coroutine is running: it runs when that one yields or ends. The runtime enters it in the
+//!   same place, before the call that entered the waker returns;
+//! - by `schedule`, or from another thread: it runs in the loop's next iteration.
 //!
-//! Puzzle: B, when woken, puts a letter into a box. A wakes B, and looks into the box. What is in it?
+//! Puzzle: B, when woken, puts a letter into a box. A wakes B, and looks into the box. What is in
+//! it?
 //!
-//! Hint: which of the three is it?
+//! Hint: which of the three cases is it?
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -21,7 +24,7 @@ use coralio_aio::{Coroutine, suspend, yield_now};
 
 use lesson::{act, coroutine, run_loop, say};
 
-/// B, suspended, and its box.
+/// Returns B, suspended, and its box.
 fn writer() -> (Coroutine, Rc<Cell<u32>>) {
     let letters = Rc::new(Cell::new(0));
     let b = coroutine("B", {
@@ -29,14 +32,14 @@ fn writer() -> (Coroutine, Rc<Cell<u32>>) {
         move || {
             suspend();
             letters.set(1);
-            say("a letter");
+            say("puts a letter into the box");
         }
     });
     b.enter();
     (b, letters)
 }
 
-/// A does something that is to make B write, and looks.
+/// Runs A, which makes B write by `how`, and then looks into the box.
 fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
     act(title, |context| {
         let (b, letters) = writer();
@@ -51,25 +54,28 @@ fn a_makes_b_write(title: &str, how: fn(Coroutine, &Cell<u32>)) {
         });
         a.enter();
         run_loop(context, &[a, b]);
-        assert!(seen.get() == 1, "A finds {} letters", seen.get());
+        assert!(seen.get() == 1, "A found {} letters", seen.get());
     });
 }
 
 fn main() {
-    act("Where no coroutine runs, B goes on at once", |_context| {
+    act("No coroutine is running: B runs immediately", |_context| {
         let (b, letters) = writer();
         b.wake();
         say(format!("letters in the box: {}", letters.get()));
     });
 
-    // B goes on when A has ended. In between A has the thread for itself: that is what makes code in coroutines simple.
+    // B runs after A has ended, in A's place: no line of code says "enters B", but it happens
+    // before `a.enter()` returns. Until then A has the thread to itself, which keeps coroutine code
+    // simple.
     a_makes_b_write("The puzzle: A wakes B", |b, _| b.wake());
 
-    // Later still.
+    // Later still: in the loop's next iteration, after `a.enter()` has returned.
     a_makes_b_write("A fix that fails: A schedules B", |b, _| b.schedule().expect("once"));
 
-    // Whoever wants others to run gives way to them; until they have done it, as in lesson 1, however often that is.
-    a_makes_b_write("The fix: A wakes B, and gives way until it has written", |b, letters| {
+    // To let others run, yield; in a loop that checks the condition, since (as in lesson 1) the
+    // number of yields that B needs is B's implementation detail.
+    a_makes_b_write("The fix: A wakes B, and yields until B has written", |b, letters| {
         b.wake();
         while letters.get() == 0 {
             yield_now();

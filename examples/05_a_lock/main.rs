@@ -1,12 +1,12 @@
 //! Lesson 5. A lock between coroutines.
 //!
-//! All coroutines of a context share a thread, and none is interrupted: what lies between two yields happens at once. So why
-//! should they need a lock?
+//! All coroutines of a context share a thread, and none is preempted: code between two yields is
+//! atomic to the others. So why would they need a lock?
 //!
-//! Puzzle: A, B and C each read a number off the disk, add 1, and write it back. The disk is slow: they yield between the
-//! reading and the writing. What is on the disk in the end, if it was 0?
+//! Puzzle: A, B and C each read a number from disk, add 1, and write it back. The disk is slow, so
+//! they yield between reading and writing. The number was 0: what is it in the end?
 //!
-//! Hint: there is no data race; the compiler has nothing against it.
+//! Hint: there is no data race, and the compiler has no objection.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -18,7 +18,7 @@ use coralio_aio::{CoMutex, yield_now};
 
 use lesson::{act, coroutine, run_loop, say};
 
-/// Adds 1 as one does on a slow disk.
+/// Adds 1 to a number on a slow disk.
 fn add_one(number: &Cell<u32>) {
     let read = number.get();
     say(format!("reads {read}"));
@@ -27,7 +27,7 @@ fn add_one(number: &Cell<u32>) {
     say(format!("writes {}", read + 1));
 }
 
-/// A, B and C run `add`, each once.
+/// Runs `add` once in each of A, B and C.
 fn three(title: &str, add: impl Fn(&Cell<u32>) + Clone + 'static) {
     act(title, |context| {
         let number = Rc::new(Cell::new(0));
@@ -37,28 +37,30 @@ fn three(title: &str, add: impl Fn(&Cell<u32>) + Clone + 'static) {
         });
         all.iter().for_each(|one| one.enter());
         run_loop(context, &all);
-        assert!(number.get() == 3, "three have added 1, and the number is {}", number.get());
+        assert!(number.get() == 3, "three coroutines have added 1, and the number is {}", number.get());
     });
 }
 
 fn main() {
     three("The puzzle: no lock", add_one);
 
-    // When A is done, B and C have both looked already. What was true before a yield may be false after it.
+    // When A is done, B and C have both checked the flag already, and neither checks it again. A
+    // condition checked before a yield may no longer hold after it.
     let taken = Rc::new(Cell::new(false));
-    three("A fix that fails: who finds the flag up gives way first", move |number| {
+    three("A fix that fails: yield once if the flag is set", move |number| {
         if taken.get() {
-            say("the flag is up: I give way");
+            say("the flag is set: yields");
             yield_now();
         }
-        say("I put the flag up");
+        say("sets the flag");
         taken.set(true);
         add_one(number);
         taken.set(false);
     });
 
-    // `while` instead of `if` would do, and would keep the loop busy. In a CoMutex's line nobody runs before it is his turn:
-    // the lock is his when he is woken.
+    // `while` instead of `if` would be correct, but would keep the loop busy. A CoMutex queues its
+    // waiters and passes ownership on release: B owns the lock from the moment A wakes it, when A
+    // drops its guard. Taking a free lock has no row.
     let lock = Rc::new(CoMutex::new(()));
     three("The fix: a CoMutex", move |number| {
         let _guard = lock.lock();

@@ -1,13 +1,16 @@
 //! Lesson 6. I/O, from submit to reap.
 //!
-//! A read is a *request*. It is *pending* until it is submitted; then *in flight*: the kernel has it, and the buffer with it;
-//! when the kernel is done, it puts a completion on a ring in memory. To *reap* is to take it off the ring, and to wake the
-//! coroutine whose request it was.
+//! A read is a *request*. It is *pending* until it is submitted; then *in flight*: the kernel has
+//! it, and its buffer. When the kernel is done, it puts a completion on a ring in shared memory.
+//! *Reaping* takes the completion off the ring and wakes the coroutine that made the request.
 //!
-//! Puzzle: A reads, from a disk that takes its time. Somebody cannot wait, and enters A again. The buffer lies on A's stack, and
-//! has not been filled yet. What does A do?
+//! The kernel of these lessons is scripted: unless an act says otherwise, requests complete when
+//! the loop sleeps.
 //!
-//! Hint: A has been told to go on, and not why.
+//! Puzzle: A reads from a slow disk. Impatient code enters A again before the read is done. The
+//! buffer, on A's stack, is not filled yet. What does A do?
+//!
+//! Hint: an enter does not tell A why it was entered.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -16,7 +19,7 @@ use coralio_aio::{AioContext, Coroutine};
 
 use lesson::{Disk, act, attach, coroutine, kernel, read, say};
 
-/// A reads; then somebody tries to bring it to its end.
+/// A reads; then `then` tries to make A finish.
 fn one_read(title: &str, then: fn(&AioContext, Coroutine)) {
     act(title, |context| {
         let disk: Disk = attach(&kernel(), 8);
@@ -28,25 +31,26 @@ fn one_read(title: &str, then: fn(&AioContext, Coroutine)) {
 }
 
 fn main() {
-    // It looks whether its request is done, and yields again. A coroutine may be woken for any reason: so whoever waits
-    // waits in a loop, and nobody sees a buffer that is not filled.
+    // A checks whether its request is done, and yields again. A coroutine may be entered for any
+    // reason, so every wait is a loop, and no code sees a buffer that is not filled.
     one_read("The puzzle: A is entered again", |_context, a| {
         a.enter();
         a.enter();
     });
 
-    // A round looks at the ring, where nothing is yet. It may be repeated, and keeps a processor busy with that.
-    one_read("A fix that fails: a round of the loop that does not block", |context, _a| {
+    // The iteration finds the ring empty. Repeating it would work, and keep a CPU busy.
+    one_read("A fix that fails: an iteration of the loop that does not block", |context, _a| {
         context.poll(false);
     });
 
-    // With nothing to do, this one sleeps in the kernel until there is a completion; then it reaps.
-    one_read("The fix: a round of the loop that may block", |context, _a| {
+    // With nothing to do, the loop sleeps in the kernel until a completion arrives, then reaps it.
+    one_read("The fix: an iteration of the loop that may block", |context, _a| {
         context.poll(true);
     });
 
     lesson::print(
-        "\nSee the end of 1 and 2: the context ends, and A is unwound. That waits for the disk first: no frame goes\n\
-         while the kernel has a buffer in it.\n",
+        "\nThe last rows of 1 and 2: the context ends and unwinds A. Unwinding first waits for the read to complete:\n\
+         no stack frame is freed while the kernel has a buffer in it. A dot alone in a row of \"wakes A\" is A itself:\n\
+         an entered coroutine is left alone.\n",
     );
 }

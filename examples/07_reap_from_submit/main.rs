@@ -1,12 +1,13 @@
 //! Lesson 7. Reaping from submit.
 //!
-//! Some requests are done before the system call that submits them returns: what is in the page cache, for instance. So
-//! after each submit the engine looks at the ring, on the stack of whoever submitted.
+//! Some requests complete before the system call that submits them returns: reads from the page
+//! cache, for instance. So after each submit the engine checks the ring, on the submitter's stack.
 //!
-//! Puzzle: A waits for a letter from B, who is ready to write it. While there is none, A reads the disk, in order to let others
-//! run meanwhile. That goes well with a slow disk. How does it go with a fast one?
+//! Puzzle: A waits for a letter from B, which is ready to write it. Until there is one, A reads
+//! from the disk, so that others can run meanwhile. With a slow disk that works. And with a fast
+//! one?
 //!
-//! Hint: what would A yield for?
+//! Hint: does A have a reason to yield?
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -18,7 +19,7 @@ use coralio_aio::{Coroutine, yield_now};
 
 use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop, say};
 
-/// A reads, at most three times, until there is a letter.
+/// Runs A, which reads until there is a letter, at most three times.
 fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Coroutine)) {
     act(title, |context| {
         let kernel = kernel();
@@ -31,7 +32,7 @@ fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Corouti
             let letter = Rc::clone(&letter);
             move || {
                 letter.set(true);
-                say("a letter");
+                say("writes the letter");
             }
         });
         let reads = Rc::new(Cell::new(0));
@@ -48,19 +49,22 @@ fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Corouti
         b.schedule().expect("once");
         a.enter();
         run_loop(context, &[a, b]);
-        assert!(reads.get() < 3, "A has read three times, and B never came to run");
+        assert!(reads.get() < 3, "A has read three times, and B has not run");
     });
 }
 
 fn main() {
     wait_for_letter("With a slow disk", false, |_b| {});
 
-    // Each result is there when A looks for it first. It never yields, and B waits until A gives up.
+    // Each read is done when A first checks for it, so A does not yield, and B waits until A gives
+    // up. (Outside the loop nothing bounds this. In an iteration requests gather, and only a full
+    // batch is submitted immediately: after 16 such submits the next read yields to the loop.)
     wait_for_letter("The puzzle: with a fast disk", true, |_b| {});
 
-    // Ready is what B was before. To be ready is not to run.
-    wait_for_letter("A fix that fails: A makes sure that B is ready", true, |b| b.wake());
+    // B was ready before. A ready coroutine still needs a yield of A to run.
+    wait_for_letter("A fix that fails: A wakes B first", true, |b| b.wake());
 
-    // A call that may yield is not one that does. Whoever wants to give way says so.
-    wait_for_letter("The fix: A gives way", true, |_b| yield_now());
+    // A call that may yield need not. To let others run, call `yield_now`. (A then continues in the
+    // loop's iteration, so its read gathers until the iteration's end, and A yields there too.)
+    wait_for_letter("The fix: A calls yield_now", true, |_b| yield_now());
 }

@@ -1,13 +1,17 @@
 //! Lesson 8. The bug of July 2016.
 //!
-//! For years a completion had entered the coroutine that waits for it. That was simple and quick, and right: only the loop reaped,
-//! and where the loop runs, no coroutine does. Then submit learnt to reap too, as in lesson 7, and was faster still.
+//! For years a completion had entered the coroutine that waited for it. That was simple, fast, and
+//! correct: only the loop reaped, so the waiting coroutine had always yielded. In July 2016 submit
+//! was changed to reap as well (lesson 7), to save the detour through the loop. In the field,
+//! programs aborted because a coroutine had entered itself.
 //!
-//! Puzzle: which coroutine does the reap enter, when A has submitted, and A's request is done at once?
+//! Puzzle: A has submitted a request, and the request is done before submit returns. Which
+//! coroutine does the reap enter?
 //!
 //! Hint: lesson 2.
 //!
-//! This is the engine that everybody runs on, with one guard taken out: the type parameter says what a completion does.
+//! This is the production engine with one guard removed: the type parameter says what a completion
+//! does to the waiting coroutine.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -16,15 +20,15 @@ use coralio_aio::policy::{OnCompletion, Policy};
 
 use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop};
 
-/// A completion enters the coroutine, whoever that is.
+/// As of July 2016: a completion enters its coroutine unconditionally.
 struct July2016;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for July2016 {
     const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
 }
 
-/// A completion enters the coroutine, unless it is the one that runs. So it was mended in July.
+/// The fix of July 2016: a completion enters its coroutine, unless that is the current one.
 struct NotTheCurrent;
 
 // SAFETY: as above.
@@ -38,7 +42,7 @@ enum Speed {
     Fast,
 }
 
-/// Each reads once.
+/// Runs a coroutine for each name, which reads once.
 fn read_once<P: Policy>(title: &str, speed: Speed, names: &[&'static str]) {
     act(title, |context| {
         let kernel = kernel();
@@ -52,9 +56,9 @@ fn read_once<P: Policy>(title: &str, speed: Speed, names: &[&'static str]) {
         };
         let all: Vec<_> = names.iter().map(reader).collect();
         match all[..] {
-            // Outside the loop each request is submitted at once.
+            // Outside the loop each request is submitted immediately.
             [alone] => alone.enter(),
-            // In a round of the loop, requests gather.
+            // In an iteration of the loop requests gather.
             _ => all.iter().for_each(|one| one.schedule().expect("once")),
         }
         run_loop(context, &all);
@@ -64,14 +68,17 @@ fn read_once<P: Policy>(title: &str, speed: Speed, names: &[&'static str]) {
 fn main() {
     read_once::<July2016>("Before July: with a slow disk, the loop reaps", Speed::Slow, &["A"]);
 
-    // A enters itself.
+    // A is running, reaps its own completion, and enters itself.
     read_once::<July2016>("The puzzle: with a fast disk, A reaps", Speed::Fast, &["A"]);
 
-    // In a round of the loop requests gather, and the loop submits: on its stack nobody is entered. But when a batch is full
-    // it goes at once. Here two are a batch, and B is the second: it reaps A's request, which is well, and then its own.
+    // In an iteration of the loop requests gather, and the loop submits at its end, while no
+    // coroutine is entered. But a full batch is submitted immediately, by the coroutine that fills
+    // it. A batch is as large as the queue depth, here two (`attach`): B fills it, reaps A's
+    // request, which works, and then its own. (`loop` in the chain is the frame of the iteration.)
     read_once::<July2016>("A fix that fails: let requests gather, so that the loop submits", Speed::Fast, &["A", "B"]);
 
-    // So it was mended, within the month. Is it enough? See lesson 9.
-    read_once::<NotTheCurrent>("The fix: not the coroutine that runs", Speed::Fast, &["A"]);
-    read_once::<NotTheCurrent>("The same for two", Speed::Fast, &["A", "B"]);
+    // The fix made in July: compare with the current coroutine. (A skipped enter is drawn as a wake
+    // that is "left alone".) Is it enough? See lesson 9.
+    read_once::<NotTheCurrent>("The fix: do not enter the current coroutine", Speed::Fast, &["A"]);
+    read_once::<NotTheCurrent>("The same fix, two coroutines", Speed::Fast, &["A", "B"]);
 }

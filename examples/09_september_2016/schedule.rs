@@ -1,4 +1,4 @@
-//! The schedules of lessons 9 and 10: who reads when, and when the kernel is done.
+//! The schedules of lessons 9 and 10: the order of the reads and of their completions.
 
 use std::rc::Rc;
 
@@ -7,7 +7,7 @@ use coralio_aio::{AioContext, CoMutex};
 
 use crate::lesson::{Disk, attach, coroutine, kernel, read, run_loop};
 
-/// A reads, and its request is done before submit returns.
+/// Runs A, whose read completes before submit returns.
 pub fn a_alone<P: Policy>(_context: &AioContext) {
     let kernel = kernel();
     kernel.complete_on_submit(0, 0);
@@ -15,9 +15,10 @@ pub fn a_alone<P: Policy>(_context: &AioContext) {
     coroutine("A", move || _ = read(&disk, 0)).enter();
 }
 
-/// X and Y read under a lock that only one of them can have, and A reads.
+/// Runs X and Y, which read while they hold one `CoMutex`, and A, which reads without it.
 ///
-/// Request 0 is of X, 1 of A, 2 of Y: in the order in which they are submitted. X's is done when A submits, and A's when Y does.
+/// Request 0 is X's, 1 is A's, 2 is Y's, in the order of submission. X's completes when A submits,
+/// and A's when Y submits.
 pub fn three_and_a_lock<P: Policy>(context: &AioContext) {
     let kernel = kernel();
     kernel.complete_on_submit(0, 1);
@@ -33,7 +34,7 @@ pub fn three_and_a_lock<P: Policy>(context: &AioContext) {
     let lock = Rc::new(CoMutex::new(()));
     let a = reader("A", None);
     let (x, y) = (reader("X", Some(Rc::clone(&lock))), reader("Y", Some(lock)));
-    x.enter(); // has the lock, and reads
+    x.enter(); // takes the lock, and reads
     y.enter(); // waits for the lock
     a.enter();
     run_loop(context, &[a, x, y]);

@@ -1,13 +1,14 @@
 //! Lesson 10. The fix.
 //!
-//! A completion wakes the coroutine that waits, unless that one is entered: then it leaves it alone. So nobody is ever entered
-//! twice. A, whose request was done while it was entered, goes on in its own time, and yields.
+//! A completion wakes the waiting coroutine, unless that coroutine is entered: then it is left
+//! alone. So no coroutine is ever entered twice. A coroutine whose request was completed while it
+//! was entered continues in its own time, and comes to the point where it yields.
 //!
-//! Puzzle: its completion has come and gone. Who tells A?
+//! Puzzle: the completion has come and gone. How does A learn that its request is done?
 //!
-//! Hint: nobody. When must A look?
+//! Hint: nothing tells it. When must A check?
 //!
-//! The first three acts are a toy: one request, whose result is a number in a cell.
+//! The first four acts use a toy: one request, whose result is a number in a cell.
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -25,14 +26,14 @@ use lesson::{act, coroutine, say};
 
 type Result = Cell<Option<u32>>;
 
-/// The request is done. What the right guard does.
+/// Completes the request, with the right guard.
 fn complete(result: &Result, waiter: Coroutine) {
     result.set(Some(512));
     say("the request is done");
     waiter.enter_unless_entered();
 }
 
-/// A has submitted a request, which is done at once or later, and waits for it.
+/// Runs A, which waits by `wait` for a request that is completed immediately or later.
 fn one_request(title: &str, at_once: bool, wait: fn(&Result)) {
     act(title, |_context| {
         let result = Rc::new(Result::default());
@@ -43,40 +44,45 @@ fn one_request(title: &str, at_once: bool, wait: fn(&Result)) {
                     complete(&result, Coroutine::current().expect("this is A"));
                 }
                 wait(&result);
-                assert!(result.get().is_some(), "A goes on, and there is no result");
+                assert!(result.get().is_some(), "A has continued without a result");
             }
         });
         a.enter();
         if !at_once {
-            a.enter(); // for another reason: a timeout, say
+            a.enter(); // for another reason, such as a timeout
             complete(&result, a);
         }
-        assert!(a.has_ended(), "A waits for what has happened already");
+        assert!(a.has_ended(), "A waits for a completion that has been processed already");
     });
 }
 
 fn main() {
-    one_request("The puzzle: A yields until it is told", true, |_result| suspend());
+    one_request("The puzzle: A yields until it is woken", true, |_result| suspend());
 
-    // Who looks before it yields finds what came while it was entered. But it was entered again, and not for this.
+    // Checking before the yield finds a completion that came while A was entered. But A may also be
+    // entered for another reason, with the request still in flight.
     let look_and_yield: fn(&Result) = |result| {
         if result.get().is_none() {
             suspend();
         }
     };
-    one_request("A first fix: A looks before it yields", true, look_and_yield);
+    one_request("A first fix: A checks before it yields", true, look_and_yield);
     one_request("Where that fails: A is entered for another reason", false, look_and_yield);
 
-    // Before it yields, and each time that it goes on.
-    one_request("The fix: A looks before each yield", false, |result| {
+    // A checks before each yield, and so also after each.
+    one_request("The fix: A checks before each yield", false, |result| {
         while result.get().is_none() {
             suspend();
         }
     });
 
-    // Both halves of it in the engine. A is entered when its request is done: the wake changes nothing, and A does not yield.
+    // The engine does both. A is entered when its request completes: it is left alone, finds the
+    // result, and does not yield.
     act("The engine: A alone", schedule::a_alone::<Current>);
-    // And there is a second change: a completion wakes, where it entered before. While a coroutine runs, that enters nobody. So X goes
-    // on when A has yielded, and A is not even beneath Y when Y submits.
+    // The engine differs from July's in a second way: a completion wakes instead of entering, and a
+    // wake from a coroutine enters nothing. So X runs after A has yielded, and A is not on the
+    // stack when Y submits. Entering unless entered would suffice in this act as well: Y would
+    // leave A alone. Waking also keeps the stack shallow, and runs no other coroutine within A's
+    // read.
     act("The engine: A, X and Y", schedule::three_and_a_lock::<Current>);
 }

@@ -1,10 +1,17 @@
-//! Lesson 11. Polls within polls.
+//! Lesson 11. Nested polls.
 //!
-//! Whoever runs in the loop may call the loop: it *polls*, nested, until something has happened that it cannot do without. Storage
-//! code does that where it cannot yield, in a destructor, say. What the outer round was about to do must not be lost meanwhile.
+//! A coroutine may itself call the loop: a *nested poll*, until some event has occurred. Storage
+//! code does that where it cannot yield, in a destructor for instance. The outer iteration is
+//! suspended in the middle of its work meanwhile, and the nested one must not miss that work.
 //!
-//! Puzzle: A and B read. Both requests are done when the loop looks at the ring. It takes the two completions off, and enters A, who
-//! polls until B has its block. When does that happen?
+//! A running loop counts as no coroutine, even on the stack of A (so the loop's reap runs a woken
+//! coroutine immediately, on top of A), but A stays entered.
+//!
+//! In 2014 a reap took all completions off the ring into a private batch. In the field, programs
+//! hung: they slept for a completion that the outer reap held.
+//!
+//! Puzzle: A and B read. Both requests are done when the loop checks the ring. It takes both
+//! completions off the ring, and enters A, which polls until B's read is done. When is that?
 //!
 //! Hint: where is B's completion?
 
@@ -19,15 +26,15 @@ use coralio_aio::policy::{Current, Cursor, Policy};
 
 use lesson::{Disk, act, attach, kernel, read, say, spawn};
 
-/// As of 2014: a reap takes all that is on the ring, and then goes through it.
+/// As of 2014: a reap takes all completions off the ring, then processes them.
 struct Batch2014;
 
-// SAFETY: it reaps under the lock, and waits for what it has cancelled.
+// SAFETY: it reaps under the lock, and waits for cancelled requests.
 unsafe impl Policy for Batch2014 {
     const CURSOR: Cursor = Cursor::Private;
 }
 
-/// A reads, and polls until B has read, but three times at most.
+/// Runs A, which reads, then polls until B has read, at most three times.
 fn poll_for_b<P: Policy>(title: &str, blocking: bool) {
     act(title, |context| {
         let disk: Disk<P> = attach(&kernel(), 8);
@@ -38,7 +45,7 @@ fn poll_for_b<P: Policy>(title: &str, blocking: bool) {
                 read(&disk, 0);
                 for _ in 0..3 {
                     if !b_has_read.get() {
-                        say("B has not read: I poll");
+                        say("B has not read: polls");
                         context.poll(blocking);
                     }
                 }
@@ -58,14 +65,18 @@ fn poll_for_b<P: Policy>(title: &str, blocking: bool) {
 }
 
 fn main() {
-    // In a batch on the loop's stack, beneath A. The nested poll sleeps for something that has happened; on a real disk, for
-    // ever. (The scripted kernel knows that nothing will come.)
-    poll_for_b::<Batch2014>("The puzzle: the loop takes both off the ring", true);
+    // B's completion is in the batch on the loop's stack, below A. The nested poll sleeps for an
+    // event that has already occurred; on a real disk, forever. (The scripted kernel reports it.)
+    poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", true);
 
-    // Not for want of rounds.
+    // Not sleeping ends the hang, but no number of iterations reaches the batch.
     poll_for_b::<Batch2014>("A fix that fails: A's polls do not block", false);
 
-    // A reap takes one completion, moves the cursor, and only then lets anybody run. What it has not come to is still on the ring,
-    // for whoever looks next. When it comes back it looks again itself: borrowed or remembered it has nothing.
-    poll_for_b::<Current>("The fix: one at a time, and the cursor is shared", true);
+    // A reap takes one completion, decrements `in_flight`, advances the ring's cursor, and only
+    // then wakes a coroutine. The rest stays on the ring, where a nested reap finds it. Back from
+    // the wake, the reap reads the ring again: it keeps no copy and no position of its own.
+    //
+    // Why `in_flight` first? The woken coroutine may poll: with a stale count, a queue of depth 1
+    // would look full, and its next request would wait for a completion that was processed already.
+    poll_for_b::<Current>("The fix: one completion at a time, and a shared cursor", true);
 }

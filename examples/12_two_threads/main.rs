@@ -1,12 +1,16 @@
 //! Lesson 12. Two threads, and a count below zero.
 //!
-//! A context belongs to a thread. But another one may poll it as well, without blocking: it reaps, and leaves the coroutines to
-//! their home. For that the context has a lock, which the loop holds while it is in a round.
+//! A context belongs to its home thread. Another thread may poll it too, without blocking: it
+//! reaps, and leaves running the coroutines to the home thread. So the context has a lock, which
+//! the loop holds during an iteration.
 //!
-//! Puzzle: the engine counts the requests in flight. Three are on the ring, and the thread at home has just looked at the first
-//! one. Now the other thread polls; it takes the lock, as it must. What is the count in the end?
+//! In 2018 submit reaped without taking that lock. In the field, the engine's count of requests in
+//! flight was seen at 4294967280. That is 2^32 - 16: both threads had counted sixteen completions.
 //!
-//! Hint: does it keep anybody out?
+//! Puzzle: three completions are on the ring, and the home thread has just read the first one. Now
+//! another thread polls, and takes the lock, as it must. What is `in_flight` in the end?
+//!
+//! Hint: which thread does the lock exclude?
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -15,7 +19,7 @@ use coralio_aio::policy::{Current, Policy};
 
 use lesson::{Disk, act, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, run_loop};
 
-/// As of 2018: when submit reaps, it does not take the lock.
+/// As of 2018: submit reaps without the lock.
 struct Unlocked2018;
 
 // SAFETY: the other thread acts only while this one waits for it.
@@ -23,8 +27,8 @@ unsafe impl Policy for Unlocked2018 {
     const REAP_LOCKS: bool = false;
 }
 
-/// Three read, and the third submit finds all three done. When the first has been looked at, and not yet been
-/// counted, another thread polls, if the lock is to be had.
+/// Runs three readers; the third submit finds all three requests done. When it has read the first
+/// completion and not counted it yet, another thread polls if it gets the lock.
 fn three_reads<P: Policy>(title: &str, other_thread: bool) {
     act(title, |context| {
         let kernel = kernel();
@@ -43,11 +47,15 @@ fn three_reads<P: Policy>(title: &str, other_thread: bool) {
 }
 
 fn main() {
-    three_reads::<Unlocked2018>("One thread: no lock is needed", false);
+    three_reads::<Unlocked2018>("One thread: no lock needed", false);
 
-    // The other thread takes all three off the ring. The thread at home counts the one that it has seen, once more.
-    three_reads::<Unlocked2018>("The puzzle, and a fix that fails: one of the two takes a lock", true);
+    // The other thread takes all three completions off the ring. The home thread then counts the
+    // one that it had read a second time: 0 - 1. (In the field there was no check, the reap had
+    // read sixteen completions at once, and all sixteen were counted twice.) The lock helps only if
+    // both threads take it. `C ends` here: the panic unwinds it. Taking the lock has no row.
+    three_reads::<Unlocked2018>("The puzzle, and a fix that fails: only one of two threads takes the lock", true);
 
-    // Whoever reaps holds it: from the look at a completion to the move of the cursor, nobody else is there.
-    three_reads::<Current>("The fix: both do", true);
+    // Every reap holds the lock from reading a completion to advancing the cursor. The other
+    // thread's attempt to take it fails, and it does not poll.
+    three_reads::<Current>("The fix: both threads take the lock", true);
 }

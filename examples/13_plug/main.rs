@@ -1,12 +1,12 @@
 //! Lesson 13. Plug and batching.
 //!
-//! A system call costs more than what it does for one request. One call can submit many: so requests should gather, and go
-//! together. They may as long as somebody is sure to submit them.
+//! A system call costs more than the work that it does for one request, and one call can submit
+//! many. So requests should gather and be submitted together, wherever a later submit is certain.
 //!
-//! Puzzle: main enters A, B and C, one after the other; each reads a block. How many calls submit? A *plug* says: let requests
-//! gather as long as I live. Where does it go?
+//! Puzzle: main enters A, B and C, one after the other; each reads a block. How many system calls
+//! submit? A *plug* delays requests while it exists. Where does it go?
 //!
-//! Hint: how long does it live?
+//! Hint: when is it dropped?
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -15,7 +15,7 @@ use coralio_aio::{AioContext, Coroutine};
 
 use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop, say};
 
-/// A, B and C read, brought to it by `start`; one call is to submit.
+/// Runs A, B and C, each entered by `start`, which read; one system call must submit all three.
 fn three_reads(title: &str, start: fn(&Disk, &AioContext, &[Coroutine])) {
     act(title, |context| {
         let disk: Disk = attach(&kernel(), 8);
@@ -26,7 +26,7 @@ fn three_reads(title: &str, start: fn(&Disk, &AioContext, &[Coroutine])) {
         start(&disk, context, &readers);
         run_loop(context, &readers);
         let calls = disk.stats().submits;
-        assert!(calls == 1, "{calls} calls have submitted three requests");
+        assert!(calls == 1, "{calls} system calls for three requests");
     });
 }
 
@@ -35,27 +35,33 @@ fn enter_all(readers: &[Coroutine]) {
 }
 
 fn main() {
-    // Who is entered like this cannot know whether anybody will submit later.
+    // Outside the loop's iteration the engine does not know whether more requests will follow, or
+    // when the loop will run, so it submits each request immediately.
     three_reads("The puzzle: one after the other", |_disk, _context, readers| enter_all(readers));
 
-    // `_` is no name: what is bound to it is dropped in the same line.
+    // `_` binds nothing: the plug is dropped at the end of the statement.
     three_reads("A fix that fails: let _ = plug()", |disk, _context, readers| {
         let _ = disk.plug();
-        say("the plug was in, and is gone");
+        say("the plug was created, and dropped again");
         enter_all(readers);
     });
 
-    // When the plug goes, the loop submits in its next round. A destructor itself submits nothing: a submit may run anybody.
+    // After the plug is dropped, the loop submits in its next iteration. The destructor itself does
+    // not: a submit reaps, which may run other coroutines, and no destructor does that.
+    //
+    // A held plug is a hint, not a guarantee. Its requests are submitted all the same if they fill
+    // a batch (up to 16 times per iteration), before the loop sleeps, and in every 16th iteration.
+    // With the plug never dropped this act ends well too: the loop submits before it sleeps.
     three_reads("The fix: let plug = plug()", |disk, _context, readers| {
         let plug = disk.plug();
-        say("the plug is in");
+        say("creates the plug");
         enter_all(readers);
-        say("the plug goes");
+        say("drops the plug");
         drop(plug);
     });
 
-    // What you get without asking: in a round of the loop requests gather, and it submits at the end of the round.
-    three_reads("Nothing to do: the loop enters them", |_disk, _context, readers| {
+    // No plug needed: in an iteration of the loop requests gather, and are submitted at its end.
+    three_reads("Without a plug: the loop enters them", |_disk, _context, readers| {
         readers.iter().for_each(|reader| reader.schedule().expect("once"));
     });
 }

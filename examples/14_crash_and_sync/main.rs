@@ -1,12 +1,14 @@
 //! Lesson 14. Crash and sync.
 //!
-//! The kernel of this lesson is a simulated one. It has files, and a crash: the power goes, and comes back. A seed decides what
-//! the disk has then; each act is tried with a hundred of them, and shows one that fails, if there is one.
+//! The kernel of this lesson is simulated. It has files, and a crash: power is lost and comes back.
+//! A seed decides, among other things, what is on the disk afterwards. Each act is run with seeds 0
+//! to 99, and shows the first failing run; "Ends well." means that all 100 did.
 //!
-//! Puzzle: the file says "old". A program writes "new" over it, and the write returns without an error. The program tells its user
-//! that it is saved. Then the power goes. What does the file say?
+//! Puzzle: a file contains "old". A program writes "new" over it, and the write returns without an
+//! error. The program tells its user that the data is saved. Then power is lost. What is in the
+//! file?
 //!
-//! Hint: to whom has the write been handed?
+//! Hint: where is the data when the write returns?
 
 #[path = "../lesson/mod.rs"]
 mod lesson;
@@ -19,44 +21,47 @@ use coralio_aio::simulate::Sim;
 use lesson::{say, simulated_act};
 
 fn write(file: &File) -> io::Result<()> {
-    say("I write new");
+    say("writes new");
     file.write_at(b"new", 0).map(drop)
 }
 
-/// Saves in some way, and loses power.
+/// Saves by `save`, and loses power.
+///
+/// The closure runs in the simulation's coroutine `main`, which survives the crash: it stands for
+/// the program before it, and for the user who reads the file afterwards. The crash has no row.
 fn save_and_crash(title: &str, save: fn(&File) -> io::Result<()>) {
     simulated_act(title, |sim: &Sim| {
         let file = sim.create("file", 3);
-        sim.corrupt("file", 0, b"old"); // that is on the disk for good
+        sim.corrupt("file", 0, b"old"); // sets the old contents, durably
         save(&file).map_err(|error| error.to_string())?;
-        say("it is saved");
+        say("tells the user: saved");
         sim.crash();
-        say("the power was gone");
-        let found = String::from_utf8(sim.contents("file").expect("it was made for good")).expect("old or new");
-        say(format!("the file says {found}"));
-        if found == "new" { Ok(()) } else { Err(format!("\"it is saved\", and the file says {found}")) }
+        say("power was lost, and is back");
+        let found = String::from_utf8(sim.contents("file").expect("creating it was durable")).expect("old or new");
+        say(format!("the file contains {found}"));
+        if found == "new" { Ok(()) } else { Err(format!("the user was told \"saved\", and the file contains {found}")) }
     });
 }
 
 fn main() {
-    // A write is done when the kernel has the data. The disk may not.
+    // A write returns when the kernel has the data. The disk may not have it yet.
     save_and_crash("The puzzle: write", write);
 
-    // Who reads is told what was written last, wherever that is.
-    save_and_crash("A fix that fails: write, and read it back", |file| {
+    // A read returns the last data written, from the kernel's cache if it is there.
+    save_and_crash("A fix that fails: write, and read back", |file| {
         write(file)?;
         let mut found = [0; 3];
-        say("I read it back");
+        say("reads it back");
         file.read_exact_at(&mut found, 0)?;
-        say(format!("it says {}", String::from_utf8_lossy(&found)));
+        say(format!("reads {}", String::from_utf8_lossy(&found)));
         Ok(())
     });
 
-    // When a sync returns, what was written before is on the disk for good. That is what takes time, and why one sync should
-    // serve many writes.
+    // When a sync returns, all earlier completed writes are durable. That takes time, so one sync
+    // should serve many writes.
     save_and_crash("The fix: write, and sync", |file| {
         write(file)?;
-        say("I sync");
+        say("syncs");
         file.sync_data()
     });
 }

@@ -1,10 +1,10 @@
-//! What the lessons share. A lesson is a few *acts*: each runs in a context of its own, with an event log, and is shown as lanes
-//! of text, whether it ends well or fails.
+//! The lessons' common module. A lesson consists of *acts*. Each act runs in its own context with
+//! an event log, and is printed as text lanes, whether it ends well or fails.
 //!
-//! The kernel is scripted, so that every run is the same. `--trace FILE` writes the log of each act too: the second one's
-//! of `--trace h2.txt` goes to `h2-2.txt`.
+//! The kernel is scripted, so every run is the same. `--trace FILE` also writes each act's log:
+//! with `--trace h2.txt`, the second act's goes to `h2-2.txt`.
 
-// No lesson needs all of it.
+// No lesson uses all of it.
 #![allow(dead_code)]
 
 use std::any::Any;
@@ -28,14 +28,15 @@ use coralio_runtime::report;
 /// An engine on a scripted kernel.
 pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
 
-/// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints what happened.
+/// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints the
+/// picture and the outcome.
 pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
     let (recording, failure) = record(f);
     show(title, &recording, failure.as_deref());
 }
 
-/// As [`act`], on a simulated kernel, where a seed decides what happens. A hundred of them are tried, and the first with which
-/// `f` fails is shown; if there is none, the first of all.
+/// Does the same as [`act`] on a simulated kernel, whose decisions depend on a seed. Tries a
+/// hundred seeds and prints the first failing run, or the first run if none fails.
 pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let run = |seed, machine: Simulation| {
         let failure = Cell::new(None);
@@ -72,29 +73,30 @@ fn show(title: &str, recording: &Recording, failure: Option<&str>) {
     }
 }
 
-/// How it ended, in a title.
+/// Returns the outcome, for a title.
 pub fn ending(failure: Option<&str>) -> String {
     failure.map_or("ends well".into(), |failure| format!("fails: {failure}"))
 }
 
-/// A picture with its heading, and how it ended.
+/// Returns a picture with its heading and outcome.
 pub fn scene(heading: &str, picture: &str, failure: Option<&str>) -> String {
     let end = failure.map_or("Ends well.".into(), |failure| format!("Fails: {failure}"));
     format!("== {heading}\n\n{picture}\n{end}\n")
 }
 
-/// Prints to standard output, unless nobody reads any further: whoever looks at the beginning by `head` has seen enough.
+/// Prints to standard output. Exits without an error if its reader is gone, as with `| head`.
 pub fn print(text: &str) {
     if io::stdout().write_all(text.as_bytes()).is_err() {
         process::exit(0);
     }
 }
 
-/// What happened while `f` ran in a context, and with what message it panicked, if it did.
+/// Runs `f` in a context. Returns the event log, and the message if `f` panicked.
 pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
     let trace = Trace::new(10_000);
     let builder = AioContext::builder().trace(&trace).deadlock_report(None).unwind_report(false);
-    // It is told in the lanes, and again below them. With what ends the process anyway, no core file is left.
+    // Lanes and outcome show the panic already. A panic in a destructor would abort the process:
+    // exit instead, to leave no core file.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|info| {
         if message(info.payload()).starts_with("panic in a destructor") {
@@ -110,24 +112,24 @@ fn message(payload: &(dyn Any + Send)) -> String {
     match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
         (Some(text), _) => text.clone(),
         (_, Some(text)) => (*text).to_string(),
-        _ => "a payload that is no text".into(),
+        _ => "a panic payload that is not text".into(),
     }
 }
 
-/// What the command line asks for.
+/// Returns the file named on the command line, if any.
 fn trace_file() -> Option<PathBuf> {
     let mut arguments = std::env::args_os().skip(1);
     match (arguments.next(), arguments.next(), arguments.next()) {
         (None, ..) => None,
         (Some(option), Some(file), None) if option == "--trace" => Some(file.into()),
         _ => {
-            report(format_args!("a lesson takes no arguments but --trace FILE"));
+            report(format_args!("unexpected arguments: a lesson takes only --trace FILE"));
             process::exit(2)
         }
     }
 }
 
-/// `h2.txt`, and `-1`: `h2-1.txt`.
+/// Inserts a suffix before the extension: `h2.txt` and `-1` give `h2-1.txt`.
 pub fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = file.file_stem().unwrap_or_default().to_os_string();
     name.push(suffix);
@@ -138,7 +140,7 @@ pub fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     file.with_file_name(name)
 }
 
-/// A word in the lane of whoever says it.
+/// Records a message in the lane of the caller.
 #[track_caller]
 pub fn say(what: impl Display) {
     if let Some(tracer) = AioContext::current().as_ref().and_then(AioContext::tracer) {
@@ -146,52 +148,53 @@ pub fn say(what: impl Display) {
     }
 }
 
-/// A coroutine that runs `f` when it is first entered.
+/// Creates a coroutine that runs `f` when first entered.
 #[track_caller]
 pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
     Coroutine::builder().name(name).create(f).expect("memory for a stack")
 }
 
-/// A kernel with a disk of 4 KiB. Unless it is told something else, requests complete when the loop sleeps.
+/// Creates a kernel with a disk of 4 KiB. By default, requests complete when the loop sleeps.
 pub fn kernel() -> Scripted {
     let kernel = Scripted::new(8);
     kernel.set_disk(&[7; 4096]);
     kernel
 }
 
-/// Gives this thread's context an engine on `kernel`, which has up to `depth` requests at once.
+/// Attaches an engine on `kernel` to this thread's context, with up to `depth` requests in flight.
+/// A batch of `depth` pending requests is full, and submitted immediately.
 pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
     Engine::attach(kernel.clone(), depth).expect("the context's first engine")
 }
 
-/// Reads 512 bytes into a buffer on the stack of the coroutine that calls.
+/// Reads 512 bytes into a buffer on the calling coroutine's stack.
 pub fn read<P: Policy>(disk: &Disk<P>, offset: u64) -> usize {
     try_read(disk, offset).expect("the script has no errors")
 }
 
-/// As [`read`], where the script may have errors.
+/// Does the same as [`read`], and returns errors that the script injects.
 pub fn try_read<P: Policy>(disk: &Disk<P>, offset: u64) -> io::Result<usize> {
     let mut buffer = [0; 512];
     let (addr, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
-    // SAFETY: the buffer is this function's, and alive until `transfer` returns or unwinds.
+    // SAFETY: the buffer is a local, alive until `transfer` returns or unwinds.
     unsafe { disk.transfer(&Operation { opcode: Opcode::Read, fd: 0, addr, len, offset }) }
 }
 
-/// As [`coroutine`], and the loop's next round enters it. What it panics with is kept for whoever joins it.
+/// Creates a coroutine that the loop's next iteration enters. The join handle returns its panic.
 #[track_caller]
 pub fn spawn<T: 'static>(name: &'static str, f: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     Coroutine::builder().name(name).spawn(f).expect("memory for a stack")
 }
 
-/// Runs the loop until all of them have ended.
+/// Runs the loop until all coroutines have ended.
 pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
     while !all.iter().all(|coroutine| coroutine.has_ended()) {
         context.poll(true);
     }
 }
 
-/// When the next completion has been looked at, and not yet been counted, another thread does `meanwhile`. The two are kept
-/// in step: this one waits.
+/// Makes another thread run `meanwhile` when this thread has read the next completion and not yet
+/// counted it. This thread waits meanwhile, so the order is deterministic.
 pub fn meet_another_thread(kernel: &Scripted, context: &AioContext, meanwhile: fn(&AioContext)) {
     let context = context.clone();
     kernel.on_next_peek(move || {
@@ -199,10 +202,10 @@ pub fn meet_another_thread(kernel: &Scripted, context: &AioContext, meanwhile: f
     });
 }
 
-/// Polls, if the context's lock is to be had.
+/// Polls if the context's lock is free.
 pub fn poll_if_free(context: &AioContext) {
     let Some(_guard) = context.try_acquire() else {
-        return context.tracer().expect("acts are traced").mark("\"the lock is taken\"");
+        return context.tracer().expect("acts are traced").mark("\"cannot take the lock: does not poll\"");
     };
     context.poll(false);
 }

@@ -31,16 +31,17 @@ use lesson::{ending, print, record, scene, with_suffix};
 use versions::{Version, today, versions};
 use workloads::Workload;
 
-/// Historic bugs of an I/O engine, still at work
+/// Historic bugs of an I/O engine, reproduced
 #[derive(Parser)]
 struct Options {
-    /// Show one failure, by its number in the table or its bug's (H10), and the same with the guard in
+    /// Show one failure, by its number in the table or the bug's (H10), and the same run with the
+    /// guard
     #[arg(long, value_name = "N")]
     exhibit: Option<String>,
-    /// Write them to FILE and, with the guard in, FILE-guarded instead
+    /// Write the two runs to FILE and FILE-guarded instead of printing them
     #[arg(long, value_name = "FILE", requires = "exhibit")]
     trace: Option<PathBuf>,
-    /// For the table: how a version gets along with a workload, by their numbers
+    /// For the table: run one workload on one version, by their numbers
     #[arg(long, value_names = ["VERSION", "WORKLOAD"], num_args = 2, hide = true)]
     cell: Option<Vec<usize>>,
 }
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                report(format_args!("cannot run this program once more, for a field of the table: {error}"));
+                report(format_args!("cannot run this program again for a cell of the table: {error}"));
                 ExitCode::FAILURE
             }
         };
@@ -88,10 +89,10 @@ fn exhibit<'a>(versions: &'a [Version], wanted: &str) -> Result<&'a Version, Str
     let numbers: Vec<_> = (1..=versions.len()).filter(is_wanted).collect();
     match numbers[..] {
         [number] => Ok(&versions[number - 1]),
-        [] => Err(format!("there is no exhibit {wanted}; choose 1 to {}", versions.len())),
+        [] => Err(format!("no exhibit {wanted}: choose 1 to {}", versions.len())),
         _ => {
             let numbers: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-            Err(format!("{wanted} has several exhibits; choose {}", numbers.join(" or ")))
+            Err(format!("{wanted} has several exhibits: choose {}", numbers.join(" or ")))
         }
     }
 }
@@ -129,17 +130,17 @@ const ABORTED: &str = "aborted";
 
 /// The beginning of each failure message, its word in the table, and its meaning.
 const WORDS: [(&str, &str, &str); 11] = [
-    ("recursive entry", "twice", "a coroutine is entered that is entered already"),
-    ("in_flight below zero", "below", "a completion is counted twice: requests in flight, below zero"),
-    ("this sleep would never end", "asleep", "the loop sleeps for what has happened already"),
-    ("stuck", "stuck", "requests are pending, and nobody submits them"),
-    ("lost", "lost", "a request is neither pending nor in flight, and its coroutine waits"),
-    ("deep", "deep", "each block takes more of the stack"),
-    ("delay", "delay", "a request waits for a plug that is gone"),
-    ("cut", "cut", "a part of a file is taken for all of it"),
-    ("a completion for a request", "stray", "the kernel writes to a buffer that was given back"),
-    (ABORTED, "abort", "the process ends: while one failure unwinds, there is the next"),
-    ("wrong", "wrong", "another result than there should be"),
+    ("recursive entry", "twice", "a coroutine is entered while it is entered already"),
+    ("in_flight below zero", "below", "a completion is counted twice, and in_flight drops below zero"),
+    ("this sleep would never end", "asleep", "the loop sleeps for an event that has already occurred"),
+    ("stuck", "stuck", "requests are pending and never submitted"),
+    ("lost", "lost", "a request is neither pending nor in flight, and its coroutine waits forever"),
+    ("deep", "deep", "each block uses more stack: submits nest"),
+    ("delay", "delay", "a request waits for a plug that was dropped"),
+    ("cut", "cut", "part of a file is taken for all of it"),
+    ("a completion for a request", "stray", "the kernel writes to a buffer that its owner has back"),
+    (ABORTED, "abort", "the process aborts: a second failure during the unwinding of the first"),
+    ("wrong", "wrong", "a wrong result"),
 ];
 
 /// Returns the word for a failure.
@@ -174,18 +175,15 @@ fn matrix() -> io::Result<String> {
         }
         lines.push(format!("{number:>3} {:<4}{:<18}{}", version.rule, version.when, cells.trim_end()));
     }
-    lines.push("\nThe versions, and in what each differs from today's:".into());
+    lines.push("\nThe versions, and how each differs from today's:".into());
     for (index, version) in versions.iter().enumerate() {
         lines.push(format!("{:>2}. {:<4}{}", index + 1, version.rule, version.what));
     }
-    lines.push(
-        "    H and E number the bugs and rules in tests/README.md; a bug that was made in two ways has two rows."
-            .into(),
-    );
-    lines.push("    H8 and H9 are bugs of the loop, which has no such switch: see tests/README.md.".into());
-    lines.push("\nWhat each has to go through:".into());
+    lines.push("    H and E number the bugs and rules in tests/RULES.md; a bug with two variants has two rows.".into());
+    lines.push("    H8 and H9 are bugs of the loop, whose guards cannot be removed: see tests/README.md.".into());
+    lines.push("\nThe workloads:".into());
     lines.extend(today.workloads.iter().map(|workload| format!("    {:<7} {}", workload.name, workload.what)));
-    lines.push("\nWhat became of it:\n    ·       it passes".into());
+    lines.push("\nThe outcomes:\n    ·       passes".into());
     let words = WORDS.iter().filter(|(_, word, _)| seen.iter().any(|cell| cell == word));
     lines.extend(words.map(|(_, word, meaning)| format!("    {word:<7} {meaning}")));
     Ok(lines.join("\n") + "\n")

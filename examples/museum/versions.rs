@@ -51,29 +51,29 @@ versions! {
     July2016 { ON_COMPLETION: OnCompletion = OnCompletion::Enter }
         "H1" "July 2016" "a completion enters its coroutine" fails "own"
     September2016 { ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent }
-        "H2" "Sept. 2016" "a completion enters its coroutine, unless that one runs" fails "lock"
+        "H2" "Sept. 2016" "a completion enters its coroutine unless that is the current one" fails "lock"
     Unlocked2018 { REAP_LOCKS: bool = false }
         "H3" "2018" "a reap from submit does not take the lock" fails "thread"
     Batch2014 { CURSOR: Cursor = Cursor::Private }
         "H4" "2014" "a reap takes completions off the ring in batches" fails "nested"
     LeavesTheLoop2016 { NOT_TAKEN: NotTaken = NotTaken::StuckAfterError }
-        "H5" "2016" "after an error the rest waits for a completion" fails "bad"
+        "H5" "2016" "after a submit error the remaining requests wait for a completion" fails "bad"
     WaitsForCompletion2016 { NOT_TAKEN: NotTaken = NotTaken::StuckAfterAgain }
-        "H6" "2016" "after \"try again\" all wait for a completion" fails "again"
+        "H6" "2016" "after EAGAIN all requests wait for a completion" fails "again"
     ShortCircuit2021 { UNPLUG_COUNTS: UnplugCounts = UnplugCounts::UnlessFull }
-        "H7" "2021" "unplug counts in one branch of two" fails "plug"
+        "H7" "2021" "unplug decrements the plug depth in only one of two branches" fails "plug"
     SubmitsFromReap2026 { AFTER_REAP: AfterReap = AfterReap::ReapSubmits }
-        "H10" "2026" "a reap submits what has gathered" fails "long"
+        "H10" "2026" "a reap submits the requests that have gathered" fails "long"
     TakenForTheEnd2022 { ON_SHORT: OnShort = OnShort::IsTheEnd }
         "H11" "2022" "a short read is taken for the end of the file" fails "short"
     NeverSubmitted2022 { AFTER_REAP: AfterReap = AfterReap::NobodySubmits }
-        "H11" "2022" "what is queued in a reap is left to the next reap" fails "short"
+        "H11" "2022" "requests queued during a reap wait for the next reap" fails "short"
     LetsGo { ON_CANCEL: OnCancel = OnCancel::ReturnsAtOnce }
         "H12" "elsewhere" "cancel returns before the kernel is done" fails "cancel"
     DropsTheTail { NOT_TAKEN: NotTaken = NotTaken::TailForgotten }
-        "E2" "never" "what the kernel did not take is dropped" fails "part"
+        "E2" "never" "requests that the kernel did not accept are dropped" fails "part"
     CountsLate { COUNTS: Counts = Counts::AfterWaking }
-        "E5" "never" "a request counts as over when its coroutine has run" fails "depth1"
+        "E5" "never" "in_flight is decremented after the coroutine has run" fails "depth1"
 }
 
 /// Returns the version with all guards.

@@ -33,20 +33,20 @@ pub struct Workload {
 pub fn all<P: Policy>() -> [Workload; WORKLOADS] {
     let workload = |name, what, run| Workload { name, what, run };
     [
-        workload("own", "a request is done within the submit that it goes with", a_alone::<P>),
-        workload("lock", "three coroutines, two of them with a lock, as in lesson 9", three_and_a_lock::<P>),
-        workload("thread", "another thread polls amid a reap, as in lesson 12", another_thread::<P>),
-        workload("nested", "one polls until another has read, as in lesson 11", nested_poll::<P>),
+        workload("own", "a request completes within its own submit", a_alone::<P>),
+        workload("lock", "three coroutines, two of which share a lock, as in lesson 9", three_and_a_lock::<P>),
+        workload("thread", "another thread polls during a reap, as in lesson 12", another_thread::<P>),
+        workload("nested", "a coroutine polls until another has read, as in lesson 11", nested_poll::<P>),
         workload("bad", "the first of three requests is refused", |context| refused::<P>(context, libc::EBADF)),
-        workload("again", "the kernel says \"try again\", with nothing in flight", |context| {
+        workload("again", "the kernel returns EAGAIN with nothing in flight", |context| {
             refused::<P>(context, libc::EAGAIN);
         }),
-        workload("part", "the kernel takes the first of three requests", part_taken::<P>),
-        workload("plug", "a plug goes while the queue is full", full_plug::<P>),
-        workload("long", "eight blocks, each done within its submit", long_file::<P>),
-        workload("short", "the first read of a file comes back short", short_read::<P>),
+        workload("part", "the kernel accepts only the first of three requests", part_taken::<P>),
+        workload("plug", "a plug is dropped while the queue is full", full_plug::<P>),
+        workload("long", "eight reads in a row, each completed within its submit", long_file::<P>),
+        workload("short", "the first read of a file is short", short_read::<P>),
         workload("cancel", "a read is cancelled in flight", cancel_in_flight::<P>),
-        workload("depth1", "one request at a time, and one polls until another has read", nested_at_depth_one::<P>),
+        workload("depth1", "queue depth 1, and a coroutine polls until another has read", nested_at_depth_one::<P>),
     ]
 }
 
@@ -59,8 +59,11 @@ fn rounds<P: Policy>(context: &AioContext, disk: &Disk<P>, done: impl Fn() -> bo
         context.poll(disk.stats().in_flight > 0);
     }
     let stats = disk.stats();
-    assert!(stats.pending + stats.in_flight > 0, "lost: 40 rounds, and a request is neither pending nor in flight");
-    panic!("stuck: 40 rounds, and {} pending, {} in flight", stats.pending, stats.in_flight);
+    assert!(
+        stats.pending + stats.in_flight > 0,
+        "lost: after 40 iterations a request is neither pending nor in flight"
+    );
+    panic!("stuck: after 40 iterations {} pending, {} in flight", stats.pending, stats.in_flight);
 }
 
 /// Polls until `done`, at most ten times.
@@ -165,7 +168,7 @@ fn full_plug<P: Policy>(context: &AioContext) {
     let late = enter_reader("E");
     let at_once = kernel.taken() > taken;
     rounds(context, &disk, || late.has_ended());
-    assert!(at_once, "delay: a request waits for a plug that is gone");
+    assert!(at_once, "delay: a request waits for a plug that was dropped");
 }
 
 fn long_file<P: Policy>(context: &AioContext) {
@@ -203,7 +206,7 @@ fn cancel_in_flight<P: Policy>(context: &AioContext) {
             let operation = Operation { opcode: Opcode::Read, fd: 0, addr: buffer as u64, len: 512, offset: 0 };
             // SAFETY: leaked memory is valid forever, and no reference to it exists.
             let _ = unsafe { disk.transfer(&operation) };
-            say("the buffer is mine again");
+            say("has the buffer back");
         }
     });
     context.poll(false);
@@ -211,10 +214,10 @@ fn cancel_in_flight<P: Policy>(context: &AioContext) {
     a.cancel();
     context.poll(false);
     let over_before = a.is_finished();
-    say("now the kernel is done");
+    say("now the kernel completes the read");
     kernel.release(0);
     rounds(context, &disk, || a.is_finished() && disk.stats().in_flight == 0);
-    assert!(!over_before, "wrong: the call was over before the kernel was done");
+    assert!(!over_before, "wrong: the call returned before the kernel was done");
     join(a);
 }
 

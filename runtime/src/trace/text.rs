@@ -56,8 +56,9 @@ pub(super) fn thread_label(thread: usize) -> String {
 }
 
 const LEGEND: &str = "\
-● runs, itself or the loop on its stack   │ is on the stack   ┊ is suspended   ○ is made   ■ ends   2 requests that the kernel has
-─▶ enters   ╌▶ yields to   ·▷ wakes   ·× wakes, which changes nothing   ═▶ a request, a completion\n\n";
+● runs, or the loop on its stack   │ on the stack, waits for an enter to return   ┊ suspended   ○ created   ■ ended
+─▶ enters, or ends and returns   ╌▶ yields to   ·▷ wakes   ·× does not wake: is entered   ═▶ submits or completes a request
+digits in column kernel: the number of requests in flight\n\n";
 
 impl Recording {
     /// Renders the recording as text lanes. Identical runs give identical text, byte for byte.
