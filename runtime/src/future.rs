@@ -261,7 +261,7 @@ impl AioContext {
 
 /// A handle to a coroutine spawned in a context from any thread: waits for the coroutine and
 /// returns its result. It is `Send`, and a `Future`.
-#[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
+#[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct RemoteHandle<T> {
     slot: Arc<Mutex<Slot<T>>>,
 }
@@ -322,7 +322,7 @@ impl<T> Future for RemoteHandle<T> {
         match slot.outcome.take() {
             Some(outcome) => Poll::Ready(outcome),
             None => {
-                assert!(!slot.filled, "a handle was polled after it was ready");
+                assert!(!slot.filled, "join handle polled after it returned its result");
                 slot.waiter = Some(context.waker().clone());
                 Poll::Pending
             }
