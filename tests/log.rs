@@ -157,7 +157,7 @@ fn a_torn_tail_is_cut_off() {
         assert!(found.is_subset(&labels));
         assert!(fs::read(&torn).unwrap() == damaged, "{what}: to verify changes nothing");
         let text = good(&["--file", &torn, "--writers", "3", "--records", "2", "--payload", "40"]);
-        assert_eq!(text.contains("was cut off"), is_torn, "{what}: {text}");
+        assert_eq!(text.contains("torn tail truncated"), is_torn, "{what}: {text}");
         let (records, found_torn, now) = contents(&torn);
         assert_eq!((records, found_torn), (kept + 6, false), "{what}");
         assert!(found.is_subset(&now), "{what}");
@@ -280,11 +280,11 @@ fn what_makes_no_sense_is_refused() {
         (&["--payload", "1000000"], "--payload 1000000"),
         (&["--seconds", "0"], "--seconds 0"),
         (&["--file", &missing, "--verify"], "missing"),
-        (&["--file", &foreign, "--records", "1"], "is no log"),
-        (&["--file", &foreign, "--records", "1", "--versus", "threads"], "is no log"),
-        (&["--file", &foreign, "--verify"], "is no log"),
-        (&["--file", &image, "--records", "1"], "is no log"),
-        (&["--file", &image, "--verify"], "is no log"),
+        (&["--file", &foreign, "--records", "1"], "is not a log"),
+        (&["--file", &foreign, "--records", "1", "--versus", "threads"], "is not a log"),
+        (&["--file", &foreign, "--verify"], "is not a log"),
+        (&["--file", &image, "--records", "1"], "is not a log"),
+        (&["--file", &image, "--verify"], "is not a log"),
     ] {
         let line = refused(arguments);
         assert!(line.contains(word), "{arguments:?}: {line}");
@@ -303,7 +303,7 @@ fn what_makes_no_sense_is_refused() {
     let checksum = crc32fast::hash(&record[4..]);
     record[..4].copy_from_slice(&checksum.to_le_bytes());
     file.write_all_at(&record, 0).unwrap();
-    assert!(refused(&["--file", &path, "--verify"]).contains("none of this program's"));
+    assert!(refused(&["--file", &path, "--verify"]).contains("no writer of this program"));
     for arguments in [&["--list"][..], &["--verify"], &["--rounds", "2"], &["--records", "1", "--seconds", "1"]] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
@@ -323,7 +323,7 @@ fn second_writer_is_refused() {
         [&["--file", &path, "--records", "1"][..], &["--file", &path, "--records", "1", "--versus", "threads"]]
     {
         let line = refused(second);
-        assert!(line.contains("another writer has this log open") && line.contains("give another file"), "{line}");
+        assert!(line.contains("another writer has this log open") && line.contains("choose another file"), "{line}");
     }
     contents(&path);
     first.kill().unwrap();

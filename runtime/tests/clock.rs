@@ -161,7 +161,7 @@ fn how_long_somebody_waits_goes_by_it() {
         timer.arm_after(HOUR);
         let dump = ctx.dump().to_string();
         assert!(dump.contains("'idler' waits for an enter or a wake, for 3600s"), "{dump}");
-        assert!(dump.contains("1 armed, the next in 3600s"), "{dump}");
+        assert!(dump.contains("1 armed, next in 3600s"), "{dump}");
     });
 }
 

@@ -356,7 +356,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = CoFd::new(UnixListener::bind(&path).unwrap()).unwrap();
-        let twice = CoFd::new(listener.get_ref()).expect_err("it is watched already");
+        let twice = CoFd::new(listener.get_ref()).expect_err("already watched");
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         let server = spawn(move || read_byte(&listener.accept().unwrap().0));
         let client = spawn({
@@ -386,7 +386,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let (ours, _theirs) = pair();
         let _ = ours.try_read(&mut [0]);
         let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ours.wait_readable())).unwrap_err();
-        assert!(text(&*outside).contains("in a coroutine"), "{}", text(&*outside));
+        assert!(text(&*outside).contains("outside a coroutine"), "{}", text(&*outside));
     });
 }
 

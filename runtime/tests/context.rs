@@ -334,7 +334,7 @@ fn no_context_runs_within_the_sleep_of_another() {
         sleeps(ctx, move |_| *heard.lock().unwrap() = panic_of(|| AioContext::run(|_| ())));
         ctx.poll(true);
         let said = said.lock().unwrap();
-        assert!(said.contains("may not run a context"), "{said}");
+        assert!(said.contains("cannot run a context"), "{said}");
     });
 }
 

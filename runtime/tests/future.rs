@@ -299,7 +299,7 @@ fn remote_handles_are_futures() {
         let mut handle = context.spawn(|| ());
         await_future(&mut handle).unwrap().unwrap();
         let said = panic_of(|| await_future(&mut handle));
-        assert_eq!(said, "a handle was polled after it was ready");
+        assert_eq!(said, "join handle polled after it returned its result");
     });
     worker.stop().unwrap();
 }

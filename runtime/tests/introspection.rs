@@ -69,12 +69,12 @@ fn a_dump_tells_who_waits_for_what() {
                 "held by 'holder' since runtime/tests/introspection.rs:",
                 "'queued' waits for a wake of CoQueue",
                 "'sleeper' waits for the end of its sleep",
-                "'fresh' has not been entered yet",
+                "'fresh' not entered yet",
                 "'reader' waits for descriptor ",
                 "'joiner' waits for the end of 'waiter'",
                 "made at runtime/tests/introspection.rs:",
                 "bottom halves: 1, of them 0 due and 0 idle",
-                "timers: 1 armed, the next in 3599.",
+                "timers: 1 armed, next in 3599.",
             ],
         );
         drop((holder, queued, sleeper, fresh, far, reader, joiner));
@@ -214,7 +214,7 @@ fn a_signal_asks_a_hung_loop() {
     let text = hung.until("block_the_thread");
     assert_says(
         &text,
-        &["(busy in one round)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' is entered"],
+        &["(busy in one iteration)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' entered"],
     );
     hung.release();
 }
@@ -248,7 +248,7 @@ fn context_that_ends_is_dumped() {
     let text = hung.until("timers:");
     assert_says(
         &text,
-        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits for an enter or a wake"],
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' entered", "'later' waits for an enter or a wake"],
     );
     hung.until("block_the_thread");
     hung.release();
@@ -264,7 +264,7 @@ fn dump_of_a_thread_inside_the_allocator() {
             let ends = Arc::clone(&over);
             let looker = thread::spawn(move || {
                 for _ in 0..5 {
-                    assert_says(&elsewhere.dump().to_string(), &["busy in one round", "'allocates' is entered"]);
+                    assert_says(&elsewhere.dump().to_string(), &["busy in one iteration", "'allocates' entered"]);
                 }
                 ends.store(true, Ordering::Relaxed);
             });
@@ -395,7 +395,7 @@ fn what_nobody_left_can_give() {
     let Some(said) = said else { return };
     assert_says(
         &said,
-        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by a coroutine that has ended", "'parent'"],
+        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by a finished coroutine", "'parent'"],
     );
 }
 
@@ -438,7 +438,10 @@ fn locking_what_one_holds_is_refused() {
             let _first = lock.lock();
             drop(lock.lock());
         }));
-        assert_says(&said, &["'greedy' locks a CoMutex that it holds already, since runtime/tests/introspection.rs:"]);
+        assert_says(
+            &said,
+            &["'greedy' locks a CoMutex that it already holds, taken at runtime/tests/introspection.rs:"],
+        );
     });
 }
 
@@ -462,6 +465,6 @@ fn who_was_unwound_is_said() {
         return;
     };
     let said = String::from_utf8_lossy(&child.stderr);
-    assert_says(&said, &["a context ended before 2 of its coroutines had, and unwinds them: 'loud', #2;"]);
+    assert_says(&said, &["context ended with 2 coroutines still alive, unwinding them: 'loud', #2;"]);
     assert!(!said.contains("'quiet'"), "{said}");
 }

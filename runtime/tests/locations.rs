@@ -166,13 +166,13 @@ fn wakes_show_their_callers() {
         suspended[1].cancel();
         suspended[2].coroutine().waker().wake();
         suspended[3].coroutine().waker().cancel();
-        assert_locations(ctx, |line| line.contains(" is to run"), woken.len() + suspended.len());
+        assert_locations(ctx, |line| line.contains(" scheduled at"), woken.len() + suspended.len());
         drop(reading);
         scope(|s| {
             drop(s.spawn(|| suspend()));
             yield_now();
             s.cancel();
-            assert_locations(ctx, |line| line.contains(" is to run"), 1);
+            assert_locations(ctx, |line| line.contains(" scheduled at"), 1);
         });
     });
     run.unwrap();

@@ -30,7 +30,7 @@ fn left_over_coroutines_are_leaked_and_never_run() {
     assert!(run.status.success(), "{}\n{out}\n{said}", run.status);
     assert_eq!(
         out,
-        "unwound: 0\n(ended): cannot enter a coroutine that has ended\n(ended): cannot enter a coroutine that has ended\n\
+        "unwound: 0\n(ended): cannot enter a coroutine: it has ended\n(ended): cannot enter a coroutine: it has ended\n\
          joined: true\nanother: 7\nwent on: 0\n"
     );
     assert!(

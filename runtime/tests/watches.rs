@@ -383,7 +383,7 @@ fn errors_teach() {
         let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap();
         let twice = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap_err();
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
-        assert!(twice.to_string().contains("change that watch's interest"), "{twice}");
+        assert!(twice.to_string().contains("change the interest of the existing watch"), "{twice}");
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
         let refused = ctx.watch(regular, Interest::Read, |_| {}).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::PermissionDenied);

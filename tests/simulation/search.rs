@@ -83,7 +83,7 @@ fn a_failure_is_made_short_told_and_had_again() {
     let text = failure.to_string();
     for part in [
         &format!("seed {seed} fails (run {}, trace hash ", seed + 1),
-        &format!("run it again: CORALIO_SIM_TAPE='{}' cargo test search::a_failure_is_made", failure.tape),
+        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test search::a_failure_is_made", failure.tape),
         &format!("or: CORALIO_SIM_SEED={seed} cargo test"),
         "request 1 completed: 8",
         "request 2: Read, 8 bytes at 0 of file 2",
@@ -164,7 +164,7 @@ fn what_fails_a_run() {
         drop(mutex.lock());
         Ok(())
     });
-    assert!(stuck.starts_with("deadlock: all wait, and the kernel has nothing in flight"), "{stuck}");
+    assert!(stuck.starts_with("deadlock: every coroutine waits, and no request is in flight"), "{stuck}");
     assert!(stuck.contains("'main' waits for CoMutex"), "{stuck}");
 }
 

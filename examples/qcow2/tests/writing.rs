@@ -127,7 +127,7 @@ fn what_cannot_be_created_is_refused() {
     refused(CreateOptions { cluster_size: 1000, ..new(1) }, "power of two");
     refused(CreateOptions { cluster_size: 4 << 20, ..new(1) }, "512 to 2097152");
     refused(CreateOptions { refcount_bits: 128, ..new(1) }, "up to 64");
-    refused(CreateOptions { version: 4, ..new(1) }, "versions 2 and 3");
+    refused(CreateOptions { version: 4, ..new(1) }, "must be 3, or 2 with 16 bits");
     refused(CreateOptions { version: 2, refcount_bits: 8, ..new(1) }, "16 bits");
     refused(CreateOptions { cluster_size: 512, ..new(1 << 40) }, "L1 entries");
     refused(CreateOptions { backing: Some((String::new(), Format::Raw)), ..new(1) }, "1 to ");

@@ -172,7 +172,7 @@ impl Model<'_> {
             }
             State::Entered => Some(format!("recursive entry of '{name}': {}", self.chain())),
             State::Finished | State::Ended | State::Absent => {
-                Some("cannot enter a coroutine that has ended".to_string())
+                Some("cannot enter a coroutine: it has ended".to_string())
             }
         }
     }

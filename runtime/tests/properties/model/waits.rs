@@ -90,7 +90,7 @@ impl Model<'_> {
             }
             let Some(index) = this else { return fault(OUTSIDE) };
             if self.mutexes[mutex].holder == Some(who) {
-                return fault("holds already");
+                return fault("already holds");
             }
             self.mutexes[mutex].line.push_back(index);
             self.cos[index].wait = Wait::InLine(mutex);
