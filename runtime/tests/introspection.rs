@@ -72,7 +72,7 @@ fn a_dump_tells_who_waits_for_what() {
                 "'fresh' not entered yet",
                 "'reader' waits for descriptor ",
                 "'joiner' waits for the end of 'waiter'",
-                "made at runtime/tests/introspection.rs:",
+                "created at runtime/tests/introspection.rs:",
                 "bottom halves: 1, of them 0 due and 0 idle",
                 "timers: 1 armed, next in 3599.",
             ],
@@ -318,7 +318,7 @@ fn a_round_that_takes_too_long_is_reported() {
     };
     assert!(!hung.until("rested").contains("stall"));
     let text = hung.until("block_the_thread");
-    assert_says(&text, &["coralio: stall: the loop of thread", "longer than its limit of 20ms", "main > loop > 'hog'"]);
+    assert_says(&text, &["coralio: stall: the loop of thread", "over the limit of 20ms", "main > loop > 'hog'"]);
     assert_eq!(text.matches("coralio: stall").count(), 1, "{text}");
     assert!(!hung.release().contains("stall"));
 }

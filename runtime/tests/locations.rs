@@ -23,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[track_caller]
 fn assert_locations(ctx: &AioContext, is_of_interest: impl Fn(&str) -> bool, count: usize) {
     let dump = ctx.dump().to_string();
-    let lines: Vec<_> = dump.lines().filter(|line| line.contains("; made at ") && is_of_interest(line)).collect();
+    let lines: Vec<_> = dump.lines().filter(|line| line.contains("; created at ") && is_of_interest(line)).collect();
     assert_eq!(lines.len(), count, "{dump}");
     for line in lines {
         let locations: Vec<_> = line.split_whitespace().filter(|word| word.contains(".rs:")).collect();

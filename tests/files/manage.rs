@@ -116,7 +116,7 @@ fn errors_say_what_and_why() {
         assert_eq!(temp.content(), [7; 8192], "nothing has changed");
         for (offset, len) in [(0, 0), (u64::MAX, 1), (1 << 63, 1), (1, i64::MAX as u64)] {
             for error in [file.allocate(offset, len).unwrap_err(), file.discard(offset, len).unwrap_err()] {
-                let numbers = format!("{len} bytes at {offset} are no range");
+                let numbers = format!("invalid range of {len} bytes at {offset}");
                 says(error, ErrorKind::InvalidInput, &[&numbers, "at least one byte and end below 2^63"]);
             }
         }

@@ -109,7 +109,7 @@ impl Home {
         self.switching.set(false);
         match result {
             CoroutineResult::Yield(()) => own.state.set(state),
-            CoroutineResult::Return(()) => unreachable!("one that is traced goes on waiting"),
+            CoroutineResult::Return(()) => unreachable!("a traced coroutine keeps waiting"),
         }
         request.found.take()
     }

@@ -168,7 +168,7 @@ impl Model<'_> {
         match self.cos[index].state {
             State::Suspended if !self.cos[index].called => None,
             State::Suspended | State::Scheduled => {
-                Some(format!("cannot enter '{name}': it is scheduled to run already"))
+                Some(format!("cannot enter '{name}': already scheduled"))
             }
             State::Entered => Some(format!("recursive entry of '{name}': {}", self.chain())),
             State::Finished | State::Ended | State::Absent => {
