@@ -73,7 +73,7 @@ fn a_dump_tells_who_waits_for_what() {
                 "'reader' waits for descriptor ",
                 "'joiner' waits for the end of 'waiter'",
                 "created at runtime/tests/introspection.rs:",
-                "bottom halves: 1, of them 0 due and 0 idle",
+                "bottom halves: 1, 0 due, 0 idle",
                 "timers: 1 armed, next in 3599.",
             ],
         );
@@ -365,7 +365,7 @@ fn two_locks_in_opposite_order() {
     assert_says(
         &said,
         &[
-            "deadlock: nothing can wake these 2 coroutines any more",
+            "deadlock: nothing can wake these 2 coroutines;",
             "'left' waits for CoMutex",
             "held by 'right' since runtime/tests/introspection.rs:",
             "'right' waits for CoMutex",

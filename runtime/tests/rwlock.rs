@@ -304,7 +304,7 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
                 let line = line!() + 1;
                 let writing = lock.write();
                 for said in [panic_of(|| drop(lock.write())), panic_of(|| drop(lock.read()))] {
-                    assert!(said.starts_with("'greedy' locks a CoRwLock that it holds already"), "{said}");
+                    assert!(said.starts_with("'greedy' locks a CoRwLock that it already holds"), "{said}");
                     assert!(said.contains(&format!("{}:{line}", file!())), "{said}");
                 }
                 // It held the lock before; that is no reason to refuse it while others read.
