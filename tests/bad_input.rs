@@ -249,11 +249,11 @@ fn no_aio_requests_left_on_the_machine() {
         assert_says(&error.to_string(), &["no room for 32769 AIO requests", "fs.aio-max-nr", "use a smaller depth"]);
         assert_says(&error.to_string(), &["raise the limit as root: sysctl fs.aio-max-nr="]);
     }
-    assert_eq!(Runner::new().depth(32).run(|| 7).unwrap(), 7, "a smaller one is to be had");
+    assert_eq!(Runner::new().depth(32).run(|| 7).unwrap(), 7, "a smaller queue depth works");
     let one = !held.is_empty();
     drop(held);
     if one {
-        assert_eq!(Runner::new().depth(DEEPEST).run(|| 7).unwrap(), 7, "and the deepest again");
+        assert_eq!(Runner::new().depth(DEEPEST).run(|| 7).unwrap(), 7, "the largest depth works again");
     }
 }
 

@@ -101,7 +101,7 @@ fn every_size(direct: &str, block_sizes: &[&str]) {
                 let (stdout, stderr) = said(&output);
                 let unsupported = ["does not support direct I/O", "as direct I/O needs"];
                 if direct == "always" && unsupported.iter().any(|words| stderr.contains(words)) {
-                    eprintln!("skipped, the file system of {} can't: {stderr}", folder.0.display());
+                    eprintln!("skipped: the file system of {} does not support it: {stderr}", folder.0.display());
                     continue;
                 }
                 assert!(output.status.success(), "{command:?}: {stderr}");
@@ -161,7 +161,7 @@ fn holes_stay_holes() {
     file.sync_all().unwrap();
     let allocated = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
     if allocated(&src) > MIB {
-        eprintln!("skipped: the file system of {} makes no holes", folder.0.display());
+        eprintln!("skipped: the file system of {} does not support holes", folder.0.display());
         return;
     }
     for direct in ["auto", "never"] {
@@ -336,7 +336,7 @@ fn full_disk() {
     };
     match in_there("") {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return eprintln!("skipped, no mount namespace to be had: {}", said(&output).1),
+        Ok(output) => return eprintln!("skipped: cannot create a mount namespace: {}", said(&output).1),
         Err(error) => return eprintln!("skipped, no unshare: {error}"),
     }
     for direct in ["auto", "never"] {
@@ -383,7 +383,7 @@ fn source_shorter_than_it_says() {
     let src = Path::new("/sys/kernel/uevent_seqnum");
     match fs::metadata(src) {
         Ok(there) if there.len() > 100 => {}
-        _ => return eprintln!("skipped: no {} that says a length that it hasn't", src.display()),
+        _ => return eprintln!("skipped: no {} that reports a wrong length", src.display()),
     }
     for depth in ["1", "16"] {
         let mut command = copy(src, &folder.path("dst"));
@@ -412,7 +412,7 @@ fn stopped_by_a_signal() {
         }
         let mut child = command.spawn().unwrap();
         while !has_unnamed_file(child.id(), &folder) && !folder.names().iter().any(|name| name.ends_with(".part")) {
-            assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
+            assert!(child.try_wait().unwrap().is_none(), "the program ended before it created a file");
             std::thread::yield_now();
         }
         let kill = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
@@ -447,7 +447,7 @@ fn disks_in_images() {
     assert!(said.contains("3.00 MiB (1.00 MiB of zeroes) from qcow2 to qcow2"), "{said}");
     copied(copy(ours.as_ref(), back.as_ref()).args(["--from", "qcow2", "--block-size", "4k"]));
     assert!(fs::read(&back).unwrap() == fs::read(&raw).unwrap());
-    assert!(fs::metadata(&back).unwrap().blocks() * 512 < (5 << 20) / 2, "what is zeroes takes no room");
+    assert!(fs::metadata(&back).unwrap().blocks() * 512 < (5 << 20) / 2, "zeroes take no space");
     for (format, image) in [("qcow2", &packed), ("qcow2", &ours), ("raw", &back)] {
         let same = qemu_img(&["compare", "-q", "-f", "raw", "-F", format, raw_name, image]).unwrap();
         assert!(same.status.success(), "{image}: {same:?}");
@@ -514,7 +514,7 @@ fn killed_copy_leaves_nothing_behind() {
         let mut child =
             copy(&src, &folder.path("dst")).args(["--block-size", "1", "--direct", "never"]).spawn().unwrap();
         while !has_unnamed_file(child.id(), &folder) {
-            assert!(child.try_wait().unwrap().is_none(), "it ended before it made a file");
+            assert!(child.try_wait().unwrap().is_none(), "the program ended before it created a file");
             assert!(!folder.names().iter().any(|name| name.ends_with(".part")), "its file has a name");
             std::thread::yield_now();
         }

@@ -102,7 +102,7 @@ fn pending_and_in_flight_go_along() {
             assert_eq!(state(&engine), (2, 2));
             let detached = engine.detach().unwrap();
             assert!(context.source().is_none());
-            assert!(!context.poll(false), "nobody touches it in transit");
+            assert!(!context.poll(false), "a detached engine makes no progress");
             send.send(detached).unwrap();
             readers.into_iter().for_each(|reader| reader.join().unwrap());
         },

@@ -70,7 +70,7 @@ impl Folder {
             Says(words) => {
                 assert!(matches!(output.status.code(), Some(1 | 101)), "{what}: {}: {said}", output.status);
                 assert!(said.contains(words), "{what}: no {words:?} in: {said}");
-                assert!(copy.is_err(), "{what}: a copy in spite of the error");
+                assert!(copy.is_err(), "{what}: the copy succeeded in spite of the error");
             }
         }
         let _ = fs::remove_file(self.path("dst"));

@@ -89,7 +89,7 @@ fn json_says_all() {
     }
     let at = |key| count(&all["latency_ns"], key);
     assert!(0 < at("p50") && at("p50") <= at("p99") && at("p99") <= at("p99_9") && at("p99_9") <= at("max"));
-    assert!(all.get("raw").is_none() && all.get("ratio_cpu").is_none(), "there was no opponent");
+    assert!(all.get("raw").is_none() && all.get("ratio_cpu").is_none(), "no comparison was requested");
 }
 
 #[test]
@@ -146,9 +146,9 @@ fn versus_raw_does_the_same_work() {
             assert!(ratio.is_finite() && ratio > 0.0, "{ratio}");
             assert!((ratio / (median("ours") / median("raw")) - 1.0).abs() < 1e-6, "{ratio}");
         }
-        assert!(count(&all["latency_ns"], "p50") > 0, "from a round by itself");
+        assert!(count(&all["latency_ns"], "p50") > 0, "from a separate round");
     }
-    assert!(fs::read(&path).unwrap() == contents, "reads, on either side, have changed the file");
+    assert!(fs::read(&path).unwrap() == contents, "reads have changed the file");
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn what_makes_no_sense_is_refused() {
         let line = refused(arguments);
         assert!(line.contains(word), "{arguments:?}: {word:?} is missing: {line}");
     }
-    assert!(!Path::new(&missing).exists(), "a user's file is never made");
+    assert!(!Path::new(&missing).exists(), "a file named by the user is never created");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn a_short_read_is_an_error_that_says_where() {
     if has_odd_file() {
         for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
             let line = refused(&[&["--file", ODD_FILE, "--ops", "10"], more].concat());
-            assert!(line.contains("short read at offset 0"), "{line}");
+            assert!(line.contains("short read: ") && line.contains("at offset 0"), "{line}");
         }
     }
 }

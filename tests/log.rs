@@ -181,7 +181,7 @@ fn a_torn_tail_is_cut_off() {
     let mut hole = bytes.clone();
     hole[10 * 4096..11 * 4096].fill(0);
     fs::write(&torn, &hole).unwrap();
-    assert_eq!(contents(&torn).0, 10, "what comes behind a hole was never acknowledged");
+    assert_eq!(contents(&torn).0, 10, "records after a hole were never acknowledged");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_log_that_was_killed_has_all_that_it_acknowledged() {
         child.wait().unwrap();
         let (records, _, labels) = contents(&path);
         let lost: Vec<_> = acknowledged.difference(&labels).collect();
-        assert!(lost.is_empty(), "acknowledged, and lost: {lost:?}");
+        assert!(lost.is_empty(), "acknowledged but lost: {lost:?}");
         assert!(records >= 500);
     }
     let text = good(&["--file", &path, "--writers", "2", "--records", "1"]);
@@ -233,7 +233,7 @@ fn a_full_disk() {
         Ok(output) if output.status.code() != Some(99) && Path::new(&folder.path("status")).exists() => {
             panic!("{}", String::from_utf8_lossy(&output.stderr))
         }
-        _ => return skipped("no mount namespace to be had"),
+        _ => return skipped("cannot create a mount namespace"),
     }
     let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
     let lines = |name: &str| read(name).lines().map(String::from).collect::<HashSet<_>>();
@@ -270,7 +270,7 @@ fn what_makes_no_sense_is_refused() {
     // unchanged
     let folder = Folder::new("refused");
     let (missing, foreign) = (folder.path("missing"), folder.path("foreign"));
-    fs::write(&foreign, "somebody's letter").unwrap();
+    fs::write(&foreign, "a foreign file").unwrap();
     // Like a disk image, which may begin with zeroes: a few, or more than one read returns.
     let image = folder.path("image");
     fs::write(&image, [&[0; 3 << 20][..], b"data"].concat()).unwrap();
@@ -288,11 +288,11 @@ fn what_makes_no_sense_is_refused() {
     ] {
         let line = refused(arguments);
         assert!(line.contains(word), "{arguments:?}: {line}");
-        assert!(line.matches(&folder.path("")).count() <= 1, "the path is there twice: {line}");
+        assert!(line.matches(&folder.path("")).count() <= 1, "the path is printed twice: {line}");
     }
     assert!(!Path::new(&missing).exists());
     assert!(fs::read(&image).unwrap().ends_with(b"data"));
-    assert_eq!(fs::read_to_string(&foreign).unwrap(), "somebody's letter");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "a foreign file");
     // A file that is a valid log, with a record that this program did not write.
     let path = folder.path("log");
     good(&["--file", &path, "--records", "1", "--writers", "1"]);

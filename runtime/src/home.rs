@@ -374,7 +374,7 @@ impl Home {
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
-            assert_eq!(self.own(block).state.get(), State::Scheduled, "what is on a list is scheduled");
+            assert_eq!(self.own(block).state.get(), State::Scheduled, "a coroutine on a run list is scheduled");
             progress = true;
             self.enter(block);
         }

@@ -166,7 +166,7 @@ fn no_backtrace_where_there_is_none() {
 }
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn with_little_stack_left() {
     // C13: a backtrace needs only stack that the coroutine has left; with too little left it is
     // refused

@@ -67,7 +67,7 @@ fn timers_fire_at_their_time() {
         for _ in 0..100 {
             assert!(!ctx.poll(false));
         }
-        assert_eq!(clock.elapsed(), Duration::ZERO, "who does not block lets no time pass");
+        assert_eq!(clock.elapsed(), Duration::ZERO, "no time passes without blocking");
         while timers[3].deadline().is_some() {
             ctx.poll(true);
         }

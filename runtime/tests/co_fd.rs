@@ -157,7 +157,7 @@ fn writers_wait_for_room() {
             spawn(move || (&*ours).write_all(&vec![byte; EACH]).unwrap())
         });
         while ctx.poll(false) {}
-        assert!(!writers[0].is_finished() && !writers[1].is_finished(), "no socket takes so much");
+        assert!(!writers[0].is_finished() && !writers[1].is_finished(), "no socket buffer is that large");
         let reader = thread::spawn(move || {
             let mut sums = [0; 3];
             let mut room = vec![0; 65536];

@@ -29,7 +29,7 @@ fn poll_says_whether_anything_progressed() {
         assert!(!ctx.poll(false));
         let task = spawn(yield_now);
         assert!(ctx.poll(false));
-        assert!(!task.is_finished(), "what becomes ready in a round waits for the next");
+        assert!(!task.is_finished(), "a coroutine that becomes ready in an iteration runs in the next");
         assert!(ctx.poll(false));
         assert!(task.is_finished());
         assert!(!ctx.poll(false));

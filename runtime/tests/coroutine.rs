@@ -133,7 +133,7 @@ fn is_entered_also_beneath_others() {
             }
         });
         inner.set(Some(Coroutine::new(move || {
-            assert!(outer.is_entered(), "it is beneath the one that it entered");
+            assert!(outer.is_entered(), "the outer coroutine stays entered");
             assert_ne!(Coroutine::current(), Some(outer));
         })));
         assert!(!outer.is_entered(), "before the first enter");

@@ -240,7 +240,10 @@ fn a_child_that_returns_leaks_what_is_left() {
     };
     assert_success(&run);
     let said = String::from_utf8_lossy(&run.stderr);
-    assert!(said.contains("returned from its parent's context, leaking its copies of 1 coroutines; call exec or _exit"), "{said}");
+    assert!(
+        said.contains("returned from its parent's context, leaking its copies of 1 coroutines; call exec or _exit"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -354,7 +354,7 @@ fn the_last_waker_counts() {
         assert!(poll_with(&mut detached, &wakers[0]).is_pending());
         drop(detached);
         ctx.poll(false);
-        assert_eq!(log.take(), "", "nobody waits for it");
+        assert_eq!(log.take(), "", "the coroutine has no waiter");
     });
     drop(wakers);
     assert_eq!(called.map(|called| Arc::strong_count(&called)), [1, 1], "none is kept");

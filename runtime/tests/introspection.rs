@@ -162,7 +162,7 @@ impl Hung {
     fn until(&mut self, word: &str) -> String {
         let mut text = String::new();
         while !text.lines().last().is_some_and(|line| line.contains(word)) {
-            assert_ne!(self.stderr.read_line(&mut text).unwrap(), 0, "it ended without `{word}`:\n{text}");
+            assert_ne!(self.stderr.read_line(&mut text).unwrap(), 0, "the child ended without `{word}`:\n{text}");
         }
         text
     }

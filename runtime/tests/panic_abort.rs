@@ -18,7 +18,7 @@ fn left_over() -> Output {
     }
     let built = cargo.status().expect("cargo runs this test, and so can run");
     assert!(built.success(), "the example is not built");
-    Command::new(target.join("debug/examples/left_over")).output().expect("what was built runs")
+    Command::new(target.join("debug/examples/left_over")).output().expect("the built example runs")
 }
 
 #[test]

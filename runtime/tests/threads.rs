@@ -53,7 +53,7 @@ fn spawned_from_anywhere() {
 
     let payload = left.context().spawn(|| -> u8 { panic!("told") }).join().unwrap_err();
     assert_eq!(text(&*payload), "told");
-    assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop goes on");
+    assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop keeps running");
     // A large result, and one that is dropped by its last owner.
     assert_eq!(left.context().spawn(|| vec![7; 100_000]).join().unwrap().len(), 100_000);
     let shared = Arc::new(());
@@ -315,7 +315,7 @@ fn five_loops_on_one_co_mutex() {
             threads[n % threads.len()].context().spawn(move || {
                 for turn in 0..turns {
                     let mut guard = mutex.lock();
-                    assert!(!mem::replace(&mut guard.1, true), "somebody else has it");
+                    assert!(!mem::replace(&mut guard.1, true), "another thread holds the lock");
                     if turn % 16 == 0 {
                         yield_now();
                     }

@@ -128,7 +128,7 @@ fn without_both(test: &str, aio: i32, uring: (libc::c_long, i32), words: [&str; 
     assert_chosen(&choice(), KernelChoice::Threads, &why);
     for (kernel, words) in why {
         let named = Runner::new().kernel(kernel).run(|| ()).unwrap_err();
-        assert!(named.to_string().contains(words), "asked for by name, it is an error: {named}");
+        assert!(named.to_string().contains(words), "requested by name, a refusal is an error: {named}");
     }
 }
 
@@ -207,7 +207,7 @@ fn by_name() {
         }
     }
     assert!(chosen_kernel().is_none(), "outside a context");
-    assert_eq!(DEFAULT_DEPTH, 64, "below the queues of what is common");
+    assert_eq!(DEFAULT_DEPTH, 64, "below the queue sizes of common devices");
 }
 
 #[test]

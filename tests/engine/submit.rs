@@ -27,7 +27,7 @@ fn a_second_engine_is_refused() {
         assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
         assert!(error.to_string().contains("the context already has one; share that one"), "{error}");
         let task = join(spawn_at(first, &[0]));
-        assert_eq!(task, [Ok(0)], "the first one is none the worse for it");
+        assert_eq!(task, [Ok(0)], "the first engine still works");
     });
     with_engine(4, |_, _, engine| assert_eq!(join(spawn_at(engine, &[0])), [Ok(0)], "the next context has its own"));
 }
@@ -41,7 +41,7 @@ fn a_depth_that_cannot_be_is_refused() {
             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
             assert_eq!(error.to_string(), format!("invalid queue depth {depth}: must be 1 to 8"));
         }
-        assert!(Engine::<Watched>::attach(Watched::new(8), 8).is_ok(), "a refused engine takes nobody's place");
+        assert!(Engine::<Watched>::attach(Watched::new(8), 8).is_ok(), "a refused engine does not occupy the context");
     });
 }
 

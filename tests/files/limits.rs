@@ -87,7 +87,7 @@ fn the_file_size_limit() {
             assert_eq!(error.kind(), ErrorKind::FileTooLarge);
             let message = error.to_string();
             assert!(message.contains("file-size limit (ulimit -f)"), "{message}");
-            assert_eq!(file.len().unwrap(), 1 << 20, "what fits went in");
+            assert_eq!(file.len().unwrap(), 1 << 20, "the part that fits was written");
             file.write_at(&data[..4096], 0).unwrap();
         });
     }

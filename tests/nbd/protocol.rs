@@ -228,7 +228,7 @@ fn what_cannot_be_is_refused_at_the_start() {
     let server = Server::start(&folder, &[image]);
     assert_eq!(Client::plain(&server, "").size, 1 << 20);
     server.stop();
-    assert!(!folder.path("s").exists(), "it takes its socket with it");
+    assert!(!folder.path("s").exists(), "the server removes its socket");
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn an_image_in_use_is_refused() {
     let said = failing(&["--listen", "127.0.0.1:0", image]);
     assert!(said.contains("open for writing") && said.contains("--no-lock"), "{said}");
     let info = std::process::Command::new("qemu-img").args(["info", image]).output();
-    assert!(info.is_err() || !info.unwrap().status.success(), "it reads what is being written");
+    assert!(info.is_err() || !info.unwrap().status.success(), "a reader opened an image that is being written");
     Server::start(&folder, &["--listen", "127.0.0.1:0", "--no-lock", "--read-only", image]).stop();
     server.stop();
     // Readers do not exclude each other.

@@ -122,7 +122,10 @@ fn overtaken_if_asked() {
 fn what_is_no_tape_is_refused() {
     // E14: an invalid tape is rejected with an example of a valid one.
     let error = Simulation::new().tape("1,zwei").unwrap_err();
-    assert!(error.to_string().contains(r#"invalid choice "zwei" on a tape: must be numbers such as 0*3,1,0,2"#), "{error}");
+    assert!(
+        error.to_string().contains(r#"invalid choice "zwei" on a tape: must be numbers such as 0*3,1,0,2"#),
+        "{error}"
+    );
 }
 
 #[test]

@@ -234,7 +234,10 @@ fn images_on_top_of_no_image() {
             let backing = Some((name.to_owned(), Format::Raw));
             Qcow2::create(folder.path("image"), &CreateOptions { backing, ..CreateOptions::new(4096) }).unwrap();
             let error = open(folder.path("image"), &for_writing()).err().expect(name);
-            assert!(error.to_string().contains(&format!("{name}: is neither a regular file nor a block device")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("{name}: is neither a regular file nor a block device")),
+                "{error}"
+            );
             std::fs::remove_file(folder.path("image")).unwrap();
         }
     });

@@ -43,7 +43,7 @@ fn assert_extents(image: &dyn Image, reference: &[u8], what: &str) {
         assert!(extent.len > 0 && extent.len <= image.len() - offset, "{what}: {extent:?} at {offset}");
         let bytes = &reference[offset as usize..(offset + extent.len) as usize];
         assert!(!extent.zero || bytes.iter().all(|&byte| byte == 0), "{what}: {extent:?} at {offset} is not zero");
-        assert!(extent.zero || extent.allocated, "{what}: {extent:?} at {offset}: where are its bytes?");
+        assert!(extent.zero || extent.allocated, "{what}: {extent:?} at {offset} has no location");
         offset += extent.len;
     }
 }
