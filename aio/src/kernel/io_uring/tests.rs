@@ -242,7 +242,7 @@ fn depth_has_limits() {
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = IoUring::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("1..=32768"), "{error}");
+        assert!(error.to_string().contains("must be 1 to 32768"), "{error}");
     }
     for depth in [1, 33, MAX_DEPTH] {
         if let Some(kernel) = ring(depth) {
