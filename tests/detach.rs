@@ -103,7 +103,7 @@ fn pending_and_in_flight_go_along() {
             assert_eq!(state(&engine), (2, 2));
             let detached = engine.detach().unwrap();
             assert!(context.source().is_none());
-            assert!(!context.poll(false), "nobody touches it in transit");
+            assert!(!context.poll(false), "a detached engine makes no progress");
             send.send(detached).unwrap();
             readers.into_iter().for_each(|reader| reader.join().unwrap());
         },
@@ -373,7 +373,7 @@ fn one_engine_each() {
         let engine = Engine::<_>::attach(kernel.clone(), 2).unwrap();
         let detached = engine.detach().unwrap();
         let error = engine.detach().unwrap_err();
-        assert!(error.to_string().contains("not with this thread's context"), "{error}");
+        assert!(error.to_string().contains("not attached to this thread's context"), "{error}");
         let gone = spawn(move || read(&engine, 0, &mut [0; BLOCK], 0).unwrap_err());
         assert_eq!(gone.join().unwrap().raw_os_error(), Some(libc::ENOTCONN));
         let second = Engine::<_>::attach(kernel.clone(), 2).unwrap();
@@ -550,7 +550,7 @@ fn a_device_goes_to_another_thread() {
                 Err(error) => assert!(error.to_string().contains("engine detached"), "{error}"),
             }
             let error = stays.read_at(&mut [0; BLOCK], 0).unwrap_err().to_string();
-            assert!(error.contains("has had its engine detached") && error.contains("File::detach"), "{error}");
+            assert!(error.contains("has its engine detached") && error.contains("File::detach"), "{error}");
         });
         if let Err(error) = ran {
             skipped(error);

@@ -70,7 +70,7 @@ impl Folder {
             Says(words) => {
                 assert!(matches!(output.status.code(), Some(1 | 101)), "{what}: {}: {said}", output.status);
                 assert!(said.contains(words), "{what}: no {words:?} in: {said}");
-                assert!(copy.is_err(), "{what}: a copy in spite of the error");
+                assert!(copy.is_err(), "{what}: the copy succeeded in spite of the error");
             }
         }
         let _ = fs::remove_file(self.path("dst"));
@@ -144,7 +144,7 @@ fn native_aio() {
             ("io_getevents:error=EINTR:when=1+2", Whole),
             ("io_getevents:retval=0:when=1+2", Whole),
             ("io_getevents:delay_enter=1000", Whole),
-            ("io_getevents:error=EINVAL:when=3", Says("the loop cannot sleep: Invalid argument")),
+            ("io_getevents:error=EINVAL:when=3", Says("cannot put the loop to sleep: Invalid argument")),
             ("io_setup:error=EAGAIN", Says("raise the limit as root: sysctl fs.aio-max-nr=")),
         ],
     );
@@ -170,7 +170,7 @@ fn io_uring() {
             ("io_uring_enter:delay_exit=1000", Whole),
             ("io_uring_enter:error=EBADF:when=3", Says("Bad file descriptor")),
             ("io_uring_enter:error=ENOMEM:when=2", Says("Cannot allocate memory")),
-            ("io_uring_setup:error=EPERM", Says("io_uring is forbidden here, likely by a seccomp filter")),
+            ("io_uring_setup:error=EPERM", Says("io_uring is forbidden, likely by a seccomp filter")),
         ],
     );
 }
@@ -187,7 +187,7 @@ fn threads() {
             ("pread64:delay_enter=1000", Whole),
             ("pwrite64:delay_exit=1000", Whole),
             ("ppoll:error=EINTR:when=1+2", Whole),
-            ("pread64:error=EIO:when=9", Says("the device failed: see the kernel's log")),
+            ("pread64:error=EIO:when=9", Says("the device failed: see the kernel log")),
             ("pwrite64:error=ENOSPC:when=3", Says("the file system is full")),
         ],
     );

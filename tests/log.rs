@@ -157,7 +157,7 @@ fn a_torn_tail_is_cut_off() {
         assert!(found.is_subset(&labels));
         assert!(fs::read(&torn).unwrap() == damaged, "{what}: to verify changes nothing");
         let text = good(&["--file", &torn, "--writers", "3", "--records", "2", "--payload", "40"]);
-        assert_eq!(text.contains("was cut off"), is_torn, "{what}: {text}");
+        assert_eq!(text.contains("torn tail truncated"), is_torn, "{what}: {text}");
         let (records, found_torn, now) = contents(&torn);
         assert_eq!((records, found_torn), (kept + 6, false), "{what}");
         assert!(found.is_subset(&now), "{what}");
@@ -181,7 +181,7 @@ fn a_torn_tail_is_cut_off() {
     let mut hole = bytes.clone();
     hole[10 * 4096..11 * 4096].fill(0);
     fs::write(&torn, &hole).unwrap();
-    assert_eq!(contents(&torn).0, 10, "what comes behind a hole was never acknowledged");
+    assert_eq!(contents(&torn).0, 10, "records after a hole were never acknowledged");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_log_that_was_killed_has_all_that_it_acknowledged() {
         child.wait().unwrap();
         let (records, _, labels) = contents(&path);
         let lost: Vec<_> = acknowledged.difference(&labels).collect();
-        assert!(lost.is_empty(), "acknowledged, and lost: {lost:?}");
+        assert!(lost.is_empty(), "acknowledged but lost: {lost:?}");
         assert!(records >= 500);
     }
     let text = good(&["--file", &path, "--writers", "2", "--records", "1"]);
@@ -233,7 +233,7 @@ fn a_full_disk() {
         Ok(output) if output.status.code() != Some(99) && Path::new(&folder.path("status")).exists() => {
             panic!("{}", String::from_utf8_lossy(&output.stderr))
         }
-        _ => return skipped("no mount namespace to be had"),
+        _ => return skipped("cannot create a mount namespace"),
     }
     let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
     let lines = |name: &str| read(name).lines().map(String::from).collect::<HashSet<_>>();
@@ -270,7 +270,7 @@ fn what_makes_no_sense_is_refused() {
     // unchanged
     let folder = Folder::new("refused");
     let (missing, foreign) = (folder.path("missing"), folder.path("foreign"));
-    fs::write(&foreign, "somebody's letter").unwrap();
+    fs::write(&foreign, "a foreign file").unwrap();
     // Like a disk image, which may begin with zeroes: a few, or more than one read returns.
     let image = folder.path("image");
     fs::write(&image, [&[0; 3 << 20][..], b"data"].concat()).unwrap();
@@ -280,19 +280,19 @@ fn what_makes_no_sense_is_refused() {
         (&["--payload", "1000000"], "--payload 1000000"),
         (&["--seconds", "0"], "--seconds 0"),
         (&["--file", &missing, "--verify"], "missing"),
-        (&["--file", &foreign, "--records", "1"], "is no log"),
-        (&["--file", &foreign, "--records", "1", "--versus", "threads"], "is no log"),
-        (&["--file", &foreign, "--verify"], "is no log"),
-        (&["--file", &image, "--records", "1"], "is no log"),
-        (&["--file", &image, "--verify"], "is no log"),
+        (&["--file", &foreign, "--records", "1"], "is not a log"),
+        (&["--file", &foreign, "--records", "1", "--versus", "threads"], "is not a log"),
+        (&["--file", &foreign, "--verify"], "is not a log"),
+        (&["--file", &image, "--records", "1"], "is not a log"),
+        (&["--file", &image, "--verify"], "is not a log"),
     ] {
         let line = refused(arguments);
         assert!(line.contains(word), "{arguments:?}: {line}");
-        assert!(line.matches(&folder.path("")).count() <= 1, "the path is there twice: {line}");
+        assert!(line.matches(&folder.path("")).count() <= 1, "the path is printed twice: {line}");
     }
     assert!(!Path::new(&missing).exists());
     assert!(fs::read(&image).unwrap().ends_with(b"data"));
-    assert_eq!(fs::read_to_string(&foreign).unwrap(), "somebody's letter");
+    assert_eq!(fs::read_to_string(&foreign).unwrap(), "a foreign file");
     // A file that is a valid log, with a record that this program did not write.
     let path = folder.path("log");
     good(&["--file", &path, "--records", "1", "--writers", "1"]);
@@ -303,7 +303,7 @@ fn what_makes_no_sense_is_refused() {
     let checksum = crc32fast::hash(&record[4..]);
     record[..4].copy_from_slice(&checksum.to_le_bytes());
     file.write_all_at(&record, 0).unwrap();
-    assert!(refused(&["--file", &path, "--verify"]).contains("none of this program's"));
+    assert!(refused(&["--file", &path, "--verify"]).contains("no writer of this program"));
     for arguments in [&["--list"][..], &["--verify"], &["--rounds", "2"], &["--records", "1", "--seconds", "1"]] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
@@ -323,7 +323,7 @@ fn second_writer_is_refused() {
         [&["--file", &path, "--records", "1"][..], &["--file", &path, "--records", "1", "--versus", "threads"]]
     {
         let line = refused(second);
-        assert!(line.contains("another writer has this log open") && line.contains("give another file"), "{line}");
+        assert!(line.contains("another writer has this log open") && line.contains("choose another file"), "{line}");
     }
     contents(&path);
     first.kill().unwrap();

@@ -142,9 +142,9 @@ fn also_where_it_does_not_nest_and_where_it_has_not_ended() {
     Runner::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     let what = recording.check().unwrap_err().to_string();
-    assert!(what.contains("[Span(Submit), Span(Reap)] in it are not"), "{what}");
+    assert!(what.contains("before [Span(Submit), Span(Reap)] inside it"), "{what}");
     let events = look_at(&recording.perfetto());
-    assert!(events.iter().any(|event| event["name"].as_str().unwrap().contains("in it are not")));
+    assert!(events.iter().any(|event| event["name"].as_str().unwrap().contains("inside it")));
     assert!(!data(&recording.html())["violations"].as_array().unwrap().is_empty());
 }
 

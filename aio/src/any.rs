@@ -69,7 +69,7 @@ impl KernelChoice {
             Some(text) if !text.is_empty() => text.to_string_lossy().parse().map_err(|error: io::Error| {
                 io::Error::new(
                     error.kind(),
-                    format!("the environment has {VARIABLE}, and {error}; set one of these, or unset it"),
+                    format!("invalid environment variable {VARIABLE}: {error}; set one of these, or unset it"),
                 )
             }),
             _ => Ok(KernelChoice::Auto),
@@ -194,7 +194,8 @@ impl AnyEngine {
 
     /// Returns the engine of this thread's context; creates one if there is none.
     pub(crate) fn of_this_context() -> io::Result<AnyEngine> {
-        let context = AioContext::current().expect("files belong to a context; open them inside `run(|| ..)`");
+        let context =
+            AioContext::current().expect("opening a file outside a context: wrap the program in `run(|| ..)`");
         let Some(source) = context.source() else {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
@@ -204,7 +205,7 @@ impl AnyEngine {
             .or_else(|source| named::<Engine<Threads>>(source, Some(KernelChoice::Threads)))
             .or_else(|source| named::<Simulated>(source, None))
             .map_err(|_| {
-                let why = "this context's I/O engine is not one that files can use";
+                let why = "this context's I/O engine does not support files";
                 io::Error::new(io::ErrorKind::Unsupported, why)
             })
     }

@@ -65,8 +65,8 @@ impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(name(self.kernel))?;
         match self.kernel {
-            _ if !self.auto => f.write_str(", as asked for")?,
-            KernelChoice::Aio => f.write_str(", and threads for what would block it")?,
+            _ if !self.auto => f.write_str(", as requested")?,
+            KernelChoice::Aio => f.write_str(", with threads for requests that would block it")?,
             _ => {}
         }
         let mut mark = ": ";
@@ -108,7 +108,8 @@ fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn So
 impl Auto {
     /// Attaches the engines to this thread's context.
     pub(crate) fn attach(depth: u32) -> io::Result<()> {
-        let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
+        let context =
+            AioContext::current().expect("attaching an engine outside a context: call it inside `run(|| ..)`");
         let (main, chosen) = first_allowed(depth)?;
         let auto = Auto {
             main,
@@ -197,8 +198,8 @@ fn first_allowed(depth: u32) -> io::Result<(Arc<dyn Source>, Chosen)> {
         }
     }
     let all: Vec<_> = refused.iter().map(|(kernel, error)| format!("{}: {error}", name(*kernel))).collect();
-    let (_, last) = refused.pop().expect("one of them was tried last");
-    Err(explained(last.kind(), format!("no way to do I/O: {}", all.join("; ")), last))
+    let (_, last) = refused.pop().expect("at least one backend was tried");
+    Err(explained(last.kind(), format!("no I/O backend available: {}", all.join("; ")), last))
 }
 
 impl Source for Auto {

@@ -190,7 +190,7 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
         }
         match mem::replace(&mut *self.wait_in_place(), Stage::Over) {
             Stage::Done(result) => Found::Result(result),
-            Stage::Queued(_) | Stage::Running | Stage::Over => unreachable!("it was waited for, and is taken once"),
+            Stage::Queued(_) | Stage::Running | Stage::Over => unreachable!("a finished call has a result, taken once"),
         }
     }
 

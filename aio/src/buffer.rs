@@ -44,7 +44,7 @@ impl AlignedBuf {
     /// If `align` is not a power of two, or `len` exceeds `isize::MAX`.
     pub fn new(len: usize, align: usize) -> AlignedBuf {
         let layout = Layout::from_size_align(len, align).unwrap_or_else(|_| {
-            panic!("a buffer of {len} bytes aligned to {align} cannot be: align must be a power of two")
+            panic!("invalid buffer of {len} bytes aligned to {align}: align must be a power of two")
         });
         let allocated = match Layout::from_size_align(len.saturating_add(align), 1) {
             Ok(loose) if len >= LARGE => loose,

@@ -35,7 +35,7 @@ use crate::request::Slot;
 ///
 /// Dropping it instead of attaching it blocks the thread until all its requests are done, because
 /// the kernel still uses their memory.
-#[must_use = "dropping it blocks the thread until its requests are done"]
+#[must_use = "dropping it blocks the thread until its requests have completed"]
 pub struct Detached<K: Kernel, P: Policy = Current> {
     /// `None` once attached.
     engine: Option<Arc<Engine<K, P>>>,
@@ -73,14 +73,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let Some(context) = self.context.get().filter(|context| context.is_home()) else {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
-                "the engine is not with this thread's context; detach it on the thread that it was attached on last",
+                "cannot detach the engine: it is not attached to this thread's context; detach it on the thread where \
+                 it was last attached",
             ));
         };
         if self.context.is_busy() {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
-                "a completion of the engine is being handled below, and whoever it woke polls; detach it from where \
-                 no poll is nested",
+                "cannot detach the engine: the caller runs in a nested poll inside one of its completions; detach it \
+                 outside the nested poll",
             ));
         }
         let held = self.context.acquire();
@@ -176,8 +177,9 @@ impl<K: Kernel, P: Policy> Detached<K, P> {
     /// Never enters or yields. If a stack waiting for one of the engine's requests is being
     /// unwound, this blocks the thread until a request is done.
     pub fn attach(mut self) -> Result<Arc<Engine<K, P>>, Refused<Self>> {
-        let context = AioContext::current().expect("an engine belongs to a context; attach it inside `run(|| ..)`");
-        let engine = self.engine.take().expect("it is attached once");
+        let context =
+            AioContext::current().expect("attaching an engine outside a context: attach it inside `run(|| ..)`");
+        let engine = self.engine.take().expect("a detached engine is attached once");
         let held = engine.context.acquire();
         if let Err(error) = context.attach(Arc::clone(&engine) as Arc<dyn Source>) {
             drop(held);
@@ -223,14 +225,15 @@ impl<K: Kernel, P: Policy> fmt::Debug for Detached<K, P> {
 ///
 /// May yield.
 pub fn detach() -> io::Result<DetachedEngine> {
-    let context = AioContext::current().expect("an engine belongs to a context; detach it inside `run(|| ..)`");
+    let context = AioContext::current().expect("detaching an engine outside a context: detach it inside `run(|| ..)`");
     if context.source().is_none() {
-        let why = "this context has no I/O engine: it gets one with its first file, or by Runner::run";
+        let why = "cannot detach the engine: this context has none; it gets one with its first file, or from \
+             Runner::run";
         return Err(io::Error::new(io::ErrorKind::NotFound, why));
     }
     if Auto::of_this_context().is_some() {
-        let why = "under KernelChoice::Auto a context has engines of its own, which stay; name one by Runner::kernel, or detach files \
-                   alone, by File::detach";
+        let why = "cannot detach the engines of KernelChoice::Auto; choose a backend with Runner::kernel, or detach \
+             single files with File::detach";
         return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
     AnyEngine::of_this_context()?.detach().map(DetachedEngine)
@@ -239,7 +242,7 @@ pub fn detach() -> io::Result<DetachedEngine> {
 /// A context's engine in transit to another context, with its backend's type erased. Dropping it
 /// instead of attaching it blocks the thread until all its requests are done, because the kernel
 /// still uses their memory.
-#[must_use = "dropping it blocks the thread until its requests are done"]
+#[must_use = "dropping it blocks the thread until its requests have completed"]
 pub struct DetachedEngine(pub(crate) Box<dyn Carried>);
 
 /// A type-erased [`Detached`].

@@ -144,7 +144,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Outside a context.
     pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
         let engine = Engine::new(kernel, depth, true)?;
-        let context = engine.context.get().expect("it is new, and with the context that it was made for");
+        let context = engine.context.get().expect("a new engine is attached to its context");
         context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
         Ok(engine)
     }
@@ -152,11 +152,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Creates an engine for another [`Source`] to drive, without attaching it. It is traced only
     /// if `told`: the event log holds one engine per context.
     pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
-        let context = AioContext::current().expect("an engine belongs to a context; call it inside `run(|| ..)`");
+        let context = AioContext::current().expect("creating an engine outside a context: call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("a queue depth of {depth} cannot be; choose 1 to {}", kernel.capacity()),
+                format!("invalid queue depth {depth}: must be 1 to {}", kernel.capacity()),
             ));
         }
         Ok(Arc::new(Engine {
@@ -228,7 +228,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     // Dropped before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
                 }
-                abort(&format!("a request is lost, neither pending nor in flight ({})", self.state()));
+                abort(&format!("a request is neither pending nor in flight: it is lost ({})", self.state()));
             }
             // Otherwise submit failed with EAGAIN, and nothing in flight would end a sleep: retry
             // (rule E2).
@@ -287,7 +287,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if is_there() {
             return Ok(());
         }
-        let why = "cannot drain a detached engine: no context completes its requests; attach it first";
+        let why = "cannot drain a detached engine: no context reaps its requests; attach it first";
         Err(io::Error::new(io::ErrorKind::NotConnected, why))
     }
 
@@ -322,7 +322,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Formats the engine's state for an error report.
     pub(crate) fn state(&self) -> String {
         format!(
-            "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests taken, {} completed",
+            "in_flight {}, depth {}, plug depth {}, blocked {}, {} requests submitted, {} completed",
             self.in_flight.load(Ordering::Relaxed),
             self.depth,
             self.plug_depth.load(Ordering::Relaxed),

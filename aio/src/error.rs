@@ -35,31 +35,31 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
     let Alignment { memory, offset: block } = alignment;
     let why = match errno {
         libc::EINVAL if block > 1 => format!(
-            "; the file is open for direct I/O, which takes offsets and lengths in multiples of {block} bytes and \
-             memory in multiples of {memory} (this buffer is at {addr:#x}); use AlignedBuf, or Direct::Never"
+            "; direct I/O needs offsets and lengths in multiples of {block} bytes and memory aligned to {memory} (this \
+             buffer is at {addr:#x}); use AlignedBuf, or Direct::Never"
         ),
-        libc::EINVAL if offset > i64::MAX as u64 => "; the offset is beyond what a file can have".into(),
-        libc::EINVAL => "; the file does not do this kind of I/O: is it a regular file or a block device?".into(),
+        libc::EINVAL if offset > i64::MAX as u64 => "; the offset exceeds the largest file size, 2^63 - 1".into(),
+        libc::EINVAL => "; the file does not support this kind of I/O: is it a regular file or a block device?".into(),
         libc::EBADF => format!(
-            "; descriptor {fd} was closed by somebody else, or is not open for this: open the file with \
+            "; descriptor {fd} was closed by other code, or is not open for this: open the file with \
              File::options().read(true).write(true)"
         ),
-        libc::EFAULT => "; the buffer is not memory of this process".into(),
-        libc::ENOSPC => "; the file system is full: free some space, and write the rest again".into(),
-        libc::EDQUOT => "; the disk quota is used up".into(),
+        libc::EFAULT => "; the buffer is outside the memory of this process".into(),
+        libc::ENOSPC => "; the file system is full: free some space, then write the rest again".into(),
+        libc::EDQUOT => "; the disk quota is exhausted: free some space, or raise the quota".into(),
         libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's".into(),
-        libc::EIO => "; the device failed: see the kernel's log".into(),
+        libc::EIO => "; the device failed: see the kernel log".into(),
         libc::ENOTCONN => ELSEWHERE.into(),
         libc::EOPNOTSUPP => "; the file system does not support this".into(),
-        libc::EAGAIN => "; the file system has refused it again and again: try later".into(),
+        libc::EAGAIN => "; the file system refused it repeatedly: retry later".into(),
         _ => String::new(),
     };
     failed(cause, what, why)
 }
 
 /// Likely cause and remedy of `ENOTCONN`.
-pub(crate) const ELSEWHERE: &str = "; the file belongs to a context that has ended, is another thread's, or has had its \
-     engine detached: open it in the one that uses it, or take it there by File::detach";
+pub(crate) const ELSEWHERE: &str = "; the file belongs to a context that has ended, runs on another thread, or has its \
+     engine detached: open the file in the context that uses it, or move it there with File::detach";
 
 /// Error: `path` could not be opened.
 pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error {

@@ -146,8 +146,8 @@ impl File {
         if kind.is_fifo() || kind.is_socket() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a pipe or socket has no offsets, and native AIO on it blocks the thread; this is for files and block \
-                 devices",
+                "cannot do file I/O on a pipe or socket: it has no offsets, and native AIO on it would block; use a \
+                 regular file or block device",
             ));
         }
         let fd = OwnedFd::from(file);
@@ -237,7 +237,7 @@ impl File {
         }
         Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            format!("unexpected end of file: of {} bytes at {offset} there were {read}", buf.len()),
+            format!("unexpected end of file: read {read} of {} bytes at offset {offset}", buf.len()),
         ))
     }
 

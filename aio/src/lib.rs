@@ -226,7 +226,7 @@ pub fn stats() -> Stats {
 /// ```
 /// use coralio_aio::{Runner, chosen_kernel};
 ///
-/// // "native AIO, and threads for what would block it", or "io_uring: native AIO was refused: ..."
+/// // "native AIO, with threads for requests that would block it", or "io_uring: native AIO was refused: ..."
 /// Runner::new().run(|| println!("{}", chosen_kernel().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```

@@ -203,5 +203,5 @@ impl<K: Kernel, P: Policy> Performs for Engine<K, P> {
 
 #[cold]
 fn outside_a_coroutine() -> ! {
-    panic!("I/O outside a coroutine: there is nothing to suspend; call it inside `run(|| ..)` or `spawn`")
+    panic!("I/O outside a coroutine: only a coroutine can wait for it; call it inside `run(|| ..)` or `spawn`")
 }

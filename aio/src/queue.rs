@@ -85,7 +85,7 @@ impl<E> Pending<E> {
     ) -> io::Result<usize> {
         let line = self.line(lock);
         let taken = submit(&mut line.entries[line.start..line.start + most])?;
-        assert!(taken <= most, "the kernel took {taken} of {most} requests");
+        assert!(taken <= most, "the kernel accepted {taken} of {most} requests");
         line.take_off(taken);
         Ok(taken)
     }
@@ -309,7 +309,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 ///
 /// A plug is a performance hint: before the loop sleeps, and every sixteenth iteration, it submits
 /// plugged requests too.
-#[must_use = "requests gather until the plug is dropped"]
+#[must_use = "requests are held back until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn Unplug>,
 }

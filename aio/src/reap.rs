@@ -161,7 +161,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 }
             }
             OnCompletion::EnterUnlessCurrent => {
-                let waits = here.coroutine(waiter).expect("it waits");
+                let waits = here.coroutine(waiter).expect("the request has a waiter");
                 if here.current() == Some(waiter) {
                     // The coroutine is entered, so this only records the wake in the event log.
                     waits.enter_unless_entered();
@@ -169,7 +169,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     waits.enter();
                 }
             }
-            OnCompletion::Enter => here.coroutine(waiter).expect("it waits").enter(),
+            OnCompletion::Enter => here.coroutine(waiter).expect("the request has a waiter").enter(),
         }
     }
 

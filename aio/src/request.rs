@@ -103,7 +103,7 @@ pub(crate) struct Stray;
 impl Requests {
     pub(crate) fn new() -> Requests {
         Requests {
-            first: fresh(0, FIRST).try_into().unwrap_or_else(|_| unreachable!("a chunk has its length")),
+            first: fresh(0, FIRST).try_into().unwrap_or_else(|_| unreachable!("a chunk has a fixed length")),
             chunks: Default::default(),
             free: AtomicU32::new(0),
             made: AtomicU32::new(FIRST),
@@ -131,7 +131,7 @@ impl Requests {
             NONE => self.grow(),
             index => index,
         };
-        let slot = self.slot(index).expect("what is on the free list was made");
+        let slot = self.slot(index).expect("a request on the free list exists");
         self.free.store(slot.next_free.load(Ordering::Relaxed), Ordering::Relaxed);
         // SAFETY: *claimed once*: the slot is free, so no completion reads it.
         unsafe { (*slot.waiter.get()).write(waiter) };
@@ -158,7 +158,7 @@ impl Requests {
         let chunk = (start / FIRST + 1).ilog2();
         let len = FIRST << chunk;
         let news = self.chunks[chunk as usize].set(fresh(start, len));
-        assert!(news.is_ok(), "a chunk is made once");
+        assert!(news.is_ok(), "a chunk is created once");
         self.made.store(start + len, Ordering::Relaxed);
         self.free.store(start, Ordering::Relaxed);
         start

@@ -57,7 +57,7 @@
 //!
 //! ```text
 //! seed 3 fails (run 4, trace hash 54f1c8ee20d6b0a7): called `Option::unwrap()` on a `None` value
-//! its tape, made short, with 2 choices that are not tame: 0*3,1,0*2,1
+//! shrunk tape with 2 choices other than 0: 0*3,1,0*2,1
 //! run it again: CORALIO_SIM_TAPE='0*3,1,0*2,1' cargo test the_log_survives
 //!           or: CORALIO_SIM_SEED=3 cargo test the_log_survives
 //! ```
@@ -164,7 +164,7 @@ impl Simulation {
     ///
     /// If `depth` is 0.
     pub fn depth(mut self, depth: u32) -> Simulation {
-        assert!(depth > 0, "a queue depth of 0 cannot be");
+        assert!(depth > 0, "invalid queue depth 0: must be at least 1");
         self.settings.depth = depth;
         self
     }
@@ -178,7 +178,7 @@ impl Simulation {
     pub fn sector(mut self, bytes: usize) -> Simulation {
         assert!(
             bytes.is_power_of_two() && (8..=65536).contains(&bytes),
-            "{bytes} is no sector size: a power of two, 8 to 65536"
+            "invalid sector size {bytes}: must be a power of two, 8 to 65536"
         );
         self.settings.sector = bytes;
         self
@@ -210,7 +210,7 @@ impl Simulation {
     ///
     /// If `rate` is not from 0 to 1.
     pub fn crash_rate(mut self, rate: f64) -> Simulation {
-        assert!((0.0..=1.0).contains(&rate), "{rate} is no rate: it is 0 (never) to 1 (always)");
+        assert!((0.0..=1.0).contains(&rate), "invalid rate {rate}: must be 0 (never) to 1 (always)");
         self.crash_rate = rate;
         self
     }
@@ -293,7 +293,7 @@ impl Simulation {
             return self.replay(tape, &f).map(|()| 1);
         }
         let only = variable("CORALIO_SIM_SEED").map(|text| {
-            parse_seed(&text).unwrap_or_else(|| panic!("CORALIO_SIM_SEED={text} is no seed: it is a number below 2^64"))
+            parse_seed(&text).unwrap_or_else(|| panic!("invalid CORALIO_SIM_SEED={text}: must be a number below 2^64"))
         });
         let mut runs = 0;
         for seed in only.into_iter().chain(seeds.into_iter().take_while(|_| only.is_none())) {
@@ -347,7 +347,7 @@ impl Simulation {
     fn given_tape(&self) -> Option<Vec<u32>> {
         self.tape.clone().or_else(|| {
             let text = variable("CORALIO_SIM_TAPE")?;
-            Some(tape::parse(&text).unwrap_or_else(|error| panic!("CORALIO_SIM_TAPE: {error}")))
+            Some(tape::parse(&text).unwrap_or_else(|error| panic!("invalid CORALIO_SIM_TAPE: {error}")))
         })
     }
 }

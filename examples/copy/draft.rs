@@ -28,16 +28,16 @@ pub fn destination(src: &Path, dst: &Path) -> Result<PathBuf, String> {
     let say = |why: &str| Err(format!("{}: {why}", path.display()));
     // Check before resolving: for a pipe, the target of a link in /proc is not a path.
     if fs::metadata(&path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-        return say("is there, and is not a regular file; name another DST");
+        return say("exists and is not a regular file; choose another DST");
     }
     match fs::canonicalize(&path) {
         Ok(real) if real.is_file() => Ok(real),
-        Ok(real) if real.is_dir() => say("is a directory; name a file in it"),
-        Ok(_) => say("is there, and is not a regular file; name another DST"),
-        Err(_) if path.is_symlink() => say("is a symbolic link that leads nowhere; remove it, or name another DST"),
+        Ok(real) if real.is_dir() => say("is a directory; choose a file in it"),
+        Ok(_) => say("exists and is not a regular file; choose another DST"),
+        Err(_) if path.is_symlink() => say("is a dangling symbolic link; remove it, or choose another DST"),
         Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("{error}{}", remedy(&error))),
         Err(_) if path.file_name().is_none() || path.as_os_str().as_bytes().ends_with(b"/") => {
-            say("no such directory; make it first (mkdir -p)")
+            say("no such directory; create it first (mkdir -p)")
         }
         Err(_) => Ok(path),
     }
@@ -77,7 +77,7 @@ impl Draft {
         };
         match make() {
             Ok((folder, file, path, name)) => Ok(Draft { dst: dst.to_path_buf(), path, file, folder, name }),
-            Err(error) => Err(format!("cannot make a file in {}: {error}{}", parent.display(), remedy(&error))),
+            Err(error) => Err(format!("cannot create a file in {}: {error}{}", parent.display(), remedy(&error))),
         }
     }
 
@@ -95,7 +95,7 @@ impl Draft {
         self.take_name().map_err(|error| format!("cannot rename the copy to {dst}: {error}{}", remedy(&error)))?;
         self.folder
             .sync_all()
-            .map_err(|error| format!("{dst} is complete, but its folder cannot be synced: {error}; run sync"))
+            .map_err(|error| format!("{dst} is complete, but its directory cannot be synced: {error}; run sync"))
     }
 
     fn take_name(&mut self) -> io::Result<()> {
@@ -111,7 +111,7 @@ impl Draft {
             };
             self.name = Some(make_new(parent(&self.dst), ".part", make)?.0);
         }
-        let name = self.name.as_ref().expect("it has one now");
+        let name = self.name.as_ref().expect("the draft was just named");
         fs::rename(name, &self.dst)?;
         self.name = None;
         Ok(())

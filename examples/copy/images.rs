@@ -93,7 +93,7 @@ pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<Stri
     file.sync_all().map_err(say)?;
     draft.publish()?;
     let (len, bytes, took) = (disks.source.len(), disks.bytes.get(), clock.elapsed().as_secs_f64());
-    let holes = if len > bytes { format!(" ({} of it zeroes)", BinaryBytes(len - bytes)) } else { String::new() };
+    let holes = if len > bytes { format!(" ({} of zeroes)", BinaryBytes(len - bytes)) } else { String::new() };
     Ok(format!(
         "copied a disk of {}{holes} from {} to {} in {took:.2} s: {:.0} MB/s\n",
         BinaryBytes(len),

@@ -63,7 +63,7 @@ impl Job {
         match self.source.read_at(&mut self.buffer(), 0) {
             Ok(0) => Ok(()),
             Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error),
-            _ => Err(io::Error::other("the source tells no length; copy files in /proc with cat")),
+            _ => Err(io::Error::other("the source reports no length; copy files in /proc with cat")),
         }
     }
 
@@ -113,8 +113,8 @@ impl Job {
         io::Error::new(
             io::ErrorKind::UnexpectedEof,
             format!(
-                "the source has no more at {end}, but its length was {} when the copy began; stop what shortens it and try \
-                 again, or use cat if it is a file in /sys",
+                "the source ends at {end}, but its length was {} when the copy began; stop the program that truncates \
+                 it and retry, or use cat for a file in /sys",
                 self.len
             ),
         )
@@ -125,7 +125,7 @@ impl Job {
         let (blocks, bytes) = (self.blocks_done.get(), self.bytes_done.get());
         let holes = match self.len - bytes {
             0 => String::new(),
-            holes => format!(" ({} of it holes)", BinaryBytes(holes)),
+            holes => format!(" ({} of holes)", BinaryBytes(holes)),
         };
         let cache = match (self.source.is_direct(), self.target.is_direct()) {
             (true, true) => "direct",
@@ -170,6 +170,6 @@ fn progress(len: u64) -> ProgressBar {
     }
     let template =
         "{wide_bar} {percent:>3}% {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("a constant template");
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
     ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr()).with_style(style)
 }

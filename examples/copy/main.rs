@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         }
         Err(why) => match signals::caught() {
             Some(signal) => {
-                report(format_args!("copy: stopped by signal {signal}; what it had begun is removed"));
+                report(format_args!("copy: stopped by signal {signal}; the incomplete copy is removed"));
                 ExitCode::from(128 + signal)
             }
             None => {
@@ -116,7 +116,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let grown = job.finish().map_err(both)?;
     if grown > 0 {
         report(format_args!(
-            "copy: warning: {} grew while it was copied; the last {grown} bytes are not in the copy",
+            "copy: warning: {} grew during the copy; its last {grown} bytes are not copied",
             src.display()
         ));
     }
@@ -130,15 +130,15 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
 fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
     let found = fs::metadata(src).map_err(|error| format!("{}: {error}{}", src.display(), remedy(&error)))?;
     if found.is_dir() {
-        return Err(format!("{}: is a directory; name a file in it", src.display()));
+        return Err(format!("{}: is a directory; choose a file in it", src.display()));
     }
     if !found.is_file() {
-        return Err(format!("{}: is not a regular file; for devices and pipes there are dd and cat", src.display()));
+        return Err(format!("{}: is not a regular file; use dd or cat for devices and pipes", src.display()));
     }
     let dst = draft::destination(src, dst)?;
     match fs::metadata(&dst) {
         Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {
-            Err(format!("{} and {} are the same file; name another DST", src.display(), dst.display()))
+            Err(format!("{} and {} are the same file; choose another DST", src.display(), dst.display()))
         }
         // Do not copy set-user-ID and similar bits; the owner can set them again.
         _ => Ok((dst, found.permissions().mode() & 0o777)),
@@ -149,9 +149,9 @@ fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; check the path",
-        io::ErrorKind::NotADirectory => "; a part of the path before a '/' is no directory: check the path",
-        io::ErrorKind::PermissionDenied => "; see who may do that: ls -l, of the file and of its folder",
-        io::ErrorKind::StorageFull => "; free some space there",
+        io::ErrorKind::NotADirectory => "; a component of the path is not a directory: check the path",
+        io::ErrorKind::PermissionDenied => "; check the permissions of the file and its directory (ls -l)",
+        io::ErrorKind::StorageFull => "; free some space",
         io::ErrorKind::FileTooLarge => "; raise the file-size limit (ulimit -f), or choose another file system",
         _ => "",
     }

@@ -84,15 +84,13 @@ impl Options {
     pub fn check(&self) -> Result<(), String> {
         let Options { depth, block_size, .. } = *self;
         if depth == 0 {
-            return Err("--depth 0 leaves no coroutine to do the work; give 1 or more".into());
+            return Err("invalid --depth 0: must be at least 1".into());
         }
         if block_size == 0 || block_size > LARGEST_BLOCK {
-            return Err(format!("--block-size {block_size} can't be one request; give 1 byte to 1G"));
+            return Err(format!("invalid --block-size {block_size}: must be 1 byte to 1G"));
         }
         if u64::from(depth) * block_size > MOST_MEMORY {
-            return Err(format!(
-                "--depth {depth} times --block-size {block_size} is more than 4 GiB; give less of one"
-            ));
+            return Err(format!("--depth {depth} times --block-size {block_size} exceeds 4 GiB; reduce one of them"));
         }
         Ok(())
     }
@@ -121,7 +119,10 @@ impl Options {
             let how = how.clone().direct(direct);
             how.open(path).map_err(|error| match error.os_code() {
                 Some(libc::EINVAL) if direct == Direct::Always => {
-                    format!("{}: its file system has no direct I/O; give --direct auto, or never", path.display())
+                    format!(
+                        "{}: its file system does not support direct I/O; use --direct auto or never",
+                        path.display()
+                    )
                 }
                 _ => format!("{error}{}", remedy(&error)),
             })
@@ -135,15 +136,15 @@ impl Options {
             return open(Direct::Never);
         }
         Err(format!(
-            "{}: direct I/O goes in steps of {step} bytes here, --block-size {block_size} is no multiple; \
-             give one, or --direct never",
+            "{}: --block-size {block_size} is not a multiple of {step}, as direct I/O needs; use a multiple, or \
+             --direct never",
             path.display()
         ))
     }
 }
 
 fn format(text: &str) -> Result<Format, String> {
-    Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
+    Format::named(text).ok_or_else(|| "must be raw or qcow2".into())
 }
 
 /// Parses "4096", "4k", "64m" or "1G"; the suffixes are powers of 1024.
@@ -154,8 +155,8 @@ fn bytes(text: &str) -> Result<u64, String> {
         "k" => 10,
         "m" => 20,
         "g" => 30,
-        _ => return Err("a number of bytes ends with a digit or with k, m or g".into()),
+        _ => return Err("a number of bytes must end with a digit or with k, m or g".into()),
     };
-    let number: u64 = digits.parse().map_err(|_| "not a number of bytes; write it like 4096, 64k or 1M".to_string())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than a file can have".to_string())
+    let number: u64 = digits.parse().map_err(|_| "not a number of bytes; examples: 4096, 64k, 1M".to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than the largest file size".to_string())
 }

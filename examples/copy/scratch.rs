@@ -37,9 +37,9 @@ pub fn copy_and_verify(options: &Options) -> Result<String, String> {
     let [of_src, of_dst] = sums.map(|sum: Result<_, String>| sum?.join().unwrap().map_err(say));
     let (of_src, of_dst) = (of_src?, of_dst?);
     if of_src != of_dst {
-        return Err(format!("the copy is wrong: checksum {of_dst:016x}, the source's is {of_src:016x}"));
+        return Err(format!("the copy differs: checksum {of_dst:016x}, source {of_src:016x}"));
     }
-    Ok(format!("{report}verified: checksum {of_src:016x} of both files\n"))
+    Ok(format!("{report}verified: both files have checksum {of_src:016x}\n"))
 }
 
 /// Checks the free space in advance instead of failing halfway.
@@ -57,8 +57,8 @@ fn check_space(file: &File) -> io::Result<()> {
     Err(io::Error::new(
         io::ErrorKind::StorageFull,
         format!(
-            "the scratch files take {} MiB, and {free} MiB are free; free some, or name another place with \
-             --scratch-dir",
+            "the scratch files need {} MiB, but only {free} MiB is free; free some space, or choose another directory \
+             with --scratch-dir",
             NEEDED / MIB
         ),
     ))
@@ -114,7 +114,7 @@ impl Folder {
         match make_new(place, "", |path| fs::create_dir(path).and_then(|()| fs::File::open(path))) {
             Ok((path, lock)) => Ok(Folder { path, _lock: lock }),
             Err(error) => Err(format!(
-                "cannot make a folder in {}: {error}{}; --scratch-dir names another place",
+                "cannot create a directory in {}: {error}{}; choose another one with --scratch-dir",
                 place.display(),
                 remedy(&error)
             )),

@@ -30,7 +30,7 @@ pub trait Bare: Sized {
 
 /// Runs one round.
 pub fn round<B: Bare>(options: &Options, target: &Target) -> Result<Round, String> {
-    let say = |why: String| format!("{}: the opponent: {why}", target.name);
+    let say = |why: String| format!("{}: the bare loop: {why}", target.name);
     let mut bare = B::new(options, target)
         .map_err(|error| say(format!("{} for {}: {error}; {}", B::SETUP, options.depth, B::REMEDY)))?;
     let work = Rc::new(Work::new(options.block_size, target.blocks, options.pattern()));

@@ -91,7 +91,7 @@ pub fn pin(cpu: usize) -> Result<(), String> {
         }
         io::Error::last_os_error().to_string()
     } else {
-        "no such number".to_string()
+        "no such CPU".to_string()
     };
-    Err(format!("--pin {cpu}: {why}; choose one that `taskset -cp $$` lists"))
+    Err(format!("--pin {cpu}: {why}; choose a CPU that `taskset -cp $$` lists"))
 }

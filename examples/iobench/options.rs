@@ -155,28 +155,31 @@ impl Options {
     /// Rejects values that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         if self.depth == 0 {
-            return Err("--depth 0 leaves no coroutine to do the work; give 1 or more".into());
+            return Err("invalid --depth 0: must be at least 1".into());
         }
         if self.block_size == 0 || self.block_size > LARGEST_BLOCK {
-            return Err(format!("--block-size {} can't be one request; give 1 byte to 1G", self.block_size));
+            return Err(format!("invalid --block-size {}: must be 1 byte to 1G", self.block_size));
         }
         if self.ops == Some(0) {
-            return Err("--ops 0 measures nothing; give 1 or more".into());
+            return Err("invalid --ops 0: must be at least 1".into());
         }
         if self.rounds == 0 {
-            return Err("--rounds 0 measures nothing; give 1 or more".into());
+            return Err("invalid --rounds 0: must be at least 1".into());
         }
         if !(self.seconds > 0.0 && Duration::try_from_secs_f64(self.seconds).is_ok()) {
-            return Err(format!("--seconds {} is no time to measure in; give more than 0", self.seconds));
+            return Err(format!("invalid --seconds {}: must be more than 0", self.seconds));
         }
         if let Some(stride) = self.stride.filter(|stride| *stride == 0 || !stride.is_multiple_of(self.block_size)) {
-            return Err(format!("--stride {stride} is no multiple of --block-size {}; give one", self.block_size));
+            return Err(format!("invalid --stride {stride}: must be a multiple of --block-size {}", self.block_size));
         }
         if matches!(self.versus, Some(Versus::Qemu)) && matches!(self.pattern(), Pattern::Random { .. }) {
-            return Err("--versus qemu goes through the file in steps; add --sequential, or --stride 260k".into());
+            return Err("--versus qemu accesses the file in steps only; add --sequential or --stride 260k".into());
         }
         if let Some(versus) = self.versus.filter(|versus| self.qcow2 && !matches!(versus, Versus::Qemu)) {
-            return Err(format!("--versus {} knows no qcow2 images; set --qcow2 against qemu", versus.name()));
+            return Err(format!(
+                "--versus {} does not support qcow2 images; use --qcow2 with --versus qemu",
+                versus.name()
+            ));
         }
         Ok(())
     }
@@ -213,9 +216,8 @@ fn bytes(text: &str) -> Result<u64, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        _ => return Err("a number of bytes ends with a digit or with k, m, g or t".into()),
+        _ => return Err("a number of bytes must end with a digit or with k, m, g or t".into()),
     };
-    let number: u64 =
-        digits.parse().map_err(|_| "not a number of bytes; write it like 4096, 4k, 64m or 1G".to_string())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than a file can have".to_string())
+    let number: u64 = digits.parse().map_err(|_| "not a number of bytes; examples: 4096, 4k, 64m, 1G".to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than the largest file size".to_string())
 }

@@ -35,7 +35,7 @@ pub struct Pool {
 
 impl Bare for Pool {
     const SETUP: &str = "threads";
-    const REMEDY: &str = "raise the limit of threads (ulimit -u), or lower --depth";
+    const REMEDY: &str = "raise the limit on threads (ulimit -u), or reduce --depth";
 
     fn new(options: &Options, target: &Target) -> io::Result<Pool> {
         let file = Arc::new(File::from(target.file.as_fd().try_clone_to_owned()?));
@@ -79,7 +79,7 @@ impl Bare for Pool {
 
 impl Pool {
     fn order(&self, order: Order) -> Result<(), String> {
-        let orders = self.orders.as_ref().expect("gone in drop alone");
+        let orders = self.orders.as_ref().expect("only drop takes the sender");
         orders.send(order).map_err(|_| "all threads have ended".to_string())
     }
 }

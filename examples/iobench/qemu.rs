@@ -29,7 +29,7 @@ pub fn round(options: &Options, target: &Target, operations: u64) -> Result<Roun
 
 /// Runs `qemu-img bench` once.
 fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, String> {
-    let Pattern::Steps { blocks } = options.pattern() else { unreachable!("refused by `Options::check`") };
+    let Pattern::Steps { blocks } = options.pattern() else { unreachable!("rejected by `Options::check`") };
     let [count, depth, block, step] =
         [operations, options.depth.into(), options.block_size, blocks * options.block_size].map(|n| n.to_string());
     let (cache, way) = match (target.file.is_direct(), options.kernel) {
@@ -55,7 +55,7 @@ fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, Str
         let output = command.output();
         let spent = clock.spent();
         let output = output.map_err(|error| {
-            format!("qemu-img: {error}; install it (package qemu-utils), or leave --versus qemu out")
+            format!("cannot run qemu-img: {error}; install it (package qemu-utils), or omit --versus qemu")
         })?;
         if output.status.success() {
             return Ok(spent);

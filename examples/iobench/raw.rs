@@ -62,7 +62,7 @@ pub struct Raw {
 
 impl Bare for Raw {
     const SETUP: &str = "io_setup";
-    const REMEDY: &str = "lower --depth, or raise fs.aio-max-nr";
+    const REMEDY: &str = "reduce --depth, or raise fs.aio-max-nr";
 
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let depth = options.depth as usize;
@@ -94,7 +94,9 @@ impl Bare for Raw {
         // SAFETY: io_setup has mapped a ring there.
         let ring = unsafe { &*(context as *const Ring) };
         if ring.magic != RING_MAGIC || ring.incompatible != 0 {
-            return Err(io::Error::other("the ring is of an unknown kind; there is no baseline on this kernel"));
+            return Err(io::Error::other(
+                "unknown layout of the completion ring; --versus bare does not support this kernel",
+            ));
         }
         Ok(raw)
     }

@@ -34,7 +34,7 @@ struct Request {
 
 impl Bare for Raw {
     const SETUP: &str = "io_uring";
-    const REMEDY: &str = "lower --depth, or use --kernel aio";
+    const REMEDY: &str = "reduce --depth, or use --kernel aio";
 
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let ring = IoUring::new(options.depth)?;
@@ -114,7 +114,7 @@ impl Request {
         };
         // SAFETY: the buffer lives until `Raw`'s drop has waited for its request, and is used by no
         // other request.
-        unsafe { requests.push(&entry.user_data(i as u64)) }.expect("a place for each buffer");
+        unsafe { requests.push(&entry.user_data(i as u64)) }.expect("an entry for each buffer");
     }
 }
 

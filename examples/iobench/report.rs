@@ -222,7 +222,7 @@ impl Report {
         if let Some(latencies) = &self.latencies {
             let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
             let (p50, p99, p99_9) = (at(0.5), at(0.99), at(0.999));
-            let apart = if self.versus.is_none() { "" } else { " (of a round by itself)" };
+            let apart = if self.versus.is_none() { "" } else { " (from a separate round)" };
             line(&mut text, format_args!("  latency  p50 {p50:.1} us   p99 {p99:.1} us   p99.9 {p99_9:.1} us{apart}"));
         }
         text

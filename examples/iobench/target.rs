@@ -63,7 +63,7 @@ impl Target {
             File::options().read(!options.write).write(options.write).direct(direct).open(path).map_err(|error| {
                 match error.os_code() {
                     Some(libc::EINVAL) if direct == Direct::Always => {
-                        say("its file system has no direct I/O; give --direct auto, or never".into())
+                        say("its file system does not support direct I/O; use --direct auto or never".into())
                     }
                     _ => format!("{error}{}", remedy(&error)),
                 }
@@ -75,25 +75,25 @@ impl Target {
         let block = options.block_size;
         if size > len {
             return Err(say(format!(
-                "has {len} bytes, --size {size} goes beyond; leave --size out, or lengthen the file (truncate -s)"
+                "--size {size} exceeds the file's {len} bytes; omit --size, or extend the file (truncate -s)"
             )));
         }
         if size < block {
             return Err(say(format!(
-                "{size} bytes are less than one block of {block}; give a larger file or a smaller --block-size"
+                "{size} bytes is less than one block of {block}; use a larger file or a smaller --block-size"
             )));
         }
         if matches!(options.versus, Some(Versus::Qemu)) && (size < len || !size.is_multiple_of(block)) {
             return Err(say(format!(
-                "--versus qemu works on all of a file of whole blocks, and this has {len} bytes; leave --size out, \
-                 or lengthen the file (truncate -s)"
+                "--versus qemu needs the whole file, in whole blocks, and the file has {len} bytes; omit --size, or \
+                 extend the file (truncate -s)"
             )));
         }
         let step = file.alignment().offset as u64;
         if !block.is_multiple_of(step) {
             return Err(say(format!(
-                "direct I/O here goes in steps of {step} bytes, --block-size {block} is no multiple; \
-                 give one, or --direct never"
+                "--block-size {block} is not a multiple of {step}, as direct I/O needs; use a multiple, or --direct \
+                 never"
             )));
         }
         Ok(Target { file: Rc::new(file), image, scratch, size, blocks: size / block, name })
@@ -112,8 +112,8 @@ impl Target {
 /// Returns a remedy for errors of opening the file that do not already include one.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "; choose a file that you may use so, or change its permissions",
-        io::ErrorKind::ReadOnlyFilesystem => "; leave --write out, or choose a file elsewhere",
+        io::ErrorKind::PermissionDenied => "; choose a file with sufficient permissions, or change them",
+        io::ErrorKind::ReadOnlyFilesystem => "; omit --write, or choose a file on another file system",
         _ => "",
     }
 }
@@ -124,15 +124,15 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
     let kind = match fs::metadata(path) {
         Ok(meta) => meta.file_type(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err("no such file; make one (truncate -s 1G), or leave --file out for a scratch file".into());
+            return Err("no such file; create it (truncate -s 1G), or omit --file to use a scratch file".into());
         }
         Err(e) => return Err(format!("{e}; check the path and its permissions")),
     };
     if kind.is_dir() {
-        return Err("is a directory; give a file in it".into());
+        return Err("is a directory; choose a file in it".into());
     }
     if !kind.is_file() && !kind.is_block_device() {
-        return Err("is neither a file nor a block device; give one of these".into());
+        return Err("is neither a regular file nor a block device; choose one of these".into());
     }
     if kind.is_block_device() && options.write {
         // The kernel grants an exclusive open only if the device is not mounted.
@@ -140,7 +140,7 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
             .write(true)
             .custom_flags(libc::O_EXCL)
             .open(path)
-            .map_err(|e| format!("{e}; --write needs a device that is not in use and may be written"))?;
+            .map_err(|e| format!("{e}; --write needs a writable device that is not in use"))?;
     }
     Ok(())
 }
@@ -149,7 +149,7 @@ fn look(path: &Path, options: &Options) -> Result<(), String> {
 /// can be reopened with other flags as long as the returned file is open.
 fn scratch(size: u64) -> Result<(fs::File, PathBuf), String> {
     let path = std::env::temp_dir().join(format!("coralio-iobench-{}", std::process::id()));
-    let say = |e: io::Error| format!("{}: {e}; make room there, or set TMPDIR to a place that has it", path.display());
+    let say = |e: io::Error| format!("{}: {e}; free some space, or set TMPDIR to another directory", path.display());
     let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(say)?;
     fs::remove_file(&path).map_err(say)?;
     file.set_len(size).map_err(say)?;

@@ -44,7 +44,7 @@ enum Way {
 
 impl Bare for Tokio {
     const SETUP: &str = "tokio's runtime";
-    const REMEDY: &str = "lower --depth, or raise the limits of threads and open files (ulimit -u -n)";
+    const REMEDY: &str = "reduce --depth, or raise the limits on threads and open files (ulimit -u -n)";
 
     fn new(options: &Options, target: &Target) -> io::Result<Tokio> {
         let runtime = runtime::Builder::new_current_thread().build()?;

@@ -148,7 +148,7 @@ pub fn failed(verb: &str, block: u64, offset: u64, result: i64) -> String {
 /// Describes a short transfer, for all sides.
 pub fn short(verb: &str, block: u64, offset: u64, count: u64) -> String {
     format!(
-        "short {verb} at offset {offset}: {count} of {block} bytes; \
-         has somebody shortened the file, or does it claim a length that it hasn't?"
+        "short {verb}: {count} of {block} bytes at offset {offset}; was the file truncated, or does it report a wrong \
+         length?"
     )
 }

@@ -29,11 +29,11 @@ pub fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
     match fs::File::from(file.try_clone_to_owned()?).try_lock() {
         Ok(()) => Ok(()),
         Err(fs::TryLockError::WouldBlock) => {
-            let why = "another writer has this log open; end that program, or give another file";
+            let why = "another writer has this log open; stop that program, or choose another file";
             Err(io::Error::new(io::ErrorKind::ResourceBusy, why))
         }
         Err(fs::TryLockError::Error(error)) => {
-            Err(io::Error::new(error.kind(), format!("cannot lock it against a second writer: {error}")))
+            Err(io::Error::new(error.kind(), format!("cannot lock the log against a second writer: {error}")))
         }
     }
 }
@@ -137,7 +137,7 @@ impl Group {
 
     /// Takes the batch for the leader to write. Further records go to the next batch.
     pub fn take(&mut self) -> Batch {
-        let mut next = self.spare.take().expect("one writes at a time");
+        let mut next = self.spare.take().expect("one coroutine writes at a time");
         next.len = 0;
         next.number = self.filling.number + 1;
         let mut batch = mem::replace(&mut self.filling, next);
@@ -159,7 +159,7 @@ impl Group {
         let queue = (batch.number % 2) as usize;
         match result {
             Ok(()) => self.durable = batch.number + 1,
-            Err(error) => self.failed = Some((error.kind(), format!("the log takes no more: {error}"))),
+            Err(error) => self.failed = Some((error.kind(), format!("the log accepts no more records: {error}"))),
         }
         self.spare = Some(batch);
         queue

@@ -65,7 +65,7 @@ fn run(options: &Options) -> Result<String, String> {
         meter::pin(cpu)?;
     }
     let scratch = if options.file.is_none() { Some(Scratch::new()?) } else { None };
-    let path = options.file.as_deref().or(scratch.as_ref().map(|scratch| &*scratch.path)).expect("one of them");
+    let path = options.file.as_deref().or(scratch.as_ref().map(|scratch| &*scratch.path)).expect("one of the two");
     let say = |why: io::Error| with_path(path, &why);
     if options.verify {
         return verify(path, options).map_err(say);
@@ -151,7 +151,7 @@ fn finish(
 ) -> io::Result<Round> {
     let commits = job.acknowledged();
     ended.into_iter().collect::<io::Result<()>>().map_err(|error| {
-        io::Error::new(error.kind(), format!("{error}; {commits} records were acknowledged, and are there"))
+        io::Error::new(error.kind(), format!("{error}; {commits} records were acknowledged and are on stable storage"))
     })?;
     Ok(Round { before, commits, syncs: close()?, spent })
 }
@@ -171,7 +171,7 @@ impl Round {
         match self.before {
             Scan { records: 0, torn: false, .. } => String::new(),
             Scan { records, end, torn } => {
-                let tail = if torn { format!("; a torn tail at byte {end} was cut off") } else { String::new() };
+                let tail = if torn { format!("; torn tail truncated at byte {end}") } else { String::new() };
                 format!("{records} records found{tail}\n")
             }
         }
@@ -206,13 +206,13 @@ fn verify(path: &Path, options: &Options) -> io::Result<String> {
             |payload| match label(payload) {
                 Some((writer, count)) => {
                     if last.insert(writer, count).is_some_and(|before| before >= count) {
-                        wrong.get_or_insert(format!("writer {writer}'s record {count} comes after a later one"));
+                        wrong.get_or_insert(format!("record {count} of writer {writer} follows a later one"));
                     }
                     if options.list {
                         list += &format!("{writer} {count}\n");
                     }
                 }
-                None => _ = wrong.get_or_insert("a whole record that is none of this program's writers'".to_string()),
+                None => _ = wrong.get_or_insert("a complete record that no writer of this program wrote".to_string()),
             },
         )?;
         if let Some(wrong) = wrong {
@@ -220,7 +220,7 @@ fn verify(path: &Path, options: &Options) -> io::Result<String> {
         }
         found.check_foreign()?;
         let Scan { records, end, torn } = found;
-        let tail = if torn { "; behind it a torn tail" } else { "" };
+        let tail = if torn { "; torn tail at the end" } else { "" };
         let blocks = end.div_ceil(BLOCK);
         Ok(format!("{list}{records} records of {} writers in {blocks} blocks{tail}\n", last.len()))
     })?

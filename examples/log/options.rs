@@ -88,16 +88,16 @@ impl Options {
     /// Rejects values that the parser cannot detect.
     pub fn check(&self) -> Result<(), String> {
         if self.writers == 0 {
-            return Err("--writers 0 leaves nobody to append; give 1 or more".into());
+            return Err("invalid --writers 0: must be at least 1".into());
         }
         if self.payload < LABEL || self.payload > LONGEST {
-            return Err(format!("--payload {} can't be a record's; give {LABEL} to {LONGEST}", self.payload));
+            return Err(format!("invalid --payload {}: must be {LABEL} to {LONGEST}", self.payload));
         }
         if self.rounds == 0 {
-            return Err("--rounds 0 measures nothing; give 1 or more".into());
+            return Err("invalid --rounds 0: must be at least 1".into());
         }
         if !(self.seconds > 0.0 && Duration::try_from_secs_f64(self.seconds).is_ok()) {
-            return Err(format!("--seconds {} is no time to write in; give more than 0", self.seconds));
+            return Err(format!("invalid --seconds {}: must be more than 0", self.seconds));
         }
         Ok(())
     }

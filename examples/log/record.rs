@@ -90,7 +90,7 @@ impl Scan {
         if self.records > 0 || !self.torn {
             return Ok(());
         }
-        let why = "is no log, or one whose first record was never whole; give another file, or remove this one";
+        let why = "is not a log, or its first record is incomplete; choose another file, or remove this one";
         Err(io::Error::new(io::ErrorKind::InvalidData, why))
     }
 }

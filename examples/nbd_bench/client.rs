@@ -42,7 +42,7 @@ impl Client {
         socket.write_all(&[&b"IHAVEOPT"[..], &1u32.to_be_bytes(), &0u32.to_be_bytes()].concat())?;
         let mut answer = [0; 10];
         socket.read_exact(&mut answer)?;
-        let size = u64::from_be_bytes(*answer.first_chunk().expect("ten bytes"));
+        let size = u64::from_be_bytes(*answer.first_chunk().expect("an array of ten bytes"));
         Ok(Client { socket, size, random: 1, next: 0, room: vec![0; 1 << 20] })
     }
 
@@ -108,7 +108,7 @@ impl Client {
             let mut room = std::mem::take(&mut self.room);
             let count = self.socket.read(&mut room)?;
             if count == 0 {
-                return Err(other("the server has hung up"));
+                return Err(other("the server closed the connection"));
             }
             let is_over = began.elapsed() >= time;
             let mut bytes = &room[..count];
@@ -120,7 +120,7 @@ impl Client {
                 bytes = &bytes[taken..];
                 if left == 0 {
                     if head[..8] != (u64::from(SIMPLE_REPLY) << 32).to_be_bytes() {
-                        return Err(other("the server refuses, or does not speak the protocol"));
+                        return Err(other("the server refused the handshake or does not speak the NBD protocol"));
                     }
                     head.clear();
                     left = reply;

@@ -126,7 +126,8 @@ fn run(options: &Options) -> Result<(), String> {
             let ratio = |of: fn(&Figure) -> f64| median(first.iter().zip(mine).map(|(a, b)| of(a) / of(b)));
             let written = writeln!(
                 io::stdout(),
-                "depth {depth:3}  {:8}  {:9.0} per second  {:6.2} us of CPU each   first to it: {:.2} of the CPU, {:.2} of the rate",
+                "depth {depth:3}  {:8}  {:9.0} requests/s  {:6.2} us of CPU each   ratio of the first to it: CPU \
+                 {:.2}, rate {:.2}",
                 format!("{which:?}"),
                 median(mine.iter().map(|figure| figure.per_second)),
                 median(mine.iter().map(|figure| figure.cpu_us)),
@@ -167,7 +168,7 @@ fn run_beside(options: &Options, extra: &[String]) -> Result<(), String> {
                 format!("{flood:?}"),
                 format!("{which:?}"),
             );
-            written.map_err(|error| format!("standard output: {error}"))?;
+            written.map_err(|error| format!("cannot write to standard output: {error}"))?;
         }
     }
     Ok(())

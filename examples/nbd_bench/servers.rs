@@ -61,7 +61,7 @@ impl Server {
         let mut server = Server { child, socket };
         server
             .wait_until_it_listens()
-            .map_err(|error| format!("{which:?}: {error}; by hand it says why: {command:?}"))?;
+            .map_err(|error| format!("{which:?}: {error}; run it by hand to see why: {command:?}"))?;
         Ok(server)
     }
 
@@ -69,7 +69,7 @@ impl Server {
         let began = Instant::now();
         while UnixStream::connect(&self.socket).is_err() {
             if let Some(status) = self.child.try_wait()? {
-                return Err(io::Error::other(format!("ended at once: {status}")));
+                return Err(io::Error::other(format!("exited during startup: {status}")));
             }
             if began.elapsed() > Duration::from_secs(10) {
                 return Err(io::Error::other("does not listen"));

@@ -66,12 +66,12 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.memory.as_ref().expect("until it is dropped")[..self.len]
+        &self.memory.as_ref().expect("the buffer exists until it is dropped")[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.as_mut().expect("until it is dropped")[..self.len]
+        &mut self.memory.as_mut().expect("the buffer exists until it is dropped")[..self.len]
     }
 }

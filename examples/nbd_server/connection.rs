@@ -102,7 +102,7 @@ pub fn serve(
         idle_limit,
         client: ClientId::new(),
         more_to_come: Cell::new(false),
-        reader: Coroutine::current().expect("a connection is served by a coroutine"),
+        reader: Coroutine::current().expect("a coroutine serves the connection"),
         waiter: Cell::new(None),
         fault: Cell::new(None),
     });
@@ -115,13 +115,13 @@ impl Connection {
     fn read_requests(self: &Rc<Self>) -> io::Result<()> {
         let (mut inbox, mut turn) = (Inbox::new(), Turn::of(self.client));
         while let Some(head) = self.next_head(&mut inbox)? {
-            let Some(request) = Request::parse(&head) else { return Err(refusal("a request has the wrong magic")) };
+            let Some(request) = Request::parse(&head) else { return Err(refusal("request with a wrong magic number")) };
             let len = request.len as usize;
             self.client.note_request();
             match request.command {
                 Command::Disconnect => break,
                 Command::Write if request.len > MOST_BYTES => {
-                    return Err(refusal(&format!("a write of {len} bytes is too long; {MOST_BYTES} is the most")));
+                    return Err(refusal(&format!("write of {len} bytes exceeds the limit of {MOST_BYTES}")));
                 }
                 _ => {}
             }
@@ -232,7 +232,7 @@ impl Connection {
             self.outbox.give_up();
         }
         let idle = shield(|| self.wait_until_idle());
-        debug_assert!(idle.is_ok(), "nothing cuts this short");
+        debug_assert!(idle.is_ok(), "nothing cancels this wait");
     }
 
     /// Returns whether exactly one request is in flight and no other request is known to follow.
@@ -261,7 +261,7 @@ pub fn within<T>(limit: Option<Duration>, transfer: impl FnOnce() -> io::Result<
     let in_time = timeout(limit, || outcome = Some(transfer()));
     match outcome.expect("the transfer has returned") {
         Err(_) if in_time.is_err() => {
-            let why = format!("it has moved nothing for {} s (--idle-limit)", limit.as_secs_f64());
+            let why = format!("idle for {} s (--idle-limit)", limit.as_secs_f64());
             Err(io::Error::new(io::ErrorKind::TimedOut, why))
         }
         outcome => outcome,

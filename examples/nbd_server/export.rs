@@ -71,7 +71,7 @@ pub fn open_all(options: &Options, is_first: bool) -> Result<Exports, String> {
 
 fn open(Named { name, path }: &Named, format: Format, options: &Options) -> Result<Export, String> {
     let say = |error: io::Error| match error.kind() {
-        io::ErrorKind::PermissionDenied => format!("{error}; --read-only needs less"),
+        io::ErrorKind::PermissionDenied => format!("{error}; or serve it with --read-only"),
         io::ErrorKind::ResourceBusy => format!("{error} (--no-lock)"),
         _ => error.to_string(),
     };

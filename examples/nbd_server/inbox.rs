@@ -57,8 +57,8 @@ impl Inbox {
                 Err(error) => return Err(error),
             }
         }
-        let memory = self.memory.as_ref().expect("a header is in it");
-        let head = *memory[self.start..].first_chunk().expect("looked above");
+        let memory = self.memory.as_ref().expect("the inbox holds a header");
+        let head = *memory[self.start..].first_chunk().expect("the inbox was filled above");
         self.start += REQUEST_LEN;
         self.room = ROOM;
         Ok(Some(head))

@@ -73,9 +73,7 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(()) => {
             if let Some(signal) = signals::caught() {
-                report(format_args!(
-                    "nbd_server: stopped by signal {signal}; all that was asked for is done and flushed"
-                ));
+                report(format_args!("nbd_server: stopped by signal {signal}; all requests are completed and flushed"));
             }
             ExitCode::SUCCESS
         }

@@ -20,7 +20,7 @@ const MOST_DATA: u32 = 16 << 10;
 /// querying and selecting.
 const OPTIONS_PER_EXPORT: usize = 4;
 
-const MALFORMED: &[u8] = b"malformed option: the lengths do not add up, or a name is not UTF-8";
+const MALFORMED: &[u8] = b"malformed option: inconsistent lengths, or a name is not UTF-8";
 
 /// The result of the handshake.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,7 +54,7 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
     socket.read_exact(&mut flags)?;
     let flags = u32::from_be_bytes(flags);
     if flags & !(CLIENT_FIXED | CLIENT_NO_ZEROES) != 0 {
-        return Err(refusal(format!("its flags {flags:#x} are not those of a newstyle client")));
+        return Err(refusal(format!("client flags {flags:#x} are not newstyle flags")));
     }
     let [is_fixed, no_zeroes] = [CLIENT_FIXED, CLIENT_NO_ZEROES].map(|flag| flags & flag != 0);
     let mut negotiation = Negotiation { socket, catalog, structured: false, base_allocation: None, no_zeroes };
@@ -64,17 +64,17 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
         let mut head = [0; 16];
         socket.read_exact(&mut head)?;
         let Some((number, option, len)) = option(&head) else {
-            return Err(refusal("an option has the wrong magic".into()));
+            return Err(refusal("option with a wrong magic number".into()));
         };
         if !is_fixed && option != Opt::ExportName {
             return Err(refusal(format!(
-                "option {number} needs a fixed newstyle client; it has not said that it is one"
+                "option {number} requires the fixed newstyle flag, which the client did not set"
             )));
         }
         if len > MOST_DATA {
             // No legitimate option is this long.
             negotiation.answer(number, Answer::TooBig, b"too long")?;
-            return Err(refusal(format!("an option of {len} bytes is too long")));
+            return Err(refusal(format!("option of {len} bytes is too long")));
         }
         let mut data = vec![0; len as usize];
         socket.read_exact(&mut data)?;
@@ -85,7 +85,7 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
         }
         turn.spend(data.len())?;
     }
-    Err(refusal(format!("{most_options} options are too many for a handshake; --max-options may be more")))
+    Err(refusal(format!("more than {most_options} options in the handshake; raise --max-options")))
 }
 
 fn refusal(why: String) -> io::Error {
@@ -118,7 +118,7 @@ impl Negotiation<'_> {
                 Ok(Next::Leave)
             }
             Opt::List | Opt::StructuredReply if !data.is_empty() => {
-                self.answer(number, Answer::Invalid, b"this option has no data")
+                self.answer(number, Answer::Invalid, b"this option takes no data")
             }
             Opt::List => {
                 let server = |listing: &Listing| option_reply(number, Answer::Server, &counted(&listing.name));
@@ -132,7 +132,7 @@ impl Negotiation<'_> {
             }
             Opt::Info | Opt::Go => self.go(number, option, data),
             Opt::ListMetaContext | Opt::SetMetaContext => self.meta_context(number, option, data),
-            Opt::Other => self.answer(number, Answer::Unsupported, b"this server does not know the option"),
+            Opt::Other => self.answer(number, Answer::Unsupported, b"unsupported option"),
         }
     }
 
@@ -148,7 +148,9 @@ impl Negotiation<'_> {
     /// Handles the old-style option, which can be refused only by closing the connection.
     fn export_name(&self, data: &[u8]) -> io::Result<Next> {
         let found = std::str::from_utf8(data).ok().and_then(|name| self.catalog.find(name));
-        let Some((export, listing)) = found else { return Err(refusal("it wants an export that is not here".into())) };
+        let Some((export, listing)) = found else {
+            return Err(refusal("the client requested an unknown export".into()));
+        };
         let mut socket = self.socket;
         socket.write_all(&export_name_reply(listing.size, self.flags(listing), !self.no_zeroes))?;
         Ok(self.agreed(export))
@@ -163,7 +165,7 @@ impl Negotiation<'_> {
         })();
         let Some((name, wanted)) = parsed else { return self.answer(number, Answer::Invalid, MALFORMED) };
         let Some((export, listing)) = self.catalog.find(name) else {
-            return self.answer(number, Answer::Unknown, b"no such export; --list tells which there are");
+            return self.answer(number, Answer::Unknown, b"no such export; list the exports with --list");
         };
         self.answer(number, Answer::Info, &info_export(listing.size, self.flags(listing)))?;
         if wanted.contains(&INFO_NAME) {
@@ -191,7 +193,7 @@ impl Negotiation<'_> {
         }
         let Some((name, queries)) = parsed else { return self.answer(number, Answer::Invalid, MALFORMED) };
         if sets && !self.structured {
-            return self.answer(number, Answer::Invalid, b"structured replies come first");
+            return self.answer(number, Answer::Invalid, b"negotiate structured replies first");
         }
         let Some((export, _)) = self.catalog.find(name) else {
             return self.answer(number, Answer::Unknown, b"no such export");

@@ -108,7 +108,7 @@ pub struct Options {
 }
 
 fn format(text: &str) -> Result<Format, String> {
-    Format::named(text).ok_or_else(|| "raw and qcow2 are known".into())
+    Format::named(text).ok_or_else(|| "must be raw or qcow2".into())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -127,9 +127,9 @@ impl FromStr for Named {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Named, String> {
-        let (name, path) = text.split_once('=').ok_or("a name and a path are wanted, like disk=/images/disk.img")?;
+        let (name, path) = text.split_once('=').ok_or("must be NAME=PATH, for example disk=/images/disk.img")?;
         if name.len() > 4096 {
-            return Err("the protocol's names have 4096 bytes at most".into());
+            return Err("the name exceeds 4096 bytes, the limit of the protocol".into());
         }
         Ok(Named { name: name.into(), path: path.into() })
     }
@@ -156,7 +156,7 @@ impl Options {
         let twice =
             exports.iter().enumerate().find(|(at, one)| exports[..*at].iter().any(|other| other.name == one.name));
         match twice {
-            Some((_, named)) => Err(format!("--export {}: the name is taken; give another", named.name)),
+            Some((_, named)) => Err(format!("--export {}: duplicate name; choose another", named.name)),
             None => Ok(()),
         }
     }
@@ -179,7 +179,8 @@ impl Options {
         const DEFAULT: usize = 4096;
         match self.max_connections {
             Some(wanted) if wanted as usize > fit => Err(format!(
-                "--max-connections {wanted}: the descriptor limit leaves room for {fit}; raise it (ulimit -n), or give less"
+                "--max-connections {wanted}: the descriptor limit allows only {fit}; raise it (ulimit -n), or reduce \
+                 --max-connections"
             )),
             Some(wanted) => Ok(wanted as usize),
             None => Ok(DEFAULT.min(fit).max(1)),

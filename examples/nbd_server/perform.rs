@@ -40,10 +40,10 @@ pub fn check(export: &Export, request: &Request, agreed: Agreed) -> io::Result<(
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the export is read-only"));
     }
     if request.has_stray_flags(agreed.structured) {
-        return Err(refusal("the command does not have these flags"));
+        return Err(refusal("the command does not support these flags"));
     }
     if request.command == Command::Flush && (request.offset, request.len) != (0, 0) {
-        return Err(refusal("a flush has no range: offset and length must be 0"));
+        return Err(refusal("the offset and length of a flush must be 0"));
     }
     Ok(())
 }
@@ -72,8 +72,8 @@ pub fn perform(export: &Export, request: &Request, data: Option<Buffer>, agreed:
         }
         (Command::Cache, _) => look_through(image, offset, len)?,
         (Command::BlockStatus, _) if agreed.base_allocation => return extents(image, request),
-        (Command::BlockStatus, _) => return Err(refusal("base:allocation was not asked for in the handshake")),
-        (Command::Write | Command::Disconnect | Command::Other(_), _) => return Err(refusal("no such command")),
+        (Command::BlockStatus, _) => return Err(refusal("base:allocation was not negotiated in the handshake")),
+        (Command::Write | Command::Disconnect | Command::Other(_), _) => return Err(refusal("unknown command")),
     }
     if request.fua() {
         export.flush()?;
@@ -128,7 +128,10 @@ fn write_zeroes(image: &dyn Image, offset: u64, len: u64, how: Zeroes) -> io::Re
 pub fn check_range(image: &dyn Image, offset: u64, len: u64) -> io::Result<()> {
     match offset.checked_add(len) {
         Some(end) if end <= image.len() => Ok(()),
-        _ => Err(refusal(&format!("{len} bytes at {offset} are beyond the end of a disk of {} bytes", image.len()))),
+        _ => Err(refusal(&format!(
+            "{len} bytes at {offset} reach beyond the end of the disk, which has {} bytes",
+            image.len()
+        ))),
     }
 }
 
@@ -161,7 +164,7 @@ fn extents(image: &dyn Image, request: &Request) -> io::Result<Done> {
     let most = if request.one_extent() { 1 } else { MOST_EXTENTS };
     let (mut offset, mut left) = (request.offset, u64::from(request.len));
     if left == 0 {
-        return Err(refusal("a range of no bytes has no status"));
+        return Err(refusal("block status of an empty range"));
     }
     let mut extents = Vec::new();
     while left > 0 && extents.len() < most {

@@ -365,5 +365,5 @@ impl Head {
 pub fn extent(len: u32, hole: bool, zero: bool) -> [u8; 8] {
     let flags = u32::from(hole) | u32::from(zero) << 1;
     let [len, flags] = [len, flags].map(u32::to_be_bytes);
-    *[len, flags].as_flattened().first_chunk().expect("two words")
+    *[len, flags].as_flattened().first_chunk().expect("eight bytes")
 }

@@ -103,7 +103,7 @@ impl Reception {
     fn accept_clients(self: Rc<Self>, listener: &Listener) {
         let (refused, full) = (State::default(), State::default());
         for turn in 0.. {
-            let accepted = listener.accept(|| refused.leave("accepts connections again"));
+            let accepted = listener.accept(|| refused.leave("accepting connections again"));
             let socket = match accepted {
                 Ok(socket) => socket,
                 Err(error) if error.raw_os_error().is_none() => return,
@@ -114,7 +114,7 @@ impl Reception {
                 // If descriptors or memory are exhausted, a client that leaves makes room.
                 Err(error) => {
                     refused.enter(format_args!(
-                        "cannot accept connections: {error}; tries again, and goes on when there is room"
+                        "cannot accept connections: {error}; retrying until resources are available"
                     ));
                     if sleep(RETRY).is_err() {
                         return;
@@ -134,10 +134,10 @@ impl Reception {
     /// progress.
     fn take_slot(&self, full: &State) -> Result<Slot, Cancelled> {
         if let Some(slot) = self.slots.try_take() {
-            full.leave("has room for connections again");
+            full.leave("below the connection limit again");
             return Ok(slot);
         }
-        full.enter("as many connections as --max-connections or the descriptor limit allows; further clients wait");
+        full.enter("connection limit reached (--max-connections or the descriptor limit); further clients wait");
         loop {
             let under_way = self.negotiators.next_serial();
             match timeout(FULL_HANDSHAKE, || self.slots.take()) {
@@ -154,7 +154,7 @@ impl Reception {
         let limit = self.options.handshake_limit;
         let agreed =
             timeout(limit, || negotiate(&socket, &self.catalog, self.options.max_options)).unwrap_or_else(|_| {
-                let why = format!("its handshake takes longer than {} s (--handshake-limit)", limit.as_secs_f64());
+                let why = format!("handshake takes longer than {} s (--handshake-limit)", limit.as_secs_f64());
                 Err(io::Error::new(io::ErrorKind::InvalidData, why))
             })?;
         if let Some(agreed) = agreed {
@@ -214,7 +214,7 @@ fn serve_clients(
 ) -> Result<(), String> {
     let crew = Crew::default();
     for Client { socket, agreed, slot } in clients.iter() {
-        let export = exports[agreed.export].clone().expect("its clients are sent to who has it");
+        let export = exports[agreed.export].clone().expect("clients of an export reach the thread that serves it");
         let budget = Arc::clone(budget);
         crew.hire("connection", move || {
             let _slot = slot;
@@ -244,14 +244,14 @@ fn note(outcome: io::Result<()>) {
         earlier => {
             let unreported = earlier.map_or(0, |(_, count)| count.saturating_sub(LINES_A_SECOND));
             if unreported > 0 {
-                report(format_args!("nbd_server: sent {unreported} more clients away"));
+                report(format_args!("nbd_server: disconnected {unreported} more clients"));
             }
             (now, 0)
         }
     };
     *present = Some((began, count + 1));
     if count < LINES_A_SECOND {
-        report(format_args!("nbd_server: sent a client away: {error}"));
+        report(format_args!("nbd_server: disconnected a client: {error}"));
     }
 }
 
@@ -287,7 +287,7 @@ impl Staff {
             staff.elsewhere.push(thread.map_err(|error| format!("--threads: {error}"))?);
             staff.desks.push(desk);
             if started.recv().is_err() {
-                return Err(staff.dismiss().err().unwrap_or_else(|| "a thread has ended at once".into()));
+                return Err(staff.dismiss().err().unwrap_or_else(|| "a thread ended during startup".into()));
             }
         }
         Ok(staff)

@@ -60,12 +60,12 @@ fn replace(path: &Path) -> io::Result<UnixListener> {
     let _lock = lock(folder)?;
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            let why = "the file is no socket and is left as it is; remove it, or name another path";
+            let why = "the file is not a socket; remove it, or choose another path";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
         }
         Ok(_) if is_dead(path)? => fs::remove_file(path)?,
         Ok(_) => {
-            let why = "another process uses the socket; end that process, or name another path";
+            let why = "another process uses the socket; stop that process, or choose another path";
             return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
         }
         // Removed in the meantime.

@@ -150,7 +150,7 @@ impl AioContext {
         fork::refuse_in_child("polling a context");
         assert!(
             !blocking,
-            "a foreign thread may not block in poll; call poll(false), or let the context's own thread do it"
+            "poll(true) called off the context's home thread; call poll(false), or poll from the home thread"
         );
         let _guard = self.acquire();
         let _told = self.shared.traced(Span::Round);
@@ -186,7 +186,7 @@ impl AioContext {
                 KICK_TOKEN => shared.hand_kick_on(),
                 _ => shared.watches.report(ready),
             });
-            asked.unwrap_or_else(|error| panic!("the loop cannot ask for ready descriptors: {error}"));
+            asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
         }
         shared.watches.run(&self.shared)
     }
@@ -305,7 +305,7 @@ impl AioContext {
                 }
                 (slept, _) => slept,
             };
-            slept.unwrap_or_else(|error| panic!("the loop cannot sleep: {error}"));
+            slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
         }
         home.look_at_clock();
         if home.has_lost_patience() && !self.is_due(home) && self.is_alone(home) {

@@ -107,7 +107,7 @@ impl Builder {
     #[track_caller]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
         // SAFETY: `f` is 'static.
-        let id = unsafe { Home::expect("making a coroutine").create(self.attributes, true, f) }?;
+        let id = unsafe { Home::expect("creating a coroutine").create(self.attributes, true, f) }?;
         Ok(Coroutine { id, _home: PhantomData })
     }
 }
@@ -149,7 +149,7 @@ impl Coroutine {
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
         match Coroutine::builder().create(f) {
             Ok(coroutine) => coroutine,
-            Err(error) => panic!("cannot make a coroutine: {error}"),
+            Err(error) => panic!("cannot create a coroutine: {error}"),
         }
     }
 
@@ -318,7 +318,7 @@ impl Coroutine {
 
     /// Calls [`Home::cut_short`] for the running coroutine.
     pub(crate) fn cut_short(&self) -> Cancelled {
-        Home::expect("a wait of a coroutine").cut_short(self.id.block)
+        Home::expect("suspending a coroutine").cut_short(self.id.block)
     }
 
     /// Returns the coroutine as plain data, for an I/O engine.
@@ -376,7 +376,7 @@ impl fmt::Debug for Coroutine {
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
-    Home::expect("yield outside a coroutine: it was called").suspend_for(Waiting::Enter);
+    Home::expect("yield outside a coroutine, and").suspend_for(Waiting::Enter);
 }
 
 /// Yields to the event loop; resumes after every other ready coroutine has run.
@@ -391,7 +391,7 @@ pub fn suspend() {
 #[inline]
 #[track_caller]
 pub fn yield_now() {
-    Home::expect("yield outside a coroutine: it was called").reschedule();
+    Home::expect("yield outside a coroutine, and").reschedule();
 }
 
 /// Returns whether the running code can be suspended: it runs in a coroutine whose stack is not

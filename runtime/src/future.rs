@@ -261,7 +261,7 @@ impl AioContext {
 
 /// A handle to a coroutine spawned in a context from any thread: waits for the coroutine and
 /// returns its result. It is `Send`, and a `Future`.
-#[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
+#[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct RemoteHandle<T> {
     slot: Arc<Mutex<Slot<T>>>,
 }
@@ -318,14 +318,15 @@ impl<T> Future for RemoteHandle<T> {
     ///
     /// If polled again after it returned `Ready`.
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
-        // A waker is foreign code: cloned before the slot is locked, and the one before is dropped afterwards.
+        // A waker is foreign code: cloned before the slot is locked; the previous waker is dropped
+        // after the lock is released.
         let waker = context.waker().clone();
         let mut slot = self.slot.lock();
         if let Some(outcome) = slot.outcome.take() {
             drop(slot);
             return Poll::Ready(outcome);
         }
-        assert!(!slot.filled, "a handle was polled after it was ready");
+        assert!(!slot.filled, "join handle polled after it returned its result");
         let before = slot.waiter.replace(waker);
         drop(slot);
         drop(before);

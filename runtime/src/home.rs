@@ -126,10 +126,13 @@ impl Home {
     #[track_caller]
     pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         fork::notice_forks();
-        assert!(HIDDEN.get().is_null(), "an engine's `sleep` may not run a context; its own is only asleep");
+        assert!(
+            HIDDEN.get().is_null(),
+            "cannot run a context inside an engine's `sleep`: the thread's context is asleep; run it on another thread"
+        );
         assert!(
             HOME.get().is_null(),
-            "this thread runs a context already; spawn a coroutine in it, or run the other context on another thread"
+            "this thread already runs a context; spawn a coroutine in it, or run the other context on another thread"
         );
         let _alternate_stack = AlternateStack::install();
         let traced = shared.tracer.is_some();
@@ -377,7 +380,7 @@ impl Home {
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
-            assert_eq!(self.own(block).state.get(), State::Scheduled, "what is on a list is scheduled");
+            assert_eq!(self.own(block).state.get(), State::Scheduled, "a coroutine on a run list is scheduled");
             progress = true;
             self.enter(block);
         }
@@ -457,9 +460,7 @@ impl Drop for Current<'_> {
             return;
         }
         if !self.0.is_leaking() && self.0.live_in_any_order().next().is_some() {
-            abort(format_args!(
-                "a context ended, and could not unwind all of its coroutines, whose stacks are about to go"
-            ));
+            abort(format_args!("context ended without unwinding all of its coroutines, whose stacks would be freed"));
         }
         // First, so that other threads learn that the home is going before they inspect it.
         self.0.shared.thread.leave();
@@ -477,7 +478,7 @@ fn drop_quietly(payload: Box<dyn Any + Send>) {
 #[track_caller]
 fn no_home(what: &str) -> ! {
     fork::refuse_in_child(what);
-    panic!("{what} outside a context; wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
+    panic!("{what} outside a context: wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 
 /// Reports `why` and aborts the process: for states in which continuing would be undefined.

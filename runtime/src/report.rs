@@ -30,7 +30,7 @@ fn write(message: fmt::Arguments<'_>) {
     if let Err(payload) = formatted {
         // Dropping the payload could panic again.
         mem::forget(payload);
-        let _ = line.write_str(" (the rest of this message could not be formatted)");
+        let _ = line.write_str(" (the rest of the message could not be formatted)");
     }
     if !line.ended {
         let _ = line.write_str("\n");

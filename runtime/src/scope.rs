@@ -298,7 +298,7 @@ impl<T> ScopedHandle<'_, T> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so the handle is taken once.
         let value = unsafe { ManuallyDrop::take(&mut this.handle) }.join()?;
-        Ok(value.unwrap_or_else(|| unreachable!("whoever has a handle is left a value")))
+        Ok(value.unwrap_or_else(|| unreachable!("a coroutine with a handle leaves a value")))
     }
 
     /// Cancels the coroutine, as [`JoinHandle::cancel`] does.

@@ -137,7 +137,8 @@ impl Epoll {
     fn control(&self, op: libc::c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
         if in_child() {
             return Err(io::Error::other(
-                "after fork the set is the parent's; call exec in the child, or fork before `run`",
+                "cannot change the epoll set after fork: it belongs to the parent; call exec in the child, or fork \
+                 before `run`",
             ));
         }
         let mut event = libc::epoll_event { events, u64: token };

@@ -111,7 +111,7 @@ impl Builder {
         let _beat = home.beat();
         // SAFETY: `f` and its result are 'static.
         let id = unsafe { home.create(self.attributes, false, f) }?;
-        home.try_enter(id).expect("nobody else knows of it");
+        home.try_enter(id).expect("a new coroutine is known only here");
         Ok(JoinHandle { id, _result: PhantomData })
     }
 
@@ -157,7 +157,7 @@ impl Builder {
 
 /// A handle to a spawned coroutine: waits for it and returns its result. It cannot leave its
 /// thread.
-#[must_use = "a coroutine whose handle is dropped is detached; drop it by name to say that you mean it"]
+#[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct JoinHandle<T> {
     pub(crate) id: CoroutineId,
     _result: PhantomData<(*const (), T)>,
@@ -197,7 +197,10 @@ impl<T> JoinHandle<T> {
             }
             match home.running() {
                 Some(running) => {
-                    assert!(running.id() != self.id, "a coroutine joins itself, and would wait for ever");
+                    assert!(
+                        running.id() != self.id,
+                        "a coroutine joins itself: it would wait for ever; join it from another coroutine"
+                    );
                     if home.is_cancelled(running) {
                         let cancelled = home.cut_short(running);
                         self.cancel();

@@ -153,10 +153,7 @@ fn no_backtrace_where_there_is_none() {
     AioContext::run(|_| {
         let fresh = Coroutine::builder().name("fresh").create(|| {}).unwrap();
         let error = fresh.backtrace().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no backtrace of coroutine 'fresh': it was never entered, so it has no frames yet"
-        );
+        assert_eq!(error.to_string(), "no backtrace of coroutine 'fresh': not entered yet, so it has no frames");
         spawn(|| {
             let error = Coroutine::current().unwrap().backtrace().unwrap_err();
             assert!(error.kind() == ErrorKind::ResourceBusy && error.to_string().contains("force_capture"), "{error}");
@@ -164,12 +161,12 @@ fn no_backtrace_where_there_is_none() {
         .join()
         .unwrap();
         fresh.enter();
-        assert!(fresh.backtrace().unwrap_err().to_string().ends_with("it has ended, or is not of this thread"));
+        assert!(fresh.backtrace().unwrap_err().to_string().ends_with("it has ended or belongs to another thread"));
     });
 }
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn with_little_stack_left() {
     // C13: a backtrace needs only stack that the coroutine has left; with too little left it is
     // refused

@@ -29,7 +29,7 @@ fn each_kind_of_wait() {
             Box::new(move || {
                 let own = CoMutex::new(());
                 let woken = queue.wait_cancellable(own.lock()).map(drop);
-                assert!(own.try_lock().is_some(), "it is given up");
+                assert!(own.try_lock().is_some(), "the lock is released");
                 woken
             }),
         ];

@@ -157,7 +157,7 @@ fn writers_wait_for_room() {
             spawn(move || (&*ours).write_all(&vec![byte; EACH]).unwrap())
         });
         while ctx.poll(false) {}
-        assert!(!writers[0].is_finished() && !writers[1].is_finished(), "no socket takes so much");
+        assert!(!writers[0].is_finished() && !writers[1].is_finished(), "no socket buffer is that large");
         let reader = thread::spawn(move || {
             let mut sums = [0; 3];
             let mut room = vec![0; 65536];
@@ -356,7 +356,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let path = std::env::temp_dir().join(format!("coralio-co-fd-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = CoFd::new(UnixListener::bind(&path).unwrap()).unwrap();
-        let twice = CoFd::new(listener.get_ref()).expect_err("it is watched already");
+        let twice = CoFd::new(listener.get_ref()).expect_err("already watched");
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
         let server = spawn(move || read_byte(&listener.accept().unwrap().0));
         let client = spawn({
@@ -386,7 +386,7 @@ fn listeners_pipes_and_what_cannot_be() {
         let (ours, _theirs) = pair();
         let _ = ours.try_read(&mut [0]);
         let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ours.wait_readable())).unwrap_err();
-        assert!(text(&*outside).contains("in a coroutine"), "{}", text(&*outside));
+        assert!(text(&*outside).contains("outside a coroutine"), "{}", text(&*outside));
     });
 }
 

@@ -29,7 +29,7 @@ fn poll_says_whether_anything_progressed() {
         assert!(!ctx.poll(false));
         let task = spawn(yield_now);
         assert!(ctx.poll(false));
-        assert!(!task.is_finished(), "what becomes ready in a round waits for the next");
+        assert!(!task.is_finished(), "a coroutine that becomes ready in an iteration runs in the next");
         assert!(ctx.poll(false));
         assert!(task.is_finished());
         assert!(!ctx.poll(false));
@@ -387,7 +387,7 @@ fn no_context_runs_within_the_sleep_of_another() {
         sleeps(ctx, move |_| *heard.lock().unwrap() = panic_of(|| AioContext::run(|_| ())));
         ctx.poll(true);
         let said = said.lock().unwrap();
-        assert!(said.contains("may not run a context"), "{said}");
+        assert!(said.contains("cannot run a context"), "{said}");
     });
 }
 

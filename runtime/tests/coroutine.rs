@@ -133,7 +133,7 @@ fn is_entered_also_beneath_others() {
             }
         });
         inner.set(Some(Coroutine::new(move || {
-            assert!(outer.is_entered(), "it is beneath the one that it entered");
+            assert!(outer.is_entered(), "the outer coroutine stays entered");
             assert_ne!(Coroutine::current(), Some(outer));
         })));
         assert!(!outer.is_entered(), "before the first enter");
@@ -244,15 +244,12 @@ fn entering_an_ended_or_a_scheduled_one_is_an_error() {
         let line = line!() + 1;
         co.schedule().unwrap();
         let error = co.try_enter().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("cannot enter 'late': it is scheduled to run already, at {}:{line}:12", file!())
-        );
+        assert_eq!(error.to_string(), format!("cannot enter 'late': already scheduled, at {}:{line}:12", file!()));
         assert_eq!(log.take(), "");
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "ran");
         assert_eq!(co.try_enter(), Err(EnterError::Ended));
-        assert_eq!(panic_of(|| co.enter()), "cannot enter a coroutine that has ended");
+        assert_eq!(panic_of(|| co.enter()), "cannot enter a coroutine: it has ended");
         // A coroutine that was woken, and waits for the running one to yield.
         let woken = named("woken", || {});
         let waker = named("waker", move || {

@@ -74,7 +74,7 @@ fn the_child_may_not_use_the_context() {
                             panic_of(|| AioContext::run(|_| ())),
                         ];
                         for said in said {
-                            assert!(said.contains("this process was forked from one that runs a context"), "{said}");
+                            assert!(said.contains("the process was forked inside a context"), "{said}");
                             assert!(said.contains("call exec or _exit in the child, or fork before `run`"), "{said}");
                         }
                         other.wake();
@@ -111,7 +111,7 @@ fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce
         let polled = catch_unwind(AssertUnwindSafe(|| while ctx.poll(false) {}));
         if forked.load(Ordering::Relaxed) {
             checked(|| {
-                assert!(text(&*polled.unwrap_err()).contains("this process was forked"));
+                assert!(text(&*polled.unwrap_err()).contains("the process was forked"));
                 assert_eq!(log.take(), "");
             });
         }
@@ -240,7 +240,10 @@ fn a_child_that_returns_leaks_what_is_left() {
     };
     assert_success(&run);
     let said = String::from_utf8_lossy(&run.stderr);
-    assert!(said.contains("returned from it; its copies of 1 coroutines are leaked; call exec or _exit"), "{said}");
+    assert!(
+        said.contains("returned from its parent's context, leaking its copies of 1 coroutines; call exec or _exit"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn remote_handles_are_futures() {
         let mut handle = context.spawn(|| ());
         await_future(&mut handle).unwrap().unwrap();
         let said = panic_of(|| await_future(&mut handle));
-        assert_eq!(said, "a handle was polled after it was ready");
+        assert_eq!(said, "join handle polled after it returned its result");
     });
     worker.stop().unwrap();
 }
@@ -354,7 +354,7 @@ fn the_last_waker_counts() {
         assert!(poll_with(&mut detached, &wakers[0]).is_pending());
         drop(detached);
         ctx.poll(false);
-        assert_eq!(log.take(), "", "nobody waits for it");
+        assert_eq!(log.take(), "", "the coroutine has no waiter");
     });
     drop(wakers);
     assert_eq!(called.map(|called| Arc::strong_count(&called)), [1, 1], "none is kept");

@@ -152,7 +152,7 @@ fn a_live_process_and_its_core_files() {
     assert_answers(&said);
     // Restored, both times: gdb sees the thread's own stack.
     assert_eq!(said.matches(" in _start ()").count(), 2, "{said}");
-    assert_eq!(hung.0.try_wait().unwrap(), None, "being looked at, it goes on");
+    assert_eq!(hung.0.try_wait().unwrap(), None, "the process continues after the inspection");
 
     let core = |file: &Scratch| gdb(|gdb| gdb.arg(program()).arg(&file.0), &QUESTIONS).unwrap();
     assert_answers(&core(&whole));

@@ -16,7 +16,7 @@ fn use_stack<const N: usize>() {
 const REST: usize = 8 * 1024;
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn high_water_rises_and_stays() {
     // C11: the high-water mark is the maximum use so far, for a suspended or running coroutine
     AioContext::run(|_| {
@@ -47,7 +47,7 @@ fn high_water_rises_and_stays() {
 }
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn high_water_of_one_that_has_finished() {
     // C11: a join handle returns the mark until the result is fetched
     AioContext::run(|ctx| {
@@ -62,7 +62,7 @@ fn high_water_of_one_that_has_finished() {
 }
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn high_water_on_a_stack_that_was_used_before() {
     // C11: the mark does not include earlier users of the stack, and being measured is not
     // inherited with the stack
@@ -85,7 +85,7 @@ fn high_water_on_a_stack_that_was_used_before() {
 }
 
 #[test]
-#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals elsewhere")]
+#[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
 fn high_water_for_a_whole_context() {
     // C11: a context may measure all of its coroutines, except those that opt out
     let context = AioContext::builder().measure_stack(true).stack_size(64 * 1024);

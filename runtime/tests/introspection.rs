@@ -69,12 +69,12 @@ fn a_dump_tells_who_waits_for_what() {
                 "held by 'holder' since runtime/tests/introspection.rs:",
                 "'queued' waits for a wake of CoQueue",
                 "'sleeper' waits for the end of its sleep",
-                "'fresh' has not been entered yet",
+                "'fresh' not entered yet",
                 "'reader' waits for descriptor ",
                 "'joiner' waits for the end of 'waiter'",
-                "made at runtime/tests/introspection.rs:",
-                "bottom halves: 1, of them 0 due and 0 idle",
-                "timers: 1 armed, the next in 3599.",
+                "created at runtime/tests/introspection.rs:",
+                "bottom halves: 1, 0 due, 0 idle",
+                "timers: 1 armed, next in 3599.",
             ],
         );
         drop((holder, queued, sleeper, fresh, far, reader, joiner));
@@ -162,7 +162,7 @@ impl Hung {
     fn until(&mut self, word: &str) -> String {
         let mut text = String::new();
         while !text.lines().last().is_some_and(|line| line.contains(word)) {
-            assert_ne!(self.stderr.read_line(&mut text).unwrap(), 0, "it ended without `{word}`:\n{text}");
+            assert_ne!(self.stderr.read_line(&mut text).unwrap(), 0, "the child ended without `{word}`:\n{text}");
         }
         text
     }
@@ -214,7 +214,7 @@ fn a_signal_asks_a_hung_loop() {
     let text = hung.until("block_the_thread");
     assert_says(
         &text,
-        &["(busy in one round)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' is entered"],
+        &["(busy in one iteration)", "main > loop > 'hog'", "'idler' waits for an enter", "'hog' entered"],
     );
     hung.release();
 }
@@ -248,7 +248,7 @@ fn context_that_ends_is_dumped() {
     let text = hung.until("timers:");
     assert_says(
         &text,
-        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' is entered", "'later' waits for an enter or a wake"],
+        &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' entered", "'later' waits for an enter or a wake"],
     );
     hung.until("block_the_thread");
     hung.release();
@@ -264,13 +264,13 @@ fn dump_of_a_thread_inside_the_allocator() {
             let (begun, ends) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
             let begins = Arc::clone(&begun);
             let looker = thread::spawn(move || {
-                // Before that, the loop would answer by itself.
+                // Earlier, the loop would answer by itself.
                 while !begun.load(Ordering::Relaxed) {
                     thread::yield_now();
                 }
                 let texts = [(); 5].map(|()| elsewhere.dump().to_string());
                 ends.store(true, Ordering::Relaxed);
-                texts.iter().for_each(|text| assert_says(text, &["busy in one round", "'allocates' is entered"]));
+                texts.iter().for_each(|text| assert_says(text, &["busy in one iteration", "'allocates' entered"]));
             });
             let allocates = named("allocates", move || {
                 begins.store(true, Ordering::Relaxed);
@@ -323,7 +323,7 @@ fn a_round_that_takes_too_long_is_reported() {
     };
     assert!(!hung.until("rested").contains("stall"));
     let text = hung.until("block_the_thread");
-    assert_says(&text, &["coralio: stall: the loop of thread", "longer than its limit of 20ms", "main > loop > 'hog'"]);
+    assert_says(&text, &["coralio: stall: the loop of thread", "over the limit of 20ms", "main > loop > 'hog'"]);
     assert_eq!(text.matches("coralio: stall").count(), 1, "{text}");
     assert!(!hung.release().contains("stall"));
 }
@@ -370,7 +370,7 @@ fn two_locks_in_opposite_order() {
     assert_says(
         &said,
         &[
-            "deadlock: nothing can wake these 2 coroutines any more",
+            "deadlock: nothing can wake these 2 coroutines;",
             "'left' waits for CoMutex",
             "held by 'right' since runtime/tests/introspection.rs:",
             "'right' waits for CoMutex",
@@ -400,7 +400,7 @@ fn what_nobody_left_can_give() {
     let Some(said) = said else { return };
     assert_says(
         &said,
-        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by a coroutine that has ended", "'parent'"],
+        &["these 5 coroutines", "'lost' waits", "'joiner' waits", "held by a finished coroutine", "'parent'"],
     );
 }
 
@@ -443,7 +443,10 @@ fn locking_what_one_holds_is_refused() {
             let _first = lock.lock();
             drop(lock.lock());
         }));
-        assert_says(&said, &["'greedy' locks a CoMutex that it holds already, since runtime/tests/introspection.rs:"]);
+        assert_says(
+            &said,
+            &["'greedy' locks a CoMutex that it already holds, taken at runtime/tests/introspection.rs:"],
+        );
     });
 }
 
@@ -467,6 +470,6 @@ fn who_was_unwound_is_said() {
         return;
     };
     let said = String::from_utf8_lossy(&child.stderr);
-    assert_says(&said, &["a context ended before 2 of its coroutines had, and unwinds them: 'loud', #2;"]);
+    assert_says(&said, &["context ended with 2 coroutines still alive, unwinding them: 'loud', #2;"]);
     assert!(!said.contains("'quiet'"), "{said}");
 }

@@ -23,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[track_caller]
 fn assert_locations(ctx: &AioContext, is_of_interest: impl Fn(&str) -> bool, count: usize) {
     let dump = ctx.dump().to_string();
-    let lines: Vec<_> = dump.lines().filter(|line| line.contains("; made at ") && is_of_interest(line)).collect();
+    let lines: Vec<_> = dump.lines().filter(|line| line.contains("; created at ") && is_of_interest(line)).collect();
     assert_eq!(lines.len(), count, "{dump}");
     for line in lines {
         let locations: Vec<_> = line.split_whitespace().filter(|word| word.contains(".rs:")).collect();
@@ -166,13 +166,13 @@ fn wakes_show_their_callers() {
         suspended[1].cancel();
         suspended[2].coroutine().waker().wake();
         suspended[3].coroutine().waker().cancel();
-        assert_locations(ctx, |line| line.contains(" is to run"), woken.len() + suspended.len());
+        assert_locations(ctx, |line| line.contains(" scheduled at"), woken.len() + suspended.len());
         drop(reading);
         scope(|s| {
             drop(s.spawn(|| suspend()));
             yield_now();
             s.cancel();
-            assert_locations(ctx, |line| line.contains(" is to run"), 1);
+            assert_locations(ctx, |line| line.contains(" scheduled at"), 1);
         });
     });
     run.unwrap();

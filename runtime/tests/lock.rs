@@ -18,7 +18,7 @@ fn the_lock_is_recursive_and_keeps_others_out() {
     AioContext::run(|ctx| {
         let inside = Arc::new(AtomicUsize::new(0));
         let enter = |inside: &AtomicUsize| {
-            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two threads at once");
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two threads inside the lock");
             thread::yield_now();
             inside.fetch_sub(1, Ordering::SeqCst);
         };
@@ -101,7 +101,7 @@ fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
                 let _guard = ctx.acquire();
                 assert!(!ctx.is_home());
                 assert!(ctx.poll(false));
-                assert!(!ctx.poll(false), "what is ready is left to home");
+                assert!(!ctx.poll(false), "ready coroutines are left to the home thread");
             });
             foreign.join().unwrap();
         });

@@ -34,8 +34,8 @@ fn running_off_a_stack_names_the_coroutine() {
     // its stack size and the remedy
     match in_child("running_off_a_stack_names_the_coroutine") {
         Some(child) => {
-            assert_aborted(&child, "coralio: coroutine 'deep' (created at runtime/tests/overflow.rs:");
-            for part in ["ran off its stack of 65536 bytes", "`Builder::stack_size`", "`ContextBuilder::stack_size`"] {
+            assert_aborted(&child, "coralio: stack overflow: coroutine 'deep' (created at runtime/tests/overflow.rs:");
+            for part in ["exceeded its stack of 65536 bytes", "`Builder::stack_size`", "`ContextBuilder::stack_size`"] {
                 assert!(said(&child).contains(part), "{part}: {}", said(&child));
             }
         }
@@ -52,8 +52,8 @@ fn overflow_of_main_names_the_setting_of_the_context() {
     // context's setting
     match in_child("overflow_of_main_names_the_setting_of_the_context") {
         Some(child) => {
-            assert_aborted(&child, "coralio: coroutine 'main' (created at");
-            assert!(said(&child).contains("`ContextBuilder::stack_size`, or `Runner::stack_size`"), "{}", said(&child));
+            assert_aborted(&child, "coralio: stack overflow: coroutine 'main' (created at");
+            assert!(said(&child).contains("`ContextBuilder::stack_size` or `Runner::stack_size`"), "{}", said(&child));
             assert!(!said(&child).contains("`Builder::stack_size`"), "{}", said(&child));
         }
         None => _ = AioContext::builder().stack_size(64 * 1024).run_coroutine(|_| deep(0)).unwrap(),

@@ -18,7 +18,7 @@ fn left_over() -> Output {
     }
     let built = cargo.status().expect("cargo runs this test, and so can run");
     assert!(built.success(), "the example is not built");
-    Command::new(target.join("debug/examples/left_over")).output().expect("what was built runs")
+    Command::new(target.join("debug/examples/left_over")).output().expect("the built example runs")
 }
 
 #[test]
@@ -30,11 +30,11 @@ fn left_over_coroutines_are_leaked_and_never_run() {
     assert!(run.status.success(), "{}\n{out}\n{said}", run.status);
     assert_eq!(
         out,
-        "unwound: 0\n(ended): cannot enter a coroutine that has ended\n(ended): cannot enter a coroutine that has ended\n\
+        "unwound: 0\n(ended): cannot enter a coroutine: it has ended\n(ended): cannot enter a coroutine: it has ended\n\
          joined: true\nanother: 7\nwent on: 0\n"
     );
     assert!(
-        said.contains("a context ended with 3 suspended coroutines; with panic = \"abort\" they cannot be"),
+        said.contains("context ended with 3 suspended coroutines, leaking them: with panic = \"abort\" they cannot be"),
         "{said}"
     );
 }

@@ -54,7 +54,7 @@ fn what_is_ready_in_memory_is_served() {
         }
         drop(handler);
         ready.store(true, Ordering::Release);
-        assert!(!ctx.poll(false), "it is gone");
+        assert!(!ctx.poll(false), "the handler is gone");
     });
 }
 

@@ -105,7 +105,7 @@ fn message_is_written_whole() {
     let expected = format!("short 1\nended\nlong {long} {long}\n");
     assert!(said.contains(&expected), "{said}");
     assert!(said.contains("no words"), "the panic hook is called: {said}");
-    assert!(said.ends_with("bad  (the rest of this message could not be formatted)\n"), "{said}");
+    assert!(said.ends_with("bad  (the rest of the message could not be formatted)\n"), "{said}");
 }
 
 #[test]

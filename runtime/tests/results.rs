@@ -130,7 +130,7 @@ fn a_large_result_comes_out_whole_or_is_refused() {
         const LARGE: usize = 100 * 1024;
         let refused = panic_of(|| spawn(|| [0u8; LARGE]));
         assert!(refused.starts_with("cannot spawn a coroutine: a coroutine's result of 1024"), "{refused}");
-        assert!(refused.contains("return a Box of it, or give it a larger stack_size"), "{refused}");
+        assert!(refused.contains("return it in a Box, or set a larger stack_size"), "{refused}");
         let boxed = spawn(|| Box::new([9u8; LARGE]));
         assert_eq!(boxed.join().unwrap()[LARGE - 1], 9);
         let roomy = Coroutine::builder().stack_size(4 << 20).spawn(|| [8u8; LARGE]).unwrap();

@@ -241,7 +241,7 @@ fn a_wait_can_be_cancelled() {
         assert!(lock.try_read().is_none());
         cancelled.cancel();
         assert!(cancelled.join().unwrap() && behind.join().unwrap());
-        assert!(lock.try_read().is_some(), "nobody is in line");
+        assert!(lock.try_read().is_some(), "the queue is empty");
 
         let late = Rc::clone(&lock);
         let late = spawn(move || timeout(soon, || late.write_cancellable().is_err()));
@@ -304,7 +304,7 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
                 let line = line!() + 1;
                 let writing = lock.write();
                 for said in [panic_of(|| drop(lock.write())), panic_of(|| drop(lock.read()))] {
-                    assert!(said.starts_with("'greedy' locks a CoRwLock that it holds already"), "{said}");
+                    assert!(said.starts_with("'greedy' locks a CoRwLock that it already holds"), "{said}");
                     assert!(said.contains(&format!("{}:{line}", file!())), "{said}");
                 }
                 // It held the lock before; that is no reason to refuse it while others read.
@@ -329,7 +329,7 @@ fn outside_a_coroutine_a_free_lock_can_be_had() {
     assert_eq!(*lock.read(), 5);
     let said = panic_of(|| drop(lock.write()));
     assert!(said.contains("spawn one"), "{said}");
-    assert!(lock.try_read().is_some(), "nobody is in line");
+    assert!(lock.try_read().is_some(), "the queue is empty");
     // The share of a failed upgrade is released.
     let other = lock.read();
     panic_of(|| drop(other.upgrade()));

@@ -580,7 +580,7 @@ fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
     // S4: a scope that unwinds on top of its own coroutine cannot unwind that one: the process
     // aborts with the reason
     match in_child("a_scope_that_cannot_wait_for_whom_it_stands_on") {
-        Some(child) => assert_aborted(&child, "a scope unwinds above its coroutine 'below'"),
+        Some(child) => assert_aborted(&child, "scope unwinding while its coroutine 'below' is entered"),
         None => AioContext::run(|ctx| {
             let task = Coroutine::builder().name("above").spawn({
                 let ctx = ctx.clone();

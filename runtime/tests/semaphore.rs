@@ -35,7 +35,7 @@ fn a_large_one_is_not_overtaken() {
         let tasks: Vec<_> = [3, 1, 1, 2, 0].into_iter().map(|count| take(&semaphore, &log, count)).collect();
         ctx.poll(false);
         assert_eq!((log.take(), semaphore.available()), (String::new(), 2));
-        assert!(semaphore.try_acquire().is_none(), "there are two, but not for one that comes later");
+        assert!(semaphore.try_acquire().is_none(), "two permits, but not for a later waiter");
         drop(permit);
         assert_eq!(semaphore.available(), 0, "handed over, never free in between");
         join_all(tasks);

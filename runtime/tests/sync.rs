@@ -301,7 +301,7 @@ fn queue_wakes_in_order() {
             })
             .collect();
         ctx.poll(false);
-        assert!(shared.0.try_lock().is_some(), "wait gave the mutex up");
+        assert!(shared.0.try_lock().is_some(), "wait released the mutex");
         assert!(shared.1.wake_one() && shared.1.wake_one());
         assert_eq!(log.take(), "", "they run in the next round");
         ctx.poll(false);

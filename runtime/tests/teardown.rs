@@ -63,8 +63,8 @@ fn whatever_they_wait_for_they_are_unwound() {
     let expected = ["suspended", "holder", "in-line", "in-line-too", "queue", "joined", "joins"]
         .map(|name| format!("{name}-inner {name}-outer {name}-caught"));
     assert_eq!(log.take(), format!("{} never-entered-caught created-caught", expected.join(" ")));
-    assert!(mutex.try_lock().is_some(), "the lock was given up, and passed through the line");
-    assert!(!queue.wake_one(), "nobody is left in the queue");
+    assert!(mutex.try_lock().is_some(), "the lock was released and passed through the queue");
+    assert!(!queue.wake_one(), "the queue is empty");
 }
 
 #[test]

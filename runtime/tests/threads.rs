@@ -53,7 +53,7 @@ fn spawned_from_anywhere() {
 
     let payload = left.context().spawn(|| -> u8 { panic!("told") }).join().unwrap_err();
     assert_eq!(text(&*payload), "told");
-    assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop goes on");
+    assert_eq!(left.context().spawn(|| 1).join().unwrap(), 1, "the loop keeps running");
     // A large result, and one that is dropped by its last owner.
     assert_eq!(left.context().spawn(|| vec![7; 100_000]).join().unwrap().len(), 100_000);
     let shared = Arc::new(());
@@ -192,7 +192,7 @@ fn dropping_stops() {
     let worker = start("worker");
     let ctx = worker.context().clone();
     let said = ctx.spawn(move || panic_of(|| worker.stop())).join().unwrap();
-    assert!(said.contains("cannot wait for its own end; stop it from another thread"), "{said}");
+    assert!(said.contains("cannot join itself; stop it from another thread"), "{said}");
     // It was dropped there, and its stop requested.
     while ctx.spawn(|| ()).join().is_ok() {}
 }
@@ -315,7 +315,7 @@ fn five_loops_on_one_co_mutex() {
             threads[n % threads.len()].context().spawn(move || {
                 for turn in 0..turns {
                     let mut guard = mutex.lock();
-                    assert!(!mem::replace(&mut guard.1, true), "somebody else has it");
+                    assert!(!mem::replace(&mut guard.1, true), "another thread holds the lock");
                     if turn % 16 == 0 {
                         yield_now();
                     }
@@ -538,9 +538,7 @@ fn a_guard_dropped_while_its_lock_is_given_up() {
     // released the lock, aborts the process with the reason: it would release a lock that another
     // thread holds
     match in_child("a_guard_dropped_while_its_lock_is_given_up") {
-        Some(child) => {
-            assert_aborted(&child, "a guard of a context's lock was dropped while `poll_while` had given the lock up")
-        }
+        Some(child) => assert_aborted(&child, "context lock guard dropped outside the lock epoch it was created in"),
         None => {
             let worker = start("worker");
             let ctx = worker.context().clone();

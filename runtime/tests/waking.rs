@@ -157,7 +157,7 @@ fn a_second_schedule_names_both_places() {
         assert_eq!(
             error.to_string(),
             format!(
-                "the coroutine is scheduled already: first at {0}:{1}:12, and before it ran at {0}:{2}:24",
+                "coroutine scheduled twice before it ran: at {0}:{1}:12, then at {0}:{2}:24",
                 file!(),
                 line + 1,
                 line + 2

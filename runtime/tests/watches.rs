@@ -86,7 +86,7 @@ fn interest_is_changed_at_any_time() {
         theirs.write_all(&[1, 2]).unwrap();
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "r1w0");
-        assert!(!ctx.poll(false), "a byte is there, and nobody is interested");
+        assert!(!ctx.poll(false), "a byte is available, but no handler is interested");
         slot.lock().unwrap().as_ref().unwrap().set_interest(Interest::Both).unwrap();
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "r1w1");
@@ -115,7 +115,7 @@ fn removed_within_its_handler() {
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "still-running dropped");
         assert!(!ctx.poll(false), "the byte is still there");
-        assert_eq!(Arc::strong_count(&ours), 1, "the watch has let go of the descriptor");
+        assert_eq!(Arc::strong_count(&ours), 1, "the watch has released the descriptor");
         // The descriptor can be watched again, by another watch at the same index.
         let again = ctx.watch(Arc::clone(&ours), Interest::Read, {
             let log = log.clone();
@@ -383,7 +383,7 @@ fn errors_teach() {
         let _watch = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap();
         let twice = ctx.watch(Arc::clone(&ours), Interest::Read, |_| {}).unwrap_err();
         assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
-        assert!(twice.to_string().contains("change that watch's interest"), "{twice}");
+        assert!(twice.to_string().contains("change the interest of the existing watch"), "{twice}");
         let regular = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
         let refused = ctx.watch(regular, Interest::Read, |_| {}).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::PermissionDenied);

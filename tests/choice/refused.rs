@@ -50,7 +50,7 @@ fn nothing_is_refused() {
     }
     let chosen = choice();
     assert_chosen(&chosen, KernelChoice::Aio, &[]);
-    assert_eq!(chosen.to_string(), "native AIO, and threads for what would block it");
+    assert_eq!(chosen.to_string(), "native AIO, with threads for requests that would block it");
 }
 
 /// Asserts that `Auto` falls back to io_uring when native AIO is refused in this way.
@@ -67,21 +67,21 @@ fn without_aio(test: &str, calls: &[(libc::c_long, i32)], words: &str) {
 #[test]
 fn aio_is_forbidden() {
     // E14, E16: `Auto` falls back when a seccomp filter returns EPERM
-    without_aio("refused::aio_is_forbidden", &[(AIO, libc::EPERM)], "native AIO is forbidden here");
+    without_aio("refused::aio_is_forbidden", &[(AIO, libc::EPERM)], "native AIO is forbidden");
 }
 
 #[test]
 fn aio_is_hidden() {
     // E14, E16: `Auto` falls back on ENOSYS, from a filter or from a kernel built without native
     // AIO
-    without_aio("refused::aio_is_hidden", &[(AIO, libc::ENOSYS)], "no native AIO here");
+    without_aio("refused::aio_is_hidden", &[(AIO, libc::ENOSYS)], "native AIO is not available");
 }
 
 #[test]
 fn aio_can_be_set_up_and_then_nothing() {
     // E14, E16: a filter that forbids only io_submit is detected before the first request
     let calls = [(libc::SYS_io_submit, libc::EPERM)];
-    without_aio("refused::aio_can_be_set_up_and_then_nothing", &calls, "native AIO is forbidden here");
+    without_aio("refused::aio_can_be_set_up_and_then_nothing", &calls, "native AIO is forbidden");
 }
 
 #[test]
@@ -128,28 +128,28 @@ fn without_both(test: &str, aio: i32, uring: (libc::c_long, i32), words: [&str; 
     assert_chosen(&choice(), KernelChoice::Threads, &why);
     for (kernel, words) in why {
         let named = Runner::new().kernel(kernel).run(|| ()).unwrap_err();
-        assert!(named.to_string().contains(words), "asked for by name, it is an error: {named}");
+        assert!(named.to_string().contains(words), "requested by name, a refusal is an error: {named}");
     }
 }
 
 #[test]
 fn a_container() {
     // E14, E16: `Auto` falls back to threads when both interfaces are forbidden
-    let words = ["native AIO is forbidden here", "io_uring is forbidden here"];
+    let words = ["native AIO is forbidden", "io_uring is forbidden"];
     without_both("refused::a_container", libc::EPERM, (URING, libc::EPERM), words);
 }
 
 #[test]
 fn a_kernel_without() {
     // E14, E16: `Auto` falls back to threads when both interfaces are hidden
-    let words = ["no native AIO here", "no io_uring here"];
+    let words = ["native AIO is not available", "io_uring is not available"];
     without_both("refused::a_kernel_without", libc::ENOSYS, (URING, libc::ENOSYS), words);
 }
 
 #[test]
 fn locked_memory_is_used_up() {
     // E14, E16: ENOMEM from io_uring_setup, as at RLIMIT_MEMLOCK, is a refusal with a remedy
-    let words = ["no room for 65 AIO requests", "raise that (ulimit -l)"];
+    let words = ["no room for 65 AIO requests", "raise the limit (ulimit -l)"];
     without_both("refused::locked_memory_is_used_up", libc::EAGAIN, (URING, libc::ENOMEM), words);
 }
 
@@ -157,7 +157,7 @@ fn locked_memory_is_used_up() {
 fn io_uring_is_too_old() {
     // E14, E16: a ring that cannot report its operations is a refusal with a remedy
     if has_uring() {
-        let words = ["native AIO is forbidden", "it takes Linux 5.6 or later"];
+        let words = ["native AIO is forbidden", "it needs Linux 5.6 or later"];
         let uring = (libc::SYS_io_uring_register, libc::EINVAL);
         without_both("refused::io_uring_is_too_old", libc::EPERM, uring, words);
     }
@@ -180,7 +180,7 @@ fn no_memory_may_be_locked() {
     }
     forbid(&[(AIO, libc::EPERM)]);
     let chosen = choice();
-    let because = chosen.refused().any(|(_, error)| error.to_string().contains("raise that (ulimit -l)"));
+    let because = chosen.refused().any(|(_, error)| error.to_string().contains("raise the limit (ulimit -l)"));
     assert_eq!(chosen.kernel(), if because { KernelChoice::Threads } else { KernelChoice::Uring }, "{chosen}");
 }
 
@@ -196,9 +196,9 @@ fn a_depth_that_cannot_be_is_no_refusal() {
 fn by_name() {
     // E16: a backend requested by name is used, or its failure is an error
     for (kernel, shown) in [
-        (KernelChoice::Aio, "native AIO, as asked for"),
-        (KernelChoice::Uring, "io_uring, as asked for"),
-        (KernelChoice::Threads, "threads, as asked for"),
+        (KernelChoice::Aio, "native AIO, as requested"),
+        (KernelChoice::Uring, "io_uring, as requested"),
+        (KernelChoice::Threads, "threads, as requested"),
     ] {
         if has(kernel, 1) {
             let chosen = Runner::new().kernel(kernel).run(chosen).unwrap();
@@ -207,7 +207,7 @@ fn by_name() {
         }
     }
     assert!(chosen_kernel().is_none(), "outside a context");
-    assert_eq!(DEFAULT_DEPTH, 64, "below the queues of what is common");
+    assert_eq!(DEFAULT_DEPTH, 64, "below the queue sizes of common devices");
 }
 
 #[test]

@@ -203,13 +203,13 @@ fn what_a_scope_lends_comes_back_before_its_owner_goes() {
     // E13, S4, C9: buffers lent within a scope return before the scope's owner is gone: after a
     // panic in the scope, at the end of the context, and after cancelling
     lent_by_a_scope(
-        || panic!("amid the scope"),
+        || panic!("in the scope"),
         |_, _, owner| {
             let enter_and_wait = || {
                 owner.enter();
                 rounds_until(|| owner.has_ended());
             };
-            assert_eq!(panic_of(enter_and_wait), "amid the scope");
+            assert_eq!(panic_of(enter_and_wait), "in the scope");
         },
     );
     lent_by_a_scope(|| unreachable!("it is unwound"), |_, _, _| ());

@@ -294,6 +294,6 @@ fn a_stray_completion_is_not_followed() {
         said.contains("a completion for a request that is not in flight: key 0x0, result 0 (in_flight 0,"),
         "{said}"
     );
-    assert!(said.contains("coralio: a request is lost, neither pending nor in flight (in_flight 0,"), "{said}");
+    assert!(said.contains("coralio: a request is neither pending nor in flight: it is lost (in_flight 0,"), "{said}");
     assert!(!child.status.success());
 }

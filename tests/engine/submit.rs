@@ -25,9 +25,9 @@ fn a_second_engine_is_refused() {
     with_engine(4, |_, _, first| {
         let error = Engine::<Watched>::attach(Watched::new(4), 4).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
-        assert!(error.to_string().contains("has an I/O engine already; share that one"), "{error}");
+        assert!(error.to_string().contains("the context already has one; share that one"), "{error}");
         let task = join(spawn_at(first, &[0]));
-        assert_eq!(task, [Ok(0)], "the first one is none the worse for it");
+        assert_eq!(task, [Ok(0)], "the first engine still works");
     });
     with_engine(4, |_, _, engine| assert_eq!(join(spawn_at(engine, &[0])), [Ok(0)], "the next context has its own"));
 }
@@ -39,9 +39,9 @@ fn a_depth_that_cannot_be_is_refused() {
         for depth in [0, 9, 1_000_000] {
             let error = Engine::<Watched>::attach(Watched::new(8), depth).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
-            assert_eq!(error.to_string(), format!("a queue depth of {depth} cannot be; choose 1 to 8"));
+            assert_eq!(error.to_string(), format!("invalid queue depth {depth}: must be 1 to 8"));
         }
-        assert!(Engine::<Watched>::attach(Watched::new(8), 8).is_ok(), "a refused engine takes nobody's place");
+        assert!(Engine::<Watched>::attach(Watched::new(8), 8).is_ok(), "a refused engine does not occupy the context");
     });
 }
 

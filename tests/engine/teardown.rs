@@ -147,13 +147,13 @@ fn a_panic_out_of_a_reap_loses_nothing() {
             let engine = engine.clone();
             move || {
                 touch(&engine, 0).unwrap();
-                panic!("amid the reap");
+                panic!("in the reap");
             }
         });
         bad.enter();
         drop(spawn(reader(engine, &log, 8)));
         context.poll(false);
-        assert_eq!(panic_of(|| context.poll(true)), "amid the reap");
+        assert_eq!(panic_of(|| context.poll(true)), "in the reap");
         assert_eq!(log.take(), "Ok(4) aaaa");
         assert_eq!(engine.stats().in_flight, 1);
         context.poll(false);

@@ -46,7 +46,7 @@ fn reading_exactly_more_than_there_is_fails() {
         let file = temp.open(direct);
         let error = file.read_exact_at(&mut AlignedBuf::new(8192, 4096), 4096).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(error.to_string(), "unexpected end of file: of 8192 bytes at 4096 there were 904");
+        assert_eq!(error.to_string(), "unexpected end of file: read 904 of 8192 bytes at offset 4096");
         file.read_exact_at(&mut [0; 904], 4096).unwrap();
         file.read_exact_at(&mut [], 1 << 40).unwrap();
     });

@@ -103,11 +103,15 @@ fn a_child_does_not_submit_what_its_parent_has_gathered() {
                     move || file.write_at(&[1; 4096], 0)
                 });
                 let forks = spawn(|| {
-                    assert_eq!(coralio_aio::stats().pending, 1, "it has gathered");
+                    assert_eq!(coralio_aio::stats().pending, 1, "the plug holds the request back");
                     fork()
                 });
                 assert!(!forks.join().unwrap());
-                assert_eq!(temp.content(), [], "the parent has not submitted it yet, and nobody else may");
+                assert_eq!(
+                    temp.content(),
+                    [],
+                    "the parent has not submitted the request yet, and no other process may"
+                );
                 writer.join().unwrap().unwrap();
                 assert_eq!(temp.content(), [1; 4096]);
             })

@@ -46,7 +46,7 @@ pub(crate) fn in_child_with_mounts(test: &str) -> bool {
             || libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), libc::MS_REC | libc::MS_PRIVATE, ptr::null()) != 0
     };
     if failed {
-        println!("skipped: no mount namespace to be had: {}", std::io::Error::last_os_error());
+        println!("skipped: cannot create a mount namespace: {}", std::io::Error::last_os_error());
     }
     !failed
 }

@@ -49,7 +49,7 @@ fn a_full_disk() {
             let message = error.to_string();
             assert!(message.contains("No space left on device"), "{message}");
             assert!(
-                message.contains("the file system is full: free some space, and write the rest again"),
+                message.contains("the file system is full: free some space, then write the rest again"),
                 "{message}"
             );
             // The part that was written is there, and the message names the offset of the rest.
@@ -87,7 +87,7 @@ fn the_file_size_limit() {
             assert_eq!(error.kind(), ErrorKind::FileTooLarge);
             let message = error.to_string();
             assert!(message.contains("file-size limit (ulimit -f)"), "{message}");
-            assert_eq!(file.len().unwrap(), 1 << 20, "what fits went in");
+            assert_eq!(file.len().unwrap(), 1 << 20, "the part that fits was written");
             file.write_at(&data[..4096], 0).unwrap();
         });
     }
@@ -112,7 +112,7 @@ fn a_device_that_breaks_amid_a_read() {
                 };
                 assert_eq!(error.os_code(), Some(libc::EIO));
                 assert!(error.to_string().contains("Input/output error"), "{error}");
-                assert!(error.to_string().contains("the device failed: see the kernel's log"), "{error}");
+                assert!(error.to_string().contains("the device failed: see the kernel log"), "{error}");
             }
         });
     }

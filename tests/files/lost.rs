@@ -63,7 +63,7 @@ impl Load {
             let (file, content, mut lent, at) = (Rc::clone(file), Rc::clone(content), lent(None), number * BLOCK);
             spawn(move || {
                 file.read_exact_at(&mut lent.buf, at as u64)?;
-                assert!(is_of(&lent.buf, &content[at..]), "neither what was there nor a hole");
+                assert!(is_of(&lent.buf, &content[at..]), "neither the old content nor a hole");
                 Ok(())
             })
         });
@@ -107,7 +107,7 @@ fn untouched(kept: Kept, count: usize) {
     let buffers = Rc::try_unwrap(kept).expect("all coroutines are gone").into_inner();
     assert_eq!(buffers.len(), count);
     let strange = buffers.iter().position(|buf| buf.iter().any(|&byte| byte != 0xee));
-    assert_eq!(strange, None, "given back before its write was done, or written to after its request");
+    assert_eq!(strange, None, "returned before its write had completed, or written to after its request");
 }
 
 fn content() -> Rc<Vec<u8>> {
@@ -140,7 +140,7 @@ fn shut_down_beneath_a_device() {
         let file = open(&disk.device.path);
         let freeze = disk.freeze();
         let load = Load::begin(&file, content, kept, Some(&freeze.is_over()));
-        assert!(load.is_held(), "nothing goes on while it is frozen");
+        assert!(load.is_held(), "no progress while the file system is frozen");
         disk.below.shut_down();
         drop(freeze);
         assert_eq!(load.end().0, REQUESTS / 2);
@@ -163,7 +163,7 @@ fn a_file_system_that_is_shut_down() {
         file.sync_all().unwrap();
         let freeze = disk.freeze();
         let load = Load::begin(&file, content, kept, None);
-        assert!(load.is_held(), "nothing goes on while it is frozen");
+        assert!(load.is_held(), "no progress while the file system is frozen");
         mount.shut_down();
         let later = [true, false].map(|writes| {
             let (file, content) = (Rc::clone(&file), Rc::clone(content));
@@ -190,7 +190,7 @@ fn detached_with_requests_in_flight() {
         let file = open(&device.path);
         let freeze = disk.freeze();
         let load = Load::begin(&file, content, kept, Some(&freeze.is_over()));
-        assert!(load.is_held(), "nothing goes on while it is frozen");
+        assert!(load.is_held(), "no progress while the file system is frozen");
         device.detach();
         drop(freeze);
         assert_eq!(load.end(), (0, 0));
@@ -217,7 +217,7 @@ fn cut_off_with_requests_in_flight() {
             assert_eq!(file.write_at(&aligned(&content), 0).unwrap(), content.len());
             let load = Load::begin(&file, &content, &kept, None);
             cut((REQUESTS * BLOCK * 3 / 4) as u64);
-            assert_eq!(load.end().0, 0, "what is written makes the file longer again");
+            assert_eq!(load.end().0, 0, "new writes extend the file again");
             cut(0);
             is_gone(&file.read_at(&mut AlignedBuf::new(BLOCK, 4096), 0).unwrap_err());
         }
@@ -246,7 +246,7 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
         catch_unwind(AssertUnwindSafe(|| {
             Runner::new().context(context).kernel(kernel).run(|| {
                 let load = Load::begin(&open(&path), &content, &kept, Some(&over));
-                assert!(load.is_held(), "nothing goes on while it is frozen");
+                assert!(load.is_held(), "no progress while the file system is frozen");
                 go.send(()).unwrap();
                 if panics {
                     resume_unwind(Box::new("amid a loss"));

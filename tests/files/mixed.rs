@@ -76,7 +76,7 @@ fn unaligned_memory_stays_direct() {
         let temp = Temp::with(&disk(), &vec![0; 3 << 20]);
         let file = temp.open(Direct::Auto);
         if !file.is_direct() || file.alignment().memory == 1 {
-            return eprintln!("skipped: no direct I/O that asks for aligned memory in {}", disk().display());
+            return eprintln!("skipped: no direct I/O that requires aligned memory in {}", disk().display());
         }
         let before = stats();
         let mut model = temp.content();
@@ -106,7 +106,7 @@ fn unaligned_memory_stays_direct() {
         let mut end = AlignedBuf::new(8193, 4096);
         end.fill(9);
         assert_eq!(file.read_at(&mut end[1..], (3 << 20) - 4096).unwrap(), 4096);
-        assert!(end[4097..].iter().all(|&byte| byte == 9), "what was not read is as it was");
+        assert!(end[4097..].iter().all(|&byte| byte == 9), "memory beyond the read is unchanged");
     });
 }
 

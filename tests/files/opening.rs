@@ -171,7 +171,7 @@ fn a_file_of_another_context_refuses() {
             assert_eq!(error.kind(), ErrorKind::NotConnected);
             let message = error.to_string();
             assert!(message.contains("belongs to a context that has ended"), "{message}");
-            assert!(message.contains("open it in the one that uses it"), "{message}");
+            assert!(message.contains("open the file in the context that uses it"), "{message}");
         }
         // A new file on the same descriptor belongs to this context.
         let again = File::from_fd(file.as_fd().try_clone_to_owned().unwrap()).unwrap();

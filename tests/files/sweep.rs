@@ -205,7 +205,7 @@ fn fio_reads_what_we_wrote_and_we_what_it_wrote() {
                 .collect();
             writers.into_iter().for_each(|writer| _ = writer.join().unwrap());
             file.sync_all().unwrap();
-            assert!(fio(&ours.0, "--rw=read"), "fio does not find what was written");
+            assert!(fio(&ours.0, "--rw=read"), "fio does not find the written data");
         });
     }
 }

@@ -120,7 +120,7 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
             assert_eq!(stats.requests, REQUESTS as u64);
             match end {
                 End::Returns => {}
-                End::Panics => resume_unwind(Box::new("amid a thousand")),
+                End::Panics => resume_unwind(Box::new("in a thousand requests")),
                 End::Detached => drop(coralio_aio::detach().unwrap()),
                 End::Cancelled => {
                     readers.iter().for_each(JoinHandle::cancel);
@@ -135,7 +135,7 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
     match ran {
         Ok(Err(error)) if is_refused(kernel, &error) => return None,
         Ok(ran) => println!("{kernel}: in flight and pending: {:?}", ran.unwrap()),
-        Err(payload) => assert_eq!(payload.downcast_ref::<&str>(), Some(&"amid a thousand")),
+        Err(payload) => assert_eq!(payload.downcast_ref::<&str>(), Some(&"in a thousand requests")),
     }
     Some(Rc::into_inner(left).expect("all coroutines are gone").into_inner())
 }

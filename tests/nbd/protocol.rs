@@ -216,19 +216,19 @@ fn what_cannot_be_is_refused_at_the_start() {
     assert!(said.contains("/nowhere/disk"), "{said}");
     let said =
         failing(&["--listen", "127.0.0.1:0", "--export", &format!("a={image}"), "--export", &format!("a={image}")]);
-    assert!(said.contains("the name is taken"), "{said}");
+    assert!(said.contains("duplicate name"), "{said}");
     let said = failing(&["--listen", "127.0.0.1:0", "--max-connections", "4000000000", other]);
     assert!(said.contains("ulimit -n"), "{said}");
     fs::write(folder.path("q"), b"QFI\xfb and more").unwrap();
     let said = failing(&["--listen", "127.0.0.1:0", folder.path("q").to_str().unwrap()]);
-    assert!(said.contains("its clusters would be 2^0 bytes"), "{said}");
+    assert!(said.contains("invalid cluster size 2^0 bytes"), "{said}");
     // A socket left behind by a killed server is replaced.
     drop(server);
     assert!(folder.path("s").exists());
     let server = Server::start(&folder, &[image]);
     assert_eq!(Client::plain(&server, "").size, 1 << 20);
     server.stop();
-    assert!(!folder.path("s").exists(), "it takes its socket with it");
+    assert!(!folder.path("s").exists(), "the server removes its socket");
 }
 
 #[test]
@@ -244,12 +244,12 @@ fn an_image_in_use_is_refused() {
         panic.downcast_ref::<String>().unwrap().clone()
     };
     let twice = ["--export", &format!("a={image}"), "--export", &format!("b={image}")];
-    assert!(failing(&twice).contains("opens it twice"));
+    assert!(failing(&twice).contains("open it twice"));
     let server = Server::start(&folder, &["--threads", "2", image]);
     let said = failing(&["--listen", "127.0.0.1:0", image]);
     assert!(said.contains("open for writing") && said.contains("--no-lock"), "{said}");
     let info = std::process::Command::new("qemu-img").args(["info", image]).output();
-    assert!(info.is_err() || !info.unwrap().status.success(), "it reads what is being written");
+    assert!(info.is_err() || !info.unwrap().status.success(), "a reader opened an image that is being written");
     Server::start(&folder, &["--listen", "127.0.0.1:0", "--no-lock", "--read-only", image]).stop();
     server.stop();
     // Readers do not exclude each other.

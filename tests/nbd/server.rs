@@ -82,7 +82,7 @@ impl Server {
     /// Starts a server that must fail, and returns its message.
     pub fn refused(folder: &Folder, args: &[&str]) -> String {
         let started = Server::spawn(folder, Command::new(program()), args, Announcement::Read);
-        started.err().expect("it listens, and should not")
+        started.err().expect("the server listens although it should not")
     }
 
     fn spawn(

@@ -54,7 +54,7 @@ fn schedule<P: Policy>() -> Option<String> {
 fn with_a_private_batch_the_nested_poll_never_ends() {
     // H4: the scripted kernel detects, without a time limit, that the sleep could not end.
     let message = schedule::<Batch2014>().unwrap();
-    assert!(message.contains("this sleep would never end: nothing is on the ring"), "{message}");
+    assert!(message.contains("this sleep would never end: the ring is empty"), "{message}");
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn wait_for_anothers<P: Policy>() -> Option<String> {
 fn a_count_that_comes_late_holds_up_a_nested_poll() {
     // E5: the nested poll sleeps for a completion of a request that is over.
     let message = wait_for_anothers::<CountsLate>().unwrap();
-    assert!(message.contains("this sleep would never end: nothing is on the ring, and of 0 requests"), "{message}");
+    assert!(message.contains("this sleep would never end: the ring is empty, and none of the 0 requests"), "{message}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ mutants! {
 /// Runs until one run fails, and panics with its message. Some mutants end the process here, others
 /// while unwinding what they have left, where no panic may pass.
 fn until_one_fails(runs: impl FnOnce() -> Result<u64, Box<Failure>>) {
-    panic!("{}", runs().map_or_else(|failure| failure.message, |runs| format!("{runs} runs, and none fails")));
+    panic!("{}", runs().map_or_else(|failure| failure.message, |runs| format!("{runs} runs without a failure")));
 }
 
 fn search_in<P: Policy>(simulation: Simulation, f: impl Fn(&Sim) -> std::io::Result<()>) {
@@ -106,20 +106,20 @@ impl Mutant {
 
 const MUTANTS: [Mutant; 13] = [
     Mutant::of::<LosesTheNotifier>("E1: no completion ends the loop's sleep", "no completion would wake it"),
-    Mutant::of::<EntersAnyone>("H1: a completion enters its coroutine, whoever runs", "recursive entry"),
-    Mutant::of::<EntersOthers>("H2: any but the one that runs", "recursive entry"),
-    Mutant::of::<Batches>("H4: a reap takes its completions along", "deadlock: all wait"),
-    Mutant::of::<CountsLate>("E5: counted after the callback", "deadlock: all wait"),
-    Mutant::of::<StuckAfterError>("H5: the first one fails, and the rest is left", "nobody will submit them"),
-    Mutant::of::<StuckAfterAgain>("H6: \"try again\", with nothing in flight", "nobody will submit them"),
-    Mutant::of::<DropsTheTail>("E2: the tail of a partial submit is dropped", "deadlock: all wait"),
+    Mutant::of::<EntersAnyone>("H1: a completion enters its coroutine, whichever one runs", "recursive entry"),
+    Mutant::of::<EntersOthers>("H2: any except the running coroutine", "recursive entry"),
+    Mutant::of::<Batches>("H4: a reap moves its completions", "deadlock: every coroutine waits"),
+    Mutant::of::<CountsLate>("E5: counted after the callback", "deadlock: every coroutine waits"),
+    Mutant::of::<StuckAfterError>("H5: the first request fails, and the rest stay queued", "they are never submitted"),
+    Mutant::of::<StuckAfterAgain>("H6: \"try again\", with nothing in flight", "they are never submitted"),
+    Mutant::of::<DropsTheTail>("E2: the tail of a partial submit is dropped", "deadlock: every coroutine waits"),
     Mutant::of::<ForgetsAnUnplug>("H7: an unplug of a full queue does not count", "a plug that is gone"),
     Mutant {
         what: "H10: a reap submits (20,000 reads in a row)",
         by: "overflowed its stack",
         searches: [Some(search_in_a_row::<SubmitsFromReap>), None],
     },
-    Mutant::of::<NobodySubmits>("H11: nobody submits the follow-up", "nobody will submit them"),
+    Mutant::of::<NobodySubmits>("H11: the follow-up is not submitted", "they are never submitted"),
     Mutant::of::<ShortIsTheEnd>("H11: a short read is the end of the file", "left == right"),
     Mutant::of::<CancelReturns>("H12: cancel returns before the kernel is done", "changed while the kernel had it"),
 ];

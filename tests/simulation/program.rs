@@ -83,7 +83,7 @@ impl Worker {
         let (start, len) = self.range();
         let mut bytes = vec![0xee; len];
         let read = insist(&self.sim, || self.file.read_at(&mut bytes, self.start + start as u64))?;
-        assert_eq!(read, len, "the file goes on behind this");
+        assert_eq!(read, len, "the file continues after the read");
         assert_eq!(bytes, self.model[start..start + len]);
         Ok(())
     }

@@ -83,7 +83,7 @@ fn a_failure_is_made_short_told_and_had_again() {
     let text = failure.to_string();
     for part in [
         &format!("seed {seed} fails (run {}, trace hash ", seed + 1),
-        &format!("run it again: CORALIO_SIM_TAPE='{}' cargo test search::a_failure_is_made", failure.tape),
+        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test search::a_failure_is_made", failure.tape),
         &format!("or: CORALIO_SIM_SEED={seed} cargo test"),
         "request 1 completed: 8",
         "request 2: Read, 8 bytes at 0 of file 2",
@@ -122,7 +122,10 @@ fn overtaken_if_asked() {
 fn what_is_no_tape_is_refused() {
     // E14: an invalid tape is rejected with an example of a valid one.
     let error = Simulation::new().tape("1,zwei").unwrap_err();
-    assert!(error.to_string().contains(r#""zwei" is no choice on a tape; a tape looks like 0*3,1,0,2"#), "{error}");
+    assert!(
+        error.to_string().contains(r#"invalid choice "zwei" on a tape: must be numbers such as 0*3,1,0,2"#),
+        "{error}"
+    );
 }
 
 #[test]
@@ -164,7 +167,7 @@ fn what_fails_a_run() {
         drop(mutex.lock());
         Ok(())
     });
-    assert!(stuck.starts_with("deadlock: all wait, and the kernel has nothing in flight"), "{stuck}");
+    assert!(stuck.starts_with("deadlock: every coroutine waits, and no request is in flight"), "{stuck}");
     assert!(stuck.contains("'main' waits for CoMutex"), "{stuck}");
 }
 

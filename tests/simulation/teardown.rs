@@ -57,12 +57,12 @@ fn a_thousand_in_flight() {
                 file.write_at(&content, 0)?;
                 begin_a_thousand(&file, &kept);
                 if panics {
-                    resume_unwind(Box::new("amid a thousand"));
+                    resume_unwind(Box::new("in a thousand requests"));
                 }
-                Err(io::Error::other("amid a thousand"))
+                Err(io::Error::other("in a thousand requests"))
             });
             let said = ran.unwrap_err().message;
-            assert!(said.contains("amid a thousand"), "{said}");
+            assert!(said.contains("in a thousand requests"), "{said}");
             let kept = kept.take();
             // A failing run is made twice, the second time with a log.
             assert_eq!(kept.len() % REQUESTS, 0);

@@ -95,5 +95,5 @@ fn a_sleep_does_not_hide_what_is_stuck() {
         io::Result::Ok(())
     });
     let message = failure.unwrap_err().message;
-    assert!(message.starts_with("deadlock: all wait"), "{message}");
+    assert!(message.starts_with("deadlock: every coroutine waits"), "{message}");
 }

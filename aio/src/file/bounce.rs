@@ -37,7 +37,7 @@ impl Bounce {
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        self.buf.as_mut().expect("it is there until the drop")
+        self.buf.as_mut().expect("the buffer exists until the drop")
     }
 
     pub(super) fn addr(&mut self) -> u64 {

@@ -49,7 +49,7 @@ impl Handle {
     pub(super) fn into_fd(self) -> OwnedFd {
         match self.owner {
             Owner::Real { fd, .. } => fd,
-            Owner::Simulated(_) => panic!("a simulated file belongs to its run, and does not leave its context"),
+            Owner::Simulated(_) => panic!("cannot detach a simulated file: it belongs to its run"),
         }
     }
 
@@ -63,9 +63,9 @@ impl Handle {
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.owner {
             Owner::Real { fd, .. } => fd.as_fd(),
-            Owner::Simulated(_) => panic!(
-                "a simulated file has no descriptor of this process: use File's own calls, or run this outside the simulation"
-            ),
+            Owner::Simulated(_) => {
+                panic!("a simulated file has no descriptor: use File's own calls, or run this outside the simulation")
+            }
         }
     }
 }

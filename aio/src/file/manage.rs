@@ -23,16 +23,18 @@ fn why(errno: i32) -> &'static str {
     match errno {
         libc::EBADF => "; the file is not open for writing: open it with File::options().write(true)",
         libc::ENOSPC => "; the file system is full: free some space",
-        libc::EDQUOT => "; the disk quota is used up",
+        libc::EDQUOT => "; the disk quota is exhausted: free some space, or raise the quota",
         libc::EFBIG => "; the file would exceed the process's file-size limit (ulimit -f) or the file system's",
         libc::EOPNOTSUPP => {
-            "; the file system does not do this (tmpfs, for one, does not zero ranges): write zeroes instead"
+            "; the file system does not support this (tmpfs, for one, cannot zero ranges): write zeroes instead"
         }
         libc::EPERM => "; the file is immutable, append-only, sealed, or a swap file",
-        libc::ETXTBSY => "; the file is a program that runs, or swap space",
-        libc::EXDEV => "; the two are on different file systems: copy it, sync the copy, then remove the old one",
+        libc::ETXTBSY => "; the file is a running program or swap space",
+        libc::EXDEV => {
+            "; the paths are on different file systems: copy the file, sync the copy, then remove the original"
+        }
         libc::ENOTCONN => ELSEWHERE,
-        libc::ENOTEMPTY => "; the folder that it would replace is not empty",
+        libc::ENOTEMPTY => "; the directory to replace is not empty",
         _ => "",
     }
 }
@@ -57,7 +59,7 @@ fn off_the_loop<T: Send + 'static>(
 fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
     let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
     if len == 0 || end.is_none() {
-        let message = format!("{len} bytes at {offset} are no range: it has at least one byte, and ends below 2^63");
+        let message = format!("invalid range of {len} bytes at {offset}: must be at least one byte and end below 2^63");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     Ok((offset as libc::off_t, len as libc::off_t))
@@ -123,11 +125,11 @@ impl File {
     /// May yield, as [`unblock`].
     pub fn metadata(&self) -> io::Result<fs::Metadata> {
         if self.fd.as_simulated().is_some() {
-            self.check_context(|| "looking at a file".into())?;
-            let message = "a simulated file has no metadata but its length: use File::len";
+            self.check_context(|| "reading a file's metadata".into())?;
+            let message = "a simulated file has only a length as metadata: use File::len";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        self.with_std(|| "looking at a file".into(), fs::File::metadata)
+        self.with_std(|| "reading a file's metadata".into(), fs::File::metadata)
     }
 
     /// Returns the length in bytes, also of a block device.
@@ -140,7 +142,7 @@ impl File {
     ///
     /// May yield, as [`unblock`].
     pub fn len(&self) -> io::Result<u64> {
-        let what = || "looking for a file's length".into();
+        let what = || "reading a file's length".into();
         if let Some(file) = self.fd.as_simulated() {
             self.check_context(what)?;
             return explained(what, file.kernel.len(file.number));
@@ -290,7 +292,7 @@ pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
 /// May yield, as [`unblock`].
 pub fn sync_directory(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
-    let what = format!("cannot sync the folder {}", path.display());
+    let what = format!("cannot sync the directory {}", path.display());
     if let Some(engine) = AnyEngine::simulated() {
         return explained(|| what, engine.kernel.sync_folder(&path));
     }

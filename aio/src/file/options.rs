@@ -156,7 +156,7 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
         Direct::Never => open(0),
         Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => {
-                let text = "its file system has no direct I/O; use Direct::Auto or Direct::Never";
+                let text = "its file system does not support direct I/O; use Direct::Auto or Direct::Never";
                 explained(error.kind(), text, error)
             }
             _ => error,

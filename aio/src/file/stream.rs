@@ -115,7 +115,7 @@ impl<F: Borrow<File>> Seek for Stream<F> {
             }
             None => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("a seek by {by} from {from} leads out of what a file can have: 0 to 2^63 - 1"),
+                format!("cannot seek by {by} from {from}: the new offset must be 0 to 2^63 - 1"),
             )),
         }
     }

@@ -214,7 +214,7 @@ impl File {
         match opcode {
             Opcode::Write if done < len => Err(io::Error::new(
                 io::ErrorKind::WriteZero,
-                format!("of {len} bytes at {offset} the kernel took {done}, and then none, without an error"),
+                format!("short write: {done} of {len} bytes at offset {offset}"),
             )),
             _ => Ok(done),
         }
@@ -321,7 +321,7 @@ impl File {
                 }
             })?;
             let fd = opened.map_err(|error| {
-                let what = "opening the file again through /proc, since an unaligned request needs the page cache";
+                let what = "reopening the file through /proc for an unaligned request, which needs the page cache";
                 let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.offset);
                 failed(error, what.into(), why)
             })?;

@@ -101,7 +101,8 @@ impl IoUring {
     /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         if depth == 0 || depth > MAX_DEPTH {
-            let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
+            let message =
+                format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks, 256 a fast one");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let (ring, features) = setup::set_up(depth)?;
@@ -156,7 +157,7 @@ impl IoUring {
         let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
         // SAFETY: *One submits*, which is this thread; so there is no other view of the submission
         // ring. The entry names no memory.
-        unsafe { self.ring.submission_shared().push(&entry) }.expect("the ring was empty");
+        unsafe { self.ring.submission_shared().push(&entry) }.expect("an empty ring has room");
     }
 }
 
@@ -242,7 +243,7 @@ unsafe impl Kernel for IoUring {
             let mut queue = unsafe { self.ring.submission_shared() };
             for entry in &entries[..count] {
                 // SAFETY: the caller is responsible for the memory that the entry names.
-                unsafe { queue.push(&entry.0) }.expect("the ring was empty, and has as many places as the depth");
+                unsafe { queue.push(&entry.0) }.expect("an empty ring has as many entries as the depth");
             }
         }
         let said = self.enter(count);

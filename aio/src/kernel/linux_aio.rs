@@ -115,13 +115,14 @@ impl LinuxAio {
         waited.map_err(|error| setup_error(error, self.context.depth))?;
         match found {
             None => Ok(self),
-            Some(completion) => panic!("nothing was asked of it yet, and here is {completion:?}"),
+            Some(completion) => panic!("completion {completion:?} without a request"),
         }
     }
 
     fn from_pool(depth: u32, pool: &'static Pool) -> io::Result<LinuxAio> {
         if depth == 0 || depth > MAX_DEPTH {
-            let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most, 256 a fast disk");
+            let message =
+                format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks, 256 a fast one");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
@@ -204,7 +205,7 @@ impl LinuxAio {
         } else {
             // SAFETY: there is no memory at the trap.
             let events = unsafe { abi::io_getevents(self.ring, min, ROOM, TRAP, timeout) };
-            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events where no memory is: they are lost"))
+            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events to unmapped memory: they are lost"))
         };
         match slept {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EINTR)) => Ok(()),
@@ -310,7 +311,7 @@ unsafe impl Kernel for LinuxAio {
 
     #[inline]
     fn prepare(&self, operation: &Operation, key: u64) -> Iocb {
-        debug_assert_ne!(key, POLL_KEY, "this key is the poll request's");
+        debug_assert_ne!(key, POLL_KEY, "the key is reserved for the poll request");
         let opcode = match operation.opcode {
             Opcode::Read => abi::IOCB_CMD_PREAD,
             Opcode::Write => abi::IOCB_CMD_PWRITE,
@@ -440,8 +441,8 @@ impl fmt::Debug for LinuxAio {
 /// Explains `io_submit`'s error for the poll request, with cause and remedy.
 fn poll_error(error: io::Error) -> io::Error {
     if error.raw_os_error() == Some(libc::EINVAL) {
-        let message = "the kernel refuses IOCB_CMD_POLL, by which a sleep on native AIO also waits for a descriptor: \
-                       it takes Linux 4.18 or later, and an epoll or eventfd descriptor";
+        let message = "the kernel refuses IOCB_CMD_POLL, with which a sleep on native AIO also waits for a descriptor: \
+             it needs Linux 4.18 or later, and an epoll or eventfd descriptor";
         return explained(io::ErrorKind::Unsupported, message, error);
     }
     error

@@ -256,7 +256,7 @@ unsafe impl Kernel for Scripted {
 
     unsafe fn commit(&self) {
         let mut state = self.state();
-        assert_eq!(state.user, self.number, "a completion is taken by whom it is for");
+        assert_eq!(state.user, self.number, "a completion belongs to a request in flight");
         state.ring.pop_front();
     }
 
@@ -268,7 +268,7 @@ unsafe impl Kernel for Scripted {
         state.complete_all(|when| when == When::Sleep);
         assert!(
             !state.ring.is_empty() || timeout.is_some(),
-            "this sleep would never end: nothing is on the ring, and of {} requests in flight none will complete",
+            "this sleep would never end: the ring is empty, and none of the {} requests in flight will complete",
             state.in_flight.len()
         );
         Ok(())
@@ -280,7 +280,7 @@ impl std::fmt::Debug for Scripted {
         let state = self.state();
         write!(
             f,
-            "Scripted({} taken, {} in flight, {} on the ring)",
+            "Scripted({} submitted, {} in flight, {} on the ring)",
             state.taken,
             state.in_flight.len(),
             state.ring.len()

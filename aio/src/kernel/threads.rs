@@ -128,7 +128,7 @@ impl Threads {
 
     fn on(pool: &'static Pool<Request>, depth: u32) -> io::Result<Threads> {
         if depth == 0 || depth > MAX_DEPTH {
-            let message = format!("queue depth {depth} is not in 1..={MAX_DEPTH}: 32 suits most");
+            let message = format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let target =
@@ -225,7 +225,7 @@ unsafe impl Kernel for Threads {
     /// If two threads wait at the same time.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let completions = &self.target.completions;
-        assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may");
+        assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may wait");
         let slept = self.sleep(min.min(self.depth), other, timeout);
         completions.awake();
         slept

@@ -77,7 +77,7 @@ impl Watch {
         // Relaxed: either this precedes a `swallow`, which then leaves the call on the ring, or it
         // follows it, and `arm` sees that nothing is armed.
         let before = self.0.fetch_or(ASLEEP, Relaxed);
-        assert!(before & ASLEEP == 0, "two threads wait for the same kernel: only its home thread may");
+        assert!(before & ASLEEP == 0, "two threads wait for the same backend: only its home thread may wait");
         Asleep(self)
     }
 
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(watch.arm(7), Arm::Submit);
         for bit in [ASLEEP, SWALLOWING] {
             watch.0.fetch_or(bit, Relaxed);
-            assert!(!swallow(&watch, || true, || panic!("it is not the peeker's to take")));
+            assert!(!swallow(&watch, || true, || panic!("the peeking thread must not take the event")));
             watch.0.fetch_and(!bit, Relaxed);
         }
         let taken = Cell::new(false);
@@ -243,7 +243,7 @@ mod tests {
             assert_eq!(watch.arm(7), Arm::Submit);
             true
         };
-        assert!(!swallow(&watch, meanwhile, || panic!("there is no call")));
+        assert!(!swallow(&watch, meanwhile, || panic!("there is no call to consume")));
         assert!(watch.is_armed());
     }
 

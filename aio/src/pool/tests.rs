@@ -85,9 +85,9 @@ fn as_many_threads_as_block_at_once() {
     threads.extend(nine.here.iter().take(2));
     threads.sort_by_key(|id| format!("{id:?}"));
     threads.dedup();
-    assert_eq!(threads.len(), 5, "each on a thread of its own");
+    assert_eq!(threads.len(), 5, "each job on its own thread");
     assert_eq!(counts(pool), (5, 0));
-    assert!(nine.here.try_recv().is_err(), "no sixth one");
+    assert!(nine.here.try_recv().is_err(), "no sixth thread");
     drop(three);
     drop(nine.go);
     assert_eq!(nine.here.iter().count(), 7);
@@ -111,7 +111,7 @@ fn a_batch_asks_for_one_thread() {
     for started in 1..=3 {
         serve(pool);
         held.here.recv().unwrap();
-        assert_eq!(STARTS.load(Ordering::Relaxed), started + 1, "there is more to do");
+        assert_eq!(STARTS.load(Ordering::Relaxed), started + 1, "jobs are queued");
     }
     drop(held);
     wait_until(|| counts(pool) == (4, 3));
@@ -212,7 +212,7 @@ fn a_start_that_fails_leaves_nobody_idle() {
     put(pool, [Box::new(|| {}) as Job]);
     {
         let state = pool.state();
-        assert!(state.queue.is_empty() || state.coming > 0, "work is left, and nobody comes");
+        assert!(state.queue.is_empty() || state.coming > 0, "jobs are left without a thread");
     }
     wait_until(|| counts(pool) == (1, 1));
 }

@@ -38,7 +38,7 @@ impl Sim {
     pub fn create(&self, name: impl AsRef<Path>, len: u64) -> File {
         let name = name.as_ref();
         self.kernel.machine().files.put(name, len);
-        self.open(name).expect("it was just made")
+        self.open(name).expect("the file was just created")
     }
 
     /// Opens a file for reading and writing.
@@ -53,7 +53,7 @@ impl Sim {
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
         // Outside the run the name would be that of a real file.
         let here = AnyEngine::simulated().is_some_and(|engine| engine.kernel.is(&self.kernel));
-        assert!(here, "the files of a simulation belong to its run: open them within the closure that it runs");
+        assert!(here, "simulated files belong to a run: open them inside the simulation's closure");
         File::options().read(true).write(true).open(name)
     }
 
@@ -73,7 +73,7 @@ impl Sim {
         let mut machine = self.kernel.machine();
         let name = name.as_ref();
         let found =
-            machine.files.find(name).unwrap_or_else(|| panic!("there is no file {} to corrupt", name.display()));
+            machine.files.find(name).unwrap_or_else(|| panic!("cannot corrupt {}: no such file", name.display()));
         machine.files.files[found].corrupt(offset, bytes);
     }
 

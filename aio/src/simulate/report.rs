@@ -113,24 +113,24 @@ impl fmt::Display for Failure {
         if *is_fickle {
             writeln!(
                 f,
-                "the same tape did not fail again: the run depends on something else, as time, addresses, the order of a \
-                 HashMap, or another thread"
+                "the same tape did not fail again: the run is not deterministic; does it depend on time, addresses, \
+                 HashMap order or another thread?"
             )?;
         }
         let is_short = tape.len() <= LONGEST_TAPE || seed.is_none();
         let shown = if is_short { tape.as_str() } else { "too long to print" };
-        writeln!(f, "its tape, made short, with {wild} choices that are not tame: {shown}")?;
+        writeln!(f, "shrunk tape with {wild} choices other than 0: {shown}")?;
         if shrunk_message != message {
-            writeln!(f, "there it fails by: {shrunk_message}")?;
+            writeln!(f, "the shrunk tape fails with: {shrunk_message}")?;
         }
         let test = thread::current().name().filter(|&name| name != "main").map(|name| format!(" {name}"));
         let test = test.unwrap_or_default();
         let tape = is_short.then(|| format!("CORALIO_SIM_TAPE='{tape}'"));
         let ways = tape.into_iter().chain(seed.map(|seed| format!("CORALIO_SIM_SEED={seed}")));
-        for (way, start) in ways.zip(["run it again:", "          or:"]) {
+        for (way, start) in ways.zip(["reproduce:", "       or:"]) {
             writeln!(f, "{start} {way} cargo test{test}")?;
         }
-        write!(f, "what happened:\n{story}")
+        write!(f, "events:\n{story}")
     }
 }
 

@@ -45,7 +45,7 @@ impl Simulation {
             Err(payload) => Some(message(&*payload)),
             Ok(Err(error) | Ok(Err(error))) => Some(error.to_string()),
             Ok(Ok(Ok(()))) if !is_idle => {
-                Some("the context has ended, and the kernel has requests yet, or completions that nobody took".into())
+                Some("the context has ended with requests in flight or completions not reaped".into())
             }
             Ok(Ok(Ok(()))) => None,
         };
@@ -76,7 +76,7 @@ fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
         context.poll(true);
     }
     Err(io::Error::other(format!(
-        "with the faults off, {outstanding} requests are not done in any time ({})",
+        "{outstanding} requests never complete, even with faults off ({})",
         engine.describe()
     )))
 }
@@ -84,5 +84,5 @@ fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
 /// Returns the message of a panic.
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }

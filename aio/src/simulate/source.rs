@@ -40,8 +40,8 @@ impl Simulated {
     #[cold]
     fn fail_as_endless(&self) -> ! {
         let message = format!(
-            "the run does not end: more requests, refused submits and sleeps than Simulation::most_steps allows; does something \
-             retry forever? If the run is meant to be so long, allow more\n{}",
+            "the run does not end: more requests, refused submits and sleeps than Simulation::most_steps allows; does \
+             something retry for ever? raise most_steps if the run is meant to be this long\n{}",
             self.context.dump()
         );
         // Also recorded, because the panic may end up in a join handle.
@@ -117,7 +117,7 @@ impl DynEngine for Simulated {
     }
 
     fn detach_any(self: Arc<Self>) -> io::Result<Box<dyn Carried>> {
-        let why = "a simulated kernel belongs to its run; detach engines on real kernels";
+        let why = "cannot detach a simulated engine: it belongs to its run; detach engines on real backends";
         Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 }
@@ -157,16 +157,16 @@ impl Source for Simulated {
         let Stats { in_flight, pending, .. } = self.stats();
         if in_flight > 0 && !self.kernel.is_idle() {
             let slept = self.source.sleep(token, other, timeout);
-            assert!(slept.is_some(), "the loop sleeps where no completion would wake it ({})", self.describe());
+            assert!(slept.is_some(), "the loop sleeps, but no completion would wake it ({})", self.describe());
             return slept;
         }
         assert!(
             pending == 0 || in_flight > 0,
-            "the loop sleeps with {pending} requests pending and none in flight: nobody will submit them ({})",
+            "the loop sleeps with {pending} requests pending and none in flight: they are never submitted ({})",
             self.describe()
         );
         if !self.kernel.sleep_idle(other, timeout) {
-            panic!("deadlock: all wait, and the kernel has nothing in flight\n{}", self.context.dump());
+            panic!("deadlock: every coroutine waits, and no request is in flight\n{}", self.context.dump());
         }
         Some(Ok(()))
     }

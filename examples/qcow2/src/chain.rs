@@ -72,11 +72,13 @@ impl Chain {
         let Some((path, _)) = &below else { return Ok(None) };
         if self.levels.iter().any(|level| level.path == *path) {
             let path = path.display();
-            return Err(damaged(format!("its backing file is {path}, which is written on top of it: a loop")));
+            return Err(damaged(format!(
+                "its backing file is {path}, which has this image in its own backing chain: a loop"
+            )));
         }
         if self.levels.len() >= DEEPEST {
-            let message = format!("there are {DEEPEST} images on top of its backing file, which is too many");
-            return Err(unsupported(format!("{message}: merge some, or look for a loop")));
+            let message = format!("its backing chain is longer than {DEEPEST} images");
+            return Err(unsupported(format!("{message}: merge some images, or look for a loop")));
         }
         Ok(below)
     }
@@ -84,7 +86,7 @@ impl Chain {
     /// Starts all images of the chain.
     pub(crate) fn open(mut self, write: bool) -> io::Result<Rc<dyn Image>> {
         if self.levels.is_empty() {
-            return Ok(self.base.take().expect("a chain has an image"));
+            return Ok(self.base.take().expect("a chain has at least one image"));
         }
         Ok(Rc::new(self.open_top(write)?))
     }
@@ -93,10 +95,10 @@ impl Chain {
     pub(crate) fn open_top(self, write: bool) -> io::Result<Qcow2> {
         let Chain { mut levels, mut base } = self;
         while levels.len() > 1 {
-            let level = levels.pop().expect("there is more than one");
+            let level = levels.pop().expect("the chain has more than one image");
             base = Some(Rc::new(level.start(base, false)?));
         }
-        levels.pop().expect("the uppermost is qcow2").start(base, write)
+        levels.pop().expect("the top image is qcow2").start(base, write)
     }
 }
 
@@ -105,12 +107,15 @@ fn below(backing: &Backing, above: &Path) -> io::Result<Below> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     // A colon before the first slash makes the name an address.
     if name.split('/').next().is_some_and(|start| start.contains(':')) {
-        return Err(unsupported(format!("its backing file is \"{}\", which is no path", name.escape_debug())));
+        return Err(unsupported(format!("its backing file is \"{}\", which is not a path", name.escape_debug())));
     }
     let format = match backing.format.as_deref() {
         None => None,
         Some(name) => Some(Format::named(name).ok_or_else(|| {
-            unsupported(format!("its backing file has the format \"{}\"; this has raw and qcow2", name.escape_debug()))
+            unsupported(format!(
+                "its backing file has the unsupported format \"{}\"; must be raw or qcow2",
+                name.escape_debug()
+            ))
         })?),
     };
     Ok((above.parent().unwrap_or(Path::new("")).join(name), format))

@@ -20,7 +20,7 @@ pub(crate) fn invalid(what: impl Display) -> io::Error {
 
 /// Creates an error for a write to a read-only image.
 pub(crate) fn read_only() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "the image is open for reading only: open it for writing")
+    io::Error::new(io::ErrorKind::PermissionDenied, "the image is open read-only: open it for writing")
 }
 
 /// Prefixes an error with its subject.
@@ -33,5 +33,5 @@ pub(crate) fn within(offset: u64, len: u64, size: u64) -> io::Result<()> {
     if offset.checked_add(len).is_some_and(|end| end <= size) {
         return Ok(());
     }
-    Err(invalid(format!("{len} bytes at {offset} reach beyond the end of the disk, which has {size}")))
+    Err(invalid(format!("{len} bytes at {offset} reach beyond the end of the disk, which has {size} bytes")))
 }

@@ -104,7 +104,7 @@ impl Drop for Lock {
         }
         let mut all = common();
         let mine = |common: &Common| common.file == file && common.locks.are_ours();
-        let at = all.iter().position(mine).expect("the image is locked until now");
+        let at = all.iter().position(mine).expect("the image is locked until drop");
         all[at].users -= 1;
         if all[at].users == 0 {
             all.swap_remove(at);
@@ -169,13 +169,13 @@ impl Drop for Locks {
 
 fn busy(byte: i64) -> io::Error {
     let what = match byte {
-        101 => "it is open for writing",
-        103 => "it is open by a program that may change its length",
-        200 => "it is open by a program that wants it not read",
-        201 => "it is open by a program that wants it not written",
-        _ => "it is open by a program that wants its length not changed",
+        101 => "it is already open for writing",
+        103 => "it is already open by a user that may resize it",
+        200 => "it is already open by a user that does not share reads",
+        201 => "it is already open by a user that does not share writes",
+        _ => "it is already open by a user that does not share resizes",
     };
-    let remedy = "close it there, or leave out what opens it twice here; to go on without locks may destroy it";
+    let remedy = "close it there, or do not open it twice here; using it without locks may corrupt it";
     io::Error::new(io::ErrorKind::ResourceBusy, format!("the image is in use: {what}; {remedy}"))
 }
 

@@ -121,7 +121,7 @@ pub(crate) fn open_file(path: &Path, options: &Options) -> io::Result<File> {
         && !(kind.is_file() || kind.is_block_device())
     {
         return Err(unsupported(format!(
-            "{}: an image is a file or a block device, and this is neither",
+            "{}: is neither a regular file nor a block device; choose one of these",
             path.display()
         )));
     }

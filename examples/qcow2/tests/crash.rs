@@ -90,7 +90,7 @@ impl Watch {
             found.dedup();
             for value in &found {
                 let allowed = grain.values.iter().any(|(_, allowed, _)| allowed == value);
-                assert!(allowed, "at {}: found {value}, and may be {:?}", n as u64 * GRAIN, grain.values);
+                assert!(allowed, "at {}: found {value}, allowed are {:?}", n as u64 * GRAIN, grain.values);
             }
             grain.values = found.into_iter().map(|value| (0, value, true)).collect();
         }
@@ -198,7 +198,7 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
         let ended = sim.crash_during(|| work(sim, &watch, setup, 25));
         sim.set_faults(Faults::none());
         if let (Some(Err(error)), 0 | 2) = (&ended, round) {
-            panic!("nothing went wrong, and an operation failed: {error}");
+            panic!("an operation failed without an injected fault: {error}");
         }
         let bytes = sim.contents("image").expect("it was made for good");
         let Leaks(_) = check(&bytes).unwrap_or_else(|why| panic!("corrupt: {why}"));

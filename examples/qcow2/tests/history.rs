@@ -84,7 +84,7 @@ fn machine<P: Policy>() -> Simulation {
 fn search<P: Policy>() {
     let told = (0..SEEDS).inspect(|seed| eprintln!("seed {seed}"));
     let found = machine::<P>().most_shrinking(0).search(told, three_requests);
-    panic!("{}", found.map_or_else(|failure| failure.message, |runs| format!("{runs} runs, and none fails")));
+    panic!("{}", found.map_or_else(|failure| failure.message, |runs| format!("{runs} runs without a failure")));
 }
 
 /// Tells a child process which guard to try.

@@ -41,18 +41,18 @@ fn headers_that_lie_are_refused() {
         (8, &[0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0], "1024 bytes at 256"),
         (20, &8_u32.to_be_bytes(), "2^8"),
         (20, &22_u32.to_be_bytes(), "2^22"),
-        (24, &u64::MAX.to_be_bytes(), "are the most"),
+        (24, &u64::MAX.to_be_bytes(), "the limit is"),
         (32, &1_u32.to_be_bytes(), "AES"),
         (36, &0_u32.to_be_bytes(), "0 entries"),
         (36, &0x40_0001_u32.to_be_bytes(), "4194305 entries"),
-        (40, &1000_u64.to_be_bytes(), "multiple of a cluster"),
+        (40, &1000_u64.to_be_bytes(), "multiple of the cluster size"),
         (40, &0_u64.to_be_bytes(), "overlaps the header"),
-        (40, &(1_u64 << 60).to_be_bytes(), "beyond what a file can have"),
-        (48, &1000_u64.to_be_bytes(), "multiple of a cluster"),
-        (56, &16385_u32.to_be_bytes(), "8388608 are the most"),
+        (40, &(1_u64 << 60).to_be_bytes(), "beyond the largest file offset"),
+        (48, &1000_u64.to_be_bytes(), "multiple of the cluster size"),
+        (56, &16385_u32.to_be_bytes(), "the limit is 8388608"),
         (96, &7_u32.to_be_bytes(), "2^7 bits"),
-        (100, &1000_u32.to_be_bytes(), "1000 bytes, of a cluster of 512"),
-        (104, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 2, 0], "512 bytes, which it has not"),
+        (100, &1000_u32.to_be_bytes(), "length 1000 in a cluster of 512 bytes"),
+        (104, &[0xe2, 0x79, 0x2a, 0xca, 0, 0, 2, 0], "512 bytes reaches beyond the header"),
     ];
     coralio_aio::run(|| {
         for (at, bytes, why) in lies {
@@ -76,9 +76,9 @@ fn tables_that_overlap_are_not_written() {
         (l1, reftable, "overlaps another table"),
         (l1, block, "overlaps another table"),
         (l1, l1, "overlaps another table"),
-        (l1, beyond, "not on a cluster of the file"),
+        (l1, beyond, "not at a cluster of the file"),
         (reftable, l1, "overlaps another table"),
-        (reftable, block + 8, "not on a cluster of the file"),
+        (reftable, block + 8, "not at a cluster of the file"),
         (40, reftable, "overlaps another table"),
     ];
     coralio_aio::run(|| {
@@ -234,7 +234,10 @@ fn images_on_top_of_no_image() {
             let backing = Some((name.to_owned(), Format::Raw));
             Qcow2::create(folder.path("image"), &CreateOptions { backing, ..CreateOptions::new(4096) }).unwrap();
             let error = open(folder.path("image"), &for_writing()).err().expect(name);
-            assert!(error.to_string().contains(&format!("{name}: an image is a file or a block device")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("{name}: is neither a regular file nor a block device")),
+                "{error}"
+            );
             std::fs::remove_file(folder.path("image")).unwrap();
         }
     });

@@ -72,7 +72,7 @@ fn a_writer_is_alone() {
         }
         drop(writer);
         let readers = [(); 2].map(|()| ours(&folder, "image", F, false).unwrap());
-        is_busy(ours(&folder, "image", F, true), "wants it not written");
+        is_busy(ours(&folder, "image", F, true), "does not share writes");
         if has_qemu() {
             assert!(refuses(&folder, WRITER).unwrap().contains("\"write\" lock"));
             assert_eq!(refuses(&folder, READER), None);
@@ -88,7 +88,7 @@ fn a_writer_is_alone() {
         is_busy(ours(&folder, "image", F, false), "open for writing");
         drop(other);
         let other = Other::opens(&folder, &["-r", "-f", "qcow2"], "image");
-        is_busy(ours(&folder, "image", F, true), "wants it not written");
+        is_busy(ours(&folder, "image", F, true), "does not share writes");
         ours(&folder, "image", F, false).unwrap();
         drop(other);
         ours(&folder, "image", F, true).unwrap();
@@ -106,7 +106,7 @@ fn what_an_image_is_on_top_of_is_not_written() {
         Qcow2::create(folder.path("base"), &on("raw", Format::Raw)).unwrap();
         Qcow2::create(folder.path("image"), &on("base", Format::Qcow2)).unwrap();
         let image = ours(&folder, "image", Format::Qcow2, true).unwrap();
-        is_busy(ours(&folder, "base", Format::Qcow2, true), "wants it not written");
+        is_busy(ours(&folder, "base", Format::Qcow2, true), "does not share writes");
         let base = ours(&folder, "base", Format::Qcow2, false).unwrap();
         if has_qemu() {
             assert!(refuses(&folder, "qemu-io -f qcow2 -c quit base").unwrap().contains("\"write\" lock"));
@@ -118,7 +118,7 @@ fn what_an_image_is_on_top_of_is_not_written() {
             }
         };
         keeps_its_length();
-        is_busy(ours(&folder, "raw", Format::Raw, true), "wants it not written");
+        is_busy(ours(&folder, "raw", Format::Raw, true), "does not share writes");
         if has_qemu() {
             assert!(refuses(&folder, "qemu-io -f raw -c quit raw").unwrap().contains("\"write\" lock"));
         }
@@ -170,7 +170,7 @@ fn raw_image_has_one_writer() {
         drop(writer);
         assert_locked(&folder, "image", &[]);
         let readers = [(); 2].map(|()| ours(&folder, "image", F, false).unwrap());
-        is_busy(ours(&folder, "image", F, true), "wants it not written");
+        is_busy(ours(&folder, "image", F, true), "does not share writes");
         if has_qemu() {
             assert!(refuses(&folder, RAW_WRITER).unwrap().contains("\"write\" lock"));
             assert_eq!(refuses(&folder, "qemu-io -r -f raw -c quit image"), None);

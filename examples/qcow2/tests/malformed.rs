@@ -81,10 +81,10 @@ fn spoiled_images_do_no_harm() {
                 drop(shown);
             }
             let peak = peak.bytes();
-            assert!(peak < MOST_MEMORY, "seed {seed}: {peak} bytes at once; CORALIO_QCOW2_SEED={seed} has it again");
+            assert!(peak < MOST_MEMORY, "seed {seed}: peak of {peak} bytes; CORALIO_QCOW2_SEED={seed} repeats it");
         }
     });
-    eprintln!("{fine} were used to the end, {refused} refused; {} bytes at once", peak.bytes());
+    eprintln!("{fine} accepted, {refused} refused; peak of {} bytes", peak.bytes());
     assert!(rounds.end - rounds.start < 1000 || fine > 100 && refused > 100, "the images are all alike");
 }
 
@@ -94,7 +94,7 @@ struct Shown(u64);
 impl Drop for Shown {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("seed {}: CORALIO_QCOW2_SEED={} has it again", self.0, self.0);
+            eprintln!("seed {}: CORALIO_QCOW2_SEED={} repeats it", self.0, self.0);
         }
     }
 }

@@ -43,7 +43,7 @@ fn assert_extents(image: &dyn Image, reference: &[u8], what: &str) {
         assert!(extent.len > 0 && extent.len <= image.len() - offset, "{what}: {extent:?} at {offset}");
         let bytes = &reference[offset as usize..(offset + extent.len) as usize];
         assert!(!extent.zero || bytes.iter().all(|&byte| byte == 0), "{what}: {extent:?} at {offset} is not zero");
-        assert!(extent.zero || extent.allocated, "{what}: {extent:?} at {offset}: where are its bytes?");
+        assert!(extent.zero || extent.allocated, "{what}: {extent:?} at {offset} has no location");
         offset += extent.len;
     }
 }
@@ -185,11 +185,11 @@ fn what_is_not_supported_is_refused_by_name() {
     std::fs::write(folder.path("a"), b"").unwrap();
     qemu_img(&folder, "create -f qcow2 -u -b b -F qcow2 a 1M");
     qemu_img(&folder, "create -f qcow2 -u -b a -F qcow2 b 1M");
-    assert_refused(&folder, "a", false, "is written on top of it: a loop");
+    assert_refused(&folder, "a", false, "has this image in its own backing chain: a loop");
     qemu_img(&folder, "create -f qcow2 -u -b ./self -F qcow2 self 1M");
     assert_refused(&folder, "self", false, "loop");
     qemu_img(&folder, "create -f qcow2 -u -b nbd://localhost/x -F raw remote 1M");
-    assert_refused(&folder, "remote", false, "is no path");
+    assert_refused(&folder, "remote", false, "is not a path");
     qemu_img(&folder, "create -f qcow2 -u -b x.vmdk -F vmdk foreign 1M");
     assert_refused(&folder, "foreign", false, "\"vmdk\"");
 }

@@ -60,32 +60,32 @@ fn extension(kind: u32, len: u32) -> Vec<u8> {
 fn changes(image: &[u8], version: u32) -> Vec<Change> {
     let extensions = if version == 2 { 72 } else { 112 };
     let mut all: Vec<Change> = vec![
-        (8, be64(CLUSTER + 1), "backing file would be at 65537"),
-        (8, be64(1 << 60), "not within the first cluster"),
+        (8, be64(CLUSTER + 1), "backing file is at 65537"),
+        (8, be64(1 << 60), "outside the first cluster"),
         (56, be32(0), "no refcount table"),
-        (60, be32(65537), "65537 internal snapshots; 65536 are the most"),
+        (60, be32(65537), "65537 internal snapshots; the limit is 65536"),
         (64, be64(1), "snapshot table is at 1,"),
         (64, be64(CLUSTER / 2), "snapshot table is at 32768,"),
-        (64, be64(1 << 63), "no cluster of a file"),
-        (60, [be32(1), be64(i64::MAX as u64 - 65535)].concat(), "beyond what a file can have"),
+        (64, be64(1 << 63), "not the offset of a cluster"),
+        (60, [be32(1), be64(i64::MAX as u64 - 65535)].concat(), "beyond the largest file offset"),
     ];
     for len in [CLUSTER as u32, i32::MAX as u32, 1 << 31, u32::MAX] {
-        all.extend([0, 0x1234_5678].map(|kind| (extensions, extension(kind, len), "which it has not")));
+        all.extend([0, 0x1234_5678].map(|kind| (extensions, extension(kind, len), "reaches beyond the header")));
     }
     all.push((extensions, extension(0x2385_2875, 16), "bitmaps extension has 16 bytes"));
     if version == 2 {
         let l2 = (number(image, number(image, 40) as usize) & !(1 << 63)) as usize;
-        all.push((l2, be64(number(image, l2) | 1), "version 2 of the format reserves"));
-        all.push((l2 + 16, be64(1), "version 2 of the format reserves"));
+        all.push((l2, be64(number(image, l2) | 1), "reserved in version 2"));
+        all.push((l2 + 16, be64(1), "reserved in version 2"));
     } else {
         all.push((88, be64(2), "autoclear bit 1"));
-        all.push((104, vec![1], "compression type is 1 (zstd), and its feature bit 3"));
+        all.push((104, vec![1], "compression type is 1 (zstd), but feature bit 3"));
         all.push((104, vec![2], "compression type 2"));
-        all.push((72, be64(8), "compression type is 0 (zlib), and its feature bit 3"));
-        all.push((100, be32(108), "108 bytes, which is no multiple of 8"));
-        all.extend([107, 109, 111, 113, 115, 117].map(|len| (100, be32(len), "no multiple of 8")));
-        all.push((100, be32(103), "103 bytes"));
-        all.push((100, be32(CLUSTER as u32 + 1), "65537 bytes"));
+        all.push((72, be64(8), "compression type is 0 (zlib), but feature bit 3"));
+        all.push((100, be32(108), "length 108: must be a multiple of 8"));
+        all.extend([107, 109, 111, 113, 115, 117].map(|len| (100, be32(len), "must be a multiple of 8")));
+        all.push((100, be32(103), "length 103"));
+        all.push((100, be32(CLUSTER as u32 + 1), "length 65537"));
     }
     all
 }
@@ -129,7 +129,7 @@ fn snapshot_table_that_cannot_be_is_refused() {
         image[table + 36..table + 40].copy_from_slice(&be32(1025));
         assert!(theirs(&folder, &image).is_some());
         let error = ours(&folder, &image, false).unwrap_err().to_string();
-        assert!(error.contains("snapshot 1 would have 1025 bytes of extra data"), "{error}");
+        assert!(error.contains("snapshot 1 has 1025 bytes of extra data"), "{error}");
 
         // QEMU reads entries beyond the end of the file as zeroes.
         image.clone_from(&good);
@@ -157,7 +157,7 @@ fn reserved_bits_of_entries_are_refused() {
             image[at..at + 8].copy_from_slice(&be64(number(&good, at) | 1 << bit));
             for write in [false, true] {
                 let error = ours(&folder, &image, write).expect_err("a reserved bit").to_string();
-                assert!(error.contains("the format reserves"), "bit {bit} at {at}: {error}");
+                assert!(error.contains("reserved in version"), "bit {bit} at {at}: {error}");
             }
             if bit % 8 == 0 {
                 let mut check = Command::new("qemu-img");

@@ -30,7 +30,7 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
             while running.get() {
                 use_it(&*image);
                 // Lets others run: reading an unallocated cluster does not wait.
-                sleep(Duration::from_micros(20)).expect("nobody cancels this");
+                sleep(Duration::from_micros(20)).expect("the sleep is not cancelled");
             }
         }
     });
@@ -42,11 +42,11 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
         image.write_at(&buffer(2), other * CLUSTER as u64)?;
     }
     running.set(false);
-    user.join().expect("it saw nothing that is not its own");
+    user.join().expect("the reader saw only its own data");
     for other in 1..10 {
         let mut buf = buffer(9);
         image.read_at(&mut buf, other * CLUSTER as u64)?;
-        assert!(buf.iter().all(|&byte| byte == 2), "cluster {other} has what was written to the first: {}", buf[0]);
+        assert!(buf.iter().all(|&byte| byte == 2), "cluster {other} contains data written to the first: {}", buf[0]);
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Model {
         let mut now = vec![0; len as usize];
         self.image.read_at(&mut now, offset).unwrap();
         let before = &mut self.bytes[offset as usize..(offset + len) as usize];
-        assert!(now.iter().zip(&*before).all(|(now, before)| *now == 0 || now == before), "discard made something up");
+        assert!(now.iter().zip(&*before).all(|(now, before)| *now == 0 || now == before), "discard invented data");
         before.copy_from_slice(&now);
     }
 
@@ -127,7 +127,7 @@ fn what_cannot_be_created_is_refused() {
     refused(CreateOptions { cluster_size: 1000, ..new(1) }, "power of two");
     refused(CreateOptions { cluster_size: 4 << 20, ..new(1) }, "512 to 2097152");
     refused(CreateOptions { refcount_bits: 128, ..new(1) }, "up to 64");
-    refused(CreateOptions { version: 4, ..new(1) }, "versions 2 and 3");
+    refused(CreateOptions { version: 4, ..new(1) }, "must be 3, or 2 with 16 bits");
     refused(CreateOptions { version: 2, refcount_bits: 8, ..new(1) }, "16 bits");
     refused(CreateOptions { cluster_size: 512, ..new(1 << 40) }, "L1 entries");
     refused(CreateOptions { backing: Some((String::new(), Format::Raw)), ..new(1) }, "1 to ");
@@ -267,7 +267,7 @@ fn random_sequences() {
     // qemu-img.
     let qemu = has_qemu();
     for seed in seeds(40) {
-        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} has it again");
+        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
         let mut random = Random(seed);
         let folder = Scratch::new();
         std::fs::write(folder.path("base"), vec![0xbb; 50_000]).unwrap();
@@ -314,7 +314,7 @@ fn the_same_as_qemu_io() {
         return;
     }
     for seed in seeds(10) {
-        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} has it again");
+        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
         let mut random = Random(seed ^ 0xfeed);
         let folder = Scratch::new();
         let cluster = 1 << (9 + random.below(9));
@@ -402,7 +402,11 @@ fn what_is_discarded_gives_its_space_back() {
         model.image.flush().unwrap();
         assert!(used() < empty + (1 << 11), "{} blocks of 512 bytes, {full} before, {empty} at first", used());
         model.write(2, 4 << 20, 4 << 20);
-        assert_eq!(std::fs::metadata(folder.path("image")).unwrap().len(), len, "new clusters, though others are free");
+        assert_eq!(
+            std::fs::metadata(folder.path("image")).unwrap().len(),
+            len,
+            "new clusters although others are free"
+        );
         model.check("used again");
     });
 }

@@ -255,7 +255,7 @@ impl BottomHalves {
         let table = self.table.try_lock()?;
         let count = |due| table.entries.iter().filter(|(_, entry)| entry.due == due).count();
         let (due, idle) = (count(Due::NextRound), count(Due::Idle));
-        Some(format!("{}, of them {due} due and {idle} idle", table.entries.len()))
+        Some(format!("{}, {due} due, {idle} idle", table.entries.len()))
     }
 
     /// Returns when the first idle bottom half is due, if there is one.

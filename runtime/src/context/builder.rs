@@ -169,7 +169,7 @@ impl AioContext {
     pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
         match AioContext::builder().run(f) {
             Ok(value) => value,
-            Err(error) => panic!("cannot make a context: {error}"),
+            Err(error) => panic!("cannot create a context: {error}"),
         }
     }
 

@@ -138,7 +138,7 @@ impl<S: AsFd> CoFd<S> {
     /// Outside a context.
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
-        let home = Home::expect("a descriptor for coroutines");
+        let home = Home::expect("creating a CoFd");
         let fd = inner.as_fd();
         set_nonblocking(fd)?;
         let lines = Arc::new(Lines { read: WaitQueue::new(Edges::default()), write: WaitQueue::new(Edges::default()) });
@@ -283,10 +283,10 @@ impl<S> CoFd<S> {
         if !side.is_exhausted() {
             return Ok(());
         }
-        let home = Home::expect("a wait for a descriptor");
+        let home = Home::expect("waiting for a descriptor");
         if !Arc::ptr_eq(&home.shared, &self.watch.shared) {
-            let why = "the descriptor belongs to another context than this one; take it out by `into_inner`, and make a \
-                       CoFd of it here";
+            let why = "the descriptor belongs to another context; take it out with `into_inner` and create a CoFd from \
+                 it here";
             return Err(io::Error::new(io::ErrorKind::NotConnected, why));
         }
         if home.running().is_some() && !home.can_suspend() {

@@ -126,7 +126,7 @@ impl Home {
             return;
         }
         let mut text = format!(
-            "coralio: deadlock: nothing can wake these {} coroutines any more; the loop has no I/O in flight, no timer and no \
+            "coralio: deadlock: nothing can wake these {} coroutines; the loop has no I/O in flight, no timer and no \
              watch\n",
             stuck.len()
         );

@@ -109,7 +109,7 @@ impl AioContext {
             let backtrace = match interrupt::stopped(shared, |home| look.fill(home)) {
                 Ok(((), backtrace)) => backtrace,
                 Err(_) if shared.thread.has_left() => return shared.told(None, "ended", false),
-                Err(why) => return shared.told(None, &format!("cannot be stopped for a look: {why}"), false),
+                Err(why) => return shared.told(None, &format!("cannot be interrupted: {why}"), false),
             };
             // Coroutines may be created between two attempts; the last one shows as many as fit.
             if look.has_all() || looks == MOST_LOOKS {
@@ -118,7 +118,7 @@ impl AioContext {
                 let _ = shared.tell_head(&mut text, look.how);
                 text.push_str(look.text.as_str());
                 let _ = shared.tell_tables(&mut text, None);
-                let _ = write!(text, "  its thread is at\n{backtrace}");
+                let _ = write!(text, "  its thread is at:\n{backtrace}");
                 return text;
             }
             looks += 1;
@@ -150,8 +150,8 @@ impl Look {
     fn fill(&mut self, home: &Home) {
         self.how = match home.is_ending() {
             true => "ending",
-            false if home.shared.is_away() => "asleep, or waiting for its lock",
-            false => "busy in one round",
+            false if home.shared.is_away() => "asleep or waiting for its lock",
+            false => "busy in one iteration",
         };
         for block in home.live_in_any_order() {
             self.count += 1;
@@ -201,7 +201,7 @@ impl Shared {
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
     /// thread is stopped.
     fn tell_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
-        let busy = || "in use right now".to_string();
+        let busy = || "table in use".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
         writeln!(f, "  timers: {}", self.timers.describe(self.clock.now()).unwrap_or_else(busy))?;
@@ -255,8 +255,8 @@ impl fmt::Display for ToldOf<'_> {
         let own = home.own(block);
         write!(f, "{} ", own.label())?;
         match own.state.get() {
-            State::Free => f.write_str("is no more")?,
-            State::Suspended if own.yielder.get().is_null() => f.write_str("has not been entered yet")?,
+            State::Free => f.write_str("freed")?,
+            State::Suspended if own.yielder.get().is_null() => f.write_str("not entered yet")?,
             State::Suspended => write!(
                 f,
                 "waits for {}, for {:?}, at {}",
@@ -264,14 +264,14 @@ impl fmt::Display for ToldOf<'_> {
                 home.since(own.since.get()),
                 own.suspended_at.get()
             )?,
-            State::Scheduled => write!(f, "is to run, scheduled at {}", block.scheduled_at())?,
-            State::Entered => f.write_str("is entered")?,
-            State::Finished => f.write_str("has ended, and is not joined")?,
+            State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
+            State::Entered => f.write_str("entered")?,
+            State::Finished => f.write_str("finished, not joined")?,
         }
         if block.ticket.is_cancelled() {
             f.write_str("; cancelled")?;
         }
-        write!(f, "; made at {}", own.created_at.get())
+        write!(f, "; created at {}", own.created_at.get())
     }
 }
 
@@ -319,12 +319,12 @@ mod tests {
             );
             let (seen, text) = looker.join().unwrap();
             assert_eq!(seen, 0);
-            for words in ["main > 'busy'", "'waiter' waits for CoMutex", "held by 'holder'", "'busy' is entered"] {
+            for words in ["main > 'busy'", "'waiter' waits for CoMutex", "held by 'holder'", "'busy' entered"] {
                 assert!(text.contains(words), "no `{words}` in\n{text}");
             }
             assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
             assert_eq!(text.matches("waits for an enter or a wake").count(), COROUTINES - 2);
-            assert!(text.find("'2--").unwrap() < text.find("'600--").unwrap(), "in the order in which they were made");
+            assert!(text.find("'2--").unwrap() < text.find("'600--").unwrap(), "in the order of creation");
         });
     }
 
@@ -381,7 +381,7 @@ mod tests {
                         let (text, counts) = forced.join().unwrap();
                         assert_eq!(counts, [COROUTINES; 200]);
                         assert!(text.contains(&format!("coroutines: {COROUTINES}\n")), "{text}");
-                        assert!(text.contains("(asleep, or waiting for its lock)"), "{text}");
+                        assert!(text.contains("(asleep or waiting for its lock)"), "{text}");
                     });
                     drop(guard);
                 });

@@ -307,7 +307,7 @@ impl Watches {
     pub(crate) fn describe(&self) -> Option<String> {
         let table = self.table.try_lock()?;
         let one = |(_, entry): (Key, &Entry)| {
-            let running = if entry.handler.is_none() { ", its handler runs" } else { "" };
+            let running = if entry.handler.is_none() { ", handler running" } else { "" };
             format!("descriptor {} for {:?}{running}", entry.fd, entry.interest)
         };
         let all: Vec<_> = table.entries.iter().map(one).collect();
@@ -489,11 +489,13 @@ pub struct WatchInfo {
 
 fn explain(error: io::Error) -> io::Error {
     let hint = match error.raw_os_error() {
-        Some(libc::EEXIST) => "it is watched already; change that watch's interest instead",
-        Some(libc::EPERM) => "it cannot be watched, as regular files cannot, being always ready; read it through File",
-        Some(libc::EBADF) => "it is not open",
+        Some(libc::EEXIST) => "already watched; change the interest of the existing watch",
+        Some(libc::EPERM) => {
+            "epoll does not support it, as with regular files, which are always ready; read it through File"
+        }
+        Some(libc::EBADF) => "not open",
         Some(libc::ENOSPC) => "too many watches; raise fs.epoll.max_user_watches",
-        _ => "the kernel refused",
+        _ => "refused by the kernel",
     };
     explained(error.kind(), format!("cannot watch the descriptor: {hint} ({error})"), error)
 }

@@ -49,5 +49,5 @@ impl HomeThread {
 
 #[cold]
 pub(super) fn context_ended() -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, "its context has ended")
+    io::Error::new(io::ErrorKind::NotFound, "the context has ended")
 }

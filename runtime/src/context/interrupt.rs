@@ -165,7 +165,7 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
             return Err(context_ended());
         }
         if sent.elapsed() > PATIENCE && take_back() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "its thread waits where no signal reaches it"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the thread is blocked where no signal reaches it"));
         }
         std::thread::yield_now();
     }
@@ -262,8 +262,8 @@ impl fmt::Display for Frames {
     /// Prints a line for each frame, without those of this file and the kernel's.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            let why = "between two stacks, or this C library cannot walk the stack in a signal handler";
-            return writeln!(f, "    a place that is not known: {why}");
+            let why = "between two stacks, or the C library cannot walk the stack in a signal handler";
+            return writeln!(f, "    unknown location: {why}");
         }
         let (mut is_first, mut result) = (true, Ok(()));
         for &frame in &self.0 {

@@ -175,7 +175,7 @@ impl Shared {
     fn last_dropped(&self, depth: u32) {
         if depth != 0 {
             // The loop had released the lock: the count would no longer match its owner.
-            report(format_args!("coralio: a guard of the context's lock was dropped while the loop slept without it"));
+            report(format_args!("coralio: context lock guard dropped while the loop slept without the lock"));
             std::process::abort();
         }
         self.tell_lock(false);
@@ -188,8 +188,8 @@ impl Shared {
     fn foreign_dropped(&self, era: u64) {
         if self.lock.era.load(Ordering::Relaxed) != era {
             report(format_args!(
-                "coralio: a guard of a context's lock was dropped while `poll_while` had given the lock up, or was made then and \
-                 dropped later; drop it before the coroutine that took it is suspended"
+                "coralio: context lock guard dropped outside the lock epoch it was created in: `poll_while` had \
+                 released the lock meanwhile; drop the guard before its coroutine is suspended"
             ));
             std::process::abort();
         }
@@ -286,7 +286,7 @@ impl Shared {
                 self.0.away.store(ptr::null_mut(), Ordering::Relaxed);
             }
         }
-        assert!(self.lock.depth() > 0, "the loop has the lock when it goes to sleep");
+        assert!(self.lock.depth() > 0, "the loop holds the lock when it goes to sleep");
         // Relaxed: accessed under the lock.
         self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
@@ -297,7 +297,7 @@ impl Shared {
     /// Returns the home of this context, for another thread to read while the loop sleeps; `None`
     /// while it is awake.
     pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
-        assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread has this context's lock");
+        assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread holds this context's lock");
         // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it does not access
         // the home, and which it cannot leave without the lock that the guard holds. A thread that
         // stops the home thread meanwhile only reads (*read only*, in `interrupt.rs`), as this one

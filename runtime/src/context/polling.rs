@@ -428,7 +428,7 @@ mod tests {
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 ctx.notify();
                 assert!(!ctx.poll(true));
-                assert!(looks.load(Ordering::Relaxed) < 1000, "it returned at once");
+                assert!(looks.load(Ordering::Relaxed) < 1000, "the poll returned immediately");
                 assert!(ctx.poll(true), "the source was ready in the end");
             })
             .unwrap();

@@ -85,8 +85,8 @@ impl AsFd for Lent {
 
 #[track_caller]
 fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) -> io::Result<()> {
-    let home = Home::expect("a wait for a descriptor");
-    let coroutine = Coroutine::current().expect("a descriptor is waited for in a coroutine: spawn one");
+    let home = Home::expect("waiting for a descriptor");
+    let coroutine = Coroutine::current().expect("wait for a descriptor outside a coroutine: spawn one");
     // Checked before registering anything: an ending context would reject that with another error.
     if !home.can_suspend() {
         return Err(Cancelled.into());

@@ -53,7 +53,7 @@ impl AioContext {
     /// created.
     pub fn dump_on_signal(signal: i32) -> io::Result<()> {
         if signal_hook::consts::FORBIDDEN.contains(&signal) {
-            let why = format!("signal {signal} cannot be handled by a program; choose another, as SIGUSR1");
+            let why = format!("cannot handle signal {signal}: reserved or fatal; choose another, such as SIGUSR1");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut signals = signal_hook::iterator::Signals::new([signal])?;

@@ -188,7 +188,7 @@ impl Sources {
 
     fn set(&self, source: &Arc<dyn Source>) -> io::Result<()> {
         if self.current().is_some() {
-            let why = "the context has an I/O engine already; share that one";
+            let why = "cannot attach an I/O engine: the context already has one; share that one";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
         }
         bind(source)?;
@@ -229,7 +229,7 @@ fn address(source: &Arc<dyn Source>) -> usize {
 fn bind(source: &Arc<dyn Source>) -> io::Result<()> {
     let mut attached = ATTACHED.lock();
     if attached.contains(&address(source)) {
-        let why = "cannot attach the I/O engine: another context has it; detach it there first";
+        let why = "cannot attach the I/O engine: it is attached to another context; detach it there first";
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
     }
     attached.push(address(source));
@@ -253,7 +253,7 @@ impl AioContext {
     /// Panics on any thread other than the context's home thread.
     pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
         let Some(home) = self.shared.home() else {
-            panic!("an engine is attached on the context's home thread");
+            panic!("cannot attach an engine off the context's home thread; call this on the home thread");
         };
         home.source.set(&source)?;
         *self.shared.source.lock() = Some(source);
@@ -273,7 +273,7 @@ impl AioContext {
     /// Panics on any thread other than the context's home thread.
     pub fn detach(&self) -> io::Result<Option<Arc<dyn Source>>> {
         let Some(home) = self.shared.home() else {
-            panic!("an engine is detached on the context's home thread");
+            panic!("cannot detach an engine off the context's home thread; call this on the home thread");
         };
         if let Some(source) = home.source.get() {
             source.may_detach(HomeToken::new(home))?;

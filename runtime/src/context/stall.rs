@@ -100,10 +100,10 @@ fn report_stall(shared: &Shared, took: Duration, limit: Duration) {
             let more = if chain.is_complete() { "" } else { " > .." };
             format!("  on the stack: {}{more}\n{backtrace}", chain.as_str())
         }
-        Err(why) => format!("  where is not known: {why}\n"),
+        Err(why) => format!("  unknown location: {why}\n"),
     };
     report(format_args!(
-        "coralio: stall: the loop of thread {} is in one round for {took:.0?} now, longer than its limit of {limit:?}; \
+        "coralio: stall: the loop of thread {} has spent {took:.0?} in one iteration, over the limit of {limit:?}; \
          nothing else runs meanwhile\n{who}",
         shared.thread.describe()
     ));

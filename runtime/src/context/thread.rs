@@ -62,7 +62,7 @@ impl LoopThread {
     ///
     /// Blocks the thread.
     pub fn stop(mut self) -> thread::Result<()> {
-        assert!(!self.context.is_home(), "a loop thread cannot wait for its own end; stop it from another thread");
+        assert!(!self.context.is_home(), "a loop thread cannot join itself; stop it from another thread");
         self.end()
     }
 
@@ -122,7 +122,7 @@ impl ContextBuilder {
                 let _ = failed.send(Err(error));
             }
         })?;
-        let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the loop thread ended at once")))?;
+        let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the loop thread ended during startup")))?;
         Ok(LoopThread { context, stop, thread: Some(thread) })
     }
 }

@@ -252,7 +252,7 @@ impl Timers {
         let mut table = self.table.try_lock()?;
         let armed = table.armed;
         Some(match table.first() {
-            Some(first) => format!("{armed} armed, the next in {:?}", first.saturating_duration_since(now)),
+            Some(first) => format!("{armed} armed, next in {:?}", first.saturating_duration_since(now)),
             None => "none armed".into(),
         })
     }

@@ -58,20 +58,20 @@ impl Coroutine {
     pub fn backtrace(self) -> io::Result<Backtrace> {
         let refused = |kind, why: &str| Err(io::Error::new(kind, format!("no backtrace of coroutine {self}: {why}")));
         let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
-            return refused(io::ErrorKind::NotFound, "it has ended, or is not of this thread");
+            return refused(io::ErrorKind::NotFound, "it has ended or belongs to another thread");
         };
         let own = home.own(self.id.block);
         match own.state.get() {
             State::Suspended | State::Scheduled if !own.has_started() => {
-                refused(io::ErrorKind::NotFound, "it was never entered, so it has no frames yet")
+                refused(io::ErrorKind::NotFound, "not entered yet, so it has no frames")
             }
             State::Suspended | State::Scheduled => match home.trace(self.id.block) {
                 Some(trace) => Ok(trace),
-                None => refused(io::ErrorKind::StorageFull, "less than 2 KiB of its stack are left"),
+                None => refused(io::ErrorKind::StorageFull, "less than 2 KiB of its stack is left"),
             },
             State::Entered => refused(
                 io::ErrorKind::ResourceBusy,
-                "it is on the stack; call std's Backtrace::force_capture in the one that runs",
+                "it is on the stack; call std's Backtrace::force_capture in the running coroutine",
             ),
             State::Finished | State::Free => refused(io::ErrorKind::NotFound, "it has ended"),
         }
@@ -109,7 +109,7 @@ impl Home {
         self.switching.set(false);
         match result {
             CoroutineResult::Yield(()) => own.state.set(state),
-            CoroutineResult::Return(()) => unreachable!("one that is traced goes on waiting"),
+            CoroutineResult::Return(()) => unreachable!("a traced coroutine keeps waiting"),
         }
         request.found.take()
     }

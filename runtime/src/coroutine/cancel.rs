@@ -133,7 +133,7 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
         }
     }
     let home = Home::expect("a timeout");
-    let block = home.running().expect("a timeout is for a coroutine: spawn one");
+    let block = home.running().expect("timeout outside a coroutine: spawn one");
     let own = home.own(block);
     let Some(deadline) = home.shared.clock.now().checked_add(duration) else { return Ok(f()) };
     let limit = Limit { deadline, hit: Cell::new(false), outer: own.limits.get() };

@@ -12,7 +12,7 @@ pub struct Cancelled;
 
 impl fmt::Display for Cancelled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cancelled: the coroutine was asked to end, or its context ended")
+        f.write_str("cancelled: the coroutine was cancelled or its context has ended")
     }
 }
 
@@ -65,9 +65,9 @@ impl fmt::Display for EnterError {
         match self {
             EnterError::Recursive { name, chain } => write!(f, "recursive entry of {name}: {chain}"),
             EnterError::Scheduled { name, at } => {
-                write!(f, "cannot enter {name}: it is scheduled to run already, at {at}")
+                write!(f, "cannot enter {name}: already scheduled, at {at}")
             }
-            EnterError::Ended => f.write_str("cannot enter a coroutine that has ended"),
+            EnterError::Ended => f.write_str("cannot enter a coroutine: it has ended"),
         }
     }
 }
@@ -85,7 +85,7 @@ pub struct ScheduleError {
 
 impl fmt::Display for ScheduleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the coroutine is scheduled already: first at {}, and before it ran at {}", self.first, self.second)
+        write!(f, "coroutine scheduled twice before it ran: at {}, then at {}", self.first, self.second)
     }
 }
 

@@ -158,11 +158,11 @@ fn end_process(own: &Own) -> ! {
     // The user does not create the first coroutine with a builder.
     let is_main = own.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
     let remedy = match is_main {
-        true => "run it with a larger one by `ContextBuilder::stack_size`, or `Runner::stack_size`",
-        false => "give it a larger one by `Builder::stack_size`, or all of them by `ContextBuilder::stack_size`",
+        true => "set a larger one with `ContextBuilder::stack_size` or `Runner::stack_size`",
+        false => "set a larger one with `Builder::stack_size`, or for all coroutines with `ContextBuilder::stack_size`",
     };
     report(format_args!(
-        "coralio: coroutine {} (created at {}) ran off its stack of {size} bytes: stack overflow; {remedy}",
+        "coralio: stack overflow: coroutine {} (created at {}) exceeded its stack of {size} bytes; {remedy}",
         own.label(),
         own.created_at.get()
     ));

@@ -177,8 +177,8 @@ fn no_memory(bytes: usize, cause: &io::Error) -> io::Error {
     io::Error::new(
         io::ErrorKind::OutOfMemory,
         format!(
-            "cannot map {bytes} bytes for coroutine stacks: {cause}; have fewer coroutines at once, a smaller \
-             stack_size, or a higher vm.max_map_count or vm.overcommit_memory"
+            "cannot map {bytes} bytes for coroutine stacks: {cause}; run fewer coroutines at once, reduce stack_size, \
+             or raise vm.max_map_count or vm.overcommit_memory"
         ),
     )
 }

@@ -156,7 +156,7 @@ impl fmt::Display for Told<'_> {
         f.write_str(", held by ")?;
         match taken.holder {
             None => f.write_str("a thread")?,
-            Some(holder) if holder.has_ended(home) => f.write_str("a coroutine that has ended")?,
+            Some(holder) if holder.has_ended(home) => f.write_str("a finished coroutine")?,
             Some(holder) if holder.block.context() != home.shared.id() => {
                 f.write_str("a coroutine of another context")?
             }
@@ -174,7 +174,7 @@ impl fmt::Display for Told<'_> {
 #[inline]
 #[track_caller]
 pub(crate) fn suspend_for(waiting: Waiting) {
-    Home::expect("a wait of a coroutine").suspend_for(waiting);
+    Home::expect("suspending a coroutine").suspend_for(waiting);
 }
 
 /// The owner of a lock, and where the lock was taken. For messages, and to detect a coroutine that
@@ -223,7 +223,7 @@ impl Holder {
             && running.id() == holder
         {
             panic!(
-                "{} locks a {what} that it holds already, since {}; it would wait for itself: drop the guard first",
+                "{} locks a {what} that it already holds, taken at {}: it would wait for itself; drop the guard first",
                 home.own(running).label(),
                 taken.at
             );

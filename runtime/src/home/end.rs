@@ -40,8 +40,8 @@ impl Home {
         let left: Vec<_> = self.live().collect();
         if self.is_leaking() {
             report(format_args!(
-                "coralio: a context ended with {} suspended coroutines; with panic = \"abort\" they cannot be unwound \
-                 and are leaked; join them before the context ends",
+                "coralio: context ended with {} suspended coroutines, leaking them: with panic = \"abort\" they cannot \
+                 be unwound; join them before the context ends",
                 left.len()
             ));
             // Makes handles stale: they must not reach these blocks from a later context of this
@@ -59,7 +59,7 @@ impl Home {
                 State::Finished => drop(self.discard(block)),
                 // Its join handle lay on another coroutine's stack, and was dropped with it.
                 State::Free => {}
-                State::Entered => unreachable!("nothing is entered when the loop has returned"),
+                State::Entered => unreachable!("no coroutine is entered after the loop has returned"),
             });
         }
         if let Some(source) = self.source.get() {
@@ -82,7 +82,7 @@ impl Home {
         let names = left.iter().filter(unfinished).take(MOST).map(|block| self.own(block).label().to_string());
         let (shown, more) = (names.collect::<Vec<_>>().join(", "), if count > MOST { ", .." } else { "" });
         report(format_args!(
-            "coralio: a context ended before {count} of its coroutines had, and unwinds them: {shown}{more}; join or cancel \
+            "coralio: context ended with {count} coroutines still alive, unwinding them: {shown}{more}; join or cancel \
              them first"
         ));
     }
@@ -115,7 +115,7 @@ impl Home {
                 None
             }
             State::Entered => abort(format_args!(
-                "a scope unwinds above its coroutine {}, which would outlive what it borrows",
+                "scope unwinding while its coroutine {} is entered: the coroutine would outlive the data it borrows",
                 self.own(block).label()
             )),
         }));
@@ -133,7 +133,7 @@ impl Home {
             frame = unsafe { above.parent.as_ref() };
         }
         let found = lists.into_iter().any(|list| list.remove(block));
-        assert!(found || self.is_ending(), "what is scheduled is on a list");
+        assert!(found || self.is_ending(), "a scheduled coroutine is on a list");
     }
 
     fn unwind(&self, block: &'static Control) {

@@ -40,8 +40,8 @@ pub(crate) fn in_child() -> bool {
 pub(crate) fn refuse_in_child(what: &str) {
     assert!(
         !in_child() || thread::panicking(),
-        "{what} after fork: this process was forked from one that runs a context, and the context is the parent's; \
-         call exec or _exit in the child, or fork before `run`"
+        "{what} after fork: the process was forked inside a context, which belongs to the parent; call exec or _exit \
+         in the child, or fork before `run`"
     );
 }
 
@@ -52,7 +52,7 @@ pub(super) fn notice_forks() {
         // SAFETY: the handler runs in the child, on the thread that forked, and does only what is
         // permitted there.
         let failed = unsafe { libc::pthread_atfork(None, None, Some(after_fork)) };
-        assert_eq!(failed, 0, "no memory to have forks noticed");
+        assert_eq!(failed, 0, "no memory to install the fork handler");
     });
 }
 
@@ -88,8 +88,8 @@ impl Home {
     pub(super) fn leave_in_child(self) {
         let left = self.blocks.all().filter(|block| self.own(block).state.get() != State::Free).count();
         report(format_args!(
-            "coralio: a process that was forked from one that runs a context returned from it; its copies of {left} \
-             coroutines are leaked; call exec or _exit in the child, or fork before `run`"
+            "coralio: a forked child returned from its parent's context, leaking its copies of {left} coroutines; call \
+             exec or _exit in the child, or fork before `run`"
         ));
         mem::forget(self);
     }

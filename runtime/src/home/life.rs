@@ -52,7 +52,7 @@ impl Home {
         F: FnOnce() -> T,
     {
         if self.ending.get() {
-            return Err(io::Error::other("the context is ending, and starts nothing new"));
+            return Err(io::Error::other("the context is ending and starts no new coroutine"));
         }
         let lease = self.stacks.take(attributes.stack_size)?;
         let mut rest = lease;
@@ -61,8 +61,8 @@ impl Home {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
-                    "a coroutine's result of {} bytes does not fit on its stack; return a Box of it, or give it a \
-                     larger stack_size",
+                    "a coroutine's result of {} bytes does not fit on its stack; return it in a Box, or set a larger \
+                     stack_size",
                     size_of::<Outcome<T>>()
                 ),
             ));
@@ -104,7 +104,7 @@ impl Home {
             own.yielder.set(yielder);
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Go => f(),
-                Resume::Trace => unreachable!("only one that was entered is traced"),
+                Resume::Trace => unreachable!("only an entered coroutine is traced"),
 
                 Resume::Unwind => {
                     drop(f);
@@ -172,7 +172,7 @@ impl Home {
 
     /// Takes the outcome of a finished coroutine, and returns its stack to the pool.
     pub(crate) fn fetch<T>(&self, block: &'static Control) -> Outcome<T> {
-        let packet = self.own(block).packet.take().expect("an outcome is fetched once");
+        let packet = self.own(block).packet.take().expect("an outcome is taken once");
         let _release = Release { home: self, block };
         // SAFETY: the join handle has the type with which the coroutine was created, and the packet
         // was taken, so the outcome is read once.

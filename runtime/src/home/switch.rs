@@ -283,8 +283,8 @@ impl Home {
                 resume_unwind(Box::new(Cancelled));
             }
             abort(format_args!(
-                "coroutine {} (created at {}) was cancelled, and caught the unwinding {swallowed} times to wait \
-                 again; let the payload `Cancelled` pass",
+                "coroutine {} (created at {}) was cancelled but caught the unwinding {swallowed} times and waited \
+                 again; rethrow the payload `Cancelled`",
                 own.label(),
                 own.created_at.get()
             ));
@@ -300,7 +300,7 @@ impl Home {
             ));
         }
         abort(format_args!(
-            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O, but not wait for \
+            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O but not wait for \
              another coroutine"
         ));
     }
@@ -374,15 +374,15 @@ impl fmt::Display for Chain<'_> {
 #[cold]
 #[track_caller]
 fn yields_outside() -> ! {
-    panic!("yield outside a coroutine; only code in a coroutine can be suspended: spawn one")
+    panic!("yield outside a coroutine: only a coroutine can be suspended; spawn one")
 }
 
 #[cold]
 #[track_caller]
 fn yields_with_lock(own: &Own, guards: u32) -> ! {
     panic!(
-        "coroutine {} yields while it holds the context's lock ({guards} times); drop the guard first: whoever runs next \
-         would run under it",
+        "coroutine {} yields while it holds the context's lock ({guards} guards): the next coroutine would run under \
+         it; drop the guards first",
         own.label()
     )
 }

@@ -210,7 +210,7 @@ impl<T> Sender<T> {
                     Ok(None) => Ok(()),
                     Ok(Some(message)) => Err(SendError::Closed(message)),
                     Err(Some(message)) => Err(SendError::Cancelled(message)),
-                    Err(None) => unreachable!("a message is taken with a grant"),
+                    Err(None) => unreachable!("a grant comes with a message"),
                 }
             }
         }

@@ -98,7 +98,7 @@ impl<T: ?Sized> CoMutex<T> {
         match self.try_lock() {
             Some(guard) => guard,
             None => {
-                self.wait(false).unwrap_or_else(|Cancelled| unreachable!("this wait is not cancelled"));
+                self.wait(false).unwrap_or_else(|Cancelled| unreachable!("an uncancellable wait is not cancelled"));
                 self.held()
             }
         }
@@ -236,7 +236,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for CoMutex<T> {
 }
 
 /// The locked mutex. May be held while the coroutine is suspended. Dropping it unlocks.
-#[must_use = "the lock is given up when the guard is dropped"]
+#[must_use = "dropping the guard releases the lock"]
 pub struct CoMutexGuard<'a, T: ?Sized> {
     mutex: &'a CoMutex<T>,
     _not_send: PhantomData<*const ()>,

@@ -53,9 +53,11 @@ impl Share {
     #[inline]
     fn added_to(self, state: u32) -> Option<u32> {
         match self {
-            Share::Read if state & WRITER == 0 => {
-                Some(state.checked_add(READER).expect("2^30 guards of one CoRwLock; some were forgotten, not dropped"))
-            }
+            Share::Read if state & WRITER == 0 => Some(
+                state
+                    .checked_add(READER)
+                    .expect("more than 2^30 guards of one CoRwLock: guards were leaked; drop each guard"),
+            ),
             Share::Write if state & !LINE == 0 => Some(state | WRITER),
             Share::Read | Share::Write => None,
         }

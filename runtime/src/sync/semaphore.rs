@@ -142,7 +142,10 @@ impl Semaphore {
         let mut line = self.line.lock();
         let Some(sum) = line.state().checked_add(count) else {
             drop(line);
-            panic!("{count} permits more than a semaphore can count; are permits added that are given back as well?");
+            panic!(
+                "cannot add {count} permits: more than a semaphore can count; are permits added that a guard also \
+                 returns?"
+            );
         };
         *line.state() = sum;
         self.let_in(line);
@@ -196,7 +199,7 @@ impl fmt::Debug for Semaphore {
 }
 
 /// One or several permits, acquired together. Dropping it, on any thread, returns them.
-#[must_use = "the permits are given back when this is dropped"]
+#[must_use = "dropping the permit returns it to the semaphore"]
 pub struct Permit<'a> {
     semaphore: &'a Semaphore,
     count: usize,

@@ -101,7 +101,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         gone: impl Fn(Gone<'_, P, S>),
     ) -> P {
         let granted = self.wait_unless(|_| false, line, carries, waiting, before_sleep, gone);
-        granted.unwrap_or_else(|_| unreachable!("only what is cancelled ends early"))
+        granted.unwrap_or_else(|_| unreachable!("only a cancelled wait ends early"))
     }
 
     /// Waits like `wait`, but ends early, without the grant, if the coroutine is cancelled: the
@@ -150,9 +150,7 @@ impl<P: Default, S> WaitQueue<P, S> {
         let Some(current) = Coroutine::current() else {
             // The caller may have set state for one more waiter.
             gone(Gone::Left(line));
-            panic!(
-                "what coroutines hand to each other is waited for in a coroutine: spawn one, or use the `try_` function"
-            );
+            panic!("would block outside a coroutine: spawn one, or use the `try_` variant");
         };
         let node = Node {
             waker: Cell::new(Some(current.waker())),
@@ -249,7 +247,7 @@ impl<P, S> Locked<'_, P, S> {
     }
 
     fn push(&mut self, node: &Node<P>) {
-        assert!(!node.granted.load(Ordering::Relaxed), "a node stands in line until it is granted, and once");
+        assert!(!node.granted.load(Ordering::Relaxed), "a node is queued once, until it is granted");
         let inside = self.inside();
         node.prev.set(inside.tail);
         match NonNull::new(inside.tail.cast_mut()) {

@@ -35,7 +35,7 @@ impl Format {
                 Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!(
-                        "{path}: its ending does not say how to write a trace; name it .html for a page, .json for Perfetto, \
+                        "cannot write a trace to {path}: unknown extension; use .html for a page, .json for Perfetto, \
                          or .txt for text"
                     ),
                 ))

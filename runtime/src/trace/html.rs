@@ -52,7 +52,7 @@ impl Recording {
         for (mark, text) in [("{{title}}", &*title), ("{{style}}", STYLE), ("{{data}}", &*data), ("{{script}}", SCRIPT)]
         {
             let Some((before, after)) = rest.split_once(mark) else {
-                unreachable!("page.html has each placeholder, in this order")
+                unreachable!("page.html has the placeholders in this order")
             };
             page.push_str(before);
             page.push_str(text);

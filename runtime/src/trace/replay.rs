@@ -141,7 +141,7 @@ impl Replay {
                 let known = self.in_flight.insert(record.context, *in_flight);
                 match known {
                     Some(known) if known != *in_flight && !self.forgetful => {
-                        Err(format!("the engine counts {in_flight} in flight, and {known} are"))
+                        Err(format!("the engine counts {in_flight} requests in flight, the trace {known}"))
                     }
                     _ => Ok(()),
                 }
@@ -161,10 +161,10 @@ impl Replay {
             Some(place) => {
                 let inner = stack[place + 1..].to_vec();
                 stack.truncate(place);
-                Err(format!("{frame:?} is over, while {inner:?} in it are not"))
+                Err(format!("{frame:?} ended before {inner:?} inside it"))
             }
             None if self.forgetful && stack.is_empty() => Ok(()),
-            None => Err(format!("{frame:?} is over, and has not begun")),
+            None => Err(format!("{frame:?} ended but never began")),
         }
     }
 
@@ -185,7 +185,7 @@ impl Replay {
         if fits {
             return Ok(());
         }
-        let before = before.map_or("unheard of".into(), |before| before.to_string());
-        Err(format!("request {request} is {state}, and was {before}"))
+        let before = before.map_or("unknown".into(), |before| before.to_string());
+        Err(format!("request {request} is {state} but was {before}"))
     }
 }

@@ -128,7 +128,7 @@ fn story(program: &Program, failure: &Failure) -> String {
     let Failure { predicted, seen } = failure;
     let same = predicted.iter().zip(seen).take_while(|(predicted, seen)| predicted == seen).count();
     let next = |events: &[Event]| events.get(same).map_or("nothing more".to_string(), Event::to_string);
-    let mut story = format!("shrunk to\n{program}which goes like this\n");
+    let mut story = format!("shrunk to\n{program}with this history\n");
     for event in &predicted[..same] {
         writeln!(story, "    {event}").expect("a string takes all");
     }
@@ -143,7 +143,7 @@ fn number(variable: &str) -> Option<u64> {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => text.parse(),
     };
-    Some(number.unwrap_or_else(|error| panic!("{variable}={text} is no number: {error}")))
+    Some(number.unwrap_or_else(|error| panic!("invalid {variable}={text}: {error}")))
 }
 
 /// Silences the panic hook for panics within a program, which belong to it.

@@ -167,12 +167,10 @@ impl Model<'_> {
         let name = label(index);
         match self.cos[index].state {
             State::Suspended if !self.cos[index].called => None,
-            State::Suspended | State::Scheduled => {
-                Some(format!("cannot enter '{name}': it is scheduled to run already"))
-            }
+            State::Suspended | State::Scheduled => Some(format!("cannot enter '{name}': already scheduled")),
             State::Entered => Some(format!("recursive entry of '{name}': {}", self.chain())),
             State::Finished | State::Ended | State::Absent => {
-                Some("cannot enter a coroutine that has ended".to_string())
+                Some("cannot enter a coroutine: it has ended".to_string())
             }
         }
     }
@@ -246,7 +244,7 @@ impl Model<'_> {
         if self.cos[index].spawned && !self.cos[index].detached {
             self.cos[index].outcome = Some(outcome);
             if let Some(joiner) = self.cos[index].joiner.take() {
-                self.wake(joiner).expect("a coroutine runs, so nobody is entered");
+                self.wake(joiner).expect("a running coroutine enters no other");
             }
             return Ok(());
         }
@@ -299,7 +297,7 @@ impl Model<'_> {
         if self.cos[index].state == State::Suspended && self.running().is_none() && !self.ending {
             self.make_ready(index);
         } else {
-            self.wake(index).expect("a coroutine runs, so nobody is entered");
+            self.wake(index).expect("a running coroutine enters no other");
         }
     }
 
@@ -328,8 +326,8 @@ impl Model<'_> {
     /// Runs the deferred steps, last one first; then releases the held locks.
     fn drop_locals(&mut self, who: Who) {
         while let Some(step) = self.locals(who).deferred.pop() {
-            let outcome = self.step(who, &step).expect("what is deferred does not panic");
-            self.tell(who, What::Deferred(outcome.expect("what is deferred does not wait")));
+            let outcome = self.step(who, &step).expect("a deferred step does not panic");
+            self.tell(who, What::Deferred(outcome.expect("a deferred step does not wait")));
         }
         for mutex in 0..MUTEXES {
             if std::mem::take(&mut self.locals(who).held[mutex]) {

@@ -165,7 +165,7 @@ pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
             world().main();
             world().closing.set(true);
         });
-        ran.expect("a context is to be had");
+        ran.expect("a context can be created");
     }));
     let world = world();
     if let Err(payload) = ran {
@@ -248,10 +248,10 @@ impl World {
     fn check_what_is_left(&self) {
         let broken = |what| self.trace.borrow_mut().push(Event(Who::Main, What::Broken(what)));
         if self.mutexes.iter().any(|mutex| mutex.try_lock().is_none()) {
-            broken("a lock is held when all is over");
+            broken("a lock is held at the end");
         }
         if self.queues.iter().any(CoQueue::wake_one) {
-            broken("somebody waits in a queue when all is over");
+            broken("a waiter is left in a queue at the end");
         }
         if self.closures.get() != 0 {
             broken("a closure or a result was not dropped, or twice");
@@ -261,7 +261,7 @@ impl World {
         }
         let ended = |it: &Option<Coroutine>| it.is_none_or(Coroutine::has_ended);
         if !self.coroutines.borrow().iter().all(ended) {
-            broken("a coroutine has not ended when all is over");
+            broken("a coroutine has not ended at the end");
         }
     }
 }

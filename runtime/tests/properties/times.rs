@@ -70,7 +70,7 @@ fn sleepers_wake_in_order_of_time() {
                 let (round, slept, long) = (Rc::clone(&round), Rc::clone(&slept), some_time(&mut dice));
                 drop(spawn(move || {
                     let asked = Instant::now();
-                    sleep(long).expect("nobody cancels it");
+                    sleep(long).expect("the sleep is not cancelled");
                     slept.borrow_mut().push(Slept { asked, long, woken: Instant::now(), round: round.get() });
                 }));
             }

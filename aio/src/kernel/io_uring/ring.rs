@@ -95,10 +95,10 @@ impl Rings {
         // structure.
         let Params { sq_entries, cq_entries, sq_off, cq_off, .. } =
             unsafe { &*ptr::from_ref(ring.params()).cast::<Params>() };
-        assert!(ring.params().is_feature_single_mmap(), "setup refuses kernels without");
+        assert!(ring.params().is_feature_single_mmap(), "setup rejects kernels without it");
         assert!(
             cq_entries >= sq_entries,
-            "{cq_entries} completions for {sq_entries} requests: some would have no place"
+            "{cq_entries} completion entries for {sq_entries} requests: completions could be lost"
         );
         let submissions = sq_off.array as usize + *sq_entries as usize * size_of::<u32>();
         let completions = cq_off.cqes as usize + *cq_entries as usize * size_of::<Cqe>();
@@ -110,7 +110,7 @@ impl Rings {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = NonNull::new(base.cast::<u8>()).expect("not mapped at 0");
+        let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at address 0");
         // SAFETY: the offsets are the kernel's own, within the mapping.
         let at = |offset: u32| unsafe { base.add(offset as usize) };
         Ok(Rings {

@@ -18,7 +18,7 @@ const OPERATIONS: [(u8, &str); 5] = [
 pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
     let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
     // No overflow: at most `depth` requests and the poll request are in flight or on the ring.
-    assert!(depth < ring.params().cq_entries(), "a completion might find no place on the ring");
+    assert!(depth < ring.params().cq_entries(), "the completion ring must hold a completion for each request");
     let mut probe = Probe::new();
     // A kernel too old for the probe is treated as supporting nothing.
     let _ = ring.submitter().register_probe(&mut probe);
@@ -28,8 +28,8 @@ pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
         Some(what) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
             format!(
-                "io_uring here has no {what}: it takes Linux 5.6 or later, and a seccomp filter that lets \
-                 io_uring_register through; use native AIO (KernelChoice::Aio)"
+                "io_uring lacks {what}: it needs Linux 5.6 or later and a seccomp filter that allows \
+                 io_uring_register; use native AIO (KernelChoice::Aio)"
             ),
         )),
     }
@@ -77,36 +77,37 @@ pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str>
 pub(super) fn refused(error: io::Error, depth: u32) -> io::Error {
     const INSTEAD: &str = "or use native AIO (KernelChoice::Aio)";
     const FILTER: &str =
-        "a seccomp filter (containers have one: allow io_uring_setup, io_uring_enter, io_uring_register)";
+        "a seccomp filter (common in containers: allow io_uring_setup, io_uring_enter, io_uring_register)";
     let (kind, message) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             let cause = match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").as_deref().map(str::trim) {
                 Ok("2") => "kernel.io_uring_disabled is 2; as root: sysctl kernel.io_uring_disabled=0".into(),
-                Ok("1") => "kernel.io_uring_disabled is 1: join the group that kernel.io_uring_group names; \
-                     or as root: sysctl kernel.io_uring_disabled=0"
+                Ok("1") => "kernel.io_uring_disabled is 1: join the group named by kernel.io_uring_group; or as root: \
+                     sysctl kernel.io_uring_disabled=0"
                     .into(),
                 _ => format!("likely by {FILTER}"),
             };
-            (io::ErrorKind::PermissionDenied, format!("io_uring is forbidden here, {cause}; {INSTEAD}"))
+            (io::ErrorKind::PermissionDenied, format!("io_uring is forbidden, {cause}; {INSTEAD}"))
         }
         Some(libc::ENOSYS) => (
             io::ErrorKind::Unsupported,
             format!(
-                "no io_uring here: Linux before 5.6, built without CONFIG_IO_URING, or {FILTER} hides it; {INSTEAD}"
+                "io_uring is not available: Linux before 5.6, built without CONFIG_IO_URING, or {FILTER} hides it; \
+                 {INSTEAD}"
             ),
         ),
         Some(libc::ENOMEM) => (
             io::ErrorKind::OutOfMemory,
             format!(
-                "no memory for an io_uring of depth {depth}: it may count against the limit on locked \
-                 memory; raise that (ulimit -l), take a smaller depth, {INSTEAD}"
+                "no memory for an io_uring of depth {depth}: it may count towards the limit on locked memory; raise \
+                 the limit (ulimit -l), use a smaller depth, {INSTEAD}"
             ),
         ),
         Some(libc::EMFILE | libc::ENFILE) => (
             error.kind(),
             format!("no descriptor left for an io_uring: {error}; raise the limit (ulimit -n), {INSTEAD}"),
         ),
-        _ => (error.kind(), format!("io_uring_setup for a queue of {depth}: {error}; {INSTEAD}")),
+        _ => (error.kind(), format!("io_uring_setup with queue depth {depth}: {error}; {INSTEAD}")),
     };
     explained(kind, message, error)
 }

@@ -19,8 +19,8 @@ use std::time::Duration;
     any(target_arch = "x86_64", target_arch = "aarch64")
 )))]
 compile_error!(
-    "native AIO is bound for 64-bit little-endian Linux on x86-64 and aarch64 only: \
-     check the layouts in kernel/linux_aio/abi.rs before you add a machine"
+    "native AIO supports only 64-bit little-endian Linux on x86-64 and aarch64: check the layouts in \
+     kernel/linux_aio/abi.rs before adding a machine"
 );
 
 pub(super) const IOCB_CMD_PREAD: u16 = 0;

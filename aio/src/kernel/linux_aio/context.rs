@@ -124,8 +124,8 @@ pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
                 value.map_or_else(|_| "unknown".into(), |value| value.trim().to_string())
             };
             let message = format!(
-                "no room for {} AIO requests: fs.aio-nr is {} and fs.aio-max-nr {}; take a smaller depth, \
-                 or raise the limit as root: sysctl fs.aio-max-nr=1048576",
+                "no room for {} AIO requests: fs.aio-nr is {} and fs.aio-max-nr {}; use a smaller depth, or raise the \
+                 limit as root: sysctl fs.aio-max-nr=1048576",
                 depth + 1,
                 limit("aio-nr"),
                 limit("aio-max-nr"),
@@ -134,17 +134,17 @@ pub(super) fn setup_error(error: io::Error, depth: u32) -> io::Error {
         }
         Some(libc::ENOSYS) => (
             io::ErrorKind::Unsupported,
-            "no native AIO here: the kernel was built without CONFIG_AIO, or a seccomp filter hides io_setup \
-             (containers have one: allow io_setup, io_submit, io_getevents, io_cancel, io_destroy)"
+            "native AIO is not available: the kernel was built without CONFIG_AIO, or a seccomp filter hides io_setup \
+             (common in containers: allow io_setup, io_submit, io_getevents, io_cancel, io_destroy)"
                 .into(),
         ),
         Some(libc::EPERM | libc::EACCES) => (
             io::ErrorKind::PermissionDenied,
-            "native AIO is forbidden here, likely by a seccomp filter: \
-             allow io_setup, io_submit, io_getevents, io_cancel, io_destroy"
+            "native AIO is forbidden, likely by a seccomp filter: allow io_setup, io_submit, io_getevents, io_cancel, \
+             io_destroy"
                 .into(),
         ),
-        Some(_) => (error.kind(), format!("io_setup for a queue of {depth}: {error}")),
+        Some(_) => (error.kind(), format!("io_setup with queue depth {depth}: {error}")),
         // The error is self-explanatory.
         None => return error,
     };

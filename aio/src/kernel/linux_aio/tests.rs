@@ -24,7 +24,7 @@ fn both(depth: u32) -> Vec<LinuxAio> {
     let [Some(ring), Some(mut blind)] = [(); 2].map(|()| unless_refused(LinuxAio::new(depth))) else {
         return Vec::new();
     };
-    assert_ne!(ring.slots, 0, "the ring is as we know it");
+    assert_ne!(ring.slots, 0, "the ring has the known layout");
     blind.slots = 0;
     vec![ring, blind]
 }
@@ -58,7 +58,7 @@ fn depth_has_limits() {
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = LinuxAio::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("1..=32768"), "{error}");
+        assert!(error.to_string().contains("must be 1 to 32768"), "{error}");
     }
     if let Some(kernel) = unless_refused(LinuxAio::new(33)) {
         assert_eq!(kernel.capacity(), 33);
@@ -72,7 +72,7 @@ fn a_refused_context_says_why() {
         (libc::EAGAIN, io::ErrorKind::QuotaExceeded, ["fs.aio-max-nr", "smaller depth", "sysctl"]),
         (libc::ENOSYS, io::ErrorKind::Unsupported, ["CONFIG_AIO", "seccomp", "io_setup"]),
         (libc::EPERM, io::ErrorKind::PermissionDenied, ["forbidden", "seccomp", "io_setup"]),
-        (libc::ENOMEM, io::ErrorKind::OutOfMemory, ["io_setup", "queue of 64", "memory"]),
+        (libc::ENOMEM, io::ErrorKind::OutOfMemory, ["io_setup", "queue depth 64", "memory"]),
     ] {
         let error = setup_error(io::Error::from_raw_os_error(errno), 64);
         assert_eq!(error.kind(), kind);
@@ -103,7 +103,7 @@ fn an_idle_context_serves_again() {
     assert_eq!(pool.idle().len(), 1);
     drop(kernel);
     assert_eq!(pool.idle().len(), 2);
-    assert_ne!(LinuxAio::from_pool(78, pool).unwrap().ring, ring, "that is another depth");
+    assert_ne!(LinuxAio::from_pool(78, pool).unwrap().ring, ring, "the depth differs");
     let again = [LinuxAio::from_pool(77, pool).unwrap(), LinuxAio::from_pool(77, pool).unwrap()];
     assert!(again.iter().any(|kernel| kernel.ring == ring));
     for kernel in &again {
@@ -122,7 +122,7 @@ fn few_and_shallow_contexts_are_kept() {
     let many: Vec<_> = (1..=Pool::SIZE as u32 + 1).map(|depth| LinuxAio::from_pool(depth, pool).unwrap()).collect();
     drop(many);
     let depths: Vec<_> = pool.idle().iter().map(|context| context.depth).collect();
-    assert_eq!(depths, [2, 3, 4, 5, 6, 7, 8, 9], "the oldest has gone");
+    assert_eq!(depths, [2, 3, 4, 5, 6, 7, 8, 9], "the oldest is gone");
     assert!(pool.drain() && !pool.drain());
 }
 

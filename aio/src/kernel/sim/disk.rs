@@ -131,7 +131,7 @@ impl SimFile {
         let durable = &mut self.durable;
         self.unsynced.retain(|&number, versions| {
             if let Some(newest) = versions.iter().rposition(|version| version.at <= began && !version.given_up) {
-                let version = versions.drain(..=newest).next_back().expect("it was found");
+                let version = versions.drain(..=newest).next_back().expect("the version was found");
                 durable.sectors.insert(number, version.bytes);
             }
             !versions.is_empty()
@@ -152,7 +152,7 @@ impl SimFile {
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let mut damage = Damage::default();
         for (number, mut versions) in std::mem::take(&mut self.unsynced) {
-            let newest = versions.pop().expect("no list is empty");
+            let newest = versions.pop().expect("no list of versions is empty");
             let before = |versions: &mut Vec<Version>, durable: &Image| match versions.pop() {
                 Some(version) => version.bytes,
                 None => durable.sectors.get(&number).cloned().unwrap_or_else(|| vec![0; self.sector].into()),

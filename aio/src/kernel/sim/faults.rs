@@ -34,7 +34,7 @@ macro_rules! rates {
         ///
         /// If `rate` is not from 0 to 1.
         pub fn $name(mut self, rate: f64) -> Faults {
-            assert!((0.0..=1.0).contains(&rate), "{rate} is no rate: it is 0 (never) to 1 (always)");
+            assert!((0.0..=1.0).contains(&rate), "invalid rate {rate}: must be 0 (never) to 1 (always)");
             self.$name = rate;
             self
         })*
@@ -163,7 +163,7 @@ impl Latency {
     pub fn between(shortest: Duration, longest: Duration) -> Latency {
         assert!(
             !shortest.is_zero() && shortest <= longest,
-            "a latency goes from more than 0 up: {shortest:?} to {longest:?}"
+            "invalid latency {shortest:?} to {longest:?}: must be more than 0, and the shortest first"
         );
         let factor = longest.as_secs_f64() / shortest.as_secs_f64();
         Latency(Times::Of((0..16).map(|step| shortest.mul_f64(factor.powf(f64::from(step) / 15.0))).collect()))
@@ -176,7 +176,7 @@ impl Latency {
     /// If the list is empty.
     pub fn of(times: impl IntoIterator<Item = Duration>) -> Latency {
         let mut times: Vec<_> = times.into_iter().collect();
-        assert!(!times.is_empty(), "a latency is at least one time");
+        assert!(!times.is_empty(), "invalid latency: must have at least one value");
         times.sort();
         Latency(Times::Of(times))
     }

@@ -190,7 +190,7 @@ impl Machine {
     fn admit(&mut self, entries: &[Entry]) -> Result<usize, i32> {
         let room = self.settings.depth as usize - self.in_flight.len() - self.ring.len() as usize;
         if entries.len() > room {
-            self.violations.push(format!("{} requests offered where the depth leaves room for {room}", entries.len()));
+            self.violations.push(format!("{} requests offered: the queue depth leaves room for {room}", entries.len()));
         }
         if room == 0 {
             return Err(libc::EAGAIN);
@@ -234,7 +234,7 @@ impl Machine {
         let Operation { opcode, offset, .. } = operation;
         // SAFETY: promised by the caller: `complete` is the last to use it.
         let lent = unsafe { Lent::of(&operation) };
-        let open = self.files.opened(operation.fd).expect("it was checked");
+        let open = self.files.opened(operation.fd).expect("the request was checked");
         let number = self.taken;
         self.taken += 1;
         self.steps += 1;
@@ -292,7 +292,7 @@ impl Machine {
         if !untouched {
             let who = if opcode.is_write() { "write" } else { "read" };
             self.violations.push(format!(
-                "the buffer of request {number}, a {who}, changed while the kernel had it: somebody took it for theirs"
+                "the buffer of request {number}, a {who}, changed while the kernel had it: other code wrote to it"
             ));
         }
         let at = self.tick();
@@ -358,7 +358,7 @@ impl Machine {
         let stopped = self.goes_wrong(|faults| faults.cancelled);
         self.note(&Event::Cancelled { number, stopped });
         if stopped {
-            let request = self.in_flight.remove(&place).expect("it was found");
+            let request = self.in_flight.remove(&place).expect("the request was found");
             let due = place.0.min(self.now() + LOOK);
             self.in_flight.insert((due, number), Request { fate: Fate::Fails(libc::ECANCELED), ..request });
         }
@@ -371,10 +371,7 @@ impl Machine {
         if self.ring.is_empty() {
             self.looks += 1;
             // Panics only once: unwinding may look at the ring too.
-            assert!(
-                self.looks != MOST_LOOKS,
-                "the loop has looked at an empty ring {MOST_LOOKS} times without a sleep"
-            );
+            assert!(self.looks != MOST_LOOKS, "the loop polled an empty ring {MOST_LOOKS} times without sleeping");
             self.advance(self.now() + LOOK);
         }
         self.ring.front().map(|(completion, _)| completion)
@@ -383,7 +380,7 @@ impl Machine {
     pub(crate) fn commit(&mut self) {
         match self.ring.pop() {
             Some((_, number)) => self.note(&Event::Reaped { number }),
-            None => self.violations.push("the cursor was moved past a completion that is not there".into()),
+            None => self.violations.push("the cursor was moved past the last completion".into()),
         }
     }
 

@@ -38,7 +38,7 @@ impl Ring {
 
     pub(crate) fn push(&mut self, completion: Completion, number: u64) {
         let overwritten = self.slot(self.tail).replace((completion, number));
-        assert!(overwritten.is_none(), "room is kept for each request in flight");
+        assert!(overwritten.is_none(), "the ring has room for each request in flight");
         self.tail = self.tail.wrapping_add(1);
     }
 

@@ -130,7 +130,7 @@ pub(crate) fn parse(text: &str) -> io::Result<Vec<u32>> {
                 choices.extend(std::iter::repeat_n(value, count))
             }
             _ => {
-                let message = format!("{part:?} is no choice on a tape; a tape looks like 0*3,1,0,2");
+                let message = format!("invalid choice {part:?} on a tape: must be numbers such as 0*3,1,0,2");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
         }
@@ -172,7 +172,7 @@ mod tests {
             assert!(back.starts_with(&choices));
         }
         for text in ["", "1,,2", "x", "1*", "-1", "0*999999999999"] {
-            assert!(parse(text).unwrap_err().to_string().contains("no choice on a tape"), "{text}");
+            assert!(parse(text).unwrap_err().to_string().contains("invalid choice"), "{text}");
         }
     }
 

@@ -37,12 +37,12 @@ impl fmt::Display for Event {
             }
             Event::Completed { number, result, .. } => write!(f, "request {number} completed: {result}"),
             Event::Reaped { number } => write!(f, "request {number} reaped"),
-            Event::Cancelled { number, stopped: true } => write!(f, "request {number} stopped by its cancel"),
-            Event::Cancelled { number, .. } => write!(f, "request {number} goes on, though cancelled"),
+            Event::Cancelled { number, stopped: true } => write!(f, "request {number} cancelled"),
+            Event::Cancelled { number, .. } => write!(f, "request {number} continues in spite of its cancel"),
             Event::Slept => f.write_str("woke up"),
             Event::Crashed { damage: Damage { kept, dropped, torn }, in_flight } => write!(
                 f,
-                "CRASH with {in_flight} in flight; of the sectors not synced {kept} kept, {dropped} dropped, {torn} torn"
+                "CRASH with {in_flight} in flight; unsynced sectors: {kept} kept, {dropped} dropped, {torn} torn"
             ),
         }
     }
@@ -115,7 +115,7 @@ impl Trace {
     pub(crate) fn story(&self) -> String {
         let lines = self.story.iter().flatten();
         let left_out = self.told - lines.clone().count() as u64;
-        let first = (left_out > 0).then(|| format!("    ({left_out} events before these)\n"));
+        let first = (left_out > 0).then(|| format!("    ({left_out} earlier events omitted)\n"));
         first.into_iter().chain(lines.map(|line| format!("    {line}\n"))).collect()
     }
 }

@@ -21,7 +21,7 @@ impl Kick {
         if fd < 0 {
             let error = io::Error::last_os_error();
             let message = format!(
-                "no descriptor to wake the loop with: {error}; close some, or raise the limit on open files (ulimit -n)"
+                "no descriptor left to wake the loop: {error}; close some, or raise the limit on open files (ulimit -n)"
             );
             return Err(explained(error.kind(), message, error));
         }

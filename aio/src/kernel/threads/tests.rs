@@ -110,7 +110,7 @@ fn a_sleep_is_ended_at_any_moment() {
                 wait(&kernel, depth, None, None).unwrap();
                 // With a single request the sleep may end early, by a signal for a completion that
                 // was reaped without a sleep.
-                assert!(depth == 1 || kernel.target.completions.has(depth), "all of them were waited for");
+                assert!(depth == 1 || kernel.target.completions.has(depth), "every request has completed");
             }
             let mut keys: Vec<_> = (0..depth).map(|_| next(&kernel).key).collect();
             keys.sort_unstable();
@@ -132,7 +132,7 @@ fn a_sleep_is_ended_by_the_other_descriptor() {
     });
     assert_eq!(peek(&kernel), None);
     serve(pool);
-    assert_eq!([next(&kernel).key, next(&kernel).key], [0, 1], "one thread takes them in order");
+    assert_eq!([next(&kernel).key, next(&kernel).key], [0, 1], "one thread runs requests in order");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn depth_has_limits() {
     for depth in [0, MAX_DEPTH + 1, u32::MAX] {
         let error = Threads::new(depth).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("1..=32768: 32 suits most"), "{error}");
+        assert!(error.to_string().contains("1 to 32768; 32 suits most"), "{error}");
     }
     assert_eq!(Threads::new(33).unwrap().capacity(), 33);
 }
@@ -277,7 +277,7 @@ fn context_end_takes_back_requests_that_no_worker_has_begun() {
             drop(spawn(move || {
                 let _unwound = CountsDrop(lent);
                 let _ = transfer(&engine, Opcode::Read, fd, &mut [0; 8], number);
-                panic!("the request of a context that has ended returned");
+                panic!("a request of an ended context returned");
             }));
         }
         rounds_until(|| engine.stats().in_flight == 8);

@@ -27,7 +27,7 @@ fuzz_target!(
             for write in [false, true] {
                 _ = Qcow2::open(&path, &Options { write, ..Options::default() });
             }
-            assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
+            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

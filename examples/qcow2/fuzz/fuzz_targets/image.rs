@@ -30,7 +30,7 @@ fuzz_target!(
                 _ = use_it(&path, &mut |bound| choices.below(bound), write);
                 assert!(write || fs::read(&path).unwrap() == image, "reading has changed it");
             }
-            assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
+            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

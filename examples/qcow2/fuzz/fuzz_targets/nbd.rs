@@ -76,7 +76,7 @@ fuzz_target!(
             // An error caused by the client is not a fault of the server.
             let _ = serve(OwnedFd::from(server).into(), &exports, &options);
             let _ = listens.join().unwrap();
-            assert!(peak.bytes() < MOST_MEMORY, "{} bytes at once", peak.bytes());
+            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

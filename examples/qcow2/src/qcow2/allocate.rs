@@ -91,7 +91,7 @@ impl Qcow2 {
         }
         if self.tables.borrow().contains(&cluster) {
             return Err(damaged(format!(
-                "the table at cluster {cluster} has no refcount: repair the image with qemu-img check -r all"
+                "the table at cluster {cluster} has refcount 0: repair the image with qemu-img check -r all"
             )));
         }
         self.geometry.check_room(cluster, 1)?;

@@ -74,7 +74,7 @@ impl Cache {
     /// Like [`peek`](Cache::peek), but loads the slice if it is not cached.
     pub(crate) fn with<T>(&self, offset: u64, f: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
         self.load(offset)?;
-        Ok(self.peek(offset, f).expect("just loaded, and nobody ran since"))
+        Ok(self.peek(offset, f).expect("the slice was just loaded, without a yield since"))
     }
 
     /// Modifies the slice with `f`, loading it first if it is not cached.

@@ -73,9 +73,9 @@ fn inflate(source: &[u8], size: usize) -> io::Result<Vec<u8>> {
         let (taken, given) = (stream.total_in() as usize, stream.total_out() as usize);
         stream
             .decompress(&source[taken..], &mut out[given..], FlushDecompress::None)
-            .map_err(|error| damaged(format!("does not unpack: {error}")))?;
+            .map_err(|error| damaged(format!("cannot be decompressed: {error}")))?;
         if stream.total_in() as usize == taken && stream.total_out() as usize == given {
-            return Err(damaged(format!("unpacks to {given} bytes of {size}")));
+            return Err(damaged(format!("decompresses to {given} of {size} bytes")));
         }
     }
     Ok(out)
@@ -90,9 +90,9 @@ fn unzstd(source: &[u8], size: usize) -> io::Result<Vec<u8>> {
     let mut to = OutBuffer::around(&mut out);
     while to.pos() < size {
         let before = (from.pos(), to.pos());
-        stream.run(&mut from, &mut to).map_err(|error| damaged(format!("does not unpack: {error}")))?;
+        stream.run(&mut from, &mut to).map_err(|error| damaged(format!("cannot be decompressed: {error}")))?;
         if (from.pos(), to.pos()) == before {
-            return Err(damaged(format!("unpacks to {} bytes of {size}", to.pos())));
+            return Err(damaged(format!("decompresses to {} of {size} bytes", to.pos())));
         }
     }
     Ok(out)

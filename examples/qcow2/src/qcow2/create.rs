@@ -39,16 +39,25 @@ impl CreateOptions {
 
     fn check(&self) -> io::Result<Geometry> {
         if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
-            return Err(invalid(format!("clusters of {}: give a power of two, 512 to 2097152", self.cluster_size)));
+            return Err(invalid(format!(
+                "invalid cluster size {}: must be a power of two, 512 to 2097152",
+                self.cluster_size
+            )));
         }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
-            return Err(invalid(format!("refcounts of {} bits: give a power of two up to 64", self.refcount_bits)));
+            return Err(invalid(format!(
+                "invalid refcount width of {} bits: must be a power of two up to 64",
+                self.refcount_bits
+            )));
         }
         if !(2..=3).contains(&self.version) || self.version == 2 && self.refcount_bits != 16 {
-            return Err(invalid("version 2 has refcounts of 16 bits; and there are versions 2 and 3"));
+            return Err(invalid(format!(
+                "invalid version {} with refcounts of {} bits: must be 3, or 2 with 16 bits",
+                self.version, self.refcount_bits
+            )));
         }
         if self.backing.as_ref().is_some_and(|(name, _)| name.is_empty() || name.len() > self.most_name()) {
-            return Err(invalid(format!("the backing file's name has 1 to {} bytes", self.most_name())));
+            return Err(invalid(format!("invalid backing file name: must be 1 to {} bytes", self.most_name())));
         }
         let (cluster, order) = (self.cluster_size.trailing_zeros(), self.refcount_bits.trailing_zeros());
         Ok(Geometry::new(self.version, cluster, order, self.size))
@@ -134,7 +143,7 @@ impl Qcow2 {
     /// May yield.
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> io::Result<()> {
         let path = path.as_ref();
-        let name = format_args!("cannot make {}", path.display());
+        let name = format_args!("cannot create {}", path.display());
         // Check the options before the file is created.
         let plan = about(name, Plan::new(options))?;
         // Errors of `open` contain the path.
@@ -153,7 +162,7 @@ impl Qcow2 {
     /// May yield.
     pub fn create_in(file: &File, options: &CreateOptions) -> io::Result<()> {
         if !file.is_empty()? {
-            return Err(invalid("the file is not empty: an image is made in one that is"));
+            return Err(invalid("cannot create an image: the file is not empty; use an empty file"));
         }
         Plan::new(options)?.write(file)
     }

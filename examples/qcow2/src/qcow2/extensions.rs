@@ -38,24 +38,24 @@ impl Extensions {
         while rest.len() >= 8 {
             let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
             // The length of the end marker must fit, too.
-            let bytes = rest[8..]
-                .get(..len)
-                .ok_or_else(|| damaged(format!("header extension {kind:#x} would be {len} bytes, which it has not")))?;
+            let bytes = rest[8..].get(..len).ok_or_else(|| {
+                damaged(format!("header extension {kind:#x} of {len} bytes reaches beyond the header"))
+            })?;
             if kind == END {
                 break;
             }
             match kind {
                 BACKING_FORMAT => {
                     let name = std::str::from_utf8(bytes).ok().filter(|name| name.len() < 16);
-                    let name = name.ok_or_else(|| damaged("the name of its backing file's format is not a name"))?;
+                    let name = name.ok_or_else(|| {
+                        damaged("invalid name of its backing file's format: must be UTF-8 of at most 15 bytes")
+                    })?;
                     found.backing_format = Some(name.to_owned());
                 }
                 FEATURE_NAMES => found.features = names(bytes),
                 ENCRYPTION => return Err(unsupported("the image is encrypted: convert it with qemu-img first")),
                 BITMAPS if len != BITMAPS_LEN => {
-                    return Err(damaged(format!(
-                        "its bitmaps extension has {len} bytes; the format has {BITMAPS_LEN}"
-                    )));
+                    return Err(damaged(format!("its bitmaps extension has {len} bytes; must be {BITMAPS_LEN}")));
                 }
                 _ => {}
             }

@@ -165,8 +165,8 @@ impl Qcow2 {
     pub(crate) fn sync(&self) -> io::Result<()> {
         if self.flushes.broken.get() {
             return Err(io::Error::other(
-                "a sync of this image, or a write of its header, has failed: what was written since the last sync may be \
-                 lost; open it again, and look at what it has",
+                "a sync of the image or a write of its header failed: data written since the last sync may be lost; \
+                 reopen the image and check its content",
             ));
         }
         // Shielded, because a cancelled sync would look like a failed one.

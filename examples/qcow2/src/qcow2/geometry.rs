@@ -156,7 +156,7 @@ impl Geometry {
     pub(crate) fn check_room(&self, first: u64, clusters: u64) -> io::Result<()> {
         match first.checked_add(clusters).and_then(|end| end.checked_mul(self.cluster_size())) {
             Some(end) if end <= Geometry::MOST_OFFSET => Ok(()),
-            _ => Err(damaged("the image has no more room: entries have no bits for larger offsets")),
+            _ => Err(damaged("the image is full: its table entries cannot hold larger offsets")),
         }
     }
 
@@ -190,12 +190,14 @@ impl Geometry {
     fn wrong_entry(&self, table: &str, entry: u64) -> io::Error {
         let offset = entry & OFFSET;
         if self.in_cluster(offset) != 0 {
-            return damaged(format!("an {table} entry points to {offset:#x}, which is no multiple of a cluster"));
+            return damaged(format!(
+                "an {table} entry points to {offset:#x}, which is not a multiple of the cluster size"
+            ));
         }
         let version = self.version;
         damaged(format!(
-            "the {table} entry {entry:#x} has bits set that version {version} of the format reserves: see what qemu-img \
-             check says of the image"
+            "the {table} entry {entry:#x} has bits set that are reserved in version {version} of the format: check the \
+             image with qemu-img check"
         ))
     }
 
@@ -214,7 +216,7 @@ impl Geometry {
             let entry = u64::from_be_bytes(entry.try_into().expect("eight bytes"));
             self.kind(entry)
         });
-        let first = entries.next().expect("an entry is within its slice")?;
+        let first = entries.next().expect("the entry lies within the slice")?;
         let within = self.in_cluster(offset);
         let mut covered = self.cluster_size() - within;
         let mut last = first;

@@ -41,13 +41,15 @@ impl Qcow2 {
         let old = self.reftable.borrow().entries as u64;
         let Plan { entries, blocks, table_clusters } = plan(geometry, old);
         if entries * 8 > MOST_REFTABLE {
-            return Err(unsupported("the image is full: its refcount table is as large as the format allows"));
+            return Err(unsupported(
+                "the image is full: its refcount table has the largest size that the format allows",
+            ));
         }
         let first = old * geometry.per_block();
         let used = blocks + table_clusters;
         geometry.check_room(first, used)?;
         if (first..first + used).any(|cluster| self.tables.borrow().contains(&cluster)) {
-            return Err(damaged("a table has no refcount: repair the image with qemu-img check -r all"));
+            return Err(damaged("a table has refcount 0: repair the image with qemu-img check -r all"));
         }
         self.touch(first, used);
         let mut counts = AlignedBuf::new((blocks << bits) as usize, PAGE);

@@ -82,11 +82,11 @@ pub(crate) struct Backing {
 /// into one cluster.
 pub(crate) fn cluster_bits(start: &[u8]) -> io::Result<u32> {
     if start.len() < V2_LEN || start[..4] != MAGIC {
-        return Err(damaged("this is no qcow2 image: it does not start with QFI\\xfb"));
+        return Err(damaged("not a qcow2 image: it does not start with QFI\\xfb"));
     }
     let bits = be32(start, 20);
     if !(9..=21).contains(&bits) {
-        return Err(damaged(format!("its clusters would be 2^{bits} bytes; the format has 2^9 to 2^21")));
+        return Err(damaged(format!("invalid cluster size 2^{bits} bytes: must be 2^9 to 2^21")));
     }
     Ok(bits)
 }
@@ -97,26 +97,26 @@ impl Header {
         let cluster_bits = cluster_bits(first)?;
         let version = be32(first, 4);
         if !(2..=3).contains(&version) {
-            return Err(unsupported(format!("qcow2 version {version}; this reads 2 and 3")));
+            return Err(unsupported(format!("unsupported qcow2 version {version}: must be 2 or 3")));
         }
         let (mut incompatible, mut autoclear, mut refcount_order, mut len) = (0, 0, 4, V2_LEN);
         if version == 3 {
             if first.len() < V3_LEN {
-                return Err(damaged("the header is cut off"));
+                return Err(damaged("the header is truncated"));
             }
             incompatible = be64(first, 72);
             autoclear = be64(first, AUTOCLEAR_FIELD as usize);
             refcount_order = be32(first, 96);
             len = be32(first, 100) as usize;
             if !(V3_LEN..=first.len()).contains(&len) {
-                return Err(damaged(format!("its header would be {len} bytes, of a cluster of {}", first.len())));
+                return Err(damaged(format!("invalid header length {len} in a cluster of {} bytes", first.len())));
             }
             if !len.is_multiple_of(8) {
-                return Err(damaged(format!("its header would be {len} bytes, which is no multiple of 8")));
+                return Err(damaged(format!("invalid header length {len}: must be a multiple of 8")));
             }
         }
         if refcount_order > 6 {
-            return Err(damaged(format!("its refcounts would be 2^{refcount_order} bits; the format has at most 64")));
+            return Err(damaged(format!("invalid refcount width of 2^{refcount_order} bits: must be at most 64")));
         }
         let (name_at, name_len) = (be64(first, 8), be32(first, 16));
         // The extensions end where the name begins.
@@ -125,28 +125,28 @@ impl Header {
         refuse_features(incompatible, &extensions)?;
         if autoclear & RAW_EXTERNAL != 0 {
             return Err(damaged(
-                "it says that its external data file is raw (autoclear bit 1), and it has no such file",
+                "it declares a raw external data file (autoclear bit 1) but has no external data file",
             ));
         }
         match be32(first, 32) {
             0 => {}
             1 => return Err(unsupported("the image is encrypted (AES): convert it with qemu-img first")),
             2 => return Err(unsupported("the image is encrypted (LUKS): convert it with qemu-img first")),
-            other => return Err(unsupported(format!("the image is encrypted, by method {other}"))),
+            other => return Err(unsupported(format!("the image is encrypted (unknown method {other})"))),
         }
         let compression_type = if len > V3_LEN { first[V3_LEN] } else { 0 };
         let compression = match (incompatible & COMPRESSION != 0, compression_type) {
             (false, 0) => Compression::Zlib,
             (true, 1) => Compression::Zstd,
             (true, 0) => {
-                return Err(damaged(
-                    "its compression type is 0 (zlib), and its feature bit 3 says that it is not zlib",
-                ));
+                return Err(damaged("its compression type is 0 (zlib), but feature bit 3 is set, which excludes zlib"));
             }
             (false, 1) => {
-                return Err(damaged("its compression type is 1 (zstd), and its feature bit 3 for that is not set"));
+                return Err(damaged("its compression type is 1 (zstd), but feature bit 3 is not set"));
             }
-            (_, other) => return Err(unsupported(format!("compression type {other}; this has zlib and zstd"))),
+            (_, other) => {
+                return Err(unsupported(format!("unsupported compression type {other}: must be zlib or zstd")));
+            }
         };
         let geometry = Geometry::new(version, cluster_bits, refcount_order, be64(first, 24));
         let header = Header {
@@ -172,18 +172,18 @@ impl Header {
         let needed = geometry.l1_entries_for(geometry.size);
         if needed > MOST_L1 / 8 {
             return Err(unsupported(format!(
-                "a disk of {} bytes needs {needed} L1 entries at this cluster size, and {} are the most",
+                "a disk of {} bytes needs {needed} L1 entries at this cluster size; the limit is {}",
                 geometry.size,
                 MOST_L1 / 8
             )));
         }
         let entries = u64::from(self.l1_entries);
         if entries < needed || entries > MOST_L1 / 8 {
-            return Err(damaged(format!("its L1 table has {entries} entries, and the disk needs {needed}")));
+            return Err(damaged(format!("its L1 table has {entries} entries, but the disk needs {needed}")));
         }
         let reftable = u64::from(self.reftable_clusters) << geometry.cluster_bits;
         if reftable > MOST_REFTABLE {
-            return Err(damaged(format!("its refcount table would be {reftable} bytes; {MOST_REFTABLE} are the most")));
+            return Err(damaged(format!("its refcount table has {reftable} bytes; the limit is {MOST_REFTABLE}")));
         }
         if reftable == 0 {
             return Err(damaged("it has no refcount table: repair it with qemu-img check -r all"));
@@ -199,11 +199,11 @@ impl Header {
     fn check_snapshots(&self) -> io::Result<()> {
         let (count, offset) = (self.snapshots, self.snapshots_offset);
         if count > MOST_SNAPSHOTS {
-            return Err(damaged(format!("it would have {count} internal snapshots; {MOST_SNAPSHOTS} are the most")));
+            return Err(damaged(format!("it has {count} internal snapshots; the limit is {MOST_SNAPSHOTS}")));
         }
         let len = u64::from(count) * SNAPSHOT_LEN;
         if self.geometry.in_cluster(offset) != 0 || offset > i64::MAX as u64 - len {
-            return Err(damaged(format!("its snapshot table is at {offset}, which is no cluster of a file")));
+            return Err(damaged(format!("its snapshot table is at {offset}, which is not the offset of a cluster")));
         }
         if count > 0 { self.check_table("snapshot", offset, len) } else { Ok(()) }
     }
@@ -211,13 +211,15 @@ impl Header {
     fn check_table(&self, name: &str, offset: u64, len: u64) -> io::Result<()> {
         let cluster = self.geometry.cluster_size();
         if !offset.is_multiple_of(cluster) {
-            return Err(damaged(format!("its {name} table is at {offset}, which is no multiple of a cluster")));
+            return Err(damaged(format!(
+                "its {name} table is at {offset}, which is not a multiple of the cluster size"
+            )));
         }
         if offset < cluster {
             return Err(damaged(format!("its {name} table overlaps the header")));
         }
         if offset.checked_add(len).is_none_or(|end| end > Geometry::MOST_OFFSET) {
-            return Err(damaged(format!("its {name} table is at {offset}, beyond what a file can have")));
+            return Err(damaged(format!("its {name} table is at {offset}, beyond the largest file offset")));
         }
         Ok(())
     }
@@ -225,18 +227,18 @@ impl Header {
     /// Returns an error if this program cannot safely write the image.
     pub(crate) fn refuse_writing(&self) -> io::Result<()> {
         if self.incompatible & CORRUPT != 0 {
-            return Err(damaged("it is marked corrupt, and is not written: repair it with qemu-img check -r all"));
+            return Err(damaged("it is marked corrupt and cannot be written: repair it with qemu-img check -r all"));
         }
         if self.incompatible & DIRTY != 0 {
             return Err(damaged(
-                "it was not closed by who wrote it last (the dirty bit), so its refcounts may be wrong: repair it with \
-                 qemu-img check -r all",
+                "it was not closed cleanly (dirty bit), so its refcounts may be wrong: repair it with qemu-img check \
+                 -r all",
             ));
         }
         if self.snapshots > 0 {
             return Err(unsupported(format!(
-                "it has {} internal snapshots, which this program reads over but does not keep: delete them with \
-                 qemu-img snapshot -d, or write to an image on top of it",
+                "it has {} internal snapshots, which writing would not preserve: delete them with qemu-img snapshot \
+                 -d, or write to an overlay image",
                 self.snapshots
             )));
         }
@@ -254,25 +256,25 @@ fn refuse_features(incompatible: u64, extensions: &Extensions) -> io::Result<()>
     let unknown = incompatible & !(DIRTY | CORRUPT | COMPRESSION);
     if unknown != 0 {
         let names = name_features(&extensions.features, unknown);
-        return Err(unsupported(format!("it has features that this program does not know: {names}")));
+        return Err(unsupported(format!("it has unsupported features: {names}")));
     }
     Ok(())
 }
 
 fn backing_name(first: &[u8], at: u64, len: u32) -> io::Result<Option<String>> {
     if at > first.len() as u64 {
-        return Err(damaged(format!("the name of its backing file would be at {at}, not within the first cluster")));
+        return Err(damaged(format!("the name of its backing file is at {at}, outside the first cluster")));
     }
     if at == 0 || len == 0 {
         return Ok(None);
     }
     let room = usize::try_from(at).ok().and_then(|at| first.get(at..)?.get(..len as usize));
     let name = room.filter(|_| len <= MOST_NAME).ok_or_else(|| {
-        damaged(format!("the name of its backing file would be {len} bytes at {at}, not within the first cluster"))
+        damaged(format!("the name of its backing file is {len} bytes at {at}, outside the first cluster"))
     })?;
     let name = std::str::from_utf8(name).map_err(|_| damaged("the name of its backing file is not UTF-8"))?;
     if name.contains('\0') {
-        return Err(damaged("the name of its backing file has a zero byte in it"));
+        return Err(damaged("the name of its backing file contains a zero byte"));
     }
     Ok(Some(name.to_owned()))
 }

@@ -49,7 +49,7 @@ impl Qcow2 {
             Some(table) => {
                 // The program that created the table has not set the flag.
                 if self.refcount_of(table)? != 1 {
-                    let message = format!("an L2 table at {table:#x} is shared, and there are no snapshots");
+                    let message = format!("the L2 table at {table:#x} is shared, but there are no snapshots");
                     return Err(damaged(format!("{message}: repair the image with qemu-img check -r all")));
                 }
                 self.l1.borrow_mut().set(index, table | COPIED);

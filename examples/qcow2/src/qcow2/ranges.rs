@@ -43,7 +43,7 @@ impl Ranges {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut held = self.ranges.held.borrow_mut();
-        let at = held.iter().position(|range| *range == self.range).expect("it is held until now");
+        let at = held.iter().position(|range| *range == self.range).expect("the range is held until drop");
         held.swap_remove(at);
         drop(held);
         self.ranges.released.wake_all();

@@ -24,7 +24,7 @@ pub(crate) fn get(block: &[u8], index: usize, order: u32) -> u64 {
 ///
 /// If the count needs more than 2^`order` bits, or the block has no such index.
 pub(crate) fn set(block: &mut [u8], index: usize, order: u32, count: u64) {
-    assert!(count <= u64::MAX >> (64 - (1_u32 << order)), "a refcount of {count} in {} bits", 1 << order);
+    assert!(count <= u64::MAX >> (64 - (1_u32 << order)), "refcount {count} does not fit into {} bits", 1 << order);
     if order < 3 {
         let bit = index << order;
         let mask = ((1_u16 << (1 << order)) - 1) as u8;
@@ -57,7 +57,9 @@ impl Qcow2 {
             return Ok(None);
         }
         if self.geometry.in_cluster(offset) != 0 {
-            return Err(damaged(format!("a refcount block is at {offset:#x}, which is no multiple of a cluster")));
+            return Err(damaged(format!(
+                "a refcount block is at {offset:#x}, which is not a multiple of the cluster size"
+            )));
         }
         let per_slice = (self.geometry.slice_size() * 8) >> self.geometry.refcount_order;
         let slice = offset + index / per_slice * self.geometry.slice_size();
@@ -84,7 +86,7 @@ impl Qcow2 {
         let order = self.geometry.refcount_order;
         while clusters > 0 {
             let place = self.refcount_place(first)?;
-            let place = place.ok_or_else(|| damaged(format!("cluster {first} is in use and has no refcount")))?;
+            let place = place.ok_or_else(|| damaged(format!("cluster {first} is in use but has refcount 0")))?;
             let here = place.left.min(clusters);
             self.refcounts.modify(place.slice, |block| {
                 for index in place.index..place.index + here as usize {
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a refcount of 2 in 1 bits")]
+    #[should_panic(expected = "refcount 2 does not fit into 1 bits")]
     fn count_wider_than_its_place_is_rejected() {
         // qcow2: a truncated value would be a different count.
         set(&mut [0; 8], 3, 0, 2);

@@ -40,12 +40,12 @@ pub(crate) fn check(file: &File, header: &Header) -> io::Result<()> {
         let (id, name, extra) = (be16(entry, 12), be16(entry, 14), u64::from(be32(entry, 36)));
         if extra > MOST_EXTRA {
             return Err(damaged(format!(
-                "the entry of snapshot {number} would have {extra} bytes of extra data; {MOST_EXTRA} are the most"
+                "the entry of snapshot {number} has {extra} bytes of extra data; the limit is {MOST_EXTRA}"
             )));
         }
         at += (SNAPSHOT_LEN + extra + u64::from(id) + u64::from(name)).next_multiple_of(8);
         if at - header.snapshots_offset > MOST_BYTES {
-            return Err(damaged(format!("its snapshot table would have more than {MOST_BYTES} bytes")));
+            return Err(damaged(format!("its snapshot table exceeds {MOST_BYTES} bytes")));
         }
     }
     Ok(())

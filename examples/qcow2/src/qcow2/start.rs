@@ -89,11 +89,13 @@ fn claim(tables: &mut FxHashSet<u64>, l1: &Top, reftable: &Top, header: &Header,
     let bits = header.geometry.cluster_bits;
     let mut take = |what: &str, offset: u64, bytes: u64| {
         if header.geometry.in_cluster(offset) != 0 || offset >= len {
-            return Err(damaged(format!("{what} at {offset:#x} is not on a cluster of the file; it is not written")));
+            return Err(damaged(format!(
+                "{what} at {offset:#x} is not at a cluster of the file; refusing to write it"
+            )));
         }
         for cluster in offset >> bits..(offset + bytes).div_ceil(1 << bits) {
             if !tables.insert(cluster) {
-                return Err(damaged(format!("{what} at {offset:#x} overlaps another table; it is not written")));
+                return Err(damaged(format!("{what} at {offset:#x} overlaps another table; refusing to write it")));
             }
         }
         Ok(())

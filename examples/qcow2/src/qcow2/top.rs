@@ -50,7 +50,7 @@ impl Top {
     ///
     /// If the index is out of range, even if the last cluster has space for it.
     pub(crate) fn set(&mut self, index: usize, entry: u64) {
-        assert!(index < self.entries, "entry {index} of a table of {}", self.entries);
+        assert!(index < self.entries, "entry {index} is outside the table of {} entries", self.entries);
         self.bytes[index * 8..][..8].copy_from_slice(&entry.to_be_bytes());
         self.dirty.insert(index * 8 / self.piece);
     }
@@ -97,7 +97,7 @@ mod tests {
     use super::Top;
 
     #[test]
-    #[should_panic(expected = "entry 3 of a table of 3")]
+    #[should_panic(expected = "entry 3 is outside the table of 3 entries")]
     fn entry_beyond_the_table_is_rejected() {
         // qcow2: even though the table's last cluster has space for it.
         Top::new(512, 3, 512).set(3, 1);

@@ -157,7 +157,7 @@ impl Qcow2 {
         change: impl Fn(u64, u64) -> u64,
     ) -> io::Result<()> {
         let in_slice = self.geometry.left_in_slice(offset).div_ceil(self.geometry.cluster_size());
-        assert!(clusters <= in_slice, "{clusters} L2 entries at {offset:#x}, and {in_slice} are left in the slice");
+        assert!(clusters <= in_slice, "{clusters} L2 entries at {offset:#x}: only {in_slice} left in the slice");
         let table = self.own_l2_table(offset)?;
         let (slice, at) = self.geometry.l2_place(offset);
         self.l2.modify(table + slice, |bytes| {
@@ -210,8 +210,8 @@ mod tests {
             let last = (32 << 20) - 65536;
             image.change_entries(last, 1, |_, old| old).unwrap();
             let two = catch_unwind(AssertUnwindSafe(|| image.change_entries(last, 2, |_, old| old)));
-            let message = two.expect_err("they are in two slices").downcast::<String>().unwrap();
-            assert!(message.starts_with("2 L2 entries at 0x1ff0000, and 1 are left"), "{message}");
+            let message = two.expect_err("the entries are in two slices").downcast::<String>().unwrap();
+            assert!(message.starts_with("2 L2 entries at 0x1ff0000: only 1 left"), "{message}");
         });
         std::fs::remove_file(path).unwrap();
     }

@@ -42,11 +42,11 @@ impl Qcow2 {
             (_, false) => backed.clamp(whole.start, whole.end),
         };
         if how.fast && written > whole.start {
-            return Err(unsupported("version 2 of the format has no flag for zeroes: they would be written"));
+            return Err(unsupported("version 2 of the format has no zero flag: zeroes would have to be written"));
         }
         for part in [&head, &tail] {
             if how.fast && !part.is_empty() && !self.is_zero(part.start)? {
-                return Err(unsupported("the range has parts of clusters, where zeroes would be written"));
+                return Err(unsupported("the range contains partial clusters, where zeroes would have to be written"));
             }
         }
         for part in [head, whole.start..written, tail] {

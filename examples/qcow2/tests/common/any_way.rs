@@ -67,7 +67,7 @@ fn step(image: &dyn Image, choose: Choose<'_>, write: bool) -> io::Result<()> {
             image.write_at(&buf, offset)?;
             let mut found = vec![0; buf.len()];
             image.read_at(&mut found, offset)?;
-            assert!(found == buf, "what was written at {offset} is not read back");
+            assert!(found == buf, "data written at {offset} is not read back");
             Ok(())
         }
         _ => image.flush(),

@@ -128,7 +128,7 @@ pub fn check(bytes: &[u8]) -> Result<Leaks, String> {
         }
     }
     if let Some(at) = image.single.iter().find(|at| image.references[*at] != 1 || counts[*at] != 1) {
-        return Err(format!("cluster {at} has not one owner, and says so"));
+        return Err(format!("cluster {at} has the copied flag without exactly one owner"));
     }
     let leaks = counts.iter().filter(|(at, count)| image.references.get(at).unwrap_or(&0) < count).count();
     Ok(Leaks(leaks as u64))

@@ -3,9 +3,9 @@
 use std::error::Error;
 use std::fmt;
 
-const NO_RECEIVER: &str = "the channel is closed: no receiver is left";
-const NO_SENDER: &str = "the channel is closed: no sender is left, and no message";
-const CUT_SHORT: &str = "cancelled while waiting: the coroutine was asked to end, or its time is over";
+const NO_RECEIVER: &str = "channel closed: no receiver is left";
+const NO_SENDER: &str = "channel closed: no sender and no message is left";
+const CUT_SHORT: &str = "cancelled while waiting: the coroutine was cancelled or its timeout has expired";
 
 /// The error of [`send`](super::Sender::send); contains the unsent message.
 #[derive(Clone, Copy, PartialEq, Eq)]

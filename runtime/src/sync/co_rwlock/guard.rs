@@ -13,7 +13,7 @@ use crate::coroutine::waiting::Waiting;
 
 /// Read access to the lock, shared with other readers. May be held while the coroutine is
 /// suspended.
-#[must_use = "the lock is given up when the guard is dropped"]
+#[must_use = "dropping the guard releases the lock"]
 pub struct CoRwReadGuard<'a, T: ?Sized> {
     lock: &'a CoRwLock<T>,
     _not_send: PhantomData<*const ()>,
@@ -97,7 +97,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for CoRwReadGuard<'_, T> {
 }
 
 /// Exclusive access to the lock. May be held while the coroutine is suspended.
-#[must_use = "the lock is given up when the guard is dropped"]
+#[must_use = "dropping the guard releases the lock"]
 pub struct CoRwWriteGuard<'a, T: ?Sized> {
     lock: &'a CoRwLock<T>,
     _not_send: PhantomData<*const ()>,

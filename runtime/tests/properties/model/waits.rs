@@ -45,7 +45,7 @@ impl Model<'_> {
             if !finished && self.is_cut_short(index) {
                 self.cos[target].joiner = None;
                 self.cos[target].cancelled = true;
-                self.wake(target).expect("a coroutine runs, so nobody is entered");
+                self.wake(target).expect("a running coroutine enters no other");
                 self.detach(target);
                 self.cos[index].wait = Wait::None;
                 return Ok(Some(Outcome::Cancelled));
@@ -90,7 +90,7 @@ impl Model<'_> {
             }
             let Some(index) = this else { return fault(OUTSIDE) };
             if self.mutexes[mutex].holder == Some(who) {
-                return fault("holds already");
+                return fault("already holds");
             }
             self.mutexes[mutex].line.push_back(index);
             self.cos[index].wait = Wait::InLine(mutex);
@@ -174,7 +174,7 @@ impl Model<'_> {
         for member in self.cos[index].scope.members.clone() {
             if !self.cos[member].has_ended() {
                 self.cos[member].cancelled = true;
-                self.wake(member).expect("a coroutine runs, so nobody is entered");
+                self.wake(member).expect("a running coroutine enters no other");
             }
         }
     }

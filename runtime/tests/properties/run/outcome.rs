@@ -34,9 +34,7 @@ pub(super) fn outcome_of(payload: Box<dyn Any + Send>) -> Outcome {
 pub(super) fn in_short(text: &str) -> String {
     let causes = [
         ("outside a coroutine", "outside a coroutine"),
-        ("in a coroutine: spawn one", "outside a coroutine"),
-        ("for a coroutine: spawn one", "outside a coroutine"),
-        ("holds already", "holds already"),
+        ("already holds", "already holds"),
         ("joins itself", "joins itself"),
     ];
     match causes.into_iter().find(|(said, _)| text.contains(said)) {

@@ -196,7 +196,7 @@ fn wake_elsewhere(waker: Waker) {
                 for waker in to_wake {
                     waker.wake();
                     drop(waker);
-                    tell.send(()).expect("somebody waits for it");
+                    tell.send(()).expect("the receiver waits");
                 }
             });
             (wakers, told)
