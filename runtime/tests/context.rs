@@ -238,7 +238,7 @@ fn dump_in_the_sleep_of_an_engine_returns() {
         });
         ctx.poll(true);
         let text = dumped.recv().unwrap();
-        assert!(text.contains("cannot be stopped for a look: the calling thread is its own"), "{text}");
+        assert!(text.contains("cannot be interrupted: the calling thread is its own"), "{text}");
     });
 }
 

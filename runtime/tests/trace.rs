@@ -55,7 +55,7 @@ fn a_run_as_lanes() {
     });
     recording.check().unwrap();
     let text = recording.text();
-    let lines: Vec<_> = text.lines().skip(3).map(str::trim_end).collect();
+    let lines: Vec<_> = text.lines().skip(4).map(str::trim_end).collect();
     let expected = [
         "       thread  B     A",
         "    0  ●·······○           creates B",
