@@ -102,7 +102,7 @@ pub fn simulate(seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Re
     Simulation::new().run(seeds, f);
 }
 
-type Attach = fn(&AioContext, SimKernel, u32) -> io::Result<Arc<Simulated>>;
+type Attach = fn(&AioContext, &SimKernel, u32) -> io::Result<Arc<Simulated>>;
 
 /// Settings of a simulated machine, and of the search for failing runs.
 ///

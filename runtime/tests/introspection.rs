@@ -8,7 +8,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -260,27 +259,22 @@ fn dump_of_a_thread_inside_the_allocator() {
     // continues
     let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
         AioContext::run(|ctx| {
-            let (elsewhere, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
-            let (begun, ends) = (Arc::new(AtomicBool::new(false)), Arc::clone(&over));
-            let begins = Arc::clone(&begun);
-            let looker = thread::spawn(move || {
-                // Earlier, the loop would answer by itself.
-                while !begun.load(Ordering::Relaxed) {
-                    thread::yield_now();
-                }
-                let texts = [(); 5].map(|()| elsewhere.dump().to_string());
-                ends.store(true, Ordering::Relaxed);
-                texts.iter().for_each(|text| assert_says(text, &["busy in one iteration", "'allocates' entered"]));
-            });
+            let elsewhere = ctx.clone();
             let allocates = named("allocates", move || {
-                begins.store(true, Ordering::Relaxed);
-                while !over.load(Ordering::Relaxed) {
+                // Started here: 'allocates' is entered in every dump.
+                let looker = thread::spawn(move || {
+                    for _ in 0..5 {
+                        let dump = elsewhere.dump().to_string();
+                        assert_says(&dump, &["busy in one iteration", "'allocates' entered"]);
+                    }
+                });
+                while !looker.is_finished() {
                     for size in (2000..60_000).step_by(400) {
                         // Sizes that bypass the thread cache; the blocks in between prevent merging
                         // of freed ones.
                         // SAFETY: each allocation is freed once.
                         unsafe {
-                            let (block, between) = (libc::malloc(size), libc::malloc(1100));
+                            let (block, between) = std::hint::black_box((libc::malloc(size), libc::malloc(1100)));
                             libc::free(block);
                             libc::free(between);
                         }
@@ -288,9 +282,9 @@ fn dump_of_a_thread_inside_the_allocator() {
                     // The other thread needs the allocator too, whose lock is not fair.
                     thread::yield_now();
                 }
+                looker.join().unwrap();
             });
             allocates.join().unwrap();
-            looker.join().unwrap();
         });
         eprintln!("looked");
         return;

@@ -31,7 +31,7 @@ impl Simulation {
         let context = self.trace.iter().fold(context, |context, trace| context.trace(trace));
         let ran = catch_unwind(AssertUnwindSafe(|| {
             context.run_coroutine(|context| {
-                let engine = (self.attach)(context, kernel.clone(), self.settings.depth)?;
+                let engine = (self.attach)(context, &kernel, self.settings.depth)?;
                 let ended = f(&Sim::new(kernel.clone(), self.crash_rate));
                 ended
                     .map_err(|error| explained(error.kind(), format!("the run ended with an error: {error}"), error))?;

@@ -28,10 +28,10 @@ pub(crate) struct Simulated {
 }
 
 /// Attaches an engine with the policy `P` to this thread's context.
-pub(super) fn attach<P: Policy>(context: &AioContext, kernel: SimKernel, depth: u32) -> io::Result<Arc<Simulated>> {
+pub(super) fn attach<P: Policy>(context: &AioContext, kernel: &SimKernel, depth: u32) -> io::Result<Arc<Simulated>> {
     let engine = Engine::<_, P>::new(kernel.clone(), depth, true)?;
     let source = Arc::clone(&engine) as Arc<dyn Source>;
-    let simulated = Arc::new(Simulated { engine, source, context: context.clone(), kernel });
+    let simulated = Arc::new(Simulated { engine, source, context: context.clone(), kernel: kernel.clone() });
     context.attach(Arc::clone(&simulated) as Arc<dyn Source>)?;
     Ok(simulated)
 }
