@@ -199,7 +199,7 @@ impl AnyEngine {
         let Some(source) = context.source() else {
             return AnyEngine::attach(KernelChoice::Auto, DEFAULT_DEPTH);
         };
-        let source = Auto::main_of(source) as Arc<dyn Any + Send + Sync>;
+        let source = Auto::main_of(source).into_any();
         named::<Engine<LinuxAio>>(source, Some(KernelChoice::Aio))
             .or_else(|source| named::<Engine<IoUring>>(source, Some(KernelChoice::Uring)))
             .or_else(|source| named::<Engine<Threads>>(source, Some(KernelChoice::Threads)))
@@ -212,8 +212,7 @@ impl AnyEngine {
 
     /// Returns the engine of this thread's context, if it is simulated.
     pub(crate) fn simulated() -> Option<Arc<Simulated>> {
-        let source = AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>;
-        source.downcast().ok()
+        AioContext::current()?.source()?.into_any().downcast().ok()
     }
 
     /// As [`perform`].

@@ -15,7 +15,6 @@
 
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -125,12 +124,12 @@ impl Auto {
 
     /// Returns the engines of this thread's context, if it uses [`KernelChoice::Auto`].
     pub(crate) fn of_this_context() -> Option<Arc<Auto>> {
-        (AioContext::current()?.source()? as Arc<dyn Any + Send + Sync>).downcast().ok()
+        AioContext::current()?.source()?.into_any().downcast().ok()
     }
 
     /// Returns the main engine of an `Auto`; otherwise `source` itself.
     pub(crate) fn main_of(source: Arc<dyn Source>) -> Arc<dyn Source> {
-        let any = Arc::clone(&source) as Arc<dyn Any + Send + Sync>;
+        let any = Arc::clone(&source).into_any();
         any.downcast::<Auto>().map_or(source, |auto| Arc::clone(&auto.main))
     }
 

@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::slice;
 
 /// A byte buffer with a given alignment. It does not grow.
@@ -51,7 +51,7 @@ impl AlignedBuf {
             _ => layout,
         };
         if len == 0 {
-            let start = NonNull::without_provenance(layout.align().try_into().expect("not 0"));
+            let start = NonNull::new(ptr::without_provenance_mut(layout.align())).expect("an alignment is not 0");
             return AlignedBuf { start, layout, base: start, allocated };
         }
         // SAFETY: the layout's size is not 0.

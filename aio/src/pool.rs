@@ -155,9 +155,8 @@ impl<W: Work> Pool<W> {
             drop(state);
             return idle.unpark();
         }
-        while state.live == 0
-            && let Some(work) = state.queue.pop_front()
-        {
+        while state.live == 0 {
+            let Some(work) = state.queue.pop_front() else { break };
             drop(state);
             work.run();
             state = self.state();

@@ -244,11 +244,11 @@ impl Drop for Ended<'_, '_, '_> {
     fn drop(&mut self) {
         let left = self.0.left.get() - 1;
         self.0.left.set(left);
-        if left == 0
-            && let (Some(home), Some(waiter)) = (Home::current(), self.0.waiter.take())
-        {
-            // The waiter runs after this coroutine has ended, when its result is stored.
-            home.wake_later(waiter);
+        if left == 0 {
+            if let (Some(home), Some(waiter)) = (Home::current(), self.0.waiter.take()) {
+                // The waiter runs after this coroutine has ended, when its result is stored.
+                home.wake_later(waiter);
+            }
         }
     }
 }
@@ -323,10 +323,10 @@ impl<T> Drop for ScopedHandle<'_, T> {
         // once.
         let handle = unsafe { ManuallyDrop::take(&mut self.handle) };
         // From now on the panic belongs to the scope.
-        if handle.is_finished()
-            && let Err(payload) = handle.join()
-        {
-            keep(self.panic, payload);
+        if handle.is_finished() {
+            if let Err(payload) = handle.join() {
+                keep(self.panic, payload);
+            }
         }
     }
 }

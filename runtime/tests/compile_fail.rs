@@ -9,5 +9,8 @@ fn what_is_unsound_does_not_compile() {
     if cfg!(target_os = "linux") && std::env::var_os("CORALIO_TEST_DIVISOR").is_some() {
         return eprintln!("skipped: under a checker, the compiler would be checked too");
     }
+    if std::env::var_os("CORALIO_TEST_OLD_COMPILER").is_some() {
+        return eprintln!("skipped: the expected messages are those of a newer compiler");
+    }
     trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
 }

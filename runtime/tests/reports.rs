@@ -5,6 +5,8 @@ mod common;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ fn is_mute_child(test: &str) -> bool {
         return true;
     }
     let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
-    let unread = || Stdio::from(std::io::pipe().unwrap().1);
+    let unread = || Stdio::from(OwnedFd::from(UnixStream::pair().unwrap().1));
     for stderr in [full(), unread()] {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads=1"])

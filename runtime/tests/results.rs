@@ -70,7 +70,7 @@ fn aligned_results_and_closures() {
     #[derive(Clone, Copy)]
     struct Sector([u8; 512]);
     fn aligned<T>(value: &T) -> bool {
-        std::ptr::from_ref(value).addr().is_multiple_of(align_of::<T>())
+        std::ptr::from_ref(value).addr() % align_of::<T>() == 0
     }
     AioContext::run(|_| {
         let (line, sector) = (Line([3; 64]), Sector([4; 512]));

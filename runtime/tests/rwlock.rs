@@ -350,7 +350,7 @@ fn two_threads_with_fifty_coroutines_each() {
             let write = |mut count: coralio_runtime::CoRwWriteGuard<'_, usize>| {
                 assert_eq!(writing.fetch_add(1, Ordering::Relaxed), 0);
                 *count += 1;
-                if (round + n).is_multiple_of(16) {
+                if (round + n) % 16 == 0 {
                     yield_now();
                 }
                 writing.fetch_sub(1, Ordering::Relaxed);

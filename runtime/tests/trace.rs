@@ -91,9 +91,8 @@ fn who_is_on_the_stack_at_any_event() {
     let mut seen = false;
     for record in &recording.records {
         replay.apply(record).unwrap();
-        if let Event::Enter { lane, .. } = record.event
-            && recording.name(lane) == "inner"
-        {
+        let Event::Enter { lane, .. } = record.event else { continue };
+        if recording.name(lane) == "inner" {
             let stack = replay.stack(record.thread);
             let outer = stack[0];
             assert!(matches!(outer, Frame::Coroutine(outer) if recording.name(outer) == "outer"), "{stack:?}");

@@ -223,7 +223,7 @@ impl File {
     /// Whether a short read is due to the end of the file. A direct read that ends within a block
     /// is, and could not continue from there; other reads are repeated.
     fn has_met_the_end(&self, done: usize, is_direct: bool) -> bool {
-        is_direct && !done.is_multiple_of(self.alignment.offset) || self.engine.on_short() == OnShort::IsTheEnd
+        is_direct && done % self.alignment.offset != 0 || self.engine.on_short() == OnShort::IsTheEnd
     }
 
     /// Transfers each batch of vectors with one request if the request can be direct; the remainder

@@ -146,9 +146,8 @@ impl Table {
     /// Returns the next bottom half to run, with its callback taken out.
     fn start_next(&mut self) -> Option<(Key, Callback)> {
         while let Some(queued) = self.taken.pop_front() {
-            if let Some((key, entry)) = self.entries.at_mut(queued.index)
-                && entry.is_current(queued)
-            {
+            let Some((key, entry)) = self.entries.at_mut(queued.index) else { continue };
+            if entry.is_current(queued) {
                 entry.due = Due::Never;
                 if let Some(callback) = entry.callback.take() {
                     return Some((key, callback));

@@ -160,12 +160,10 @@ impl Clock {
         let slept = sleep(timeout)?;
         // The engine did not advance the clock, so it sleeps in real time; if the timeout has
         // elapsed there, it has in virtual time too.
-        if let (Some(until), Some(timeout)) = (until, timeout)
-            && clock.elapsed() == before
-            && began.elapsed() >= timeout
-            && !is_ready()
-        {
-            clock.advance_to(until);
+        if let (Some(until), Some(timeout)) = (until, timeout) {
+            if clock.elapsed() == before && began.elapsed() >= timeout && !is_ready() {
+                clock.advance_to(until);
+            }
         }
         Some(slept)
     }

@@ -249,12 +249,11 @@ impl Watches {
             let events = std::mem::take(&mut entry.reported);
             // The interest may have changed since the report; errors always count.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-            if entry.interest != Interest::None
-                && events & wanted != 0
-                && let Some(handler) = entry.handler.take()
-            {
-                *running += 1;
-                return Some((key, events & wanted, handler));
+            if entry.interest != Interest::None && events & wanted != 0 {
+                if let Some(handler) = entry.handler.take() {
+                    *running += 1;
+                    return Some((key, events & wanted, handler));
+                }
             }
         }
         None

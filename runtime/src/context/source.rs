@@ -22,6 +22,19 @@ use super::AioContext;
 use super::lock::HomeGuard;
 use super::shared::Shared;
 
+/// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn Source` coerces
+/// to `dyn Any` by itself only since Rust 1.86.
+pub trait IntoAny: Any + Send + Sync {
+    /// Returns the same source as `dyn Any`.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+impl<T: Any + Send + Sync> IntoAny for T {
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
 /// An I/O engine that a context drives. One per context.
 ///
 /// The loop calls [`dispatch`](Self::dispatch) at the beginning of each iteration, nested ones
@@ -32,7 +45,7 @@ use super::shared::Shared;
 /// code can call the method. A source that passes its token on to another source passes the token
 /// of its own context: an engine that relies on its context's lock or thread compares the token
 /// with that context ([`LoopToken::is_of`], [`HomeToken::is_of`]).
-pub trait Source: Any + Send + Sync {
+pub trait Source: IntoAny {
     /// Processes completions. Returns whether there were any.
     ///
     /// # Control

@@ -108,9 +108,8 @@ impl Table {
     }
 
     fn disarm(&mut self, key: Key) {
-        if let Some(entry) = self.entries.get_mut(key)
-            && entry.ticket != 0
-        {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if entry.ticket != 0 {
             entry.ticket = 0;
             self.armed -= 1;
         }
@@ -140,9 +139,7 @@ impl Table {
     }
 
     fn take_up(&mut self, now: Instant) {
-        while let Some(&Reverse(due)) = self.heap.peek()
-            && due.at <= now
-        {
+        while let Some(&Reverse(due)) = self.heap.peek().filter(|due| due.0.at <= now) {
             self.heap.pop();
             if self.is_current(due) {
                 self.taken.push_back(due);

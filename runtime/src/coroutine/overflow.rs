@@ -141,7 +141,7 @@ fn install_handler() {
 unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the caller's promise.
     let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
-    if !sent && let Some(home) = Home::current() {
+    if let (false, Some(home)) = (sent, Home::current()) {
         let hit = |own: &&Own| own.lease.get().is_some_and(|lease| lease.guard().contains(&address));
         // Checks all entered coroutines: in an iteration of the loop none is running, but one may
         // lie below.

@@ -218,10 +218,9 @@ impl Holder {
     /// Panics if the running coroutine owns the lock: it would wait for itself (rule S6).
     #[track_caller]
     pub(crate) fn refuse_self(&self, what: &str) {
-        if let (Some(home), Some(taken)) = (Home::current(), self.get())
-            && let (Some(running), Some(holder)) = (home.running(), taken.holder)
-            && running.id() == holder
-        {
+        let (Some(home), Some(taken)) = (Home::current(), self.get()) else { return };
+        let (Some(running), Some(holder)) = (home.running(), taken.holder) else { return };
+        if running.id() == holder {
             panic!(
                 "{} locks a {what} that it already holds, taken at {}: it would wait for itself; drop the guard first",
                 home.own(running).label(),
@@ -277,11 +276,10 @@ impl Home {
     /// its queue, and nothing was granted to it (rule S4).
     #[cold]
     pub(crate) fn cut_short(&self, block: &'static Control) -> Cancelled {
-        if self.own(block).shields.get() == 0
-            && !block.ticket.is_cancelled()
-            && let Some(limit) = self.expired_limit(block)
-        {
-            limit.hit.set(true);
+        if self.own(block).shields.get() == 0 && !block.ticket.is_cancelled() {
+            if let Some(limit) = self.expired_limit(block) {
+                limit.hit.set(true);
+            }
         }
         Cancelled
     }

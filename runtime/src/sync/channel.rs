@@ -124,11 +124,11 @@ impl<T> Channel<T> {
         let mut sent = None;
         let mut sender = None;
         // The longest waiting sender gets the place freed here, or meets the receiver.
-        if (first.is_none() || line.state().has_room())
-            && let Some(message @ Some(_)) = line.first()
-        {
-            sent = message.take();
-            sender = line.grant_first();
+        if first.is_none() || line.state().has_room() {
+            if let Some(message @ Some(_)) = line.first() {
+                sent = message.take();
+                sender = line.grant_first();
+            }
         }
         let message = match first {
             Some(first) => {

@@ -243,9 +243,8 @@ impl<T: ?Sized> CoRwLock<T> {
     #[inline]
     fn try_take(&self, share: Share) -> bool {
         let mut now = self.state.load(Ordering::Relaxed);
-        while now & LINE == 0
-            && let Some(next) = share.added_to(now)
-        {
+        while now & LINE == 0 {
+            let Some(next) = share.added_to(now) else { break };
             // Acquire pairs with the releases in `give_up` and `downgrade`.
             match self.state.compare_exchange_weak(now, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -275,11 +274,11 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Acquires like `take`, but ends early if the coroutine is cancelled.
     #[track_caller]
     fn take_cancellable(&self, share: Share, waiting: Waiting) -> Result<(), Cancelled> {
-        if !self.try_take(share)
-            && let Some(line) = self.line_up(share)
-        {
-            let granted = self.line.wait_cancellable(line, share, waiting, || (), |gone| self.gone(gone));
-            granted.map_err(|_| Cancelled)?;
+        if !self.try_take(share) {
+            if let Some(line) = self.line_up(share) {
+                let granted = self.line.wait_cancellable(line, share, waiting, || (), |gone| self.gone(gone));
+                granted.map_err(|_| Cancelled)?;
+            }
         }
         Ok(())
     }

@@ -168,15 +168,15 @@ impl<P: Default, S> WaitQueue<P, S> {
         // Acquire pairs with the release in `grant_first`: the granter's earlier writes are
         // visible.
         while !node.granted.load(Ordering::Acquire) {
-            if cancelled(&current)
-                && let Some(line) = self.leave(&node)
-            {
-                (in_line.gone)(Gone::Left(line));
-                std::mem::forget(in_line);
-                // The commit point: the node is out of the queue and was not granted. Only now may
-                // a timeout be marked as hit.
-                let _: Cancelled = current.cut_short();
-                return Err(node.carries.into_inner());
+            if cancelled(&current) {
+                if let Some(line) = self.leave(&node) {
+                    (in_line.gone)(Gone::Left(line));
+                    std::mem::forget(in_line);
+                    // The commit point: the node is out of the queue and was not granted. Only now
+                    // may a timeout be marked as hit.
+                    let _: Cancelled = current.cut_short();
+                    return Err(node.carries.into_inner());
+                }
             }
             suspend_for(waiting);
         }

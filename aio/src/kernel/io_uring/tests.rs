@@ -8,6 +8,7 @@ use super::setup::{Features, missing, refused};
 use super::*;
 use io_uring::Probe;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 
 fn ring(depth: u32) -> Option<IoUring> {
     unless_refused(IoUring::new(depth))
@@ -180,7 +181,7 @@ fn a_file_is_closed_when_the_ring_lets_go_of_it() {
     if !has_a_table(&kernel) {
         return;
     }
-    let (reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = UnixStream::pair().unwrap();
     let number = register(&kernel, writer.as_fd());
     assert!(number < -1);
     drop(writer);

@@ -338,9 +338,7 @@ impl Machine {
         let requests: Vec<_> = mem::take(&mut self.in_flight).into_values().collect();
         for request in &requests {
             // All or part of it may have reached the disk.
-            if let Fate::Transfers(most) = request.fate
-                && request.opcode.is_write()
-            {
+            if let (Fate::Transfers(most), true) = (request.fate, request.opcode.is_write()) {
                 let at = self.tick();
                 self.files.files[request.open.file].write(at, request.offset, &request.bytes[..most]);
             }

@@ -63,8 +63,9 @@ impl Hasher for Fnv {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        let (words, rest) = bytes.as_chunks::<8>();
-        words.iter().for_each(|&word| self.write_u64(u64::from_le_bytes(word)));
+        let words = bytes.chunks_exact(8);
+        let rest = words.remainder();
+        words.for_each(|word| self.write_u64(u64::from_le_bytes(word.try_into().expect("8 bytes"))));
         rest.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
     }
 

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -40,13 +41,13 @@ fn errors_are_completions() {
     let mut buffer = [1; 16];
     let write = operation(Opcode::Write, &file.0, &mut buffer, 0);
     let reader = File::open(&file.1).unwrap();
-    let (pipe, _writer) = io::pipe().unwrap();
+    let (socket, _peer) = UnixStream::pair().unwrap();
     let refused = [
         (Operation { fd: -1, ..write }, libc::EBADF),
         (Operation { fd: reader.as_raw_fd(), ..write }, libc::EBADF),
         (Operation { offset: u64::MAX, ..write }, libc::EINVAL),
-        (Operation { fd: pipe.as_raw_fd(), opcode: Opcode::Read, ..write }, libc::ESPIPE),
-        (Operation { fd: pipe.as_raw_fd(), ..bad() }, libc::EINVAL),
+        (Operation { fd: socket.as_raw_fd(), opcode: Opcode::Read, ..write }, libc::ESPIPE),
+        (Operation { fd: socket.as_raw_fd(), ..bad() }, libc::EINVAL),
     ];
     for (operation, errno) in &refused {
         assert_eq!(one(&kernel, *operation), -i64::from(*errno));
