@@ -145,8 +145,8 @@ mod tests {
     #[test]
     fn a_tape_is_recorded_and_replayed() {
         // E17: the same seed gives the same choices; a recorded tape replays them, and continues
-        // with zeroes. By reference: rustc before 1.97 can free an argument twice if two calls take
-        // it by value (rust-lang/rust#158830).
+        // with zeroes. By reference: rustc before 1.97 can free an argument twice if two calls of a
+        // closure take it by value (rust-lang/rust#158830).
         let draw = |tape: &mut Tape| {
             let drawn: Vec<_> = (0..100).map(|bound| (tape.choose(bound), tape.chance(0.5))).collect();
             (drawn, tape.made().iter().map(|choice| choice.value).collect::<Vec<_>>())
