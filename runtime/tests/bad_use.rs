@@ -147,7 +147,7 @@ fn joining_oneself() {
         slot.replace(Some(task));
         let ctx = AioContext::current().unwrap();
         ctx.poll(false);
-        assert_eq!(log.take(), "a coroutine joins itself: it would wait for ever");
+        assert_eq!(log.take(), "a coroutine joins itself: it would wait for ever; join it from another coroutine");
     });
 }
 
