@@ -178,7 +178,9 @@ fn programs_do_what_the_model_says() {
 fn kind(step: &Step, outcome: &Outcome) -> &'static str {
     match (step, outcome) {
         (_, Outcome::Refused(why) | Outcome::Fault(why)) if why.starts_with("recursive") => "recursive entry",
-        (_, Outcome::Refused(why) | Outcome::Fault(why)) if why.ends_with("already scheduled") => "entry of a scheduled one",
+        (_, Outcome::Refused(why) | Outcome::Fault(why)) if why.ends_with("already scheduled") => {
+            "entry of a scheduled one"
+        }
         (_, Outcome::Refused(why) | Outcome::Fault(why)) if why.ends_with("ended") => "entry of an ended one",
         (_, Outcome::TimedOut) => "time is over",
         (Step::SleepForEver, Outcome::Cancelled) => "a sleep cancelled",
