@@ -18,7 +18,8 @@ const FAILURES: (char, usize) = ('H', 12);
 /// Returns all tests of the workspace, and the rules that the first line of each names.
 fn tests() -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
-    let mut folders = ["tests", "runtime/tests", "runtime/src", "aio/src"].map(|folder| root().join(folder)).to_vec();
+    let mut folders =
+        ["tests", "runtime/tests", "runtime/src", "aio/tests", "aio/src"].map(|folder| root().join(folder)).to_vec();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();

@@ -260,7 +260,7 @@ fn a_completion_that_comes_twice_is_found_out() {
         assert_eq!(
             message,
             "in_flight below zero: a completion was reaped twice (in_flight 0, depth 8, plug depth 0, blocked false, 1 \
-             requests taken, 1 completed)"
+             requests submitted, 1 completed)"
         );
         task.join().unwrap();
         assert_eq!(log.take(), "0", "the request itself was completed once");

@@ -75,7 +75,7 @@ fn without_the_guard_the_rest_is_never_submitted() {
     for buffers in [1, 2] {
         let state = schedule::<NeverSubmitted2022>(buffers).unwrap_err();
         assert!(state.contains("in_flight 0"), "{state}");
-        assert!(state.contains("blocked true, 1 requests taken, 1 completed"), "{state}");
+        assert!(state.contains("blocked true, 1 requests submitted, 1 completed"), "{state}");
     }
 }
 

@@ -95,7 +95,7 @@ fn without_the_lock_the_count_goes_below_zero() {
     assert_eq!(foreign, Foreign::Polled);
     let message = message.unwrap();
     assert!(message.starts_with("in_flight below zero"), "{message}");
-    assert!(message.contains("16 requests taken, 16 completed"), "{message}");
+    assert!(message.contains("16 requests submitted, 16 completed"), "{message}");
 }
 
 #[test]

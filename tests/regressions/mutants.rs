@@ -63,7 +63,10 @@ fn read_in_fifty_sleeps<P: Policy>() -> (bool, String) {
 fn a_lost_notifier_leaves_the_loop_asleep() {
     // E1: the kernel has the request, and nothing waits for its completion.
     let (finished, state) = read_in_fifty_sleeps::<LosesTheNotifier>();
-    assert!(!finished && state.contains("in_flight 1") && state.contains("1 requests taken, 0 completed"), "{state}");
+    assert!(
+        !finished && state.contains("in_flight 1") && state.contains("1 requests submitted, 0 completed"),
+        "{state}"
+    );
 }
 
 #[test]
@@ -78,7 +81,7 @@ fn a_dropped_tail_is_never_heard_of() {
     // E2: two of three are neither pending nor in flight, and the engine considers itself idle.
     let Outcome { ended, state, .. } = three_and_a_later_one::<DropsTheTail>(|kernel| kernel.take_at_most(1));
     assert_eq!(ended, [Some(Ok(512)), None, None, Some(Ok(512))]);
-    assert!(state.contains("in_flight 0") && state.contains("2 requests taken, 2 completed"), "{state}");
+    assert!(state.contains("in_flight 0") && state.contains("2 requests submitted, 2 completed"), "{state}");
 }
 
 #[test]

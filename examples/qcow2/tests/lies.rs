@@ -141,7 +141,7 @@ fn entries_that_lie_are_errors() {
     let good = good(&folder);
     let l1 = number(&good, 40);
     let l2 = number(&good, l1 as usize) & !(1 << 63);
-    let lies = [(l2, 1 << 62 | 1 << 40, "beyond the end"), (l2, 1 << 62 | 512, "unpack")];
+    let lies = [(l2, 1 << 62 | 1 << 40, "beyond the end"), (l2, 1 << 62 | 512, "cannot be decompressed")];
     coralio_aio::run(|| {
         for (at, value, why) in lies {
             let mut image = good.clone();

@@ -350,7 +350,8 @@ mod tests {
                     let counts = Counts(Rc::clone(&dropped));
                     Coroutine::new(move || drop((suspend(), counts))).enter();
                 }
-                let context = ctx.clone();
+                let (context, over) = (ctx.clone(), Arc::new(AtomicBool::new(false)));
+                let ends = Arc::clone(&over);
                 let inspectors = thread::spawn(move || {
                     let shared = &*context.shared;
                     let guard = loop {
@@ -384,8 +385,10 @@ mod tests {
                         assert!(text.contains("(asleep or waiting for its lock)"), "{text}");
                     });
                     drop(guard);
+                    ends.store(true, Ordering::Relaxed);
+                    context.notify();
                 });
-                while !inspectors.is_finished() {
+                while !over.load(Ordering::Relaxed) {
                     ctx.poll(true);
                 }
                 inspectors.join().unwrap();
