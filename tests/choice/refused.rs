@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use coralio_aio::kernel::linux_aio::LinuxAio;
 use coralio_aio::{Chosen, DEFAULT_DEPTH, KernelChoice, Runner, chosen_kernel};
 
-use crate::common::has;
+use crate::common::{has, skipped};
 use crate::{chosen, forbid, in_child, in_child_with, io_works};
 
 const AIO: libc::c_long = libc::SYS_io_setup;
@@ -37,8 +37,16 @@ fn assert_chosen(chosen: &Chosen, kernel: KernelChoice, why: &[(KernelChoice, &s
     }
 }
 
-/// Returns whether this machine has io_uring at all.
+/// Returns whether this machine has io_uring, and enough locked memory for the rings of all tests that
+/// run at the same time, which share the limit.
 fn has_uring() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes the one structure.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) }, 0);
+    if limit.rlim_cur < 1 << 20 {
+        skipped("the limit on locked memory is below 1 MiB, too little for io_uring in several tests at the same time");
+        return false;
+    }
     has(KernelChoice::Uring, 1)
 }
 

@@ -245,7 +245,9 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
         let go = go; // dropped if the runner fails
         catch_unwind(AssertUnwindSafe(|| {
             Runner::new().context(context).kernel(kernel).run(|| {
-                let load = Load::begin(&open(&path), &content, &kept, Some(&over));
+                // Other backends may cancel a write that has not begun.
+                let waits_for_writes = (kernel == KernelChoice::Aio).then_some(&over);
+                let load = Load::begin(&open(&path), &content, &kept, waits_for_writes);
                 assert!(load.is_held(), "no progress while the file system is frozen");
                 go.send(()).unwrap();
                 if panics {

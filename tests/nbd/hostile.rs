@@ -380,7 +380,7 @@ fn a_thousand_connections() {
 }
 
 /// Raises the limit on descriptors, usually 1024, as far as this process may, and returns it.
-fn allow_descriptors() -> u64 {
+pub(super) fn allow_descriptors() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: each call reads or writes the one structure.
     unsafe {
