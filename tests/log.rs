@@ -254,7 +254,7 @@ fn in_turns_with_threads() {
     let path = folder.path("log");
     let common = ["--versus", "threads", "--rounds", "2", "--records", "20", "--writers", "4"];
     let text = good(&[&common[..], &["--file", &path]].concat());
-    assert_eq!(text.matches("80 commits").count(), 4, "{text}");
+    assert_eq!(text.matches(": 80 commits in ").count(), 4, "{text}");
     assert!(text.contains("median ratios, coroutines / threads: commits/s "), "{text}");
     assert_eq!(contents(&path).0, 320);
     let scratch = folder.path("scratch");

@@ -151,6 +151,8 @@ impl SimFile {
     /// Decides the contents after a power failure.
     pub(crate) fn crash(&mut self, tape: &mut Tape, tears: bool) -> Damage {
         let mut damage = Damage::default();
+        // The kernel's memory of the failure is lost with the power.
+        self.clashed = false;
         for (number, mut versions) in std::mem::take(&mut self.unsynced) {
             let newest = versions.pop().expect("no list of versions is empty");
             let before = |versions: &mut Vec<Version>, durable: &Image| match versions.pop() {
