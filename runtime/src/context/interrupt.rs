@@ -153,10 +153,9 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     LOOK.step.store(SENT, Ordering::Release);
     let take_back = || LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     // Not if a late signal of an earlier look was claimed: then the thread is in the handler.
-    if let Err(error) = shared.thread.signal(SIGNAL)
-        && take_back()
-    {
-        return Err(error);
+    match shared.thread.signal(SIGNAL) {
+        Err(error) if take_back() => return Err(error),
+        _ => {}
     }
     let sent = Instant::now();
     // Acquire pairs with the release in the handler.
