@@ -142,7 +142,7 @@ impl Machine {
         self.power_fails = 0.0;
     }
 
-    /// See [`SimKernel::is_overrun`](super::SimKernel::is_overrun).
+    /// See [`SimKernel::check_steps`](super::SimKernel::check_steps).
     pub(crate) fn is_overrun(&mut self, slack: u64) -> bool {
         let overrun = self.steps > self.most_steps.saturating_add(slack);
         if overrun {

@@ -1,7 +1,7 @@
 //! Blocking calls on threads that the test controls.
 
 use super::*;
-use crate::pool::tests::{idle_pool, pool_of, serve};
+use crate::kernel::pool::tests::{idle_pool, pool_of, serve};
 use crate::{Coroutine, TimedOut, sleep, spawn, timeout, yield_now};
 use std::cell::Cell;
 use std::rc::Rc;
