@@ -14,8 +14,9 @@ use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
@@ -61,11 +62,12 @@ pub use stream::Stream;
 /// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
 ///
 /// The paths may be mixed. Each read sees every earlier write of the same `File` that has returned.
-/// Direct and page-cached writes of a `File` are never in flight at the same time: otherwise Linux
-/// may fail a later sync with EIO, even if the writes do not overlap. A write of one kind waits
-/// until earlier writes of the other kind have completed, except in a destructor while its stack
-/// unwinds, which cannot wait. Two `File`s of one file, and other processes, are not ordered in
-/// this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+/// Direct and page-cached writes of one file are never in flight at the same time in a context,
+/// also through several `File`s: otherwise Linux may fail a later sync with EIO, even if the writes
+/// do not overlap. A write of one kind waits until earlier writes of the other kind have completed,
+/// except in a destructor while its stack unwinds, which cannot wait. The `File`s of other contexts
+/// and other processes are not ordered in this way: use [`Direct::Never`] for each, or aligned
+/// offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached
@@ -84,7 +86,8 @@ pub struct File {
     direct: bool,
     engine: AnyEngine,
     route: Route,
-    order: WriteOrder,
+    /// Shared with the context's other files of the same inode.
+    order: Rc<WriteOrder>,
     /// Keeps coroutines that need `cached` at the same time from opening it twice.
     opening_cached: CoMutex<()>,
     /// Only the home thread of the file's context can do I/O with it: not `Send`.
@@ -139,7 +142,8 @@ impl File {
     }
 
     fn new(file: fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<AnyEngine>) -> io::Result<File> {
-        let kind = file.metadata()?.file_type();
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
         if kind.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::EISDIR));
         }
@@ -160,7 +164,10 @@ impl File {
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let engine = engine()?;
         let route = Route::new(&engine, fd.as_fd(), kind.is_file(), flags);
-        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route))
+        // A device has one page cache, whichever of its nodes was opened.
+        let inode = if kind.is_block_device() { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) };
+        let order = WriteOrder::of(inode);
+        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route, order))
     }
 
     /// Creates a file of the simulated backend.
@@ -168,9 +175,10 @@ impl File {
         let sector = engine.kernel.sector();
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
+        let order = WriteOrder::of(engine.kernel.inode(number));
         let fd = Handle::simulated(engine.kernel.clone(), number);
         let (engine, may_cache) = (AnyEngine::unnamed(engine), direct != Direct::Always);
-        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct))
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct), order)
     }
 
     fn assemble(
@@ -180,6 +188,7 @@ impl File {
         alignment: Alignment,
         engine: AnyEngine,
         route: Route,
+        order: Rc<WriteOrder>,
     ) -> File {
         File {
             fd,
@@ -191,7 +200,7 @@ impl File {
             direct,
             engine,
             route,
-            order: WriteOrder::new(),
+            order,
             opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }
