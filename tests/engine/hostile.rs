@@ -71,6 +71,21 @@ fn a_scripted_kernel_serves_one_engine() {
 }
 
 #[test]
+fn a_replaced_hook_may_use_its_kernel() {
+    // E1: a hook of the scripted kernel is dropped outside its lock. Hangs if not
+    struct Uses(Scripted);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            assert_eq!(self.0.taken(), 0);
+        }
+    }
+    let kernel = Scripted::new(1);
+    let uses = Uses(kernel.clone());
+    kernel.on_next_peek(move || drop(uses));
+    kernel.on_next_peek(|| ());
+}
+
+#[test]
 fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
     // E2, C8: after a partial submit, a completion makes room for the rest even if its coroutine
     // panics out of the reap

@@ -62,7 +62,7 @@ fn mixed_writes_of_two_files_do_not_fail_the_sync() {
     // E15: the order of direct and page-cached writes holds across the context's `File`s of one
     // path, also if one of them is always page-cached, or came from elsewhere
     on_each_kernel(|| {
-        for round in 0..16 {
+        for round in 0..8 {
             let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
             let other = if round % 2 == 0 { Direct::Auto } else { Direct::Never };
             let moved = temp.open(other).detach().attach().unwrap();

@@ -136,7 +136,8 @@ impl Scripted {
     /// Runs `hook` once, the next time that a completion has been peeked and the cursor has not
     /// moved yet. It may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
-        self.state().peek_hook = Some(Box::new(hook));
+        // Dropped after the state is unlocked: its destructor may use this backend.
+        let _old = self.state().peek_hook.replace(Box::new(hook));
     }
 
     /// Replaces the contents of the disk.
