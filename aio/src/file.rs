@@ -13,8 +13,9 @@ use std::cell::OnceCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
@@ -64,11 +65,12 @@ pub use stream::Stream;
 /// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
 ///
 /// The paths may be mixed. Each read sees every earlier write of the same `File` that has returned.
-/// Direct and page-cached writes of a `File` are never in flight at the same time: otherwise Linux
-/// may fail a later sync with EIO, even if the writes do not overlap. A write of one kind waits
-/// until earlier writes of the other kind have completed, except in a destructor while its stack
-/// unwinds, which cannot wait. Two `File`s of one file, and other processes, are not ordered in
-/// this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+/// Direct and page-cached writes of one file are never in flight at the same time in a context,
+/// also through several `File`s: otherwise Linux may fail a later sync with EIO, even if the writes
+/// do not overlap. A write of one kind waits until earlier writes of the other kind have completed,
+/// except in a destructor while its stack unwinds, which cannot wait. The `File`s of other contexts
+/// and other processes are not ordered in this way: use [`Direct::Never`] for each, or aligned
+/// offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached
@@ -87,7 +89,8 @@ pub struct File {
     direct: bool,
     engine: Arc<dyn ErasedEngine>,
     route: Route,
-    order: WriteOrder,
+    /// Shared with the context's other files of the same inode.
+    order: Rc<WriteOrder>,
     /// Keeps coroutines that need `cached` at the same time from opening it twice.
     opening_cached: CoMutex<()>,
     /// Only the home thread of the file's context can do I/O with it: not `Send`.
@@ -150,7 +153,8 @@ impl File {
     }
 
     fn new(file: std::fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
-        let kind = file.metadata()?.file_type();
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
         if kind.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::EISDIR));
         }
@@ -171,7 +175,10 @@ impl File {
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let (engine, driver) = engine()?;
         let route = Route::new(driver.as_ref(), fd.as_fd(), kind.is_file(), flags);
-        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route))
+        // A device has one page cache, whichever of its nodes was opened.
+        let inode = if kind.is_block_device() { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) };
+        let order = WriteOrder::of(inode);
+        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route, order))
     }
 
     /// Creates a file of the simulated backend.
@@ -179,8 +186,10 @@ impl File {
         let sector = kernel.sector();
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
+        let order = WriteOrder::of(kernel.inode(number));
         let (fd, may_cache) = (Handle::simulated(kernel, number), direct != Direct::Always);
-        File::assemble(fd, may_cache, is_direct, alignment, Arc::clone(&driver.engine), Route::only_main(is_direct))
+        let engine = Arc::clone(&driver.engine);
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct), order)
     }
 
     fn assemble(
@@ -190,6 +199,7 @@ impl File {
         alignment: Alignment,
         engine: Arc<dyn ErasedEngine>,
         route: Route,
+        order: Rc<WriteOrder>,
     ) -> File {
         File {
             fd,
@@ -201,7 +211,7 @@ impl File {
             direct,
             engine,
             route,
-            order: WriteOrder::new(),
+            order,
             opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }

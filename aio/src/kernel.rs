@@ -79,7 +79,8 @@ pub struct Completion {
 /// The engine lends memory to the kernel and relies on the backend to report its return (*lent to
 /// the kernel*): an entry that `submit` did not count must not be accessed later, and a request's
 /// memory must not be accessed once its completion can be peeked. Each counted entry completes
-/// exactly once.
+/// exactly once. `submit` does not unwind after it has accepted an entry, which would not be
+/// counted.
 ///
 /// The implementation may rely on the methods' contracts. In particular, `wait` runs concurrently
 /// with `peek`, `commit`, `cancel` and, unless the backend [submits at

@@ -69,14 +69,18 @@ impl File {
         Err(explain(-result as i32, &operation, alignment))
     }
 
-    /// Makes one request on the file's own descriptor, ordered with page-cached writes.
+    /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
     unsafe fn request_own(&self, operation: Operation) -> io::Result<usize> {
-        let _order = if operation.opcode.is_write() { Some(self.order.direct()?) } else { None };
+        let (_direct, _cached) = match operation.opcode.is_write() {
+            false => (None, None),
+            true if self.direct => (Some(self.order.direct()?), None),
+            true => (None, self.order.cached()?),
+        };
         // SAFETY: promised by the caller.
         unsafe { self.request(operation, &self.route.own) }
     }

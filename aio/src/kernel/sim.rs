@@ -127,6 +127,11 @@ impl SimKernel {
         self.machine().files.reopen(fd)
     }
 
+    /// Returns a pair of numbers that identifies the file of the open descriptor `fd`.
+    pub(crate) fn inode(&self, fd: RawFd) -> (u64, u64) {
+        (Arc::as_ptr(&self.machine) as u64, self.machine().files.inode(fd) as u64)
+    }
+
     pub(crate) fn close(&self, fd: RawFd) {
         self.machine().files.close(fd);
     }

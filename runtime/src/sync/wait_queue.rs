@@ -214,6 +214,8 @@ impl<P: Default, S> WaitQueue<P, S> {
         while let Some(next) = grant_next(&mut line) {
             drop(line);
             next.wake_later();
+            // Not under the lock: it may be the last reference to the waiter's context.
+            drop(next);
             line = self.lock();
         }
     }
