@@ -1,8 +1,8 @@
 //! Real requests on real rings: conformance, and behaviour specific to io_uring.
 
 use super::super::conformance::{
-    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, scaled, signal, submit, unless_refused, unregister,
-    wait, wait_for,
+    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, scaled, signal, submit, unless_refused,
+    unregister, wait, wait_for,
 };
 use super::setup::{Features, missing, refused};
 use super::*;
