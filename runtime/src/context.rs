@@ -24,12 +24,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::coroutine::Token;
-use crate::home::{Home, fork};
+use crate::home::Home;
+use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
 pub(crate) mod bottom_half;
 mod builder;
-pub(crate) mod clock;
 mod co_fd;
 pub(crate) mod deadlock;
 mod dump;
@@ -313,6 +313,13 @@ impl AioContext {
         }
         shared.sleep.awake();
         shared.beat.go_on(busy);
+    }
+
+    /// Returns the context's current time: that of its virtual clock, if it has one, else the
+    /// system's. Timers and timeouts use this clock. From any thread.
+    #[doc(alias = "qemu_clock_get_ns")]
+    pub fn now(&self) -> Instant {
+        self.shared.clock.now()
     }
 
     /// Makes a sleeping loop run an iteration, from any thread: for an engine that has added work

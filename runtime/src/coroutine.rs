@@ -13,7 +13,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::home::Home;
-use crate::home::fork::refuse_in_child;
+use crate::sys::fork::refuse_in_child;
 
 pub(crate) mod backtrace;
 pub(crate) mod cancel;

@@ -42,10 +42,11 @@ use crate::coroutine::backtrace::Request;
 use crate::coroutine::control::{Blocks, Control, ControlList, CoroutineId, Own, State};
 use crate::coroutine::overflow::AlternateStack;
 use crate::coroutine::stack::StackPool;
-use crate::report::report;
+use crate::sys::fork::{in_child, refuse_in_child};
+use crate::sys::report::report;
 
 mod end;
-pub(crate) mod fork;
+mod fork;
 pub(crate) mod life;
 mod switch;
 mod wake;
@@ -173,7 +174,7 @@ impl Home {
         let outcome = catch_unwind(AssertUnwindSafe(|| f(&home)));
         let last_words = home.end();
         drop(current);
-        if fork::in_child() {
+        if in_child() {
             home.leave_in_child();
         } else if home.is_leaking() {
             std::mem::forget(home);
@@ -346,7 +347,7 @@ impl Home {
         struct Shown<'a>(&'a Home);
         impl Drop for Shown<'_> {
             fn drop(&mut self) {
-                if fork::in_child() {
+                if in_child() {
                     return;
                 }
                 HOME.set(self.0);
@@ -455,7 +456,7 @@ impl<'a> Current<'a> {
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
-        if fork::in_child() {
+        if in_child() {
             // The child's home was disabled at the fork, and its coroutines are leaked.
             return;
         }
@@ -477,7 +478,7 @@ fn drop_quietly(payload: Box<dyn Any + Send>) {
 #[cold]
 #[track_caller]
 fn no_home(what: &str) -> ! {
-    fork::refuse_in_child(what);
+    refuse_in_child(what);
     panic!("{what} outside a context: wrap the program in `run(|| ..)` or `AioContext::run(|ctx| ..)` on this thread")
 }
 

@@ -63,7 +63,7 @@
 //! Profilers that copy the stack from outside the process (`perf record`, with frame pointers or
 //! with DWARF) are not affected: at worst such a sample has a truncated call chain.
 
-// These macros panic if their output cannot be written; messages go through `report`.
+// These macros panic if their output cannot be written; messages go through `sys::report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 /// The primitives of the lock-free parts. The model checker's tests include the same source files
@@ -78,8 +78,6 @@ pub(crate) mod context;
 mod coroutine;
 mod future;
 mod home;
-mod os_error;
-mod report;
 mod scope;
 mod sync;
 mod sys;
@@ -87,7 +85,6 @@ mod task;
 pub mod trace;
 
 pub use context::bottom_half::{BottomHalf, BottomHalfInfo};
-pub use context::clock::VirtualClock;
 pub use context::event_notifier::EventNotifier;
 pub use context::fd::{Interest, Readiness, Watch, WatchInfo};
 pub use context::lock::{ContextGuard, HomeGuard};
@@ -104,16 +101,17 @@ pub use coroutine::{
     is_cancelled, shield, sleep, suspend, timeout, yield_now,
 };
 pub use future::{RemoteHandle, await_future};
-pub use os_error::OsCode;
-#[doc(hidden)]
-pub use os_error::explained;
-#[doc(hidden)]
-pub use report::report;
 pub use scope::{Scope, ScopedHandle, scope};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
     Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
+pub use sys::clock::VirtualClock;
+pub use sys::os_error::OsCode;
+#[doc(hidden)]
+pub use sys::os_error::explained;
+#[doc(hidden)]
+pub use sys::report::report;
 pub use task::{JoinHandle, spawn, start};
 
 #[cfg(doctest)]

@@ -18,7 +18,7 @@ use crate::coroutine::measure::high_water;
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Attributes, Builder, Cancelled, Coroutine, Token};
 use crate::home::Home;
-use crate::home::fork::refuse_in_child;
+use crate::sys::fork::refuse_in_child;
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
 /// `Send`.

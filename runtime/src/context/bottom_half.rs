@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 use crate::trace::Span;
 
 use super::AioContext;
-use super::clock::Clock;
 use super::registry::{ContextEnded, Key, Registry};
 use super::shared::Shared;
+use crate::sys::clock::Clock;
 
 /// The longest delay of an idle bottom half.
 const IDLE_DELAY: Duration = Duration::from_millis(10);

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use crate::coroutine::Coroutine;
 use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
-use crate::home::{Home, fork};
+use crate::home::Home;
+use crate::sys::fork;
 use crate::trace::Trace;
 
 use super::AioContext;
-use super::clock::Clock;
 use super::shared::Shared;
 use super::signal::Counted;
 use super::stall::Watcher;
+use crate::sys::clock::{Clock, VirtualClock};
 
 /// Configures a context.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ pub struct ContextBuilder {
     unwind_report: bool,
     measure_stack: bool,
     trace: Option<Trace>,
-    pub(super) clock: Clock,
+    clock: Clock,
 }
 
 impl ContextBuilder {
@@ -82,6 +83,21 @@ impl ContextBuilder {
     /// each coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
     pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
         self.measure_stack = measure;
+        self
+    }
+
+    /// Makes the context use `clock` instead of the system's time, for timers,
+    /// [`sleep`](crate::sleep), [`timeout`](crate::timeout), idle bottom halves, and the reported
+    /// duration of waits. For tests and simulations.
+    ///
+    /// The clock advances when the loop has nothing else to do: to the next timer, or as a
+    /// simulated backend requires. I/O of a real backend is waited for in real time, and a timer
+    /// meanwhile fires after its remaining time in real time. With no timer and no I/O, the loop
+    /// checks for a deadlock immediately if [`deadlock_report`](Self::deadlock_report) allows it,
+    /// and then sleeps until a descriptor or another thread wakes it. It never busy-polls:
+    /// [`poll_limit`](Self::poll_limit) is a real time.
+    pub fn virtual_clock(mut self, clock: VirtualClock) -> ContextBuilder {
+        self.clock = Clock::Virtual(clock);
         self
     }
 

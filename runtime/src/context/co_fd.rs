@@ -27,7 +27,7 @@ use crate::coroutine::Cancelled;
 use crate::coroutine::waiting::Waiting;
 use crate::home::Home;
 use crate::sync::wait_queue::WaitQueue;
-use crate::sys::{is_stream_socket, set_nonblocking};
+use crate::sys::descriptors::{is_stream_socket, set_nonblocking};
 
 use super::fd::{Interest, Readiness, Watch};
 use super::readiness::Lent;

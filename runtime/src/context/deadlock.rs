@@ -16,8 +16,8 @@ use std::{fs, io, ptr};
 use crate::coroutine::control::{Control, State};
 use crate::coroutine::waiting::Giver;
 use crate::home::Home;
-use crate::report::report;
-use crate::sys::TimerFd;
+use crate::sys::descriptors::TimerFd;
+use crate::sys::report::report;
 
 use super::shared::KICK_TOKEN;
 

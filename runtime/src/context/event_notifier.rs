@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::sys::EventFd;
+use crate::sys::descriptors::EventFd;
 
 use super::AioContext;
 use super::fd::{Interest, Watch};

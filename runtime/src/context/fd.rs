@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::os_error::explained;
-use crate::sys::{Epoll, Ready};
+use crate::sys::descriptors::{Epoll, Ready};
+use crate::sys::os_error::explained;
 use crate::trace::Span;
 
 use super::AioContext;

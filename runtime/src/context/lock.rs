@@ -15,7 +15,7 @@ use std::{mem, ptr};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::home::Home;
-use crate::report::report;
+use crate::sys::report::report;
 
 use super::AioContext;
 use super::shared::Shared;

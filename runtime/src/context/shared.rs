@@ -11,11 +11,10 @@ use std::{mem, ptr, thread};
 use parking_lot::Mutex;
 
 use crate::home::Home;
-use crate::sys::{Epoll, EventFd};
+use crate::sys::descriptors::{Epoll, EventFd};
 use crate::trace::{Opened, Span, Tracer};
 
 use super::bottom_half::BottomHalves;
-use super::clock::Clock;
 use super::fd::Watches;
 use super::identity::HomeThread;
 use super::lock::ContextLock;
@@ -26,6 +25,7 @@ use super::source::Source;
 use super::stall::Beat;
 use super::timer::Timers;
 use super::wake::{Arrival, Arrivals};
+use crate::sys::clock::Clock;
 
 /// The token of the loop's own eventfd in the epoll set.
 pub(crate) const KICK_TOKEN: u64 = u64::MAX;

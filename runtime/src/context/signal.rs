@@ -6,7 +6,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use crate::report::report;
+use crate::sys::report::report;
 
 use super::AioContext;
 use super::shared::Shared;

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 
 use crate::coroutine::waiting::Waiting;
 use crate::coroutine::{Cancelled, Coroutine, Token};
-use crate::home::{Home, fork};
+use crate::home::Home;
+use crate::sys::fork;
 
 use super::AioContext;
 use super::lock::HomeGuard;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::report::report;
+use crate::sys::report::report;
 
 use super::AioContext;
 use super::interrupt::{self, Prepared};

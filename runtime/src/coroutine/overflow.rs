@@ -23,7 +23,7 @@ use std::sync::{Once, OnceLock};
 use std::{mem, process, ptr};
 
 use crate::home::Home;
-use crate::report::report;
+use crate::sys::report::report;
 
 use super::control::Own;
 use super::stack::PAGE;

@@ -7,10 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::context::source::HomeToken;
 use crate::coroutine::control::{Control, CoroutineId, Resume, State};
-use crate::report::report;
+use crate::sys::fork;
+use crate::sys::report::report;
 
 use super::switch::Frame;
-use super::{Home, abort, drop_quietly, fork};
+use super::{Home, abort, drop_quietly};
 
 impl Home {
     /// Ends the context: drops the users' registrations, unwinds the remaining coroutines in order

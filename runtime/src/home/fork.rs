@@ -16,34 +16,14 @@
 
 #![allow(unsafe_code)]
 
+use std::mem;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::{mem, thread};
 
 use crate::coroutine::control::State;
-use crate::report::report;
+use crate::sys::fork::enter_child;
+use crate::sys::report::report;
 
 use super::{HIDDEN, HOME, Home};
-
-/// Relaxed: set while the child has a single thread, which creates all its other threads.
-static IN_CHILD: AtomicBool = AtomicBool::new(false);
-
-/// Returns whether this process was forked by code that ran in a context.
-#[inline]
-pub(crate) fn in_child() -> bool {
-    IN_CHILD.load(Ordering::Relaxed)
-}
-
-/// Panics in such a process, unless it is panicking already. Called where there is no home.
-#[cold]
-#[track_caller]
-pub(crate) fn refuse_in_child(what: &str) {
-    assert!(
-        !in_child() || thread::panicking(),
-        "{what} after fork: the process was forked inside a context, which belongs to the parent; call exec or _exit \
-         in the child, or fork before `run`"
-    );
-}
 
 /// Installs the fork handler, once.
 pub(super) fn notice_forks() {
@@ -60,7 +40,7 @@ pub(super) fn notice_forks() {
 /// may have held it.
 unsafe extern "C" fn after_fork() {
     let Some(home) = Home::current_or_hidden() else { return };
-    IN_CHILD.store(true, Ordering::Relaxed);
+    enter_child();
     HOME.set(std::ptr::null());
     HIDDEN.set(std::ptr::null());
     home.ending.set(true);

@@ -18,12 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{AioContext, ContextBuilder};
-
 /// A handle to a virtual clock, usable from any thread. Virtual time only counts: an hour of it
 /// passes in a moment.
 ///
-/// A context that is given the clock by [`ContextBuilder::virtual_clock`] uses it for timers,
+/// A context that is given the clock by [`ContextBuilder::virtual_clock`](crate::ContextBuilder::virtual_clock) uses it for timers,
 /// sleeps and timeouts. The clock stands still while there is work, and advances to the next timer
 /// when there is none. A simulated device keeps a handle too, and advances the clock to its
 /// completions.
@@ -166,31 +164,5 @@ impl Clock {
             }
         }
         Some(slept)
-    }
-}
-
-impl AioContext {
-    /// Returns the context's current time: that of its virtual clock, if it has one, else the
-    /// system's. Timers and timeouts use this clock. From any thread.
-    #[doc(alias = "qemu_clock_get_ns")]
-    pub fn now(&self) -> Instant {
-        self.shared.clock.now()
-    }
-}
-
-impl ContextBuilder {
-    /// Makes the context use `clock` instead of the system's time, for timers,
-    /// [`sleep`](crate::sleep), [`timeout`](crate::timeout), idle bottom halves, and the reported
-    /// duration of waits. For tests and simulations.
-    ///
-    /// The clock advances when the loop has nothing else to do: to the next timer, or as a
-    /// simulated backend requires. I/O of a real backend is waited for in real time, and a timer
-    /// meanwhile fires after its remaining time in real time. With no timer and no I/O, the loop
-    /// checks for a deadlock immediately if [`deadlock_report`](Self::deadlock_report) allows it,
-    /// and then sleeps until a descriptor or another thread wakes it. It never busy-polls:
-    /// [`poll_limit`](Self::poll_limit) is a real time.
-    pub fn virtual_clock(mut self, clock: VirtualClock) -> ContextBuilder {
-        self.clock = Clock::Virtual(clock);
-        self
     }
 }

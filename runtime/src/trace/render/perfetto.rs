@@ -8,10 +8,10 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use super::event::{Event, Lane, Record, Recording, RequestState, Wake};
 use super::json::Quoted;
-use super::replay::{Frame, Replay, kept};
 use super::text::thread_label;
+use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Wake};
+use crate::trace::replay::{Frame, Replay, kept};
 
 impl Recording {
     /// Renders the recording as Chrome trace-event JSON, to be opened with <https://ui.perfetto.dev>.

@@ -11,8 +11,8 @@
 
 use std::fmt::Write;
 
-use super::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
-use super::replay::Replay;
+use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
+use crate::trace::replay::Replay;
 
 /// Options for [`Recording::text_with`].
 #[derive(Clone, Copy, Debug, Default)]

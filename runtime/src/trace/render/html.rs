@@ -12,10 +12,10 @@
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
-use super::event::{Event, Lane, Record, Recording, RequestState, Waits, Wake};
 use super::json::Quoted;
-use super::replay::{Frame, Replay, kept};
 use super::text::{TextOptions, thread_label};
+use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Waits, Wake};
+use crate::trace::replay::{Frame, Replay, kept};
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");

@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use crate::os_error::explained;
+use crate::sys::os_error::explained;
 
-use super::event::Recording;
+use crate::trace::event::Recording;
 
 /// The format of a written recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
