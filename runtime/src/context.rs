@@ -23,40 +23,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::coroutine::Token;
-use crate::home::Home;
+use crate::scheduler::Home;
 use crate::sys::fork;
+use crate::task::waker::Token;
 use crate::trace::{Span, Tracer};
 
+pub(crate) mod atfork;
 pub(crate) mod bottom_half;
-mod builder;
-mod co_fd;
-pub(crate) mod deadlock;
-mod dump;
 pub(crate) mod event_notifier;
-pub(crate) mod fd;
-mod identity;
-mod interrupt;
+pub(crate) mod fd_handler;
+pub(crate) mod home_thread;
 pub(crate) mod lock;
-pub(crate) mod notify;
+pub(crate) mod poll_handler;
 mod poll_while;
-pub(crate) mod polling;
-mod readiness;
 pub(crate) mod registry;
 pub(crate) mod shared;
-mod signal;
 pub(crate) mod source;
-mod stall;
-pub(crate) mod thread;
 pub(crate) mod timer;
-pub(crate) mod wake;
 
-pub use builder::ContextBuilder;
-pub use co_fd::CoFd;
-pub use dump::Dump;
-pub use readiness::{wait_readable, wait_writable};
 use shared::{KICK_TOKEN, Shared};
-pub use source::{AtHome, HomeToken, LoopToken, Source};
+use source::{AtHome, HomeToken, LoopToken, Source};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///

@@ -74,34 +74,33 @@ mod atomic {
     pub(crate) use crossbeam_utils::Backoff;
     pub(crate) use parking_lot::Mutex;
 }
-pub(crate) mod context;
+mod builder;
+mod context;
 mod coroutine;
-mod future;
-mod home;
-mod scope;
+mod diagnostics;
+mod io_thread;
+mod net;
+mod scheduler;
 mod sync;
 mod sys;
 mod task;
 pub mod trace;
 
+pub use builder::ContextBuilder;
+pub use context::AioContext;
 pub use context::bottom_half::{BottomHalf, BottomHalfInfo};
 pub use context::event_notifier::EventNotifier;
-pub use context::fd::{Interest, Readiness, Watch, WatchInfo};
+pub use context::fd_handler::{Interest, Readiness, Watch, WatchInfo};
 pub use context::lock::{ContextGuard, HomeGuard};
-pub use context::polling::{PollHandler, PollHandlerInfo};
+pub use context::poll_handler::{PollHandler, PollHandlerInfo};
 pub use context::registry::ContextEnded;
-pub use context::thread::LoopThread;
+pub use context::source::{AtHome, HomeToken, LoopToken, Source};
 pub use context::timer::{Timer, TimerInfo};
-pub use context::{
-    AioContext, AtHome, CoFd, ContextBuilder, Dump, HomeToken, LoopToken, Source, wait_readable, wait_writable,
-};
+pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
-pub use coroutine::{
-    Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
-    is_cancelled, shield, sleep, suspend, timeout, yield_now,
-};
-pub use future::{RemoteHandle, await_future};
-pub use scope::{Scope, ScopedHandle, scope};
+pub use diagnostics::dump::Dump;
+pub use io_thread::LoopThread;
+pub use net::{CoFd, wait_readable, wait_writable};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
     Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
@@ -112,7 +111,10 @@ pub use sys::os_error::OsCode;
 pub use sys::os_error::explained;
 #[doc(hidden)]
 pub use sys::report::report;
-pub use task::{JoinHandle, spawn, start};
+pub use task::{
+    Builder, Coroutine, JoinHandle, RemoteHandle, Scope, ScopedHandle, TimedOut, Token, Waker, await_future,
+    can_suspend, check_cancelled, is_cancelled, scope, shield, sleep, spawn, start, suspend, timeout, yield_now,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -36,14 +36,14 @@ mod atomic {
 
 /// A coroutine is a number.
 mod coroutine {
-    pub(crate) mod control {
+    pub(crate) mod control_block {
         pub(crate) type CoroutineId = usize;
     }
 }
 
-#[path = "../src/context/notify.rs"]
+#[path = "../src/scheduler/notify.rs"]
 mod notify;
-#[path = "../src/context/wake.rs"]
+#[path = "../src/scheduler/remote_queue.rs"]
 mod wake;
 
 use wake::{Arrival, Arrivals};

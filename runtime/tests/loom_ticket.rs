@@ -19,7 +19,7 @@ use loom::thread;
 mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 }
-#[path = "../src/coroutine/ticket.rs"]
+#[path = "../src/coroutine/state_word.rs"]
 mod ticket;
 
 use ticket::{Claim, Ticket};

@@ -16,12 +16,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::trace::Span;
-
-use super::AioContext;
-use super::registry::{ContextEnded, Key, Registry};
-use super::shared::Shared;
+use crate::context::AioContext;
+use crate::context::registry::{ContextEnded, Key, Registry};
+use crate::context::shared::Shared;
 use crate::sys::clock::Clock;
+use crate::trace::Span;
 
 /// The longest delay of an idle bottom half.
 const IDLE_DELAY: Duration = Duration::from_millis(10);

@@ -14,11 +14,10 @@ use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
-use crate::home::Home;
+use crate::context::AioContext;
+use crate::context::shared::Shared;
+use crate::scheduler::Home;
 use crate::sys::report::report;
-
-use super::AioContext;
-use super::shared::Shared;
 
 #[derive(Default)]
 pub(crate) struct ContextLock {

@@ -11,10 +11,9 @@ use std::thread::{self, Thread};
 
 use parking_lot::Mutex;
 
-use crate::home::Home;
-
-use super::AioContext;
-use super::shared::Shared;
+use crate::context::AioContext;
+use crate::context::shared::Shared;
+use crate::scheduler::Home;
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]

@@ -10,22 +10,21 @@ use std::{mem, ptr, thread};
 
 use parking_lot::Mutex;
 
-use crate::home::Home;
+use crate::context::bottom_half::BottomHalves;
+use crate::context::fd_handler::Watches;
+use crate::context::home_thread::HomeThread;
+use crate::context::lock::ContextLock;
+use crate::context::poll_handler::Pollers;
+use crate::context::poll_while::Onlookers;
+use crate::context::source::Source;
+use crate::context::timer::Timers;
+use crate::diagnostics::stall::Beat;
+use crate::scheduler::Home;
+use crate::scheduler::notify::SleepState;
+use crate::scheduler::remote_queue::{Arrival, Arrivals};
+use crate::sys::clock::Clock;
 use crate::sys::descriptors::{Epoll, EventFd};
 use crate::trace::{Opened, Span, Tracer};
-
-use super::bottom_half::BottomHalves;
-use super::fd::Watches;
-use super::identity::HomeThread;
-use super::lock::ContextLock;
-use super::notify::SleepState;
-use super::poll_while::Onlookers;
-use super::polling::Pollers;
-use super::source::Source;
-use super::stall::Beat;
-use super::timer::Timers;
-use super::wake::{Arrival, Arrivals};
-use crate::sys::clock::Clock;
 
 /// The token of the loop's own eventfd in the epoll set.
 pub(crate) const KICK_TOKEN: u64 = u64::MAX;
@@ -199,7 +198,8 @@ mod tests {
     use std::thread;
     use std::time::Instant;
 
-    use crate::{AioContext, Interest};
+    use crate::AioContext;
+    use crate::Interest;
 
     /// Returns whether the loop, which falls asleep while the callback runs, is woken for what the
     /// callback registered.

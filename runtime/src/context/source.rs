@@ -14,14 +14,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::coroutine::waiting::Waiting;
-use crate::coroutine::{Cancelled, Coroutine, Token};
-use crate::home::Home;
+use crate::context::AioContext;
+use crate::context::lock::HomeGuard;
+use crate::context::shared::Shared;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::Waiting;
+use crate::scheduler::Home;
 use crate::sys::fork;
-
-use super::AioContext;
-use super::lock::HomeGuard;
-use super::shared::Shared;
+use crate::task::coroutine::Coroutine;
+use crate::task::waker::Token;
 
 /// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn Source` coerces
 /// to `dyn Any` by itself only since Rust 1.86.

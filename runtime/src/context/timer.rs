@@ -21,12 +21,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::Token;
+use crate::context::AioContext;
+use crate::context::registry::{ContextEnded, Key, Registry};
+use crate::context::shared::Shared;
+use crate::task::waker::Token;
 use crate::trace::Span;
-
-use super::AioContext;
-use super::registry::{ContextEnded, Key, Registry};
-use super::shared::Shared;
 
 /// Called with the parts of a handle to the timer.
 type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;

@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 pub use error::{RecvError, SendError, TryRecvError, TrySendError};
 
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::Waiting;
+use crate::sync::wait_queue::{Gone, Locked, WaitQueue};
 
 /// Creates a channel with room for `capacity` messages, allocated immediately.
 ///

@@ -10,14 +10,13 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicU32, Ordering};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::{Holder, Waiting};
+use crate::sync::wait_queue::{Gone, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-
-use super::wait_queue::{Gone, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::{Holder, Waiting};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;

@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-use super::co_mutex::CoMutexGuard;
-use super::wait_queue::{Gone, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::Waiting;
+use crate::sync::co_mutex::CoMutexGuard;
+use crate::sync::wait_queue::{Gone, WaitQueue};
 
 /// A condition variable: coroutines wait until shared state has changed. They are woken in order of
 /// arrival.

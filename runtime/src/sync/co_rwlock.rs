@@ -24,14 +24,13 @@
 mod guard;
 
 use crate::atomic::{AtomicU32, Ordering};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::{Holder, Waiting};
+use crate::sync::wait_queue::{Gone, Locked, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 
 pub use guard::{CoRwReadGuard, CoRwWriteGuard};
-
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::{Holder, Waiting};
 
 /// There is a writer.
 const WRITER: u32 = 1;

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::Waiting;
+use crate::sync::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
 
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///

@@ -7,9 +7,9 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::Waiting;
+use crate::sync::wait_queue::{Gone, Locked, WaitQueue};
 
 /// A counting semaphore for coroutines of any number of contexts and threads. First come, first
 /// served: a waiter that requests many permits is not overtaken by one that requests few.

@@ -19,8 +19,10 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
-use crate::coroutine::waiting::{Waiting, suspend_for};
-use crate::coroutine::{Cancelled, Coroutine, Waker};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::{Waiting, suspend_for};
+use crate::task::coroutine::Coroutine;
+use crate::task::waker::Waker;
 
 /// A coroutine's node in the queue.
 struct Node<P> {
@@ -303,7 +305,9 @@ impl<P, S> Drop for Locked<'_, P, S> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::{AioContext, spawn, timeout};
+    use crate::AioContext;
+    use crate::spawn;
+    use crate::timeout;
     use std::time::Duration;
 
     #[test]

@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::control::CoroutineId;
-use crate::coroutine::waiting::Waiting;
-
-use super::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
-use super::ring::{Ring, WORDS};
+use crate::coroutine::control_block::CoroutineId;
+use crate::coroutine::wait_reason::Waiting;
+use crate::trace::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
+use crate::trace::ring::{Ring, WORDS};
 
 /// A handle to an event log. Contexts write to the log that they are
 /// [created](crate::ContextBuilder::trace) with.

@@ -7,9 +7,9 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-use super::{CoRwLock, LINE, READER, Share, WRITER};
 use crate::atomic::Ordering;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::Waiting;
+use crate::sync::co_rwlock::{CoRwLock, LINE, READER, Share, WRITER};
 
 /// Read access to the lock, shared with other readers. May be held while the coroutine is
 /// suspended.

@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 
 use crate::sys::os_error::explained;
-
 use crate::trace::event::Recording;
 
 /// The format of a written recording.

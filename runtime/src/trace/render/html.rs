@@ -12,9 +12,9 @@
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
-use super::json::Quoted;
-use super::text::{TextOptions, thread_label};
 use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Waits, Wake};
+use crate::trace::render::json::Quoted;
+use crate::trace::render::text::{TextOptions, thread_label};
 use crate::trace::replay::{Frame, Replay, kept};
 
 const PAGE: &str = include_str!("html/page.html");

@@ -8,9 +8,9 @@
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use super::json::Quoted;
-use super::text::thread_label;
 use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Wake};
+use crate::trace::render::json::Quoted;
+use crate::trace::render::text::thread_label;
 use crate::trace::replay::{Frame, Replay, kept};
 
 impl Recording {
