@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::AioContext;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
-use crate::diagnostics::signal::Counted;
+use crate::diagnostics::signal::RegistryGuard;
 use crate::diagnostics::stall::Watcher;
 use crate::scheduler::Home;
 use crate::sys::clock::{Clock, VirtualClock};
@@ -118,13 +118,13 @@ impl ContextBuilder {
     #[track_caller]
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
-        let context = AioContext { shared: Shared::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
+        let context = AioContext { shared: SharedContext::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
         context.set_poll_limit(self.poll_limit);
-        let _counted = Counted::new(&context);
+        let _counted = RegistryGuard::new(&context);
         let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
         let stacks = StackPool::new(self.stack_size, self.measure_stack);
         Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
-            home.watched.set(self.stall_report.is_some());
+            home.stall_watched.set(self.stall_report.is_some());
             home.patience.set_limit(self.deadlock_report);
             home.reports_unwound.set(self.unwind_report);
             f(&context)

@@ -41,7 +41,7 @@ pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod timer;
 
-use shared::{KICK_TOKEN, Shared};
+use shared::{NOTIFY_TOKEN, SharedContext};
 use source::{AtHome, HomeToken, LoopToken, Source};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
@@ -51,7 +51,7 @@ use source::{AtHome, HomeToken, LoopToken, Source};
 /// it without blocking.
 #[derive(Clone)]
 pub struct AioContext {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedContext>,
 }
 
 impl AioContext {
@@ -115,8 +115,8 @@ impl AioContext {
         let shared = &*self.shared;
         let source = home.source.get();
         let token = LoopToken::at_home_of(home);
-        let _beat = home.beat();
-        let _told = shared.traced(Span::Round);
+        let _heartbeat = home.heartbeat();
+        let _span = shared.span(Span::Round);
         home.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
@@ -139,7 +139,7 @@ impl AioContext {
             "poll(true) called off the context's home thread; call poll(false), or poll from the home thread"
         );
         let _guard = self.acquire();
-        let _told = self.shared.traced(Span::Round);
+        let _span = self.shared.span(Span::Round);
         let source = self.shared.source.lock().clone();
         let token = LoopToken::elsewhere(&self.shared);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
@@ -169,7 +169,7 @@ impl AioContext {
         };
         if ask && !asked {
             let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {
-                KICK_TOKEN => shared.hand_kick_on(),
+                NOTIFY_TOKEN => shared.forward_notify(),
                 _ => shared.watches.report(ready),
             });
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
@@ -193,18 +193,22 @@ impl AioContext {
             return true;
         }
         let began = Instant::now();
-        if !self.keep_looking(home, began) {
+        if !self.busy_poll(home, began) {
             self.sleep(home);
             let waited = began.elapsed().as_nanos() as u64;
-            shared.pollers.learn(waited, limit);
-            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready(HomeToken::new(home))), limit);
+            shared.pollers.adjust(waited, limit);
+            home.source_window.adjust(
+                waited,
+                source.is_some_and(|source| source.is_ready(HomeToken::new(home))),
+                limit,
+            );
         }
         true
     }
 
     /// Busy-polls the sources visible in memory for the length of the window. Returns whether one
     /// became ready.
-    fn keep_looking(&self, home: &Home, began: Instant) -> bool {
+    fn busy_poll(&self, home: &Home, began: Instant) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         let window = home.source_window.ns().max(shared.pollers.longest());
@@ -216,12 +220,12 @@ impl AioContext {
         let look = || {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
-                let came = self.is_due(home)
+                let became_ready = self.is_due(home)
                     || home.source_window.ns() >= looked
                         && source.is_some_and(|source| source.is_ready(HomeToken::new(home)))
                     || shared.pollers.is_ready(looked);
-                if came || looked >= window || looked >= until_timer {
-                    return came;
+                if became_ready || looked >= window || looked >= until_timer {
+                    return became_ready;
                 }
                 hint::spin_loop();
             }
@@ -256,7 +260,7 @@ impl AioContext {
 
     fn sleep(&self, home: &Home) {
         let shared = &*self.shared;
-        let busy = shared.beat.rest();
+        let busy = shared.heartbeat.pause();
         shared.watches.mask_running(&shared.epoll);
         shared.sleep.going_to_sleep();
         let due = self.is_due(home) || shared.pollers.is_ready(0);
@@ -264,8 +268,8 @@ impl AioContext {
         let source = home.source.get();
         if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
             let until = self.next_due();
-            if until.is_none() && home.is_impatient() && self.is_alone(home) {
-                home.lose_patience();
+            if until.is_none() && home.should_arm() && self.is_alone(home) {
+                home.arm();
             }
             // Level-triggered events are discarded: they may be stale by the time the lock is
             // reacquired. The next iteration polls again.
@@ -278,7 +282,7 @@ impl AioContext {
                 let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
                 shared.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
             };
-            let _told = shared.traced(Span::Sleep);
+            let _span = shared.span(Span::Sleep);
             let slept = shared.asleep(home, || match source.and_then(in_source) {
                 None => (shared.clock.sleep_until(until, ask), false),
                 Some(slept) => (slept, true),
@@ -294,11 +298,11 @@ impl AioContext {
             slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
         }
         home.look_at_clock();
-        if home.has_lost_patience() && !self.is_due(home) && self.is_alone(home) {
+        if home.has_expired() && !self.is_due(home) && self.is_alone(home) {
             home.report_deadlock();
         }
         shared.sleep.awake();
-        shared.beat.go_on(busy);
+        shared.heartbeat.resume(busy);
     }
 
     /// Returns the context's current time: that of its virtual clock, if it has one, else the

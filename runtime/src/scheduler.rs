@@ -33,15 +33,15 @@ use std::time::{Duration, Instant};
 use std::{fmt, ptr, thread};
 
 use crate::context::AioContext;
-use crate::context::poll_handler::Window;
-use crate::context::shared::Shared;
+use crate::context::poll_handler::PollWindow;
+use crate::context::shared::SharedContext;
 use crate::context::source::Sources;
-use crate::coroutine::control_block::{Blocks, Control, ControlList, CoroutineId, Own, State};
+use crate::coroutine::control_block::{BlockPool, BlockRef, ControlBlock, LocalState, RunQueue, State};
 use crate::coroutine::stack::StackPool;
 use crate::diagnostics::backtrace::Request;
-use crate::diagnostics::deadlock::Patience;
+use crate::diagnostics::deadlock::IdleTimer;
 use crate::diagnostics::stack_overflow::AlternateStack;
-use crate::scheduler::remote_queue::Arrival;
+use crate::scheduler::remote_queue::RemoteEvent;
 use crate::sys::fork::{in_child, refuse_in_child};
 use crate::sys::report::report;
 
@@ -59,16 +59,16 @@ thread_local! {
     pub(crate) static HOME: Cell<*const Home> = const { Cell::new(ptr::null()) };
     /// The home of this thread while it is hidden: its loop sleeps, and another thread may inspect
     /// it.
-    pub(crate) static HIDDEN: Cell<*const Home> = const { Cell::new(ptr::null()) };
+    pub(crate) static SUSPENDED: Cell<*const Home> = const { Cell::new(ptr::null()) };
 }
 
 /// The state of a thread that runs a context; see the module docs.
 pub(crate) struct Home {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedContext>,
     /// A handle to the same context, for code here that polls.
     pub(crate) context: AioContext,
     /// How long busy-polling for completions pays off before the loop sleeps.
-    pub(crate) source_window: Window,
+    pub(crate) source_window: PollWindow,
     /// The I/O source of this context, if it has one.
     pub(crate) source: Sources,
     /// Iterations of the loop that have not ended, nested ones included.
@@ -76,46 +76,46 @@ pub(crate) struct Home {
     /// Innermost frame; null on the thread's own stack.
     top: Cell<*const Frame>,
     /// Whether there is an event log. Cached as a field, since each switch reads it.
-    traced: bool,
+    has_tracer: bool,
     /// The coroutine that runs in that frame; `None` in an iteration of the loop. Stored here
     /// rather than in the frame to save a dependent load: every suspension waits for it.
-    running: Cell<Option<&'static Control>>,
+    running: Cell<Option<&'static ControlBlock>>,
     /// Coroutines that run in the loop's next iteration, or in a nested one.
-    pub(crate) ready: ControlList,
+    pub(crate) ready: RunQueue,
     /// Coroutines taken up by an iteration that has not reached them yet.
-    pub(crate) taken: ControlList,
-    pub(crate) blocks: Blocks,
+    pub(crate) taken: RunQueue,
+    pub(crate) blocks: BlockPool,
     stacks: StackPool,
     serial: Cell<u64>,
     /// Set while switching stacks: a stack walk is impossible then, since the unwind tables do not
     /// hold.
     pub(crate) switching: Cell<bool>,
     /// Whether stalls are watched for.
-    pub(crate) watched: Cell<bool>,
+    pub(crate) stall_watched: Cell<bool>,
     /// Whether the end of the context reports the coroutines that were unwound.
     pub(crate) reports_unwound: Cell<bool>,
     /// Decides when to look for a deadlock.
-    pub(crate) patience: Patience,
+    pub(crate) patience: IdleTimer,
     /// Iterations that made progress.
     pub(crate) progress: Cell<u64>,
     /// Coroutines that have not ended, or whose result was not fetched.
-    pub(crate) alive: Cell<usize>,
+    pub(crate) live_count: Cell<usize>,
     /// The serial of the youngest coroutine in the latest deadlock report.
-    pub(crate) reported: Cell<u64>,
+    pub(crate) last_reported_serial: Cell<u64>,
     /// The loop's clock when last read: milliseconds since the context began, modulo 2^32.
     pub(crate) clock: Cell<u32>,
     began: Instant,
     /// Iterations since the clock was read.
-    unclocked: Cell<u32>,
+    rounds_since_tick: Cell<u32>,
     /// Events taken over from other threads and not handled yet, in reverse order of arrival. The
     /// list survives a panic, and a nested iteration continues with it. Its memory is kept, so that
     /// taking over allocates nothing.
-    arrived: Cell<Vec<Arrival>>,
+    arrived: Cell<Vec<RemoteEvent>>,
     /// The context, the innermost iteration, or the innermost explicit enter began while the thread
     /// was unwinding: the unwinding stack lies below it. Coroutines that run above may be suspended.
     unwinds_beneath: Cell<bool>,
     /// The coroutine most recently suspended above an unwinding stack. For messages.
-    suspended_above: Cell<Option<CoroutineId>>,
+    suspended_above: Cell<Option<BlockRef>>,
     /// The context is ending: nothing new starts and nothing is woken; the remaining coroutines
     /// will be unwound.
     pub(crate) ending: Cell<bool>,
@@ -126,10 +126,10 @@ pub(crate) struct Home {
 impl Home {
     /// Makes this thread home to a context while `f` runs, then ends the remaining coroutines.
     #[track_caller]
-    pub(crate) fn run<R>(shared: Arc<Shared>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
+    pub(crate) fn run<R>(shared: Arc<SharedContext>, stacks: StackPool, f: impl FnOnce(&Home) -> R) -> R {
         crate::context::atfork::notice_forks();
         assert!(
-            HIDDEN.get().is_null(),
+            SUSPENDED.get().is_null(),
             "cannot run a context inside an engine's `sleep`: the thread's context is asleep; run it on another thread"
         );
         assert!(
@@ -137,32 +137,32 @@ impl Home {
             "this thread already runs a context; spawn a coroutine in it, or run the other context on another thread"
         );
         let _alternate_stack = AlternateStack::install();
-        let traced = shared.tracer.is_some();
+        let has_tracer = shared.tracer.is_some();
         let began = shared.clock.now();
         let home = Home {
             context: AioContext { shared: Arc::clone(&shared) },
             shared,
-            source_window: Window::default(),
+            source_window: PollWindow::default(),
             source: Sources::default(),
             rounds: Cell::new(0),
-            traced,
+            has_tracer,
             top: Cell::new(ptr::null()),
             running: Cell::new(None),
-            ready: ControlList::new(),
-            taken: ControlList::new(),
-            blocks: Blocks::new(),
+            ready: RunQueue::new(),
+            taken: RunQueue::new(),
+            blocks: BlockPool::new(),
             stacks,
             serial: Cell::new(0),
             switching: Cell::new(false),
-            watched: Cell::new(false),
+            stall_watched: Cell::new(false),
             reports_unwound: Cell::new(true),
-            patience: Patience::default(),
+            patience: IdleTimer::default(),
             progress: Cell::new(0),
-            alive: Cell::new(0),
-            reported: Cell::new(0),
+            live_count: Cell::new(0),
+            last_reported_serial: Cell::new(0),
             clock: Cell::new(0),
             began,
-            unclocked: Cell::new(0),
+            rounds_since_tick: Cell::new(0),
             arrived: Cell::new(Vec::new()),
             unwinds_beneath: Cell::new(thread::panicking()),
             suspended_above: Cell::new(None),
@@ -204,9 +204,9 @@ impl Home {
 
     /// Like [`current`](Self::current), but also while the home is hidden. For a signal handler,
     /// which only reads.
-    pub(crate) fn current_or_hidden<'a>() -> Option<&'a Home> {
+    pub(crate) fn current_or_suspended<'a>() -> Option<&'a Home> {
         // SAFETY: as in `current`: `hidden` returns before the home is gone.
-        Home::current().or_else(|| unsafe { HIDDEN.get().as_ref() })
+        Home::current().or_else(|| unsafe { SUSPENDED.get().as_ref() })
     }
 
     /// Returns the home of this thread, or panics with `what` as the refused operation.
@@ -228,16 +228,16 @@ impl Home {
 
     /// Returns the running coroutine; `None` in the loop and on the thread's own stack.
     #[inline]
-    pub(crate) fn running(&self) -> Option<&'static Control> {
+    pub(crate) fn running(&self) -> Option<&'static ControlBlock> {
         self.running.get()
     }
 
     /// Returns the home thread's part of `block`.
     #[inline]
-    pub(crate) fn own(&self, block: &'static Control) -> &'static Own {
+    pub(crate) fn local(&self, block: &'static ControlBlock) -> &'static LocalState {
         // SAFETY: *home's own*: callers have the block from a live identity, and handles that
         // dereference it do not leave the thread, so the block is held by this thread's context.
-        unsafe { block.own() }
+        unsafe { block.local() }
     }
 
     /// Returns whether the context is ending: nothing new starts, and the remaining coroutines are
@@ -261,7 +261,7 @@ impl Home {
         // Coroutines woken by the coroutines below, which do not yield while this iteration lasts.
         let mut beneath = self.frame();
         while let Some(frame) = beneath {
-            self.ready.append(&frame.woken);
+            self.ready.append(&frame.deferred);
             // SAFETY: as in `frame`.
             beneath = unsafe { frame.parent.as_ref() };
         }
@@ -290,46 +290,46 @@ impl Home {
 
     /// Starts a heartbeat for the stall watcher, if there is one; dropping the value ends it.
     #[inline]
-    pub(crate) fn beat(&self) -> Option<impl Drop> {
+    pub(crate) fn heartbeat(&self) -> Option<impl Drop> {
         struct Beating<'a>(&'a Home, u64);
         impl Drop for Beating<'_> {
             fn drop(&mut self) {
-                self.0.shared.beat.end(self.1);
+                self.0.shared.heartbeat.end(self.1);
             }
         }
-        self.watched.get().then(|| Beating(self, self.shared.beat.begin()))
+        self.stall_watched.get().then(|| Beating(self, self.shared.heartbeat.begin()))
     }
 
     /// Returns the live coroutines, in order of creation.
-    pub(crate) fn live(&self) -> impl Iterator<Item = &'static Control> {
+    pub(crate) fn live(&self) -> impl Iterator<Item = &'static ControlBlock> {
         let mut live: Vec<_> = self.live_in_any_order().collect();
         self.sort_by_age(&mut live);
         live.into_iter()
     }
 
     /// Like [`live`](Self::live), unsorted. Allocates nothing and only reads.
-    pub(crate) fn live_in_any_order(&self) -> impl Iterator<Item = &'static Control> {
-        self.blocks.all().filter(|block| self.own(block).state.get() != State::Free)
+    pub(crate) fn live_in_any_order(&self) -> impl Iterator<Item = &'static ControlBlock> {
+        self.blocks.all().filter(|block| self.local(block).state.get() != State::Free)
     }
 
     /// Sorts coroutines by age. Allocates nothing and only reads the blocks.
-    pub(crate) fn sort_by_age(&self, blocks: &mut [&'static Control]) {
-        blocks.sort_unstable_by_key(|block| self.own(block).serial.get());
+    pub(crate) fn sort_by_age(&self, blocks: &mut [&'static ControlBlock]) {
+        blocks.sort_unstable_by_key(|block| self.local(block).serial.get());
     }
 
     /// Counts an iteration, and reads the clock every sixty-fourth: accurate enough for how long a
     /// coroutine has waited.
     #[inline]
     pub(crate) fn count_round(&self) {
-        self.unclocked.set(self.unclocked.get() + 1);
-        if self.unclocked.get() >= 64 {
+        self.rounds_since_tick.set(self.rounds_since_tick.get() + 1);
+        if self.rounds_since_tick.get() >= 64 {
             self.look_at_clock();
         }
     }
 
     /// Sets the loop's clock.
     pub(crate) fn look_at_clock(&self) {
-        self.unclocked.set(0);
+        self.rounds_since_tick.set(0);
         self.clock.set(self.elapsed_ms());
     }
 
@@ -353,11 +353,11 @@ impl Home {
                 }
                 HOME.set(self.0);
                 compiler_fence(Ordering::SeqCst);
-                HIDDEN.set(ptr::null());
+                SUSPENDED.set(ptr::null());
             }
         }
         // One of the two is set at any moment, so a signal handler always finds the home.
-        HIDDEN.set(self);
+        SUSPENDED.set(self);
         compiler_fence(Ordering::SeqCst);
         HOME.set(ptr::null());
         let _shown = Shown(self);
@@ -382,7 +382,7 @@ impl Home {
         self.taken.append(&self.ready);
         let mut progress = false;
         while let Some(block) = self.taken.pop() {
-            assert_eq!(self.own(block).state.get(), State::Scheduled, "a coroutine on a run list is scheduled");
+            assert_eq!(self.local(block).state.get(), State::Scheduled, "a coroutine on a run list is scheduled");
             progress = true;
             self.enter(block);
         }
@@ -400,17 +400,17 @@ impl Home {
             return;
         }
         // Events left over by a panic, or by an outer iteration, come first.
-        self.accept_arrived();
+        self.handle_taken();
         let mut arrived = self.arrived.take();
         self.shared.arrivals.take_all(&mut arrived);
         arrived.reverse();
         self.arrived.set(arrived);
-        self.accept_arrived();
+        self.handle_taken();
     }
 
     /// Handles the events taken over, one by one: an event may panic, or run a nested iteration,
     /// and the remaining ones stay on the list (rule W3).
-    fn accept_arrived(&self) {
+    fn handle_taken(&self) {
         loop {
             let mut arrived = self.arrived.take();
             let next = arrived.pop();
@@ -418,8 +418,8 @@ impl Home {
             self.arrived.set(arrived);
             let id = match next {
                 None => return,
-                Some(Arrival::Wake(id)) => id,
-                Some(Arrival::Begin(begin)) => {
+                Some(RemoteEvent::Wake(id)) => id,
+                Some(RemoteEvent::Run(begin)) => {
                     if !is_last {
                         self.shared.arrivals.keep_pending();
                     }
@@ -428,16 +428,16 @@ impl Home {
                 }
             };
             // A coroutine that ran since, or has ended, has had its wake (rules W3 and W4).
-            if !id.is_live() || !id.block.ticket.is_scheduled() {
+            if !id.is_live() || !id.block.word.is_scheduled() {
                 continue;
             }
-            let own = self.own(id.block);
-            match own.state.get() {
+            let local = self.local(id.block);
+            match local.state.get() {
                 State::Suspended => {
-                    own.state.set(State::Scheduled);
+                    local.state.set(State::Scheduled);
                     self.taken.push(id.block);
                 }
-                State::Entered => own.woken.set(true),
+                State::Entered => local.woken.set(true),
                 State::Scheduled | State::Finished | State::Free => {}
             }
         }

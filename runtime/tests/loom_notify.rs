@@ -37,7 +37,7 @@ mod atomic {
 /// A coroutine is a number.
 mod coroutine {
     pub(crate) mod control_block {
-        pub(crate) type CoroutineId = usize;
+        pub(crate) type BlockRef = usize;
     }
 }
 
@@ -46,11 +46,11 @@ mod notify;
 #[path = "../src/scheduler/remote_queue.rs"]
 mod wake;
 
-use wake::{Arrival, Arrivals};
+use wake::{RemoteEvent, RemoteQueue};
 
 struct Loop {
-    sleep: notify::SleepState,
-    arrivals: Arrivals,
+    sleep: notify::NotifyState,
+    arrivals: RemoteQueue,
     /// The conditions that the loop polls for, beside its queue.
     came_true: [AtomicBool; 2],
     /// The eventfd.
@@ -61,8 +61,8 @@ struct Loop {
 impl Loop {
     fn new() -> Arc<Loop> {
         Arc::new(Loop {
-            sleep: notify::SleepState::new(),
-            arrivals: Arrivals::new(),
+            sleep: notify::NotifyState::new(),
+            arrivals: RemoteQueue::new(),
             came_true: [AtomicBool::new(false), AtomicBool::new(false)],
             kicked: Mutex::new(false),
             changed: Condvar::new(),
@@ -75,7 +75,7 @@ impl Loop {
     }
 
     fn produce(&self, work: usize) {
-        assert!(self.arrivals.push(Arrival::Wake(work)).is_ok());
+        assert!(self.arrivals.push(RemoteEvent::Wake(work)).is_ok());
         if self.sleep.needs_kick() {
             self.kick();
         }

@@ -22,10 +22,10 @@ mod atomic {
 #[path = "../src/coroutine/state_word.rs"]
 mod ticket;
 
-use ticket::{Claim, Ticket};
+use ticket::{ScheduleOutcome, StateWord};
 
 struct Home {
-    ticket: Ticket,
+    ticket: StateWord,
     flags: [AtomicBool; 2],
     /// Number of entries of the coroutine on the list of woken ones.
     list: Mutex<usize>,
@@ -35,18 +35,18 @@ struct Home {
 impl Home {
     fn new() -> Arc<Home> {
         Arc::new(Home {
-            ticket: Ticket::new(),
+            ticket: StateWord::new(),
             flags: [AtomicBool::new(false), AtomicBool::new(false)],
             list: Mutex::new(0),
             changed: Condvar::new(),
         })
     }
 
-    fn wake(&self, generation: u64, who: usize) -> Claim {
+    fn wake(&self, generation: u64, who: usize) -> ScheduleOutcome {
         // Relaxed: the ticket must publish it.
         self.flags[who].store(true, Ordering::Relaxed);
         let claim = self.ticket.claim(generation);
-        if claim == Claim::Mine {
+        if claim == ScheduleOutcome::Claimed {
             *self.list.lock().unwrap() += 1;
             self.changed.notify_one();
         }
@@ -93,7 +93,7 @@ fn whoever_finds_it_scheduled_may_rely_on_that() {
             done = home.ticket.is_scheduled() && home.resume();
         }
         let claims = wakers.map(|waker| waker.join().unwrap());
-        assert!(claims.contains(&Claim::Mine), "{claims:?}");
+        assert!(claims.contains(&ScheduleOutcome::Claimed), "{claims:?}");
     });
 }
 
@@ -108,7 +108,7 @@ fn only_one_puts_it_on_the_list() {
             thread::spawn(move || home.wake(generation, who))
         });
         let claims = wakers.map(|waker| waker.join().unwrap());
-        assert_eq!(claims.iter().filter(|&&claim| claim == Claim::Mine).count(), 1);
+        assert_eq!(claims.iter().filter(|&&claim| claim == ScheduleOutcome::Claimed).count(), 1);
         assert!(home.resume());
     });
 }

@@ -20,7 +20,7 @@ use std::mem;
 use std::sync::Once;
 
 use crate::coroutine::control_block::State;
-use crate::scheduler::{HIDDEN, HOME, Home};
+use crate::scheduler::{HOME, Home, SUSPENDED};
 use crate::sys::fork::enter_child;
 use crate::sys::report::report;
 
@@ -38,10 +38,10 @@ pub(crate) fn notice_forks() {
 /// Disables the child's context. Allocates nothing and takes no lock: another thread of the parent
 /// may have held it.
 unsafe extern "C" fn after_fork() {
-    let Some(home) = Home::current_or_hidden() else { return };
+    let Some(home) = Home::current_or_suspended() else { return };
     enter_child();
     HOME.set(std::ptr::null());
-    HIDDEN.set(std::ptr::null());
+    SUSPENDED.set(std::ptr::null());
     home.ending.set(true);
     home.forget_ready();
     home.shared.bottom_halves.forget_due();
@@ -56,7 +56,7 @@ impl Home {
         while self.ready.pop().is_some() || self.taken.pop().is_some() {}
         let mut frame = self.frame();
         while let Some(inner) = frame {
-            while inner.woken.pop().is_some() {}
+            while inner.deferred.pop().is_some() {}
             // SAFETY: as in `Home::frame`.
             frame = unsafe { inner.parent.as_ref() };
         }
@@ -65,7 +65,7 @@ impl Home {
     /// Leaks the home when the child returns from `run`: the child's copies of coroutines are never
     /// unwound, since they would wait for the parent's I/O.
     pub(crate) fn leave_in_child(self) {
-        let left = self.blocks.all().filter(|block| self.own(block).state.get() != State::Free).count();
+        let left = self.blocks.all().filter(|block| self.local(block).state.get() != State::Free).count();
         report(format_args!(
             "coralio: a forked child returned from its parent's context, leaking its copies of {left} coroutines; call \
              exec or _exit in the child, or fork before `run`"

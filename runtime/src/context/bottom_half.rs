@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key, Registry};
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::sys::clock::Clock;
 use crate::trace::Span;
 
@@ -26,7 +26,7 @@ use crate::trace::Span;
 const IDLE_DELAY: Duration = Duration::from_millis(10);
 
 /// Called with the parts of a handle to the bottom half.
-type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
+type Callback = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 /// When a bottom half is due.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -177,9 +177,9 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         /// Puts the callback back, even after a panic.
-        struct Running<'a>(&'a BottomHalves, &'a Arc<Shared>, Key, Option<Callback>);
+        struct Running<'a>(&'a BottomHalves, &'a Arc<SharedContext>, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 if let Some(callback) = self.3.take() {
@@ -188,7 +188,7 @@ impl BottomHalves {
                 }
             }
         }
-        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         if !self.queued.load(Ordering::Relaxed) {
             return false;
@@ -205,9 +205,9 @@ impl BottomHalves {
             progress = true;
             let mut running = Running(self, shared, key, Some(callback));
             let callback = running.3.as_mut().expect("just put there");
-            let told = shared.traced(Span::BottomHalf);
+            let span = shared.span(Span::BottomHalf);
             callback(shared, key);
-            drop(told);
+            drop(span);
             let callback = running.3.take().expect("still there");
             table = self.table.lock();
             if let Some(unneeded) = self.finish(&mut table, key, callback, shared) {
@@ -219,7 +219,7 @@ impl BottomHalves {
     }
 
     /// Schedules an existing bottom half, and wakes the loop.
-    fn schedule(&self, key: Key, due: Due, shared: &Shared) {
+    fn schedule(&self, key: Key, due: Due, shared: &SharedContext) {
         let mut table = self.table.lock();
         let news = table.schedule(key, due, &shared.clock);
         if news {
@@ -232,7 +232,7 @@ impl BottomHalves {
     }
 
     /// As `Table::finish`.
-    fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &Shared) -> Option<Callback> {
+    fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &SharedContext) -> Option<Callback> {
         let (unneeded, queued) = table.finish(key, callback, &shared.clock);
         if queued {
             self.queued.store(true, Ordering::Relaxed);
@@ -423,7 +423,7 @@ pub struct BottomHalfInfo {
 #[doc(alias = "QEMUBH")]
 #[must_use = "dropping it deletes the bottom half"]
 pub struct BottomHalf {
-    shared: Arc<Shared>,
+    shared: Arc<SharedContext>,
     key: Key,
     /// False for the handle passed to the callback; dropping that one deletes nothing.
     owns: bool,

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key, Registry};
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::sys::descriptors::{Epoll, Ready};
 use crate::sys::os_error::explained;
 use crate::trace::Span;
@@ -71,7 +71,7 @@ impl Readiness {
 }
 
 /// Called with the events that epoll reported, and the parts of a handle to the watch.
-type Handler = Box<dyn FnMut(u32, &Arc<Shared>, Key) + Send>;
+type Handler = Box<dyn FnMut(u32, &Arc<SharedContext>, Key) + Send>;
 
 struct Entry {
     /// Keeps the descriptor open.
@@ -215,9 +215,9 @@ impl Watches {
     /// # Control
     ///
     /// May enter and poll, through the handlers.
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         /// Puts the handler back, even after a panic.
-        struct Running<'a>(&'a Shared, Key, Option<Handler>);
+        struct Running<'a>(&'a SharedContext, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 let handler = self.2.take().expect("put back once");
@@ -230,7 +230,7 @@ impl Watches {
             let Some((key, events, handler)) = self.start_next() else { return progress };
             progress = true;
             let mut running = Running(shared, key, Some(handler));
-            let _told = shared.traced(Span::Watch);
+            let _span = shared.span(Span::Watch);
             running.2.as_mut().expect("just put there")(events, shared, key);
         }
     }
@@ -259,7 +259,7 @@ impl Watches {
     }
 
     /// Puts the handler back after it has returned. Returns the values to drop outside the lock.
-    fn finish(&self, shared: &Shared, key: Key, handler: Handler) -> Option<(Handler, Option<Entry>)> {
+    fn finish(&self, shared: &SharedContext, key: Key, handler: Handler) -> Option<(Handler, Option<Entry>)> {
         let mut table = self.table.lock();
         let Table { entries, ready, running } = &mut *table;
         *running -= 1;
@@ -502,7 +502,7 @@ fn explain(error: io::Error) -> io::Error {
 /// watch. After the context has ended, a handle does nothing.
 #[must_use = "dropping it ends the watch"]
 pub struct Watch {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedContext>,
     key: Key,
     /// False for the handle passed to the handler; dropping that one deletes nothing.
     owns: bool,

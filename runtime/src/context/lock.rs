@@ -15,7 +15,7 @@ use std::{mem, ptr};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::context::AioContext;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::scheduler::Home;
 use crate::sys::report::report;
 
@@ -27,7 +27,7 @@ pub(crate) struct ContextLock {
     home_guards: AtomicU32,
     /// Number of guards of the foreign thread that holds the lock, if one does. Written by that
     /// thread only, under the lock.
-    foreign_guards: AtomicU32,
+    off_home_guards: AtomicU32,
     /// *eras*: a foreign thread that releases this lock fully while it has guards begins an era,
     /// and restores the previous one when it reacquires the lock. A foreign guard is valid only in
     /// the era in which it was made: in another era the lock may be held by another thread. The
@@ -35,11 +35,11 @@ pub(crate) struct ContextLock {
     /// when the one thread that left it returns, so a guard never finds its own era while another
     /// thread holds the lock. Relaxed: accesses under the lock are ordered by it, and a guard that
     /// is dropped without the lock finds a different era in any order.
-    era: AtomicU64,
-    newest_era: AtomicU64,
+    epoch: AtomicU64,
+    newest_epoch: AtomicU64,
     /// The home, while the loop sleeps without the lock. Written, and dereferenced, under the lock
     /// only.
-    away: AtomicPtr<Home>,
+    sleeping_home: AtomicPtr<Home>,
 }
 
 impl ContextLock {
@@ -75,15 +75,15 @@ impl ContextLock {
 /// A coroutine must drop its guards before it suspends; suspending with one panics.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ContextGuard<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedContext,
     /// `None`: a guard of the home thread, which is a count.
-    foreign: Option<Foreign<'a>>,
+    foreign: Option<OffHomeGuard<'a>>,
     _not_send: PhantomData<*const ()>,
 }
 
 /// A guard of a foreign thread: a guard of the mutex, and the era in which it was made (*eras*).
-struct Foreign<'a> {
-    era: u64,
+struct OffHomeGuard<'a> {
+    epoch: u64,
     _mutex: ReentrantMutexGuard<'a, ()>,
 }
 
@@ -91,7 +91,7 @@ impl Drop for ContextGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(foreign) = &self.foreign {
-            self.shared.foreign_dropped(foreign.era);
+            self.shared.off_home_dropped(foreign.epoch);
         } else {
             self.shared.dropped_at_home();
         }
@@ -102,7 +102,7 @@ impl Drop for ContextGuard<'_> {
 /// engines.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct HomeGuard<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedContext,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -154,12 +154,12 @@ impl AioContext {
         match self.shared.home() {
             // Locked already; only the count is missing.
             Some(_) => Some(self.shared.acquire()),
-            None => Some(self.shared.foreign_guard(lock)),
+            None => Some(self.shared.off_home_guard(lock)),
         }
     }
 }
 
-impl Shared {
+impl SharedContext {
     #[inline]
     fn dropped_at_home(&self) {
         let depth = self.lock.depth().wrapping_sub(1);
@@ -177,29 +177,29 @@ impl Shared {
             report(format_args!("coralio: context lock guard dropped while the loop slept without the lock"));
             std::process::abort();
         }
-        self.tell_lock(false);
+        self.trace_lock(false);
         // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since;
         // guards do not leave their thread, so this is the thread that locked it.
         unsafe { self.lock.unlock() };
     }
 
     #[inline(never)]
-    fn foreign_dropped(&self, era: u64) {
-        if self.lock.era.load(Ordering::Relaxed) != era {
+    fn off_home_dropped(&self, epoch: u64) {
+        if self.lock.epoch.load(Ordering::Relaxed) != epoch {
             report(format_args!(
                 "coralio: context lock guard dropped outside the lock epoch it was created in: `poll_while` had \
                  released the lock meanwhile; drop the guard before its coroutine is suspended"
             ));
             std::process::abort();
         }
-        let left = self.lock.foreign_guards.load(Ordering::Relaxed) - 1;
-        self.lock.foreign_guards.store(left, Ordering::Relaxed);
+        let left = self.lock.off_home_guards.load(Ordering::Relaxed) - 1;
+        self.lock.off_home_guards.store(left, Ordering::Relaxed);
         if left == 0 {
-            self.tell_lock(false);
+            self.trace_lock(false);
         }
     }
 
-    fn tell_lock(&self, taken: bool) {
+    fn trace_lock(&self, taken: bool) {
         if let Some(tracer) = &self.tracer {
             tracer.lock(taken);
         }
@@ -212,17 +212,17 @@ impl Shared {
                 self.count_at_home();
                 ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
             }
-            None => self.foreign_guard(self.lock.mutex.lock()),
+            None => self.off_home_guard(self.lock.mutex.lock()),
         }
     }
 
-    fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
-        let guards = self.lock.foreign_guards.load(Ordering::Relaxed);
-        self.lock.foreign_guards.store(guards + 1, Ordering::Relaxed);
+    fn off_home_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
+        let guards = self.lock.off_home_guards.load(Ordering::Relaxed);
+        self.lock.off_home_guards.store(guards + 1, Ordering::Relaxed);
         if guards == 0 {
-            self.tell_lock(true);
+            self.trace_lock(true);
         }
-        let foreign = Foreign { era: self.lock.era.load(Ordering::Relaxed), _mutex: mutex };
+        let foreign = OffHomeGuard { epoch: self.lock.epoch.load(Ordering::Relaxed), _mutex: mutex };
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
@@ -230,7 +230,7 @@ impl Shared {
     #[inline(never)]
     fn first_taken(&self) {
         self.lock.lock();
-        self.tell_lock(true);
+        self.trace_lock(true);
     }
 
     /// As `acquire`, for callers known to be on the home thread.
@@ -252,12 +252,12 @@ impl Shared {
     /// Runs `f` with the lock released fully, and reacquires it as often as the home thread held
     /// it.
     pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a Shared, u32);
+        struct Retake<'a>(&'a SharedContext, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
                     self.0.lock.lock();
-                    self.0.tell_lock(true);
+                    self.0.trace_lock(true);
                 }
                 self.0.lock.set_depth(self.1);
             }
@@ -266,7 +266,7 @@ impl Shared {
         let depth = lock.depth();
         lock.set_depth(0);
         if depth > 0 {
-            self.tell_lock(false);
+            self.trace_lock(false);
             // SAFETY: *counted*: this thread has locked it once. The counted guards lie further
             // down this very stack, and are not used before `Retake` has locked it again.
             unsafe { lock.unlock() };
@@ -282,12 +282,12 @@ impl Shared {
         struct Back<'a>(&'a ContextLock);
         impl Drop for Back<'_> {
             fn drop(&mut self) {
-                self.0.away.store(ptr::null_mut(), Ordering::Relaxed);
+                self.0.sleeping_home.store(ptr::null_mut(), Ordering::Relaxed);
             }
         }
         assert!(self.lock.depth() > 0, "the loop holds the lock when it goes to sleep");
         // Relaxed: accessed under the lock.
-        self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+        self.lock.sleeping_home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
         // Hidden until the lock is reacquired: until then its owner may be reading the home.
         home.hidden(|| self.unlocked(home, f))
@@ -295,49 +295,49 @@ impl Shared {
 
     /// Returns the home of this context, for another thread to read while the loop sleeps; `None`
     /// while it is awake.
-    pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
+    pub(crate) fn sleeping_home<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
         assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread holds this context's lock");
         // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it does not access
         // the home, and which it cannot leave without the lock that the guard holds. A thread that
         // stops the home thread meanwhile only reads (*read only*, in `interrupt.rs`), as this one
         // does.
-        unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
+        unsafe { self.lock.sleeping_home.load(Ordering::Relaxed).as_ref() }
     }
 
     /// Returns whether the loop sleeps, or has slept and waits for the lock. Only a hint without
     /// the lock.
-    pub(crate) fn is_away(&self) -> bool {
-        !self.lock.away.load(Ordering::Relaxed).is_null()
+    pub(crate) fn is_sleeping(&self) -> bool {
+        !self.lock.sleeping_home.load(Ordering::Relaxed).is_null()
     }
 
     /// As `unlocked`, on a foreign thread.
-    pub(crate) fn unlocked_by_foreigner<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn unlocked_off_home<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a ContextLock, u32, u64);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
-                let Retake(lock, guards, era) = *self;
+                let Retake(lock, guards, epoch) = *self;
                 (0..guards).for_each(|_| lock.lock());
                 // Guards may have been made meanwhile, and leaked.
-                lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
-                lock.era.store(era, Ordering::Relaxed);
+                lock.off_home_guards.store(lock.off_home_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
+                lock.epoch.store(epoch, Ordering::Relaxed);
             }
         }
         let lock = &self.lock;
         if !lock.mutex.is_owned_by_current_thread() {
             return f();
         }
-        let guards = lock.foreign_guards.load(Ordering::Relaxed);
-        let era = lock.era.load(Ordering::Relaxed);
-        let next = lock.newest_era.load(Ordering::Relaxed) + 1;
-        lock.newest_era.store(next, Ordering::Relaxed);
-        lock.era.store(next, Ordering::Relaxed);
-        lock.foreign_guards.store(0, Ordering::Relaxed);
+        let guards = lock.off_home_guards.load(Ordering::Relaxed);
+        let epoch = lock.epoch.load(Ordering::Relaxed);
+        let next = lock.newest_epoch.load(Ordering::Relaxed) + 1;
+        lock.newest_epoch.store(next, Ordering::Relaxed);
+        lock.epoch.store(next, Ordering::Relaxed);
+        lock.off_home_guards.store(0, Ordering::Relaxed);
         for _ in 0..guards {
             // SAFETY: *counted*: this thread has locked it `guards` times. The guards belong to
             // another of the *eras*, and are not dropped before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
-        let _retake = Retake(lock, guards, era);
+        let _retake = Retake(lock, guards, epoch);
         f()
     }
 }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key, Registry};
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::trace::Span;
 
 /// The initial size of a window; one that shrinks below it is closed.
@@ -26,36 +26,36 @@ const SMALLEST: u64 = 4_000;
 
 /// How long busy-polling pays, in nanoseconds. Written by the home thread only.
 #[derive(Default)]
-pub(crate) struct Window(AtomicU64);
+pub(crate) struct PollWindow(AtomicU64);
 
-impl Window {
+impl PollWindow {
     pub(crate) fn ns(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adjusts the window after a wait of `waited` nanoseconds: the source became ready (`came`),
+    /// Adjusts the window after a wait of `waited` nanoseconds: the source became ready (`became_ready`),
     /// or did not.
-    pub(crate) fn learn(&self, waited: u64, came: bool, limit: u64) {
+    pub(crate) fn adjust(&self, waited: u64, became_ready: bool, limit: u64) {
         let window = self.ns();
-        let learnt = if waited > limit {
+        let adjusted = if waited > limit {
             // The wait exceeds the limit, so polling longer could not have paid.
             if window / 2 < SMALLEST { 0 } else { window / 2 }
-        } else if came && waited > window {
+        } else if became_ready && waited > window {
             (window * 2).clamp(SMALLEST.min(limit), limit)
         } else {
             window.min(limit)
         };
-        self.0.store(learnt, Ordering::Relaxed);
+        self.0.store(adjusted, Ordering::Relaxed);
     }
 }
 
 type Look = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Called with the parts of a handle to the poll handler.
-type Handler = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
+type Handler = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 struct Entry {
     is_ready: Look,
-    window: Arc<Window>,
+    window: Arc<PollWindow>,
     /// `None` while the handler runs.
     handler: Option<Handler>,
     /// The owner dropped the handle while the handler ran.
@@ -80,7 +80,7 @@ impl Pollers {
 
     /// Visits the entries whose handler is not running, without holding the lock, until `each`
     /// returns false.
-    fn visit(&self, mut each: impl FnMut(Key, &Look, &Window) -> bool) {
+    fn visit(&self, mut each: impl FnMut(Key, &Look, &PollWindow) -> bool) {
         let mut from = 0;
         while !self.is_empty() {
             let (key, is_ready, window) = {
@@ -117,9 +117,9 @@ impl Pollers {
     }
 
     /// Adjusts each source's window after a wait of `waited`, by whether the source is ready now.
-    pub(crate) fn learn(&self, waited: u64, limit: u64) {
+    pub(crate) fn adjust(&self, waited: u64, limit: u64) {
         self.visit(|_, is_ready, window| {
-            window.learn(waited, is_ready(), limit);
+            window.adjust(waited, is_ready(), limit);
             true
         });
     }
@@ -130,9 +130,9 @@ impl Pollers {
     ///
     /// May enter and poll, through the handlers. A handler that polls is not called recursively
     /// (rule X4).
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         /// Puts the handler back, even after a panic.
-        struct Running<'a>(&'a Shared, Key, Option<Handler>);
+        struct Running<'a>(&'a SharedContext, Key, Option<Handler>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 let pollers = &self.0.pollers;
@@ -160,7 +160,7 @@ impl Pollers {
                 if let Some(handler) = handler {
                     progress = true;
                     let mut running = Running(shared, key, Some(handler));
-                    let _told = shared.traced(Span::PollHandler);
+                    let _span = shared.span(Span::PollHandler);
                     running.2.as_mut().expect("just put there")(shared, key);
                 }
             }
@@ -274,7 +274,7 @@ pub struct PollHandlerInfo {
 /// the source. After the context has ended, a handle does nothing.
 #[must_use = "dropping it removes the handler"]
 pub struct PollHandler {
-    shared: Arc<Shared>,
+    shared: Arc<SharedContext>,
     key: Key,
     /// False for the handle passed to the handler; dropping that one deletes nothing.
     owns: bool,
@@ -324,9 +324,9 @@ mod tests {
 
     const LIMIT: u64 = 100_000;
 
-    fn learnt(steps: &[(u64, bool)]) -> u64 {
-        let window = Window::default();
-        steps.iter().for_each(|&(waited, came)| window.learn(waited, came, LIMIT));
+    fn adjusted(steps: &[(u64, bool)]) -> u64 {
+        let window = PollWindow::default();
+        steps.iter().for_each(|&(waited, became_ready)| window.adjust(waited, became_ready, LIMIT));
         window.ns()
     }
 
@@ -334,16 +334,16 @@ mod tests {
     fn a_window_grows_and_shrinks() {
         // X5: the window grows while longer polling would have paid, up to the limit, and shrinks
         // otherwise
-        assert_eq!(learnt(&[(50_000, true)]), SMALLEST);
-        assert_eq!(learnt(&[(50_000, true); 3]), 4 * SMALLEST);
-        assert_eq!(learnt(&[(50_000, true); 5]), 16 * SMALLEST, "enough is enough");
-        assert_eq!(learnt(&[(99_999, true); 20]), LIMIT, "no more than the limit");
-        assert_eq!(learnt(&[(50_000, false); 5]), 0, "another source came");
+        assert_eq!(adjusted(&[(50_000, true)]), SMALLEST);
+        assert_eq!(adjusted(&[(50_000, true); 3]), 4 * SMALLEST);
+        assert_eq!(adjusted(&[(50_000, true); 5]), 16 * SMALLEST, "enough is enough");
+        assert_eq!(adjusted(&[(99_999, true); 20]), LIMIT, "no more than the limit");
+        assert_eq!(adjusted(&[(50_000, false); 5]), 0, "another source came");
         let mut steps = vec![(50_000, true); 5];
         steps.push((LIMIT + 1, true));
-        assert_eq!(learnt(&steps), 8 * SMALLEST, "too slow");
+        assert_eq!(adjusted(&steps), 8 * SMALLEST, "too slow");
         steps.extend([(LIMIT + 1, false); 4]);
-        assert_eq!(learnt(&steps), 0, "not worth it any more");
+        assert_eq!(adjusted(&steps), 0, "not worth it any more");
     }
 
     #[test]
@@ -355,10 +355,10 @@ mod tests {
             let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {}).unwrap();
             let slow = ctx.poll_handler(|| false, || {}).unwrap();
             let pollers = &ctx.shared.pollers;
-            (0..3).for_each(|_| pollers.learn(20_000, LIMIT));
+            (0..3).for_each(|_| pollers.adjust(20_000, LIMIT));
             assert_eq!((fast.window().as_nanos(), slow.window().as_nanos()), (16_000, 0));
             fast_is_ready.store(false, Ordering::Relaxed);
-            pollers.learn(20_000, LIMIT);
+            pollers.adjust(20_000, LIMIT);
             assert_eq!(fast.window().as_nanos(), 16_000, "nothing came for it: nothing is learnt");
             assert_eq!(pollers.longest(), 16_000);
             drop(fast);

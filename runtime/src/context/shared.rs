@@ -15,35 +15,35 @@ use crate::context::fd_handler::Watches;
 use crate::context::home_thread::HomeThread;
 use crate::context::lock::ContextLock;
 use crate::context::poll_handler::Pollers;
-use crate::context::poll_while::Onlookers;
+use crate::context::poll_while::ContextWaiters;
 use crate::context::source::Source;
 use crate::context::timer::Timers;
-use crate::diagnostics::stall::Beat;
+use crate::diagnostics::stall::Heartbeat;
 use crate::scheduler::Home;
-use crate::scheduler::notify::SleepState;
-use crate::scheduler::remote_queue::{Arrival, Arrivals};
+use crate::scheduler::notify::NotifyState;
+use crate::scheduler::remote_queue::{RemoteEvent, RemoteQueue};
 use crate::sys::clock::Clock;
 use crate::sys::descriptors::{Epoll, EventFd};
 use crate::trace::{Opened, Span, Tracer};
 
 /// The token of the loop's own eventfd in the epoll set.
-pub(crate) const KICK_TOKEN: u64 = u64::MAX;
+pub(crate) const NOTIFY_TOKEN: u64 = u64::MAX;
 
-pub(crate) struct Shared {
+pub(crate) struct SharedContext {
     pub(crate) thread: HomeThread,
     /// The clock used by timers.
     pub(crate) clock: Clock,
     /// Counted by the loop, for the stall watcher.
-    pub(crate) beat: Beat,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) lock: ContextLock,
-    pub(crate) sleep: SleepState,
+    pub(crate) sleep: NotifyState,
     pub(crate) epoll: Epoll,
     kick: EventFd,
-    pub(crate) arrivals: Arrivals,
+    pub(crate) arrivals: RemoteQueue,
     pub(crate) bottom_halves: BottomHalves,
     pub(crate) watches: Watches,
     pub(crate) timers: Timers,
-    pub(crate) onlookers: Onlookers,
+    pub(crate) waiters: ContextWaiters,
     pub(crate) pollers: Pollers,
     /// How long the loop may busy-poll before it sleeps, in nanoseconds.
     pub(crate) poll_limit: AtomicU64,
@@ -56,26 +56,26 @@ pub(crate) struct Shared {
     pub(crate) tracer: Option<Tracer>,
 }
 
-impl Shared {
+impl SharedContext {
     /// Creates the context of the calling thread.
-    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
+    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<SharedContext>> {
         let epoll = Epoll::new()?;
         let kick = EventFd::new()?;
         // Edge-triggered, so the counter is never read.
-        epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
-        Ok(Arc::new(Shared {
+        epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, NOTIFY_TOKEN)?;
+        Ok(Arc::new(SharedContext {
             thread: HomeThread::here(),
             clock,
-            beat: Beat::default(),
+            heartbeat: Heartbeat::default(),
             lock: ContextLock::default(),
-            sleep: SleepState::new(),
+            sleep: NotifyState::new(),
             epoll,
             kick,
-            arrivals: Arrivals::new(),
+            arrivals: RemoteQueue::new(),
             bottom_halves: BottomHalves::default(),
             watches: Watches::default(),
             timers: Timers::default(),
-            onlookers: Onlookers::default(),
+            waiters: ContextWaiters::default(),
             pollers: Pollers::default(),
             poll_limit: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
@@ -99,7 +99,7 @@ impl Shared {
     /// Opens a span in the event log; it closes when the value is dropped.
     #[inline]
     #[track_caller]
-    pub(crate) fn traced(&self, span: Span) -> Option<Opened<'_>> {
+    pub(crate) fn span(&self, span: Span) -> Option<Opened<'_>> {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 
@@ -130,7 +130,7 @@ impl Shared {
     /// Called when an iteration finds the kick among the events of epoll. If that is an iteration
     /// of another thread, the loop may have missed the kick, since an edge is reported once; so it
     /// is sent again.
-    pub(crate) fn hand_kick_on(&self) {
+    pub(crate) fn forward_notify(&self) {
         if self.sleep.is_kicked() {
             self.kick.signal();
         }
@@ -139,7 +139,7 @@ impl Shared {
     /// Calls `begin` on the home thread, in the loop's next iteration; drops it if the context has
     /// ended.
     pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
-        match self.arrivals.push(Arrival::Begin(begin)) {
+        match self.arrivals.push(RemoteEvent::Run(begin)) {
             Ok(()) => self.wake_loop(),
             Err(refused) => drop(refused),
         }

@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::context::lock::HomeGuard;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Home;
 use crate::sys::fork;
 use crate::task::coroutine::Coroutine;
@@ -113,7 +113,7 @@ pub trait Source: IntoAny {
 /// that context, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct LoopToken<'l> {
-    shared: &'l Shared,
+    shared: &'l SharedContext,
     home: Option<&'l Home>,
     _not_send: PhantomData<*const ()>,
 }
@@ -126,7 +126,7 @@ impl<'l> LoopToken<'l> {
     }
 
     /// Creates the token of a poll by another thread, which holds the lock.
-    pub(crate) fn elsewhere(shared: &'l Shared) -> LoopToken<'l> {
+    pub(crate) fn elsewhere(shared: &'l SharedContext) -> LoopToken<'l> {
         LoopToken { shared, home: None, _not_send: PhantomData }
     }
 
@@ -153,7 +153,7 @@ impl std::fmt::Debug for LoopToken<'_> {
 /// Created only by that loop, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct HomeToken<'l> {
-    shared: &'l Shared,
+    shared: &'l SharedContext,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -410,7 +410,7 @@ impl<'h> AtHome<'h> {
     #[track_caller]
     pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>, cancelled: impl Fn() -> Option<R>) -> Option<R> {
         let mut found = look();
-        while found.is_none() && self.home.suspend_if_possible(Waiting::Io) {
+        while found.is_none() && self.home.suspend_if_possible(WaitReason::Io) {
             found = look();
             if found.is_none() && self.home.running().is_some_and(|block| self.home.is_cancelled(block)) {
                 found = cancelled();

@@ -23,12 +23,12 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key, Registry};
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::task::waker::Token;
 use crate::trace::Span;
 
 /// Called with the parts of a handle to the timer.
-type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
+type Callback = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 /// What to do at the deadline.
 pub(crate) enum Action {
@@ -190,9 +190,9 @@ impl Timers {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         /// Puts the callback back, even after a panic.
-        struct Running<'a>(&'a Shared, Key, Option<Callback>);
+        struct Running<'a>(&'a SharedContext, Key, Option<Callback>);
         impl Drop for Running<'_> {
             fn drop(&mut self) {
                 if let Some(callback) = self.2.take() {
@@ -204,7 +204,7 @@ impl Timers {
                 }
             }
         }
-        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         if self.armed.load(Ordering::Relaxed) == 0 {
             return false;
@@ -221,7 +221,7 @@ impl Timers {
             };
             let Some((key, action)) = next else { return progress };
             progress = true;
-            let _told = shared.traced(Span::Timer);
+            let _span = shared.span(Span::Timer);
             match action {
                 Action::Callback(callback) => {
                     let mut running = Running(shared, key, Some(callback));
@@ -257,7 +257,7 @@ impl Timers {
     /// without user code, which work even while the context ends and coroutines that it unwinds
     /// sleep on the thread's own stack.
     #[track_caller]
-    pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<Shared>) -> Timer {
+    pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<SharedContext>) -> Timer {
         debug_assert!(!matches!(action, Action::Callback(_)));
         let key = self.table.lock().entries.insert_always(Entry::new(action, deadline, Location::caller()));
         let timer = Timer { shared: Arc::clone(shared), key, owns: true };
@@ -391,7 +391,7 @@ pub struct TimerInfo {
 #[doc(alias = "QEMUTimer")]
 #[must_use = "dropping it deletes the timer"]
 pub struct Timer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedContext>,
     key: Key,
     /// False for the handle passed to the callback; dropping that one deletes nothing.
     owns: bool,

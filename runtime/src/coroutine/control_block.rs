@@ -20,21 +20,21 @@ use corosensei::Yielder;
 use parking_lot::Mutex;
 
 use crate::coroutine::stack::{RunningStack, StackLease};
-use crate::coroutine::state_word::{Claim, Ticket};
-use crate::coroutine::wait_reason::{Limit, Waiting};
+use crate::coroutine::state_word::{ScheduleOutcome, StateWord};
+use crate::coroutine::wait_reason::{Deadline, WaitReason};
 
 /// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resume {
     /// Continue.
-    Go,
+    Continue,
     /// Unwind: the context ends, or the scope does.
     Unwind,
     /// Store a backtrace and continue to wait (rule C13).
-    Trace,
+    Backtrace,
 }
 
-pub(crate) type Machine = corosensei::Coroutine<Resume, (), (), RunningStack>;
+pub(crate) type RawCoroutine = corosensei::Coroutine<Resume, (), (), RunningStack>;
 
 /// The life of a coroutine, top to bottom.
 ///
@@ -57,53 +57,53 @@ pub(crate) enum State {
 /// The identity of a coroutine: a control block and the coroutine's generation.
 ///
 /// Any thread may hold one. Only the home thread may use more of the block than
-/// [`CoroutineId::is_live`].
+/// [`BlockRef::is_live`].
 #[derive(Clone, Copy)]
-pub(crate) struct CoroutineId {
-    pub(crate) block: &'static Control,
+pub(crate) struct BlockRef {
+    pub(crate) block: &'static ControlBlock,
     pub(crate) generation: u64,
 }
 
-impl CoroutineId {
+impl BlockRef {
     /// Returns whether the coroutine has not ended, or has ended with a result that was not fetched
     /// yet.
     #[inline]
     pub(crate) fn is_live(self) -> bool {
-        self.block.ticket.generation() == self.generation
+        self.block.word.generation() == self.generation
     }
 }
 
-impl PartialEq for CoroutineId {
-    fn eq(&self, other: &CoroutineId) -> bool {
+impl PartialEq for BlockRef {
+    fn eq(&self, other: &BlockRef) -> bool {
         ptr::eq(self.block, other.block) && self.generation == other.generation
     }
 }
 
-impl Eq for CoroutineId {}
+impl Eq for BlockRef {}
 
 /// A control block. The module docs explain why it is shared and never freed.
 ///
-/// The order of the fields, here and in [`Own`], is fixed: the data that a switch touches lies in
+/// The order of the fields, here and in [`LocalState`], is fixed: the data that a switch touches lies in
 /// the first 128 bytes, two cache lines, which are cold after I/O.
 #[repr(C, align(128))]
-pub(crate) struct Control {
-    pub(crate) ticket: Ticket,
+pub(crate) struct ControlBlock {
+    pub(crate) word: StateWord,
     /// The number of the context that holds the block.
     context: AtomicUsize,
     /// The rest is used by the home thread only (*home's own*).
-    own: Own,
+    local: LocalState,
     /// The location where it was last scheduled, for errors about a second enter or schedule.
     scheduled_at: AtomicPtr<Location<'static>>,
 }
 
-// SAFETY: *home's own*: `ticket`, `scheduled_at` and `context` are atomic. `own` is reached through
-// `Control::own` only, by the thread whose context holds the block; blocks pass between contexts
+// SAFETY: *home's own*: `word`, `scheduled_at` and `context` are atomic. `local` is reached through
+// `ControlBlock::local` only, by the thread whose context holds the block; blocks pass between contexts
 // under `SPARE`'s lock.
-unsafe impl Sync for Control {}
+unsafe impl Sync for ControlBlock {}
 
 /// The part of a control block that only the home thread reads and writes.
 #[repr(C)]
-pub(crate) struct Own {
+pub(crate) struct LocalState {
     pub(crate) state: Cell<State>,
     /// Woken while it was entered: becomes ready as soon as it suspends (rule W3).
     pub(crate) woken: Cell<bool>,
@@ -118,20 +118,20 @@ pub(crate) struct Own {
     /// How often the coroutine caught the unwinding and tried to wait again.
     pub(crate) swallowed: Cell<u16>,
     /// The next block on the same list.
-    pub(crate) next: Cell<Option<&'static Control>>,
+    pub(crate) next: Cell<Option<&'static ControlBlock>>,
     /// The innermost timeout that encloses the running code.
-    pub(crate) limits: Cell<*const Limit>,
+    pub(crate) deadlines: Cell<*const Deadline>,
     pub(crate) yielder: Cell<*const Yielder<Resume, ()>>,
-    pub(crate) machine: UnsafeCell<MaybeUninit<Machine>>,
+    pub(crate) raw: UnsafeCell<MaybeUninit<RawCoroutine>>,
     /// Where it last suspended, what it waits for, and since when, in milliseconds of the loop's
     /// clock.
     pub(crate) suspended_at: Cell<&'static Location<'static>>,
-    pub(crate) waiting: Cell<Waiting>,
+    pub(crate) wait_reason: Cell<WaitReason>,
     pub(crate) since: Cell<u32>,
     /// The number of shields that mask cancellation.
     pub(crate) shields: Cell<u32>,
     pub(crate) lease: Cell<Option<StackLease>>,
-    pub(crate) packet: Cell<Option<Packet>>,
+    pub(crate) result: Cell<Option<ResultSlot>>,
     pub(crate) joiner: Cell<Option<Joiner>>,
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
     pub(crate) serial: Cell<u64>,
@@ -140,11 +140,11 @@ pub(crate) struct Own {
 
 /// The part of a block that a switch touches. AddressSanitizer makes a stack lease larger.
 #[cfg(not(feature = "sanitizer"))]
-const _: () = assert!(std::mem::offset_of!(Control, own) + std::mem::offset_of!(Own, lease) <= 128);
+const _: () = assert!(std::mem::offset_of!(ControlBlock, local) + std::mem::offset_of!(LocalState, lease) <= 128);
 
 /// The party that waits for a coroutine's end.
 pub(crate) enum Joiner {
-    Coroutine(CoroutineId),
+    Coroutine(BlockRef),
     /// The task that polls the join handle as a future.
     Task(std::task::Waker),
 }
@@ -152,21 +152,21 @@ pub(crate) enum Joiner {
 /// A type-erased pointer to a coroutine's outcome, which lies at the top of the coroutine's own
 /// stack.
 #[derive(Clone, Copy)]
-pub(crate) struct Packet {
+pub(crate) struct ResultSlot {
     pub(crate) place: *mut u8,
     /// Takes the outcome: returns the panic payload, or drops the value.
     pub(crate) payload: unsafe fn(*mut u8) -> Option<Box<dyn std::any::Any + Send>>,
 }
 
-impl Control {
+impl ControlBlock {
     #[track_caller]
-    fn new() -> Control {
+    fn new() -> ControlBlock {
         let here = Location::caller();
-        Control {
-            ticket: Ticket::new(),
+        ControlBlock {
+            word: StateWord::new(),
             scheduled_at: AtomicPtr::new(ptr::from_ref(here).cast_mut()),
             context: AtomicUsize::new(0),
-            own: Own {
+            local: LocalState {
                 state: Cell::new(State::Free),
                 woken: Cell::new(false),
                 unwinding: Cell::new(false),
@@ -175,18 +175,18 @@ impl Control {
                 propagates: Cell::new(false),
                 measured: Cell::new(false),
                 next: Cell::new(None),
-                machine: UnsafeCell::new(MaybeUninit::uninit()),
+                raw: UnsafeCell::new(MaybeUninit::uninit()),
                 yielder: Cell::new(ptr::null()),
                 lease: Cell::new(None),
-                packet: Cell::new(None),
+                result: Cell::new(None),
                 joiner: Cell::new(None),
                 name: RefCell::new(None),
                 serial: Cell::new(0),
                 created_at: Cell::new(here),
                 suspended_at: Cell::new(here),
-                waiting: Cell::new(Waiting::Enter),
+                wait_reason: Cell::new(WaitReason::Enter),
                 since: Cell::new(0),
-                limits: Cell::new(ptr::null()),
+                deadlines: Cell::new(ptr::null()),
                 shields: Cell::new(0),
             },
         }
@@ -198,13 +198,13 @@ impl Control {
     ///
     /// *home's own*: the caller runs on the thread whose context holds this block.
     #[inline]
-    pub(crate) unsafe fn own(&self) -> &Own {
-        &self.own
+    pub(crate) unsafe fn local(&self) -> &LocalState {
+        &self.local
     }
 
     #[inline]
-    pub(crate) fn id(&'static self) -> CoroutineId {
-        CoroutineId { block: self, generation: self.ticket.generation() }
+    pub(crate) fn id(&'static self) -> BlockRef {
+        BlockRef { block: self, generation: self.word.generation() }
     }
 
     /// Returns the number of the context that holds the block. Callable from any thread: a hint
@@ -221,9 +221,9 @@ impl Control {
 
     /// Marks this generation as scheduled, at most once, and records the location. Callable from
     /// any thread.
-    pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> Claim {
-        let claim = self.ticket.claim(generation);
-        if claim == Claim::Mine {
+    pub(crate) fn schedule(&self, generation: u64, here: &'static Location<'static>) -> ScheduleOutcome {
+        let claim = self.word.claim(generation);
+        if claim == ScheduleOutcome::Claimed {
             self.set_scheduled_at(here);
         }
         claim
@@ -243,7 +243,7 @@ impl Control {
     }
 }
 
-impl Own {
+impl LocalState {
     /// Returns the name for messages. The name is read when the label is formatted, so format it
     /// immediately, and not into a writer that could end the coroutine.
     pub(crate) fn label(&self) -> Label<'_> {
@@ -254,12 +254,12 @@ impl Own {
 /// Four cache lines: a suspended coroutine costs little more than the page of its stack (rule
 /// C12).
 #[cfg(not(feature = "sanitizer"))]
-const _: () = assert!(size_of::<Control>() <= 256);
+const _: () = assert!(size_of::<ControlBlock>() <= 256);
 
 /// A coroutine's name as messages show it: `'A'`, or `#17`. Formatting allocates nothing and does
 /// not write to the block: several threads may format concurrently while the home thread is stopped
 /// or asleep.
-pub(crate) struct Label<'a>(&'a Own);
+pub(crate) struct Label<'a>(&'a LocalState);
 
 impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -278,7 +278,7 @@ const BLOCKS: usize = 64;
 
 /// The unit in which blocks are allocated.
 struct Chunk {
-    blocks: [Control; BLOCKS],
+    blocks: [ControlBlock; BLOCKS],
     /// The chunk allocated before this one.
     next: AtomicPtr<Chunk>,
     /// The next chunk of the same context, or the next spare one. Relaxed: written by the context's
@@ -304,8 +304,8 @@ impl Chunk {
         let place = chunk.as_mut_ptr();
         // SAFETY: each field is written once, in memory that is owned here.
         let chunk = unsafe {
-            let first = (&raw mut (*place).blocks).cast::<Control>();
-            (0..BLOCKS).for_each(|index| first.add(index).write(Control::new()));
+            let first = (&raw mut (*place).blocks).cast::<ControlBlock>();
+            (0..BLOCKS).for_each(|index| first.add(index).write(ControlBlock::new()));
             (&raw mut (*place).next).write(AtomicPtr::new(ptr::null_mut()));
             (&raw mut (*place).beside).write(AtomicPtr::new(ptr::null_mut()));
             chunk.assume_init_ref()
@@ -324,7 +324,7 @@ impl Chunk {
 }
 
 /// All chunks ever allocated, newest first. No code here reads the list: `gdb/coralio.py` uses it
-/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and `Control` by
+/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and `ControlBlock` by
 /// the names of their fields.
 #[used]
 static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
@@ -336,33 +336,33 @@ static SPARE: Mutex<Option<&'static Chunk>> = Mutex::new(None);
 ///
 /// The head of the chunk list is one word, so it changes atomically: a thread that stops this one
 /// always finds a consistent list.
-pub(crate) struct Blocks {
+pub(crate) struct BlockPool {
     newest: Cell<Option<&'static Chunk>>,
-    free: Cell<Option<&'static Control>>,
+    free: Cell<Option<&'static ControlBlock>>,
 }
 
-impl Blocks {
-    pub(crate) fn new() -> Blocks {
-        Blocks { newest: Cell::new(None), free: Cell::new(None) }
+impl BlockPool {
+    pub(crate) fn new() -> BlockPool {
+        BlockPool { newest: Cell::new(None), free: Cell::new(None) }
     }
 
     /// Takes a block off the free list.
     #[inline]
-    pub(crate) fn take(&self) -> &'static Control {
+    pub(crate) fn take(&self) -> &'static ControlBlock {
         if self.free.get().is_none() {
             self.grow();
         }
         let block = self.free.get().expect("grow puts blocks on the free list");
         // SAFETY: *home's own*: blocks on this list are held by this context.
-        self.free.set(unsafe { block.own() }.next.take());
+        self.free.set(unsafe { block.local() }.next.take());
         block
     }
 
     /// Puts a block, whose generation was retired, back on the free list.
     #[inline]
-    pub(crate) fn give_back(&self, block: &'static Control) {
+    pub(crate) fn give_back(&self, block: &'static ControlBlock) {
         // SAFETY: *home's own*: the block came from `take`.
-        unsafe { block.own() }.next.set(self.free.replace(Some(block)));
+        unsafe { block.local() }.next.set(self.free.replace(Some(block)));
     }
 
     #[cold]
@@ -384,12 +384,12 @@ impl Blocks {
     }
 
     /// Returns all blocks, free ones included. Allocates nothing and only reads, like [`Label`].
-    pub(crate) fn all(&self) -> impl Iterator<Item = &'static Control> + use<> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'static ControlBlock> + use<> {
         std::iter::successors(self.newest.get(), |chunk| chunk.beside()).flat_map(|chunk| chunk.blocks.iter())
     }
 }
 
-impl Drop for Blocks {
+impl Drop for BlockPool {
     fn drop(&mut self) {
         let Some(oldest) = std::iter::successors(self.newest.get(), |chunk| chunk.beside()).last() else { return };
         let mut first = SPARE.lock();
@@ -400,14 +400,14 @@ impl Drop for Blocks {
 
 /// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates
 /// nothing, and a block is on at most one list. Used by the home thread only.
-pub(crate) struct ControlList {
-    head: Cell<Option<&'static Control>>,
-    tail: Cell<Option<&'static Control>>,
+pub(crate) struct RunQueue {
+    head: Cell<Option<&'static ControlBlock>>,
+    tail: Cell<Option<&'static ControlBlock>>,
 }
 
-impl ControlList {
-    pub(crate) const fn new() -> ControlList {
-        ControlList { head: Cell::new(None), tail: Cell::new(None) }
+impl RunQueue {
+    pub(crate) const fn new() -> RunQueue {
+        RunQueue { head: Cell::new(None), tail: Cell::new(None) }
     }
 
     #[inline]
@@ -416,22 +416,22 @@ impl ControlList {
     }
 
     #[inline]
-    pub(crate) fn push(&self, block: &'static Control) {
+    pub(crate) fn push(&self, block: &'static ControlBlock) {
         // SAFETY: *home's own*: lists belong to the home thread, which pushes only its own blocks.
-        let own = unsafe { block.own() };
-        debug_assert!(own.next.get().is_none());
+        let local = unsafe { block.local() };
+        debug_assert!(local.next.get().is_none());
         match self.tail.replace(Some(block)) {
             // SAFETY: as above.
-            Some(last) => unsafe { last.own() }.next.set(Some(block)),
+            Some(last) => unsafe { last.local() }.next.set(Some(block)),
             None => self.head.set(Some(block)),
         }
     }
 
     #[inline]
-    pub(crate) fn pop(&self) -> Option<&'static Control> {
+    pub(crate) fn pop(&self) -> Option<&'static ControlBlock> {
         let block = self.head.get()?;
         // SAFETY: *home's own*, as in `push`.
-        let next = unsafe { block.own() }.next.take();
+        let next = unsafe { block.local() }.next.take();
         self.head.set(next);
         if next.is_none() {
             self.tail.set(None);
@@ -440,18 +440,18 @@ impl ControlList {
     }
 
     /// Removes `block` from any position. Returns whether it was on this list.
-    pub(crate) fn remove(&self, block: &'static Control) -> bool {
-        let mut before: Option<&'static Control> = None;
+    pub(crate) fn remove(&self, block: &'static ControlBlock) -> bool {
+        let mut before: Option<&'static ControlBlock> = None;
         let mut next = self.head.get();
         while let Some(here) = next {
             // SAFETY: *home's own*, as in `push`.
-            let own = unsafe { here.own() };
-            next = own.next.get();
+            let local = unsafe { here.local() };
+            next = local.next.get();
             if ptr::eq(here, block) {
-                own.next.set(None);
+                local.next.set(None);
                 match before {
                     // SAFETY: as above.
-                    Some(before) => unsafe { before.own() }.next.set(next),
+                    Some(before) => unsafe { before.local() }.next.set(next),
                     None => self.head.set(next),
                 }
                 if next.is_none() {
@@ -466,12 +466,12 @@ impl ControlList {
 
     /// Moves all blocks of `other` to the end of this list.
     #[inline]
-    pub(crate) fn append(&self, other: &ControlList) {
+    pub(crate) fn append(&self, other: &RunQueue) {
         let Some(first) = other.head.take() else { return };
         let last = other.tail.take();
         match self.tail.replace(last) {
             // SAFETY: *home's own*, as in `push`.
-            Some(before) => unsafe { before.own() }.next.set(Some(first)),
+            Some(before) => unsafe { before.local() }.next.set(Some(first)),
             None => self.head.set(Some(first)),
         }
     }

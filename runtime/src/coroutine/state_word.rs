@@ -23,22 +23,22 @@ const CANCELLED: u64 = 2;
 const SHIFT: u32 = 2;
 
 /// The generation, and two requests that any thread may make: run, and end soon.
-pub(crate) struct Ticket(AtomicU64);
+pub(crate) struct StateWord(AtomicU64);
 
-/// The result of [`Ticket::claim`].
+/// The result of [`StateWord::claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Claim {
+pub(crate) enum ScheduleOutcome {
     /// The caller must put the coroutine on the list.
-    Mine,
+    Claimed,
     /// Already scheduled, and has not run since.
-    Taken,
+    AlreadyScheduled,
     /// This generation has ended.
-    Ended,
+    Stale,
 }
 
-impl Ticket {
-    pub(crate) fn new() -> Ticket {
-        Ticket(AtomicU64::new(1 << SHIFT))
+impl StateWord {
+    pub(crate) fn new() -> StateWord {
+        StateWord(AtomicU64::new(1 << SHIFT))
     }
 
     /// Returns the live generation, or the next one to live.
@@ -49,11 +49,11 @@ impl Ticket {
     }
 
     /// Marks this generation as scheduled, at most once. Callable from any thread.
-    pub(crate) fn claim(&self, generation: u64) -> Claim {
+    pub(crate) fn claim(&self, generation: u64) -> ScheduleOutcome {
         match self.mark(generation, SCHEDULED) {
-            None => Claim::Ended,
-            Some(before) if before & SCHEDULED != 0 => Claim::Taken,
-            Some(_) => Claim::Mine,
+            None => ScheduleOutcome::Stale,
+            Some(before) if before & SCHEDULED != 0 => ScheduleOutcome::AlreadyScheduled,
+            Some(_) => ScheduleOutcome::Claimed,
         }
     }
 

@@ -14,23 +14,23 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::time::Instant;
 use std::{fmt, ptr};
 
-use crate::coroutine::control_block::{Control, CoroutineId, State};
+use crate::coroutine::control_block::{BlockRef, ControlBlock, State};
 use crate::coroutine::error::Cancelled;
 use crate::scheduler::Home;
 
 /// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.
 #[derive(Clone, Copy, Default)]
-pub(crate) enum Waiting {
+pub(crate) enum WaitReason {
     /// An enter or a wake: a bare `suspend`.
     #[default]
     Enter,
     /// Its turn: `yield_now`.
     Turn,
-    Join(&'static Control),
-    CoMutex(*const Holder),
-    Read(*const Holder),
-    Write(*const Holder),
-    Upgrade(*const Holder),
+    Join(&'static ControlBlock),
+    CoMutex(*const LockOwner),
+    Read(*const LockOwner),
+    Write(*const LockOwner),
+    Upgrade(*const LockOwner),
     CoQueue(usize),
     Semaphore(usize),
     Send(usize),
@@ -44,11 +44,14 @@ pub(crate) enum Waiting {
     Scope,
 }
 
-impl Waiting {
+impl WaitReason {
     /// Returns the owner record, if the wait is for a lock.
-    fn holder(&self) -> Option<&Holder> {
+    fn owner(&self) -> Option<&LockOwner> {
         match *self {
-            Waiting::CoMutex(holder) | Waiting::Read(holder) | Waiting::Write(holder) | Waiting::Upgrade(holder) => {
+            WaitReason::CoMutex(holder)
+            | WaitReason::Read(holder)
+            | WaitReason::Write(holder)
+            | WaitReason::Upgrade(holder) => {
                 // SAFETY: *noted while it waits*: the lock is borrowed by the wait that recorded
                 // it, and the record is read at home, while the coroutine is suspended in that
                 // wait.
@@ -59,22 +62,22 @@ impl Waiting {
     }
 }
 
-impl CoroutineId {
+impl BlockRef {
     /// Returns whether the coroutine has ended, as seen from `home`'s thread.
     fn has_ended(self, home: &Home) -> bool {
         !self.is_live()
-            || self.block.context() == home.shared.id() && home.own(self.block).state.get() == State::Finished
+            || self.block.context() == home.shared.id() && home.local(self.block).state.get() == State::Finished
     }
 }
 
 /// The party that could end a wait.
-pub(crate) enum Giver {
+pub(crate) enum WakeSource {
     /// The kernel, or the clock.
     Event,
     /// A holder of a handle to the coroutine.
     Handle,
     /// This coroutine, the lock's owner or the one joined.
-    Coroutine(&'static Control),
+    Coroutine(&'static ControlBlock),
     /// No coroutine: the lock's owner has ended.
     Nobody,
     /// Some coroutine of this context.
@@ -83,28 +86,32 @@ pub(crate) enum Giver {
     Anyone,
 }
 
-impl Waiting {
+impl WaitReason {
     /// Returns the party that could end the wait. `home` is the home of the waiting coroutine.
-    pub(crate) fn giver(self, home: &Home) -> Giver {
+    pub(crate) fn wake_source(self, home: &Home) -> WakeSource {
         match self {
-            Waiting::Turn | Waiting::Sleep | Waiting::Readable(_) | Waiting::Writable(_) | Waiting::Io => Giver::Event,
-            Waiting::Enter => Giver::Handle,
-            Waiting::Join(block) => Giver::Coroutine(block),
-            Waiting::Scope => Giver::Others,
-            Waiting::CoMutex(_) | Waiting::Read(_) | Waiting::Write(_) | Waiting::Upgrade(_) => {
-                match self.holder().and_then(Holder::get).and_then(|taken| taken.holder) {
-                    None => Giver::Anyone,
-                    Some(holder) if holder.has_ended(home) => Giver::Nobody,
-                    Some(holder) if holder.block.context() != home.shared.id() => Giver::Event,
-                    Some(holder) => Giver::Coroutine(holder.block),
+            WaitReason::Turn
+            | WaitReason::Sleep
+            | WaitReason::Readable(_)
+            | WaitReason::Writable(_)
+            | WaitReason::Io => WakeSource::Event,
+            WaitReason::Enter => WakeSource::Handle,
+            WaitReason::Join(block) => WakeSource::Coroutine(block),
+            WaitReason::Scope => WakeSource::Others,
+            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => {
+                match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
+                    None => WakeSource::Anyone,
+                    Some(holder) if holder.has_ended(home) => WakeSource::Nobody,
+                    Some(holder) if holder.block.context() != home.shared.id() => WakeSource::Event,
+                    Some(holder) => WakeSource::Coroutine(holder.block),
                 }
             }
-            Waiting::CoQueue(_)
-            | Waiting::Semaphore(_)
-            | Waiting::Send(_)
-            | Waiting::Receive(_)
-            | Waiting::OneShot(_)
-            | Waiting::Future => Giver::Anyone,
+            WaitReason::CoQueue(_)
+            | WaitReason::Semaphore(_)
+            | WaitReason::Send(_)
+            | WaitReason::Receive(_)
+            | WaitReason::OneShot(_)
+            | WaitReason::Future => WakeSource::Anyone,
         }
     }
 
@@ -113,55 +120,60 @@ impl Waiting {
     pub(crate) fn keeps_waker(self) -> bool {
         !matches!(
             self,
-            Waiting::Enter | Waiting::Turn | Waiting::Join(_) | Waiting::Sleep | Waiting::Io | Waiting::Scope
+            WaitReason::Enter
+                | WaitReason::Turn
+                | WaitReason::Join(_)
+                | WaitReason::Sleep
+                | WaitReason::Io
+                | WaitReason::Scope
         )
     }
 }
 
 /// A wait, formatted for messages.
-pub(crate) struct Told<'a>(&'a Home, Waiting);
+pub(crate) struct DisplayWait<'a>(&'a Home, WaitReason);
 
-impl Waiting {
+impl WaitReason {
     /// Formats the wait. `home` is the home of the waiting coroutine.
-    pub(crate) fn told_by(self, home: &Home) -> Told<'_> {
-        Told(home, self)
+    pub(crate) fn display(self, home: &Home) -> DisplayWait<'_> {
+        DisplayWait(home, self)
     }
 }
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for DisplayWait<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Told(home, waiting) = *self;
-        match waiting {
-            Waiting::Enter => f.write_str("an enter or a wake"),
-            Waiting::Turn => f.write_str("its turn"),
-            Waiting::Join(block) => write!(f, "the end of {}", home.own(block).label()),
-            Waiting::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
-            Waiting::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
-            Waiting::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
-            Waiting::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
-            Waiting::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
-            Waiting::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
-            Waiting::Send(channel) => write!(f, "room in channel {channel:#x}"),
-            Waiting::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
-            Waiting::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
-            Waiting::Sleep => f.write_str("the end of its sleep"),
-            Waiting::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
-            Waiting::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
-            Waiting::Io => f.write_str("I/O"),
-            Waiting::Future => f.write_str("a future"),
-            Waiting::Scope => f.write_str("the coroutines of its scope"),
+        let DisplayWait(home, reason) = *self;
+        match reason {
+            WaitReason::Enter => f.write_str("an enter or a wake"),
+            WaitReason::Turn => f.write_str("its turn"),
+            WaitReason::Join(block) => write!(f, "the end of {}", home.local(block).label()),
+            WaitReason::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
+            WaitReason::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
+            WaitReason::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
+            WaitReason::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
+            WaitReason::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
+            WaitReason::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
+            WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
+            WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
+            WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            WaitReason::Sleep => f.write_str("the end of its sleep"),
+            WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
+            WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
+            WaitReason::Io => f.write_str("I/O"),
+            WaitReason::Future => f.write_str("a future"),
+            WaitReason::Scope => f.write_str("the coroutines of its scope"),
         }?;
-        let Some(taken) = waiting.holder().and_then(Holder::get) else { return Ok(()) };
+        let Some(owner) = reason.owner().and_then(LockOwner::get) else { return Ok(()) };
         f.write_str(", held by ")?;
-        match taken.holder {
+        match owner.holder {
             None => f.write_str("a thread")?,
             Some(holder) if holder.has_ended(home) => f.write_str("a finished coroutine")?,
             Some(holder) if holder.block.context() != home.shared.id() => {
                 f.write_str("a coroutine of another context")?
             }
-            Some(holder) => write!(f, "{}", home.own(holder.block).label())?,
+            Some(holder) => write!(f, "{}", home.local(holder.block).label())?,
         }
-        write!(f, " since {}", taken.at)
+        write!(f, " since {}", owner.at)
     }
 }
 
@@ -172,24 +184,24 @@ impl fmt::Display for Told<'_> {
 /// Yields.
 #[inline]
 #[track_caller]
-pub(crate) fn suspend_for(waiting: Waiting) {
-    Home::expect("suspending a coroutine").suspend_for(waiting);
+pub(crate) fn suspend_for(reason: WaitReason) {
+    Home::expect("suspending a coroutine").suspend_for(reason);
 }
 
 /// The owner of a lock, and where the lock was taken. For messages, and to detect a coroutine that
 /// would wait for itself. Relaxed: a coroutine sees its own writes, and nothing depends on seeing
 /// the writes of others.
 #[derive(Default)]
-pub(crate) struct Holder {
-    block: AtomicPtr<Control>,
+pub(crate) struct LockOwner {
+    block: AtomicPtr<ControlBlock>,
     /// Needed because a block serves one coroutine after another.
     generation: AtomicU64,
     at: AtomicPtr<Location<'static>>,
 }
 
-impl Holder {
-    pub(crate) const fn new() -> Holder {
-        Holder {
+impl LockOwner {
+    pub(crate) const fn new() -> LockOwner {
+        LockOwner {
             block: AtomicPtr::new(ptr::null_mut()),
             generation: AtomicU64::new(0),
             at: AtomicPtr::new(ptr::null_mut()),
@@ -199,10 +211,10 @@ impl Holder {
     /// Records that the running coroutine or thread took the lock.
     #[inline]
     #[track_caller]
-    pub(crate) fn note(&self) {
+    pub(crate) fn record(&self) {
         if let Some(block) = Home::current().and_then(Home::running) {
             self.block.store(ptr::from_ref(block).cast_mut(), Ordering::Relaxed);
-            self.generation.store(block.ticket.generation(), Ordering::Relaxed);
+            self.generation.store(block.word.generation(), Ordering::Relaxed);
         }
         self.at.store(ptr::from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
     }
@@ -216,42 +228,42 @@ impl Holder {
 
     /// Panics if the running coroutine owns the lock: it would wait for itself (rule S6).
     #[track_caller]
-    pub(crate) fn refuse_self(&self, what: &str) {
-        let (Some(home), Some(taken)) = (Home::current(), self.get()) else { return };
-        let (Some(running), Some(holder)) = (home.running(), taken.holder) else { return };
+    pub(crate) fn panic_if_self(&self, what: &str) {
+        let (Some(home), Some(owner)) = (Home::current(), self.get()) else { return };
+        let (Some(running), Some(holder)) = (home.running(), owner.holder) else { return };
         if running.id() == holder {
             panic!(
                 "{} locks a {what} that it already holds, taken at {}: it would wait for itself; drop the guard first",
-                home.own(running).label(),
-                taken.at
+                home.local(running).label(),
+                owner.at
             );
         }
     }
 
-    fn get(&self) -> Option<Taken> {
+    fn get(&self) -> Option<OwnerSnapshot> {
         // SAFETY: both pointers come from &'static references, and control blocks are type-stable.
         unsafe {
             let at = self.at.load(Ordering::Relaxed).as_ref()?;
             let generation = self.generation.load(Ordering::Relaxed);
             let block = self.block.load(Ordering::Relaxed).as_ref();
-            Some(Taken { holder: block.map(|block| CoroutineId { block, generation }), at })
+            Some(OwnerSnapshot { holder: block.map(|block| BlockRef { block, generation }), at })
         }
     }
 }
 
-struct Taken {
+struct OwnerSnapshot {
     /// `None`: taken on a thread's own stack, or in the loop.
-    holder: Option<CoroutineId>,
+    holder: Option<BlockRef>,
     at: &'static Location<'static>,
 }
 
 /// An active [`timeout`](crate::timeout). It lies on the stack of its coroutine; no other coroutine
 /// touches it.
-pub(crate) struct Limit {
+pub(crate) struct Deadline {
     pub(crate) deadline: Instant,
     /// Whether an operation failed because of it. Set by [`Home::cut_short`] only.
     pub(crate) hit: Cell<bool>,
-    pub(crate) outer: *const Limit,
+    pub(crate) outer: *const Deadline,
 }
 
 impl Home {
@@ -259,14 +271,14 @@ impl Home {
     /// expired. Has no side effect: the wait may still find that it has succeeded, and then the
     /// timeout must not be marked as hit.
     #[inline]
-    pub(crate) fn is_cancelled(&self, block: &'static Control) -> bool {
+    pub(crate) fn is_cancelled(&self, block: &'static ControlBlock) -> bool {
         // Usually neither.
-        (block.ticket.is_cancelled() || !self.own(block).limits.get().is_null()) && self.is_cancelled_now(block)
+        (block.word.is_cancelled() || !self.local(block).deadlines.get().is_null()) && self.is_cancelled_now(block)
     }
 
     #[cold]
-    fn is_cancelled_now(&self, block: &'static Control) -> bool {
-        self.own(block).shields.get() == 0 && (block.ticket.is_cancelled() || self.expired_limit(block).is_some())
+    fn is_cancelled_now(&self, block: &'static ControlBlock) -> bool {
+        self.local(block).shields.get() == 0 && (block.word.is_cancelled() || self.expired_limit(block).is_some())
     }
 
     /// Commits an operation of this coroutine to failure, and returns its error. The outermost
@@ -274,8 +286,8 @@ impl Home {
     /// [`is_cancelled`](Self::is_cancelled), once the operation can no longer succeed: it has left
     /// its queue, and nothing was granted to it (rule S4).
     #[cold]
-    pub(crate) fn cut_short(&self, block: &'static Control) -> Cancelled {
-        if self.own(block).shields.get() == 0 && !block.ticket.is_cancelled() {
+    pub(crate) fn cut_short(&self, block: &'static ControlBlock) -> Cancelled {
+        if self.local(block).shields.get() == 0 && !block.word.is_cancelled() {
             if let Some(limit) = self.expired_limit(block) {
                 limit.hit.set(true);
             }
@@ -284,10 +296,10 @@ impl Home {
     }
 
     /// Returns the outermost timeout of this coroutine whose deadline has passed.
-    fn expired_limit(&self, block: &'static Control) -> Option<&Limit> {
+    fn expired_limit(&self, block: &'static ControlBlock) -> Option<&Deadline> {
         let now = self.shared.clock.now();
         let mut over = None;
-        let mut next = self.own(block).limits.get();
+        let mut next = self.local(block).deadlines.get();
         // SAFETY: *limits nest*: each lies in a frame of `timeout` on this coroutine's stack, which
         // unlinks it before it returns.
         while let Some(limit) = unsafe { next.as_ref() } {
@@ -308,7 +320,7 @@ impl Home {
     #[track_caller]
     pub(crate) fn suspend_until<R>(
         &self,
-        waiting: Waiting,
+        reason: WaitReason,
         mut look: impl FnMut() -> Option<R>,
     ) -> Result<R, Cancelled> {
         loop {
@@ -318,7 +330,7 @@ impl Home {
             if let Some(block) = self.running().filter(|block| self.is_cancelled(block)) {
                 return Err(self.cut_short(block));
             }
-            self.suspend_for(waiting);
+            self.suspend_for(reason);
         }
     }
 }

@@ -24,7 +24,7 @@ use std::{io, ptr};
 
 use corosensei::{CoroutineResult, Yielder};
 
-use crate::coroutine::control_block::{Control, Own, Resume, State};
+use crate::coroutine::control_block::{ControlBlock, LocalState, Resume, State};
 use crate::scheduler::Home;
 use crate::task::coroutine::Coroutine;
 
@@ -59,9 +59,9 @@ impl Coroutine {
         let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
             return refused(io::ErrorKind::NotFound, "it has ended or belongs to another thread");
         };
-        let own = home.own(self.id.block);
-        match own.state.get() {
-            State::Suspended | State::Scheduled if !own.has_started() => {
+        let local = home.local(self.id.block);
+        match local.state.get() {
+            State::Suspended | State::Scheduled if !local.has_started() => {
                 refused(io::ErrorKind::NotFound, "not entered yet, so it has no frames")
             }
             State::Suspended | State::Scheduled => match home.trace(self.id.block) {
@@ -77,37 +77,37 @@ impl Coroutine {
     }
 }
 
-impl Own {
+impl LocalState {
     /// Returns whether the coroutine, which is suspended, was ever entered.
     fn has_started(&self) -> bool {
         // SAFETY: the callers' states are Suspended and Scheduled, so the machine is in its slot
         // and not in use.
-        unsafe { (*self.machine.get()).assume_init_ref() }.started()
+        unsafe { (*self.raw.get()).assume_init_ref() }.started()
     }
 }
 
 /// A backtrace request: lies on the requester's stack, filled in by the traced coroutine.
 pub(crate) struct Request {
-    of: &'static Control,
+    of: &'static ControlBlock,
     found: Cell<Option<Backtrace>>,
 }
 
 impl Home {
     /// Returns `None` if the coroutine's stack has no room for the switch.
-    fn trace(&self, block: &'static Control) -> Option<Backtrace> {
-        let own = self.own(block);
+    fn trace(&self, block: &'static ControlBlock) -> Option<Backtrace> {
+        let local = self.local(block);
         let request = Request { of: block, found: Cell::new(None) };
         // Marked as entered: a capture allocates, and the program's allocator may run any code,
         // which must not enter this coroutine.
-        let state = own.state.replace(State::Entered);
+        let state = local.state.replace(State::Entered);
         self.trace.set(&request);
         // SAFETY: *taken out while it runs*: as in `Home::resume`.
-        let machine = unsafe { (*own.machine.get()).assume_init_mut() };
+        let machine = unsafe { (*local.raw.get()).assume_init_mut() };
         self.switching.set(true);
-        let result = machine.resume(Resume::Trace);
+        let result = machine.resume(Resume::Backtrace);
         self.switching.set(false);
         match result {
-            CoroutineResult::Yield(()) => own.state.set(state),
+            CoroutineResult::Yield(()) => local.state.set(state),
             CoroutineResult::Return(()) => unreachable!("a traced coroutine keeps waiting"),
         }
         request.found.take()
@@ -123,10 +123,10 @@ pub(crate) fn leave_trace() -> *const Yielder<Resume, ()> {
     let home = Home::expect("a backtrace");
     // SAFETY: set by `Home::trace`, which returns only when this coroutine has suspended again.
     let request = unsafe { &*home.trace.get() };
-    let own = home.own(request.of);
-    let yielder = own.yielder.get();
+    let local = home.local(request.of);
+    let yielder = local.yielder.get();
     let here = 0u8;
-    let lowest = own.lease.get().map_or(usize::MAX, |lease| lease.guard().end);
+    let lowest = local.lease.get().map_or(usize::MAX, |lease| lease.guard().end);
     let left = ptr::from_ref(&here).addr().saturating_sub(lowest);
     // AddressSanitizer keeps locals elsewhere, so their address says nothing about the room left.
     if left >= ROOM || cfg!(feature = "sanitizer") {

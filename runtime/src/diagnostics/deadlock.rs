@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io, ptr};
 
-use crate::context::shared::KICK_TOKEN;
-use crate::coroutine::control_block::{Control, State};
-use crate::coroutine::wait_reason::Giver;
+use crate::context::shared::NOTIFY_TOKEN;
+use crate::coroutine::control_block::{ControlBlock, State};
+use crate::coroutine::wait_reason::WakeSource;
 use crate::scheduler::Home;
 use crate::sys::descriptors::TimerFd;
 use crate::sys::report::report;
@@ -23,7 +23,7 @@ use crate::sys::report::report;
 /// When to check. The kernel's timer is not set for each sleep, which would make each sleep more
 /// expensive: a loop that sleeps and wakes a hundred thousand times a second sets it once a second.
 #[derive(Default)]
-pub(crate) struct Patience {
+pub(crate) struct IdleTimer {
     after: Cell<Option<Duration>>,
     clock: OnceCell<TimerFd>,
     /// The time of the loop's clock at which the timer expires, and the progress counter when it
@@ -33,7 +33,7 @@ pub(crate) struct Patience {
     looked: Cell<Option<u64>>,
 }
 
-impl Patience {
+impl IdleTimer {
     /// Sets the idle time before a check.
     pub(crate) fn set_limit(&self, after: Option<Duration>) {
         self.after.set(after);
@@ -42,16 +42,16 @@ impl Patience {
 
 impl Home {
     /// Returns whether to set the timer, when the loop is about to sleep and no event can come.
-    pub(crate) fn is_impatient(&self) -> bool {
+    pub(crate) fn should_arm(&self) -> bool {
         let patience = &self.patience;
         patience.after.get().is_some()
             && patience.set.get().is_none()
             && patience.looked.get() != Some(self.progress.get())
-            && self.alive.get() > 0
+            && self.live_count.get() > 0
     }
 
     /// Sets the timer; or checks immediately with a virtual clock, where idle time does not pass.
-    pub(crate) fn lose_patience(&self) {
+    pub(crate) fn arm(&self) {
         if self.shared.clock.is_virtual() {
             return self.report_deadlock();
         }
@@ -59,7 +59,7 @@ impl Home {
         let Some(after) = patience.after.get() else { return };
         let clock = || -> io::Result<TimerFd> {
             let clock = TimerFd::new()?;
-            self.shared.epoll.add(clock.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
+            self.shared.epoll.add(clock.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, NOTIFY_TOKEN)?;
             Ok(clock)
         };
         // Without a descriptor there is no report; nothing else is affected.
@@ -75,7 +75,7 @@ impl Home {
     }
 
     /// Returns, after a sleep, whether the time has expired without progress.
-    pub(crate) fn has_lost_patience(&self) -> bool {
+    pub(crate) fn has_expired(&self) -> bool {
         let Some((until, progress)) = self.patience.set.get() else { return false };
         if self.clock.get().wrapping_sub(until) as i32 >= 0 {
             self.patience.set.set(None);
@@ -90,23 +90,23 @@ const OWN_HANDLES: usize = 3;
 
 impl Home {
     /// Returns the coroutines that nothing can wake any more.
-    fn stuck(&self) -> Vec<&'static Control> {
-        let suspended = |block: &&'static Control| self.own(block).state.get() == State::Suspended;
+    fn stuck(&self) -> Vec<&'static ControlBlock> {
+        let suspended = |block: &&'static ControlBlock| self.local(block).state.get() == State::Suspended;
         let mut stuck: Vec<_> = self.live().filter(suspended).collect();
         let suspended = stuck.len();
-        let with_waker = stuck.iter().filter(|block| self.own(block).waiting.get().keeps_waker()).count();
+        let with_waker = stuck.iter().filter(|block| self.local(block).wait_reason.get().keeps_waker()).count();
         let known = OWN_HANDLES + usize::from(self.source.get().is_some()) + with_waker;
         let handles_out = Arc::strong_count(&self.shared) > known;
         let threads = LazyCell::new(is_threaded);
         loop {
             let others = stuck.len() < suspended;
-            let may_run = |block: &&'static Control| match self.own(block).waiting.get().giver(self) {
-                Giver::Event => true,
-                Giver::Handle => handles_out || others,
-                Giver::Coroutine(giver) => !stuck.iter().any(|&other| ptr::eq(other, giver)),
-                Giver::Nobody => false,
-                Giver::Others => others,
-                Giver::Anyone => others || *threads,
+            let may_run = |block: &&'static ControlBlock| match self.local(block).wait_reason.get().wake_source(self) {
+                WakeSource::Event => true,
+                WakeSource::Handle => handles_out || others,
+                WakeSource::Coroutine(wake_source) => !stuck.iter().any(|&other| ptr::eq(other, wake_source)),
+                WakeSource::Nobody => false,
+                WakeSource::Others => others,
+                WakeSource::Anyone => others || *threads,
             };
             let still: Vec<_> = stuck.iter().copied().filter(|block| !may_run(block)).collect();
             if still.len() == stuck.len() {
@@ -120,8 +120,8 @@ impl Home {
     pub(crate) fn report_deadlock(&self) {
         self.patience.looked.set(Some(self.progress.get()));
         let stuck = self.stuck();
-        let news = stuck.iter().map(|block| self.own(block).serial.get()).max().unwrap_or(0);
-        if stuck.is_empty() || self.reported.replace(news) == news {
+        let news = stuck.iter().map(|block| self.local(block).serial.get()).max().unwrap_or(0);
+        if stuck.is_empty() || self.last_reported_serial.replace(news) == news {
             return;
         }
         let mut text = format!(
@@ -129,13 +129,13 @@ impl Home {
              watch\n",
             stuck.len()
         );
-        const MOST: usize = 32;
-        for block in stuck.iter().take(MOST) {
+        const MAX: usize = 32;
+        for block in stuck.iter().take(MAX) {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "  {}", self.tell_of(block));
+            let _ = writeln!(text, "  {}", self.describe(block));
         }
-        if stuck.len() > MOST {
-            let _ = writeln!(text, "  and {} more", stuck.len() - MOST);
+        if stuck.len() > MAX {
+            let _ = writeln!(text, "  and {} more", stuck.len() - MAX);
         }
         report(format_args!("{text}"));
     }

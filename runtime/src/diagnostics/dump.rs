@@ -11,14 +11,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::context::AioContext;
-use crate::context::shared::Shared;
-use crate::coroutine::control_block::{Control, State};
+use crate::context::shared::SharedContext;
+use crate::coroutine::control_block::{ControlBlock, State};
 use crate::diagnostics::interrupt::{self, Prepared};
 use crate::scheduler::Home;
 use crate::task::waker::Token;
 
 /// How long to wait for a running loop's answer before stopping its thread.
-const PATIENCE: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A context's state as text. `Display` prints a few lines, and more for each suspended coroutine.
 #[derive(Clone, PartialEq, Eq)]
@@ -59,13 +59,13 @@ impl AioContext {
     /// From another thread, may wait for an iteration of the loop.
     pub fn dump(&self) -> Dump {
         if let Some(home) = self.shared.home() {
-            return Dump { text: self.shared.told(Some(home), "asked", false) };
+            return Dump { text: self.shared.text(Some(home), "asked", false) };
         }
         let text = self
-            .look_while_asleep()
-            .or_else(|| self.ask_the_loop(false))
-            .or_else(|| self.look_while_asleep())
-            .unwrap_or_else(|| self.look_by_force());
+            .read_while_asleep()
+            .or_else(|| self.ask_loop(false))
+            .or_else(|| self.read_while_asleep())
+            .unwrap_or_else(|| self.read_while_stopped());
         Dump { text }
     }
 
@@ -77,71 +77,71 @@ impl AioContext {
     /// From another thread, waits for an iteration of the loop.
     pub fn dump_with_backtraces(&self) -> Dump {
         match self.shared.home() {
-            Some(home) => Dump { text: self.shared.told(Some(home), "asked", true) },
-            None => self.ask_the_loop(true).map_or_else(|| self.dump(), |text| Dump { text }),
+            Some(home) => Dump { text: self.shared.text(Some(home), "asked", true) },
+            None => self.ask_loop(true).map_or_else(|| self.dump(), |text| Dump { text }),
         }
     }
 
     /// Lets the loop itself produce the text, in its next iteration. Returns `None` if it does not
     /// answer in time or has ended.
-    fn ask_the_loop(&self, traces: bool) -> Option<String> {
+    fn ask_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
-        self.shared.arrive(Box::new(move || _ = answer.send(shared.told(shared.home(), "running", traces))));
-        answered.recv_timeout(PATIENCE).ok()
+        self.shared.arrive(Box::new(move || _ = answer.send(shared.text(shared.home(), "running", traces))));
+        answered.recv_timeout(TIMEOUT).ok()
     }
 
     /// Reads the state from another thread, while the loop sleeps.
-    fn look_while_asleep(&self) -> Option<String> {
+    fn read_while_asleep(&self) -> Option<String> {
         let guard = self.try_acquire()?;
-        let home = self.shared.away(&guard)?;
-        Some(self.shared.told(Some(home), "asleep", false))
+        let home = self.shared.sleeping_home(&guard)?;
+        Some(self.shared.text(Some(home), "asleep", false))
     }
 
     /// Reads the state from another thread by stopping the home thread; while it is stopped only
     /// the coroutines are read.
-    fn look_by_force(&self) -> String {
+    fn read_while_stopped(&self) -> String {
         let shared = &*self.shared;
-        let mut look = Look::prepare(256, 64 * 1024);
+        let mut snapshot = Snapshot::prepare(256, 64 * 1024);
         let mut looks = 1;
         loop {
-            let backtrace = match interrupt::stopped(shared, |home| look.fill(home)) {
+            let backtrace = match interrupt::stopped(shared, |home| snapshot.fill(home)) {
                 Ok(((), backtrace)) => backtrace,
-                Err(_) if shared.thread.has_left() => return shared.told(None, "ended", false),
-                Err(why) => return shared.told(None, &format!("cannot be interrupted: {why}"), false),
+                Err(_) if shared.thread.has_left() => return shared.text(None, "ended", false),
+                Err(why) => return shared.text(None, &format!("cannot be interrupted: {why}"), false),
             };
             // Coroutines may be created between two attempts; the last one shows as many as fit.
-            if look.has_all() || looks == MOST_LOOKS {
+            if snapshot.has_all() || looks == MAX_ATTEMPTS {
                 let mut text = String::new();
                 // Writing to a string does not fail.
-                let _ = shared.tell_head(&mut text, look.how);
-                text.push_str(look.text.as_str());
-                let _ = shared.tell_tables(&mut text, None);
+                let _ = shared.write_head(&mut text, snapshot.how);
+                text.push_str(snapshot.text.as_str());
+                let _ = shared.write_tables(&mut text, None);
                 let _ = write!(text, "  its thread is at:\n{backtrace}");
                 return text;
             }
             looks += 1;
-            look = look.larger();
+            snapshot = snapshot.larger();
         }
     }
 }
 
 /// Maximum number of times a thread is stopped for one dump; the first attempts find the memory
 /// needed.
-const MOST_LOOKS: usize = 4;
+const MAX_ATTEMPTS: usize = 4;
 
 /// The state read from a stopped thread, in preallocated memory.
-struct Look {
+struct Snapshot {
     how: &'static str,
     /// The number of coroutines, and as many of them as fit.
     count: usize,
-    live: Vec<&'static Control>,
+    live: Vec<&'static ControlBlock>,
     text: Prepared,
 }
 
-impl Look {
-    fn prepare(coroutines: usize, bytes: usize) -> Look {
-        Look { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
+impl Snapshot {
+    fn prepare(coroutines: usize, bytes: usize) -> Snapshot {
+        Snapshot { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
     }
 
     /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`]
@@ -149,7 +149,7 @@ impl Look {
     fn fill(&mut self, home: &Home) {
         self.how = match home.is_ending() {
             true => "ending",
-            false if home.shared.is_away() => "asleep or waiting for its lock",
+            false if home.shared.is_sleeping() => "asleep or waiting for its lock",
             false => "busy in one iteration",
         };
         for block in home.live_in_any_order() {
@@ -160,7 +160,7 @@ impl Look {
         }
         home.sort_by_age(&mut self.live);
         // Writing to preallocated memory does not fail.
-        let _ = home.tell_coroutines(&mut self.text, self.count, &self.live, false);
+        let _ = home.write_coroutines(&mut self.text, self.count, &self.live, false);
     }
 
     fn has_all(&self) -> bool {
@@ -168,38 +168,38 @@ impl Look {
     }
 
     /// Allocates space for the state that this attempt found, and some more.
-    fn larger(&self) -> Look {
+    fn larger(&self) -> Snapshot {
         let each = self.text.needed() / self.live.len().max(1) + 1;
         let coroutines = self.count + self.count / 4 + 256;
-        Look::prepare(coroutines, each * coroutines + 64 * 1024)
+        Snapshot::prepare(coroutines, each * coroutines + 64 * 1024)
     }
 }
 
-impl Shared {
+impl SharedContext {
     /// Formats the text. Without `home`, it is limited to state that any thread may read.
-    fn told(&self, home: Option<&Home>, how: &str, traces: bool) -> String {
+    fn text(&self, home: Option<&Home>, how: &str, traces: bool) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
-        let _ = self.tell(&mut text, home, how, traces);
+        let _ = self.write(&mut text, home, how, traces);
         text
     }
 
-    fn tell(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
-        self.tell_head(f, how)?;
+    fn write(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
+        self.write_head(f, how)?;
         if let Some(home) = home {
             let live: Vec<_> = home.live().collect();
-            home.tell_coroutines(f, live.len(), &live, traces)?;
+            home.write_coroutines(f, live.len(), &live, traces)?;
         }
-        self.tell_tables(f, home)
+        self.write_tables(f, home)
     }
 
-    fn tell_head(&self, f: &mut String, how: &str) -> fmt::Result {
+    fn write_head(&self, f: &mut String, how: &str) -> fmt::Result {
         writeln!(f, "context of thread {} ({how})", self.thread.describe())
     }
 
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
     /// thread is stopped.
-    fn tell_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
+    fn write_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
         let busy = || "table in use".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
@@ -218,17 +218,17 @@ impl Shared {
 impl Home {
     /// Formats the stack of entered coroutines, and `live`, the first of `count` coroutines.
     /// Without `traces`, allocates nothing, takes no lock and only reads.
-    fn tell_coroutines(
+    fn write_coroutines(
         &self,
         f: &mut impl Write,
         count: usize,
-        live: &[&'static Control],
+        live: &[&'static ControlBlock],
         traces: bool,
     ) -> fmt::Result {
         writeln!(f, "  on the stack: {}", self.chain())?;
         writeln!(f, "  coroutines: {count}")?;
         for &block in live {
-            writeln!(f, "    {}", self.tell_of(block))?;
+            writeln!(f, "    {}", self.describe(block))?;
             if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
                 write!(f, "{trace}")?;
             }
@@ -239,38 +239,38 @@ impl Home {
 
 /// Formats the state of one coroutine. Formatting allocates nothing, takes no lock and only reads
 /// the home.
-pub(crate) struct ToldOf<'a>(&'a Home, &'static Control);
+pub(crate) struct DisplayCoroutine<'a>(&'a Home, &'static ControlBlock);
 
 impl Home {
     /// Describes one coroutine of this home.
-    pub(crate) fn tell_of(&self, block: &'static Control) -> ToldOf<'_> {
-        ToldOf(self, block)
+    pub(crate) fn describe(&self, block: &'static ControlBlock) -> DisplayCoroutine<'_> {
+        DisplayCoroutine(self, block)
     }
 }
 
-impl fmt::Display for ToldOf<'_> {
+impl fmt::Display for DisplayCoroutine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ToldOf(home, block) = *self;
-        let own = home.own(block);
-        write!(f, "{} ", own.label())?;
-        match own.state.get() {
+        let DisplayCoroutine(home, block) = *self;
+        let local = home.local(block);
+        write!(f, "{} ", local.label())?;
+        match local.state.get() {
             State::Free => f.write_str("freed")?,
-            State::Suspended if own.yielder.get().is_null() => f.write_str("not entered yet")?,
+            State::Suspended if local.yielder.get().is_null() => f.write_str("not entered yet")?,
             State::Suspended => write!(
                 f,
                 "waits for {}, for {:?}, at {}",
-                own.waiting.get().told_by(home),
-                home.since(own.since.get()),
-                own.suspended_at.get()
+                local.wait_reason.get().display(home),
+                home.since(local.since.get()),
+                local.suspended_at.get()
             )?,
             State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
             State::Entered => f.write_str("entered")?,
             State::Finished => f.write_str("finished, not joined")?,
         }
-        if block.ticket.is_cancelled() {
+        if block.word.is_cancelled() {
             f.write_str("; cancelled")?;
         }
-        write!(f, "; created at {}", own.created_at.get())
+        write!(f, "; created at {}", local.created_at.get())
     }
 }
 
@@ -306,7 +306,7 @@ mod tests {
             let ends = Arc::clone(&over);
             let looker = thread::spawn(move || {
                 let mut text = String::new();
-                let seen = allocations::while_stopped(&context.shared, || text = context.look_by_force());
+                let seen = allocations::while_stopped(&context.shared, || text = context.read_while_stopped());
                 ends.store(true, Ordering::Relaxed);
                 (seen, text)
             });
@@ -357,7 +357,7 @@ mod tests {
                     let shared = &*context.shared;
                     let guard = loop {
                         let guard = context.acquire();
-                        if shared.away(&guard).is_some() {
+                        if shared.sleeping_home(&guard).is_some() {
                             break guard;
                         }
                         drop(guard);
@@ -368,7 +368,7 @@ mod tests {
                     thread::scope(|scope| {
                         let forced = scope.spawn(|| {
                             let text = loop {
-                                let text = context.look_by_force();
+                                let text = context.read_while_stopped();
                                 if waits(&text) {
                                     break text;
                                 }
@@ -377,7 +377,7 @@ mod tests {
                             (text, [(); 200].map(|()| interrupt::stopped(shared, count).unwrap().0))
                         });
                         while !forced.is_finished() {
-                            let home = shared.away(&guard).expect("the loop waits for the lock");
+                            let home = shared.sleeping_home(&guard).expect("the loop waits for the lock");
                             assert_eq!(home.live().count(), COROUTINES);
                         }
                         let (text, counts) = forced.join().unwrap();

@@ -37,13 +37,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::context::home_thread::context_ended;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::scheduler::Home;
 
 const SIGNAL: libc::c_int = libc::SIGURG;
 /// How long to wait for a signalled thread: it may wait for a disk, where signals do not reach it.
-const PATIENCE: Duration = Duration::from_secs(2);
-const DEEPEST: usize = 128;
+const TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_FRAMES: usize = 128;
 
 /// No inspection.
 const IDLE: u32 = 0;
@@ -57,32 +57,32 @@ const STOPPED: u32 = 3;
 const GO: u32 = 4;
 
 /// The state of the inspection; there is at most one at a time.
-struct Look {
+struct StopRequest {
     step: AtomicU32,
     /// The inspected context: the handler stops no other thread.
-    shared: AtomicPtr<Shared>,
+    shared: AtomicPtr<SharedContext>,
     home: AtomicPtr<Home>,
     /// Whether the handler can walk its stack without a lock.
     walks_stack: AtomicBool,
     depth: AtomicUsize,
-    frames: UnsafeCell<[*mut c_void; DEEPEST]>,
+    frames: UnsafeCell<[*mut c_void; MAX_FRAMES]>,
 }
 
 // SAFETY: *claimed*: `frames` is written before `STOPPED`, and read after it, before the next
 // `SENT`; the rest is atomic.
-unsafe impl Sync for Look {}
+unsafe impl Sync for StopRequest {}
 
-static LOOK: Look = Look {
+static STOP: StopRequest = StopRequest {
     step: AtomicU32::new(IDLE),
     shared: AtomicPtr::new(ptr::null_mut()),
     home: AtomicPtr::new(ptr::null_mut()),
     walks_stack: AtomicBool::new(false),
     depth: AtomicUsize::new(0),
-    frames: UnsafeCell::new([ptr::null_mut(); DEEPEST]),
+    frames: UnsafeCell::new([ptr::null_mut(); MAX_FRAMES]),
 };
 
 /// Serializes inspections. True once the handler is installed.
-static LOOKER: Mutex<bool> = Mutex::new(false);
+static STOP_LOCK: Mutex<bool> = Mutex::new(false);
 
 /// Text in memory that is allocated before a thread is stopped, and filled while it is.
 pub(crate) struct Prepared {
@@ -133,24 +133,24 @@ impl Write for Prepared {
 ///
 /// The handler cannot be installed; the context has ended; the caller is the context's own thread; or
 /// that thread did not stop in time.
-pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
+pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
     // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait for its own thread.
-    if Home::current_or_hidden().is_some_and(|home| ptr::eq(&*home.shared, shared)) {
+    if Home::current_or_suspended().is_some_and(|home| ptr::eq(&*home.shared, shared)) {
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "the calling thread is its own"));
     }
-    let mut installed = LOOKER.lock();
+    let mut installed = STOP_LOCK.lock();
     if !*installed {
         install()?;
         // The unwinder loads its tables at its first use, which must not be in the handler.
         backtrace::trace(|_| false);
         // SAFETY: the name ends with a zero byte; the result is only compared with null.
         let lock_free = unsafe { !libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()).is_null() };
-        LOOK.walks_stack.store(lock_free, Ordering::Relaxed);
+        STOP.walks_stack.store(lock_free, Ordering::Relaxed);
         *installed = true;
     }
-    LOOK.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
-    LOOK.step.store(SENT, Ordering::Release);
-    let take_back = || LOOK.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    STOP.shared.store(ptr::from_ref(shared).cast_mut(), Ordering::Relaxed);
+    STOP.step.store(SENT, Ordering::Release);
+    let take_back = || STOP.step.compare_exchange(SENT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
     // Not if a late signal of an earlier look was claimed: then the thread is in the handler.
     match shared.thread.signal(SIGNAL) {
         Err(error) if take_back() => return Err(error),
@@ -158,11 +158,11 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     }
     let sent = Instant::now();
     // Acquire pairs with the release in the handler.
-    while LOOK.step.load(Ordering::Acquire) != STOPPED {
+    while STOP.step.load(Ordering::Acquire) != STOPPED {
         if shared.thread.has_left() && take_back() {
             return Err(context_ended());
         }
-        if sent.elapsed() > PATIENCE && take_back() {
+        if sent.elapsed() > TIMEOUT && take_back() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the thread is blocked where no signal reaches it"));
         }
         std::thread::yield_now();
@@ -171,25 +171,25 @@ pub(crate) fn stopped<R>(shared: &Shared, look: impl FnOnce(&Home) -> R) -> io::
     struct Go;
     impl Drop for Go {
         fn drop(&mut self) {
-            LOOK.step.store(GO, Ordering::Release);
+            STOP.step.store(GO, Ordering::Release);
             // Wait until it has left the handler: the next inspection must not find it there.
-            while LOOK.step.load(Ordering::Acquire) != IDLE {
+            while STOP.step.load(Ordering::Acquire) != IDLE {
                 std::thread::yield_now();
             }
         }
     }
-    let looked = {
+    let result = {
         let _go = Go;
         // SAFETY: *stopped*: the home is that of the thread in the handler, which stays there until
         // `Go`. Any other thread that accesses it meanwhile only reads it too (*read only*).
-        look(unsafe { &*LOOK.home.load(Ordering::Relaxed) })
+        look(unsafe { &*STOP.home.load(Ordering::Relaxed) })
     };
     // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal,
-    // which requires `LOOKER`.
-    let frames = unsafe { &*LOOK.frames.get() };
-    let frames = frames[..LOOK.depth.load(Ordering::Relaxed)].to_vec();
+    // which requires `STOP_LOCK`.
+    let frames = unsafe { &*STOP.frames.get() };
+    let frames = frames[..STOP.depth.load(Ordering::Relaxed)].to_vec();
     drop(installed);
-    Ok((looked, Frames(frames)))
+    Ok((result, Frames(frames)))
 }
 
 fn install() -> io::Result<()> {
@@ -208,46 +208,46 @@ fn install() -> io::Result<()> {
 
 extern "C" fn handler(_signal: libc::c_int) {
     // A thread with a hidden home may be waiting for the context's lock indefinitely.
-    let Some(home) = Home::current_or_hidden() else { return };
+    let Some(home) = Home::current_or_suspended() else { return };
     let mine = ptr::from_ref(&*home.shared).cast_mut();
     // A stale signal may arrive during the inspection of another thread. Acquire pairs with the
     // release in `stopped`. After the claim the inspector waits, however long it takes.
-    if LOOK.shared.load(Ordering::Relaxed) != mine
-        || LOOK.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
+    if STOP.shared.load(Ordering::Relaxed) != mine
+        || STOP.step.compare_exchange(SENT, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err()
     {
         return;
     }
     // The inspected context may have changed between the two.
-    if LOOK.shared.load(Ordering::Relaxed) != mine {
-        LOOK.step.store(SENT, Ordering::Release);
+    if STOP.shared.load(Ordering::Relaxed) != mine {
+        STOP.step.store(SENT, Ordering::Release);
         return;
     }
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
-    if LOOK.walks_stack.load(Ordering::Relaxed) && !home.switching.get() {
+    if STOP.walks_stack.load(Ordering::Relaxed) && !home.switching.get() {
         // SAFETY: *claimed* by this thread alone, so no other code writes the frames, or traces
         // from this handler. Resolving, which allocates, is left to the inspector.
         unsafe {
-            let frames = &mut *LOOK.frames.get();
+            let frames = &mut *STOP.frames.get();
             backtrace::trace_unsynchronized(|frame| {
                 frames[depth] = frame.ip();
                 depth += 1;
-                depth < DEEPEST
+                depth < MAX_FRAMES
             });
         }
     }
-    LOOK.depth.store(depth, Ordering::Relaxed);
-    LOOK.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+    STOP.depth.store(depth, Ordering::Relaxed);
+    STOP.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
     // Release pairs with the acquire in `stopped`.
-    LOOK.step.store(STOPPED, Ordering::Release);
+    STOP.step.store(STOPPED, Ordering::Release);
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
     // Acquire pairs with the release of the inspector.
-    while LOOK.step.load(Ordering::Acquire) != GO {
+    while STOP.step.load(Ordering::Acquire) != GO {
         // SAFETY: reads the one timespec.
         unsafe { libc::nanosleep(&pause, ptr::null_mut()) };
     }
-    LOOK.step.store(IDLE, Ordering::Release);
+    STOP.step.store(IDLE, Ordering::Release);
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
@@ -286,7 +286,7 @@ impl fmt::Display for Frames {
 /// is here once.)
 #[cfg(test)]
 pub(crate) mod allocations {
-    use super::{CLAIMED, GO, LOOK, STOPPED, Shared};
+    use super::{CLAIMED, GO, STOP, STOPPED, SharedContext};
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::cell::Cell;
     use std::ptr;
@@ -294,13 +294,13 @@ pub(crate) mod allocations {
 
     thread_local! {
         /// The context that this thread inspects, if a test watches it.
-        static LOOKED_AT: Cell<*const Shared> = const { Cell::new(ptr::null()) };
+        static LOOKED_AT: Cell<*const SharedContext> = const { Cell::new(ptr::null()) };
         static SEEN: Cell<usize> = const { Cell::new(0) };
     }
 
     /// Returns how often this thread allocates or frees in `f` while it keeps the home thread of
     /// `shared` stopped.
-    pub(crate) fn while_stopped(shared: &Shared, f: impl FnOnce()) -> usize {
+    pub(crate) fn while_stopped(shared: &SharedContext, f: impl FnOnce()) -> usize {
         LOOKED_AT.set(shared);
         SEEN.set(0);
         f();
@@ -311,8 +311,8 @@ pub(crate) mod allocations {
     fn note() {
         let shared = LOOKED_AT.get();
         if !shared.is_null()
-            && ptr::eq(LOOK.shared.load(Ordering::Relaxed), shared)
-            && matches!(LOOK.step.load(Ordering::Relaxed), CLAIMED | STOPPED | GO)
+            && ptr::eq(STOP.shared.load(Ordering::Relaxed), shared)
+            && matches!(STOP.step.load(Ordering::Relaxed), CLAIMED | STOPPED | GO)
         {
             SEEN.set(SEEN.get() + 1);
         }

@@ -7,24 +7,24 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::context::AioContext;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::sys::report::report;
 
 /// All running contexts.
-static CONTEXTS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+static CONTEXTS: Mutex<Vec<Weak<SharedContext>>> = Mutex::new(Vec::new());
 
 /// Registers a context until dropped.
-pub(crate) struct Counted(Weak<Shared>);
+pub(crate) struct RegistryGuard(Weak<SharedContext>);
 
-impl Counted {
-    pub(crate) fn new(context: &AioContext) -> Counted {
+impl RegistryGuard {
+    pub(crate) fn new(context: &AioContext) -> RegistryGuard {
         let shared = Arc::downgrade(&context.shared);
         CONTEXTS.lock().push(Weak::clone(&shared));
-        Counted(shared)
+        RegistryGuard(shared)
     }
 }
 
-impl Drop for Counted {
+impl Drop for RegistryGuard {
     fn drop(&mut self) {
         CONTEXTS.lock().retain(|other| !other.ptr_eq(&self.0));
     }

@@ -22,7 +22,7 @@
 use std::sync::{Once, OnceLock};
 use std::{mem, process, ptr};
 
-use crate::coroutine::control_block::Own;
+use crate::coroutine::control_block::LocalState;
 use crate::coroutine::stack::PAGE;
 use crate::scheduler::Home;
 use crate::sys::report::report;
@@ -141,29 +141,29 @@ unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, c
     // SAFETY: the caller's promise.
     let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
     if let (false, Some(home)) = (sent, Home::current()) {
-        let hit = |own: &&Own| own.lease.get().is_some_and(|lease| lease.guard().contains(&address));
+        let hit = |local: &&LocalState| local.lease.get().is_some_and(|lease| lease.guard().contains(&address));
         // Checks all entered coroutines: in an iteration of the loop none is running, but one may
         // lie below.
-        if let Some(own) = home.on_stack().flatten().map(|block| home.own(block)).find(hit) {
-            end_process(own);
+        if let Some(local) = home.on_stack().flatten().map(|block| home.local(block)).find(hit) {
+            end_process(local);
         }
     }
     // SAFETY: the caller's promise is passed on.
     unsafe { hand_on(signal, info, context, sent) };
 }
 
-fn end_process(own: &Own) -> ! {
-    let size = own.lease.get().map_or(0, |lease| lease.size());
+fn end_process(local: &LocalState) -> ! {
+    let size = local.lease.get().map_or(0, |lease| lease.size());
     // The user does not create the first coroutine with a builder.
-    let is_main = own.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
+    let is_main = local.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
     let remedy = match is_main {
         true => "set a larger one with `ContextBuilder::stack_size` or `Runner::stack_size`",
         false => "set a larger one with `Builder::stack_size`, or for all coroutines with `ContextBuilder::stack_size`",
     };
     report(format_args!(
         "coralio: stack overflow: coroutine {} (created at {}) exceeded its stack of {size} bytes; {remedy}",
-        own.label(),
-        own.created_at.get()
+        local.label(),
+        local.created_at.get()
     ));
     process::abort();
 }

@@ -11,7 +11,7 @@
 
 use std::ptr;
 
-use crate::coroutine::control_block::{CoroutineId, Own};
+use crate::coroutine::control_block::{BlockRef, LocalState};
 use crate::coroutine::stack::StackLease;
 use crate::scheduler::Home;
 use crate::task::coroutine::{Builder, Coroutine};
@@ -58,14 +58,14 @@ impl Coroutine {
 }
 
 /// Returns the high-water mark on the home thread; `None` elsewhere.
-pub(crate) fn high_water(id: CoroutineId) -> Option<usize> {
+pub(crate) fn high_water(id: BlockRef) -> Option<usize> {
     let home = Home::current().filter(|_| id.is_live())?;
-    let own = home.own(id.block);
-    let lease = own.lease.get().filter(|_| own.measured.get())?;
+    let local = home.local(id.block);
+    let lease = local.lease.get().filter(|_| local.measured.get())?;
     Some(lease.high_water())
 }
 
-impl Own {
+impl LocalState {
     /// Paints the stack; called before the coroutine starts.
     #[cold]
     pub(crate) fn measure(&self, lease: &StackLease) {

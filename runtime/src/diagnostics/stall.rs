@@ -14,15 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::context::AioContext;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::diagnostics::interrupt::{self, Prepared};
 use crate::sys::report::report;
 
 /// The counter read by the watcher. Written by the home thread only.
 #[derive(Default)]
-pub(crate) struct Beat(AtomicU64);
+pub(crate) struct Heartbeat(AtomicU64);
 
-impl Beat {
+impl Heartbeat {
     /// Begins a section that should not take long. Beginning a nested one also shows progress of
     /// the outer one.
     #[inline]
@@ -33,14 +33,14 @@ impl Beat {
     }
 
     /// Pauses for a sleep of the loop, which does not count for any section around it.
-    pub(crate) fn rest(&self) -> u64 {
+    pub(crate) fn pause(&self) -> u64 {
         let before = self.0.load(Ordering::Relaxed);
         self.0.store((before + 1) & !1, Ordering::Relaxed);
         before
     }
 
     /// Continues after a sleep of the loop.
-    pub(crate) fn go_on(&self, before: u64) {
+    pub(crate) fn resume(&self, before: u64) {
         self.0.store(before + 2, Ordering::Relaxed);
     }
 
@@ -77,11 +77,11 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(shared: &Shared, limit: Duration, stop: &AtomicBool) {
+fn watch(shared: &SharedContext, limit: Duration, stop: &AtomicBool) {
     let (mut last, mut since, mut reported) = (0, Instant::now(), false);
     while !stop.load(Ordering::Relaxed) {
         thread::park_timeout(limit / 4);
-        let now = shared.beat.0.load(Ordering::Relaxed);
+        let now = shared.heartbeat.0.load(Ordering::Relaxed);
         if now != last || now & 1 == 0 {
             (last, since, reported) = (now, Instant::now(), false);
         } else if since.elapsed() >= limit && !reported {
@@ -91,7 +91,7 @@ fn watch(shared: &Shared, limit: Duration, stop: &AtomicBool) {
     }
 }
 
-fn report_stall(shared: &Shared, took: Duration, limit: Duration) {
+fn report_stall(shared: &SharedContext, took: Duration, limit: Duration) {
     let mut chain = Prepared::with_capacity(16 * 1024);
     // Writing to preallocated memory does not fail.
     let who = match interrupt::stopped(shared, |home| _ = write!(chain, "{}", home.chain())) {

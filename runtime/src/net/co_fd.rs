@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use crate::context::fd_handler::{Interest, Readiness, Watch};
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
-use crate::net::readiness::Lent;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::net::readiness::BorrowedRawFd;
 use crate::scheduler::Home;
 use crate::sync::wait_queue::WaitQueue;
 use crate::sys::descriptors::{is_stream_socket, set_nonblocking};
@@ -35,7 +35,7 @@ mod stream;
 
 /// The edges that epoll has reported for one direction.
 #[derive(Default)]
-struct Edges {
+struct EdgeCount {
     count: u64,
     /// The peer has closed one or both directions: the last edge may have come already.
     closing: bool,
@@ -43,31 +43,31 @@ struct Edges {
 
 /// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
 /// may call.
-struct Lines {
-    read: WaitQueue<(), Edges>,
-    write: WaitQueue<(), Edges>,
+struct Waiters {
+    read: WaitQueue<(), EdgeCount>,
+    write: WaitQueue<(), EdgeCount>,
 }
 
-impl Lines {
+impl Waiters {
     fn report(&self, events: u32) {
         let readiness = Readiness::of(events);
         let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
-        for (line, ready) in [(&self.read, readiness.readable), (&self.write, readiness.writable)] {
+        for (queue, ready) in [(&self.read, readiness.readable), (&self.write, readiness.writable)] {
             if ready {
-                let mut locked = line.lock();
+                let mut locked = queue.lock();
                 let edges = locked.state();
                 edges.count += 1;
                 edges.closing |= closing;
-                line.hand_out(locked, |line| line.grant_first());
+                queue.grant_all(locked, |queue| queue.grant_first());
             }
         }
     }
 }
 
 /// One direction, as seen by the coroutines.
-struct Side<'a> {
-    line: &'a WaitQueue<(), Edges>,
-    exhausted: &'a Cell<u64>,
+struct Direction<'a> {
+    queue: &'a WaitQueue<(), EdgeCount>,
+    exhausted_at: &'a Cell<u64>,
 }
 
 /// Not equal to any number of edges.
@@ -107,11 +107,11 @@ const NOT_KNOWN: u64 = u64::MAX;
 pub struct CoFd<S> {
     /// Before `inner`: the watch ends before the descriptor is closed.
     watch: Watch,
-    lines: Arc<Lines>,
-    /// The number of edges at which there was nothing to read (`drained`), and no space to write
-    /// (`full`).
-    drained: Cell<u64>,
-    full: Cell<u64>,
+    waiters: Arc<Waiters>,
+    /// The number of edges at which there was nothing to read (`read_exhausted_at`), and no space to write
+    /// (`write_exhausted_at`).
+    read_exhausted_at: Cell<u64>,
+    write_exhausted_at: Cell<u64>,
     /// Number of coroutines waiting to write.
     writers: Cell<u32>,
     /// The descriptor's number, for descriptions of waits.
@@ -140,15 +140,18 @@ impl<S: AsFd> CoFd<S> {
         let home = Home::expect("creating a CoFd");
         let fd = inner.as_fd();
         set_nonblocking(fd)?;
-        let lines = Arc::new(Lines { read: WaitQueue::new(Edges::default()), write: WaitQueue::new(Edges::default()) });
-        let told = Arc::clone(&lines);
-        let lent = Lent(fd.as_raw_fd());
-        let watch = home.context.watch_edges(lent, Interest::Read, move |events| told.report(events))?;
+        let waiters = Arc::new(Waiters {
+            read: WaitQueue::new(EdgeCount::default()),
+            write: WaitQueue::new(EdgeCount::default()),
+        });
+        let reported = Arc::clone(&waiters);
+        let lent = BorrowedRawFd(fd.as_raw_fd());
+        let watch = home.context.watch_edges(lent, Interest::Read, move |events| reported.report(events))?;
         Ok(CoFd {
             watch,
-            lines,
-            drained: Cell::new(NOT_KNOWN),
-            full: Cell::new(NOT_KNOWN),
+            waiters,
+            read_exhausted_at: Cell::new(NOT_KNOWN),
+            write_exhausted_at: Cell::new(NOT_KNOWN),
             writers: Cell::new(0),
             raw: fd.as_raw_fd(),
             is_stream: is_stream_socket(fd),
@@ -192,8 +195,8 @@ impl<S> CoFd<S> {
     /// May yield.
     #[track_caller]
     pub fn wait_readable(&self) -> io::Result<()> {
-        let waiting = Waiting::Readable(self.raw);
-        self.wait(&self.reading(), waiting)
+        let reason = WaitReason::Readable(self.raw);
+        self.wait(&self.reading(), reason)
     }
 
     /// Waits until a write is worth trying: there may be space, or an error.
@@ -223,8 +226,8 @@ impl<S> CoFd<S> {
                 }
             }
         }
-        let side = self.writing();
-        if !side.is_exhausted() {
+        let direction = self.writing();
+        if !direction.is_exhausted() {
             return Ok(());
         }
         self.writers.set(self.writers.get() + 1);
@@ -233,7 +236,7 @@ impl<S> CoFd<S> {
             // If there is space by now, this causes an edge.
             self.watch.set_interest(Interest::Both)?;
         }
-        self.wait(&side, Waiting::Writable(self.raw))
+        self.wait(&direction, WaitReason::Writable(self.raw))
     }
 
     /// Reads once, without waiting, for callers that allocate a buffer only when there is data: see
@@ -247,7 +250,7 @@ impl<S> CoFd<S> {
         for<'a> &'a S: Read,
     {
         let wanted = buf.len();
-        self.reading().note(|| (&self.inner).read(buf), |&done, edges| self.has_drained(done, wanted, edges))
+        self.reading().attempt(|| (&self.inner).read(buf), |&done, edges| self.has_drained(done, wanted, edges))
     }
 
     /// Calls `read`, waiting and calling it again for as long as it would block. For operations
@@ -269,17 +272,17 @@ impl<S> CoFd<S> {
         self.read_until(&mut read, |_, _| false)
     }
 
-    fn reading(&self) -> Side<'_> {
-        Side { line: &self.lines.read, exhausted: &self.drained }
+    fn reading(&self) -> Direction<'_> {
+        Direction { queue: &self.waiters.read, exhausted_at: &self.read_exhausted_at }
     }
 
-    fn writing(&self) -> Side<'_> {
-        Side { line: &self.lines.write, exhausted: &self.full }
+    fn writing(&self) -> Direction<'_> {
+        Direction { queue: &self.waiters.write, exhausted_at: &self.write_exhausted_at }
     }
 
     #[track_caller]
-    fn wait(&self, side: &Side<'_>, waiting: Waiting) -> io::Result<()> {
-        if !side.is_exhausted() {
+    fn wait(&self, direction: &Direction<'_>, reason: WaitReason) -> io::Result<()> {
+        if !direction.is_exhausted() {
             return Ok(());
         }
         let home = Home::expect("waiting for a descriptor");
@@ -291,24 +294,24 @@ impl<S> CoFd<S> {
         if home.running().is_some() && !home.can_suspend() {
             return Err(Cancelled.into());
         }
-        let mut line = side.line.lock();
+        let mut queue = direction.queue.lock();
         // Another thread's poll may have reported an edge meanwhile.
-        if line.state().count != side.exhausted.get() {
+        if queue.state().count != direction.exhausted_at.get() {
             return Ok(());
         }
         // An edge wakes all waiters, so one that leaves has nothing to pass on.
-        side.line.wait_cancellable(line, (), waiting, || {}, |_| {}).map_err(|()| Cancelled.into())
+        direction.queue.wait_cancellable(queue, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into())
     }
 
     #[track_caller]
     fn read_until<R>(
         &self,
         read: &mut impl FnMut(&S) -> io::Result<R>,
-        drains: impl Fn(&R, &Edges) -> bool,
+        drains: impl Fn(&R, &EdgeCount) -> bool,
     ) -> io::Result<R> {
         loop {
             self.wait_readable()?;
-            match self.reading().note(|| read(&self.inner), &drains) {
+            match self.reading().attempt(|| read(&self.inner), &drains) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
@@ -318,7 +321,7 @@ impl<S> CoFd<S> {
     /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
     /// later data causes an edge. Not while the peer is closing: its last edge may have been
     /// reported already.
-    fn has_drained(&self, done: usize, wanted: usize, edges: &Edges) -> bool {
+    fn has_drained(&self, done: usize, wanted: usize, edges: &EdgeCount) -> bool {
         self.is_stream && 0 < done && done < wanted && !edges.closing
     }
 
@@ -331,7 +334,7 @@ impl<S> CoFd<S> {
     fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
         loop {
             self.wait_writable()?;
-            match self.writing().note(|| write(&self.inner), |&done, _| self.is_stream && done < wanted) {
+            match self.writing().attempt(|| write(&self.inner), |&done, _| self.is_stream && done < wanted) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
@@ -339,22 +342,26 @@ impl<S> CoFd<S> {
     }
 }
 
-impl Side<'_> {
+impl Direction<'_> {
     fn is_exhausted(&self) -> bool {
-        self.line.lock().state().count == self.exhausted.get()
+        self.queue.lock().state().count == self.exhausted_at.get()
     }
 
     /// Makes the call, and records if it exhausts the direction until the next edge.
-    fn note<R>(&self, call: impl FnOnce() -> io::Result<R>, exhausts: impl Fn(&R, &Edges) -> bool) -> io::Result<R> {
+    fn attempt<R>(
+        &self,
+        call: impl FnOnce() -> io::Result<R>,
+        exhausts: impl Fn(&R, &EdgeCount) -> bool,
+    ) -> io::Result<R> {
         // Before the call: *edges are counted*.
-        let before = self.line.lock().state().count;
+        let before = self.queue.lock().state().count;
         let result = call();
         let is_exhausted = match &result {
-            Ok(done) => exhausts(done, self.line.lock().state()),
+            Ok(done) => exhausts(done, self.queue.lock().state()),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
         if is_exhausted {
-            self.exhausted.set(before);
+            self.exhausted_at.set(before);
         }
         result
     }

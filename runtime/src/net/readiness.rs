@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::context::fd_handler::{Interest, Readiness, Watch};
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Home;
 use crate::task::coroutine::Coroutine;
 
@@ -49,7 +49,7 @@ use crate::task::coroutine::Coroutine;
 #[track_caller]
 pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
-    wait_until_ready(fd, Interest::Read, Waiting::Readable(fd.as_raw_fd())).map(drop)
+    wait_until_ready(fd, Interest::Read, WaitReason::Readable(fd.as_raw_fd())).map(drop)
 }
 
 /// Waits until `fd` can be written without blocking: there is space, or an error.
@@ -68,13 +68,13 @@ pub fn wait_readable(fd: impl AsFd) -> io::Result<()> {
 #[track_caller]
 pub fn wait_writable(fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
-    wait_until_ready(fd, Interest::Write, Waiting::Writable(fd.as_raw_fd())).map(drop)
+    wait_until_ready(fd, Interest::Write, WaitReason::Writable(fd.as_raw_fd())).map(drop)
 }
 
 /// A descriptor borrowed by the waiting coroutine, or by the owner of the watch.
-pub(crate) struct Lent(pub(super) RawFd);
+pub(crate) struct BorrowedRawFd(pub(super) RawFd);
 
-impl AsFd for Lent {
+impl AsFd for BorrowedRawFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: *noted while it waits*: the watch that contains this is dropped by the wait that
         // borrowed the descriptor, or by the `CoFd` that owns the descriptor, before the `CoFd`
@@ -84,7 +84,7 @@ impl AsFd for Lent {
 }
 
 #[track_caller]
-fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) -> io::Result<()> {
+fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, reason: WaitReason) -> io::Result<()> {
     let home = Home::expect("waiting for a descriptor");
     let coroutine = Coroutine::current().expect("wait for a descriptor outside a coroutine: spawn one");
     // Checked before registering anything: an ending context would reject that with another error.
@@ -100,7 +100,7 @@ fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) ->
             waker.wake();
         }
     };
-    let _watch: Watch = match home.context.watch(Lent(fd.as_raw_fd()), interest, handler()) {
+    let _watch: Watch = match home.context.watch(BorrowedRawFd(fd.as_raw_fd()), interest, handler()) {
         // Another coroutine waits for it, or a handler watches it. To epoll, a duplicate is a
         // different descriptor.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -108,5 +108,5 @@ fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, waiting: Waiting) ->
         }
         watch => watch?,
     };
-    Ok(home.suspend_until(waiting, || ready.load(Ordering::Acquire).then_some(()))?)
+    Ok(home.suspend_until(reason, || ready.load(Ordering::Acquire).then_some(()))?)
 }

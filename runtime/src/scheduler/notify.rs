@@ -36,15 +36,15 @@ const ASLEEP: u32 = 1;
 const KICKED: u32 = 2;
 
 /// Whether the loop needs to be kicked.
-pub(crate) struct SleepState {
+pub(crate) struct NotifyState {
     state: AtomicU32,
     /// The sticky notification.
     notified: AtomicBool,
 }
 
-impl SleepState {
-    pub(crate) fn new() -> SleepState {
-        SleepState { state: AtomicU32::new(AWAKE), notified: AtomicBool::new(false) }
+impl NotifyState {
+    pub(crate) fn new() -> NotifyState {
+        NotifyState { state: AtomicU32::new(AWAKE), notified: AtomicBool::new(false) }
     }
 
     /// Loop side, before a sleep. The loop must check its queues and `is_notified` once more after

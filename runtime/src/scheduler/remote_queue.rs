@@ -7,42 +7,42 @@
 //! atomics.
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
-use crate::coroutine::control_block::CoroutineId;
+use crate::coroutine::control_block::BlockRef;
 
 /// An item of work.
-pub(crate) enum Arrival {
+pub(crate) enum RemoteEvent {
     /// Schedules a coroutine of this context.
-    Wake(CoroutineId),
+    Wake(BlockRef),
     /// Calls this on the home thread, to create a coroutine.
-    Begin(Box<dyn FnOnce() + Send>),
+    Run(Box<dyn FnOnce() + Send>),
 }
 
-pub(crate) struct Arrivals {
+pub(crate) struct RemoteQueue {
     list: Mutex<List>,
     pending: AtomicBool,
 }
 
 struct List {
-    arrivals: Vec<Arrival>,
+    arrivals: Vec<RemoteEvent>,
     /// The context has ended: nothing is accepted any more.
     closed: bool,
 }
 
-impl Arrivals {
-    pub(crate) fn new() -> Arrivals {
+impl RemoteQueue {
+    pub(crate) fn new() -> RemoteQueue {
         let list = List { arrivals: Vec::new(), closed: false };
-        Arrivals { list: Mutex::new(list), pending: AtomicBool::new(false) }
+        RemoteQueue { list: Mutex::new(list), pending: AtomicBool::new(false) }
     }
 
     /// Adds an item, or returns it because the context has ended. The caller must then notify the
     /// loop.
-    pub(crate) fn push(&self, arrival: Arrival) -> Result<(), Arrival> {
+    pub(crate) fn push(&self, arrival: RemoteEvent) -> Result<(), RemoteEvent> {
         let mut list = self.list.lock();
         if list.closed {
             return Err(arrival);
         }
         list.arrivals.push(arrival);
-        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         self.pending.store(true, Ordering::Relaxed);
         Ok(())
@@ -55,7 +55,7 @@ impl Arrivals {
     }
 
     /// Moves all items into `into`, which must be empty.
-    pub(crate) fn take_all(&self, into: &mut Vec<Arrival>) {
+    pub(crate) fn take_all(&self, into: &mut Vec<RemoteEvent>) {
         debug_assert!(into.is_empty());
         let mut list = self.list.lock();
         std::mem::swap(&mut list.arrivals, into);
@@ -69,7 +69,7 @@ impl Arrivals {
     }
 
     /// Rejects further items, and returns the remaining ones, to be dropped.
-    pub(crate) fn close(&self) -> Vec<Arrival> {
+    pub(crate) fn close(&self) -> Vec<RemoteEvent> {
         let mut list = self.list.lock();
         list.closed = true;
         std::mem::take(&mut list.arrivals)

@@ -10,9 +10,9 @@ use std::{fmt, ptr, thread};
 
 use corosensei::CoroutineResult;
 
-use crate::coroutine::control_block::{Control, ControlList, CoroutineId, Own, Resume, State};
+use crate::coroutine::control_block::{BlockRef, ControlBlock, LocalState, Resume, RunQueue, State};
 use crate::coroutine::error::{Cancelled, EnterError};
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::diagnostics::backtrace::leave_trace;
 use crate::scheduler::{Home, abort};
 
@@ -20,9 +20,9 @@ use crate::scheduler::{Home, abort};
 pub(crate) struct Frame {
     pub(crate) parent: *const Frame,
     /// The coroutine that ran when this frame was pushed.
-    outer: Option<&'static Control>,
+    outer: Option<&'static ControlBlock>,
     /// Coroutines woken by the running one; they run next, from this frame.
-    pub(crate) woken: ControlList,
+    pub(crate) deferred: RunQueue,
     /// The lock depth when the running coroutine was resumed: it may not suspend with more (rule
     /// X8).
     pub(crate) lock_depth: Cell<u32>,
@@ -31,29 +31,29 @@ pub(crate) struct Frame {
 impl Frame {
     #[inline]
     pub(crate) fn above(home: &Home) -> Frame {
-        Frame { parent: home.top.get(), outer: home.running.get(), woken: ControlList::new(), lock_depth: Cell::new(0) }
+        Frame { parent: home.top.get(), outer: home.running.get(), deferred: RunQueue::new(), lock_depth: Cell::new(0) }
     }
 
     #[inline]
-    pub(crate) fn push<'a>(&'a self, home: &'a Home) -> Leave<'a> {
+    pub(crate) fn push<'a>(&'a self, home: &'a Home) -> FrameGuard<'a> {
         // Fenced, for a thread that stops this one: a frame on the chain is complete.
         compiler_fence(Ordering::SeqCst);
         home.top.set(self);
-        Leave { home, frame: self }
+        FrameGuard { home, frame: self }
     }
 }
 
 /// Pops a frame, also on unwinding: `top` never points at a frame that is gone.
-pub(crate) struct Leave<'a> {
+pub(crate) struct FrameGuard<'a> {
     home: &'a Home,
     frame: &'a Frame,
 }
 
-impl Drop for Leave<'_> {
+impl Drop for FrameGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         // After a panic coroutines remain on the frame's list: none of them may be lost.
-        self.home.ready.append(&self.frame.woken);
+        self.home.ready.append(&self.frame.deferred);
         self.home.top.set(self.frame.parent);
         self.home.running.set(self.frame.outer);
         // As in `push`: the frame's memory is reused after this.
@@ -68,8 +68,8 @@ impl Home {
     ///
     /// Enters the coroutine, then the coroutines that it woke.
     #[inline]
-    pub(crate) fn try_enter(&self, id: CoroutineId) -> Result<(), EnterError> {
-        if id.is_live() && self.own(id.block).state.get() == State::Suspended && !id.block.ticket.is_scheduled() {
+    pub(crate) fn try_enter(&self, id: BlockRef) -> Result<(), EnterError> {
+        if id.is_live() && self.local(id.block).state.get() == State::Suspended && !id.block.word.is_scheduled() {
             if thread::panicking() && !self.unwinds_beneath.get() {
                 self.above_unwinding(|| self.enter(id.block));
             } else {
@@ -81,13 +81,13 @@ impl Home {
     }
 
     #[cold]
-    fn refuse_to_enter(&self, id: CoroutineId) -> EnterError {
+    fn refuse_to_enter(&self, id: BlockRef) -> EnterError {
         if !id.is_live() {
             return EnterError::Ended;
         }
-        let own = self.own(id.block);
-        let name = own.label().to_string();
-        match own.state.get() {
+        let local = self.local(id.block);
+        let name = local.label().to_string();
+        match local.state.get() {
             State::Suspended | State::Scheduled => EnterError::Scheduled { name, at: id.block.scheduled_at() },
             State::Entered => {
                 let chain = self.chain().to_string();
@@ -103,52 +103,52 @@ impl Home {
     /// Runs `first`, then the coroutines that were woken meanwhile. Propagates a panic of a
     /// coroutine without a join handle.
     #[inline]
-    pub(crate) fn enter(&self, first: &'static Control) {
+    pub(crate) fn enter(&self, first: &'static ControlBlock) {
         let frame = Frame::above(self);
         let _leave = frame.push(self);
         let mut next = Some(first);
         while let Some(block) = next {
             self.running.set(Some(block));
             frame.lock_depth.set(self.shared.lock.depth());
-            if let Some(payload) = self.resume(block, Resume::Go) {
+            if let Some(payload) = self.resume(block, Resume::Continue) {
                 resume_unwind(payload);
             }
-            next = frame.woken.pop();
+            next = frame.deferred.pop();
         }
     }
 
     /// Switches to a coroutine's stack, until it yields or ends. Returns the payload of a panic to
     /// propagate.
     #[inline]
-    pub(crate) fn resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
-        if self.traced { self.tell_and_resume(block, how) } else { self.switch_in(block, how) }
+    pub(crate) fn resume(&self, block: &'static ControlBlock, how: Resume) -> Option<Box<dyn Any + Send>> {
+        if self.has_tracer { self.trace_and_resume(block, how) } else { self.switch_in(block, how) }
     }
 
     #[cold]
-    fn tell_and_resume(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
-        let own = self.own(block);
+    fn trace_and_resume(&self, block: &'static ControlBlock, how: Resume) -> Option<Box<dyn Any + Send>> {
+        let local = self.local(block);
         let tracer = self.shared.tracer.as_ref();
         let id = block.id();
         if let Some(tracer) = tracer {
-            tracer.enter(id, how == Resume::Unwind, own.suspended_at.get());
+            tracer.enter(id, how == Resume::Unwind, local.suspended_at.get());
         }
         let payload = self.switch_in(block, how);
         // The end of a coroutine was traced before its block was reused.
-        if let (Some(tracer), true) = (tracer, id.is_live() && own.state.get() != State::Finished) {
-            tracer.yielded(id, own.waiting.get().into(), own.suspended_at.get());
+        if let (Some(tracer), true) = (tracer, id.is_live() && local.state.get() != State::Finished) {
+            tracer.yielded(id, local.wait_reason.get().into(), local.suspended_at.get());
         }
         payload
     }
 
     /// The only place that switches to a coroutine's stack (besides `Home::trace`).
     #[inline]
-    fn switch_in(&self, block: &'static Control, how: Resume) -> Option<Box<dyn Any + Send>> {
-        let own = self.own(block);
-        own.state.set(State::Entered);
-        block.ticket.clear_scheduled();
+    fn switch_in(&self, block: &'static ControlBlock, how: Resume) -> Option<Box<dyn Any + Send>> {
+        let local = self.local(block);
+        local.state.set(State::Entered);
+        block.word.clear_scheduled();
         // SAFETY: the state was Suspended or Scheduled, so the machine is in its slot; now it is
         // Entered, and no other code touches it (*taken out while it runs*).
-        let machine = unsafe { (*own.machine.get()).assume_init_mut() };
+        let machine = unsafe { (*local.raw.get()).assume_init_mut() };
         self.switching.set(true);
         let result = machine.resume(how);
         self.switching.set(false);
@@ -163,7 +163,7 @@ impl Home {
     /// would see it.
     #[inline]
     pub(crate) fn can_suspend(&self) -> bool {
-        self.running().is_some_and(|block| !self.own(block).unwinding.get() && !self.is_panicking())
+        self.running().is_some_and(|block| !self.local(block).unwinding.get() && !self.is_panicking())
     }
 
     /// Returns whether a panic unwinds a stack other than one that was unwinding below already
@@ -182,9 +182,9 @@ impl Home {
     /// Yields. Unwinds instead of returning if the context, or its scope, ends meanwhile.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn suspend_for(&self, waiting: Waiting) {
-        if !self.suspend_if_possible(waiting) {
-            self.suspend_above_unwinding(waiting);
+    pub(crate) fn suspend_for(&self, reason: WaitReason) {
+        if !self.suspend_if_possible(reason) {
+            self.suspend_above_unwinding(reason);
         }
     }
 
@@ -202,48 +202,48 @@ impl Home {
     /// Yields. Unwinds instead of returning if the context, or its scope, ends meanwhile.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn suspend_if_possible(&self, waiting: Waiting) -> bool {
+    pub(crate) fn suspend_if_possible(&self, reason: WaitReason) -> bool {
         let Some(block) = self.running.get() else { yields_outside() };
-        if self.own(block).unwinding.get() || thread::panicking() {
+        if self.local(block).unwinding.get() || thread::panicking() {
             return false;
         }
-        self.leave_stack(block, waiting);
+        self.leave_stack(block, reason);
         true
     }
 
     /// Leaves the stack of the running coroutine: the only place that does.
     #[inline(always)]
     #[track_caller]
-    fn leave_stack(&self, block: &'static Control, waiting: Waiting) {
+    fn leave_stack(&self, block: &'static ControlBlock, reason: WaitReason) {
         // SAFETY: as in `frame`; the running coroutine was entered from one.
         let frame = unsafe { &*self.top.get() };
-        let own = self.own(block);
+        let local = self.local(block);
         if self.shared.lock.depth() > frame.lock_depth.get() {
-            yields_with_lock(own, self.shared.lock.depth() - frame.lock_depth.get());
+            yields_with_lock(local, self.shared.lock.depth() - frame.lock_depth.get());
         }
-        own.waiting.set(waiting);
-        own.suspended_at.set(Location::caller());
-        own.since.set(self.clock.get());
+        local.wait_reason.set(reason);
+        local.suspended_at.set(Location::caller());
+        local.since.set(self.clock.get());
         // Last, for a thread that stops this one: a suspended coroutine has recorded what it waits
         // for.
         compiler_fence(Ordering::SeqCst);
-        own.state.set(State::Suspended);
-        if own.woken.take() {
+        local.state.set(State::Suspended);
+        if local.woken.take() {
             self.make_ready(block, Location::caller());
         }
-        self.switch_out(own);
+        self.switch_out(local);
     }
 
     /// Suspends the running coroutine if what unwinds is a stack beneath; else refuses to.
     #[cold]
     #[track_caller]
-    fn suspend_above_unwinding(&self, waiting: Waiting) {
+    fn suspend_above_unwinding(&self, reason: WaitReason) {
         let block = self.running().expect("only a coroutine is refused");
         if !self.can_suspend() {
-            return self.refuse_to_suspend(self.own(block));
+            return self.refuse_to_suspend(self.local(block));
         }
         self.suspended_above.set(Some(block.id()));
-        self.leave_stack(block, waiting);
+        self.leave_stack(block, reason);
     }
 
     /// Suspends the running coroutine until all other ready coroutines have run.
@@ -255,47 +255,47 @@ impl Home {
     #[track_caller]
     pub(crate) fn reschedule(&self) {
         if let Some(block) = self.running() {
-            self.own(block).woken.set(true);
+            self.local(block).woken.set(true);
         }
-        self.suspend_for(Waiting::Turn);
+        self.suspend_for(WaitReason::Turn);
     }
 
     #[inline(always)]
-    fn switch_out(&self, own: &Own) {
+    fn switch_out(&self, local: &LocalState) {
         self.switching.set(true);
         // SAFETY: the yielder lies at the root of the running stack, so it is alive.
-        let how = unsafe { &*own.yielder.get() }.suspend(());
+        let how = unsafe { &*local.yielder.get() }.suspend(());
         self.switching.set(false);
         match how {
-            Resume::Go => {}
+            Resume::Continue => {}
             other => resumed_otherwise(other),
         }
     }
 
     #[cold]
-    fn refuse_to_suspend(&self, own: &Own) {
-        if own.unwinding.get() && !self.is_panicking() {
+    fn refuse_to_suspend(&self, local: &LocalState) {
+        if local.unwinding.get() && !self.is_panicking() {
             // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
-            let swallowed = own.swallowed.get() + 1;
-            own.swallowed.set(swallowed);
+            let swallowed = local.swallowed.get() + 1;
+            local.swallowed.set(swallowed);
             if swallowed < 1000 {
                 resume_unwind(Box::new(Cancelled));
             }
             abort(format_args!(
                 "coroutine {} (created at {}) was cancelled but caught the unwinding {swallowed} times and waited \
                  again; rethrow the payload `Cancelled`",
-                own.label(),
-                own.created_at.get()
+                local.label(),
+                local.created_at.get()
             ));
         }
-        let (name, at) = (own.label(), own.created_at.get());
+        let (name, at) = (local.label(), local.created_at.get());
         if let Some(other) =
-            self.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.own(other.block), own))
+            self.suspended_above.get().filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
         {
             abort(format_args!(
-                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its own, or that of coroutine {}, \
+                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its local, or that of coroutine {}, \
                  which waited above another stack that unwound; a destructor may do I/O, but not wait for another coroutine",
-                self.own(other.block).label()
+                self.local(other.block).label()
             ));
         }
         abort(format_args!(
@@ -306,7 +306,7 @@ impl Home {
 
     /// Returns the entered coroutines, innermost first; `None` for an iteration of the loop.
     /// Allocates nothing.
-    pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static Control>> {
+    pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static ControlBlock>> {
         let (mut frame, mut running) = (self.frame(), self.running.get());
         std::iter::from_fn(move || {
             let inner = frame?;
@@ -329,9 +329,9 @@ impl Home {
 fn resumed_otherwise(mut how: Resume) {
     loop {
         match how {
-            Resume::Go => return,
+            Resume::Continue => return,
             Resume::Unwind => resume_unwind(Box::new(Cancelled)),
-            Resume::Trace => {
+            Resume::Backtrace => {
                 let yielder = leave_trace();
                 let home = Home::expect("a backtrace");
                 home.switching.set(true);
@@ -360,7 +360,7 @@ impl fmt::Display for Chain<'_> {
             inner.iter_mut().zip(self.0.on_stack().skip(skipped)).for_each(|(place, running)| *place = running);
             for running in inner.iter().rev() {
                 match running {
-                    Some(block) => write!(f, " > {}", self.0.own(block).label())?,
+                    Some(block) => write!(f, " > {}", self.0.local(block).label())?,
                     None => f.write_str(" > loop")?,
                 }
             }
@@ -378,10 +378,10 @@ fn yields_outside() -> ! {
 
 #[cold]
 #[track_caller]
-fn yields_with_lock(own: &Own, guards: u32) -> ! {
+fn yields_with_lock(local: &LocalState, guards: u32) -> ! {
     panic!(
         "coroutine {} yields while it holds the context's lock ({guards} guards): the next coroutine would run under \
          it; drop the guards first",
-        own.label()
+        local.label()
     )
 }

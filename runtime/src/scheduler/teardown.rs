@@ -6,7 +6,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::context::source::HomeToken;
-use crate::coroutine::control_block::{Control, CoroutineId, Resume, State};
+use crate::coroutine::control_block::{BlockRef, ControlBlock, Resume, State};
 use crate::scheduler::switch::Frame;
 use crate::scheduler::{Home, abort, drop_quietly};
 use crate::sys::fork;
@@ -46,7 +46,7 @@ impl Home {
             ));
             // Makes handles stale: they must not reach these blocks from a later context of this
             // thread.
-            left.iter().for_each(|block| block.ticket.retire());
+            left.iter().for_each(|block| block.word.retire());
             return payload;
         }
         self.report_unwound(&left);
@@ -54,7 +54,7 @@ impl Home {
             // Destructors may have scheduled it: a block on a run list must not be unwound
             // and put on the free list.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
-            step(&mut || match self.own(block).state.get() {
+            step(&mut || match self.local(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
                 State::Finished => drop(self.discard(block)),
                 // Its join handle lay on another coroutine's stack, and was dropped with it.
@@ -69,18 +69,18 @@ impl Home {
     }
 
     /// Reports the coroutines that are about to be unwound (rule W5).
-    fn report_unwound(&self, left: &[&'static Control]) {
-        const MOST: usize = 8;
+    fn report_unwound(&self, left: &[&'static ControlBlock]) {
+        const MAX: usize = 8;
         if !self.reports_unwound.get() {
             return;
         }
-        let unfinished = |block: &&&'static Control| self.own(block).state.get() != State::Finished;
+        let unfinished = |block: &&&'static ControlBlock| self.local(block).state.get() != State::Finished;
         let count = left.iter().filter(unfinished).count();
         if count == 0 {
             return;
         }
-        let names = left.iter().filter(unfinished).take(MOST).map(|block| self.own(block).label().to_string());
-        let (shown, more) = (names.collect::<Vec<_>>().join(", "), if count > MOST { ", .." } else { "" });
+        let names = left.iter().filter(unfinished).take(MAX).map(|block| self.local(block).label().to_string());
+        let (shown, more) = (names.collect::<Vec<_>>().join(", "), if count > MAX { ", .." } else { "" });
         report(format_args!(
             "coralio: context ended with {count} coroutines still alive, unwinding them: {shown}{more}; join or cancel \
              them first"
@@ -90,19 +90,20 @@ impl Home {
     /// Returns whether suspended coroutines remain that cannot be unwound: then nothing they use
     /// may be freed.
     pub(crate) fn is_leaking(&self) -> bool {
-        let suspended =
-            |block: &&'static Control| matches!(self.own(block).state.get(), State::Suspended | State::Scheduled);
+        let suspended = |block: &&'static ControlBlock| {
+            matches!(self.local(block).state.get(), State::Suspended | State::Scheduled)
+        };
         cfg!(panic = "abort") && self.blocks.all().any(|block| suspended(&block))
     }
 
     /// Ends one coroutine in place, for a scope whose own stack unwinds, and drops its result.
     /// Returns the payload of its panic, if any.
-    pub(crate) fn end_now(&self, id: CoroutineId) -> Option<Box<dyn Any + Send>> {
+    pub(crate) fn end_now(&self, id: BlockRef) -> Option<Box<dyn Any + Send>> {
         if !id.is_live() {
             return None;
         }
         let block = id.block;
-        let ended = catch_unwind(AssertUnwindSafe(|| match self.own(block).state.get() {
+        let ended = catch_unwind(AssertUnwindSafe(|| match self.local(block).state.get() {
             State::Free => None,
             State::Finished => self.discard(block),
             State::Suspended => {
@@ -116,7 +117,7 @@ impl Home {
             }
             State::Entered => abort(format_args!(
                 "scope unwinding while its coroutine {} is entered: the coroutine would outlive the data it borrows",
-                self.own(block).label()
+                self.local(block).label()
             )),
         }));
         ended.unwrap_or_else(Some)
@@ -124,11 +125,11 @@ impl Home {
 
     /// Removes a scheduled coroutine from its list. While the context ends it may be on none: they
     /// were emptied.
-    fn unlist(&self, block: &'static Control) {
+    fn unlist(&self, block: &'static ControlBlock) {
         let mut lists = vec![&self.ready, &self.taken];
         let mut frame = self.frame();
         while let Some(above) = frame {
-            lists.push(&above.woken);
+            lists.push(&above.deferred);
             // SAFETY: as in `frame`.
             frame = unsafe { above.parent.as_ref() };
         }
@@ -136,16 +137,16 @@ impl Home {
         assert!(found || self.is_ending(), "a scheduled coroutine is on a list");
     }
 
-    fn unwind(&self, block: &'static Control) {
-        let own = self.own(block);
-        own.propagates.set(true);
+    fn unwind(&self, block: &'static ControlBlock) {
+        let local = self.local(block);
+        local.propagates.set(true);
         let frame = Frame::above(self);
         frame.lock_depth.set(self.shared.lock.depth());
         let _leave = frame.push(self);
         self.running.set(Some(block));
         // Set before resuming: a coroutine that was never entered drops its captures, which may not
         // wait either.
-        own.unwinding.set(true);
+        local.unwinding.set(true);
         if let Some(payload) = self.resume(block, Resume::Unwind) {
             resume_unwind(payload);
         }

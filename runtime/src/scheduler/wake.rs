@@ -4,7 +4,7 @@
 use std::panic::Location;
 use std::thread;
 
-use crate::coroutine::control_block::{Control, CoroutineId, State};
+use crate::coroutine::control_block::{BlockRef, ControlBlock, State};
 use crate::scheduler::Home;
 use crate::trace::Wake;
 
@@ -16,17 +16,17 @@ impl Home {
     /// Enters the coroutine if none is running; otherwise it runs when the running one yields or
     /// ends.
     #[track_caller]
-    pub(crate) fn wake(&self, id: CoroutineId) {
+    pub(crate) fn wake(&self, id: BlockRef) {
         if !id.is_live() || self.ending.get() {
             return;
         }
-        let own = self.own(id.block);
-        match own.state.get() {
+        let local = self.local(id.block);
+        match local.state.get() {
             State::Suspended => self.wake_suspended(id.block),
             // It is made ready when it suspends.
             State::Entered => {
-                own.woken.set(true);
-                self.tell(id.block, Wake::LeftEntered);
+                local.woken.set(true);
+                self.trace_wake(id.block, Wake::LeftEntered);
             }
             State::Scheduled | State::Finished | State::Free => {}
         }
@@ -35,10 +35,10 @@ impl Home {
     /// Wakes like [`wake`](Self::wake), but never enters, for destructors: the coroutine runs when
     /// the running one yields or ends, or else in the loop's next iteration.
     #[track_caller]
-    pub(crate) fn wake_later(&self, id: CoroutineId) {
-        let suspended = id.is_live() && self.own(id.block).state.get() == State::Suspended;
+    pub(crate) fn wake_later(&self, id: BlockRef) {
+        let suspended = id.is_live() && self.local(id.block).state.get() == State::Suspended;
         if suspended && self.running.get().is_none() && !self.ending.get() {
-            self.tell(id.block, Wake::Scheduled);
+            self.trace_wake(id.block, Wake::Scheduled);
             self.make_ready(id.block, Location::caller());
         } else {
             self.wake(id);
@@ -53,10 +53,10 @@ impl Home {
     /// May enter the coroutine.
     #[inline]
     #[track_caller]
-    pub(crate) fn wake_unless_entered(&self, block: &'static Control) {
-        if self.own(block).state.get() == State::Suspended && !self.ending.get() {
+    pub(crate) fn wake_unless_entered(&self, block: &'static ControlBlock) {
+        if self.local(block).state.get() == State::Suspended && !self.ending.get() {
             self.wake_suspended(block);
-        } else if self.own(block).state.get() == State::Entered {
+        } else if self.local(block).state.get() == State::Entered {
             self.left_entered(block);
         }
     }
@@ -64,28 +64,28 @@ impl Home {
     /// Traces that a wake did nothing, because the coroutine is entered.
     #[inline]
     #[track_caller]
-    pub(crate) fn left_entered(&self, block: &'static Control) {
-        if self.traced {
-            self.tell(block, Wake::LeftEntered);
+    pub(crate) fn left_entered(&self, block: &'static ControlBlock) {
+        if self.has_tracer {
+            self.trace_wake(block, Wake::LeftEntered);
         }
     }
 
     #[inline]
     #[track_caller]
-    fn wake_suspended(&self, block: &'static Control) {
-        if self.traced {
+    fn wake_suspended(&self, block: &'static ControlBlock) {
+        if self.has_tracer {
             let how = match self.running.get() {
                 Some(_) => Wake::AfterYield,
                 None if thread::panicking() => Wake::Scheduled,
                 None => Wake::Now,
             };
-            self.tell(block, how);
+            self.trace_wake(block, how);
         }
         match self.frame() {
             Some(frame) if self.running.get().is_some() => {
                 block.set_scheduled_at(Location::caller());
-                self.own(block).state.set(State::Scheduled);
-                frame.woken.push(block);
+                self.local(block).state.set(State::Scheduled);
+                frame.deferred.push(block);
             }
             // A destructor woke it while this thread unwinds: it could not be suspended here.
             _ if thread::panicking() => self.make_ready(block, Location::caller()),
@@ -96,7 +96,7 @@ impl Home {
     /// Traces the wake, if there is an event log.
     #[cold]
     #[track_caller]
-    fn tell(&self, block: &'static Control, how: Wake) {
+    fn trace_wake(&self, block: &'static ControlBlock, how: Wake) {
         if let Some(tracer) = &self.shared.tracer {
             tracer.wake(block.id(), how, Location::caller());
         }
@@ -104,11 +104,11 @@ impl Home {
 
     /// Schedules a suspended coroutine for the loop's next iteration, or a nested one.
     #[inline]
-    pub(crate) fn make_ready(&self, block: &'static Control, at: &'static Location<'static>) {
-        let own = self.own(block);
-        debug_assert_eq!(own.state.get(), State::Suspended);
+    pub(crate) fn make_ready(&self, block: &'static ControlBlock, at: &'static Location<'static>) {
+        let local = self.local(block);
+        debug_assert_eq!(local.state.get(), State::Suspended);
         block.set_scheduled_at(at);
-        own.state.set(State::Scheduled);
+        local.state.set(State::Scheduled);
         self.ready.push(block);
     }
 }

@@ -11,8 +11,8 @@
 
 use crate::atomic::{AtomicU32, Ordering};
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{Holder, Waiting};
-use crate::sync::wait_queue::{Gone, WaitQueue};
+use crate::coroutine::wait_reason::{LockOwner, WaitReason};
+use crate::sync::wait_queue::{Abandoned, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -51,8 +51,8 @@ const HELD_WITH_LINE: u32 = 3;
 #[doc(alias = "qemu_co_mutex_lock")]
 pub struct CoMutex<T: ?Sized> {
     state: AtomicU32,
-    holder: Holder,
-    line: WaitQueue,
+    holder: LockOwner,
+    queue: WaitQueue,
     value: UnsafeCell<T>,
 }
 
@@ -66,8 +66,8 @@ impl<T> CoMutex<T> {
     pub const fn new(value: T) -> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
-            holder: Holder::new(),
-            line: WaitQueue::new(()),
+            holder: LockOwner::new(),
+            queue: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
     }
@@ -139,7 +139,7 @@ impl<T: ?Sized> CoMutex<T> {
     #[inline]
     #[track_caller]
     fn held(&self) -> CoMutexGuard<'_, T> {
-        self.holder.note();
+        self.holder.record();
         CoMutexGuard { mutex: self, _not_send: PhantomData }
     }
 
@@ -148,8 +148,8 @@ impl<T: ?Sized> CoMutex<T> {
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
         // Before locking the queue: a panic runs a foreign hook.
-        self.holder.refuse_self("CoMutex");
-        let line = self.line.lock();
+        self.holder.panic_if_self("CoMutex");
+        let locked = self.queue.lock();
         loop {
             // Under the queue's lock. Either the owner is gone, and the lock is taken here; or the
             // waiters bit is set while the owner still holds the lock, and its unlock will reach
@@ -165,21 +165,21 @@ impl<T: ?Sized> CoMutex<T> {
                 Err(_) => {}
             }
         }
-        let waiting = Waiting::CoMutex(&self.holder);
+        let waiting = WaitReason::CoMutex(&self.holder);
         if cancellable {
-            self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
+            self.queue.wait_cancellable(locked, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
         } else {
-            self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
+            self.queue.wait(locked, (), waiting, || (), |gone| self.gone(gone));
             Ok(())
         }
     }
 
     /// Handles a waiter that leaves.
-    fn gone(&self, gone: Gone<'_, (), ()>) {
+    fn gone(&self, gone: Abandoned<'_, (), ()>) {
         match gone {
             // If no waiter is left, the next unlock finds that out.
-            Gone::Left(_) => {}
-            Gone::Granted(()) => self.unlock(),
+            Abandoned::Left(_) => {}
+            Abandoned::Granted(()) => self.unlock(),
         }
     }
 
@@ -197,16 +197,16 @@ impl<T: ?Sized> CoMutex<T> {
 
     #[cold]
     fn hand_over(&self) {
-        let mut line = self.line.lock();
-        let next = line.grant_first();
+        let mut locked = self.queue.lock();
+        let next = locked.grant_first();
         if next.is_none() {
             // All waiters have left.
             self.state.store(FREE, Ordering::Release);
-        } else if line.is_empty() {
+        } else if locked.is_empty() {
             // The new owner has no waiters behind it. The grant itself synchronized the value.
             self.state.store(HELD, Ordering::Relaxed);
         }
-        drop(line);
+        drop(locked);
         if let Some(next) = next {
             // From a destructor, so it must not enter the waiter.
             next.wake_later();

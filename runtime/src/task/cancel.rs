@@ -13,9 +13,9 @@ use std::ptr;
 use std::time::Duration;
 
 use crate::context::timer::Action;
-use crate::coroutine::control_block::Own;
+use crate::coroutine::control_block::LocalState;
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{Limit, Waiting};
+use crate::coroutine::wait_reason::{Deadline, WaitReason};
 use crate::scheduler::Home;
 use crate::task::waker::Token;
 
@@ -65,16 +65,16 @@ pub fn check_cancelled() -> Result<(), Cancelled> {
 ///
 /// As `f`.
 pub fn shield<T>(f: impl FnOnce() -> T) -> T {
-    struct Lifted<'a>(&'a Own);
+    struct Lifted<'a>(&'a LocalState);
     impl Drop for Lifted<'_> {
         fn drop(&mut self) {
             self.0.shields.set(self.0.shields.get() - 1);
         }
     }
-    let own = Home::current().and_then(|home| Some(home.own(home.running()?)));
-    let _lifted = own.map(|own| {
-        own.shields.set(own.shields.get() + 1);
-        Lifted(own)
+    let local = Home::current().and_then(|home| Some(home.local(home.running()?)));
+    let _lifted = local.map(|local| {
+        local.shields.set(local.shields.get() + 1);
+        Lifted(local)
     });
     f()
 }
@@ -125,25 +125,25 @@ impl std::error::Error for TimedOut {}
 /// As `f`; may yield.
 #[track_caller]
 pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
-    struct Off<'a>(&'a Own, &'a Limit);
+    struct Off<'a>(&'a LocalState, &'a Deadline);
     impl Drop for Off<'_> {
         fn drop(&mut self) {
-            debug_assert!(ptr::eq(self.0.limits.get(), self.1), "*limits nest*");
-            self.0.limits.set(self.1.outer);
+            debug_assert!(ptr::eq(self.0.deadlines.get(), self.1), "*limits nest*");
+            self.0.deadlines.set(self.1.outer);
         }
     }
     let home = Home::expect("a timeout");
     let block = home.running().expect("timeout outside a coroutine: spawn one");
-    let own = home.own(block);
+    let local = home.local(block);
     let Some(deadline) = home.shared.clock.now().checked_add(duration) else { return Ok(f()) };
-    let limit = Limit { deadline, hit: Cell::new(false), outer: own.limits.get() };
-    own.limits.set(&limit);
-    let off = Off(own, &limit);
+    let frame = Deadline { deadline, hit: Cell::new(false), outer: local.deadlines.get() };
+    local.deadlines.set(&frame);
+    let off = Off(local, &frame);
     let timer = home.shared.timers.start(deadline, Action::Wake(Token::of(block.id())), &home.shared);
     let value = f();
     drop(timer);
     drop(off);
-    if !limit.hit.get() {
+    if !frame.hit.get() {
         return Ok(value);
     }
     drop(value);
@@ -200,6 +200,6 @@ pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     }
     let wake = Action::Wake(Token::of(block.id()));
     let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, wake, &home.shared));
-    home.suspend_for(Waiting::Sleep);
-    home.suspend_until(Waiting::Sleep, || is_over().then_some(()))
+    home.suspend_for(WaitReason::Sleep);
+    home.suspend_until(WaitReason::Sleep, || is_over().then_some(()))
 }

@@ -12,9 +12,9 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::coroutine::control_block::{CoroutineId, State};
+use crate::coroutine::control_block::{BlockRef, State};
 use crate::coroutine::error::{Cancelled, EnterError, ScheduleError, not_entered};
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Home;
 use crate::sys::fork::refuse_in_child;
 use crate::task::waker::{Token, Waker, schedule};
@@ -117,13 +117,13 @@ impl Builder {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Coroutine {
-    pub(crate) id: CoroutineId,
+    pub(crate) id: BlockRef,
     _home: PhantomData<*const ()>,
 }
 
 impl Coroutine {
     #[inline]
-    pub(crate) fn of(id: CoroutineId) -> Coroutine {
+    pub(crate) fn of(id: BlockRef) -> Coroutine {
         Coroutine { id, _home: PhantomData }
     }
 
@@ -192,7 +192,7 @@ impl Coroutine {
     pub fn try_enter(self) -> Result<(), EnterError> {
         match Home::current() {
             Some(home) => {
-                let _beat = home.beat();
+                let _heartbeat = home.heartbeat();
                 home.try_enter(self.id)
             }
             None => {
@@ -235,7 +235,7 @@ impl Coroutine {
     }
 
     fn state(self) -> Option<State> {
-        self.id.is_live().then(|| Home::current().map(|home| home.own(self.id.block).state.get())).flatten()
+        self.id.is_live().then(|| Home::current().map(|home| home.local(self.id.block).state.get())).flatten()
     }
 
     /// Resumes the coroutine: now, if no coroutine is running; otherwise when the running one
@@ -295,7 +295,7 @@ impl Coroutine {
     /// May enter the coroutine, as [`wake`](Self::wake).
     #[track_caller]
     pub fn cancel(self) {
-        if self.id.block.ticket.cancel(self.id.generation) {
+        if self.id.block.word.cancel(self.id.generation) {
             self.wake();
         }
     }
@@ -334,7 +334,7 @@ impl fmt::Display for Coroutine {
             Some(home) if self.id.is_live() => {
                 // The writer is foreign code and might end the coroutine, so the label is copied
                 // first.
-                let label = home.own(self.id.block).label().to_string();
+                let label = home.local(self.id.block).label().to_string();
                 f.write_str(&label)
             }
             _ => f.write_str("(ended)"),
@@ -365,7 +365,7 @@ impl fmt::Debug for Coroutine {
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
-    Home::expect("yield outside a coroutine, and").suspend_for(Waiting::Enter);
+    Home::expect("yield outside a coroutine, and").suspend_for(WaitReason::Enter);
 }
 
 /// Yields to the event loop; resumes after every other ready coroutine has run.

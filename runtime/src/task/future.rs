@@ -17,30 +17,29 @@ use std::thread::{self, Thread};
 use parking_lot::Mutex;
 
 use crate::AioContext;
-use crate::context::shared::Shared;
+use crate::context::shared::SharedContext;
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Home;
-use crate::scheduler::lifecycle::Outcome;
 use crate::task::coroutine::Coroutine;
 use crate::task::waker::Waker;
 
 /// The waker of a thread or coroutine that waits for a future.
-struct Sleeper {
-    who: Who,
+struct FutureWaker {
+    target: WakeTarget,
     /// Whether the waker was called since the last poll of the future.
     called: AtomicBool,
 }
 
-enum Who {
+enum WakeTarget {
     Coroutine(Waker),
     /// The stack of a thread that runs a context: the loop runs meanwhile.
-    Loop(Arc<Shared>),
+    Loop(Arc<SharedContext>),
     /// Any other thread.
     Thread(Thread),
 }
 
-impl Wake for Sleeper {
+impl Wake for FutureWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -49,17 +48,17 @@ impl Wake for Sleeper {
         // Relaxed: the woken party sees the store through the lock, the state word, the
         // notification or the park token that wakes it.
         self.called.store(true, Ordering::Relaxed);
-        self.who.wake();
+        self.target.wake();
     }
 }
 
-impl Who {
+impl WakeTarget {
     fn wake(&self) {
         match self {
             // An error means it is scheduled already: one wake serves both calls.
-            Who::Coroutine(waker) => drop(waker.schedule()),
-            Who::Loop(shared) => shared.notify(),
-            Who::Thread(thread) => thread.unpark(),
+            WakeTarget::Coroutine(waker) => drop(waker.schedule()),
+            WakeTarget::Loop(shared) => shared.notify(),
+            WakeTarget::Thread(thread) => thread.unpark(),
         }
     }
 }
@@ -109,30 +108,30 @@ impl Who {
 #[track_caller]
 pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
     let home = Home::current();
-    let who = match (home, Coroutine::current()) {
-        (_, Some(coroutine)) => Who::Coroutine(coroutine.waker()),
-        (Some(home), None) => Who::Loop(home.shared.clone()),
-        (None, None) => Who::Thread(thread::current()),
+    let target = match (home, Coroutine::current()) {
+        (_, Some(coroutine)) => WakeTarget::Coroutine(coroutine.waker()),
+        (Some(home), None) => WakeTarget::Loop(home.shared.clone()),
+        (None, None) => WakeTarget::Thread(thread::current()),
     };
-    let sleeper = Arc::new(Sleeper { who, called: AtomicBool::new(false) });
-    let waker = TaskWaker::from(Arc::clone(&sleeper));
+    let future_waker = Arc::new(FutureWaker { target, called: AtomicBool::new(false) });
+    let waker = TaskWaker::from(Arc::clone(&future_waker));
     let mut future = pin!(future.into_future());
     let mut look = || {
-        sleeper.called.store(false, Ordering::Relaxed);
+        future_waker.called.store(false, Ordering::Relaxed);
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(output) => Some(output),
             Poll::Pending => {
                 // A wait within that poll may have consumed the wake. Wake again rather than poll
                 // immediately, which would give other coroutines no turn.
-                if sleeper.called.load(Ordering::Relaxed) {
-                    sleeper.who.wake();
+                if future_waker.called.load(Ordering::Relaxed) {
+                    future_waker.target.wake();
                 }
                 None
             }
         }
     };
     match home {
-        Some(home) if home.running().is_some() => home.suspend_until(Waiting::Future, look),
+        Some(home) if home.running().is_some() => home.suspend_until(WaitReason::Future, look),
         _ => loop {
             if let Some(output) = look() {
                 return Ok(output);
@@ -146,8 +145,8 @@ pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
 }
 
 /// The shared slot in which a coroutine of another thread stores its outcome.
-struct Slot<T> {
-    outcome: Option<Outcome<T>>,
+struct SharedResult<T> {
+    outcome: Option<thread::Result<T>>,
     /// Whether there is, or was, an outcome.
     filled: bool,
     /// The waker of the waiting party.
@@ -159,12 +158,12 @@ struct Slot<T> {
 
 /// The sending end of a slot. Dropping it stores the outcome; without one, it stores that the
 /// coroutine never ran.
-struct Fill<T> {
-    slot: Arc<Mutex<Slot<T>>>,
-    outcome: Option<Outcome<T>>,
+struct ResultSender<T> {
+    slot: Arc<Mutex<SharedResult<T>>>,
+    outcome: Option<thread::Result<T>>,
 }
 
-impl<T> Fill<T> {
+impl<T> ResultSender<T> {
     /// Called by the coroutine when it starts. It may have been cancelled before.
     fn begin(&self) {
         let me = Coroutine::current().expect("the body of a coroutine runs in one");
@@ -178,12 +177,12 @@ impl<T> Fill<T> {
     }
 
     /// Stores this outcome.
-    fn fill(mut self, outcome: Outcome<T>) {
+    fn sender(mut self, outcome: thread::Result<T>) {
         self.outcome = Some(outcome);
     }
 }
 
-impl<T> Drop for Fill<T> {
+impl<T> Drop for ResultSender<T> {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| Err(Box::new(Cancelled)));
         let mut slot = self.slot.lock();
@@ -219,16 +218,16 @@ impl AioContext {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let slot = Slot { outcome: None, filled: false, waiter: None, coroutine: None, cancelled: false };
+        let slot = SharedResult { outcome: None, filled: false, waiter: None, coroutine: None, cancelled: false };
         let slot = Arc::new(Mutex::new(slot));
-        let fill = Fill { slot: Arc::clone(&slot), outcome: None };
+        let sender = ResultSender { slot: Arc::clone(&slot), outcome: None };
         let builder = Coroutine::builder();
         self.shared.arrive(Box::new(move || {
             let body = move || {
-                fill.begin();
-                fill.fill(catch_unwind(AssertUnwindSafe(f)));
+                sender.begin();
+                sender.sender(catch_unwind(AssertUnwindSafe(f)));
             };
-            // On failure (no memory) it drops the body, and with it `fill`, which reports the
+            // On failure (no memory) it drops the body, and with it `sender`, which reports the
             // failure to the handle.
             drop(builder.spawn(body));
         }));
@@ -265,7 +264,7 @@ impl AioContext {
 /// returns its result. It is `Send`, and a `Future`.
 #[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct RemoteHandle<T> {
-    slot: Arc<Mutex<Slot<T>>>,
+    slot: Arc<Mutex<SharedResult<T>>>,
 }
 
 impl<T> RemoteHandle<T> {

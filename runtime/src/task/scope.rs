@@ -15,9 +15,9 @@ use std::mem::{self, ManuallyDrop};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread, vec};
 
-use crate::coroutine::control_block::CoroutineId;
+use crate::coroutine::control_block::BlockRef;
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Home;
 use crate::task::coroutine::{Builder, Coroutine};
 use crate::task::spawn::JoinHandle;
@@ -85,11 +85,11 @@ type Panic = Cell<Option<Box<dyn Any + Send>>>;
 /// A scope to spawn coroutines in, which may borrow from outside the call of [`scope()`].
 pub struct Scope<'scope, 'env: 'scope> {
     /// The coroutines spawned; some may have ended.
-    members: RefCell<Vec<CoroutineId>>,
+    members: RefCell<Vec<BlockRef>>,
     /// The number of coroutines that have not ended.
     left: Cell<usize>,
     /// The coroutine that waits for the last of them.
-    waiter: Cell<Option<CoroutineId>>,
+    waiter: Cell<Option<BlockRef>>,
     /// The first panic that no handle receives.
     panic: Panic,
     scope: PhantomData<&'scope mut &'scope ()>,
@@ -173,7 +173,7 @@ impl<'scope> Scope<'scope, '_> {
     pub fn cancel(&self) {
         /// The members not cancelled yet. If one panics, the others are cancelled while that panic
         /// unwinds, when `cancel` enters none.
-        struct Rest(vec::IntoIter<CoroutineId>);
+        struct Rest(vec::IntoIter<BlockRef>);
         impl Drop for Rest {
             fn drop(&mut self) {
                 for member in self.0.by_ref() {
@@ -204,7 +204,7 @@ impl<'scope> Scope<'scope, '_> {
                         self.cancel();
                     }
                     self.waiter.set(Some(running.id()));
-                    home.suspend_for(Waiting::Scope);
+                    home.suspend_for(WaitReason::Scope);
                 }
             }
             None => {
@@ -229,7 +229,7 @@ fn keep(panic: &Panic, payload: Box<dyn Any + Send>) {
 
 /// Returns whether the running coroutine is detached.
 fn is_detached() -> bool {
-    Home::current().is_some_and(|home| home.running().is_some_and(|block| home.own(block).detached.get()))
+    Home::current().is_some_and(|home| home.running().is_some_and(|block| home.local(block).detached.get()))
 }
 
 /// Drops a panic payload, ignoring a panic in its destructor.

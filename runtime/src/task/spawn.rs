@@ -13,9 +13,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread;
 
-use crate::coroutine::control_block::{CoroutineId, Joiner, State};
+use crate::coroutine::control_block::{BlockRef, Joiner, State};
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::diagnostics::stack_usage::high_water;
 use crate::scheduler::Home;
 use crate::sys::fork::refuse_in_child;
@@ -110,7 +110,7 @@ impl Builder {
         T: 'static,
     {
         let home = Home::expect("start");
-        let _beat = home.beat();
+        let _heartbeat = home.heartbeat();
         // SAFETY: `f` and its result are 'static.
         let id = unsafe { home.create(self.attributes, false, f) }?;
         home.try_enter(id).expect("a new coroutine is known only here");
@@ -161,7 +161,7 @@ impl Builder {
 /// thread.
 #[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct JoinHandle<T> {
-    pub(crate) id: CoroutineId,
+    pub(crate) id: BlockRef,
     _result: PhantomData<(*const (), T)>,
 }
 
@@ -191,8 +191,8 @@ impl<T> JoinHandle<T> {
                 refuse_in_child("joining a coroutine");
                 return Err(Box::new(Cancelled));
             };
-            let own = home.own(self.id.block);
-            if own.state.get() == State::Finished {
+            let local = home.local(self.id.block);
+            if local.state.get() == State::Finished {
                 let block = self.id.block;
                 std::mem::forget(self);
                 return home.fetch(block);
@@ -208,8 +208,8 @@ impl<T> JoinHandle<T> {
                         self.cancel();
                         return Err(Box::new(cancelled));
                     }
-                    own.joiner.set(Some(Joiner::Coroutine(running.id())));
-                    home.suspend_for(Waiting::Join(self.id.block));
+                    local.joiner.set(Some(Joiner::Coroutine(running.id())));
+                    home.suspend_for(WaitReason::Join(self.id.block));
                 }
                 // A destructor at the very end: the coroutine will not run any more.
                 None if home.is_ending() => return Err(Box::new(Cancelled)),
@@ -240,7 +240,7 @@ impl<T> JoinHandle<T> {
     /// Returns whether [`join`](Self::join) would return immediately.
     pub fn is_finished(&self) -> bool {
         match Home::current().filter(|_| self.id.is_live()) {
-            Some(home) => home.own(self.id.block).state.get() == State::Finished,
+            Some(home) => home.local(self.id.block).state.get() == State::Finished,
             None => true,
         }
     }
@@ -255,17 +255,17 @@ impl<T> Future for JoinHandle<T> {
         let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
             return Poll::Ready(Err(Box::new(Cancelled)));
         };
-        let own = home.own(self.id.block);
+        let local = home.local(self.id.block);
         // Foreign code, which may run the loop.
         let waker = context.waker().clone();
-        if own.state.get() == State::Finished {
+        if local.state.get() == State::Finished {
             return Poll::Ready(home.fetch(self.id.block));
         }
         // The coroutine will not run any more.
         if home.is_ending() {
             return Poll::Ready(Err(Box::new(Cancelled)));
         }
-        own.joiner.set(Some(Joiner::Task(waker)));
+        local.joiner.set(Some(Joiner::Task(waker)));
         Poll::Pending
     }
 }

@@ -4,20 +4,20 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::context::shared::Shared;
-use crate::coroutine::control_block::{Control, CoroutineId};
+use crate::context::shared::SharedContext;
+use crate::coroutine::control_block::{BlockRef, ControlBlock};
 use crate::coroutine::error::ScheduleError;
-use crate::coroutine::state_word::Claim;
+use crate::coroutine::state_word::ScheduleOutcome;
 use crate::scheduler::Home;
-use crate::scheduler::remote_queue::Arrival;
+use crate::scheduler::remote_queue::RemoteEvent;
 use crate::task::coroutine::Coroutine;
 use crate::trace::Wake;
 
 /// Wakes a coroutine from any thread.
 #[derive(Clone)]
 pub struct Waker {
-    pub(crate) id: CoroutineId,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: BlockRef,
+    pub(crate) shared: Arc<SharedContext>,
 }
 
 impl Waker {
@@ -51,7 +51,7 @@ impl Waker {
     /// May enter the coroutine, on its home thread.
     #[track_caller]
     pub fn cancel(&self) {
-        if self.id.block.ticket.cancel(self.id.generation) {
+        if self.id.block.word.cancel(self.id.generation) {
             self.wake();
         }
     }
@@ -87,23 +87,23 @@ impl fmt::Debug for Waker {
 /// [`AioContext::schedule`](crate::AioContext::schedule).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    pub(crate) id: CoroutineId,
+    pub(crate) id: BlockRef,
 }
 
 impl Token {
     #[inline]
-    pub(crate) fn of(id: CoroutineId) -> Token {
+    pub(crate) fn of(id: BlockRef) -> Token {
         Token { id }
     }
 
     #[inline]
-    pub(crate) fn block(self) -> &'static Control {
+    pub(crate) fn block(self) -> &'static ControlBlock {
         self.id.block
     }
 
     /// Returns whether the coroutine belongs to the context of `shared` and has not ended.
     #[inline]
-    pub(crate) fn lives_in(self, shared: &Shared) -> bool {
+    pub(crate) fn lives_in(self, shared: &SharedContext) -> bool {
         self.id.block.context() == shared.id() && self.id.is_live()
     }
 
@@ -118,7 +118,7 @@ impl Token {
     ///
     /// May enter the coroutine.
     #[track_caller]
-    pub(crate) fn wake(self, shared: &Shared) {
+    pub(crate) fn wake(self, shared: &SharedContext) {
         match shared.home().filter(|_| self.lives_in(shared)) {
             Some(home) => home.wake(self.id),
             None => self.schedule(shared),
@@ -126,7 +126,7 @@ impl Token {
     }
 
     #[track_caller]
-    pub(crate) fn schedule(self, shared: &Shared) {
+    pub(crate) fn schedule(self, shared: &SharedContext) {
         if self.lives_in(shared) {
             // An error means it is on the list already: one wake serves both calls.
             let _ = schedule(shared, self.id);
@@ -141,21 +141,21 @@ impl fmt::Debug for Token {
 }
 
 #[track_caller]
-pub(crate) fn schedule(shared: &Shared, id: CoroutineId) -> Result<(), ScheduleError> {
+pub(crate) fn schedule(shared: &SharedContext, id: BlockRef) -> Result<(), ScheduleError> {
     let here = Location::caller();
     match id.block.schedule(id.generation, here) {
-        Claim::Mine => {
+        ScheduleOutcome::Claimed => {
             if let Some(tracer) = &shared.tracer {
                 tracer.wake(id, Wake::Scheduled, here);
             }
             // A rejected push means that the context has ended, and the coroutine will not run
             // again.
-            if shared.arrivals.push(Arrival::Wake(id)).is_ok() {
+            if shared.arrivals.push(RemoteEvent::Wake(id)).is_ok() {
                 shared.wake_loop();
             }
             Ok(())
         }
-        Claim::Taken => Err(ScheduleError { first: id.block.scheduled_at(), second: here }),
-        Claim::Ended => Ok(()),
+        ScheduleOutcome::AlreadyScheduled => Err(ScheduleError { first: id.block.scheduled_at(), second: here }),
+        ScheduleOutcome::Stale => Ok(()),
     }
 }

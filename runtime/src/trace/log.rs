@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::control_block::CoroutineId;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::control_block::BlockRef;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::trace::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
 use crate::trace::ring::{Ring, WORDS};
 
@@ -55,7 +55,7 @@ struct Words {
 /// Identifies a coroutine on any thread: control block and generation.
 type Id = (u64, u64);
 
-fn id(id: CoroutineId) -> Id {
+fn id(id: BlockRef) -> Id {
     (ptr::from_ref(id.block).expose_provenance() as u64, id.generation)
 }
 
@@ -136,7 +136,7 @@ impl Tracer {
     }
 
     #[cold]
-    pub(crate) fn create(&self, who: CoroutineId, name: Option<&str>, at: &'static Location<'static>) {
+    pub(crate) fn create(&self, who: BlockRef, name: Option<&str>, at: &'static Location<'static>) {
         let (a, b) = id(who);
         if let Some(name) = name {
             let mut words = self.log.words.lock();
@@ -150,25 +150,25 @@ impl Tracer {
 
     /// `at` is the line at which the coroutine continues.
     #[cold]
-    pub(crate) fn enter(&self, who: CoroutineId, unwinds: bool, at: &'static Location<'static>) {
+    pub(crate) fn enter(&self, who: BlockRef, unwinds: bool, at: &'static Location<'static>) {
         let (a, b) = id(who);
         self.push(Kind::Enter, u8::from(unwinds), a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, who: CoroutineId, waits: Waits, at: &'static Location<'static>) {
+    pub(crate) fn yielded(&self, who: BlockRef, waits: Waits, at: &'static Location<'static>) {
         let (a, b) = id(who);
         self.push(Kind::Yield, WAITS.iter().position(|&w| w == waits).unwrap_or(0) as u8, a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn end(&self, who: CoroutineId) {
+    pub(crate) fn end(&self, who: BlockRef) {
         let (a, b) = id(who);
         self.push(Kind::End, 0, a, b, None);
     }
 
     #[cold]
-    pub(crate) fn wake(&self, who: CoroutineId, how: Wake, at: &'static Location<'static>) {
+    pub(crate) fn wake(&self, who: BlockRef, how: Wake, at: &'static Location<'static>) {
         let (a, b) = id(who);
         self.push(Kind::Wake, WAKES.iter().position(|&w| w == how).unwrap_or(0) as u8, a, b, Some(at));
     }
@@ -283,23 +283,23 @@ const WAITS: [Waits; 10] = [
     Waits::Scope,
 ];
 
-impl From<Waiting> for Waits {
-    fn from(waiting: Waiting) -> Waits {
+impl From<WaitReason> for Waits {
+    fn from(waiting: WaitReason) -> Waits {
         match waiting {
-            Waiting::Enter => Waits::Enter,
-            Waiting::Turn => Waits::Turn,
-            Waiting::Join(_) => Waits::Join,
-            Waiting::CoMutex(_) | Waiting::Read(_) | Waiting::Write(_) | Waiting::Upgrade(_) => Waits::Lock,
-            Waiting::CoQueue(_)
-            | Waiting::Semaphore(_)
-            | Waiting::Send(_)
-            | Waiting::Receive(_)
-            | Waiting::OneShot(_) => Waits::Message,
-            Waiting::Sleep => Waits::Time,
-            Waiting::Readable(_) | Waiting::Writable(_) => Waits::Descriptor,
-            Waiting::Io => Waits::Io,
-            Waiting::Future => Waits::Future,
-            Waiting::Scope => Waits::Scope,
+            WaitReason::Enter => Waits::Enter,
+            WaitReason::Turn => Waits::Turn,
+            WaitReason::Join(_) => Waits::Join,
+            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => Waits::Lock,
+            WaitReason::CoQueue(_)
+            | WaitReason::Semaphore(_)
+            | WaitReason::Send(_)
+            | WaitReason::Receive(_)
+            | WaitReason::OneShot(_) => Waits::Message,
+            WaitReason::Sleep => Waits::Time,
+            WaitReason::Readable(_) | WaitReason::Writable(_) => Waits::Descriptor,
+            WaitReason::Io => Waits::Io,
+            WaitReason::Future => Waits::Future,
+            WaitReason::Scope => Waits::Scope,
         }
     }
 }

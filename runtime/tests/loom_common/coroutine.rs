@@ -73,30 +73,30 @@ pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
 /// What waits record for messages; there are no messages here.
 pub(crate) mod waiting {
     #[derive(Clone, Copy)]
-    pub(crate) enum Waiting {
-        CoMutex(*const Holder),
-        Read(*const Holder),
-        Write(*const Holder),
-        Upgrade(*const Holder),
+    pub(crate) enum WaitReason {
+        CoMutex(*const LockOwner),
+        Read(*const LockOwner),
+        Write(*const LockOwner),
+        Upgrade(*const LockOwner),
         CoQueue(usize),
         Semaphore(usize),
         Send(usize),
         Receive(usize),
     }
 
-    pub(crate) struct Holder;
+    pub(crate) struct LockOwner;
 
-    impl Holder {
-        pub(crate) const fn new() -> Holder {
-            Holder
+    impl LockOwner {
+        pub(crate) const fn new() -> LockOwner {
+            LockOwner
         }
 
-        pub(crate) fn note(&self) {}
+        pub(crate) fn record(&self) {}
         pub(crate) fn clear(&self) {}
-        pub(crate) fn refuse_self(&self, _what: &str) {}
+        pub(crate) fn panic_if_self(&self, _what: &str) {}
     }
 
-    pub(crate) fn suspend_for(_waiting: Waiting) {
+    pub(crate) fn suspend_for(_waiting: WaitReason) {
         super::suspend();
     }
 }

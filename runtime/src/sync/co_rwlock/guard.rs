@@ -8,7 +8,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 use crate::atomic::Ordering;
-use crate::coroutine::wait_reason::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
 use crate::sync::co_rwlock::{CoRwLock, LINE, READER, Share, WRITER};
 
 /// Read access to the lock, shared with other readers. May be held while the coroutine is
@@ -51,7 +51,7 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
             Err(reading) => {
                 let lock = reading.lock;
                 drop(reading);
-                lock.take(Share::Write, Waiting::Upgrade(&lock.holder));
+                lock.take(Share::Write, WaitReason::Upgrade(&lock.holder));
                 lock.writing()
             }
         }
@@ -123,7 +123,7 @@ impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
         lock.holder.clear();
         // Release pairs with the acquires of later readers.
         if lock.state.fetch_add(READER - WRITER, Ordering::Release) & LINE != 0 {
-            lock.let_in(lock.line.lock());
+            lock.grant_waiting(lock.queue.lock());
         }
         lock.reading()
     }
