@@ -8,11 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::context::AioContext;
+use crate::context::heartbeat::Heartbeat;
+use crate::context::idle::IdleTimer;
+use crate::context::local::{LocalContext, Settings};
 use crate::context::shared::SharedContext;
 use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
+use crate::diagnostics::deadlock;
 use crate::diagnostics::signal::RegistryGuard;
+use crate::diagnostics::stack_overflow::AlternateStack;
 use crate::diagnostics::stall::Watcher;
-use crate::scheduler::Home;
 use crate::sys::clock::{Clock, VirtualClock};
 use crate::sys::fork;
 use crate::task::coroutine::Coroutine;
@@ -121,14 +125,19 @@ impl ContextBuilder {
         let context = AioContext { shared: SharedContext::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
         context.set_poll_limit(self.poll_limit);
         let _counted = RegistryGuard::new(&context);
-        let _watcher = self.stall_report.map(|limit| Watcher::start(&context, limit)).transpose()?;
-        let stacks = StackPool::new(self.stack_size, self.measure_stack);
-        Ok(Home::run(Arc::clone(&context.shared), stacks, |home| {
-            home.stall_watched.set(self.stall_report.is_some());
-            home.patience.set_limit(self.deadlock_report);
-            home.reports_unwound.set(self.unwind_report);
-            f(&context)
-        }))
+        let heartbeat = self.stall_report.map(|_| Arc::<Heartbeat>::default());
+        let _watcher = match (self.stall_report, &heartbeat) {
+            (Some(limit), Some(heartbeat)) => Some(Watcher::start(&context, Arc::clone(heartbeat), limit)?),
+            _ => None,
+        };
+        let _alternate_stack = AlternateStack::install();
+        let settings = Settings {
+            stacks: StackPool::new(self.stack_size, self.measure_stack),
+            heartbeat,
+            idle_timer: IdleTimer::new(self.deadlock_report, deadlock::reporter()),
+            reports_unwound: self.unwind_report,
+        };
+        Ok(LocalContext::run(&context, settings, || f(&context)))
     }
 
     /// Creates a context with this thread as its home, runs `f` as its first coroutine, and runs
@@ -149,7 +158,7 @@ impl ContextBuilder {
         self.run(|context| {
             let first = || f(context);
             // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this
-            // closure early, by a panic in the loop, ends in `Home::run`, which unwinds all
+            // closure early, by a panic in the loop, ends in `LocalContext::run`, which unwinds all
             // coroutines before it returns.
             let main = unsafe { main.spawn_borrowing(first) }?;
             Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))

@@ -8,3 +8,4 @@ pub(crate) mod signal;
 pub(crate) mod stack_overflow;
 pub(crate) mod stack_usage;
 pub(crate) mod stall;
+mod wait_graph;

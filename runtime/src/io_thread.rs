@@ -71,7 +71,7 @@ impl LoopThread {
         let Some(thread) = self.thread.take() else { return Ok(()) };
         // Relaxed: `notify` orders it.
         self.stop.store(true, Ordering::Relaxed);
-        self.context.shared.notify();
+        self.context.shared.scheduler.notify();
         thread.join()
     }
 }
@@ -82,7 +82,7 @@ impl Drop for LoopThread {
     fn drop(&mut self) {
         if self.context.is_home() {
             self.stop.store(true, Ordering::Relaxed);
-            self.context.shared.notify();
+            self.context.shared.scheduler.notify();
         } else {
             let _reported = self.end();
         }

@@ -97,6 +97,7 @@ pub use context::registry::ContextEnded;
 pub use context::source::{AtHome, HomeToken, LoopToken, Source};
 pub use context::timer::{Timer, TimerInfo};
 pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
+pub use coroutine::id::Token;
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use diagnostics::dump::Dump;
 pub use io_thread::LoopThread;
@@ -112,8 +113,8 @@ pub use sys::os_error::explained;
 #[doc(hidden)]
 pub use sys::report::report;
 pub use task::{
-    Builder, Coroutine, JoinHandle, RemoteHandle, Scope, ScopedHandle, TimedOut, Token, Waker, await_future,
-    can_suspend, check_cancelled, is_cancelled, scope, shield, sleep, spawn, start, suspend, timeout, yield_now,
+    Builder, Coroutine, JoinHandle, RemoteHandle, Scope, ScopedHandle, TimedOut, Waker, await_future, can_suspend,
+    check_cancelled, is_cancelled, scope, shield, sleep, spawn, start, suspend, timeout, yield_now,
 };
 
 #[cfg(doctest)]

@@ -6,4 +6,5 @@ pub(crate) mod clock;
 pub(crate) mod descriptors;
 pub(crate) mod fork;
 pub(crate) mod os_error;
+pub(crate) mod panic;
 pub(crate) mod report;

@@ -3,13 +3,17 @@
 pub(crate) mod cancel;
 pub(crate) mod coroutine;
 pub(crate) mod future;
+pub(crate) mod remote;
 pub(crate) mod scope;
 pub(crate) mod spawn;
+pub(crate) mod time;
 pub(crate) mod waker;
 
-pub use cancel::{TimedOut, check_cancelled, is_cancelled, shield, sleep, timeout};
+pub use cancel::{check_cancelled, is_cancelled, shield};
 pub use coroutine::{Builder, Coroutine, can_suspend, suspend, yield_now};
-pub use future::{RemoteHandle, await_future};
+pub use future::await_future;
+pub use remote::RemoteHandle;
 pub use scope::{Scope, ScopedHandle, scope};
 pub use spawn::{JoinHandle, spawn, start};
-pub use waker::{Token, Waker};
+pub use time::{TimedOut, sleep, timeout};
+pub use waker::Waker;

@@ -25,6 +25,7 @@ mod replay;
 mod ring;
 
 pub use event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
+pub(crate) use log::Id;
 pub use log::{Opened, Trace, Tracer};
 pub use render::{Format, TextOptions};
 pub use replay::{Frame, Replay, Violation};

@@ -5,7 +5,7 @@
 //! ```text
 //!   parent                    child
 //!   ------                    -----
-//!   'A' calls fork()          HOME is null; all run lists are empty; wakes do nothing
+//!   'A' calls fork()          no context is current; all run lists are empty; wakes do nothing
 //!   'A' continues             'A' continues: exec and _exit are fine, using the context panics
 //!   ..                        returning from `run` leaks the remaining coroutines, with a message
 //! ```
@@ -16,16 +16,15 @@
 
 #![allow(unsafe_code)]
 
-use std::mem;
 use std::sync::Once;
 
-use crate::coroutine::control_block::State;
-use crate::scheduler::{HOME, Home, SUSPENDED};
+use crate::context::local::{self, LocalContext};
+use crate::scheduler::Scheduler;
 use crate::sys::fork::enter_child;
 use crate::sys::report::report;
 
 /// Installs the fork handler, once.
-pub(crate) fn notice_forks() {
+pub(super) fn install() {
     static NOTICED: Once = Once::new();
     NOTICED.call_once(|| {
         // SAFETY: the handler runs in the child, on the thread that forked, and does only what is
@@ -38,38 +37,23 @@ pub(crate) fn notice_forks() {
 /// Disables the child's context. Allocates nothing and takes no lock: another thread of the parent
 /// may have held it.
 unsafe extern "C" fn after_fork() {
-    let Some(home) = Home::current_or_suspended() else { return };
+    let Some(home) = LocalContext::current_or_suspended() else { return };
     enter_child();
-    HOME.set(std::ptr::null());
-    SUSPENDED.set(std::ptr::null());
-    home.ending.set(true);
-    home.forget_ready();
-    home.shared.bottom_halves.forget_due();
-    home.shared.watches.forget_ready();
-    home.shared.pollers.forget();
-    home.shared.timers.forget_due();
+    local::disable();
+    home.scheduler.set_ending();
+    home.scheduler.forget_ready();
+    let shared = &home.context.shared;
+    shared.bottom_halves.forget_due();
+    shared.watches.forget_ready();
+    shared.pollers.forget();
+    shared.timers.forget_due();
 }
 
-impl Home {
-    /// Empties the run lists: no woken coroutine resumes.
-    fn forget_ready(&self) {
-        while self.ready.pop().is_some() || self.taken.pop().is_some() {}
-        let mut frame = self.frame();
-        while let Some(inner) = frame {
-            while inner.deferred.pop().is_some() {}
-            // SAFETY: as in `Home::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-        }
-    }
-
-    /// Leaks the home when the child returns from `run`: the child's copies of coroutines are never
-    /// unwound, since they would wait for the parent's I/O.
-    pub(crate) fn leave_in_child(self) {
-        let left = self.blocks.all().filter(|block| self.local(block).state.get() != State::Free).count();
-        report(format_args!(
-            "coralio: a forked child returned from its parent's context, leaking its copies of {left} coroutines; call \
-             exec or _exit in the child, or fork before `run`"
-        ));
-        mem::forget(self);
-    }
+/// Reports that the child returns from `run`, where its copies of coroutines are leaked.
+pub(super) fn report_leak(scheduler: &Scheduler) {
+    let left = scheduler.live_in_any_order().count();
+    report(format_args!(
+        "coralio: a forked child returned from its parent's context, leaking its copies of {left} coroutines; call exec \
+         or _exit in the child, or fork before `run`"
+    ));
 }

@@ -194,7 +194,7 @@ impl BottomHalves {
             return false;
         }
         let mut table = self.table.lock();
-        table.take_up(&shared.clock);
+        table.take_up(&shared.scheduler.clock);
         let mut progress = false;
         loop {
             let Some((key, callback)) = table.start_next() else {
@@ -205,7 +205,7 @@ impl BottomHalves {
             progress = true;
             let mut running = Running(self, shared, key, Some(callback));
             let callback = running.3.as_mut().expect("just put there");
-            let span = shared.span(Span::BottomHalf);
+            let span = shared.scheduler.span(Span::BottomHalf);
             callback(shared, key);
             drop(span);
             let callback = running.3.take().expect("still there");
@@ -221,22 +221,22 @@ impl BottomHalves {
     /// Schedules an existing bottom half, and wakes the loop.
     fn schedule(&self, key: Key, due: Due, shared: &SharedContext) {
         let mut table = self.table.lock();
-        let news = table.schedule(key, due, &shared.clock);
+        let news = table.schedule(key, due, &shared.scheduler.clock);
         if news {
             self.queued.store(true, Ordering::Relaxed);
         }
         drop(table);
         if news {
-            shared.wake_loop();
+            shared.scheduler.wake_loop();
         }
     }
 
     /// As `Table::finish`.
     fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &SharedContext) -> Option<Callback> {
-        let (unneeded, queued) = table.finish(key, callback, &shared.clock);
+        let (unneeded, queued) = table.finish(key, callback, &shared.scheduler.clock);
         if queued {
             self.queued.store(true, Ordering::Relaxed);
-            shared.wake_loop_of_another();
+            shared.scheduler.wake_loop_of_another();
         }
         unneeded
     }
@@ -356,12 +356,12 @@ impl AioContext {
         let mut table = bottom_halves.table.lock();
         let inserted = table.entries.insert(Entry::new(run, true, Location::caller()));
         if let Ok(key) = inserted {
-            table.schedule(key, Due::NextRound, &self.shared.clock);
+            table.schedule(key, Due::NextRound, &self.shared.scheduler.clock);
             bottom_halves.queued.store(true, Ordering::Relaxed);
         }
         drop(table);
         match inserted {
-            Ok(_) => self.shared.wake_loop(),
+            Ok(_) => self.shared.scheduler.wake_loop(),
             Err(_rejected) => return Err(ContextEnded { operation: "schedule a one-shot callback" }),
         }
         Ok(())

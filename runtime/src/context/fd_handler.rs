@@ -230,7 +230,7 @@ impl Watches {
             let Some((key, events, handler)) = self.start_next() else { return progress };
             progress = true;
             let mut running = Running(shared, key, Some(handler));
-            let _span = shared.span(Span::Watch);
+            let _span = shared.scheduler.span(Span::Watch);
             running.2.as_mut().expect("just put there")(events, shared, key);
         }
     }
@@ -275,7 +275,7 @@ impl Watches {
         }
         if entry.reported != 0 && !std::mem::replace(&mut entry.queued, true) {
             ready.push_back(key.token());
-            shared.wake_loop_of_another();
+            shared.scheduler.wake_loop_of_another();
         }
         None
     }
@@ -452,7 +452,7 @@ impl AioContext {
         }
         shared.watches.recount(edges, Interest::None, interest);
         drop(table);
-        shared.wake_loop();
+        shared.scheduler.wake_loop();
         Ok(Watch { shared: Arc::clone(shared), key, owns: true })
     }
 
@@ -529,7 +529,7 @@ impl Watch {
         }
         shared.watches.recount(entry.edges, before, interest);
         drop(table);
-        shared.wake_loop();
+        shared.scheduler.wake_loop();
         Ok(())
     }
 

@@ -15,16 +15,13 @@ use std::{mem, ptr};
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
 use crate::context::AioContext;
+use crate::context::local::LocalContext;
 use crate::context::shared::SharedContext;
-use crate::scheduler::Home;
 use crate::sys::report::report;
 
 #[derive(Default)]
 pub(crate) struct ContextLock {
     mutex: ReentrantMutex<()>,
-    /// Number of guards of the home thread. Accessed by that thread only, with plain loads and
-    /// stores.
-    home_guards: AtomicU32,
     /// Number of guards of the foreign thread that holds the lock, if one does. Written by that
     /// thread only, under the lock.
     off_home_guards: AtomicU32,
@@ -39,16 +36,10 @@ pub(crate) struct ContextLock {
     newest_epoch: AtomicU64,
     /// The home, while the loop sleeps without the lock. Written, and dereferenced, under the lock
     /// only.
-    sleeping_home: AtomicPtr<Home>,
+    sleeping_home: AtomicPtr<LocalContext>,
 }
 
 impl ContextLock {
-    /// Returns the home thread's number of guards. On the home thread only.
-    #[inline]
-    pub(crate) fn depth(&self) -> u32 {
-        self.home_guards.load(Ordering::Relaxed)
-    }
-
     // Out of line: in the loop, where speed matters, the lock is held already.
     #[inline(never)]
     fn lock(&self) {
@@ -62,11 +53,6 @@ impl ContextLock {
     unsafe fn unlock(&self) {
         // SAFETY: the caller's promise.
         unsafe { self.mutex.force_unlock() };
-    }
-
-    #[inline]
-    fn set_depth(&self, depth: u32) {
-        self.home_guards.store(depth, Ordering::Relaxed);
     }
 }
 
@@ -162,8 +148,8 @@ impl AioContext {
 impl SharedContext {
     #[inline]
     fn dropped_at_home(&self) {
-        let depth = self.lock.depth().wrapping_sub(1);
-        self.lock.set_depth(depth);
+        let depth = self.scheduler.lock_depth().wrapping_sub(1);
+        self.scheduler.set_lock_depth(depth);
         // One comparison covers both cases: the last guard, and a count that was 0 before.
         if depth as i32 <= 0 {
             self.last_dropped(depth);
@@ -200,7 +186,7 @@ impl SharedContext {
     }
 
     fn trace_lock(&self, taken: bool) {
-        if let Some(tracer) = &self.tracer {
+        if let Some(tracer) = &self.scheduler.tracer {
             tracer.lock(taken);
         }
     }
@@ -242,16 +228,16 @@ impl SharedContext {
 
     #[inline]
     fn count_at_home(&self) {
-        let depth = self.lock.depth();
+        let depth = self.scheduler.lock_depth();
         if depth == 0 {
             self.first_taken();
         }
-        self.lock.set_depth(depth + 1);
+        self.scheduler.set_lock_depth(depth + 1);
     }
 
     /// Runs `f` with the lock released fully, and reacquires it as often as the home thread held
     /// it.
-    pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn unlocked<R>(&self, _home: &LocalContext, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a SharedContext, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
@@ -259,12 +245,12 @@ impl SharedContext {
                     self.0.lock.lock();
                     self.0.trace_lock(true);
                 }
-                self.0.lock.set_depth(self.1);
+                self.0.scheduler.set_lock_depth(self.1);
             }
         }
         let lock = &self.lock;
-        let depth = lock.depth();
-        lock.set_depth(0);
+        let depth = self.scheduler.lock_depth();
+        self.scheduler.set_lock_depth(0);
         if depth > 0 {
             self.trace_lock(false);
             // SAFETY: *counted*: this thread has locked it once. The counted guards lie further
@@ -278,24 +264,24 @@ impl SharedContext {
     /// As `unlocked`, for a sleep of the loop, which holds the lock. Until the sleep ends, no code
     /// on this thread can access the home, whatever `f` calls; so another thread that takes the
     /// lock may read it (*away*).
-    pub(crate) fn asleep<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn asleep<R>(&self, home: &LocalContext, f: impl FnOnce() -> R) -> R {
         struct Back<'a>(&'a ContextLock);
         impl Drop for Back<'_> {
             fn drop(&mut self) {
                 self.0.sleeping_home.store(ptr::null_mut(), Ordering::Relaxed);
             }
         }
-        assert!(self.lock.depth() > 0, "the loop holds the lock when it goes to sleep");
+        assert!(self.scheduler.lock_depth() > 0, "the loop holds the lock when it goes to sleep");
         // Relaxed: accessed under the lock.
         self.lock.sleeping_home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
         // Hidden until the lock is reacquired: until then its owner may be reading the home.
-        home.hidden(|| self.unlocked(home, f))
+        home.with_context_hidden(|| self.unlocked(home, f))
     }
 
     /// Returns the home of this context, for another thread to read while the loop sleeps; `None`
     /// while it is awake.
-    pub(crate) fn sleeping_home<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
+    pub(crate) fn sleeping_home<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a LocalContext> {
         assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread holds this context's lock");
         // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it does not access
         // the home, and which it cannot leave without the lock that the guard holds. A thread that

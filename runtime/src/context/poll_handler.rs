@@ -149,7 +149,7 @@ impl Pollers {
                     entry.handler = self.2.take();
                     drop(entries);
                     // The loop ignored this source while its handler ran.
-                    self.0.wake_loop_of_another();
+                    self.0.scheduler.wake_loop_of_another();
                 }
             }
         }
@@ -160,7 +160,7 @@ impl Pollers {
                 if let Some(handler) = handler {
                     progress = true;
                     let mut running = Running(shared, key, Some(handler));
-                    let _span = shared.span(Span::PollHandler);
+                    let _span = shared.scheduler.span(Span::PollHandler);
                     running.2.as_mut().expect("just put there")(shared, key);
                 }
             }
@@ -236,7 +236,7 @@ impl AioContext {
         }
         drop(entries);
         let Ok(key) = inserted else { return Err(ContextEnded { operation: "add a poll handler" }) };
-        self.shared.wake_loop();
+        self.shared.scheduler.wake_loop();
         Ok(PollHandler { shared: Arc::clone(&self.shared), key, owns: true })
     }
 
@@ -378,7 +378,7 @@ mod tests {
                 let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
                 let added = ctx.poll_handler(
                     move || {
-                        assert!(!shared.upgrade().expect("it runs").sleep.needs_kick());
+                        assert!(!shared.upgrade().expect("it runs").scheduler.sleep.needs_kick());
                         looked.fetch_add(1, Ordering::Relaxed) >= 1000
                     },
                     move || _ = counted.fetch_add(1, Ordering::Relaxed),

@@ -12,8 +12,8 @@ use std::thread::{self, Thread};
 use parking_lot::Mutex;
 
 use crate::context::AioContext;
+use crate::context::local::LocalContext;
 use crate::context::shared::SharedContext;
-use crate::scheduler::Home;
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]
@@ -31,15 +31,15 @@ enum ContextWaiter {
 
 impl ContextWaiter {
     fn here() -> ContextWaiter {
-        match Home::current() {
-            Some(home) => ContextWaiter::Loop(Arc::clone(&home.shared)),
+        match LocalContext::current() {
+            Some(home) => ContextWaiter::Loop(Arc::clone(&home.context.shared)),
             None => ContextWaiter::Thread(thread::current()),
         }
     }
 
     fn notify(&self) {
         match self {
-            ContextWaiter::Loop(shared) => shared.notify(),
+            ContextWaiter::Loop(shared) => shared.scheduler.notify(),
             ContextWaiter::Thread(thread) => thread.unpark(),
         }
     }
@@ -197,7 +197,7 @@ impl AioContext {
     #[doc(alias = "aio_notify")]
     #[doc(alias = "aio_wait_kick")]
     pub fn notify(&self) {
-        self.shared.notify();
+        self.shared.scheduler.notify();
         self.shared.waiters.notify();
     }
 }

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key, Registry};
 use crate::context::shared::SharedContext;
-use crate::task::waker::Token;
+use crate::coroutine::id::BlockRef;
 use crate::trace::Span;
 
 /// Called with the parts of a handle to the timer.
@@ -33,7 +33,7 @@ type Callback = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 /// What to do at the deadline.
 pub(crate) enum Action {
     Callback(Callback),
-    Wake(Token),
+    Wake(BlockRef),
     /// The callback is running.
     Running,
     /// Only wakes the loop.
@@ -155,7 +155,7 @@ impl Table {
             let (key, entry) = self.entries.at_mut(due.index)?;
             let action = match entry.action {
                 Action::Callback(_) => std::mem::replace(&mut entry.action, Action::Running),
-                Action::Wake(token) => Action::Wake(token),
+                Action::Wake(id) => Action::Wake(id),
                 Action::Nothing => Action::Nothing,
                 Action::Running => unreachable!("one that runs is not on the heap"),
             };
@@ -198,7 +198,7 @@ impl Timers {
                 if let Some(callback) = self.2.take() {
                     let (unneeded, armed) = self.0.timers.table.lock().finish(self.1, callback);
                     if armed {
-                        self.0.wake_loop_of_another();
+                        self.0.scheduler.wake_loop_of_another();
                     }
                     drop(unneeded);
                 }
@@ -209,7 +209,7 @@ impl Timers {
         if self.armed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let now = shared.clock.now();
+        let now = shared.scheduler.clock.now();
         self.table.lock().take_up(now);
         let mut progress = false;
         loop {
@@ -221,13 +221,13 @@ impl Timers {
             };
             let Some((key, action)) = next else { return progress };
             progress = true;
-            let _span = shared.span(Span::Timer);
+            let _span = shared.scheduler.span(Span::Timer);
             match action {
                 Action::Callback(callback) => {
                     let mut running = Running(shared, key, Some(callback));
                     running.2.as_mut().expect("just put there")(shared, key);
                 }
-                Action::Wake(token) => token.wake(shared),
+                Action::Wake(id) => shared.scheduler.wake(id),
                 Action::Nothing | Action::Running => {}
             }
         }
@@ -410,13 +410,13 @@ impl Timer {
         drop(table);
         // A loop that sleeps until an earlier deadline checks again by itself.
         if before.is_none_or(|before| deadline < before) {
-            self.shared.wake_loop();
+            self.shared.scheduler.wake_loop();
         }
     }
 
     /// Arms the timer to fire after `delay`. A delay beyond the clock's range never fires.
     pub fn arm_after(&self, delay: Duration) {
-        match self.shared.clock.now().checked_add(delay) {
+        match self.shared.scheduler.clock.now().checked_add(delay) {
             Some(deadline) => self.arm_at(deadline),
             None => self.disarm(),
         }

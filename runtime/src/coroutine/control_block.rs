@@ -14,11 +14,12 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
-use parking_lot::Mutex;
 
+use crate::coroutine::attributes::Attributes;
+use crate::coroutine::id::BlockRef;
 use crate::coroutine::stack::{RunningStack, StackLease};
 use crate::coroutine::state_word::{ScheduleOutcome, StateWord};
 use crate::coroutine::wait_reason::{Deadline, WaitReason};
@@ -53,33 +54,6 @@ pub(crate) enum State {
     Entered,
     Finished,
 }
-
-/// The identity of a coroutine: a control block and the coroutine's generation.
-///
-/// Any thread may hold one. Only the home thread may use more of the block than
-/// [`BlockRef::is_live`].
-#[derive(Clone, Copy)]
-pub(crate) struct BlockRef {
-    pub(crate) block: &'static ControlBlock,
-    pub(crate) generation: u64,
-}
-
-impl BlockRef {
-    /// Returns whether the coroutine has not ended, or has ended with a result that was not fetched
-    /// yet.
-    #[inline]
-    pub(crate) fn is_live(self) -> bool {
-        self.block.word.generation() == self.generation
-    }
-}
-
-impl PartialEq for BlockRef {
-    fn eq(&self, other: &BlockRef) -> bool {
-        ptr::eq(self.block, other.block) && self.generation == other.generation
-    }
-}
-
-impl Eq for BlockRef {}
 
 /// A control block. The module docs explain why it is shared and never freed.
 ///
@@ -160,7 +134,7 @@ pub(crate) struct ResultSlot {
 
 impl ControlBlock {
     #[track_caller]
-    fn new() -> ControlBlock {
+    pub(super) fn new() -> ControlBlock {
         let here = Location::caller();
         ControlBlock {
             word: StateWord::new(),
@@ -244,6 +218,28 @@ impl ControlBlock {
 }
 
 impl LocalState {
+    /// Prepares the state for a new coroutine, which is not suspended yet.
+    pub(crate) fn reset(&self, attributes: Attributes, serial: u64, lease: StackLease, result: ResultSlot) {
+        self.woken.set(false);
+        self.unwinding.set(false);
+        self.detached.set(false);
+        self.measured.set(false);
+        self.swallowed.set(0);
+        self.deadlines.set(ptr::null());
+        self.yielder.set(ptr::null());
+        self.shields.set(0);
+        self.suspended_at.set(attributes.created_at);
+        self.wait_reason.set(WaitReason::Enter);
+        self.lease.set(Some(lease));
+        self.result.set(Some(result));
+        self.joiner.set(None);
+        self.serial.set(serial);
+        self.created_at.set(attributes.created_at);
+        if attributes.name.is_some() || self.name.borrow().is_some() {
+            self.name.replace(attributes.name);
+        }
+    }
+
     /// Returns the name for messages. The name is read when the label is formatted, so format it
     /// immediately, and not into a writer that could end the coroutine.
     pub(crate) fn label(&self) -> Label<'_> {
@@ -263,216 +259,13 @@ pub(crate) struct Label<'a>(&'a LocalState);
 
 impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: the name changes only in `Home::create`, while the block is free, and a label is
+        // SAFETY: the name changes only in `Scheduler::create`, while the block is free, and a label is
         // formatted while its coroutine lives, into a writer of this crate, which does not end the
         // coroutine. A borrow count would not work: threads that format concurrently would lose
         // each other's counts.
         match unsafe { self.0.name.try_borrow_unguarded() } {
             Ok(Some(name)) => write!(f, "'{name}'"),
             _ => write!(f, "#{}", self.0.serial.get()),
-        }
-    }
-}
-
-const BLOCKS: usize = 64;
-
-/// The unit in which blocks are allocated.
-struct Chunk {
-    blocks: [ControlBlock; BLOCKS],
-    /// The chunk allocated before this one.
-    next: AtomicPtr<Chunk>,
-    /// The next chunk of the same context, or the next spare one. Relaxed: written by the context's
-    /// home thread, or under the lock of `SPARE`.
-    beside: AtomicPtr<Chunk>,
-}
-
-impl Chunk {
-    fn beside(&self) -> Option<&'static Chunk> {
-        // SAFETY: the pointer comes from a &'static Chunk.
-        unsafe { self.beside.load(Ordering::Relaxed).as_ref() }
-    }
-
-    fn set_beside(&self, chunk: Option<&'static Chunk>) {
-        self.beside.store(chunk.map_or(ptr::null_mut(), |chunk| ptr::from_ref(chunk).cast_mut()), Ordering::Relaxed);
-    }
-
-    /// Allocates a chunk that is never freed.
-    fn leak() -> &'static Chunk {
-        // Initialized in place: a chunk is larger than the smallest stack, and this runs on a
-        // coroutine's stack.
-        let chunk = Box::leak(Box::<Chunk>::new_uninit());
-        let place = chunk.as_mut_ptr();
-        // SAFETY: each field is written once, in memory that is owned here.
-        let chunk = unsafe {
-            let first = (&raw mut (*place).blocks).cast::<ControlBlock>();
-            (0..BLOCKS).for_each(|index| first.add(index).write(ControlBlock::new()));
-            (&raw mut (*place).next).write(AtomicPtr::new(ptr::null_mut()));
-            (&raw mut (*place).beside).write(AtomicPtr::new(ptr::null_mut()));
-            chunk.assume_init_ref()
-        };
-        let mut newest = CHUNKS.load(Ordering::Relaxed);
-        loop {
-            chunk.next.store(newest, Ordering::Relaxed);
-            // Release, for a debugger that stops the process: a chunk on the list is initialized,
-            // and its `next` is set.
-            match CHUNKS.compare_exchange_weak(newest, place, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return chunk,
-                Err(newer) => newest = newer,
-            }
-        }
-    }
-}
-
-/// All chunks ever allocated, newest first. No code here reads the list: `gdb/coralio.py` uses it
-/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and `ControlBlock` by
-/// the names of their fields.
-#[used]
-static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
-
-/// The first of the chunks that no context holds.
-static SPARE: Mutex<Option<&'static Chunk>> = Mutex::new(None);
-
-/// The blocks that one context holds. They are returned when it ends.
-///
-/// The head of the chunk list is one word, so it changes atomically: a thread that stops this one
-/// always finds a consistent list.
-pub(crate) struct BlockPool {
-    newest: Cell<Option<&'static Chunk>>,
-    free: Cell<Option<&'static ControlBlock>>,
-}
-
-impl BlockPool {
-    pub(crate) fn new() -> BlockPool {
-        BlockPool { newest: Cell::new(None), free: Cell::new(None) }
-    }
-
-    /// Takes a block off the free list.
-    #[inline]
-    pub(crate) fn take(&self) -> &'static ControlBlock {
-        if self.free.get().is_none() {
-            self.grow();
-        }
-        let block = self.free.get().expect("grow puts blocks on the free list");
-        // SAFETY: *home's own*: blocks on this list are held by this context.
-        self.free.set(unsafe { block.local() }.next.take());
-        block
-    }
-
-    /// Puts a block, whose generation was retired, back on the free list.
-    #[inline]
-    pub(crate) fn give_back(&self, block: &'static ControlBlock) {
-        // SAFETY: *home's own*: the block came from `take`.
-        unsafe { block.local() }.next.set(self.free.replace(Some(block)));
-    }
-
-    #[cold]
-    fn grow(&self) {
-        let spare = {
-            let mut first = SPARE.lock();
-            let spare = *first;
-            *first = spare.and_then(Chunk::beside);
-            spare
-        };
-        let chunk = spare.unwrap_or_else(Chunk::leak);
-        chunk.set_beside(self.newest.get());
-        // For a thread that stops this one: a chunk on the list links to the rest of the list.
-        compiler_fence(Ordering::SeqCst);
-        self.newest.set(Some(chunk));
-        for block in chunk.blocks.iter().rev() {
-            self.give_back(block);
-        }
-    }
-
-    /// Returns all blocks, free ones included. Allocates nothing and only reads, like [`Label`].
-    pub(crate) fn all(&self) -> impl Iterator<Item = &'static ControlBlock> + use<> {
-        std::iter::successors(self.newest.get(), |chunk| chunk.beside()).flat_map(|chunk| chunk.blocks.iter())
-    }
-}
-
-impl Drop for BlockPool {
-    fn drop(&mut self) {
-        let Some(oldest) = std::iter::successors(self.newest.get(), |chunk| chunk.beside()).last() else { return };
-        let mut first = SPARE.lock();
-        oldest.set_beside(*first);
-        *first = self.newest.get();
-    }
-}
-
-/// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates
-/// nothing, and a block is on at most one list. Used by the home thread only.
-pub(crate) struct RunQueue {
-    head: Cell<Option<&'static ControlBlock>>,
-    tail: Cell<Option<&'static ControlBlock>>,
-}
-
-impl RunQueue {
-    pub(crate) const fn new() -> RunQueue {
-        RunQueue { head: Cell::new(None), tail: Cell::new(None) }
-    }
-
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.head.get().is_none()
-    }
-
-    #[inline]
-    pub(crate) fn push(&self, block: &'static ControlBlock) {
-        // SAFETY: *home's own*: lists belong to the home thread, which pushes only its own blocks.
-        let local = unsafe { block.local() };
-        debug_assert!(local.next.get().is_none());
-        match self.tail.replace(Some(block)) {
-            // SAFETY: as above.
-            Some(last) => unsafe { last.local() }.next.set(Some(block)),
-            None => self.head.set(Some(block)),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn pop(&self) -> Option<&'static ControlBlock> {
-        let block = self.head.get()?;
-        // SAFETY: *home's own*, as in `push`.
-        let next = unsafe { block.local() }.next.take();
-        self.head.set(next);
-        if next.is_none() {
-            self.tail.set(None);
-        }
-        Some(block)
-    }
-
-    /// Removes `block` from any position. Returns whether it was on this list.
-    pub(crate) fn remove(&self, block: &'static ControlBlock) -> bool {
-        let mut before: Option<&'static ControlBlock> = None;
-        let mut next = self.head.get();
-        while let Some(here) = next {
-            // SAFETY: *home's own*, as in `push`.
-            let local = unsafe { here.local() };
-            next = local.next.get();
-            if ptr::eq(here, block) {
-                local.next.set(None);
-                match before {
-                    // SAFETY: as above.
-                    Some(before) => unsafe { before.local() }.next.set(next),
-                    None => self.head.set(next),
-                }
-                if next.is_none() {
-                    self.tail.set(before);
-                }
-                return true;
-            }
-            before = Some(here);
-        }
-        false
-    }
-
-    /// Moves all blocks of `other` to the end of this list.
-    #[inline]
-    pub(crate) fn append(&self, other: &RunQueue) {
-        let Some(first) = other.head.take() else { return };
-        let last = other.tail.take();
-        match self.tail.replace(last) {
-            // SAFETY: *home's own*, as in `push`.
-            Some(before) => unsafe { before.local() }.next.set(Some(first)),
-            None => self.head.set(Some(first)),
         }
     }
 }

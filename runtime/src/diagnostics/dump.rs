@@ -11,11 +11,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::context::AioContext;
+use crate::context::local::LocalContext;
 use crate::context::shared::SharedContext;
 use crate::coroutine::control_block::{ControlBlock, State};
 use crate::diagnostics::interrupt::{self, Prepared};
-use crate::scheduler::Home;
-use crate::task::waker::Token;
+use crate::scheduler::Scheduler;
+use crate::task::coroutine::Coroutine;
 
 /// How long to wait for a running loop's answer before stopping its thread.
 const TIMEOUT: Duration = Duration::from_millis(200);
@@ -87,7 +88,9 @@ impl AioContext {
     fn ask_loop(&self, traces: bool) -> Option<String> {
         let (answer, answered) = mpsc::sync_channel(1);
         let shared = Arc::clone(&self.shared);
-        self.shared.arrive(Box::new(move || _ = answer.send(shared.text(shared.home(), "running", traces))));
+        self.shared
+            .scheduler
+            .run_at_home(Box::new(move || _ = answer.send(shared.text(shared.home(), "running", traces))));
         answered.recv_timeout(TIMEOUT).ok()
     }
 
@@ -103,15 +106,16 @@ impl AioContext {
     fn read_while_stopped(&self) -> String {
         let shared = &*self.shared;
         let mut snapshot = Snapshot::prepare(256, 64 * 1024);
-        let mut looks = 1;
+        let mut attempts = 1;
         loop {
-            let backtrace = match interrupt::stopped(shared, |home| snapshot.fill(home)) {
+            let backtrace = match interrupt::stopped(shared, |scheduler| snapshot.fill(scheduler, shared.is_sleeping()))
+            {
                 Ok(((), backtrace)) => backtrace,
                 Err(_) if shared.thread.has_left() => return shared.text(None, "ended", false),
                 Err(why) => return shared.text(None, &format!("cannot be interrupted: {why}"), false),
             };
             // Coroutines may be created between two attempts; the last one shows as many as fit.
-            if snapshot.has_all() || looks == MAX_ATTEMPTS {
+            if snapshot.has_all() || attempts == MAX_ATTEMPTS {
                 let mut text = String::new();
                 // Writing to a string does not fail.
                 let _ = shared.write_head(&mut text, snapshot.how);
@@ -120,7 +124,7 @@ impl AioContext {
                 let _ = write!(text, "  its thread is at:\n{backtrace}");
                 return text;
             }
-            looks += 1;
+            attempts += 1;
             snapshot = snapshot.larger();
         }
     }
@@ -144,23 +148,23 @@ impl Snapshot {
         Snapshot { how: "", count: 0, live: Vec::with_capacity(coroutines), text: Prepared::with_capacity(bytes) }
     }
 
-    /// Allocates nothing, takes no lock, and only reads the home, as [`interrupt::stopped`]
+    /// Allocates nothing, takes no lock, and only reads, as [`interrupt::stopped`]
     /// requires.
-    fn fill(&mut self, home: &Home) {
-        self.how = match home.is_ending() {
+    fn fill(&mut self, scheduler: &Scheduler, is_sleeping: bool) {
+        self.how = match scheduler.is_ending() {
             true => "ending",
-            false if home.shared.is_sleeping() => "asleep or waiting for its lock",
+            false if is_sleeping => "asleep or waiting for its lock",
             false => "busy in one iteration",
         };
-        for block in home.live_in_any_order() {
+        for block in scheduler.live_in_any_order() {
             self.count += 1;
             if self.live.len() < self.live.capacity() {
                 self.live.push(block);
             }
         }
-        home.sort_by_age(&mut self.live);
+        scheduler.sort_by_age(&mut self.live);
         // Writing to preallocated memory does not fail.
-        let _ = home.write_coroutines(&mut self.text, self.count, &self.live, false);
+        let _ = scheduler.write_coroutines(&mut self.text, self.count, &self.live, false);
     }
 
     fn has_all(&self) -> bool {
@@ -177,18 +181,18 @@ impl Snapshot {
 
 impl SharedContext {
     /// Formats the text. Without `home`, it is limited to state that any thread may read.
-    fn text(&self, home: Option<&Home>, how: &str, traces: bool) -> String {
+    fn text(&self, home: Option<&LocalContext>, how: &str, traces: bool) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = self.write(&mut text, home, how, traces);
         text
     }
 
-    fn write(&self, f: &mut String, home: Option<&Home>, how: &str, traces: bool) -> fmt::Result {
+    fn write(&self, f: &mut String, home: Option<&LocalContext>, how: &str, traces: bool) -> fmt::Result {
         self.write_head(f, how)?;
         if let Some(home) = home {
-            let live: Vec<_> = home.live().collect();
-            home.write_coroutines(f, live.len(), &live, traces)?;
+            let live: Vec<_> = home.scheduler.live().collect();
+            home.scheduler.write_coroutines(f, live.len(), &live, traces)?;
         }
         self.write_tables(f, home)
     }
@@ -199,11 +203,11 @@ impl SharedContext {
 
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
     /// thread is stopped.
-    fn write_tables(&self, f: &mut String, home: Option<&Home>) -> fmt::Result {
+    fn write_tables(&self, f: &mut String, home: Option<&LocalContext>) -> fmt::Result {
         let busy = || "table in use".to_string();
         writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
         writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  timers: {}", self.timers.describe(self.clock.now()).unwrap_or_else(busy))?;
+        writeln!(f, "  timers: {}", self.timers.describe(self.scheduler.clock.now()).unwrap_or_else(busy))?;
         let source = match home {
             Some(home) => home.source.get().cloned(),
             None => self.source.try_lock().and_then(|source| source.clone()),
@@ -215,7 +219,7 @@ impl SharedContext {
     }
 }
 
-impl Home {
+impl Scheduler {
     /// Formats the stack of entered coroutines, and `live`, the first of `count` coroutines.
     /// Without `traces`, allocates nothing, takes no lock and only reads.
     fn write_coroutines(
@@ -229,7 +233,7 @@ impl Home {
         writeln!(f, "  coroutines: {count}")?;
         for &block in live {
             writeln!(f, "    {}", self.describe(block))?;
-            if let Some(Ok(trace)) = traces.then(|| Token::of(block.id()).coroutine().backtrace()) {
+            if let Some(Ok(trace)) = traces.then(|| Coroutine::of(block.id()).backtrace()) {
                 write!(f, "{trace}")?;
             }
         }
@@ -237,12 +241,11 @@ impl Home {
     }
 }
 
-/// Formats the state of one coroutine. Formatting allocates nothing, takes no lock and only reads
-/// the home.
-pub(crate) struct DisplayCoroutine<'a>(&'a Home, &'static ControlBlock);
+/// Formats the state of one coroutine. Formatting allocates nothing, takes no lock and only reads.
+pub(crate) struct DisplayCoroutine<'a>(&'a Scheduler, &'static ControlBlock);
 
-impl Home {
-    /// Describes one coroutine of this home.
+impl Scheduler {
+    /// Describes one coroutine.
     pub(crate) fn describe(&self, block: &'static ControlBlock) -> DisplayCoroutine<'_> {
         DisplayCoroutine(self, block)
     }
@@ -250,8 +253,8 @@ impl Home {
 
 impl fmt::Display for DisplayCoroutine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DisplayCoroutine(home, block) = *self;
-        let local = home.local(block);
+        let DisplayCoroutine(scheduler, block) = *self;
+        let local = scheduler.local(block);
         write!(f, "{} ", local.label())?;
         match local.state.get() {
             State::Free => f.write_str("freed")?,
@@ -259,8 +262,8 @@ impl fmt::Display for DisplayCoroutine<'_> {
             State::Suspended => write!(
                 f,
                 "waits for {}, for {:?}, at {}",
-                local.wait_reason.get().display(home),
-                home.since(local.since.get()),
+                local.wait_reason.get().display(scheduler),
+                scheduler.clock.since(local.since.get(), &scheduler.shared.clock),
                 local.suspended_at.get()
             )?,
             State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
@@ -373,12 +376,12 @@ mod tests {
                                     break text;
                                 }
                             };
-                            let count = |home: &Home| home.live_in_any_order().count();
+                            let count = |home: &Scheduler| home.live_in_any_order().count();
                             (text, [(); 200].map(|()| interrupt::stopped(shared, count).unwrap().0))
                         });
                         while !forced.is_finished() {
                             let home = shared.sleeping_home(&guard).expect("the loop waits for the lock");
-                            assert_eq!(home.live().count(), COROUTINES);
+                            assert_eq!(home.scheduler.live().count(), COROUTINES);
                         }
                         let (text, counts) = forced.join().unwrap();
                         assert_eq!(counts, [COROUTINES; 200]);

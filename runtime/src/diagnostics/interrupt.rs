@@ -37,8 +37,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::context::home_thread::context_ended;
+use crate::context::local::LocalContext;
 use crate::context::shared::SharedContext;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
 
 const SIGNAL: libc::c_int = libc::SIGURG;
 /// How long to wait for a signalled thread: it may wait for a disk, where signals do not reach it.
@@ -61,7 +62,7 @@ struct StopRequest {
     step: AtomicU32,
     /// The inspected context: the handler stops no other thread.
     shared: AtomicPtr<SharedContext>,
-    home: AtomicPtr<Home>,
+    scheduler: AtomicPtr<Scheduler>,
     /// Whether the handler can walk its stack without a lock.
     walks_stack: AtomicBool,
     depth: AtomicUsize,
@@ -75,7 +76,7 @@ unsafe impl Sync for StopRequest {}
 static STOP: StopRequest = StopRequest {
     step: AtomicU32::new(IDLE),
     shared: AtomicPtr::new(ptr::null_mut()),
-    home: AtomicPtr::new(ptr::null_mut()),
+    scheduler: AtomicPtr::new(ptr::null_mut()),
     walks_stack: AtomicBool::new(false),
     depth: AtomicUsize::new(0),
     frames: UnsafeCell::new([ptr::null_mut(); MAX_FRAMES]),
@@ -133,9 +134,9 @@ impl Write for Prepared {
 ///
 /// The handler cannot be installed; the context has ended; the caller is the context's own thread; or
 /// that thread did not stop in time.
-pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Home) -> R) -> io::Result<(R, Frames)> {
+pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Scheduler) -> R) -> io::Result<(R, Frames)> {
     // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait for its own thread.
-    if Home::current_or_suspended().is_some_and(|home| ptr::eq(&*home.shared, shared)) {
+    if LocalContext::current_or_suspended().is_some_and(|home| ptr::eq(&*home.context.shared, shared)) {
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "the calling thread is its own"));
     }
     let mut installed = STOP_LOCK.lock();
@@ -180,9 +181,9 @@ pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Home) -> R) 
     }
     let result = {
         let _go = Go;
-        // SAFETY: *stopped*: the home is that of the thread in the handler, which stays there until
+        // SAFETY: *stopped*: the scheduler is that of the thread in the handler, which stays there until
         // `Go`. Any other thread that accesses it meanwhile only reads it too (*read only*).
-        look(unsafe { &*STOP.home.load(Ordering::Relaxed) })
+        look(unsafe { &*STOP.scheduler.load(Ordering::Relaxed) })
     };
     // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal,
     // which requires `STOP_LOCK`.
@@ -208,8 +209,8 @@ fn install() -> io::Result<()> {
 
 extern "C" fn handler(_signal: libc::c_int) {
     // A thread with a hidden home may be waiting for the context's lock indefinitely.
-    let Some(home) = Home::current_or_suspended() else { return };
-    let mine = ptr::from_ref(&*home.shared).cast_mut();
+    let Some(home) = LocalContext::current_or_suspended() else { return };
+    let mine = ptr::from_ref(&*home.context.shared).cast_mut();
     // A stale signal may arrive during the inspection of another thread. Acquire pairs with the
     // release in `stopped`. After the claim the inspector waits, however long it takes.
     if STOP.shared.load(Ordering::Relaxed) != mine
@@ -225,7 +226,7 @@ extern "C" fn handler(_signal: libc::c_int) {
     // SAFETY: errno is this thread's.
     let errno = unsafe { *libc::__errno_location() };
     let mut depth = 0;
-    if STOP.walks_stack.load(Ordering::Relaxed) && !home.switching.get() {
+    if STOP.walks_stack.load(Ordering::Relaxed) && !home.scheduler.is_switching() {
         // SAFETY: *claimed* by this thread alone, so no other code writes the frames, or traces
         // from this handler. Resolving, which allocates, is left to the inspector.
         unsafe {
@@ -238,7 +239,7 @@ extern "C" fn handler(_signal: libc::c_int) {
         }
     }
     STOP.depth.store(depth, Ordering::Relaxed);
-    STOP.home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+    STOP.scheduler.store(ptr::from_ref(&home.scheduler).cast_mut(), Ordering::Relaxed);
     // Release pairs with the acquire in `stopped`.
     STOP.step.store(STOPPED, Ordering::Release);
     let pause = libc::timespec { tv_sec: 0, tv_nsec: 100_000 };
@@ -368,7 +369,7 @@ mod tests {
             let over = Arc::new(AtomicBool::new(false));
             let (shared, ends) = (Arc::clone(&ctx.shared), Arc::clone(&over));
             let looker = thread::spawn(move || {
-                let looks = (0..5000).map(|_| stopped(&shared, |home| home.live().count()));
+                let looks = (0..5000).map(|_| stopped(&shared, |scheduler| scheduler.live().count()));
                 let seen = looks.map(|look| look.map_or(0, |(count, _)| count)).max();
                 ends.store(true, Ordering::Relaxed);
                 seen

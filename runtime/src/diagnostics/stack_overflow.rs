@@ -24,7 +24,7 @@ use std::{mem, process, ptr};
 
 use crate::coroutine::control_block::LocalState;
 use crate::coroutine::stack::PAGE;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
 use crate::sys::report::report;
 
 /// The handler's own use of an alternate stack, besides the kernel's signal frame.
@@ -140,11 +140,11 @@ fn install_handler() {
 unsafe extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the caller's promise.
     let (sent, address) = unsafe { ((*info).si_code <= 0, (*info).si_addr().addr()) };
-    if let (false, Some(home)) = (sent, Home::current()) {
+    if let (false, Some(scheduler)) = (sent, Scheduler::current()) {
         let hit = |local: &&LocalState| local.lease.get().is_some_and(|lease| lease.guard().contains(&address));
         // Checks all entered coroutines: in an iteration of the loop none is running, but one may
         // lie below.
-        if let Some(local) = home.on_stack().flatten().map(|block| home.local(block)).find(hit) {
+        if let Some(local) = scheduler.on_stack().flatten().map(|block| scheduler.local(block)).find(hit) {
             end_process(local);
         }
     }

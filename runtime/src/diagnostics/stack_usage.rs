@@ -1,23 +1,8 @@
-//! Stack usage of a coroutine: the stack is painted before it starts, and words that lost the paint
-//! were used.
-//!
-//! ```text
-//!   limit                                                                   top
-//!   | guard | paint paint paint paint | written once | frames of active calls |
-//!                                     ^ high water
-//! ```
+//! The public side of stack measurement.
 
-#![allow(unsafe_code)]
-
-use std::ptr;
-
-use crate::coroutine::control_block::{BlockRef, LocalState};
-use crate::coroutine::stack::StackLease;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
 use crate::task::coroutine::{Builder, Coroutine};
-
-/// Not an address, not a small number, not text.
-const PAINT: u64 = 0xa5c3_96e1_5a3c_691e;
+use crate::task::spawn::JoinHandle;
 
 impl Builder {
     /// Sets whether the stack is measured; the default is that of the context. Read the result with
@@ -53,47 +38,18 @@ impl Coroutine {
     /// larger by 8 KiB, for the guard page and the offset between neighbouring stacks. Leave more
     /// room for signal handlers and for code paths that were not taken this time.
     pub fn stack_high_water(self) -> Option<usize> {
-        high_water(self.id)
+        let scheduler = Scheduler::current().filter(|_| self.id.is_live())?;
+        let local = scheduler.local(self.id.block);
+        let lease = local.lease.get().filter(|_| local.measured.get())?;
+        Some(lease.high_water())
     }
 }
 
-/// Returns the high-water mark on the home thread; `None` elsewhere.
-pub(crate) fn high_water(id: BlockRef) -> Option<usize> {
-    let home = Home::current().filter(|_| id.is_live())?;
-    let local = home.local(id.block);
-    let lease = local.lease.get().filter(|_| local.measured.get())?;
-    Some(lease.high_water())
-}
-
-impl LocalState {
-    /// Paints the stack; called before the coroutine starts.
-    #[cold]
-    pub(crate) fn measure(&self, lease: &StackLease) {
-        lease.paint();
-        self.measured.set(true);
-    }
-}
-
-impl StackLease {
-    /// Paints a stack on which nothing runs.
-    fn paint(&self) {
-        let usable = self.usable();
-        let words = usable.len() / size_of::<u64>();
-        let lowest = ptr::with_exposed_provenance_mut::<u64>(usable.start);
-        // SAFETY: *guarded*: these bytes of the mapping are readable and writable, and belong to
-        // the lease's owner; the start is page-aligned. No code runs on them yet.
-        unsafe { std::slice::from_raw_parts_mut(lowest, words) }.fill(PAINT);
-    }
-
-    /// Returns how many bytes of a painted stack have lost their paint.
-    fn high_water(&self) -> usize {
-        let usable = self.usable();
-        let is_painted = |address: &usize| {
-            // SAFETY: as in `paint`, which initialized the words. Volatile, since the caller may
-            // itself run on this stack: the compiler must assume nothing about the words' values.
-            unsafe { ptr::with_exposed_provenance::<u64>(*address).read_volatile() == PAINT }
-        };
-        let lost = usable.clone().step_by(size_of::<u64>()).find(|address| !is_painted(address));
-        usable.end - lost.unwrap_or(usable.end)
+impl<T> JoinHandle<T> {
+    /// Returns the stack usage, as
+    /// [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water) does; also after the
+    /// coroutine has ended.
+    pub fn stack_high_water(&self) -> Option<usize> {
+        self.coroutine().stack_high_water()
     }
 }

@@ -1,56 +1,22 @@
 //! Detection of iterations that take too long, by a watcher thread; reported with the running
 //! coroutine and a backtrace (off by default).
 //!
-//! The loop's counter is odd during an iteration, or an enter outside of one, and even otherwise.
-//! The watcher reads it a few times within the limit; a counter that stays at the same odd value
-//! for that long is a stall. It is reported once, while it lasts, so the backtrace shows the slow
-//! code.
+//! The watcher reads the loop's heartbeat a few times within the limit; a counter that stays at the
+//! same odd value for that long is a stall. It is reported once, while it lasts, so the backtrace
+//! shows the slow code.
 
 use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::context::AioContext;
+use crate::context::heartbeat::Heartbeat;
 use crate::context::shared::SharedContext;
 use crate::diagnostics::interrupt::{self, Prepared};
 use crate::sys::report::report;
-
-/// The counter read by the watcher. Written by the home thread only.
-#[derive(Default)]
-pub(crate) struct Heartbeat(AtomicU64);
-
-impl Heartbeat {
-    /// Begins a section that should not take long. Beginning a nested one also shows progress of
-    /// the outer one.
-    #[inline]
-    pub(crate) fn begin(&self) -> u64 {
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store((before | 1) + 2, Ordering::Relaxed);
-        before
-    }
-
-    /// Pauses for a sleep of the loop, which does not count for any section around it.
-    pub(crate) fn pause(&self) -> u64 {
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store((before + 1) & !1, Ordering::Relaxed);
-        before
-    }
-
-    /// Continues after a sleep of the loop.
-    pub(crate) fn resume(&self, before: u64) {
-        self.0.store(before + 2, Ordering::Relaxed);
-    }
-
-    /// Ends the section; continues the one around it, if there is one.
-    #[inline]
-    pub(crate) fn end(&self, before: u64) {
-        let now = self.0.load(Ordering::Relaxed);
-        self.0.store(if before & 1 == 1 { now + 2 } else { now + 1 }, Ordering::Relaxed);
-    }
-}
 
 /// The thread that watches a loop; stopped when this is dropped.
 pub(crate) struct Watcher {
@@ -59,10 +25,12 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn start(context: &AioContext, limit: Duration) -> io::Result<Watcher> {
+    pub(crate) fn start(context: &AioContext, heartbeat: Arc<Heartbeat>, limit: Duration) -> io::Result<Watcher> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (told, shared) = (Arc::clone(&stop), Arc::clone(&context.shared));
-        let thread = thread::Builder::new().name("coralio-stall".into()).spawn(move || watch(&shared, limit, &told))?;
+        let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&context.shared));
+        let thread = thread::Builder::new()
+            .name("coralio-stall".into())
+            .spawn(move || watch(&shared, &heartbeat, limit, &stopped))?;
         Ok(Watcher { stop, thread: Some(thread) })
     }
 }
@@ -77,11 +45,11 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(shared: &SharedContext, limit: Duration, stop: &AtomicBool) {
+fn watch(shared: &SharedContext, heartbeat: &Heartbeat, limit: Duration, stop: &AtomicBool) {
     let (mut last, mut since, mut reported) = (0, Instant::now(), false);
     while !stop.load(Ordering::Relaxed) {
         thread::park_timeout(limit / 4);
-        let now = shared.heartbeat.0.load(Ordering::Relaxed);
+        let now = heartbeat.count();
         if now != last || now & 1 == 0 {
             (last, since, reported) = (now, Instant::now(), false);
         } else if since.elapsed() >= limit && !reported {
@@ -94,7 +62,7 @@ fn watch(shared: &SharedContext, limit: Duration, stop: &AtomicBool) {
 fn report_stall(shared: &SharedContext, took: Duration, limit: Duration) {
     let mut chain = Prepared::with_capacity(16 * 1024);
     // Writing to preallocated memory does not fail.
-    let who = match interrupt::stopped(shared, |home| _ = write!(chain, "{}", home.chain())) {
+    let who = match interrupt::stopped(shared, |scheduler| _ = write!(chain, "{}", scheduler.chain())) {
         Ok(((), backtrace)) => {
             let more = if chain.is_complete() { "" } else { " > .." };
             format!("  on the stack: {}{more}\n{backtrace}", chain.as_str())

@@ -24,10 +24,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use crate::context::fd_handler::{Interest, Readiness, Watch};
+use crate::context::local::LocalContext;
 use crate::coroutine::error::Cancelled;
 use crate::coroutine::wait_reason::WaitReason;
 use crate::net::readiness::BorrowedRawFd;
-use crate::scheduler::Home;
 use crate::sync::wait_queue::WaitQueue;
 use crate::sys::descriptors::{is_stream_socket, set_nonblocking};
 
@@ -137,7 +137,7 @@ impl<S: AsFd> CoFd<S> {
     /// Outside a context.
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
-        let home = Home::expect("creating a CoFd");
+        let home = LocalContext::expect("creating a CoFd");
         let fd = inner.as_fd();
         set_nonblocking(fd)?;
         let waiters = Arc::new(Waiters {
@@ -285,13 +285,13 @@ impl<S> CoFd<S> {
         if !direction.is_exhausted() {
             return Ok(());
         }
-        let home = Home::expect("waiting for a descriptor");
-        if !Arc::ptr_eq(&home.shared, &self.watch.shared) {
+        let home = LocalContext::expect("waiting for a descriptor");
+        if !Arc::ptr_eq(&home.context.shared, &self.watch.shared) {
             let why = "the descriptor belongs to another context; take it out with `into_inner` and create a CoFd from \
                  it here";
             return Err(io::Error::new(io::ErrorKind::NotConnected, why));
         }
-        if home.running().is_some() && !home.can_suspend() {
+        if home.scheduler.running().is_some() && !home.scheduler.can_suspend() {
             return Err(Cancelled.into());
         }
         let mut queue = direction.queue.lock();

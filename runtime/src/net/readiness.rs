@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::context::fd_handler::{Interest, Readiness, Watch};
+use crate::context::local::LocalContext;
 use crate::coroutine::error::Cancelled;
 use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::Home;
 use crate::task::coroutine::Coroutine;
 
 /// Waits until `fd` can be read without blocking: there is data, end of file, or an error.
@@ -85,10 +85,10 @@ impl AsFd for BorrowedRawFd {
 
 #[track_caller]
 fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, reason: WaitReason) -> io::Result<()> {
-    let home = Home::expect("waiting for a descriptor");
+    let home = LocalContext::expect("waiting for a descriptor");
     let coroutine = Coroutine::current().expect("wait for a descriptor outside a coroutine: spawn one");
     // Checked before registering anything: an ending context would reject that with another error.
-    if !home.can_suspend() {
+    if !home.scheduler.can_suspend() {
         return Err(Cancelled.into());
     }
     let ready = Arc::new(AtomicBool::new(false));
@@ -108,5 +108,5 @@ fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, reason: WaitReason) 
         }
         watch => watch?,
     };
-    Ok(home.suspend_until(reason, || ready.load(Ordering::Acquire).then_some(()))?)
+    Ok(home.scheduler.suspend_until(reason, || ready.load(Ordering::Acquire).then_some(()))?)
 }

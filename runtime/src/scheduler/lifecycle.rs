@@ -5,27 +5,27 @@
 
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::{io, ptr, thread};
+use std::{io, thread};
 
 use corosensei::Yielder;
 
-use crate::coroutine::control_block::{BlockRef, ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, State};
+use crate::coroutine::attributes::Attributes;
+use crate::coroutine::control_block::{ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, State};
 use crate::coroutine::error::Cancelled;
+use crate::coroutine::id::BlockRef;
 use crate::coroutine::stack::RunningStack;
-use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::Home;
-use crate::task::coroutine::Attributes;
+use crate::scheduler::Scheduler;
+use crate::sys::panic::Payload;
 
-impl Home {
+impl Scheduler {
     /// Creates a coroutine, suspended before its first instruction (rule C1).
     ///
     /// # Safety
     ///
     /// Everything that `F` and `T` borrow lives until the coroutine has ended, at the latest when
-    /// [`Home::run`] returns.
+    /// [`Scheduler::run`] returns.
     pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
     where
         F: FnOnce() -> T,
@@ -43,7 +43,7 @@ impl Home {
 
     /// # Safety
     ///
-    /// As [`Home::create`].
+    /// As [`Scheduler::create`].
     unsafe fn create_on_stack<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
     where
         F: FnOnce() -> T,
@@ -67,33 +67,18 @@ impl Home {
         let block = self.blocks.take();
         block.set_context(self.shared.id());
         let local = self.local(block);
-        local.woken.set(false);
-        local.yielder.set(ptr::null());
-        local.deadlines.set(ptr::null());
-        local.shields.set(0);
-        local.unwinding.set(false);
-        local.swallowed.set(0);
-        local.detached.set(false);
-        local.propagates.set(propagates);
-        local.measured.set(false);
-        local.lease.set(Some(lease));
-        local.result.set(Some(ResultSlot::of::<T>(place)));
-        local.joiner.set(None);
         if let Some(tracer) = &self.shared.tracer {
-            tracer.create(block.id(), attributes.name.as_deref(), attributes.created_at);
+            tracer.create(block.id().traced(), attributes.name.as_deref(), attributes.created_at);
         }
-        if attributes.name.is_some() || local.name.borrow().is_some() {
-            local.name.replace(attributes.name);
-        }
+        let measure = attributes.measure_stack.unwrap_or(self.stacks.measures());
         self.live_count.set(self.live_count.get() + 1);
-        local.serial.set(self.serial.get() + 1);
         self.serial.set(self.serial.get() + 1);
-        local.created_at.set(attributes.created_at);
-        local.suspended_at.set(attributes.created_at);
-        local.wait_reason.set(WaitReason::Enter);
-        local.since.set(self.clock.get());
-        if attributes.measure_stack.unwrap_or(self.stacks.measures()) {
-            local.measure(&lease);
+        local.reset(attributes, self.serial.get(), lease, ResultSlot::of::<T>(place));
+        local.propagates.set(propagates);
+        local.since.set(self.clock.ms());
+        if measure {
+            lease.paint();
+            local.measured.set(true);
         }
 
         let body = move |yielder: &Yielder<Resume, ()>, first: Resume| {
@@ -102,7 +87,6 @@ impl Home {
             let outcome = catch_unwind(AssertUnwindSafe(|| match first {
                 Resume::Continue => f(),
                 Resume::Backtrace => unreachable!("only an entered coroutine is traced"),
-
                 Resume::Unwind => {
                     drop(f);
                     resume_unwind(Box::new(Cancelled))
@@ -128,7 +112,7 @@ impl Home {
 
     /// Finishes a coroutine that has ended: frees its stack, unless its result still lies there for
     /// the join handle.
-    pub(crate) fn finish(&self, block: &'static ControlBlock) -> Option<Box<dyn Any + Send>> {
+    pub(crate) fn finish(&self, block: &'static ControlBlock) -> Option<Payload> {
         let local = self.local(block);
         local.state.set(State::Finished);
         // SAFETY: the machine is still in its slot; it has completed, and is dropped here, once.
@@ -149,7 +133,7 @@ impl Home {
         }
         self.trace_end(block);
         let result = local.result.take().expect("a finished coroutine has an outcome");
-        let _release = Release { home: self, block };
+        let _release = Release { scheduler: self, block };
         // The coroutine's stack is finished: the result's destructor runs outside a coroutine, and
         // cannot be suspended.
         self.running.set(None);
@@ -163,14 +147,14 @@ impl Home {
     #[inline]
     fn trace_end(&self, block: &'static ControlBlock) {
         if let Some(tracer) = &self.shared.tracer {
-            tracer.end(block.id());
+            tracer.end(block.id().traced());
         }
     }
 
     /// Takes the outcome of a finished coroutine, and returns its stack to the pool.
     pub(crate) fn fetch<T>(&self, block: &'static ControlBlock) -> thread::Result<T> {
         let result = self.local(block).result.take().expect("an outcome is taken once");
-        let _release = Release { home: self, block };
+        let _release = Release { scheduler: self, block };
         // SAFETY: the join handle has the type with which the coroutine was created, and the packet
         // was taken, so the outcome is read once.
         unsafe { result.place.cast::<thread::Result<T>>().read() }
@@ -186,10 +170,10 @@ impl Home {
     }
 
     /// Drops a finished coroutine's value, or returns the payload of its panic.
-    pub(crate) fn discard(&self, block: &'static ControlBlock) -> Option<Box<dyn Any + Send>> {
+    pub(crate) fn discard(&self, block: &'static ControlBlock) -> Option<Payload> {
         // None: taken already; the value's destructor is running, and led here.
         let result = self.local(block).result.take()?;
-        let _release = Release { home: self, block };
+        let _release = Release { scheduler: self, block };
         // SAFETY: as in `finish`.
         unsafe { (result.payload)(result.place) }
     }
@@ -197,22 +181,22 @@ impl Home {
 
 /// Returns a finished coroutine's stack and block, even if its result's destructor panics.
 struct Release<'a> {
-    home: &'a Home,
+    scheduler: &'a Scheduler,
     block: &'static ControlBlock,
 }
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        let local = self.home.local(self.block);
+        let local = self.scheduler.local(self.block);
         local.state.set(State::Free);
         // First, for a thread that stops this one: the name changes only while the block is free.
         compiler_fence(Ordering::SeqCst);
-        self.home.live_count.set(self.home.live_count.get() - 1);
+        self.scheduler.live_count.set(self.scheduler.live_count.get() - 1);
         // A joiner that was never woken may keep a context alive.
         let _unwoken = local.joiner.take();
         self.block.word.retire();
-        self.home.stacks.give_back(local.lease.take().expect("a coroutine has a stack until it is released"));
-        self.home.blocks.give_back(self.block);
+        self.scheduler.stacks.give_back(local.lease.take().expect("a coroutine has a stack until it is released"));
+        self.scheduler.blocks.give_back(self.block);
     }
 }
 
@@ -221,7 +205,7 @@ impl ResultSlot {
         /// # Safety
         ///
         /// `place` holds an `thread::Result<T>` that is not read again.
-        unsafe fn payload<T>(place: *mut u8) -> Option<Box<dyn Any + Send>> {
+        unsafe fn payload<T>(place: *mut u8) -> Option<Payload> {
             // SAFETY: the caller's promise.
             unsafe { place.cast::<thread::Result<T>>().read() }.err()
         }

@@ -7,7 +7,7 @@
 //! atomics.
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
-use crate::coroutine::control_block::BlockRef;
+use crate::coroutine::id::BlockRef;
 
 /// An item of work.
 pub(crate) enum RemoteEvent {

@@ -2,59 +2,62 @@
 
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::context::source::HomeToken;
-use crate::coroutine::control_block::{BlockRef, ControlBlock, Resume, State};
-use crate::scheduler::switch::Frame;
-use crate::scheduler::{Home, abort, drop_quietly};
-use crate::sys::fork;
-use crate::sys::report::report;
+use crate::coroutine::control_block::{ControlBlock, Resume, State};
+use crate::coroutine::id::BlockRef;
+use crate::scheduler::Scheduler;
+use crate::scheduler::frame::Frame;
+use crate::sys::fork::in_child;
+use crate::sys::panic::{FirstPanic, Payload};
+use crate::sys::report::{abort, report};
 
-impl Home {
-    /// Ends the context: drops the users' registrations, unwinds the remaining coroutines in order
-    /// of creation (rule C9), and closes the I/O engine. Returns the payload of the first panic. A
-    /// panic, or a message that cannot be written, does not prevent the remaining steps. Does
-    /// nothing in the child of a fork.
-    pub(crate) fn end(&self) -> Option<Box<dyn Any + Send>> {
-        let mut payload = None;
-        // Any step may fork: the remaining steps are the parent's.
-        let mut step = |f: &mut dyn FnMut()| match catch_unwind(AssertUnwindSafe(|| (!fork::in_child()).then(f))) {
-            Err(panic) if payload.is_none() => payload = Some(panic),
-            // Only the first panic is reported.
-            Err(panic) => drop_quietly(panic),
-            Ok(_) => {}
-        };
-        step(&mut || {
-            // Under the lock, so that no poll of another thread runs a handler meanwhile.
-            let guard = self.shared.acquire_at_home();
-            let registered = self.shared.close();
-            drop(guard);
-            drop(registered);
-        });
-        if fork::in_child() {
-            return payload;
-        }
+impl Scheduler {
+    /// Lets nothing new start and nothing be woken.
+    pub(crate) fn set_ending(&self) {
         self.ending.set(true);
-        let left: Vec<_> = self.live().collect();
-        if self.is_leaking() {
-            report(format_args!(
-                "coralio: context ended with {} suspended coroutines, leaking them: with panic = \"abort\" they cannot \
-                 be unwound; join them before the context ends",
-                left.len()
-            ));
-            // Makes handles stale: they must not reach these blocks from a later context of this
-            // thread.
-            left.iter().for_each(|block| block.word.retire());
-            return payload;
+    }
+
+    /// Empties the run lists: no woken coroutine resumes.
+    pub(crate) fn forget_ready(&self) {
+        while self.ready.pop().is_some() || self.taken.pop().is_some() {}
+        let mut frame = self.frame();
+        while let Some(inner) = frame {
+            while inner.deferred.pop().is_some() {}
+            // SAFETY: as in `Scheduler::frame`.
+            frame = unsafe { inner.parent.as_ref() };
         }
-        self.report_unwound(&left);
+    }
+
+    /// Makes handles stale, and reports the coroutines, where they cannot be unwound. They must not
+    /// be reached from a later context of this thread.
+    pub(crate) fn leak(&self) {
+        let left: Vec<_> = self.live_in_any_order().collect();
+        report(format_args!(
+            "coralio: context ended with {} suspended coroutines, leaking them: with panic = \"abort\" they cannot be \
+             unwound; join them before the context ends",
+            left.len()
+        ));
+        left.iter().for_each(|block| block.word.retire());
+    }
+
+    /// Unwinds the remaining coroutines, in order of creation (rule C9). A panic of one, or a
+    /// message that cannot be written, does not affect the others. In the child of a fork, nothing
+    /// is done.
+    pub(crate) fn unwind_all(&self, reports: bool, panics: &mut FirstPanic) {
+        let left: Vec<_> = self.live().collect();
+        if reports {
+            self.report_unwound(&left);
+        }
         for block in left {
-            // Destructors may have scheduled it: a block on a run list must not be unwound
-            // and put on the free list.
+            // Destructors may have scheduled it: a block on a run list must not be unwound and put
+            // on the free list.
             while self.taken.pop().is_some() || self.ready.pop().is_some() {}
-            step(&mut || match self.local(block).state.get() {
+            // A destructor may fork: the remaining coroutines are the parent's.
+            if in_child() {
+                return;
+            }
+            panics.catch(|| match self.local(block).state.get() {
                 State::Suspended | State::Scheduled => self.unwind(block),
                 State::Finished => drop(self.discard(block)),
                 // Its join handle lay on another coroutine's stack, and was dropped with it.
@@ -62,18 +65,11 @@ impl Home {
                 State::Entered => unreachable!("no coroutine is entered after the loop has returned"),
             });
         }
-        if let Some(source) = self.source.get() {
-            step(&mut || source.close(HomeToken::new(self)));
-        }
-        payload
     }
 
     /// Reports the coroutines that are about to be unwound (rule W5).
     fn report_unwound(&self, left: &[&'static ControlBlock]) {
         const MAX: usize = 8;
-        if !self.reports_unwound.get() {
-            return;
-        }
         let unfinished = |block: &&&'static ControlBlock| self.local(block).state.get() != State::Finished;
         let count = left.iter().filter(unfinished).count();
         if count == 0 {
@@ -98,7 +94,7 @@ impl Home {
 
     /// Ends one coroutine in place, for a scope whose own stack unwinds, and drops its result.
     /// Returns the payload of its panic, if any.
-    pub(crate) fn end_now(&self, id: BlockRef) -> Option<Box<dyn Any + Send>> {
+    pub(crate) fn end_now(&self, id: BlockRef) -> Option<Payload> {
         if !id.is_live() {
             return None;
         }
@@ -141,7 +137,7 @@ impl Home {
         let local = self.local(block);
         local.propagates.set(true);
         let frame = Frame::above(self);
-        frame.lock_depth.set(self.shared.lock.depth());
+        frame.lock_depth.set(self.shared.lock_depth());
         let _leave = frame.push(self);
         self.running.set(Some(block));
         // Set before resuming: a coroutine that was never entered drops its captures, which may not

@@ -4,11 +4,12 @@
 use std::panic::Location;
 use std::thread;
 
-use crate::coroutine::control_block::{BlockRef, ControlBlock, State};
-use crate::scheduler::Home;
+use crate::coroutine::control_block::{ControlBlock, State};
+use crate::coroutine::id::BlockRef;
+use crate::scheduler::Scheduler;
 use crate::trace::Wake;
 
-impl Home {
+impl Scheduler {
     /// Wakes a coroutine of this thread (rule W1).
     ///
     /// # Control
@@ -98,7 +99,7 @@ impl Home {
     #[track_caller]
     fn trace_wake(&self, block: &'static ControlBlock, how: Wake) {
         if let Some(tracer) = &self.shared.tracer {
-            tracer.wake(block.id(), how, Location::caller());
+            tracer.wake(block.id().traced(), how, Location::caller());
         }
     }
 

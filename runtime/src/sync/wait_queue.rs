@@ -20,7 +20,8 @@ use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{WaitReason, suspend_for};
+use crate::coroutine::wait_reason::WaitReason;
+use crate::scheduler::suspend_for;
 use crate::task::coroutine::Coroutine;
 use crate::task::waker::Waker;
 

@@ -91,3 +91,10 @@ fn write_all(mut bytes: &[u8]) {
         }
     }
 }
+
+/// Reports `why` and aborts the process: for states in which continuing would be undefined.
+#[cold]
+pub(crate) fn abort(why: fmt::Arguments<'_>) -> ! {
+    report(format_args!("coralio: {why}"));
+    std::process::abort()
+}

@@ -1,23 +1,13 @@
-//! Ending early: cancellation as a flag, and timeouts.
+//! Ending early: cancellation as a flag.
 //!
 //! A coroutine is never torn down from outside. Cancelling sets a flag; waits for events and I/O
 //! check it and return [`Cancelled`], which propagates like any error. A timeout is the same flag
 //! for the duration of one closure, set by the clock. A shield masks both, for work that must be
 //! finished.
 
-#![allow(unsafe_code)]
-
-use std::cell::Cell;
-use std::fmt;
-use std::ptr;
-use std::time::Duration;
-
-use crate::context::timer::Action;
 use crate::coroutine::control_block::LocalState;
 use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{Deadline, WaitReason};
-use crate::scheduler::Home;
-use crate::task::waker::Token;
+use crate::scheduler::Scheduler;
 
 /// Returns whether waits of the running coroutine end early: it was cancelled, or an enclosing
 /// timeout has expired. False outside a coroutine.
@@ -26,7 +16,7 @@ use crate::task::waker::Token;
 /// of it. Code that stops early because of this function reports that through its own result, or
 /// uses [`check_cancelled`].
 pub fn is_cancelled() -> bool {
-    Home::current().is_some_and(|home| home.running().is_some_and(|block| home.is_cancelled(block)))
+    Scheduler::current().is_some_and(|scheduler| scheduler.running().is_some_and(|block| scheduler.is_cancelled(block)))
 }
 
 /// Returns an error if the running coroutine is to end early: for long computations that never
@@ -36,9 +26,9 @@ pub fn is_cancelled() -> bool {
 ///
 /// [`Cancelled`], if [`is_cancelled`]. An expired timeout then returns [`TimedOut`].
 pub fn check_cancelled() -> Result<(), Cancelled> {
-    let ending = Home::current().and_then(|home| Some((home, home.running()?)));
-    match ending.filter(|(home, block)| home.is_cancelled(block)) {
-        Some((home, block)) => Err(home.cut_short(block)),
+    let ending = Scheduler::current().and_then(|scheduler| Some((scheduler, scheduler.running()?)));
+    match ending.filter(|(scheduler, block)| scheduler.is_cancelled(block)) {
+        Some((scheduler, block)) => Err(scheduler.cut_short(block)),
         None => Ok(()),
     }
 }
@@ -71,135 +61,10 @@ pub fn shield<T>(f: impl FnOnce() -> T) -> T {
             self.0.shields.set(self.0.shields.get() - 1);
         }
     }
-    let local = Home::current().and_then(|home| Some(home.local(home.running()?)));
+    let local = Scheduler::current().and_then(|scheduler| Some(scheduler.local(scheduler.running()?)));
     let _lifted = local.map(|local| {
         local.shields.set(local.shields.get() + 1);
         Lifted(local)
     });
     f()
-}
-
-/// The error of a [`timeout`] that expired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimedOut;
-
-impl fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("timed out")
-    }
-}
-
-impl std::error::Error for TimedOut {}
-
-/// Runs `f` with a time limit: when the limit expires, waits in `f` end early with [`Cancelled`],
-/// as if the coroutine had been cancelled, and once `f` has returned, `timeout` returns
-/// [`TimedOut`]. Timeouts nest; the outermost expired one reports the error.
-///
-/// ```
-/// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout};
-/// use std::time::Duration;
-///
-/// AioContext::run(|_ctx| {
-///     let task = spawn(|| timeout(Duration::from_millis(1), || sleep(Duration::from_secs(3600))));
-///     assert_eq!(task.join().unwrap(), Err(TimedOut));
-/// });
-/// ```
-///
-/// # Errors
-///
-/// [`TimedOut`], if a wait in `f` was cut short by this timeout, regardless of the value that `f`
-/// returned. Otherwise the value of `f` is returned, even if `f` took longer. So no value is lost:
-/// a wait whose message, permit or lock arrives just as the time expires either succeeds, and this
-/// returns `Ok`, or has no effect. A waiting [scope](crate::scope()) cancels its coroutines when
-/// the time expires, which counts as a wait that was cut short.
-///
-/// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a
-/// duration of zero does not starve others.
-///
-/// # Panics
-///
-/// Outside a coroutine.
-///
-/// # Control
-///
-/// As `f`; may yield.
-#[track_caller]
-pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
-    struct Off<'a>(&'a LocalState, &'a Deadline);
-    impl Drop for Off<'_> {
-        fn drop(&mut self) {
-            debug_assert!(ptr::eq(self.0.deadlines.get(), self.1), "*limits nest*");
-            self.0.deadlines.set(self.1.outer);
-        }
-    }
-    let home = Home::expect("a timeout");
-    let block = home.running().expect("timeout outside a coroutine: spawn one");
-    let local = home.local(block);
-    let Some(deadline) = home.shared.clock.now().checked_add(duration) else { return Ok(f()) };
-    let frame = Deadline { deadline, hit: Cell::new(false), outer: local.deadlines.get() };
-    local.deadlines.set(&frame);
-    let off = Off(local, &frame);
-    let timer = home.shared.timers.start(deadline, Action::Wake(Token::of(block.id())), &home.shared);
-    let value = f();
-    drop(timer);
-    drop(off);
-    if !frame.hit.get() {
-        return Ok(value);
-    }
-    drop(value);
-    // A wait that was cut short immediately has not suspended: without this, a loop of such
-    // timeouts would starve the thread.
-    if home.can_suspend() {
-        home.reschedule();
-    }
-    Err(TimedOut)
-}
-
-/// Waits until `duration` has passed. A coroutine is suspended meanwhile; on the thread's own
-/// stack, the loop runs meanwhile.
-///
-/// Always yields, even if the duration is zero or the coroutine was cancelled: other ready
-/// coroutines run first. The exception is a destructor on an unwinding stack, which cannot yield:
-/// there, a sleep whose deadline has passed returns immediately.
-///
-/// # Errors
-///
-/// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout has expired.
-///
-/// # Panics
-///
-/// Outside a context.
-///
-/// # Control
-///
-/// Yields; on the thread's own stack, may enter.
-#[track_caller]
-pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
-    let home = Home::expect("sleep");
-    // None: beyond the clock's range, so for ever.
-    let clock = &home.shared.clock;
-    let deadline = clock.now().checked_add(duration);
-    let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
-    let Some(block) = home.running() else {
-        // A sleep that is over needs no timer, only the turn of the others.
-        let until = deadline.filter(|_| !is_over());
-        let _timer = until.map(|deadline| home.shared.timers.start(deadline, Action::Nothing, &home.shared));
-        loop {
-            home.context.poll(!is_over());
-            if is_over() {
-                return Ok(());
-            }
-        }
-    };
-    if is_over() || home.is_cancelled(block) {
-        // No timer is needed, only a turn for the others.
-        if home.can_suspend() {
-            home.reschedule();
-        }
-        return if is_over() { Ok(()) } else { Err(home.cut_short(block)) };
-    }
-    let wake = Action::Wake(Token::of(block.id()));
-    let _timer = deadline.map(|deadline| home.shared.timers.start(deadline, wake, &home.shared));
-    home.suspend_for(WaitReason::Sleep);
-    home.suspend_until(WaitReason::Sleep, || is_over().then_some(()))
 }

@@ -12,12 +12,16 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::coroutine::control_block::{BlockRef, State};
+use crate::context::local::LocalContext;
+use crate::context::source::AtHome;
+use crate::coroutine::attributes::Attributes;
+use crate::coroutine::control_block::State;
 use crate::coroutine::error::{Cancelled, EnterError, ScheduleError, not_entered};
+use crate::coroutine::id::{BlockRef, Token};
 use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
 use crate::sys::fork::refuse_in_child;
-use crate::task::waker::{Token, Waker, schedule};
+use crate::task::waker::Waker;
 
 /// Creates coroutines with a name or a custom stack size.
 ///
@@ -34,22 +38,6 @@ use crate::task::waker::{Token, Waker, schedule};
 #[must_use]
 pub struct Builder {
     pub(crate) attributes: Attributes,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Attributes {
-    pub(crate) name: Option<Cow<'static, str>>,
-    pub(crate) stack_size: Option<usize>,
-    pub(crate) measure_stack: Option<bool>,
-    pub(crate) created_at: &'static Location<'static>,
-}
-
-impl Attributes {
-    #[track_caller]
-    #[inline]
-    pub(crate) fn new() -> Attributes {
-        Attributes { name: None, stack_size: None, measure_stack: None, created_at: Location::caller() }
-    }
 }
 
 impl Builder {
@@ -91,7 +79,7 @@ impl Builder {
     #[track_caller]
     pub fn create(self, f: impl FnOnce() + 'static) -> io::Result<Coroutine> {
         // SAFETY: `f` is 'static.
-        let id = unsafe { Home::expect("creating a coroutine").create(self.attributes, true, f) }?;
+        let id = unsafe { Scheduler::expect("creating a coroutine").create(self.attributes, true, f) }?;
         Ok(Coroutine::of(id))
     }
 }
@@ -152,7 +140,7 @@ impl Coroutine {
     #[inline]
     #[doc(alias = "qemu_coroutine_self")]
     pub fn current() -> Option<Coroutine> {
-        let block = Home::current()?.running()?;
+        let block = Scheduler::current()?.running()?;
         Some(Coroutine::of(block.id()))
     }
 
@@ -190,10 +178,10 @@ impl Coroutine {
     /// Enters the coroutine.
     #[inline]
     pub fn try_enter(self) -> Result<(), EnterError> {
-        match Home::current() {
+        match LocalContext::current() {
             Some(home) => {
                 let _heartbeat = home.heartbeat();
-                home.try_enter(self.id)
+                home.scheduler.try_enter(self.id)
             }
             None => {
                 refuse_in_child("entering a coroutine");
@@ -214,7 +202,7 @@ impl Coroutine {
     #[track_caller]
     pub fn enter_unless_entered(self) -> bool {
         if self.is_entered() {
-            Home::expect("entering a coroutine").left_entered(self.id.block);
+            Scheduler::expect("entering a coroutine").left_entered(self.id.block);
             return false;
         }
         self.enter();
@@ -235,7 +223,10 @@ impl Coroutine {
     }
 
     fn state(self) -> Option<State> {
-        self.id.is_live().then(|| Home::current().map(|home| home.local(self.id.block).state.get())).flatten()
+        self.id
+            .is_live()
+            .then(|| Scheduler::current().map(|scheduler| scheduler.local(self.id.block).state.get()))
+            .flatten()
     }
 
     /// Resumes the coroutine: now, if no coroutine is running; otherwise when the running one
@@ -253,8 +244,8 @@ impl Coroutine {
     #[track_caller]
     #[doc(alias = "aio_co_wake")]
     pub fn wake(self) {
-        if let Some(home) = Home::current() {
-            home.wake(self.id);
+        if let Some(scheduler) = Scheduler::current() {
+            scheduler.wake(self.id);
         }
     }
 
@@ -266,15 +257,15 @@ impl Coroutine {
     #[track_caller]
     #[doc(alias = "aio_co_schedule")]
     pub fn schedule(self) -> Result<(), ScheduleError> {
-        match Home::current() {
-            Some(home) => match self.state() {
+        match Scheduler::current() {
+            Some(scheduler) => match self.state() {
                 // Woken: the coroutine runs when the running one yields.
                 Some(State::Scheduled) => {
                     Err(ScheduleError { first: self.id.block.scheduled_at(), second: Location::caller() })
                 }
                 // It was scheduled while it ran, and ended; only its result is left.
                 Some(State::Finished) => Ok(()),
-                _ => schedule(&home.shared, self.id),
+                _ => scheduler.shared.schedule(self.id),
             },
             None => Ok(()),
         }
@@ -302,12 +293,12 @@ impl Coroutine {
 
     /// Returns whether waits of this coroutine end early.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.id.is_live() && Home::current().is_some_and(|home| home.is_cancelled(self.id.block))
+        self.id.is_live() && Scheduler::current().is_some_and(|scheduler| scheduler.is_cancelled(self.id.block))
     }
 
-    /// Calls [`Home::cut_short`] for the running coroutine.
+    /// Calls `Scheduler::cut_short` for the running coroutine.
     pub(crate) fn cut_short(&self) -> Cancelled {
-        Home::expect("suspending a coroutine").cut_short(self.id.block)
+        Scheduler::expect("suspending a coroutine").cut_short(self.id.block)
     }
 
     /// Returns the coroutine as plain data, for an I/O engine.
@@ -323,18 +314,26 @@ impl Coroutine {
     /// Outside a context.
     #[track_caller]
     pub fn waker(self) -> Waker {
-        Waker { id: self.id, shared: Arc::clone(&Home::expect("a waker").shared) }
+        Waker { id: self.id, shared: Arc::clone(&Scheduler::expect("a waker").shared) }
+    }
+}
+
+impl AtHome<'_> {
+    /// Returns the coroutine behind `token`, if it is alive.
+    #[inline]
+    pub fn coroutine(self, token: Token) -> Option<Coroutine> {
+        token.id.lives_in(self.home.scheduler.shared.id()).then(|| Coroutine::of(token.id))
     }
 }
 
 impl fmt::Display for Coroutine {
     /// Writes the name in quotes, or the number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Home::current() {
-            Some(home) if self.id.is_live() => {
+        match Scheduler::current() {
+            Some(scheduler) if self.id.is_live() => {
                 // The writer is foreign code and might end the coroutine, so the label is copied
                 // first.
-                let label = home.local(self.id.block).label().to_string();
+                let label = scheduler.local(self.id.block).label().to_string();
                 f.write_str(&label)
             }
             _ => f.write_str("(ended)"),
@@ -365,7 +364,7 @@ impl fmt::Debug for Coroutine {
 #[track_caller]
 #[doc(alias = "qemu_coroutine_yield")]
 pub fn suspend() {
-    Home::expect("yield outside a coroutine, and").suspend_for(WaitReason::Enter);
+    Scheduler::expect("yield outside a coroutine, and").suspend_for(WaitReason::Enter);
 }
 
 /// Yields to the event loop; resumes after every other ready coroutine has run.
@@ -380,7 +379,7 @@ pub fn suspend() {
 #[inline]
 #[track_caller]
 pub fn yield_now() {
-    Home::expect("yield outside a coroutine, and").reschedule();
+    Scheduler::expect("yield outside a coroutine, and").reschedule();
 }
 
 /// Returns whether the running code can be suspended: it runs in a coroutine whose stack is not
@@ -397,5 +396,5 @@ pub fn yield_now() {
 /// unwinds, and [`std::thread::panicking`] stays true on the thread until the coroutine has ended.
 #[inline]
 pub fn can_suspend() -> bool {
-    Home::current().is_some_and(Home::can_suspend)
+    Scheduler::current().is_some_and(Scheduler::can_suspend)
 }

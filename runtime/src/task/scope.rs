@@ -7,21 +7,21 @@
 
 #![allow(unsafe_code)]
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::{self, ManuallyDrop};
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread, vec};
 
-use crate::coroutine::control_block::BlockRef;
+use crate::context::local::LocalContext;
 use crate::coroutine::error::Cancelled;
+use crate::coroutine::id::BlockRef;
 use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
+use crate::sys::panic::{Payload, drop_quietly};
 use crate::task::coroutine::{Builder, Coroutine};
 use crate::task::spawn::JoinHandle;
-use crate::task::waker::Token;
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
 /// suspended meanwhile; on the thread's own stack, the loop runs.
@@ -58,7 +58,7 @@ pub fn scope<'env, F, T>(f: F) -> T
 where
     F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
 {
-    let home = Home::expect("a scope");
+    let scheduler = Scheduler::expect("a scope");
     let scope = Scope {
         members: RefCell::new(Vec::new()),
         left: Cell::new(0),
@@ -67,12 +67,12 @@ where
         scope: PhantomData,
         env: PhantomData,
     };
-    let end = End(home, &scope);
+    let end = End(scheduler, &scope);
     let value = catch_unwind(AssertUnwindSafe(|| f(&scope)));
     if value.is_err() {
         scope.cancel();
     }
-    scope.wait(home);
+    scope.wait(scheduler);
     drop(end);
     match (value, scope.panic.take()) {
         (Ok(value), None) => value,
@@ -80,7 +80,7 @@ where
     }
 }
 
-type Panic = Cell<Option<Box<dyn Any + Send>>>;
+type Panic = Cell<Option<Payload>>;
 
 /// A scope to spawn coroutines in, which may borrow from outside the call of [`scope()`].
 pub struct Scope<'scope, 'env: 'scope> {
@@ -177,39 +177,39 @@ impl<'scope> Scope<'scope, '_> {
         impl Drop for Rest {
             fn drop(&mut self) {
                 for member in self.0.by_ref() {
-                    Token::of(member).coroutine().cancel();
+                    Coroutine::of(member).cancel();
                 }
             }
         }
         // A copy: members that are entered here may spawn more, which may compact the list.
         let mut rest = Rest(self.members.borrow().clone().into_iter());
         for member in rest.0.by_ref() {
-            Token::of(member).coroutine().cancel();
+            Coroutine::of(member).cancel();
         }
     }
 
     /// Waits until all members have ended, as far as waiting is possible.
     #[track_caller]
-    fn wait(&self, home: &Home) {
-        match home.running() {
+    fn wait(&self, scheduler: &Scheduler) {
+        match scheduler.running() {
             Some(running) => {
                 let mut told = false;
-                while self.left.get() > 0 && home.can_suspend() {
+                while self.left.get() > 0 && scheduler.can_suspend() {
                     // The waiting coroutine is to end early, so its members are cancelled. A
                     // timeout around the scope then counts as hit, since it is unknown which
                     // members are still affected.
-                    if !told && home.is_cancelled(running) {
+                    if !told && scheduler.is_cancelled(running) {
                         told = true;
-                        home.cut_short(running);
+                        scheduler.cut_short(running);
                         self.cancel();
                     }
                     self.waiter.set(Some(running.id()));
-                    home.suspend_for(WaitReason::Scope);
+                    scheduler.suspend_for(WaitReason::Scope);
                 }
             }
             None => {
-                while self.left.get() > 0 && !home.is_ending() {
-                    home.context.poll(true);
+                while self.left.get() > 0 && !scheduler.is_ending() {
+                    LocalContext::expect("a scope").context.poll(true);
                 }
             }
         }
@@ -217,7 +217,7 @@ impl<'scope> Scope<'scope, '_> {
 }
 
 /// Keeps the first real panic.
-fn keep(panic: &Panic, payload: Box<dyn Any + Send>) {
+fn keep(panic: &Panic, payload: Payload) {
     let first = panic.take();
     if payload.is::<Cancelled>() || first.is_some() {
         panic.set(first);
@@ -229,14 +229,8 @@ fn keep(panic: &Panic, payload: Box<dyn Any + Send>) {
 
 /// Returns whether the running coroutine is detached.
 fn is_detached() -> bool {
-    Home::current().is_some_and(|home| home.running().is_some_and(|block| home.local(block).detached.get()))
-}
-
-/// Drops a panic payload, ignoring a panic in its destructor.
-fn drop_quietly(payload: Box<dyn Any + Send>) {
-    if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        mem::forget(thrown);
-    }
+    Scheduler::current()
+        .is_some_and(|scheduler| scheduler.running().is_some_and(|block| scheduler.local(block).detached.get()))
 }
 
 /// Held by each coroutine of a scope, and dropped last.
@@ -247,20 +241,20 @@ impl Drop for Ended<'_, '_, '_> {
         let left = self.0.left.get() - 1;
         self.0.left.set(left);
         if left == 0 {
-            if let (Some(home), Some(waiter)) = (Home::current(), self.0.waiter.take()) {
+            if let (Some(scheduler), Some(waiter)) = (Scheduler::current(), self.0.waiter.take()) {
                 // The waiter runs after this coroutine has ended, when its result is stored.
-                home.wake_later(waiter);
+                scheduler.wake_later(waiter);
             }
         }
     }
 }
 
 /// Ensures that nothing of a scope is left, by any exit.
-struct End<'a, 'scope, 'env>(&'a Home, &'a Scope<'scope, 'env>);
+struct End<'a, 'scope, 'env>(&'a Scheduler, &'a Scope<'scope, 'env>);
 
 impl Drop for End<'_, '_, '_> {
     fn drop(&mut self) {
-        let End(home, scope) = *self;
+        let End(scheduler, scope) = *self;
         loop {
             // Not borrowed during the loop: a destructor may spawn more, which are ended in turn.
             let members = scope.members.take();
@@ -269,7 +263,7 @@ impl Drop for End<'_, '_, '_> {
             }
             // In order of creation, as a context ends them.
             for member in members {
-                if let Some(payload) = home.end_now(member) {
+                if let Some(payload) = scheduler.end_now(member) {
                     keep(&scope.panic, payload);
                 }
             }

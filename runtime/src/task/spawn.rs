@@ -13,14 +13,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread;
 
-use crate::coroutine::control_block::{BlockRef, Joiner, State};
+use crate::context::local::LocalContext;
+use crate::coroutine::attributes::Attributes;
+use crate::coroutine::control_block::{Joiner, State};
 use crate::coroutine::error::Cancelled;
+use crate::coroutine::id::BlockRef;
 use crate::coroutine::wait_reason::WaitReason;
-use crate::diagnostics::stack_usage::high_water;
-use crate::scheduler::Home;
+use crate::scheduler::Scheduler;
 use crate::sys::fork::refuse_in_child;
-use crate::task::coroutine::{Attributes, Builder, Coroutine};
-use crate::task::waker::Token;
+use crate::task::coroutine::{Builder, Coroutine};
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
 /// `Send`.
@@ -109,11 +110,12 @@ impl Builder {
         F: FnOnce() -> T + 'static,
         T: 'static,
     {
-        let home = Home::expect("start");
+        let home = LocalContext::expect("start");
         let _heartbeat = home.heartbeat();
+        let scheduler = &home.scheduler;
         // SAFETY: `f` and its result are 'static.
-        let id = unsafe { home.create(self.attributes, false, f) }?;
-        home.try_enter(id).expect("a new coroutine is known only here");
+        let id = unsafe { scheduler.create(self.attributes, false, f) }?;
+        scheduler.try_enter(id).expect("a new coroutine is known only here");
         Ok(JoinHandle { id, _result: PhantomData })
     }
 
@@ -148,11 +150,11 @@ impl Builder {
     where
         F: FnOnce() -> T,
     {
-        let home = Home::expect("spawn");
+        let scheduler = Scheduler::expect("spawn");
         let created_at = self.attributes.created_at;
         // SAFETY: the caller's promise.
-        let id = unsafe { home.create(self.attributes, false, f) }?;
-        home.make_ready(id.block, created_at);
+        let id = unsafe { scheduler.create(self.attributes, false, f) }?;
+        scheduler.make_ready(id.block, created_at);
         Ok(JoinHandle { id, _result: PhantomData })
     }
 }
@@ -187,33 +189,33 @@ impl<T> JoinHandle<T> {
     #[track_caller]
     pub fn join(self) -> thread::Result<T> {
         loop {
-            let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+            let Some(scheduler) = Scheduler::current().filter(|_| self.id.is_live()) else {
                 refuse_in_child("joining a coroutine");
                 return Err(Box::new(Cancelled));
             };
-            let local = home.local(self.id.block);
+            let local = scheduler.local(self.id.block);
             if local.state.get() == State::Finished {
                 let block = self.id.block;
                 std::mem::forget(self);
-                return home.fetch(block);
+                return scheduler.fetch(block);
             }
-            match home.running() {
+            match scheduler.running() {
                 Some(running) => {
                     assert!(
                         running.id() != self.id,
                         "a coroutine joins itself: it would wait for ever; join it from another coroutine"
                     );
-                    if home.is_cancelled(running) {
-                        let cancelled = home.cut_short(running);
+                    if scheduler.is_cancelled(running) {
+                        let cancelled = scheduler.cut_short(running);
                         self.cancel();
                         return Err(Box::new(cancelled));
                     }
                     local.joiner.set(Some(Joiner::Coroutine(running.id())));
-                    home.suspend_for(WaitReason::Join(self.id.block));
+                    scheduler.suspend_for(WaitReason::Join(self.id.block));
                 }
                 // A destructor at the very end: the coroutine will not run any more.
-                None if home.is_ending() => return Err(Box::new(Cancelled)),
-                None => drop(home.context.poll(true)),
+                None if scheduler.is_ending() => return Err(Box::new(Cancelled)),
+                None => drop(LocalContext::expect("joining a coroutine").context.poll(true)),
             }
         }
     }
@@ -234,13 +236,13 @@ impl<T> JoinHandle<T> {
 
     /// Returns the coroutine that the handle waits for.
     pub fn coroutine(&self) -> Coroutine {
-        Token::of(self.id).coroutine()
+        Coroutine::of(self.id)
     }
 
     /// Returns whether [`join`](Self::join) would return immediately.
     pub fn is_finished(&self) -> bool {
-        match Home::current().filter(|_| self.id.is_live()) {
-            Some(home) => home.local(self.id.block).state.get() == State::Finished,
+        match Scheduler::current().filter(|_| self.id.is_live()) {
+            Some(scheduler) => scheduler.local(self.id.block).state.get() == State::Finished,
             None => true,
         }
     }
@@ -252,17 +254,17 @@ impl<T> Future for JoinHandle<T> {
     /// Polls for the result of [`join`](JoinHandle::join), for callers that poll futures on this
     /// thread; see [`await_future`](crate::await_future).
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
-        let Some(home) = Home::current().filter(|_| self.id.is_live()) else {
+        let Some(scheduler) = Scheduler::current().filter(|_| self.id.is_live()) else {
             return Poll::Ready(Err(Box::new(Cancelled)));
         };
-        let local = home.local(self.id.block);
+        let local = scheduler.local(self.id.block);
         // Foreign code, which may run the loop.
         let waker = context.waker().clone();
         if local.state.get() == State::Finished {
-            return Poll::Ready(home.fetch(self.id.block));
+            return Poll::Ready(scheduler.fetch(self.id.block));
         }
         // The coroutine will not run any more.
-        if home.is_ending() {
+        if scheduler.is_ending() {
             return Poll::Ready(Err(Box::new(Cancelled)));
         }
         local.joiner.set(Some(Joiner::Task(waker)));
@@ -270,19 +272,10 @@ impl<T> Future for JoinHandle<T> {
     }
 }
 
-impl<T> JoinHandle<T> {
-    /// Returns the stack usage, as
-    /// [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water) does; also after the
-    /// coroutine has ended.
-    pub fn stack_high_water(&self) -> Option<usize> {
-        high_water(self.id)
-    }
-}
-
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        if let Some(home) = Home::current().filter(|_| self.id.is_live()) {
-            home.detach(self.id.block);
+        if let Some(scheduler) = Scheduler::current().filter(|_| self.id.is_live()) {
+            scheduler.detach(self.id.block);
         }
     }
 }

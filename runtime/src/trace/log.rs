@@ -12,8 +12,6 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::control_block::BlockRef;
-use crate::coroutine::wait_reason::WaitReason;
 use crate::trace::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
 use crate::trace::ring::{Ring, WORDS};
 
@@ -53,11 +51,7 @@ struct Words {
 }
 
 /// Identifies a coroutine on any thread: control block and generation.
-type Id = (u64, u64);
-
-fn id(id: BlockRef) -> Id {
-    (ptr::from_ref(id.block).expose_provenance() as u64, id.generation)
-}
+pub(crate) type Id = (u64, u64);
 
 impl Trace {
     /// Creates a log of the most recent `capacity` events (40 bytes each), and of at most as many
@@ -136,8 +130,7 @@ impl Tracer {
     }
 
     #[cold]
-    pub(crate) fn create(&self, who: BlockRef, name: Option<&str>, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn create(&self, (a, b): Id, name: Option<&str>, at: &'static Location<'static>) {
         if let Some(name) = name {
             let mut words = self.log.words.lock();
             if words.names.len() == self.log.capacity {
@@ -150,26 +143,22 @@ impl Tracer {
 
     /// `at` is the line at which the coroutine continues.
     #[cold]
-    pub(crate) fn enter(&self, who: BlockRef, unwinds: bool, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn enter(&self, (a, b): Id, unwinds: bool, at: &'static Location<'static>) {
         self.push(Kind::Enter, u8::from(unwinds), a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, who: BlockRef, waits: Waits, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn yielded(&self, (a, b): Id, waits: Waits, at: &'static Location<'static>) {
         self.push(Kind::Yield, WAITS.iter().position(|&w| w == waits).unwrap_or(0) as u8, a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn end(&self, who: BlockRef) {
-        let (a, b) = id(who);
+    pub(crate) fn end(&self, (a, b): Id) {
         self.push(Kind::End, 0, a, b, None);
     }
 
     #[cold]
-    pub(crate) fn wake(&self, who: BlockRef, how: Wake, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn wake(&self, (a, b): Id, how: Wake, at: &'static Location<'static>) {
         self.push(Kind::Wake, WAKES.iter().position(|&w| w == how).unwrap_or(0) as u8, a, b, Some(at));
     }
 
@@ -282,27 +271,6 @@ const WAITS: [Waits; 10] = [
     Waits::Future,
     Waits::Scope,
 ];
-
-impl From<WaitReason> for Waits {
-    fn from(waiting: WaitReason) -> Waits {
-        match waiting {
-            WaitReason::Enter => Waits::Enter,
-            WaitReason::Turn => Waits::Turn,
-            WaitReason::Join(_) => Waits::Join,
-            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => Waits::Lock,
-            WaitReason::CoQueue(_)
-            | WaitReason::Semaphore(_)
-            | WaitReason::Send(_)
-            | WaitReason::Receive(_)
-            | WaitReason::OneShot(_) => Waits::Message,
-            WaitReason::Sleep => Waits::Time,
-            WaitReason::Readable(_) | WaitReason::Writable(_) => Waits::Descriptor,
-            WaitReason::Io => Waits::Io,
-            WaitReason::Future => Waits::Future,
-            WaitReason::Scope => Waits::Scope,
-        }
-    }
-}
 
 /// Unpacks records, numbering coroutines, threads and requests in order of first appearance.
 struct Reader<'a> {
