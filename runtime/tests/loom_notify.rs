@@ -3,7 +3,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
-//! `notify.rs` and `wake.rs` are the library's own source files. The eventfd is modelled by a flag
+//! `notify.rs` and `remote_queue.rs` are the library's own source files. The eventfd is modelled by a flag
 //! that stays set until the sleeper takes it. If a kick were lost, the loop would sleep with work
 //! queued, or with its condition true, and no thread left to run: loom reports that as a deadlock.
 //! It does so if either fence of `notify.rs` is removed, or the check after announcing the sleep,
@@ -36,7 +36,7 @@ mod atomic {
 
 /// A coroutine is a number.
 mod coroutine {
-    pub(crate) mod control_block {
+    pub(crate) mod id {
         pub(crate) type BlockRef = usize;
     }
 }
@@ -44,9 +44,9 @@ mod coroutine {
 #[path = "../src/scheduler/notify.rs"]
 mod notify;
 #[path = "../src/scheduler/remote_queue.rs"]
-mod wake;
+mod remote_queue;
 
-use wake::{RemoteEvent, RemoteQueue};
+use remote_queue::{RemoteEvent, RemoteQueue};
 
 struct Loop {
     sleep: notify::NotifyState,

@@ -123,8 +123,7 @@ mod tests {
     use std::thread;
     use std::time::Instant;
 
-    use crate::AioContext;
-    use crate::Interest;
+    use crate::{AioContext, Interest};
 
     /// Returns whether the loop, which falls asleep while the callback runs, is woken for what the
     /// callback registered.

@@ -219,6 +219,7 @@ impl ControlBlock {
 
 impl LocalState {
     /// Prepares the state for a new coroutine, which is not suspended yet.
+    #[inline]
     pub(crate) fn reset(&self, attributes: Attributes, serial: u64, lease: StackLease, result: ResultSlot) {
         self.woken.set(false);
         self.unwinding.set(false);

@@ -11,7 +11,7 @@
 //!
 //! Both sides write the bit, even a waker that finds it set: so one of the two writes comes first,
 //! and if it is the waker's, the coroutine sees everything the waker did before.
-//! `tests/loom_ticket.rs` checks this source on loom's atomics.
+//! `tests/loom_state_word.rs` checks this source on loom's atomics.
 
 use crate::atomic::{AtomicU64, Ordering};
 

@@ -281,9 +281,7 @@ impl fmt::Display for DisplayCoroutine<'_> {
 mod tests {
     use super::super::interrupt::allocations;
     use super::*;
-    use crate::CoMutex;
-    use crate::Coroutine;
-    use crate::suspend;
+    use crate::{CoMutex, Coroutine, suspend};
     use std::rc::Rc;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;

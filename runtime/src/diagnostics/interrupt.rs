@@ -349,9 +349,7 @@ pub(crate) mod allocations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AioContext;
-    use crate::Coroutine;
-    use crate::suspend;
+    use crate::{AioContext, Coroutine, suspend};
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     use std::thread;

@@ -306,9 +306,7 @@ impl<P, S> Drop for Locked<'_, P, S> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::AioContext;
-    use crate::spawn;
-    use crate::timeout;
+    use crate::{AioContext, spawn, timeout};
     use std::time::Duration;
 
     #[test]

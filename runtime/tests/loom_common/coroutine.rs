@@ -70,8 +70,31 @@ pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
     (!is_over).then_some(value)
 }
 
-/// What waits record for messages; there are no messages here.
-pub(crate) mod waiting {
+/// The paths by which the library's sources refer to these items.
+pub(crate) mod error {
+    pub(crate) use super::Cancelled;
+}
+
+pub(crate) mod task {
+    pub(crate) mod coroutine {
+        pub(crate) use crate::coroutine::Coroutine;
+    }
+
+    pub(crate) mod waker {
+        pub(crate) use crate::coroutine::Waker;
+    }
+}
+
+pub(crate) mod scheduler {
+    pub(crate) fn suspend_for(_reason: crate::coroutine::wait_reason::WaitReason) {
+        crate::coroutine::suspend();
+    }
+}
+
+/// The records for messages; there are no messages here.
+pub(crate) mod wait_reason {
+    use super::lock_owner::LockOwner;
+
     #[derive(Clone, Copy)]
     pub(crate) enum WaitReason {
         CoMutex(*const LockOwner),
@@ -83,7 +106,9 @@ pub(crate) mod waiting {
         Send(usize),
         Receive(usize),
     }
+}
 
+pub(crate) mod lock_owner {
     pub(crate) struct LockOwner;
 
     impl LockOwner {
@@ -94,10 +119,6 @@ pub(crate) mod waiting {
         pub(crate) fn record(&self) {}
         pub(crate) fn clear(&self) {}
         pub(crate) fn panic_if_self(&self, _what: &str) {}
-    }
-
-    pub(crate) fn suspend_for(_waiting: WaitReason) {
-        super::suspend();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Scheduling a coroutine from several threads at once, checked on every interleaving that the
 //! memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_ticket`
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_state_word`
 //!
-//! `ticket.rs` is the library's own source file. The coroutine waits for the flags of two wakers;
+//! `state_word.rs` is the library's own source file. The coroutine waits for the flags of two wakers;
 //! only one of them puts it on the list, and the other relies on that. If a wake were lost, the
 //! coroutine would not be on the list although its flag is set, and home would wait forever: loom
 //! reports that as a deadlock.
@@ -20,12 +20,12 @@ mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 }
 #[path = "../src/coroutine/state_word.rs"]
-mod ticket;
+mod state_word;
 
-use ticket::{ScheduleOutcome, StateWord};
+use state_word::{ScheduleOutcome, StateWord};
 
 struct Home {
-    ticket: StateWord,
+    word: StateWord,
     flags: [AtomicBool; 2],
     /// Number of entries of the coroutine on the list of woken ones.
     list: Mutex<usize>,
@@ -35,7 +35,7 @@ struct Home {
 impl Home {
     fn new() -> Arc<Home> {
         Arc::new(Home {
-            ticket: StateWord::new(),
+            word: StateWord::new(),
             flags: [AtomicBool::new(false), AtomicBool::new(false)],
             list: Mutex::new(0),
             changed: Condvar::new(),
@@ -43,9 +43,9 @@ impl Home {
     }
 
     fn wake(&self, generation: u64, who: usize) -> ScheduleOutcome {
-        // Relaxed: the ticket must publish it.
+        // Relaxed: the word must publish it.
         self.flags[who].store(true, Ordering::Relaxed);
-        let claim = self.ticket.claim(generation);
+        let claim = self.word.claim(generation);
         if claim == ScheduleOutcome::Claimed {
             *self.list.lock().unwrap() += 1;
             self.changed.notify_one();
@@ -64,7 +64,7 @@ impl Home {
 
     /// Resumes the coroutine. Returns whether its condition is true.
     fn resume(&self) -> bool {
-        self.ticket.clear_scheduled();
+        self.word.clear_scheduled();
         self.flags.iter().all(|flag| flag.load(Ordering::Relaxed))
     }
 }
@@ -80,7 +80,7 @@ fn whoever_finds_it_scheduled_may_rely_on_that() {
     // W3: a wake that finds the coroutine already scheduled is seen by the scheduled run
     model(|| {
         let home = Home::new();
-        let generation = home.ticket.generation();
+        let generation = home.word.generation();
         let wakers = [0, 1].map(|who| {
             let home = Arc::clone(&home);
             thread::spawn(move || home.wake(generation, who))
@@ -90,7 +90,7 @@ fn whoever_finds_it_scheduled_may_rely_on_that() {
         while !done {
             home.accept();
             // A stale entry of the list: it ran since.
-            done = home.ticket.is_scheduled() && home.resume();
+            done = home.word.is_scheduled() && home.resume();
         }
         let claims = wakers.map(|waker| waker.join().unwrap());
         assert!(claims.contains(&ScheduleOutcome::Claimed), "{claims:?}");
@@ -102,7 +102,7 @@ fn only_one_puts_it_on_the_list() {
     // W2: a coroutine scheduled by several threads at once is put on the list once
     model(|| {
         let home = Home::new();
-        let generation = home.ticket.generation();
+        let generation = home.word.generation();
         let wakers = [0, 1].map(|who| {
             let home = Arc::clone(&home);
             thread::spawn(move || home.wake(generation, who))
