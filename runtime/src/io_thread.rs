@@ -109,13 +109,13 @@ impl ContextBuilder {
     pub fn start_thread(self, name: &str) -> io::Result<LoopThread> {
         let stop = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
-        let told = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_string()).spawn(move || {
             let failed = started.clone();
             let ran = self.run(|context| {
                 let _ = started.send(Ok(context.clone()));
                 // Relaxed: a thread that sets it notifies afterwards.
-                while !told.load(Ordering::Relaxed) {
+                while !stopped.load(Ordering::Relaxed) {
                     context.poll(true);
                 }
             });

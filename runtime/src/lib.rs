@@ -29,6 +29,39 @@
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` adds them.
 //!
+//! # Layers
+//!
+//! A layer knows those below it, and none above.
+//!
+//! ```text
+//!   io_thread      a thread that runs a context's loop until stopped
+//!   builder        configures a context and connects the parts that do not know each other
+//!   diagnostics    describes contexts and coroutines: dumps, deadlocks, stalls, stack overflows
+//!   net            sockets and pipes that suspend the coroutine instead of the thread
+//!   sync           locks, queues and channels between coroutines
+//!   task           what a coroutine's author calls: create, spawn, join, sleep, time out, cancel
+//!   context        one iteration of the loop, the sources of its events, and how it sleeps
+//!   scheduler      which coroutines are entered, which run next, and how other threads wake them
+//!   coroutine      one coroutine: control block, state word, stack, and what it waits for
+//!   trace          the event log, written by all layers above
+//!   sys            system calls as safe values, clocks, messages on standard error
+//! ```
+//!
+//! # Invariants
+//!
+//! - A coroutine runs on its home thread only. Other threads hold a block and a generation, with
+//!   which they can wake or cancel it; a stale generation does nothing.
+//! - The stack of an entered coroutine is taken out of its control block, so it cannot be entered a
+//!   second time.
+//! - Every suspension goes through one function, every resumption through another. While its stack
+//!   unwinds, a coroutine is not suspended.
+//! - A context ends all its coroutines before it ends. A child of a fork ends none.
+//! - No lock and no borrow is held while foreign code runs, except the context's own lock. Values
+//!   of the user are dropped outside the lock of the table that held them.
+//! - While the loop sleeps, its thread runs no context until it has the context's lock again; so
+//!   another thread that holds the lock may read the coroutines.
+//! - While a thread is stopped for a report, the reporter allocates nothing and takes no lock.
+//!
 //! # Thread state held across a suspension
 //!
 //! The coroutines of a context share one thread, and with it the thread's local variables. While a

@@ -296,7 +296,7 @@ impl Watches {
     }
 
     /// Describes the watches, as
-    /// [`BottomHalves::describe`](super::bottom_half::BottomHalves::describe) does.
+    /// [`BottomHalves::describe`](crate::context::bottom_half::BottomHalves::describe) does.
     pub(crate) fn describe(&self) -> Option<String> {
         let table = self.table.try_lock()?;
         let one = |(_, entry): (Key, &Entry)| {

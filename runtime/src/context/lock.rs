@@ -202,6 +202,8 @@ impl SharedContext {
         }
     }
 
+    // Out of line: the home thread acquires far more often.
+    #[inline(never)]
     fn off_home_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
         let guards = self.lock.off_home_guards.load(Ordering::Relaxed);
         self.lock.off_home_guards.store(guards + 1, Ordering::Relaxed);

@@ -50,12 +50,12 @@ impl PollWindow {
     }
 }
 
-type Look = Arc<dyn Fn() -> bool + Send + Sync>;
+type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Called with the parts of a handle to the poll handler.
 type Handler = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 struct Entry {
-    is_ready: Look,
+    is_ready: IsReady,
     window: Arc<PollWindow>,
     /// `None` while the handler runs.
     handler: Option<Handler>,
@@ -81,7 +81,7 @@ impl Pollers {
 
     /// Visits the entries whose handler is not running, without holding the lock, until `each`
     /// returns false.
-    fn visit(&self, mut each: impl FnMut(Key, &Look, &PollWindow) -> bool) {
+    fn visit(&self, mut each: impl FnMut(Key, &IsReady, &PollWindow) -> bool) {
         let mut from = 0;
         while !self.is_empty() {
             let (key, is_ready, window) = {

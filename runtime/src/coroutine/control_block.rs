@@ -39,7 +39,7 @@ pub(crate) type RawCoroutine = corosensei::Coroutine<Resume, (), (), RunningStac
 
 /// The life of a coroutine, top to bottom.
 ///
-/// | state     | its machine       | on a list  | may be entered                      |
+/// | state     | its raw coroutine | on a list  | may be entered                      |
 /// |-----------|-------------------|------------|-------------------------------------|
 /// | Free      | none              | free list  | no: there is nothing to enter       |
 /// | Suspended | in the block      | no         | yes; a new one is suspended too     |

@@ -46,7 +46,7 @@ impl WaitReason {
             | WaitReason::Read(holder)
             | WaitReason::Write(holder)
             | WaitReason::Upgrade(holder) => {
-                // SAFETY: *noted while it waits*: the lock is borrowed by the wait that recorded
+                // SAFETY: *recorded while it waits*: the lock is borrowed by the wait that recorded
                 // it, and the record is read at home, while the coroutine is suspended in that
                 // wait.
                 Some(unsafe { &*holder })

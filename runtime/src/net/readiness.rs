@@ -76,7 +76,7 @@ pub(crate) struct BorrowedRawFd(pub(super) RawFd);
 
 impl AsFd for BorrowedRawFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: *noted while it waits*: the watch that contains this is dropped by the wait that
+        // SAFETY: *recorded while it waits*: the watch that contains this is dropped by the wait that
         // borrowed the descriptor, or by the `CoFd` that owns the descriptor, before the `CoFd`
         // releases it.
         unsafe { BorrowedFd::borrow_raw(self.0) }

@@ -11,20 +11,20 @@ use crate::coroutine::run_queue::RunQueue;
 use crate::scheduler::Scheduler;
 
 /// An `enter`, or an iteration of the loop, that has not returned.
-pub(crate) struct Frame {
-    pub(crate) parent: *const Frame,
+pub(super) struct Frame {
+    parent: *const Frame,
     /// The coroutine that ran when this frame was pushed.
     outer: Option<&'static ControlBlock>,
     /// Coroutines woken by the running one; they run next, from this frame.
-    pub(crate) deferred: RunQueue,
+    pub(super) deferred: RunQueue,
     /// The lock depth when the running coroutine was resumed: it may not suspend with more (rule
     /// X8).
-    pub(crate) lock_depth: Cell<u32>,
+    pub(super) lock_depth: Cell<u32>,
 }
 
 impl Frame {
     #[inline]
-    pub(crate) fn above(scheduler: &Scheduler) -> Frame {
+    pub(super) fn above(scheduler: &Scheduler) -> Frame {
         Frame {
             parent: scheduler.top.get(),
             outer: scheduler.running.get(),
@@ -34,7 +34,7 @@ impl Frame {
     }
 
     #[inline]
-    pub(crate) fn push<'a>(&'a self, scheduler: &'a Scheduler) -> FrameGuard<'a> {
+    pub(super) fn push<'a>(&'a self, scheduler: &'a Scheduler) -> FrameGuard<'a> {
         // Fenced, for a thread that stops this one: a frame on the chain is complete.
         compiler_fence(Ordering::SeqCst);
         scheduler.top.set(self);
@@ -43,7 +43,7 @@ impl Frame {
 }
 
 /// Pops a frame, also on unwinding: `top` never points at a frame that is gone.
-pub(crate) struct FrameGuard<'a> {
+pub(super) struct FrameGuard<'a> {
     scheduler: &'a Scheduler,
     frame: &'a Frame,
 }
@@ -68,6 +68,12 @@ impl Scheduler {
         unsafe { self.top.get().as_ref() }
     }
 
+    /// Returns the frames, innermost first.
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        // SAFETY: as in `frame`.
+        std::iter::successors(self.frame(), |frame| unsafe { frame.parent.as_ref() })
+    }
+
     /// Runs `f` as an iteration of the loop: a coroutine woken in it is entered immediately, even
     /// if a coroutine polls.
     pub(crate) fn round<R>(&self, f: impl FnOnce() -> R) -> R {
@@ -81,12 +87,7 @@ impl Scheduler {
             return self.above_unwinding(|| self.round(f));
         }
         // Coroutines woken by the coroutines below, which do not yield while this iteration lasts.
-        let mut beneath = self.frame();
-        while let Some(frame) = beneath {
-            self.ready.append(&frame.deferred);
-            // SAFETY: as in `frame`.
-            beneath = unsafe { frame.parent.as_ref() };
-        }
+        self.frames().for_each(|frame| self.ready.append(&frame.deferred));
         let frame = Frame::above(self);
         let _leave = frame.push(self);
         self.running.set(None);
@@ -104,13 +105,8 @@ impl Scheduler {
     /// Returns the entered coroutines, innermost first; `None` for an iteration of the loop.
     /// Allocates nothing.
     pub(crate) fn on_stack(&self) -> impl Iterator<Item = Option<&'static ControlBlock>> {
-        let (mut frame, mut running) = (self.frame(), self.running.get());
-        std::iter::from_fn(move || {
-            let inner = frame?;
-            // SAFETY: as in `Scheduler::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-            Some(std::mem::replace(&mut running, inner.outer))
-        })
+        let mut running = self.running.get();
+        self.frames().map(move |frame| std::mem::replace(&mut running, frame.outer))
     }
 
     /// Returns the entered coroutines, outermost first.

@@ -97,12 +97,12 @@ impl Scheduler {
             unsafe { place.cast::<thread::Result<T>>().write(outcome) };
             self.switching.set(true);
         };
-        // SAFETY: the captures of `body` live long enough, by the caller's promise. The machine
+        // SAFETY: the captures of `body` live long enough, by the caller's promise. The raw coroutine
         // ends before the stack is returned or unmapped (*home outlives its stacks*), and the
         // block's slot for it is empty in state Free.
         unsafe {
-            let machine = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), body);
-            (*local.raw.get()).write(machine);
+            let raw = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), body);
+            (*local.raw.get()).write(raw);
         }
         // Last, for a thread that stops this one: a block that is not free is fully initialized.
         compiler_fence(Ordering::SeqCst);
@@ -115,7 +115,7 @@ impl Scheduler {
     pub(crate) fn finish(&self, block: &'static ControlBlock) -> Option<Payload> {
         let local = self.local(block);
         local.state.set(State::Finished);
-        // SAFETY: the machine is still in its slot; it has completed, and is dropped here, once.
+        // SAFETY: the raw coroutine is still in its slot; it has completed, and is dropped here, once.
         unsafe { (*local.raw.get()).assume_init_drop() };
         if !local.propagates.get() && !local.detached.get() {
             match local.joiner.take() {

@@ -23,25 +23,25 @@ pub(crate) struct RemoteQueue {
 }
 
 struct List {
-    arrivals: Vec<RemoteEvent>,
+    events: Vec<RemoteEvent>,
     /// The context has ended: nothing is accepted any more.
     closed: bool,
 }
 
 impl RemoteQueue {
     pub(crate) fn new() -> RemoteQueue {
-        let list = List { arrivals: Vec::new(), closed: false };
+        let list = List { events: Vec::new(), closed: false };
         RemoteQueue { list: Mutex::new(list), pending: AtomicBool::new(false) }
     }
 
     /// Adds an item, or returns it because the context has ended. The caller must then notify the
     /// loop.
-    pub(crate) fn push(&self, arrival: RemoteEvent) -> Result<(), RemoteEvent> {
+    pub(crate) fn push(&self, event: RemoteEvent) -> Result<(), RemoteEvent> {
         let mut list = self.list.lock();
         if list.closed {
-            return Err(arrival);
+            return Err(event);
         }
-        list.arrivals.push(arrival);
+        list.events.push(event);
         // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         self.pending.store(true, Ordering::Relaxed);
@@ -58,7 +58,7 @@ impl RemoteQueue {
     pub(crate) fn take_all(&self, into: &mut Vec<RemoteEvent>) {
         debug_assert!(into.is_empty());
         let mut list = self.list.lock();
-        std::mem::swap(&mut list.arrivals, into);
+        std::mem::swap(&mut list.events, into);
         self.pending.store(false, Ordering::Relaxed);
     }
 
@@ -72,6 +72,6 @@ impl RemoteQueue {
     pub(crate) fn close(&self) -> Vec<RemoteEvent> {
         let mut list = self.list.lock();
         list.closed = true;
-        std::mem::take(&mut list.arrivals)
+        std::mem::take(&mut list.events)
     }
 }

@@ -102,11 +102,11 @@ impl Scheduler {
         let local = self.local(block);
         local.state.set(State::Entered);
         block.word.clear_scheduled();
-        // SAFETY: the state was Suspended or Scheduled, so the machine is in its slot; now it is
+        // SAFETY: the state was Suspended or Scheduled, so the raw coroutine is in its slot; now it is
         // Entered, and no other code touches it (*taken out while it runs*).
-        let machine = unsafe { (*local.raw.get()).assume_init_mut() };
+        let raw = unsafe { (*local.raw.get()).assume_init_mut() };
         self.switching.set(true);
-        let result = machine.resume(how);
+        let result = raw.resume(how);
         self.switching.set(false);
         match result {
             CoroutineResult::Yield(()) => None,

@@ -1,7 +1,5 @@
 //! The end of a context, or of a scope: the remaining coroutines are unwound (rule C9).
 
-#![allow(unsafe_code)]
-
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::coroutine::control_block::{ControlBlock, Resume, State};
@@ -21,12 +19,7 @@ impl Scheduler {
     /// Empties the run lists: no woken coroutine resumes.
     pub(crate) fn forget_ready(&self) {
         while self.ready.pop().is_some() || self.taken.pop().is_some() {}
-        let mut frame = self.frame();
-        while let Some(inner) = frame {
-            while inner.deferred.pop().is_some() {}
-            // SAFETY: as in `Scheduler::frame`.
-            frame = unsafe { inner.parent.as_ref() };
-        }
+        self.frames().for_each(|frame| while frame.deferred.pop().is_some() {});
     }
 
     /// Makes handles stale, and reports the coroutines, where they cannot be unwound. They must not
@@ -122,14 +115,8 @@ impl Scheduler {
     /// Removes a scheduled coroutine from its list. While the context ends it may be on none: they
     /// were emptied.
     fn unlist(&self, block: &'static ControlBlock) {
-        let mut lists = vec![&self.ready, &self.taken];
-        let mut frame = self.frame();
-        while let Some(above) = frame {
-            lists.push(&above.deferred);
-            // SAFETY: as in `frame`.
-            frame = unsafe { above.parent.as_ref() };
-        }
-        let found = lists.into_iter().any(|list| list.remove(block));
+        let deferred = self.frames().map(|frame| &frame.deferred);
+        let found = [&self.ready, &self.taken].into_iter().chain(deferred).any(|list| list.remove(block));
         assert!(found || self.is_ending(), "a scheduled coroutine is on a list");
     }
 

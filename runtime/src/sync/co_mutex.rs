@@ -52,7 +52,7 @@ const HELD_WITH_LINE: u32 = 3;
 #[doc(alias = "qemu_co_mutex_lock")]
 pub struct CoMutex<T: ?Sized> {
     state: AtomicU32,
-    holder: LockOwner,
+    owner: LockOwner,
     queue: WaitQueue,
     value: UnsafeCell<T>,
 }
@@ -67,7 +67,7 @@ impl<T> CoMutex<T> {
     pub const fn new(value: T) -> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
-            holder: LockOwner::new(),
+            owner: LockOwner::new(),
             queue: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
@@ -140,7 +140,7 @@ impl<T: ?Sized> CoMutex<T> {
     #[inline]
     #[track_caller]
     fn held(&self) -> CoMutexGuard<'_, T> {
-        self.holder.record();
+        self.owner.record();
         CoMutexGuard { mutex: self, _not_send: PhantomData }
     }
 
@@ -149,7 +149,7 @@ impl<T: ?Sized> CoMutex<T> {
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
         // Before locking the queue: a panic runs a foreign hook.
-        self.holder.panic_if_self("CoMutex");
+        self.owner.panic_if_self("CoMutex");
         let locked = self.queue.lock();
         loop {
             // Under the queue's lock. Either the owner is gone, and the lock is taken here; or the
@@ -166,7 +166,7 @@ impl<T: ?Sized> CoMutex<T> {
                 Err(_) => {}
             }
         }
-        let waiting = WaitReason::CoMutex(&self.holder);
+        let waiting = WaitReason::CoMutex(&self.owner);
         if cancellable {
             self.queue.wait_cancellable(locked, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
         } else {
@@ -189,7 +189,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// The next owner runs when the running coroutine yields, or else in its loop's next iteration.
     #[inline]
     fn unlock(&self) {
-        self.holder.clear();
+        self.owner.clear();
         // Release pairs with the acquires of the next owner.
         if self.state.compare_exchange(HELD, FREE, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();

@@ -99,7 +99,7 @@ impl Share {
 pub struct CoRwLock<T: ?Sized> {
     state: AtomicU32,
     /// The writer.
-    holder: LockOwner,
+    owner: LockOwner,
     queue: WaitQueue<Share>,
     value: UnsafeCell<T>,
 }
@@ -115,7 +115,7 @@ impl<T> CoRwLock<T> {
     pub const fn new(value: T) -> CoRwLock<T> {
         CoRwLock {
             state: AtomicU32::new(0),
-            holder: LockOwner::new(),
+            owner: LockOwner::new(),
             queue: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
@@ -143,7 +143,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_rdlock")]
     pub fn read(&self) -> CoRwReadGuard<'_, T> {
-        self.take(Share::Read, WaitReason::Read(&self.holder));
+        self.take(Share::Read, WaitReason::Read(&self.owner));
         self.reading()
     }
 
@@ -163,7 +163,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// May yield.
     #[track_caller]
     pub fn read_cancellable(&self) -> Result<CoRwReadGuard<'_, T>, Cancelled> {
-        self.take_cancellable(Share::Read, WaitReason::Read(&self.holder))?;
+        self.take_cancellable(Share::Read, WaitReason::Read(&self.owner))?;
         Ok(self.reading())
     }
 
@@ -188,7 +188,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_wrlock")]
     pub fn write(&self) -> CoRwWriteGuard<'_, T> {
-        self.take(Share::Write, WaitReason::Write(&self.holder));
+        self.take(Share::Write, WaitReason::Write(&self.owner));
         self.writing()
     }
 
@@ -208,7 +208,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// May yield.
     #[track_caller]
     pub fn write_cancellable(&self) -> Result<CoRwWriteGuard<'_, T>, Cancelled> {
-        self.take_cancellable(Share::Write, WaitReason::Write(&self.holder))?;
+        self.take_cancellable(Share::Write, WaitReason::Write(&self.owner))?;
         Ok(self.writing())
     }
 
@@ -235,7 +235,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[inline]
     #[track_caller]
     fn writing(&self) -> CoRwWriteGuard<'_, T> {
-        self.holder.record();
+        self.owner.record();
         CoRwWriteGuard::new(self)
     }
 
@@ -288,7 +288,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
         // Before locking the queue: a panic runs a foreign hook.
-        self.holder.panic_if_self("CoRwLock");
+        self.owner.panic_if_self("CoRwLock");
         let locked = self.queue.lock();
         let mut now = self.state.load(Ordering::Relaxed);
         loop {

@@ -193,13 +193,13 @@ impl<'scope> Scope<'scope, '_> {
     fn wait(&self, scheduler: &Scheduler) {
         match scheduler.running() {
             Some(running) => {
-                let mut told = false;
+                let mut has_cancelled = false;
                 while self.left.get() > 0 && scheduler.can_suspend() {
                     // The waiting coroutine is to end early, so its members are cancelled. A
                     // timeout around the scope then counts as hit, since it is unknown which
                     // members are still affected.
-                    if !told && scheduler.is_cancelled(running) {
-                        told = true;
+                    if !has_cancelled && scheduler.is_cancelled(running) {
+                        has_cancelled = true;
                         scheduler.cut_short(running);
                         self.cancel();
                     }

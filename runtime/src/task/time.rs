@@ -62,7 +62,7 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
     struct Off<'a>(&'a LocalState, &'a Deadline);
     impl Drop for Off<'_> {
         fn drop(&mut self) {
-            debug_assert!(ptr::eq(self.0.deadlines.get(), self.1), "*limits nest*");
+            debug_assert!(ptr::eq(self.0.deadlines.get(), self.1), "*deadlines nest*");
             self.0.deadlines.set(self.1.outer);
         }
     }

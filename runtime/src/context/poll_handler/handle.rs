@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Entry, Handler, Look};
+use super::{Entry, Handler, IsReady};
 use crate::context::AioContext;
 use crate::context::registry::{ContextEnded, Key};
 use crate::context::shared::SharedContext;
@@ -52,7 +52,7 @@ impl AioContext {
     }
 
     #[track_caller]
-    fn insert_poll_handler(&self, is_ready: Look, handler: Handler) -> Result<PollHandler, ContextEnded> {
+    fn insert_poll_handler(&self, is_ready: IsReady, handler: Handler) -> Result<PollHandler, ContextEnded> {
         let created_at = Location::caller();
         let entry = Entry { is_ready, window: Arc::default(), handler: Some(handler), removed: false, created_at };
         let pollers = &self.shared.pollers;

@@ -96,7 +96,7 @@ impl Writer<'_> {
         for frame in &after[kept..] {
             self.enter(at, thread, *frame, record);
         }
-        self.tell(record, actor);
+        self.write_event(record, actor);
         if let Some(misfit) = misfit {
             self.put("i", at, actor, format!("VIOLATION: {}", misfit.what), ",\"s\":\"g\"");
         }
@@ -129,7 +129,7 @@ impl Writer<'_> {
     }
 
     /// Writes an event that does not change a stack.
-    fn tell(&mut self, record: &Record, actor: usize) {
+    fn write_event(&mut self, record: &Record, actor: usize) {
         let at = record.number;
         match &record.event {
             Event::Yield { lane, waits } if !self.replay.is_entered(*lane) && !self.waits[lane.0] => {
