@@ -26,7 +26,7 @@ from contextlib import contextmanager
 import gdb
 from gdb.unwinder import Unwinder, register_unwinder
 
-CHUNKS = "coralio_runtime::coroutine::control::CHUNKS"
+CHUNKS = "coralio_runtime::coroutine::block_pool::CHUNKS"
 PAGE = 4096
 
 
@@ -110,27 +110,27 @@ def symbol(name):
 class Coroutine:
     """A coroutine that was created and not released yet. Plain numbers and texts."""
 
-    def __init__(self, control, own, stack_pointers):
+    def __init__(self, control, local, stack_pointers):
         self.context = int(leaf(control["context"]))
-        self.serial = int(leaf(own["serial"]))
+        self.serial = int(leaf(local["serial"]))
         # RefCell<Option<Cow<str>>>: it has a length only if there is a name.
-        has_name = named(own["name"], "len") is not None
-        self.label = "'%s'" % text(own["name"]["value"]) if has_name else "#%d" % self.serial
-        self.state = variant(own)
-        self.created_at = place(own["created_at"])
-        self.suspended_at = place(own["suspended_at"]) if has_field(own, "suspended_at") else None
+        has_name = named(local["name"], "len") is not None
+        self.label = "'%s'" % text(local["name"]["value"]) if has_name else "#%d" % self.serial
+        self.state = variant(local)
+        self.created_at = place(local["created_at"])
+        self.suspended_at = place(local["suspended_at"]) if has_field(local, "suspended_at") else None
         self.sp = self.initial_sp = self.limit = 0
         self.thread = None
         if self.state == "Finished":
             return
-        self.initial_sp = int(leaf(named(own["machine"], "initial_stack_ptr")))
-        stack = named(own["machine"], "stack")
+        self.initial_sp = int(leaf(named(local["raw"], "initial_stack_ptr")))
+        stack = named(local["raw"], "stack")
         self.limit, base = int(leaf(stack["limit"])), int(leaf(stack["base"]))
         self.thread = next((number for number, sp in stack_pointers if self.limit <= sp < base), None)
         # While the coroutine runs, optimised programs leave a stale stack pointer there. And its
         # state is Suspended slightly before it leaves its stack.
         if self.state != "Entered" and self.thread is None:
-            self.sp = words(int(named(own["machine"], "stack_ptr").address), 1)[0]
+            self.sp = words(int(named(local["raw"], "stack_ptr").address), 1)[0]
 
     def is_started(self):
         return self.sp != self.initial_sp
@@ -147,8 +147,8 @@ def has_field(value, name):
     return any(field.name == name for field in value.type.fields())
 
 
-def variant(own):
-    state = leaf(own["state"])
+def variant(local):
+    state = leaf(local["state"])
     names = {field.enumval: field.name for field in state.type.fields()}
     return names.get(int(state), "state %d" % int(state)).split("::")[-1]
 
@@ -161,9 +161,9 @@ def coroutines():
         blocks = chunk.dereference()["blocks"]
         first, last = blocks.type.range()
         for index in range(first, last + 1):
-            own = blocks[index]["own"]
-            if variant(own) != "Free":
-                found.append(Coroutine(blocks[index], own, on_threads))
+            local = blocks[index]["local"]
+            if variant(local) != "Free":
+                found.append(Coroutine(blocks[index], local, on_threads))
         chunk = pointer(chunk.dereference()["next"])
     return sorted(found, key=lambda coroutine: (coroutine.context, coroutine.serial))
 

@@ -23,40 +23,30 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::coroutine::Token;
-use crate::home::{Home, fork};
+use crate::context::local::LocalContext;
+use crate::coroutine::id::Token;
+use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
+mod atfork;
 pub(crate) mod bottom_half;
-mod builder;
-pub(crate) mod clock;
-mod co_fd;
-pub(crate) mod deadlock;
-mod dump;
 pub(crate) mod event_notifier;
-pub(crate) mod fd;
-mod identity;
-mod interrupt;
+pub(crate) mod fd_handler;
+pub(crate) mod heartbeat;
+pub(crate) mod home_thread;
+pub(crate) mod idle;
+pub(crate) mod local;
 pub(crate) mod lock;
-pub(crate) mod notify;
+pub(crate) mod poll_handler;
 mod poll_while;
-pub(crate) mod polling;
-mod readiness;
 pub(crate) mod registry;
 pub(crate) mod shared;
-mod signal;
 pub(crate) mod source;
-mod stall;
-pub(crate) mod thread;
 pub(crate) mod timer;
-pub(crate) mod wake;
 
-pub use builder::ContextBuilder;
-pub use co_fd::CoFd;
-pub use dump::Dump;
-pub use readiness::{wait_readable, wait_writable};
-use shared::{KICK_TOKEN, Shared};
-pub use source::{AtHome, HomeToken, LoopToken, Source};
+use heartbeat::Heartbeat;
+use shared::{NOTIFY_TOKEN, SharedContext};
+use source::{AtHome, HomeToken, LoopToken, Source};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
@@ -65,13 +55,13 @@ pub use source::{AtHome, HomeToken, LoopToken, Source};
 /// it without blocking.
 #[derive(Clone)]
 pub struct AioContext {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedContext>,
 }
 
 impl AioContext {
     /// Returns the context whose home is this thread, if there is one.
     pub fn current() -> Option<AioContext> {
-        Home::current().map(|home| AioContext { shared: Arc::clone(&home.shared) })
+        LocalContext::current().map(|home| home.context.clone())
     }
 
     /// Returns whether both handles refer to the same context.
@@ -112,32 +102,34 @@ impl AioContext {
     pub fn poll(&self, blocking: bool) -> bool {
         let Some(home) = self.shared.home() else { return self.foreign_poll(blocking) };
         let _guard = self.shared.acquire_at_home();
-        if home.round(|| self.round(home, blocking)) {
+        if home.scheduler.round(|| self.round(home, blocking)) {
             return true;
         }
         blocking && self.wait(home) && {
-            let progress = home.round(|| self.round(home, false));
+            let progress = home.scheduler.round(|| self.round(home, false));
             // Last: the caller checks its condition before its next poll, and so observes the
             // notified change.
-            self.shared.sleep.take_notified();
+            self.shared.scheduler.sleep.take_notified();
             progress
         }
     }
 
     /// Runs one iteration. With `may_sleep`, the loop will sleep if there is no progress.
-    fn round(&self, home: &Home, may_sleep: bool) -> bool {
+    fn round(&self, home: &LocalContext, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         let token = LoopToken::at_home_of(home);
-        let _beat = home.beat();
-        let _told = shared.traced(Span::Round);
-        home.count_round();
+        let _heartbeat = home.heartbeat();
+        let _span = shared.scheduler.span(Span::Round);
+        home.scheduler.clock.count_round(&shared.scheduler.clock);
         let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
-        progress |= self.serve_watches(progress, may_sleep, || home.has_ready() || shared.arrivals.is_pending());
+        progress |= self.serve_watches(progress, may_sleep, || {
+            home.scheduler.has_ready() || shared.scheduler.remote_queue.is_pending()
+        });
         progress |= shared.pollers.run(&self.shared);
         progress |= shared.timers.run(&self.shared);
-        progress |= home.run_ready();
+        progress |= home.scheduler.run_ready();
         // Read again: the source may have been detached.
         progress |= home.source.get().is_some_and(|source| source.flush(token, false));
         home.progress.set(home.progress.get() + u64::from(progress));
@@ -153,7 +145,7 @@ impl AioContext {
             "poll(true) called off the context's home thread; call poll(false), or poll from the home thread"
         );
         let _guard = self.acquire();
-        let _told = self.shared.traced(Span::Round);
+        let _span = self.shared.scheduler.span(Span::Round);
         let source = self.shared.source.lock().clone();
         let token = LoopToken::elsewhere(&self.shared);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
@@ -183,7 +175,7 @@ impl AioContext {
         };
         if ask && !asked {
             let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {
-                KICK_TOKEN => shared.hand_kick_on(),
+                NOTIFY_TOKEN => shared.scheduler.forward_notify(),
                 _ => shared.watches.report(ready),
             });
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
@@ -192,33 +184,37 @@ impl AioContext {
     }
 
     /// Waits until something is due. Returns whether to run another iteration.
-    fn wait(&self, home: &Home) -> bool {
+    fn wait(&self, home: &LocalContext) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
-        if source.is_some_and(|source| home.round(|| source.flush(LoopToken::at_home_of(home), true))) {
+        if source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), true))) {
             return true;
         }
         let limit = shared.poll_limit.load(Ordering::Relaxed);
         let pollable = limit > 0
-            && !shared.clock.is_virtual()
+            && !shared.scheduler.clock.is_virtual()
             && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
         if !pollable {
             self.sleep(home);
             return true;
         }
         let began = Instant::now();
-        if !self.keep_looking(home, began) {
+        if !self.busy_poll(home, began) {
             self.sleep(home);
             let waited = began.elapsed().as_nanos() as u64;
-            shared.pollers.learn(waited, limit);
-            home.source_window.learn(waited, source.is_some_and(|source| source.is_ready(HomeToken::new(home))), limit);
+            shared.pollers.adjust(waited, limit);
+            home.source_window.adjust(
+                waited,
+                source.is_some_and(|source| source.is_ready(HomeToken::new(home))),
+                limit,
+            );
         }
         true
     }
 
     /// Busy-polls the sources visible in memory for the length of the window. Returns whether one
     /// became ready.
-    fn keep_looking(&self, home: &Home, began: Instant) -> bool {
+    fn busy_poll(&self, home: &LocalContext, began: Instant) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
         let window = home.source_window.ns().max(shared.pollers.longest());
@@ -230,27 +226,27 @@ impl AioContext {
         let look = || {
             loop {
                 let looked = began.elapsed().as_nanos() as u64;
-                let came = self.is_due(home)
+                let became_ready = self.is_due(home)
                     || home.source_window.ns() >= looked
                         && source.is_some_and(|source| source.is_ready(HomeToken::new(home)))
                     || shared.pollers.is_ready(looked);
-                if came || looked >= window || looked >= until_timer {
-                    return came;
+                if became_ready || looked >= window || looked >= until_timer {
+                    return became_ready;
                 }
                 hint::spin_loop();
             }
         };
         // As a round: the looks are foreign code, and a coroutine that was suspended in there would leave its enterers without
         // the lock that they hold.
-        home.round(|| shared.unlocked(home, look))
+        home.scheduler.round(|| shared.unlocked(home, look))
     }
 
     /// Returns whether there is work that is visible without a system call.
-    fn is_due(&self, home: &Home) -> bool {
+    fn is_due(&self, home: &LocalContext) -> bool {
         let shared = &*self.shared;
-        home.has_ready()
-            || shared.arrivals.is_pending()
-            || shared.sleep.is_notified()
+        home.scheduler.has_ready()
+            || shared.scheduler.remote_queue.is_pending()
+            || shared.scheduler.sleep.is_notified()
             || shared.bottom_halves.is_due()
             || shared.watches.has_ready()
     }
@@ -262,24 +258,24 @@ impl AioContext {
 
     /// Returns whether no event can arrive: no I/O is in flight, and no descriptor or poll handler
     /// is registered.
-    fn is_alone(&self, home: &Home) -> bool {
+    fn is_alone(&self, home: &LocalContext) -> bool {
         home.source.get().is_none_or(|source| source.is_idle())
             && self.shared.watches.is_empty()
             && self.shared.pollers.is_empty()
     }
 
-    fn sleep(&self, home: &Home) {
+    fn sleep(&self, home: &LocalContext) {
         let shared = &*self.shared;
-        let busy = shared.beat.rest();
+        let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         shared.watches.mask_running(&shared.epoll);
-        shared.sleep.going_to_sleep();
+        shared.scheduler.sleep.going_to_sleep();
         let due = self.is_due(home) || shared.pollers.is_ready(0);
         // `is_ready` of a poll handler is foreign code, which may have detached the source.
         let source = home.source.get();
         if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
             let until = self.next_due();
-            if until.is_none() && home.is_impatient() && self.is_alone(home) {
-                home.lose_patience();
+            if until.is_none() && home.idle_timer.should_arm(home) && self.is_alone(home) {
+                home.idle_timer.arm(home);
             }
             // Level-triggered events are discarded: they may be stale by the time the lock is
             // reacquired. The next iteration polls again.
@@ -290,11 +286,11 @@ impl AioContext {
             };
             let in_source = |source: &Arc<dyn Source>| {
                 let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
-                shared.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
+                shared.scheduler.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
             };
-            let _told = shared.traced(Span::Sleep);
+            let _span = shared.scheduler.span(Span::Sleep);
             let slept = shared.asleep(home, || match source.and_then(in_source) {
-                None => (shared.clock.sleep_until(until, ask), false),
+                None => (shared.scheduler.clock.sleep_until(until, ask), false),
                 Some(slept) => (slept, true),
             });
             let slept = match slept {
@@ -307,26 +303,32 @@ impl AioContext {
             };
             slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
         }
-        home.look_at_clock();
-        if home.has_lost_patience() && !self.is_due(home) && self.is_alone(home) {
-            home.report_deadlock();
+        home.scheduler.clock.tick(&shared.scheduler.clock);
+        if home.idle_timer.has_expired(home) && !self.is_due(home) && self.is_alone(home) {
+            home.idle_timer.call(home);
         }
-        shared.sleep.awake();
-        shared.beat.go_on(busy);
+        shared.scheduler.sleep.awake();
+    }
+
+    /// Returns the context's current time: that of its virtual clock, if it has one, else the
+    /// system's. Timers and timeouts use this clock. From any thread.
+    #[doc(alias = "qemu_clock_get_ns")]
+    pub fn now(&self) -> Instant {
+        self.shared.scheduler.clock.now()
     }
 
     /// Makes a sleeping loop run an iteration, from any thread: for an engine that has added work
     /// that the loop checks before it sleeps. Unlike [`notify`](Self::notify) this is not sticky.
     #[doc(hidden)]
     pub fn wake_loop(&self) {
-        self.shared.wake_loop();
+        self.shared.scheduler.wake_loop();
     }
 
     /// Returns the tracer of the context's event log, if [one was
     /// configured](ContextBuilder::trace). For authors of engines.
     #[inline]
     pub fn tracer(&self) -> Option<&Tracer> {
-        self.shared.tracer.as_ref()
+        self.shared.scheduler.tracer.as_ref()
     }
 
     /// Returns the context's I/O engine, if it has one. From any thread: the engine's concrete
@@ -359,7 +361,10 @@ impl AioContext {
     /// happens. For authors of engines.
     #[track_caller]
     pub fn schedule(&self, token: Token) {
-        token.schedule(&self.shared);
+        if token.id.lives_in(self.shared.scheduler.id()) {
+            // An error means it is on the list already: one wake serves both calls.
+            let _ = self.shared.scheduler.schedule(token.id);
+        }
     }
 }
 

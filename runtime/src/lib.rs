@@ -24,10 +24,43 @@
 //! engine's completions. A coroutine may call any plain synchronous code: waiting is an ordinary
 //! blocking call.
 //!
-//! Functions that may switch coroutines have a documentation section `# Control`. Functions without
+//! Functions that may switch coroutines have a documentation section `# ControlBlock`. Functions without
 //! this section never switch: they neither enter, nor yield, nor block.
 //!
 //! This crate knows nothing of I/O requests; `coralio-aio` adds them.
+//!
+//! # Layers
+//!
+//! A layer knows those below it, and none above.
+//!
+//! ```text
+//!   io_thread      a thread that runs a context's loop until stopped
+//!   builder        configures a context and connects the parts that do not know each other
+//!   diagnostics    describes contexts and coroutines: dumps, deadlocks, stalls, stack overflows
+//!   net            sockets and pipes that suspend the coroutine instead of the thread
+//!   sync           locks, queues and channels between coroutines
+//!   task           what a coroutine's author calls: create, spawn, join, sleep, time out, cancel
+//!   context        one iteration of the loop, the sources of its events, and how it sleeps
+//!   scheduler      which coroutines are entered, which run next, and how other threads wake them
+//!   coroutine      one coroutine: control block, state word, stack, and what it waits for
+//!   trace          the event log, written by all layers above
+//!   sys            system calls as safe values, clocks, messages on standard error
+//! ```
+//!
+//! # Invariants
+//!
+//! - A coroutine runs on its home thread only. Other threads hold a block and a generation, with
+//!   which they can wake or cancel it; a stale generation does nothing.
+//! - The stack of an entered coroutine is taken out of its control block, so it cannot be entered a
+//!   second time.
+//! - Every suspension goes through one function, every resumption through another. While its stack
+//!   unwinds, a coroutine is not suspended.
+//! - A context ends all its coroutines before it ends. A child of a fork ends none.
+//! - No lock and no borrow is held while foreign code runs, except the context's own lock. Values
+//!   of the user are dropped outside the lock of the table that held them.
+//! - While the loop sleeps, its thread runs no context until it has the context's lock again; so
+//!   another thread that holds the lock may read the coroutines.
+//! - While a thread is stopped for a report, the reporter allocates nothing and takes no lock.
 //!
 //! # Thread state held across a suspension
 //!
@@ -63,7 +96,7 @@
 //! Profilers that copy the stack from outside the process (`perf record`, with frame pointers or
 //! with DWARF) are not affected: at worst such a sample has a truncated call chain.
 
-// These macros panic if their output cannot be written; messages go through `report`.
+// These macros panic if their output cannot be written; messages go through `sys::report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 /// The primitives of the lock-free parts. The model checker's tests include the same source files
@@ -74,47 +107,48 @@ mod atomic {
     pub(crate) use crossbeam_utils::Backoff;
     pub(crate) use parking_lot::Mutex;
 }
-pub(crate) mod context;
+mod builder;
+mod context;
 mod coroutine;
-mod future;
-mod home;
-mod os_error;
-mod report;
-mod scope;
+mod diagnostics;
+mod io_thread;
+mod net;
+mod scheduler;
 mod sync;
 mod sys;
 mod task;
 pub mod trace;
 
+pub use builder::ContextBuilder;
+pub use context::AioContext;
 pub use context::bottom_half::{BottomHalf, BottomHalfInfo};
-pub use context::clock::VirtualClock;
 pub use context::event_notifier::EventNotifier;
-pub use context::fd::{Interest, Readiness, Watch, WatchInfo};
+pub use context::fd_handler::{Interest, Readiness, Watch, WatchInfo};
 pub use context::lock::{ContextGuard, HomeGuard};
-pub use context::polling::{PollHandler, PollHandlerInfo};
+pub use context::poll_handler::{PollHandler, PollHandlerInfo};
 pub use context::registry::ContextEnded;
-pub use context::thread::LoopThread;
+pub use context::source::{AtHome, HomeToken, LoopToken, Source};
 pub use context::timer::{Timer, TimerInfo};
-pub use context::{
-    AioContext, AtHome, CoFd, ContextBuilder, Dump, HomeToken, LoopToken, Source, wait_readable, wait_writable,
-};
+pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
+pub use coroutine::id::Token;
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
-pub use coroutine::{
-    Builder, Cancelled, Coroutine, EnterError, ScheduleError, TimedOut, Token, Waker, can_suspend, check_cancelled,
-    is_cancelled, shield, sleep, suspend, timeout, yield_now,
-};
-pub use future::{RemoteHandle, await_future};
-pub use os_error::OsCode;
-#[doc(hidden)]
-pub use os_error::explained;
-#[doc(hidden)]
-pub use report::report;
-pub use scope::{Scope, ScopedHandle, scope};
+pub use diagnostics::dump::Dump;
+pub use io_thread::LoopThread;
+pub use net::{CoFd, wait_readable, wait_writable};
 pub use sync::{
     CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
     Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
-pub use task::{JoinHandle, spawn, start};
+pub use sys::clock::VirtualClock;
+pub use sys::os_error::OsCode;
+#[doc(hidden)]
+pub use sys::os_error::explained;
+#[doc(hidden)]
+pub use sys::report::report;
+pub use task::{
+    Builder, Coroutine, JoinHandle, RemoteHandle, Scope, ScopedHandle, TimedOut, Waker, await_future, can_suspend,
+    check_cancelled, is_cancelled, scope, shield, sleep, spawn, start, suspend, timeout, yield_now,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

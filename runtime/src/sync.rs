@@ -5,6 +5,7 @@ pub(crate) mod channel;
 pub(crate) mod co_mutex;
 pub(crate) mod co_queue;
 pub(crate) mod co_rwlock;
+mod lock_owner;
 pub(crate) mod oneshot;
 pub(crate) mod semaphore;
 pub(crate) mod wait_queue;

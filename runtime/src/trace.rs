@@ -19,17 +19,13 @@ mod atomic {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
 }
 mod event;
-mod file;
-mod html;
-mod json;
 mod log;
-mod perfetto;
+mod render;
 mod replay;
 mod ring;
-mod text;
 
 pub use event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
-pub use file::Format;
+pub(crate) use log::Id;
 pub use log::{Opened, Trace, Tracer};
+pub use render::{Format, TextOptions};
 pub use replay::{Frame, Replay, Violation};
-pub use text::TextOptions;

@@ -3,7 +3,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
-//! `notify.rs` and `wake.rs` are the library's own source files. The eventfd is modelled by a flag
+//! `notify.rs` and `remote_queue.rs` are the library's own source files. The eventfd is modelled by a flag
 //! that stays set until the sleeper takes it. If a kick were lost, the loop would sleep with work
 //! queued, or with its condition true, and no thread left to run: loom reports that as a deadlock.
 //! It does so if either fence of `notify.rs` is removed, or the check after announcing the sleep,
@@ -36,21 +36,21 @@ mod atomic {
 
 /// A coroutine is a number.
 mod coroutine {
-    pub(crate) mod control {
-        pub(crate) type CoroutineId = usize;
+    pub(crate) mod id {
+        pub(crate) type BlockRef = usize;
     }
 }
 
-#[path = "../src/context/notify.rs"]
+#[path = "../src/scheduler/notify.rs"]
 mod notify;
-#[path = "../src/context/wake.rs"]
-mod wake;
+#[path = "../src/scheduler/remote_queue.rs"]
+mod remote_queue;
 
-use wake::{Arrival, Arrivals};
+use remote_queue::{RemoteEvent, RemoteQueue};
 
 struct Loop {
-    sleep: notify::SleepState,
-    arrivals: Arrivals,
+    sleep: notify::NotifyState,
+    arrivals: RemoteQueue,
     /// The conditions that the loop polls for, beside its queue.
     came_true: [AtomicBool; 2],
     /// The eventfd.
@@ -61,8 +61,8 @@ struct Loop {
 impl Loop {
     fn new() -> Arc<Loop> {
         Arc::new(Loop {
-            sleep: notify::SleepState::new(),
-            arrivals: Arrivals::new(),
+            sleep: notify::NotifyState::new(),
+            arrivals: RemoteQueue::new(),
             came_true: [AtomicBool::new(false), AtomicBool::new(false)],
             kicked: Mutex::new(false),
             changed: Condvar::new(),
@@ -75,7 +75,7 @@ impl Loop {
     }
 
     fn produce(&self, work: usize) {
-        assert!(self.arrivals.push(Arrival::Wake(work)).is_ok());
+        assert!(self.arrivals.push(RemoteEvent::Wake(work)).is_ok());
         if self.sleep.needs_kick() {
             self.kick();
         }

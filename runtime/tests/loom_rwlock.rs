@@ -19,6 +19,8 @@ mod atomic;
 #[path = "loom_common/coroutine.rs"]
 mod coroutine;
 
+use coroutine::{scheduler, task};
+
 #[path = "../src/sync"]
 mod sync {
     pub(crate) mod co_rwlock;

@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,18 +15,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::context::registry::{Key, Registry, call};
+use crate::context::shared::SharedContext;
+use crate::sys::clock::Clock;
 use crate::trace::Span;
 
-use super::AioContext;
-use super::clock::Clock;
-use super::registry::{ContextEnded, Key, Registry};
-use super::shared::Shared;
+mod handle;
+
+pub use handle::{BottomHalf, BottomHalfInfo};
 
 /// The longest delay of an idle bottom half.
 const IDLE_DELAY: Duration = Duration::from_millis(10);
 
 /// Called with the parts of a handle to the bottom half.
-type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
+type Callback = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 /// When a bottom half is due.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,24 +179,14 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the callback back, even after a panic.
-        struct Running<'a>(&'a BottomHalves, &'a Arc<Shared>, Key, Option<Callback>);
-        impl Drop for Running<'_> {
-            fn drop(&mut self) {
-                if let Some(callback) = self.3.take() {
-                    let unneeded = self.0.finish(&mut self.0.table.lock(), self.2, callback, self.1);
-                    drop(unneeded);
-                }
-            }
-        }
-        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
+        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         if !self.queued.load(Ordering::Relaxed) {
             return false;
         }
         let mut table = self.table.lock();
-        table.take_up(&shared.clock);
+        table.take_up(&shared.scheduler.clock);
         let mut progress = false;
         loop {
             let Some((key, callback)) = table.start_next() else {
@@ -204,12 +195,14 @@ impl BottomHalves {
             };
             drop(table);
             progress = true;
-            let mut running = Running(self, shared, key, Some(callback));
-            let callback = running.3.as_mut().expect("just put there");
-            let told = shared.traced(Span::BottomHalf);
-            callback(shared, key);
-            drop(told);
-            let callback = running.3.take().expect("still there");
+            let run = |callback: &mut Callback| {
+                let _span = shared.scheduler.span(Span::BottomHalf);
+                callback(shared, key);
+            };
+            let callback = call(callback, run, |callback| {
+                let unneeded = self.finish(&mut self.table.lock(), key, callback, shared);
+                drop(unneeded);
+            });
             table = self.table.lock();
             if let Some(unneeded) = self.finish(&mut table, key, callback, shared) {
                 drop(table);
@@ -220,24 +213,24 @@ impl BottomHalves {
     }
 
     /// Schedules an existing bottom half, and wakes the loop.
-    fn schedule(&self, key: Key, due: Due, shared: &Shared) {
+    fn schedule(&self, key: Key, due: Due, shared: &SharedContext) {
         let mut table = self.table.lock();
-        let news = table.schedule(key, due, &shared.clock);
+        let news = table.schedule(key, due, &shared.scheduler.clock);
         if news {
             self.queued.store(true, Ordering::Relaxed);
         }
         drop(table);
         if news {
-            shared.wake_loop();
+            shared.scheduler.wake_loop();
         }
     }
 
     /// As `Table::finish`.
-    fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &Shared) -> Option<Callback> {
-        let (unneeded, queued) = table.finish(key, callback, &shared.clock);
+    fn finish(&self, table: &mut Table, key: Key, callback: Callback, shared: &SharedContext) -> Option<Callback> {
+        let (unneeded, queued) = table.finish(key, callback, &shared.scheduler.clock);
         if queued {
             self.queued.store(true, Ordering::Relaxed);
-            shared.wake_loop_of_another();
+            shared.scheduler.wake_loop_of_another();
         }
         unneeded
     }
@@ -277,209 +270,5 @@ impl BottomHalves {
     /// lock.
     pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
         self.table.lock().entries.close().into_iter()
-    }
-}
-
-impl AioContext {
-    /// Creates a bottom half: when it is scheduled, the loop runs `callback` in its next iteration.
-    ///
-    /// The callback is `Send`, since another thread's poll may run it.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the context has ended. `callback` is dropped.
-    #[doc(alias = "aio_bh_new")]
-    #[track_caller]
-    pub fn bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
-        self.insert_bottom_half(Box::new(move |_, _| callback()))
-    }
-
-    /// As [`bottom_half`](Self::bottom_half), for a callback that schedules, cancels or
-    /// [deletes](BottomHalf::delete) its own bottom half: the callback receives its own handle.
-    ///
-    /// ```
-    /// use coralio_runtime::AioContext;
-    ///
-    /// AioContext::run(|ctx| {
-    ///     let mut left = 3;
-    ///     let bh = ctx.bottom_half_with(move |own| {
-    ///         left -= 1;
-    ///         if left > 0 { own.schedule() } else { own.delete() }
-    ///     })?;
-    ///     bh.schedule();
-    ///     (0..3).for_each(|_| assert!(ctx.poll(false)));
-    ///     assert!(!ctx.poll(false));
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
-    /// })
-    /// .unwrap();
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`bottom_half`](Self::bottom_half).
-    #[track_caller]
-    pub fn bottom_half_with(
-        &self,
-        mut callback: impl FnMut(&BottomHalf) + Send + 'static,
-    ) -> Result<BottomHalf, ContextEnded> {
-        self.insert_bottom_half(Box::new(move |shared, key| {
-            callback(&BottomHalf { shared: Arc::clone(shared), key, owns: false });
-        }))
-    }
-
-    #[track_caller]
-    fn insert_bottom_half(&self, callback: Callback) -> Result<BottomHalf, ContextEnded> {
-        let entry = Entry::new(callback, false, Location::caller());
-        // In a statement of its own, so that a rejected callback is dropped without the lock.
-        let inserted = self.shared.bottom_halves.table.lock().entries.insert(entry);
-        match inserted {
-            Ok(key) => Ok(BottomHalf { shared: Arc::clone(&self.shared), key, owns: true }),
-            Err(_rejected) => Err(ContextEnded { operation: "create a bottom half" }),
-        }
-    }
-
-    /// Runs `callback` once, in the loop's next iteration. From any thread.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the context has ended. `callback` is dropped. A callback that was accepted, but has
-    /// not run when the context ends, is dropped then.
-    #[doc(alias = "aio_bh_schedule_oneshot")]
-    #[track_caller]
-    pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) -> Result<(), ContextEnded> {
-        let mut callback = Some(callback);
-        let run: Callback = Box::new(move |_, _| {
-            if let Some(callback) = callback.take() {
-                callback();
-            }
-        });
-        let bottom_halves = &self.shared.bottom_halves;
-        let mut table = bottom_halves.table.lock();
-        let inserted = table.entries.insert(Entry::new(run, true, Location::caller()));
-        if let Ok(key) = inserted {
-            table.schedule(key, Due::NextRound, &self.shared.clock);
-            bottom_halves.queued.store(true, Ordering::Relaxed);
-        }
-        drop(table);
-        match inserted {
-            Ok(_) => self.shared.wake_loop(),
-            Err(_rejected) => return Err(ContextEnded { operation: "schedule a one-shot callback" }),
-        }
-        Ok(())
-    }
-
-    /// Returns the bottom halves of this context, including one-shots. From any thread, even while
-    /// the loop hangs.
-    pub fn bottom_halves(&self) -> Vec<BottomHalfInfo> {
-        let table = self.shared.bottom_halves.table.lock();
-        let info = |(_, entry): (Key, &Entry)| BottomHalfInfo {
-            created_at: entry.created_at,
-            is_scheduled: entry.due == Due::NextRound,
-            is_idle_scheduled: entry.due == Due::Idle,
-            is_one_shot: entry.one_shot,
-            is_running: entry.callback.is_none(),
-        };
-        table.entries.iter().map(info).collect()
-    }
-}
-
-/// The state of a bottom half, returned by [`AioContext::bottom_halves`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct BottomHalfInfo {
-    /// Where the bottom half was created.
-    pub created_at: &'static Location<'static>,
-    /// Scheduled for the next iteration.
-    pub is_scheduled: bool,
-    /// Scheduled to run within 10 ms ([`BottomHalf::schedule_idle`]).
-    pub is_idle_scheduled: bool,
-    /// Created by [`AioContext::schedule_oneshot`].
-    pub is_one_shot: bool,
-    /// The callback is running.
-    pub is_running: bool,
-}
-
-/// A callback that the loop runs when scheduled. Dropping the handle, even within the callback,
-/// deletes the bottom half. After the context has ended, a handle does nothing.
-///
-/// ```
-/// use coralio_runtime::AioContext;
-/// use std::sync::atomic::{AtomicU32, Ordering};
-/// use std::sync::Arc;
-///
-/// AioContext::run(|ctx| {
-///     let runs = Arc::new(AtomicU32::new(0));
-///     let bh = ctx.bottom_half({
-///         let runs = Arc::clone(&runs);
-///         move || { runs.fetch_add(1, Ordering::Relaxed); }
-///     })?;
-///     bh.schedule();
-///     bh.schedule(); // still once
-///     assert!(ctx.poll(false));
-///     assert_eq!(runs.load(Ordering::Relaxed), 1);
-///     Ok::<_, coralio_runtime::ContextEnded>(())
-/// })
-/// .unwrap();
-/// ```
-#[doc(alias = "QEMUBH")]
-#[must_use = "dropping it deletes the bottom half"]
-pub struct BottomHalf {
-    shared: Arc<Shared>,
-    key: Key,
-    /// False for the handle passed to the callback; dropping that one deletes nothing.
-    owns: bool,
-}
-
-impl BottomHalf {
-    /// Schedules the bottom half for the next iteration. Scheduling it again before it runs has no
-    /// effect. From any thread.
-    #[doc(alias = "qemu_bh_schedule")]
-    pub fn schedule(&self) {
-        self.shared.bottom_halves.schedule(self.key, Due::NextRound, &self.shared);
-    }
-
-    /// Schedules the bottom half to run within 10 ms, without keeping the loop busy. From any
-    /// thread.
-    #[doc(alias = "qemu_bh_schedule_idle")]
-    pub fn schedule_idle(&self) {
-        self.shared.bottom_halves.schedule(self.key, Due::Idle, &self.shared);
-    }
-
-    /// Cancels a schedule. A callback that is running already is not affected. From any thread.
-    #[doc(alias = "qemu_bh_cancel")]
-    pub fn cancel(&self) {
-        if let Some(entry) = self.shared.bottom_halves.table.lock().entries.get_mut(self.key) {
-            entry.due = Due::Never;
-        }
-    }
-
-    /// Deletes the bottom half, as dropping its handle does. A running callback finishes first.
-    /// From any thread.
-    #[doc(alias = "qemu_bh_delete")]
-    pub fn delete(&self) {
-        let mut table = self.shared.bottom_halves.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key) else { return };
-        entry.due = Due::Never;
-        if entry.callback.is_none() {
-            entry.deleted = true;
-            return;
-        }
-        let entry = table.entries.remove(self.key);
-        drop(table);
-        drop(entry);
-    }
-}
-
-impl Drop for BottomHalf {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
-    }
-}
-
-impl fmt::Debug for BottomHalf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BottomHalf").finish_non_exhaustive()
     }
 }

@@ -6,10 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::sys::EventFd;
-
-use super::AioContext;
-use super::fd::{Interest, Watch};
+use crate::context::AioContext;
+use crate::context::fd_handler::{Interest, Watch};
+use crate::sys::descriptors::EventFd;
 
 /// An event, backed by an eventfd. Any thread, another process or the kernel can set the event;
 /// setting it again has no effect. [`AioContext::watch_notifier`] watches it, and

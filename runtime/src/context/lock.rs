@@ -14,21 +14,17 @@ use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
-use crate::home::Home;
-use crate::report::report;
-
-use super::AioContext;
-use super::shared::Shared;
+use crate::context::AioContext;
+use crate::context::local::LocalContext;
+use crate::context::shared::SharedContext;
+use crate::sys::report::report;
 
 #[derive(Default)]
 pub(crate) struct ContextLock {
     mutex: ReentrantMutex<()>,
-    /// Number of guards of the home thread. Accessed by that thread only, with plain loads and
-    /// stores.
-    home_guards: AtomicU32,
     /// Number of guards of the foreign thread that holds the lock, if one does. Written by that
     /// thread only, under the lock.
-    foreign_guards: AtomicU32,
+    off_home_guards: AtomicU32,
     /// *eras*: a foreign thread that releases this lock fully while it has guards begins an era,
     /// and restores the previous one when it reacquires the lock. A foreign guard is valid only in
     /// the era in which it was made: in another era the lock may be held by another thread. The
@@ -36,20 +32,14 @@ pub(crate) struct ContextLock {
     /// when the one thread that left it returns, so a guard never finds its own era while another
     /// thread holds the lock. Relaxed: accesses under the lock are ordered by it, and a guard that
     /// is dropped without the lock finds a different era in any order.
-    era: AtomicU64,
-    newest_era: AtomicU64,
+    epoch: AtomicU64,
+    newest_epoch: AtomicU64,
     /// The home, while the loop sleeps without the lock. Written, and dereferenced, under the lock
     /// only.
-    away: AtomicPtr<Home>,
+    sleeping_home: AtomicPtr<LocalContext>,
 }
 
 impl ContextLock {
-    /// Returns the home thread's number of guards. On the home thread only.
-    #[inline]
-    pub(crate) fn depth(&self) -> u32 {
-        self.home_guards.load(Ordering::Relaxed)
-    }
-
     // Out of line: in the loop, where speed matters, the lock is held already.
     #[inline(never)]
     fn lock(&self) {
@@ -64,11 +54,6 @@ impl ContextLock {
         // SAFETY: the caller's promise.
         unsafe { self.mutex.force_unlock() };
     }
-
-    #[inline]
-    fn set_depth(&self, depth: u32) {
-        self.home_guards.store(depth, Ordering::Relaxed);
-    }
 }
 
 /// A guard of the context's lock. Dropping it releases the lock once.
@@ -76,15 +61,15 @@ impl ContextLock {
 /// A coroutine must drop its guards before it suspends; suspending with one panics.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct ContextGuard<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedContext,
     /// `None`: a guard of the home thread, which is a count.
-    foreign: Option<Foreign<'a>>,
+    foreign: Option<OffHomeGuard<'a>>,
     _not_send: PhantomData<*const ()>,
 }
 
 /// A guard of a foreign thread: a guard of the mutex, and the era in which it was made (*eras*).
-struct Foreign<'a> {
-    era: u64,
+struct OffHomeGuard<'a> {
+    epoch: u64,
     _mutex: ReentrantMutexGuard<'a, ()>,
 }
 
@@ -92,7 +77,7 @@ impl Drop for ContextGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(foreign) = &self.foreign {
-            self.shared.foreign_dropped(foreign.era);
+            self.shared.off_home_dropped(foreign.epoch);
         } else {
             self.shared.dropped_at_home();
         }
@@ -103,7 +88,7 @@ impl Drop for ContextGuard<'_> {
 /// engines.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct HomeGuard<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedContext,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -155,16 +140,16 @@ impl AioContext {
         match self.shared.home() {
             // Locked already; only the count is missing.
             Some(_) => Some(self.shared.acquire()),
-            None => Some(self.shared.foreign_guard(lock)),
+            None => Some(self.shared.off_home_guard(lock)),
         }
     }
 }
 
-impl Shared {
+impl SharedContext {
     #[inline]
     fn dropped_at_home(&self) {
-        let depth = self.lock.depth().wrapping_sub(1);
-        self.lock.set_depth(depth);
+        let depth = self.scheduler.lock_depth().wrapping_sub(1);
+        self.scheduler.set_lock_depth(depth);
         // One comparison covers both cases: the last guard, and a count that was 0 before.
         if depth as i32 <= 0 {
             self.last_dropped(depth);
@@ -178,30 +163,30 @@ impl Shared {
             report(format_args!("coralio: context lock guard dropped while the loop slept without the lock"));
             std::process::abort();
         }
-        self.tell_lock(false);
+        self.trace_lock(false);
         // SAFETY: *counted*: the mutex was locked when the count left 0, and not unlocked since;
         // guards do not leave their thread, so this is the thread that locked it.
         unsafe { self.lock.unlock() };
     }
 
     #[inline(never)]
-    fn foreign_dropped(&self, era: u64) {
-        if self.lock.era.load(Ordering::Relaxed) != era {
+    fn off_home_dropped(&self, epoch: u64) {
+        if self.lock.epoch.load(Ordering::Relaxed) != epoch {
             report(format_args!(
                 "coralio: context lock guard dropped outside the lock epoch it was created in: `poll_while` had \
                  released the lock meanwhile; drop the guard before its coroutine is suspended"
             ));
             std::process::abort();
         }
-        let left = self.lock.foreign_guards.load(Ordering::Relaxed) - 1;
-        self.lock.foreign_guards.store(left, Ordering::Relaxed);
+        let left = self.lock.off_home_guards.load(Ordering::Relaxed) - 1;
+        self.lock.off_home_guards.store(left, Ordering::Relaxed);
         if left == 0 {
-            self.tell_lock(false);
+            self.trace_lock(false);
         }
     }
 
-    fn tell_lock(&self, taken: bool) {
-        if let Some(tracer) = &self.tracer {
+    fn trace_lock(&self, taken: bool) {
+        if let Some(tracer) = &self.scheduler.tracer {
             tracer.lock(taken);
         }
     }
@@ -213,17 +198,19 @@ impl Shared {
                 self.count_at_home();
                 ContextGuard { shared: self, foreign: None, _not_send: PhantomData }
             }
-            None => self.foreign_guard(self.lock.mutex.lock()),
+            None => self.off_home_guard(self.lock.mutex.lock()),
         }
     }
 
-    fn foreign_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
-        let guards = self.lock.foreign_guards.load(Ordering::Relaxed);
-        self.lock.foreign_guards.store(guards + 1, Ordering::Relaxed);
+    // Out of line: the home thread acquires far more often.
+    #[inline(never)]
+    fn off_home_guard<'a>(&'a self, mutex: ReentrantMutexGuard<'a, ()>) -> ContextGuard<'a> {
+        let guards = self.lock.off_home_guards.load(Ordering::Relaxed);
+        self.lock.off_home_guards.store(guards + 1, Ordering::Relaxed);
         if guards == 0 {
-            self.tell_lock(true);
+            self.trace_lock(true);
         }
-        let foreign = Foreign { era: self.lock.era.load(Ordering::Relaxed), _mutex: mutex };
+        let foreign = OffHomeGuard { epoch: self.lock.epoch.load(Ordering::Relaxed), _mutex: mutex };
         ContextGuard { shared: self, foreign: Some(foreign), _not_send: PhantomData }
     }
 
@@ -231,7 +218,7 @@ impl Shared {
     #[inline(never)]
     fn first_taken(&self) {
         self.lock.lock();
-        self.tell_lock(true);
+        self.trace_lock(true);
     }
 
     /// As `acquire`, for callers known to be on the home thread.
@@ -243,31 +230,31 @@ impl Shared {
 
     #[inline]
     fn count_at_home(&self) {
-        let depth = self.lock.depth();
+        let depth = self.scheduler.lock_depth();
         if depth == 0 {
             self.first_taken();
         }
-        self.lock.set_depth(depth + 1);
+        self.scheduler.set_lock_depth(depth + 1);
     }
 
     /// Runs `f` with the lock released fully, and reacquires it as often as the home thread held
     /// it.
-    pub(crate) fn unlocked<R>(&self, _home: &Home, f: impl FnOnce() -> R) -> R {
-        struct Retake<'a>(&'a Shared, u32);
+    pub(crate) fn unlocked<R>(&self, _home: &LocalContext, f: impl FnOnce() -> R) -> R {
+        struct Retake<'a>(&'a SharedContext, u32);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
                 if self.1 > 0 {
                     self.0.lock.lock();
-                    self.0.tell_lock(true);
+                    self.0.trace_lock(true);
                 }
-                self.0.lock.set_depth(self.1);
+                self.0.scheduler.set_lock_depth(self.1);
             }
         }
         let lock = &self.lock;
-        let depth = lock.depth();
-        lock.set_depth(0);
+        let depth = self.scheduler.lock_depth();
+        self.scheduler.set_lock_depth(0);
         if depth > 0 {
-            self.tell_lock(false);
+            self.trace_lock(false);
             // SAFETY: *counted*: this thread has locked it once. The counted guards lie further
             // down this very stack, and are not used before `Retake` has locked it again.
             unsafe { lock.unlock() };
@@ -279,66 +266,66 @@ impl Shared {
     /// As `unlocked`, for a sleep of the loop, which holds the lock. Until the sleep ends, no code
     /// on this thread can access the home, whatever `f` calls; so another thread that takes the
     /// lock may read it (*away*).
-    pub(crate) fn asleep<R>(&self, home: &Home, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn asleep<R>(&self, home: &LocalContext, f: impl FnOnce() -> R) -> R {
         struct Back<'a>(&'a ContextLock);
         impl Drop for Back<'_> {
             fn drop(&mut self) {
-                self.0.away.store(ptr::null_mut(), Ordering::Relaxed);
+                self.0.sleeping_home.store(ptr::null_mut(), Ordering::Relaxed);
             }
         }
-        assert!(self.lock.depth() > 0, "the loop holds the lock when it goes to sleep");
+        assert!(self.scheduler.lock_depth() > 0, "the loop holds the lock when it goes to sleep");
         // Relaxed: accessed under the lock.
-        self.lock.away.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
+        self.lock.sleeping_home.store(ptr::from_ref(home).cast_mut(), Ordering::Relaxed);
         let _back = Back(&self.lock);
         // Hidden until the lock is reacquired: until then its owner may be reading the home.
-        home.hidden(|| self.unlocked(home, f))
+        home.with_context_hidden(|| self.unlocked(home, f))
     }
 
     /// Returns the home of this context, for another thread to read while the loop sleeps; `None`
     /// while it is awake.
-    pub(crate) fn away<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a Home> {
+    pub(crate) fn sleeping_home<'a>(&self, guard: &'a ContextGuard<'_>) -> Option<&'a LocalContext> {
         assert!(guard.foreign.is_some() && ptr::eq(guard.shared, self), "another thread holds this context's lock");
         // SAFETY: *away*: set only while its thread sleeps in `asleep`, where it does not access
         // the home, and which it cannot leave without the lock that the guard holds. A thread that
         // stops the home thread meanwhile only reads (*read only*, in `interrupt.rs`), as this one
         // does.
-        unsafe { self.lock.away.load(Ordering::Relaxed).as_ref() }
+        unsafe { self.lock.sleeping_home.load(Ordering::Relaxed).as_ref() }
     }
 
     /// Returns whether the loop sleeps, or has slept and waits for the lock. Only a hint without
     /// the lock.
-    pub(crate) fn is_away(&self) -> bool {
-        !self.lock.away.load(Ordering::Relaxed).is_null()
+    pub(crate) fn is_sleeping(&self) -> bool {
+        !self.lock.sleeping_home.load(Ordering::Relaxed).is_null()
     }
 
     /// As `unlocked`, on a foreign thread.
-    pub(crate) fn unlocked_by_foreigner<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub(crate) fn unlocked_off_home<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Retake<'a>(&'a ContextLock, u32, u64);
         impl Drop for Retake<'_> {
             fn drop(&mut self) {
-                let Retake(lock, guards, era) = *self;
+                let Retake(lock, guards, epoch) = *self;
                 (0..guards).for_each(|_| lock.lock());
                 // Guards may have been made meanwhile, and leaked.
-                lock.foreign_guards.store(lock.foreign_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
-                lock.era.store(era, Ordering::Relaxed);
+                lock.off_home_guards.store(lock.off_home_guards.load(Ordering::Relaxed) + guards, Ordering::Relaxed);
+                lock.epoch.store(epoch, Ordering::Relaxed);
             }
         }
         let lock = &self.lock;
         if !lock.mutex.is_owned_by_current_thread() {
             return f();
         }
-        let guards = lock.foreign_guards.load(Ordering::Relaxed);
-        let era = lock.era.load(Ordering::Relaxed);
-        let next = lock.newest_era.load(Ordering::Relaxed) + 1;
-        lock.newest_era.store(next, Ordering::Relaxed);
-        lock.era.store(next, Ordering::Relaxed);
-        lock.foreign_guards.store(0, Ordering::Relaxed);
+        let guards = lock.off_home_guards.load(Ordering::Relaxed);
+        let epoch = lock.epoch.load(Ordering::Relaxed);
+        let next = lock.newest_epoch.load(Ordering::Relaxed) + 1;
+        lock.newest_epoch.store(next, Ordering::Relaxed);
+        lock.epoch.store(next, Ordering::Relaxed);
+        lock.off_home_guards.store(0, Ordering::Relaxed);
         for _ in 0..guards {
             // SAFETY: *counted*: this thread has locked it `guards` times. The guards belong to
             // another of the *eras*, and are not dropped before `Retake` has locked it again.
             unsafe { lock.unlock() };
         }
-        let _retake = Retake(lock, guards, era);
+        let _retake = Retake(lock, guards, epoch);
         f()
     }
 }

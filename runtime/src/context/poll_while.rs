@@ -11,56 +11,55 @@ use std::thread::{self, Thread};
 
 use parking_lot::Mutex;
 
-use crate::home::Home;
-
-use super::AioContext;
-use super::shared::Shared;
+use crate::context::AioContext;
+use crate::context::local::LocalContext;
+use crate::context::shared::SharedContext;
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]
-pub(crate) struct Onlookers {
-    list: Mutex<Vec<Onlooker>>,
+pub(crate) struct ContextWaiters {
+    list: Mutex<Vec<ContextWaiter>>,
     count: AtomicUsize,
 }
 
 #[derive(Clone)]
-enum Onlooker {
+enum ContextWaiter {
     /// A thread that runs its own context, and polls that one meanwhile.
-    Loop(Arc<Shared>),
+    Loop(Arc<SharedContext>),
     Thread(Thread),
 }
 
-impl Onlooker {
-    fn here() -> Onlooker {
-        match Home::current() {
-            Some(home) => Onlooker::Loop(Arc::clone(&home.shared)),
-            None => Onlooker::Thread(thread::current()),
+impl ContextWaiter {
+    fn here() -> ContextWaiter {
+        match LocalContext::current() {
+            Some(home) => ContextWaiter::Loop(Arc::clone(&home.context.shared)),
+            None => ContextWaiter::Thread(thread::current()),
         }
     }
 
     fn notify(&self) {
         match self {
-            Onlooker::Loop(shared) => shared.notify(),
-            Onlooker::Thread(thread) => thread.unpark(),
+            ContextWaiter::Loop(shared) => shared.scheduler.notify(),
+            ContextWaiter::Thread(thread) => thread.unpark(),
         }
     }
 
-    fn is(&self, other: &Onlooker) -> bool {
+    fn is(&self, other: &ContextWaiter) -> bool {
         match (self, other) {
-            (Onlooker::Loop(a), Onlooker::Loop(b)) => Arc::ptr_eq(a, b),
-            (Onlooker::Thread(a), Onlooker::Thread(b)) => a.id() == b.id(),
+            (ContextWaiter::Loop(a), ContextWaiter::Loop(b)) => Arc::ptr_eq(a, b),
+            (ContextWaiter::Thread(a), ContextWaiter::Thread(b)) => a.id() == b.id(),
             _ => false,
         }
     }
 }
 
-impl Onlookers {
+impl ContextWaiters {
     fn notify(&self) {
         // Pairs with the fence in `poll_while`.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::Relaxed) > 0 {
             let list = self.list.lock().clone();
-            list.iter().for_each(Onlooker::notify);
+            list.iter().for_each(ContextWaiter::notify);
         }
     }
 }
@@ -111,24 +110,24 @@ impl AioContext {
             }
             return;
         }
-        struct Gone<'a>(&'a Onlookers, Onlooker);
+        struct Gone<'a>(&'a ContextWaiters, ContextWaiter);
         impl Drop for Gone<'_> {
             fn drop(&mut self) {
                 let mut list = self.0.list.lock();
-                if let Some(mine) = list.iter().position(|onlooker| onlooker.is(&self.1)) {
+                if let Some(mine) = list.iter().position(|waiter| waiter.is(&self.1)) {
                     list.swap_remove(mine);
                 }
                 self.0.count.store(list.len(), Ordering::Relaxed);
             }
         }
-        let onlookers = &self.shared.onlookers;
+        let waiters = &self.shared.waiters;
         {
-            let mut list = onlookers.list.lock();
-            list.push(Onlooker::here());
-            onlookers.count.store(list.len(), Ordering::Relaxed);
+            let mut list = waiters.list.lock();
+            list.push(ContextWaiter::here());
+            waiters.count.store(list.len(), Ordering::Relaxed);
         }
-        let _gone = Gone(onlookers, Onlooker::here());
-        // Pairs with the fence in `Onlookers::notify`.
+        let _gone = Gone(waiters, ContextWaiter::here());
+        // Pairs with the fence in `ContextWaiters::notify`.
         fence(Ordering::SeqCst);
         loop {
             let guard = self.acquire();
@@ -136,7 +135,7 @@ impl AioContext {
                 return;
             }
             drop(guard);
-            self.shared.unlocked_by_foreigner(|| match AioContext::current() {
+            self.shared.unlocked_off_home(|| match AioContext::current() {
                 Some(own) => drop(own.poll(true)),
                 None => thread::park(),
             });
@@ -166,7 +165,7 @@ impl AioContext {
     pub fn is_awaited(&self) -> bool {
         // Relaxed: the waiter changes the list before it takes the context's lock to evaluate the
         // condition.
-        self.shared.onlookers.count.load(Ordering::Relaxed) > 0
+        self.shared.waiters.count.load(Ordering::Relaxed) > 0
     }
 
     /// Makes the current or the next blocking [`poll`](Self::poll) of this context return, and
@@ -198,7 +197,7 @@ impl AioContext {
     #[doc(alias = "aio_notify")]
     #[doc(alias = "aio_wait_kick")]
     pub fn notify(&self) {
-        self.shared.notify();
-        self.shared.onlookers.notify();
+        self.shared.scheduler.notify();
+        self.shared.waiters.notify();
     }
 }

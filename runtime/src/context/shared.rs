@@ -2,49 +2,42 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::{mem, ptr, thread};
 
 use parking_lot::Mutex;
 
-use crate::home::Home;
-use crate::sys::{Epoll, EventFd};
-use crate::trace::{Opened, Span, Tracer};
-
-use super::bottom_half::BottomHalves;
-use super::clock::Clock;
-use super::fd::Watches;
-use super::identity::HomeThread;
-use super::lock::ContextLock;
-use super::notify::SleepState;
-use super::poll_while::Onlookers;
-use super::polling::Pollers;
-use super::source::Source;
-use super::stall::Beat;
-use super::timer::Timers;
-use super::wake::{Arrival, Arrivals};
+use crate::context::bottom_half::BottomHalves;
+use crate::context::fd_handler::Watches;
+use crate::context::home_thread::HomeThread;
+use crate::context::local::LocalContext;
+use crate::context::lock::ContextLock;
+use crate::context::poll_handler::Pollers;
+use crate::context::poll_while::ContextWaiters;
+use crate::context::source::Source;
+use crate::context::timer::Timers;
+use crate::scheduler::shared::SharedScheduler;
+use crate::sys::clock::Clock;
+use crate::sys::descriptors::Epoll;
+use crate::sys::panic::FirstPanic;
+use crate::trace::Tracer;
 
 /// The token of the loop's own eventfd in the epoll set.
-pub(crate) const KICK_TOKEN: u64 = u64::MAX;
+pub(crate) const NOTIFY_TOKEN: u64 = u64::MAX;
 
-pub(crate) struct Shared {
+pub(crate) struct SharedContext {
+    /// What other threads need of the scheduler. Shared with wakers.
+    pub(crate) scheduler: Arc<SharedScheduler>,
     pub(crate) thread: HomeThread,
-    /// The clock used by timers.
-    pub(crate) clock: Clock,
-    /// Counted by the loop, for the stall watcher.
-    pub(crate) beat: Beat,
     pub(crate) lock: ContextLock,
-    pub(crate) sleep: SleepState,
     pub(crate) epoll: Epoll,
-    kick: EventFd,
-    pub(crate) arrivals: Arrivals,
     pub(crate) bottom_halves: BottomHalves,
     pub(crate) watches: Watches,
     pub(crate) timers: Timers,
-    pub(crate) onlookers: Onlookers,
+    pub(crate) waiters: ContextWaiters,
     pub(crate) pollers: Pollers,
     /// How long the loop may busy-poll before it sleeps, in nanoseconds.
     pub(crate) poll_limit: AtomicU64,
@@ -53,97 +46,35 @@ pub(crate) struct Shared {
     /// For polls of other threads; the home thread has its own copy. `None` after the context has
     /// ended.
     pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
-    /// The tracer of the event log, if there is one.
-    pub(crate) tracer: Option<Tracer>,
 }
 
-impl Shared {
+impl SharedContext {
     /// Creates the context of the calling thread.
-    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<Shared>> {
+    pub(crate) fn new(clock: Clock, tracer: Option<Tracer>) -> io::Result<Arc<SharedContext>> {
         let epoll = Epoll::new()?;
-        let kick = EventFd::new()?;
+        let scheduler = SharedScheduler::new(clock, tracer)?;
         // Edge-triggered, so the counter is never read.
-        epoll.add(kick.as_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, KICK_TOKEN)?;
-        Ok(Arc::new(Shared {
+        epoll.add(scheduler.event_fd().as_raw_fd(), (libc::EPOLLIN | libc::EPOLLET) as u32, NOTIFY_TOKEN)?;
+        Ok(Arc::new(SharedContext {
+            scheduler,
             thread: HomeThread::here(),
-            clock,
-            beat: Beat::default(),
             lock: ContextLock::default(),
-            sleep: SleepState::new(),
             epoll,
-            kick,
-            arrivals: Arrivals::new(),
             bottom_halves: BottomHalves::default(),
             watches: Watches::default(),
             timers: Timers::default(),
-            onlookers: Onlookers::default(),
+            waiters: ContextWaiters::default(),
             pollers: Pollers::default(),
             poll_limit: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
-            tracer,
         }))
-    }
-
-    /// Returns a number that is unique among the contexts alive.
-    #[inline]
-    pub(crate) fn id(&self) -> usize {
-        ptr::from_ref(self).addr()
     }
 
     /// Returns the home of this context, if this is its thread.
     #[inline]
-    pub(crate) fn home<'a>(&self) -> Option<&'a Home> {
-        Home::current().filter(|home| ptr::eq(&*home.shared, self))
-    }
-
-    /// Opens a span in the event log; it closes when the value is dropped.
-    #[inline]
-    #[track_caller]
-    pub(crate) fn traced(&self, span: Span) -> Option<Opened<'_>> {
-        self.tracer.as_ref().map(|tracer| tracer.span(span))
-    }
-
-    /// Wakes the loop if it sleeps or is about to (rule X6). The work is already in a queue that
-    /// the loop checks.
-    pub(crate) fn wake_loop(&self) {
-        if self.sleep.needs_kick() {
-            self.kick.signal();
-        }
-    }
-
-    /// As `wake_loop`, on a foreign thread. The home thread checks its queues before it sleeps, and
-    /// need not be woken.
-    pub(crate) fn wake_loop_of_another(&self) {
-        if self.home().is_none() {
-            self.wake_loop();
-        }
-    }
-
-    /// Makes the current or the next blocking poll return (rule X6), since its caller's condition
-    /// may have changed.
-    pub(crate) fn notify(&self) {
-        if self.sleep.notify() {
-            self.kick.signal();
-        }
-    }
-
-    /// Called when an iteration finds the kick among the events of epoll. If that is an iteration
-    /// of another thread, the loop may have missed the kick, since an edge is reported once; so it
-    /// is sent again.
-    pub(crate) fn hand_kick_on(&self) {
-        if self.sleep.is_kicked() {
-            self.kick.signal();
-        }
-    }
-
-    /// Calls `begin` on the home thread, in the loop's next iteration; drops it if the context has
-    /// ended.
-    pub(crate) fn arrive(&self, begin: Box<dyn FnOnce() + Send>) {
-        match self.arrivals.push(Arrival::Begin(begin)) {
-            Ok(()) => self.wake_loop(),
-            Err(refused) => drop(refused),
-        }
+    pub(crate) fn home<'a>(&self) -> Option<&'a LocalContext> {
+        LocalContext::current().filter(|home| ptr::eq(&*home.context.shared, self))
     }
 
     /// Closes the context: removes the users' registrations, and rejects new ones. Returns the
@@ -153,14 +84,14 @@ impl Shared {
         let bottom_halves = self.bottom_halves.close();
         let watches = self.watches.close(&self.epoll);
         let (timers, pollers) = (self.timers.close(), self.pollers.close());
-        let arrivals = self.arrivals.close();
+        let events = self.scheduler.remote_queue.close();
         let mut registered = Registered(Vec::new());
         registered.add(source);
         registered.add(bottom_halves);
         registered.add(watches);
         registered.add(timers);
         registered.add(pollers);
-        registered.add(arrivals);
+        registered.add(events);
         registered
     }
 }
@@ -177,16 +108,9 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let mut first = None;
-        for value in mem::take(&mut self.0) {
-            match catch_unwind(AssertUnwindSafe(|| drop(value))) {
-                Err(payload) if first.is_none() => first = Some(payload),
-                // Dropping a payload may panic in turn.
-                Err(payload) => mem::forget(payload),
-                Ok(()) => {}
-            }
-        }
-        match first {
+        let mut panics = FirstPanic::default();
+        mem::take(&mut self.0).into_iter().for_each(|value| panics.catch(|| drop(value)));
+        match panics.into_payload() {
             Some(payload) if thread::panicking() => mem::forget(payload),
             Some(payload) => resume_unwind(payload),
             None => {}
@@ -208,7 +132,7 @@ mod tests {
             let registered = register(ctx);
             thread::scope(|scope| assert!(scope.spawn(|| ctx.poll(false)).join().unwrap()));
             drop(registered);
-            ctx.shared.sleep.is_kicked()
+            ctx.shared.scheduler.sleep.is_kicked()
         })
     }
 
@@ -219,7 +143,7 @@ mod tests {
         // the loop is woken. It is not if nothing was queued
         let falls_asleep = |ctx: &AioContext| {
             let shared = std::sync::Arc::downgrade(&ctx.shared);
-            move || shared.upgrade().expect("the context lives").sleep.going_to_sleep()
+            move || shared.upgrade().expect("the context lives").scheduler.sleep.going_to_sleep()
         };
         for (queues, idle) in [(true, false), (true, true), (false, false)] {
             let woken = wakes(|ctx| {

@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::coroutine::waiting::Waiting;
-use crate::coroutine::{Cancelled, Coroutine, Token};
-use crate::home::{Home, fork};
-
-use super::AioContext;
-use super::lock::HomeGuard;
-use super::shared::Shared;
+use crate::context::AioContext;
+use crate::context::local::LocalContext;
+use crate::context::lock::HomeGuard;
+use crate::context::shared::SharedContext;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::id::Token;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sys::fork;
 
 /// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn Source` coerces
 /// to `dyn Any` by itself only since Rust 1.86.
@@ -110,20 +111,20 @@ pub trait Source: IntoAny {
 /// that context, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct LoopToken<'l> {
-    shared: &'l Shared,
-    home: Option<&'l Home>,
+    shared: &'l SharedContext,
+    home: Option<&'l LocalContext>,
     _not_send: PhantomData<*const ()>,
 }
 
 impl<'l> LoopToken<'l> {
     /// Creates the token of a poll by the home thread, which holds the lock.
     #[inline]
-    pub(crate) fn at_home_of(home: &'l Home) -> LoopToken<'l> {
-        LoopToken { shared: &home.shared, home: Some(home), _not_send: PhantomData }
+    pub(crate) fn at_home_of(home: &'l LocalContext) -> LoopToken<'l> {
+        LoopToken { shared: &home.context.shared, home: Some(home), _not_send: PhantomData }
     }
 
     /// Creates the token of a poll by another thread, which holds the lock.
-    pub(crate) fn elsewhere(shared: &'l Shared) -> LoopToken<'l> {
+    pub(crate) fn elsewhere(shared: &'l SharedContext) -> LoopToken<'l> {
         LoopToken { shared, home: None, _not_send: PhantomData }
     }
 
@@ -150,14 +151,14 @@ impl std::fmt::Debug for LoopToken<'_> {
 /// Created only by that loop, and valid within the call that receives it.
 #[derive(Clone, Copy)]
 pub struct HomeToken<'l> {
-    shared: &'l Shared,
+    shared: &'l SharedContext,
     _not_send: PhantomData<*const ()>,
 }
 
 impl<'l> HomeToken<'l> {
     #[inline]
-    pub(crate) fn new(home: &'l Home) -> HomeToken<'l> {
-        HomeToken { shared: &home.shared, _not_send: PhantomData }
+    pub(crate) fn new(home: &'l LocalContext) -> HomeToken<'l> {
+        HomeToken { shared: &home.context.shared, _not_send: PhantomData }
     }
 
     /// Returns whether the loop is that of `context`.
@@ -302,13 +303,13 @@ impl AioContext {
 /// it.
 #[derive(Clone, Copy)]
 pub struct AtHome<'h> {
-    home: &'h Home,
+    pub(crate) home: &'h LocalContext,
     _not_send: PhantomData<*const ()>,
 }
 
 impl<'h> AtHome<'h> {
     #[inline]
-    pub(crate) fn new(home: &'h Home) -> AtHome<'h> {
+    pub(crate) fn new(home: &'h LocalContext) -> AtHome<'h> {
         AtHome { home, _not_send: PhantomData }
     }
 
@@ -321,7 +322,7 @@ impl<'h> AtHome<'h> {
     /// [`run`](super::AioContext::run), in which this was called.
     #[inline(always)]
     pub unsafe fn here() -> Option<AtHome<'h>> {
-        let home = Home::current();
+        let home = LocalContext::current();
         if home.is_none() {
             fork::refuse_in_child("using a context");
         }
@@ -331,14 +332,14 @@ impl<'h> AtHome<'h> {
     /// Returns whether this is the home of `context`.
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
-        Arc::ptr_eq(&self.home.shared, &context.shared)
+        Arc::ptr_eq(&self.home.context.shared, &context.shared)
     }
 
     /// Returns the token of the running coroutine; `None` on the thread's own stack and in the
     /// loop.
     #[inline]
     pub fn current(self) -> Option<Token> {
-        self.home.running().map(|block| Token::of(block.id()))
+        self.home.scheduler.running().map(|block| Token::of(block.id()))
     }
 
     /// Returns whether this process is the child of a fork by a coroutine. In the child the home no
@@ -349,12 +350,6 @@ impl<'h> AtHome<'h> {
         fork::in_child()
     }
 
-    /// Returns the coroutine behind `token`, if it is alive.
-    #[inline]
-    pub fn coroutine(self, token: Token) -> Option<Coroutine> {
-        token.lives_in(&self.home.shared).then(|| token.coroutine())
-    }
-
     /// Acquires the context's lock, as [`AioContext::acquire`](super::AioContext::acquire).
     ///
     /// # Control
@@ -362,7 +357,7 @@ impl<'h> AtHome<'h> {
     /// May block the thread.
     #[inline]
     pub fn acquire(self) -> HomeGuard<'h> {
-        self.home.shared.acquire_at_home()
+        self.home.context.shared.acquire_at_home()
     }
 
     /// Returns an error if the running coroutine is to end early, as
@@ -374,8 +369,8 @@ impl<'h> AtHome<'h> {
     /// [`Cancelled`].
     #[inline]
     pub fn check_cancelled(self) -> Result<(), Cancelled> {
-        match self.home.running() {
-            Some(block) if self.home.is_cancelled(block) => Err(self.home.cut_short(block)),
+        match self.home.scheduler.running() {
+            Some(block) if self.home.scheduler.is_cancelled(block) => Err(self.home.scheduler.cut_short(block)),
             _ => Ok(()),
         }
     }
@@ -383,7 +378,7 @@ impl<'h> AtHome<'h> {
     /// Returns whether the loop is in an iteration, so that [`Source::flush`] is sure to follow.
     #[inline]
     pub fn is_in_round(self) -> bool {
-        self.home.is_in_round()
+        self.home.scheduler.is_in_round()
     }
 
     /// Suspends the running coroutine until `look` returns a value, and returns that value. `look`
@@ -406,9 +401,11 @@ impl<'h> AtHome<'h> {
     #[track_caller]
     pub fn suspend_until<R>(self, look: impl Fn() -> Option<R>, cancelled: impl Fn() -> Option<R>) -> Option<R> {
         let mut found = look();
-        while found.is_none() && self.home.suspend_if_possible(Waiting::Io) {
+        while found.is_none() && self.home.scheduler.suspend_if_possible(WaitReason::Io) {
             found = look();
-            if found.is_none() && self.home.running().is_some_and(|block| self.home.is_cancelled(block)) {
+            if found.is_none()
+                && self.home.scheduler.running().is_some_and(|block| self.home.scheduler.is_cancelled(block))
+            {
                 found = cancelled();
             }
         }
@@ -429,9 +426,9 @@ impl<'h> AtHome<'h> {
     #[inline]
     #[track_caller]
     pub fn wake_unless_entered(self, token: Token) -> bool {
-        let ours = token.lives_in(&self.home.shared);
+        let ours = token.id.lives_in(self.home.scheduler.shared.id());
         if ours {
-            self.home.wake_unless_entered(token.block());
+            self.home.scheduler.wake_unless_entered(token.id.block);
         }
         ours
     }

@@ -13,28 +13,29 @@
 use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::coroutine::Token;
+use crate::context::registry::{Key, Registry, call};
+use crate::context::shared::SharedContext;
+use crate::coroutine::id::BlockRef;
 use crate::trace::Span;
 
-use super::AioContext;
-use super::registry::{ContextEnded, Key, Registry};
-use super::shared::Shared;
+mod handle;
+
+pub use handle::{Timer, TimerInfo};
 
 /// Called with the parts of a handle to the timer.
-type Callback = Box<dyn FnMut(&Arc<Shared>, Key) + Send>;
+type Callback = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
 /// What to do at the deadline.
 pub(crate) enum Action {
     Callback(Callback),
-    Wake(Token),
+    Wake(BlockRef),
     /// The callback is running.
     Running,
     /// Only wakes the loop.
@@ -156,7 +157,7 @@ impl Table {
             let (key, entry) = self.entries.at_mut(due.index)?;
             let action = match entry.action {
                 Action::Callback(_) => std::mem::replace(&mut entry.action, Action::Running),
-                Action::Wake(token) => Action::Wake(token),
+                Action::Wake(id) => Action::Wake(id),
                 Action::Nothing => Action::Nothing,
                 Action::Running => unreachable!("one that runs is not on the heap"),
             };
@@ -191,26 +192,13 @@ impl Timers {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
-    pub(crate) fn run(&self, shared: &Arc<Shared>) -> bool {
-        /// Puts the callback back, even after a panic.
-        struct Running<'a>(&'a Shared, Key, Option<Callback>);
-        impl Drop for Running<'_> {
-            fn drop(&mut self) {
-                if let Some(callback) = self.2.take() {
-                    let (unneeded, armed) = self.0.timers.table.lock().finish(self.1, callback);
-                    if armed {
-                        self.0.wake_loop_of_another();
-                    }
-                    drop(unneeded);
-                }
-            }
-        }
-        // Relaxed: the fences of `SleepState` order it before the loop's last check; an earlier
+    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
+        // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
         if self.armed.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let now = shared.clock.now();
+        let now = shared.scheduler.clock.now();
         self.table.lock().take_up(now);
         let mut progress = false;
         loop {
@@ -222,13 +210,19 @@ impl Timers {
             };
             let Some((key, action)) = next else { return progress };
             progress = true;
-            let _told = shared.traced(Span::Timer);
+            let _span = shared.scheduler.span(Span::Timer);
             match action {
                 Action::Callback(callback) => {
-                    let mut running = Running(shared, key, Some(callback));
-                    running.2.as_mut().expect("just put there")(shared, key);
+                    let put_back = |callback| {
+                        let (unneeded, armed) = self.table.lock().finish(key, callback);
+                        if armed {
+                            shared.scheduler.wake_loop_of_another();
+                        }
+                        drop(unneeded);
+                    };
+                    put_back(call(callback, |callback| callback(shared, key), put_back));
                 }
-                Action::Wake(token) => token.wake(shared),
+                Action::Wake(id) => shared.scheduler.wake(id),
                 Action::Nothing | Action::Running => {}
             }
         }
@@ -258,7 +252,7 @@ impl Timers {
     /// without user code, which work even while the context ends and coroutines that it unwinds
     /// sleep on the thread's own stack.
     #[track_caller]
-    pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<Shared>) -> Timer {
+    pub(crate) fn start(&self, deadline: Instant, action: Action, shared: &Arc<SharedContext>) -> Timer {
         debug_assert!(!matches!(action, Action::Callback(_)));
         let key = self.table.lock().entries.insert_always(Entry::new(action, deadline, Location::caller()));
         let timer = Timer { shared: Arc::clone(shared), key, owns: true };
@@ -284,197 +278,10 @@ impl Timers {
     }
 }
 
-impl AioContext {
-    /// Creates a timer. The loop runs `callback` once for each time the timer is armed, when its
-    /// deadline has passed.
-    ///
-    /// The callback is `Send`, since another thread's poll may run it.
-    ///
-    /// ```
-    /// use coralio_runtime::AioContext;
-    /// use std::sync::Arc;
-    /// use std::sync::atomic::{AtomicBool, Ordering};
-    /// use std::time::Duration;
-    ///
-    /// AioContext::run(|ctx| {
-    ///     let rang = Arc::new(AtomicBool::new(false));
-    ///     let timer = ctx.timer({
-    ///         let rang = Arc::clone(&rang);
-    ///         move || rang.store(true, Ordering::Relaxed)
-    ///     })?;
-    ///     timer.arm_after(Duration::from_millis(1));
-    ///     while !rang.load(Ordering::Relaxed) {
-    ///         ctx.poll(true);
-    ///     }
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
-    /// })
-    /// .unwrap();
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Fails if the context has ended. `callback` is dropped.
-    #[doc(alias = "aio_timer_new")]
-    #[track_caller]
-    pub fn timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
-        self.insert_timer(Box::new(move |_, _| callback()))
-    }
-
-    /// As [`timer`](Self::timer), for a callback that arms, disarms or [deletes](Timer::delete) its
-    /// own timer: the callback receives its own handle.
-    ///
-    /// ```
-    /// use coralio_runtime::AioContext;
-    /// use std::time::Duration;
-    ///
-    /// AioContext::run(|ctx| {
-    ///     let heartbeat = ctx.timer_with(|own| own.arm_after(Duration::from_secs(1)))?;
-    ///     heartbeat.arm_after(Duration::ZERO);
-    ///     assert!(ctx.poll(false));
-    ///     assert!(heartbeat.deadline().is_some());
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
-    /// })
-    /// .unwrap();
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`timer`](Self::timer).
-    #[track_caller]
-    pub fn timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
-        self.insert_timer(Box::new(move |shared, key| {
-            callback(&Timer { shared: Arc::clone(shared), key, owns: false });
-        }))
-    }
-
-    #[track_caller]
-    fn insert_timer(&self, callback: Callback) -> Result<Timer, ContextEnded> {
-        let entry = Entry::new(Action::Callback(callback), self.now(), Location::caller());
-        // In a statement of its own, so that a rejected callback is dropped without the lock.
-        let inserted = self.shared.timers.table.lock().entries.insert(entry);
-        match inserted {
-            Ok(key) => Ok(Timer { shared: Arc::clone(&self.shared), key, owns: true }),
-            Err(_rejected) => Err(ContextEnded { operation: "create a timer" }),
-        }
-    }
-
-    /// Returns the timers of this context, including those of sleeps and timeouts. From any thread,
-    /// even while the loop hangs.
-    pub fn timers(&self) -> Vec<TimerInfo> {
-        let table = self.shared.timers.table.lock();
-        let info = |(_, entry): (Key, &Entry)| TimerInfo {
-            created_at: entry.created_at,
-            deadline: (entry.ticket != 0).then_some(entry.deadline),
-            has_callback: matches!(entry.action, Action::Callback(_) | Action::Running),
-            is_running: matches!(entry.action, Action::Running),
-        };
-        table.entries.iter().map(info).collect()
-    }
-}
-
-/// The state of a timer, returned by [`AioContext::timers`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct TimerInfo {
-    /// Where the timer was created.
-    pub created_at: &'static Location<'static>,
-    /// The deadline, by [the context's clock](AioContext::now), if the timer is armed.
-    pub deadline: Option<Instant>,
-    /// Runs a callback; otherwise the timer ends a sleep or a timeout.
-    pub has_callback: bool,
-    /// The callback is running.
-    pub is_running: bool,
-}
-
-/// A callback that the loop runs at a deadline. Armed for at most one deadline at a time. Dropping
-/// the handle, even within the callback, deletes the timer. All methods may be called from any
-/// thread. After the context has ended, a handle does nothing.
-#[doc(alias = "QEMUTimer")]
-#[must_use = "dropping it deletes the timer"]
-pub struct Timer {
-    shared: Arc<Shared>,
-    key: Key,
-    /// False for the handle passed to the callback; dropping that one deletes nothing.
-    owns: bool,
-}
-
-impl Timer {
-    /// Arms the timer to fire at `deadline`, not earlier. Replaces an earlier arming. If `deadline`
-    /// has passed, the timer fires in the next iteration.
-    #[doc(alias = "timer_mod")]
-    pub fn arm_at(&self, deadline: Instant) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        let before = table.first();
-        table.arm(self.key, deadline);
-        timers.armed.store(table.armed, Ordering::Relaxed);
-        drop(table);
-        // A loop that sleeps until an earlier deadline checks again by itself.
-        if before.is_none_or(|before| deadline < before) {
-            self.shared.wake_loop();
-        }
-    }
-
-    /// Arms the timer to fire after `delay`. A delay beyond the clock's range never fires.
-    pub fn arm_after(&self, delay: Duration) {
-        match self.shared.clock.now().checked_add(delay) {
-            Some(deadline) => self.arm_at(deadline),
-            None => self.disarm(),
-        }
-    }
-
-    /// Disarms the timer. A callback that is running already is not affected.
-    #[doc(alias = "timer_del")]
-    pub fn disarm(&self) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        table.disarm(self.key);
-        timers.armed.store(table.armed, Ordering::Relaxed);
-    }
-
-    /// Returns the deadline, if the timer is armed.
-    pub fn deadline(&self) -> Option<Instant> {
-        let table = self.shared.timers.table.lock();
-        table.entries.get(self.key).filter(|entry| entry.ticket != 0).map(|entry| entry.deadline)
-    }
-
-    /// Deletes the timer, as dropping its handle does. A running callback finishes first.
-    #[doc(alias = "timer_free")]
-    pub fn delete(&self) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key) else { return };
-        let was_armed = std::mem::take(&mut entry.ticket) != 0;
-        entry.deleted = matches!(entry.action, Action::Running);
-        let is_running = entry.deleted;
-        table.armed -= usize::from(was_armed);
-        timers.armed.store(table.armed, Ordering::Relaxed);
-        if is_running {
-            return;
-        }
-        let entry = table.entries.remove(self.key);
-        drop(table);
-        drop(entry);
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
-    }
-}
-
-impl fmt::Debug for Timer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timer").field("deadline", &self.deadline()).finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::AioContext;
+    use std::time::Duration;
 
     #[test]
     fn what_is_stale_does_not_pile_up() {

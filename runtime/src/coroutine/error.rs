@@ -56,7 +56,7 @@ pub enum EnterError {
 
 #[cold]
 #[track_caller]
-pub(super) fn not_entered(error: &EnterError) -> ! {
+pub(crate) fn not_entered(error: &EnterError) -> ! {
     panic!("{error}")
 }
 

@@ -33,7 +33,7 @@ pub const DEFAULT_STACK_SIZE: usize = 128 * 1024;
 /// The minimum stack size, in bytes: the guard and three pages.
 pub const MIN_STACK_SIZE: usize = 16 * 1024;
 
-pub(super) const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 /// The approximate size of a region. Overcommit checks apply to one mapping at a time, and this
 /// size passes them.
 const REGION: usize = 16 * 1024 * 1024;
@@ -62,7 +62,7 @@ impl StackLease {
     }
 
     /// Returns the part that a coroutine may use.
-    pub(super) fn usable(&self) -> Range<usize> {
+    pub(crate) fn usable(&self) -> Range<usize> {
         self.limit.get() + PAGE..self.top
     }
 

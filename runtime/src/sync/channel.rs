@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 pub use error::{RecvError, SendError, TryRecvError, TrySendError};
 
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 
 /// Creates a channel with room for `capacity` messages, allocated immediately.
 ///
@@ -50,12 +50,12 @@ use crate::coroutine::waiting::Waiting;
 /// If there is no memory for `capacity` messages.
 pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let inside = Inside { messages: VecDeque::with_capacity(capacity), capacity, senders: 1, receivers: 1 };
-    let channel = Arc::new(Channel { line: WaitQueue::new(inside) });
+    let channel = Arc::new(Channel { queue: WaitQueue::new(inside) });
     (Sender { channel: Arc::clone(&channel) }, Receiver { channel })
 }
 
 struct Channel<T> {
-    line: WaitQueue<Option<T>, Inside<T>>,
+    queue: WaitQueue<Option<T>, Inside<T>>,
 }
 
 struct Inside<T> {
@@ -65,17 +65,17 @@ struct Inside<T> {
     receivers: usize,
 }
 
-type Line<'a, T> = Locked<'a, Option<T>, Inside<T>>;
+type LockedQueue<'a, T> = Locked<'a, Option<T>, Inside<T>>;
 
 /// The reason why a message could not be sent immediately.
 enum Unsent<'a, T> {
-    Full(T, Line<'a, T>),
+    Full(T, LockedQueue<'a, T>),
     Closed(T),
 }
 
 /// The reason why no message could be received immediately.
 enum Unreceived<'a, T> {
-    Empty(Line<'a, T>),
+    Empty(LockedQueue<'a, T>),
     Closed,
 }
 
@@ -88,29 +88,29 @@ impl<T> Inside<T> {
 impl<T> Channel<T> {
     #[track_caller]
     fn send(&self, message: T) -> Result<(), Unsent<'_, T>> {
-        let line = self.line.lock();
-        let (message, mut line) = match self.hand_over(message, line) {
+        let locked = self.queue.lock();
+        let (message, mut locked) = match self.hand_over(message, locked) {
             Ok(()) => return Ok(()),
             Err(back) => back,
         };
-        let inside = line.state();
+        let inside = locked.state();
         if inside.receivers == 0 {
             Err(Unsent::Closed(message))
         } else if inside.has_room() {
             inside.messages.push_back(message);
             Ok(())
         } else {
-            Err(Unsent::Full(message, line))
+            Err(Unsent::Full(message, locked))
         }
     }
 
     /// Passes a message to the first waiter, if that is a receiver.
     #[track_caller]
-    fn hand_over<'a>(&self, message: T, mut line: Line<'a, T>) -> Result<(), (T, Line<'a, T>)> {
-        let Some(place @ None) = line.first() else { return Err((message, line)) };
+    fn hand_over<'a>(&self, message: T, mut locked: LockedQueue<'a, T>) -> Result<(), (T, LockedQueue<'a, T>)> {
+        let Some(place @ None) = locked.first() else { return Err((message, locked)) };
         *place = Some(message);
-        let receiver = line.grant_first();
-        drop(line);
+        let receiver = locked.grant_first();
+        drop(locked);
         if let Some(receiver) = receiver {
             receiver.wake_later();
         }
@@ -119,51 +119,51 @@ impl<T> Channel<T> {
 
     #[track_caller]
     fn receive(&self) -> Result<T, Unreceived<'_, T>> {
-        let mut line = self.line.lock();
-        let first = line.state().messages.pop_front();
+        let mut locked = self.queue.lock();
+        let first = locked.state().messages.pop_front();
         let mut sent = None;
         let mut sender = None;
         // The longest waiting sender gets the place freed here, or meets the receiver.
-        if first.is_none() || line.state().has_room() {
-            if let Some(message @ Some(_)) = line.first() {
+        if first.is_none() || locked.state().has_room() {
+            if let Some(message @ Some(_)) = locked.first() {
                 sent = message.take();
-                sender = line.grant_first();
+                sender = locked.grant_first();
             }
         }
         let message = match first {
             Some(first) => {
-                line.state().messages.extend(sent);
+                locked.state().messages.extend(sent);
                 Some(first)
             }
             None => sent,
         };
         match message {
             Some(message) => {
-                drop(line);
+                drop(locked);
                 if let Some(sender) = sender {
                     sender.wake_later();
                 }
                 Ok(message)
             }
-            None if line.state().senders == 0 => Err(Unreceived::Closed),
-            None => Err(Unreceived::Empty(line)),
+            None if locked.state().senders == 0 => Err(Unreceived::Closed),
+            None => Err(Unreceived::Empty(locked)),
         }
     }
 
     /// Handles a waiter that leaves.
-    fn gone(&self, gone: Gone<'_, Option<T>, Inside<T>>) {
+    fn gone(&self, gone: Abandoned<'_, Option<T>, Inside<T>>) {
         match gone {
             // Waiters behind it wait for more than its place.
-            Gone::Left(_) => {}
+            Abandoned::Left(_) => {}
             // A sender whose message was taken, or a receiver that found the channel closed.
-            Gone::Granted(None) => {}
-            Gone::Granted(Some(message)) => {
-                let Err((message, mut line)) = self.hand_over(message, self.line.lock()) else { return };
-                if line.state().receivers > 0 {
-                    line.state().messages.push_front(message);
+            Abandoned::Granted(None) => {}
+            Abandoned::Granted(Some(message)) => {
+                let Err((message, mut locked)) = self.hand_over(message, self.queue.lock()) else { return };
+                if locked.state().receivers > 0 {
+                    locked.state().messages.push_front(message);
                 } else {
                     // An unsent message. Its destructor may run any code.
-                    drop(line);
+                    drop(locked);
                     drop(message);
                 }
             }
@@ -203,10 +203,10 @@ impl<T> Sender<T> {
         match self.channel.send(message) {
             Ok(()) => Ok(()),
             Err(Unsent::Closed(message)) => Err(SendError::Closed(message)),
-            Err(Unsent::Full(message, line)) => {
-                let waiting = Waiting::Send(self.channel.address());
-                let gone = |gone: Gone<'_, _, _>| self.channel.gone(gone);
-                match self.channel.line.wait_cancellable(line, Some(message), waiting, || (), gone) {
+            Err(Unsent::Full(message, locked)) => {
+                let waiting = WaitReason::Send(self.channel.address());
+                let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
+                match self.channel.queue.wait_cancellable(locked, Some(message), waiting, || (), gone) {
                     Ok(None) => Ok(()),
                     Ok(Some(message)) => Err(SendError::Closed(message)),
                     Err(Some(message)) => Err(SendError::Cancelled(message)),
@@ -234,18 +234,18 @@ impl<T> Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Sender<T> {
-        self.channel.line.lock().state().senders += 1;
+        self.channel.queue.lock().state().senders += 1;
         Sender { channel: Arc::clone(&self.channel) }
     }
 }
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        let mut line = self.channel.line.lock();
-        line.state().senders -= 1;
-        if line.state().senders == 0 {
+        let mut locked = self.channel.queue.lock();
+        locked.state().senders -= 1;
+        if locked.state().senders == 0 {
             // *one kind waits*, and it is not senders: their handles are gone.
-            self.channel.line.hand_out(line, |line| line.grant_first());
+            self.channel.queue.grant_all(locked, |locked| locked.grant_first());
         }
     }
 }
@@ -279,19 +279,19 @@ impl<T> Receiver<T> {
     /// May yield.
     #[track_caller]
     pub fn recv(&self) -> Result<T, RecvError> {
-        self.receive(Waiting::Receive)
+        self.receive(WaitReason::Receive)
     }
 
     /// Receives a message; `waiting` records the wait's reason.
     #[track_caller]
-    pub(super) fn receive(&self, waiting: fn(usize) -> Waiting) -> Result<T, RecvError> {
+    pub(super) fn receive(&self, waiting: fn(usize) -> WaitReason) -> Result<T, RecvError> {
         match self.channel.receive() {
             Ok(message) => Ok(message),
             Err(Unreceived::Closed) => Err(RecvError::Closed),
-            Err(Unreceived::Empty(line)) => {
+            Err(Unreceived::Empty(locked)) => {
                 let waiting = waiting(self.channel.address());
-                let gone = |gone: Gone<'_, _, _>| self.channel.gone(gone);
-                match self.channel.line.wait_cancellable(line, None, waiting, || (), gone) {
+                let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
+                match self.channel.queue.wait_cancellable(locked, None, waiting, || (), gone) {
                     Ok(message) => message.ok_or(RecvError::Closed),
                     Err(_) => Err(RecvError::Cancelled),
                 }
@@ -321,20 +321,20 @@ impl<T> Receiver<T> {
 
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Receiver<T> {
-        self.channel.line.lock().state().receivers += 1;
+        self.channel.queue.lock().state().receivers += 1;
         Receiver { channel: Arc::clone(&self.channel) }
     }
 }
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        let mut line = self.channel.line.lock();
-        line.state().receivers -= 1;
-        if line.state().receivers == 0 {
+        let mut locked = self.channel.queue.lock();
+        locked.state().receivers -= 1;
+        if locked.state().receivers == 0 {
             // Dropped after the lock is released.
-            let _unread = std::mem::take(&mut line.state().messages);
+            let _unread = std::mem::take(&mut locked.state().messages);
             // *one kind waits*, and it is not receivers: their handles are gone.
-            self.channel.line.hand_out(line, |line| line.grant_first());
+            self.channel.queue.grant_all(locked, |locked| locked.grant_first());
         }
     }
 }

@@ -10,14 +10,14 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicU32, Ordering};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::wait_queue::{Abandoned, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-
-use super::wait_queue::{Gone, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::{Holder, Waiting};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -52,8 +52,8 @@ const HELD_WITH_LINE: u32 = 3;
 #[doc(alias = "qemu_co_mutex_lock")]
 pub struct CoMutex<T: ?Sized> {
     state: AtomicU32,
-    holder: Holder,
-    line: WaitQueue,
+    owner: LockOwner,
+    queue: WaitQueue,
     value: UnsafeCell<T>,
 }
 
@@ -67,8 +67,8 @@ impl<T> CoMutex<T> {
     pub const fn new(value: T) -> CoMutex<T> {
         CoMutex {
             state: AtomicU32::new(FREE),
-            holder: Holder::new(),
-            line: WaitQueue::new(()),
+            owner: LockOwner::new(),
+            queue: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
     }
@@ -140,7 +140,7 @@ impl<T: ?Sized> CoMutex<T> {
     #[inline]
     #[track_caller]
     fn held(&self) -> CoMutexGuard<'_, T> {
-        self.holder.note();
+        self.owner.record();
         CoMutexGuard { mutex: self, _not_send: PhantomData }
     }
 
@@ -149,8 +149,8 @@ impl<T: ?Sized> CoMutex<T> {
     #[track_caller]
     fn wait(&self, cancellable: bool) -> Result<(), Cancelled> {
         // Before locking the queue: a panic runs a foreign hook.
-        self.holder.refuse_self("CoMutex");
-        let line = self.line.lock();
+        self.owner.panic_if_self("CoMutex");
+        let locked = self.queue.lock();
         loop {
             // Under the queue's lock. Either the owner is gone, and the lock is taken here; or the
             // waiters bit is set while the owner still holds the lock, and its unlock will reach
@@ -166,21 +166,21 @@ impl<T: ?Sized> CoMutex<T> {
                 Err(_) => {}
             }
         }
-        let waiting = Waiting::CoMutex(&self.holder);
+        let waiting = WaitReason::CoMutex(&self.owner);
         if cancellable {
-            self.line.wait_cancellable(line, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
+            self.queue.wait_cancellable(locked, (), waiting, || (), |gone| self.gone(gone)).map_err(|()| Cancelled)
         } else {
-            self.line.wait(line, (), waiting, || (), |gone| self.gone(gone));
+            self.queue.wait(locked, (), waiting, || (), |gone| self.gone(gone));
             Ok(())
         }
     }
 
     /// Handles a waiter that leaves.
-    fn gone(&self, gone: Gone<'_, (), ()>) {
+    fn gone(&self, gone: Abandoned<'_, (), ()>) {
         match gone {
             // If no waiter is left, the next unlock finds that out.
-            Gone::Left(_) => {}
-            Gone::Granted(()) => self.unlock(),
+            Abandoned::Left(_) => {}
+            Abandoned::Granted(()) => self.unlock(),
         }
     }
 
@@ -189,7 +189,7 @@ impl<T: ?Sized> CoMutex<T> {
     /// The next owner runs when the running coroutine yields, or else in its loop's next iteration.
     #[inline]
     fn unlock(&self) {
-        self.holder.clear();
+        self.owner.clear();
         // Release pairs with the acquires of the next owner.
         if self.state.compare_exchange(HELD, FREE, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();
@@ -198,16 +198,16 @@ impl<T: ?Sized> CoMutex<T> {
 
     #[cold]
     fn hand_over(&self) {
-        let mut line = self.line.lock();
-        let next = line.grant_first();
+        let mut locked = self.queue.lock();
+        let next = locked.grant_first();
         if next.is_none() {
             // All waiters have left.
             self.state.store(FREE, Ordering::Release);
-        } else if line.is_empty() {
+        } else if locked.is_empty() {
             // The new owner has no waiters behind it. The grant itself synchronized the value.
             self.state.store(HELD, Ordering::Relaxed);
         }
-        drop(line);
+        drop(locked);
         if let Some(next) = next {
             // From a destructor, so it must not enter the waiter.
             next.wake_later();

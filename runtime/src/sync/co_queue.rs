@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-use super::co_mutex::CoMutexGuard;
-use super::wait_queue::{Gone, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::co_mutex::CoMutexGuard;
+use crate::sync::wait_queue::{Abandoned, WaitQueue};
 
 /// A condition variable: coroutines wait until shared state has changed. They are woken in order of
 /// arrival.
@@ -37,13 +37,13 @@ use crate::coroutine::waiting::Waiting;
 /// ```
 #[doc(alias = "qemu_co_queue_wait")]
 pub struct CoQueue {
-    line: WaitQueue,
+    queue: WaitQueue,
 }
 
 impl CoQueue {
     /// Creates a queue without waiters.
     pub const fn new() -> CoQueue {
-        CoQueue { line: WaitQueue::new(()) }
+        CoQueue { queue: WaitQueue::new(()) }
     }
 
     /// Releases the mutex, waits to be woken, and locks the mutex again. A wake after the release
@@ -60,7 +60,7 @@ impl CoQueue {
     #[track_caller]
     pub fn wait<'a, T: ?Sized>(&self, guard: CoMutexGuard<'a, T>) -> CoMutexGuard<'a, T> {
         let mutex = guard.mutex();
-        self.line.wait(self.line.lock(), (), self.waiting(), move || drop(guard), |gone| self.gone(gone));
+        self.queue.wait(self.queue.lock(), (), self.waiting(), move || drop(guard), |gone| self.gone(gone));
         mutex.lock()
     }
 
@@ -84,24 +84,24 @@ impl CoQueue {
         guard: CoMutexGuard<'a, T>,
     ) -> Result<CoMutexGuard<'a, T>, Cancelled> {
         let mutex = guard.mutex();
-        let line = self.line.lock();
-        self.line
-            .wait_cancellable(line, (), self.waiting(), move || drop(guard), |gone| self.gone(gone))
+        let locked = self.queue.lock();
+        self.queue
+            .wait_cancellable(locked, (), self.waiting(), move || drop(guard), |gone| self.gone(gone))
             .map_err(|()| Cancelled)?;
         // The wake was granted to this waiter: failing now would lose it.
         Ok(mutex.lock())
     }
 
     /// Handles a waiter that leaves: a wake granted to it goes to the next one.
-    fn gone(&self, gone: Gone<'_, (), ()>) {
+    fn gone(&self, gone: Abandoned<'_, (), ()>) {
         match gone {
-            Gone::Left(_) => {}
-            Gone::Granted(()) => _ = self.wake_one(),
+            Abandoned::Left(_) => {}
+            Abandoned::Granted(()) => _ = self.wake_one(),
         }
     }
 
-    fn waiting(&self) -> Waiting {
-        Waiting::CoQueue(std::ptr::from_ref(self).addr())
+    fn waiting(&self) -> WaitReason {
+        WaitReason::CoQueue(std::ptr::from_ref(self).addr())
     }
 
     /// Wakes the longest waiting coroutine. Returns whether there was one.
@@ -110,7 +110,7 @@ impl CoQueue {
     /// iteration.
     #[track_caller]
     pub fn wake_one(&self) -> bool {
-        let next = self.line.lock().grant_first();
+        let next = self.queue.lock().grant_first();
         match next {
             Some(waker) => {
                 waker.wake_later();
@@ -129,7 +129,7 @@ impl CoQueue {
         // A woken waiter on another thread may wait again meanwhile: it queues at the end, and is
         // not woken twice. A separate statement: in the head of the loop the queue would stay
         // locked.
-        let waiting = self.line.lock().len();
+        let waiting = self.queue.lock().len();
         for _ in 0..waiting {
             self.wake_one();
         }

@@ -24,14 +24,14 @@
 mod guard;
 
 use crate::atomic::{AtomicU32, Ordering};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;
 
 pub use guard::{CoRwReadGuard, CoRwWriteGuard};
-
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::{Holder, Waiting};
 
 /// There is a writer.
 const WRITER: u32 = 1;
@@ -99,8 +99,8 @@ impl Share {
 pub struct CoRwLock<T: ?Sized> {
     state: AtomicU32,
     /// The writer.
-    holder: Holder,
-    line: WaitQueue<Share>,
+    owner: LockOwner,
+    queue: WaitQueue<Share>,
     value: UnsafeCell<T>,
 }
 
@@ -115,8 +115,8 @@ impl<T> CoRwLock<T> {
     pub const fn new(value: T) -> CoRwLock<T> {
         CoRwLock {
             state: AtomicU32::new(0),
-            holder: Holder::new(),
-            line: WaitQueue::new(()),
+            owner: LockOwner::new(),
+            queue: WaitQueue::new(()),
             value: UnsafeCell::new(value),
         }
     }
@@ -143,7 +143,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_rdlock")]
     pub fn read(&self) -> CoRwReadGuard<'_, T> {
-        self.take(Share::Read, Waiting::Read(&self.holder));
+        self.take(Share::Read, WaitReason::Read(&self.owner));
         self.reading()
     }
 
@@ -163,7 +163,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// May yield.
     #[track_caller]
     pub fn read_cancellable(&self) -> Result<CoRwReadGuard<'_, T>, Cancelled> {
-        self.take_cancellable(Share::Read, Waiting::Read(&self.holder))?;
+        self.take_cancellable(Share::Read, WaitReason::Read(&self.owner))?;
         Ok(self.reading())
     }
 
@@ -188,7 +188,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     #[doc(alias = "qemu_co_rwlock_wrlock")]
     pub fn write(&self) -> CoRwWriteGuard<'_, T> {
-        self.take(Share::Write, Waiting::Write(&self.holder));
+        self.take(Share::Write, WaitReason::Write(&self.owner));
         self.writing()
     }
 
@@ -208,7 +208,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// May yield.
     #[track_caller]
     pub fn write_cancellable(&self) -> Result<CoRwWriteGuard<'_, T>, Cancelled> {
-        self.take_cancellable(Share::Write, Waiting::Write(&self.holder))?;
+        self.take_cancellable(Share::Write, WaitReason::Write(&self.owner))?;
         Ok(self.writing())
     }
 
@@ -235,7 +235,7 @@ impl<T: ?Sized> CoRwLock<T> {
     #[inline]
     #[track_caller]
     fn writing(&self) -> CoRwWriteGuard<'_, T> {
-        self.holder.note();
+        self.owner.record();
         CoRwWriteGuard::new(self)
     }
 
@@ -257,7 +257,7 @@ impl<T: ?Sized> CoRwLock<T> {
     /// Acquires a share, waiting if necessary.
     #[inline]
     #[track_caller]
-    fn take(&self, share: Share, waiting: Waiting) {
+    fn take(&self, share: Share, waiting: WaitReason) {
         if !self.try_take(share) {
             self.wait(share, waiting);
         }
@@ -265,18 +265,18 @@ impl<T: ?Sized> CoRwLock<T> {
 
     #[cold]
     #[track_caller]
-    fn wait(&self, share: Share, waiting: Waiting) {
-        if let Some(line) = self.line_up(share) {
-            self.line.wait(line, share, waiting, || (), |gone| self.gone(gone));
+    fn wait(&self, share: Share, waiting: WaitReason) {
+        if let Some(locked) = self.line_up(share) {
+            self.queue.wait(locked, share, waiting, || (), |gone| self.gone(gone));
         }
     }
 
     /// Acquires like `take`, but ends early if the coroutine is cancelled.
     #[track_caller]
-    fn take_cancellable(&self, share: Share, waiting: Waiting) -> Result<(), Cancelled> {
+    fn take_cancellable(&self, share: Share, waiting: WaitReason) -> Result<(), Cancelled> {
         if !self.try_take(share) {
-            if let Some(line) = self.line_up(share) {
-                let granted = self.line.wait_cancellable(line, share, waiting, || (), |gone| self.gone(gone));
+            if let Some(locked) = self.line_up(share) {
+                let granted = self.queue.wait_cancellable(locked, share, waiting, || (), |gone| self.gone(gone));
                 granted.map_err(|_| Cancelled)?;
             }
         }
@@ -288,8 +288,8 @@ impl<T: ?Sized> CoRwLock<T> {
     #[track_caller]
     fn line_up(&self, share: Share) -> Option<Locked<'_, Share>> {
         // Before locking the queue: a panic runs a foreign hook.
-        self.holder.refuse_self("CoRwLock");
-        let line = self.line.lock();
+        self.owner.panic_if_self("CoRwLock");
+        let locked = self.queue.lock();
         let mut now = self.state.load(Ordering::Relaxed);
         loop {
             let taken = if now & LINE == 0 { share.added_to(now) } else { None };
@@ -297,17 +297,17 @@ impl<T: ?Sized> CoRwLock<T> {
             // release that observes it takes the queue's lock, and so sees everything done under
             // it.
             match self.state.compare_exchange(now, taken.unwrap_or(now | LINE), Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return taken.is_none().then_some(line),
+                Ok(_) => return taken.is_none().then_some(locked),
                 Err(changed) => now = changed,
             }
         }
     }
 
     /// Handles a waiter that leaves.
-    fn gone(&self, gone: Gone<'_, Share, ()>) {
+    fn gone(&self, gone: Abandoned<'_, Share, ()>) {
         match gone {
-            Gone::Left(line) => self.let_in(line),
-            Gone::Granted(share) => self.give_up(share),
+            Abandoned::Left(locked) => self.grant_waiting(locked),
+            Abandoned::Granted(share) => self.give_up(share),
         }
     }
 
@@ -322,20 +322,20 @@ impl<T: ?Sized> CoRwLock<T> {
         };
         // Release pairs with the acquires of the next holders.
         if self.state.fetch_sub(share, Ordering::Release) == share | LINE {
-            self.let_in(self.line.lock());
+            self.grant_waiting(self.queue.lock());
         }
     }
 
     /// Admits waiters from the head of the queue, as far as the current holders allow.
     #[cold]
     #[track_caller]
-    fn let_in(&self, line: Locked<'_, Share>) {
-        self.line.hand_out(line, |line| {
-            let next = match line.first() {
-                Some(&mut share) if self.add_in_line(share) => line.grant_first(),
+    fn grant_waiting(&self, locked: Locked<'_, Share>) {
+        self.queue.grant_all(locked, |locked| {
+            let next = match locked.first() {
+                Some(&mut share) if self.add_in_line(share) => locked.grant_first(),
                 _ => None,
             };
-            if line.is_empty() {
+            if locked.is_empty() {
                 // Relaxed: it only lets others take the word as it is.
                 self.state.fetch_and(!LINE, Ordering::Relaxed);
             }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
 
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///
@@ -63,7 +63,7 @@ impl<T> OneShotReceiver<T> {
     /// May yield.
     #[track_caller]
     pub fn recv(&self) -> Result<T, RecvError> {
-        self.0.receive(Waiting::OneShot)
+        self.0.receive(WaitReason::OneShot)
     }
 
     /// Receives the value, if it was sent. Callable outside a coroutine.

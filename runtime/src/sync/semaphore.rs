@@ -7,9 +7,9 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use super::wait_queue::{Gone, Locked, WaitQueue};
-use crate::coroutine::Cancelled;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 
 /// A counting semaphore for coroutines of any number of contexts and threads. First come, first
 /// served: a waiter that requests many permits is not overtaken by one that requests few.
@@ -40,13 +40,13 @@ use crate::coroutine::waiting::Waiting;
 /// ```
 pub struct Semaphore {
     /// Nodes carry the requested count; the state is the available count.
-    line: WaitQueue<usize, usize>,
+    queue: WaitQueue<usize, usize>,
 }
 
 impl Semaphore {
     /// Creates a semaphore with `permits` permits.
     pub const fn new(permits: usize) -> Semaphore {
-        Semaphore { line: WaitQueue::new(permits) }
+        Semaphore { queue: WaitQueue::new(permits) }
     }
 
     /// Acquires a permit; suspends the coroutine until one is available. First come, first served.
@@ -78,8 +78,8 @@ impl Semaphore {
     #[track_caller]
     #[doc(alias = "co_get_from_shres")]
     pub fn acquire_many(&self, count: usize) -> Permit<'_> {
-        if let Err(line) = self.take(count) {
-            self.line.wait(line, count, self.waiting(), || (), |gone| self.gone(gone));
+        if let Err(locked) = self.take(count) {
+            self.queue.wait(locked, count, self.waiting(), || (), |gone| self.gone(gone));
         }
         Permit { semaphore: self, count }
     }
@@ -119,8 +119,8 @@ impl Semaphore {
     /// May yield.
     #[track_caller]
     pub fn acquire_many_cancellable(&self, count: usize) -> Result<Permit<'_>, Cancelled> {
-        if let Err(line) = self.take(count) {
-            let granted = self.line.wait_cancellable(line, count, self.waiting(), || (), |gone| self.gone(gone));
+        if let Err(locked) = self.take(count) {
+            let granted = self.queue.wait_cancellable(locked, count, self.waiting(), || (), |gone| self.gone(gone));
             granted.map_err(|_| Cancelled)?;
         }
         Ok(Permit { semaphore: self, count })
@@ -139,56 +139,56 @@ impl Semaphore {
     /// If the sum exceeds `usize::MAX`.
     #[track_caller]
     pub fn add_permits(&self, count: usize) {
-        let mut line = self.line.lock();
-        let Some(sum) = line.state().checked_add(count) else {
-            drop(line);
+        let mut locked = self.queue.lock();
+        let Some(sum) = locked.state().checked_add(count) else {
+            drop(locked);
             panic!(
                 "cannot add {count} permits: more than a semaphore can count; are permits added that a guard also \
                  returns?"
             );
         };
-        *line.state() = sum;
-        self.let_in(line);
+        *locked.state() = sum;
+        self.grant_waiting(locked);
     }
 
     /// Returns the number of available permits, which may change at any time.
     pub fn available(&self) -> usize {
-        *self.line.lock().state()
+        *self.queue.lock().state()
     }
 
     /// Acquires permits if there are no waiters; otherwise returns the locked queue, to join.
     fn take(&self, count: usize) -> Result<(), Locked<'_, usize, usize>> {
-        let mut line = self.line.lock();
-        match line.state().checked_sub(count) {
-            Some(rest) if line.is_empty() => {
-                *line.state() = rest;
+        let mut locked = self.queue.lock();
+        match locked.state().checked_sub(count) {
+            Some(rest) if locked.is_empty() => {
+                *locked.state() = rest;
                 Ok(())
             }
-            _ => Err(line),
+            _ => Err(locked),
         }
     }
 
     /// Admits the first waiters, while the permits suffice.
     #[track_caller]
-    fn let_in(&self, line: Locked<'_, usize, usize>) {
-        self.line.hand_out(line, |line| {
-            let wanted = *line.first()?;
-            *line.state() = line.state().checked_sub(wanted)?;
-            line.grant_first()
+    fn grant_waiting(&self, locked: Locked<'_, usize, usize>) {
+        self.queue.grant_all(locked, |locked| {
+            let wanted = *locked.first()?;
+            *locked.state() = locked.state().checked_sub(wanted)?;
+            locked.grant_first()
         });
     }
 
     /// Handles a waiter that leaves.
-    fn gone(&self, gone: Gone<'_, usize, usize>) {
+    fn gone(&self, gone: Abandoned<'_, usize, usize>) {
         match gone {
             // Waiters behind it may request less.
-            Gone::Left(line) => self.let_in(line),
-            Gone::Granted(count) => self.add_permits(count),
+            Abandoned::Left(locked) => self.grant_waiting(locked),
+            Abandoned::Granted(count) => self.add_permits(count),
         }
     }
 
-    fn waiting(&self) -> Waiting {
-        Waiting::Semaphore(std::ptr::from_ref(self).addr())
+    fn waiting(&self) -> WaitReason {
+        WaitReason::Semaphore(std::ptr::from_ref(self).addr())
     }
 }
 

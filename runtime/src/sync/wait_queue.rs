@@ -19,8 +19,11 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
-use crate::coroutine::waiting::{Waiting, suspend_for};
-use crate::coroutine::{Cancelled, Coroutine, Waker};
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::scheduler::suspend_for;
+use crate::task::coroutine::Coroutine;
+use crate::task::waker::Waker;
 
 /// A coroutine's node in the queue.
 struct Node<P> {
@@ -28,7 +31,7 @@ struct Node<P> {
     granted: AtomicBool,
     prev: Cell<*const Node<P>>,
     next: Cell<*const Node<P>>,
-    carries: UnsafeCell<P>,
+    payload: UnsafeCell<P>,
     _pinned: PhantomPinned,
 }
 
@@ -59,7 +62,7 @@ pub(crate) struct Locked<'a, P = (), S = ()> {
 }
 
 /// How a waiter leaves without keeping a grant.
-pub(crate) enum Gone<'a, P, S> {
+pub(crate) enum Abandoned<'a, P, S> {
     /// It left the queue, which is still locked: the waiters behind it may have waited only for it.
     Left(Locked<'a, P, S>),
     /// It unwinds after its grant: the grant must be passed on.
@@ -94,13 +97,13 @@ impl<P: Default, S> WaitQueue<P, S> {
     #[track_caller]
     pub(crate) fn wait(
         &self,
-        line: Locked<'_, P, S>,
-        carries: P,
-        waiting: Waiting,
+        locked: Locked<'_, P, S>,
+        payload: P,
+        reason: WaitReason,
         before_sleep: impl FnOnce(),
-        gone: impl Fn(Gone<'_, P, S>),
+        gone: impl Fn(Abandoned<'_, P, S>),
     ) -> P {
-        let granted = self.wait_unless(|_| false, line, carries, waiting, before_sleep, gone);
+        let granted = self.wait_unless(|_| false, locked, payload, reason, before_sleep, gone);
         granted.unwrap_or_else(|_| unreachable!("only a cancelled wait ends early"))
     }
 
@@ -113,43 +116,43 @@ impl<P: Default, S> WaitQueue<P, S> {
     #[track_caller]
     pub(crate) fn wait_cancellable(
         &self,
-        line: Locked<'_, P, S>,
-        carries: P,
-        waiting: Waiting,
+        locked: Locked<'_, P, S>,
+        payload: P,
+        reason: WaitReason,
         before_sleep: impl FnOnce(),
-        gone: impl Fn(Gone<'_, P, S>),
+        gone: impl Fn(Abandoned<'_, P, S>),
     ) -> Result<P, P> {
-        self.wait_unless(Coroutine::is_cancelled, line, carries, waiting, before_sleep, gone)
+        self.wait_unless(Coroutine::is_cancelled, locked, payload, reason, before_sleep, gone)
     }
 
     #[track_caller]
     fn wait_unless(
         &self,
         cancelled: impl Fn(&Coroutine) -> bool,
-        line: Locked<'_, P, S>,
-        carries: P,
-        waiting: Waiting,
+        locked: Locked<'_, P, S>,
+        payload: P,
+        reason: WaitReason,
         before_sleep: impl FnOnce(),
-        gone: impl Fn(Gone<'_, P, S>),
+        gone: impl Fn(Abandoned<'_, P, S>),
     ) -> Result<P, P> {
         /// Leaves the queue when the coroutine unwinds.
-        struct InLine<'a, P: Default, S, G: Fn(Gone<'_, P, S>)> {
+        struct QueuedGuard<'a, P: Default, S, G: Fn(Abandoned<'_, P, S>)> {
             queue: &'a WaitQueue<P, S>,
             node: &'a Node<P>,
             gone: G,
         }
-        impl<P: Default, S, G: Fn(Gone<'_, P, S>)> Drop for InLine<'_, P, S, G> {
+        impl<P: Default, S, G: Fn(Abandoned<'_, P, S>)> Drop for QueuedGuard<'_, P, S, G> {
             fn drop(&mut self) {
                 (self.gone)(match self.queue.leave(self.node) {
-                    Some(line) => Gone::Left(line),
+                    Some(locked) => Abandoned::Left(locked),
                     // SAFETY: *a node is in the line or its owner's*: it was granted.
-                    None => Gone::Granted(std::mem::take(unsafe { &mut *self.node.carries.get() })),
+                    None => Abandoned::Granted(std::mem::take(unsafe { &mut *self.node.payload.get() })),
                 });
             }
         }
         let Some(current) = Coroutine::current() else {
             // The caller may have set state for one more waiter.
-            gone(Gone::Left(line));
+            gone(Abandoned::Left(locked));
             panic!("would block outside a coroutine: spawn one, or use the `try_` variant");
         };
         let node = Node {
@@ -157,31 +160,31 @@ impl<P: Default, S> WaitQueue<P, S> {
             granted: AtomicBool::new(false),
             prev: Cell::new(ptr::null()),
             next: Cell::new(ptr::null()),
-            carries: UnsafeCell::new(carries),
+            payload: UnsafeCell::new(payload),
             _pinned: PhantomPinned,
         };
-        let mut line = line;
-        line.push(&node);
-        let in_line = InLine { queue: self, node: &node, gone };
-        drop(line);
+        let mut locked = locked;
+        locked.push(&node);
+        let queued = QueuedGuard { queue: self, node: &node, gone };
+        drop(locked);
         before_sleep();
         // Acquire pairs with the release in `grant_first`: the granter's earlier writes are
         // visible.
         while !node.granted.load(Ordering::Acquire) {
             if cancelled(&current) {
-                if let Some(line) = self.leave(&node) {
-                    (in_line.gone)(Gone::Left(line));
-                    std::mem::forget(in_line);
+                if let Some(locked) = self.leave(&node) {
+                    (queued.gone)(Abandoned::Left(locked));
+                    std::mem::forget(queued);
                     // The commit point: the node is out of the queue and was not granted. Only now
                     // may a timeout be marked as hit.
                     let _: Cancelled = current.cut_short();
-                    return Err(node.carries.into_inner());
+                    return Err(node.payload.into_inner());
                 }
             }
-            suspend_for(waiting);
+            suspend_for(reason);
         }
-        std::mem::forget(in_line);
-        Ok(node.carries.into_inner())
+        std::mem::forget(queued);
+        Ok(node.payload.into_inner())
     }
 
     /// Removes a node, unless it was granted. Returns the locked queue if the node was in it.
@@ -190,13 +193,13 @@ impl<P: Default, S> WaitQueue<P, S> {
         if node.granted.load(Ordering::Acquire) {
             return None;
         }
-        let mut line = self.lock();
+        let mut locked = self.lock();
         // It may have been granted before the queue was locked.
         if node.granted.load(Ordering::Relaxed) {
             return None;
         }
-        line.remove(node);
-        Some(line)
+        locked.remove(node);
+        Some(locked)
     }
 
     /// Wakes the waiters that `grant_next` grants, one after the other, each with the queue
@@ -206,17 +209,17 @@ impl<P: Default, S> WaitQueue<P, S> {
     /// The woken coroutines run when the running coroutine yields, or else in their loops' next
     /// iteration.
     #[track_caller]
-    pub(crate) fn hand_out<'a>(
+    pub(crate) fn grant_all<'a>(
         &'a self,
-        mut line: Locked<'a, P, S>,
+        mut locked: Locked<'a, P, S>,
         mut grant_next: impl FnMut(&mut Locked<'_, P, S>) -> Option<Waker>,
     ) {
-        while let Some(next) = grant_next(&mut line) {
-            drop(line);
+        while let Some(next) = grant_next(&mut locked) {
+            drop(locked);
             next.wake_later();
             // Not under the lock: it may be the last reference to the waiter's context.
             drop(next);
-            line = self.lock();
+            locked = self.lock();
         }
     }
 }
@@ -241,9 +244,9 @@ impl<P, S> Locked<'_, P, S> {
         let mut count = 0;
         let mut node = self.inside().head;
         // SAFETY: as in `push`.
-        while let Some(waiting) = unsafe { node.as_ref() } {
+        while let Some(waiter) = unsafe { node.as_ref() } {
             count += 1;
-            node = waiting.next.get();
+            node = waiter.next.get();
         }
         count
     }
@@ -279,7 +282,7 @@ impl<P, S> Locked<'_, P, S> {
     pub(crate) fn first(&mut self) -> Option<&mut P> {
         // SAFETY: as in `push`; the owner does not touch the payload while the node is queued, and
         // the queue is borrowed exclusively.
-        unsafe { self.inside().head.as_ref().map(|node| &mut *node.carries.get()) }
+        unsafe { self.inside().head.as_ref().map(|node| &mut *node.payload.get()) }
     }
 
     /// Removes the first waiter and grants it. The caller wakes it after unlocking.
@@ -316,12 +319,12 @@ mod tests {
                 let queue = WaitQueue::new(());
                 let check_then_grant = |current: &Coroutine| {
                     let is_over = current.is_cancelled();
-                    let mut line = queue.lock();
-                    *line.first().expect("the waiter is in the queue") = 7;
-                    drop(line.grant_first());
+                    let mut locked = queue.lock();
+                    *locked.first().expect("the waiter is in the queue") = 7;
+                    drop(locked.grant_first());
                     is_over
                 };
-                let wait = || queue.wait_unless(check_then_grant, queue.lock(), 0, Waiting::Enter, || (), |_| ());
+                let wait = || queue.wait_unless(check_then_grant, queue.lock(), 0, WaitReason::Enter, || (), |_| ());
                 timeout(Duration::ZERO, wait)
             });
             assert_eq!(waiter.join().unwrap(), Ok(Ok(7)));

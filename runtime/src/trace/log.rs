@@ -12,11 +12,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::control::CoroutineId;
-use crate::coroutine::waiting::Waiting;
-
-use super::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
-use super::ring::{Ring, WORDS};
+use crate::trace::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
+use crate::trace::ring::{Ring, WORDS};
 
 /// A handle to an event log. Contexts write to the log that they are
 /// [created](crate::ContextBuilder::trace) with.
@@ -54,11 +51,7 @@ struct Words {
 }
 
 /// Identifies a coroutine on any thread: control block and generation.
-type Id = (u64, u64);
-
-fn id(id: CoroutineId) -> Id {
-    (ptr::from_ref(id.block).expose_provenance() as u64, id.generation)
-}
+pub(crate) type Id = (u64, u64);
 
 impl Trace {
     /// Creates a log of the most recent `capacity` events (40 bytes each), and of at most as many
@@ -137,8 +130,7 @@ impl Tracer {
     }
 
     #[cold]
-    pub(crate) fn create(&self, who: CoroutineId, name: Option<&str>, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn create(&self, (a, b): Id, name: Option<&str>, at: &'static Location<'static>) {
         if let Some(name) = name {
             let mut words = self.log.words.lock();
             if words.names.len() == self.log.capacity {
@@ -151,26 +143,22 @@ impl Tracer {
 
     /// `at` is the line at which the coroutine continues.
     #[cold]
-    pub(crate) fn enter(&self, who: CoroutineId, unwinds: bool, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn enter(&self, (a, b): Id, unwinds: bool, at: &'static Location<'static>) {
         self.push(Kind::Enter, u8::from(unwinds), a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, who: CoroutineId, waits: Waits, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn yielded(&self, (a, b): Id, waits: Waits, at: &'static Location<'static>) {
         self.push(Kind::Yield, WAITS.iter().position(|&w| w == waits).unwrap_or(0) as u8, a, b, Some(at));
     }
 
     #[cold]
-    pub(crate) fn end(&self, who: CoroutineId) {
-        let (a, b) = id(who);
+    pub(crate) fn end(&self, (a, b): Id) {
         self.push(Kind::End, 0, a, b, None);
     }
 
     #[cold]
-    pub(crate) fn wake(&self, who: CoroutineId, how: Wake, at: &'static Location<'static>) {
-        let (a, b) = id(who);
+    pub(crate) fn wake(&self, (a, b): Id, how: Wake, at: &'static Location<'static>) {
         self.push(Kind::Wake, WAKES.iter().position(|&w| w == how).unwrap_or(0) as u8, a, b, Some(at));
     }
 
@@ -283,27 +271,6 @@ const WAITS: [Waits; 10] = [
     Waits::Future,
     Waits::Scope,
 ];
-
-impl From<Waiting> for Waits {
-    fn from(waiting: Waiting) -> Waits {
-        match waiting {
-            Waiting::Enter => Waits::Enter,
-            Waiting::Turn => Waits::Turn,
-            Waiting::Join(_) => Waits::Join,
-            Waiting::CoMutex(_) | Waiting::Read(_) | Waiting::Write(_) | Waiting::Upgrade(_) => Waits::Lock,
-            Waiting::CoQueue(_)
-            | Waiting::Semaphore(_)
-            | Waiting::Send(_)
-            | Waiting::Receive(_)
-            | Waiting::OneShot(_) => Waits::Message,
-            Waiting::Sleep => Waits::Time,
-            Waiting::Readable(_) | Waiting::Writable(_) => Waits::Descriptor,
-            Waiting::Io => Waits::Io,
-            Waiting::Future => Waits::Future,
-            Waiting::Scope => Waits::Scope,
-        }
-    }
-}
 
 /// Unpacks records, numbering coroutines, threads and requests in order of first appearance.
 struct Reader<'a> {

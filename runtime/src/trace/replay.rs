@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::event::{Event, Lane, Record, Recording, RequestState, Span};
+use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Span};
 
 /// One frame of a thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -70,34 +70,55 @@ pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
     (!is_over).then_some(value)
 }
 
-/// What waits record for messages; there are no messages here.
-pub(crate) mod waiting {
+/// The paths by which the library's sources refer to these items.
+pub(crate) mod error {
+    pub(crate) use super::Cancelled;
+}
+
+pub(crate) mod task {
+    pub(crate) mod coroutine {
+        pub(crate) use crate::coroutine::Coroutine;
+    }
+
+    pub(crate) mod waker {
+        pub(crate) use crate::coroutine::Waker;
+    }
+}
+
+pub(crate) mod scheduler {
+    pub(crate) fn suspend_for(_reason: crate::coroutine::wait_reason::WaitReason) {
+        crate::coroutine::suspend();
+    }
+}
+
+/// The records for messages; there are no messages here.
+pub(crate) mod wait_reason {
+    use super::lock_owner::LockOwner;
+
     #[derive(Clone, Copy)]
-    pub(crate) enum Waiting {
-        CoMutex(*const Holder),
-        Read(*const Holder),
-        Write(*const Holder),
-        Upgrade(*const Holder),
+    pub(crate) enum WaitReason {
+        CoMutex(*const LockOwner),
+        Read(*const LockOwner),
+        Write(*const LockOwner),
+        Upgrade(*const LockOwner),
         CoQueue(usize),
         Semaphore(usize),
         Send(usize),
         Receive(usize),
     }
+}
 
-    pub(crate) struct Holder;
+pub(crate) mod lock_owner {
+    pub(crate) struct LockOwner;
 
-    impl Holder {
-        pub(crate) const fn new() -> Holder {
-            Holder
+    impl LockOwner {
+        pub(crate) const fn new() -> LockOwner {
+            LockOwner
         }
 
-        pub(crate) fn note(&self) {}
+        pub(crate) fn record(&self) {}
         pub(crate) fn clear(&self) {}
-        pub(crate) fn refuse_self(&self, _what: &str) {}
-    }
-
-    pub(crate) fn suspend_for(_waiting: Waiting) {
-        super::suspend();
+        pub(crate) fn panic_if_self(&self, _what: &str) {}
     }
 }
 

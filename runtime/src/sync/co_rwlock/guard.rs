@@ -7,9 +7,9 @@ use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
-use super::{CoRwLock, LINE, READER, Share, WRITER};
 use crate::atomic::Ordering;
-use crate::coroutine::waiting::Waiting;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::sync::co_rwlock::{CoRwLock, LINE, READER, Share, WRITER};
 
 /// Read access to the lock, shared with other readers. May be held while the coroutine is
 /// suspended.
@@ -51,7 +51,7 @@ impl<'a, T: ?Sized> CoRwReadGuard<'a, T> {
             Err(reading) => {
                 let lock = reading.lock;
                 drop(reading);
-                lock.take(Share::Write, Waiting::Upgrade(&lock.holder));
+                lock.take(Share::Write, WaitReason::Upgrade(&lock.owner));
                 lock.writing()
             }
         }
@@ -120,10 +120,10 @@ impl<'a, T: ?Sized> CoRwWriteGuard<'a, T> {
     #[track_caller]
     pub fn downgrade(self) -> CoRwReadGuard<'a, T> {
         let lock = ManuallyDrop::new(self).lock;
-        lock.holder.clear();
+        lock.owner.clear();
         // Release pairs with the acquires of later readers.
         if lock.state.fetch_add(READER - WRITER, Ordering::Release) & LINE != 0 {
-            lock.let_in(lock.line.lock());
+            lock.grant_waiting(lock.queue.lock());
         }
         lock.reading()
     }
@@ -150,7 +150,7 @@ impl<T: ?Sized> DerefMut for CoRwWriteGuard<'_, T> {
 impl<T: ?Sized> Drop for CoRwWriteGuard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.holder.clear();
+        self.lock.owner.clear();
         self.lock.give_up(Share::Write);
     }
 }

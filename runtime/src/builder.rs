@@ -1,0 +1,213 @@
+//! Configuring a context, and running it with the calling thread as its home.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::context::AioContext;
+use crate::context::heartbeat::Heartbeat;
+use crate::context::idle::IdleTimer;
+use crate::context::local::{LocalContext, Settings};
+use crate::context::shared::SharedContext;
+use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
+use crate::diagnostics::deadlock;
+use crate::diagnostics::signal::RegistryGuard;
+use crate::diagnostics::stack_overflow::AlternateStack;
+use crate::diagnostics::stall::Watcher;
+use crate::sys::clock::{Clock, VirtualClock};
+use crate::sys::fork;
+use crate::task::coroutine::Coroutine;
+use crate::trace::Trace;
+
+/// Configures a context.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ContextBuilder {
+    stack_size: usize,
+    poll_limit: Duration,
+    deadlock_report: Option<Duration>,
+    stall_report: Option<Duration>,
+    unwind_report: bool,
+    measure_stack: bool,
+    trace: Option<Trace>,
+    clock: Clock,
+}
+
+impl ContextBuilder {
+    /// Sets the default stack size of coroutines in bytes, guard page included.
+    pub fn stack_size(mut self, bytes: usize) -> ContextBuilder {
+        self.stack_size = bytes;
+        self
+    }
+
+    /// Sets how long the loop may busy-poll sources in memory, above all the I/O engine's ring,
+    /// before it sleeps. Default: zero, no busy-polling. The actual time adapts per source: it
+    /// grows while that pays, and shrinks while it does not.
+    ///
+    /// Busy-polling trades CPU time for latency: an event that arrives meanwhile needs no wake-up.
+    /// Twice the latency of the device is a good limit.
+    pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
+        self.poll_limit = limit;
+        self
+    }
+
+    /// Sets how long the loop must be idle before it checks for deadlocked coroutines. It reports
+    /// them on standard error, with what each waits for, where, and the owner. Default: one second.
+    /// `None` disables the check.
+    ///
+    /// Only certain deadlocks are reported: no event of the kernel is pending, and everything that
+    /// could end a wait is known to wait as well. While other threads run, they are assumed able to
+    /// wake waiters of semaphores, channels and queues. With a [virtual clock](Self::virtual_clock)
+    /// the check is immediate, since idle time does not pass there.
+    pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
+        self.deadlock_report = after;
+        self
+    }
+
+    /// Sets whether the end of the context reports, on standard error, the number of coroutines
+    /// that had not ended and were unwound. Default: true.
+    pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
+        self.unwind_report = report;
+        self
+    }
+
+    /// Reports on standard error each iteration of the loop, or enter outside of an iteration, that
+    /// takes longer than `limit`, with the coroutine that runs and a backtrace. Off by default.
+    /// Uses a thread, which stops the home thread briefly by `SIGURG` to take the backtrace.
+    pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
+        self.stall_report = Some(limit);
+        self
+    }
+
+    /// Sets whether the stack use of coroutines is measured by default. Costs memory and time for
+    /// each coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
+    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
+        self.measure_stack = measure;
+        self
+    }
+
+    /// Makes the context use `clock` instead of the system's time, for timers,
+    /// [`sleep`](crate::sleep), [`timeout`](crate::timeout), idle bottom halves, and the reported
+    /// duration of waits. For tests and simulations.
+    ///
+    /// The clock advances when the loop has nothing else to do: to the next timer, or as a
+    /// simulated backend requires. I/O of a real backend is waited for in real time, and a timer
+    /// meanwhile fires after its remaining time in real time. With no timer and no I/O, the loop
+    /// checks for a deadlock immediately if [`deadlock_report`](Self::deadlock_report) allows it,
+    /// and then sleeps until a descriptor or another thread wakes it. It never busy-polls:
+    /// [`poll_limit`](Self::poll_limit) is a real time.
+    pub fn virtual_clock(mut self, clock: VirtualClock) -> ContextBuilder {
+        self.clock = Clock::Virtual(clock);
+        self
+    }
+
+    /// Records the context's events in an event log.
+    pub fn trace(mut self, trace: &Trace) -> ContextBuilder {
+        self.trace = Some(trace.clone());
+        self
+    }
+
+    /// As [`AioContext::run`].
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptors left for the loop.
+    ///
+    /// # Panics
+    ///
+    /// As [`AioContext::run`].
+    #[track_caller]
+    pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        fork::refuse_in_child("running a context");
+        let context = AioContext { shared: SharedContext::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
+        context.set_poll_limit(self.poll_limit);
+        let _counted = RegistryGuard::new(&context);
+        let heartbeat = self.stall_report.map(|_| Arc::<Heartbeat>::default());
+        let _watcher = match (self.stall_report, &heartbeat) {
+            (Some(limit), Some(heartbeat)) => Some(Watcher::start(&context, Arc::clone(heartbeat), limit)?),
+            _ => None,
+        };
+        let _alternate_stack = AlternateStack::install();
+        let settings = Settings {
+            stacks: StackPool::new(self.stack_size, self.measure_stack),
+            heartbeat,
+            idle_timer: IdleTimer::new(self.deadlock_report, deadlock::reporter()),
+            reports_unwound: self.unwind_report,
+        };
+        Ok(LocalContext::run(&context, settings, || f(&context)))
+    }
+
+    /// Creates a context with this thread as its home, runs `f` as its first coroutine, and runs
+    /// the loop until that coroutine ends. `f` may borrow. The remaining coroutines are then
+    /// unwound.
+    ///
+    /// # Errors
+    ///
+    /// The system has no descriptors left for the loop, or no memory for a stack.
+    ///
+    /// # Panics
+    ///
+    /// Propagates a panic of `f`. Panics if this thread already runs a context.
+    #[track_caller]
+    pub fn run_coroutine<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
+        // Here, not in the closure, so that the caller is recorded as the creator.
+        let main = Coroutine::builder().name("main");
+        self.run(|context| {
+            let first = || f(context);
+            // SAFETY: what `first` borrows outlives `run`, and with it the context: leaving this
+            // closure early, by a panic in the loop, ends in `LocalContext::run`, which unwinds all
+            // coroutines before it returns.
+            let main = unsafe { main.spawn_borrowing(first) }?;
+            Ok(main.join().unwrap_or_else(|payload| resume_unwind(payload)))
+        })?
+    }
+}
+
+impl AioContext {
+    /// Creates a context with this thread as its home while `f` runs, on the thread's own stack.
+    /// When `f` returns, the remaining coroutines are unwound; then its result is returned.
+    ///
+    /// Nothing runs by itself: `f` must enter coroutines, and call [`poll`](Self::poll).
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, spawn};
+    ///
+    /// let answer = AioContext::run(|ctx| {
+    ///     let task = spawn(|| 6 * 7);
+    ///     while !task.is_finished() {
+    ///         ctx.poll(true);
+    ///     }
+    ///     task.join().unwrap()
+    /// });
+    /// assert_eq!(answer, 42);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Propagates a panic of `f`, after unwinding its coroutines. Panics if this thread already
+    /// runs a context, or if the system has no descriptors left.
+    #[track_caller]
+    pub fn run<R>(f: impl FnOnce(&AioContext) -> R) -> R {
+        match AioContext::builder().run(f) {
+            Ok(value) => value,
+            Err(error) => panic!("cannot create a context: {error}"),
+        }
+    }
+
+    /// Returns a builder, for a context with other settings, or to get errors instead of panics.
+    pub fn builder() -> ContextBuilder {
+        ContextBuilder {
+            stack_size: DEFAULT_STACK_SIZE,
+            measure_stack: false,
+            clock: Clock::Real,
+            poll_limit: Duration::ZERO,
+            deadlock_report: Some(Duration::from_secs(1)),
+            stall_report: None,
+            unwind_report: true,
+            trace: None,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The identity of a coroutine: a control block and the coroutine's generation.
+
+use std::{fmt, ptr};
+
+use crate::coroutine::control_block::ControlBlock;
+use crate::trace;
+
+/// The identity of a coroutine, as this crate uses it.
+///
+/// Any thread may hold one. Only the home thread may use more of the block than
+/// [`BlockRef::is_live`].
+#[derive(Clone, Copy)]
+pub(crate) struct BlockRef {
+    pub(crate) block: &'static ControlBlock,
+    pub(crate) generation: u64,
+}
+
+impl BlockRef {
+    /// Returns whether the coroutine has not ended, or has ended with a result that was not fetched
+    /// yet.
+    #[inline]
+    pub(crate) fn is_live(self) -> bool {
+        self.block.word.generation() == self.generation
+    }
+
+    /// Returns whether the coroutine belongs to this context and has not ended.
+    #[inline]
+    pub(crate) fn lives_in(self, context: usize) -> bool {
+        self.block.context() == context && self.is_live()
+    }
+
+    /// Returns the identity as the event log stores it.
+    pub(crate) fn traced(self) -> trace::Id {
+        (ptr::from_ref(self.block).expose_provenance() as u64, self.generation)
+    }
+}
+
+impl PartialEq for BlockRef {
+    fn eq(&self, other: &BlockRef) -> bool {
+        ptr::eq(self.block, other.block) && self.generation == other.generation
+    }
+}
+
+impl Eq for BlockRef {}
+
+/// A coroutine as an I/O engine stores it with a request: plain data, usable on any thread. Its
+/// context acts on it: [`AtHome`](crate::AtHome) and
+/// [`AioContext::schedule`](crate::AioContext::schedule).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    pub(crate) id: BlockRef,
+}
+
+impl Token {
+    #[inline]
+    pub(crate) fn of(id: BlockRef) -> Token {
+        Token { id }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
+    }
+}

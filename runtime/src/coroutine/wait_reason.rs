@@ -1,0 +1,87 @@
+//! What a suspended coroutine waits for.
+//!
+//! A coroutine records that before it suspends: two words, so the record is always on, for dumps and
+//! deadlock reports.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use crate::coroutine::control_block::ControlBlock;
+use crate::coroutine::lock_owner::LockOwner;
+use crate::trace::Waits;
+
+/// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum WaitReason {
+    /// An enter or a wake: a bare `suspend`.
+    #[default]
+    Enter,
+    /// Its turn: `yield_now`.
+    Turn,
+    Join(&'static ControlBlock),
+    CoMutex(*const LockOwner),
+    Read(*const LockOwner),
+    Write(*const LockOwner),
+    Upgrade(*const LockOwner),
+    CoQueue(usize),
+    Semaphore(usize),
+    Send(usize),
+    Receive(usize),
+    OneShot(usize),
+    Sleep,
+    Readable(i32),
+    Writable(i32),
+    Io,
+    Future,
+    Scope,
+}
+
+impl WaitReason {
+    /// Returns the owner record, if the wait is for a lock.
+    pub(crate) fn owner(&self) -> Option<&LockOwner> {
+        match *self {
+            WaitReason::CoMutex(holder)
+            | WaitReason::Read(holder)
+            | WaitReason::Write(holder)
+            | WaitReason::Upgrade(holder) => {
+                // SAFETY: *recorded while it waits*: the lock is borrowed by the wait that recorded
+                // it, and the record is read at home, while the coroutine is suspended in that
+                // wait.
+                Some(unsafe { &*holder })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<WaitReason> for Waits {
+    fn from(waiting: WaitReason) -> Waits {
+        match waiting {
+            WaitReason::Enter => Waits::Enter,
+            WaitReason::Turn => Waits::Turn,
+            WaitReason::Join(_) => Waits::Join,
+            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => Waits::Lock,
+            WaitReason::CoQueue(_)
+            | WaitReason::Semaphore(_)
+            | WaitReason::Send(_)
+            | WaitReason::Receive(_)
+            | WaitReason::OneShot(_) => Waits::Message,
+            WaitReason::Sleep => Waits::Time,
+            WaitReason::Readable(_) | WaitReason::Writable(_) => Waits::Descriptor,
+            WaitReason::Io => Waits::Io,
+            WaitReason::Future => Waits::Future,
+            WaitReason::Scope => Waits::Scope,
+        }
+    }
+}
+
+/// An active [`timeout`](crate::timeout). It lies on the stack of its coroutine; no other coroutine
+/// touches it.
+pub(crate) struct Deadline {
+    pub(crate) deadline: Instant,
+    /// Whether an operation failed because of it. Set by `Scheduler::cut_short` only.
+    pub(crate) hit: Cell<bool>,
+    pub(crate) outer: *const Deadline,
+}

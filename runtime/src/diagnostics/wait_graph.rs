@@ -1,0 +1,125 @@
+//! Which party could end a wait.
+
+use std::fmt;
+
+use crate::coroutine::control_block::{ControlBlock, State};
+use crate::coroutine::id::BlockRef;
+use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::scheduler::Scheduler;
+
+impl BlockRef {
+    /// Returns whether the coroutine has ended, as seen from `home`'s thread.
+    fn has_ended(self, scheduler: &Scheduler) -> bool {
+        !self.is_live()
+            || self.block.context() == scheduler.shared.id()
+                && scheduler.local(self.block).state.get() == State::Finished
+    }
+}
+
+/// The party that could end a wait.
+pub(crate) enum WakeSource {
+    /// The kernel, or the clock.
+    Event,
+    /// A holder of a handle to the coroutine.
+    Handle,
+    /// This coroutine, the lock's owner or the one joined.
+    Coroutine(&'static ControlBlock),
+    /// No coroutine: the lock's owner has ended.
+    Nobody,
+    /// Some coroutine of this context.
+    Others,
+    /// Some coroutine or thread.
+    Anyone,
+}
+
+impl WaitReason {
+    /// Returns the party that could end the wait. `scheduler` is that of the waiting coroutine.
+    pub(crate) fn wake_source(self, scheduler: &Scheduler) -> WakeSource {
+        match self {
+            WaitReason::Turn
+            | WaitReason::Sleep
+            | WaitReason::Readable(_)
+            | WaitReason::Writable(_)
+            | WaitReason::Io => WakeSource::Event,
+            WaitReason::Enter => WakeSource::Handle,
+            WaitReason::Join(block) => WakeSource::Coroutine(block),
+            WaitReason::Scope => WakeSource::Others,
+            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => {
+                match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
+                    None => WakeSource::Anyone,
+                    Some(holder) if holder.has_ended(scheduler) => WakeSource::Nobody,
+                    Some(holder) if holder.block.context() != scheduler.shared.id() => WakeSource::Event,
+                    Some(holder) => WakeSource::Coroutine(holder.block),
+                }
+            }
+            WaitReason::CoQueue(_)
+            | WaitReason::Semaphore(_)
+            | WaitReason::Send(_)
+            | WaitReason::Receive(_)
+            | WaitReason::OneShot(_)
+            | WaitReason::Future => WakeSource::Anyone,
+        }
+    }
+
+    /// Returns whether the wait has stored a waker where others find it: in a wait queue, or in a
+    /// future.
+    pub(crate) fn keeps_waker(self) -> bool {
+        !matches!(
+            self,
+            WaitReason::Enter
+                | WaitReason::Turn
+                | WaitReason::Join(_)
+                | WaitReason::Sleep
+                | WaitReason::Io
+                | WaitReason::Scope
+        )
+    }
+}
+
+/// A wait, formatted for messages.
+pub(crate) struct DisplayWait<'a>(&'a Scheduler, WaitReason);
+
+impl WaitReason {
+    /// Formats the wait. `scheduler` is that of the waiting coroutine.
+    pub(crate) fn display(self, scheduler: &Scheduler) -> DisplayWait<'_> {
+        DisplayWait(scheduler, self)
+    }
+}
+
+impl fmt::Display for DisplayWait<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DisplayWait(scheduler, reason) = *self;
+        match reason {
+            WaitReason::Enter => f.write_str("an enter or a wake"),
+            WaitReason::Turn => f.write_str("its turn"),
+            WaitReason::Join(block) => write!(f, "the end of {}", scheduler.local(block).label()),
+            WaitReason::CoMutex(lock) => write!(f, "CoMutex {lock:p}"),
+            WaitReason::Read(lock) => write!(f, "read access to CoRwLock {lock:p}"),
+            WaitReason::Write(lock) => write!(f, "write access to CoRwLock {lock:p}"),
+            WaitReason::Upgrade(lock) => write!(f, "an upgrade of CoRwLock {lock:p}"),
+            WaitReason::CoQueue(queue) => write!(f, "a wake of CoQueue {queue:#x}"),
+            WaitReason::Semaphore(semaphore) => write!(f, "permits of Semaphore {semaphore:#x}"),
+            WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
+            WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
+            WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            WaitReason::Sleep => f.write_str("the end of its sleep"),
+            WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
+            WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
+            WaitReason::Io => f.write_str("I/O"),
+            WaitReason::Future => f.write_str("a future"),
+            WaitReason::Scope => f.write_str("the coroutines of its scope"),
+        }?;
+        let Some(owner) = reason.owner().and_then(LockOwner::get) else { return Ok(()) };
+        f.write_str(", held by ")?;
+        match owner.holder {
+            None => f.write_str("a thread")?,
+            Some(holder) if holder.has_ended(scheduler) => f.write_str("a finished coroutine")?,
+            Some(holder) if holder.block.context() != scheduler.shared.id() => {
+                f.write_str("a coroutine of another context")?
+            }
+            Some(holder) => write!(f, "{}", scheduler.local(holder.block).label())?,
+        }
+        write!(f, " since {}", owner.at)
+    }
+}

@@ -1,0 +1,129 @@
+//! Loop threads: a thread that is home to a context and only runs its loop (rule X10).
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use crate::builder::ContextBuilder;
+use crate::context::AioContext;
+
+/// A thread that runs a context's loop until stopped.
+///
+/// ```
+/// use coralio_runtime::{LoopThread, sleep};
+/// use std::time::Duration;
+///
+/// let threads = ["left", "right"].map(|name| LoopThread::start(name).unwrap());
+/// let sums = threads.each_ref().map(|thread| thread.context().spawn(|| (1..=10).sum::<i32>()));
+/// assert_eq!(sums.map(|sum| sum.join().unwrap()), [55, 55]);
+/// threads.into_iter().for_each(|thread| thread.stop().unwrap());
+/// ```
+#[doc(alias = "iothread")]
+#[must_use = "dropping it stops the loop, and waits for the thread"]
+pub struct LoopThread {
+    context: AioContext,
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl LoopThread {
+    /// Starts a thread named `name`, with a default context.
+    ///
+    /// # Errors
+    ///
+    /// The thread or the loop's descriptors cannot be created.
+    ///
+    /// # Control
+    ///
+    /// Blocks the thread until the loop runs.
+    pub fn start(name: &str) -> io::Result<LoopThread> {
+        AioContext::builder().start_thread(name)
+    }
+
+    /// Returns the thread's context, to spawn coroutines, schedule bottom halves, or wake it.
+    pub fn context(&self) -> &AioContext {
+        &self.context
+    }
+
+    /// Stops the loop, and waits for the thread. The current iteration is finished; then the
+    /// remaining coroutines are unwound in order of creation, and I/O in flight is waited for.
+    ///
+    /// # Errors
+    ///
+    /// Returns the panic payload, if code in the loop panicked that has no handle to report it to.
+    ///
+    /// # Panics
+    ///
+    /// Panics on the loop's own thread, which would wait for itself.
+    ///
+    /// # Control
+    ///
+    /// Blocks the thread.
+    pub fn stop(mut self) -> thread::Result<()> {
+        assert!(!self.context.is_home(), "a loop thread cannot join itself; stop it from another thread");
+        self.end()
+    }
+
+    fn end(&mut self) -> thread::Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        // Relaxed: `notify` orders it.
+        self.stop.store(true, Ordering::Relaxed);
+        self.context.shared.scheduler.notify();
+        thread.join()
+    }
+}
+
+impl Drop for LoopThread {
+    /// Stops the thread and waits for it; on the loop's own thread, only requests the stop. A panic
+    /// in the loop was reported when it happened.
+    fn drop(&mut self) {
+        if self.context.is_home() {
+            self.stop.store(true, Ordering::Relaxed);
+            self.context.shared.scheduler.notify();
+        } else {
+            let _reported = self.end();
+        }
+    }
+}
+
+impl fmt::Debug for LoopThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.thread.as_ref().and_then(|thread| thread.thread().name());
+        f.debug_struct("LoopThread").field("name", &name).finish_non_exhaustive()
+    }
+}
+
+impl ContextBuilder {
+    /// Starts a thread named `name` that runs the loop of such a context until stopped.
+    ///
+    /// # Errors
+    ///
+    /// The thread or the loop's descriptors cannot be created.
+    ///
+    /// # Control
+    ///
+    /// Blocks the thread until the loop runs.
+    pub fn start_thread(self, name: &str) -> io::Result<LoopThread> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (started, start) = mpsc::sync_channel(1);
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new().name(name.to_string()).spawn(move || {
+            let failed = started.clone();
+            let ran = self.run(|context| {
+                let _ = started.send(Ok(context.clone()));
+                // Relaxed: a thread that sets it notifies afterwards.
+                while !stopped.load(Ordering::Relaxed) {
+                    context.poll(true);
+                }
+            });
+            if let Err(error) = ran {
+                let _ = failed.send(Err(error));
+            }
+        })?;
+        let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the loop thread ended during startup")))?;
+        Ok(LoopThread { context, stop, thread: Some(thread) })
+    }
+}

@@ -1,0 +1,7 @@
+//! Descriptors with blocking semantics that suspend the coroutine instead of the thread.
+
+mod co_fd;
+mod readiness;
+
+pub use co_fd::CoFd;
+pub use readiness::{wait_readable, wait_writable};

@@ -1,0 +1,368 @@
+//! Sockets and pipes with blocking semantics that suspend the coroutine instead of the thread.
+//!
+//! ```text
+//!   read                            the loop
+//!   ----                            --------
+//!   known to be drained? wait
+//!   note the number of edges
+//!   the system call                 epoll reports an edge: increments the count, wakes the waiters
+//!   "would block": drained as of the noted number
+//! ```
+//!
+//! The descriptor is registered once, edge-triggered: epoll reports a change, not a lasting
+//! condition, so no edge may be lost. *Edges are counted*: a reader that finds nothing waits until
+//! the count differs from the value noted before its system call, so an edge in between ends the
+//! wait. A superfluous wake-up costs one call that would block.
+//!
+//! Writability is monitored only while a coroutine waits for it: a local socket would otherwise
+//! report an edge for each read of its peer.
+
+use std::cell::Cell;
+use std::io::{self, Read};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use crate::context::fd_handler::{Interest, Readiness, Watch};
+use crate::context::local::LocalContext;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::net::readiness::BorrowedRawFd;
+use crate::sync::wait_queue::WaitQueue;
+use crate::sys::descriptors::{is_stream_socket, set_nonblocking};
+
+mod stream;
+
+/// The edges that epoll has reported for one direction.
+#[derive(Default)]
+struct EdgeCount {
+    count: u64,
+    /// The peer has closed one or both directions: the last edge may have come already.
+    closing: bool,
+}
+
+/// The waiters, and the edges they wait for. Shared with the handler, which another thread's poll
+/// may call.
+struct Waiters {
+    read: WaitQueue<(), EdgeCount>,
+    write: WaitQueue<(), EdgeCount>,
+}
+
+impl Waiters {
+    fn report(&self, events: u32) {
+        let readiness = Readiness::of(events);
+        let closing = events & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
+        for (queue, ready) in [(&self.read, readiness.readable), (&self.write, readiness.writable)] {
+            if ready {
+                let mut locked = queue.lock();
+                let edges = locked.state();
+                edges.count += 1;
+                edges.closing |= closing;
+                queue.grant_all(locked, |queue| queue.grant_first());
+            }
+        }
+    }
+}
+
+/// One direction, as seen by the coroutines.
+struct Direction<'a> {
+    queue: &'a WaitQueue<(), EdgeCount>,
+    exhausted_at: &'a Cell<u64>,
+}
+
+/// Not equal to any number of edges.
+const NOT_KNOWN: u64 = u64::MAX;
+
+/// A socket or pipe of this thread's context. [`Read`] and [`Write`](io::Write) suspend the
+/// coroutine where the descriptor would block the thread.
+///
+/// The descriptor is registered with the loop once, so a wait costs no system call. Several
+/// coroutines may use it at the same time, as `&CoFd`: for example a reader and a writer.
+///
+/// ```
+/// use coralio_runtime::{AioContext, CoFd, spawn};
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// AioContext::run(|_ctx| {
+///     let (near, far) = UnixStream::pair().unwrap();
+///     let echo = spawn(move || {
+///         let far = CoFd::new(far)?;
+///         std::io::copy(&mut &far, &mut &far) // until end of file
+///     });
+///     let client = spawn(move || {
+///         let near = CoFd::new(near)?;
+///         let mut answer = [0; 5];
+///         (&near).write_all(b"hello")?;
+///         (&near).read_exact(&mut answer)?;
+///         Ok::<_, std::io::Error>(answer)
+///     });
+///     assert_eq!(&client.join().unwrap().unwrap(), b"hello");
+///     assert_eq!(echo.join().unwrap().unwrap(), 5);
+/// });
+/// ```
+///
+/// A coroutine whose descriptor is always ready never waits. To let other coroutines run, it must
+/// call [`yield_now`](crate::yield_now) from time to time.
+pub struct CoFd<S> {
+    /// Before `inner`: the watch ends before the descriptor is closed.
+    watch: Watch,
+    waiters: Arc<Waiters>,
+    /// The number of edges at which there was nothing to read (`read_exhausted_at`), and no space to write
+    /// (`write_exhausted_at`).
+    read_exhausted_at: Cell<u64>,
+    write_exhausted_at: Cell<u64>,
+    /// Number of coroutines waiting to write.
+    writers: Cell<u32>,
+    /// The descriptor's number, for descriptions of waits.
+    raw: i32,
+    /// A short read or write means that the direction is exhausted.
+    is_stream: bool,
+    inner: S,
+    /// Only coroutines of its context's home thread can wait for it.
+    _home: PhantomData<*const ()>,
+}
+
+impl<S: AsFd> CoFd<S> {
+    /// Takes a socket or pipe, and makes it non-blocking. This affects everything that shares the
+    /// open file, duplicates included.
+    ///
+    /// # Errors
+    ///
+    /// `PermissionDenied`: epoll does not support the descriptor, for example a regular file.
+    /// `AlreadyExists`: the loop watches the descriptor already. Other errors of the kernel.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    #[track_caller]
+    pub fn new(inner: S) -> io::Result<CoFd<S>> {
+        let home = LocalContext::expect("creating a CoFd");
+        let fd = inner.as_fd();
+        set_nonblocking(fd)?;
+        let waiters = Arc::new(Waiters {
+            read: WaitQueue::new(EdgeCount::default()),
+            write: WaitQueue::new(EdgeCount::default()),
+        });
+        let reported = Arc::clone(&waiters);
+        let lent = BorrowedRawFd(fd.as_raw_fd());
+        let watch = home.context.watch_edges(lent, Interest::Read, move |events| reported.report(events))?;
+        Ok(CoFd {
+            watch,
+            waiters,
+            read_exhausted_at: Cell::new(NOT_KNOWN),
+            write_exhausted_at: Cell::new(NOT_KNOWN),
+            writers: Cell::new(0),
+            raw: fd.as_raw_fd(),
+            is_stream: is_stream_socket(fd),
+            inner,
+            _home: PhantomData,
+        })
+    }
+}
+
+impl<S> CoFd<S> {
+    /// Returns the socket or pipe itself. It is non-blocking.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// Returns the socket or pipe, unregistered from the loop. It stays non-blocking.
+    pub fn into_inner(self) -> S {
+        let CoFd { watch, inner, .. } = self;
+        drop(watch);
+        inner
+    }
+
+    /// Waits until a read is worth trying: there may be data, end of file, or an error.
+    ///
+    /// Unlike [`wait_readable`](crate::wait_readable) this uses the edges reported so far: it
+    /// returns immediately unless the last read would have blocked and no edge has come since. So a
+    /// read that follows may still find nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`], as an I/O error, if the coroutine was cancelled, a timeout around this call
+    /// has expired, or the coroutine cannot be suspended because its stack unwinds. `NotConnected`:
+    /// the `CoFd` was created in another context.
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn wait_readable(&self) -> io::Result<()> {
+        let reason = WaitReason::Readable(self.raw);
+        self.wait(&self.reading(), reason)
+    }
+
+    /// Waits until a write is worth trying: there may be space, or an error.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_readable`](Self::wait_readable), and errors of the kernel.
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn wait_writable(&self) -> io::Result<()> {
+        /// Stops monitoring writability after the last waiter.
+        struct Writer<'a, S>(&'a CoFd<S>);
+        impl<S> Drop for Writer<'_, S> {
+            fn drop(&mut self) {
+                let left = self.0.writers.get() - 1;
+                self.0.writers.set(left);
+                if left == 0 {
+                    // On failure, edges are reported that have no waiter.
+                    let _ = self.0.watch.set_interest(Interest::Read);
+                }
+            }
+        }
+        let direction = self.writing();
+        if !direction.is_exhausted() {
+            return Ok(());
+        }
+        self.writers.set(self.writers.get() + 1);
+        let _writer = Writer(self);
+        if self.writers.get() == 1 {
+            // If there is space by now, this causes an edge.
+            self.watch.set_interest(Interest::Both)?;
+        }
+        self.wait(&direction, WaitReason::Writable(self.raw))
+    }
+
+    /// Reads once, without waiting, for callers that allocate a buffer only when there is data: see
+    /// [`wait_readable`](Self::wait_readable).
+    ///
+    /// # Errors
+    ///
+    /// The descriptor's own; `WouldBlock` if there is no data.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize>
+    where
+        for<'a> &'a S: Read,
+    {
+        let wanted = buf.len();
+        self.reading().attempt(|| (&self.inner).read(buf), |&done, edges| self.has_drained(done, wanted, edges))
+    }
+
+    /// Calls `read`, waiting and calling it again for as long as it would block. For operations
+    /// that [`Read`] lacks, such as a listener's `accept`.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `read`, except `WouldBlock`; and as [`wait_readable`](Self::wait_readable).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn read_with<R>(&self, mut read: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
+        self.read_until(&mut read, |_, _| false)
+    }
+
+    fn reading(&self) -> Direction<'_> {
+        Direction { queue: &self.waiters.read, exhausted_at: &self.read_exhausted_at }
+    }
+
+    fn writing(&self) -> Direction<'_> {
+        Direction { queue: &self.waiters.write, exhausted_at: &self.write_exhausted_at }
+    }
+
+    #[track_caller]
+    fn wait(&self, direction: &Direction<'_>, reason: WaitReason) -> io::Result<()> {
+        if !direction.is_exhausted() {
+            return Ok(());
+        }
+        let home = LocalContext::expect("waiting for a descriptor");
+        if !Arc::ptr_eq(&home.context.shared, &self.watch.shared) {
+            let why = "the descriptor belongs to another context; take it out with `into_inner` and create a CoFd from \
+                 it here";
+            return Err(io::Error::new(io::ErrorKind::NotConnected, why));
+        }
+        if home.scheduler.running().is_some() && !home.scheduler.can_suspend() {
+            return Err(Cancelled.into());
+        }
+        let mut queue = direction.queue.lock();
+        // Another thread's poll may have reported an edge meanwhile.
+        if queue.state().count != direction.exhausted_at.get() {
+            return Ok(());
+        }
+        // An edge wakes all waiters, so one that leaves has nothing to pass on.
+        direction.queue.wait_cancellable(queue, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into())
+    }
+
+    #[track_caller]
+    fn read_until<R>(
+        &self,
+        read: &mut impl FnMut(&S) -> io::Result<R>,
+        drains: impl Fn(&R, &EdgeCount) -> bool,
+    ) -> io::Result<R> {
+        loop {
+            self.wait_readable()?;
+            match self.reading().attempt(|| read(&self.inner), &drains) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Returns whether a read has drained the stream: it returned fewer bytes than requested, so
+    /// later data causes an edge. Not while the peer is closing: its last edge may have been
+    /// reported already.
+    fn has_drained(&self, done: usize, wanted: usize, edges: &EdgeCount) -> bool {
+        self.is_stream && 0 < done && done < wanted && !edges.closing
+    }
+
+    #[track_caller]
+    fn read_some(&self, wanted: usize, mut read: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
+        self.read_until(&mut read, |&done, edges| self.has_drained(done, wanted, edges))
+    }
+
+    #[track_caller]
+    fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
+        loop {
+            self.wait_writable()?;
+            match self.writing().attempt(|| write(&self.inner), |&done, _| self.is_stream && done < wanted) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Direction<'_> {
+    fn is_exhausted(&self) -> bool {
+        self.queue.lock().state().count == self.exhausted_at.get()
+    }
+
+    /// Makes the call, and records if it exhausts the direction until the next edge.
+    fn attempt<R>(
+        &self,
+        call: impl FnOnce() -> io::Result<R>,
+        exhausts: impl Fn(&R, &EdgeCount) -> bool,
+    ) -> io::Result<R> {
+        // Before the call: *edges are counted*.
+        let before = self.queue.lock().state().count;
+        let result = call();
+        let is_exhausted = match &result {
+            Ok(done) => exhausts(done, self.queue.lock().state()),
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        };
+        if is_exhausted {
+            self.exhausted_at.set(before);
+        }
+        result
+    }
+}

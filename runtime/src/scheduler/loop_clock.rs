@@ -1,0 +1,52 @@
+//! A clock that is read now and then: accurate enough for how long a coroutine has waited.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use crate::sys::clock::Clock;
+
+/// How many iterations of a busy loop share one reading.
+const ROUNDS_PER_TICK: u32 = 64;
+
+pub(crate) struct LoopClock {
+    /// The last reading: milliseconds since the context began, modulo 2^32.
+    ms: Cell<u32>,
+    began: Instant,
+    rounds_since_tick: Cell<u32>,
+}
+
+impl LoopClock {
+    pub(super) fn new(clock: &Clock) -> LoopClock {
+        LoopClock { ms: Cell::new(0), began: clock.now(), rounds_since_tick: Cell::new(0) }
+    }
+
+    /// Returns the last reading.
+    #[inline]
+    pub(crate) fn ms(&self) -> u32 {
+        self.ms.get()
+    }
+
+    /// Counts an iteration, and reads the clock every sixty-fourth.
+    #[inline]
+    pub(crate) fn count_round(&self, clock: &Clock) {
+        self.rounds_since_tick.set(self.rounds_since_tick.get() + 1);
+        if self.rounds_since_tick.get() >= ROUNDS_PER_TICK {
+            self.tick(clock);
+        }
+    }
+
+    /// Reads the clock.
+    pub(crate) fn tick(&self, clock: &Clock) {
+        self.rounds_since_tick.set(0);
+        self.ms.set(self.elapsed_ms(clock));
+    }
+
+    /// Returns the time since the reading `then`.
+    pub(crate) fn since(&self, then: u32, clock: &Clock) -> Duration {
+        Duration::from_millis(u64::from(self.elapsed_ms(clock).wrapping_sub(then)))
+    }
+
+    fn elapsed_ms(&self, clock: &Clock) -> u32 {
+        clock.now().saturating_duration_since(self.began).as_millis() as u32
+    }
+}

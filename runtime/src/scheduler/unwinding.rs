@@ -1,0 +1,111 @@
+//! Coroutines and unwinding stacks. The panic state belongs to the thread: a coroutine whose stack
+//! unwinds cannot be suspended, since another coroutine would see that state.
+
+use std::cell::Cell;
+use std::panic::resume_unwind;
+use std::{ptr, thread};
+
+use crate::coroutine::control_block::LocalState;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::id::BlockRef;
+use crate::coroutine::wait_reason::WaitReason;
+use crate::scheduler::Scheduler;
+use crate::sys::report::abort;
+
+/// How often a coroutine may catch the unwinding and wait again.
+const MAX_SWALLOWED: u16 = 1000;
+
+pub(super) struct Unwinding {
+    /// The context, the innermost iteration, or the innermost explicit enter began while the thread
+    /// was unwinding: the unwinding stack lies below it. Coroutines that run above may be suspended.
+    beneath: Cell<bool>,
+    /// The coroutine most recently suspended above an unwinding stack. For messages.
+    suspended_above: Cell<Option<BlockRef>>,
+}
+
+impl Default for Unwinding {
+    fn default() -> Unwinding {
+        Unwinding { beneath: Cell::new(thread::panicking()), suspended_above: Cell::new(None) }
+    }
+}
+
+impl Scheduler {
+    /// Returns whether the running coroutine can be suspended here. It cannot outside a coroutine,
+    /// nor while its stack unwinds: the panic state belongs to the thread, and another coroutine
+    /// would see it.
+    #[inline]
+    pub(crate) fn can_suspend(&self) -> bool {
+        self.running().is_some_and(|block| !self.local(block).unwinding.get() && !self.is_panicking())
+    }
+
+    /// Returns whether a panic unwinds a stack other than one that was unwinding below already
+    /// (`Unwinding::beneath`). The standard library counts panics per thread and shows only whether the
+    /// count is 0, so while a stack below unwinds, a panic of the running coroutine itself goes
+    /// unnoticed.
+    #[inline]
+    pub(super) fn is_panicking(&self) -> bool {
+        thread::panicking() && !self.unwinding.beneath.get()
+    }
+
+    /// Runs `f`, called by a destructor while its thread unwinds. The unwinding stack lies below:
+    /// coroutines that `f` enters are not affected, and may be suspended.
+    #[cold]
+    pub(super) fn above_unwinding<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Restore<'a>(&'a Scheduler);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                self.0.unwinding.beneath.set(false);
+            }
+        }
+        self.unwinding.beneath.set(true);
+        let _restore = Restore(self);
+        f()
+    }
+
+    /// Suspends the running coroutine if what unwinds is a stack beneath; else refuses to.
+    #[cold]
+    #[track_caller]
+    pub(super) fn suspend_above_unwinding(&self, reason: WaitReason) {
+        let block = self.running().expect("only a coroutine is refused");
+        if !self.can_suspend() {
+            return self.refuse_to_suspend(self.local(block));
+        }
+        self.unwinding.suspended_above.set(Some(block.id()));
+        self.leave_stack(block, reason);
+    }
+
+    #[cold]
+    fn refuse_to_suspend(&self, local: &LocalState) {
+        if local.unwinding.get() && !self.is_panicking() {
+            // The coroutine caught the unwinding and continued. Unwind it again, but not for ever.
+            let swallowed = local.swallowed.get() + 1;
+            local.swallowed.set(swallowed);
+            if swallowed < MAX_SWALLOWED {
+                resume_unwind(Box::new(Cancelled));
+            }
+            abort(format_args!(
+                "coroutine {} (created at {}) was cancelled but caught the unwinding {swallowed} times and waited \
+                 again; rethrow the payload `Cancelled`",
+                local.label(),
+                local.created_at.get()
+            ));
+        }
+        let (name, at) = (local.label(), local.created_at.get());
+        if let Some(other) = self
+            .unwinding
+            .suspended_above
+            .get()
+            .filter(|other| other.is_live() && !ptr::eq(self.local(other.block), local))
+        {
+            abort(format_args!(
+                "coroutine {name} (created at {at}) waits while a stack of its thread unwinds: its local, or that of coroutine {}, \
+                 which waited above another stack that unwound; a destructor may do I/O, but not wait for another coroutine",
+                self.local(other.block).label()
+            ));
+        }
+        abort(format_args!(
+            "coroutine {name} (created at {at}) waits while its stack unwinds; a destructor may do I/O but not wait for \
+             another coroutine"
+        ));
+    }
+}

@@ -1,0 +1,216 @@
+//! The descriptors that the loop sleeps on, as safe values: an eventfd to wake it, a timer, an
+//! epoll set to sleep in.
+//!
+//! The module confines the unsafe code; its types close themselves.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::sys::fork::in_child;
+
+/// Turns the -1 of a libc call into its `errno`.
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Sets `O_NONBLOCK`. The flag belongs to the open file description, which duplicates share.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        let flags = checked(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
+        checked(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+    }
+}
+
+/// Returns whether the descriptor is a stream socket.
+pub(crate) fn is_stream_socket(fd: BorrowedFd<'_>) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut len = size_of_val(&kind) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, the size of the integer.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
+    };
+    result == 0 && kind == libc::SOCK_STREAM
+}
+
+/// An eventfd, with which another thread wakes a sleeping loop.
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    pub(crate) fn new() -> io::Result<EventFd> {
+        // SAFETY: eventfd takes no pointers; on success it returns a new descriptor that only we
+        // own.
+        unsafe {
+            let fd = checked(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
+            Ok(EventFd(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Adds one. Edge-triggered, so the counter need not be read.
+    pub(crate) fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: the buffer is eight bytes, alive during the call, and only read.
+        let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        // EAGAIN: the counter is full, so there were 2^64 edges, and the sleeper cannot have missed
+        // them all.
+        debug_assert!(written == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+    }
+
+    /// Resets the counter to 0. Returns whether it was nonzero.
+    pub(crate) fn clear(&self) -> bool {
+        let mut count = [0; 8];
+        // SAFETY: the buffer is eight bytes, alive during the call.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        // EAGAIN: the counter is 0.
+        debug_assert!(read == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+        read == 8
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A timerfd, which becomes readable when its deadline passes.
+pub(crate) struct TimerFd(OwnedFd);
+
+impl TimerFd {
+    pub(crate) fn new() -> io::Result<TimerFd> {
+        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
+        unsafe {
+            let fd = checked(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK))?;
+            Ok(TimerFd(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Arms the timer once, `after` from now. Edge-triggered, so the counter is never read.
+    pub(crate) fn arm(&self, after: Duration) -> io::Result<()> {
+        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = libc::itimerspec { it_interval: none, it_value: timespec(after.max(Duration::from_nanos(1))) };
+        // SAFETY: the kernel reads the one structure.
+        checked(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &time, ptr::null_mut()) }).map(drop)
+    }
+}
+
+impl AsFd for TimerFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// A readiness event: the registration's token, and the raw epoll bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) token: u64,
+    pub(crate) events: u32,
+}
+
+/// An epoll set.
+pub(crate) struct Epoll(OwnedFd);
+
+impl Epoll {
+    /// The maximum number of events per call; further ones stay for the next call.
+    pub(crate) const BATCH: usize = 64;
+
+    pub(crate) fn new() -> io::Result<Epoll> {
+        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
+        unsafe {
+            let fd = checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?;
+            Ok(Epoll(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    fn control(&self, op: libc::c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        if in_child() {
+            return Err(io::Error::other(
+                "cannot change the epoll set after fork: it belongs to the parent; call exec in the child, or fork \
+                 before `run`",
+            ));
+        }
+        let mut event = libc::epoll_event { events, u64: token };
+        // SAFETY: `event` is alive during the call. The kernel rejects a number that is not an open
+        // descriptor.
+        unsafe { checked(libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &mut event)) }.map(drop)
+    }
+
+    pub(crate) fn add(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, events, token)
+    }
+
+    pub(crate) fn modify(&self, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, events, token)
+    }
+
+    pub(crate) fn remove(&self, fd: RawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
+    }
+
+    /// Makes the system call. The timeout has nanosecond resolution where the kernel supports it
+    /// (Linux 5.11), else milliseconds.
+    fn wait_for(
+        &self,
+        timeout: Option<Duration>,
+        events: &mut [libc::epoll_event; Self::BATCH],
+    ) -> io::Result<libc::c_int> {
+        static NO_NANOSECONDS: AtomicBool = AtomicBool::new(false);
+        let fine = timeout.filter(|timeout| !timeout.is_zero() && !NO_NANOSECONDS.load(Ordering::Relaxed));
+        let (fd, room) = (self.0.as_raw_fd(), Self::BATCH as libc::c_int);
+        if let Some(timeout) = fine {
+            let time = timespec(timeout);
+            let no_mask = ptr::null::<libc::sigset_t>();
+            // SAFETY: the kernel reads one timespec and writes at most BATCH events, the array's
+            // length.
+            let count = checked(unsafe {
+                libc::syscall(libc::SYS_epoll_pwait2, fd, events.as_mut_ptr(), room, &raw const time, no_mask, 0usize)
+            } as libc::c_int);
+            match count {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                    NO_NANOSECONDS.store(true, Ordering::Relaxed)
+                }
+                count => return count,
+            }
+        }
+        let millis = match timeout {
+            None => -1,
+            // Rounded up: an early wake would make the caller spin until the deadline.
+            Some(timeout) => timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as libc::c_int,
+        };
+        // SAFETY: as above.
+        checked(unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), room, millis) })
+    }
+
+    /// Sleeps until a descriptor is ready or `timeout` expires (`None`: never), and passes each
+    /// event to `each`. A signal ends the sleep early, without events.
+    pub(crate) fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(Ready)) -> io::Result<usize> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; Self::BATCH];
+        let count = match self.wait_for(timeout, &mut events) {
+            Ok(count) => count as usize,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(error),
+        };
+        for event in &events[..count] {
+            each(Ready { token: event.u64, events: event.events });
+        }
+        Ok(count)
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,142 @@
+//! Timeouts and sleeps.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::fmt;
+use std::ptr;
+use std::time::Duration;
+
+use crate::context::local::LocalContext;
+use crate::context::timer::Action;
+use crate::coroutine::control_block::LocalState;
+use crate::coroutine::error::Cancelled;
+use crate::coroutine::wait_reason::{Deadline, WaitReason};
+
+/// The error of a [`timeout`] that expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut;
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("timed out")
+    }
+}
+
+impl std::error::Error for TimedOut {}
+
+/// Runs `f` with a time limit: when the limit expires, waits in `f` end early with [`Cancelled`],
+/// as if the coroutine had been cancelled, and once `f` has returned, `timeout` returns
+/// [`TimedOut`]. Timeouts nest; the outermost expired one reports the error.
+///
+/// ```
+/// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout};
+/// use std::time::Duration;
+///
+/// AioContext::run(|_ctx| {
+///     let task = spawn(|| timeout(Duration::from_millis(1), || sleep(Duration::from_secs(3600))));
+///     assert_eq!(task.join().unwrap(), Err(TimedOut));
+/// });
+/// ```
+///
+/// # Errors
+///
+/// [`TimedOut`], if a wait in `f` was cut short by this timeout, regardless of the value that `f`
+/// returned. Otherwise the value of `f` is returned, even if `f` took longer. So no value is lost:
+/// a wait whose message, permit or lock arrives just as the time expires either succeeds, and this
+/// returns `Ok`, or has no effect. A waiting [scope](crate::scope()) cancels its coroutines when
+/// the time expires, which counts as a wait that was cut short.
+///
+/// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a
+/// duration of zero does not starve others.
+///
+/// # Panics
+///
+/// Outside a coroutine.
+///
+/// # Control
+///
+/// As `f`; may yield.
+#[track_caller]
+pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
+    struct Off<'a>(&'a LocalState, &'a Deadline);
+    impl Drop for Off<'_> {
+        fn drop(&mut self) {
+            debug_assert!(ptr::eq(self.0.deadlines.get(), self.1), "*deadlines nest*");
+            self.0.deadlines.set(self.1.outer);
+        }
+    }
+    let home = LocalContext::expect("a timeout");
+    let scheduler = &home.scheduler;
+    let block = scheduler.running().expect("timeout outside a coroutine: spawn one");
+    let local = scheduler.local(block);
+    let Some(deadline) = scheduler.shared.clock.now().checked_add(duration) else { return Ok(f()) };
+    let frame = Deadline { deadline, hit: Cell::new(false), outer: local.deadlines.get() };
+    local.deadlines.set(&frame);
+    let off = Off(local, &frame);
+    let timer = home.context.shared.timers.start(deadline, Action::Wake(block.id()), &home.context.shared);
+    let value = f();
+    drop(timer);
+    drop(off);
+    if !frame.hit.get() {
+        return Ok(value);
+    }
+    drop(value);
+    // A wait that was cut short immediately has not suspended: without this, a loop of such
+    // timeouts would starve the thread.
+    if scheduler.can_suspend() {
+        scheduler.reschedule();
+    }
+    Err(TimedOut)
+}
+
+/// Waits until `duration` has passed. A coroutine is suspended meanwhile; on the thread's own
+/// stack, the loop runs meanwhile.
+///
+/// Always yields, even if the duration is zero or the coroutine was cancelled: other ready
+/// coroutines run first. The exception is a destructor on an unwinding stack, which cannot yield:
+/// there, a sleep whose deadline has passed returns immediately.
+///
+/// # Errors
+///
+/// [`Cancelled`], if the coroutine was cancelled or an enclosing timeout has expired.
+///
+/// # Panics
+///
+/// Outside a context.
+///
+/// # Control
+///
+/// Yields; on the thread's own stack, may enter.
+#[track_caller]
+pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
+    let home = LocalContext::expect("sleep");
+    let scheduler = &home.scheduler;
+    // None: beyond the clock's range, so for ever.
+    let clock = &scheduler.shared.clock;
+    let deadline = clock.now().checked_add(duration);
+    let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
+    let Some(block) = scheduler.running() else {
+        // A sleep that is over needs no timer, only the turn of the others.
+        let until = deadline.filter(|_| !is_over());
+        let _timer =
+            until.map(|deadline| home.context.shared.timers.start(deadline, Action::Nothing, &home.context.shared));
+        loop {
+            home.context.poll(!is_over());
+            if is_over() {
+                return Ok(());
+            }
+        }
+    };
+    if is_over() || scheduler.is_cancelled(block) {
+        // No timer is needed, only a turn for the others.
+        if scheduler.can_suspend() {
+            scheduler.reschedule();
+        }
+        return if is_over() { Ok(()) } else { Err(scheduler.cut_short(block)) };
+    }
+    let wake = Action::Wake(block.id());
+    let _timer = deadline.map(|deadline| home.context.shared.timers.start(deadline, wake, &home.context.shared));
+    scheduler.suspend_for(WaitReason::Sleep);
+    scheduler.suspend_until(WaitReason::Sleep, || is_over().then_some(()))
+}

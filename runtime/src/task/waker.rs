@@ -1,0 +1,73 @@
+//! Handles to a coroutine for other threads: they can wake and cancel it, nothing else.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::coroutine::error::ScheduleError;
+use crate::coroutine::id::BlockRef;
+use crate::scheduler::shared::SharedScheduler;
+
+/// Wakes a coroutine from any thread.
+#[derive(Clone)]
+pub struct Waker {
+    pub(crate) id: BlockRef,
+    pub(crate) shared: Arc<SharedScheduler>,
+}
+
+impl Waker {
+    /// Resumes the coroutine: as [`Coroutine::wake`] does on its home thread; from elsewhere, in
+    /// the next iteration of its loop, which is notified. Does nothing if the coroutine has ended.
+    ///
+    /// # Panics
+    ///
+    /// Propagates a panic of the coroutine, if this call enters it.
+    ///
+    /// # Control
+    ///
+    /// May enter the coroutine, on its home thread.
+    #[track_caller]
+    pub fn wake(&self) {
+        self.shared.wake(self.id);
+    }
+
+    /// Cancels the coroutine, as [`Coroutine::cancel`]; callable from any thread.
+    ///
+    /// # Panics
+    ///
+    /// As [`wake`](Self::wake).
+    ///
+    /// # Control
+    ///
+    /// May enter the coroutine, on its home thread.
+    #[track_caller]
+    pub fn cancel(&self) {
+        if self.id.block.word.cancel(self.id.generation) {
+            self.wake();
+        }
+    }
+
+    /// Wakes the coroutine like [`wake`](Self::wake), but never enters it: for destructors.
+    #[track_caller]
+    pub(crate) fn wake_later(&self) {
+        match self.shared.at_home() {
+            Some(scheduler) => scheduler.wake_later(self.id),
+            None => drop(self.shared.schedule(self.id)),
+        }
+    }
+
+    /// Schedules the coroutine for the next iteration of its loop, also on its home thread.
+    ///
+    /// # Errors
+    ///
+    /// The coroutine is scheduled already.
+    #[track_caller]
+    pub fn schedule(&self) -> Result<(), ScheduleError> {
+        self.shared.schedule(self.id)
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,385 @@
+//! Renders a recording as one self-contained HTML page.
+//!
+//! This module computes the drawing with [`Replay`]: rows of bars, events with their arrows, and the
+//! stack at each event. The page's script (`html/`) only draws the visible part and scrolls.
+//!
+//! ```text
+//!   row         thread ..    coroutine ..     kernel    requests
+//!   its levels  per frame    one              one       one per live request
+//!   a level     non-overlapping bars [begin, end, state, depth, label, coroutine]
+//! ```
+
+use std::collections::HashMap;
+use std::fmt::{Display, Write};
+
+use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Waits, Wake};
+use crate::trace::render::json::Quoted;
+use crate::trace::render::text::{TextOptions, thread_label};
+use crate::trace::replay::{Frame, Replay, kept};
+
+const PAGE: &str = include_str!("html/page.html");
+const STYLE: &str = include_str!("html/page.css");
+const SCRIPT: &str = include_str!("html/page.js");
+
+/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses the
+/// row of one that has ended.
+const OWN_ROWS: usize = 48;
+/// The number of frames of a thread, and of concurrent requests, that are drawn.
+const LEVELS: usize = 64;
+
+impl Recording {
+    /// Renders the recording as a self-contained HTML page.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn html(&self) -> String {
+        self.html_titled("Trace", None)
+    }
+
+    /// Does the same as [`html`](Self::html), with a title and the message of the run's failure, if it
+    /// failed; the page opens at the failure.
+    ///
+    /// # Control
+    ///
+    /// Never switches.
+    pub fn html_titled(&self, title: &str, failure: Option<&str>) -> String {
+        let title = title.replace('&', "&amp;").replace('<', "&lt;");
+        let data = Drawing::of(self).json(failure);
+        let mut page = String::with_capacity(data.len() + PAGE.len() + STYLE.len() + SCRIPT.len());
+        let mut rest = PAGE;
+        // In this order, so that inserted text is never searched for a placeholder.
+        for (mark, text) in [("{{title}}", &*title), ("{{style}}", STYLE), ("{{data}}", &*data), ("{{script}}", SCRIPT)]
+        {
+            let Some((before, after)) = rest.split_once(mark) else {
+                unreachable!("page.html has the placeholders in this order")
+            };
+            page.push_str(before);
+            page.push_str(text);
+            rest = after;
+        }
+        page + rest
+    }
+}
+
+/// The state that a bar shows. The page's script uses the same numbers.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Suspended = 1,
+    OnStack = 2,
+    Runs = 3,
+    Kernel = 4,
+    Frame = 5,
+    Pending = 6,
+    InFlight = 7,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+struct Bar {
+    state: State,
+    depth: usize,
+    label: Option<usize>,
+    lane: Option<Lane>,
+}
+
+/// Consecutive bars.
+#[derive(Default)]
+struct Level {
+    open: Option<(usize, Bar)>,
+    numbers: Vec<i64>,
+}
+
+impl Level {
+    /// Starts a bar at event `at`.
+    fn set(&mut self, at: usize, bar: Option<Bar>) {
+        if self.open.map(|(_, open)| open) == bar {
+            return;
+        }
+        if let Some((begin, open)) = self.open.take().filter(|(begin, _)| *begin < at) {
+            let or_none = |number: Option<usize>| number.map_or(-1, |number| number as i64);
+            let (label, lane) = (or_none(open.label), or_none(open.lane.map(|lane| lane.0)));
+            self.numbers.extend([begin as i64, at as i64, open.state as i64, open.depth as i64, label, lane]);
+        }
+        self.open = bar.map(|bar| (at, bar));
+    }
+}
+
+struct Row {
+    kind: &'static str,
+    label: String,
+    levels: Vec<Level>,
+}
+
+impl Row {
+    fn new(kind: &'static str, label: impl Into<String>) -> Row {
+        Row { kind, label: label.into(), levels: Vec::new() }
+    }
+
+    fn set(&mut self, level: usize, at: usize, bar: Option<Bar>) {
+        if level < LEVELS {
+            if self.levels.len() <= level {
+                self.levels.resize_with(level + 1, Level::default);
+            }
+            self.levels[level].set(at, bar);
+        }
+    }
+}
+
+/// Interned strings.
+#[derive(Default)]
+struct Strings {
+    places: HashMap<String, usize>,
+}
+
+impl Strings {
+    fn place(&mut self, text: impl Display) -> usize {
+        let next = self.places.len();
+        *self.places.entry(text.to_string()).or_insert(next)
+    }
+}
+
+struct Drawing<'a> {
+    recording: &'a Recording,
+    replay: Replay,
+    strings: Strings,
+    rows: Vec<Row>,
+    /// The row of each coroutine.
+    places: Vec<usize>,
+    waits: Vec<Option<Waits>>,
+    /// Live requests: level and state.
+    requests: HashMap<u64, (usize, RequestState)>,
+    slots: Vec<bool>,
+    stacks: HashMap<Vec<usize>, usize>,
+    /// Seven numbers per event: its number, kind, source row, target row, text, source line, stack.
+    events: Vec<i64>,
+    /// Event, in flight, pending; one entry per change.
+    counts: Vec<usize>,
+    violations: Vec<(usize, usize)>,
+}
+
+impl<'a> Drawing<'a> {
+    fn of(recording: &'a Recording) -> Drawing<'a> {
+        let mut rows: Vec<_> = (0..recording.threads).map(|n| Row::new("thread", thread_label(n))).collect();
+        let (places, labels) = arrange(recording);
+        let places = places.into_iter().map(|place| rows.len() + place).collect();
+        rows.extend(labels.into_iter().map(|label| Row::new("coroutine", label)));
+        rows.push(Row::new("kernel", "kernel"));
+        rows.push(Row::new("requests", "requests"));
+        let mut drawing = Drawing {
+            recording,
+            replay: Replay::of(recording),
+            strings: Strings::default(),
+            rows,
+            places,
+            waits: vec![None; recording.lanes.len()],
+            requests: HashMap::new(),
+            slots: Vec::new(),
+            stacks: HashMap::new(),
+            events: Vec::new(),
+            counts: vec![0, 0, 0],
+            violations: Vec::new(),
+        };
+        for (at, record) in recording.records.iter().enumerate() {
+            drawing.step(at, record);
+        }
+        for level in drawing.rows.iter_mut().flat_map(|row| &mut row.levels) {
+            level.set(recording.records.len(), None);
+        }
+        drawing
+    }
+
+    fn kernel(&self) -> usize {
+        self.rows.len() - 2
+    }
+
+    fn actor(&self, thread: usize) -> usize {
+        self.replay.running(thread).map_or(thread, |lane| self.places[lane.0])
+    }
+
+    fn step(&mut self, at: usize, record: &Record) {
+        let thread = record.thread;
+        let actor = self.actor(thread);
+        let before = self.replay.stack(thread).to_vec();
+        let misfit = self.replay.apply(record).err();
+        let after = self.replay.stack(thread).to_vec();
+        if let Event::Yield { lane, waits } = record.event {
+            self.waits[lane.0] = Some(waits);
+        }
+        for level in kept(&before, &after)..before.len().max(after.len()) {
+            let bar = after.get(level).map(|frame| self.frame(level, *frame));
+            self.rows[thread].set(level, at, bar);
+        }
+        let created = match record.event {
+            Event::Create(lane) => Some(Frame::Coroutine(lane)),
+            _ => None,
+        };
+        for frame in before.iter().chain(&after).copied().chain(created) {
+            if let Frame::Coroutine(lane) = frame {
+                let bar = self.standing(lane);
+                self.rows[self.places[lane.0]].set(0, at, bar);
+            }
+        }
+        if let Event::Request { request, state } = record.event {
+            self.request(at, request, state);
+        }
+        if let Some(misfit) = misfit {
+            let what = self.strings.place(misfit.what);
+            self.violations.push((at, what));
+        }
+        // The longer stack contains both the frames that ended and those that began.
+        let stack = if after.len() < before.len() { before } else { after };
+        self.event(record, actor, &stack);
+    }
+
+    fn frame(&mut self, depth: usize, frame: Frame) -> Bar {
+        let label = Some(self.strings.place(self.recording.frame(frame)));
+        let lane = match frame {
+            Frame::Coroutine(lane) => Some(lane),
+            Frame::Span(_) => None,
+        };
+        Bar { state: State::Frame, depth, label, lane }
+    }
+
+    /// Returns the current state of a coroutine's row.
+    fn standing(&mut self, lane: Lane) -> Option<Bar> {
+        let bar = |state, depth, label| Some(Bar { state, depth, label, lane: Some(lane) });
+        for thread in 0..self.recording.threads {
+            if let Some(depth) = self.replay.stack(thread).iter().rposition(|frame| *frame == Frame::Coroutine(lane)) {
+                let runs = self.replay.running(thread) == Some(lane);
+                return bar(if runs { State::Runs } else { State::OnStack }, depth, None);
+            }
+        }
+        let label = self.waits[lane.0].map(|waits| self.strings.place(waits));
+        if self.replay.is_alive(lane) { bar(State::Suspended, 0, label) } else { None }
+    }
+
+    fn request(&mut self, at: usize, request: u64, state: RequestState) {
+        let level = match self.requests.remove(&request) {
+            Some((level, _)) => level,
+            None => self.slots.iter().position(|taken| !taken).unwrap_or_else(|| {
+                self.slots.push(false);
+                self.slots.len() - 1
+            }),
+        };
+        let alive = match state {
+            RequestState::Pending => Some(State::Pending),
+            RequestState::InFlight => Some(State::InFlight),
+            RequestState::Done(_) | RequestState::Refused(_) | RequestState::TakenBack => None,
+        };
+        let label = Some(self.strings.place(request));
+        let bar = alive.map(|state| Bar { state, depth: 0, label, lane: None });
+        let last = self.rows.len() - 1;
+        self.rows[last].set(level, at, bar);
+        self.slots[level] = alive.is_some();
+        if alive.is_some() {
+            self.requests.insert(request, (level, state));
+        }
+        self.count(at);
+    }
+
+    fn count(&mut self, at: usize) {
+        let is = |wanted| self.requests.values().filter(|(_, state)| *state == wanted).count();
+        let (in_flight, pending) = (is(RequestState::InFlight), is(RequestState::Pending));
+        if self.counts[self.counts.len() - 2..] != [in_flight, pending] {
+            self.counts.extend([at, in_flight, pending]);
+            let label = Some(self.strings.place(in_flight));
+            let bar = Bar { state: State::Kernel, depth: 0, label, lane: None };
+            let kernel = self.kernel();
+            self.rows[kernel].set(0, at, (in_flight > 0).then_some(bar));
+        }
+    }
+
+    fn event(&mut self, record: &Record, actor: usize, stack: &[Frame]) {
+        let (kind, from, to) = match &record.event {
+            Event::Create(lane) => ("create", actor, self.places[lane.0]),
+            Event::Enter { lane, .. } => ("enter", actor, self.places[lane.0]),
+            Event::Yield { .. } => ("yield", actor, self.actor(record.thread)),
+            Event::End(_) => ("end", actor, self.actor(record.thread)),
+            Event::Wake { lane, how: Wake::LeftEntered } => ("left", actor, self.places[lane.0]),
+            Event::Wake { lane, .. } => ("wake", actor, self.places[lane.0]),
+            Event::Request { state: RequestState::InFlight, .. } => ("submit", actor, self.kernel()),
+            Event::Request { state: RequestState::Done(_), .. } => ("done", self.kernel(), actor),
+            Event::Request { .. } => ("request", actor, actor),
+            Event::Begin(_) => ("begin", actor, actor),
+            Event::Finish(_) => ("finish", actor, actor),
+            Event::Counters { .. } | Event::Acquire | Event::Release => ("detail", actor, actor),
+            Event::Violation(_) => ("violation", actor, actor),
+            Event::Mark(_) => ("mark", actor, actor),
+        };
+        let kind = self.strings.place(kind);
+        let words = self.strings.place(self.recording.describe(&record.event));
+        let source = record.at.map(|at| self.strings.place(format_args!("{}:{}", at.file(), at.line())));
+        let thread = self.strings.place(thread_label(record.thread));
+        let frames = stack.iter().map(|frame| self.strings.place(self.recording.frame(*frame)));
+        let chain: Vec<_> = [thread].into_iter().chain(frames).collect();
+        let next = self.stacks.len();
+        let stack = *self.stacks.entry(chain).or_insert(next);
+        let source = source.map_or(-1, |source| source as i64);
+        let numbers = [record.number as i64, kind as i64, from as i64, to as i64, words as i64, source, stack as i64];
+        self.events.extend(numbers);
+    }
+
+    fn json(self, failure: Option<&str>) -> String {
+        let mut strings: Vec<_> = self.strings.places.iter().collect();
+        strings.sort_unstable_by_key(|(_, place)| **place);
+        let mut stacks: Vec<_> = self.stacks.iter().collect();
+        stacks.sort_unstable_by_key(|(_, place)| **place);
+        let mut rows = Vec::new();
+        for row in &self.rows {
+            let (label, levels) = (Quoted(&row.label), list(row.levels.iter().map(|level| list(&level.numbers))));
+            rows.push(format!("\n{{\"kind\":\"{}\",\"label\":{label},\"levels\":{levels}}}", row.kind));
+        }
+        let shown = self.recording.shown(TextOptions::default());
+        let mut json = String::from("{");
+        let _ = writeln!(json, "\"lost\":{},", self.recording.lost);
+        let _ = writeln!(json, "\"failure\":{},", Quoted(failure.unwrap_or_default()));
+        let _ = writeln!(json, "\"strings\":{},", list(strings.iter().map(|(text, _)| Quoted(text))));
+        let _ = writeln!(json, "\"lanes\":{},", list(self.recording.lanes.iter().map(|lane| Quoted(&lane.name))));
+        let _ = writeln!(json, "\"rows\":{},", list(rows));
+        let _ = writeln!(json, "\"stacks\":{},", list(stacks.iter().map(|(chain, _)| list(chain.iter()))));
+        let _ = writeln!(json, "\"events\":{},", list(&self.events));
+        let _ = writeln!(json, "\"hidden\":{},", list((0..shown.len()).filter(|at| !shown[*at])));
+        let _ = writeln!(json, "\"counts\":{},", list(&self.counts));
+        let violations = self.violations.iter().map(|(at, what)| format!("[{at},{what}]"));
+        let _ = write!(json, "\"violations\":{}}}", list(violations));
+        json
+    }
+}
+
+fn list(items: impl IntoIterator<Item = impl Display>) -> String {
+    let mut text = String::from("[");
+    for (n, item) in items.into_iter().enumerate() {
+        let _ = write!(text, "{}{item}", if n > 0 { "," } else { "" });
+    }
+    text + "]"
+}
+
+/// Assigns a row to each coroutine and returns the rows' labels; a shared row has no label.
+fn arrange(recording: &Recording) -> (Vec<usize>, Vec<String>) {
+    let lanes = recording.lanes.len();
+    if lanes <= OWN_ROWS {
+        return ((0..lanes).collect(), recording.lanes.iter().map(|lane| lane.name.clone()).collect());
+    }
+    let mut places = vec![None; lanes];
+    let (mut free, mut rows) = (Vec::new(), 0);
+    for record in &recording.records {
+        let (Event::Create(lane)
+        | Event::Enter { lane, .. }
+        | Event::Yield { lane, .. }
+        | Event::End(lane)
+        | Event::Wake { lane, .. }) = record.event
+        else {
+            continue;
+        };
+        let place = *places[lane.0].get_or_insert_with(|| {
+            free.pop().unwrap_or_else(|| {
+                rows += 1;
+                rows - 1
+            })
+        });
+        if matches!(record.event, Event::End(_)) {
+            free.push(place);
+        }
+    }
+    (places.into_iter().map(Option::unwrap_or_default).collect(), vec![String::new(); rows])
+}
