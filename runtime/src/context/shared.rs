@@ -17,7 +17,7 @@ use crate::context::local::LocalContext;
 use crate::context::lock::ContextLock;
 use crate::context::poll_handler::Pollers;
 use crate::context::poll_while::ContextWaiters;
-use crate::context::source::Source;
+use crate::context::source::EventSource;
 use crate::context::timer::Timers;
 use crate::scheduler::shared::SharedScheduler;
 use crate::sys::clock::Clock;
@@ -40,12 +40,12 @@ pub(crate) struct SharedContext {
     pub(crate) waiters: ContextWaiters,
     pub(crate) pollers: Pollers,
     /// How long the loop may busy-poll before it sleeps, in nanoseconds.
-    pub(crate) poll_limit: AtomicU64,
+    pub(crate) busy_poll_max: AtomicU64,
     /// Counts iterations with other work, so that fd handlers get their turn.
     pub(crate) busy_rounds: AtomicU32,
     /// For polls of other threads; the home thread has its own copy. `None` after the context has
     /// ended.
-    pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
+    pub(crate) source: Mutex<Option<Arc<dyn EventSource>>>,
 }
 
 impl SharedContext {
@@ -65,7 +65,7 @@ impl SharedContext {
             timers: Timers::default(),
             waiters: ContextWaiters::default(),
             pollers: Pollers::default(),
-            poll_limit: AtomicU64::new(0),
+            busy_poll_max: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
         }))
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn callback_on_foreign_thread_wakes_the_loop_for_what_it_queued() {
+    fn callback_on_foreign_thread_wakes_the_loop_for_queued_work() {
         // X3, X6, X7: a callback run by a foreign poll schedules or arms itself, and releases the
         // lock, so that the home loop falls asleep: once the callback has returned and is queued,
         // the loop is woken. It is not if nothing was queued
@@ -148,7 +148,7 @@ mod tests {
         for (queues, idle) in [(true, false), (true, true), (false, false)] {
             let woken = wakes(|ctx| {
                 let sleep = falls_asleep(ctx);
-                let bh = ctx.bottom_half_with(move |own| {
+                let bh = ctx.new_bottom_half_with(move |own| {
                     match (queues, idle) {
                         (true, false) => own.schedule(),
                         (true, true) => own.schedule_idle(),
@@ -161,7 +161,7 @@ mod tests {
             assert_eq!(woken, queues, "bottom half, idle {idle}");
             let woken = wakes(|ctx| {
                 let sleep = falls_asleep(ctx);
-                let timer = ctx.timer_with(move |own| {
+                let timer = ctx.new_timer_with(move |own| {
                     if queues {
                         own.arm_at(Instant::now());
                     }
@@ -173,7 +173,7 @@ mod tests {
         }
         // The loop skips a source while its handler runs, so it must check once the handler has
         // returned.
-        assert!(wakes(|ctx| ctx.poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
+        assert!(wakes(|ctx| ctx.add_poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
         let edge_within = |ctx: &AioContext| {
             let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
             let (sleep, polls) = (falls_asleep(ctx), ctx.clone());

@@ -16,7 +16,7 @@ use crate::scheduler::notify::NotifyState;
 use crate::scheduler::remote_queue::{RemoteEvent, RemoteQueue};
 use crate::sys::clock::Clock;
 use crate::sys::descriptors::EventFd;
-use crate::trace::{Opened, Span, Tracer, Wake};
+use crate::trace::{Span, SpanGuard, Tracer, Wake};
 
 pub(crate) struct SharedScheduler {
     /// The clock used by timers.
@@ -73,7 +73,7 @@ impl SharedScheduler {
     /// Opens a span in the event log; it closes when the value is dropped.
     #[inline]
     #[track_caller]
-    pub(crate) fn span(&self, span: Span) -> Option<Opened<'_>> {
+    pub(crate) fn span(&self, span: Span) -> Option<SpanGuard<'_>> {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 

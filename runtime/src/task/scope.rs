@@ -20,7 +20,7 @@ use crate::coroutine::id::BlockRef;
 use crate::coroutine::wait_reason::WaitReason;
 use crate::scheduler::Scheduler;
 use crate::sys::panic::{Payload, drop_quietly};
-use crate::task::coroutine::{Builder, Coroutine};
+use crate::task::coroutine::{Coroutine, CoroutineBuilder};
 use crate::task::spawn::JoinHandle;
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
@@ -103,7 +103,7 @@ impl<'scope> Scope<'scope, '_> {
     ///
     /// If there is no memory for a stack, or the context is ending.
     #[track_caller]
-    pub fn spawn<F, T>(&'scope self, f: F) -> ScopedHandle<'scope, T>
+    pub fn spawn<F, T>(&'scope self, f: F) -> ScopedJoinHandle<'scope, T>
     where
         F: FnOnce() -> T + 'scope,
         T: 'scope,
@@ -120,7 +120,7 @@ impl<'scope> Scope<'scope, '_> {
     ///
     /// No memory for a stack, or the context is ending.
     #[track_caller]
-    pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
+    pub fn spawn_with<F, T>(&'scope self, builder: CoroutineBuilder, f: F) -> io::Result<ScopedJoinHandle<'scope, T>>
     where
         F: FnOnce() -> T + 'scope,
         T: 'scope,
@@ -156,7 +156,7 @@ impl<'scope> Scope<'scope, '_> {
             members.retain(|member| member.is_live());
         }
         members.push(handle.id);
-        Ok(ScopedHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
+        Ok(ScopedJoinHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
     }
 
     /// Cancels all coroutines that have not ended, as
@@ -273,13 +273,13 @@ impl Drop for End<'_, '_, '_> {
 
 /// A handle to a coroutine of a scope: waits for it and returns its result. It may be dropped: the
 /// scope still waits for the coroutine.
-pub struct ScopedHandle<'scope, T> {
+pub struct ScopedJoinHandle<'scope, T> {
     /// The coroutine stores no value if the handle is dropped before the end.
     handle: ManuallyDrop<JoinHandle<Option<T>>>,
     panic: &'scope Panic,
 }
 
-impl<T> ScopedHandle<'_, T> {
+impl<T> ScopedJoinHandle<'_, T> {
     /// Waits for the coroutine, as [`JoinHandle::join`] does.
     ///
     /// # Errors
@@ -313,7 +313,7 @@ impl<T> ScopedHandle<'_, T> {
     }
 }
 
-impl<T> Drop for ScopedHandle<'_, T> {
+impl<T> Drop for ScopedJoinHandle<'_, T> {
     fn drop(&mut self) {
         // SAFETY: `self` is being dropped, and `join` prevents its drop: so the handle is taken
         // once.
@@ -327,9 +327,9 @@ impl<T> Drop for ScopedHandle<'_, T> {
     }
 }
 
-impl<T> fmt::Debug for ScopedHandle<'_, T> {
+impl<T> fmt::Debug for ScopedJoinHandle<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopedHandle").finish_non_exhaustive()
+        f.debug_struct("ScopedJoinHandle").finish_non_exhaustive()
     }
 }
 
