@@ -12,9 +12,14 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio::backend::linux_aio::LinuxAio;
+use coralio::engine::linux_aio::LinuxAio;
 use coralio::{
-    AioContext, AlignedBuf, BackendKind, Coroutine, Direct, File, RuntimeBuilder, spawn, suspend, yield_now,
+    AlignedBuf, File, RuntimeBuilder,
+    context::AioContext,
+    coroutine::{Coroutine, suspend},
+    driver::BackendKind,
+    fs::Direct,
+    spawn, yield_now,
 };
 
 /// A file of 64 KiB filled with sevens, removed on drop.
@@ -290,7 +295,7 @@ fn io_outside_a_coroutine_is_explained() {
         assert_eq!(task.join().unwrap(), 10);
     });
     assert_says(&panic_of(|| File::open(&temp.0)), &["opening a file outside a context", "run(|| ..)"]);
-    assert_says(&panic_of(coralio::plug), &["run(|| ..)"]);
+    assert_says(&panic_of(coralio::driver::plug), &["run(|| ..)"]);
 }
 
 #[test]
@@ -344,7 +349,7 @@ fn run_can_end_with_io_in_flight() {
                 }));
             }
             (0..rounds).for_each(|_| yield_now());
-            coralio::stats()
+            coralio::driver::stats()
         });
         assert_eq!(stats.requests, 16);
         println!("{}: ended with {} pending and {} in flight", place.display(), stats.pending, stats.in_flight);

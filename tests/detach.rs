@@ -13,13 +13,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use coralio::backend::io_uring::IoUring;
-use coralio::backend::linux_aio::LinuxAio;
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::backend::thread_pool::ThreadPool;
-use coralio::backend::{Backend, Opcode, Operation};
+use coralio::engine::io_uring::IoUring;
+use coralio::engine::linux_aio::LinuxAio;
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::engine::thread_pool::ThreadPool;
+use coralio::engine::{Backend, Opcode, Operation};
 use coralio::{
-    AioContext, AlignedBuf, BackendKind, DetachedEngine, Direct, Engine, File, JoinHandle, RuntimeBuilder, detach,
+    AlignedBuf, File, JoinHandle, RuntimeBuilder,
+    context::AioContext,
+    driver::{BackendKind, DetachedEngine, detach},
+    engine::Engine,
+    fs::Direct,
     spawn, yield_now,
 };
 
@@ -194,7 +198,7 @@ fn context_gives_up_only_drained_engine() {
         context.poll(false);
         let error = context.detach().map(drop).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
-        assert!(error.to_string().contains("coralio::detach"), "{error}");
+        assert!(error.to_string().contains("coralio::driver::detach"), "{error}");
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert!(context.detach().unwrap().is_some());
         let error = spawn(move || read(&engine, 0, &mut [0; BLOCK], 0).unwrap_err()).join().unwrap();
@@ -323,7 +327,7 @@ fn engine_and_file_move_to_another_thread() {
     // on each backend; a file left behind reports that its engine was detached
     for choice in [BackendKind::Auto, BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
         let temp = Temp::new(&std::env::temp_dir(), 64);
-        let (send, receive) = channel::<(DetachedEngine, coralio::DetachedFile)>();
+        let (send, receive) = channel::<(DetachedEngine, coralio::fs::DetachedFile)>();
         let far = thread::spawn(move || {
             let Ok((engine, file)) = receive.recv() else { return };
             AioContext::builder()
@@ -333,7 +337,7 @@ fn engine_and_file_move_to_another_thread() {
                     let mut buf = [0; BLOCK];
                     file.read_exact_at(&mut buf, 5 * BLOCK as u64).unwrap();
                     assert!(buf.iter().all(|&byte| byte == byte_of(5)));
-                    assert_eq!(coralio::stats().in_flight, 0);
+                    assert_eq!(coralio::driver::stats().in_flight, 0);
                     assert!(file.as_fd().as_raw_fd() >= 0);
                 })
                 .unwrap();

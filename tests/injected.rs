@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{has, skipped};
-use coralio::BackendKind;
+use coralio::driver::BackendKind;
 
 const LEN: usize = 1 << 20;
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use coralio::BackendKind;
+use coralio::driver::BackendKind;
 use serde_json::Value;
 
 use common::has;

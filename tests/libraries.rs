@@ -9,7 +9,11 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio::{Direct, File, FileCursor, RuntimeBuilder, remove_file, spawn, yield_now};
+use coralio::{
+    File, RuntimeBuilder,
+    fs::{Direct, FileCursor, remove_file},
+    spawn, yield_now,
+};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder, spawn};
+use coralio::{AlignedBuf, File, RuntimeBuilder, driver::BackendKind, fs::Direct, spawn};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -142,7 +142,7 @@ fn concurrent_requests_do_not_allocate() {
     on_each("many", |file, what| {
         let mut tasks = Vec::with_capacity(COROUTINES as usize);
         steady(what, || {
-            let plug = coralio::plug().unwrap();
+            let plug = coralio::driver::plug().unwrap();
             for number in 0..COROUTINES {
                 let file = Rc::clone(file);
                 tasks.push(spawn(move || {

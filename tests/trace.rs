@@ -8,7 +8,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 use coralio::trace::{Event, Frame, Recording, Replay, Span, Trace};
-use coralio::{AioContext, CoMutex, Coroutine, File, RuntimeBuilder};
+use coralio::{File, RuntimeBuilder, context::AioContext, coroutine::Coroutine, sync::CoMutex};
 use serde_json::Value;
 
 /// A name that a page or a JSON file must escape.

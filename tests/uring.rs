@@ -14,11 +14,18 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use coralio::backend::io_uring::IoUring;
-use coralio::backend::{Opcode, Operation};
+use coralio::engine::io_uring::IoUring;
+use coralio::engine::{Opcode, Operation};
 use coralio::{
-    AioContext, AlignedBuf, BackendKind, Cancelled, Coroutine, Direct, Engine, File, JoinHandle, RuntimeBuilder,
-    TimedOut, shield, spawn, suspend, timeout,
+    AlignedBuf, File, JoinHandle, RuntimeBuilder,
+    context::AioContext,
+    coroutine::{Coroutine, suspend},
+    driver::BackendKind,
+    engine::Engine,
+    fs::Direct,
+    spawn,
+    task::{Cancelled, TimedOut, shield},
+    timeout,
 };
 
 use common::skipped;
@@ -125,7 +132,7 @@ fn readers(file: &Rc<File>, coroutines: usize, each: usize, blocks: usize) -> Ve
 }
 
 fn assert_all_done(requests: usize) {
-    let stats = coralio::stats();
+    let stats = coralio::driver::stats();
     assert_eq!((stats.requests, stats.completions), (requests as u64, requests as u64));
     assert_eq!((stats.in_flight, stats.pending), (0, 0));
 }
@@ -304,7 +311,7 @@ fn notification_ends_the_sleep() {
     // after that wake
     with_engine(|context, engine| {
         let never = Never::new();
-        let (go, next) = channel::<coralio::Waker>();
+        let (go, next) = channel::<coralio::coroutine::Waker>();
         let foreign = thread::spawn(move || next.into_iter().for_each(|waker| waker.wake()));
         for _ in 0..scaled(2000) {
             let reader = spawn({
@@ -405,7 +412,7 @@ fn context_end_cancels_a_read_that_never_completes() {
 #[test]
 fn stop_of_an_io_thread_cancels_a_read_that_never_completes() {
     // C9, X10: stopping a loop thread cancels the read, as does the end of `run`
-    let thread = coralio::IoThread::start("hung").unwrap();
+    let thread = coralio::context::IoThread::start("hung").unwrap();
     let (started, start) = channel();
     let scheduled = thread.context().schedule_oneshot(move || {
         let never = Never::new();
@@ -449,7 +456,7 @@ fn cancelling_the_last_request_lets_detach_continue() {
     with_engine(|context, engine| {
         let reader = hung(context, engine, &never);
         let cancels = spawn(move || reader.cancel());
-        drop(coralio::detach().unwrap());
+        drop(coralio::driver::detach().unwrap());
         cancels.join().unwrap();
         assert_eq!(engine.stats().in_flight, 0);
     });

@@ -67,7 +67,7 @@ pub struct Completion {
     pub result: i64,
 }
 
-/// A backend for an [`Engine`](crate::Engine).
+/// A backend for an [`Engine`](crate::engine::Engine).
 ///
 /// Every method that can change which completions an engine sees, or which file a number names, is
 /// `unsafe` to call: an engine trusts its backend, and returns a buffer to its owner when the

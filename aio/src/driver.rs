@@ -22,15 +22,12 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, EventSource, HomeToken, LoopToken};
 
-use crate::DEFAULT_DEPTH;
 use crate::backend::Backend;
 use crate::backend::simulated::SimulatedBackend;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
-use crate::engine::stats::Stats;
 use crate::engine::transfer::Request;
-use choice::{BackendKind, SelectedBackend};
 use fallback::Fallback;
 
 pub(crate) mod choice;
@@ -38,7 +35,18 @@ mod detach;
 mod fallback;
 pub(crate) mod unblock;
 
+pub use crate::engine::plug::Plug;
+pub use crate::engine::stats::Stats;
+pub use choice::{BackendKind, SelectedBackend};
 pub use detach::{AttachError, DetachedEngine, detach};
+
+/// Default queue depth: the maximum number of requests in flight.
+///
+/// Smaller than common device queues (`/sys/block/*/queue/nr_requests`): 128 for a loop device, 256
+/// for virtio, 1023 for NVMe. A submit blocks while the device's queue is full. The margin leaves
+/// room for other users of a shared device; batches of 16 already cost as little per request as
+/// larger ones do.
+pub const DEFAULT_QUEUE_DEPTH: u32 = 64;
 
 /// See the module documentation.
 pub(crate) struct Driver {
@@ -82,7 +90,7 @@ impl Driver {
     pub(crate) fn of_this_context() -> io::Result<Arc<Driver>> {
         let context =
             AioContext::current().expect("opening a file outside a context: wrap the program in `run(|| ..)`");
-        let Some(source) = context.source() else { return Driver::attach(BackendKind::Auto, DEFAULT_DEPTH) };
+        let Some(source) = context.source() else { return Driver::attach(BackendKind::Auto, DEFAULT_QUEUE_DEPTH) };
         source.into_any().downcast().map_err(|_| {
             let why = "this context's event source is not an I/O engine of this crate: it does not support files";
             io::Error::new(io::ErrorKind::Unsupported, why)
@@ -186,4 +194,37 @@ impl EventSource for Driver {
     fn close(&self, token: HomeToken<'_>) {
         self.engines().for_each(|engine| engine.close(token));
     }
+}
+
+/// Returns the statistics of this context's engine. All zero before its first file.
+pub fn stats() -> Stats {
+    Driver::current().map(|driver| driver.stats()).unwrap_or_default()
+}
+
+/// Returns the kernel interface that this context uses, and why; `None` before its first file, and
+/// outside a context.
+///
+/// ```
+/// use coralio::RuntimeBuilder;
+/// use coralio::driver::selected_backend;
+///
+/// // "native AIO, with threads for requests that would block it", or "io_uring: native AIO was refused: ..."
+/// RuntimeBuilder::new().run(|| println!("{}", selected_backend().unwrap()))?;
+/// # std::io::Result::Ok(())
+/// ```
+pub fn selected_backend() -> Option<SelectedBackend> {
+    Driver::current()?.chosen.clone()
+}
+
+/// Delays this context's requests until the plug is dropped, so that they share one system call.
+///
+/// # Errors
+///
+/// The error of creating the engine, if the context has none yet.
+///
+/// # Panics
+///
+/// Outside a context.
+pub fn plug() -> io::Result<Plug> {
+    Ok(Arc::clone(&Driver::of_this_context()?.engine).plug())
 }

@@ -15,7 +15,7 @@
 //!     returns
 //! ```
 //!
-//! All requests go through [`submit_and_wait`], which is where borrowed buffers are made sound
+//! All requests go through `submit_and_wait`, which is where borrowed buffers are made sound
 //! (*lent to the kernel*, rule E13): it neither returns nor unwinds before its request has
 //! completed.
 
@@ -28,13 +28,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Cancelled, HomeRef, check_cancelled};
+use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 
-use crate::backend::{Backend, Operation};
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use owner::Owner;
 use request::{Requests, Slot};
-use stats::{Counters, Detour, add};
+use stats::{Counters, Detour, Stats, add};
 use submit::SubmissionQueue;
 use submit_timer::SubmitTimer;
 use transfer::{Request, submit_and_wait};
@@ -52,7 +51,11 @@ mod submit_timer;
 mod trace;
 pub(crate) mod transfer;
 
-pub use stats::Stats;
+pub use crate::backend::{
+    Backend, Completion, Opcode, Operation, io_uring, linux_aio, scripted, simulated, thread_pool,
+};
+#[doc(inline)]
+pub use coralio_runtime::{EventSource, HomeLockGuard, HomeRef, HomeToken, LoopToken};
 
 /// Submits a context's requests to one backend and delivers their completions. Each context has at
 /// most one engine.
@@ -122,7 +125,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// # Errors
     ///
     /// The kernel's `errno`; `ENOTCONN` if the engine is not with this thread's context;
-    /// [`Cancelled`](coralio_runtime::Cancelled) if the coroutine has been cancelled.
+    /// [`Cancelled`] if the coroutine has been cancelled.
     ///
     /// # Panics
     ///
@@ -224,7 +227,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is [detached](crate::detach), or becomes detached during the
+    /// `NotConnected`: the engine is [detached](crate::driver::detach), or becomes detached during the
     /// wait.
     ///
     /// # Panics

@@ -72,8 +72,8 @@ pub use stream::FileCursor;
 /// and other processes are not ordered in this way: use [`Direct::Never`] for each, or aligned
 /// offsets and lengths.
 ///
-/// [`Stats::bounced`]: crate::Stats::bounced
-/// [`Stats::page_cached`]: crate::Stats::page_cached
+/// [`Stats::bounced`]: crate::driver::Stats::bounced
+/// [`Stats::page_cached`]: crate::driver::Stats::page_cached
 pub struct File {
     fd: Handle,
     /// A second handle that uses the page cache, opened when first needed.

@@ -1,5 +1,5 @@
 //! Storage I/O for coroutines: plain `read_at` and `write_at` with borrowed buffers, on Linux
-//! native AIO.
+//! native AIO, io_uring or threads.
 //!
 //! ```
 //! use coralio::{File, spawn};
@@ -27,57 +27,163 @@
 //! # }
 //! ```
 //!
+//! # What you need, and where it is
+//!
+//! | to | use |
+//! |---|---|
+//! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
+//! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
+//! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
+//! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; cancellation: [`task`] |
+//! | call blocking code, or a future | [`unblock`], [`block_on`] |
+//! | share data between coroutines | [`sync`]: mutex, read-write lock, semaphore, channels |
+//! | use sockets and pipes | [`net`] |
+//! | use the event loop itself | [`context`]: bottom halves, timers, descriptors, I/O threads |
+//! | switch between coroutines by hand | [`coroutine`]: enter, yield, wake |
+//! | test code against crashes | [`mod@simulate`] |
+//! | see what a run did | [`trace`] |
+//! | read statistics, choose a backend, batch requests | [`driver`] |
+//! | write a backend, or test the engine itself | [`engine`] |
+//!
 //! # How it works
 //!
 //! A [`File`] call creates a request and suspends the coroutine. Requests accumulate while the
 //! event loop runs other coroutines, and are submitted together in one system call. Completions are
 //! read from the kernel's ring in memory, and wake their coroutines.
 //!
+//! The layers, from bottom to top; each depends only on those below it:
+//!
+//! - `backend`: native AIO, io_uring, a thread pool, and the simulated and scripted ones;
+//! - `engine`: a request from submit to reap, with the guards against the historic bugs as a type
+//!   parameter;
+//! - `driver`: one per context: which engine serves a file, and which requests go to threads;
+//! - `file`: files on top of the driver;
+//! - `simulate`: a user's code on the simulated backend.
+//!
+//! Coroutines, the event loop and synchronisation are in the crate
+//! [`coralio-runtime`](coralio_runtime), whose items this crate re-exports.
+//!
+//! Deliberately left out: `async fn` (any function can wait), work stealing (a coroutine stays on
+//! its thread), and other systems than 64-bit little-endian Linux.
+//!
+//! # Control flow
+//!
+//! To *enter* a coroutine is to run it on top of the caller until it *yields* (suspends itself) or
+//! ends. A function that may do either has a section `# Control`. All other functions never switch:
+//! they do not enter a coroutine, yield or block. (Called on a thread other than the context's, a
+//! function may wait for the context's lock.)
+//!
 //! # Soundness of borrowed buffers
 //!
 //! A suspended coroutine's stack does not move, so the kernel may write into a buffer on it. The
 //! call neither returns nor unwinds before the kernel has released the buffer, not even if the
 //! coroutine is cancelled or its context ends.
-//!
-//! # Control flow
-//!
-//! Functions without a `# Control` section never switch: they do not enter a coroutine, yield or
-//! block. (Called on a thread other than the context's, a function may wait for the context's
-//! lock.)
 
 // These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
-pub mod backend;
-mod driver;
-mod engine;
+mod backend;
+pub mod driver;
+pub mod engine;
 mod file;
 pub mod simulate;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-pub use coralio_runtime::*;
-pub use driver::choice::{BackendKind, SelectedBackend};
+#[doc(alias = "await")]
+#[doc(inline)]
+pub use coralio_runtime::block_on;
+#[doc(alias("qemu_coroutine_yield", "co_yield"))]
+#[doc(inline)]
+pub use coralio_runtime::yield_now;
+#[doc(inline)]
+pub use coralio_runtime::{JoinHandle, scope, sleep, spawn, spawn_now, timeout, trace};
+#[doc(alias = "spawn_blocking")]
+#[doc(inline)]
 pub use driver::unblock::unblock;
-pub use driver::{AttachError, DetachedEngine, detach};
-pub use engine::plug::Plug;
-pub use engine::{Engine, Stats, guards};
-pub use file::{
-    AlignedBuf, Alignment, DetachedFile, Direct, File, FileCursor, OpenOptions, remove_file, rename, sync_dir,
-};
+pub use file::{AlignedBuf, File, OpenOptions};
+#[doc(inline)]
 pub use simulate::simulate;
 
-use driver::Driver;
+#[doc(hidden)]
+pub use coralio_runtime::report;
 
-/// Default queue depth: the maximum number of requests in flight.
-///
-/// Smaller than common device queues (`/sys/block/*/queue/nr_requests`): 128 for a loop device, 256
-/// for virtio, 1023 for NVMe. A submit blocks while the device's queue is full. The margin leaves
-/// room for other users of a shared device; batches of 16 already cost as little per request as
-/// larger ones do.
-pub const DEFAULT_DEPTH: u32 = 64;
+use coralio_runtime::{AioContext, ContextBuilder};
+use driver::{BackendKind, DEFAULT_QUEUE_DEPTH, Driver};
+
+/// Names, directories and options of files, beside [`File`] and [`OpenOptions`].
+pub mod fs {
+    #[doc(alias = "O_DIRECT")]
+    pub use crate::file::Direct;
+    pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
+}
+
+/// Scopes, handles, cancellation and errors of coroutines, beside [`spawn`] and [`JoinHandle`].
+pub mod task {
+    #[doc(inline)]
+    pub use coralio_runtime::{
+        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, OsCode, RemoteJoinHandle, Scope,
+        ScopedJoinHandle, TimedOut, can_suspend, check_cancelled, is_cancelled, shield,
+    };
+}
+
+/// Coroutines below [`spawn`]: create, enter, suspend and wake them by hand.
+pub mod coroutine {
+    #[doc(alias = "qemu_coroutine_yield")]
+    #[doc(inline)]
+    pub use coralio_runtime::suspend;
+    #[doc(inline)]
+    pub use coralio_runtime::{Coroutine, CoroutineId, EnterError, ScheduleError, Waker};
+}
+
+/// The event loop and what it can wait for.
+pub mod context {
+    #[doc(alias = "Runtime")]
+    #[doc(inline)]
+    pub use coralio_runtime::AioContext;
+    #[doc(alias("QEMUBH", "qemu_bh_new"))]
+    #[doc(inline)]
+    pub use coralio_runtime::BottomHalf;
+    #[doc(alias = "aio_set_fd_handler")]
+    #[doc(inline)]
+    pub use coralio_runtime::FdHandler;
+    #[doc(alias = "iothread")]
+    #[doc(inline)]
+    pub use coralio_runtime::IoThread;
+    #[doc(alias = "QEMUTimer")]
+    #[doc(inline)]
+    pub use coralio_runtime::Timer;
+    #[doc(inline)]
+    pub use coralio_runtime::{
+        BottomHalfInfo, ContextBuilder, ContextEnded, ContextGuard, Dump, EventNotifier, FdHandlerInfo, Interest,
+        PollHandler, PollHandlerInfo, Readiness, TimerInfo, VirtualClock,
+    };
+}
+
+/// Sockets, pipes and other descriptors that a coroutine waits for.
+pub mod net {
+    #[doc(alias = "AsyncFd")]
+    #[doc(inline)]
+    pub use coralio_runtime::CoFd;
+    #[doc(inline)]
+    pub use coralio_runtime::{wait_readable, wait_writable};
+}
+
+/// Synchronisation between coroutines, of one context or of several. Waiting suspends the
+/// coroutine, never the thread.
+pub mod sync {
+    #[doc(alias("Condvar", "WaitGroup"))]
+    #[doc(inline)]
+    pub use coralio_runtime::CoQueue;
+    #[doc(alias = "mpsc")]
+    #[doc(inline)]
+    pub use coralio_runtime::channel;
+    #[doc(inline)]
+    pub use coralio_runtime::{
+        CoMutex, CoMutexGuard, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Semaphore, oneshot,
+    };
+}
 
 /// Runs `f` as the first coroutine of a new context on this thread, and the event loop until `f`
 /// returns.
@@ -118,12 +224,12 @@ impl Default for RuntimeBuilder {
 }
 
 impl RuntimeBuilder {
-    /// Creates a builder with [`BackendKind::Auto`], queue depth [`DEFAULT_DEPTH`] and stack size
-    /// [`DEFAULT_STACK_SIZE`].
+    /// Creates a builder with [`BackendKind::Auto`], queue depth [`DEFAULT_QUEUE_DEPTH`] and stack size
+    /// [`DEFAULT_STACK_SIZE`](task::DEFAULT_STACK_SIZE).
     pub fn new() -> RuntimeBuilder {
         RuntimeBuilder {
             backend: BackendKind::Auto,
-            depth: DEFAULT_DEPTH,
+            depth: DEFAULT_QUEUE_DEPTH,
             slow_submit_threshold: None,
             context: AioContext::builder(),
         }
@@ -160,7 +266,7 @@ impl RuntimeBuilder {
         self
     }
 
-    /// Counts submits that block the loop for longer than `limit`: [`Stats::slow_submits`]. Each
+    /// Counts submits that block the loop for longer than `limit`: [`Stats::slow_submits`](driver::Stats::slow_submits). Each
     /// submit then reads the clock twice; without a limit, submits do not read it.
     ///
     /// Under [`BackendKind::Auto`], requests that would block go to a thread. A slow submit that
@@ -203,38 +309,6 @@ impl RuntimeBuilder {
             Ok(f())
         })?
     }
-}
-
-/// Returns the statistics of this context's engine. All zero before its first file.
-pub fn stats() -> Stats {
-    Driver::current().map(|driver| driver.stats()).unwrap_or_default()
-}
-
-/// Returns the kernel interface that this context uses, and why; `None` before its first file, and
-/// outside a context.
-///
-/// ```
-/// use coralio::{RuntimeBuilder, selected_backend};
-///
-/// // "native AIO, with threads for requests that would block it", or "io_uring: native AIO was refused: ..."
-/// RuntimeBuilder::new().run(|| println!("{}", selected_backend().unwrap()))?;
-/// # std::io::Result::Ok(())
-/// ```
-pub fn selected_backend() -> Option<SelectedBackend> {
-    Driver::current()?.chosen.clone()
-}
-
-/// Delays this context's requests until the plug is dropped, so that they share one system call.
-///
-/// # Errors
-///
-/// The error of creating the engine, if the context has none yet.
-///
-/// # Panics
-///
-/// Outside a context.
-pub fn plug() -> io::Result<Plug> {
-    Ok(Arc::clone(&Driver::of_this_context()?.engine).plug())
 }
 
 #[cfg(doctest)]

@@ -233,7 +233,7 @@ impl Simulation {
         self
     }
 
-    /// Sets the engine's guards. For tests of the engine itself: see [`guards`](crate::guards).
+    /// Sets the engine's guards. For tests of the engine itself: see [`guards`](crate::engine::guards).
     pub fn guards<G: Guards>(mut self) -> Simulation {
         self.attach = attach::<G>;
         self

@@ -15,7 +15,7 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{Coroutine, suspend};
+use coralio::coroutine::{Coroutine, suspend};
 
 use lesson::{act, coroutine, say};
 

@@ -20,7 +20,10 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{Coroutine, suspend, yield_now};
+use coralio::{
+    coroutine::{Coroutine, suspend},
+    yield_now,
+};
 
 use lesson::{act, coroutine, run_loop, say};
 

@@ -15,7 +15,7 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{Coroutine, yield_now};
+use coralio::{coroutine::Coroutine, yield_now};
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 

@@ -16,7 +16,7 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio::guards::{Guards, WakeGuard};
+use coralio::engine::guards::{Guards, WakeGuard};
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop};
 

@@ -13,7 +13,7 @@ mod lesson;
 
 mod schedule;
 
-use coralio::guards::{Guards, WakeGuard};
+use coralio::engine::guards::{Guards, WakeGuard};
 
 use schedule::{a_alone, three_and_a_lock};
 

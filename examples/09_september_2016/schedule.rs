@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use coralio::guards::Guards;
-use coralio::{AioContext, CoMutex};
+use coralio::engine::guards::Guards;
+use coralio::{context::AioContext, sync::CoMutex};
 
 use crate::lesson::{Disk, attach, backend, coroutine, read, run_loop};
 

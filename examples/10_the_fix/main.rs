@@ -19,8 +19,8 @@ mod schedule;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::guards::AllGuards;
-use coralio::{Coroutine, suspend};
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::engine::guards::AllGuards;
 
 use lesson::{act, coroutine, say};
 

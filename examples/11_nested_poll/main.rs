@@ -22,7 +22,7 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio::guards::{AllGuards, Guards, RingCursor};
+use coralio::engine::guards::{AllGuards, Guards, RingCursor};
 
 use lesson::{Disk, act, attach, backend, read, say, spawn};
 

@@ -15,7 +15,7 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio::guards::{AllGuards, Guards};
+use coralio::engine::guards::{AllGuards, Guards};
 
 use lesson::{Disk, act, attach, backend, coroutine, meet_another_thread, poll_if_free, read, run_loop};
 

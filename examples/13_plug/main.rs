@@ -11,7 +11,7 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio::{AioContext, Coroutine};
+use coralio::{context::AioContext, coroutine::Coroutine};
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 

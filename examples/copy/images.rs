@@ -10,7 +10,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio::{AlignedBuf, CoMutex, File};
+use coralio::{AlignedBuf, File, sync::CoMutex};
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, open};
 use indicatif::BinaryBytes;
 

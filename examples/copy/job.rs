@@ -6,7 +6,10 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coralio::{AlignedBuf, BackendKind, File, Stats, selected_backend};
+use coralio::{
+    AlignedBuf, File,
+    driver::{BackendKind, Stats, selected_backend},
+};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::blocks::{Block, Blocks};

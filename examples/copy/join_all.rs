@@ -5,7 +5,7 @@ use std::io;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio::Coroutine;
+use coralio::coroutine::Coroutine;
 
 /// The first error of a group. The other coroutines check it and stop.
 #[derive(Default)]

@@ -35,7 +35,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Parser;
-use coralio::{File, RuntimeBuilder, stats};
+use coralio::{File, RuntimeBuilder, driver::stats};
 use coralio_runtime::report;
 
 use job::Job;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use coralio::{BackendKind, Direct, File, OpenOptions, OsCode};
+use coralio::{File, OpenOptions, driver::BackendKind, fs::Direct, task::OsCode};
 use coralio_qcow2::Format;
 
 use crate::remedy;

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio::{AlignedBuf, File, JoinHandle, spawn, stats};
+use coralio::{AlignedBuf, File, JoinHandle, driver::stats, spawn};
 use coralio_qcow2::Image;
 use hdrhistogram::Histogram;
 

@@ -43,7 +43,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use coralio::{BackendKind, RuntimeBuilder};
+use coralio::{RuntimeBuilder, driver::BackendKind};
 
 use options::{Options, Versus};
 use report::{Pair, Report, Round};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio::BackendKind;
+use coralio::driver::BackendKind;
 
 use crate::trace::TraceOption;
 use crate::work::{Limit, Pattern};

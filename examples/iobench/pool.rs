@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use coralio::AlignedBuf;
-use coralio::backend::thread_pool::MAX_THREADS;
+use coralio::engine::thread_pool::MAX_THREADS;
 
 use crate::bare::Bare;
 use crate::options::Options;

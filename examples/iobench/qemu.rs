@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command};
 
-use coralio::BackendKind;
+use coralio::driver::BackendKind;
 
 use crate::meter::{Moment, Spent};
 use crate::options::Options;

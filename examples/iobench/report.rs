@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use coralio::Stats;
+use coralio::driver::Stats;
 use serde_json::{Value, json};
 
 use crate::coralio_file::Latencies;

@@ -4,7 +4,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coralio::{CoMutex, CoQueue, File, yield_now};
+use coralio::{
+    File,
+    sync::{CoMutex, CoQueue},
+    yield_now,
+};
 
 use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};

@@ -3,7 +3,7 @@
 //!
 //! Each is the production engine with one constant of [`Guards`] changed.
 
-use coralio::guards::{
+use coralio::engine::guards::{
     AfterReap, AllGuards, Guards, InFlightDecrement, OnCancel, PartialSubmit, RingCursor, ShortRead, UnplugDecrement,
     WakeGuard,
 };

@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::backend::{Opcode, Operation};
-use coralio::guards::Guards;
-use coralio::{AioContext, File, JoinHandle};
+use coralio::engine::guards::Guards;
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::engine::{Opcode, Operation};
+use coralio::{File, JoinHandle, context::AioContext};
 
 use crate::lesson::{Disk, attach, backend, coroutine, meet_another_thread, poll_if_free, read, say, spawn, try_read};
 use crate::schedule::{a_alone, three_and_a_lock};

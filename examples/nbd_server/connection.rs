@@ -13,7 +13,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, spawn_now, suspend, timeout};
+use coralio::{
+    coroutine::{Coroutine, suspend},
+    net::CoFd,
+    spawn, spawn_now,
+    task::{Cancelled, check_cancelled, shield},
+    timeout,
+};
 
 use crate::budget::{ConnectionQuota, FREE_QUOTA, MemoryBudget};
 use crate::buffers::Buffer;

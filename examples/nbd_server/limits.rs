@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio::{Cancelled, Semaphore};
+use coralio::{sync::Semaphore, task::Cancelled};
 
 /// Descriptors reserved for files and engines.
 const RESERVE: u64 = 64;

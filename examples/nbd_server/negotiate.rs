@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 
-use coralio::CoFd;
+use coralio::net::CoFd;
 
 use crate::export::{Catalog, Listing};
 use crate::protocol::*;

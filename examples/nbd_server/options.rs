@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio::{BackendKind, DEFAULT_DEPTH, Direct, RuntimeBuilder};
+use coralio::{
+    RuntimeBuilder,
+    driver::{BackendKind, DEFAULT_QUEUE_DEPTH},
+    fs::Direct,
+};
 use coralio_qcow2::Format;
 
 use crate::budget::MemoryBudget;
@@ -67,7 +71,7 @@ pub struct Options {
     backend: Option<BackendKind>,
 
     /// Maximum number of requests that the kernel has at a time, per thread
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_DEPTH)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUE_DEPTH)]
     pub depth: u32,
 
     /// Threads, each with its own loop and engine

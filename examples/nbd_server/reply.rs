@@ -11,7 +11,7 @@ use std::io::{self, IoSlice, Write};
 use std::mem;
 use std::rc::Rc;
 
-use coralio::{Coroutine, spawn};
+use coralio::{coroutine::Coroutine, spawn};
 
 use crate::buffers::Buffer;
 use crate::connection::{Connection, PIECE, Ticket, within};

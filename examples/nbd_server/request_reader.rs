@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, IoSliceMut, Read};
 use std::time::Duration;
 
-use coralio::CoFd;
+use coralio::net::CoFd;
 
 use crate::buffers::Buffer;
 use crate::connection::within;

@@ -18,7 +18,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coralio::{Cancelled, CoFd, Receiver, Sender, channel, check_cancelled, sleep, spawn, timeout, yield_now};
+use coralio::{
+    net::CoFd,
+    sleep, spawn,
+    sync::{
+        channel,
+        channel::{Receiver, Sender},
+    },
+    task::{Cancelled, check_cancelled},
+    timeout, yield_now,
+};
 use coralio_runtime::report;
 
 use crate::budget::MemoryBudget;

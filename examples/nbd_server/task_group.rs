@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use coralio::{Coroutine, JoinHandle, shield};
+use coralio::{JoinHandle, coroutine::Coroutine, task::shield};
 
 /// The coroutines of the group that have not ended.
 #[derive(Clone, Default)]

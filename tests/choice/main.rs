@@ -14,7 +14,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio::{AlignedBuf, Direct, File, SelectedBackend, selected_backend};
+use coralio::{
+    AlignedBuf, File,
+    driver::{SelectedBackend, selected_backend},
+    fs::Direct,
+};
 
 use seccomp::{filter, forbid};
 

@@ -2,8 +2,11 @@
 
 use std::io::ErrorKind;
 
-use coralio::backend::linux_aio::LinuxAio;
-use coralio::{BackendKind, DEFAULT_DEPTH, RuntimeBuilder, SelectedBackend, selected_backend};
+use coralio::engine::linux_aio::LinuxAio;
+use coralio::{
+    RuntimeBuilder,
+    driver::{BackendKind, DEFAULT_QUEUE_DEPTH, SelectedBackend, selected_backend},
+};
 
 use crate::common::{has, skipped};
 use crate::{chosen, forbid, in_child, in_child_with, io_works};
@@ -226,7 +229,7 @@ fn backend_is_selected_by_name() {
         }
     }
     assert!(selected_backend().is_none(), "outside a context");
-    assert_eq!(DEFAULT_DEPTH, 64, "below the queue sizes of common devices");
+    assert_eq!(DEFAULT_QUEUE_DEPTH, 64, "below the queue sizes of common devices");
 }
 
 #[test]

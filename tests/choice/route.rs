@@ -5,7 +5,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder, Stats, spawn, stats, yield_now};
+use coralio::{
+    AlignedBuf, File, RuntimeBuilder,
+    driver::{BackendKind, Stats, stats},
+    fs::Direct,
+    spawn, yield_now,
+};
 
 use crate::held::Held;
 use crate::{Temp, chosen, in_child, page};

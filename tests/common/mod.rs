@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use coralio::{BackendKind, RuntimeBuilder};
+use coralio::{RuntimeBuilder, driver::BackendKind};
 
 /// Reports a skip on standard error. Bypasses the test harness, which captures macro output.
 pub fn skipped(why: impl Display) {

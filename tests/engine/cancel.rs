@@ -3,7 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use coralio::{Cancelled, JoinHandle, TimedOut, shield, sleep, spawn, spawn_now, timeout};
+use coralio::{
+    JoinHandle, sleep, spawn, spawn_now,
+    task::{Cancelled, TimedOut, shield},
+    timeout,
+};
 
 use crate::{Watch, read, rounds_until, with_engine};
 
@@ -93,7 +97,7 @@ fn cancelled_coroutine_begins_no_request() {
         let task = spawn({
             let engine = engine.clone();
             move || {
-                coralio::suspend();
+                coralio::coroutine::suspend();
                 assert_cancelled(read(&engine, &mut [0; 8], 1));
                 shield(|| read(&engine, &mut [0; 8], 2)).unwrap()
             }

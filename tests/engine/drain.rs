@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{File, JoinHandle, context::AioContext, driver::Plug, engine::Engine, spawn};
 
 use crate::{Watch, touch, with_engine};
 
@@ -124,7 +124,7 @@ fn engine_context_and_file_drain() {
             context.poll(true);
         }
         assert_eq!(foreign.join().unwrap(), Ok(()));
-        let detached = coralio::detach().unwrap();
+        let detached = coralio::driver::detach().unwrap();
         assert_eq!(engine.drain().unwrap_err().kind(), io::ErrorKind::NotConnected);
         drop(detached);
     });

@@ -8,8 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::{AioContext, Cancelled, Engine, EventSource, File, HomeToken, LoopToken, scope, spawn, suspend};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{
+    File,
+    context::AioContext,
+    coroutine::suspend,
+    engine::{Engine, EventSource, HomeToken, LoopToken},
+    scope, spawn,
+    task::Cancelled,
+};
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine, write};
 
@@ -111,7 +118,7 @@ fn panic_out_of_a_reap_leaves_no_request_blocked() {
     with_engine(8, |context, backend, engine| {
         (0..2).for_each(|number| backend.script.hold(number));
         backend.script.take_at_most(2);
-        let bad = coralio::Coroutine::new({
+        let bad = coralio::coroutine::Coroutine::new({
             let engine = engine.clone();
             move || {
                 touch(&engine, 1).unwrap();
@@ -151,7 +158,7 @@ fn nested_poll_submits_requests_not_accepted() {
             move || touch(&engine, offset)
         });
         let plug = engine.plug();
-        let waits = coralio::Coroutine::new({
+        let waits = coralio::coroutine::Coroutine::new({
             let context = context.clone();
             let last = std::rc::Rc::new(std::cell::Cell::new(Some(last)));
             move || {
@@ -212,11 +219,14 @@ fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl F
 }
 
 /// Starts two requests whose buffers are owned by the stack of a scope's owner.
-fn lent_by_a_scope(then: impl FnOnce() + Send + 'static, end: impl FnOnce(&AioContext, &Watched, coralio::Coroutine)) {
+fn lent_by_a_scope(
+    then: impl FnOnce() + Send + 'static,
+    end: impl FnOnce(&AioContext, &Watched, coralio::coroutine::Coroutine),
+) {
     let log = Log::default();
     with_engine(8, |context, backend, engine| {
         backend.script.set_disk(b"aaaabbbb");
-        let owner = coralio::Coroutine::new(borrowers(engine, &log, then));
+        let owner = coralio::coroutine::Coroutine::new(borrowers(engine, &log, then));
         owner.enter();
         (0..2).for_each(|number| backend.script.hold(number));
         context.poll(false);
@@ -245,7 +255,7 @@ fn scope_returns_lent_buffers_before_their_owner_ends() {
     );
     lent_by_a_scope(|| unreachable!("it is unwound"), |_, _, _| ());
     lent_by_a_scope(
-        || assert!(coralio::check_cancelled().is_err_and(|Cancelled| true)),
+        || assert!(coralio::task::check_cancelled().is_err_and(|Cancelled| true)),
         |_, _, owner| {
             owner.cancel();
             rounds_until(|| owner.has_ended());

@@ -19,9 +19,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use coralio::backend::scripted::{Entry, ScriptedBackend};
-use coralio::backend::{Backend, Completion, Opcode, Operation};
-use coralio::{AioContext, Engine};
+use coralio::engine::scripted::{Entry, ScriptedBackend};
+use coralio::engine::{Backend, Completion, Opcode, Operation};
+use coralio::{context::AioContext, engine::Engine};
 
 use stack::stack_pointer;
 

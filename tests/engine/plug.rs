@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{Coroutine, JoinHandle, spawn};
+use coralio::{JoinHandle, coroutine::Coroutine, spawn};
 
 use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use coralio::{AioContext, Coroutine, JoinHandle, spawn};
+use coralio::{JoinHandle, context::AioContext, coroutine::Coroutine, spawn};
 
 use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
 

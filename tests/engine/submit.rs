@@ -1,7 +1,7 @@
 //! Rules E1 and E2: one engine per context; requests that the kernel does not take stay queued and
 //! never get stuck.
 
-use coralio::{AioContext, Coroutine, Engine, JoinHandle, spawn};
+use coralio::{JoinHandle, context::AioContext, coroutine::Coroutine, engine::Engine, spawn};
 
 use crate::{Log, Watch, Watched, rounds_until, touch, with_engine};
 

@@ -6,7 +6,12 @@ use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio::{AioContext, Cancelled, Coroutine, spawn, suspend};
+use coralio::{
+    context::AioContext,
+    coroutine::{Coroutine, suspend},
+    spawn,
+    task::Cancelled,
+};
 
 use crate::{Log, Watch, panic_of, read, text, touch, with_engine, write};
 

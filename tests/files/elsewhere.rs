@@ -5,7 +5,13 @@ use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio::{AioContext, AlignedBuf, BackendKind, Direct, File, FileCursor, RuntimeBuilder, run, spawn};
+use coralio::{
+    AlignedBuf, File, RuntimeBuilder,
+    context::AioContext,
+    driver::BackendKind,
+    fs::{Direct, FileCursor},
+    run, spawn,
+};
 
 use crate::{Temp, disk, in_child};
 

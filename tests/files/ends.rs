@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 
-use coralio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, File, fs::Direct};
 
 use crate::{Temp, aligned, disk, everywhere, is_root, on_each_backend, pattern, tool};
 

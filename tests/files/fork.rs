@@ -6,7 +6,9 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, BackendKind, Direct, File, JoinHandle, RuntimeBuilder, spawn, unblock, yield_now};
+use coralio::{
+    AlignedBuf, File, JoinHandle, RuntimeBuilder, driver::BackendKind, fs::Direct, spawn, unblock, yield_now,
+};
 
 use crate::common;
 use crate::{Temp, disk, in_child, on_each_backend, pattern};
@@ -103,7 +105,7 @@ fn child_does_not_submit_the_parents_batch() {
                     move || file.write_at(&[1; 4096], 0)
                 });
                 let forks = spawn(|| {
-                    assert_eq!(coralio::stats().pending, 1, "the plug holds the request back");
+                    assert_eq!(coralio::driver::stats().pending, 1, "the plug holds the request back");
                     fork()
                 });
                 assert!(!forks.join().unwrap());

@@ -9,7 +9,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use coralio::{BackendKind, Direct, File, OsCode, selected_backend};
+use coralio::{
+    File,
+    driver::{BackendKind, selected_backend},
+    fs::Direct,
+    task::OsCode,
+};
 
 use crate::{Temp, aligned, disk, on_each_backend, pattern};
 

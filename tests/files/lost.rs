@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use coralio::{AioContext, AlignedBuf, BackendKind, Direct, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
+use coralio::{
+    AlignedBuf, File, JoinHandle, RuntimeBuilder, context::AioContext, driver::BackendKind, fs::Direct, spawn,
+    yield_now,
+};
 
 use crate::common::is_refused;
 use crate::held::{Device, HeldDisk, Mount, in_child_with_mounts};
@@ -74,7 +77,7 @@ impl Load {
     }
 
     fn is_held(&self) -> bool {
-        coralio::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
+        coralio::driver::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
     }
 
     /// Waits for all. Returns how many writes and how many reads have failed, each only because the
@@ -85,7 +88,7 @@ impl Load {
             ended.filter_map(Result::err).inspect(is_gone).count()
         };
         let failed = (failed(self.writers), failed(self.readers));
-        let stats = coralio::stats();
+        let stats = coralio::driver::stats();
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
         failed
     }

@@ -3,7 +3,7 @@
 //! cache and through it. The reference is what `std` reads and writes.
 //!
 //! The following run on real files alone ([`on_real_files`]), since the simulated backend [departs
-//! from Linux](coralio::backend::simulated#departs-from-linux) there, or because they examine the
+//! from Linux](coralio::engine::simulated#departs-from-linux) there, or because they examine the
 //! files by other means than ours:
 //!
 //! | test | why |
@@ -41,7 +41,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio::simulate::{Sim, Simulation};
-use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder};
+use coralio::{AlignedBuf, File, RuntimeBuilder, driver::BackendKind, fs::Direct};
 
 use common::{is_refused, skipped};
 

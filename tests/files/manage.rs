@@ -7,7 +7,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::rc::Rc;
 
-use coralio::{AioContext, Cancelled, Direct, File, OsCode, remove_file, rename, spawn, sync_dir, unblock, yield_now};
+use coralio::{
+    File,
+    context::AioContext,
+    fs::{Direct, remove_file, rename, sync_dir},
+    spawn,
+    task::{Cancelled, OsCode},
+    unblock, yield_now,
+};
 
 use crate::common::skipped;
 use crate::{Temp, disk, memory, on_real_files, pattern};

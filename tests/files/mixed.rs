@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
 
 use coralio::simulate::Simulation;
-use coralio::{AlignedBuf, Direct, File, spawn, stats};
+use coralio::{AlignedBuf, File, driver::stats, fs::Direct, spawn};
 
 use crate::{Temp, aligned, disk, on_each_backend, pattern};
 

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, Direct, File, spawn};
+use coralio::{AlignedBuf, File, fs::Direct, spawn};
 
 use crate::{Temp, disk, everywhere, on_each_backend, pattern, tool};
 
@@ -65,7 +65,7 @@ fn file_is_shared_by_many_coroutines() {
             let there = &content[number * BLOCK..(number + 1) * BLOCK];
             assert!(*there == block(number, version.unwrap()), "block {number}");
         }
-        let stats = coralio::stats();
+        let stats = coralio::driver::stats();
         assert_eq!((stats.requests, stats.in_flight, stats.pending), (stats.completions, 0, 0));
         assert!(stats.submits < stats.requests, "requests of several coroutines share submits");
     });

@@ -3,7 +3,11 @@
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio::{Direct, File, FileCursor, spawn};
+use coralio::{
+    File,
+    fs::{Direct, FileCursor},
+    spawn,
+};
 
 use crate::{Temp, disk, everywhere, on_real_files, pattern};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use coralio::simulate::Simulation;
-use coralio::{Direct, File, RuntimeBuilder, spawn};
+use coralio::{File, RuntimeBuilder, fs::Direct, spawn};
 
 use crate::common::is_refused;
 use crate::{BACKENDS, Temp, aligned, disk, everywhere, memory, on_each_backend, pattern, tool};
@@ -85,7 +85,7 @@ fn all_of_it(file: File, model: &Rc<Vec<u8>>) {
     file.sync_data().unwrap();
     read_back(&file, model, 150_000);
     append_by_pieces(&file, model.len() as u64);
-    let stats = coralio::stats();
+    let stats = coralio::driver::stats();
     assert_eq!((stats.in_flight, stats.pending), (0, 0));
 }
 

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use coralio::{
-    AioContext, AlignedBuf, BackendKind, Cancelled, Direct, File, JoinHandle, RuntimeBuilder, spawn, yield_now,
+    AlignedBuf, File, JoinHandle, RuntimeBuilder, context::AioContext, driver::BackendKind, fs::Direct, spawn,
+    task::Cancelled, yield_now,
 };
 
 use crate::common::is_refused;
@@ -116,12 +117,12 @@ fn end_amid(backend: BackendKind, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
             let readers: Vec<_> = (0..REQUESTS).map(reader).collect();
             yield_now(); // all have started
             yield_now(); // the kernel has what it takes
-            let stats = coralio::stats();
+            let stats = coralio::driver::stats();
             assert_eq!(stats.requests, REQUESTS as u64);
             match end {
                 End::Returns => {}
                 End::Panics => resume_unwind(Box::new("in a thousand requests")),
-                End::Detached => drop(coralio::detach().unwrap()),
+                End::Detached => drop(coralio::driver::detach().unwrap()),
                 End::Cancelled => {
                     readers.iter().for_each(JoinHandle::cancel);
                     readers.into_iter().for_each(|reader| reader.join().unwrap());

@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use coralio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, File, fs::Direct};
 
 use crate::{Temp, aligned, disk, everywhere, on_each_backend, pattern, sim_of};
 
@@ -114,9 +114,9 @@ fn excess_vectors_are_split() {
             let file = temp.open(direct);
             let data = aligned(&pattern(count as u64, count * len));
             let slices: Vec<_> = data.chunks(len).map(IoSlice::new).collect();
-            let before = coralio::stats().requests;
+            let before = coralio::driver::stats().requests;
             assert_eq!(file.write_vectored_at(&slices, 0).unwrap(), count * len);
-            let requests = coralio::stats().requests - before;
+            let requests = coralio::driver::stats().requests - before;
             // The simulated backend cuts some requests short; the rest is then transferred piece by
             // piece.
             if sim_of(place).is_none() && (!file.is_direct() || file.alignment().block <= len) {

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use coralio::BackendKind;
+use coralio::driver::BackendKind;
 
 use super::client::*;
 use super::server::{Folder, Server};

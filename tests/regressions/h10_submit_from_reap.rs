@@ -17,9 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AfterReap, AllGuards, Guards};
-use coralio::{AioContext, Engine, spawn};
+use coralio::engine::guards::{AfterReap, AllGuards, Guards};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{context::AioContext, engine::Engine, spawn};
 
 use crate::read;
 use crate::stack::stack_pointer;

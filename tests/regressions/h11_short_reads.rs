@@ -14,9 +14,9 @@ use std::fs::File as StdFile;
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AfterReap, AllGuards, Guards, ShortRead};
-use coralio::{AioContext, Engine, File, spawn};
+use coralio::engine::guards::{AfterReap, AllGuards, Guards, ShortRead};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{File, context::AioContext, engine::Engine, spawn};
 
 use crate::rounds;
 

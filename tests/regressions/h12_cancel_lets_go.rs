@@ -10,10 +10,10 @@
 //! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure
 //! corrupts only its content.
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::backend::{Opcode, Operation};
-use coralio::guards::{AllGuards, Guards, OnCancel};
-use coralio::{AioContext, Cancelled, Engine, spawn};
+use coralio::engine::guards::{AllGuards, Guards, OnCancel};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::engine::{Opcode, Operation};
+use coralio::{context::AioContext, engine::Engine, spawn, task::Cancelled};
 
 use crate::{panic_message, rounds};
 

@@ -9,9 +9,9 @@
 
 use std::rc::Rc;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AllGuards, Guards, WakeGuard};
-use coralio::{AioContext, CoMutex, Coroutine, Engine};
+use coralio::engine::guards::{AllGuards, Guards, WakeGuard};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{context::AioContext, coroutine::Coroutine, engine::Engine, sync::CoMutex};
 
 use crate::{panic_message, read};
 

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AllGuards, Guards};
-use coralio::{AioContext, Coroutine, Direct, Engine, File, JoinHandle, spawn};
+use coralio::engine::guards::{AllGuards, Guards};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{File, JoinHandle, context::AioContext, coroutine::Coroutine, engine::Engine, fs::Direct, spawn};
 
 use crate::{panic_message, read};
 
@@ -150,7 +150,7 @@ fn two_reaping_threads_complete_a_million_requests() {
         let total: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
         stop.store(true, Ordering::Relaxed);
         assert_eq!(total, COROUTINES * EACH);
-        let stats = coralio::stats();
+        let stats = coralio::driver::stats();
         assert_eq!((stats.requests, stats.completions), (total, total));
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
         // Joined outside: the loop holds the context's lock while a coroutine runs, and the other

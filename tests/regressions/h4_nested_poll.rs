@@ -8,9 +8,9 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AllGuards, Guards, RingCursor};
-use coralio::{AioContext, Engine, spawn};
+use coralio::engine::guards::{AllGuards, Guards, RingCursor};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{context::AioContext, engine::Engine, spawn};
 
 use crate::{panic_message, read};
 

@@ -9,7 +9,7 @@
 //! The guard: an error fails the first request alone, and the loop continues with the rest; and
 //! `blocked` holds only while something is in flight.
 
-use coralio::guards::{AllGuards, Guards, PartialSubmit};
+use coralio::engine::guards::{AllGuards, Guards, PartialSubmit};
 
 use crate::{Outcome, three_and_a_later_one};
 

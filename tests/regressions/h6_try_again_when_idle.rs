@@ -7,7 +7,7 @@
 //!
 //! The guard: with nothing in flight, the loop's next iteration retries, and does not sleep before.
 
-use coralio::guards::{AllGuards, Guards, PartialSubmit};
+use coralio::engine::guards::{AllGuards, Guards, PartialSubmit};
 
 use crate::{Outcome, three_and_a_later_one};
 

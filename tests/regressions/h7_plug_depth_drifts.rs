@@ -7,9 +7,9 @@
 //!
 //! The guard: a plug is a value, and its drop counts down unconditionally.
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AllGuards, Guards, UnplugDecrement};
-use coralio::{AioContext, Coroutine, Engine};
+use coralio::engine::guards::{AllGuards, Guards, UnplugDecrement};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{context::AioContext, coroutine::Coroutine, engine::Engine};
 
 use crate::read;
 

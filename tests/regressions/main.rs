@@ -19,10 +19,10 @@ mod stack;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::backend::{Opcode, Operation};
-use coralio::guards::Guards;
-use coralio::{AioContext, Engine, JoinHandle, spawn};
+use coralio::engine::guards::Guards;
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::engine::{Opcode, Operation};
+use coralio::{JoinHandle, context::AioContext, engine::Engine, spawn};
 
 /// Reads 512 bytes at `offset`, from a coroutine.
 fn read<G: Guards>(engine: &Engine<ScriptedBackend, G>, offset: u64) -> usize {

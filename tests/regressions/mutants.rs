@@ -12,9 +12,13 @@
 
 use std::panic::resume_unwind;
 
-use coralio::backend::scripted::ScriptedBackend;
-use coralio::guards::{AllGuards, Guards, InFlightDecrement, Notifier, PartialSubmit};
-use coralio::{AioContext, Engine, VirtualClock, spawn};
+use coralio::engine::guards::{AllGuards, Guards, InFlightDecrement, Notifier, PartialSubmit};
+use coralio::engine::scripted::ScriptedBackend;
+use coralio::{
+    context::{AioContext, VirtualClock},
+    engine::Engine,
+    spawn,
+};
 
 use crate::{Outcome, panic_message, read, rounds, three_and_a_later_one};
 

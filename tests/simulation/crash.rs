@@ -6,7 +6,13 @@ use std::io;
 use std::time::Duration;
 
 use coralio::simulate::{Fault, Faults, Latency, Sim, Simulation};
-use coralio::{File, OsCode, rename, spawn, sync_dir, yield_now};
+use coralio::{
+    File,
+    fs::{rename, sync_dir},
+    spawn,
+    task::OsCode,
+    yield_now,
+};
 
 use crate::{harsh, small};
 

@@ -6,7 +6,11 @@ use std::panic;
 
 use coralio::simulate::{Fault, Faults, Simulation};
 use coralio::{
-    AlignedBuf, Alignment, Direct, File, FileCursor, OsCode, remove_file, rename, simulate, sync_dir, unblock,
+    AlignedBuf, File,
+    fs::{Alignment, Direct, FileCursor, remove_file, rename, sync_dir},
+    simulate,
+    task::OsCode,
+    unblock,
 };
 
 #[test]

@@ -34,7 +34,7 @@ use std::io;
 use std::rc::Rc;
 
 use coralio::simulate::{Faults, Latency, Sim, Simulation};
-use coralio::{AioContext, CoMutex, File, JoinHandle, plug, spawn, yield_now};
+use coralio::{File, JoinHandle, context::AioContext, driver::plug, spawn, sync::CoMutex, yield_now};
 
 use crate::program::nothing_waits_for_a_plug;
 use crate::small;
@@ -212,7 +212,7 @@ fn all_orders_visits_each_order_once() {
             let (file, order) = (Rc::clone(&file), Rc::clone(&order));
             spawn(move || {
                 file.read_at(&mut [0; 2], number * 16).unwrap();
-                order.borrow_mut().push((number, coralio::stats().sleeps));
+                order.borrow_mut().push((number, coralio::driver::stats().sleeps));
             })
         });
         tasks.into_iter().for_each(|task| task.join().unwrap());

@@ -8,7 +8,7 @@
 
 use std::process::Command;
 
-use coralio::guards::{
+use coralio::engine::guards::{
     AfterReap, AllGuards, Guards, InFlightDecrement, Notifier, OnCancel, PartialSubmit, RingCursor, ShortRead,
     UnplugDecrement, WakeGuard,
 };

@@ -6,7 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use coralio::simulate::{Fault, Faults, Sim, Simulation};
-use coralio::{CoMutex, Coroutine, File, simulate, sleep, spawn, suspend, yield_now};
+use coralio::{
+    File,
+    coroutine::{Coroutine, suspend},
+    simulate, sleep, spawn,
+    sync::CoMutex,
+    yield_now,
+};
 
 use crate::program::{self, Size};
 use crate::{harsh, small};
@@ -208,7 +214,7 @@ fn script_determines_the_next_fault() {
     let quiet = Simulation::new().faults(Faults::none()).sector_size(16);
     quiet.run(0..1, |sim| {
         let file = sim.create("a", 64);
-        let submits = || coralio::stats().submits;
+        let submits = || coralio::driver::stats().submits;
         sim.inject(Fault::Refuse(libc::EAGAIN));
         sim.inject(Fault::Short(5));
         let before = submits();

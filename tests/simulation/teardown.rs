@@ -41,7 +41,7 @@ fn begin_a_thousand(file: &Rc<File>, kept: &Rc<RefCell<Vec<Vec<u8>>>>) {
     }
     yield_now(); // all have started
     yield_now(); // the kernel has them
-    assert!(coralio::stats().in_flight > 0);
+    assert!(coralio::driver::stats().in_flight > 0);
 }
 
 #[test]

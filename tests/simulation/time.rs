@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coralio::simulate::{Fault, Faults, Latency, Simulation};
-use coralio::{AioContext, simulate, sleep, spawn, timeout};
+use coralio::{context::AioContext, simulate, sleep, spawn, timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -82,12 +82,12 @@ fn busy_checking_sees_time_pass() {
 fn sleep_does_not_hide_a_stuck_request() {
     // E17, S6: timers continue, and the deadlock is reported when they are over.
     let failure = Simulation::new().max_shrink_runs(0).search(0..1, |_| {
-        let (sender, receiver) = coralio::channel::bounded::<()>(1);
+        let (sender, receiver) = coralio::sync::channel::bounded::<()>(1);
         let ticker = spawn(move || {
             for _ in 0..100 {
                 sleep(HOUR).unwrap();
             }
-            coralio::suspend();
+            coralio::coroutine::suspend();
             drop(sender);
         });
         let _ = receiver.recv();

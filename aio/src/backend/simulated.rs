@@ -29,7 +29,7 @@
 //! - A write reaches the file all at once, when it completes, and a read sees the file as it is at
 //!   its own completion.
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
-//!   [`sync_dir`](crate::sync_dir) does; sectors are lost independently; and a sector
+//!   [`sync_dir`](crate::fs::sync_dir) does; sectors are lost independently; and a sector
 //!   may be torn.
 //! - Directories exist without being created. There are no links, permissions, times or append
 //!   mode, and the disk has no size limit.

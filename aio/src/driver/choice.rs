@@ -21,7 +21,7 @@ use crate::engine::erased::ErasedEngine;
 pub enum BackendKind {
     /// The most suitable interface that the machine allows: native AIO, plus a thread for each
     /// request that would block the loop in submit; if native AIO is unavailable, io_uring;
-    /// otherwise threads. [`selected_backend`](crate::selected_backend) returns the choice and the
+    /// otherwise threads. [`selected_backend`](crate::driver::selected_backend) returns the choice and the
     /// reason.
     #[default]
     Auto,
@@ -42,7 +42,7 @@ impl BackendKind {
     /// empty or not set. The library itself does not read the variable.
     ///
     /// ```no_run
-    /// use coralio::{BackendKind, RuntimeBuilder};
+    /// use coralio::{RuntimeBuilder, driver::BackendKind};
     ///
     /// RuntimeBuilder::new().backend(BackendKind::from_env()?).run(|| println!("hello"))?;
     /// # std::io::Result::Ok(())

@@ -92,7 +92,7 @@ impl Driver {
     /// Makes the engines leave their context.
     pub(super) fn leave_context(&self) -> io::Result<()> {
         if !self.engine.is_here() || !self.is_drained() {
-            let why = "cannot detach the I/O engine: it has requests that would never complete; coralio::detach \
+            let why = "cannot detach the I/O engine: it has requests that would never complete; coralio::driver::detach \
                  waits for them";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }

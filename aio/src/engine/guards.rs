@@ -128,7 +128,7 @@ pub enum ShortRead {
 /// - `REAP_LOCKS` false: two threads may complete the same request, and its buffer may return to
 ///   its owner while the kernel uses it. The test must synchronise the threads.
 /// - `ON_CANCEL` other than [`OnCancel::Waits`]: the kernel may read and write a request's memory
-///   after [`transfer`](crate::Engine::transfer) has returned. The test must cancel only requests
+///   after [`transfer`](crate::engine::Engine::transfer) has returned. The test must cancel only requests
 ///   whose memory has no owner, is never freed, and is accessed only through raw pointers.
 pub unsafe trait Guards: Send + Sync + 'static {
     /// Which events end a sleep.

@@ -52,7 +52,7 @@ pub struct Stats {
     /// Requests waiting to be submitted.
     pub pending: u32,
     /// The part of `requests` that went to a thread because they would have blocked the loop in
-    /// submit ([`BackendKind::Auto`](crate::BackendKind::Auto)).
+    /// submit ([`BackendKind::Auto`](crate::driver::BackendKind::Auto)).
     pub offloaded: u64,
     /// Submits that blocked the loop for longer than
     /// [`RuntimeBuilder::slow_submit_threshold`](crate::RuntimeBuilder::slow_submit_threshold); 0

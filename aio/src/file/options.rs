@@ -48,7 +48,7 @@ impl Alignment {
 /// Options for opening a [`File`].
 ///
 /// ```
-/// use coralio::{Direct, File};
+/// use coralio::{File, fs::Direct};
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let path = std::env::temp_dir().join(format!("coralio-doc-{}", std::process::id()));

@@ -131,7 +131,7 @@ impl FileRoutes {
     ///
     /// # Safety
     ///
-    /// As [`Engine::transfer`](crate::Engine::transfer).
+    /// As [`Engine::transfer`](crate::engine::Engine::transfer).
     #[cold]
     pub(super) unsafe fn offload(&self, operation: &Operation, ways: &RouteTable, main: &dyn ErasedEngine) -> i64 {
         let attempt = Request { operation: *operation, nowait: false };

@@ -22,7 +22,7 @@ use super::File;
 /// no memory.
 ///
 /// ```
-/// use coralio::{File, FileCursor};
+/// use coralio::{File, fs::FileCursor};
 /// use std::io::{BufRead, BufReader};
 ///
 /// # fn main() -> std::io::Result<()> {

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use coralio::Engine;
-use coralio::backend::Backend;
-use coralio::backend::linux_aio::LinuxAio;
+use coralio::engine::Engine;
+use coralio::engine::Backend;
+use coralio::engine::linux_aio::LinuxAio;
 
 fn main() {
     let backend = LinuxAio::new(64).unwrap();

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, File, fs::Direct};
 
 use crate::chain::Chain;
 use crate::error::{about, unsupported};

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio::{CoMutex, File};
+use coralio::{File, sync::CoMutex};
 
 mod allocate;
 mod cache;

@@ -10,7 +10,7 @@ use std::io;
 use std::process::Command;
 use std::rc::Rc;
 
-use coralio::guards::{AllGuards, Guards, WakeGuard};
+use coralio::engine::guards::{AllGuards, Guards, WakeGuard};
 use coralio::simulate::{Faults, Sim, Simulation};
 use coralio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Options, Qcow2, open};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::pool::tests::{idle_pool, pool_of, serve};
-use crate::{Coroutine, TimedOut, VirtualClock, sleep, spawn, timeout, yield_now};
+use coralio_runtime::{Coroutine, TimedOut, VirtualClock, sleep, spawn, timeout, yield_now};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -191,7 +191,7 @@ fn context_end_waits_for_a_running_call() {
         let first = Go(go);
         drop(spawn(move || {
             let _first = first;
-            crate::suspend();
+            crate::coroutine::suspend();
         }));
         let seen = Seen(Rc::clone(&last), Arc::clone(&dropped));
         let body = move || {

@@ -44,7 +44,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use clap::Parser;
-use coralio::{CoFd, spawn};
+use coralio::{spawn, net::CoFd};
 use coralio_qcow2::{CreateOptions, Qcow2};
 use export::{Catalog, open_all};
 use input::{at_work, seed};

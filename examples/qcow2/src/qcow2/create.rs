@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use coralio::{AlignedBuf, File, sync_dir};
+use coralio::{AlignedBuf, File, fs::sync_dir};
 
 use super::Qcow2;
 use super::extensions::backing_format;

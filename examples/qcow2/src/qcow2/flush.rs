@@ -16,7 +16,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 
-use coralio::{AlignedBuf, CoMutex, shield};
+use coralio::{AlignedBuf, sync::CoMutex, task::shield};
 
 use super::Qcow2;
 

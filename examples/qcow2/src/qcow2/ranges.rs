@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use coralio::{CoMutex, CoQueue};
+use coralio::sync::{CoMutex, CoQueue};
 
 #[derive(Default)]
 pub(crate) struct Ranges {

@@ -15,7 +15,7 @@ impl AioContext {
     /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks
     /// memory, without a system call: a ring that another thread fills, or a device's doorbell.
     /// Before it sleeps, the loop busy-polls for a while if the configuration allows it: see
-    /// [`ContextBuilder::busy_poll_max`](super::ContextBuilder::busy_poll_max).
+    /// [`ContextBuilder::busy_poll_max`](crate::ContextBuilder::busy_poll_max).
     ///
     /// A thread that makes the source ready must call [`notify`](Self::notify) afterwards, which
     /// costs a system call only if the loop sleeps.
