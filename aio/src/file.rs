@@ -232,6 +232,7 @@ impl File {
     ///
     /// May yield.
     #[inline]
+    #[doc(alias = "pread")]
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         // SAFETY: the buffer is borrowed exclusively until this returns.
         unsafe { self.transfer_all(Opcode::Read, buf.as_mut_ptr() as u64, buf.len(), offset) }
@@ -276,6 +277,7 @@ impl File {
     ///
     /// May yield.
     #[inline]
+    #[doc(alias = "pwrite")]
     pub fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
         // SAFETY: the buffer is borrowed until this returns, and a write only reads it.
         unsafe { self.transfer_all(Opcode::Write, buf.as_ptr() as u64, buf.len(), offset) }
@@ -294,6 +296,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[doc(alias = "preadv")]
     pub fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter_mut().map(|buf| (buf.as_mut_ptr() as u64, buf.len())).collect();
         // SAFETY: the buffers are borrowed exclusively until this returns.
@@ -313,6 +316,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[doc(alias = "pwritev")]
     pub fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let vectors: Vec<_> = bufs.iter().map(|buf| (buf.as_ptr() as u64, buf.len())).collect();
         // SAFETY: the buffers are borrowed until this returns, and a write only reads them.
@@ -332,6 +336,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[doc(alias = "fdatasync")]
     pub fn sync_data(&self) -> io::Result<()> {
         self.sync(Opcode::SyncData)
     }
@@ -349,6 +354,7 @@ impl File {
     /// # Control
     ///
     /// May yield.
+    #[doc(alias = "fsync")]
     pub fn sync_all(&self) -> io::Result<()> {
         self.sync(Opcode::SyncAll)
     }

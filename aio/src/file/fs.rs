@@ -181,7 +181,7 @@ impl File {
     /// # Control
     ///
     /// May yield, as [`unblock`].
-    #[doc(alias = "truncate")]
+    #[doc(alias("ftruncate", "truncate"))]
     pub fn set_len(&self, len: u64) -> io::Result<()> {
         let what = || format!("setting a file's length to {len}");
         if let Some(file) = self.fd.as_simulated() {
