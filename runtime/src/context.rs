@@ -121,7 +121,7 @@ impl AioContext {
         let token = LoopToken::at_home_of(home);
         let _heartbeat = home.heartbeat();
         let _span = shared.scheduler.span(Span::Round);
-        home.scheduler.clock.count_round(&shared.scheduler.clock);
+        home.scheduler.clock.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress, may_sleep, || {
@@ -303,7 +303,7 @@ impl AioContext {
             };
             slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
         }
-        home.scheduler.clock.tick(&shared.scheduler.clock);
+        home.scheduler.clock.tick();
         if home.idle_timer.has_expired(home) && !self.is_due(home) && self.is_alone(home) {
             home.idle_timer.call(home);
         }

@@ -110,7 +110,7 @@ impl Scheduler {
             stacks,
             serial: Cell::new(0),
             live_count: Cell::new(0),
-            clock: LoopClock::new(&shared.clock),
+            clock: LoopClock::new(shared.clock.clone()),
             shared,
         }
     }

@@ -51,8 +51,7 @@ impl IdleTimer {
     /// pass.
     pub(crate) fn arm(&self, home: &LocalContext) {
         let shared = &home.context.shared;
-        let clock = &shared.scheduler.clock;
-        if clock.is_virtual() {
+        if shared.scheduler.clock.is_virtual() {
             return self.call(home);
         }
         let Some(after) = self.after.get() else { return };
@@ -66,7 +65,7 @@ impl IdleTimer {
             let Ok(timer) = create() else { return self.after.set(None) };
             let _ = self.timer.set(timer);
         }
-        home.scheduler.clock.tick(clock);
+        home.scheduler.clock.tick();
         let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 4);
         if self.timer.get().is_some_and(|timer| timer.arm(after).is_ok()) {
             self.armed.set(Some((home.scheduler.clock.ms().wrapping_add(after_ms), home.progress.get())));

@@ -219,7 +219,8 @@ impl ControlBlock {
 
 impl LocalState {
     /// Prepares the state for a new coroutine, which is not suspended yet.
-    #[inline]
+    // Plain `inline` is not honoured, and the call would cost more than the stores.
+    #[inline(always)]
     pub(crate) fn reset(&self, attributes: Attributes, serial: u64, lease: StackLease, result: ResultSlot) {
         self.woken.set(false);
         self.unwinding.set(false);

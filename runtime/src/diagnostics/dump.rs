@@ -263,7 +263,7 @@ impl fmt::Display for DisplayCoroutine<'_> {
                 f,
                 "waits for {}, for {:?}, at {}",
                 local.wait_reason.get().display(scheduler),
-                scheduler.clock.since(local.since.get(), &scheduler.shared.clock),
+                scheduler.clock.since(local.since.get()),
                 local.suspended_at.get()
             )?,
             State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,
