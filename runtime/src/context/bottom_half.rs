@@ -179,12 +179,15 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
+    #[inline]
     pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
-        if !self.queued.load(Ordering::Relaxed) {
-            return false;
-        }
+        self.queued.load(Ordering::Relaxed) && self.run_queued(shared)
+    }
+
+    #[inline(never)]
+    fn run_queued(&self, shared: &Arc<SharedContext>) -> bool {
         let mut table = self.table.lock();
         table.take_up(&shared.scheduler.clock);
         let mut progress = false;

@@ -192,12 +192,15 @@ impl Timers {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
+    #[inline]
     pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
-        if self.armed.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+        self.armed.load(Ordering::Relaxed) != 0 && self.run_armed(shared)
+    }
+
+    #[inline(never)]
+    fn run_armed(&self, shared: &Arc<SharedContext>) -> bool {
         let now = shared.scheduler.clock.now();
         self.table.lock().take_up(now);
         let mut progress = false;

@@ -20,7 +20,13 @@ impl Scheduler {
     /// # Control
     ///
     /// Enters coroutines.
+    #[inline]
     pub(crate) fn run_ready(&self) -> bool {
+        (self.has_ready() || self.shared.remote_queue.is_pending()) && self.run_taken()
+    }
+
+    #[inline(never)]
+    fn run_taken(&self) -> bool {
         // Coroutines scheduled before another one yielded run before that one.
         self.take_remote_events();
         self.taken.append(&self.ready);
@@ -34,6 +40,7 @@ impl Scheduler {
     }
 
     /// Returns whether a coroutine is ready to run.
+    #[inline]
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.taken.is_empty()
     }
