@@ -23,8 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::context::local::LocalContext;
-use crate::coroutine::id::Token;
+use crate::coroutine::Token;
 use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
@@ -44,9 +43,19 @@ pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod timer;
 
-use heartbeat::Heartbeat;
-use shared::{NOTIFY_TOKEN, SharedContext};
-use source::{AtHome, HomeToken, LoopToken, Source};
+pub(crate) use bottom_half::BottomHalves;
+pub(crate) use fd_handler::{Interest, Readiness, Watch, Watches};
+pub(crate) use heartbeat::Heartbeat;
+pub(crate) use home_thread::{HomeThread, context_ended};
+pub(crate) use idle::{IdleHook, IdleTimer};
+pub(crate) use local::{LocalContext, Settings};
+pub(crate) use lock::{ContextLock, HomeGuard};
+pub(crate) use poll_handler::{PollWindow, Pollers};
+pub(crate) use poll_while::ContextWaiters;
+pub(crate) use registry::{ContextEnded, Key, Registry, call};
+pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
+pub(crate) use source::{AtHome, HomeToken, LoopToken, Source, Sources};
+pub(crate) use timer::{Action, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///

@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
-use crate::sys::clock::Clock;
+use crate::context::{Key, Registry, SharedContext, call};
+use crate::sys::Clock;
 use crate::trace::Span;
 
 mod handle;

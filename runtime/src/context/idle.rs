@@ -8,9 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use crate::context::local::LocalContext;
-use crate::context::shared::NOTIFY_TOKEN;
-use crate::sys::descriptors::TimerFd;
+use crate::context::{LocalContext, NOTIFY_TOKEN};
+use crate::sys::TimerFd;
 
 /// Called when the loop has been idle for long.
 pub(crate) type IdleHook = Box<dyn Fn(&LocalContext)>;

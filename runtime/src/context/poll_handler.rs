@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
+use crate::context::{Key, Registry, SharedContext, call};
 use crate::trace::Span;
 
 mod handle;

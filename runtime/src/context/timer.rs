@@ -20,9 +20,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
-use crate::coroutine::id::BlockRef;
+use crate::context::{Key, Registry, SharedContext, call};
+use crate::coroutine::BlockRef;
 use crate::trace::Span;
 
 mod handle;

@@ -18,11 +18,9 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 
-use crate::coroutine::attributes::Attributes;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::stack::{RunningStack, StackLease};
-use crate::coroutine::state_word::{ScheduleOutcome, StateWord};
-use crate::coroutine::wait_reason::{Deadline, WaitReason};
+use crate::coroutine::{
+    Attributes, BlockRef, Deadline, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
+};
 
 /// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use crate::coroutine::control_block::ControlBlock;
-use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::{ControlBlock, LockOwner};
 use crate::trace::Waits;
 
 /// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.

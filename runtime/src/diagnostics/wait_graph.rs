@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use crate::coroutine::control_block::{ControlBlock, State};
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::lock_owner::LockOwner;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{BlockRef, ControlBlock, LockOwner, State, WaitReason};
 use crate::scheduler::Scheduler;
 
 impl BlockRef {

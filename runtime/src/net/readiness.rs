@@ -7,11 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::context::fd_handler::{Interest, Readiness, Watch};
-use crate::context::local::LocalContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
-use crate::task::coroutine::Coroutine;
+use crate::context::{Interest, LocalContext, Readiness, Watch};
+use crate::coroutine::{Cancelled, WaitReason};
+use crate::task::Coroutine;
 
 /// Waits until `fd` can be read without blocking: there is data, end of file, or an error.
 ///

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::sys::clock::Clock;
+use crate::sys::Clock;
 
 /// How many iterations of a busy loop share one reading.
 const ROUNDS_PER_TICK: u32 = 64;

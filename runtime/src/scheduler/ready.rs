@@ -3,9 +3,8 @@
 
 use std::cell::Cell;
 
-use crate::coroutine::control_block::State;
-use crate::scheduler::Scheduler;
-use crate::scheduler::remote_queue::RemoteEvent;
+use crate::coroutine::State;
+use crate::scheduler::{RemoteEvent, Scheduler};
 
 /// Events taken over from other threads and not handled yet, in reverse order of arrival. The list
 /// survives a panic, and a nested iteration continues with it. Its memory is kept, so that taking

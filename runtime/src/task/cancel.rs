@@ -5,8 +5,7 @@
 //! for the duration of one closure, set by the clock. A shield masks both, for work that must be
 //! finished.
 
-use crate::coroutine::control_block::LocalState;
-use crate::coroutine::error::Cancelled;
+use crate::coroutine::{Cancelled, LocalState};
 use crate::scheduler::Scheduler;
 
 /// Returns whether waits of the running coroutine end early: it was cancelled, or an enclosing

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::coroutine::error::ScheduleError;
-use crate::coroutine::id::BlockRef;
-use crate::scheduler::shared::SharedScheduler;
+use crate::coroutine::{BlockRef, ScheduleError};
+use crate::scheduler::SharedScheduler;
 
 /// Wakes a coroutine from any thread.
 #[derive(Clone)]
