@@ -334,7 +334,7 @@ impl AioContext {
     }
 
     /// Returns the tracer of the context's event log, if [one was
-    /// configured](ContextBuilder::trace). For authors of engines.
+    /// configured](crate::ContextBuilder::trace). For authors of engines.
     #[inline]
     pub fn tracer(&self) -> Option<&Tracer> {
         self.shared.scheduler.tracer.as_ref()

@@ -33,7 +33,7 @@ use crate::task::Coroutine;
 ///
 /// # Errors
 ///
-/// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout
+/// [`Cancelled`], as an I/O error, if the coroutine was cancelled or a timeout
 /// around this call has expired. `PermissionDenied`: epoll does not support the descriptor, for
 /// example a regular file. Also fails if out of memory.
 ///

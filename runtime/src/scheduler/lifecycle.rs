@@ -23,7 +23,7 @@ impl Scheduler {
     /// # Safety
     ///
     /// Everything that `F` and `T` borrow lives until the coroutine has ended, at the latest when
-    /// [`Scheduler::run`] returns.
+    /// `LocalContext::run` returns.
     pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
     where
         F: FnOnce() -> T,

@@ -272,7 +272,7 @@ impl Coroutine {
     /// including a wait in progress. A suspended coroutine is woken for that.
     ///
     /// Cancelling only sets a flag: the coroutine's functions return as after any error. See
-    /// [`shield`] and [`check_cancelled`].
+    /// [`shield`](crate::shield) and [`check_cancelled`](crate::check_cancelled).
     ///
     /// # Panics
     ///

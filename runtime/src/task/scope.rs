@@ -94,7 +94,7 @@ pub struct Scope<'scope, 'env: 'scope> {
 }
 
 impl<'scope> Scope<'scope, '_> {
-    /// Spawns a coroutine as [`spawn`](crate::spawn) does, from a closure that may borrow.
+    /// Spawns a coroutine as [`spawn`](crate::spawn()) does, from a closure that may borrow.
     ///
     /// # Panics
     ///

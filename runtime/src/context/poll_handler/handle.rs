@@ -13,7 +13,7 @@ impl AioContext {
     /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks
     /// memory, without a system call: a ring that another thread fills, or a device's doorbell.
     /// Before it sleeps, the loop busy-polls for a while if the configuration allows it: see
-    /// [`ContextBuilder::poll_limit`](super::ContextBuilder::poll_limit).
+    /// [`ContextBuilder::poll_limit`](crate::ContextBuilder::poll_limit).
     ///
     /// A thread that makes the source ready must call [`notify`](Self::notify) afterwards, which
     /// costs a system call only if the loop sleeps.
