@@ -56,8 +56,8 @@ impl WaitReason {
 }
 
 impl From<WaitReason> for Waits {
-    fn from(waiting: WaitReason) -> Waits {
-        match waiting {
+    fn from(reason: WaitReason) -> Waits {
+        match reason {
             WaitReason::Enter => Waits::Enter,
             WaitReason::Turn => Waits::Turn,
             WaitReason::Join(_) => Waits::Join,
