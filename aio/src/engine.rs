@@ -1,8 +1,8 @@
 //! The engine between coroutines that want I/O and the kernel backend that performs it.
 //!
 //! ```text
-//!   coroutine                 queue.rs                backend             reap.rs
-//!   ---------                 --------                -------             -------
+//!   coroutine                 submit.rs               backend             reap.rs
+//!   ---------                 ---------               -------             -------
 //!   perform(op)
 //!     allocates slot, key -->  pending
 //!     suspend()                 plugged, or within
@@ -22,22 +22,36 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, AtHome, HomeToken, LoopToken, Source};
+use coralio_runtime::{AioContext, AtHome, Cancelled, check_cancelled};
 
-use crate::error::error_of;
 use crate::kernel::{Kernel, Operation};
-use crate::perform::{Attempt, perform};
-use crate::place::Place;
-use crate::policy::{Current, NotTaken, Notifier, Policy, gets_stuck};
-use crate::queue::Pending;
-use crate::request::{Requests, Slot};
-use crate::slow::Slow;
+use owner::Owner;
+use policy::{Current, NotTaken, Policy, gets_stuck};
+use request::{Requests, Slot};
+use stats::{Counters, Detour, add};
+use submit::Pending;
+use submit_timer::SubmitTimer;
+use transfer::{Attempt, perform};
+
+pub(crate) mod erased;
+mod owner;
+pub(crate) mod plug;
+pub mod policy;
+mod reap;
+mod request;
+mod source;
+pub(crate) mod stats;
+mod submit;
+mod submit_timer;
+mod trace;
+pub(crate) mod transfer;
+
+pub use stats::Stats;
 
 /// Submits a context's requests to one backend and delivers their completions. Each context has at
 /// most one engine.
@@ -46,112 +60,33 @@ use crate::slow::Slow;
 /// opened in. It is public for tests that run it on a [scripted backend](crate::kernel::scripted)
 /// or with a custom [`Policy`].
 pub struct Engine<K: Kernel, P: Policy = Current> {
-    pub(crate) context: Place,
-    pub(crate) kernel: K,
+    owner: Owner,
+    kernel: K,
     /// Whether the engine reports to the context's event log.
-    pub(crate) traced: bool,
-    pub(crate) depth: u32,
-    pub(crate) requests: Requests,
-    pub(crate) pending: Pending<K::Entry>,
+    traced: bool,
+    depth: u32,
+    requests: Requests,
+    pending: Pending<K::Entry>,
     /// Requests accepted by the backend and not yet reaped. Written under the context's lock with
     /// plain stores (rule E9).
-    pub(crate) in_flight: AtomicU32,
-    pub(crate) plug_depth: AtomicU32,
+    in_flight: AtomicU32,
+    plug_depth: AtomicU32,
     /// Immediate submits on a full queue since the last `dispatch`.
-    pub(crate) eager: AtomicU32,
+    eager: AtomicU32,
     /// Consecutive loop iterations that skipped the flush because of a plug.
-    pub(crate) held: AtomicU32,
+    held: AtomicU32,
     /// Set when the backend did not accept everything: no submit until a completion is reaped,
     /// unless nothing is in flight.
-    pub(crate) blocked: AtomicBool,
-    pub(crate) counts: Counts,
-    pub(crate) slow: Slow,
+    blocked: AtomicBool,
+    counters: Counters,
+    submit_timer: SubmitTimer,
     _policy: PhantomData<P>,
 }
 
-/// A plug delays requests for fewer loop iterations than this.
-const MOST_HELD: u32 = 16;
-
-/// Counters since the engine was created. Written under the context's lock.
-#[derive(Default)]
-pub(crate) struct Counts {
-    /// Requests that ended without a completion: failed at submit, or cancelled while pending.
-    pub(crate) refused: AtomicU64,
-    pub(crate) completions: AtomicU64,
-    pub(crate) submits: AtomicU64,
-    pub(crate) sleeps: AtomicU64,
-    /// Indexed by [`Detour`]. Written only by the home thread.
-    pub(crate) detours: [AtomicU64; 2],
-}
-
-/// How a request is carried out that direct I/O does not accept as it is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Detour {
-    /// Direct, through an aligned buffer.
-    Bounced,
-    PageCached,
-}
-
-/// Adds with a plain load and store: there is one writer at a time, and a lost count does no harm.
-#[inline]
-pub(crate) fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-}
-
-/// Counters since the engine was created, and its current state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Requests made.
-    pub requests: u64,
-    /// Requests completed by the kernel.
-    pub completions: u64,
-    /// Submit system calls.
-    pub submits: u64,
-    /// System calls that slept until a completion.
-    pub sleeps: u64,
-    /// Requests currently in flight.
-    pub in_flight: u32,
-    /// Requests waiting to be submitted.
-    pub pending: u32,
-    /// The part of `requests` that went to a thread because they would have blocked the loop in
-    /// submit ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
-    pub on_threads: u64,
-    /// Submits that blocked the loop for longer than
-    /// [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without a limit.
-    pub blocked_submits: u64,
-    /// The longest submit; zero without a limit.
-    pub longest_submit: Duration,
-    /// The part of `requests` that did direct I/O through an aligned buffer, because the caller's
-    /// memory was unaligned ([`File`](crate::File)).
-    pub bounced: u64,
-    /// The part of `requests` on files open for direct I/O that went through the page cache,
-    /// because their offset or length was unaligned ([`File`](crate::File)).
-    pub page_cached: u64,
-}
-
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Attaches an engine on `kernel` to this thread's context, with at most `depth` requests in
-    /// flight.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput`: `depth` is 0 or exceeds the backend's capacity. `AlreadyExists`: the context
-    /// has an engine.
-    ///
-    /// # Panics
-    ///
-    /// Outside a context.
-    pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
-        let engine = Engine::new(kernel, depth, true)?;
-        let context = engine.context.get().expect("a new engine is attached to its context");
-        context.attach(Arc::clone(&engine) as Arc<dyn Source>)?;
-        Ok(engine)
-    }
-
-    /// Creates an engine for another [`Source`] to drive, without attaching it. It is traced only
-    /// if `told`: the event log holds one engine per context.
-    pub(crate) fn new(kernel: K, depth: u32, told: bool) -> io::Result<Arc<Engine<K, P>>> {
+    /// Creates an engine of this thread's context, for the context's driver. The engine reports to
+    /// the event log only if `traced`: the log holds one engine per context.
+    pub(crate) fn new(kernel: K, depth: u32, traced: bool) -> io::Result<Arc<Engine<K, P>>> {
         let context = AioContext::current().expect("creating an engine outside a context: call it inside `run(|| ..)`");
         if depth == 0 || depth > kernel.capacity() {
             return Err(io::Error::new(
@@ -160,8 +95,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             ));
         }
         Ok(Arc::new(Engine {
-            traced: told && context.tracer().is_some(),
-            context: Place::new(context),
+            traced: traced && context.tracer().is_some(),
+            owner: Owner::new(&context),
             kernel,
             depth,
             requests: Requests::new(),
@@ -171,10 +106,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             eager: AtomicU32::new(0),
             held: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
-            counts: Counts::default(),
-            slow: Slow::new(),
+            counters: Counters::default(),
+            submit_timer: SubmitTimer::new(),
             _policy: PhantomData,
         }))
+    }
+
+    pub(crate) fn backend(&self) -> &K {
+        &self.kernel
     }
 
     /// Performs one operation and returns the number of bytes transferred.
@@ -205,20 +144,23 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 
     /// Waits for a request without suspending, because the stack unwinds or cannot switch for
-    /// another reason. Coroutines whose requests complete meanwhile are woken and run later.
+    /// another reason. Coroutines whose requests complete meanwhile are woken and run later. Called
+    /// on the home thread.
     #[cold]
-    pub(crate) fn wait_in_place(&self, slot: &Slot) -> i64 {
-        if !self.is_at_home() {
-            return self.wait_abroad(slot);
-        }
+    fn wait_in_place(&self, slot: &Slot) -> i64 {
+        let waited = self.owner.at_home(|here| self.wait_at_home(here, slot));
+        waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
+    }
+
+    fn wait_at_home(&self, here: AtHome<'_>, slot: &Slot) -> i64 {
         // Held during the sleep too: otherwise another thread could reap the completion and leave
         // this one asleep.
-        let guard = self.context.acquire();
+        let guard = here.acquire();
         loop {
             if let Some(result) = slot.result() {
                 return result;
             }
-            if self.submit() {
+            if self.submit_from(Some(here)) {
                 continue;
             }
             if self.in_flight.load(Ordering::Relaxed) > 0 {
@@ -239,26 +181,40 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         }
     }
 
-    /// Sleeps until a completion arrives, unless cancellations from other threads are pending:
-    /// these are processed instead. Called under the engine's lock.
-    pub(crate) fn sleep_in_place(&self) {
-        let sleep = || {
-            add(&self.counts.sleeps, 1);
-            // SAFETY: the engine's lock is held, either by the home thread or in transit, so no
-            // other thread sleeps.
-            let slept = unsafe { self.kernel.wait(1, None, None) };
-            // Returning would leave the buffer with the kernel.
-            slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
-        };
-        if !self.context.mail.sleep(sleep) {
-            self.read_mail(None);
+    /// Ends the request of an unwinding stack: removes it if it is pending; otherwise cancels it if
+    /// the kernel can, and waits for it (rules C9, E13).
+    #[cold]
+    fn abandon(&self, slot: &Slot) {
+        if slot.result().is_none() && !self.remove_or_cancel(slot.key().to_bits()) {
+            self.wait_in_place(slot);
         }
+    }
+
+    /// Completes all requests, blocking the thread.
+    #[cold]
+    fn finish_in_place(&self, here: AtHome<'_>) {
+        let guard = here.acquire();
+        while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len(&guard) > 0 {
+            if !self.submit_from(Some(here)) && self.in_flight.load(Ordering::Relaxed) > 0 {
+                self.sleep_in_place();
+            }
+        }
+    }
+
+    /// Sleeps until a completion arrives. Called on the home thread, under the context's lock.
+    fn sleep_in_place(&self) {
+        add(&self.counters.sleeps, 1);
+        // SAFETY: this is the home thread, and the context's lock is held, so no other thread
+        // sleeps.
+        let slept = unsafe { self.kernel.wait(1, None, None) };
+        // Returning would leave the buffer with the kernel.
+        slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
     }
 
     /// Starts timing submits and counting slow ones, longer than `limit`:
     /// [`Stats::blocked_submits`].
     pub fn set_submit_limit(&self, limit: Duration) {
-        self.slow.set_limit(limit);
+        self.submit_timer.set_limit(limit);
     }
 
     /// Waits until no request is in flight or pending, in the manner of [`AioContext::poll_while`]:
@@ -267,8 +223,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is [detached](Engine::detach), or becomes detached during the
-    /// wait; its requests do not complete before it is attached again.
+    /// `NotConnected`: the engine is [detached](crate::detach), or becomes detached during the wait.
     ///
     /// # Panics
     ///
@@ -279,16 +234,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// May enter coroutines. Blocks the thread, not just the coroutine.
     #[doc(alias = "bdrv_drain")]
     pub fn drain(&self) -> io::Result<()> {
-        let context = self.context.get();
-        let is_there = || context.is_some() && self.context.get().map(ptr::from_ref) == context.map(ptr::from_ref);
+        let context = self.owner.get();
+        let is_there = || context.is_some() && self.owner.get().map(ptr::from_ref) == context.map(ptr::from_ref);
         if let Some(context) = context {
             context.poll_while(|| is_there() && !self.is_idle());
         }
         if is_there() {
             return Ok(());
         }
-        let why = "cannot drain a detached engine: no context reaps its requests; attach it first";
+        let why = "cannot drain a detached engine: no context drives it; attach it first";
         Err(io::Error::new(io::ErrorKind::NotConnected, why))
+    }
+
+    /// Returns whether nothing is pending, in flight or awaited, and no reap or submit is on the
+    /// stack. Called on the home thread.
+    fn is_drained(&self) -> bool {
+        !self.owner.is_busy() && self.is_idle() && self.requests.are_all_free()
+    }
+
+    /// Returns whether nothing is in flight, nor pending and submittable.
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
     }
 
     /// Returns the engine's counters and state.
@@ -297,26 +263,27 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// Blocks until the context's lock is free if called from a thread other than the context's.
     pub fn stats(&self) -> Stats {
-        let guard = self.context.acquire();
-        let (in_flight, pending) = (self.in_flight.load(Ordering::Relaxed), self.pending.len(&guard) as u32);
+        let guard = self.owner.acquire();
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let pending = guard.as_ref().map_or(0, |guard| self.pending.len(guard)) as u32;
         Stats {
-            requests: self.taken() + u64::from(pending) + self.counts.refused.load(Ordering::Relaxed),
-            completions: self.counts.completions.load(Ordering::Relaxed),
-            submits: self.counts.submits.load(Ordering::Relaxed),
-            sleeps: self.counts.sleeps.load(Ordering::Relaxed),
+            requests: self.taken() + u64::from(pending) + self.counters.refused.load(Ordering::Relaxed),
+            completions: self.counters.completions.load(Ordering::Relaxed),
+            submits: self.counters.submits.load(Ordering::Relaxed),
+            sleeps: self.counters.sleeps.load(Ordering::Relaxed),
             in_flight,
             pending,
             on_threads: 0,
-            blocked_submits: self.slow.beyond(),
-            longest_submit: self.slow.longest(),
-            bounced: self.counts.detours[Detour::Bounced as usize].load(Ordering::Relaxed),
-            page_cached: self.counts.detours[Detour::PageCached as usize].load(Ordering::Relaxed),
+            blocked_submits: self.submit_timer.beyond(),
+            longest_submit: self.submit_timer.longest(),
+            bounced: self.counters.detour(Detour::Bounced).load(Ordering::Relaxed),
+            page_cached: self.counters.detour(Detour::PageCached).load(Ordering::Relaxed),
         }
     }
 
     /// Returns the number of requests that the backend has accepted.
     fn taken(&self) -> u64 {
-        self.counts.completions.load(Ordering::Relaxed) + u64::from(self.in_flight.load(Ordering::Relaxed))
+        self.counters.completions.load(Ordering::Relaxed) + u64::from(self.in_flight.load(Ordering::Relaxed))
     }
 
     /// Formats the engine's state for an error report.
@@ -328,84 +295,19 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             self.plug_depth.load(Ordering::Relaxed),
             self.blocked.load(Ordering::Relaxed),
             self.taken(),
-            self.counts.completions.load(Ordering::Relaxed),
+            self.counters.completions.load(Ordering::Relaxed),
         )
     }
 }
 
-/// The interface through which the loop drives the engine.
-impl<K: Kernel, P: Policy> Source for Engine<K, P> {
-    fn dispatch(&self, token: LoopToken<'_>) -> bool {
-        if !self.context.is_polled_by(token) {
-            return false;
-        }
-        self.eager.store(0, Ordering::Relaxed);
-        let read = self.context.mail.is_there() && self.read_mail(token.at_home());
-        self.reap_from(token.at_home()) || read
+/// Converts an `errno`. `ECANCELED` becomes [`Cancelled`].
+pub(crate) fn error_of(errno: i32) -> io::Error {
+    if errno != libc::ECANCELED {
+        return io::Error::from_raw_os_error(errno);
     }
-
-    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
-        if !self.context.is_polled_by(token) {
-            return false;
-        }
-        let here = token.at_home();
-        // A thread that reaps off home has woken the home thread, which submits pending requests
-        // in its own iteration.
-        if K::SUBMITS_AT_HOME && here.is_none() {
-            return false;
-        }
-        // Before a sleep plugged requests are submitted too: nothing else would submit them (rule
-        // E2). Nor may a loop that never sleeps delay them forever.
-        let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
-        let held = self.held.load(Ordering::Relaxed) + 1;
-        if plugged && !all && held < MOST_HELD {
-            self.held.store(held, Ordering::Relaxed);
-            return false;
-        }
-        self.held.store(0, Ordering::Relaxed);
-        !AtHome::in_child() && self.submit_from(here)
-    }
-
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        // SAFETY: only checks for a completion, which needs no lock.
-        unsafe { self.kernel.peek() }.is_some() || self.can_submit() || self.context.mail.is_there()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
-    }
-
-    fn describe(&self) -> String {
-        self.state()
-    }
-
-    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
-        if self.in_flight.load(Ordering::Relaxed) == 0 || P::NOTIFIER == Notifier::Lost {
-            return None;
-        }
-        if !self.context.is_home_of(token) {
-            return None;
-        }
-        add(&self.counts.sleeps, 1);
-        // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
-        // that thread sleeps and, if the backend requires it, submits.
-        Some(unsafe { self.kernel.wait(1, Some(other), timeout) })
-    }
-
-    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
-        if !self.context.is_home_of(token) {
-            return Ok(());
-        }
-        let why = "cannot detach the I/O engine by AioContext::detach: its requests would never complete; use Engine::detach \
-                   or coralio_aio::detach";
-        Err(io::Error::new(io::ErrorKind::Unsupported, why))
-    }
-
-    fn close(&self, token: HomeToken<'_>) {
-        if self.context.is_home_of(token) {
-            self.finish_in_place();
-        }
-    }
+    // The operation has failed for good, so an expired timeout reports the error.
+    let _ = check_cancelled();
+    Cancelled.into()
 }
 
 /// Aborts the process: continuing would leave a buffer with the kernel that its owner is about to

@@ -10,35 +10,39 @@
 #![allow(unsafe_code)]
 
 use std::cell::OnceCell;
-use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
 
-use crate::any::AnyEngine;
+use crate::driver::Driver;
 use crate::engine::Engine;
+use crate::engine::erased::ErasedEngine;
+use crate::engine::policy::Policy;
+use crate::kernel::sim::SimKernel;
 use crate::kernel::{Kernel, Opcode};
-use crate::policy::Policy;
-use crate::simulate::Simulated;
 
+mod aligned_buf;
 mod bounce;
-mod carry;
+mod detached;
+pub(crate) mod error;
+mod fs;
 mod handle;
-mod manage;
 mod options;
 mod order;
 mod route;
 mod stream;
 mod transfer;
 
-pub use carry::DetachedFile;
+pub use aligned_buf::AlignedBuf;
+pub use detached::DetachedFile;
+pub use fs::{remove_file, rename, sync_directory};
 use handle::Handle;
-pub use manage::{remove_file, rename, sync_directory};
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
 use order::WriteOrder;
@@ -61,11 +65,12 @@ pub use stream::Stream;
 /// | offset or length not aligned | through the page cache | [`Stats::page_cached`] |
 ///
 /// The paths may be mixed. Each read sees every earlier write of the same `File` that has returned.
-/// Direct and page-cached writes of a `File` are never in flight at the same time: otherwise Linux
-/// may fail a later sync with EIO, even if the writes do not overlap. A write of one kind waits
-/// until earlier writes of the other kind have completed, except in a destructor while its stack
-/// unwinds, which cannot wait. Two `File`s of one file, and other processes, are not ordered in
-/// this way: use [`Direct::Never`] for each, or aligned offsets and lengths.
+/// Direct and page-cached writes of one file are never in flight at the same time in a context,
+/// also through several `File`s: otherwise Linux may fail a later sync with EIO, even if the writes
+/// do not overlap. A write of one kind waits until earlier writes of the other kind have completed,
+/// except in a destructor while its stack unwinds, which cannot wait. The `File`s of other contexts
+/// and other processes are not ordered in this way: use [`Direct::Never`] for each, or aligned
+/// offsets and lengths.
 ///
 /// [`Stats::bounced`]: crate::Stats::bounced
 /// [`Stats::page_cached`]: crate::Stats::page_cached
@@ -82,13 +87,22 @@ pub struct File {
     memory_mask: u64,
     offset_mask: u64,
     direct: bool,
-    engine: AnyEngine,
+    engine: Arc<dyn ErasedEngine>,
     route: Route,
-    order: WriteOrder,
+    /// Shared with the context's other files of the same inode.
+    order: Rc<WriteOrder>,
     /// Keeps coroutines that need `cached` at the same time from opening it twice.
     opening_cached: CoMutex<()>,
     /// Only the home thread of the file's context can do I/O with it: not `Send`.
     _home: PhantomData<*const ()>,
+}
+
+/// The engine that serves a file, and the driver if requests may need its fallback.
+type Served = (Arc<dyn ErasedEngine>, Option<Arc<Driver>>);
+
+/// Returns the engine of this thread's context; creates one if there is none.
+fn served_here() -> io::Result<Served> {
+    Driver::of_this_context().map(|driver| (Arc::clone(&driver.engine), Some(driver)))
 }
 
 impl File {
@@ -125,7 +139,7 @@ impl File {
     ///
     /// Outside a context.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false, AnyEngine::of_this_context)
+        File::new(fd.into(), false, served_here)
     }
 
     /// As [`from_fd`](File::from_fd), on a given engine: for tests with a scripted backend, or with
@@ -135,11 +149,12 @@ impl File {
     ///
     /// As [`from_fd`](File::from_fd).
     pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false, || Ok(AnyEngine::unnamed(Arc::clone(engine) as _)))
+        File::new(fd.into(), false, || Ok((Arc::clone(engine) as _, None)))
     }
 
-    fn new(file: fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<AnyEngine>) -> io::Result<File> {
-        let kind = file.metadata()?.file_type();
+    fn new(file: std::fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
         if kind.is_dir() {
             return Err(io::Error::from_raw_os_error(libc::EISDIR));
         }
@@ -158,19 +173,23 @@ impl File {
         }
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
-        let engine = engine()?;
-        let route = Route::new(&engine, fd.as_fd(), kind.is_file(), flags);
-        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route))
+        let (engine, driver) = engine()?;
+        let route = Route::new(driver.as_ref(), fd.as_fd(), kind.is_file(), flags);
+        // A device has one page cache, whichever of its nodes was opened.
+        let inode = if kind.is_block_device() { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) };
+        let order = WriteOrder::of(inode);
+        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route, order))
     }
 
     /// Creates a file of the simulated backend.
-    fn simulated(engine: Arc<Simulated>, number: RawFd, direct: Direct) -> File {
-        let sector = engine.kernel.sector();
+    fn simulated(driver: &Driver, kernel: SimKernel, number: RawFd, direct: Direct) -> File {
+        let sector = kernel.sector();
         let is_direct = direct != Direct::Never;
         let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
-        let fd = Handle::simulated(engine.kernel.clone(), number);
-        let (engine, may_cache) = (AnyEngine::unnamed(engine), direct != Direct::Always);
-        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct))
+        let order = WriteOrder::of(kernel.inode(number));
+        let (fd, may_cache) = (Handle::simulated(kernel, number), direct != Direct::Always);
+        let engine = Arc::clone(&driver.engine);
+        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct), order)
     }
 
     fn assemble(
@@ -178,8 +197,9 @@ impl File {
         may_cache: bool,
         direct: bool,
         alignment: Alignment,
-        engine: AnyEngine,
+        engine: Arc<dyn ErasedEngine>,
         route: Route,
+        order: Rc<WriteOrder>,
     ) -> File {
         File {
             fd,
@@ -191,7 +211,7 @@ impl File {
             direct,
             engine,
             route,
-            order: WriteOrder::new(),
+            order,
             opening_cached: CoMutex::new(()),
             _home: PhantomData,
         }

@@ -20,6 +20,7 @@ mod conformance;
 pub mod io_uring;
 mod lent;
 pub mod linux_aio;
+pub(crate) mod pool;
 pub mod scripted;
 pub mod sim;
 pub mod threads;
@@ -78,7 +79,8 @@ pub struct Completion {
 /// The engine lends memory to the kernel and relies on the backend to report its return (*lent to
 /// the kernel*): an entry that `submit` did not count must not be accessed later, and a request's
 /// memory must not be accessed once its completion can be peeked. Each counted entry completes
-/// exactly once.
+/// exactly once. `submit` does not unwind after it has accepted an entry, which would not be
+/// counted.
 ///
 /// The implementation may rely on the methods' contracts. In particular, `wait` runs concurrently
 /// with `peek`, `commit`, `cancel` and, unless the backend [submits at
@@ -203,4 +205,30 @@ pub unsafe trait Kernel: Send + Sync + 'static {
     /// No other thread waits. With `other`, and if the backend [submits at
     /// home](Self::SUBMITS_AT_HOME), the caller is the thread that submits.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// Called before each request. A simulated backend panics here if the run does not end.
+    #[inline]
+    fn before_request(&self) {}
+
+    /// Called before each reap by the loop. A simulated backend panics here if the run does not
+    /// end.
+    #[inline]
+    fn before_dispatch(&self) {}
+
+    /// Called before the loop sleeps. A backend with its own time that has no completion to wait
+    /// for advances its clock instead of sleeping, and panics if nothing can end the sleep. Returns
+    /// `None` if the loop is to sleep: in [`wait`](Self::wait) if it `waits` for completions.
+    /// `pending` returns the number of pending requests.
+    #[inline]
+    fn sleep_idle(
+        &self,
+        in_flight: u32,
+        pending: impl FnOnce() -> usize,
+        waits: bool,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<()>> {
+        let _ = (in_flight, pending, waits, other, timeout);
+        None
+    }
 }

@@ -48,41 +48,28 @@
 // These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
-mod any;
-mod auto;
-mod blocking;
-mod buffer;
-mod detach;
+mod driver;
 mod engine;
-mod error;
 mod file;
 pub mod kernel;
-mod perform;
-mod place;
-pub mod policy;
-mod pool;
-mod queue;
-mod reap;
-mod request;
 pub mod simulate;
-mod slow;
-mod tell;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use any::KernelChoice;
-pub use auto::Chosen;
-pub use blocking::unblock;
-pub use buffer::AlignedBuf;
 pub use coralio_runtime::*;
-pub use detach::{Detached, DetachedEngine, Refused, detach};
-pub use engine::{Engine, Stats};
-pub use file::{Alignment, DetachedFile, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory};
-pub use queue::Plug;
+pub use driver::choice::{Chosen, KernelChoice};
+pub use driver::unblock::unblock;
+pub use driver::{AttachError, DetachedEngine, detach};
+pub use engine::plug::Plug;
+pub use engine::{Engine, Stats, policy};
+pub use file::{
+    AlignedBuf, Alignment, DetachedFile, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory,
+};
 pub use simulate::simulate;
 
-use any::AnyEngine;
+use driver::Driver;
 
 /// Default queue depth: the maximum number of requests in flight.
 ///
@@ -205,8 +192,9 @@ impl Runner {
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
         let Runner { kernel, depth, submit_limit, context } = self;
         context.run_coroutine(|_context| {
-            let engine = AnyEngine::attach(kernel, depth)?;
-            submit_limit.into_iter().for_each(|limit| engine.set_submit_limit(limit));
+            let driver = Driver::attach(kernel, depth)?;
+            // The fallback to threads never blocks the loop.
+            submit_limit.into_iter().for_each(|limit| driver.engine.set_submit_limit(limit));
             Ok(f())
         })?
     }
@@ -214,10 +202,7 @@ impl Runner {
 
 /// Returns the statistics of this context's engine. All zero before its first file.
 pub fn stats() -> Stats {
-    match AioContext::current().and_then(|context| context.source()) {
-        Some(_) => AnyEngine::of_this_context().map(|engine| engine.stats()).unwrap_or_default(),
-        None => Stats::default(),
-    }
+    Driver::current().map(|driver| driver.stats()).unwrap_or_default()
 }
 
 /// Returns the kernel interface that this context uses, and why; `None` before its first file, and
@@ -231,8 +216,7 @@ pub fn stats() -> Stats {
 /// # std::io::Result::Ok(())
 /// ```
 pub fn chosen_kernel() -> Option<Chosen> {
-    AioContext::current()?.source()?;
-    AnyEngine::of_this_context().ok()?.chosen()
+    Driver::current()?.chosen.clone()
 }
 
 /// Delays this context's requests until the plug is dropped, so that they share one system call.
@@ -245,7 +229,7 @@ pub fn chosen_kernel() -> Option<Chosen> {
 ///
 /// Outside a context.
 pub fn plug() -> io::Result<Plug> {
-    Ok(AnyEngine::of_this_context()?.plug())
+    Ok(Arc::clone(&Driver::of_this_context()?.engine).plug())
 }
 
 #[cfg(doctest)]

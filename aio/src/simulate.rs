@@ -71,23 +71,25 @@ use std::io;
 use coralio_runtime::AioContext;
 use coralio_runtime::trace::Trace;
 
+use crate::driver::Driver;
+use crate::engine::Engine;
+use crate::engine::erased::ErasedEngine;
+use crate::engine::policy::{Current, Policy};
 use crate::kernel::sim::tape::{self, Tape};
 use crate::kernel::sim::{Settings, SimKernel};
-use crate::policy::{Current, Policy};
 
-mod hand;
-mod quiet;
+mod panic_hook;
 mod report;
 mod run;
 mod shrink;
-mod source;
+mod sim;
 
 use std::sync::Arc;
 
 pub use crate::kernel::sim::{Fault, Faults, Latency};
-pub use hand::Sim;
+
 pub use report::Failure;
-pub(crate) use source::Simulated;
+pub use sim::Sim;
 
 /// Runs `f` on a simulated kernel once for each seed. Panics at the first run that fails, with
 /// instructions to reproduce it.
@@ -102,7 +104,7 @@ pub fn simulate(seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Re
     Simulation::new().run(seeds, f);
 }
 
-type Attach = fn(&AioContext, &SimKernel, u32) -> io::Result<Arc<Simulated>>;
+type Attach = fn(&AioContext, &SimKernel, u32) -> io::Result<Arc<Driver>>;
 
 /// Settings of a simulated machine, and of the search for failing runs.
 ///
@@ -149,7 +151,7 @@ impl Simulation {
                 bad_ring: false,
                 most_steps: 100_000,
             },
-            attach: source::attach::<Current>,
+            attach: attach::<Current>,
             crash_rate: 0.05,
             stack_size: coralio_runtime::DEFAULT_STACK_SIZE,
             most_shrinking: 2000,
@@ -232,7 +234,7 @@ impl Simulation {
 
     /// Sets the engine's guards. For tests of the engine itself: see [`policy`](crate::policy).
     pub fn policy<P: Policy>(mut self) -> Simulation {
-        self.attach = source::attach::<P>;
+        self.attach = attach::<P>;
         self
     }
 
@@ -350,6 +352,12 @@ impl Simulation {
             Some(tape::parse(&text).unwrap_or_else(|error| panic!("invalid CORALIO_SIM_TAPE: {error}")))
         })
     }
+}
+
+/// Attaches an engine on a simulated backend, with the policy `P`, to this thread's context.
+fn attach<P: Policy>(context: &AioContext, kernel: &SimKernel, depth: u32) -> io::Result<Arc<Driver>> {
+    let engine: Arc<Engine<SimKernel, P>> = Engine::new(kernel.of_context(context), depth, true)?;
+    Driver::attach_engine(engine as Arc<dyn ErasedEngine>, Some(kernel.clone()))
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -4,9 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use coralio_aio::Runner;
 use coralio_aio::trace::{Format, Trace};
-use coralio_runtime::report;
+use coralio_aio::{Runner, report};
 
 /// Maximum number of events kept; older ones are overwritten.
 const EVENTS: usize = 100_000;

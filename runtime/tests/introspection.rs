@@ -73,7 +73,7 @@ fn a_dump_tells_who_waits_for_what() {
                 "'joiner' waits for the end of 'waiter'",
                 "created at runtime/tests/introspection.rs:",
                 "bottom halves: 1, 0 due, 0 idle",
-                "timers: 1 armed, next in 3599.",
+                "timers: 1 armed, next in 35",
             ],
         );
         drop((holder, queued, sleeper, fresh, far, reader, joiner));

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::Log;
+use common::{Log, scaled};
 use coralio_runtime::{
     AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, LoopThread, RecvError, Semaphore, TimedOut,
     VirtualClock, channel, is_cancelled, oneshot, sleep, spawn, suspend, timeout, yield_now,
@@ -137,10 +137,10 @@ fn query_of_cancellation_changes_nothing() {
 fn receiver_under_short_timeouts_gets_each_message() {
     // S4: a thread sends while a coroutine receives under timeouts that expire at about the moment
     // of the grant
-    const TOTAL: u64 = 20_000;
+    let total = scaled(20_000) as u64;
     let (sender, receiver) = channel::<u64>(1);
     let sending = std::thread::spawn(move || {
-        AioContext::builder().run_coroutine(|_| (0..TOTAL).for_each(|n| sender.send(n).unwrap())).unwrap();
+        AioContext::builder().run_coroutine(|_| (0..total).for_each(|n| sender.send(n).unwrap())).unwrap();
     });
     let receive = |_: &AioContext| {
         let mut next = 0;
@@ -155,7 +155,7 @@ fn receiver_under_short_timeouts_gets_each_message() {
             }
         }
     };
-    assert_eq!(AioContext::builder().run_coroutine(receive).unwrap(), TOTAL);
+    assert_eq!(AioContext::builder().run_coroutine(receive).unwrap(), total);
     sending.join().unwrap();
 }
 
@@ -182,7 +182,7 @@ fn sleep_always_yields() {
         assert_eq!(turns_of_others(|| assert_eq!(sleep(Duration::ZERO), Ok(()))), 3);
         let cancelled = spawn(|| {
             Coroutine::current().unwrap().cancel();
-            turns_of_others(|| assert_eq!(sleep(MS), Err(Cancelled)))
+            turns_of_others(|| assert_eq!(sleep(Duration::from_secs(3600)), Err(Cancelled)))
         });
         assert_eq!(cancelled.join().unwrap(), 3);
     });

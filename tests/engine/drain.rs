@@ -124,7 +124,7 @@ fn engine_context_and_file_drain() {
             context.poll(true);
         }
         assert_eq!(foreign.join().unwrap(), Ok(()));
-        let detached = engine.detach().unwrap();
+        let detached = coralio_aio::detach().unwrap();
         assert_eq!(engine.drain().unwrap_err().kind(), io::ErrorKind::NotConnected);
         drop(detached);
     });

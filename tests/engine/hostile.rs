@@ -11,7 +11,7 @@ use std::time::Duration;
 use coralio_aio::kernel::scripted::Scripted;
 use coralio_aio::{AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Source, scope, spawn, suspend};
 
-use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine};
+use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine, write};
 
 /// Returns a file on the scripted disk; its descriptor does not matter.
 fn file(engine: &std::sync::Arc<Engine<Scripted>>) -> File {
@@ -67,6 +67,40 @@ fn a_scripted_kernel_serves_one_engine() {
             file.read_at(&mut buf, 0).map(|_| buf)
         });
         assert_eq!(&read.join().unwrap().unwrap(), b"disk");
+    });
+}
+
+#[test]
+fn a_replaced_hook_may_use_its_kernel() {
+    // E1: a hook of the scripted kernel is dropped outside its lock. Hangs if not
+    struct Uses(Scripted);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            assert_eq!(self.0.taken(), 0);
+        }
+    }
+    let kernel = Scripted::new(1);
+    let uses = Uses(kernel.clone());
+    kernel.on_next_peek(move || drop(uses));
+    kernel.on_next_peek(|| ());
+}
+
+#[test]
+fn a_write_beyond_the_scripted_disk_fails_alone() {
+    // E2, E13: a request that cannot be performed does not panic out of a submit that has accepted
+    // another one: the engine would take that one's buffer back while the kernel has it
+    with_engine(8, |context, kernel, engine| {
+        kernel.script.hold(0);
+        kernel.script.complete_on_submit(1, 1);
+        let writer = |offset| {
+            let engine = engine.clone();
+            spawn(move || write(&engine, b"lent", offset).map_err(|error| error.raw_os_error()))
+        };
+        let writers = [0, 1 << 63].map(writer);
+        context.poll(false);
+        assert_eq!(kernel.script.in_flight(), 1);
+        kernel.script.release(0);
+        assert_eq!(writers.map(|writer| writer.join().unwrap()), [Ok(4), Err(Some(libc::EFBIG))]);
     });
 }
 

@@ -12,15 +12,15 @@ const PAGES: usize = 64;
 /// The unit of direct I/O on most disks; on other disks all these writes are page-cached.
 const STEP: usize = 512;
 
-/// Writes to each page of the file with eight writers, half of them direct and half page-cached, no
-/// two to the same byte, and then syncs. Returns the expected content.
-fn write_mixed(file: File) -> Vec<u8> {
-    let file = Rc::new(file);
+/// Writes to each page of a file with two writers, one with direct and one with page-cached writes,
+/// no two to the same byte, and then syncs. The writers use the two `files` in turns. Returns the
+/// expected content.
+fn write_mixed(files: [Rc<File>; 2]) -> Vec<u8> {
     let mut model = vec![0; PAGES * 8 * STEP];
     let mut writers = Vec::new();
     for page in 0..PAGES {
         for kind in 0..2 {
-            let file = Rc::clone(&file);
+            let file = Rc::clone(&files[(page + kind) % 2]);
             let starts = (0..4).map(move |number| (page * 8 + number * 2 + kind) * STEP);
             for at in starts.clone() {
                 match kind {
@@ -39,7 +39,7 @@ fn write_mixed(file: File) -> Vec<u8> {
         }
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
-    file.sync_all().unwrap();
+    files[0].sync_all().unwrap();
     model
 }
 
@@ -50,7 +50,23 @@ fn mixed_writes_do_not_fail_the_sync() {
     on_each_kernel(|| {
         for _ in 0..8 {
             let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
-            let model = write_mixed(temp.open(Direct::Auto));
+            let file = Rc::new(temp.open(Direct::Auto));
+            let model = write_mixed([Rc::clone(&file), file]);
+            assert!(temp.content() == model);
+        }
+    });
+}
+
+#[test]
+fn mixed_writes_of_two_files_do_not_fail_the_sync() {
+    // E15: the order of direct and page-cached writes holds across the context's `File`s of one
+    // path, also if one of them is always page-cached, or came from elsewhere
+    on_each_kernel(|| {
+        for round in 0..8 {
+            let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
+            let other = if round % 2 == 0 { Direct::Auto } else { Direct::Never };
+            let moved = temp.open(other).detach().attach().unwrap();
+            let model = write_mixed([temp.open(Direct::Auto), moved].map(Rc::new));
             assert!(temp.content() == model);
         }
     });
@@ -61,9 +77,13 @@ fn mixed_writes_do_not_fail_the_sync_in_any_order() {
     // E15, E17: as above on the simulated kernel, which fails the sync whenever the two kinds meet
     // on a page
     Simulation::new().run(0..10, |sim| {
-        let model = write_mixed(sim.create("mixed", 0));
-        let content = sim.contents("mixed").unwrap();
-        assert!(content[..] == model[..content.len()] && model[content.len()..].iter().all(|&byte| byte == 0));
+        let open = |direct| File::options().write(true).direct(direct).open("mixed").map(Rc::new);
+        let file = Rc::new(sim.create("mixed", 0));
+        for other in [Rc::clone(&file), open(Direct::Auto)?, open(Direct::Never)?] {
+            let model = write_mixed([Rc::clone(&file), other]);
+            let content = sim.contents("mixed").unwrap();
+            assert!(content[..] == model[..content.len()] && model[content.len()..].iter().all(|&byte| byte == 0));
+        }
         Ok(())
     });
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use coralio_aio::simulate::{Faults, Latency, Simulation};
+use coralio_aio::simulate::{Fault, Faults, Latency, Simulation};
 use coralio_aio::{AioContext, simulate, sleep, spawn, timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -96,4 +96,22 @@ fn a_sleep_does_not_hide_what_is_stuck() {
     });
     let message = failure.unwrap_err().message;
     assert!(message.starts_with("deadlock: every coroutine waits"), "{message}");
+}
+
+#[test]
+fn the_longest_delay_does_not_panic_out_of_a_submit() {
+    // E13, E17: a time beyond the end of the clock is its end; a panic would leave the request that
+    // the same submit has accepted uncounted, and its buffer with the kernel
+    for latency in [Duration::MAX, Duration::from_secs(1)] {
+        Simulation::new().latency(Latency::fixed(latency)).faults(Faults::none()).run(0..1, |sim| {
+            let file = Rc::new(sim.create("a", 1024));
+            sim.inject(Fault::Delay(Duration::ZERO));
+            sim.inject(Fault::Delay(Duration::MAX));
+            let readers = [0, 512].map(|offset| {
+                let file = Rc::clone(&file);
+                spawn(move || file.read_at(&mut [1; 512], offset))
+            });
+            readers.into_iter().try_for_each(|reader| reader.join().unwrap().map(drop))
+        });
+    }
 }

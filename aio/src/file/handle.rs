@@ -1,9 +1,12 @@
 //! A file as the backend knows it: a number, and the registration to drop on close.
 
-use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+#![allow(unsafe_code)]
 
-use crate::any::{AnyEngine, Registered};
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use crate::engine::erased::ErasedEngine;
 use crate::kernel::sim::SimKernel;
 
 pub(super) struct Handle {
@@ -27,8 +30,8 @@ pub(super) struct Simulated {
 }
 
 impl Handle {
-    pub(super) fn real(engine: &AnyEngine, fd: OwnedFd) -> Handle {
-        let (number, _registered) = engine.register(fd.as_fd());
+    pub(super) fn real(engine: &Arc<dyn ErasedEngine>, fd: OwnedFd) -> Handle {
+        let (number, _registered) = Registered::new(engine, fd.as_fd());
         Handle { number, owner: Owner::Real { _registered, fd } }
     }
 
@@ -89,5 +92,29 @@ impl fmt::Debug for Handle {
             Owner::Real { fd, .. } => fd.fmt(f),
             Owner::Simulated(_) => write!(f, "Simulated({})", self.number),
         }
+    }
+}
+
+/// Keeps a file registered with an engine's backend until dropped.
+struct Registered {
+    engine: Arc<dyn ErasedEngine>,
+    number: RawFd,
+}
+
+impl Registered {
+    /// Registers a file. Returns the number that requests use for it, and a guard that unregisters
+    /// it, unless the number is the descriptor itself.
+    fn new(engine: &Arc<dyn ErasedEngine>, fd: BorrowedFd<'_>) -> (RawFd, Option<Registered>) {
+        let number = engine.register(fd);
+        let registered = || Registered { engine: Arc::clone(engine), number };
+        (number, (number != fd.as_raw_fd()).then(registered))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // SAFETY: `register` returned the number for this value, which is dropped once, after the
+        // last request that used the number, and before its descriptor is closed.
+        unsafe { self.engine.unregister(self.number) };
     }
 }

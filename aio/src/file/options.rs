@@ -10,12 +10,12 @@ use std::path::Path;
 
 use coralio_runtime::explained;
 
-use crate::any::AnyEngine;
-use crate::blocking::unblock;
-use crate::error::cannot_open;
+use crate::driver::Driver;
+use crate::driver::unblock::unblock;
+use crate::file::error::cannot_open;
 use crate::kernel::sim::Access;
 
-use super::File;
+use super::{File, served_here};
 
 /// Whether a file's requests bypass the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,14 +128,15 @@ impl OpenOptions {
     /// May yield, as [`unblock`]; outside a coroutine it blocks the thread during the open.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
         let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
-        if let Some(engine) = AnyEngine::simulated() {
+        let driver = Driver::current();
+        if let Some((driver, kernel)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
             let access = Access { direct: direct != Direct::Never, ..self.access };
-            let opened = engine.kernel.open(path, access).map_err(|error| cannot_open(error, path));
-            return opened.map(|number| File::simulated(engine, number, direct));
+            let opened = kernel.open(path, access).map_err(|error| cannot_open(error, path));
+            return opened.map(|number| File::simulated(driver, kernel, number, direct));
         }
         let owned = path.to_path_buf();
         let file = unblock(move || open_by(&options, direct, &owned))?;
-        file.and_then(|file| File::new(file, self.direct != Direct::Always, AnyEngine::of_this_context))
+        file.and_then(|file| File::new(file, self.direct != Direct::Always, served_here))
             .map_err(|error| cannot_open(error, path))
     }
 }

@@ -1,4 +1,4 @@
-//! The order of direct and page-cached writes of one file.
+//! The order of direct and page-cached writes of one inode.
 //!
 //! Before a direct write the kernel writes back and drops the pages of its range, and it drops them
 //! again when the write has completed. If a page-cached write dirties one of these pages in
@@ -17,15 +17,27 @@
 //! A destructor that writes while its stack unwinds cannot wait for another coroutine: the write
 //! starts immediately, and may meet a write of the other kind.
 //!
-//! The order covers one [`File`](super::File). Writes of other `File`s or processes are ordered
-//! only by the kernel's own guarantees.
+//! All [`File`](super::File)s of an inode on one thread, and thus in one context, share an order.
+//! Writes of other contexts or processes are ordered only by the kernel's own guarantees.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
 
 use coralio_runtime::{Cancelled, CoMutex, CoQueue, CoRwLock, CoRwReadGuard, can_suspend};
 
+/// Identifies an inode: device and number, or the equivalent of the simulated kernel. If two were
+/// confused, the only consequence would be more order than necessary.
+pub(super) type Inode = (u64, u64);
+
+thread_local! {
+    /// The orders of the inodes that have a `File` on this thread.
+    static ORDERS: RefCell<BTreeMap<Inode, Weak<WriteOrder>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
 /// See the module documentation.
 pub(super) struct WriteOrder {
+    inode: Inode,
     /// Direct writes in flight.
     direct: Cell<u32>,
     /// Page-cached writes in flight, or waiting for direct ones.
@@ -39,8 +51,20 @@ pub(super) struct WriteOrder {
 }
 
 impl WriteOrder {
-    pub(super) fn new() -> WriteOrder {
+    /// Returns the order of an inode on this thread.
+    pub(super) fn of(inode: Inode) -> Rc<WriteOrder> {
+        ORDERS.with_borrow_mut(|orders| {
+            orders.get(&inode).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let order = Rc::new(WriteOrder::new(inode));
+                orders.insert(inode, Rc::downgrade(&order));
+                order
+            })
+        })
+    }
+
+    fn new(inode: Inode) -> WriteOrder {
         WriteOrder {
+            inode,
             direct: Cell::new(0),
             cached: Cell::new(0),
             gate: CoRwLock::new(()),
@@ -83,16 +107,31 @@ impl WriteOrder {
             return Ok(None);
         }
         let write = CachedWrite::new(self, self.gate.read_cancellable()?);
-        let mut drain = self.drain.lock_cancellable()?;
-        while self.direct.get() > 0 {
-            drain = self.drained.wait_cancellable(drain)?;
+        if self.direct.get() > 0 {
+            self.wait_until_drained()?;
         }
         Ok(Some(write))
     }
 
     #[cold]
+    fn wait_until_drained(&self) -> Result<(), Cancelled> {
+        let mut drain = self.drain.lock_cancellable()?;
+        while self.direct.get() > 0 {
+            drain = self.drained.wait_cancellable(drain)?;
+        }
+        Ok(())
+    }
+
+    #[cold]
     fn wake(&self) {
         self.drained.wake_all();
+    }
+}
+
+impl Drop for WriteOrder {
+    fn drop(&mut self) {
+        // Fails while the thread ends: the table is then gone.
+        let _ = ORDERS.try_with(|orders| orders.borrow_mut().remove(&self.inode));
     }
 }
 
@@ -133,9 +172,6 @@ impl Drop for CachedWrite<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::rc::Rc;
-
     use coralio_runtime::{Coroutine, spawn, yield_now};
 
     use super::*;
@@ -143,7 +179,7 @@ mod tests {
     /// Starts writes of the given kinds, in that order. Returns the log of their starts and ends.
     fn run(kinds: &str, cancelled: &[usize]) -> String {
         crate::run(|| {
-            let (order, log) = (Rc::new(WriteOrder::new()), Rc::new(RefCell::new(String::new())));
+            let (order, log) = (WriteOrder::of((0, 0)), Rc::new(RefCell::new(String::new())));
             let start = |kind| {
                 let (order, log) = (Rc::clone(&order), Rc::clone(&log));
                 spawn(move || {
@@ -175,6 +211,17 @@ mod tests {
         assert_eq!(run("ccc", &[]), "cccCCC");
         assert_eq!(run("dcdc", &[]), "dDcCdDcC");
         assert_eq!(run("ddccdd", &[]), "ddDDccCCddDD");
+    }
+
+    #[test]
+    fn an_inode_has_one_order_while_it_is_open() {
+        // E15: its files share it, and the last one removes it from the table.
+        let order = WriteOrder::of((1, 2));
+        assert!(Rc::ptr_eq(&order, &WriteOrder::of((1, 2))));
+        assert!(!Rc::ptr_eq(&order, &WriteOrder::of((1, 3))));
+        assert_eq!(ORDERS.with_borrow(|orders| orders.keys().copied().collect::<Vec<_>>()), [(1, 2)]);
+        drop(order);
+        assert!(ORDERS.with_borrow(BTreeMap::is_empty));
     }
 
     #[test]

@@ -24,10 +24,10 @@ use std::ptr;
 use std::slice;
 use std::sync::Arc;
 
-use crate::any::{AnyEngine, KernelChoice};
-use crate::auto::Auto;
+use crate::driver::Driver;
+use crate::engine::erased::ErasedEngine;
+use crate::engine::transfer::{Attempt, perform};
 use crate::kernel::{Opcode, Operation};
-use crate::perform::Attempt;
 
 /// With fewer dirty bytes than this in the page cache, submitting a sync does not block: the kernel
 /// performs it elsewhere.
@@ -67,8 +67,8 @@ impl Ways {
 
 /// The ways of a file's requests.
 pub(super) struct Route {
-    /// The engines, if there is a choice.
-    auto: Option<Arc<Auto>>,
+    /// The driver, if requests may need its fallback.
+    driver: Option<Arc<Driver>>,
     /// For requests on the file's own descriptor.
     pub(super) own: Ways,
     /// For requests on the page-cached descriptor of a direct file.
@@ -96,13 +96,11 @@ impl Drop for Writing<'_> {
 }
 
 impl Route {
-    /// Creates the routes of a file of this thread's context.
-    pub(super) fn new(engine: &AnyEngine, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> Route {
-        // The other backends' submit does not block.
-        let may_block = engine.kernel == Some(KernelChoice::Aio) && !(is_file && is_in_memory(fd));
-        let auto = if may_block { Auto::of_this_context() } else { None };
+    /// Creates the routes of a file.
+    pub(super) fn new(driver: Option<&Arc<Driver>>, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> Route {
+        let driver = driver.filter(|driver| driver.fallback.is_some() && !(is_file && is_in_memory(fd)));
         let (direct, appends) = (flags & libc::O_DIRECT != 0, flags & libc::O_APPEND != 0);
-        Route::among(auto, direct, appends)
+        Route::among(driver.cloned(), direct, appends)
     }
 
     /// Creates the routes of a file that uses only the main engine.
@@ -110,17 +108,17 @@ impl Route {
         Route::among(None, direct, false)
     }
 
-    fn among(auto: Option<Arc<Auto>>, direct: bool, appends: bool) -> Route {
+    fn among(driver: Option<Arc<Driver>>, direct: bool, appends: bool) -> Route {
         let ways = |direct| {
             let ways = Ways { by_opcode: [const { Cell::new(Way::Main) }; 6], direct };
-            if auto.is_some() {
+            if driver.is_some() {
                 ways.set(READS, Way::Try);
                 ways.set(WRITES, if direct && !appends { Way::Try } else { Way::Spare });
             }
             ways
         };
         let (own, cached) = (ways(direct), ways(false));
-        Route { auto, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
+        Route { driver, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
     /// Records the number of bytes written through the page cache since the last sync.
@@ -135,16 +133,16 @@ impl Route {
     ///
     /// As [`Engine::transfer`](crate::Engine::transfer).
     #[cold]
-    pub(super) unsafe fn on_spare(&self, operation: &Operation, ways: &Ways, main: &AnyEngine) -> i64 {
+    pub(super) unsafe fn on_spare(&self, operation: &Operation, ways: &Ways, main: &dyn ErasedEngine) -> i64 {
         let attempt = Attempt { operation: *operation, nowait: false };
         if SYNCS.contains(&operation.opcode) {
             self.set_dirty(0);
         }
         let _writing = WRITES.contains(&operation.opcode).then(|| Writing::new(&self.writing));
         // SAFETY: promised by the caller.
-        let result = self.auto.as_ref().and_then(|auto| unsafe { auto.perform_on_spare(&attempt) });
+        let result = self.driver.as_ref().and_then(|driver| unsafe { driver.offload(&attempt) });
         // SAFETY: promised by the caller, and no engine has had the request.
-        let result = result.unwrap_or_else(|| unsafe { main.perform(&attempt) });
+        let result = result.unwrap_or_else(|| unsafe { perform(main, &attempt) });
         if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Way::Spare {
             self.set_dirty(self.dirty.get() + result.max(0) as u64);
         }
@@ -155,7 +153,10 @@ impl Route {
     /// refusal.
     pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &Ways) -> Option<Way> {
         let opcode = operation.opcode;
-        let count = |by_completion| self.auto.iter().for_each(|auto| auto.count_refusal(by_completion));
+        let count = |by_completion| {
+            let fallback = self.driver.as_ref().and_then(|driver| driver.fallback.as_ref());
+            fallback.into_iter().for_each(|fallback| fallback.count_refusal(by_completion));
+        };
         match (-result) as i32 {
             libc::EAGAIN => {
                 count(true);

@@ -8,12 +8,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use coralio_runtime::can_suspend;
 
-use crate::blocking::unblock;
-use crate::engine::Detour;
-use crate::error::{explain, failed};
+use crate::driver::unblock::unblock;
+use crate::engine::policy::OnShort;
+use crate::engine::stats::Detour;
+use crate::engine::transfer::{Attempt, perform};
+use crate::file::error::{explain, failed};
 use crate::kernel::{Opcode, Operation};
-use crate::perform::Attempt;
-use crate::policy::OnShort;
 
 use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
@@ -33,8 +33,8 @@ impl File {
         // SAFETY: promised by the caller.
         let result = unsafe {
             match way {
-                Way::Spare => self.route.on_spare(&attempt.operation, ways, &self.engine),
-                Way::Main | Way::Try => self.engine.perform(&attempt),
+                Way::Spare => self.route.on_spare(&attempt.operation, ways, &*self.engine),
+                Way::Main | Way::Try => perform(&*self.engine, &attempt),
             }
         };
         if result >= 0 {
@@ -57,9 +57,9 @@ impl File {
         result = match way {
             None => result,
             // SAFETY: promised by the caller; the refused request has ended.
-            Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &self.engine) },
+            Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &*self.engine) },
             // SAFETY: as above.
-            Some(Way::Main | Way::Try) => unsafe { self.engine.perform(&Attempt { nowait: false, ..attempt }) },
+            Some(Way::Main | Way::Try) => unsafe { perform(&*self.engine, &Attempt { nowait: false, ..attempt }) },
         };
         if result >= 0 {
             return Ok(result as usize);
@@ -69,14 +69,18 @@ impl File {
         Err(explain(-result as i32, &operation, alignment))
     }
 
-    /// Makes one request on the file's own descriptor, ordered with page-cached writes.
+    /// Makes one request on the file's own descriptor, ordered with writes of the other kind.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
     unsafe fn request_own(&self, operation: Operation) -> io::Result<usize> {
-        let _order = if operation.opcode.is_write() { Some(self.order.direct()?) } else { None };
+        let (_direct, _cached) = match operation.opcode.is_write() {
+            false => (None, None),
+            true if self.direct => (Some(self.order.direct()?), None),
+            true => (None, self.order.cached()?),
+        };
         // SAFETY: promised by the caller.
         unsafe { self.request(operation, &self.route.own) }
     }

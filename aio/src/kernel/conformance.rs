@@ -328,8 +328,8 @@ pub(super) fn a_sleep_is_ended_by_completions<K: Kernel>(kernels: fn(u32) -> Vec
     }
 }
 
-/// Returns `count`, divided by CORALIO_TEST_DIVISOR: under valgrind starting a thread takes a
-/// second.
+/// Returns `count`, divided by CORALIO_TEST_DIVISOR if set: everything takes fifty times as long
+/// under valgrind.
 pub(super) fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)
@@ -439,7 +439,7 @@ pub(super) fn the_ring_goes_round<K: Kernel>(kernels: fn(u32) -> Vec<K>) {
     for kernel in kernels(32) {
         let mut buffers = [[0u8; 8]; 32];
         let mut first = 0;
-        for lot in (1..=32).cycle().take(2000) {
+        for lot in (1..=32).cycle().take(scaled(2000)) {
             let mut entries: Vec<_> = (first..first + lot)
                 .zip(&mut buffers)
                 .map(|(key, buffer)| kernel.prepare(&operation(Opcode::Write, &file.0, buffer, 0), key))

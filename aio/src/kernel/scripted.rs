@@ -136,7 +136,8 @@ impl Scripted {
     /// Runs `hook` once, the next time that a completion has been peeked and the cursor has not
     /// moved yet. It may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
-        self.state().peek_hook = Some(Box::new(hook));
+        // Dropped after the state is unlocked: its destructor may use this backend.
+        let _old = self.state().peek_hook.replace(Box::new(hook));
     }
 
     /// Replaces the contents of the disk.
@@ -189,7 +190,10 @@ impl State {
         // SAFETY: *lent to the kernel*: the completion is put on the ring after this.
         let lent = unsafe { Lent::of(operation) };
         let len = lent.len().min(most);
-        let end = at + len;
+        // No panic: `submit` may have accepted other requests, which it then could not count.
+        let Some(end) = at.checked_add(len).filter(|&end| isize::try_from(end).is_ok()) else {
+            return -i64::from(libc::EFBIG);
+        };
         if operation.opcode.is_write() {
             self.disk.resize(self.disk.len().max(end), 0);
             self.disk[at..end].copy_from_slice(&lent.gather()[..len]);

@@ -43,7 +43,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
+
+use coralio_runtime::AioContext;
 
 pub use super::scripted::Entry;
 use super::{Completion, Kernel, Operation};
@@ -86,12 +89,19 @@ pub(crate) struct Settings {
 pub struct SimKernel {
     machine: Arc<Mutex<Machine>>,
     depth: u32,
+    /// The context that the backend belongs to, for the dump of a failure.
+    context: Option<AioContext>,
 }
 
 impl SimKernel {
     pub(crate) fn new(settings: Settings, tape: Tape, tells: bool) -> SimKernel {
         let depth = settings.depth;
-        SimKernel { machine: Arc::new(Mutex::new(Machine::new(settings, tape, tells))), depth }
+        SimKernel { machine: Arc::new(Mutex::new(Machine::new(settings, tape, tells))), depth, context: None }
+    }
+
+    /// Returns the backend for an engine of `context`.
+    pub(crate) fn of_context(&self, context: &AioContext) -> SimKernel {
+        SimKernel { context: Some(context.clone()), ..self.clone() }
     }
 
     pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
@@ -115,6 +125,11 @@ impl SimKernel {
     /// Opens the file of the open descriptor `fd` again, through the page cache.
     pub(crate) fn reopen(&self, fd: RawFd) -> RawFd {
         self.machine().files.reopen(fd)
+    }
+
+    /// Returns a pair of numbers that identifies the file of the open descriptor `fd`.
+    pub(crate) fn inode(&self, fd: RawFd) -> (u64, u64) {
+        (Arc::as_ptr(&self.machine) as u64, self.machine().files.inode(fd) as u64)
     }
 
     pub(crate) fn close(&self, fd: RawFd) {
@@ -158,15 +173,21 @@ impl SimKernel {
         Ok(())
     }
 
-    /// Whether the run has exceeded its maximum number of steps by more than `slack`. Returns true
-    /// again after [`SLACK`] further steps, in case the panic of the first time was caught.
-    pub(crate) fn is_overrun(&self, slack: u64) -> bool {
-        self.machine().is_overrun(slack)
-    }
-
-    /// Makes the run end with this failure, whatever its outcome is otherwise.
-    pub(crate) fn fail(&self, message: String) {
-        self.machine().violations.push(message);
+    /// Fails the run if it has exceeded its maximum number of steps by more than `slack`, and again
+    /// after [`SLACK`] further steps, in case the panic of the first time was caught.
+    #[track_caller]
+    fn check_steps(&self, slack: u64) {
+        if !self.machine().is_overrun(slack) {
+            return;
+        }
+        let message = format!(
+            "the run does not end: more requests, refused submits and sleeps than Simulation::most_steps allows; does \
+             something retry for ever? raise most_steps if the run is meant to be this long\n{}",
+            self.dump()
+        );
+        // Also recorded, because the panic may end up in a join handle.
+        self.machine().violations.push(message.clone());
+        panic!("{message}");
     }
 
     /// Whether nothing is in flight or on the ring.
@@ -175,9 +196,9 @@ impl SimKernel {
         machine.in_flight() == 0 && machine.ring.is_empty()
     }
 
-    /// Sleeps with nothing in flight. Returns whether anything could end the sleep.
-    pub(crate) fn sleep_idle(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
-        is_readable(other, Some(Duration::ZERO)) || self.machine().sleep(1, timeout)
+    /// Returns what each coroutine waits for.
+    fn dump(&self) -> String {
+        self.context.as_ref().map(|context| context.dump().to_string()).unwrap_or_default()
     }
 }
 
@@ -234,6 +255,50 @@ unsafe impl Kernel for SimKernel {
         let other = other.expect("this sleep would never end: nothing is in flight");
         is_readable(other, None);
         Ok(())
+    }
+
+    /// # Panics
+    ///
+    /// If the run exceeds its maximum number of steps: a coroutine whose requests all complete
+    /// within submit never returns to the loop.
+    fn before_request(&self) {
+        if !thread::panicking() {
+            self.check_steps(SLACK);
+        }
+    }
+
+    /// # Panics
+    ///
+    /// If the run exceeds its maximum number of steps.
+    fn before_dispatch(&self) {
+        self.check_steps(0);
+    }
+
+    /// # Panics
+    ///
+    /// If no completion would end the sleep; if requests are pending that nothing would submit; if
+    /// nothing could ever end the sleep. A run cannot hang in any other way.
+    fn sleep_idle(
+        &self,
+        in_flight: u32,
+        pending: impl FnOnce() -> usize,
+        waits: bool,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> Option<io::Result<()>> {
+        if in_flight > 0 && !self.is_idle() {
+            assert!(waits, "the loop sleeps, but no completion would wake it (in_flight {in_flight})");
+            return None;
+        }
+        let pending = pending();
+        assert!(
+            pending == 0 || in_flight > 0,
+            "the loop sleeps with {pending} requests pending and none in flight: they are never submitted"
+        );
+        if !is_readable(other, Some(Duration::ZERO)) && !self.machine().sleep(1, timeout) {
+            panic!("deadlock: every coroutine waits, and no request is in flight\n{}", self.dump());
+        }
+        Some(Ok(()))
     }
 }
 

@@ -40,7 +40,7 @@ use completions::Completions;
 use kick::{Kick, perform};
 
 use super::{Completion, Kernel, Operation, atomic};
-use crate::pool::{Global, Kind, Pool, Work};
+use crate::kernel::pool::{Global, Kind, Pool, Work};
 
 /// The maximum queue depth, as for native AIO.
 const MAX_DEPTH: u32 = 32768;

@@ -7,7 +7,7 @@ use std::thread;
 
 use crate::kernel::sim::tape::{Choice, Tape, Text};
 
-use super::quiet::Quiet;
+use super::panic_hook::Quiet;
 use super::run::Outcome;
 use super::shrink::shrink;
 use super::{Sim, Simulation};

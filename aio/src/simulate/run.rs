@@ -6,11 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use coralio_runtime::{AioContext, Source, explained};
 
-use crate::any::DynEngine;
+use crate::driver::Driver;
 use crate::kernel::sim::SimKernel;
 use crate::kernel::sim::tape::{Choice, Tape};
 
-use super::{Sim, Simulated, Simulation};
+use super::{Sim, Simulation};
 
 /// The outcome of a run.
 pub(super) struct Outcome {
@@ -31,11 +31,11 @@ impl Simulation {
         let context = self.trace.iter().fold(context, |context, trace| context.trace(trace));
         let ran = catch_unwind(AssertUnwindSafe(|| {
             context.run_coroutine(|context| {
-                let engine = (self.attach)(context, &kernel, self.settings.depth)?;
+                let driver = (self.attach)(context, &kernel, self.settings.depth)?;
                 let ended = f(&Sim::new(kernel.clone(), self.crash_rate));
                 ended
                     .map_err(|error| explained(error.kind(), format!("the run ended with an error: {error}"), error))?;
-                drain(context, &engine)
+                drain(context, &kernel, &driver)
             })
         }));
         let is_idle = kernel.is_idle();
@@ -60,14 +60,14 @@ impl Simulation {
 }
 
 /// Turns the faults off and waits until the requests made so far have completed.
-fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
+fn drain(context: &AioContext, kernel: &SimKernel, driver: &Driver) -> io::Result<()> {
     /// Loop iterations per outstanding request.
     const ROUNDS: u64 = 100;
-    engine.kernel.machine().calm();
-    let before = engine.stats();
+    kernel.machine().calm();
+    let before = driver.stats();
     let outstanding = u64::from(before.in_flight + before.pending);
     for _ in 0..(1 + outstanding) * ROUNDS {
-        let now = engine.stats();
+        let now = driver.stats();
         let left = u64::from(now.in_flight + now.pending);
         // As many requests have completed as were outstanding; others may still be made.
         if left == 0 || now.requests - left >= before.requests {
@@ -77,7 +77,7 @@ fn drain(context: &AioContext, engine: &Simulated) -> io::Result<()> {
     }
     Err(io::Error::other(format!(
         "{outstanding} requests never complete, even with faults off ({})",
-        engine.describe()
+        driver.describe()
     )))
 }
 

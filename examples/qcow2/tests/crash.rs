@@ -197,9 +197,6 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
         sim.set_faults(if round == 1 { Faults::harmless().errors(0.02) } else { Faults::harmless() });
         let ended = sim.crash_during(|| work(sim, &watch, setup, 25));
         sim.set_faults(Faults::none());
-        // A failed operation may leave writes of its image in flight. The next image opens the file
-        // anew, and writes of two `File`s are not ordered: a later sync could fail.
-        coralio_aio::AioContext::current().expect("a simulated run has a context").drain();
         if let (Some(Err(error)), 0 | 2) = (&ended, round) {
             panic!("an operation failed without an injected fault: {error}");
         }

@@ -77,21 +77,20 @@ pub trait Source: IntoAny {
     /// A source that simulates a device does not sleep, but advances the context's [virtual
     /// clock](crate::VirtualClock) to the first completion, or by `timeout` if that is less; unless
     /// `other` is readable now.
-    /// readable now.
     ///
     /// # Errors
     ///
     /// The system's error if the thread cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
-    /// Returns whether [`AioContext::detach`] may take the engine from the context. An engine with
-    /// its own way of leaving returns an error, because nothing completes the requests of an engine
-    /// without a context.
+    /// Called by [`AioContext::detach`] on the home thread: the context no longer drives the engine
+    /// if this succeeds. An engine with requests returns an error, because nothing completes the
+    /// requests of an engine without a context.
     ///
     /// # Errors
     ///
     /// The obstacle and the remedy.
-    fn may_detach(&self, token: HomeToken<'_>) -> io::Result<()> {
+    fn leave(&self, token: HomeToken<'_>) -> io::Result<()> {
         let _ = token;
         Ok(())
     }
@@ -269,13 +268,12 @@ impl AioContext {
         Ok(())
     }
 
-    /// Detaches the I/O engine from the context, and returns it, if there is one. The engine
-    /// remains responsible for its requests. The context keeps a handle to it until it ends. For
-    /// authors of engines.
+    /// Detaches the I/O engine from the context, and returns it, if there is one. The context keeps
+    /// a handle to it until it ends. For authors of engines.
     ///
     /// # Errors
     ///
-    /// That of [`Source::may_detach`]. The context keeps the engine.
+    /// That of [`Source::leave`]. The context keeps the engine.
     ///
     /// # Panics
     ///
@@ -285,7 +283,7 @@ impl AioContext {
             panic!("cannot detach an engine off the context's home thread; call this on the home thread");
         };
         if let Some(source) = home.source.get() {
-            source.may_detach(HomeToken::new(home))?;
+            source.leave(HomeToken::new(home))?;
         }
         let shared = self.shared.source.lock().take();
         drop(shared);

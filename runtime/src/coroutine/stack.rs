@@ -271,7 +271,8 @@ impl Class {
 
 /// Rounds up to whole pages, and to at least the minimum.
 fn rounded(size: usize) -> usize {
-    size.max(MIN_STACK_SIZE).next_multiple_of(PAGE)
+    // A mapping of this size fails, and reports why.
+    size.clamp(MIN_STACK_SIZE, isize::MAX as usize).next_multiple_of(PAGE)
 }
 
 #[cfg(test)]
@@ -289,6 +290,16 @@ mod tests {
         pool.give_back(large);
         assert_eq!(pool.take(None).unwrap().limit, first.limit);
         assert_eq!(pool.take(Some(1 << 20)).unwrap().limit, large.limit);
+    }
+
+    #[test]
+    fn impossible_stack_is_an_error() {
+        // C11: a size that cannot be rounded up to whole pages is refused like any that is too large.
+        let pool = StackPool::new(usize::MAX, false);
+        for size in [None, Some(usize::MAX - PAGE)] {
+            assert_eq!(pool.take(size).err().map(|error| error.kind()), Some(io::ErrorKind::OutOfMemory));
+        }
+        assert!(pool.take(Some(MIN_STACK_SIZE)).is_ok());
     }
 
     #[test]

@@ -215,6 +215,8 @@ impl<P: Default, S> WaitQueue<P, S> {
         while let Some(next) = grant_next(&mut locked) {
             drop(locked);
             next.wake_later();
+            // Not under the lock: it may be the last reference to the waiter's context.
+            drop(next);
             locked = self.lock();
         }
     }

@@ -1,8 +1,8 @@
 //! Real requests on real rings: conformance, and behaviour specific to io_uring.
 
 use super::super::conformance::{
-    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, signal, submit, unless_refused, unregister,
-    wait, wait_for,
+    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, scaled, signal, submit, unless_refused,
+    unregister, wait, wait_for,
 };
 use super::setup::{Features, missing, refused};
 use super::*;
@@ -124,7 +124,7 @@ fn drop_waits_for_what_is_in_flight() {
     let Some(kernel) = ring(32) else { return };
     assert_eq!(one(&kernel, operation(Opcode::Write, &file.0, bytes(&mut out), 0)), (BLOCK * 32) as i64);
     let mut back: Vec<_> = (0..out.len()).map(|_| Page([0; 4096])).collect();
-    for _ in 0..20 {
+    for _ in 0..scaled(20) {
         bytes(&mut back).fill(0);
         let Some(kernel) = ring(32) else { return };
         let mut entries: Vec<_> = bytes(&mut back)

@@ -77,9 +77,9 @@ impl Machine {
         };
         let time = match scripted {
             Some(Fault::AtOnce) => Duration::ZERO,
-            Some(Fault::Delay(delay)) => self.draw_latency() + delay,
+            Some(Fault::Delay(delay)) => self.draw_latency().saturating_add(delay),
             _ if self.goes_wrong(|faults| faults.at_once) => Duration::ZERO,
-            _ if self.goes_wrong(|faults| faults.stalled) => self.draw_latency() + STALL,
+            _ if self.goes_wrong(|faults| faults.stalled) => self.draw_latency().saturating_add(STALL),
             _ => self.draw_latency(),
         };
         (fate, time)
@@ -99,7 +99,7 @@ impl Machine {
         let due: Vec<_> = self.in_flight.keys().map(|&(due, _)| due.saturating_sub(now)).collect();
         let place = due.len() - self.tape.choose(due.len() as u32 + 1) as usize;
         let before = place.checked_sub(1).map_or(Duration::ZERO, |last| due[last]);
-        before + due.get(place).map_or(TURN, |next| (*next - before) / 2)
+        before.saturating_add(due.get(place).map_or(TURN, |next| (*next - before) / 2))
     }
 
     /// Whether the number of requests that complete is itself a choice.

@@ -142,7 +142,7 @@ impl Machine {
         self.power_fails = 0.0;
     }
 
-    /// See [`SimKernel::is_overrun`](super::SimKernel::is_overrun).
+    /// See [`SimKernel::check_steps`](super::SimKernel::check_steps).
     pub(crate) fn is_overrun(&mut self, slack: u64) -> bool {
         let overrun = self.steps > self.most_steps.saturating_add(slack);
         if overrun {
@@ -247,7 +247,8 @@ impl Machine {
         if opcode.is_write() && self.clashes(offset, lent.len(), &open) {
             self.files.files[open.file].clashed = true;
         }
-        let due = self.now() + time;
+        // Saturating: a panic here would leave accepted requests uncounted.
+        let due = self.now().saturating_add(time);
         let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.at };
         self.in_flight.insert((due, number), request);
         if time.is_zero() {
@@ -401,7 +402,7 @@ impl Machine {
             return true;
         }
         let done = done.map(|due| match self.goes_wrong(|faults| faults.late) {
-            true => due + LATE[self.tape.choose(3) as usize],
+            true => due.saturating_add(LATE[self.tape.choose(3) as usize]),
             false => due,
         });
         let Some(target) = done.into_iter().chain(until).min() else { return false };

@@ -160,6 +160,11 @@ impl FileSystem {
         self.add_open(Open { access: Access { direct: false, ..open.access }, ..open })
     }
 
+    /// Returns the number of the file of the open descriptor `fd`.
+    pub(crate) fn inode(&self, fd: RawFd) -> usize {
+        self.open[&fd].file
+    }
+
     pub(crate) fn close(&mut self, fd: RawFd) {
         self.open.remove(&fd);
     }

@@ -7,7 +7,7 @@ use super::super::conformance::{
 use super::kick::uninterrupted;
 use super::*;
 use crate::kernel::Opcode;
-use crate::pool::tests::{idle_pool, pool_of, serve};
+use crate::kernel::pool::tests::{idle_pool, pool_of, serve};
 use crate::{AioContext, Engine, spawn, yield_now};
 use std::cell::Cell;
 use std::fs::File;

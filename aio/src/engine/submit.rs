@@ -11,17 +11,17 @@
 use std::cell::UnsafeCell;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coralio_runtime::AtHome;
 use coralio_runtime::trace::{RequestState, Span};
 
-use crate::engine::{Engine, add};
+use super::Engine;
+use super::owner::{LockProof, PollLock};
+use super::policy::{NotTaken, OnCancel, Policy, gets_stuck};
+use super::stats::add;
+use super::transfer::Attempt;
 use crate::kernel::Kernel;
-use crate::perform::Attempt;
-use crate::place::{Held, Locked};
-use crate::policy::{NotTaken, OnCancel, Policy, UnplugCounts, gets_stuck};
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
@@ -35,7 +35,7 @@ struct Line<E> {
 }
 
 // SAFETY: *under the context's lock*: the queue is accessed only through methods that take the
-// guard of the place that the engine is in (*where it is, is whose lock*). None of them runs
+// guard of the engine's context. None of them runs
 // foreign code, so accesses never overlap.
 unsafe impl<E: Send> Sync for Pending<E> {}
 
@@ -46,20 +46,20 @@ impl<E> Pending<E> {
 
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    fn line(&self, _lock: &impl Locked) -> &mut Line<E> {
+    fn line(&self, _lock: &impl LockProof) -> &mut Line<E> {
         // SAFETY: *under the context's lock*.
         unsafe { &mut *self.0.get() }
     }
 
     #[inline]
-    pub(crate) fn len(&self, lock: &impl Locked) -> usize {
+    pub(crate) fn len(&self, lock: &impl LockProof) -> usize {
         let line = self.line(lock);
         line.entries.len() - line.start
     }
 
     /// Appends an entry, constructed in place, and returns a reference to it.
     #[inline]
-    fn push(&self, lock: &impl Locked, make: impl FnOnce() -> E) -> &E {
+    fn push(&self, lock: &impl LockProof, make: impl FnOnce() -> E) -> &E {
         let entries = &mut self.line(lock).entries;
         if entries.len() == entries.capacity() {
             grow(entries);
@@ -79,7 +79,7 @@ impl<E> Pending<E> {
     #[inline]
     fn offer(
         &self,
-        lock: &Held<'_>,
+        lock: &impl LockProof,
         most: usize,
         submit: impl FnOnce(&mut [E]) -> io::Result<usize>,
     ) -> io::Result<usize> {
@@ -91,7 +91,7 @@ impl<E> Pending<E> {
     }
 
     /// Removes the entry that matches `is`. Returns whether there was one.
-    fn take_back(&self, lock: &Held<'_>, is: impl Fn(&E) -> bool) -> bool {
+    fn take_back(&self, lock: &impl LockProof, is: impl Fn(&E) -> bool) -> bool {
         let line = self.line(lock);
         let found = line.entries[line.start..].iter().position(is);
         if let Some(place) = found {
@@ -102,7 +102,7 @@ impl<E> Pending<E> {
     }
 
     /// Removes the first entry and returns `of` it.
-    fn take_first<R>(&self, lock: &Held<'_>, of: impl FnOnce(&E) -> R) -> Option<R> {
+    fn take_first<R>(&self, lock: &impl LockProof, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
         line.take_off(1);
@@ -160,11 +160,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Whether a submit now could make progress.
     pub(crate) fn can_submit(&self) -> bool {
-        self.can_submit_under(&self.context.acquire())
+        self.owner.acquire().is_some_and(|lock| self.can_submit_under(&lock))
     }
 
     #[inline]
-    fn can_submit_under(&self, lock: &Held<'_>) -> bool {
+    fn can_submit_under(&self, lock: &impl LockProof) -> bool {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         self.pending.len(lock) > 0
             && in_flight < self.depth
@@ -172,27 +172,22 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 
     /// Submits pending requests up to the queue depth, and reaps those that have completed by then.
-    /// Returns whether any request ended.
+    /// Returns whether any request ended. `here` is `None` if another thread polls the context.
     ///
     /// # Control
     ///
     /// May enter coroutines.
-    pub(crate) fn submit(&self) -> bool {
+    pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         // A forked child leaves the coroutine that forked and gets here on its way to the loop.
         if AtHome::in_child() {
             return false;
         }
-        self.context.at_home(|here| self.submit_from(Some(here))).unwrap_or_else(|| self.submit_from(None))
-    }
-
-    /// As `submit`; `here` is present on the home thread.
-    pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
         let _told = self.tell_span(Span::Submit);
         let mut progress = false;
         // Failed requests may be resubmitted immediately by their coroutines. The number of
         // attempts is bounded, so that the loop gets its turn.
         for _ in 0..=self.depth {
-            let lock = self.context.acquire_from(here);
+            let lock = PollLock::new(here);
             if !self.can_submit_under(&lock) || AtHome::in_child() {
                 break;
             }
@@ -213,13 +208,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Submits one batch, with one system call.
     #[inline]
-    fn submit_batch(&self, lock: &Held<'_>) -> io::Result<()> {
+    fn submit_batch(&self, lock: &impl LockProof) -> io::Result<()> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
-        add(&self.counts.submits, 1);
+        add(&self.counters.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
         // completion is reaped.
-        let submit = |entries: &mut [K::Entry]| self.slow.time(|| unsafe { self.submit_and_tell(entries) });
+        let submit = |entries: &mut [K::Entry]| self.submit_timer.time(|| unsafe { self.submit_and_tell(entries) });
         let submitted = self.pending.offer(lock, wanted, submit);
         match submitted {
             Ok(taken) => {
@@ -243,114 +238,39 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Ends a coroutine's request early. A pending request is removed and thereby ends; for one in
     /// flight the kernel is asked to cancel it, and the coroutine still waits for the completion
-    /// (rule E11).
+    /// (rule E11). Called on the home thread.
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
-        if !self.is_at_home() {
-            self.cancel_from_elsewhere(key);
-            return None;
-        }
-        let is_over = self.cancel_under(&self.context.acquire(), key) || P::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        let is_over = self.remove_or_cancel(key) || P::ON_CANCEL == OnCancel::ReturnsAtOnce;
         is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
     /// Removes a pending request, or asks the kernel to cancel it. Returns whether the request was
-    /// pending.
-    pub(crate) fn cancel_under(&self, lock: &Held<'_>, key: u64) -> bool {
-        let taken_back = self.take_back(lock, key);
-        if !taken_back {
+    /// pending. Called on the home thread.
+    pub(crate) fn remove_or_cancel(&self, key: u64) -> bool {
+        let Some(lock) = self.owner.acquire() else { return false };
+        let was_pending = self.pending.take_back(&lock, |entry| self.kernel.key(entry) == key);
+        if was_pending {
+            add(&self.counters.refused, 1);
+            self.tell(key, RequestState::TakenBack);
+            self.notify_if_idle(&lock);
+        } else {
             // SAFETY: the coroutine that made the request ends early or unwinds.
             unsafe { self.kernel.cancel(key) };
         }
-        taken_back
-    }
-
-    /// Asks the thread that owns the engine to cancel a request. If a thread sleeps in place, it
-    /// does not read mail before a completion arrives, so this also asks the kernel directly.
-    pub(crate) fn cancel_from_elsewhere(&self, key: u64) {
-        self.context.mail(key);
-        if self.context.mail.is_asleep() {
-            // SAFETY: as in `cancel_under`; allowed from any thread.
-            unsafe { self.kernel.cancel(key) };
-        }
-    }
-
-    /// Whether the calling thread is the home thread of the engine's context.
-    pub(crate) fn is_at_home(&self) -> bool {
-        self.context.at_home(|_| ()).is_some()
-    }
-
-    /// Removes a request if it is pending. Returns whether it was.
-    pub(crate) fn take_back(&self, lock: &Held<'_>, key: u64) -> bool {
-        let pending = self.pending.take_back(lock, |entry| self.kernel.key(entry) == key);
-        if pending {
-            add(&self.counts.refused, 1);
-            self.tell(key, RequestState::TakenBack);
-            self.notify_if_idle(lock);
-        }
-        pending
+        was_pending
     }
 
     #[cold]
-    fn fail_first(&self, here: Option<AtHome<'_>>, lock: Held<'_>, error: &io::Error) -> bool {
+    fn fail_first(&self, here: Option<AtHome<'_>>, lock: PollLock<'_>, error: &io::Error) -> bool {
         let Some(key) = self.pending.take_first(&lock, |entry| self.kernel.key(entry)) else { return false };
-        add(&self.counts.refused, 1);
+        add(&self.counters.refused, 1);
         self.notify_if_idle(&lock);
         drop(lock);
         let result = -i64::from(error.raw_os_error().unwrap_or(libc::EIO));
         self.tell(key, RequestState::Refused(result));
-        let _busy = here.map(|_| self.context.busy());
+        let _busy = here.map(|_| self.owner.busy());
         self.finish(here, key, result);
         true
-    }
-}
-
-/// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
-///
-/// A plug is a performance hint: before the loop sleeps, and every sixteenth iteration, it submits
-/// plugged requests too.
-#[must_use = "requests are held back until the plug is dropped"]
-pub struct Plug {
-    engine: Arc<dyn Unplug>,
-}
-
-/// Type-erased engine, as a plug needs it.
-trait Unplug: Send + Sync {
-    fn unplug(&self);
-}
-
-impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Delays requests until the plug is dropped.
-    #[doc(alias = "blk_io_plug")]
-    pub fn plug(self: &Arc<Self>) -> Plug {
-        let _guard = self.context.acquire();
-        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
-    }
-}
-
-impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
-    fn unplug(&self) {
-        let guard = self.context.acquire();
-        let counts = match P::UNPLUG_COUNTS {
-            UnplugCounts::Always => true,
-            UnplugCounts::UnlessFull => self.pending.len(&guard) < self.depth as usize,
-        };
-        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
-        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
-        // is woken.
-        self.context.notify();
-    }
-}
-
-impl Drop for Plug {
-    fn drop(&mut self) {
-        self.engine.unplug();
-    }
-}
-
-impl std::fmt::Debug for Plug {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plug").finish_non_exhaustive()
     }
 }

@@ -7,21 +7,21 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::engine::add;
+use super::stats::add;
 
 /// No limit: the clock is not read.
 const OFF: u64 = u64::MAX;
 
 /// Submit times in nanoseconds. Written under the context's lock.
-pub(crate) struct Slow {
+pub(crate) struct SubmitTimer {
     limit: AtomicU64,
     beyond: AtomicU64,
     longest: AtomicU64,
 }
 
-impl Slow {
-    pub(crate) fn new() -> Slow {
-        Slow { limit: AtomicU64::new(OFF), beyond: AtomicU64::new(0), longest: AtomicU64::new(0) }
+impl SubmitTimer {
+    pub(crate) fn new() -> SubmitTimer {
+        SubmitTimer { limit: AtomicU64::new(OFF), beyond: AtomicU64::new(0), longest: AtomicU64::new(0) }
     }
 
     pub(crate) fn set_limit(&self, limit: Duration) {

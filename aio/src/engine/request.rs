@@ -11,15 +11,15 @@
 //! A key is a slot's index and generation, so stale and repeated completions are detected. Slots
 //! never move, and are not freed while the engine exists. Shared state is in atomics with plain
 //! loads and stores. Without the context's lock, two completions of one request could be processed
-//! concurrently, which is why a [`Policy`](crate::policy::Policy) that removes the lock is unsafe
+//! concurrently, which is why a [`Policy`](super::policy::Policy) that removes the lock is unsafe
 //! to write.
 
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use coralio_runtime::Token;
 
@@ -64,8 +64,8 @@ pub(crate) struct Slot {
 
 // SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its
 // key is published. It is read by the one completion that claimed the request, before that stores
-// the result that lets the home thread free the slot. A slot freed by a thread that is no longer
-// home is handed over through the mutex. Everything else is atomic.
+// the result that lets the home thread free the slot. Everything else is atomic. An engine changes
+// its home thread only while all slots are free.
 unsafe impl Sync for Slot {}
 // SAFETY: `Token` is `Send`.
 unsafe impl Send for Slot {}
@@ -78,8 +78,6 @@ pub(crate) struct Requests {
     free: AtomicU32,
     /// Number of slots created; accessed only by the home thread.
     made: AtomicU32,
-    /// Slots freed by coroutines of contexts that the engine was with before.
-    freed: Mutex<Vec<u32>>,
 }
 
 /// Creates `len` free slots starting at index `start`, linked into a free list.
@@ -107,7 +105,6 @@ impl Requests {
             chunks: Default::default(),
             free: AtomicU32::new(0),
             made: AtomicU32::new(FIRST),
-            freed: Mutex::new(Vec::new()),
         }
     }
 
@@ -142,18 +139,9 @@ impl Requests {
         slot
     }
 
-    /// Refills the free list: with slots freed on other threads, or with a new chunk. Returns the
-    /// first free slot.
+    /// Refills the empty free list with a new chunk. Returns its first slot.
     #[cold]
     fn grow(&self) -> u32 {
-        let freed = std::mem::take(&mut *self.freed.lock().unwrap_or_else(PoisonError::into_inner));
-        for slot in freed.iter().filter_map(|&index| self.slot(index)) {
-            slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.free.store(slot.index, Ordering::Relaxed);
-        }
-        if let Some(&last) = freed.last() {
-            return last;
-        }
         let start = self.made.load(Ordering::Relaxed);
         let chunk = (start / FIRST + 1).ilog2();
         let len = FIRST << chunk;
@@ -193,29 +181,24 @@ impl Requests {
     /// Frees the slot and makes its key stale. Called on the home thread.
     #[inline]
     pub(crate) fn free(&self, slot: &Slot) {
-        slot.retire_key();
+        // 31 bits: a key is never u64::MAX.
+        let generation = (slot.generation.load(Ordering::Relaxed) + 1) & 0x7fff_ffff;
+        slot.generation.store(generation, Ordering::Relaxed);
         slot.next_free.store(self.free.load(Ordering::Relaxed), Ordering::Relaxed);
         self.free.store(slot.index, Ordering::Relaxed);
     }
-}
 
-impl Requests {
-    /// As [`free`](Self::free), on the home thread of a context that the engine has left.
+    /// Returns whether no coroutine has a request. Called on the home thread. Walks the whole table.
     #[cold]
-    pub(crate) fn free_from_elsewhere(&self, slot: &Slot) {
-        slot.retire_key();
-        self.freed.lock().unwrap_or_else(PoisonError::into_inner).push(slot.index);
+    pub(crate) fn are_all_free(&self) -> bool {
+        let next_free = |&index: &u32| self.slot(index).map(|slot| slot.next_free.load(Ordering::Relaxed));
+        let first = Some(self.free.load(Ordering::Relaxed));
+        let free = std::iter::successors(first, next_free).take_while(|&index| index != NONE).count();
+        free == self.made.load(Ordering::Relaxed) as usize
     }
 }
 
 impl Slot {
-    #[inline]
-    fn retire_key(&self) {
-        // 31 bits: a key is never u64::MAX.
-        let generation = (self.generation.load(Ordering::Relaxed) + 1) & 0x7fff_ffff;
-        self.generation.store(generation, Ordering::Relaxed);
-    }
-
     /// The key of the request that currently occupies this slot.
     #[inline]
     pub(crate) fn key(&self) -> Key {

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_runtime::trace::{Opened, RequestState, Span, Tracer};
 
-use crate::engine::Engine;
+use super::Engine;
+use super::owner::LockProof;
+use super::policy::Policy;
 use crate::kernel::Kernel;
-use crate::place::Held;
-use crate::policy::Policy;
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline(always)]
     fn tracer(&self) -> Option<&Tracer> {
-        if self.traced { self.context.tracer() } else { None }
+        if self.traced { self.owner.tracer() } else { None }
     }
 
     /// Records that the request with this key has changed state.
@@ -54,7 +54,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Records the counters.
     #[inline]
     #[track_caller]
-    pub(crate) fn tell_counters(&self, guard: &Held<'_>) {
+    pub(crate) fn tell_counters(&self, guard: &impl LockProof) {
         if let Some(tracer) = self.tracer() {
             let count = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
             tracer.counters(count(&self.in_flight), self.pending.len(guard) as u32, count(&self.plug_depth));

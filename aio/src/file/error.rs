@@ -2,20 +2,11 @@
 
 use std::io;
 
-use coralio_runtime::{Cancelled, check_cancelled, explained};
+use coralio_runtime::{Cancelled, explained};
 
-use crate::file::Alignment;
+use super::Alignment;
+use crate::engine::error_of;
 use crate::kernel::{Opcode, Operation};
-
-/// Converts an `errno`. `ECANCELED` becomes [`Cancelled`].
-pub(crate) fn error_of(errno: i32) -> io::Error {
-    if errno != libc::ECANCELED {
-        return io::Error::from_raw_os_error(errno);
-    }
-    // The operation has failed for good, so an expired timeout reports the error.
-    let _ = check_cancelled();
-    Cancelled.into()
-}
 
 /// Adds the operation, the likely cause and the remedy to the kernel's error.
 #[cold]

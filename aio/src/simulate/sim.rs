@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::any::AnyEngine;
+use crate::driver::Driver;
 use crate::file::File;
 use crate::kernel::sim::{Fault, Faults, SimKernel};
 
-use super::quiet::Quiet;
+use super::panic_hook::Quiet;
 
 /// A run of [`simulate`](super::simulate), as passed to its closure.
 ///
@@ -52,7 +52,7 @@ impl Sim {
     /// Outside its run.
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
         // Outside the run the name would be that of a real file.
-        let here = AnyEngine::simulated().is_some_and(|engine| engine.kernel.is(&self.kernel));
+        let here = Driver::simulated().is_some_and(|kernel| kernel.is(&self.kernel));
         assert!(here, "simulated files belong to a run: open them inside the simulation's closure");
         File::options().read(true).write(true).open(name)
     }

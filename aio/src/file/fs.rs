@@ -12,9 +12,9 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 
-use crate::any::AnyEngine;
-use crate::blocking::unblock;
-use crate::error::{ELSEWHERE, failed};
+use crate::driver::Driver;
+use crate::driver::unblock::unblock;
+use crate::file::error::{ELSEWHERE, failed};
 
 use super::File;
 
@@ -257,8 +257,8 @@ impl File {
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref().to_path_buf(), to.as_ref().to_path_buf());
     let what = format!("cannot rename {} to {}", from.display(), to.display());
-    if let Some(engine) = AnyEngine::simulated() {
-        return explained(|| what, engine.kernel.rename(&from, &to));
+    if let Some(kernel) = Driver::simulated() {
+        return explained(|| what, kernel.rename(&from, &to));
     }
     off_the_loop(|| what, move || fs::rename(from, to))
 }
@@ -275,8 +275,8 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot remove {}", path.display());
-    if let Some(engine) = AnyEngine::simulated() {
-        return explained(|| what, engine.kernel.remove(&path));
+    if let Some(kernel) = Driver::simulated() {
+        return explained(|| what, kernel.remove(&path));
     }
     off_the_loop(|| what, move || fs::remove_file(path))
 }
@@ -293,8 +293,8 @@ pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
 pub fn sync_directory(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot sync the directory {}", path.display());
-    if let Some(engine) = AnyEngine::simulated() {
-        return explained(|| what, engine.kernel.sync_folder(&path));
+    if let Some(kernel) = Driver::simulated() {
+        return explained(|| what, kernel.sync_folder(&path));
     }
     off_the_loop(
         || what,

@@ -5,9 +5,8 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::File;
 use super::handle::Handle;
-use crate::any::AnyEngine;
+use super::{File, served_here};
 
 /// A file in transit between two contexts. Dropping it closes the file.
 #[derive(Debug)]
@@ -41,7 +40,7 @@ impl DetachedFile {
     ///
     /// Outside a context.
     pub fn attach(self) -> io::Result<File> {
-        let file = File::new(fs::File::from(self.fd), self.may_cache, AnyEngine::of_this_context)?;
+        let file = File::new(fs::File::from(self.fd), self.may_cache, served_here)?;
         let cached =
             self.cached.into_inner().map(|fd| Handle::real(&file.engine, fd)).map(OnceCell::from).unwrap_or_default();
         Ok(File { cached, ..file })

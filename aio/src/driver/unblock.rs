@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use coralio_runtime::{AioContext, Cancelled, Token};
 
-use crate::any::AnyEngine;
-use crate::pool::{Global, Kind, Pool, Work};
+use crate::driver::Driver;
+use crate::kernel::pool::{Global, Kind, Pool, Work};
 
 const KIND: Kind = Kind {
     name: "coralio-call",
@@ -93,7 +93,7 @@ where
     let (Some(context), Some(caller)) = (context, current) else { return Ok(f()) };
     context.at_home(|here| here.check_cancelled()).transpose()?;
     // Another thread's timing would make the simulation nondeterministic.
-    if AnyEngine::simulated().is_some() {
+    if Driver::simulated().is_some() {
         return Ok(f());
     }
     let call =

@@ -17,25 +17,22 @@ use std::sync::atomic::Ordering;
 use coralio_runtime::AtHome;
 use coralio_runtime::trace::{RequestState, Span};
 
-use crate::engine::{Engine, add};
+use super::Engine;
+use super::owner::{LockProof, PollLock};
+use super::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
+use super::stats::add;
 use crate::kernel::{Completion, Kernel};
-use crate::place::Held;
-use crate::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 
 impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Processes all completions on the ring. Returns whether there were any.
+    /// Processes all completions on the ring. Returns whether there were any. `here` is `None` if
+    /// another thread polls the context.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
-    pub(crate) fn reap(&self) -> bool {
-        self.context.at_home(|here| self.reap_from(Some(here))).unwrap_or_else(|| self.reap_from(None))
-    }
-
-    /// As `reap`; `here` is present on the home thread.
     pub(crate) fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
-        let _guard = P::REAP_LOCKS.then(|| self.context.acquire_from(here));
-        let _busy = here.map(|_| self.context.busy());
+        let _guard = P::REAP_LOCKS.then(|| PollLock::new(here));
+        let _busy = here.map(|_| self.owner.busy());
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);
         match P::CURSOR {
@@ -74,9 +71,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         if progress {
             match P::AFTER_REAP {
                 AfterReap::LoopSubmits => {}
-                AfterReap::ReapSubmits => _ = self.submit(),
+                AfterReap::ReapSubmits => _ = self.submit_from(here),
                 AfterReap::NobodySubmits => {
-                    let left = self.pending.len(&self.context.acquire()) > 0;
+                    let left = self.pending.len(&PollLock::new(here)) > 0;
                     self.blocked.store(left, Ordering::Relaxed);
                 }
             }
@@ -105,7 +102,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         // Plain load and store: the lock admits one writer at a time.
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
-        add(&self.counts.completions, 1);
+        add(&self.counters.completions, 1);
         if in_flight == 0 {
             self.reached_zero();
         }
@@ -119,13 +116,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// condition sees the change, or this call sees the waiter.
     #[inline]
     fn reached_zero(&self) {
-        if let Some(context) = self.context.get().filter(|context| context.is_awaited()) {
+        if let Some(context) = self.owner.get().filter(|context| context.is_awaited()) {
             context.notify();
         }
     }
 
     /// As `reached_zero`, after a request that ended without a completion.
-    pub(crate) fn notify_if_idle(&self, lock: &Held<'_>) {
+    pub(crate) fn notify_if_idle(&self, lock: &impl LockProof) {
         if self.in_flight.load(Ordering::Relaxed) == 0 && self.pending.len(lock) == 0 {
             self.reached_zero();
         }
@@ -148,18 +145,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let Some(here) = here else {
             // Reaped on another thread. The home thread determines whether the coroutine is
             // entered.
-            return self.context.schedule(waiter);
+            return self.owner.get().into_iter().for_each(|context| context.schedule(waiter));
         };
         match P::ON_COMPLETION {
             // Rule E6: an entered coroutine is inside submit further down this stack, and finds its
             // result before it yields.
-            OnCompletion::WakeUnlessEntered => {
-                if !here.wake_unless_entered(waiter) {
-                    // The coroutine belongs to a context that the engine was with before (rule
-                    // E12).
-                    self.context.schedule(waiter);
-                }
-            }
+            OnCompletion::WakeUnlessEntered => _ = here.wake_unless_entered(waiter),
             OnCompletion::EnterUnlessCurrent => {
                 let waits = here.coroutine(waiter).expect("the request has a waiter");
                 if here.current() == Some(waiter) {

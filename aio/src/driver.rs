@@ -1,0 +1,189 @@
+//! The I/O of one context: which engine serves its files, and which requests go to threads.
+//!
+//! ```text
+//!   a request of a file (file/route.rs)
+//!     direct or page-cached         --->  engine: native AIO, refuses blocking requests  --+
+//!     known to block                                                                       | EAGAIN
+//!         |                                                                                |
+//!         +---------------------------->  fallback: threads, created when first needed  <--+
+//! ```
+//!
+//! The loop sees both as one event source. It sleeps in the first engine; the fallback ends that
+//! sleep through the context's notifier. Only native AIO under [`KernelChoice::Auto`] has a
+//! fallback: io_uring's own workers perform requests that would block its submit, and threads never
+//! block it.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coralio_runtime::{AioContext, HomeToken, LoopToken, Source};
+
+use crate::DEFAULT_DEPTH;
+use crate::engine::Engine;
+use crate::engine::erased::ErasedEngine;
+use crate::engine::policy::Policy;
+use crate::engine::stats::Stats;
+use crate::engine::transfer::Attempt;
+use crate::kernel::Kernel;
+use crate::kernel::sim::SimKernel;
+use choice::{Chosen, KernelChoice};
+use fallback::Fallback;
+
+pub(crate) mod choice;
+mod detach;
+mod fallback;
+pub(crate) mod unblock;
+
+pub use detach::{AttachError, DetachedEngine, detach};
+
+/// See the module documentation.
+pub(crate) struct Driver {
+    /// The engine that files use.
+    pub(crate) engine: Arc<dyn ErasedEngine>,
+    /// `None` if no request would block `engine` in submit.
+    pub(crate) fallback: Option<Fallback>,
+    /// `None` if the backend is simulated, or a test's own.
+    pub(crate) chosen: Option<Chosen>,
+    /// The backend of `engine`, if it is simulated.
+    pub(crate) simulated: Option<SimKernel>,
+}
+
+impl Driver {
+    /// Attaches a driver to this thread's context.
+    pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<Arc<Driver>> {
+        let (engine, chosen) = choice::named(choice, depth)?;
+        let offloads = choice == KernelChoice::Auto && chosen.kernel() == KernelChoice::Aio;
+        let fallback = offloads.then(|| Fallback::new(depth));
+        Driver { engine, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
+    }
+
+    /// Attaches a driver with an engine of a test's own, or a simulated one, to this thread's
+    /// context.
+    pub(crate) fn attach_engine(
+        engine: Arc<dyn ErasedEngine>,
+        simulated: Option<SimKernel>,
+    ) -> io::Result<Arc<Driver>> {
+        Driver { engine, fallback: None, chosen: None, simulated }.attach_to_this_context()
+    }
+
+    fn attach_to_this_context(self) -> io::Result<Arc<Driver>> {
+        let context =
+            AioContext::current().expect("attaching an engine outside a context: call it inside `run(|| ..)`");
+        let driver = Arc::new(self);
+        context.attach(Arc::clone(&driver) as Arc<dyn Source>)?;
+        Ok(driver)
+    }
+
+    /// Returns the driver of this thread's context; creates one if the context has no event source.
+    pub(crate) fn of_this_context() -> io::Result<Arc<Driver>> {
+        let context =
+            AioContext::current().expect("opening a file outside a context: wrap the program in `run(|| ..)`");
+        let Some(source) = context.source() else { return Driver::attach(KernelChoice::Auto, DEFAULT_DEPTH) };
+        source.into_any().downcast().map_err(|_| {
+            let why = "this context's event source is not an I/O engine of this crate: it does not support files";
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        })
+    }
+
+    /// Returns the driver of this thread's context, if it has one.
+    pub(crate) fn current() -> Option<Arc<Driver>> {
+        AioContext::current()?.source()?.into_any().downcast().ok()
+    }
+
+    /// Returns the backend of this thread's context, if it is simulated.
+    pub(crate) fn simulated() -> Option<SimKernel> {
+        Driver::current()?.simulated.clone()
+    }
+
+    /// Returns the combined statistics of the engines.
+    pub(crate) fn stats(&self) -> Stats {
+        let primary = self.engine.stats();
+        self.fallback.as_ref().map_or(primary, |fallback| fallback.stats_with(primary))
+    }
+
+    /// Performs one operation on a thread. Returns `None` if there are no resources for that.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    pub(crate) unsafe fn offload(&self, attempt: &Attempt) -> Option<i64> {
+        if !self.engine.is_here() {
+            return Some(-i64::from(libc::ENOTCONN));
+        }
+        // SAFETY: promised by the caller.
+        self.fallback.as_ref().and_then(|fallback| unsafe { fallback.perform(attempt) })
+    }
+
+    fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
+        let fallback = self.fallback.as_ref().and_then(Fallback::engine).map(|engine| &**engine as &dyn ErasedEngine);
+        std::iter::once(&*self.engine).chain(fallback)
+    }
+
+    fn fallback_engine(&self) -> Option<&Engine<crate::kernel::threads::Threads>> {
+        self.fallback.as_ref()?.engine().map(|engine| &**engine)
+    }
+}
+
+impl<K: Kernel, P: Policy> Engine<K, P> {
+    /// Attaches an engine on `kernel` to this thread's context, with at most `depth` requests in
+    /// flight.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: `depth` is 0 or exceeds the backend's capacity. `AlreadyExists`: the context
+    /// has an engine.
+    ///
+    /// # Panics
+    ///
+    /// Outside a context.
+    pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
+        let engine = Engine::new(kernel, depth, true)?;
+        Driver::attach_engine(Arc::clone(&engine) as Arc<dyn ErasedEngine>, None)?;
+        Ok(engine)
+    }
+}
+
+impl Source for Driver {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        let progress = self.engine.dispatch(token);
+        self.fallback_engine().is_some_and(|fallback| fallback.dispatch(token)) || progress
+    }
+
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        let progress = self.engine.flush(token, all);
+        self.fallback_engine().is_some_and(|fallback| fallback.flush(token, all)) || progress
+    }
+
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
+        self.engine.is_ready(token) || self.fallback_engine().is_some_and(|fallback| fallback.is_ready(token))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.engines().all(|engine| engine.is_idle())
+    }
+
+    fn describe(&self) -> String {
+        match self.fallback_engine() {
+            None => self.engine.describe(),
+            Some(fallback) => format!("{}; on threads: {}", self.engine.describe(), fallback.describe()),
+        }
+    }
+
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        // A completion of the fallback makes `other` readable.
+        self.engine.sleep(token, other, timeout)
+    }
+
+    fn leave(&self, token: HomeToken<'_>) -> io::Result<()> {
+        let _ = token;
+        self.leave_context()
+    }
+
+    fn close(&self, token: HomeToken<'_>) {
+        self.engines().for_each(|engine| engine.close(token));
+    }
+}

@@ -1,0 +1,90 @@
+//! The thread pool's engine beside a native AIO engine, for requests that would block the loop.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use coralio_runtime::AioContext;
+
+use crate::engine::Engine;
+use crate::engine::erased::ErasedEngine;
+use crate::engine::stats::{Stats, add};
+use crate::engine::transfer::{Attempt, perform};
+use crate::kernel::threads::Threads;
+
+/// See the module documentation.
+pub(crate) struct Fallback {
+    /// Created when first needed.
+    engine: OnceLock<Arc<Engine<Threads>>>,
+    depth: u32,
+    /// Requests that the primary engine refused because they would have blocked.
+    refusals: AtomicU64,
+    completed_refusals: AtomicU64,
+}
+
+impl Fallback {
+    pub(super) fn new(depth: u32) -> Fallback {
+        Fallback { engine: OnceLock::new(), depth, refusals: AtomicU64::new(0), completed_refusals: AtomicU64::new(0) }
+    }
+
+    pub(super) fn engine(&self) -> Option<&Arc<Engine<Threads>>> {
+        self.engine.get()
+    }
+
+    /// As [`perform`], on a thread. Returns `None` if there are no resources for the engine. Called
+    /// on the home thread of the driver's context.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::transfer`].
+    pub(super) unsafe fn perform(&self, attempt: &Attempt) -> Option<i64> {
+        if self.engine.get().is_none() {
+            // Only the home thread gets here, so the cell is still empty.
+            let _ = self.engine.set(self.create().ok()?);
+        }
+        // SAFETY: promised by the caller.
+        self.engine.get().map(|engine| unsafe { perform(&**engine, attempt) })
+    }
+
+    fn create(&self) -> io::Result<Arc<Engine<Threads>>> {
+        let engine = Engine::new(Threads::new(self.depth)?, self.depth, false)?;
+        engine.backend().notify(AioContext::current().expect("the caller checked that this is its context's thread"));
+        Ok(engine)
+    }
+
+    /// Makes the drained engine leave its context, or join `context`.
+    pub(super) fn move_to(&self, context: Option<&AioContext>) {
+        if let Some(engine) = self.engine.get() {
+            engine.move_to(context);
+            if let Some(context) = context {
+                engine.backend().notify(context.clone());
+            }
+        }
+    }
+
+    /// Counts a request that the primary engine has refused, by a completion or at submit, and that
+    /// is made again.
+    pub(crate) fn count_refusal(&self, by_completion: bool) {
+        add(&self.refusals, 1);
+        add(&self.completed_refusals, u64::from(by_completion));
+    }
+
+    /// Combines the statistics of both engines, given those of the primary one. A request that the
+    /// primary engine refused counts once.
+    pub(super) fn stats_with(&self, primary: Stats) -> Stats {
+        let offloaded = self.engine.get().map(|engine| engine.stats()).unwrap_or_default();
+        let refusals = self.refusals.load(Ordering::Relaxed);
+        Stats {
+            requests: primary.requests + offloaded.requests - refusals,
+            completions: primary.completions + offloaded.completions - self.completed_refusals.load(Ordering::Relaxed),
+            submits: primary.submits + offloaded.submits,
+            sleeps: primary.sleeps + offloaded.sleeps,
+            in_flight: primary.in_flight + offloaded.in_flight,
+            pending: primary.pending + offloaded.pending,
+            on_threads: offloaded.requests,
+            ..primary
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Plugs: requests are held back, to share one system call.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::policy::{Policy, UnplugCounts};
+use crate::kernel::Kernel;
+
+/// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
+///
+/// A plug is a performance hint: before the loop sleeps, and every sixteenth iteration, it submits
+/// plugged requests too.
+#[must_use = "requests are held back until the plug is dropped"]
+pub struct Plug {
+    engine: Arc<dyn Unplug>,
+}
+
+/// Type-erased engine, as a plug needs it.
+trait Unplug: Send + Sync {
+    fn unplug(&self);
+}
+
+impl<K: Kernel, P: Policy> Engine<K, P> {
+    /// Delays requests until the plug is dropped.
+    #[doc(alias = "blk_io_plug")]
+    pub fn plug(self: &Arc<Self>) -> Plug {
+        let _guard = self.owner.acquire();
+        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
+    }
+}
+
+impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
+    fn unplug(&self) {
+        let guard = self.owner.acquire();
+        let pending = guard.as_ref().map_or(0, |guard| self.pending.len(guard));
+        let counts = match P::UNPLUG_COUNTS {
+            UnplugCounts::Always => true,
+            UnplugCounts::UnlessFull => pending < self.depth as usize,
+        };
+        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
+        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
+        // is woken.
+        self.owner.wake_loop();
+    }
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        self.engine.unplug();
+    }
+}
+
+impl std::fmt::Debug for Plug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plug").finish_non_exhaustive()
+    }
+}
