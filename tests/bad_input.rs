@@ -12,8 +12,10 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::kernel::linux_aio::LinuxAio;
-use coralio_aio::{AioContext, AlignedBuf, Coroutine, Direct, File, KernelChoice, Runner, spawn, suspend, yield_now};
+use coralio::backend::linux_aio::LinuxAio;
+use coralio::{
+    AioContext, AlignedBuf, BackendKind, Coroutine, Direct, File, RuntimeBuilder, spawn, suspend, yield_now,
+};
 
 /// A file of 64 KiB filled with sevens, removed on drop.
 struct Temp(PathBuf);
@@ -80,15 +82,15 @@ fn in_child(test: &str) -> bool {
 }
 
 #[test]
-fn misaligned_direct_io() {
+fn misaligned_direct_io_is_explained() {
     // E14: misaligned direct I/O reports the required alignment, the actual values and both
     // remedies
     let temp = Temp::on_disk();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let Ok(file) = File::options().read(true).write(true).direct(Direct::Always).open(&temp.0) else {
             return println!("skipped: does not support direct I/O in {}", std::env::temp_dir().display());
         };
-        let block = file.alignment().offset;
+        let block = file.alignment().block;
         let mut buf = AlignedBuf::new(8192, 4096);
         let wants = format!("offsets and lengths in multiples of {block} bytes");
         let words = [wants.as_str(), "direct I/O", "use AlignedBuf, or Direct::Never", "this buffer is at 0x"];
@@ -106,10 +108,10 @@ fn misaligned_direct_io() {
 }
 
 #[test]
-fn no_direct_io_where_there_is_none() {
+fn missing_direct_io_support_is_explained() {
     // E14: `Direct::Always` fails where direct I/O does not exist; /proc has files, but no direct
     // I/O
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let error = File::options().read(true).direct(Direct::Always).open("/proc/self/status").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert_says(
@@ -120,14 +122,14 @@ fn no_direct_io_where_there_is_none() {
 }
 
 #[test]
-fn a_closed_descriptor() {
+fn closed_descriptor_is_explained() {
     // E14, H5: I/O on a descriptor closed behind the file's back fails with a remedy; other files
     // keep working. Runs in a child process, where no other thread can reuse the number
-    if in_child("a_closed_descriptor") {
+    if in_child("closed_descriptor_is_explained") {
         return;
     }
     let (temp, sound) = (Temp::on_disk(), Temp::on_disk());
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let (broken, sound) = (temp.open(), Rc::new(sound.open()));
         // While data is still in the page cache, a thread reads it, so the fallback engine opens
         // its own descriptor as well.
@@ -154,11 +156,11 @@ fn a_closed_descriptor() {
 }
 
 #[test]
-fn a_descriptor_that_is_not_open_for_this() {
+fn descriptor_without_the_access_mode_is_explained() {
     // E14: writing to a read-only file and reading from a write-only file fail with a remedy
     for place in [std::env::temp_dir(), "/dev/shm".into()] {
         let temp = Temp::new(&place);
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let read_only = File::open(&temp.0).unwrap();
             let write_only = File::options().write(true).open(&temp.0).unwrap();
             let mut buf = AlignedBuf::new(4096, 4096);
@@ -174,10 +176,10 @@ fn a_descriptor_that_is_not_open_for_this() {
 }
 
 #[test]
-fn a_descriptor_of_another_kind() {
+fn descriptor_of_another_kind_is_explained() {
     // E14: `from_fd` rejects pipes, sockets and directories: they have no offsets, and a read could
     // block the thread forever
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let (reader, _writer) = std::io::pipe().unwrap();
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         for fd in [reader.into(), socket.into()] {
@@ -191,11 +193,11 @@ fn a_descriptor_of_another_kind() {
 }
 
 #[test]
-fn past_the_end() {
+fn request_past_the_end_is_explained() {
     // E10, E14: a read past the end returns 0; an exact read reports the numbers; an impossible
     // offset is named in the error
     let temp = Temp::on_disk();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open();
         let mut buf = AlignedBuf::new(4096, 4096);
         assert_eq!(file.read_at(&mut buf, 1 << 20).unwrap(), 0);
@@ -213,24 +215,24 @@ fn past_the_end() {
 }
 
 #[test]
-fn a_depth_that_cannot_be() {
+fn invalid_depth_is_explained() {
     // E14: an invalid depth is rejected with the valid range and a recommended value
     for depth in [0, 1_000_000] {
-        let error = Runner::new().depth(depth).run(|| unreachable!("no engine, no run")).unwrap_err();
+        let error = RuntimeBuilder::new().queue_depth(depth).run(|| unreachable!("no engine, no run")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert_says(
             &error.to_string(),
             &[&format!("invalid queue depth {depth}: must be 1 to 32768"), "32 suits most"],
         );
     }
-    assert_eq!(Runner::new().depth(1).run(|| 7).unwrap(), 7);
+    assert_eq!(RuntimeBuilder::new().queue_depth(1).run(|| 7).unwrap(), 7);
 }
 
 #[test]
-fn no_aio_requests_left_on_the_machine() {
+fn exhausted_aio_max_nr_is_explained() {
     // E14: exhausted AIO requests are reported with the limit. fs.aio-max-nr is shared by all
     // processes, so the test uses only enough of it that the deepest queue no longer fits
-    if !common::has(KernelChoice::Aio, 1) {
+    if !common::has(BackendKind::Aio, 1) {
         return;
     }
     const DEEPEST: u32 = 32768;
@@ -238,27 +240,27 @@ fn no_aio_requests_left_on_the_machine() {
     let refused = loop {
         match LinuxAio::new(DEEPEST) {
             Ok(_) if held.len() == 100 => return println!("skipped: fs.aio-max-nr is too large to be used up"),
-            Ok(kernel) => held.push(kernel),
+            Ok(backend) => held.push(backend),
             Err(error) => break error,
         }
     };
-    let named = Runner::new().kernel(KernelChoice::Aio);
-    let not_run = named.depth(DEEPEST).run(|| unreachable!("no engine, no run")).unwrap_err();
+    let named = RuntimeBuilder::new().backend(BackendKind::Aio);
+    let not_run = named.queue_depth(DEEPEST).run(|| unreachable!("no engine, no run")).unwrap_err();
     for error in [refused, not_run] {
         assert_eq!(error.kind(), ErrorKind::QuotaExceeded);
         assert_says(&error.to_string(), &["no room for 32769 AIO requests", "fs.aio-max-nr", "use a smaller depth"]);
         assert_says(&error.to_string(), &["raise the limit as root: sysctl fs.aio-max-nr="]);
     }
-    assert_eq!(Runner::new().depth(32).run(|| 7).unwrap(), 7, "a smaller queue depth works");
+    assert_eq!(RuntimeBuilder::new().queue_depth(32).run(|| 7).unwrap(), 7, "a smaller queue depth works");
     let one = !held.is_empty();
     drop(held);
     if one {
-        assert_eq!(Runner::new().depth(DEEPEST).run(|| 7).unwrap(), 7, "the largest depth works again");
+        assert_eq!(RuntimeBuilder::new().queue_depth(DEEPEST).run(|| 7).unwrap(), 7, "the largest depth works again");
     }
 }
 
 #[test]
-fn a_yield_outside_a_coroutine() {
+fn yield_outside_a_coroutine_is_explained() {
     // C3: suspending outside a coroutine panics with a remedy, both inside and outside a context
     let words = ["outside a co", "spawn"];
     AioContext::run(|_| {
@@ -269,7 +271,7 @@ fn a_yield_outside_a_coroutine() {
 }
 
 #[test]
-fn io_outside_a_coroutine() {
+fn io_outside_a_coroutine_is_explained() {
     // E14: I/O outside a coroutine panics with a remedy, both inside and outside a context
     let temp = Temp::on_disk();
     AioContext::run(|context| {
@@ -288,15 +290,15 @@ fn io_outside_a_coroutine() {
         assert_eq!(task.join().unwrap(), 10);
     });
     assert_says(&panic_of(|| File::open(&temp.0)), &["opening a file outside a context", "run(|| ..)"]);
-    assert_says(&panic_of(coralio_aio::plug), &["run(|| ..)"]);
+    assert_says(&panic_of(coralio::plug), &["run(|| ..)"]);
 }
 
 #[test]
-fn entering_oneself() {
+fn self_entry_is_explained() {
     // C5: entering the running coroutine panics with the chain of entered coroutines; the coroutine
     // then continues normally, I/O included
     let temp = Temp::on_disk();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open();
         let task = Coroutine::builder().name("A").spawn(move || {
             let message = panic_of(|| Coroutine::current().unwrap().enter());
@@ -325,13 +327,13 @@ impl Drop for Lent {
 }
 
 #[test]
-fn run_ends_with_io_in_flight() {
+fn run_can_end_with_io_in_flight() {
     // E13, W5: coroutines not joined when `run` ends are unwound, each after its buffer was
     // returned. After one iteration the requests are pending, after two they are submitted.
     for (place, rounds) in [(std::env::temp_dir(), 1), (std::env::temp_dir(), 2), ("/dev/shm".into(), 1)] {
         let temp = Temp::new(&place);
         let given_back = Rc::new(Cell::new(0));
-        let stats = coralio_aio::run(|| {
+        let stats = coralio::run(|| {
             let file = Rc::new(temp.open());
             for number in 0..16 {
                 let (file, given_back) = (Rc::clone(&file), Rc::clone(&given_back));
@@ -342,7 +344,7 @@ fn run_ends_with_io_in_flight() {
                 }));
             }
             (0..rounds).for_each(|_| yield_now());
-            coralio_aio::stats()
+            coralio::stats()
         });
         assert_eq!(stats.requests, 16);
         println!("{}: ended with {} pending and {} in flight", place.display(), stats.pending, stats.in_flight);
@@ -351,14 +353,14 @@ fn run_ends_with_io_in_flight() {
 }
 
 #[test]
-fn a_panic_with_io_in_flight_elsewhere() {
+fn panic_waits_for_io_in_flight_elsewhere() {
     // C8, E13: a panic, out of `run` itself or out of a joined coroutine, neither loses nor
     // corrupts other coroutines' buffers
     let temp = Temp::on_disk();
     let given_back = Rc::new(Cell::new(0));
     let lent = || Lent { buf: AlignedBuf::new(4096, 4096), given_back: Rc::clone(&given_back) };
     let message = panic_of(|| {
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let file = Rc::new(temp.open());
             for number in 0..8 {
                 let (file, mut lent) = (Rc::clone(&file), lent());
@@ -370,7 +372,7 @@ fn a_panic_with_io_in_flight_elsewhere() {
     });
     assert_eq!(message, "with eight in flight");
     assert_eq!(given_back.get(), 8);
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open();
         let mut other = lent();
         let reader = spawn(move || file.read_exact_at(&mut other.buf, 0).map_err(|error| error.to_string()));
@@ -388,7 +390,7 @@ fn destructor_runs_a_context_while_its_thread_unwinds() {
     struct Store<'a>(&'a Path, &'a Cell<usize>);
     impl Drop for Store<'_> {
         fn drop(&mut self) {
-            let read = coralio_aio::run(|| {
+            let read = coralio::run(|| {
                 let file = Rc::new(File::open(self.0).unwrap());
                 let reader = spawn(move || file.read_at(&mut [0; 4096], 0).unwrap());
                 reader.join().unwrap()

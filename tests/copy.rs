@@ -115,27 +115,27 @@ fn every_size(direct: &str, block_sizes: &[&str]) {
 }
 
 #[test]
-fn equal_content_page_cached() {
+fn page_cached_copy_has_equal_content() {
     // Issue: content and length are kept for all sizes; through the page cache with any block size.
     every_size("never", &["333", "512", "4096", "64k", "1M"]);
 }
 
 #[test]
-fn equal_content_direct() {
+fn direct_copy_has_equal_content() {
     // Issue: content and length are kept with direct I/O, even if lengths are not multiples of its
     // block.
     every_size("always", &["512", "4096", "64k", "1M"]);
 }
 
 #[test]
-fn equal_content_direct_where_it_goes() {
+fn automatically_direct_copy_has_equal_content() {
     // Issue: --direct auto falls back to the page cache where the file system or the block size
     // rules out direct I/O.
     every_size("auto", &["333", "512", "64k", "1M"]);
 }
 
 #[test]
-fn figures_are_those_of_the_copy() {
+fn printed_figures_match_the_copy() {
     // Issue: the output gives MB/s and the I/O counts.
     let folder = Folder::new("figures");
     let src = folder.file("src", content(1 << 20));
@@ -147,7 +147,7 @@ fn figures_are_those_of_the_copy() {
 }
 
 #[test]
-fn holes_stay_holes() {
+fn holes_are_preserved() {
     // Issue: holes and length are kept, also if the file ends with a hole.
     const MIB: u64 = 1 << 20;
     let folder = Folder::new("holes");
@@ -175,7 +175,7 @@ fn holes_stay_holes() {
 }
 
 #[test]
-fn nothing_but_a_hole() {
+fn file_of_one_hole_is_copied() {
     // Issue: a file without data is copied with its length.
     let folder = Folder::new("hole");
     let src = folder.file("src", "");
@@ -186,7 +186,7 @@ fn nothing_but_a_hole() {
 }
 
 #[test]
-fn dst_is_as_with_cp() {
+fn destination_is_interpreted_as_by_cp() {
     // Issue: an existing DST is replaced as cp does; a directory receives a file named like SRC; a
     // link is followed.
     let folder = Folder::new("dst");
@@ -210,7 +210,7 @@ fn dst_is_as_with_cp() {
 }
 
 #[test]
-fn src_is_dst() {
+fn copy_onto_itself_is_rejected() {
     // Issue: SRC = DST is an error under any name, and the content is kept.
     let folder = Folder::new("same");
     let src = folder.file("src", "precious");
@@ -227,7 +227,7 @@ fn src_is_dst() {
 }
 
 #[test]
-fn what_cannot_be_copied() {
+fn invalid_sources_are_rejected() {
     // Issue: a SRC that is missing, a directory or a device is a clear error; E14: cause and
     // remedy.
     let folder = Folder::new("src");
@@ -246,7 +246,7 @@ fn what_cannot_be_copied() {
 }
 
 #[test]
-fn where_nothing_can_be_copied_to() {
+fn invalid_destinations_are_rejected() {
     // Issue: an invalid DST is a clear error; existing files are kept.
     let folder = Folder::new("nowhere");
     let src = folder.file("src", "x");
@@ -266,7 +266,7 @@ fn where_nothing_can_be_copied_to() {
 }
 
 #[test]
-fn unreadable() {
+fn unreadable_source_is_reported() {
     // Issue: an unreadable SRC is a clear error.
     let folder = Folder::new("unreadable");
     let src = folder.file("src", "secret");
@@ -286,7 +286,7 @@ fn unreadable() {
 }
 
 #[test]
-fn options_that_cannot_be() {
+fn invalid_options_are_rejected() {
     // E14: invalid options are rejected, with a remedy, before any file is created.
     let folder = Folder::new("options");
     let src = folder.file("src", content(5000));
@@ -317,7 +317,7 @@ fn options_that_cannot_be() {
 }
 
 #[test]
-fn full_disk() {
+fn full_disk_is_reported() {
     // Issue: a full disk leaves no partial file and an existing DST unchanged; a scratch run
     // reports the space it needs.
     let folder = Folder::new("full");
@@ -354,7 +354,7 @@ fn full_disk() {
 }
 
 #[test]
-fn file_size_limit() {
+fn file_size_limit_is_reported() {
     // E14: exceeding the file-size limit is an error with a remedy; the signal does not kill the
     // program and leave a partial file.
     let folder = Folder::new("limit");
@@ -375,7 +375,7 @@ fn file_size_limit() {
 }
 
 #[test]
-fn source_shorter_than_it_says() {
+fn shrunken_source_is_reported() {
     // E10: a read that is short because the file ended is not taken for data; one coroutine's error
     // becomes the program's.
     let folder = Folder::new("short");
@@ -392,7 +392,7 @@ fn source_shorter_than_it_says() {
 }
 
 #[test]
-fn stopped_by_a_signal() {
+fn signal_stops_the_copy() {
     // Issue: a signal, such as Ctrl-C, leaves no partial DST behind.
     let folder = Folder::new("signal");
     // In blocks of one byte the copy would take half a minute.
@@ -425,7 +425,7 @@ fn stopped_by_a_signal() {
 }
 
 #[test]
-fn disks_in_images() {
+fn disks_in_images_are_copied() {
     // --from and --to copy the guest-visible content, as qemu-img compares it; holes take no space;
     // DST is complete or absent
     let folder = Folder::new("disks");
@@ -478,7 +478,7 @@ fn blocks_across_table_slices_are_copied() {
 }
 
 #[test]
-fn no_arguments() {
+fn missing_arguments_print_the_usage() {
     // Issue: without SRC and DST the program creates a scratch file, copies it, verifies the
     // checksum, and cleans up.
     let folder = Folder::new("scratch");
@@ -499,7 +499,7 @@ fn has_unnamed_file(process: u32, folder: &Folder) -> bool {
 }
 
 #[test]
-fn killed_copy_leaves_nothing_behind() {
+fn killed_copy_leaves_no_file() {
     // Issue: SIGKILL during a copy leaves no temporary file and an existing DST unchanged.
     let folder = Folder::new("killed");
     let unnamed = fs::OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&folder.0);
@@ -543,7 +543,7 @@ fn stale_temporary_names_are_removed() {
 }
 
 #[test]
-fn pipe_as_destination_is_called_by_its_kind() {
+fn pipe_as_destination_is_named_as_a_pipe() {
     // E14: a pipe's link in /proc, which leads to no path, is not reported as a dangling link.
     let folder = Folder::new("pipe");
     let src = folder.file("src", "x");
@@ -551,7 +551,7 @@ fn pipe_as_destination_is_called_by_its_kind() {
 }
 
 #[test]
-fn direct_always_names_its_own_option() {
+fn direct_always_error_names_the_option() {
     // E14: the remedy names an option of the program.
     let folder = Folder::new("always");
     let mut command = copy(Path::new("/proc/self/mounts"), &folder.path("dst"));

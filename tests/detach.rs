@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use coralio_aio::kernel::io_uring::IoUring;
-use coralio_aio::kernel::linux_aio::LinuxAio;
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::kernel::threads::Threads;
-use coralio_aio::kernel::{Kernel, Opcode, Operation};
-use coralio_aio::{
-    AioContext, AlignedBuf, DetachedEngine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, detach, spawn,
-    yield_now,
+use coralio::backend::io_uring::IoUring;
+use coralio::backend::linux_aio::LinuxAio;
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::backend::thread_pool::ThreadPool;
+use coralio::backend::{Backend, Opcode, Operation};
+use coralio::{
+    AioContext, AlignedBuf, BackendKind, DetachedEngine, Direct, Engine, File, JoinHandle, RuntimeBuilder, detach,
+    spawn, yield_now,
 };
 
 use common::skipped;
@@ -32,14 +32,14 @@ fn byte_of(block: usize) -> u8 {
     block as u8 + 1
 }
 
-fn read<K: Kernel>(engine: &Engine<K>, fd: i32, buf: &mut [u8], offset: usize) -> io::Result<usize> {
+fn read<B: Backend>(engine: &Engine<B>, fd: i32, buf: &mut [u8], offset: usize) -> io::Result<usize> {
     let (addr, len, offset) = (buf.as_mut_ptr() as u64, buf.len() as u64, offset as u64);
     // SAFETY: the buffer is borrowed until this returns or unwinds.
     unsafe { engine.transfer(&Operation { opcode: Opcode::Read, fd, addr, len, offset }) }
 }
 
 /// Spawns a coroutine that reads one block and checks its content.
-fn reader<K: Kernel>(engine: &Arc<Engine<K>>, fd: i32, block: usize) -> JoinHandle<()> {
+fn reader<B: Backend>(engine: &Arc<Engine<B>>, fd: i32, block: usize) -> JoinHandle<()> {
     let engine = Arc::clone(engine);
     spawn(move || {
         let mut buf = AlignedBuf::new(BLOCK, BLOCK);
@@ -48,29 +48,29 @@ fn reader<K: Kernel>(engine: &Arc<Engine<K>>, fd: i32, block: usize) -> JoinHand
     })
 }
 
-fn state<K: Kernel>(engine: &Engine<K>) -> (u32, u32) {
+fn state<B: Backend>(engine: &Engine<B>) -> (u32, u32) {
     let stats = engine.stats();
     (stats.in_flight, stats.pending)
 }
 
-/// Returns a scripted kernel whose disk has `blocks` blocks.
-fn scripted(capacity: u32, blocks: usize) -> Scripted {
-    let kernel = Scripted::new(capacity);
+/// Returns a scripted backend whose disk has `blocks` blocks.
+fn scripted(capacity: u32, blocks: usize) -> ScriptedBackend {
+    let backend = ScriptedBackend::new(capacity);
     AioContext::run(|_| {
-        let engine = Engine::<_>::attach(kernel.clone(), capacity).unwrap();
+        let engine = Engine::<_>::attach(backend.clone(), capacity).unwrap();
         let data: Vec<_> = (0..blocks * BLOCK).map(|i| byte_of(i / BLOCK)).collect();
         let (addr, len) = (data.as_ptr() as u64, data.len() as u64);
         let write = Operation { opcode: Opcode::Write, fd: 0, addr, len, offset: 0 };
         // SAFETY: the data outlives the coroutine, which is joined.
         spawn(move || unsafe { engine.transfer(&write) }.unwrap()).join().unwrap();
     });
-    kernel
+    backend
 }
 
-/// Attaches an engine to this thread's context, with a scripted kernel of `blocks` blocks.
-fn attached(capacity: u32, blocks: usize) -> (Arc<Engine<Scripted>>, Scripted) {
-    let kernel = thread::spawn(move || scripted(capacity, blocks)).join().unwrap();
-    (Engine::attach(kernel.clone(), capacity).unwrap(), kernel)
+/// Attaches an engine to this thread's context, with a scripted backend of `blocks` blocks.
+fn attached(capacity: u32, blocks: usize) -> (Arc<Engine<ScriptedBackend>>, ScriptedBackend) {
+    let backend = thread::spawn(move || scripted(capacity, blocks)).join().unwrap();
+    (Engine::attach(backend.clone(), capacity).unwrap(), backend)
 }
 
 #[test]
@@ -78,13 +78,13 @@ fn detach_waits_for_all_requests() {
     // E12: two requests in flight and two pending complete before the engine leaves, and their
     // coroutines have their data; another thread's context then uses the engine
     AioContext::run(|context| {
-        let (engine, kernel) = attached(2, 4);
+        let (engine, backend) = attached(2, 4);
         let readers: Vec<_> = (0..4).map(|block| reader(&engine, 0, block)).collect();
         context.poll(false);
         assert_eq!(state(&engine), (2, 2));
         let detached = detach().unwrap();
         assert!(context.source().is_none());
-        assert_eq!((state(&engine), kernel.in_flight()), ((0, 0), 0));
+        assert_eq!((state(&engine), backend.in_flight()), ((0, 0), 0));
         assert!(readers.iter().all(JoinHandle::is_finished));
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         let there = Arc::clone(&engine);
@@ -102,9 +102,9 @@ fn detach_waits_for_all_requests() {
 
 #[test]
 fn detach_waits_until_coroutines_have_their_results() {
-    // E12: a request that has completed, but whose coroutine has not run since, still belongs to the
-    // context: the engine leaves after that coroutine has run
-    struct DetachesOnDrop<'a>(&'a Engine<Scripted>, &'a JoinHandle<()>);
+    // E12: a request that has completed, but whose coroutine has not run since, still belongs to
+    // the context: the engine leaves after that coroutine has run
+    struct DetachesOnDrop<'a>(&'a Engine<ScriptedBackend>, &'a JoinHandle<()>);
     impl Drop for DetachesOnDrop<'_> {
         fn drop(&mut self) {
             // The stack unwinds, so this waits in place, and the other coroutine does not run yet.
@@ -167,8 +167,8 @@ fn detach_within_completion_is_refused() {
 
 #[test]
 fn two_detaching_coroutines_get_one_engine() {
-    // E12: of two coroutines that detach the engine at the same time, one gets it; the other's error
-    // says why, and it takes nothing else from the context
+    // E12: of two coroutines that detach the engine at the same time, one gets it; the other's
+    // error says why, and it takes nothing else from the context
     AioContext::run(|context| {
         let (engine, _) = attached(2, 4);
         let readers: Vec<_> = (0..4).map(|block| reader(&engine, 0, block)).collect();
@@ -194,13 +194,13 @@ fn context_gives_up_only_drained_engine() {
         context.poll(false);
         let error = context.detach().map(drop).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
-        assert!(error.to_string().contains("coralio_aio::detach"), "{error}");
+        assert!(error.to_string().contains("coralio::detach"), "{error}");
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert!(context.detach().unwrap().is_some());
         let error = spawn(move || read(&engine, 0, &mut [0; BLOCK], 0).unwrap_err()).join().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::NotConnected);
     });
-    coralio_aio::simulate::simulate(0..1, |_| {
+    coralio::simulate::simulate(0..1, |_| {
         assert_eq!(detach().unwrap_err().kind(), io::ErrorKind::Unsupported);
         Ok(())
     });
@@ -212,9 +212,9 @@ fn each_context_has_one_engine() {
     // returns a second one to the caller
     AioContext::run(|_| {
         assert_eq!(detach().unwrap_err().kind(), io::ErrorKind::NotFound);
-        let (engine, kernel) = attached(2, 2);
+        let (engine, backend) = attached(2, 2);
         let detached = detach().unwrap();
-        let second = Engine::<_>::attach(kernel, 2).unwrap();
+        let second = Engine::<_>::attach(backend, 2).unwrap();
         reader(&second, 0, 1).join().unwrap();
         let refused = detached.attach().unwrap_err();
         assert_eq!(refused.error.kind(), io::ErrorKind::AlreadyExists);
@@ -244,16 +244,17 @@ impl Drop for Temp {
 }
 
 /// Moves an engine between two threads' contexts, which read `fd` through it.
-fn moves<K: Kernel>(kernel: K, fd: i32, blocks: usize) {
+fn moves<B: Backend>(backend: B, fd: i32, blocks: usize) {
     let (to_far, at_far) = channel::<(usize, DetachedEngine)>();
     let (to_near, at_near) = channel::<(usize, DetachedEngine)>();
-    let (engine, first) = AioContext::run(|_| (Engine::<_>::attach(kernel, 8).unwrap(), detach().unwrap()));
+    let (engine, first) = AioContext::run(|_| (Engine::<_>::attach(backend, 8).unwrap(), detach().unwrap()));
     let play = |inbox: Receiver<(usize, DetachedEngine)>, outbox: Sender<(usize, DetachedEngine)>| {
         AioContext::run(|context| {
             for (round, detached) in inbox {
                 detached.attach().unwrap();
                 let readers: Vec<_> = (0..24).map(|n| reader(&engine, fd, (round * 7 + n) % blocks)).collect();
-                // The number of polls varies, so that detaching finds more or less of the work done.
+                // The number of polls varies, so that detaching finds more or less of the work
+                // done.
                 (0..=round % 4).for_each(|_| _ = context.poll(false));
                 let detached = detach().unwrap();
                 readers.into_iter().for_each(|reader| reader.join().unwrap());
@@ -293,25 +294,25 @@ fn on_real_files(each: impl Fn(&fs::File, usize)) {
 
 #[test]
 fn native_aio_engine_moves_between_threads() {
-    // E12: as on a scripted kernel
+    // E12: as on a scripted backend
     on_real_files(|file, blocks| match LinuxAio::new(8) {
-        Ok(kernel) => moves(kernel, file.as_raw_fd(), blocks),
+        Ok(backend) => moves(backend, file.as_raw_fd(), blocks),
         Err(error) => skipped(error),
     });
 }
 
 #[test]
 fn thread_pool_engine_moves_between_threads() {
-    // E12: as on a scripted kernel
-    on_real_files(|file, blocks| moves(Threads::new(8).unwrap(), file.as_raw_fd(), blocks));
+    // E12: as on a scripted backend
+    on_real_files(|file, blocks| moves(ThreadPool::new(8).unwrap(), file.as_raw_fd(), blocks));
 }
 
 #[test]
 fn io_uring_engine_moves_between_threads() {
-    // E12: as on a scripted kernel, although a request is cancelled when the thread that submitted it
-    // exits: no thread ends before the requests that it may have submitted are done
+    // E12: as on a scripted backend, although a request is cancelled when the thread that submitted
+    // it exits: no thread ends before the requests that it may have submitted are done
     on_real_files(|file, blocks| match IoUring::new(8) {
-        Ok(kernel) => moves(kernel, file.as_raw_fd(), blocks),
+        Ok(backend) => moves(backend, file.as_raw_fd(), blocks),
         Err(error) => skipped(error),
     });
 }
@@ -320,9 +321,9 @@ fn io_uring_engine_moves_between_threads() {
 fn engine_and_file_move_to_another_thread() {
     // E12, E14, E16: engine and file move from one thread's context to another's, as in a server,
     // on each backend; a file left behind reports that its engine was detached
-    for choice in [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for choice in [BackendKind::Auto, BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
         let temp = Temp::new(&std::env::temp_dir(), 64);
-        let (send, receive) = channel::<(DetachedEngine, coralio_aio::DetachedFile)>();
+        let (send, receive) = channel::<(DetachedEngine, coralio::DetachedFile)>();
         let far = thread::spawn(move || {
             let Ok((engine, file)) = receive.recv() else { return };
             AioContext::builder()
@@ -332,12 +333,12 @@ fn engine_and_file_move_to_another_thread() {
                     let mut buf = [0; BLOCK];
                     file.read_exact_at(&mut buf, 5 * BLOCK as u64).unwrap();
                     assert!(buf.iter().all(|&byte| byte == byte_of(5)));
-                    assert_eq!(coralio_aio::stats().in_flight, 0);
+                    assert_eq!(coralio::stats().in_flight, 0);
                     assert!(file.as_fd().as_raw_fd() >= 0);
                 })
                 .unwrap();
         });
-        let ran = Runner::new().kernel(choice).run(|| {
+        let ran = RuntimeBuilder::new().backend(choice).run(|| {
             let open = || File::options().read(true).direct(Direct::Auto).open(&temp.0).unwrap();
             let (goes, stays) = (open(), Rc::new(open()));
             let waits = spawn({

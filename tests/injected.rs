@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{has, skipped};
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 
 const LEN: usize = 1 << 20;
 
@@ -48,12 +48,12 @@ impl Folder {
 
     /// Returns the command line, for a tool to run, of a copy with 16 coroutines and blocks of 4
     /// KiB.
-    fn copy(&self, kernel: &str) -> Vec<String> {
+    fn copy(&self, backend: &str) -> Vec<String> {
         let test = std::env::current_exe().unwrap();
         let program = test.parent().and_then(Path::parent).unwrap().join("examples/copy");
         assert!(program.is_file(), "no {}; make it first: cargo build --example copy", program.display());
         let program = program.into_os_string().into_string().unwrap();
-        let options = ["--depth", "16", "--block-size", "4k", "--kernel", kernel].map(String::from);
+        let options = ["--depth", "16", "--block-size", "4k", "--backend", backend].map(String::from);
         [program, self.path("src"), self.path("dst")].into_iter().chain(options).collect()
     }
 
@@ -99,33 +99,33 @@ fn works(program: &str, arguments: &[&str]) -> bool {
 }
 
 /// Copies with each of these faults injected.
-fn inject(kernel: &str, faults: &[(&str, Comes)]) {
+fn inject(backend: &str, faults: &[(&str, Comes)]) {
     // A seccomp filter answers a system call before strace sees it.
-    let calls = match kernel {
-        "aio" | "auto" => KernelChoice::Aio,
-        "uring" => KernelChoice::Uring,
-        _ => KernelChoice::Threads,
+    let calls = match backend {
+        "aio" | "auto" => BackendKind::Aio,
+        "uring" => BackendKind::Uring,
+        _ => BackendKind::Threads,
     };
     if !has(calls, 1) || !works("strace", &["-f", "-qq", "-e", "trace=none", "true"]) {
         return;
     }
-    let folder = Folder::new(kernel);
+    let folder = Folder::new(backend);
     for (fault, comes) in faults {
         let log = folder.path("log");
         let call = fault.split(':').next().unwrap();
         let mut strace = Command::new("strace");
         strace.args(["-f", "-qq", "-o", &log, "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
-        let output = strace.args(folder.copy(kernel)).env("RUST_BACKTRACE", "0").output().unwrap();
+        let output = strace.args(folder.copy(backend)).env("RUST_BACKTRACE", "0").output().unwrap();
         let log = fs::read_to_string(log).unwrap();
         let injected = log.lines().filter(|line| line.contains("(INJECTED)") || line.contains("(DELAYED)")).count();
-        assert!(injected > 0, "{kernel}, {fault}: nothing was injected: {log}");
-        folder.judge(&format!("{kernel}, {fault}"), &output, comes);
-        println!("{kernel}: {fault}: {injected} times");
+        assert!(injected > 0, "{backend}, {fault}: nothing was injected: {log}");
+        folder.judge(&format!("{backend}, {fault}"), &output, comes);
+        println!("{backend}: {fault}: {injected} times");
     }
 }
 
 #[test]
-fn native_aio() {
+fn copy_survives_failing_native_aio_calls() {
     // E2, E13, E14, H5, H6: a copy on native AIO survives submits that are refused, take nothing or
     // come late, and sleeps that end early; it fails with the cause if a submit or a sleep is
     // impossible
@@ -151,7 +151,7 @@ fn native_aio() {
 }
 
 #[test]
-fn io_uring() {
+fn copy_survives_failing_io_uring_calls() {
     // E2, E13, E14, H5, H6: the same on io_uring, where the ring and not the call's result decides
     // which requests were taken
     inject(
@@ -176,7 +176,7 @@ fn io_uring() {
 }
 
 #[test]
-fn threads() {
+fn copy_survives_failing_calls_on_threads() {
     // E2, E13, E14: the same on threads, for the workers' calls; the first calls of the main thread
     // are the loader's
     inject(
@@ -194,16 +194,16 @@ fn threads() {
 }
 
 #[test]
-fn what_was_forbidden_is_done_by_another() {
+fn forbidden_calls_are_replaced_by_the_next_backend() {
     // E14, E16: `Auto` falls back to another backend and completes the copy
     inject("auto", &[("io_setup:error=ENOSYS", Whole), ("io_submit:error=EAGAIN:when=1+2", Whole)]);
 }
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn a_part_of_each_submit() {
+fn copy_survives_partial_submits() {
     // E2: a kernel that takes one request of each submit gets the rest later, and nothing twice
-    if !has(KernelChoice::Aio, 1) || !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
+    if !has(BackendKind::Aio, 1) || !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
         return;
     }
     let folder = Folder::new("parts");

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 use serde_json::Value;
 
 use common::has;
@@ -53,8 +53,8 @@ fn refused(arguments: &[&str]) -> String {
 /// Returns the options that compare with `raw`, which uses native AIO by default: on threads, where
 /// the machine refuses AIO.
 fn versus_raw() -> &'static [&'static str] {
-    let all = &["--versus", "raw", "--kernel", "threads"];
-    if has(KernelChoice::Aio, 1) { &all[..2] } else { all }
+    let all = &["--versus", "raw", "--backend", "threads"];
+    if has(BackendKind::Aio, 1) { &all[..2] } else { all }
 }
 
 /// Returns an empty directory for one test.
@@ -81,7 +81,7 @@ fn count(value: &Value, key: &str) -> u64 {
 }
 
 #[test]
-fn json_says_all() {
+fn json_reports_all_figures() {
     // Checks that a run without an opponent reports operations, speed, cost and latencies.
     let (path, _) = file(folder("json").join("file"), 64);
     let all = measure(&["--file", &path, "--ops", "1000", "--depth", "8", "--seed", "7"]);
@@ -104,7 +104,7 @@ fn json_says_all() {
 }
 
 #[test]
-fn exactly_as_many_operations_as_asked_for() {
+fn requested_number_of_operations_is_done() {
     // Checks that --ops N performs N operations, counts the warm-up separately, and that the
     // engine's counts agree.
     let (path, _) = file(folder("ops").join("file"), 16);
@@ -119,7 +119,7 @@ fn exactly_as_many_operations_as_asked_for() {
 }
 
 #[test]
-fn until_the_time_is_over() {
+fn run_lasts_the_requested_time() {
     // Checks that --seconds ends by the clock, after whole operations.
     let all = measure(&["--seconds", "0.01", "--size", "1m"]);
     assert!(number(&all["ours"], "seconds") >= 0.01);
@@ -131,13 +131,13 @@ fn versus_raw_does_the_same_work() {
     // Checks that both sides perform N operations in every round, and that the ratios are those of
     // the medians.
     let (path, contents) = file(folder("versus").join("file"), 64);
-    for (direct, kernel) in [("auto", "aio"), ("never", "aio"), ("auto", "uring"), ("never", "uring")] {
-        if !has(kernel.parse().unwrap(), 16) {
+    for (direct, backend) in [("auto", "aio"), ("never", "aio"), ("auto", "uring"), ("never", "uring")] {
+        if !has(backend.parse().unwrap(), 16) {
             continue;
         }
         let common = ["--file", &path, "--versus", "raw", "--rounds", "3", "--ops", "600", "--depth", "16"];
-        let all = measure(&[&common[..], &["--direct", direct, "--kernel", kernel]].concat());
-        assert_eq!(all["kernel"], kernel);
+        let all = measure(&[&common[..], &["--direct", direct, "--backend", backend]].concat());
+        assert_eq!(all["backend"], backend);
         let rounds = all["rounds"].as_array().unwrap();
         assert_eq!(rounds.len(), 3);
         for round in rounds {
@@ -167,12 +167,12 @@ fn every_opponent_works_on_the_same_blocks() {
     // other block and no others.
     for (nth, versus) in [
         &["raw"][..],
-        &["raw", "--kernel", "threads"],
+        &["raw", "--backend", "threads"],
         &["pread"],
         &["tokio"],
         &["tokio", "--direct", "never"],
         &["qemu"],
-        &["qemu", "--kernel", "threads", "--direct", "never"],
+        &["qemu", "--backend", "threads", "--direct", "never"],
     ]
     .into_iter()
     .enumerate()
@@ -181,7 +181,7 @@ fn every_opponent_works_on_the_same_blocks() {
             eprintln!("skipped: no qemu-img");
             continue;
         }
-        if versus == ["raw"] && !has(KernelChoice::Aio, 8) {
+        if versus == ["raw"] && !has(BackendKind::Aio, 8) {
             continue;
         }
         let (path, contents) = file(folder(&format!("opponent{nth}")).join("file"), 32);
@@ -205,7 +205,7 @@ fn every_opponent_works_on_the_same_blocks() {
 }
 
 #[test]
-fn the_disk_in_a_qcow2_image() {
+fn disk_in_a_qcow2_image_is_measured() {
     // Checks that the whole guest disk is read and written, and that qemu-img works on the same
     // one.
     let path = folder("qcow2").join("image").into_os_string().into_string().unwrap();
@@ -227,7 +227,7 @@ fn the_disk_in_a_qcow2_image() {
 }
 
 #[test]
-fn no_clock_where_none_is_wanted() {
+fn clock_is_not_read_without_latencies() {
     // Checks that --no-latency omits the latencies, with and without an opponent.
     let all = measure(&["--no-latency", "--ops", "100", "--size", "1m"]);
     assert!(all.get("latency_ns").is_none());
@@ -238,7 +238,7 @@ fn no_clock_where_none_is_wanted() {
 }
 
 #[test]
-fn reads_leave_the_file_as_it_is() {
+fn reads_leave_the_file_unchanged() {
     // Checks that neither random nor sequential reads change the content or the length, and that no
     // other file is created.
     let folder = folder("reads");
@@ -250,7 +250,7 @@ fn reads_leave_the_file_as_it_is() {
 }
 
 #[test]
-fn writes_change_the_named_file_alone_and_say_so() {
+fn writes_change_only_the_named_file_with_a_warning() {
     // Checks that --write warns, overwrites exactly the range that --size names, and never changes
     // the length.
     let folder = folder("writes");
@@ -275,7 +275,7 @@ fn writes_change_the_named_file_alone_and_say_so() {
 }
 
 #[test]
-fn a_scratch_file_is_gone_afterwards() {
+fn scratch_file_is_removed() {
     // Checks that without --file the program works in the directory for temporary files and leaves
     // it empty, also after a failure.
     let folder = folder("scratch");
@@ -288,7 +288,7 @@ fn a_scratch_file_is_gone_afterwards() {
 }
 
 #[test]
-fn text_for_people() {
+fn text_output_is_readable() {
     // Checks that the text output has the figures of the JSON, with their units.
     let output = run(&[&["--ops", "200", "--size", "1m", "--rounds", "2"], versus_raw()].concat());
     let text = String::from_utf8(output.stdout).unwrap();
@@ -302,7 +302,7 @@ fn text_for_people() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn invalid_arguments_are_refused() {
     // Checks that each bad option and file ends in one line with cause and remedy, and exit code 1.
     let folder = folder("bad");
     let (small, _) = file(folder.join("small"), 1);
@@ -335,7 +335,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn usage_errors_are_claps() {
+fn usage_errors_come_from_clap() {
     // Checks that options that cannot be parsed or combined end with exit code 2.
     for arguments in [
         &["--size", "many"][..],
@@ -343,14 +343,15 @@ fn usage_errors_are_claps() {
         &["--ops", "1", "--seconds", "1"],
         &["--rounds", "3"],
         &["--direct", "perhaps"],
-        &["--kernel", "windows"],
+        &["--backend", "windows"],
         &["--versus", "windows"],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
 
-/// A file that claims 4096 bytes, has fewer, cannot be written even by root, and has does not support direct I/O.
+/// A file that claims 4096 bytes, has fewer, cannot be written even by root, and has does not
+/// support direct I/O.
 const ODD_FILE: &str = "/sys/kernel/uevent_seqnum";
 
 fn has_odd_file() -> bool {
@@ -362,7 +363,7 @@ fn has_odd_file() -> bool {
 }
 
 #[test]
-fn a_short_read_is_an_error_that_says_where() {
+fn short_read_is_an_error_with_its_offset() {
     // Checks that a short read is never counted as an operation, on either side.
     if has_odd_file() {
         for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
@@ -373,7 +374,7 @@ fn a_short_read_is_an_error_that_says_where() {
 }
 
 #[test]
-fn direct_always_where_there_is_none() {
+fn direct_always_without_support_is_an_error() {
     // Checks that the lack of direct I/O is named as the cause, and the option as the remedy.
     if has_odd_file() {
         let line = refused(&["--file", ODD_FILE, "--direct", "always", "--ops", "10"]);
@@ -383,7 +384,7 @@ fn direct_always_where_there_is_none() {
 }
 
 #[test]
-fn no_permission() {
+fn missing_permission_is_an_error() {
     // Checks that a file without permission is an error with a remedy.
     if has_odd_file() {
         let line = refused(&["--file", ODD_FILE, "--write", "--ops", "10"]);

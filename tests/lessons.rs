@@ -127,7 +127,7 @@ fn each_lesson_is_in_the_course() {
 }
 
 #[test]
-fn pictures_in_the_texts_are_what_is_printed() {
+fn pictures_in_the_texts_match_the_output() {
     // H2: the picture in the README is part of what its lesson prints, and so is each picture of
     // the course
     for (path, name) in [("README.md", "09_september_2016"), ("examples/README.md", "05_a_lock")] {
@@ -143,7 +143,7 @@ fn pictures_in_the_texts_are_what_is_printed() {
 }
 
 #[test]
-fn a_lesson_writes_a_trace_of_each_act() {
+fn lesson_writes_a_trace_of_each_act() {
     // Checks --trace: one file for each act, with the content of the lanes; and that a lesson takes
     // no other option
     let folder = Folder::new("trace");
@@ -167,7 +167,7 @@ fn a_lesson_writes_a_trace_of_each_act() {
 }
 
 #[test]
-fn who_reads_the_beginning_alone_gets_no_error() {
+fn closed_output_pipe_is_no_error() {
     // Checks `| head`: when its reader goes away, the program ends without an error
     for name in ["01_enter_and_yield", "museum"] {
         let mut child = program(name).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -178,7 +178,7 @@ fn who_reads_the_beginning_alone_gets_no_error() {
 }
 
 #[test]
-fn the_museum_prints_its_matrix() {
+fn museum_prints_its_matrix() {
     // H1-H7, H10-H12: the museum prints which engine fails in which exhibit, and today's version
     // passes all
     let printed = succeeds(&mut program("museum"));
@@ -188,7 +188,7 @@ fn the_museum_prints_its_matrix() {
 }
 
 #[test]
-fn each_exhibit_fails_and_the_guard_mends_it() {
+fn each_exhibit_fails_without_its_guard_only() {
     // H1-H7, H10-H12: each exhibit shows the failure, and the same schedule with the guard in
     let folder = Folder::new("museum");
     let matrix = fs::read_to_string(root().join("examples/museum/matrix.txt")).unwrap();
@@ -221,7 +221,7 @@ fn each_exhibit_fails_and_the_guard_mends_it() {
 }
 
 #[test]
-fn an_exhibit_of_many_submits_counts_those_that_are_drawn() {
+fn exhibit_of_many_submits_counts_the_drawn_ones() {
     // H10: the exhibit can be named by the bug's number or the table's, and counts only submits
     // that have given the kernel something
     let printed = succeeds(program("museum").args(["--exhibit", "h10"]));
@@ -232,7 +232,7 @@ fn an_exhibit_of_many_submits_counts_those_that_are_drawn() {
 }
 
 #[test]
-fn pages_say_in_their_title_how_it_ended() {
+fn page_titles_state_the_outcome() {
     // Checks that the title of a page, of a lesson or of the museum, gives the outcome, also where
     // no rule was broken
     let folder = Folder::new("titles");

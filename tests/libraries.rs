@@ -9,7 +9,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::{Direct, File, Runner, Stream, remove_file, spawn, yield_now};
+use coralio::{Direct, File, FileCursor, RuntimeBuilder, remove_file, spawn, yield_now};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -26,13 +26,13 @@ impl Folder {
         Rc::new(Folder(path))
     }
 
-    fn create(&self, name: &str) -> Stream<File> {
+    fn create(&self, name: &str) -> FileCursor<File> {
         let options = File::options().read(true).write(true).create(true).truncate(true);
-        Stream::new(options.direct(Direct::Auto).open(self.0.join(name)).unwrap())
+        FileCursor::new(options.direct(Direct::Auto).open(self.0.join(name)).unwrap())
     }
 
-    fn open(&self, name: &str) -> Stream<File> {
-        Stream::new(File::open(self.0.join(name)).unwrap())
+    fn open(&self, name: &str) -> FileCursor<File> {
+        FileCursor::new(File::open(self.0.join(name)).unwrap())
     }
 }
 
@@ -47,7 +47,7 @@ fn everywhere(f: impl Fn(Rc<Folder>)) {
     for place in [std::env::temp_dir(), "/dev/shm".into()] {
         let folder = Folder::new(&place);
         // A compressor briefly keeps its tables on the stack.
-        Runner::new().stack_size(1 << 20).run(|| f(Rc::clone(&folder))).unwrap();
+        RuntimeBuilder::new().stack_size(1 << 20).run(|| f(Rc::clone(&folder))).unwrap();
     }
 }
 
@@ -92,7 +92,7 @@ impl<S: Write> Write for Noted<S> {
 }
 
 #[test]
-fn compressing_many_files_while_another_coroutine_goes_on() {
+fn compression_lets_other_coroutines_run() {
     // E15: four coroutines compress with gzip from file to file; by the log they were interleaved,
     // and the ticker ran between any two operations of one
     const COROUTINES: usize = 4;
@@ -153,7 +153,7 @@ fn compressing_many_files_while_another_coroutine_goes_on() {
 }
 
 #[test]
-fn archives_of_files() {
+fn archives_are_written_and_read() {
     // E15: several coroutines write and read tar in gzip, on files that are open at the same time
     everywhere(|folder| {
         let writers: Vec<_> = (0..3)
@@ -170,7 +170,7 @@ fn archives_of_files() {
                         header.set_size(member.get_ref().len().unwrap());
                         header.set_mode(0o644);
                         header.set_cksum();
-                        let member = Stream::new(member.into_inner());
+                        let member = FileCursor::new(member.into_inner());
                         builder.append_data(&mut header, &name, member).unwrap();
                         remove_file(folder.0.join(name)).unwrap();
                     }
@@ -202,7 +202,7 @@ fn archives_of_files() {
 }
 
 #[test]
-fn tables_with_an_index() {
+fn csv_tables_are_read_by_index() {
     // E15: csv seeks: coroutines read one shared file at positions of their own
     everywhere(|folder| {
         let mut writer = csv::Writer::from_writer(BufWriter::new(folder.create("table.csv")));
@@ -211,7 +211,7 @@ fn tables_with_an_index() {
         }
         writer.into_inner().unwrap().into_inner().unwrap();
         let table = Rc::new(folder.open("table.csv").into_inner());
-        let reader = || csv::ReaderBuilder::new().has_headers(false).from_reader(Stream::new(Rc::clone(&table)));
+        let reader = || csv::ReaderBuilder::new().has_headers(false).from_reader(FileCursor::new(Rc::clone(&table)));
         let places: Rc<Vec<_>> = {
             let mut reader = reader();
             let positions = reader.records().map(|record| record.unwrap().position().unwrap().clone());

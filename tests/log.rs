@@ -78,16 +78,16 @@ fn contents(path: &str) -> (u64, bool, HashSet<String>) {
 }
 
 #[test]
-fn every_record_is_there_on_every_kernel() {
+fn every_record_is_kept_on_every_backend() {
     // E16, E13: records appended by several writers at a time are in the file once, and a second
     // run appends behind them
     let folder = Folder::new("all");
-    for kernel in ["aio", "uring", "threads"] {
-        if !has(kernel.parse().unwrap(), 8) {
+    for backend in ["aio", "uring", "threads"] {
+        if !has(backend.parse().unwrap(), 8) {
             continue;
         }
-        let path = folder.path(kernel);
-        let common = ["--file", &path, "--kernel", kernel, "--writers", "8", "--records", "50", "--payload", "300"];
+        let path = folder.path(backend);
+        let common = ["--file", &path, "--backend", backend, "--writers", "8", "--records", "50", "--payload", "300"];
         let text = good(&common);
         assert!(text.contains("400 commits") && !text.contains("found"), "{text}");
         let (records, torn, labels) = contents(&path);
@@ -102,7 +102,7 @@ fn every_record_is_there_on_every_kernel() {
 }
 
 #[test]
-fn many_share_one_sync() {
+fn many_writers_share_one_sync() {
     // E3: writers that are ready share one batch, and none waits for a second sync
     let folder = Folder::new("group");
     let text = good(&["--file", &folder.path("log"), "--writers", "32", "--records", "100"]);
@@ -111,7 +111,7 @@ fn many_share_one_sync() {
 }
 
 #[test]
-fn who_comes_while_a_batch_is_written_is_in_the_next() {
+fn append_during_a_batch_joins_the_next() {
     // S2: a writer that arrives during a batch is in the next; the last of the next batch, which
     // nothing else would wake, leads it when the batch before is done; on either side
     let folder = Folder::new("stagger");
@@ -124,7 +124,7 @@ fn who_comes_while_a_batch_is_written_is_in_the_next() {
 }
 
 #[test]
-fn large_records_and_a_long_log() {
+fn large_records_and_long_logs_work() {
     // E10: records may cross blocks, and a log may be longer than the window of the scan
     let folder = Folder::new("large");
     let sizes = [("12", "16"), ("13", "16"), ("4080", "16"), ("4081", "16"), ("65536", "16")];
@@ -137,7 +137,7 @@ fn large_records_and_a_long_log() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off() {
+fn torn_tail_is_cut_off() {
     // E10, E15: wherever the tail is torn, the complete records before it are kept, and records
     // appended after the cut are found again
     let folder = Folder::new("torn");
@@ -182,17 +182,17 @@ fn a_torn_tail_is_cut_off() {
 }
 
 #[test]
-fn a_log_that_was_killed_has_all_that_it_acknowledged() {
+fn killed_log_keeps_all_acknowledged_records() {
     // E13: a log killed while writing, three times in a row, has all acknowledged records; the next
     // run recovers and continues
     let folder = Folder::new("killed");
     let path = folder.path("log");
     let mut acknowledged = HashSet::new();
-    for kernel in ["aio", "threads", "auto"] {
-        if !has(kernel.parse().unwrap(), 16) {
+    for backend in ["aio", "threads", "auto"] {
+        if !has(backend.parse().unwrap(), 16) {
             continue;
         }
-        let arguments = ["--file", &path, "--kernel", kernel, "--writers", "16", "--seconds", "600", "--acknowledge"];
+        let arguments = ["--file", &path, "--backend", backend, "--writers", "16", "--seconds", "600", "--acknowledge"];
         let mut child = Command::new(program()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         acknowledged.extend(lines.by_ref().take(500).map(Result::unwrap));
@@ -212,7 +212,7 @@ fn a_log_that_was_killed_has_all_that_it_acknowledged() {
 }
 
 #[test]
-fn a_full_disk() {
+fn full_disk_is_reported() {
     // E10, E14: a full disk is an error with cause and remedy; acknowledged records are kept, and
     // with more space the log continues
     let folder = Folder::new("full");
@@ -220,7 +220,7 @@ fn a_full_disk() {
     // In a mount namespace of its own: the mount is invisible outside and disappears with its last
     // process.
     let script = "mount -t tmpfs -o size=1m none disk && head -c 768k /dev/zero >disk/filler || exit 99
-        \"$0\" --file disk/log --seconds 600 --kernel threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
+        \"$0\" --file disk/log --seconds 600 --backend threads --stagger 3 --acknowledge >acknowledged 2>error; echo $? >status
         \"$0\" --file disk/log --verify --list >full || exit 1
         rm disk/filler && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
     let output = Command::new("unshare")
@@ -247,7 +247,7 @@ fn a_full_disk() {
 }
 
 #[test]
-fn in_turns_with_threads() {
+fn log_alternates_with_threads() {
     // Checks that both sides append the same number of records, to one log that either can
     // continue, and that a scratch file is removed.
     let folder = Folder::new("versus");
@@ -265,7 +265,7 @@ fn in_turns_with_threads() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn invalid_arguments_are_refused() {
     // E14: invalid use is one line with cause and remedy; a file that is not a log is left
     // unchanged
     let folder = Folder::new("refused");

@@ -15,18 +15,18 @@ mod connection;
 mod export;
 #[path = "../examples/nbd_server/flushes.rs"]
 mod flushes;
-#[path = "../examples/nbd_server/inbox.rs"]
-mod inbox;
+#[path = "../examples/nbd_server/handle.rs"]
+mod handle;
 #[path = "../examples/nbd_server/negotiate.rs"]
 mod negotiate;
 #[path = "../examples/nbd_server/options.rs"]
 mod options;
-#[path = "../examples/nbd_server/perform.rs"]
-mod perform;
 #[path = "../examples/nbd_server/protocol.rs"]
 mod protocol;
 #[path = "../examples/nbd_server/reply.rs"]
 mod reply;
+#[path = "../examples/nbd_server/request_reader.rs"]
+mod request_reader;
 #[path = "../examples/nbd_server/sparse.rs"]
 mod sparse;
 #[path = "../examples/shared/trace.rs"]
@@ -43,10 +43,10 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use clap::Parser;
-use coralio_aio::{CoFd, JoinHandle, KernelChoice, spawn, yield_now};
+use coralio::{BackendKind, CoFd, JoinHandle, spawn, yield_now};
 use coralio_qcow2::{Extent, Image, Zeroes};
 
-use budget::Budget;
+use budget::MemoryBudget;
 use common::has;
 use export::{Catalog, Exports, open_all};
 use flushes::Flushes;
@@ -98,7 +98,7 @@ fn most_between(name: &str, chooses: bool, reads: bool, flood: Vec<u8>, reply: u
     fs::write(&path, vec![1; 1 << 20]).unwrap();
     let image = path.to_str().unwrap();
     let options = Options::parse_from(["nbd_server", "--max-options", "100000000", "--direct", "never", image]);
-    let most = coralio_aio::run(move || {
+    let most = coralio::run(move || {
         let exports = Rc::new(open_all(&options, true).unwrap());
         let [(flooding, serves), (other, serves_other)] = [(); 2].map(|()| connect(&exports, &options));
         choose(&other);
@@ -150,7 +150,7 @@ fn floods_are_served_in_turns() {
     // sent, but not taken, come on top
     const MOST: usize = 112;
     // On the thread pool, the system's scheduler decides how long a read takes.
-    let kernel_reads = has(KernelChoice::Uring, 1) || has(KernelChoice::Aio, 1);
+    let kernel_reads = has(BackendKind::Uring, 1) || has(BackendKind::Aio, 1);
     let commands = most_between("commands", true, kernel_reads, request(UNKNOWN, 0, 0).repeat(5000), 16);
     let options = most_between("options", false, kernel_reads, option(99).repeat(5000), 20 + 38);
     let reads = most_between("reads", true, kernel_reads, request(READ, 4096, 4096).repeat(5000), 16 + 4096);
@@ -207,7 +207,7 @@ impl Image for Flushed {
 fn flushes_of_one_image_share_the_next_one() {
     // P29: flushes requested while one runs share one that starts after it; its error goes to all
     // of them, and not to later ones
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let shared = Rc::new((Flushes::default(), Flushed::default()));
         let flush = |shared: &Rc<(Flushes, Flushed)>| {
             let shared = Rc::clone(shared);
@@ -236,16 +236,16 @@ fn flushes_of_one_image_share_the_next_one() {
 }
 
 #[test]
-fn budget_leaves_a_share_for_newcomers() {
+fn memory_budget_leaves_a_share_for_new_clients() {
     // P21: one connection holds at most half of the budget, and a new connection can get as much as
     // any other holds
     const MIB: usize = 1 << 20;
-    let budget = Budget::new(64 * MIB);
-    let allowances: Vec<_> = (0..20).map(|_| budget::Allowance::of(&budget)).collect();
+    let budget = MemoryBudget::new(64 * MIB);
+    let allowances: Vec<_> = (0..20).map(|_| budget::ConnectionQuota::of(&budget)).collect();
     for _ in 0..100 {
-        allowances.iter().for_each(|allowance| while allowance.try_take_large(MIB) {});
+        allowances.iter().for_each(|quota| while quota.try_take_large(MIB) {});
     }
-    let held: Vec<_> = allowances.iter().map(budget::Allowance::under_way).collect();
+    let held: Vec<_> = allowances.iter().map(budget::ConnectionQuota::under_way).collect();
     assert_eq!(held[0], 32 * MIB);
     assert!(held.iter().all(|&bytes| bytes > 0) || held.iter().filter(|&&bytes| bytes > 0).count() >= 6, "{held:?}");
     // The others share what the first one returns.

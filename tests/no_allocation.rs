@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner, spawn};
+use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder, spawn};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -68,14 +68,14 @@ fn steady(what: &str, mut f: impl FnMut()) {
 fn on_each(test: &str, f: impl Fn(&Rc<File>, &str)) {
     for place in [std::env::temp_dir().to_str().unwrap(), "/dev/shm"] {
         for direct in [Direct::Auto, Direct::Never] {
-            for kernel in [KernelChoice::Aio, KernelChoice::Uring] {
+            for backend in [BackendKind::Aio, BackendKind::Uring] {
                 let temp = Temp::new(place, test);
-                let ran = Runner::new().kernel(kernel).run(|| {
+                let ran = RuntimeBuilder::new().backend(backend).run(|| {
                     let file = File::options().read(true).write(true).direct(direct).open(&temp.0).unwrap();
-                    f(&Rc::new(file), &format!("{place}, {direct:?}, {kernel}"));
+                    f(&Rc::new(file), &format!("{place}, {direct:?}, {backend}"));
                 });
                 match ran {
-                    Err(error) if common::is_refused(kernel, &error) => {}
+                    Err(error) if common::is_refused(backend, &error) => {}
                     ran => ran.unwrap(),
                 }
             }
@@ -84,9 +84,9 @@ fn on_each(test: &str, f: impl Fn(&Rc<File>, &str)) {
 }
 
 #[test]
-fn the_counter_counts() {
+fn counting_allocator_counts() {
     // C10: (a check of this test itself) an allocation in a coroutine is counted
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let before = ALLOCATIONS.get();
         spawn(|| drop(std::hint::black_box(Box::new(7)))).join().unwrap();
         assert!(ALLOCATIONS.get() > before);
@@ -94,7 +94,7 @@ fn the_counter_counts() {
 }
 
 #[test]
-fn one_request_after_the_other() {
+fn successive_requests_do_not_allocate() {
     // C10: `read_at` and `write_at`, aligned and unaligned, short at the end of the file, and the
     // syncs do not allocate
     on_each("single", |file, what| {
@@ -118,7 +118,7 @@ fn one_request_after_the_other() {
 }
 
 #[test]
-fn a_coroutine_for_each_request() {
+fn coroutine_per_request_does_not_allocate() {
     // C10: spawning a coroutine, I/O on a buffer of its own stack, and joining do not allocate
     on_each("spawned", |file, what| {
         let mut round = 0;
@@ -136,13 +136,13 @@ fn a_coroutine_for_each_request() {
 }
 
 #[test]
-fn many_at_once() {
+fn concurrent_requests_do_not_allocate() {
     // C10: thirty-two coroutines in flight, under a plug, do not allocate
     const COROUTINES: u64 = 32;
     on_each("many", |file, what| {
         let mut tasks = Vec::with_capacity(COROUTINES as usize);
         steady(what, || {
-            let plug = coralio_aio::plug().unwrap();
+            let plug = coralio::plug().unwrap();
             for number in 0..COROUTINES {
                 let file = Rc::clone(file);
                 tasks.push(spawn(move || {

@@ -67,7 +67,7 @@ fn every_rule_of_the_runtime_and_every_historic_failure_has_a_test() {
 }
 
 #[test]
-fn the_table_names_tests_that_are_there() {
+fn table_names_existing_tests() {
     // Checks that each rule of the runtime has a row that gives the effect of removing its guard,
     // and that the tests it names exist.
     let tests = tests();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
-use coralio_aio::trace::{Event, Frame, Recording, Replay, Span, Trace};
-use coralio_aio::{AioContext, CoMutex, Coroutine, File, Runner};
+use coralio::trace::{Event, Frame, Recording, Replay, Span, Trace};
+use coralio::{AioContext, CoMutex, Coroutine, File, RuntimeBuilder};
 use serde_json::Value;
 
 /// A name that a page or a JSON file must escape.
@@ -17,7 +17,7 @@ const NAME: &str = "'A' \"</script><!-- \\ \u{1}\u{2028}\n\u{1f41a} &lt; {{data}
 /// Traces three coroutines that share a lock and read.
 fn traced(capacity: usize, violation: Option<&'static str>) -> Recording {
     let trace = Trace::new(capacity);
-    let runner = Runner::new().trace(&trace);
+    let runner = RuntimeBuilder::new().trace(&trace);
     let run = || {
         let (file, lock) = (Rc::new(File::open("Cargo.lock").unwrap()), Rc::new(CoMutex::new(0)));
         let start = |name| {
@@ -95,7 +95,7 @@ fn look_at(json: &str) -> Vec<Value> {
 }
 
 #[test]
-fn the_file_for_perfetto_is_well_formed() {
+fn perfetto_file_is_well_formed() {
     // C1, C4, E2, E5, E9, W1: a run passes the checks; slices nest in each lane, arrows have both
     // ends, requests begin and end
     let recording = traced(10_000, None);
@@ -111,7 +111,7 @@ fn the_file_for_perfetto_is_well_formed() {
 }
 
 #[test]
-fn also_with_its_beginning_lost() {
+fn truncated_log_still_checks() {
     // C4, W1: exports are well formed for a log that has lost its beginning, at any length
     let whole = traced(10_000, None).records.len();
     let mut lost = 0;
@@ -126,7 +126,7 @@ fn also_with_its_beginning_lost() {
 }
 
 #[test]
-fn also_where_it_does_not_nest_and_where_it_has_not_ended() {
+fn unnested_and_unfinished_logs_are_rendered() {
     // C4: spans open within a frame that is left end with it; spans open at the last event end
     // there
     let trace = Trace::new(1000);
@@ -137,9 +137,9 @@ fn also_where_it_does_not_nest_and_where_it_has_not_ended() {
         let running = trace.recording();
         running.check().unwrap();
         look_at(&running.perfetto());
-        coralio_aio::yield_now();
+        coralio::yield_now();
     };
-    Runner::new().trace(&trace).run(run).unwrap();
+    RuntimeBuilder::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     let what = recording.check().unwrap_err().to_string();
     assert!(what.contains("before [Span(Submit), Span(Reap)] inside it"), "{what}");
@@ -155,7 +155,7 @@ fn data(page: &str) -> Value {
 }
 
 #[test]
-fn a_page_needs_nothing_else_and_escapes_names() {
+fn page_is_self_contained_and_escapes_names() {
     // No name ends the script element, and no address leads out of the page
     let page = traced(10_000, Some(NAME)).html_titled("a < b & </title>", None);
     assert_eq!(page.matches("</script").count(), 2);
@@ -169,7 +169,7 @@ fn a_page_needs_nothing_else_and_escapes_names() {
 }
 
 #[test]
-fn a_round_that_a_coroutine_polls_is_on_its_stack() {
+fn nested_iteration_is_on_the_polling_coroutines_stack() {
     // X2: in the page and in the lanes of text, an iteration polled by a coroutine belongs to that
     // coroutine, which counts as running throughout
     let trace = Trace::new(1000);
@@ -177,7 +177,7 @@ fn a_round_that_a_coroutine_polls_is_on_its_stack() {
         let _ = AioContext::current().unwrap().poll(false);
     };
     let run = || Coroutine::builder().name("'P'").spawn(poll).unwrap().join().unwrap();
-    Runner::new().trace(&trace).run(run).unwrap();
+    RuntimeBuilder::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     let text = recording.text();
     let lane = text.lines().find(|line| line.contains("'P'")).unwrap();
@@ -218,7 +218,7 @@ impl Drop for Folder {
 }
 
 #[test]
-fn a_files_ending_says_how_to_write_it() {
+fn file_extension_selects_the_format() {
     // .html, .json and .txt are written; for another extension the message gives the remedy
     let folder = Folder::new("endings");
     let recording = traced(10_000, None);
@@ -326,7 +326,7 @@ fn chain(recording: &Recording, at: usize) -> String {
 }
 
 #[test]
-fn a_browser_shows_the_page() {
+fn browser_shows_the_page() {
     // C4: the page loads without errors, keys and slider work, and a click shows the stack
     let folder = Folder::new("browser");
     let recording = traced(10_000, Some(NAME));
@@ -363,7 +363,7 @@ fn opens_at(number: u64, seen: &Value) {
 }
 
 #[test]
-fn a_browser_opens_a_run_that_failed_where_it_had_come_to() {
+fn browser_opens_a_failed_run_at_its_end() {
     // C4: the page of a failed run opens at its last event, also where no rule was broken, and
     // shows the failure
     let folder = Folder::new("failed");
@@ -380,16 +380,16 @@ fn a_browser_opens_a_run_that_failed_where_it_had_come_to() {
 }
 
 #[test]
-fn a_browser_draws_of_a_long_run_what_is_in_sight() {
+fn browser_draws_only_the_visible_part() {
     // A hundred thousand events are drawn one window at a time
     let folder = Folder::new("long");
     let trace = Trace::new(100_000);
     let run = || {
-        let swap = |n: usize| (0..n).for_each(|_| coralio_aio::yield_now());
-        let all: Vec<_> = (0..100).map(|_| coralio_aio::spawn(move || swap(700))).collect();
+        let swap = |n: usize| (0..n).for_each(|_| coralio::yield_now());
+        let all: Vec<_> = (0..100).map(|_| coralio::spawn(move || swap(700))).collect();
         all.into_iter().for_each(|one| one.join().unwrap());
     };
-    Runner::new().trace(&trace).run(run).unwrap();
+    RuntimeBuilder::new().trace(&trace).run(run).unwrap();
     let recording = trace.recording();
     assert_eq!(recording.records.len(), 100_000);
     let Some(seen) = read(&recording.html(), 50_000, 1280, &folder) else { return };

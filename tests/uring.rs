@@ -14,11 +14,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use coralio_aio::kernel::io_uring::IoUring;
-use coralio_aio::kernel::{Opcode, Operation};
-use coralio_aio::{
-    AioContext, AlignedBuf, Cancelled, Coroutine, Direct, Engine, File, JoinHandle, KernelChoice, Runner, TimedOut,
-    shield, spawn, suspend, timeout,
+use coralio::backend::io_uring::IoUring;
+use coralio::backend::{Opcode, Operation};
+use coralio::{
+    AioContext, AlignedBuf, BackendKind, Cancelled, Coroutine, Direct, Engine, File, JoinHandle, RuntimeBuilder,
+    TimedOut, shield, spawn, suspend, timeout,
 };
 
 use common::skipped;
@@ -54,14 +54,14 @@ fn disk() -> PathBuf {
 
 /// Runs `f` as a coroutine, or reports a skip where io_uring is forbidden.
 fn run<T>(depth: u32, f: impl FnOnce() -> T) -> Option<T> {
-    let ran = Runner::new().kernel(KernelChoice::Uring).depth(depth).run(f);
+    let ran = RuntimeBuilder::new().backend(BackendKind::Uring).queue_depth(depth).run(f);
     ran.inspect_err(|error| skipped(error)).ok()
 }
 
 /// Runs `f` with the engine itself, or reports a skip where io_uring is forbidden.
 fn with_engine<T>(f: impl FnOnce(&AioContext, &Arc<Engine<IoUring>>) -> T) -> Option<T> {
-    let kernel = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
-    Some(AioContext::run(|context| f(context, &Engine::attach(kernel, 8).unwrap())))
+    let backend = IoUring::new(8).inspect_err(|error| skipped(error)).ok()?;
+    Some(AioContext::run(|context| f(context, &Engine::attach(backend, 8).unwrap())))
 }
 
 /// A descriptor whose read stays in flight until it is signalled.
@@ -125,13 +125,13 @@ fn readers(file: &Rc<File>, coroutines: usize, each: usize, blocks: usize) -> Ve
 }
 
 fn assert_all_done(requests: usize) {
-    let stats = coralio_aio::stats();
+    let stats = coralio::stats();
     assert_eq!((stats.requests, stats.completions), (requests as u64, requests as u64));
     assert_eq!((stats.in_flight, stats.pending), (0, 0));
 }
 
 #[test]
-fn every_depth() {
+fn every_depth_works() {
     // E2, E16: more coroutines than the queue is deep complete all their reads, on each kind of
     // file
     for (place, direct) in [(disk(), Direct::Auto), (disk(), Direct::Never), ("/dev/shm".into(), Direct::Auto)] {
@@ -148,7 +148,7 @@ fn every_depth() {
 }
 
 #[test]
-fn none_is_lost_with_two_threads_reaping() {
+fn two_reaping_threads_lose_no_completion() {
     // H3, E9: while another thread polls constantly, every request completes once
     const COROUTINES: usize = 32;
     let each = scaled(100_000) / COROUTINES;
@@ -175,7 +175,7 @@ fn none_is_lost_with_two_threads_reaping() {
 }
 
 #[test]
-fn a_thread_that_polled_and_ended_takes_no_request_along() {
+fn polling_thread_that_ended_takes_no_request_along() {
     // E9, E13: a thread that polls and exits cancels no request: one that it had submitted would
     // fail with its exit. Reads of uncached data through the page cache
     const BLOCKS: usize = 256;
@@ -240,7 +240,7 @@ fn only_the_home_thread_submits() {
 }
 
 #[test]
-fn another_threads_poll_reaps_while_the_loop_sleeps() {
+fn poll_on_another_thread_reaps_while_the_loop_sleeps() {
     // E9, W1: whichever thread finds the completion, the coroutine runs and the sleep ends
     with_engine(|context, engine| {
         let rounds = scaled(5000);
@@ -271,7 +271,7 @@ fn another_threads_poll_reaps_while_the_loop_sleeps() {
 }
 
 #[test]
-fn cancelled_in_flight_it_ends_early() {
+fn request_cancelled_in_flight_ends_early() {
     // E11: a read that never completes is cancelled in the kernel when its coroutine is cancelled
     // or its timeout expires; one within a shield is not
     with_engine(|context, engine| {
@@ -299,12 +299,12 @@ fn cancelled_in_flight_it_ends_early() {
 }
 
 #[test]
-fn a_kick_ends_the_sleep() {
+fn notification_ends_the_sleep() {
     // X6, W1: a wake from another thread ends the sleep of a loop whose next completion comes only
     // after that wake
     with_engine(|context, engine| {
         let never = Never::new();
-        let (go, next) = channel::<coralio_aio::Waker>();
+        let (go, next) = channel::<coralio::Waker>();
         let foreign = thread::spawn(move || next.into_iter().for_each(|waker| waker.wake()));
         for _ in 0..scaled(2000) {
             let reader = spawn({
@@ -334,7 +334,7 @@ fn a_kick_ends_the_sleep() {
 }
 
 #[test]
-fn in_flight_when_the_context_ends() {
+fn context_end_waits_for_requests_in_flight() {
     // E13, C9: the stack is unwound once the kernel has filled the buffer or cancelled the read;
     // the signal comes at the same time
     struct Lent([u8; 8], Arc<AtomicBool>);
@@ -370,7 +370,7 @@ fn in_flight_when_the_context_ends() {
 }
 
 #[test]
-fn a_bad_one_among_good_ones() {
+fn bad_request_among_good_ones_fails_alone() {
     // E2, E14: a bad request among good ones fails alone
     let temp = Temp::new(&disk(), 8);
     run(8, || {
@@ -403,15 +403,15 @@ fn context_end_cancels_a_read_that_never_completes() {
 }
 
 #[test]
-fn stop_of_a_loop_thread_cancels_a_read_that_never_completes() {
+fn stop_of_an_io_thread_cancels_a_read_that_never_completes() {
     // C9, X10: stopping a loop thread cancels the read, as does the end of `run`
-    let thread = coralio_aio::LoopThread::start("hung").unwrap();
+    let thread = coralio::IoThread::start("hung").unwrap();
     let (started, start) = channel();
     let scheduled = thread.context().schedule_oneshot(move || {
         let never = Never::new();
         let made = IoUring::new(8).inspect_err(|error| eprintln!("skipped: {error}"));
-        if let Ok(kernel) = made {
-            let engine = Engine::<IoUring>::attach(kernel, 8).unwrap();
+        if let Ok(backend) = made {
+            let engine = Engine::<IoUring>::attach(backend, 8).unwrap();
             drop(hung(&AioContext::current().unwrap(), &engine, &never));
         }
         started.send(()).unwrap();
@@ -429,10 +429,10 @@ fn unwinding_scope_cancels_a_read_that_never_completes() {
         let runs = (Arc::clone(engine), never.clone());
         let outer = spawn(move || {
             let (engine, never) = runs;
-            coralio_aio::scope(|scope| {
+            coralio::scope(|scope| {
                 drop(scope.spawn(|| never.try_read(&engine)));
                 while engine.stats().in_flight == 0 {
-                    coralio_aio::yield_now();
+                    coralio::yield_now();
                 }
                 std::panic::resume_unwind(Box::new("unwinds"));
             });
@@ -443,13 +443,13 @@ fn unwinding_scope_cancels_a_read_that_never_completes() {
 }
 
 #[test]
-fn cancelling_the_last_request_lets_detach_go_on() {
+fn cancelling_the_last_request_lets_detach_continue() {
     // E11, E12: detach waits for a read that never completes until the read is cancelled
     let never = Never::new();
     with_engine(|context, engine| {
         let reader = hung(context, engine, &never);
         let cancels = spawn(move || reader.cancel());
-        drop(coralio_aio::detach().unwrap());
+        drop(coralio::detach().unwrap());
         cancels.join().unwrap();
         assert_eq!(engine.stats().in_flight, 0);
     });

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The loop sees both as one event source. It sleeps in the first engine; the fallback ends that
-//! sleep through the context's notifier. Only native AIO under [`KernelChoice::Auto`] has a
+//! sleep through the context's notifier. Only native AIO under [`BackendKind::Auto`] has a
 //! fallback: io_uring's own workers perform requests that would block its submit, and threads never
 //! block it.
 
@@ -20,17 +20,17 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, HomeToken, LoopToken, Source};
+use coralio_runtime::{AioContext, EventSource, HomeToken, LoopToken};
 
 use crate::DEFAULT_DEPTH;
+use crate::backend::Backend;
+use crate::backend::simulated::SimulatedBackend;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
-use crate::engine::policy::Policy;
+use crate::engine::guards::Guards;
 use crate::engine::stats::Stats;
-use crate::engine::transfer::Attempt;
-use crate::kernel::Kernel;
-use crate::kernel::sim::SimKernel;
-use choice::{Chosen, KernelChoice};
+use crate::engine::transfer::Request;
+use choice::{BackendKind, SelectedBackend};
 use fallback::Fallback;
 
 pub(crate) mod choice;
@@ -47,16 +47,16 @@ pub(crate) struct Driver {
     /// `None` if no request would block `engine` in submit.
     pub(crate) fallback: Option<Fallback>,
     /// `None` if the backend is simulated, or a test's own.
-    pub(crate) chosen: Option<Chosen>,
+    pub(crate) chosen: Option<SelectedBackend>,
     /// The backend of `engine`, if it is simulated.
-    pub(crate) simulated: Option<SimKernel>,
+    pub(crate) simulated: Option<SimulatedBackend>,
 }
 
 impl Driver {
     /// Attaches a driver to this thread's context.
-    pub(crate) fn attach(choice: KernelChoice, depth: u32) -> io::Result<Arc<Driver>> {
+    pub(crate) fn attach(choice: BackendKind, depth: u32) -> io::Result<Arc<Driver>> {
         let (engine, chosen) = choice::named(choice, depth)?;
-        let offloads = choice == KernelChoice::Auto && chosen.kernel() == KernelChoice::Aio;
+        let offloads = choice == BackendKind::Auto && chosen.backend() == BackendKind::Aio;
         let fallback = offloads.then(|| Fallback::new(depth));
         Driver { engine, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
     }
@@ -65,7 +65,7 @@ impl Driver {
     /// context.
     pub(crate) fn attach_engine(
         engine: Arc<dyn ErasedEngine>,
-        simulated: Option<SimKernel>,
+        simulated: Option<SimulatedBackend>,
     ) -> io::Result<Arc<Driver>> {
         Driver { engine, fallback: None, chosen: None, simulated }.attach_to_this_context()
     }
@@ -74,7 +74,7 @@ impl Driver {
         let context =
             AioContext::current().expect("attaching an engine outside a context: call it inside `run(|| ..)`");
         let driver = Arc::new(self);
-        context.attach(Arc::clone(&driver) as Arc<dyn Source>)?;
+        context.attach(Arc::clone(&driver) as Arc<dyn EventSource>)?;
         Ok(driver)
     }
 
@@ -82,7 +82,7 @@ impl Driver {
     pub(crate) fn of_this_context() -> io::Result<Arc<Driver>> {
         let context =
             AioContext::current().expect("opening a file outside a context: wrap the program in `run(|| ..)`");
-        let Some(source) = context.source() else { return Driver::attach(KernelChoice::Auto, DEFAULT_DEPTH) };
+        let Some(source) = context.source() else { return Driver::attach(BackendKind::Auto, DEFAULT_DEPTH) };
         source.into_any().downcast().map_err(|_| {
             let why = "this context's event source is not an I/O engine of this crate: it does not support files";
             io::Error::new(io::ErrorKind::Unsupported, why)
@@ -95,7 +95,7 @@ impl Driver {
     }
 
     /// Returns the backend of this thread's context, if it is simulated.
-    pub(crate) fn simulated() -> Option<SimKernel> {
+    pub(crate) fn simulated() -> Option<SimulatedBackend> {
         Driver::current()?.simulated.clone()
     }
 
@@ -110,12 +110,12 @@ impl Driver {
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    pub(crate) unsafe fn offload(&self, attempt: &Attempt) -> Option<i64> {
+    pub(crate) unsafe fn offload(&self, attempt: &Request) -> Option<i64> {
         if !self.engine.is_here() {
             return Some(-i64::from(libc::ENOTCONN));
         }
         // SAFETY: promised by the caller.
-        self.fallback.as_ref().and_then(|fallback| unsafe { fallback.perform(attempt) })
+        self.fallback.as_ref().and_then(|fallback| unsafe { fallback.submit_and_wait(attempt) })
     }
 
     fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
@@ -123,13 +123,13 @@ impl Driver {
         std::iter::once(&*self.engine).chain(fallback)
     }
 
-    fn fallback_engine(&self) -> Option<&Engine<crate::kernel::threads::Threads>> {
+    fn fallback_engine(&self) -> Option<&Engine<crate::backend::thread_pool::ThreadPool>> {
         self.fallback.as_ref()?.engine().map(|engine| &**engine)
     }
 }
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
-    /// Attaches an engine on `kernel` to this thread's context, with at most `depth` requests in
+impl<B: Backend, G: Guards> Engine<B, G> {
+    /// Attaches an engine on `backend` to this thread's context, with at most `depth` requests in
     /// flight.
     ///
     /// # Errors
@@ -140,14 +140,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// # Panics
     ///
     /// Outside a context.
-    pub fn attach(kernel: K, depth: u32) -> io::Result<Arc<Engine<K, P>>> {
-        let engine = Engine::new(kernel, depth, true)?;
+    pub fn attach(backend: B, depth: u32) -> io::Result<Arc<Engine<B, G>>> {
+        let engine = Engine::new(backend, depth, true)?;
         Driver::attach_engine(Arc::clone(&engine) as Arc<dyn ErasedEngine>, None)?;
         Ok(engine)
     }
 }
 
-impl Source for Driver {
+impl EventSource for Driver {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
         let progress = self.engine.dispatch(token);
         self.fallback_engine().is_some_and(|fallback| fallback.dispatch(token)) || progress

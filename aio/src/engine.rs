@@ -15,8 +15,9 @@
 //!     returns
 //! ```
 //!
-//! All requests go through [`perform`], which is where borrowed buffers are made sound (*lent to
-//! the kernel*, rule E13): it neither returns nor unwinds before its request has completed.
+//! All requests go through [`submit_and_wait`], which is where borrowed buffers are made sound
+//! (*lent to the kernel*, rule E13): it neither returns nor unwinds before its request has
+//! completed.
 
 #![allow(unsafe_code)]
 
@@ -27,21 +28,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, AtHome, Cancelled, check_cancelled};
+use coralio_runtime::{AioContext, Cancelled, HomeRef, check_cancelled};
 
-use crate::kernel::{Kernel, Operation};
+use crate::backend::{Backend, Operation};
+use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use owner::Owner;
-use policy::{Current, NotTaken, Policy, gets_stuck};
 use request::{Requests, Slot};
 use stats::{Counters, Detour, add};
-use submit::Pending;
+use submit::SubmissionQueue;
 use submit_timer::SubmitTimer;
-use transfer::{Attempt, perform};
+use transfer::{Request, submit_and_wait};
 
 pub(crate) mod erased;
+pub mod guards;
 mod owner;
 pub(crate) mod plug;
-pub mod policy;
 mod reap;
 mod request;
 mod source;
@@ -57,63 +58,63 @@ pub use stats::Stats;
 /// most one engine.
 ///
 /// Programs do not use it directly: [`File`](crate::File) uses the engine of the context it is
-/// opened in. It is public for tests that run it on a [scripted backend](crate::kernel::scripted)
-/// or with a custom [`Policy`].
-pub struct Engine<K: Kernel, P: Policy = Current> {
+/// opened in. It is public for tests that run it on a [scripted backend](crate::backend::scripted)
+/// or with a custom [`Guards`].
+pub struct Engine<B: Backend, G: Guards = AllGuards> {
     owner: Owner,
-    kernel: K,
+    backend: B,
     /// Whether the engine reports to the context's event log.
     traced: bool,
     depth: u32,
     requests: Requests,
-    pending: Pending<K::Entry>,
+    pending: SubmissionQueue<B::Entry>,
     /// Requests accepted by the backend and not yet reaped. Written under the context's lock with
     /// plain stores (rule E9).
     in_flight: AtomicU32,
     plug_depth: AtomicU32,
     /// Immediate submits on a full queue since the last `dispatch`.
-    eager: AtomicU32,
+    immediate_submits: AtomicU32,
     /// Consecutive loop iterations that skipped the flush because of a plug.
-    held: AtomicU32,
+    plugged_rounds: AtomicU32,
     /// Set when the backend did not accept everything: no submit until a completion is reaped,
     /// unless nothing is in flight.
     blocked: AtomicBool,
     counters: Counters,
     submit_timer: SubmitTimer,
-    _policy: PhantomData<P>,
+    _guards: PhantomData<G>,
 }
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
+impl<B: Backend, G: Guards> Engine<B, G> {
     /// Creates an engine of this thread's context, for the context's driver. The engine reports to
     /// the event log only if `traced`: the log holds one engine per context.
-    pub(crate) fn new(kernel: K, depth: u32, traced: bool) -> io::Result<Arc<Engine<K, P>>> {
+    pub(crate) fn new(backend: B, depth: u32, traced: bool) -> io::Result<Arc<Engine<B, G>>> {
         let context = AioContext::current().expect("creating an engine outside a context: call it inside `run(|| ..)`");
-        if depth == 0 || depth > kernel.capacity() {
+        if depth == 0 || depth > backend.capacity() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("invalid queue depth {depth}: must be 1 to {}", kernel.capacity()),
+                format!("invalid queue depth {depth}: must be 1 to {}", backend.capacity()),
             ));
         }
         Ok(Arc::new(Engine {
             traced: traced && context.tracer().is_some(),
             owner: Owner::new(&context),
-            kernel,
+            backend,
             depth,
             requests: Requests::new(),
-            pending: Pending::new(),
+            pending: SubmissionQueue::new(),
             in_flight: AtomicU32::new(0),
             plug_depth: AtomicU32::new(0),
-            eager: AtomicU32::new(0),
-            held: AtomicU32::new(0),
+            immediate_submits: AtomicU32::new(0),
+            plugged_rounds: AtomicU32::new(0),
             blocked: AtomicBool::new(false),
             counters: Counters::default(),
             submit_timer: SubmitTimer::new(),
-            _policy: PhantomData,
+            _guards: PhantomData,
         }))
     }
 
-    pub(crate) fn backend(&self) -> &K {
-        &self.kernel
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// Performs one operation and returns the number of bytes transferred.
@@ -139,7 +140,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     #[inline]
     pub unsafe fn transfer(&self, operation: &Operation) -> io::Result<usize> {
         // SAFETY: promised by the caller.
-        let result = unsafe { perform(self, &Attempt { operation: *operation, nowait: false }) };
+        let result = unsafe { submit_and_wait(self, &Request { operation: *operation, nowait: false }) };
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
@@ -152,7 +153,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
     }
 
-    fn wait_at_home(&self, here: AtHome<'_>, slot: &Slot) -> i64 {
+    fn wait_at_home(&self, here: HomeRef<'_>, slot: &Slot) -> i64 {
         // Held during the sleep too: otherwise another thread could reap the completion and leave
         // this one asleep.
         let guard = here.acquire();
@@ -166,7 +167,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             if self.in_flight.load(Ordering::Relaxed) > 0 {
                 self.sleep_in_place();
             } else if self.pending.len(&guard) == 0 && slot.result().is_none() {
-                if P::NOT_TAKEN == NotTaken::TailForgotten {
+                if G::PARTIAL_SUBMIT == PartialSubmit::TailForgotten {
                     // Dropped before the backend accepted it.
                     return -i64::from(libc::ECANCELED);
                 }
@@ -174,7 +175,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
             // Otherwise submit failed with EAGAIN, and nothing in flight would end a sleep: retry
             // (rule E2).
-            if const { gets_stuck::<P>() } {
+            if const { may_wedge::<G>() } {
                 // Lets a test that has seen the wedge finish.
                 self.blocked.store(false, Ordering::Relaxed);
             }
@@ -192,7 +193,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
 
     /// Completes all requests, blocking the thread.
     #[cold]
-    fn finish_in_place(&self, here: AtHome<'_>) {
+    fn finish_in_place(&self, here: HomeRef<'_>) {
         let guard = here.acquire();
         while self.in_flight.load(Ordering::Relaxed) > 0 || self.pending.len(&guard) > 0 {
             if !self.submit_from(Some(here)) && self.in_flight.load(Ordering::Relaxed) > 0 {
@@ -206,14 +207,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         add(&self.counters.sleeps, 1);
         // SAFETY: this is the home thread, and the context's lock is held, so no other thread
         // sleeps.
-        let slept = unsafe { self.kernel.wait(1, None, None) };
+        let slept = unsafe { self.backend.wait(1, None, None) };
         // Returning would leave the buffer with the kernel.
         slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
     }
 
     /// Starts timing submits and counting slow ones, longer than `limit`:
-    /// [`Stats::blocked_submits`].
-    pub fn set_submit_limit(&self, limit: Duration) {
+    /// [`Stats::slow_submits`].
+    pub fn set_slow_submit_threshold(&self, limit: Duration) {
         self.submit_timer.set_limit(limit);
     }
 
@@ -223,7 +224,8 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Errors
     ///
-    /// `NotConnected`: the engine is [detached](crate::detach), or becomes detached during the wait.
+    /// `NotConnected`: the engine is [detached](crate::detach), or becomes detached during the
+    /// wait.
     ///
     /// # Panics
     ///
@@ -273,9 +275,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             sleeps: self.counters.sleeps.load(Ordering::Relaxed),
             in_flight,
             pending,
-            on_threads: 0,
-            blocked_submits: self.submit_timer.beyond(),
-            longest_submit: self.submit_timer.longest(),
+            offloaded: 0,
+            slow_submits: self.submit_timer.over_threshold(),
+            max_submit_time: self.submit_timer.longest(),
             bounced: self.counters.detour(Detour::Bounced).load(Ordering::Relaxed),
             page_cached: self.counters.detour(Detour::PageCached).load(Ordering::Relaxed),
         }
@@ -318,7 +320,7 @@ fn abort(why: &str) -> ! {
     std::process::abort()
 }
 
-impl<K: Kernel, P: Policy> std::fmt::Debug for Engine<K, P> {
+impl<B: Backend, G: Guards> std::fmt::Debug for Engine<B, G> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Engine({})", self.state())
     }

@@ -20,12 +20,12 @@ use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
 
+use crate::backend::simulated::SimulatedBackend;
+use crate::backend::{Backend, Opcode};
 use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
-use crate::engine::policy::Policy;
-use crate::kernel::sim::SimKernel;
-use crate::kernel::{Kernel, Opcode};
+use crate::engine::guards::Guards;
 
 mod aligned_buf;
 mod bounce;
@@ -41,13 +41,13 @@ mod transfer;
 
 pub use aligned_buf::AlignedBuf;
 pub use detached::DetachedFile;
-pub use fs::{remove_file, rename, sync_directory};
+pub use fs::{remove_file, rename, sync_dir};
 use handle::Handle;
 use options::direct_alignment;
 pub use options::{Alignment, Direct, OpenOptions};
 use order::WriteOrder;
-use route::Route;
-pub use stream::Stream;
+use route::FileRoutes;
+pub use stream::FileCursor;
 
 /// An open file of this thread's context. Its calls suspend the calling coroutine, never the
 /// thread.
@@ -88,7 +88,7 @@ pub struct File {
     offset_mask: u64,
     direct: bool,
     engine: Arc<dyn ErasedEngine>,
-    route: Route,
+    route: FileRoutes,
     /// Shared with the context's other files of the same inode.
     order: Rc<WriteOrder>,
     /// Keeps coroutines that need `cached` at the same time from opening it twice.
@@ -143,12 +143,12 @@ impl File {
     }
 
     /// As [`from_fd`](File::from_fd), on a given engine: for tests with a scripted backend, or with
-    /// a [`Policy`] that lacks a guard.
+    /// a [`Guards`] that lacks a guard.
     ///
     /// # Errors
     ///
     /// As [`from_fd`](File::from_fd).
-    pub fn on_engine<K: Kernel, P: Policy>(engine: &Arc<Engine<K, P>>, fd: OwnedFd) -> io::Result<File> {
+    pub fn with_engine<B: Backend, G: Guards>(engine: &Arc<Engine<B, G>>, fd: OwnedFd) -> io::Result<File> {
         File::new(fd.into(), false, || Ok((Arc::clone(engine) as _, None)))
     }
 
@@ -174,7 +174,7 @@ impl File {
         let direct = flags & libc::O_DIRECT != 0;
         let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
         let (engine, driver) = engine()?;
-        let route = Route::new(driver.as_ref(), fd.as_fd(), kind.is_file(), flags);
+        let route = FileRoutes::new(driver.as_ref(), fd.as_fd(), kind.is_file(), flags);
         // A device has one page cache, whichever of its nodes was opened.
         let inode = if kind.is_block_device() { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) };
         let order = WriteOrder::of(inode);
@@ -182,14 +182,14 @@ impl File {
     }
 
     /// Creates a file of the simulated backend.
-    fn simulated(driver: &Driver, kernel: SimKernel, number: RawFd, direct: Direct) -> File {
-        let sector = kernel.sector();
+    fn simulated(driver: &Driver, backend: SimulatedBackend, number: RawFd, direct: Direct) -> File {
+        let sector = backend.sector();
         let is_direct = direct != Direct::Never;
-        let alignment = if is_direct { Alignment { memory: sector, offset: sector } } else { Alignment::ANY };
-        let order = WriteOrder::of(kernel.inode(number));
-        let (fd, may_cache) = (Handle::simulated(kernel, number), direct != Direct::Always);
+        let alignment = if is_direct { Alignment { memory: sector, block: sector } } else { Alignment::ANY };
+        let order = WriteOrder::of(backend.inode(number));
+        let (fd, may_cache) = (Handle::simulated(backend, number), direct != Direct::Always);
         let engine = Arc::clone(&driver.engine);
-        File::assemble(fd, may_cache, is_direct, alignment, engine, Route::only_main(is_direct), order)
+        File::assemble(fd, may_cache, is_direct, alignment, engine, FileRoutes::only_primary(is_direct), order)
     }
 
     fn assemble(
@@ -198,7 +198,7 @@ impl File {
         direct: bool,
         alignment: Alignment,
         engine: Arc<dyn ErasedEngine>,
-        route: Route,
+        route: FileRoutes,
         order: Rc<WriteOrder>,
     ) -> File {
         File {
@@ -207,7 +207,7 @@ impl File {
             may_cache,
             alignment,
             memory_mask: alignment.memory as u64 - 1,
-            offset_mask: alignment.offset as u64 - 1,
+            offset_mask: alignment.block as u64 - 1,
             direct,
             engine,
             route,
@@ -392,7 +392,7 @@ impl File {
 
 impl AsFd for File {
     /// Returns the file's descriptor. If it is replaced by `dup2`, requests may still go to the
-    /// original file, which io_uring [registers](Kernel::register).
+    /// original file, which io_uring [registers](Backend::register).
     ///
     /// # Panics
     ///

@@ -2,13 +2,13 @@
 //! native AIO.
 //!
 //! ```
-//! use coralio_aio::{File, spawn};
+//! use coralio::{File, spawn};
 //! use std::rc::Rc;
 //!
 //! # fn main() -> std::io::Result<()> {
 //! # let path = std::env::temp_dir().join(format!("coralio-lib-doc-{}", std::process::id()));
 //! # std::fs::write(&path, vec![7; 16384])?;
-//! let sum = coralio_aio::run(|| {
+//! let sum = coralio::run(|| {
 //!     let file = Rc::new(File::open(&path)?);
 //!     let readers: Vec<_> = (0..4)
 //!         .map(|i| {
@@ -48,10 +48,10 @@
 // These macros panic if the output cannot be written; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
+pub mod backend;
 mod driver;
 mod engine;
 mod file;
-pub mod kernel;
 pub mod simulate;
 
 use std::io;
@@ -59,13 +59,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use coralio_runtime::*;
-pub use driver::choice::{Chosen, KernelChoice};
+pub use driver::choice::{BackendKind, SelectedBackend};
 pub use driver::unblock::unblock;
 pub use driver::{AttachError, DetachedEngine, detach};
 pub use engine::plug::Plug;
-pub use engine::{Engine, Stats, policy};
+pub use engine::{Engine, Stats, guards};
 pub use file::{
-    AlignedBuf, Alignment, DetachedFile, Direct, File, OpenOptions, Stream, remove_file, rename, sync_directory,
+    AlignedBuf, Alignment, DetachedFile, Direct, File, FileCursor, OpenOptions, remove_file, rename, sync_dir,
 };
 pub use simulate::simulate;
 
@@ -87,10 +87,10 @@ pub const DEFAULT_DEPTH: u32 = 64;
 /// # Panics
 ///
 /// Propagates `f`'s panic. Panics if this thread already runs a context, or if the system lacks the
-/// resources for one; use [`Runner`] to get the latter as an error.
+/// resources for one; use [`RuntimeBuilder`] to get the latter as an error.
 #[track_caller]
 pub fn run<T>(f: impl FnOnce() -> T) -> T {
-    match Runner::new().run(f) {
+    match RuntimeBuilder::new().run(f) {
         Ok(value) => value,
         Err(error) => panic!("cannot run a context: {error}"),
     }
@@ -99,34 +99,39 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
 /// Configures a context with its I/O engine, and runs it.
 ///
 /// ```
-/// let seven = coralio_aio::Runner::new().depth(32).stack_size(256 * 1024).run(|| 7).unwrap();
+/// let seven = coralio::RuntimeBuilder::new().queue_depth(32).stack_size(256 * 1024).run(|| 7).unwrap();
 /// assert_eq!(seven, 7);
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Runner {
-    kernel: KernelChoice,
+pub struct RuntimeBuilder {
+    backend: BackendKind,
     depth: u32,
-    submit_limit: Option<Duration>,
+    slow_submit_threshold: Option<Duration>,
     context: ContextBuilder,
 }
 
-impl Default for Runner {
-    fn default() -> Runner {
-        Runner::new()
+impl Default for RuntimeBuilder {
+    fn default() -> RuntimeBuilder {
+        RuntimeBuilder::new()
     }
 }
 
-impl Runner {
-    /// Creates a runner with [`KernelChoice::Auto`], queue depth [`DEFAULT_DEPTH`] and stack size
+impl RuntimeBuilder {
+    /// Creates a builder with [`BackendKind::Auto`], queue depth [`DEFAULT_DEPTH`] and stack size
     /// [`DEFAULT_STACK_SIZE`].
-    pub fn new() -> Runner {
-        Runner { kernel: KernelChoice::Auto, depth: DEFAULT_DEPTH, submit_limit: None, context: AioContext::builder() }
+    pub fn new() -> RuntimeBuilder {
+        RuntimeBuilder {
+            backend: BackendKind::Auto,
+            depth: DEFAULT_DEPTH,
+            slow_submit_threshold: None,
+            context: AioContext::builder(),
+        }
     }
 
     /// Sets the kernel interface to use.
-    pub fn kernel(mut self, choice: KernelChoice) -> Runner {
-        self.kernel = choice;
+    pub fn backend(mut self, choice: BackendKind) -> RuntimeBuilder {
+        self.backend = choice;
         self
     }
 
@@ -134,46 +139,46 @@ impl Runner {
     ///
     /// Keep it below the size of the device's queue (`/sys/block/*/queue/nr_requests`). A submit
     /// that exceeds that queue blocks: for 3 to 11 milliseconds with 512 requests in flight on a
-    /// queue of 256, with native AIO and io_uring alike. [`KernelChoice::Auto`] does not help,
+    /// queue of 256, with native AIO and io_uring alike. [`BackendKind::Auto`] does not help,
     /// since the kernel does not report this case as blocking. Large requests count several times
     /// because the kernel splits them (`/sys/block/*/queue/max_sectors_kb`).
-    pub fn depth(mut self, depth: u32) -> Runner {
+    pub fn queue_depth(mut self, depth: u32) -> RuntimeBuilder {
         self.depth = depth;
         self
     }
 
     /// Sets the default stack size of coroutines in bytes, including the guard page.
-    pub fn stack_size(mut self, bytes: usize) -> Runner {
+    pub fn stack_size(mut self, bytes: usize) -> RuntimeBuilder {
         self.context = self.context.stack_size(bytes);
         self
     }
 
     /// Sets how long the loop may busy-poll for completions before it sleeps: latency in exchange
-    /// for CPU time. See [`ContextBuilder::poll_limit`].
-    pub fn poll_limit(mut self, limit: Duration) -> Runner {
-        self.context = self.context.poll_limit(limit);
+    /// for CPU time. See [`ContextBuilder::busy_poll_max`].
+    pub fn busy_poll_max(mut self, limit: Duration) -> RuntimeBuilder {
+        self.context = self.context.busy_poll_max(limit);
         self
     }
 
-    /// Counts submits that block the loop for longer than `limit`: [`Stats::blocked_submits`]. Each
+    /// Counts submits that block the loop for longer than `limit`: [`Stats::slow_submits`]. Each
     /// submit then reads the clock twice; without a limit, submits do not read it.
     ///
-    /// Under [`KernelChoice::Auto`], requests that would block go to a thread. A slow submit that
+    /// Under [`BackendKind::Auto`], requests that would block go to a thread. A slow submit that
     /// is counted nevertheless indicates a queue too deep for the device, or a thread that was not
     /// scheduled.
-    pub fn submit_limit(mut self, limit: Duration) -> Runner {
-        self.submit_limit = Some(limit);
+    pub fn slow_submit_threshold(mut self, limit: Duration) -> RuntimeBuilder {
+        self.slow_submit_threshold = Some(limit);
         self
     }
 
     /// Records events in an event log, see [`ContextBuilder::trace`].
-    pub fn trace(mut self, trace: &trace::Trace) -> Runner {
+    pub fn trace(mut self, trace: &trace::Trace) -> RuntimeBuilder {
         self.context = self.context.trace(trace);
         self
     }
 
-    /// Sets the other options of the context. Replaces those set before through this runner.
-    pub fn context(mut self, builder: ContextBuilder) -> Runner {
+    /// Sets the other options of the context. Replaces those set before through this builder.
+    pub fn context(mut self, builder: ContextBuilder) -> RuntimeBuilder {
         self.context = builder;
         self
     }
@@ -190,11 +195,11 @@ impl Runner {
     /// Propagates `f`'s panic. Panics if this thread already runs a context.
     #[track_caller]
     pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let Runner { kernel, depth, submit_limit, context } = self;
+        let RuntimeBuilder { backend, depth, slow_submit_threshold, context } = self;
         context.run_coroutine(|_context| {
-            let driver = Driver::attach(kernel, depth)?;
+            let driver = Driver::attach(backend, depth)?;
             // The fallback to threads never blocks the loop.
-            submit_limit.into_iter().for_each(|limit| driver.engine.set_submit_limit(limit));
+            slow_submit_threshold.into_iter().for_each(|limit| driver.engine.set_slow_submit_threshold(limit));
             Ok(f())
         })?
     }
@@ -209,13 +214,13 @@ pub fn stats() -> Stats {
 /// outside a context.
 ///
 /// ```
-/// use coralio_aio::{Runner, chosen_kernel};
+/// use coralio::{RuntimeBuilder, selected_backend};
 ///
 /// // "native AIO, with threads for requests that would block it", or "io_uring: native AIO was refused: ..."
-/// Runner::new().run(|| println!("{}", chosen_kernel().unwrap()))?;
+/// RuntimeBuilder::new().run(|| println!("{}", selected_backend().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```
-pub fn chosen_kernel() -> Option<Chosen> {
+pub fn selected_backend() -> Option<SelectedBackend> {
     Driver::current()?.chosen.clone()
 }
 

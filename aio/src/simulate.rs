@@ -1,4 +1,4 @@
-//! Runs storage code on a simulated kernel: seeded, with faults, crashes and torn writes, in
+//! Runs storage code on a simulated backend: seeded, with faults, crashes and torn writes, in
 //! virtual time.
 //!
 //! [`simulate`] runs a closure once for each seed, in a new context whose files are all simulated:
@@ -8,7 +8,7 @@
 //! same seed produces the same run.
 //!
 //! ```
-//! use coralio_aio::{File, simulate};
+//! use coralio::{File, simulate};
 //! use std::cell::Cell;
 //! use std::io;
 //!
@@ -48,7 +48,7 @@
 //! - A buffer does not change while the kernel has it.
 //! - No more requests are in flight than the depth allows.
 //! - The loop does not sleep while requests are pending that nothing would submit.
-//! - The run makes no more steps than [`most_steps`](Simulation::most_steps) allows.
+//! - The run makes no more steps than [`max_steps`](Simulation::max_steps) allows.
 //! - Requests complete once the faults are off.
 //! - Nothing is left on the ring.
 //!
@@ -56,7 +56,7 @@
 //! the seed and a log of events:
 //!
 //! ```text
-//! seed 3 fails (run 4, trace hash 54f1c8ee20d6b0a7): called `Option::unwrap()` on a `None` value
+//! seed 3 fails (run 4, fingerprint 54f1c8ee20d6b0a7): called `Option::unwrap()` on a `None` value
 //! shrunk tape with 2 choices other than 0: 0*3,1,0*2,1
 //! run it again: CORALIO_SIM_TAPE='0*3,1,0*2,1' cargo test the_log_survives
 //!           or: CORALIO_SIM_SEED=3 cargo test the_log_survives
@@ -64,19 +64,20 @@
 //!
 //! With either variable set, [`simulate`] makes only that run.
 //!
-//! [The backend's page](crate::kernel::sim#departs-from-linux) lists its differences from Linux.
+//! [The backend's page](crate::backend::simulated#departs-from-linux) lists its differences from
+//! Linux.
 
 use std::io;
 
 use coralio_runtime::AioContext;
 use coralio_runtime::trace::Trace;
 
+use crate::backend::simulated::tape::{self, Tape};
+use crate::backend::simulated::{Settings, SimulatedBackend};
 use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
-use crate::engine::policy::{Current, Policy};
-use crate::kernel::sim::tape::{self, Tape};
-use crate::kernel::sim::{Settings, SimKernel};
+use crate::engine::guards::{AllGuards, Guards};
 
 mod panic_hook;
 mod report;
@@ -86,12 +87,12 @@ mod sim;
 
 use std::sync::Arc;
 
-pub use crate::kernel::sim::{Fault, Faults, Latency};
+pub use crate::backend::simulated::{Fault, Faults, Latency};
 
 pub use report::Failure;
 pub use sim::Sim;
 
-/// Runs `f` on a simulated kernel once for each seed. Panics at the first run that fails, with
+/// Runs `f` on a simulated backend once for each seed. Panics at the first run that fails, with
 /// instructions to reproduce it.
 ///
 /// Uses sectors of 512 bytes, queue depth 8, [`Faults::harmless`] and [`Latency::default`]; use
@@ -104,15 +105,15 @@ pub fn simulate(seeds: impl IntoIterator<Item = u64>, f: impl Fn(&Sim) -> io::Re
     Simulation::new().run(seeds, f);
 }
 
-type Attach = fn(&AioContext, &SimKernel, u32) -> io::Result<Arc<Driver>>;
+type Attach = fn(&AioContext, &SimulatedBackend, u32) -> io::Result<Arc<Driver>>;
 
 /// Settings of a simulated machine, and of the search for failing runs.
 ///
 /// ```
-/// use coralio_aio::simulate::{Faults, Latency, Simulation};
+/// use coralio::simulate::{Faults, Latency, Simulation};
 /// use std::time::Duration;
 ///
-/// let disk = Simulation::new().sector(4096).latency(Latency::fixed(Duration::from_millis(8)));
+/// let disk = Simulation::new().sector_size(4096).latency(Latency::fixed(Duration::from_millis(8)));
 /// disk.faults(Faults::none()).run(0..1, |sim| {
 ///     let file = sim.create("file", 4096);
 ///     file.read_at(&mut [0; 4096], 0)?;
@@ -127,7 +128,7 @@ pub struct Simulation {
     attach: Attach,
     crash_rate: f64,
     stack_size: usize,
-    most_shrinking: u32,
+    max_shrink_runs: u32,
     tape: Option<Vec<u32>>,
     trace: Option<Trace>,
 }
@@ -144,17 +145,17 @@ impl Simulation {
         Simulation {
             settings: Settings {
                 depth: 8,
-                sector: 512,
+                sector_size: 512,
                 latency: Latency::default(),
                 faults: Faults::default(),
-                tears: true,
+                torn_writes: true,
                 bad_ring: false,
-                most_steps: 100_000,
+                max_steps: 100_000,
             },
-            attach: attach::<Current>,
+            attach: attach::<AllGuards>,
             crash_rate: 0.05,
             stack_size: coralio_runtime::DEFAULT_STACK_SIZE,
-            most_shrinking: 2000,
+            max_shrink_runs: 2000,
             tape: None,
             trace: None,
         }
@@ -165,7 +166,7 @@ impl Simulation {
     /// # Panics
     ///
     /// If `depth` is 0.
-    pub fn depth(mut self, depth: u32) -> Simulation {
+    pub fn queue_depth(mut self, depth: u32) -> Simulation {
         assert!(depth > 0, "invalid queue depth 0: must be at least 1");
         self.settings.depth = depth;
         self
@@ -177,12 +178,12 @@ impl Simulation {
     /// # Panics
     ///
     /// If `bytes` is not a power of two from 8 to 65536.
-    pub fn sector(mut self, bytes: usize) -> Simulation {
+    pub fn sector_size(mut self, bytes: usize) -> Simulation {
         assert!(
             bytes.is_power_of_two() && (8..=65536).contains(&bytes),
             "invalid sector size {bytes}: must be a power of two, 8 to 65536"
         );
-        self.settings.sector = bytes;
+        self.settings.sector_size = bytes;
         self
     }
 
@@ -200,8 +201,8 @@ impl Simulation {
 
     /// Sets whether a crash tears sectors: the first eighth, or several eighths, is new, and the
     /// rest old. Default true. Most disks promise not to tear sectors.
-    pub fn tears(mut self, tears: bool) -> Simulation {
-        self.settings.tears = tears;
+    pub fn torn_writes(mut self, torn_writes: bool) -> Simulation {
+        self.settings.torn_writes = torn_writes;
         self
     }
 
@@ -227,34 +228,34 @@ impl Simulation {
     /// Sets the maximum number of steps of a run: requests accepted, submits refused, and sleeps,
     /// in total. A run that exceeds it fails, with a dump of what each coroutine waits for: code
     /// that retries forever does not end by itself. Default 100,000.
-    pub fn most_steps(mut self, steps: u64) -> Simulation {
-        self.settings.most_steps = steps;
+    pub fn max_steps(mut self, steps: u64) -> Simulation {
+        self.settings.max_steps = steps;
         self
     }
 
-    /// Sets the engine's guards. For tests of the engine itself: see [`policy`](crate::policy).
-    pub fn policy<P: Policy>(mut self) -> Simulation {
-        self.attach = attach::<P>;
+    /// Sets the engine's guards. For tests of the engine itself: see [`guards`](crate::guards).
+    pub fn guards<G: Guards>(mut self) -> Simulation {
+        self.attach = attach::<G>;
         self
     }
 
-    /// Records events in an event log, as [`Runner::trace`](crate::Runner::trace): each run adds a
-    /// context to it, and a failing run is repeated several times.
+    /// Records events in an event log, as [`RuntimeBuilder::trace`](crate::RuntimeBuilder::trace):
+    /// each run adds a context to it, and a failing run is repeated several times.
     pub fn trace(mut self, trace: &Trace) -> Simulation {
         self.trace = Some(trace.clone());
         self
     }
 
     /// Sets the stack size of coroutines in bytes, as
-    /// [`Runner::stack_size`](crate::Runner::stack_size).
+    /// [`RuntimeBuilder::stack_size`](crate::RuntimeBuilder::stack_size).
     pub fn stack_size(mut self, bytes: usize) -> Simulation {
         self.stack_size = bytes;
         self
     }
 
     /// Sets the maximum number of runs for shrinking a failing tape. Default 2000.
-    pub fn most_shrinking(mut self, runs: u32) -> Simulation {
-        self.most_shrinking = runs;
+    pub fn max_shrink_runs(mut self, runs: u32) -> Simulation {
+        self.max_shrink_runs = runs;
         self
     }
 
@@ -309,8 +310,8 @@ impl Simulation {
     }
 
     /// Makes every possible run: enumerates all decisions of the kernel. Returns the number of
-    /// runs. Only feasible with few requests and few faults ([`Faults::most`]), since the number
-    /// grows exponentially. With [`Latency::any_order`] no order is repeated.
+    /// runs. Only feasible with few requests and few faults ([`Faults::max_faults`]), since the
+    /// number grows exponentially. With [`Latency::all_orders`] no order is repeated.
     ///
     /// # Errors
     ///
@@ -319,7 +320,7 @@ impl Simulation {
     /// # Panics
     ///
     /// As [`search`](Self::search).
-    pub fn exhaust(&self, f: impl Fn(&Sim) -> io::Result<()>) -> Result<u64, Box<Failure>> {
+    pub fn explore_all(&self, f: impl Fn(&Sim) -> io::Result<()>) -> Result<u64, Box<Failure>> {
         if let Some(tape) = self.given_tape() {
             return self.replay(tape, &f).map(|()| 1);
         }
@@ -342,8 +343,8 @@ impl Simulation {
     /// # Panics
     ///
     /// Inside a context.
-    pub fn trace_hash(&self, seed: u64, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
-        self.one(Tape::random(seed), false, &f).hash
+    pub fn fingerprint(&self, seed: u64, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
+        self.one(Tape::random(seed), false, &f).fingerprint
     }
 
     fn given_tape(&self) -> Option<Vec<u32>> {
@@ -355,9 +356,9 @@ impl Simulation {
 }
 
 /// Attaches an engine on a simulated backend, with the policy `P`, to this thread's context.
-fn attach<P: Policy>(context: &AioContext, kernel: &SimKernel, depth: u32) -> io::Result<Arc<Driver>> {
-    let engine: Arc<Engine<SimKernel, P>> = Engine::new(kernel.of_context(context), depth, true)?;
-    Driver::attach_engine(engine as Arc<dyn ErasedEngine>, Some(kernel.clone()))
+fn attach<G: Guards>(context: &AioContext, backend: &SimulatedBackend, depth: u32) -> io::Result<Arc<Driver>> {
+    let engine: Arc<Engine<SimulatedBackend, G>> = Engine::new(backend.of_context(context), depth, true)?;
+    Driver::attach_engine(engine as Arc<dyn ErasedEngine>, Some(backend.clone()))
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Model-checks the thread pool's completions and the sleep of their reader, over every
 //! interleaving that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_completions`
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio --release --test loom_completions`
 //!
 //! This compiles the library's own `completions.rs`, and simulates the eventfd by a flag that stays
 //! set until the sleeper takes it. If a signal were lost, the reader would sleep with no other
@@ -20,7 +20,7 @@ mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 }
 
-#[path = "../src/kernel/threads/completions.rs"]
+#[path = "../src/backend/thread_pool/completions.rs"]
 mod completions;
 
 use completions::Completions;
@@ -107,19 +107,19 @@ fn check(depth: u32, workers: usize, each: usize) {
 }
 
 #[test]
-fn one_worker() {
+fn one_worker_loses_no_completion() {
     // W3, X6: no signal is lost in any interleaving; the completion publishes the request's memory
     check(3, 1, 3);
 }
 
 #[test]
-fn two_workers() {
+fn two_workers_lose_no_completion() {
     // W3: nor if the second worker publishes before the first, whose position is at the head
     check(2, 2, 1);
 }
 
 #[test]
-fn the_ring_goes_round() {
+fn ring_wraps_around() {
     // E9: a slot is reused after commit: each request is queued once the previous one was reaped
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);

@@ -1,11 +1,11 @@
 //! Model-checks the sleep on a backend's ring and the poll request that ends it, over every
 //! interleaving that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p coralio-aio --release --test loom_watch`
+//! `RUSTFLAGS="--cfg loom" cargo test -p coralio --release --test loom_watch`
 //!
-//! This compiles the library's own `watch.rs`, and simulates a kernel: a ring, poll requests, and a
-//! sleep that ends when something is on the ring. If a call were lost, the home thread would sleep
-//! forever, which loom reports as a deadlock.
+//! This compiles the library's own `poll_event.rs`, and simulates a kernel: a ring, poll requests,
+//! and a sleep that ends when something is on the ring. If a call were lost, the home thread would
+//! sleep forever, which loom reports as a deadlock.
 #![cfg(loom)]
 #![allow(unsafe_code, unreachable_pub, dead_code)]
 
@@ -20,10 +20,10 @@ mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 }
 
-#[path = "../src/kernel/watch.rs"]
-mod watch;
+#[path = "../src/backend/poll_event.rs"]
+mod poll_event;
 
-use watch::{Arm, POLL_KEY, Ring, Watch};
+use poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Completion {
@@ -44,7 +44,7 @@ struct Inside {
 }
 
 struct Machine {
-    watch: Watch,
+    poll_event: PollEvent,
     ring: [AtomicU64; SLOTS],
     head: AtomicU32,
     tail: AtomicU32,
@@ -59,7 +59,7 @@ struct Machine {
 impl Machine {
     fn new() -> Machine {
         Machine {
-            watch: Watch::default(),
+            poll_event: PollEvent::default(),
             ring: Default::default(),
             head: AtomicU32::new(0),
             tail: AtomicU32::new(0),
@@ -95,13 +95,13 @@ impl Machine {
     }
 
     fn peek(&self) -> Option<Completion> {
-        self.watch.peek(self)
+        self.poll_event.peek(self)
     }
 
     fn reap(&self) -> u32 {
         let mut reaped = self.reaped.lock().unwrap();
         while self.peek().is_some() {
-            self.move_on();
+            self.advance();
             *reaped += 1;
         }
         *reaped
@@ -109,8 +109,8 @@ impl Machine {
 
     /// Sleeps until something is on the ring; with `ends_early` not at all, as if by a timer.
     fn wait(&self, ends_early: bool) {
-        let _asleep = self.watch.fall_asleep();
-        if self.watch.arm(FD) == Arm::Submit {
+        let _asleep = self.poll_event.fall_asleep();
+        if self.poll_event.arm(FD) == Arm::Submit {
             self.request.with_mut(|request| unsafe { *request += 1 });
             let mut inside = self.inside.lock().unwrap();
             assert_eq!(inside.polls, 0, "two poll requests are out");
@@ -142,13 +142,13 @@ impl Machine {
     }
 }
 
-impl Ring for Machine {
-    fn at_cursor(&self) -> Option<Completion> {
+impl CompletionRing for Machine {
+    fn peek(&self) -> Option<Completion> {
         let head = self.head.load(Relaxed);
         (head != self.tail.load(Acquire)).then(|| Completion { key: self.ring[head as usize % SLOTS].load(Relaxed) })
     }
 
-    fn move_on(&self) {
+    fn advance(&self) {
         self.head.store(self.head.load(Relaxed) + 1, Release);
     }
 }
@@ -160,7 +160,7 @@ fn check(body: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn a_call_ends_the_sleep_though_another_thread_peeks() {
+fn poll_completion_ends_the_sleep_while_another_thread_peeks() {
     // W3: two calls, one after the other; each ends a sleep
     check(|| {
         let machine = Arc::new(Machine::new());
@@ -182,7 +182,7 @@ fn a_call_ends_the_sleep_though_another_thread_peeks() {
 }
 
 #[test]
-fn one_poll_request_is_out() {
+fn one_poll_request_is_armed() {
     // E9, W3: the home thread peeks without the lock, and sleeps again, while another thread is
     // between its look at the ring and the swap
     check(|| {
@@ -198,8 +198,8 @@ fn one_poll_request_is_out() {
         machine.wait(true);
         other.join().unwrap();
         machine.signal();
-        assert_eq!((machine.reap(), machine.at_cursor()), (0, None));
-        assert!(!machine.watch.is_armed());
+        assert_eq!((machine.reap(), machine.peek()), (0, None));
+        assert!(!machine.poll_event.is_armed());
     });
 }
 
@@ -220,6 +220,6 @@ fn completions_are_taken_once() {
             thread::yield_now();
         }
         other.join().unwrap();
-        assert_eq!((machine.reap(), machine.at_cursor()), (1, None));
+        assert_eq!((machine.reap(), machine.peek()), (1, None));
     });
 }

@@ -15,7 +15,7 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::{Coroutine, suspend};
+use coralio::{Coroutine, suspend};
 
 use lesson::{act, coroutine, say};
 

@@ -30,7 +30,7 @@ fn deliver(title: &str, rounds: usize, postman: fn(&Letters)) {
     act(title, |context| {
         let letters = Letters::default();
         let postman = context
-            .bottom_half({
+            .new_bottom_half({
                 let letters = Arc::clone(&letters);
                 move || postman(&letters)
             })

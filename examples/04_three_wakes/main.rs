@@ -20,7 +20,7 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::{Coroutine, suspend, yield_now};
+use coralio::{Coroutine, suspend, yield_now};
 
 use lesson::{act, coroutine, run_loop, say};
 

@@ -14,7 +14,7 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::{CoMutex, yield_now};
+use coralio::{CoMutex, yield_now};
 
 use lesson::{act, coroutine, run_loop, say};
 

@@ -15,14 +15,14 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio_aio::{AioContext, Coroutine};
+use coralio::{AioContext, Coroutine};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, say};
+use lesson::{Disk, act, attach, backend, coroutine, read, say};
 
 /// A reads; then `then` tries to make A finish.
 fn one_read(title: &str, then: fn(&AioContext, Coroutine)) {
     act(title, |context| {
-        let disk: Disk = attach(&kernel(), 8);
+        let disk: Disk = attach(&backend(), 8);
         let a = coroutine("A", move || say(format!("{} bytes", read(&disk, 0))));
         a.enter();
         then(context, a);

@@ -15,18 +15,18 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::{Coroutine, yield_now};
+use coralio::{Coroutine, yield_now};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop, say};
+use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 
 /// Runs A, which reads until there is a letter, at most three times.
 fn wait_for_letter(title: &str, disk_is_fast: bool, before_each_read: fn(Coroutine)) {
     act(title, |context| {
-        let kernel = kernel();
+        let backend = backend();
         if disk_is_fast {
-            (0..3).for_each(|number| kernel.complete_on_submit(number, number));
+            (0..3).for_each(|number| backend.complete_on_submit(number, number));
         }
-        let disk: Disk = attach(&kernel, 8);
+        let disk: Disk = attach(&backend, 8);
         let letter = Rc::new(Cell::new(false));
         let b = coroutine("B", {
             let letter = Rc::clone(&letter);

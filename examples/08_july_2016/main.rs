@@ -16,24 +16,24 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio_aio::policy::{OnCompletion, Policy};
+use coralio::guards::{Guards, WakeGuard};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop};
+use lesson::{Disk, act, attach, backend, coroutine, read, run_loop};
 
 /// As of July 2016: a completion enters its coroutine unconditionally.
 struct July2016;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for July2016 {
-    const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
+unsafe impl Guards for July2016 {
+    const WAKE_GUARD: WakeGuard = WakeGuard::None;
 }
 
 /// The fix of July 2016: a completion enters its coroutine, unless that is the current one.
 struct NotTheCurrent;
 
 // SAFETY: as above.
-unsafe impl Policy for NotTheCurrent {
-    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+unsafe impl Guards for NotTheCurrent {
+    const WAKE_GUARD: WakeGuard = WakeGuard::EnterUnlessCurrent;
 }
 
 #[derive(PartialEq)]
@@ -43,13 +43,13 @@ enum Speed {
 }
 
 /// Runs a coroutine for each name, which reads once.
-fn read_once<P: Policy>(title: &str, speed: Speed, names: &[&'static str]) {
+fn read_once<G: Guards>(title: &str, speed: Speed, names: &[&'static str]) {
     act(title, |context| {
-        let kernel = kernel();
+        let backend = backend();
         if speed == Speed::Fast {
-            (0..2).for_each(|number| kernel.complete_on_submit(number, number));
+            (0..2).for_each(|number| backend.complete_on_submit(number, number));
         }
-        let disk: Disk<P> = attach(&kernel, 2);
+        let disk: Disk<G> = attach(&backend, 2);
         let reader = |&name| {
             let disk = disk.clone();
             coroutine(name, move || _ = read(&disk, 0))

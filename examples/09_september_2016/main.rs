@@ -13,7 +13,7 @@ mod lesson;
 
 mod schedule;
 
-use coralio_aio::policy::{OnCompletion, Policy};
+use coralio::guards::{Guards, WakeGuard};
 
 use schedule::{a_alone, three_and_a_lock};
 
@@ -21,8 +21,8 @@ use schedule::{a_alone, three_and_a_lock};
 struct September2016;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for September2016 {
-    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+unsafe impl Guards for September2016 {
+    const WAKE_GUARD: WakeGuard = WakeGuard::EnterUnlessCurrent;
 }
 
 fn main() {

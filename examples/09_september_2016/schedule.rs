@@ -2,16 +2,16 @@
 
 use std::rc::Rc;
 
-use coralio_aio::policy::Policy;
-use coralio_aio::{AioContext, CoMutex};
+use coralio::guards::Guards;
+use coralio::{AioContext, CoMutex};
 
-use crate::lesson::{Disk, attach, coroutine, kernel, read, run_loop};
+use crate::lesson::{Disk, attach, backend, coroutine, read, run_loop};
 
 /// Runs A, whose read completes before submit returns.
-pub fn a_alone<P: Policy>(_context: &AioContext) {
-    let kernel = kernel();
-    kernel.complete_on_submit(0, 0);
-    let disk: Disk<P> = attach(&kernel, 8);
+pub fn a_alone<G: Guards>(_context: &AioContext) {
+    let backend = backend();
+    backend.complete_on_submit(0, 0);
+    let disk: Disk<G> = attach(&backend, 8);
     coroutine("A", move || _ = read(&disk, 0)).enter();
 }
 
@@ -19,11 +19,11 @@ pub fn a_alone<P: Policy>(_context: &AioContext) {
 ///
 /// Request 0 is X's, 1 is A's, 2 is Y's, in the order of submission. X's completes when A submits,
 /// and A's when Y submits.
-pub fn three_and_a_lock<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    kernel.complete_on_submit(0, 1);
-    kernel.complete_on_submit(1, 2);
-    let disk: Disk<P> = attach(&kernel, 8);
+pub fn three_and_a_lock<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    backend.complete_on_submit(0, 1);
+    backend.complete_on_submit(1, 2);
+    let disk: Disk<G> = attach(&backend, 8);
     let reader = |name, lock: Option<Rc<CoMutex<()>>>| {
         let disk = disk.clone();
         coroutine(name, move || {

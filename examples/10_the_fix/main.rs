@@ -19,8 +19,8 @@ mod schedule;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::policy::Current;
-use coralio_aio::{Coroutine, suspend};
+use coralio::guards::AllGuards;
+use coralio::{Coroutine, suspend};
 
 use lesson::{act, coroutine, say};
 
@@ -78,11 +78,11 @@ fn main() {
 
     // The engine does both. A is entered when its request completes: it is left alone, finds the
     // result, and does not yield.
-    act("The engine: A alone", schedule::a_alone::<Current>);
+    act("The engine: A alone", schedule::a_alone::<AllGuards>);
     // The engine differs from July's in a second way: a completion wakes instead of entering, and a
     // wake from a coroutine enters nothing. So X runs after A has yielded, and A is not on the
     // stack when Y submits. Entering unless entered would suffice in this act as well: Y would
     // leave A alone. Waking also keeps the stack shallow, and runs no other coroutine within A's
     // read.
-    act("The engine: A, X and Y", schedule::three_and_a_lock::<Current>);
+    act("The engine: A, X and Y", schedule::three_and_a_lock::<AllGuards>);
 }

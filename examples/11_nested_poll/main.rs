@@ -22,22 +22,22 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio_aio::policy::{Current, Cursor, Policy};
+use coralio::guards::{AllGuards, Guards, RingCursor};
 
-use lesson::{Disk, act, attach, kernel, read, say, spawn};
+use lesson::{Disk, act, attach, backend, read, say, spawn};
 
 /// As of 2014: a reap takes all completions off the ring, then processes them.
 struct Batch2014;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for Batch2014 {
-    const CURSOR: Cursor = Cursor::Private;
+unsafe impl Guards for Batch2014 {
+    const RING_CURSOR: RingCursor = RingCursor::PerReap;
 }
 
 /// Runs A, which reads, then polls until B has read, at most three times.
-fn poll_for_b<P: Policy>(title: &str, blocking: bool) {
+fn poll_for_b<G: Guards>(title: &str, blocking: bool) {
     act(title, |context| {
-        let disk: Disk<P> = attach(&kernel(), 8);
+        let disk: Disk<G> = attach(&backend(), 8);
         let b_has_read = Rc::new(Cell::new(false));
         let a = spawn("A", {
             let (disk, b_has_read, context) = (disk.clone(), Rc::clone(&b_has_read), context.clone());
@@ -66,7 +66,7 @@ fn poll_for_b<P: Policy>(title: &str, blocking: bool) {
 
 fn main() {
     // B's completion is in the batch on the loop's stack, below A. The nested poll sleeps for an
-    // event that has already occurred; on a real disk, forever. (The scripted kernel reports it.)
+    // event that has already occurred; on a real disk, forever. (The scripted backend reports it.)
     poll_for_b::<Batch2014>("The puzzle: the loop takes both completions off the ring", true);
 
     // Not sleeping ends the hang, but no number of iterations reaches the batch.
@@ -78,5 +78,5 @@ fn main() {
     //
     // Why `in_flight` first? The woken coroutine may poll: with a stale count, a queue of depth 1
     // would look full, and its next request would wait for a completion that was processed already.
-    poll_for_b::<Current>("The fix: one completion at a time, and a shared cursor", true);
+    poll_for_b::<AllGuards>("The fix: one completion at a time, and a shared cursor", true);
 }

@@ -15,31 +15,31 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio_aio::policy::{Current, Policy};
+use coralio::guards::{AllGuards, Guards};
 
-use lesson::{Disk, act, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, run_loop};
+use lesson::{Disk, act, attach, backend, coroutine, meet_another_thread, poll_if_free, read, run_loop};
 
 /// As of 2018: submit reaps without the lock.
 struct Unlocked2018;
 
 // SAFETY: the other thread acts only while this one waits for it.
-unsafe impl Policy for Unlocked2018 {
+unsafe impl Guards for Unlocked2018 {
     const REAP_LOCKS: bool = false;
 }
 
 /// Runs three readers; the third submit finds all three requests done. When it has read the first
 /// completion and not counted it yet, another thread polls if it gets the lock.
-fn three_reads<P: Policy>(title: &str, other_thread: bool) {
+fn three_reads<G: Guards>(title: &str, other_thread: bool) {
     act(title, |context| {
-        let kernel = kernel();
-        (0..3).for_each(|number| kernel.complete_on_submit(number, 2));
-        let disk: Disk<P> = attach(&kernel, 3);
+        let backend = backend();
+        (0..3).for_each(|number| backend.complete_on_submit(number, 2));
+        let disk: Disk<G> = attach(&backend, 3);
         let readers = ["A", "B", "C"].map(|name| {
             let disk = disk.clone();
             coroutine(name, move || _ = read(&disk, 0))
         });
         if other_thread {
-            meet_another_thread(&kernel, context, poll_if_free);
+            meet_another_thread(&backend, context, poll_if_free);
         }
         readers.iter().for_each(|reader| reader.enter());
         run_loop(context, &readers);
@@ -57,5 +57,5 @@ fn main() {
 
     // Every reap holds the lock from reading a completion to advancing the cursor. The other
     // thread's attempt to take it fails, and it does not poll.
-    three_reads::<Current>("The fix: both threads take the lock", true);
+    three_reads::<AllGuards>("The fix: both threads take the lock", true);
 }

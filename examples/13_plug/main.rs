@@ -11,14 +11,14 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio_aio::{AioContext, Coroutine};
+use coralio::{AioContext, Coroutine};
 
-use lesson::{Disk, act, attach, coroutine, kernel, read, run_loop, say};
+use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 
 /// Runs A, B and C, each entered by `start`, which read; one system call must submit all three.
 fn three_reads(title: &str, start: fn(&Disk, &AioContext, &[Coroutine])) {
     act(title, |context| {
-        let disk: Disk = attach(&kernel(), 8);
+        let disk: Disk = attach(&backend(), 8);
         let readers = ["A", "B", "C"].map(|name| {
             let disk = disk.clone();
             coroutine(name, move || _ = read(&disk, 0))

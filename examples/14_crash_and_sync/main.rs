@@ -15,8 +15,8 @@ mod lesson;
 
 use std::io;
 
-use coralio_aio::File;
-use coralio_aio::simulate::Sim;
+use coralio::File;
+use coralio::simulate::Sim;
 
 use lesson::{say, simulated_act};
 

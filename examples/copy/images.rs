@@ -10,14 +10,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio_aio::{AlignedBuf, CoMutex, File};
+use coralio::{AlignedBuf, CoMutex, File};
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, open};
 use indicatif::BinaryBytes;
 
-use crate::draft::Draft;
 use crate::job::check_signals;
+use crate::join_all::{FirstError, join_all};
 use crate::options::Options;
-use crate::together::{FirstError, together};
+use crate::temp_file::TempFile;
 
 /// The state that the coroutines share.
 struct Disks {
@@ -68,7 +68,7 @@ pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<Stri
     let how =
         |write, format| coralio_qcow2::Options { write, direct: options.direct(), format: Some(format), lock: !write };
     let source = open(src, &how(false, from)).map_err(|error| error.to_string())?;
-    let draft = Draft::new(dst)?;
+    let draft = TempFile::new(dst)?;
     let say = |error: io::Error| format!("{} to {}: {error}", src.display(), dst.display());
 
     let file = File::options().write(true).open(draft.path()).map_err(say)?;
@@ -87,7 +87,7 @@ pub fn copy(src: &Path, dst: &Path, mode: u32, options: &Options) -> Result<Stri
         first_error: FirstError::default(),
     });
     let coroutines = disks.source.len().div_ceil(options.block_size).min(options.depth.into());
-    together(coroutines, &disks, |disks| &disks.first_error, Disks::copy_blocks).map_err(say)?;
+    join_all(coroutines, &disks, |disks| &disks.first_error, Disks::copy_blocks).map_err(say)?;
     disks.target.flush().map_err(say)?;
     draft.set_mode(mode).map_err(say)?;
     file.sync_all().map_err(say)?;

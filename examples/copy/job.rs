@@ -6,13 +6,13 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coralio_aio::{AlignedBuf, File, KernelChoice, Stats, chosen_kernel};
+use coralio::{AlignedBuf, BackendKind, File, Stats, selected_backend};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::blocks::{Block, Blocks};
+use crate::join_all::FirstError;
 use crate::options::Options;
 use crate::signals;
-use crate::together::FirstError;
 
 /// Page alignment suits every device.
 const PAGE: usize = 4096;
@@ -38,7 +38,7 @@ impl Job {
         let len = source.len()?;
         let block_size = options.block_size;
         // Both are powers of two, so the larger one suits both.
-        let step = source.alignment().offset.max(target.alignment().offset) as u64;
+        let step = source.alignment().block.max(target.alignment().block) as u64;
         Ok(Job {
             source,
             target,
@@ -133,16 +133,16 @@ impl Job {
             (false, true) => "reads page-cached, writes direct",
             (false, false) => "page-cached",
         };
-        let kernel = match chosen_kernel().map(|chosen| chosen.kernel()) {
-            Some(KernelChoice::Uring) => "io_uring",
-            Some(KernelChoice::Threads) => "threads",
+        let backend = match selected_backend().map(|chosen| chosen.backend()) {
+            Some(BackendKind::Uring) => "io_uring",
+            Some(BackendKind::Threads) => "threads",
             _ => "native AIO",
         };
         let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         let requests = after.requests - before.requests;
         let system_calls = after.submits + after.sleeps - before.submits - before.sleeps;
         format!(
-            "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} ({kernel}, {cache})\n",
+            "copied {}{holes} in {:.2} s: {:.0} MB/s, {}, {}, {}, {} for {} ({backend}, {cache})\n",
             BinaryBytes(self.len),
             took.as_secs_f64(),
             bytes as f64 / took.as_secs_f64() / 1e6,

@@ -8,21 +8,21 @@
 //! ```
 //!
 //! The rest makes the copy reliable: holes stay holes (`blocks.rs`), and DST appears complete or
-//! not at all (`draft.rs`), even after a signal (`signals.rs`). `images.rs` copies the disks in
+//! not at all (`temp_file.rs`), even after a signal (`signals.rs`). `images.rs` copies the disks in
 //! images.
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod blocks;
-mod draft;
 mod images;
 mod job;
+mod join_all;
 mod options;
 mod scratch;
 #[path = "../shared/signals.rs"]
 mod signals;
-mod together;
+mod temp_file;
 #[path = "../shared/trace.rs"]
 mod trace;
 
@@ -35,13 +35,13 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Parser;
-use coralio_aio::{File, Runner, stats};
+use coralio::{File, RuntimeBuilder, stats};
 use coralio_runtime::report;
 
-use draft::Draft;
 use job::Job;
+use join_all::join_all;
 use options::Options;
-use together::together;
+use temp_file::TempFile;
 
 /// Runs one coroutine: takes the next block, reads it and writes it, until no block is left.
 ///
@@ -86,8 +86,8 @@ fn run(options: &Options) -> Result<String, String> {
         (Some(src), Some(dst)) => copy(src, dst, options),
         _ => scratch::copy_and_verify(options),
     };
-    let runner = Runner::new().kernel(options.kernel()?).depth(options.depth);
-    options.trace.run(runner, |error| format!("--depth {}: {error}", options.depth), work)
+    let builder = RuntimeBuilder::new().backend(options.backend()?).queue_depth(options.depth);
+    options.trace.run(builder, |error| format!("--depth {}: {error}", options.depth), work)
 }
 
 /// Copies `src` to `dst` in the caller's context. Returns a description of the copy.
@@ -99,7 +99,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
         return images::copy(src, &dst, mode, options);
     }
     let source = options.open(File::options().read(true), src)?;
-    let draft = Draft::new(&dst)?;
+    let draft = TempFile::new(&dst)?;
     let target = options.open(File::options().write(true), draft.path())?;
 
     let both = |error: io::Error| {
@@ -110,7 +110,7 @@ fn copy(src: &Path, dst: &Path, options: &Options) -> Result<String, String> {
     let job = Rc::new(Job::new(source, target, options).map_err(both)?);
     job.prepare().map_err(both)?;
     let coroutines = job.most_blocks().min(options.depth.into());
-    let copied = together(coroutines, &job, |job| &job.first_error, copy_blocks);
+    let copied = join_all(coroutines, &job, |job| &job.first_error, copy_blocks);
     job.progress.finish_and_clear();
     copied.map_err(both)?;
     let grown = job.finish().map_err(both)?;
@@ -135,7 +135,7 @@ fn look(src: &Path, dst: &Path) -> Result<(PathBuf, u32), String> {
     if !found.is_file() {
         return Err(format!("{}: is not a regular file; use dd or cat for devices and pipes", src.display()));
     }
-    let dst = draft::destination(src, dst)?;
+    let dst = temp_file::destination(src, dst)?;
     match fs::metadata(&dst) {
         Ok(there) if (there.dev(), there.ino()) == (found.dev(), found.ino()) => {
             Err(format!("{} and {} are the same file; choose another DST", src.display(), dst.display()))

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::{Direct, File, KernelChoice, OpenOptions, OsCode};
+use coralio::{BackendKind, Direct, File, OpenOptions, OsCode};
 use coralio_qcow2::Format;
 
 use crate::remedy;
@@ -12,7 +12,7 @@ use crate::trace::TraceOption;
 /// The maximum size of a request: the kernel truncates requests slightly below 2 GiB.
 const LARGEST_BLOCK: u64 = 1 << 30;
 /// The maximum for all buffers together.
-const MOST_MEMORY: u64 = 4 << 30;
+const MAX_MEMORY: u64 = 4 << 30;
 
 /// Copies a file with N coroutines: contents, length, holes and permissions.
 ///
@@ -55,9 +55,9 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
-    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
-    #[arg(long, value_name = "KERNEL")]
-    kernel: Option<KernelChoice>,
+    /// Backend: auto, aio, uring, threads [default: CORALIO_BACKEND, else auto]
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<BackendKind>,
 
     /// Show no progress bar (there is none if standard error is not a terminal)
     #[arg(long)]
@@ -89,15 +89,15 @@ impl Options {
         if block_size == 0 || block_size > LARGEST_BLOCK {
             return Err(format!("invalid --block-size {block_size}: must be 1 byte to 1G"));
         }
-        if u64::from(depth) * block_size > MOST_MEMORY {
+        if u64::from(depth) * block_size > MAX_MEMORY {
             return Err(format!("--depth {depth} times --block-size {block_size} exceeds 4 GiB; reduce one of them"));
         }
         Ok(())
     }
 
     /// Returns the kernel interface. The command line takes precedence over the environment.
-    pub fn kernel(&self) -> Result<KernelChoice, String> {
-        self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())
+    pub fn backend(&self) -> Result<BackendKind, String> {
+        self.backend.map_or_else(BackendKind::from_env, Ok).map_err(|error| error.to_string())
     }
 
     /// Returns whether to copy the disks in images instead of files.
@@ -128,7 +128,7 @@ impl Options {
             })
         };
         let file = open(self.direct())?;
-        let (step, block_size) = (file.alignment().offset as u64, self.block_size);
+        let (step, block_size) = (file.alignment().block as u64, self.block_size);
         if block_size.is_multiple_of(step) {
             return Ok(file);
         }

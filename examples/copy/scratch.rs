@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
-use coralio_aio::{AlignedBuf, File, spawn};
+use coralio::{AlignedBuf, File, spawn};
 
-use crate::draft::make_new;
 use crate::job::check_signals;
 use crate::options::Options;
+use crate::temp_file::make_new;
 use crate::{copy, remedy};
 
 const MIB: u64 = 1 << 20;

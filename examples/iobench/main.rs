@@ -2,7 +2,7 @@
 //! coroutines, each a simple loop of `read_at` or `write_at` with its own buffer.
 //!
 //! `--versus` compares with another implementation of the same work, in alternating rounds, and
-//! reports the cost per operation of both. Start with the coroutines in `ours.rs`.
+//! reports the cost per operation of both. Start with the coroutines in `coralio_file.rs`.
 //!
 //! | `--versus` | opponent | in |
 //! |---|---|---|
@@ -24,9 +24,9 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod bare;
+mod coralio_file;
 mod meter;
 mod options;
-mod ours;
 mod pool;
 mod qemu;
 mod raw;
@@ -43,7 +43,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use coralio_aio::{KernelChoice, Runner};
+use coralio::{BackendKind, RuntimeBuilder};
 
 use options::{Options, Versus};
 use report::{Pair, Report, Round};
@@ -69,8 +69,8 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
-    let runner = Runner::new().kernel(options.kernel).depth(options.depth).poll_limit(poll);
-    options.trace.run(runner, |error| error.to_string(), || bench(options))
+    let builder = RuntimeBuilder::new().backend(options.backend).queue_depth(options.depth).busy_poll_max(poll);
+    options.trace.run(builder, |error| error.to_string(), || bench(options))
 }
 
 fn bench(options: &Options) -> Result<String, String> {
@@ -85,15 +85,15 @@ fn bench(options: &Options) -> Result<String, String> {
     if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
             // Alternate, so that changes in the state of the machine affect both sides equally.
-            let ours = ours::round(options, &target, false)?;
+            let ours = coralio_file::round(options, &target, false)?;
             let peer = opponent(versus, options, &target, ours.operations())?;
             report.pair(Pair { ours, peer });
         }
         if !options.no_latency {
-            report.latency(ours::round(options, &target, true)?);
+            report.latency(coralio_file::round(options, &target, true)?);
         }
     } else {
-        report.alone(ours::round(options, &target, !options.no_latency)?);
+        report.alone(coralio_file::round(options, &target, !options.no_latency)?);
     }
     Ok(if options.json { report.json() } else { report.text() })
 }
@@ -101,9 +101,9 @@ fn bench(options: &Options) -> Result<String, String> {
 /// Runs a round of the opponent. One that cannot stop after a given time performs `operations`, as
 /// ours did.
 fn opponent(versus: Versus, options: &Options, target: &Target, operations: u64) -> Result<Round, String> {
-    match (versus, options.kernel) {
-        (Versus::Raw, KernelChoice::Uring) => bare::round::<raw_uring::Raw>(options, target),
-        (Versus::Raw, KernelChoice::Threads) | (Versus::Pread, _) => bare::round::<pool::Pool>(options, target),
+    match (versus, options.backend) {
+        (Versus::Raw, BackendKind::Uring) => bare::round::<raw_uring::Raw>(options, target),
+        (Versus::Raw, BackendKind::Threads) | (Versus::Pread, _) => bare::round::<pool::Pool>(options, target),
         (Versus::Raw, _) => bare::round::<raw::Raw>(options, target),
         (Versus::Tokio, _) => bare::round::<tokio_file::Tokio>(options, target),
         (Versus::Qemu, _) => qemu::round(options, target, operations),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 
 use crate::trace::TraceOption;
 use crate::work::{Limit, Pattern};
@@ -60,13 +60,13 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = DirectArg::Auto)]
     pub direct: DirectArg,
 
-    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
-    #[arg(long = "kernel", value_name = "KERNEL")]
-    named: Option<KernelChoice>,
+    /// Backend: auto, aio, uring, threads [default: CORALIO_BACKEND, else auto]
+    #[arg(long = "backend", value_name = "BACKEND")]
+    named: Option<BackendKind>,
 
     /// `named`, or the value from the environment: see `settle_kernel`
     #[arg(skip)]
-    pub kernel: KernelChoice,
+    pub backend: BackendKind,
 
     /// Pin to this CPU, so that the figures are those of one CPU
     #[arg(long, value_name = "CPU")]
@@ -148,7 +148,7 @@ impl Versus {
 impl Options {
     /// Sets the kernel interface. The command line takes precedence over the environment.
     pub fn settle_kernel(&mut self) -> Result<(), String> {
-        self.kernel = self.named.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
+        self.backend = self.named.map_or_else(BackendKind::from_env, Ok).map_err(|error| error.to_string())?;
         Ok(())
     }
 

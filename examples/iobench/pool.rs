@@ -12,8 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use coralio_aio::AlignedBuf;
-use coralio_aio::kernel::threads::MOST_THREADS;
+use coralio::AlignedBuf;
+use coralio::backend::thread_pool::MAX_THREADS;
 
 use crate::bare::Bare;
 use crate::options::Options;
@@ -47,7 +47,7 @@ impl Bare for Pool {
             let (file, taken, give_back) = (Arc::clone(&file), Arc::clone(&taken), give_back.clone());
             thread::Builder::new().spawn(move || serve(&file, &taken, &give_back, write))
         };
-        let threads = (0..MOST_THREADS.min(options.depth as usize)).map(thread).collect::<io::Result<_>>()?;
+        let threads = (0..MAX_THREADS.min(options.depth as usize)).map(thread).collect::<io::Result<_>>()?;
         let idle = (0..options.depth).map(|_| target.buffer(options)).collect();
         Ok(Pool { orders: Some(orders), done, threads, idle })
     }

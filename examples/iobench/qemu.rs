@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command};
 
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 
 use crate::meter::{Moment, Spent};
 use crate::options::Options;
@@ -32,11 +32,11 @@ fn run(options: &Options, target: &Target, operations: u64) -> Result<Spent, Str
     let Pattern::Steps { blocks } = options.pattern() else { unreachable!("rejected by `Options::check`") };
     let [count, depth, block, step] =
         [operations, options.depth.into(), options.block_size, blocks * options.block_size].map(|n| n.to_string());
-    let (cache, way) = match (target.file.is_direct(), options.kernel) {
-        (true, KernelChoice::Uring) => ("none", "io_uring"),
-        (true, KernelChoice::Threads) => ("none", "threads"),
+    let (cache, way) = match (target.file.is_direct(), options.backend) {
+        (true, BackendKind::Uring) => ("none", "io_uring"),
+        (true, BackendKind::Threads) => ("none", "threads"),
         (true, _) => ("none", "native"),
-        (false, KernelChoice::Uring) => ("writeback", "io_uring"),
+        (false, BackendKind::Uring) => ("writeback", "io_uring"),
         // qemu-img does not support native AIO with the page cache.
         (false, _) => ("writeback", "threads"),
     };

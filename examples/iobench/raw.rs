@@ -9,7 +9,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 use libc::{c_long, iocb, syscall};
 
 use crate::bare::Bare;

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 use io_uring::{IoUring, SubmissionQueue, opcode, types};
 
 use crate::bare::Bare;
@@ -34,7 +34,7 @@ struct Request {
 
 impl Bare for Raw {
     const SETUP: &str = "io_uring";
-    const REMEDY: &str = "reduce --depth, or use --kernel aio";
+    const REMEDY: &str = "reduce --depth, or use --backend aio";
 
     fn new(options: &Options, target: &Target) -> io::Result<Raw> {
         let ring = IoUring::new(options.depth)?;

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use coralio_aio::Stats;
+use coralio::Stats;
 use serde_json::{Value, json};
 
+use crate::coralio_file::Latencies;
 use crate::meter::Spent;
 use crate::options::{Options, Versus};
-use crate::ours::Latencies;
 use crate::target::Target;
 use crate::work::{Pattern, WARM_UP};
 
@@ -50,7 +50,7 @@ struct Head {
     block_size: u64,
     depth: u32,
     direct: bool,
-    kernel: String,
+    backend: String,
     pattern: String,
     operation: &'static str,
     pin: Option<usize>,
@@ -138,7 +138,7 @@ impl Report {
                 block_size: options.block_size,
                 depth: options.depth,
                 direct: target.file.is_direct(),
-                kernel: options.kernel.to_string(),
+                backend: options.backend.to_string(),
                 pattern: match options.pattern() {
                     Pattern::Random { .. } => "random".to_string(),
                     Pattern::Steps { blocks: 1 } => "sequential".to_string(),
@@ -180,7 +180,7 @@ impl Report {
             "block_size": head.block_size,
             "depth": head.depth,
             "direct": head.direct,
-            "kernel": head.kernel,
+            "backend": head.backend,
             "pattern": head.pattern,
             "operation": head.operation,
             "pinned_cpu": head.pin,
@@ -265,11 +265,11 @@ impl Report {
 
 impl Head {
     fn text(&self) -> String {
-        let Head { pattern, operation, depth, kernel, file, .. } = self;
+        let Head { pattern, operation, depth, backend, file, .. } = self;
         let way = if self.direct { "direct" } else { "page-cached" };
         let cpu = self.pin.map_or(String::new(), |cpu| format!(", on CPU {cpu}"));
         let (block, size) = (scaled(self.block_size), scaled(self.size));
-        format!("{pattern} {operation}s of {block}, depth {depth}, kernel {kernel}, {way}{cpu}: {size} of {file}\n")
+        format!("{pattern} {operation}s of {block}, depth {depth}, backend {backend}, {way}{cpu}: {size} of {file}\n")
     }
 }
 

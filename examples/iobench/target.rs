@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, OsCode};
+use coralio::{AlignedBuf, Direct, File, OsCode};
 use coralio_qcow2::{Format, Image};
 
 use crate::options::{DirectArg, Options, Versus};
@@ -89,7 +89,7 @@ impl Target {
                  extend the file (truncate -s)"
             )));
         }
-        let step = file.alignment().offset as u64;
+        let step = file.alignment().block as u64;
         if !block.is_multiple_of(step) {
             return Err(say(format!(
                 "--block-size {block} is not a multiple of {step}, as direct I/O needs; use a multiple, or --direct \

@@ -17,16 +17,16 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::kernel::{Opcode, Operation};
-use coralio_aio::policy::{Current, Policy};
-use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::trace::{Recording, TextOptions, Trace};
-use coralio_aio::{AioContext, Coroutine, Engine, JoinHandle};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::backend::{Opcode, Operation};
+use coralio::guards::{AllGuards, Guards};
+use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::trace::{Recording, TextOptions, Trace};
+use coralio::{AioContext, Coroutine, Engine, JoinHandle};
 use coralio_runtime::report;
 
-/// An engine on a scripted kernel.
-pub type Disk<P = Current> = Arc<Engine<Scripted, P>>;
+/// An engine on a scripted backend.
+pub type Disk<G = AllGuards> = Arc<Engine<ScriptedBackend, G>>;
 
 /// Runs `f` on this thread's own stack, in a context whose loop runs when `f` polls, and prints the
 /// picture and the outcome.
@@ -35,7 +35,7 @@ pub fn act(title: &str, f: impl FnOnce(&AioContext)) {
     show(title, &recording, failure.as_deref());
 }
 
-/// Does the same as [`act`] on a simulated kernel, whose decisions depend on a seed. Tries a
+/// Does the same as [`act`] on a simulated backend, whose decisions depend on a seed. Tries a
 /// hundred seeds and prints the first failing run, or the first run if none fails.
 pub fn simulated_act(title: &str, f: impl Fn(&Sim) -> Result<(), String>) {
     let run = |seed, machine: Simulation| {
@@ -94,7 +94,7 @@ pub fn print(text: &str) {
 /// Runs `f` in a context. Returns the event log, and the message if `f` panicked.
 pub fn record(f: impl FnOnce(&AioContext)) -> (Recording, Option<String>) {
     let trace = Trace::new(10_000);
-    let builder = AioContext::builder().trace(&trace).deadlock_report(None).unwind_report(false);
+    let builder = AioContext::builder().trace(&trace).report_deadlocks_after(None).report_unwound(false);
     // Lanes and outcome show the panic already. A panic in a destructor would abort the process:
     // exit instead, to leave no core file.
     let hook = panic::take_hook();
@@ -155,25 +155,25 @@ pub fn coroutine(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
 }
 
 /// Creates a kernel with a disk of 4 KiB. By default, requests complete when the loop sleeps.
-pub fn kernel() -> Scripted {
-    let kernel = Scripted::new(8);
-    kernel.set_disk(&[7; 4096]);
-    kernel
+pub fn backend() -> ScriptedBackend {
+    let backend = ScriptedBackend::new(8);
+    backend.set_disk(&[7; 4096]);
+    backend
 }
 
-/// Attaches an engine on `kernel` to this thread's context, with up to `depth` requests in flight.
+/// Attaches an engine on `backend` to this thread's context, with up to `depth` requests in flight.
 /// A batch of `depth` pending requests is full, and submitted immediately.
-pub fn attach<P: Policy>(kernel: &Scripted, depth: u32) -> Disk<P> {
-    Engine::attach(kernel.clone(), depth).expect("the context's first engine")
+pub fn attach<G: Guards>(backend: &ScriptedBackend, depth: u32) -> Disk<G> {
+    Engine::attach(backend.clone(), depth).expect("the context's first engine")
 }
 
 /// Reads 512 bytes into a buffer on the calling coroutine's stack.
-pub fn read<P: Policy>(disk: &Disk<P>, offset: u64) -> usize {
+pub fn read<G: Guards>(disk: &Disk<G>, offset: u64) -> usize {
     try_read(disk, offset).expect("the script has no errors")
 }
 
 /// Does the same as [`read`], and returns errors that the script injects.
-pub fn try_read<P: Policy>(disk: &Disk<P>, offset: u64) -> io::Result<usize> {
+pub fn try_read<G: Guards>(disk: &Disk<G>, offset: u64) -> io::Result<usize> {
     let mut buffer = [0; 512];
     let (addr, len) = (buffer.as_mut_ptr() as u64, buffer.len() as u64);
     // SAFETY: the buffer is a local, alive until `transfer` returns or unwinds.
@@ -195,9 +195,9 @@ pub fn run_loop(context: &AioContext, all: &[Coroutine]) {
 
 /// Makes another thread run `meanwhile` when this thread has read the next completion and not yet
 /// counted it. This thread waits meanwhile, so the order is deterministic.
-pub fn meet_another_thread(kernel: &Scripted, context: &AioContext, meanwhile: fn(&AioContext)) {
+pub fn meet_another_thread(backend: &ScriptedBackend, context: &AioContext, meanwhile: fn(&AioContext)) {
     let context = context.clone();
-    kernel.on_next_peek(move || {
+    backend.on_next_peek(move || {
         thread::spawn(move || meanwhile(&context)).join().expect("it does not panic");
     });
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::mem;
 use std::os::fd::BorrowedFd;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 use crate::record::{BLOCK, Scan, encode, size};
 

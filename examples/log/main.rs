@@ -8,19 +8,20 @@
 //! cargo run --release --example log -- --file LOG --verify          check the content of a log
 //! ```
 //!
-//! Start with `append` in `ours.rs`, which is the complete algorithm. `threads.rs` is the same with
-//! threads; both share the record format (`record.rs`) and the state of group commit (`group.rs`).
+//! Start with `append` in `coroutines.rs`, which is the complete algorithm. `threads.rs` is the
+//! same with threads; both share the record format (`record.rs`) and the state of group commit
+//! (`group.rs`).
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod group;
 // This program uses only the clock of its own process.
+mod coroutines;
 #[allow(dead_code)]
 #[path = "../iobench/meter.rs"]
 mod meter;
 mod options;
-mod ours;
 mod record;
 mod threads;
 #[path = "../shared/trace.rs"]
@@ -37,7 +38,7 @@ use std::rc::Rc;
 use std::thread;
 
 use clap::Parser;
-use coralio_aio::{File, Runner, spawn, yield_now};
+use coralio::{File, RuntimeBuilder, spawn, yield_now};
 use coralio_runtime::report;
 
 use meter::{Moment, Spent};
@@ -106,7 +107,7 @@ struct Round {
 /// Runs the log on coroutines, in its own context.
 fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
     let work = || {
-        let (log, before) = ours::Log::open(path, options.writers as usize, options.payload)?;
+        let (log, before) = coroutines::Log::open(path, options.writers as usize, options.payload)?;
         let (log, clock) = (Rc::new(log), Moment::now());
         let job = Rc::new(Job::new(options, before.records));
         let start = |writer| {
@@ -119,8 +120,8 @@ fn coroutines(path: &Path, options: &Options) -> io::Result<Round> {
         let log = Rc::into_inner(log).expect("all writers have ended");
         finish(&job, before, spent, ended, || log.close())
     };
-    let (runner, said) = (Runner::new().kernel(options.kernel), |error: io::Error| error.to_string());
-    options.trace.run(runner, said, || work().map_err(said)).map_err(io::Error::other)
+    let (builder, said) = (RuntimeBuilder::new().backend(options.backend), |error: io::Error| error.to_string());
+    options.trace.run(builder, said, || work().map_err(said)).map_err(io::Error::other)
 }
 
 /// Runs the log on threads.
@@ -197,7 +198,7 @@ fn median(rounds: &[Round], figure: fn(&Round) -> f64) -> f64 {
 
 /// Checks a log without changing it: the records of each writer must be in order.
 fn verify(path: &Path, options: &Options) -> io::Result<String> {
-    Runner::new().kernel(options.kernel).run(|| {
+    RuntimeBuilder::new().backend(options.backend).run(|| {
         let file = File::open(path)?;
         let mut last: HashMap<u32, u64> = HashMap::new();
         let (mut list, mut wrong) = (String::new(), None);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 
 use crate::trace::TraceOption;
 
@@ -45,9 +45,9 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub records: Option<u64>,
 
-    /// Kernel interface: auto, aio, uring, threads
-    #[arg(long, default_value_t = KernelChoice::Auto)]
-    pub kernel: KernelChoice,
+    /// Backend: auto, aio, uring, threads
+    #[arg(long, default_value_t = BackendKind::Auto)]
+    pub backend: BackendKind,
 
     #[command(flatten)]
     pub trace: TraceOption,

@@ -12,7 +12,7 @@
 
 use std::io;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 /// Batches start and end at block boundaries, which every disk accepts.
 pub const BLOCK: u64 = 4096;

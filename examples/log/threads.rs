@@ -1,5 +1,5 @@
 //! The same log on threads: same records, same group commit, same file operations, with a `Mutex`
-//! and two `Condvar`s instead of the `CoMutex` and two `CoQueue`s of `ours.rs`.
+//! and two `Condvar`s instead of the `CoMutex` and two `CoQueue`s of `coroutines.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -85,7 +85,7 @@ impl Log {
     }
 }
 
-/// Adds the remedy, as `coralio_aio::File` does.
+/// Adds the remedy, as `coralio::File` does.
 fn with_remedy(error: io::Error) -> io::Error {
     let remedy = match error.kind() {
         io::ErrorKind::StorageFull => "; free some space",

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
-use coralio_aio::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions};
+use coralio::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions};
 use coralio_runtime::report;
 
 use lesson::{ending, print, record, scene, with_suffix};

@@ -1,7 +1,7 @@
 //! The workloads that each version runs. A workload passes if it returns, and fails if it panics,
 //! in the engine or in its own checks.
 //!
-//! Nothing here can hang: loop iterations are limited, and the scripted kernel panics in a sleep
+//! Nothing here can hang: loop iterations are limited, and the scripted backend panics in a sleep
 //! that would never end.
 
 use std::cell::Cell;
@@ -11,12 +11,12 @@ use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::kernel::{Opcode, Operation};
-use coralio_aio::policy::Policy;
-use coralio_aio::{AioContext, File, JoinHandle};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::backend::{Opcode, Operation};
+use coralio::guards::Guards;
+use coralio::{AioContext, File, JoinHandle};
 
-use crate::lesson::{Disk, attach, coroutine, kernel, meet_another_thread, poll_if_free, read, say, spawn, try_read};
+use crate::lesson::{Disk, attach, backend, coroutine, meet_another_thread, poll_if_free, read, say, spawn, try_read};
 use crate::schedule::{a_alone, three_and_a_lock};
 
 /// The number of workloads.
@@ -30,28 +30,28 @@ pub struct Workload {
 }
 
 /// Returns all workloads for one version of the engine.
-pub fn all<P: Policy>() -> [Workload; WORKLOADS] {
+pub fn all<G: Guards>() -> [Workload; WORKLOADS] {
     let workload = |name, what, run| Workload { name, what, run };
     [
-        workload("own", "a request completes within its own submit", a_alone::<P>),
-        workload("lock", "three coroutines, two of which share a lock, as in lesson 9", three_and_a_lock::<P>),
-        workload("thread", "another thread polls during a reap, as in lesson 12", another_thread::<P>),
-        workload("nested", "a coroutine polls until another has read, as in lesson 11", nested_poll::<P>),
-        workload("bad", "the first of three requests is refused", |context| refused::<P>(context, libc::EBADF)),
+        workload("own", "a request completes within its own submit", a_alone::<G>),
+        workload("lock", "three coroutines, two of which share a lock, as in lesson 9", three_and_a_lock::<G>),
+        workload("thread", "another thread polls during a reap, as in lesson 12", another_thread::<G>),
+        workload("nested", "a coroutine polls until another has read, as in lesson 11", nested_poll::<G>),
+        workload("bad", "the first of three requests is refused", |context| refused::<G>(context, libc::EBADF)),
         workload("again", "the kernel returns EAGAIN with nothing in flight", |context| {
-            refused::<P>(context, libc::EAGAIN);
+            refused::<G>(context, libc::EAGAIN);
         }),
-        workload("part", "the kernel accepts only the first of three requests", part_taken::<P>),
-        workload("plug", "a plug is dropped while the queue is full", full_plug::<P>),
-        workload("long", "eight reads in a row, each completed within its submit", long_file::<P>),
-        workload("short", "the first read of a file is short", short_read::<P>),
-        workload("cancel", "a read is cancelled in flight", cancel_in_flight::<P>),
-        workload("depth1", "queue depth 1, and a coroutine polls until another has read", nested_at_depth_one::<P>),
+        workload("part", "the kernel accepts only the first of three requests", part_taken::<G>),
+        workload("plug", "a plug is dropped while the queue is full", full_plug::<G>),
+        workload("long", "eight reads in a row, each completed within its submit", long_file::<G>),
+        workload("short", "the first read of a file is short", short_read::<G>),
+        workload("cancel", "a read is cancelled in flight", cancel_in_flight::<G>),
+        workload("depth1", "queue depth 1, and a coroutine polls until another has read", nested_at_depth_one::<G>),
     ]
 }
 
 /// Runs loop iterations until `done`. The loop may sleep while requests are in flight.
-fn rounds<P: Policy>(context: &AioContext, disk: &Disk<P>, done: impl Fn() -> bool) {
+fn rounds<G: Guards>(context: &AioContext, disk: &Disk<G>, done: impl Fn() -> bool) {
     for _ in 0..40 {
         if done() {
             return;
@@ -81,21 +81,21 @@ fn join<T>(task: JoinHandle<T>) -> T {
     task.join().unwrap_or_else(|payload| resume_unwind(payload))
 }
 
-fn another_thread<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    (0..3).for_each(|number| kernel.complete_on_submit(number, 2));
-    let disk: Disk<P> = attach(&kernel, 3);
+fn another_thread<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    (0..3).for_each(|number| backend.complete_on_submit(number, 2));
+    let disk: Disk<G> = attach(&backend, 3);
     let readers = ["A", "B", "C"].map(|name| {
         let disk = disk.clone();
         coroutine(name, move || _ = read(&disk, 0))
     });
-    meet_another_thread(&kernel, context, poll_if_free);
+    meet_another_thread(&backend, context, poll_if_free);
     readers.iter().for_each(|reader| reader.enter());
     rounds(context, &disk, || readers.iter().all(|reader| reader.has_ended()));
 }
 
-fn nested_poll<P: Policy>(context: &AioContext) {
-    let disk: Disk<P> = attach(&kernel(), 8);
+fn nested_poll<G: Guards>(context: &AioContext) {
+    let disk: Disk<G> = attach(&backend(), 8);
     let b_has_read = Rc::new(Cell::new(false));
     let a = spawn("A", {
         let (disk, b_has_read, context) = (disk.clone(), Rc::clone(&b_has_read), context.clone());
@@ -117,8 +117,8 @@ fn nested_poll<P: Policy>(context: &AioContext) {
 }
 
 /// Submits three requests in one iteration, to which the script reacts, and later one more.
-fn three_and_a_later_one<P: Policy>(context: &AioContext, kernel: &Scripted) -> Vec<io::Result<usize>> {
-    let disk: Disk<P> = attach(kernel, 8);
+fn three_and_a_later_one<G: Guards>(context: &AioContext, backend: &ScriptedBackend) -> Vec<io::Result<usize>> {
+    let disk: Disk<G> = attach(backend, 8);
     let reader = |name| {
         let disk = disk.clone();
         spawn(name, move || try_read(&disk, 0))
@@ -131,25 +131,25 @@ fn three_and_a_later_one<P: Policy>(context: &AioContext, kernel: &Scripted) -> 
     readers.into_iter().map(join).collect()
 }
 
-fn refused<P: Policy>(context: &AioContext, errno: i32) {
-    let kernel = kernel();
-    kernel.refuse(errno);
-    let results = three_and_a_later_one::<P>(context, &kernel);
+fn refused<G: Guards>(context: &AioContext, errno: i32) {
+    let backend = backend();
+    backend.refuse(errno);
+    let results = three_and_a_later_one::<G>(context, &backend);
     let failed = results.iter().filter(|result| result.is_err()).count();
     let expected = usize::from(errno != libc::EAGAIN);
     assert!(failed == expected, "wrong: {failed} of four have failed");
 }
 
-fn part_taken<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    kernel.take_at_most(1);
-    let results = three_and_a_later_one::<P>(context, &kernel);
+fn part_taken<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    backend.take_at_most(1);
+    let results = three_and_a_later_one::<G>(context, &backend);
     assert!(results.iter().all(Result::is_ok), "wrong: some have failed");
 }
 
-fn full_plug<P: Policy>(context: &AioContext) {
-    let kernel = Scripted::new(2);
-    let disk: Disk<P> = attach(&kernel, 2);
+fn full_plug<G: Guards>(context: &AioContext) {
+    let backend = ScriptedBackend::new(2);
+    let disk: Disk<G> = attach(&backend, 2);
     let enter_reader = |name| {
         let disk = disk.clone();
         let reader = coroutine(name, move || _ = read(&disk, 0));
@@ -157,24 +157,24 @@ fn full_plug<P: Policy>(context: &AioContext) {
         reader
     };
     // Two are in flight, so the next two fill the queue and stay pending.
-    (0..2).for_each(|number| kernel.hold(number));
+    (0..2).for_each(|number| backend.hold(number));
     let mut readers = vec![enter_reader("A"), enter_reader("B")];
     let plug = disk.plug();
     readers.extend([enter_reader("C"), enter_reader("D")]);
     drop(plug);
-    (0..2).for_each(|number| kernel.release(number));
+    (0..2).for_each(|number| backend.release(number));
     rounds(context, &disk, || readers.iter().all(|reader| reader.has_ended()));
-    let taken = kernel.taken();
+    let taken = backend.taken();
     let late = enter_reader("E");
-    let at_once = kernel.taken() > taken;
+    let at_once = backend.taken() > taken;
     rounds(context, &disk, || late.has_ended());
     assert!(at_once, "delay: a request waits for a plug that was dropped");
 }
 
-fn long_file<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    (0..8).for_each(|number| kernel.complete_on_submit(number, number));
-    let disk: Disk<P> = attach(&kernel, 8);
+fn long_file<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    (0..8).for_each(|number| backend.complete_on_submit(number, number));
+    let disk: Disk<G> = attach(&backend, 8);
     let a = spawn("A", {
         let disk = disk.clone();
         move || (0..8).for_each(|_| _ = read(&disk, 0))
@@ -183,22 +183,22 @@ fn long_file<P: Policy>(context: &AioContext) {
     join(a);
 }
 
-fn short_read<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    kernel.shorten(0, 128);
-    let disk: Disk<P> = attach(&kernel, 8);
+fn short_read<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    backend.shorten(0, 128);
+    let disk: Disk<G> = attach(&backend, 8);
     let null = OwnedFd::from(StdFile::open("/dev/null").expect("a descriptor"));
-    let file = File::on_engine(&disk, null).expect("it is of this context");
+    let file = File::with_engine(&disk, null).expect("it is of this context");
     let a = spawn("A", move || file.read_at(&mut [0; 512], 0).expect("the script has no errors"));
     rounds(context, &disk, || a.is_finished());
     let read = join(a);
     assert!(read == 512, "cut: {read} bytes of 512, and no error");
 }
 
-fn cancel_in_flight<P: Policy>(context: &AioContext) {
-    let kernel = kernel();
-    kernel.hold(0);
-    let disk: Disk<P> = attach(&kernel, 8);
+fn cancel_in_flight<G: Guards>(context: &AioContext) {
+    let backend = backend();
+    backend.hold(0);
+    let disk: Disk<G> = attach(&backend, 8);
     let buffer = Box::leak(Box::new([0_u8; 512])).as_mut_ptr();
     let a = spawn("A", {
         let disk = disk.clone();
@@ -215,14 +215,14 @@ fn cancel_in_flight<P: Policy>(context: &AioContext) {
     context.poll(false);
     let over_before = a.is_finished();
     say("now the kernel completes the read");
-    kernel.release(0);
+    backend.release(0);
     rounds(context, &disk, || a.is_finished() && disk.stats().in_flight == 0);
     assert!(!over_before, "wrong: the call returned before the kernel was done");
     join(a);
 }
 
-fn nested_at_depth_one<P: Policy>(context: &AioContext) {
-    let disk: Disk<P> = attach(&kernel(), 1);
+fn nested_at_depth_one<G: Guards>(context: &AioContext) {
+    let disk: Disk<G> = attach(&backend(), 1);
     let a = spawn("A", {
         let (disk, context) = (disk.clone(), context.clone());
         move || {

@@ -15,21 +15,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The quota of each connection, in bytes. A request that needs more is a large request.
-pub const OWN: usize = 256 << 10;
+pub const FREE_QUOTA: usize = 256 << 10;
 /// The unit in which small requests take memory from the budget, in bytes. One unit is enough for a
 /// small request.
-const UNIT: usize = OWN;
+const UNIT: usize = FREE_QUOTA;
 
 /// A memory budget shared by the connections of all threads.
-pub struct Budget {
+pub struct MemoryBudget {
     /// In bytes. Relaxed: a plain counter that publishes no other data.
     free: AtomicUsize,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// Creates a budget of `bytes`.
-    pub fn new(bytes: usize) -> Arc<Budget> {
-        Arc::new(Budget { free: AtomicUsize::new(bytes) })
+    pub fn new(bytes: usize) -> Arc<MemoryBudget> {
+        Arc::new(MemoryBudget { free: AtomicUsize::new(bytes) })
     }
 
     /// Takes `bytes` for a connection that already holds `held`, if that is fair.
@@ -44,19 +44,19 @@ impl Budget {
 }
 
 /// The payload bytes in flight on one connection, and the connection's share of the budget.
-pub struct Allowance {
-    budget: Arc<Budget>,
+pub struct ConnectionQuota {
+    budget: Arc<MemoryBudget>,
     small: Cell<usize>,
     large: Cell<usize>,
     /// Bytes taken from the budget for small requests.
     units: Cell<usize>,
 }
 
-impl Allowance {
+impl ConnectionQuota {
     /// Creates the allowance of a connection with nothing in flight.
-    pub fn of(budget: &Arc<Budget>) -> Allowance {
+    pub fn of(budget: &Arc<MemoryBudget>) -> ConnectionQuota {
         let [small, large, units] = [0; 3].map(Cell::new);
-        Allowance { budget: Arc::clone(budget), small, large, units }
+        ConnectionQuota { budget: Arc::clone(budget), small, large, units }
     }
 
     pub fn under_way(&self) -> usize {
@@ -70,8 +70,8 @@ impl Allowance {
     /// Takes memory for a small request. Returns `false` if the request must wait for others of
     /// this connection.
     pub fn try_take(&self, bytes: usize) -> bool {
-        debug_assert!(bytes <= OWN);
-        if self.small.get() + bytes > OWN + self.units.get() {
+        debug_assert!(bytes <= FREE_QUOTA);
+        if self.small.get() + bytes > FREE_QUOTA + self.units.get() {
             if !self.budget.try_take(UNIT, self.held()) {
                 return false;
             }
@@ -84,7 +84,7 @@ impl Allowance {
     /// Takes memory for a large request. Returns `false` if the budget has none for this
     /// connection.
     pub fn try_take_large(&self, bytes: usize) -> bool {
-        debug_assert!(bytes > OWN);
+        debug_assert!(bytes > FREE_QUOTA);
         let taken = self.budget.try_take(bytes, self.held());
         if taken {
             self.large.set(self.large.get() + bytes);
@@ -94,12 +94,12 @@ impl Allowance {
 
     /// Gives back the memory of one request.
     pub fn give_back(&self, bytes: usize) {
-        if bytes > OWN {
+        if bytes > FREE_QUOTA {
             self.large.set(self.large.get() - bytes);
             return self.budget.give_back(bytes);
         }
         self.small.set(self.small.get() - bytes);
-        let needed = self.small.get().saturating_sub(OWN).next_multiple_of(UNIT);
+        let needed = self.small.get().saturating_sub(FREE_QUOTA).next_multiple_of(UNIT);
         let unused = self.units.get() - needed;
         if unused > 0 {
             self.units.set(needed);

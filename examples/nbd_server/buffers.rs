@@ -6,14 +6,14 @@
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 /// Page alignment suits every device.
 const PAGE: usize = 4096;
 /// The largest class is as long as the largest request.
 const CLASSES: usize = 14;
 /// The maximum amount of free memory that a thread keeps, in bytes.
-const MOST_KEPT: usize = 64 << 20;
+const MAX_KEPT: usize = 64 << 20;
 
 thread_local! {
     static KEPT: RefCell<[Vec<AlignedBuf>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
@@ -55,7 +55,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         let total = KEPT_BYTES.get() + memory.len();
-        if total <= MOST_KEPT {
+        if total <= MAX_KEPT {
             KEPT_BYTES.set(total);
             KEPT.with_borrow_mut(|kept| kept[class(memory.len())].push(memory));
         }

@@ -2,7 +2,7 @@
 //! coroutine, up to a limit.
 //!
 //! The requests and bytes in flight are bounded per connection, and the bytes also over all
-//! connections, see [`Budget`]. A request counts as in flight until its reply is sent, so the
+//! connections, see [`MemoryBudget`]. A request counts as in flight until its reply is sent, so the
 //! server stops reading from a client that takes no replies. A large request that gets no share of
 //! the budget is served in pieces.
 
@@ -13,29 +13,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio_aio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, start, suspend, timeout};
+use coralio::{Cancelled, CoFd, Coroutine, check_cancelled, shield, spawn, spawn_now, suspend, timeout};
 
-use crate::budget::{Allowance, Budget, OWN};
+use crate::budget::{ConnectionQuota, FREE_QUOTA, MemoryBudget};
 use crate::buffers::Buffer;
 use crate::export::Export;
-use crate::inbox::Inbox;
+use crate::handle::{check, check_range, handle, memory, write};
 use crate::negotiate::Agreed;
-use crate::perform::{check, check_range, memory, perform, write};
-use crate::protocol::{Command, MOST_BYTES, REQUEST_LEN, Request};
-use crate::reply::{Done, Outbox, Reply};
+use crate::protocol::{Command, MAX_BYTES, REQUEST_LEN, Request};
+use crate::reply::{Done, Reply, ReplyQueue};
+use crate::request_reader::RequestReader;
 use crate::turn::{ClientId, Turn};
 
 /// Maximum number of requests in flight on one connection while no other client of the thread is
 /// active.
-const MOST_REQUESTS: usize = 256;
+const MAX_REQUESTS: usize = 256;
 /// Maximum number of requests in flight on one connection while another client is active: they
 /// delay that client's requests.
-const MOST_REQUESTS_IN_COMPANY: usize = 16;
+const MAX_REQUESTS_IN_COMPANY: usize = 16;
 /// Maximum number of payload bytes in flight on one connection: two of the largest requests.
-const MOST_UNDER_WAY: usize = 2 * MOST_BYTES as usize;
+const MAX_UNDER_WAY: usize = 2 * MAX_BYTES as usize;
 /// Piece size of a large request that gets no share of the budget, in bytes. Two pieces are in
 /// memory at a time.
-pub const PIECE: u32 = OWN as u32 / 2;
+pub const PIECE: u32 = FREE_QUOTA as u32 / 2;
 /// The time that clients have to take their last replies when the server ends.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -43,8 +43,8 @@ pub struct Connection {
     pub socket: CoFd<fs::File>,
     pub export: Rc<Export>,
     pub agreed: Agreed,
-    pub outbox: Outbox,
-    pub allowance: Allowance,
+    pub outbox: ReplyQueue,
+    pub quota: ConnectionQuota,
     pub idle_limit: Option<Duration>,
     pub client: ClientId,
     requests: Cell<usize>,
@@ -75,7 +75,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let connection = &self.connection;
         connection.requests.set(connection.requests.get() - 1);
-        connection.allowance.give_back(self.bytes);
+        connection.quota.give_back(self.bytes);
         if let Some(waiter) = connection.waiter.take() {
             waiter.wake();
         }
@@ -89,15 +89,15 @@ pub fn serve(
     socket: fs::File,
     export: &Rc<Export>,
     agreed: Agreed,
-    budget: &Arc<Budget>,
+    budget: &Arc<MemoryBudget>,
     idle_limit: Option<Duration>,
 ) -> io::Result<()> {
     let connection = Rc::new(Connection {
         socket: CoFd::new(socket)?,
         export: Rc::clone(export),
         agreed,
-        outbox: Outbox::default(),
-        allowance: Allowance::of(budget),
+        outbox: ReplyQueue::default(),
+        quota: ConnectionQuota::of(budget),
         requests: Cell::new(0),
         idle_limit,
         client: ClientId::new(),
@@ -113,35 +113,35 @@ pub fn serve(
 
 impl Connection {
     fn read_requests(self: &Rc<Self>) -> io::Result<()> {
-        let (mut inbox, mut turn) = (Inbox::new(), Turn::of(self.client));
-        while let Some(head) = self.next_head(&mut inbox)? {
+        let (mut reader, mut turn) = (RequestReader::new(), Turn::of(self.client));
+        while let Some(head) = self.next_head(&mut reader)? {
             let Some(request) = Request::parse(&head) else { return Err(refusal("request with a wrong magic number")) };
             let len = request.len as usize;
             self.client.note_request();
             match request.command {
                 Command::Disconnect => break,
-                Command::Write if request.len > MOST_BYTES => {
-                    return Err(refusal(&format!("write of {len} bytes exceeds the limit of {MOST_BYTES}")));
+                Command::Write if request.len > MAX_BYTES => {
+                    return Err(refusal(&format!("write of {len} bytes exceeds the limit of {MAX_BYTES}")));
                 }
                 _ => {}
             }
             let ticket = self.admit(memory(&request))?;
             if request.command == Command::Write && ticket.in_pieces {
-                let done = self.write_in_pieces(&mut inbox, request, &mut turn)?;
-                self.more_to_come.set(inbox.has_head());
-                drop(start(move || answer(ticket, |ticket| finish_write(&request, done, ticket))));
+                let done = self.write_in_pieces(&mut reader, request, &mut turn)?;
+                self.more_to_come.set(reader.has_head());
+                drop(spawn_now(move || answer(ticket, |ticket| finish_write(&request, done, ticket))));
                 continue;
             }
             let data = match request.command {
                 Command::Write => {
                     let mut data = Buffer::new(len);
-                    inbox.payload(&self.socket, &mut data, &mut turn, self.idle_limit)?;
+                    reader.payload(&self.socket, &mut data, &mut turn, self.idle_limit)?;
                     Some(data)
                 }
                 _ => None,
             };
-            self.more_to_come.set(inbox.has_head());
-            drop(start(move || answer(ticket, |ticket| reply(&request, data, ticket))));
+            self.more_to_come.set(reader.has_head());
+            drop(spawn_now(move || answer(ticket, |ticket| reply(&request, data, ticket))));
             // The error can be ignored: requests that have been read are served even if the server
             // ends, and `next_head` checks for cancellation.
             let _ = turn.spend(0);
@@ -150,14 +150,14 @@ impl Connection {
     }
 
     /// Returns the header of the next request, or `None` if the client will send no more.
-    fn next_head(&self, inbox: &mut Inbox) -> io::Result<Option<[u8; REQUEST_LEN]>> {
-        if !inbox.has_head() {
+    fn next_head(&self, reader: &mut RequestReader) -> io::Result<Option<[u8; REQUEST_LEN]>> {
+        if !reader.has_head() {
             // A client that sends without a pause never suspends this coroutine, where cancellation
             // would be noticed.
             check_cancelled()?;
         }
         loop {
-            match within(self.idle_limit, || inbox.head(&self.socket)) {
+            match within(self.idle_limit, || reader.head(&self.socket)) {
                 // The client waits for replies. If it does not take them, the sender notices.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut && self.requests.get() > 0 => {}
                 outcome => return outcome,
@@ -171,7 +171,12 @@ impl Connection {
     /// # Errors
     ///
     /// The socket's. The result of the write itself is the inner value.
-    fn write_in_pieces(&self, inbox: &mut Inbox, request: Request, turn: &mut Turn) -> io::Result<io::Result<()>> {
+    fn write_in_pieces(
+        &self,
+        reader: &mut RequestReader,
+        request: Request,
+        turn: &mut Turn,
+    ) -> io::Result<io::Result<()>> {
         let (image, mut rest) = (&*self.export.image, request);
         let mut done = check(&self.export, &request, self.agreed)
             .and_then(|()| check_range(image, request.offset, request.len.into()));
@@ -179,7 +184,7 @@ impl Connection {
         while rest.len > 0 {
             let (piece, behind) = rest.split(PIECE);
             let data = &mut data[..piece.len as usize];
-            inbox.payload(&self.socket, data, turn, self.idle_limit)?;
+            reader.payload(&self.socket, data, turn, self.idle_limit)?;
             // Data that has been received is written even if the server ends meanwhile.
             done = done.and_then(|()| shield(|| write(image, data, piece.offset)));
             rest = behind;
@@ -190,16 +195,16 @@ impl Connection {
     /// Waits until a further request with `bytes` bytes may be in flight.
     fn admit(self: &Rc<Self>, bytes: usize) -> io::Result<Ticket> {
         self.wait_while(|| {
-            let (requests, under_way) = (self.requests.get(), self.allowance.under_way());
+            let (requests, under_way) = (self.requests.get(), self.quota.under_way());
             // When the server ends, all requests that have been read are served.
             let is_shared = self.client.has_company() && check_cancelled().is_ok();
-            let most = if is_shared { MOST_REQUESTS_IN_COMPANY } else { MOST_REQUESTS };
-            requests >= most || requests > 0 && under_way + bytes > MOST_UNDER_WAY
+            let most = if is_shared { MAX_REQUESTS_IN_COMPANY } else { MAX_REQUESTS };
+            requests >= most || requests > 0 && under_way + bytes > MAX_UNDER_WAY
         })?;
-        let in_pieces = bytes > OWN && !self.allowance.try_take_large(bytes);
-        let bytes = if in_pieces { OWN } else { bytes };
-        if bytes <= OWN {
-            self.wait_while(|| !self.allowance.try_take(bytes))?;
+        let in_pieces = bytes > FREE_QUOTA && !self.quota.try_take_large(bytes);
+        let bytes = if in_pieces { FREE_QUOTA } else { bytes };
+        if bytes <= FREE_QUOTA {
+            self.wait_while(|| !self.quota.try_take(bytes))?;
         }
         self.requests.set(self.requests.get() + 1);
         Ok(Ticket { connection: Rc::clone(self), bytes, in_pieces })
@@ -286,17 +291,17 @@ fn answer(ticket: Ticket, work: impl FnOnce(Ticket) -> Reply) {
     let unanswered = Unanswered(&connection);
     let reply = work(ticket);
     std::mem::forget(unanswered);
-    connection.outbox.put(&connection, reply);
+    connection.outbox.push(&connection, reply);
 }
 
 /// Performs one request, or the first piece of a large read in pieces.
 fn reply(request: &Request, data: Option<Buffer>, ticket: Ticket) -> Reply {
     let connection = &ticket.connection;
-    let can_be_read = request.len <= MOST_BYTES && !request.is_beyond(connection.export.image.len());
+    let can_be_read = request.len <= MAX_BYTES && !request.is_beyond(connection.export.image.len());
     if ticket.in_pieces && request.command == Command::Read && can_be_read {
         return Reply::in_pieces(request, ticket);
     }
-    let done = perform(&connection.export, request, data, connection.agreed);
+    let done = handle(&connection.export, request, data, connection.agreed);
     Reply::new(request, done, ticket)
 }
 

@@ -9,7 +9,7 @@ use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio_aio::CoMutex;
+use coralio::CoMutex;
 use coralio_qcow2::Image;
 
 /// The result of a group's flush, copied to each of its requests: error kind and text.

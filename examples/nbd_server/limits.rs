@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio_aio::{Cancelled, Semaphore};
+use coralio::{Cancelled, Semaphore};
 
 /// Descriptors reserved for files and engines.
 const RESERVE: u64 = 64;

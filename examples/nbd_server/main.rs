@@ -42,21 +42,21 @@
 mod budget;
 mod buffers;
 mod connection;
-mod crew;
 mod export;
 mod flushes;
-mod inbox;
+mod handle;
 mod limits;
 mod negotiate;
 mod options;
-mod perform;
 mod protocol;
 mod reply;
+mod request_reader;
 mod server;
 #[path = "../shared/signals.rs"]
 mod signals;
 mod socket_file;
 mod sparse;
+mod task_group;
 #[path = "../shared/trace.rs"]
 mod trace;
 mod turn;
@@ -87,5 +87,5 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), String> {
     options.check()?;
     let refused = |error| format!("--depth {}: {error}", options.depth);
-    options.trace.run(options.runner()?, refused, || server::serve_all(options))
+    options.trace.run(options.builder()?, refused, || server::serve_all(options))
 }

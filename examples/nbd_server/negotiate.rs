@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 
-use coralio_aio::CoFd;
+use coralio::CoFd;
 
 use crate::export::{Catalog, Listing};
 use crate::protocol::*;
@@ -14,7 +14,7 @@ use crate::turn::{ClientId, Turn};
 
 /// Maximum size of an option's data: a name of 4096 bytes with its parameters, and room for more
 /// queries than there are contexts.
-const MOST_DATA: u32 = 16 << 10;
+const MAX_DATA: u32 = 16 << 10;
 
 /// Options that a client may send per export, in addition to the general limit: for listing,
 /// querying and selecting.
@@ -71,7 +71,7 @@ pub fn negotiate(mut socket: &CoFd<fs::File>, catalog: &Catalog, most_options: u
                 "option {number} requires the fixed newstyle flag, which the client did not set"
             )));
         }
-        if len > MOST_DATA {
+        if len > MAX_DATA {
             // No legitimate option is this long.
             negotiation.answer(number, Answer::TooBig, b"too long")?;
             return Err(refusal(format!("option of {len} bytes is too long")));

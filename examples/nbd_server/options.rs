@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio_aio::{DEFAULT_DEPTH, Direct, KernelChoice, Runner};
+use coralio::{BackendKind, DEFAULT_DEPTH, Direct, RuntimeBuilder};
 use coralio_qcow2::Format;
 
-use crate::budget::Budget;
+use crate::budget::MemoryBudget;
 use crate::trace::TraceOption;
 
 /// Serves disk images over the NBD protocol, to qemu, nbd-client, libnbd and others.
@@ -62,9 +62,9 @@ pub struct Options {
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub format: Option<Format>,
 
-    /// Kernel interface: auto, aio, uring, threads [default: CORALIO_KERNEL, else auto]
-    #[arg(long, value_name = "KERNEL")]
-    kernel: Option<KernelChoice>,
+    /// Backend: auto, aio, uring, threads [default: CORALIO_BACKEND, else auto]
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<BackendKind>,
 
     /// Maximum number of requests that the kernel has at a time, per thread
     #[arg(long, value_name = "N", default_value_t = DEFAULT_DEPTH)]
@@ -170,8 +170,8 @@ impl Options {
     }
 
     /// Creates the memory budget that the connections of all threads share.
-    pub fn budget(&self) -> Arc<Budget> {
-        Budget::new((self.memory as usize) << 20)
+    pub fn budget(&self) -> Arc<MemoryBudget> {
+        MemoryBudget::new((self.memory as usize) << 20)
     }
 
     /// Returns the maximum number of connections, given that `fit` fit into the descriptor limit.
@@ -187,9 +187,10 @@ impl Options {
         }
     }
 
-    /// Creates the runner of each thread. The command line takes precedence over the environment.
-    pub fn runner(&self) -> Result<Runner, String> {
-        let kernel = self.kernel.map_or_else(KernelChoice::from_env, Ok).map_err(|error| error.to_string())?;
-        Ok(Runner::new().kernel(kernel).depth(self.depth))
+    /// Creates the builder of each thread's runtime. The command line takes precedence over the
+    /// environment.
+    pub fn builder(&self) -> Result<RuntimeBuilder, String> {
+        let backend = self.backend.map_or_else(BackendKind::from_env, Ok).map_err(|error| error.to_string())?;
+        Ok(RuntimeBuilder::new().backend(backend).queue_depth(self.depth))
     }
 }

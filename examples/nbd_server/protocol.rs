@@ -4,7 +4,7 @@
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>
 
 /// The maximum payload of a request: the limit that clients may assume by default.
-pub const MOST_BYTES: u32 = 32 << 20;
+pub const MAX_BYTES: u32 = 32 << 20;
 /// The preferred alignment of offsets and lengths, in bytes: direct I/O accepts it everywhere.
 const PREFERRED: u32 = 4096;
 
@@ -82,7 +82,7 @@ pub fn info_export(size: u64, flags: u16) -> Vec<u8> {
 }
 
 pub fn info_block_size() -> Vec<u8> {
-    let sizes = [1, PREFERRED, MOST_BYTES].map(u32::to_be_bytes);
+    let sizes = [1, PREFERRED, MAX_BYTES].map(u32::to_be_bytes);
     [&INFO_BLOCK_SIZE.to_be_bytes()[..], sizes.as_flattened()].concat()
 }
 

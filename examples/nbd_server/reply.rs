@@ -11,19 +11,19 @@ use std::io::{self, IoSlice, Write};
 use std::mem;
 use std::rc::Rc;
 
-use coralio_aio::{Coroutine, spawn};
+use coralio::{Coroutine, spawn};
 
 use crate::buffers::Buffer;
 use crate::connection::{Connection, PIECE, Ticket, within};
-use crate::perform::perform;
+use crate::handle::handle;
 use crate::protocol::{self, Command, Head, Part, Request};
 use crate::turn::Turn;
 
 /// Maximum number of replies per system call, usually with two slices each: the kernel accepts 1024
 /// slices.
-const TOGETHER: usize = 512;
+const MAX_REPLIES_PER_WRITE: usize = 512;
 /// Maximum number of characters in an error message: the protocol allows 4096 bytes.
-const MOST_SAID: usize = 1000;
+const MAX_ERROR_TEXT: usize = 1000;
 
 /// The successful result of a request.
 pub enum Done {
@@ -83,7 +83,7 @@ impl Reply {
     pub fn in_pieces(request: &Request, ticket: Ticket) -> Reply {
         let connection = ticket.connection();
         let (first, rest) = request.split(PIECE);
-        let done = perform(&connection.export, &first, None, connection.agreed);
+        let done = handle(&connection.export, &first, None, connection.agreed);
         if done.is_err() {
             return Reply::new(request, done, ticket);
         }
@@ -122,7 +122,7 @@ impl Message {
             }
             Err(error) => {
                 let message = if structured { error.to_string() } else { String::new() };
-                let message = message.chars().take(MOST_SAID).collect::<String>();
+                let message = message.chars().take(MAX_ERROR_TEXT).collect::<String>();
                 let code = code(request, connection.export.image.len(), &error);
                 (Head::error(cookie, code, &message, structured), Body::Message(message))
             }
@@ -170,7 +170,7 @@ fn code(request: &Request, size: u64, error: &io::Error) -> protocol::Error {
 
 /// The replies to send on a connection.
 #[derive(Default)]
-pub struct Outbox {
+pub struct ReplyQueue {
     replies: RefCell<Vec<Reply>>,
     /// The coroutine that sends until the outbox is empty.
     sender: Cell<Option<Coroutine>>,
@@ -178,13 +178,13 @@ pub struct Outbox {
     broken: Cell<bool>,
 }
 
-impl Outbox {
+impl ReplyQueue {
     /// Adds `reply`; sends it directly if no other reply can join it.
     ///
     /// # Control
     ///
     /// May yield.
-    pub fn put(&self, connection: &Rc<Connection>, reply: Reply) {
+    pub fn push(&self, connection: &Rc<Connection>, reply: Reply) {
         if self.broken.get() {
             return;
         }
@@ -229,7 +229,7 @@ fn send(connection: &Rc<Connection>) {
 
 fn send_replies(connection: &Connection, replies: &[Reply], turn: &mut Turn) -> io::Result<()> {
     for group in replies.split_inclusive(|reply| reply.rest.is_some()) {
-        for together in group.chunks(TOGETHER) {
+        for together in group.chunks(MAX_REPLIES_PER_WRITE) {
             let mut pieces = Vec::with_capacity(2 * together.len());
             together.iter().for_each(|reply| reply.message.pieces(&mut pieces));
             send_all(connection, &mut pieces, turn)?;
@@ -250,7 +250,7 @@ fn send_replies(connection: &Connection, replies: &[Reply], turn: &mut Turn) -> 
 fn send_rest(connection: &Connection, mut rest: Request, turn: &mut Turn) -> io::Result<()> {
     while rest.len > 0 {
         let (piece, behind) = rest.split(PIECE);
-        let done = perform(&connection.export, &piece, None, connection.agreed);
+        let done = handle(&connection.export, &piece, None, connection.agreed);
         let is_last = done.is_err() || behind.len == 0;
         if comes_in_chunks(&rest, connection) {
             let message = Message::new(&piece, done, connection, is_last);

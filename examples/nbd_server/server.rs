@@ -18,18 +18,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coralio_aio::{Cancelled, CoFd, Receiver, Sender, channel, check_cancelled, sleep, spawn, timeout, yield_now};
+use coralio::{Cancelled, CoFd, Receiver, Sender, channel, check_cancelled, sleep, spawn, timeout, yield_now};
 use coralio_runtime::report;
 
-use crate::budget::Budget;
+use crate::budget::MemoryBudget;
 use crate::connection;
-use crate::crew::Crew;
 use crate::export::{Catalog, Exports, open_all};
 use crate::limits::{self, Slot, Slots};
 use crate::negotiate::{Agreed, negotiate};
 use crate::options::Options;
 use crate::signals;
 use crate::socket_file::SocketFile;
+use crate::task_group::TaskGroup;
 
 /// Capacity of each thread's channel of new clients.
 const ON_THE_WAY: usize = 64;
@@ -58,30 +58,30 @@ pub fn serve_all(options: &Options) -> Result<(), String> {
     let fit = limits::connections_that_fit().map_err(|error| format!("cannot read the descriptor limit: {error}"))?;
     let slots = Slots::new(options.connections(fit)?);
     // Last: an error before this finds no coroutines that would have to be unwound.
-    let mut staff = Staff::hire(options, exports)?;
+    let mut workers = Workers::spawn(options, exports)?;
     // Catch signals before the message: a reader of it may send one right away.
     signals::listen(Some(tell.into()));
     let mut output = io::stdout();
     // Serve even if standard output is closed.
     let _ = writeln!(output, "nbd_server: {} on {listener}", describe(&catalog)).and_then(|()| output.flush());
 
-    let negotiators = Crew::default();
+    let negotiators = TaskGroup::default();
     let reception = Reception {
         catalog,
-        desks: staff.desks.clone(),
+        queues: workers.queues.clone(),
         options: options.clone(),
         slots,
         negotiators: negotiators.clone(),
     };
-    let listening = Crew::default();
-    listening.hire("listener", move || Rc::new(reception).accept_clients(&listener));
+    let listening = TaskGroup::default();
+    listening.spawn("listener", move || Rc::new(reception).accept_clients(&listener));
 
     let told = CoFd::new(told).map_err(|error| format!("cannot wait for signals: {error}"))?;
     (&told).read_exact(&mut [0]).map_err(|error| format!("cannot wait for signals: {error}"))?;
     // The listener first, because it spawns negotiators.
-    listening.dismiss();
-    negotiators.dismiss();
-    staff.dismiss()
+    listening.shutdown();
+    negotiators.shutdown();
+    workers.shutdown()
 }
 
 fn describe(catalog: &Catalog) -> String {
@@ -92,10 +92,10 @@ fn describe(catalog: &Catalog) -> String {
 /// Accepts clients, negotiates, and passes them on.
 struct Reception {
     catalog: Rc<Catalog>,
-    desks: Vec<Sender<Client>>,
+    queues: Vec<Sender<Client>>,
     options: Options,
     slots: Slots,
-    negotiators: Crew,
+    negotiators: TaskGroup,
 }
 
 impl Reception {
@@ -124,7 +124,7 @@ impl Reception {
             };
             let Ok(slot) = self.take_slot(&full) else { return };
             let this = Rc::clone(&self);
-            self.negotiators.hire("negotiation", move || note(this.receive(socket, slot, turn)));
+            self.negotiators.spawn("negotiation", move || note(this.receive(socket, slot, turn)));
             // Lets the existing coroutines run before the next client is accepted.
             yield_now();
         }
@@ -158,9 +158,9 @@ impl Reception {
                 Err(io::Error::new(io::ErrorKind::InvalidData, why))
             })?;
         if let Some(agreed) = agreed {
-            let desk = if self.catalog.0[agreed.export].on_one_thread { 0 } else { turn % self.desks.len() };
+            let queue = if self.catalog.0[agreed.export].on_one_thread { 0 } else { turn % self.queues.len() };
             // Fails only when the server ends.
-            let _ = self.desks[desk].send(Client { socket: socket.into_inner(), agreed, slot });
+            let _ = self.queues[queue].send(Client { socket: socket.into_inner(), agreed, slot });
         }
         Ok(())
     }
@@ -209,19 +209,19 @@ impl State {
 fn serve_clients(
     exports: &Exports,
     clients: &Receiver<Client>,
-    budget: &Arc<Budget>,
+    budget: &Arc<MemoryBudget>,
     idle_limit: Option<Duration>,
 ) -> Result<(), String> {
-    let crew = Crew::default();
+    let group = TaskGroup::default();
     for Client { socket, agreed, slot } in clients.iter() {
         let export = exports[agreed.export].clone().expect("clients of an export reach the thread that serves it");
         let budget = Arc::clone(budget);
-        crew.hire("connection", move || {
+        group.spawn("connection", move || {
             let _slot = slot;
             note(connection::serve(socket, &export, agreed, &budget, idle_limit));
         });
     }
-    crew.dismiss();
+    group.shutdown();
     exports
         .iter()
         .flatten()
@@ -256,23 +256,23 @@ fn note(outcome: io::Result<()>) {
 }
 
 /// The serving side: this thread's server coroutine, and the other threads.
-struct Staff {
-    desks: Vec<Sender<Client>>,
-    here: Option<coralio_aio::JoinHandle<Result<(), String>>>,
+struct Workers {
+    queues: Vec<Sender<Client>>,
+    here: Option<coralio::JoinHandle<Result<(), String>>>,
     elsewhere: Vec<thread::JoinHandle<Result<(), String>>>,
 }
 
-impl Staff {
-    fn hire(options: &Options, exports: Exports) -> Result<Staff, String> {
-        let (desk, clients) = channel(ON_THE_WAY);
+impl Workers {
+    fn spawn(options: &Options, exports: Exports) -> Result<Workers, String> {
+        let (queue, clients) = channel::bounded(ON_THE_WAY);
         let budget = options.budget();
         let (shared, idle_limit) = (Arc::clone(&budget), options.idle_limit);
         let here = spawn(move || serve_clients(&exports, &clients, &shared, idle_limit));
-        let mut staff = Staff { desks: vec![desk], here: Some(here), elsewhere: Vec::new() };
+        let mut workers = Workers { queues: vec![queue], here: Some(here), elsewhere: Vec::new() };
         for number in 1..options.threads {
-            let (desk, clients) = channel(ON_THE_WAY);
-            let (ready, started) = channel(1);
-            let (options, runner, budget) = (options.clone(), options.runner()?, Arc::clone(&budget));
+            let (queue, clients) = channel::bounded(ON_THE_WAY);
+            let (ready, started) = channel::bounded(1);
+            let (options, runner, budget) = (options.clone(), options.builder()?, Arc::clone(&budget));
             let work = move || {
                 runner
                     .run(|| {
@@ -284,18 +284,18 @@ impl Staff {
                     .flatten()
             };
             let thread = thread::Builder::new().name(format!("loop {number}")).spawn(work);
-            staff.elsewhere.push(thread.map_err(|error| format!("--threads: {error}"))?);
-            staff.desks.push(desk);
+            workers.elsewhere.push(thread.map_err(|error| format!("--threads: {error}"))?);
+            workers.queues.push(queue);
             if started.recv().is_err() {
-                return Err(staff.dismiss().err().unwrap_or_else(|| "a thread ended during startup".into()));
+                return Err(workers.shutdown().err().unwrap_or_else(|| "a thread ended during startup".into()));
             }
         }
-        Ok(staff)
+        Ok(workers)
     }
 
     /// Closes the channels and waits until all threads have finished.
-    fn dismiss(&mut self) -> Result<(), String> {
-        self.desks.clear();
+    fn shutdown(&mut self) -> Result<(), String> {
+        self.queues.clear();
         let here = self.here.take().map_or(Ok(()), |here| here.join().unwrap_or_else(|_| Err("serving failed".into())));
         // Blocking joins are fine here: the first thread has no other work left.
         let others = self.elsewhere.drain(..);

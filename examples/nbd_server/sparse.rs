@@ -5,11 +5,11 @@
 
 use std::io;
 
-use coralio_aio::yield_now;
+use coralio::yield_now;
 use coralio_qcow2::Image;
 
 use crate::buffers::Buffer;
-use crate::perform;
+use crate::handle;
 use crate::protocol::Part;
 use crate::reply::Done;
 
@@ -29,7 +29,7 @@ pub fn read(image: &dyn Image, offset: u64, len: u32) -> io::Result<Done> {
     let mut rest = &mut data[..];
     for part in parts.iter().filter(filled) {
         let (this, behind) = rest.split_at_mut(part.len as usize);
-        perform::read(image, this, part.offset)?;
+        handle::read(image, this, part.offset)?;
         rest = behind;
     }
     Ok(if parts.len() == 1 && !parts[0].hole { Done::Data(data) } else { Done::Parts(parts, data) })

@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 
-use coralio_aio::{Cancelled, check_cancelled, yield_now};
+use coralio::{Cancelled, check_cancelled, yield_now};
 
 /// The cost of a step in addition to the bytes that it moves.
 const STEP: usize = 16 << 10;

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use coralio_aio::trace::{Format, Trace};
-use coralio_aio::{Runner, report};
+use coralio::trace::{Format, Trace};
+use coralio::{RuntimeBuilder, report};
 
 /// Maximum number of events kept; older ones are overwritten.
 const EVENTS: usize = 100_000;
@@ -22,13 +22,13 @@ impl TraceOption {
     /// `work`.
     pub fn run<T>(
         &self,
-        runner: Runner,
+        builder: RuntimeBuilder,
         refused: impl FnOnce(io::Error) -> String,
         work: impl FnOnce() -> Result<T, String>,
     ) -> Result<T, String> {
-        let Some(file) = &self.file else { return runner.run(work).map_err(refused).flatten() };
+        let Some(file) = &self.file else { return builder.run(work).map_err(refused).flatten() };
         let trace = Trace::new(EVENTS);
-        let result = runner.trace(&trace).run(work).map_err(refused).flatten();
+        let result = builder.trace(&trace).run(work).map_err(refused).flatten();
         let recording = trace.recording();
         let message = match recording.write(file) {
             Ok(()) => {

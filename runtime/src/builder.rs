@@ -19,11 +19,11 @@ use crate::trace::Trace;
 #[must_use]
 pub struct ContextBuilder {
     stack_size: usize,
-    poll_limit: Duration,
-    deadlock_report: Option<Duration>,
-    stall_report: Option<Duration>,
-    unwind_report: bool,
-    measure_stack: bool,
+    busy_poll_max: Duration,
+    report_deadlocks_after: Option<Duration>,
+    report_stalls_after: Option<Duration>,
+    report_unwound: bool,
+    track_stack_usage: bool,
     trace: Option<Trace>,
     clock: Clock,
 }
@@ -41,8 +41,8 @@ impl ContextBuilder {
     ///
     /// Busy-polling trades CPU time for latency: an event that arrives meanwhile needs no wake-up.
     /// Twice the latency of the device is a good limit.
-    pub fn poll_limit(mut self, limit: Duration) -> ContextBuilder {
-        self.poll_limit = limit;
+    pub fn busy_poll_max(mut self, limit: Duration) -> ContextBuilder {
+        self.busy_poll_max = limit;
         self
     }
 
@@ -54,30 +54,31 @@ impl ContextBuilder {
     /// could end a wait is known to wait as well. While other threads run, they are assumed able to
     /// wake waiters of semaphores, channels and queues. With a [virtual clock](Self::virtual_clock)
     /// the check is immediate, since idle time does not pass there.
-    pub fn deadlock_report(mut self, after: Option<Duration>) -> ContextBuilder {
-        self.deadlock_report = after;
+    pub fn report_deadlocks_after(mut self, after: Option<Duration>) -> ContextBuilder {
+        self.report_deadlocks_after = after;
         self
     }
 
     /// Sets whether the end of the context reports, on standard error, the number of coroutines
     /// that had not ended and were unwound. Default: true.
-    pub fn unwind_report(mut self, report: bool) -> ContextBuilder {
-        self.unwind_report = report;
+    pub fn report_unwound(mut self, report: bool) -> ContextBuilder {
+        self.report_unwound = report;
         self
     }
 
     /// Reports on standard error each iteration of the loop, or enter outside of an iteration, that
     /// takes longer than `limit`, with the coroutine that runs and a backtrace. Off by default.
     /// Uses a thread, which stops the home thread briefly by `SIGURG` to take the backtrace.
-    pub fn stall_report(mut self, limit: Duration) -> ContextBuilder {
-        self.stall_report = Some(limit);
+    pub fn report_stalls_after(mut self, limit: Duration) -> ContextBuilder {
+        self.report_stalls_after = Some(limit);
         self
     }
 
     /// Sets whether the stack use of coroutines is measured by default. Costs memory and time for
-    /// each coroutine: see [`Builder::measure_stack`](crate::Builder::measure_stack).
-    pub fn measure_stack(mut self, measure: bool) -> ContextBuilder {
-        self.measure_stack = measure;
+    /// each coroutine: see
+    /// [`CoroutineBuilder::track_stack_usage`](crate::CoroutineBuilder::track_stack_usage).
+    pub fn track_stack_usage(mut self, measure: bool) -> ContextBuilder {
+        self.track_stack_usage = measure;
         self
     }
 
@@ -88,9 +89,10 @@ impl ContextBuilder {
     /// The clock advances when the loop has nothing else to do: to the next timer, or as a
     /// simulated backend requires. I/O of a real backend is waited for in real time, and a timer
     /// meanwhile fires after its remaining time in real time. With no timer and no I/O, the loop
-    /// checks for a deadlock immediately if [`deadlock_report`](Self::deadlock_report) allows it,
-    /// and then sleeps until a descriptor or another thread wakes it. It never busy-polls:
-    /// [`poll_limit`](Self::poll_limit) is a real time.
+    /// checks for a deadlock immediately if
+    /// [`report_deadlocks_after`](Self::report_deadlocks_after) allows it, and then sleeps until a
+    /// descriptor or another thread wakes it. It never busy-polls:
+    /// [`busy_poll_max`](Self::busy_poll_max) is a real time.
     pub fn virtual_clock(mut self, clock: VirtualClock) -> ContextBuilder {
         self.clock = Clock::Virtual(clock);
         self
@@ -115,19 +117,19 @@ impl ContextBuilder {
     pub fn run<R>(self, f: impl FnOnce(&AioContext) -> R) -> io::Result<R> {
         fork::refuse_in_child("running a context");
         let context = AioContext { shared: SharedContext::new(self.clock, self.trace.as_ref().map(Trace::tracer))? };
-        context.set_poll_limit(self.poll_limit);
+        context.set_busy_poll_max(self.busy_poll_max);
         let _counted = RegistryGuard::new(&context);
-        let heartbeat = self.stall_report.map(|_| Arc::<Heartbeat>::default());
-        let _watcher = match (self.stall_report, &heartbeat) {
+        let heartbeat = self.report_stalls_after.map(|_| Arc::<Heartbeat>::default());
+        let _watcher = match (self.report_stalls_after, &heartbeat) {
             (Some(limit), Some(heartbeat)) => Some(Watcher::start(&context, Arc::clone(heartbeat), limit)?),
             _ => None,
         };
         let _alternate_stack = AlternateStack::install();
         let settings = Settings {
-            stacks: StackPool::new(self.stack_size, self.measure_stack),
+            stacks: StackPool::new(self.stack_size, self.track_stack_usage),
             heartbeat,
-            idle_timer: IdleTimer::new(self.deadlock_report, deadlock::reporter()),
-            reports_unwound: self.unwind_report,
+            idle_timer: IdleTimer::new(self.report_deadlocks_after, deadlock::reporter()),
+            reports_unwound: self.report_unwound,
         };
         Ok(LocalContext::run(&context, settings, || f(&context)))
     }
@@ -193,12 +195,12 @@ impl AioContext {
     pub fn builder() -> ContextBuilder {
         ContextBuilder {
             stack_size: DEFAULT_STACK_SIZE,
-            measure_stack: false,
+            track_stack_usage: false,
             clock: Clock::Real,
-            poll_limit: Duration::ZERO,
-            deadlock_report: Some(Duration::from_secs(1)),
-            stall_report: None,
-            unwind_report: true,
+            busy_poll_max: Duration::ZERO,
+            report_deadlocks_after: Some(Duration::from_secs(1)),
+            report_stalls_after: None,
+            report_unwound: true,
             trace: None,
         }
     }

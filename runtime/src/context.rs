@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::coroutine::Token;
+use crate::coroutine::CoroutineId;
 use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
@@ -44,17 +44,17 @@ pub(crate) mod source;
 pub(crate) mod timer;
 
 pub(crate) use bottom_half::BottomHalves;
-pub(crate) use fd_handler::{Interest, Readiness, Watch, Watches};
+pub(crate) use fd_handler::{FdHandler, Interest, Readiness, Watches};
 pub(crate) use heartbeat::Heartbeat;
 pub(crate) use home_thread::{HomeThread, context_ended};
 pub(crate) use idle::{IdleHook, IdleTimer};
 pub(crate) use local::{LocalContext, Settings};
-pub(crate) use lock::{ContextLock, HomeGuard};
+pub(crate) use lock::{ContextLock, HomeLockGuard};
 pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
 pub(crate) use registry::{ContextEnded, Key, Registry, call};
 pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
-pub(crate) use source::{AtHome, HomeToken, LoopToken, Source, Sources};
+pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken, Sources};
 pub(crate) use timer::{Action, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
@@ -176,7 +176,7 @@ impl AioContext {
             return false;
         }
         let every_eighth = || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7;
-        let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.poll_limit.load(Ordering::Relaxed) == 0;
+        let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.busy_poll_max.load(Ordering::Relaxed) == 0;
         let ask = match (busy, sleep_asks) {
             (true, _) => every_eighth(),
             (false, true) => ready() && every_eighth(),
@@ -199,7 +199,7 @@ impl AioContext {
         if source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), true))) {
             return true;
         }
-        let limit = shared.poll_limit.load(Ordering::Relaxed);
+        let limit = shared.busy_poll_max.load(Ordering::Relaxed);
         let pollable = limit > 0
             && !shared.scheduler.clock.is_virtual()
             && (!shared.pollers.is_empty() || source.is_some_and(|source| !source.is_idle()));
@@ -245,8 +245,8 @@ impl AioContext {
                 hint::spin_loop();
             }
         };
-        // As a round: the looks are foreign code, and a coroutine that was suspended in there would leave its enterers without
-        // the lock that they hold.
+        // As a round: the looks are foreign code, and a coroutine that was suspended in there would
+        // leave its enterers without the lock that they hold.
         home.scheduler.round(|| shared.unlocked(home, look))
     }
 
@@ -293,7 +293,7 @@ impl AioContext {
                 shared.watches.note_asked();
                 asked
             };
-            let in_source = |source: &Arc<dyn Source>| {
+            let in_source = |source: &Arc<dyn EventSource>| {
                 let sleep = |timeout| source.sleep(HomeToken::new(home), shared.epoll.as_fd(), timeout);
                 shared.scheduler.clock.sleep_in_source(until, sleep, || source.is_ready(HomeToken::new(home)))
             };
@@ -343,7 +343,7 @@ impl AioContext {
     /// Returns the context's I/O engine, if it has one. From any thread: the engine's concrete
     /// type, reached by a downcast, may offer counters that any thread can read. For authors of
     /// engines.
-    pub fn source(&self) -> Option<Arc<dyn Source>> {
+    pub fn source(&self) -> Option<Arc<dyn EventSource>> {
         match self.shared.home() {
             Some(home) => home.source.get().cloned(),
             None => self.shared.source.lock().clone(),
@@ -357,19 +357,19 @@ impl AioContext {
     ///
     /// As `f` does.
     #[inline(always)]
-    pub fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
+    pub fn at_home<R>(&self, f: impl for<'h> FnOnce(HomeRef<'h>) -> R) -> Option<R> {
         let Some(home) = self.shared.home() else {
             fork::refuse_in_child("using a context");
             return None;
         };
-        Some(f(AtHome::new(home)))
+        Some(f(HomeRef::new(home)))
     }
 
     /// Schedules the coroutine behind `token`, which belongs to this context, for the next
     /// iteration. From any thread. Scheduling it twice runs it once; if it has ended, nothing
     /// happens. For authors of engines.
     #[track_caller]
-    pub fn schedule(&self, token: Token) {
+    pub fn schedule(&self, token: CoroutineId) {
         if token.id.lives_in(self.shared.scheduler.id()) {
             // An error means it is on the list already: one wake serves both calls.
             let _ = self.shared.scheduler.schedule(token.id);

@@ -18,7 +18,7 @@ pub(crate) use attributes::Attributes;
 pub(crate) use block_pool::BlockPool;
 pub(crate) use control_block::{ControlBlock, Joiner, LocalState, RawCoroutine, ResultSlot, Resume, State};
 pub(crate) use error::{Cancelled, EnterError, ScheduleError, not_entered};
-pub(crate) use id::{BlockRef, Token};
+pub(crate) use id::{BlockRef, CoroutineId};
 pub(crate) use lock_owner::LockOwner;
 pub(crate) use run_queue::RunQueue;
 pub(crate) use stack::{DEFAULT_STACK_SIZE, PAGE, RunningStack, StackLease, StackPool};

@@ -13,23 +13,23 @@ use crate::context::AioContext;
 /// A thread that runs a context's loop until stopped.
 ///
 /// ```
-/// use coralio_runtime::{LoopThread, sleep};
+/// use coralio_runtime::{IoThread, sleep};
 /// use std::time::Duration;
 ///
-/// let threads = ["left", "right"].map(|name| LoopThread::start(name).unwrap());
+/// let threads = ["left", "right"].map(|name| IoThread::start(name).unwrap());
 /// let sums = threads.each_ref().map(|thread| thread.context().spawn(|| (1..=10).sum::<i32>()));
 /// assert_eq!(sums.map(|sum| sum.join().unwrap()), [55, 55]);
 /// threads.into_iter().for_each(|thread| thread.stop().unwrap());
 /// ```
 #[doc(alias = "iothread")]
 #[must_use = "dropping it stops the loop, and waits for the thread"]
-pub struct LoopThread {
+pub struct IoThread {
     context: AioContext,
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl LoopThread {
+impl IoThread {
     /// Starts a thread named `name`, with a default context.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl LoopThread {
     /// # Control
     ///
     /// Blocks the thread until the loop runs.
-    pub fn start(name: &str) -> io::Result<LoopThread> {
+    pub fn start(name: &str) -> io::Result<IoThread> {
         AioContext::builder().start_thread(name)
     }
 
@@ -76,7 +76,7 @@ impl LoopThread {
     }
 }
 
-impl Drop for LoopThread {
+impl Drop for IoThread {
     /// Stops the thread and waits for it; on the loop's own thread, only requests the stop. A panic
     /// in the loop was reported when it happened.
     fn drop(&mut self) {
@@ -89,10 +89,10 @@ impl Drop for LoopThread {
     }
 }
 
-impl fmt::Debug for LoopThread {
+impl fmt::Debug for IoThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.thread.as_ref().and_then(|thread| thread.thread().name());
-        f.debug_struct("LoopThread").field("name", &name).finish_non_exhaustive()
+        f.debug_struct("IoThread").field("name", &name).finish_non_exhaustive()
     }
 }
 
@@ -106,7 +106,7 @@ impl ContextBuilder {
     /// # Control
     ///
     /// Blocks the thread until the loop runs.
-    pub fn start_thread(self, name: &str) -> io::Result<LoopThread> {
+    pub fn start_thread(self, name: &str) -> io::Result<IoThread> {
         let stop = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
         let stopped = Arc::clone(&stop);
@@ -124,6 +124,6 @@ impl ContextBuilder {
             }
         })?;
         let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the loop thread ended during startup")))?;
-        Ok(LoopThread { context, stop, thread: Some(thread) })
+        Ok(IoThread { context, stop, thread: Some(thread) })
     }
 }

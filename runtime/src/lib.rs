@@ -24,10 +24,10 @@
 //! engine's completions. A coroutine may call any plain synchronous code: waiting is an ordinary
 //! blocking call.
 //!
-//! Functions that may switch coroutines have a documentation section `# ControlBlock`. Functions without
-//! this section never switch: they neither enter, nor yield, nor block.
+//! Functions that may switch coroutines have a documentation section `# ControlBlock`. Functions
+//! without this section never switch: they neither enter, nor yield, nor block.
 //!
-//! This crate knows nothing of I/O requests; `coralio-aio` adds them.
+//! This crate knows nothing of I/O requests; `coralio` adds them.
 //!
 //! # Layers
 //!
@@ -78,7 +78,7 @@
 //!   thread-local scopes.
 //! - Runtime guards, such as tokio's `Handle::enter`: tokio panics if they are not dropped in
 //!   reverse order. Enter the runtime once, around the call that runs the context: see
-//!   [`await_future`].
+//!   [`block_on`].
 //! - `tracing`: a span that is entered across a suspension is current for all coroutines that run
 //!   meanwhile, and their events are recorded in it. Enter the span between suspensions
 //!   (`span.in_scope(..)`), or pass it to events by `parent:`. The same applies to `set_default` of
@@ -123,21 +123,21 @@ pub use builder::ContextBuilder;
 pub use context::AioContext;
 pub use context::bottom_half::{BottomHalf, BottomHalfInfo};
 pub use context::event_notifier::EventNotifier;
-pub use context::fd_handler::{Interest, Readiness, Watch, WatchInfo};
-pub use context::lock::{ContextGuard, HomeGuard};
+pub use context::fd_handler::{FdHandler, FdHandlerInfo, Interest, Readiness};
+pub use context::lock::{ContextGuard, HomeLockGuard};
 pub use context::poll_handler::{PollHandler, PollHandlerInfo};
 pub use context::registry::ContextEnded;
-pub use context::source::{AtHome, HomeToken, LoopToken, Source};
+pub use context::source::{EventSource, HomeRef, HomeToken, LoopToken};
 pub use context::timer::{Timer, TimerInfo};
 pub use coroutine::error::{Cancelled, EnterError, ScheduleError};
-pub use coroutine::id::Token;
+pub use coroutine::id::CoroutineId;
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use diagnostics::dump::Dump;
-pub use io_thread::LoopThread;
+pub use io_thread::IoThread;
 pub use net::{CoFd, wait_readable, wait_writable};
 pub use sync::{
-    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Messages, OneShotReceiver, OneShotSender,
-    Permit, Receiver, RecvError, Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
+    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Receiver, RecvError, Semaphore,
+    SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
 pub use sys::clock::VirtualClock;
 pub use sys::os_error::OsCode;
@@ -146,8 +146,8 @@ pub use sys::os_error::explained;
 #[doc(hidden)]
 pub use sys::report::report;
 pub use task::{
-    Builder, Coroutine, JoinHandle, RemoteHandle, Scope, ScopedHandle, TimedOut, Waker, await_future, can_suspend,
-    check_cancelled, is_cancelled, scope, shield, sleep, spawn, start, suspend, timeout, yield_now,
+    Coroutine, CoroutineBuilder, JoinHandle, RemoteJoinHandle, Scope, ScopedJoinHandle, TimedOut, Waker, block_on,
+    can_suspend, check_cancelled, is_cancelled, scope, shield, sleep, spawn, spawn_now, suspend, timeout, yield_now,
 };
 
 #[cfg(doctest)]

@@ -16,11 +16,11 @@
 //! Every suspension goes through [`Scheduler::suspend_if_possible`], and every resumption through
 //! [`Scheduler::resume`]: one choke point for each. Invariants, cited where code relies on them:
 //!
-//! - *home outlives its stacks*: a `Scheduler` lives in the frame of the call that runs the context,
-//!   and is dropped after all its coroutines have ended. References to it are found through a
-//!   thread-local and only ever lie on those stacks, so they never dangle.
-//! - *taken out while it runs*: the raw coroutine of a block in state `Entered` is in use by exactly one
-//!   `resume`. No other code touches it until the coroutine suspends or ends.
+//! - *home outlives its stacks*: a `Scheduler` lives in the frame of the call that runs the
+//!   context, and is dropped after all its coroutines have ended. References to it are found
+//!   through a thread-local and only ever lie on those stacks, so they never dangle.
+//! - *taken out while it runs*: the raw coroutine of a block in state `Entered` is in use by
+//!   exactly one `resume`. No other code touches it until the coroutine suspends or ends.
 
 #![allow(unsafe_code)]
 

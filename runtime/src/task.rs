@@ -10,10 +10,10 @@ pub(crate) mod time;
 pub(crate) mod waker;
 
 pub use cancel::{check_cancelled, is_cancelled, shield};
-pub use coroutine::{Builder, Coroutine, can_suspend, suspend, yield_now};
-pub use future::await_future;
-pub use remote::RemoteHandle;
-pub use scope::{Scope, ScopedHandle, scope};
-pub use spawn::{JoinHandle, spawn, start};
+pub use coroutine::{Coroutine, CoroutineBuilder, can_suspend, suspend, yield_now};
+pub use future::block_on;
+pub use remote::RemoteJoinHandle;
+pub use scope::{Scope, ScopedJoinHandle, scope};
+pub use spawn::{JoinHandle, spawn, spawn_now};
 pub use time::{TimedOut, sleep, timeout};
 pub use waker::Waker;

@@ -1,4 +1,5 @@
-//! The event log of a run: every enter, yield, wake and end of a coroutine, and the life of each request.
+//! The event log of a run: every enter, yield, wake and end of a coroutine, and the life of each
+//! request.
 //!
 //! ```text
 //!   Trace::new(capacity)           one log, for one context or several
@@ -8,12 +9,12 @@
 //!     .text() .html() .perfetto()  renders it; .write(path) writes one rendering to a file
 //! ```
 //!
-//! Memory is bounded: a ring keeps the most recent events. Events carry numbers instead of times, so
-//! that two identical runs have identical logs.
+//! Memory is bounded: a ring keeps the most recent events. Events carry numbers instead of times,
+//! so that two identical runs have identical logs.
 //!
-//! Control transfers nest on each thread like brackets: *enter* opens, *yield* and *end* close, and a
-//! [`Span`] opens and closes. [`Replay`] therefore reconstructs the stack at any event from the log
-//! alone.
+//! Control transfers nest on each thread like brackets: *enter* opens, *yield* and *end* close, and
+//! a [`Span`] opens and closes. [`Replay`] therefore reconstructs the stack at any event from the
+//! log alone.
 
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -24,8 +25,8 @@ mod render;
 mod replay;
 mod ring;
 
-pub use event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
+pub use event::{CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake};
 pub(crate) use log::Id;
-pub use log::{Opened, Trace, Tracer};
+pub use log::{SpanGuard, Trace, Tracer};
 pub use render::{Format, TextOptions};
 pub use replay::{Frame, Replay, Violation};

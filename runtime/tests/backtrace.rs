@@ -41,7 +41,7 @@ fn assert_in_order(text: &str, names: &[&str]) {
 }
 
 #[test]
-fn a_suspended_coroutine_tells_where_it_waits() {
+fn backtrace_of_suspended_coroutine_shows_its_wait() {
     // C13: the backtrace of a suspended coroutine goes from its wait up to its root; the coroutine
     // is undisturbed and resumes normally
     AioContext::run(|_| {
@@ -71,7 +71,7 @@ fn a_suspended_coroutine_tells_where_it_waits() {
 }
 
 #[test]
-fn a_running_ones_backtrace_goes_on_into_those_that_entered_it() {
+fn backtrace_of_running_coroutine_continues_into_its_enterers() {
     // C13: a plain capture in a running coroutine continues through its enterers to the thread's
     // own stack
     #[inline(never)]
@@ -96,13 +96,13 @@ fn a_running_ones_backtrace_goes_on_into_those_that_entered_it() {
         });
         enters_outer(Coroutine::new(move || enters_inner(inner)));
         let text = trace.take().unwrap().to_string();
-        let own = "a_running_ones_backtrace_goes_on_into_those_that_entered_it";
+        let own = "backtrace_of_running_coroutine_continues_into_its_enterers";
         assert_in_order(&text, &["captures", "enters_inner", "enters_outer", own]);
     });
 }
 
 #[test]
-fn a_backtrace_can_be_had_by_another_coroutine_and_of_a_scheduled_one() {
+fn backtrace_of_scheduled_coroutine_is_taken_by_another() {
     // C13: a coroutine can take a backtrace, even in a destructor during a panic; a scheduled
     // target stays scheduled
     struct Asks(Coroutine, Log);
@@ -147,7 +147,7 @@ fn a_backtrace_can_be_had_by_another_coroutine_and_of_a_scheduled_one() {
 }
 
 #[test]
-fn no_backtrace_where_there_is_none() {
+fn unstarted_and_ended_coroutines_have_no_backtrace() {
     // C13: a coroutine that was never entered, is entered, or has ended returns an error that says
     // so
     AioContext::run(|_| {
@@ -167,7 +167,7 @@ fn no_backtrace_where_there_is_none() {
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer keeps locals off the stack")]
-fn with_little_stack_left() {
+fn backtrace_needs_little_stack() {
     // C13: a backtrace needs only stack that the coroutine has left; with too little left it is
     // refused
     const SIZE: usize = 64 * 1024;
@@ -187,15 +187,15 @@ fn with_little_stack_left() {
             let top = here.as_ptr().addr().next_multiple_of(4096);
             descend(top - SIZE + 4096 + 1500);
         };
-        let co = Coroutine::builder().stack_size(SIZE).measure_stack(true).create(root).unwrap();
+        let co = Coroutine::builder().stack_size(SIZE).track_stack_usage(true).create(root).unwrap();
         let (mut had, mut refused, mut most) = (0, 0, 0);
         co.enter();
         while !co.has_ended() {
-            let before = co.stack_high_water().unwrap();
+            let before = co.peak_stack_usage().unwrap();
             match co.backtrace() {
                 Ok(_) => {
                     had += 1;
-                    most = most.max(co.stack_high_water().unwrap() - before);
+                    most = most.max(co.peak_stack_usage().unwrap() - before);
                 }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");

@@ -11,7 +11,7 @@ use common::{Log, assert_aborted, in_child, panic_in, panic_of};
 use coralio_runtime::{AioContext, CoMutex, Coroutine, can_suspend, spawn, suspend, yield_now};
 
 #[test]
-fn yield_outside_a_coroutine() {
+fn yield_outside_a_coroutine_panics() {
     // C3: yield outside a coroutine panics: without a context, on the thread's own stack, in the
     // loop
     assert!(!can_suspend());
@@ -42,7 +42,7 @@ fn yield_outside_a_coroutine() {
 }
 
 #[test]
-fn yield_with_the_contexts_lock() {
+fn yield_with_the_contexts_lock_is_rejected() {
     // X8: a coroutine that yields with the context's lock panics at the yield, and can continue
     // afterwards
     AioContext::run(|ctx| {
@@ -76,7 +76,7 @@ fn yield_with_the_contexts_lock() {
 }
 
 #[test]
-fn waiting_for_a_co_mutex_with_the_contexts_lock() {
+fn waiting_for_a_co_mutex_with_the_contexts_lock_is_rejected() {
     // X8: a coroutine that would wait for a CoMutex with the context's lock panics too; it leaves
     // the queue, and the lock stays consistent
     AioContext::run(|ctx| {
@@ -101,7 +101,7 @@ fn waiting_for_a_co_mutex_with_the_contexts_lock() {
 }
 
 #[test]
-fn outside_a_context() {
+fn calls_outside_a_context_panic() {
     // C7: creating a coroutine outside a context panics; the message says how to get a context
     for said in [panic_of(|| spawn(|| {})), panic_of(|| Coroutine::new(|| {}))] {
         assert!(said.contains("outside a context") && said.contains("AioContext::run"), "{said}");
@@ -110,7 +110,7 @@ fn outside_a_context() {
 }
 
 #[test]
-fn a_context_within_a_context() {
+fn context_within_a_context_is_rejected() {
     // C7: running a second context on a thread is refused; the first continues
     AioContext::run(|_| {
         let said = panic_of(|| AioContext::run(|_| ()));
@@ -123,7 +123,7 @@ fn a_context_within_a_context() {
 }
 
 #[test]
-fn a_foreign_thread_may_not_block_in_poll() {
+fn blocking_poll_on_a_foreign_thread_panics() {
     // X8: a foreign thread may only poll without blocking
     AioContext::run(|ctx| {
         let said = thread::scope(|scope| scope.spawn(|| panic_of(|| ctx.poll(true))).join().unwrap());
@@ -132,7 +132,7 @@ fn a_foreign_thread_may_not_block_in_poll() {
 }
 
 #[test]
-fn joining_oneself() {
+fn joining_oneself_panics() {
     // C8: a coroutine that joins itself panics instead of deadlocking
     AioContext::run(|_| {
         let log = Log::default();
@@ -152,7 +152,7 @@ fn joining_oneself() {
 }
 
 #[test]
-fn nothing_starts_while_the_context_ends() {
+fn coroutines_cannot_start_while_the_context_ends() {
     // C9: creating a coroutine while the context ends fails with an error that says so
     struct Create(Log);
     impl Drop for Create {
@@ -173,10 +173,10 @@ fn nothing_starts_while_the_context_ends() {
 }
 
 #[test]
-fn catching_the_payload_for_ever_ends_the_process() {
+fn catching_the_payload_forever_aborts_the_process() {
     // C9: code that catches the unwinding payload repeatedly cannot keep its coroutine: the process
     // aborts
-    match in_child("catching_the_payload_for_ever_ends_the_process") {
+    match in_child("catching_the_payload_forever_aborts_the_process") {
         Some(child) => assert_aborted(&child, "coroutine 'stubborn' (created at"),
         None => AioContext::run(|_| {
             let stubborn = Coroutine::builder().name("stubborn").create(|| {
@@ -199,10 +199,10 @@ impl Drop for Waits {
 }
 
 #[test]
-fn a_destructor_that_waits_at_teardown_ends_the_process() {
+fn destructor_that_waits_at_teardown_aborts_the_process() {
     // C9: a destructor that waits for another coroutine while its stack is unwound aborts with a
     // message
-    match in_child("a_destructor_that_waits_at_teardown_ends_the_process") {
+    match in_child("destructor_that_waits_at_teardown_aborts_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {
@@ -215,10 +215,10 @@ fn a_destructor_that_waits_at_teardown_ends_the_process() {
 }
 
 #[test]
-fn a_destructor_that_waits_during_a_panic_ends_the_process() {
+fn destructor_that_waits_during_a_panic_aborts_the_process() {
     // C8: likewise while a panic unwinds it: other coroutines must not observe the thread's panic
     // state
-    match in_child("a_destructor_that_waits_during_a_panic_ends_the_process") {
+    match in_child("destructor_that_waits_during_a_panic_aborts_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {
@@ -231,7 +231,7 @@ fn a_destructor_that_waits_during_a_panic_ends_the_process() {
 }
 
 #[test]
-fn a_lock_is_not_waited_for_outside_a_coroutine() {
+fn waiting_for_a_lock_outside_a_coroutine_panics() {
     // S6: locking a held CoMutex outside a coroutine panics; locking a free one succeeds
     let mutex = Arc::new(CoMutex::new(()));
     AioContext::run(|ctx| {
@@ -251,7 +251,7 @@ fn a_lock_is_not_waited_for_outside_a_coroutine() {
 }
 
 #[test]
-fn a_detached_result_whose_destructor_waits() {
+fn detached_result_with_a_waiting_destructor_is_rejected() {
     // C3, C8: an unfetched result is dropped outside a coroutine, where its destructor cannot be
     // suspended
     AioContext::run(|ctx| {

@@ -11,7 +11,7 @@ use coralio_runtime::{AioContext, BottomHalf};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
-    ctx.bottom_half(move || log.add(name)).unwrap()
+    ctx.new_bottom_half(move || log.add(name)).unwrap()
 }
 
 /// Where a callback finds its own bottom half.
@@ -35,14 +35,14 @@ fn bottom_halves_run_once_in_order() {
 }
 
 #[test]
-fn scheduled_in_a_round_it_runs_in_the_next() {
+fn bottom_half_scheduled_in_an_iteration_runs_in_the_next() {
     // X3: a bottom half scheduled during an iteration, even by itself, runs in the next one
     AioContext::run(|ctx| {
         let log = Log::default();
         let later = Arc::new(noting(ctx, &log, "later"));
         let slot = Slot::default();
         let again = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let (log, slot, later) = (log.clone(), Arc::clone(&slot), Arc::clone(&later));
                 move || {
                     log.add("again");
@@ -82,7 +82,7 @@ fn cancel_undoes_a_schedule() {
 
         let a = Arc::new(a);
         let canceller = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let a = Arc::clone(&a);
                 move || a.cancel()
             })
@@ -96,14 +96,14 @@ fn cancel_undoes_a_schedule() {
 }
 
 #[test]
-fn dropping_deletes_it() {
+fn drop_deletes_a_bottom_half() {
     // X3: dropping the handle deletes a bottom half and its callback, scheduled or not, even within
     // its own callback
     AioContext::run(|ctx| {
         let log = Log::default();
         let bh = |name: &'static str| {
             let (log, drops) = (log.clone(), log.on_drop(format!("dropped-{name}")));
-            ctx.bottom_half(move || {
+            ctx.new_bottom_half(move || {
                 let _ = &drops;
                 log.add(name);
             })
@@ -117,7 +117,7 @@ fn dropping_deletes_it() {
 
         let slot = Slot::default();
         let own = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let (log, drops, slot) = (log.clone(), log.on_drop("dropped-own"), Arc::clone(&slot));
                 move || {
                     let _ = &drops;
@@ -137,14 +137,14 @@ fn dropping_deletes_it() {
 }
 
 #[test]
-fn idle_ones_run_without_keeping_the_loop_busy() {
+fn idle_bottom_halves_do_not_keep_the_loop_busy() {
     // X3: an idle bottom half runs when its delay has passed, and does not keep the loop busy even
     // if it reschedules itself
     AioContext::run(|ctx| {
         let runs = Arc::new(AtomicUsize::new(0));
         let slot = Slot::default();
         let idle = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let (runs, slot) = (Arc::clone(&runs), Arc::clone(&slot));
                 move || {
                     runs.fetch_add(1, Ordering::Relaxed);
@@ -165,7 +165,7 @@ fn idle_ones_run_without_keeping_the_loop_busy() {
 }
 
 #[test]
-fn a_plain_schedule_overrides_an_idle_one() {
+fn plain_schedule_overrides_an_idle_schedule() {
     // X3: a plain schedule overrides an idle one but not the reverse; it runs once for both; cancel
     // undoes both
     AioContext::run(|ctx| {
@@ -192,7 +192,7 @@ fn a_plain_schedule_overrides_an_idle_one() {
 }
 
 #[test]
-fn from_any_thread() {
+fn bottom_half_is_scheduled_from_any_thread() {
     // X3: schedule, cancel and one-shots work from any thread; each one-shot runs once and frees
     // itself
     AioContext::run(|ctx| {
@@ -200,7 +200,7 @@ fn from_any_thread() {
         let runs = Arc::new(AtomicUsize::new(0));
         let total = Arc::new(AtomicUsize::new(0));
         let bh = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let runs = Arc::clone(&runs);
                 move || {
                     runs.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +234,7 @@ fn from_any_thread() {
 }
 
 #[test]
-fn a_nested_poll_goes_on_where_the_outer_one_stands() {
+fn nested_poll_continues_where_the_outer_poll_stopped() {
     // X2: a nested poll first runs the bottom halves that the outer iteration took up and has not
     // run; none is lost or runs twice
     AioContext::run(|ctx| {
@@ -243,7 +243,7 @@ fn a_nested_poll_goes_on_where_the_outer_one_stands() {
         let new = Arc::new(noting(ctx, &log, "new"));
         let slot = Slot::default();
         let a = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let (ctx, log, new, slot) = (ctx.clone(), log.clone(), Arc::clone(&new), Arc::clone(&slot));
                 let mut first = true;
                 move || {
@@ -282,7 +282,7 @@ fn callback_uses_its_own_handle() {
     // even when its index is reused
     AioContext::run(|ctx| {
         let log = Log::default();
-        let bh = ctx.bottom_half_with({
+        let bh = ctx.new_bottom_half_with({
             let (log, drops) = (log.clone(), log.on_drop("dropped"));
             let mut run = 0;
             move |own| {
@@ -321,7 +321,7 @@ fn bottom_halves_are_listed() {
         let lists = ctx.clone();
         let line = line!() + 1;
         ctx.schedule_oneshot(move || assert!(lists.bottom_halves()[0].is_running)).unwrap();
-        let (plain, idle) = (ctx.bottom_half(|| {}).unwrap(), ctx.bottom_half(|| {}).unwrap());
+        let (plain, idle) = (ctx.new_bottom_half(|| {}).unwrap(), ctx.new_bottom_half(|| {}).unwrap());
         idle.schedule_idle();
         let listed = ctx.bottom_halves();
         let states = listed.iter().map(|bh| (bh.is_one_shot, bh.is_scheduled, bh.is_idle_scheduled, bh.is_running));

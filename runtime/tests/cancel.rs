@@ -13,7 +13,7 @@ use coralio_runtime::{
 };
 
 #[test]
-fn each_kind_of_wait() {
+fn cancel_ends_each_kind_of_wait() {
     // S4: a coroutine cancelled in a wait for an event, or before it, resumes immediately with an
     // error; the lock is free afterwards
     AioContext::run(|ctx| {
@@ -52,7 +52,7 @@ fn each_kind_of_wait() {
 }
 
 #[test]
-fn a_lock_is_waited_for_all_the_same() {
+fn cancelled_coroutine_still_waits_for_a_lock() {
     // S4: CoMutex::lock and CoQueue::wait are not cut short by cancellation; a cancelled coroutine
     // takes a free lock
     AioContext::run(|ctx| {
@@ -85,7 +85,7 @@ fn a_lock_is_waited_for_all_the_same() {
 }
 
 #[test]
-fn from_another_thread() {
+fn cancel_from_another_thread_ends_the_wait() {
     // S4, W1: a waker cancels from any thread, and notifies the loop
     AioContext::run(|ctx| {
         let task = spawn(|| sleep(Duration::MAX));
@@ -98,7 +98,7 @@ fn from_another_thread() {
 }
 
 #[test]
-fn a_shield_puts_it_off() {
+fn shield_defers_cancellation() {
     // S4: waits inside a shield are not cut short, even with nested shields; after the outermost
     // one they are again
     AioContext::run(|_| {
@@ -117,7 +117,7 @@ fn a_shield_puts_it_off() {
 }
 
 #[test]
-fn the_next_in_its_place_is_not_cancelled() {
+fn next_coroutine_in_the_same_block_is_not_cancelled() {
     // S4, W4: cancelling an ended coroutine has no effect, even if its control block is reused; nor
     // does the flag stay in the block
     AioContext::run(|ctx| {
@@ -139,7 +139,7 @@ fn the_next_in_its_place_is_not_cancelled() {
 }
 
 #[test]
-fn a_bare_suspension_is_only_woken() {
+fn bare_suspension_is_woken_by_cancel() {
     // S4: cancelling wakes a coroutine in a bare suspension, which must check for the reason
     AioContext::run(|ctx| {
         let task = spawn(|| {

@@ -37,10 +37,10 @@ fn join_all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
 }
 
 #[test]
-fn a_send_waits_for_room() {
+fn send_waits_for_room() {
     // S4: a send to a full channel waits; all messages are received in order
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(2));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(2));
         let producer = spawn({
             let log = log.clone();
             move || {
@@ -62,11 +62,11 @@ fn a_send_waits_for_room() {
 }
 
 #[test]
-fn first_come_first_served() {
+fn waiters_are_served_in_order() {
     // S4: waiting receivers get messages, and waiting senders get space, in order of arrival; none
     // is overtaken
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
         let receivers = ["a", "b", "c"].map(|name| receive(&receiver, &log, name));
         ctx.poll(false);
         // There is space for only one: the messages go directly to the waiting receivers.
@@ -90,11 +90,11 @@ fn first_come_first_served() {
 }
 
 #[test]
-fn without_room_the_two_meet() {
+fn zero_capacity_send_waits_for_a_receiver() {
     // S4: with a capacity of 0 a send waits until its message is received, and try_send needs a
     // waiting receiver
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(0));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(0));
         assert_eq!(sender.try_send(0), Err(TrySendError::Full(0)));
         let senders = [1, 2].map(|message| send(&sender, &log, message));
         ctx.poll(false);
@@ -112,11 +112,11 @@ fn without_room_the_two_meet() {
 }
 
 #[test]
-fn without_senders_it_ends() {
+fn receive_ends_after_the_last_sender() {
     // S4: after the last sender has gone, receivers still get the remaining messages, and then an
     // error, waiting receivers included
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(3));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(3));
         let other = sender.clone();
         sender.try_send(1).unwrap();
         drop(sender);
@@ -126,19 +126,19 @@ fn without_senders_it_ends() {
         assert_eq!(log.take(), "a1 b2");
         drop(other);
         join_all(receivers);
-        assert_eq!(log.take(), "c:Closed d:Closed");
-        assert_eq!(receiver.try_recv(), Err(TryRecvError::Closed));
-        assert_eq!(receiver.recv(), Err(RecvError::Closed));
+        assert_eq!(log.take(), "c:Disconnected d:Disconnected");
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
+        assert_eq!(receiver.recv(), Err(RecvError::Disconnected));
         assert_eq!((&receiver).into_iter().next(), None);
     });
 }
 
 #[test]
-fn without_receivers_messages_come_back() {
+fn send_without_receivers_returns_the_message() {
     // S4: when the last receiver goes, senders get an error, waiting senders included, and their
     // messages back
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
         sender.try_send(1).unwrap();
         let senders = [2, 3].map(|message| send(&sender, &log, message));
         ctx.poll(false);
@@ -147,14 +147,14 @@ fn without_receivers_messages_come_back() {
         assert_eq!(log.take(), "", "there is another one");
         drop(receiver);
         join_all(senders);
-        assert_eq!(log.take(), "Closed(..)2 Closed(..)3");
-        assert_eq!(sender.try_send(4), Err(TrySendError::Closed(4)));
-        assert_eq!(sender.send(5), Err(SendError::Closed(5)));
+        assert_eq!(log.take(), "Disconnected(..)2 Disconnected(..)3");
+        assert_eq!(sender.try_send(4), Err(TrySendError::Disconnected(4)));
+        assert_eq!(sender.send(5), Err(SendError::Disconnected(5)));
     });
 }
 
 #[test]
-fn what_nobody_receives_is_dropped_at_once() {
+fn unreceivable_messages_are_dropped_immediately() {
     // S4: messages left when the last receiver goes are dropped then; their destructors may use the
     // channel
     AioContext::run(|_| {
@@ -164,31 +164,31 @@ fn what_nobody_receives_is_dropped_at_once() {
                 self.1.add(format_args!("{:?}", self.0.try_send(None).unwrap_err()));
             }
         }
-        let (log, (sender, receiver)) = (Log::default(), channel(2));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(2));
         sender.try_send(Some(Sends(sender.clone(), log.clone()))).unwrap();
         drop(receiver);
-        assert_eq!(log.take(), "Closed(..)");
+        assert_eq!(log.take(), "Disconnected(..)");
 
         // So a sender that waits for the answer to an unread message gets an error.
-        let (sender, receiver) = channel(1);
-        let (answer, answered) = oneshot::<()>();
+        let (sender, receiver) = channel::bounded(1);
+        let (answer, answered) = oneshot::channel::<()>();
         sender.try_send(answer).unwrap();
         let waiting = spawn(move || answered.recv());
         let server = spawn(move || {
             yield_now();
             drop(receiver);
         });
-        assert_eq!(waiting.join().unwrap(), Err(RecvError::Closed));
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::Disconnected));
         server.join().unwrap();
     });
 }
 
 #[test]
-fn a_wait_can_be_cancelled() {
+fn wait_can_be_cancelled() {
     // S4: cancelling or a timeout ends a waiting send or receive early; the message is returned,
     // and none is lost
     AioContext::run(|ctx| {
-        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
         let soon = Duration::from_millis(1);
         let receivers = ["a", "b"].map(|name| receive(&receiver, &log, name));
         ctx.poll(false);
@@ -221,10 +221,10 @@ fn a_wait_can_be_cancelled() {
 }
 
 #[test]
-fn outside_a_coroutine() {
+fn channel_calls_outside_a_coroutine_do_not_wait() {
     // S4: outside a coroutine, operations that need not wait succeed, and those that would wait
     // panic with the remedy
-    let (sender, receiver) = channel(1);
+    let (sender, receiver) = channel::bounded(1);
     sender.send(1).unwrap();
     let said = panic_of(|| sender.send(2));
     assert!(said.contains("spawn one"), "{said}");
@@ -239,10 +239,10 @@ fn outside_a_coroutine() {
 }
 
 #[test]
-fn the_hand_over_wakes_and_does_not_enter() {
+fn handover_wakes_and_does_not_enter() {
     // S4, S1: a receiver runs when the sender yields, not on top of it
     AioContext::run(|_| {
-        let (log, (sender, receiver)) = (Log::default(), channel(1));
+        let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
         let waiting = spawn({
             let log = log.clone();
             move || {
@@ -264,12 +264,12 @@ fn the_hand_over_wakes_and_does_not_enter() {
 }
 
 #[test]
-fn every_message_once_between_two_threads() {
+fn each_message_arrives_once_between_two_threads() {
     // S4: with many senders on one thread and many receivers on another, each message arrives once,
     // and those of one sender in order
     let (senders, receivers, count) = (10, 10, scaled(2000));
     for capacity in [0, 1, 16] {
-        let (sender, receiver) = channel(capacity);
+        let (sender, receiver) = channel::bounded(capacity);
         let begin = Barrier::new(2);
         let received = thread::scope(|scope| {
             let receiving = scope.spawn(|| {
@@ -313,11 +313,11 @@ fn every_message_once_between_two_threads() {
 }
 
 #[test]
-fn a_receiver_that_unwinds_loses_no_message() {
+fn unwinding_receiver_loses_no_message() {
     // C9, S4: a receiver whose context ends after it was handed a message puts it back in front, or
     // hands it on
     for others_wait in [false, true] {
-        let (sender, receiver) = channel(2);
+        let (sender, receiver) = channel::bounded(2);
         let (in_line, handed, ended) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
         thread::scope(|scope| {
             let theirs = receiver.clone();
@@ -369,11 +369,11 @@ fn a_receiver_that_unwinds_loses_no_message() {
 }
 
 #[test]
-fn a_sender_that_unwinds_takes_its_message_along() {
+fn unwinding_sender_drops_its_message() {
     // C9, S4: a message that waits for space is dropped with its sender, once; those behind it move
     // up
     let log = Log::default();
-    let (sender, receiver) = channel(1);
+    let (sender, receiver) = channel::bounded(1);
     let sender = Arc::new(sender);
     AioContext::run(|ctx| {
         sender.try_send(log.on_drop("first")).unwrap();
@@ -396,16 +396,16 @@ fn a_sender_that_unwinds_takes_its_message_along() {
 }
 
 #[test]
-fn one_value() {
+fn oneshot_delivers_one_value() {
     // S4: a oneshot's value is received once, whether it was sent before or during the wait; then
     // the sender is gone
     AioContext::run(|ctx| {
-        let (sender, receiver) = oneshot();
+        let (sender, receiver) = oneshot::channel();
         assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
         sender.send(1).unwrap();
-        assert_eq!((receiver.recv(), receiver.recv()), (Ok(1), Err(RecvError::Closed)));
+        assert_eq!((receiver.recv(), receiver.recv()), (Ok(1), Err(RecvError::Disconnected)));
 
-        let (sender, receiver) = oneshot();
+        let (sender, receiver) = oneshot::channel();
         let waiting = spawn(move || receiver.recv());
         ctx.poll(false);
         thread::scope(|scope| {
@@ -416,11 +416,11 @@ fn one_value() {
 }
 
 #[test]
-fn one_value_that_does_not_come() {
+fn oneshot_reports_a_dropped_sender() {
     // S4: a oneshot's receiver distinguishes a dropped sender from a wait cut short; a sender gets
     // its value back
     AioContext::run(|ctx| {
-        let (sender, receiver) = oneshot::<u32>();
+        let (sender, receiver) = oneshot::channel::<u32>();
         let receiver = Rc::new(receiver);
         let wait = || {
             let receiver = Rc::clone(&receiver);
@@ -433,10 +433,10 @@ fn one_value_that_does_not_come() {
         let waiting = wait();
         ctx.poll(false);
         drop(sender);
-        assert_eq!(waiting.join().unwrap(), Err(RecvError::Closed));
-        assert_eq!(receiver.try_recv(), Err(TryRecvError::Closed));
+        assert_eq!(waiting.join().unwrap(), Err(RecvError::Disconnected));
+        assert_eq!(receiver.try_recv(), Err(TryRecvError::Disconnected));
 
-        let (sender, receiver) = oneshot();
+        let (sender, receiver) = oneshot::channel();
         drop(receiver);
         assert_eq!(sender.send(7), Err(7));
     });

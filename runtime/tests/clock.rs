@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use common::{Log, in_child};
 use coralio_runtime::{
-    AioContext, CoMutex, Coroutine, HomeToken, Interest, LoopToken, Source, TimedOut, VirtualClock, sleep, spawn,
+    AioContext, CoMutex, Coroutine, EventSource, HomeToken, Interest, LoopToken, TimedOut, VirtualClock, sleep, spawn,
     suspend, timeout, yield_now,
 };
 
@@ -22,11 +22,11 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Runs `f` on the stack of a thread whose context has its own virtual clock.
 fn virtually<R>(f: impl FnOnce(&AioContext, &VirtualClock) -> R) -> R {
     let clock = VirtualClock::new();
-    AioContext::builder().virtual_clock(clock.clone()).unwind_report(false).run(|ctx| f(ctx, &clock)).unwrap()
+    AioContext::builder().virtual_clock(clock.clone()).report_unwound(false).run(|ctx| f(ctx, &clock)).unwrap()
 }
 
 #[test]
-fn an_hour_passes_in_a_moment() {
+fn virtual_hour_passes_immediately() {
     // X7, S4: with a virtual clock sleepers wake in order of deadline, each exactly at its
     // deadline, without real waiting
     virtually(|ctx, clock| {
@@ -52,7 +52,7 @@ fn an_hour_passes_in_a_moment() {
 }
 
 #[test]
-fn timers_fire_at_their_time() {
+fn timers_fire_at_their_virtual_time() {
     // X7: timers fire in order of deadline and then of arming, with the clock at their deadline;
     // the clock stands still while there is work, and a timer that the clock is advanced past fires
     // late
@@ -60,7 +60,7 @@ fn timers_fire_at_their_time() {
         let log = Log::default();
         let logging = |what: &'static str| {
             let (log, clock) = (log.clone(), clock.clone());
-            ctx.timer(move || log.add(format!("{what}@{}", clock.elapsed().as_secs()))).unwrap()
+            ctx.new_timer(move || log.add(format!("{what}@{}", clock.elapsed().as_secs()))).unwrap()
         };
         let timers = ["c", "a", "b", "d"].map(logging);
         timers.iter().zip([3, 1, 2, 3]).for_each(|(timer, at)| timer.arm_after(at * SECOND));
@@ -82,7 +82,7 @@ fn timers_fire_at_their_time() {
 }
 
 #[test]
-fn timeouts_go_by_it() {
+fn timeouts_use_the_virtual_clock() {
     // S4: a timeout expires exactly at its deadline on the context's clock
     virtually(|_, clock| {
         let clock = clock.clone();
@@ -97,13 +97,13 @@ fn timeouts_go_by_it() {
 }
 
 #[test]
-fn idle_bottom_halves_go_by_it() {
+fn idle_bottom_halves_use_the_virtual_clock() {
     // X3: an idle bottom half runs after ten milliseconds of the context's clock; rescheduled while
     // it runs, after ten more
     virtually(|ctx, clock| {
         let (log, clock) = (Log::default(), clock.clone());
         let timer = ctx
-            .timer({
+            .new_timer({
                 let (log, clock) = (log.clone(), clock.clone());
                 move || log.add(format!("timer@{}", clock.elapsed().as_millis()))
             })
@@ -112,7 +112,7 @@ fn idle_bottom_halves_go_by_it() {
         let again = Arc::clone(&slot);
         let seen = log.clone();
         let idle = ctx
-            .bottom_half(move || {
+            .new_bottom_half(move || {
                 seen.add(format!("idle@{}", clock.elapsed().as_millis()));
                 if let Some(idle) = &*again.lock() {
                     idle.schedule_idle();
@@ -131,7 +131,7 @@ fn idle_bottom_halves_go_by_it() {
 }
 
 #[test]
-fn each_context_has_its_own() {
+fn each_context_has_its_own_clock() {
     // X7: contexts with their own clocks do not see each other's time, and a context with the
     // system's clock sees neither
     let clocks = [VirtualClock::new(), VirtualClock::new()];
@@ -150,14 +150,14 @@ fn each_context_has_its_own() {
 }
 
 #[test]
-fn how_long_somebody_waits_goes_by_it() {
+fn wait_durations_use_the_virtual_clock() {
     // X11: a dump shows the duration of waits, and when the next timer is due, by the context's
     // clock
     virtually(|ctx, _| {
         let idler = Coroutine::builder().name("idler").create(suspend).unwrap();
         idler.enter();
         sleep(HOUR).unwrap();
-        let timer = ctx.timer(|| {}).unwrap();
+        let timer = ctx.new_timer(|| {}).unwrap();
         timer.arm_after(HOUR);
         let dump = ctx.dump().to_string();
         assert!(dump.contains("'idler' waits for an enter or a wake, for 3600s"), "{dump}");
@@ -166,15 +166,15 @@ fn how_long_somebody_waits_goes_by_it() {
 }
 
 #[test]
-fn it_stands_still_while_somebody_is_there() {
+fn clock_stands_still_while_work_is_due() {
     // X6: a loop that is notified as it is about to advance the clock checks first; a loop without
     // timers sleeps until a descriptor is ready, and no time passes
     virtually(|ctx, clock| {
-        let timer = ctx.timer(|| {}).unwrap();
+        let timer = ctx.new_timer(|| {}).unwrap();
         timer.arm_after(HOUR);
         let notify = ctx.clone();
         let handler = ctx
-            .poll_handler(
+            .add_poll_handler(
                 move || {
                     notify.notify();
                     false
@@ -190,7 +190,7 @@ fn it_stands_still_while_somebody_is_there() {
         let (near, far) = UnixStream::pair().unwrap();
         let ready = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&ready);
-        let watch = ctx.watch(near, Interest::Read, move |_| seen.store(true, Ordering::Relaxed)).unwrap();
+        let watch = ctx.add_fd_handler(near, Interest::Read, move |_| seen.store(true, Ordering::Relaxed)).unwrap();
         let other = thread::spawn(move || drop(far));
         while !ready.load(Ordering::Relaxed) {
             ctx.poll(true);
@@ -202,7 +202,7 @@ fn it_stands_still_while_somebody_is_there() {
 }
 
 #[test]
-fn beyond_its_end_is_never() {
+fn time_beyond_the_clocks_range_is_never() {
     // X7: a timer beyond the clock's range does not fire, and does not make the loop spin
     virtually(|ctx, clock| {
         let never = spawn(|| sleep(600 * 366 * 24 * HOUR));
@@ -224,7 +224,7 @@ struct Sleeper<F> {
     sleeps: AtomicUsize,
 }
 
-impl<F: Fn(Option<Duration>) + Send + Sync + 'static> Source for Sleeper<F> {
+impl<F: Fn(Option<Duration>) + Send + Sync + 'static> EventSource for Sleeper<F> {
     fn dispatch(&self, _token: LoopToken<'_>) -> bool {
         false
     }
@@ -263,12 +263,12 @@ fn sleeps(
     how: impl Fn(Option<Duration>) + Send + Sync + 'static,
 ) -> Arc<Sleeper<impl Fn(Option<Duration>) + Send + Sync + 'static>> {
     let source = Arc::new(Sleeper { how, idle, sleeps: AtomicUsize::new(0) });
-    ctx.attach(Arc::clone(&source) as Arc<dyn Source>).unwrap();
+    ctx.attach(Arc::clone(&source) as Arc<dyn EventSource>).unwrap();
     source
 }
 
 #[test]
-fn a_source_that_simulates_advances_it() {
+fn simulating_source_advances_the_clock() {
     // X7: while I/O is in flight the source advances the clock, in its own steps, however long that
     // takes in real time
     virtually(|ctx, clock| {
@@ -285,7 +285,7 @@ fn a_source_that_simulates_advances_it() {
 }
 
 #[test]
-fn a_source_that_does_not_sleeps_in_real_time() {
+fn real_source_sleeps_in_real_time() {
     // X7: while real I/O is in flight no virtual time passes until as much real time has passed as
     // remains until the next timer: then that timer fires, at its deadline
     virtually(|ctx, clock| {
@@ -298,7 +298,7 @@ fn a_source_that_does_not_sleeps_in_real_time() {
             // The loop itself sleeps here, for the requested time.
             thread::sleep(timeout.unwrap());
         });
-        let far = ctx.timer(|| {}).unwrap();
+        let far = ctx.new_timer(|| {}).unwrap();
         far.arm_after(HOUR);
         ctx.poll(true);
         assert_eq!(clock.elapsed(), Duration::ZERO, "something may have completed");
@@ -309,11 +309,11 @@ fn a_source_that_does_not_sleeps_in_real_time() {
 }
 
 #[test]
-fn a_deadlock_is_reported_at_once() {
+fn deadlock_is_reported_immediately() {
     // S6: with a virtual clock, the loop checks for a deadlock as soon as it is idle, but not while
     // a timer is armed
-    let Some(child) = in_child("a_deadlock_is_reported_at_once") else {
-        let builder = AioContext::builder().virtual_clock(VirtualClock::new()).deadlock_report(Some(HOUR));
+    let Some(child) = in_child("deadlock_is_reported_immediately") else {
+        let builder = AioContext::builder().virtual_clock(VirtualClock::new()).report_deadlocks_after(Some(HOUR));
         return builder
             .run(|ctx| {
                 // Returns immediately where a real engine would sleep forever.
@@ -328,7 +328,7 @@ fn a_deadlock_is_reported_at_once() {
                     }));
                 }
                 while ctx.poll(false) {}
-                let timer = ctx.timer(|| {}).unwrap();
+                let timer = ctx.new_timer(|| {}).unwrap();
                 timer.arm_after(HOUR);
                 ctx.poll(true);
                 eprintln!("with a timer armed");

@@ -42,7 +42,7 @@ fn read_byte(mut from: &CoFd<UnixStream>) -> u8 {
 }
 
 #[test]
-fn an_edge_between_look_and_wait_is_not_lost() {
+fn edge_between_check_and_wait_is_not_lost() {
     // W3: data that arrives after a read found nothing, and before its coroutine waits, ends the
     // wait immediately
     AioContext::run(|ctx| {
@@ -71,7 +71,7 @@ fn an_edge_between_look_and_wait_is_not_lost() {
 }
 
 #[test]
-fn two_readers_and_a_writer() {
+fn two_readers_and_a_writer_share_a_descriptor() {
     // X4: an edge wakes all waiters: each retries, and none is forgotten
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -101,7 +101,7 @@ fn two_readers_and_a_writer() {
 }
 
 #[test]
-fn a_short_read_needs_no_second_look() {
+fn short_read_needs_no_second_check() {
     // X4: after a short read the stream is known to be empty, so the next read waits without a
     // system call; and is woken
     AioContext::run(|ctx| {
@@ -124,7 +124,7 @@ fn a_short_read_needs_no_second_look() {
 }
 
 #[test]
-fn half_a_close_is_seen_behind_the_data() {
+fn half_close_is_seen_after_the_data() {
     // X4: the peer's last bytes and its shutdown may share an edge: end of file is read all the
     // same, and writing still works
     for told_before in [false, true] {
@@ -189,7 +189,7 @@ fn writers_wait_for_room() {
 }
 
 #[test]
-fn waits_are_cut_short() {
+fn waits_end_on_cancel_and_timeout() {
     // X4: waits of a cancelled coroutine, and waits that time out, end with an error; available
     // data is read all the same
     AioContext::run(|ctx| {
@@ -230,7 +230,7 @@ impl Drop for ReadsAtTheEnd {
 }
 
 #[test]
-fn a_context_ends_while_they_wait() {
+fn context_end_unwinds_waiters() {
     // C9: waiters are unwound, waits in their destructors fail, and the descriptor is closed and no
     // longer watched
     let log = Log::default();
@@ -286,7 +286,7 @@ impl JoinAfter for thread::JoinHandle<()> {
 }
 
 #[test]
-fn a_busy_loop_and_polls_without_sleep_serve_edges() {
+fn busy_loop_and_nonblocking_polls_serve_edges() {
     // X4: edges are served while bottom halves keep the loop busy, by polls that never sleep, and
     // next to level-triggered handlers
     AioContext::run(|ctx| {
@@ -315,7 +315,7 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
         let (level, mut to_level) = UnixStream::pair().unwrap();
         let level = Arc::new(level);
         let served = Arc::new(AtomicBool::new(false));
-        let _watch = ctx.watch(Arc::clone(&level), Interest::Read, {
+        let _watch = ctx.add_fd_handler(Arc::clone(&level), Interest::Read, {
             let served = Arc::clone(&served);
             move |_| {
                 (&*level).read_exact(&mut [0]).unwrap();
@@ -333,7 +333,7 @@ fn a_busy_loop_and_polls_without_sleep_serve_edges() {
 }
 
 #[test]
-fn another_threads_poll_loses_no_edge() {
+fn poll_on_another_thread_loses_no_edge() {
     // X8: a foreign poll reports edges while the loop sleeps on the same descriptor, and the
     // coroutine is woken at home
     AioContext::run(|ctx| {
@@ -362,7 +362,7 @@ fn another_threads_poll_loses_no_edge() {
 }
 
 #[test]
-fn listeners_pipes_and_what_cannot_be() {
+fn listeners_and_pipes_work_and_regular_files_are_rejected() {
     // X4: accept waits; a pipe's end is read; a regular file and a descriptor used twice are errors
     // with the remedy
     AioContext::run(|_ctx| {

@@ -3,7 +3,7 @@
 #![cfg(not(any(loom, feature = "sanitizer")))]
 
 #[test]
-fn what_is_unsound_does_not_compile() {
+fn unsound_programs_do_not_compile() {
     // C7, X8, S4: handles and guards stay on their thread; values that cross threads are Send;
     // scopes do not outlive their borrows
     if cfg!(target_os = "linux") && std::env::var_os("CORALIO_TEST_DIVISOR").is_some() {

@@ -14,15 +14,17 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, BottomHalf, Coroutine, HomeToken, Interest, LoopToken, Source, spawn, yield_now};
+use coralio_runtime::{
+    AioContext, BottomHalf, Coroutine, EventSource, HomeToken, Interest, LoopToken, spawn, yield_now,
+};
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
     let log = log.clone();
-    ctx.bottom_half(move || log.add(name)).unwrap()
+    ctx.new_bottom_half(move || log.add(name)).unwrap()
 }
 
 #[test]
-fn poll_says_whether_anything_progressed() {
+fn poll_returns_whether_anything_progressed() {
     // X1: a poll runs one iteration and returns whether there was progress; without blocking it
     // never sleeps
     AioContext::run(|ctx| {
@@ -37,7 +39,7 @@ fn poll_says_whether_anything_progressed() {
 }
 
 #[test]
-fn blocking_it_sleeps_till_something_is_due() {
+fn blocking_poll_sleeps_until_work_is_due() {
     // X1: a blocking poll sleeps until something is due, and runs it before it returns
     AioContext::run(|ctx| {
         let (send, receive) = mpsc::channel();
@@ -53,7 +55,7 @@ fn blocking_it_sleeps_till_something_is_due() {
 }
 
 #[test]
-fn coroutines_taken_up_by_the_outer_round_run_in_the_nested_one() {
+fn coroutines_of_the_outer_iteration_run_in_the_nested_one() {
     // X2: a coroutine that polls runs the ready coroutines that the outer iteration had taken up,
     // each once
     AioContext::run(|ctx| {
@@ -83,13 +85,13 @@ fn coroutines_taken_up_by_the_outer_round_run_in_the_nested_one() {
 }
 
 #[test]
-fn panics_leave_the_loop_right() {
+fn panics_leave_the_loop_consistent() {
     // C8: a panic in a bottom half or a coroutine propagates out of poll; other work taken up runs
     // in the next poll
     AioContext::run(|ctx| {
         let log = Log::default();
         let bad = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let log = log.clone();
                 move || {
                     log.add("bad");
@@ -118,7 +120,7 @@ fn panics_leave_the_loop_right() {
 }
 
 #[test]
-fn no_kick_is_lost() {
+fn no_notification_is_lost() {
     // X6: no kick is lost, however notify and the decision to sleep interleave
     AioContext::run(|ctx| {
         let rounds = scaled(20_000);
@@ -151,7 +153,7 @@ fn no_kick_is_lost() {
 /// A source without completions, which sleeps by calling its closure.
 struct Sleeper<F>(F);
 
-impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> Source for Sleeper<F> {
+impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> EventSource for Sleeper<F> {
     fn dispatch(&self, _token: LoopToken<'_>) -> bool {
         false
     }
@@ -189,7 +191,7 @@ fn sleeps(ctx: &AioContext, how: impl Fn(BorrowedFd<'_>) + Send + Sync + 'static
 }
 
 #[test]
-fn a_source_does_not_find_an_old_kick() {
+fn source_does_not_see_a_stale_notification() {
     // X6: a kick ends one sleep, even one inside an I/O engine; the next sleep is a real sleep
     // again
     AioContext::run(|ctx| {
@@ -218,7 +220,8 @@ fn a_source_does_not_find_an_old_kick() {
 
 #[test]
 fn dump_in_the_sleep_of_an_engine_returns() {
-    // X11: an engine's `sleep` runs on the home thread: a dump there does not stop its own thread and wait for it
+    // X11: an engine's `sleep` runs on the home thread: a dump there does not stop its own thread
+    // and wait for it
     AioContext::run(|ctx| {
         let own = ctx.clone();
         let (text, dumped) = std::sync::mpsc::channel();
@@ -310,7 +313,7 @@ fn notification_before_the_sleep_makes_one_poll_return() {
 }
 
 #[test]
-fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
+fn disabled_fd_handler_does_not_keep_the_loop_awake() {
     // X4: a descriptor watched with no interest, whose peer hangs up, does not wake the loop,
     // whether from the beginning, after a change, or within the handler; watched again, the hang-up
     // is reported
@@ -320,20 +323,20 @@ fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
         let watch_for = |interest| {
             let (near, far) = UnixStream::pair().unwrap();
             let log = log.clone();
-            let watch = ctx.watch_with(near, interest, move |own, _| {
+            let watch = ctx.add_fd_handler_with(near, interest, move |own, _| {
                 log.add("hang-up");
-                own.set_interest(Interest::None).unwrap();
+                own.set_interest(Interest::Disabled).unwrap();
             });
             drop(far);
             watch.unwrap()
         };
-        let from_the_beginning = watch_for(Interest::None);
+        let from_the_beginning = watch_for(Interest::Disabled);
         let changed = watch_for(Interest::Read);
-        changed.set_interest(Interest::None).unwrap();
+        changed.set_interest(Interest::Disabled).unwrap();
         for watch in [&from_the_beginning, &changed] {
             assert!(!ctx.poll(true));
             assert_eq!((slept(), log.take()), ((1, 0), String::new()));
-            watch.set_interest(Interest::Both).unwrap();
+            watch.set_interest(Interest::ReadWrite).unwrap();
             assert!(ctx.poll(true));
             assert_eq!(log.take(), "hang-up");
             slept();
@@ -343,12 +346,12 @@ fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
         // In its own handler, below a nested poll that sleeps.
         let (near, far) = UnixStream::pair().unwrap();
         let (polls, logged) = (ctx.clone(), log.clone());
-        let _nested = ctx.watch_with(near, Interest::Read, move |own, _| {
-            own.set_interest(Interest::None).unwrap();
+        let _nested = ctx.add_fd_handler_with(near, Interest::Read, move |own, _| {
+            own.set_interest(Interest::Disabled).unwrap();
             assert!(!polls.poll(true));
             own.set_interest(Interest::Read).unwrap();
             assert!(!polls.poll(true));
-            own.set_interest(Interest::None).unwrap();
+            own.set_interest(Interest::Disabled).unwrap();
             logged.add("nested");
         });
         drop(far);
@@ -361,14 +364,14 @@ fn descriptor_watched_for_nothing_does_not_keep_the_loop_awake() {
 }
 
 #[test]
-fn reports_for_removed_watches_do_not_keep_the_loop_awake() {
+fn reports_for_removed_handlers_do_not_keep_the_loop_awake() {
     // X4: a handler panics, and the watches reported with it are removed: the loop sleeps
     AioContext::run(|ctx| {
         let slept = counted_sleeps(ctx);
         let watches = [(); 2].map(|()| {
             let (near, far) = UnixStream::pair().unwrap();
             drop(far);
-            ctx.watch(near, Interest::Read, |_| panic!("in a handler")).unwrap()
+            ctx.add_fd_handler(near, Interest::Read, |_| panic!("in a handler")).unwrap()
         });
         assert_eq!(panic_of(|| ctx.poll(false)), "in a handler");
         drop(watches);
@@ -395,7 +398,7 @@ fn no_context_runs_within_the_sleep_of_another() {
 fn engine_is_attached_to_one_context_at_a_time() {
     // E9: attaching an engine to a second context fails, since that context would sleep in it and
     // submit to it from another thread
-    let engine: Arc<dyn Source> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
+    let engine: Arc<dyn EventSource> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
     let attach_elsewhere = || {
         let engine = Arc::clone(&engine);
         thread::spawn(move || AioContext::run(|other| other.attach(engine).map_err(|error| error.kind())))

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use common::{Log, panic_in, panic_of};
 use coralio_runtime::{
-    AioContext, Coroutine, EnterError, JoinHandle, MIN_STACK_SIZE, Waker, spawn, start, suspend, yield_now,
+    AioContext, Coroutine, EnterError, JoinHandle, MIN_STACK_SIZE, Waker, spawn, spawn_now, suspend, yield_now,
 };
 
 fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
@@ -16,7 +16,7 @@ fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
 }
 
 #[test]
-fn a_new_coroutine_runs_nothing() {
+fn new_coroutine_runs_nothing() {
     // C1: a new coroutine runs nothing until it is first entered, and then runs until it yields or
     // ends
     AioContext::run(|_| {
@@ -39,13 +39,13 @@ fn a_new_coroutine_runs_nothing() {
 }
 
 #[test]
-fn what_is_started_runs_before_start_returns() {
+fn spawn_now_runs_the_coroutine_before_it_returns() {
     // C2: start enters the coroutine immediately, and returns at its first yield; C8: a panic
     // before that goes to its handle all the same
     AioContext::run(|_| {
         let log = Log::default();
         let in_it = log.clone();
-        let started = start(move || {
+        let started = spawn_now(move || {
             in_it.add("begins");
             suspend();
             in_it.add("ends");
@@ -55,14 +55,14 @@ fn what_is_started_runs_before_start_returns() {
         started.coroutine().enter();
         assert_eq!(log.take(), "begins | ends");
         assert_eq!(started.join().unwrap(), 7);
-        let panicked = start(|| panic!("at once"));
+        let panicked = spawn_now(|| panic!("at once"));
         assert!(panicked.is_finished());
         assert_eq!(panic_in(panicked), "at once");
     });
 }
 
 #[test]
-fn enters_nest_and_unwind_last_in_first_out() {
+fn enters_nest_and_return_in_lifo_order() {
     // C2: a coroutine may enter others; enters nest and return last in, first out
     AioContext::run(|_| {
         let log = Log::default();
@@ -90,7 +90,7 @@ fn enters_nest_and_unwind_last_in_first_out() {
 }
 
 #[test]
-fn yield_goes_to_whoever_entered_last() {
+fn yield_returns_to_the_latest_enterer() {
     // C3: yield always returns to the latest enterer: first main, then B
     AioContext::run(|_| {
         let log = Log::default();
@@ -119,7 +119,7 @@ fn yield_goes_to_whoever_entered_last() {
 }
 
 #[test]
-fn is_entered_also_beneath_others() {
+fn is_entered_is_true_below_other_coroutines() {
     // C4: is_entered holds from enter to yield or end, even with others on top; not before, between
     // or after
     AioContext::run(|_| {
@@ -147,7 +147,7 @@ fn is_entered_also_beneath_others() {
 }
 
 #[test]
-fn entering_oneself_names_the_chain() {
+fn self_entry_names_the_chain() {
     // C5: entering itself is an error that names the chain, and changes nothing
     AioContext::run(|_| {
         let done = Rc::new(Cell::new(false));
@@ -171,7 +171,7 @@ fn entering_oneself_names_the_chain() {
 }
 
 #[test]
-fn recursive_entry_at_a_distance_names_the_chain() {
+fn indirect_recursive_entry_names_the_chain() {
     // C5: entering a coroutine further down the stack is an error that names the whole chain; all
     // of them continue normally
     AioContext::run(|ctx| {
@@ -232,7 +232,7 @@ fn recursive_entry_at_a_distance_names_the_chain() {
 }
 
 #[test]
-fn entering_an_ended_or_a_scheduled_one_is_an_error() {
+fn entering_an_ended_or_scheduled_coroutine_is_an_error() {
     // C5: entering a coroutine that has ended, or is scheduled (with the place), is an error that
     // changes nothing
     AioContext::run(|ctx| {
@@ -264,7 +264,7 @@ fn entering_an_ended_or_a_scheduled_one_is_an_error() {
 }
 
 #[test]
-fn enter_unless_entered_is_quiet() {
+fn enter_unless_entered_ignores_an_entered_coroutine() {
     // C6: enter_unless_entered leaves an entered coroutine alone, and returns false
     AioContext::run(|_| {
         let co = Coroutine::new(|| {
@@ -286,7 +286,7 @@ impl<T: ?Sized> Ambiguous<()> for T {}
 impl<T: ?Sized + Send> Ambiguous<u8> for T {}
 
 #[test]
-fn handles_stay_at_home_and_wakers_do_not() {
+fn handles_stay_on_the_home_thread_and_wakers_move() {
     // C7: only waking and scheduling work from other threads: a handle is not Send, its waker is
     <Coroutine as Ambiguous<_>>::is_not_send();
     <JoinHandle<()> as Ambiguous<_>>::is_not_send();
@@ -311,7 +311,7 @@ fn handles_stay_at_home_and_wakers_do_not() {
 }
 
 #[test]
-fn a_panic_goes_on_in_the_enterer() {
+fn panic_continues_in_the_enterer() {
     // C8: a panic unwinds the coroutine's stack and propagates to the enterer, which may catch it
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -344,7 +344,7 @@ fn a_panic_goes_on_in_the_enterer() {
 }
 
 #[test]
-fn whom_a_panicking_coroutine_woke_still_runs() {
+fn coroutine_woken_by_a_panicking_one_still_runs() {
     // C8: a panic leaves the queues consistent: coroutines woken by the panicking one run in the
     // next iteration
     AioContext::run(|ctx| {
@@ -366,7 +366,7 @@ fn whom_a_panicking_coroutine_woke_still_runs() {
 }
 
 #[test]
-fn a_spawned_ones_panic_is_kept_for_join() {
+fn panic_of_a_spawned_coroutine_is_kept_for_join() {
     // C8: a spawned coroutine's panic is kept for its join handle, and the loop continues
     AioContext::run(|ctx| {
         let bad = spawn(|| -> u32 { panic!("number {}", 7) });
@@ -383,7 +383,7 @@ fn a_spawned_ones_panic_is_kept_for_join() {
 }
 
 #[test]
-fn a_result_whose_destructor_panics_leaves_the_chain_right() {
+fn panicking_result_destructor_leaves_the_chain_consistent() {
     // C8: a detached result is dropped when its coroutine ends; a panic in that destructor leaves
     // no frame behind
     struct Bomb(Log);
@@ -422,7 +422,7 @@ fn a_result_whose_destructor_panics_leaves_the_chain_right() {
 }
 
 #[test]
-fn a_panic_is_caught_over_a_suspended_neighbour() {
+fn panic_is_caught_above_a_suspended_neighbour() {
     // C8: unwinding one coroutine does not disturb another that is suspended within catch_unwind
     AioContext::run(|_| {
         let log = Log::default();
@@ -446,7 +446,7 @@ fn a_panic_is_caught_over_a_suspended_neighbour() {
 }
 
 #[test]
-fn messages_show_names_or_numbers() {
+fn messages_show_coroutine_names_or_numbers() {
     // C5: messages name a coroutine by its name in quotes, or by its number
     AioContext::run(|_| {
         let first = Coroutine::new(|| {});
@@ -471,7 +471,7 @@ fn messages_show_names_or_numbers() {
 }
 
 #[test]
-fn many_are_made_on_the_smallest_stack() {
+fn many_coroutines_run_on_the_smallest_stack() {
     // C11: the runtime's own stack use, even while growing tables for many coroutines, fits on the
     // smallest stack
     AioContext::run(|_| {

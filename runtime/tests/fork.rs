@@ -49,9 +49,9 @@ fn assert_success(run: &Output) {
 }
 
 #[test]
-fn the_child_may_not_use_the_context() {
+fn forked_child_cannot_use_the_context() {
     // C7: any use of the parent's context in the child of a fork fails with cause and remedy
-    let Some(run) = in_child("the_child_may_not_use_the_context") else {
+    let Some(run) = in_child("forked_child_cannot_use_the_context") else {
         AioContext::run(|ctx| {
             let ctx = ctx.clone();
             let other = Coroutine::new(suspend);
@@ -121,9 +121,9 @@ fn nobody_else_goes_on<K>(prepare: impl FnOnce(&AioContext, &Log, Box<dyn FnOnce
 }
 
 #[test]
-fn nobody_else_goes_on_after_a_coroutine_forked() {
+fn no_other_coroutine_runs_in_the_child_of_a_coroutine() {
     // C9: in the child of a fork no coroutine of the parent runs, whether woken or ready
-    let Some(run) = in_child("nobody_else_goes_on_after_a_coroutine_forked") else {
+    let Some(run) = in_child("no_other_coroutine_runs_in_the_child_of_a_coroutine") else {
         let ran = nobody_else_goes_on(|_, log, forks| {
             let (log_in, woken_log, ready_log) = (log.clone(), log.clone(), log.clone());
             drop(spawn(move || {
@@ -145,9 +145,9 @@ fn nobody_else_goes_on_after_a_coroutine_forked() {
 }
 
 #[test]
-fn nobody_else_goes_on_after_a_bottom_half_forked() {
+fn no_other_coroutine_runs_in_the_child_of_a_bottom_half() {
     // C9: nor does a bottom half that the iteration had taken up, nor a ready coroutine
-    let Some(run) = in_child("nobody_else_goes_on_after_a_bottom_half_forked") else {
+    let Some(run) = in_child("no_other_coroutine_runs_in_the_child_of_a_bottom_half") else {
         let ran = nobody_else_goes_on(|ctx, log, forks| {
             let (due, ready) = (log.clone(), log.clone());
             ctx.schedule_oneshot(forks).unwrap();
@@ -161,9 +161,9 @@ fn nobody_else_goes_on_after_a_bottom_half_forked() {
 }
 
 #[test]
-fn nobody_else_goes_on_after_a_watch_forked() {
+fn no_other_coroutine_runs_in_the_child_of_an_fd_handler() {
     // C9: nor does an fd handler that was reported ready
-    let Some(run) = in_child("nobody_else_goes_on_after_a_watch_forked") else {
+    let Some(run) = in_child("no_other_coroutine_runs_in_the_child_of_an_fd_handler") else {
         let sockets = [UnixStream::pair().unwrap(), UnixStream::pair().unwrap()];
         let ran = nobody_else_goes_on(|ctx, log, forks| {
             let forks = Arc::new(Mutex::new(Some(forks)));
@@ -171,7 +171,7 @@ fn nobody_else_goes_on_after_a_watch_forked() {
                 theirs.write_all(&[1]).unwrap();
                 ours.set_nonblocking(true).unwrap();
                 let (ours, forks, log) = (Arc::new(ours), Arc::clone(&forks), log.clone());
-                let watch = ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
+                let watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, move |_| {
                     let _ = (&*ours).read(&mut [0]);
                     log.add("served");
                     if let Some(forks) = forks.lock().unwrap().take() {
@@ -188,17 +188,17 @@ fn nobody_else_goes_on_after_a_watch_forked() {
 }
 
 #[test]
-fn a_child_that_returns_leaks_what_is_left() {
+fn returning_child_leaks_the_remaining_coroutines() {
     // C9: a child that returns out of the context reports that, unwinds nothing, waits for nothing,
     // and leaves the parent's resources alone
-    let Some(run) = in_child("a_child_that_returns_leaks_what_is_left") else {
+    let Some(run) = in_child("returning_child_leaks_the_remaining_coroutines") else {
         let log = Log::default();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(ours);
         let (code, _callback) = AioContext::run(|ctx| {
             let kept = log.on_drop("callback");
             let callback = ctx
-                .bottom_half(move || {
+                .new_bottom_half(move || {
                     let _ = &kept;
                 })
                 .unwrap();
@@ -209,7 +209,7 @@ fn a_child_that_returns_leaks_what_is_left() {
             });
             waits.enter();
             let (ours_in, log_in) = (Arc::clone(&ours), log.clone());
-            let watch = ctx.watch(Arc::clone(&ours), Interest::Read, move |_| {
+            let watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, move |_| {
                 let mut byte = [0];
                 (&*ours_in).read_exact(&mut byte).unwrap();
                 log_in.add("read");
@@ -247,7 +247,7 @@ fn a_child_that_returns_leaks_what_is_left() {
 }
 
 #[test]
-fn programs_may_be_started() {
+fn programs_can_be_started() {
     // C7: std's `Command` forks, or does something similar, and continues to exec: that is allowed
     AioContext::run(|_| {
         let task = spawn(|| {

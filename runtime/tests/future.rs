@@ -1,4 +1,4 @@
-//! Futures and coroutines, in both directions: `await_future` in coroutines, on a loop's stack and
+//! Futures and coroutines, in both directions: `block_on` in coroutines, on a loop's stack and
 //! on plain threads; handles as futures, also in foreign executors.
 
 mod common;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use common::{Log, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, Coroutine, JoinHandle, LoopThread, RemoteHandle, TimedOut, await_future, can_suspend, sleep,
+    AioContext, Cancelled, Coroutine, IoThread, JoinHandle, RemoteJoinHandle, TimedOut, block_on, can_suspend, sleep,
     spawn, suspend, timeout, yield_now,
 };
 
@@ -66,21 +66,21 @@ fn everywhere(f: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn ready_and_pending_ones() {
+fn ready_and_pending_futures_complete() {
     // S5: a future is awaited in a coroutine, on the stack of a loop's thread, and on a plain
     // thread
     everywhere(|| {
-        assert_eq!(await_future(ready(42)), Ok(42));
-        assert_eq!(await_future(after(100)), Ok(100));
-        assert_eq!(await_future(join_all((0..10).map(after))), Ok((0..10).collect()));
+        assert_eq!(block_on(ready(42)), Ok(42));
+        assert_eq!(block_on(after(100)), Ok(100));
+        assert_eq!(block_on(join_all((0..10).map(after))), Ok((0..10).collect()));
         // A future may borrow, and need not be Send.
         let text = Rc::new(String::from("borrowed"));
-        assert_eq!(await_future(async { text.len() }), Ok(8));
+        assert_eq!(block_on(async { text.len() }), Ok(8));
     });
 }
 
 #[test]
-fn a_future_that_calls_its_waker_gives_way() {
+fn self_waking_future_yields_to_others() {
     // S5: a pending future that has called its waker lets others run before it is polled again
     let log = Log::default();
     AioContext::run(|_| {
@@ -88,7 +88,7 @@ fn a_future_that_calls_its_waker_gives_way() {
             let log = log.clone();
             spawn(move || {
                 let mut polls = 0;
-                await_future(poll_fn(|context| {
+                block_on(poll_fn(|context| {
                     polls += 1;
                     log.add(format_args!("{name}{polls}"));
                     context.waker().wake_by_ref();
@@ -102,7 +102,7 @@ fn a_future_that_calls_its_waker_gives_way() {
 }
 
 #[test]
-fn a_future_that_waits_within_its_poll_misses_no_wake() {
+fn future_that_waits_within_its_poll_misses_no_wake() {
     // S5, W3: a future's poll may itself wait, by a coroutine wait or otherwise; calling its waker
     // meanwhile makes it be polled again
     everywhere(|| {
@@ -112,7 +112,7 @@ fn a_future_that_waits_within_its_poll_misses_no_wake() {
                     sleep(Duration::from_millis(1)).unwrap();
                 }
             },
-            || assert_eq!(await_future(after(3)), Ok(3)),
+            || assert_eq!(block_on(after(3)), Ok(3)),
             || thread::park_timeout(Duration::ZERO),
         ];
         for wait in waits {
@@ -125,13 +125,13 @@ fn a_future_that_waits_within_its_poll_misses_no_wake() {
                 wait();
                 Poll::Pending
             });
-            assert_eq!(await_future(future), Ok(()));
+            assert_eq!(block_on(future), Ok(()));
         }
     });
 }
 
 #[test]
-fn wakers_from_other_threads() {
+fn wakers_work_from_other_threads() {
     // S5, W3: another thread may call the waker at any moment, often, and after the wait has ended
     everywhere(|| {
         let count = scaled(2000);
@@ -154,25 +154,25 @@ fn wakers_from_other_threads() {
                 let _ = started.send(context.waker().clone());
                 if passed.load(Ordering::Relaxed) == 20 { Poll::Ready(()) } else { Poll::Pending }
             });
-            assert_eq!(await_future(future), Ok(()));
+            assert_eq!(block_on(future), Ok(()));
             let late = caller.join().unwrap();
             late.wake_by_ref();
             late.wake();
         }
         // A late wake does not disturb other waits.
-        assert_eq!(await_future(after(2)), Ok(2));
+        assert_eq!(block_on(after(2)), Ok(2));
     });
 }
 
 #[test]
-fn wakers_of_those_who_have_ended() {
+fn wakers_of_ended_coroutines_do_nothing() {
     // W4: a waker may outlive its coroutine, its context and its thread; calling it then does
     // nothing
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keep = Arc::clone(&kept);
     let wait = move || {
         let keep = &keep;
-        await_future(poll_fn(|context| {
+        block_on(poll_fn(|context| {
             keep.lock().unwrap().push(context.waker().clone());
             Poll::Ready(())
         }))
@@ -219,21 +219,21 @@ fn cancelling_drops_the_future() {
             }
         };
         let (first, second, third) = (never("cancelled"), never("timed-out"), never("unwound"));
-        let task = spawn(move || await_future(first));
+        let task = spawn(move || block_on(first));
         ctx.poll(false);
         assert_eq!(log.take(), "");
         task.cancel();
         assert_eq!(log.take(), "cancelled");
         assert_eq!(task.join().unwrap(), Err(Cancelled));
 
-        let task = spawn(move || timeout(Duration::from_millis(1), || await_future(second)));
+        let task = spawn(move || timeout(Duration::from_millis(1), || block_on(second)));
         assert_eq!(task.join().unwrap(), Err(TimedOut));
         assert_eq!(log.take(), "timed-out");
 
-        drop(spawn(move || await_future(third)));
+        drop(spawn(move || block_on(third)));
         ctx.poll(false);
         // A coroutine that was cancelled before still gets a ready future's value.
-        let task = spawn(|| await_future(ready(5)));
+        let task = spawn(|| block_on(ready(5)));
         task.cancel();
         assert_eq!(task.join().unwrap(), Ok(5));
     });
@@ -245,8 +245,8 @@ fn join_handles_are_futures() {
     // S5: a join handle is a future: it returns results and panics, before and after the
     // coroutine's end, in any place
     let wait = || {
-        assert_eq!(await_future(spawn(|| 1)).unwrap().unwrap(), 1);
-        let panicked = await_future(spawn(|| -> u8 { panic!("told") })).unwrap();
+        assert_eq!(block_on(spawn(|| 1)).unwrap().unwrap(), 1);
+        let panicked = block_on(spawn(|| -> u8 { panic!("told") })).unwrap();
         assert_eq!(text(&*panicked.unwrap_err()), "told");
         let ended = spawn(|| 2);
         while !ended.is_finished() {
@@ -255,18 +255,18 @@ fn join_handles_are_futures() {
                 None => _ = AioContext::current().unwrap().poll(false),
             }
         }
-        assert_eq!(await_future(ended).unwrap().unwrap(), 2);
+        assert_eq!(block_on(ended).unwrap().unwrap(), 2);
         let handles = (0..50).map(|n| {
             spawn(move || {
                 (0..n % 7).for_each(|_| yield_now());
                 n
             })
         });
-        let results = await_future(join_all(handles)).unwrap();
+        let results = block_on(join_all(handles)).unwrap();
         assert!(results.into_iter().map(Result::unwrap).eq(0..50));
         // Polled, and then joined in the usual way.
         let mut handle = spawn(yield_now);
-        let polled = await_future(poll_fn(|context| Poll::Ready(Pin::new(&mut handle).poll(context).is_pending())));
+        let polled = block_on(poll_fn(|context| Poll::Ready(Pin::new(&mut handle).poll(context).is_pending())));
         assert_eq!(polled, Ok(true));
         handle.join().unwrap();
     };
@@ -280,11 +280,11 @@ fn join_handles_are_futures() {
 fn remote_handles_are_futures() {
     // S5, X10: so is the handle of a coroutine on another thread: from a coroutine, a loop's stack,
     // and a plain thread
-    let worker = LoopThread::start("worker").unwrap();
+    let worker = IoThread::start("worker").unwrap();
     let context = worker.context().clone();
     everywhere(move || {
-        assert_eq!(await_future(context.spawn(|| 1)).unwrap().unwrap(), 1);
-        let panicked = await_future(context.spawn(|| -> u8 { panic!("told") })).unwrap();
+        assert_eq!(block_on(context.spawn(|| 1)).unwrap().unwrap(), 1);
+        let panicked = block_on(context.spawn(|| -> u8 { panic!("told") })).unwrap();
         assert_eq!(text(&*panicked.unwrap_err()), "told");
         let handles: Vec<_> = (0..50)
             .map(|n| {
@@ -294,11 +294,11 @@ fn remote_handles_are_futures() {
                 })
             })
             .collect();
-        let results = await_future(join_all(handles)).unwrap();
+        let results = block_on(join_all(handles)).unwrap();
         assert!(results.into_iter().map(Result::unwrap).eq(0..50));
         let mut handle = context.spawn(|| ());
-        await_future(&mut handle).unwrap().unwrap();
-        let said = panic_of(|| await_future(&mut handle));
+        block_on(&mut handle).unwrap().unwrap();
+        let said = panic_of(|| block_on(&mut handle));
         assert_eq!(said, "join handle polled after it returned its result");
     });
     worker.stop().unwrap();
@@ -319,7 +319,7 @@ fn poll_with<T: Unpin>(handle: &mut JoinHandle<T>, waker: &Waker) -> Poll<thread
 }
 
 #[test]
-fn a_foreign_waker_is_called_outside_a_coroutine() {
+fn foreign_waker_is_called_outside_a_coroutine() {
     // S5, C3: a foreign executor's waker, called at a coroutine's end, runs outside the coroutine,
     // whose stack is finished: it cannot suspend
     let log = Log::default();
@@ -339,7 +339,7 @@ fn a_foreign_waker_is_called_outside_a_coroutine() {
 }
 
 #[test]
-fn the_last_waker_counts() {
+fn last_waker_is_the_one_called() {
     // S5: a handle polled with several wakers calls the last one
     let log = Log::default();
     let called: [fn(&Log); 2] = [|log| log.add("first"), |log| log.add("second")];
@@ -361,15 +361,15 @@ fn the_last_waker_counts() {
 }
 
 #[test]
-fn a_waker_left_behind_keeps_no_context() {
+fn leftover_waker_keeps_no_context_alive() {
     // W5: contexts that end while a handle is awaited as a future leave no descriptor behind
-    let Some(child) = in_child("a_waker_left_behind_keeps_no_context") else {
+    let Some(child) = in_child("leftover_waker_keeps_no_context_alive") else {
         let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = descriptors();
         for _ in 0..50 {
             AioContext::run(|ctx| {
                 for _ in 0..10 {
-                    drop(spawn(|| await_future(spawn(suspend))));
+                    drop(spawn(|| block_on(spawn(suspend))));
                 }
                 ctx.poll(false);
                 ctx.poll(false);
@@ -382,13 +382,13 @@ fn a_waker_left_behind_keeps_no_context() {
 }
 
 #[test]
-fn awaited_by_a_destructor_at_the_very_end() {
+fn destructor_awaits_a_future_at_context_end() {
     // C9, S5: a destructor run by the end of the context awaits a coroutine that never runs: it
     // gets an error
     struct Awaits(Log, Option<JoinHandle<()>>);
     impl Drop for Awaits {
         fn drop(&mut self) {
-            let outcome = await_future(self.1.take().unwrap()).unwrap();
+            let outcome = block_on(self.1.take().unwrap()).unwrap();
             self.0.add(outcome.unwrap_err().is::<Cancelled>());
         }
     }
@@ -407,24 +407,24 @@ fn awaited_by_a_destructor_at_the_very_end() {
 }
 
 #[test]
-fn what_never_started_reports_it() {
+fn join_of_unstarted_coroutine_reports_cancellation() {
     // W5: a handle of work that the context never started becomes ready when the context has ended,
     // for every waiter
     let log = Log::default();
-    let handles: Vec<RemoteHandle<()>> = AioContext::run(|ctx| {
+    let handles: Vec<RemoteJoinHandle<()>> = AioContext::run(|ctx| {
         let noted = log.on_drop("dropped");
         vec![ctx.spawn(move || drop(noted)), ctx.clone().spawn(|| ())]
     });
     assert_eq!(log.take(), "dropped");
-    for outcome in await_future(join_all(handles)).unwrap() {
+    for outcome in block_on(join_all(handles)).unwrap() {
         assert!(outcome.unwrap_err().is::<Cancelled>());
     }
 }
 
 #[test]
-fn waker_that_is_replaced_is_dropped_without_a_lock() {
-    // S5: a handle is polled with another waker than before; the destructor of the one before runs the loop, and there the
-    // coroutine ends that the handle waits for
+fn replaced_waker_is_dropped_outside_the_lock() {
+    // S5: a handle is polled with another waker than before; the destructor of the one before runs
+    // the loop, and there the coroutine ends that the handle waits for
     struct RunsLoop;
     impl Wake for RunsLoop {
         fn wake(self: Arc<Self>) {}
@@ -444,7 +444,7 @@ fn waker_that_is_replaced_is_dropped_without_a_lock() {
 }
 
 #[test]
-fn a_loop_inside_a_future() {
+fn future_can_run_the_loop() {
     // S5, X2: a future may block on the loop itself, as code that wraps blocking calls does: polls
     // nest
     AioContext::run(|ctx| {
@@ -462,8 +462,8 @@ fn a_loop_inside_a_future() {
             assert!(inner > 1);
             after(2).await + task.join().unwrap()
         };
-        assert_eq!(await_future(nested), Ok(9));
-        let task = spawn(|| timeout(HOUR, || await_future(async { await_future(after(1)).unwrap() })));
+        assert_eq!(block_on(nested), Ok(9));
+        let task = spawn(|| timeout(HOUR, || block_on(async { block_on(after(1)).unwrap() })));
         assert_eq!(task.join().unwrap(), Ok(Ok(1)));
     });
 }
@@ -474,7 +474,7 @@ fn tokio_is_entered_once_around_the_context() {
     // coroutines that hold their own enter guards over a suspension do not drop them in order, and
     // tokio panics
     let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let call = |n: u32| await_future(tokio::task::spawn_blocking(move || n)).unwrap().unwrap();
+    let call = |n: u32| block_on(tokio::task::spawn_blocking(move || n)).unwrap().unwrap();
     {
         let _entered = tokio.enter();
         AioContext::run(|_| {

@@ -136,7 +136,7 @@ fn assert_answers(said: &str) {
 }
 
 #[test]
-fn a_live_process_and_its_core_files() {
+fn gdb_lists_coroutines_of_a_process_and_its_core_files() {
     // C13, X11: the script finds all coroutines of a hung process and walks their stacks; so too in
     // a core file
     let mut hung = Hung::start();
@@ -162,7 +162,7 @@ fn a_live_process_and_its_core_files() {
 }
 
 #[test]
-fn those_that_are_entered_or_not_started() {
+fn gdb_shows_entered_and_unstarted_coroutines() {
     // C13, X11: coroutines without a stack to walk are listed too, with the reason; an entered
     // coroutine's frames continue into those of its enterers
     let commands = [
@@ -196,7 +196,7 @@ fn those_that_are_entered_or_not_started() {
 }
 
 #[test]
-fn a_program_of_which_it_knows_nothing() {
+fn gdb_script_reports_an_unknown_program() {
     // X11: the script's errors name cause and remedy
     let Some(said) = gdb(|gdb| gdb, &["coralio coroutines"]) else { return };
     assert!(said.contains("does not use coralio") && said.contains("CARGO_PROFILE_RELEASE_DEBUG=2"), "{said}");

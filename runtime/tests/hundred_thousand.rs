@@ -56,7 +56,7 @@ fn suspended(count: usize) {
 }
 
 #[test]
-fn a_hundred_thousand_suspended_coroutines() {
+fn hundred_thousand_coroutines_are_suspended_simultaneously() {
     // C12: 100,000 suspended coroutines fit under the default vm.max_map_count, with at most 4.5
     // KiB each
     suspended(scaled(100_000));
@@ -64,7 +64,7 @@ fn a_hundred_thousand_suspended_coroutines() {
 
 #[test]
 #[ignore = "takes 5 GiB of memory, and Linux 6.13 or newer; `.ci/run` runs it where there are"]
-fn a_million_suspended_coroutines() {
+fn million_coroutines_are_suspended_simultaneously() {
     // C12: so do a million, guard pages included
     suspended(1_000_000);
 }

@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use common::{in_child, panic_in};
 use coralio_runtime::{
-    AioContext, CoMutex, CoQueue, Coroutine, Interest, LoopThread, scope, sleep, spawn, suspend, wait_readable,
-    yield_now,
+    AioContext, CoMutex, CoQueue, Coroutine, Interest, IoThread, scope, sleep, spawn, suspend, wait_readable, yield_now,
 };
 
 /// Spawns a coroutine named `name`.
@@ -30,7 +29,7 @@ fn assert_says(text: &str, words: &[&str]) {
 }
 
 #[test]
-fn a_dump_tells_who_waits_for_what() {
+fn dump_shows_what_each_coroutine_waits_for() {
     // X11: a dump lists every coroutine with its name, state, wait, place and lock owner; and
     // handlers, timers and the rest
     AioContext::run(|ctx| {
@@ -51,7 +50,7 @@ fn a_dump_tells_who_waits_for_what() {
         let reader = named("reader", move || drop(wait_readable(&near)));
         let joiner = named("joiner", move || drop(waiter.join()));
         ctx.poll(false);
-        let bh = ctx.bottom_half(|| {}).unwrap();
+        let bh = ctx.new_bottom_half(|| {}).unwrap();
         bh.schedule();
         let dump = named("dumper", {
             let ctx = ctx.clone();
@@ -81,9 +80,9 @@ fn a_dump_tells_who_waits_for_what() {
 }
 
 #[test]
-fn another_thread_looks_at_a_loop_that_sleeps() {
+fn another_thread_dumps_a_sleeping_loop() {
     // X11: another thread's dump of a sleeping loop does not wake the loop
-    let worker = LoopThread::start("sleepy").unwrap();
+    let worker = IoThread::start("sleepy").unwrap();
     let lock = Arc::new(CoMutex::new(()));
     let stuck = worker.context().spawn({
         let lock = Arc::clone(&lock);
@@ -112,7 +111,7 @@ fn wait_deep_within() {
 }
 
 #[test]
-fn a_dump_has_backtraces_if_asked_for() {
+fn dump_has_backtraces_on_request() {
     // X11, C13: a dump with backtraces shows where each coroutine waits; from the home thread, and
     // from another
     AioContext::run(|ctx| {
@@ -190,10 +189,10 @@ fn block_the_thread() {
 }
 
 #[test]
-fn a_signal_asks_a_hung_loop() {
+fn signal_dumps_a_hung_loop() {
     // X11: a chosen signal dumps all contexts, even one that hangs in a coroutine, and shows where
     // it hangs
-    let Some(mut hung) = Hung::start("a_signal_asks_a_hung_loop") else {
+    let Some(mut hung) = Hung::start("signal_dumps_a_hung_loop") else {
         AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
         AioContext::run(|ctx| {
             let idler = named("idler", suspend);
@@ -219,7 +218,7 @@ fn a_signal_asks_a_hung_loop() {
 }
 
 #[test]
-fn context_that_ends_is_dumped() {
+fn ending_context_is_dumped() {
     // X11, W5: a context is listed and can be dumped until its coroutines are unwound, even if one
     // of them hangs meanwhile
     struct Hangs;
@@ -229,7 +228,7 @@ fn context_that_ends_is_dumped() {
             block_the_thread();
         }
     }
-    let Some(mut hung) = Hung::start("context_that_ends_is_dumped") else {
+    let Some(mut hung) = Hung::start("ending_context_is_dumped") else {
         AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
         AioContext::run(|ctx| {
             drop(named("hangs", || {
@@ -239,7 +238,7 @@ fn context_that_ends_is_dumped() {
             drop(named("later", suspend));
             ctx.poll(false);
         });
-        assert!(AioContext::all().is_empty());
+        assert!(AioContext::running().is_empty());
         return;
     };
     hung.until("ready");
@@ -254,10 +253,10 @@ fn context_that_ends_is_dumped() {
 }
 
 #[test]
-fn dump_of_a_thread_inside_the_allocator() {
+fn thread_inside_the_allocator_is_dumped() {
     // X11: a home thread stopped while it holds the allocator's lock is dumped all the same, and
     // continues
-    let Some(mut hung) = Hung::start("dump_of_a_thread_inside_the_allocator") else {
+    let Some(mut hung) = Hung::start("thread_inside_the_allocator_is_dumped") else {
         AioContext::run(|ctx| {
             let elsewhere = ctx.clone();
             let allocates = named("allocates", move || {
@@ -294,13 +293,13 @@ fn dump_of_a_thread_inside_the_allocator() {
 }
 
 #[test]
-fn a_round_that_takes_too_long_is_reported() {
+fn long_iteration_is_reported() {
     // X11: the stall report shows the running coroutine and its place, while the stall lasts, once;
     // a sleeping loop is not reported, nested or not
-    let Some(mut hung) = Hung::start("a_round_that_takes_too_long_is_reported") else {
+    let Some(mut hung) = Hung::start("long_iteration_is_reported") else {
         let limit = Duration::from_millis(20);
         AioContext::builder()
-            .stall_report(limit)
+            .report_stalls_after(limit)
             .run(|ctx| {
                 let napper = named("napper", move || sleep(4 * limit).unwrap());
                 let nested = named("nested", {
@@ -324,7 +323,7 @@ fn a_round_that_takes_too_long_is_reported() {
 
 fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
     let Some(mut hung) = Hung::start(test) else {
-        let done = AioContext::builder().deadlock_report(Some(Duration::from_millis(1))).run(|ctx| {
+        let done = AioContext::builder().report_deadlocks_after(Some(Duration::from_millis(1))).run(|ctx| {
             run(ctx);
             // Returns only if the loop has nothing to wait for.
             ctx.poll(true);
@@ -339,10 +338,10 @@ fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
 }
 
 #[test]
-fn two_locks_in_opposite_order() {
+fn deadlock_of_two_locks_is_reported() {
     // S6: a deadlock is reported when nothing is left that could wake its coroutines, with each
     // one's wait, place and lock owner
-    let said = deadlock("two_locks_in_opposite_order", |ctx| {
+    let said = deadlock("deadlock_of_two_locks_is_reported", |ctx| {
         let (a, b) = (Rc::new(CoMutex::new(())), Rc::new(CoMutex::new(())));
         for (name, first, second) in [("left", a.clone(), b.clone()), ("right", b, a)] {
             drop(named(name, move || {
@@ -375,10 +374,10 @@ fn two_locks_in_opposite_order() {
 }
 
 #[test]
-fn what_nobody_left_can_give() {
+fn deadlock_without_a_possible_waker_is_reported() {
     // S6: bare suspensions without a handle are stuck, and so are joins of them, waiters of a
     // leaked guard, and scopes of stuck coroutines
-    let said = deadlock("what_nobody_left_can_give", |ctx| {
+    let said = deadlock("deadlock_without_a_possible_waker_is_reported", |ctx| {
         let lost = named("lost", suspend);
         drop(named("joiner", move || drop(lost.join())));
         let lock = Rc::new(CoMutex::new(()));
@@ -399,12 +398,12 @@ fn what_nobody_left_can_give() {
 }
 
 #[test]
-fn what_might_come_is_no_deadlock() {
+fn possible_wake_is_no_deadlock() {
     // S6: a coroutine that sleeps, that a handle elsewhere could wake, or that waits for a
     // descriptor, is not reported; nor are those that wait for it
-    let said = deadlock("what_might_come_is_no_deadlock", |ctx| {
+    let said = deadlock("possible_wake_is_no_deadlock", |ctx| {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-        let watch = ctx.watch(near, Interest::Read, |_| {}).unwrap();
+        let watch = ctx.add_fd_handler(near, Interest::Read, |_| {}).unwrap();
         drop(named("idler", suspend));
         ctx.poll(false);
         // With an fd handler there is no check: the loop sleeps until woken from elsewhere.
@@ -428,7 +427,7 @@ fn what_might_come_is_no_deadlock() {
 }
 
 #[test]
-fn locking_what_one_holds_is_refused() {
+fn relocking_an_owned_lock_panics() {
     // S6: a coroutine that locks a CoMutex twice gets an error that names the owner, and where it
     // took the lock
     AioContext::run(|_| {
@@ -445,10 +444,10 @@ fn locking_what_one_holds_is_refused() {
 }
 
 #[test]
-fn who_was_unwound_is_said() {
+fn report_names_unwound_coroutines() {
     // W5: a context that ends with live coroutines reports their number and names, unless
     // configured not to
-    let Some(child) = in_child("who_was_unwound_is_said") else {
+    let Some(child) = in_child("report_names_unwound_coroutines") else {
         let two = |builder: coralio_runtime::ContextBuilder, name: &'static str| {
             builder
                 .run(|ctx| {
@@ -460,7 +459,7 @@ fn who_was_unwound_is_said() {
                 .unwrap();
         };
         two(AioContext::builder(), "loud");
-        two(AioContext::builder().unwind_report(false), "quiet");
+        two(AioContext::builder().report_unwound(false), "quiet");
         return;
     };
     let said = String::from_utf8_lossy(&child.stderr);

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::in_child;
 use coralio_runtime::{
-    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, JoinHandle, LoopThread, Semaphore, await_future, channel,
-    oneshot, scope, sleep, spawn, start, suspend, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, Semaphore, block_on, channel,
+    oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable, yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,10 +44,10 @@ fn full_pair() -> (UnixStream, UnixStream) {
 fn waits_show_their_callers() {
     // X11: whatever a coroutine waits for, the dump shows where the caller waits, and where it
     // created the coroutine
-    let other = LoopThread::start("other").unwrap();
+    let other = IoThread::start("other").unwrap();
     let remote = other.context().clone();
     AioContext::builder()
-        .unwind_report(false)
+        .report_unwound(false)
         .run(|ctx| {
             let locked = Rc::new(CoMutex::new(()));
             let _locked = Box::leak(Box::new(Rc::clone(&locked))).lock();
@@ -56,9 +56,9 @@ fn waits_show_their_callers() {
             let read = Rc::new(CoRwLock::new(()));
             let _read = Box::leak(Box::new(Rc::clone(&read))).read();
             let none = Rc::new(Semaphore::new(0));
-            let (sender, receiver) = channel::<u8>(0);
+            let (sender, receiver) = channel::bounded::<u8>(0);
             let (sender, receiver) = (Rc::new(sender), Rc::new(receiver));
-            let full = Rc::new(channel::<u8>(0));
+            let full = Rc::new(channel::bounded::<u8>(0));
             let mut waits: Vec<JoinHandle<()>> = Vec::new();
             macro_rules! wait {
                 ($($held:ident)*, $wait:expr) => {{
@@ -83,10 +83,10 @@ fn waits_show_their_callers() {
             wait!(receiver, receiver.recv());
             wait!(receiver, receiver.iter().next());
             wait!(full, full.0.send(0));
-            wait!(, { let (_sender, receiver) = oneshot::<u8>(); receiver.recv() });
+            wait!(, { let (_sender, receiver) = oneshot::channel::<u8>(); receiver.recv() });
             wait!(, CoQueue::new().wait(CoMutex::new(()).lock()));
             wait!(, CoQueue::new().wait_cancellable(CoMutex::new(()).lock()));
-            wait!(, await_future(pending::<()>()));
+            wait!(, block_on(pending::<()>()));
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); wait_readable(&far) });
             wait!(, { let (near, _far) = full_pair(); wait_writable(&near) });
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); CoFd::new(far).unwrap().read(&mut [0]) });
@@ -98,11 +98,11 @@ fn waits_show_their_callers() {
             let sleeper = remote.clone();
             wait!(, sleeper.spawn(|| sleep(HOUR)).join());
             let sleeper = remote.clone();
-            wait!(, sleeper.reschedule(|| sleep(HOUR)));
+            wait!(, sleeper.run_on(|| sleep(HOUR)));
             wait!(, spawn(|| suspend()).join());
             wait!(, scope(|s| drop(s.spawn(|| suspend()))));
             wait!(, scope(|s| s.spawn(|| suspend()).join()));
-            waits.push(start(|| suspend()));
+            waits.push(spawn_now(|| suspend()));
             waits.push(Coroutine::builder().spawn(|| suspend()).unwrap());
             while ctx.poll(false) {}
             let count = waits.len();
@@ -113,7 +113,7 @@ fn waits_show_their_callers() {
         .unwrap();
     other.stop().unwrap();
     AioContext::builder()
-        .unwind_report(false)
+        .report_unwound(false)
         .run_coroutine(|ctx| {
             let ctx = ctx.clone();
             spawn(move || assert_locations(&ctx, |line| line.starts_with("    'main'"), 1)).join().unwrap();
@@ -124,10 +124,10 @@ fn waits_show_their_callers() {
 #[test]
 fn wakes_show_their_callers() {
     // X11: for a scheduled coroutine, the dump shows where it was woken
-    let run = AioContext::builder().unwind_report(false).run_coroutine(|ctx| {
-        let (sender, receiver) = channel::<u8>(0);
-        let (back, answers) = channel::<u8>(0);
-        let (once, value) = oneshot::<u8>();
+    let run = AioContext::builder().report_unwound(false).run_coroutine(|ctx| {
+        let (sender, receiver) = channel::bounded::<u8>(0);
+        let (back, answers) = channel::bounded::<u8>(0);
+        let (once, value) = oneshot::channel::<u8>();
         let none = Rc::new(Semaphore::new(0));
         let lock = Rc::new(CoRwLock::new(()));
         let queue = Rc::new((CoQueue::new(), CoMutex::new(())));
@@ -195,7 +195,7 @@ fn panics_show_their_callers() {
     }));
     let calls: [&dyn Fn(); 12] = [
         &|| drop(spawn(|| ())),
-        &|| drop(start(|| ())),
+        &|| drop(spawn_now(|| ())),
         &|| _ = Coroutine::new(|| ()),
         &|| drop(Coroutine::builder().create(|| ())),
         &|| drop(Coroutine::builder().spawn(|| ())),

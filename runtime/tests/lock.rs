@@ -9,10 +9,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, Coroutine, LoopThread, spawn, suspend, yield_now};
+use coralio_runtime::{AioContext, Coroutine, IoThread, spawn, suspend, yield_now};
 
 #[test]
-fn the_lock_is_recursive_and_keeps_others_out() {
+fn context_lock_is_recursive_and_exclusive() {
     // X8: acquire blocks while another thread holds the lock, and is recursive; the loop holds it
     // while it dispatches
     AioContext::run(|ctx| {
@@ -47,7 +47,7 @@ fn the_lock_is_recursive_and_keeps_others_out() {
 }
 
 #[test]
-fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
+fn sleeping_loop_releases_the_lock() {
     // X8: the loop does not hold the lock while it sleeps, however often its thread had acquired it
     AioContext::run(|ctx| {
         let woken = rc::Rc::new(std::cell::Cell::new(false));
@@ -71,7 +71,7 @@ fn the_loop_lets_go_of_the_lock_while_it_sleeps() {
 }
 
 #[test]
-fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
+fn foreign_poll_runs_handlers_and_enters_no_coroutine() {
     // X8: a foreign thread that holds the lock may poll: it runs handlers; only the home thread
     // enters coroutines
     AioContext::run(|ctx| {
@@ -114,7 +114,7 @@ fn a_foreign_poll_runs_handlers_and_enters_no_coroutine() {
 }
 
 #[test]
-fn a_foreign_panic_leaves_the_lock_free() {
+fn foreign_panic_releases_the_lock() {
     // C8: a panic in a bottom half run by a foreign poll leaves the lock free, and the remaining
     // work for the loop
     AioContext::run(|ctx| {
@@ -131,7 +131,7 @@ fn a_foreign_panic_leaves_the_lock_free() {
 }
 
 #[test]
-fn a_guard_that_outlives_its_context() {
+fn guard_can_outlive_its_context() {
     // X8: a guard taken through a clone of the context may be dropped after the context ended
     let kept = std::cell::OnceCell::new();
     let guard = AioContext::run(|ctx| kept.get_or_init(|| ctx.clone()).acquire());
@@ -145,10 +145,10 @@ fn a_guard_that_outlives_its_context() {
 }
 
 #[test]
-fn guards_of_another_context_come_and_go_while_poll_while_waits() {
+fn poll_while_keeps_guards_of_another_context() {
     // X8, X9: while a thread waits by `poll_while` for one context, its coroutines may drop and
     // take guards of a third one
-    let threads = ["waited for", "third"].map(|name| LoopThread::start(name).unwrap());
+    let threads = ["waited for", "third"].map(|name| IoThread::start(name).unwrap());
     let [waited_for, third] = threads.each_ref().map(|thread| &*Box::leak(Box::new(thread.context().clone())));
     AioContext::run(|_| {
         let drops = Coroutine::new(|| {

@@ -63,7 +63,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn two_take_it_in_turn() {
+fn two_coroutines_take_the_lock_in_turn() {
     // S1: two coroutines on two threads: they never hold the lock at once, neither is forgotten,
     // and each sees the other's writes
     model(|| {
@@ -80,7 +80,7 @@ fn two_take_it_in_turn() {
 }
 
 #[test]
-fn one_that_gives_up_passes_on_what_it_was_granted() {
+fn abandoned_wait_passes_its_grant_on() {
     // S1, S4: a wait is cancelled while the lock is handed over: it either has the lock, or the
     // next waiter gets it
     model(|| {
@@ -128,7 +128,7 @@ fn timeout_during_grant_reports_what_happened() {
 }
 
 #[test]
-fn three_stand_in_line() {
+fn three_waiters_are_queued_in_order() {
     // S1: a waiter that arrives while the lock is handed to another is not forgotten either
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(2);
@@ -147,7 +147,7 @@ fn three_stand_in_line() {
 }
 
 #[test]
-fn a_wake_after_the_mutex_was_given_up_is_not_missed() {
+fn wake_after_the_mutex_release_is_not_missed() {
     // S2: changing the condition under the mutex, and then waking, wakes a waiter that has released
     // the mutex
     model(|| {

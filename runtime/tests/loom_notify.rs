@@ -3,11 +3,11 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_notify`
 //!
-//! `notify.rs` and `remote_queue.rs` are the library's own source files. The eventfd is modelled by a flag
-//! that stays set until the sleeper takes it. If a kick were lost, the loop would sleep with work
-//! queued, or with its condition true, and no thread left to run: loom reports that as a deadlock.
-//! It does so if either fence of `notify.rs` is removed, or the check after announcing the sleep,
-//! or if `notify` stores its flag instead of swapping it.
+//! `notify.rs` and `remote_queue.rs` are the library's own source files. The eventfd is modelled by
+//! a flag that stays set until the sleeper takes it. If a kick were lost, the loop would sleep with
+//! work queued, or with its condition true, and no thread left to run: loom reports that as a
+//! deadlock. It does so if either fence of `notify.rs` is removed, or the check after announcing
+//! the sleep, or if `notify` stores its flag instead of swapping it.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -149,13 +149,13 @@ fn check(producers: usize, each: usize) {
 }
 
 #[test]
-fn one_producer() {
+fn one_producer_wakes_the_loop() {
     // X6: no kick is lost, whatever the interleaving: one producer, several pieces of work
     check(1, 3);
 }
 
 #[test]
-fn two_producers() {
+fn two_producers_wake_the_loop() {
     // X6: nor with two producers, one of which may have taken on the kick that the other relies on
     check(2, 1);
 }
@@ -184,14 +184,14 @@ fn notification_between_check_and_sleep_is_not_lost() {
 }
 
 #[test]
-fn two_notifications_are_both_seen() {
+fn both_of_two_notifications_are_seen() {
     // X6: two threads change a condition each, and one may find the other's notification already
     // set: the loop sees both conditions
     check_conditions(2, Loop::come_true);
 }
 
 #[test]
-fn what_is_polled_for_is_seen() {
+fn polled_condition_is_seen() {
     // X9: a loop that polls for a condition that is not in a queue sees it after a notification,
     // even if it had other work
     check_conditions(1, |looping, condition| {

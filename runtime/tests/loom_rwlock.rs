@@ -71,7 +71,7 @@ fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn a_writer_is_alone() {
+fn writer_excludes_all_others() {
     // S3: a writer and a reader: they never hold the lock at once, neither is forgotten, and each
     // sees the other's writes
     model(3, || {
@@ -113,7 +113,7 @@ fn timeout_during_grant_reports_what_happened() {
 }
 
 #[test]
-fn three_stand_in_line() {
+fn three_waiters_are_queued_in_order() {
     // S3: a waiter that arrives while others are let in is not forgotten either
     for others in [[true, false], [false, false], [true, true]] {
         model(2, move || {
@@ -131,7 +131,7 @@ fn three_stand_in_line() {
 }
 
 #[test]
-fn the_last_of_two_readers_lets_the_writer_in() {
+fn last_of_two_readers_admits_the_writer() {
     // S3: a writer that arrives while two readers leave is let in by one of them, and sees both
     // gone
     model(2, || {
@@ -146,7 +146,7 @@ fn the_last_of_two_readers_lets_the_writer_in() {
 }
 
 #[test]
-fn two_upgrade() {
+fn two_upgrades_take_turns() {
     // S3: two readers that upgrade at the same time both succeed, one after the other
     model(2, || {
         let lock = counter();
@@ -163,7 +163,7 @@ fn two_upgrade() {
 }
 
 #[test]
-fn an_upgrade_sees_other_readers_gone() {
+fn upgrade_waits_for_other_readers() {
     // S3: an immediate upgrade writes after everything that another reader read
     model(3, || {
         let lock = counter();
@@ -175,7 +175,7 @@ fn an_upgrade_sees_other_readers_gone() {
 }
 
 #[test]
-fn a_downgrade_lets_readers_in() {
+fn downgrade_admits_readers() {
     // S3: a downgrade lets a queued reader in although the lock is still held; the reader sees the
     // write
     model(3, || {
@@ -191,7 +191,7 @@ fn a_downgrade_lets_readers_in() {
 }
 
 #[test]
-fn one_that_gives_up_keeps_nobody_waiting() {
+fn abandoned_wait_keeps_no_other_waiter_waiting() {
     // S3, S4: a writer at the head of the queue is cancelled: readers behind it get in, although
     // another reader still holds the lock
     model(2, || {
@@ -210,7 +210,7 @@ fn one_that_gives_up_keeps_nobody_waiting() {
 }
 
 #[test]
-fn one_that_gives_up_passes_on_what_it_was_granted() {
+fn abandoned_wait_passes_its_grant_on() {
     // S3, S4: a wait is cancelled while the lock is handed over: it either has the lock, or the
     // next waiter gets it
     model(3, || {
@@ -226,7 +226,7 @@ fn one_that_gives_up_passes_on_what_it_was_granted() {
 }
 
 #[test]
-fn one_that_unwinds_passes_on_what_it_was_granted() {
+fn unwinding_waiter_passes_its_grant_on() {
     // S3, C9: a coroutine that unwinds while it waits either was granted the lock and releases it,
     // or leaves the queue
     for writes in [true, false] {

@@ -30,7 +30,7 @@ mod sync {
     mod wait_queue;
 }
 
-use sync::channel::{Receiver, Sender, channel};
+use sync::channel::{Receiver, Sender, bounded};
 use sync::semaphore::Semaphore;
 
 /// A value that the owner of the permit may change.
@@ -65,7 +65,7 @@ fn model(preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn one_permit_is_a_lock() {
+fn single_permit_acts_as_a_lock() {
     // S4: two coroutines on two threads: one at a time, neither is forgotten, and each sees the
     // other's writes
     model(3, || {
@@ -83,7 +83,7 @@ fn one_permit_is_a_lock() {
 }
 
 #[test]
-fn permits_added_one_by_one_are_enough() {
+fn permits_added_one_by_one_satisfy_a_waiter() {
     // S4: a waiter for two permits gets them when another thread adds one after the other
     model(3, || {
         let guarded = Guarded::new(0);
@@ -99,7 +99,7 @@ fn permits_added_one_by_one_are_enough() {
 }
 
 #[test]
-fn one_that_gives_up_loses_no_permit() {
+fn abandoned_wait_loses_no_permit() {
     // S4: a waiter is cancelled, or unwinds, while it is granted a permit: it either has the
     // permit, or returns it
     for unwinds in [false, true] {
@@ -178,7 +178,7 @@ fn timeout_of_send_tells_whether_the_message_was_sent() {
 }
 
 #[test]
-fn one_that_gives_up_keeps_nobody_waiting() {
+fn abandoned_wait_keeps_no_other_waiter_waiting() {
     // S4: a waiter for more permits than there are gives up: the one behind it, which needs fewer,
     // continues
     model(3, || {
@@ -195,13 +195,13 @@ fn one_that_gives_up_keeps_nobody_waiting() {
 
 /// Returns a channel whose atomics have all been used by this thread.
 fn used_channel(capacity: usize) -> (Sender<usize>, Receiver<usize>) {
-    let (sender, receiver) = channel(capacity);
+    let (sender, receiver) = bounded(capacity);
     assert!(receiver.try_recv().is_err());
     (sender, receiver)
 }
 
 #[test]
-fn messages_come_in_order_and_the_end_is_told() {
+fn messages_arrive_in_order_before_disconnection() {
     // S4: a sender waits for space, and a receiver for messages: all messages arrive, and then the
     // disconnection
     for capacity in [0, 1] {
@@ -215,7 +215,7 @@ fn messages_come_in_order_and_the_end_is_told() {
 }
 
 #[test]
-fn a_receiver_that_unwinds_loses_no_message() {
+fn unwinding_receiver_loses_no_message() {
     // S4, C9: a receiver unwinds, or is cancelled, while it is handed a message: another receiver
     // gets the message
     for unwinds in [false, true] {
@@ -240,7 +240,7 @@ fn a_receiver_that_unwinds_loses_no_message() {
 }
 
 #[test]
-fn a_sender_is_told_that_the_receiver_is_gone() {
+fn sender_learns_of_a_dropped_receiver() {
     // S4: the last receiver goes while a sender waits for space: the sender gets an error, and its
     // message back
     model(3, || {

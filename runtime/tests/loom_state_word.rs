@@ -3,10 +3,10 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p coralio-runtime --release --test loom_state_word`
 //!
-//! `state_word.rs` is the library's own source file. The coroutine waits for the flags of two wakers;
-//! only one of them puts it on the list, and the other relies on that. If a wake were lost, the
-//! coroutine would not be on the list although its flag is set, and home would wait forever: loom
-//! reports that as a deadlock.
+//! `state_word.rs` is the library's own source file. The coroutine waits for the flags of two
+//! wakers; only one of them puts it on the list, and the other relies on that. If a wake were lost,
+//! the coroutine would not be on the list although its flag is set, and home would wait forever:
+//! loom reports that as a deadlock.
 #![cfg(loom)]
 #![allow(unreachable_pub, dead_code)]
 
@@ -76,7 +76,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 }
 
 #[test]
-fn whoever_finds_it_scheduled_may_rely_on_that() {
+fn scheduled_state_guarantees_a_run() {
     // W3: a wake that finds the coroutine already scheduled is seen by the scheduled run
     model(|| {
         let home = Home::new();
@@ -98,7 +98,7 @@ fn whoever_finds_it_scheduled_may_rely_on_that() {
 }
 
 #[test]
-fn only_one_puts_it_on_the_list() {
+fn single_scheduler_queues_the_coroutine() {
     // W2: a coroutine scheduled by several threads at once is put on the list once
     model(|| {
         let home = Home::new();

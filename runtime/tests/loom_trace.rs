@@ -31,7 +31,7 @@ fn assert_whole(there: &[(u64, [u64; WORDS])]) {
 }
 
 #[test]
-fn what_is_read_is_whole() {
+fn records_are_read_whole() {
     // Trace: a reader concurrent with two writers sees whole records only; no record is lost in the
     // end
     loom::model(|| {
@@ -51,7 +51,7 @@ fn what_is_read_is_whole() {
 }
 
 #[test]
-fn what_is_overwritten_is_not_taken_for_what_it_was() {
+fn overwritten_records_are_detected() {
     // Trace: the ring wraps around while it is read
     loom::model(|| {
         let ring = Arc::new(Ring::new(1));

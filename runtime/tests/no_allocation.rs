@@ -49,7 +49,7 @@ fn steady(mut f: impl FnMut()) {
 }
 
 #[test]
-fn the_counter_counts() {
+fn counting_allocator_counts() {
     // C10: (a check of this test) the counter notices an allocation, even inside a coroutine
     AioContext::run(|_| {
         let before = ALLOCATIONS.get();
@@ -59,7 +59,7 @@ fn the_counter_counts() {
 }
 
 #[test]
-fn spawn_and_join() {
+fn spawn_and_join_do_not_allocate() {
     // C10: spawn, yield, end and join allocate nothing in the steady state; nor does a name that is
     // a literal
     AioContext::run(|ctx| {
@@ -84,7 +84,7 @@ fn spawn_and_join() {
 }
 
 #[test]
-fn enter_and_wake() {
+fn enter_and_wake_do_not_allocate() {
     // C10: enter, suspend, wake and schedule allocate nothing
     AioContext::run(|ctx| {
         let forever = || {
@@ -113,7 +113,7 @@ fn enter_and_wake() {
 }
 
 #[test]
-fn wakes_from_another_thread() {
+fn wakes_from_another_thread_do_not_allocate() {
     // C10: a wake from another thread allocates nothing on either thread
     AioContext::run(|ctx| {
         let co = Coroutine::new(|| {
@@ -150,11 +150,11 @@ fn wakes_from_another_thread() {
 }
 
 #[test]
-fn locks_and_bottom_halves() {
+fn locks_and_bottom_halves_do_not_allocate() {
     // C10: waiting in a CoMutex or a CoQueue allocates nothing, nor does rescheduling a bottom half
     AioContext::run(|ctx| {
         let shared = Rc::new((CoMutex::new(0), CoQueue::new()));
-        let bh = ctx.bottom_half(|| {}).unwrap();
+        let bh = ctx.new_bottom_half(|| {}).unwrap();
         steady(|| {
             let tasks = [(); 4].map(|()| {
                 let shared = Rc::clone(&shared);
@@ -181,11 +181,11 @@ fn locks_and_bottom_halves() {
 }
 
 #[test]
-fn readers_permits_and_messages() {
+fn readers_permits_and_messages_do_not_allocate() {
     // C10: waiting in a CoRwLock, a semaphore or a channel allocates nothing, nor does ending the
     // wait early
     AioContext::run(|ctx| {
-        let shared = Rc::new((CoRwLock::new(0), Semaphore::new(2), channel(1)));
+        let shared = Rc::new((CoRwLock::new(0), Semaphore::new(2), channel::bounded(1)));
         steady(|| {
             let tasks = [0, 1, 2, 3].map(|n| {
                 let shared = Rc::clone(&shared);

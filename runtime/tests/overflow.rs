@@ -29,13 +29,15 @@ fn said(child: &Output) -> String {
 }
 
 #[test]
-fn running_off_a_stack_names_the_coroutine() {
+fn stack_overflow_names_the_coroutine() {
     // C11: a stack overflow ends the process with a message that names the coroutine, its origin,
     // its stack size and the remedy
-    match in_child("running_off_a_stack_names_the_coroutine") {
+    match in_child("stack_overflow_names_the_coroutine") {
         Some(child) => {
             assert_aborted(&child, "coralio: stack overflow: coroutine 'deep' (created at runtime/tests/overflow.rs:");
-            for part in ["exceeded its stack of 65536 bytes", "`Builder::stack_size`", "`ContextBuilder::stack_size`"] {
+            for part in
+                ["exceeded its stack of 65536 bytes", "`CoroutineBuilder::stack_size`", "`ContextBuilder::stack_size`"]
+            {
                 assert!(said(&child).contains(part), "{part}: {}", said(&child));
             }
         }
@@ -53,8 +55,12 @@ fn overflow_of_main_names_the_setting_of_the_context() {
     match in_child("overflow_of_main_names_the_setting_of_the_context") {
         Some(child) => {
             assert_aborted(&child, "coralio: stack overflow: coroutine 'main' (created at");
-            assert!(said(&child).contains("`ContextBuilder::stack_size` or `Runner::stack_size`"), "{}", said(&child));
-            assert!(!said(&child).contains("`Builder::stack_size`"), "{}", said(&child));
+            assert!(
+                said(&child).contains("`ContextBuilder::stack_size` or `RuntimeBuilder::stack_size`"),
+                "{}",
+                said(&child)
+            );
+            assert!(!said(&child).contains("`CoroutineBuilder::stack_size`"), "{}", said(&child));
         }
         None => _ = AioContext::builder().stack_size(64 * 1024).run_coroutine(|_| deep(0)).unwrap(),
     }
@@ -62,10 +68,10 @@ fn overflow_of_main_names_the_setting_of_the_context() {
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer does not probe large frames")]
-fn one_large_frame_hits_the_guard_too() {
+fn large_frame_hits_the_guard_page() {
     // C11: a frame larger than the guard page does not step over it: no memory of another stack is
     // touched
-    match in_child("one_large_frame_hits_the_guard_too") {
+    match in_child("large_frame_hits_the_guard_page") {
         Some(child) => assert_aborted(&child, "coroutine #2 (created at"),
         None => AioContext::run(|_| {
             // Its stack is at lower addresses.
@@ -79,10 +85,10 @@ fn one_large_frame_hits_the_guard_too() {
 }
 
 #[test]
-fn beneath_a_round_of_the_loop() {
+fn overflow_above_a_loop_iteration_is_reported() {
     // C11: code that the loop runs on a coroutine's stack overflows that stack, although no
     // coroutine is running
-    match in_child("beneath_a_round_of_the_loop") {
+    match in_child("overflow_above_a_loop_iteration_is_reported") {
         Some(child) => assert_aborted(&child, "coroutine 'polls' (created at"),
         None => AioContext::run(|ctx| {
             let ctx = ctx.clone();
@@ -99,13 +105,13 @@ fn beneath_a_round_of_the_loop() {
 }
 
 #[test]
-fn on_a_thread_without_an_alternate_stack() {
+fn overflow_without_an_alternate_stack_is_reported() {
     // C11: overflow is also detected on a thread that std did not create
     extern "C" fn foreign(_: *mut libc::c_void) -> *mut libc::c_void {
         AioContext::run(|_| spawn(|| deep(0)).join().unwrap());
         ptr::null_mut()
     }
-    match in_child("on_a_thread_without_an_alternate_stack") {
+    match in_child("overflow_without_an_alternate_stack_is_reported") {
         Some(child) => assert_aborted(&child, "coroutine #1 (created at"),
         // SAFETY: the thread is joined, and its argument is null.
         None => unsafe {
@@ -117,7 +123,7 @@ fn on_a_thread_without_an_alternate_stack() {
 }
 
 #[test]
-fn a_thread_has_its_alternate_stack_back() {
+fn alternate_stack_is_restored() {
     // C11: a context leaves the thread's alternate stack as it found it
     fn alternate() -> (usize, usize, i32) {
         // SAFETY: all zeroes is a valid stack_t, and the call writes it.
@@ -155,9 +161,9 @@ fn a_thread_has_its_alternate_stack_back() {
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
-fn another_fault_is_a_plain_one() {
+fn unrelated_fault_is_not_reported_as_overflow() {
     // C11: an unrelated fault in a coroutine is a plain SIGSEGV, without a message
-    match in_child("another_fault_is_a_plain_one") {
+    match in_child("unrelated_fault_is_not_reported_as_overflow") {
         Some(child) => {
             assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child));
             assert!(!said(&child).contains("coralio"), "{}", said(&child));
@@ -168,9 +174,9 @@ fn another_fault_is_a_plain_one() {
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
-fn the_threads_own_overflow_is_reported_by_std() {
+fn overflow_of_the_threads_own_stack_is_reported_by_std() {
     // C11: std's own report of a thread's stack overflow still works in a context
-    match in_child("the_threads_own_overflow_is_reported_by_std") {
+    match in_child("overflow_of_the_threads_own_stack_is_reported_by_std") {
         Some(child) => {
             assert_aborted(&child, "has overflowed its stack");
             assert!(!said(&child).contains("coralio"), "{}", said(&child));
@@ -185,9 +191,9 @@ extern "C" fn leave_with_code(signal: libc::c_int) {
 }
 
 #[test]
-fn the_users_handler_has_other_faults() {
+fn other_faults_reach_the_users_handler() {
     // C11: a handler that the program installed before gets every other fault
-    match in_child("the_users_handler_has_other_faults") {
+    match in_child("other_faults_reach_the_users_handler") {
         Some(child) => assert_eq!(child.status.code(), Some(libc::SIGSEGV + 30), "{}", said(&child)),
         None => {
             let handler: extern "C" fn(libc::c_int) = leave_with_code;
@@ -199,9 +205,9 @@ fn the_users_handler_has_other_faults() {
 }
 
 #[test]
-fn a_signal_that_was_sent_ends_the_process() {
+fn sent_signal_ends_the_process() {
     // C11: a SIGSEGV that was sent, not raised by a fault, keeps its default effect
-    match in_child("a_signal_that_was_sent_ends_the_process") {
+    match in_child("sent_signal_ends_the_process") {
         Some(child) => assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child)),
         None => {
             // SAFETY: the default action, and a signal to this thread.

@@ -22,7 +22,7 @@ fn left_over() -> Output {
 }
 
 #[test]
-fn left_over_coroutines_are_leaked_and_never_run() {
+fn leftover_coroutines_are_leaked_and_never_run() {
     // C9: with panic = "abort", remaining coroutines are leaked, with a message; their handles
     // report that they have ended, even in a later context of the thread, and they never run again
     let run = left_over();

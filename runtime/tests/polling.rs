@@ -19,14 +19,14 @@ use coralio_runtime::{
 use parking_lot::Mutex;
 
 #[test]
-fn what_is_ready_in_memory_is_served() {
+fn sources_ready_in_memory_are_served() {
     // X5: a poll handler is called in each iteration in which its source is ready; a notify ends a
     // sleep for it
     AioContext::run(|ctx| {
         let ready = Arc::new(AtomicBool::new(false));
         let runs = Arc::new(AtomicUsize::new(0));
         let handler = ctx
-            .poll_handler(
+            .add_poll_handler(
                 {
                     let ready = Arc::clone(&ready);
                     move || ready.load(Ordering::Acquire)
@@ -59,13 +59,13 @@ fn what_is_ready_in_memory_is_served() {
 }
 
 #[test]
-fn a_handler_that_polls_is_not_called_again() {
+fn polling_handler_is_not_called_recursively() {
     // H9, X4: a poll handler that polls while its source is still ready is not called recursively
     AioContext::run(|ctx| {
         let (depth, deepest) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (polls, seen) = (ctx.clone(), Arc::clone(&deepest));
         let _handler = ctx
-            .poll_handler(
+            .add_poll_handler(
                 || true,
                 move || {
                     seen.fetch_max(depth.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -81,14 +81,14 @@ fn a_handler_that_polls_is_not_called_again() {
 }
 
 #[test]
-fn a_handler_may_remove_itself() {
+fn handler_can_remove_itself() {
     // X4: a handler that is removed within itself is dropped when it returns, and not called again
     AioContext::run(|ctx| {
         let slot = Arc::new(Mutex::new(None::<PollHandler>));
         let runs = Arc::new(AtomicUsize::new(0));
         let (own, counted) = (Arc::clone(&slot), Arc::clone(&runs));
         *slot.lock() = Some(
-            ctx.poll_handler(
+            ctx.add_poll_handler(
                 || true,
                 move || {
                     counted.fetch_add(1, Ordering::Relaxed);
@@ -103,10 +103,10 @@ fn a_handler_may_remove_itself() {
 }
 
 #[test]
-fn a_source_that_is_always_ready_starves_no_descriptor() {
+fn always_ready_source_starves_no_descriptor() {
     // X4, X5: a descriptor is served although a poll handler keeps the loop busy
     AioContext::run(|ctx| {
-        let _busy = ctx.poll_handler(|| true, || {}).unwrap();
+        let _busy = ctx.add_poll_handler(|| true, || {}).unwrap();
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(b"x").unwrap();
         let reader = spawn(move || wait_readable(&near).and_then(|()| (&near).read(&mut [0; 8])));
@@ -119,7 +119,7 @@ fn a_source_that_is_always_ready_starves_no_descriptor() {
 }
 
 #[test]
-fn several_wait_for_one_descriptor() {
+fn several_coroutines_wait_for_one_descriptor() {
     // X4: one coroutine waits to read and another to write the same descriptor, next to a handler
     // that watches it
     AioContext::run(|ctx| {
@@ -128,7 +128,7 @@ fn several_wait_for_one_descriptor() {
         let near = Arc::new(near);
         let watched = Arc::new(AtomicUsize::new(0));
         let _watch = ctx
-            .watch(Arc::clone(&near), Interest::Read, {
+            .add_fd_handler(Arc::clone(&near), Interest::Read, {
                 let watched = Arc::clone(&watched);
                 move |_| _ = watched.fetch_add(1, Ordering::Relaxed)
             })
@@ -165,7 +165,7 @@ fn several_wait_for_one_descriptor() {
 }
 
 #[test]
-fn a_wait_for_a_descriptor_ends_early() {
+fn wait_for_a_descriptor_ends_early() {
     // S4, X4: a cancelled or timed out wait for a descriptor fails, and leaves nothing behind;
     // unsupported descriptors are rejected
     AioContext::run(|_| {
@@ -210,7 +210,7 @@ fn handler_deletes_itself() {
     AioContext::run(|ctx| {
         let (freed, lists) = (Arc::new(()), ctx.clone());
         let kept = Arc::clone(&freed);
-        let handler = ctx.poll_handler_with(
+        let handler = ctx.add_poll_handler_with(
             || true,
             move |own| {
                 let _ = &kept;

@@ -70,7 +70,7 @@ fn deadlock_is_reported_without_standard_error() {
         return;
     }
     AioContext::builder()
-        .deadlock_report(Some(Duration::from_millis(1)))
+        .report_deadlocks_after(Some(Duration::from_millis(1)))
         .run(|ctx| {
             let lost = spawn(suspend);
             let waker = lost.coroutine();
@@ -111,14 +111,15 @@ fn message_is_written_whole() {
 }
 
 #[test]
-fn long_message_does_not_wait_for_a_reader_that_has_stopped() {
-    // X11: standard error is a pipe with room for a part of the message, and nobody reads on: the rest is dropped
+fn long_message_does_not_wait_for_a_stopped_reader() {
+    // X11: standard error is a pipe with room for a part of the message, and nobody reads on: the
+    // rest is dropped
     if std::env::var_os(CHILD).is_some() {
         report("x".repeat(1 << 20));
         return;
     }
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "long_message_does_not_wait_for_a_reader_that_has_stopped", "--nocapture"])
+        .args(["--exact", "long_message_does_not_wait_for_a_stopped_reader", "--nocapture"])
         .env(CHILD, "1")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -41,7 +41,7 @@ fn results_are_dropped_exactly_once() {
 }
 
 #[test]
-fn a_handle_dropped_by_its_own_coroutine_detaches_it() {
+fn handle_dropped_by_its_own_coroutine_detaches_it() {
     // C8: a coroutine may drop its own join handle; its result is then dropped when it ends
     let log = Log::default();
     AioContext::run(|ctx| {
@@ -61,7 +61,7 @@ fn a_handle_dropped_by_its_own_coroutine_detaches_it() {
 }
 
 #[test]
-fn aligned_results_and_closures() {
+fn results_and_closures_keep_their_alignment() {
     // C1: captures and results of a coroutine are aligned as their types require
     #[repr(align(64))]
     #[derive(Clone, Copy)]
@@ -95,7 +95,7 @@ fn aligned_results_and_closures() {
 }
 
 #[test]
-fn closures_of_every_size() {
+fn closures_of_every_size_run() {
     // C1: a closure may capture any amount of data; a large closure does not use up the coroutine's
     // stack
     fn check<const N: usize>() {
@@ -122,7 +122,7 @@ fn closures_of_every_size() {
 }
 
 #[test]
-fn a_large_result_comes_out_whole_or_is_refused() {
+fn large_result_is_returned_whole_or_rejected() {
     // C8: a result too large for the stack is rejected with the remedy, before anything runs
     AioContext::run(|_| {
         let task = spawn(|| [7u8; 4096]);
@@ -139,7 +139,7 @@ fn a_large_result_comes_out_whole_or_is_refused() {
 }
 
 #[test]
-fn the_largest_result_that_is_accepted_fits() {
+fn largest_accepted_result_fits() {
     // C11: any result size that spawn accepts can also be returned without overflowing the stack
     fn check<const N: usize>(accepted: &mut usize) {
         let Ok(task) = Coroutine::builder().stack_size(64 * 1024).spawn(|| std::hint::black_box([5u8; N])) else {
@@ -164,7 +164,7 @@ fn the_largest_result_that_is_accepted_fits() {
 }
 
 #[test]
-fn joining_from_everywhere() {
+fn join_works_from_everywhere() {
     // C8: join runs the loop on the thread's own stack, and suspends in a coroutine
     AioContext::run(|_| {
         let slow = spawn(|| {

@@ -12,7 +12,7 @@ fn mappings() -> usize {
 }
 
 #[test]
-fn a_million_coroutines_one_after_the_other() {
+fn million_successive_coroutines_reuse_memory() {
     // C10: a million coroutines in sequence use the same few stacks: no mapping is added, whether
     // joined, detached or panicked
     AioContext::run(|ctx| {

@@ -41,7 +41,7 @@ fn join_all(tasks: Vec<JoinHandle<()>>) {
 }
 
 #[test]
-fn first_come_first_served() {
+fn waiters_are_served_in_order() {
     // S3: readers share, writers are exclusive, all in order of arrival: no reader overtakes a
     // writer
     AioContext::run(|_| {
@@ -53,7 +53,7 @@ fn first_come_first_served() {
 }
 
 #[test]
-fn a_stream_of_readers_keeps_no_writer_out() {
+fn stream_of_readers_does_not_starve_a_writer() {
     // S3: a writer gets in despite an endless stream of overlapping readers, after those that held
     // the lock when it arrived
     AioContext::run(|_| {
@@ -90,7 +90,7 @@ fn a_stream_of_readers_keeps_no_writer_out() {
 }
 
 #[test]
-fn try_overtakes_nobody() {
+fn try_lock_overtakes_no_waiter() {
     // S3: try_read and try_write take a free lock, and overtake no waiter
     AioContext::run(|ctx| {
         let lock = Rc::new(CoRwLock::new(0));
@@ -111,7 +111,7 @@ fn try_overtakes_nobody() {
 }
 
 #[test]
-fn the_hand_over_wakes_and_does_not_enter() {
+fn handover_wakes_and_does_not_enter() {
     // S3, S1: coroutines that are let in run when the releaser yields, not on top of it
     AioContext::run(|_| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
@@ -140,7 +140,7 @@ fn the_hand_over_wakes_and_does_not_enter() {
 }
 
 #[test]
-fn a_downgrade_lets_in_readers_up_to_the_next_writer() {
+fn downgrade_admits_readers_up_to_the_next_writer() {
     // S3: a downgrade keeps writers out, and lets in the readers at the head of the queue
     AioContext::run(|ctx| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
@@ -164,7 +164,7 @@ fn a_downgrade_lets_in_readers_up_to_the_next_writer() {
 }
 
 #[test]
-fn an_upgrade_takes_its_place_in_line() {
+fn upgrade_is_queued_in_order() {
     // S3: an upgrade is immediate if there is no other reader or waiter; else it releases its
     // share, and queues at the end
     AioContext::run(|ctx| {
@@ -199,7 +199,7 @@ fn an_upgrade_takes_its_place_in_line() {
 }
 
 #[test]
-fn an_upgrade_stands_behind_a_writer_that_waits() {
+fn upgrade_is_queued_behind_a_waiting_writer() {
     // S3: the only reader, upgrading with a writer in the queue, is served after the writer, and
     // does not block it
     AioContext::run(|ctx| {
@@ -223,7 +223,7 @@ fn an_upgrade_stands_behind_a_writer_that_waits() {
 }
 
 #[test]
-fn a_wait_can_be_cancelled() {
+fn wait_can_be_cancelled() {
     // S4: a `_cancellable` wait ends early by cancelling or a timeout; a plain wait does not
     AioContext::run(|ctx| {
         let lock = Rc::new(CoRwLock::new(0));
@@ -271,7 +271,7 @@ fn a_wait_can_be_cancelled() {
 }
 
 #[test]
-fn a_panic_gives_the_lock_up() {
+fn panic_releases_the_lock() {
     // C8: a panic of a reader or writer releases its share; the next waiter gets it
     AioContext::run(|_| {
         let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
@@ -293,7 +293,7 @@ fn a_panic_gives_the_lock_up() {
 }
 
 #[test]
-fn a_second_lock_by_the_same_coroutine_is_refused() {
+fn second_lock_by_the_same_coroutine_panics() {
     // S6: a writer that locks again, to write or to read, gets an error with the place of its first
     // lock; others do not
     AioContext::run(|_| {
@@ -321,7 +321,7 @@ fn a_second_lock_by_the_same_coroutine_is_refused() {
 }
 
 #[test]
-fn outside_a_coroutine_a_free_lock_can_be_had() {
+fn free_lock_is_taken_outside_a_coroutine() {
     // S3: outside a coroutine a free lock can be taken; waiting panics with the remedy, and the
     // lock stays consistent
     let lock = CoRwLock::new(5);
@@ -339,7 +339,7 @@ fn outside_a_coroutine_a_free_lock_can_be_had() {
 }
 
 #[test]
-fn two_threads_with_fifty_coroutines_each() {
+fn lock_is_exclusive_between_two_threads_of_fifty_coroutines() {
     // S3: between coroutines of two contexts on two threads, no increment is lost, and there is no
     // reader next to a writer
     let (coroutines, rounds) = (50, scaled(1000));
@@ -389,7 +389,7 @@ fn two_threads_with_fifty_coroutines_each() {
 }
 
 #[test]
-fn destroyed_in_line() {
+fn waiter_unwound_in_the_queue_blocks_no_other() {
     // C9, S3: waiters leave the queue when their context ends: readers behind them, of another
     // context, get in
     let lock = Arc::new(CoRwLock::new(0));

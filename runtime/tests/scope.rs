@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use common::{Log, OnDrop, assert_aborted, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, Coroutine, ScopedHandle, check_cancelled, scope, shield, sleep, spawn, suspend, yield_now,
+    AioContext, Cancelled, Coroutine, ScopedJoinHandle, check_cancelled, scope, shield, sleep, spawn, suspend,
+    yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -26,7 +27,7 @@ impl Drop for Borrows<'_> {
 }
 
 #[test]
-fn what_is_borrowed_is_shared_changed_and_handed_back() {
+fn borrowed_values_are_shared_changed_and_returned() {
     // S4: coroutines of a scope borrow from the waiting frame, shared and exclusively; handles
     // return their results
     fn halves() -> (Vec<u64>, u64) {
@@ -59,7 +60,7 @@ fn what_is_borrowed_is_shared_changed_and_handed_back() {
 }
 
 #[test]
-fn a_scope_waits_for_those_whose_handles_are_gone() {
+fn scope_waits_for_coroutines_without_handles() {
     // S4: a scope ends after the last of its coroutines, whatever happened to their handles
     for own_stack in [true, false] {
         let log = Log::default();
@@ -86,7 +87,7 @@ fn a_scope_waits_for_those_whose_handles_are_gone() {
 }
 
 #[test]
-fn unfetched_results_go_before_the_scope_does() {
+fn unjoined_results_are_dropped_before_the_scope_ends() {
     // S4: an unfetched result that borrows is dropped before the scope ends: its handle leaked,
     // dropped early, or dropped late
     for own_stack in [true, false] {
@@ -115,7 +116,7 @@ fn unfetched_results_go_before_the_scope_does() {
 }
 
 #[test]
-fn a_result_whose_destructor_panics_does_not_save_the_others() {
+fn panicking_result_destructor_does_not_leak_other_results() {
     // S4: unfetched results are dropped before the scope ends even if one of their destructors
     // panics; the scope reports the panic
     struct Bomb;
@@ -148,7 +149,7 @@ fn a_result_whose_destructor_panics_does_not_save_the_others() {
 }
 
 #[test]
-fn a_result_whose_destructor_polls_holds_the_scope() {
+fn polling_result_destructor_delays_the_scope() {
     // S4, X2: a result's destructor may run the loop; the scope does not end meanwhile
     struct Polls<'a>(&'a Log, &'a str);
     impl Drop for Polls<'_> {
@@ -175,7 +176,7 @@ fn a_result_whose_destructor_polls_holds_the_scope() {
 }
 
 #[test]
-fn panics_of_coroutines() {
+fn scope_propagates_panics_of_coroutines() {
     // S4, C8: a joined coroutine's panic goes to its handle; any other propagates from the scope,
     // after the other coroutines have ended
     let log = Log::default();
@@ -226,7 +227,7 @@ fn panics_of_coroutines() {
 }
 
 #[test]
-fn a_panic_of_the_closure_cancels_and_waits() {
+fn panic_of_the_closure_cancels_and_waits() {
     // S4: if the closure panics, the coroutines are cancelled and waited for, and its panic
     // propagates
     for own_stack in [true, false] {
@@ -291,7 +292,7 @@ fn scopes_nest() {
 }
 
 #[test]
-fn the_context_ends_while_scopes_wait() {
+fn context_end_unwinds_waiting_scopes() {
     // S4, C9: the context ends while nested scopes wait: the inner coroutines are unwound before
     // the frame that they borrow from, whatever they wait for, including ready ones and ones that
     // never started
@@ -338,7 +339,7 @@ fn the_context_ends_while_scopes_wait() {
 }
 
 #[test]
-fn those_that_never_started_are_unwound_with_their_scope() {
+fn unstarted_coroutines_are_dropped_with_their_scope() {
     // S4, C9: a ready coroutine that borrows is unwound, when the context ends, before the frame
     // that it borrows from
     let log = Log::default();
@@ -359,7 +360,7 @@ fn those_that_never_started_are_unwound_with_their_scope() {
 }
 
 #[test]
-fn a_panic_in_the_loop_leaves_no_scope_behind() {
+fn panic_in_the_loop_unwinds_every_scope() {
     // S4, C9: a panic in the loop, while a scope on the thread's own stack waits, first unwinds the
     // scope's coroutines
     let log = Log::default();
@@ -410,7 +411,7 @@ impl Drop for Scopes<'_> {
 }
 
 #[test]
-fn a_scope_in_a_destructor() {
+fn destructor_can_run_a_scope() {
     // S4, C9: a scope in a destructor during a panic cannot wait on a coroutine's stack: its
     // coroutines are unwound in place, not run. On the thread's own stack it runs the loop
     for (own_stack, expected) in [(true, "ran unwound left ran unwound left"), (false, "unwound left ran unwound left")]
@@ -437,7 +438,7 @@ fn a_scope_in_a_destructor() {
 }
 
 #[test]
-fn a_destructor_that_spawns_in_its_scope() {
+fn destructor_can_spawn_in_its_scope() {
     // S4: coroutines spawned in a scope by the unwinding of one of its coroutines do not outlive
     // it, even if the panic is caught
     struct Spawns<'a, 'scope, 'env>(&'a Log, &'scope coralio_runtime::Scope<'scope, 'env>, &'scope str);
@@ -475,7 +476,7 @@ fn a_destructor_that_spawns_in_its_scope() {
 }
 
 #[test]
-fn cancelling_goes_down_to_the_coroutines() {
+fn cancel_reaches_the_scopes_coroutines() {
     // S4: cancelling a coroutine that waits for a scope cancels the scope's coroutines too; the
     // scope still waits for them
     AioContext::run(|ctx| {
@@ -504,7 +505,7 @@ fn cancelling_goes_down_to_the_coroutines() {
 }
 
 #[test]
-fn a_scope_is_cancelled_whole() {
+fn scope_cancel_reaches_all_members() {
     // S4: `cancel` reaches all coroutines that have not ended, even if those that it enters spawn
     // others and end meanwhile
     AioContext::run(|_| {
@@ -530,7 +531,7 @@ fn a_scope_is_cancelled_whole() {
             let tasks = [(); 3].map(|()| s.spawn(|| sleep(HOUR)));
             s.spawn(yield_now).join().unwrap();
             tasks[1].cancel();
-            assert_eq!(tasks.each_ref().map(ScopedHandle::is_finished), [false, true, false]);
+            assert_eq!(tasks.each_ref().map(ScopedJoinHandle::is_finished), [false, true, false]);
             s.cancel();
             assert!(tasks.into_iter().all(|task| task.join().unwrap() == Err(Cancelled)));
         });
@@ -538,7 +539,7 @@ fn a_scope_is_cancelled_whole() {
 }
 
 #[test]
-fn a_hundred_thousand() {
+fn scope_runs_a_hundred_thousand_coroutines() {
     // S4, C12: a scope of 100,000 coroutines suspended at the same time; and one with as many in
     // sequence
     AioContext::run(|ctx| {
@@ -576,10 +577,10 @@ fn a_hundred_thousand() {
 }
 
 #[test]
-fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
+fn scope_above_its_own_member_is_rejected() {
     // S4: a scope that unwinds on top of its own coroutine cannot unwind that one: the process
     // aborts with the reason
-    match in_child("a_scope_that_cannot_wait_for_whom_it_stands_on") {
+    match in_child("scope_above_its_own_member_is_rejected") {
         Some(child) => assert_aborted(&child, "scope unwinding while its coroutine 'below' is entered"),
         None => AioContext::run(|ctx| {
             let task = Coroutine::builder().name("above").spawn({
@@ -603,7 +604,7 @@ fn a_scope_that_cannot_wait_for_whom_it_stands_on() {
 }
 
 #[test]
-fn handles_within_results() {
+fn handles_can_be_results() {
     // S4: results may be handles of the same scope; they are dropped with it, in any order
     let log = &Log::default();
     AioContext::run(|_| {

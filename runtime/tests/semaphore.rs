@@ -26,7 +26,7 @@ fn join_all(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
 }
 
 #[test]
-fn a_large_one_is_not_overtaken() {
+fn large_acquire_is_not_overtaken() {
     // S4: first come, first served: a waiter for many permits at the head of the queue is not
     // overtaken by smaller ones
     AioContext::run(|ctx| {
@@ -45,7 +45,7 @@ fn a_large_one_is_not_overtaken() {
 }
 
 #[test]
-fn the_hand_over_wakes_and_does_not_enter() {
+fn handover_wakes_and_does_not_enter() {
     // S4, S1: a waiter that is granted a permit runs when the releaser yields, not on top of it
     AioContext::run(|_| {
         let (semaphore, log) = (Rc::new(Semaphore::new(0)), Log::default());
@@ -70,7 +70,7 @@ fn the_hand_over_wakes_and_does_not_enter() {
 }
 
 #[test]
-fn permits_are_added_and_used_up() {
+fn permits_are_added_and_consumed() {
     // S4: a forgotten permit is not returned; permits can be added from any thread, in a coroutine
     // or not
     AioContext::run(|ctx| {
@@ -95,7 +95,7 @@ fn permits_are_added_and_used_up() {
 }
 
 #[test]
-fn a_wait_can_be_cancelled() {
+fn wait_can_be_cancelled() {
     // S4: a `_cancellable` wait ends early by cancelling or a timeout; those behind it need fewer
     // permits, and continue
     AioContext::run(|ctx| {
@@ -135,7 +135,7 @@ fn a_wait_can_be_cancelled() {
 }
 
 #[test]
-fn a_panic_gives_the_permit_back() {
+fn panic_returns_the_permit() {
     // C8: a panic returns the panicking coroutine's permit; outside a coroutine, waiting panics
     // with the remedy
     AioContext::run(|_| {
@@ -158,7 +158,7 @@ fn a_panic_gives_the_permit_back() {
 }
 
 #[test]
-fn two_threads_with_fifty_coroutines_each() {
+fn lock_is_exclusive_between_two_threads_of_fifty_coroutines() {
     // S4: between coroutines of two contexts on two threads, the number of permits is never
     // exceeded, and none is lost
     let (coroutines, rounds, permits) = (50, scaled(1000), 3);
@@ -194,7 +194,7 @@ fn two_threads_with_fifty_coroutines_each() {
 }
 
 #[test]
-fn destroyed_in_line() {
+fn waiter_unwound_in_the_queue_blocks_no_other() {
     // C9, S4: a waiter whose context ends leaves the queue, and those behind it continue; a granted
     // one returns its permits
     let semaphore = Arc::new(Semaphore::new(1));

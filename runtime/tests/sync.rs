@@ -20,7 +20,7 @@ fn join_all<T: 'static>(tasks: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T
 }
 
 #[test]
-fn first_come_first_served() {
+fn waiters_are_served_in_order() {
     // S1: the lock is fair: first come, first served; a later waiter cannot overtake, nor can
     // try_lock
     AioContext::run(|_| {
@@ -48,7 +48,7 @@ fn first_come_first_served() {
 }
 
 #[test]
-fn the_hand_over_wakes_and_does_not_enter() {
+fn handover_wakes_and_does_not_enter() {
     // S1: unlock hands the lock to the next waiter and wakes it: it runs when the releaser yields,
     // not on top of it
     AioContext::run(|_| {
@@ -82,7 +82,7 @@ fn the_hand_over_wakes_and_does_not_enter() {
 }
 
 #[test]
-fn twenty_five_thousand_hand_overs_in_a_chain() {
+fn long_handover_chain_does_not_grow_the_stack() {
     // S1: the stack does not grow while 25,000 coroutines each take the lock, hand it on and end
     // (H8)
     let count = scaled(25_000);
@@ -127,7 +127,7 @@ fn stack_address() -> usize {
 
 #[test]
 #[cfg_attr(feature = "sanitizer", ignore = "its locals do not lie on the stack")]
-fn hand_overs_leave_the_callers_stack_where_it_is() {
+fn handovers_keep_the_callers_stack_depth() {
     // S1: two coroutines that pass the lock back and forth are resumed from the same depth of the
     // thread's stack
     AioContext::run(|ctx| {
@@ -165,7 +165,7 @@ fn hand_overs_leave_the_callers_stack_where_it_is() {
 }
 
 #[test]
-fn two_threads_with_a_hundred_coroutines_each() {
+fn mutex_is_exclusive_between_two_threads_of_a_hundred_coroutines() {
     // S1: between coroutines of two contexts on two threads, no increment is lost, and the lock is
     // exclusive
     let (coroutines, rounds) = (100, scaled(1000));
@@ -202,7 +202,7 @@ fn two_threads_with_a_hundred_coroutines_each() {
 }
 
 #[test]
-fn a_panic_gives_the_lock_up() {
+fn panic_releases_the_lock() {
     // C8: a panic under the lock releases it, and the next waiter gets it; so does one on the
     // thread's own stack
     AioContext::run(|ctx| {
@@ -240,7 +240,7 @@ fn a_panic_gives_the_lock_up() {
 }
 
 #[test]
-fn woken_for_another_reason_it_stays_in_line() {
+fn unrelated_wake_keeps_the_place_in_the_queue() {
     // S1: a waiter woken without a grant keeps its place in the queue
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -270,7 +270,7 @@ fn woken_for_another_reason_it_stays_in_line() {
 }
 
 #[test]
-fn outside_a_coroutine_a_free_lock_can_be_had() {
+fn free_lock_is_taken_outside_a_coroutine() {
     // S1: outside a coroutine a free lock can be taken; a held lock panics with the remedy, and
     // stays consistent
     let mutex = CoMutex::new(5);
@@ -321,7 +321,7 @@ fn queue_wakes_in_order() {
 }
 
 #[test]
-fn wake_all_does_not_wake_those_who_come_again() {
+fn wake_all_wakes_each_waiter_once() {
     // S2: wake_all wakes the present waiters; one that waits again meanwhile is not woken twice
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -347,7 +347,7 @@ fn wake_all_does_not_wake_those_who_come_again() {
 }
 
 #[test]
-fn wait_takes_the_mutex_again() {
+fn wait_reacquires_the_mutex() {
     // S2: wait releases the mutex and takes it again: a producer and consumers on two threads lose
     // nothing
     let shared = Arc::new((CoMutex::new(Vec::<usize>::new()), CoQueue::new()));
@@ -396,7 +396,7 @@ fn wait_takes_the_mutex_again() {
 }
 
 #[test]
-fn destroyed_in_line() {
+fn waiter_unwound_in_the_queue_blocks_no_other() {
     // C9: waiters leave the queue when their context ends; the lock goes to coroutines of another
     // context
     let mutex = Arc::new(CoMutex::new(0));
@@ -436,7 +436,7 @@ fn destroyed_in_line() {
 }
 
 #[test]
-fn letting_go_outside_a_coroutine_enters_nobody() {
+fn unlock_outside_a_coroutine_enters_no_coroutine() {
     // S1: a destructor enters no coroutine: the next owner runs in the loop's next iteration, not
     // on top of the releaser.
     AioContext::run(|ctx| {
@@ -456,7 +456,7 @@ fn letting_go_outside_a_coroutine_enters_nobody() {
 }
 
 #[test]
-fn a_join_is_cut_short() {
+fn join_ends_on_cancel() {
     // S4: a timeout around a join ends the join, and cancels the joined coroutine, which continues
     // and ends by itself
     AioContext::run(|_| {

@@ -13,12 +13,12 @@ use std::thread;
 
 use common::{Log, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, Interest, JoinHandle, LoopThread, spawn, suspend,
+    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, Interest, IoThread, JoinHandle, spawn, suspend,
     yield_now,
 };
 
 #[test]
-fn whatever_they_wait_for_they_are_unwound() {
+fn coroutines_are_unwound_from_every_kind_of_wait() {
     // C9: the end of the context unwinds each coroutine: every destructor on its stack runs, once,
     // in order of creation
     let log = Log::default();
@@ -68,7 +68,7 @@ fn whatever_they_wait_for_they_are_unwound() {
 }
 
 #[test]
-fn ready_and_half_run_ones_are_unwound() {
+fn ready_and_suspended_coroutines_are_unwound() {
     // C9: so are ready coroutines: woken, rescheduled, or scheduled by another thread
     let log = Log::default();
     AioContext::run(|ctx| {
@@ -104,7 +104,7 @@ fn ready_and_half_run_ones_are_unwound() {
 }
 
 #[test]
-fn a_panic_of_the_main_function_unwinds_them_first() {
+fn panic_of_the_main_function_unwinds_coroutines_first() {
     // C9: if the context's function panics, its coroutines are unwound, and then the panic
     // propagates
     let log = Log::default();
@@ -124,7 +124,7 @@ fn a_panic_of_the_main_function_unwinds_them_first() {
 }
 
 #[test]
-fn a_destructor_that_panics_does_not_stop_the_others() {
+fn panicking_destructor_does_not_stop_other_destructors() {
     // C9: a destructor that panics at teardown does not prevent unwinding the rest; the first panic
     // propagates
     struct Bomb(Log, &'static str);
@@ -160,8 +160,8 @@ fn a_destructor_that_panics_does_not_stop_the_others() {
 
 #[test]
 fn callbacks_of_one_kind_all_panic_when_dropped() {
-    // C9: all bottom halves, timers, poll handlers and watches of a context panic when the context drops them: each is dropped,
-    // and the first panic goes on
+    // C9: all bottom halves, timers, poll handlers and watches of a context panic when the context
+    // drops them: each is dropped, and the first panic goes on
     struct Bomb(Log, &'static str);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -185,13 +185,13 @@ fn callbacks_of_one_kind_all_panic_when_dropped() {
             for _ in 0..2 {
                 let (bh, timer, look, handler) = (bomb("bh"), bomb("timer"), bomb("look"), bomb("poll"));
                 ctx.schedule_oneshot(move || drop(bh)).unwrap();
-                std::mem::forget(ctx.timer(move || _ = &timer).unwrap());
+                std::mem::forget(ctx.new_timer(move || _ = &timer).unwrap());
                 std::mem::forget(
-                    ctx.poll_handler(move || std::mem::size_of_val(&look) == 0, move || _ = &handler).unwrap(),
+                    ctx.add_poll_handler(move || std::mem::size_of_val(&look) == 0, move || _ = &handler).unwrap(),
                 );
                 let (near, _far) = UnixStream::pair().unwrap();
                 let (fd, watch) = (Descriptor { stream: near, _bomb: bomb("fd") }, bomb("watch"));
-                std::mem::forget(ctx.watch(fd, Interest::Read, move |_| _ = &watch).unwrap());
+                std::mem::forget(ctx.add_fd_handler(fd, Interest::Read, move |_| _ = &watch).unwrap());
             }
         })
     });
@@ -201,7 +201,7 @@ fn callbacks_of_one_kind_all_panic_when_dropped() {
 }
 
 #[test]
-fn callbacks_that_panic_when_dropped() {
+fn panicking_callback_destructors_are_contained() {
     // C9: a bottom half whose callback panics when the context drops it does not prevent unwinding
     // coroutines
     struct Bomb;
@@ -263,7 +263,7 @@ fn panicking_callbacks_of_each_kind_do_not_stop_the_end() {
 }
 
 #[test]
-fn those_who_catch_the_payload_are_unwound_still() {
+fn coroutines_that_catch_the_payload_are_unwound() {
     // C9: code that catches unwinding payloads cannot keep a coroutine alive: its next wait unwinds
     // it again
     let log = Log::default();
@@ -286,7 +286,7 @@ fn those_who_catch_the_payload_are_unwound_still() {
 }
 
 #[test]
-fn what_a_never_entered_one_caught_cannot_wait() {
+fn captures_of_unentered_coroutine_cannot_suspend() {
     // C9: nor can the captures of a never-entered coroutine suspend in their destructors at
     // teardown: they are unwound still
     struct Waits(Log);
@@ -307,7 +307,7 @@ fn what_a_never_entered_one_caught_cannot_wait() {
 }
 
 #[test]
-fn destructors_may_wake_and_enter_nobody_goes_on() {
+fn destructors_can_wake_and_enter_without_resuming_others() {
     // C9: wakes, unlocks and schedules by destructors at teardown run no coroutine: all are unwound
     struct Act(Box<dyn Fn()>);
     impl Drop for Act {
@@ -353,7 +353,7 @@ thread_local! {
 }
 
 #[test]
-fn a_join_handle_kept_past_the_end_reports_it() {
+fn join_handle_kept_past_the_end_reports_cancellation() {
     // W5: a join handle kept in a thread-local past the context's end reports that its coroutine
     // was cancelled
     thread::spawn(|| {
@@ -377,7 +377,7 @@ fn a_join_handle_kept_past_the_end_reports_it() {
 }
 
 #[test]
-fn a_coroutine_kept_in_a_thread_local_is_unwound_before_the_locals_die() {
+fn coroutine_in_a_thread_local_is_unwound_before_the_locals() {
     // C9: no handle keeps a suspended stack alive until the thread-locals are dropped
     thread_local! {
         static VALUE: Vec<u8> = vec![7; 100];
@@ -407,7 +407,7 @@ fn a_coroutine_kept_in_a_thread_local_is_unwound_before_the_locals_die() {
 }
 
 #[test]
-fn callbacks_and_fds_go_with_the_context() {
+fn callbacks_and_fds_are_dropped_with_the_context() {
     // C9: bottom halves and watches are dropped with the context, even if their handles are kept
     let log = Log::default();
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -416,7 +416,7 @@ fn callbacks_and_fds_go_with_the_context() {
     let (ctx, bh, watch) = AioContext::run(|ctx| {
         let drops = log.on_drop("bottom-half");
         let bh = ctx
-            .bottom_half({
+            .new_bottom_half({
                 let slot = Arc::clone(&slot);
                 move || {
                     let _ = (&drops, &slot);
@@ -427,7 +427,7 @@ fn callbacks_and_fds_go_with_the_context() {
         let handler = move |_| {
             let _ = &drops;
         };
-        let watch = ctx.watch(Arc::clone(&ours), coralio_runtime::Interest::Read, handler).unwrap();
+        let watch = ctx.add_fd_handler(Arc::clone(&ours), coralio_runtime::Interest::Read, handler).unwrap();
         bh.schedule();
         (ctx.clone(), bh, watch)
     });
@@ -442,7 +442,7 @@ fn callbacks_and_fds_go_with_the_context() {
 }
 
 #[test]
-fn granted_and_gone() {
+fn grant_to_an_unwound_waiter_is_passed_on() {
     // C8: a waiter that was granted a lock or a wake, and is unwound before it ran, passes it on
     let shared = Arc::new((CoMutex::new(()), CoQueue::new()));
     let got = Arc::new(AtomicUsize::new(0));
@@ -493,7 +493,7 @@ fn granted_and_gone() {
 }
 
 #[test]
-fn a_payload_whose_destructor_panics_does_not_stop_the_others() {
+fn panicking_payload_destructor_does_not_stop_the_teardown() {
     // C8, C9: of several panics at the end one propagates; a panic while dropping another's payload
     // has no effect
     struct Bomb(u32);
@@ -520,7 +520,7 @@ fn a_payload_whose_destructor_panics_does_not_stop_the_others() {
 }
 
 #[test]
-fn one_that_destructors_made_ready_is_unwound_off_the_list() {
+fn coroutine_woken_by_a_destructor_is_unwound() {
     // C9: at the end a destructor may enter another coroutine, which asks to run again, and a later
     // destructor may poll
     AioContext::run(|ctx| {
@@ -555,11 +555,11 @@ fn register_in_each_way<T: Send + Sync + Clone + 'static>(ctx: &AioContext, owne
     let watch = owner();
     let ready = owner();
     [
-        ctx.bottom_half(owner()).err().as_ref().map(|error| text(error)),
+        ctx.new_bottom_half(owner()).err().as_ref().map(|error| text(error)),
         ctx.schedule_oneshot(owner()).err().as_ref().map(|error| text(error)),
-        ctx.timer(owner()).err().as_ref().map(|error| text(error)),
-        ctx.watch(near, Interest::Read, move |_| watch()).err().as_ref().map(|error| text(error)),
-        ctx.poll_handler(move || matches!(ready(), ()), owner()).err().as_ref().map(|error| text(error)),
+        ctx.new_timer(owner()).err().as_ref().map(|error| text(error)),
+        ctx.add_fd_handler(near, Interest::Read, move |_| watch()).err().as_ref().map(|error| text(error)),
+        ctx.add_poll_handler(move || matches!(ready(), ()), owner()).err().as_ref().map(|error| text(error)),
     ]
     .into_iter()
     .flatten()
@@ -580,7 +580,7 @@ fn ended_context_rejects_closures() {
     let (owned, errors) = (Arc::new(()), Arc::new(Mutex::new(Vec::new())));
     let at_end = |ctx: &AioContext| AtEnd(ctx.clone(), Arc::clone(&owned), Arc::clone(&errors));
     let (ctx, bh, timer) = AioContext::builder()
-        .unwind_report(false)
+        .report_unwound(false)
         .run(|ctx| {
             let (closure, coroutine) = (at_end(ctx), at_end(ctx));
             drop(spawn(move || {
@@ -590,7 +590,7 @@ fn ended_context_rejects_closures() {
             ctx.poll(false);
             ctx.schedule_oneshot(move || drop(closure)).unwrap();
             // Handles that outlive the context have no effect on it.
-            (ctx.clone(), ctx.bottom_half(|| {}).unwrap(), ctx.timer(|| {}).unwrap())
+            (ctx.clone(), ctx.new_bottom_half(|| {}).unwrap(), ctx.new_timer(|| {}).unwrap())
         })
         .unwrap();
     let all = [
@@ -607,7 +607,7 @@ fn ended_context_rejects_closures() {
     timer.arm_after(std::time::Duration::ZERO);
     assert!(timer.deadline().is_none());
     assert_eq!(
-        (ctx.bottom_halves().len(), ctx.timers().len(), ctx.watches().len(), ctx.poll_handlers().len()),
+        (ctx.bottom_halves().len(), ctx.timers().len(), ctx.fd_handlers().len(), ctx.poll_handlers().len()),
         (0, 0, 0, 0)
     );
     drop((bh, timer));
@@ -619,7 +619,7 @@ fn closures_are_run_or_dropped_while_a_context_ends() {
     // X3, X10: closures that another thread sends to a loop thread while it stops, and that own its
     // context, are each run or dropped: none keeps the context alive
     for _ in 0..scaled(50) {
-        let (worker, owned) = (LoopThread::start("worker").unwrap(), Arc::new(()));
+        let (worker, owned) = (IoThread::start("worker").unwrap(), Arc::new(()));
         let (ctx, begun) = (worker.context().clone(), Barrier::new(2));
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -658,10 +658,10 @@ fn closures_are_dropped_without_any_lock() {
         };
         let (near, _far) = UnixStream::pair().unwrap();
         let (watch, ready) = (closure(), closure());
-        std::mem::forget(ctx.bottom_half(closure()));
-        std::mem::forget(ctx.timer(closure()));
-        std::mem::forget(ctx.watch(near, Interest::Read, move |_| watch()));
-        std::mem::forget(ctx.poll_handler(move || matches!(ready(), ()), || {}));
+        std::mem::forget(ctx.new_bottom_half(closure()));
+        std::mem::forget(ctx.new_timer(closure()));
+        std::mem::forget(ctx.add_fd_handler(near, Interest::Read, move |_| watch()));
+        std::mem::forget(ctx.add_poll_handler(move || matches!(ready(), ()), || {}));
         ctx.schedule_oneshot(closure()).unwrap();
     });
     drop(told);

@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use common::{Log, assert_aborted, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, CoMutex, Coroutine, EnterError, LoopThread, await_future, sleep, spawn, suspend, yield_now,
+    AioContext, Cancelled, CoMutex, Coroutine, EnterError, IoThread, block_on, sleep, spawn, suspend, yield_now,
 };
 
-fn start(name: &str) -> LoopThread {
-    LoopThread::start(name).unwrap()
+fn start(name: &str) -> IoThread {
+    IoThread::start(name).unwrap()
 }
 
 fn thread_name() -> String {
@@ -27,7 +27,7 @@ fn thread_name() -> String {
 }
 
 #[test]
-fn spawned_from_anywhere() {
+fn coroutines_are_spawned_from_any_thread() {
     // X10: work can be spawned in a loop thread from a plain thread, from another loop, and from
     // within; results and panics are returned
     let (left, right) = (start("left"), start("right"));
@@ -66,7 +66,7 @@ fn spawned_from_anywhere() {
 }
 
 #[test]
-fn what_is_left_when_it_stops() {
+fn coroutines_left_at_stop_are_unwound() {
     // X10, W5: when a loop thread stops, waiting coroutines are unwound, unstarted ones are
     // dropped, in order of creation, and all handles report it
     let log = Log::default();
@@ -107,7 +107,7 @@ fn what_is_left_when_it_stops() {
 }
 
 #[test]
-fn stopped_under_load() {
+fn stop_under_load_loses_no_result() {
     // X10, C9: a loop thread is stopped while its coroutines spawn, sleep, lock and wait for
     // others: each is ended, once
     struct Live(Arc<AtomicUsize>);
@@ -175,7 +175,7 @@ fn stopped_under_load() {
 }
 
 #[test]
-fn dropping_stops() {
+fn drop_stops_the_thread() {
     // X10: dropping a loop thread stops it and waits for it; its own thread cannot wait for itself
     let log = Log::default();
     let worker = start("worker");
@@ -198,7 +198,7 @@ fn dropping_stops() {
 }
 
 #[test]
-fn a_panic_in_the_loop_ends_its_thread() {
+fn panic_in_the_loop_ends_its_thread() {
     // X10: a panic in the loop that has no handle to report to ends the thread; `stop` returns the
     // payload, and handles report the end
     let worker = start("worker");
@@ -210,10 +210,10 @@ fn a_panic_in_the_loop_ends_its_thread() {
 }
 
 #[test]
-fn a_thousand_starts_leave_nothing_behind() {
+fn thousand_starts_leak_nothing() {
     // X10: a loop thread that was started and stopped leaves no descriptor, mapping or thread
     // behind
-    let Some(child) = in_child("a_thousand_starts_leave_nothing_behind") else {
+    let Some(child) = in_child("thousand_starts_leak_nothing") else {
         let count = scaled(1000);
         let count_of = |path: &str| fs::read_dir(path).unwrap().count();
         let mappings = || fs::read_to_string("/proc/self/maps").unwrap().lines().count();
@@ -245,7 +245,7 @@ fn a_thousand_starts_leave_nothing_behind() {
 }
 
 #[test]
-fn to_and_fro() {
+fn run_on_moves_to_and_fro() {
     // X10, C7: a coroutine runs parts of its work in other loops, deeply nested and often, and
     // itself stays at home
     let threads = ["a", "b", "c"].map(start);
@@ -255,7 +255,7 @@ fn to_and_fro() {
             return String::new();
         }
         let next = contexts[depth % contexts.len()].clone();
-        let rest = next.reschedule(move || (thread_name(), further(contexts, depth - 1))).unwrap();
+        let rest = next.run_on(move || (thread_name(), further(contexts, depth - 1))).unwrap();
         rest.0 + &rest.1
     }
     let path = further(contexts.to_vec(), 12);
@@ -265,29 +265,29 @@ fn to_and_fro() {
         let home = thread_name();
         let mut sum = 0;
         for n in 0..scaled(2000) {
-            sum += b.reschedule(move || n).unwrap();
+            sum += b.run_on(move || n).unwrap();
             assert_eq!(thread_name(), home);
             // In this very context the closure is called directly, in this coroutine.
             let me = Coroutine::current().map(Coroutine::token);
-            assert!(a.reschedule(move || Coroutine::current().map(Coroutine::token) == me).unwrap());
+            assert!(a.run_on(move || Coroutine::current().map(Coroutine::token) == me).unwrap());
         }
         sum
     });
     assert_eq!(sum.join().unwrap(), (0..scaled(2000)).sum());
-    let payload = threads[0].context().reschedule(|| -> u8 { panic!("there") }).unwrap_err();
+    let payload = threads[0].context().run_on(|| -> u8 { panic!("there") }).unwrap_err();
     assert_eq!(text(&*payload), "there");
     threads.into_iter().for_each(|thread| thread.stop().unwrap());
 }
 
 #[test]
-fn a_wait_that_is_cut_short_cancels_the_far_end() {
+fn abandoned_remote_wait_cancels_the_remote_coroutine() {
     // X10, S4: a coroutine that is cancelled while it waits for another loop returns, and cancels
     // the remote work
     let worker = start("worker");
     let (told, tell) = mpsc::channel();
     let ctx = worker.context().clone();
     AioContext::run(|own| {
-        let task = spawn(move || ctx.reschedule(move || told.send(sleep(Duration::from_secs(3600)))).map(drop));
+        let task = spawn(move || ctx.run_on(move || told.send(sleep(Duration::from_secs(3600)))).map(drop));
         own.poll(false);
         task.cancel();
         assert!(task.join().unwrap().unwrap_err().is::<Cancelled>());
@@ -305,7 +305,7 @@ fn a_wait_that_is_cut_short_cancels_the_far_end() {
 }
 
 #[test]
-fn five_loops_on_one_co_mutex() {
+fn co_mutex_is_exclusive_between_five_loops() {
     // S1: a CoMutex shared by coroutines of five loop threads is exclusive, and forgets no waiter
     let threads = ["1", "2", "3", "4", "5"].map(start);
     let (mutex, turns) = (Arc::new(CoMutex::new((0, false))), scaled(4000));
@@ -340,7 +340,7 @@ fn chain() -> String {
 }
 
 #[test]
-fn hand_overs_in_a_chain() {
+fn handover_chain_crosses_threads() {
     // H8, W1: 25,000 hand-overs of a CoMutex, each by a coroutine that ends or waits again, enter
     // no waiter on top of the releaser
     let count = scaled(25_000);
@@ -387,7 +387,7 @@ fn hand_overs_in_a_chain() {
 }
 
 #[test]
-fn poll_while_at_home() {
+fn poll_while_runs_the_loop_at_home() {
     // X9: at home it polls until the condition is false; changed by a coroutine, or by another
     // thread that notifies
     AioContext::run(|ctx| {
@@ -440,7 +440,7 @@ fn poll_while_at_home() {
 }
 
 /// Counts down on a loop thread in steps, each a coroutine that notifies.
-fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
+fn count_down(worker: &IoThread, from: usize) -> Arc<AtomicUsize> {
     let left = Arc::new(AtomicUsize::new(from));
     let (counter, ctx) = (Arc::clone(&left), worker.context().clone());
     drop(worker.context().spawn(move || {
@@ -455,7 +455,7 @@ fn count_down(worker: &LoopThread, from: usize) -> Arc<AtomicUsize> {
 }
 
 #[test]
-fn poll_while_from_a_plain_thread() {
+fn poll_while_on_a_plain_thread_waits() {
     // X9: another thread waits until the condition is false, by notification; a lock acquired
     // several times is released fully
     let worker = start("worker");
@@ -493,7 +493,7 @@ fn poll_while_from_a_plain_thread() {
 }
 
 #[test]
-fn poll_while_from_another_loop() {
+fn poll_while_on_another_loop_waits() {
     // X9: a thread that runs a context polls its own loop meanwhile: on its own stack, in a
     // coroutine, with the other's lock held
     let worker = start("worker");
@@ -533,11 +533,11 @@ fn poll_while_from_another_loop() {
 }
 
 #[test]
-fn a_guard_dropped_while_its_lock_is_given_up() {
+fn guard_can_be_dropped_while_its_lock_is_released() {
     // X9, X8: a foreign guard kept by a suspended coroutine, and dropped while poll_while has
     // released the lock, aborts the process with the reason: it would release a lock that another
     // thread holds
-    match in_child("a_guard_dropped_while_its_lock_is_given_up") {
+    match in_child("guard_can_be_dropped_while_its_lock_is_released") {
         Some(child) => assert_aborted(&child, "context lock guard dropped outside the lock epoch it was created in"),
         None => {
             let worker = start("worker");
@@ -556,7 +556,7 @@ fn a_guard_dropped_while_its_lock_is_given_up() {
 }
 
 #[test]
-fn a_guard_that_is_forgotten_is_counted() {
+fn forgotten_guard_is_counted() {
     // X9: guards that are taken and leaked while the lock is released count as well when it is
     // reacquired
     let worker = start("worker");
@@ -577,7 +577,7 @@ fn a_guard_that_is_forgotten_is_counted() {
 }
 
 #[test]
-fn a_loop_thread_owned_by_another() {
+fn io_thread_can_own_another() {
     // X10: loop threads own loop threads; the end of one stops the other, whose handles report it
     let log = Log::default();
     let outer = start("outer");
@@ -589,7 +589,7 @@ fn a_loop_thread_owned_by_another() {
             suspend();
         });
         inner.context().spawn(|| ()).join().unwrap();
-        let waits = spawn(move || await_future(task));
+        let waits = spawn(move || block_on(task));
         drop(inner);
         waits.join().unwrap().unwrap().unwrap_err().is::<Cancelled>()
     });

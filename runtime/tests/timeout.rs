@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Log, scaled};
 use coralio_runtime::{
-    AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, LoopThread, RecvError, Semaphore, TimedOut,
+    AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, RecvError, Semaphore, TimedOut,
     VirtualClock, channel, is_cancelled, oneshot, sleep, spawn, suspend, timeout, yield_now,
 };
 
@@ -38,20 +38,20 @@ fn granted_as_time_is_over<T: 'static>(
 }
 
 #[test]
-fn grant_wins_over_deadline_that_passes_before_resumption() {
+fn grant_wins_over_a_later_deadline() {
     // S4: a waiter whose request is granted, and that resumes after its deadline, succeeds, and
     // nothing is lost
     with_virtual_clock(|clock| {
-        let (sender, receiver) = channel(1);
+        let (sender, receiver) = channel::bounded(1);
         let received = granted_as_time_is_over(clock, move || receiver.recv(), || sender.try_send(7).unwrap());
         assert_eq!(received, Ok(Ok(7)));
 
-        let (sender, receiver) = channel(0);
+        let (sender, receiver) = channel::bounded(0);
         let sent =
             granted_as_time_is_over(clock, move || sender.send(7).is_ok(), || assert_eq!(receiver.try_recv(), Ok(7)));
         assert_eq!(sent, Ok(true));
 
-        let (sender, receiver) = oneshot();
+        let (sender, receiver) = oneshot::channel();
         let received = granted_as_time_is_over(clock, move || receiver.recv(), || sender.send(7).unwrap());
         assert_eq!(received, Ok(Ok(7)));
 
@@ -86,8 +86,8 @@ fn grant_wins_over_deadline_that_passes_before_resumption() {
         let joined = granted_as_time_is_over(clock, move || other.join().unwrap(), || coroutine.enter());
         assert_eq!(joined, Ok(7));
 
-        let other = LoopThread::start("other").unwrap();
-        let (sender, receiver) = channel(1);
+        let other = IoThread::start("other").unwrap();
+        let (sender, receiver) = channel::bounded(1);
         let handle = other.context().spawn(move || receiver.recv().unwrap());
         let finish = || {
             sender.try_send(7).unwrap();
@@ -102,11 +102,11 @@ fn grant_wins_over_deadline_that_passes_before_resumption() {
 }
 
 #[test]
-fn wait_that_is_cut_short_has_no_effect() {
+fn abandoned_wait_has_no_effect() {
     // S4: if the deadline passes first, the message stays with the sender, the permit in the
     // semaphore, the wake in the queue
     with_virtual_clock(|_| {
-        let (sender, receiver) = channel(1);
+        let (sender, receiver) = channel::bounded(1);
         assert_eq!(timeout(MS, || receiver.recv()), Err(TimedOut));
         sender.try_send(7).unwrap();
         assert_eq!(receiver.recv(), Ok(7));
@@ -138,7 +138,7 @@ fn receiver_under_short_timeouts_gets_each_message() {
     // S4: a thread sends while a coroutine receives under timeouts that expire at about the moment
     // of the grant
     let total = scaled(20_000) as u64;
-    let (sender, receiver) = channel::<u64>(1);
+    let (sender, receiver) = channel::bounded::<u64>(1);
     let sending = std::thread::spawn(move || {
         AioContext::builder().run_coroutine(|_| (0..total).for_each(|n| sender.send(n).unwrap())).unwrap();
     });
@@ -150,7 +150,7 @@ fn receiver_under_short_timeouts_gets_each_message() {
                     assert_eq!(n, next, "each message arrives once, in order");
                     next += 1;
                 }
-                Ok(Err(RecvError::Closed)) => return next,
+                Ok(Err(RecvError::Disconnected)) => return next,
                 Ok(Err(RecvError::Cancelled)) | Err(TimedOut) => {}
             }
         }
@@ -178,7 +178,7 @@ fn turns_of_others(mut f: impl FnMut()) -> u32 {
 #[test]
 fn sleep_always_yields() {
     // S4: a sleep of zero duration, or one of a cancelled coroutine, lets others run, once each
-    let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
+    let run = AioContext::builder().report_unwound(false).run_coroutine(|_| {
         assert_eq!(turns_of_others(|| assert_eq!(sleep(Duration::ZERO), Ok(()))), 3);
         let cancelled = spawn(|| {
             Coroutine::current().unwrap().cancel();
@@ -190,10 +190,10 @@ fn sleep_always_yields() {
 }
 
 #[test]
-fn timeout_that_is_over_at_once_yields() {
+fn expired_timeout_yields() {
     // S4: a wait whose deadline passes before it begins, or within the call, lets others run
-    let run = AioContext::builder().unwind_report(false).run_coroutine(|_| {
-        let (_sender, receiver) = channel::<()>(1);
+    let run = AioContext::builder().report_unwound(false).run_coroutine(|_| {
+        let (_sender, receiver) = channel::bounded::<()>(1);
         let wait = |time| timeout(time, || receiver.recv());
         assert_eq!(turns_of_others(|| assert_eq!(wait(Duration::ZERO), Err(TimedOut))), 3);
         assert!(turns_of_others(|| assert_eq!(wait(Duration::from_nanos(1)), Err(TimedOut))) >= 3);

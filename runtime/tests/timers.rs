@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 /// Creates a timer that logs when it fires.
 fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
     let log = log.clone();
-    ctx.timer(move || log.add(what)).unwrap()
+    ctx.new_timer(move || log.add(what)).unwrap()
 }
 
 #[test]
-fn they_fire_in_order_of_time_and_not_before() {
+fn timers_fire_in_order_and_never_early() {
     // X7: timers fire in order of deadline, then in order of arming, and none before its deadline
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -56,7 +56,7 @@ fn they_fire_in_order_of_time_and_not_before() {
 }
 
 #[test]
-fn within_a_round_they_come_last() {
+fn timers_run_last_in_an_iteration() {
     // X7: within one iteration: bottom halves, then descriptors, then timers
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -64,9 +64,9 @@ fn within_a_round_they_come_last() {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         drop(far);
         let seen = log.clone();
-        let watch = ctx.watch(near, Interest::Read, move |_| seen.add("descriptor")).unwrap();
+        let watch = ctx.add_fd_handler(near, Interest::Read, move |_| seen.add("descriptor")).unwrap();
         let seen = log.clone();
-        let bh = ctx.bottom_half(move || seen.add("bottom-half")).unwrap();
+        let bh = ctx.new_bottom_half(move || seen.add("bottom-half")).unwrap();
         // Bottom halves delay descriptors for some iterations, so not every iteration has all
         // three.
         let order = loop {
@@ -84,7 +84,7 @@ fn within_a_round_they_come_last() {
 }
 
 #[test]
-fn a_callback_may_do_with_its_timer_as_it_likes() {
+fn callback_can_rearm_cancel_and_drop_its_timer() {
     // X7: a timer rearmed within its own callback fires in the next iteration, not in this one or
     // in a nested poll; disarmed and dropped within it, it does not fire again
     AioContext::run(|ctx| {
@@ -92,7 +92,7 @@ fn a_callback_may_do_with_its_timer_as_it_likes() {
         let (inner, runs, polls) = (Arc::clone(&slot), Arc::new(AtomicUsize::new(0)), ctx.clone());
         let counted = Arc::clone(&runs);
         let timer = ctx
-            .timer(move || {
+            .new_timer(move || {
                 let run = counted.fetch_add(1, Ordering::Relaxed);
                 if run == 3 {
                     return drop(inner.lock().take());
@@ -114,14 +114,14 @@ fn a_callback_may_do_with_its_timer_as_it_likes() {
 }
 
 #[test]
-fn a_nested_poll_goes_on_where_the_round_stands() {
+fn nested_poll_continues_the_iteration() {
     // X2, X7: a nested poll fires the timers that the outer iteration took up and has not fired;
     // none is lost or fires twice
     AioContext::run(|ctx| {
         let log = Log::default();
         let (polls, seen) = (ctx.clone(), log.clone());
         let first = ctx
-            .timer(move || {
+            .new_timer(move || {
                 seen.add("first");
                 polls.poll(false);
                 seen.add("end-of-first");
@@ -136,12 +136,12 @@ fn a_nested_poll_goes_on_where_the_round_stands() {
 }
 
 #[test]
-fn a_callback_that_panics_leaves_the_others() {
+fn panicking_callback_does_not_drop_other_timers() {
     // C8, X7: a panic propagates from the poll; the timer can be armed again, and other due timers
     // fire in the next iteration
     AioContext::run(|ctx| {
         let log = Log::default();
-        let fails = ctx.timer(|| panic!("in a timer")).unwrap();
+        let fails = ctx.new_timer(|| panic!("in a timer")).unwrap();
         let other = logging(ctx, &log, "other");
         for _ in 0..2 {
             let now = Instant::now();
@@ -155,13 +155,13 @@ fn a_callback_that_panics_leaves_the_others() {
 }
 
 #[test]
-fn armed_from_elsewhere_it_wakes_the_loop() {
+fn arming_from_another_thread_wakes_the_loop() {
     // X7, X6: a timer that another thread arms for earlier than the end of the loop's sleep fires;
     // so too in another thread's poll
     AioContext::run(|ctx| {
         let fired = Arc::new(AtomicBool::new(false));
         let rings = Arc::clone(&fired);
-        let timer = Arc::new(ctx.timer(move || rings.store(true, Ordering::Relaxed)).unwrap());
+        let timer = Arc::new(ctx.new_timer(move || rings.store(true, Ordering::Relaxed)).unwrap());
         timer.arm_after(Duration::from_secs(3600));
         let arms = Arc::clone(&timer);
         let other = thread::spawn(move || arms.arm_at(Instant::now()));
@@ -178,7 +178,7 @@ fn armed_from_elsewhere_it_wakes_the_loop() {
 }
 
 #[test]
-fn a_million_at_once() {
+fn million_timers_fire() {
     // X7: of a million timers, armed in any order, rearmed, and half of them disarmed, each
     // remaining one fires once, in order
     AioContext::run(|ctx| {
@@ -189,7 +189,7 @@ fn a_million_at_once() {
         let timers: Vec<_> = (0..count)
             .map(|n| {
                 let fired = Arc::clone(&fired);
-                let timer = ctx.timer(move || fired.lock().push(n)).unwrap();
+                let timer = ctx.new_timer(move || fired.lock().push(n)).unwrap();
                 timer.arm_after(Duration::from_secs(3600));
                 timer.arm_at(due(n));
                 timer
@@ -207,7 +207,7 @@ fn a_million_at_once() {
 }
 
 #[test]
-fn a_sleep_lasts_its_time() {
+fn sleep_lasts_its_duration() {
     // X7, S4: no sleep ends before its deadline, and each ends; on the thread's own stack, a sleep
     // runs the loop meanwhile. The property tests check the order in which sleepers wake
     AioContext::run(|_| {
@@ -226,7 +226,7 @@ fn a_sleep_lasts_its_time() {
 }
 
 #[test]
-fn a_sleep_without_end_runs_the_loop() {
+fn endless_sleep_runs_the_loop() {
     // X7, S4: a sleep beyond the clock's range never ends, on the thread's own stack too: the loop
     // runs meanwhile
     AioContext::run(|ctx| {
@@ -259,7 +259,7 @@ fn sleepers_are_unwound() {
     // C9, X7: a context that ends with sleeping coroutines unwinds them, and drops their timers
     let log = Log::default();
     AioContext::builder()
-        .unwind_report(false)
+        .report_unwound(false)
         .run(|ctx| {
             let gone = log.on_drop("unwound");
             drop(spawn(move || {
@@ -279,7 +279,7 @@ fn callback_uses_its_own_timer() {
     // owning a handle; it is freed when it has returned
     AioContext::run(|ctx| {
         let log = Log::default();
-        let timer = ctx.timer_with({
+        let timer = ctx.new_timer_with({
             let (log, drops) = (log.clone(), log.on_drop("dropped"));
             let mut run = 0;
             move |own| {
@@ -317,7 +317,7 @@ fn timers_are_listed() {
     AioContext::run(|ctx| {
         let lists = ctx.clone();
         let line = line!() + 1;
-        let timer = ctx.timer(move || assert!(lists.timers()[0].is_running)).unwrap();
+        let timer = ctx.new_timer(move || assert!(lists.timers()[0].is_running)).unwrap();
         let listed = ctx.timers();
         assert_eq!(listed.len(), 1);
         assert_eq!((listed[0].deadline, listed[0].has_callback, listed[0].is_running), (None, true, false));

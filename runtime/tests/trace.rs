@@ -14,7 +14,7 @@ fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
 /// Runs a context on the thread's own stack, with a log.
 fn traced(f: impl FnOnce(&AioContext)) -> Recording {
     let trace = Trace::new(10_000);
-    AioContext::builder().unwind_report(false).trace(&trace).run(f).unwrap();
+    AioContext::builder().report_unwound(false).trace(&trace).run(f).unwrap();
     trace.recording()
 }
 
@@ -40,7 +40,7 @@ fn a_busy_run() -> Recording {
 }
 
 #[test]
-fn a_run_as_lanes() {
+fn run_is_rendered_as_lanes() {
     // C1, W1: two coroutines and a wake, byte for byte
     let recording = traced(|_| {
         let b = named("B", suspend);
@@ -74,7 +74,7 @@ fn a_run_as_lanes() {
 }
 
 #[test]
-fn who_is_on_the_stack_at_any_event() {
+fn replay_gives_the_stack_at_each_event() {
     // C4, X2: a coroutine that polls, and one that the nested iteration enters
     let recording = traced(|context| {
         let (polled, context) = (Rc::new(RefCell::new(None)), context.clone());
@@ -105,7 +105,7 @@ fn who_is_on_the_stack_at_any_event() {
 }
 
 #[test]
-fn the_four_ways_of_waking() {
+fn log_tells_the_four_ways_of_waking_apart() {
     // W1: immediately, after a yield, in the next iteration, and not at all while entered
     let recording = traced(|context| {
         let first = named("first", suspend);
@@ -136,13 +136,17 @@ fn the_four_ways_of_waking() {
             _ => None,
         })
         .collect();
-    let expected =
-        [("first", Wake::Now), ("waits", Wake::AfterYield), ("wakes", Wake::LeftEntered), ("later", Wake::Scheduled)];
+    let expected = [
+        ("first", Wake::Immediate),
+        ("waits", Wake::Deferred),
+        ("wakes", Wake::AlreadyEntered),
+        ("later", Wake::Scheduled),
+    ];
     assert_eq!(ways, expected);
 }
 
 #[test]
-fn the_same_run_has_the_same_log() {
+fn same_run_has_the_same_log() {
     // Trace: the log contains no address, time, or thread number of the process
     let (first, second) = (a_busy_run(), a_busy_run());
     first.check().unwrap();
@@ -169,7 +173,7 @@ fn recursive_entry_is_in_the_log() {
 }
 
 #[test]
-fn a_panic_leaves_a_log_that_nests() {
+fn log_nests_after_a_panic() {
     // C8: spans and coroutines that unwound are closed
     let recording = traced(|context| {
         context.schedule_oneshot(|| panic!("in a bottom half")).unwrap();
@@ -186,7 +190,7 @@ fn a_panic_leaves_a_log_that_nests() {
 }
 
 #[test]
-fn the_last_events_are_kept() {
+fn full_log_keeps_the_last_events() {
     // Trace: memory is bounded, and the remaining events still pass the check
     let trace = Trace::new(64);
     AioContext::builder()
@@ -202,13 +206,13 @@ fn the_last_events_are_kept() {
 }
 
 #[test]
-fn two_contexts_in_one_log() {
+fn two_contexts_share_one_log() {
     // W3: a wake from another thread, seen from both sides
     let trace = Trace::new(10_000);
     let here = AioContext::builder().trace(&trace);
     here.run_coroutine(|_| {
         let other = trace.clone();
-        let (sender, receiver) = coralio_runtime::oneshot();
+        let (sender, receiver) = coralio_runtime::oneshot::channel();
         let thread = std::thread::spawn(move || {
             let run = |_: &AioContext| sender.send(7).unwrap();
             AioContext::builder().trace(&other).run_coroutine(run).unwrap();
@@ -225,7 +229,7 @@ fn two_contexts_in_one_log() {
 }
 
 #[test]
-fn a_word_of_the_programs_own() {
+fn program_adds_its_own_events() {
     // Trace: marks, and where they were made
     let recording = traced(|context| context.tracer().unwrap().mark("here"));
     let record = &recording.records[0];

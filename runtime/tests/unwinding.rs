@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::thread;
 
-use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, start, suspend, yield_now};
+use coralio_runtime::{AioContext, Coroutine, can_suspend, scope, spawn, spawn_now, suspend, yield_now};
 
 /// Unwinds, and runs `f` in a destructor meanwhile.
 fn while_unwinding(f: impl FnOnce()) {
@@ -83,7 +83,7 @@ fn destructor_on_a_coroutines_stack_runs_the_loop() {
 }
 
 #[test]
-fn coroutine_entered_there_goes_on_later() {
+fn coroutine_entered_during_unwinding_continues_later() {
     // C8, C9: a coroutine first entered while the thread unwinds continues after the unwinding
     AioContext::run(|ctx| {
         let turns = Rc::new(Cell::new(0));
@@ -119,8 +119,9 @@ fn destructor_runs_a_context_of_its_own() {
 
 #[test]
 fn io_above_an_unwinding_stack_is_waited_for_in_place() {
-    // C8, C9: a coroutine that runs above an unwinding stack panics, and does I/O in a destructor: the coroutine is not suspended
-    // in the midst of the unwinding, so that the thread does not go on with a panic that is not over
+    // C8, C9: a coroutine that runs above an unwinding stack panics, and does I/O in a destructor:
+    // the coroutine is not suspended in the midst of the unwinding, so that the thread does not go
+    // on with a panic that is not over
     struct DoesIo(AioContext, Rc<Cell<bool>>);
     impl Drop for DoesIo {
         fn drop(&mut self) {
@@ -132,7 +133,7 @@ fn io_above_an_unwinding_stack_is_waited_for_in_place() {
         let in_place = Rc::new(Cell::new(false));
         let io = DoesIo(ctx.clone(), Rc::clone(&in_place));
         while_unwinding(|| {
-            let panics = start(move || {
+            let panics = spawn_now(move || {
                 let _io = io;
                 resume_unwind(Box::new("panics"));
             });
@@ -146,13 +147,13 @@ fn io_above_an_unwinding_stack_is_waited_for_in_place() {
 
 #[test]
 fn context_of_a_destructor_unwinds_a_coroutine_that_catches_the_payload() {
-    // C9: a destructor runs a context while its thread unwinds: a coroutine that is left over there, catches the payload and
-    // waits again is unwound again
+    // C9: a destructor runs a context while its thread unwinds: a coroutine that is left over
+    // there, catches the payload and waits again is unwound again
     let caught = Rc::new(Cell::new(0));
     while_unwinding(|| {
         let counted = Rc::clone(&caught);
         AioContext::builder()
-            .unwind_report(false)
+            .report_unwound(false)
             .run(|_| {
                 let catches = Coroutine::new(move || {
                     for _ in 0..2 {

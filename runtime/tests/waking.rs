@@ -24,7 +24,7 @@ fn noting(log: &Log, name: &'static str) -> Coroutine {
 }
 
 #[test]
-fn woken_outside_a_coroutine_it_is_entered_now() {
+fn wake_outside_a_coroutine_enters_immediately() {
     // W1: a wake from home, outside any coroutine, enters the coroutine immediately; in a bottom
     // half too
     AioContext::run(|ctx| {
@@ -50,7 +50,7 @@ fn woken_outside_a_coroutine_it_is_entered_now() {
 }
 
 #[test]
-fn woken_by_a_coroutine_it_runs_when_that_one_yields() {
+fn wake_by_a_coroutine_is_deferred_until_it_yields() {
     // W1: coroutines woken by a coroutine run when it yields or ends, from the same caller, in
     // order of waking
     AioContext::run(|_| {
@@ -83,7 +83,7 @@ fn woken_by_a_coroutine_it_runs_when_that_one_yields() {
 }
 
 #[test]
-fn those_woken_run_beneath_no_coroutine_that_woke_them() {
+fn wake_chain_does_not_grow_stack() {
     // W1: a chain of wakes does not grow the stack: each coroutine runs directly on the first
     // caller's stack
     let count = scaled(25_000);
@@ -113,7 +113,7 @@ fn those_woken_run_beneath_no_coroutine_that_woke_them() {
 }
 
 #[test]
-fn a_poll_within_a_coroutine_runs_those_it_woke() {
+fn poll_within_a_coroutine_runs_woken_coroutines() {
     // W1: a coroutine that polls does not yield: the coroutines that it woke run in the nested
     // iteration, once
     AioContext::run(|ctx| {
@@ -144,7 +144,7 @@ fn a_poll_within_a_coroutine_runs_those_it_woke() {
 }
 
 #[test]
-fn a_second_schedule_names_both_places() {
+fn second_schedule_names_both_call_sites() {
     // W2: a second schedule before the coroutine has run is an error that names both places
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -175,7 +175,7 @@ fn a_second_schedule_names_both_places() {
 }
 
 #[test]
-fn woken_from_another_thread_the_loop_comes_to_it() {
+fn wake_from_another_thread_notifies_the_loop() {
     // W1: a wake from another thread puts the coroutine on its home's list, and notifies that loop
     AioContext::run(|ctx| {
         let home = thread::current().id();
@@ -201,7 +201,7 @@ fn woken_from_another_thread_the_loop_comes_to_it() {
 }
 
 #[test]
-fn woken_from_another_context() {
+fn wake_from_another_context_notifies_the_loop() {
     // W1: a coroutine woken by a coroutine of another context runs at its own home, never on that
     // thread
     let (send, receive) = mpsc::channel::<Waker>();
@@ -230,7 +230,7 @@ fn woken_from_another_context() {
 }
 
 #[test]
-fn a_wake_before_the_suspension_is_not_lost() {
+fn wake_before_the_suspension_is_not_lost() {
     // W3: a wake while the coroutine is still entered makes it continue; two wakes, only once
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -266,7 +266,7 @@ fn a_wake_before_the_suspension_is_not_lost() {
 }
 
 #[test]
-fn a_wake_that_a_nested_poll_takes_off_the_list_is_not_lost() {
+fn wake_taken_by_a_nested_poll_is_not_lost() {
     // W3: a wake from elsewhere, accepted by a nested poll while the coroutine is still entered,
     // still counts
     AioContext::run(|ctx| {
@@ -332,7 +332,7 @@ fn no_wake_is_lost_among_many_threads() {
 }
 
 #[test]
-fn one_that_scheduled_itself_and_ended_is_not_scheduled() {
+fn coroutine_that_scheduled_itself_and_ended_does_not_run() {
     // W2, W4: scheduling an ended coroutine whose result is not fetched is no error, and does
     // nothing
     AioContext::run(|ctx| {
@@ -346,7 +346,7 @@ fn one_that_scheduled_itself_and_ended_is_not_scheduled() {
 }
 
 #[test]
-fn a_wake_for_an_ended_one_does_nothing() {
+fn wake_of_an_ended_coroutine_does_nothing() {
     // W4: a wake for an ended coroutine does nothing, even if its control block and stack are
     // reused by then
     AioContext::run(|ctx| {
@@ -417,7 +417,7 @@ fn handles_kept_past_the_end_do_nothing() {
 }
 
 #[test]
-fn late_wakes_from_a_thread_that_outlives_the_context() {
+fn wakes_after_the_contexts_end_do_nothing() {
     // W4: wakes that continue while and after the context ends have no effect, even if its control
     // blocks are reused
     let stop = Arc::new(AtomicBool::new(false));
@@ -453,7 +453,7 @@ fn late_wakes_from_a_thread_that_outlives_the_context() {
 }
 
 #[test]
-fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
+fn wake_by_a_destructor_during_unwinding_runs_later() {
     // W1: a destructor of a thread that unwinds enters no coroutine; a coroutine that it wakes runs
     // in the next iteration
     AioContext::run(|ctx| {
@@ -476,7 +476,7 @@ fn what_a_destructor_wakes_while_the_thread_unwinds_runs_later() {
 }
 
 #[test]
-fn who_gives_way_runs_after_all_that_was_scheduled_before() {
+fn yield_now_runs_after_earlier_scheduled_coroutines() {
     // W1: whether scheduled from this thread or another, or spawned
     AioContext::run(|ctx| {
         let log = Log::default();
@@ -565,7 +565,7 @@ fn nested_round_goes_on_with_arrivals() {
 }
 
 #[test]
-fn destructor_that_panics_at_the_end_keeps_nothing_open() {
+fn destructor_that_panics_at_the_end_leaks_nothing() {
     // W3, C8: one destructor panics at the context's end; everything else is dropped, and handles
     // learn of the end
     let log = Log::default();
@@ -575,8 +575,8 @@ fn destructor_that_panics_at_the_end_keeps_nothing_open() {
         AioContext::run(|ctx| {
             let ctx = kept.get_or_init(|| ctx.clone());
             let (bomb, timer) = (OnDrop(|| panic!("dropped")), log.on_drop("timer"));
-            std::mem::forget(ctx.bottom_half(move || _ = &bomb));
-            std::mem::forget(ctx.timer(move || _ = &timer));
+            std::mem::forget(ctx.new_bottom_half(move || _ = &bomb));
+            std::mem::forget(ctx.new_timer(move || _ = &timer));
             handle = Some(thread::scope(|scope| scope.spawn(|| ctx.spawn(|| ())).join().unwrap()));
         });
     });

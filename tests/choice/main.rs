@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::{AlignedBuf, Chosen, Direct, File, chosen_kernel};
+use coralio::{AlignedBuf, Direct, File, SelectedBackend, selected_backend};
 
 use seccomp::{filter, forbid};
 
@@ -88,6 +88,6 @@ fn io_works() -> io::Result<()> {
     Ok(())
 }
 
-fn chosen() -> Chosen {
-    chosen_kernel().expect("the context has an engine")
+fn chosen() -> SelectedBackend {
+    selected_backend().expect("the context has an engine")
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner, Stats, spawn, stats, yield_now};
+use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder, Stats, spawn, stats, yield_now};
 
 use crate::held::Held;
 use crate::{Temp, chosen, in_child, page};
@@ -19,24 +19,24 @@ fn counted(f: impl FnOnce()) -> Stats {
     assert_eq!(after.completions, after.requests, "each completes once, and counts once");
     let mut counted = after;
     counted.requests -= before.requests;
-    counted.on_threads -= before.on_threads;
+    counted.offloaded -= before.offloaded;
     counted
 }
 
 /// Returns the number of requests that `f` makes, and how many of them go to threads.
 fn requests(f: impl FnOnce()) -> (u64, u64) {
-    let Stats { requests, on_threads, .. } = counted(f);
-    (requests, on_threads)
+    let Stats { requests, offloaded, .. } = counted(f);
+    (requests, offloaded)
 }
 
 /// Runs `f` under `Auto` on a direct file on a disk, or prints why it is skipped.
 fn on_direct_file(f: impl FnOnce(&File)) {
     let temp = Temp::on_disk();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open(Direct::Auto);
         // tmpfs accepts direct I/O at any alignment.
         let on_a_disk = file.is_direct() && file.alignment().memory > 1;
-        if on_a_disk && chosen().kernel() == KernelChoice::Aio {
+        if on_a_disk && chosen().backend() == BackendKind::Aio {
             f(&file);
         } else {
             println!("skipped: {}, on a disk and direct: {on_a_disk}", chosen());
@@ -45,7 +45,7 @@ fn on_direct_file(f: impl FnOnce(&File)) {
 }
 
 #[test]
-fn what_extends_a_direct_file() {
+fn extending_direct_writes_go_to_a_thread() {
     // E16: a direct write that extends the file goes to a thread, since submit would block until
     // the device has the data; overwriting, filling a hole and reading do not
     on_direct_file(|file| {
@@ -79,10 +79,10 @@ fn what_extends_a_direct_file() {
 }
 
 #[test]
-fn what_fills_a_hole_while_a_thread_extends() {
+fn hole_filling_write_waits_for_an_extending_write() {
     // E16: a write that fills a hole goes to a thread while a thread extends the file: the
     // extending write holds the inode lock, and submit would wait for it
-    if in_child("route::what_fills_a_hole_while_a_thread_extends") {
+    if in_child("route::hole_filling_write_waits_for_an_extending_write") {
         return;
     }
     on_direct_file(|file| {
@@ -93,13 +93,13 @@ fn what_fills_a_hole_while_a_thread_extends() {
             Err(error) => return println!("skipped: no filter that asks: {error}"),
         };
         let all = requests(|| {
-            coralio_aio::scope(|scope| {
+            coralio::scope(|scope| {
                 let extends = scope.spawn(|| file.write_at(&page(2), END).unwrap());
-                while stats().on_threads == 0 {
+                while stats().offloaded == 0 {
                     yield_now();
                 }
                 let fills = scope.spawn(|| file.write_at(&page(1), 8192).unwrap());
-                while stats().on_threads == 1 && !fills.is_finished() {
+                while stats().offloaded == 1 && !fills.is_finished() {
                     yield_now();
                 }
                 let still_held = !extends.is_finished();
@@ -113,7 +113,7 @@ fn what_fills_a_hole_while_a_thread_extends() {
 }
 
 #[test]
-fn what_is_appended() {
+fn appends_go_to_a_thread() {
     // E16: every append extends the file, whatever its offset, and so goes to a thread
     let temp = Temp::on_disk();
     on_direct_file(|_| {
@@ -127,7 +127,7 @@ fn what_is_appended() {
 }
 
 #[test]
-fn through_the_page_cache() {
+fn blocking_page_cache_reads_go_to_a_thread() {
     // E16: page-cached writes go to threads, reads of cached data do not; a sync does only after
     // much was written
     on_direct_file(|_| {
@@ -161,16 +161,16 @@ fn through_the_page_cache() {
 }
 
 #[test]
-fn without_direct_io_or_a_device() {
+fn files_without_nowait_support_go_to_a_thread() {
     // E14, E16: /proc has no direct I/O and does not report what would block, so its reads go to
     // threads under native AIO; tmpfs never waits for a device, so its requests do not
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let status = File::open("/proc/self/status").unwrap();
         assert!(!status.is_direct());
         let mut buf = vec![0; 4096];
         let (_, on_threads) = requests(|| assert!(status.read_at(&mut buf, 0).unwrap() > 100));
         assert!(buf.starts_with(b"Name:"));
-        assert_eq!(on_threads > 0, chosen().kernel() == KernelChoice::Aio);
+        assert_eq!(on_threads > 0, chosen().backend() == BackendKind::Aio);
         let temp = Temp::at("/dev/shm".into());
         for direct in [Direct::Auto, Direct::Never] {
             let file = temp.open(direct);
@@ -185,7 +185,7 @@ fn without_direct_io_or_a_device() {
 }
 
 #[test]
-fn both_engines_at_once() {
+fn both_engines_work_simultaneously() {
     // E2, E7, W3: completions of either engine wake the loop, whichever one it sleeps in
     on_direct_file(|file| {
         let cached = Temp::on_disk();
@@ -213,17 +213,17 @@ fn both_engines_at_once() {
         }
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         let stats = stats();
-        assert!(stats.on_threads >= 320 && stats.requests > stats.on_threads, "{stats:?}");
+        assert!(stats.offloaded >= 320 && stats.requests > stats.offloaded, "{stats:?}");
     });
 }
 
 #[test]
-fn a_context_ends_with_requests_on_threads() {
+fn context_end_waits_for_requests_on_threads() {
     // E13, W5: coroutines not joined at the context's end are unwound, each after its buffer was
     // returned
     for rounds in 0..3 {
         let temp = Temp::on_disk();
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let file = Rc::new(temp.open(Direct::Never));
             for number in 0..32 {
                 let (file, buf) = (Rc::clone(&file), AlignedBuf::new(1 << 16, 4096));
@@ -235,34 +235,34 @@ fn a_context_ends_with_requests_on_threads() {
 }
 
 #[test]
-fn without_a_descriptor_for_threads() {
+fn missing_descriptor_for_threads_is_an_error() {
     // E14: when no descriptor for the thread engine can be opened, the primary engine performs the
     // request
-    if in_child("route::without_a_descriptor_for_threads") {
+    if in_child("route::missing_descriptor_for_threads_is_an_error") {
         return;
     }
     let temp = Temp::on_disk();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open(Direct::Never);
         let mut taken = Vec::new();
         while let Ok(one) = std::fs::File::open("/dev/null") {
             taken.push(one);
         }
         file.write_at(&[5; 100], 0).unwrap();
-        assert_eq!(stats().on_threads, 0);
+        assert_eq!(stats().offloaded, 0);
         drop(taken);
         file.write_at(&[6; 100], 100).unwrap();
-        assert_eq!(stats().on_threads, u64::from(chosen().kernel() == KernelChoice::Aio), "as soon as there is one");
+        assert_eq!(stats().offloaded, u64::from(chosen().backend() == BackendKind::Aio), "as soon as there is one");
         file.sync_all().unwrap();
     });
     assert_eq!(std::fs::read(&temp.0).unwrap(), [[5; 100], [6; 100]].concat());
 }
 
 #[test]
-fn submits_beyond_the_limit_are_counted() {
+fn submits_above_the_threshold_are_counted() {
     // E14: slow submits are counted: all with a zero threshold, none with a large one; without a
     // threshold the clock is not read
-    if !crate::common::has(KernelChoice::Aio, 1) {
+    if !crate::common::has(BackendKind::Aio, 1) {
         return;
     }
     let temp = Temp::on_disk();
@@ -271,12 +271,12 @@ fn submits_beyond_the_limit_are_counted() {
         (0..10).for_each(|number| _ = file.write_at(&page(1), number * 4096).unwrap());
         stats()
     };
-    let aio = || Runner::new().kernel(KernelChoice::Aio);
-    let stats = aio().submit_limit(Duration::ZERO).run(work).unwrap();
-    assert!(stats.submits >= 10 && stats.blocked_submits == stats.submits, "{stats:?}");
-    assert!(stats.longest_submit > Duration::ZERO);
-    let stats = aio().submit_limit(Duration::from_secs(3600)).run(work).unwrap();
-    assert!(stats.blocked_submits == 0 && stats.longest_submit > Duration::ZERO, "{stats:?}");
+    let aio = || RuntimeBuilder::new().backend(BackendKind::Aio);
+    let stats = aio().slow_submit_threshold(Duration::ZERO).run(work).unwrap();
+    assert!(stats.submits >= 10 && stats.slow_submits == stats.submits, "{stats:?}");
+    assert!(stats.max_submit_time > Duration::ZERO);
+    let stats = aio().slow_submit_threshold(Duration::from_secs(3600)).run(work).unwrap();
+    assert!(stats.slow_submits == 0 && stats.max_submit_time > Duration::ZERO, "{stats:?}");
     let stats = aio().run(work).unwrap();
-    assert!(stats.blocked_submits == 0 && stats.longest_submit == Duration::ZERO, "{stats:?}");
+    assert!(stats.slow_submits == 0 && stats.max_submit_time == Duration::ZERO, "{stats:?}");
 }

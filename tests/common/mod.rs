@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use coralio_aio::{KernelChoice, Runner};
+use coralio::{BackendKind, RuntimeBuilder};
 
 /// Reports a skip on standard error. Bypasses the test harness, which captures macro output.
 pub fn skipped(why: impl Display) {
@@ -20,9 +20,9 @@ pub fn skipped_by_child(said: &[u8]) {
 
 /// Returns whether `error`, from running a context on this backend, means that the machine refuses
 /// the interface; if so, reports it. Threads are never refused.
-pub fn is_refused(kernel: KernelChoice, error: &io::Error) -> bool {
+pub fn is_refused(backend: BackendKind, error: &io::Error) -> bool {
     let is_optional =
-        matches!(kernel, KernelChoice::Aio | KernelChoice::Uring) && error.kind() != io::ErrorKind::InvalidInput;
+        matches!(backend, BackendKind::Aio | BackendKind::Uring) && error.kind() != io::ErrorKind::InvalidInput;
     if is_optional {
         skipped(error);
     }
@@ -30,6 +30,6 @@ pub fn is_refused(kernel: KernelChoice, error: &io::Error) -> bool {
 }
 
 /// Returns whether the machine offers this backend at this depth; if not, reports it.
-pub fn has(kernel: KernelChoice, depth: u32) -> bool {
-    Runner::new().kernel(kernel).depth(depth).run(|| ()).map_err(skipped).is_ok()
+pub fn has(backend: BackendKind, depth: u32) -> bool {
+    RuntimeBuilder::new().backend(backend).queue_depth(depth).run(|| ()).map_err(skipped).is_ok()
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::{AioContext, Engine, File, JoinHandle, Plug, spawn};
 
 use crate::{Watch, touch, with_engine};
 
@@ -32,17 +32,17 @@ fn waiter(context: &AioContext, engine: &Watch) -> thread::JoinHandle<()> {
 }
 
 #[test]
-fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
+fn last_completion_wakes_a_draining_thread() {
     // X9: the last completion wakes a thread asleep in `poll_while`, which only the engine notifies
-    with_engine(1, |context, kernel, engine| {
-        kernel.script.hold(0);
+    with_engine(1, |context, backend, engine| {
+        backend.script.hold(0);
         let reader = spawn({
             let engine = engine.clone();
             move || touch(&engine, 0)
         });
         context.poll(false);
         let waiter = waiter(context, engine);
-        kernel.script.release(0);
+        backend.script.release(0);
         context.poll(false);
         waiter.join().unwrap();
         assert_eq!(reader.join().unwrap(), Ok(0));
@@ -52,7 +52,7 @@ fn last_completion_wakes_a_thread_that_waits_for_the_counters() {
 /// Starts a request held back by a plug, and a thread that waits for its end, which `end` brings
 /// about.
 fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &JoinHandle<Result<usize, i32>>)) {
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let plug = engine.plug();
         let reader = spawn({
             let engine = engine.clone();
@@ -60,16 +60,16 @@ fn waits_until_pending(end: impl FnOnce(&AioContext, &crate::Watched, Plug, &Joi
         });
         context.poll(false);
         let waiter = waiter(context, engine);
-        end(context, kernel, plug, &reader);
+        end(context, backend, plug, &reader);
         waiter.join().unwrap();
     });
 }
 
 #[test]
-fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
+fn last_failed_submit_wakes_a_draining_thread() {
     // X9: a request that fails at submit, without a completion, wakes the waiting thread
-    waits_until_pending(|context, kernel, plug, reader| {
-        kernel.script.refuse(libc::EBADF);
+    waits_until_pending(|context, backend, plug, reader| {
+        backend.script.refuse(libc::EBADF);
         drop(plug);
         while !reader.is_finished() {
             context.poll(false);
@@ -78,14 +78,14 @@ fn last_failure_at_submit_wakes_a_thread_that_waits_for_the_counters() {
 }
 
 #[test]
-fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
+fn last_cancellation_wakes_a_draining_thread() {
     // X9, E11: a request taken back before the kernel has it wakes the waiting thread
-    waits_until_pending(|context, kernel, _plug, reader| {
+    waits_until_pending(|context, backend, _plug, reader| {
         reader.cancel();
         while !reader.is_finished() {
             context.poll(false);
         }
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
     });
 }
 
@@ -93,10 +93,10 @@ fn last_cancellation_wakes_a_thread_that_waits_for_the_counters() {
 fn engine_context_and_file_drain() {
     // X9: `drain` works on the home thread, in a coroutine, and on another thread
     AioContext::run(|context| {
-        let kernel = Scripted::new(8);
-        kernel.set_disk(b"disk");
-        let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
-        let open = || File::on_engine(&engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap();
+        let backend = ScriptedBackend::new(8);
+        backend.set_disk(b"disk");
+        let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 8).unwrap();
+        let open = || File::with_engine(&engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap();
         let start = || {
             let file = open();
             let reader = spawn(move || file.read_at(&mut [0; 4], 0).unwrap());
@@ -124,7 +124,7 @@ fn engine_context_and_file_drain() {
             context.poll(true);
         }
         assert_eq!(foreign.join().unwrap(), Ok(()));
-        let detached = coralio_aio::detach().unwrap();
+        let detached = coralio::detach().unwrap();
         assert_eq!(engine.drain().unwrap_err().kind(), io::ErrorKind::NotConnected);
         drop(detached);
     });

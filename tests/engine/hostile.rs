@@ -8,30 +8,30 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::{AioContext, Cancelled, Engine, File, HomeToken, LoopToken, Source, scope, spawn, suspend};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::{AioContext, Cancelled, Engine, EventSource, File, HomeToken, LoopToken, scope, spawn, suspend};
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine, write};
 
 /// Returns a file on the scripted disk; its descriptor does not matter.
-fn file(engine: &std::sync::Arc<Engine<Scripted>>) -> File {
-    File::on_engine(engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap()
+fn file(engine: &std::sync::Arc<Engine<ScriptedBackend>>) -> File {
+    File::with_engine(engine, OwnedFd::from(fs::File::open("/dev/null").unwrap())).unwrap()
 }
 
 #[test]
-fn a_scripted_kernel_serves_one_engine() {
-    // E1, E13: a scripted kernel refuses a second engine: of two engines on its clones, each would
+fn scripted_backend_serves_one_engine() {
+    // E1, E13: a scripted backend refuses a second engine: of two engines on its clones, each would
     // take the other's completions for its own and return buffers that are still lent
-    let kernel = Scripted::new(8);
-    kernel.set_disk(b"disk");
-    kernel.hold(0);
+    let backend = ScriptedBackend::new(8);
+    backend.set_disk(b"disk");
+    backend.hold(0);
     let (lent, wait_until_lent) = channel();
     let (go, wait_for_go) = channel::<()>();
     let first = thread::spawn({
-        let kernel = kernel.clone();
+        let backend = backend.clone();
         move || {
             AioContext::run(|context| {
-                let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
+                let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 8).unwrap();
                 let file = file(&engine);
                 let reader = spawn(move || {
                     let mut buf = *b"....";
@@ -43,7 +43,7 @@ fn a_scripted_kernel_serves_one_engine() {
                 wait_for_go.recv().unwrap();
                 let _ = context.poll(false);
                 assert!(!reader.is_finished(), "its buffer is the kernel's");
-                kernel.release(0);
+                backend.release(0);
                 rounds_until(|| reader.is_finished());
                 reader.join().unwrap()
             })
@@ -51,7 +51,7 @@ fn a_scripted_kernel_serves_one_engine() {
     });
     wait_until_lent.recv().unwrap();
     let refused = AioContext::run(|_| {
-        let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
+        let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 8).unwrap();
         let file = file(&engine);
         spawn(move || file.read_at(&mut [0; 4], 0)).join().unwrap().unwrap_err()
     });
@@ -60,7 +60,7 @@ fn a_scripted_kernel_serves_one_engine() {
     assert_eq!(&first.join().unwrap(), b"disk");
     // Once the first engine is done, another one may continue with the disk.
     AioContext::run(|_| {
-        let engine = Engine::<Scripted>::attach(kernel.clone(), 8).unwrap();
+        let engine = Engine::<ScriptedBackend>::attach(backend.clone(), 8).unwrap();
         let file = file(&engine);
         let read = spawn(move || {
             let mut buf = *b"....";
@@ -71,47 +71,47 @@ fn a_scripted_kernel_serves_one_engine() {
 }
 
 #[test]
-fn a_replaced_hook_may_use_its_kernel() {
-    // E1: a hook of the scripted kernel is dropped outside its lock. Hangs if not
-    struct Uses(Scripted);
+fn replaced_hook_can_use_its_backend() {
+    // E1: a hook of the scripted backend is dropped outside its lock. Hangs if not
+    struct Uses(ScriptedBackend);
     impl Drop for Uses {
         fn drop(&mut self) {
             assert_eq!(self.0.taken(), 0);
         }
     }
-    let kernel = Scripted::new(1);
-    let uses = Uses(kernel.clone());
-    kernel.on_next_peek(move || drop(uses));
-    kernel.on_next_peek(|| ());
+    let backend = ScriptedBackend::new(1);
+    let uses = Uses(backend.clone());
+    backend.on_next_peek(move || drop(uses));
+    backend.on_next_peek(|| ());
 }
 
 #[test]
-fn a_write_beyond_the_scripted_disk_fails_alone() {
+fn write_beyond_the_scripted_disk_fails_alone() {
     // E2, E13: a request that cannot be performed does not panic out of a submit that has accepted
     // another one: the engine would take that one's buffer back while the kernel has it
-    with_engine(8, |context, kernel, engine| {
-        kernel.script.hold(0);
-        kernel.script.complete_on_submit(1, 1);
+    with_engine(8, |context, backend, engine| {
+        backend.script.hold(0);
+        backend.script.complete_on_submit(1, 1);
         let writer = |offset| {
             let engine = engine.clone();
             spawn(move || write(&engine, b"lent", offset).map_err(|error| error.raw_os_error()))
         };
         let writers = [0, 1 << 63].map(writer);
         context.poll(false);
-        assert_eq!(kernel.script.in_flight(), 1);
-        kernel.script.release(0);
+        assert_eq!(backend.script.in_flight(), 1);
+        backend.script.release(0);
         assert_eq!(writers.map(|writer| writer.join().unwrap()), [Ok(4), Err(Some(libc::EFBIG))]);
     });
 }
 
 #[test]
-fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
+fn panic_out_of_a_reap_leaves_no_request_blocked() {
     // E2, C8: after a partial submit, a completion makes room for the rest even if its coroutine
     // panics out of the reap
-    with_engine(8, |context, kernel, engine| {
-        (0..2).for_each(|number| kernel.script.hold(number));
-        kernel.script.take_at_most(2);
-        let bad = coralio_aio::Coroutine::new({
+    with_engine(8, |context, backend, engine| {
+        (0..2).for_each(|number| backend.script.hold(number));
+        backend.script.take_at_most(2);
+        let bad = coralio::Coroutine::new({
             let engine = engine.clone();
             move || {
                 touch(&engine, 1).unwrap();
@@ -126,13 +126,13 @@ fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
         });
         drop(plug);
         context.poll(false);
-        assert_eq!(kernel.transcript(), "1,2,3>2");
-        kernel.script.release(0);
+        assert_eq!(backend.transcript(), "1,2,3>2");
+        backend.script.release(0);
         assert_eq!(panic_of(|| context.poll(false)), "out of the reap");
         // The second request stays in flight until it is released.
         rounds_until(|| tasks[1].is_finished());
-        assert_eq!(kernel.transcript(), "3>1 wait");
-        kernel.script.release(1);
+        assert_eq!(backend.transcript(), "3>1 wait");
+        backend.script.release(1);
         for task in tasks {
             assert_eq!(task.join().unwrap(), Ok(0));
         }
@@ -140,25 +140,25 @@ fn a_panic_out_of_a_reap_leaves_nobody_blocked() {
 }
 
 #[test]
-fn a_nested_poll_submits_what_was_not_taken() {
+fn nested_poll_submits_requests_not_accepted() {
     // E2, X2: a partial submit is completed from a nested poll: the coroutine that the completion
     // woke polls, and the request that it waits for is submitted
-    with_engine(8, |context, kernel, engine| {
-        kernel.script.hold(1);
-        kernel.script.take_at_most(2);
+    with_engine(8, |context, backend, engine| {
+        backend.script.hold(1);
+        backend.script.take_at_most(2);
         let [first, held, last] = [0, 1, 2].map(|offset| {
             let engine = engine.clone();
             move || touch(&engine, offset)
         });
         let plug = engine.plug();
-        let waits = coralio_aio::Coroutine::new({
+        let waits = coralio::Coroutine::new({
             let context = context.clone();
             let last = std::rc::Rc::new(std::cell::Cell::new(Some(last)));
             move || {
                 first().unwrap();
                 let last = last.take().unwrap();
                 let last = spawn(last);
-                let alarm = context.bottom_half(|| {}).unwrap();
+                let alarm = context.new_bottom_half(|| {}).unwrap();
                 for _ in 0..100 {
                     if last.is_finished() {
                         return;
@@ -178,7 +178,7 @@ fn a_nested_poll_submits_what_was_not_taken() {
         drop(plug);
         rounds_until(|| waits.has_ended() && queued.is_finished());
         assert!(!held.is_finished());
-        kernel.script.release(1);
+        backend.script.release(1);
         held.join().unwrap().unwrap();
         queued.join().unwrap().unwrap();
     });
@@ -212,28 +212,25 @@ fn borrowers(engine: &Watch, log: &Log, then: impl FnOnce() + 'static) -> impl F
 }
 
 /// Starts two requests whose buffers are owned by the stack of a scope's owner.
-fn lent_by_a_scope(
-    then: impl FnOnce() + Send + 'static,
-    end: impl FnOnce(&AioContext, &Watched, coralio_aio::Coroutine),
-) {
+fn lent_by_a_scope(then: impl FnOnce() + Send + 'static, end: impl FnOnce(&AioContext, &Watched, coralio::Coroutine)) {
     let log = Log::default();
-    with_engine(8, |context, kernel, engine| {
-        kernel.script.set_disk(b"aaaabbbb");
-        let owner = coralio_aio::Coroutine::new(borrowers(engine, &log, then));
+    with_engine(8, |context, backend, engine| {
+        backend.script.set_disk(b"aaaabbbb");
+        let owner = coralio::Coroutine::new(borrowers(engine, &log, then));
         owner.enter();
-        (0..2).for_each(|number| kernel.script.hold(number));
+        (0..2).for_each(|number| backend.script.hold(number));
         context.poll(false);
         assert_eq!(engine.stats().in_flight, 2);
-        let script = kernel.script.clone();
+        let script = backend.script.clone();
         // The held requests complete at the next wait.
-        kernel.on_next_wait(move || (0..2).for_each(|number| script.release(number)));
-        end(context, kernel, owner);
+        backend.on_next_wait(move || (0..2).for_each(|number| script.release(number)));
+        end(context, backend, owner);
     });
     assert_eq!(log.take(), "aaaabbbb");
 }
 
 #[test]
-fn what_a_scope_lends_comes_back_before_its_owner_goes() {
+fn scope_returns_lent_buffers_before_their_owner_ends() {
     // E13, S4, C9: buffers lent within a scope return before the scope's owner is gone: after a
     // panic in the scope, at the end of the context, and after cancelling
     lent_by_a_scope(
@@ -248,7 +245,7 @@ fn what_a_scope_lends_comes_back_before_its_owner_goes() {
     );
     lent_by_a_scope(|| unreachable!("it is unwound"), |_, _, _| ());
     lent_by_a_scope(
-        || assert!(coralio_aio::check_cancelled().is_err_and(|Cancelled| true)),
+        || assert!(coralio::check_cancelled().is_err_and(|Cancelled| true)),
         |_, _, owner| {
             owner.cancel();
             rounds_until(|| owner.has_ended());
@@ -258,11 +255,11 @@ fn what_a_scope_lends_comes_back_before_its_owner_goes() {
 
 /// A source that forwards its own loop's calls to the engine of another context.
 struct Borrows {
-    engine: Arc<dyn Source>,
+    engine: Arc<dyn EventSource>,
     report: Mutex<Vec<String>>,
 }
 
-impl Source for Borrows {
+impl EventSource for Borrows {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
         let dispatched = self.engine.dispatch(token);
         self.report.lock().unwrap().push(format!("dispatch {dispatched}"));
@@ -305,9 +302,9 @@ impl Source for Borrows {
 fn engine_ignores_the_loop_of_another_context() {
     // E9, E12: an engine called with another context's loop tokens ignores them: no completion is
     // taken, and nothing submits or sleeps on that thread
-    with_engine(8, |context, kernel, engine| {
-        kernel.script.complete_on_submit(0, 1);
-        kernel.script.hold(1);
+    with_engine(8, |context, backend, engine| {
+        backend.script.complete_on_submit(0, 1);
+        backend.script.hold(1);
         let waits = spawn({
             let engine = engine.clone();
             move || touch(&engine, 0)
@@ -317,21 +314,21 @@ fn engine_ignores_the_loop_of_another_context() {
             let engine = engine.clone();
             move || touch(&engine, 512)
         });
-        assert_eq!(kernel.transcript(), "0>1");
+        assert_eq!(backend.transcript(), "0>1");
         let source = context.source().unwrap();
         let foreign = thread::spawn(move || {
             let borrows = Arc::new(Borrows { engine: source, report: Mutex::default() });
             AioContext::run(|other| {
-                other.attach(Arc::clone(&borrows) as Arc<dyn Source>).unwrap();
+                other.attach(Arc::clone(&borrows) as Arc<dyn EventSource>).unwrap();
                 other.poll(true);
             });
             borrows.report.lock().unwrap().join(", ")
         });
         let report = foreign.join().unwrap();
         assert!(!report.contains("true") && report.contains("sleep false") && report.ends_with("close"), "{report}");
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         context.poll(false);
-        kernel.script.release(1);
+        backend.script.release(1);
         assert_eq!((waits.join().unwrap(), late.join().unwrap()), (Ok(0), Ok(0)));
     });
 }

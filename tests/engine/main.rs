@@ -1,4 +1,4 @@
-//! The production engine on a scripted kernel: what it submits and when, the order of reaping, and
+//! The production engine on a scripted backend: what it submits and when, the order of reaping, and
 //! early termination (SPEC E). Nothing here depends on time. The kernel's side of each test is a
 //! transcript: `0,512>1` is a submit that offered the requests at these offsets, of which the
 //! kernel took one; `wait` is a sleep.
@@ -19,17 +19,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use coralio_aio::kernel::scripted::{Entry, Scripted};
-use coralio_aio::kernel::{Completion, Kernel, Opcode, Operation};
-use coralio_aio::{AioContext, Engine};
+use coralio::backend::scripted::{Entry, ScriptedBackend};
+use coralio::backend::{Backend, Completion, Opcode, Operation};
+use coralio::{AioContext, Engine};
 
 use stack::stack_pointer;
 
-/// A scripted kernel whose calls are recorded.
+/// A scripted backend whose calls are recorded.
 #[derive(Clone)]
 pub struct Watched {
     /// The script that decides what the kernel does.
-    pub script: Scripted,
+    pub script: ScriptedBackend,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -49,7 +49,7 @@ struct Seen {
 
 impl Watched {
     pub fn new(capacity: u32) -> Watched {
-        Watched { script: Scripted::new(capacity), seen: Arc::default() }
+        Watched { script: ScriptedBackend::new(capacity), seen: Arc::default() }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -85,9 +85,9 @@ impl Watched {
     }
 }
 
-// SAFETY: the scripted kernel keeps the contract. An echo breaks it, but the echoed request never
+// SAFETY: the scripted backend keeps the contract. An echo breaks it, but the echoed request never
 // touches its memory again.
-unsafe impl Kernel for Watched {
+unsafe impl Backend for Watched {
     type Entry = Entry;
 
     fn capacity(&self) -> u32 {
@@ -123,19 +123,19 @@ unsafe impl Kernel for Watched {
         result
     }
 
-    unsafe fn peek(&self) -> Option<Completion> {
+    unsafe fn peek_completion(&self) -> Option<Completion> {
         // SAFETY: the caller upholds the contract.
-        unsafe { self.script.peek() }
+        unsafe { self.script.peek_completion() }
     }
 
-    unsafe fn commit(&self) {
+    unsafe fn advance(&self) {
         let mut seen = self.seen();
         if seen.echo && !std::mem::replace(&mut seen.echoed, true) {
             return;
         }
         drop(seen);
         // SAFETY: the caller upholds the contract.
-        unsafe { self.script.commit() };
+        unsafe { self.script.advance() };
     }
 
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
@@ -154,9 +154,9 @@ type Watch = Arc<Engine<Watched>>;
 /// Runs `f` on this thread's own stack, in a context with an engine of this depth.
 fn with_engine<R>(depth: u32, f: impl FnOnce(&AioContext, &Watched, &Watch) -> R) -> R {
     AioContext::run(|context| {
-        let kernel = Watched::new(depth);
-        let engine = Engine::attach(kernel.clone(), depth).unwrap();
-        f(context, &kernel, &engine)
+        let backend = Watched::new(depth);
+        let engine = Engine::attach(backend.clone(), depth).unwrap();
+        f(context, &backend, &engine)
     })
 }
 
@@ -181,7 +181,7 @@ fn touch(engine: &Watch, offset: u64) -> Result<usize, i32> {
 /// bottom half ends sleeps that nothing else would end.
 fn rounds_until(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
-    let alarm = context.bottom_half(|| {}).unwrap();
+    let alarm = context.new_bottom_half(|| {}).unwrap();
     for _ in 0..100 {
         if done() {
             return;

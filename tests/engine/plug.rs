@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio_aio::{Coroutine, JoinHandle, spawn};
+use coralio::{Coroutine, JoinHandle, spawn};
 
 use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
 
@@ -19,59 +19,59 @@ fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
 }
 
 #[test]
-fn without_a_plug_each_goes_at_once() {
+fn unplugged_requests_are_submitted_immediately() {
     // E3: outside the loop and without a plug, each request is submitted immediately, since no
     // later submit is certain
-    with_engine(8, |_, kernel, engine| {
+    with_engine(8, |_, backend, engine| {
         enter_at(engine, &[1, 2]);
-        assert_eq!(kernel.transcript(), "1>1 2>1");
+        assert_eq!(backend.transcript(), "1>1 2>1");
     });
 }
 
 #[test]
-fn a_plug_gathers_and_its_drop_lets_go() {
+fn dropped_plug_submits_the_batch() {
     // E3: dropping the last plug enters no coroutine and submits nothing; the loop's next iteration
     // submits
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let plug = engine.plug();
         let readers = enter_at(engine, &[1, 2, 3]);
         context.poll(false);
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         assert_eq!((engine.stats().pending, engine.stats().in_flight), (3, 0));
         drop(plug);
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         context.poll(false);
-        assert_eq!(kernel.transcript(), "1,2,3>3");
+        assert_eq!(backend.transcript(), "1,2,3>3");
         context.poll(true);
         assert!(readers.iter().all(|reader| reader.has_ended()));
     });
 }
 
 #[test]
-fn the_last_of_several_plugs_lets_go() {
+fn last_of_several_plugs_submits() {
     // E3, H7: plugs count down as they are dropped, in any order
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
             let mut plugs = [0, 1, 2].map(|_| Some(engine.plug()));
             enter_at(engine, &[1, 2]);
             for (dropped, index) in order.into_iter().enumerate() {
                 context.poll(false);
-                assert_eq!(kernel.transcript(), "", "{dropped} of 3 are gone");
+                assert_eq!(backend.transcript(), "", "{dropped} of 3 are gone");
                 plugs[index] = None;
             }
             context.poll(false);
-            assert_eq!(kernel.transcript(), "1,2>2");
+            assert_eq!(backend.transcript(), "1,2>2");
             context.poll(true);
-            kernel.transcript();
+            backend.transcript();
         }
     });
 }
 
 #[test]
-fn a_plug_held_across_a_suspension_is_no_wedge() {
+fn plug_held_across_a_suspension_does_not_wedge() {
     // E2, E3: plugged requests are submitted before the loop sleeps, since nothing else would
     // submit them
-    with_engine(8, |_, kernel, engine| {
+    with_engine(8, |_, backend, engine| {
         let tasks: Vec<JoinHandle<usize>> = (0..3)
             .map(|number| {
                 let engine = engine.clone();
@@ -85,52 +85,52 @@ fn a_plug_held_across_a_suspension_is_no_wedge() {
         for task in tasks {
             assert_eq!(task.join().unwrap(), 0);
         }
-        assert_eq!(kernel.transcript(), "0,1,2>3 wait 10,11,12>3 wait");
+        assert_eq!(backend.transcript(), "0,1,2>3 wait 10,11,12>3 wait");
     });
 }
 
 #[test]
-fn a_plug_held_across_a_suspension_is_no_wedge_in_a_loop_that_never_sleeps() {
+fn plug_held_across_a_suspension_does_not_wedge_a_busy_loop() {
     // E2, E3: a plug holds requests back for a bounded number of iterations
-    with_engine(8, |context, kernel, engine| {
-        kernel.script.complete_on_submit(0, 0);
+    with_engine(8, |context, backend, engine| {
+        backend.script.complete_on_submit(0, 0);
         let plug = engine.plug();
         let reader = enter_at(engine, &[1])[0];
         for _ in 0..15 {
             context.poll(false);
         }
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         context.poll(false);
-        assert_eq!(kernel.transcript(), "1>1");
+        assert_eq!(backend.transcript(), "1>1");
         assert!(reader.has_ended());
         drop(plug);
     });
 }
 
 #[test]
-fn a_full_batch_goes_though_it_is_plugged() {
+fn full_batch_is_submitted_despite_a_plug() {
     // E3: a full batch is submitted although it is plugged: one call could not take more
-    with_engine(3, |context, kernel, engine| {
+    with_engine(3, |context, backend, engine| {
         let plug = engine.plug();
         enter_at(engine, &[1, 2]);
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         enter_at(engine, &[3]);
-        assert_eq!(kernel.transcript(), "1,2,3>3");
+        assert_eq!(backend.transcript(), "1,2,3>3");
         let rest = enter_at(engine, &[4]);
-        assert_eq!(kernel.transcript(), "");
+        assert_eq!(backend.transcript(), "");
         drop(plug);
         while !rest[0].has_ended() {
             context.poll(true);
         }
-        assert_eq!(kernel.transcript(), "wait 4>1 wait");
+        assert_eq!(backend.transcript(), "wait 4>1 wait");
     });
 }
 
 #[test]
-fn a_full_batch_goes_amid_a_round() {
+fn full_batch_is_submitted_within_an_iteration() {
     // E3: a batch that fills up within an iteration is submitted: seven coroutines at a depth of
     // three; requests already in flight do not count
-    with_engine(3, |_, kernel, engine| {
+    with_engine(3, |_, backend, engine| {
         let spawn_one = |offset| {
             let engine = engine.clone();
             spawn(move || touch(&engine, offset))
@@ -139,16 +139,16 @@ fn a_full_batch_goes_amid_a_round() {
         for task in tasks {
             assert_eq!(task.join().unwrap(), Ok(0));
         }
-        assert_eq!(kernel.transcript(), "1,2,3>3 wait 4,5,6>3 wait 7>1 wait");
+        assert_eq!(backend.transcript(), "1,2,3>3 wait 4,5,6>3 wait 7>1 wait");
     });
 }
 
 #[test]
-fn requests_of_one_round_share_one_submit() {
+fn requests_of_one_iteration_share_one_submit() {
     // E3: the loop plugs around its own dispatch, so the requests of one iteration share one submit
     const COROUTINES: u64 = 20;
     let rounds = scaled(100) as u64;
-    with_engine(64, |_, kernel, engine| {
+    with_engine(64, |_, backend, engine| {
         let tasks: Vec<_> = (0..COROUTINES)
             .map(|number| {
                 let engine = engine.clone();
@@ -161,14 +161,14 @@ fn requests_of_one_round_share_one_submit() {
         let stats = engine.stats();
         assert_eq!((stats.requests, stats.completions), (COROUTINES * rounds, COROUTINES * rounds));
         assert_eq!((stats.submits, stats.sleeps), (rounds, rounds));
-        assert_eq!(kernel.script.taken() as u64, COROUTINES * rounds);
+        assert_eq!(backend.script.taken() as u64, COROUTINES * rounds);
     });
 }
 
 #[test]
-fn a_bottom_halfs_requests_gather_too() {
+fn requests_of_a_bottom_half_are_batched() {
     // E3: requests made by coroutines that a bottom half enters are collected as well
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let engine = engine.clone();
         let ended = Rc::new(Cell::new(0));
         let two: Vec<_> = [1, 2]
@@ -185,15 +185,15 @@ fn a_bottom_halfs_requests_gather_too() {
         let third = spawn(move || touch(&engine, 3));
         assert_eq!(third.join().unwrap(), Ok(0));
         assert_eq!(ended.get(), 2);
-        assert_eq!(kernel.transcript(), "1,2,3>3 wait");
+        assert_eq!(backend.transcript(), "1,2,3>3 wait");
     });
 }
 
 #[test]
-fn a_panic_takes_its_plug_along() {
+fn panic_drops_its_plug() {
     // E3, H7: a panic releases its plug, so the plug depth does not drift and later requests are
     // submitted
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let co = Coroutine::new({
             let engine = engine.clone();
             move || {
@@ -203,13 +203,13 @@ fn a_panic_takes_its_plug_along() {
         });
         assert_eq!(panic_of(|| co.enter()), "with a plug");
         enter_at(engine, &[1]);
-        assert_eq!(kernel.transcript(), "1>1");
+        assert_eq!(backend.transcript(), "1>1");
         context.poll(true);
     });
 }
 
 #[test]
-fn a_plug_may_outlive_its_context() {
+fn plug_can_outlive_its_context() {
     // E3: a plug may outlive its context; its drop does nothing
     let plug = with_engine(8, |_, _, engine| engine.plug());
     drop(plug);

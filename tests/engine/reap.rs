@@ -2,17 +2,17 @@
 
 use std::process::Command;
 
-use coralio_aio::{AioContext, Coroutine, JoinHandle, spawn};
+use coralio::{AioContext, Coroutine, JoinHandle, spawn};
 
 use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
 
 #[test]
-fn what_completes_within_submit_does_not_yield() {
+fn completion_within_submit_does_not_yield() {
     // E4, E7: a request that completes within submit, outside the loop, does not yield: the result
     // is there before the coroutine would
-    with_engine(8, |_, kernel, engine| {
-        kernel.script.complete_on_submit(0, 0);
-        kernel.script.complete_on_submit(1, 1);
+    with_engine(8, |_, backend, engine| {
+        backend.script.complete_on_submit(0, 0);
+        backend.script.complete_on_submit(1, 1);
         let co = Coroutine::new({
             let engine = engine.clone();
             move || {
@@ -24,19 +24,19 @@ fn what_completes_within_submit_does_not_yield() {
         });
         co.enter();
         assert!(co.has_ended());
-        assert_eq!(kernel.transcript(), "3>1 0>1");
+        assert_eq!(backend.transcript(), "3>1 0>1");
         assert_eq!((engine.stats().completions, engine.stats().sleeps), (2, 0));
     });
 }
 
 #[test]
-fn submit_reaps_what_others_wait_for() {
+fn submit_reaps_completions_of_other_coroutines() {
     // E4, W1: submit reaps other coroutines' completions; those coroutines run when the submitter
     // yields or ends, not on top of it
-    with_engine(8, |_, kernel, engine| {
-        kernel.script.complete_on_submit(0, 1);
-        kernel.script.hold(1);
-        kernel.script.complete_on_submit(2, 2);
+    with_engine(8, |_, backend, engine| {
+        backend.script.complete_on_submit(0, 1);
+        backend.script.hold(1);
+        backend.script.complete_on_submit(2, 2);
         let log = Log::default();
         let reader = |name: &'static str, times: usize| {
             let (engine, log) = (engine.clone(), log.clone());
@@ -53,15 +53,15 @@ fn submit_reaps_what_others_wait_for() {
         second.enter();
         assert!(first.has_ended() && !second.has_ended());
         assert_eq!(log.take(), "first first");
-        kernel.script.release(1);
+        backend.script.release(1);
     });
 }
 
 #[test]
-fn counted_and_moved_before_anybody_runs() {
+fn completion_is_counted_before_its_coroutine_runs() {
     // E5: a completion is counted, and the ring advanced, before its coroutine runs; later
     // completions are still on the ring
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let log = Log::default();
         for number in 0..3 {
             let (engine, log) = (engine.clone(), log.clone());
@@ -74,12 +74,12 @@ fn counted_and_moved_before_anybody_runs() {
         context.poll(true);
         context.poll(true);
         assert_eq!(log.take(), "0:2/1 1:1/2 2:0/3");
-        assert_eq!(kernel.transcript(), "0,1,2>3 wait");
+        assert_eq!(backend.transcript(), "0,1,2>3 wait");
     });
 }
 
 #[test]
-fn a_nested_reap_goes_on_where_the_outer_one_stands() {
+fn nested_reap_continues_where_the_outer_reap_stopped() {
     // E5, X2: a nested reap continues where the outer one stopped: the first of four polls, the
     // remaining completions run within, in order, and none runs twice
     with_engine(8, |context, _, engine| {
@@ -102,11 +102,11 @@ fn a_nested_reap_goes_on_where_the_outer_one_stands() {
 }
 
 #[test]
-fn the_one_that_submits_is_left_alone() {
+fn submitting_coroutine_is_not_entered() {
     // E6: the submitter is not entered by its own submit, which reaps its request after another
     // coroutine's; it continues without a yield, and the other coroutine runs when it ends
-    with_engine(8, |_, kernel, engine| {
-        (0..2).for_each(|number| kernel.script.complete_on_submit(number, 1));
+    with_engine(8, |_, backend, engine| {
+        (0..2).for_each(|number| backend.script.complete_on_submit(number, 1));
         let log = Log::default();
         let reader = |name: &'static str| {
             let (engine, log) = (engine.clone(), log.clone());
@@ -125,13 +125,13 @@ fn the_one_that_submits_is_left_alone() {
 }
 
 #[test]
-fn at_most_one_submit_a_round_where_requests_complete_within_it() {
+fn immediate_completions_cost_one_submit_per_iteration() {
     // E8: there is at most one submit per iteration when requests complete within submit:
     // coroutines woken by a submit collect their next requests for the loop
     const COROUTINES: usize = 7;
     let each = scaled(10_000);
-    with_engine(8, |context, kernel, engine| {
-        (0..COROUTINES * each).for_each(|number| kernel.script.complete_on_submit(number, number));
+    with_engine(8, |context, backend, engine| {
+        (0..COROUTINES * each).for_each(|number| backend.script.complete_on_submit(number, number));
         let tasks: Vec<JoinHandle<()>> = (0..COROUTINES as u64)
             .map(|number| {
                 let engine = engine.clone();
@@ -153,13 +153,13 @@ fn at_most_one_submit_a_round_where_requests_complete_within_it() {
 }
 
 #[test]
-fn full_batches_do_not_keep_the_loop_for_ever() {
+fn full_batches_do_not_occupy_the_loop_forever() {
     // E8, E3: full batches do not keep the loop in submit forever: as many coroutines as the queue
     // is deep keep filling it, and the loop still iterates
     const DEPTH: usize = 4;
     let each = scaled(10_000);
-    with_engine(DEPTH as u32, |context, kernel, engine| {
-        (0..DEPTH * each).for_each(|number| kernel.script.complete_on_submit(number, number));
+    with_engine(DEPTH as u32, |context, backend, engine| {
+        (0..DEPTH * each).for_each(|number| backend.script.complete_on_submit(number, number));
         let spawn_one = |number| {
             let engine = engine.clone();
             spawn(move || (0..each).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
@@ -179,16 +179,16 @@ fn full_batches_do_not_keep_the_loop_for_ever() {
 /// Makes all requests complete within submit. Returns how far apart the stack pointers of the
 /// submits were.
 fn stack_spread(requests: usize, run: impl FnOnce(&AioContext, &Watch, usize)) -> usize {
-    with_engine(8, |context, kernel, engine| {
-        (0..requests).for_each(|number| kernel.script.complete_on_submit(number, number));
+    with_engine(8, |context, backend, engine| {
+        (0..requests).for_each(|number| backend.script.complete_on_submit(number, number));
         run(context, engine, requests);
         assert_eq!(engine.stats().completions as usize, requests);
-        kernel.stack_spread()
+        backend.stack_spread()
     })
 }
 
 #[test]
-fn no_recursion_in_the_loop() {
+fn requests_in_the_loop_do_not_recurse() {
     // E8, H10: submit does not recurse: it reaps, the woken coroutine makes another request, and
     // the loop submits that one
     let spread = stack_spread(scaled(100_000), |_, engine, requests| {
@@ -203,7 +203,7 @@ fn no_recursion_in_the_loop() {
 }
 
 #[test]
-fn no_recursion_outside_the_loop() {
+fn requests_outside_the_loop_do_not_recurse() {
     // E8, H10: submit does not recurse for a coroutine entered from the thread's own stack, which
     // submits by itself
     let spread = stack_spread(scaled(100_000), |_, engine, requests| {
@@ -216,41 +216,41 @@ fn no_recursion_outside_the_loop() {
 }
 
 #[test]
-fn the_counters_add_up() {
+fn counters_add_up() {
     // E9: requests = completed + in flight + pending + refused, at every stage
-    with_engine(3, |context, kernel, engine| {
+    with_engine(3, |context, backend, engine| {
         let state = || {
             let stats = engine.stats();
             (stats.requests, stats.completions, stats.in_flight, stats.pending, stats.submits)
         };
-        (0..3).for_each(|number| kernel.script.hold(number));
-        kernel.script.refuse(libc::EINVAL);
+        (0..3).for_each(|number| backend.script.hold(number));
+        backend.script.refuse(libc::EINVAL);
         for number in 0..5 {
             let engine = engine.clone();
             drop(spawn(move || touch(&engine, number)));
         }
         context.poll(false);
         assert_eq!(state(), (5, 0, 3, 1, 3));
-        kernel.script.release(1);
+        backend.script.release(1);
         context.poll(false);
         assert_eq!(state(), (5, 1, 3, 0, 4));
-        kernel.script.release(0);
-        kernel.script.release(2);
+        backend.script.release(0);
+        backend.script.release(2);
         while engine.stats().in_flight > 0 {
             context.poll(true);
         }
         assert_eq!(state(), (5, 4, 0, 0, 4));
-        assert_eq!(kernel.transcript(), "0,1,2>error22 1,2>2 3>1 4>1 wait");
+        assert_eq!(backend.transcript(), "0,1,2>error22 1,2>2 3>1 4>1 wait");
     });
 }
 
 #[test]
-fn a_completion_that_comes_twice_is_found_out() {
+fn repeated_completion_is_detected() {
     // E9: a repeated completion is detected by checked counting; the message contains the engine's
     // state
-    with_engine(8, |context, kernel, engine| {
+    with_engine(8, |context, backend, engine| {
         let log = Log::default();
-        kernel.echo_next();
+        backend.echo_next();
         let task = spawn({
             let (engine, log) = (engine.clone(), log.clone());
             move || log.add(touch(&engine, 0).unwrap())
@@ -270,13 +270,13 @@ fn a_completion_that_comes_twice_is_found_out() {
 const CHILD: &str = "CORALIO_TEST_CHILD";
 
 #[test]
-fn a_stray_completion_is_not_followed() {
+fn unknown_completion_is_rejected() {
     // E5, E9: a repeated completion whose slot serves the next request is detected by its key. The
     // request whose place in the count it took is not waited for in vain: the child process ends
     if std::env::var_os(CHILD).is_some() {
-        with_engine(8, |context, kernel, engine| {
-            kernel.echo_next();
-            kernel.script.hold(1);
+        with_engine(8, |context, backend, engine| {
+            backend.echo_next();
+            backend.script.hold(1);
             for number in 0..2 {
                 let engine = engine.clone();
                 drop(spawn(move || [touch(&engine, number), touch(&engine, 10 + number)]));
@@ -287,7 +287,7 @@ fn a_stray_completion_is_not_followed() {
         return;
     }
     let me = std::env::current_exe().unwrap();
-    let test = "reap::a_stray_completion_is_not_followed";
+    let test = "reap::unknown_completion_is_rejected";
     let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
     let said = String::from_utf8_lossy(&child.stderr);
     assert!(

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio_aio::{AioContext, Cancelled, Coroutine, spawn, suspend};
+use coralio::{AioContext, Cancelled, Coroutine, spawn, suspend};
 
 use crate::{Log, Watch, panic_of, read, text, touch, with_engine, write};
 
@@ -34,90 +34,90 @@ fn reader(engine: &Watch, log: &Log, offset: u64) -> impl FnOnce() + 'static {
 }
 
 /// Fills the disk with `aaaabbbbcccc`.
-fn fill(kernel: &crate::Watched, engine: &Watch) {
+fn fill(backend: &crate::Watched, engine: &Watch) {
     let engine = engine.clone();
     spawn(move || write(&engine, b"aaaabbbbcccc", 0).unwrap()).join().unwrap();
-    kernel.transcript();
+    backend.transcript();
 }
 
 #[test]
-fn in_flight_when_the_context_ends() {
+fn context_end_waits_for_requests_in_flight() {
     // E13, C9: a stack with a request in flight is unwound only after the kernel has filled the
     // buffer; each destructor runs once, in order of creation
     let log = Log::default();
-    let kernel = with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    let backend = with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         for offset in [0, 4, 8] {
             drop(spawn(reader(engine, &log, offset)));
         }
         context.poll(false);
-        assert_eq!((engine.stats().in_flight, kernel.transcript().as_str()), (3, "0,4,8>3"));
-        kernel.clone()
+        assert_eq!((engine.stats().in_flight, backend.transcript().as_str()), (3, "0,4,8>3"));
+        backend.clone()
     });
     assert_eq!(log.take(), "aaaa bbbb cccc");
-    assert_eq!((kernel.script.in_flight(), kernel.transcript().as_str()), (0, "wait"));
+    assert_eq!((backend.script.in_flight(), backend.transcript().as_str()), (0, "wait"));
 }
 
 #[test]
-fn pending_when_the_context_ends() {
+fn context_end_removes_pending_requests() {
     // C9, E11: requests plugged and never submitted are taken back, so the operations never start
     let log = Log::default();
-    let (kernel, _plug) = with_engine(8, |_, kernel, engine| {
-        fill(kernel, engine);
+    let (backend, _plug) = with_engine(8, |_, backend, engine| {
+        fill(backend, engine);
         let plug = engine.plug();
         for offset in [0, 4] {
             Coroutine::new(reader(engine, &log, offset)).enter();
         }
-        assert_eq!((engine.stats().pending, kernel.transcript().as_str()), (2, ""));
-        (kernel.clone(), plug)
+        assert_eq!((engine.stats().pending, backend.transcript().as_str()), (2, ""));
+        (backend.clone(), plug)
     });
     assert_eq!(log.take(), "new. new.");
-    assert_eq!(kernel.transcript(), "");
+    assert_eq!(backend.transcript(), "");
 }
 
 #[test]
-fn blocked_when_the_context_ends() {
+fn context_end_unblocks_the_queue() {
     // E13, E11: after a partial submit, the end of the context waits for the requests that the
     // kernel has and takes the others back
     let log = Log::default();
-    let kernel = with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
-        kernel.script.take_at_most(1);
+    let backend = with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
+        backend.script.take_at_most(1);
         for offset in [0, 4, 8] {
             drop(spawn(reader(engine, &log, offset)));
         }
         context.poll(false);
         assert_eq!((engine.stats().in_flight, engine.stats().pending), (1, 2));
-        kernel.clone()
+        backend.clone()
     });
     assert_eq!(log.take(), "aaaa new. new.");
-    assert_eq!(kernel.transcript(), "0,4,8>1 wait");
+    assert_eq!(backend.transcript(), "0,4,8>1 wait");
 }
 
 #[test]
-fn try_again_when_the_context_ends() {
+fn context_end_copes_with_eagain() {
     // E11, H6: the end of the context does not sleep after "try again" with nothing in flight: that
-    // sleep would never end, and the scripted kernel would report it
+    // sleep would never end, and the scripted backend would report it
     let log = Log::default();
-    let kernel = with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    let backend = with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         for _ in 0..4 {
-            kernel.script.refuse(libc::EAGAIN);
+            backend.script.refuse(libc::EAGAIN);
         }
         drop(spawn(reader(engine, &log, 4)));
         context.poll(false);
-        kernel.clone()
+        backend.clone()
     });
     assert_eq!(log.take(), "new.");
-    assert!(!kernel.transcript().contains("wait"));
+    assert!(!backend.transcript().contains("wait"));
 }
 
 #[test]
-fn a_panic_while_anothers_request_is_in_flight() {
+fn panic_keeps_other_requests_in_flight() {
     // E13, C8: a panic reaches the join handle, and another coroutine's request in flight returns
     // its data
-    with_engine(8, |_, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |_, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         let other = spawn(reader(engine, &log, 4));
         let bad = spawn({
@@ -135,11 +135,11 @@ fn a_panic_while_anothers_request_is_in_flight() {
 }
 
 #[test]
-fn a_panic_out_of_a_reap_loses_nothing() {
+fn panic_out_of_a_reap_loses_no_completion() {
     // E5, C8: a coroutine without a join handle panics during the reap; the completions behind it
     // are reaped by the next poll
-    with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         drop(spawn(reader(engine, &log, 0)));
         context.poll(false);
@@ -166,11 +166,11 @@ fn a_panic_out_of_a_reap_loses_nothing() {
 }
 
 #[test]
-fn a_panic_out_of_a_submit_loses_nothing() {
+fn panic_out_of_a_submit_loses_no_request() {
     // E2, C8: a coroutine whose request is refused panics within the submit, which continues with
     // the rest
-    with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         let plug = engine.plug();
         let bad = Coroutine::new({
@@ -181,31 +181,31 @@ fn a_panic_out_of_a_submit_loses_nothing() {
         let good = Coroutine::new(reader(engine, &log, 8));
         good.enter();
         drop(plug);
-        kernel.script.refuse(libc::EBADF);
+        backend.script.refuse(libc::EBADF);
         assert!(panic_of(|| context.poll(true)).contains("Err` value: 9"));
         while !good.has_ended() {
             context.poll(true);
         }
         assert_eq!(log.take(), "Ok(4) cccc");
-        assert_eq!(kernel.transcript(), "0,8>error9 8>1 wait");
+        assert_eq!(backend.transcript(), "0,8>error9 8>1 wait");
     });
 }
 
 #[test]
-fn a_kernel_that_panics_amid_the_submit() {
+fn panicking_backend_submit_is_contained() {
     // E13: a kernel that panics during submit leaves a request in flight before its coroutine
     // waits; the stack is unwound only after completion
-    with_engine(8, |_, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |_, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         let first = Coroutine::new(reader(engine, &log, 0));
         first.enter();
-        kernel.script.complete_on_submit(1, 2);
-        kernel.script.on_next_peek(|| panic!("a bad ring"));
+        backend.script.complete_on_submit(1, 2);
+        backend.script.on_next_peek(|| panic!("a bad ring"));
         let second = Coroutine::new(reader(engine, &log, 4));
         assert_eq!(panic_of(|| second.enter()), "a bad ring");
-        assert_eq!((log.take().as_str(), kernel.transcript().as_str()), ("bbbb", "0>1 4>1 wait"));
-        assert_eq!(kernel.script.in_flight(), 0);
+        assert_eq!((log.take().as_str(), backend.transcript().as_str()), ("bbbb", "0>1 4>1 wait"));
+        assert_eq!(backend.script.in_flight(), 0);
     });
 }
 
@@ -219,12 +219,12 @@ impl Drop for WritesAtTheEnd {
 }
 
 #[test]
-fn a_destructor_does_io_in_place() {
+fn destructor_does_io_in_place() {
     // E13, C9: a destructor that runs while its stack unwinds cannot be suspended; its write
     // completes before the destructor continues
     let log = Log::default();
-    let kernel = with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    let backend = with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         let (panics, left) =
             (WritesAtTheEnd(engine.clone(), log.clone(), 0), WritesAtTheEnd(engine.clone(), log.clone(), 4));
         // By a panic: the other coroutine, whose read completes meanwhile, is woken and runs later.
@@ -234,7 +234,7 @@ fn a_destructor_does_io_in_place() {
             panic!("with a destructor that writes");
         });
         assert_eq!(text(&*bad.join().unwrap_err()), "with a destructor that writes");
-        assert_eq!(kernel.script.disk(), b"lastbbbbcccc");
+        assert_eq!(backend.script.disk(), b"lastbbbbcccc");
         other.join().unwrap();
         assert_eq!(log.take(), "Ok(4) Ok(4) cccc");
         // By the end of the context.
@@ -243,20 +243,20 @@ fn a_destructor_does_io_in_place() {
             suspend();
         }));
         context.poll(false);
-        kernel.clone()
+        backend.clone()
     });
     assert_eq!(log.take(), "Ok(4)");
-    assert_eq!(kernel.script.disk(), b"lastlastcccc");
+    assert_eq!(backend.script.disk(), b"lastlastcccc");
 }
 
 #[test]
-fn io_that_is_asked_for_after_the_cancel() {
+fn io_after_a_cancel_fails() {
     // E13, C9: code that catches the unwinding and does I/O again has it done in place, and is
     // still unwound afterwards
     let log = Log::default();
     let ended = Rc::new(Cell::new(0));
-    let kernel = with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    let backend = with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         let (engine, log, ended) = (engine.clone(), log.clone(), Rc::clone(&ended));
         drop(spawn(move || {
             let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| touch(&engine, 0)));
@@ -265,18 +265,18 @@ fn io_that_is_asked_for_after_the_cancel() {
             ended.set(ended.get() + 1);
         }));
         context.poll(false);
-        kernel.clone()
+        backend.clone()
     });
     assert_eq!((log.take().as_str(), ended.get()), ("Ok(4) bbbb", 1));
-    assert_eq!(kernel.transcript(), "0>1 wait 4>1 wait");
+    assert_eq!(backend.transcript(), "0>1 wait 4>1 wait");
 }
 
 #[test]
-fn nobody_else_reaps_what_is_waited_for_in_place() {
+fn no_other_thread_reaps_during_a_wait_in_place() {
     // E13, E9: another thread cannot poll while a destructor waits in place: it would take the
     // completion and leave the sleeper asleep
-    with_engine(8, |context, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |context, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         let (go, wait_for_go) = channel();
         let (done, wait_for_done) = channel();
@@ -288,7 +288,7 @@ fn nobody_else_reaps_what_is_waited_for_in_place() {
                 done.send(()).unwrap();
             }
         });
-        kernel.on_next_wait(move || {
+        backend.on_next_wait(move || {
             go.send(()).unwrap();
             wait_for_done.recv().unwrap();
         });
@@ -305,11 +305,11 @@ fn nobody_else_reaps_what_is_waited_for_in_place() {
 }
 
 #[test]
-fn a_request_that_is_unwound_gives_its_slot_back() {
+fn unwound_request_releases_its_slot() {
     // E13, X8: I/O under the context's lock panics where the coroutine would yield; the request is
     // taken back and its slot freed
-    with_engine(8, |_, kernel, engine| {
-        fill(kernel, engine);
+    with_engine(8, |_, backend, engine| {
+        fill(backend, engine);
         let log = Log::default();
         for _ in 0..500 {
             let (engine, log) = (engine.clone(), log.clone());
@@ -323,7 +323,7 @@ fn a_request_that_is_unwound_gives_its_slot_back() {
             assert!(message.contains("yields while it holds the context's lock"), "{message}");
         }
         assert_eq!(log.take(), ["new."; 500].join(" "));
-        assert_eq!(kernel.slots(), 1);
+        assert_eq!(backend.slots(), 1);
         assert_eq!((engine.stats().in_flight, engine.stats().pending), (0, 0));
     });
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio_aio::{AioContext, AlignedBuf, Direct, File, KernelChoice, Runner, Stream, run, spawn};
+use coralio::{AioContext, AlignedBuf, BackendKind, Direct, File, FileCursor, RuntimeBuilder, run, spawn};
 
 use crate::{Temp, disk, in_child};
 
@@ -15,7 +15,7 @@ fn errors(file: &File) -> Vec<(&'static str, Option<ErrorKind>)> {
         result.err().map(|error| error.kind())
     }
     let mut buf = AlignedBuf::new(4096, 4096);
-    let mut stream = Stream::new(file);
+    let mut stream = FileCursor::new(file);
     vec![
         ("read", kind(file.read_at(&mut buf, 0))),
         ("unaligned read", kind(file.read_at(&mut [0; 3], 1))),
@@ -44,10 +44,10 @@ fn errors(file: &File) -> Vec<(&'static str, Option<ErrorKind>)> {
 }
 
 #[test]
-fn file_of_an_ended_context_refuses_every_operation() {
+fn file_of_an_ended_context_rejects_every_operation() {
     // E12: every operation of a file fails in the thread's next context, with and without an engine
     // there
-    for kernel in [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for backend in [BackendKind::Auto, BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
         for direct in [Direct::Auto, Direct::Never] {
             let temp = Temp::at(&disk());
             let open = || {
@@ -55,7 +55,7 @@ fn file_of_an_ended_context_refuses_every_operation() {
                 File::options().read(true).write(true).direct(direct).open(&temp.0)
             };
             fs::write(&temp.0, [7; 8192]).unwrap();
-            let opened = Runner::new().kernel(kernel).run(open);
+            let opened = RuntimeBuilder::new().backend(backend).run(open);
             let file = match opened {
                 Ok(file) => file.unwrap(),
                 Err(error) => {
@@ -65,7 +65,7 @@ fn file_of_an_ended_context_refuses_every_operation() {
             };
             let expect_refused = || {
                 for (operation, error) in errors(&file) {
-                    assert_eq!(error, Some(ErrorKind::NotConnected), "{operation} on {kernel} with {direct:?}");
+                    assert_eq!(error, Some(ErrorKind::NotConnected), "{operation} on {backend} with {direct:?}");
                 }
             };
             run(expect_refused);
@@ -87,8 +87,8 @@ fn first_unaligned_requests_open_one_descriptor() {
     }
     let temp = Temp::at(&disk());
     fs::write(&temp.0, [7; 8192]).unwrap();
-    let context = AioContext::builder().deadlock_report(None);
-    let ran = Runner::new().context(context).kernel(KernelChoice::Threads).run(|| {
+    let context = AioContext::builder().report_deadlocks_after(None);
+    let ran = RuntimeBuilder::new().context(context).backend(BackendKind::Threads).run(|| {
         let file = Rc::new(File::open(&temp.0).unwrap());
         if !file.is_direct() {
             return eprintln!("skipped: no direct I/O in {}", disk().display());

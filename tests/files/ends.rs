@@ -2,12 +2,12 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, is_root, on_each_kernel, pattern, tool};
+use crate::{Temp, aligned, disk, everywhere, is_root, on_each_backend, pattern, tool};
 
 #[test]
-fn reading_across_the_end_is_short() {
+fn read_across_the_end_is_short() {
     // E10: a read across the end returns the true count, whether or not the file ends within a
     // block
     everywhere(|place, direct| {
@@ -26,7 +26,7 @@ fn reading_across_the_end_is_short() {
 }
 
 #[test]
-fn reading_past_the_end_is_nothing() {
+fn read_past_the_end_returns_zero() {
     // E10: a read at the end, or any distance beyond it, returns 0
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[1; 5000]);
@@ -39,7 +39,7 @@ fn reading_past_the_end_is_nothing() {
 }
 
 #[test]
-fn reading_exactly_more_than_there_is_fails() {
+fn read_exact_past_the_end_fails() {
     // E10: an exact read past the end fails with "unexpected end of file" and the numbers
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[1; 5000]);
@@ -72,10 +72,10 @@ fn vectored_reads_across_the_end_are_short() {
 }
 
 #[test]
-fn always_direct_meets_the_end_as_well() {
+fn direct_read_stops_at_the_end() {
     // E10: a read with `Direct::Always` ends at the end of the file without continuing from within
     // a block, which direct I/O could not do
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let content = pattern(1, 9000);
         let temp = Temp::with(&disk(), &content);
         let Ok(file) = File::options().read(true).direct(Direct::Always).open(&temp.0) else {
@@ -91,7 +91,7 @@ fn always_direct_meets_the_end_as_well() {
 }
 
 #[test]
-fn set_len_cuts_and_lengthens() {
+fn set_len_shrinks_and_extends() {
     // E15: `set_len` truncates and extends, and reads see the new length immediately
     everywhere(|place, direct| {
         let temp = Temp::with(place, &[7; 10_000]);
@@ -111,7 +111,7 @@ fn set_len_cuts_and_lengthens() {
 }
 
 #[test]
-fn syncs_after_writes_of_both_kinds() {
+fn sync_covers_direct_and_page_cached_writes() {
     // E15: data and full sync succeed on a file written directly and through the page cache
     everywhere(|place, direct| {
         let temp = Temp::at(place);
@@ -147,14 +147,14 @@ impl Drop for Loop {
 }
 
 #[test]
-fn a_block_device_has_its_length() {
+fn block_device_reports_its_length() {
     // E15: a block device has a length, and is read and written like a file; reads beyond its end
     // return 0, writes fail
     let content = pattern(3, 1 << 20);
     let temp = Temp::with(&disk(), &content);
     let Some(device) = Loop::over(&temp.0) else { return };
     for direct in [Direct::Auto, Direct::Always, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let file = File::options().read(true).write(true).direct(direct).open(&device.0).unwrap();
             assert_eq!(file.len().unwrap(), 1 << 20);
             let mut buf = AlignedBuf::new(8192, 4096);

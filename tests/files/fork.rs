@@ -6,10 +6,10 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, JoinHandle, KernelChoice, Runner, spawn, unblock, yield_now};
+use coralio::{AlignedBuf, BackendKind, Direct, File, JoinHandle, RuntimeBuilder, spawn, unblock, yield_now};
 
 use crate::common;
-use crate::{Temp, disk, in_child, on_each_kernel, pattern};
+use crate::{Temp, disk, in_child, on_each_backend, pattern};
 
 const LEN: usize = 256 * 1024;
 
@@ -19,14 +19,14 @@ fn is_refused(f: impl FnOnce()) -> bool {
     payload.is_some_and(|payload| payload.downcast_ref::<String>().is_some_and(|text| text.contains("after fork")))
 }
 
-/// Checks what a child can do: I/O and questions about files are refused, blocking calls work on the
-/// thread itself, files are closed, and no context can be created.
+/// Checks what a child can do: I/O and questions about files are refused, blocking calls work on
+/// the thread itself, files are closed, and no context can be created.
 fn child(file: Rc<File>) -> bool {
     let no_io = is_refused(|| _ = file.read_at(&mut [0; 512], 0)) && is_refused(|| _ = file.sync_all());
     let no_metadata = is_refused(|| _ = file.len());
     let blocks = unblock(|| 7).is_ok_and(|seven| seven == 7);
     drop(file);
-    no_io && no_metadata && blocks && is_refused(|| coralio_aio::run(|| ()))
+    no_io && no_metadata && blocks && is_refused(|| coralio::run(|| ()))
 }
 
 /// Ends the child without running any of its parent's code.
@@ -64,14 +64,14 @@ fn fork() -> bool {
 }
 
 #[test]
-fn a_fork_amid_requests() {
+fn fork_during_requests_is_harmless() {
     // E13, C7: a child has inert copies of the requests, and the parent gets its data
-    if in_child("fork::a_fork_amid_requests") {
+    if in_child("fork::fork_during_requests_is_harmless") {
         return; // alone in a process, so that no other test holds a lock at the fork
     }
     let content = pattern(5, LEN);
     let temp = Temp::with(&disk(), &content);
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let file = Rc::new(temp.open(Direct::Auto));
         let readers = readers(&file);
         yield_now();
@@ -86,24 +86,24 @@ fn a_fork_amid_requests() {
 }
 
 #[test]
-fn a_child_does_not_submit_what_its_parent_has_gathered() {
+fn child_does_not_submit_the_parents_batch() {
     // E13, C7: a child whose coroutine ends during an iteration does not submit at the end of that
     // iteration; it would submit the parent's writes a second time, from a thread of the child
-    if in_child("fork::a_child_does_not_submit_what_its_parent_has_gathered") {
+    if in_child("fork::child_does_not_submit_the_parents_batch") {
         return;
     }
     let parent = std::process::id();
-    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for backend in [BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
         let temp = Temp::with(&disk(), &[]);
         let ran = catch_unwind(AssertUnwindSafe(|| {
-            Runner::new().kernel(kernel).run(|| {
+            RuntimeBuilder::new().backend(backend).run(|| {
                 let file = Rc::new(temp.open(Direct::Never));
                 let writer = spawn({
                     let file = Rc::clone(&file);
                     move || file.write_at(&[1; 4096], 0)
                 });
                 let forks = spawn(|| {
-                    assert_eq!(coralio_aio::stats().pending, 1, "the plug holds the request back");
+                    assert_eq!(coralio::stats().pending, 1, "the plug holds the request back");
                     fork()
                 });
                 assert!(!forks.join().unwrap());
@@ -117,7 +117,7 @@ fn a_child_does_not_submit_what_its_parent_has_gathered() {
             })
         }));
         match ran {
-            Ok(Err(error)) if common::is_refused(kernel, &error) => {}
+            Ok(Err(error)) if common::is_refused(backend, &error) => {}
             Ok(ran) => ran.unwrap(),
             // The loop's `join` detects that it runs in a child.
             Err(payload) if std::process::id() != parent => {
@@ -133,19 +133,19 @@ fn a_child_does_not_submit_what_its_parent_has_gathered() {
 }
 
 #[test]
-fn a_child_does_not_reap_what_its_parent_waits_for() {
+fn child_does_not_reap_the_parents_completions() {
     // E13, C7, C9: a child whose coroutine ends during a reap does not reap further: the next
     // completion on the ring, which is shared memory, belongs to the parent, and so does the
     // coroutine that waits for it
-    if in_child("fork::a_child_does_not_reap_what_its_parent_waits_for") {
+    if in_child("fork::child_does_not_reap_the_parents_completions") {
         return;
     }
     let parent = std::process::id();
     let content = pattern(6, 4096);
     let temp = Temp::with(&disk(), &content);
-    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
+    for backend in [BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
         let ran = catch_unwind(AssertUnwindSafe(|| {
-            Runner::new().kernel(kernel).run(|| {
+            RuntimeBuilder::new().backend(backend).run(|| {
                 // In the page cache: both complete within submit.
                 let file = Rc::new(temp.open(Direct::Never));
                 let readers = [true, false].map(|forks| {
@@ -164,7 +164,7 @@ fn a_child_does_not_reap_what_its_parent_waits_for() {
             })
         }));
         match ran {
-            Ok(Err(error)) if common::is_refused(kernel, &error) => {}
+            Ok(Err(error)) if common::is_refused(backend, &error) => {}
             Ok(ran) => ran.unwrap(),
             Err(payload) if std::process::id() != parent => {
                 let text = payload.downcast_ref::<String>();

@@ -9,9 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use coralio_aio::{Direct, File, KernelChoice, OsCode, chosen_kernel};
+use coralio::{BackendKind, Direct, File, OsCode, selected_backend};
 
-use crate::{Temp, aligned, disk, on_each_kernel, pattern};
+use crate::{Temp, aligned, disk, on_each_backend, pattern};
 
 /// Name and length of the only file.
 const NAME: &[u8] = b"file\0";
@@ -110,14 +110,14 @@ fn attributes(node: u64) -> Vec<u8> {
 }
 
 #[test]
-fn interrupted_requests_are_retried_on_every_kernel() {
+fn interrupted_requests_are_retried_on_every_backend() {
     // E10: reads, writes and syncs of a real file system are retried on EINTR without a limit, and
     // on EAGAIN up to a limit
     let fuse = match Fuse::mount() {
         Ok(fuse) => fuse,
         Err(error) => return eprintln!("skipped: cannot mount a FUSE file system: {error}"),
     };
-    on_each_kernel(|| {
+    on_each_backend(|| {
         for direct in [Direct::Auto, Direct::Never] {
             let open = File::options().read(true).write(true).direct(direct).clone();
             let file = open.open(fuse.folder.0.join("file")).unwrap();
@@ -133,7 +133,7 @@ fn interrupted_requests_are_retried_on_every_kernel() {
                 file.sync_data().unwrap();
             }
             // io_uring's own workers retry EAGAIN without a limit.
-            if chosen_kernel().unwrap().kernel() == KernelChoice::Uring {
+            if selected_backend().unwrap().backend() == BackendKind::Uring {
                 continue;
             }
             fuse.fail(libc::EAGAIN, 100);

@@ -5,10 +5,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use coralio_aio::{AlignedBuf, Direct, File, OsCode};
+use coralio::{AlignedBuf, Direct, File, OsCode};
 
 use crate::ends::Loop;
-use crate::{Temp, aligned, disk, in_child, is_root, on_each_kernel, pattern, tool};
+use crate::{Temp, aligned, disk, in_child, is_root, on_each_backend, pattern, tool};
 
 /// A tmpfs of 1 MiB, unmounted on drop.
 struct SmallDisk(PathBuf);
@@ -35,12 +35,12 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk() {
+fn full_disk_is_reported() {
     // E10, E14: a write to a full disk is continued after a short write, and fails with the
     // kernel's reason
     let Some(small) = SmallDisk::new() else { return };
     for direct in [Direct::Auto, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let temp = Temp::at(&small.0);
             let file = temp.open(direct);
             let data = pattern(1, 3 << 19);
@@ -66,10 +66,10 @@ fn a_full_disk() {
 }
 
 #[test]
-fn the_file_size_limit() {
+fn file_size_limit_is_reported() {
     // E10, E14: exceeding the file-size limit is a short write, then EFBIG with the limit's name;
     // in a child process, to which the limit applies
-    if in_child("limits::the_file_size_limit") {
+    if in_child("limits::file_size_limit_is_reported") {
         return;
     }
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
@@ -79,7 +79,7 @@ fn the_file_size_limit() {
         assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
     }
     for direct in [Direct::Auto, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let temp = Temp::at(&disk());
             let file = temp.open(direct);
             let data = aligned(&[7; 2 << 20]);
@@ -94,14 +94,14 @@ fn the_file_size_limit() {
 }
 
 #[test]
-fn a_device_that_breaks_amid_a_read() {
+fn broken_device_fails_the_read() {
     // E10, E14: a read that a device can serve only in part is an error, not the end of the file;
     // here the file under a loop device was truncated
     let temp = Temp::with(&disk(), &pattern(2, 1 << 20));
     let Some(device) = Loop::over(&temp.0) else { return };
     fs::OpenOptions::new().write(true).open(&temp.0).unwrap().set_len(1 << 19).unwrap();
     for direct in [Direct::Auto, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let file = File::options().read(true).direct(direct).open(&device.0).unwrap();
             // From the middle of a block, which is page-cached in both modes; and whole blocks.
             for offset in [(1 << 19) - 8192 + 100, (1 << 19) - 8192] {

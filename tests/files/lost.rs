@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use coralio_aio::{AioContext, AlignedBuf, Direct, File, JoinHandle, KernelChoice, Runner, spawn, yield_now};
+use coralio::{AioContext, AlignedBuf, BackendKind, Direct, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
 
 use crate::common::is_refused;
 use crate::held::{Device, HeldDisk, Mount, in_child_with_mounts};
-use crate::{KERNELS, Temp, aligned, disk, is_root, on_each_kernel, pattern};
+use crate::{BACKENDS, Temp, aligned, disk, is_root, on_each_backend, pattern};
 
 /// Fewer than a loop device's queue holds: with more, submit itself would block.
 const REQUESTS: usize = 64;
@@ -74,7 +74,7 @@ impl Load {
     }
 
     fn is_held(&self) -> bool {
-        coralio_aio::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
+        coralio::stats().in_flight > 0 && !self.writers.iter().any(JoinHandle::is_finished)
     }
 
     /// Waits for all. Returns how many writes and how many reads have failed, each only because the
@@ -85,7 +85,7 @@ impl Load {
             ended.filter_map(Result::err).inspect(is_gone).count()
         };
         let failed = (failed(self.writers), failed(self.readers));
-        let stats = coralio_aio::stats();
+        let stats = coralio::stats();
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
         failed
     }
@@ -117,7 +117,7 @@ fn content() -> Rc<Vec<u8>> {
 /// Runs `f` on each backend with a new disk, and then checks the `count` buffers that are left.
 fn with_a_disk_each(count: usize, f: impl Fn(HeldDisk, &Rc<Vec<u8>>, &Kept)) {
     let content = content();
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let Some(disk) = HeldDisk::with(&content) else { return };
         let kept = Kept::default();
         f(disk, &content, &kept);
@@ -130,10 +130,10 @@ fn open(path: &std::path::Path) -> Rc<File> {
 }
 
 #[test]
-fn shut_down_beneath_a_device() {
+fn device_over_a_shut_down_disk_fails_requests() {
     // E5, E10, E13, E14: when the file system below a device is shut down, every held write fails,
     // reads return their data or fail, and later requests fail
-    if !in_child_with_mounts("lost::shut_down_beneath_a_device") {
+    if !in_child_with_mounts("lost::device_over_a_shut_down_disk_fails_requests") {
         return;
     }
     with_a_disk_each(REQUESTS, |disk, content, kept| {
@@ -150,10 +150,10 @@ fn shut_down_beneath_a_device() {
 }
 
 #[test]
-fn a_file_system_that_is_shut_down() {
+fn shut_down_file_system_fails_requests() {
     // E5, E10, E13, E14: when the file's own file system is shut down, requests that the device has
     // end with or without an error, and later ones fail
-    if !in_child_with_mounts("lost::a_file_system_that_is_shut_down") {
+    if !in_child_with_mounts("lost::shut_down_file_system_fails_requests") {
         return;
     }
     with_a_disk_each(REQUESTS, |disk, content, kept| {
@@ -180,9 +180,9 @@ fn a_file_system_that_is_shut_down() {
 }
 
 #[test]
-fn detached_with_requests_in_flight() {
+fn detached_disk_fails_requests_in_flight() {
     // E10, E13: detaching a device loses no request: Linux detaches it only when it is closed
-    if !in_child_with_mounts("lost::detached_with_requests_in_flight") {
+    if !in_child_with_mounts("lost::detached_disk_fails_requests_in_flight") {
         return;
     }
     with_a_disk_each(REQUESTS, |disk, content, kept| {
@@ -200,14 +200,14 @@ fn detached_with_requests_in_flight() {
 }
 
 #[test]
-fn cut_off_with_requests_in_flight() {
+fn disconnected_disk_fails_requests_in_flight() {
     // E5, E10, E13, E14: when the device's file is truncated, each request is done completely or
     // fails
     if !is_root() {
         return println!("skipped: a loop device takes root");
     }
     let content = content();
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let temp = Temp::with(&disk(), &content);
         let Some(device) = Device::over(&temp.0) else { return };
         let kept = Kept::default();
@@ -227,7 +227,7 @@ fn cut_off_with_requests_in_flight() {
 
 /// Ends a context with its requests in flight on a disk that dies. Returns false if there is no
 /// such disk to test on.
-fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
+fn end_on_a_dying_disk(backend: BackendKind, panics: bool) -> bool {
     let content = content();
     let Some(disk) = HeldDisk::with(&content) else { return false };
     let (kept, path) = (Kept::default(), disk.device.path.clone());
@@ -241,12 +241,12 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
             disk.below.shut_down();
             drop(freeze);
         });
-        let context = AioContext::builder().unwind_report(false);
+        let context = AioContext::builder().report_unwound(false);
         let go = go; // dropped if the runner fails
         catch_unwind(AssertUnwindSafe(|| {
-            Runner::new().context(context).kernel(kernel).run(|| {
+            RuntimeBuilder::new().context(context).backend(backend).run(|| {
                 // Other backends may cancel a write that has not begun.
-                let waits_for_writes = (kernel == KernelChoice::Aio).then_some(&over);
+                let waits_for_writes = (backend == BackendKind::Aio).then_some(&over);
                 let load = Load::begin(&open(&path), &content, &kept, waits_for_writes);
                 assert!(load.is_held(), "no progress while the file system is frozen");
                 go.send(()).unwrap();
@@ -257,28 +257,28 @@ fn end_on_a_dying_disk(kernel: KernelChoice, panics: bool) -> bool {
         }))
     });
     match ran {
-        Ok(Err(error)) if is_refused(kernel, &error) => {}
+        Ok(Err(error)) if is_refused(backend, &error) => {}
         Ok(ran) => ran.unwrap(),
         Err(payload) => assert_eq!(payload.downcast_ref(), Some(&"amid a loss")),
     }
     let begun = kept.borrow().len();
-    assert!(begun == REQUESTS || matches!(kernel, KernelChoice::Aio | KernelChoice::Uring) && begun == 0);
+    assert!(begun == REQUESTS || matches!(backend, BackendKind::Aio | BackendKind::Uring) && begun == 0);
     drop(disk);
     untouched(kept, begun);
     true
 }
 
 #[test]
-fn the_context_ends_while_its_disk_dies() {
+fn context_end_survives_a_dying_disk() {
     // E13, C9: the end of the context, by return or by panic, waits until the kernel is done with
     // each request, whatever its result
-    if !in_child_with_mounts("lost::the_context_ends_while_its_disk_dies") {
+    if !in_child_with_mounts("lost::context_end_survives_a_dying_disk") {
         return;
     }
-    for kernel in KERNELS {
+    for backend in BACKENDS {
         for panics in [false, true] {
-            println!("{kernel}, {}", if panics { "panics" } else { "returns" });
-            if !end_on_a_dying_disk(kernel, panics) {
+            println!("{backend}, {}", if panics { "panics" } else { "returns" });
+            if !end_on_a_dying_disk(backend, panics) {
                 return;
             }
         }

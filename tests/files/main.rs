@@ -1,20 +1,20 @@
 //! Files on each backend: on native AIO, io_uring and threads with real requests, on the disk and
-//! on `/dev/shm`; and on the simulated kernel, which must give the same results. Past the page
+//! on `/dev/shm`; and on the simulated backend, which must give the same results. Past the page
 //! cache and through it. The reference is what `std` reads and writes.
 //!
-//! The following run on real files alone ([`on_real_files`]), since the simulated kernel [departs
-//! from Linux](coralio_aio::kernel::sim#departs-from-linux) there, or because they examine the
+//! The following run on real files alone ([`on_real_files`]), since the simulated backend [departs
+//! from Linux](coralio::backend::simulated#departs-from-linux) there, or because they examine the
 //! files by other means than ours:
 //!
 //! | test | why |
 //! |---|---|
 //! | `opening::errors_name_the_file` | simulated directories exist without being created |
-//! | `opening::create_truncate_and_mode` | no permissions |
-//! | `opening::an_appending_descriptor_appends` | no append mode, nor descriptors |
-//! | `manage::space_comes_and_goes`, `names`, `errors_say_what_and_why`, `many_at_once` | no metadata; links and directories are `std`'s |
-//! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_go_through_the_page_cache` | exact counts of requests |
-//! | `stream::as_stds_file_does` | `std` does the same operations for comparison |
-//! | tests that call `on_each_kernel` or `coralio_aio::run` themselves | one file system, device, tool or descriptor |
+//! | `opening::options_create_truncate_and_set_the_mode` | no permissions |
+//! | `opening::appending_descriptor_appends` | no append mode, nor descriptors |
+//! | `manage::space_is_allocated_and_released`, `names`, `errors_name_operation_and_cause`, `many_at_once` | no metadata; links and directories are `std`'s |
+//! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_use_the_page_cache` | exact counts of requests |
+//! | `stream::cursor_behaves_like_std_file` | `std` does the same operations for comparison |
+//! | tests that call `on_each_backend` or `coralio::run` themselves | one file system, device, tool or descriptor |
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -40,8 +40,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_aio::simulate::{Sim, Simulation};
-use coralio_aio::{AlignedBuf, Direct, File, KernelChoice, Runner};
+use coralio::simulate::{Sim, Simulation};
+use coralio::{AlignedBuf, BackendKind, Direct, File, RuntimeBuilder};
 
 use common::{is_refused, skipped};
 
@@ -92,7 +92,7 @@ fn memory() -> PathBuf {
     "/dev/shm".into()
 }
 
-/// The directory of the simulated kernel's files: paths below it go to that kernel alone.
+/// The directory of the simulated backend's files: paths below it go to that kernel alone.
 const SIMULATED: &str = "simulated";
 
 thread_local! {
@@ -105,14 +105,14 @@ fn sim_of(place: &Path) -> Option<Sim> {
     place.starts_with(SIMULATED).then(|| SIM.with_borrow(|sim| sim.clone().expect("a run")))
 }
 
-const KERNELS: [KernelChoice; 4] = [KernelChoice::Auto, KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads];
+const BACKENDS: [BackendKind; 4] = [BackendKind::Auto, BackendKind::Aio, BackendKind::Uring, BackendKind::Threads];
 
 /// Runs `f` as a coroutine, on each backend that the machine allows.
-fn on_each_kernel(f: impl Fn()) {
-    for kernel in KERNELS {
-        println!("{kernel}");
-        match Runner::new().kernel(kernel).run(&f) {
-            Err(error) if is_refused(kernel, &error) => {}
+fn on_each_backend(f: impl Fn()) {
+    for backend in BACKENDS {
+        println!("{backend}");
+        match RuntimeBuilder::new().backend(backend).run(&f) {
+            Err(error) if is_refused(backend, &error) => {}
             ran => ran.unwrap(),
         }
     }
@@ -124,7 +124,7 @@ fn everywhere(f: impl Fn(&Path, Direct)) {
     on_real_files(&f);
     for direct in [Direct::Auto, Direct::Never] {
         println!("{SIMULATED} {direct:?}");
-        Simulation::new().most_shrinking(100).run(0..3, |sim| {
+        Simulation::new().max_shrink_runs(100).run(0..3, |sim| {
             SIM.set(Some(sim.clone()));
             f(Path::new(SIMULATED), direct);
             SIM.take();
@@ -133,12 +133,12 @@ fn everywhere(f: impl Fn(&Path, Direct)) {
     }
 }
 
-/// Runs `f` as `everywhere` does, without the simulated kernel.
+/// Runs `f` as `everywhere` does, without the simulated backend.
 fn on_real_files(f: impl Fn(&Path, Direct)) {
     for place in [disk(), memory()] {
         for direct in [Direct::Auto, Direct::Never] {
             println!("{} {direct:?}", place.display());
-            on_each_kernel(|| f(&place, direct));
+            on_each_backend(|| f(&place, direct));
         }
     }
 }

@@ -7,9 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::rc::Rc;
 
-use coralio_aio::{
-    AioContext, Cancelled, Direct, File, OsCode, remove_file, rename, spawn, sync_directory, unblock, yield_now,
-};
+use coralio::{AioContext, Cancelled, Direct, File, OsCode, remove_file, rename, spawn, sync_dir, unblock, yield_now};
 
 use crate::common::skipped;
 use crate::{Temp, disk, memory, on_real_files, pattern};
@@ -17,7 +15,7 @@ use crate::{Temp, disk, memory, on_real_files, pattern};
 const BLOCK: u64 = 4096;
 
 #[test]
-fn space_comes_and_goes() {
+fn space_is_allocated_and_released() {
     // E15: allocating, discarding and zeroing ranges have the right effect on length, content, and
     // blocks on the medium
     on_real_files(|place, direct| {
@@ -67,7 +65,7 @@ fn space_comes_and_goes() {
 }
 
 #[test]
-fn names() {
+fn names_are_created_renamed_and_removed() {
     // E15: `rename` replaces its target, the directory can be synced, and an open file outlives its
     // name
     on_real_files(|place, direct| {
@@ -78,7 +76,7 @@ fn names() {
         fs::write(&new, b"new").unwrap();
         let file = File::options().read(true).direct(direct).open(&new).unwrap();
         rename(&old, &new).unwrap();
-        sync_directory(&folder.0).unwrap();
+        sync_dir(&folder.0).unwrap();
         assert_eq!(fs::read(&new).unwrap(), b"old");
         assert!(!old.exists());
         let mut buf = [0; 3];
@@ -91,7 +89,7 @@ fn names() {
 }
 
 #[test]
-fn errors_say_what_and_why() {
+fn errors_name_operation_and_cause() {
     // E14: each error names the operation, cause and remedy
     let says = |error: std::io::Error, kind, words: &[&str]| {
         assert_eq!(error.kind(), kind, "{error}");
@@ -126,10 +124,10 @@ fn errors_say_what_and_why() {
         assert_eq!(rename(name, there).unwrap_err().os_code(), Some(libc::ENOENT));
         says(rename(name, there).unwrap_err(), ErrorKind::NotFound, &["cannot rename", name, " to ", there, "No such"]);
         says(remove_file(name).unwrap_err(), ErrorKind::NotFound, &["cannot remove", name]);
-        says(sync_directory(there).unwrap_err(), ErrorKind::NotADirectory, &["cannot sync the directory", there]);
+        says(sync_dir(there).unwrap_err(), ErrorKind::NotADirectory, &["cannot sync the directory", there]);
     });
     let temp = Temp::with(&disk(), b"to move");
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let there = Temp::at(&memory());
         let error = rename(&temp.0, &there.0).unwrap_err();
         says(error, ErrorKind::CrossesDevices, &["different file systems: copy the file", "then remove the original"]);
@@ -137,11 +135,11 @@ fn errors_say_what_and_why() {
 }
 
 #[test]
-fn others_go_on_meanwhile() {
+fn other_coroutines_run_during_fs_operations() {
     // E15: each of these operations waits for a thread while another coroutine of this thread runs.
     // A fast thread may leave nothing to wait for, so each has many tries
     let temp = Temp::with(&disk(), &[7; 8192]);
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = temp.open(Direct::Auto);
         let folder = disk();
         let calls: [(&str, &dyn Fn()); 8] = [
@@ -152,7 +150,7 @@ fn others_go_on_meanwhile() {
             ("allocate", &|| file.allocate(0, 4096).unwrap()),
             ("discard", &|| file.discard(0, 4096).unwrap()),
             ("rename", &|| rename(&temp.0, &temp.0).unwrap()),
-            ("sync_directory", &|| sync_directory(&folder).unwrap()),
+            ("sync_dir", &|| sync_dir(&folder).unwrap()),
         ];
         for (name, call) in calls {
             let went_on = (0..10_000).any(|_| {
@@ -168,14 +166,14 @@ fn others_go_on_meanwhile() {
 }
 
 #[test]
-fn an_open_that_blocks() {
+fn blocking_open_does_not_block_the_loop() {
     // E15: opening a named pipe suspends the coroutine until the other end is opened, here by
     // another coroutine of the same thread
     let temp = Temp::at(&memory());
     let name = std::ffi::CString::new(temp.0.to_str().unwrap()).unwrap();
     // SAFETY: the string ends with a zero byte.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let path = temp.0.clone();
         let opens = spawn(move || File::options().read(true).direct(Direct::Never).open(path).map(drop).unwrap_err());
         let writer = loop {
@@ -193,7 +191,7 @@ fn an_open_that_blocks() {
 }
 
 #[test]
-fn on_the_threads_own_stack() {
+fn fs_operations_work_on_the_threads_own_stack() {
     // E15: where there is no coroutine to suspend, the thread blocks
     let temp = Temp::with(&disk(), &[7; 100]);
     AioContext::run(|_| {
@@ -214,7 +212,7 @@ fn descriptor_limit() -> u64 {
 }
 
 #[test]
-fn many_at_once() {
+fn concurrent_fs_operations_work() {
     // E15: coroutines create, fill, rename and remove files at the same time, more of them than the
     // pool has threads
     //
@@ -250,10 +248,10 @@ fn many_at_once() {
 }
 
 #[test]
-fn cancelled_calls_change_nothing() {
+fn cancelled_calls_have_no_effect() {
     // E11: a call by a coroutine that is already cancelled fails without taking effect
     let temp = Temp::with(&disk(), &[7; 100]);
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = Rc::new(temp.open(Direct::Auto));
         let task = spawn({
             let file = Rc::clone(&file);
@@ -274,12 +272,12 @@ fn cancelled_calls_change_nothing() {
 }
 
 #[test]
-fn a_descriptors_own_offset_is_left_alone() {
+fn descriptors_own_offset_is_unchanged() {
     // E15: I/O leaves the descriptor's own offset alone, which may be shared with another program
     let temp = Temp::with(&disk(), &[7; 100]);
     let mut std_file = fs::File::open(&temp.0).unwrap();
     std_file.seek(SeekFrom::Start(33)).unwrap();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let shared = std_file.try_clone().unwrap();
         assert!(shared.as_raw_fd() > 2);
         let file = File::from_fd(shared.into()).unwrap();

@@ -3,10 +3,10 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
 
-use coralio_aio::simulate::Simulation;
-use coralio_aio::{AlignedBuf, Direct, File, spawn, stats};
+use coralio::simulate::Simulation;
+use coralio::{AlignedBuf, Direct, File, spawn, stats};
 
-use crate::{Temp, aligned, disk, on_each_kernel, pattern};
+use crate::{Temp, aligned, disk, on_each_backend, pattern};
 
 const PAGES: usize = 64;
 /// The unit of direct I/O on most disks; on other disks all these writes are page-cached.
@@ -47,7 +47,7 @@ fn write_mixed(files: [Rc<File>; 2]) -> Vec<u8> {
 fn mixed_writes_do_not_fail_the_sync() {
     // E15: direct and page-cached writes to the same pages of a disk are all acknowledged and
     // synced
-    on_each_kernel(|| {
+    on_each_backend(|| {
         for _ in 0..8 {
             let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
             let file = Rc::new(temp.open(Direct::Auto));
@@ -61,7 +61,7 @@ fn mixed_writes_do_not_fail_the_sync() {
 fn mixed_writes_of_two_files_do_not_fail_the_sync() {
     // E15: the order of direct and page-cached writes holds across the context's `File`s of one
     // path, also if one of them is always page-cached, or came from elsewhere
-    on_each_kernel(|| {
+    on_each_backend(|| {
         for round in 0..8 {
             let temp = Temp::with(&disk(), &[0; PAGES * 8 * STEP]);
             let other = if round % 2 == 0 { Direct::Auto } else { Direct::Never };
@@ -74,7 +74,7 @@ fn mixed_writes_of_two_files_do_not_fail_the_sync() {
 
 #[test]
 fn mixed_writes_do_not_fail_the_sync_in_any_order() {
-    // E15, E17: as above on the simulated kernel, which fails the sync whenever the two kinds meet
+    // E15, E17: as above on the simulated backend, which fails the sync whenever the two kinds meet
     // on a page
     Simulation::new().run(0..10, |sim| {
         let open = |direct| File::options().write(true).direct(direct).open("mixed").map(Rc::new);
@@ -92,7 +92,7 @@ fn mixed_writes_do_not_fail_the_sync_in_any_order() {
 fn unaligned_memory_stays_direct() {
     // E15: requests of every size from unaligned memory, plain and vectored, are bounced and
     // counted; none goes through the page cache
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let temp = Temp::with(&disk(), &vec![0; 3 << 20]);
         let file = temp.open(Direct::Auto);
         if !file.is_direct() || file.alignment().memory == 1 {
@@ -131,9 +131,9 @@ fn unaligned_memory_stays_direct() {
 }
 
 #[test]
-fn a_long_request_on_unaligned_memory_goes_by_pieces() {
+fn long_request_on_unaligned_memory_is_split() {
     // E15: the memory for it has a limit, however long the request
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let temp = Temp::with(&disk(), &[]);
         let file = temp.open(Direct::Auto);
         if !file.is_direct() || file.alignment().memory == 1 {
@@ -155,9 +155,9 @@ fn a_long_request_on_unaligned_memory_goes_by_pieces() {
 }
 
 #[test]
-fn unaligned_offsets_go_through_the_page_cache() {
+fn unaligned_offsets_use_the_page_cache() {
     // E15: requests at unaligned offsets go through the page cache, and are counted
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let temp = Temp::with(&disk(), &[0; 8192]);
         let file = temp.open(Direct::Auto);
         if !file.is_direct() {

@@ -3,16 +3,16 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, spawn};
+use coralio::{AlignedBuf, Direct, File, spawn};
 
-use crate::{Temp, disk, everywhere, on_each_kernel, pattern, tool};
+use crate::{Temp, disk, everywhere, on_each_backend, pattern, tool};
 
 const BLOCK: usize = 4096;
 
 /// Runs sixteen coroutines, each of which writes and reads its own blocks, and reads blocks that
 /// are not being written. A block's content depends on its number and a version.
 #[test]
-fn many_coroutines_on_one_file() {
+fn file_is_shared_by_many_coroutines() {
     // E15, E13: every block contains the data last written there, whichever coroutine reads it
     const COROUTINES: usize = 16;
     const EACH: usize = 8;
@@ -65,7 +65,7 @@ fn many_coroutines_on_one_file() {
             let there = &content[number * BLOCK..(number + 1) * BLOCK];
             assert!(*there == block(number, version.unwrap()), "block {number}");
         }
-        let stats = coralio_aio::stats();
+        let stats = coralio::stats();
         assert_eq!((stats.requests, stats.in_flight, stats.pending), (stats.completions, 0, 0));
         assert!(stats.submits < stats.requests, "requests of several coroutines share submits");
     });
@@ -79,7 +79,7 @@ fn block(number: usize, version: u64) -> Vec<u8> {
 }
 
 #[test]
-fn an_image_that_qemu_made() {
+fn image_of_qemu_img_is_read() {
     // E15: files are interchangeable with those of an independent implementation, qemu-io, in both
     // directions
     let temp = Temp::at(&disk());
@@ -95,7 +95,7 @@ fn an_image_that_qemu_made() {
     }
     let parts = [(0, 65536, 0x11), (1 << 20, 4096, 0x22), (3149824, 512, 0x33), (4190208, 4096, 0x44)];
     for direct in [Direct::Auto, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let file = File::options().read(true).direct(direct).open(&temp.0).unwrap();
             let mut whole = AlignedBuf::new(4 << 20, 4096);
             assert_eq!(file.read_at(&mut whole, 0).unwrap(), 4 << 20);
@@ -109,7 +109,7 @@ fn an_image_that_qemu_made() {
             assert!(whole[..] == expected[..]);
         });
     }
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let file = temp.open(Direct::Auto);
         file.write_at(&[0x55; 4096], 2 << 20).unwrap();
         file.write_at(&[0x66; 512], (2 << 20) + 8192).unwrap();

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File, OsCode, Runner, spawn};
+use coralio::{AlignedBuf, Direct, File, OsCode, RuntimeBuilder, spawn};
 
-use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_kernel, on_real_files};
+use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_backend, on_real_files};
 
 #[test]
 fn errors_name_the_file() {
@@ -35,10 +35,10 @@ fn errors_name_the_file() {
 }
 
 #[test]
-fn no_permission() {
+fn missing_permission_is_an_error() {
     // E14: opening without permission is an error that names the file; in a child process as an
     // ordinary user, since root is always permitted
-    if is_root() && in_child("opening::no_permission") {
+    if is_root() && in_child("opening::missing_permission_is_an_error") {
         return;
     }
     let temp = Temp::with(&disk(), b"secret");
@@ -47,7 +47,7 @@ fn no_permission() {
         // SAFETY: this process runs this test alone.
         assert_eq!(unsafe { libc::seteuid(65534) }, 0);
     }
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let error = File::open(&temp.0).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains(&temp.0.display().to_string()), "{error}");
@@ -59,10 +59,10 @@ fn no_permission() {
 }
 
 #[test]
-fn closed_is_closed() {
+fn closed_file_releases_its_descriptor() {
     // E13: a closed file is closed everywhere, whatever the kernel had registered: its lock is
     // released. Hangs if it is not
-    on_each_kernel(|| {
+    on_each_backend(|| {
         for place in [disk(), memory()] {
             let temp = Temp::with(&place, &[7; 4096]);
             for detached in [false, true] {
@@ -82,7 +82,7 @@ fn closed_is_closed() {
 }
 
 #[test]
-fn create_truncate_and_mode() {
+fn options_create_truncate_and_set_the_mode() {
     // E15: the options behave as in std's OpenOptions; `create_new` also applies to the second
     // attempt of Direct::Auto, and the file is created once
     on_real_files(|place, direct| {
@@ -98,11 +98,11 @@ fn create_truncate_and_mode() {
 }
 
 #[test]
-fn a_descriptor_is_taken_as_it_is() {
+fn descriptor_is_used_with_its_flags() {
     // E15: `from_fd` keeps the descriptor as it is: direct if it was opened so, and then without
     // the page cache as an alternative
     let temp = Temp::with(&disk(), &[5; 8192]);
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let open = |flags| fs::OpenOptions::new().read(true).custom_flags(flags).open(&temp.0);
         let cached = File::from_fd(OwnedFd::from(open(0).unwrap())).unwrap();
         assert!(!cached.is_direct());
@@ -120,7 +120,7 @@ fn a_descriptor_is_taken_as_it_is() {
 }
 
 #[test]
-fn an_appending_descriptor_appends() {
+fn appending_descriptor_appends() {
     // E15: with O_APPEND the offset of a write is ignored, as by pwrite on Linux
     on_real_files(|place, _| {
         let temp = Temp::with(place, b"begin");
@@ -132,9 +132,9 @@ fn an_appending_descriptor_appends() {
 }
 
 #[test]
-fn the_other_way_keeps_the_flags() {
+fn second_descriptor_keeps_the_flags() {
     // E15: the page-cache descriptor of Direct::Auto has the first one's access mode and no more
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let temp = Temp::with(&disk(), &[5; 8192]);
         let read_only = File::open(&temp.0).unwrap();
         read_only.read_exact_at(&mut [0; 3], 5).unwrap();
@@ -155,17 +155,17 @@ fn the_other_way_keeps_the_flags() {
 }
 
 #[test]
-fn a_file_of_another_context_refuses() {
+fn file_of_another_context_is_rejected() {
     // E13, E14: a file used after its context's end, or in a later context, is an error and not
     // undefined behaviour
     let temp = Temp::with(&memory(), &[1; 4096]);
     let kept = Rc::new(RefCell::new(None));
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let file = temp.open(Direct::Auto);
         file.read_exact_at(&mut [0; 10], 0).unwrap();
         kept.replace(Some(file));
     });
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let file = kept.take().unwrap();
         for error in [file.read_at(&mut [0; 10], 0).unwrap_err(), file.sync_all().unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::NotConnected);
@@ -184,11 +184,11 @@ fn a_file_of_another_context_refuses() {
 }
 
 #[test]
-fn a_file_may_be_dropped_with_requests_in_flight_elsewhere() {
+fn file_can_be_dropped_with_requests_in_flight_elsewhere() {
     // E13: dropping a file does not affect other files open on the same path, which have their own
     // descriptors
-    Runner::new()
-        .depth(4)
+    RuntimeBuilder::new()
+        .queue_depth(4)
         .run(|| {
             let temp = Temp::with(&disk(), &[3; 64 * 1024]);
             let readers: Vec<_> = (0..16)

@@ -3,16 +3,16 @@
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio_aio::{Direct, File, Stream, spawn};
+use coralio::{Direct, File, FileCursor, spawn};
 
 use crate::{Temp, disk, everywhere, on_real_files, pattern};
 
 #[test]
-fn as_stds_file_does() {
+fn cursor_behaves_like_std_file() {
     // E15: a sequence of reads, writes and seeks behaves as std's on a copy
     on_real_files(|place, direct| {
         let [ours, theirs] = [(); 2].map(|()| Temp::with(place, &pattern(3, 10_000)));
-        let mut ours = Stream::new(ours.open(direct));
+        let mut ours = FileCursor::new(ours.open(direct));
         let mut theirs = std::fs::OpenOptions::new().read(true).write(true).open(&theirs.0).unwrap();
         let mut random = pattern(4, 3000).into_iter().map(u64::from);
         let mut next = || random.next().unwrap() * 40;
@@ -51,14 +51,14 @@ fn as_stds_file_does() {
 }
 
 #[test]
-fn each_has_a_position_of_its_own() {
+fn each_cursor_has_its_own_position() {
     // E15: streams on the same file have independent positions
     let temp = Temp::with(&disk(), &pattern(5, 50_000));
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let file = Rc::new(temp.open(Direct::Auto));
         let readers: Vec<_> = (1..=8)
             .map(|number| {
-                let mut stream = Stream::new(Rc::clone(&file));
+                let mut stream = FileCursor::new(Rc::clone(&file));
                 spawn(move || {
                     let (mut whole, mut piece) = (Vec::new(), vec![0; number * 700]);
                     while let some @ 1.. = stream.read(&mut piece).unwrap() {
@@ -69,18 +69,18 @@ fn each_has_a_position_of_its_own() {
             })
             .collect();
         readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() == pattern(5, 50_000)));
-        let mut copy = Stream::at(&*file, 49_990);
+        let mut copy = FileCursor::at(&*file, 49_990);
         let mut other = copy.clone();
         assert_eq!((copy.read(&mut [0; 100]).unwrap(), other.read(&mut [0; 4]).unwrap()), (10, 4));
     });
 }
 
 #[test]
-fn seeks_that_lead_nowhere() {
+fn invalid_seeks_are_rejected() {
     // E14: an invalid seek is an error and leaves the position unchanged
     let temp = Temp::with(&disk(), b"four");
-    coralio_aio::run(|| {
-        let mut stream = Stream::at(temp.open(Direct::Auto), 3);
+    coralio::run(|| {
+        let mut stream = FileCursor::at(temp.open(Direct::Auto), 3);
         for (to, from, by) in [
             (SeekFrom::Current(-4), 3, -4),
             (SeekFrom::End(-5), 4, -5),
@@ -106,8 +106,8 @@ fn seeks_that_lead_nowhere() {
 fn errors_leave_the_position() {
     // E10, E14: a failed write reports the kernel's reason and leaves the position unchanged
     let temp = Temp::with(&disk(), b"read-only");
-    coralio_aio::run(|| {
-        let mut stream = Stream::at(File::open(&temp.0).unwrap(), 5);
+    coralio::run(|| {
+        let mut stream = FileCursor::at(File::open(&temp.0).unwrap(), 5);
         let error = stream.write(b"x").unwrap_err();
         assert!(error.to_string().contains("not open for this"), "{error}");
         assert_eq!(stream.stream_position().unwrap(), 5);
@@ -118,12 +118,12 @@ fn errors_leave_the_position() {
 }
 
 #[test]
-fn vectored_and_buffered() {
+fn vectored_and_buffered_io_works() {
     // E15: vectored and buffered streams transfer the same bytes as one buffer
     everywhere(|place, direct| {
         let temp = Temp::at(place);
         let file = temp.open(direct);
-        let mut stream = Stream::new(&file);
+        let mut stream = FileCursor::new(&file);
         assert_eq!(stream.write_vectored(&[IoSlice::new(b"one\n"), IoSlice::new(b"two\n")]).unwrap(), 8);
         {
             let mut lines = BufWriter::new(&mut stream);

@@ -5,11 +5,11 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::rc::Rc;
 
-use coralio_aio::simulate::Simulation;
-use coralio_aio::{Direct, File, Runner, spawn};
+use coralio::simulate::Simulation;
+use coralio::{Direct, File, RuntimeBuilder, spawn};
 
 use crate::common::is_refused;
-use crate::{KERNELS, Temp, aligned, disk, everywhere, memory, on_each_kernel, pattern, tool};
+use crate::{BACKENDS, Temp, aligned, disk, everywhere, memory, on_each_backend, pattern, tool};
 
 const DEPTHS: [u32; 7] = [1, 2, 3, 7, 32, 128, 1024];
 const SIZES: [usize; 9] = [1, 511, 512, 513, 4096, 4097, 65_536, 300_001, 1 << 20];
@@ -44,7 +44,7 @@ fn write_and_look(file: &Rc<File>, model: &Rc<Vec<u8>>) {
             Ok(())
         }));
     }
-    tasks.into_iter().try_for_each(|task: coralio_aio::JoinHandle<std::io::Result<()>>| task.join().unwrap()).unwrap();
+    tasks.into_iter().try_for_each(|task: coralio::JoinHandle<std::io::Result<()>>| task.join().unwrap()).unwrap();
 }
 
 /// Reads the whole file in overlapping pieces of one size, more of them at a time than the queue is
@@ -85,23 +85,26 @@ fn all_of_it(file: File, model: &Rc<Vec<u8>>) {
     file.sync_data().unwrap();
     read_back(&file, model, 150_000);
     append_by_pieces(&file, model.len() as u64);
-    let stats = coralio_aio::stats();
+    let stats = coralio::stats();
     assert_eq!((stats.in_flight, stats.pending), (0, 0));
 }
 
 #[test]
-fn every_depth_size_and_shape() {
+fn every_depth_size_and_shape_works() {
     // E2, E4, E5, E7, E10, E13, E15, E16: the sweep passes on each backend, on tmpfs and the disk,
     // past the page cache and through it
     let model = Rc::new(model());
-    for kernel in KERNELS {
+    for backend in BACKENDS {
         for depth in DEPTHS {
             for (place, direct) in [(memory(), Direct::Auto), (disk(), Direct::Auto), (disk(), Direct::Never)] {
-                println!("{kernel}, depth {depth}, {} {direct:?}", place.display());
+                println!("{backend}, depth {depth}, {} {direct:?}", place.display());
                 let temp = Temp::at(&place);
-                let ran = Runner::new().kernel(kernel).depth(depth).run(|| all_of_it(temp.open(direct), &model));
+                let ran = RuntimeBuilder::new()
+                    .backend(backend)
+                    .queue_depth(depth)
+                    .run(|| all_of_it(temp.open(direct), &model));
                 match ran {
-                    Err(error) if is_refused(kernel, &error) => continue,
+                    Err(error) if is_refused(backend, &error) => continue,
                     ran => ran.unwrap(),
                 }
                 assert!(temp.content()[..model.len()] == model[..]);
@@ -111,14 +114,14 @@ fn every_depth_size_and_shape() {
 }
 
 #[test]
-fn every_depth_size_and_shape_simulated() {
-    // E2, E4, E5, E7, E10, E13, E15, E16, E17: the sweep passes on the simulated kernel, which
+fn every_depth_size_and_shape_works_simulated() {
+    // E2, E4, E5, E7, E10, E13, E15, E16, E17: the sweep passes on the simulated backend, which
     // reorders, refuses, and cuts requests short
     let model = Rc::new(model());
     for depth in DEPTHS {
         for (sector, direct) in [(512, Direct::Auto), (4096, Direct::Auto), (512, Direct::Never)] {
             println!("simulated, depth {depth}, sectors of {sector} bytes, {direct:?}");
-            Simulation::new().depth(depth).sector(sector).run(0..2, |sim| {
+            Simulation::new().queue_depth(depth).sector_size(sector).run(0..2, |sim| {
                 let options = File::options().read(true).write(true).create(true).direct(direct);
                 all_of_it(options.open("data")?, &model);
                 assert!(sim.contents("data").unwrap()[..model.len()] == model[..]);
@@ -129,7 +132,7 @@ fn every_depth_size_and_shape_simulated() {
 }
 
 #[test]
-fn a_file_that_shrinks_while_it_is_read() {
+fn shrinking_file_is_read_short() {
     // E10: a read of a shrinking file returns a prefix of the former content and never an error;
     // afterwards it returns the rest
     const LEN: usize = 1 << 20;
@@ -179,7 +182,7 @@ fn fio(path: &Path, mode: &str) -> bool {
 }
 
 #[test]
-fn fio_reads_what_we_wrote_and_we_what_it_wrote() {
+fn fio_and_file_read_each_others_data() {
     // E15: an independent program verifies each block, in both directions
     const LEN: usize = 1 << 20;
     let theirs = Temp::at(&disk());
@@ -187,12 +190,12 @@ fn fio_reads_what_we_wrote_and_we_what_it_wrote() {
         return;
     }
     for direct in [Direct::Auto, Direct::Never] {
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let mut buf = aligned(&vec![0; LEN]);
             theirs.open(direct).read_exact_at(&mut buf, 0).unwrap();
             assert!(buf[..] == places(LEN)[..]);
         });
-        on_each_kernel(|| {
+        on_each_backend(|| {
             let ours = Temp::at(&disk());
             let file = Rc::new(ours.open(direct));
             let content = Rc::new(places(LEN));

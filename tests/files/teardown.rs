@@ -8,12 +8,12 @@ use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio_aio::{
-    AioContext, AlignedBuf, Cancelled, Direct, File, JoinHandle, KernelChoice, Runner, spawn, yield_now,
+use coralio::{
+    AioContext, AlignedBuf, BackendKind, Cancelled, Direct, File, JoinHandle, RuntimeBuilder, spawn, yield_now,
 };
 
 use crate::common::is_refused;
-use crate::{KERNELS, Temp, disk, pattern};
+use crate::{BACKENDS, Temp, disk, pattern};
 
 const REQUESTS: usize = 1000;
 const BLOCK: usize = 16 * 1024;
@@ -95,10 +95,10 @@ enum End {
 }
 
 /// Ends one context with its readers' requests in flight. Returns the state of their buffers.
-fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Left> {
+fn end_amid(backend: BackendKind, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Left> {
     let left = Rc::default();
-    let context = AioContext::builder().unwind_report(false);
-    let runner = Runner::new().context(context).kernel(kernel).depth(1024);
+    let context = AioContext::builder().report_unwound(false);
+    let runner = RuntimeBuilder::new().context(context).backend(backend).queue_depth(1024);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         runner.run(|| {
             let file = Rc::new(temp.open(Direct::Auto));
@@ -116,12 +116,12 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
             let readers: Vec<_> = (0..REQUESTS).map(reader).collect();
             yield_now(); // all have started
             yield_now(); // the kernel has what it takes
-            let stats = coralio_aio::stats();
+            let stats = coralio::stats();
             assert_eq!(stats.requests, REQUESTS as u64);
             match end {
                 End::Returns => {}
                 End::Panics => resume_unwind(Box::new("in a thousand requests")),
-                End::Detached => drop(coralio_aio::detach().unwrap()),
+                End::Detached => drop(coralio::detach().unwrap()),
                 End::Cancelled => {
                     readers.iter().for_each(JoinHandle::cancel);
                     readers.into_iter().for_each(|reader| reader.join().unwrap());
@@ -133,29 +133,29 @@ fn end_amid(kernel: KernelChoice, temp: &Temp, expected: &Rc<Vec<u8>>, end: End)
         })
     }));
     match ran {
-        Ok(Err(error)) if is_refused(kernel, &error) => return None,
-        Ok(ran) => println!("{kernel}: in flight and pending: {:?}", ran.unwrap()),
+        Ok(Err(error)) if is_refused(backend, &error) => return None,
+        Ok(ran) => println!("{backend}: in flight and pending: {:?}", ran.unwrap()),
         Err(payload) => assert_eq!(payload.downcast_ref::<&str>(), Some(&"in a thousand requests")),
     }
     Some(Rc::into_inner(left).expect("all coroutines are gone").into_inner())
 }
 
 #[test]
-fn a_thousand_in_flight() {
+fn thousand_requests_in_flight_are_unwound() {
     // E13, C9, E11, E12: after return, panic, a dropped engine or cancelling, on each backend,
     // every buffer was returned filled and is not written later; the stacks are reused
     let content = Rc::new(pattern(3, BLOCKS * BLOCK));
     let temp = Temp::with(&disk(), &content);
-    for kernel in KERNELS {
+    for backend in BACKENDS {
         for end in [End::Returns, End::Panics, End::Detached, End::Cancelled] {
-            if (kernel, end) == (KernelChoice::Auto, End::Detached) {
+            if (backend, end) == (BackendKind::Auto, End::Detached) {
                 continue; // two engines, which cannot be detached
             }
-            println!("{kernel}, {end:?}");
-            let Some(left) = end_amid(kernel, &temp, &content, end) else { continue };
+            println!("{backend}, {end:?}");
+            let Some(left) = end_amid(backend, &temp, &content, end) else { continue };
             assert_eq!(left.given_back, REQUESTS, "unwound while the kernel filled it");
             // The next context uses the same ring, and may have got the same memory.
-            Runner::new().kernel(kernel).run(|| use_stacks(&temp, &content)).unwrap();
+            RuntimeBuilder::new().backend(backend).run(|| use_stacks(&temp, &content)).unwrap();
             assert_eq!(left.heap.len(), REQUESTS / 2);
             assert!(left.heap.iter().flat_map(|buf| buf.iter()).all(|&byte| byte == 0xee), "written late");
         }

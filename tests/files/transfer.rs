@@ -2,14 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, Direct, File};
 
-use crate::{Temp, aligned, disk, everywhere, on_each_kernel, pattern, sim_of};
+use crate::{Temp, aligned, disk, everywhere, on_each_backend, pattern, sim_of};
 
 const SIZES: [usize; 9] = [0, 1, 511, 512, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1];
 
 #[test]
-fn every_size_at_every_offset() {
+fn every_size_at_every_offset_is_transferred() {
     // E15: data written at any size and offset is read back, and no other byte changes
     everywhere(|place, direct| {
         let temp = Temp::with(place, &vec![0xee; 3 << 20]);
@@ -30,7 +30,7 @@ fn every_size_at_every_offset() {
 }
 
 #[test]
-fn aligned_and_unaligned_requests_mix() {
+fn aligned_and_unaligned_requests_can_be_mixed() {
     // E15: with Direct::Auto, aligned and unaligned requests take different paths to the same file,
     // and each sees the other's effect
     everywhere(|place, direct| {
@@ -61,22 +61,22 @@ fn aligned_and_unaligned_requests_mix() {
 }
 
 #[test]
-fn auto_is_direct_where_it_can_be() {
+fn auto_mode_is_direct_if_possible() {
     // E15: Direct::Auto is direct where possible, Direct::Never is not; tmpfs accepts any alignment
     everywhere(|place, direct| {
         let temp = Temp::with(place, b"x");
         let file = temp.open(direct);
         assert!(direct == Direct::Auto || !file.is_direct());
         if !file.is_direct() || place.starts_with("/dev/shm") {
-            assert_eq!((file.alignment().memory, file.alignment().offset), (1, 1));
+            assert_eq!((file.alignment().memory, file.alignment().block), (1, 1));
         } else {
-            assert!(file.alignment().offset.is_power_of_two() && file.alignment().offset >= 512);
+            assert!(file.alignment().block.is_power_of_two() && file.alignment().block >= 512);
         }
     });
 }
 
 #[test]
-fn vectored_there_and_back() {
+fn vectored_data_round_trips() {
     // E15: vectored requests transfer many buffers, consecutive in the file; some of them empty,
     // some unaligned
     everywhere(|place, direct| {
@@ -106,7 +106,7 @@ fn vectored_there_and_back() {
 }
 
 #[test]
-fn more_vectors_than_the_kernel_takes() {
+fn excess_vectors_are_split() {
     // E15: up to 1024 (IOV_MAX) buffers make one request; more take several
     everywhere(|place, direct| {
         for (count, len) in [(1024, 512), (1025, 512), (3000, 16)] {
@@ -114,12 +114,12 @@ fn more_vectors_than_the_kernel_takes() {
             let file = temp.open(direct);
             let data = aligned(&pattern(count as u64, count * len));
             let slices: Vec<_> = data.chunks(len).map(IoSlice::new).collect();
-            let before = coralio_aio::stats().requests;
+            let before = coralio::stats().requests;
             assert_eq!(file.write_vectored_at(&slices, 0).unwrap(), count * len);
-            let requests = coralio_aio::stats().requests - before;
-            // The simulated kernel cuts some requests short; the rest is then transferred piece by
+            let requests = coralio::stats().requests - before;
+            // The simulated backend cuts some requests short; the rest is then transferred piece by
             // piece.
-            if sim_of(place).is_none() && (!file.is_direct() || file.alignment().offset <= len) {
+            if sim_of(place).is_none() && (!file.is_direct() || file.alignment().block <= len) {
                 assert_eq!(requests, count.div_ceil(1024) as u64);
             }
             assert!(temp.content() == data[..]);
@@ -132,7 +132,7 @@ fn more_vectors_than_the_kernel_takes() {
 }
 
 #[test]
-fn a_file_that_is_written_past_its_end_grows() {
+fn write_past_the_end_grows_the_file() {
     // E15: a write past the end extends the file; the gap is a hole that reads as zeroes
     everywhere(|place, direct| {
         let temp = Temp::at(place);
@@ -155,9 +155,9 @@ fn a_file_that_is_written_past_its_end_grows() {
 }
 
 #[test]
-fn always_direct_takes_what_is_aligned() {
+fn always_direct_accepts_aligned_requests() {
     // E15: Direct::Always transfers aligned requests and never uses the page cache
-    on_each_kernel(|| {
+    on_each_backend(|| {
         let temp = Temp::at(&disk());
         let opened = File::options().read(true).write(true).create(true).direct(Direct::Always).open(&temp.0);
         let file = match opened {

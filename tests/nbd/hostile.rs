@@ -19,7 +19,7 @@ fn assert_others_are_served(server: &Server) {
 }
 
 #[test]
-fn no_client_at_all() {
+fn server_ends_without_clients() {
     // P5: a client that does not follow the protocol is disconnected, at each step
     let folder = Folder::new("rubbish");
     let server = Server::of(&folder, &folder.image("disk", 1 << 20));
@@ -49,7 +49,7 @@ fn no_client_at_all() {
 }
 
 #[test]
-fn bad_requests() {
+fn bad_requests_are_answered_with_errors() {
     // P6: a wrong magic or an overlong write ends the connection; a request out of range is
     // answered with an error
     let folder = Folder::new("bad");
@@ -87,7 +87,7 @@ fn bad_requests() {
 }
 
 #[test]
-fn gone_in_the_middle() {
+fn disconnected_clients_are_cleaned_up() {
     // P7: a client that disconnects within a request or a write has no other effect: complete
     // requests are executed, incomplete ones are not
     let folder = Folder::new("gone");
@@ -119,7 +119,7 @@ fn gone_in_the_middle() {
 }
 
 #[test]
-fn whoever_takes_no_replies() {
+fn clients_that_read_no_replies_do_not_block_others() {
     // P8: ten thousand requests whose replies are not read: the server stops reading, with bounded
     // memory; later all are answered
     const COUNT: u64 = 10_000;
@@ -161,7 +161,7 @@ fn whoever_takes_no_replies() {
 }
 
 #[test]
-fn large_requests_at_once() {
+fn concurrent_large_requests_are_served() {
     // P9: requests of 32 MiB, beyond the limit on payload under way, wait their turn, and memory
     // stays bounded
     let folder = Folder::new("large");
@@ -338,7 +338,7 @@ fn bad_clients_do_not_flood_standard_error() {
 }
 
 #[test]
-fn promises_cost_nothing() {
+fn announced_payload_allocates_no_memory() {
     // P18: a client that announces 32 MiB and sends nothing costs no memory for it
     let folder = Folder::new("promises");
     let server = Server::of(&folder, &folder.image("disk", 64 << 20));
@@ -355,7 +355,7 @@ fn promises_cost_nothing() {
 }
 
 #[test]
-fn a_thousand_connections() {
+fn thousand_connections_are_served() {
     // P10: a thousand clients, idle after one request, cost at most 16 KiB each, and all are served
     let folder = Folder::new("thousand");
     // Before the start of the server, which inherits the limit.

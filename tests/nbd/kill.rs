@@ -3,7 +3,7 @@
 //!
 //! The page cache outlives the process. The kill loses the state in the server's memory: tables
 //! changed and not yet written. So these tests check the order in which it writes them; the effects
-//! of a power failure are tested on the simulated kernel, in `examples/qcow2/tests/crash.rs`.
+//! of a power failure are tested on the simulated backend, in `examples/qcow2/tests/crash.rs`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -150,7 +150,7 @@ impl Load {
 }
 
 #[test]
-fn killed_again_and_again() {
+fn killed_server_loses_no_acknowledged_write() {
     // P20: after SIGKILL under a load of writes, zeroes and flushes, qemu-img check finds leaks at
     // most, and flushed data is there. CORALIO_KILLS sets the number of kills, CORALIO_KILL_SEED
     // the first seed

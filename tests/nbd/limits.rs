@@ -60,7 +60,7 @@ fn socket_option_replaces_a_dead_socket_only() {
 }
 
 #[test]
-fn silent_handshakes_end() {
+fn silent_handshakes_are_closed() {
     // P26: a client that stops anywhere in its handshake is disconnected after --handshake-limit;
     // an established one is not
     let folder = Folder::new("silent");
@@ -78,7 +78,7 @@ fn silent_handshakes_end() {
 }
 
 #[test]
-fn options_are_counted() {
+fn number_of_options_is_limited() {
     // P26: a client that keeps sending options is disconnected after --max-options, and four more
     // for each export
     let folder = Folder::new("options");
@@ -97,7 +97,7 @@ fn options_are_counted() {
 }
 
 #[test]
-fn idle_clients_end_if_asked_for() {
+fn idle_clients_are_closed_on_request() {
     // P26: with --idle-limit, a client that sends no request, sends no payload or takes no reply is
     // disconnected
     let folder = Folder::new("idle");
@@ -144,7 +144,7 @@ fn silent_clients_do_not_lock_out_others() {
 }
 
 #[test]
-fn clients_wait_beyond_the_most_connections() {
+fn clients_above_the_connection_limit_wait() {
     // P27: with --max-connections served, a further client waits until one disconnects
     let folder = Folder::new("most");
     let image = folder.image("disk", 1 << 20);

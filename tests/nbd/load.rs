@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use coralio_aio::KernelChoice;
+use coralio::BackendKind;
 
 use super::client::*;
 use super::server::{Folder, Server};
@@ -38,10 +38,10 @@ fn write_until_the_end(mut client: Client, done: &AtomicUsize) -> Vec<u64> {
 }
 
 #[test]
-fn a_signal_in_the_middle_of_a_load() {
+fn signal_under_load_ends_the_server() {
     // P11: after SIGTERM, requests under way are finished and answered, the image is flushed, and
     // the server exits with success
-    for (threads, args) in [("1", &[][..]), ("3", &["--kernel", "threads"][..])] {
+    for (threads, args) in [("1", &[][..]), ("3", &["--backend", "threads"][..])] {
         let folder = Folder::new(&format!("signal{threads}"));
         let image = folder.image("disk", BLOCKS * 4096);
         let all = [&["--threads", threads, image.to_str().unwrap()][..], args].concat();
@@ -70,7 +70,7 @@ fn a_signal_in_the_middle_of_a_load() {
 }
 
 #[test]
-fn a_signal_while_replies_are_under_way() {
+fn signal_during_replies_ends_the_server() {
     // P19: after SIGTERM, every request that the server has read is answered, though the client
     // takes the replies slowly
     const COUNT: u64 = 200;
@@ -97,20 +97,20 @@ fn threads_and_clients_share_an_image() {
     // thread serves it; also over TCP
     let folder = Folder::new("shared");
     let image = folder.image("disk", 1 << 20);
-    for kernel in ["auto", "aio", "uring", "threads"] {
-        let choice = kernel.parse().unwrap();
-        if choice != KernelChoice::Auto && !has(choice, 1) {
+    for backend in ["auto", "aio", "uring", "threads"] {
+        let choice = backend.parse().unwrap();
+        if choice != BackendKind::Auto && !has(choice, 1) {
             continue;
         }
-        let args = ["--threads", "2", "--listen", "127.0.0.1:0", "--kernel", kernel, image.to_str().unwrap()];
+        let args = ["--threads", "2", "--listen", "127.0.0.1:0", "--backend", backend, image.to_str().unwrap()];
         let server = Server::start(&folder, &args);
         let mut clients: Vec<_> = (0..4).map(|_| Client::plain(&server, "")).collect();
-        for (number, kind) in kernel.bytes().enumerate() {
+        for (number, kind) in backend.bytes().enumerate() {
             let writer = number % 4;
             clients[writer].write(writer as u64 * 8192, &[kind; 5000]).unwrap();
             clients[writer].command(FLUSH, 0, 0, 0).unwrap();
             for client in &mut clients {
-                assert_eq!(client.read(writer as u64 * 8192, 5000).unwrap(), [kind; 5000], "{kernel}");
+                assert_eq!(client.read(writer as u64 * 8192, 5000).unwrap(), [kind; 5000], "{backend}");
             }
         }
         server.stop();

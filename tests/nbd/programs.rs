@@ -32,7 +32,7 @@ fn fill(path: &Path, len: usize) {
 }
 
 #[test]
-fn qemu_io_patterns() {
+fn qemu_io_patterns_are_verified() {
     // P13: qemu-io writes, zeroes, discards and reads back patterns, aligned and unaligned, with
     // and without FUA
     let folder = Folder::new("qemu-io");
@@ -94,7 +94,7 @@ fn qemu_img_copies_and_compares() {
 }
 
 #[test]
-fn libnbd_copies_and_looks() {
+fn libnbd_copies_and_queries() {
     // P15: nbdcopy copies both ways with several connections; nbdinfo shows size, exports and the
     // map of holes
     let folder = Folder::new("libnbd");
@@ -123,7 +123,7 @@ fn libnbd_copies_and_looks() {
 }
 
 #[test]
-fn qcow2_on_one_thread_of_two() {
+fn qcow2_image_is_served_by_one_thread_of_two() {
     // P17: a qcow2 image made by qemu-img is served by two threads, with all its clients on one;
     // qemu-img check finds no error
     let folder = Folder::new("qcow2");
@@ -146,7 +146,7 @@ fn qcow2_on_one_thread_of_two() {
 }
 
 #[test]
-fn fio_verifies() {
+fn fio_verifies_its_data() {
     // P16: fio writes at random with checksums, at depth 32, and verifies them
     let folder = Folder::new("fio");
     let engines = run("fio", &["--enghelp"]);

@@ -12,7 +12,7 @@ use super::server::{Folder, Server};
 const MIB: u32 = 1 << 20;
 
 #[test]
-fn every_command_in_both_kinds_of_reply() {
+fn every_command_works_with_both_kinds_of_reply() {
     // P1: read, write, flush, FUA, trim, zeroes, cache: written data is read back, and a rejected
     // request leaves the connection usable
     let folder = Folder::new("commands");
@@ -51,7 +51,7 @@ fn every_command_in_both_kinds_of_reply() {
 }
 
 #[test]
-fn structured_replies_and_block_status() {
+fn structured_replies_report_block_status() {
     // P2: structured replies carry data with its offset, errors with a text, and extents that
     // distinguish data from holes; one extent on request
     let folder = Folder::new("structured");
@@ -86,14 +86,14 @@ fn structured_replies_and_block_status() {
 }
 
 #[test]
-fn holes_are_told_and_not_sent() {
+fn holes_are_reported_and_not_sent() {
     // P23: large reads report holes as such, each part with its offset, the last one marked; a
     // client that asks for one piece, or has simple replies, gets one piece
     const AT: usize = 3 << 20;
     let folder = Folder::new("holes");
     let [raw, qcow2] = ["disk", "q"].map(|name| folder.path(name));
     folder.image("disk", 8 << 20);
-    coralio_aio::run(|| Qcow2::create(&qcow2, &CreateOptions::new(8 << 20)).unwrap());
+    coralio::run(|| Qcow2::create(&qcow2, &CreateOptions::new(8 << 20)).unwrap());
     for image in [raw, qcow2] {
         let server = Server::of(&folder, &image);
         let mut plain = Client::plain(&server, "");
@@ -133,7 +133,7 @@ fn holes_are_told_and_not_sent() {
 }
 
 #[test]
-fn the_handshake_tells_and_refuses() {
+fn handshake_reports_exports_and_rejects_errors() {
     // P3: list, info, meta contexts, unknown options and exports, options out of order: each is
     // answered, and the handshake continues
     let folder = Folder::new("handshake");
@@ -197,7 +197,7 @@ fn the_handshake_tells_and_refuses() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_at_the_start() {
+fn invalid_exports_are_rejected_at_the_start() {
     // P4: a missing image, an invalid qcow2 image, a duplicate name or a socket in use is an error
     // that names the cause, and the server does not start
     let folder = Folder::new("start");
@@ -232,12 +232,12 @@ fn what_cannot_be_is_refused_at_the_start() {
 }
 
 #[test]
-fn an_image_in_use_is_refused() {
+fn image_in_use_is_rejected() {
     // P24: a qcow2 image that another process writes is not served, and qemu-img cannot open one
     // that is served; --no-lock overrides
     let folder = Folder::new("use");
     let image = folder.path("q");
-    coralio_aio::run(|| Qcow2::create(&image, &CreateOptions::new(1 << 20)).unwrap());
+    coralio::run(|| Qcow2::create(&image, &CreateOptions::new(1 << 20)).unwrap());
     let image = image.to_str().unwrap();
     let failing = |args: &[&str]| {
         let panic = std::panic::catch_unwind(|| drop(Server::start(&folder, args))).unwrap_err();
@@ -274,7 +274,7 @@ fn reads_of_no_bytes_have_no_data_chunk() {
 }
 
 #[test]
-fn requests_that_the_protocol_does_not_have_are_invalid() {
+fn unknown_requests_are_invalid() {
     // P28: unknown flags, a flush with a range, and DF without structured replies are EINVAL (22),
     // whatever the command; a range beyond the end is ENOSPC (28) for writes only
     let folder = Folder::new("invalid");
@@ -303,7 +303,7 @@ fn requests_that_the_protocol_does_not_have_are_invalid() {
 }
 
 #[test]
-fn clients_without_flags_may_name_an_export() {
+fn clients_without_flags_can_name_an_export() {
     // P28: a client without the fixed-newstyle flag may send EXPORT_NAME, and no other option;
     // without NO_ZEROES it gets 124 zeroes
     let folder = Folder::new("unfixed");

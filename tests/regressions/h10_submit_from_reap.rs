@@ -17,9 +17,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{AfterReap, Current, Policy};
-use coralio_aio::{AioContext, Engine, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AfterReap, AllGuards, Guards};
+use coralio::{AioContext, Engine, spawn};
 
 use crate::read;
 use crate::stack::stack_pointer;
@@ -28,7 +28,7 @@ use crate::stack::stack_pointer;
 struct SubmitsFromReap2026;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for SubmitsFromReap2026 {
+unsafe impl Guards for SubmitsFromReap2026 {
     const AFTER_REAP: AfterReap = AfterReap::ReapSubmits;
 }
 
@@ -37,11 +37,11 @@ const BLOCKS: usize = 200;
 /// Reads one block after another in a coroutine; each read completes within submit. Returns the
 /// number of submits nested within each other, by the stack pointer: each deeper than the one
 /// before.
-fn schedule<P: Policy>() -> usize {
+fn schedule<G: Guards>() -> usize {
     AioContext::run(|context| {
-        let kernel = Scripted::new(8);
-        (0..BLOCKS).for_each(|number| kernel.complete_on_submit(number, number));
-        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
+        let backend = ScriptedBackend::new(8);
+        (0..BLOCKS).for_each(|number| backend.complete_on_submit(number, number));
+        let engine = Engine::<_, G>::attach(backend.clone(), 8).unwrap();
         let (deepest, levels) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(AtomicUsize::new(0)));
         let ended = Rc::new(Cell::new(false));
         drop(spawn({
@@ -50,7 +50,7 @@ fn schedule<P: Policy>() -> usize {
                 for _ in 0..BLOCKS {
                     let (deepest, levels) = (deepest.clone(), levels.clone());
                     // Called by the reap, on its stack: the loop's.
-                    kernel.on_next_peek(move || {
+                    backend.on_next_peek(move || {
                         let here = stack_pointer();
                         if deepest.fetch_min(here, Ordering::Relaxed) > here {
                             levels.fetch_add(1, Ordering::Relaxed);
@@ -69,13 +69,13 @@ fn schedule<P: Policy>() -> usize {
 }
 
 #[test]
-fn without_the_guard_each_block_goes_deeper() {
+fn unguarded_reap_recurses_per_block() {
     // H10: as many submits are on the stack as there were blocks; a longer file would overflow it.
     assert_eq!(schedule::<SubmitsFromReap2026>(), BLOCKS);
 }
 
 #[test]
-fn with_the_guard_the_loop_submits() {
+fn guarded_reap_leaves_submits_to_the_loop() {
     // H10, E8: all submits are on the same level.
-    assert_eq!(schedule::<Current>(), 1);
+    assert_eq!(schedule::<AllGuards>(), 1);
 }

@@ -14,9 +14,9 @@ use std::fs::File as StdFile;
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{AfterReap, Current, OnShort, Policy};
-use coralio_aio::{AioContext, Engine, File, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AfterReap, AllGuards, Guards, ShortRead};
+use coralio::{AioContext, Engine, File, spawn};
 
 use crate::rounds;
 
@@ -24,27 +24,27 @@ use crate::rounds;
 struct TakenForTheEnd2022;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for TakenForTheEnd2022 {
-    const ON_SHORT: OnShort = OnShort::IsTheEnd;
+unsafe impl Guards for TakenForTheEnd2022 {
+    const SHORT_READ: ShortRead = ShortRead::TreatAsEof;
 }
 
 /// The follow-up is queued and never submitted.
 struct NeverSubmitted2022;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for NeverSubmitted2022 {
+unsafe impl Guards for NeverSubmitted2022 {
     const AFTER_REAP: AfterReap = AfterReap::NobodySubmits;
 }
 
 /// Reads a disk of twelve bytes into one buffer or two; the first read is short, with four bytes.
 /// Returns the data, or the engine's state if the read does not end.
-fn schedule<P: Policy>(buffers: usize) -> Result<Vec<u8>, String> {
+fn schedule<G: Guards>(buffers: usize) -> Result<Vec<u8>, String> {
     AioContext::run(|_context| {
-        let kernel = Scripted::new(8);
-        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
-        let file = File::on_engine(&engine, OwnedFd::from(StdFile::open("/dev/null").unwrap())).unwrap();
-        kernel.set_disk(b"aaaabbbbcccc");
-        kernel.shorten(0, 4);
+        let backend = ScriptedBackend::new(8);
+        let engine = Engine::<_, G>::attach(backend.clone(), 8).unwrap();
+        let file = File::with_engine(&engine, OwnedFd::from(StdFile::open("/dev/null").unwrap())).unwrap();
+        backend.set_disk(b"aaaabbbbcccc");
+        backend.shorten(0, 4);
         let task = spawn(move || {
             let mut buf = *b"............";
             let read = if buffers == 1 {
@@ -63,14 +63,14 @@ fn schedule<P: Policy>(buffers: usize) -> Result<Vec<u8>, String> {
 }
 
 #[test]
-fn without_the_guard_a_part_is_taken_for_all() {
+fn unguarded_short_read_is_taken_for_all() {
     // H11: four bytes of twelve are returned, without an error.
     assert_eq!(schedule::<TakenForTheEnd2022>(1).unwrap(), b"aaaa");
     assert_eq!(schedule::<TakenForTheEnd2022>(2).unwrap(), b"aaaa");
 }
 
 #[test]
-fn without_the_guard_the_rest_is_never_submitted() {
+fn unguarded_rest_is_never_submitted() {
     // H11: the follow-up is queued, nothing is in flight, and nothing submits it.
     for buffers in [1, 2] {
         let state = schedule::<NeverSubmitted2022>(buffers).unwrap_err();
@@ -80,8 +80,8 @@ fn without_the_guard_the_rest_is_never_submitted() {
 }
 
 #[test]
-fn with_the_guards_all_is_read() {
+fn guarded_short_read_is_completed() {
     // H11, E10, E2: the follow-up is a request like any other, and the read is complete.
-    assert_eq!(schedule::<Current>(1).unwrap(), b"aaaabbbbcccc");
-    assert_eq!(schedule::<Current>(2).unwrap(), b"aaaabbbbcccc");
+    assert_eq!(schedule::<AllGuards>(1).unwrap(), b"aaaabbbbcccc");
+    assert_eq!(schedule::<AllGuards>(2).unwrap(), b"aaaabbbbcccc");
 }

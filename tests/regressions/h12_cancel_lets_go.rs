@@ -10,10 +10,10 @@
 //! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure
 //! corrupts only its content.
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::kernel::{Opcode, Operation};
-use coralio_aio::policy::{Current, OnCancel, Policy};
-use coralio_aio::{AioContext, Cancelled, Engine, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::backend::{Opcode, Operation};
+use coralio::guards::{AllGuards, Guards, OnCancel};
+use coralio::{AioContext, Cancelled, Engine, spawn};
 
 use crate::{panic_message, rounds};
 
@@ -22,7 +22,7 @@ struct LetsGo;
 
 // SAFETY: it reaps under the lock; the request cancelled below reads into leaked memory, which is
 // accessed through a raw pointer.
-unsafe impl Policy for LetsGo {
+unsafe impl Guards for LetsGo {
     const ON_CANCEL: OnCancel = OnCancel::ReturnsAtOnce;
 }
 
@@ -37,13 +37,13 @@ struct Story {
     panicked_with: Option<String>,
 }
 
-fn schedule<P: Policy>() -> Story {
+fn schedule<G: Guards>() -> Story {
     AioContext::run(|context| {
-        let kernel = Scripted::new(8);
-        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
+        let backend = ScriptedBackend::new(8);
+        let engine = Engine::<_, G>::attach(backend.clone(), 8).unwrap();
         let buffer: *mut [u8; 4] = Box::leak(Box::new(*b"new."));
-        kernel.hold(0);
-        kernel.set_disk(b"disk");
+        backend.hold(0);
+        backend.set_disk(b"disk");
         let task = spawn({
             let engine = engine.clone();
             move || {
@@ -59,7 +59,7 @@ fn schedule<P: Policy>() -> Story {
         task.cancel();
         rounds(|| task.is_finished());
         let over_before = task.is_finished();
-        kernel.release(0);
+        backend.release(0);
         let panicked_with = panic_message(|| rounds(|| task.is_finished() && engine.stats().in_flight == 0));
         let result = task.join().unwrap();
         assert_eq!(result.is_err_and(|error| Cancelled::is_cause_of(&error)), over_before);
@@ -69,7 +69,7 @@ fn schedule<P: Policy>() -> Story {
 }
 
 #[test]
-fn without_the_guard_the_kernel_writes_into_what_is_anothers() {
+fn unguarded_cancel_lets_the_kernel_write_foreign_memory() {
     // H12: the owner's data is overwritten, and the completion belongs to no request any more.
     let Story { over_before, buffer, panicked_with } = schedule::<LetsGo>();
     assert!(over_before);
@@ -79,7 +79,7 @@ fn without_the_guard_the_kernel_writes_into_what_is_anothers() {
 }
 
 #[test]
-fn with_the_guard_the_buffer_is_the_kernels_until_it_is_done() {
+fn guarded_cancel_keeps_the_buffer_until_completion() {
     // H12, E11, E13: the call returns when the kernel is done; only then is the buffer its owner's.
-    assert_eq!(schedule::<Current>(), Story { over_before: false, buffer: *b"mine", panicked_with: None });
+    assert_eq!(schedule::<AllGuards>(), Story { over_before: false, buffer: *b"mine", panicked_with: None });
 }

@@ -9,9 +9,9 @@
 
 use std::rc::Rc;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{Current, OnCompletion, Policy};
-use coralio_aio::{AioContext, CoMutex, Coroutine, Engine};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AllGuards, Guards, WakeGuard};
+use coralio::{AioContext, CoMutex, Coroutine, Engine};
 
 use crate::{panic_message, read};
 
@@ -20,17 +20,17 @@ struct September2016;
 
 // SAFETY: it reaps under the lock.
 
-unsafe impl Policy for September2016 {
-    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+unsafe impl Guards for September2016 {
+    const WAKE_GUARD: WakeGuard = WakeGuard::EnterUnlessCurrent;
 }
 
-fn schedule<P: Policy>() -> Option<String> {
+fn schedule<G: Guards>() -> Option<String> {
     AioContext::run(|context| {
-        let kernel = Scripted::new(8);
+        let backend = ScriptedBackend::new(8);
         // Request 0 belongs to 'X', 1 to 'A', 2 to 'Y', in order of submission.
-        kernel.complete_on_submit(0, 1);
-        kernel.complete_on_submit(1, 2);
-        let engine = Engine::<_, P>::attach(kernel, 8).unwrap();
+        backend.complete_on_submit(0, 1);
+        backend.complete_on_submit(1, 2);
+        let engine = Engine::<_, G>::attach(backend, 8).unwrap();
         let metadata = Rc::new(CoMutex::new(()));
         let under_lock = |name| {
             let (engine, metadata) = (engine.clone(), Rc::clone(&metadata));
@@ -63,13 +63,13 @@ fn schedule<P: Policy>() -> Option<String> {
 }
 
 #[test]
-fn a_guard_that_compares_with_the_current_coroutine_does_not_suffice() {
+fn comparison_with_the_current_coroutine_does_not_suffice() {
     // H2: a coroutine that is entered below the current one is entered recursively.
     assert_eq!(schedule::<September2016>().unwrap(), "recursive entry of 'A': main > 'A' > 'Y'");
 }
 
 #[test]
-fn a_guard_that_asks_whether_it_is_entered_does() {
+fn check_of_is_entered_suffices() {
     // H2, E6: 'A' is not entered, and finds its result when the coroutines above it have yielded.
-    assert_eq!(schedule::<Current>(), None);
+    assert_eq!(schedule::<AllGuards>(), None);
 }

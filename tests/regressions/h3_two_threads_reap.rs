@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{Current, Policy};
-use coralio_aio::{AioContext, Coroutine, Direct, Engine, File, JoinHandle, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AllGuards, Guards};
+use coralio::{AioContext, Coroutine, Direct, Engine, File, JoinHandle, spawn};
 
 use crate::{panic_message, read};
 
@@ -21,7 +21,7 @@ struct Unlocked2018;
 
 // SAFETY: this thread waits while the other one acts.
 
-unsafe impl Policy for Unlocked2018 {
+unsafe impl Guards for Unlocked2018 {
     const REAP_LOCKS: bool = false;
 }
 
@@ -34,12 +34,12 @@ enum Foreign {
     LockedOut,
 }
 
-fn schedule<P: Policy>() -> (Foreign, Option<String>) {
+fn schedule<G: Guards>() -> (Foreign, Option<String>) {
     AioContext::run(|context| {
-        let kernel = Scripted::new(REQUESTS as u32);
-        let engine = Engine::<_, P>::attach(kernel.clone(), REQUESTS as u32).unwrap();
+        let backend = ScriptedBackend::new(REQUESTS as u32);
+        let engine = Engine::<_, G>::attach(backend.clone(), REQUESTS as u32).unwrap();
         for number in 0..REQUESTS {
-            kernel.complete_on_submit(number, REQUESTS - 1);
+            backend.complete_on_submit(number, REQUESTS - 1);
         }
 
         // When the home thread first looks at an event, another thread polls, if it can take the
@@ -75,7 +75,7 @@ fn schedule<P: Policy>() -> (Foreign, Option<String>) {
             for &reader in &readers[..REQUESTS - 1] {
                 reader.enter(); // submits, and yields
             }
-            kernel.on_next_peek(move || {
+            backend.on_next_peek(move || {
                 go.send(()).unwrap();
                 wait_for_done.recv().unwrap();
             });
@@ -89,7 +89,7 @@ fn schedule<P: Policy>() -> (Foreign, Option<String>) {
 }
 
 #[test]
-fn without_the_lock_the_count_goes_below_zero() {
+fn unlocked_reap_counts_below_zero() {
     // H3: the same events are reaped twice.
     let (foreign, message) = schedule::<Unlocked2018>();
     assert_eq!(foreign, Foreign::Polled);
@@ -99,13 +99,13 @@ fn without_the_lock_the_count_goes_below_zero() {
 }
 
 #[test]
-fn with_the_lock_the_other_thread_stays_out() {
+fn locked_reap_excludes_the_other_thread() {
     // H3, E9: a reap holds the lock, and no other thread comes in between.
-    assert_eq!(schedule::<Current>(), (Foreign::LockedOut, None));
+    assert_eq!(schedule::<AllGuards>(), (Foreign::LockedOut, None));
 }
 
 #[test]
-fn a_million_requests_with_two_threads_reaping() {
+fn two_reaping_threads_complete_a_million_requests() {
     // H3, E9: another thread polls and reaps while the loop does; every request completes once.
     const COROUTINES: u64 = 32;
     const EACH: u64 = 1_000_000 / COROUTINES;
@@ -119,7 +119,7 @@ fn a_million_requests_with_two_threads_reaping() {
     let scratch = Scratch(Path::new("/dev/shm").join(format!("coralio-h3-{}", std::process::id())));
     let path = &scratch.0;
     std::fs::write(path, (0..64 * 512).map(|i| (i / 512) as u8).collect::<Vec<_>>()).unwrap();
-    let foreign = coralio_aio::run(|| {
+    let foreign = coralio::run(|| {
         let context = AioContext::current().unwrap();
         let stop = std::sync::Arc::new(AtomicBool::new(false));
         let foreign = thread::spawn({
@@ -150,7 +150,7 @@ fn a_million_requests_with_two_threads_reaping() {
         let total: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
         stop.store(true, Ordering::Relaxed);
         assert_eq!(total, COROUTINES * EACH);
-        let stats = coralio_aio::stats();
+        let stats = coralio::stats();
         assert_eq!((stats.requests, stats.completions), (total, total));
         assert_eq!((stats.in_flight, stats.pending), (0, 0));
         // Joined outside: the loop holds the context's lock while a coroutine runs, and the other

@@ -8,9 +8,9 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{Current, Cursor, Policy};
-use coralio_aio::{AioContext, Engine, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AllGuards, Guards, RingCursor};
+use coralio::{AioContext, Engine, spawn};
 
 use crate::{panic_message, read};
 
@@ -19,13 +19,13 @@ struct Batch2014;
 
 // SAFETY: it reaps under the lock.
 
-unsafe impl Policy for Batch2014 {
-    const CURSOR: Cursor = Cursor::Private;
+unsafe impl Guards for Batch2014 {
+    const RING_CURSOR: RingCursor = RingCursor::PerReap;
 }
 
-fn schedule<P: Policy>() -> Option<String> {
+fn schedule<G: Guards>() -> Option<String> {
     AioContext::run(|context| {
-        let engine = Engine::<_, P>::attach(Scripted::new(8), 8).unwrap();
+        let engine = Engine::<_, G>::attach(ScriptedBackend::new(8), 8).unwrap();
         let second_done = Rc::new(Cell::new(false));
         let first = spawn({
             let (engine, second_done, context) = (engine.clone(), Rc::clone(&second_done), context.clone());
@@ -51,15 +51,15 @@ fn schedule<P: Policy>() -> Option<String> {
 }
 
 #[test]
-fn with_a_private_batch_the_nested_poll_never_ends() {
-    // H4: the scripted kernel detects, without a time limit, that the sleep could not end.
+fn private_batch_makes_the_nested_poll_endless() {
+    // H4: the scripted backend detects, without a time limit, that the sleep could not end.
     let message = schedule::<Batch2014>().unwrap();
     assert!(message.contains("this sleep would never end: the ring is empty"), "{message}");
 }
 
 #[test]
-fn with_the_shared_cursor_the_nested_poll_goes_on_where_the_outer_stands() {
+fn shared_cursor_lets_the_nested_poll_continue() {
     // H4, E5, X2: the nested poll reaps the second completion, and the outer reap finds nothing
     // left.
-    assert_eq!(schedule::<Current>(), None);
+    assert_eq!(schedule::<AllGuards>(), None);
 }

@@ -9,7 +9,7 @@
 //! The guard: an error fails the first request alone, and the loop continues with the rest; and
 //! `blocked` holds only while something is in flight.
 
-use coralio_aio::policy::{Current, NotTaken, Policy};
+use coralio::guards::{AllGuards, Guards, PartialSubmit};
 
 use crate::{Outcome, three_and_a_later_one};
 
@@ -17,24 +17,24 @@ use crate::{Outcome, three_and_a_later_one};
 struct LeavesTheLoop2016;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for LeavesTheLoop2016 {
-    const NOT_TAKEN: NotTaken = NotTaken::StuckAfterError;
+unsafe impl Guards for LeavesTheLoop2016 {
+    const PARTIAL_SUBMIT: PartialSubmit = PartialSubmit::WedgeOnError;
 }
 
 #[test]
-fn without_the_guard_a_bad_request_is_the_last() {
+fn unguarded_bad_request_wedges_the_queue() {
     // H5: one submit, then none, with three requests queued and nothing in flight.
     let Outcome { ended, state, submits } =
-        three_and_a_later_one::<LeavesTheLoop2016>(|kernel| kernel.refuse(libc::EBADF));
+        three_and_a_later_one::<LeavesTheLoop2016>(|backend| backend.refuse(libc::EBADF));
     assert_eq!(ended, [Some(Err(libc::EBADF)), None, None, None]);
     assert!(state.contains("in_flight 0, depth 8, plug depth 0, blocked true"), "{state}");
     assert_eq!(submits, 1);
 }
 
 #[test]
-fn with_the_guard_it_fails_alone() {
+fn guarded_bad_request_fails_alone() {
     // H5, E2: the rest is submitted immediately, and so are later requests.
-    let Outcome { ended, state, submits } = three_and_a_later_one::<Current>(|kernel| kernel.refuse(libc::EBADF));
+    let Outcome { ended, state, submits } = three_and_a_later_one::<AllGuards>(|backend| backend.refuse(libc::EBADF));
     assert_eq!(ended, [Some(Err(libc::EBADF)), Some(Ok(512)), Some(Ok(512)), Some(Ok(512))]);
     assert!(state.contains("blocked false"), "{state}");
     assert_eq!(submits, 3);

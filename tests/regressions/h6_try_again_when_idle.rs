@@ -7,7 +7,7 @@
 //!
 //! The guard: with nothing in flight, the loop's next iteration retries, and does not sleep before.
 
-use coralio_aio::policy::{Current, NotTaken, Policy};
+use coralio::guards::{AllGuards, Guards, PartialSubmit};
 
 use crate::{Outcome, three_and_a_later_one};
 
@@ -15,24 +15,24 @@ use crate::{Outcome, three_and_a_later_one};
 struct WaitsForCompletion2016;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for WaitsForCompletion2016 {
-    const NOT_TAKEN: NotTaken = NotTaken::StuckAfterAgain;
+unsafe impl Guards for WaitsForCompletion2016 {
+    const PARTIAL_SUBMIT: PartialSubmit = PartialSubmit::WedgeOnEagain;
 }
 
 #[test]
-fn without_the_guard_nobody_tries_again() {
+fn unguarded_loop_never_retries() {
     // H6: all requests are queued, nothing is in flight, and there is only one submit.
     let Outcome { ended, state, submits } =
-        three_and_a_later_one::<WaitsForCompletion2016>(|kernel| kernel.refuse(libc::EAGAIN));
+        three_and_a_later_one::<WaitsForCompletion2016>(|backend| backend.refuse(libc::EAGAIN));
     assert_eq!(ended, [None; 4]);
     assert!(state.contains("in_flight 0, depth 8, plug depth 0, blocked true"), "{state}");
     assert_eq!(submits, 1);
 }
 
 #[test]
-fn with_the_guard_the_next_round_does() {
+fn guarded_loop_submits_next_round() {
     // H6, E2: the second submit takes all three.
-    let Outcome { ended, state, submits } = three_and_a_later_one::<Current>(|kernel| kernel.refuse(libc::EAGAIN));
+    let Outcome { ended, state, submits } = three_and_a_later_one::<AllGuards>(|backend| backend.refuse(libc::EAGAIN));
     assert_eq!(ended, [Some(Ok(512)); 4]);
     assert!(state.contains("blocked false"), "{state}");
     assert_eq!(submits, 3);

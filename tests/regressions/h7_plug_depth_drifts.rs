@@ -7,9 +7,9 @@
 //!
 //! The guard: a plug is a value, and its drop counts down unconditionally.
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{Current, Policy, UnplugCounts};
-use coralio_aio::{AioContext, Coroutine, Engine};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AllGuards, Guards, UnplugDecrement};
+use coralio::{AioContext, Coroutine, Engine};
 
 use crate::read;
 
@@ -17,16 +17,16 @@ use crate::read;
 struct ShortCircuit2021;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for ShortCircuit2021 {
-    const UNPLUG_COUNTS: UnplugCounts = UnplugCounts::UnlessFull;
+unsafe impl Guards for ShortCircuit2021 {
+    const UNPLUG_DECREMENT: UnplugDecrement = UnplugDecrement::OnlyWhenNotFull;
 }
 
 /// Drops a plug while the queue is full; then reads once more, without a plug. Returns whether that
 /// request was submitted immediately, and the engine's state.
-fn schedule<P: Policy>() -> (bool, String) {
+fn schedule<G: Guards>() -> (bool, String) {
     AioContext::run(|context| {
-        let kernel = Scripted::new(2);
-        let engine = Engine::<_, P>::attach(kernel.clone(), 2).unwrap();
+        let backend = ScriptedBackend::new(2);
+        let engine = Engine::<_, G>::attach(backend.clone(), 2).unwrap();
         let enter_reader = || {
             let engine = engine.clone();
             let reader = Coroutine::new(move || assert_eq!(read(&engine, 0), 0));
@@ -34,19 +34,19 @@ fn schedule<P: Policy>() -> (bool, String) {
             reader
         };
         // Two are in flight, so that the next two fill the queue and stay there.
-        (0..2).for_each(|number| kernel.hold(number));
+        (0..2).for_each(|number| backend.hold(number));
         let mut readers = vec![enter_reader(), enter_reader()];
         let plug = engine.plug();
         readers.extend([enter_reader(), enter_reader()]);
         assert_eq!((engine.stats().in_flight, engine.stats().pending), (2, 2));
         drop(plug);
-        (0..2).for_each(|number| kernel.release(number));
+        (0..2).for_each(|number| backend.release(number));
         while !readers.iter().all(|reader| reader.has_ended()) {
             context.poll(true);
         }
-        let taken = kernel.taken();
+        let taken = backend.taken();
         let last = enter_reader();
-        let at_once = kernel.taken() > taken;
+        let at_once = backend.taken() > taken;
         let state = format!("{engine:?}");
         while !last.has_ended() {
             context.poll(true);
@@ -56,15 +56,15 @@ fn schedule<P: Policy>() -> (bool, String) {
 }
 
 #[test]
-fn without_the_guard_requests_wait_for_a_plug_that_is_gone() {
+fn unguarded_requests_wait_for_a_dropped_plug() {
     // H7: the depth is 1 though no plug is left, and a request is held back by nothing.
     let (at_once, state) = schedule::<ShortCircuit2021>();
     assert!(!at_once && state.contains("plug depth 1"), "{state}");
 }
 
 #[test]
-fn with_the_guard_each_plug_counts() {
+fn guarded_plug_depth_is_exact() {
     // H7, E3: the depth is 0, and the request is submitted immediately.
-    let (at_once, state) = schedule::<Current>();
+    let (at_once, state) = schedule::<AllGuards>();
     assert!(at_once && state.contains("plug depth 0"), "{state}");
 }

@@ -19,17 +19,17 @@ mod stack;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::kernel::{Opcode, Operation};
-use coralio_aio::policy::Policy;
-use coralio_aio::{AioContext, Engine, JoinHandle, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::backend::{Opcode, Operation};
+use coralio::guards::Guards;
+use coralio::{AioContext, Engine, JoinHandle, spawn};
 
 /// Reads 512 bytes at `offset`, from a coroutine.
-fn read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> usize {
+fn read<G: Guards>(engine: &Engine<ScriptedBackend, G>, offset: u64) -> usize {
     try_read(engine, offset).expect("the script has no errors")
 }
 
-fn try_read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> io::Result<usize> {
+fn try_read<G: Guards>(engine: &Engine<ScriptedBackend, G>, offset: u64) -> io::Result<usize> {
     let mut buf = [0u8; 512];
     let operation =
         Operation { opcode: Opcode::Read, fd: 0, addr: buf.as_mut_ptr() as u64, len: buf.len() as u64, offset };
@@ -41,7 +41,7 @@ fn try_read<P: Policy>(engine: &Engine<Scripted, P>, offset: u64) -> io::Result<
 /// nothing. The idle bottom half ends sleeps that nothing else would end.
 fn rounds(done: impl Fn() -> bool) {
     let context = AioContext::current().unwrap();
-    let alarm = context.bottom_half(|| {}).unwrap();
+    let alarm = context.new_bottom_half(|| {}).unwrap();
     for _ in 0..50 {
         if done() {
             return;
@@ -63,12 +63,12 @@ struct Outcome {
 
 /// Makes three requests in one iteration, of which the script may refuse some; when nothing changes
 /// any more, makes one more.
-fn three_and_a_later_one<P: Policy>(script: impl FnOnce(&Scripted)) -> Outcome {
+fn three_and_a_later_one<G: Guards>(script: impl FnOnce(&ScriptedBackend)) -> Outcome {
     AioContext::run(|_context| {
-        let kernel = Scripted::new(8);
-        kernel.set_disk(&[7; 4096]);
-        let engine = Engine::<_, P>::attach(kernel.clone(), 8).unwrap();
-        script(&kernel);
+        let backend = ScriptedBackend::new(8);
+        backend.set_disk(&[7; 4096]);
+        let engine = Engine::<_, G>::attach(backend.clone(), 8).unwrap();
+        script(&backend);
         let reader = |offset| {
             let engine = engine.clone();
             spawn(move || try_read(&engine, offset).map_err(|error| error.raw_os_error().expect("a kernel's error")))

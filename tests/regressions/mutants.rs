@@ -12,9 +12,9 @@
 
 use std::panic::resume_unwind;
 
-use coralio_aio::kernel::scripted::Scripted;
-use coralio_aio::policy::{Counts, Current, NotTaken, Notifier, Policy};
-use coralio_aio::{AioContext, Engine, VirtualClock, spawn};
+use coralio::backend::scripted::ScriptedBackend;
+use coralio::guards::{AllGuards, Guards, InFlightDecrement, Notifier, PartialSubmit};
+use coralio::{AioContext, Engine, VirtualClock, spawn};
 
 use crate::{Outcome, panic_message, read, rounds, three_and_a_later_one};
 
@@ -22,32 +22,32 @@ use crate::{Outcome, panic_message, read, rounds, three_and_a_later_one};
 struct DropsTheTail;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for DropsTheTail {
-    const NOT_TAKEN: NotTaken = NotTaken::TailForgotten;
+unsafe impl Guards for DropsTheTail {
+    const PARTIAL_SUBMIT: PartialSubmit = PartialSubmit::TailForgotten;
 }
 
 /// The count is decremented after the coroutine has run.
 struct CountsLate;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for CountsLate {
-    const COUNTS: Counts = Counts::AfterWaking;
+unsafe impl Guards for CountsLate {
+    const IN_FLIGHT_DECREMENT: InFlightDecrement = InFlightDecrement::AfterWaking;
 }
 
 /// No completion of the engine ends a sleep.
 struct LosesTheNotifier;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for LosesTheNotifier {
+unsafe impl Guards for LosesTheNotifier {
     const NOTIFIER: Notifier = Notifier::Lost;
 }
 
 /// Returns whether a read ends while the loop sleeps fifty times, each ended by an alarm; and the
 /// engine's state.
-fn read_in_fifty_sleeps<P: Policy>() -> (bool, String) {
-    let sleeps_in_no_time = AioContext::builder().virtual_clock(VirtualClock::new()).deadlock_report(None);
+fn read_in_fifty_sleeps<G: Guards>() -> (bool, String) {
+    let sleeps_in_no_time = AioContext::builder().virtual_clock(VirtualClock::new()).report_deadlocks_after(None);
     let ran = sleeps_in_no_time.run(|_context| {
-        let engine = Engine::<_, P>::attach(Scripted::new(1), 1).unwrap();
+        let engine = Engine::<_, G>::attach(ScriptedBackend::new(1), 1).unwrap();
         let reader = spawn({
             let engine = engine.clone();
             move || read(&engine, 0)
@@ -60,7 +60,7 @@ fn read_in_fifty_sleeps<P: Policy>() -> (bool, String) {
 }
 
 #[test]
-fn a_lost_notifier_leaves_the_loop_asleep() {
+fn lost_notifier_leaves_the_loop_asleep() {
     // E1: the kernel has the request, and nothing waits for its completion.
     let (finished, state) = read_in_fifty_sleeps::<LosesTheNotifier>();
     assert!(
@@ -70,32 +70,32 @@ fn a_lost_notifier_leaves_the_loop_asleep() {
 }
 
 #[test]
-fn a_completion_ends_the_sleep() {
+fn completion_ends_the_sleep() {
     // E1: the first completion ends the sleep.
-    let (finished, state) = read_in_fifty_sleeps::<Current>();
+    let (finished, state) = read_in_fifty_sleeps::<AllGuards>();
     assert!(finished && state.contains("in_flight 0"), "{state}");
 }
 
 #[test]
-fn a_dropped_tail_is_never_heard_of() {
+fn dropped_tail_never_completes() {
     // E2: two of three are neither pending nor in flight, and the engine considers itself idle.
-    let Outcome { ended, state, .. } = three_and_a_later_one::<DropsTheTail>(|kernel| kernel.take_at_most(1));
+    let Outcome { ended, state, .. } = three_and_a_later_one::<DropsTheTail>(|backend| backend.take_at_most(1));
     assert_eq!(ended, [Some(Ok(512)), None, None, Some(Ok(512))]);
     assert!(state.contains("in_flight 0") && state.contains("2 requests submitted, 2 completed"), "{state}");
 }
 
 #[test]
-fn a_tail_stays_in_line() {
+fn tail_stays_queued() {
     // E2: all requests are completed.
-    let Outcome { ended, .. } = three_and_a_later_one::<Current>(|kernel| kernel.take_at_most(1));
+    let Outcome { ended, .. } = three_and_a_later_one::<AllGuards>(|backend| backend.take_at_most(1));
     assert_eq!(ended, [Some(Ok(512)); 4]);
 }
 
 /// At a depth of one, polls in a coroutine whose read is done until another coroutine's read is
 /// done.
-fn wait_for_anothers<P: Policy>() -> Option<String> {
+fn wait_for_anothers<G: Guards>() -> Option<String> {
     AioContext::run(|context| {
-        let engine = Engine::<_, P>::attach(Scripted::new(1), 1).unwrap();
+        let engine = Engine::<_, G>::attach(ScriptedBackend::new(1), 1).unwrap();
         let first = spawn({
             let context = context.clone();
             move || {
@@ -111,14 +111,14 @@ fn wait_for_anothers<P: Policy>() -> Option<String> {
 }
 
 #[test]
-fn a_count_that_comes_late_holds_up_a_nested_poll() {
+fn late_decrement_blocks_a_nested_poll() {
     // E5: the nested poll sleeps for a completion of a request that is over.
     let message = wait_for_anothers::<CountsLate>().unwrap();
     assert!(message.contains("this sleep would never end: the ring is empty, and none of the 0 requests"), "{message}");
 }
 
 #[test]
-fn a_count_that_comes_first_does_not() {
+fn early_decrement_does_not_block_a_nested_poll() {
     // E5: there is room for the second request as soon as the first is off the ring.
-    assert_eq!(wait_for_anothers::<Current>(), None);
+    assert_eq!(wait_for_anothers::<AllGuards>(), None);
 }

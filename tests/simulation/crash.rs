@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
-use coralio_aio::simulate::{Fault, Faults, Latency, Sim, Simulation};
-use coralio_aio::{File, OsCode, rename, spawn, sync_directory, yield_now};
+use coralio::simulate::{Fault, Faults, Latency, Sim, Simulation};
+use coralio::{File, OsCode, rename, spawn, sync_dir, yield_now};
 
 use crate::{harsh, small};
 
@@ -84,28 +84,28 @@ fn journal_survives(sim: &Sim, forgets: Forgets) -> io::Result<()> {
 /// Returns a disk with sectors so small that the two numbers, and the parts of a record, are in
 /// different ones.
 fn disk() -> Simulation {
-    small().sector(8).tears(false)
+    small().sector_size(8).torn_writes(false)
 }
 
 #[test]
-fn a_journal_that_is_right_survives() {
+fn correct_journal_survives() {
     // E17: a correct journal survives two power failures at any moment, whatever unsynced data they
     // take.
     disk().run(0..3000, |sim| journal_survives(sim, Forgets::Nothing));
-    disk().faults(harsh()).sector(16).run(0..1000, |sim| match journal_survives(sim, Forgets::Nothing) {
+    disk().faults(harsh()).sector_size(16).run(0..1000, |sim| match journal_survives(sim, Forgets::Nothing) {
         Err(error) if error.raw_os_error().is_none() && error.to_string().contains("os error") => Ok(()),
         other => other,
     });
 }
 
 #[test]
-fn a_journal_that_forgets_is_found() {
+fn journal_without_a_sync_is_detected() {
     // E17: a journal that forgets is detected, with a tape short enough to see why.
     for (forgets, why) in [(Forgets::TheSync, "half of a change"), (Forgets::TheChecksum, "half of a change")] {
         let failure = disk().search(0..3000, |sim| journal_survives(sim, forgets)).unwrap_err();
         assert!(failure.message.contains(why) || failure.message.contains("was acknowledged"), "{failure}");
-        assert!(failure.wild <= 6, "{failure}");
-        eprintln!("{} seeds; {} choices: {}", failure.run, failure.wild, failure.tape);
+        assert!(failure.nonzero_choices <= 6, "{failure}");
+        eprintln!("{} seeds; {} choices: {}", failure.run, failure.nonzero_choices, failure.tape);
     }
 }
 
@@ -117,7 +117,7 @@ fn replace(contents: &[u8], syncs: bool) -> io::Result<()> {
         new.sync_all()?;
     }
     rename("dir/new", "dir/file")?;
-    sync_directory("dir")
+    sync_dir("dir")
 }
 
 fn a_file_is_replaced(sim: &Sim, syncs: bool) -> io::Result<()> {
@@ -130,17 +130,17 @@ fn a_file_is_replaced(sim: &Sim, syncs: bool) -> io::Result<()> {
 }
 
 #[test]
-fn replacing_a_file_is_one_step() {
+fn file_replacement_is_atomic() {
     // E15, E17: replacing a file is atomic with the sync, and not without it, on every tape.
     let disk = disk().faults(Faults::none()).latency(Latency::fixed(Duration::from_micros(50)));
-    let tapes = disk.exhaust(|sim| a_file_is_replaced(sim, true)).unwrap();
-    let failure = disk.exhaust(|sim| a_file_is_replaced(sim, false)).unwrap_err();
+    let tapes = disk.explore_all(|sim| a_file_is_replaced(sim, true)).unwrap();
+    let failure = disk.explore_all(|sim| a_file_is_replaced(sim, false)).unwrap_err();
     // The name is there, and its file is empty, or has zeroes.
-    assert!(tapes > 100 && failure.wild <= 3, "{tapes} tapes; {failure}");
+    assert!(tapes > 100 && failure.nonzero_choices <= 3, "{tapes} tapes; {failure}");
 }
 
 #[test]
-fn after_a_crash_what_was_open_fails() {
+fn files_open_at_a_crash_fail() {
     // E17: after a crash, requests in flight and later ones on files opened before fail; files
     // opened afterwards work.
     Simulation::new().run(0..50, |sim| {
@@ -164,7 +164,7 @@ fn after_a_crash_what_was_open_fails() {
 }
 
 #[test]
-fn a_sync_that_failed_saves_nothing_later() {
+fn failed_sync_saves_nothing_later() {
     // E17: code that retries a failed sync and trusts the result loses its data, as on Linux.
     let retries = |sim: &Sim| {
         let file = sim.create("file", 8);
@@ -177,11 +177,11 @@ fn a_sync_that_failed_saves_nothing_later() {
         Ok(())
     };
     let failure = disk().search(0..100, retries).unwrap_err();
-    assert_eq!(failure.wild, 1, "{failure}");
+    assert_eq!(failure.nonzero_choices, 1, "{failure}");
 }
 
 #[test]
-fn who_panics_after_the_crash_is_dead_already() {
+fn panic_after_the_crash_is_ignored() {
     // E17: a panic after the crash is ignored, since the program is already dead; a panic before it
     // is a failure.
     let kept = Simulation::new().crash_rate(1.0).run(0..20, |sim| {

@@ -4,13 +4,13 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::panic;
 
-use coralio_aio::simulate::{Fault, Faults, Simulation};
-use coralio_aio::{
-    AlignedBuf, Alignment, Direct, File, OsCode, Stream, remove_file, rename, simulate, sync_directory, unblock,
+use coralio::simulate::{Fault, Faults, Simulation};
+use coralio::{
+    AlignedBuf, Alignment, Direct, File, FileCursor, OsCode, remove_file, rename, simulate, sync_dir, unblock,
 };
 
 #[test]
-fn files_are_opened_made_and_removed_by_name() {
+fn files_are_opened_created_and_removed_by_name() {
     // E15, E16: files are opened, created and removed by name as on the real kernel, and none of it
     // touches a real disk.
     simulate(0..20, |sim| {
@@ -23,7 +23,7 @@ fn files_are_opened_made_and_removed_by_name() {
         assert_eq!((file.len()?, file.is_empty()?), (8, false));
         assert!(file.read_at(&mut [0], 0).unwrap_err().to_string().contains("is not open for this"));
         rename("a", "./b")?;
-        sync_directory(".")?;
+        sync_dir(".")?;
         assert_eq!((open("a"), open("b")), (Err(ErrorKind::NotFound), Ok(())));
         assert_eq!(sim.contents("b").unwrap(), b"\0\0\0hello");
         remove_file("b")?;
@@ -36,7 +36,7 @@ fn files_are_opened_made_and_removed_by_name() {
 }
 
 #[test]
-fn lengths_holes_and_zeroes() {
+fn lengths_holes_and_zeroes_are_simulated() {
     // E15: length, truncation, allocation, discarding and zeroing.
     simulate(0..20, |sim| {
         let file = sim.create("a", 0);
@@ -64,14 +64,14 @@ fn lengths_holes_and_zeroes() {
 }
 
 #[test]
-fn direct_requests_want_sectors() {
+fn direct_requests_require_sector_alignment() {
     // E14: without the page cache as an alternative, unaligned requests fail as on ext4.
-    Simulation::new().sector(64).run(0..20, |sim| {
+    Simulation::new().sector_size(64).run(0..20, |sim| {
         sim.create("a", 640);
         let open = |direct| File::options().read(true).write(true).direct(direct).open("a");
         let (always, never) = (open(Direct::Always)?, open(Direct::Never)?);
-        assert_eq!((always.is_direct(), always.alignment()), (true, Alignment { memory: 64, offset: 64 }));
-        assert_eq!((never.is_direct(), never.alignment()), (false, Alignment { memory: 1, offset: 1 }));
+        assert_eq!((always.is_direct(), always.alignment()), (true, Alignment { memory: 64, block: 64 }));
+        assert_eq!((never.is_direct(), never.alignment()), (false, Alignment { memory: 1, block: 1 }));
         let mut buf = AlignedBuf::new(128, 64);
         assert_eq!(always.read_at(&mut buf, 64)?, 128);
         for (from, offset) in [(0, 1), (1, 64)] {
@@ -90,7 +90,7 @@ fn libraries_for_std_io_run_unchanged() {
     // E16: a file works as a stream; blocking calls, otherwise off the loop's thread, run in place
     // here.
     simulate(0..50, |sim| {
-        let mut stream = Stream::new(sim.create("a", 0));
+        let mut stream = FileCursor::new(sim.create("a", 0));
         writeln!(stream, "{}", "line ".repeat(200))?;
         stream.seek(SeekFrom::Start(5))?;
         let mut text = String::new();
@@ -102,7 +102,7 @@ fn libraries_for_std_io_run_unchanged() {
 }
 
 #[test]
-fn a_disk_may_rot() {
+fn disk_contents_can_be_corrupted() {
     // E17: corruption is silent, and survives a crash.
     Simulation::new().faults(Faults::none()).run(0..1, |sim| {
         let file = sim.create("a", 1000);
@@ -117,7 +117,7 @@ fn a_disk_may_rot() {
 }
 
 #[test]
-fn a_simulated_file_has_no_descriptor() {
+fn simulated_file_has_no_descriptor() {
     // E14: asking for a descriptor is an error; no real file is ever reached by a simulated file's
     // number.
     let failure = Simulation::new().search(0..1, |sim| {
@@ -128,7 +128,7 @@ fn a_simulated_file_has_no_descriptor() {
 }
 
 #[test]
-fn outside_its_run_a_name_is_no_real_file() {
+fn simulated_name_outside_its_run_is_rejected() {
     // E17, E14: a Sim kept after its run opens nothing, in another simulation or in none.
     let kept = std::cell::RefCell::new(None);
     simulate(0..1, |sim| {
@@ -137,7 +137,7 @@ fn outside_its_run_a_name_is_no_real_file() {
     });
     let sim = kept.take().unwrap();
     let open = || panic::catch_unwind(panic::AssertUnwindSafe(|| drop(sim.open("Cargo.toml"))));
-    for result in [open(), coralio_aio::run(open)] {
+    for result in [open(), coralio::run(open)] {
         let said = *result.unwrap_err().downcast::<&str>().unwrap();
         assert!(said.contains("simulated files belong to a run"), "{said}");
     }

@@ -33,8 +33,8 @@ use std::env;
 use std::io;
 use std::rc::Rc;
 
-use coralio_aio::simulate::{Faults, Latency, Sim, Simulation};
-use coralio_aio::{AioContext, CoMutex, File, JoinHandle, plug, spawn, yield_now};
+use coralio::simulate::{Faults, Latency, Sim, Simulation};
+use coralio::{AioContext, CoMutex, File, JoinHandle, plug, spawn, yield_now};
 
 use crate::program::nothing_waits_for_a_plug;
 use crate::small;
@@ -126,11 +126,11 @@ pub fn run(sim: &Sim, shape: Shape, kinds: Kinds, most: u32) -> io::Result<()> {
 /// Returns every fault, at most `most` of them per run; the order is separate.
 pub fn faults(most: u32) -> Faults {
     let of_submits = Faults::none().refused(0.5).invalid(0.5).partial(0.5);
-    of_submits.short(0.5).errors(0.5).early(0.5).cancelled(0.5).most(most)
+    of_submits.short(0.5).errors(0.5).early(0.5).cancelled(0.5).max_faults(most)
 }
 
 pub fn machine(depth: u32, faults: Faults) -> Simulation {
-    small().depth(depth).latency(Latency::any_order()).faults(faults)
+    small().queue_depth(depth).latency(Latency::all_orders()).faults(faults)
 }
 
 /// Returns how many more faults to add to those of the table.
@@ -140,14 +140,14 @@ fn more() -> u32 {
 
 /// Enumerates all tapes at each depth, and prints and returns their number.
 fn exhaust(what: &str, faults: &Faults, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
-    let tapes = [1, 2, 3].map(|depth| machine(depth, faults.clone()).exhaust(&f).unwrap());
+    let tapes = [1, 2, 3].map(|depth| machine(depth, faults.clone()).explore_all(&f).unwrap());
     eprintln!("{what}: {tapes:?} tapes at depth 1, 2 and 3");
     tapes.iter().sum()
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
-fn every_tape_of_reads_and_writes() {
+fn every_tape_of_reads_and_writes_passes() {
     // E2-E10, E17: every order, each request a read or a write, and one fault anywhere.
     let tapes = exhaust("each a read or a write", &faults(1 + more()), |sim| run(sim, Shape::Apart, Kinds::Each, 3));
     assert!(tapes > 19_000);
@@ -160,14 +160,14 @@ fn exhaust_shape(shape: Shape, most: u32) -> u64 {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
-fn every_tape_of_two_faults() {
+fn every_tape_of_two_faults_passes() {
     // E2-E10, E17: every order, and two faults anywhere.
     assert!(exhaust_shape(Shape::Apart, 2) > 30_000);
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
-fn every_tape_of_those_who_wait_for_each_other() {
+fn every_tape_of_dependent_requests_passes() {
     // E2-E10, E17, S1, X2: coroutines that wait for each other by a lock or in a nested poll; every
     // order, and two faults anywhere.
     assert!([Shape::Locked, Shape::Polls].map(|shape| exhaust_shape(shape, 2)).iter().sum::<u64>() > 45_000);
@@ -175,24 +175,24 @@ fn every_tape_of_those_who_wait_for_each_other() {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
-fn every_tape_of_plugs_and_cancels() {
+fn every_tape_of_plugs_and_cancels_passes() {
     // E3, E11, E13, E17: plugs, and each request cancelled while pending, in flight or done,
     // stopped or not; every order, and one fault anywhere.
     assert!([Shape::Plugged, Shape::Cancelled].map(|shape| exhaust_shape(shape, 1)).iter().sum::<u64>() > 18_000);
 }
 
 #[test]
-fn every_tape_of_two_requests() {
+fn every_tape_of_two_requests_passes() {
     // E2-E10, E17: every order of two requests, and four faults anywhere.
     let two = |sim: &Sim| run(sim, Shape::Apart, Kinds::InTurns, 2);
-    let tapes = [1, 2].map(|depth| machine(depth, faults(4 + more())).exhaust(two).unwrap());
+    let tapes = [1, 2].map(|depth| machine(depth, faults(4 + more())).explore_all(two).unwrap());
     eprintln!("two requests: {tapes:?} tapes at depth 1 and 2");
     assert!(tapes.iter().sum::<u64>() > 19_000);
 }
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes seconds with --release, a minute without")]
-fn every_fate_of_each_request() {
+fn every_outcome_of_each_request_occurs() {
     // E10, E17: errors and short transfers without a limit on their number, in every order.
     let errors = exhaust("errors", &Faults::none().errors(0.5), |sim| run(sim, Shape::Apart, Kinds::Each, 3));
     let short = exhaust("short", &Faults::none().short(0.5), |sim| run(sim, Shape::Apart, Kinds::InTurns, 3));
@@ -200,19 +200,19 @@ fn every_fate_of_each_request() {
 }
 
 #[test]
-fn any_order_is_each_order_once() {
+fn all_orders_visits_each_order_once() {
     // E17: three requests in one submit have six orders, and eight ways to have some complete
     // within it and the rest in one sleep or several; each combination occurs once.
     let seen = RefCell::new(BTreeSet::new());
     // With room for a fourth, so that the loop submits.
-    let tapes = machine(4, Faults::none()).exhaust(|sim| {
+    let tapes = machine(4, Faults::none()).explore_all(|sim| {
         let file = Rc::new(sim.create("data", 64));
         let order = Rc::new(RefCell::new(Vec::new()));
         let tasks = [0, 1, 2].map(|number| {
             let (file, order) = (Rc::clone(&file), Rc::clone(&order));
             spawn(move || {
                 file.read_at(&mut [0; 2], number * 16).unwrap();
-                order.borrow_mut().push((number, coralio_aio::stats().sleeps));
+                order.borrow_mut().push((number, coralio::stats().sleeps));
             })
         });
         tasks.into_iter().for_each(|task| task.join().unwrap());

@@ -1,4 +1,4 @@
-//! The production engine and files on the simulated kernel (rule E17): every tape of a few
+//! The production engine and files on the simulated backend (rule E17): every tape of a few
 //! requests, and many random ones.
 //!
 //! ```sh
@@ -18,7 +18,7 @@ mod time;
 
 use std::env;
 
-use coralio_aio::simulate::{Faults, Simulation};
+use coralio::simulate::{Faults, Simulation};
 use program::Size;
 
 /// Returns faults of every kind at low rates, errors included.
@@ -28,7 +28,7 @@ pub fn harsh() -> Faults {
 
 /// Returns a disk with small sectors and a shallow queue.
 pub fn small() -> Simulation {
-    Simulation::new().sector(16).depth(3).stack_size(64 << 10)
+    Simulation::new().sector_size(16).queue_depth(3).stack_size(64 << 10)
 }
 
 /// Returns the number of random tapes: fewer where they are slow.
@@ -39,14 +39,14 @@ fn runs() -> u64 {
 }
 
 #[test]
-fn random_tapes() {
+fn random_tapes_pass() {
     // E2-E11, E13, E17: the data equals the model and each run passes the checks, with and without
     // errors, reaping from the ring and by system call
     let size = Size { workers: 4, steps: 5 };
     let kinds = [
         small(),
         small().faults(harsh()),
-        small().depth(1).faults(harsh()).bad_ring(true),
+        small().queue_depth(1).faults(harsh()).bad_ring(true),
         small().faults(Faults::none()),
     ];
     let (runs, mut from) = (runs(), 0);

@@ -8,10 +8,11 @@
 
 use std::process::Command;
 
-use coralio_aio::policy::{
-    AfterReap, Counts, Current, Cursor, NotTaken, Notifier, OnCancel, OnCompletion, OnShort, Policy, UnplugCounts,
+use coralio::guards::{
+    AfterReap, AllGuards, Guards, InFlightDecrement, Notifier, OnCancel, PartialSubmit, RingCursor, ShortRead,
+    UnplugDecrement, WakeGuard,
 };
-use coralio_aio::simulate::{Failure, Faults, Sim, Simulation};
+use coralio::simulate::{Failure, Faults, Sim, Simulation};
 
 use crate::few::{self, Kinds, Shape};
 use crate::program::{self, Size};
@@ -23,9 +24,9 @@ macro_rules! mutants {
         $(struct $name;
 
         // SAFETY: it reaps under the lock. The memory of requests that `program` and `few` cancel
-        // is leaked, and the simulated kernel does not access memory that changed while it was
+        // is leaked, and the simulated backend does not access memory that changed while it was
         // lent.
-        unsafe impl Policy for $name {
+        unsafe impl Guards for $name {
             const $guard: $type = $value;
         })*
     };
@@ -33,17 +34,17 @@ macro_rules! mutants {
 
 mutants! {
     LosesTheNotifier: NOTIFIER = Notifier::Lost, Notifier;
-    ForgetsAnUnplug: UNPLUG_COUNTS = UnplugCounts::UnlessFull, UnplugCounts;
+    ForgetsAnUnplug: UNPLUG_DECREMENT = UnplugDecrement::OnlyWhenNotFull, UnplugDecrement;
     SubmitsFromReap: AFTER_REAP = AfterReap::ReapSubmits, AfterReap;
-    EntersAnyone: ON_COMPLETION = OnCompletion::Enter, OnCompletion;
-    EntersOthers: ON_COMPLETION = OnCompletion::EnterUnlessCurrent, OnCompletion;
-    Batches: CURSOR = Cursor::Private, Cursor;
-    CountsLate: COUNTS = Counts::AfterWaking, Counts;
-    StuckAfterError: NOT_TAKEN = NotTaken::StuckAfterError, NotTaken;
-    StuckAfterAgain: NOT_TAKEN = NotTaken::StuckAfterAgain, NotTaken;
-    DropsTheTail: NOT_TAKEN = NotTaken::TailForgotten, NotTaken;
+    EntersAnyone: WAKE_GUARD = WakeGuard::None, WakeGuard;
+    EntersOthers: WAKE_GUARD = WakeGuard::EnterUnlessCurrent, WakeGuard;
+    Batches: RING_CURSOR = RingCursor::PerReap, RingCursor;
+    CountsLate: IN_FLIGHT_DECREMENT = InFlightDecrement::AfterWaking, InFlightDecrement;
+    StuckAfterError: PARTIAL_SUBMIT = PartialSubmit::WedgeOnError, PartialSubmit;
+    StuckAfterAgain: PARTIAL_SUBMIT = PartialSubmit::WedgeOnEagain, PartialSubmit;
+    DropsTheTail: PARTIAL_SUBMIT = PartialSubmit::TailForgotten, PartialSubmit;
     NobodySubmits: AFTER_REAP = AfterReap::NobodySubmits, AfterReap;
-    ShortIsTheEnd: ON_SHORT = OnShort::IsTheEnd, OnShort;
+    ShortIsTheEnd: SHORT_READ = ShortRead::TreatAsEof, ShortRead;
     CancelReturns: ON_CANCEL = OnCancel::ReturnsAtOnce, OnCancel;
 }
 
@@ -53,13 +54,13 @@ fn until_one_fails(runs: impl FnOnce() -> Result<u64, Box<Failure>>) {
     panic!("{}", runs().map_or_else(|failure| failure.message, |runs| format!("{runs} runs without a failure")));
 }
 
-fn search_in<P: Policy>(simulation: Simulation, f: impl Fn(&Sim) -> std::io::Result<()>) {
+fn search_in<G: Guards>(simulation: Simulation, f: impl Fn(&Sim) -> std::io::Result<()>) {
     let told = (0..2000).inspect(|_| eprintln!("one more"));
-    until_one_fails(|| simulation.policy::<P>().most_shrinking(0).search(told, f));
+    until_one_fails(|| simulation.guards::<G>().max_shrink_runs(0).search(told, f));
 }
 
-fn search<P: Policy>() {
-    search_in::<P>(small().faults(harsh()), |sim| program::run(sim, Size { workers: 4, steps: 5 }));
+fn search<G: Guards>() {
+    search_in::<G>(small().faults(harsh()), |sim| program::run(sim, Size { workers: 4, steps: 5 }));
 }
 
 /// Reads 20,000 times in a row, each completed within its submit.
@@ -68,17 +69,17 @@ fn in_a_row(sim: &Sim) -> std::io::Result<()> {
     (0..20_000).try_for_each(|_| file.read_at(&mut [0; 8], 0).map(drop))
 }
 
-fn search_in_a_row<P: Policy>() {
-    search_in::<P>(Simulation::new().faults(Faults::none().at_once(1.0)), in_a_row);
+fn search_in_a_row<G: Guards>() {
+    search_in::<G>(Simulation::new().faults(Faults::none().at_once(1.0)), in_a_row);
 }
 
 /// Enumerates all tapes with at most one fault, and then with at most two.
-fn count_through<P: Policy>() {
+fn count_through<G: Guards>() {
     for most in [1, 2] {
         for shape in [Shape::Apart, Shape::Locked, Shape::Polls, Shape::Plugged, Shape::Cancelled] {
             for depth in [1, 2, 3] {
-                let simulation = few::machine(depth, few::faults(most)).policy::<P>().most_shrinking(0);
-                let ran = simulation.exhaust(|sim| {
+                let simulation = few::machine(depth, few::faults(most)).guards::<G>().max_shrink_runs(0);
+                let ran = simulation.explore_all(|sim| {
                     eprintln!("one more");
                     few::run(sim, shape, Kinds::InTurns, 3)
                 });
@@ -99,8 +100,8 @@ struct Mutant {
 }
 
 impl Mutant {
-    const fn of<P: Policy>(what: &'static str, by: &'static str) -> Mutant {
-        Mutant { what, by, searches: [Some(search::<P>), Some(count_through::<P>)] }
+    const fn of<G: Guards>(what: &'static str, by: &'static str) -> Mutant {
+        Mutant { what, by, searches: [Some(search::<G>), Some(count_through::<G>)] }
     }
 }
 
@@ -127,8 +128,8 @@ const MUTANTS: [Mutant; 13] = [
 const CHOICE: &str = "CORALIO_TEST_MUTANT";
 
 #[test]
-#[ignore = "run by each_guard_that_is_out_is_found, in a process of its own: with a guard out it may abort"]
-fn search_if_asked() {
+#[ignore = "run by each_disabled_guard_is_detected, in a process of its own: with a guard out it may abort"]
+fn requested_search_runs() {
     // E17: runs the chosen search.
     if let Ok(choice) = std::env::var(CHOICE) {
         let choice: usize = choice.parse().unwrap();
@@ -139,7 +140,7 @@ fn search_if_asked() {
 /// Returns the number of runs until the failure.
 fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
     let run = Command::new(std::env::current_exe().unwrap())
-        .args(["mutants::search_if_asked", "--exact", "--ignored", "--nocapture"])
+        .args(["mutants::requested_search_runs", "--exact", "--ignored", "--nocapture"])
         .env(CHOICE, choice.to_string())
         .env("RUST_BACKTRACE", "0")
         .output()
@@ -152,7 +153,7 @@ fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
 }
 
 #[test]
-fn each_guard_that_is_out_is_found() {
+fn each_disabled_guard_is_detected() {
     // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: each removed guard is detected within a
     // limited number of runs, by its own failure.
     for (number, mutant) in MUTANTS.iter().enumerate() {
@@ -164,7 +165,7 @@ fn each_guard_that_is_out_is_found() {
 }
 
 #[test]
-fn with_the_guard_in_reads_in_a_row_need_no_stack() {
+fn guarded_successive_reads_need_no_stack() {
     // H10, E8: as many reads in a row as overflow the stack without the guard.
-    Simulation::new().policy::<Current>().faults(Faults::none().at_once(1.0)).run(0..1, in_a_row);
+    Simulation::new().guards::<AllGuards>().faults(Faults::none().at_once(1.0)).run(0..1, in_a_row);
 }

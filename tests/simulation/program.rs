@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::rc::Rc;
 
-use coralio_aio::simulate::{Faults, Sim};
-use coralio_aio::{AioContext, Cancelled, File, JoinHandle, plug, spawn, yield_now};
+use coralio::simulate::{Faults, Sim};
+use coralio::{AioContext, Cancelled, File, JoinHandle, plug, spawn, yield_now};
 
 /// The size of a region in bytes: a few sectors, not aligned.
 pub const REGION: usize = 75;
@@ -154,7 +154,7 @@ pub fn nothing_waits_for_a_plug(sim: &Sim, file: &Rc<File>) -> io::Result<()> {
     let file = Rc::clone(file);
     let reader = spawn(move || file.read_at(&mut [0], 0));
     (0..2).for_each(|_| yield_now());
-    assert_eq!(coralio_aio::stats().pending, 0, "a request waits for a plug that is gone");
+    assert_eq!(coralio::stats().pending, 0, "a request waits for a plug that is gone");
     reader.join().unwrap().map(drop)
 }
 

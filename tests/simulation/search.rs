@@ -5,8 +5,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use coralio_aio::simulate::{Fault, Faults, Sim, Simulation};
-use coralio_aio::{CoMutex, Coroutine, File, simulate, sleep, spawn, suspend, yield_now};
+use coralio::simulate::{Fault, Faults, Sim, Simulation};
+use coralio::{CoMutex, Coroutine, File, simulate, sleep, spawn, suspend, yield_now};
 
 use crate::program::{self, Size};
 use crate::{harsh, small};
@@ -14,12 +14,12 @@ use crate::{harsh, small};
 const SIZE: Size = Size { workers: 3, steps: 4 };
 
 #[test]
-fn the_same_seed_makes_the_same_run() {
+fn same_seed_gives_the_same_run() {
     // E17: the same seed gives the same run, by the hash of all that the kernel saw and decided;
     // other seeds give other runs.
     let simulation = small().faults(harsh());
     let hashes = |from| -> Vec<_> {
-        (from..from + 200).map(|seed| simulation.trace_hash(seed, |sim| program::run(sim, SIZE))).collect()
+        (from..from + 200).map(|seed| simulation.fingerprint(seed, |sim| program::run(sim, SIZE))).collect()
     };
     let mut first = hashes(0);
     assert_eq!(first, hashes(0));
@@ -30,11 +30,11 @@ fn the_same_seed_makes_the_same_run() {
 }
 
 #[test]
-fn the_hash_is_of_all_that_the_kernel_sees_and_does() {
+fn fingerprint_covers_everything_the_backend_does() {
     // E17: the hash covers the data written, the data read, the offset, and the faults; all else is
     // the same here.
     let hash = |write: u8, rot: u8, at: u64, errno: i32| {
-        Simulation::new().faults(Faults::none()).trace_hash(0, |sim| {
+        Simulation::new().faults(Faults::none()).fingerprint(0, |sim| {
             let file = sim.create("a", 512);
             file.write_at(&[write; 8], at)?;
             sim.corrupt("a", 100, &[rot]);
@@ -69,21 +69,21 @@ fn overtaken(sim: &Sim) -> io::Result<()> {
 }
 
 #[test]
-fn a_failure_is_made_short_told_and_had_again() {
+fn failure_is_shrunk_reported_and_reproduced() {
     // E17: a failure is shrunk and printed with seed, tape and log; the tape reproduces the
     // failure, and the seed the hash.
     let failure = Simulation::new().search(0..1000, overtaken).unwrap_err();
     assert!(failure.message.contains("the second came first") && failure.shrunk_message == failure.message);
-    assert!(failure.wild <= 2 && !failure.is_fickle, "{failure}");
+    assert!(failure.nonzero_choices <= 2 && !failure.is_flaky, "{failure}");
     let seed = failure.seed.unwrap();
     assert_eq!(failure.run, seed + 1);
-    assert_eq!(Simulation::new().trace_hash(seed, overtaken), failure.hash);
+    assert_eq!(Simulation::new().fingerprint(seed, overtaken), failure.fingerprint);
     let again = Simulation::new().tape(&failure.tape).unwrap().search(0..1000, overtaken).unwrap_err();
     assert!(again.message.contains("the second came first") && again.run == 1, "{again}");
     let text = failure.to_string();
     for part in [
-        &format!("seed {seed} fails (run {}, trace hash ", seed + 1),
-        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test search::a_failure_is_made", failure.tape),
+        &format!("seed {seed} fails (run {}, fingerprint ", seed + 1),
+        &format!("reproduce: CORALIO_SIM_TAPE='{}' cargo test search::failure_is_shrunk", failure.tape),
         &format!("or: CORALIO_SIM_SEED={seed} cargo test"),
         "request 1 completed: 8",
         "request 2: Read, 8 bytes at 0 of file 2",
@@ -93,7 +93,7 @@ fn a_failure_is_made_short_told_and_had_again() {
 }
 
 #[test]
-fn variables_choose_the_run() {
+fn environment_variables_select_the_run() {
     // E17: the printed line reproduces the run. In a child process, since environment variables
     // apply to a whole process.
     let failure = Simulation::new().search(0..1000, overtaken).unwrap_err();
@@ -101,7 +101,7 @@ fn variables_choose_the_run() {
         [("CORALIO_SIM_TAPE", failure.tape.clone()), ("CORALIO_SIM_SEED", failure.seed.unwrap().to_string())]
     {
         let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["search::overtaken_if_asked", "--exact", "--ignored", "--nocapture"])
+            .args(["search::requested_reordering_happens", "--exact", "--ignored", "--nocapture"])
             .env(name, &value)
             .output()
             .unwrap();
@@ -112,14 +112,14 @@ fn variables_choose_the_run() {
 }
 
 #[test]
-#[ignore = "run by variables_choose_the_run"]
-fn overtaken_if_asked() {
+#[ignore = "run by environment_variables_select_the_run"]
+fn requested_reordering_happens() {
     // E17: only the requested run is made; the seeds given here are not drawn.
     simulate((0..1).map(|_| panic!("a seed was drawn")), overtaken);
 }
 
 #[test]
-fn what_is_no_tape_is_refused() {
+fn invalid_tape_is_rejected() {
     // E14: an invalid tape is rejected with an example of a valid one.
     let error = Simulation::new().tape("1,zwei").unwrap_err();
     assert!(
@@ -129,7 +129,7 @@ fn what_is_no_tape_is_refused() {
 }
 
 #[test]
-fn a_run_that_depends_on_something_else_is_told_as_such() {
+fn flaky_run_is_reported_as_such() {
     // E17: a run that depends on more than its tape, here on the number of runs, is reported as
     // such.
     let runs = Cell::new(0);
@@ -139,17 +139,17 @@ fn a_run_that_depends_on_something_else_is_told_as_such() {
         Ok(())
     });
     let failure = failure.unwrap_err();
-    assert!(failure.is_fickle && failure.seed == Some(2), "{failure}");
+    assert!(failure.is_flaky && failure.seed == Some(2), "{failure}");
     assert!(failure.to_string().contains("the same tape did not fail again"), "{failure}");
 }
 
 /// Returns the message with which the only run fails.
 fn failure_of(f: impl Fn(&Sim) -> io::Result<()>) -> String {
-    Simulation::new().most_shrinking(0).search(0..1, f).unwrap_err().message
+    Simulation::new().max_shrink_runs(0).search(0..1, f).unwrap_err().message
 }
 
 #[test]
-fn what_fails_a_run() {
+fn each_kind_of_failure_is_detected() {
     // E17, X11: a run fails by a panic, an error, or a deadlock with its dump.
     assert_eq!(failure_of(|_| panic!("so")), "so");
     assert_eq!(
@@ -172,7 +172,7 @@ fn what_fails_a_run() {
 }
 
 #[test]
-fn what_others_have_requested_is_waited_for_and_the_rest_unwound() {
+fn requests_of_others_are_awaited_and_the_rest_unwound() {
     // E17, C9: detached coroutines do not fail a run: their requests are waited for, and they are
     // unwound.
     Simulation::new().run(0..100, |sim| {
@@ -186,7 +186,7 @@ fn what_others_have_requested_is_waited_for_and_the_rest_unwound() {
 }
 
 #[test]
-fn a_panic_in_the_run_leaves_the_next_one_alone() {
+fn panic_in_a_run_does_not_affect_the_next() {
     // E17: a panic with requests in flight, and others waiting, does not affect the next run.
     for _ in 0..2 {
         let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -203,12 +203,12 @@ fn a_panic_in_the_run_leaves_the_next_one_alone() {
 }
 
 #[test]
-fn a_script_says_what_goes_wrong_next() {
+fn script_determines_the_next_fault() {
     // E2, E10, E17: scripted faults occur once each, in order, whatever the rates.
-    let quiet = Simulation::new().faults(Faults::none()).sector(16);
+    let quiet = Simulation::new().faults(Faults::none()).sector_size(16);
     quiet.run(0..1, |sim| {
         let file = sim.create("a", 64);
-        let submits = || coralio_aio::stats().submits;
+        let submits = || coralio::stats().submits;
         sim.inject(Fault::Refuse(libc::EAGAIN));
         sim.inject(Fault::Short(5));
         let before = submits();
@@ -236,9 +236,9 @@ fn a_script_says_what_goes_wrong_next() {
 /// Asserts that the run fails by the bound on steps, with a dump that names `coroutine`.
 #[track_caller]
 fn endless(simulation: &Simulation, coroutine: &str, f: impl Fn(&Sim) -> io::Result<()>) {
-    let failure = simulation.clone().most_steps(2000).search(0..3, f).unwrap_err();
+    let failure = simulation.clone().max_steps(2000).search(0..3, f).unwrap_err();
     assert!(failure.message.contains("the run does not end"), "{}", failure.message);
-    assert!(failure.message.contains("Simulation::most_steps") && failure.message.contains(coroutine), "{failure}");
+    assert!(failure.message.contains("Simulation::max_steps") && failure.message.contains(coroutine), "{failure}");
     let text = failure.to_string();
     assert!(text.lines().all(|line| line.len() < 5000) && text.contains("CORALIO_SIM_SEED="), "{text}");
 }
@@ -269,11 +269,11 @@ fn run_that_retries_forever_ends() {
         Ok(())
     });
     // After a crash a file stays broken; the tape shrinks to nothing.
-    let failure = Simulation::new().most_steps(2000).search(0..3, |sim| {
+    let failure = Simulation::new().max_steps(2000).search(0..3, |sim| {
         let file = sim.create("file", 0);
         sim.crash();
         write_until_done(&file);
         Ok(())
     });
-    assert_eq!(failure.unwrap_err().wild, 0);
+    assert_eq!(failure.unwrap_err().nonzero_choices, 0);
 }

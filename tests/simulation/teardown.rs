@@ -1,19 +1,20 @@
 //! A thousand requests in flight when a run ends: each buffer is returned filled or as it was, and
-//! nothing is written to it later. The random tapes cover requests in flight on a kernel with faults.
+//! nothing is written to it later. The random tapes cover requests in flight on a kernel with
+//! faults.
 
 use std::cell::RefCell;
 use std::io;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
-use coralio_aio::simulate::{Faults, Simulation};
-use coralio_aio::{File, spawn, yield_now};
+use coralio::simulate::{Faults, Simulation};
+use coralio::{File, spawn, yield_now};
 
 const REQUESTS: usize = 1000;
 const BLOCK: usize = 512;
 
-/// A buffer whose destructor checks that the kernel is not in the middle of filling it, and keeps the
-/// buffer with another pattern.
+/// A buffer whose destructor checks that the kernel is not in the middle of filling it, and keeps
+/// the buffer with another pattern.
 struct Lent {
     buf: Vec<u8>,
     byte: u8,
@@ -40,14 +41,14 @@ fn begin_a_thousand(file: &Rc<File>, kept: &Rc<RefCell<Vec<Vec<u8>>>>) {
     }
     yield_now(); // all have started
     yield_now(); // the kernel has them
-    assert!(coralio_aio::stats().in_flight > 0);
+    assert!(coralio::stats().in_flight > 0);
 }
 
 #[test]
-fn a_thousand_in_flight() {
+fn thousand_requests_in_flight_are_unwound() {
     // E13, C9, E17: a run that ends by an error or a panic, without joining its coroutines, leaves
     // no buffer unfilled or written late
-    let disk = Simulation::new().depth(1024).stack_size(64 << 10).faults(Faults::none()).most_shrinking(0);
+    let disk = Simulation::new().queue_depth(1024).stack_size(64 << 10).faults(Faults::none()).max_shrink_runs(0);
     for panics in [false, true] {
         for seed in 0..10 {
             let kept = Rc::default();

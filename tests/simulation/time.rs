@@ -5,13 +5,13 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use coralio_aio::simulate::{Fault, Faults, Latency, Simulation};
-use coralio_aio::{AioContext, simulate, sleep, spawn, timeout};
+use coralio::simulate::{Fault, Faults, Latency, Simulation};
+use coralio::{AioContext, simulate, sleep, spawn, timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[test]
-fn an_hour_passes_in_a_moment() {
+fn virtual_hour_passes_immediately() {
     // E17, X7: sleeps with nothing in flight, and during requests that take an hour each; timers in
     // order, none early.
     let began = Instant::now();
@@ -46,12 +46,12 @@ fn an_hour_passes_in_a_moment() {
 }
 
 #[test]
-fn a_timeout_that_is_over_cancels_what_hangs() {
+fn expired_timeout_cancels_a_hanging_request() {
     // E11, S4: the context's clock is the kernel's: a request that takes longer than the timeout is
     // cancelled, or waited for.
     simulate(0..200, |sim| {
         let file = sim.create("a", 512);
-        sim.inject(coralio_aio::simulate::Fault::Delay(HOUR));
+        sim.inject(coralio::simulate::Fault::Delay(HOUR));
         let before = AioContext::current().unwrap().now();
         let read = timeout(Duration::from_secs(1), || file.read_at(&mut [0; 512], 0));
         let took = AioContext::current().unwrap().now() - before;
@@ -62,32 +62,32 @@ fn a_timeout_that_is_over_cancels_what_hangs() {
 }
 
 #[test]
-fn who_looks_again_and_again_sees_time_pass() {
+fn busy_checking_sees_time_pass() {
     // E17: time passes in a loop that never sleeps.
     simulate(0..20, |sim| {
         let file = sim.create("a", 512);
         let reader = spawn(move || file.read_at(&mut [0; 512], 0));
         while !reader.is_finished() {
-            coralio_aio::yield_now();
+            coralio::yield_now();
         }
         let until = sim.now() + Duration::from_millis(1);
         while sim.now() < until {
-            coralio_aio::yield_now();
+            coralio::yield_now();
         }
         reader.join().unwrap().map(drop)
     });
 }
 
 #[test]
-fn a_sleep_does_not_hide_what_is_stuck() {
+fn sleep_does_not_hide_a_stuck_request() {
     // E17, S6: timers continue, and the deadlock is reported when they are over.
-    let failure = Simulation::new().most_shrinking(0).search(0..1, |_| {
-        let (sender, receiver) = coralio_aio::channel::<()>(1);
+    let failure = Simulation::new().max_shrink_runs(0).search(0..1, |_| {
+        let (sender, receiver) = coralio::channel::bounded::<()>(1);
         let ticker = spawn(move || {
             for _ in 0..100 {
                 sleep(HOUR).unwrap();
             }
-            coralio_aio::suspend();
+            coralio::suspend();
             drop(sender);
         });
         let _ = receiver.recv();
@@ -99,7 +99,7 @@ fn a_sleep_does_not_hide_what_is_stuck() {
 }
 
 #[test]
-fn the_longest_delay_does_not_panic_out_of_a_submit() {
+fn longest_delay_does_not_panic_out_of_a_submit() {
     // E13, E17: a time beyond the end of the clock is its end; a panic would leave the request that
     // the same submit has accepted uncounted, and its buffer with the kernel
     for latency in [Duration::MAX, Duration::from_secs(1)] {

@@ -8,20 +8,20 @@ use std::sync::Arc;
 
 use coralio_runtime::explained;
 
+use crate::backend::Backend;
+use crate::backend::io_uring::IoUring;
+use crate::backend::linux_aio::LinuxAio;
+use crate::backend::thread_pool::ThreadPool;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
-use crate::kernel::Kernel;
-use crate::kernel::io_uring::IoUring;
-use crate::kernel::linux_aio::LinuxAio;
-use crate::kernel::threads::Threads;
 
 /// The kernel interface that a context uses for I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum KernelChoice {
+pub enum BackendKind {
     /// The most suitable interface that the machine allows: native AIO, plus a thread for each
     /// request that would block the loop in submit; if native AIO is unavailable, io_uring;
-    /// otherwise threads. [`chosen_kernel`](crate::chosen_kernel) returns the choice and the
+    /// otherwise threads. [`selected_backend`](crate::selected_backend) returns the choice and the
     /// reason.
     #[default]
     Auto,
@@ -33,25 +33,25 @@ pub enum KernelChoice {
     Threads,
 }
 
-/// The environment variable that [`KernelChoice::from_env`] reads.
-const VARIABLE: &str = "CORALIO_KERNEL";
+/// The environment variable that [`BackendKind::from_env`] reads.
+const VARIABLE: &str = "CORALIO_BACKEND";
 
-impl KernelChoice {
+impl BackendKind {
     /// Returns the choice made by the environment, for programs that offer this to their users:
-    /// `CORALIO_KERNEL` is `auto`, `aio`, `uring` or `threads`. Returns `Auto` if the variable is
+    /// `CORALIO_BACKEND` is `auto`, `aio`, `uring` or `threads`. Returns `Auto` if the variable is
     /// empty or not set. The library itself does not read the variable.
     ///
     /// ```no_run
-    /// use coralio_aio::{KernelChoice, Runner};
+    /// use coralio::{BackendKind, RuntimeBuilder};
     ///
-    /// Runner::new().kernel(KernelChoice::from_env()?).run(|| println!("hello"))?;
+    /// RuntimeBuilder::new().backend(BackendKind::from_env()?).run(|| println!("hello"))?;
     /// # std::io::Result::Ok(())
     /// ```
     ///
     /// # Errors
     ///
     /// `InvalidInput`: the variable has another value.
-    pub fn from_env() -> io::Result<KernelChoice> {
+    pub fn from_env() -> io::Result<BackendKind> {
         match std::env::var_os(VARIABLE) {
             Some(text) if !text.is_empty() => text.to_string_lossy().parse().map_err(|error: io::Error| {
                 io::Error::new(
@@ -59,21 +59,21 @@ impl KernelChoice {
                     format!("invalid environment variable {VARIABLE}: {error}; set one of these, or unset it"),
                 )
             }),
-            _ => Ok(KernelChoice::Auto),
+            _ => Ok(BackendKind::Auto),
         }
     }
 }
 
-impl FromStr for KernelChoice {
+impl FromStr for BackendKind {
     type Err = io::Error;
 
     /// Parses `auto`, `aio`, `uring` or `threads`.
-    fn from_str(text: &str) -> io::Result<KernelChoice> {
+    fn from_str(text: &str) -> io::Result<BackendKind> {
         match text {
-            "auto" => Ok(KernelChoice::Auto),
-            "aio" => Ok(KernelChoice::Aio),
-            "uring" => Ok(KernelChoice::Uring),
-            "threads" => Ok(KernelChoice::Threads),
+            "auto" => Ok(BackendKind::Auto),
+            "aio" => Ok(BackendKind::Aio),
+            "uring" => Ok(BackendKind::Uring),
+            "threads" => Ok(BackendKind::Threads),
             _ => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{text:?} is not one of auto, aio, uring, threads"),
@@ -82,50 +82,50 @@ impl FromStr for KernelChoice {
     }
 }
 
-impl fmt::Display for KernelChoice {
+impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            KernelChoice::Auto => "auto",
-            KernelChoice::Aio => "aio",
-            KernelChoice::Uring => "uring",
-            KernelChoice::Threads => "threads",
+            BackendKind::Auto => "auto",
+            BackendKind::Aio => "aio",
+            BackendKind::Uring => "uring",
+            BackendKind::Threads => "threads",
         })
     }
 }
 
 /// The kernel interface that a context uses, and why. `Display` gives one log line.
 #[derive(Clone, Debug)]
-pub struct Chosen {
-    kernel: KernelChoice,
+pub struct SelectedBackend {
+    backend: BackendKind,
     /// Whether the library chose, rather than the user.
     auto: bool,
-    refused: Arc<[(KernelChoice, io::Error)]>,
+    refused: Arc<[(BackendKind, io::Error)]>,
 }
 
-impl Chosen {
-    /// Returns the interface; never [`KernelChoice::Auto`].
-    pub fn kernel(&self) -> KernelChoice {
-        self.kernel
+impl SelectedBackend {
+    /// Returns the interface; never [`BackendKind::Auto`].
+    pub fn backend(&self) -> BackendKind {
+        self.backend
     }
 
     /// Returns the interfaces that were tried before and rejected, in order, each with the cause
     /// and remedy.
-    pub fn refused(&self) -> impl Iterator<Item = (KernelChoice, &io::Error)> {
-        self.refused.iter().map(|(kernel, error)| (*kernel, error))
+    pub fn rejected(&self) -> impl Iterator<Item = (BackendKind, &io::Error)> {
+        self.refused.iter().map(|(backend, error)| (*backend, error))
     }
 }
 
-impl fmt::Display for Chosen {
+impl fmt::Display for SelectedBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(name(self.kernel))?;
-        match self.kernel {
+        f.write_str(name(self.backend))?;
+        match self.backend {
             _ if !self.auto => f.write_str(", as requested")?,
-            KernelChoice::Aio => f.write_str(", with threads for requests that would block it")?,
+            BackendKind::Aio => f.write_str(", with threads for requests that would block it")?,
             _ => {}
         }
         let mut mark = ": ";
-        for (kernel, error) in self.refused() {
-            write!(f, "{mark}{} was refused: {error}", name(kernel))?;
+        for (backend, error) in self.rejected() {
+            write!(f, "{mark}{} was refused: {error}", name(backend))?;
             mark = "; ";
         }
         Ok(())
@@ -133,48 +133,48 @@ impl fmt::Display for Chosen {
 }
 
 /// The user-visible name.
-fn name(kernel: KernelChoice) -> &'static str {
-    match kernel {
-        KernelChoice::Auto => "auto",
-        KernelChoice::Aio => "native AIO",
-        KernelChoice::Uring => "io_uring",
-        KernelChoice::Threads => "threads",
+fn name(backend: BackendKind) -> &'static str {
+    match backend {
+        BackendKind::Auto => "auto",
+        BackendKind::Aio => "native AIO",
+        BackendKind::Uring => "io_uring",
+        BackendKind::Threads => "threads",
     }
 }
 
 /// Creates an engine on the named backend.
-pub(super) fn named(kernel: KernelChoice, depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, Chosen)> {
-    let engine = match kernel {
-        KernelChoice::Auto => return first_allowed(depth),
-        KernelChoice::Aio => engine(LinuxAio::new(depth), depth),
-        KernelChoice::Uring => engine(IoUring::new(depth), depth),
-        KernelChoice::Threads => engine(Threads::new(depth), depth),
+pub(super) fn named(backend: BackendKind, depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
+    let engine = match backend {
+        BackendKind::Auto => return first_allowed(depth),
+        BackendKind::Aio => engine(LinuxAio::new(depth), depth),
+        BackendKind::Uring => engine(IoUring::new(depth), depth),
+        BackendKind::Threads => engine(ThreadPool::new(depth), depth),
     };
-    Ok((engine?, Chosen { kernel, auto: false, refused: Arc::new([]) }))
+    Ok((engine?, SelectedBackend { backend, auto: false, refused: Arc::new([]) }))
 }
 
-fn engine<K: Kernel>(kernel: io::Result<K>, depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
-    let engine: Arc<Engine<K>> = Engine::new(kernel?, depth, true)?;
+fn engine<B: Backend>(backend: io::Result<B>, depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
+    let engine: Arc<Engine<B>> = Engine::new(backend?, depth, true)?;
     Ok(engine)
 }
 
 /// Returns the first engine that the machine allows, and why the ones before it failed.
-fn first_allowed(depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, Chosen)> {
+fn first_allowed(depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
     let mut refused = Vec::new();
-    for kernel in [KernelChoice::Aio, KernelChoice::Uring, KernelChoice::Threads] {
-        let tried = match kernel {
-            KernelChoice::Aio => engine(LinuxAio::new(depth).and_then(LinuxAio::probed), depth),
-            KernelChoice::Uring => engine(IoUring::new(depth), depth),
-            KernelChoice::Auto | KernelChoice::Threads => engine(Threads::new(depth), depth),
+    for backend in [BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
+        let tried = match backend {
+            BackendKind::Aio => engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth),
+            BackendKind::Uring => engine(IoUring::new(depth), depth),
+            BackendKind::Auto | BackendKind::Threads => engine(ThreadPool::new(depth), depth),
         };
         match tried {
-            Ok(main) => return Ok((main, Chosen { kernel, auto: true, refused: refused.into() })),
+            Ok(main) => return Ok((main, SelectedBackend { backend, auto: true, refused: refused.into() })),
             // Invalid queue depth: the other backends would refuse it too.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
-            Err(error) => refused.push((kernel, error)),
+            Err(error) => refused.push((backend, error)),
         }
     }
-    let all: Vec<_> = refused.iter().map(|(kernel, error)| format!("{}: {error}", name(*kernel))).collect();
+    let all: Vec<_> = refused.iter().map(|(backend, error)| format!("{}: {error}", name(*backend))).collect();
     let (_, last) = refused.pop().expect("at least one backend was tried");
     Err(explained(last.kind(), format!("no I/O backend available: {}", all.join("; ")), last))
 }

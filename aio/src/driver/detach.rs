@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use coralio_runtime::{AioContext, Source, can_suspend, yield_now};
+use coralio_runtime::{AioContext, EventSource, can_suspend, yield_now};
 
 use super::Driver;
 
@@ -53,7 +53,7 @@ pub fn detach() -> io::Result<DetachedEngine> {
     let context = AioContext::current().expect("detaching an engine outside a context: detach it inside `run(|| ..)`");
     if context.source().is_none() {
         let why = "cannot detach the engine: this context has none; it gets one with its first file, or from \
-             Runner::run";
+             RuntimeBuilder::run";
         return Err(io::Error::new(io::ErrorKind::NotFound, why));
     }
     let driver = Driver::of_this_context()?;
@@ -92,7 +92,7 @@ impl Driver {
     /// Makes the engines leave their context.
     pub(super) fn leave_context(&self) -> io::Result<()> {
         if !self.engine.is_here() || !self.is_drained() {
-            let why = "cannot detach the I/O engine: it has requests that would never complete; coralio_aio::detach \
+            let why = "cannot detach the I/O engine: it has requests that would never complete; coralio::detach \
                  waits for them";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }
@@ -108,7 +108,8 @@ impl Driver {
 
 impl DetachedEngine {
     /// Attaches the engine to this thread's context. Call it before the context's first file, and
-    /// inside [`AioContext::run`] rather than [`Runner`](crate::Runner), which creates an engine.
+    /// inside [`AioContext::run`] rather than [`RuntimeBuilder`](crate::RuntimeBuilder), which
+    /// creates an engine.
     ///
     /// # Errors
     ///
@@ -120,7 +121,7 @@ impl DetachedEngine {
     pub fn attach(self) -> Result<(), AttachError> {
         let context =
             AioContext::current().expect("attaching an engine outside a context: attach it inside `run(|| ..)`");
-        match context.attach(Arc::clone(&self.0) as Arc<dyn Source>) {
+        match context.attach(Arc::clone(&self.0) as Arc<dyn EventSource>) {
             Ok(()) => self.0.move_to(Some(&context)),
             Err(error) => return Err(AttachError { detached: self, error }),
         }

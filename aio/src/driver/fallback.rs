@@ -8,16 +8,16 @@ use std::sync::{Arc, OnceLock};
 
 use coralio_runtime::AioContext;
 
+use crate::backend::thread_pool::ThreadPool;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 use crate::engine::stats::{Stats, add};
-use crate::engine::transfer::{Attempt, perform};
-use crate::kernel::threads::Threads;
+use crate::engine::transfer::{Request, submit_and_wait};
 
 /// See the module documentation.
 pub(crate) struct Fallback {
     /// Created when first needed.
-    engine: OnceLock<Arc<Engine<Threads>>>,
+    engine: OnceLock<Arc<Engine<ThreadPool>>>,
     depth: u32,
     /// Requests that the primary engine refused because they would have blocked.
     refusals: AtomicU64,
@@ -29,27 +29,27 @@ impl Fallback {
         Fallback { engine: OnceLock::new(), depth, refusals: AtomicU64::new(0), completed_refusals: AtomicU64::new(0) }
     }
 
-    pub(super) fn engine(&self) -> Option<&Arc<Engine<Threads>>> {
+    pub(super) fn engine(&self) -> Option<&Arc<Engine<ThreadPool>>> {
         self.engine.get()
     }
 
-    /// As [`perform`], on a thread. Returns `None` if there are no resources for the engine. Called
-    /// on the home thread of the driver's context.
+    /// As [`submit_and_wait`], on a thread. Returns `None` if there are no resources for the
+    /// engine. Called on the home thread of the driver's context.
     ///
     /// # Safety
     ///
     /// As [`Engine::transfer`].
-    pub(super) unsafe fn perform(&self, attempt: &Attempt) -> Option<i64> {
+    pub(super) unsafe fn submit_and_wait(&self, attempt: &Request) -> Option<i64> {
         if self.engine.get().is_none() {
             // Only the home thread gets here, so the cell is still empty.
             let _ = self.engine.set(self.create().ok()?);
         }
         // SAFETY: promised by the caller.
-        self.engine.get().map(|engine| unsafe { perform(&**engine, attempt) })
+        self.engine.get().map(|engine| unsafe { submit_and_wait(&**engine, attempt) })
     }
 
-    fn create(&self) -> io::Result<Arc<Engine<Threads>>> {
-        let engine = Engine::new(Threads::new(self.depth)?, self.depth, false)?;
+    fn create(&self) -> io::Result<Arc<Engine<ThreadPool>>> {
+        let engine = Engine::new(ThreadPool::new(self.depth)?, self.depth, false)?;
         engine.backend().notify(AioContext::current().expect("the caller checked that this is its context's thread"));
         Ok(engine)
     }
@@ -83,7 +83,7 @@ impl Fallback {
             sleeps: primary.sleeps + offloaded.sleeps,
             in_flight: primary.in_flight + offloaded.in_flight,
             pending: primary.pending + offloaded.pending,
-            on_threads: offloaded.requests,
+            offloaded: offloaded.requests,
             ..primary
         }
     }

@@ -21,18 +21,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Cancelled, Token};
+use coralio_runtime::{AioContext, Cancelled, CoroutineId};
 
+use crate::backend::pool::{Global, Pool, PoolConfig, Work};
 use crate::driver::Driver;
-use crate::kernel::pool::{Global, Kind, Pool, Work};
 
-const KIND: Kind = Kind {
+const CONFIG: PoolConfig = PoolConfig {
     name: "coralio-call",
     // What the closures wait for is unknown, so the limit only prevents runaway thread creation.
-    most: 64,
+    max_threads: 64,
     // As large as std's thread stacks, because user code runs there.
     stack_size: 2 << 20,
-    patience: Duration::from_secs(5),
+    idle_timeout: Duration::from_secs(5),
     leaves_signals: false,
 };
 
@@ -44,7 +44,7 @@ const KIND: Kind = Kind {
 /// a coroutine; or in a [simulation](mod@crate::simulate).
 ///
 /// ```
-/// let hosts = coralio_aio::run(|| coralio_aio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;
+/// let hosts = coralio::run(|| coralio::unblock(|| std::fs::read_to_string("/etc/hosts")))??;
 /// assert!(!hosts.is_empty());
 /// # std::io::Result::Ok(())
 /// ```
@@ -70,7 +70,7 @@ where
     T: Send + 'static,
 {
     static POOL: Global<Box<dyn FnOnce() + Send>> = Global::new();
-    unblock_on(POOL.get(KIND), f)
+    unblock_on(POOL.get(CONFIG), f)
 }
 
 impl Work for Box<dyn FnOnce() + Send> {
@@ -96,17 +96,21 @@ where
     if Driver::simulated().is_some() {
         return Ok(f());
     }
-    let call =
-        Arc::new(Call { stage: Mutex::new(Stage::Queued(f)), done: Condvar::new(), context: context.clone(), caller });
+    let call = Arc::new(BlockingTask {
+        state: Mutex::new(TaskState::Queued(f)),
+        done: Condvar::new(),
+        context: context.clone(),
+        caller,
+    });
     let work = Arc::clone(&call);
-    let caught = NeverLeftBehind(&call);
+    let caught = TaskGuard(&call);
     pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
     let found = context.at_home(|here| here.suspend_until(|| call.result(), || call.cancel())).flatten();
     mem::forget(caught);
     match found.unwrap_or_else(|| call.take_in_place()) {
-        Found::Result(Ok(value)) => Ok(value),
-        Found::Result(Err(payload)) => resume_unwind(payload),
-        Found::Cancelled(_) => {
+        TaskOutcome::Result(Ok(value)) => Ok(value),
+        TaskOutcome::Result(Err(payload)) => resume_unwind(payload),
+        TaskOutcome::Cancelled(_) => {
             // The closure will not run, so an expired timeout reports the error.
             let _ = context.at_home(|here| here.check_cancelled());
             Err(Cancelled.into())
@@ -114,42 +118,42 @@ where
     }
 }
 
-enum Stage<F, T> {
+enum TaskState<F, T> {
     Queued(F),
     Running,
     Done(thread::Result<T>),
     Over,
 }
 
-struct Call<F, T> {
-    stage: Mutex<Stage<F, T>>,
+struct BlockingTask<F, T> {
+    state: Mutex<TaskState<F, T>>,
     /// For a caller that cannot suspend.
     done: Condvar,
     context: AioContext,
-    caller: Token,
+    caller: CoroutineId,
 }
 
 /// The outcome for the caller, which drops an unused closure outside the lock.
-enum Found<F, T> {
+enum TaskOutcome<F, T> {
     Result(thread::Result<T>),
     Cancelled(F),
 }
 
-impl<F: FnOnce() -> T, T> Call<F, T> {
-    fn stage(&self) -> MutexGuard<'_, Stage<F, T>> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+impl<F: FnOnce() -> T, T> BlockingTask<F, T> {
+    fn state(&self) -> MutexGuard<'_, TaskState<F, T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the stage from Queued to `next` and returns the closure.
-    fn take_closure(&self, next: Stage<F, T>) -> Option<F> {
-        let mut stage = self.stage();
-        match mem::replace(&mut *stage, Stage::Over) {
-            Stage::Queued(f) => {
-                *stage = next;
+    fn take_closure(&self, next: TaskState<F, T>) -> Option<F> {
+        let mut state = self.state();
+        match mem::replace(&mut *state, TaskState::Over) {
+            TaskState::Queued(f) => {
+                *state = next;
                 Some(f)
             }
             other => {
-                *stage = other;
+                *state = other;
                 None
             }
         }
@@ -157,56 +161,58 @@ impl<F: FnOnce() -> T, T> Call<F, T> {
 
     /// Runs the closure on a worker.
     fn run(&self) {
-        let Some(f) = self.take_closure(Stage::Running) else { return };
+        let Some(f) = self.take_closure(TaskState::Running) else { return };
         let result = catch_unwind(AssertUnwindSafe(f));
-        *self.stage() = Stage::Done(result);
+        *self.state() = TaskState::Done(result);
         self.done.notify_one();
         self.context.schedule(self.caller);
     }
 
     /// Returns the result, if the closure has ended.
-    fn result(&self) -> Option<Found<F, T>> {
-        let mut stage = self.stage();
-        match mem::replace(&mut *stage, Stage::Over) {
-            Stage::Done(result) => Some(Found::Result(result)),
+    fn result(&self) -> Option<TaskOutcome<F, T>> {
+        let mut state = self.state();
+        match mem::replace(&mut *state, TaskState::Over) {
+            TaskState::Done(result) => Some(TaskOutcome::Result(result)),
             other => {
-                *stage = other;
+                *state = other;
                 None
             }
         }
     }
 
     /// Takes the closure back, if it has not begun.
-    fn cancel(&self) -> Option<Found<F, T>> {
-        self.take_closure(Stage::Over).map(Found::Cancelled)
+    fn cancel(&self) -> Option<TaskOutcome<F, T>> {
+        self.take_closure(TaskState::Over).map(TaskOutcome::Cancelled)
     }
 
     /// Returns the result without suspending. Runs a closure that has not begun, since this thread
     /// blocks anyway.
     #[cold]
-    fn take_in_place(&self) -> Found<F, T> {
-        if let Some(f) = self.take_closure(Stage::Over) {
-            return Found::Result(catch_unwind(AssertUnwindSafe(f)));
+    fn take_in_place(&self) -> TaskOutcome<F, T> {
+        if let Some(f) = self.take_closure(TaskState::Over) {
+            return TaskOutcome::Result(catch_unwind(AssertUnwindSafe(f)));
         }
-        match mem::replace(&mut *self.wait_in_place(), Stage::Over) {
-            Stage::Done(result) => Found::Result(result),
-            Stage::Queued(_) | Stage::Running | Stage::Over => unreachable!("a finished call has a result, taken once"),
+        match mem::replace(&mut *self.wait_in_place(), TaskState::Over) {
+            TaskState::Done(result) => TaskOutcome::Result(result),
+            TaskState::Queued(_) | TaskState::Running | TaskState::Over => {
+                unreachable!("a finished call has a result, taken once")
+            }
         }
     }
 
-    fn wait_in_place(&self) -> MutexGuard<'_, Stage<F, T>> {
-        let running = |stage: &mut Stage<F, T>| matches!(stage, Stage::Running);
-        self.done.wait_while(self.stage(), running).unwrap_or_else(PoisonError::into_inner)
+    fn wait_in_place(&self) -> MutexGuard<'_, TaskState<F, T>> {
+        let running = |state: &mut TaskState<F, T>| matches!(state, TaskState::Running);
+        self.done.wait_while(self.state(), running).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Guard for an unwinding caller, as when its context ends: a closure that has not begun never
 /// runs, and one that has is awaited.
-struct NeverLeftBehind<'a, F: FnOnce() -> T, T>(&'a Call<F, T>);
+struct TaskGuard<'a, F: FnOnce() -> T, T>(&'a BlockingTask<F, T>);
 
-impl<F: FnOnce() -> T, T> Drop for NeverLeftBehind<'_, F, T> {
+impl<F: FnOnce() -> T, T> Drop for TaskGuard<'_, F, T> {
     fn drop(&mut self) {
-        if self.0.take_closure(Stage::Over).is_none() {
+        if self.0.take_closure(TaskState::Over).is_none() {
             drop(self.0.wait_in_place());
         }
     }

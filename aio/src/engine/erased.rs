@@ -10,20 +10,20 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, AtHome, Source};
+use coralio_runtime::{AioContext, EventSource, HomeRef};
 
 use super::Engine;
+use super::guards::{Guards, ShortRead};
 use super::plug::Plug;
-use super::policy::{OnShort, Policy};
 use super::request::Slot;
 use super::stats::{Detour, Stats, add};
-use super::transfer::{Attempt, InFlight};
-use crate::kernel::Kernel;
+use super::transfer::{InFlight, Request};
+use crate::backend::Backend;
 
 /// The operations of an engine of unknown type.
 ///
 /// The methods that concern one request are called on the home thread of the engine's context.
-pub(crate) trait ErasedEngine: Source {
+pub(crate) trait ErasedEngine: EventSource {
     /// Queues a request for the running coroutine, and submits unless it may be batched with
     /// others. Returns `None` if the request is not allowed, see [`refusal`](Self::refusal).
     ///
@@ -34,13 +34,13 @@ pub(crate) trait ErasedEngine: Source {
     /// # Safety
     ///
     /// As [`Engine::transfer`], until the slot has a result.
-    unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot>;
+    unsafe fn begin(&self, here: HomeRef<'_>, attempt: &Request) -> Option<&Slot>;
 
     /// Frees the slot.
     fn end(&self, slot: &Slot);
 
     /// Returns why there is no request, as a negative `errno`.
-    fn refusal(&self, here: Option<AtHome<'_>>) -> i64;
+    fn refusal(&self, here: Option<HomeRef<'_>>) -> i64;
 
     /// Cancels the request because its coroutine ends early (rule E11). Returns the result if the
     /// request has thereby ended.
@@ -58,7 +58,7 @@ pub(crate) trait ErasedEngine: Source {
 
     fn plug(self: Arc<Self>) -> Plug;
 
-    fn on_short(&self) -> OnShort;
+    fn on_short(&self) -> ShortRead;
 
     /// Returns whether the calling thread is the home thread of the engine's context.
     fn is_here(&self) -> bool;
@@ -67,10 +67,10 @@ pub(crate) trait ErasedEngine: Source {
 
     /// # Safety
     ///
-    /// As [`Kernel::unregister`].
+    /// As [`Backend::unregister`].
     unsafe fn unregister(&self, number: RawFd);
 
-    fn set_submit_limit(&self, limit: Duration);
+    fn set_slow_submit_threshold(&self, limit: Duration);
 
     fn count_detour(&self, detour: Detour);
 
@@ -86,13 +86,13 @@ pub(crate) trait ErasedEngine: Source {
     fn move_to(&self, context: Option<&AioContext>);
 }
 
-impl<K: Kernel, P: Policy> ErasedEngine for Engine<K, P> {
-    unsafe fn begin(&self, here: AtHome<'_>, attempt: &Attempt) -> Option<&Slot> {
+impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
+    unsafe fn begin(&self, here: HomeRef<'_>, attempt: &Request) -> Option<&Slot> {
         let Some(current) = here.current() else { outside_a_coroutine() };
         if !self.owner.is_at(here) || here.check_cancelled().is_err() {
             return None;
         }
-        self.kernel.before_request();
+        self.backend.before_request();
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
         let gathers = self.enqueue(here, attempt, slot.key().to_bits());
@@ -109,7 +109,7 @@ impl<K: Kernel, P: Policy> ErasedEngine for Engine<K, P> {
     }
 
     #[cold]
-    fn refusal(&self, here: Option<AtHome<'_>>) -> i64 {
+    fn refusal(&self, here: Option<HomeRef<'_>>) -> i64 {
         let errno = match here {
             Some(here) if self.owner.is_at(here) => libc::ECANCELED,
             _ => libc::ENOTCONN,
@@ -140,8 +140,8 @@ impl<K: Kernel, P: Policy> ErasedEngine for Engine<K, P> {
         Engine::plug(&self)
     }
 
-    fn on_short(&self) -> OnShort {
-        P::ON_SHORT
+    fn on_short(&self) -> ShortRead {
+        G::SHORT_READ
     }
 
     fn is_here(&self) -> bool {
@@ -151,16 +151,16 @@ impl<K: Kernel, P: Policy> ErasedEngine for Engine<K, P> {
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
         // SAFETY: the number is used only in requests of the file that registers, until
         // `Registered` unregisters it.
-        unsafe { self.kernel.register(fd) }
+        unsafe { self.backend.register(fd) }
     }
 
     unsafe fn unregister(&self, number: RawFd) {
         // SAFETY: promised by the caller.
-        unsafe { self.kernel.unregister(number) };
+        unsafe { self.backend.unregister(number) };
     }
 
-    fn set_submit_limit(&self, limit: Duration) {
-        Engine::set_submit_limit(self, limit);
+    fn set_slow_submit_threshold(&self, limit: Duration) {
+        Engine::set_slow_submit_threshold(self, limit);
     }
 
     fn count_detour(&self, detour: Detour) {

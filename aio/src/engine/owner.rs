@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use coralio_runtime::trace::Tracer;
-use coralio_runtime::{AioContext, AtHome, ContextGuard, HomeGuard, HomeToken, LoopToken};
+use coralio_runtime::{AioContext, ContextGuard, HomeLockGuard, HomeRef, HomeToken, LoopToken};
 
 /// See the module documentation.
 pub(crate) struct Owner {
@@ -48,7 +48,7 @@ impl Owner {
 
     /// Returns whether the engine belongs to the context whose home `here` is.
     #[inline]
-    pub(crate) fn is_at(&self, here: AtHome<'_>) -> bool {
+    pub(crate) fn is_at(&self, here: HomeRef<'_>) -> bool {
         self.get().is_some_and(|context| here.is_of(context))
     }
 
@@ -67,7 +67,7 @@ impl Owner {
     /// Calls [`AioContext::at_home`] of the engine's context; returns `None` while the engine is
     /// detached.
     #[inline(always)]
-    pub(crate) fn at_home<R>(&self, f: impl for<'h> FnOnce(AtHome<'h>) -> R) -> Option<R> {
+    pub(crate) fn at_home<R>(&self, f: impl for<'h> FnOnce(HomeRef<'h>) -> R) -> Option<R> {
         self.get()?.at_home(f)
     }
 
@@ -127,21 +127,21 @@ impl Owner {
 
 /// Proof that the lock of the engine's context is held.
 pub(crate) trait LockProof {}
-impl LockProof for HomeGuard<'_> {}
+impl LockProof for HomeLockGuard<'_> {}
 impl LockProof for ContextGuard<'_> {}
 impl LockProof for PollLock<'_> {}
 
 /// The lock of the engine's context during a submit or reap.
 pub(crate) struct PollLock<'a> {
     /// `None` if another thread than the home thread polls: its loop already holds the lock.
-    _home: Option<HomeGuard<'a>>,
+    _home: Option<HomeLockGuard<'a>>,
 }
 
 impl<'a> PollLock<'a> {
     /// `here` is `None` if another thread polls the context, see [`LoopToken::at_home`].
     #[inline]
-    pub(crate) fn new(here: Option<AtHome<'a>>) -> PollLock<'a> {
-        PollLock { _home: here.map(AtHome::acquire) }
+    pub(crate) fn new(here: Option<HomeRef<'a>>) -> PollLock<'a> {
+        PollLock { _home: here.map(HomeRef::acquire) }
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::policy::{Policy, UnplugCounts};
-use crate::kernel::Kernel;
+use super::guards::{Guards, UnplugDecrement};
+use crate::backend::Backend;
 
 /// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
 ///
@@ -21,7 +21,7 @@ trait Unplug: Send + Sync {
     fn unplug(&self);
 }
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
+impl<B: Backend, G: Guards> Engine<B, G> {
     /// Delays requests until the plug is dropped.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
@@ -31,13 +31,13 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     }
 }
 
-impl<K: Kernel, P: Policy> Unplug for Engine<K, P> {
+impl<B: Backend, G: Guards> Unplug for Engine<B, G> {
     fn unplug(&self) {
         let guard = self.owner.acquire();
         let pending = guard.as_ref().map_or(0, |guard| self.pending.len(guard));
-        let counts = match P::UNPLUG_COUNTS {
-            UnplugCounts::Always => true,
-            UnplugCounts::UnlessFull => pending < self.depth as usize,
+        let counts = match G::UNPLUG_DECREMENT {
+            UnplugDecrement::Always => true,
+            UnplugDecrement::OnlyWhenNotFull => pending < self.depth as usize,
         };
         self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
         // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop

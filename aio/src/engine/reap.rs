@@ -8,53 +8,53 @@
 //!
 //! Rule E5 requires a bottom half to be scheduled first, so that a nested poll looks at the ring.
 //! Here every iteration looks at the ring anyway, in
-//! [`dispatch`](coralio_runtime::Source::dispatch); it costs one memory access.
+//! [`dispatch`](coralio_runtime::EventSource::dispatch); it costs one memory access.
 
 #![allow(unsafe_code)]
 
 use std::sync::atomic::Ordering;
 
-use coralio_runtime::AtHome;
+use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
+use super::guards::{AfterReap, Guards, InFlightDecrement, RingCursor, WakeGuard};
 use super::owner::{LockProof, PollLock};
-use super::policy::{AfterReap, Counts, Cursor, OnCompletion, Policy};
 use super::stats::add;
-use crate::kernel::{Completion, Kernel};
+use crate::backend::{Backend, Completion};
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
+impl<B: Backend, G: Guards> Engine<B, G> {
     /// Processes all completions on the ring. Returns whether there were any. `here` is `None` if
     /// another thread polls the context.
     ///
     /// # Control
     ///
     /// May enter coroutines, on the home thread.
-    pub(crate) fn reap_from(&self, here: Option<AtHome<'_>>) -> bool {
-        let _guard = P::REAP_LOCKS.then(|| PollLock::new(here));
+    pub(crate) fn reap_from(&self, here: Option<HomeRef<'_>>) -> bool {
+        let _guard = G::REAP_LOCKS.then(|| PollLock::new(here));
         let _busy = here.map(|_| self.owner.busy());
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);
-        match P::CURSOR {
-            Cursor::Shared => {
+        match G::RING_CURSOR {
+            RingCursor::Shared => {
                 while let Some(completion) = self.peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
-                    if P::COUNTS == Counts::BeforeWaking {
+                    if G::IN_FLIGHT_DECREMENT == InFlightDecrement::BeforeWaking {
                         self.count_down();
                     }
                     self.commit();
                     self.finish(here, completion.key, completion.result);
-                    if P::COUNTS == Counts::AfterWaking {
+                    if G::IN_FLIGHT_DECREMENT == InFlightDecrement::AfterWaking {
                         self.count_down();
                     }
                     progress = true;
-                    if AtHome::in_child() {
+                    if HomeRef::in_child() {
                         // The coroutine forked. The ring is in memory shared with the parent.
                         break;
                     }
                 }
             }
-            Cursor::Private => {
+            RingCursor::PerReap => {
                 let mut batch = Vec::new();
                 while let Some(completion) = self.peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
@@ -69,7 +69,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
             }
         }
         if progress {
-            match P::AFTER_REAP {
+            match G::AFTER_REAP {
                 AfterReap::LoopSubmits => {}
                 AfterReap::ReapSubmits => _ = self.submit_from(here),
                 AfterReap::NobodySubmits => {
@@ -85,13 +85,14 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     fn peek(&self) -> Option<Completion> {
         // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author is
         // responsible.
-        unsafe { self.kernel.peek() }
+        unsafe { self.backend.peek_completion() }
     }
 
     #[inline]
     fn commit(&self) {
-        // SAFETY: as in `peek`; a completion was peeked, and the caller delivers it once.
-        unsafe { self.kernel.commit() };
+        // SAFETY: as in `peek_completion`; a completion was peeked, and the caller delivers it
+        // once.
+        unsafe { self.backend.advance() };
     }
 
     /// Decrements `in_flight` before the coroutine is woken, so that there is room again if that
@@ -140,18 +141,20 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// May enter the coroutine, on the home thread.
     #[inline]
-    pub(crate) fn finish(&self, here: Option<AtHome<'_>>, key: u64, result: i64) {
-        let Ok(waiter) = self.requests.complete(key, result, P::REAP_LOCKS) else { self.stray(key, result) };
+    pub(crate) fn finish(&self, here: Option<HomeRef<'_>>, key: u64, result: i64) {
+        let Ok(waiter) = self.requests.complete(key, result, G::REAP_LOCKS) else {
+            self.unknown_completion(key, result)
+        };
         let Some(here) = here else {
             // Reaped on another thread. The home thread determines whether the coroutine is
             // entered.
             return self.owner.get().into_iter().for_each(|context| context.schedule(waiter));
         };
-        match P::ON_COMPLETION {
+        match G::WAKE_GUARD {
             // Rule E6: an entered coroutine is inside submit further down this stack, and finds its
             // result before it yields.
-            OnCompletion::WakeUnlessEntered => _ = here.wake_unless_entered(waiter),
-            OnCompletion::EnterUnlessCurrent => {
+            WakeGuard::WakeUnlessEntered => _ = here.wake_unless_entered(waiter),
+            WakeGuard::EnterUnlessCurrent => {
                 let waits = here.coroutine(waiter).expect("the request has a waiter");
                 if here.current() == Some(waiter) {
                     // The coroutine is entered, so this only records the wake in the event log.
@@ -160,12 +163,12 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                     waits.enter();
                 }
             }
-            OnCompletion::Enter => here.coroutine(waiter).expect("the request has a waiter").enter(),
+            WakeGuard::None => here.coroutine(waiter).expect("the request has a waiter").enter(),
         }
     }
 
     #[cold]
-    fn stray(&self, key: u64, result: i64) -> ! {
+    fn unknown_completion(&self, key: u64, result: i64) -> ! {
         self.tell_violation("a completion for a request that is not in flight");
         panic!("a completion for a request that is not in flight: key {key:#x}, result {result} ({})", self.state())
     }

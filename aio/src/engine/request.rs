@@ -11,7 +11,7 @@
 //! A key is a slot's index and generation, so stale and repeated completions are detected. Slots
 //! never move, and are not freed while the engine exists. Shared state is in atomics with plain
 //! loads and stores. Without the context's lock, two completions of one request could be processed
-//! concurrently, which is why a [`Policy`](super::policy::Policy) that removes the lock is unsafe
+//! concurrently, which is why a [`Guards`](super::guards::Guards) that removes the lock is unsafe
 //! to write.
 
 #![allow(unsafe_code)]
@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
-use coralio_runtime::Token;
+use coralio_runtime::CoroutineId;
 
 /// The request has not completed. No kernel returns this value.
 const PENDING: i64 = i64::MIN;
@@ -59,7 +59,7 @@ pub(crate) struct Slot {
     /// while the context's lock excludes concurrent completions: `result` then gives the same
     /// answer.
     claimed: AtomicBool,
-    waiter: UnsafeCell<MaybeUninit<Token>>,
+    waiter: UnsafeCell<MaybeUninit<CoroutineId>>,
 }
 
 // SAFETY: *claimed once*: `waiter` is written by the home thread while the slot is free, before its
@@ -67,7 +67,7 @@ pub(crate) struct Slot {
 // the result that lets the home thread free the slot. Everything else is atomic. An engine changes
 // its home thread only while all slots are free.
 unsafe impl Sync for Slot {}
-// SAFETY: `Token` is `Send`.
+// SAFETY: `CoroutineId` is `Send`.
 unsafe impl Send for Slot {}
 
 pub(crate) struct Requests {
@@ -96,7 +96,7 @@ fn fresh(start: u32, len: u32) -> Box<[Slot]> {
 
 /// Error: the completion belongs to no waiting request.
 #[derive(Debug)]
-pub(crate) struct Stray;
+pub(crate) struct UnknownCompletion;
 
 impl Requests {
     pub(crate) fn new() -> Requests {
@@ -123,7 +123,7 @@ impl Requests {
 
     /// Allocates a slot for a request that `waiter` waits for. Called on the home thread.
     #[inline]
-    pub(crate) fn allocate(&self, waiter: Token) -> &Slot {
+    pub(crate) fn allocate(&self, waiter: CoroutineId) -> &Slot {
         let index = match self.free.load(Ordering::Relaxed) {
             NONE => self.grow(),
             index => index,
@@ -156,11 +156,11 @@ impl Requests {
     ///
     /// `exclusive`: the caller holds the context's lock, which excludes concurrent completions.
     #[inline]
-    pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Result<Token, Stray> {
+    pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Result<CoroutineId, UnknownCompletion> {
         let key = Key::from_bits(key);
-        let slot = self.slot(key.index).ok_or(Stray)?;
+        let slot = self.slot(key.index).ok_or(UnknownCompletion)?;
         if slot.generation.load(Ordering::Relaxed) != key.generation {
-            return Err(Stray);
+            return Err(UnknownCompletion);
         }
         let claimed_before = if exclusive {
             slot.result.load(Ordering::Relaxed) != PENDING
@@ -168,7 +168,7 @@ impl Requests {
             slot.claimed.swap(true, Ordering::Relaxed)
         };
         if claimed_before {
-            return Err(Stray);
+            return Err(UnknownCompletion);
         }
         // SAFETY: *claimed once*: this completion claimed the request.
         let waiter = unsafe { (*slot.waiter.get()).assume_init() };
@@ -188,7 +188,8 @@ impl Requests {
         self.free.store(slot.index, Ordering::Relaxed);
     }
 
-    /// Returns whether no coroutine has a request. Called on the home thread. Walks the whole table.
+    /// Returns whether no coroutine has a request. Called on the home thread. Walks the whole
+    /// table.
     #[cold]
     pub(crate) fn are_all_free(&self) -> bool {
         let next_free = |&index: &u32| self.slot(index).map(|slot| slot.next_free.load(Ordering::Relaxed));
@@ -219,7 +220,7 @@ mod tests {
     use coralio_runtime::{AioContext, Coroutine};
 
     #[test]
-    fn stale_and_repeated_completions_are_found_out() {
+    fn stale_and_repeated_completions_are_detected() {
         // E5, E9: a completion that belongs to no waiting request is an error, whatever its key.
         AioContext::run(|_| {
             let waiter = Coroutine::new(|| {}).token();

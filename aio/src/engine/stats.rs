@@ -52,13 +52,14 @@ pub struct Stats {
     /// Requests waiting to be submitted.
     pub pending: u32,
     /// The part of `requests` that went to a thread because they would have blocked the loop in
-    /// submit ([`KernelChoice::Auto`](crate::KernelChoice::Auto)).
-    pub on_threads: u64,
+    /// submit ([`BackendKind::Auto`](crate::BackendKind::Auto)).
+    pub offloaded: u64,
     /// Submits that blocked the loop for longer than
-    /// [`Runner::submit_limit`](crate::Runner::submit_limit); 0 without a limit.
-    pub blocked_submits: u64,
+    /// [`RuntimeBuilder::slow_submit_threshold`](crate::RuntimeBuilder::slow_submit_threshold); 0
+    /// without a limit.
+    pub slow_submits: u64,
     /// The longest submit; zero without a limit.
-    pub longest_submit: Duration,
+    pub max_submit_time: Duration,
     /// The part of `requests` that did direct I/O through an aligned buffer, because the caller's
     /// memory was unaligned ([`File`](crate::File)).
     pub bounced: u64,

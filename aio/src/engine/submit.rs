@@ -13,23 +13,23 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
-use coralio_runtime::AtHome;
+use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
+use super::guards::{Guards, OnCancel, PartialSubmit, may_wedge};
 use super::owner::{LockProof, PollLock};
-use super::policy::{NotTaken, OnCancel, Policy, gets_stuck};
 use super::stats::add;
-use super::transfer::Attempt;
-use crate::kernel::Kernel;
+use super::transfer::Request;
+use crate::backend::Backend;
 
 /// Requests not yet accepted by the kernel, in order. Protected by the context's lock: every method
 /// takes its guard.
-pub(crate) struct Pending<E>(UnsafeCell<Line<E>>);
+pub(crate) struct SubmissionQueue<E>(UnsafeCell<Entries<E>>);
 
 /// A contiguous queue, as the kernel requires: entries are appended at the end, and those before
 /// `start` are consumed.
-struct Line<E> {
+struct Entries<E> {
     entries: Vec<E>,
     start: usize,
 }
@@ -37,16 +37,16 @@ struct Line<E> {
 // SAFETY: *under the context's lock*: the queue is accessed only through methods that take the
 // guard of the engine's context. None of them runs
 // foreign code, so accesses never overlap.
-unsafe impl<E: Send> Sync for Pending<E> {}
+unsafe impl<E: Send> Sync for SubmissionQueue<E> {}
 
-impl<E> Pending<E> {
-    pub(crate) fn new() -> Pending<E> {
-        Pending(UnsafeCell::new(Line { entries: Vec::new(), start: 0 }))
+impl<E> SubmissionQueue<E> {
+    pub(crate) fn new() -> SubmissionQueue<E> {
+        SubmissionQueue(UnsafeCell::new(Entries { entries: Vec::new(), start: 0 }))
     }
 
     #[inline]
     #[allow(clippy::mut_from_ref)]
-    fn line(&self, _lock: &impl LockProof) -> &mut Line<E> {
+    fn line(&self, _lock: &impl LockProof) -> &mut Entries<E> {
         // SAFETY: *under the context's lock*.
         unsafe { &mut *self.0.get() }
     }
@@ -77,7 +77,7 @@ impl<E> Pending<E> {
     /// Offers the first `most` entries to `submit`, which is the backend's and runs no foreign
     /// code, and removes those that it accepted.
     #[inline]
-    fn offer(
+    fn submit_front(
         &self,
         lock: &impl LockProof,
         most: usize,
@@ -86,26 +86,26 @@ impl<E> Pending<E> {
         let line = self.line(lock);
         let taken = submit(&mut line.entries[line.start..line.start + most])?;
         assert!(taken <= most, "the kernel accepted {taken} of {most} requests");
-        line.take_off(taken);
+        line.consume(taken);
         Ok(taken)
     }
 
     /// Removes the entry that matches `is`. Returns whether there was one.
-    fn take_back(&self, lock: &impl LockProof, is: impl Fn(&E) -> bool) -> bool {
+    fn remove(&self, lock: &impl LockProof, is: impl Fn(&E) -> bool) -> bool {
         let line = self.line(lock);
         let found = line.entries[line.start..].iter().position(is);
         if let Some(place) = found {
             line.entries.remove(line.start + place);
-            line.take_off(0);
+            line.consume(0);
         }
         found.is_some()
     }
 
     /// Removes the first entry and returns `of` it.
-    fn take_first<R>(&self, lock: &impl LockProof, of: impl FnOnce(&E) -> R) -> Option<R> {
+    fn pop_front<R>(&self, lock: &impl LockProof, of: impl FnOnce(&E) -> R) -> Option<R> {
         let line = self.line(lock);
         let first = of(line.entries.get(line.start)?);
-        line.take_off(1);
+        line.consume(1);
         Some(first)
     }
 }
@@ -115,9 +115,9 @@ fn grow<E>(entries: &mut Vec<E>) {
     entries.reserve(1);
 }
 
-impl<E> Line<E> {
+impl<E> Entries<E> {
     #[inline]
-    fn take_off(&mut self, count: usize) {
+    fn consume(&mut self, count: usize) {
         self.start += count;
         if self.start == self.entries.len() {
             self.entries.clear();
@@ -130,15 +130,15 @@ impl<E> Line<E> {
     }
 }
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
+impl<B: Backend, G: Guards> Engine<B, G> {
     /// Queues a request. Returns whether it may be batched with others, because a later submit is
     /// certain.
     #[inline]
-    pub(crate) fn enqueue(&self, here: AtHome<'_>, attempt: &Attempt, key: u64) -> bool {
+    pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> bool {
         let guard = here.acquire();
         let entry = self.pending.push(&guard, || {
-            let mut entry = self.kernel.prepare(&attempt.operation, key);
-            self.kernel.set_nowait(&mut entry, attempt.nowait);
+            let mut entry = self.backend.prepare(&attempt.operation, key);
+            self.backend.set_nowait(&mut entry, attempt.nowait);
             entry
         });
         self.tell_of(entry, RequestState::Pending);
@@ -147,15 +147,15 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         // submitted alone.
         let full = self.pending.len(&guard) >= self.depth as usize;
         let plugged = here.is_in_round() || self.plug_depth.load(Ordering::Relaxed) > 0;
-        plugged && !(full && self.may_go_at_once())
+        plugged && !(full && self.allow_immediate_submit())
     }
 
     /// Limits consecutive submits outside the loop's flush. Where requests complete within submit,
     /// coroutines that keep filling the queue would otherwise never return to the loop.
-    fn may_go_at_once(&self) -> bool {
-        let eager = self.eager.load(Ordering::Relaxed);
-        self.eager.store(eager + 1, Ordering::Relaxed);
-        eager < 16
+    fn allow_immediate_submit(&self) -> bool {
+        let immediate_submits = self.immediate_submits.load(Ordering::Relaxed);
+        self.immediate_submits.store(immediate_submits + 1, Ordering::Relaxed);
+        immediate_submits < 16
     }
 
     /// Whether a submit now could make progress.
@@ -168,7 +168,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         self.pending.len(lock) > 0
             && in_flight < self.depth
-            && (in_flight == 0 && !const { gets_stuck::<P>() } || !self.blocked.load(Ordering::Relaxed))
+            && (in_flight == 0 && !const { may_wedge::<G>() } || !self.blocked.load(Ordering::Relaxed))
     }
 
     /// Submits pending requests up to the queue depth, and reaps those that have completed by then.
@@ -177,9 +177,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// # Control
     ///
     /// May enter coroutines.
-    pub(crate) fn submit_from(&self, here: Option<AtHome<'_>>) -> bool {
+    pub(crate) fn submit_from(&self, here: Option<HomeRef<'_>>) -> bool {
         // A forked child leaves the coroutine that forked and gets here on its way to the loop.
-        if AtHome::in_child() {
+        if HomeRef::in_child() {
             return false;
         }
         let _told = self.tell_span(Span::Submit);
@@ -188,7 +188,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         // attempts is bounded, so that the loop gets its turn.
         for _ in 0..=self.depth {
             let lock = PollLock::new(here);
-            if !self.can_submit_under(&lock) || AtHome::in_child() {
+            if !self.can_submit_under(&lock) || HomeRef::in_child() {
                 break;
             }
             match self.submit_batch(&lock) {
@@ -196,11 +196,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
                 // The error concerns only the first request; retry the rest.
                 Err(error) => progress |= self.fail_first(here, lock, &error),
             }
-            if P::NOT_TAKEN == NotTaken::StuckAfterError {
+            if G::PARTIAL_SUBMIT == PartialSubmit::WedgeOnError {
                 self.blocked.store(true, Ordering::Relaxed);
             }
         }
-        if self.in_flight.load(Ordering::Relaxed) > 0 && !AtHome::in_child() {
+        if self.in_flight.load(Ordering::Relaxed) > 0 && !HomeRef::in_child() {
             progress |= self.reap_from(here);
         }
         progress
@@ -214,21 +214,21 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
         add(&self.counters.submits, 1);
         // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
         // completion is reaped.
-        let submit = |entries: &mut [K::Entry]| self.submit_timer.time(|| unsafe { self.submit_and_tell(entries) });
-        let submitted = self.pending.offer(lock, wanted, submit);
+        let submit = |entries: &mut [B::Entry]| self.submit_timer.time(|| unsafe { self.submit_and_tell(entries) });
+        let submitted = self.pending.submit_front(lock, wanted, submit);
         match submitted {
             Ok(taken) => {
                 self.in_flight.store(in_flight + taken as u32, Ordering::Relaxed);
                 self.blocked.store(taken < wanted, Ordering::Relaxed);
-                if P::NOT_TAKEN == NotTaken::TailForgotten {
-                    (taken..wanted).for_each(|_| _ = self.pending.take_first(lock, |_| ()));
+                if G::PARTIAL_SUBMIT == PartialSubmit::TailForgotten {
+                    (taken..wanted).for_each(|_| _ = self.pending.pop_front(lock, |_| ()));
                 }
                 self.tell_counters(lock);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // With nothing in flight, no completion would ever clear `blocked`.
-                let blocks = in_flight > 0 || P::NOT_TAKEN == NotTaken::StuckAfterAgain;
+                let blocks = in_flight > 0 || G::PARTIAL_SUBMIT == PartialSubmit::WedgeOnEagain;
                 self.blocked.store(blocks, Ordering::Relaxed);
                 Ok(())
             }
@@ -241,7 +241,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// (rule E11). Called on the home thread.
     #[cold]
     pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
-        let is_over = self.remove_or_cancel(key) || P::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        let is_over = self.remove_or_cancel(key) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
         is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
@@ -249,21 +249,21 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// pending. Called on the home thread.
     pub(crate) fn remove_or_cancel(&self, key: u64) -> bool {
         let Some(lock) = self.owner.acquire() else { return false };
-        let was_pending = self.pending.take_back(&lock, |entry| self.kernel.key(entry) == key);
+        let was_pending = self.pending.remove(&lock, |entry| self.backend.key(entry) == key);
         if was_pending {
             add(&self.counters.refused, 1);
-            self.tell(key, RequestState::TakenBack);
+            self.tell(key, RequestState::Cancelled);
             self.notify_if_idle(&lock);
         } else {
             // SAFETY: the coroutine that made the request ends early or unwinds.
-            unsafe { self.kernel.cancel(key) };
+            unsafe { self.backend.cancel(key) };
         }
         was_pending
     }
 
     #[cold]
-    fn fail_first(&self, here: Option<AtHome<'_>>, lock: PollLock<'_>, error: &io::Error) -> bool {
-        let Some(key) = self.pending.take_first(&lock, |entry| self.kernel.key(entry)) else { return false };
+    fn fail_first(&self, here: Option<HomeRef<'_>>, lock: PollLock<'_>, error: &io::Error) -> bool {
+        let Some(key) = self.pending.pop_front(&lock, |entry| self.backend.key(entry)) else { return false };
         add(&self.counters.refused, 1);
         self.notify_if_idle(&lock);
         drop(lock);

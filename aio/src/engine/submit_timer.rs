@@ -2,7 +2,7 @@
 //!
 //! The whole loop waits during a submit. The kernel blocks a submit while the device's queue is
 //! full, and during work that it carries out within submit: see
-//! [`Runner::submit_limit`](crate::Runner::submit_limit).
+//! [`RuntimeBuilder::slow_submit_threshold`](crate::RuntimeBuilder::slow_submit_threshold).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ const OFF: u64 = u64::MAX;
 /// Submit times in nanoseconds. Written under the context's lock.
 pub(crate) struct SubmitTimer {
     limit: AtomicU64,
-    beyond: AtomicU64,
+    over_threshold: AtomicU64,
     longest: AtomicU64,
 }
 
 impl SubmitTimer {
     pub(crate) fn new() -> SubmitTimer {
-        SubmitTimer { limit: AtomicU64::new(OFF), beyond: AtomicU64::new(0), longest: AtomicU64::new(0) }
+        SubmitTimer { limit: AtomicU64::new(OFF), over_threshold: AtomicU64::new(0), longest: AtomicU64::new(0) }
     }
 
     pub(crate) fn set_limit(&self, limit: Duration) {
@@ -40,15 +40,15 @@ impl SubmitTimer {
         let submitted = submit();
         let took = began.elapsed().as_nanos() as u64;
         if took > self.limit.load(Ordering::Relaxed) {
-            add(&self.beyond, 1);
+            add(&self.over_threshold, 1);
         }
         self.longest.store(self.longest.load(Ordering::Relaxed).max(took), Ordering::Relaxed);
         submitted
     }
 
     /// Returns the number of submits that exceeded the limit.
-    pub(crate) fn beyond(&self) -> u64 {
-        self.beyond.load(Ordering::Relaxed)
+    pub(crate) fn over_threshold(&self) -> u64 {
+        self.over_threshold.load(Ordering::Relaxed)
     }
 
     pub(crate) fn longest(&self) -> Duration {

@@ -5,14 +5,14 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio_runtime::trace::{Opened, RequestState, Span, Tracer};
+use coralio_runtime::trace::{RequestState, Span, SpanGuard, Tracer};
 
 use super::Engine;
+use super::guards::Guards;
 use super::owner::LockProof;
-use super::policy::Policy;
-use crate::kernel::Kernel;
+use crate::backend::Backend;
 
-impl<K: Kernel, P: Policy> Engine<K, P> {
+impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline(always)]
     fn tracer(&self) -> Option<&Tracer> {
         if self.traced { self.owner.tracer() } else { None }
@@ -30,9 +30,9 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// As [`tell`](Self::tell), for an entry.
     #[inline]
     #[track_caller]
-    pub(crate) fn tell_of(&self, entry: &K::Entry, state: RequestState) {
+    pub(crate) fn tell_of(&self, entry: &B::Entry, state: RequestState) {
         if let Some(tracer) = self.tracer() {
-            tracer.request(self.kernel.key(entry), state);
+            tracer.request(self.backend.key(entry), state);
         }
     }
 
@@ -40,11 +40,11 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     ///
     /// # Safety
     ///
-    /// As [`Kernel::submit`].
+    /// As [`Backend::submit`].
     #[inline]
-    pub(crate) unsafe fn submit_and_tell(&self, entries: &mut [K::Entry]) -> io::Result<usize> {
+    pub(crate) unsafe fn submit_and_tell(&self, entries: &mut [B::Entry]) -> io::Result<usize> {
         // SAFETY: promised by the caller.
-        let submitted = unsafe { self.kernel.submit(entries) };
+        let submitted = unsafe { self.backend.submit(entries) };
         if let (true, Ok(taken)) = (self.traced, &submitted) {
             entries.iter().take(*taken).for_each(|entry| self.tell_of(entry, RequestState::InFlight));
         }
@@ -72,7 +72,7 @@ impl<K: Kernel, P: Policy> Engine<K, P> {
     /// Opens a span that ends when the returned value is dropped.
     #[inline]
     #[track_caller]
-    pub(crate) fn tell_span(&self, span: Span) -> Option<Opened<'_>> {
+    pub(crate) fn tell_span(&self, span: Span) -> Option<SpanGuard<'_>> {
         self.tracer().map(|tracer| tracer.span(span))
     }
 }

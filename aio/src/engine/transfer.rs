@@ -15,25 +15,25 @@
 
 use std::mem;
 
-use coralio_runtime::{AtHome, can_suspend, yield_now};
+use coralio_runtime::{HomeRef, can_suspend, yield_now};
 
 use super::erased::ErasedEngine;
 use super::request::Slot;
-use crate::kernel::Operation;
+use crate::backend::Operation;
 
 /// An operation. With `nowait`, the kernel fails it instead of blocking in submit (`EAGAIN`, or
 /// `EOPNOTSUPP` where it cannot tell).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
+pub(crate) struct Request {
     pub(crate) operation: Operation,
     pub(crate) nowait: bool,
 }
 
 /// Maximum number of `EAGAIN` retries per operation; a further `EAGAIN` is its result.
-const MOST_AGAIN: u32 = 16;
+const MAX_AGAIN: u32 = 16;
 
 /// Performs one operation and returns the kernel's result; an error is a negative `errno`. Retries
-/// `EINTR`, and `EAGAIN` up to [`MOST_AGAIN`] times (rule E10): FUSE and network file systems
+/// `EINTR`, and `EAGAIN` up to [`MAX_AGAIN`] times (rule E10): FUSE and network file systems
 /// complete requests with both.
 ///
 /// # Panics
@@ -48,7 +48,7 @@ const MOST_AGAIN: u32 = 16;
 ///
 /// As [`Engine::transfer`].
 #[inline(always)]
-pub(crate) unsafe fn perform(engine: &(impl ErasedEngine + ?Sized), attempt: &Attempt) -> i64 {
+pub(crate) unsafe fn submit_and_wait(engine: &(impl ErasedEngine + ?Sized), attempt: &Request) -> i64 {
     // SAFETY: promised by the caller.
     let result = unsafe { perform_once(engine, attempt) };
     if result >= 0 {
@@ -64,13 +64,13 @@ pub(crate) unsafe fn perform(engine: &(impl ErasedEngine + ?Sized), attempt: &At
 ///
 /// As [`Engine::transfer`].
 #[cold]
-unsafe fn retry(engine: &(impl ErasedEngine + ?Sized), attempt: &Attempt, mut result: i64) -> i64 {
+unsafe fn retry(engine: &(impl ErasedEngine + ?Sized), attempt: &Request, mut result: i64) -> i64 {
     let mut again = 0;
     loop {
         match (-result) as i32 {
             libc::EINTR => {}
             // With `nowait`, EAGAIN is the refusal that the caller asked for.
-            libc::EAGAIN if !attempt.nowait && again < MOST_AGAIN => again += 1,
+            libc::EAGAIN if !attempt.nowait && again < MAX_AGAIN => again += 1,
             _ => return result,
         }
         // A file system may fail the request within submit, again and again: let other coroutines
@@ -89,9 +89,9 @@ unsafe fn retry(engine: &(impl ErasedEngine + ?Sized), attempt: &Attempt, mut re
 ///
 /// As [`Engine::transfer`].
 #[inline(always)]
-unsafe fn perform_once(engine: &(impl ErasedEngine + ?Sized), attempt: &Attempt) -> i64 {
+unsafe fn perform_once(engine: &(impl ErasedEngine + ?Sized), attempt: &Request) -> i64 {
     // SAFETY: used only within this call.
-    let Some(here) = (unsafe { AtHome::here() }) else { return engine.refusal(None) };
+    let Some(here) = (unsafe { HomeRef::here() }) else { return engine.refusal(None) };
     // SAFETY: promised by the caller; this function neither returns nor unwinds before the slot has
     // a result.
     let Some(slot) = (unsafe { engine.begin(here, attempt) }) else { return engine.refusal(Some(here)) };

@@ -11,7 +11,7 @@ use std::slice;
 /// A byte buffer with a given alignment. It does not grow.
 ///
 /// ```
-/// use coralio_aio::AlignedBuf;
+/// use coralio::AlignedBuf;
 ///
 /// let mut buf = AlignedBuf::new(8192, 4096);
 /// assert_eq!(buf.as_ptr() as usize % 4096, 0);

@@ -9,12 +9,13 @@ use crate::AlignedBuf;
 
 /// Minimum size and alignment of a buffer: suits every device.
 const PAGE: usize = 4096;
-/// The most bytes that go through one buffer, however long the request: a multiple of every alignment.
+/// The most bytes that go through one buffer, however long the request: a multiple of every
+/// alignment.
 pub(super) const LARGEST: usize = 16 << 20;
 /// Larger buffers are freed after use.
 const LARGEST_KEPT: usize = 256 << 10;
 /// Maximum number of unused buffers kept per thread.
-const MOST_KEPT: usize = 64;
+const MAX_KEPT: usize = 64;
 
 thread_local! {
     /// Unused buffers; the most recently used one is at the end.
@@ -87,7 +88,7 @@ impl Drop for Bounce {
         // During thread exit the pool may be gone.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
-            if free.len() < MOST_KEPT {
+            if free.len() < MAX_KEPT {
                 free.push(buf);
             }
         });

@@ -5,8 +5,8 @@ use std::io;
 use coralio_runtime::{Cancelled, explained};
 
 use super::Alignment;
+use crate::backend::{Opcode, Operation};
 use crate::engine::error_of;
-use crate::kernel::{Opcode, Operation};
 
 /// Adds the operation, the likely cause and the remedy to the kernel's error.
 #[cold]
@@ -23,7 +23,7 @@ pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -
         Opcode::WriteVectored => format!("writing from {len} buffers at {offset}"),
         Opcode::SyncData | Opcode::SyncAll => "syncing".into(),
     };
-    let Alignment { memory, offset: block } = alignment;
+    let Alignment { memory, block } = alignment;
     let why = match errno {
         libc::EINVAL if block > 1 => format!(
             "; direct I/O needs offsets and lengths in multiples of {block} bytes and memory aligned to {memory} (this \

@@ -97,7 +97,7 @@ impl File {
             let [keeps_len, zeroes] =
                 [libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE]
                     .map(|bits| mode & bits != 0);
-            return explained(what, file.kernel.allocate(file.number, offset, len, keeps_len, zeroes));
+            return explained(what, file.backend.allocate(file.number, offset, len, keeps_len, zeroes));
         }
         self.with_std(what, move |file| {
             loop {
@@ -145,7 +145,7 @@ impl File {
         let what = || "reading a file's length".into();
         if let Some(file) = self.fd.as_simulated() {
             self.check_context(what)?;
-            return explained(what, file.kernel.len(file.number));
+            return explained(what, file.backend.len(file.number));
         }
         self.with_std(what, |mut file| {
             let metadata = file.metadata()?;
@@ -186,7 +186,7 @@ impl File {
         let what = || format!("setting a file's length to {len}");
         if let Some(file) = self.fd.as_simulated() {
             self.check_context(what)?;
-            return explained(what, file.kernel.set_len(file.number, len));
+            return explained(what, file.backend.set_len(file.number, len));
         }
         self.with_std(what, move |file| {
             file.set_len(len).map_err(|error| match error.raw_os_error() {
@@ -245,7 +245,7 @@ impl File {
 }
 
 /// Renames a file or directory, replacing an existing file of the new name. The change is durable
-/// once [`sync_directory`] of the directory has returned.
+/// once [`sync_dir`] of the directory has returned.
 ///
 /// # Errors
 ///
@@ -257,8 +257,8 @@ impl File {
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref().to_path_buf(), to.as_ref().to_path_buf());
     let what = format!("cannot rename {} to {}", from.display(), to.display());
-    if let Some(kernel) = Driver::simulated() {
-        return explained(|| what, kernel.rename(&from, &to));
+    if let Some(backend) = Driver::simulated() {
+        return explained(|| what, backend.rename(&from, &to));
     }
     off_the_loop(|| what, move || fs::rename(from, to))
 }
@@ -275,8 +275,8 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot remove {}", path.display());
-    if let Some(kernel) = Driver::simulated() {
-        return explained(|| what, kernel.remove(&path));
+    if let Some(backend) = Driver::simulated() {
+        return explained(|| what, backend.remove(&path));
     }
     off_the_loop(|| what, move || fs::remove_file(path))
 }
@@ -290,11 +290,11 @@ pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
 /// # Control
 ///
 /// May yield, as [`unblock`].
-pub fn sync_directory(path: impl AsRef<Path>) -> io::Result<()> {
+pub fn sync_dir(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_path_buf();
     let what = format!("cannot sync the directory {}", path.display());
-    if let Some(kernel) = Driver::simulated() {
-        return explained(|| what, kernel.sync_folder(&path));
+    if let Some(backend) = Driver::simulated() {
+        return explained(|| what, backend.sync_folder(&path));
     }
     off_the_loop(
         || what,

@@ -6,8 +6,8 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use crate::backend::simulated::SimulatedBackend;
 use crate::engine::erased::ErasedEngine;
-use crate::kernel::sim::SimKernel;
 
 pub(super) struct Handle {
     /// The backend's number for the file. Stored directly because each request needs it.
@@ -25,7 +25,7 @@ enum Owner {
 
 /// An open file of the simulated backend.
 pub(super) struct Simulated {
-    pub(super) kernel: SimKernel,
+    pub(super) backend: SimulatedBackend,
     pub(super) number: RawFd,
 }
 
@@ -35,8 +35,8 @@ impl Handle {
         Handle { number, owner: Owner::Real { _registered, fd } }
     }
 
-    pub(super) fn simulated(kernel: SimKernel, number: RawFd) -> Handle {
-        Handle { number, owner: Owner::Simulated(Simulated { kernel, number }) }
+    pub(super) fn simulated(backend: SimulatedBackend, number: RawFd) -> Handle {
+        Handle { number, owner: Owner::Simulated(Simulated { backend, number }) }
     }
 
     #[inline]
@@ -76,13 +76,13 @@ impl Handle {
 impl Simulated {
     /// Opens the same file through the page cache.
     pub(super) fn reopen(&self) -> Handle {
-        Handle::simulated(self.kernel.clone(), self.kernel.reopen(self.number))
+        Handle::simulated(self.backend.clone(), self.backend.reopen(self.number))
     }
 }
 
 impl Drop for Simulated {
     fn drop(&mut self) {
-        self.kernel.close(self.number);
+        self.backend.close(self.number);
     }
 }
 

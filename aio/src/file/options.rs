@@ -10,10 +10,10 @@ use std::path::Path;
 
 use coralio_runtime::explained;
 
+use crate::backend::simulated::Access;
 use crate::driver::Driver;
 use crate::driver::unblock::unblock;
 use crate::file::error::cannot_open;
-use crate::kernel::sim::Access;
 
 use super::{File, served_here};
 
@@ -38,21 +38,21 @@ pub struct Alignment {
     /// Alignment of a buffer's address.
     pub memory: usize,
     /// Alignment of offsets and lengths.
-    pub offset: usize,
+    pub block: usize,
 }
 
 impl Alignment {
-    pub(super) const ANY: Alignment = Alignment { memory: 1, offset: 1 };
+    pub(super) const ANY: Alignment = Alignment { memory: 1, block: 1 };
 }
 
 /// Options for opening a [`File`].
 ///
 /// ```
-/// use coralio_aio::{Direct, File};
+/// use coralio::{Direct, File};
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let path = std::env::temp_dir().join(format!("coralio-doc-{}", std::process::id()));
-/// coralio_aio::run(|| {
+/// coralio::run(|| {
 ///     let file = File::options().read(true).write(true).create(true).direct(Direct::Never).open(&path)?;
 ///     file.write_at(b"hello", 0)?;
 ///     let mut buf = [0; 5];
@@ -129,10 +129,10 @@ impl OpenOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
         let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
         let driver = Driver::current();
-        if let Some((driver, kernel)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
+        if let Some((driver, backend)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
             let access = Access { direct: direct != Direct::Never, ..self.access };
-            let opened = kernel.open(path, access).map_err(|error| cannot_open(error, path));
-            return opened.map(|number| File::simulated(driver, kernel, number, direct));
+            let opened = backend.open(path, access).map_err(|error| cannot_open(error, path));
+            return opened.map(|number| File::simulated(driver, backend, number, direct));
         }
         let owned = path.to_path_buf();
         let file = unblock(move || open_by(&options, direct, &owned))?;
@@ -186,9 +186,9 @@ pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
         (stat, fs)
     };
     if stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0 {
-        return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, offset: stat.stx_dio_offset_align as usize });
+        return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, block: stat.stx_dio_offset_align as usize });
     }
     // tmpfs accepts direct I/O at any alignment. For other file systems without this information
     // assume a page, the largest requirement in use.
-    Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, offset: 4096 } })
+    Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, block: 4096 } })
 }

@@ -26,7 +26,7 @@ use std::rc::{Rc, Weak};
 
 use coralio_runtime::{Cancelled, CoMutex, CoQueue, CoRwLock, CoRwReadGuard, can_suspend};
 
-/// Identifies an inode: device and number, or the equivalent of the simulated kernel. If two were
+/// Identifies an inode: device and number, or the equivalent of the simulated backend. If two were
 /// confused, the only consequence would be more order than necessary.
 pub(super) type Inode = (u64, u64);
 
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inode_has_one_order_while_it_is_open() {
+    fn open_inode_has_one_write_order() {
         // E15: its files share it, and the last one removes it from the table.
         let order = WriteOrder::of((1, 2));
         assert!(Rc::ptr_eq(&order, &WriteOrder::of((1, 2))));

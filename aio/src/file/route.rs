@@ -1,4 +1,4 @@
-//! Selects the engine for each request of a file under `KernelChoice::Auto`.
+//! Selects the engine for each request of a file under `BackendKind::Auto`.
 //!
 //! Native AIO is the cheapest way for requests that complete later, or immediately from memory. But
 //! it carries out some requests within submit, where the whole loop waits for the device (Linux
@@ -24,10 +24,10 @@ use std::ptr;
 use std::slice;
 use std::sync::Arc;
 
+use crate::backend::{Opcode, Operation};
 use crate::driver::Driver;
 use crate::engine::erased::ErasedEngine;
-use crate::engine::transfer::{Attempt, perform};
-use crate::kernel::{Opcode, Operation};
+use crate::engine::transfer::{Request, submit_and_wait};
 
 /// With fewer dirty bytes than this in the page cache, submitting a sync does not block: the kernel
 /// performs it elsewhere.
@@ -39,40 +39,40 @@ const SYNCS: [Opcode; 2] = [Opcode::SyncData, Opcode::SyncAll];
 
 /// How a request is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Route {
     /// By the main engine.
-    Main,
+    Primary,
     /// By the main engine with `nowait`, so it may be refused.
-    Try,
+    PrimaryNowait,
     /// By a thread.
-    Spare,
+    Offload,
 }
 
 /// The ways of the requests on one descriptor, by opcode.
-pub(super) struct Ways {
-    by_opcode: [Cell<Way>; 6],
+pub(super) struct RouteTable {
+    by_opcode: [Cell<Route>; 6],
     pub(super) direct: bool,
 }
 
-impl Ways {
+impl RouteTable {
     #[inline]
-    pub(super) fn of(&self, opcode: Opcode) -> Way {
+    pub(super) fn of(&self, opcode: Opcode) -> Route {
         self.by_opcode[opcode as usize].get()
     }
 
-    fn set(&self, opcodes: [Opcode; 2], way: Way) {
+    fn set(&self, opcodes: [Opcode; 2], way: Route) {
         opcodes.iter().for_each(|&opcode| self.by_opcode[opcode as usize].set(way));
     }
 }
 
 /// The ways of a file's requests.
-pub(super) struct Route {
+pub(super) struct FileRoutes {
     /// The driver, if requests may need its fallback.
     driver: Option<Arc<Driver>>,
     /// For requests on the file's own descriptor.
-    pub(super) own: Ways,
+    pub(super) own: RouteTable,
     /// For requests on the page-cached descriptor of a direct file.
-    pub(super) cached: Ways,
+    pub(super) cached: RouteTable,
     /// Bytes written through the page cache since the last sync.
     dirty: Cell<u64>,
     /// Writes in progress on threads: each locks the file while it lasts.
@@ -95,36 +95,36 @@ impl Drop for Writing<'_> {
     }
 }
 
-impl Route {
+impl FileRoutes {
     /// Creates the routes of a file.
-    pub(super) fn new(driver: Option<&Arc<Driver>>, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> Route {
+    pub(super) fn new(driver: Option<&Arc<Driver>>, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> FileRoutes {
         let driver = driver.filter(|driver| driver.fallback.is_some() && !(is_file && is_in_memory(fd)));
         let (direct, appends) = (flags & libc::O_DIRECT != 0, flags & libc::O_APPEND != 0);
-        Route::among(driver.cloned(), direct, appends)
+        FileRoutes::among(driver.cloned(), direct, appends)
     }
 
     /// Creates the routes of a file that uses only the main engine.
-    pub(super) fn only_main(direct: bool) -> Route {
-        Route::among(None, direct, false)
+    pub(super) fn only_primary(direct: bool) -> FileRoutes {
+        FileRoutes::among(None, direct, false)
     }
 
-    fn among(driver: Option<Arc<Driver>>, direct: bool, appends: bool) -> Route {
+    fn among(driver: Option<Arc<Driver>>, direct: bool, appends: bool) -> FileRoutes {
         let ways = |direct| {
-            let ways = Ways { by_opcode: [const { Cell::new(Way::Main) }; 6], direct };
+            let ways = RouteTable { by_opcode: [const { Cell::new(Route::Primary) }; 6], direct };
             if driver.is_some() {
-                ways.set(READS, Way::Try);
-                ways.set(WRITES, if direct && !appends { Way::Try } else { Way::Spare });
+                ways.set(READS, Route::PrimaryNowait);
+                ways.set(WRITES, if direct && !appends { Route::PrimaryNowait } else { Route::Offload });
             }
             ways
         };
         let (own, cached) = (ways(direct), ways(false));
-        Route { driver, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
+        FileRoutes { driver, own, cached, dirty: Cell::new(0), writing: Cell::new(0) }
     }
 
     /// Records the number of bytes written through the page cache since the last sync.
     fn set_dirty(&self, bytes: u64) {
         self.dirty.set(bytes);
-        self.own.set(SYNCS, if bytes < MUCH_DIRTY { Way::Main } else { Way::Spare });
+        self.own.set(SYNCS, if bytes < MUCH_DIRTY { Route::Primary } else { Route::Offload });
     }
 
     /// Performs a request on a thread, or on `main` if no thread is available.
@@ -133,8 +133,8 @@ impl Route {
     ///
     /// As [`Engine::transfer`](crate::Engine::transfer).
     #[cold]
-    pub(super) unsafe fn on_spare(&self, operation: &Operation, ways: &Ways, main: &dyn ErasedEngine) -> i64 {
-        let attempt = Attempt { operation: *operation, nowait: false };
+    pub(super) unsafe fn offload(&self, operation: &Operation, ways: &RouteTable, main: &dyn ErasedEngine) -> i64 {
+        let attempt = Request { operation: *operation, nowait: false };
         if SYNCS.contains(&operation.opcode) {
             self.set_dirty(0);
         }
@@ -142,8 +142,8 @@ impl Route {
         // SAFETY: promised by the caller.
         let result = self.driver.as_ref().and_then(|driver| unsafe { driver.offload(&attempt) });
         // SAFETY: promised by the caller, and no engine has had the request.
-        let result = result.unwrap_or_else(|| unsafe { perform(main, &attempt) });
-        if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Way::Spare {
+        let result = result.unwrap_or_else(|| unsafe { submit_and_wait(main, &attempt) });
+        if WRITES.contains(&operation.opcode) && ways.of(operation.opcode) == Route::Offload {
             self.set_dirty(self.dirty.get() + result.max(0) as u64);
         }
         result
@@ -151,7 +151,7 @@ impl Route {
 
     /// Returns how to repeat a request that the main engine refused; `None` if `result` is not a
     /// refusal.
-    pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &Ways) -> Option<Way> {
+    pub(super) fn after_refusal(&self, result: i64, operation: &Operation, ways: &RouteTable) -> Option<Route> {
         let opcode = operation.opcode;
         let count = |by_completion| {
             let fallback = self.driver.as_ref().and_then(|driver| driver.fallback.as_ref());
@@ -162,7 +162,7 @@ impl Route {
                 count(true);
                 // While a thread writes, the main engine would wait for the file's lock.
                 let only_fills = WRITES.contains(&opcode) && self.writing.get() == 0 && self.is_within(operation);
-                Some(if only_fills { Way::Main } else { Way::Spare })
+                Some(if only_fills { Route::Primary } else { Route::Offload })
             }
             libc::EOPNOTSUPP => {
                 count(false);
@@ -170,7 +170,7 @@ impl Route {
                 // block; other requests might.
                 let read = READS.contains(&opcode);
                 // Writes on a direct descriptor use `Try` too.
-                let way = if read && ways.direct { Way::Main } else { Way::Spare };
+                let way = if read && ways.direct { Route::Primary } else { Route::Offload };
                 ways.set(if read { READS } else { WRITES }, way);
                 Some(way)
             }

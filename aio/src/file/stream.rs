@@ -18,16 +18,16 @@ use super::File;
 ///
 /// Many libraries are written for threads, whose stacks are larger than those of coroutines.
 /// Compressors, for example, need more than the default: give them
-/// [`stack_size`](crate::Runner::stack_size)`(1 << 20)`; stack that is never touched costs no
-/// memory.
+/// [`stack_size`](crate::RuntimeBuilder::stack_size)`(1 << 20)`; stack that is never touched costs
+/// no memory.
 ///
 /// ```
-/// use coralio_aio::{File, Stream};
+/// use coralio::{File, FileCursor};
 /// use std::io::{BufRead, BufReader};
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let first = coralio_aio::run(|| {
-///     let hosts = Stream::new(File::open("/etc/hosts")?);
+/// let first = coralio::run(|| {
+///     let hosts = FileCursor::new(File::open("/etc/hosts")?);
 ///     BufReader::new(hosts).lines().next().transpose()
 /// })?;
 /// println!("{first:?}");
@@ -39,20 +39,20 @@ use super::File;
 ///
 /// Calls that do I/O may yield, as [`File::read_at`]; so may a seek from the end, as [`File::len`].
 #[derive(Clone, Debug)]
-pub struct Stream<F: Borrow<File>> {
+pub struct FileCursor<F: Borrow<File>> {
     file: F,
     position: u64,
 }
 
-impl<F: Borrow<File>> Stream<F> {
+impl<F: Borrow<File>> FileCursor<F> {
     /// Creates a stream that starts at the beginning of the file.
-    pub fn new(file: F) -> Stream<F> {
-        Stream::at(file, 0)
+    pub fn new(file: F) -> FileCursor<F> {
+        FileCursor::at(file, 0)
     }
 
     /// Creates a stream that starts at byte `position`.
-    pub fn at(file: F, position: u64) -> Stream<F> {
-        Stream { file, position }
+    pub fn at(file: F, position: u64) -> FileCursor<F> {
+        FileCursor { file, position }
     }
 
     /// Returns a reference to the file.
@@ -70,7 +70,7 @@ impl<F: Borrow<File>> Stream<F> {
     }
 }
 
-impl<F: Borrow<File>> Read for Stream<F> {
+impl<F: Borrow<File>> Read for FileCursor<F> {
     /// Returns fewer bytes than `buf` holds only at the end of the file.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let done = self.file.borrow().read_at(buf, self.position);
@@ -83,7 +83,7 @@ impl<F: Borrow<File>> Read for Stream<F> {
     }
 }
 
-impl<F: Borrow<File>> Write for Stream<F> {
+impl<F: Borrow<File>> Write for FileCursor<F> {
     /// Writes all of `buf`.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let done = self.file.borrow().write_at(buf, self.position);
@@ -100,7 +100,7 @@ impl<F: Borrow<File>> Write for Stream<F> {
     }
 }
 
-impl<F: Borrow<File>> Seek for Stream<F> {
+impl<F: Borrow<File>> Seek for FileCursor<F> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let (from, by) = match to {
             SeekFrom::Start(position) => (position, 0),

@@ -8,16 +8,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use coralio_runtime::can_suspend;
 
+use crate::backend::{Opcode, Operation};
 use crate::driver::unblock::unblock;
-use crate::engine::policy::OnShort;
+use crate::engine::guards::ShortRead;
 use crate::engine::stats::Detour;
-use crate::engine::transfer::{Attempt, perform};
+use crate::engine::transfer::{Request, submit_and_wait};
 use crate::file::error::{explain, failed};
-use crate::kernel::{Opcode, Operation};
 
 use super::bounce::{Bounce, LARGEST};
 use super::handle::Handle;
-use super::route::{Way, Ways};
+use super::route::{Route, RouteTable};
 use super::{Alignment, File};
 
 impl File {
@@ -27,14 +27,14 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     #[inline(always)]
-    unsafe fn request(&self, operation: Operation, ways: &Ways) -> io::Result<usize> {
+    unsafe fn request(&self, operation: Operation, ways: &RouteTable) -> io::Result<usize> {
         let way = ways.of(operation.opcode);
-        let attempt = Attempt { operation, nowait: way == Way::Try };
+        let attempt = Request { operation, nowait: way == Route::PrimaryNowait };
         // SAFETY: promised by the caller.
         let result = unsafe {
             match way {
-                Way::Spare => self.route.on_spare(&attempt.operation, ways, &*self.engine),
-                Way::Main | Way::Try => perform(&*self.engine, &attempt),
+                Route::Offload => self.route.offload(&attempt.operation, ways, &*self.engine),
+                Route::Primary | Route::PrimaryNowait => submit_and_wait(&*self.engine, &attempt),
             }
         };
         if result >= 0 {
@@ -51,15 +51,17 @@ impl File {
     ///
     /// As [`Engine::transfer`].
     #[cold]
-    unsafe fn refused(&self, mut result: i64, attempt: Attempt, ways: &Ways) -> io::Result<usize> {
-        let Attempt { operation, nowait } = attempt;
+    unsafe fn refused(&self, mut result: i64, attempt: Request, ways: &RouteTable) -> io::Result<usize> {
+        let Request { operation, nowait } = attempt;
         let way = if nowait { self.route.after_refusal(result, &operation, ways) } else { None };
         result = match way {
             None => result,
             // SAFETY: promised by the caller; the refused request has ended.
-            Some(Way::Spare) => unsafe { self.route.on_spare(&operation, ways, &*self.engine) },
+            Some(Route::Offload) => unsafe { self.route.offload(&operation, ways, &*self.engine) },
             // SAFETY: as above.
-            Some(Way::Main | Way::Try) => unsafe { perform(&*self.engine, &Attempt { nowait: false, ..attempt }) },
+            Some(Route::Primary | Route::PrimaryNowait) => unsafe {
+                submit_and_wait(&*self.engine, &Request { nowait: false, ..attempt })
+            },
         };
         if result >= 0 {
             return Ok(result as usize);
@@ -227,7 +229,7 @@ impl File {
     /// Whether a short read is due to the end of the file. A direct read that ends within a block
     /// is, and could not continue from there; other reads are repeated.
     fn has_met_the_end(&self, done: usize, is_direct: bool) -> bool {
-        is_direct && done % self.alignment.offset != 0 || self.engine.on_short() == OnShort::IsTheEnd
+        is_direct && done % self.alignment.block != 0 || self.engine.on_short() == ShortRead::TreatAsEof
     }
 
     /// Transfers each batch of vectors with one request if the request can be direct; the remainder
@@ -326,7 +328,7 @@ impl File {
             })?;
             let fd = opened.map_err(|error| {
                 let what = "reopening the file through /proc for an unaligned request, which needs the page cache";
-                let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.offset);
+                let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.block);
                 failed(error, what.into(), why)
             })?;
             // An unwinding stack may have opened one meanwhile: keep the first.

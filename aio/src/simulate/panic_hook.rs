@@ -15,19 +15,19 @@ thread_local! {
 }
 
 /// Suppresses the output of panics on this thread while it exists.
-pub(super) struct Quiet(());
+pub(super) struct SilentPanics(());
 
-impl Quiet {
-    pub(super) fn new() -> Quiet {
-        Quiet::enter(None)
+impl SilentPanics {
+    pub(super) fn new() -> SilentPanics {
+        SilentPanics::enter(None)
     }
 
     /// As `new`, from the moment `counter` exceeds its current value.
-    pub(super) fn after(counter: &Arc<AtomicU32>) -> Quiet {
-        Quiet::enter(Some((Arc::clone(counter), counter.load(Ordering::Relaxed))))
+    pub(super) fn after(counter: &Arc<AtomicU32>) -> SilentPanics {
+        SilentPanics::enter(Some((Arc::clone(counter), counter.load(Ordering::Relaxed))))
     }
 
-    fn enter(when: When) -> Quiet {
+    fn enter(when: When) -> SilentPanics {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
             let loud = panic::take_hook();
@@ -38,7 +38,7 @@ impl Quiet {
             }));
         });
         QUIET.with_borrow_mut(|all| all.push(when));
-        Quiet(())
+        SilentPanics(())
     }
 }
 
@@ -48,7 +48,7 @@ fn is_quiet() -> bool {
     QUIET.with_borrow(|all| all.iter().any(is_due))
 }
 
-impl Drop for Quiet {
+impl Drop for SilentPanics {
     fn drop(&mut self) {
         QUIET.with_borrow_mut(|all| all.pop());
     }

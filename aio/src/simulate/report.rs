@@ -5,9 +5,9 @@ use std::fmt;
 use std::io;
 use std::thread;
 
-use crate::kernel::sim::tape::{Choice, Tape, Text};
+use crate::backend::simulated::tape::{Choice, Tape, Text};
 
-use super::panic_hook::Quiet;
+use super::panic_hook::SilentPanics;
 use super::run::Outcome;
 use super::shrink::shrink;
 use super::{Sim, Simulation};
@@ -26,17 +26,17 @@ pub struct Failure {
     /// The shrunk tape: for [`Simulation::tape`].
     pub tape: String,
     /// The number of choices on the tape that are not 0.
-    pub wild: usize,
-    /// The trace hash of the original run.
-    pub hash: u64,
+    pub nonzero_choices: usize,
+    /// The fingerprint of the original run.
+    pub fingerprint: u64,
     /// The last events of the run of the shrunk tape.
-    pub story: String,
+    pub log: String,
     /// Replaying the tape did not fail again.
-    pub is_fickle: bool,
+    pub is_flaky: bool,
 }
 
 /// Maximum number of shrinking runs for an endless run: each may take as long as the first.
-const MOST_ENDLESS: u32 = 20;
+const MAX_ENDLESS: u32 = 20;
 /// A longer tape is not printed if a seed makes the same run.
 const LONGEST_TAPE: usize = 4000;
 
@@ -56,15 +56,15 @@ impl Simulation {
     ) -> Box<Failure> {
         let first = values(&outcome.choices);
         let (tape, told) = {
-            let _quiet = Quiet::new();
+            let _quiet = SilentPanics::new();
             let fails = |tape: &[u32]| {
                 let outcome = self.one(Tape::replay(tape.to_vec()), false, f);
                 outcome.failure.is_some().then(|| values(&outcome.choices))
             };
             let is_steady = fails(&first).is_some();
             let most = match is_steady {
-                true if outcome.endless => self.most_shrinking.min(MOST_ENDLESS),
-                true => self.most_shrinking,
+                true if outcome.endless => self.max_shrink_runs.min(MAX_ENDLESS),
+                true => self.max_shrink_runs,
                 false => 0,
             };
             let (tape, _) = shrink(first, most, fails);
@@ -78,10 +78,10 @@ impl Simulation {
             seed,
             run,
             tape: Text(&tape).to_string(),
-            wild: tape.iter().filter(|&&choice| choice != 0).count(),
-            hash: outcome.hash,
-            story: told.story,
-            is_fickle: told.failure.is_none(),
+            nonzero_choices: tape.iter().filter(|&&choice| choice != 0).count(),
+            fingerprint: outcome.fingerprint,
+            log: told.log,
+            is_flaky: told.failure.is_none(),
         })
     }
 
@@ -95,22 +95,22 @@ impl Simulation {
             seed: None,
             run: 1,
             tape: Text(&tape).to_string(),
-            wild: tape.iter().filter(|&&choice| choice != 0).count(),
-            hash: outcome.hash,
-            story: outcome.story,
-            is_fickle: false,
+            nonzero_choices: tape.iter().filter(|&&choice| choice != 0).count(),
+            fingerprint: outcome.fingerprint,
+            log: outcome.log,
+            is_flaky: false,
         }))
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Failure { message, shrunk_message, seed, run, tape, wild, hash, story, is_fickle } = self;
+        let Failure { message, shrunk_message, seed, run, tape, nonzero_choices, fingerprint, log, is_flaky } = self;
         match seed {
-            Some(seed) => writeln!(f, "seed {seed} fails (run {run}, trace hash {hash:016x}): {message}")?,
-            None => writeln!(f, "a tape fails (run {run}, trace hash {hash:016x}): {message}")?,
+            Some(seed) => writeln!(f, "seed {seed} fails (run {run}, fingerprint {fingerprint:016x}): {message}")?,
+            None => writeln!(f, "a tape fails (run {run}, fingerprint {fingerprint:016x}): {message}")?,
         }
-        if *is_fickle {
+        if *is_flaky {
             writeln!(
                 f,
                 "the same tape did not fail again: the run is not deterministic; does it depend on time, addresses, \
@@ -119,7 +119,7 @@ impl fmt::Display for Failure {
         }
         let is_short = tape.len() <= LONGEST_TAPE || seed.is_none();
         let shown = if is_short { tape.as_str() } else { "too long to print" };
-        writeln!(f, "shrunk tape with {wild} choices other than 0: {shown}")?;
+        writeln!(f, "shrunk tape with {nonzero_choices} choices other than 0: {shown}")?;
         if shrunk_message != message {
             writeln!(f, "the shrunk tape fails with: {shrunk_message}")?;
         }
@@ -130,7 +130,7 @@ impl fmt::Display for Failure {
         for (way, start) in ways.zip(["reproduce:", "       or:"]) {
             writeln!(f, "{start} {way} cargo test{test}")?;
         }
-        write!(f, "events:\n{story}")
+        write!(f, "events:\n{log}")
     }
 }
 

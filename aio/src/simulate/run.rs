@@ -4,11 +4,11 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coralio_runtime::{AioContext, Source, explained};
+use coralio_runtime::{AioContext, EventSource, explained};
 
+use crate::backend::simulated::SimulatedBackend;
+use crate::backend::simulated::tape::{Choice, Tape};
 use crate::driver::Driver;
-use crate::kernel::sim::SimKernel;
-use crate::kernel::sim::tape::{Choice, Tape};
 
 use super::{Sim, Simulation};
 
@@ -16,8 +16,8 @@ use super::{Sim, Simulation};
 pub(super) struct Outcome {
     pub(super) failure: Option<String>,
     pub(super) choices: Vec<Choice>,
-    pub(super) hash: u64,
-    pub(super) story: String,
+    pub(super) fingerprint: u64,
+    pub(super) log: String,
     /// The run exceeded its maximum number of steps.
     pub(super) endless: bool,
 }
@@ -25,21 +25,22 @@ pub(super) struct Outcome {
 impl Simulation {
     /// Makes a run. `tells`: whether to record the log.
     pub(super) fn one(&self, tape: Tape, tells: bool, f: &dyn Fn(&Sim) -> io::Result<()>) -> Outcome {
-        let kernel = SimKernel::new(self.settings.clone(), tape, tells);
-        let context = AioContext::builder().stack_size(self.stack_size).unwind_report(false).deadlock_report(None);
-        let context = context.virtual_clock(kernel.machine().clock());
+        let backend = SimulatedBackend::new(self.settings.clone(), tape, tells);
+        let context =
+            AioContext::builder().stack_size(self.stack_size).report_unwound(false).report_deadlocks_after(None);
+        let context = context.virtual_clock(backend.machine().clock());
         let context = self.trace.iter().fold(context, |context, trace| context.trace(trace));
         let ran = catch_unwind(AssertUnwindSafe(|| {
             context.run_coroutine(|context| {
-                let driver = (self.attach)(context, &kernel, self.settings.depth)?;
-                let ended = f(&Sim::new(kernel.clone(), self.crash_rate));
+                let driver = (self.attach)(context, &backend, self.settings.depth)?;
+                let ended = f(&Sim::new(backend.clone(), self.crash_rate));
                 ended
                     .map_err(|error| explained(error.kind(), format!("the run ended with an error: {error}"), error))?;
-                drain(context, &kernel, &driver)
+                drain(context, &backend, &driver)
             })
         }));
-        let is_idle = kernel.is_idle();
-        let mut machine = kernel.machine();
+        let is_idle = backend.is_idle();
+        let mut machine = backend.machine();
         let failure = match ran {
             _ if !machine.violations.is_empty() => Some(machine.violations.swap_remove(0)),
             Err(payload) => Some(message(&*payload)),
@@ -52,18 +53,18 @@ impl Simulation {
         Outcome {
             failure,
             choices: machine.tape.made().to_vec(),
-            hash: machine.trace.hash(),
-            story: machine.trace.story(),
+            fingerprint: machine.trace.hash(),
+            log: machine.trace.log(),
             endless: machine.was_overrun(),
         }
     }
 }
 
 /// Turns the faults off and waits until the requests made so far have completed.
-fn drain(context: &AioContext, kernel: &SimKernel, driver: &Driver) -> io::Result<()> {
+fn drain(context: &AioContext, backend: &SimulatedBackend, driver: &Driver) -> io::Result<()> {
     /// Loop iterations per outstanding request.
     const ROUNDS: u64 = 100;
-    kernel.machine().calm();
+    backend.machine().calm();
     let before = driver.stats();
     let outstanding = u64::from(before.in_flight + before.pending);
     for _ in 0..(1 + outstanding) * ROUNDS {

@@ -7,7 +7,7 @@ pub(super) fn shrink(tape: Vec<u32>, most: u32, fails: impl FnMut(&[u32]) -> Opt
     loop {
         let before = search.best.clone();
         search.cut();
-        search.tame();
+        search.zero();
         search.shift();
         search.lower();
         if search.best == before || search.left == 0 {
@@ -25,8 +25,8 @@ fn trimmed(mut tape: Vec<u32>) -> Vec<u32> {
 /// The order of tapes by size: first by choices that are not 0, then by length, then by the sum of
 /// choices.
 fn size(tape: &[u32]) -> (usize, usize, u64) {
-    let wild = tape.iter().filter(|&&choice| choice != 0).count();
-    (wild, tape.len(), tape.iter().map(|&choice| u64::from(choice)).sum())
+    let nonzero = tape.iter().filter(|&&choice| choice != 0).count();
+    (nonzero, tape.len(), tape.iter().map(|&choice| u64::from(choice)).sum())
 }
 
 struct Search<F> {
@@ -69,11 +69,11 @@ impl<F: FnMut(&[u32]) -> Option<Vec<u32>>> Search<F> {
         self.blocks(|tape, start, end| [&tape[..start], &tape[end..]].concat());
     }
 
-    fn tame(&mut self) {
+    fn zero(&mut self) {
         self.blocks(|tape, start, end| {
-            let mut tame = tape.to_vec();
-            tame[start..end].fill(0);
-            tame
+            let mut zero = tape.to_vec();
+            zero[start..end].fill(0);
+            zero
         });
     }
 
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_matter_goes() {
+    fn irrelevant_choices_are_removed() {
         // E17: a tape fails if a choice of 3 or more comes before one of 5 or more.
         let fails = |tape: &[u32]| {
             let first = tape.iter().position(|&choice| choice >= 3)?;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_may_move() {
+    fn later_choices_may_move() {
         // E17: a choice of 0 is followed by two more; a tape fails if the third round chooses 2.
         let fails = |tape: &[u32]| {
             let (mut place, mut last) = (0, 0);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_fails() {
+    fn shrunk_tape_still_fails() {
         // E17: a removal shifts later choices, so a part of a valid removal need not be valid: only
         // tapes that were seen to fail are kept.
         let fails = |tape: &[u32]| {

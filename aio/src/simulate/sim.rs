@@ -8,24 +8,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::backend::simulated::{Fault, Faults, SimulatedBackend};
 use crate::driver::Driver;
 use crate::file::File;
-use crate::kernel::sim::{Fault, Faults, SimKernel};
 
-use super::panic_hook::Quiet;
+use super::panic_hook::SilentPanics;
 
 /// A run of [`simulate`](super::simulate), as passed to its closure.
 ///
 /// Clones refer to the same run: pass one to each coroutine that needs it.
 #[derive(Clone)]
 pub struct Sim {
-    kernel: SimKernel,
+    backend: SimulatedBackend,
     crash_rate: f64,
 }
 
 impl Sim {
-    pub(super) fn new(kernel: SimKernel, crash_rate: f64) -> Sim {
-        Sim { kernel, crash_rate }
+    pub(super) fn new(backend: SimulatedBackend, crash_rate: f64) -> Sim {
+        Sim { backend, crash_rate }
     }
 
     /// Creates a file of `len` zero bytes, and opens it for reading and writing. Its name and
@@ -37,7 +37,7 @@ impl Sim {
     /// Outside its run.
     pub fn create(&self, name: impl AsRef<Path>, len: u64) -> File {
         let name = name.as_ref();
-        self.kernel.machine().files.put(name, len);
+        self.backend.machine().files.put(name, len);
         self.open(name).expect("the file was just created")
     }
 
@@ -52,14 +52,14 @@ impl Sim {
     /// Outside its run.
     pub fn open(&self, name: impl AsRef<Path>) -> io::Result<File> {
         // Outside the run the name would be that of a real file.
-        let here = Driver::simulated().is_some_and(|kernel| kernel.is(&self.kernel));
+        let here = Driver::simulated().is_some_and(|backend| backend.is(&self.backend));
         assert!(here, "simulated files belong to a run: open them inside the simulation's closure");
         File::options().read(true).write(true).open(name)
     }
 
     /// Returns the current contents of a file, without any I/O; `None` if there is no such file.
     pub fn contents(&self, name: impl AsRef<Path>) -> Option<Vec<u8>> {
-        let machine = self.kernel.machine();
+        let machine = self.backend.machine();
         let file = &machine.files.files[machine.files.find(name.as_ref())?];
         Some(file.read(0, file.len() as usize))
     }
@@ -70,7 +70,7 @@ impl Sim {
     ///
     /// If there is no such file.
     pub fn corrupt(&self, name: impl AsRef<Path>, offset: u64, bytes: &[u8]) {
-        let mut machine = self.kernel.machine();
+        let mut machine = self.backend.machine();
         let name = name.as_ref();
         let found =
             machine.files.find(name).unwrap_or_else(|| panic!("cannot corrupt {}: no such file", name.display()));
@@ -79,32 +79,32 @@ impl Sim {
 
     /// Returns the virtual time since the run began.
     pub fn now(&self) -> Duration {
-        self.kernel.machine().now()
+        self.backend.machine().now()
     }
 
     /// Chooses a number below `bound`, from the run's tape: for random decisions of the test
     /// itself. 0 should be the most benign choice, because failing tapes are shrunk towards it.
     /// Returns 0 if `bound` is 0 or 1.
     pub fn choose(&self, bound: u32) -> u32 {
-        self.kernel.machine().tape.choose(bound)
+        self.backend.machine().tape.choose(bound)
     }
 
     /// Chooses whether an event with this rate, 0 to 1, happens, from the run's tape.
     pub fn chance(&self, rate: f64) -> bool {
-        self.kernel.machine().tape.chance(rate)
+        self.backend.machine().tape.chance(rate)
     }
 
     /// Replaces the rates of faults.
     pub fn set_faults(&self, faults: Faults) {
-        self.kernel.machine().faults = faults;
+        self.backend.machine().faults = faults;
     }
 
     /// Injects one fault, regardless of the rates. Faults queue up separately for submits and for
     /// requests.
     ///
     /// ```
-    /// use coralio_aio::simulate;
-    /// use coralio_aio::simulate::Fault;
+    /// use coralio::simulate;
+    /// use coralio::simulate::Fault;
     /// use std::io::ErrorKind;
     ///
     /// simulate(0..1, |sim| {
@@ -116,7 +116,7 @@ impl Sim {
     /// });
     /// ```
     pub fn inject(&self, fault: Fault) {
-        self.kernel.machine().script.push_back(fault);
+        self.backend.machine().script.push_back(fault);
     }
 
     /// Simulates a power failure and restart.
@@ -127,7 +127,7 @@ impl Sim {
     /// names created, changed or removed since their directory was synced, the changes up to some
     /// moment are preserved.
     pub fn crash(&self) {
-        self.kernel.machine().crash();
+        self.backend.machine().crash();
     }
 
     /// Runs `f`, with a power failure [at some moment](super::Simulation::crash_rate) during it, or
@@ -146,17 +146,17 @@ impl Sim {
     /// Switches as `f` does.
     pub fn crash_during<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
         let crashes = {
-            let mut machine = self.kernel.machine();
+            let mut machine = self.backend.machine();
             machine.power_fails = self.crash_rate;
             Arc::clone(&machine.crashes)
         };
         // Relaxed: incremented on this thread.
         let before = crashes.load(Ordering::Relaxed);
         let ended = {
-            let _quiet = Quiet::after(&crashes);
+            let _quiet = SilentPanics::after(&crashes);
             catch_unwind(AssertUnwindSafe(f))
         };
-        self.kernel.machine().power_fails = 0.0;
+        self.backend.machine().power_fails = 0.0;
         if crashes.load(Ordering::Relaxed) > before {
             return None;
         }
@@ -168,6 +168,6 @@ impl Sim {
 
 impl fmt::Debug for Sim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Sim").field(&self.kernel).finish()
+        f.debug_tuple("Sim").field(&self.backend).finish()
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use coralio_aio::File;
+use coralio::File;
 
 use crate::error::{about, damaged, unsupported};
 use crate::image::Image;

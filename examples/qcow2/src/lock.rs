@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn they_end_though_the_file_is_open_elsewhere() {
+    fn locks_end_while_the_file_is_open_elsewhere() {
         // qcow2: as in a process forked by another thread, before its exec
         locked("ends", |take| {
             let first = take().unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_does_not_give_back_its_parents() {
+    fn child_does_not_release_the_parents_locks() {
         // E13, qcow2: a forked process drops the value inherited from its parent
         locked("child", |take| {
             let first = take().unwrap();

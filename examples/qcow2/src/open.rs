@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, Direct, File};
+use coralio::{AlignedBuf, Direct, File};
 
 use crate::chain::Chain;
 use crate::error::{about, unsupported};

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio_aio::{CoMutex, File};
+use coralio::{CoMutex, File};
 
 mod allocate;
 mod cache;

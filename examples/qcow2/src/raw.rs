@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use coralio_aio::{AlignedBuf, File};
+use coralio::{AlignedBuf, File};
 
 use crate::error::{read_only, within};
 use crate::holes::{data_start, file_end, next_data};

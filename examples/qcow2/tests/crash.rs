@@ -15,8 +15,8 @@ use std::rc::Rc;
 
 use common::check::{Leaks, check};
 use common::{Scratch, has_qemu};
-use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::{AlignedBuf, spawn};
+use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Format, Image, Zeroes, open};
 
 /// The unit in which the disk is tracked and written.
@@ -215,28 +215,28 @@ fn survives(sim: &Sim, setup: Setup, qemu: bool) -> io::Result<()> {
 
 fn crash_all(setup: Setup, crashes: u64) {
     let qemu = has_qemu();
-    let machine = Simulation::new().crash_rate(0.01).stack_size(256 << 10).most_shrinking(300);
+    let machine = Simulation::new().crash_rate(0.01).stack_size(256 << 10).max_shrink_runs(300);
     // Each run has three crashes.
     let runs = machine.run(0..crashes.div_ceil(3), |sim| survives(sim, setup, qemu));
     eprintln!("{} crashes", runs * 3);
 }
 
 #[test]
-fn small_clusters() {
+fn crash_with_small_clusters_loses_nothing() {
     // qcow2: a table entry and the cluster it refers to reach the disk in an order that is safe
     // against crashes.
     crash_all(Setup::new(512), crashes());
 }
 
 #[test]
-fn refcount_blocks_are_made() {
+fn crash_while_refcount_blocks_are_created_loses_nothing() {
     // qcow2: with 64 clusters per refcount block, the refcount table only points to blocks that are
     // on disk.
     crash_all(Setup { refcount_bits: 64, size: 512 * 400, clusters: 400, ..Setup::new(512) }, crashes());
 }
 
 #[test]
-fn the_refcount_table_moves() {
+fn crash_while_the_refcount_table_moves_loses_nothing() {
     // qcow2: the table has entries for 4096 clusters, of which all but 20 are in use, most by a
     // large L1 table.
     let l1 = 4096 - 20 - 66;
@@ -244,14 +244,14 @@ fn the_refcount_table_moves() {
 }
 
 #[test]
-fn backed() {
+fn crash_with_a_backing_file_loses_nothing() {
     // qcow2: data copied from the backing file is on disk before the tables refer to the copy;
     // otherwise durable data would be lost.
     crash_all(Setup { refcount_bits: 1, backed: true, ..Setup::new(2048) }, crashes());
 }
 
 #[test]
-fn version_2() {
+fn crash_of_a_version_2_image_loses_nothing() {
     // qcow2: without zero flags.
     crash_all(Setup { version: 2, ..Setup::new(1024) }, crashes());
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use common::{Random, Scratch, assert_clean, for_writing, has_qemu, qemu_img, qemu_io, seeds};
-use coralio_aio::spawn;
+use coralio::spawn;
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, Zeroes, open};
 
 const OURS: &str = "ours";
@@ -22,15 +22,15 @@ const BASE: &str = "base";
 /// The content of the backing file.
 const BASE_BYTE: u8 = 0xbb;
 /// The maximum disk size in this test.
-const MOST_SIZE: u64 = 256 << 30;
+const MAX_SIZE: u64 = 256 << 30;
 /// The format's limit on L1 tables, in entries.
-const MOST_L1_ENTRIES: u64 = (32 << 20) / 8;
-const MOST_LEN: u64 = 32 << 20;
+const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
+const MAX_LEN: u64 = 32 << 20;
 /// The maximum number of bytes in use at the start; they are holes of the file.
-const MOST_IN_USE: u64 = 4 << 30;
+const MAX_IN_USE: u64 = 4 << 30;
 const OPERATIONS: usize = 8;
 /// With more L2 tables, `qemu-img compare` takes seconds.
-const MOST_TABLES_COMPARED: u64 = 300_000;
+const MAX_TABLES_COMPARED: u64 = 300_000;
 
 /// The number of bytes, of the disk or of the file, that each structure of the format covers.
 struct Shape {
@@ -66,7 +66,7 @@ fn any_image(random: &mut Random) -> CreateOptions {
     let cluster_size = 1_u64 << (9 + random.below(13));
     let version = 2 + random.below(2) as u32;
     let refcount_bits = if version == 2 { 16 } else { 1 << random.below(7) };
-    let limit = (cluster_size / 8 * cluster_size).saturating_mul(MOST_L1_ENTRIES).min(MOST_SIZE);
+    let limit = (cluster_size / 8 * cluster_size).saturating_mul(MAX_L1_ENTRIES).min(MAX_SIZE);
     let mut size = if random.chance(8) { limit } else { any_size(random, 64 << 10..limit) };
     if random.chance(2) {
         size = size.next_multiple_of(cluster_size).min(limit);
@@ -138,7 +138,7 @@ impl Sequence {
         let on = if backing.is_some() { format!("-b {BASE} -F raw") } else { String::new() };
         // All clusters up to near a boundary between refcount blocks are in use at the start.
         let in_use = shape.refcounts[1] - any_size(&mut random, 1..shape.refcounts[1] - cluster);
-        let is_full = backing.is_none() && in_use <= MOST_IN_USE.min(size) && random.chance(3);
+        let is_full = backing.is_none() && in_use <= MAX_IN_USE.min(size) && random.chance(3);
         let make = |name: &str| {
             let create = format!("create -q -f qcow2 {on} -o {how}");
             if is_full {
@@ -169,12 +169,12 @@ impl Sequence {
             self.focus[at] = any_border(&self.shape, size, random);
         }
         let border = self.focus[random.below(self.focus.len() as u64) as usize];
-        let mut len = any_size(random, 512..MOST_LEN);
+        let mut len = any_size(random, 512..MAX_LEN);
         if random.chance(4) {
             // The file grows across the next boundary of its refcounts.
             let end = std::fs::metadata(self.folder.path(OURS)).unwrap().len();
             let counted = self.shape.refcounts[random.below(2) as usize];
-            len = (end.next_multiple_of(counted) - end + cluster).min(MOST_LEN);
+            len = (end.next_multiple_of(counted) - end + cluster).min(MAX_LEN);
         }
         let unit = [1, 512, cluster, cluster][random.below(4) as usize];
         let len = len.next_multiple_of(unit);
@@ -289,7 +289,7 @@ impl Sequence {
         let told = self.told();
         let _shown = Shown(&told);
         assert_clean(&self.folder, THEIRS);
-        if self.options.size / self.shape.table < MOST_TABLES_COMPARED {
+        if self.options.size / self.shape.table < MAX_TABLES_COMPARED {
             qemu_img(&self.folder, &format!("compare -f qcow2 -F qcow2 {OURS} {THEIRS}"));
         }
     }
@@ -327,7 +327,7 @@ fn random_sequences_match_qemu_io() {
     }
     for seed in seeds(5) {
         eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut sequence = Sequence::new(seed);
             // In half of the sequences, much is not on disk yet when the next operation comes.
             let always = sequence.random.chance(2);
@@ -356,7 +356,7 @@ fn first_write_across_slice_border_is_kept() {
             let folder = Scratch::new();
             let size = border + 4 * cluster;
             let options = CreateOptions { cluster_size: cluster, version, ..CreateOptions::new(size) };
-            coralio_aio::run(|| {
+            coralio::run(|| {
                 Qcow2::create(folder.path(OURS), &options).unwrap();
                 let image = open(folder.path(OURS), &for_writing()).unwrap();
                 let (start, len) = (border.saturating_sub(2 * cluster), 4 * cluster as usize);

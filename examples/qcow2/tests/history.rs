@@ -10,9 +10,9 @@ use std::io;
 use std::process::Command;
 use std::rc::Rc;
 
-use coralio_aio::policy::{Current, OnCompletion, Policy};
-use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::{AlignedBuf, spawn};
+use coralio::guards::{AllGuards, Guards, WakeGuard};
+use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::{AlignedBuf, spawn};
 use coralio_qcow2::{CreateOptions, Options, Qcow2, open};
 
 /// The cluster size in bytes; an L2 table then has 64 entries, which map 32 KiB of the disk.
@@ -27,16 +27,16 @@ const SEEDS: u64 = 2000;
 struct July2016;
 
 // SAFETY: it reaps under the lock, and waits for cancelled requests.
-unsafe impl Policy for July2016 {
-    const ON_COMPLETION: OnCompletion = OnCompletion::Enter;
+unsafe impl Guards for July2016 {
+    const WAKE_GUARD: WakeGuard = WakeGuard::None;
 }
 
 /// A completion enters the waiting coroutine unless that one is running.
 struct September2016;
 
 // SAFETY: as above.
-unsafe impl Policy for September2016 {
-    const ON_COMPLETION: OnCompletion = OnCompletion::EnterUnlessCurrent;
+unsafe impl Guards for September2016 {
+    const WAKE_GUARD: WakeGuard = WakeGuard::EnterUnlessCurrent;
 }
 
 /// Returns the expected byte at this offset.
@@ -77,13 +77,13 @@ fn three_requests(sim: &Sim) -> io::Result<()> {
 
 /// With a queue depth of two, the second request fills a batch, which is submitted immediately on
 /// the stack of the requesting coroutine.
-fn machine<P: Policy>() -> Simulation {
-    Simulation::new().depth(2).policy::<P>()
+fn machine<G: Guards>() -> Simulation {
+    Simulation::new().queue_depth(2).guards::<G>()
 }
 
-fn search<P: Policy>() {
+fn search<G: Guards>() {
     let told = (0..SEEDS).inspect(|seed| eprintln!("seed {seed}"));
-    let found = machine::<P>().most_shrinking(0).search(told, three_requests);
+    let found = machine::<G>().max_shrink_runs(0).search(told, three_requests);
     panic!("{}", found.map_or_else(|failure| failure.message, |runs| format!("{runs} runs without a failure")));
 }
 
@@ -100,7 +100,7 @@ fn in_child(test: &str, guard: &str) -> String {
 }
 
 #[test]
-fn each_guard_of_2016_fails_in_this_code() {
+fn each_guard_of_2016_fails_with_this_code() {
     // H1, H2: a completion reaped during the submit of another request enters recursively
     match std::env::var(GUARD).as_deref() {
         Ok("july") => return search::<July2016>(),
@@ -108,7 +108,7 @@ fn each_guard_of_2016_fails_in_this_code() {
         _ => {}
     }
     for guard in ["july", "september"] {
-        let said = in_child("each_guard_of_2016_fails_in_this_code", guard);
+        let said = in_child("each_guard_of_2016_fails_with_this_code", guard);
         let seed = said.lines().rfind(|line| line.starts_with("seed ")).unwrap_or("no seed");
         assert!(said.contains("recursive entry"), "{guard}: {said}");
         eprintln!("{guard} 2016: recursive entry, {seed}");
@@ -116,7 +116,7 @@ fn each_guard_of_2016_fails_in_this_code() {
 }
 
 #[test]
-fn today_none_does() {
+fn current_guards_do_not_fail() {
     // E6: on the same seeds
-    machine::<Current>().run(0..SEEDS, three_requests);
+    machine::<AllGuards>().run(0..SEEDS, three_requests);
 }

@@ -53,12 +53,12 @@ const WRITER: &str = "qemu-io -f qcow2 -c quit image";
 const READER: &str = "qemu-io -r -f qcow2 -c quit image";
 
 #[test]
-fn a_writer_is_alone() {
+fn writer_excludes_all_others() {
     // qcow2: while we write, no other program opens the image; while we read, none writes it; and
     // vice versa.
     use Format::Qcow2 as F;
     let folder = Scratch::new();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         Qcow2::create(folder.path("image"), &CreateOptions::new(1 << 20)).unwrap();
         let writer = ours(&folder, "image", F, true).unwrap();
         is_busy(ours(&folder, "image", F, true), "open for writing");
@@ -96,11 +96,11 @@ fn a_writer_is_alone() {
 }
 
 #[test]
-fn what_an_image_is_on_top_of_is_not_written() {
+fn backing_file_is_not_written() {
     // qcow2: every image of a chain is locked, including the raw one at the bottom.
     let folder = Scratch::new();
     std::fs::write(folder.path("raw"), vec![1; 1 << 20]).unwrap();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let on =
             |name: &str, format| CreateOptions { backing: Some((name.into(), format)), ..CreateOptions::new(1 << 20) };
         Qcow2::create(folder.path("base"), &on("raw", Format::Raw)).unwrap();
@@ -159,7 +159,7 @@ fn raw_image_has_one_writer() {
     const RAW_WRITER: &str = "qemu-io -f raw -c quit image";
     let folder = Scratch::new();
     std::fs::write(folder.path("image"), vec![1; 1 << 20]).unwrap();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let writer = ours(&folder, "image", F, true).unwrap();
         assert_locked(&folder, "image", &[100, 101, 201, 203]);
         is_busy(ours(&folder, "image", F, false), "open for writing");
@@ -198,10 +198,10 @@ fn raw_image_is_written_by_threads_of_one_process() {
     let folder = Scratch::new();
     std::fs::write(folder.path("image"), vec![1; 1 << 20]).unwrap();
     let opened = || ours(&folder, "image", Format::Raw, true).unwrap();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let first = opened();
         std::thread::scope(|scope| {
-            scope.spawn(|| coralio_aio::run(|| opened().write_at(&[2; 512], 0).unwrap()));
+            scope.spawn(|| coralio::run(|| opened().write_at(&[2; 512], 0).unwrap()));
         });
         assert_locked(&folder, "image", &[100, 101, 201, 203]);
         let second = opened();

@@ -11,8 +11,8 @@ mod common;
 #[path = "common/memory.rs"]
 mod memory;
 
-use common::any_way::{MOST_MEMORY, use_it};
-use common::good::good_images;
+use common::all_operations::{MAX_MEMORY, use_it};
+use common::valid_images::good_images;
 use common::{Random, Scratch, seeds};
 use coralio_qcow2::{CreateOptions, Qcow2};
 use memory::Peak;
@@ -56,7 +56,7 @@ fn spoil(image: &mut Vec<u8>, random: &mut Random) {
 }
 
 #[test]
-fn spoiled_images_do_no_harm() {
+fn corrupt_images_do_no_harm() {
     // qcow2: no panic, no loop, no allocation based on an invalid number: only errors or data.
     let images = good_images();
     let folder = Scratch::new();
@@ -65,7 +65,7 @@ fn spoiled_images_do_no_harm() {
     let peak = Peak::begin();
     let (mut fine, mut refused) = (0, 0);
     let rounds = seeds(if cfg!(debug_assertions) { 2000 } else { 20_000 });
-    coralio_aio::run(|| {
+    coralio::run(|| {
         for seed in rounds.clone() {
             let mut random = Random(seed);
             let mut image = images[random.below(images.len() as u64) as usize].clone();
@@ -81,7 +81,7 @@ fn spoiled_images_do_no_harm() {
                 drop(shown);
             }
             let peak = peak.bytes();
-            assert!(peak < MOST_MEMORY, "seed {seed}: peak of {peak} bytes; CORALIO_QCOW2_SEED={seed} repeats it");
+            assert!(peak < MAX_MEMORY, "seed {seed}: peak of {peak} bytes; CORALIO_QCOW2_SEED={seed} repeats it");
         }
     });
     eprintln!("{fine} accepted, {refused} refused; peak of {} bytes", peak.bytes());
@@ -100,11 +100,11 @@ impl Drop for Shown {
 }
 
 #[test]
-fn every_byte_of_the_header() {
+fn every_corrupt_header_byte_is_harmless() {
     // qcow2: flips each bit of the first 112 bytes.
     let folder = Scratch::new();
     let path = folder.path("image");
-    coralio_aio::run(|| {
+    coralio::run(|| {
         Qcow2::create(&path, &CreateOptions { cluster_size: 512, ..CreateOptions::new(100_000) }).unwrap();
         let good = std::fs::read(&path).unwrap();
         for bit in 0..112 * 8 {

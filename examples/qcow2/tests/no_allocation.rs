@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Scratch, for_writing};
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 use coralio_qcow2::{CreateOptions, Qcow2, open};
 
 struct Counting;
@@ -34,12 +34,12 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 #[test]
-fn a_cached_cluster_is_read_and_written_without_allocating() {
+fn cached_cluster_io_does_not_allocate() {
     // qcow2: a lookup in a cached table, and one file request. The only test in this file, because
     // allocations of other tests would be counted.
     let folder = Scratch::new();
     let path = folder.path("image");
-    let count = coralio_aio::run(|| {
+    let count = coralio::run(|| {
         Qcow2::create(&path, &CreateOptions::new(1 << 20)).unwrap();
         let image = open(&path, &for_writing()).unwrap();
         let mut buf = AlignedBuf::new(4096, 4096);

@@ -26,7 +26,7 @@ fn fill(folder: &Scratch, file: &str, cluster: u64, size: u64) {
 fn assert_reads(folder: &Scratch, file: &str, what: &str) {
     let reference = as_qemu_reads(folder, file);
     let path = folder.path(file);
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let image = open(path, &Options::default()).unwrap();
         for step in [1 << 20, 4096, 12345] {
             assert_same(&read_all(&*image, step), &reference, &format!("{what}, by {step}"));
@@ -49,7 +49,7 @@ fn assert_extents(image: &dyn Image, reference: &[u8], what: &str) {
 }
 
 #[test]
-fn every_cluster_size_and_version() {
+fn every_cluster_size_and_version_is_read() {
     // qcow2: images of qemu-img with 512-byte to 2 MiB clusters, versions 2 and 3.
     if !has_qemu() {
         return;
@@ -67,7 +67,7 @@ fn every_cluster_size_and_version() {
 }
 
 #[test]
-fn preallocated_and_of_every_refcount_width() {
+fn every_preallocation_and_refcount_width_is_read() {
     // qcow2: preallocation allocates data clusters for zeroes; reading ignores refcounts.
     if !has_qemu() {
         return;
@@ -87,7 +87,7 @@ fn preallocated_and_of_every_refcount_width() {
 }
 
 #[test]
-fn compressed() {
+fn compressed_clusters_are_read() {
     // qcow2: zlib and zstd, clusters that share sectors, and incompressible clusters.
     if !has_qemu() {
         return;
@@ -108,7 +108,7 @@ fn compressed() {
 }
 
 #[test]
-fn backing_chains() {
+fn backing_chains_are_read() {
     // qcow2: raw and qcow2 backing files, shorter and longer than the image, with relative names.
     if !has_qemu() {
         return;
@@ -127,7 +127,7 @@ fn backing_chains() {
 }
 
 #[test]
-fn snapshots_are_read_over() {
+fn images_with_snapshots_are_read() {
     // qcow2: an image with internal snapshots can be read, and writing is rejected with a specific
     // error.
     if !has_qemu() {
@@ -144,14 +144,14 @@ fn snapshots_are_read_over() {
 
 fn assert_refused(folder: &Scratch, file: &str, write: bool, why: &str) {
     let path = folder.path(file);
-    let error = coralio_aio::run(|| open(path, &Options { write, ..Options::default() }).err()).expect(why);
+    let error = coralio::run(|| open(path, &Options { write, ..Options::default() }).err()).expect(why);
     assert!(error.to_string().contains(why), "{error}");
     let kinds = [io::ErrorKind::Unsupported, io::ErrorKind::InvalidData];
     assert!(kinds.contains(&error.kind()), "{error:?}");
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn unsupported_features_are_rejected_by_name() {
     // qcow2: encryption, an external data file, subclusters, unknown features, dirty and corrupt
     // images, loops.
     if !has_qemu() {
@@ -195,7 +195,7 @@ fn what_is_not_supported_is_refused_by_name() {
 }
 
 #[test]
-fn the_image_names_an_unknown_feature() {
+fn unknown_feature_is_named_from_the_image() {
     // qcow2: the error uses the name in the feature name table.
     if !has_qemu() {
         return;
@@ -212,7 +212,7 @@ fn the_image_names_an_unknown_feature() {
 }
 
 #[test]
-fn many_read_at_once() {
+fn concurrent_reads_are_correct() {
     // qcow2: 64 coroutines, a cold cache, compressed and backing clusters mixed.
     if !has_qemu() {
         return;
@@ -225,12 +225,12 @@ fn many_read_at_once() {
     qemu_img(&folder, "create -f qcow2 -o cluster_size=1k -b base -F qcow2 image");
     qemu_io(&folder, "image", &["write -P 1 1M 100k", "write -z 2M 100k"]);
     let reference = as_qemu_reads(&folder, "image");
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let image = open(folder.path("image"), &Options::default()).unwrap();
         let readers: Vec<_> = (0..64)
             .map(|seed| {
                 let image = Rc::clone(&image);
-                coralio_aio::spawn(move || {
+                coralio::spawn(move || {
                     let mut random = common::Random(seed);
                     (0..20)
                         .map(|_| {

@@ -38,7 +38,7 @@ fn theirs(folder: &Scratch, image: &[u8]) -> Option<String> {
 fn ours(folder: &Scratch, image: &[u8], write: bool) -> io::Result<()> {
     std::fs::write(folder.path("image"), image).unwrap();
     let options = Options { write, ..Options::default() };
-    coralio_aio::run(|| Qcow2::open(folder.path("image"), &options)?.read_at(&mut vec![0; 192 << 10], 0))
+    coralio::run(|| Qcow2::open(folder.path("image"), &options)?.read_at(&mut vec![0; 192 << 10], 0))
 }
 
 /// Bytes to write at an offset of an image, and the expected error text.
@@ -91,7 +91,7 @@ fn changes(image: &[u8], version: u32) -> Vec<Change> {
 }
 
 #[test]
-fn image_that_qemu_refuses_is_refused_by_name() {
+fn image_that_qemu_rejects_is_rejected_by_name() {
     // qcow2: each change is rejected by qemu-io, and here with an error that names the field.
     if !has_qemu() {
         return;
@@ -115,7 +115,7 @@ fn image_that_qemu_refuses_is_refused_by_name() {
 }
 
 #[test]
-fn snapshot_table_that_cannot_be_is_refused() {
+fn invalid_snapshot_table_is_rejected() {
     // qcow2: invalid entries are rejected even though this crate does not use them.
     if !has_qemu() {
         return;
@@ -140,7 +140,7 @@ fn snapshot_table_that_cannot_be_is_refused() {
 }
 
 #[test]
-fn reserved_bits_of_entries_are_refused() {
+fn reserved_bits_of_entries_are_rejected() {
     // qcow2: each reserved bit of an L1 or L2 entry, which `qemu-img check` reports as an error.
     if !has_qemu() {
         return;
@@ -170,7 +170,7 @@ fn reserved_bits_of_entries_are_refused() {
 }
 
 #[test]
-fn header_that_qemu_refuses_is_refused() {
+fn header_that_qemu_rejects_is_rejected() {
     // qcow2: for random changes to header bytes, an image that qemu-io rejects is not opened here.
     if !has_qemu() {
         return;

@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coralio_aio::simulate::{Faults, Sim, Simulation};
-use coralio_aio::{AlignedBuf, sleep, spawn};
+use coralio::simulate::{Faults, Sim, Simulation};
+use coralio::{AlignedBuf, sleep, spawn};
 use coralio_qcow2::{CreateOptions, Image, Options, Qcow2, open};
 
 const CLUSTER: usize = 512;
@@ -52,7 +52,7 @@ fn run(sim: &Sim, use_it: fn(&dyn Image)) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_reader_sees_nobody_elses_bytes() {
+fn reader_sees_no_bytes_of_a_reused_cluster() {
     // qcow2: a cluster is discarded and reused for other data while a read of it is in flight.
     Simulation::new().run(0..40, |sim| {
         run(sim, |image| {
@@ -64,7 +64,7 @@ fn a_reader_sees_nobody_elses_bytes() {
 }
 
 #[test]
-fn a_writer_writes_nobody_elses_clusters() {
+fn writer_does_not_write_a_reused_cluster() {
     // qcow2: the same with a write in flight.
     Simulation::new().run(0..40, |sim| run(sim, |image| image.write_at(&buffer(1), 0).unwrap()));
 }

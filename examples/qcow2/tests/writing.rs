@@ -10,7 +10,7 @@ use common::{
     Random, Scratch, as_qemu_reads, assert_clean, assert_same, for_writing, has_qemu, qemu_img, qemu_io, read_all,
     seeds,
 };
-use coralio_aio::spawn;
+use coralio::spawn;
 use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, Zeroes, open};
 
 /// An open image, and the expected content of its disk.
@@ -86,7 +86,7 @@ fn scribble(model: &mut Model, cluster: u64) {
 }
 
 #[test]
-fn what_ours_created_is_right() {
+fn created_images_are_valid() {
     // qcow2: images of each cluster size, version and refcount width are created, written, and
     // clean for qemu-img.
     if !has_qemu() {
@@ -101,7 +101,7 @@ fn what_ours_created_is_right() {
         let size = cluster * 16 + 1500;
         let options =
             CreateOptions { cluster_size: cluster, version, refcount_bits, ..CreateOptions::new(size.max(70000)) };
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = created(&folder, &options);
             model.check("new");
             scribble(&mut model, cluster);
@@ -115,11 +115,11 @@ fn what_ours_created_is_right() {
 }
 
 #[test]
-fn what_cannot_be_created_is_refused() {
+fn invalid_creations_are_rejected() {
     // qcow2: the error says what is valid, and no file is created.
     let folder = Scratch::new();
     let refused = |options: CreateOptions, why: &str| {
-        let error = coralio_aio::run(|| Qcow2::create(folder.path("image"), &options)).unwrap_err();
+        let error = coralio::run(|| Qcow2::create(folder.path("image"), &options)).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
         assert!(!folder.path("image").exists());
     };
@@ -134,7 +134,7 @@ fn what_cannot_be_created_is_refused() {
 }
 
 #[test]
-fn over_what_qemu_made() {
+fn images_of_qemu_img_are_written() {
     // qcow2: overwrites compressed, zero and preallocated clusters and backing data; unused
     // clusters are freed.
     if !has_qemu() {
@@ -154,7 +154,7 @@ fn over_what_qemu_made() {
         let source: Vec<u8> = (0..2 << 20).map(|at| (at / 700) as u8).collect();
         std::fs::write(folder.path("source"), &source).unwrap();
         qemu_img(&folder, command);
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = Model::new(open(folder.path("image"), &for_writing()).unwrap());
             scribble(&mut model, cluster);
             model.finish(&folder, "image", what);
@@ -163,7 +163,7 @@ fn over_what_qemu_made() {
 }
 
 #[test]
-fn on_top_of_another() {
+fn images_with_backing_files_are_written() {
     // qcow2: qemu-img follows the backing file's name and format in the header that this crate
     // writes.
     if !has_qemu() {
@@ -175,7 +175,7 @@ fn on_top_of_another() {
         qemu_io(&folder, "base", &["write -P 7 0 1M"]);
         let backing = Some(("base".to_owned(), Format::Qcow2));
         let options = CreateOptions { version, backing, cluster_size: 4096, ..CreateOptions::new(2 << 20) };
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = created(&folder, &options);
             assert!(model.bytes[..1 << 20].iter().all(|&byte| byte == 7));
             scribble(&mut model, 4096);
@@ -186,7 +186,7 @@ fn on_top_of_another() {
 }
 
 #[test]
-fn the_refcount_table_grows() {
+fn refcount_table_grows() {
     // qcow2: with 64-bit refcounts and 512-byte clusters, a block counts 64 clusters, and a cluster
     // of the table refers to 64 blocks.
     if !has_qemu() {
@@ -194,7 +194,7 @@ fn the_refcount_table_grows() {
     }
     let folder = Scratch::new();
     let options = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(8 << 20) };
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let mut model = created(&folder, &options);
         let mut random = Random(1);
         for _ in 0..120 {
@@ -220,7 +220,7 @@ fn writers_share_clusters() {
         std::fs::write(folder.path("base"), vec![0xbb; 1 << 20]).unwrap();
         let backing = Some(("base".to_owned(), Format::Raw));
         let options = CreateOptions { cluster_size: cluster, backing, ..CreateOptions::new(2 << 20) };
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = created(&folder, &options);
             const WRITERS: u64 = 32;
             let writers: Vec<_> = (0..WRITERS)
@@ -262,7 +262,7 @@ fn any_options(random: &mut Random) -> CreateOptions {
 }
 
 #[test]
-fn random_sequences() {
+fn random_sequences_match_the_model() {
     // qcow2: random operations read as the model does, and leave an image that is clean for
     // qemu-img.
     let qemu = has_qemu();
@@ -273,7 +273,7 @@ fn random_sequences() {
         std::fs::write(folder.path("base"), vec![0xbb; 50_000]).unwrap();
         std::fs::write(folder.path("longer"), vec![0xcc; 20 << 20]).unwrap();
         let options = any_options(&mut random);
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = created(&folder, &options);
             let (size, cluster) = (options.size, options.cluster_size);
             for _ in 0..100 {
@@ -308,7 +308,7 @@ fn random_sequences() {
 }
 
 #[test]
-fn the_same_as_qemu_io() {
+fn writes_match_qemu_io() {
     // qcow2: the same sequence in this crate and in qemu-io results in the same disk.
     if !has_qemu() {
         return;
@@ -321,7 +321,7 @@ fn the_same_as_qemu_io() {
         let size = cluster * 50;
         qemu_img(&folder, &format!("create -f qcow2 -o cluster_size={cluster} theirs {size}"));
         let mut commands = Vec::new();
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let mut model = created(&folder, &CreateOptions { cluster_size: cluster, ..CreateOptions::new(size) });
             for _ in 0..60 {
                 let offset = random.below(size / 512) * 512;
@@ -343,10 +343,10 @@ fn the_same_as_qemu_io() {
 }
 
 #[test]
-fn what_is_beyond_or_read_only_is_refused() {
+fn out_of_range_and_read_only_writes_are_rejected() {
     // qcow2: rejected before anything is done.
     let folder = Scratch::new();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let model = created(&folder, &CreateOptions::new(1000));
         let kinds = [
             model.image.read_at(&mut [0; 2], 999),
@@ -370,7 +370,7 @@ fn error_names_the_path_once() {
     // qcow2: for errors of creating, opening and probing.
     let folder = Scratch::new();
     let (there, missing) = (folder.path("image"), folder.path("missing"));
-    coralio_aio::run(|| {
+    coralio::run(|| {
         Qcow2::create(&there, &CreateOptions::new(1000)).unwrap();
         let errors = [
             (&there, Qcow2::create(&there, &CreateOptions::new(1)).unwrap_err()),
@@ -387,10 +387,10 @@ fn error_names_the_path_once() {
 }
 
 #[test]
-fn what_is_discarded_gives_its_space_back() {
+fn discard_releases_space() {
     // qcow2: the space returns to the image, which reuses it, and to the file system.
     let folder = Scratch::new();
-    coralio_aio::run(|| {
+    coralio::run(|| {
         let mut model = created(&folder, &CreateOptions::new(8 << 20));
         let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(folder.path("image")).unwrap());
         let empty = used();
@@ -412,7 +412,7 @@ fn what_is_discarded_gives_its_space_back() {
 }
 
 #[test]
-fn cancelled_requests_leave_the_image_whole() {
+fn cancelled_requests_leave_the_image_consistent() {
     // qcow2: a request cancelled during a write or flush affects no other request; at worst
     // clusters leak.
     if !has_qemu() {
@@ -421,7 +421,7 @@ fn cancelled_requests_leave_the_image_whole() {
     for seed in seeds(20) {
         let folder = Scratch::new();
         let options = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(4 << 20) };
-        coralio_aio::run(|| {
+        coralio::run(|| {
             let model = created(&folder, &options);
             let mut random = Random(seed);
             for _ in 0..40 {
@@ -436,7 +436,7 @@ fn cancelled_requests_leave_the_image_whole() {
                     }
                 });
                 for _ in 0..random.below(20) {
-                    coralio_aio::yield_now();
+                    coralio::yield_now();
                 }
                 task.cancel();
                 task.join().unwrap();

@@ -90,12 +90,12 @@ pub(crate) const CASES: [Case; 17] = [
     timed("spawn-end", ours::spawn_and_end, Some(60.0), &[peer("bare", bare::create_resume_end)]),
     timed(
         "spawn-join",
-        ours::spawn_and_join,
+        ours::spawn_and_join_do_not_allocate,
         Some(120.0),
         &[
             peer("bare", bare::create_resume_end),
-            peer("tokio", tokio::spawn_and_join).at_most(1.0),
-            peer("may", may::spawn_and_join).at_most(1.0),
+            peer("tokio", tokio::spawn_and_join_do_not_allocate).at_most(1.0),
+            peer("may", may::spawn_and_join_do_not_allocate).at_most(1.0),
         ],
     ),
     timed("yield-one", ours::yield_alone, None, &[peer("bare", bare::resume_and_suspend)]),

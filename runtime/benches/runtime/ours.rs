@@ -72,7 +72,7 @@ pub(crate) fn spawn_and_end(times: u64) -> f64 {
 }
 
 /// Spawns a coroutine, and joins it from another one.
-pub(crate) fn spawn_and_join(times: u64) -> f64 {
+pub(crate) fn spawn_and_join_do_not_allocate(times: u64) -> f64 {
     in_coroutine(move || {
         let one = |caught| drop(black_box(spawn(move || caught).join()));
         one(0);
@@ -91,7 +91,7 @@ pub(crate) fn mutex(times: u64) -> f64 {
 /// Schedules a bottom half, and runs the iteration that calls it.
 pub(crate) fn bottom_half(times: u64) -> f64 {
     AioContext::run(|ctx| {
-        let bh = ctx.bottom_half(|| _ = black_box(0)).unwrap();
+        let bh = ctx.new_bottom_half(|| _ = black_box(0)).unwrap();
         let one = |_| {
             bh.schedule();
             ctx.poll(false);

@@ -28,7 +28,7 @@ where
 }
 
 /// Spawns a task, and joins it from another one.
-pub(crate) fn spawn_and_join(times: u64) -> f64 {
+pub(crate) fn spawn_and_join_do_not_allocate(times: u64) -> f64 {
     share(1, times, |times| async move {
         for caught in 0..times {
             drop(black_box(spawn(async move { caught }).await));

@@ -6,11 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::context::{AioContext, Interest, Watch};
+use crate::context::{AioContext, FdHandler, Interest};
 use crate::sys::EventFd;
 
 /// An event, backed by an eventfd. Any thread, another process or the kernel can set the event;
-/// setting it again has no effect. [`AioContext::watch_notifier`] watches it, and
+/// setting it again has no effect. [`AioContext::add_event_notifier`] watches it, and
 /// [`wait_readable`](crate::wait_readable) waits for it.
 ///
 /// ```
@@ -79,7 +79,7 @@ impl AioContext {
     ///     let doorbell = Arc::new(EventNotifier::new()?);
     ///     let rang = Arc::new(AtomicBool::new(false));
     ///     let heard = Arc::clone(&rang);
-    ///     let _watch = ctx.watch_notifier(Arc::clone(&doorbell), move || heard.store(true, Ordering::Relaxed))?;
+    ///     let _watch = ctx.add_event_notifier(Arc::clone(&doorbell), move || heard.store(true, Ordering::Relaxed))?;
     ///     let visitor = std::thread::spawn(move || doorbell.notify());
     ///     while !rang.load(Ordering::Relaxed) {
     ///         ctx.poll(true);
@@ -92,16 +92,16 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// As [`watch`](Self::watch).
+    /// As [`add_fd_handler`](Self::add_fd_handler).
     #[doc(alias = "aio_set_event_notifier")]
     #[track_caller]
-    pub fn watch_notifier(
+    pub fn add_event_notifier(
         &self,
         notifier: Arc<EventNotifier>,
         mut handler: impl FnMut() + Send + 'static,
-    ) -> io::Result<Watch> {
+    ) -> io::Result<FdHandler> {
         let event = Arc::clone(&notifier);
-        self.watch(notifier, Interest::Read, move |_| {
+        self.add_fd_handler(notifier, Interest::Read, move |_| {
             // Another thread may have cleared the event since it was reported.
             if event.test_and_clear() {
                 handler();

@@ -25,7 +25,7 @@ use crate::trace::Span;
 
 mod handle;
 
-pub use handle::{Watch, WatchInfo};
+pub use handle::{FdHandler, FdHandlerInfo};
 
 /// The condition that a watch waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +35,9 @@ pub enum Interest {
     /// The descriptor is writable.
     Write,
     /// Either.
-    Both,
+    ReadWrite,
     /// Nothing, for the time being; not even a hang-up is reported.
-    None,
+    Disabled,
 }
 
 impl Interest {
@@ -45,8 +45,8 @@ impl Interest {
         let events = match self {
             Interest::Read => libc::EPOLLIN | libc::EPOLLRDHUP,
             Interest::Write => libc::EPOLLOUT,
-            Interest::Both => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
-            Interest::None => 0,
+            Interest::ReadWrite => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLOUT,
+            Interest::Disabled => 0,
         };
         events as u32
     }
@@ -104,7 +104,7 @@ impl Entry {
     /// Makes the epoll set agree with the entry. An entry without interest is removed from the set:
     /// with an empty event mask, epoll would still report a hang-up, repeatedly.
     fn update(&mut self, epoll: &Epoll, token: u64) -> io::Result<()> {
-        let wanted = self.interest != Interest::None && !self.masked;
+        let wanted = self.interest != Interest::Disabled && !self.masked;
         match (self.registered, wanted) {
             (false, false) => {}
             (false, true) => epoll.add(self.fd, self.events(), token)?,
@@ -155,7 +155,7 @@ impl Watches {
     fn recount(&self, edges: bool, before: Interest, after: Interest) {
         let counts = if edges { &[&self.count][..] } else { &[&self.count, &self.levels][..] };
         for count in counts {
-            match (before == Interest::None, after == Interest::None) {
+            match (before == Interest::Disabled, after == Interest::Disabled) {
                 (true, false) => _ = count.fetch_add(1, Ordering::Relaxed),
                 (false, true) => _ = count.fetch_sub(1, Ordering::Relaxed),
                 _ => {}
@@ -242,7 +242,7 @@ impl Watches {
             let events = std::mem::take(&mut entry.reported);
             // The interest may have changed since the report; errors always count.
             let wanted = entry.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-            if entry.interest != Interest::None && events & wanted != 0 {
+            if entry.interest != Interest::Disabled && events & wanted != 0 {
                 if let Some(handler) = entry.handler.take() {
                     *running += 1;
                     return Some((key, events & wanted, handler));

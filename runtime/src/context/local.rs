@@ -178,8 +178,8 @@ impl LocalContext {
     }
 }
 
-/// Sets this thread's context, until dropped: no exit from [`LocalContext::run`] leaves a pointer to
-/// it behind.
+/// Sets this thread's context, until dropped: no exit from [`LocalContext::run`] leaves a pointer
+/// to it behind.
 struct Current<'a>(&'a LocalContext);
 
 impl<'a> Current<'a> {

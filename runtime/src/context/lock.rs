@@ -85,21 +85,21 @@ impl Drop for ContextGuard<'_> {
 /// As [`ContextGuard`], for callers known to be on the home thread: a count. For authors of
 /// engines.
 #[must_use = "the lock is released when the guard is dropped"]
-pub struct HomeGuard<'a> {
+pub struct HomeLockGuard<'a> {
     shared: &'a SharedContext,
     _not_send: PhantomData<*const ()>,
 }
 
-impl Drop for HomeGuard<'_> {
+impl Drop for HomeLockGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         self.shared.dropped_at_home();
     }
 }
 
-impl std::fmt::Debug for HomeGuard<'_> {
+impl std::fmt::Debug for HomeLockGuard<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HomeGuard")
+        f.write_str("HomeLockGuard")
     }
 }
 
@@ -121,8 +121,8 @@ impl AioContext {
     /// The loop holds the lock while it runs coroutines and handlers. So a coroutine or handler
     /// must not block on a thread that needs this lock, be it through a `std` mutex, a channel or a
     /// join: that deadlocks. Coroutines wait with primitives that suspend them and leave the thread
-    /// to the loop: [`CoMutex`](crate::CoMutex), [`channel`](crate::channel()),
-    /// [`reschedule`](Self::reschedule).
+    /// to the loop: [`CoMutex`](crate::CoMutex), [`channel`](crate::channel::bounded),
+    /// [`run_on`](Self::run_on).
     ///
     /// # Control
     ///
@@ -221,9 +221,9 @@ impl SharedContext {
 
     /// As `acquire`, for callers known to be on the home thread.
     #[inline]
-    pub(crate) fn acquire_at_home(&self) -> HomeGuard<'_> {
+    pub(crate) fn acquire_at_home(&self) -> HomeLockGuard<'_> {
         self.count_at_home();
-        HomeGuard { shared: self, _not_send: PhantomData }
+        HomeLockGuard { shared: self, _not_send: PhantomData }
     }
 
     #[inline]

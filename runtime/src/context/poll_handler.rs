@@ -33,8 +33,8 @@ impl PollWindow {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Adjusts the window after a wait of `waited` nanoseconds: the source became ready (`became_ready`),
-    /// or did not.
+    /// Adjusts the window after a wait of `waited` nanoseconds: the source became ready
+    /// (`became_ready`), or did not.
     pub(crate) fn adjust(&self, waited: u64, became_ready: bool, limit: u64) {
         let window = self.ns();
         let adjusted = if waited > limit {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_grows_and_shrinks() {
+    fn window_grows_and_shrinks() {
         // X5: the window grows while longer polling would have paid, up to the limit, and shrinks
         // otherwise
         assert_eq!(adjusted(&[(50_000, true)]), SMALLEST);
@@ -224,13 +224,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_source_does_not_spoil_a_fast_one() {
+    fn slow_source_does_not_shrink_a_fast_sources_window() {
         // X5: each source has its own window; events of one source do not affect another's
         AioContext::run(|ctx| {
             let fast_is_ready = Arc::new(AtomicBool::new(true));
             let looked = Arc::clone(&fast_is_ready);
-            let fast = ctx.poll_handler(move || looked.load(Ordering::Relaxed), || {}).unwrap();
-            let slow = ctx.poll_handler(|| false, || {}).unwrap();
+            let fast = ctx.add_poll_handler(move || looked.load(Ordering::Relaxed), || {}).unwrap();
+            let slow = ctx.add_poll_handler(|| false, || {}).unwrap();
             let pollers = &ctx.shared.pollers;
             (0..3).for_each(|_| pollers.adjust(20_000, LIMIT));
             assert_eq!((fast.window().as_nanos(), slow.window().as_nanos()), (16_000, 0));
@@ -244,16 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn while_it_looks_nobody_need_kick_it() {
+    fn busy_poll_needs_no_notification() {
         // X5: a source that becomes ready in memory is found by polling, without a system call on
         // either side
         AioContext::builder()
-            .poll_limit(Duration::from_secs(3600))
+            .busy_poll_max(Duration::from_secs(3600))
             .run(|ctx| {
                 // A loop that checked only once before its sleep would never end this test.
                 let (looks, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
                 let (looked, counted, shared) = (Arc::clone(&looks), Arc::clone(&runs), Arc::downgrade(&ctx.shared));
-                let added = ctx.poll_handler(
+                let added = ctx.add_poll_handler(
                     move || {
                         assert!(!shared.upgrade().expect("it runs").scheduler.sleep.needs_kick());
                         looked.fetch_add(1, Ordering::Relaxed) >= 1000
@@ -270,18 +270,19 @@ mod tests {
     }
 
     #[test]
-    fn look_cannot_suspend_the_coroutine_that_polls() {
-        // X5, X8: the loop looks without the context's lock, also in a poll of a coroutine. If that coroutine were suspended by the
-        // look, its enterers would go on without the lock that they hold
+    fn is_ready_cannot_suspend_the_polling_coroutine() {
+        // X5, X8: the loop looks without the context's lock, also in a poll of a coroutine. If that
+        // coroutine were suspended by the look, its enterers would go on without the lock that they
+        // hold
         AioContext::builder()
-            .poll_limit(Duration::from_secs(3600))
+            .busy_poll_max(Duration::from_secs(3600))
             .run(|ctx| {
                 let looks = AtomicUsize::new(0);
                 let is_ready = move || {
                     assert!(!crate::can_suspend());
                     looks.fetch_add(1, Ordering::Relaxed) >= 1000
                 };
-                let handler = ctx.poll_handler(is_ready, || {}).unwrap();
+                let handler = ctx.add_poll_handler(is_ready, || {}).unwrap();
                 let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 let context = ctx.clone();
@@ -295,11 +296,12 @@ mod tests {
         // X5, X6: a notification to a loop that is awake makes one blocking poll return; the next
         // one busy-polls for its full window
         AioContext::builder()
-            .poll_limit(Duration::from_secs(3600))
+            .busy_poll_max(Duration::from_secs(3600))
             .run(|ctx| {
                 let looks = Arc::new(AtomicUsize::new(0));
                 let looked = Arc::clone(&looks);
-                let handler = ctx.poll_handler(move || looked.fetch_add(1, Ordering::Relaxed) >= 1000, || {}).unwrap();
+                let handler =
+                    ctx.add_poll_handler(move || looked.fetch_add(1, Ordering::Relaxed) >= 1000, || {}).unwrap();
                 let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 ctx.notify();

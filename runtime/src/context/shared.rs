@@ -11,7 +11,7 @@ use std::{mem, ptr, thread};
 use parking_lot::Mutex;
 
 use crate::context::{
-    BottomHalves, ContextLock, ContextWaiters, HomeThread, LocalContext, Pollers, Source, Timers, Watches,
+    BottomHalves, ContextLock, ContextWaiters, EventSource, HomeThread, LocalContext, Pollers, Timers, Watches,
 };
 use crate::scheduler::SharedScheduler;
 use crate::sys::{Clock, Epoll, FirstPanic};
@@ -32,12 +32,12 @@ pub(crate) struct SharedContext {
     pub(crate) waiters: ContextWaiters,
     pub(crate) pollers: Pollers,
     /// How long the loop may busy-poll before it sleeps, in nanoseconds.
-    pub(crate) poll_limit: AtomicU64,
+    pub(crate) busy_poll_max: AtomicU64,
     /// Counts iterations with other work, so that fd handlers get their turn.
     pub(crate) busy_rounds: AtomicU32,
     /// For polls of other threads; the home thread has its own copy. `None` after the context has
     /// ended.
-    pub(crate) source: Mutex<Option<Arc<dyn Source>>>,
+    pub(crate) source: Mutex<Option<Arc<dyn EventSource>>>,
 }
 
 impl SharedContext {
@@ -57,7 +57,7 @@ impl SharedContext {
             timers: Timers::default(),
             waiters: ContextWaiters::default(),
             pollers: Pollers::default(),
-            poll_limit: AtomicU64::new(0),
+            busy_poll_max: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
             source: Mutex::new(None),
         }))
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn callback_on_foreign_thread_wakes_the_loop_for_what_it_queued() {
+    fn callback_on_foreign_thread_wakes_the_loop_for_queued_work() {
         // X3, X6, X7: a callback run by a foreign poll schedules or arms itself, and releases the
         // lock, so that the home loop falls asleep: once the callback has returned and is queued,
         // the loop is woken. It is not if nothing was queued
@@ -140,7 +140,7 @@ mod tests {
         for (queues, idle) in [(true, false), (true, true), (false, false)] {
             let woken = wakes(|ctx| {
                 let sleep = falls_asleep(ctx);
-                let bh = ctx.bottom_half_with(move |own| {
+                let bh = ctx.new_bottom_half_with(move |own| {
                     match (queues, idle) {
                         (true, false) => own.schedule(),
                         (true, true) => own.schedule_idle(),
@@ -153,7 +153,7 @@ mod tests {
             assert_eq!(woken, queues, "bottom half, idle {idle}");
             let woken = wakes(|ctx| {
                 let sleep = falls_asleep(ctx);
-                let timer = ctx.timer_with(move |own| {
+                let timer = ctx.new_timer_with(move |own| {
                     if queues {
                         own.arm_at(Instant::now());
                     }
@@ -165,7 +165,7 @@ mod tests {
         }
         // The loop skips a source while its handler runs, so it must check once the handler has
         // returned.
-        assert!(wakes(|ctx| ctx.poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
+        assert!(wakes(|ctx| ctx.add_poll_handler(|| true, falls_asleep(ctx)).unwrap()), "poll handler");
         let edge_within = |ctx: &AioContext| {
             let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
             let (sleep, polls) = (falls_asleep(ctx), ctx.clone());

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::context::{AioContext, HomeGuard, LocalContext, SharedContext};
-use crate::coroutine::{Cancelled, Token, WaitReason};
+use crate::context::{AioContext, HomeLockGuard, LocalContext, SharedContext};
+use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::sys::fork;
 
-/// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn Source` coerces
-/// to `dyn Any` by itself only since Rust 1.86.
+/// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn EventSource`
+/// coerces to `dyn Any` by itself only since Rust 1.86.
 pub trait IntoAny: Any + Send + Sync {
     /// Returns the same source as `dyn Any`.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
@@ -41,7 +41,7 @@ impl<T: Any + Send + Sync> IntoAny for T {
 /// code can call the method. A source that passes its token on to another source passes the token
 /// of its own context: an engine that relies on its context's lock or thread compares the token
 /// with that context ([`LoopToken::is_of`], [`HomeToken::is_of`]).
-pub trait Source: IntoAny {
+pub trait EventSource: IntoAny {
     /// Processes completions. Returns whether there were any.
     ///
     /// # Control
@@ -131,8 +131,8 @@ impl<'l> LoopToken<'l> {
 
     /// Returns the engine operations of the context's home thread; `None` if another thread polls.
     #[inline]
-    pub fn at_home(self) -> Option<AtHome<'l>> {
-        self.home.map(AtHome::new)
+    pub fn at_home(self) -> Option<HomeRef<'l>> {
+        self.home.map(HomeRef::new)
     }
 }
 
@@ -175,7 +175,7 @@ impl std::fmt::Debug for HomeToken<'_> {
 pub(crate) struct Sources(OnceCell<Box<Had>>);
 
 struct Had {
-    source: Arc<dyn Source>,
+    source: Arc<dyn EventSource>,
     has_gone: Cell<bool>,
     next: Sources,
 }
@@ -190,11 +190,11 @@ impl Sources {
     }
 
     #[inline]
-    pub(crate) fn get(&self) -> Option<&Arc<dyn Source>> {
+    pub(crate) fn get(&self) -> Option<&Arc<dyn EventSource>> {
         self.current().map(|had| &had.source)
     }
 
-    fn set(&self, source: &Arc<dyn Source>) -> io::Result<()> {
+    fn set(&self, source: &Arc<dyn EventSource>) -> io::Result<()> {
         if self.current().is_some() {
             let why = "cannot attach an I/O engine: the context already has one; share that one";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
@@ -210,7 +210,7 @@ impl Sources {
         Ok(())
     }
 
-    fn take(&self) -> Option<Arc<dyn Source>> {
+    fn take(&self) -> Option<Arc<dyn EventSource>> {
         let had = self.current()?;
         had.has_gone.set(true);
         release(&had.source);
@@ -229,12 +229,12 @@ impl Drop for Had {
 /// Addresses of all attached sources of this process. At most one context drives an engine.
 static ATTACHED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-fn address(source: &Arc<dyn Source>) -> usize {
+fn address(source: &Arc<dyn EventSource>) -> usize {
     Arc::as_ptr(source).cast::<()>().addr()
 }
 
 /// Records that a context has `source`. Fails if another context has it.
-fn bind(source: &Arc<dyn Source>) -> io::Result<()> {
+fn bind(source: &Arc<dyn EventSource>) -> io::Result<()> {
     let mut attached = ATTACHED.lock();
     if attached.contains(&address(source)) {
         let why = "cannot attach the I/O engine: it is attached to another context; detach it there first";
@@ -244,7 +244,7 @@ fn bind(source: &Arc<dyn Source>) -> io::Result<()> {
     Ok(())
 }
 
-fn release(source: &Arc<dyn Source>) {
+fn release(source: &Arc<dyn EventSource>) {
     ATTACHED.lock().retain(|&other| other != address(source));
 }
 
@@ -259,7 +259,7 @@ impl AioContext {
     /// # Panics
     ///
     /// Panics on any thread other than the context's home thread.
-    pub fn attach(&self, source: Arc<dyn Source>) -> io::Result<()> {
+    pub fn attach(&self, source: Arc<dyn EventSource>) -> io::Result<()> {
         let Some(home) = self.shared.home() else {
             panic!("cannot attach an engine off the context's home thread; call this on the home thread");
         };
@@ -273,12 +273,12 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// That of [`Source::leave`]. The context keeps the engine.
+    /// That of [`EventSource::leave`]. The context keeps the engine.
     ///
     /// # Panics
     ///
     /// Panics on any thread other than the context's home thread.
-    pub fn detach(&self) -> io::Result<Option<Arc<dyn Source>>> {
+    pub fn detach(&self) -> io::Result<Option<Arc<dyn EventSource>>> {
         let Some(home) = self.shared.home() else {
             panic!("cannot detach an engine off the context's home thread; call this on the home thread");
         };
@@ -297,31 +297,31 @@ impl AioContext {
 /// Passed by [`AioContext::at_home`](super::AioContext::at_home) to its closure, and valid within
 /// it.
 #[derive(Clone, Copy)]
-pub struct AtHome<'h> {
+pub struct HomeRef<'h> {
     pub(crate) home: &'h LocalContext,
     _not_send: PhantomData<*const ()>,
 }
 
-impl<'h> AtHome<'h> {
+impl<'h> HomeRef<'h> {
     #[inline]
-    pub(crate) fn new(home: &'h LocalContext) -> AtHome<'h> {
-        AtHome { home, _not_send: PhantomData }
+    pub(crate) fn new(home: &'h LocalContext) -> HomeRef<'h> {
+        HomeRef { home, _not_send: PhantomData }
     }
 
-    /// Returns the `AtHome` of this thread's context, if it has one. Takes no closure, so that code
-    /// that suspends is compiled into its caller.
+    /// Returns the `HomeRef` of this thread's context, if it has one. Takes no closure, so that
+    /// code that suspends is compiled into its caller.
     ///
     /// # Safety
     ///
     /// The value is not used after the end of the coroutine, or of the closure of
     /// [`run`](super::AioContext::run), in which this was called.
     #[inline(always)]
-    pub unsafe fn here() -> Option<AtHome<'h>> {
+    pub unsafe fn here() -> Option<HomeRef<'h>> {
         let home = LocalContext::current();
         if home.is_none() {
             fork::refuse_in_child("using a context");
         }
-        home.map(AtHome::new)
+        home.map(HomeRef::new)
     }
 
     /// Returns whether this is the home of `context`.
@@ -333,8 +333,8 @@ impl<'h> AtHome<'h> {
     /// Returns the token of the running coroutine; `None` on the thread's own stack and in the
     /// loop.
     #[inline]
-    pub fn current(self) -> Option<Token> {
-        self.home.scheduler.running().map(|block| Token::of(block.id()))
+    pub fn current(self) -> Option<CoroutineId> {
+        self.home.scheduler.running().map(|block| CoroutineId::of(block.id()))
     }
 
     /// Returns whether this process is the child of a fork by a coroutine. In the child the home no
@@ -351,7 +351,7 @@ impl<'h> AtHome<'h> {
     ///
     /// May block the thread.
     #[inline]
-    pub fn acquire(self) -> HomeGuard<'h> {
+    pub fn acquire(self) -> HomeLockGuard<'h> {
         self.home.context.shared.acquire_at_home()
     }
 
@@ -370,7 +370,8 @@ impl<'h> AtHome<'h> {
         }
     }
 
-    /// Returns whether the loop is in an iteration, so that [`Source::flush`] is sure to follow.
+    /// Returns whether the loop is in an iteration, so that [`EventSource::flush`] is sure to
+    /// follow.
     #[inline]
     pub fn is_in_round(self) -> bool {
         self.home.scheduler.is_in_round()
@@ -420,7 +421,7 @@ impl<'h> AtHome<'h> {
     /// May enter the coroutine.
     #[inline]
     #[track_caller]
-    pub fn wake_unless_entered(self, token: Token) -> bool {
+    pub fn wake_unless_entered(self, token: CoroutineId) -> bool {
         let ours = token.id.lives_in(self.home.scheduler.shared.id());
         if ours {
             self.home.scheduler.wake_unless_entered(token.id.block);
@@ -429,8 +430,8 @@ impl<'h> AtHome<'h> {
     }
 }
 
-impl std::fmt::Debug for AtHome<'_> {
+impl std::fmt::Debug for HomeRef<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AtHome")
+        f.write_str("HomeRef")
     }
 }

@@ -286,13 +286,13 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn what_is_stale_does_not_pile_up() {
+    fn stale_timers_do_not_accumulate() {
         // X7: a timer that is repeatedly armed and disarmed, as request timeouts are, leaves no
         // stale entries behind
         AioContext::run(|ctx| {
-            let armed: Vec<_> = (0..10).map(|_| ctx.timer(|| {}).unwrap()).collect();
+            let armed: Vec<_> = (0..10).map(|_| ctx.new_timer(|| {}).unwrap()).collect();
             armed.iter().for_each(|timer| timer.arm_after(Duration::from_secs(60)));
-            let timer = ctx.timer(|| {}).unwrap();
+            let timer = ctx.new_timer(|| {}).unwrap();
             for _ in 0..10_000 {
                 timer.arm_after(Duration::from_secs(3600));
                 timer.disarm();

@@ -7,7 +7,7 @@ use std::panic::Location;
 pub(crate) struct Attributes {
     pub(crate) name: Option<Cow<'static, str>>,
     pub(crate) stack_size: Option<usize>,
-    pub(crate) measure_stack: Option<bool>,
+    pub(crate) track_stack_usage: Option<bool>,
     pub(crate) created_at: &'static Location<'static>,
 }
 
@@ -15,6 +15,6 @@ impl Attributes {
     #[track_caller]
     #[inline]
     pub(crate) fn new() -> Attributes {
-        Attributes { name: None, stack_size: None, measure_stack: None, created_at: Location::caller() }
+        Attributes { name: None, stack_size: None, track_stack_usage: None, created_at: Location::caller() }
     }
 }

@@ -60,8 +60,8 @@ impl Chunk {
 }
 
 /// All chunks ever allocated, newest first. No code here reads the list: `gdb/coralio.py` uses it
-/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and `ControlBlock` by
-/// the names of their fields.
+/// to find all coroutines, live or in a core file, and knows this static, `Chunk` and
+/// `ControlBlock` by the names of their fields.
 #[used]
 static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
 

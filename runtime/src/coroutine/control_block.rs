@@ -55,8 +55,8 @@ pub(crate) enum State {
 
 /// A control block. The module docs explain why it is shared and never freed.
 ///
-/// The order of the fields, here and in [`LocalState`], is fixed: the data that a switch touches lies in
-/// the first 128 bytes, two cache lines, which are cold after I/O.
+/// The order of the fields, here and in [`LocalState`], is fixed: the data that a switch touches
+/// lies in the first 128 bytes, two cache lines, which are cold after I/O.
 #[repr(C, align(128))]
 pub(crate) struct ControlBlock {
     pub(crate) word: StateWord,
@@ -69,8 +69,8 @@ pub(crate) struct ControlBlock {
 }
 
 // SAFETY: *home's own*: `word`, `scheduled_at` and `context` are atomic. `local` is reached through
-// `ControlBlock::local` only, by the thread whose context holds the block; blocks pass between contexts
-// under `SPARE`'s lock.
+// `ControlBlock::local` only, by the thread whose context holds the block; blocks pass between
+// contexts under `SPARE`'s lock.
 unsafe impl Sync for ControlBlock {}
 
 /// The part of a control block that only the home thread reads and writes.
@@ -259,10 +259,10 @@ pub(crate) struct Label<'a>(&'a LocalState);
 
 impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: the name changes only in `Scheduler::create`, while the block is free, and a label is
-        // formatted while its coroutine lives, into a writer of this crate, which does not end the
-        // coroutine. A borrow count would not work: threads that format concurrently would lose
-        // each other's counts.
+        // SAFETY: the name changes only in `Scheduler::create`, while the block is free, and a
+        // label is formatted while its coroutine lives, into a writer of this crate, which does not
+        // end the coroutine. A borrow count would not work: threads that format concurrently would
+        // lose each other's counts.
         match unsafe { self.0.name.try_borrow_unguarded() } {
             Ok(Some(name)) => write!(f, "'{name}'"),
             _ => write!(f, "#{}", self.0.serial.get()),

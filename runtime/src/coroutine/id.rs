@@ -44,22 +44,22 @@ impl PartialEq for BlockRef {
 impl Eq for BlockRef {}
 
 /// A coroutine as an I/O engine stores it with a request: plain data, usable on any thread. Its
-/// context acts on it: [`AtHome`](crate::AtHome) and
+/// context acts on it: [`HomeRef`](crate::HomeRef) and
 /// [`AioContext::schedule`](crate::AioContext::schedule).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Token {
+pub struct CoroutineId {
     pub(crate) id: BlockRef,
 }
 
-impl Token {
+impl CoroutineId {
     #[inline]
-    pub(crate) fn of(id: BlockRef) -> Token {
-        Token { id }
+    pub(crate) fn of(id: BlockRef) -> CoroutineId {
+        CoroutineId { id }
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for CoroutineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").finish_non_exhaustive()
+        f.debug_struct("CoroutineId").finish_non_exhaustive()
     }
 }

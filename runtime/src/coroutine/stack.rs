@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warm_stacks_come_first_and_sizes_do_not_mix() {
+    fn warm_stacks_are_reused_first_and_sizes_do_not_mix() {
         // C10: an ended coroutine's stack returns to the pool and is reused.
         let pool = StackPool::new(DEFAULT_STACK_SIZE, false);
         let first = pool.take(None).unwrap();
@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn impossible_stack_is_an_error() {
-        // C11: a size that cannot be rounded up to whole pages is refused like any that is too large.
+        // C11: a size that cannot be rounded up to whole pages is refused like any that is too
+        // large.
         let pool = StackPool::new(usize::MAX, false);
         for size in [None, Some(usize::MAX - PAGE)] {
             assert_eq!(pool.take(size).err().map(|error| error.kind()), Some(io::ErrorKind::OutOfMemory));

@@ -1,7 +1,7 @@
 //! What a suspended coroutine waits for.
 //!
-//! A coroutine records that before it suspends: two words, so the record is always on, for dumps and
-//! deadlock reports.
+//! A coroutine records that before it suspends: two words, so the record is always on, for dumps
+//! and deadlock reports.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use crate::coroutine::{ControlBlock, LockOwner};
-use crate::trace::Waits;
+use crate::trace::WaitKind;
 
 /// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.
 #[derive(Clone, Copy, Default)]
@@ -55,23 +55,25 @@ impl WaitReason {
     }
 }
 
-impl From<WaitReason> for Waits {
-    fn from(reason: WaitReason) -> Waits {
+impl From<WaitReason> for WaitKind {
+    fn from(reason: WaitReason) -> WaitKind {
         match reason {
-            WaitReason::Enter => Waits::Enter,
-            WaitReason::Turn => Waits::Turn,
-            WaitReason::Join(_) => Waits::Join,
-            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => Waits::Lock,
+            WaitReason::Enter => WaitKind::Enter,
+            WaitReason::Turn => WaitKind::Turn,
+            WaitReason::Join(_) => WaitKind::Join,
+            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => {
+                WaitKind::Lock
+            }
             WaitReason::CoQueue(_)
             | WaitReason::Semaphore(_)
             | WaitReason::Send(_)
             | WaitReason::Receive(_)
-            | WaitReason::OneShot(_) => Waits::Message,
-            WaitReason::Sleep => Waits::Time,
-            WaitReason::Readable(_) | WaitReason::Writable(_) => Waits::Descriptor,
-            WaitReason::Io => Waits::Io,
-            WaitReason::Future => Waits::Future,
-            WaitReason::Scope => Waits::Scope,
+            | WaitReason::OneShot(_) => WaitKind::Message,
+            WaitReason::Sleep => WaitKind::Time,
+            WaitReason::Readable(_) | WaitReason::Writable(_) => WaitKind::Descriptor,
+            WaitReason::Io => WaitKind::Io,
+            WaitReason::Future => WaitKind::Future,
+            WaitReason::Scope => WaitKind::Scope,
         }
     }
 }

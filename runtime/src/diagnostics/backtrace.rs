@@ -58,8 +58,8 @@ impl Coroutine {
 impl LocalState {
     /// Returns whether the coroutine, which is suspended, was ever entered.
     fn has_started(&self) -> bool {
-        // SAFETY: the callers' states are Suspended and Scheduled, so the raw coroutine is in its slot
-        // and not in use.
+        // SAFETY: the callers' states are Suspended and Scheduled, so the raw coroutine is in its
+        // slot and not in use.
         unsafe { (*self.raw.get()).assume_init_ref() }.started()
     }
 }

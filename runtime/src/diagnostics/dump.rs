@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_look_at_once() {
+    fn two_threads_dump_simultaneously() {
         // X11: one thread holds the context's lock and reads while the loop sleeps, another stops
         // the home thread, which waits for that lock by now: each finds all coroutines, and all are
         // unwound at the end
@@ -344,8 +344,8 @@ mod tests {
         }
         AioContext::builder()
             .stack_size(16 * 1024)
-            .unwind_report(false)
-            .deadlock_report(None)
+            .report_unwound(false)
+            .report_deadlocks_after(None)
             .run(|ctx| {
                 for _ in 0..COROUTINES {
                     let counts = Counts(Rc::clone(&dropped));

@@ -130,10 +130,11 @@ impl Write for Prepared {
 ///
 /// # Errors
 ///
-/// The handler cannot be installed; the context has ended; the caller is the context's own thread; or
-/// that thread did not stop in time.
+/// The handler cannot be installed; the context has ended; the caller is the context's own thread;
+/// or that thread did not stop in time.
 pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Scheduler) -> R) -> io::Result<(R, Frames)> {
-    // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait for its own thread.
+    // An engine's `sleep` is on the home thread, though the home is hidden: the handler would wait
+    // for its own thread.
     if LocalContext::current_or_suspended().is_some_and(|home| ptr::eq(&*home.context.shared, shared)) {
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "the calling thread is its own"));
     }
@@ -179,8 +180,8 @@ pub(crate) fn stopped<R>(shared: &SharedContext, look: impl FnOnce(&Scheduler) -
     }
     let result = {
         let _go = Go;
-        // SAFETY: *stopped*: the scheduler is that of the thread in the handler, which stays there until
-        // `Go`. Any other thread that accesses it meanwhile only reads it too (*read only*).
+        // SAFETY: *stopped*: the scheduler is that of the thread in the handler, which stays there
+        // until `Go`. Any other thread that accesses it meanwhile only reads it too (*read only*).
         look(unsafe { &*STOP.scheduler.load(Ordering::Relaxed) })
     };
     // SAFETY: *claimed*: no handler writes the frames before another thread is sent the signal,
@@ -353,7 +354,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn a_thread_may_be_stopped_between_two_stacks() {
+    fn thread_can_be_stopped_between_two_stacks() {
         // X11, C13: a thread can be stopped anywhere, even during a switch, where no unwind table
         // describes the stack
         AioContext::run(|ctx| {

@@ -32,7 +32,7 @@ impl Drop for RegistryGuard {
 impl AioContext {
     /// Returns the contexts running in this process, oldest first. An ending context is included
     /// until its coroutines are unwound.
-    pub fn all() -> Vec<AioContext> {
+    pub fn running() -> Vec<AioContext> {
         CONTEXTS.lock().iter().filter_map(|shared| Some(AioContext { shared: shared.upgrade()? })).collect()
     }
 
@@ -57,7 +57,7 @@ impl AioContext {
         let mut signals = signal_hook::iterator::Signals::new([signal])?;
         thread::Builder::new().name("coralio-dump".into()).spawn(move || {
             for _ in signals.forever() {
-                AioContext::all().iter().for_each(|context| report(format_args!("{}", context.dump())));
+                AioContext::running().iter().for_each(|context| report(format_args!("{}", context.dump())));
             }
         })?;
         Ok(())

@@ -156,8 +156,10 @@ fn end_process(local: &LocalState) -> ! {
     // The user does not create the first coroutine with a builder.
     let is_main = local.name.try_borrow().is_ok_and(|name| name.as_deref() == Some("main"));
     let remedy = match is_main {
-        true => "set a larger one with `ContextBuilder::stack_size` or `Runner::stack_size`",
-        false => "set a larger one with `Builder::stack_size`, or for all coroutines with `ContextBuilder::stack_size`",
+        true => "set a larger one with `ContextBuilder::stack_size` or `RuntimeBuilder::stack_size`",
+        false => {
+            "set a larger one with `CoroutineBuilder::stack_size`, or for all coroutines with `ContextBuilder::stack_size`"
+        }
     };
     report(format_args!(
         "coralio: stack overflow: coroutine {} (created at {}) exceeded its stack of {size} bytes; {remedy}",

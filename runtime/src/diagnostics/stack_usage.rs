@@ -1,12 +1,12 @@
 //! The public side of stack measurement.
 
 use crate::scheduler::Scheduler;
-use crate::task::{Builder, Coroutine, JoinHandle};
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 
-impl Builder {
+impl CoroutineBuilder {
     /// Sets whether the stack is measured; the default is that of the context. Read the result with
-    /// [`Coroutine::stack_high_water`] or
-    /// [`JoinHandle::stack_high_water`](crate::JoinHandle::stack_high_water).
+    /// [`Coroutine::peak_stack_usage`] or
+    /// [`JoinHandle::peak_stack_usage`](crate::JoinHandle::peak_stack_usage).
     ///
     /// Cost: the whole stack is written before the coroutine starts, so all of it becomes resident
     /// memory. For 128 KiB that takes a few microseconds, or some tens for a new stack.
@@ -15,15 +15,15 @@ impl Builder {
     /// use coralio_runtime::{AioContext, Coroutine};
     ///
     /// AioContext::run(|ctx| {
-    ///     let task = Coroutine::builder().measure_stack(true).spawn(|| format!("{:?}", [1; 10])).unwrap();
+    ///     let task = Coroutine::builder().track_stack_usage(true).spawn(|| format!("{:?}", [1; 10])).unwrap();
     ///     while !task.is_finished() {
     ///         ctx.poll(true);
     ///     }
-    ///     println!("{} bytes of stack", task.stack_high_water().unwrap());
+    ///     println!("{} bytes of stack", task.peak_stack_usage().unwrap());
     /// });
     /// ```
-    pub fn measure_stack(mut self, measure: bool) -> Builder {
-        self.attributes.measure_stack = Some(measure);
+    pub fn track_stack_usage(mut self, measure: bool) -> CoroutineBuilder {
+        self.attributes.track_stack_usage = Some(measure);
         self
     }
 }
@@ -31,12 +31,12 @@ impl Builder {
 impl Coroutine {
     /// Returns the maximum number of stack bytes that the coroutine has used so far. The result and
     /// the runtime's own frames are counted, the guard page is not. `None`: it is not measured
-    /// ([`Builder::measure_stack`]), or has ended.
+    /// ([`CoroutineBuilder::track_stack_usage`]), or has ended.
     ///
     /// Memory counts as used from the lowest word that was written. A matching `stack_size` is
     /// larger by 8 KiB, for the guard page and the offset between neighbouring stacks. Leave more
     /// room for signal handlers and for code paths that were not taken this time.
-    pub fn stack_high_water(self) -> Option<usize> {
+    pub fn peak_stack_usage(self) -> Option<usize> {
         let scheduler = Scheduler::current().filter(|_| self.id.is_live())?;
         let local = scheduler.local(self.id.block);
         let lease = local.lease.get().filter(|_| local.measured.get())?;
@@ -46,9 +46,9 @@ impl Coroutine {
 
 impl<T> JoinHandle<T> {
     /// Returns the stack usage, as
-    /// [`Coroutine::stack_high_water`](crate::Coroutine::stack_high_water) does; also after the
+    /// [`Coroutine::peak_stack_usage`](crate::Coroutine::peak_stack_usage) does; also after the
     /// coroutine has ended.
-    pub fn stack_high_water(&self) -> Option<usize> {
-        self.coroutine().stack_high_water()
+    pub fn peak_stack_usage(&self) -> Option<usize> {
+        self.coroutine().peak_stack_usage()
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::coroutine::{BlockRef, ControlBlock, LockOwner, State, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::trace::Waits;
+use crate::trace::WaitKind;
 
 impl BlockRef {
     /// Returns whether the coroutine has ended, as seen from the scheduler's thread.
@@ -34,25 +34,27 @@ pub(crate) enum WakeSource {
 impl WaitReason {
     /// Returns the party that could end the wait. `scheduler` is that of the waiting coroutine.
     pub(crate) fn wake_source(self, scheduler: &Scheduler) -> WakeSource {
-        match (Waits::from(self), self) {
+        match (WaitKind::from(self), self) {
             (_, WaitReason::Join(block)) => WakeSource::Coroutine(block),
-            (Waits::Enter, _) => WakeSource::Handle,
-            (Waits::Scope, _) => WakeSource::Others,
-            (Waits::Lock, _) => match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
+            (WaitKind::Enter, _) => WakeSource::Handle,
+            (WaitKind::Scope, _) => WakeSource::Others,
+            (WaitKind::Lock, _) => match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
                 None => WakeSource::Anyone,
                 Some(holder) if holder.has_ended(scheduler) => WakeSource::Nobody,
                 Some(holder) if holder.block.context() != scheduler.shared.id() => WakeSource::Event,
                 Some(holder) => WakeSource::Coroutine(holder.block),
             },
-            (Waits::Message | Waits::Future, _) => WakeSource::Anyone,
-            (Waits::Turn | Waits::Join | Waits::Time | Waits::Descriptor | Waits::Io, _) => WakeSource::Event,
+            (WaitKind::Message | WaitKind::Future, _) => WakeSource::Anyone,
+            (WaitKind::Turn | WaitKind::Join | WaitKind::Time | WaitKind::Descriptor | WaitKind::Io, _) => {
+                WakeSource::Event
+            }
         }
     }
 
     /// Returns whether the wait has stored a waker where others find it: in a wait queue, or in a
     /// future.
     pub(crate) fn keeps_waker(self) -> bool {
-        matches!(Waits::from(self), Waits::Lock | Waits::Message | Waits::Descriptor | Waits::Future)
+        matches!(WaitKind::from(self), WaitKind::Lock | WaitKind::Message | WaitKind::Descriptor | WaitKind::Future)
     }
 }
 

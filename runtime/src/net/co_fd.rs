@@ -23,7 +23,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use crate::context::{Interest, LocalContext, Readiness, Watch};
+use crate::context::{FdHandler, Interest, LocalContext, Readiness};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::sync::wait_queue::WaitQueue;
@@ -104,10 +104,10 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// call [`yield_now`](crate::yield_now) from time to time.
 pub struct CoFd<S> {
     /// Before `inner`: the watch ends before the descriptor is closed.
-    watch: Watch,
+    watch: FdHandler,
     waiters: Arc<Waiters>,
-    /// The number of edges at which there was nothing to read (`read_exhausted_at`), and no space to write
-    /// (`write_exhausted_at`).
+    /// The number of edges at which there was nothing to read (`read_exhausted_at`), and no space
+    /// to write (`write_exhausted_at`).
     read_exhausted_at: Cell<u64>,
     write_exhausted_at: Cell<u64>,
     /// Number of coroutines waiting to write.
@@ -232,7 +232,7 @@ impl<S> CoFd<S> {
         let _writer = Writer(self);
         if self.writers.get() == 1 {
             // If there is space by now, this causes an edge.
-            self.watch.set_interest(Interest::Both)?;
+            self.watch.set_interest(Interest::ReadWrite)?;
         }
         self.wait(&direction, WaitReason::Writable(self.raw))
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::context::{Interest, LocalContext, Readiness, Watch};
+use crate::context::{FdHandler, Interest, LocalContext, Readiness};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::task::Coroutine;
 
@@ -74,9 +74,9 @@ pub(crate) struct BorrowedRawFd(pub(super) RawFd);
 
 impl AsFd for BorrowedRawFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: *recorded while it waits*: the watch that contains this is dropped by the wait that
-        // borrowed the descriptor, or by the `CoFd` that owns the descriptor, before the `CoFd`
-        // releases it.
+        // SAFETY: *recorded while it waits*: the watch that contains this is dropped by the wait
+        // that borrowed the descriptor, or by the `CoFd` that owns the descriptor, before the
+        // `CoFd` releases it.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }
@@ -98,11 +98,11 @@ fn wait_until_ready(fd: BorrowedFd<'_>, interest: Interest, reason: WaitReason) 
             waker.wake();
         }
     };
-    let _watch: Watch = match home.context.watch(BorrowedRawFd(fd.as_raw_fd()), interest, handler()) {
+    let _watch: FdHandler = match home.context.add_fd_handler(BorrowedRawFd(fd.as_raw_fd()), interest, handler()) {
         // Another coroutine waits for it, or a handler watches it. To epoll, a duplicate is a
         // different descriptor.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            home.context.watch(fd.try_clone_to_owned()?, interest, handler())?
+            home.context.add_fd_handler(fd.try_clone_to_owned()?, interest, handler())?
         }
         watch => watch?,
     };

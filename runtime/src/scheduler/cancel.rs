@@ -56,8 +56,8 @@ impl Scheduler {
         let now = self.shared.clock.now();
         let mut over = None;
         let mut next = self.local(block).deadlines.get();
-        // SAFETY: *deadlines nest*: each lies in a frame of `timeout` on this coroutine's stack, which
-        // unlinks it before it returns.
+        // SAFETY: *deadlines nest*: each lies in a frame of `timeout` on this coroutine's stack,
+        // which unlinks it before it returns.
         while let Some(frame) = unsafe { next.as_ref() } {
             if frame.deadline <= now {
                 over = Some(frame);

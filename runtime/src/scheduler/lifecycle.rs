@@ -68,7 +68,7 @@ impl Scheduler {
         if let Some(tracer) = &self.shared.tracer {
             tracer.create(block.id().traced(), attributes.name.as_deref(), attributes.created_at);
         }
-        let measure = attributes.measure_stack.unwrap_or(self.stacks.measures());
+        let measure = attributes.track_stack_usage.unwrap_or(self.stacks.measures());
         self.live_count.set(self.live_count.get() + 1);
         self.serial.set(self.serial.get() + 1);
         local.reset(attributes, self.serial.get(), lease, ResultSlot::of::<T>(place));
@@ -90,14 +90,14 @@ impl Scheduler {
                     resume_unwind(Box::new(Cancelled))
                 }
             }));
-            // SAFETY: `place` was carved for an thread::Result<T> off the top of this very stack, and is
-            // written once.
+            // SAFETY: `place` was carved for an thread::Result<T> off the top of this very stack,
+            // and is written once.
             unsafe { place.cast::<thread::Result<T>>().write(outcome) };
             self.switching.set(true);
         };
-        // SAFETY: the captures of `body` live long enough, by the caller's promise. The raw coroutine
-        // ends before the stack is returned or unmapped (*home outlives its stacks*), and the
-        // block's slot for it is empty in state Free.
+        // SAFETY: the captures of `body` live long enough, by the caller's promise. The raw
+        // coroutine ends before the stack is returned or unmapped (*home outlives its stacks*), and
+        // the block's slot for it is empty in state Free.
         unsafe {
             let raw = RawCoroutine::with_stack_unchecked(RunningStack::new(&rest), body);
             (*local.raw.get()).write(raw);
@@ -113,7 +113,8 @@ impl Scheduler {
     pub(crate) fn finish(&self, block: &'static ControlBlock) -> Option<Payload> {
         let local = self.local(block);
         local.state.set(State::Finished);
-        // SAFETY: the raw coroutine is still in its slot; it has completed, and is dropped here, once.
+        // SAFETY: the raw coroutine is still in its slot; it has completed, and is dropped here,
+        // once.
         unsafe { (*local.raw.get()).assume_init_drop() };
         if !local.propagates.get() && !local.detached.get() {
             match local.joiner.take() {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::coroutine::{BlockRef, ScheduleError, ScheduleOutcome};
 use crate::scheduler::{NotifyState, RemoteEvent, RemoteQueue, Scheduler};
 use crate::sys::{Clock, EventFd};
-use crate::trace::{Opened, Span, Tracer, Wake};
+use crate::trace::{Span, SpanGuard, Tracer, Wake};
 
 pub(crate) struct SharedScheduler {
     /// The clock used by timers.
@@ -68,7 +68,7 @@ impl SharedScheduler {
     /// Opens a span in the event log; it closes when the value is dropped.
     #[inline]
     #[track_caller]
-    pub(crate) fn span(&self, span: Span) -> Option<Opened<'_>> {
+    pub(crate) fn span(&self, span: Span) -> Option<SpanGuard<'_>> {
         self.tracer.as_ref().map(|tracer| tracer.span(span))
     }
 

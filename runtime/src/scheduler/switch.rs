@@ -97,8 +97,8 @@ impl Scheduler {
         let local = self.local(block);
         local.state.set(State::Entered);
         block.word.clear_scheduled();
-        // SAFETY: the state was Suspended or Scheduled, so the raw coroutine is in its slot; now it is
-        // Entered, and no other code touches it (*taken out while it runs*).
+        // SAFETY: the state was Suspended or Scheduled, so the raw coroutine is in its slot; now it
+        // is Entered, and no other code touches it (*taken out while it runs*).
         let raw = unsafe { (*local.raw.get()).assume_init_mut() };
         self.switching.set(true);
         let result = raw.resume(how);
@@ -123,8 +123,9 @@ impl Scheduler {
     }
 
     /// Suspends the running coroutine. Returns false immediately if any stack of this thread is
-    /// unwinding: I/O is then waited for in place. That holds also if the unwinding stack lies below,
-    /// so that a coroutine that panics above it, and does I/O in a destructor, is not suspended.
+    /// unwinding: I/O is then waited for in place. That holds also if the unwinding stack lies
+    /// below, so that a coroutine that panics above it, and does I/O in a destructor, is not
+    /// suspended.
     ///
     /// The whole path from the public functions to the switch is inlined: the processor predicts
     /// returns from the most recent calls, so each frame that is left on another stack costs a

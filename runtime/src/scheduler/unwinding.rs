@@ -14,7 +14,8 @@ const MAX_SWALLOWED: u16 = 1000;
 
 pub(super) struct Unwinding {
     /// The context, the innermost iteration, or the innermost explicit enter began while the thread
-    /// was unwinding: the unwinding stack lies below it. Coroutines that run above may be suspended.
+    /// was unwinding: the unwinding stack lies below it. Coroutines that run above may be
+    /// suspended.
     beneath: Cell<bool>,
     /// The coroutine most recently suspended above an unwinding stack. For messages.
     suspended_above: Cell<Option<BlockRef>>,
@@ -36,8 +37,8 @@ impl Scheduler {
     }
 
     /// Returns whether a panic unwinds a stack other than one that was unwinding below already
-    /// (`Unwinding::beneath`). The standard library counts panics per thread and shows only whether the
-    /// count is 0, so while a stack below unwinds, a panic of the running coroutine itself goes
+    /// (`Unwinding::beneath`). The standard library counts panics per thread and shows only whether
+    /// the count is 0, so while a stack below unwinds, a panic of the running coroutine itself goes
     /// unnoticed.
     #[inline]
     pub(super) fn is_panicking(&self) -> bool {

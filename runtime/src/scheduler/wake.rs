@@ -26,7 +26,7 @@ impl Scheduler {
             // It is made ready when it suspends.
             State::Entered => {
                 local.woken.set(true);
-                self.trace_wake(id.block, Wake::LeftEntered);
+                self.trace_wake(id.block, Wake::AlreadyEntered);
             }
             State::Scheduled | State::Finished | State::Free => {}
         }
@@ -66,7 +66,7 @@ impl Scheduler {
     #[track_caller]
     pub(crate) fn left_entered(&self, block: &'static ControlBlock) {
         if self.has_tracer {
-            self.trace_wake(block, Wake::LeftEntered);
+            self.trace_wake(block, Wake::AlreadyEntered);
         }
     }
 
@@ -75,9 +75,9 @@ impl Scheduler {
     fn wake_suspended(&self, block: &'static ControlBlock) {
         if self.has_tracer {
             let how = match self.running.get() {
-                Some(_) => Wake::AfterYield,
+                Some(_) => Wake::Deferred,
                 None if thread::panicking() => Wake::Scheduled,
-                None => Wake::Now,
+                None => Wake::Immediate,
             };
             self.trace_wake(block, how);
         }

@@ -37,7 +37,7 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 /// use coralio_runtime::{AioContext, channel, spawn};
 ///
 /// AioContext::run(|_ctx| {
-///     let (sender, receiver) = channel(2);
+///     let (sender, receiver) = channel::bounded(2);
 ///     let producer = spawn(move || (0..10).try_for_each(|n| sender.send(n)));
 ///     let consumer = spawn(move || receiver.iter().sum::<i32>()); // until the producer has ended
 ///     producer.join().unwrap().unwrap();
@@ -48,7 +48,7 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 /// # Panics
 ///
 /// If there is no memory for `capacity` messages.
-pub fn channel<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
+pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let inside = Inside { messages: VecDeque::with_capacity(capacity), capacity, senders: 1, receivers: 1 };
     let channel = Arc::new(Channel { queue: WaitQueue::new(inside) });
     (Sender { channel: Arc::clone(&channel) }, Receiver { channel })
@@ -176,7 +176,7 @@ impl<T> Channel<T> {
     }
 }
 
-/// The sending handle of a [`channel`]. It can be sent to any thread, and cloned.
+/// The sending handle of a [channel](bounded). It can be sent to any thread, and cloned.
 pub struct Sender<T> {
     channel: Arc<Channel<T>>,
 }
@@ -202,13 +202,13 @@ impl<T> Sender<T> {
     pub fn send(&self, message: T) -> Result<(), SendError<T>> {
         match self.channel.send(message) {
             Ok(()) => Ok(()),
-            Err(Unsent::Closed(message)) => Err(SendError::Closed(message)),
+            Err(Unsent::Closed(message)) => Err(SendError::Disconnected(message)),
             Err(Unsent::Full(message, locked)) => {
                 let waiting = WaitReason::Send(self.channel.address());
                 let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
                 match self.channel.queue.wait_cancellable(locked, Some(message), waiting, || (), gone) {
                     Ok(None) => Ok(()),
-                    Ok(Some(message)) => Err(SendError::Closed(message)),
+                    Ok(Some(message)) => Err(SendError::Disconnected(message)),
                     Err(Some(message)) => Err(SendError::Cancelled(message)),
                     Err(None) => unreachable!("a grant comes with a message"),
                 }
@@ -227,7 +227,7 @@ impl<T> Sender<T> {
     pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
         self.channel.send(message).map_err(|unsent| match unsent {
             Unsent::Full(message, _) => TrySendError::Full(message),
-            Unsent::Closed(message) => TrySendError::Closed(message),
+            Unsent::Closed(message) => TrySendError::Disconnected(message),
         })
     }
 }
@@ -256,8 +256,8 @@ impl<T> fmt::Debug for Sender<T> {
     }
 }
 
-/// The receiving handle of a [`channel`]. It can be sent to any thread, and cloned; each message is
-/// received once.
+/// The receiving handle of a [channel](bounded). It can be sent to any thread, and cloned; each
+/// message is received once.
 pub struct Receiver<T> {
     channel: Arc<Channel<T>>,
 }
@@ -287,12 +287,12 @@ impl<T> Receiver<T> {
     pub(super) fn receive(&self, waiting: fn(usize) -> WaitReason) -> Result<T, RecvError> {
         match self.channel.receive() {
             Ok(message) => Ok(message),
-            Err(Unreceived::Closed) => Err(RecvError::Closed),
+            Err(Unreceived::Closed) => Err(RecvError::Disconnected),
             Err(Unreceived::Empty(locked)) => {
                 let waiting = waiting(self.channel.address());
                 let gone = |gone: Abandoned<'_, _, _>| self.channel.gone(gone);
                 match self.channel.queue.wait_cancellable(locked, None, waiting, || (), gone) {
-                    Ok(message) => message.ok_or(RecvError::Closed),
+                    Ok(message) => message.ok_or(RecvError::Disconnected),
                     Err(_) => Err(RecvError::Cancelled),
                 }
             }
@@ -309,13 +309,13 @@ impl<T> Receiver<T> {
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
         self.channel.receive().map_err(|unreceived| match unreceived {
             Unreceived::Empty(_) => TryRecvError::Empty,
-            Unreceived::Closed => TryRecvError::Closed,
+            Unreceived::Closed => TryRecvError::Disconnected,
         })
     }
 
     /// Returns an iterator that receives messages until [`recv`](Self::recv) returns an error.
-    pub fn iter(&self) -> Messages<'_, T> {
-        Messages(self)
+    pub fn iter(&self) -> Iter<'_, T> {
+        Iter(self)
     }
 }
 
@@ -341,9 +341,9 @@ impl<T> Drop for Receiver<T> {
 
 impl<'a, T> IntoIterator for &'a Receiver<T> {
     type Item = T;
-    type IntoIter = Messages<'a, T>;
+    type IntoIter = Iter<'a, T>;
 
-    fn into_iter(self) -> Messages<'a, T> {
+    fn into_iter(self) -> Iter<'a, T> {
         self.iter()
     }
 }
@@ -356,9 +356,9 @@ impl<T> fmt::Debug for Receiver<T> {
 
 /// An iterator over the messages of a channel: see [`Receiver::iter`].
 #[derive(Debug)]
-pub struct Messages<'a, T>(&'a Receiver<T>);
+pub struct Iter<'a, T>(&'a Receiver<T>);
 
-impl<T> Iterator for Messages<'_, T> {
+impl<T> Iterator for Iter<'_, T> {
     type Item = T;
 
     /// # Control

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::coroutine::WaitReason;
-use crate::sync::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
+use crate::sync::channel::{self, RecvError, TryRecvError};
 
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///
@@ -12,23 +12,23 @@ use crate::sync::channel::{Receiver, RecvError, Sender, TryRecvError, channel};
 /// use std::thread;
 ///
 /// AioContext::run(|_ctx| {
-///     let (sender, receiver) = oneshot();
+///     let (sender, receiver) = oneshot::channel();
 ///     let waiting = spawn(move || receiver.recv().unwrap());
 ///     let other = thread::spawn(move || sender.send("from a thread that has no loop"));
 ///     assert_eq!(waiting.join().unwrap(), "from a thread that has no loop");
 ///     other.join().unwrap().unwrap();
 /// });
 /// ```
-pub fn oneshot<T>() -> (OneShotSender<T>, OneShotReceiver<T>) {
-    let (sender, receiver) = channel(1);
-    (OneShotSender(sender), OneShotReceiver(receiver))
+pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
+    let (sender, receiver) = channel::bounded(1);
+    (Sender(sender), Receiver(receiver))
 }
 
-/// The sending handle of a [`oneshot`]. Dropping it instead closes the channel, and the receiver
-/// gets an error.
-pub struct OneShotSender<T>(Sender<T>);
+/// The sending handle of a [oneshot channel](channel()). Dropping it instead closes the channel,
+/// and the receiver gets an error.
+pub struct Sender<T>(channel::Sender<T>);
 
-impl<T> OneShotSender<T> {
+impl<T> Sender<T> {
     /// Sends the value. It never waits, and may be called outside a coroutine. The receiver runs
     /// when the running coroutine yields, or else in its loop's next iteration.
     ///
@@ -42,10 +42,10 @@ impl<T> OneShotSender<T> {
     }
 }
 
-/// The receiving handle of a [`oneshot`].
-pub struct OneShotReceiver<T>(Receiver<T>);
+/// The receiving handle of a [oneshot channel](channel()).
+pub struct Receiver<T>(channel::Receiver<T>);
 
-impl<T> OneShotReceiver<T> {
+impl<T> Receiver<T> {
     /// Receives the value; suspends the coroutine until it is sent.
     ///
     /// # Errors
@@ -77,14 +77,14 @@ impl<T> OneShotReceiver<T> {
     }
 }
 
-impl<T> fmt::Debug for OneShotSender<T> {
+impl<T> fmt::Debug for Sender<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OneShotSender").finish_non_exhaustive()
+        f.debug_struct("Sender").finish_non_exhaustive()
     }
 }
 
-impl<T> fmt::Debug for OneShotReceiver<T> {
+impl<T> fmt::Debug for Receiver<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OneShotReceiver").finish_non_exhaustive()
+        f.debug_struct("Receiver").finish_non_exhaustive()
     }
 }

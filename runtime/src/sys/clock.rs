@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 /// A handle to a virtual clock, usable from any thread. Virtual time only counts: an hour of it
 /// passes in a moment.
 ///
-/// A context that is given the clock by [`ContextBuilder::virtual_clock`](crate::ContextBuilder::virtual_clock) uses it for timers,
+/// A context that is given the clock by
+/// [`ContextBuilder::virtual_clock`](crate::ContextBuilder::virtual_clock) uses it for timers,
 /// sleeps and timeouts. The clock stands still while there is work, and advances to the next timer
 /// when there is none. A simulated device keeps a handle too, and advances the clock to its
 /// completions.

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_survives_every_wrapping() {
+    fn error_code_survives_every_wrapping() {
         // E14: the code survives a text of ours, twice, and a foreign wrapper; without a code there
         // is none.
         let plain = || io::Error::from_raw_os_error(libc::EIO);

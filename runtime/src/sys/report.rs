@@ -79,8 +79,8 @@ fn has_room() -> bool {
 
 fn write_all(mut bytes: &[u8]) {
     while !bytes.is_empty() && has_room() {
-        // At most a page: `has_room` guarantees no more, and a longer write to a pipe blocks until the
-        // reader has taken the rest.
+        // At most a page: `has_room` guarantees no more, and a longer write to a pipe blocks until
+        // the reader has taken the rest.
         let len = bytes.len().min(libc::PIPE_BUF);
         // SAFETY: the bytes are alive and only read.
         let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), len) };

@@ -12,9 +12,9 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::context::{AtHome, LocalContext};
+use crate::context::{HomeRef, LocalContext};
 use crate::coroutine::{
-    Attributes, BlockRef, Cancelled, EnterError, ScheduleError, State, Token, WaitReason, not_entered,
+    Attributes, BlockRef, Cancelled, CoroutineId, EnterError, ScheduleError, State, WaitReason, not_entered,
 };
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
@@ -33,13 +33,13 @@ use crate::task::Waker;
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Builder {
+pub struct CoroutineBuilder {
     pub(crate) attributes: Attributes,
 }
 
-impl Builder {
+impl CoroutineBuilder {
     /// Sets the name shown in messages. An unnamed coroutine is shown by its number, as `#17`.
-    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Builder {
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> CoroutineBuilder {
         self.attributes.name = Some(name.into());
         self
     }
@@ -57,7 +57,7 @@ impl Builder {
     /// coroutine. Code compiled by rustc touches every page of a large frame and so cannot step
     /// over the guard; C code with frames of more than 4 KiB can, unless it was compiled with
     /// `-fstack-clash-protection`.
-    pub fn stack_size(mut self, bytes: usize) -> Builder {
+    pub fn stack_size(mut self, bytes: usize) -> CoroutineBuilder {
         self.attributes.stack_size = Some(bytes);
         self
     }
@@ -117,7 +117,7 @@ impl Coroutine {
     ///
     /// # Panics
     ///
-    /// Outside a context, and where [`Builder::create`] returns an error.
+    /// Outside a context, and where [`CoroutineBuilder::create`] returns an error.
     #[track_caller]
     #[doc(alias = "qemu_coroutine_create")]
     pub fn new(f: impl FnOnce() + 'static) -> Coroutine {
@@ -129,8 +129,8 @@ impl Coroutine {
 
     /// Returns a builder, to set a name or a stack size.
     #[track_caller]
-    pub fn builder() -> Builder {
-        Builder { attributes: Attributes::new() }
+    pub fn builder() -> CoroutineBuilder {
+        CoroutineBuilder { attributes: Attributes::new() }
     }
 
     /// Returns the running coroutine; `None` on the thread's own stack and in the loop.
@@ -300,8 +300,8 @@ impl Coroutine {
 
     /// Returns the coroutine as plain data, for an I/O engine.
     #[inline]
-    pub fn token(self) -> Token {
-        Token { id: self.id }
+    pub fn token(self) -> CoroutineId {
+        CoroutineId { id: self.id }
     }
 
     /// Returns a handle for other threads and contexts, which can wake or cancel the coroutine.
@@ -315,10 +315,10 @@ impl Coroutine {
     }
 }
 
-impl AtHome<'_> {
+impl HomeRef<'_> {
     /// Returns the coroutine behind `token`, if it is alive.
     #[inline]
-    pub fn coroutine(self, token: Token) -> Option<Coroutine> {
+    pub fn coroutine(self, token: CoroutineId) -> Option<Coroutine> {
         token.id.lives_in(self.home.scheduler.shared.id()).then(|| Coroutine::of(token.id))
     }
 }
@@ -388,9 +388,10 @@ pub fn yield_now() {
 /// A destructor may run the loop, or a context of its own, while its thread unwinds. The unwinding
 /// stack lies below, so coroutines that run in that loop can be suspended. Their I/O is waited for
 /// in place, so a destructor of such a coroutine may do I/O even if the coroutine itself panics. A
-/// panic above an unwinding stack cannot be distinguished from the one below, and this function does
-/// not count it: a destructor that waits for another coroutine then is suspended while its stack
-/// unwinds, and [`std::thread::panicking`] stays true on the thread until the coroutine has ended.
+/// panic above an unwinding stack cannot be distinguished from the one below, and this function
+/// does not count it: a destructor that waits for another coroutine then is suspended while its
+/// stack unwinds, and [`std::thread::panicking`] stays true on the thread until the coroutine has
+/// ended.
 #[inline]
 pub fn can_suspend() -> bool {
     Scheduler::current().is_some_and(Scheduler::can_suspend)

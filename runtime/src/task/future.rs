@@ -69,23 +69,23 @@ impl WakeTarget {
 /// runtime whose own threads drive them (`new_multi_thread`).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, await_future, spawn};
+/// use coralio_runtime::{AioContext, block_on, spawn};
 ///
 /// let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
 /// let _entered = tokio.enter();
 /// AioContext::run(|_ctx| {
-///     let tasks = [1, 2].map(|n| spawn(move || await_future(tokio::task::spawn_blocking(move || n * 10))));
+///     let tasks = [1, 2].map(|n| spawn(move || block_on(tokio::task::spawn_blocking(move || n * 10))));
 ///     let results = tasks.map(|task| task.join().unwrap().unwrap().unwrap());
 ///     assert_eq!(results, [10, 20]);
 /// });
 /// ```
 ///
 /// ```
-/// use coralio_runtime::{AioContext, await_future, spawn};
+/// use coralio_runtime::{AioContext, block_on, spawn};
 ///
 /// AioContext::run(|_ctx| {
-///     let sum = spawn(|| await_future(async { 40 + 2 }));
-///     let sum = spawn(|| await_future(sum).unwrap()); // a handle is a future too
+///     let sum = spawn(|| block_on(async { 40 + 2 }));
+///     let sum = spawn(|| block_on(sum).unwrap()); // a handle is a future too
 ///     assert_eq!(sum.join().unwrap().unwrap(), Ok(42));
 /// });
 /// ```
@@ -99,7 +99,7 @@ impl WakeTarget {
 ///
 /// May yield; on a thread's own stack, may enter.
 #[track_caller]
-pub fn await_future<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
+pub fn block_on<F: IntoFuture>(future: F) -> Result<F::Output, Cancelled> {
     let home = LocalContext::current();
     let target = match (home, Coroutine::current()) {
         (_, Some(coroutine)) => WakeTarget::Coroutine(coroutine.waker()),

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::coroutine::Cancelled;
-use crate::task::{Coroutine, Waker, await_future};
+use crate::task::{Coroutine, Waker, block_on};
 
 /// The shared slot in which a coroutine of another thread stores its outcome.
 struct SharedResult<T> {
@@ -75,15 +75,15 @@ impl AioContext {
     /// coroutine ran, `f` is dropped, and the handle returns [`Cancelled`].
     ///
     /// ```
-    /// use coralio_runtime::LoopThread;
+    /// use coralio_runtime::IoThread;
     ///
-    /// let worker = LoopThread::start("worker").unwrap();
+    /// let worker = IoThread::start("worker").unwrap();
     /// let name = worker.context().spawn(|| std::thread::current().name().map(str::to_string));
     /// assert_eq!(name.join().unwrap().unwrap(), "worker");
     /// worker.stop().unwrap();
     /// ```
     #[track_caller]
-    pub fn spawn<F, T>(&self, f: F) -> RemoteHandle<T>
+    pub fn spawn<F, T>(&self, f: F) -> RemoteJoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
@@ -101,7 +101,7 @@ impl AioContext {
             // failure to the handle.
             drop(builder.spawn(body));
         }));
-        RemoteHandle { slot }
+        RemoteJoinHandle { slot }
     }
 
     /// Runs `f` as a coroutine of this context, and waits for its result. Coroutines cannot
@@ -115,10 +115,10 @@ impl AioContext {
     ///
     /// # Control
     ///
-    /// May yield; on a thread's own stack, as [`await_future`].
+    /// May yield; on a thread's own stack, as [`block_on`].
     #[track_caller]
     #[doc(alias = "aio_co_reschedule_self")]
-    pub fn reschedule<F, T>(&self, f: F) -> thread::Result<T>
+    pub fn run_on<F, T>(&self, f: F) -> thread::Result<T>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
@@ -133,12 +133,12 @@ impl AioContext {
 /// A handle to a coroutine spawned in a context from any thread: waits for the coroutine and
 /// returns its result. It is `Send`, and a `Future`.
 #[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
-pub struct RemoteHandle<T> {
+pub struct RemoteJoinHandle<T> {
     slot: Arc<Mutex<SharedResult<T>>>,
 }
 
-impl<T> RemoteHandle<T> {
-    /// Waits until the coroutine has ended, as [`await_future`] does.
+impl<T> RemoteJoinHandle<T> {
+    /// Waits until the coroutine has ended, as [`block_on`] does.
     ///
     /// # Errors
     ///
@@ -148,10 +148,10 @@ impl<T> RemoteHandle<T> {
     ///
     /// # Control
     ///
-    /// May yield; on a thread's own stack, as [`await_future`].
+    /// May yield; on a thread's own stack, as [`block_on`].
     #[track_caller]
     pub fn join(mut self) -> thread::Result<T> {
-        match await_future(&mut self) {
+        match block_on(&mut self) {
             Ok(outcome) => outcome,
             Err(cancelled) => {
                 self.cancel();
@@ -182,7 +182,7 @@ impl<T> RemoteHandle<T> {
     }
 }
 
-impl<T> Future for RemoteHandle<T> {
+impl<T> Future for RemoteJoinHandle<T> {
     type Output = thread::Result<T>;
 
     /// # Panics
@@ -205,8 +205,8 @@ impl<T> Future for RemoteHandle<T> {
     }
 }
 
-impl<T> fmt::Debug for RemoteHandle<T> {
+impl<T> fmt::Debug for RemoteJoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RemoteHandle").field("is_finished", &self.is_finished()).finish_non_exhaustive()
+        f.debug_struct("RemoteJoinHandle").field("is_finished", &self.is_finished()).finish_non_exhaustive()
     }
 }

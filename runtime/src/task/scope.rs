@@ -18,7 +18,7 @@ use crate::context::LocalContext;
 use crate::coroutine::{BlockRef, Cancelled, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::{Payload, drop_quietly};
-use crate::task::{Builder, Coroutine, JoinHandle};
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
 /// suspended meanwhile; on the thread's own stack, the loop runs.
@@ -100,7 +100,7 @@ impl<'scope> Scope<'scope, '_> {
     ///
     /// If there is no memory for a stack, or the context is ending.
     #[track_caller]
-    pub fn spawn<F, T>(&'scope self, f: F) -> ScopedHandle<'scope, T>
+    pub fn spawn<F, T>(&'scope self, f: F) -> ScopedJoinHandle<'scope, T>
     where
         F: FnOnce() -> T + 'scope,
         T: 'scope,
@@ -117,7 +117,7 @@ impl<'scope> Scope<'scope, '_> {
     ///
     /// No memory for a stack, or the context is ending.
     #[track_caller]
-    pub fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> io::Result<ScopedHandle<'scope, T>>
+    pub fn spawn_with<F, T>(&'scope self, builder: CoroutineBuilder, f: F) -> io::Result<ScopedJoinHandle<'scope, T>>
     where
         F: FnOnce() -> T + 'scope,
         T: 'scope,
@@ -153,7 +153,7 @@ impl<'scope> Scope<'scope, '_> {
             members.retain(|member| member.is_live());
         }
         members.push(handle.id);
-        Ok(ScopedHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
+        Ok(ScopedJoinHandle { handle: ManuallyDrop::new(handle), panic: &self.panic })
     }
 
     /// Cancels all coroutines that have not ended, as
@@ -270,13 +270,13 @@ impl Drop for End<'_, '_, '_> {
 
 /// A handle to a coroutine of a scope: waits for it and returns its result. It may be dropped: the
 /// scope still waits for the coroutine.
-pub struct ScopedHandle<'scope, T> {
+pub struct ScopedJoinHandle<'scope, T> {
     /// The coroutine stores no value if the handle is dropped before the end.
     handle: ManuallyDrop<JoinHandle<Option<T>>>,
     panic: &'scope Panic,
 }
 
-impl<T> ScopedHandle<'_, T> {
+impl<T> ScopedJoinHandle<'_, T> {
     /// Waits for the coroutine, as [`JoinHandle::join`] does.
     ///
     /// # Errors
@@ -310,7 +310,7 @@ impl<T> ScopedHandle<'_, T> {
     }
 }
 
-impl<T> Drop for ScopedHandle<'_, T> {
+impl<T> Drop for ScopedJoinHandle<'_, T> {
     fn drop(&mut self) {
         // SAFETY: `self` is being dropped, and `join` prevents its drop: so the handle is taken
         // once.
@@ -324,9 +324,9 @@ impl<T> Drop for ScopedHandle<'_, T> {
     }
 }
 
-impl<T> fmt::Debug for ScopedHandle<'_, T> {
+impl<T> fmt::Debug for ScopedJoinHandle<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScopedHandle").finish_non_exhaustive()
+        f.debug_struct("ScopedJoinHandle").finish_non_exhaustive()
     }
 }
 

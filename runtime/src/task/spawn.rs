@@ -17,7 +17,7 @@ use crate::context::LocalContext;
 use crate::coroutine::{Attributes, BlockRef, Cancelled, Joiner, State, WaitReason};
 use crate::scheduler::Scheduler;
 use crate::sys::refuse_in_child;
-use crate::task::{Builder, Coroutine};
+use crate::task::{Coroutine, CoroutineBuilder};
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
 /// `Send`.
@@ -45,7 +45,7 @@ where
     F: FnOnce() -> T + 'static,
     T: 'static,
 {
-    let builder = Builder { attributes: Attributes::new() };
+    let builder = CoroutineBuilder { attributes: Attributes::new() };
     match builder.spawn(f) {
         Ok(handle) => handle,
         Err(error) => panic!("cannot spawn a coroutine: {error}"),
@@ -57,10 +57,10 @@ where
 /// earlier.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, start};
+/// use coralio_runtime::{AioContext, spawn_now};
 ///
 /// AioContext::run(|_ctx| {
-///     let sum = start(|| 2 + 2);
+///     let sum = spawn_now(|| 2 + 2);
 ///     assert!(sum.is_finished());
 ///     assert_eq!(sum.join().unwrap(), 4);
 /// });
@@ -74,20 +74,20 @@ where
 ///
 /// Enters the coroutine, then the coroutines that it woke.
 #[track_caller]
-pub fn start<F, T>(f: F) -> JoinHandle<T>
+pub fn spawn_now<F, T>(f: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + 'static,
     T: 'static,
 {
-    let builder = Builder { attributes: Attributes::new() };
-    match builder.start(f) {
+    let builder = CoroutineBuilder { attributes: Attributes::new() };
+    match builder.spawn_now(f) {
         Ok(handle) => handle,
         Err(error) => panic!("cannot start a coroutine: {error}"),
     }
 }
 
-impl Builder {
-    /// Spawns and enters a coroutine as [`start`] does, with this name and stack size.
+impl CoroutineBuilder {
+    /// Spawns and enters a coroutine as [`spawn_now`] does, with this name and stack size.
     ///
     /// # Errors
     ///
@@ -101,12 +101,12 @@ impl Builder {
     ///
     /// Enters the coroutine, then the coroutines that it woke.
     #[track_caller]
-    pub fn start<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
+    pub fn spawn_now<F, T>(self, f: F) -> io::Result<JoinHandle<T>>
     where
         F: FnOnce() -> T + 'static,
         T: 'static,
     {
-        let home = LocalContext::expect("start");
+        let home = LocalContext::expect("spawn_now");
         let _heartbeat = home.heartbeat();
         let scheduler = &home.scheduler;
         // SAFETY: `f` and its result are 'static.
@@ -134,7 +134,7 @@ impl Builder {
         unsafe { self.spawn_borrowing(f) }
     }
 
-    /// Spawns as [`spawn`](Builder::spawn), from a closure that borrows.
+    /// Spawns as [`spawn`](CoroutineBuilder::spawn), from a closure that borrows.
     ///
     /// # Safety
     ///
@@ -248,7 +248,7 @@ impl<T> Future for JoinHandle<T> {
     type Output = thread::Result<T>;
 
     /// Polls for the result of [`join`](JoinHandle::join), for callers that poll futures on this
-    /// thread; see [`await_future`](crate::await_future).
+    /// thread; see [`block_on`](crate::block_on).
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<thread::Result<T>> {
         let Some(scheduler) = Scheduler::current().filter(|_| self.id.is_live()) else {
             return Poll::Ready(Err(Box::new(Cancelled)));

@@ -5,12 +5,12 @@ use std::panic::Location;
 
 /// Identifies a coroutine of a [`Recording`]: an index into [`Recording::lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lane(pub usize);
+pub struct CoroutineIndex(pub usize);
 
 /// Describes a coroutine of a [`Recording`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct LaneInfo {
+pub struct CoroutineInfo {
     /// The coroutine's name, or its number in the recording (`#3`) if it has none.
     pub name: String,
     /// The context, numbered from 0 in the order in which contexts were created with this log.
@@ -23,13 +23,13 @@ pub struct LaneInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
     /// No coroutine was running: the woken one is entered immediately.
-    Now,
+    Immediate,
     /// The woken coroutine runs when the current one yields or ends.
-    AfterYield,
+    Deferred,
     /// The woken coroutine runs in the loop's next iteration.
     Scheduled,
     /// The coroutine is entered already and checks its result before it suspends.
-    LeftEntered,
+    AlreadyEntered,
 }
 
 /// A piece of work of the loop or an engine, with a beginning and an end.
@@ -65,13 +65,13 @@ pub enum RequestState {
     /// Refused at submit, with a negative `errno`.
     Refused(i64),
     /// Removed from the queue before it was submitted.
-    TakenBack,
+    Cancelled,
 }
 
 /// The reason why a coroutine yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Waits {
+pub enum WaitKind {
     /// To be entered or woken.
     Enter,
     /// Its turn in the run queue.
@@ -98,27 +98,27 @@ pub enum Waits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A coroutine was created.
-    Create(Lane),
+    Create(CoroutineIndex),
     /// A coroutine is entered: control moves to it.
     Enter {
         /// The coroutine.
-        lane: Lane,
+        lane: CoroutineIndex,
         /// Whether it is entered to be unwound.
         unwinds: bool,
     },
     /// A coroutine yields: control returns to its most recent enterer.
     Yield {
         /// The coroutine.
-        lane: Lane,
+        lane: CoroutineIndex,
         /// The reason.
-        waits: Waits,
+        waits: WaitKind,
     },
     /// A coroutine has ended: control returns to its most recent enterer.
-    End(Lane),
+    End(CoroutineIndex),
     /// A coroutine is woken.
     Wake {
         /// The coroutine.
-        lane: Lane,
+        lane: CoroutineIndex,
         /// When it will run.
         how: Wake,
     },
@@ -160,11 +160,12 @@ pub struct Record {
     pub number: u64,
     /// The thread of the event, numbered from 0 in order of first appearance.
     pub thread: usize,
-    /// The context of the event, numbered as in [`LaneInfo`].
+    /// The context of the event, numbered as in [`CoroutineInfo`].
     pub context: usize,
     /// The event itself.
     pub event: Event,
-    /// The source line of the event if known; for an enter, the line at which the coroutine continues.
+    /// The source line of the event if known; for an enter, the line at which the coroutine
+    /// continues.
     pub at: Option<&'static Location<'static>>,
 }
 
@@ -175,7 +176,7 @@ pub struct Recording {
     /// The events, in order of their numbers.
     pub records: Vec<Record>,
     /// The coroutines, in order of first appearance.
-    pub lanes: Vec<LaneInfo>,
+    pub lanes: Vec<CoroutineInfo>,
     /// The number of threads that appear.
     pub threads: usize,
     /// Events that were overwritten before they could be read.
@@ -184,7 +185,7 @@ pub struct Recording {
 
 impl Recording {
     /// Returns the name of a coroutine.
-    pub fn name(&self, lane: Lane) -> &str {
+    pub fn name(&self, lane: CoroutineIndex) -> &str {
         &self.lanes[lane.0].name
     }
 
@@ -240,10 +241,10 @@ impl fmt::Display for Span {
 impl fmt::Display for Wake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Wake::Now => "runs at once",
-            Wake::AfterYield => "runs when this one yields",
+            Wake::Immediate => "runs at once",
+            Wake::Deferred => "runs when this one yields",
             Wake::Scheduled => "runs in the next round",
-            Wake::LeftEntered => "is entered, left alone",
+            Wake::AlreadyEntered => "is entered, left alone",
         })
     }
 }
@@ -256,24 +257,24 @@ impl fmt::Display for RequestState {
             RequestState::Done(result) if *result < 0 => write!(f, "done, errno {}", -result),
             RequestState::Done(result) => write!(f, "done, {result} bytes"),
             RequestState::Refused(result) => write!(f, "refused, errno {}", -result),
-            RequestState::TakenBack => f.write_str("taken back"),
+            RequestState::Cancelled => f.write_str("taken back"),
         }
     }
 }
 
-impl fmt::Display for Waits {
+impl fmt::Display for WaitKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Waits::Enter => "an enter or a wake",
-            Waits::Turn => "its turn",
-            Waits::Join => "another one's end",
-            Waits::Lock => "a lock",
-            Waits::Message => "a message",
-            Waits::Time => "time to pass",
-            Waits::Descriptor => "a descriptor",
-            Waits::Io => "I/O",
-            Waits::Future => "a future",
-            Waits::Scope => "the coroutines of its scope",
+            WaitKind::Enter => "an enter or a wake",
+            WaitKind::Turn => "its turn",
+            WaitKind::Join => "another one's end",
+            WaitKind::Lock => "a lock",
+            WaitKind::Message => "a message",
+            WaitKind::Time => "time to pass",
+            WaitKind::Descriptor => "a descriptor",
+            WaitKind::Io => "I/O",
+            WaitKind::Future => "a future",
+            WaitKind::Scope => "the coroutines of its scope",
         })
     }
 }

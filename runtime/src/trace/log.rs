@@ -1,4 +1,5 @@
-//! The log itself: an event is packed into four words when it is written, and unpacked when it is read.
+//! The log itself: an event is packed into four words when it is written, and unpacked when it is
+//! read.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +13,9 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::trace::event::{Event, Lane, LaneInfo, Record, Recording, RequestState, Span, Waits, Wake};
+use crate::trace::event::{
+    CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake,
+};
 use crate::trace::ring::{Ring, WORDS};
 
 /// A handle to an event log. Contexts write to the log that they are
@@ -148,7 +151,7 @@ impl Tracer {
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, (a, b): Id, waits: Waits, at: &'static Location<'static>) {
+    pub(crate) fn yielded(&self, (a, b): Id, waits: WaitKind, at: &'static Location<'static>) {
         self.push(Kind::Yield, WAITS.iter().position(|&w| w == waits).unwrap_or(0) as u8, a, b, Some(at));
     }
 
@@ -172,10 +175,10 @@ impl Tracer {
     #[cold]
     #[track_caller]
     #[must_use = "dropping the span records its end"]
-    pub fn span(&self, span: Span) -> Opened<'_> {
+    pub fn span(&self, span: Span) -> SpanGuard<'_> {
         let detail = SPANS.iter().position(|&s| s == span).unwrap_or(0) as u8;
         self.push(Kind::Begin, detail, 0, 0, Some(Location::caller()));
-        Opened(self, detail)
+        SpanGuard(self, detail)
     }
 
     /// Records a state change of the request that `key` identifies within its engine.
@@ -187,7 +190,7 @@ impl Tracer {
             RequestState::InFlight => (1, 0),
             RequestState::Done(result) => (2, result),
             RequestState::Refused(result) => (3, result),
-            RequestState::TakenBack => (4, 0),
+            RequestState::Cancelled => (4, 0),
         };
         self.push(Kind::Request, detail, key, result as u64, Some(Location::caller()));
     }
@@ -236,9 +239,9 @@ impl fmt::Debug for Tracer {
 
 /// Records the end of a piece of work when dropped. Created by [`Tracer::span`].
 #[derive(Debug)]
-pub struct Opened<'a>(&'a Tracer, u8);
+pub struct SpanGuard<'a>(&'a Tracer, u8);
 
-impl Drop for Opened<'_> {
+impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
         self.0.push(Kind::Finish, self.1, 0, 0, None);
     }
@@ -254,22 +257,22 @@ fn thread() -> u64 {
     u64::from(NUMBER.try_with(|&number| number).unwrap_or(u32::MAX))
 }
 
-const WAKES: [Wake; 4] = [Wake::Now, Wake::AfterYield, Wake::Scheduled, Wake::LeftEntered];
+const WAKES: [Wake; 4] = [Wake::Immediate, Wake::Deferred, Wake::Scheduled, Wake::AlreadyEntered];
 
 const SPANS: [Span; 8] =
     [Span::Round, Span::BottomHalf, Span::Watch, Span::PollHandler, Span::Timer, Span::Sleep, Span::Submit, Span::Reap];
 
-const WAITS: [Waits; 10] = [
-    Waits::Enter,
-    Waits::Turn,
-    Waits::Join,
-    Waits::Lock,
-    Waits::Message,
-    Waits::Time,
-    Waits::Descriptor,
-    Waits::Io,
-    Waits::Future,
-    Waits::Scope,
+const WAITS: [WaitKind; 10] = [
+    WaitKind::Enter,
+    WaitKind::Turn,
+    WaitKind::Join,
+    WaitKind::Lock,
+    WaitKind::Message,
+    WaitKind::Time,
+    WaitKind::Descriptor,
+    WaitKind::Io,
+    WaitKind::Future,
+    WaitKind::Scope,
 ];
 
 /// Unpacks records, numbering coroutines, threads and requests in order of first appearance.
@@ -277,7 +280,7 @@ struct Reader<'a> {
     recording: Recording,
     names: HashMap<Id, &'a str>,
     texts: &'a Words,
-    lanes: HashMap<Id, Lane>,
+    lanes: HashMap<Id, CoroutineIndex>,
     threads: HashMap<u64, usize>,
     requests: HashMap<(usize, u64), u64>,
 }
@@ -294,13 +297,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn lane(&mut self, id: Id, context: usize) -> Lane {
-        let next = Lane(self.recording.lanes.len());
+    fn lane(&mut self, id: Id, context: usize) -> CoroutineIndex {
+        let next = CoroutineIndex(self.recording.lanes.len());
         match self.lanes.entry(id) {
             Entry::Occupied(lane) => *lane.get(),
             Entry::Vacant(lane) => {
                 let name = self.names.get(&id).map_or_else(|| format!("#{}", next.0), |name| (*name).to_string());
-                self.recording.lanes.push(LaneInfo { name, context, created_at: None });
+                self.recording.lanes.push(CoroutineInfo { name, context, created_at: None });
                 *lane.insert(next)
             }
         }
@@ -313,8 +316,8 @@ impl<'a> Reader<'a> {
 
     fn read(&mut self, number: u64, [head, a, b, at]: [u64; WORDS]) {
         let (kind, detail, context) = (head as u8, (head >> 8) as u8 as usize, (head >> 16) as u16 as usize);
-        // SAFETY: each word of a record was written by some writer, and writers store the address of
-        // a `'static` location, or 0, in this word.
+        // SAFETY: each word of a record was written by some writer, and writers store the address
+        // of a `'static` location, or 0, in this word.
         let at = unsafe { ptr::with_exposed_provenance::<Location<'static>>(at as usize).as_ref() };
         let threads = self.threads.len();
         let thread = *self.threads.entry(head >> 32).or_insert(threads);
@@ -339,7 +342,7 @@ impl<'a> Reader<'a> {
                     1 => RequestState::InFlight,
                     2 => RequestState::Done(b as i64),
                     3 => RequestState::Refused(b as i64),
-                    _ => RequestState::TakenBack,
+                    _ => RequestState::Cancelled,
                 };
                 Event::Request { request, state }
             }

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Span};
+use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState, Span};
 
 /// One frame of a thread's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// An entered coroutine.
-    Coroutine(Lane),
+    Coroutine(CoroutineIndex),
     /// A piece of work of the loop or an engine.
     Span(Span),
 }
@@ -51,8 +51,9 @@ impl fmt::Display for Violation {
 impl std::error::Error for Violation {}
 
 impl Recording {
-    /// Checks that control transfers nest on each thread, that no coroutine is entered twice, that each
-    /// request passes through its states once, and that the `in_flight` counters match the requests.
+    /// Checks that control transfers nest on each thread, that no coroutine is entered twice, that
+    /// each request passes through its states once, and that the `in_flight` counters match the
+    /// requests.
     ///
     /// # Errors
     ///
@@ -80,9 +81,9 @@ impl Replay {
         &self.stacks[thread]
     }
 
-    /// Returns the coroutine whose stack a thread runs on, or `None` for the thread's own stack. A loop
-    /// polled by a coroutine runs on the coroutine's stack.
-    pub fn running(&self, thread: usize) -> Option<Lane> {
+    /// Returns the coroutine whose stack a thread runs on, or `None` for the thread's own stack. A
+    /// loop polled by a coroutine runs on the coroutine's stack.
+    pub fn running(&self, thread: usize) -> Option<CoroutineIndex> {
         self.stacks[thread].iter().rev().find_map(|frame| match frame {
             Frame::Coroutine(lane) => Some(*lane),
             Frame::Span(_) => None,
@@ -90,12 +91,12 @@ impl Replay {
     }
 
     /// Returns whether a coroutine is entered on some thread.
-    pub fn is_entered(&self, lane: Lane) -> bool {
+    pub fn is_entered(&self, lane: CoroutineIndex) -> bool {
         self.stacks.iter().flatten().any(|frame| *frame == Frame::Coroutine(lane))
     }
 
     /// Returns whether a coroutine was created and has not ended.
-    pub fn is_alive(&self, lane: Lane) -> bool {
+    pub fn is_alive(&self, lane: CoroutineIndex) -> bool {
         self.alive[lane.0]
     }
 
@@ -169,16 +170,16 @@ impl Replay {
     }
 
     fn request(&mut self, context: usize, request: u64, state: RequestState) -> Result<(), String> {
-        use RequestState::{Done, InFlight, Pending, Refused, TakenBack};
+        use RequestState::{Cancelled, Done, InFlight, Pending, Refused};
         let before = self.requests.insert(request, state);
         let count = self.in_flight.entry(context).or_insert(0);
         match state {
             InFlight => *count += 1,
             Done(_) => *count = count.saturating_sub(1),
-            Pending | Refused(_) | TakenBack => {}
+            Pending | Refused(_) | Cancelled => {}
         }
         let fits = match (before, state) {
-            (None, Pending) | (Some(Pending), InFlight | Refused(_) | TakenBack) | (Some(InFlight), Done(_)) => true,
+            (None, Pending) | (Some(Pending), InFlight | Refused(_) | Cancelled) | (Some(InFlight), Done(_)) => true,
             (None, _) => self.forgetful,
             (Some(_), _) => false,
         };

@@ -1,10 +1,10 @@
 //! A lock-free ring of the most recent records, written by any thread.
 //!
-//! A writer claims the next number by one addition and writes into the slot of that number. The slot's
-//! sequence word is 0 during the write, and the record's number plus one afterwards: a reader that
-//! finds the same sequence word before and after its read has read one record. A writer that the others
-//! have overtaken by a whole ring may leave a slot with words of two records; each word is therefore
-//! valid by itself, independent of the others.
+//! A writer claims the next number by one addition and writes into the slot of that number. The
+//! slot's sequence word is 0 during the write, and the record's number plus one afterwards: a
+//! reader that finds the same sequence word before and after its read has read one record. A writer
+//! that the others have overtaken by a whole ring may leave a slot with words of two records; each
+//! word is therefore valid by itself, independent of the others.
 
 use super::atomic::{AtomicU64, Ordering, fence};
 
@@ -37,8 +37,8 @@ impl Ring {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let slot = self.slot(number);
         slot.sequence.store(0, Ordering::Relaxed);
-        // Pairs with the reader's fence: a reader that has read one of the words below sees the 0, or
-        // a later value, in its second load of the sequence word.
+        // Pairs with the reader's fence: a reader that has read one of the words below sees the 0,
+        // or a later value, in its second load of the sequence word.
         fence(Ordering::Release);
         for (word, value) in std::iter::zip(&slot.words, words) {
             word.store(value, Ordering::Relaxed);
@@ -47,8 +47,8 @@ impl Ring {
         slot.sequence.store(number + 1, Ordering::Release);
     }
 
-    /// Returns the number of records written so far, and the records still in the ring, oldest first,
-    /// with their numbers.
+    /// Returns the number of records written so far, and the records still in the ring, oldest
+    /// first, with their numbers.
     pub(crate) fn read(&self) -> (u64, Vec<(u64, [u64; WORDS])>) {
         let end = self.next.load(Ordering::Relaxed);
         let start = end.saturating_sub(self.slots.len() as u64);

@@ -1,8 +1,8 @@
 //! C7: a result returned from another thread must be Send.
-use coralio_runtime::LoopThread;
+use coralio_runtime::IoThread;
 use std::rc::Rc;
 
 fn main() {
-    let worker = LoopThread::start("worker").unwrap();
+    let worker = IoThread::start("worker").unwrap();
     drop(worker.context().spawn(|| Rc::new(7)).join());
 }

@@ -56,9 +56,9 @@ extern "C" fn tell(signal: libc::c_int) {
 }
 
 #[test]
-fn a_program_that_aborts_is_named() {
+fn aborting_program_is_named() {
     // The seed of a program that ends the process is printed on standard error
-    let Some(child) = in_child("last_word::a_program_that_aborts_is_named") else {
+    let Some(child) = in_child("last_word::aborting_program_is_named") else {
         listen();
         is_about(0x7a);
         std::process::abort();

@@ -160,7 +160,7 @@ fn hush() {
 }
 
 #[test]
-fn programs_do_what_the_model_says() {
+fn programs_match_the_model() {
     // C1-C10, W1-W5, X1-X3, X7, S1, S2, S4: the trace of a program is the one that follows from the
     // rules
     hush();
@@ -202,7 +202,7 @@ fn kind(step: &Step, outcome: &Outcome) -> &'static str {
 }
 
 #[test]
-fn programs_come_to_what_they_are_for() {
+fn generated_programs_cover_each_kind_of_step() {
     // The programs of one run, by the model alone: each kind of event happens often enough
     let mut counts = BTreeMap::new();
     for program in (0..2000).map(generate::program) {
@@ -223,7 +223,7 @@ fn programs_come_to_what_they_are_for() {
 }
 
 #[test]
-fn what_fails_is_shrunk_to_what_it_takes() {
+fn failing_program_is_shrunk() {
     // A deliberately wrong model must be shrunk to a small program
     let fails = |program: &Program| {
         let recursive = |Event(_, what): &Event| matches!(what, What::Did(_, Outcome::Refused(why)) if why.ends_with("main > 'A' > 'B'"));

@@ -158,7 +158,7 @@ pub(crate) fn run(program: &Program, most: usize) -> Vec<Event> {
     let ran = catch_unwind(AssertUnwindSafe(|| {
         // The trace shows which coroutines are left at the end; reports would repeat that in
         // thousands of lines.
-        let context = AioContext::builder().unwind_report(false).deadlock_report(None);
+        let context = AioContext::builder().report_unwound(false).report_deadlocks_after(None);
         let ran = context.run(|context| {
             WORLD.set(Some(Rc::new(World::new(program.clone(), context.clone(), most))));
             world().register();
@@ -203,10 +203,10 @@ impl World {
 
     fn register(&self) {
         for (id, slot) in (0..).zip(self.bottom_halves.borrow_mut().iter_mut()) {
-            *slot = Some(self.context.bottom_half(callback(Who::Bh(id))).unwrap());
+            *slot = Some(self.context.new_bottom_half(callback(Who::Bh(id))).unwrap());
         }
         for (id, slot) in (0..).zip(self.timers.borrow_mut().iter_mut()) {
-            *slot = Some(self.context.timer(callback(Who::Timer(id))).unwrap());
+            *slot = Some(self.context.new_timer(callback(Who::Timer(id))).unwrap());
         }
     }
 

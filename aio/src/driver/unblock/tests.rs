@@ -1,7 +1,7 @@
 //! Blocking calls on threads that the test controls.
 
 use super::*;
-use crate::kernel::pool::tests::{idle_pool, pool_of, serve};
+use crate::backend::pool::tests::{idle_pool, pool_of, serve};
 use crate::{Coroutine, TimedOut, VirtualClock, sleep, spawn, timeout, yield_now};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ type Calls = &'static Pool<Box<dyn FnOnce() + Send>>;
 
 /// Runs `f` as a coroutine. No thread serves the pool until [`serve`] is called.
 fn with_pool<R>(f: impl FnOnce(Calls) -> R) -> R {
-    AioContext::builder().unwind_report(false).run_coroutine(|_| f(idle_pool())).unwrap()
+    AioContext::builder().report_unwound(false).run_coroutine(|_| f(idle_pool())).unwrap()
 }
 
 fn text(payload: &(dyn std::any::Any + Send)) -> &str {
@@ -20,7 +20,7 @@ fn text(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 #[test]
-fn the_loop_goes_on_meanwhile() {
+fn loop_runs_during_a_blocking_call() {
     // E15: the closure blocks until another coroutine of the same loop releases it
     with_pool(|pool| {
         let (go, wait) = channel();
@@ -35,7 +35,7 @@ fn the_loop_goes_on_meanwhile() {
 }
 
 #[test]
-fn it_runs_elsewhere_and_here_if_nobody_can_wait() {
+fn call_runs_on_a_pool_thread_or_in_place() {
     // E15: a closure runs on a pool thread, but outside a coroutine or context on the calling
     // thread
     let me = thread::current().id();
@@ -50,7 +50,7 @@ fn it_runs_elsewhere_and_here_if_nobody_can_wait() {
 }
 
 #[test]
-fn panics_are_handed_on() {
+fn panics_reach_the_caller() {
     // C8: a closure's panic propagates to the caller on its own thread, and the worker continues
     with_pool(|_| {
         let pool = pool_of(1, Duration::MAX);
@@ -72,7 +72,7 @@ impl Drop for Dropped {
 }
 
 #[test]
-fn cancelled_before_it_began() {
+fn cancelled_call_that_has_not_begun_never_runs() {
     // E11: a cancelled call never begins, and its captures are dropped before the call returns
     with_pool(|pool| {
         let (began, dropped) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -97,7 +97,7 @@ fn cancelled_before_it_began() {
 }
 
 #[test]
-fn cancelled_after_it_began() {
+fn cancelled_call_that_has_begun_is_waited_for() {
     // E11: the call waits for a closure that has begun, and returns its result
     with_pool(|pool| {
         let ((begin, began), (go, wait)) = (channel(), channel());
@@ -119,12 +119,12 @@ fn cancelled_after_it_began() {
 }
 
 #[test]
-fn timeout_during_call_that_began_returns_its_result() {
+fn call_that_began_returns_its_result_after_a_timeout() {
     // S4, E11: a timeout that expires while the closure runs waits for the closure, and its result
     // is not lost
     //
     // With a virtual clock, no time passes before the call is queued, however slow the machine is.
-    let builder = AioContext::builder().unwind_report(false).virtual_clock(VirtualClock::new());
+    let builder = AioContext::builder().report_unwound(false).virtual_clock(VirtualClock::new());
     let run = builder.run_coroutine(|_| {
         let pool = idle_pool();
         let ((begin, began), (go, wait)) = (channel(), channel());
@@ -151,7 +151,7 @@ fn timeout_during_call_that_began_returns_its_result() {
 }
 
 #[test]
-fn the_context_ends_before_it_began() {
+fn call_that_has_not_begun_is_dropped_at_context_end() {
     // C9, *never left behind*: the caller is unwound, and the closure never runs
     let ran = Arc::new(AtomicU32::new(0));
     let pool = with_pool(|pool| {
@@ -166,7 +166,7 @@ fn the_context_ends_before_it_began() {
 }
 
 #[test]
-fn the_context_ends_while_it_runs() {
+fn context_end_waits_for_a_running_call() {
     // C9, *never left behind*: the caller is unwound after the closure has ended, and its result is
     // dropped before the context ends
     let dropped = Arc::new(AtomicU32::new(0));
@@ -221,7 +221,7 @@ impl Drop for CallsAtTheEnd {
 }
 
 #[test]
-fn a_destructor_calls_in_place() {
+fn destructor_runs_the_call_in_place() {
     // E13: an unwinding stack cannot suspend; without a worker the destructor runs the closure
     // itself
     with_pool(|pool| {
@@ -237,7 +237,7 @@ fn a_destructor_calls_in_place() {
 }
 
 #[test]
-fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
+fn unrelated_wake_does_not_end_the_wait() {
     // E7: the call checks for its result after each resumption
     with_pool(|pool| {
         let caller = Rc::new(Cell::new(None));
@@ -260,7 +260,7 @@ fn a_wake_from_elsewhere_is_not_taken_for_the_end() {
 }
 
 #[test]
-fn a_program_that_is_started_there_can_be_stopped() {
+fn program_started_on_a_pool_thread_can_be_stopped() {
     // E15: a child process inherits blocked signals, and must be terminable
     let script = "kill -TERM $$; echo still there";
     let run = move || std::process::Command::new("sh").args(["-c", script]).output().unwrap();

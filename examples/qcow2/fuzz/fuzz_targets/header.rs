@@ -9,8 +9,8 @@ mod memory;
 
 use std::fs;
 
-use common::any_way::MOST_MEMORY;
-use common::good::good_images;
+use common::all_operations::MAX_MEMORY;
+use common::valid_images::good_images;
 use coralio_qcow2::{Options, Qcow2};
 use input::{at_work, seed};
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,7 @@ fuzz_target!(
             for write in [false, true] {
                 _ = Qcow2::open(&path, &Options { write, ..Options::default() });
             }
-            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
+            assert!(peak.bytes() < MAX_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

@@ -10,8 +10,8 @@ mod memory;
 
 use std::fs;
 
-use common::any_way::{MOST_MEMORY, use_it};
-use common::good::good_images;
+use common::all_operations::{MAX_MEMORY, use_it};
+use common::valid_images::good_images;
 use input::{CHOICES, Choices, at_work, seed};
 use libfuzzer_sys::fuzz_target;
 use memory::Peak;
@@ -30,7 +30,7 @@ fuzz_target!(
                 _ = use_it(&path, &mut |bound| choices.below(bound), write);
                 assert!(write || fs::read(&path).unwrap() == image, "reading has changed it");
             }
-            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
+            assert!(peak.bytes() < MAX_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

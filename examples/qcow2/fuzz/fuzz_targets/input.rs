@@ -27,7 +27,7 @@ pub fn at_work(job: impl FnOnce(&Scratch) + Send + 'static) {
     static WORKER: LazyLock<Mutex<Sender<Job>>> = LazyLock::new(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
         thread::spawn(move || {
-            coralio_aio::run(|| {
+            coralio::run(|| {
                 let folder = Scratch::new();
                 // A possible backing file.
                 fs::write(folder.path("source"), vec![7; 60_000]).unwrap();

@@ -15,8 +15,8 @@ mod connection;
 mod export;
 #[path = "../../../nbd_server/flushes.rs"]
 mod flushes;
-#[path = "../../../nbd_server/inbox.rs"]
-mod inbox;
+#[path = "../../../nbd_server/request_reader.rs"]
+mod request_reader;
 mod input;
 #[path = "../../tests/common/memory.rs"]
 mod memory;
@@ -24,8 +24,8 @@ mod memory;
 mod negotiate;
 #[path = "../../../nbd_server/options.rs"]
 mod options;
-#[path = "../../../nbd_server/perform.rs"]
-mod perform;
+#[path = "../../../nbd_server/handle.rs"]
+mod handle;
 #[path = "../../../nbd_server/protocol.rs"]
 mod protocol;
 #[path = "../../../nbd_server/reply.rs"]
@@ -44,7 +44,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use clap::Parser;
-use coralio_aio::{CoFd, spawn};
+use coralio::{CoFd, spawn};
 use coralio_qcow2::{CreateOptions, Qcow2};
 use export::{Catalog, open_all};
 use input::{at_work, seed};
@@ -54,7 +54,7 @@ use memory::Peak;
 /// The size of the disk, which bounds the memory of a read.
 const SIZE: u64 = 1 << 20;
 /// Covers the payloads of one connection, and the image.
-const MOST_MEMORY: usize = 100 << 20;
+const MAX_MEMORY: usize = 100 << 20;
 
 fuzz_target!(
     init: seed(sessions),
@@ -76,7 +76,7 @@ fuzz_target!(
             // An error caused by the client is not a fault of the server.
             let _ = serve(OwnedFd::from(server).into(), &exports, &options);
             let _ = listens.join().unwrap();
-            assert!(peak.bytes() < MOST_MEMORY, "peak of {} bytes", peak.bytes());
+            assert!(peak.bytes() < MAX_MEMORY, "peak of {} bytes", peak.bytes());
         });
     }
 );

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 use super::Qcow2;
 use super::refcount::get;

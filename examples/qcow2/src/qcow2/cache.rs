@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, CoMutex, File};
+use coralio::{AlignedBuf, CoMutex, File};
 use rustc_hash::FxHashMap;
 
 use super::top::{PAGE, read_padded};
@@ -23,7 +23,7 @@ use crate::error::damaged;
 /// Maximum number of concurrent reads, each of a different slice.
 const LANES: usize = 16;
 /// Adjacent slices are written together, up to this number of bytes.
-const MOST_AT_ONCE: usize = 1 << 20;
+const MAX_AT_ONCE: usize = 1 << 20;
 
 struct Slot {
     offset: u64,
@@ -119,7 +119,7 @@ impl Cache {
         slots.dirty = 0;
         let mut dirty: Vec<_> = slots.all.iter_mut().filter(|slot| slot.dirty).collect();
         dirty.sort_unstable_by_key(|slot| slot.offset);
-        let most = MOST_AT_ONCE / self.slice;
+        let most = MAX_AT_ONCE / self.slice;
         let follows = |a: &&mut Slot, b: &&mut Slot| a.offset + self.slice as u64 == b.offset;
         let copy = |slots: &mut [&mut Slot]| {
             let mut bytes = AlignedBuf::new(slots.len() * self.slice, PAGE);

@@ -4,12 +4,12 @@
 use std::io;
 use std::path::Path;
 
-use coralio_aio::{AlignedBuf, File, sync_directory};
+use coralio::{AlignedBuf, File, sync_dir};
 
 use super::Qcow2;
 use super::extensions::backing_format;
 use super::geometry::Geometry;
-use super::header::{Header, MAGIC, MOST_NAME, REFTABLE_FIELDS, V2_LEN, V3_LEN};
+use super::header::{Header, MAGIC, MAX_NAME, REFTABLE_FIELDS, V2_LEN, V3_LEN};
 use super::refcount::set;
 use super::top::PAGE;
 use crate::error::{about, invalid};
@@ -66,7 +66,7 @@ impl CreateOptions {
     /// Returns the maximum length of the backing file's name, which follows the header and its
     /// extensions in the first cluster.
     fn most_name(&self) -> usize {
-        (self.cluster_size as usize - V3_LEN - 32).min(MOST_NAME as usize)
+        (self.cluster_size as usize - V3_LEN - 32).min(MAX_NAME as usize)
     }
 
     fn first_cluster(&self, geometry: &Geometry, layout: &Layout) -> Vec<u8> {
@@ -189,7 +189,7 @@ impl Plan {
     fn write_named(&self, file: &File, path: &Path) -> io::Result<()> {
         self.write(file)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        sync_directory(folder.unwrap_or(Path::new(".")))
+        sync_dir(folder.unwrap_or(Path::new(".")))
     }
 
     fn write(&self, file: &File) -> io::Result<()> {

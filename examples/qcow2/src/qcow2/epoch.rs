@@ -55,7 +55,7 @@ mod tests {
     use super::Epochs;
 
     #[test]
-    fn what_a_request_may_see_is_not_free() {
+    fn clusters_visible_to_a_request_are_not_reused() {
         // A cluster is reused only when every request that may have looked it up has ended.
         let epochs = Epochs::default();
         let reader = epochs.enter();
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_came_later_do_not_hold_it_up_for_ever() {
+    fn later_requests_do_not_delay_reuse_forever() {
         // Under load, some request is always in flight.
         let epochs = Epochs::default();
         let given_up = epochs.now();

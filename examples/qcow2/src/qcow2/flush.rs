@@ -16,7 +16,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 
-use coralio_aio::{AlignedBuf, CoMutex, shield};
+use coralio::{AlignedBuf, CoMutex, shield};
 
 use super::Qcow2;
 

@@ -87,7 +87,7 @@ impl Kind {
 
 impl Geometry {
     /// The maximum offset in the file: entries have no bits for larger ones.
-    pub(crate) const MOST_OFFSET: u64 = OFFSET;
+    pub(crate) const MAX_OFFSET: u64 = OFFSET;
 
     pub(crate) fn new(version: u32, cluster_bits: u32, refcount_order: u32, size: u64) -> Geometry {
         let in_cluster = (1 << cluster_bits) - 1;
@@ -155,7 +155,7 @@ impl Geometry {
     /// Rejects clusters whose offset in the file does not fit into an entry.
     pub(crate) fn check_room(&self, first: u64, clusters: u64) -> io::Result<()> {
         match first.checked_add(clusters).and_then(|end| end.checked_mul(self.cluster_size())) {
-            Some(end) if end <= Geometry::MOST_OFFSET => Ok(()),
+            Some(end) if end <= Geometry::MAX_OFFSET => Ok(()),
             _ => Err(damaged("the image is full: its table entries cannot hold larger offsets")),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 use super::allocate::Allocator;
-use super::header::{MOST_REFTABLE, REFTABLE_FIELDS};
+use super::header::{MAX_REFTABLE, REFTABLE_FIELDS};
 use super::refcount::set;
 use super::top::{PAGE, Top};
 use super::{Geometry, Qcow2};
@@ -40,7 +40,7 @@ impl Qcow2 {
         let (cluster, bits) = (geometry.cluster_size(), geometry.cluster_bits);
         let old = self.reftable.borrow().entries as u64;
         let Plan { entries, blocks, table_clusters } = plan(geometry, old);
-        if entries * 8 > MOST_REFTABLE {
+        if entries * 8 > MAX_REFTABLE {
             return Err(unsupported(
                 "the image is full: its refcount table has the largest size that the format allows",
             ));
@@ -93,7 +93,7 @@ mod tests {
     use super::{Geometry, plan};
 
     #[test]
-    fn a_plan_counts_itself() {
+    fn plan_counts_its_own_blocks() {
         // For every cluster size and refcount width: the blocks count the table and themselves, and
         // the table has entries for them.
         for cluster_bits in 9..=21 {

@@ -18,15 +18,15 @@ pub(crate) const V2_LEN: usize = 72;
 
 /// Maximum size of an L1 table in bytes: enough for 2 EiB at the largest cluster size. Other
 /// implementations have the same limit.
-const MOST_L1: u64 = 32 << 20;
+const MAX_L1: u64 = 32 << 20;
 /// Maximum size of a refcount table in bytes.
-pub(crate) const MOST_REFTABLE: u64 = 8 << 20;
+pub(crate) const MAX_REFTABLE: u64 = 8 << 20;
 /// Maximum number of internal snapshots. Other implementations have the same limit.
-const MOST_SNAPSHOTS: u32 = 65536;
+const MAX_SNAPSHOTS: u32 = 65536;
 /// Length of the fixed fields of a snapshot table entry.
 pub(crate) const SNAPSHOT_LEN: u64 = 40;
 /// Maximum length of the backing file's name in bytes.
-pub(crate) const MOST_NAME: u32 = 1023;
+pub(crate) const MAX_NAME: u32 = 1023;
 
 /// Offset of the refcount table's offset and length, which change together when the table grows.
 pub(crate) const REFTABLE_FIELDS: u64 = 48;
@@ -170,20 +170,20 @@ impl Header {
     fn check_tables(&self) -> io::Result<()> {
         let geometry = &self.geometry;
         let needed = geometry.l1_entries_for(geometry.size);
-        if needed > MOST_L1 / 8 {
+        if needed > MAX_L1 / 8 {
             return Err(unsupported(format!(
                 "a disk of {} bytes needs {needed} L1 entries at this cluster size; the limit is {}",
                 geometry.size,
-                MOST_L1 / 8
+                MAX_L1 / 8
             )));
         }
         let entries = u64::from(self.l1_entries);
-        if entries < needed || entries > MOST_L1 / 8 {
+        if entries < needed || entries > MAX_L1 / 8 {
             return Err(damaged(format!("its L1 table has {entries} entries, but the disk needs {needed}")));
         }
         let reftable = u64::from(self.reftable_clusters) << geometry.cluster_bits;
-        if reftable > MOST_REFTABLE {
-            return Err(damaged(format!("its refcount table has {reftable} bytes; the limit is {MOST_REFTABLE}")));
+        if reftable > MAX_REFTABLE {
+            return Err(damaged(format!("its refcount table has {reftable} bytes; the limit is {MAX_REFTABLE}")));
         }
         if reftable == 0 {
             return Err(damaged("it has no refcount table: repair it with qemu-img check -r all"));
@@ -198,8 +198,8 @@ impl Header {
     /// Checks the location of the snapshot table, even if it is empty, as other implementations do.
     fn check_snapshots(&self) -> io::Result<()> {
         let (count, offset) = (self.snapshots, self.snapshots_offset);
-        if count > MOST_SNAPSHOTS {
-            return Err(damaged(format!("it has {count} internal snapshots; the limit is {MOST_SNAPSHOTS}")));
+        if count > MAX_SNAPSHOTS {
+            return Err(damaged(format!("it has {count} internal snapshots; the limit is {MAX_SNAPSHOTS}")));
         }
         let len = u64::from(count) * SNAPSHOT_LEN;
         if self.geometry.in_cluster(offset) != 0 || offset > i64::MAX as u64 - len {
@@ -218,7 +218,7 @@ impl Header {
         if offset < cluster {
             return Err(damaged(format!("its {name} table overlaps the header")));
         }
-        if offset.checked_add(len).is_none_or(|end| end > Geometry::MOST_OFFSET) {
+        if offset.checked_add(len).is_none_or(|end| end > Geometry::MAX_OFFSET) {
             return Err(damaged(format!("its {name} table is at {offset}, beyond the largest file offset")));
         }
         Ok(())
@@ -269,7 +269,7 @@ fn backing_name(first: &[u8], at: u64, len: u32) -> io::Result<Option<String>> {
         return Ok(None);
     }
     let room = usize::try_from(at).ok().and_then(|at| first.get(at..)?.get(..len as usize));
-    let name = room.filter(|_| len <= MOST_NAME).ok_or_else(|| {
+    let name = room.filter(|_| len <= MAX_NAME).ok_or_else(|| {
         damaged(format!("the name of its backing file is {len} bytes at {at}, outside the first cluster"))
     })?;
     let name = std::str::from_utf8(name).map_err(|_| damaged("the name of its backing file is not UTF-8"))?;

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use coralio_aio::{CoMutex, CoQueue};
+use coralio::{CoMutex, CoQueue};
 
 #[derive(Default)]
 pub(crate) struct Ranges {

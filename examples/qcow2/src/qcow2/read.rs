@@ -8,7 +8,7 @@ use super::top::read_padded;
 use crate::image::Extent;
 
 /// Maximum number of runs that are merged for one extent.
-const MOST_RUNS: usize = 64;
+const MAX_RUNS: usize = 64;
 
 impl Qcow2 {
     /// Reads a range, which must be within the disk.
@@ -62,7 +62,7 @@ impl Qcow2 {
             return Ok(Extent { len: 0, allocated: false, zero: false });
         }
         let mut found = self.extent_at(offset, len)?;
-        for _ in 1..MOST_RUNS {
+        for _ in 1..MAX_RUNS {
             if found.len == len {
                 break;
             }

@@ -105,7 +105,7 @@ mod tests {
     use super::{get, set};
 
     #[test]
-    fn each_width_keeps_its_neighbours() {
+    fn write_at_each_width_keeps_neighbours() {
         // For every width from 1 to 64 bits: `get` returns what `set` stored, and other counts do
         // not change.
         for order in 0..=6 {
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "refcount 2 does not fit into 1 bits")]
-    fn count_wider_than_its_place_is_rejected() {
+    fn count_wider_than_its_field_is_rejected() {
         // qcow2: a truncated value would be a different count.
         set(&mut [0; 8], 3, 0, 2);
     }

@@ -3,15 +3,15 @@
 
 use std::io;
 
-use coralio_aio::{AlignedBuf, File};
+use coralio::{AlignedBuf, File};
 
 use super::header::{Header, SNAPSHOT_LEN, be16, be32};
 use super::top::{PAGE, read_padded};
 use crate::error::damaged;
 
 /// Limits of other implementations: bytes of the whole table, and of an entry's extra data.
-const MOST_BYTES: u64 = 64 << 20;
-const MOST_EXTRA: u64 = 1024;
+const MAX_BYTES: u64 = 64 << 20;
+const MAX_EXTRA: u64 = 1024;
 
 /// Bytes that are read at a time.
 const WINDOW: usize = 64 << 10;
@@ -38,14 +38,14 @@ pub(crate) fn check(file: &File, header: &Header) -> io::Result<()> {
         }
         let entry = &window[(at - start) as usize..][..SNAPSHOT_LEN as usize];
         let (id, name, extra) = (be16(entry, 12), be16(entry, 14), u64::from(be32(entry, 36)));
-        if extra > MOST_EXTRA {
+        if extra > MAX_EXTRA {
             return Err(damaged(format!(
-                "the entry of snapshot {number} has {extra} bytes of extra data; the limit is {MOST_EXTRA}"
+                "the entry of snapshot {number} has {extra} bytes of extra data; the limit is {MAX_EXTRA}"
             )));
         }
         at += (SNAPSHOT_LEN + extra + u64::from(id) + u64::from(name)).next_multiple_of(8);
-        if at - header.snapshots_offset > MOST_BYTES {
-            return Err(damaged(format!("its snapshot table exceeds {MOST_BYTES} bytes")));
+        if at - header.snapshots_offset > MAX_BYTES {
+            return Err(damaged(format!("its snapshot table exceeds {MAX_BYTES} bytes")));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio_aio::{AlignedBuf, CoMutex, File};
+use coralio::{AlignedBuf, CoMutex, File};
 use rustc_hash::FxHashSet;
 
 use super::geometry::OFFSET;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use coralio_aio::{AlignedBuf, File};
+use coralio::{AlignedBuf, File};
 
 use super::header::be64;
 

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 use super::Qcow2;
 use super::allocate::Fresh;
@@ -204,7 +204,7 @@ mod tests {
     fn entries_beyond_the_slice_are_rejected() {
         // qcow2: a length beyond the slice is a bug, and must not just shorten the change.
         let path = std::env::temp_dir().join(format!("coralio-entries-{}", std::process::id()));
-        coralio_aio::run(|| {
+        coralio::run(|| {
             Qcow2::create(&path, &CreateOptions::new(64 << 20)).unwrap();
             let image = Qcow2::open(&path, &Options { write: true, ..Options::default() }).unwrap();
             let last = (32 << 20) - 65536;

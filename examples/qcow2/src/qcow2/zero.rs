@@ -10,7 +10,7 @@
 
 use std::io;
 
-use coralio_aio::AlignedBuf;
+use coralio::AlignedBuf;
 
 use super::Qcow2;
 use super::geometry::{COPIED, Host, Kind, OFFSET, ZERO};
@@ -19,7 +19,7 @@ use crate::error::unsupported;
 use crate::image::Zeroes;
 
 /// Maximum number of zeroes written at a time.
-const MOST_ZEROES: u64 = 1 << 20;
+const MAX_ZEROES: u64 = 1 << 20;
 
 type Range = std::ops::Range<u64>;
 
@@ -88,9 +88,9 @@ impl Qcow2 {
         {
             return Ok(());
         }
-        let zeroes = AlignedBuf::new(MOST_ZEROES.min(end - offset) as usize, PAGE);
+        let zeroes = AlignedBuf::new(MAX_ZEROES.min(end - offset) as usize, PAGE);
         while offset < end {
-            let len = MOST_ZEROES.min(end - offset);
+            let len = MAX_ZEROES.min(end - offset);
             self.write(&zeroes[..len as usize], offset)?;
             offset += len;
         }

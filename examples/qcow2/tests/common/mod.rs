@@ -1,9 +1,9 @@
 //! Scratch directories, QEMU's programs, and seeded random numbers.
 #![allow(dead_code, unreachable_pub)] // not all test files use everything
 
-pub mod any_way;
+pub mod all_operations;
 pub mod check;
-pub mod good;
+pub mod valid_images;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -18,11 +18,11 @@ impl AioContext {
     /// Fails if the context has ended. `callback` is dropped.
     #[doc(alias = "aio_bh_new")]
     #[track_caller]
-    pub fn bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
+    pub fn new_bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
         self.insert_bottom_half(Box::new(move |_, _| callback()))
     }
 
-    /// As [`bottom_half`](Self::bottom_half), for a callback that schedules, cancels or
+    /// As [`new_bottom_half`](Self::new_bottom_half), for a callback that schedules, cancels or
     /// [deletes](BottomHalf::delete) its own bottom half: the callback receives its own handle.
     ///
     /// ```
@@ -30,7 +30,7 @@ impl AioContext {
     ///
     /// AioContext::run(|ctx| {
     ///     let mut left = 3;
-    ///     let bh = ctx.bottom_half_with(move |own| {
+    ///     let bh = ctx.new_bottom_half_with(move |own| {
     ///         left -= 1;
     ///         if left > 0 { own.schedule() } else { own.delete() }
     ///     })?;
@@ -44,9 +44,9 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// As [`bottom_half`](Self::bottom_half).
+    /// As [`new_bottom_half`](Self::new_bottom_half).
     #[track_caller]
-    pub fn bottom_half_with(
+    pub fn new_bottom_half_with(
         &self,
         mut callback: impl FnMut(&BottomHalf) + Send + 'static,
     ) -> Result<BottomHalf, ContextEnded> {
@@ -137,7 +137,7 @@ pub struct BottomHalfInfo {
 ///
 /// AioContext::run(|ctx| {
 ///     let runs = Arc::new(AtomicU32::new(0));
-///     let bh = ctx.bottom_half({
+///     let bh = ctx.new_bottom_half({
 ///         let runs = Arc::clone(&runs);
 ///         move || { runs.fetch_add(1, Ordering::Relaxed); }
 ///     })?;

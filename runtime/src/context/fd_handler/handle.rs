@@ -18,23 +18,23 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// `AlreadyExists`: the descriptor has a watch already; use [`Watch::set_interest`].
+    /// `AlreadyExists`: the descriptor has a watch already; use [`FdHandler::set_interest`].
     /// `PermissionDenied`: epoll does not support the descriptor, for example a regular file, which
     /// is always ready. `NotConnected`: the context has ended ([`ContextEnded`]). Also fails if out
     /// of memory. `fd` and `handler` are dropped on failure.
     #[doc(alias = "aio_set_fd_handler")]
     #[track_caller]
-    pub fn watch(
+    pub fn add_fd_handler(
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
         mut handler: impl FnMut(Readiness) + Send + 'static,
-    ) -> io::Result<Watch> {
+    ) -> io::Result<FdHandler> {
         self.insert_watch(fd, interest, false, Box::new(move |events, _, _| handler(Readiness::of(events))))
     }
 
-    /// As [`watch`](Self::watch), for a handler that changes the interest of its own watch or
-    /// [deletes](Watch::delete) it: the handler receives its own handle.
+    /// As [`add_fd_handler`](Self::add_fd_handler), for a handler that changes the interest of its
+    /// own watch or [deletes](FdHandler::delete) it: the handler receives its own handle.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, Interest};
@@ -42,10 +42,10 @@ impl AioContext {
     ///
     /// AioContext::run(|ctx| {
     ///     let (near, far) = UnixStream::pair()?;
-    ///     let watch = ctx.watch_with(near, Interest::Read, |own, _readiness| own.delete())?;
+    ///     let watch = ctx.add_fd_handler_with(near, Interest::Read, |own, _readiness| own.delete())?;
     ///     drop(far);
     ///     assert!(ctx.poll(true), "the hang-up was reported");
-    ///     assert!(ctx.watches().is_empty());
+    ///     assert!(ctx.fd_handlers().is_empty());
     ///     drop(watch);
     ///     Ok::<_, std::io::Error>(())
     /// })
@@ -54,29 +54,29 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// As [`watch`](Self::watch).
+    /// As [`add_fd_handler`](Self::add_fd_handler).
     #[track_caller]
-    pub fn watch_with(
+    pub fn add_fd_handler_with(
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
-        mut handler: impl FnMut(&Watch, Readiness) + Send + 'static,
-    ) -> io::Result<Watch> {
+        mut handler: impl FnMut(&FdHandler, Readiness) + Send + 'static,
+    ) -> io::Result<FdHandler> {
         let handler: Handler = Box::new(move |events, shared, key| {
-            handler(&Watch { shared: Arc::clone(shared), key, owns: false }, Readiness::of(events));
+            handler(&FdHandler { shared: Arc::clone(shared), key, owns: false }, Readiness::of(events));
         });
         self.insert_watch(fd, interest, false, handler)
     }
 
-    /// As [`watch`](Self::watch), but edge-triggered: calls the handler with epoll's event mask
-    /// once per change.
+    /// As [`add_fd_handler`](Self::add_fd_handler), but edge-triggered: calls the handler with
+    /// epoll's event mask once per change.
     #[track_caller]
     pub(crate) fn watch_edges(
         &self,
         fd: impl AsFd + Send + Sync + 'static,
         interest: Interest,
         mut handler: impl FnMut(u32) + Send + 'static,
-    ) -> io::Result<Watch> {
+    ) -> io::Result<FdHandler> {
         self.insert_watch(fd, interest, true, Box::new(move |events, _, _| handler(events)))
     }
 
@@ -87,14 +87,14 @@ impl AioContext {
         interest: Interest,
         edges: bool,
         handler: Handler,
-    ) -> io::Result<Watch> {
+    ) -> io::Result<FdHandler> {
         let fd = owner.as_fd().as_raw_fd();
         let entry = Entry {
             _owner: Box::new(owner),
             fd,
             // Registered for all events first, so that a descriptor that epoll rejects fails with
             // `None` too.
-            interest: Interest::Both,
+            interest: Interest::ReadWrite,
             registered: false,
             edges,
             handler: Some(handler),
@@ -116,7 +116,7 @@ impl AioContext {
         };
         let entry = &mut table.entries[key.index];
         let added = match interest {
-            Interest::None => entry.update(&shared.epoll, key.token()),
+            Interest::Disabled => entry.update(&shared.epoll, key.token()),
             _ => Ok(()),
         };
         entry.interest = interest;
@@ -126,18 +126,18 @@ impl AioContext {
             drop(rejected);
             return Err(explain(error));
         }
-        shared.watches.recount(edges, Interest::None, interest);
+        shared.watches.recount(edges, Interest::Disabled, interest);
         drop(table);
         shared.scheduler.wake_loop();
-        Ok(Watch { shared: Arc::clone(shared), key, owns: true })
+        Ok(FdHandler { shared: Arc::clone(shared), key, owns: true })
     }
 
     /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines
     /// wait for. From any thread, even while the loop hangs.
-    pub fn watches(&self) -> Vec<WatchInfo> {
+    pub fn fd_handlers(&self) -> Vec<FdHandlerInfo> {
         let table = self.shared.watches.table.lock();
         let live = table.entries.iter().filter(|(_, entry)| !entry.removed);
-        let info = |(_, entry): (Key, &Entry)| WatchInfo {
+        let info = |(_, entry): (Key, &Entry)| FdHandlerInfo {
             created_at: entry.created_at,
             fd: entry.fd,
             interest: entry.interest,
@@ -147,10 +147,10 @@ impl AioContext {
     }
 }
 
-/// The state of a watch, returned by [`AioContext::watches`].
+/// The state of a watch, returned by [`AioContext::fd_handlers`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct WatchInfo {
+pub struct FdHandlerInfo {
     /// Where the watch was created.
     pub created_at: &'static Location<'static>,
     /// The descriptor's number.
@@ -177,19 +177,19 @@ fn explain(error: io::Error) -> io::Error {
 /// A descriptor that the loop watches. Dropping the handle, even within the handler, ends the
 /// watch. After the context has ended, a handle does nothing.
 #[must_use = "dropping it ends the watch"]
-pub struct Watch {
+pub struct FdHandler {
     pub(crate) shared: Arc<SharedContext>,
     key: Key,
     /// False for the handle passed to the handler; dropping that one deletes nothing.
     owns: bool,
 }
 
-impl Watch {
+impl FdHandler {
     /// Changes the interest. From any thread.
     ///
     /// # Errors
     ///
-    /// As [`AioContext::watch`]; the interest is then unchanged.
+    /// As [`AioContext::add_fd_handler`]; the interest is then unchanged.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
         let shared = &self.shared;
         let mut table = shared.watches.table.lock();
@@ -199,7 +199,7 @@ impl Watch {
             entry.interest = before;
             return Err(explain(error));
         }
-        if interest == Interest::None {
+        if interest == Interest::Disabled {
             // The reported events may be stale when the interest returns.
             entry.reported = 0;
         }
@@ -219,7 +219,7 @@ impl Watch {
             let _ = shared.epoll.remove(entry.fd);
             entry.registered = false;
         }
-        shared.watches.recount(entry.edges, entry.interest, Interest::None);
+        shared.watches.recount(entry.edges, entry.interest, Interest::Disabled);
         if entry.handler.is_none() {
             entry.removed = true;
             return;
@@ -230,7 +230,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for FdHandler {
     fn drop(&mut self) {
         if self.owns {
             self.delete();
@@ -238,8 +238,8 @@ impl Drop for Watch {
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for FdHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").finish_non_exhaustive()
+        f.debug_struct("FdHandler").finish_non_exhaustive()
     }
 }

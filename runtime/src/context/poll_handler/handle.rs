@@ -13,7 +13,7 @@ impl AioContext {
     /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks
     /// memory, without a system call: a ring that another thread fills, or a device's doorbell.
     /// Before it sleeps, the loop busy-polls for a while if the configuration allows it: see
-    /// [`ContextBuilder::poll_limit`](crate::ContextBuilder::poll_limit).
+    /// [`ContextBuilder::busy_poll_max`](crate::ContextBuilder::busy_poll_max).
     ///
     /// A thread that makes the source ready must call [`notify`](Self::notify) afterwards, which
     /// costs a system call only if the loop sleeps.
@@ -23,7 +23,7 @@ impl AioContext {
     /// Fails if the context has ended. Both closures are dropped.
     #[doc(alias = "io_poll")]
     #[track_caller]
-    pub fn poll_handler(
+    pub fn add_poll_handler(
         &self,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
         mut handler: impl FnMut() + Send + 'static,
@@ -31,14 +31,14 @@ impl AioContext {
         self.insert_poll_handler(Arc::new(is_ready), Box::new(move |_, _| handler()))
     }
 
-    /// As [`poll_handler`](Self::poll_handler), for a handler that [deletes](PollHandler::delete)
-    /// itself: the handler receives its own handle.
+    /// As [`add_poll_handler`](Self::add_poll_handler), for a handler that
+    /// [deletes](PollHandler::delete) itself: the handler receives its own handle.
     ///
     /// # Errors
     ///
-    /// As [`poll_handler`](Self::poll_handler).
+    /// As [`add_poll_handler`](Self::add_poll_handler).
     #[track_caller]
-    pub fn poll_handler_with(
+    pub fn add_poll_handler_with(
         &self,
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
         mut handler: impl FnMut(&PollHandler) + Send + 'static,
@@ -77,9 +77,9 @@ impl AioContext {
 
     /// Sets how long the loop may busy-poll before it sleeps; zero disables busy-polling.
     #[doc(alias = "poll-max-ns")]
-    pub fn set_poll_limit(&self, limit: Duration) {
+    pub fn set_busy_poll_max(&self, limit: Duration) {
         let ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        self.shared.poll_limit.store(ns, Ordering::Relaxed);
+        self.shared.busy_poll_max.store(ns, Ordering::Relaxed);
     }
 }
 

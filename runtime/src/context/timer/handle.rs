@@ -23,7 +23,7 @@ impl AioContext {
     ///
     /// AioContext::run(|ctx| {
     ///     let rang = Arc::new(AtomicBool::new(false));
-    ///     let timer = ctx.timer({
+    ///     let timer = ctx.new_timer({
     ///         let rang = Arc::clone(&rang);
     ///         move || rang.store(true, Ordering::Relaxed)
     ///     })?;
@@ -41,19 +41,19 @@ impl AioContext {
     /// Fails if the context has ended. `callback` is dropped.
     #[doc(alias = "aio_timer_new")]
     #[track_caller]
-    pub fn timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
+    pub fn new_timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
         self.insert_timer(Box::new(move |_, _| callback()))
     }
 
-    /// As [`timer`](Self::timer), for a callback that arms, disarms or [deletes](Timer::delete) its
-    /// own timer: the callback receives its own handle.
+    /// As [`new_timer`](Self::new_timer), for a callback that arms, disarms or
+    /// [deletes](Timer::delete) its own timer: the callback receives its own handle.
     ///
     /// ```
     /// use coralio_runtime::AioContext;
     /// use std::time::Duration;
     ///
     /// AioContext::run(|ctx| {
-    ///     let heartbeat = ctx.timer_with(|own| own.arm_after(Duration::from_secs(1)))?;
+    ///     let heartbeat = ctx.new_timer_with(|own| own.arm_after(Duration::from_secs(1)))?;
     ///     heartbeat.arm_after(Duration::ZERO);
     ///     assert!(ctx.poll(false));
     ///     assert!(heartbeat.deadline().is_some());
@@ -64,9 +64,9 @@ impl AioContext {
     ///
     /// # Errors
     ///
-    /// As [`timer`](Self::timer).
+    /// As [`new_timer`](Self::new_timer).
     #[track_caller]
-    pub fn timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
+    pub fn new_timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
         self.insert_timer(Box::new(move |shared, key| {
             callback(&Timer { shared: Arc::clone(shared), key, owns: false });
         }))

@@ -11,7 +11,7 @@ const CUT_SHORT: &str = "cancelled while waiting: the coroutine was cancelled or
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum SendError<T> {
     /// No receiver is left.
-    Closed(T),
+    Disconnected(T),
     /// The coroutine was cancelled while it waited for room, or a timeout expired.
     Cancelled(T),
 }
@@ -22,14 +22,14 @@ pub enum TrySendError<T> {
     /// The channel is full.
     Full(T),
     /// No receiver is left.
-    Closed(T),
+    Disconnected(T),
 }
 
 /// The error of [`recv`](super::Receiver::recv).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecvError {
     /// No sender is left, and no message.
-    Closed,
+    Disconnected,
     /// The coroutine was cancelled while it waited for a message, or a timeout expired.
     Cancelled,
 }
@@ -40,14 +40,14 @@ pub enum TryRecvError {
     /// The channel is empty.
     Empty,
     /// No sender is left, and no message.
-    Closed,
+    Disconnected,
 }
 
 impl<T> SendError<T> {
     /// Returns the message.
     pub fn into_inner(self) -> T {
         match self {
-            SendError::Closed(message) | SendError::Cancelled(message) => message,
+            SendError::Disconnected(message) | SendError::Cancelled(message) => message,
         }
     }
 }
@@ -56,7 +56,7 @@ impl<T> TrySendError<T> {
     /// Returns the message.
     pub fn into_inner(self) -> T {
         match self {
-            TrySendError::Full(message) | TrySendError::Closed(message) => message,
+            TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
         }
     }
 }
@@ -65,7 +65,7 @@ impl<T> TrySendError<T> {
 impl<T> fmt::Debug for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SendError::Closed(_) => "Closed(..)",
+            SendError::Disconnected(_) => "Disconnected(..)",
             SendError::Cancelled(_) => "Cancelled(..)",
         })
     }
@@ -75,7 +75,7 @@ impl<T> fmt::Debug for TrySendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             TrySendError::Full(_) => "Full(..)",
-            TrySendError::Closed(_) => "Closed(..)",
+            TrySendError::Disconnected(_) => "Disconnected(..)",
         })
     }
 }
@@ -83,7 +83,7 @@ impl<T> fmt::Debug for TrySendError<T> {
 impl<T> fmt::Display for SendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SendError::Closed(_) => NO_RECEIVER,
+            SendError::Disconnected(_) => NO_RECEIVER,
             SendError::Cancelled(_) => CUT_SHORT,
         })
     }
@@ -93,7 +93,7 @@ impl<T> fmt::Display for TrySendError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             TrySendError::Full(_) => "the channel is full",
-            TrySendError::Closed(_) => NO_RECEIVER,
+            TrySendError::Disconnected(_) => NO_RECEIVER,
         })
     }
 }
@@ -101,7 +101,7 @@ impl<T> fmt::Display for TrySendError<T> {
 impl fmt::Display for RecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            RecvError::Closed => NO_SENDER,
+            RecvError::Disconnected => NO_SENDER,
             RecvError::Cancelled => CUT_SHORT,
         })
     }
@@ -111,7 +111,7 @@ impl fmt::Display for TryRecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             TryRecvError::Empty => "the channel is empty",
-            TryRecvError::Closed => NO_SENDER,
+            TryRecvError::Disconnected => NO_SENDER,
         })
     }
 }

@@ -60,8 +60,8 @@ impl Recording {
         self.write_titled(path, &path.file_stem().unwrap_or_default().to_string_lossy(), None)
     }
 
-    /// Does the same as [`write`](Self::write), with a title for the page and the message of the run's
-    /// failure, if it failed.
+    /// Does the same as [`write`](Self::write), with a title for the page and the message of the
+    /// run's failure, if it failed.
     ///
     /// # Errors
     ///

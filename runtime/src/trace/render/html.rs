@@ -1,7 +1,7 @@
 //! Renders a recording as one self-contained HTML page.
 //!
-//! This module computes the drawing with [`Replay`]: rows of bars, events with their arrows, and the
-//! stack at each event. The page's script (`html/`) only draws the visible part and scrolls.
+//! This module computes the drawing with [`Replay`]: rows of bars, events with their arrows, and
+//! the stack at each event. The page's script (`html/`) only draws the visible part and scrolls.
 //!
 //! ```text
 //!   row         thread ..    coroutine ..     kernel    requests
@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::fmt::{Display, Write};
 
-use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Waits, Wake};
+use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState, WaitKind, Wake};
 use crate::trace::render::json::Quoted;
 use crate::trace::render::text::{TextOptions, thread_label};
 use crate::trace::replay::{Frame, Replay, kept};
@@ -21,8 +21,8 @@ const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
 const SCRIPT: &str = include_str!("html/page.js");
 
-/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses the
-/// row of one that has ended.
+/// The number of coroutines up to which each has a row of its own. Beyond it, a coroutine reuses
+/// the row of one that has ended.
 const OWN_ROWS: usize = 48;
 /// The number of frames of a thread, and of concurrent requests, that are drawn.
 const LEVELS: usize = 64;
@@ -37,8 +37,8 @@ impl Recording {
         self.html_titled("Trace", None)
     }
 
-    /// Does the same as [`html`](Self::html), with a title and the message of the run's failure, if it
-    /// failed; the page opens at the failure.
+    /// Does the same as [`html`](Self::html), with a title and the message of the run's failure, if
+    /// it failed; the page opens at the failure.
     ///
     /// # Control
     ///
@@ -79,7 +79,7 @@ struct Bar {
     state: State,
     depth: usize,
     label: Option<usize>,
-    lane: Option<Lane>,
+    lane: Option<CoroutineIndex>,
 }
 
 /// Consecutive bars.
@@ -145,7 +145,7 @@ struct Drawing<'a> {
     rows: Vec<Row>,
     /// The row of each coroutine.
     places: Vec<usize>,
-    waits: Vec<Option<Waits>>,
+    waits: Vec<Option<WaitKind>>,
     /// Live requests: level and state.
     requests: HashMap<u64, (usize, RequestState)>,
     slots: Vec<bool>,
@@ -241,7 +241,7 @@ impl<'a> Drawing<'a> {
     }
 
     /// Returns the current state of a coroutine's row.
-    fn standing(&mut self, lane: Lane) -> Option<Bar> {
+    fn standing(&mut self, lane: CoroutineIndex) -> Option<Bar> {
         let bar = |state, depth, label| Some(Bar { state, depth, label, lane: Some(lane) });
         for thread in 0..self.recording.threads {
             if let Some(depth) = self.replay.stack(thread).iter().rposition(|frame| *frame == Frame::Coroutine(lane)) {
@@ -264,7 +264,7 @@ impl<'a> Drawing<'a> {
         let alive = match state {
             RequestState::Pending => Some(State::Pending),
             RequestState::InFlight => Some(State::InFlight),
-            RequestState::Done(_) | RequestState::Refused(_) | RequestState::TakenBack => None,
+            RequestState::Done(_) | RequestState::Refused(_) | RequestState::Cancelled => None,
         };
         let label = Some(self.strings.place(request));
         let bar = alive.map(|state| Bar { state, depth: 0, label, lane: None });
@@ -295,7 +295,7 @@ impl<'a> Drawing<'a> {
             Event::Enter { lane, .. } => ("enter", actor, self.places[lane.0]),
             Event::Yield { .. } => ("yield", actor, self.actor(record.thread)),
             Event::End(_) => ("end", actor, self.actor(record.thread)),
-            Event::Wake { lane, how: Wake::LeftEntered } => ("left", actor, self.places[lane.0]),
+            Event::Wake { lane, how: Wake::AlreadyEntered } => ("left", actor, self.places[lane.0]),
             Event::Wake { lane, .. } => ("wake", actor, self.places[lane.0]),
             Event::Request { state: RequestState::InFlight, .. } => ("submit", actor, self.kernel()),
             Event::Request { state: RequestState::Done(_), .. } => ("done", self.kernel(), actor),

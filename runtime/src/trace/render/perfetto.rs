@@ -2,20 +2,21 @@
 //! The timestamps are event numbers: event 7 happens at 7 us.
 //!
 //! A thread's track has a slice for each frame of its stack. A coroutine's track has slices for the
-//! periods in which the coroutine is entered and in which it waits. A flow arrow leads from a wake to
-//! the resulting enter. Requests are asynchronous slices, counters are counters.
+//! periods in which the coroutine is entered and in which it waits. A flow arrow leads from a wake
+//! to the resulting enter. Requests are asynchronous slices, counters are counters.
 
 use std::collections::HashSet;
 use std::fmt::Display;
 
-use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Wake};
+use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState, Wake};
 use crate::trace::render::json::Quoted;
 use crate::trace::render::text::thread_label;
 use crate::trace::replay::{Frame, Replay, kept};
 
 impl Recording {
-    /// Renders the recording as Chrome trace-event JSON, to be opened with <https://ui.perfetto.dev>.
-    /// Suited to long runs; for short ones, the page ([`html`](Self::html)) is easier to read.
+    /// Renders the recording as Chrome trace-event JSON, to be opened with
+    /// <https://ui.perfetto.dev>. Suited to long runs; for short ones, the page
+    /// ([`html`](Self::html)) is easier to read.
     ///
     /// # Control
     ///
@@ -79,7 +80,7 @@ impl Writer<'_> {
         self.events.push(format!("{{\"ph\":\"{phase}\",\"ts\":{at},\"pid\":1,\"tid\":{tid},\"name\":{name}{more}}}"));
     }
 
-    fn lane(&self, lane: Lane) -> usize {
+    fn lane(&self, lane: CoroutineIndex) -> usize {
         self.recording.threads + lane.0
     }
 
@@ -138,7 +139,7 @@ impl Writer<'_> {
             }
             Event::Wake { lane, how } => {
                 self.put("i", at, actor, self.recording.describe(&record.event), ",\"s\":\"t\"");
-                if *how != Wake::LeftEntered {
+                if *how != Wake::AlreadyEntered {
                     self.wakes[lane.0].push((at, actor));
                 }
             }
@@ -187,7 +188,7 @@ impl Writer<'_> {
         }
         for lane in 0..self.waits.len() {
             if self.waits[lane] {
-                self.put("E", at, self.lane(Lane(lane)), "waits", "");
+                self.put("E", at, self.lane(CoroutineIndex(lane)), "waits", "");
             }
         }
         let mut open: Vec<_> = self.requests.drain().collect();

@@ -1,6 +1,6 @@
 //! Renders a recording as text lanes: a column for each thread and coroutine, and for the kernel if
-//! there was I/O; a row for each event. The description of an event is indented by the spans around it,
-//! which makes rows for the ends of spans unnecessary.
+//! there was I/O; a row for each event. The description of an event is indented by the spans around
+//! it, which makes rows for the ends of spans unnecessary.
 //!
 //! ```text
 //!        thread  A     B     kernel
@@ -11,7 +11,7 @@
 
 use std::fmt::Write;
 
-use crate::trace::event::{Event, Lane, Record, Recording, RequestState, Span, Wake};
+use crate::trace::event::{CoroutineIndex, Event, Record, Recording, RequestState, Span, Wake};
 use crate::trace::replay::Replay;
 
 /// Options for [`Recording::text_with`].
@@ -109,7 +109,8 @@ impl Recording {
 
     /// Hides the ends of spans, and submits, reaps and the like in which nothing is shown.
     fn hide_empty(&self, shown: &mut [bool]) {
-        // For each thread, its open spans: the record of the beginning, and whether a row inside is shown.
+        // For each thread, its open spans: the record of the beginning, and whether a row inside is
+        // shown.
         let mut open: Vec<Vec<(usize, bool)>> = vec![Vec::new(); self.threads];
         for (place, record) in self.records.iter().enumerate() {
             let open = &mut open[record.thread];
@@ -180,7 +181,7 @@ impl<'a> Columns<'a> {
         text.push('\n');
     }
 
-    fn lane(&self, lane: Lane) -> usize {
+    fn lane(&self, lane: CoroutineIndex) -> usize {
         self.recording.threads + lane.0
     }
 
@@ -199,7 +200,7 @@ impl<'a> Columns<'a> {
         for thread in 0..self.recording.threads {
             cells[self.labels[thread].1] = if after.stack(thread).is_empty() { '┊' } else { '│' };
         }
-        for lane in (0..self.recording.lanes.len()).map(Lane).filter(|lane| after.is_alive(*lane)) {
+        for lane in (0..self.recording.lanes.len()).map(CoroutineIndex).filter(|lane| after.is_alive(*lane)) {
             cells[self.labels[self.lane(lane)].1] = if after.is_entered(lane) { '│' } else { '┊' };
         }
         let count: u32 = (0..=self.contexts()).map(|context| after.in_flight(context)).sum();
@@ -219,7 +220,7 @@ impl<'a> Columns<'a> {
                 cells[self.labels[before].1] = '■';
             }
             Event::Wake { lane, how } => {
-                let head = if *how == Wake::LeftEntered { '×' } else { '▷' };
+                let head = if *how == Wake::AlreadyEntered { '×' } else { '▷' };
                 self.arrow(&mut cells, before, self.lane(*lane), '·', head);
             }
             Event::Request { state: RequestState::InFlight, .. } => {

@@ -1,0 +1,182 @@
+//! The rings in memory, accessible to several threads.
+//!
+//! The `io-uring` crate's view of the completion ring is for one user at a time: it caches the
+//! cursor, and stores it when dropped. Here the home thread may look while another one reaps. The
+//! crate's view of the submission ring cannot take back entries that the kernel did not consume. So
+//! the same pages are mapped once more, and accessed through atomics.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
+
+use super::super::Completion;
+use super::super::poll_event::CompletionRing;
+
+/// `io_uring_params` of `linux/io_uring.h`: the kernel's reply when it created the rings.
+#[repr(C)]
+#[derive(Debug)]
+struct Params {
+    sq_entries: u32,
+    cq_entries: u32,
+    flags: u32,
+    sq_thread_cpu: u32,
+    sq_thread_idle: u32,
+    features: u32,
+    wq_fd: u32,
+    resv: [u32; 3],
+    sq_off: SubmissionOffsets,
+    cq_off: CompletionOffsets,
+}
+
+/// Offsets of the fields of the submission ring, in bytes.
+#[repr(C)]
+#[derive(Debug)]
+struct SubmissionOffsets {
+    head: u32,
+    tail: u32,
+    ring_mask: u32,
+    ring_entries: u32,
+    flags: u32,
+    dropped: u32,
+    array: u32,
+    resv1: u32,
+    user_addr: u64,
+}
+
+/// Offsets of the fields of the completion ring, in bytes.
+#[repr(C)]
+#[derive(Debug)]
+struct CompletionOffsets {
+    head: u32,
+    tail: u32,
+    ring_mask: u32,
+    ring_entries: u32,
+    overflow: u32,
+    cqes: u32,
+    flags: u32,
+    resv1: u32,
+    user_addr: u64,
+}
+
+/// A completion. The fields are atomic because the kernel writes this memory.
+#[repr(C)]
+struct Cqe {
+    user_data: AtomicU64,
+    res: AtomicI32,
+    flags: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Params>() == 120 && size_of::<io_uring::Parameters>() == 120 && size_of::<Cqe>() == 16);
+
+/// Both rings, mapped. Cursors increase forever and wrap; their low bits are the index in the ring.
+pub(super) struct Rings {
+    base: NonNull<u8>,
+    length: usize,
+    submitted: NonNull<AtomicU32>,
+    to_submit: NonNull<AtomicU32>,
+    head: NonNull<AtomicU32>,
+    tail: NonNull<AtomicU32>,
+    completions: NonNull<Cqe>,
+    mask: u32,
+}
+
+// SAFETY: *The rings stay*, and are accessed only through atomics.
+unsafe impl Send for Rings {}
+// SAFETY: as above.
+unsafe impl Sync for Rings {}
+
+impl Rings {
+    /// Maps the rings of `ring`, which are contiguous (`IORING_FEAT_SINGLE_MMAP`).
+    pub(super) fn map(ring: &io_uring::IoUring) -> io::Result<Rings> {
+        // SAFETY: the crate guarantees that its type is a transparent wrapper of the kernel's
+        // structure.
+        let Params { sq_entries, cq_entries, sq_off, cq_off, .. } =
+            unsafe { &*ptr::from_ref(ring.params()).cast::<Params>() };
+        assert!(ring.params().is_feature_single_mmap(), "setup rejects kernels without it");
+        assert!(
+            cq_entries >= sq_entries,
+            "{cq_entries} completion entries for {sq_entries} requests: completions could be lost"
+        );
+        let submissions = sq_off.array as usize + *sq_entries as usize * size_of::<u32>();
+        let completions = cq_off.cqes as usize + *cq_entries as usize * size_of::<Cqe>();
+        let length = submissions.max(completions);
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+        // SAFETY: a new mapping, at an address that the kernel chooses; the rings are at offset 0
+        // of a ring's descriptor.
+        let base = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, ring.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at address 0");
+        // SAFETY: the offsets are the kernel's own, within the mapping.
+        let at = |offset: u32| unsafe { base.add(offset as usize) };
+        Ok(Rings {
+            base,
+            length,
+            submitted: at(sq_off.head).cast(),
+            to_submit: at(sq_off.tail).cast(),
+            head: at(cq_off.head).cast(),
+            tail: at(cq_off.tail).cast(),
+            completions: at(cq_off.cqes).cast(),
+            mask: cq_entries - 1,
+        })
+    }
+
+    #[inline]
+    fn cursor(&self, cursor: NonNull<AtomicU32>) -> &AtomicU32 {
+        // SAFETY: *The rings stay*: a cursor of these rings, a word shared by kernel and user
+        // space.
+        unsafe { cursor.as_ref() }
+    }
+
+    /// Takes back entries of the submission ring that the kernel did not consume. Returns their
+    /// number.
+    ///
+    /// The caller holds the lock, so no other thread submits.
+    #[inline]
+    pub(super) fn withdraw(&self) -> usize {
+        // Acquire pairs with the kernel's release of its cursor: it has read the entries before
+        // that.
+        let submitted = self.cursor(self.submitted).load(Acquire);
+        let tail = self.cursor(self.to_submit);
+        // Relaxed: written only here; the kernel reads it during this thread's system calls.
+        let left = tail.load(Relaxed).wrapping_sub(submitted);
+        tail.store(submitted, Relaxed);
+        left as usize
+    }
+}
+
+impl CompletionRing for Rings {
+    #[inline]
+    fn peek(&self) -> Option<Completion> {
+        // Relaxed: moved by this thread, or by a previous holder of the lock.
+        let head = self.cursor(self.head).load(Relaxed);
+        // Acquire pairs with the kernel's release of the tail, after a completion and its request's
+        // effects on memory.
+        if head == self.cursor(self.tail).load(Acquire) {
+            return None;
+        }
+        // SAFETY: *The rings stay*; the mask keeps the index within the ring.
+        let completion = unsafe { self.completions.add((head & self.mask) as usize).as_ref() };
+        // Relaxed: ordered by the tail, and not overwritten before the head has moved past it.
+        Some(Completion { key: completion.user_data.load(Relaxed), result: completion.res.load(Relaxed).into() })
+    }
+
+    #[inline]
+    fn advance(&self) {
+        let head = self.cursor(self.head);
+        // Release pairs with the kernel's read of the head before it reuses the slot: this thread
+        // has read its completion.
+        head.store(head.load(Relaxed).wrapping_add(1), Release);
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map`; `drop` has exclusive access, so no other thread reads it.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}

@@ -1,0 +1,260 @@
+//! A thread pool as a backend: each request is a system call that blocks one of a few threads.
+//!
+//! It supports every file system, page-cached or not, including requests that the asynchronous
+//! interfaces do not support or perform by blocking, and it works where native AIO and io_uring are
+//! forbidden. The price is two context switches per request.
+//!
+//! ```text
+//!   home thread                  pool (process-wide)           a worker
+//!   -----------                  -------------------           --------
+//!   submit(batch)   one lock ->  queue
+//!   ..                           wakes one            ---------->  takes one, wakes another if there is more
+//!                                                                  pread, pwrite, fsync: blocks
+//!   peek, commit    <----------  a ring in memory     <----------  publishes
+//!   wait: ppoll     <----------  eventfd, if it sleeps <---------  signals
+//! ```
+//!
+//! The pool is shared by all engines of the process: the sensible number of threads depends on the
+//! machine's disks and processors, which do not increase with the number of engines. A request's
+//! memory is lent from `submit` to its completion; a worker runs only the system call. As with the
+//! other backends, requests have no guaranteed order.
+
+#![allow(unsafe_code)]
+
+mod completions;
+mod execute;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::iter;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use coralio_runtime::AioContext;
+
+use completions::Completions;
+use execute::{EventFd, execute_blocking};
+
+use super::{Backend, Completion, Operation, atomic};
+use crate::backend::pool::{Global, Pool, PoolConfig, Work};
+
+/// The maximum queue depth, as for native AIO.
+const MAX_DEPTH: u32 = 32768;
+
+/// The maximum number of threads doing I/O in a process, regardless of its engines and their
+/// requests.
+pub const MAX_THREADS: usize = 16;
+
+const CONFIG: PoolConfig = PoolConfig {
+    name: "coralio-io",
+    max_threads: MAX_THREADS,
+    // A system call needs little stack, and untouched stack costs nothing; sanitizers need more
+    // than the minimum.
+    stack_size: 128 * 1024,
+    idle_timeout: Duration::from_secs(5),
+    leaves_signals: true,
+};
+
+/// A request in the form that a worker takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    operation: Operation,
+    key: u64,
+}
+
+/// The destination of one engine's completions.
+struct CompletionSink {
+    completions: Completions,
+    event_fd: EventFd,
+    /// The context whose loop to wake, if it sleeps in another engine.
+    notifies: Mutex<Option<AioContext>>,
+}
+
+/// A request with its destination.
+struct Request {
+    entry: Entry,
+    to: Arc<CompletionSink>,
+}
+
+impl Work for Request {
+    fn run(self) {
+        let Entry { operation, key } = self.entry;
+        // SAFETY: *lent to the kernel*: `submit`'s caller keeps the memory valid until the
+        // completion has been peeked.
+        let result = unsafe { execute_blocking(&operation) };
+        self.to.complete(key, result);
+    }
+}
+
+impl CompletionSink {
+    fn complete(&self, key: u64, result: i64) {
+        if self.completions.push(key, result) {
+            self.event_fd.signal();
+        }
+        // The context's own protocol: publish, then notify; the loop checks once more before it
+        // sleeps.
+        if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
+            context.wake_loop();
+        }
+    }
+}
+
+/// The thread-pool [`Backend`].
+pub struct ThreadPool {
+    sink: Arc<CompletionSink>,
+    depth: u32,
+    /// Submitted and not committed. Changed under the context's lock with plain loads and stores.
+    in_flight: AtomicU32,
+    pool: &'static Pool<Request>,
+}
+
+impl ThreadPool {
+    /// Creates a queue for up to `depth` requests in flight (1 to 32768), served by the
+    /// process-wide pool of up to [`MAX_THREADS`] threads. Threads start when there is work, and
+    /// end after five idle seconds.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`: the depth is out of range. The system's error if there is no descriptor
+    /// left.
+    pub fn new(depth: u32) -> io::Result<ThreadPool> {
+        static POOL: Global<Request> = Global::new();
+        ThreadPool::on(POOL.get(CONFIG), depth)
+    }
+
+    fn on(pool: &'static Pool<Request>, depth: u32) -> io::Result<ThreadPool> {
+        if depth == 0 || depth > MAX_DEPTH {
+            let message = format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let sink = Arc::new(CompletionSink {
+            completions: Completions::new(depth),
+            event_fd: EventFd::new()?,
+            notifies: Mutex::new(None),
+        });
+        Ok(ThreadPool { sink, depth, in_flight: AtomicU32::new(0), pool })
+    }
+
+    /// Makes each completion also end a sleep of this context's loop, whatever the loop sleeps in.
+    pub(crate) fn notify(&self, context: AioContext) {
+        *self.sink.notifies.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+    }
+
+    /// Sleeps, after the reader's state has been set to asleep.
+    fn sleep(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        let CompletionSink { completions, event_fd, .. } = &*self.sink;
+        let began = timeout.map(|_| Instant::now());
+        while !completions.has(min) {
+            let left = timeout.zip(began).map(|(timeout, began)| timeout.saturating_sub(began.elapsed()));
+            let kicked = event_fd.sleep(other, left)?;
+            if !kicked || min == 1 {
+                break;
+            }
+            // Woken with fewer than `min` completions: announce the sleep again.
+            completions.going_to_sleep();
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: *lent to the kernel*: only entries put on the queue are kept. One worker takes each of
+// them and publishes its one completion after the system call. `peek_completion` acquires the
+// call's effects on memory.
+unsafe impl Backend for ThreadPool {
+    type Entry = Entry;
+
+    #[inline]
+    fn capacity(&self) -> u32 {
+        self.depth
+    }
+
+    #[inline]
+    fn prepare(&self, operation: &Operation, key: u64) -> Entry {
+        Entry { operation: *operation, key }
+    }
+
+    #[inline]
+    fn key(&self, entry: &Entry) -> u64 {
+        entry.key
+    }
+
+    /// Makes no system call if a worker is already on its way.
+    unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let count = entries.len().min(self.depth.saturating_sub(in_flight) as usize);
+        if count == 0 {
+            return if entries.is_empty() { Ok(0) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
+        }
+        self.in_flight.store(in_flight + count as u32, Ordering::Relaxed);
+        let request = |(&entry, to)| Request { entry, to };
+        self.pool.put(iter::zip(&entries[..count], iter::repeat_with(|| Arc::clone(&self.sink))).map(request));
+        Ok(count)
+    }
+
+    /// A request that no worker has begun completes immediately.
+    unsafe fn cancel(&self, key: u64) {
+        let ours = |request: &Request| request.entry.key == key && Arc::ptr_eq(&request.to, &self.sink);
+        if let Some(request) = self.pool.remove(ours) {
+            request.to.complete(key, -i64::from(libc::ECANCELED));
+        }
+    }
+
+    #[inline]
+    unsafe fn peek_completion(&self) -> Option<Completion> {
+        self.sink.completions.peek().map(|(key, result)| Completion { key, result })
+    }
+
+    #[inline]
+    unsafe fn advance(&self) {
+        // Wrapping: a caller that violates rule E9 detects it with its own counter.
+        self.in_flight.store(self.in_flight.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        self.sink.completions.commit();
+    }
+
+    /// Sleeps as described by the trait. With `min` 1 it may end early: by a late signal for a
+    /// completion that was reaped without a sleep, or by one for a completion that another thread
+    /// has reaped, so that the loop processes what that made ready.
+    ///
+    /// # Errors
+    ///
+    /// The error of `ppoll`.
+    ///
+    /// # Panics
+    ///
+    /// If two threads wait at the same time.
+    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        let completions = &self.sink.completions;
+        assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may wait");
+        let slept = self.sleep(min.min(self.depth), other, timeout);
+        completions.awake();
+        slept
+    }
+}
+
+impl Drop for ThreadPool {
+    /// Waits for requests in flight, except in a forked child, where no thread works on them.
+    fn drop(&mut self) {
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        if in_flight > 0 && self.pool.is_ours() {
+            while !self.sink.completions.has(in_flight) {
+                // SAFETY: `drop` has exclusive access, so no other thread waits.
+                if unsafe { self.wait(in_flight, None, None) }.is_err() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadPool")
+            .field("depth", &self.depth)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
