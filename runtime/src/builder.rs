@@ -7,19 +7,11 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::context::AioContext;
-use crate::context::heartbeat::Heartbeat;
-use crate::context::idle::IdleTimer;
-use crate::context::local::{LocalContext, Settings};
-use crate::context::shared::SharedContext;
-use crate::coroutine::stack::{DEFAULT_STACK_SIZE, StackPool};
-use crate::diagnostics::deadlock;
-use crate::diagnostics::signal::RegistryGuard;
-use crate::diagnostics::stack_overflow::AlternateStack;
-use crate::diagnostics::stall::Watcher;
-use crate::sys::clock::{Clock, VirtualClock};
-use crate::sys::fork;
-use crate::task::coroutine::Coroutine;
+use crate::context::{AioContext, Heartbeat, IdleTimer, LocalContext, Settings, SharedContext};
+use crate::coroutine::{DEFAULT_STACK_SIZE, StackPool};
+use crate::diagnostics::{AlternateStack, RegistryGuard, Watcher, deadlock};
+use crate::sys::{Clock, VirtualClock, fork};
+use crate::task::Coroutine;
 use crate::trace::Trace;
 
 /// Configures a context.

@@ -23,8 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::context::local::LocalContext;
-use crate::coroutine::id::CoroutineId;
+use crate::coroutine::CoroutineId;
 use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
@@ -44,9 +43,19 @@ pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod timer;
 
-use heartbeat::Heartbeat;
-use shared::{NOTIFY_TOKEN, SharedContext};
-use source::{EventSource, HomeRef, HomeToken, LoopToken};
+pub(crate) use bottom_half::BottomHalves;
+pub(crate) use fd_handler::{FdHandler, Interest, Readiness, Watches};
+pub(crate) use heartbeat::Heartbeat;
+pub(crate) use home_thread::{HomeThread, context_ended};
+pub(crate) use idle::{IdleHook, IdleTimer};
+pub(crate) use local::{LocalContext, Settings};
+pub(crate) use lock::{ContextLock, HomeLockGuard};
+pub(crate) use poll_handler::{PollWindow, Pollers};
+pub(crate) use poll_while::ContextWaiters;
+pub(crate) use registry::{ContextEnded, Key, Registry, call};
+pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
+pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken, Sources};
+pub(crate) use timer::{Action, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
@@ -121,7 +130,7 @@ impl AioContext {
         let token = LoopToken::at_home_of(home);
         let _heartbeat = home.heartbeat();
         let _span = shared.scheduler.span(Span::Round);
-        home.scheduler.clock.count_round(&shared.scheduler.clock);
+        home.scheduler.clock.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress, may_sleep, || {
@@ -303,7 +312,7 @@ impl AioContext {
             };
             slept.unwrap_or_else(|error| panic!("cannot put the loop to sleep: {error}"));
         }
-        home.scheduler.clock.tick(&shared.scheduler.clock);
+        home.scheduler.clock.tick();
         if home.idle_timer.has_expired(home) && !self.is_due(home) && self.is_alone(home) {
             home.idle_timer.call(home);
         }

@@ -13,3 +13,14 @@ pub(crate) mod stack;
 mod stack_paint;
 pub(crate) mod state_word;
 pub(crate) mod wait_reason;
+
+pub(crate) use attributes::Attributes;
+pub(crate) use block_pool::BlockPool;
+pub(crate) use control_block::{ControlBlock, Joiner, LocalState, RawCoroutine, ResultSlot, Resume, State};
+pub(crate) use error::{Cancelled, EnterError, ScheduleError, not_entered};
+pub(crate) use id::{BlockRef, CoroutineId};
+pub(crate) use lock_owner::LockOwner;
+pub(crate) use run_queue::RunQueue;
+pub(crate) use stack::{DEFAULT_STACK_SIZE, PAGE, RunningStack, StackLease, StackPool};
+pub(crate) use state_word::{ScheduleOutcome, StateWord};
+pub(crate) use wait_reason::{Deadline, WaitReason};

@@ -9,3 +9,9 @@ pub(crate) mod stack_overflow;
 pub(crate) mod stack_usage;
 pub(crate) mod stall;
 mod wait_graph;
+
+pub(crate) use interrupt::Prepared;
+pub(crate) use signal::RegistryGuard;
+pub(crate) use stack_overflow::AlternateStack;
+pub(crate) use stall::Watcher;
+pub(crate) use wait_graph::WakeSource;

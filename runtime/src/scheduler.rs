@@ -28,11 +28,8 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
 
-use crate::coroutine::block_pool::BlockPool;
-use crate::coroutine::control_block::{ControlBlock, LocalState, State};
-use crate::coroutine::run_queue::RunQueue;
-use crate::coroutine::stack::StackPool;
-use crate::sys::fork::refuse_in_child;
+use crate::coroutine::{BlockPool, ControlBlock, LocalState, RunQueue, StackPool, State};
+use crate::sys::refuse_in_child;
 
 mod backtrace;
 mod cancel;
@@ -48,11 +45,15 @@ mod teardown;
 mod unwinding;
 mod wake;
 
-pub(crate) use cancel::suspend_for;
+use backtrace::store_backtrace;
 use frame::Frame;
+pub(crate) use notify::NotifyState;
+pub(crate) use remote_queue::{RemoteEvent, RemoteQueue};
+pub(crate) use shared::SharedScheduler;
+
+pub(crate) use cancel::suspend_for;
 use loop_clock::LoopClock;
 use ready::TakenEvents;
-use shared::SharedScheduler;
 use unwinding::Unwinding;
 
 thread_local! {
@@ -110,7 +111,7 @@ impl Scheduler {
             stacks,
             serial: Cell::new(0),
             live_count: Cell::new(0),
-            clock: LoopClock::new(&shared.clock),
+            clock: LoopClock::new(shared.clock.clone()),
             shared,
         }
     }

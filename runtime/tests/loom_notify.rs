@@ -36,9 +36,7 @@ mod atomic {
 
 /// A coroutine is a number.
 mod coroutine {
-    pub(crate) mod id {
-        pub(crate) type BlockRef = usize;
-    }
+    pub(crate) type BlockRef = usize;
 }
 
 #[path = "../src/scheduler/notify.rs"]

@@ -20,7 +20,8 @@ mod atomic;
 #[path = "loom_common/coroutine.rs"]
 mod coroutine;
 
-use coroutine::{scheduler, task};
+use coroutine as scheduler;
+use coroutine as task;
 
 #[path = "../src/sync"]
 mod sync {

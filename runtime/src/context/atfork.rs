@@ -18,10 +18,10 @@
 
 use std::sync::Once;
 
-use crate::context::local::{self, LocalContext};
+use crate::context::LocalContext;
+use crate::context::local;
 use crate::scheduler::Scheduler;
-use crate::sys::fork::enter_child;
-use crate::sys::report::report;
+use crate::sys::{enter_child, report};
 
 /// Installs the fork handler, once.
 pub(super) fn install() {

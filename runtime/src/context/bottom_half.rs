@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
-use crate::sys::clock::Clock;
+use crate::context::{Key, Registry, SharedContext, call};
+use crate::sys::Clock;
 use crate::trace::Span;
 
 mod handle;
@@ -179,12 +178,15 @@ impl BottomHalves {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
+    #[inline]
     pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
-        if !self.queued.load(Ordering::Relaxed) {
-            return false;
-        }
+        self.queued.load(Ordering::Relaxed) && self.run_queued(shared)
+    }
+
+    #[inline(never)]
+    fn run_queued(&self, shared: &Arc<SharedContext>) -> bool {
         let mut table = self.table.lock();
         table.take_up(&shared.scheduler.clock);
         let mut progress = false;

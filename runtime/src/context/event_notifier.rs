@@ -6,9 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::context::AioContext;
-use crate::context::fd_handler::{FdHandler, Interest};
-use crate::sys::descriptors::EventFd;
+use crate::context::{AioContext, FdHandler, Interest};
+use crate::sys::EventFd;
 
 /// An event, backed by an eventfd. Any thread, another process or the kernel can set the event;
 /// setting it again has no effect. [`AioContext::add_event_notifier`] watches it, and

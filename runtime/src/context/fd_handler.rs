@@ -19,9 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
-use crate::sys::descriptors::{Epoll, Ready};
+use crate::context::{Key, Registry, SharedContext, call};
+use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
 mod handle;

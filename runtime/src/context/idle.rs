@@ -8,9 +8,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use crate::context::local::LocalContext;
-use crate::context::shared::NOTIFY_TOKEN;
-use crate::sys::descriptors::TimerFd;
+use crate::context::{LocalContext, NOTIFY_TOKEN};
+use crate::sys::TimerFd;
 
 /// Called when the loop has been idle for long.
 pub(crate) type IdleHook = Box<dyn Fn(&LocalContext)>;
@@ -51,8 +50,7 @@ impl IdleTimer {
     /// pass.
     pub(crate) fn arm(&self, home: &LocalContext) {
         let shared = &home.context.shared;
-        let clock = &shared.scheduler.clock;
-        if clock.is_virtual() {
+        if shared.scheduler.clock.is_virtual() {
             return self.call(home);
         }
         let Some(after) = self.after.get() else { return };
@@ -66,7 +64,7 @@ impl IdleTimer {
             let Ok(timer) = create() else { return self.after.set(None) };
             let _ = self.timer.set(timer);
         }
-        home.scheduler.clock.tick(clock);
+        home.scheduler.clock.tick();
         let after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX / 4);
         if self.timer.get().is_some_and(|timer| timer.arm(after).is_ok()) {
             self.armed.set(Some((home.scheduler.clock.ms().wrapping_add(after_ms), home.progress.get())));

@@ -8,16 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::{mem, ptr};
 
-use crate::context::heartbeat::Heartbeat;
-use crate::context::idle::IdleTimer;
-use crate::context::poll_handler::PollWindow;
-use crate::context::source::{HomeToken, Sources};
-use crate::context::{AioContext, atfork};
-use crate::coroutine::stack::StackPool;
+use crate::context::{AioContext, Heartbeat, HomeToken, IdleTimer, PollWindow, Sources, atfork};
+use crate::coroutine::StackPool;
 use crate::scheduler::{Scheduler, no_home};
-use crate::sys::fork::in_child;
-use crate::sys::panic::{FirstPanic, Payload, drop_quietly};
-use crate::sys::report::abort;
+use crate::sys::{FirstPanic, Payload, abort, drop_quietly, in_child};
 
 thread_local! {
     /// The context of this thread, while it runs one that is not hidden.

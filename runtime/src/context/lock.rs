@@ -14,10 +14,8 @@ use std::{mem, ptr};
 
 use parking_lot::{ReentrantMutex, ReentrantMutexGuard};
 
-use crate::context::AioContext;
-use crate::context::local::LocalContext;
-use crate::context::shared::SharedContext;
-use crate::sys::report::report;
+use crate::context::{AioContext, LocalContext, SharedContext};
+use crate::sys::report;
 
 #[derive(Default)]
 pub(crate) struct ContextLock {

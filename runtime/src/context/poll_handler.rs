@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
+use crate::context::{Key, Registry, SharedContext, call};
 use crate::trace::Span;
 
 mod handle;
@@ -131,7 +130,13 @@ impl Pollers {
     ///
     /// May enter and poll, through the handlers. A handler that polls is not called recursively
     /// (rule X4).
+    #[inline]
     pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
+        !self.is_empty() && self.run_ready(shared)
+    }
+
+    #[inline(never)]
+    fn run_ready(&self, shared: &Arc<SharedContext>) -> bool {
         let mut progress = false;
         self.visit(|key, is_ready, _| {
             if is_ready() {

@@ -11,9 +11,7 @@ use std::thread::{self, Thread};
 
 use parking_lot::Mutex;
 
-use crate::context::AioContext;
-use crate::context::local::LocalContext;
-use crate::context::shared::SharedContext;
+use crate::context::{AioContext, LocalContext, SharedContext};
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]

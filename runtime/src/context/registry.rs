@@ -120,6 +120,7 @@ impl<T> IndexMut<usize> for Registry<T> {
 
 /// Calls `run` with a callback that was taken out of its registry, and returns the callback. After
 /// a panic, `put_back` receives it instead.
+#[inline(always)]
 pub(crate) fn call<C>(callback: C, run: impl FnOnce(&mut C), put_back: impl FnOnce(C)) -> C {
     struct Running<C, F: FnOnce(C)>(Option<(C, F)>);
     impl<C, F: FnOnce(C)> Drop for Running<C, F> {

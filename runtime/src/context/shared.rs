@@ -10,19 +10,11 @@ use std::{mem, ptr, thread};
 
 use parking_lot::Mutex;
 
-use crate::context::bottom_half::BottomHalves;
-use crate::context::fd_handler::Watches;
-use crate::context::home_thread::HomeThread;
-use crate::context::local::LocalContext;
-use crate::context::lock::ContextLock;
-use crate::context::poll_handler::Pollers;
-use crate::context::poll_while::ContextWaiters;
-use crate::context::source::EventSource;
-use crate::context::timer::Timers;
-use crate::scheduler::shared::SharedScheduler;
-use crate::sys::clock::Clock;
-use crate::sys::descriptors::Epoll;
-use crate::sys::panic::FirstPanic;
+use crate::context::{
+    BottomHalves, ContextLock, ContextWaiters, EventSource, HomeThread, LocalContext, Pollers, Timers, Watches,
+};
+use crate::scheduler::SharedScheduler;
+use crate::sys::{Clock, Epoll, FirstPanic};
 use crate::trace::Tracer;
 
 /// The token of the loop's own eventfd in the epoll set.

@@ -14,13 +14,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::context::AioContext;
-use crate::context::local::LocalContext;
-use crate::context::lock::HomeLockGuard;
-use crate::context::shared::SharedContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::id::CoroutineId;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::context::{AioContext, HomeLockGuard, LocalContext, SharedContext};
+use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::sys::fork;
 
 /// Converts a source to `dyn Any`, for a downcast. Implemented for every type. `dyn EventSource`

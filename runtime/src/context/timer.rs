@@ -20,9 +20,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::context::registry::{Key, Registry, call};
-use crate::context::shared::SharedContext;
-use crate::coroutine::id::BlockRef;
+use crate::context::{Key, Registry, SharedContext, call};
+use crate::coroutine::BlockRef;
 use crate::trace::Span;
 
 mod handle;
@@ -192,12 +191,15 @@ impl Timers {
     /// # Control
     ///
     /// May enter and poll, through the callbacks.
+    #[inline]
     pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
         // Relaxed: the fences of `NotifyState` order it before the loop's last check; an earlier
         // check may miss it.
-        if self.armed.load(Ordering::Relaxed) == 0 {
-            return false;
-        }
+        self.armed.load(Ordering::Relaxed) != 0 && self.run_armed(shared)
+    }
+
+    #[inline(never)]
+    fn run_armed(&self, shared: &Arc<SharedContext>) -> bool {
         let now = shared.scheduler.clock.now();
         self.table.lock().take_up(now);
         let mut progress = false;

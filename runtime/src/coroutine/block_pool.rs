@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
 
 use parking_lot::Mutex;
 
-use crate::coroutine::control_block::ControlBlock;
+use crate::coroutine::ControlBlock;
 
 const BLOCKS: usize = 64;
 

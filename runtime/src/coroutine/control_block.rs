@@ -18,11 +18,9 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use corosensei::Yielder;
 
-use crate::coroutine::attributes::Attributes;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::stack::{RunningStack, StackLease};
-use crate::coroutine::state_word::{ScheduleOutcome, StateWord};
-use crate::coroutine::wait_reason::{Deadline, WaitReason};
+use crate::coroutine::{
+    Attributes, BlockRef, Deadline, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
+};
 
 /// The command with which a coroutine is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,7 +217,8 @@ impl ControlBlock {
 
 impl LocalState {
     /// Prepares the state for a new coroutine, which is not suspended yet.
-    #[inline]
+    // Plain `inline` is not honoured, and the call would cost more than the stores.
+    #[inline(always)]
     pub(crate) fn reset(&self, attributes: Attributes, serial: u64, lease: StackLease, result: ResultSlot) {
         self.woken.set(false);
         self.unwinding.set(false);

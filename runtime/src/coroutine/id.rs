@@ -2,7 +2,7 @@
 
 use std::{fmt, ptr};
 
-use crate::coroutine::control_block::ControlBlock;
+use crate::coroutine::ControlBlock;
 use crate::trace;
 
 /// The identity of a coroutine, as this crate uses it.

@@ -6,8 +6,7 @@ use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::coroutine::control_block::ControlBlock;
-use crate::coroutine::id::BlockRef;
+use crate::coroutine::{BlockRef, ControlBlock};
 
 /// The owner of a lock, and where the lock was taken. For messages, and to detect a coroutine that
 /// would wait for itself. Relaxed: a coroutine sees its own writes, and nothing depends on seeing

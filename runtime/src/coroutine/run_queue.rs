@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::ptr;
 
-use crate::coroutine::control_block::ControlBlock;
+use crate::coroutine::ControlBlock;
 
 /// A first-in, first-out list of blocks, linked through the blocks themselves: it allocates
 /// nothing, and a block is on at most one list. Used by the home thread only.

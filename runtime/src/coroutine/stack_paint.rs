@@ -11,7 +11,7 @@
 
 use std::ptr;
 
-use crate::coroutine::stack::StackLease;
+use crate::coroutine::StackLease;
 
 /// Not an address, not a small number, not text.
 const PAINT: u64 = 0xa5c3_96e1_5a3c_691e;

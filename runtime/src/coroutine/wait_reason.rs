@@ -8,8 +8,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use crate::coroutine::control_block::ControlBlock;
-use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::{ControlBlock, LockOwner};
 use crate::trace::WaitKind;
 
 /// The reason for which a coroutine is suspended. The address distinguishes objects of one kind.
@@ -57,8 +56,8 @@ impl WaitReason {
 }
 
 impl From<WaitReason> for WaitKind {
-    fn from(waiting: WaitReason) -> WaitKind {
-        match waiting {
+    fn from(reason: WaitReason) -> WaitKind {
+        match reason {
             WaitReason::Enter => WaitKind::Enter,
             WaitReason::Turn => WaitKind::Turn,
             WaitReason::Join(_) => WaitKind::Join,

@@ -5,9 +5,9 @@
 use std::backtrace::Backtrace;
 use std::io;
 
-use crate::coroutine::control_block::{LocalState, State};
+use crate::coroutine::{LocalState, State};
 use crate::scheduler::Scheduler;
-use crate::task::coroutine::Coroutine;
+use crate::task::Coroutine;
 
 impl Coroutine {
     /// Returns the backtrace of a suspended coroutine: where it waits, and the calls that led

@@ -11,12 +11,11 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::{fs, io, ptr};
 
-use crate::context::idle::IdleHook;
-use crate::context::local::LocalContext;
-use crate::coroutine::control_block::{ControlBlock, State};
-use crate::diagnostics::wait_graph::WakeSource;
+use crate::context::{IdleHook, LocalContext};
+use crate::coroutine::{ControlBlock, State};
+use crate::diagnostics::WakeSource;
 use crate::scheduler::Scheduler;
-use crate::sys::report::report;
+use crate::sys::report;
 
 /// The context's own handles: that of its home, and that of the caller of `run`.
 const OWN_HANDLES: usize = 2;

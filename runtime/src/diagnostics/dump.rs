@@ -10,13 +10,12 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::context::AioContext;
-use crate::context::local::LocalContext;
-use crate::context::shared::SharedContext;
-use crate::coroutine::control_block::{ControlBlock, State};
-use crate::diagnostics::interrupt::{self, Prepared};
+use crate::context::{AioContext, LocalContext, SharedContext};
+use crate::coroutine::{ControlBlock, State};
+use crate::diagnostics::Prepared;
+use crate::diagnostics::interrupt;
 use crate::scheduler::Scheduler;
-use crate::task::coroutine::Coroutine;
+use crate::task::Coroutine;
 
 /// How long to wait for a running loop's answer before stopping its thread.
 const TIMEOUT: Duration = Duration::from_millis(200);
@@ -263,7 +262,7 @@ impl fmt::Display for DisplayCoroutine<'_> {
                 f,
                 "waits for {}, for {:?}, at {}",
                 local.wait_reason.get().display(scheduler),
-                scheduler.clock.since(local.since.get(), &scheduler.shared.clock),
+                scheduler.clock.since(local.since.get()),
                 local.suspended_at.get()
             )?,
             State::Scheduled => write!(f, "scheduled at {}", block.scheduled_at())?,

@@ -36,9 +36,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::context::home_thread::context_ended;
-use crate::context::local::LocalContext;
-use crate::context::shared::SharedContext;
+use crate::context::{LocalContext, SharedContext, context_ended};
 use crate::scheduler::Scheduler;
 
 const SIGNAL: libc::c_int = libc::SIGURG;

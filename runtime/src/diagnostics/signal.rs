@@ -6,9 +6,8 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use crate::context::AioContext;
-use crate::context::shared::SharedContext;
-use crate::sys::report::report;
+use crate::context::{AioContext, SharedContext};
+use crate::sys::report;
 
 /// All running contexts.
 static CONTEXTS: Mutex<Vec<Weak<SharedContext>>> = Mutex::new(Vec::new());

@@ -22,10 +22,9 @@
 use std::sync::{Once, OnceLock};
 use std::{mem, process, ptr};
 
-use crate::coroutine::control_block::LocalState;
-use crate::coroutine::stack::PAGE;
+use crate::coroutine::{LocalState, PAGE};
 use crate::scheduler::Scheduler;
-use crate::sys::report::report;
+use crate::sys::report;
 
 /// The handler's own use of an alternate stack, besides the kernel's signal frame.
 const NEEDED: usize = 4096;

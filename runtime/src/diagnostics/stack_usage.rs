@@ -1,8 +1,7 @@
 //! The public side of stack measurement.
 
 use crate::scheduler::Scheduler;
-use crate::task::coroutine::{Coroutine, CoroutineBuilder};
-use crate::task::spawn::JoinHandle;
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 
 impl CoroutineBuilder {
     /// Sets whether the stack is measured; the default is that of the context. Read the result with

@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::context::AioContext;
-use crate::context::heartbeat::Heartbeat;
-use crate::context::shared::SharedContext;
-use crate::diagnostics::interrupt::{self, Prepared};
-use crate::sys::report::report;
+use crate::context::{AioContext, Heartbeat, SharedContext};
+use crate::diagnostics::Prepared;
+use crate::diagnostics::interrupt;
+use crate::sys::report;
 
 /// The thread that watches a loop; stopped when this is dropped.
 pub(crate) struct Watcher {

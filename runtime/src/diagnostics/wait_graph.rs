@@ -2,14 +2,12 @@
 
 use std::fmt;
 
-use crate::coroutine::control_block::{ControlBlock, State};
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::lock_owner::LockOwner;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{BlockRef, ControlBlock, LockOwner, State, WaitReason};
 use crate::scheduler::Scheduler;
+use crate::trace::WaitKind;
 
 impl BlockRef {
-    /// Returns whether the coroutine has ended, as seen from `home`'s thread.
+    /// Returns whether the coroutine has ended, as seen from the scheduler's thread.
     fn has_ended(self, scheduler: &Scheduler) -> bool {
         !self.is_live()
             || self.block.context() == scheduler.shared.id()
@@ -36,44 +34,27 @@ pub(crate) enum WakeSource {
 impl WaitReason {
     /// Returns the party that could end the wait. `scheduler` is that of the waiting coroutine.
     pub(crate) fn wake_source(self, scheduler: &Scheduler) -> WakeSource {
-        match self {
-            WaitReason::Turn
-            | WaitReason::Sleep
-            | WaitReason::Readable(_)
-            | WaitReason::Writable(_)
-            | WaitReason::Io => WakeSource::Event,
-            WaitReason::Enter => WakeSource::Handle,
-            WaitReason::Join(block) => WakeSource::Coroutine(block),
-            WaitReason::Scope => WakeSource::Others,
-            WaitReason::CoMutex(_) | WaitReason::Read(_) | WaitReason::Write(_) | WaitReason::Upgrade(_) => {
-                match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
-                    None => WakeSource::Anyone,
-                    Some(holder) if holder.has_ended(scheduler) => WakeSource::Nobody,
-                    Some(holder) if holder.block.context() != scheduler.shared.id() => WakeSource::Event,
-                    Some(holder) => WakeSource::Coroutine(holder.block),
-                }
+        match (WaitKind::from(self), self) {
+            (_, WaitReason::Join(block)) => WakeSource::Coroutine(block),
+            (WaitKind::Enter, _) => WakeSource::Handle,
+            (WaitKind::Scope, _) => WakeSource::Others,
+            (WaitKind::Lock, _) => match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
+                None => WakeSource::Anyone,
+                Some(holder) if holder.has_ended(scheduler) => WakeSource::Nobody,
+                Some(holder) if holder.block.context() != scheduler.shared.id() => WakeSource::Event,
+                Some(holder) => WakeSource::Coroutine(holder.block),
+            },
+            (WaitKind::Message | WaitKind::Future, _) => WakeSource::Anyone,
+            (WaitKind::Turn | WaitKind::Join | WaitKind::Time | WaitKind::Descriptor | WaitKind::Io, _) => {
+                WakeSource::Event
             }
-            WaitReason::CoQueue(_)
-            | WaitReason::Semaphore(_)
-            | WaitReason::Send(_)
-            | WaitReason::Receive(_)
-            | WaitReason::OneShot(_)
-            | WaitReason::Future => WakeSource::Anyone,
         }
     }
 
     /// Returns whether the wait has stored a waker where others find it: in a wait queue, or in a
     /// future.
     pub(crate) fn keeps_waker(self) -> bool {
-        !matches!(
-            self,
-            WaitReason::Enter
-                | WaitReason::Turn
-                | WaitReason::Join(_)
-                | WaitReason::Sleep
-                | WaitReason::Io
-                | WaitReason::Scope
-        )
+        matches!(WaitKind::from(self), WaitKind::Lock | WaitKind::Message | WaitKind::Descriptor | WaitKind::Future)
     }
 }
 

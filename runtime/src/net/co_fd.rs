@@ -23,13 +23,11 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use crate::context::fd_handler::{FdHandler, Interest, Readiness};
-use crate::context::local::LocalContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::context::{FdHandler, Interest, LocalContext, Readiness};
+use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::sync::wait_queue::WaitQueue;
-use crate::sys::descriptors::{is_stream_socket, set_nonblocking};
+use crate::sys::{is_stream_socket, set_nonblocking};
 
 mod stream;
 

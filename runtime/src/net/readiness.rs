@@ -7,11 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::context::fd_handler::{FdHandler, Interest, Readiness};
-use crate::context::local::LocalContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
-use crate::task::coroutine::Coroutine;
+use crate::context::{FdHandler, Interest, LocalContext, Readiness};
+use crate::coroutine::{Cancelled, WaitReason};
+use crate::task::Coroutine;
 
 /// Waits until `fd` can be read without blocking: there is data, end of file, or an error.
 ///
@@ -35,7 +33,7 @@ use crate::task::coroutine::Coroutine;
 ///
 /// # Errors
 ///
-/// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout
+/// [`Cancelled`], as an I/O error, if the coroutine was cancelled or a timeout
 /// around this call has expired. `PermissionDenied`: epoll does not support the descriptor, for
 /// example a regular file. Also fails if out of memory.
 ///

@@ -24,7 +24,7 @@ use std::ptr;
 
 use corosensei::{CoroutineResult, Yielder};
 
-use crate::coroutine::control_block::{ControlBlock, Resume, State};
+use crate::coroutine::{ControlBlock, Resume, State};
 use crate::scheduler::Scheduler;
 
 /// An upper bound, in bytes, of the stack needed to switch back to the requester's stack.

@@ -8,9 +8,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::coroutine::control_block::ControlBlock;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{Deadline, WaitReason};
+use crate::coroutine::{Cancelled, ControlBlock, Deadline, WaitReason};
 use crate::scheduler::Scheduler;
 
 /// Suspends the running coroutine as [`suspend`](crate::suspend) does, and records the reason.

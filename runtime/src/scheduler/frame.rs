@@ -6,8 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::coroutine::control_block::ControlBlock;
-use crate::coroutine::run_queue::RunQueue;
+use crate::coroutine::{ControlBlock, RunQueue};
 use crate::scheduler::Scheduler;
 
 /// An `enter`, or an iteration of the loop, that has not returned.

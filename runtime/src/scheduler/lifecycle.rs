@@ -11,13 +11,11 @@ use std::{io, thread};
 
 use corosensei::Yielder;
 
-use crate::coroutine::attributes::Attributes;
-use crate::coroutine::control_block::{ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, State};
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::stack::RunningStack;
+use crate::coroutine::{
+    Attributes, BlockRef, Cancelled, ControlBlock, Joiner, RawCoroutine, ResultSlot, Resume, RunningStack, State,
+};
 use crate::scheduler::Scheduler;
-use crate::sys::panic::Payload;
+use crate::sys::Payload;
 
 impl Scheduler {
     /// Creates a coroutine, suspended before its first instruction (rule C1).
@@ -25,7 +23,7 @@ impl Scheduler {
     /// # Safety
     ///
     /// Everything that `F` and `T` borrow lives until the coroutine has ended, at the latest when
-    /// [`Scheduler::run`] returns.
+    /// `LocalContext::run` returns.
     pub(crate) unsafe fn create<F, T>(&self, attributes: Attributes, propagates: bool, f: F) -> io::Result<BlockRef>
     where
         F: FnOnce() -> T,

@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::sys::clock::Clock;
+use crate::sys::Clock;
 
 /// How many iterations of a busy loop share one reading.
 const ROUNDS_PER_TICK: u32 = 64;
 
 pub(crate) struct LoopClock {
+    clock: Clock,
     /// The last reading: milliseconds since the context began, modulo 2^32.
     ms: Cell<u32>,
     began: Instant,
@@ -16,8 +17,8 @@ pub(crate) struct LoopClock {
 }
 
 impl LoopClock {
-    pub(super) fn new(clock: &Clock) -> LoopClock {
-        LoopClock { ms: Cell::new(0), began: clock.now(), rounds_since_tick: Cell::new(0) }
+    pub(super) fn new(clock: Clock) -> LoopClock {
+        LoopClock { ms: Cell::new(0), began: clock.now(), rounds_since_tick: Cell::new(0), clock }
     }
 
     /// Returns the last reading.
@@ -28,25 +29,25 @@ impl LoopClock {
 
     /// Counts an iteration, and reads the clock every sixty-fourth.
     #[inline]
-    pub(crate) fn count_round(&self, clock: &Clock) {
+    pub(crate) fn count_round(&self) {
         self.rounds_since_tick.set(self.rounds_since_tick.get() + 1);
         if self.rounds_since_tick.get() >= ROUNDS_PER_TICK {
-            self.tick(clock);
+            self.tick();
         }
     }
 
     /// Reads the clock.
-    pub(crate) fn tick(&self, clock: &Clock) {
+    pub(crate) fn tick(&self) {
         self.rounds_since_tick.set(0);
-        self.ms.set(self.elapsed_ms(clock));
+        self.ms.set(self.elapsed_ms());
     }
 
     /// Returns the time since the reading `then`.
-    pub(crate) fn since(&self, then: u32, clock: &Clock) -> Duration {
-        Duration::from_millis(u64::from(self.elapsed_ms(clock).wrapping_sub(then)))
+    pub(crate) fn since(&self, then: u32) -> Duration {
+        Duration::from_millis(u64::from(self.elapsed_ms().wrapping_sub(then)))
     }
 
-    fn elapsed_ms(&self, clock: &Clock) -> u32 {
-        clock.now().saturating_duration_since(self.began).as_millis() as u32
+    fn elapsed_ms(&self) -> u32 {
+        self.clock.now().saturating_duration_since(self.began).as_millis() as u32
     }
 }

@@ -3,9 +3,8 @@
 
 use std::cell::Cell;
 
-use crate::coroutine::control_block::State;
-use crate::scheduler::Scheduler;
-use crate::scheduler::remote_queue::RemoteEvent;
+use crate::coroutine::State;
+use crate::scheduler::{RemoteEvent, Scheduler};
 
 /// Events taken over from other threads and not handled yet, in reverse order of arrival. The list
 /// survives a panic, and a nested iteration continues with it. Its memory is kept, so that taking
@@ -20,7 +19,13 @@ impl Scheduler {
     /// # Control
     ///
     /// Enters coroutines.
+    #[inline]
     pub(crate) fn run_ready(&self) -> bool {
+        (self.has_ready() || self.shared.remote_queue.is_pending()) && self.run_taken()
+    }
+
+    #[inline(never)]
+    fn run_taken(&self) -> bool {
         // Coroutines scheduled before another one yielded run before that one.
         self.take_remote_events();
         self.taken.append(&self.ready);
@@ -34,6 +39,7 @@ impl Scheduler {
     }
 
     /// Returns whether a coroutine is ready to run.
+    #[inline]
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.taken.is_empty()
     }

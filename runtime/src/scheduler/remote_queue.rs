@@ -7,7 +7,7 @@
 //! atomics.
 
 use crate::atomic::{AtomicBool, Mutex, Ordering};
-use crate::coroutine::id::BlockRef;
+use crate::coroutine::BlockRef;
 
 /// An item of work.
 pub(crate) enum RemoteEvent {

@@ -8,14 +8,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::coroutine::error::ScheduleError;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::state_word::ScheduleOutcome;
-use crate::scheduler::Scheduler;
-use crate::scheduler::notify::NotifyState;
-use crate::scheduler::remote_queue::{RemoteEvent, RemoteQueue};
-use crate::sys::clock::Clock;
-use crate::sys::descriptors::EventFd;
+use crate::coroutine::{BlockRef, ScheduleError, ScheduleOutcome};
+use crate::scheduler::{NotifyState, RemoteEvent, RemoteQueue, Scheduler};
+use crate::sys::{Clock, EventFd};
 use crate::trace::{Span, SpanGuard, Tracer, Wake};
 
 pub(crate) struct SharedScheduler {

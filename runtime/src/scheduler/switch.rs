@@ -8,14 +8,9 @@ use std::thread;
 
 use corosensei::CoroutineResult;
 
-use crate::coroutine::control_block::{ControlBlock, LocalState, Resume, State};
-use crate::coroutine::error::{Cancelled, EnterError};
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::Scheduler;
-use crate::scheduler::backtrace::store_backtrace;
-use crate::scheduler::frame::Frame;
-use crate::sys::panic::Payload;
+use crate::coroutine::{BlockRef, Cancelled, ControlBlock, EnterError, LocalState, Resume, State, WaitReason};
+use crate::scheduler::{Frame, Scheduler, store_backtrace};
+use crate::sys::Payload;
 
 impl Scheduler {
     /// Enters `id`, or returns the reason why it cannot be entered (rule C5).

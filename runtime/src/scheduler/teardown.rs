@@ -2,13 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::coroutine::control_block::{ControlBlock, Resume, State};
-use crate::coroutine::id::BlockRef;
-use crate::scheduler::Scheduler;
-use crate::scheduler::frame::Frame;
-use crate::sys::fork::in_child;
-use crate::sys::panic::{FirstPanic, Payload};
-use crate::sys::report::{abort, report};
+use crate::coroutine::{BlockRef, ControlBlock, Resume, State};
+use crate::scheduler::{Frame, Scheduler};
+use crate::sys::{FirstPanic, Payload, abort, in_child, report};
 
 impl Scheduler {
     /// Lets nothing new start and nothing be woken.

@@ -5,12 +5,9 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::{ptr, thread};
 
-use crate::coroutine::control_block::LocalState;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{BlockRef, Cancelled, LocalState, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::report::abort;
+use crate::sys::abort;
 
 /// How often a coroutine may catch the unwinding and wait again.
 const MAX_SWALLOWED: u16 = 1000;

@@ -4,8 +4,7 @@
 use std::panic::Location;
 use std::thread;
 
-use crate::coroutine::control_block::{ControlBlock, State};
-use crate::coroutine::id::BlockRef;
+use crate::coroutine::{BlockRef, ControlBlock, State};
 use crate::scheduler::Scheduler;
 use crate::trace::Wake;
 

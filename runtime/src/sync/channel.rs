@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use error::{RecvError, SendError, TryRecvError, TrySendError};
 
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::WaitReason;
 use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 
 /// Creates a channel with room for `capacity` messages, allocated immediately.

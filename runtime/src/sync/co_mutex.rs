@@ -10,9 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::{AtomicU32, Ordering};
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::lock_owner::LockOwner;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{Cancelled, LockOwner, WaitReason};
 use crate::sync::wait_queue::{Abandoned, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;

@@ -3,8 +3,7 @@
 
 use std::fmt;
 
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::co_mutex::CoMutexGuard;
 use crate::sync::wait_queue::{Abandoned, WaitQueue};
 

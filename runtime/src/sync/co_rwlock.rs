@@ -24,9 +24,7 @@
 mod guard;
 
 use crate::atomic::{AtomicU32, Ordering};
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::lock_owner::LockOwner;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{Cancelled, LockOwner, WaitReason};
 use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 use std::cell::UnsafeCell;
 use std::fmt;

@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-use crate::coroutine::lock_owner::LockOwner;
+use crate::coroutine::LockOwner;
 use crate::scheduler::Scheduler;
 
 impl LockOwner {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::WaitReason;
 use crate::sync::channel::{self, RecvError, TryRecvError};
 
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.

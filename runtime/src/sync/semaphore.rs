@@ -7,8 +7,7 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 
 /// A counting semaphore for coroutines of any number of contexts and threads. First come, first

@@ -19,11 +19,9 @@ use std::marker::{PhantomData, PhantomPinned};
 use std::ptr::{self, NonNull};
 
 use crate::atomic::{AtomicBool, Backoff, Ordering};
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::{Cancelled, WaitReason};
 use crate::scheduler::suspend_for;
-use crate::task::coroutine::Coroutine;
-use crate::task::waker::Waker;
+use crate::task::{Coroutine, Waker};
 
 /// A coroutine's node in the queue.
 struct Node<P> {

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::sys::fork::in_child;
+use crate::sys::in_child;
 
 /// Turns the -1 of a libc call into its `errno`.
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {

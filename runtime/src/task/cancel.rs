@@ -5,16 +5,15 @@
 //! for the duration of one closure, set by the clock. A shield masks both, for work that must be
 //! finished.
 
-use crate::coroutine::control_block::LocalState;
-use crate::coroutine::error::Cancelled;
+use crate::coroutine::{Cancelled, LocalState};
 use crate::scheduler::Scheduler;
 
 /// Returns whether waits of the running coroutine end early: it was cancelled, or an enclosing
 /// timeout has expired. False outside a coroutine.
 ///
-/// Has no side effect: an expired timeout returns [`TimedOut`](crate::TimedOut) only if an operation failed because
-/// of it. Code that stops early because of this function reports that through its own result, or
-/// uses [`check_cancelled`].
+/// Has no side effect: an expired timeout returns [`TimedOut`](crate::TimedOut) only if an
+/// operation failed because of it. Code that stops early because of this function reports that
+/// through its own result, or uses [`check_cancelled`].
 pub fn is_cancelled() -> bool {
     Scheduler::current().is_some_and(|scheduler| scheduler.running().is_some_and(|block| scheduler.is_cancelled(block)))
 }
@@ -24,7 +23,8 @@ pub fn is_cancelled() -> bool {
 ///
 /// # Errors
 ///
-/// [`Cancelled`], if [`is_cancelled`]. An expired timeout then returns [`TimedOut`](crate::TimedOut).
+/// [`Cancelled`], if [`is_cancelled`]. An expired timeout then returns
+/// [`TimedOut`](crate::TimedOut).
 pub fn check_cancelled() -> Result<(), Cancelled> {
     let ending = Scheduler::current().and_then(|scheduler| Some((scheduler, scheduler.running()?)));
     match ending.filter(|(scheduler, block)| scheduler.is_cancelled(block)) {

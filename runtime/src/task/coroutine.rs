@@ -12,16 +12,13 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::context::local::LocalContext;
-use crate::context::source::HomeRef;
-use crate::coroutine::attributes::Attributes;
-use crate::coroutine::control_block::State;
-use crate::coroutine::error::{Cancelled, EnterError, ScheduleError, not_entered};
-use crate::coroutine::id::{BlockRef, CoroutineId};
-use crate::coroutine::wait_reason::WaitReason;
+use crate::context::{HomeRef, LocalContext};
+use crate::coroutine::{
+    Attributes, BlockRef, Cancelled, CoroutineId, EnterError, ScheduleError, State, WaitReason, not_entered,
+};
 use crate::scheduler::Scheduler;
-use crate::sys::fork::refuse_in_child;
-use crate::task::waker::Waker;
+use crate::sys::refuse_in_child;
+use crate::task::Waker;
 
 /// Creates coroutines with a name or a custom stack size.
 ///

@@ -12,12 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker as TaskWaker};
 use std::thread::{self, Thread};
 
-use crate::context::local::LocalContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::WaitReason;
-use crate::scheduler::shared::SharedScheduler;
-use crate::task::coroutine::Coroutine;
-use crate::task::waker::Waker;
+use crate::context::LocalContext;
+use crate::coroutine::{Cancelled, WaitReason};
+use crate::scheduler::SharedScheduler;
+use crate::task::{Coroutine, Waker};
 
 /// The waker of a thread or coroutine that waits for a future.
 struct FutureWaker {

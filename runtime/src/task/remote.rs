@@ -11,10 +11,8 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::context::AioContext;
-use crate::coroutine::error::Cancelled;
-use crate::task::coroutine::Coroutine;
-use crate::task::future::block_on;
-use crate::task::waker::Waker;
+use crate::coroutine::Cancelled;
+use crate::task::{Coroutine, Waker, block_on};
 
 /// The shared slot in which a coroutine of another thread stores its outcome.
 struct SharedResult<T> {

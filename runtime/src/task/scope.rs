@@ -14,14 +14,11 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::{io, thread, vec};
 
-use crate::context::local::LocalContext;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::context::LocalContext;
+use crate::coroutine::{BlockRef, Cancelled, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::panic::{Payload, drop_quietly};
-use crate::task::coroutine::{Coroutine, CoroutineBuilder};
-use crate::task::spawn::JoinHandle;
+use crate::sys::{Payload, drop_quietly};
+use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 
 /// Runs `f`, which may spawn coroutines that borrow, and waits for all of them. A coroutine is
 /// suspended meanwhile; on the thread's own stack, the loop runs.
@@ -97,7 +94,7 @@ pub struct Scope<'scope, 'env: 'scope> {
 }
 
 impl<'scope> Scope<'scope, '_> {
-    /// Spawns a coroutine as [`spawn`](crate::spawn) does, from a closure that may borrow.
+    /// Spawns a coroutine as [`spawn`](crate::spawn()) does, from a closure that may borrow.
     ///
     /// # Panics
     ///

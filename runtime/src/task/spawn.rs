@@ -13,15 +13,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::thread;
 
-use crate::context::local::LocalContext;
-use crate::coroutine::attributes::Attributes;
-use crate::coroutine::control_block::{Joiner, State};
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::id::BlockRef;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::context::LocalContext;
+use crate::coroutine::{Attributes, BlockRef, Cancelled, Joiner, State, WaitReason};
 use crate::scheduler::Scheduler;
-use crate::sys::fork::refuse_in_child;
-use crate::task::coroutine::{Coroutine, CoroutineBuilder};
+use crate::sys::refuse_in_child;
+use crate::task::{Coroutine, CoroutineBuilder};
 
 /// Spawns a coroutine that runs `f` in the loop's next iteration, on this thread. `f` need not be
 /// `Send`.

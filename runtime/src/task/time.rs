@@ -7,11 +7,8 @@ use std::fmt;
 use std::ptr;
 use std::time::Duration;
 
-use crate::context::local::LocalContext;
-use crate::context::timer::Action;
-use crate::coroutine::control_block::LocalState;
-use crate::coroutine::error::Cancelled;
-use crate::coroutine::wait_reason::{Deadline, WaitReason};
+use crate::context::{Action, LocalContext};
+use crate::coroutine::{Cancelled, Deadline, LocalState, WaitReason};
 
 /// The error of a [`timeout`] that expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

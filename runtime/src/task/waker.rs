@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::coroutine::error::ScheduleError;
-use crate::coroutine::id::BlockRef;
-use crate::scheduler::shared::SharedScheduler;
+use crate::coroutine::{BlockRef, ScheduleError};
+use crate::scheduler::SharedScheduler;
 
 /// Wakes a coroutine from any thread.
 #[derive(Clone)]
@@ -15,8 +14,9 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Resumes the coroutine: as [`Coroutine::wake`](crate::Coroutine::wake) does on its home thread; from elsewhere, in
-    /// the next iteration of its loop, which is notified. Does nothing if the coroutine has ended.
+    /// Resumes the coroutine: as [`Coroutine::wake`](crate::Coroutine::wake) does on its home
+    /// thread; from elsewhere, in the next iteration of its loop, which is notified. Does nothing
+    /// if the coroutine has ended.
     ///
     /// # Panics
     ///
@@ -30,7 +30,8 @@ impl Waker {
         self.shared.wake(self.id);
     }
 
-    /// Cancels the coroutine, as [`Coroutine::cancel`](crate::Coroutine::cancel); callable from any thread.
+    /// Cancels the coroutine, as [`Coroutine::cancel`](crate::Coroutine::cancel); callable from any
+    /// thread.
     ///
     /// # Panics
     ///

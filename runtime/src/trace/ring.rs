@@ -6,7 +6,7 @@
 //! that the others have overtaken by a whole ring may leave a slot with words of two records; each
 //! word is therefore valid by itself, independent of the others.
 
-use crate::trace::atomic::{AtomicU64, Ordering, fence};
+use super::atomic::{AtomicU64, Ordering, fence};
 
 /// Words of one record.
 pub(crate) const WORDS: usize = 4;

@@ -70,56 +70,33 @@ pub(crate) fn timeout<T>(f: impl FnOnce() -> T) -> Option<T> {
     (!is_over).then_some(value)
 }
 
-/// The paths by which the library's sources refer to these items.
-pub(crate) mod error {
-    pub(crate) use super::Cancelled;
-}
-
-pub(crate) mod task {
-    pub(crate) mod coroutine {
-        pub(crate) use crate::coroutine::Coroutine;
-    }
-
-    pub(crate) mod waker {
-        pub(crate) use crate::coroutine::Waker;
-    }
-}
-
-pub(crate) mod scheduler {
-    pub(crate) fn suspend_for(_reason: crate::coroutine::wait_reason::WaitReason) {
-        crate::coroutine::suspend();
-    }
-}
-
 /// The records for messages; there are no messages here.
-pub(crate) mod wait_reason {
-    use super::lock_owner::LockOwner;
-
-    #[derive(Clone, Copy)]
-    pub(crate) enum WaitReason {
-        CoMutex(*const LockOwner),
-        Read(*const LockOwner),
-        Write(*const LockOwner),
-        Upgrade(*const LockOwner),
-        CoQueue(usize),
-        Semaphore(usize),
-        Send(usize),
-        Receive(usize),
-    }
+#[derive(Clone, Copy)]
+pub(crate) enum WaitReason {
+    CoMutex(*const LockOwner),
+    Read(*const LockOwner),
+    Write(*const LockOwner),
+    Upgrade(*const LockOwner),
+    CoQueue(usize),
+    Semaphore(usize),
+    Send(usize),
+    Receive(usize),
 }
 
-pub(crate) mod lock_owner {
-    pub(crate) struct LockOwner;
+pub(crate) struct LockOwner;
 
-    impl LockOwner {
-        pub(crate) const fn new() -> LockOwner {
-            LockOwner
-        }
-
-        pub(crate) fn record(&self) {}
-        pub(crate) fn clear(&self) {}
-        pub(crate) fn panic_if_self(&self, _what: &str) {}
+impl LockOwner {
+    pub(crate) const fn new() -> LockOwner {
+        LockOwner
     }
+
+    pub(crate) fn record(&self) {}
+    pub(crate) fn clear(&self) {}
+    pub(crate) fn panic_if_self(&self, _what: &str) {}
+}
+
+pub(crate) fn suspend_for(_reason: WaitReason) {
+    suspend();
 }
 
 fn suspend() {

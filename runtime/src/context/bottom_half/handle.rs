@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Callback, Due, Entry};
-use crate::context::AioContext;
-use crate::context::registry::{ContextEnded, Key};
-use crate::context::shared::SharedContext;
+use crate::context::{AioContext, ContextEnded, Key, SharedContext};
 
 impl AioContext {
     /// Creates a bottom half: when it is scheduled, the loop runs `callback` in its next iteration.

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use std::{fmt, io};
 
 use super::{Entry, Handler, Interest, Readiness};
-use crate::context::AioContext;
-use crate::context::registry::{ContextEnded, Key};
-use crate::context::shared::SharedContext;
-use crate::sys::os_error::explained;
+use crate::context::{AioContext, ContextEnded, Key, SharedContext};
+use crate::sys::explained;
 
 impl AioContext {
     /// Calls `handler` whenever `fd` is ready for `interest`. The watch keeps `fd` open; share it

@@ -7,9 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Entry, Handler, IsReady};
-use crate::context::AioContext;
-use crate::context::registry::{ContextEnded, Key};
-use crate::context::shared::SharedContext;
+use crate::context::{AioContext, ContextEnded, Key, SharedContext};
 
 impl AioContext {
     /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks

@@ -7,9 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Action, Callback, Entry};
-use crate::context::AioContext;
-use crate::context::registry::{ContextEnded, Key};
-use crate::context::shared::SharedContext;
+use crate::context::{AioContext, ContextEnded, Key, SharedContext};
 
 impl AioContext {
     /// Creates a timer. The loop runs `callback` once for each time the timer is armed, when its

@@ -8,7 +8,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
 use crate::atomic::Ordering;
-use crate::coroutine::wait_reason::WaitReason;
+use crate::coroutine::WaitReason;
 use crate::sync::co_rwlock::{CoRwLock, LINE, READER, Share, WRITER};
 
 /// Read access to the lock, shared with other readers. May be held while the coroutine is

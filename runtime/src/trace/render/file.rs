@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use crate::sys::os_error::explained;
+use crate::sys::explained;
 use crate::trace::event::Recording;
 
 /// The format of a written recording.
