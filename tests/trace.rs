@@ -17,7 +17,7 @@ const NAME: &str = "'A' \"</script><!-- \\ \u{1}\u{2028}\n\u{1f41a} &lt; {{data}
 /// Traces three coroutines that share a lock and read.
 fn traced(capacity: usize, violation: Option<&'static str>) -> Recording {
     let trace = Trace::new(capacity);
-    let runner = RuntimeBuilder::new().trace(&trace);
+    let builder = RuntimeBuilder::new().trace(&trace);
     let run = || {
         let (file, lock) = (Rc::new(File::open("Cargo.lock").unwrap()), Rc::new(CoMutex::new(0)));
         let start = |name| {
@@ -40,7 +40,7 @@ fn traced(capacity: usize, violation: Option<&'static str>) -> Recording {
             coroutine.join().unwrap();
         }
     };
-    runner.run(run).unwrap();
+    builder.run(run).unwrap();
     trace.recording()
 }
 

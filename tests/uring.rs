@@ -411,7 +411,7 @@ fn context_end_cancels_a_read_that_never_completes() {
 
 #[test]
 fn stop_of_an_io_thread_cancels_a_read_that_never_completes() {
-    // C9, X10: stopping a loop thread cancels the read, as does the end of `run`
+    // C9, X10: stopping an I/O thread cancels the read, as does the end of `run`
     let thread = coralio::context::IoThread::start("hung").unwrap();
     let (started, start) = channel();
     let scheduled = thread.context().schedule_oneshot(move || {

@@ -201,7 +201,7 @@ pub fn stats() -> Stats {
     Driver::current().map(|driver| driver.stats()).unwrap_or_default()
 }
 
-/// Returns the kernel interface that this context uses, and why; `None` before its first file, and
+/// Returns the backend that this context uses, and why; `None` before its first file, and
 /// outside a context.
 ///
 /// ```

@@ -235,7 +235,7 @@ impl RuntimeBuilder {
         }
     }
 
-    /// Sets the kernel interface to use.
+    /// Sets the backend to use.
     pub fn backend(mut self, choice: BackendKind) -> RuntimeBuilder {
         self.backend = choice;
         self

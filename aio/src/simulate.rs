@@ -355,7 +355,7 @@ impl Simulation {
     }
 }
 
-/// Attaches an engine on a simulated backend, with the policy `P`, to this thread's context.
+/// Attaches an engine on a simulated backend, with the guards `G`, to this thread's context.
 fn attach<G: Guards>(context: &AioContext, backend: &SimulatedBackend, depth: u32) -> io::Result<Arc<Driver>> {
     let engine: Arc<Engine<SimulatedBackend, G>> = Engine::new(backend.of_context(context), depth, true)?;
     Driver::attach_engine(engine as Arc<dyn ErasedEngine>, Some(backend.clone()))

@@ -95,7 +95,7 @@ impl Options {
         Ok(())
     }
 
-    /// Returns the kernel interface. The command line takes precedence over the environment.
+    /// Returns the backend. The command line takes precedence over the environment.
     pub fn backend(&self) -> Result<BackendKind, String> {
         self.backend.map_or_else(BackendKind::from_env, Ok).map_err(|error| error.to_string())
     }

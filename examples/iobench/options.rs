@@ -112,10 +112,10 @@ pub enum DirectArg {
 /// The implementation to compare with.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Versus {
-    /// A bare loop on the same kernel interface, which reads the ring in memory, without
+    /// A bare loop on the same backend, which reads the ring in memory, without
     /// coroutines; for threads: as pread
     Raw,
-    /// qemu-img bench with the same kernel interface, in its own process
+    /// qemu-img bench with the same backend, in its own process
     Qemu,
     /// tokio's File; its blocking pool for direct I/O, which File does not support
     Tokio,
@@ -146,7 +146,7 @@ impl Versus {
 }
 
 impl Options {
-    /// Sets the kernel interface. The command line takes precedence over the environment.
+    /// Sets the backend. The command line takes precedence over the environment.
     pub fn settle_kernel(&mut self) -> Result<(), String> {
         self.backend = self.named.map_or_else(BackendKind::from_env, Ok).map_err(|error| error.to_string())?;
         Ok(())

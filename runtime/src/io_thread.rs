@@ -1,4 +1,4 @@
-//! Loop threads: a thread that is home to a context and only runs its loop (rule X10).
+//! I/O threads: a thread that is home to a context and only runs its loop (rule X10).
 
 use std::fmt;
 use std::io;
@@ -63,7 +63,7 @@ impl IoThread {
     ///
     /// Blocks the thread.
     pub fn stop(mut self) -> thread::Result<()> {
-        assert!(!self.context.is_home(), "a loop thread cannot join itself; stop it from another thread");
+        assert!(!self.context.is_home(), "an I/O thread cannot join itself; stop it from another thread");
         self.end()
     }
 
@@ -123,7 +123,7 @@ impl ContextBuilder {
                 let _ = failed.send(Err(error));
             }
         })?;
-        let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the loop thread ended during startup")))?;
+        let context = start.recv().unwrap_or_else(|_| Err(io::Error::other("the I/O thread ended during startup")))?;
         Ok(IoThread { context, stop, thread: Some(thread) })
     }
 }

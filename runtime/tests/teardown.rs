@@ -616,7 +616,7 @@ fn ended_context_rejects_closures() {
 
 #[test]
 fn closures_are_run_or_dropped_while_a_context_ends() {
-    // X3, X10: closures that another thread sends to a loop thread while it stops, and that own its
+    // X3, X10: closures that another thread sends to an I/O thread while it stops, and that own its
     // context, are each run or dropped: none keeps the context alive
     for _ in 0..scaled(50) {
         let (worker, owned) = (IoThread::start("worker").unwrap(), Arc::new(()));

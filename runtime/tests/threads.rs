@@ -1,4 +1,4 @@
-//! Loop threads, and cooperation between threads: spawn from anywhere, stop at any moment,
+//! I/O threads, and cooperation between threads: spawn from anywhere, stop at any moment,
 //! poll_while, one CoMutex for all.
 
 mod common;
@@ -28,7 +28,7 @@ fn thread_name() -> String {
 
 #[test]
 fn coroutines_are_spawned_from_any_thread() {
-    // X10: work can be spawned in a loop thread from a plain thread, from another loop, and from
+    // X10: work can be spawned in an I/O thread from a plain thread, from another loop, and from
     // within; results and panics are returned
     let (left, right) = (start("left"), start("right"));
     let ctx = left.context().clone();
@@ -67,7 +67,7 @@ fn coroutines_are_spawned_from_any_thread() {
 
 #[test]
 fn coroutines_left_at_stop_are_unwound() {
-    // X10, W5: when a loop thread stops, waiting coroutines are unwound, unstarted ones are
+    // X10, W5: when an I/O thread stops, waiting coroutines are unwound, unstarted ones are
     // dropped, in order of creation, and all handles report it
     let log = Log::default();
     let worker = start("worker");
@@ -108,7 +108,7 @@ fn coroutines_left_at_stop_are_unwound() {
 
 #[test]
 fn stop_under_load_loses_no_result() {
-    // X10, C9: a loop thread is stopped while its coroutines spawn, sleep, lock and wait for
+    // X10, C9: an I/O thread is stopped while its coroutines spawn, sleep, lock and wait for
     // others: each is ended, once
     struct Live(Arc<AtomicUsize>);
     impl Live {
@@ -176,7 +176,7 @@ fn stop_under_load_loses_no_result() {
 
 #[test]
 fn drop_stops_the_thread() {
-    // X10: dropping a loop thread stops it and waits for it; its own thread cannot wait for itself
+    // X10: dropping an I/O thread stops it and waits for it; its own thread cannot wait for itself
     let log = Log::default();
     let worker = start("worker");
     let noted = log.on_drop("unwound");
@@ -211,7 +211,7 @@ fn panic_in_the_loop_ends_its_thread() {
 
 #[test]
 fn thousand_starts_leak_nothing() {
-    // X10: a loop thread that was started and stopped leaves no descriptor, mapping or thread
+    // X10: an I/O thread that was started and stopped leaves no descriptor, mapping or thread
     // behind
     let Some(child) = in_child("thousand_starts_leak_nothing") else {
         let count = scaled(1000);
@@ -306,7 +306,7 @@ fn abandoned_remote_wait_cancels_the_remote_coroutine() {
 
 #[test]
 fn co_mutex_is_exclusive_between_five_loops() {
-    // S1: a CoMutex shared by coroutines of five loop threads is exclusive, and forgets no waiter
+    // S1: a CoMutex shared by coroutines of five I/O threads is exclusive, and forgets no waiter
     let threads = ["1", "2", "3", "4", "5"].map(start);
     let (mutex, turns) = (Arc::new(CoMutex::new((0, false))), scaled(4000));
     let handles: Vec<_> = (0..4 * threads.len())
@@ -439,7 +439,7 @@ fn poll_while_runs_the_loop_at_home() {
     });
 }
 
-/// Counts down on a loop thread in steps, each a coroutine that notifies.
+/// Counts down on an I/O thread in steps, each a coroutine that notifies.
 fn count_down(worker: &IoThread, from: usize) -> Arc<AtomicUsize> {
     let left = Arc::new(AtomicUsize::new(from));
     let (counter, ctx) = (Arc::clone(&left), worker.context().clone());
@@ -523,7 +523,7 @@ fn poll_while_on_another_loop_waits() {
         });
         task.join().unwrap();
     });
-    // One loop thread waits for another.
+    // One I/O thread waits for another.
     let other = start("other");
     let left = count_down(&worker, 100);
     let ctx = worker.context().clone();
@@ -578,7 +578,7 @@ fn forgotten_guard_is_counted() {
 
 #[test]
 fn io_thread_can_own_another() {
-    // X10: loop threads own loop threads; the end of one stops the other, whose handles report it
+    // X10: I/O threads own I/O threads; the end of one stops the other, whose handles report it
     let log = Log::default();
     let outer = start("outer");
     let noted = log.clone();

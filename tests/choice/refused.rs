@@ -140,7 +140,7 @@ fn exhausted_aio_max_nr_rejects_aio() {
     );
 }
 
-/// Asserts that `Auto` falls back to threads when both kernel interfaces are refused.
+/// Asserts that `Auto` falls back to threads when both backends are refused.
 fn without_both(test: &str, aio: i32, uring: (libc::c_long, i32), words: [&str; 2]) {
     if in_child(test) {
         return;

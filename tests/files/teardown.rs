@@ -99,9 +99,9 @@ enum End {
 fn end_amid(backend: BackendKind, temp: &Temp, expected: &Rc<Vec<u8>>, end: End) -> Option<Left> {
     let left = Rc::default();
     let context = AioContext::builder().report_unwound(false);
-    let runner = RuntimeBuilder::new().context(context).backend(backend).queue_depth(1024);
+    let builder = RuntimeBuilder::new().context(context).backend(backend).queue_depth(1024);
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        runner.run(|| {
+        builder.run(|| {
             let file = Rc::new(temp.open(Direct::Auto));
             let reader = |number| {
                 let (file, expected, left) = (Rc::clone(&file), Rc::clone(expected), Rc::clone(&left));

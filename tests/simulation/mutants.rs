@@ -18,7 +18,7 @@ use crate::few::{self, Kinds, Shape};
 use crate::program::{self, Size};
 use crate::{harsh, small};
 
-/// Defines policies with one guard out each.
+/// Defines guards of which one each is disabled.
 macro_rules! mutants {
     ($($name:ident: $guard:ident = $value:expr, $type:ty;)*) => {
         $(struct $name;

@@ -15,7 +15,7 @@ use crate::backend::thread_pool::ThreadPool;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 
-/// The kernel interface that a context uses for I/O.
+/// The backend that a context uses for I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendKind {
@@ -93,7 +93,7 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// The kernel interface that a context uses, and why. `Display` gives one log line.
+/// The backend that a context uses, and why. `Display` gives one log line.
 #[derive(Clone, Debug)]
 pub struct SelectedBackend {
     backend: BackendKind,

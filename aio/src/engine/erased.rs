@@ -1,4 +1,4 @@
-//! The engine as files and the driver see it: with the types of its backend and policy erased.
+//! The engine as files and the driver see it: with the types of its backend and guards erased.
 //!
 //! The engine is generic, so that its submit and reap paths are compiled separately for each
 //! backend. A request costs two virtual calls, both well predicted.

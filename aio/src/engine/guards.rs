@@ -1,7 +1,7 @@
 //! The engine's guards against historic bugs, as a type parameter.
 //!
-//! [`AllGuards`] is used everywhere and is the only policy defined here. A test that reproduces a
-//! historic bug defines its own policy without one guard and runs the same engine on it. So the
+//! [`AllGuards`] is the only implementation in the library. A test that reproduces a historic bug
+//! implements [`Guards`] with one guard disabled, and runs the same engine with it. So the
 //! production code itself fails in the test, a user's build cannot contain the bug, and the guards
 //! cost nothing.
 //!

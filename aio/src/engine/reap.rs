@@ -83,7 +83,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
 
     #[inline]
     fn peek(&self) -> Option<Completion> {
-        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the policy's author is
+        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the author of the guards is
         // responsible.
         unsafe { self.backend.peek_completion() }
     }
