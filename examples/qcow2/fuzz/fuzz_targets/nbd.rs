@@ -15,8 +15,8 @@ mod connection;
 mod export;
 #[path = "../../../nbd_server/flushes.rs"]
 mod flushes;
-#[path = "../../../nbd_server/request_reader.rs"]
-mod request_reader;
+#[path = "../../../nbd_server/handle.rs"]
+mod handle;
 mod input;
 #[path = "../../tests/common/memory.rs"]
 mod memory;
@@ -24,12 +24,12 @@ mod memory;
 mod negotiate;
 #[path = "../../../nbd_server/options.rs"]
 mod options;
-#[path = "../../../nbd_server/handle.rs"]
-mod handle;
 #[path = "../../../nbd_server/protocol.rs"]
 mod protocol;
 #[path = "../../../nbd_server/reply.rs"]
 mod reply;
+#[path = "../../../nbd_server/request_reader.rs"]
+mod request_reader;
 #[path = "../../../nbd_server/sparse.rs"]
 mod sparse;
 #[path = "../../../shared/trace.rs"]
@@ -44,7 +44,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use clap::Parser;
-use coralio::{spawn, net::CoFd};
+use coralio::{net::CoFd, spawn};
 use coralio_qcow2::{CreateOptions, Qcow2};
 use export::{Catalog, open_all};
 use input::{at_work, seed};
