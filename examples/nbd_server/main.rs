@@ -1,5 +1,5 @@
 //! An NBD server: serves disk images to qemu, nbd-client and libnbd. Each request is a coroutine:
-//! see `perform`.
+//! see `handle`.
 //!
 //! ```text
 //! cargo run --release --example nbd_server -- disk.img
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! ```text
-//!   client ------> one read receives many requests        inbox.rs, connection.rs
-//!                  each runs as a coroutine, and waits    perform.rs
+//!   client ------> one read receives many requests        request_reader.rs, connection.rs
+//!                  each runs as a coroutine, and waits    handle.rs
 //!                  one submit for all waiting requests    the loop
 //!                  a completion wakes its coroutine
 //!   client <------ one write sends all replies            reply.rs
