@@ -12,15 +12,12 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use coralio::context::AioContext;
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::driver::BackendKind;
 use coralio::engine::linux_aio::LinuxAio;
-use coralio::{
-    AlignedBuf, File, RuntimeBuilder,
-    context::AioContext,
-    coroutine::{Coroutine, suspend},
-    driver::BackendKind,
-    fs::Direct,
-    spawn, yield_now,
-};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, RuntimeBuilder, spawn, yield_now};
 
 /// A file of 64 KiB filled with sevens, removed on drop.
 struct Temp(PathBuf);

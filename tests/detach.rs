@@ -13,19 +13,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
+use coralio::context::AioContext;
+use coralio::driver::{BackendKind, DetachedEngine, detach};
+use coralio::engine::Engine;
 use coralio::engine::io_uring::IoUring;
 use coralio::engine::linux_aio::LinuxAio;
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::thread_pool::ThreadPool;
 use coralio::engine::{Backend, Opcode, Operation};
-use coralio::{
-    AlignedBuf, File, JoinHandle, RuntimeBuilder,
-    context::AioContext,
-    driver::{BackendKind, DetachedEngine, detach},
-    engine::Engine,
-    fs::Direct,
-    spawn, yield_now,
-};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
 
 use common::skipped;
 

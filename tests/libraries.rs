@@ -9,11 +9,8 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio::{
-    File, RuntimeBuilder,
-    fs::{Direct, FileCursor, remove_file},
-    spawn, yield_now,
-};
+use coralio::fs::{Direct, FileCursor, remove_file};
+use coralio::{File, RuntimeBuilder, spawn, yield_now};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;

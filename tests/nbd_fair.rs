@@ -43,7 +43,9 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use clap::Parser;
-use coralio::{JoinHandle, driver::BackendKind, net::CoFd, spawn, yield_now};
+use coralio::driver::BackendKind;
+use coralio::net::CoFd;
+use coralio::{JoinHandle, spawn, yield_now};
 use coralio_qcow2::{Extent, Image, Zeroes};
 
 use budget::MemoryBudget;

@@ -8,7 +8,9 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, RuntimeBuilder, driver::BackendKind, fs::Direct, spawn};
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, RuntimeBuilder, spawn};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };

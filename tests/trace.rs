@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::sync::CoMutex;
 use coralio::trace::{Event, Frame, Recording, Replay, Span, Trace};
-use coralio::{File, RuntimeBuilder, context::AioContext, coroutine::Coroutine, sync::CoMutex};
+use coralio::{File, RuntimeBuilder};
 use serde_json::Value;
 
 /// A name that a page or a JSON file must escape.

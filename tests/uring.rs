@@ -14,19 +14,15 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
+use coralio::context::AioContext;
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::driver::BackendKind;
+use coralio::engine::Engine;
 use coralio::engine::io_uring::IoUring;
 use coralio::engine::{Opcode, Operation};
-use coralio::{
-    AlignedBuf, File, JoinHandle, RuntimeBuilder,
-    context::AioContext,
-    coroutine::{Coroutine, suspend},
-    driver::BackendKind,
-    engine::Engine,
-    fs::Direct,
-    spawn,
-    task::{Cancelled, TimedOut, shield},
-    timeout,
-};
+use coralio::fs::Direct;
+use coralio::task::{Cancelled, TimedOut, shield};
+use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, timeout};
 
 use common::skipped;
 

@@ -20,10 +20,8 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{
-    coroutine::{Coroutine, suspend},
-    yield_now,
-};
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::yield_now;
 
 use lesson::{act, coroutine, run_loop, say};
 

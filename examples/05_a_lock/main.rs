@@ -14,7 +14,8 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{sync::CoMutex, yield_now};
+use coralio::sync::CoMutex;
+use coralio::yield_now;
 
 use lesson::{act, coroutine, run_loop, say};
 

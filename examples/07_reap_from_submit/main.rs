@@ -15,7 +15,8 @@ mod lesson;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{coroutine::Coroutine, yield_now};
+use coralio::coroutine::Coroutine;
+use coralio::yield_now;
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 

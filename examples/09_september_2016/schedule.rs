@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use coralio::context::AioContext;
 use coralio::engine::guards::Guards;
-use coralio::{context::AioContext, sync::CoMutex};
+use coralio::sync::CoMutex;
 
 use crate::lesson::{Disk, attach, backend, coroutine, read, run_loop};
 

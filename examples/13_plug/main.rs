@@ -11,7 +11,8 @@
 #[path = "../lesson/mod.rs"]
 mod lesson;
 
-use coralio::{context::AioContext, coroutine::Coroutine};
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
 
 use lesson::{Disk, act, attach, backend, coroutine, read, run_loop, say};
 

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio::{AlignedBuf, File, sync::CoMutex};
+use coralio::sync::CoMutex;
+use coralio::{AlignedBuf, File};
 use coralio_qcow2::{CreateOptions, Format, Image, Qcow2, open};
 use indicatif::BinaryBytes;
 

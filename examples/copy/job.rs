@@ -6,10 +6,8 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coralio::{
-    AlignedBuf, File,
-    driver::{BackendKind, Stats, selected_backend},
-};
+use coralio::driver::{BackendKind, Stats, selected_backend};
+use coralio::{AlignedBuf, File};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::blocks::{Block, Blocks};

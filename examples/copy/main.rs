@@ -35,7 +35,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use clap::Parser;
-use coralio::{File, RuntimeBuilder, driver::stats};
+use coralio::driver::stats;
+use coralio::{File, RuntimeBuilder};
 use coralio_runtime::report;
 
 use job::Job;

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
-use coralio::{File, OpenOptions, driver::BackendKind, fs::Direct, task::OsCode};
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
+use coralio::task::OsCode;
+use coralio::{File, OpenOptions};
 use coralio_qcow2::Format;
 
 use crate::remedy;

@@ -6,7 +6,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use coralio::{AlignedBuf, File, JoinHandle, driver::stats, spawn};
+use coralio::driver::stats;
+use coralio::{AlignedBuf, File, JoinHandle, spawn};
 use coralio_qcow2::Image;
 use hdrhistogram::Histogram;
 

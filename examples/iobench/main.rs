@@ -43,7 +43,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use coralio::{RuntimeBuilder, driver::BackendKind};
+use coralio::RuntimeBuilder;
+use coralio::driver::BackendKind;
 
 use options::{Options, Versus};
 use report::{Pair, Report, Round};

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, fs::Direct, task::OsCode};
+use coralio::fs::Direct;
+use coralio::task::OsCode;
+use coralio::{AlignedBuf, File};
 use coralio_qcow2::{Format, Image};
 
 use crate::options::{DirectArg, Options, Versus};

@@ -17,12 +17,15 @@ use std::process;
 use std::sync::Arc;
 use std::thread;
 
+use coralio::JoinHandle;
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards};
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
 use coralio::simulate::{Faults, Sim, Simulation};
 use coralio::trace::{Recording, TextOptions, Trace};
-use coralio::{JoinHandle, context::AioContext, coroutine::Coroutine, engine::Engine};
 use coralio_runtime::report;
 
 /// An engine on a scripted backend.

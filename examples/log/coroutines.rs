@@ -4,11 +4,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coralio::{
-    File,
-    sync::{CoMutex, CoQueue},
-    yield_now,
-};
+use coralio::sync::{CoMutex, CoQueue};
+use coralio::{File, yield_now};
 
 use crate::group::{Batch, Group, Turn, lock};
 use crate::record::{Scan, scan};

@@ -11,10 +11,11 @@ use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
+use coralio::context::AioContext;
 use coralio::engine::guards::Guards;
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
-use coralio::{File, JoinHandle, context::AioContext};
+use coralio::{File, JoinHandle};
 
 use crate::lesson::{Disk, attach, backend, coroutine, meet_another_thread, poll_if_free, read, say, spawn, try_read};
 use crate::schedule::{a_alone, three_and_a_lock};

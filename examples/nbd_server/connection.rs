@@ -13,13 +13,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio::{
-    coroutine::{Coroutine, suspend},
-    net::CoFd,
-    spawn, spawn_now,
-    task::{Cancelled, check_cancelled, shield},
-    timeout,
-};
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::net::CoFd;
+use coralio::task::{Cancelled, check_cancelled, shield};
+use coralio::{spawn, spawn_now, timeout};
 
 use crate::budget::{ConnectionQuota, FREE_QUOTA, MemoryBudget};
 use crate::buffers::Buffer;

@@ -7,7 +7,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coralio::{sync::Semaphore, task::Cancelled};
+use coralio::sync::Semaphore;
+use coralio::task::Cancelled;
 
 /// Descriptors reserved for files and engines.
 const RESERVE: u64 = 64;

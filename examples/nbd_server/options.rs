@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coralio::{
-    RuntimeBuilder,
-    driver::{BackendKind, DEFAULT_QUEUE_DEPTH},
-    fs::Direct,
-};
+use coralio::RuntimeBuilder;
+use coralio::driver::{BackendKind, DEFAULT_QUEUE_DEPTH};
+use coralio::fs::Direct;
 use coralio_qcow2::Format;
 
 use crate::budget::MemoryBudget;

@@ -11,7 +11,8 @@ use std::io::{self, IoSlice, Write};
 use std::mem;
 use std::rc::Rc;
 
-use coralio::{coroutine::Coroutine, spawn};
+use coralio::coroutine::Coroutine;
+use coralio::spawn;
 
 use crate::buffers::Buffer;
 use crate::connection::{Connection, PIECE, Ticket, within};

@@ -18,16 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coralio::{
-    net::CoFd,
-    sleep, spawn,
-    sync::{
-        channel,
-        channel::{Receiver, Sender},
-    },
-    task::{Cancelled, check_cancelled},
-    timeout, yield_now,
+use coralio::net::CoFd;
+use coralio::sync::{
+    channel,
+    channel::{Receiver, Sender},
 };
+use coralio::task::{Cancelled, check_cancelled};
+use coralio::{sleep, spawn, timeout, yield_now};
 use coralio_runtime::report;
 
 use crate::budget::MemoryBudget;

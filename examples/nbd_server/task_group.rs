@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use coralio::{JoinHandle, coroutine::Coroutine, task::shield};
+use coralio::JoinHandle;
+use coralio::coroutine::Coroutine;
+use coralio::task::shield;
 
 /// The coroutines of the group that have not ended.
 #[derive(Clone, Default)]

@@ -7,10 +7,8 @@
 
 use std::cell::Cell;
 
-use coralio::{
-    task::{Cancelled, check_cancelled},
-    yield_now,
-};
+use coralio::task::{Cancelled, check_cancelled};
+use coralio::yield_now;
 
 /// The cost of a step in addition to the bytes that it moves.
 const STEP: usize = 16 << 10;

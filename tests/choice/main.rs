@@ -14,11 +14,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coralio::{
-    AlignedBuf, File,
-    driver::{SelectedBackend, selected_backend},
-    fs::Direct,
-};
+use coralio::driver::{SelectedBackend, selected_backend};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File};
 
 use seccomp::{filter, forbid};
 

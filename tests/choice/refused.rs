@@ -2,11 +2,9 @@
 
 use std::io::ErrorKind;
 
+use coralio::RuntimeBuilder;
+use coralio::driver::{BackendKind, DEFAULT_QUEUE_DEPTH, SelectedBackend, selected_backend};
 use coralio::engine::linux_aio::LinuxAio;
-use coralio::{
-    RuntimeBuilder,
-    driver::{BackendKind, DEFAULT_QUEUE_DEPTH, SelectedBackend, selected_backend},
-};
 
 use crate::common::{has, skipped};
 use crate::{chosen, forbid, in_child, in_child_with, io_works};

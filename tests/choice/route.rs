@@ -5,12 +5,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use coralio::{
-    AlignedBuf, File, RuntimeBuilder,
-    driver::{BackendKind, Stats, stats},
-    fs::Direct,
-    spawn, yield_now,
-};
+use coralio::driver::{BackendKind, Stats, stats};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, RuntimeBuilder, spawn, yield_now};
 
 use crate::held::Held;
 use crate::{Temp, chosen, in_child, page};

@@ -6,7 +6,8 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
-use coralio::{RuntimeBuilder, driver::BackendKind};
+use coralio::RuntimeBuilder;
+use coralio::driver::BackendKind;
 
 /// Reports a skip on standard error. Bypasses the test harness, which captures macro output.
 pub fn skipped(why: impl Display) {

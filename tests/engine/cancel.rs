@@ -3,11 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use coralio::{
-    JoinHandle, sleep, spawn, spawn_now,
-    task::{Cancelled, TimedOut, shield},
-    timeout,
-};
+use coralio::task::{Cancelled, TimedOut, shield};
+use coralio::{JoinHandle, sleep, spawn, spawn_now, timeout};
 
 use crate::{Watch, read, rounds_until, with_engine};
 

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread;
 
+use coralio::context::AioContext;
+use coralio::driver::Plug;
+use coralio::engine::Engine;
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{File, JoinHandle, context::AioContext, driver::Plug, engine::Engine, spawn};
+use coralio::{File, JoinHandle, spawn};
 
 use crate::{Watch, touch, with_engine};
 

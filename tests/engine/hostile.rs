@@ -8,15 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use coralio::context::AioContext;
+use coralio::coroutine::suspend;
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{
-    File,
-    context::AioContext,
-    coroutine::suspend,
-    engine::{Engine, EventSource, HomeToken, LoopToken},
-    scope, spawn,
-    task::Cancelled,
-};
+use coralio::engine::{Engine, EventSource, HomeToken, LoopToken};
+use coralio::task::Cancelled;
+use coralio::{File, scope, spawn};
 
 use crate::{Log, Watch, Watched, panic_of, read, rounds_until, touch, with_engine, write};
 

@@ -19,9 +19,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::scripted::{Entry, ScriptedBackend};
 use coralio::engine::{Backend, Completion, Opcode, Operation};
-use coralio::{context::AioContext, engine::Engine};
 
 use stack::stack_pointer;
 

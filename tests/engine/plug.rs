@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use coralio::{JoinHandle, coroutine::Coroutine, spawn};
+use coralio::coroutine::Coroutine;
+use coralio::{JoinHandle, spawn};
 
 use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
 

@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use coralio::{JoinHandle, context::AioContext, coroutine::Coroutine, spawn};
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::{JoinHandle, spawn};
 
 use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
 

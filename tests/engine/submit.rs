@@ -1,7 +1,10 @@
 //! Rules E1 and E2: one engine per context; requests that the kernel does not take stay queued and
 //! never get stuck.
 
-use coralio::{JoinHandle, context::AioContext, coroutine::Coroutine, engine::Engine, spawn};
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
+use coralio::{JoinHandle, spawn};
 
 use crate::{Log, Watch, Watched, rounds_until, touch, with_engine};
 

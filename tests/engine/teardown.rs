@@ -6,12 +6,10 @@ use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use coralio::{
-    context::AioContext,
-    coroutine::{Coroutine, suspend},
-    spawn,
-    task::Cancelled,
-};
+use coralio::context::AioContext;
+use coralio::coroutine::{Coroutine, suspend};
+use coralio::spawn;
+use coralio::task::Cancelled;
 
 use crate::{Log, Watch, panic_of, read, text, touch, with_engine, write};
 

@@ -5,13 +5,10 @@ use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio::{
-    AlignedBuf, File, RuntimeBuilder,
-    context::AioContext,
-    driver::BackendKind,
-    fs::{Direct, FileCursor},
-    run, spawn,
-};
+use coralio::context::AioContext;
+use coralio::driver::BackendKind;
+use coralio::fs::{Direct, FileCursor};
+use coralio::{AlignedBuf, File, RuntimeBuilder, run, spawn};
 
 use crate::{Temp, disk, in_child};
 

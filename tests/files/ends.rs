@@ -2,7 +2,8 @@
 
 use std::io::{ErrorKind, IoSliceMut};
 
-use coralio::{AlignedBuf, File, fs::Direct};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File};
 
 use crate::{Temp, aligned, disk, everywhere, is_root, on_each_backend, pattern, tool};
 

@@ -6,9 +6,9 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio::{
-    AlignedBuf, File, JoinHandle, RuntimeBuilder, driver::BackendKind, fs::Direct, spawn, unblock, yield_now,
-};
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, unblock, yield_now};
 
 use crate::common;
 use crate::{Temp, disk, in_child, on_each_backend, pattern};

@@ -9,12 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use coralio::{
-    File,
-    driver::{BackendKind, selected_backend},
-    fs::Direct,
-    task::OsCode,
-};
+use coralio::File;
+use coralio::driver::{BackendKind, selected_backend};
+use coralio::fs::Direct;
+use coralio::task::OsCode;
 
 use crate::{Temp, aligned, disk, on_each_backend, pattern};
 

@@ -5,7 +5,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use coralio::{AlignedBuf, File, fs::Direct, task::OsCode};
+use coralio::fs::Direct;
+use coralio::task::OsCode;
+use coralio::{AlignedBuf, File};
 
 use crate::ends::Loop;
 use crate::{Temp, aligned, disk, in_child, is_root, on_each_backend, pattern, tool};

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
-use coralio::{
-    AlignedBuf, File, JoinHandle, RuntimeBuilder, context::AioContext, driver::BackendKind, fs::Direct, spawn,
-    yield_now,
-};
+use coralio::context::AioContext;
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
 
 use crate::common::is_refused;
 use crate::held::{Device, HeldDisk, Mount, in_child_with_mounts};

@@ -40,8 +40,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
 use coralio::simulate::{Sim, Simulation};
-use coralio::{AlignedBuf, File, RuntimeBuilder, driver::BackendKind, fs::Direct};
+use coralio::{AlignedBuf, File, RuntimeBuilder};
 
 use common::{is_refused, skipped};
 

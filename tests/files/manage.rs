@@ -7,14 +7,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::rc::Rc;
 
-use coralio::{
-    File,
-    context::AioContext,
-    fs::{Direct, remove_file, rename, sync_dir},
-    spawn,
-    task::{Cancelled, OsCode},
-    unblock, yield_now,
-};
+use coralio::context::AioContext;
+use coralio::fs::{Direct, remove_file, rename, sync_dir};
+use coralio::task::{Cancelled, OsCode};
+use coralio::{File, spawn, unblock, yield_now};
 
 use crate::common::skipped;
 use crate::{Temp, disk, memory, on_real_files, pattern};

@@ -3,8 +3,10 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
 
+use coralio::driver::stats;
+use coralio::fs::Direct;
 use coralio::simulate::Simulation;
-use coralio::{AlignedBuf, File, driver::stats, fs::Direct, spawn};
+use coralio::{AlignedBuf, File, spawn};
 
 use crate::{Temp, aligned, disk, on_each_backend, pattern};
 

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, fs::Direct, spawn};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File, spawn};
 
 use crate::{Temp, disk, everywhere, on_each_backend, pattern, tool};
 

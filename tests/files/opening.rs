@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, RuntimeBuilder, fs::Direct, spawn, task::OsCode};
+use coralio::fs::Direct;
+use coralio::task::OsCode;
+use coralio::{AlignedBuf, File, RuntimeBuilder, spawn};
 
 use crate::{Temp, aligned, disk, in_child, is_root, memory, on_each_backend, on_real_files};
 

@@ -3,11 +3,8 @@
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
-use coralio::{
-    File,
-    fs::{Direct, FileCursor},
-    spawn,
-};
+use coralio::fs::{Direct, FileCursor};
+use coralio::{File, spawn};
 
 use crate::{Temp, disk, everywhere, on_real_files, pattern};
 

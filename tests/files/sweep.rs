@@ -5,8 +5,9 @@ use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 use std::rc::Rc;
 
+use coralio::fs::Direct;
 use coralio::simulate::Simulation;
-use coralio::{File, RuntimeBuilder, fs::Direct, spawn};
+use coralio::{File, RuntimeBuilder, spawn};
 
 use crate::common::is_refused;
 use crate::{BACKENDS, Temp, aligned, disk, everywhere, memory, on_each_backend, pattern, tool};

@@ -8,10 +8,11 @@ use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use coralio::{
-    AlignedBuf, File, JoinHandle, RuntimeBuilder, context::AioContext, driver::BackendKind, fs::Direct, spawn,
-    task::Cancelled, yield_now,
-};
+use coralio::context::AioContext;
+use coralio::driver::BackendKind;
+use coralio::fs::Direct;
+use coralio::task::Cancelled;
+use coralio::{AlignedBuf, File, JoinHandle, RuntimeBuilder, spawn, yield_now};
 
 use crate::common::is_refused;
 use crate::{BACKENDS, Temp, disk, pattern};

@@ -2,7 +2,8 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
-use coralio::{AlignedBuf, File, fs::Direct};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File};
 
 use crate::{Temp, aligned, disk, everywhere, on_each_backend, pattern, sim_of};
 

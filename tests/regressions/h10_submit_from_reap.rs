@@ -17,9 +17,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AfterReap, AllGuards, Guards};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{context::AioContext, engine::Engine, spawn};
+use coralio::spawn;
 
 use crate::read;
 use crate::stack::stack_pointer;

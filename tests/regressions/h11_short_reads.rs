@@ -14,9 +14,11 @@ use std::fs::File as StdFile;
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AfterReap, AllGuards, Guards, ShortRead};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{File, context::AioContext, engine::Engine, spawn};
+use coralio::{File, spawn};
 
 use crate::rounds;
 

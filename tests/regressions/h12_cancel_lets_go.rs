@@ -10,10 +10,13 @@
 //! Here the buffer is memory that is never freed, and the kernel is scripted, so the failure
 //! corrupts only its content.
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, OnCancel};
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
-use coralio::{context::AioContext, engine::Engine, spawn, task::Cancelled};
+use coralio::spawn;
+use coralio::task::Cancelled;
 
 use crate::{panic_message, rounds};
 

@@ -4,9 +4,11 @@
 //! 'A' submits a request that completes within submit. The reap, still on the stack of 'A', finds
 //! it and enters the coroutine that waits for it: 'A' itself.
 
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, WakeGuard};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{context::AioContext, coroutine::Coroutine, engine::Engine};
 
 use crate::{panic_message, read};
 

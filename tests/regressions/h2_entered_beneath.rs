@@ -9,9 +9,12 @@
 
 use std::rc::Rc;
 
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, WakeGuard};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{context::AioContext, coroutine::Coroutine, engine::Engine, sync::CoMutex};
+use coralio::sync::CoMutex;
 
 use crate::{panic_message, read};
 

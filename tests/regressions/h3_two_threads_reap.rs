@@ -10,9 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{File, JoinHandle, context::AioContext, coroutine::Coroutine, engine::Engine, fs::Direct, spawn};
+use coralio::fs::Direct;
+use coralio::{File, JoinHandle, spawn};
 
 use crate::{panic_message, read};
 

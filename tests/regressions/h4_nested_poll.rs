@@ -8,9 +8,11 @@ use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, RingCursor};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{context::AioContext, engine::Engine, spawn};
+use coralio::spawn;
 
 use crate::{panic_message, read};
 

@@ -7,9 +7,11 @@
 //!
 //! The guard: a plug is a value, and its drop counts down unconditionally.
 
+use coralio::context::AioContext;
+use coralio::coroutine::Coroutine;
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, UnplugDecrement};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{context::AioContext, coroutine::Coroutine, engine::Engine};
 
 use crate::read;
 

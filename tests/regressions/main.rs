@@ -19,10 +19,12 @@ mod stack;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use coralio::context::AioContext;
+use coralio::engine::Engine;
 use coralio::engine::guards::Guards;
 use coralio::engine::scripted::ScriptedBackend;
 use coralio::engine::{Opcode, Operation};
-use coralio::{JoinHandle, context::AioContext, engine::Engine, spawn};
+use coralio::{JoinHandle, spawn};
 
 /// Reads 512 bytes at `offset`, from a coroutine.
 fn read<G: Guards>(engine: &Engine<ScriptedBackend, G>, offset: u64) -> usize {

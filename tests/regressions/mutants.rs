@@ -12,13 +12,11 @@
 
 use std::panic::resume_unwind;
 
+use coralio::context::{AioContext, VirtualClock};
+use coralio::engine::Engine;
 use coralio::engine::guards::{AllGuards, Guards, InFlightDecrement, Notifier, PartialSubmit};
 use coralio::engine::scripted::ScriptedBackend;
-use coralio::{
-    context::{AioContext, VirtualClock},
-    engine::Engine,
-    spawn,
-};
+use coralio::spawn;
 
 use crate::{Outcome, panic_message, read, rounds, three_and_a_later_one};
 

@@ -5,14 +5,10 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
+use coralio::fs::{rename, sync_dir};
 use coralio::simulate::{Fault, Faults, Latency, Sim, Simulation};
-use coralio::{
-    File,
-    fs::{rename, sync_dir},
-    spawn,
-    task::OsCode,
-    yield_now,
-};
+use coralio::task::OsCode;
+use coralio::{File, spawn, yield_now};
 
 use crate::{harsh, small};
 

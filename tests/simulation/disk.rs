@@ -4,14 +4,10 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::panic;
 
+use coralio::fs::{Alignment, Direct, FileCursor, remove_file, rename, sync_dir};
 use coralio::simulate::{Fault, Faults, Simulation};
-use coralio::{
-    AlignedBuf, File,
-    fs::{Alignment, Direct, FileCursor, remove_file, rename, sync_dir},
-    simulate,
-    task::OsCode,
-    unblock,
-};
+use coralio::task::OsCode;
+use coralio::{AlignedBuf, File, simulate, unblock};
 
 #[test]
 fn files_are_opened_created_and_removed_by_name() {

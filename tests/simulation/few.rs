@@ -33,8 +33,11 @@ use std::env;
 use std::io;
 use std::rc::Rc;
 
+use coralio::context::AioContext;
+use coralio::driver::plug;
 use coralio::simulate::{Faults, Latency, Sim, Simulation};
-use coralio::{File, JoinHandle, context::AioContext, driver::plug, spawn, sync::CoMutex, yield_now};
+use coralio::sync::CoMutex;
+use coralio::{File, JoinHandle, spawn, yield_now};
 
 use crate::program::nothing_waits_for_a_plug;
 use crate::small;

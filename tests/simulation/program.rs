@@ -5,8 +5,11 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::rc::Rc;
 
+use coralio::context::AioContext;
+use coralio::driver::plug;
 use coralio::simulate::{Faults, Sim};
-use coralio::{File, JoinHandle, context::AioContext, driver::plug, spawn, task::Cancelled, yield_now};
+use coralio::task::Cancelled;
+use coralio::{File, JoinHandle, spawn, yield_now};
 
 /// The size of a region in bytes: a few sectors, not aligned.
 pub const REGION: usize = 75;

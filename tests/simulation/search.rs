@@ -5,14 +5,10 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use coralio::coroutine::{Coroutine, suspend};
 use coralio::simulate::{Fault, Faults, Sim, Simulation};
-use coralio::{
-    File,
-    coroutine::{Coroutine, suspend},
-    simulate, sleep, spawn,
-    sync::CoMutex,
-    yield_now,
-};
+use coralio::sync::CoMutex;
+use coralio::{File, simulate, sleep, spawn, yield_now};
 
 use crate::program::{self, Size};
 use crate::{harsh, small};

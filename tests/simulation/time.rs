@@ -5,8 +5,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use coralio::context::AioContext;
 use coralio::simulate::{Fault, Faults, Latency, Simulation};
-use coralio::{context::AioContext, simulate, sleep, spawn, timeout};
+use coralio::{simulate, sleep, spawn, timeout};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -42,7 +42,8 @@ impl BackendKind {
     /// empty or not set. The library itself does not read the variable.
     ///
     /// ```no_run
-    /// use coralio::{RuntimeBuilder, driver::BackendKind};
+    /// use coralio::RuntimeBuilder;
+    /// use coralio::driver::BackendKind;
     ///
     /// RuntimeBuilder::new().backend(BackendKind::from_env()?).run(|| println!("hello"))?;
     /// # std::io::Result::Ok(())

@@ -48,7 +48,8 @@ impl Alignment {
 /// Options for opening a [`File`].
 ///
 /// ```
-/// use coralio::{File, fs::Direct};
+/// use coralio::File;
+/// use coralio::fs::Direct;
 ///
 /// # fn main() -> std::io::Result<()> {
 /// let path = std::env::temp_dir().join(format!("coralio-doc-{}", std::process::id()));

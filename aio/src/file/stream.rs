@@ -22,7 +22,8 @@ use super::File;
 /// no memory.
 ///
 /// ```
-/// use coralio::{File, fs::FileCursor};
+/// use coralio::File;
+/// use coralio::fs::FileCursor;
 /// use std::io::{BufRead, BufReader};
 ///
 /// # fn main() -> std::io::Result<()> {

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, fs::Direct};
+use coralio::fs::Direct;
+use coralio::{AlignedBuf, File};
 
 use crate::chain::Chain;
 use crate::error::{about, unsupported};

@@ -11,7 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio::{File, sync::CoMutex};
+use coralio::File;
+use coralio::sync::CoMutex;
 
 mod allocate;
 mod cache;

@@ -44,7 +44,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use clap::Parser;
-use coralio::{net::CoFd, spawn};
+use coralio::net::CoFd;
+use coralio::spawn;
 use coralio_qcow2::{CreateOptions, Qcow2};
 use export::{Catalog, open_all};
 use input::{at_work, seed};

@@ -14,7 +14,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use coralio::{AlignedBuf, File, sync::CoMutex};
+use coralio::sync::CoMutex;
+use coralio::{AlignedBuf, File};
 use rustc_hash::FxHashMap;
 
 use super::top::{PAGE, read_padded};

@@ -4,7 +4,8 @@
 use std::io;
 use std::path::Path;
 
-use coralio::{AlignedBuf, File, fs::sync_dir};
+use coralio::fs::sync_dir;
+use coralio::{AlignedBuf, File};
 
 use super::Qcow2;
 use super::extensions::backing_format;

@@ -16,7 +16,9 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 
-use coralio::{AlignedBuf, sync::CoMutex, task::shield};
+use coralio::AlignedBuf;
+use coralio::sync::CoMutex;
+use coralio::task::shield;
 
 use super::Qcow2;
 
