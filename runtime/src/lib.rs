@@ -24,7 +24,7 @@
 //! engine's completions. A coroutine may call any plain synchronous code: waiting is an ordinary
 //! blocking call.
 //!
-//! Functions that may switch coroutines have a documentation section `# ControlBlock`. Functions
+//! Functions that may switch coroutines have a documentation section `# Control`. Functions
 //! without this section never switch: they neither enter, nor yield, nor block.
 //!
 //! This crate knows nothing of I/O requests; `coralio` adds them.
