@@ -278,8 +278,15 @@ impl AioContext {
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         shared.watches.mask_running(&shared.epoll);
         shared.scheduler.sleep.going_to_sleep();
-        let due = self.is_due(home) || shared.pollers.is_ready(0);
-        // `is_ready` of a poll handler is foreign code, which may have detached the source.
+        let due = self.is_due(home)
+            || !shared.pollers.is_empty()
+                && (shared.pollers.is_ready(0) || {
+                    // `is_ready` is foreign code. It may have made a coroutine ready, or slept in a
+                    // poll, which ends with the loop awake. So the sleep is announced once more.
+                    shared.scheduler.sleep.going_to_sleep();
+                    self.is_due(home)
+                });
+        // It may also have detached the source.
         let source = home.source.get();
         if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
             let until = self.next_due();

@@ -343,3 +343,27 @@ fn deadlock_is_reported_immediately() {
     assert!(!before.contains("deadlock"), "{said}");
     assert_eq!(after.matches("deadlock: nothing can wake these 2 coroutines").count(), 1, "{said}");
 }
+
+#[test]
+fn coroutine_spawned_by_the_last_look_runs_before_the_next_timer() {
+    // X5: the loop's last look at a poll handler's source, just before the sleep, spawns a
+    // coroutine: the loop runs it instead of sleeping
+    virtually(|ctx, clock| {
+        let (looks, ran) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
+        let runs = Arc::clone(&ran);
+        let is_ready = move || {
+            // The first look is the iteration's.
+            if looks.fetch_add(1, Ordering::Relaxed) == 1 {
+                let runs = Arc::clone(&runs);
+                drop(spawn(move || runs.store(true, Ordering::Relaxed)));
+            }
+            false
+        };
+        let _handler = ctx.add_poll_handler(is_ready, || {}).unwrap();
+        let timer = ctx.new_timer(|| {}).unwrap();
+        timer.arm_after(HOUR);
+        assert!(ctx.poll(true));
+        assert!(ran.load(Ordering::Relaxed));
+        assert_eq!(clock.elapsed(), Duration::ZERO);
+    });
+}

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::{Log, panic_of, scaled};
 use coralio_runtime::{
-    AioContext, BottomHalf, Coroutine, EventSource, HomeToken, Interest, LoopToken, spawn, yield_now,
+    AioContext, BottomHalf, Coroutine, EventSource, HomeToken, Interest, LoopToken, spawn, suspend, yield_now,
 };
 
 fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
@@ -412,4 +412,100 @@ fn engine_is_attached_to_one_context_at_a_time() {
         ctx.attach(Arc::clone(&engine)).unwrap();
     });
     assert_eq!(attach_elsewhere().join().unwrap(), Ok(()));
+}
+
+#[test]
+fn loop_is_woken_although_is_ready_has_slept() {
+    // X5, X6: a poll handler's `is_ready` runs a blocking poll just before the loop sleeps; the
+    // loop is woken from its own sleep nevertheless
+    AioContext::run(|ctx| {
+        let woken = Arc::new(AtomicUsize::new(0));
+        let (own, seen) = (ctx.clone(), Arc::clone(&woken));
+        sleeps(ctx, move |other| {
+            own.schedule_oneshot(|| {}).unwrap();
+            let mut fd = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, alive during the call.
+            seen.fetch_add(unsafe { libc::poll(&mut fd, 1, 0) } as usize, Ordering::Relaxed);
+        });
+        let (looks, polls) = (AtomicUsize::new(0), ctx.clone());
+        let is_ready = move || {
+            // The first look is the iteration's.
+            if looks.fetch_add(1, Ordering::Relaxed) == 1 {
+                polls.poll(true);
+            }
+            false
+        };
+        let _handler = ctx.add_poll_handler(is_ready, || {}).unwrap();
+        assert!(ctx.poll(true));
+        assert_eq!(woken.load(Ordering::Relaxed), 2, "both sleeps");
+    });
+}
+
+#[test]
+fn engine_attached_at_the_end_leaves_with_the_context() {
+    // C9: a destructor attaches an engine while the context ends: no other thread's poll finds the
+    // engine afterwards
+    struct Attaches(AioContext);
+    impl Drop for Attaches {
+        fn drop(&mut self) {
+            sleeps(&self.0, |_| {});
+        }
+    }
+    let run = |ctx: &AioContext| {
+        let at_end = Attaches(ctx.clone());
+        Coroutine::new(move || drop((suspend(), at_end))).enter();
+        ctx.clone()
+    };
+    let ctx = AioContext::builder().report_unwound(false).run(run).unwrap();
+    assert!(ctx.source().is_none());
+}
+
+#[test]
+fn callback_that_panics_is_put_back_or_dropped_once() {
+    // C8, X3, X4, X5, X7: a callback that panics stays registered, and runs again; if it has
+    // deleted itself before the panic, it is dropped once, without the table's lock
+    struct UsesTables(AioContext, Arc<AtomicUsize>);
+    impl Drop for UsesTables {
+        fn drop(&mut self) {
+            let UsesTables(ctx, drops) = self;
+            let left = ctx.bottom_halves().len() + ctx.timers().len() + ctx.poll_handlers().len();
+            // Not an assertion: the thread may be unwinding.
+            drops.fetch_add(if left + ctx.fd_handlers().len() == 0 { 1 } else { 100 }, Ordering::Relaxed);
+        }
+    }
+    fn run(own: &(UsesTables, Arc<AtomicUsize>), delete: impl FnOnce()) {
+        let before = own.1.fetch_add(1, Ordering::Relaxed);
+        if before == 1 {
+            delete();
+        }
+        panic!("run {before}");
+    }
+    AioContext::run(|ctx| {
+        let (runs, drops) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let owned = || (UsesTables(ctx.clone(), Arc::clone(&drops)), Arc::clone(&runs));
+        let check = |queue: &dyn Fn()| {
+            for expected in ["run 0", "run 1"] {
+                queue();
+                assert_eq!(panic_of(|| ctx.poll(false)), expected);
+            }
+            queue();
+            assert!(!ctx.poll(false), "it is gone");
+            assert_eq!((runs.swap(0, Ordering::Relaxed), drops.swap(0, Ordering::Relaxed)), (2, 1));
+        };
+        let own = owned();
+        let bh = ctx.new_bottom_half_with(move |handle| run(&own, || handle.delete())).unwrap();
+        check(&|| bh.schedule());
+        let own = owned();
+        let timer = ctx.new_timer_with(move |handle| run(&own, || handle.delete())).unwrap();
+        check(&|| timer.arm_after(Duration::ZERO));
+        let own = owned();
+        let handler = ctx.add_poll_handler_with(|| true, move |handle| run(&own, || handle.delete())).unwrap();
+        check(&|| ());
+        // Its peer is closed.
+        let (near, _) = UnixStream::pair().unwrap();
+        let own = owned();
+        let watch = ctx.add_fd_handler_with(near, Interest::Read, move |handle, _| run(&own, || handle.delete()));
+        check(&|| ());
+        drop((bh, timer, handler, watch));
+    });
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use coralio_runtime::trace::{Event, Frame, Recording, Replay, Span, TextOptions, Trace, Wake};
+use coralio_runtime::trace::{Event, Frame, Recording, Replay, RequestState, Span, TextOptions, Trace, Wake};
 use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now};
 
 fn named(name: &'static str, f: impl FnOnce() + 'static) -> Coroutine {
@@ -235,4 +235,19 @@ fn program_adds_its_own_events() {
     let record = &recording.records[0];
     assert_eq!(record.event, Event::Mark("here".into()));
     assert!(record.at.unwrap().file().ends_with("trace.rs"));
+}
+
+#[test]
+fn engine_events_are_rendered_whatever_their_values() {
+    // Trace: a log is rendered when something has gone wrong, so no number of an engine stops it
+    let recording = traced(|context| {
+        let tracer = context.tracer().unwrap();
+        tracer.counters(u32::MAX, u32::MAX, u32::MAX);
+        tracer.request(0, RequestState::InFlight);
+        tracer.request(1, RequestState::Done(i64::MIN));
+        tracer.request(2, RequestState::Refused(i64::MIN));
+    });
+    let text = recording.text_with(TextOptions::everything());
+    assert!(text.contains("done, errno 9223372036854775808") && text.contains("refused, errno"), "{text}");
+    assert!(!recording.html().is_empty() && !recording.perfetto().is_empty());
 }

@@ -174,6 +174,12 @@ impl LocalContext {
         if let Some(source) = self.source.get().filter(|_| !in_child()) {
             panics.catch(|| source.close(HomeToken::new(self)));
         }
+        if !in_child() {
+            // A destructor may have attached an engine after the context was closed. An engine
+            // keeps its context, so the two would keep each other. This is not the last handle:
+            // `source` has another.
+            *self.context.shared.source.lock() = None;
+        }
         panics.into_payload()
     }
 }

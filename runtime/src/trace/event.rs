@@ -254,9 +254,9 @@ impl fmt::Display for RequestState {
         match self {
             RequestState::Pending => f.write_str("pending"),
             RequestState::InFlight => f.write_str("in flight"),
-            RequestState::Done(result) if *result < 0 => write!(f, "done, errno {}", -result),
+            RequestState::Done(result) if *result < 0 => write!(f, "done, errno {}", result.unsigned_abs()),
             RequestState::Done(result) => write!(f, "done, {result} bytes"),
-            RequestState::Refused(result) => write!(f, "refused, errno {}", -result),
+            RequestState::Refused(result) => write!(f, "refused, errno {}", result.unsigned_abs()),
             RequestState::Cancelled => f.write_str("taken back"),
         }
     }

@@ -105,6 +105,11 @@ impl Replay {
         self.in_flight.get(&context).copied().unwrap_or(0)
     }
 
+    /// Returns the number of requests of all contexts that are in flight.
+    pub(super) fn total_in_flight(&self) -> u64 {
+        self.in_flight.values().copied().map(u64::from).sum()
+    }
+
     /// Applies one event. After an inconsistent event the state is a best guess.
     ///
     /// # Errors
@@ -174,7 +179,7 @@ impl Replay {
         let before = self.requests.insert(request, state);
         let count = self.in_flight.entry(context).or_insert(0);
         match state {
-            InFlight => *count += 1,
+            InFlight => *count = count.saturating_add(1),
             Done(_) => *count = count.saturating_sub(1),
             Pending | Refused(_) | Cancelled => {}
         }

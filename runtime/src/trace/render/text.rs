@@ -203,7 +203,7 @@ impl<'a> Columns<'a> {
         for lane in (0..self.recording.lanes.len()).map(CoroutineIndex).filter(|lane| after.is_alive(*lane)) {
             cells[self.labels[self.lane(lane)].1] = if after.is_entered(lane) { '│' } else { '┊' };
         }
-        let count: u32 = (0..=self.contexts()).map(|context| after.in_flight(context)).sum();
+        let count = after.total_in_flight();
         if count > 0 {
             for (cell, digit) in cells[self.labels[self.kernel()].1..].iter_mut().zip(count.to_string().chars()) {
                 *cell = digit;
@@ -246,10 +246,6 @@ impl<'a> Columns<'a> {
             let _ = write!(text, "  ({}:{})", at.file(), at.line());
         }
         text.push('\n');
-    }
-
-    fn contexts(&self) -> usize {
-        self.recording.records.iter().map(|record| record.context).max().unwrap_or(0)
     }
 
     /// Draws an arrow from one column to another.
