@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use coralio::engine::io_uring::IoUring;
@@ -21,6 +21,7 @@ use coralio::engine::{Backend, Opcode, Operation};
 use coralio::{
     AlignedBuf, File, JoinHandle, RuntimeBuilder,
     context::AioContext,
+    coroutine::suspend,
     driver::{BackendKind, DetachedEngine, detach},
     engine::Engine,
     fs::Direct,
@@ -206,8 +207,96 @@ fn context_gives_up_only_drained_engine() {
     });
     coralio::simulate::simulate(0..1, |_| {
         assert_eq!(detach().unwrap_err().kind(), io::ErrorKind::Unsupported);
+        let context = AioContext::current().unwrap();
+        assert_eq!(context.detach().map(drop).unwrap_err().kind(), io::ErrorKind::Unsupported);
         Ok(())
     });
+}
+
+#[test]
+fn engine_leaves_after_polls_of_other_threads() {
+    // E12, E9: a poll by another thread, which may be inside the engine, ends before the engine
+    // leaves, although the home thread does not run the loop
+    AioContext::run(|context| {
+        let (_engine, _) = attached(2, 2);
+        let [begins, over] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (begun, ends) = (Arc::clone(&begins), Arc::clone(&over));
+        let (send, inside) = channel();
+        let bottom_half = move || {
+            send.send(()).unwrap();
+            while !begun.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            // Long enough for an engine that does not wait.
+            (0..10_000).for_each(|_| thread::yield_now());
+            ends.store(true, Ordering::Relaxed);
+        };
+        context.schedule_oneshot(bottom_half).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| context.poll(false));
+            inside.recv().unwrap();
+            begins.store(true, Ordering::Relaxed);
+            assert!(context.detach().unwrap().is_some());
+            assert!(over.load(Ordering::Relaxed), "the engine has left during the poll");
+        });
+    });
+}
+
+#[test]
+fn detach_does_not_wait_while_the_context_ends() {
+    // E12, W5: a destructor that runs at the end of the context gets an error if a coroutine that
+    // is unwound later has a request: a woken coroutine does not run any more. Hangs if not
+    struct Detaches(Sender<io::ErrorKind>);
+    impl Drop for Detaches {
+        fn drop(&mut self) {
+            self.0.send(detach().unwrap_err().kind()).unwrap();
+        }
+    }
+    let (send, receive) = channel();
+    AioContext::run(|context| {
+        let (engine, _) = attached(2, 2);
+        drop(spawn(move || {
+            let _detaches = Detaches(send);
+            suspend();
+        }));
+        drop(reader(&engine, 0, 0));
+        context.poll(false);
+        assert_eq!(state(&engine), (1, 0));
+    });
+    assert_eq!(receive.recv().unwrap(), io::ErrorKind::ResourceBusy);
+}
+
+#[test]
+fn engine_attached_while_the_context_ends_is_dropped() {
+    // E1, W5: a destructor attaches an engine at the end of the context; both are freed
+    struct Attaches(Sender<Weak<Engine<ScriptedBackend>>>);
+    impl Drop for Attaches {
+        fn drop(&mut self) {
+            let engine = Engine::attach(ScriptedBackend::new(1), 1).unwrap();
+            self.0.send(Arc::downgrade(&engine)).unwrap();
+        }
+    }
+    let (send, receive) = channel();
+    AioContext::run(|context| {
+        drop(spawn(move || {
+            let _attaches = Attaches(send);
+            suspend();
+        }));
+        context.poll(false);
+    });
+    assert!(receive.recv().unwrap().upgrade().is_none());
+}
+
+#[test]
+fn plugs_of_a_detached_engine_are_counted() {
+    // E3, H7: no lock excludes other threads while an engine is detached; the plug depth is exact
+    let (engine, _detached) = AioContext::run(|_| (attached(2, 2).0, detach().unwrap()));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..200_000).for_each(|_| drop(engine.plug())));
+        }
+    });
+    assert!(format!("{engine:?}").contains("plug depth 0,"), "{engine:?}");
 }
 
 #[test]
