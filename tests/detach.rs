@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
 use coralio::engine::io_uring::IoUring;
@@ -285,6 +285,63 @@ fn engine_attached_while_the_context_ends_is_dropped() {
         context.poll(false);
     });
     assert!(receive.recv().unwrap().upgrade().is_none());
+}
+
+/// Runs `f` once, when the loop checks its poll handlers before it sleeps. Then the loop runs until
+/// `done`.
+fn before_the_sleep(context: &AioContext, f: impl FnOnce() + Send + 'static, done: impl Fn() -> bool) {
+    let (checks, f) = (AtomicU32::new(0), Mutex::new(Some(f)));
+    let check = move || {
+        // The first check is the iteration's.
+        if checks.fetch_add(1, Ordering::Relaxed) == 1 {
+            f.lock().unwrap().take().unwrap()();
+        }
+        false
+    };
+    let _handler = context.add_poll_handler(check, || ()).unwrap();
+    context.poll_while(|| !done());
+}
+
+#[test]
+fn check_before_the_sleep_may_queue_work() {
+    // W3, X5: a coroutine that is spawned by a poll handler's last check before the sleep runs.
+    // Hangs if not
+    AioContext::run(|context| {
+        let ran = Arc::new(AtomicBool::new(false));
+        let runs = Arc::clone(&ran);
+        let spawns = move || drop(spawn(move || runs.store(true, Ordering::Relaxed)));
+        before_the_sleep(context, spawns, || ran.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+fn check_before_the_sleep_may_detach() {
+    // W3, E12: a poll handler's last check before the sleep detaches the engine, which polls and
+    // sleeps; a wake by another thread then still ends the outer sleep. Hangs if not
+    AioContext::run(|context| {
+        let (engine, _) = attached(1, 1);
+        let (waits, reads) = (spawn(suspend), reader(&engine, 0, 0));
+        context.poll(false);
+        assert_eq!(state(&engine), (1, 0));
+        let (send, receive) = channel();
+        let waker = waits.coroutine().waker();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                receive.recv().unwrap();
+                // The lock is free while the loop sleeps.
+                while context.try_acquire().is_none() {
+                    thread::yield_now();
+                }
+                waker.wake();
+            });
+            let detaches = move || {
+                drop(detach().unwrap());
+                send.send(()).unwrap();
+            };
+            before_the_sleep(context, detaches, || waits.is_finished());
+        });
+        reads.join().unwrap();
+    });
 }
 
 #[test]
