@@ -214,35 +214,6 @@ fn context_gives_up_only_drained_engine() {
 }
 
 #[test]
-fn engine_leaves_after_polls_of_other_threads() {
-    // E12, E9: a poll by another thread, which may be inside the engine, ends before the engine
-    // leaves, although the home thread does not run the loop
-    AioContext::run(|context| {
-        let (_engine, _) = attached(2, 2);
-        let [begins, over] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-        let (begun, ends) = (Arc::clone(&begins), Arc::clone(&over));
-        let (send, inside) = channel();
-        let bottom_half = move || {
-            send.send(()).unwrap();
-            while !begun.load(Ordering::Relaxed) {
-                thread::yield_now();
-            }
-            // Long enough for an engine that does not wait.
-            (0..10_000).for_each(|_| thread::yield_now());
-            ends.store(true, Ordering::Relaxed);
-        };
-        context.schedule_oneshot(bottom_half).unwrap();
-        thread::scope(|scope| {
-            scope.spawn(|| context.poll(false));
-            inside.recv().unwrap();
-            begins.store(true, Ordering::Relaxed);
-            assert!(context.detach().unwrap().is_some());
-            assert!(over.load(Ordering::Relaxed), "the engine has left during the poll");
-        });
-    });
-}
-
-#[test]
 fn detach_does_not_wait_while_the_context_ends() {
     // E12, W5: a destructor that runs at the end of the context gets an error if a coroutine that
     // is unwound later has a request: a woken coroutine does not run any more. Hangs if not

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -344,13 +345,13 @@ fn engine_ignores_the_loop_of_another_context() {
     });
 }
 
-/// A source that releases its context's lock within a poll by another thread, and has a coroutine
-/// of that thread check the poll's token meanwhile.
+/// A source that releases its context's lock within a poll by another thread with a context, and has
+/// a coroutine of that thread check the poll's token meanwhile.
 struct ReleasesLock(AioContext, Mutex<Option<[bool; 3]>>);
 
 impl EventSource for ReleasesLock {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
-        if token.at_home().is_none() {
+        if token.at_home().is_none() && AioContext::current().is_some() {
             let (before, during) = (token.is_of(&self.0), Cell::new(None));
             scope(|scope| {
                 drop(scope.spawn(|| during.set(Some(token.is_of(&self.0)))));
@@ -393,5 +394,34 @@ fn loop_token_proves_nothing_without_the_lock() {
             scope.spawn(|| coralio::run(|| context.poll(false)));
         });
         assert_eq!(*source.1.lock().unwrap(), Some([true, false, true]));
+    });
+}
+
+#[test]
+fn engine_leaves_after_polls_of_other_threads() {
+    // E12, E9: a poll by another thread, which may be inside the engine, ends before the engine
+    // leaves, although the home thread does not run the loop
+    AioContext::run(|context| {
+        context.attach(Arc::new(ReleasesLock(context.clone(), Mutex::default()))).unwrap();
+        let [begins, over] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (begun, ends) = (Arc::clone(&begins), Arc::clone(&over));
+        let (send, inside) = channel();
+        let bottom_half = move || {
+            send.send(()).unwrap();
+            while !begun.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            // Long enough for an engine that does not wait.
+            (0..10_000).for_each(|_| thread::yield_now());
+            ends.store(true, Ordering::Relaxed);
+        };
+        context.schedule_oneshot(bottom_half).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| context.poll(false));
+            inside.recv().unwrap();
+            begins.store(true, Ordering::Relaxed);
+            assert!(context.detach().unwrap().is_some());
+            assert!(over.load(Ordering::Relaxed), "the engine has left during the poll");
+        });
     });
 }
