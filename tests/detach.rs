@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
 use coralio::context::AioContext;
+use coralio::coroutine::suspend;
 use coralio::driver::{BackendKind, DetachedEngine, detach};
 use coralio::engine::Engine;
 use coralio::engine::io_uring::IoUring;
@@ -203,8 +204,124 @@ fn context_gives_up_only_drained_engine() {
     });
     coralio::simulate::simulate(0..1, |_| {
         assert_eq!(detach().unwrap_err().kind(), io::ErrorKind::Unsupported);
+        let context = AioContext::current().unwrap();
+        assert_eq!(context.detach().map(drop).unwrap_err().kind(), io::ErrorKind::Unsupported);
         Ok(())
     });
+}
+
+#[test]
+fn detach_does_not_wait_while_the_context_ends() {
+    // E12, W5: a destructor that runs at the end of the context gets an error if a coroutine that
+    // is unwound later has a request: a woken coroutine does not run any more. Hangs if not
+    struct Detaches(Sender<io::ErrorKind>);
+    impl Drop for Detaches {
+        fn drop(&mut self) {
+            self.0.send(detach().unwrap_err().kind()).unwrap();
+        }
+    }
+    let (send, receive) = channel();
+    AioContext::run(|context| {
+        let (engine, _) = attached(2, 2);
+        drop(spawn(move || {
+            let _detaches = Detaches(send);
+            suspend();
+        }));
+        drop(reader(&engine, 0, 0));
+        context.poll(false);
+        assert_eq!(state(&engine), (1, 0));
+    });
+    assert_eq!(receive.recv().unwrap(), io::ErrorKind::ResourceBusy);
+}
+
+#[test]
+fn engine_attached_while_the_context_ends_is_dropped() {
+    // E1, W5: a destructor attaches an engine at the end of the context; both are freed
+    struct Attaches(Sender<Weak<Engine<ScriptedBackend>>>);
+    impl Drop for Attaches {
+        fn drop(&mut self) {
+            let engine = Engine::attach(ScriptedBackend::new(1), 1).unwrap();
+            self.0.send(Arc::downgrade(&engine)).unwrap();
+        }
+    }
+    let (send, receive) = channel();
+    AioContext::run(|context| {
+        drop(spawn(move || {
+            let _attaches = Attaches(send);
+            suspend();
+        }));
+        context.poll(false);
+    });
+    assert!(receive.recv().unwrap().upgrade().is_none());
+}
+
+/// Runs `f` once, when the loop checks its poll handlers before it sleeps. Then the loop runs until
+/// `done`.
+fn before_the_sleep(context: &AioContext, f: impl FnOnce() + Send + 'static, done: impl Fn() -> bool) {
+    let (checks, f) = (AtomicU32::new(0), Mutex::new(Some(f)));
+    let check = move || {
+        // The first check is the iteration's.
+        if checks.fetch_add(1, Ordering::Relaxed) == 1 {
+            f.lock().unwrap().take().unwrap()();
+        }
+        false
+    };
+    let _handler = context.add_poll_handler(check, || ()).unwrap();
+    context.poll_while(|| !done());
+}
+
+#[test]
+fn check_before_the_sleep_may_queue_work() {
+    // W3, X5: a coroutine that is spawned by a poll handler's last check before the sleep runs.
+    // Hangs if not
+    AioContext::run(|context| {
+        let ran = Arc::new(AtomicBool::new(false));
+        let runs = Arc::clone(&ran);
+        let spawns = move || drop(spawn(move || runs.store(true, Ordering::Relaxed)));
+        before_the_sleep(context, spawns, || ran.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+fn check_before_the_sleep_may_detach() {
+    // W3, E12: a poll handler's last check before the sleep detaches the engine, which polls and
+    // sleeps; a wake by another thread then still ends the outer sleep. Hangs if not
+    AioContext::run(|context| {
+        let (engine, _) = attached(1, 1);
+        let (waits, reads) = (spawn(suspend), reader(&engine, 0, 0));
+        context.poll(false);
+        assert_eq!(state(&engine), (1, 0));
+        let (send, receive) = channel();
+        let waker = waits.coroutine().waker();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                receive.recv().unwrap();
+                // The lock is free while the loop sleeps.
+                while context.try_acquire().is_none() {
+                    thread::yield_now();
+                }
+                waker.wake();
+            });
+            let detaches = move || {
+                drop(detach().unwrap());
+                send.send(()).unwrap();
+            };
+            before_the_sleep(context, detaches, || waits.is_finished());
+        });
+        reads.join().unwrap();
+    });
+}
+
+#[test]
+fn plugs_of_a_detached_engine_are_counted() {
+    // E3, H7: no lock excludes other threads while an engine is detached; the plug depth is exact
+    let (engine, _detached) = AioContext::run(|_| (attached(2, 2).0, detach().unwrap()));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..200_000).for_each(|_| drop(engine.plug())));
+        }
+    });
+    assert!(format!("{engine:?}").contains("plug depth 0,"), "{engine:?}");
 }
 
 #[test]

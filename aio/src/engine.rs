@@ -74,6 +74,7 @@ pub struct Engine<B: Backend, G: Guards = AllGuards> {
     /// Requests accepted by the backend and not yet reaped. Written under the context's lock with
     /// plain stores (rule E9).
     in_flight: AtomicU32,
+    /// Number of plugs. Written by any thread, without the lock.
     plug_depth: AtomicU32,
     /// Immediate submits on a full queue since the last `dispatch`.
     immediate_submits: AtomicU32,

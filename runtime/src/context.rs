@@ -49,7 +49,7 @@ pub(crate) use heartbeat::Heartbeat;
 pub(crate) use home_thread::{HomeThread, context_ended};
 pub(crate) use idle::{IdleHook, IdleTimer};
 pub(crate) use local::{LocalContext, Settings};
-pub(crate) use lock::{ContextLock, HomeLockGuard};
+pub(crate) use lock::{ContextGuard, ContextLock, HomeLockGuard};
 pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
 pub(crate) use registry::{ContextEnded, Key, Registry, call};
@@ -153,10 +153,10 @@ impl AioContext {
             !blocking,
             "poll(true) called off the context's home thread; call poll(false), or poll from the home thread"
         );
-        let _guard = self.acquire();
+        let guard = self.acquire();
         let _span = self.shared.scheduler.span(Span::Round);
         let source = self.shared.source.lock().clone();
-        let token = LoopToken::elsewhere(&self.shared);
+        let token = LoopToken::elsewhere(&guard);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
         progress |= self.shared.bottom_halves.run(&self.shared);
         progress |= self.serve_watches(progress, false, || false);
@@ -278,17 +278,12 @@ impl AioContext {
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         shared.watches.mask_running(&shared.epoll);
         shared.scheduler.sleep.going_to_sleep();
-        let due = self.is_due(home)
-            || !shared.pollers.is_empty()
-                && (shared.pollers.is_ready(0) || {
-                    // `is_ready` is foreign code. It may have made a coroutine ready, or slept in a
-                    // poll, which ends with the loop awake. So the sleep is announced once more.
-                    shared.scheduler.sleep.going_to_sleep();
-                    self.is_due(home)
-                });
-        // It may also have detached the source.
+        // The checks are foreign code, which may have detached the source, queued work, or polled: a
+        // nested sleep has then taken back the announcement of this one.
+        let ready = shared.pollers.is_ready(0);
         let source = home.source.get();
-        if !due && !source.is_some_and(|source| source.is_ready(HomeToken::new(home))) {
+        let ready = ready || source.is_some_and(|source| source.is_ready(HomeToken::new(home)));
+        if !ready && !shared.scheduler.sleep.is_awake() && !self.is_due(home) {
             let until = self.next_due();
             if until.is_none() && home.idle_timer.should_arm(home) && self.is_alone(home) {
                 home.idle_timer.arm(home);
@@ -338,6 +333,13 @@ impl AioContext {
     #[doc(hidden)]
     pub fn wake_loop(&self) {
         self.shared.scheduler.wake_loop();
+    }
+
+    /// Returns whether this thread's context is `self`, and is ending: a coroutine that is woken now
+    /// does not run.
+    #[doc(hidden)]
+    pub fn is_ending(&self) -> bool {
+        self.shared.home().is_some_and(|home| home.scheduler.is_ending())
     }
 
     /// Returns the tracer of the context's event log, if [one was

@@ -1,8 +1,10 @@
 //! Misuse of an engine by safe code.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -310,8 +312,7 @@ fn engine_ignores_the_loop_of_another_context() {
     // E9, E12: an engine called with another context's loop tokens ignores them: no completion is
     // taken, and nothing submits or sleeps on that thread
     with_engine(8, |context, backend, engine| {
-        backend.script.complete_on_submit(0, 1);
-        backend.script.hold(1);
+        (0..2).for_each(|number| backend.script.hold(number));
         let waits = spawn({
             let engine = engine.clone();
             move || touch(&engine, 0)
@@ -322,6 +323,7 @@ fn engine_ignores_the_loop_of_another_context() {
             move || touch(&engine, 512)
         });
         assert_eq!(backend.transcript(), "0>1");
+        backend.script.release(0);
         let source = context.source().unwrap();
         let foreign = thread::spawn(move || {
             let borrows = Arc::new(Borrows { engine: source, report: Mutex::default() });
@@ -337,5 +339,86 @@ fn engine_ignores_the_loop_of_another_context() {
         context.poll(false);
         backend.script.release(1);
         assert_eq!((waits.join().unwrap(), late.join().unwrap()), (Ok(0), Ok(0)));
+    });
+}
+
+/// A source that releases its context's lock within a poll by another thread with a context, and has
+/// a coroutine of that thread check the poll's token meanwhile.
+struct ReleasesLock(AioContext, Mutex<Option<[bool; 3]>>);
+
+impl EventSource for ReleasesLock {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        if token.at_home().is_none() && AioContext::current().is_some() {
+            let (before, during) = (token.is_of(&self.0), Cell::new(None));
+            scope(|scope| {
+                drop(scope.spawn(|| during.set(Some(token.is_of(&self.0)))));
+                self.0.poll_while(|| during.get().is_none());
+            });
+            *self.1.lock().unwrap() = Some([before, during.get().unwrap(), token.is_of(&self.0)]);
+        }
+        false
+    }
+
+    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
+        false
+    }
+
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, _: HomeToken<'_>, _: BorrowedFd<'_>, _: Option<Duration>) -> Option<io::Result<()>> {
+        None
+    }
+}
+
+#[test]
+fn loop_token_proves_nothing_without_the_lock() {
+    // E9, X8: the token of another thread's poll is no proof while that thread has released the
+    // lock in poll_while
+    AioContext::run(|context| {
+        let source = Arc::new(ReleasesLock(context.clone(), Mutex::default()));
+        context.attach(Arc::clone(&source) as Arc<dyn EventSource>).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| coralio::run(|| context.poll(false)));
+        });
+        assert_eq!(*source.1.lock().unwrap(), Some([true, false, true]));
+    });
+}
+
+#[test]
+fn engine_leaves_after_polls_of_other_threads() {
+    // E12, E9: a poll by another thread, which may be inside the engine, ends before the engine
+    // leaves, although the home thread does not run the loop
+    AioContext::run(|context| {
+        context.attach(Arc::new(ReleasesLock(context.clone(), Mutex::default()))).unwrap();
+        let [begins, over] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (begun, ends) = (Arc::clone(&begins), Arc::clone(&over));
+        let (send, inside) = channel();
+        let bottom_half = move || {
+            send.send(()).unwrap();
+            while !begun.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            // Long enough for an engine that does not wait.
+            (0..10_000).for_each(|_| thread::yield_now());
+            ends.store(true, Ordering::Relaxed);
+        };
+        context.schedule_oneshot(bottom_half).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| context.poll(false));
+            inside.recv().unwrap();
+            begins.store(true, Ordering::Relaxed);
+            assert!(context.detach().unwrap().is_some());
+            assert!(over.load(Ordering::Relaxed), "the engine has left during the poll");
+        });
     });
 }

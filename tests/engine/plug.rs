@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use coralio::coroutine::Coroutine;
 use coralio::{JoinHandle, spawn};
@@ -206,6 +208,26 @@ fn panic_drops_its_plug() {
         enter_at(engine, &[1]);
         assert_eq!(backend.transcript(), "1>1");
         context.poll(true);
+    });
+}
+
+#[test]
+fn plug_does_not_wait_for_the_lock() {
+    // E3, X8: a plug is created and dropped while another thread holds the context's lock, so plugs
+    // that loops hold of each other's engines cannot make them wait for each other. Hangs if not
+    with_engine(8, |context, _, engine| {
+        let (send, is_locked) = channel();
+        let (dropped, until_dropped) = channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let _guard = context.acquire();
+                send.send(()).unwrap();
+                until_dropped.recv().unwrap();
+            });
+            is_locked.recv().unwrap();
+            drop(engine.plug());
+            dropped.send(()).unwrap();
+        });
     });
 }
 

@@ -205,6 +205,28 @@ fn panic_in_a_run_does_not_affect_the_next() {
 }
 
 #[test]
+fn panic_hook_works_while_its_thread_ends() {
+    // E17: a panic that a thread-local's destructor catches is printed as without a simulation,
+    // although the hook's own thread-local is gone. Aborts if not
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            assert!(catch_unwind(|| panic!("while the thread ends")).is_err());
+        }
+    }
+    thread_local!(static PANICS: Panics = const { Panics });
+    let thread = std::thread::spawn(|| {
+        // Before the hook's, so dropped after it.
+        PANICS.with(|_| ());
+        simulate(0..1, |sim| {
+            sim.crash_during(|| ());
+            Ok(())
+        });
+    });
+    thread.join().unwrap();
+}
+
+#[test]
 fn script_determines_the_next_fault() {
     // E2, E10, E17: scripted faults occur once each, in order, whatever the rates.
     let quiet = Simulation::new().faults(Faults::none()).sector_size(16);

@@ -32,7 +32,7 @@ pub struct AttachError {
 /// to another thread's context. The wait is in the manner of [`AioContext::poll_while`]: it runs
 /// the loop, and includes requests made meanwhile.
 ///
-/// Files of the context stay open, and report `NotConnected` until an engine is attached to the
+/// Files of the context stay open, and report `NotConnected` until the engine is attached to the
 /// context again; [`File::detach`](crate::File::detach) moves a file to the engine's new context.
 ///
 /// # Errors
@@ -40,7 +40,8 @@ pub struct AttachError {
 /// `NotFound`: the context has no engine. `Unsupported`: the engine is simulated, or of another
 /// crate. `WouldBlock`: the caller runs in a nested poll, on top of a completion of this engine;
 /// call it from a coroutine or bottom half that does not. `NotConnected`: the engine was detached
-/// by another coroutine during the wait.
+/// by another coroutine during the wait. `ResourceBusy`: the context is ending, and coroutines that
+/// are still to be unwound have requests.
 ///
 /// # Panics
 ///
@@ -57,10 +58,7 @@ pub fn detach() -> io::Result<DetachedEngine> {
         return Err(io::Error::new(io::ErrorKind::NotFound, why));
     }
     let driver = Driver::of_this_context()?;
-    if driver.simulated.is_some() {
-        let why = "cannot detach a simulated engine: it belongs to its run; detach engines on real backends";
-        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
-    }
+    driver.check_real()?;
     if driver.is_busy() && can_suspend() {
         // Most likely a completion woke the caller. After the yield, the loop resumes it outside
         // the reap.
@@ -71,7 +69,7 @@ pub fn detach() -> io::Result<DetachedEngine> {
              it outside the nested poll";
         return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
     }
-    context.poll_while(|| driver.engine.is_here() && !driver.is_drained());
+    context.poll_while(|| driver.engine.is_here() && !driver.is_drained() && !context.is_ending());
     if !driver.engine.is_here() {
         let why = "cannot detach the engine: another coroutine has detached it meanwhile";
         return Err(io::Error::new(io::ErrorKind::NotConnected, why));
@@ -89,11 +87,21 @@ impl Driver {
         self.engines().all(|engine| engine.is_drained())
     }
 
+    /// Fails for a simulated engine: without it, its run would use real files.
+    fn check_real(&self) -> io::Result<()> {
+        if self.simulated.is_none() {
+            return Ok(());
+        }
+        let why = "cannot detach a simulated engine: it belongs to its run; detach engines on real backends";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
+    }
+
     /// Makes the engines leave their context.
     pub(super) fn leave_context(&self) -> io::Result<()> {
+        self.check_real()?;
         if !self.engine.is_here() || !self.is_drained() {
             let why = "cannot detach the I/O engine: it has requests that would never complete; coralio::driver::detach \
-                 waits for them";
+                 waits for them, unless the context is ending";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }
         self.move_to(None);

@@ -87,7 +87,8 @@ impl Owner {
         }
     }
 
-    /// Detaches the drained engine from its context. Called on that context's home thread.
+    /// Detaches the drained engine from its context. Called on that context's home thread, under its
+    /// lock.
     pub(crate) fn leave(&self) {
         self.current.store(ptr::null_mut(), Ordering::Release);
     }

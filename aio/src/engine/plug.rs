@@ -25,21 +25,22 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// Delays requests until the plug is dropped.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
-        let _guard = self.owner.acquire();
-        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        // Without the lock: other contexts' threads, and those that hold the lock, may get here.
+        // Relaxed: a late submit is found by the loop before it sleeps.
+        self.plug_depth.fetch_add(1, Ordering::Relaxed);
         Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
     }
 }
 
 impl<B: Backend, G: Guards> Unplug for Engine<B, G> {
     fn unplug(&self) {
-        let guard = self.owner.acquire();
-        let pending = guard.as_ref().map_or(0, |guard| self.pending.len(guard));
         let counts = match G::UNPLUG_DECREMENT {
             UnplugDecrement::Always => true,
-            UnplugDecrement::OnlyWhenNotFull => pending < self.depth as usize,
+            UnplugDecrement::OnlyWhenNotFull => {
+                self.owner.acquire().is_none_or(|lock| self.pending.len(&lock) < self.depth as usize)
+            }
         };
-        self.plug_depth.store(self.plug_depth.load(Ordering::Relaxed) - u32::from(counts), Ordering::Relaxed);
+        self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
         // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
         // is woken.
         self.owner.wake_loop();

@@ -49,9 +49,9 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         !HomeRef::in_child() && self.submit_from(here)
     }
 
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
         // SAFETY: only checks for a completion, which needs no lock.
-        unsafe { self.backend.peek_completion() }.is_some() || self.can_submit()
+        self.owner.is_home_of(token) && (unsafe { self.backend.peek_completion() }.is_some() || self.can_submit())
     }
 
     fn is_idle(&self) -> bool {

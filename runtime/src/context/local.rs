@@ -172,6 +172,8 @@ impl LocalContext {
         }
         self.scheduler.unwind_all(reports_unwound, &mut panics);
         if let Some(source) = self.source.get().filter(|_| !in_child()) {
+            // A destructor may have attached it since. The source may keep the context alive.
+            *self.context.shared.source.lock() = None;
             panics.catch(|| source.close(HomeToken::new(self)));
         }
         if !in_child() {

@@ -82,6 +82,14 @@ impl Drop for ContextGuard<'_> {
     }
 }
 
+impl ContextGuard<'_> {
+    /// Returns whether this is a guard of `shared`, whose lock its thread holds now (*eras*).
+    pub(crate) fn holds(&self, shared: &SharedContext) -> bool {
+        let epoch = shared.lock.epoch.load(Ordering::Relaxed);
+        ptr::eq(self.shared, shared) && self.foreign.as_ref().is_none_or(|foreign| foreign.epoch == epoch)
+    }
+}
+
 /// As [`ContextGuard`], for callers known to be on the home thread: a count. For authors of
 /// engines.
 #[must_use = "the lock is released when the guard is dropped"]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::context::{AioContext, HomeLockGuard, LocalContext, SharedContext};
+use crate::context::{AioContext, ContextGuard, HomeLockGuard, LocalContext, SharedContext};
 use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
 use crate::sys::fork;
 
@@ -83,8 +83,9 @@ pub trait EventSource: IntoAny {
     /// The system's error if the thread cannot sleep.
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>>;
 
-    /// Called by [`AioContext::detach`] on the home thread: the context no longer drives the engine
-    /// if this succeeds. An engine with requests returns an error, because nothing completes the
+    /// Called by [`AioContext::detach`] on the home thread, under the context's lock, so that no poll
+    /// of another thread is inside the engine: the context no longer drives the engine if this
+    /// succeeds. An engine with requests returns an error, because nothing completes the
     /// requests of an engine without a context.
     ///
     /// # Errors
@@ -103,36 +104,49 @@ pub trait EventSource: IntoAny {
 }
 
 /// Proof that the caller polls a context and holds the context's lock. Created only by a poll of
-/// that context, and valid within the call that receives it.
+/// that context, and valid within the call that receives it. Off the home thread it proves nothing
+/// while [`poll_while`](AioContext::poll_while) has released the lock: [`is_of`](Self::is_of) is
+/// then false.
 #[derive(Clone, Copy)]
 pub struct LoopToken<'l> {
-    shared: &'l SharedContext,
-    home: Option<&'l LocalContext>,
+    poller: Poller<'l>,
     _not_send: PhantomData<*const ()>,
+}
+
+#[derive(Clone, Copy)]
+enum Poller<'l> {
+    Home(&'l LocalContext),
+    OffHome(&'l ContextGuard<'l>),
 }
 
 impl<'l> LoopToken<'l> {
     /// Creates the token of a poll by the home thread, which holds the lock.
     #[inline]
     pub(crate) fn at_home_of(home: &'l LocalContext) -> LoopToken<'l> {
-        LoopToken { shared: &home.context.shared, home: Some(home), _not_send: PhantomData }
+        LoopToken { poller: Poller::Home(home), _not_send: PhantomData }
     }
 
     /// Creates the token of a poll by another thread, which holds the lock.
-    pub(crate) fn elsewhere(shared: &'l SharedContext) -> LoopToken<'l> {
-        LoopToken { shared, home: None, _not_send: PhantomData }
+    pub(crate) fn elsewhere(guard: &'l ContextGuard<'l>) -> LoopToken<'l> {
+        LoopToken { poller: Poller::OffHome(guard), _not_send: PhantomData }
     }
 
-    /// Returns whether the polled context is `context`.
+    /// Returns whether the polled context is `context`, and its lock is held.
     #[inline]
     pub fn is_of(self, context: &AioContext) -> bool {
-        ptr::eq(self.shared, &*context.shared)
+        match self.poller {
+            Poller::Home(home) => ptr::eq(&*home.context.shared, &*context.shared),
+            Poller::OffHome(guard) => guard.holds(&context.shared),
+        }
     }
 
     /// Returns the engine operations of the context's home thread; `None` if another thread polls.
     #[inline]
     pub fn at_home(self) -> Option<HomeRef<'l>> {
-        self.home.map(HomeRef::new)
+        match self.poller {
+            Poller::Home(home) => Some(HomeRef::new(home)),
+            Poller::OffHome(_) => None,
+        }
     }
 }
 
@@ -278,10 +292,16 @@ impl AioContext {
     /// # Panics
     ///
     /// Panics on any thread other than the context's home thread.
+    ///
+    /// # Control
+    ///
+    /// May block the thread, as [`acquire`](Self::acquire).
     pub fn detach(&self) -> io::Result<Option<Arc<dyn EventSource>>> {
         let Some(home) = self.shared.home() else {
             panic!("cannot detach an engine off the context's home thread; call this on the home thread");
         };
+        // Excludes polls of other threads, also of a caller outside the loop.
+        let _guard = self.shared.acquire_at_home();
         if let Some(source) = home.source.get() {
             source.leave(HomeToken::new(home))?;
         }

@@ -170,7 +170,7 @@ impl Machine {
         let offered = entries.len();
         let taken = self.admit(entries).map_err(|errno| {
             self.steps += 1;
-            self.note(&Event::AttachError { offered, errno });
+            self.note(&Event::Refused { offered, errno });
             io::Error::from_raw_os_error(errno)
         })?;
         self.refused_in_row = 0;

@@ -12,7 +12,7 @@ use crate::backend::Opcode;
 #[derive(Debug, Hash)]
 pub(crate) enum Event {
     Submitted { offered: usize, taken: usize },
-    AttachError { offered: usize, errno: i32 },
+    Refused { offered: usize, errno: i32 },
     Taken { number: u64, opcode: Opcode, file: usize, offset: u64, len: usize, hash: u64 },
     Completed { number: u64, result: i64, hash: u64 },
     Reaped { number: u64 },
@@ -26,7 +26,7 @@ impl fmt::Display for Event {
         match self {
             Event::Submitted { offered, taken } if offered == taken => write!(f, "submit of {offered}"),
             Event::Submitted { offered, taken } => write!(f, "submit of {offered}: {taken} taken"),
-            Event::AttachError { offered, errno } => {
+            Event::Refused { offered, errno } => {
                 write!(f, "submit of {offered} refused: {}", std::io::Error::from_raw_os_error(*errno))
             }
             Event::Taken { number, opcode, file, offset, len, .. } => {
