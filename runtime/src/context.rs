@@ -278,9 +278,13 @@ impl AioContext {
         let _paused = home.heartbeat.as_deref().map(Heartbeat::pause);
         shared.watches.mask_running(&shared.epoll);
         shared.scheduler.sleep.going_to_sleep();
-        // The checks are foreign code, which may have detached the source, queued work, or polled: a
-        // nested sleep has then taken back the announcement of this one.
-        let ready = shared.pollers.is_ready(0);
+        let mut ready = self.is_due(home);
+        if !ready && !shared.pollers.is_empty() {
+            // `is_ready` is foreign code, which may have detached the source, queued work, or polled:
+            // a nested sleep ends with the loop awake. So the sleep is announced once more.
+            ready = shared.pollers.is_ready(0);
+            shared.scheduler.sleep.going_to_sleep();
+        }
         let source = home.source.get();
         let ready = ready || source.is_some_and(|source| source.is_ready(HomeToken::new(home)));
         if !ready && !shared.scheduler.sleep.is_awake() && !self.is_due(home) {
