@@ -244,7 +244,7 @@ impl LinuxAio {
     }
 
     /// Returns the completion at the cursor. Uses only atomics and a mutex: a call at the wrong
-    /// time confuses completions, which the contract of [`Backend::peek`] excludes, but is not
+    /// time confuses completions, which the contract of [`Backend::peek_completion`] excludes, but is not
     /// undefined behaviour by itself.
     #[inline]
     fn found(&self) -> Option<Completion> {

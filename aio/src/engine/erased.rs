@@ -78,7 +78,7 @@ pub(crate) trait ErasedEngine: EventSource {
     /// stack. Called on the home thread.
     fn is_drained(&self) -> bool;
 
-    /// As [`is_drained`](Self::is_drained), but ignores requests.
+    /// Returns whether a reap or submit is on the stack. Called on the home thread.
     fn is_busy(&self) -> bool;
 
     /// Makes the drained engine leave its context, or join `context`. Called on the home thread of

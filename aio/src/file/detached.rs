@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use super::handle::Handle;
 use super::{File, served_here};
 
-/// A file in transit between two contexts. Dropping it closes the file.
+/// A file between two contexts. Dropping it closes the file.
 #[derive(Debug)]
 pub struct DetachedFile {
     fd: OwnedFd,

@@ -169,7 +169,7 @@ impl FileRoutes {
                 // `RWF_NOWAIT` is not supported, so it is not used again. Direct reads seldom
                 // block; other requests might.
                 let read = READS.contains(&opcode);
-                // Writes on a direct descriptor use `Try` too.
+                // Writes on a direct descriptor are tried with `nowait` too.
                 let way = if read && ways.direct { Route::Primary } else { Route::Offload };
                 ways.set(if read { READS } else { WRITES }, way);
                 Some(way)
