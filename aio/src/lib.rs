@@ -83,14 +83,14 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod backend;
+mod builder;
 pub mod driver;
 pub mod engine;
 mod file;
 pub mod simulate;
+mod threads;
 
-use std::io;
-use std::time::Duration;
-
+pub use builder::RuntimeBuilder;
 #[doc(alias = "await")]
 #[doc(inline)]
 pub use coralio_runtime::block_on;
@@ -108,9 +108,6 @@ pub use simulate::simulate;
 
 #[doc(hidden)]
 pub use coralio_runtime::report;
-
-use coralio_runtime::{AioContext, ContextBuilder};
-use driver::{BackendKind, DEFAULT_QUEUE_DEPTH, Driver};
 
 /// Names, directories and options of files, beside [`File`] and [`OpenOptions`].
 pub mod fs {
@@ -139,6 +136,7 @@ pub mod coroutine {
 
 /// The event loop and what it can wait for.
 pub mod context {
+    pub use crate::threads::{ContextThreads, ThreadBuilder};
     #[doc(alias = "Runtime")]
     #[doc(inline)]
     pub use coralio_runtime::AioContext;
@@ -199,115 +197,6 @@ pub fn run<T>(f: impl FnOnce() -> T) -> T {
     match RuntimeBuilder::new().run(f) {
         Ok(value) => value,
         Err(error) => panic!("cannot run a context: {error}"),
-    }
-}
-
-/// Configures a context with its I/O engine, and runs it.
-///
-/// ```
-/// let seven = coralio::RuntimeBuilder::new().queue_depth(32).stack_size(256 * 1024).run(|| 7).unwrap();
-/// assert_eq!(seven, 7);
-/// ```
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct RuntimeBuilder {
-    backend: BackendKind,
-    depth: u32,
-    slow_submit_threshold: Option<Duration>,
-    context: ContextBuilder,
-}
-
-impl Default for RuntimeBuilder {
-    fn default() -> RuntimeBuilder {
-        RuntimeBuilder::new()
-    }
-}
-
-impl RuntimeBuilder {
-    /// Creates a builder with [`BackendKind::Auto`], queue depth [`DEFAULT_QUEUE_DEPTH`] and stack size
-    /// [`DEFAULT_STACK_SIZE`](task::DEFAULT_STACK_SIZE).
-    pub fn new() -> RuntimeBuilder {
-        RuntimeBuilder {
-            backend: BackendKind::Auto,
-            depth: DEFAULT_QUEUE_DEPTH,
-            slow_submit_threshold: None,
-            context: AioContext::builder(),
-        }
-    }
-
-    /// Sets the backend to use.
-    pub fn backend(mut self, choice: BackendKind) -> RuntimeBuilder {
-        self.backend = choice;
-        self
-    }
-
-    /// Sets the maximum number of requests in flight; further requests wait.
-    ///
-    /// Keep it below the size of the device's queue (`/sys/block/*/queue/nr_requests`). A submit
-    /// that exceeds that queue blocks: for 3 to 11 milliseconds with 512 requests in flight on a
-    /// queue of 256, with native AIO and io_uring alike. [`BackendKind::Auto`] does not help,
-    /// since the kernel does not report this case as blocking. Large requests count several times
-    /// because the kernel splits them (`/sys/block/*/queue/max_sectors_kb`).
-    pub fn queue_depth(mut self, depth: u32) -> RuntimeBuilder {
-        self.depth = depth;
-        self
-    }
-
-    /// Sets the default stack size of coroutines in bytes, including the guard page.
-    pub fn stack_size(mut self, bytes: usize) -> RuntimeBuilder {
-        self.context = self.context.stack_size(bytes);
-        self
-    }
-
-    /// Sets how long the loop may busy-poll for completions before it sleeps: latency in exchange
-    /// for CPU time. See [`ContextBuilder::busy_poll_max`].
-    pub fn busy_poll_max(mut self, limit: Duration) -> RuntimeBuilder {
-        self.context = self.context.busy_poll_max(limit);
-        self
-    }
-
-    /// Counts submits that block the loop for longer than `limit`: [`Stats::slow_submits`](driver::Stats::slow_submits). Each
-    /// submit then reads the clock twice; without a limit, submits do not read it.
-    ///
-    /// Under [`BackendKind::Auto`], requests that would block go to a thread. A slow submit that
-    /// is counted nevertheless indicates a queue too deep for the device, or a thread that was not
-    /// scheduled.
-    pub fn slow_submit_threshold(mut self, limit: Duration) -> RuntimeBuilder {
-        self.slow_submit_threshold = Some(limit);
-        self
-    }
-
-    /// Records events in an event log, see [`ContextBuilder::trace`].
-    pub fn trace(mut self, trace: &trace::Trace) -> RuntimeBuilder {
-        self.context = self.context.trace(trace);
-        self
-    }
-
-    /// Sets the other options of the context. Replaces those set before through this builder.
-    pub fn context(mut self, builder: ContextBuilder) -> RuntimeBuilder {
-        self.context = builder;
-        self
-    }
-
-    /// Runs `f` as [`run`] does.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput`: invalid queue depth. Otherwise the system's error if it lacks the resources
-    /// for a context or an engine, with the remedy.
-    ///
-    /// # Panics
-    ///
-    /// Propagates `f`'s panic. Panics if this thread already runs a context.
-    #[track_caller]
-    pub fn run<T>(self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let RuntimeBuilder { backend, depth, slow_submit_threshold, context } = self;
-        context.run_coroutine(|_context| {
-            let driver = Driver::attach(backend, depth)?;
-            // The fallback to threads never blocks the loop.
-            slow_submit_threshold.into_iter().for_each(|limit| driver.engine.set_slow_submit_threshold(limit));
-            Ok(f())
-        })?
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::context::{AioContext, Heartbeat, IdleTimer, LocalContext, Settings, SharedContext};
 use crate::coroutine::{DEFAULT_STACK_SIZE, StackPool};
 use crate::diagnostics::{AlternateStack, RegistryGuard, Watcher, deadlock};
-use crate::sys::{Clock, VirtualClock, fork};
+use crate::sys::{Clock, Pinned, VirtualClock, fork};
 use crate::task::Coroutine;
 use crate::trace::Trace;
 
@@ -26,6 +26,7 @@ pub struct ContextBuilder {
     track_stack_usage: bool,
     trace: Option<Trace>,
     clock: Clock,
+    cpus: Option<Vec<usize>>,
 }
 
 impl ContextBuilder {
@@ -104,11 +105,29 @@ impl ContextBuilder {
         self
     }
 
+    /// Restricts the context's thread to these CPUs (numbered from 0) while the context runs. The
+    /// thread pool of `coralio` is not restricted.
+    ///
+    /// A context whose thread does not move from CPU to CPU keeps its caches warm. Leave the choice
+    /// to the system where contexts share the CPUs with other busy threads.
+    ///
+    /// ```
+    /// use coralio_runtime::AioContext;
+    ///
+    /// AioContext::builder().cpus([0]).run(|_context| println!("on CPU 0"))?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    pub fn cpus(mut self, cpus: impl IntoIterator<Item = usize>) -> ContextBuilder {
+        self.cpus = Some(cpus.into_iter().collect());
+        self
+    }
+
     /// As [`AioContext::run`].
     ///
     /// # Errors
     ///
-    /// The system has no descriptors left for the loop.
+    /// The system has no descriptors left for the loop. `InvalidInput`: the process may use none of
+    /// [`cpus`](Self::cpus).
     ///
     /// # Panics
     ///
@@ -124,6 +143,8 @@ impl ContextBuilder {
             (Some(limit), Some(heartbeat)) => Some(Watcher::start(&context, Arc::clone(heartbeat), limit)?),
             _ => None,
         };
+        // After the watcher, whose thread must not depend on this one's CPU.
+        let _pinned = self.cpus.as_deref().map(Pinned::new).transpose()?;
         let _alternate_stack = AlternateStack::install();
         let settings = Settings {
             stacks: StackPool::new(self.stack_size, self.track_stack_usage),
@@ -202,6 +223,7 @@ impl AioContext {
             report_stalls_after: None,
             report_unwound: true,
             trace: None,
+            cpus: None,
         }
     }
 }

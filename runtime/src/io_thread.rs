@@ -107,19 +107,39 @@ impl ContextBuilder {
     ///
     /// Blocks the thread until the loop runs.
     pub fn start_thread(self, name: &str) -> io::Result<IoThread> {
+        self.start_thread_with(name, |_context| Ok(()))
+    }
+
+    /// Starts a thread as [`start_thread`](Self::start_thread) does; first the thread calls `prepare`
+    /// inside its context, for example to attach an I/O engine.
+    ///
+    /// # Errors
+    ///
+    /// The error of `prepare`, which ends the thread. Otherwise as `start_thread`.
+    ///
+    /// # Control
+    ///
+    /// Blocks the thread until the loop runs.
+    pub fn start_thread_with(
+        self,
+        name: &str,
+        prepare: impl FnOnce(&AioContext) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<IoThread> {
         let stop = Arc::new(AtomicBool::new(false));
         let (started, start) = mpsc::sync_channel(1);
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new().name(name.to_string()).spawn(move || {
             let failed = started.clone();
             let ran = self.run(|context| {
+                prepare(context)?;
                 let _ = started.send(Ok(context.clone()));
                 // Relaxed: a thread that sets it notifies afterwards.
                 while !stopped.load(Ordering::Relaxed) {
                     context.poll(true);
                 }
+                Ok(())
             });
-            if let Err(error) = ran {
+            if let Err(error) = ran.and_then(|ended| ended) {
                 let _ = failed.send(Err(error));
             }
         })?;

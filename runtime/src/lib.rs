@@ -140,6 +140,8 @@ pub use sync::{
     SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
 pub use sys::clock::VirtualClock;
+#[doc(hidden)]
+pub use sys::cpus::{allowed_cpus, unrestrict_cpus};
 pub use sys::os_error::OsCode;
 #[doc(hidden)]
 pub use sys::os_error::explained;

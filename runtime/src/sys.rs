@@ -3,6 +3,7 @@
 //! The lowest layer. It knows nothing of coroutines or contexts.
 
 pub(crate) mod clock;
+pub(crate) mod cpus;
 pub(crate) mod descriptors;
 pub(crate) mod fork;
 pub(crate) mod os_error;
@@ -10,6 +11,7 @@ pub(crate) mod panic;
 pub(crate) mod report;
 
 pub(crate) use clock::{Clock, VirtualClock};
+pub(crate) use cpus::Pinned;
 pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, is_stream_socket, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
 pub(crate) use os_error::explained;

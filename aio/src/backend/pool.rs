@@ -165,6 +165,7 @@ impl<W: Work> Pool<W> {
 
     /// The main function of a worker.
     fn serve(&'static self) {
+        coralio_runtime::unrestrict_cpus();
         if self.config.leaves_signals {
             leave_signals_to_others();
         }

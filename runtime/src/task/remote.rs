@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::context::AioContext;
 use crate::coroutine::Cancelled;
-use crate::task::{Coroutine, Waker, block_on};
+use crate::task::{Coroutine, CoroutineBuilder, Waker, block_on};
 
 /// The shared slot in which a coroutine of another thread stores its outcome.
 struct SharedResult<T> {
@@ -88,20 +88,7 @@ impl AioContext {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let slot = SharedResult { outcome: None, filled: false, waiter: None, coroutine: None, cancelled: false };
-        let slot = Arc::new(Mutex::new(slot));
-        let sender = ResultSender { slot: Arc::clone(&slot), outcome: None };
-        let builder = Coroutine::builder();
-        self.shared.scheduler.run_at_home(Box::new(move || {
-            let body = move || {
-                sender.begin();
-                sender.sender(catch_unwind(AssertUnwindSafe(f)));
-            };
-            // On failure (no memory) it drops the body, and with it `sender`, which reports the
-            // failure to the handle.
-            drop(builder.spawn(body));
-        }));
-        RemoteJoinHandle { slot }
+        Coroutine::builder().spawn_on(self, f)
     }
 
     /// Runs `f` as a coroutine of this context, and waits for its result. Coroutines cannot
@@ -127,6 +114,40 @@ impl AioContext {
             return Ok(f());
         }
         self.spawn(f).join()
+    }
+}
+
+impl CoroutineBuilder {
+    /// Spawns a coroutine in `context` as [`AioContext::spawn`] does, from any thread, with this name
+    /// and stack size.
+    ///
+    /// ```
+    /// use coralio_runtime::{Coroutine, IoThread};
+    ///
+    /// let worker = IoThread::start("worker").unwrap();
+    /// let task = Coroutine::builder().name("parse").stack_size(1 << 20).spawn_on(worker.context(), || 6 * 7);
+    /// assert_eq!(task.join().unwrap(), 42);
+    /// worker.stop().unwrap();
+    /// ```
+    #[track_caller]
+    pub fn spawn_on<F, T>(self, context: &AioContext, f: F) -> RemoteJoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let slot = SharedResult { outcome: None, filled: false, waiter: None, coroutine: None, cancelled: false };
+        let slot = Arc::new(Mutex::new(slot));
+        let sender = ResultSender { slot: Arc::clone(&slot), outcome: None };
+        context.shared.scheduler.run_at_home(Box::new(move || {
+            let body = move || {
+                sender.begin();
+                sender.sender(catch_unwind(AssertUnwindSafe(f)));
+            };
+            // On failure (no memory) it drops the body, and with it `sender`, which reports the
+            // failure to the handle.
+            drop(self.spawn(body));
+        }));
+        RemoteJoinHandle { slot }
     }
 }
 
