@@ -50,6 +50,10 @@ pub fn unrestrict_cpus() {
 }
 
 /// Returns the CPUs that this thread may use.
+///
+/// # Errors
+///
+/// `InvalidInput`: the system has more CPUs than a set can name.
 pub fn allowed_cpus() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
