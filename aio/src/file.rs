@@ -12,13 +12,13 @@
 use std::cell::OnceCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use coralio_runtime::{AioContext, CoMutex};
+use rustix::fs::{FileType, OFlags};
 
 use crate::backend::simulated::SimulatedBackend;
 use crate::backend::{Backend, Opcode};
@@ -33,6 +33,8 @@ mod detached;
 pub(crate) mod error;
 mod fs;
 mod handle;
+mod inspect;
+mod open_cached;
 mod options;
 mod order;
 mod route;
@@ -43,7 +45,8 @@ pub use aligned_buf::AlignedBuf;
 pub use detached::DetachedFile;
 pub use fs::{remove_file, rename, sync_dir};
 use handle::Handle;
-use options::direct_alignment;
+use inspect::FileSystem;
+use options::Opened;
 pub use options::{Alignment, Direct, OpenOptions};
 use order::WriteOrder;
 use route::FileRoutes;
@@ -87,6 +90,8 @@ pub struct File {
     memory_mask: u64,
     offset_mask: u64,
     direct: bool,
+    /// Whether `fstat` never waits, so that it needs no thread.
+    stats_at_once: bool,
     engine: Arc<dyn ErasedEngine>,
     route: FileRoutes,
     /// Shared with the context's other files of the same inode.
@@ -139,7 +144,7 @@ impl File {
     ///
     /// Outside a context.
     pub fn from_fd(fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false, served_here)
+        File::new(Opened::new(fd)?, false, served_here)
     }
 
     /// As [`from_fd`](File::from_fd), on a given engine: for tests with a scripted backend, or with
@@ -149,36 +154,30 @@ impl File {
     ///
     /// As [`from_fd`](File::from_fd).
     pub fn with_engine<B: Backend, G: Guards>(engine: &Arc<Engine<B, G>>, fd: OwnedFd) -> io::Result<File> {
-        File::new(fd.into(), false, || Ok((Arc::clone(engine) as _, None)))
+        File::new(Opened::new(fd)?, false, || Ok((Arc::clone(engine) as _, None)))
     }
 
-    fn new(file: std::fs::File, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
-        let metadata = file.metadata()?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    fn new(opened: Opened, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
+        let Opened { fd, flags, facts } = opened;
+        match facts.kind {
+            FileType::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            FileType::Fifo | FileType::Socket => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "cannot do file I/O on a pipe or socket: it has no offsets, and native AIO on it would block; use \
+                     a regular file or block device",
+                ));
+            }
+            _ => {}
         }
-        if kind.is_fifo() || kind.is_socket() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "cannot do file I/O on a pipe or socket: it has no offsets, and native AIO on it would block; use a \
-                 regular file or block device",
-            ));
-        }
-        let fd = OwnedFd::from(file);
-        // SAFETY: F_GETFL takes no pointers.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let direct = flags & libc::O_DIRECT != 0;
-        let alignment = if direct { direct_alignment(&fd)? } else { Alignment::ANY };
+        let direct = flags.contains(OFlags::DIRECT);
+        let alignment = if direct { facts.alignment } else { Alignment::ANY };
         let (engine, driver) = engine()?;
-        let route = FileRoutes::new(driver.as_ref(), fd.as_fd(), kind.is_file(), flags);
-        // A device has one page cache, whichever of its nodes was opened.
-        let inode = if kind.is_block_device() { (metadata.rdev(), 0) } else { (metadata.dev(), metadata.ino()) };
-        let order = WriteOrder::of(inode);
-        Ok(File::assemble(Handle::real(&engine, fd), may_cache, direct, alignment, engine, route, order))
+        let in_memory = facts.stats_at_once() && facts.file_system == FileSystem::Memory;
+        let route = FileRoutes::new(driver.as_ref(), in_memory, direct, flags.contains(OFlags::APPEND));
+        let (fd, order) = (Handle::real(&engine, fd), WriteOrder::of(facts.inode));
+        let stats_at_once = facts.stats_at_once();
+        Ok(File { stats_at_once, ..File::assemble(fd, may_cache, direct, alignment, engine, route, order) })
     }
 
     /// Creates a file of the simulated backend.
@@ -209,6 +208,7 @@ impl File {
             memory_mask: alignment.memory as u64 - 1,
             offset_mask: alignment.block as u64 - 1,
             direct,
+            stats_at_once: false,
             engine,
             route,
             order,

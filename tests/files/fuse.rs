@@ -20,14 +20,20 @@ use crate::{Temp, aligned, disk, on_each_backend, pattern};
 const NAME: &[u8] = b"file\0";
 const LEN: usize = 64 * 1024;
 
+/// Questions of the kernel.
+pub(crate) const GETATTR: u32 = 3;
+pub(crate) const OPEN: u32 = 14;
+pub(crate) const STATFS: u32 = 17;
+
 /// A mounted file system. The next reads, writes and syncs fail with these errors.
-struct Fuse {
-    folder: Temp,
+pub(crate) struct Fuse {
+    pub(crate) folder: Temp,
     errors: Arc<Mutex<VecDeque<i32>>>,
+    asked: Arc<Mutex<Vec<(u32, i32)>>>,
 }
 
 impl Fuse {
-    fn mount() -> io::Result<Fuse> {
+    pub(crate) fn mount() -> io::Result<Fuse> {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
         let folder = Temp::at(&disk());
         fs::create_dir(&folder.0)?;
@@ -40,9 +46,15 @@ impl Fuse {
             return Err(io::Error::last_os_error());
         }
         let errors = Arc::new(Mutex::new(VecDeque::new()));
-        let served = Arc::clone(&errors);
-        thread::spawn(move || serve(&device, &served));
-        Ok(Fuse { folder, errors })
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (served, told) = (Arc::clone(&errors), Arc::clone(&asked));
+        thread::spawn(move || serve(&device, &served, &told));
+        Ok(Fuse { folder, errors, asked })
+    }
+
+    /// Returns the opcode and the thread of each question since the last call.
+    pub(crate) fn asked(&self) -> Vec<(u32, i32)> {
+        std::mem::take(&mut self.asked.lock().unwrap())
     }
 
     fn fail(&self, errno: i32, times: usize) {
@@ -59,7 +71,7 @@ impl Drop for Fuse {
 }
 
 /// Answers the kernel until the file system is unmounted.
-fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
+fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>, asked: &Mutex<Vec<(u32, i32)>>) {
     let (mut request, mut content) = (vec![0; 1 << 20], vec![0; LEN]);
     loop {
         match device.read(&mut request) {
@@ -70,17 +82,19 @@ fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
         let word = |at: usize| u32::from_ne_bytes(request[at..at + 4].try_into().unwrap());
         let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
         let (opcode, unique, node, body) = (word(4), long(8), long(16), 40);
+        asked.lock().unwrap().push((opcode, word(32) as i32));
         let (start, len) = (long(body + 8) as usize, word(body + 16) as usize);
         let error = matches!(opcode, 15 | 16 | 20).then(|| errors.lock().unwrap().pop_front()).flatten();
         let answer = match (opcode, error) {
             (_, Some(errno)) => Err(errno),
-            (1, _) if request[body..].starts_with(NAME) => Ok([&words(&[2, 0, 0, 0, 0]), &*attributes(2)].concat()),
+            // LOOKUP: the name may be cached for an hour.
+            (1, _) if request[body..].starts_with(NAME) => Ok([&words(&[2, 0, 3600, 0, 0]), &*attributes(2)].concat()),
             (1, _) => Err(libc::ENOENT),
             // FORGET, INTERRUPT, BATCH_FORGET: no answer is expected.
             (2 | 36 | 42, _) => continue,
-            (3 | 4, _) => Ok([&words(&[0, 0]), &*attributes(node)].concat()),
+            (GETATTR | 4, _) => Ok([&words(&[0, 0]), &*attributes(node)].concat()),
             // OPEN and OPENDIR: bypass the page cache.
-            (14 | 27, _) => Ok(words(&[0, 1])),
+            (OPEN | 27, _) => Ok(words(&[0, 1])),
             (15, _) => Ok(content[start.min(LEN)..(start + len).min(LEN)].to_vec()),
             (16, _) => {
                 content[start..start + len].copy_from_slice(&request[body + 40..body + 40 + len]);
@@ -89,7 +103,7 @@ fn serve(mut device: &fs::File, errors: &Mutex<VecDeque<i32>>) {
             // FSYNC, FLUSH, RELEASE, RELEASEDIR.
             (18 | 20 | 25 | 29, _) => Ok(Vec::new()),
             // STATFS: all zero.
-            (17, _) => Ok(words(&[0; 10])),
+            (STATFS, _) => Ok(words(&[0; 10])),
             // INIT: version 7.31, no read-ahead, no flags, writes up to 64 KiB.
             (26, _) => Ok(words(&[7 | 31 << 32, 0, 65536 << 32, 1, 0, 0, 0, 0])),
             _ => Err(libc::ENOSYS),

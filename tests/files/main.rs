@@ -16,6 +16,7 @@
 //! | `stream::cursor_behaves_like_std_file` | `std` does the same operations for comparison |
 //! | tests that call `on_each_backend` or `coralio::run` themselves | one file system, device, tool or descriptor |
 
+mod cached;
 #[path = "../common/mod.rs"]
 mod common;
 mod elsewhere;

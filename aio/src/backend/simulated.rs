@@ -31,8 +31,8 @@
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
 //!   [`sync_dir`](crate::fs::sync_dir) does; sectors are lost independently; and a sector
 //!   may be torn.
-//! - Directories exist without being created. There are no links, permissions, times or append
-//!   mode, and the disk has no size limit.
+//! - Directories exist without being created. There are no links, permissions or times,
+//!   and the disk has no size limit.
 //! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
 //! - Only this one thread is simulated. Another thread's `notify` ends a sleep at a moment that is
 //!   not recorded on the tape.

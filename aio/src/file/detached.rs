@@ -1,11 +1,11 @@
 //! Moving a file between contexts: the descriptor moves, and uses the engine of the new context.
 
 use std::cell::OnceCell;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::handle::Handle;
+use super::options::Opened;
 use super::{File, served_here};
 
 /// A file between two contexts. Dropping it closes the file.
@@ -40,7 +40,7 @@ impl DetachedFile {
     ///
     /// Outside a context.
     pub fn attach(self) -> io::Result<File> {
-        let file = File::new(fs::File::from(self.fd), self.may_cache, served_here)?;
+        let file = File::new(Opened::new(self.fd)?, self.may_cache, served_here)?;
         let cached =
             self.cached.into_inner().map(|fd| Handle::real(&file.engine, fd)).map(OnceCell::from).unwrap_or_default();
         Ok(File { cached, ..file })

@@ -12,9 +12,6 @@ use crate::engine::error_of;
 #[cold]
 pub(crate) fn explain(errno: i32, operation: &Operation, alignment: Alignment) -> io::Error {
     let cause = error_of(errno);
-    if Cancelled::is_cause_of(&cause) {
-        return cause;
-    }
     let Operation { opcode, fd, addr, len, offset } = *operation;
     let what = match opcode {
         Opcode::Read => format!("reading {len} bytes at {offset}"),
@@ -58,7 +55,10 @@ pub(crate) fn cannot_open(cause: io::Error, path: &std::path::Path) -> io::Error
 }
 
 /// Adds the failed operation, the likely cause and the remedy. The system's error code remains
-/// available through [`OsCode`](coralio_runtime::OsCode).
+/// available through [`OsCode`](coralio_runtime::OsCode). A cancellation is passed on as it is.
 pub(crate) fn failed(cause: io::Error, what: String, why: String) -> io::Error {
+    if Cancelled::is_cause_of(&cause) {
+        return cause;
+    }
     explained(cause.kind(), format!("{what}: {cause}{why}"), cause)
 }

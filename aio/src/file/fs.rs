@@ -12,6 +12,8 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
 
+use coralio_runtime::check_cancelled;
+
 use crate::driver::Driver;
 use crate::driver::unblock::unblock;
 use crate::file::error::{ELSEWHERE, failed};
@@ -89,6 +91,22 @@ impl File {
         })
     }
 
+    /// As `with_std`, in place where `fstat` never waits.
+    fn stat<T: Send + 'static>(
+        &self,
+        what: impl Fn() -> String,
+        f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if !self.stats_at_once {
+            return self.with_std(what, f);
+        }
+        self.check_context(&what)?;
+        check_cancelled()?;
+        // SAFETY: the owner of the descriptor is borrowed, and `ManuallyDrop` keeps it open.
+        let file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(self.fd.as_fd().as_raw_fd()) });
+        explained(what, f(&file))
+    }
+
     fn fallocate(&self, what: &str, mode: i32, offset: u64, len: u64) -> io::Result<()> {
         let (start, bytes) = range(offset, len)?;
         let what = || format!("{what} {len} bytes at {offset}");
@@ -113,7 +131,9 @@ impl File {
         })
     }
 
-    /// Returns the file's metadata: length, owner, permissions, times.
+    /// Returns the file's metadata: length, owner, permissions, times. At once for a regular file of
+    /// a local file system, as [`OpenOptions::open`](crate::OpenOptions::open) lists them, otherwise
+    /// on the thread pool.
     ///
     /// # Errors
     ///
@@ -129,10 +149,11 @@ impl File {
             let message = "a simulated file has only a length as metadata: use File::len";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        self.with_std(|| "reading a file's metadata".into(), fs::File::metadata)
+        self.stat(|| "reading a file's metadata".into(), fs::File::metadata)
     }
 
-    /// Returns the length in bytes, also of a block device.
+    /// Returns the length in bytes, also of a block device. At once where
+    /// [`metadata`](File::metadata) is.
     ///
     /// # Errors
     ///
@@ -147,7 +168,7 @@ impl File {
             self.check_context(what)?;
             return explained(what, file.backend.len(file.number));
         }
-        self.with_std(what, |mut file| {
+        self.stat(what, |mut file| {
             let metadata = file.metadata()?;
             if metadata.is_file() {
                 return Ok(metadata.len());

@@ -1,20 +1,21 @@
 //! Opening files: direct or through the page cache, and the alignment that requests then need.
 
-#![allow(unsafe_code)]
-
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use coralio_runtime::explained;
+use coralio_runtime::{check_cancelled, explained};
+use rustix::fs::OFlags;
 
 use crate::backend::simulated::Access;
 use crate::driver::Driver;
 use crate::driver::unblock::unblock;
 use crate::file::error::cannot_open;
 
+use super::inspect::Facts;
+use super::open_cached::open_cached;
 use super::{File, served_here};
 
 /// Whether a file's requests bypass the page cache.
@@ -68,6 +69,7 @@ impl Alignment {
 pub struct OpenOptions {
     access: Access,
     mode: u32,
+    custom_flags: i32,
     direct: Direct,
 }
 
@@ -88,6 +90,10 @@ impl OpenOptions {
         read,
         /// Opens for writing.
         write,
+        /// Opens for writing at the end: the kernel appends each write to the file, whatever its
+        /// offset. Under [`Direct::Auto`] the file then uses the page cache, since its end is seldom
+        /// aligned.
+        append,
         /// Creates the file if it does not exist.
         create,
         /// Creates the file; fails if it exists.
@@ -97,12 +103,19 @@ impl OpenOptions {
     }
 
     pub(super) fn new() -> OpenOptions {
-        OpenOptions { access: Access::default(), mode: 0o666, direct: Direct::Auto }
+        OpenOptions { access: Access::default(), mode: 0o666, custom_flags: 0, direct: Direct::Auto }
     }
 
     /// Sets the permissions of a newly created file, before the umask is applied. Default 0o666.
     pub fn mode(mut self, mode: u32) -> OpenOptions {
         self.mode = mode;
+        self
+    }
+
+    /// Sets additional flags for `open`, such as `O_NOFOLLOW`, `O_DSYNC` or `O_NOATIME`; those of the
+    /// access mode are ignored.
+    pub fn custom_flags(mut self, flags: i32) -> OpenOptions {
+        self.custom_flags = flags & !libc::O_ACCMODE;
         self
     }
 
@@ -114,11 +127,17 @@ impl OpenOptions {
 
     /// Opens the file for this thread's context.
     ///
+    /// An open that would have to wait is made on the thread pool. The others take place at once:
+    /// those of an existing regular file whose path is in the kernel's cache, on a local file system
+    /// (ext4, XFS, Btrfs, F2FS, bcachefs, tmpfs; Linux 6.8). The first open on each mount, and opens
+    /// that create or truncate, go to the pool.
+    ///
     /// # Errors
     ///
     /// As `std::fs::OpenOptions::open`. With [`Direct::Always`]: `InvalidInput` if the file system
     /// does not support direct I/O. The error of creating the context's engine, if this is its
-    /// first file.
+    /// first file. `Unsupported`: [`custom_flags`](Self::custom_flags) for a
+    /// [simulated](mod@crate::simulate) file.
     ///
     /// # Panics
     ///
@@ -128,33 +147,84 @@ impl OpenOptions {
     ///
     /// May yield, as [`unblock`]; outside a coroutine it blocks the thread during the open.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        let (options, direct, path) = (self.to_std(), self.direct, path.as_ref());
+        let path = path.as_ref();
         let driver = Driver::current();
         if let Some((driver, backend)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
-            let access = Access { direct: direct != Direct::Never, ..self.access };
-            let opened = backend.open(path, access).map_err(|error| cannot_open(error, path));
+            let direct = self.effective_direct();
+            let opened = match self.custom_flags {
+                0 => backend.open(path, Access { direct: direct != Direct::Never, ..self.access }),
+                flags => {
+                    let why = format!("custom flags {flags:#x} have no meaning for a simulated file");
+                    Err(io::Error::new(io::ErrorKind::Unsupported, why))
+                }
+            };
+            let opened = opened.map_err(|error| cannot_open(error, path));
             return opened.map(|number| File::simulated(driver, backend, number, direct));
         }
-        let owned = path.to_path_buf();
-        let file = unblock(move || open_by(&options, direct, &owned))?;
-        file.and_then(|file| File::new(file, self.direct != Direct::Always, served_here))
-            .map_err(|error| cannot_open(error, path))
+        let opened = self.open_real(path).map_err(|error| cannot_open(error, path))?;
+        let may_cache = self.direct != Direct::Always;
+        File::new(opened, may_cache, served_here).map_err(|error| cannot_open(error, path))
     }
-}
 
-impl OpenOptions {
+    fn open_real(&self, path: &Path) -> io::Result<Opened> {
+        check_cancelled()?;
+        let direct = self.effective_direct();
+        if let Some(flags) = self.flags() {
+            let flags = if direct == Direct::Never { flags } else { flags | OFlags::DIRECT };
+            if let Some((fd, facts)) = open_cached(path, flags) {
+                return Ok(Opened { fd, flags, facts });
+            }
+        }
+        let (options, custom, owned) = (self.to_std(), self.custom_flags, path.to_path_buf());
+        unblock(move || open_by(&options, custom, direct, &owned))?
+    }
+
+    fn effective_direct(&self) -> Direct {
+        if self.access.append && self.direct == Direct::Auto { Direct::Never } else { self.direct }
+    }
+
+    /// Returns the flags of an open that neither creates nor truncates.
+    fn flags(&self) -> Option<OFlags> {
+        let Access { read, write, append, create, create_new, truncate, direct: _ } = self.access;
+        let mode = match (read, write || append) {
+            _ if create || create_new || truncate => return None,
+            (true, false) => OFlags::RDONLY,
+            (false, true) => OFlags::WRONLY,
+            (true, true) => OFlags::RDWR,
+            (false, false) => return None,
+        };
+        let append = if append { OFlags::APPEND } else { OFlags::empty() };
+        Some(mode | append | OFlags::from_bits_retain(self.custom_flags as u32))
+    }
+
     fn to_std(&self) -> fs::OpenOptions {
-        let Access { read, write, create, create_new, truncate, direct: _ } = self.access;
+        let Access { read, write, append, create, create_new, truncate, direct: _ } = self.access;
         let mut options = fs::OpenOptions::new();
-        options.read(read).write(write).create(create).create_new(create_new).truncate(truncate).mode(self.mode);
+        options.read(read).write(write).append(append).create(create).create_new(create_new).truncate(truncate);
+        options.mode(self.mode);
         options
     }
 }
 
-/// Opens the file; blocks the thread.
-fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result<fs::File> {
-    let open = |flags| options.clone().custom_flags(flags).open(path);
-    match direct {
+/// A file that was opened, and inspected.
+pub(super) struct Opened {
+    pub(super) fd: OwnedFd,
+    pub(super) flags: OFlags,
+    pub(super) facts: Facts,
+}
+
+impl Opened {
+    /// Inspects a file; may block.
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Opened> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        Facts::of(&fd).map(|facts| Opened { fd, flags, facts })
+    }
+}
+
+/// Opens the file and inspects it; blocks the thread.
+fn open_by(options: &fs::OpenOptions, custom: i32, direct: Direct, path: &Path) -> io::Result<Opened> {
+    let open = |flags| options.clone().custom_flags(custom | flags).open(path);
+    let file = match direct {
         Direct::Never => open(0),
         Direct::Always => open(libc::O_DIRECT).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) => {
@@ -165,31 +235,9 @@ fn open_by(options: &fs::OpenOptions, direct: Direct, path: &Path) -> io::Result
         }),
         // The failed open may have created the file, so the second must not require it to be new.
         Direct::Auto => open(libc::O_DIRECT).or_else(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => options.clone().create_new(false).open(path),
+            Some(libc::EINVAL) => options.clone().custom_flags(custom).create_new(false).open(path),
             _ => Err(error),
         }),
-    }
-}
-
-/// Returns the file system's alignment requirement for direct I/O (`statx`, Linux 6.1).
-pub(super) fn direct_alignment(fd: &OwnedFd) -> io::Result<Alignment> {
-    // SAFETY: both structures are plain data for which zero is valid, and the kernel fills them;
-    // the path is an empty string, which refers to the descriptor itself.
-    let (stat, fs) = unsafe {
-        let mut stat: libc::statx = std::mem::zeroed();
-        let mut fs: libc::statfs = std::mem::zeroed();
-        let raw = fd.as_raw_fd();
-        if libc::statx(raw, c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut stat) != 0
-            || libc::fstatfs(raw, &mut fs) != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        (stat, fs)
-    };
-    if stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0 {
-        return Ok(Alignment { memory: stat.stx_dio_mem_align as usize, block: stat.stx_dio_offset_align as usize });
-    }
-    // tmpfs accepts direct I/O at any alignment. For other file systems without this information
-    // assume a page, the largest requirement in use.
-    Ok(if fs.f_type == libc::TMPFS_MAGIC { Alignment::ANY } else { Alignment { memory: 4096, block: 4096 } })
+    }?;
+    Opened::new(file.into())
 }

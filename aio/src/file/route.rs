@@ -19,7 +19,6 @@
 
 use std::cell::Cell;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::slice;
 use std::sync::Arc;
@@ -96,10 +95,9 @@ impl Drop for Writing<'_> {
 }
 
 impl FileRoutes {
-    /// Creates the routes of a file.
-    pub(super) fn new(driver: Option<&Arc<Driver>>, fd: BorrowedFd<'_>, is_file: bool, flags: i32) -> FileRoutes {
-        let driver = driver.filter(|driver| driver.fallback.is_some() && !(is_file && is_in_memory(fd)));
-        let (direct, appends) = (flags & libc::O_DIRECT != 0, flags & libc::O_APPEND != 0);
+    /// Creates the routes of a file; `in_memory` if no device is below its file system.
+    pub(super) fn new(driver: Option<&Arc<Driver>>, in_memory: bool, direct: bool, appends: bool) -> FileRoutes {
+        let driver = driver.filter(|driver| driver.fallback.is_some() && !in_memory);
         FileRoutes::among(driver.cloned(), direct, appends)
     }
 
@@ -198,14 +196,5 @@ impl FileRoutes {
             (libc::fstat(operation.fd, &mut stat), stat)
         };
         found == 0 && operation.offset.saturating_add(len) <= stat.st_size as u64
-    }
-}
-
-/// Whether the file system has no device below it.
-fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
-    // SAFETY: the structure is plain data for which zero is valid, and the kernel fills it.
-    unsafe {
-        let mut fs: libc::statfs = mem::zeroed();
-        libc::fstatfs(fd.as_raw_fd(), &mut fs) == 0 && fs.f_type == libc::TMPFS_MAGIC
     }
 }

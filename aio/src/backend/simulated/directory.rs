@@ -20,6 +20,7 @@ const FIRST: RawFd = 1 << 30;
 pub(crate) struct Access {
     pub(crate) read: bool,
     pub(crate) write: bool,
+    pub(crate) append: bool,
     pub(crate) create: bool,
     pub(crate) create_new: bool,
     pub(crate) truncate: bool,
@@ -128,7 +129,9 @@ impl FileSystem {
     pub(crate) fn open(&mut self, at: u64, name: &Path, access: Access) -> io::Result<RawFd> {
         // The rules of `std::fs::OpenOptions`.
         let changes = access.create || access.create_new || access.truncate;
-        if !access.write && (changes || !access.read) {
+        let access = Access { write: access.write || access.append, ..access };
+        let truncates = access.append && access.truncate && !access.create_new;
+        if truncates || !access.write && (changes || !access.read) {
             return Err(error(libc::EINVAL));
         }
         let found = match self.find(name) {

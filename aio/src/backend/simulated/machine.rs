@@ -314,6 +314,7 @@ impl Machine {
                 (0, 0)
             }
             Outcome::Transfers(most) if opcode.is_write() => {
+                let offset = if open.access.append { file.len() } else { offset };
                 file.write(at, offset, &bytes[..most]);
                 (most as i64, 0)
             }
@@ -341,7 +342,9 @@ impl Machine {
             // All or part of it may have reached the disk.
             if let (Outcome::Transfers(most), true) = (request.fate, request.opcode.is_write()) {
                 let at = self.tick();
-                self.files.files[request.open.file].write(at, request.offset, &request.bytes[..most]);
+                let file = &mut self.files.files[request.open.file];
+                let offset = if request.open.access.append { file.len() } else { request.offset };
+                file.write(at, offset, &request.bytes[..most]);
             }
         }
         let damage = self.files.crash(&mut self.tape, self.settings.torn_writes);
