@@ -1,17 +1,21 @@
-//! The I/O of one context: which engine serves its files, and which requests go to threads.
+//! The I/O of one context: which engine serves which file, and which requests go to threads.
 //!
 //! ```text
-//!   a request of a file (file/route.rs)
-//!     direct or page-cached         --->  engine: native AIO, refuses blocking requests  --+
-//!     known to block                                                                       | EAGAIN
-//!         |                                                                                |
-//!         +---------------------------->  fallback: threads, created when first needed  <--+
+//!   BackendKind::Auto where io_uring is allowed
+//!     a file on disk    ------------------->  engine: io_uring
+//!     a file on tmpfs   ------------------->  memory: native AIO, created when first needed
+//!
+//!   BackendKind::Auto elsewhere (file/route.rs)
+//!     direct or page-cached     ----------->  engine: native AIO, refuses blocking requests  --+
+//!     known to block                                                                           | EAGAIN
+//!         |                                                                                    |
+//!         +-------------------------------->  fallback: threads, created when first needed  <--+
 //! ```
 //!
-//! The loop sees both as one event source. It sleeps in the first engine; the fallback ends that
-//! sleep through the context's notifier. Only native AIO under [`BackendKind::Auto`] has a
-//! fallback: io_uring's own workers perform requests that would block its submit, and threads never
-//! block it.
+//! The loop sees the engines as one event source. It sleeps in the first engine; the fallback ends
+//! that sleep through the context's notifier; for the engine of files in memory see `memory.rs`.
+//! io_uring needs no fallback, since its own workers perform requests that would block its submit;
+//! nor do threads.
 
 #![allow(unsafe_code)]
 
@@ -29,10 +33,12 @@ use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
 use crate::engine::transfer::Request;
 use fallback::Fallback;
+use memory::MemoryEngine;
 
 pub(crate) mod choice;
 mod detach;
 mod fallback;
+mod memory;
 pub(crate) mod unblock;
 
 pub use crate::engine::plug::Plug;
@@ -50,8 +56,10 @@ pub const DEFAULT_QUEUE_DEPTH: u32 = 64;
 
 /// See the module documentation.
 pub(crate) struct Driver {
-    /// The engine that files use.
+    /// The engine that files use, unless `memory` serves them.
     pub(crate) engine: Arc<dyn ErasedEngine>,
+    /// The engine of files on tmpfs, if another one than `engine` is faster there.
+    memory: Option<MemoryEngine>,
     /// `None` if no request would block `engine` in submit.
     pub(crate) fallback: Option<Fallback>,
     /// `None` if the backend is simulated, or a test's own.
@@ -64,9 +72,10 @@ impl Driver {
     /// Attaches a driver to this thread's context.
     pub(crate) fn attach(choice: BackendKind, depth: u32) -> io::Result<Arc<Driver>> {
         let (engine, chosen) = choice::named(choice, depth)?;
-        let offloads = choice == BackendKind::Auto && chosen.backend() == BackendKind::Aio;
-        let fallback = offloads.then(|| Fallback::new(depth));
-        Driver { engine, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
+        let is_auto = |backend| choice == BackendKind::Auto && chosen.backend() == backend;
+        let memory = is_auto(BackendKind::Uring).then(|| MemoryEngine::new(depth));
+        let fallback = is_auto(BackendKind::Aio).then(|| Fallback::new(depth));
+        Driver { engine, memory, fallback, chosen: Some(chosen), simulated: None }.attach_to_this_context()
     }
 
     /// Attaches a driver with an engine of a test's own, or a simulated one, to this thread's
@@ -75,7 +84,7 @@ impl Driver {
         engine: Arc<dyn ErasedEngine>,
         simulated: Option<SimulatedBackend>,
     ) -> io::Result<Arc<Driver>> {
-        Driver { engine, fallback: None, chosen: None, simulated }.attach_to_this_context()
+        Driver { engine, memory: None, fallback: None, chosen: None, simulated }.attach_to_this_context()
     }
 
     fn attach_to_this_context(self) -> io::Result<Arc<Driver>> {
@@ -109,7 +118,10 @@ impl Driver {
 
     /// Returns the combined statistics of the engines.
     pub(crate) fn stats(&self) -> Stats {
-        let primary = self.engine.stats();
+        let mut primary = self.engine.stats();
+        if let Some(memory) = self.memory_engine() {
+            primary.add(memory.stats());
+        }
         self.fallback.as_ref().map_or(primary, |fallback| fallback.stats_with(primary))
     }
 
@@ -128,7 +140,26 @@ impl Driver {
 
     fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
         let fallback = self.fallback.as_ref().and_then(Fallback::engine).map(|engine| &**engine as &dyn ErasedEngine);
-        std::iter::once(&*self.engine).chain(fallback)
+        std::iter::once(&*self.engine).chain(self.memory_engine().map(|engine| &**engine)).chain(fallback)
+    }
+
+    /// Returns the engine of files on tmpfs (`in_memory`) or elsewhere.
+    pub(crate) fn engine_for(&self, in_memory: bool) -> &Arc<dyn ErasedEngine> {
+        let memory = self.memory.as_ref().filter(|_| in_memory).and_then(MemoryEngine::get_or_create);
+        memory.unwrap_or(&self.engine)
+    }
+
+    /// Returns the choice of the backend for a file that `engine` serves; `None` if that is not an
+    /// engine of this driver, or was not chosen.
+    pub(crate) fn chosen_for(&self, engine: &Arc<dyn ErasedEngine>) -> Option<SelectedBackend> {
+        if self.memory_engine().is_some_and(|memory| Arc::ptr_eq(memory, engine)) {
+            return Some(SelectedBackend::on_tmpfs());
+        }
+        self.chosen.as_ref().filter(|_| Arc::ptr_eq(&self.engine, engine)).map(SelectedBackend::of_file)
+    }
+
+    fn memory_engine(&self) -> Option<&Arc<dyn ErasedEngine>> {
+        self.memory.as_ref()?.engine()
     }
 
     fn fallback_engine(&self) -> Option<&Engine<crate::backend::thread_pool::ThreadPool>> {
@@ -157,17 +188,23 @@ impl<B: Backend, G: Guards> Engine<B, G> {
 
 impl EventSource for Driver {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
-        let progress = self.engine.dispatch(token);
+        let mut progress = self.engine.dispatch(token);
+        if let Some(memory) = self.memory_engine() {
+            progress |= memory.dispatch(token);
+        }
         self.fallback_engine().is_some_and(|fallback| fallback.dispatch(token)) || progress
     }
 
     fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
-        let progress = self.engine.flush(token, all);
+        let mut progress = self.engine.flush(token, all);
+        if let Some(memory) = self.memory_engine() {
+            progress |= memory.flush(token, all);
+        }
         self.fallback_engine().is_some_and(|fallback| fallback.flush(token, all)) || progress
     }
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        self.engine.is_ready(token) || self.fallback_engine().is_some_and(|fallback| fallback.is_ready(token))
+        self.engines().any(|engine| engine.is_ready(token))
     }
 
     fn is_idle(&self) -> bool {
@@ -175,13 +212,22 @@ impl EventSource for Driver {
     }
 
     fn describe(&self) -> String {
-        match self.fallback_engine() {
-            None => self.engine.describe(),
-            Some(fallback) => format!("{}; on threads: {}", self.engine.describe(), fallback.describe()),
+        let mut description = self.engine.describe();
+        for (files, engine) in [
+            ("in memory", self.memory_engine().map(|engine| engine.describe())),
+            ("on threads", self.fallback_engine().map(|engine| engine.describe())),
+        ] {
+            engine.into_iter().for_each(|engine| description += &format!("; {files}: {engine}"));
         }
+        description
     }
 
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        if let Some(memory) = &self.memory {
+            if let Some(slept) = memory.sleep(&*self.engine, token, other, timeout) {
+                return Some(slept);
+            }
+        }
         // A completion of the fallback makes `other` readable.
         self.engine.sleep(token, other, timeout)
     }
@@ -202,13 +248,14 @@ pub fn stats() -> Stats {
 }
 
 /// Returns the backend that this context uses, and why; `None` before its first file, and
-/// outside a context.
+/// outside a context. See also [`File::backend`](crate::File::backend).
 ///
 /// ```
 /// use coralio::RuntimeBuilder;
 /// use coralio::driver::selected_backend;
 ///
-/// // "native AIO, with threads for requests that would block it", or "io_uring: native AIO was refused: ..."
+/// // "io_uring, with native AIO for files on tmpfs", or "native AIO, with threads for requests that
+/// // would block it: io_uring was refused: .."
 /// RuntimeBuilder::new().run(|| println!("{}", selected_backend().unwrap()))?;
 /// # std::io::Result::Ok(())
 /// ```
@@ -226,5 +273,6 @@ pub fn selected_backend() -> Option<SelectedBackend> {
 ///
 /// Outside a context.
 pub fn plug() -> io::Result<Plug> {
-    Ok(Arc::clone(&Driver::of_this_context()?.engine).plug())
+    let driver = Driver::of_this_context()?;
+    Ok(Arc::clone(&driver.engine).plug().and(driver.memory_engine().map(|memory| Arc::clone(memory).plug())))
 }

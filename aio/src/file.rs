@@ -22,7 +22,7 @@ use rustix::fs::{FileType, OFlags};
 
 use crate::backend::simulated::SimulatedBackend;
 use crate::backend::{Backend, Opcode};
-use crate::driver::Driver;
+use crate::driver::{Driver, SelectedBackend};
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
@@ -105,9 +105,10 @@ pub struct File {
 /// The engine that serves a file, and the driver if requests may need its fallback.
 type Served = (Arc<dyn ErasedEngine>, Option<Arc<Driver>>);
 
-/// Returns the engine of this thread's context; creates one if there is none.
-fn served_here() -> io::Result<Served> {
-    Driver::of_this_context().map(|driver| (Arc::clone(&driver.engine), Some(driver)))
+/// Returns this context's engine for files on tmpfs (`in_memory`) or elsewhere; creates it if there
+/// is none.
+fn served_here(in_memory: bool) -> io::Result<Served> {
+    Driver::of_this_context().map(|driver| (Arc::clone(driver.engine_for(in_memory)), Some(driver)))
 }
 
 impl File {
@@ -154,10 +155,10 @@ impl File {
     ///
     /// As [`from_fd`](File::from_fd).
     pub fn with_engine<B: Backend, G: Guards>(engine: &Arc<Engine<B, G>>, fd: OwnedFd) -> io::Result<File> {
-        File::new(Opened::new(fd)?, false, || Ok((Arc::clone(engine) as _, None)))
+        File::new(Opened::new(fd)?, false, |_| Ok((Arc::clone(engine) as _, None)))
     }
 
-    fn new(opened: Opened, may_cache: bool, engine: impl FnOnce() -> io::Result<Served>) -> io::Result<File> {
+    fn new(opened: Opened, may_cache: bool, engine: impl FnOnce(bool) -> io::Result<Served>) -> io::Result<File> {
         let Opened { fd, flags, facts } = opened;
         match facts.kind {
             FileType::Directory => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
@@ -172,8 +173,8 @@ impl File {
         }
         let direct = flags.contains(OFlags::DIRECT);
         let alignment = if direct { facts.alignment } else { Alignment::ANY };
-        let (engine, driver) = engine()?;
         let in_memory = facts.stats_at_once() && facts.file_system == FileSystem::Memory;
+        let (engine, driver) = engine(in_memory)?;
         let route = FileRoutes::new(driver.as_ref(), in_memory, direct, flags.contains(OFlags::APPEND));
         let (fd, order) = (Handle::real(&engine, fd), WriteOrder::of(facts.inode));
         let stats_at_once = facts.stats_at_once();
@@ -381,6 +382,22 @@ impl File {
             context.drain();
         }
         Ok(())
+    }
+
+    /// Returns the backend that performs the file's requests, and why; `None` for a simulated file,
+    /// for one on an engine of a test's own, and for one of another context.
+    ///
+    /// ```
+    /// use coralio::{File, run};
+    ///
+    /// run(|| {
+    ///     println!("{}", File::open("Cargo.toml")?.backend().unwrap()); // "io_uring"
+    ///     std::io::Result::Ok(())
+    /// })?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    pub fn backend(&self) -> Option<SelectedBackend> {
+        Driver::current()?.chosen_for(&self.engine)
     }
 
     /// Returns whether requests with aligned offset and length bypass the page cache.

@@ -19,10 +19,17 @@ use crate::engine::erased::ErasedEngine;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BackendKind {
-    /// The most suitable interface that the machine allows: native AIO, plus a thread for each
-    /// request that would block the loop in submit; if native AIO is unavailable, io_uring;
-    /// otherwise threads. [`selected_backend`](crate::driver::selected_backend) returns the choice and the
-    /// reason.
+    /// The fastest interface that the machine allows, for each file:
+    ///
+    /// | file | backend | reason |
+    /// |---|---|---|
+    /// | on disk | io_uring | the least CPU time per request, and its submit does not block |
+    /// | on tmpfs | native AIO | io_uring passes each request on tmpfs to a worker thread |
+    ///
+    /// If io_uring is not available, as in many containers, native AIO serves all files, plus a
+    /// thread for each request that would block the loop in submit; if neither is, threads do.
+    /// [`selected_backend`](crate::driver::selected_backend) returns the choice of a context and its
+    /// reason, [`File::backend`](crate::File::backend) that of a file.
     #[default]
     Auto,
     /// Native AIO (`io_submit`) alone: work that it does within submit blocks the loop.
@@ -94,16 +101,39 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// The backend that a context uses, and why. `Display` gives one log line.
+/// The backend that a context or a file uses, and why. `Display` gives one log line.
 #[derive(Clone, Debug)]
 pub struct SelectedBackend {
     backend: BackendKind,
-    /// Whether the library chose, rather than the user.
-    auto: bool,
+    reason: Reason,
     refused: Arc<[(BackendKind, io::Error)]>,
 }
 
+/// Why a backend is used.
+#[derive(Clone, Copy, Debug)]
+enum Reason {
+    /// The user named it.
+    Requested,
+    /// The fastest of those allowed, for a context.
+    Context,
+    /// The same, for a file that is not on tmpfs.
+    File,
+    /// The fastest for a file on tmpfs, where io_uring serves the others.
+    FileOnTmpfs,
+}
+
 impl SelectedBackend {
+    /// Returns the choice for a file that this context's main engine serves.
+    pub(super) fn of_file(&self) -> SelectedBackend {
+        let reason = if let Reason::Requested = self.reason { Reason::Requested } else { Reason::File };
+        SelectedBackend { reason, ..self.clone() }
+    }
+
+    /// Returns the choice for a file on tmpfs, where io_uring serves the others.
+    pub(super) fn on_tmpfs() -> SelectedBackend {
+        SelectedBackend { backend: BackendKind::Aio, reason: Reason::FileOnTmpfs, refused: Arc::new([]) }
+    }
+
     /// Returns the interface; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
@@ -119,11 +149,13 @@ impl SelectedBackend {
 impl fmt::Display for SelectedBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(name(self.backend))?;
-        match self.backend {
-            _ if !self.auto => f.write_str(", as requested")?,
-            BackendKind::Aio => f.write_str(", with threads for requests that would block it")?,
-            _ => {}
-        }
+        f.write_str(match (self.reason, self.backend) {
+            (Reason::Requested, _) => ", as requested",
+            (Reason::FileOnTmpfs, _) => ", since io_uring passes each request on tmpfs to a worker thread",
+            (Reason::Context, BackendKind::Uring) => ", with native AIO for files on tmpfs",
+            (_, BackendKind::Aio) => ", with threads for requests that would block it",
+            _ => "",
+        })?;
         let mut mark = ": ";
         for (backend, error) in self.rejected() {
             write!(f, "{mark}{} was refused: {error}", name(backend))?;
@@ -151,7 +183,7 @@ pub(super) fn named(backend: BackendKind, depth: u32) -> io::Result<(Arc<dyn Era
         BackendKind::Uring => engine(IoUring::new(depth), depth),
         BackendKind::Threads => engine(ThreadPool::new(depth), depth),
     };
-    Ok((engine?, SelectedBackend { backend, auto: false, refused: Arc::new([]) }))
+    Ok((engine?, SelectedBackend { backend, reason: Reason::Requested, refused: Arc::new([]) }))
 }
 
 fn engine<B: Backend>(backend: io::Result<B>, depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
@@ -159,17 +191,22 @@ fn engine<B: Backend>(backend: io::Result<B>, depth: u32) -> io::Result<Arc<dyn 
     Ok(engine)
 }
 
+/// Creates an engine on native AIO, if that works.
+pub(super) fn aio(depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
+    engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth)
+}
+
 /// Returns the first engine that the machine allows, and why the ones before it failed.
 fn first_allowed(depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
     let mut refused = Vec::new();
-    for backend in [BackendKind::Aio, BackendKind::Uring, BackendKind::Threads] {
+    for backend in [BackendKind::Uring, BackendKind::Aio, BackendKind::Threads] {
         let tried = match backend {
-            BackendKind::Aio => engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth),
+            BackendKind::Aio => aio(depth),
             BackendKind::Uring => engine(IoUring::new(depth), depth),
             BackendKind::Auto | BackendKind::Threads => engine(ThreadPool::new(depth), depth),
         };
         match tried {
-            Ok(main) => return Ok((main, SelectedBackend { backend, auto: true, refused: refused.into() })),
+            Ok(main) => return Ok((main, SelectedBackend { backend, reason: Reason::Context, refused: refused.into() })),
             // Invalid queue depth: the other backends would refuse it too.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
             Err(error) => refused.push((backend, error)),

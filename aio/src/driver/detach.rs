@@ -110,6 +110,7 @@ impl Driver {
 
     fn move_to(&self, context: Option<&AioContext>) {
         self.engine.move_to(context);
+        self.memory_engine().into_iter().for_each(|memory| memory.move_to(context));
         self.fallback.iter().for_each(|fallback| fallback.move_to(context));
     }
 }

@@ -76,15 +76,11 @@ impl Fallback {
     pub(super) fn stats_with(&self, primary: Stats) -> Stats {
         let offloaded = self.engine.get().map(|engine| engine.stats()).unwrap_or_default();
         let refusals = self.refusals.load(Ordering::Relaxed);
-        Stats {
-            requests: primary.requests + offloaded.requests - refusals,
-            completions: primary.completions + offloaded.completions - self.completed_refusals.load(Ordering::Relaxed),
-            submits: primary.submits + offloaded.submits,
-            sleeps: primary.sleeps + offloaded.sleeps,
-            in_flight: primary.in_flight + offloaded.in_flight,
-            pending: primary.pending + offloaded.pending,
-            offloaded: offloaded.requests,
-            ..primary
-        }
+        let mut all = primary;
+        all.add(offloaded);
+        all.requests -= refusals;
+        all.completions -= self.completed_refusals.load(Ordering::Relaxed);
+        all.offloaded = offloaded.requests;
+        all
     }
 }

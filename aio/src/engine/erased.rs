@@ -8,6 +8,7 @@
 use std::mem;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, EventSource, HomeRef};
@@ -55,6 +56,11 @@ pub(crate) trait ErasedEngine: EventSource {
     fn abandon(&self, slot: &Slot);
 
     fn stats(&self) -> Stats;
+
+    fn in_flight(&self) -> u32;
+
+    /// See [`Backend::completions_fd`].
+    fn completions_fd(&self) -> Option<BorrowedFd<'_>>;
 
     fn plug(self: Arc<Self>) -> Plug;
 
@@ -134,6 +140,14 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     fn stats(&self) -> Stats {
         Engine::stats(self)
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    fn completions_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.completions_fd()
     }
 
     fn plug(self: Arc<Self>) -> Plug {

@@ -14,6 +14,17 @@ use crate::backend::Backend;
 #[must_use = "requests are held back until the plug is dropped"]
 pub struct Plug {
     engine: Arc<dyn Unplug>,
+    /// The plug of the context's other engine.
+    #[allow(dead_code)] // held until dropped
+    other: Option<Box<Plug>>,
+}
+
+impl Plug {
+    /// Joins the plugs of a context's two engines.
+    pub(crate) fn and(mut self, other: Option<Plug>) -> Plug {
+        self.other = other.map(Box::new);
+        self
+    }
 }
 
 /// Type-erased engine, as a plug needs it.
@@ -28,7 +39,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // Without the lock: other contexts' threads, and those that hold the lock, may get here.
         // Relaxed: a late submit is found by the loop before it sleeps.
         self.plug_depth.fetch_add(1, Ordering::Relaxed);
-        Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
+        Plug { engine: Arc::clone(self) as Arc<dyn Unplug>, other: None }
     }
 }
 

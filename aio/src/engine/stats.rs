@@ -35,6 +35,22 @@ pub(crate) fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
+impl Stats {
+    /// Adds the counters and the requests of another engine of the context.
+    pub(crate) fn add(&mut self, other: Stats) {
+        self.requests += other.requests;
+        self.completions += other.completions;
+        self.submits += other.submits;
+        self.sleeps += other.sleeps;
+        self.in_flight += other.in_flight;
+        self.pending += other.pending;
+        self.slow_submits += other.slow_submits;
+        self.max_submit_time = self.max_submit_time.max(other.max_submit_time);
+        self.bounced += other.bounced;
+        self.page_cached += other.page_cached;
+    }
+}
+
 /// Counters since the engine was created, and its current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
