@@ -22,8 +22,10 @@ pub mod io_uring;
 pub mod linux_aio;
 mod poll_event;
 pub(crate) mod pool;
+mod queue_depth;
 pub mod scripted;
 pub mod simulated;
+mod sys;
 pub mod thread_pool;
 
 /// The operation of a request.

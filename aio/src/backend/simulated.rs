@@ -40,7 +40,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -49,6 +49,7 @@ use std::time::Duration;
 use coralio_runtime::AioContext;
 
 pub use super::scripted::Entry;
+use super::sys::poll;
 use super::{Backend, Completion, Operation};
 pub use faults::{Fault, Faults, Latency};
 pub(crate) use machine::Machine;
@@ -204,10 +205,7 @@ impl SimulatedBackend {
 
 /// Whether `other` is readable, or becomes so before the timeout.
 fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
-    let mut watched = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
-    // SAFETY: one descriptor, in memory that outlives the call.
-    unsafe { libc::poll(&raw mut watched, 1, timeout) > 0 }
+    poll([Some(other), None], timeout).is_ok_and(|[readable, _]| readable)
 }
 
 // SAFETY: a request's memory is accessed only in `Machine::take` and `Machine::complete`, the

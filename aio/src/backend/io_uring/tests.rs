@@ -6,6 +6,7 @@ use super::super::conformance::{
 };
 use super::setup::{Features, missing, refused};
 use super::*;
+use crate::backend::queue_depth::MAX_DEPTH;
 use io_uring::Probe;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -63,7 +64,7 @@ fn unconsumed_entries_are_not_lent() {
         assert_eq!(done.map(|completion| completion.key), [0, 1]);
         assert!(done[0].result == 4 && done[1].result < 0, "{done:?}");
         assert_eq!(submit(&backend, &mut []).unwrap(), 0);
-        assert_eq!((peek(&backend), backend.in_flight.load(Relaxed)), (None, 0));
+        assert_eq!((peek(&backend), backend.in_flight.count()), (None, 0));
         assert_eq!(file.0.metadata().unwrap().len(), 4 + round * 4, "the third request had not completed");
         assert_eq!(submit(&backend, &mut entries[2..]).unwrap(), 1);
         assert_eq!(next(&backend), Completion { key: 2, result: 4 });
@@ -346,7 +347,7 @@ fn submit_that_consumes_nothing_lends_nothing() {
     {
         let result = behind_a_filter(libc::SYS_io_uring_enter, errno, || submit(&backend, &mut entries));
         assert_eq!(result.unwrap_err().raw_os_error(), Some(said));
-        assert_eq!((backend.in_flight.load(Relaxed), file.0.metadata().unwrap().len()), (0, 0));
+        assert_eq!((backend.in_flight.count(), file.0.metadata().unwrap().len()), (0, 0));
     }
     assert_eq!(submit(&backend, &mut entries).unwrap(), 2);
     let mut keys = [next(&backend).key, next(&backend).key];

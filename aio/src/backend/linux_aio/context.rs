@@ -5,7 +5,6 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -102,17 +101,6 @@ impl Pool {
         let idle = std::mem::take(&mut *self.idle());
         !idle.is_empty()
     }
-}
-
-/// Returns a descriptor that is readable immediately.
-pub(super) fn readable() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers; on success the descriptor is new and has no other owner.
-    let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Explains an error of `io_setup`, or of the calls right after it, with cause and remedy.

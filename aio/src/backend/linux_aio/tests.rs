@@ -5,6 +5,7 @@ use super::super::conformance::{
 };
 use super::context::setup_error;
 use super::*;
+use crate::backend::queue_depth::MAX_DEPTH;
 use std::os::fd::AsFd;
 
 conformance::tests!(both);

@@ -4,10 +4,9 @@
 use super::super::conformance::{
     self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, signal, submit, wait,
 };
-use super::execute::uninterrupted;
 use super::*;
-use crate::backend::Opcode;
 use crate::backend::pool::tests::{idle_pool, pool_of, serve};
+use crate::backend::queue_depth::MAX_DEPTH;
 use crate::engine::Engine;
 use coralio_runtime::{AioContext, spawn, yield_now};
 use std::cell::Cell;
@@ -16,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// Creates a backend on the process's pool, and one on a pool with a single thread, which works in
