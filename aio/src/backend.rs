@@ -60,6 +60,13 @@ pub struct Operation {
     pub offset: u64,
 }
 
+/// A request in the form that the backends without a kernel interface of their own take.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    operation: Operation,
+    key: u64,
+}
+
 /// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {

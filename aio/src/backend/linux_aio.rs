@@ -44,10 +44,10 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::*;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coralio_runtime::{EventNotifier, explained};
+use parking_lot::Mutex;
 
 use super::poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
 use super::queue_depth::InFlight;
@@ -194,7 +194,7 @@ impl LinuxAio {
             self.take(min, timeout).map(|taken| match taken {
                 Some(Completion { key: POLL_KEY, .. }) => self.poll_event.unarmed(),
                 None => {}
-                completion => *self.taken() = completion,
+                completion => *self.taken.lock() = completion,
             })
         } else {
             // SAFETY: there is no memory at the trap.
@@ -215,16 +215,12 @@ impl LinuxAio {
         Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
     }
 
-    fn taken(&self) -> MutexGuard<'_, Option<Completion>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// `peek_completion` without reading the ring. While the home thread sleeps, only that thread
     /// takes events, and stores them here: an event taken by another thread could be the one that
     /// was to end the sleep.
     #[cold]
     fn peek_taken(&self) -> Option<Completion> {
-        let mut taken = self.taken();
+        let mut taken = self.taken.lock();
         while taken.is_none() && !self.poll_event.is_asleep() {
             match self.take(0, None) {
                 Ok(None) => break,
@@ -360,7 +356,7 @@ unsafe impl Backend for LinuxAio {
     unsafe fn advance(&self) {
         self.in_flight.commit();
         if self.slots == 0 {
-            *self.taken() = None;
+            *self.taken.lock() = None;
             return;
         }
         CompletionRing::advance(self);
@@ -393,7 +389,7 @@ unsafe impl Backend for LinuxAio {
             return if arm()? { self.sleep(min, timeout) } else { Ok(()) };
         }
         // Under the mutex for `peek_taken`: it either has found nothing or will see this flag.
-        let taken = self.taken();
+        let taken = self.taken.lock();
         if taken.is_some() {
             return Ok(());
         }

@@ -37,6 +37,7 @@ use parking_lot::Mutex;
 
 use completions::Completions;
 
+pub use super::Entry;
 use super::pool::{Global, Pool, PoolConfig, Work};
 use super::queue_depth::InFlight;
 use super::sys::poll;
@@ -55,13 +56,6 @@ const CONFIG: PoolConfig = PoolConfig {
     idle_timeout: Duration::from_secs(5),
     leaves_signals: true,
 };
-
-/// A request in the form that a worker takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    operation: Operation,
-    key: u64,
-}
 
 /// The destination of one engine's completions.
 struct CompletionSink {

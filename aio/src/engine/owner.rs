@@ -11,10 +11,10 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use coralio_runtime::trace::Tracer;
 use coralio_runtime::{AioContext, ContextGuard, HomeLockGuard, HomeRef, HomeToken, LoopToken};
+use parking_lot::Mutex;
 
 /// See the module documentation.
 pub(crate) struct Owner {
@@ -95,7 +95,7 @@ impl Owner {
 
     /// Makes `context` the context of the drained engine. Called on that context's home thread.
     pub(crate) fn join(&self, context: &AioContext) {
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut contexts = self.contexts.lock();
         let known = contexts.iter().position(|known| known.is_same(context));
         let index = known.unwrap_or_else(|| {
             contexts.push(Box::new(context.clone()));

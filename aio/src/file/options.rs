@@ -132,7 +132,7 @@ impl OpenOptions {
         let driver = Driver::current();
         if let Some((driver, backend)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
             let access = Access { direct: direct != Direct::Never, ..self.access };
-            let opened = backend.open(path, access).map_err(|error| cannot_open(error, path));
+            let opened = backend.files().open(path, access).map_err(|error| cannot_open(error, path));
             return opened.map(|number| File::simulated(driver, backend, number, direct));
         }
         let owned = path.to_path_buf();
