@@ -119,7 +119,7 @@ impl Driver {
     ///
     /// As [`Engine::transfer`].
     pub(crate) unsafe fn offload(&self, attempt: &Request) -> Option<i64> {
-        if !self.engine.is_here() {
+        if !self.engine.owner().is_here() {
             return Some(-i64::from(libc::ENOTCONN));
         }
         // SAFETY: promised by the caller.
@@ -226,5 +226,5 @@ pub fn selected_backend() -> Option<SelectedBackend> {
 ///
 /// Outside a context.
 pub fn plug() -> io::Result<Plug> {
-    Ok(Arc::clone(&Driver::of_this_context()?.engine).plug())
+    Ok(Plug::new(Arc::clone(&Driver::of_this_context()?.engine)))
 }

@@ -7,17 +7,17 @@
 
 use std::mem;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, EventSource, HomeRef};
+use coralio_runtime::{EventSource, HomeRef};
 
-use super::Engine;
-use super::guards::{Guards, ShortRead};
-use super::plug::Plug;
+use super::guards::{Guards, OnCancel, ShortRead, UnplugDecrement};
+use super::owner::Owner;
 use super::request::Slot;
 use super::stats::{Detour, Stats, add};
 use super::transfer::{InFlight, Request};
+use super::{Engine, abort};
 use crate::backend::Backend;
 
 /// The operations of an engine of unknown type.
@@ -56,12 +56,15 @@ pub(crate) trait ErasedEngine: EventSource {
 
     fn stats(&self) -> Stats;
 
-    fn plug(self: Arc<Self>) -> Plug;
+    fn plug_depth(&self) -> &AtomicU32;
+
+    /// Ends one plug.
+    fn unplug(&self);
 
     fn on_short(&self) -> ShortRead;
 
-    /// Returns whether the calling thread is the home thread of the engine's context.
-    fn is_here(&self) -> bool;
+    /// Returns the context that the engine belongs to.
+    fn owner(&self) -> &Owner;
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
 
@@ -77,19 +80,12 @@ pub(crate) trait ErasedEngine: EventSource {
     /// Returns whether no request is pending, in flight or awaited, and no reap or submit is on the
     /// stack. Called on the home thread.
     fn is_drained(&self) -> bool;
-
-    /// Returns whether a reap or submit is on the stack. Called on the home thread.
-    fn is_busy(&self) -> bool;
-
-    /// Makes the drained engine leave its context, or join `context`. Called on the home thread of
-    /// that context.
-    fn move_to(&self, context: Option<&AioContext>);
 }
 
 impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     unsafe fn begin(&self, here: HomeRef<'_>, attempt: &Request) -> Option<&Slot> {
         let Some(current) = here.current() else { outside_a_coroutine() };
-        if !self.owner.is_at(here) || here.check_cancelled().is_err() {
+        if !self.owner.is(|context| here.is_of(context)) || here.check_cancelled().is_err() {
             return None;
         }
         self.backend.before_request();
@@ -111,7 +107,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     #[cold]
     fn refusal(&self, here: Option<HomeRef<'_>>) -> i64 {
         let errno = match here {
-            Some(here) if self.owner.is_at(here) => libc::ECANCELED,
+            Some(here) if self.owner.is(|context| here.is_of(context)) => libc::ECANCELED,
             _ => libc::ENOTCONN,
         };
         -i64::from(errno)
@@ -119,33 +115,50 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     #[cold]
     fn cancel(&self, slot: &Slot) -> Option<i64> {
-        Engine::cancel(self, slot.key().to_bits())
+        let is_over = self.remove_or_cancel(slot.key().to_bits()) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
-        Engine::wait_in_place(self, slot)
+        let waited = self.owner.at_home(|here| self.wait_at_home(here, slot));
+        waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
     }
 
     #[cold]
     fn abandon(&self, slot: &Slot) {
-        Engine::abandon(self, slot);
+        if slot.result().is_none() && !self.remove_or_cancel(slot.key().to_bits()) {
+            self.wait_in_place(slot);
+        }
     }
 
     fn stats(&self) -> Stats {
         Engine::stats(self)
     }
 
-    fn plug(self: Arc<Self>) -> Plug {
-        Engine::plug(&self)
+    fn plug_depth(&self) -> &AtomicU32 {
+        &self.plug_depth
+    }
+
+    fn unplug(&self) {
+        let counts = match G::UNPLUG_DECREMENT {
+            UnplugDecrement::Always => true,
+            UnplugDecrement::OnlyWhenNotFull => {
+                self.owner.acquire().is_none_or(|lock| self.pending.len(&lock) < self.depth as usize)
+            }
+        };
+        self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
+        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
+        // is woken.
+        self.owner.wake_loop();
     }
 
     fn on_short(&self) -> ShortRead {
         G::SHORT_READ
     }
 
-    fn is_here(&self) -> bool {
-        self.owner.is_here()
+    fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
@@ -160,7 +173,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn set_slow_submit_threshold(&self, limit: Duration) {
-        Engine::set_slow_submit_threshold(self, limit);
+        self.submit_timer.set_limit(limit);
     }
 
     fn count_detour(&self, detour: Detour) {
@@ -168,18 +181,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn is_drained(&self) -> bool {
-        Engine::is_drained(self)
-    }
-
-    fn is_busy(&self) -> bool {
-        self.owner.is_busy()
-    }
-
-    fn move_to(&self, context: Option<&AioContext>) {
-        match context {
-            Some(context) => self.owner.join(context),
-            None => self.owner.leave(),
-        }
+        !self.owner.is_busy() && self.is_idle() && self.requests.are_all_free()
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::guards::{Guards, UnplugDecrement};
+use super::erased::ErasedEngine;
+use super::guards::Guards;
 use crate::backend::Backend;
 
 /// Holds requests back while it exists; when the last plug is dropped, the loop submits them.
@@ -13,37 +14,23 @@ use crate::backend::Backend;
 /// plugged requests too.
 #[must_use = "requests are held back until the plug is dropped"]
 pub struct Plug {
-    engine: Arc<dyn Unplug>,
+    engine: Arc<dyn ErasedEngine>,
 }
 
-/// Type-erased engine, as a plug needs it.
-trait Unplug: Send + Sync {
-    fn unplug(&self);
+impl Plug {
+    pub(crate) fn new(engine: Arc<dyn ErasedEngine>) -> Plug {
+        // Without the lock: other contexts' threads, and those that hold the lock, may get here.
+        // Relaxed: a late submit is found by the loop before it sleeps.
+        engine.plug_depth().fetch_add(1, Ordering::Relaxed);
+        Plug { engine }
+    }
 }
 
 impl<B: Backend, G: Guards> Engine<B, G> {
     /// Delays requests until the plug is dropped.
     #[doc(alias = "blk_io_plug")]
     pub fn plug(self: &Arc<Self>) -> Plug {
-        // Without the lock: other contexts' threads, and those that hold the lock, may get here.
-        // Relaxed: a late submit is found by the loop before it sleeps.
-        self.plug_depth.fetch_add(1, Ordering::Relaxed);
-        Plug { engine: Arc::clone(self) as Arc<dyn Unplug> }
-    }
-}
-
-impl<B: Backend, G: Guards> Unplug for Engine<B, G> {
-    fn unplug(&self) {
-        let counts = match G::UNPLUG_DECREMENT {
-            UnplugDecrement::Always => true,
-            UnplugDecrement::OnlyWhenNotFull => {
-                self.owner.acquire().is_none_or(|lock| self.pending.len(&lock) < self.depth as usize)
-            }
-        };
-        self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
-        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
-        // is woken.
-        self.owner.wake_loop();
+        Plug::new(Arc::clone(self) as Arc<dyn ErasedEngine>)
     }
 }
 

@@ -19,7 +19,7 @@ const MAX_PLUGGED_ROUNDS: u32 = 16;
 
 impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
-        if !self.owner.is_polled_by(token) {
+        if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
         self.immediate_submits.store(0, Ordering::Relaxed);
@@ -28,7 +28,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     }
 
     fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
-        if !self.owner.is_polled_by(token) {
+        if !self.owner.is(|context| token.is_of(context)) {
             return false;
         }
         let here = token.at_home();
@@ -51,11 +51,12 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
         // SAFETY: only checks for a completion, which needs no lock.
-        self.owner.is_home_of(token) && (unsafe { self.backend.peek_completion() }.is_some() || self.can_submit())
+        self.owner.is(|context| token.is_of(context))
+            && (unsafe { self.backend.peek_completion() }.is_some() || self.can_submit())
     }
 
     fn is_idle(&self) -> bool {
-        Engine::is_idle(self)
+        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
     }
 
     fn describe(&self) -> String {
@@ -63,7 +64,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     }
 
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
-        if !self.owner.is_home_of(token) {
+        if !self.owner.is(|context| token.is_of(context)) {
             return None;
         }
         let in_flight = self.in_flight.load(Ordering::Relaxed);
@@ -80,7 +81,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
     }
 
     fn close(&self, token: HomeToken<'_>) {
-        if self.owner.is_home_of(token) {
+        if self.owner.is(|context| token.is_of(context)) {
             self.owner.at_home(|here| self.finish_in_place(here));
         }
     }

@@ -17,7 +17,7 @@ use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
-use super::guards::{Guards, OnCancel, PartialSubmit, may_wedge};
+use super::guards::{Guards, PartialSubmit, may_wedge};
 use super::owner::{LockProof, PollLock};
 use super::stats::add;
 use super::transfer::Request;
@@ -234,15 +234,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Ends a coroutine's request early. A pending request is removed and thereby ends; for one in
-    /// flight the kernel is asked to cancel it, and the coroutine still waits for the completion
-    /// (rule E11). Called on the home thread.
-    #[cold]
-    pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
-        let is_over = self.remove_or_cancel(key) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
-        is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
     /// Removes a pending request, or asks the kernel to cancel it. Returns whether the request was

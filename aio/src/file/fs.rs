@@ -68,7 +68,7 @@ fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
 impl File {
     /// Fails with the same error as a request if the file belongs to another context.
     pub(super) fn check_context(&self, what: impl FnOnce() -> String) -> io::Result<()> {
-        if self.engine.is_here() {
+        if self.engine.owner().is_here() {
             return Ok(());
         }
         explained(what, Err(io::Error::from_raw_os_error(libc::ENOTCONN)))
