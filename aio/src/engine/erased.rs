@@ -91,7 +91,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
         self.backend.before_request();
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(here, attempt, slot.key().to_bits());
+        let gathers = self.enqueue(here, attempt, slot.key());
         if !gathers {
             self.submit_from(Some(here));
         }
@@ -115,7 +115,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     #[cold]
     fn cancel(&self, slot: &Slot) -> Option<i64> {
-        let is_over = self.remove_or_cancel(slot.key().to_bits()) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        let is_over = self.remove_or_cancel(slot.key()) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
         is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
@@ -127,7 +127,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     #[cold]
     fn abandon(&self, slot: &Slot) {
-        if slot.result().is_none() && !self.remove_or_cancel(slot.key().to_bits()) {
+        if slot.result().is_none() && !self.remove_or_cancel(slot.key()) {
             self.wait_in_place(slot);
         }
     }
