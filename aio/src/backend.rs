@@ -45,6 +45,19 @@ pub enum Opcode {
     SyncAll,
 }
 
+impl Opcode {
+    /// Whether the operation takes bytes from memory.
+    #[inline]
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Opcode::Write | Opcode::WriteVectored)
+    }
+
+    /// Whether the operation names no memory.
+    fn is_sync(self) -> bool {
+        matches!(self, Opcode::SyncData | Opcode::SyncAll)
+    }
+}
+
 /// A request as the engine passes it to a backend: plain data without a lifetime.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {

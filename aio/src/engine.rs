@@ -33,9 +33,8 @@ use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use owner::Owner;
 use request::{Requests, Slot};
-use stats::{Counters, Detour, Stats, add};
+use stats::{Counters, Detour, Stats, SubmitTimer, add};
 use submit::SubmissionQueue;
-use submit_timer::SubmitTimer;
 use transfer::{Request, submit_and_wait};
 
 pub(crate) mod erased;
@@ -44,10 +43,8 @@ mod owner;
 pub(crate) mod plug;
 mod reap;
 mod request;
-mod source;
 pub(crate) mod stats;
 mod submit;
-mod submit_timer;
 mod trace;
 pub(crate) mod transfer;
 

@@ -233,30 +233,21 @@ impl LinuxAio {
         *taken
     }
 
-    /// Returns the completion at the cursor. Uses only atomics and a mutex: a call at the wrong
-    /// time confuses completions, which the contract of [`Backend::peek_completion`] excludes, but is not
-    /// undefined behaviour by itself.
-    #[inline]
-    fn found(&self) -> Option<Completion> {
-        if self.slots == 0 {
-            return self.peek_taken();
-        }
-        self.poll_event.peek(self)
-    }
-
     /// Makes sure that nothing is in flight or on the ring, so that the context can be reused.
     /// Returns false if this fails.
     fn clear(&self) -> bool {
         if self.in_flight.count() != 0 {
             return false;
         }
+        // SAFETY: called by the drop, so no other thread takes completions.
+        let is_empty = || unsafe { self.peek_completion() }.is_none();
         while self.poll_event.is_armed() {
             self.cancel_poll();
-            if self.sleep(1, None).is_err() || self.found().is_some() {
+            if self.sleep(1, None).is_err() || !is_empty() {
                 return false;
             }
         }
-        self.found().is_none()
+        is_empty()
     }
 }
 
@@ -349,7 +340,7 @@ unsafe impl Backend for LinuxAio {
 
     #[inline]
     unsafe fn peek_completion(&self) -> Option<Completion> {
-        self.found()
+        if self.slots == 0 { self.peek_taken() } else { self.poll_event.peek(self) }
     }
 
     #[inline]
