@@ -1,11 +1,10 @@
 //! Real requests on real files: with the ring read in memory and, with the same tests, without.
 
 use super::super::conformance::{
-    self, NOW, Page, Temp, bad, eventfd, next, one, operation, peek, signal, submit, unless_refused, wait,
+    self, NOW, Page, Temp, bad, eventfd, in_forked_child, next, one, operation, peek, submit, unless_refused, wait,
 };
 use super::context::setup_error;
 use super::*;
-use crate::backend::queue_depth::MAX_DEPTH;
 use std::os::fd::AsFd;
 
 conformance::tests!(both);
@@ -55,15 +54,8 @@ fn batch_is_accepted_up_to_the_bad_request() {
 
 #[test]
 fn depth_out_of_range_is_rejected() {
-    // E14: the message gives cause and remedy.
-    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
-        let error = LinuxAio::new(depth).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("must be 1 to 32768"), "{error}");
-    }
-    if let Some(backend) = unless_refused(LinuxAio::new(33)) {
-        assert_eq!(backend.capacity(), 33);
-    }
+    // E14: see `check_depths`.
+    conformance::check_depths(LinuxAio::new);
 }
 
 #[test]
@@ -95,7 +87,7 @@ fn idle_context_is_reused() {
     // Dropped with its poll request armed, and again with the poll request's event on the ring.
     for ready in [false, true] {
         if ready {
-            signal(&other);
+            other.notify();
         }
         let backend = LinuxAio::from_pool(77, pool).unwrap();
         wait(&backend, 1, Some(other.as_fd()), NOW).unwrap();
@@ -137,7 +129,8 @@ fn context_with_requests_in_flight_is_not_cached() {
     let backend = LinuxAio::from_pool(4, pool).unwrap();
     let write = backend.prepare(&operation(Opcode::Write, &file.0, &mut page.0, 0), 1);
     // Stays in flight until the context is destroyed.
-    let poll = Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_raw_fd() as u32, ..Default::default() });
+    let poll =
+        Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_fd().as_raw_fd() as u32, ..Default::default() });
     assert_eq!(submit(&backend, &mut [write, poll]).unwrap(), 2);
     assert_eq!(next(&backend), Completion { key: 1, result: 4096 });
     assert_eq!(peek(&backend), None);
@@ -154,19 +147,13 @@ fn forked_child_leaves_the_parents_contexts_unchanged() {
     let backend = LinuxAio::from_pool(5, pool).unwrap();
     drop(LinuxAio::from_pool(6, pool).unwrap());
     wait(&backend, 1, Some(other.as_fd()), NOW).unwrap();
-    // SAFETY: the child only drops and checks, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let dropped = || {
         let stale = pool.get(6).is_none();
-        drop(backend);
-        let code = if stale && pool.0.lock().is_empty() { 0 } else { 1 };
-        // SAFETY: as above.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        // SAFETY: the child does not use the backend again, and the parent keeps its own.
+        drop(unsafe { ptr::read(&backend) });
+        i32::from(!(stale && pool.0.lock().is_empty()))
+    };
+    assert_eq!(in_forked_child(dropped), 0);
     assert_eq!(one(&backend, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
     assert!(pool.get(6).is_some());
 }

@@ -2,6 +2,7 @@
 //! held by the work they run, starts by a hook.
 
 use super::*;
+use crate::backend::conformance::in_forked_child;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::ThreadId;
@@ -267,21 +268,11 @@ fn forked_child_has_its_own_pool() {
     let ours = GLOBAL.get(kind);
     let held = hold(ours, 1);
     held.here.recv().unwrap();
-    // SAFETY: the child runs its own thread, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let in_child = || {
         let theirs = GLOBAL.get(kind);
-        let mut code = 1;
-        if !ptr::eq(theirs, ours) && !ours.is_ours() && theirs.is_ours() {
-            let held = hold(theirs, 1);
-            code = i32::from(held.here.recv().is_err());
-        }
-        // SAFETY: as above.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        let is_new = !ptr::eq(theirs, ours) && !ours.is_ours() && theirs.is_ours();
+        i32::from(!(is_new && hold(theirs, 1).here.recv().is_ok()))
+    };
+    assert_eq!(in_forked_child(in_child), 0);
     assert!(ptr::eq(GLOBAL.get(kind), ours));
 }
