@@ -22,8 +22,10 @@ pub mod io_uring;
 pub mod linux_aio;
 mod poll_event;
 pub(crate) mod pool;
+mod queue_depth;
 pub mod scripted;
 pub mod simulated;
+mod sys;
 pub mod thread_pool;
 
 /// The operation of a request.
@@ -43,6 +45,19 @@ pub enum Opcode {
     SyncAll,
 }
 
+impl Opcode {
+    /// Whether the operation takes bytes from memory.
+    #[inline]
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Opcode::Write | Opcode::WriteVectored)
+    }
+
+    /// Whether the operation names no memory.
+    fn is_sync(self) -> bool {
+        matches!(self, Opcode::SyncData | Opcode::SyncAll)
+    }
+}
+
 /// A request as the engine passes it to a backend: plain data without a lifetime.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
@@ -56,6 +71,13 @@ pub struct Operation {
     pub len: u64,
     /// Offset in the file, in bytes; 0 for syncs.
     pub offset: u64,
+}
+
+/// A request in the form that the backends without a kernel interface of their own take.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    operation: Operation,
+    key: u64,
 }
 
 /// The result of a request.

@@ -131,7 +131,7 @@ impl Driver {
     ///
     /// As [`Engine::transfer`].
     pub(crate) unsafe fn offload(&self, attempt: &Request) -> Option<i64> {
-        if !self.engine.is_here() {
+        if !self.engine.owner().is_here() {
             return Some(-i64::from(libc::ENOTCONN));
         }
         // SAFETY: promised by the caller.
@@ -274,5 +274,5 @@ pub fn selected_backend() -> Option<SelectedBackend> {
 /// Outside a context.
 pub fn plug() -> io::Result<Plug> {
     let driver = Driver::of_this_context()?;
-    Ok(Arc::clone(&driver.engine).plug().and(driver.memory_engine().map(|memory| Arc::clone(memory).plug())))
+    Ok(Plug::new(Arc::clone(&driver.engine), driver.memory_engine().cloned()))
 }

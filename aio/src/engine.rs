@@ -33,9 +33,8 @@ use coralio_runtime::{AioContext, Cancelled, check_cancelled};
 use guards::{AllGuards, Guards, PartialSubmit, may_wedge};
 use owner::Owner;
 use request::{Requests, Slot};
-use stats::{Counters, Detour, Stats, add};
+use stats::{Counters, Detour, Stats, SubmitTimer, add};
 use submit::SubmissionQueue;
-use submit_timer::SubmitTimer;
 use transfer::{Request, submit_and_wait};
 
 pub(crate) mod erased;
@@ -44,10 +43,8 @@ mod owner;
 pub(crate) mod plug;
 mod reap;
 mod request;
-mod source;
 pub(crate) mod stats;
 mod submit;
-mod submit_timer;
 mod trace;
 pub(crate) mod transfer;
 
@@ -148,15 +145,8 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
-    /// Waits for a request without suspending, because the stack unwinds or cannot switch for
-    /// another reason. Coroutines whose requests complete meanwhile are woken and run later. Called
-    /// on the home thread.
+    /// As [`ErasedEngine::wait_in_place`], on the home thread `here`.
     #[cold]
-    fn wait_in_place(&self, slot: &Slot) -> i64 {
-        let waited = self.owner.at_home(|here| self.wait_at_home(here, slot));
-        waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
-    }
-
     fn wait_at_home(&self, here: HomeRef<'_>, slot: &Slot) -> i64 {
         // Held during the sleep too: otherwise another thread could reap the completion and leave
         // this one asleep.
@@ -183,15 +173,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
                 // Lets a test that has seen the wedge finish.
                 self.blocked.store(false, Ordering::Relaxed);
             }
-        }
-    }
-
-    /// Ends the request of an unwinding stack: removes it if it is pending; otherwise cancels it if
-    /// the kernel can, and waits for it (rules C9, E13).
-    #[cold]
-    fn abandon(&self, slot: &Slot) {
-        if slot.result().is_none() && !self.remove_or_cancel(slot.key().to_bits()) {
-            self.wait_in_place(slot);
         }
     }
 
@@ -250,17 +231,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         }
         let why = "cannot drain a detached engine: no context drives it; attach it first";
         Err(io::Error::new(io::ErrorKind::NotConnected, why))
-    }
-
-    /// Returns whether nothing is pending, in flight or awaited, and no reap or submit is on the
-    /// stack. Called on the home thread.
-    fn is_drained(&self) -> bool {
-        !self.owner.is_busy() && self.is_idle() && self.requests.are_all_free()
-    }
-
-    /// Returns whether nothing is in flight, nor pending and submittable.
-    fn is_idle(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
     }
 
     /// Returns the engine's counters and state.

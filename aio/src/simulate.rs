@@ -72,7 +72,7 @@ use std::io;
 use coralio_runtime::AioContext;
 use coralio_runtime::trace::Trace;
 
-use crate::backend::simulated::tape::{self, Tape};
+use crate::backend::simulated::tape::{self, Choice, Tape};
 use crate::backend::simulated::{Settings, SimulatedBackend};
 use crate::driver::Driver;
 use crate::engine::Engine;
@@ -292,21 +292,11 @@ impl Simulation {
         seeds: impl IntoIterator<Item = u64>,
         f: impl Fn(&Sim) -> io::Result<()>,
     ) -> Result<u64, Box<Failure>> {
-        if let Some(tape) = self.given_tape() {
-            return self.replay(tape, &f).map(|()| 1);
-        }
         let only = variable("CORALIO_SIM_SEED").map(|text| {
             parse_seed(&text).unwrap_or_else(|| panic!("invalid CORALIO_SIM_SEED={text}: must be a number below 2^64"))
         });
-        let mut runs = 0;
-        for seed in only.into_iter().chain(seeds.into_iter().take_while(|_| only.is_none())) {
-            runs += 1;
-            let outcome = self.one(Tape::random(seed), false, &f);
-            if outcome.failure.is_some() {
-                return Err(self.failed(Some(seed), runs, outcome, &f));
-            }
-        }
-        Ok(runs)
+        let mut seeds = only.into_iter().chain(seeds.into_iter().take_while(|_| only.is_none()));
+        self.each(|_| seeds.next().map(|seed| (Some(seed), Tape::random(seed))), &f)
     }
 
     /// Makes every possible run: enumerates all decisions of the kernel. Returns the number of
@@ -321,19 +311,9 @@ impl Simulation {
     ///
     /// As [`search`](Self::search).
     pub fn explore_all(&self, f: impl Fn(&Sim) -> io::Result<()>) -> Result<u64, Box<Failure>> {
-        if let Some(tape) = self.given_tape() {
-            return self.replay(tape, &f).map(|()| 1);
-        }
-        let (mut next, mut runs) = (Some(Vec::new()), 0);
-        while let Some(given) = next {
-            runs += 1;
-            let outcome = self.one(Tape::replay(given), false, &f);
-            if outcome.failure.is_some() {
-                return Err(self.failed(None, runs, outcome, &f));
-            }
-            next = tape::successor(&outcome.choices);
-        }
-        Ok(runs)
+        let mut first = Some(Vec::new());
+        let mut next = |made: &[Choice]| first.take().or_else(|| tape::successor(made));
+        self.each(|made| next(made).map(|given| (None, Tape::replay(given))), &f)
     }
 
     /// Returns the hash of everything that the kernel sees and decides in the run of this seed,
@@ -345,6 +325,28 @@ impl Simulation {
     /// Inside a context.
     pub fn fingerprint(&self, seed: u64, f: impl Fn(&Sim) -> io::Result<()>) -> u64 {
         self.one(Tape::random(seed), false, &f).fingerprint
+    }
+
+    /// Runs the tapes that `next` returns, with their seeds, until one fails. `next` gets the
+    /// choices made in the last run. A given tape is the only one.
+    fn each(
+        &self,
+        mut next: impl FnMut(&[Choice]) -> Option<(Option<u64>, Tape)>,
+        f: &dyn Fn(&Sim) -> io::Result<()>,
+    ) -> Result<u64, Box<Failure>> {
+        if let Some(tape) = self.given_tape() {
+            return self.replay(tape, f).map(|()| 1);
+        }
+        let (mut runs, mut made) = (0, Vec::new());
+        while let Some((seed, tape)) = next(&made) {
+            runs += 1;
+            let outcome = self.one(tape, false, f);
+            if outcome.failure.is_some() {
+                return Err(self.failed(seed, runs, outcome, f));
+            }
+            made = outcome.choices;
+        }
+        Ok(runs)
     }
 
     fn given_tape(&self) -> Option<Vec<u32>> {

@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use std::thread;
 use std::time::Duration;
 
+use coralio_runtime::EventNotifier;
+
+use super::queue_depth::MAX_DEPTH;
 use super::{Backend, Completion, Opcode, Operation};
 
 /// Generates a test from each function.
@@ -159,43 +162,55 @@ pub(super) fn one(backend: &impl Backend, operation: Operation) -> i64 {
     result
 }
 
-pub(super) fn eventfd() -> OwnedFd {
-    // SAFETY: no memory is involved; the descriptor is new and has no other owner.
+pub(super) fn eventfd() -> EventNotifier {
+    EventNotifier::new().unwrap()
+}
+
+/// Runs `f` in a forked child, which exits with its result as the status and runs no code of its
+/// parent. Returns the status.
+pub(crate) fn in_forked_child(f: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child runs `f` alone; there is room for one status.
     unsafe {
-        let fd = libc::eventfd(0, libc::EFD_NONBLOCK);
-        assert!(fd >= 0);
-        OwnedFd::from_raw_fd(fd)
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(f());
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        status
     }
 }
 
-pub(super) fn signal(fd: &OwnedFd) {
-    // SAFETY: eight bytes, as an eventfd requires.
-    assert_eq!(unsafe { libc::write(fd.as_raw_fd(), 1u64.to_ne_bytes().as_ptr().cast(), 8) }, 8);
+/// E14: a queue depth out of range is an error that gives cause and remedy.
+pub(super) fn check_depths<B: Backend>(new: fn(u32) -> io::Result<B>) {
+    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
+        let Err(error) = new(depth) else { panic!("depth {depth} was accepted") };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("must be 1 to 32768; 32 suits most"), "{error}");
+    }
+    for depth in [1, 33] {
+        if let Some(backend) = unless_refused(new(depth)) {
+            assert_eq!(backend.capacity(), depth);
+        }
+    }
 }
 
-/// Returns whether the eventfd was signalled, and resets it.
-pub(super) fn reset(fd: &OwnedFd) -> bool {
-    let mut count = 0u64;
-    // SAFETY: the buffer has room for eight bytes.
-    unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
-}
-
-pub(super) fn epoll_with(fd: &OwnedFd) -> OwnedFd {
+pub(super) fn epoll_with(fd: &EventNotifier) -> OwnedFd {
     // SAFETY: the event outlives the call; the descriptor is new and has no other owner.
     unsafe {
         let epoll = OwnedFd::from_raw_fd(libc::epoll_create1(0));
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        assert_eq!(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event), 0);
+        assert_eq!(libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_fd().as_raw_fd(), &mut event), 0);
         epoll
     }
 }
 
 /// Waits like a loop: checks, sleeps, checks again.
-pub(super) fn wait_for(backend: &impl Backend, watched: &OwnedFd, signalled: &OwnedFd) {
+pub(super) fn wait_for(backend: &impl Backend, watched: &impl AsFd, signalled: &EventNotifier) {
     loop {
         assert_eq!(peek(backend), None);
         wait(backend, 1, Some(watched.as_fd()), None).unwrap();
-        if reset(signalled) {
+        if signalled.test_and_clear() {
             return;
         }
     }
@@ -340,11 +355,11 @@ pub(super) fn another_thread_ends_a_sleep<B: Backend>(backends: fn(u32) -> Vec<B
     for backend in backends(8) {
         let signalled = eventfd();
         let epoll = epoll_with(&signalled);
-        for watched in [&signalled, &epoll] {
+        for watched in [signalled.as_fd(), epoll.as_fd()] {
             thread::scope(|scope| {
                 for _ in 0..scaled(200) {
-                    scope.spawn(|| signal(&signalled));
-                    wait_for(&backend, watched, &signalled);
+                    scope.spawn(|| signalled.notify());
+                    wait_for(&backend, &watched, &signalled);
                 }
             });
         }
@@ -362,7 +377,7 @@ pub(super) fn sleep_ends_while_another_thread_peeks<B: Backend>(backends: fn(u32
         thread::scope(|scope| {
             scope.spawn(|| {
                 for round in 0..total {
-                    signal(&signalled);
+                    signalled.notify();
                     while rounds.load(Acquire) == round {
                         assert_eq!(peek(&backend), None);
                         thread::yield_now();
@@ -373,7 +388,7 @@ pub(super) fn sleep_ends_while_another_thread_peeks<B: Backend>(backends: fn(u32
                 // No peek here: only the other thread's peek takes an event of an earlier round,
                 // which ends each wait immediately. Whether the poll request is armed when the home
                 // thread sleeps differs between rounds.
-                while !reset(&signalled) {
+                while !signalled.test_and_clear() {
                     wait(&backend, 1, Some(signalled.as_fd()), None).unwrap();
                     thread::yield_now();
                 }
@@ -424,7 +439,7 @@ pub(super) fn watch_moves_to_another_descriptor<B: Backend>(backends: fn(u32) ->
     for backend in backends(8) {
         let (old, new) = (eventfd(), eventfd());
         wait(&backend, 1, Some(old.as_fd()), NOW).unwrap();
-        signal(&new);
+        new.notify();
         wait_for(&backend, &new, &new);
         // Nothing is left over from either descriptor except the armed poll request.
         wait(&backend, 1, Some(new.as_fd()), NOW).unwrap();

@@ -7,19 +7,6 @@ use std::slice;
 
 use super::{Opcode, Operation};
 
-impl Opcode {
-    /// Whether the operation takes bytes from memory.
-    #[inline]
-    pub(crate) fn is_write(self) -> bool {
-        matches!(self, Opcode::Write | Opcode::WriteVectored)
-    }
-
-    /// Whether the operation names no memory.
-    pub(super) fn is_sync(self) -> bool {
-        matches!(self, Opcode::SyncData | Opcode::SyncAll)
-    }
-}
-
 /// The buffers of one request, as addresses and lengths.
 pub(super) struct IoBuffers(Vec<(usize, usize)>);
 

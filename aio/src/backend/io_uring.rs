@@ -54,21 +54,19 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
 use super::poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
+use super::queue_depth::InFlight;
+use super::sys::poll;
 use super::{Backend, Completion, Opcode, Operation};
 use files::Files;
 use ring::Rings;
-
-/// The maximum depth of Linux's submission ring.
-const MAX_DEPTH: u32 = 32768;
 
 /// The longest sleep, 136 years: the kernel adds it to the current time.
 const LONGEST: Duration = Duration::from_secs(1 << 32);
@@ -83,10 +81,7 @@ pub struct IoUring {
     rings: Rings,
     ring: io_uring::IoUring,
     files: Files,
-    depth: u32,
-    /// Consumed by the kernel and not yet committed. Changed under the lock with plain loads and
-    /// stores.
-    in_flight: AtomicU32,
+    in_flight: InFlight,
     /// State of the poll request; `None` where a sleep is a `ppoll`.
     poll_event: Option<PollEvent>,
     /// The process that created the ring. In a forked child nothing completes.
@@ -100,16 +95,12 @@ impl IoUring {
     ///
     /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
-        if depth == 0 || depth > MAX_DEPTH {
-            let message =
-                format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks, 256 a fast one");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        let in_flight = InFlight::new(depth)?;
         let (ring, features) = setup::set_up(depth)?;
         let rings = Rings::map(&ring)?;
         let files = Files::new(&ring, features.lets_go_at_once);
         let poll_event = features.sleep_on_ring.then(PollEvent::default);
-        Ok(IoUring { rings, ring, files, depth, in_flight: AtomicU32::new(0), poll_event, process: process::id() })
+        Ok(IoUring { rings, ring, files, in_flight, poll_event, process: process::id() })
     }
 
     /// Whether this process created the ring.
@@ -161,23 +152,6 @@ impl IoUring {
     }
 }
 
-/// Sleeps until one of `fds` is ready or `timeout` expires. A signal ends the sleep early.
-fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
-    let timeout = timeout.map(|time| libc::timespec {
-        // The kernel takes anything above 292 years as no timeout.
-        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(time.subsec_nanos()),
-    });
-    let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
-    // SAFETY: the descriptors, whose number is correct, and the timeout outlive the call; no signal
-    // mask.
-    if unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout, ptr::null()) } < 0 {
-        let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
-    }
-    Ok(())
-}
-
 // SAFETY: *lent to the kernel*: an entry that was not consumed is taken off the ring before
 // `submit` returns. A consumed one has one completion, which the kernel posts after its last access
 // to the request's memory. `peek_completion` acquires the writes before that.
@@ -188,7 +162,7 @@ unsafe impl Backend for IoUring {
 
     #[inline]
     fn capacity(&self) -> u32 {
-        self.depth
+        self.in_flight.depth()
     }
 
     unsafe fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
@@ -231,11 +205,9 @@ unsafe impl Backend for IoUring {
     /// A request that cannot be performed, for example on a bad descriptor, is accepted too; its
     /// completion has the error.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
-        let in_flight = self.in_flight.load(Relaxed);
-        let room = self.depth.saturating_sub(in_flight) as usize;
-        let count = entries.len().min(room);
+        let count = self.in_flight.room(entries.len())?;
         if count == 0 {
-            return if entries.is_empty() { Ok(0) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
+            return Ok(0);
         }
         {
             // SAFETY: *Under the lock* and *One submits*, so there is no other view of the
@@ -250,7 +222,7 @@ unsafe impl Backend for IoUring {
         // The return value may exceed the number consumed if something intercepts the call (strace,
         // a sandbox).
         let taken = count - self.rings.withdraw();
-        self.in_flight.store(in_flight + taken as u32, Relaxed);
+        self.in_flight.add(taken);
         match said {
             _ if taken > 0 => Ok(taken),
             Err(error) if error.raw_os_error() != Some(libc::EBUSY) => Err(error),
@@ -281,8 +253,7 @@ unsafe impl Backend for IoUring {
 
     #[inline]
     unsafe fn advance(&self) {
-        // Wrapping: a caller that violates rule E9 detects it with its own counter.
-        self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
+        self.in_flight.commit();
         self.rings.advance();
     }
 
@@ -297,12 +268,7 @@ unsafe impl Backend for IoUring {
             return Ok(());
         }
         let Some(poll_event) = &self.poll_event else {
-            let readable = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            let ring = readable(self.ring.as_raw_fd());
-            return match other {
-                None => poll(&mut [ring], timeout),
-                Some(other) => poll(&mut [ring, readable(other.as_raw_fd())], timeout),
-            };
+            return poll([Some(self.ring.as_fd()), other], timeout).map(drop);
         };
         let _asleep = poll_event.fall_asleep();
         match other.map(|other| (other, poll_event.arm(other.as_raw_fd()))) {
@@ -326,14 +292,14 @@ unsafe impl Backend for IoUring {
 impl Drop for IoUring {
     /// Waits for requests in flight: the kernel would continue them after the ring is closed.
     fn drop(&mut self) {
-        while self.is_ours() && self.in_flight.load(Relaxed) > 0 {
+        while self.is_ours() && self.in_flight.count() > 0 {
             // SAFETY: `drop` has exclusive access, so no other thread uses the backend or takes a
             // completion.
             unsafe {
                 while self.peek_completion().is_some() {
                     self.advance();
                 }
-                if self.in_flight.load(Relaxed) > 0 && self.wait(1, None, None).is_err() {
+                if self.in_flight.count() > 0 && self.wait(1, None, None).is_err() {
                     return;
                 }
             }
@@ -344,7 +310,6 @@ impl Drop for IoUring {
 impl fmt::Debug for IoUring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoUring")
-            .field("depth", &self.depth)
             .field("in_flight", &self.in_flight)
             .field("ring", &self.ring.params())
             .finish_non_exhaustive()

@@ -43,17 +43,15 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering::*};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
-use coralio_runtime::explained;
+use coralio_runtime::{EventNotifier, explained};
+use parking_lot::Mutex;
 
 use super::poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
+use super::queue_depth::InFlight;
 use super::{Backend, Completion, Opcode, Operation};
-
-/// The maximum queue depth: half of the usual `fs.aio-max-nr`, which applies to the whole machine.
-const MAX_DEPTH: u32 = 32768;
 
 /// The event buffer for `io_getevents`: the last bytes of the address space, which belong to the
 /// kernel on every machine. It checks that before it writes. Protected memory of this process would
@@ -76,8 +74,7 @@ pub struct LinuxAio {
     ring: NonNull<abi::Ring>,
     /// The number of events on the ring; 0 if the layout is unknown and the ring must not be read.
     slots: u32,
-    /// Submitted and not yet committed. Changed under the lock with plain loads and stores.
-    in_flight: AtomicU32,
+    in_flight: InFlight,
     /// State of the poll request.
     poll_event: PollEvent,
     /// If the ring cannot be read: the completion that was taken and not yet committed.
@@ -108,7 +105,8 @@ impl LinuxAio {
     /// Returns itself if the kernel supports everything that an engine needs: a filter may block
     /// only `io_submit`, or the kernel may lack the poll request.
     pub(crate) fn verify(self) -> io::Result<LinuxAio> {
-        let readable = context::readable()?;
+        let readable = EventNotifier::new()?;
+        readable.notify();
         // SAFETY: `self` is owned, so no other thread uses it.
         let (waited, found) =
             unsafe { (self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1))), self.peek_completion()) };
@@ -120,11 +118,7 @@ impl LinuxAio {
     }
 
     fn from_pool(depth: u32, pool: &'static Pool) -> io::Result<LinuxAio> {
-        if depth == 0 || depth > MAX_DEPTH {
-            let message =
-                format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks, 256 a fast one");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        let in_flight = InFlight::new(depth)?;
         let context = pool.get(depth).map_or_else(|| Context::new(depth, pool), Ok)?;
         let ring = context.ring;
         // SAFETY: *The ring stays*; memory without the ring's magic number still has at least a
@@ -136,7 +130,7 @@ impl LinuxAio {
         Ok(LinuxAio {
             ring,
             slots: if known { header.nr } else { 0 },
-            in_flight: AtomicU32::new(0),
+            in_flight,
             poll_event: PollEvent::default(),
             taken: Mutex::new(None),
             context: ManuallyDrop::new(context),
@@ -200,7 +194,7 @@ impl LinuxAio {
             self.take(min, timeout).map(|taken| match taken {
                 Some(Completion { key: POLL_KEY, .. }) => self.poll_event.unarmed(),
                 None => {}
-                completion => *self.taken() = completion,
+                completion => *self.taken.lock() = completion,
             })
         } else {
             // SAFETY: there is no memory at the trap.
@@ -221,16 +215,12 @@ impl LinuxAio {
         Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
     }
 
-    fn taken(&self) -> MutexGuard<'_, Option<Completion>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// `peek_completion` without reading the ring. While the home thread sleeps, only that thread
     /// takes events, and stores them here: an event taken by another thread could be the one that
     /// was to end the sleep.
     #[cold]
     fn peek_taken(&self) -> Option<Completion> {
-        let mut taken = self.taken();
+        let mut taken = self.taken.lock();
         while taken.is_none() && !self.poll_event.is_asleep() {
             match self.take(0, None) {
                 Ok(None) => break,
@@ -243,30 +233,21 @@ impl LinuxAio {
         *taken
     }
 
-    /// Returns the completion at the cursor. Uses only atomics and a mutex: a call at the wrong
-    /// time confuses completions, which the contract of [`Backend::peek_completion`] excludes, but is not
-    /// undefined behaviour by itself.
-    #[inline]
-    fn found(&self) -> Option<Completion> {
-        if self.slots == 0 {
-            return self.peek_taken();
-        }
-        self.poll_event.peek(self)
-    }
-
     /// Makes sure that nothing is in flight or on the ring, so that the context can be reused.
     /// Returns false if this fails.
     fn clear(&self) -> bool {
-        if self.in_flight.load(Relaxed) != 0 {
+        if self.in_flight.count() != 0 {
             return false;
         }
+        // SAFETY: called by the drop, so no other thread takes completions.
+        let is_empty = || unsafe { self.peek_completion() }.is_none();
         while self.poll_event.is_armed() {
             self.cancel_poll();
-            if self.sleep(1, None).is_err() || self.found().is_some() {
+            if self.sleep(1, None).is_err() || !is_empty() {
                 return false;
             }
         }
-        self.found().is_none()
+        is_empty()
     }
 }
 
@@ -343,36 +324,30 @@ unsafe impl Backend for LinuxAio {
     }
 
     unsafe fn submit(&self, entries: &mut [Iocb]) -> io::Result<usize> {
-        let in_flight = self.in_flight.load(Relaxed);
         // The kernel would accept more, but the poll request's slot must stay free.
-        let room = self.context.depth.saturating_sub(in_flight) as usize;
-        if room == 0 && !entries.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-        }
+        let count = self.in_flight.room(entries.len())?;
         // SAFETY: *Under the lock*.
         let pointers: &mut [*mut abi::Iocb] = unsafe { &mut *self.context.pointers.get() };
-        let count = entries.len().min(room);
         for (pointer, entry) in pointers.iter_mut().zip(&mut entries[..count]) {
             *pointer = &raw mut entry.0;
         }
         // SAFETY: the pointers are to `entries`, which is borrowed exclusively for the call; the
         // caller is responsible for the memory that they name.
         let count = unsafe { abi::io_submit(self.ring, &pointers[..count]) }?;
-        self.in_flight.store(in_flight + count as u32, Relaxed);
+        self.in_flight.add(count);
         Ok(count)
     }
 
     #[inline]
     unsafe fn peek_completion(&self) -> Option<Completion> {
-        self.found()
+        if self.slots == 0 { self.peek_taken() } else { self.poll_event.peek(self) }
     }
 
     #[inline]
     unsafe fn advance(&self) {
-        // Wrapping: a caller that violates rule E9 detects it with its own counter.
-        self.in_flight.store(self.in_flight.load(Relaxed).wrapping_sub(1), Relaxed);
+        self.in_flight.commit();
         if self.slots == 0 {
-            *self.taken() = None;
+            *self.taken.lock() = None;
             return;
         }
         CompletionRing::advance(self);
@@ -405,7 +380,7 @@ unsafe impl Backend for LinuxAio {
             return if arm()? { self.sleep(min, timeout) } else { Ok(()) };
         }
         // Under the mutex for `peek_taken`: it either has found nothing or will see this flag.
-        let taken = self.taken();
+        let taken = self.taken.lock();
         if taken.is_some() {
             return Ok(());
         }
@@ -431,7 +406,6 @@ impl Drop for LinuxAio {
 impl fmt::Debug for LinuxAio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinuxAio")
-            .field("depth", &self.context.depth)
             .field("in_flight", &self.in_flight)
             .field("ring", &(self.slots != 0).then(|| self.header()))
             .finish_non_exhaustive()

@@ -25,9 +25,10 @@ use std::io;
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// An item of work for a pool. `run` must not panic.
 pub(crate) trait Work: Send + 'static {
@@ -103,10 +104,6 @@ impl<W: Work> Pool<W> {
         Pool { config, process: std::process::id(), start, state: Mutex::new(state) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<W>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether the pool's threads belong to this process.
     pub(crate) fn is_ours(&self) -> bool {
         self.process == std::process::id()
@@ -115,7 +112,7 @@ impl<W: Work> Pool<W> {
     /// Queues work, in order. If there is no thread and none can be started, the caller's thread
     /// does the work before this returns.
     pub(crate) fn put(&'static self, work: impl Iterator<Item = W>) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.queue.extend(work);
         let wakeup = state.next_wakeup(self.config.max_threads);
         drop(state);
@@ -124,7 +121,7 @@ impl<W: Work> Pool<W> {
 
     /// Removes work from the queue that has not begun.
     pub(crate) fn remove(&self, wanted: impl Fn(&W) -> bool) -> Option<W> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let place = state.queue.iter().position(wanted)?;
         state.queue.remove(place)
     }
@@ -145,7 +142,7 @@ impl<W: Work> Pool<W> {
     /// does.
     #[cold]
     fn run_inline(&'static self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.live -= 1;
         state.waking -= 1;
         // Other callers may have queued work meanwhile, relying on the thread that did not start;
@@ -159,7 +156,7 @@ impl<W: Work> Pool<W> {
             let Some(work) = state.queue.pop_front() else { break };
             drop(state);
             work.run();
-            state = self.state();
+            state = self.state.lock();
         }
     }
 
@@ -169,7 +166,7 @@ impl<W: Work> Pool<W> {
         if self.config.leaves_signals {
             leave_signals_to_others();
         }
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.waking -= 1;
         loop {
             if let Some(work) = state.queue.pop_front() {
@@ -177,7 +174,7 @@ impl<W: Work> Pool<W> {
                 drop(state);
                 self.wake(wakeup);
                 work.run();
-                state = self.state();
+                state = self.state.lock();
             } else if let Some(again) = self.idle(state) {
                 state = again;
             } else {
@@ -194,7 +191,7 @@ impl<W: Work> Pool<W> {
         loop {
             drop(state);
             thread::park_timeout(self.config.idle_timeout.saturating_sub(since.elapsed()));
-            state = self.state();
+            state = self.state.lock();
             match state.idle.iter().position(|thread| thread.id() == me.id()) {
                 // The thread that removed this one from the list has counted it in `waking`.
                 None => {

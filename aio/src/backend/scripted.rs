@@ -19,9 +19,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
+pub use super::Entry;
 use super::io_buffers::IoBuffers;
 use super::{Backend, Completion, Operation};
 
@@ -37,7 +40,7 @@ pub struct ScriptedBackend {
 
 impl Clone for ScriptedBackend {
     fn clone(&self) -> ScriptedBackend {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.clones += 1;
         ScriptedBackend { state: Arc::clone(&self.state), capacity: self.capacity, number: state.clones }
     }
@@ -76,32 +79,21 @@ struct State {
     user: u64,
 }
 
-/// A request of the backends that are not real ones.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    pub(super) operation: Operation,
-    pub(super) key: u64,
-}
-
 impl ScriptedBackend {
     /// Creates a backend for up to `capacity` requests in flight, with an empty disk.
     pub fn new(capacity: u32) -> ScriptedBackend {
         ScriptedBackend { state: Arc::default(), capacity, number: 0 }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Completes request `number` when request `trigger` is submitted; within its own submit, if
     /// they are the same.
     pub fn complete_on_submit(&self, number: usize, trigger: usize) {
-        self.state().when.insert(number, When::Submit(trigger));
+        self.state.lock().when.insert(number, When::Submit(trigger));
     }
 
     /// Keeps request `number` in flight until it is [released](Self::release).
     pub fn hold(&self, number: usize) {
-        self.state().when.insert(number, When::Released);
+        self.state.lock().when.insert(number, When::Released);
     }
 
     /// Completes request `number`, which is in flight.
@@ -110,54 +102,54 @@ impl ScriptedBackend {
     ///
     /// If the request is not in flight.
     pub fn release(&self, number: usize) {
-        self.state().complete(number);
+        self.state.lock().complete(number);
     }
 
     /// Makes request `number` do nothing and complete with `result`: bytes, or a negative `errno`.
     pub fn set_result(&self, number: usize, result: i64) {
-        self.state().results.insert(number, result);
+        self.state.lock().results.insert(number, result);
     }
 
     /// Makes request `number`, a read or write, transfer only its first `most` bytes.
     pub fn shorten(&self, number: usize, most: usize) {
-        self.state().limits.insert(number, most);
+        self.state.lock().limits.insert(number, most);
     }
 
     /// Makes the next submit that is not scripted yet accept at most `most` requests.
     pub fn take_at_most(&self, most: usize) {
-        self.state().verdicts.push_back(Verdict::Take(most));
+        self.state.lock().verdicts.push_back(Verdict::Take(most));
     }
 
     /// Makes the next submit that is not scripted yet fail with `errno`.
     pub fn refuse(&self, errno: i32) {
-        self.state().verdicts.push_back(Verdict::Refuse(errno));
+        self.state.lock().verdicts.push_back(Verdict::Refuse(errno));
     }
 
     /// Runs `hook` once, the next time that a completion has been peeked and the cursor has not
     /// moved yet. It may let another thread act, and wait for it.
     pub fn on_next_peek(&self, hook: impl FnOnce() + Send + 'static) {
         // Dropped after the state is unlocked: its destructor may use this backend.
-        let _old = self.state().peek_hook.replace(Box::new(hook));
+        let _old = self.state.lock().peek_hook.replace(Box::new(hook));
     }
 
     /// Replaces the contents of the disk.
     pub fn set_disk(&self, contents: &[u8]) {
-        self.state().disk = contents.to_vec();
+        self.state.lock().disk = contents.to_vec();
     }
 
     /// Returns the contents of the disk.
     pub fn disk(&self) -> Vec<u8> {
-        self.state().disk.clone()
+        self.state.lock().disk.clone()
     }
 
     /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> usize {
-        self.state().in_flight.len()
+        self.state.lock().in_flight.len()
     }
 
     /// Returns the number of requests accepted so far.
     pub fn taken(&self) -> usize {
-        self.state().taken
+        self.state.lock().taken
     }
 }
 
@@ -223,7 +215,7 @@ unsafe impl Backend for ScriptedBackend {
     }
 
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.user != self.number && !(state.in_flight.is_empty() && state.ring.is_empty()) {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
@@ -248,7 +240,7 @@ unsafe impl Backend for ScriptedBackend {
     }
 
     unsafe fn peek_completion(&self) -> Option<Completion> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let completion = state.ring.front().copied().filter(|_| state.user == self.number)?;
         let hook = state.peek_hook.take();
         drop(state);
@@ -259,13 +251,13 @@ unsafe impl Backend for ScriptedBackend {
     }
 
     unsafe fn advance(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         assert_eq!(state.user, self.number, "a completion belongs to a request in flight");
         state.ring.pop_front();
     }
 
     unsafe fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if !state.ring.is_empty() {
             return Ok(());
         }
@@ -281,7 +273,7 @@ unsafe impl Backend for ScriptedBackend {
 
 impl std::fmt::Debug for ScriptedBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.state();
+        let state = self.state.lock();
         write!(
             f,
             "ScriptedBackend({} submitted, {} in flight, {} on the ring)",

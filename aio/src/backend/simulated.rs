@@ -16,10 +16,9 @@
 //! In edge cases it behaves like Linux native AIO. A request on a bad descriptor is rejected at
 //! submit if it is the first, and otherwise ends the batch. Unaligned direct I/O is accepted, and
 //! fails. A full ring returns EAGAIN. A cancel stops nothing unless the faults say so (io_uring's
-//! may). A ring that cannot be read in memory is read one event at a time. The ring's counters
-//! start three before they wrap. A failed sync gives up the data that it should have made durable.
-//! If a direct and a page-cached write of one page were in flight at the same time, the next sync
-//! of the file fails with EIO, as it may on Linux.
+//! may). A ring that cannot be read in memory is read one event at a time. A failed sync gives up
+//! the data that it should have made durable. If a direct and a page-cached write of one page were
+//! in flight at the same time, the next sync of the file fails with EIO, as it may on Linux.
 //!
 //! # Departs from Linux
 //!
@@ -40,16 +39,18 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use coralio_runtime::AioContext;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-pub use super::scripted::Entry;
+pub use super::Entry;
+use super::sys::poll;
 use super::{Backend, Completion, Operation};
+use directory::FileSystem;
 pub use faults::{Fault, Faults, Latency};
 pub(crate) use machine::Machine;
 use tape::Tape;
@@ -59,7 +60,6 @@ mod disk;
 mod fate;
 mod faults;
 mod machine;
-mod ring;
 pub(crate) mod tape;
 mod trace;
 
@@ -105,7 +105,7 @@ impl SimulatedBackend {
     }
 
     pub(crate) fn machine(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        self.machine.lock()
     }
 
     pub(crate) fn is(&self, other: &SimulatedBackend) -> bool {
@@ -116,61 +116,14 @@ impl SimulatedBackend {
         self.machine().settings.sector_size
     }
 
-    pub(crate) fn open(&self, name: &Path, access: Access) -> io::Result<RawFd> {
-        let mut machine = self.machine();
-        let at = machine.tick();
-        machine.files.open(at, name, access)
-    }
-
-    /// Opens the file of the open descriptor `fd` again, through the page cache.
-    pub(crate) fn reopen(&self, fd: RawFd) -> RawFd {
-        self.machine().files.reopen(fd)
+    /// Returns the files and names.
+    pub(crate) fn files(&self) -> MappedMutexGuard<'_, FileSystem> {
+        MutexGuard::map(self.machine(), |machine| &mut machine.files)
     }
 
     /// Returns a pair of numbers that identifies the file of the open descriptor `fd`.
     pub(crate) fn inode(&self, fd: RawFd) -> (u64, u64) {
-        (Arc::as_ptr(&self.machine) as u64, self.machine().files.inode(fd) as u64)
-    }
-
-    pub(crate) fn close(&self, fd: RawFd) {
-        self.machine().files.close(fd);
-    }
-
-    pub(crate) fn len(&self, fd: RawFd) -> io::Result<u64> {
-        self.machine().files.usable(fd, false).map(|file| file.len())
-    }
-
-    pub(crate) fn set_len(&self, fd: RawFd, len: u64) -> io::Result<()> {
-        let mut machine = self.machine();
-        let at = machine.tick();
-        machine.files.usable(fd, true).map(|file| file.set_len(at, len))
-    }
-
-    /// As `fallocate`.
-    pub(crate) fn allocate(&self, fd: RawFd, offset: u64, len: u64, keeps_len: bool, zeroes: bool) -> io::Result<()> {
-        let mut machine = self.machine();
-        let at = machine.tick();
-        let file = machine.files.usable(fd, true)?;
-        if zeroes {
-            file.zero(at, offset, len);
-        }
-        if !keeps_len {
-            file.set_len(at, file.len().max(offset + len));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.machine().files.rename(from, to)
-    }
-
-    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
-        self.machine().files.remove(name)
-    }
-
-    pub(crate) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        self.machine().files.sync_folder(folder);
-        Ok(())
+        (Arc::as_ptr(&self.machine) as u64, self.files().inode(fd) as u64)
     }
 
     /// Fails the run if it has exceeded its maximum number of steps by more than `slack`, and again
@@ -204,10 +157,7 @@ impl SimulatedBackend {
 
 /// Whether `other` is readable, or becomes so before the timeout.
 fn is_readable(other: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
-    let mut watched = libc::pollfd { fd: other.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
-    // SAFETY: one descriptor, in memory that outlives the call.
-    unsafe { libc::poll(&raw mut watched, 1, timeout) > 0 }
+    poll([Some(other), None], timeout).is_ok_and(|[readable, _]| readable)
 }
 
 // SAFETY: a request's memory is accessed only in `Machine::take` and `Machine::complete`, the

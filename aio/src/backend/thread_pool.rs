@@ -22,28 +22,26 @@
 #![allow(unsafe_code)]
 
 mod completions;
-mod execute;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
 use std::iter;
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coralio_runtime::AioContext;
+use coralio_runtime::{AioContext, EventNotifier, explained};
+use parking_lot::Mutex;
 
 use completions::Completions;
-use execute::{EventFd, execute_blocking};
 
-use super::{Backend, Completion, Operation, atomic};
-use crate::backend::pool::{Global, Pool, PoolConfig, Work};
-
-/// The maximum queue depth, as for native AIO.
-const MAX_DEPTH: u32 = 32768;
+pub use super::Entry;
+use super::pool::{Global, Pool, PoolConfig, Work};
+use super::queue_depth::InFlight;
+use super::sys::poll;
+use super::{Backend, Completion, Opcode, Operation, atomic};
 
 /// The maximum number of threads doing I/O in a process, regardless of its engines and their
 /// requests.
@@ -59,17 +57,11 @@ const CONFIG: PoolConfig = PoolConfig {
     leaves_signals: true,
 };
 
-/// A request in the form that a worker takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    operation: Operation,
-    key: u64,
-}
-
 /// The destination of one engine's completions.
 struct CompletionSink {
     completions: Completions,
-    event_fd: EventFd,
+    /// Ends the home thread's sleep.
+    event: EventNotifier,
     /// The context whose loop to wake, if it sleeps in another engine.
     notifies: Mutex<Option<AioContext>>,
 }
@@ -93,11 +85,11 @@ impl Work for Request {
 impl CompletionSink {
     fn complete(&self, key: u64, result: i64) {
         if self.completions.push(key, result) {
-            self.event_fd.signal();
+            self.event.notify();
         }
         // The context's own protocol: publish, then notify; the loop checks once more before it
         // sleeps.
-        if let Some(context) = &*self.notifies.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(context) = &*self.notifies.lock() {
             context.wake_loop();
         }
     }
@@ -106,9 +98,7 @@ impl CompletionSink {
 /// The thread-pool [`Backend`].
 pub struct ThreadPool {
     sink: Arc<CompletionSink>,
-    depth: u32,
-    /// Submitted and not committed. Changed under the context's lock with plain loads and stores.
-    in_flight: AtomicU32,
+    in_flight: InFlight,
     pool: &'static Pool<Request>,
 }
 
@@ -127,31 +117,34 @@ impl ThreadPool {
     }
 
     fn on(pool: &'static Pool<Request>, depth: u32) -> io::Result<ThreadPool> {
-        if depth == 0 || depth > MAX_DEPTH {
-            let message = format!("invalid queue depth {depth}: must be 1 to {MAX_DEPTH}; 32 suits most disks");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
-        let sink = Arc::new(CompletionSink {
-            completions: Completions::new(depth),
-            event_fd: EventFd::new()?,
-            notifies: Mutex::new(None),
-        });
-        Ok(ThreadPool { sink, depth, in_flight: AtomicU32::new(0), pool })
+        let in_flight = InFlight::new(depth)?;
+        let event = EventNotifier::new().map_err(|error| {
+            let message = format!(
+                "no descriptor left to wake the loop: {error}; close some, or raise the limit on open files (ulimit -n)"
+            );
+            explained(error.kind(), message, error)
+        })?;
+        let completions = Completions::new(depth);
+        let sink = Arc::new(CompletionSink { completions, event, notifies: Mutex::new(None) });
+        Ok(ThreadPool { sink, in_flight, pool })
     }
 
     /// Makes each completion also end a sleep of this context's loop, whatever the loop sleeps in.
     pub(crate) fn notify(&self, context: AioContext) {
-        *self.sink.notifies.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        *self.sink.notifies.lock() = Some(context);
     }
 
     /// Sleeps, after the reader's state has been set to asleep.
     fn sleep(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let CompletionSink { completions, event_fd, .. } = &*self.sink;
+        let CompletionSink { completions, event, .. } = &*self.sink;
         let began = timeout.map(|_| Instant::now());
         while !completions.has(min) {
             let left = timeout.zip(began).map(|(timeout, began)| timeout.saturating_sub(began.elapsed()));
-            let kicked = event_fd.sleep(other, left)?;
-            if !kicked || min == 1 {
+            let [signalled, readable] = poll([Some(event.as_fd()), other], left)?;
+            if signalled {
+                event.test_and_clear();
+            }
+            if !signalled || readable || min == 1 {
                 break;
             }
             // Woken with fewer than `min` completions: announce the sleep again.
@@ -169,7 +162,7 @@ unsafe impl Backend for ThreadPool {
 
     #[inline]
     fn capacity(&self) -> u32 {
-        self.depth
+        self.in_flight.depth()
     }
 
     #[inline]
@@ -184,12 +177,8 @@ unsafe impl Backend for ThreadPool {
 
     /// Makes no system call if a worker is already on its way.
     unsafe fn submit(&self, entries: &mut [Entry]) -> io::Result<usize> {
-        let in_flight = self.in_flight.load(Ordering::Relaxed);
-        let count = entries.len().min(self.depth.saturating_sub(in_flight) as usize);
-        if count == 0 {
-            return if entries.is_empty() { Ok(0) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) };
-        }
-        self.in_flight.store(in_flight + count as u32, Ordering::Relaxed);
+        let count = self.in_flight.room(entries.len())?;
+        self.in_flight.add(count);
         let request = |(&entry, to)| Request { entry, to };
         self.pool.put(iter::zip(&entries[..count], iter::repeat_with(|| Arc::clone(&self.sink))).map(request));
         Ok(count)
@@ -210,8 +199,7 @@ unsafe impl Backend for ThreadPool {
 
     #[inline]
     unsafe fn advance(&self) {
-        // Wrapping: a caller that violates rule E9 detects it with its own counter.
-        self.in_flight.store(self.in_flight.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        self.in_flight.commit();
         self.sink.completions.commit();
     }
 
@@ -229,7 +217,7 @@ unsafe impl Backend for ThreadPool {
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let completions = &self.sink.completions;
         assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may wait");
-        let slept = self.sleep(min.min(self.depth), other, timeout);
+        let slept = self.sleep(min.min(self.in_flight.depth()), other, timeout);
         completions.awake();
         slept
     }
@@ -238,7 +226,7 @@ unsafe impl Backend for ThreadPool {
 impl Drop for ThreadPool {
     /// Waits for requests in flight, except in a forked child, where no thread works on them.
     fn drop(&mut self) {
-        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let in_flight = self.in_flight.count();
         if in_flight > 0 && self.pool.is_ours() {
             while !self.sink.completions.has(in_flight) {
                 // SAFETY: `drop` has exclusive access, so no other thread waits.
@@ -252,9 +240,45 @@ impl Drop for ThreadPool {
 
 impl fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ThreadPool")
-            .field("depth", &self.depth)
-            .field("in_flight", &self.in_flight)
-            .finish_non_exhaustive()
+        f.debug_struct("ThreadPool").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+/// Performs the operation, blocking. Returns bytes, or a negative `errno`.
+///
+/// # Safety
+///
+/// The memory that `operation` names is valid, and for reads unaliased.
+unsafe fn execute_blocking(operation: &Operation) -> i64 {
+    let Operation { opcode, fd, addr, len, offset } = *operation;
+    let (len, offset) = (len as usize, offset as i64);
+    let memory = addr as *mut libc::c_void;
+    let vectors = addr as *const libc::iovec;
+    // The kernel rejects counts that large anyway, with EINVAL.
+    let count = i32::try_from(len).unwrap_or(i32::MAX);
+    // SAFETY: promised by the caller.
+    uninterrupted(|| unsafe {
+        match opcode {
+            Opcode::Read => libc::pread(fd, memory, len, offset),
+            Opcode::Write => libc::pwrite(fd, memory, len, offset),
+            Opcode::ReadVectored => libc::preadv(fd, vectors, count, offset),
+            Opcode::WriteVectored => libc::pwritev(fd, vectors, count, offset),
+            Opcode::SyncData => libc::fdatasync(fd) as isize,
+            Opcode::SyncAll => libc::fsync(fd) as isize,
+        }
+    })
+}
+
+/// Makes a system call, retrying it on EINTR.
+fn uninterrupted(mut call: impl FnMut() -> isize) -> i64 {
+    loop {
+        let result = call();
+        if result >= 0 {
+            return result as i64;
+        }
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        if errno != libc::EINTR {
+            return -i64::from(errno);
+        }
     }
 }

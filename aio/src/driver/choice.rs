@@ -72,32 +72,30 @@ impl BackendKind {
     }
 }
 
+/// In the order of the enum: the name that users write, and the one in messages.
+const NAMES: [(BackendKind, &str, &str); 4] = [
+    (BackendKind::Auto, "auto", "auto"),
+    (BackendKind::Aio, "aio", "native AIO"),
+    (BackendKind::Uring, "uring", "io_uring"),
+    (BackendKind::Threads, "threads", "threads"),
+];
+
 impl FromStr for BackendKind {
     type Err = io::Error;
 
     /// Parses `auto`, `aio`, `uring` or `threads`.
     fn from_str(text: &str) -> io::Result<BackendKind> {
-        match text {
-            "auto" => Ok(BackendKind::Auto),
-            "aio" => Ok(BackendKind::Aio),
-            "uring" => Ok(BackendKind::Uring),
-            "threads" => Ok(BackendKind::Threads),
-            _ => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{text:?} is not one of auto, aio, uring, threads"),
-            )),
-        }
+        let found = NAMES.iter().find(|(_, name, _)| *name == text);
+        found.map(|&(backend, ..)| backend).ok_or_else(|| {
+            let message = format!("{text:?} is not one of auto, aio, uring, threads");
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })
     }
 }
 
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            BackendKind::Auto => "auto",
-            BackendKind::Aio => "aio",
-            BackendKind::Uring => "uring",
-            BackendKind::Threads => "threads",
-        })
+        f.pad(NAMES[*self as usize].1)
     }
 }
 
@@ -165,25 +163,8 @@ impl fmt::Display for SelectedBackend {
     }
 }
 
-/// The user-visible name.
 fn name(backend: BackendKind) -> &'static str {
-    match backend {
-        BackendKind::Auto => "auto",
-        BackendKind::Aio => "native AIO",
-        BackendKind::Uring => "io_uring",
-        BackendKind::Threads => "threads",
-    }
-}
-
-/// Creates an engine on the named backend.
-pub(super) fn named(backend: BackendKind, depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
-    let engine = match backend {
-        BackendKind::Auto => return first_allowed(depth),
-        BackendKind::Aio => engine(LinuxAio::new(depth), depth),
-        BackendKind::Uring => engine(IoUring::new(depth), depth),
-        BackendKind::Threads => engine(ThreadPool::new(depth), depth),
-    };
-    Ok((engine?, SelectedBackend { backend, reason: Reason::Requested, refused: Arc::new([]) }))
+    NAMES[backend as usize].2
 }
 
 fn engine<B: Backend>(backend: io::Result<B>, depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
@@ -196,19 +177,25 @@ pub(super) fn aio(depth: u32) -> io::Result<Arc<dyn ErasedEngine>> {
     engine(LinuxAio::new(depth).and_then(LinuxAio::verify), depth)
 }
 
-/// Returns the first engine that the machine allows, and why the ones before it failed.
-fn first_allowed(depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
+/// Creates an engine on the named backend, or on the first that the machine allows.
+pub(super) fn named(named: BackendKind, depth: u32) -> io::Result<(Arc<dyn ErasedEngine>, SelectedBackend)> {
+    let auto = named == BackendKind::Auto;
+    let reason = if auto { Reason::Context } else { Reason::Requested };
     let mut refused = Vec::new();
     for backend in [BackendKind::Uring, BackendKind::Aio, BackendKind::Threads] {
+        if !auto && backend != named {
+            continue;
+        }
         let tried = match backend {
-            BackendKind::Aio => aio(depth),
+            BackendKind::Aio if auto => aio(depth),
+            BackendKind::Aio => engine(LinuxAio::new(depth), depth),
             BackendKind::Uring => engine(IoUring::new(depth), depth),
             BackendKind::Auto | BackendKind::Threads => engine(ThreadPool::new(depth), depth),
         };
         match tried {
-            Ok(main) => return Ok((main, SelectedBackend { backend, reason: Reason::Context, refused: refused.into() })),
+            Ok(main) => return Ok((main, SelectedBackend { backend, reason, refused: refused.into() })),
             // Invalid queue depth: the other backends would refuse it too.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+            Err(error) if !auto || error.kind() == io::ErrorKind::InvalidInput => return Err(error),
             Err(error) => refused.push((backend, error)),
         }
     }

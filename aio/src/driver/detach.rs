@@ -69,8 +69,8 @@ pub fn detach() -> io::Result<DetachedEngine> {
              it outside the nested poll";
         return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
     }
-    context.poll_while(|| driver.engine.is_here() && !driver.is_drained() && !context.is_ending());
-    if !driver.engine.is_here() {
+    context.poll_while(|| driver.engine.owner().is_here() && !driver.is_drained() && !context.is_ending());
+    if !driver.engine.owner().is_here() {
         let why = "cannot detach the engine: another coroutine has detached it meanwhile";
         return Err(io::Error::new(io::ErrorKind::NotConnected, why));
     }
@@ -80,7 +80,7 @@ pub fn detach() -> io::Result<DetachedEngine> {
 
 impl Driver {
     fn is_busy(&self) -> bool {
-        self.engines().any(|engine| engine.is_busy())
+        self.engines().any(|engine| engine.owner().is_busy())
     }
 
     fn is_drained(&self) -> bool {
@@ -99,7 +99,7 @@ impl Driver {
     /// Makes the engines leave their context.
     pub(super) fn leave_context(&self) -> io::Result<()> {
         self.check_real()?;
-        if !self.engine.is_here() || !self.is_drained() {
+        if !self.engine.owner().is_here() || !self.is_drained() {
             let why = "cannot detach the I/O engine: it has requests that would never complete; coralio::driver::detach \
                  waits for them, unless the context is ending";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
@@ -109,8 +109,8 @@ impl Driver {
     }
 
     fn move_to(&self, context: Option<&AioContext>) {
-        self.engine.move_to(context);
-        self.memory_engine().into_iter().for_each(|memory| memory.move_to(context));
+        self.engine.owner().move_to(context);
+        self.memory_engine().into_iter().for_each(|memory| memory.owner().move_to(context));
         self.fallback.iter().for_each(|fallback| fallback.move_to(context));
     }
 }

@@ -57,7 +57,7 @@ impl Fallback {
     /// Makes the drained engine leave its context, or join `context`.
     pub(super) fn move_to(&self, context: Option<&AioContext>) {
         if let Some(engine) = self.engine.get() {
-            engine.move_to(context);
+            engine.owner().move_to(context);
             if let Some(context) = context {
                 engine.backend().notify(context.clone());
             }

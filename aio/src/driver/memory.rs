@@ -76,11 +76,14 @@ impl MemoryEngine {
     }
 
     fn both(&self, ring: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<BorrowedFd<'_>> {
-        let watch = |epoll: &OwnedFd, fd: BorrowedFd<'_>| {
-            match epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN) {
-                Ok(()) | Err(Errno::EXIST) => Ok(()),
-                Err(error) => Err(error),
-            }
+        let watch = |epoll: &OwnedFd, fd: BorrowedFd<'_>| match epoll::add(
+            epoll,
+            fd,
+            epoll::EventData::new_u64(0),
+            epoll::EventFlags::IN,
+        ) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error),
         };
         if self.both.get().is_none() {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;

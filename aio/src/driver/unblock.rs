@@ -17,11 +17,12 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, Cancelled, CoroutineId};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::backend::pool::{Global, Pool, PoolConfig, Work};
 use crate::driver::Driver;
@@ -97,7 +98,7 @@ where
         return Ok(f());
     }
     let call = Arc::new(BlockingTask {
-        state: Mutex::new(TaskState::Queued(f)),
+        state: Mutex::new(TaskState { queued: Some(f), is_running: false, done: None }),
         done: Condvar::new(),
         context: context.clone(),
         caller,
@@ -105,24 +106,19 @@ where
     let work = Arc::clone(&call);
     let caught = TaskGuard(&call);
     pool.put(iter::once(Box::new(move || work.run()) as Box<dyn FnOnce() + Send>));
-    let found = context.at_home(|here| here.suspend_until(|| call.result(), || call.cancel())).flatten();
+    let result = || call.state.lock().done.take().map(Ok);
+    let cancel = || call.take_closure(false).map(Err);
+    let found = context.at_home(|here| here.suspend_until(result, cancel)).flatten();
     mem::forget(caught);
-    match found.unwrap_or_else(|| call.take_in_place()) {
-        TaskOutcome::Result(Ok(value)) => Ok(value),
-        TaskOutcome::Result(Err(payload)) => resume_unwind(payload),
-        TaskOutcome::Cancelled(_) => {
+    match found.unwrap_or_else(|| Ok(call.take_in_place())) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(payload)) => resume_unwind(payload),
+        Err(_closure) => {
             // The closure will not run, so an expired timeout reports the error.
             let _ = context.at_home(|here| here.check_cancelled());
             Err(Cancelled.into())
         }
     }
-}
-
-enum TaskState<F, T> {
-    Queued(F),
-    Running,
-    Done(thread::Result<T>),
-    Over,
 }
 
 struct BlockingTask<F, T> {
@@ -133,76 +129,49 @@ struct BlockingTask<F, T> {
     caller: CoroutineId,
 }
 
-/// The outcome for the caller, which drops an unused closure outside the lock.
-enum TaskOutcome<F, T> {
-    Result(thread::Result<T>),
-    Cancelled(F),
+/// At most one of these; none when the call is over.
+struct TaskState<F, T> {
+    queued: Option<F>,
+    is_running: bool,
+    done: Option<thread::Result<T>>,
 }
 
 impl<F: FnOnce() -> T, T> BlockingTask<F, T> {
-    fn state(&self) -> MutexGuard<'_, TaskState<F, T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the stage from Queued to `next` and returns the closure.
-    fn take_closure(&self, next: TaskState<F, T>) -> Option<F> {
-        let mut state = self.state();
-        match mem::replace(&mut *state, TaskState::Over) {
-            TaskState::Queued(f) => {
-                *state = next;
-                Some(f)
-            }
-            other => {
-                *state = other;
-                None
-            }
-        }
+    /// Takes the closure if it has not begun, to run it on a worker or not.
+    fn take_closure(&self, is_running: bool) -> Option<F> {
+        let mut state = self.state.lock();
+        let f = state.queued.take()?;
+        state.is_running = is_running;
+        Some(f)
     }
 
     /// Runs the closure on a worker.
     fn run(&self) {
-        let Some(f) = self.take_closure(TaskState::Running) else { return };
+        let Some(f) = self.take_closure(true) else { return };
         let result = catch_unwind(AssertUnwindSafe(f));
-        *self.state() = TaskState::Done(result);
+        {
+            let mut state = self.state.lock();
+            state.is_running = false;
+            state.done = Some(result);
+        }
         self.done.notify_one();
         self.context.schedule(self.caller);
-    }
-
-    /// Returns the result, if the closure has ended.
-    fn result(&self) -> Option<TaskOutcome<F, T>> {
-        let mut state = self.state();
-        match mem::replace(&mut *state, TaskState::Over) {
-            TaskState::Done(result) => Some(TaskOutcome::Result(result)),
-            other => {
-                *state = other;
-                None
-            }
-        }
-    }
-
-    /// Takes the closure back, if it has not begun.
-    fn cancel(&self) -> Option<TaskOutcome<F, T>> {
-        self.take_closure(TaskState::Over).map(TaskOutcome::Cancelled)
     }
 
     /// Returns the result without suspending. Runs a closure that has not begun, since this thread
     /// blocks anyway.
     #[cold]
-    fn take_in_place(&self) -> TaskOutcome<F, T> {
-        if let Some(f) = self.take_closure(TaskState::Over) {
-            return TaskOutcome::Result(catch_unwind(AssertUnwindSafe(f)));
-        }
-        match mem::replace(&mut *self.wait_in_place(), TaskState::Over) {
-            TaskState::Done(result) => TaskOutcome::Result(result),
-            TaskState::Queued(_) | TaskState::Running | TaskState::Over => {
-                unreachable!("a finished call has a result, taken once")
-            }
+    fn take_in_place(&self) -> thread::Result<T> {
+        match self.take_closure(false) {
+            Some(f) => catch_unwind(AssertUnwindSafe(f)),
+            None => self.wait_in_place().done.take().expect("a finished call has a result, taken once"),
         }
     }
 
     fn wait_in_place(&self) -> MutexGuard<'_, TaskState<F, T>> {
-        let running = |state: &mut TaskState<F, T>| matches!(state, TaskState::Running);
-        self.done.wait_while(self.state(), running).unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock();
+        self.done.wait_while(&mut state, |state| state.is_running);
+        state
     }
 }
 
@@ -212,7 +181,7 @@ struct TaskGuard<'a, F: FnOnce() -> T, T>(&'a BlockingTask<F, T>);
 
 impl<F: FnOnce() -> T, T> Drop for TaskGuard<'_, F, T> {
     fn drop(&mut self) {
-        if self.0.take_closure(TaskState::Over).is_none() {
+        if self.0.take_closure(false).is_none() {
             drop(self.0.wait_in_place());
         }
     }

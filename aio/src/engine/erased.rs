@@ -1,25 +1,29 @@
-//! The engine as files and the driver see it: with the types of its backend and guards erased.
+//! The engine as files, the driver and the loop see it: with the types of its backend and guards
+//! erased.
 //!
 //! The engine is generic, so that its submit and reap paths are compiled separately for each
 //! backend. A request costs two virtual calls, both well predicted.
 
 #![allow(unsafe_code)]
 
+use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, EventSource, HomeRef};
+use coralio_runtime::{EventSource, HomeRef, HomeToken, LoopToken};
 
-use super::Engine;
-use super::guards::{Guards, ShortRead};
-use super::plug::Plug;
+use super::guards::{Guards, Notifier, OnCancel, ShortRead, UnplugDecrement};
+use super::owner::Owner;
 use super::request::Slot;
 use super::stats::{Detour, Stats, add};
 use super::transfer::{InFlight, Request};
+use super::{Engine, abort};
 use crate::backend::Backend;
+
+/// A plug delays requests for fewer loop iterations than this.
+const MAX_PLUGGED_ROUNDS: u32 = 16;
 
 /// The operations of an engine of unknown type.
 ///
@@ -62,12 +66,15 @@ pub(crate) trait ErasedEngine: EventSource {
     /// See [`Backend::completions_fd`].
     fn completions_fd(&self) -> Option<BorrowedFd<'_>>;
 
-    fn plug(self: Arc<Self>) -> Plug;
+    fn plug_depth(&self) -> &AtomicU32;
+
+    /// Ends one plug.
+    fn unplug(&self);
 
     fn on_short(&self) -> ShortRead;
 
-    /// Returns whether the calling thread is the home thread of the engine's context.
-    fn is_here(&self) -> bool;
+    /// Returns the context that the engine belongs to.
+    fn owner(&self) -> &Owner;
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd;
 
@@ -83,25 +90,18 @@ pub(crate) trait ErasedEngine: EventSource {
     /// Returns whether no request is pending, in flight or awaited, and no reap or submit is on the
     /// stack. Called on the home thread.
     fn is_drained(&self) -> bool;
-
-    /// Returns whether a reap or submit is on the stack. Called on the home thread.
-    fn is_busy(&self) -> bool;
-
-    /// Makes the drained engine leave its context, or join `context`. Called on the home thread of
-    /// that context.
-    fn move_to(&self, context: Option<&AioContext>);
 }
 
 impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     unsafe fn begin(&self, here: HomeRef<'_>, attempt: &Request) -> Option<&Slot> {
         let Some(current) = here.current() else { outside_a_coroutine() };
-        if !self.owner.is_at(here) || here.check_cancelled().is_err() {
+        if !self.owner.is(|context| here.is_of(context)) || here.check_cancelled().is_err() {
             return None;
         }
         self.backend.before_request();
         let slot = self.requests.allocate(current);
         let request = InFlight { engine: self, slot };
-        let gathers = self.enqueue(here, attempt, slot.key().to_bits());
+        let gathers = self.enqueue(here, attempt, slot.key());
         if !gathers {
             self.submit_from(Some(here));
         }
@@ -117,7 +117,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     #[cold]
     fn refusal(&self, here: Option<HomeRef<'_>>) -> i64 {
         let errno = match here {
-            Some(here) if self.owner.is_at(here) => libc::ECANCELED,
+            Some(here) if self.owner.is(|context| here.is_of(context)) => libc::ECANCELED,
             _ => libc::ENOTCONN,
         };
         -i64::from(errno)
@@ -125,17 +125,21 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     #[cold]
     fn cancel(&self, slot: &Slot) -> Option<i64> {
-        Engine::cancel(self, slot.key().to_bits())
+        let is_over = self.remove_or_cancel(slot.key()) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
+        is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
     #[cold]
     fn wait_in_place(&self, slot: &Slot) -> i64 {
-        Engine::wait_in_place(self, slot)
+        let waited = self.owner.at_home(|here| self.wait_at_home(here, slot));
+        waited.unwrap_or_else(|| abort(&format!("the engine has left a context that waits for it ({})", self.state())))
     }
 
     #[cold]
     fn abandon(&self, slot: &Slot) {
-        Engine::abandon(self, slot);
+        if slot.result().is_none() && !self.remove_or_cancel(slot.key()) {
+            self.wait_in_place(slot);
+        }
     }
 
     fn stats(&self) -> Stats {
@@ -150,16 +154,29 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
         self.backend.completions_fd()
     }
 
-    fn plug(self: Arc<Self>) -> Plug {
-        Engine::plug(&self)
+    fn plug_depth(&self) -> &AtomicU32 {
+        &self.plug_depth
+    }
+
+    fn unplug(&self) {
+        let counts = match G::UNPLUG_DECREMENT {
+            UnplugDecrement::Always => true,
+            UnplugDecrement::OnlyWhenNotFull => {
+                self.owner.acquire().is_none_or(|lock| self.pending.len(&lock) < self.depth as usize)
+            }
+        };
+        self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
+        // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
+        // is woken.
+        self.owner.wake_loop();
     }
 
     fn on_short(&self) -> ShortRead {
         G::SHORT_READ
     }
 
-    fn is_here(&self) -> bool {
-        self.owner.is_here()
+    fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
@@ -174,7 +191,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn set_slow_submit_threshold(&self, limit: Duration) {
-        Engine::set_slow_submit_threshold(self, limit);
+        self.submit_timer.set_limit(limit);
     }
 
     fn count_detour(&self, detour: Detour) {
@@ -182,22 +199,82 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn is_drained(&self) -> bool {
-        Engine::is_drained(self)
-    }
-
-    fn is_busy(&self) -> bool {
-        self.owner.is_busy()
-    }
-
-    fn move_to(&self, context: Option<&AioContext>) {
-        match context {
-            Some(context) => self.owner.join(context),
-            None => self.owner.leave(),
-        }
+        !self.owner.is_busy() && self.is_idle() && self.requests.are_all_free()
     }
 }
 
 #[cold]
 fn outside_a_coroutine() -> ! {
     panic!("I/O outside a coroutine: only a coroutine can wait for it; call it inside `run(|| ..)` or `spawn`")
+}
+
+/// The loop's calls, which the driver passes on.
+impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
+    fn dispatch(&self, token: LoopToken<'_>) -> bool {
+        if !self.owner.is(|context| token.is_of(context)) {
+            return false;
+        }
+        self.immediate_submits.store(0, Ordering::Relaxed);
+        self.backend.before_dispatch();
+        self.reap_from(token.at_home())
+    }
+
+    fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
+        if !self.owner.is(|context| token.is_of(context)) {
+            return false;
+        }
+        let here = token.at_home();
+        // A thread that reaps off home has woken the home thread, which submits pending requests
+        // in its own iteration.
+        if B::SUBMITS_AT_HOME && here.is_none() {
+            return false;
+        }
+        // Before a sleep plugged requests are submitted too: nothing else would submit them (rule
+        // E2). Nor may a loop that never sleeps delay them forever.
+        let plugged = self.plug_depth.load(Ordering::Relaxed) > 0;
+        let plugged_rounds = self.plugged_rounds.load(Ordering::Relaxed) + 1;
+        if plugged && !all && plugged_rounds < MAX_PLUGGED_ROUNDS {
+            self.plugged_rounds.store(plugged_rounds, Ordering::Relaxed);
+            return false;
+        }
+        self.plugged_rounds.store(0, Ordering::Relaxed);
+        !HomeRef::in_child() && self.submit_from(here)
+    }
+
+    fn is_ready(&self, token: HomeToken<'_>) -> bool {
+        // SAFETY: only checks for a completion, which needs no lock.
+        self.owner.is(|context| token.is_of(context))
+            && (unsafe { self.backend.peek_completion() }.is_some() || self.can_submit())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0 && !self.can_submit()
+    }
+
+    fn describe(&self) -> String {
+        self.state()
+    }
+
+    fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        if !self.owner.is(|context| token.is_of(context)) {
+            return None;
+        }
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
+        let waits = in_flight > 0 && G::NOTIFIER == Notifier::Wakes;
+        let pending = || self.owner.acquire().map_or(0, |lock| self.pending.len(&lock));
+        let slept = self.backend.sleep_idle(in_flight, pending, waits, other, timeout);
+        if slept.is_some() || !waits {
+            return slept;
+        }
+        add(&self.counters.sleeps, 1);
+        // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
+        // that thread sleeps and, if the backend requires it, submits.
+        Some(unsafe { self.backend.wait(1, Some(other), timeout) })
+    }
+
+    fn close(&self, token: HomeToken<'_>) {
+        if self.owner.is(|context| token.is_of(context)) {
+            self.owner.at_home(|here| self.finish_in_place(here));
+        }
+    }
 }

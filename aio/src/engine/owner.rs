@@ -11,10 +11,10 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use coralio_runtime::trace::Tracer;
-use coralio_runtime::{AioContext, ContextGuard, HomeLockGuard, HomeRef, HomeToken, LoopToken};
+use coralio_runtime::{AioContext, ContextGuard, HomeLockGuard, HomeRef};
+use parking_lot::Mutex;
 
 /// See the module documentation.
 pub(crate) struct Owner {
@@ -46,22 +46,11 @@ impl Owner {
         unsafe { self.current.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Returns whether the engine belongs to the context whose home `here` is.
+    /// Returns whether the engine's context is the one that `is_of` is true of: the one that a
+    /// token stands for.
     #[inline]
-    pub(crate) fn is_at(&self, here: HomeRef<'_>) -> bool {
-        self.get().is_some_and(|context| here.is_of(context))
-    }
-
-    /// Returns whether the poll that `token` stands for is of the engine's context.
-    #[inline]
-    pub(crate) fn is_polled_by(&self, token: LoopToken<'_>) -> bool {
-        self.get().is_some_and(|context| token.is_of(context))
-    }
-
-    /// Returns whether the loop that `token` stands for is of the engine's context.
-    #[inline]
-    pub(crate) fn is_home_of(&self, token: HomeToken<'_>) -> bool {
-        self.get().is_some_and(|context| token.is_of(context))
+    pub(crate) fn is(&self, is_of: impl FnOnce(&AioContext) -> bool) -> bool {
+        self.get().is_some_and(is_of)
     }
 
     /// Calls [`AioContext::at_home`] of the engine's context; returns `None` while the engine is
@@ -87,15 +76,17 @@ impl Owner {
         }
     }
 
-    /// Detaches the drained engine from its context. Called on that context's home thread, under its
-    /// lock.
-    pub(crate) fn leave(&self) {
-        self.current.store(ptr::null_mut(), Ordering::Release);
+    /// Makes the drained engine leave its context, under that context's lock, or join `context`.
+    /// Called on the home thread of that context.
+    pub(crate) fn move_to(&self, context: Option<&AioContext>) {
+        match context {
+            Some(context) => self.join(context),
+            None => self.current.store(ptr::null_mut(), Ordering::Release),
+        }
     }
 
-    /// Makes `context` the context of the drained engine. Called on that context's home thread.
-    pub(crate) fn join(&self, context: &AioContext) {
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+    fn join(&self, context: &AioContext) {
+        let mut contexts = self.contexts.lock();
         let known = contexts.iter().position(|known| known.is_same(context));
         let index = known.unwrap_or_else(|| {
             contexts.push(Box::new(context.clone()));

@@ -142,7 +142,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     /// May enter the coroutine, on the home thread.
     #[inline]
     pub(crate) fn finish(&self, here: Option<HomeRef<'_>>, key: u64, result: i64) {
-        let Ok(waiter) = self.requests.complete(key, result, G::REAP_LOCKS) else {
+        let Some(waiter) = self.requests.complete(key, result, G::REAP_LOCKS) else {
             self.unknown_completion(key, result)
         };
         let Some(here) = here else {

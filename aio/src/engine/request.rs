@@ -30,23 +30,6 @@ const NONE: u32 = u32::MAX;
 /// Slots in the first chunk; each later chunk is twice as large as the previous one.
 const FIRST: u32 = 256;
 
-/// Identifies a request; the kernel carries it from submission to completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
-    index: u32,
-    generation: u32,
-}
-
-impl Key {
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.index)
-    }
-
-    fn from_bits(bits: u64) -> Key {
-        Key { index: bits as u32, generation: (bits >> 32) as u32 }
-    }
-}
-
 /// The state of one request. One cache line each, so that a completion on another thread does not
 /// slow down its neighbours.
 #[repr(align(64))]
@@ -93,10 +76,6 @@ fn fresh(start: u32, len: u32) -> Box<[Slot]> {
     };
     (start..end).map(slot).collect()
 }
-
-/// Error: the completion belongs to no waiting request.
-#[derive(Debug)]
-pub(crate) struct UnknownCompletion;
 
 impl Requests {
     pub(crate) fn new() -> Requests {
@@ -152,15 +131,16 @@ impl Requests {
         start
     }
 
-    /// Stores a request's result and returns its waiter. Called on the reaping thread.
+    /// Stores a request's result and returns its waiter; `None` if the completion belongs to no
+    /// waiting request. Called on the reaping thread.
     ///
     /// `exclusive`: the caller holds the context's lock, which excludes concurrent completions.
     #[inline]
-    pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Result<CoroutineId, UnknownCompletion> {
-        let key = Key::from_bits(key);
-        let slot = self.slot(key.index).ok_or(UnknownCompletion)?;
-        if slot.generation.load(Ordering::Relaxed) != key.generation {
-            return Err(UnknownCompletion);
+    pub(crate) fn complete(&self, key: u64, result: i64, exclusive: bool) -> Option<CoroutineId> {
+        let (index, generation) = (key as u32, (key >> 32) as u32);
+        let slot = self.slot(index)?;
+        if slot.generation.load(Ordering::Relaxed) != generation {
+            return None;
         }
         let claimed_before = if exclusive {
             slot.result.load(Ordering::Relaxed) != PENDING
@@ -168,14 +148,14 @@ impl Requests {
             slot.claimed.swap(true, Ordering::Relaxed)
         };
         if claimed_before {
-            return Err(UnknownCompletion);
+            return None;
         }
         // SAFETY: *claimed once*: this completion claimed the request.
         let waiter = unsafe { (*slot.waiter.get()).assume_init() };
         // Release pairs with the acquire in `result`: the home thread sees the buffer's new
         // contents, and the waiter has been read.
         slot.result.store(result, Ordering::Release);
-        Ok(waiter)
+        Some(waiter)
     }
 
     /// Frees the slot and makes its key stale. Called on the home thread.
@@ -200,10 +180,11 @@ impl Requests {
 }
 
 impl Slot {
-    /// The key of the request that currently occupies this slot.
+    /// Returns the key of the request that currently occupies this slot. The kernel carries it from
+    /// submission to completion.
     #[inline]
-    pub(crate) fn key(&self) -> Key {
-        Key { index: self.index, generation: self.generation.load(Ordering::Relaxed) }
+    pub(crate) fn key(&self) -> u64 {
+        u64::from(self.generation.load(Ordering::Relaxed)) << 32 | u64::from(self.index)
     }
 
     /// Returns the result once it is stored. Called on the home thread.
@@ -229,20 +210,20 @@ mod tests {
             let key = slot.key();
             assert_eq!(slot.result(), None);
             for exclusive in [true, false] {
-                assert!(requests.complete(Key { generation: 9, ..key }.to_bits(), 1, exclusive).is_err());
-                assert!(requests.complete(Key { index: 5000, ..key }.to_bits(), 1, exclusive).is_err());
-                assert!(requests.complete(u64::MAX, 1, exclusive).is_err());
+                assert!(requests.complete(key | 9 << 32, 1, exclusive).is_none());
+                assert!(requests.complete(key | 5000, 1, exclusive).is_none());
+                assert!(requests.complete(u64::MAX, 1, exclusive).is_none());
             }
-            assert_eq!(requests.complete(key.to_bits(), 512, true).unwrap(), waiter);
-            assert!(requests.complete(key.to_bits(), 513, true).is_err());
+            assert_eq!(requests.complete(key, 512, true).unwrap(), waiter);
+            assert!(requests.complete(key, 513, true).is_none());
             let other = requests.allocate(waiter).key();
-            assert!(requests.complete(other.to_bits(), 1, false).is_ok());
-            assert!(requests.complete(other.to_bits(), 2, false).is_err());
+            assert!(requests.complete(other, 1, false).is_some());
+            assert!(requests.complete(other, 2, false).is_none());
             assert_eq!(slot.result(), Some(512));
             requests.free(slot);
             let next = requests.allocate(waiter).key();
-            assert_eq!(next.index, key.index);
-            assert!(requests.complete(key.to_bits(), 515, true).is_err());
+            assert_eq!(next as u32, key as u32);
+            assert!(requests.complete(key, 515, true).is_none());
         });
     }
 
@@ -254,7 +235,7 @@ mod tests {
             let requests = Requests::new();
             let slots: Vec<_> = (0..10_000).map(|_| requests.allocate(waiter)).collect();
             for (number, slot) in slots.iter().enumerate() {
-                requests.complete(slot.key().to_bits(), number as i64, true).unwrap();
+                requests.complete(slot.key(), number as i64, true).unwrap();
             }
             for (number, slot) in slots.into_iter().enumerate() {
                 assert_eq!(slot.result(), Some(number as i64));

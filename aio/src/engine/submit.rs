@@ -10,14 +10,13 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::ptr;
 use std::sync::atomic::Ordering;
 
 use coralio_runtime::HomeRef;
 use coralio_runtime::trace::{RequestState, Span};
 
 use super::Engine;
-use super::guards::{Guards, OnCancel, PartialSubmit, may_wedge};
+use super::guards::{Guards, PartialSubmit, may_wedge};
 use super::owner::{LockProof, PollLock};
 use super::stats::add;
 use super::transfer::Request;
@@ -57,21 +56,17 @@ impl<E> SubmissionQueue<E> {
         line.entries.len() - line.start
     }
 
-    /// Appends an entry, constructed in place, and returns a reference to it.
+    /// Appends an entry, constructed in place.
     #[inline]
-    fn push(&self, lock: &impl LockProof, make: impl FnOnce() -> E) -> &E {
+    fn push(&self, lock: &impl LockProof, make: impl FnOnce() -> E) {
         let entries = &mut self.line(lock).entries;
         if entries.len() == entries.capacity() {
             grow(entries);
         }
         let end = entries.len();
-        let entry = entries.spare_capacity_mut()[0].write(make());
-        let entry = ptr::from_ref(entry);
+        entries.spare_capacity_mut()[0].write(make());
         // SAFETY: the capacity suffices, and the entry has been written.
-        unsafe {
-            entries.set_len(end + 1);
-            &*entry
-        }
+        unsafe { entries.set_len(end + 1) };
     }
 
     /// Offers the first `most` entries to `submit`, which is the backend's and runs no foreign
@@ -136,12 +131,12 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline]
     pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> bool {
         let guard = here.acquire();
-        let entry = self.pending.push(&guard, || {
+        self.pending.push(&guard, || {
             let mut entry = self.backend.prepare(&attempt.operation, key);
             self.backend.set_nowait(&mut entry, attempt.nowait);
             entry
         });
-        self.tell_of(entry, RequestState::Pending);
+        self.tell(key, RequestState::Pending);
         // The batch is full when it reaches the queue depth, regardless of how many requests are in
         // flight: otherwise, with as many coroutines as the queue is deep, each request would be
         // submitted alone.
@@ -234,15 +229,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Ends a coroutine's request early. A pending request is removed and thereby ends; for one in
-    /// flight the kernel is asked to cancel it, and the coroutine still waits for the completion
-    /// (rule E11). Called on the home thread.
-    #[cold]
-    pub(crate) fn cancel(&self, key: u64) -> Option<i64> {
-        let is_over = self.remove_or_cancel(key) || G::ON_CANCEL == OnCancel::ReturnsAtOnce;
-        is_over.then_some(-i64::from(libc::ECANCELED))
     }
 
     /// Removes a pending request, or asks the kernel to cancel it. Returns whether the request was

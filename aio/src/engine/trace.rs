@@ -27,15 +27,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         }
     }
 
-    /// As [`tell`](Self::tell), for an entry.
-    #[inline]
-    #[track_caller]
-    pub(crate) fn tell_of(&self, entry: &B::Entry, state: RequestState) {
-        if let Some(tracer) = self.tracer() {
-            tracer.request(self.backend.key(entry), state);
-        }
-    }
-
     /// Submits `entries`, and records those that the backend accepted.
     ///
     /// # Safety
@@ -46,7 +37,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         // SAFETY: promised by the caller.
         let submitted = unsafe { self.backend.submit(entries) };
         if let (true, Ok(taken)) = (self.traced, &submitted) {
-            entries.iter().take(*taken).for_each(|entry| self.tell_of(entry, RequestState::InFlight));
+            entries.iter().take(*taken).for_each(|entry| self.tell(self.backend.key(entry), RequestState::InFlight));
         }
         submitted
     }

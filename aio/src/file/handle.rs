@@ -76,13 +76,13 @@ impl Handle {
 impl Simulated {
     /// Opens the same file through the page cache.
     pub(super) fn reopen(&self) -> Handle {
-        Handle::simulated(self.backend.clone(), self.backend.reopen(self.number))
+        Handle::simulated(self.backend.clone(), self.backend.files().reopen(self.number))
     }
 }
 
 impl Drop for Simulated {
     fn drop(&mut self) {
-        self.backend.close(self.number);
+        self.backend.files().close(self.number);
     }
 }
 

@@ -152,7 +152,7 @@ impl OpenOptions {
         if let Some((driver, backend)) = driver.as_ref().and_then(|driver| Some((driver, driver.simulated.clone()?))) {
             let direct = self.effective_direct();
             let opened = match self.custom_flags {
-                0 => backend.open(path, Access { direct: direct != Direct::Never, ..self.access }),
+                0 => backend.files().open(path, Access { direct: direct != Direct::Never, ..self.access }),
                 flags => {
                     let why = format!("custom flags {flags:#x} have no meaning for a simulated file");
                     Err(io::Error::new(io::ErrorKind::Unsupported, why))

@@ -187,7 +187,7 @@ impl File {
 
     /// Returns the error that a request of this kind gets if the file belongs to another context.
     fn check_request(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<()> {
-        if self.engine.is_here() {
+        if self.engine.owner().is_here() {
             return Ok(());
         }
         let operation = Operation { opcode, fd: self.fd.number(), addr: 0, len, offset };

@@ -72,34 +72,31 @@ impl Simulation {
             (tape, told)
         };
         let message = outcome.failure.unwrap_or_default();
-        Box::new(Failure {
-            shrunk_message: told.failure.clone().unwrap_or_else(|| message.clone()),
-            message,
-            seed,
-            run,
-            tape: Text(&tape).to_string(),
-            nonzero_choices: tape.iter().filter(|&&choice| choice != 0).count(),
-            fingerprint: outcome.fingerprint,
-            log: told.log,
-            is_flaky: told.failure.is_none(),
-        })
+        Box::new(Failure::new(message, outcome.fingerprint, seed, run, &tape, told))
     }
 
     /// Replays a given tape.
     pub(super) fn replay(&self, tape: Vec<u32>, f: &dyn Fn(&Sim) -> io::Result<()>) -> Result<(), Box<Failure>> {
-        let outcome = self.one(Tape::replay(tape.clone()), true, f);
-        let Some(message) = outcome.failure else { return Ok(()) };
-        Err(Box::new(Failure {
-            shrunk_message: message.clone(),
+        let told = self.one(Tape::replay(tape.clone()), true, f);
+        let Some(message) = told.failure.clone() else { return Ok(()) };
+        Err(Box::new(Failure::new(message, told.fingerprint, None, 1, &tape, told)))
+    }
+}
+
+impl Failure {
+    /// `told` is the run of the shrunk `tape`.
+    fn new(message: String, fingerprint: u64, seed: Option<u64>, run: u64, tape: &[u32], told: Outcome) -> Failure {
+        Failure {
+            is_flaky: told.failure.is_none(),
+            shrunk_message: told.failure.unwrap_or_else(|| message.clone()),
             message,
-            seed: None,
-            run: 1,
-            tape: Text(&tape).to_string(),
+            seed,
+            run,
+            tape: Text(tape).to_string(),
             nonzero_choices: tape.iter().filter(|&&choice| choice != 0).count(),
-            fingerprint: outcome.fingerprint,
-            log: outcome.log,
-            is_flaky: false,
-        }))
+            fingerprint,
+            log: told.log,
+        }
     }
 }
 

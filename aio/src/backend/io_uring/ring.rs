@@ -15,51 +15,15 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::*};
 use super::super::Completion;
 use super::super::poll_event::CompletionRing;
 
-/// `io_uring_params` of `linux/io_uring.h`: the kernel's reply when it created the rings.
-#[repr(C)]
-#[derive(Debug)]
-struct Params {
-    sq_entries: u32,
-    cq_entries: u32,
-    flags: u32,
-    sq_thread_cpu: u32,
-    sq_thread_idle: u32,
-    features: u32,
-    wq_fd: u32,
-    resv: [u32; 3],
-    sq_off: SubmissionOffsets,
-    cq_off: CompletionOffsets,
-}
-
-/// Offsets of the fields of the submission ring, in bytes.
-#[repr(C)]
-#[derive(Debug)]
-struct SubmissionOffsets {
-    head: u32,
-    tail: u32,
-    ring_mask: u32,
-    ring_entries: u32,
-    flags: u32,
-    dropped: u32,
-    array: u32,
-    resv1: u32,
-    user_addr: u64,
-}
-
-/// Offsets of the fields of the completion ring, in bytes.
-#[repr(C)]
-#[derive(Debug)]
-struct CompletionOffsets {
-    head: u32,
-    tail: u32,
-    ring_mask: u32,
-    ring_entries: u32,
-    overflow: u32,
-    cqes: u32,
-    flags: u32,
-    resv1: u32,
-    user_addr: u64,
-}
+/// The kernel's reply when it created the rings: `io_uring_params` of `linux/io_uring.h`, as words.
+/// The ones in use are the offsets of fields, in bytes.
+type Params = [u32; 30];
+const SQ_HEAD: usize = 10;
+const SQ_TAIL: usize = 11;
+const SQ_ARRAY: usize = 16;
+const CQ_HEAD: usize = 20;
+const CQ_TAIL: usize = 21;
+const CQ_ENTRIES: usize = 25;
 
 /// A completion. The fields are atomic because the kernel writes this memory.
 #[repr(C)]
@@ -69,7 +33,7 @@ struct Cqe {
     flags: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Params>() == 120 && size_of::<io_uring::Parameters>() == 120 && size_of::<Cqe>() == 16);
+const _: () = assert!(size_of::<io_uring::Parameters>() == size_of::<Params>() && size_of::<Cqe>() == 16);
 
 /// Both rings, mapped. Cursors increase forever and wrap; their low bits are the index in the ring.
 pub(super) struct Rings {
@@ -93,15 +57,15 @@ impl Rings {
     pub(super) fn map(ring: &io_uring::IoUring) -> io::Result<Rings> {
         // SAFETY: the crate guarantees that its type is a transparent wrapper of the kernel's
         // structure.
-        let Params { sq_entries, cq_entries, sq_off, cq_off, .. } =
-            unsafe { &*ptr::from_ref(ring.params()).cast::<Params>() };
+        let params = unsafe { *ptr::from_ref(ring.params()).cast::<Params>() };
+        let (sq_entries, cq_entries) = (ring.params().sq_entries(), ring.params().cq_entries());
         assert!(ring.params().is_feature_single_mmap(), "setup rejects kernels without it");
         assert!(
             cq_entries >= sq_entries,
             "{cq_entries} completion entries for {sq_entries} requests: completions could be lost"
         );
-        let submissions = sq_off.array as usize + *sq_entries as usize * size_of::<u32>();
-        let completions = cq_off.cqes as usize + *cq_entries as usize * size_of::<Cqe>();
+        let submissions = params[SQ_ARRAY] as usize + sq_entries as usize * size_of::<u32>();
+        let completions = params[CQ_ENTRIES] as usize + cq_entries as usize * size_of::<Cqe>();
         let length = submissions.max(completions);
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
         // SAFETY: a new mapping, at an address that the kernel chooses; the rings are at offset 0
@@ -112,15 +76,15 @@ impl Rings {
         }
         let base = NonNull::new(base.cast::<u8>()).expect("a mapping is never at address 0");
         // SAFETY: the offsets are the kernel's own, within the mapping.
-        let at = |offset: u32| unsafe { base.add(offset as usize) };
+        let at = |field: usize| unsafe { base.add(params[field] as usize) };
         Ok(Rings {
             base,
             length,
-            submitted: at(sq_off.head).cast(),
-            to_submit: at(sq_off.tail).cast(),
-            head: at(cq_off.head).cast(),
-            tail: at(cq_off.tail).cast(),
-            completions: at(cq_off.cqes).cast(),
+            submitted: at(SQ_HEAD).cast(),
+            to_submit: at(SQ_TAIL).cast(),
+            head: at(CQ_HEAD).cast(),
+            tail: at(CQ_TAIL).cast(),
+            completions: at(CQ_ENTRIES).cast(),
             mask: cq_entries - 1,
         })
     }

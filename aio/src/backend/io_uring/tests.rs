@@ -1,11 +1,12 @@
 //! Real requests on real rings: conformance, and behaviour specific to io_uring.
 
 use super::super::conformance::{
-    self, Page, Temp, bad, eventfd, next, one, operation, peek, register, scaled, signal, submit, unless_refused,
-    unregister, wait, wait_for,
+    self, Page, Temp, bad, eventfd, in_forked_child, next, one, operation, peek, register, scaled, submit,
+    unless_refused, unregister, wait, wait_for,
 };
 use super::setup::{Features, missing, refused};
 use super::*;
+use crate::backend::queue_depth::MAX_DEPTH;
 use io_uring::Probe;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -63,7 +64,7 @@ fn unconsumed_entries_are_not_lent() {
         assert_eq!(done.map(|completion| completion.key), [0, 1]);
         assert!(done[0].result == 4 && done[1].result < 0, "{done:?}");
         assert_eq!(submit(&backend, &mut []).unwrap(), 0);
-        assert_eq!((peek(&backend), backend.in_flight.load(Relaxed)), (None, 0));
+        assert_eq!((peek(&backend), backend.in_flight.count()), (None, 0));
         assert_eq!(file.0.metadata().unwrap().len(), 4 + round * 4, "the third request had not completed");
         assert_eq!(submit(&backend, &mut entries[2..]).unwrap(), 1);
         assert_eq!(next(&backend), Completion { key: 2, result: 4 });
@@ -145,23 +146,18 @@ fn forked_child_leaves_the_parents_rings_unchanged() {
     let Some(backend) = ring(4) else { return };
     let never = eventfd();
     // SAFETY: no pointers.
-    let blocking = unsafe { libc::fcntl(never.as_raw_fd(), libc::F_SETFL, 0) };
+    let blocking = unsafe { libc::fcntl(never.as_fd().as_raw_fd(), libc::F_SETFL, 0) };
     assert_eq!(blocking, 0);
     let mut count = [0; 8];
     let mut read = [backend.prepare(&operation(Opcode::Read, &never, &mut count, 0), 1)];
     assert_eq!(submit(&backend, &mut read).unwrap(), 1);
-    // SAFETY: the child only drops, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        drop(backend);
-        // SAFETY: as above.
-        unsafe { libc::_exit(0) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
-    signal(&never);
+    let dropped = || {
+        // SAFETY: the child does not use the backend again, and the parent keeps its own.
+        drop(unsafe { ptr::read(&backend) });
+        0
+    };
+    assert_eq!(in_forked_child(dropped), 0);
+    never.notify();
     assert_eq!(next(&backend), Completion { key: 1, result: 8 });
     assert_eq!(u64::from_ne_bytes(count), 1);
 }
@@ -207,18 +203,11 @@ fn forked_child_leaves_the_parents_files_registered() {
     let Some(backend) = ring(4) else { return };
     let file = Temp::in_memory();
     let number = register(&backend, file.0.as_fd());
-    // SAFETY: the child makes system calls, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let changed = || {
         unregister(&backend, number);
-        let added = register(&backend, file.0.as_fd());
-        // SAFETY: as above.
-        unsafe { libc::_exit(i32::from(added < 0)) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        i32::from(register(&backend, file.0.as_fd()) < 0)
+    };
+    assert_eq!(in_forked_child(changed), 0);
     let mut buffer = [1; 16];
     let operation = operation(Opcode::Write, &file.0, &mut buffer, 0);
     assert_eq!(one(&backend, Operation { fd: number, ..operation }), 16);
@@ -243,16 +232,10 @@ fn full_file_table_accepts_no_more_files() {
 
 #[test]
 fn depth_out_of_range_is_rejected() {
-    // E14: the message gives cause and remedy.
-    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
-        let error = IoUring::new(depth).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("must be 1 to 32768"), "{error}");
-    }
-    for depth in [1, 33, MAX_DEPTH] {
-        if let Some(backend) = ring(depth) {
-            assert_eq!(backend.capacity(), depth);
-        }
+    // E14: see `check_depths`.
+    conformance::check_depths(IoUring::new);
+    if let Some(backend) = ring(MAX_DEPTH) {
+        assert_eq!(backend.capacity(), MAX_DEPTH);
     }
 }
 
@@ -346,7 +329,7 @@ fn submit_that_consumes_nothing_lends_nothing() {
     {
         let result = behind_a_filter(libc::SYS_io_uring_enter, errno, || submit(&backend, &mut entries));
         assert_eq!(result.unwrap_err().raw_os_error(), Some(said));
-        assert_eq!((backend.in_flight.load(Relaxed), file.0.metadata().unwrap().len()), (0, 0));
+        assert_eq!((backend.in_flight.count(), file.0.metadata().unwrap().len()), (0, 0));
     }
     assert_eq!(submit(&backend, &mut entries).unwrap(), 2);
     let mut keys = [next(&backend).key, next(&backend).key];
@@ -363,6 +346,6 @@ fn rejected_poll_request_is_not_armed() {
     let wait = || wait(&backend, 1, Some(other.as_fd()), None);
     behind_a_filter(libc::SYS_io_uring_enter, libc::EAGAIN, wait).unwrap();
     assert!(!is_armed());
-    signal(&other);
+    other.notify();
     wait_for(&backend, &other, &other);
 }

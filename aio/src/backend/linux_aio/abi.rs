@@ -12,6 +12,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 use std::time::Duration;
 
+use crate::backend::sys::timespec;
+
 #[cfg(not(all(
     target_os = "linux",
     target_endian = "little",
@@ -143,11 +145,7 @@ pub(super) unsafe fn io_getevents(
     events: *mut Event,
     timeout: Option<Duration>,
 ) -> io::Result<usize> {
-    let timeout = timeout.map(|time| libc::timespec {
-        // The kernel takes anything above 292 years as no timeout.
-        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(time.subsec_nanos()),
-    });
+    let timeout = timeout.map(timespec);
     let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
     let min = libc::c_long::from(min);
     // SAFETY: for `events`, promised by the caller; `timeout` is null or points to a local that

@@ -5,11 +5,10 @@
 
 use std::cell::UnsafeCell;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coralio_runtime::explained;
+use parking_lot::Mutex;
 
 use super::abi;
 
@@ -64,7 +63,7 @@ impl Drop for Context {
 
 /// Idle contexts, oldest first: `io_destroy` takes up to 100 ms, which programs and tests that
 /// create many contexts would notice.
-pub(super) struct Pool(Mutex<Vec<Context>>);
+pub(super) struct Pool(pub(super) Mutex<Vec<Context>>);
 
 impl Pool {
     pub(super) const MAX_CACHED: usize = 8;
@@ -76,12 +75,8 @@ impl Pool {
         Pool(Mutex::new(Vec::new()))
     }
 
-    pub(super) fn idle(&self) -> MutexGuard<'_, Vec<Context>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn get(&self, depth: u32) -> Option<Context> {
-        let mut idle = self.idle();
+        let mut idle = self.0.lock();
         idle.retain(Context::is_ours);
         let at = idle.iter().position(|context| context.depth == depth)?;
         Some(idle.remove(at))
@@ -91,7 +86,7 @@ impl Pool {
         // Dropped after the pool is unlocked, as is a context that the pool does not keep.
         let mut _old = None;
         if context.depth <= Pool::MAX_CACHED_DEPTH {
-            let mut idle = self.idle();
+            let mut idle = self.0.lock();
             _old = (idle.len() == Pool::MAX_CACHED).then(|| idle.remove(0));
             idle.push(context);
         }
@@ -99,20 +94,9 @@ impl Pool {
 
     /// Destroys all idle contexts. Returns whether there were any.
     pub(super) fn drain(&self) -> bool {
-        let idle = std::mem::take(&mut *self.idle());
+        let idle = std::mem::take(&mut *self.0.lock());
         !idle.is_empty()
     }
-}
-
-/// Returns a descriptor that is readable immediately.
-pub(super) fn readable() -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers; on success the descriptor is new and has no other owner.
-    let fd = unsafe { libc::eventfd(1, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Explains an error of `io_setup`, or of the calls right after it, with cause and remedy.

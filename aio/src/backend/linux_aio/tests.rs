@@ -1,7 +1,7 @@
 //! Real requests on real files: with the ring read in memory and, with the same tests, without.
 
 use super::super::conformance::{
-    self, NOW, Page, Temp, bad, eventfd, next, one, operation, peek, signal, submit, unless_refused, wait,
+    self, NOW, Page, Temp, bad, eventfd, in_forked_child, next, one, operation, peek, submit, unless_refused, wait,
 };
 use super::context::setup_error;
 use super::*;
@@ -15,7 +15,7 @@ fn pool() -> Option<&'static Pool> {
     // Kept, so that a leak checker does not report it.
     static POOLS: Mutex<Vec<&Pool>> = Mutex::new(Vec::new());
     let pool = Box::leak(Box::new(Pool::new()));
-    POOLS.lock().unwrap().push(pool);
+    POOLS.lock().push(pool);
     Some(pool)
 }
 
@@ -54,15 +54,8 @@ fn batch_is_accepted_up_to_the_bad_request() {
 
 #[test]
 fn depth_out_of_range_is_rejected() {
-    // E14: the message gives cause and remedy.
-    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
-        let error = LinuxAio::new(depth).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("must be 1 to 32768"), "{error}");
-    }
-    if let Some(backend) = unless_refused(LinuxAio::new(33)) {
-        assert_eq!(backend.capacity(), 33);
-    }
+    // E14: see `check_depths`.
+    conformance::check_depths(LinuxAio::new);
 }
 
 #[test]
@@ -94,15 +87,15 @@ fn idle_context_is_reused() {
     // Dropped with its poll request armed, and again with the poll request's event on the ring.
     for ready in [false, true] {
         if ready {
-            signal(&other);
+            other.notify();
         }
         let backend = LinuxAio::from_pool(77, pool).unwrap();
         wait(&backend, 1, Some(other.as_fd()), NOW).unwrap();
         assert!(backend.poll_event.is_armed());
     }
-    assert_eq!(pool.idle().len(), 1);
+    assert_eq!(pool.0.lock().len(), 1);
     drop(backend);
-    assert_eq!(pool.idle().len(), 2);
+    assert_eq!(pool.0.lock().len(), 2);
     assert_ne!(LinuxAio::from_pool(78, pool).unwrap().ring, ring, "the depth differs");
     let again = [LinuxAio::from_pool(77, pool).unwrap(), LinuxAio::from_pool(77, pool).unwrap()];
     assert!(again.iter().any(|backend| backend.ring == ring));
@@ -118,11 +111,11 @@ fn cache_keeps_few_and_shallow_contexts() {
     // destroyed before a new context is refused.
     let Some(pool) = pool() else { return };
     drop(LinuxAio::from_pool(Pool::MAX_CACHED_DEPTH + 1, pool).unwrap());
-    assert!(pool.idle().is_empty());
+    assert!(pool.0.lock().is_empty());
     let many: Vec<_> =
         (1..=Pool::MAX_CACHED as u32 + 1).map(|depth| LinuxAio::from_pool(depth, pool).unwrap()).collect();
     drop(many);
-    let depths: Vec<_> = pool.idle().iter().map(|context| context.depth).collect();
+    let depths: Vec<_> = pool.0.lock().iter().map(|context| context.depth).collect();
     assert_eq!(depths, [2, 3, 4, 5, 6, 7, 8, 9], "the oldest is gone");
     assert!(pool.drain() && !pool.drain());
 }
@@ -136,12 +129,13 @@ fn context_with_requests_in_flight_is_not_cached() {
     let backend = LinuxAio::from_pool(4, pool).unwrap();
     let write = backend.prepare(&operation(Opcode::Write, &file.0, &mut page.0, 0), 1);
     // Stays in flight until the context is destroyed.
-    let poll = Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_raw_fd() as u32, ..Default::default() });
+    let poll =
+        Iocb(abi::Iocb { opcode: abi::IOCB_CMD_POLL, fildes: never.as_fd().as_raw_fd() as u32, ..Default::default() });
     assert_eq!(submit(&backend, &mut [write, poll]).unwrap(), 2);
     assert_eq!(next(&backend), Completion { key: 1, result: 4096 });
     assert_eq!(peek(&backend), None);
     drop(backend);
-    assert!(pool.idle().is_empty());
+    assert!(pool.0.lock().is_empty());
 }
 
 #[test]
@@ -153,19 +147,13 @@ fn forked_child_leaves_the_parents_contexts_unchanged() {
     let backend = LinuxAio::from_pool(5, pool).unwrap();
     drop(LinuxAio::from_pool(6, pool).unwrap());
     wait(&backend, 1, Some(other.as_fd()), NOW).unwrap();
-    // SAFETY: the child only drops and checks, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let dropped = || {
         let stale = pool.get(6).is_none();
-        drop(backend);
-        let code = if stale && pool.idle().is_empty() { 0 } else { 1 };
-        // SAFETY: as above.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        // SAFETY: the child does not use the backend again, and the parent keeps its own.
+        drop(unsafe { ptr::read(&backend) });
+        i32::from(!(stale && pool.0.lock().is_empty()))
+    };
+    assert_eq!(in_forked_child(dropped), 0);
     assert_eq!(one(&backend, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
     assert!(pool.get(6).is_some());
 }

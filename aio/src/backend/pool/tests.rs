@@ -2,6 +2,7 @@
 //! held by the work they run, starts by a hook.
 
 use super::*;
+use crate::backend::conformance::in_forked_child;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::ThreadId;
@@ -26,7 +27,7 @@ pub(crate) fn idle_pool<W: Work>() -> &'static Pool<W> {
 fn leak<W: Work>(pool: Pool<W>) -> &'static Pool<W> {
     static POOLS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     let pool: &'static Pool<W> = Box::leak(Box::new(pool));
-    POOLS.lock().unwrap().push(ptr::from_ref(pool).expose_provenance());
+    POOLS.lock().push(ptr::from_ref(pool).expose_provenance());
     pool
 }
 
@@ -37,7 +38,7 @@ pub(crate) fn serve<W: Work>(pool: &'static Pool<W>) {
 
 /// Returns the numbers of live and of idle threads.
 fn counts<W: Work>(pool: &Pool<W>) -> (usize, usize) {
-    let state = pool.state();
+    let state = pool.state.lock();
     (state.live, state.idle.len())
 }
 
@@ -141,7 +142,7 @@ fn idle_thread_is_reused() {
         drop(go);
         wait_until(|| counts(pool) == (3, idle + 1));
     }
-    let last = pool.state().idle.last().unwrap().id();
+    let last = pool.state.lock().idle.last().unwrap().id();
     assert!(threads.contains(&last));
     for _ in 0..50 {
         let held = hold(pool, 1);
@@ -200,7 +201,7 @@ fn failed_thread_start_leaves_no_thread_idle() {
             serve(pool);
             return Ok(());
         }
-        drop(HELD.lock().unwrap().take());
+        drop(HELD.lock().take());
         wait_until(|| counts(pool) == (2, 1));
         put(pool, [Box::new(|| {}) as Job]);
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
@@ -208,10 +209,10 @@ fn failed_thread_start_leaves_no_thread_idle() {
     let pool = leak(Pool { start, ..Pool::new(kind) });
     let held = hold(pool, 1);
     held.here.recv().unwrap();
-    *HELD.lock().unwrap() = Some(held);
+    *HELD.lock() = Some(held);
     put(pool, [Box::new(|| {}) as Job]);
     {
-        let state = pool.state();
+        let state = pool.state.lock();
         assert!(state.queue.is_empty() || state.waking > 0, "jobs are left without a thread");
     }
     wait_until(|| counts(pool) == (1, 1));
@@ -267,21 +268,11 @@ fn forked_child_has_its_own_pool() {
     let ours = GLOBAL.get(kind);
     let held = hold(ours, 1);
     held.here.recv().unwrap();
-    // SAFETY: the child runs its own thread, and exits without running code of its parent.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
+    let in_child = || {
         let theirs = GLOBAL.get(kind);
-        let mut code = 1;
-        if !ptr::eq(theirs, ours) && !ours.is_ours() && theirs.is_ours() {
-            let held = hold(theirs, 1);
-            code = i32::from(held.here.recv().is_err());
-        }
-        // SAFETY: as above.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: room for one status.
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0);
+        let is_new = !ptr::eq(theirs, ours) && !ours.is_ours() && theirs.is_ours();
+        i32::from(!(is_new && hold(theirs, 1).here.recv().is_ok()))
+    };
+    assert_eq!(in_forked_child(in_child), 0);
     assert!(ptr::eq(GLOBAL.get(kind), ours));
 }

@@ -75,6 +75,8 @@ pub(crate) struct FileSystem {
     changes: Vec<Change>,
     open: BTreeMap<RawFd, Open>,
     next: RawFd,
+    /// The number of changes so far: the disk's own time.
+    at: u64,
     /// Makes an unknown descriptor refer to a new file: for tests that use real descriptors.
     #[cfg(test)]
     pub(crate) adopts: bool,
@@ -99,6 +101,7 @@ impl FileSystem {
             changes: Vec::new(),
             open: BTreeMap::new(),
             next: FIRST,
+            at: 0,
             #[cfg(test)]
             adopts: false,
         }
@@ -110,6 +113,17 @@ impl FileSystem {
         self.names.insert(plain(name), file);
         self.durable.insert(plain(name), file);
         file
+    }
+
+    /// Returns the disk's time.
+    pub(crate) fn now(&self) -> u64 {
+        self.at
+    }
+
+    /// Returns the disk's time of a new change.
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.at += 1;
+        self.at
     }
 
     fn add(&mut self, len: u64) -> usize {
@@ -126,7 +140,7 @@ impl FileSystem {
         self.names.get(&plain(name)).copied()
     }
 
-    pub(crate) fn open(&mut self, at: u64, name: &Path, access: Access) -> io::Result<RawFd> {
+    pub(crate) fn open(&mut self, name: &Path, access: Access) -> io::Result<RawFd> {
         // The rules of `std::fs::OpenOptions`.
         let changes = access.create || access.create_new || access.truncate;
         let access = Access { write: access.write || access.append, ..access };
@@ -145,6 +159,7 @@ impl FileSystem {
             None => return Err(error(libc::ENOENT)),
         };
         if access.truncate {
+            let at = self.tick();
             self.files[found].set_len(at, 0);
         }
         Ok(self.add_open(Open { file: found, access, lost: false }))
@@ -184,12 +199,41 @@ impl FileSystem {
 
     /// As `opened`, for operations that are not requests: fails after a crash, and if the file is
     /// not open for writing as required.
-    pub(crate) fn usable(&mut self, fd: RawFd, writes: bool) -> io::Result<&mut SimFile> {
+    fn usable(&mut self, fd: RawFd, writes: bool) -> io::Result<&mut SimFile> {
         match self.opened(fd)? {
             Open { lost: true, .. } => Err(error(libc::EIO)),
             Open { access, .. } if writes && !access.write => Err(error(libc::EBADF)),
             Open { file, .. } => Ok(&mut self.files[file]),
         }
+    }
+
+    pub(crate) fn len(&mut self, fd: RawFd) -> io::Result<u64> {
+        self.usable(fd, false).map(|file| file.len())
+    }
+
+    pub(crate) fn set_len(&mut self, fd: RawFd, len: u64) -> io::Result<()> {
+        let at = self.tick();
+        self.usable(fd, true).map(|file| file.set_len(at, len))
+    }
+
+    /// As `fallocate`.
+    pub(crate) fn allocate(
+        &mut self,
+        fd: RawFd,
+        offset: u64,
+        len: u64,
+        keeps_len: bool,
+        zeroes: bool,
+    ) -> io::Result<()> {
+        let at = self.tick();
+        let file = self.usable(fd, true)?;
+        if zeroes {
+            file.zero(at, offset, len);
+        }
+        if !keeps_len {
+            file.set_len(at, file.len().max(offset + len));
+        }
+        Ok(())
     }
 
     pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
@@ -251,7 +295,7 @@ mod tests {
                 let (mut names, mut tape) = (FileSystem::new(8), Tape::replay(given));
                 let access = Access { write: true, create: true, ..Access::default() };
                 names.put(Path::new("./a"), 0);
-                names.open(0, Path::new("b.new"), access).unwrap();
+                names.open(Path::new("b.new"), access).unwrap();
                 names.rename(Path::new("b.new"), Path::new("./b")).unwrap();
                 if synced {
                     names.sync_folder(Path::new("elsewhere"));
@@ -274,7 +318,7 @@ mod tests {
         // E14: errors as those of real files; a descriptor that was closed does not refer to
         // another file.
         let mut names = FileSystem::new(8);
-        let mut open = |access| names.open(0, Path::new("x"), access).map_err(|error| error.raw_os_error().unwrap());
+        let mut open = |access| names.open(Path::new("x"), access).map_err(|error| error.raw_os_error().unwrap());
         let write = Access { write: true, ..Access::default() };
         assert_eq!(open(Access::default()), Err(libc::EINVAL));
         assert_eq!(open(Access { truncate: true, read: true, ..Access::default() }), Err(libc::EINVAL));

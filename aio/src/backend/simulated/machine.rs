@@ -24,7 +24,6 @@ use coralio_runtime::VirtualClock;
 use super::directory::{FileSystem, Open};
 use super::fate::Outcome;
 use super::faults::{Fault, Faults};
-use super::ring::Ring;
 use super::tape::Tape;
 use super::trace::{Event, Trace, hash_of};
 use super::{Entry, SLACK, Settings};
@@ -63,7 +62,11 @@ pub(crate) struct Machine {
     pub(crate) tape: Tape,
     pub(crate) trace: Trace,
     pub(crate) files: FileSystem,
-    pub(crate) ring: Ring,
+    /// The completion ring, with the numbers of the requests.
+    pub(crate) ring: VecDeque<(Completion, u64)>,
+    /// Set while the first completion has been taken off a ring that cannot be read in memory: it
+    /// was looked at, and not yet committed.
+    taken_off: bool,
     pub(crate) script: VecDeque<Fault>,
     /// Violations of invariants found so far.
     pub(crate) violations: Vec<String>,
@@ -83,8 +86,6 @@ pub(crate) struct Machine {
     /// Looks at an empty ring since the last sleep.
     looks: u32,
     pub(super) refused_in_row: u32,
-    /// The number of changes so far: the disk's own time.
-    at: u64,
 }
 
 impl Machine {
@@ -94,7 +95,8 @@ impl Machine {
             tape,
             trace: Trace::new(tells),
             files: FileSystem::new(settings.sector_size),
-            ring: Ring::new(settings.depth, settings.bad_ring),
+            ring: VecDeque::new(),
+            taken_off: false,
             script: VecDeque::new(),
             violations: Vec::new(),
             crashes: Arc::default(),
@@ -107,7 +109,6 @@ impl Machine {
             max_steps: settings.max_steps,
             looks: 0,
             refused_in_row: 0,
-            at: 0,
             settings,
         }
     }
@@ -127,12 +128,6 @@ impl Machine {
 
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
-    }
-
-    /// Returns the disk time of a new change.
-    pub(crate) fn tick(&mut self) -> u64 {
-        self.at += 1;
-        self.at
     }
 
     /// Turns all faults off.
@@ -188,7 +183,8 @@ impl Machine {
 
     /// Decides how many entries are accepted, or why the first is not.
     fn admit(&mut self, entries: &[Entry]) -> Result<usize, i32> {
-        let room = self.settings.depth as usize - self.in_flight.len() - self.ring.len() as usize;
+        let on_the_ring = self.ring.len() - usize::from(self.taken_off);
+        let room = self.settings.depth as usize - self.in_flight.len() - on_the_ring;
         if entries.len() > room {
             self.violations.push(format!("{} requests offered: the queue depth leaves room for {room}", entries.len()));
         }
@@ -249,7 +245,7 @@ impl Machine {
         }
         // Saturating: a panic here would leave accepted requests uncounted.
         let due = self.now().saturating_add(time);
-        let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.at };
+        let request = Request { number, key, opcode, offset, open, fate, lent, bytes, began: self.files.now() };
         self.in_flight.insert((due, number), request);
         if time.is_zero() {
             self.advance(self.now());
@@ -296,7 +292,7 @@ impl Machine {
                 "the buffer of request {number}, a {who}, changed while the kernel had it: other code wrote to it"
             ));
         }
-        let at = self.tick();
+        let at = self.files.tick();
         let file = &mut self.files.files[open.file];
         let (result, hash) = match fate {
             Outcome::Fails(errno) => {
@@ -327,7 +323,7 @@ impl Machine {
                 (read.len() as i64, hash_of(&read))
             }
         };
-        self.ring.push(Completion { key, result }, number);
+        self.ring.push_back((Completion { key, result }, number));
         self.note(&Event::Completed { number, result, hash });
     }
 
@@ -341,7 +337,7 @@ impl Machine {
         for request in &requests {
             // All or part of it may have reached the disk.
             if let (Outcome::Transfers(most), true) = (request.fate, request.opcode.is_write()) {
-                let at = self.tick();
+                let at = self.files.tick();
                 let file = &mut self.files.files[request.open.file];
                 let offset = if request.open.access.append { file.len() } else { request.offset };
                 file.write(at, offset, &request.bytes[..most]);
@@ -376,11 +372,13 @@ impl Machine {
             assert!(self.looks != MAX_LOOKS, "the loop polled an empty ring {MAX_LOOKS} times without sleeping");
             self.advance(self.now() + EMPTY_POLL_TIME);
         }
-        self.ring.front().map(|(completion, _)| completion)
+        self.taken_off = self.settings.bad_ring && !self.ring.is_empty();
+        self.ring.front().map(|&(completion, _)| completion)
     }
 
     pub(crate) fn commit(&mut self) {
-        match self.ring.pop() {
+        self.taken_off = false;
+        match self.ring.pop_front() {
             Some((_, number)) => self.note(&Event::Reaped { number }),
             None => self.violations.push("the cursor was moved past the last completion".into()),
         }

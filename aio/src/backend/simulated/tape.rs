@@ -14,26 +14,21 @@ pub(crate) struct Choice {
     pub(crate) bound: u32,
 }
 
-/// The source of choices after the end of the given tape.
-enum Rest {
-    Random(Generator),
-    Zero,
-}
-
 pub(crate) struct Tape {
     given: Vec<u32>,
-    rest: Rest,
+    /// Makes the choices after the end of the given tape; they are 0 without it.
+    rest: Option<Generator>,
     made: Vec<Choice>,
 }
 
 impl Tape {
     pub(crate) fn random(seed: u64) -> Tape {
-        Tape { given: Vec::new(), rest: Rest::Random(Generator(seed)), made: Vec::new() }
+        Tape { given: Vec::new(), rest: Some(Generator(seed)), made: Vec::new() }
     }
 
     /// Creates a tape that replays these choices, followed by zeroes.
     pub(crate) fn replay(choices: Vec<u32>) -> Tape {
-        Tape { given: choices, rest: Rest::Zero, made: Vec::new() }
+        Tape { given: choices, rest: None, made: Vec::new() }
     }
 
     /// Chooses a number below `bound`. With a bound of 0 or 1 the tape does not advance.
@@ -53,8 +48,8 @@ impl Tape {
         let value = match (self.given.get(self.made.len()), &mut self.rest) {
             // A shrunk tape may have choices beyond the bound.
             (Some(&value), _) => value.min(bound - 1),
-            (None, Rest::Random(generator)) => draw(generator),
-            (None, Rest::Zero) => 0,
+            (None, Some(generator)) => draw(generator),
+            (None, None) => 0,
         };
         self.made.push(Choice { value, bound });
         value

@@ -2,11 +2,9 @@
 //! on top.
 
 use super::super::conformance::{
-    self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, signal, submit, wait,
+    self, NOW, Page, Temp, bad, cancel, commit, eventfd, next, one, operation, peek, scaled, submit, wait,
 };
-use super::execute::uninterrupted;
 use super::*;
-use crate::backend::Opcode;
 use crate::backend::pool::tests::{idle_pool, pool_of, serve};
 use crate::engine::Engine;
 use coralio_runtime::{AioContext, spawn, yield_now};
@@ -16,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// Creates a backend on the process's pool, and one on a pool with a single thread, which works in
@@ -129,7 +127,7 @@ fn readable_descriptor_ends_a_sleep() {
     let other = eventfd();
     assert_eq!(submit_bad(&backend, 0..2).unwrap(), 2);
     thread::scope(|scope| {
-        scope.spawn(|| signal(&other));
+        scope.spawn(|| other.notify());
         wait(&backend, 2, Some(other.as_fd()), None).unwrap();
     });
     assert_eq!(peek(&backend), None);
@@ -151,13 +149,8 @@ fn second_waiter_is_rejected() {
 
 #[test]
 fn depth_out_of_range_is_rejected() {
-    // E14: the message gives cause and remedy.
-    for depth in [0, MAX_DEPTH + 1, u32::MAX] {
-        let error = ThreadPool::new(depth).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("1 to 32768; 32 suits most"), "{error}");
-    }
-    assert_eq!(ThreadPool::new(33).unwrap().capacity(), 33);
+    // E14: see `check_depths`.
+    conformance::check_depths(ThreadPool::new);
 }
 
 #[test]
