@@ -228,11 +228,6 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// home](Self::SUBMITS_AT_HOME), the caller is the thread that submits.
     unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
 
-    /// Returns a descriptor that is readable while a completion is on the ring, if there is one.
-    fn completions_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
     /// Called before each request. A simulated backend panics here if the run does not end.
     #[inline]
     fn before_request(&self) {}

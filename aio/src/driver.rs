@@ -224,7 +224,7 @@ impl EventSource for Driver {
 
     fn sleep(&self, token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
         if let Some(memory) = &self.memory {
-            if let Some(slept) = memory.sleep(&*self.engine, token, other, timeout) {
+            if let Some(slept) = memory.sleep(token, other, timeout) {
                 return Some(slept);
             }
         }

@@ -8,6 +8,7 @@ mod held;
 mod refused;
 mod route;
 mod seccomp;
+mod two_engines;
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Routing of requests under `Auto`: operations that would block the loop in submit go to a thread.
+//! Routing of requests under `Auto` where io_uring is not available: operations that would block the
+//! loop in submit go to a thread.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +11,7 @@ use coralio::fs::Direct;
 use coralio::{AlignedBuf, File, RuntimeBuilder, spawn, yield_now};
 
 use crate::held::Held;
+use crate::seccomp::forbid;
 use crate::{Temp, chosen, in_child, page};
 
 /// Returns what `f` adds to the counters.
@@ -31,10 +33,20 @@ fn requests(f: impl FnOnce()) -> (u64, u64) {
     (requests, offloaded)
 }
 
-/// Runs `f` under `Auto` on a direct file on a disk, or prints why it is skipped.
-fn on_direct_file(f: impl FnOnce(&File)) {
+/// Runs `f` under `Auto` on a thread that cannot use io_uring.
+fn without_uring(f: impl FnOnce() + Send) {
+    let run = || {
+        forbid(&[(libc::SYS_io_uring_setup, libc::EPERM)]);
+        coralio::run(f);
+    };
+    let ran = std::thread::scope(|scope| scope.spawn(run).join());
+    ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Runs `f` under `Auto` without io_uring on a direct file on a disk, or prints why it is skipped.
+fn on_direct_file(f: impl FnOnce(&File) + Send) {
     let temp = Temp::on_disk();
-    coralio::run(|| {
+    without_uring(|| {
         let file = temp.open(Direct::Auto);
         // tmpfs accepts direct I/O at any alignment.
         let on_a_disk = file.is_direct() && file.alignment().memory > 1;
@@ -166,7 +178,7 @@ fn blocking_page_cache_reads_go_to_a_thread() {
 fn files_without_nowait_support_go_to_a_thread() {
     // E14, E16: /proc has no direct I/O and does not report what would block, so its reads go to
     // threads under native AIO; tmpfs never waits for a device, so its requests do not
-    coralio::run(|| {
+    without_uring(|| {
         let status = File::open("/proc/self/status").unwrap();
         assert!(!status.is_direct());
         let mut buf = vec![0; 4096];
@@ -225,7 +237,7 @@ fn context_end_waits_for_requests_on_threads() {
     // returned
     for rounds in 0..3 {
         let temp = Temp::on_disk();
-        coralio::run(|| {
+        without_uring(|| {
             let file = Rc::new(temp.open(Direct::Never));
             for number in 0..32 {
                 let (file, buf) = (Rc::clone(&file), AlignedBuf::new(1 << 16, 4096));
@@ -244,7 +256,7 @@ fn missing_descriptor_for_threads_is_an_error() {
         return;
     }
     let temp = Temp::on_disk();
-    coralio::run(|| {
+    without_uring(|| {
         let file = temp.open(Direct::Never);
         let mut taken = Vec::new();
         while let Ok(one) = std::fs::File::open("/dev/null") {

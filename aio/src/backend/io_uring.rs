@@ -231,11 +231,6 @@ unsafe impl Backend for IoUring {
         }
     }
 
-    fn completions_fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the ring keeps its descriptor open.
-        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
-    }
-
     /// Works since Linux 6.0; does nothing before. Uses a call without a completion of its own, so
     /// that no extra completions have to be filtered or can flood the ring. It does not wait: a
     /// request that the device already has completes in its own time.

@@ -63,9 +63,6 @@ pub(crate) trait ErasedEngine: EventSource {
 
     fn in_flight(&self) -> u32;
 
-    /// See [`Backend::completions_fd`].
-    fn completions_fd(&self) -> Option<BorrowedFd<'_>>;
-
     fn plug_depth(&self) -> &AtomicU32;
 
     /// Ends one plug.
@@ -148,10 +145,6 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
 
     fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
-    }
-
-    fn completions_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.backend.completions_fd()
     }
 
     fn plug_depth(&self) -> &AtomicU32 {
