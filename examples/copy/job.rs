@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use coralio::driver::{BackendKind, Stats, selected_backend};
+use coralio::driver::{BackendKind, Stats};
 use coralio::{AlignedBuf, File};
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -134,7 +134,7 @@ impl Job {
             (false, true) => "reads page-cached, writes direct",
             (false, false) => "page-cached",
         };
-        let backend = match selected_backend().map(|chosen| chosen.backend()) {
+        let backend = match self.source.backend().map(|chosen| chosen.backend()) {
             Some(BackendKind::Uring) => "io_uring",
             Some(BackendKind::Threads) => "threads",
             _ => "native AIO",

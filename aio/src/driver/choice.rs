@@ -1,5 +1,5 @@
-//! Which backend a context uses: named by the user, or the first that the machine allows (rule
-//! E16).
+//! Which backend a context and each of its files use: named by the user, or the fastest that the
+//! machine allows (rule E16).
 
 use std::fmt;
 use std::io;

@@ -1,7 +1,7 @@
-//! Selects the engine for each request of a file under `BackendKind::Auto`.
+//! Selects the engine for each request of a file where native AIO serves all files under
+//! `BackendKind::Auto`.
 //!
-//! Native AIO is the cheapest way for requests that complete later, or immediately from memory. But
-//! it carries out some requests within submit, where the whole loop waits for the device (Linux
+//! Native AIO carries out some requests within submit, where the whole loop waits for the device (Linux
 //! 6.18, medians at queue depth 1, in microseconds): a direct write that extends the file 58 to
 //! 116, a read that misses the page cache 51 to 105, a page-cached write of 1 MiB 263 to 4800. Only
 //! the kernel can tell which requests block. With `RWF_NOWAIT`, whose cost is not measurable, it
