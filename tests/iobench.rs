@@ -104,6 +104,19 @@ fn json_reports_all_figures() {
 }
 
 #[test]
+fn threads_do_their_operations_simultaneously() {
+    // Checks that each thread performs the operations, that the counts are those of all threads, and
+    // that a failure on one is reported.
+    let (path, _) = file(folder("threads").join("file"), 16);
+    let all = measure(&["--file", &path, "--ops", "500", "--depth", "4", "--threads", "3"]);
+    assert_eq!((count(&all, "threads"), count(&all["ours"], "operations")), (3, 1500));
+    assert_eq!(count(&all["ours"]["counts"], "completions"), 1500);
+    assert!(count(&all["latency_ns"], "p50") > 0);
+    assert!(refused(&["--threads", "2"]).contains("--threads needs --file"));
+    assert!(refused(&["--threads", "2", "--file", "/nonexistent"]).contains("no such file"));
+}
+
+#[test]
 fn requested_number_of_operations_is_done() {
     // Checks that --ops N performs N operations, counts the warm-up separately, and that the
     // engine's counts agree.

@@ -31,8 +31,8 @@ struct Job {
     latencies: Option<RefCell<Latencies>>,
 }
 
-/// Runs one round: a warm-up and the timed part.
-pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Round, String> {
+/// Runs one round: a warm-up and the timed part, before which `ready` is called.
+pub fn round(options: &Options, target: &Target, latencies: bool, ready: impl FnOnce()) -> Result<Round, String> {
     let job = Rc::new(Job {
         file: Rc::clone(&target.file),
         image: target.image.clone(),
@@ -43,14 +43,14 @@ pub fn round(options: &Options, target: &Target, latencies: bool) -> Result<Roun
     });
     let buffers = (0..options.depth).map(|_| target.buffer(options)).collect();
     let say = |why: String| format!("{}: {why}", target.name);
-    let round = timed(&job, buffers, options.limit()).map_err(say)?;
+    let round = timed(&job, buffers, options.limit(), ready).map_err(say)?;
     // Write the tables, which are still in memory. Not timed, because raw files are not synced
     // either.
     job.image.as_ref().map_or(Ok(()), |image| image.flush()).map_err(|error| say(error.to_string()))?;
     Ok(round)
 }
 
-fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit) -> Result<Round, String> {
+fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit, ready: impl FnOnce()) -> Result<Round, String> {
     job.work.begin(Limit::Ops(WARM_UP));
     let buffers = join(start(job, buffers))?;
     if let Some(latencies) = &job.latencies {
@@ -59,6 +59,7 @@ fn timed(job: &Rc<Job>, buffers: Vec<AlignedBuf>, limit: Limit) -> Result<Round,
 
     // Spawned before the clock starts; none runs before this coroutine waits in `join`.
     let coroutines = start(job, buffers);
+    ready();
     let before = stats();
     let clock = Moment::now();
     job.work.begin(limit);

@@ -33,6 +33,7 @@ mod raw;
 mod raw_uring;
 mod report;
 mod target;
+mod threads;
 mod tokio_file;
 #[path = "../shared/trace.rs"]
 mod trace;
@@ -71,6 +72,9 @@ fn run(options: &Options) -> Result<String, String> {
     options.check()?;
     let poll = Duration::from_micros(options.poll);
     let builder = RuntimeBuilder::new().backend(options.backend).queue_depth(options.depth).busy_poll_max(poll);
+    if options.threads > 1 {
+        return threads::run(options, builder).map(|report| show(options, &report));
+    }
     options.trace.run(builder, |error| error.to_string(), || bench(options))
 }
 
@@ -86,17 +90,21 @@ fn bench(options: &Options) -> Result<String, String> {
     if let Some(versus) = options.versus {
         for _ in 0..options.rounds {
             // Alternate, so that changes in the state of the machine affect both sides equally.
-            let ours = coralio_file::round(options, &target, false)?;
+            let ours = coralio_file::round(options, &target, false, || ())?;
             let peer = opponent(versus, options, &target, ours.operations())?;
             report.pair(Pair { ours, peer });
         }
         if !options.no_latency {
-            report.latency(coralio_file::round(options, &target, true)?);
+            report.latency(coralio_file::round(options, &target, true, || ())?);
         }
     } else {
-        report.alone(coralio_file::round(options, &target, !options.no_latency)?);
+        report.alone(coralio_file::round(options, &target, !options.no_latency, || ())?);
     }
-    Ok(if options.json { report.json() } else { report.text() })
+    Ok(show(options, &report))
+}
+
+fn show(options: &Options, report: &Report) -> String {
+    if options.json { report.json() } else { report.text() }
 }
 
 /// Runs a round of the opponent. One that cannot stop after a given time performs `operations`, as

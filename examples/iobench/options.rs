@@ -13,7 +13,7 @@ use crate::work::{Limit, Pattern};
 const LARGEST_BLOCK: u64 = 1 << 30;
 
 /// Benchmark of storage I/O by N coroutines: IOPS, CPU time per operation, latencies, system calls
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "iobench")]
 pub struct Options {
     /// File or block device to use [default: a sparse scratch file]
@@ -71,6 +71,11 @@ pub struct Options {
     /// Pin to this CPU, so that the figures are those of one CPU
     #[arg(long, value_name = "CPU")]
     pub pin: Option<usize>,
+
+    /// Number of threads, each on a CPU of its own and with a context, a file and `--depth` coroutines
+    /// of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: u32,
 
     /// Maximum time in microseconds that the loop polls for completions before it sleeps: lower
     /// latency at the cost of CPU time
@@ -174,6 +179,9 @@ impl Options {
         }
         if matches!(self.versus, Some(Versus::Qemu)) && matches!(self.pattern(), Pattern::Random { .. }) {
             return Err("--versus qemu accesses the file in steps only; add --sequential or --stride 260k".into());
+        }
+        if self.threads > 1 && (self.versus.is_some() || self.pin.is_some() || self.qcow2 || self.file.is_none()) {
+            return Err("--threads needs --file, and works without --versus, --pin and --qcow2".into());
         }
         if let Some(versus) = self.versus.filter(|versus| self.qcow2 && !matches!(versus, Versus::Qemu)) {
             return Err(format!(

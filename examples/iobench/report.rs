@@ -49,6 +49,7 @@ struct Head {
     size: u64,
     block_size: u64,
     depth: u32,
+    threads: u32,
     direct: bool,
     backend: String,
     pattern: String,
@@ -102,6 +103,35 @@ impl Round {
         }
     }
 
+    /// Combines rounds that ran at the same time on several threads of this process. Each has
+    /// measured the CPU time of all.
+    pub fn simultaneous(rounds: Vec<Round>) -> Round {
+        let operations = rounds.iter().map(|round| round.operations).sum::<u64>();
+        let longest = |time: fn(&Round) -> f64| rounds.iter().map(time).fold(0.0, f64::max);
+        let each = |time: fn(&Round) -> f64| longest(time) / operations as f64;
+        let seconds = longest(|round| round.seconds);
+        let total = |i: usize| rounds.iter().map(|round| round.counts[i].1).sum();
+        let counts: Vec<_> = rounds[0].counts.iter().enumerate().map(|(i, &(name, _))| (name, total(i))).collect();
+        let mut latencies = None::<Latencies>;
+        for more in rounds.iter().filter_map(|round| round.latencies.as_ref()) {
+            match &mut latencies {
+                None => latencies = Some(more.clone()),
+                Some(all) => all.add(more).expect("the same bounds"),
+            }
+        }
+        Round {
+            operations,
+            seconds,
+            iops: operations as f64 / seconds,
+            cpu_ns: each(|round| round.cpu_ns * round.operations as f64),
+            user_ns: each(|round| round.user_ns * round.operations as f64),
+            system_ns: each(|round| round.system_ns * round.operations as f64),
+            system_calls: Some((counts[2].1 + counts[3].1) as f64 / operations as f64),
+            counts,
+            latencies,
+        }
+    }
+
     fn json(&self) -> Value {
         let counts: serde_json::Map<_, _> =
             self.counts.iter().map(|&(name, count)| (name.to_string(), json!(count))).collect();
@@ -137,6 +167,7 @@ impl Report {
                 size: target.size,
                 block_size: options.block_size,
                 depth: options.depth,
+                threads: options.threads,
                 direct: target.file.is_direct(),
                 backend: options.backend.to_string(),
                 pattern: match options.pattern() {
@@ -179,6 +210,7 @@ impl Report {
             "size": head.size,
             "block_size": head.block_size,
             "depth": head.depth,
+            "threads": head.threads,
             "direct": head.direct,
             "backend": head.backend,
             "pattern": head.pattern,
@@ -269,7 +301,10 @@ impl Head {
         let way = if self.direct { "direct" } else { "page-cached" };
         let cpu = self.pin.map_or(String::new(), |cpu| format!(", on CPU {cpu}"));
         let (block, size) = (scaled(self.block_size), scaled(self.size));
-        format!("{pattern} {operation}s of {block}, depth {depth}, backend {backend}, {way}{cpu}: {size} of {file}\n")
+        let threads = if self.threads == 1 { String::new() } else { format!(" on each of {} threads", self.threads) };
+        format!(
+            "{pattern} {operation}s of {block}, depth {depth}{threads}, backend {backend}, {way}{cpu}: {size} of {file}\n"
+        )
     }
 }
 
