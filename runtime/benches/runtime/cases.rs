@@ -60,7 +60,7 @@ const fn timed(name: &'static str, ours: Run, at_most: Option<f64>, peers: &'sta
 }
 
 /// Untimed cases come first: `may`'s threads, once started, wake up a hundred times a second.
-pub(crate) const CASES: [Case; 17] = [
+pub(crate) const CASES: [Case; 18] = [
     Case {
         name: "idle",
         unit: Unit::NsPerSecond,
@@ -118,6 +118,7 @@ pub(crate) const CASES: [Case; 17] = [
         &[peer("tokio", tokio::mutex_contended).at_most(1.0), peer("may", may::mutex_contended)],
     ),
     timed("bottom-half", ours::bottom_half, Some(60.0), &[]),
+    timed("echo", ours::echo, None, &[]),
     timed("empty-poll", ours::empty_poll, Some(40.0), &[]),
     timed("traced-event", ours::traced_event, Some(50.0), &[]),
 ];

@@ -48,5 +48,9 @@ fn main() {
         let names: Vec<_> = CASES.iter().map(|case| case.name).collect();
         options::refuse(&format!("no case has '{}' in its name; there are: {}", options.filter, names.join(" ")));
     }
+    if let Some(times) = options.times {
+        cases.iter().filter(|case| case.name == options.filter).for_each(|case| _ = (case.ours)(times));
+        return;
+    }
     report::print(&options, &measure::in_turns(&cases, &options));
 }

@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use coralio_runtime::trace::Trace;
-use coralio_runtime::{AioContext, CoMutex, Coroutine, spawn, suspend, yield_now};
+use coralio_runtime::{AioContext, CoFd, CoMutex, Coroutine, spawn, suspend, yield_now};
 
 use crate::measure::{BATCH, time};
 
@@ -155,6 +157,30 @@ pub(crate) fn wake(times: u64) -> f64 {
         ours.set(Some(Coroutine::new(ping_pong)));
         theirs.set(times);
         time(times, || first.enter())
+    })
+}
+
+/// Sends 64 bytes through a socket to another coroutine, which sends them back.
+pub(crate) fn echo(times: u64) -> f64 {
+    in_coroutine(move || {
+        let (here, there) = UnixStream::pair().expect("the system has descriptors");
+        let (mut here, mut there) = (CoFd::new(here).unwrap(), CoFd::new(there).unwrap());
+        let server = spawn(move || {
+            let mut message = [0; 64];
+            while there.read_exact(&mut message).is_ok() {
+                there.write_all(&message).expect("the client reads");
+            }
+        });
+        let mut message = [1; 64];
+        let figure = time(times, || {
+            for _ in 0..times {
+                here.write_all(&message).expect("the server reads");
+                here.read_exact(&mut message).expect("the server answers");
+            }
+        });
+        drop(here);
+        server.join().expect("no case panics");
+        figure
     })
 }
 
