@@ -102,8 +102,8 @@ fn works(program: &str, arguments: &[&str]) -> bool {
 fn inject(backend: &str, faults: &[(&str, Comes)]) {
     // A seccomp filter answers a system call before strace sees it.
     let calls = match backend {
-        "aio" | "auto" => BackendKind::Aio,
-        "uring" => BackendKind::Uring,
+        "aio" => BackendKind::Aio,
+        "uring" | "auto" => BackendKind::Uring,
         _ => BackendKind::Threads,
     };
     if !has(calls, 1) || !works("strace", &["-f", "-qq", "-e", "trace=none", "true"]) {
@@ -196,7 +196,10 @@ fn copy_survives_failing_calls_on_threads() {
 #[test]
 fn forbidden_calls_are_replaced_by_the_next_backend() {
     // E14, E16: `Auto` falls back to another backend and completes the copy
-    inject("auto", &[("io_setup:error=ENOSYS", Whole), ("io_submit:error=EAGAIN:when=1+2", Whole)]);
+    let uring = [("io_uring_setup:error=ENOSYS", Whole), ("io_uring_enter:error=EAGAIN:when=1+2", Whole)];
+    inject("auto", &uring);
+    let both = "?io_uring_setup,io_setup:error=ENOSYS";
+    inject("auto", &[(both, Whole)]);
 }
 
 #[test]
