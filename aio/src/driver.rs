@@ -17,22 +17,23 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, EventSource, HomeToken, LoopToken};
 
 use crate::backend::Backend;
 use crate::backend::simulated::SimulatedBackend;
+use crate::backend::thread_pool::ThreadPool;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
-use crate::engine::transfer::Request;
-use fallback::Fallback;
+use crate::engine::stats::add;
+use crate::engine::transfer::{Request, submit_and_wait};
 
 pub(crate) mod choice;
 mod detach;
-mod fallback;
 pub(crate) mod unblock;
 
 pub use crate::engine::plug::Plug;
@@ -58,6 +59,53 @@ pub(crate) struct Driver {
     pub(crate) chosen: Option<SelectedBackend>,
     /// The backend of `engine`, if it is simulated.
     pub(crate) simulated: Option<SimulatedBackend>,
+}
+
+/// The thread pool's engine beside a native AIO engine, for requests that would block the loop.
+pub(crate) struct Fallback {
+    /// Created when first needed.
+    engine: OnceLock<Arc<Engine<ThreadPool>>>,
+    depth: u32,
+    /// Requests that the primary engine refused because they would have blocked.
+    refusals: AtomicU64,
+    completed_refusals: AtomicU64,
+}
+
+impl Fallback {
+    fn new(depth: u32) -> Fallback {
+        Fallback { engine: OnceLock::new(), depth, refusals: AtomicU64::new(0), completed_refusals: AtomicU64::new(0) }
+    }
+
+    /// Creates the engine. Called on the home thread of the driver's context.
+    fn create(&self) -> io::Result<Arc<Engine<ThreadPool>>> {
+        let engine = Engine::new(ThreadPool::new(self.depth)?, self.depth, false)?;
+        engine.backend().notify(AioContext::current().expect("the caller checked that this is its context's thread"));
+        Ok(engine)
+    }
+
+    /// Counts a request that the primary engine has refused, by a completion or at submit, and that
+    /// is made again.
+    pub(crate) fn count_refusal(&self, by_completion: bool) {
+        add(&self.refusals, 1);
+        add(&self.completed_refusals, u64::from(by_completion));
+    }
+
+    /// Combines the statistics of both engines, given those of the primary one. A request that the
+    /// primary engine refused counts once.
+    fn stats_with(&self, primary: Stats) -> Stats {
+        let offloaded = self.engine.get().map(|engine| engine.stats()).unwrap_or_default();
+        let refusals = self.refusals.load(Ordering::Relaxed);
+        Stats {
+            requests: primary.requests + offloaded.requests - refusals,
+            completions: primary.completions + offloaded.completions - self.completed_refusals.load(Ordering::Relaxed),
+            submits: primary.submits + offloaded.submits,
+            sleeps: primary.sleeps + offloaded.sleeps,
+            in_flight: primary.in_flight + offloaded.in_flight,
+            pending: primary.pending + offloaded.pending,
+            offloaded: offloaded.requests,
+            ..primary
+        }
+    }
 }
 
 impl Driver {
@@ -122,17 +170,22 @@ impl Driver {
         if !self.engine.owner().is_here() {
             return Some(-i64::from(libc::ENOTCONN));
         }
+        let fallback = self.fallback.as_ref()?;
+        if fallback.engine.get().is_none() {
+            // Only the home thread gets here, so the cell is still empty.
+            let _ = fallback.engine.set(fallback.create().ok()?);
+        }
         // SAFETY: promised by the caller.
-        self.fallback.as_ref().and_then(|fallback| unsafe { fallback.submit_and_wait(attempt) })
+        self.on_threads().map(|engine| unsafe { submit_and_wait(engine, attempt) })
+    }
+
+    fn on_threads(&self) -> Option<&Engine<ThreadPool>> {
+        self.fallback.as_ref()?.engine.get().map(|engine| &**engine)
     }
 
     fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
-        let fallback = self.fallback.as_ref().and_then(Fallback::engine).map(|engine| &**engine as &dyn ErasedEngine);
-        std::iter::once(&*self.engine).chain(fallback)
-    }
-
-    fn fallback_engine(&self) -> Option<&Engine<crate::backend::thread_pool::ThreadPool>> {
-        self.fallback.as_ref()?.engine().map(|engine| &**engine)
+        let on_threads = self.on_threads().map(|engine| engine as &dyn ErasedEngine);
+        std::iter::once(&*self.engine).chain(on_threads)
     }
 }
 
@@ -158,16 +211,16 @@ impl<B: Backend, G: Guards> Engine<B, G> {
 impl EventSource for Driver {
     fn dispatch(&self, token: LoopToken<'_>) -> bool {
         let progress = self.engine.dispatch(token);
-        self.fallback_engine().is_some_and(|fallback| fallback.dispatch(token)) || progress
+        self.on_threads().is_some_and(|fallback| fallback.dispatch(token)) || progress
     }
 
     fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
         let progress = self.engine.flush(token, all);
-        self.fallback_engine().is_some_and(|fallback| fallback.flush(token, all)) || progress
+        self.on_threads().is_some_and(|fallback| fallback.flush(token, all)) || progress
     }
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
-        self.engine.is_ready(token) || self.fallback_engine().is_some_and(|fallback| fallback.is_ready(token))
+        self.engine.is_ready(token) || self.on_threads().is_some_and(|fallback| fallback.is_ready(token))
     }
 
     fn is_idle(&self) -> bool {
@@ -175,7 +228,7 @@ impl EventSource for Driver {
     }
 
     fn describe(&self) -> String {
-        match self.fallback_engine() {
+        match self.on_threads() {
             None => self.engine.describe(),
             Some(fallback) => format!("{}; on threads: {}", self.engine.describe(), fallback.describe()),
         }

@@ -103,7 +103,6 @@ impl IoUring {
         Ok(IoUring { rings, ring, files, in_flight, poll_event, process: process::id() })
     }
 
-    /// Whether this process created the ring.
     fn is_ours(&self) -> bool {
         self.process == process::id()
     }
@@ -143,7 +142,6 @@ impl IoUring {
         let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
     }
 
-    /// Puts a poll request for `other` on the submission ring.
     fn push_poll(&self, other: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
         // SAFETY: *One submits*, which is this thread; so there is no other view of the submission
