@@ -96,10 +96,10 @@ impl IoUring {
     /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         let in_flight = InFlight::new(depth)?;
-        let (ring, features) = setup::set_up(depth)?;
+        let (ring, sleeps_on_ring) = setup::set_up(depth)?;
         let rings = Rings::map(&ring)?;
-        let files = Files::new(&ring, features.lets_go_at_once);
-        let poll_event = features.sleep_on_ring.then(PollEvent::default);
+        let files = Files::new(&ring);
+        let poll_event = sleeps_on_ring.then(PollEvent::default);
         Ok(IoUring { rings, ring, files, in_flight, poll_event, process: process::id() })
     }
 
