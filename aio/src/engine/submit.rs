@@ -131,12 +131,12 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline]
     pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> bool {
         let guard = here.acquire();
+        self.tell(key, RequestState::Pending);
         self.pending.push(&guard, || {
             let mut entry = self.backend.prepare(&attempt.operation, key);
             self.backend.set_nowait(&mut entry, attempt.nowait);
             entry
         });
-        self.tell(key, RequestState::Pending);
         // The batch is full when it reaches the queue depth, regardless of how many requests are in
         // flight: otherwise, with as many coroutines as the queue is deep, each request would be
         // submitted alone.
