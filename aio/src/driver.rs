@@ -89,23 +89,6 @@ impl Fallback {
         add(&self.refusals, 1);
         add(&self.completed_refusals, u64::from(by_completion));
     }
-
-    /// Combines the statistics of both engines, given those of the primary one. A request that the
-    /// primary engine refused counts once.
-    fn stats_with(&self, primary: Stats) -> Stats {
-        let offloaded = self.engine.get().map(|engine| engine.stats()).unwrap_or_default();
-        let refusals = self.refusals.load(Ordering::Relaxed);
-        Stats {
-            requests: primary.requests + offloaded.requests - refusals,
-            completions: primary.completions + offloaded.completions - self.completed_refusals.load(Ordering::Relaxed),
-            submits: primary.submits + offloaded.submits,
-            sleeps: primary.sleeps + offloaded.sleeps,
-            in_flight: primary.in_flight + offloaded.in_flight,
-            pending: primary.pending + offloaded.pending,
-            offloaded: offloaded.requests,
-            ..primary
-        }
-    }
 }
 
 impl Driver {
@@ -155,10 +138,23 @@ impl Driver {
         Driver::current()?.simulated.clone()
     }
 
-    /// Returns the combined statistics of the engines.
+    /// Returns the combined statistics of the engines. A request that the primary engine refused
+    /// counts once.
     pub(crate) fn stats(&self) -> Stats {
         let primary = self.engine.stats();
-        self.fallback.as_ref().map_or(primary, |fallback| fallback.stats_with(primary))
+        let Some(fallback) = &self.fallback else { return primary };
+        let offloaded = self.on_threads().map(Engine::stats).unwrap_or_default();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            requests: primary.requests + offloaded.requests - count(&fallback.refusals),
+            completions: primary.completions + offloaded.completions - count(&fallback.completed_refusals),
+            submits: primary.submits + offloaded.submits,
+            sleeps: primary.sleeps + offloaded.sleeps,
+            in_flight: primary.in_flight + offloaded.in_flight,
+            pending: primary.pending + offloaded.pending,
+            offloaded: offloaded.requests,
+            ..primary
+        }
     }
 
     /// Performs one operation on a thread. Returns `None` if there are no resources for that.

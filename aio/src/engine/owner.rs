@@ -45,8 +45,8 @@ impl Owner {
         unsafe { self.current.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Returns whether the engine's context is the one that `is_of` is true of: the one that a
-    /// token stands for.
+    /// Returns whether the engine has a context, and `is_of` accepts it: `is_of` of a token accepts
+    /// the token's context.
     #[inline]
     pub(crate) fn is(&self, is_of: impl FnOnce(&AioContext) -> bool) -> bool {
         self.get().is_some_and(is_of)
