@@ -11,9 +11,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
-/// Atomics of the lock-free parts; the model checker's builds replace them.
+/// What threads share in the parts that are model-checked; the model checker's builds replace it.
 mod atomic {
-    pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+    pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+    pub(super) use parking_lot::Mutex;
 }
 #[cfg(test)]
 mod conformance;

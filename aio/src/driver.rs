@@ -21,23 +21,24 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, EventSource, HomeToken, LoopToken};
 
 use crate::backend::Backend;
 use crate::backend::simulated::SimulatedBackend;
+use crate::backend::thread_pool::ThreadPool;
 use crate::engine::Engine;
 use crate::engine::erased::ErasedEngine;
 use crate::engine::guards::Guards;
-use crate::engine::transfer::Request;
-use fallback::Fallback;
+use crate::engine::stats::add;
+use crate::engine::transfer::{Request, submit_and_wait};
 use memory::MemoryEngine;
 
 pub(crate) mod choice;
 mod detach;
-mod fallback;
 mod memory;
 pub(crate) mod unblock;
 
@@ -66,6 +67,36 @@ pub(crate) struct Driver {
     pub(crate) chosen: Option<SelectedBackend>,
     /// The backend of `engine`, if it is simulated.
     pub(crate) simulated: Option<SimulatedBackend>,
+}
+
+/// The thread pool's engine beside a native AIO engine, for requests that would block the loop.
+pub(crate) struct Fallback {
+    /// Created when first needed.
+    engine: OnceLock<Arc<Engine<ThreadPool>>>,
+    depth: u32,
+    /// Requests that the primary engine refused because they would have blocked.
+    refusals: AtomicU64,
+    completed_refusals: AtomicU64,
+}
+
+impl Fallback {
+    fn new(depth: u32) -> Fallback {
+        Fallback { engine: OnceLock::new(), depth, refusals: AtomicU64::new(0), completed_refusals: AtomicU64::new(0) }
+    }
+
+    /// Creates the engine. Called on the home thread of the driver's context.
+    fn create(&self) -> io::Result<Arc<Engine<ThreadPool>>> {
+        let engine = Engine::new(ThreadPool::new(self.depth)?, self.depth, false)?;
+        engine.backend().notify(AioContext::current().expect("the caller checked that this is its context's thread"));
+        Ok(engine)
+    }
+
+    /// Counts a request that the primary engine has refused, by a completion or at submit, and that
+    /// is made again.
+    pub(crate) fn count_refusal(&self, by_completion: bool) {
+        add(&self.refusals, 1);
+        add(&self.completed_refusals, u64::from(by_completion));
+    }
 }
 
 impl Driver {
@@ -116,13 +147,19 @@ impl Driver {
         Driver::current()?.simulated.clone()
     }
 
-    /// Returns the combined statistics of the engines.
+    /// Returns the combined statistics of the engines. A request that the primary engine refused
+    /// counts once.
     pub(crate) fn stats(&self) -> Stats {
-        let mut primary = self.engine.stats();
-        if let Some(memory) = self.memory_engine() {
-            primary.add(memory.stats());
+        let mut all = self.engine.stats();
+        self.memory_engine().into_iter().for_each(|memory| all.add(memory.stats()));
+        if let Some(fallback) = &self.fallback {
+            let offloaded = self.on_threads().map(Engine::stats).unwrap_or_default();
+            all.add(offloaded);
+            all.requests -= fallback.refusals.load(Ordering::Relaxed);
+            all.completions -= fallback.completed_refusals.load(Ordering::Relaxed);
+            all.offloaded = offloaded.requests;
         }
-        self.fallback.as_ref().map_or(primary, |fallback| fallback.stats_with(primary))
+        all
     }
 
     /// Performs one operation on a thread. Returns `None` if there are no resources for that.
@@ -134,13 +171,22 @@ impl Driver {
         if !self.engine.owner().is_here() {
             return Some(-i64::from(libc::ENOTCONN));
         }
+        let fallback = self.fallback.as_ref()?;
+        if fallback.engine.get().is_none() {
+            // Only the home thread gets here, so the cell is still empty.
+            let _ = fallback.engine.set(fallback.create().ok()?);
+        }
         // SAFETY: promised by the caller.
-        self.fallback.as_ref().and_then(|fallback| unsafe { fallback.submit_and_wait(attempt) })
+        self.on_threads().map(|engine| unsafe { submit_and_wait(engine, attempt) })
+    }
+
+    fn on_threads(&self) -> Option<&Engine<ThreadPool>> {
+        self.fallback.as_ref()?.engine.get().map(|engine| &**engine)
     }
 
     fn engines(&self) -> impl Iterator<Item = &dyn ErasedEngine> {
-        let fallback = self.fallback.as_ref().and_then(Fallback::engine).map(|engine| &**engine as &dyn ErasedEngine);
-        std::iter::once(&*self.engine).chain(self.memory_engine().map(|engine| &**engine)).chain(fallback)
+        let on_threads = self.on_threads().map(|engine| engine as &dyn ErasedEngine);
+        std::iter::once(&*self.engine).chain(self.memory_engine().map(|engine| &**engine)).chain(on_threads)
     }
 
     /// Returns the engine of files on tmpfs (`in_memory`) or elsewhere.
@@ -160,10 +206,6 @@ impl Driver {
 
     fn memory_engine(&self) -> Option<&Arc<dyn ErasedEngine>> {
         self.memory.as_ref()?.engine()
-    }
-
-    fn fallback_engine(&self) -> Option<&Engine<crate::backend::thread_pool::ThreadPool>> {
-        self.fallback.as_ref()?.engine().map(|engine| &**engine)
     }
 }
 
@@ -192,7 +234,7 @@ impl EventSource for Driver {
         if let Some(memory) = self.memory_engine() {
             progress |= memory.dispatch(token);
         }
-        self.fallback_engine().is_some_and(|fallback| fallback.dispatch(token)) || progress
+        self.on_threads().is_some_and(|fallback| fallback.dispatch(token)) || progress
     }
 
     fn flush(&self, token: LoopToken<'_>, all: bool) -> bool {
@@ -200,7 +242,7 @@ impl EventSource for Driver {
         if let Some(memory) = self.memory_engine() {
             progress |= memory.flush(token, all);
         }
-        self.fallback_engine().is_some_and(|fallback| fallback.flush(token, all)) || progress
+        self.on_threads().is_some_and(|fallback| fallback.flush(token, all)) || progress
     }
 
     fn is_ready(&self, token: HomeToken<'_>) -> bool {
@@ -214,8 +256,8 @@ impl EventSource for Driver {
     fn describe(&self) -> String {
         let mut description = self.engine.describe();
         for (files, engine) in [
-            ("in memory", self.memory_engine().map(|engine| engine.describe())),
-            ("on threads", self.fallback_engine().map(|engine| engine.describe())),
+            ("on tmpfs", self.memory_engine().map(|engine| engine.describe())),
+            ("on threads", self.on_threads().map(|engine| engine.describe())),
         ] {
             engine.into_iter().for_each(|engine| description += &format!("; {files}: {engine}"));
         }

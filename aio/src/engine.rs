@@ -145,7 +145,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if result < 0 { Err(error_of(-result as i32)) } else { Ok(result as usize) }
     }
 
-    /// As [`ErasedEngine::wait_in_place`], on the home thread `here`.
+    /// As `wait_in_place`, on the home thread `here`.
     #[cold]
     fn wait_at_home(&self, here: HomeRef<'_>, slot: &Slot) -> i64 {
         // Held during the sleep too: otherwise another thread could reap the completion and leave

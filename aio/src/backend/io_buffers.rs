@@ -28,7 +28,6 @@ impl IoBuffers {
         })
     }
 
-    /// Total number of bytes.
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(|&(_, len)| len).sum()
     }
@@ -38,7 +37,6 @@ impl IoBuffers {
         self.0.iter().any(|&(addr, len)| (addr | len) & mask != 0)
     }
 
-    /// Returns the contents.
     pub(super) fn gather(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.len());
         for &(addr, len) in &self.0 {

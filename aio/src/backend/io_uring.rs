@@ -96,27 +96,15 @@ impl IoUring {
     /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         let in_flight = InFlight::new(depth)?;
-        let (ring, features) = setup::set_up(depth)?;
+        let (ring, sleeps_on_ring) = setup::set_up(depth)?;
         let rings = Rings::map(&ring)?;
-        let files = Files::new(&ring, features.lets_go_at_once);
-        let poll_event = features.sleep_on_ring.then(PollEvent::default);
+        let files = Files::new(&ring);
+        let poll_event = sleeps_on_ring.then(PollEvent::default);
         Ok(IoUring { rings, ring, files, in_flight, poll_event, process: process::id() })
     }
 
-    /// Whether this process created the ring.
     fn is_ours(&self) -> bool {
         self.process == process::id()
-    }
-
-    /// Submits the entries on the submission ring with one system call.
-    fn enter(&self, count: usize) -> io::Result<usize> {
-        loop {
-            // SAFETY: no flags and no argument: the call consumes entries of the ring.
-            match unsafe { self.ring.submitter().enter::<libc::sigset_t>(count as u32, 0, 0, None) } {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                said => return said,
-            }
-        }
     }
 
     /// Sleeps until a completion arrives or `timeout` expires. A signal ends the sleep early, and
@@ -134,21 +122,6 @@ impl IoUring {
             },
             Ok(_) => Ok(()),
         }
-    }
-
-    /// Asks for an early completion of the request with this key; see [`Backend::cancel`].
-    fn cancel_request(&self, key: u64) {
-        let now = types::Timespec::new();
-        // Whatever this returns, the request's completion arrives: cancelled or done.
-        let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
-    }
-
-    /// Puts a poll request for `other` on the submission ring.
-    fn push_poll(&self, other: BorrowedFd<'_>) {
-        let entry = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32).build().user_data(POLL_KEY);
-        // SAFETY: *One submits*, which is this thread; so there is no other view of the submission
-        // ring. The entry names no memory.
-        unsafe { self.ring.submission_shared().push(&entry) }.expect("an empty ring has room");
     }
 }
 
@@ -218,7 +191,13 @@ unsafe impl Backend for IoUring {
                 unsafe { queue.push(&entry.0) }.expect("an empty ring has as many entries as the depth");
             }
         }
-        let said = self.enter(count);
+        let said = loop {
+            // SAFETY: no flags and no argument: the call consumes entries of the ring.
+            match unsafe { self.ring.submitter().enter::<libc::sigset_t>(count as u32, 0, 0, None) } {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                said => break said,
+            }
+        };
         // The return value may exceed the number consumed if something intercepts the call (strace,
         // a sandbox).
         let taken = count - self.rings.withdraw();
@@ -235,7 +214,9 @@ unsafe impl Backend for IoUring {
     /// that no extra completions have to be filtered or can flood the ring. It does not wait: a
     /// request that the device already has completes in its own time.
     unsafe fn cancel(&self, key: u64) {
-        self.cancel_request(key);
+        let now = types::Timespec::new();
+        // Whatever this returns, the request's completion arrives: cancelled or done.
+        let _ = self.ring.submitter().register_sync_cancel(Some(now), types::CancelBuilder::user_data(key));
     }
 
     #[inline]
@@ -269,11 +250,16 @@ unsafe impl Backend for IoUring {
         match other.map(|other| (other, poll_event.arm(other.as_raw_fd()))) {
             None | Some((_, Arm::Watched)) => self.sleep(timeout),
             Some((_, Arm::Elsewhere)) => {
-                self.cancel_request(POLL_KEY);
+                // SAFETY: the poll request is this backend's own.
+                unsafe { self.cancel(POLL_KEY) };
                 self.sleep(timeout)
             }
             Some((other, Arm::Submit)) => {
-                self.push_poll(other);
+                let request = opcode::PollAdd::new(types::Fd(other.as_raw_fd()), libc::POLLIN as u32);
+                // SAFETY: *One submits*, which is this thread; so there is no other view of the
+                // submission ring. The entry names no memory.
+                unsafe { self.ring.submission_shared().push(&request.build().user_data(POLL_KEY)) }
+                    .expect("an empty ring has room");
                 let slept = self.sleep(timeout);
                 if self.rings.withdraw() > 0 {
                     poll_event.unarmed();

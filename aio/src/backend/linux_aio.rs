@@ -75,7 +75,6 @@ pub struct LinuxAio {
     /// The number of events on the ring; 0 if the layout is unknown and the ring must not be read.
     slots: u32,
     in_flight: InFlight,
-    /// State of the poll request.
     poll_event: PollEvent,
     /// If the ring cannot be read: the completion that was taken and not yet committed.
     taken: Mutex<Option<Completion>>,

@@ -16,7 +16,7 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    /// Fails if `depth` is out of range.
+    /// Creates a count for a queue of `depth` requests; the error is that `depth` is out of range.
     pub(super) fn new(depth: u32) -> io::Result<InFlight> {
         if depth == 0 || depth > MAX_DEPTH {
             let message =

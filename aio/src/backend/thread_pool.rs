@@ -10,7 +10,7 @@
 //!   submit(batch)   one lock ->  queue
 //!   ..                           wakes one            ---------->  takes one, wakes another if there is more
 //!                                                                  pread, pwrite, fsync: blocks
-//!   peek, commit    <----------  a ring in memory     <----------  publishes
+//!   peek, commit    <----------  a queue in memory    <----------  publishes
 //!   wait: ppoll     <----------  eventfd, if it sleeps <---------  signals
 //! ```
 //!

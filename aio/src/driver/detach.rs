@@ -109,9 +109,10 @@ impl Driver {
     }
 
     fn move_to(&self, context: Option<&AioContext>) {
-        self.engine.owner().move_to(context);
-        self.memory_engine().into_iter().for_each(|memory| memory.owner().move_to(context));
-        self.fallback.iter().for_each(|fallback| fallback.move_to(context));
+        self.engines().for_each(|engine| engine.owner().move_to(context));
+        if let (Some(engine), Some(context)) = (self.on_threads(), context) {
+            engine.backend().notify(context.clone());
+        }
     }
 }
 

@@ -145,7 +145,6 @@ impl<F: FnOnce() -> T, T> BlockingTask<F, T> {
         Some(f)
     }
 
-    /// Runs the closure on a worker.
     fn run(&self) {
         let Some(f) = self.take_closure(true) else { return };
         let result = catch_unwind(AssertUnwindSafe(f));

@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use coralio_runtime::{EventSource, HomeRef, HomeToken, LoopToken};
+use coralio_runtime::{AioContext, EventSource, HomeRef, HomeToken, LoopToken};
 
 use super::guards::{Guards, Notifier, OnCancel, ShortRead, UnplugDecrement};
 use super::owner::Owner;
@@ -161,7 +161,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
         self.plug_depth.fetch_sub(u32::from(counts), Ordering::Relaxed);
         // A destructor enters no coroutine: the loop's next iteration submits, and a sleeping loop
         // is woken.
-        self.owner.wake_loop();
+        self.owner.get().into_iter().for_each(AioContext::wake_loop);
     }
 
     fn on_short(&self) -> ShortRead {

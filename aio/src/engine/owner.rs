@@ -12,7 +12,6 @@
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use coralio_runtime::trace::Tracer;
 use coralio_runtime::{AioContext, ContextGuard, HomeLockGuard, HomeRef};
 use parking_lot::Mutex;
 
@@ -46,8 +45,8 @@ impl Owner {
         unsafe { self.current.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Returns whether the engine's context is the one that `is_of` is true of: the one that a
-    /// token stands for.
+    /// Returns whether the engine has a context, and `is_of` accepts it: `is_of` of a token accepts
+    /// the token's context.
     #[inline]
     pub(crate) fn is(&self, is_of: impl FnOnce(&AioContext) -> bool) -> bool {
         self.get().is_some_and(is_of)
@@ -63,17 +62,6 @@ impl Owner {
     /// Returns whether the calling thread is the home thread of the engine's context.
     pub(crate) fn is_here(&self) -> bool {
         self.at_home(|_| ()).is_some()
-    }
-
-    pub(crate) fn tracer(&self) -> Option<&Tracer> {
-        self.get()?.tracer()
-    }
-
-    /// Wakes the loop, if it sleeps, for work that it finds by itself.
-    pub(crate) fn wake_loop(&self) {
-        if let Some(context) = self.get() {
-            context.wake_loop();
-        }
     }
 
     /// Makes the drained engine leave its context, under that context's lock, or join `context`.

@@ -21,7 +21,7 @@ use super::Engine;
 use super::guards::{AfterReap, Guards, InFlightDecrement, RingCursor, WakeGuard};
 use super::owner::{LockProof, PollLock};
 use super::stats::add;
-use crate::backend::{Backend, Completion};
+use crate::backend::Backend;
 
 impl<B: Backend, G: Guards> Engine<B, G> {
     /// Processes all completions on the ring. Returns whether there were any. `here` is `None` if
@@ -33,16 +33,21 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     pub(crate) fn reap_from(&self, here: Option<HomeRef<'_>>) -> bool {
         let _guard = G::REAP_LOCKS.then(|| PollLock::new(here));
         let _busy = here.map(|_| self.owner.busy());
+        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the author of the guards is
+        // responsible.
+        let peek = || unsafe { self.backend.peek_completion() };
+        // SAFETY: as above; a completion was peeked, and is delivered once.
+        let commit = || unsafe { self.backend.advance() };
         let mut progress = false;
         let _told = self.tell_span(Span::Reap);
         match G::RING_CURSOR {
             RingCursor::Shared => {
-                while let Some(completion) = self.peek() {
+                while let Some(completion) = peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
                     if G::IN_FLIGHT_DECREMENT == InFlightDecrement::BeforeWaking {
                         self.count_down();
                     }
-                    self.commit();
+                    commit();
                     self.finish(here, completion.key, completion.result);
                     if G::IN_FLIGHT_DECREMENT == InFlightDecrement::AfterWaking {
                         self.count_down();
@@ -56,9 +61,9 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             }
             RingCursor::PerReap => {
                 let mut batch = Vec::new();
-                while let Some(completion) = self.peek() {
+                while let Some(completion) = peek() {
                     self.tell(completion.key, RequestState::Done(completion.result));
-                    self.commit();
+                    commit();
                     batch.push(completion);
                 }
                 for completion in batch {
@@ -79,20 +84,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
             }
         }
         progress
-    }
-
-    #[inline]
-    fn peek(&self) -> Option<Completion> {
-        // SAFETY: the context's lock is held; without `REAP_LOCKS`, the author of the guards is
-        // responsible.
-        unsafe { self.backend.peek_completion() }
-    }
-
-    #[inline]
-    fn commit(&self) {
-        // SAFETY: as in `peek_completion`; a completion was peeked, and the caller delivers it
-        // once.
-        unsafe { self.backend.advance() };
     }
 
     /// Decrements `in_flight` before the coroutine is woken, so that there is room again if that

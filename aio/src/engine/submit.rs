@@ -131,12 +131,12 @@ impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline]
     pub(crate) fn enqueue(&self, here: HomeRef<'_>, attempt: &Request, key: u64) -> bool {
         let guard = here.acquire();
+        self.tell(key, RequestState::Pending);
         self.pending.push(&guard, || {
             let mut entry = self.backend.prepare(&attempt.operation, key);
             self.backend.set_nowait(&mut entry, attempt.nowait);
             entry
         });
-        self.tell(key, RequestState::Pending);
         // The batch is full when it reaches the queue depth, regardless of how many requests are in
         // flight: otherwise, with as many coroutines as the queue is deep, each request would be
         // submitted alone.
@@ -207,9 +207,16 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let wanted = self.pending.len(lock).min((self.depth - in_flight) as usize);
         add(&self.counters.submits, 1);
-        // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
-        // completion is reaped.
-        let submit = |entries: &mut [B::Entry]| self.submit_timer.time(|| unsafe { self.submit_and_tell(entries) });
+        let submit = |entries: &mut [B::Entry]| {
+            // SAFETY: *lent to the kernel*: `transfer` keeps each request's memory valid until its
+            // completion is reaped.
+            let submitted = self.submit_timer.time(|| unsafe { self.backend.submit(entries) });
+            if let (true, Ok(taken)) = (self.traced, &submitted) {
+                let accepted = entries.iter().take(*taken);
+                accepted.for_each(|entry| self.tell(self.backend.key(entry), RequestState::InFlight));
+            }
+            submitted
+        };
         let submitted = self.pending.submit_front(lock, wanted, submit);
         match submitted {
             Ok(taken) => {

@@ -1,8 +1,5 @@
 //! Reports an engine's events to its context's event log. Without a log each call costs one check.
 
-#![allow(unsafe_code)]
-
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coralio_runtime::trace::{RequestState, Span, SpanGuard, Tracer};
@@ -15,7 +12,7 @@ use crate::backend::Backend;
 impl<B: Backend, G: Guards> Engine<B, G> {
     #[inline(always)]
     fn tracer(&self) -> Option<&Tracer> {
-        if self.traced { self.owner.tracer() } else { None }
+        if self.traced { self.owner.get()?.tracer() } else { None }
     }
 
     /// Records that the request with this key has changed state.
@@ -25,21 +22,6 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         if let Some(tracer) = self.tracer() {
             tracer.request(key, state);
         }
-    }
-
-    /// Submits `entries`, and records those that the backend accepted.
-    ///
-    /// # Safety
-    ///
-    /// As [`Backend::submit`].
-    #[inline]
-    pub(crate) unsafe fn submit_and_tell(&self, entries: &mut [B::Entry]) -> io::Result<usize> {
-        // SAFETY: promised by the caller.
-        let submitted = unsafe { self.backend.submit(entries) };
-        if let (true, Ok(taken)) = (self.traced, &submitted) {
-            entries.iter().take(*taken).for_each(|entry| self.tell(self.backend.key(entry), RequestState::InFlight));
-        }
-        submitted
     }
 
     /// Records the counters.

@@ -49,31 +49,38 @@ const MAX_AGAIN: u32 = 16;
 /// As [`Engine::transfer`].
 #[inline(always)]
 pub(crate) unsafe fn submit_and_wait(engine: &(impl ErasedEngine + ?Sized), attempt: &Request) -> i64 {
-    let mut again = 0;
-    loop {
-        // SAFETY: promised by the caller; the failed request has ended.
-        let result = unsafe { perform_once(engine, attempt) };
-        if result >= 0 || !retries(attempt, result, &mut again) {
-            return result;
-        }
+    // SAFETY: promised by the caller.
+    let result = unsafe { perform_once(engine, attempt) };
+    if result >= 0 {
+        return result;
     }
+    // SAFETY: promised by the caller; the failed request has ended.
+    unsafe { retry(engine, attempt, result) }
 }
 
-/// Whether to repeat an operation that ended with the error `result`.
+/// Repeats an operation while `result` is an error to retry.
+///
+/// # Safety
+///
+/// As [`Engine::transfer`].
 #[cold]
-fn retries(attempt: &Request, result: i64, again: &mut u32) -> bool {
-    match (-result) as i32 {
-        libc::EINTR => {}
-        // With `nowait`, EAGAIN is the refusal that the caller asked for.
-        libc::EAGAIN if !attempt.nowait && *again < MAX_AGAIN => *again += 1,
-        _ => return false,
+unsafe fn retry(engine: &(impl ErasedEngine + ?Sized), attempt: &Request, mut result: i64) -> i64 {
+    let mut again = 0;
+    loop {
+        match (-result) as i32 {
+            libc::EINTR => {}
+            // With `nowait`, EAGAIN is the refusal that the caller asked for.
+            libc::EAGAIN if !attempt.nowait && again < MAX_AGAIN => again += 1,
+            _ => return result,
+        }
+        // A file system may fail the request within submit, again and again: let other coroutines
+        // run in between, which may cancel this one.
+        if can_suspend() {
+            yield_now();
+        }
+        // SAFETY: promised by the caller.
+        result = unsafe { perform_once(engine, attempt) };
     }
-    // A file system may fail the request within submit, again and again: let other coroutines
-    // run in between, which may cancel this one.
-    if can_suspend() {
-        yield_now();
-    }
-    true
 }
 
 /// Makes one request and returns its result.

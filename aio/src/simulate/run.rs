@@ -12,7 +12,6 @@ use crate::driver::Driver;
 
 use super::{Sim, Simulation};
 
-/// The outcome of a run.
 pub(super) struct Outcome {
     pub(super) failure: Option<String>,
     pub(super) choices: Vec<Choice>,
@@ -82,7 +81,6 @@ fn drain(context: &AioContext, backend: &SimulatedBackend, driver: &Driver) -> i
     )))
 }
 
-/// Returns the message of a panic.
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())

@@ -25,12 +25,14 @@ use slab::Slab;
 pub(super) const PLACES: u32 = 1024;
 
 /// The slots in use; `None` without a table.
+#[derive(Default)]
 pub(super) struct Files(Option<Mutex<Slab<()>>>);
 
 impl Files {
-    /// Creates a table for `ring`, if `wanted` and supported.
-    pub(super) fn new(ring: &IoUring, wanted: bool) -> Files {
-        let made = wanted && ring.submitter().register_files_sparse(PLACES).is_ok();
+    /// Creates a table for `ring`, if the kernel closes a file immediately when it is removed from
+    /// the table. True since Linux 6.13; the first feature that indicates it came with 6.15.
+    pub(super) fn new(ring: &IoUring) -> Files {
+        let made = ring.params().is_feature_no_iowait() && ring.submitter().register_files_sparse(PLACES).is_ok();
         Files(made.then(Mutex::default))
     }
 

@@ -14,63 +14,41 @@ const OPERATIONS: [(u8, &str); 5] = [
     (opcode::Fsync::CODE, "sync"),
 ];
 
-/// Creates a ring for `depth` requests, on a kernel that has all required features.
-pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, Features)> {
+/// Creates a ring for `depth` requests, on a kernel that has all required features. Returns also
+/// whether to sleep on the ring: a sleep there takes a timeout, and a poll request can be cancelled
+/// by a call without a completion. The latter came with Linux 6.0, as did the operation that
+/// indicates it.
+pub(super) fn set_up(depth: u32) -> io::Result<(io_uring::IoUring, bool)> {
     let ring = io_uring::IoUring::builder().build(depth).map_err(|error| refused(error, depth))?;
+    let params = ring.params();
     // No overflow: at most `depth` requests and the poll request are in flight or on the ring.
-    assert!(depth < ring.params().cq_entries(), "the completion ring must hold a completion for each request");
+    assert!(depth < params.cq_entries(), "the completion ring must hold a completion for each request");
     let mut probe = Probe::new();
     // A kernel too old for the probe is treated as supporting nothing.
     let _ = ring.submitter().register_probe(&mut probe);
-    let features = Features::of(ring.params(), &probe);
-    match missing(features, &probe) {
-        None => Ok((ring, features)),
-        Some(what) => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            format!(
-                "io_uring lacks {what}: it needs Linux 5.6 or later and a seccomp filter that allows \
-                 io_uring_register; use native AIO (BackendKind::Aio)"
-            ),
-        )),
+    if let Some(what) = missing(params, &probe) {
+        let message = format!(
+            "io_uring lacks {what}: it needs Linux 5.6 or later and a seccomp filter that allows io_uring_register; \
+             use native AIO (BackendKind::Aio)"
+        );
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
-}
-
-/// The features of a ring that matter here.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Features {
-    /// Both rings are contiguous.
-    pub(super) single_mmap: bool,
-    /// No completion is lost.
-    pub(super) nodrop: bool,
-    /// Request data other than the buffers may be reused after submit.
-    pub(super) submit_stable: bool,
-    /// A sleep on the ring takes a timeout, and a poll request can be cancelled by a call without a
-    /// completion. The latter came with Linux 6.0, as did the operation that indicates it.
-    pub(super) sleep_on_ring: bool,
-    /// A file removed from the ring's table is closed immediately. True since Linux 6.13; the first
-    /// feature that indicates it came with 6.15.
-    pub(super) lets_go_at_once: bool,
-}
-
-impl Features {
-    fn of(params: &Parameters, probe: &Probe) -> Features {
-        Features {
-            single_mmap: params.is_feature_single_mmap(),
-            nodrop: params.is_feature_nodrop(),
-            submit_stable: params.is_feature_submit_stable(),
-            lets_go_at_once: params.is_feature_no_iowait(),
-            sleep_on_ring: params.is_feature_ext_arg() && probe.is_supported(opcode::SendZc::CODE),
-        }
-    }
+    let sleeps_on_ring = params.is_feature_ext_arg() && probe.is_supported(opcode::SendZc::CODE);
+    Ok((ring, sleeps_on_ring))
 }
 
 /// Returns the first required feature that the kernel lacks.
-pub(super) fn missing(features: Features, probe: &Probe) -> Option<&'static str> {
-    let Features { single_mmap, nodrop, submit_stable, .. } = features;
-    let features = [(single_mmap, "IORING_FEAT_SINGLE_MMAP"), (nodrop, "IORING_FEAT_NODROP")];
-    let features = features.into_iter().chain([(submit_stable, "IORING_FEAT_SUBMIT_STABLE")]);
-    let operations = OPERATIONS.into_iter().map(|(code, name)| (probe.is_supported(code), name));
-    features.chain(operations).find(|(there, _)| !there).map(|(_, name)| name)
+pub(super) fn missing(params: &Parameters, probe: &Probe) -> Option<&'static str> {
+    let features = [
+        // Both rings are contiguous.
+        (params.is_feature_single_mmap(), "IORING_FEAT_SINGLE_MMAP"),
+        // No completion is lost.
+        (params.is_feature_nodrop(), "IORING_FEAT_NODROP"),
+        // Request data other than the buffers may be reused after submit.
+        (params.is_feature_submit_stable(), "IORING_FEAT_SUBMIT_STABLE"),
+    ];
+    let operations = OPERATIONS.map(|(code, name)| (probe.is_supported(code), name));
+    features.into_iter().chain(operations).find(|(there, _)| !there).map(|(_, name)| name)
 }
 
 /// Explains the error of `io_uring_setup`, with cause and remedy.

@@ -4,7 +4,7 @@ use super::super::conformance::{
     self, Page, Temp, bad, eventfd, in_forked_child, next, one, operation, peek, register, scaled, submit,
     unless_refused, unregister, wait, wait_for,
 };
-use super::setup::{Features, missing, refused};
+use super::setup::{missing, refused};
 use super::*;
 use crate::backend::queue_depth::MAX_DEPTH;
 use io_uring::Probe;
@@ -20,7 +20,7 @@ fn ring(depth: u32) -> Option<IoUring> {
 fn both(depth: u32) -> Vec<IoUring> {
     let [Some(new), Some(mut old)] = [(); 2].map(|()| ring(depth)) else { return Vec::new() };
     old.poll_event = None;
-    old.files = Files::new(&old.ring, false);
+    old.files = Files::default();
     vec![new, old]
 }
 
@@ -260,15 +260,10 @@ fn ring_error_names_cause_and_remedy() {
 fn missing_kernel_features_are_named() {
     // E14: features and operations are checked before the first request
     let Some(backend) = ring(1) else { return };
-    let all =
-        Features { single_mmap: true, nodrop: true, submit_stable: true, sleep_on_ring: false, lets_go_at_once: false };
     let mut probe = Probe::new();
-    assert_eq!(missing(all, &probe), Some("read"));
+    assert_eq!(missing(backend.ring.params(), &probe), Some("read"));
     backend.ring.submitter().register_probe(&mut probe).unwrap();
-    assert_eq!(missing(all, &probe), None);
-    assert_eq!(missing(Features { single_mmap: false, ..all }, &probe), Some("IORING_FEAT_SINGLE_MMAP"));
-    assert_eq!(missing(Features { nodrop: false, ..all }, &probe), Some("IORING_FEAT_NODROP"));
-    assert_eq!(missing(Features { submit_stable: false, ..all }, &probe), Some("IORING_FEAT_SUBMIT_STABLE"));
+    assert_eq!(missing(backend.ring.params(), &probe), None);
 }
 
 /// Runs `f` on a thread with a seccomp filter that fails the system call `call` with `errno`.

@@ -33,10 +33,8 @@ pub(super) const IOCB_CMD_POLL: u16 = 5;
 pub(super) const IOCB_CMD_PREADV: u16 = 7;
 pub(super) const IOCB_CMD_PWRITEV: u16 = 8;
 
-/// The value of [`Ring::magic`].
 pub(super) const RING_MAGIC: u32 = 0xa10a_10a1;
 
-/// A request.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Iocb {

@@ -15,7 +15,6 @@ use super::tape::Tape;
 /// Above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
-/// How to open a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Access {
     pub(crate) read: bool,
@@ -28,7 +27,6 @@ pub(crate) struct Access {
     pub(crate) direct: bool,
 }
 
-/// An open file.
 #[derive(Clone, Copy)]
 pub(crate) struct Open {
     pub(crate) file: usize,
@@ -86,7 +84,6 @@ fn error(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-/// Normalises a name.
 fn plain(name: &Path) -> PathBuf {
     name.components().filter(|component| *component != Component::CurDir).collect()
 }
@@ -115,7 +112,6 @@ impl FileSystem {
         file
     }
 
-    /// Returns the disk's time.
     pub(crate) fn now(&self) -> u64 {
         self.at
     }

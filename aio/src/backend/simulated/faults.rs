@@ -2,95 +2,76 @@
 
 use std::time::Duration;
 
-/// The rates of faults, from 0 (never) to 1 (always).
-///
-/// ```
-/// use coralio::simulate::Faults;
-///
-/// let harsh = Faults::harmless().short(0.5).errors(0.01);
-/// ```
-#[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub struct Faults {
-    pub(super) refused: f64,
-    pub(super) partial: f64,
-    pub(super) invalid: f64,
-    pub(super) at_once: f64,
-    pub(super) stalled: f64,
-    pub(super) late: f64,
-    pub(super) early: f64,
-    pub(super) short: f64,
-    pub(super) errors: f64,
-    pub(super) cancelled: f64,
-    pub(super) max_faults: u32,
-}
-
-/// Defines the setters of rates.
+/// Defines the rates, each with its setter.
 macro_rules! rates {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        $($(#[$doc])*
+        /// The rates of faults, from 0 (never) to 1 (always).
         ///
-        /// # Panics
+        /// ```
+        /// use coralio::simulate::Faults;
         ///
-        /// If `rate` is not from 0 to 1.
-        pub fn $name(mut self, rate: f64) -> Faults {
-            assert!((0.0..=1.0).contains(&rate), "invalid rate {rate}: must be 0 (never) to 1 (always)");
-            self.$name = rate;
-            self
-        })*
+        /// let harsh = Faults::harmless().short(0.5).errors(0.01);
+        /// ```
+        #[derive(Clone, Debug, PartialEq)]
+        #[must_use]
+        pub struct Faults {
+            $(pub(super) $name: f64,)*
+            pub(super) max_faults: u32,
+        }
+
+        impl Faults {
+            /// Creates rates without faults. Requests complete in the order of their latencies.
+            pub fn none() -> Faults {
+                Faults { $($name: 0.0,)* max_faults: u32::MAX }
+            }
+
+            $($(#[$doc])*
+            ///
+            /// # Panics
+            ///
+            /// If `rate` is not from 0 to 1.
+            pub fn $name(mut self, rate: f64) -> Faults {
+                assert!((0.0..=1.0).contains(&rate), "invalid rate {rate}: must be 0 (never) to 1 (always)");
+                self.$name = rate;
+                self
+            })*
+        }
     };
 }
 
-impl Faults {
-    /// Creates rates without faults. Requests complete in the order of their latencies.
-    pub fn none() -> Faults {
-        Faults {
-            refused: 0.0,
-            partial: 0.0,
-            invalid: 0.0,
-            at_once: 0.0,
-            stalled: 0.0,
-            late: 0.0,
-            early: 0.0,
-            short: 0.0,
-            errors: 0.0,
-            cancelled: 0.0,
-            max_faults: u32::MAX,
-        }
-    }
+rates! {
+    /// Sets how often a submit accepts nothing (EAGAIN). At most three times in a row.
+    refused,
+    /// Sets how often a submit accepts only part of the offered requests.
+    partial,
+    /// Sets how often a submit fails because of its first request, with `EINVAL`.
+    invalid,
+    /// Sets how often a request completes within its submit.
+    at_once,
+    /// Sets how often a request takes a second longer than its [`Latency`].
+    stalled,
+    /// Sets how often a sleep ends later than the first completion: several completions are
+    /// then found after one wake-up.
+    late,
+    /// Sets how often a sleep ends without a completion, as by a signal.
+    early,
+    /// Sets how often a read or write is short.
+    short,
+    /// Sets how often a request fails: with `EIO`, and writes also with `ENOSPC`. After a
+    /// failed sync, the data that it should have made durable may be lost even if a later sync
+    /// succeeds, as on Linux.
+    errors,
+    /// Sets how often a cancel stops its request, as io_uring may; otherwise the request
+    /// continues, as with native AIO.
+    cancelled,
+}
 
+impl Faults {
     /// Creates rates of the faults that this library hides from a program: all except
     /// [`errors`](Self::errors) and [`invalid`](Self::invalid). The default.
     pub fn harmless() -> Faults {
         let often = Faults::none().refused(0.1).partial(0.2).at_once(0.2).late(0.2);
         often.stalled(0.02).early(0.05).short(0.1).cancelled(0.5)
-    }
-
-    rates! {
-        /// Sets how often a submit accepts nothing (EAGAIN). At most three times in a row.
-        refused,
-        /// Sets how often a submit accepts only part of the offered requests.
-        partial,
-        /// Sets how often a submit fails because of its first request, with `EINVAL`.
-        invalid,
-        /// Sets how often a request completes within its submit.
-        at_once,
-        /// Sets how often a request takes a second longer than its [`Latency`].
-        stalled,
-        /// Sets how often a sleep ends later than the first completion: several completions are
-        /// then found after one wake-up.
-        late,
-        /// Sets how often a sleep ends without a completion, as by a signal.
-        early,
-        /// Sets how often a read or write is short.
-        short,
-        /// Sets how often a request fails: with `EIO`, and writes also with `ENOSPC`. After a
-        /// failed sync, the data that it should have made durable may be lost even if a later sync
-        /// succeeds, as on Linux.
-        errors,
-        /// Sets how often a cancel stops its request, as io_uring may; otherwise the request
-        /// continues, as with native AIO.
-        cancelled,
     }
 
     /// Sets the maximum number of faults in one run, of all kinds together; injected faults do not
