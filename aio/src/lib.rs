@@ -112,11 +112,22 @@ pub use coralio_runtime::report;
 use coralio_runtime::{AioContext, ContextBuilder};
 use driver::{BackendKind, DEFAULT_QUEUE_DEPTH, Driver};
 
-/// Names, directories and options of files, beside [`File`] and [`OpenOptions`].
+/// Names, directories, whole files and options, beside [`File`] and [`OpenOptions`].
+///
+/// The functions are those of `std::fs`, and suspend the coroutine instead of the thread. Their
+/// errors name the operation and the path; [`OsCode`](crate::task::OsCode) gives the system's code.
+/// In a [simulation](mod@crate::simulate) they act on the simulated disk, where a crash may undo
+/// changes of names until [`sync_dir`](crate::fs::sync_dir) has returned.
 pub mod fs {
     #[doc(alias = "O_DIRECT")]
     pub use crate::file::Direct;
-    pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
+    #[doc(alias("RWF_DSYNC", "RWF_DONTCACHE", "RWF_ATOMIC", "pwritev2"))]
+    pub use crate::file::WriteFlags;
+    pub use crate::file::{
+        Advice, Alignment, DetachedFile, DirEntry, FileCursor, ReadDir, TryLockError, canonicalize, copy,
+        copy_file_range, create_dir, create_dir_all, hard_link, metadata, read, read_dir, read_to_string, remove_dir,
+        remove_dir_all, remove_file, rename, replace_file, symlink_metadata, sync_dir, try_exists, write,
+    };
 }
 
 /// Scopes, handles, cancellation and errors of coroutines, beside [`spawn`] and [`JoinHandle`].

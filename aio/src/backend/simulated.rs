@@ -31,8 +31,8 @@
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
 //!   [`sync_dir`](crate::fs::sync_dir) does; sectors are lost independently; and a sector
 //!   may be torn.
-//! - Directories exist without being created. There are no links, permissions or times,
-//!   and the disk has no size limit.
+//! - Directories also exist without being created, as long as they contain something. There are no
+//!   symbolic links, permissions, locks or times, and the disk has no size limit.
 //! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
 //! - Only this one thread is simulated. Another thread's `notify` ends a sleep at a moment that is
 //!   not recorded on the tape.
@@ -54,6 +54,7 @@ pub use faults::{Fault, Faults, Latency};
 pub(crate) use machine::Machine;
 use tape::Tape;
 
+mod calls;
 mod directory;
 mod disk;
 mod fate;
@@ -157,19 +158,6 @@ impl SimulatedBackend {
         if !keeps_len {
             file.set_len(at, file.len().max(offset + len));
         }
-        Ok(())
-    }
-
-    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.machine().files.rename(from, to)
-    }
-
-    pub(crate) fn remove(&self, name: &Path) -> io::Result<()> {
-        self.machine().files.remove(name)
-    }
-
-    pub(crate) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        self.machine().files.sync_folder(folder);
         Ok(())
     }
 
