@@ -34,6 +34,7 @@
 //! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
 //! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
+//! | make many writers' records durable with one sync | [`commit`] |
 //! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; cancellation: [`task`] |
 //! | call blocking code, or a future | [`unblock`], [`block_on`] |
 //! | share data between coroutines | [`sync`]: mutex, read-write lock, semaphore, channels |
@@ -57,7 +58,7 @@
 //! - `engine`: a request from submit to reap, with the guards against the historic bugs as a type
 //!   parameter;
 //! - `driver`: one per context: which engine serves a file, and which requests go to threads;
-//! - `file`: files on top of the driver;
+//! - `file`: files on top of the driver, and `commit`: group commit on top of files;
 //! - `simulate`: a user's code on the simulated backend.
 //!
 //! Coroutines, the event loop and synchronisation are in the crate
@@ -83,6 +84,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
 mod backend;
+pub mod commit;
 pub mod driver;
 pub mod engine;
 mod file;
