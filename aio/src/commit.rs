@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use coralio_runtime::{CoMutex, CoQueue, check_cancelled, shield, yield_now};
 
-use crate::File;
+use crate::file::File;
 
 /// Commits the records of many coroutines together.
 ///
@@ -135,7 +135,7 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
     /// batch is durable. A batch grows as long as the one before it is committed: memory is bounded by
     /// the number of writers.
     ///
-    /// `add` runs at once, in the order of the calls; it must not yield.
+    /// `add` runs immediately, in the order of the calls; it must not yield.
     ///
     /// # Errors
     ///
@@ -182,7 +182,7 @@ impl<B, F: FnMut(&mut B) -> io::Result<()>> GroupCommit<B, F> {
     /// # Errors
     ///
     /// As [`append`](Self::append): after a failed sync, that error forever. The file must be
-    /// reopened, and what is on the disk be read again.
+    /// reopened, and the disk's contents be read again.
     ///
     /// # Panics
     ///

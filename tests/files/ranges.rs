@@ -16,7 +16,7 @@ use crate::{Temp, everywhere, memory, on_real_files, pattern, sim_of};
 #[test]
 fn lock_excludes_other_handles_without_blocking_the_loop() {
     // E21: a lock is refused or awaited while another handle has one, and the waiting coroutine's
-    // loop goes on; a shared lock excludes only exclusive ones
+    // loop continues; a shared lock excludes only exclusive ones
     on_real_files(|place, direct| {
         let temp = Temp::with(place, &[7; 100]);
         let open = || Rc::new(temp.open(direct));

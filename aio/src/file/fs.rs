@@ -136,7 +136,7 @@ impl File {
         })
     }
 
-    /// Returns the file's metadata: length, owner, permissions, times. At once for a regular file of
+    /// Returns the file's metadata: length, owner, permissions, times. Immediately for a regular file of
     /// a local file system, as [`OpenOptions::open`](crate::OpenOptions::open) lists them, otherwise
     /// on the thread pool.
     ///
@@ -157,7 +157,7 @@ impl File {
         self.stat(|| "reading a file's metadata".into(), fs::File::metadata)
     }
 
-    /// Returns the length in bytes, also of a block device. At once where
+    /// Returns the length in bytes, also of a block device. Immediately where
     /// [`metadata`](File::metadata) is.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use super::File;
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(64);
 
-/// Why a lock was not acquired at once, as `std::fs::TryLockError` (Rust 1.89).
+/// Why a lock was not acquired immediately, as `std::fs::TryLockError` (Rust 1.89).
 #[derive(Debug)]
 pub enum TryLockError {
     /// The file could not be locked: an error other than that another handle holds a lock.

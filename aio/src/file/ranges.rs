@@ -183,7 +183,8 @@ pub fn copy_file_range(from: &File, from_offset: u64, to: &File, to_offset: u64,
     if len == 0 {
         return Ok(0);
     }
-    (range(from_offset, len)?, range(to_offset, len)?);
+    range(from_offset, len)?;
+    range(to_offset, len)?;
     from.check_context(what)?;
     to.check_context(what)?;
     if let (Some(source), Some(target)) = (from.fd.as_simulated(), to.fd.as_simulated()) {

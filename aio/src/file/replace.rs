@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coralio_runtime::shield;
 
 use crate::driver::Driver;
-use crate::unblock;
+use crate::driver::unblock::unblock;
 
 use super::error::failed;
 use super::names::{metadata, remove_file, rename, sync_dir};

@@ -12,7 +12,7 @@ use std::slice;
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use crate::backend::Opcode;
-use crate::unblock;
+use crate::driver::unblock::unblock;
 
 use super::File;
 use super::error::failed;
