@@ -148,12 +148,15 @@ of_a_path! {
     /// # }
     /// ```
     read_dir("read the directory", |backend, path| {
-        let entry = |name| Ok(DirEntry { name, folder: Arc::new(path.to_path_buf()), real: None });
+        let folder = Arc::new(path.to_path_buf());
+        let entry = |name| Ok(DirEntry { name, folder: Arc::clone(&folder), kind: None });
         Ok(ReadDir(backend.list(path)?.into_iter().map(entry).collect::<Vec<_>>().into_iter()))
     }, |path| {
         let folder = Arc::new(path.to_path_buf());
         let entry = |entry: io::Result<fs::DirEntry>| {
-            entry.map(|entry| DirEntry { name: entry.file_name(), folder: Arc::clone(&folder), real: Some(entry) })
+            // The system may have to be asked, which must not be left to the loop's thread.
+            let kind = |entry: &fs::DirEntry| entry.file_type().ok();
+            entry.map(|entry| DirEntry { name: entry.file_name(), folder: Arc::clone(&folder), kind: kind(&entry) })
         };
         Ok(ReadDir(fs::read_dir(path)?.map(entry).collect::<Vec<_>>().into_iter()))
     }) -> ReadDir;
@@ -180,8 +183,7 @@ impl Iterator for ReadDir {
 pub struct DirEntry {
     name: OsString,
     folder: Arc<PathBuf>,
-    /// `None` in a simulation.
-    real: Option<fs::DirEntry>,
+    kind: Option<fs::FileType>,
 }
 
 impl DirEntry {
@@ -208,13 +210,16 @@ impl DirEntry {
         symlink_metadata(self.path())
     }
 
-    /// Returns the kind of the file, which most file systems keep in the directory: then without a
-    /// further question to the system.
+    /// Returns the kind of the file, as [`read_dir`] found it; a symbolic link is not followed.
     ///
     /// # Errors
     ///
-    /// The kernel's error. `Unsupported` in a [simulation](mod@crate::simulate).
+    /// As [`symlink_metadata`], if [`read_dir`] could not find out.
+    ///
+    /// # Control
+    ///
+    /// May yield, as [`unblock`](crate::unblock).
     pub fn file_type(&self) -> io::Result<fs::FileType> {
-        self.real.as_ref().map_or_else(|| not_simulated("use try_exists"), fs::DirEntry::file_type)
+        self.kind.map_or_else(|| self.metadata().map(|metadata| metadata.file_type()), Ok)
     }
 }

@@ -148,7 +148,8 @@ impl File {
 
 /// Copies a range from one file to another, or within one file, without passing the data through
 /// this process; file systems that can, share the blocks, and network file systems copy on the
-/// server. Returns the number of bytes, fewer than `len` only if `from` ends.
+/// server. Uses the page cache, whatever [`Direct`](crate::fs::Direct) the files were opened with.
+/// Returns the number of bytes, fewer than `len` only if `from` ends.
 ///
 /// ```
 /// use coralio::File;
