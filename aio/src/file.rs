@@ -29,28 +29,43 @@ use crate::engine::guards::Guards;
 
 mod aligned_buf;
 mod bounce;
+mod contents;
 mod detached;
+mod duplicate;
 pub(crate) mod error;
 mod fs;
 mod handle;
 mod inspect;
+mod locks;
+mod names;
 mod open_cached;
 mod options;
 mod order;
+mod ranges;
+mod replace;
 mod route;
 mod stream;
 mod transfer;
+mod write_flags;
 
 pub use aligned_buf::AlignedBuf;
+pub use contents::{copy, read, read_to_string, write};
 pub use detached::DetachedFile;
-pub use fs::{remove_file, rename, sync_dir};
 use handle::Handle;
 use inspect::FileSystem;
+pub use locks::TryLockError;
+pub use names::{
+    DirEntry, ReadDir, canonicalize, create_dir, create_dir_all, hard_link, metadata, read_dir, remove_dir,
+    remove_dir_all, remove_file, rename, symlink_metadata, sync_dir, try_exists,
+};
 use options::Opened;
 pub use options::{Alignment, Direct, OpenOptions};
 use order::WriteOrder;
+pub use ranges::{Advice, copy_file_range};
+pub use replace::replace_file;
 use route::FileRoutes;
 pub use stream::FileCursor;
+pub use write_flags::WriteFlags;
 
 /// An open file of this thread's context. Its calls suspend the calling coroutine, never the
 /// thread.
@@ -173,7 +188,7 @@ impl File {
         }
         let direct = flags.contains(OFlags::DIRECT);
         let alignment = if direct { facts.alignment } else { Alignment::ANY };
-        let in_memory = facts.stats_at_once() && facts.file_system == FileSystem::Memory;
+        let in_memory = facts.kind == FileType::RegularFile && facts.file_system == FileSystem::Memory;
         let (engine, driver) = engine(in_memory)?;
         let route = FileRoutes::new(driver.as_ref(), in_memory, direct, flags.contains(OFlags::APPEND));
         let (fd, order) = (Handle::real(&engine, fd), WriteOrder::of(facts.inode));
@@ -414,7 +429,9 @@ impl File {
 }
 
 impl AsFd for File {
-    /// Returns the file's descriptor. If it is replaced by `dup2`, requests may still go to the
+    /// Returns the file's descriptor, of a direct file with `O_DIRECT`: calls of other code on it then
+    /// need aligned memory, offsets and lengths. For such calls use [`to_std`](File::to_std), whose
+    /// handle is never direct. If the descriptor is replaced by `dup2`, requests may still go to the
     /// original file, which io_uring [registers](Backend::register).
     ///
     /// # Panics

@@ -34,6 +34,7 @@
 //! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
 //! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
+//! | make many writers' records durable with one sync | [`commit`] |
 //! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; cancellation: [`task`] |
 //! | call blocking code, or a future | [`unblock`], [`block_on`] |
 //! | share data between coroutines | [`sync`]: mutex, read-write lock, semaphore, channels |
@@ -57,7 +58,7 @@
 //! - `engine`: a request from submit to reap, with the guards against the historic bugs as a type
 //!   parameter;
 //! - `driver`: one per context: which engine serves a file, and which requests go to threads;
-//! - `file`: files on top of the driver;
+//! - `file`: files on top of the driver, and `commit`: group commit on top of files;
 //! - `simulate`: a user's code on the simulated backend.
 //!
 //! Coroutines, the event loop and synchronisation are in the crate
@@ -84,6 +85,7 @@
 
 mod backend;
 mod builder;
+pub mod commit;
 pub mod driver;
 pub mod engine;
 mod file;
@@ -109,11 +111,22 @@ pub use simulate::simulate;
 #[doc(hidden)]
 pub use coralio_runtime::report;
 
-/// Names, directories and options of files, beside [`File`] and [`OpenOptions`].
+/// Names, directories, whole files and options, beside [`File`] and [`OpenOptions`].
+///
+/// The functions are those of `std::fs`, and suspend the coroutine instead of the thread. Their
+/// errors name the operation and the path; [`OsCode`](crate::task::OsCode) gives the system's code.
+/// In a [simulation](mod@crate::simulate) they act on the simulated disk, where a crash may undo
+/// changes of names until [`sync_dir`](crate::fs::sync_dir) has returned.
 pub mod fs {
     #[doc(alias = "O_DIRECT")]
     pub use crate::file::Direct;
-    pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
+    #[doc(alias("RWF_DSYNC", "RWF_DONTCACHE", "RWF_ATOMIC", "pwritev2"))]
+    pub use crate::file::WriteFlags;
+    pub use crate::file::{
+        Advice, Alignment, DetachedFile, DirEntry, FileCursor, ReadDir, TryLockError, canonicalize, copy,
+        copy_file_range, create_dir, create_dir_all, hard_link, metadata, read, read_dir, read_to_string, remove_dir,
+        remove_dir_all, remove_file, rename, replace_file, symlink_metadata, sync_dir, try_exists, write,
+    };
 }
 
 /// Scopes, handles, cancellation and errors of coroutines, beside [`spawn`] and [`JoinHandle`].

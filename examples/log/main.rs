@@ -8,16 +8,16 @@
 //! cargo run --release --example log -- --file LOG --verify          check the content of a log
 //! ```
 //!
-//! Start with `append` in `coroutines.rs`, which is the complete algorithm. `threads.rs` is the
-//! same with threads; both share the record format (`record.rs`) and the state of group commit
-//! (`group.rs`).
+//! Start with `coroutines.rs`, on the library's `GroupCommit`. `threads.rs` is the same with threads,
+//! and has the complete algorithm; both share the record format (`record.rs`) and the batches
+//! (`batch.rs`).
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
 
-mod group;
-// This program uses only the clock of its own process.
+mod batch;
 mod coroutines;
+// This program uses only the clock of its own process.
 #[allow(dead_code)]
 #[path = "../iobench/meter.rs"]
 mod meter;

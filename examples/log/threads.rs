@@ -1,22 +1,37 @@
 //! The same log on threads: same records, same group commit, same file operations, with a `Mutex`
-//! and two `Condvar`s instead of the `CoMutex` and two `CoQueue`s of `coroutines.rs`.
+//! and two `Condvar`s in place of [`GroupCommit`](coralio::commit::GroupCommit).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::AsFd;
+use std::mem;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::yield_now;
 
-use crate::group::{Batch, Group, Turn, lock};
+use crate::batch::{Batch, End, busy, cannot_lock};
 use crate::record::{Scan, scan};
 
 /// An open log, shared by threads.
 pub struct Log {
     file: File,
     group: Mutex<Group>,
+    /// One queue for the batch being written and one for the batch being filled, alternating.
     queues: [Condvar; 2],
+}
+
+/// The state protected by the log's lock.
+struct Group {
+    filling: Batch,
+    /// The number of the batch being filled.
+    batch: u64,
+    /// Batches before this one are durable.
+    durable: u64,
+    next_record: u64,
+    /// `None` while a leader writes.
+    idle: Option<(Batch, End)>,
+    is_led: bool,
+    failed: Option<(io::ErrorKind, String)>,
 }
 
 impl Log {
@@ -28,13 +43,24 @@ impl Log {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path)?,
             opened => opened?,
         };
-        lock(file.as_fd())?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => busy(),
+            TryLockError::Error(error) => cannot_lock(&error),
+        })?;
         let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
         found.check_foreign()?;
         file.set_len(found.end)?;
         file.sync_all()?;
-        let group = Mutex::new(Group::new(&found, writers, payload));
-        Ok((Log { file, group, queues: [Condvar::new(), Condvar::new()] }, found))
+        let group = Group {
+            filling: Batch::new(writers, payload),
+            batch: 0,
+            durable: 0,
+            next_record: found.records,
+            idle: Some((Batch::new(writers, payload), End::after(&found))),
+            is_led: false,
+            failed: None,
+        };
+        Ok((Log { file, group: Mutex::new(group), queues: [Condvar::new(), Condvar::new()] }, found))
     }
 
     fn lock(&self) -> MutexGuard<'_, Group> {
@@ -44,44 +70,62 @@ impl Log {
     /// As `append` on coroutines.
     pub fn append(&self, payload: &[u8]) -> io::Result<u64> {
         let mut group = self.lock();
-        let ticket = group.push(payload);
+        let (number, batch) = (group.next_record, group.batch);
+        group.next_record += 1;
+        group.filling.push(number, payload);
         loop {
-            match group.turn(ticket) {
-                Turn::Durable => return Ok(ticket.number),
-                Turn::Failed(error) => return Err(error),
-                Turn::Wait(queue) => group = self.queues[queue].wait(group).unwrap_or_else(PoisonError::into_inner),
-                Turn::Lead => {
-                    drop(group);
-                    yield_now();
-                    let batch = self.lock().take();
-                    let written = self.write(&batch).map_err(with_remedy);
-                    group = self.lock();
-                    let queue = group.finish(batch, written);
-                    self.queues[queue].notify_all();
-                    if group.has_failed() {
-                        self.queues[1 - queue].notify_all();
-                    } else {
-                        self.queues[1 - queue].notify_one();
-                    }
-                }
+            if batch < group.durable {
+                return Ok(number);
             }
+            if let Some((kind, message)) = &group.failed {
+                return Err(io::Error::new(*kind, message.clone()));
+            }
+            if group.is_led {
+                group = self.queues[(batch % 2) as usize].wait(group).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            group.is_led = true;
+            drop(group);
+            yield_now();
+            self.lead();
+            group = self.lock();
         }
     }
 
-    fn write(&self, batch: &Batch) -> io::Result<()> {
-        if let Some(len) = batch.grow_to {
-            self.file.set_len(len)?;
+    /// Writes and syncs the batch being filled.
+    fn lead(&self) {
+        let mut group = self.lock();
+        let (spare, mut end) = group.idle.take().expect("one thread writes at a time");
+        let mut batch = mem::replace(&mut group.filling, spare);
+        let number = group.batch;
+        group.batch += 1;
+        drop(group);
+        let written = end.write(&mut batch, |len| self.file.set_len(len), |buf, at| self.file.write_all_at(buf, at));
+        let result = written.and_then(|()| self.file.sync_data()).map_err(with_remedy);
+        let mut group = self.lock();
+        group.idle = Some((batch, end));
+        group.is_led = false;
+        let [queue, next] = [number, number + 1].map(|number| &self.queues[(number % 2) as usize]);
+        match result {
+            Ok(()) => {
+                group.durable = number + 1;
+                next.notify_one();
+            }
+            Err(error) => {
+                group.failed = Some((error.kind(), format!("the log accepts no more records: {error}")));
+                next.notify_all();
+            }
         }
-        self.file.write_all_at(batch.bytes(), batch.offset)?;
-        self.file.sync_data()
+        queue.notify_all();
     }
 
     /// As `close` on coroutines.
     pub fn close(self) -> io::Result<u64> {
         let group = self.group.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.file.set_len(group.end())?;
+        let (_, end) = group.idle.expect("no thread writes any more");
+        self.file.set_len(end.offset)?;
         self.file.sync_all()?;
-        Ok(group.batches())
+        Ok(group.durable)
     }
 }
 

@@ -41,7 +41,7 @@ fn flags(fd: impl AsFd) -> [i32; 2] {
 
 #[test]
 fn cached_open_and_fstat_use_no_thread() {
-    // E18: opening an existing file again, its length and its metadata take place at once, and the
+    // E18: opening an existing file again, its length and its metadata take place immediately, and the
     // descriptor is as std's open makes it
     on_real_files(|place, direct| {
         let temp = Temp::with(place, &[7; 8192]);
@@ -117,7 +117,7 @@ fn leased_file_is_opened_on_a_thread() {
 
 #[test]
 fn cancelled_open_in_place_fails() {
-    // E11, E18: an open or fstat that would take place at once has no effect if the coroutine is
+    // E11, E18: an open or fstat that would take place immediately has no effect if the coroutine is
     // cancelled
     let temp = Temp::with(&disk(), &[7; 100]);
     coralio::run(|| {

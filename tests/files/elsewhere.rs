@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use coralio::context::AioContext;
 use coralio::driver::BackendKind;
-use coralio::fs::{Direct, FileCursor};
+use coralio::fs::{Advice, Direct, FileCursor, WriteFlags, copy_file_range};
 use coralio::{AlignedBuf, File, RuntimeBuilder, run, spawn};
 
 use crate::{Temp, disk, in_child};
@@ -39,6 +39,19 @@ fn errors(file: &File) -> Vec<(&'static str, Option<ErrorKind>)> {
         ("allocate", kind(file.allocate(0, 4096))),
         ("discard", kind(file.discard(0, 4096))),
         ("zero_range", kind(file.zero_range(0, 4096))),
+        ("try_clone", kind(file.try_clone())),
+        ("to_std", kind(file.to_std())),
+        ("next_data", kind(file.next_data(0))),
+        ("next_hole", kind(file.next_hole(0))),
+        ("advise", kind(file.advise(0, 0, Advice::WillNeed))),
+        ("copy", kind(copy_file_range(file, 0, file, 4096, 10))),
+        ("write with flags", kind(file.write_at_with(&buf, 0, WriteFlags::DSYNC))),
+        ("unaligned write with flags", kind(file.write_at_with(&[1; 3], 1, WriteFlags::DSYNC))),
+        ("lock", kind(file.lock())),
+        ("lock_shared", kind(file.lock_shared())),
+        ("try_lock", kind(file.try_lock().map_err(io::Error::from))),
+        ("try_lock_shared", kind(file.try_lock_shared().map_err(io::Error::from))),
+        ("unlock", kind(file.unlock())),
         ("drain", kind(file.drain())),
         ("stream read", kind(stream.read(&mut [0; 3]))),
         ("stream write", kind(stream.write(&[1; 3]))),

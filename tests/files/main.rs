@@ -10,7 +10,10 @@
 //! |---|---|
 //! | `opening::errors_name_the_file` | simulated directories exist without being created |
 //! | `opening::options_create_truncate_and_set_the_mode` | no permissions |
-//! | `opening::appending_descriptor_appends` | no append mode, nor descriptors |
+//! | `opening::appending_descriptor_appends` | no descriptors |
+//! | `cached::cached_open_and_fstat_use_no_thread`, `leased_file_is_opened_on_a_thread` | no threads, nor leases |
+//! | `names::links_are_distinguished_from_their_targets` | no symbolic links |
+//! | `ranges::lock_excludes_other_handles_without_blocking_the_loop` | no locks |
 //! | `manage::space_is_allocated_and_released`, `names`, `errors_name_operation_and_cause`, `many_at_once` | no metadata; links and directories are `std`'s |
 //! | `mixed::unaligned_memory_stays_direct`, `unaligned_offsets_use_the_page_cache` | exact counts of requests |
 //! | `stream::cursor_behaves_like_std_file` | `std` does the same operations for comparison |
@@ -29,7 +32,9 @@ mod lost;
 mod manage;
 mod mixed;
 mod model;
+mod names;
 mod opening;
+mod ranges;
 mod stream;
 mod sweep;
 mod teardown;

@@ -12,6 +12,7 @@ mod disk;
 mod few;
 mod mutants;
 mod program;
+mod replace;
 mod search;
 mod teardown;
 mod time;

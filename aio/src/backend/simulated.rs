@@ -30,8 +30,8 @@
 //! - Crashes are harsher than ext4's: a file's sync does not make its name durable, only
 //!   [`sync_dir`](crate::fs::sync_dir) does; sectors are lost independently; and a sector
 //!   may be torn.
-//! - Directories exist without being created. There are no links, permissions or times,
-//!   and the disk has no size limit.
+//! - Directories also exist without being created, as long as they contain something. There are no
+//!   symbolic links, permissions, locks or times, and the disk has no size limit.
 //! - `sync_data` and `sync_all` are the same. Holes and blocks of zeroes are the same.
 //! - Only this one thread is simulated. Another thread's `notify` ends a sleep at a moment that is
 //!   not recorded on the tape.
@@ -50,7 +50,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 pub use super::Entry;
 use super::sys::poll;
 use super::{Backend, Completion, Operation};
-use directory::FileSystem;
+
 pub use faults::{Fault, Faults, Latency};
 pub(crate) use machine::Machine;
 use tape::Tape;
@@ -63,7 +63,7 @@ mod machine;
 pub(crate) mod tape;
 mod trace;
 
-pub(crate) use directory::Access;
+pub(crate) use directory::{Access, FileSystem as SimulatedFiles};
 
 /// Additional steps allowed for a run that should be ending.
 pub(crate) const SLACK: u64 = 1000;
@@ -117,7 +117,7 @@ impl SimulatedBackend {
     }
 
     /// Returns the files and names.
-    pub(crate) fn files(&self) -> MappedMutexGuard<'_, FileSystem> {
+    pub(crate) fn files(&self) -> MappedMutexGuard<'_, SimulatedFiles> {
         MutexGuard::map(self.machine(), |machine| &mut machine.files)
     }
 

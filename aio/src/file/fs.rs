@@ -1,5 +1,5 @@
-//! File operations that the kernel performs only synchronously: they run on a thread pool (rule
-//! E15).
+//! Operations of open files that the kernel performs only synchronously: they run on a thread pool
+//! (rule E15).
 //!
 //! The closures borrow the file's descriptor: [`unblock`] neither returns nor unwinds before its
 //! closure has ended, and the file is borrowed for that time.
@@ -10,11 +10,9 @@ use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::path::Path;
 
 use coralio_runtime::check_cancelled;
 
-use crate::driver::Driver;
 use crate::driver::unblock::unblock;
 use crate::file::error::{ELSEWHERE, failed};
 
@@ -36,13 +34,20 @@ fn why(errno: i32) -> &'static str {
             "; the paths are on different file systems: copy the file, sync the copy, then remove the original"
         }
         libc::ENOTCONN => ELSEWHERE,
-        libc::ENOTEMPTY => "; the directory to replace is not empty",
+        libc::ENOTEMPTY => "; the directory is not empty",
+        libc::EACCES => "; check the permissions of the file and of the directories on its path",
+        libc::ENOTDIR => "; a part of the path that should be a directory is not one",
+        libc::ELOOP => "; the path has too many symbolic links: is one part of a loop?",
+        libc::ENAMETOOLONG => "; a name has more than 255 bytes, or the path more than 4095: use shorter names",
+        libc::EROFS => "; the file system is mounted read-only",
+        libc::EMLINK => "; the file or directory has as many links as its file system allows",
+        libc::EMFILE => "; close files, or raise the process's limit (ulimit -n)",
         _ => "",
     }
 }
 
 /// Adds the operation, the likely cause and the remedy to the kernel's error.
-fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Result<T> {
+pub(super) fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|cause| {
         let why = cause.raw_os_error().map_or("", why);
         failed(cause, what(), why.into())
@@ -50,7 +55,7 @@ fn explained<T>(what: impl FnOnce() -> String, result: io::Result<T>) -> io::Res
 }
 
 /// Runs `f` on the thread pool, and adds the operation to its error.
-fn off_the_loop<T: Send + 'static>(
+pub(super) fn off_the_loop<T: Send + 'static>(
     what: impl FnOnce() -> String,
     f: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -58,7 +63,7 @@ fn off_the_loop<T: Send + 'static>(
 }
 
 /// Converts a range to the kernel's types.
-fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
+pub(super) fn range(offset: u64, len: u64) -> io::Result<(libc::off_t, libc::off_t)> {
     let end = offset.checked_add(len).filter(|&end| i64::try_from(end).is_ok());
     if len == 0 || end.is_none() {
         let message = format!("invalid range of {len} bytes at {offset}: must be at least one byte and end below 2^63");
@@ -77,7 +82,7 @@ impl File {
     }
 
     /// Runs `f` on this file, as a std `File`, on the thread pool.
-    fn with_std<T: Send + 'static>(
+    pub(super) fn with_std<T: Send + 'static>(
         &self,
         what: impl Fn() -> String,
         f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
@@ -92,7 +97,7 @@ impl File {
     }
 
     /// As `with_std`, in place where `fstat` never waits.
-    fn stat<T: Send + 'static>(
+    pub(super) fn stat<T: Send + 'static>(
         &self,
         what: impl Fn() -> String,
         f: impl FnOnce(&fs::File) -> io::Result<T> + Send + 'static,
@@ -131,7 +136,7 @@ impl File {
         })
     }
 
-    /// Returns the file's metadata: length, owner, permissions, times. At once for a regular file of
+    /// Returns the file's metadata: length, owner, permissions, times. Immediately for a regular file of
     /// a local file system, as [`OpenOptions::open`](crate::OpenOptions::open) lists them, otherwise
     /// on the thread pool.
     ///
@@ -152,7 +157,7 @@ impl File {
         self.stat(|| "reading a file's metadata".into(), fs::File::metadata)
     }
 
-    /// Returns the length in bytes, also of a block device. At once where
+    /// Returns the length in bytes, also of a block device. Immediately where
     /// [`metadata`](File::metadata) is.
     ///
     /// # Errors
@@ -263,66 +268,4 @@ impl File {
     pub fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
         self.fallocate("zeroing", libc::FALLOC_FL_ZERO_RANGE, offset, len)
     }
-}
-
-/// Renames a file or directory, replacing an existing file of the new name. The change is durable
-/// once [`sync_dir`] of the directory has returned.
-///
-/// # Errors
-///
-/// The kernel's error, with both names, cause and remedy; and as [`unblock`].
-///
-/// # Control
-///
-/// May yield, as [`unblock`].
-pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
-    let (from, to) = (from.as_ref().to_path_buf(), to.as_ref().to_path_buf());
-    let what = format!("cannot rename {} to {}", from.display(), to.display());
-    if let Some(backend) = Driver::simulated() {
-        return explained(|| what, backend.files().rename(&from, &to));
-    }
-    off_the_loop(|| what, move || fs::rename(from, to))
-}
-
-/// Removes a file's name, and the file if this was its last name and it is not open.
-///
-/// # Errors
-///
-/// The kernel's error, with the name; and as [`unblock`].
-///
-/// # Control
-///
-/// May yield, as [`unblock`].
-pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
-    let path = path.as_ref().to_path_buf();
-    let what = format!("cannot remove {}", path.display());
-    if let Some(backend) = Driver::simulated() {
-        return explained(|| what, backend.files().remove(&path));
-    }
-    off_the_loop(|| what, move || fs::remove_file(path))
-}
-
-/// Flushes a directory's entries to stable storage: files created, renamed and removed.
-///
-/// # Errors
-///
-/// The kernel's error, with the name; and as [`unblock`].
-///
-/// # Control
-///
-/// May yield, as [`unblock`].
-pub fn sync_dir(path: impl AsRef<Path>) -> io::Result<()> {
-    let path = path.as_ref().to_path_buf();
-    let what = format!("cannot sync the directory {}", path.display());
-    if let Some(backend) = Driver::simulated() {
-        backend.files().sync_folder(&path);
-        return Ok(());
-    }
-    off_the_loop(
-        || what,
-        move || {
-            use std::os::unix::fs::OpenOptionsExt;
-            fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?.sync_all()
-        },
-    )
 }

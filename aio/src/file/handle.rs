@@ -74,6 +74,11 @@ impl Handle {
 }
 
 impl Simulated {
+    /// Returns another descriptor of the same open file.
+    pub(super) fn duplicate(&self) -> Handle {
+        Handle::simulated(self.backend.clone(), self.backend.files().duplicate(self.number))
+    }
+
     /// Opens the same file through the page cache.
     pub(super) fn reopen(&self) -> Handle {
         Handle::simulated(self.backend.clone(), self.backend.files().reopen(self.number))

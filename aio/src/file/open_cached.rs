@@ -22,7 +22,7 @@
 //!   fail instead, and a thread then waits. The flag is cleared before the file is used: io_uring
 //!   would fail requests that have to wait.
 //!
-//! What is left is short, and the same that io_uring carries out within submit. A process that
+//! The rest is short, and the same that io_uring carries out within submit. A process that
 //! watches opens with fanotify's permission events delays them here too.
 //!
 //! Any error is left to the thread, which repeats the open and gets the authoritative one.

@@ -127,7 +127,7 @@ impl OpenOptions {
 
     /// Opens the file for this thread's context.
     ///
-    /// An open that would have to wait is made on the thread pool. The others take place at once:
+    /// An open that would have to wait is made on the thread pool. The others take place immediately:
     /// those of an existing regular file whose path is in the kernel's cache, on a local file system
     /// (ext4, XFS, Btrfs, F2FS, bcachefs, tmpfs; Linux 6.8). The first open on each mount, and opens
     /// that create or truncate, go to the pool.

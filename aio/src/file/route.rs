@@ -48,6 +48,7 @@ pub(super) enum Route {
 }
 
 /// The ways of the requests on one descriptor, by opcode.
+#[derive(Clone)]
 pub(super) struct RouteTable {
     by_opcode: [Cell<Route>; 6],
     pub(super) direct: bool,
@@ -104,6 +105,25 @@ impl FileRoutes {
     /// Creates the routes of a file that uses only the main engine.
     pub(super) fn only_primary(direct: bool) -> FileRoutes {
         FileRoutes::among(None, direct, false)
+    }
+
+    /// Creates the routes of another descriptor of the same open file.
+    pub(super) fn duplicate(&self) -> FileRoutes {
+        let FileRoutes { driver, own, cached, dirty, writing: _ } = self;
+        FileRoutes {
+            driver: driver.clone(),
+            own: own.clone(),
+            cached: cached.clone(),
+            dirty: dirty.clone(),
+            writing: Cell::new(0),
+        }
+    }
+
+    /// Counts bytes written through the page cache by other means than requests.
+    pub(super) fn count_dirty(&self, bytes: u64) {
+        if self.driver.is_some() {
+            self.set_dirty(self.dirty.get().saturating_add(bytes));
+        }
     }
 
     fn among(driver: Option<Arc<Driver>>, direct: bool, appends: bool) -> FileRoutes {

@@ -4,9 +4,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use coralio_runtime::can_suspend;
+use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
 
 use crate::backend::{Opcode, Operation};
 use crate::driver::unblock::unblock;
@@ -151,7 +152,7 @@ impl File {
     /// Whether a request with a buffer at `addr` and this offset and length (or several, ORed) goes
     /// to `fd` unchanged: direct I/O accepts it, or there is no alternative.
     #[inline]
-    fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
+    pub(super) fn is_taken_as_is(&self, addr: u64, offsets: u64) -> bool {
         addr & self.memory_mask == 0 && self.is_direct_range(offsets) || !self.may_cache
     }
 
@@ -295,7 +296,7 @@ impl File {
 
     /// Returns the handle that uses the page cache, opening it when first needed.
     #[cold]
-    fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
+    pub(super) fn cached(&self, opcode: Opcode, len: u64, offset: u64) -> io::Result<&Handle> {
         if self.cached.get().is_none() {
             self.check_request(opcode, len, offset)?;
             // An unwinding stack cannot wait for another coroutine, and opens a descriptor itself.
@@ -313,27 +314,27 @@ impl File {
                 self.cached.get_or_init(|| simulated.reopen());
                 return Ok(());
             }
-            // Reopened through /proc: a duplicate would share the O_DIRECT flag.
-            let raw = self.fd.as_fd().as_raw_fd();
-            let opened = unblock(move || {
-                let path = format!("/proc/self/fd/{raw}\0");
-                // SAFETY: F_GETFL takes no pointers; `path` ends with a zero byte; the new
-                // descriptor has no other owner.
-                unsafe {
-                    let flags = libc::fcntl(raw, libc::F_GETFL);
-                    let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_SYNC | libc::O_DSYNC;
-                    let fd = libc::open(path.as_ptr().cast(), flags & keep | libc::O_CLOEXEC);
-                    if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
-                }
-            })?;
-            let fd = opened.map_err(|error| {
-                let what = "reopening the file through /proc for an unaligned request, which needs the page cache";
-                let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.block);
-                failed(error, what.into(), why)
-            })?;
+            let fd =
+                self.reopen("reopening the file through /proc for an unaligned request, which needs the page cache")?;
             // An unwinding stack may have opened one meanwhile: keep the first.
             let _ = self.cached.set(Handle::real(&self.engine, fd));
         }
         Ok(())
+    }
+
+    /// Opens the file again without `O_DIRECT`, on a thread.
+    pub(super) fn reopen(&self, what: &str) -> io::Result<OwnedFd> {
+        // Through /proc: a duplicate would share the flag.
+        let raw = self.fd.as_fd().as_raw_fd();
+        let opened = unblock(move || {
+            // SAFETY: *never left behind*: the descriptor is borrowed until the closure has ended.
+            let flags = fcntl_getfl(unsafe { BorrowedFd::borrow_raw(raw) })?;
+            let keep = OFlags::RWMODE | OFlags::APPEND | OFlags::SYNC | OFlags::DSYNC;
+            open(format!("/proc/self/fd/{raw}"), flags & keep | OFlags::CLOEXEC, Mode::empty())
+        })?;
+        opened.map_err(|error| {
+            let why = format!("; align requests to {} bytes, or use Direct::Never", self.alignment.block);
+            failed(error.into(), what.into(), why)
+        })
     }
 }

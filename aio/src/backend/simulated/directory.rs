@@ -12,6 +12,12 @@ use std::path::{Component, Path, PathBuf};
 use super::disk::{Damage, SimFile};
 use super::tape::Tape;
 
+mod calls;
+mod tree;
+
+/// Stands for a directory where names lead to the numbers of files.
+const FOLDER: usize = usize::MAX;
+
 /// Above any descriptor of a process.
 const FIRST: RawFd = 1 << 30;
 
@@ -47,11 +53,7 @@ impl Change {
         match self {
             Change::Link(name, file) => drop(names.insert(name.clone(), *file)),
             Change::Unlink(name) => drop(names.remove(name)),
-            Change::Rename(from, to) => {
-                if let Some(file) = names.remove(from) {
-                    names.insert(to.clone(), file);
-                }
-            }
+            Change::Rename(from, to) => tree::rename(names, from, to),
         }
     }
 
@@ -84,6 +86,7 @@ fn error(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
+/// Normalises a name.
 fn plain(name: &Path) -> PathBuf {
     name.components().filter(|component| *component != Component::CurDir).collect()
 }
@@ -133,7 +136,7 @@ impl FileSystem {
     }
 
     pub(crate) fn find(&self, name: &Path) -> Option<usize> {
-        self.names.get(&plain(name)).copied()
+        self.names.get(&plain(name)).copied().filter(|&file| file != FOLDER)
     }
 
     pub(crate) fn open(&mut self, name: &Path, access: Access) -> io::Result<RawFd> {
@@ -145,6 +148,9 @@ impl FileSystem {
             return Err(error(libc::EINVAL));
         }
         let found = match self.find(name) {
+            None if self.is_folder(name) => {
+                return Err(error(if access.create_new { libc::EEXIST } else { libc::EISDIR }));
+            }
             Some(_) if access.create_new => return Err(error(libc::EEXIST)),
             Some(file) => file,
             None if access.create || access.create_new => {
@@ -172,6 +178,11 @@ impl FileSystem {
     pub(crate) fn reopen(&mut self, fd: RawFd) -> RawFd {
         let open = self.open[&fd];
         self.add_open(Open { access: Access { direct: false, ..open.access }, ..open })
+    }
+
+    /// Opens the open file of the descriptor `fd` by another descriptor.
+    pub(crate) fn duplicate(&mut self, fd: RawFd) -> RawFd {
+        self.add_open(self.open[&fd])
     }
 
     /// Returns the number of the file of the open descriptor `fd`.
@@ -229,26 +240,6 @@ impl FileSystem {
         if !keeps_len {
             file.set_len(at, file.len().max(offset + len));
         }
-        Ok(())
-    }
-
-    pub(crate) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        let (from, to) = (plain(from), plain(to));
-        if !self.names.contains_key(&from) {
-            return Err(error(libc::ENOENT));
-        }
-        if from != to {
-            self.change(Change::Rename(from, to));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn remove(&mut self, name: &Path) -> io::Result<()> {
-        let name = plain(name);
-        if !self.names.contains_key(&name) {
-            return Err(error(libc::ENOENT));
-        }
-        self.change(Change::Unlink(name));
         Ok(())
     }
 

@@ -126,6 +126,18 @@ impl SimFile {
         }
     }
 
+    /// Returns the offset of the next sector with data, or of the next without; the end is a hole.
+    pub(crate) fn next_range(&self, offset: u64, data: bool) -> Option<u64> {
+        let Image { len, sectors } = &self.now;
+        let has_data = |number: &u64| sectors.get(number).is_some_and(|bytes| bytes.iter().any(|&byte| byte != 0));
+        let size = self.sector as u64;
+        let found = (offset / size..len.div_ceil(size)).find(|number| has_data(number) == data);
+        match found.map(|number| offset.max(number * size)).filter(|found| found < len) {
+            None if !data && offset < *len => Some(*len),
+            found => found,
+        }
+    }
+
     /// Makes durable the versions that were complete by `began`.
     pub(crate) fn sync(&mut self, began: u64) {
         let durable = &mut self.durable;
