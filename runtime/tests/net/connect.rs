@@ -1,0 +1,135 @@
+//! Connecting: the thread is never blocked, and an attempt that fails leaves nothing behind.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net;
+use std::time::Duration;
+
+use coralio_runtime::net::{TcpStream, UnixListener, UnixStream};
+use coralio_runtime::{AioContext, Cancelled, spawn, spawn_now, timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use super::{HOUR, dead_address, deaf_listener, virtually};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn connect_waits_for_the_answer() {
+    // N1: while the peer does not answer, the coroutine waits and others run; when it answers, the
+    // connection works
+    AioContext::run(|ctx| {
+        let (listener, address, _first) = deaf_listener();
+        let client = spawn_now(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), address);
+            stream.write_all(b"hello").unwrap();
+        });
+        while ctx.poll(false) {}
+        assert!(!client.is_finished());
+        // Makes room for the kernel's next attempt.
+        drop(listener.accept().unwrap());
+        let mut said = String::new();
+        let server = std::thread::spawn(move || {
+            let (mut accepted, _) = listener.accept().unwrap();
+            accepted.read_to_string(&mut said).map(|_| said)
+        });
+        client.join().unwrap();
+        assert_eq!(server.join().unwrap().unwrap(), "hello");
+    });
+}
+
+#[test]
+fn pending_connect_ends_on_cancel_timeout_and_context_end() {
+    // N1, C9: a pending attempt ends when the coroutine is cancelled, exactly when its time is over,
+    // and with its context; and is no longer watched
+    virtually(|ctx, clock| {
+        let (_listener, address, _first) = deaf_listener();
+        let cancelled = spawn_now(move || TcpStream::connect(address).unwrap_err());
+        assert_eq!(ctx.fd_handlers().len(), 1);
+        cancelled.cancel();
+        assert!(Cancelled::is_cause_of(&cancelled.join().unwrap()));
+        assert!(ctx.fd_handlers().is_empty());
+        let limited = spawn(move || TcpStream::connect_timeout(&address, HOUR).unwrap_err());
+        assert_eq!(limited.join().unwrap().kind(), ErrorKind::TimedOut);
+        assert_eq!(clock.elapsed(), HOUR);
+        // A cancelled attempt is not followed by one at the next address.
+        let several = spawn(move || timeout(HOUR, || TcpStream::connect(&[address, address][..]).map(drop)));
+        assert!(several.join().unwrap().is_err());
+        assert_eq!(clock.elapsed(), 2 * HOUR);
+        drop(spawn_now(move || TcpStream::connect(address).map(drop)));
+        assert_eq!(ctx.fd_handlers().len(), 1);
+    });
+}
+
+#[test]
+fn refused_connect_is_an_error_and_the_next_address_is_tried() {
+    // N1: the kernel's refusal is the error; of several addresses the first that accepts is used, and
+    // the last one's error is returned
+    AioContext::run(|_ctx| {
+        let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (live, dead) = (listener.local_addr().unwrap(), dead_address());
+        let client = spawn(move || {
+            assert_eq!(TcpStream::connect(dead).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(TcpStream::connect(&[dead, dead][..]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(TcpStream::connect(&[][..]).unwrap_err().kind(), ErrorKind::InvalidInput);
+            TcpStream::connect(&[dead, live][..]).unwrap().local_addr().unwrap()
+        });
+        let client = client.join().unwrap();
+        assert_eq!(listener.accept().unwrap().1, client);
+    });
+}
+
+#[test]
+fn name_is_looked_up_on_another_thread() {
+    // N1: a name suspends the coroutine, unless it was cancelled; an address given as text does not
+    // suspend it
+    AioContext::run(|_ctx| {
+        let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let by_address = spawn_now(move || TcpStream::connect(format!("127.0.0.1:{port}")).map(drop));
+        assert!(by_address.is_finished());
+        by_address.join().unwrap().unwrap();
+        let by_name = [
+            spawn_now(move || TcpStream::connect(("localhost", port)).map(drop)),
+            spawn_now(move || TcpStream::connect(format!("localhost:{port}")).map(drop)),
+        ];
+        assert!(by_name.iter().all(|task| !task.is_finished()));
+        by_name.into_iter().for_each(|task| task.join().unwrap().unwrap());
+        let cancelled = spawn(move || TcpStream::connect(("localhost", port)).map(drop));
+        cancelled.cancel();
+        assert!(Cancelled::is_cause_of(&cancelled.join().unwrap().unwrap_err()));
+        let malformed = spawn(|| TcpStream::connect("no port").unwrap_err());
+        assert_eq!(malformed.join().unwrap().kind(), ErrorKind::InvalidInput);
+    });
+}
+
+#[test]
+fn unix_connect_waits_while_the_queue_is_full() {
+    // N1: while the listener's queue is full the coroutine waits, unlike a missing or dead socket;
+    // once there is space it is connected
+    virtually(|ctx, clock| {
+        let path = std::env::temp_dir().join(format!("coralio-net-queue-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        rustix::net::listen(&socket, 0).unwrap();
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        let _first = UnixStream::connect(&path).unwrap();
+        let second = spawn_now({
+            let path = path.clone();
+            move || UnixStream::connect(path).map(drop)
+        });
+        let limited = spawn_now({
+            let path = path.clone();
+            move || timeout(SECOND, || UnixStream::connect(path).map(drop))
+        });
+        assert!(limited.join().unwrap().is_err());
+        assert!(!second.is_finished() && clock.elapsed() == SECOND);
+        listener.accept().unwrap();
+        second.join().unwrap().unwrap();
+        assert_eq!(UnixListener::bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        std::fs::remove_file(&path).unwrap();
+        assert!(ctx.fd_handlers().len() == 1, "only the first connection is left");
+    });
+}
