@@ -9,7 +9,7 @@ use coralio::task::{is_cancelled, shield};
 use coralio::timeout;
 
 use crate::files::Files;
-use crate::request::{MAX_HEAD, Parsed, parse};
+use crate::request::{MAX_HEAD, parse};
 use crate::response::{self, Status};
 
 /// How long to wait for a client to close after an error: unread input would make the kernel reset
@@ -29,32 +29,28 @@ pub fn serve(stream: TcpStream, files: &Files, limit: Duration) -> io::Result<()
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(limit))?;
     let mut input = Input { bytes: vec![0; MAX_HEAD], start: 0, end: 0 };
-    loop {
-        let parsed = match parse(&input.bytes[input.start..input.end]) {
-            Parsed::Incomplete if input.end - input.start == MAX_HEAD => Parsed::Bad(Status::HeadTooLarge),
-            Parsed::Incomplete => match timeout(limit, || input.receive(&stream)) {
-                Ok(Ok(true)) => continue,
+    let error = loop {
+        if !input.has_head() {
+            match timeout(limit, || input.receive(&stream)) {
+                Ok(Ok(true)) => {}
                 Ok(closed) => return closed.map(drop),
-                Err(_) if input.start == input.end => return Ok(()),
-                Err(_) => Parsed::Bad(Status::Timeout),
-            },
-            parsed => parsed,
-        };
-        match parsed {
-            Parsed::Complete(request) => {
-                let keep_alive = request.keep_alive && !is_cancelled();
-                shield(|| response::send(&stream, files, &request, keep_alive))?;
-                input.start += request.len;
-                if !keep_alive {
-                    break;
-                }
+                Err(_) if input.unread().is_empty() => return Ok(()),
+                Err(_) => break Some(Status::Timeout),
             }
-            Parsed::Bad(status) => {
-                shield(|| (&stream).write_all(&response::error(status, files.date().as_bytes(), false)))?;
-                break;
-            }
-            Parsed::Incomplete => unreachable!("handled above"),
         }
+        let request = match parse(input.unread()) {
+            Ok(request) => request,
+            Err(status) => break Some(status),
+        };
+        let keep_alive = request.keep_alive && !is_cancelled();
+        shield(|| response::send(&stream, files, &request, keep_alive))?;
+        input.start += request.len;
+        if !keep_alive {
+            break None;
+        }
+    };
+    if let Some(status) = error {
+        shield(|| (&stream).write_all(&response::error(status, &files.date())))?;
     }
     stream.shutdown(Shutdown::Write)?;
     let _ = timeout(LINGER, || io::copy(&mut &stream, &mut io::sink()));
@@ -62,18 +58,24 @@ pub fn serve(stream: TcpStream, files: &Files, limit: Duration) -> io::Result<()
 }
 
 impl Input {
-    /// Receives until a request is complete. Returns false if the client has closed.
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Returns whether the head of a request is complete: it ends with an empty line.
+    fn has_head(&self) -> bool {
+        let unread = self.unread();
+        unread.ends_with(b"\r\n\r\n") || unread.windows(4).any(|bytes| bytes == b"\r\n\r\n")
+    }
+
+    /// Receives until a head is complete, or too long. Returns false if the client has closed.
     fn receive(&mut self, mut stream: &TcpStream) -> io::Result<bool> {
-        if self.start > 0 {
-            self.bytes.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
+        self.bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
         loop {
             let received = stream.read(&mut self.bytes[self.end..])?;
             self.end += received;
-            let is_enough =
-                self.end == self.bytes.len() || !matches!(parse(&self.bytes[..self.end]), Parsed::Incomplete);
-            if received == 0 || is_enough {
+            if received == 0 || self.has_head() || self.end == self.bytes.len() {
                 return Ok(received > 0);
             }
         }

@@ -10,12 +10,6 @@ use crate::response::Status;
 pub const MAX_HEAD: usize = 8192;
 const MAX_HEADERS: usize = 64;
 
-pub enum Parsed<'a> {
-    Complete(Request<'a>),
-    Incomplete,
-    Bad(Status),
-}
-
 pub struct Request<'a> {
     /// The length of the head, which is all of the request.
     pub len: usize,
@@ -37,16 +31,16 @@ pub enum Method {
     Other,
 }
 
-/// Parses the first request in `bytes`.
-pub fn parse(bytes: &[u8]) -> Parsed<'_> {
+/// Parses the first request in `bytes`, which is complete or too long.
+pub fn parse(bytes: &[u8]) -> Result<Request<'_>, Status> {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
     let len = match head.parse(bytes) {
         Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Parsed::Incomplete,
-        Err(httparse::Error::TooManyHeaders) => return Parsed::Bad(Status::HeadTooLarge),
-        Err(httparse::Error::Version) => return Parsed::Bad(Status::Version),
-        Err(_) => return Parsed::Bad(Status::BadRequest),
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Err(Status::BadRequest),
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Err(Status::HeadTooLarge),
+        Err(httparse::Error::Version) => return Err(Status::Version),
+        Err(_) => return Err(Status::BadRequest),
     };
     let method = match head.method {
         Some("GET") => Method::Get,
@@ -64,12 +58,8 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
         if_range: None,
         if_modified_since: None,
     };
-    match read_headers(&mut request, head.headers) {
-        // A body would be taken for the next request.
-        Ok(has_body) if has_body => Parsed::Bad(Status::BodyRefused),
-        Ok(_) => Parsed::Complete(request),
-        Err(status) => Parsed::Bad(status),
-    }
+    // A body would be taken for the next request.
+    if read_headers(&mut request, head.headers)? { Err(Status::BodyRefused) } else { Ok(request) }
 }
 
 /// Returns whether the request has a body.

@@ -57,9 +57,9 @@ pub fn file_headers(len: u64, content_type: &str, last_modified: &str) -> Vec<u8
 }
 
 /// Begins a response.
-fn begin(status: &str, date: &[u8]) -> Vec<u8> {
+fn begin(status: &str, date: &str) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
-    for part in [b"HTTP/1.1 ", status.as_bytes(), b"\r\nServer: coralio\r\nDate: ", date, b"\r\n"] {
+    for part in [b"HTTP/1.1 ", status.as_bytes(), b"\r\nServer: coralio\r\nDate: ", date.as_bytes(), b"\r\n"] {
         head.extend_from_slice(part);
     }
     head
@@ -74,12 +74,12 @@ fn end(head: &mut Vec<u8>, is_http_1_0: bool, keep_alive: bool) {
     head.extend_from_slice(b"\r\n");
 }
 
-/// Creates a response that consists of a status.
-pub fn error(status: Status, date: &[u8], keep_alive: bool) -> Vec<u8> {
+/// Creates the last response of a connection: a status.
+pub fn error(status: Status, date: &str) -> Vec<u8> {
     let mut response = begin(status.text(), date);
     let body = format!("{}\n", status.text());
     response.extend_from_slice(format!("Content-Type: text/plain\r\nContent-Length: {}\r\n", body.len()).as_bytes());
-    end(&mut response, false, keep_alive);
+    end(&mut response, false, false);
     response.extend_from_slice(body.as_bytes());
     response
 }
@@ -92,9 +92,9 @@ pub fn send(stream: &TcpStream, files: &Files, request: &Request<'_>, keep_alive
         Method::Get | Method::Head => files.find(request.target),
     };
     let (mut head, body) = match &found {
-        Ok(file) => file_head(file, request, date.as_bytes()),
+        Ok(file) => file_head(file, request, &date),
         Err(status) => {
-            let mut head = begin(status.text(), date.as_bytes());
+            let mut head = begin(status.text(), &date);
             match status {
                 Status::Moved => head.extend_from_slice(format!("Location: {}/\r\n", request.target).as_bytes()),
                 Status::MethodNotAllowed => head.extend_from_slice(b"Allow: GET, HEAD\r\n"),
@@ -112,7 +112,7 @@ pub fn send(stream: &TcpStream, files: &Files, request: &Request<'_>, keep_alive
 }
 
 /// Returns the head without its last lines, and the part of the file to send.
-fn file_head(file: &OpenFile, request: &Request<'_>, date: &[u8]) -> (Vec<u8>, Range<u64>) {
+fn file_head(file: &OpenFile, request: &Request<'_>, date: &str) -> (Vec<u8>, Range<u64>) {
     if request.if_modified_since.is_some_and(|since| file.modified <= since) {
         let mut head = begin(Status::NotModified.text(), date);
         head.extend_from_slice(format!("Last-Modified: {}\r\n", file.last_modified).as_bytes());

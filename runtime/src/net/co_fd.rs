@@ -154,6 +154,7 @@ impl<S: AsFd> CoFd<S> {
     #[doc(alias("from_std", "from_fd"))]
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
+        let _ = LocalContext::expect("creating a CoFd");
         set_nonblocking(inner.as_fd())?;
         let socket_type = socket_type(inner.as_fd()).ok();
         CoFd::register(inner, socket_type)

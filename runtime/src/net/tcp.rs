@@ -10,6 +10,7 @@ use rustix::net::{
     AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, connect, listen, socket_with, sockopt,
 };
 
+use crate::context::LocalContext;
 use crate::net::address::each_address;
 use crate::net::{CoFd, Incoming, ToSocketAddrs};
 use crate::task::timeout;
@@ -80,6 +81,7 @@ impl CoFd<net::TcpStream> {
     /// May yield.
     #[track_caller]
     pub fn connect(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
+        let _ = LocalContext::expect("connecting a socket");
         each_address(&address, |address| {
             let socket = new_socket(address)?;
             // Before the registration: epoll reports a hang-up for an unconnected socket.
@@ -191,6 +193,7 @@ impl CoFd<net::TcpListener> {
     /// May yield, if `address` is a name.
     #[track_caller]
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+        let _ = LocalContext::expect("creating a listener");
         each_address(&address, |address| listen_at(address, false))
     }
 
@@ -231,6 +234,7 @@ impl CoFd<net::TcpListener> {
     #[doc(alias = "SO_REUSEPORT")]
     #[track_caller]
     pub fn bind_reuse_port(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+        let _ = LocalContext::expect("creating a listener");
         each_address(&address, |address| listen_at(address, true))
     }
 

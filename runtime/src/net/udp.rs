@@ -4,6 +4,7 @@ use std::io;
 use std::net::{self, SocketAddr};
 use std::time::Duration;
 
+use crate::context::LocalContext;
 use crate::net::address::{each_address, first_address};
 use crate::net::{CoFd, ToSocketAddrs};
 
@@ -46,6 +47,7 @@ impl CoFd<net::UdpSocket> {
     /// May yield, if `address` is a name.
     #[track_caller]
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<UdpSocket> {
+        let _ = LocalContext::expect("creating a socket");
         each_address(&address, |address| CoFd::new(net::UdpSocket::bind(address)?))
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use crate::context::LocalContext;
 use crate::net::{CoFd, Incoming};
 use crate::task::sleep;
 
@@ -78,6 +79,7 @@ impl CoFd<net::UnixStream> {
     /// May yield.
     #[track_caller]
     pub fn connect(path: impl AsRef<Path>) -> io::Result<UnixStream> {
+        let _ = LocalContext::expect("connecting a socket");
         let address = SocketAddrUnix::new(path.as_ref())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket: OwnedFd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -140,6 +142,7 @@ impl CoFd<net::UnixListener> {
     /// Outside a context.
     #[track_caller]
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
+        let _ = LocalContext::expect("creating a listener");
         CoFd::new(net::UnixListener::bind(path)?)
     }
 

@@ -5,8 +5,10 @@ use std::net;
 use std::time::Duration;
 
 use coralio_runtime::net::{TcpStream, UnixListener, UnixStream};
-use coralio_runtime::{AioContext, Cancelled, spawn, spawn_now, timeout};
+use coralio_runtime::{AioContext, Cancelled, CoFd, spawn, spawn_now, timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use crate::common::panic_of;
 
 use super::{HOUR, dead_address, deaf_listener, virtually};
 
@@ -52,12 +54,32 @@ fn pending_connect_ends_on_cancel_timeout_and_context_end() {
         assert_eq!(limited.join().unwrap().kind(), ErrorKind::TimedOut);
         assert_eq!(clock.elapsed(), HOUR);
         // A cancelled attempt is not followed by one at the next address.
-        let several = spawn(move || timeout(HOUR, || TcpStream::connect(&[address, address][..]).map(drop)));
-        assert!(several.join().unwrap().is_err());
-        assert_eq!(clock.elapsed(), 2 * HOUR);
+        let live = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [address, live.local_addr().unwrap()];
+        let several = spawn_now(move || TcpStream::connect(&addresses[..]).map(drop).unwrap_err());
+        several.cancel();
+        assert!(Cancelled::is_cause_of(&several.join().unwrap()));
         drop(spawn_now(move || TcpStream::connect(address).map(drop)));
         assert_eq!(ctx.fd_handlers().len(), 1);
     });
+}
+
+#[test]
+fn sockets_are_created_in_a_context() {
+    // N1, N2: outside a context nothing is created: no file, no connection, and a socket stays blocking
+    let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let said = panic_of(|| TcpStream::connect(address));
+    assert!(said.starts_with("connecting a socket outside a context"), "{said}");
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    let path = std::env::temp_dir().join(format!("coralio-net-outside-{}", std::process::id()));
+    assert!(panic_of(|| UnixListener::bind(&path)).contains("outside a context"));
+    assert!(!path.exists());
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(panic_of(|| CoFd::new(&socket)).contains("outside a context"));
+    let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Sockets with the methods of `std`, against blocking sockets of `std` on other threads.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod connect;
 mod datagram;
 mod listener;
