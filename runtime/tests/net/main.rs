@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use coralio_runtime::{AioContext, VirtualClock};
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketType};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -33,7 +34,10 @@ fn deaf_listener() -> (net::TcpListener, SocketAddr, net::TcpStream) {
     rustix::net::listen(&socket, 0).unwrap();
     let listener = net::TcpListener::from(socket);
     let address = listener.local_addr().unwrap();
-    (listener, address, net::TcpStream::connect(address).unwrap())
+    let first = net::TcpStream::connect(address).unwrap();
+    // The connection may reach the queue later than its client.
+    rustix::event::poll(&mut [PollFd::new(&listener, PollFlags::IN)], None).unwrap();
+    (listener, address, first)
 }
 
 /// Returns an address at which no socket listens.

@@ -13,7 +13,7 @@ use coralio_runtime::{AioContext, CoFd, spawn, spawn_now};
 fn tcp_pair() -> (TcpStream, net::TcpStream) {
     let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let ours = TcpStream::connect(address).unwrap();
+    let ours = CoFd::new(net::TcpStream::connect(address).unwrap()).unwrap();
     (ours, listener.accept().unwrap().0)
 }
 
