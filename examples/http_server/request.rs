@@ -17,7 +17,7 @@ pub struct Request<'a> {
     /// The path, as the client has sent it.
     pub target: &'a str,
     pub keep_alive: bool,
-    /// The client has to be told that the connection is kept.
+    /// A kept connection needs a header that says so.
     pub is_http_1_0: bool,
     pub range: Option<&'a str>,
     pub if_range: Option<&'a str>,

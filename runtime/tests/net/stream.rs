@@ -31,7 +31,7 @@ fn large_transfers_run_in_both_directions() {
     // N3: one coroutine writes and one reads the same connection, of more than the socket buffers
     // hold, and every byte arrives in order
     const LEN: usize = 16 << 20;
-    let bytes: Vec<u8> = (0..LEN).map(|at| (at * 31 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..LEN).map(|at| ((at * 31) >> 3) as u8).collect();
     AioContext::run(|_ctx| {
         let (ours, mut theirs) = tcp_pair();
         let echo = thread::spawn(move || std::io::copy(&mut theirs.try_clone().unwrap(), &mut theirs).unwrap());

@@ -1,4 +1,4 @@
-//! Read and write timeouts of sockets: obeyed whoever has set them, on the context's clock.
+//! Read and write timeouts of sockets: obeyed whichever handle has set them, on the context's clock.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net as unix;
@@ -98,8 +98,8 @@ fn timeout_counts_whichever_handle_has_set_it() {
 
 #[test]
 fn timeout_of_the_socket_and_of_the_caller_are_distinguished() {
-    // N6, S4: the one that expires first ends the wait, with its own error; cancellation too; a shield
-    // masks the caller's alone
+    // N6, S4: the first timeout that expires ends the wait, with its own error; so does cancellation; a
+    // shield masks the caller's timeout alone
     virtually(|_ctx, clock| {
         let pair = || {
             let (ours, theirs) = UnixStream::pair().unwrap();

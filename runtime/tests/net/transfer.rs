@@ -17,7 +17,7 @@ fn file(test: &str, content: &[u8]) -> File {
 }
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 >> 2) as u8).collect()
+    (0..len).map(|at| ((at * 7) >> 2) as u8).collect()
 }
 
 #[test]

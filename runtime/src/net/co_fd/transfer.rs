@@ -17,8 +17,8 @@ impl<S: AsFd> CoFd<S> {
     /// the program. Returns the number of bytes sent, which is less than `len` only if the file
     /// ends before. Waits whenever there is no space. The file's own position is not used.
     ///
-    /// The kernel takes the bytes from the page cache. Those that are not there it reads while this
-    /// thread waits, so large files on slow disks are better read through `coralio::File`.
+    /// The kernel takes the bytes from the page cache, and blocks the thread while it reads bytes
+    /// that are not cached. Read large files on slow disks through `coralio::File` instead.
     ///
     /// ```
     /// use coralio_runtime::{AioContext, CoFd, spawn};
