@@ -26,7 +26,7 @@ pub trait ToSocketAddrs: sealed::Resolve {}
 
 impl<A: sealed::Resolve + ?Sized> ToSocketAddrs for A {}
 
-mod sealed {
+pub(super) mod sealed {
     use std::io;
     use std::net::SocketAddr;
 
@@ -40,6 +40,7 @@ mod sealed {
         /// # Control
         ///
         /// May yield.
+        #[track_caller]
         fn resolve(&self) -> io::Result<Resolved>;
     }
 }
@@ -99,6 +100,7 @@ impl<A: Resolve + ?Sized> Resolve for &A {
     }
 }
 
+#[track_caller]
 fn look_up(name: impl net::ToSocketAddrs + Send + 'static) -> io::Result<Resolved> {
     let now = move || Ok(Resolved::Several(name.to_socket_addrs()?.collect()));
     let in_coroutine = Scheduler::current().is_some_and(|scheduler| scheduler.running().is_some());
@@ -124,20 +126,21 @@ pub(super) fn each_address<R>(
     let mut last = None;
     for &address in address.resolve()?.addresses() {
         match f(address) {
-            Err(error) if !Cancelled::is_cause_of(&error) => last = Some(error),
-            result => return result,
+            Err(error) => last = Some(error),
+            done => return done,
         }
     }
     Err(last.unwrap_or_else(no_address))
 }
 
 /// Returns the first address.
+#[track_caller]
 pub(super) fn first_address(address: &impl ToSocketAddrs) -> io::Result<SocketAddr> {
     address.resolve()?.addresses().first().copied().ok_or_else(no_address)
 }
 
 impl Resolved {
-    fn addresses(&self) -> &[SocketAddr] {
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
         match self {
             Resolved::One(address) => slice::from_ref(address),
             Resolved::Several(addresses) => addresses,
@@ -145,6 +148,6 @@ impl Resolved {
     }
 }
 
-fn no_address() -> io::Error {
+pub(super) fn no_address() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "no address is given, or the name has none")
 }

@@ -11,7 +11,8 @@ use rustix::net::{
 };
 
 use crate::context::LocalContext;
-use crate::net::address::each_address;
+use crate::coroutine::Cancelled;
+use crate::net::address::{each_address, no_address};
 use crate::net::{CoFd, Incoming, ToSocketAddrs};
 use crate::task::timeout;
 
@@ -82,23 +83,15 @@ impl CoFd<net::TcpStream> {
     #[track_caller]
     pub fn connect(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
         let _ = LocalContext::expect("connecting a socket");
-        each_address(&address, |address| {
-            let socket = new_socket(address)?;
-            // Before the registration: epoll reports a hang-up for an unconnected socket.
-            match connect(&socket, &address) {
-                Ok(()) | Err(Errno::INPROGRESS) => {}
-                Err(error) => return Err(error.into()),
+        let mut last = None;
+        // Not in a closure, which would hide the caller's location.
+        for &address in address.resolve()?.addresses() {
+            match connect_to(address) {
+                Err(error) if !Cancelled::is_cause_of(&error) => last = Some(error),
+                result => return result,
             }
-            let stream = CoFd::register(net::TcpStream::from(socket), Some(SocketType::STREAM))?;
-            stream.write_with(|socket| match socket.take_error()? {
-                Some(error) => Err(error),
-                None => match socket.peer_addr() {
-                    Err(error) if error.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),
-                    connected => connected.map(drop),
-                },
-            })?;
-            Ok(stream)
-        })
+        }
+        Err(last.unwrap_or_else(no_address))
     }
 
     /// Connects to one address, as [`connect`](Self::connect), for at most `limit`.
@@ -272,6 +265,25 @@ impl CoFd<net::TcpListener> {
         /// The kernel's.
         fn local_addr(&self) -> SocketAddr;
     }
+}
+
+#[track_caller]
+fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = new_socket(address)?;
+    // Before the registration: epoll reports a hang-up for an unconnected socket.
+    match connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = CoFd::register(net::TcpStream::from(socket), Some(SocketType::STREAM))?;
+    stream.write_with(|socket| match socket.take_error()? {
+        Some(error) => Err(error),
+        None => match socket.peer_addr() {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Err(io::ErrorKind::WouldBlock.into()),
+            connected => connected.map(drop),
+        },
+    })?;
+    Ok(stream)
 }
 
 #[track_caller]

@@ -23,6 +23,7 @@ fn accept_waits_for_connections() {
             for number in 0..3 {
                 let (mut stream, from) = listener.accept().unwrap();
                 assert_eq!(stream.peer_addr().unwrap(), from);
+                assert_eq!(stream.try_read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
                 stream.write_all(&[number]).unwrap();
             }
         });
