@@ -19,13 +19,13 @@
 //! begun are completed, since a shield hides the cancellation from them.
 //!
 //! CPU time of the server per request for a file of 1359 bytes, server and `wrk -t1 -c50` pinned to one
-//! CPU, medians of nine runs in turns, beside nginx 1.22 with one worker and no access log:
+//! CPU of a busy machine, medians of nine runs in turns, beside nginx 1.22 with one worker and no access
+//! log:
 //!
-//! | this server / nginx, lower is better | |
-//! |---|---|
-//! | as installed (`sendfile on`) | 0.62 |
-//! | with `open_file_cache` too | 0.78 |
-//! | with `sendfile off` | 0.84 |
+//! | this server / nginx, lower is better | `sendfile on` | `sendfile off` |
+//! |---|---|---|
+//! | as installed | 0.71 | 0.83 |
+//! | with `open_file_cache` | 0.84 | 1.01 |
 
 // These macros panic if the output is closed; messages go through `report`.
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
