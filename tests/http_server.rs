@@ -125,8 +125,8 @@ fn pattern(len: usize) -> Vec<u8> {
 
 #[test]
 fn files_are_served_as_they_are_now() {
-    // Q1: content, length and type; a changed, replaced or removed file is seen by the next request;
-    // directories have an index
+    // Q1: content, length and type; a changed, replaced or removed file is seen by the next
+    // request; directories have an index
     let server = Server::start("files", &[]);
     server.file("a.html", "first");
     server.file("empty.txt", "");
@@ -157,7 +157,8 @@ fn files_are_served_as_they_are_now() {
 
 #[test]
 fn head_ranges_and_conditions() {
-    // Q1: HEAD has the headers alone; a range returns exactly its bytes, or 416; an unchanged file 304
+    // Q1: HEAD has the headers alone; a range returns exactly its bytes, or 416; an unchanged file
+    // 304
     let server = Server::start("ranges", &[]);
     server.file("f.txt", "0123456789");
     let mut client = server.connect();
@@ -201,8 +202,8 @@ fn head_ranges_and_conditions() {
 
 #[test]
 fn connections_are_kept_and_pipelined_requests_answered_in_order() {
-    // Q2: many requests on one connection, sent together or byte by byte; closed when the client asks
-    // for it, by either version's rule
+    // Q2: many requests on one connection, sent together or byte by byte; closed when the client
+    // asks for it, by either version's rule
     let server = Server::start("keep", &[]);
     (0..10).for_each(|number| server.file(&format!("{number}.txt"), number.to_string()));
     let mut client = server.connect();
@@ -236,7 +237,8 @@ fn connections_are_kept_and_pipelined_requests_answered_in_order() {
 
 #[test]
 fn bad_requests_are_answered_and_end_the_connection() {
-    // Q3: each malformed request gets its status, even if more input follows, and other clients are served
+    // Q3: each malformed request gets its status, even if more input follows, and other clients are
+    // served
     let server = Server::start("bad", &[]);
     server.file("f.txt", "fine");
     let long = format!("GET /f.txt HTTP/1.1\r\nHost: test\r\nLong: {}\r\n\r\n", "x".repeat(10_000));
@@ -271,8 +273,8 @@ fn bad_requests_are_answered_and_end_the_connection() {
 
 #[test]
 fn targets_do_not_leave_the_root() {
-    // Q4: neither `..`, encoded or not, nor an absolute path, nor NUL reaches a file outside; special
-    // files are not opened
+    // Q4: neither `..`, encoded or not, nor an absolute path, nor NUL reaches a file outside;
+    // special files are not opened
     let server = Server::start("root", &[]);
     let name = server.root.file_name().unwrap().to_str().unwrap().to_string();
     let outside = server.root.with_extension("secret");
@@ -335,8 +337,8 @@ fn server_waits() -> bool {
 
 #[test]
 fn signal_under_load_completes_responses() {
-    // Q6: on SIGTERM each response that has begun arrives whole, idle connections end, as do clients that
-    // send requests without a pause, and all threads stop with success
+    // Q6: on SIGTERM each response that has begun arrives whole, idle connections end, as do
+    // clients that send requests without a pause, and all threads stop with success
     for threads in ["1", "2"] {
         let mut server = Server::start(&format!("stop{threads}"), &["--threads", threads]);
         server.file("f.bin", pattern(1_000_000));

@@ -20,8 +20,8 @@ use coralio::{File, unblock};
 
 use crate::response::{Status, file_headers};
 
-/// The maximum number of open files. At the limit all are closed, which needs no order of use: files in
-/// use are opened again.
+/// The maximum number of open files. At the limit all are closed, which needs no order of use:
+/// files in use are opened again.
 const MAX_OPEN: usize = 512;
 
 /// The root directory, and the files of it that are open.

@@ -18,9 +18,9 @@
 //! coroutine that accepts, and with it its scope: idle connections end, and responses that have
 //! begun are completed, since a shield hides the cancellation from them.
 //!
-//! CPU time of the server per request for a file of 1359 bytes, server and `wrk -t1 -c50` pinned to one
-//! CPU of a busy machine, medians of nine runs in turns, beside nginx 1.22 with one worker and no access
-//! log:
+//! CPU time of the server per request for a file of 1359 bytes, server and `wrk -t1 -c50` pinned to
+//! one CPU of a busy machine, medians of nine runs in turns, beside nginx 1.22 with one worker and
+//! no access log:
 //!
 //! | this server / nginx, lower is better | `sendfile on` | `sendfile off` |
 //! |---|---|---|
@@ -82,8 +82,8 @@ impl Options {
         Duration::from_secs(self.limit.into())
     }
 
-    /// Creates a listener for each thread. Only several threads share the address: by mistake, two servers
-    /// might as well.
+    /// Creates a listener for each thread. The address is shared only by
+    /// several threads, since another server could share it too, unnoticed.
     fn bind(&self) -> io::Result<Vec<net::TcpListener>> {
         if self.threads == 1 {
             return Ok(vec![TcpListener::bind(self.listen)?.into_inner()]);

@@ -140,8 +140,8 @@ fn file_head(file: &OpenFile, request: &Request<'_>, date: &str) -> (Vec<u8>, Ra
     }
 }
 
-/// Parses a range of a file of `len` bytes; it is empty if the file has no such part. `None`: several
-/// ranges, or another unit, which the server may ignore.
+/// Parses a range of a file of `len` bytes; it is empty if the file has no such part. `None`:
+/// several ranges, or another unit, which the server may ignore.
 fn parse_range(text: &str, len: u64) -> Option<Range<u64>> {
     let (first, last) = text.strip_prefix("bytes=")?.trim().split_once('-')?;
     if first.is_empty() {
@@ -156,8 +156,8 @@ fn parse_range(text: &str, len: u64) -> Option<Range<u64>> {
     Some(first.min(end)..end)
 }
 
-/// Sends the head and a part of the file. If the file has become shorter, the connection ends early,
-/// which tells the client.
+/// Sends the head and a part of the file. If the file has become shorter, the connection ends
+/// early, which tells the client.
 fn send_file(mut stream: &TcpStream, head: Vec<u8>, file: &OpenFile, part: Range<u64>) -> io::Result<()> {
     let (mut buffer, mut at) = (head, part.start);
     loop {

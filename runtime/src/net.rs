@@ -44,8 +44,9 @@ macro_rules! socket_methods {
     ($socket:ty) => {
         impl CoFd<$socket> {
             forward! {
-                /// Sets the read timeout: a wait for data that takes longer fails with `TimedOut`. `None`:
-                /// waits are not limited. This is the socket's own option, shared with its duplicates.
+                /// Sets the read timeout: a wait for data that takes longer fails with `TimedOut`.
+                /// `None`: waits are not limited. This is the socket's own option, shared with its
+                /// duplicates.
                 ///
                 /// The time is that of the context's clock, and is not masked by a
                 /// [shield](crate::shield).
@@ -54,8 +55,8 @@ macro_rules! socket_methods {
                 ///
                 /// `InvalidInput`: zero. Other errors of the kernel.
                 fn set_read_timeout(&self, limit: Option<Duration>) -> ();
-                /// Sets the write timeout, as [`set_read_timeout`](Self::set_read_timeout) does for reads: a
-                /// wait for space that takes longer fails with `TimedOut`.
+                /// Sets the write timeout, as [`set_read_timeout`](Self::set_read_timeout) does for
+                /// reads: a wait for space that takes longer fails with `TimedOut`.
                 ///
                 /// # Errors
                 ///
@@ -76,8 +77,8 @@ macro_rules! socket_methods {
             }
 
             /// Creates another handle to the same socket, with its own registration in the loop. To
-            /// use one handle from several coroutines no duplicate is needed: read and write through
-            /// a shared reference.
+            /// use one handle from several coroutines no duplicate is needed: read and write
+            /// through a shared reference.
             ///
             /// # Errors
             ///

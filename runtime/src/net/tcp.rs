@@ -69,9 +69,9 @@ impl CoFd<net::TcpStream> {
     /// # Errors
     ///
     /// That of the last address: `ConnectionRefused`, `TimedOut` and others of the kernel.
-    /// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout
-    /// around this call has expired; the attempt is given up. `InvalidInput`: a name without
-    /// addresses. Errors of the lookup of a name.
+    /// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a
+    /// timeout around this call has expired; the attempt is given up. `InvalidInput`: a name
+    /// without addresses. Errors of the lookup of a name.
     ///
     /// # Panics
     ///
@@ -152,8 +152,8 @@ impl CoFd<net::TcpStream> {
         ///
         /// `NotConnected`: the connection has ended. Other errors of the kernel.
         fn shutdown(&self, how: Shutdown) -> ();
-        /// Sets whether small writes are sent immediately (`TCP_NODELAY`) instead of being collected
-        /// while earlier ones are not acknowledged.
+        /// Sets whether small writes are sent immediately (`TCP_NODELAY`) instead of being
+        /// collected while earlier ones are not acknowledged.
         ///
         /// # Errors
         ///
@@ -251,8 +251,8 @@ impl CoFd<net::TcpListener> {
         Ok((CoFd::register(socket.into(), Some(SocketType::STREAM))?, from))
     }
 
-    /// Returns an iterator over the connections, which waits for each. It ends when the coroutine is
-    /// cancelled, or a timeout around it expires; other errors do not end it.
+    /// Returns an iterator over the connections, which waits for each. It ends when the coroutine
+    /// is cancelled, or a timeout around it expires; other errors do not end it.
     pub fn incoming(&self) -> Incoming<'_, net::TcpListener> {
         Incoming { listener: self }
     }

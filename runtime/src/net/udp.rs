@@ -124,8 +124,8 @@ impl CoFd<net::UdpSocket> {
         self.write_with(|socket| socket.send_to(datagram, address))
     }
 
-    /// Receives a datagram, and returns its length and source. The part that does not fit into `buf`
-    /// is lost, and not counted.
+    /// Receives a datagram, and returns its length and source. The part that does not fit into
+    /// `buf` is lost, and not counted.
     ///
     /// # Errors
     ///

@@ -66,9 +66,8 @@ impl CoFd<net::UnixStream> {
     ///
     /// # Errors
     ///
-    /// `NotFound`, `ConnectionRefused` and others of the kernel.
-    /// [`Cancelled`](crate::Cancelled), as an I/O error, if the coroutine was cancelled or a timeout
-    /// around this call has expired.
+    /// `NotFound`, `ConnectionRefused` and others of the kernel. [`Cancelled`](crate::Cancelled),
+    /// as an I/O error, if the coroutine was cancelled or a timeout around this call has expired.
     ///
     /// # Panics
     ///
@@ -165,8 +164,8 @@ impl CoFd<net::UnixListener> {
         Ok((CoFd::new(stream)?, address))
     }
 
-    /// Returns an iterator over the connections, which waits for each. It ends when the coroutine is
-    /// cancelled, or a timeout around it expires; other errors do not end it.
+    /// Returns an iterator over the connections, which waits for each. It ends when the coroutine
+    /// is cancelled, or a timeout around it expires; other errors do not end it.
     pub fn incoming(&self) -> Incoming<'_, net::UnixListener> {
         Incoming { listener: self }
     }

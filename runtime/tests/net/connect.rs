@@ -41,8 +41,8 @@ fn connect_waits_for_the_answer() {
 
 #[test]
 fn pending_connect_ends_on_cancel_timeout_and_context_end() {
-    // N1, C9: a pending attempt ends when the coroutine is cancelled, exactly when its time is over,
-    // and with its context; and is no longer watched
+    // N1, C9: a pending attempt ends when the coroutine is cancelled, exactly when its time is
+    // over, and with its context; and is no longer watched
     virtually(|ctx, clock| {
         let (_listener, address, _first) = deaf_listener();
         let cancelled = spawn_now(move || TcpStream::connect(address).unwrap_err());
@@ -66,7 +66,8 @@ fn pending_connect_ends_on_cancel_timeout_and_context_end() {
 
 #[test]
 fn sockets_are_created_in_a_context() {
-    // N1, N2: outside a context nothing is created: no file, no connection, and a socket stays blocking
+    // N1, N2: outside a context nothing is created: no file, no connection, and a socket stays
+    // blocking
     let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -84,8 +85,8 @@ fn sockets_are_created_in_a_context() {
 
 #[test]
 fn refused_connect_is_an_error_and_the_next_address_is_tried() {
-    // N1: the kernel's refusal is the error; of several addresses the first that accepts is used, and
-    // the last one's error is returned
+    // N1: the kernel's refusal is the error; of several addresses the first that accepts is used,
+    // and the last one's error is returned
     AioContext::run(|_ctx| {
         let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
         let (live, dead) = (listener.local_addr().unwrap(), dead_address());

@@ -57,8 +57,8 @@ fn rest_of_a_long_datagram_is_lost() {
 
 #[test]
 fn connected_socket_has_one_peer() {
-    // N4: a connected socket sends to its peer and receives from it alone; a peer that is gone is an
-    // error; a receive can be cancelled
+    // N4: a connected socket sends to its peer and receives from it alone; a peer that is gone is
+    // an error; a receive can be cancelled
     AioContext::run(|ctx| {
         let ours = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         let [peer, stranger] = [(); 2].map(|()| net::UdpSocket::bind("127.0.0.1:0").unwrap());

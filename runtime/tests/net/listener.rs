@@ -12,8 +12,8 @@ use coralio_runtime::{AioContext, Cancelled, CoFd, IoThread, spawn, spawn_now};
 
 #[test]
 fn accept_waits_for_connections() {
-    // N2: accept waits; each client gets its own connection, whose addresses match; an address in use
-    // is an error
+    // N2: accept waits; each client gets its own connection, whose addresses match; an address in
+    // use is an error
     AioContext::run(|_ctx| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -76,8 +76,8 @@ fn incoming_ends_on_cancel() {
 
 #[test]
 fn contexts_share_a_port() {
-    // N2: the kernel spreads connections over the listeners of two contexts; closing the port refuses
-    // further ones
+    // N2: the kernel spreads connections over the listeners of two contexts; closing the port
+    // refuses further ones
     AioContext::run(|_ctx| {
         let here = TcpListener::bind_reuse_port("127.0.0.1:0").unwrap();
         let address = here.local_addr().unwrap();
@@ -116,8 +116,8 @@ fn contexts_share_a_port() {
 
 #[test]
 fn connection_moves_to_another_context() {
-    // N2: a connection accepted here is served by another context; using it in a context that it does
-    // not belong to is refused
+    // N2: a connection accepted here is served by another context; using it in a context that it
+    // does not belong to is refused
     AioContext::run(|_ctx| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

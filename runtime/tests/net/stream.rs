@@ -56,8 +56,8 @@ fn large_transfers_run_in_both_directions() {
 
 #[test]
 fn shutdown_ends_waits_and_half_close_leaves_the_other_direction() {
-    // N3: after the peer's half close, end of file is read and writes still arrive; our own shutdown
-    // wakes a reader that waits
+    // N3: after the peer's half close, end of file is read and writes still arrive; our own
+    // shutdown wakes a reader that waits
     AioContext::run(|ctx| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -93,8 +93,8 @@ fn shutdown_ends_waits_and_half_close_leaves_the_other_direction() {
 
 #[test]
 fn each_operation_waits_for_its_own_direction() {
-    // N5: with the socket full, `write_with` is not called for data that arrives, only once there is
-    // space; and `read_with` not for space
+    // N5: with the socket full, `write_with` is not called for data that arrives, only once there
+    // is space; and `read_with` not for space
     AioContext::run(|ctx| {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let ours = Rc::new(CoFd::new(ours).unwrap());
@@ -167,8 +167,8 @@ fn duplicate_is_registered_by_itself() {
 
 #[test]
 fn ends_of_a_pair_are_connected() {
-    // N3: both ends of a pair work in one context; the peer's end is read as end of file; `peek` leaves
-    // the bytes in place
+    // N3: both ends of a pair work in one context; the peer's end is read as end of file; `peek`
+    // leaves the bytes in place
     AioContext::run(|_ctx| {
         let (mut near, mut far) = UnixStream::pair().unwrap();
         let echo = spawn(move || {

@@ -1,4 +1,5 @@
-//! Read and write timeouts of sockets: obeyed whichever handle has set them, on the context's clock.
+//! Read and write timeouts of sockets: obeyed whichever handle has set them, on the context's
+//! clock.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net as unix;
@@ -12,8 +13,8 @@ use super::{HOUR, virtually};
 
 #[test]
 fn read_timeout_ends_a_wait_and_nothing_else() {
-    // N6: a wait ends with TimedOut exactly when the time is over; data in time is returned, each wait
-    // has the whole time, and the socket works afterwards
+    // N6: a wait ends with TimedOut exactly when the time is over; data in time is returned, each
+    // wait has the whole time, and the socket works afterwards
     virtually(|ctx, clock| {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(HOUR)).unwrap();
@@ -69,8 +70,8 @@ fn write_timeout_ends_a_wait_for_space() {
 
 #[test]
 fn timeout_counts_whichever_handle_has_set_it() {
-    // N6: a timeout set before the CoFd was made, on the socket in it, or on a duplicate is obeyed; also
-    // by accept and by receives
+    // N6: a timeout set before the CoFd was made, on the socket in it, or on a duplicate is obeyed;
+    // also by accept and by receives
     virtually(|_ctx, clock| {
         let (before, _far) = unix::UnixStream::pair().unwrap();
         before.set_read_timeout(Some(HOUR)).unwrap();
@@ -98,8 +99,8 @@ fn timeout_counts_whichever_handle_has_set_it() {
 
 #[test]
 fn timeout_of_the_socket_and_of_the_caller_are_distinguished() {
-    // N6, S4: the first timeout that expires ends the wait, with its own error; so does cancellation; a
-    // shield masks the caller's timeout alone
+    // N6, S4: the first timeout that expires ends the wait, with its own error; so does
+    // cancellation; a shield masks the caller's timeout alone
     virtually(|_ctx, clock| {
         let pair = || {
             let (ours, theirs) = UnixStream::pair().unwrap();

@@ -22,8 +22,8 @@ fn pattern(len: usize) -> Vec<u8> {
 
 #[test]
 fn sendfile_sends_all_to_a_slow_reader() {
-    // N7: more than the socket holds is sent while the coroutine waits for space; the range ends at the
-    // end of the file; other coroutines run meanwhile
+    // N7: more than the socket holds is sent while the coroutine waits for space; the range ends at
+    // the end of the file; other coroutines run meanwhile
     const LEN: usize = 4 << 20;
     AioContext::run(|ctx| {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -69,8 +69,8 @@ fn sendfile_fails_on_cancel_and_on_a_closed_socket() {
 
 #[test]
 fn splice_moves_a_stream_through_a_pipe() {
-    // N7: from socket to pipe to socket, through waits for data and for space on both sides, each byte
-    // arrives, and then the end
+    // N7: from socket to pipe to socket, through waits for data and for space on both sides, each
+    // byte arrives, and then the end
     const LEN: usize = 4 << 20;
     AioContext::run(|_ctx| {
         let ((mut source, from), (to, mut target)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
@@ -97,8 +97,8 @@ fn splice_moves_a_stream_through_a_pipe() {
 
 #[test]
 fn splice_waits_for_the_descriptor_that_would_block() {
-    // N7: with data and no space it waits for space, also if more data arrives; with space and no data
-    // for data
+    // N7: with data and no space it waits for space, also if more data arrives; with space and no
+    // data for data
     AioContext::run(|ctx| {
         let (mut source, from) = UnixStream::pair().unwrap();
         let (pipe_end, pipe_start) = rustix::pipe::pipe().unwrap();
