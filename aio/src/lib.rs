@@ -178,6 +178,10 @@ pub mod net {
     #[doc(inline)]
     pub use coralio_runtime::CoFd;
     #[doc(inline)]
+    pub use coralio_runtime::net::{
+        Incoming, TcpListener, TcpStream, ToSocketAddrs, UdpSocket, UnixListener, UnixStream, splice,
+    };
+    #[doc(inline)]
     pub use coralio_runtime::{wait_readable, wait_writable};
 }
 

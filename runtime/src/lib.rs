@@ -112,7 +112,7 @@ mod context;
 mod coroutine;
 mod diagnostics;
 mod io_thread;
-mod net;
+pub mod net;
 mod scheduler;
 mod sync;
 mod sys;

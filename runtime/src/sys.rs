@@ -12,7 +12,7 @@ pub(crate) mod report;
 
 pub(crate) use clock::{Clock, VirtualClock};
 pub(crate) use cpus::Pinned;
-pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, is_stream_socket, set_nonblocking};
+pub(crate) use descriptors::{Epoll, EventFd, Ready, TimerFd, set_nonblocking};
 pub(crate) use fork::{enter_child, in_child, refuse_in_child};
 pub(crate) use os_error::explained;
 pub(crate) use panic::{FirstPanic, Payload, drop_quietly};

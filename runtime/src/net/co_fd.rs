@@ -23,13 +23,21 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+use rustix::net::SocketType;
+use rustix::net::sockopt::{Timeout, socket_type};
+
 use crate::context::{FdHandler, Interest, LocalContext, Readiness};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::sync::wait_queue::WaitQueue;
-use crate::sys::{is_stream_socket, set_nonblocking};
+use crate::sys::set_nonblocking;
 
 mod stream;
+mod time_limit;
+mod transfer;
+
+use time_limit::TimeLimit;
+pub use transfer::splice;
 
 /// The edges that epoll has reported for one direction.
 #[derive(Default)]
@@ -66,6 +74,8 @@ impl Waiters {
 struct Direction<'a> {
     queue: &'a WaitQueue<(), EdgeCount>,
     exhausted_at: &'a Cell<u64>,
+    /// The socket option that limits its waits.
+    option: Timeout,
 }
 
 /// Not equal to any number of edges.
@@ -100,6 +110,12 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// });
 /// ```
 ///
+/// The types of `std::net` and `std::os::unix::net` in a `CoFd` have their own names and methods:
+/// [`TcpStream`](crate::net::TcpStream) and those beside it.
+///
+/// A read or write timeout of the socket (`SO_RCVTIMEO`, `SO_SNDTIMEO`) limits each wait, whenever
+/// and by whichever handle it was set: the operation then fails with `TimedOut`.
+///
 /// A coroutine whose descriptor is always ready never waits. To let other coroutines run, it must
 /// call [`yield_now`](crate::yield_now) from time to time.
 pub struct CoFd<S> {
@@ -114,8 +130,9 @@ pub struct CoFd<S> {
     writers: Cell<u32>,
     /// The descriptor's number, for descriptions of waits.
     raw: i32,
-    /// A short read or write means that the direction is exhausted.
-    is_stream: bool,
+    /// `None`: not a socket. In a stream socket, a short read or write means that the direction is
+    /// exhausted.
+    socket_type: Option<SocketType>,
     inner: S,
     /// Only coroutines of its context's home thread can wait for it.
     _home: PhantomData<*const ()>,
@@ -123,7 +140,8 @@ pub struct CoFd<S> {
 
 impl<S: AsFd> CoFd<S> {
     /// Takes a socket or pipe, and makes it non-blocking. This affects everything that shares the
-    /// open file, duplicates included.
+    /// open file, duplicates included. A connection can be accepted in one context and served in
+    /// another one, whose thread makes the `CoFd`.
     ///
     /// # Errors
     ///
@@ -133,11 +151,20 @@ impl<S: AsFd> CoFd<S> {
     /// # Panics
     ///
     /// Outside a context.
+    #[doc(alias("from_std", "from_fd"))]
     #[track_caller]
     pub fn new(inner: S) -> io::Result<CoFd<S>> {
+        let _ = LocalContext::expect("creating a CoFd");
+        set_nonblocking(inner.as_fd())?;
+        let socket_type = socket_type(inner.as_fd()).ok();
+        CoFd::register(inner, socket_type)
+    }
+
+    /// As [`new`](Self::new), for a descriptor of this type that is non-blocking already.
+    #[track_caller]
+    pub(super) fn register(inner: S, socket_type: Option<SocketType>) -> io::Result<CoFd<S>> {
         let home = LocalContext::expect("creating a CoFd");
         let fd = inner.as_fd();
-        set_nonblocking(fd)?;
         let waiters = Arc::new(Waiters {
             read: WaitQueue::new(EdgeCount::default()),
             write: WaitQueue::new(EdgeCount::default()),
@@ -152,7 +179,7 @@ impl<S: AsFd> CoFd<S> {
             write_exhausted_at: Cell::new(NOT_KNOWN),
             writers: Cell::new(0),
             raw: fd.as_raw_fd(),
-            is_stream: is_stream_socket(fd),
+            socket_type,
             inner,
             _home: PhantomData,
         })
@@ -166,6 +193,7 @@ impl<S> CoFd<S> {
     }
 
     /// Returns the socket or pipe, unregistered from the loop. It stays non-blocking.
+    #[doc(alias = "into_std")]
     pub fn into_inner(self) -> S {
         let CoFd { watch, inner, .. } = self;
         drop(watch);
@@ -181,8 +209,9 @@ impl<S> CoFd<S> {
     /// # Errors
     ///
     /// [`Cancelled`], as an I/O error, if the coroutine was cancelled, a timeout around this call
-    /// has expired, or the coroutine cannot be suspended because its stack unwinds. `NotConnected`:
-    /// the `CoFd` was created in another context.
+    /// has expired, or the coroutine cannot be suspended because its stack unwinds. `TimedOut`: the
+    /// socket's read timeout has expired. `NotConnected`: the `CoFd` was created in another
+    /// context.
     ///
     /// # Panics
     ///
@@ -201,7 +230,8 @@ impl<S> CoFd<S> {
     ///
     /// # Errors
     ///
-    /// As [`wait_readable`](Self::wait_readable), and errors of the kernel.
+    /// As [`wait_readable`](Self::wait_readable), with the socket's write timeout; and errors of
+    /// the kernel.
     ///
     /// # Panics
     ///
@@ -270,12 +300,59 @@ impl<S> CoFd<S> {
         self.read_until(&mut read, |_, _| false)
     }
 
+    /// Calls `write`, waiting for space and calling it again for as long as it would block. For
+    /// operations that [`Write`](io::Write) lacks, such as `sendmsg`. Unlike
+    /// [`read_with`](Self::read_with), which waits for data, this waits until the descriptor is
+    /// writable.
+    ///
+    /// ```
+    /// use coralio_runtime::{AioContext, CoFd, spawn};
+    /// use std::net::UdpSocket;
+    ///
+    /// AioContext::run(|_ctx| {
+    ///     let receiver = UdpSocket::bind("127.0.0.1:0")?;
+    ///     let to = receiver.local_addr()?;
+    ///     let sender = CoFd::new(UdpSocket::bind("127.0.0.1:0")?)?;
+    ///     let sent = spawn(move || sender.write_with(|socket| socket.send_to(b"hello", to)));
+    ///     assert_eq!(sent.join().unwrap()?, 5);
+    ///     assert_eq!(receiver.recv(&mut [0; 16])?, 5);
+    ///     Ok::<_, std::io::Error>(())
+    /// })
+    /// .unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The errors of `write`, except `WouldBlock`; and as [`wait_writable`](Self::wait_writable).
+    ///
+    /// # Panics
+    ///
+    /// If it has to wait outside a coroutine.
+    ///
+    /// # Control
+    ///
+    /// May yield.
+    #[track_caller]
+    pub fn write_with<R>(&self, mut write: impl FnMut(&S) -> io::Result<R>) -> io::Result<R> {
+        self.write_until(&mut write, |_, _| false)
+    }
+
     fn reading(&self) -> Direction<'_> {
-        Direction { queue: &self.waiters.read, exhausted_at: &self.read_exhausted_at }
+        let (queue, exhausted_at) = (&self.waiters.read, &self.read_exhausted_at);
+        Direction { queue, exhausted_at, option: Timeout::Recv }
     }
 
     fn writing(&self) -> Direction<'_> {
-        Direction { queue: &self.waiters.write, exhausted_at: &self.write_exhausted_at }
+        let (queue, exhausted_at) = (&self.waiters.write, &self.write_exhausted_at);
+        Direction { queue, exhausted_at, option: Timeout::Send }
+    }
+
+    pub(super) fn socket_type(&self) -> Option<SocketType> {
+        self.socket_type
+    }
+
+    fn is_stream(&self) -> bool {
+        self.socket_type == Some(SocketType::STREAM)
     }
 
     #[track_caller]
@@ -292,13 +369,20 @@ impl<S> CoFd<S> {
         if home.scheduler.running().is_some() && !home.scheduler.can_suspend() {
             return Err(Cancelled.into());
         }
+        let limit = match self.socket_type {
+            Some(_) => TimeLimit::of_socket(self.raw, direction.option, home)?,
+            None => None,
+        };
         let mut queue = direction.queue.lock();
         // Another thread's poll may have reported an edge meanwhile.
         if queue.state().count != direction.exhausted_at.get() {
             return Ok(());
         }
         // An edge wakes all waiters, so one that leaves has nothing to pass on.
-        direction.queue.wait_cancellable(queue, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into())
+        match limit {
+            None => direction.queue.wait_cancellable(queue, (), reason, || {}, |_| {}).map_err(|()| Cancelled.into()),
+            Some(limit) => limit.wait(direction.queue, queue, reason),
+        }
     }
 
     #[track_caller]
@@ -320,7 +404,7 @@ impl<S> CoFd<S> {
     /// later data causes an edge. Not while the peer is closing: its last edge may have been
     /// reported already.
     fn has_drained(&self, done: usize, wanted: usize, edges: &EdgeCount) -> bool {
-        self.is_stream && 0 < done && done < wanted && !edges.closing
+        self.is_stream() && 0 < done && done < wanted && !edges.closing
     }
 
     #[track_caller]
@@ -329,20 +413,34 @@ impl<S> CoFd<S> {
     }
 
     #[track_caller]
-    fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
+    fn write_until<R>(
+        &self,
+        write: &mut impl FnMut(&S) -> io::Result<R>,
+        fills: impl Fn(&R, &EdgeCount) -> bool,
+    ) -> io::Result<R> {
         loop {
             self.wait_writable()?;
-            match self.writing().attempt(|| write(&self.inner), |&done, _| self.is_stream && done < wanted) {
+            match self.writing().attempt(|| write(&self.inner), &fills) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }
         }
     }
+
+    #[track_caller]
+    fn write_some(&self, wanted: usize, mut write: impl FnMut(&S) -> io::Result<usize>) -> io::Result<usize> {
+        self.write_until(&mut write, |&done, _| self.is_stream() && done < wanted)
+    }
 }
 
 impl Direction<'_> {
     fn is_exhausted(&self) -> bool {
-        self.queue.lock().state().count == self.exhausted_at.get()
+        self.edges() == self.exhausted_at.get()
+    }
+
+    /// Returns the number of edges so far.
+    fn edges(&self) -> u64 {
+        self.queue.lock().state().count
     }
 
     /// Makes the call, and records if it exhausts the direction until the next edge.
@@ -352,7 +450,7 @@ impl Direction<'_> {
         exhausts: impl Fn(&R, &EdgeCount) -> bool,
     ) -> io::Result<R> {
         // Before the call: *edges are counted*.
-        let before = self.queue.lock().state().count;
+        let before = self.edges();
         let result = call();
         let is_exhausted = match &result {
             Ok(done) => exhausts(done, self.queue.lock().state()),

@@ -123,8 +123,14 @@ impl<P: Default, S> WaitQueue<P, S> {
         self.wait_unless(Coroutine::is_cancelled, locked, payload, reason, before_sleep, gone)
     }
 
+    /// Waits like `wait`, but ends early, without the grant, once `cancelled` returns true after a
+    /// wake: the error is the payload.
+    ///
+    /// # Control
+    ///
+    /// May yield.
     #[track_caller]
-    fn wait_unless(
+    pub(crate) fn wait_unless(
         &self,
         cancelled: impl Fn(&Coroutine) -> bool,
         locked: Locked<'_, P, S>,

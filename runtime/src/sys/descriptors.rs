@@ -27,17 +27,6 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Returns whether the descriptor is a stream socket.
-pub(crate) fn is_stream_socket(fd: BorrowedFd<'_>) -> bool {
-    let mut kind: libc::c_int = 0;
-    let mut len = size_of_val(&kind) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, the size of the integer.
-    let result = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
-    };
-    result == 0 && kind == libc::SOCK_STREAM
-}
-
 /// An eventfd, with which another thread wakes a sleeping loop.
 pub(crate) struct EventFd(OwnedFd);
 

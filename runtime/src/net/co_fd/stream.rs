@@ -1,10 +1,8 @@
-//! `std`'s traits and operations for descriptors: reading, writing, and accepting connections.
+//! `std`'s traits for descriptors: reading and writing.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 
 use super::CoFd;
 
@@ -75,48 +73,6 @@ where
 
     fn flush(&mut self) -> io::Result<()> {
         (&self.inner).flush()
-    }
-}
-
-impl CoFd<TcpListener> {
-    /// Waits for the next connection.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's; and as [`wait_readable`](CoFd::wait_readable).
-    ///
-    /// # Panics
-    ///
-    /// If it has to wait outside a coroutine.
-    ///
-    /// # Control
-    ///
-    /// May yield.
-    #[track_caller]
-    pub fn accept(&self) -> io::Result<(CoFd<TcpStream>, SocketAddr)> {
-        let (stream, address) = self.read_with(TcpListener::accept)?;
-        Ok((CoFd::new(stream)?, address))
-    }
-}
-
-impl CoFd<UnixListener> {
-    /// Waits for the next connection.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's; and as [`wait_readable`](CoFd::wait_readable).
-    ///
-    /// # Panics
-    ///
-    /// If it has to wait outside a coroutine.
-    ///
-    /// # Control
-    ///
-    /// May yield.
-    #[track_caller]
-    pub fn accept(&self) -> io::Result<(CoFd<UnixStream>, unix::SocketAddr)> {
-        let (stream, address) = self.read_with(UnixListener::accept)?;
-        Ok((CoFd::new(stream)?, address))
     }
 }
 

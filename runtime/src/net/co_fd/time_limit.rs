@@ -1,0 +1,74 @@
+//! A socket's own timeout, which the kernel applies to blocking calls only, applied to a wait.
+//!
+//! The socket option is the only record of the timeout: it is read before each wait, so it does not
+//! matter which handle or duplicate has set it. A wait that does not suspend does not read it.
+
+use std::cell::{Cell, OnceCell};
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, socket_timeout};
+
+use crate::context::{Action, LocalContext};
+use crate::coroutine::{Cancelled, WaitReason};
+use crate::net::readiness::BorrowedRawFd;
+use crate::sync::wait_queue::{Locked, WaitQueue};
+use crate::task::Coroutine;
+
+/// The end of one wait.
+pub(super) struct TimeLimit<'a> {
+    home: &'a LocalContext,
+    deadline: Instant,
+    option: Timeout,
+    after: Duration,
+}
+
+impl<'a> TimeLimit<'a> {
+    /// Returns the limit of a wait that begins now; `None` if the socket has none.
+    pub(super) fn of_socket(raw: RawFd, option: Timeout, home: &'a LocalContext) -> io::Result<Option<TimeLimit<'a>>> {
+        let Some(after) = socket_timeout(BorrowedRawFd(raw).as_fd(), option)? else { return Ok(None) };
+        let deadline = home.scheduler.shared.clock.now().checked_add(after);
+        Ok(deadline.map(|deadline| TimeLimit { home, deadline, option, after }))
+    }
+
+    /// Waits in `queue` until the grant or the limit. A shield does not mask the limit, which
+    /// belongs to the operation.
+    ///
+    /// # Control
+    ///
+    /// Yields.
+    #[track_caller]
+    pub(super) fn wait<S>(
+        &self,
+        queue: &WaitQueue<(), S>,
+        locked: Locked<'_, (), S>,
+        reason: WaitReason,
+    ) -> io::Result<()> {
+        let context = &self.home.context.shared;
+        let timer = OnceCell::new();
+        let arm = || {
+            let block = self.home.scheduler.running().expect("a waiter is a coroutine");
+            let _ = timer.set(context.timers.start(self.deadline, Action::Wake(block.id()), context));
+        };
+        let is_over = Cell::new(false);
+        let ends = |current: &Coroutine| {
+            current.is_cancelled() || {
+                is_over.set(context.scheduler.clock.now() >= self.deadline);
+                is_over.get()
+            }
+        };
+        let waited = queue.wait_unless(ends, locked, (), reason, arm, |_| {});
+        waited.map_err(|()| if is_over.get() { self.error() } else { Cancelled.into() })
+    }
+
+    #[cold]
+    fn error(&self) -> io::Error {
+        let what = match self.option {
+            Timeout::Recv => "read",
+            Timeout::Send => "write",
+        };
+        let why = format!("the socket's {what} timeout has expired: it is {:?}", self.after);
+        io::Error::new(io::ErrorKind::TimedOut, why)
+    }
+}
