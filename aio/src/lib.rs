@@ -176,6 +176,9 @@ pub mod sync {
     #[doc(alias("Condvar", "WaitGroup"))]
     #[doc(inline)]
     pub use coralio_runtime::CoQueue;
+    #[doc(alias("Condvar", "Event"))]
+    #[doc(inline)]
+    pub use coralio_runtime::Notify;
     #[doc(alias = "mpsc")]
     #[doc(inline)]
     pub use coralio_runtime::channel;

@@ -136,8 +136,8 @@ pub use diagnostics::dump::Dump;
 pub use io_thread::IoThread;
 pub use net::{CoFd, wait_readable, wait_writable};
 pub use sync::{
-    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Receiver, RecvError, Semaphore,
-    SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
+    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Notify, Permit, Receiver, RecvError,
+    Semaphore, SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
 };
 pub use sys::clock::VirtualClock;
 pub use sys::os_error::OsCode;

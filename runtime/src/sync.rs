@@ -6,6 +6,7 @@ pub(crate) mod co_mutex;
 pub(crate) mod co_queue;
 pub(crate) mod co_rwlock;
 mod lock_owner;
+pub(crate) mod notify;
 pub mod oneshot;
 pub(crate) mod semaphore;
 pub(crate) mod wait_queue;
@@ -14,4 +15,5 @@ pub use channel::{Receiver, RecvError, SendError, Sender, TryRecvError, TrySendE
 pub use co_mutex::{CoMutex, CoMutexGuard};
 pub use co_queue::CoQueue;
 pub use co_rwlock::{CoRwLock, CoRwReadGuard, CoRwWriteGuard};
+pub use notify::Notify;
 pub use semaphore::{Permit, Semaphore};

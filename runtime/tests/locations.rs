@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::in_child;
 use coralio_runtime::{
-    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, Semaphore, block_on, channel,
-    oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, Notify, Semaphore, block_on,
+    channel, oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable, yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -86,6 +86,8 @@ fn waits_show_their_callers() {
             wait!(, { let (_sender, receiver) = oneshot::channel::<u8>(); receiver.recv() });
             wait!(, CoQueue::new().wait(CoMutex::new(()).lock()));
             wait!(, CoQueue::new().wait_cancellable(CoMutex::new(()).lock()));
+            wait!(, Notify::new().notified());
+            wait!(, Notify::new().wait_until(|| false));
             wait!(, block_on(pending::<()>()));
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); wait_readable(&far) });
             wait!(, { let (near, _far) = full_pair(); wait_writable(&near) });
@@ -131,6 +133,7 @@ fn wakes_show_their_callers() {
         let none = Rc::new(Semaphore::new(0));
         let lock = Rc::new(CoRwLock::new(()));
         let queue = Rc::new((CoQueue::new(), CoMutex::new(())));
+        let notify = Rc::new((Notify::new(), Notify::new()));
         let writing = lock.write();
         let suspended = [(); 4].map(|()| spawn(|| suspend()));
         let woken: Vec<JoinHandle<()>> = vec![
@@ -153,6 +156,14 @@ fn wakes_show_their_callers() {
                 let queue = Rc::clone(&queue);
                 move || drop(queue.0.wait(queue.1.lock()))
             }),
+            spawn({
+                let notify = Rc::clone(&notify);
+                move || _ = notify.0.notified()
+            }),
+            spawn({
+                let notify = Rc::clone(&notify);
+                move || _ = notify.1.notified()
+            }),
         ];
         yield_now();
         sender.try_send(0).unwrap();
@@ -162,6 +173,8 @@ fn wakes_show_their_callers() {
         let reading = writing.downgrade();
         assert!(queue.0.wake_one());
         queue.0.wake_all();
+        notify.0.notify_one();
+        notify.1.notify_waiters();
         suspended[0].coroutine().wake();
         suspended[1].cancel();
         suspended[2].coroutine().waker().wake();

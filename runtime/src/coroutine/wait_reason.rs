@@ -29,6 +29,7 @@ pub(crate) enum WaitReason {
     Send(usize),
     Receive(usize),
     OneShot(usize),
+    Notify(usize),
     Sleep,
     Readable(i32),
     Writable(i32),
@@ -68,7 +69,8 @@ impl From<WaitReason> for WaitKind {
             | WaitReason::Semaphore(_)
             | WaitReason::Send(_)
             | WaitReason::Receive(_)
-            | WaitReason::OneShot(_) => WaitKind::Message,
+            | WaitReason::OneShot(_)
+            | WaitReason::Notify(_) => WaitKind::Message,
             WaitReason::Sleep => WaitKind::Time,
             WaitReason::Readable(_) | WaitReason::Writable(_) => WaitKind::Descriptor,
             WaitReason::Io => WaitKind::Io,

@@ -84,6 +84,7 @@ impl fmt::Display for DisplayWait<'_> {
             WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
             WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
             WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            WaitReason::Notify(notify) => write!(f, "a notification of Notify {notify:#x}"),
             WaitReason::Sleep => f.write_str("the end of its sleep"),
             WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
             WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),

@@ -81,6 +81,7 @@ pub(crate) enum WaitReason {
     Semaphore(usize),
     Send(usize),
     Receive(usize),
+    Notify(usize),
 }
 
 pub(crate) struct LockOwner;
