@@ -119,13 +119,26 @@ pub mod fs {
     pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
 }
 
-/// Scopes, handles, cancellation and errors of coroutines, beside [`spawn`] and [`JoinHandle`].
+/// Scopes, sets, handles, several waits at once, cancellation and errors of coroutines, beside
+/// [`spawn`] and [`JoinHandle`].
 pub mod task {
+    #[doc(alias = "AbortOnDropHandle")]
+    #[doc(inline)]
+    pub use coralio_runtime::CancelOnDrop;
+    #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
+    #[doc(inline)]
+    pub use coralio_runtime::JoinSet;
     #[doc(inline)]
     pub use coralio_runtime::{
-        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, OsCode, RemoteJoinHandle, Scope,
-        ScopedJoinHandle, TimedOut, can_suspend, check_cancelled, is_cancelled, shield,
+        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, OsCode, Race, RemoteJoinHandle, Scope,
+        ScopedJoinHandle, Select, TimedOut, can_suspend, check_cancelled, is_cancelled, shield,
     };
+    #[doc(alias("select", "select_all", "select_ok"))]
+    #[doc(inline)]
+    pub use coralio_runtime::race;
+    #[doc(alias("race", "join"))]
+    #[doc(inline)]
+    pub use coralio_runtime::select;
 }
 
 /// Coroutines below [`spawn`]: create, enter, suspend and wake them by hand.

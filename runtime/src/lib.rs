@@ -146,8 +146,9 @@ pub use sys::os_error::explained;
 #[doc(hidden)]
 pub use sys::report::report;
 pub use task::{
-    Coroutine, CoroutineBuilder, JoinHandle, RemoteJoinHandle, Scope, ScopedJoinHandle, TimedOut, Waker, block_on,
-    can_suspend, check_cancelled, is_cancelled, scope, shield, sleep, spawn, spawn_now, suspend, timeout, yield_now,
+    CancelOnDrop, Coroutine, CoroutineBuilder, JoinHandle, JoinSet, Race, RemoteJoinHandle, Scope, ScopedJoinHandle,
+    Select, TimedOut, Waker, block_on, can_suspend, check_cancelled, is_cancelled, race, scope, select, shield, sleep,
+    spawn, spawn_now, suspend, timeout, yield_now,
 };
 
 #[cfg(doctest)]

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use common::in_child;
 use coralio_runtime::{
-    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, Notify, Semaphore, block_on,
-    channel, oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, JoinSet, Notify, Semaphore,
+    block_on, channel, oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable,
+    yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -104,12 +105,18 @@ fn waits_show_their_callers() {
             wait!(, spawn(|| suspend()).join());
             wait!(, scope(|s| drop(s.spawn(|| suspend()))));
             wait!(, scope(|s| s.spawn(|| suspend()).join()));
+            wait!(, { let mut set = JoinSet::new(); set.spawn(|| suspend()); set.join_next() });
+            wait!(, { let mut set = JoinSet::new(); set.spawn(|| suspend()); set.shutdown() });
+            wait!(, select((|| suspend(), || suspend())));
+            wait!(, race((|| suspend(), || suspend())));
+            wait!(, race([|| suspend()]));
+            wait!(, race(vec![|| suspend()]));
             waits.push(spawn_now(|| suspend()));
             waits.push(Coroutine::builder().spawn(|| suspend()).unwrap());
             while ctx.poll(false) {}
             let count = waits.len();
-            // The three that others wait for are on the list as well.
-            assert_locations(ctx, |line| line.contains(" waits for "), count + 3);
+            // Those that others wait for are on the list as well: three, two of sets, six branches.
+            assert_locations(ctx, |line| line.contains(" waits for "), count + 11);
             drop(sender);
         })
         .unwrap();

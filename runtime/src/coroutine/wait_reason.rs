@@ -36,6 +36,7 @@ pub(crate) enum WaitReason {
     Io,
     Future,
     Scope,
+    JoinSet,
 }
 
 impl WaitReason {
@@ -75,7 +76,7 @@ impl From<WaitReason> for WaitKind {
             WaitReason::Readable(_) | WaitReason::Writable(_) => WaitKind::Descriptor,
             WaitReason::Io => WaitKind::Io,
             WaitReason::Future => WaitKind::Future,
-            WaitReason::Scope => WaitKind::Scope,
+            WaitReason::Scope | WaitReason::JoinSet => WaitKind::Scope,
         }
     }
 }

@@ -91,6 +91,7 @@ impl fmt::Display for DisplayWait<'_> {
             WaitReason::Io => f.write_str("I/O"),
             WaitReason::Future => f.write_str("a future"),
             WaitReason::Scope => f.write_str("the coroutines of its scope"),
+            WaitReason::JoinSet => f.write_str("a coroutine of its JoinSet"),
         }?;
         let Some(owner) = reason.owner().and_then(LockOwner::get) else { return Ok(()) };
         f.write_str(", held by ")?;

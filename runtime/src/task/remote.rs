@@ -167,13 +167,24 @@ impl<T> RemoteJoinHandle<T> {
     /// May enter the coroutine, on its home thread.
     #[track_caller]
     pub fn cancel(&self) {
-        let mut slot = self.slot.lock();
-        slot.cancelled = true;
-        let coroutine = slot.coroutine.clone();
-        drop(slot);
-        if let Some(coroutine) = coroutine {
+        if let Some(coroutine) = self.set_cancelled() {
             coroutine.cancel();
         }
+    }
+
+    /// Cancels the coroutine like [`cancel`](Self::cancel), but never enters it: for destructors.
+    #[track_caller]
+    pub(super) fn cancel_later(&self) {
+        if let Some(coroutine) = self.set_cancelled() {
+            coroutine.cancel_later();
+        }
+    }
+
+    /// Lets the coroutine start as cancelled. Returns its waker if it has started already.
+    fn set_cancelled(&self) -> Option<Waker> {
+        let mut slot = self.slot.lock();
+        slot.cancelled = true;
+        slot.coroutine.clone()
     }
 
     /// Returns whether [`join`](Self::join) would return immediately.
