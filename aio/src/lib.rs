@@ -34,9 +34,10 @@
 //! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
 //! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
-//! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; cancellation: [`task`] |
+//! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; intervals, cancellation: [`task`] |
+//! | wait for several things | [`task::select`], [`task::race`], [`task::JoinSet`] |
 //! | call blocking code, or a future | [`unblock`], [`block_on`] |
-//! | share data between coroutines | [`sync`]: mutex, read-write lock, semaphore, channels |
+//! | share data between coroutines | [`sync`]: locks, semaphore, channels, notifications, barrier |
 //! | use sockets and pipes | [`net`] |
 //! | use the event loop itself | [`context`]: bottom halves, timers, descriptors, I/O threads |
 //! | switch between coroutines by hand | [`coroutine`]: enter, yield, wake |
@@ -128,17 +129,18 @@ pub mod task {
     #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
     #[doc(inline)]
     pub use coralio_runtime::JoinSet;
-    #[doc(inline)]
-    pub use coralio_runtime::{
-        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, OsCode, Race, RemoteJoinHandle, Scope,
-        ScopedJoinHandle, Select, TimedOut, can_suspend, check_cancelled, is_cancelled, shield,
-    };
     #[doc(alias("select", "select_all", "select_ok"))]
     #[doc(inline)]
     pub use coralio_runtime::race;
     #[doc(alias("race", "join"))]
     #[doc(inline)]
     pub use coralio_runtime::select;
+    #[doc(inline)]
+    pub use coralio_runtime::{
+        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, Interval, MIN_STACK_SIZE, MissedTickBehavior, OsCode, Race,
+        RemoteJoinHandle, Scope, ScopedJoinHandle, Select, TimedOut, can_suspend, check_cancelled, interval,
+        interval_at, is_cancelled, shield, sleep_until, timeout_at,
+    };
 }
 
 /// Coroutines below [`spawn`]: create, enter, suspend and wake them by hand.
@@ -192,13 +194,20 @@ pub mod sync {
     #[doc(alias("Condvar", "Event"))]
     #[doc(inline)]
     pub use coralio_runtime::Notify;
+    #[doc(alias("OnceLock", "LazyCell"))]
+    #[doc(inline)]
+    pub use coralio_runtime::OnceCell;
     #[doc(alias = "mpsc")]
     #[doc(inline)]
     pub use coralio_runtime::channel;
     #[doc(inline)]
     pub use coralio_runtime::{
-        CoMutex, CoMutexGuard, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Semaphore, oneshot,
+        Barrier, BarrierWaitResult, CoRwLock, CoRwReadGuard, CoRwWriteGuard, OwnedCoMutexGuard, OwnedPermit, Permit,
+        Semaphore, SharedMutex, oneshot, watch,
     };
+    #[doc(alias = "Mutex")]
+    #[doc(inline)]
+    pub use coralio_runtime::{CoMutex, CoMutexGuard};
 }
 
 /// Runs `f` as the first coroutine of a new context on this thread, and the event loop until `f`

@@ -28,6 +28,13 @@ mod sync {
 
 use sync::notify::Notify;
 
+/// Returns a `Notify` whose atomics have all been used by this thread.
+fn used_notify() -> Notify {
+    let notify = Notify::new();
+    notify.notify_waiters();
+    notify
+}
+
 fn model(f: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -38,7 +45,8 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 fn condition_and_notification_of_all_are_not_missed() {
     // S7: a thread makes the condition true and notifies all, while another checks it and waits
     model(|| {
-        let shared = Arc::new((AtomicBool::new(false), Notify::new()));
+        let shared = Arc::new((AtomicBool::new(false), used_notify()));
+        assert!(!shared.0.load(Ordering::Relaxed));
         let theirs = Arc::clone(&shared);
         let other = thread::spawn(move || {
             theirs.0.store(true, Ordering::Relaxed);
@@ -55,7 +63,7 @@ fn abandoned_wait_loses_no_notification() {
     // leaves it to the other waiter
     for unwinds in [false, true] {
         model(move || {
-            let notify = Arc::new(Notify::new());
+            let notify = Arc::new(used_notify());
             let theirs = Arc::clone(&notify);
             let other = thread::spawn(move || {
                 let mut consumed = false;

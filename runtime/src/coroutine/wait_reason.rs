@@ -30,6 +30,8 @@ pub(crate) enum WaitReason {
     Receive(usize),
     OneShot(usize),
     Notify(usize),
+    Watch(usize),
+    Barrier(usize),
     Sleep,
     Readable(i32),
     Writable(i32),
@@ -71,7 +73,9 @@ impl From<WaitReason> for WaitKind {
             | WaitReason::Send(_)
             | WaitReason::Receive(_)
             | WaitReason::OneShot(_)
-            | WaitReason::Notify(_) => WaitKind::Message,
+            | WaitReason::Notify(_)
+            | WaitReason::Watch(_)
+            | WaitReason::Barrier(_) => WaitKind::Message,
             WaitReason::Sleep => WaitKind::Time,
             WaitReason::Readable(_) | WaitReason::Writable(_) => WaitKind::Descriptor,
             WaitReason::Io => WaitKind::Io,

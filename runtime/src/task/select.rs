@@ -5,10 +5,11 @@
 //! its end, and so has a result in any case: *every branch returns*.
 
 use std::cell::Cell;
+use std::io;
 use std::panic::resume_unwind;
 
 use crate::coroutine::Cancelled;
-use crate::task::{Scope, scope};
+use crate::task::{Coroutine, CoroutineBuilder, Scope, scope};
 
 /// Runs the closures of a tuple concurrently until the first one returns; then cancels the others,
 /// waits for them, and returns the results of all.
@@ -138,32 +139,35 @@ impl Drop for Ending<'_, '_> {
 }
 
 /// Spawns a branch of `select`, which stores its result in `place`.
-#[track_caller]
 fn spawn_branch<'scope, F, T>(
     scope: &'scope Scope<'scope, '_>,
+    builder: &CoroutineBuilder,
     is_over: &'scope Cell<bool>,
     place: &'scope mut Option<T>,
     branch: F,
-) where
+) -> io::Result<()>
+where
     F: FnOnce() -> T + 'scope,
 {
-    drop(scope.spawn(move || {
+    let body = move || {
         let _ending = Ending(scope, is_over);
         *place = Some(branch());
-    }));
+    };
+    scope.spawn_with(builder.clone(), body).map(drop)
 }
 
 /// Spawns a branch of `race`, which stores its result in `place` if it is the first to end.
-#[track_caller]
 fn spawn_racer<'scope, F, T>(
     scope: &'scope Scope<'scope, '_>,
+    builder: &CoroutineBuilder,
     is_over: &'scope Cell<bool>,
     place: &'scope Cell<Option<T>>,
     branch: F,
-) where
+) -> io::Result<()>
+where
     F: FnOnce() -> T + 'scope,
 {
-    drop(scope.spawn(move || {
+    let body = move || {
         if is_over.get() {
             return;
         }
@@ -172,7 +176,26 @@ fn spawn_racer<'scope, F, T>(
         if !is_over.get() {
             place.set(Some(value));
         }
-    }));
+    };
+    scope.spawn_with(builder.clone(), body).map(drop)
+}
+
+/// Runs a scope in which `spawn` spawns the branches, with a builder that names the caller.
+#[track_caller]
+fn run_branches<'env>(
+    spawn: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>, &CoroutineBuilder) -> io::Result<()>,
+) {
+    let builder = Coroutine::builder();
+    let spawned = scope(|scope| {
+        let spawned = spawn(scope, &builder);
+        if spawned.is_err() {
+            scope.cancel();
+        }
+        spawned
+    });
+    if let Err(error) = spawned {
+        panic!("cannot spawn a branch: {error}");
+    }
 }
 
 /// Returns a branch's result; without one its coroutine was unwound, because the context ends.
@@ -206,7 +229,7 @@ fn race_all<T, F: FnOnce() -> T>(branches: impl IntoIterator<Item = F>) -> T {
     let mut branches = branches.into_iter().peekable();
     assert!(branches.peek().is_some(), "a race of no branches would never end: pass at least one");
     let (place, is_over) = (Cell::new(None), Cell::new(false));
-    scope(|s| branches.for_each(|branch| spawn_racer(s, &is_over, &place, branch)));
+    run_branches(|s, builder| branches.try_for_each(|branch| spawn_racer(s, builder, &is_over, &place, branch)));
     result(place.into_inner())
 }
 
@@ -223,8 +246,9 @@ macro_rules! tuples {
                 let ($($branch,)*) = self;
                 let is_over = Cell::new(false);
                 $(let mut $place = None;)*
-                scope(|s| {
-                    $(spawn_branch(s, &is_over, &mut $place, $branch);)*
+                run_branches(|s, builder| {
+                    $(spawn_branch(s, builder, &is_over, &mut $place, $branch)?;)*
+                    Ok(())
                 });
                 ($(result($place),)*)
             }
@@ -238,8 +262,9 @@ macro_rules! tuples {
             fn race(self) -> T {
                 let ($($branch,)*) = self;
                 let (place, is_over) = (Cell::new(None), Cell::new(false));
-                scope(|s| {
-                    $(spawn_racer(s, &is_over, &place, $branch);)*
+                run_branches(|s, builder| {
+                    $(spawn_racer(s, builder, &is_over, &place, $branch)?;)*
+                    Ok(())
                 });
                 result(place.into_inner())
             }

@@ -82,6 +82,7 @@ pub(crate) enum WaitReason {
     Send(usize),
     Receive(usize),
     Notify(usize),
+    Barrier(usize),
 }
 
 pub(crate) struct LockOwner;
@@ -92,6 +93,7 @@ impl LockOwner {
     }
 
     pub(crate) fn record(&self) {}
+    pub(crate) fn record_movable(&self) {}
     pub(crate) fn clear(&self) {}
     pub(crate) fn panic_if_self(&self, _what: &str) {}
 }
