@@ -120,8 +120,8 @@ pub mod fs {
     pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
 }
 
-/// Scopes, sets, handles, several waits at once, cancellation and errors of coroutines, beside
-/// [`spawn`] and [`JoinHandle`].
+/// Scopes, sets, handles, several waits at once, times, signals, cancellation and errors of
+/// coroutines, beside [`spawn`] and [`JoinHandle`].
 pub mod task {
     #[doc(alias = "AbortOnDropHandle")]
     #[doc(inline)]
@@ -129,6 +129,12 @@ pub mod task {
     #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
     #[doc(inline)]
     pub use coralio_runtime::JoinSet;
+    #[doc(alias("task_local", "LocalKey"))]
+    #[doc(inline)]
+    pub use coralio_runtime::CoroutineLocal;
+    #[doc(alias("SIGINT", "SIGTERM", "SignalKind"))]
+    #[doc(inline)]
+    pub use coralio_runtime::{Signal, ctrl_c, signal};
     #[doc(alias("select", "select_all", "select_ok"))]
     #[doc(inline)]
     pub use coralio_runtime::race;

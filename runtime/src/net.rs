@@ -2,6 +2,8 @@
 
 mod co_fd;
 mod readiness;
+mod signal;
 
 pub use co_fd::CoFd;
 pub use readiness::{wait_readable, wait_writable};
+pub use signal::{Signal, ctrl_c, signal};

@@ -3,6 +3,7 @@
 pub(crate) mod cancel;
 pub(crate) mod cancel_on_drop;
 pub(crate) mod coroutine;
+pub(crate) mod coroutine_local;
 pub(crate) mod future;
 pub(crate) mod interval;
 pub(crate) mod join_set;
@@ -16,6 +17,7 @@ pub(crate) mod waker;
 pub use cancel::{check_cancelled, is_cancelled, shield};
 pub use cancel_on_drop::CancelOnDrop;
 pub use coroutine::{Coroutine, CoroutineBuilder, can_suspend, suspend, yield_now};
+pub use coroutine_local::CoroutineLocal;
 pub use future::block_on;
 pub use interval::{Interval, MissedTickBehavior, interval, interval_at};
 pub use join_set::JoinSet;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use common::{Log, text};
 use coralio_runtime::{
-    AioContext, Cancelled, Coroutine, IoThread, JoinSet, Notify, TimedOut, check_cancelled, sleep, spawn, suspend,
-    timeout, yield_now,
+    AioContext, Cancelled, Coroutine, IoThread, JoinSet, Notify, TimedOut, block_on, check_cancelled, sleep, spawn,
+    suspend, timeout, yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -207,5 +207,28 @@ fn dropped_remote_handle_cancels_its_coroutine() {
         assert_eq!(slept.recv().unwrap(), Err(Cancelled));
     }
     assert_eq!(worker.context().spawn(|| 7).cancel_on_drop().join().unwrap(), 7);
+    worker.stop().unwrap();
+}
+
+#[test]
+fn timed_out_join_cancels_the_coroutine() {
+    // S8, S4: a timeout around a join cancels the joined coroutine, of this thread or another; one
+    // around the handle as a future does not
+    let worker = IoThread::start("worker").unwrap();
+    let run = AioContext::builder().run_coroutine(|_| {
+        let (sender, slept) = mpsc::channel();
+        let theirs = sender.clone();
+        let local = spawn(move || theirs.send(sleep(HOUR)).unwrap());
+        assert!(matches!(timeout(Duration::from_millis(1), || local.join()), Err(TimedOut)));
+        yield_now();
+        assert_eq!(slept.try_recv(), Ok(Err(Cancelled)));
+
+        let mut remote = worker.context().spawn(move || sender.send(sleep(HOUR)).unwrap());
+        assert!(matches!(timeout(Duration::from_millis(1), || block_on(&mut remote)), Err(TimedOut)));
+        assert!(!remote.is_finished());
+        assert!(matches!(timeout(Duration::from_millis(1), || remote.join()), Err(TimedOut)));
+        assert_eq!(slept.recv(), Ok(Err(Cancelled)));
+    });
+    run.unwrap();
     worker.stop().unwrap();
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use common::in_child;
 use coralio_runtime::{
     AioContext, Barrier, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, JoinSet, Notify, OnceCell,
-    Semaphore, block_on, channel, interval, interval_at, oneshot, race, scope, select, sleep, sleep_until, spawn,
-    spawn_now, suspend, timeout, timeout_at, wait_readable, wait_writable, watch, yield_now,
+    Semaphore, block_on, channel, ctrl_c, interval, interval_at, oneshot, race, scope, select, signal, sleep,
+    sleep_until, spawn, spawn_now, suspend, timeout, timeout_at, wait_readable, wait_writable, watch, yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -108,6 +108,8 @@ fn waits_show_their_callers() {
             wait!(, Notify::new().wait_until(|| false));
             wait!(, block_on(pending::<()>()));
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); wait_readable(&far) });
+            wait!(, ctrl_c());
+            wait!(, signal(libc::SIGUSR2).unwrap().recv());
             wait!(, { let (near, _far) = full_pair(); wait_writable(&near) });
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); CoFd::new(far).unwrap().read(&mut [0]) });
             wait!(, { let (near, _far) = full_pair(); CoFd::new(near).unwrap().write(&[0; 1 << 20]) });

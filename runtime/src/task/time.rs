@@ -44,6 +44,11 @@ impl std::error::Error for TimedOut {}
 /// returns `Ok`, or has no effect. A waiting [scope](crate::scope()) cancels its coroutines when
 /// the time expires, which counts as a wait that was cut short.
 ///
+/// A coroutine that `f` joins is cancelled as well when the time expires, also one of another thread
+/// ([`RemoteJoinHandle::join`](crate::RemoteJoinHandle::join)), since joining consumes the handle: it
+/// continues detached, with waits that end early. Nothing else that `f` waits for is cancelled. To
+/// wait for a limited time and then wait again, poll the handle: `block_on(&mut handle)`.
+///
 /// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a
 /// duration of zero does not starve others.
 ///
