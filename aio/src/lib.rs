@@ -120,21 +120,18 @@ pub mod fs {
     pub use crate::file::{Alignment, DetachedFile, FileCursor, remove_file, rename, sync_dir};
 }
 
-/// Scopes, sets, handles, several waits at once, times, signals, cancellation and errors of
+/// Scopes, sets, handles, concurrent waits, times, signals, cancellation and errors of
 /// coroutines, beside [`spawn`] and [`JoinHandle`].
 pub mod task {
     #[doc(alias = "AbortOnDropHandle")]
     #[doc(inline)]
     pub use coralio_runtime::CancelOnDrop;
-    #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
-    #[doc(inline)]
-    pub use coralio_runtime::JoinSet;
     #[doc(alias("task_local", "LocalKey"))]
     #[doc(inline)]
     pub use coralio_runtime::CoroutineLocal;
-    #[doc(alias("SIGINT", "SIGTERM", "SignalKind"))]
+    #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
     #[doc(inline)]
-    pub use coralio_runtime::{Signal, ctrl_c, signal};
+    pub use coralio_runtime::JoinSet;
     #[doc(alias("select", "select_all", "select_ok"))]
     #[doc(inline)]
     pub use coralio_runtime::race;
@@ -147,6 +144,9 @@ pub mod task {
         RemoteJoinHandle, Scope, ScopedJoinHandle, Select, TimedOut, can_suspend, check_cancelled, interval,
         interval_at, is_cancelled, shield, sleep_until, timeout_at,
     };
+    #[doc(alias("SIGINT", "SIGTERM", "SignalKind"))]
+    #[doc(inline)]
+    pub use coralio_runtime::{Signal, ctrl_c, signal};
 }
 
 /// Coroutines below [`spawn`]: create, enter, suspend and wake them by hand.

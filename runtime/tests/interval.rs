@@ -22,7 +22,7 @@ fn ms(began: Instant, then: Instant) -> u128 {
 
 #[test]
 fn interval_ticks_immediately_then_each_period() {
-    // S12: the first tick is due at once, or at the given start; `reset` begins a new period
+    // S12: the first tick is due immediately, or at the given start; `reset` begins a new period
     with_virtual_clock(|ctx, clock| {
         let began = ctx.now();
         let mut every = interval(10 * MS);

@@ -134,8 +134,7 @@ fn waits_show_their_callers() {
             waits.push(Coroutine::builder().spawn(|| suspend()).unwrap());
             while ctx.poll(false) {}
             let count = waits.len();
-            // Those that others wait for are on the list as well: three, two of sets, six branches, an
-            // initializer.
+            // Others wait for twelve more: three coroutines, two of sets, six branches, an initializer.
             assert_locations(ctx, |line| line.contains(" waits for "), count + 12);
             drop(initializer);
             drop(sender);
@@ -247,8 +246,8 @@ fn panics_show_their_callers() {
         &|| _ = timeout(HOUR, || ()),
         &|| _ = timeout_at(Instant::now(), || ()),
         &|| _ = sleep_until(Instant::now()),
-        &|| drop(interval(HOUR)),
-        &|| drop(interval_at(Instant::now(), Duration::ZERO)),
+        &|| _ = interval(HOUR),
+        &|| _ = interval_at(Instant::now(), Duration::ZERO),
         &|| select((|| (), || ())).0,
         &|| race([|| ()]),
         &|| _ = JoinSet::new().spawn(|| ()),

@@ -9,7 +9,7 @@ use signal_hook::low_level::raise;
 
 #[test]
 fn signals_before_the_wait_are_received_as_one() {
-    // S14: signals that arrive before `recv` make it return at once, and the next one wait; each
+    // S14: signals that arrive before `recv` make it return immediately, and the next one wait; each
     // stream gets the signal
     AioContext::run(|ctx| {
         let mut streams = [signal(SIGUSR1).unwrap(), signal(SIGUSR1).unwrap()];

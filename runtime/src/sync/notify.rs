@@ -9,12 +9,11 @@ use std::fmt;
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::wait_queue::{Abandoned, WaitQueue};
 
-/// Notifies coroutines of any number of contexts and threads that something has happened. What has
-/// happened is in the user's own state; a [`Notify`] needs no lock around it, unlike a
-/// [`CoQueue`](crate::CoQueue).
+/// Notifies coroutines of any number of contexts and threads of an event. It carries no value, and,
+/// unlike a [`CoQueue`](crate::CoQueue), needs no mutex.
 ///
 /// [`notify_one`](Self::notify_one) stores one permit if there is no waiter, so a notification
-/// before the wait is not missed. [`notify_waiters`](Self::notify_waiters) wakes those that wait at
+/// before the wait is not missed. [`notify_waiters`](Self::notify_waiters) wakes the waiters of
 /// that time, and stores nothing; to check a condition and wait without a gap in between, use
 /// [`wait_until`](Self::wait_until).
 ///

@@ -74,7 +74,7 @@ impl<T> RemoteJoinHandle<T> {
 impl<H: Handle> CancelOnDrop<H> {
     /// Returns the plain handle; dropping that one detaches the coroutine.
     pub fn into_inner(mut self) -> H {
-        self.0.take().expect("taken only here, where `self` ends")
+        self.0.take().unwrap_or_else(|| unreachable!("taken only here, where `self` ends"))
     }
 }
 

@@ -157,7 +157,7 @@ fn list() -> *const Cell<*const LocalValue> {
     let running = Scheduler::current().and_then(|scheduler| Some(scheduler.local(scheduler.running()?)));
     match running {
         Some(local) => &local.local_values,
-        None => OUTSIDE.with(|outside| ptr::from_ref(outside)),
+        None => OUTSIDE.with(ptr::from_ref),
     }
 }
 

@@ -176,8 +176,8 @@ impl<T: 'static> JoinSet<T> {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`], as [`join_next`](Self::join_next). All were cancelled; those that have not
-    /// ended remain in the set.
+    /// [`Cancelled`], as [`join_next`](Self::join_next): all coroutines were cancelled, and remain in
+    /// the set until they are joined.
     ///
     /// # Control
     ///

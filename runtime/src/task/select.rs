@@ -1,4 +1,4 @@
-//! Several waits at once: the first that ends cancels the others (rule S9).
+//! Concurrent waits: the first to end cancels the others (rule S9).
 //!
 //! Each branch is a coroutine of a [scope](crate::scope()), so it may borrow, and all have ended when
 //! the call returns. Where a future would be dropped half way, a coroutine is cancelled and runs to
