@@ -40,6 +40,19 @@ fn results_arrive_in_order_of_the_ends() {
         let ended = AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
         assert_eq!(ended, [0, 1, 2, 3]);
     }
+    AioContext::run(|ctx| {
+        let mut set = JoinSet::new();
+        let spawned = [0, 1, 2].map(|n| {
+            set.spawn(move || {
+                suspend();
+                n
+            })
+        });
+        ctx.poll(false);
+        [2, 0, 1].map(|n| spawned[n].wake());
+        let ended = [(); 3].map(|()| set.join_next().unwrap().unwrap().unwrap());
+        assert_eq!(ended, [2, 0, 1], "all had ended before");
+    });
 }
 
 #[test]
@@ -83,6 +96,7 @@ fn cancel_all_and_shutdown_reach_every_coroutine() {
     // S8: `cancel_all` cancels in order of creation, and enters none; `shutdown` waits for all
     AioContext::run(|_| {
         let (mut set, log) = (JoinSet::new(), Log::default());
+        let logged = log.clone();
         for name in ["a", "b", "c"] {
             let log = log.clone();
             set.spawn(move || {
@@ -97,6 +111,9 @@ fn cancel_all_and_shutdown_reach_every_coroutine() {
         assert_eq!((log.take().as_str(), set.len()), ("", 3));
         set.shutdown().unwrap();
         assert_eq!((log.take().as_str(), set.len()), ("a b c a b c", 0));
+        set.spawn(move || log.add(sleep(HOUR).is_err()));
+        set.shutdown().unwrap();
+        assert_eq!(logged.take(), "true");
     });
 }
 

@@ -13,7 +13,7 @@ fn signals_before_the_wait_are_received_as_one() {
     // stream gets the signal
     AioContext::run(|ctx| {
         let mut streams = [signal(SIGUSR1).unwrap(), signal(SIGUSR1).unwrap()];
-        (0..3).for_each(|_| raise(SIGUSR1).unwrap());
+        (0..100).for_each(|_| raise(SIGUSR1).unwrap());
         let waiting = spawn(move || -> io::Result<()> {
             streams.iter_mut().try_for_each(|stream| stream.recv())?;
             streams[0].recv()
