@@ -49,7 +49,7 @@ fn results_arrive_in_order_of_the_ends() {
             })
         });
         ctx.poll(false);
-        [2, 0, 1].map(|n| spawned[n].wake());
+        [2, 0, 1].into_iter().for_each(|n| spawned[n].wake());
         let ended = [(); 3].map(|()| set.join_next().unwrap().unwrap().unwrap());
         assert_eq!(ended, [2, 0, 1], "all had ended before");
     });

@@ -48,8 +48,9 @@ impl<T: ?Sized> SharedMutex for Arc<CoMutex<T>> {
 /// `Arc`, on any thread.
 ///
 /// Since the guard may move, no coroutine counts as the owner of the lock. So a coroutine that locks
-/// the mutex again while it keeps the guard is not told (it waits for itself), and reports of a
-/// deadlock name the place of the lock only.
+/// the mutex again while it keeps the guard does not panic, but waits for itself. The report of a
+/// deadlock contains a waiter only if no other coroutine or thread can run, and shows the place
+/// where the lock was taken in place of an owner.
 ///
 /// ```
 /// use coralio_runtime::{AioContext, CoMutex, spawn, yield_now};
