@@ -35,9 +35,10 @@
 //! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
 //! | make many writers' records durable with one sync | [`commit`] |
-//! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; cancellation: [`task`] |
+//! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; intervals, cancellation: [`task`] |
+//! | wait for several things | [`task::select`], [`task::race`], [`task::JoinSet`] |
 //! | call blocking code, or a future | [`unblock`], [`block_on`] |
-//! | share data between coroutines | [`sync`]: mutex, read-write lock, semaphore, channels |
+//! | share data between coroutines | [`sync`]: locks, semaphore, channels, notifications, barrier |
 //! | use sockets and pipes | [`net`] |
 //! | use the event loop itself | [`context`]: bottom halves, timers, descriptors, I/O threads |
 //! | switch between coroutines by hand | [`coroutine`]: enter, yield, wake |
@@ -129,13 +130,33 @@ pub mod fs {
     };
 }
 
-/// Scopes, handles, cancellation and errors of coroutines, beside [`spawn`] and [`JoinHandle`].
+/// Scopes, sets, handles, concurrent waits, times, signals, cancellation and errors of
+/// coroutines, beside [`spawn`] and [`JoinHandle`].
 pub mod task {
+    #[doc(alias = "AbortOnDropHandle")]
+    #[doc(inline)]
+    pub use coralio_runtime::CancelOnDrop;
+    #[doc(alias("task_local", "LocalKey"))]
+    #[doc(inline)]
+    pub use coralio_runtime::CoroutineLocal;
+    #[doc(alias("TaskGroup", "WaitGroup", "FuturesUnordered"))]
+    #[doc(inline)]
+    pub use coralio_runtime::JoinSet;
+    #[doc(alias("select", "select_all", "select_ok"))]
+    #[doc(inline)]
+    pub use coralio_runtime::race;
+    #[doc(alias("race", "join"))]
+    #[doc(inline)]
+    pub use coralio_runtime::select;
     #[doc(inline)]
     pub use coralio_runtime::{
-        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, OsCode, RemoteJoinHandle, Scope,
-        ScopedJoinHandle, TimedOut, can_suspend, check_cancelled, is_cancelled, shield,
+        Cancelled, CoroutineBuilder, DEFAULT_STACK_SIZE, Interval, MIN_STACK_SIZE, MissedTickBehavior, OsCode, Race,
+        RemoteJoinHandle, Scope, ScopedJoinHandle, Select, TimedOut, can_suspend, check_cancelled, interval,
+        interval_at, is_cancelled, shield, sleep_until, timeout_at,
     };
+    #[doc(alias("SIGINT", "SIGTERM", "SignalKind"))]
+    #[doc(inline)]
+    pub use coralio_runtime::{Signal, ctrl_c, signal};
 }
 
 /// Coroutines below [`spawn`]: create, enter, suspend and wake them by hand.
@@ -191,13 +212,23 @@ pub mod sync {
     #[doc(alias("Condvar", "WaitGroup"))]
     #[doc(inline)]
     pub use coralio_runtime::CoQueue;
+    #[doc(alias("Condvar", "Event"))]
+    #[doc(inline)]
+    pub use coralio_runtime::Notify;
+    #[doc(alias("OnceLock", "LazyCell"))]
+    #[doc(inline)]
+    pub use coralio_runtime::OnceCell;
     #[doc(alias = "mpsc")]
     #[doc(inline)]
     pub use coralio_runtime::channel;
     #[doc(inline)]
     pub use coralio_runtime::{
-        CoMutex, CoMutexGuard, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Semaphore, oneshot,
+        Barrier, BarrierWaitResult, CoRwLock, CoRwReadGuard, CoRwWriteGuard, OwnedCoMutexGuard, OwnedPermit, Permit,
+        Semaphore, SharedMutex, oneshot, watch,
     };
+    #[doc(alias = "Mutex")]
+    #[doc(inline)]
+    pub use coralio_runtime::{CoMutex, CoMutexGuard};
 }
 
 /// Runs `f` as the first coroutine of a new context on this thread, and the event loop until `f`

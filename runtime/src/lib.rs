@@ -134,10 +134,11 @@ pub use coroutine::id::CoroutineId;
 pub use coroutine::stack::{DEFAULT_STACK_SIZE, MIN_STACK_SIZE};
 pub use diagnostics::dump::Dump;
 pub use io_thread::IoThread;
-pub use net::{CoFd, wait_readable, wait_writable};
+pub use net::{CoFd, Signal, ctrl_c, signal, wait_readable, wait_writable};
 pub use sync::{
-    CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Permit, Receiver, RecvError, Semaphore,
-    SendError, Sender, TryRecvError, TrySendError, channel, oneshot,
+    Barrier, BarrierWaitResult, CoMutex, CoMutexGuard, CoQueue, CoRwLock, CoRwReadGuard, CoRwWriteGuard, Notify,
+    OnceCell, OwnedCoMutexGuard, OwnedPermit, Permit, Receiver, RecvError, Semaphore, SendError, Sender, SharedMutex,
+    TryRecvError, TrySendError, channel, oneshot, watch,
 };
 pub use sys::clock::VirtualClock;
 #[doc(hidden)]
@@ -148,8 +149,10 @@ pub use sys::os_error::explained;
 #[doc(hidden)]
 pub use sys::report::report;
 pub use task::{
-    Coroutine, CoroutineBuilder, JoinHandle, RemoteJoinHandle, Scope, ScopedJoinHandle, TimedOut, Waker, block_on,
-    can_suspend, check_cancelled, is_cancelled, scope, shield, sleep, spawn, spawn_now, suspend, timeout, yield_now,
+    CancelOnDrop, Coroutine, CoroutineBuilder, CoroutineLocal, Interval, JoinHandle, JoinSet, MissedTickBehavior, Race,
+    RemoteJoinHandle, Scope, ScopedJoinHandle, Select, TimedOut, Waker, block_on, can_suspend, check_cancelled,
+    interval, interval_at, is_cancelled, race, scope, select, shield, sleep, sleep_until, spawn, spawn_now, suspend,
+    timeout, timeout_at, yield_now,
 };
 
 #[cfg(doctest)]

@@ -9,12 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::rc::Rc;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::in_child;
 use coralio_runtime::{
-    AioContext, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, Semaphore, block_on, channel,
-    oneshot, scope, sleep, spawn, spawn_now, suspend, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, Barrier, CoFd, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, JoinHandle, JoinSet, Notify, OnceCell,
+    Semaphore, block_on, channel, ctrl_c, interval, interval_at, oneshot, race, scope, select, signal, sleep,
+    sleep_until, spawn, spawn_now, suspend, timeout, timeout_at, wait_readable, wait_writable, watch, yield_now,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -56,6 +57,9 @@ fn waits_show_their_callers() {
             let read = Rc::new(CoRwLock::new(()));
             let _read = Box::leak(Box::new(Rc::clone(&read))).read();
             let none = Rc::new(Semaphore::new(0));
+            let initializing = Rc::new(OnceCell::new());
+            let theirs = Rc::clone(&initializing);
+            let initializer = spawn(move || *theirs.get_or_init(|| suspend()));
             let (sender, receiver) = channel::bounded::<u8>(0);
             let (sender, receiver) = (Rc::new(sender), Rc::new(receiver));
             let full = Rc::new(channel::bounded::<u8>(0));
@@ -86,8 +90,26 @@ fn waits_show_their_callers() {
             wait!(, { let (_sender, receiver) = oneshot::channel::<u8>(); receiver.recv() });
             wait!(, CoQueue::new().wait(CoMutex::new(()).lock()));
             wait!(, CoQueue::new().wait_cancellable(CoMutex::new(()).lock()));
+            wait!(locked, CoMutex::lock_owned(locked));
+            wait!(locked, CoMutex::lock_owned_cancellable(locked));
+            wait!(none, Semaphore::acquire_owned(none));
+            wait!(none, Semaphore::acquire_many_owned(none, 2));
+            wait!(none, Semaphore::acquire_owned_cancellable(none));
+            wait!(, Barrier::new(2).wait());
+            wait!(initializing, *initializing.get_or_init(|| ()));
+            wait!(initializing, initializing.get_or_try_init(|| Ok::<_, ()>(())).copied());
+            wait!(, { let (_sender, mut receiver) = watch::channel(0); receiver.changed() });
+            wait!(, { let (_sender, mut receiver) = watch::channel(0); receiver.wait_for(|&n| n > 0) });
+            wait!(, { let (sender, _receiver) = watch::channel(0); sender.closed() });
+            wait!(, sleep_until(Instant::now() + HOUR));
+            wait!(, timeout_at(Instant::now() + HOUR, || sleep(HOUR)));
+            wait!(, interval_at(Instant::now() + HOUR, HOUR).tick());
+            wait!(, Notify::new().notified());
+            wait!(, Notify::new().wait_until(|| false));
             wait!(, block_on(pending::<()>()));
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); wait_readable(&far) });
+            wait!(, ctrl_c());
+            wait!(, signal(libc::SIGUSR2).unwrap().recv());
             wait!(, { let (near, _far) = full_pair(); wait_writable(&near) });
             wait!(, { let (_near, far) = UnixStream::pair().unwrap(); CoFd::new(far).unwrap().read(&mut [0]) });
             wait!(, { let (near, _far) = full_pair(); CoFd::new(near).unwrap().write(&[0; 1 << 20]) });
@@ -102,12 +124,19 @@ fn waits_show_their_callers() {
             wait!(, spawn(|| suspend()).join());
             wait!(, scope(|s| drop(s.spawn(|| suspend()))));
             wait!(, scope(|s| s.spawn(|| suspend()).join()));
+            wait!(, { let mut set = JoinSet::new(); set.spawn(|| suspend()); set.join_next() });
+            wait!(, { let mut set = JoinSet::new(); set.spawn(|| suspend()); set.shutdown() });
+            wait!(, select((|| suspend(), || suspend())));
+            wait!(, race((|| suspend(), || suspend())));
+            wait!(, race([|| suspend()]));
+            wait!(, race(vec![|| suspend()]));
             waits.push(spawn_now(|| suspend()));
             waits.push(Coroutine::builder().spawn(|| suspend()).unwrap());
             while ctx.poll(false) {}
             let count = waits.len();
-            // The three that others wait for are on the list as well.
-            assert_locations(ctx, |line| line.contains(" waits for "), count + 3);
+            // Others wait for twelve more: three coroutines, two of sets, six branches, an initializer.
+            assert_locations(ctx, |line| line.contains(" waits for "), count + 12);
+            drop(initializer);
             drop(sender);
         })
         .unwrap();
@@ -131,6 +160,7 @@ fn wakes_show_their_callers() {
         let none = Rc::new(Semaphore::new(0));
         let lock = Rc::new(CoRwLock::new(()));
         let queue = Rc::new((CoQueue::new(), CoMutex::new(())));
+        let notify = Rc::new((Notify::new(), Notify::new()));
         let writing = lock.write();
         let suspended = [(); 4].map(|()| spawn(|| suspend()));
         let woken: Vec<JoinHandle<()>> = vec![
@@ -153,6 +183,14 @@ fn wakes_show_their_callers() {
                 let queue = Rc::clone(&queue);
                 move || drop(queue.0.wait(queue.1.lock()))
             }),
+            spawn({
+                let notify = Rc::clone(&notify);
+                move || _ = notify.0.notified()
+            }),
+            spawn({
+                let notify = Rc::clone(&notify);
+                move || _ = notify.1.notified()
+            }),
         ];
         yield_now();
         sender.try_send(0).unwrap();
@@ -162,6 +200,8 @@ fn wakes_show_their_callers() {
         let reading = writing.downgrade();
         assert!(queue.0.wake_one());
         queue.0.wake_all();
+        notify.0.notify_one();
+        notify.1.notify_waiters();
         suspended[0].coroutine().wake();
         suspended[1].cancel();
         suspended[2].coroutine().waker().wake();
@@ -193,7 +233,7 @@ fn panics_show_their_callers() {
         let at: &Location<'_> = info.location().unwrap();
         PLACES.lock().unwrap().push((at.file().to_string(), at.line()));
     }));
-    let calls: [&dyn Fn(); 12] = [
+    let calls: [&dyn Fn(); 19] = [
         &|| drop(spawn(|| ())),
         &|| drop(spawn_now(|| ())),
         &|| _ = Coroutine::new(|| ()),
@@ -204,6 +244,13 @@ fn panics_show_their_callers() {
         &|| yield_now(),
         &|| _ = sleep(HOUR),
         &|| _ = timeout(HOUR, || ()),
+        &|| _ = timeout_at(Instant::now(), || ()),
+        &|| _ = sleep_until(Instant::now()),
+        &|| _ = interval(HOUR),
+        &|| _ = interval_at(Instant::now(), Duration::ZERO),
+        &|| select((|| (), || ())).0,
+        &|| race([|| ()]),
+        &|| _ = JoinSet::new().spawn(|| ()),
         &|| drop(CoFd::new(UnixStream::pair().unwrap().0)),
         &|| AioContext::run(|_| AioContext::run(|_| ())),
     ];

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use corosensei::Yielder;
 
 use crate::coroutine::{
-    Attributes, BlockRef, Deadline, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
+    Attributes, BlockRef, Deadline, LocalValue, RunningStack, ScheduleOutcome, StackLease, StateWord, WaitReason,
 };
 
 /// The command with which a coroutine is resumed.
@@ -103,6 +103,8 @@ pub(crate) struct LocalState {
     /// The number of shields that mask cancellation.
     pub(crate) shields: Cell<u32>,
     pub(crate) lease: Cell<Option<StackLease>>,
+    /// The innermost coroutine-local value.
+    pub(crate) local_values: Cell<*const LocalValue>,
     pub(crate) result: Cell<Option<ResultSlot>>,
     pub(crate) joiner: Cell<Option<Joiner>>,
     pub(crate) name: RefCell<Option<Cow<'static, str>>>,
@@ -160,6 +162,7 @@ impl ControlBlock {
                 since: Cell::new(0),
                 deadlines: Cell::new(ptr::null()),
                 shields: Cell::new(0),
+                local_values: Cell::new(ptr::null()),
             },
         }
     }
@@ -228,6 +231,7 @@ impl LocalState {
         self.deadlines.set(ptr::null());
         self.yielder.set(ptr::null());
         self.shields.set(0);
+        self.local_values.set(ptr::null());
         self.suspended_at.set(attributes.created_at);
         self.wait_reason.set(WaitReason::Enter);
         self.lease.set(Some(lease));

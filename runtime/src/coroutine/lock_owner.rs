@@ -58,7 +58,7 @@ impl LockOwner {
 
 /// An owner as it was when the record was read.
 pub(crate) struct OwnerSnapshot {
-    /// `None`: taken on a thread's own stack, or in the loop.
+    /// `None`: taken on a thread's own stack, in the loop, or for an owned guard.
     pub(crate) holder: Option<BlockRef>,
     pub(crate) at: &'static Location<'static>,
 }

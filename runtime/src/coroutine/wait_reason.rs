@@ -29,12 +29,16 @@ pub(crate) enum WaitReason {
     Send(usize),
     Receive(usize),
     OneShot(usize),
+    Notify(usize),
+    Watch(usize),
+    Barrier(usize),
     Sleep,
     Readable(i32),
     Writable(i32),
     Io,
     Future,
     Scope,
+    JoinSet,
 }
 
 impl WaitReason {
@@ -68,12 +72,15 @@ impl From<WaitReason> for WaitKind {
             | WaitReason::Semaphore(_)
             | WaitReason::Send(_)
             | WaitReason::Receive(_)
-            | WaitReason::OneShot(_) => WaitKind::Message,
+            | WaitReason::OneShot(_)
+            | WaitReason::Notify(_)
+            | WaitReason::Watch(_)
+            | WaitReason::Barrier(_) => WaitKind::Message,
             WaitReason::Sleep => WaitKind::Time,
             WaitReason::Readable(_) | WaitReason::Writable(_) => WaitKind::Descriptor,
             WaitReason::Io => WaitKind::Io,
             WaitReason::Future => WaitKind::Future,
-            WaitReason::Scope => WaitKind::Scope,
+            WaitReason::Scope | WaitReason::JoinSet => WaitKind::Scope,
         }
     }
 }

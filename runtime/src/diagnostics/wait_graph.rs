@@ -84,17 +84,21 @@ impl fmt::Display for DisplayWait<'_> {
             WaitReason::Send(channel) => write!(f, "room in channel {channel:#x}"),
             WaitReason::Receive(channel) => write!(f, "a message in channel {channel:#x}"),
             WaitReason::OneShot(oneshot) => write!(f, "the value of oneshot {oneshot:#x}"),
+            WaitReason::Notify(notify) => write!(f, "a notification of Notify {notify:#x}"),
+            WaitReason::Watch(channel) => write!(f, "a change of watch channel {channel:#x}"),
+            WaitReason::Barrier(barrier) => write!(f, "the others at Barrier {barrier:#x}"),
             WaitReason::Sleep => f.write_str("the end of its sleep"),
             WaitReason::Readable(fd) => write!(f, "descriptor {fd} to become readable"),
             WaitReason::Writable(fd) => write!(f, "descriptor {fd} to become writable"),
             WaitReason::Io => f.write_str("I/O"),
             WaitReason::Future => f.write_str("a future"),
             WaitReason::Scope => f.write_str("the coroutines of its scope"),
+            WaitReason::JoinSet => f.write_str("a coroutine of its JoinSet"),
         }?;
         let Some(owner) = reason.owner().and_then(LockOwner::get) else { return Ok(()) };
         f.write_str(", held by ")?;
         match owner.holder {
-            None => f.write_str("a thread")?,
+            None => f.write_str("a thread or an owned guard")?,
             Some(holder) if holder.has_ended(scheduler) => f.write_str("a finished coroutine")?,
             Some(holder) if holder.block.context() != scheduler.shared.id() => {
                 f.write_str("a coroutine of another context")?

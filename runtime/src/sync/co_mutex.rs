@@ -9,6 +9,8 @@
 
 #![allow(unsafe_code)]
 
+mod owned;
+
 use crate::atomic::{AtomicU32, Ordering};
 use crate::coroutine::{Cancelled, LockOwner, WaitReason};
 use crate::sync::wait_queue::{Abandoned, WaitQueue};
@@ -16,6 +18,8 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+
+pub use owned::{OwnedCoMutexGuard, SharedMutex};
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;

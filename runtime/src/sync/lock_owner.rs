@@ -13,6 +13,14 @@ impl LockOwner {
         self.set(Scheduler::current().and_then(Scheduler::running), Location::caller());
     }
 
+    /// Records that the lock was taken for a guard that may move to another coroutine: no coroutine
+    /// counts as the owner.
+    #[track_caller]
+    pub(crate) fn record_movable(&self) {
+        self.clear();
+        self.set(None, Location::caller());
+    }
+
     /// Panics if the running coroutine owns the lock: it would wait for itself (rule S6).
     #[track_caller]
     pub(crate) fn panic_if_self(&self, what: &str) {

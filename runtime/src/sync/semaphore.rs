@@ -4,8 +4,12 @@
 //! of the queue, in order, while the permits suffice; no later arrival is admitted before them,
 //! however few permits it requests.
 
+mod owned;
+
 use std::fmt;
 use std::mem::ManuallyDrop;
+
+pub use owned::OwnedPermit;
 
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};

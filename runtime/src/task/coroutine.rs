@@ -288,6 +288,16 @@ impl Coroutine {
         }
     }
 
+    /// Cancels the coroutine like [`cancel`](Self::cancel), but never enters it: for destructors.
+    #[track_caller]
+    pub(crate) fn cancel_later(self) {
+        if self.id.block.word.cancel(self.id.generation) {
+            if let Some(scheduler) = Scheduler::current() {
+                scheduler.wake_later(self.id);
+            }
+        }
+    }
+
     /// Returns whether waits of this coroutine end early.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.id.is_live() && Scheduler::current().is_some_and(|scheduler| scheduler.is_cancelled(self.id.block))

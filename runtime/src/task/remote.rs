@@ -153,6 +153,28 @@ impl CoroutineBuilder {
 
 /// A handle to a coroutine spawned in a context from any thread: waits for the coroutine and
 /// returns its result. It is `Send`, and a `Future`.
+///
+/// A [`timeout`](crate::timeout) around [`join`](Self::join) cancels the coroutine when it expires.
+/// The handle as a future does not, and can be used again:
+///
+/// ```
+/// use coralio_runtime::{AioContext, IoThread, TimedOut, block_on, sleep, spawn, timeout};
+/// use std::time::Duration;
+///
+/// const MS: Duration = Duration::from_millis(1);
+/// let worker = IoThread::start("worker").unwrap();
+/// let mut handle = worker.context().spawn(|| sleep(1000 * MS));
+/// AioContext::run(|_ctx| {
+///     let waiting = spawn(move || {
+///         let first = timeout(MS, || block_on(&mut handle));
+///         assert!(matches!(first, Err(TimedOut)) && !handle.is_finished());
+///         let second = timeout(MS, || handle.join()); // cancels the sleep
+///         assert!(matches!(second, Err(TimedOut)));
+///     });
+///     waiting.join().unwrap();
+/// });
+/// worker.stop().unwrap();
+/// ```
 #[must_use = "dropping the handle detaches the coroutine; call `drop` on it if that is intended"]
 pub struct RemoteJoinHandle<T> {
     slot: Arc<Mutex<SharedResult<T>>>,
@@ -188,13 +210,24 @@ impl<T> RemoteJoinHandle<T> {
     /// May enter the coroutine, on its home thread.
     #[track_caller]
     pub fn cancel(&self) {
-        let mut slot = self.slot.lock();
-        slot.cancelled = true;
-        let coroutine = slot.coroutine.clone();
-        drop(slot);
-        if let Some(coroutine) = coroutine {
+        if let Some(coroutine) = self.set_cancelled() {
             coroutine.cancel();
         }
+    }
+
+    /// Cancels the coroutine like [`cancel`](Self::cancel), but never enters it: for destructors.
+    #[track_caller]
+    pub(super) fn cancel_later(&self) {
+        if let Some(coroutine) = self.set_cancelled() {
+            coroutine.cancel_later();
+        }
+    }
+
+    /// Lets the coroutine start as cancelled. Returns its waker if it has started already.
+    fn set_cancelled(&self) -> Option<Waker> {
+        let mut slot = self.slot.lock();
+        slot.cancelled = true;
+        slot.coroutine.clone()
     }
 
     /// Returns whether [`join`](Self::join) would return immediately.

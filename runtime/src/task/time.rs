@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::context::{Action, LocalContext};
 use crate::coroutine::{Cancelled, Deadline, LocalState, WaitReason};
@@ -44,6 +44,11 @@ impl std::error::Error for TimedOut {}
 /// returns `Ok`, or has no effect. A waiting [scope](crate::scope()) cancels its coroutines when
 /// the time expires, which counts as a wait that was cut short.
 ///
+/// A coroutine that `f` joins is cancelled as well when the time expires, also one of another thread
+/// ([`RemoteJoinHandle::join`](crate::RemoteJoinHandle::join)), since joining consumes the handle: it
+/// continues detached, with waits that end early. Nothing else that `f` waits for is cancelled. To
+/// wait for a limited time and then wait again, poll the handle: `block_on(&mut handle)`.
+///
 /// The coroutine yields before this returns [`TimedOut`], so that a loop of timeouts with a
 /// duration of zero does not starve others.
 ///
@@ -56,6 +61,47 @@ impl std::error::Error for TimedOut {}
 /// As `f`; may yield.
 #[track_caller]
 pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
+    let home = LocalContext::expect("a timeout");
+    run_until(home, home.scheduler.shared.clock.now().checked_add(duration), f)
+}
+
+/// Runs `f` with a time limit as [`timeout`] does; the limit is a time of the context's clock, see
+/// [`AioContext::now`](crate::AioContext::now).
+///
+/// ```
+/// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout_at};
+/// use std::time::Duration;
+///
+/// AioContext::run(|ctx| {
+///     let deadline = ctx.now() + Duration::from_millis(10);
+///     let task = spawn(move || {
+///         timeout_at(deadline, || sleep(Duration::from_millis(1)))??; // steps with one deadline
+///         timeout_at(deadline, || sleep(Duration::from_secs(3600)))??;
+///         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+///     });
+///     assert!(task.join().unwrap().unwrap_err().is::<TimedOut>());
+/// });
+/// ```
+///
+/// # Errors
+///
+/// As [`timeout`].
+///
+/// # Panics
+///
+/// Outside a coroutine.
+///
+/// # Control
+///
+/// As `f`; may yield.
+#[track_caller]
+pub fn timeout_at<T>(deadline: Instant, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
+    run_until(LocalContext::expect("a timeout"), Some(deadline), f)
+}
+
+/// Runs `f` until `deadline`; `None` is beyond the clock's range.
+#[track_caller]
+fn run_until<T>(home: &LocalContext, deadline: Option<Instant>, f: impl FnOnce() -> T) -> Result<T, TimedOut> {
     struct Off<'a>(&'a LocalState, &'a Deadline);
     impl Drop for Off<'_> {
         fn drop(&mut self) {
@@ -63,11 +109,10 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
             self.0.deadlines.set(self.1.outer);
         }
     }
-    let home = LocalContext::expect("a timeout");
     let scheduler = &home.scheduler;
     let block = scheduler.running().expect("timeout outside a coroutine: spawn one");
     let local = scheduler.local(block);
-    let Some(deadline) = scheduler.shared.clock.now().checked_add(duration) else { return Ok(f()) };
+    let Some(deadline) = deadline else { return Ok(f()) };
     let frame = Deadline { deadline, hit: Cell::new(false), outer: local.deadlines.get() };
     local.deadlines.set(&frame);
     let off = Off(local, &frame);
@@ -108,10 +153,33 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 #[track_caller]
 pub fn sleep(duration: Duration) -> Result<(), Cancelled> {
     let home = LocalContext::expect("sleep");
+    wait_for_time(home, home.scheduler.shared.clock.now().checked_add(duration))
+}
+
+/// Waits until `deadline`, a time of the context's clock: see
+/// [`AioContext::now`](crate::AioContext::now). Otherwise as [`sleep`]; always yields.
+///
+/// # Errors
+///
+/// As [`sleep`].
+///
+/// # Panics
+///
+/// Outside a context.
+///
+/// # Control
+///
+/// Yields; on the thread's own stack, may enter.
+#[track_caller]
+pub fn sleep_until(deadline: Instant) -> Result<(), Cancelled> {
+    wait_for_time(LocalContext::expect("sleep"), Some(deadline))
+}
+
+/// Waits until `deadline`; `None` is beyond the clock's range, so for ever.
+#[track_caller]
+fn wait_for_time(home: &LocalContext, deadline: Option<Instant>) -> Result<(), Cancelled> {
     let scheduler = &home.scheduler;
-    // None: beyond the clock's range, so for ever.
     let clock = &scheduler.shared.clock;
-    let deadline = clock.now().checked_add(duration);
     let is_over = || deadline.is_some_and(|deadline| clock.now() >= deadline);
     let Some(block) = scheduler.running() else {
         // A sleep that is over needs no timer, only the turn of the others.

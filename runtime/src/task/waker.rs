@@ -56,6 +56,14 @@ impl Waker {
         }
     }
 
+    /// Cancels the coroutine like [`cancel`](Self::cancel), but never enters it: for destructors.
+    #[track_caller]
+    pub(crate) fn cancel_later(&self) {
+        if self.id.block.word.cancel(self.id.generation) {
+            self.wake_later();
+        }
+    }
+
     /// Schedules the coroutine for the next iteration of its loop, also on its home thread.
     ///
     /// # Errors

@@ -81,6 +81,8 @@ pub(crate) enum WaitReason {
     Semaphore(usize),
     Send(usize),
     Receive(usize),
+    Notify(usize),
+    Barrier(usize),
 }
 
 pub(crate) struct LockOwner;
@@ -91,6 +93,7 @@ impl LockOwner {
     }
 
     pub(crate) fn record(&self) {}
+    pub(crate) fn record_movable(&self) {}
     pub(crate) fn clear(&self) {}
     pub(crate) fn panic_if_self(&self, _what: &str) {}
 }
