@@ -38,6 +38,7 @@ pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod poll_handler;
 mod poll_while;
+mod registration;
 pub(crate) mod registry;
 pub(crate) mod shared;
 pub(crate) mod source;
@@ -52,10 +53,10 @@ pub(crate) use local::{LocalContext, Settings};
 pub(crate) use lock::{ContextGuard, ContextLock, HomeLockGuard};
 pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
-pub(crate) use registry::{ContextEnded, Key, Registry, call};
+pub(crate) use registry::{ContextEnded, Key, Registry};
 pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
 pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken, Sources};
-pub(crate) use timer::{Action, Timers};
+pub(crate) use timer::{Action, Timer, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
@@ -132,12 +133,12 @@ impl AioContext {
         let _span = shared.scheduler.span(Span::Round);
         home.scheduler.clock.count_round();
         let mut progress = source.is_some_and(|source| source.dispatch(token));
-        progress |= shared.bottom_halves.run(&self.shared);
+        progress |= shared.bottom_halves.run_due(&self.shared);
         progress |= self.serve_watches(progress, may_sleep, || {
             home.scheduler.has_ready() || shared.scheduler.remote_queue.is_pending()
         });
-        progress |= shared.pollers.run(&self.shared);
-        progress |= shared.timers.run(&self.shared);
+        progress |= shared.pollers.run_ready(&self.shared);
+        progress |= shared.timers.run_due(&self.shared);
         progress |= home.scheduler.run_ready();
         // Read again: the source may have been detached.
         progress |= home.source.get().is_some_and(|source| source.flush(token, false));
@@ -158,10 +159,10 @@ impl AioContext {
         let source = self.shared.source.lock().clone();
         let token = LoopToken::elsewhere(&guard);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
-        progress |= self.shared.bottom_halves.run(&self.shared);
+        progress |= self.shared.bottom_halves.run_due(&self.shared);
         progress |= self.serve_watches(progress, false, || false);
-        progress |= self.shared.pollers.run(&self.shared);
-        progress |= self.shared.timers.run(&self.shared);
+        progress |= self.shared.pollers.run_ready(&self.shared);
+        progress |= self.shared.timers.run_due(&self.shared);
         progress | source.is_some_and(|source| source.flush(token, false))
     }
 
@@ -171,7 +172,7 @@ impl AioContext {
     /// polled already, or the coming sleep will.
     fn serve_watches(&self, busy: bool, may_sleep: bool, ready: impl FnOnce() -> bool) -> bool {
         let shared = &*self.shared;
-        let asked = shared.watches.take_asked();
+        let asked = shared.sleep_asked.load(Ordering::Relaxed) && shared.sleep_asked.swap(false, Ordering::Relaxed);
         if shared.watches.is_empty() {
             return false;
         }
@@ -189,7 +190,7 @@ impl AioContext {
             });
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
         }
-        shared.watches.run(&self.shared)
+        shared.watches.run_ready(&self.shared)
     }
 
     /// Waits until something is due. Returns whether to run another iteration.
@@ -296,7 +297,7 @@ impl AioContext {
             // reacquired. The next iteration polls again.
             let ask = |timeout| {
                 let asked = shared.epoll.wait(timeout, |ready| shared.watches.report_edge(ready));
-                shared.watches.note_asked();
+                shared.sleep_asked.store(shared.watches.sleep_asks(), Ordering::Relaxed);
                 asked
             };
             let in_source = |source: &Arc<dyn EventSource>| {

@@ -118,23 +118,6 @@ impl<T> IndexMut<usize> for Registry<T> {
     }
 }
 
-/// Calls `run` with a callback that was taken out of its registry, and returns the callback. After
-/// a panic, `put_back` receives it instead.
-#[inline(always)]
-pub(crate) fn call<C>(callback: C, run: impl FnOnce(&mut C), put_back: impl FnOnce(C)) -> C {
-    struct Running<C, F: FnOnce(C)>(Option<(C, F)>);
-    impl<C, F: FnOnce(C)> Drop for Running<C, F> {
-        fn drop(&mut self) {
-            if let Some((callback, put_back)) = self.0.take() {
-                put_back(callback);
-            }
-        }
-    }
-    let mut running = Running(Some((callback, put_back)));
-    run(&mut running.0.as_mut().expect("just put there").0);
-    running.0.take().expect("still there").0
-}
-
 /// The context has ended, or is ending, and accepts no registration. The rejected closure has been
 /// dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -203,10 +203,9 @@ impl SharedContext {
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
     /// thread is stopped.
     fn write_tables(&self, f: &mut String, home: Option<&LocalContext>) -> fmt::Result {
-        let busy = || "table in use".to_string();
-        writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  timers: {}", self.timers.describe(self.scheduler.clock.now()).unwrap_or_else(busy))?;
+        writeln!(f, "  bottom halves: {}", self.bottom_halves.description())?;
+        writeln!(f, "  watches: {}", self.watches.description())?;
+        writeln!(f, "  timers: {}", self.timers.description(self.scheduler.clock.now()))?;
         let source = match home {
             Some(home) => home.source.get().cloned(),
             None => self.source.try_lock().and_then(|source| source.clone()),
