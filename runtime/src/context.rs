@@ -28,6 +28,7 @@ use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
 mod atfork;
+pub(crate) mod attach;
 pub(crate) mod bottom_half;
 pub(crate) mod event_notifier;
 pub(crate) mod fd_handler;
@@ -38,12 +39,12 @@ pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod poll_handler;
 mod poll_while;
-mod registration;
-pub(crate) mod registry;
+pub(crate) mod registration;
 pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod timer;
 
+pub(crate) use attach::Attached;
 pub(crate) use bottom_half::BottomHalves;
 pub(crate) use fd_handler::{FdHandler, Interest, Readiness, Watches};
 pub(crate) use heartbeat::Heartbeat;
@@ -53,9 +54,9 @@ pub(crate) use local::{LocalContext, Settings};
 pub(crate) use lock::{ContextGuard, ContextLock, HomeLockGuard};
 pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
-pub(crate) use registry::{ContextEnded, Key, Registry};
+pub(crate) use registration::ContextEnded;
 pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
-pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken, Sources};
+pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken};
 pub(crate) use timer::{Action, Timer, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
@@ -127,12 +128,11 @@ impl AioContext {
     /// Runs one iteration. With `may_sleep`, the loop will sleep if there is no progress.
     fn round(&self, home: &LocalContext, may_sleep: bool) -> bool {
         let shared = &*self.shared;
-        let source = home.source.get();
         let token = LoopToken::at_home_of(home);
         let _heartbeat = home.heartbeat();
         let _span = shared.scheduler.span(Span::Round);
         home.scheduler.clock.count_round();
-        let mut progress = source.is_some_and(|source| source.dispatch(token));
+        let mut progress = home.source.get().is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run_due(&self.shared);
         progress |= self.serve_watches(progress, may_sleep, || {
             home.scheduler.has_ready() || shared.scheduler.remote_queue.is_pending()
@@ -197,6 +197,7 @@ impl AioContext {
     fn wait(&self, home: &LocalContext) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let source = source.as_deref();
         if source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), true))) {
             return true;
         }
@@ -227,6 +228,7 @@ impl AioContext {
     fn busy_poll(&self, home: &LocalContext, began: Instant) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let source = source.as_deref();
         let window = home.source_window.ns().max(shared.pollers.longest());
         if window == 0 {
             return false;
@@ -287,6 +289,7 @@ impl AioContext {
             shared.scheduler.sleep.going_to_sleep();
         }
         let source = home.source.get();
+        let source = source.as_deref();
         let ready = ready || source.is_some_and(|source| source.is_ready(HomeToken::new(home)));
         if !ready && !shared.scheduler.sleep.is_awake() && !self.is_due(home) {
             let until = self.next_due();
@@ -359,7 +362,7 @@ impl AioContext {
     /// engines.
     pub fn source(&self) -> Option<Arc<dyn EventSource>> {
         match self.shared.home() {
-            Some(home) => home.source.get().cloned(),
+            Some(home) => home.source.get().map(|source| Arc::clone(&source)),
             None => self.shared.source.lock().clone(),
         }
     }

@@ -9,8 +9,8 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::context::registration::{Callback, Entry, Kind, State, Table};
-use crate::context::{Key, SharedContext};
+use crate::context::SharedContext;
+use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
 use crate::sys::Clock;
 use crate::trace::Span;
 
@@ -59,9 +59,9 @@ impl Kind for BottomHalfKind {
         entry.ticket = 0;
     }
 
-    fn requeue(state: &mut State<Self>, key: Key, shared: &SharedContext) -> bool {
-        state.entries[key.index].ticket != 0 && {
-            state.enqueue(key.index, &shared.scheduler.clock);
+    fn requeue(state: &mut State<Self>, index: usize, shared: &SharedContext) -> bool {
+        state.entries[index].ticket != 0 && {
+            state.enqueue(index, &shared.scheduler.clock);
             true
         }
     }
@@ -70,8 +70,8 @@ impl Kind for BottomHalfKind {
 impl State<BottomHalfKind> {
     /// Returns whether the loop must be woken.
     fn schedule(&mut self, key: Key, as_idle: bool, clock: &Clock) -> bool {
-        let ticket = self.new_ticket();
-        let Some(entry) = self.entries.get_mut(key) else { return false };
+        let ticket = self.new_number();
+        let Some(entry) = self.get(key) else { return false };
         // A plain schedule overrides an idle one, but not the reverse.
         if entry.is_deleted || entry.ticket != 0 && (as_idle || !entry.kind.is_idle) {
             return false;
@@ -116,15 +116,14 @@ impl State<BottomHalfKind> {
     }
 
     /// Returns the next bottom half to run, with its callback taken out.
-    fn start_next(&mut self) -> Option<(Key, Callback<()>, ())> {
+    fn start_next(&mut self) -> Option<((Key, Callback<()>), ())> {
         while let Some((index, ticket)) = self.queues.taken.pop_front() {
-            let Some((key, entry)) = self.entries.at_mut(index).filter(|(_, entry)| entry.ticket == ticket) else {
-                continue;
-            };
+            let Some(entry) = self.ticketed(index, ticket) else { continue };
+            let key = entry.key;
             entry.ticket = 0;
             entry.is_deleted = entry.kind.is_one_shot;
-            if let Some(callback) = self.start(key) {
-                return Some((key, callback, ()));
+            if let Some(started) = self.start(key) {
+                return Some((started, ()));
             }
         }
         None

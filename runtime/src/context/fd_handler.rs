@@ -14,8 +14,8 @@ use std::mem;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use crate::context::registration::{Callback, Entry, Kind, State, Table};
-use crate::context::{Key, SharedContext};
+use crate::context::SharedContext;
+use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
 use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
@@ -159,8 +159,8 @@ impl Kind for Watch {
         debug_assert!(set.is_ok(), "not registered, so no system call is made");
     }
 
-    fn requeue(state: &mut State<Self>, key: Key, shared: &SharedContext) -> bool {
-        let watch = &mut state.entries[key.index].kind;
+    fn requeue(state: &mut State<Self>, index: usize, shared: &SharedContext) -> bool {
+        let Entry { key, kind: watch, .. } = &mut state.entries[index];
         if mem::take(&mut watch.masked) {
             let restored = watch.update(&shared.epoll, key.token());
             debug_assert!(restored.is_ok(), "the entry keeps the descriptor open");
@@ -173,11 +173,15 @@ impl Kind for Watch {
 }
 
 impl State<Watch> {
+    /// Returns the entry whose key has this [token](Key::token).
+    fn by_token(&mut self, token: u64) -> Option<&mut Entry<Watch>> {
+        self.entries.get_mut((token & 0xffff_ffff) as usize).filter(|entry| entry.key.token() == token)
+    }
+
     /// Queues a reported event. An event that an outer iteration has queued and not served is
     /// merged with it.
     fn report(&mut self, ready: Ready, only_edges: bool) {
-        let Some((_, entry)) = self.entries.by_token(ready.token) else { return };
-        let watch = &mut entry.kind;
+        let Some(Entry { kind: watch, .. }) = self.by_token(ready.token) else { return };
         if only_edges && !watch.edges {
             return;
         }
@@ -187,12 +191,12 @@ impl State<Watch> {
         }
     }
 
-    fn start_next(&mut self) -> Option<(Key, Callback<u32>, u32)> {
+    fn start_next(&mut self) -> Option<((Key, Callback<u32>), u32)> {
         while let Some(token) = self.queues.ready.pop_front() {
-            let Some((key, entry)) = self.entries.by_token(token) else { continue };
-            let watch = &mut entry.kind;
+            let Some(Entry { key, kind: watch, is_running, .. }) = self.by_token(token) else { continue };
+            let key = *key;
             watch.queued = false;
-            if watch.edges && entry.is_running {
+            if watch.edges && *is_running {
                 // An edge is reported once: keep it until the handler has returned.
                 continue;
             }
@@ -200,8 +204,8 @@ impl State<Watch> {
             let wanted = watch.interest.events() | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
             let events = mem::take(&mut watch.reported) & wanted;
             if watch.interest != Interest::Disabled && events != 0 {
-                if let Some(handler) = self.start(key) {
-                    return Some((key, handler, events));
+                if let Some(started) = self.start(key) {
+                    return Some((started, events));
                 }
             }
         }
@@ -254,7 +258,7 @@ impl Watches {
         if state.running == 0 {
             return;
         }
-        for entry in state.entries.iter_mut().filter(|entry| entry.is_running && entry.kind.registered) {
+        for (_, entry) in state.entries.iter_mut().filter(|(_, entry)| entry.is_running && entry.kind.registered) {
             entry.kind.masked = true;
             // A failure, which is not expected, only makes the nested poll return without
             // sleeping.
@@ -265,7 +269,7 @@ impl Watches {
     /// Describes the watches, for a dump.
     pub(crate) fn description(&self) -> String {
         self.describe(|state| {
-            let one = |(_, entry): (Key, &Entry<Watch>)| {
+            let one = |(_, entry): (usize, &Entry<Watch>)| {
                 let running = if entry.is_running { ", handler running" } else { "" };
                 format!("descriptor {} for {:?}{running}", entry.kind.fd, entry.kind.interest)
             };

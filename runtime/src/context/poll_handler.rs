@@ -10,8 +10,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::context::registration::{Entry, Kind, State, Table};
-use crate::context::{Key, SharedContext};
+use crate::context::SharedContext;
+use crate::context::registration::{Entry, Key, Kind, State, Table};
 use crate::trace::Span;
 
 mod handle;
@@ -72,7 +72,7 @@ impl Kind for Poller {
 
     fn cancel(_: &mut Entry<Self>, (): &mut (), _: &SharedContext) {}
 
-    fn requeue(_: &mut State<Self>, _: Key, _: &SharedContext) -> bool {
+    fn requeue(_: &mut State<Self>, _: usize, _: &SharedContext) -> bool {
         // The loop ignored this source while its handler ran.
         true
     }
@@ -86,9 +86,9 @@ impl Pollers {
         while !self.is_empty() {
             let (key, is_ready, window) = {
                 let state = self.lock();
-                let idle = |(key, entry): &(Key, &Entry<_>)| key.index >= from && !entry.is_running;
-                let Some((key, Entry { kind, .. })) = state.entries.iter().find(idle) else { return };
-                (key, Arc::clone(&kind.is_ready), Arc::clone(&kind.window))
+                let idle = |(index, entry): &(usize, &Entry<_>)| *index >= from && !entry.is_running;
+                let Some((_, Entry { key, kind, .. })) = state.entries.iter().find(idle) else { return };
+                (*key, Arc::clone(&kind.is_ready), Arc::clone(&kind.window))
             };
             if !each(key, &is_ready, &window) {
                 return;
@@ -140,10 +140,10 @@ impl Pollers {
     fn run_any(&self, shared: &Arc<SharedContext>) -> bool {
         let mut progress = false;
         self.visit(|key, is_ready, _| {
-            let handler = if is_ready() { self.lock().start(key) } else { None };
-            if let Some(handler) = handler {
+            let started = if is_ready() { self.lock().start(key) } else { None };
+            if let Some(started) = started {
                 progress = true;
-                drop(self.call(shared, key, handler, ()));
+                drop(self.call(shared, started, ()));
             }
             true
         });

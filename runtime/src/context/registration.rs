@@ -7,17 +7,17 @@
 //! is deleted meanwhile is freed when the callback has returned.
 
 use std::any::Any;
-use std::fmt;
 use std::marker::PhantomData;
-use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fmt, io, mem};
 
 use parking_lot::{Mutex, MutexGuard};
+use slab::Slab;
 
-use crate::context::{AioContext, ContextEnded, Key, Registry, SharedContext};
+use crate::context::SharedContext;
 use crate::sys::in_child;
 use crate::trace::Span;
 
@@ -43,30 +43,108 @@ pub(crate) trait Kind: Any + Sized {
     /// Takes the entry out of the queues, when it is deleted.
     fn cancel(entry: &mut Entry<Self>, queues: &mut Self::Queues, shared: &SharedContext);
 
-    /// Queues the entry again, whose callback has returned, if it became due meanwhile. Returns
-    /// whether the loop must check its tables again.
-    fn requeue(state: &mut State<Self>, key: Key, shared: &SharedContext) -> bool;
+    /// Queues an entry whose callback has returned, if it became due meanwhile. Returns whether the
+    /// loop must check its tables again.
+    fn requeue(state: &mut State<Self>, index: usize, shared: &SharedContext) -> bool;
+}
+
+/// Identifies one registration. Serial numbers are never reused, so a key never refers to a later
+/// registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) index: usize,
+    serial: u64,
+}
+
+impl Key {
+    /// Returns the number that epoll reports: the index, and the low 31 bits of the serial number.
+    pub(crate) fn token(self) -> u64 {
+        (self.serial & 0x7fff_ffff) << 32 | self.index as u64
+    }
 }
 
 /// One registration.
 pub(crate) struct Entry<K: Kind> {
+    pub(crate) key: Key,
     /// `None` while it runs, and for timers that only wake a coroutine.
     callback: Option<Callback<K::Event>>,
     pub(crate) is_running: bool,
     /// Deleted while the callback runs; freed when it returns.
     pub(crate) is_deleted: bool,
-    /// The number of the newest queue entry, never reused; older ones are stale. 0: not queued.
+    /// The number of the newest queue entry; older ones are stale. 0: not queued.
     pub(crate) ticket: u64,
     pub(crate) created_at: &'static Location<'static>,
     pub(crate) kind: K,
 }
 
 pub(crate) struct State<K: Kind> {
-    pub(crate) entries: Registry<Entry<K>>,
+    pub(crate) entries: Slab<Entry<K>>,
     pub(crate) queues: K::Queues,
     /// Number of running callbacks.
     pub(crate) running: usize,
-    tickets: u64,
+    /// The last serial number or ticket.
+    last_number: u64,
+    /// The context has ended.
+    is_closed: bool,
+}
+
+impl<K: Kind> State<K> {
+    /// Returns a number that was never used before.
+    pub(crate) fn new_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    #[track_caller]
+    fn insert(&mut self, kind: K, callback: Option<Callback<K::Event>>) -> Key {
+        let key = Key { index: self.entries.vacant_key(), serial: self.new_number() };
+        let created_at = Location::caller();
+        self.entries.insert(Entry { key, callback, is_running: false, is_deleted: false, ticket: 0, created_at, kind });
+        key
+    }
+
+    pub(crate) fn get(&mut self, key: Key) -> Option<&mut Entry<K>> {
+        self.entries.get_mut(key.index).filter(|entry| entry.key == key)
+    }
+
+    /// Returns the registration at `index`, if its newest queue entry has this ticket.
+    pub(crate) fn ticketed(&mut self, index: usize, ticket: u64) -> Option<&mut Entry<K>> {
+        self.entries.get_mut(index).filter(|entry| entry.ticket == ticket)
+    }
+
+    pub(crate) fn is_current(&self, index: usize, ticket: u64) -> bool {
+        self.entries.get(index).is_some_and(|entry| entry.ticket == ticket)
+    }
+
+    /// Takes the callback out of its entry, to be called.
+    pub(crate) fn start(&mut self, key: Key) -> Option<(Key, Callback<K::Event>)> {
+        let entry = self.get(key)?;
+        let callback = entry.callback.take()?;
+        entry.is_running = true;
+        self.running += 1;
+        Some((key, callback))
+    }
+
+    /// Puts the callback back after it has returned. Returns the values to drop outside the lock.
+    fn finish(
+        &mut self,
+        key: Key,
+        callback: Callback<K::Event>,
+        shared: &SharedContext,
+    ) -> Option<(Callback<K::Event>, Option<Entry<K>>)> {
+        self.running -= 1;
+        // None: the context was closed meanwhile.
+        let Some(entry) = self.get(key) else { return Some((callback, None)) };
+        if entry.is_deleted {
+            return Some((callback, Some(self.entries.remove(key.index))));
+        }
+        entry.callback = Some(callback);
+        entry.is_running = false;
+        if K::requeue(self, key.index, shared) {
+            shared.scheduler.wake_loop_of_another();
+        }
+        None
+    }
 }
 
 /// All registrations of one kind in a context.
@@ -103,52 +181,10 @@ impl<K: Kind> Drop for Locked<'_, K> {
     }
 }
 
-impl<K: Kind> State<K> {
-    /// Takes the callback out of its entry, to be called.
-    pub(crate) fn start(&mut self, key: Key) -> Option<Callback<K::Event>> {
-        let entry = self.entries.get_mut(key)?;
-        let callback = entry.callback.take()?;
-        entry.is_running = true;
-        self.running += 1;
-        Some(callback)
-    }
-
-    /// Puts the callback back after it has returned. Returns the values to drop outside the lock.
-    fn finish(
-        &mut self,
-        key: Key,
-        callback: Callback<K::Event>,
-        shared: &SharedContext,
-    ) -> Option<(Callback<K::Event>, Option<Entry<K>>)> {
-        self.running -= 1;
-        // None: the context was closed meanwhile.
-        let Some(entry) = self.entries.get_mut(key) else { return Some((callback, None)) };
-        if entry.is_deleted {
-            return Some((callback, self.entries.remove(key)));
-        }
-        entry.callback = Some(callback);
-        entry.is_running = false;
-        if K::requeue(self, key, shared) {
-            shared.scheduler.wake_loop_of_another();
-        }
-        None
-    }
-
-    /// Returns a number for a new queue entry.
-    pub(crate) fn new_ticket(&mut self) -> u64 {
-        self.tickets += 1;
-        self.tickets
-    }
-
-    /// Returns whether the queue entry of this ticket for the registration at `index` is not stale.
-    pub(crate) fn is_current(&self, index: usize, ticket: u64) -> bool {
-        self.entries.at(index).is_some_and(|entry| entry.ticket == ticket)
-    }
-}
-
 impl<K: Kind> Default for Table<K> {
     fn default() -> Table<K> {
-        let state = State { entries: Registry::default(), queues: K::Queues::default(), running: 0, tickets: 0 };
+        let (entries, queues) = (Slab::new(), K::Queues::default());
+        let state = State { entries, queues, running: 0, last_number: 0, is_closed: false };
         Table { state: Mutex::new(state), pending: AtomicU64::new(0) }
     }
 }
@@ -161,9 +197,13 @@ impl<K: Kind> Table<K> {
     /// Adds an entry, unless the context has ended.
     #[track_caller]
     pub(crate) fn insert(&self, kind: K, callback: Callback<K::Event>) -> Result<Key, ContextEnded> {
-        // In a statement of its own, so that a rejected callback is dropped without the lock.
-        let inserted = self.lock().entries.insert(Entry::new(kind, Some(callback)));
-        inserted.map_err(|_rejected| ContextEnded { operation: K::CREATION })
+        let mut state = self.lock();
+        if state.is_closed {
+            // Before the callback is dropped.
+            drop(state);
+            return Err(ContextEnded { operation: K::CREATION });
+        }
+        Ok(state.insert(kind, Some(callback)))
     }
 
     #[inline]
@@ -188,13 +228,13 @@ impl<K: Kind> Table<K> {
         &'a self,
         mut state: Locked<'a, K>,
         shared: &Arc<SharedContext>,
-        mut next: impl FnMut(&mut State<K>) -> Option<(Key, Callback<K::Event>, K::Event)>,
+        mut next: impl FnMut(&mut State<K>) -> Option<((Key, Callback<K::Event>), K::Event)>,
     ) -> bool {
         let mut progress = false;
-        while let Some((key, callback, event)) = next(&mut state) {
+        while let Some((started, event)) = next(&mut state) {
             drop(state);
             progress = true;
-            match self.call(shared, key, callback, event) {
+            match self.call(shared, started, event) {
                 Some(locked) => state = locked,
                 None => return true,
             }
@@ -208,8 +248,7 @@ impl<K: Kind> Table<K> {
     pub(crate) fn call(
         &self,
         shared: &Arc<SharedContext>,
-        key: Key,
-        callback: Callback<K::Event>,
+        (key, callback): (Key, Callback<K::Event>),
         event: K::Event,
     ) -> Option<Locked<'_, K>> {
         struct Running<'a, 's, K: Kind>(Option<Callback<K::Event>>, &'a Table<K>, Key, &'s SharedContext);
@@ -249,17 +288,17 @@ impl<K: Kind> Table<K> {
     }
 
     /// Returns what `info` makes of each entry.
-    pub(crate) fn list<I>(&self, info: impl FnMut(&Entry<K>) -> I) -> Vec<I> {
-        self.state.lock().entries.iter().map(|(_, entry)| entry).map(info).collect()
+    pub(crate) fn list<I>(&self, mut info: impl FnMut(&Entry<K>) -> I) -> Vec<I> {
+        self.state.lock().entries.iter().map(|(_, entry)| info(entry)).collect()
     }
 
     /// Deletes all entries, and rejects further ones. Returns the values to drop outside the lock.
     pub(crate) fn close(&self, shared: &SharedContext) -> impl Iterator<Item = Box<dyn Any>> + use<K> {
         let mut state = self.lock();
-        let State { entries, queues, .. } = &mut *state;
-        let mut closed = entries.close();
-        closed.iter_mut().for_each(|entry| K::cancel(entry, queues, shared));
-        let parts = |entry: Entry<K>| [Box::new(entry.kind) as Box<dyn Any>, Box::new(entry.callback)];
+        state.is_closed = true;
+        let mut closed = mem::take(&mut state.entries);
+        closed.iter_mut().for_each(|(_, entry)| K::cancel(entry, &mut state.queues, shared));
+        let parts = |(_, entry): (usize, Entry<K>)| [Box::new(entry.kind) as Box<dyn Any>, Box::new(entry.callback)];
         closed.into_iter().flat_map(parts)
     }
 }
@@ -276,15 +315,19 @@ pub(crate) struct Handle<K: Kind> {
 impl<K: Kind> Handle<K> {
     /// Adds a registration, unless the context has ended.
     #[track_caller]
-    pub(crate) fn new(context: &AioContext, kind: K, callback: Callback<K::Event>) -> Result<Handle<K>, ContextEnded> {
-        let key = K::table(&context.shared).insert(kind, callback)?;
-        Ok(Handle::of(&context.shared, key, true))
+    pub(crate) fn new(
+        shared: &Arc<SharedContext>,
+        kind: K,
+        callback: Callback<K::Event>,
+    ) -> Result<Handle<K>, ContextEnded> {
+        let key = K::table(shared).insert(kind, callback)?;
+        Ok(Handle::of(shared, key, true))
     }
 
     /// Adds a registration without a callback, also after the context has ended.
     #[track_caller]
     pub(crate) fn without_callback(shared: &Arc<SharedContext>, kind: K) -> Handle<K> {
-        let key = K::table(shared).lock().entries.insert_always(Entry::new(kind, None));
+        let key = K::table(shared).lock().insert(kind, None);
         Handle::of(shared, key, true)
     }
 
@@ -302,33 +345,25 @@ impl<K: Kind> Handle<K> {
     }
 
     /// Takes the registration out of the queues.
-    pub(crate) fn cancel(&self) {
+    pub(crate) fn cancel(&self) -> Locked<'_, K> {
         let mut state = self.table().lock();
         let State { entries, queues, .. } = &mut *state;
-        if let Some(entry) = entries.get_mut(self.key) {
+        if let Some(entry) = entries.get_mut(self.key.index).filter(|entry| entry.key == self.key) {
             K::cancel(entry, queues, &self.shared);
         }
+        state
     }
 
     /// Deletes the registration. A running callback finishes first.
     pub(crate) fn delete(&self) {
-        let mut state = self.table().lock();
-        let State { entries, queues, .. } = &mut *state;
-        let Some(entry) = entries.get_mut(self.key) else { return };
-        K::cancel(entry, queues, &self.shared);
+        let mut state = self.cancel();
+        let Some(entry) = state.get(self.key) else { return };
         entry.is_deleted = entry.is_running;
         if !entry.is_deleted {
-            let entry = entries.remove(self.key);
+            let entry = state.entries.remove(self.key.index);
             drop(state);
             drop(entry);
         }
-    }
-}
-
-impl<K: Kind> Entry<K> {
-    #[track_caller]
-    fn new(kind: K, callback: Option<Callback<K::Event>>) -> Entry<K> {
-        Entry { callback, is_running: false, is_deleted: false, ticket: 0, created_at: Location::caller(), kind }
     }
 }
 
@@ -343,5 +378,53 @@ impl<K: Kind> Drop for Handle<K> {
 impl<K: Kind> fmt::Debug for Handle<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("..")
+    }
+}
+
+/// The context has ended, or is ending, and accepts no registration. The rejected closure has been
+/// dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextEnded {
+    pub(crate) operation: &'static str,
+}
+
+impl fmt::Display for ContextEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: the context has ended; do so while its `run` or its thread is running", self.operation)
+    }
+}
+
+impl std::error::Error for ContextEnded {}
+
+impl From<ContextEnded> for io::Error {
+    fn from(error: ContextEnded) -> io::Error {
+        io::Error::new(io::ErrorKind::NotConnected, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::AioContext;
+    use crate::context::{Action, Timer};
+
+    #[test]
+    fn key_never_refers_to_later_entry() {
+        // X4: the key of a removed registration stays invalid when its index is reused, even after
+        // the context has ended
+        let (context, third) = AioContext::run(|ctx| {
+            let keys = [(); 2].map(|()| ctx.new_timer(|| {}).unwrap().0.key);
+            let third = ctx.new_timer(|| {}).unwrap();
+            assert_eq!(keys.map(|key| key.index), [third.0.key.index; 2]);
+            assert_ne!(keys[0].token(), keys[1].token());
+            let mut state = ctx.shared.timers.lock();
+            let found = [keys[0], keys[1], third.0.key].map(|key| state.get(key).is_some());
+            assert_eq!(found, [false, false, true]);
+            drop(state);
+            (ctx.clone(), third)
+        });
+        assert!(context.new_timer(|| {}).is_err());
+        let later = Timer::start(context.now(), Action::Nothing, &context.shared);
+        assert_eq!(third.0.key.index, later.0.key.index);
+        assert!(third.deadline().is_none() && later.deadline().is_some());
     }
 }

@@ -3,10 +3,9 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::resume_unwind;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::{mem, ptr, thread};
 
 use parking_lot::Mutex;
 
@@ -14,7 +13,7 @@ use crate::context::{
     BottomHalves, ContextLock, ContextWaiters, EventSource, HomeThread, LocalContext, Pollers, Timers, Watches,
 };
 use crate::scheduler::SharedScheduler;
-use crate::sys::{Clock, Epoll, FirstPanic};
+use crate::sys::{Clock, Epoll};
 use crate::trace::Tracer;
 
 /// The token of the loop's own eventfd in the epoll set.
@@ -75,30 +74,14 @@ impl SharedContext {
 
     /// Closes the context: removes the users' registrations, and rejects new ones. Returns the
     /// closures and everything else that they own, to be dropped without any lock.
-    pub(crate) fn close(&self) -> Registered {
+    pub(crate) fn close(&self) -> Vec<Box<dyn Any>> {
         let mut values: Vec<Box<dyn Any>> = vec![Box::new(self.source.lock().take())];
         values.extend(self.bottom_halves.close(self));
         values.extend(self.watches.close(self));
         values.extend(self.timers.close(self));
         values.extend(self.pollers.close(self));
         values.extend(self.scheduler.remote_queue.close().into_iter().map(|event| Box::new(event) as _));
-        Registered(values)
-    }
-}
-
-/// The registrations of a closed context. A panic in one destructor does not prevent dropping the
-/// others; the first panic continues at the end, unless the thread is unwinding already.
-pub(crate) struct Registered(Vec<Box<dyn Any>>);
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        let mut panics = FirstPanic::default();
-        mem::take(&mut self.0).into_iter().for_each(|value| panics.catch(|| drop(value)));
-        match panics.into_payload() {
-            Some(payload) if thread::panicking() => mem::forget(payload),
-            Some(payload) => resume_unwind(payload),
-            None => {}
-        }
+        values
     }
 }
 

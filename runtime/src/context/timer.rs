@@ -15,8 +15,8 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::context::registration::{Callback, Entry, Kind, State, Table};
-use crate::context::{Key, SharedContext};
+use crate::context::SharedContext;
+use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
 use crate::coroutine::BlockRef;
 use crate::trace::Span;
 
@@ -76,9 +76,9 @@ impl Kind for TimerKind {
         queues.armed -= usize::from(mem::take(&mut entry.ticket) != 0);
     }
 
-    fn requeue(state: &mut State<Self>, key: Key, _: &SharedContext) -> bool {
-        state.entries[key.index].ticket != 0 && {
-            state.enqueue(key.index);
+    fn requeue(state: &mut State<Self>, index: usize, _: &SharedContext) -> bool {
+        state.entries[index].ticket != 0 && {
+            state.enqueue(index);
             true
         }
     }
@@ -86,8 +86,10 @@ impl Kind for TimerKind {
 
 impl State<TimerKind> {
     fn arm(&mut self, key: Key, at: Instant) {
-        let ticket = self.new_ticket();
-        let Some(entry) = self.entries.get_mut(key).filter(|entry| !entry.is_deleted) else { return };
+        let ticket = self.new_number();
+        let Some(entry) = self.entries.get_mut(key.index).filter(|entry| entry.key == key && !entry.is_deleted) else {
+            return;
+        };
         self.queues.armed += usize::from(entry.ticket == 0);
         (entry.ticket, entry.kind.deadline) = (ticket, at);
         // A running timer is pushed when its callback has returned, so that it is not entered again
@@ -140,17 +142,14 @@ impl State<TimerKind> {
     }
 
     /// Returns the next timer to fire, disarmed, with its callback taken out if it has one.
-    fn start_next(&mut self) -> Option<(Key, Action, Option<Callback<()>>)> {
+    fn start_next(&mut self) -> Option<(Action, Option<(Key, Callback<()>)>)> {
         loop {
             let due = self.queues.taken.pop_front()?;
-            let Some((key, entry)) = self.entries.at_mut(due.index).filter(|(_, entry)| entry.ticket == due.ticket)
-            else {
-                continue;
-            };
-            let action = entry.kind.action;
+            let Some(entry) = self.ticketed(due.index, due.ticket) else { continue };
+            let (key, action) = (entry.key, entry.kind.action);
             entry.ticket = 0;
             self.queues.armed -= 1;
-            return Some((key, action, self.start(key)));
+            return Some((action, self.start(key)));
         }
     }
 }
@@ -173,10 +172,10 @@ impl Timers {
         let mut progress = false;
         while !self.is_empty() {
             let next = self.lock().start_next();
-            let Some((key, action, callback)) = next else { break };
+            let Some((action, started)) = next else { break };
             progress = true;
-            if let Some(callback) = callback {
-                drop(self.call(shared, key, callback, ()));
+            if let Some(started) = started {
+                drop(self.call(shared, started, ()));
             } else {
                 let _span = shared.scheduler.span(Span::Timer);
                 if let Action::Wake(id) = action {

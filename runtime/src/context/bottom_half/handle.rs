@@ -18,7 +18,7 @@ impl AioContext {
     #[track_caller]
     pub fn new_bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
         let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
-        Ok(BottomHalf(Handle::new(self, kind, Box::new(move |(), _, _| callback()))?))
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(move |(), _, _| callback()))?))
     }
 
     /// As [`new_bottom_half`](Self::new_bottom_half), for a callback that schedules, cancels or
@@ -51,7 +51,7 @@ impl AioContext {
     ) -> Result<BottomHalf, ContextEnded> {
         let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
         let callback = move |(), shared: &_, key| callback(&BottomHalf(Handle::within(shared, key)));
-        Ok(BottomHalf(Handle::new(self, kind, Box::new(callback))?))
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(callback))?))
     }
 
     /// Runs `callback` once, in the loop's next iteration. From any thread.
@@ -146,7 +146,7 @@ impl BottomHalf {
     /// Cancels a schedule. A callback that is running already is not affected. From any thread.
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
-        self.0.cancel();
+        drop(self.0.cancel());
     }
 
     /// Deletes the bottom half, as dropping its handle does. A running callback finishes first.

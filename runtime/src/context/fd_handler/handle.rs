@@ -99,7 +99,7 @@ impl AioContext {
             queued: false,
             reported: 0,
         };
-        let handler = FdHandler(Handle::new(self, watch, handler)?);
+        let handler = FdHandler(Handle::new(&self.shared, watch, handler)?);
         handler.set(interest, true)?;
         Ok(handler)
     }
@@ -165,9 +165,10 @@ impl FdHandler {
     fn set(&self, interest: Interest, probes: bool) -> io::Result<()> {
         let shared = &self.0.shared;
         let mut state = self.0.table().lock();
-        let State { entries, queues, .. } = &mut *state;
-        let Some(entry) = entries.get_mut(self.0.key).filter(|entry| !entry.is_deleted) else { return Ok(()) };
-        let mut set = |interest| entry.kind.set(interest, self.0.key.token(), queues, &shared.epoll);
+        let (State { entries, queues, .. }, key) = (&mut *state, self.0.key);
+        let entry = entries.get_mut(key.index).filter(|entry| entry.key == key && !entry.is_deleted);
+        let Some(entry) = entry else { return Ok(()) };
+        let mut set = |interest| entry.kind.set(interest, key.token(), queues, &shared.epoll);
         let probed = if probes && interest == Interest::Disabled { set(Interest::ReadWrite) } else { Ok(()) };
         probed.and_then(|()| set(interest)).map_err(explain)?;
         drop(state);

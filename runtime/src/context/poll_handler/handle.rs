@@ -50,7 +50,7 @@ impl AioContext {
 
     #[track_caller]
     fn insert_poll_handler(&self, is_ready: IsReady, handler: Callback<()>) -> Result<PollHandler, ContextEnded> {
-        let handler = Handle::new(self, Poller { is_ready, window: Arc::default() }, handler)?;
+        let handler = Handle::new(&self.shared, Poller { is_ready, window: Arc::default() }, handler)?;
         self.shared.scheduler.wake_loop();
         Ok(PollHandler(handler))
     }
@@ -92,8 +92,8 @@ pub struct PollHandler(pub(super) Handle<Poller>);
 impl PollHandler {
     /// Returns how long the loop currently busy-polls this source before it sleeps.
     pub fn window(&self) -> Duration {
-        let state = self.0.table().lock();
-        Duration::from_nanos(state.entries.get(self.0.key).map_or(0, |entry| entry.kind.window.ns()))
+        let mut state = self.0.table().lock();
+        Duration::from_nanos(state.get(self.0.key).map_or(0, |entry| entry.kind.window.ns()))
     }
 
     /// Deletes the poll handler, as dropping its handle does. A running handler finishes first.

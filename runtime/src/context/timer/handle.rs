@@ -102,13 +102,13 @@ pub struct TimerInfo {
 /// thread. After the context has ended, a handle does nothing.
 #[doc(alias = "QEMUTimer")]
 #[must_use = "dropping it deletes the timer"]
-pub struct Timer(Handle<TimerKind>);
+pub struct Timer(pub(in crate::context) Handle<TimerKind>);
 
 impl Timer {
     #[track_caller]
     fn with_callback(context: &AioContext, callback: Callback<()>) -> Result<Timer, ContextEnded> {
         let kind = TimerKind { action: Action::Callback, deadline: context.now() };
-        Ok(Timer(Handle::new(context, kind, callback)?))
+        Ok(Timer(Handle::new(&context.shared, kind, callback)?))
     }
 
     /// Creates a timer that fires at `deadline` unless the handle is dropped before. For actions
@@ -147,13 +147,13 @@ impl Timer {
     /// Disarms the timer. A callback that is running already is not affected.
     #[doc(alias = "timer_del")]
     pub fn disarm(&self) {
-        self.0.cancel();
+        drop(self.0.cancel());
     }
 
     /// Returns the deadline, if the timer is armed.
     pub fn deadline(&self) -> Option<Instant> {
-        let state = self.0.table().lock();
-        state.entries.get(self.0.key).filter(|entry| entry.ticket != 0).map(|entry| entry.kind.deadline)
+        let mut state = self.0.table().lock();
+        state.get(self.0.key).filter(|entry| entry.ticket != 0).map(|entry| entry.kind.deadline)
     }
 
     /// Deletes the timer, as dropping its handle does. A running callback finishes first.
