@@ -26,7 +26,7 @@ pub(crate) type Callback<E> = Box<dyn FnMut(E, &Arc<SharedContext>, Key) + Send>
 
 /// A kind of registration: what its entries contain besides the callback.
 pub(crate) trait Kind: Any + Sized {
-    /// What the callback is told.
+    /// The callback's argument besides the parts of a handle.
     type Event;
     /// What the table contains besides its entries.
     type Queues: Default;
