@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::context::SharedContext;
-use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
+use crate::context::registration::{Entry, Key, Kind, Started, State, Table};
 use crate::sys::Clock;
 use crate::trace::Span;
 
@@ -116,7 +116,7 @@ impl State<BottomHalfKind> {
     }
 
     /// Returns the next bottom half to run, with its callback taken out.
-    fn start_next(&mut self) -> Option<((Key, Callback<()>), ())> {
+    fn start_next(&mut self) -> Option<(Started<()>, ())> {
         while let Some((index, ticket)) = self.queues.taken.pop_front() {
             let Some(entry) = self.ticketed(index, ticket) else { continue };
             let key = entry.key;

@@ -15,7 +15,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::context::SharedContext;
-use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
+use crate::context::registration::{Entry, Kind, Started, State, Table};
 use crate::sys::{Epoll, Ready};
 use crate::trace::Span;
 
@@ -173,7 +173,7 @@ impl Kind for Watch {
 }
 
 impl State<Watch> {
-    /// Returns the entry whose key has this [token](Key::token).
+    /// Returns the entry whose key has this token (`Key::token`).
     fn by_token(&mut self, token: u64) -> Option<&mut Entry<Watch>> {
         self.entries.get_mut((token & 0xffff_ffff) as usize).filter(|entry| entry.key.token() == token)
     }
@@ -191,7 +191,7 @@ impl State<Watch> {
         }
     }
 
-    fn start_next(&mut self) -> Option<((Key, Callback<u32>), u32)> {
+    fn start_next(&mut self) -> Option<(Started<u32>, u32)> {
         while let Some(token) = self.queues.ready.pop_front() {
             let Some(Entry { key, kind: watch, is_running, .. }) = self.by_token(token) else { continue };
             let key = *key;

@@ -24,6 +24,9 @@ use crate::trace::Span;
 /// Called with an event, and the parts of a handle to the registration.
 pub(crate) type Callback<E> = Box<dyn FnMut(E, &Arc<SharedContext>, Key) + Send>;
 
+/// A callback that was taken out of the entry of this key, to be called.
+pub(crate) type Started<E> = (Key, Callback<E>);
+
 /// A kind of registration: what its entries contain besides the callback.
 pub(crate) trait Kind: Any + Sized {
     /// The callback's argument besides the parts of a handle.
@@ -77,6 +80,9 @@ pub(crate) struct Entry<K: Kind> {
     pub(crate) kind: K,
 }
 
+/// What leaves the table with a callback that is not put back.
+type Finished<K> = (Callback<<K as Kind>::Event>, Option<Entry<K>>);
+
 pub(crate) struct State<K: Kind> {
     pub(crate) entries: Slab<Entry<K>>,
     pub(crate) queues: K::Queues,
@@ -117,7 +123,7 @@ impl<K: Kind> State<K> {
     }
 
     /// Takes the callback out of its entry, to be called.
-    pub(crate) fn start(&mut self, key: Key) -> Option<(Key, Callback<K::Event>)> {
+    pub(crate) fn start(&mut self, key: Key) -> Option<Started<K::Event>> {
         let entry = self.get(key)?;
         let callback = entry.callback.take()?;
         entry.is_running = true;
@@ -126,12 +132,7 @@ impl<K: Kind> State<K> {
     }
 
     /// Puts the callback back after it has returned. Returns the values to drop outside the lock.
-    fn finish(
-        &mut self,
-        key: Key,
-        callback: Callback<K::Event>,
-        shared: &SharedContext,
-    ) -> Option<(Callback<K::Event>, Option<Entry<K>>)> {
+    fn finish(&mut self, (key, callback): Started<K::Event>, shared: &SharedContext) -> Option<Finished<K>> {
         self.running -= 1;
         // None: the context was closed meanwhile.
         let Some(entry) = self.get(key) else { return Some((callback, None)) };
@@ -228,7 +229,7 @@ impl<K: Kind> Table<K> {
         &'a self,
         mut state: Locked<'a, K>,
         shared: &Arc<SharedContext>,
-        mut next: impl FnMut(&mut State<K>) -> Option<((Key, Callback<K::Event>), K::Event)>,
+        mut next: impl FnMut(&mut State<K>) -> Option<(Started<K::Event>, K::Event)>,
     ) -> bool {
         let mut progress = false;
         while let Some((started, event)) = next(&mut state) {
@@ -248,7 +249,7 @@ impl<K: Kind> Table<K> {
     pub(crate) fn call(
         &self,
         shared: &Arc<SharedContext>,
-        (key, callback): (Key, Callback<K::Event>),
+        (key, callback): Started<K::Event>,
         event: K::Event,
     ) -> Option<Locked<'_, K>> {
         struct Running<'a, 's, K: Kind>(Option<Callback<K::Event>>, &'a Table<K>, Key, &'s SharedContext);
@@ -260,7 +261,7 @@ impl<K: Kind> Table<K> {
                     return None;
                 }
                 let mut state = self.1.lock();
-                if let Some(unneeded) = state.finish(self.2, callback, self.3) {
+                if let Some(unneeded) = state.finish((self.2, callback), self.3) {
                     drop(state);
                     drop(unneeded);
                     state = self.1.lock();

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::context::SharedContext;
-use crate::context::registration::{Callback, Entry, Key, Kind, State, Table};
+use crate::context::registration::{Entry, Key, Kind, Started, State, Table};
 use crate::coroutine::BlockRef;
 use crate::trace::Span;
 
@@ -142,7 +142,7 @@ impl State<TimerKind> {
     }
 
     /// Returns the next timer to fire, disarmed, with its callback taken out if it has one.
-    fn start_next(&mut self) -> Option<(Action, Option<(Key, Callback<()>)>)> {
+    fn start_next(&mut self) -> Option<(Action, Option<Started<()>>)> {
         loop {
             let due = self.queues.taken.pop_front()?;
             let Some(entry) = self.ticketed(due.index, due.ticket) else { continue };
