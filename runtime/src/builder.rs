@@ -53,7 +53,7 @@ impl ContextBuilder {
     ///
     /// Only certain deadlocks are reported: no event of the kernel is pending, and everything that
     /// could end a wait is known to wait as well. While other threads run, they are assumed able to
-    /// wake waiters of semaphores, channels and queues. With a [virtual clock](Self::virtual_clock)
+    /// wake suspended coroutines and the waiters of semaphores, channels, queues and futures. With a [virtual clock](Self::virtual_clock)
     /// the check is immediate, since idle time does not pass there.
     pub fn report_deadlocks_after(mut self, after: Option<Duration>) -> ContextBuilder {
         self.report_deadlocks_after = after;

@@ -28,6 +28,7 @@ use crate::sys::fork;
 use crate::trace::{Span, Tracer};
 
 mod atfork;
+pub(crate) mod attach;
 pub(crate) mod bottom_half;
 pub(crate) mod event_notifier;
 pub(crate) mod fd_handler;
@@ -38,11 +39,12 @@ pub(crate) mod local;
 pub(crate) mod lock;
 pub(crate) mod poll_handler;
 mod poll_while;
-pub(crate) mod registry;
+pub(crate) mod registration;
 pub(crate) mod shared;
 pub(crate) mod source;
 pub(crate) mod timer;
 
+pub(crate) use attach::Attached;
 pub(crate) use bottom_half::BottomHalves;
 pub(crate) use fd_handler::{FdHandler, Interest, Readiness, Watches};
 pub(crate) use heartbeat::Heartbeat;
@@ -52,10 +54,10 @@ pub(crate) use local::{LocalContext, Settings};
 pub(crate) use lock::{ContextGuard, ContextLock, HomeLockGuard};
 pub(crate) use poll_handler::{PollWindow, Pollers};
 pub(crate) use poll_while::ContextWaiters;
-pub(crate) use registry::{ContextEnded, Key, Registry, call};
+pub(crate) use registration::ContextEnded;
 pub(crate) use shared::{NOTIFY_TOKEN, SharedContext};
-pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken, Sources};
-pub(crate) use timer::{Action, Timers};
+pub(crate) use source::{EventSource, HomeRef, HomeToken, LoopToken};
+pub(crate) use timer::{Action, Timer, Timers};
 
 /// A handle to a context, usable from any thread. A context is an event loop and its coroutines.
 ///
@@ -126,18 +128,17 @@ impl AioContext {
     /// Runs one iteration. With `may_sleep`, the loop will sleep if there is no progress.
     fn round(&self, home: &LocalContext, may_sleep: bool) -> bool {
         let shared = &*self.shared;
-        let source = home.source.get();
         let token = LoopToken::at_home_of(home);
         let _heartbeat = home.heartbeat();
         let _span = shared.scheduler.span(Span::Round);
         home.scheduler.clock.count_round();
-        let mut progress = source.is_some_and(|source| source.dispatch(token));
-        progress |= shared.bottom_halves.run(&self.shared);
+        let mut progress = home.source.get().is_some_and(|source| source.dispatch(token));
+        progress |= shared.bottom_halves.run_due(&self.shared);
         progress |= self.serve_watches(progress, may_sleep, || {
             home.scheduler.has_ready() || shared.scheduler.remote_queue.is_pending()
         });
-        progress |= shared.pollers.run(&self.shared);
-        progress |= shared.timers.run(&self.shared);
+        progress |= shared.pollers.run_ready(&self.shared);
+        progress |= shared.timers.run_due(&self.shared);
         progress |= home.scheduler.run_ready();
         // Read again: the source may have been detached.
         progress |= home.source.get().is_some_and(|source| source.flush(token, false));
@@ -158,10 +159,10 @@ impl AioContext {
         let source = self.shared.source.lock().clone();
         let token = LoopToken::elsewhere(&guard);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
-        progress |= self.shared.bottom_halves.run(&self.shared);
+        progress |= self.shared.bottom_halves.run_due(&self.shared);
         progress |= self.serve_watches(progress, false, || false);
-        progress |= self.shared.pollers.run(&self.shared);
-        progress |= self.shared.timers.run(&self.shared);
+        progress |= self.shared.pollers.run_ready(&self.shared);
+        progress |= self.shared.timers.run_due(&self.shared);
         progress | source.is_some_and(|source| source.flush(token, false))
     }
 
@@ -171,7 +172,7 @@ impl AioContext {
     /// polled already, or the coming sleep will.
     fn serve_watches(&self, busy: bool, may_sleep: bool, ready: impl FnOnce() -> bool) -> bool {
         let shared = &*self.shared;
-        let asked = shared.watches.take_asked();
+        let asked = shared.sleep_asked.load(Ordering::Relaxed) && shared.sleep_asked.swap(false, Ordering::Relaxed);
         if shared.watches.is_empty() {
             return false;
         }
@@ -189,13 +190,14 @@ impl AioContext {
             });
             asked.unwrap_or_else(|error| panic!("cannot poll the loop's descriptors: {error}"));
         }
-        shared.watches.run(&self.shared)
+        shared.watches.run_ready(&self.shared)
     }
 
     /// Waits until something is due. Returns whether to run another iteration.
     fn wait(&self, home: &LocalContext) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let source = source.as_deref();
         if source.is_some_and(|source| home.scheduler.round(|| source.flush(LoopToken::at_home_of(home), true))) {
             return true;
         }
@@ -226,6 +228,7 @@ impl AioContext {
     fn busy_poll(&self, home: &LocalContext, began: Instant) -> bool {
         let shared = &*self.shared;
         let source = home.source.get();
+        let source = source.as_deref();
         let window = home.source_window.ns().max(shared.pollers.longest());
         if window == 0 {
             return false;
@@ -286,6 +289,7 @@ impl AioContext {
             shared.scheduler.sleep.going_to_sleep();
         }
         let source = home.source.get();
+        let source = source.as_deref();
         let ready = ready || source.is_some_and(|source| source.is_ready(HomeToken::new(home)));
         if !ready && !shared.scheduler.sleep.is_awake() && !self.is_due(home) {
             let until = self.next_due();
@@ -296,7 +300,7 @@ impl AioContext {
             // reacquired. The next iteration polls again.
             let ask = |timeout| {
                 let asked = shared.epoll.wait(timeout, |ready| shared.watches.report_edge(ready));
-                shared.watches.note_asked();
+                shared.sleep_asked.store(shared.watches.sleep_asks(), Ordering::Relaxed);
                 asked
             };
             let in_source = |source: &Arc<dyn EventSource>| {
@@ -358,7 +362,7 @@ impl AioContext {
     /// engines.
     pub fn source(&self) -> Option<Arc<dyn EventSource>> {
         match self.shared.home() {
-            Some(home) => home.source.get().cloned(),
+            Some(home) => home.source.get().map(|source| Arc::clone(&source)),
             None => self.shared.source.lock().clone(),
         }
     }

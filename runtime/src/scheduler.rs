@@ -53,7 +53,6 @@ pub(crate) use shared::SharedScheduler;
 
 pub(crate) use cancel::suspend_for;
 use loop_clock::LoopClock;
-use ready::TakenEvents;
 use unwinding::Unwinding;
 
 thread_local! {
@@ -83,7 +82,10 @@ pub(crate) struct Scheduler {
     ready: RunQueue,
     /// Coroutines taken up by an iteration that has not reached them yet.
     taken: RunQueue,
-    taken_events: TakenEvents,
+    /// Events taken over from other threads and not handled yet, in reverse order of arrival. The
+    /// list survives a panic, and a nested iteration continues with it. Its memory is kept, so that
+    /// taking over allocates nothing.
+    taken_events: Cell<Vec<RemoteEvent>>,
     unwinding: Unwinding,
     blocks: BlockPool,
     stacks: StackPool,
@@ -105,7 +107,7 @@ impl Scheduler {
             ending: Cell::new(false),
             ready: RunQueue::new(),
             taken: RunQueue::new(),
-            taken_events: TakenEvents::default(),
+            taken_events: Cell::default(),
             unwinding: Unwinding::default(),
             blocks: BlockPool::new(),
             stacks,

@@ -16,14 +16,10 @@
 //! a [`Span`] opens and closes. [`Replay`] therefore reconstructs the stack at any event from the
 //! log alone.
 
-mod atomic {
-    pub(super) use std::sync::atomic::{AtomicU64, Ordering, fence};
-}
 mod event;
 mod log;
 mod render;
 mod replay;
-mod ring;
 
 pub use event::{CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake};
 pub(crate) use log::Id;

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 mod common;
 
-use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -248,7 +248,8 @@ fn ending_context_is_dumped() {
         &text,
         &["(ending)", "coroutines: 2", "main > 'hangs'", "'hangs' entered", "'later' waits for an enter or a wake"],
     );
-    hung.until("block_the_thread");
+    // It may have been stopped before it blocks.
+    hung.until("Hangs");
     hung.release();
 }
 
@@ -321,15 +322,45 @@ fn long_iteration_is_reported() {
     assert!(!hung.release().contains("stall"));
 }
 
+/// Starts a thread that keeps `value` and never ends.
+fn keep_on_a_thread(value: impl Send + 'static) {
+    thread::spawn(move || {
+        let _value = value;
+        loop {
+            thread::park();
+        }
+    });
+}
+
+/// Runs `f` in a process that has no other thread.
+fn without_threads(f: impl FnOnce()) {
+    // SAFETY: the child runs `f` and exits.
+    match unsafe { libc::fork() } {
+        0 => {
+            let done = catch_unwind(AssertUnwindSafe(f));
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(i32::from(done.is_err())) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: the kernel writes the status.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+}
+
 fn deadlock(test: &str, run: impl FnOnce(&AioContext)) -> Option<String> {
     let Some(mut hung) = Hung::start(test) else {
-        let done = AioContext::builder().report_deadlocks_after(Some(Duration::from_millis(1))).run(|ctx| {
-            run(ctx);
-            // Returns only if the loop has nothing to wait for.
-            ctx.poll(true);
-            eprintln!("looked");
+        without_threads(|| {
+            let done = AioContext::builder().report_deadlocks_after(Some(Duration::from_millis(1))).run(|ctx| {
+                run(ctx);
+                // Returns only if the loop has nothing to wait for.
+                ctx.poll(true);
+                eprintln!("looked");
+            });
+            done.unwrap();
         });
-        done.unwrap();
         return None;
     };
     let said = hung.until("looked");
@@ -350,11 +381,9 @@ fn deadlock_of_two_locks_is_reported() {
                 let _second = second.lock();
             }));
         }
-        // Waits for a deadlocked coroutine, so it is stuck as well. This one is not, since its
-        // handle might still be used.
+        // Not stuck, since another thread might wake the joined one.
         let joined = named("joined", suspend);
-        let handle = RefCell::new(Some(joined.coroutine().waker()));
-        std::mem::forget(handle);
+        keep_on_a_thread(joined.coroutine().waker());
         drop(named("joiner", move || drop(joined.join())));
         ctx.poll(false);
         ctx.poll(false);
@@ -375,8 +404,8 @@ fn deadlock_of_two_locks_is_reported() {
 
 #[test]
 fn deadlock_without_a_possible_waker_is_reported() {
-    // S6: bare suspensions without a handle are stuck, and so are joins of them, waiters of a
-    // leaked guard, and scopes of stuck coroutines
+    // S6: in a process without other threads, bare suspensions are stuck, and so are joins of them,
+    // waiters of a leaked guard, and scopes of stuck coroutines
     let said = deadlock("deadlock_without_a_possible_waker_is_reported", |ctx| {
         let lost = named("lost", suspend);
         drop(named("joiner", move || drop(lost.join())));
@@ -399,8 +428,8 @@ fn deadlock_without_a_possible_waker_is_reported() {
 
 #[test]
 fn possible_wake_is_no_deadlock() {
-    // S6: a coroutine that sleeps, that a handle elsewhere could wake, or that waits for a
-    // descriptor, is not reported; nor are those that wait for it
+    // S6: a coroutine that sleeps, that another thread could wake, or that waits for a descriptor,
+    // is not reported; nor are those that wait for it
     let said = deadlock("possible_wake_is_no_deadlock", |ctx| {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let watch = ctx.add_fd_handler(near, Interest::Read, |_| {}).unwrap();
@@ -418,7 +447,7 @@ fn possible_wake_is_no_deadlock() {
             let _guard = lock.lock();
             suspend();
         });
-        std::mem::forget(sleeper.coroutine().waker());
+        keep_on_a_thread(sleeper.coroutine().waker());
         drop(named("waiter", move || drop(held.lock())));
         ctx.poll(false);
     });

@@ -42,11 +42,6 @@ unsafe extern "C" fn after_fork() {
     local::disable();
     home.scheduler.set_ending();
     home.scheduler.forget_ready();
-    let shared = &home.context.shared;
-    shared.bottom_halves.forget_due();
-    shared.watches.forget_ready();
-    shared.pollers.forget();
-    shared.timers.forget_due();
 }
 
 /// Reports that the child returns from `run`, where its copies of coroutines are leaked.

@@ -6,6 +6,8 @@ use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::{self, Thread};
 
+use rustix::thread::gettid;
+
 /// The home thread. Known as long as the context runs.
 pub(crate) struct HomeThread {
     thread: Thread,
@@ -16,9 +18,7 @@ pub(crate) struct HomeThread {
 impl HomeThread {
     /// Returns the calling thread.
     pub(crate) fn here() -> HomeThread {
-        // SAFETY: gettid has no arguments and does not fail.
-        let tid = unsafe { libc::gettid() };
-        HomeThread { thread: thread::current(), tid: AtomicI32::new(tid) }
+        HomeThread { thread: thread::current(), tid: AtomicI32::new(gettid().as_raw_nonzero().get()) }
     }
 
     /// Marks the context as ended: the thread must not be signalled any more.

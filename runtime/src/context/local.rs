@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::{mem, ptr};
 
-use crate::context::{AioContext, Heartbeat, HomeToken, IdleTimer, PollWindow, Sources, atfork};
+use crate::context::{AioContext, Attached, Heartbeat, HomeToken, IdleTimer, PollWindow, atfork};
 use crate::coroutine::StackPool;
 use crate::scheduler::{Scheduler, no_home};
 use crate::sys::{FirstPanic, Payload, abort, drop_quietly, in_child};
@@ -35,7 +35,7 @@ pub(crate) struct LocalContext {
     pub(crate) context: AioContext,
     pub(crate) scheduler: Scheduler,
     /// The I/O source of this context, if it has one.
-    pub(crate) source: Sources,
+    pub(crate) source: Attached,
     /// How long busy-polling for completions pays off before the loop sleeps.
     pub(crate) source_window: PollWindow,
     /// Iterations that made progress.
@@ -61,7 +61,7 @@ impl LocalContext {
         let home = LocalContext {
             context: context.clone(),
             scheduler: Scheduler::new(Arc::clone(&context.shared.scheduler), settings.stacks),
-            source: Sources::default(),
+            source: Attached::default(),
             source_window: PollWindow::default(),
             progress: Cell::new(0),
             heartbeat: settings.heartbeat,
@@ -154,13 +154,11 @@ impl LocalContext {
         let mut panics = FirstPanic::default();
         // Any step may fork: the remaining steps are the parent's.
         if !in_child() {
-            panics.catch(|| {
-                // Under the lock, so that no poll of another thread runs a handler meanwhile.
-                let guard = self.context.shared.acquire_at_home();
-                let registered = self.context.shared.close();
-                drop(guard);
-                drop(registered);
-            });
+            // Under the lock, so that no poll of another thread runs a handler meanwhile.
+            let guard = self.context.shared.acquire_at_home();
+            let registered = self.context.shared.close();
+            drop(guard);
+            registered.into_iter().for_each(|value| panics.catch(|| drop(value)));
         }
         if in_child() {
             return panics.into_payload();

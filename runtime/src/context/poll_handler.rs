@@ -7,14 +7,11 @@
 //! and neither does a notifier, since the loop is not asleep. Descriptors cannot be checked in
 //! memory: their events wait for at most the user's limit, which no window exceeds.
 
-use std::any::Any;
-use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
-use crate::context::{Key, Registry, SharedContext, call};
+use crate::context::SharedContext;
+use crate::context::registration::{Entry, Key, Kind, State, Table};
 use crate::trace::Span;
 
 mod handle;
@@ -50,44 +47,48 @@ impl PollWindow {
 }
 
 type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
-/// Called with the parts of a handle to the poll handler.
-type Handler = Box<dyn FnMut(&Arc<SharedContext>, Key) + Send>;
 
-struct Entry {
+pub(crate) struct Poller {
     is_ready: IsReady,
     window: Arc<PollWindow>,
-    /// `None` while the handler runs.
-    handler: Option<Handler>,
-    /// The owner dropped the handle while the handler ran.
-    removed: bool,
-    created_at: &'static Location<'static>,
 }
 
 /// All poll handlers of a context.
-#[derive(Default)]
-pub(crate) struct Pollers {
-    entries: Mutex<Registry<Entry>>,
-    /// Number of entries, readable without the lock: most contexts have none.
-    count: AtomicUsize,
+pub(crate) type Pollers = Table<Poller>;
+
+impl Kind for Poller {
+    type Event = ();
+    type Queues = ();
+    const CREATION: &'static str = "add a poll handler";
+    const SPAN: Span = Span::PollHandler;
+
+    fn table(shared: &SharedContext) -> &Pollers {
+        &shared.pollers
+    }
+
+    fn pending(state: &State<Self>) -> u64 {
+        state.entries.len() as u64
+    }
+
+    fn cancel(_: &mut Entry<Self>, (): &mut (), _: &SharedContext) {}
+
+    fn requeue(_: &mut State<Self>, _: usize, _: &SharedContext) -> bool {
+        // The loop ignored this source while its handler ran.
+        true
+    }
 }
 
 impl Pollers {
-    #[inline]
-    pub(crate) fn is_empty(&self) -> bool {
-        // Relaxed: adding an entry notifies the loop, which checks again before it sleeps.
-        self.count.load(Ordering::Relaxed) == 0
-    }
-
     /// Visits the entries whose handler is not running, without holding the lock, until `each`
     /// returns false.
     fn visit(&self, mut each: impl FnMut(Key, &IsReady, &PollWindow) -> bool) {
         let mut from = 0;
         while !self.is_empty() {
             let (key, is_ready, window) = {
-                let entries = self.entries.lock();
-                let idle = |(key, entry): &(Key, &Entry)| key.index >= from && entry.handler.is_some();
-                let Some((key, entry)) = entries.iter().find(idle) else { return };
-                (key, Arc::clone(&entry.is_ready), Arc::clone(&entry.window))
+                let state = self.lock();
+                let idle = |(index, entry): &(usize, &Entry<_>)| *index >= from && !entry.is_running;
+                let Some((_, Entry { key, kind, .. })) = state.entries.iter().find(idle) else { return };
+                (*key, Arc::clone(&kind.is_ready), Arc::clone(&kind.window))
             };
             if !each(key, &is_ready, &window) {
                 return;
@@ -131,64 +132,22 @@ impl Pollers {
     /// May enter and poll, through the handlers. A handler that polls is not called recursively
     /// (rule X4).
     #[inline]
-    pub(crate) fn run(&self, shared: &Arc<SharedContext>) -> bool {
-        !self.is_empty() && self.run_ready(shared)
+    pub(crate) fn run_ready(&self, shared: &Arc<SharedContext>) -> bool {
+        !self.is_empty() && self.run_any(shared)
     }
 
     #[inline(never)]
-    fn run_ready(&self, shared: &Arc<SharedContext>) -> bool {
+    fn run_any(&self, shared: &Arc<SharedContext>) -> bool {
         let mut progress = false;
         self.visit(|key, is_ready, _| {
-            if is_ready() {
-                let handler = self.entries.lock().get_mut(key).and_then(|entry| entry.handler.take());
-                if let Some(handler) = handler {
-                    progress = true;
-                    let put_back = |handler| self.finish(shared, key, handler);
-                    let run = |handler: &mut Handler| {
-                        let _span = shared.scheduler.span(Span::PollHandler);
-                        handler(shared, key);
-                    };
-                    put_back(call(handler, run, put_back));
-                }
+            let started = if is_ready() { self.lock().start(key) } else { None };
+            if let Some(started) = started {
+                progress = true;
+                drop(self.call(shared, started, ()));
             }
             true
         });
         progress
-    }
-
-    /// Puts the handler back after it has returned.
-    fn finish(&self, shared: &SharedContext, key: Key, handler: Handler) {
-        let mut entries = self.entries.lock();
-        // None: the context was closed meanwhile. The handler is dropped without the lock.
-        let Some(entry) = entries.get_mut(key) else {
-            drop(entries);
-            return drop(handler);
-        };
-        if entry.removed {
-            let entry = entries.remove(key);
-            self.count.store(entries.len(), Ordering::Relaxed);
-            drop(entries);
-            drop((handler, entry));
-        } else {
-            entry.handler = Some(handler);
-            drop(entries);
-            // The loop ignored this source while its handler ran.
-            shared.scheduler.wake_loop_of_another();
-        }
-    }
-
-    /// Stops all poll handlers. Drops nothing.
-    pub(crate) fn forget(&self) {
-        self.count.store(0, Ordering::Relaxed);
-    }
-
-    /// Deletes all poll handlers, and rejects new ones. Returns the values to drop outside the
-    /// lock.
-    pub(crate) fn close(&self) -> impl Iterator<Item: Any> + use<> {
-        let mut entries = self.entries.lock();
-        self.count.store(0, Ordering::Relaxed);
-        let all = entries.close().into_iter();
-        all.flat_map(|Entry { is_ready, handler, .. }| [Box::new(is_ready) as Box<dyn Any>, Box::new(handler)])
     }
 }
 
@@ -196,7 +155,7 @@ impl Pollers {
 mod tests {
     use super::*;
     use crate::AioContext;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::time::Duration;
 
     const LIMIT: u64 = 100_000;
@@ -261,7 +220,7 @@ mod tests {
                     move || _ = counted.fetch_add(1, Ordering::Relaxed),
                 );
                 let handler = added.unwrap();
-                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                let window = Arc::clone(&ctx.shared.pollers.lock().entries[handler.0.key.index].kind.window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 assert!(ctx.poll(true));
                 assert_eq!(runs.load(Ordering::Relaxed), 1);
@@ -283,7 +242,7 @@ mod tests {
                     looks.fetch_add(1, Ordering::Relaxed) >= 1000
                 };
                 let handler = ctx.add_poll_handler(is_ready, || {}).unwrap();
-                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                let window = Arc::clone(&ctx.shared.pollers.lock().entries[handler.0.key.index].kind.window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 let context = ctx.clone();
                 assert!(crate::spawn(move || context.poll(true)).join().unwrap());
@@ -302,7 +261,7 @@ mod tests {
                 let looked = Arc::clone(&looks);
                 let handler =
                     ctx.add_poll_handler(move || looked.fetch_add(1, Ordering::Relaxed) >= 1000, || {}).unwrap();
-                let window = Arc::clone(&ctx.shared.pollers.entries.lock()[handler.key.index].window);
+                let window = Arc::clone(&ctx.shared.pollers.lock().entries[handler.0.key.index].kind.window);
                 window.0.store(u64::MAX >> 1, Ordering::Relaxed);
                 ctx.notify();
                 assert!(!ctx.poll(true));

@@ -7,57 +7,35 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::thread::{self, Thread};
+use std::thread;
 
 use parking_lot::Mutex;
 
-use crate::context::{AioContext, LocalContext, SharedContext};
+use crate::context::AioContext;
 
 /// Other threads that wait for a context in `poll_while`.
 #[derive(Default)]
 pub(crate) struct ContextWaiters {
-    list: Mutex<Vec<ContextWaiter>>,
+    list: Mutex<Vec<Wake>>,
     count: AtomicUsize,
 }
 
-#[derive(Clone)]
-enum ContextWaiter {
-    /// A thread that runs its own context, and polls that one meanwhile.
-    Loop(Arc<SharedContext>),
-    Thread(Thread),
-}
-
-impl ContextWaiter {
-    fn here() -> ContextWaiter {
-        match LocalContext::current() {
-            Some(home) => ContextWaiter::Loop(Arc::clone(&home.context.shared)),
-            None => ContextWaiter::Thread(thread::current()),
-        }
-    }
-
-    fn notify(&self) {
-        match self {
-            ContextWaiter::Loop(shared) => shared.scheduler.notify(),
-            ContextWaiter::Thread(thread) => thread.unpark(),
-        }
-    }
-
-    fn is(&self, other: &ContextWaiter) -> bool {
-        match (self, other) {
-            (ContextWaiter::Loop(a), ContextWaiter::Loop(b)) => Arc::ptr_eq(a, b),
-            (ContextWaiter::Thread(a), ContextWaiter::Thread(b)) => a.id() == b.id(),
-            _ => false,
-        }
-    }
-}
+/// Makes a waiting thread reevaluate its condition.
+type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl ContextWaiters {
+    fn change(&self, change: impl FnOnce(&mut Vec<Wake>)) {
+        let mut list = self.list.lock();
+        change(&mut list);
+        self.count.store(list.len(), Ordering::Relaxed);
+    }
+
     fn notify(&self) {
         // Pairs with the fence in `poll_while`.
         fence(Ordering::SeqCst);
         if self.count.load(Ordering::Relaxed) > 0 {
             let list = self.list.lock().clone();
-            list.iter().for_each(ContextWaiter::notify);
+            list.iter().for_each(|wake| wake());
         }
     }
 }
@@ -108,23 +86,23 @@ impl AioContext {
             }
             return;
         }
-        struct Gone<'a>(&'a ContextWaiters, ContextWaiter);
+        struct Gone<'a>(&'a ContextWaiters, Wake);
         impl Drop for Gone<'_> {
             fn drop(&mut self) {
-                let mut list = self.0.list.lock();
-                if let Some(mine) = list.iter().position(|waiter| waiter.is(&self.1)) {
-                    list.swap_remove(mine);
-                }
-                self.0.count.store(list.len(), Ordering::Relaxed);
+                self.0.change(|list| list.retain(|wake| !Arc::ptr_eq(wake, &self.1)));
             }
         }
+        // A thread that runs its own context polls that one meanwhile.
+        let wake: Wake = match AioContext::current() {
+            Some(own) => Arc::new(move || own.shared.scheduler.notify()),
+            None => {
+                let thread = thread::current();
+                Arc::new(move || thread.unpark())
+            }
+        };
         let waiters = &self.shared.waiters;
-        {
-            let mut list = waiters.list.lock();
-            list.push(ContextWaiter::here());
-            waiters.count.store(list.len(), Ordering::Relaxed);
-        }
-        let _gone = Gone(waiters, ContextWaiter::here());
+        waiters.change(|list| list.push(Arc::clone(&wake)));
+        let _gone = Gone(waiters, wake);
         // Pairs with the fence in `ContextWaiters::notify`.
         fence(Ordering::SeqCst);
         loop {

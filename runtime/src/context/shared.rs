@@ -3,10 +3,9 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::panic::resume_unwind;
+use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::{mem, ptr, thread};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use parking_lot::Mutex;
 
@@ -14,7 +13,7 @@ use crate::context::{
     BottomHalves, ContextLock, ContextWaiters, EventSource, HomeThread, LocalContext, Pollers, Timers, Watches,
 };
 use crate::scheduler::SharedScheduler;
-use crate::sys::{Clock, Epoll, FirstPanic};
+use crate::sys::{Clock, Epoll};
 use crate::trace::Tracer;
 
 /// The token of the loop's own eventfd in the epoll set.
@@ -35,6 +34,9 @@ pub(crate) struct SharedContext {
     pub(crate) busy_poll_max: AtomicU64,
     /// Counts iterations with other work, so that fd handlers get their turn.
     pub(crate) busy_rounds: AtomicU32,
+    /// The last sleep has polled epoll and queued all events. Relaxed: accessed under the context's
+    /// lock, except for the sleeper's own store before it takes the lock.
+    pub(crate) sleep_asked: AtomicBool,
     /// For polls of other threads; the home thread has its own copy. `None` after the context has
     /// ended.
     pub(crate) source: Mutex<Option<Arc<dyn EventSource>>>,
@@ -59,6 +61,7 @@ impl SharedContext {
             pollers: Pollers::default(),
             busy_poll_max: AtomicU64::new(0),
             busy_rounds: AtomicU32::new(0),
+            sleep_asked: AtomicBool::new(false),
             source: Mutex::new(None),
         }))
     }
@@ -71,42 +74,14 @@ impl SharedContext {
 
     /// Closes the context: removes the users' registrations, and rejects new ones. Returns the
     /// closures and everything else that they own, to be dropped without any lock.
-    pub(crate) fn close(&self) -> Registered {
-        let source = self.source.lock().take();
-        let bottom_halves = self.bottom_halves.close();
-        let watches = self.watches.close(&self.epoll);
-        let (timers, pollers) = (self.timers.close(), self.pollers.close());
-        let events = self.scheduler.remote_queue.close();
-        let mut registered = Registered(Vec::new());
-        registered.add(source);
-        registered.add(bottom_halves);
-        registered.add(watches);
-        registered.add(timers);
-        registered.add(pollers);
-        registered.add(events);
-        registered
-    }
-}
-
-/// The registrations of a closed context. A panic in one destructor does not prevent dropping the
-/// others; the first panic continues at the end, unless the thread is unwinding already.
-pub(crate) struct Registered(Vec<Box<dyn Any>>);
-
-impl Registered {
-    fn add(&mut self, values: impl IntoIterator<Item: Any>) {
-        self.0.extend(values.into_iter().map(|value| Box::new(value) as Box<dyn Any>));
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        let mut panics = FirstPanic::default();
-        mem::take(&mut self.0).into_iter().for_each(|value| panics.catch(|| drop(value)));
-        match panics.into_payload() {
-            Some(payload) if thread::panicking() => mem::forget(payload),
-            Some(payload) => resume_unwind(payload),
-            None => {}
-        }
+    pub(crate) fn close(&self) -> Vec<Box<dyn Any>> {
+        let mut values: Vec<Box<dyn Any>> = vec![Box::new(self.source.lock().take())];
+        values.extend(self.bottom_halves.close(self));
+        values.extend(self.watches.close(self));
+        values.extend(self.timers.close(self));
+        values.extend(self.pollers.close(self));
+        values.extend(self.scheduler.remote_queue.close().into_iter().map(|event| Box::new(event) as _));
+        values
     }
 }
 

@@ -4,15 +4,12 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::cell::{Cell, OnceCell};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use crate::context::{AioContext, ContextGuard, HomeLockGuard, LocalContext, SharedContext};
 use crate::coroutine::{Cancelled, CoroutineId, WaitReason};
@@ -180,134 +177,6 @@ impl<'l> HomeToken<'l> {
 impl std::fmt::Debug for HomeToken<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HomeToken")
-    }
-}
-
-/// The current engine of a context, and its former ones. None is dropped before the home: an
-/// iteration during which an engine was detached may still be on the stack.
-#[derive(Default)]
-pub(crate) struct Sources(OnceCell<Box<Had>>);
-
-struct Had {
-    source: Arc<dyn EventSource>,
-    has_gone: Cell<bool>,
-    next: Sources,
-}
-
-impl Sources {
-    fn all(&self) -> impl Iterator<Item = &Had> {
-        std::iter::successors(self.0.get(), |had| had.next.0.get()).map(|had| &**had)
-    }
-
-    fn current(&self) -> Option<&Had> {
-        self.all().find(|had| !had.has_gone.get())
-    }
-
-    #[inline]
-    pub(crate) fn get(&self) -> Option<&Arc<dyn EventSource>> {
-        self.current().map(|had| &had.source)
-    }
-
-    fn set(&self, source: &Arc<dyn EventSource>) -> io::Result<()> {
-        if self.current().is_some() {
-            let why = "cannot attach an I/O engine: the context already has one; share that one";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
-        }
-        bind(source)?;
-        if let Some(had) = self.all().find(|had| Arc::ptr_eq(&had.source, source)) {
-            had.has_gone.set(false);
-            return Ok(());
-        }
-        let news = Had { source: Arc::clone(source), has_gone: Cell::new(false), next: Sources::default() };
-        let end = self.all().last().map_or(self, |had| &had.next);
-        assert!(end.0.set(Box::new(news)).is_ok(), "the last source has no next one");
-        Ok(())
-    }
-
-    fn take(&self) -> Option<Arc<dyn EventSource>> {
-        let had = self.current()?;
-        had.has_gone.set(true);
-        release(&had.source);
-        Some(Arc::clone(&had.source))
-    }
-}
-
-impl Drop for Had {
-    fn drop(&mut self) {
-        if !self.has_gone.get() {
-            release(&self.source);
-        }
-    }
-}
-
-/// Addresses of all attached sources of this process. At most one context drives an engine.
-static ATTACHED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
-
-fn address(source: &Arc<dyn EventSource>) -> usize {
-    Arc::as_ptr(source).cast::<()>().addr()
-}
-
-/// Records that a context has `source`. Fails if another context has it.
-fn bind(source: &Arc<dyn EventSource>) -> io::Result<()> {
-    let mut attached = ATTACHED.lock();
-    if attached.contains(&address(source)) {
-        let why = "cannot attach the I/O engine: it is attached to another context; detach it there first";
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
-    }
-    attached.push(address(source));
-    Ok(())
-}
-
-fn release(source: &Arc<dyn EventSource>) {
-    ATTACHED.lock().retain(|&other| other != address(source));
-}
-
-impl AioContext {
-    /// Attaches an I/O engine to the context. For authors of engines.
-    ///
-    /// # Errors
-    ///
-    /// `AlreadyExists`: the context has an engine already. `ResourceBusy`: another context has this
-    /// engine.
-    ///
-    /// # Panics
-    ///
-    /// Panics on any thread other than the context's home thread.
-    pub fn attach(&self, source: Arc<dyn EventSource>) -> io::Result<()> {
-        let Some(home) = self.shared.home() else {
-            panic!("cannot attach an engine off the context's home thread; call this on the home thread");
-        };
-        home.source.set(&source)?;
-        *self.shared.source.lock() = Some(source);
-        Ok(())
-    }
-
-    /// Detaches the I/O engine from the context, and returns it, if there is one. The context keeps
-    /// a handle to it until it ends. For authors of engines.
-    ///
-    /// # Errors
-    ///
-    /// That of [`EventSource::leave`]. The context keeps the engine.
-    ///
-    /// # Panics
-    ///
-    /// Panics on any thread other than the context's home thread.
-    ///
-    /// # Control
-    ///
-    /// May block the thread, as [`acquire`](Self::acquire).
-    pub fn detach(&self) -> io::Result<Option<Arc<dyn EventSource>>> {
-        let Some(home) = self.shared.home() else {
-            panic!("cannot detach an engine off the context's home thread; call this on the home thread");
-        };
-        // Excludes polls of other threads, also of a caller outside the loop.
-        let _guard = self.shared.acquire_at_home();
-        if let Some(source) = home.source.get() {
-            source.leave(HomeToken::new(home))?;
-        }
-        let shared = self.shared.source.lock().take();
-        drop(shared);
-        Ok(home.source.take())
     }
 }
 

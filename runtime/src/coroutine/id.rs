@@ -31,7 +31,7 @@ impl BlockRef {
 
     /// Returns the identity as the event log stores it.
     pub(crate) fn traced(self) -> trace::Id {
-        (ptr::from_ref(self.block).expose_provenance() as u64, self.generation)
+        (ptr::from_ref(self.block).addr() as u64, self.generation)
     }
 }
 

@@ -2,42 +2,31 @@
 //!
 //! The check runs when the loop has been idle for a while, with no I/O, timer, fd handler or bottom
 //! half left that could end that. A coroutine is stuck if only other stuck coroutines can end its
-//! wait. This is certain if the waker is known, or if nothing else can wake it: no other thread
-//! runs, or no handle exists by which one could reach it. A deadlock is reported once. It is not an
-//! error: the loop continues to sleep, and a debugger finds everything unchanged.
+//! wait: its waker is known and stuck, or all coroutines wait and no other thread runs. A deadlock
+//! is reported once. It is not an error: the loop continues to sleep, and a debugger finds
+//! everything unchanged.
 
 use std::cell::{Cell, LazyCell};
 use std::fmt::Write;
-use std::sync::Arc;
 use std::{fs, io, ptr};
 
-use crate::context::{IdleHook, LocalContext};
+use crate::context::IdleHook;
 use crate::coroutine::{ControlBlock, State};
 use crate::diagnostics::WakeSource;
 use crate::scheduler::Scheduler;
 use crate::sys::report;
 
-/// The context's own handles: that of its home, and that of the caller of `run`.
-const OWN_HANDLES: usize = 2;
-/// The handles of the scheduler's shared part: its own, and the context's.
-const SCHEDULER_HANDLES: usize = 2;
-
 /// Returns the coroutines that nothing can wake any more.
-fn stuck(home: &LocalContext) -> Vec<&'static ControlBlock> {
-    let scheduler = &home.scheduler;
+fn stuck(scheduler: &Scheduler) -> Vec<&'static ControlBlock> {
     let reason = |block: &'static ControlBlock| scheduler.local(block).wait_reason.get();
     let is_suspended = |block: &&'static ControlBlock| scheduler.local(block).state.get() == State::Suspended;
     let mut stuck: Vec<_> = scheduler.live().filter(is_suspended).collect();
     let suspended = stuck.len();
-    let with_waker = stuck.iter().filter(|block| reason(block).keeps_waker()).count();
-    let handles_out = Arc::strong_count(&home.context.shared) > OWN_HANDLES + usize::from(home.source.get().is_some())
-        || Arc::strong_count(&scheduler.shared) > SCHEDULER_HANDLES + with_waker;
     let threads = LazyCell::new(is_threaded);
     loop {
         let others = stuck.len() < suspended;
         let may_run = |block: &&'static ControlBlock| match reason(block).wake_source(scheduler) {
             WakeSource::Event => true,
-            WakeSource::Handle => handles_out || others,
             WakeSource::Coroutine(source) => !stuck.iter().any(|&other| ptr::eq(other, source)),
             WakeSource::Nobody => false,
             WakeSource::Others => others,
@@ -55,7 +44,7 @@ fn stuck(home: &LocalContext) -> Vec<&'static ControlBlock> {
 pub(crate) fn reporter() -> IdleHook {
     let last_reported_serial = Cell::new(0);
     Box::new(move |home| {
-        let stuck = stuck(home);
+        let stuck = stuck(&home.scheduler);
         let youngest = stuck.iter().map(|block| home.scheduler.local(block).serial.get()).max().unwrap_or(0);
         if !stuck.is_empty() && last_reported_serial.replace(youngest) != youngest {
             report_stuck(&home.scheduler, &stuck);

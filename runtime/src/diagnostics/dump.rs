@@ -119,7 +119,7 @@ impl AioContext {
                 // Writing to a string does not fail.
                 let _ = shared.write_head(&mut text, snapshot.how);
                 text.push_str(snapshot.text.as_str());
-                let _ = shared.write_tables(&mut text, None);
+                let _ = shared.write_tables(&mut text);
                 let _ = write!(text, "  its thread is at:\n{backtrace}");
                 return text;
             }
@@ -193,7 +193,7 @@ impl SharedContext {
             let live: Vec<_> = home.scheduler.live().collect();
             home.scheduler.write_coroutines(f, live.len(), &live, traces)?;
         }
-        self.write_tables(f, home)
+        self.write_tables(f)
     }
 
     fn write_head(&self, f: &mut String, how: &str) -> fmt::Result {
@@ -202,15 +202,11 @@ impl SharedContext {
 
     /// Formats the registrations with the loop. Takes locks, so must not be called while the home
     /// thread is stopped.
-    fn write_tables(&self, f: &mut String, home: Option<&LocalContext>) -> fmt::Result {
-        let busy = || "table in use".to_string();
-        writeln!(f, "  bottom halves: {}", self.bottom_halves.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  watches: {}", self.watches.describe().unwrap_or_else(busy))?;
-        writeln!(f, "  timers: {}", self.timers.describe(self.scheduler.clock.now()).unwrap_or_else(busy))?;
-        let source = match home {
-            Some(home) => home.source.get().cloned(),
-            None => self.source.try_lock().and_then(|source| source.clone()),
-        };
+    fn write_tables(&self, f: &mut String) -> fmt::Result {
+        writeln!(f, "  bottom halves: {}", self.bottom_halves.description())?;
+        writeln!(f, "  watches: {}", self.watches.description())?;
+        writeln!(f, "  timers: {}", self.timers.description(self.scheduler.clock.now()))?;
+        let source = self.source.try_lock().and_then(|source| source.clone());
         if let Some(source) = source {
             writeln!(f, "  I/O engine: {}", source.describe())?;
         }

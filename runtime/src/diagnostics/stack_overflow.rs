@@ -22,7 +22,7 @@
 use std::sync::{Once, OnceLock};
 use std::{mem, process, ptr};
 
-use crate::coroutine::{LocalState, PAGE};
+use crate::coroutine::{LocalState, PAGE, StackPool};
 use crate::scheduler::Scheduler;
 use crate::sys::report;
 
@@ -35,8 +35,8 @@ static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 /// The thread's alternate signal stack, while it runs a context. A sufficiently large existing one,
 /// as std's threads have, is kept.
 pub(crate) struct AlternateStack {
-    /// Our mapping, and the thread's own alternate stack that it replaces.
-    installed: Option<(Mapping, libc::stack_t)>,
+    /// The pool of our stack, and the thread's own alternate stack that ours replaces.
+    installed: Option<(StackPool, libc::stack_t)>,
 }
 
 impl AlternateStack {
@@ -57,57 +57,27 @@ impl AlternateStack {
         if before.ss_flags & libc::SS_DISABLE == 0 && before.ss_size >= enough {
             return AlternateStack { installed: None };
         }
-        let installed = Mapping::new(enough.next_multiple_of(PAGE)).filter(|mapping| {
-            let ours = libc::stack_t { ss_sp: mapping.usable(), ss_flags: 0, ss_size: mapping.len - PAGE };
-            // SAFETY: the memory is ours until `drop` has uninstalled it.
-            unsafe { libc::sigaltstack(&ours, ptr::null_mut()) == 0 }
-        });
-        AlternateStack { installed: installed.map(|mapping| (mapping, before)) }
+        // A stack of its own, with a guard page, as a coroutine has.
+        let pool = StackPool::new(enough + PAGE, false);
+        let Ok(lease) = pool.take(None) else { return AlternateStack { installed: None } };
+        let usable = lease.usable();
+        let start = ptr::with_exposed_provenance_mut(usable.start);
+        let ours = libc::stack_t { ss_sp: start, ss_flags: 0, ss_size: usable.len() };
+        // SAFETY: the memory is ours until `drop` has uninstalled it.
+        let is_installed = unsafe { libc::sigaltstack(&ours, ptr::null_mut()) == 0 };
+        AlternateStack { installed: is_installed.then_some((pool, before)) }
     }
 }
 
 impl Drop for AlternateStack {
     fn drop(&mut self) {
-        if let Some((mapping, before)) = self.installed.take() {
+        if let Some((pool, before)) = self.installed.take() {
             // SAFETY: the thread had this alternate stack before. If ours cannot be uninstalled,
             // its memory must stay mapped.
             if unsafe { libc::sigaltstack(&before, ptr::null_mut()) } != 0 {
-                mem::forget(mapping);
+                mem::forget(pool);
             }
         }
-    }
-}
-
-/// Memory with a guard page at the bottom.
-struct Mapping {
-    start: *mut libc::c_void,
-    len: usize,
-}
-
-impl Mapping {
-    fn new(usable: usize) -> Option<Mapping> {
-        let (len, protection) = (usable + PAGE, libc::PROT_READ | libc::PROT_WRITE);
-        // SAFETY: a fresh private mapping, at an address that the kernel chooses; its lowest page
-        // is part of it.
-        unsafe {
-            let start = libc::mmap(ptr::null_mut(), len, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
-            if start == libc::MAP_FAILED {
-                return None;
-            }
-            let mapping = Mapping { start, len };
-            (libc::mprotect(start, PAGE, libc::PROT_NONE) == 0).then_some(mapping)
-        }
-    }
-
-    fn usable(&self) -> *mut libc::c_void {
-        self.start.wrapping_byte_add(PAGE)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this is the whole mapping, and no signal is handled on it any more.
-        unsafe { libc::munmap(self.start, self.len) };
     }
 }
 

@@ -19,8 +19,6 @@ impl BlockRef {
 pub(crate) enum WakeSource {
     /// The kernel, or the clock.
     Event,
-    /// A holder of a handle to the coroutine.
-    Handle,
     /// This coroutine, the lock's owner or the one joined.
     Coroutine(&'static ControlBlock),
     /// No coroutine: the lock's owner has ended.
@@ -36,7 +34,6 @@ impl WaitReason {
     pub(crate) fn wake_source(self, scheduler: &Scheduler) -> WakeSource {
         match (WaitKind::from(self), self) {
             (_, WaitReason::Join(block)) => WakeSource::Coroutine(block),
-            (WaitKind::Enter, _) => WakeSource::Handle,
             (WaitKind::Scope, _) => WakeSource::Others,
             (WaitKind::Lock, _) => match self.owner().and_then(LockOwner::get).and_then(|owner| owner.holder) {
                 None => WakeSource::Anyone,
@@ -44,17 +41,11 @@ impl WaitReason {
                 Some(holder) if holder.block.context() != scheduler.shared.id() => WakeSource::Event,
                 Some(holder) => WakeSource::Coroutine(holder.block),
             },
-            (WaitKind::Message | WaitKind::Future, _) => WakeSource::Anyone,
+            (WaitKind::Enter | WaitKind::Message | WaitKind::Future, _) => WakeSource::Anyone,
             (WaitKind::Turn | WaitKind::Join | WaitKind::Time | WaitKind::Descriptor | WaitKind::Io, _) => {
                 WakeSource::Event
             }
         }
-    }
-
-    /// Returns whether the wait has stored a waker where others find it: in a wait queue, or in a
-    /// future.
-    pub(crate) fn keeps_waker(self) -> bool {
-        matches!(WaitKind::from(self), WaitKind::Lock | WaitKind::Message | WaitKind::Descriptor | WaitKind::Future)
     }
 }
 

@@ -361,7 +361,7 @@ impl<S> CoFd<S> {
             return Ok(());
         }
         let home = LocalContext::expect("waiting for a descriptor");
-        if !Arc::ptr_eq(&home.context.shared, &self.watch.shared) {
+        if !Arc::ptr_eq(&home.context.shared, &self.watch.0.shared) {
             let why = "the descriptor belongs to another context; take it out with `into_inner` and create a CoFd from \
                  it here";
             return Err(io::Error::new(io::ErrorKind::NotConnected, why));

@@ -1,16 +1,8 @@
 //! The coroutines that an iteration of the loop runs, and the events that it takes over from other
 //! threads.
 
-use std::cell::Cell;
-
 use crate::coroutine::State;
 use crate::scheduler::{RemoteEvent, Scheduler};
-
-/// Events taken over from other threads and not handled yet, in reverse order of arrival. The list
-/// survives a panic, and a nested iteration continues with it. Its memory is kept, so that taking
-/// over allocates nothing.
-#[derive(Default)]
-pub(super) struct TakenEvents(Cell<Vec<RemoteEvent>>);
 
 impl Scheduler {
     /// Runs the coroutines that are ready now. Coroutines that become ready meanwhile wait for the
@@ -51,10 +43,10 @@ impl Scheduler {
         }
         // Events left over by a panic, or by an outer iteration, come first.
         self.handle_remote_events();
-        let mut events = self.taken_events.0.take();
+        let mut events = self.taken_events.take();
         self.shared.remote_queue.take_all(&mut events);
         events.reverse();
-        self.taken_events.0.set(events);
+        self.taken_events.set(events);
         self.handle_remote_events();
     }
 
@@ -62,10 +54,10 @@ impl Scheduler {
     /// and the remaining ones stay on the list (rule W3).
     fn handle_remote_events(&self) {
         loop {
-            let mut events = self.taken_events.0.take();
+            let mut events = self.taken_events.take();
             let next = events.pop();
             let is_last = events.is_empty();
-            self.taken_events.0.set(events);
+            self.taken_events.set(events);
             let id = match next {
                 None => return,
                 Some(RemoteEvent::Wake(id)) => id,

@@ -6,10 +6,14 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 use crate::sys::in_child;
 
@@ -32,32 +36,21 @@ pub(crate) struct EventFd(OwnedFd);
 
 impl EventFd {
     pub(crate) fn new() -> io::Result<EventFd> {
-        // SAFETY: eventfd takes no pointers; on success it returns a new descriptor that only we
-        // own.
-        unsafe {
-            let fd = checked(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?;
-            Ok(EventFd(OwnedFd::from_raw_fd(fd)))
-        }
+        Ok(EventFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     /// Adds one. Edge-triggered, so the counter need not be read.
     pub(crate) fn signal(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: the buffer is eight bytes, alive during the call, and only read.
-        let written = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-        // EAGAIN: the counter is full, so there were 2^64 edges, and the sleeper cannot have missed
-        // them all.
-        debug_assert!(written == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
+        let written = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        // The counter is full: there were 2^64 edges, and the sleeper cannot have missed them all.
+        debug_assert!(matches!(written, Ok(8) | Err(Errno::AGAIN)));
     }
 
     /// Resets the counter to 0. Returns whether it was nonzero.
     pub(crate) fn clear(&self) -> bool {
-        let mut count = [0; 8];
-        // SAFETY: the buffer is eight bytes, alive during the call.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-        // EAGAIN: the counter is 0.
-        debug_assert!(read == 8 || io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock);
-        read == 8
+        let read = rustix::io::read(&self.0, &mut [0; 8]);
+        debug_assert!(matches!(read, Ok(8) | Err(Errno::AGAIN)), "{read:?}");
+        read.is_ok()
     }
 }
 
@@ -72,19 +65,15 @@ pub(crate) struct TimerFd(OwnedFd);
 
 impl TimerFd {
     pub(crate) fn new() -> io::Result<TimerFd> {
-        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
-        unsafe {
-            let fd = checked(libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK))?;
-            Ok(TimerFd(OwnedFd::from_raw_fd(fd)))
-        }
+        Ok(TimerFd(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?))
     }
 
     /// Arms the timer once, `after` from now. Edge-triggered, so the counter is never read.
     pub(crate) fn arm(&self, after: Duration) -> io::Result<()> {
-        let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let time = libc::itimerspec { it_interval: none, it_value: timespec(after.max(Duration::from_nanos(1))) };
-        // SAFETY: the kernel reads the one structure.
-        checked(unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &time, ptr::null_mut()) }).map(drop)
+        let after = after.max(Duration::from_nanos(1));
+        let it_value = Timespec::try_from(after).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let time = Itimerspec { it_interval: Timespec::default(), it_value };
+        Ok(timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &time).map(drop)?)
     }
 }
 
@@ -116,11 +105,7 @@ impl Epoll {
     pub(crate) const BATCH: usize = 64;
 
     pub(crate) fn new() -> io::Result<Epoll> {
-        // SAFETY: takes no pointers; on success the descriptor is new and only we own it.
-        unsafe {
-            let fd = checked(libc::epoll_create1(libc::EPOLL_CLOEXEC))?;
-            Ok(Epoll(OwnedFd::from_raw_fd(fd)))
-        }
+        Ok(Epoll(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
     fn control(&self, op: libc::c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {

@@ -4,11 +4,12 @@
 //! a process about to abort, must not depend on that, so both libraries and all programs write
 //! their messages through [`report`] only.
 
-#![allow(unsafe_code)]
-
 use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::{io, mem};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 /// Writes `message` to standard error, adding a newline if it has none. Ignores every failure:
 /// there is nowhere left to report it. If standard error is a pipe that stays full for 100 ms, the
@@ -71,22 +72,19 @@ impl Write for Line {
 }
 
 /// Waits up to 100 ms until standard error accepts bytes. A pipe that is ready has room for a page.
-fn has_room() -> bool {
-    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: the call reads and writes the one structure.
-    unsafe { libc::poll(&raw mut stderr, 1, 100) == 1 }
+fn has_room(stderr: &io::Stderr) -> bool {
+    let time = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    poll(&mut [PollFd::new(stderr, PollFlags::OUT)], Some(&time)) == Ok(1)
 }
 
 fn write_all(mut bytes: &[u8]) {
-    while !bytes.is_empty() && has_room() {
+    let stderr = io::stderr();
+    while !bytes.is_empty() && has_room(&stderr) {
         // At most a page: `has_room` guarantees no more, and a longer write to a pipe blocks until
-        // the reader has taken the rest.
-        let len = bytes.len().min(libc::PIPE_BUF);
-        // SAFETY: the bytes are alive and only read.
-        let written = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), len) };
-        match usize::try_from(written) {
-            Ok(written) if written > 0 => bytes = &bytes[written..],
-            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+        // the reader has taken the rest. Without std's own lock, which the stopped thread may hold.
+        match rustix::io::write(&stderr, &bytes[..bytes.len().min(libc::PIPE_BUF)]) {
+            Ok(written @ 1..) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
             _ => return,
         }
     }

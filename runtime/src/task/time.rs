@@ -7,7 +7,7 @@ use std::fmt;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use crate::context::{Action, LocalContext};
+use crate::context::{Action, LocalContext, Timer};
 use crate::coroutine::{Cancelled, Deadline, LocalState, WaitReason};
 
 /// The error of a [`timeout`] that expired.
@@ -116,7 +116,7 @@ fn run_until<T>(home: &LocalContext, deadline: Option<Instant>, f: impl FnOnce()
     let frame = Deadline { deadline, hit: Cell::new(false), outer: local.deadlines.get() };
     local.deadlines.set(&frame);
     let off = Off(local, &frame);
-    let timer = home.context.shared.timers.start(deadline, Action::Wake(block.id()), &home.context.shared);
+    let timer = Timer::start(deadline, Action::Wake(block.id()), &home.context.shared);
     let value = f();
     drop(timer);
     drop(off);
@@ -184,8 +184,7 @@ fn wait_for_time(home: &LocalContext, deadline: Option<Instant>) -> Result<(), C
     let Some(block) = scheduler.running() else {
         // A sleep that is over needs no timer, only the turn of the others.
         let until = deadline.filter(|_| !is_over());
-        let _timer =
-            until.map(|deadline| home.context.shared.timers.start(deadline, Action::Nothing, &home.context.shared));
+        let _timer = until.map(|deadline| Timer::start(deadline, Action::Nothing, &home.context.shared));
         loop {
             home.context.poll(!is_over());
             if is_over() {
@@ -201,7 +200,7 @@ fn wait_for_time(home: &LocalContext, deadline: Option<Instant>) -> Result<(), C
         return if is_over() { Ok(()) } else { Err(scheduler.cut_short(block)) };
     }
     let wake = Action::Wake(block.id());
-    let _timer = deadline.map(|deadline| home.context.shared.timers.start(deadline, wake, &home.context.shared));
+    let _timer = deadline.map(|deadline| Timer::start(deadline, wake, &home.context.shared));
     scheduler.suspend_for(WaitReason::Sleep);
     scheduler.suspend_until(WaitReason::Sleep, || is_over().then_some(()))
 }

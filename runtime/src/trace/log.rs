@@ -1,22 +1,18 @@
-//! The log itself: an event is packed into four words when it is written, and unpacked when it is
-//! read.
+//! The log itself: a ring of the most recent events. Coroutines and requests are numbered when the
+//! log is read.
 
-#![allow(unsafe_code)]
-
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::Location;
-use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::sys::in_child;
 use crate::trace::event::{
     CoroutineIndex, CoroutineInfo, Event, Record, Recording, RequestState, Span, WaitKind, Wake,
 };
-use crate::trace::ring::{Ring, WORDS};
 
 /// A handle to an event log. Contexts write to the log that they are
 /// [created](crate::ContextBuilder::trace) with.
@@ -38,30 +34,44 @@ pub struct Trace {
 }
 
 struct Log {
-    ring: Ring,
-    contexts: AtomicU16,
-    /// The names of named coroutines, and texts; at most as many of each as the ring has records.
-    words: Mutex<Words>,
+    contexts: AtomicUsize,
+    ring: Mutex<Ring>,
     capacity: usize,
 }
 
-#[derive(Default)]
-struct Words {
+struct Ring {
+    events: VecDeque<Raw>,
+    /// Number of events that were overwritten.
+    lost: u64,
+    /// The names of named coroutines; at most as many as there are events.
     names: VecDeque<(Id, String)>,
-    texts: VecDeque<String>,
-    /// The number of texts dropped, which is also the number of the first text left.
-    forgotten: u64,
+}
+
+/// An event as it was written: `event` contains the engine's key in place of a request's number,
+/// and `id` identifies its coroutine.
+struct Raw {
+    thread: u32,
+    context: usize,
+    event: Event,
+    id: Id,
+    at: Option<&'static Location<'static>>,
 }
 
 /// Identifies a coroutine on any thread: control block and generation.
 pub(crate) type Id = (u64, u64);
 
+/// Stands for the coroutine that [`Raw::id`] identifies.
+const UNNUMBERED: CoroutineIndex = CoroutineIndex(0);
+/// The identity in events that have no coroutine.
+const NONE: Id = (0, 0);
+
 impl Trace {
-    /// Creates a log of the most recent `capacity` events (40 bytes each), and of at most as many
-    /// names and texts.
+    /// Creates a log of the most recent `capacity` events (72 bytes each, without the texts), and of
+    /// at most as many names.
     pub fn new(capacity: usize) -> Trace {
-        let (ring, contexts, words) = (Ring::new(capacity), AtomicU16::new(0), Mutex::default());
-        Trace { log: Arc::new(Log { ring, contexts, words, capacity: capacity.max(1) }) }
+        let capacity = capacity.max(1);
+        let ring = Ring { events: VecDeque::with_capacity(capacity), lost: 0, names: VecDeque::new() };
+        Trace { log: Arc::new(Log { contexts: AtomicUsize::new(0), ring: Mutex::new(ring), capacity }) }
     }
 
     /// Creates the tracer of one more context.
@@ -70,23 +80,22 @@ impl Trace {
         Tracer { log: Arc::clone(&self.log), context }
     }
 
-    /// Returns the contents of the log. Events that other threads are writing at this moment may be
-    /// missing.
+    /// Returns the contents of the log.
     ///
     /// # Control
     ///
     /// Never switches.
     pub fn recording(&self) -> Recording {
-        let (total, raw) = self.log.ring.read();
-        let words = self.log.words.lock();
-        let mut reader = Reader::new(&words);
-        for &(number, words) in &raw {
-            reader.read(number, words);
-        }
-        let mut recording = reader.recording;
-        recording.threads = reader.threads.len();
-        recording.lost = total - raw.len() as u64;
-        recording
+        let ring = self.log.ring.lock();
+        let mut reader = Reader {
+            recording: Recording { lost: ring.lost, ..Recording::default() },
+            names: ring.names.iter().map(|(id, name)| (*id, name.as_str())).collect(),
+            lanes: HashMap::new(),
+            threads: HashMap::new(),
+            requests: HashMap::new(),
+        };
+        (ring.lost..).zip(&ring.events).for_each(|(number, raw)| reader.read(number, raw));
+        Recording { threads: reader.threads.len(), ..reader.recording }
     }
 }
 
@@ -96,78 +105,64 @@ impl fmt::Debug for Trace {
     }
 }
 
-/// The kind of a record, stored in its low byte.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Kind {
-    Create,
-    Enter,
-    Yield,
-    End,
-    Wake,
-    Begin,
-    Finish,
-    Request,
-    Counters,
-    Acquire,
-    Release,
-    Violation,
-    Mark,
-}
-
 /// Writes the events of one context to a log. For authors of engines:
 /// [`AioContext::tracer`](crate::AioContext::tracer).
 #[derive(Clone)]
 pub struct Tracer {
     log: Arc<Log>,
-    context: u16,
+    context: usize,
 }
 
 impl Tracer {
-    #[inline]
-    fn push(&self, kind: Kind, detail: u8, a: u64, b: u64, at: Option<&'static Location<'static>>) {
-        let head = u64::from(kind as u8) | u64::from(detail) << 8 | u64::from(self.context) << 16 | thread() << 32;
-        // Exposed: the reader turns the address back into a reference.
-        let at = at.map_or(0, |at| ptr::from_ref(at).expose_provenance() as u64);
-        self.log.ring.push([head, a, b, at]);
+    fn push(&self, event: Event, id: Id, at: Option<&'static Location<'static>>, name: Option<&str>) {
+        // The child of a fork has a copy of the log, which a thread of the parent may have locked.
+        if in_child() {
+            return;
+        }
+        let raw = Raw { thread: thread(), context: self.context, event, id, at };
+        let mut ring = self.log.ring.lock();
+        if ring.events.len() == self.log.capacity {
+            ring.events.pop_front();
+            ring.lost += 1;
+        }
+        ring.events.push_back(raw);
+        if let Some(name) = name {
+            if ring.names.len() == self.log.capacity {
+                ring.names.pop_front();
+            }
+            ring.names.push_back((id, name.into()));
+        }
     }
 
     #[cold]
-    pub(crate) fn create(&self, (a, b): Id, name: Option<&str>, at: &'static Location<'static>) {
-        if let Some(name) = name {
-            let mut words = self.log.words.lock();
-            if words.names.len() == self.log.capacity {
-                words.names.pop_front();
-            }
-            words.names.push_back(((a, b), name.into()));
-        }
-        self.push(Kind::Create, 0, a, b, Some(at));
+    pub(crate) fn create(&self, id: Id, name: Option<&str>, at: &'static Location<'static>) {
+        self.push(Event::Create(UNNUMBERED), id, Some(at), name);
     }
 
     /// `at` is the line at which the coroutine continues.
     #[cold]
-    pub(crate) fn enter(&self, (a, b): Id, unwinds: bool, at: &'static Location<'static>) {
-        self.push(Kind::Enter, u8::from(unwinds), a, b, Some(at));
+    pub(crate) fn enter(&self, id: Id, unwinds: bool, at: &'static Location<'static>) {
+        self.push(Event::Enter { lane: UNNUMBERED, unwinds }, id, Some(at), None);
     }
 
     #[cold]
-    pub(crate) fn yielded(&self, (a, b): Id, waits: WaitKind, at: &'static Location<'static>) {
-        self.push(Kind::Yield, WAITS.iter().position(|&w| w == waits).unwrap_or(0) as u8, a, b, Some(at));
+    pub(crate) fn yielded(&self, id: Id, waits: WaitKind, at: &'static Location<'static>) {
+        self.push(Event::Yield { lane: UNNUMBERED, waits }, id, Some(at), None);
     }
 
     #[cold]
-    pub(crate) fn end(&self, (a, b): Id) {
-        self.push(Kind::End, 0, a, b, None);
+    pub(crate) fn end(&self, id: Id) {
+        self.push(Event::End(UNNUMBERED), id, None, None);
     }
 
     #[cold]
-    pub(crate) fn wake(&self, (a, b): Id, how: Wake, at: &'static Location<'static>) {
-        self.push(Kind::Wake, WAKES.iter().position(|&w| w == how).unwrap_or(0) as u8, a, b, Some(at));
+    pub(crate) fn wake(&self, id: Id, how: Wake, at: &'static Location<'static>) {
+        self.push(Event::Wake { lane: UNNUMBERED, how }, id, Some(at), None);
     }
 
     #[cold]
     pub(crate) fn lock(&self, taken: bool) {
-        self.push(if taken { Kind::Acquire } else { Kind::Release }, 0, 0, 0, None);
+        self.push(if taken { Event::Acquire } else { Event::Release }, NONE, None, None);
     }
 
     /// Records the beginning of a piece of work; its end is recorded when the returned value is
@@ -176,58 +171,36 @@ impl Tracer {
     #[track_caller]
     #[must_use = "dropping the span records its end"]
     pub fn span(&self, span: Span) -> SpanGuard<'_> {
-        let detail = SPANS.iter().position(|&s| s == span).unwrap_or(0) as u8;
-        self.push(Kind::Begin, detail, 0, 0, Some(Location::caller()));
-        SpanGuard(self, detail)
+        self.push(Event::Begin(span), NONE, Some(Location::caller()), None);
+        SpanGuard(self, span)
     }
 
     /// Records a state change of the request that `key` identifies within its engine.
     #[cold]
     #[track_caller]
     pub fn request(&self, key: u64, state: RequestState) {
-        let (detail, result) = match state {
-            RequestState::Pending => (0, 0),
-            RequestState::InFlight => (1, 0),
-            RequestState::Done(result) => (2, result),
-            RequestState::Refused(result) => (3, result),
-            RequestState::Cancelled => (4, 0),
-        };
-        self.push(Kind::Request, detail, key, result as u64, Some(Location::caller()));
+        self.push(Event::Request { request: key, state }, NONE, Some(Location::caller()), None);
     }
 
     /// Records an engine's counters.
     #[cold]
     #[track_caller]
     pub fn counters(&self, in_flight: u32, pending: u32, plugged: u32) {
-        let both = u64::from(in_flight) << 32 | u64::from(pending);
-        self.push(Kind::Counters, 0, both, u64::from(plugged), Some(Location::caller()));
+        self.push(Event::Counters { in_flight, pending, plugged }, NONE, Some(Location::caller()), None);
     }
 
     /// Records the violation of a rule.
     #[cold]
     #[track_caller]
     pub fn violation(&self, what: impl Into<String>) {
-        self.say(Kind::Violation, what.into(), Location::caller());
+        self.push(Event::Violation(what.into()), NONE, Some(Location::caller()), None);
     }
 
     /// Records a text of the program's own.
     #[cold]
     #[track_caller]
     pub fn mark(&self, what: impl Into<String>) {
-        self.say(Kind::Mark, what.into(), Location::caller());
-    }
-
-    fn say(&self, kind: Kind, what: String, at: &'static Location<'static>) {
-        let number = {
-            let mut words = self.log.words.lock();
-            if words.texts.len() == self.log.capacity {
-                words.texts.pop_front();
-                words.forgotten += 1;
-            }
-            words.texts.push_back(what);
-            words.forgotten + words.texts.len() as u64 - 1
-        };
-        self.push(kind, 0, number, 0, Some(at));
+        self.push(Event::Mark(what.into()), NONE, Some(Location::caller()), None);
     }
 }
 
@@ -239,121 +212,69 @@ impl fmt::Debug for Tracer {
 
 /// Records the end of a piece of work when dropped. Created by [`Tracer::span`].
 #[derive(Debug)]
-pub struct SpanGuard<'a>(&'a Tracer, u8);
+pub struct SpanGuard<'a>(&'a Tracer, Span);
 
 impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
-        self.0.push(Kind::Finish, self.1, 0, 0, None);
+        self.0.push(Event::Finish(self.1), NONE, None, None);
     }
 }
 
 /// Returns this thread's number among the threads that have written to any log.
-fn thread() -> u64 {
+fn thread() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     thread_local! {
         static NUMBER: u32 = NEXT.fetch_add(1, Ordering::Relaxed);
     }
     // All threads whose thread-locals are destroyed share the last number.
-    u64::from(NUMBER.try_with(|&number| number).unwrap_or(u32::MAX))
+    NUMBER.try_with(|&number| number).unwrap_or(u32::MAX)
 }
 
-const WAKES: [Wake; 4] = [Wake::Immediate, Wake::Deferred, Wake::Scheduled, Wake::AlreadyEntered];
-
-const SPANS: [Span; 8] =
-    [Span::Round, Span::BottomHalf, Span::Watch, Span::PollHandler, Span::Timer, Span::Sleep, Span::Submit, Span::Reap];
-
-const WAITS: [WaitKind; 10] = [
-    WaitKind::Enter,
-    WaitKind::Turn,
-    WaitKind::Join,
-    WaitKind::Lock,
-    WaitKind::Message,
-    WaitKind::Time,
-    WaitKind::Descriptor,
-    WaitKind::Io,
-    WaitKind::Future,
-    WaitKind::Scope,
-];
-
-/// Unpacks records, numbering coroutines, threads and requests in order of first appearance.
+/// Numbers coroutines, threads and requests in order of first appearance.
 struct Reader<'a> {
     recording: Recording,
     names: HashMap<Id, &'a str>,
-    texts: &'a Words,
     lanes: HashMap<Id, CoroutineIndex>,
-    threads: HashMap<u64, usize>,
+    threads: HashMap<u32, usize>,
     requests: HashMap<(usize, u64), u64>,
 }
 
-impl<'a> Reader<'a> {
-    fn new(words: &'a Words) -> Reader<'a> {
-        Reader {
-            recording: Recording::default(),
-            names: words.names.iter().map(|(id, name)| (*id, name.as_str())).collect(),
-            texts: words,
-            lanes: HashMap::new(),
-            threads: HashMap::new(),
-            requests: HashMap::new(),
-        }
-    }
-
+impl Reader<'_> {
     fn lane(&mut self, id: Id, context: usize) -> CoroutineIndex {
-        let next = CoroutineIndex(self.recording.lanes.len());
-        match self.lanes.entry(id) {
-            Entry::Occupied(lane) => *lane.get(),
-            Entry::Vacant(lane) => {
-                let name = self.names.get(&id).map_or_else(|| format!("#{}", next.0), |name| (*name).to_string());
-                self.recording.lanes.push(CoroutineInfo { name, context, created_at: None });
-                *lane.insert(next)
-            }
-        }
+        let (names, lanes) = (&self.names, &mut self.recording.lanes);
+        *self.lanes.entry(id).or_insert_with(|| {
+            let next = CoroutineIndex(lanes.len());
+            let name = names.get(&id).map_or_else(|| format!("#{}", next.0), |name| (*name).to_string());
+            lanes.push(CoroutineInfo { name, context, created_at: None });
+            next
+        })
     }
 
-    fn text(&self, number: u64) -> String {
-        let place = number.checked_sub(self.texts.forgotten);
-        place.and_then(|place| self.texts.texts.get(place as usize)).map_or("(forgotten)", String::as_str).into()
-    }
-
-    fn read(&mut self, number: u64, [head, a, b, at]: [u64; WORDS]) {
-        let (kind, detail, context) = (head as u8, (head >> 8) as u8 as usize, (head >> 16) as u16 as usize);
-        // SAFETY: each word of a record was written by some writer, and writers store the address
-        // of a `'static` location, or 0, in this word.
-        let at = unsafe { ptr::with_exposed_provenance::<Location<'static>>(at as usize).as_ref() };
+    fn read(&mut self, number: u64, raw: &Raw) {
+        let &Raw { context, id, at, .. } = raw;
         let threads = self.threads.len();
-        let thread = *self.threads.entry(head >> 32).or_insert(threads);
-        let id = (a, b);
-        let event = match kind {
-            k if k == Kind::Create as u8 => {
-                let lane = self.lane(id, context);
+        let thread = *self.threads.entry(raw.thread).or_insert(threads);
+        let mut event = raw.event.clone();
+        match &mut event {
+            Event::Create(lane) => {
+                *lane = self.lane(id, context);
                 self.recording.lanes[lane.0].created_at = at;
-                Event::Create(lane)
             }
-            k if k == Kind::Enter as u8 => Event::Enter { lane: self.lane(id, context), unwinds: detail == 1 },
-            k if k == Kind::Yield as u8 => Event::Yield { lane: self.lane(id, context), waits: WAITS[detail] },
-            k if k == Kind::End as u8 => Event::End(self.lane(id, context)),
-            k if k == Kind::Wake as u8 => Event::Wake { lane: self.lane(id, context), how: WAKES[detail] },
-            k if k == Kind::Begin as u8 => Event::Begin(SPANS[detail]),
-            k if k == Kind::Finish as u8 => Event::Finish(SPANS[detail]),
-            k if k == Kind::Request as u8 => {
+            Event::Enter { lane, .. } | Event::Yield { lane, .. } | Event::End(lane) | Event::Wake { lane, .. } => {
+                *lane = self.lane(id, context);
+            }
+            Event::Request { request, .. } => {
                 let requests = self.requests.len() as u64;
-                let request = *self.requests.entry((context, a)).or_insert(requests);
-                let state = match detail {
-                    0 => RequestState::Pending,
-                    1 => RequestState::InFlight,
-                    2 => RequestState::Done(b as i64),
-                    3 => RequestState::Refused(b as i64),
-                    _ => RequestState::Cancelled,
-                };
-                Event::Request { request, state }
+                *request = *self.requests.entry((context, *request)).or_insert(requests);
             }
-            k if k == Kind::Counters as u8 => {
-                Event::Counters { in_flight: (a >> 32) as u32, pending: a as u32, plugged: b as u32 }
-            }
-            k if k == Kind::Acquire as u8 => Event::Acquire,
-            k if k == Kind::Release as u8 => Event::Release,
-            k if k == Kind::Violation as u8 => Event::Violation(self.text(a)),
-            _ => Event::Mark(self.text(a)),
-        };
+            Event::Begin(_)
+            | Event::Finish(_)
+            | Event::Counters { .. }
+            | Event::Acquire
+            | Event::Release
+            | Event::Violation(_)
+            | Event::Mark(_) => {}
+        }
         self.recording.records.push(Record { number, thread, context, event, at });
     }
 }

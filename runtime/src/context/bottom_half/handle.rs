@@ -1,12 +1,10 @@
 //! The public side of bottom halves.
 
-use std::fmt;
 use std::panic::Location;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::{Callback, Due, Entry};
-use crate::context::{AioContext, ContextEnded, Key, SharedContext};
+use super::BottomHalfKind;
+use crate::context::registration::Handle;
+use crate::context::{AioContext, ContextEnded};
 
 impl AioContext {
     /// Creates a bottom half: when it is scheduled, the loop runs `callback` in its next iteration.
@@ -19,7 +17,8 @@ impl AioContext {
     #[doc(alias = "aio_bh_new")]
     #[track_caller]
     pub fn new_bottom_half(&self, mut callback: impl FnMut() + Send + 'static) -> Result<BottomHalf, ContextEnded> {
-        self.insert_bottom_half(Box::new(move |_, _| callback()))
+        let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(move |(), _, _| callback()))?))
     }
 
     /// As [`new_bottom_half`](Self::new_bottom_half), for a callback that schedules, cancels or
@@ -50,20 +49,9 @@ impl AioContext {
         &self,
         mut callback: impl FnMut(&BottomHalf) + Send + 'static,
     ) -> Result<BottomHalf, ContextEnded> {
-        self.insert_bottom_half(Box::new(move |shared, key| {
-            callback(&BottomHalf { shared: Arc::clone(shared), key, owns: false });
-        }))
-    }
-
-    #[track_caller]
-    fn insert_bottom_half(&self, callback: Callback) -> Result<BottomHalf, ContextEnded> {
-        let entry = Entry::new(callback, false, Location::caller());
-        // In a statement of its own, so that a rejected callback is dropped without the lock.
-        let inserted = self.shared.bottom_halves.table.lock().entries.insert(entry);
-        match inserted {
-            Ok(key) => Ok(BottomHalf { shared: Arc::clone(&self.shared), key, owns: true }),
-            Err(_rejected) => Err(ContextEnded { operation: "create a bottom half" }),
-        }
+        let kind = BottomHalfKind { is_idle: false, is_one_shot: false };
+        let callback = move |(), shared: &_, key| callback(&BottomHalf(Handle::within(shared, key)));
+        Ok(BottomHalf(Handle::new(&self.shared, kind, Box::new(callback))?))
     }
 
     /// Runs `callback` once, in the loop's next iteration. From any thread.
@@ -76,38 +64,24 @@ impl AioContext {
     #[track_caller]
     pub fn schedule_oneshot(&self, callback: impl FnOnce() + Send + 'static) -> Result<(), ContextEnded> {
         let mut callback = Some(callback);
-        let run: Callback = Box::new(move |_, _| {
-            if let Some(callback) = callback.take() {
-                callback();
-            }
-        });
-        let bottom_halves = &self.shared.bottom_halves;
-        let mut table = bottom_halves.table.lock();
-        let inserted = table.entries.insert(Entry::new(run, true, Location::caller()));
-        if let Ok(key) = inserted {
-            table.schedule(key, Due::NextRound, &self.shared.scheduler.clock);
-            bottom_halves.queued.store(true, Ordering::Relaxed);
-        }
-        drop(table);
-        match inserted {
-            Ok(_) => self.shared.scheduler.wake_loop(),
-            Err(_rejected) => return Err(ContextEnded { operation: "schedule a one-shot callback" }),
-        }
+        let run = move |(), _: &_, _| callback.take().into_iter().for_each(|callback| callback());
+        let kind = BottomHalfKind { is_idle: false, is_one_shot: true };
+        let inserted = self.shared.bottom_halves.insert(kind, Box::new(run));
+        let key = inserted.map_err(|_| ContextEnded { operation: "schedule a one-shot callback" })?;
+        self.shared.bottom_halves.schedule(key, false, &self.shared);
         Ok(())
     }
 
     /// Returns the bottom halves of this context, including one-shots. From any thread, even while
     /// the loop hangs.
     pub fn bottom_halves(&self) -> Vec<BottomHalfInfo> {
-        let table = self.shared.bottom_halves.table.lock();
-        let info = |(_, entry): (Key, &Entry)| BottomHalfInfo {
+        self.shared.bottom_halves.list(|entry| BottomHalfInfo {
             created_at: entry.created_at,
-            is_scheduled: entry.due == Due::NextRound,
-            is_idle_scheduled: entry.due == Due::Idle,
-            is_one_shot: entry.one_shot,
-            is_running: entry.callback.is_none(),
-        };
-        table.entries.iter().map(info).collect()
+            is_scheduled: entry.ticket != 0 && !entry.kind.is_idle,
+            is_idle_scheduled: entry.ticket != 0 && entry.kind.is_idle,
+            is_one_shot: entry.kind.is_one_shot,
+            is_running: entry.is_running,
+        })
     }
 }
 
@@ -151,63 +125,34 @@ pub struct BottomHalfInfo {
 /// ```
 #[doc(alias = "QEMUBH")]
 #[must_use = "dropping it deletes the bottom half"]
-pub struct BottomHalf {
-    shared: Arc<SharedContext>,
-    key: Key,
-    /// False for the handle passed to the callback; dropping that one deletes nothing.
-    owns: bool,
-}
+#[derive(Debug)]
+pub struct BottomHalf(Handle<BottomHalfKind>);
 
 impl BottomHalf {
     /// Schedules the bottom half for the next iteration. Scheduling it again before it runs has no
     /// effect. From any thread.
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
-        self.shared.bottom_halves.schedule(self.key, Due::NextRound, &self.shared);
+        self.0.table().schedule(self.0.key, false, &self.0.shared);
     }
 
     /// Schedules the bottom half to run within 10 ms, without keeping the loop busy. From any
     /// thread.
     #[doc(alias = "qemu_bh_schedule_idle")]
     pub fn schedule_idle(&self) {
-        self.shared.bottom_halves.schedule(self.key, Due::Idle, &self.shared);
+        self.0.table().schedule(self.0.key, true, &self.0.shared);
     }
 
     /// Cancels a schedule. A callback that is running already is not affected. From any thread.
     #[doc(alias = "qemu_bh_cancel")]
     pub fn cancel(&self) {
-        if let Some(entry) = self.shared.bottom_halves.table.lock().entries.get_mut(self.key) {
-            entry.due = Due::Never;
-        }
+        drop(self.0.cancel());
     }
 
     /// Deletes the bottom half, as dropping its handle does. A running callback finishes first.
     /// From any thread.
     #[doc(alias = "qemu_bh_delete")]
     pub fn delete(&self) {
-        let mut table = self.shared.bottom_halves.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key) else { return };
-        entry.due = Due::Never;
-        if entry.callback.is_none() {
-            entry.deleted = true;
-            return;
-        }
-        let entry = table.entries.remove(self.key);
-        drop(table);
-        drop(entry);
-    }
-}
-
-impl Drop for BottomHalf {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
-    }
-}
-
-impl fmt::Debug for BottomHalf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BottomHalf").finish_non_exhaustive()
+        self.0.delete();
     }
 }

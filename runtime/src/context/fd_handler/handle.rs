@@ -1,12 +1,12 @@
 //! The public side of fd handlers.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::Location;
-use std::sync::Arc;
-use std::{fmt, io};
 
-use super::{Entry, Handler, Interest, Readiness};
-use crate::context::{AioContext, ContextEnded, Key, SharedContext};
+use super::{Interest, Readiness, Watch};
+use crate::context::AioContext;
+use crate::context::registration::{Callback, Entry, Handle, State};
 use crate::sys::explained;
 
 impl AioContext {
@@ -62,10 +62,10 @@ impl AioContext {
         interest: Interest,
         mut handler: impl FnMut(&FdHandler, Readiness) + Send + 'static,
     ) -> io::Result<FdHandler> {
-        let handler: Handler = Box::new(move |events, shared, key| {
-            handler(&FdHandler { shared: Arc::clone(shared), key, owns: false }, Readiness::of(events));
-        });
-        self.insert_watch(fd, interest, false, handler)
+        let handler = move |events, shared: &_, key| {
+            handler(&FdHandler(Handle::within(shared, key)), Readiness::of(events));
+        };
+        self.insert_watch(fd, interest, false, Box::new(handler))
     }
 
     /// As [`add_fd_handler`](Self::add_fd_handler), but edge-triggered: calls the handler with
@@ -86,64 +86,34 @@ impl AioContext {
         owner: impl AsFd + Send + Sync + 'static,
         interest: Interest,
         edges: bool,
-        handler: Handler,
+        handler: Callback<u32>,
     ) -> io::Result<FdHandler> {
         let fd = owner.as_fd().as_raw_fd();
-        let entry = Entry {
+        let watch = Watch {
             _owner: Box::new(owner),
             fd,
-            // Registered for all events first, so that a descriptor that epoll rejects fails with
-            // `None` too.
-            interest: Interest::ReadWrite,
+            interest: Interest::Disabled,
             registered: false,
             edges,
-            handler: Some(handler),
             masked: false,
-            removed: false,
             queued: false,
             reported: 0,
-            created_at: Location::caller(),
         };
-        let shared = &self.shared;
-        let mut table = shared.watches.table.lock();
-        let key = match table.entries.insert(entry) {
-            Ok(key) => key,
-            Err(rejected) => {
-                drop(table);
-                drop(rejected);
-                return Err(ContextEnded { operation: "watch a descriptor" }.into());
-            }
-        };
-        let entry = &mut table.entries[key.index];
-        let added = match interest {
-            Interest::Disabled => entry.update(&shared.epoll, key.token()),
-            _ => Ok(()),
-        };
-        entry.interest = interest;
-        if let Err(error) = added.and_then(|()| entry.update(&shared.epoll, key.token())) {
-            let rejected = table.entries.remove(key);
-            drop(table);
-            drop(rejected);
-            return Err(explain(error));
-        }
-        shared.watches.recount(edges, Interest::Disabled, interest);
-        drop(table);
-        shared.scheduler.wake_loop();
-        Ok(FdHandler { shared: Arc::clone(shared), key, owns: true })
+        let handler = FdHandler(Handle::new(&self.shared, watch, handler)?);
+        handler.set(interest, true)?;
+        Ok(handler)
     }
 
     /// Returns the watches of this context: the fd handlers, and the descriptors that coroutines
     /// wait for. From any thread, even while the loop hangs.
     pub fn fd_handlers(&self) -> Vec<FdHandlerInfo> {
-        let table = self.shared.watches.table.lock();
-        let live = table.entries.iter().filter(|(_, entry)| !entry.removed);
-        let info = |(_, entry): (Key, &Entry)| FdHandlerInfo {
+        let info = |entry: &Entry<Watch>| FdHandlerInfo {
             created_at: entry.created_at,
-            fd: entry.fd,
-            interest: entry.interest,
-            is_running: entry.handler.is_none(),
+            fd: entry.kind.fd,
+            interest: entry.kind.interest,
+            is_running: entry.is_running,
         };
-        live.map(info).collect()
+        self.shared.watches.list(|entry| (!entry.is_deleted).then(|| info(entry))).into_iter().flatten().collect()
     }
 }
 
@@ -177,12 +147,8 @@ fn explain(error: io::Error) -> io::Error {
 /// A descriptor that the loop watches. Dropping the handle, even within the handler, ends the
 /// watch. After the context has ended, a handle does nothing.
 #[must_use = "dropping it ends the watch"]
-pub struct FdHandler {
-    pub(crate) shared: Arc<SharedContext>,
-    key: Key,
-    /// False for the handle passed to the handler; dropping that one deletes nothing.
-    owns: bool,
-}
+#[derive(Debug)]
+pub struct FdHandler(pub(crate) Handle<Watch>);
 
 impl FdHandler {
     /// Changes the interest. From any thread.
@@ -191,20 +157,21 @@ impl FdHandler {
     ///
     /// As [`AioContext::add_fd_handler`]; the interest is then unchanged.
     pub fn set_interest(&self, interest: Interest) -> io::Result<()> {
-        let shared = &self.shared;
-        let mut table = shared.watches.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key).filter(|entry| !entry.removed) else { return Ok(()) };
-        let before = std::mem::replace(&mut entry.interest, interest);
-        if let Err(error) = entry.update(&shared.epoll, self.key.token()) {
-            entry.interest = before;
-            return Err(explain(error));
-        }
-        if interest == Interest::Disabled {
-            // The reported events may be stale when the interest returns.
-            entry.reported = 0;
-        }
-        shared.watches.recount(entry.edges, before, interest);
-        drop(table);
+        self.set(interest, false)
+    }
+
+    /// Changes the interest. With `probes`, a descriptor that epoll rejects fails even if the
+    /// interest is [`Interest::Disabled`].
+    fn set(&self, interest: Interest, probes: bool) -> io::Result<()> {
+        let shared = &self.0.shared;
+        let mut state = self.0.table().lock();
+        let (State { entries, queues, .. }, key) = (&mut *state, self.0.key);
+        let entry = entries.get_mut(key.index).filter(|entry| entry.key == key && !entry.is_deleted);
+        let Some(entry) = entry else { return Ok(()) };
+        let mut set = |interest| entry.kind.set(interest, key.token(), queues, &shared.epoll);
+        let probed = if probes && interest == Interest::Disabled { set(Interest::ReadWrite) } else { Ok(()) };
+        probed.and_then(|()| set(interest)).map_err(explain)?;
+        drop(state);
         shared.scheduler.wake_loop();
         Ok(())
     }
@@ -212,34 +179,6 @@ impl FdHandler {
     /// Ends the watch, as dropping its handle does. A running handler finishes first. From any
     /// thread.
     pub fn delete(&self) {
-        let shared = &self.shared;
-        let mut table = shared.watches.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key).filter(|entry| !entry.removed) else { return };
-        if entry.registered {
-            let _ = shared.epoll.remove(entry.fd);
-            entry.registered = false;
-        }
-        shared.watches.recount(entry.edges, entry.interest, Interest::Disabled);
-        if entry.handler.is_none() {
-            entry.removed = true;
-            return;
-        }
-        let entry = table.entries.remove(self.key);
-        drop(table);
-        drop(entry);
-    }
-}
-
-impl Drop for FdHandler {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
-    }
-}
-
-impl fmt::Debug for FdHandler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FdHandler").finish_non_exhaustive()
+        self.0.delete();
     }
 }

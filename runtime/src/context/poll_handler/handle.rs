@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Entry, Handler, IsReady};
-use crate::context::{AioContext, ContextEnded, Key, SharedContext};
+use super::{IsReady, Poller};
+use crate::context::registration::{Callback, Handle};
+use crate::context::{AioContext, ContextEnded};
 
 impl AioContext {
     /// Calls `handler` in each iteration in which `is_ready` returns true. `is_ready` checks
@@ -28,7 +29,7 @@ impl AioContext {
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
         mut handler: impl FnMut() + Send + 'static,
     ) -> Result<PollHandler, ContextEnded> {
-        self.insert_poll_handler(Arc::new(is_ready), Box::new(move |_, _| handler()))
+        self.insert_poll_handler(Arc::new(is_ready), Box::new(move |(), _, _| handler()))
     }
 
     /// As [`add_poll_handler`](Self::add_poll_handler), for a handler that
@@ -43,36 +44,24 @@ impl AioContext {
         is_ready: impl Fn() -> bool + Send + Sync + 'static,
         mut handler: impl FnMut(&PollHandler) + Send + 'static,
     ) -> Result<PollHandler, ContextEnded> {
-        let handler: Handler = Box::new(move |shared, key| {
-            handler(&PollHandler { shared: Arc::clone(shared), key, owns: false });
-        });
-        self.insert_poll_handler(Arc::new(is_ready), handler)
+        let handler = move |(), shared: &_, key| handler(&PollHandler(Handle::within(shared, key)));
+        self.insert_poll_handler(Arc::new(is_ready), Box::new(handler))
     }
 
     #[track_caller]
-    fn insert_poll_handler(&self, is_ready: IsReady, handler: Handler) -> Result<PollHandler, ContextEnded> {
-        let created_at = Location::caller();
-        let entry = Entry { is_ready, window: Arc::default(), handler: Some(handler), removed: false, created_at };
-        let pollers = &self.shared.pollers;
-        let mut entries = pollers.entries.lock();
-        let inserted = entries.insert(entry);
-        if inserted.is_ok() {
-            pollers.count.store(entries.len(), Ordering::Relaxed);
-        }
-        drop(entries);
-        let Ok(key) = inserted else { return Err(ContextEnded { operation: "add a poll handler" }) };
+    fn insert_poll_handler(&self, is_ready: IsReady, handler: Callback<()>) -> Result<PollHandler, ContextEnded> {
+        let handler = Handle::new(&self.shared, Poller { is_ready, window: Arc::default() }, handler)?;
         self.shared.scheduler.wake_loop();
-        Ok(PollHandler { shared: Arc::clone(&self.shared), key, owns: true })
+        Ok(PollHandler(handler))
     }
 
     /// Returns the poll handlers of this context. From any thread, even while the loop hangs.
     pub fn poll_handlers(&self) -> Vec<PollHandlerInfo> {
-        let info = |(_, entry): (Key, &Entry)| PollHandlerInfo {
+        self.shared.pollers.list(|entry| PollHandlerInfo {
             created_at: entry.created_at,
-            window: Duration::from_nanos(entry.window.ns()),
-            is_running: entry.handler.is_none(),
-        };
-        self.shared.pollers.entries.lock().iter().map(info).collect()
+            window: Duration::from_nanos(entry.kind.window.ns()),
+            is_running: entry.is_running,
+        })
     }
 
     /// Sets how long the loop may busy-poll before it sleeps; zero disables busy-polling.
@@ -98,41 +87,18 @@ pub struct PollHandlerInfo {
 /// A source that the loop checks in memory. Dropping the handle, even within the handler, removes
 /// the source. After the context has ended, a handle does nothing.
 #[must_use = "dropping it removes the handler"]
-pub struct PollHandler {
-    shared: Arc<SharedContext>,
-    pub(super) key: Key,
-    /// False for the handle passed to the handler; dropping that one deletes nothing.
-    owns: bool,
-}
+pub struct PollHandler(pub(super) Handle<Poller>);
 
 impl PollHandler {
     /// Returns how long the loop currently busy-polls this source before it sleeps.
     pub fn window(&self) -> Duration {
-        let entries = self.shared.pollers.entries.lock();
-        Duration::from_nanos(entries.get(self.key).map_or(0, |entry| entry.window.ns()))
+        let mut state = self.0.table().lock();
+        Duration::from_nanos(state.get(self.0.key).map_or(0, |entry| entry.kind.window.ns()))
     }
 
     /// Deletes the poll handler, as dropping its handle does. A running handler finishes first.
     pub fn delete(&self) {
-        let pollers = &self.shared.pollers;
-        let mut entries = pollers.entries.lock();
-        let Some(entry) = entries.get_mut(self.key) else { return };
-        if entry.handler.is_none() {
-            entry.removed = true;
-            return;
-        }
-        let entry = entries.remove(self.key);
-        pollers.count.store(entries.len(), Ordering::Relaxed);
-        drop(entries);
-        drop(entry);
-    }
-}
-
-impl Drop for PollHandler {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
+        self.0.delete();
     }
 }
 

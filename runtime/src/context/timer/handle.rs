@@ -3,11 +3,11 @@
 use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Action, Callback, Entry};
-use crate::context::{AioContext, ContextEnded, Key, SharedContext};
+use super::{Action, TimerKind};
+use crate::context::registration::{Callback, Handle};
+use crate::context::{AioContext, ContextEnded, SharedContext};
 
 impl AioContext {
     /// Creates a timer. The loop runs `callback` once for each time the timer is armed, when its
@@ -42,7 +42,7 @@ impl AioContext {
     #[doc(alias = "aio_timer_new")]
     #[track_caller]
     pub fn new_timer(&self, mut callback: impl FnMut() + Send + 'static) -> Result<Timer, ContextEnded> {
-        self.insert_timer(Box::new(move |_, _| callback()))
+        Timer::with_callback(self, Box::new(move |(), _, _| callback()))
     }
 
     /// As [`new_timer`](Self::new_timer), for a callback that arms, disarms or
@@ -67,33 +67,19 @@ impl AioContext {
     /// As [`new_timer`](Self::new_timer).
     #[track_caller]
     pub fn new_timer_with(&self, mut callback: impl FnMut(&Timer) + Send + 'static) -> Result<Timer, ContextEnded> {
-        self.insert_timer(Box::new(move |shared, key| {
-            callback(&Timer { shared: Arc::clone(shared), key, owns: false });
-        }))
-    }
-
-    #[track_caller]
-    fn insert_timer(&self, callback: Callback) -> Result<Timer, ContextEnded> {
-        let entry = Entry::new(Action::Callback(callback), self.now(), Location::caller());
-        // In a statement of its own, so that a rejected callback is dropped without the lock.
-        let inserted = self.shared.timers.table.lock().entries.insert(entry);
-        match inserted {
-            Ok(key) => Ok(Timer { shared: Arc::clone(&self.shared), key, owns: true }),
-            Err(_rejected) => Err(ContextEnded { operation: "create a timer" }),
-        }
+        let callback = move |(), shared: &_, key| callback(&Timer(Handle::within(shared, key)));
+        Timer::with_callback(self, Box::new(callback))
     }
 
     /// Returns the timers of this context, including those of sleeps and timeouts. From any thread,
     /// even while the loop hangs.
     pub fn timers(&self) -> Vec<TimerInfo> {
-        let table = self.shared.timers.table.lock();
-        let info = |(_, entry): (Key, &Entry)| TimerInfo {
+        self.shared.timers.list(|entry| TimerInfo {
             created_at: entry.created_at,
-            deadline: (entry.ticket != 0).then_some(entry.deadline),
-            has_callback: matches!(entry.action, Action::Callback(_) | Action::Running),
-            is_running: matches!(entry.action, Action::Running),
-        };
-        table.entries.iter().map(info).collect()
+            deadline: (entry.ticket != 0).then_some(entry.kind.deadline),
+            has_callback: entry.kind.action == Action::Callback,
+            is_running: entry.is_running,
+        })
     }
 }
 
@@ -116,33 +102,43 @@ pub struct TimerInfo {
 /// thread. After the context has ended, a handle does nothing.
 #[doc(alias = "QEMUTimer")]
 #[must_use = "dropping it deletes the timer"]
-pub struct Timer {
-    pub(super) shared: Arc<SharedContext>,
-    pub(super) key: Key,
-    /// False for the handle passed to the callback; dropping that one deletes nothing.
-    pub(super) owns: bool,
-}
+pub struct Timer(pub(in crate::context) Handle<TimerKind>);
 
 impl Timer {
+    #[track_caller]
+    fn with_callback(context: &AioContext, callback: Callback<()>) -> Result<Timer, ContextEnded> {
+        let kind = TimerKind { action: Action::Callback, deadline: context.now() };
+        Ok(Timer(Handle::new(&context.shared, kind, callback)?))
+    }
+
+    /// Creates a timer that fires at `deadline` unless the handle is dropped before. For actions
+    /// without user code, which work even while the context ends and coroutines that it unwinds
+    /// sleep on the thread's own stack.
+    #[track_caller]
+    pub(crate) fn start(deadline: Instant, action: Action, shared: &Arc<SharedContext>) -> Timer {
+        debug_assert!(action != Action::Callback);
+        let timer = Timer(Handle::without_callback(shared, TimerKind { action, deadline }));
+        timer.arm_at(deadline);
+        timer
+    }
+
     /// Arms the timer to fire at `deadline`, not earlier. Replaces an earlier arming. If `deadline`
     /// has passed, the timer fires in the next iteration.
     #[doc(alias = "timer_mod")]
     pub fn arm_at(&self, deadline: Instant) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        let before = table.first();
-        table.arm(self.key, deadline);
-        timers.armed.store(table.armed, Ordering::Relaxed);
-        drop(table);
+        let mut state = self.0.table().lock();
+        let before = state.first();
+        state.arm(self.0.key, deadline);
+        drop(state);
         // A loop that sleeps until an earlier deadline checks again by itself.
         if before.is_none_or(|before| deadline < before) {
-            self.shared.scheduler.wake_loop();
+            self.0.shared.scheduler.wake_loop();
         }
     }
 
     /// Arms the timer to fire after `delay`. A delay beyond the clock's range never fires.
     pub fn arm_after(&self, delay: Duration) {
-        match self.shared.scheduler.clock.now().checked_add(delay) {
+        match self.0.shared.scheduler.clock.now().checked_add(delay) {
             Some(deadline) => self.arm_at(deadline),
             None => self.disarm(),
         }
@@ -151,43 +147,19 @@ impl Timer {
     /// Disarms the timer. A callback that is running already is not affected.
     #[doc(alias = "timer_del")]
     pub fn disarm(&self) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        table.disarm(self.key);
-        timers.armed.store(table.armed, Ordering::Relaxed);
+        drop(self.0.cancel());
     }
 
     /// Returns the deadline, if the timer is armed.
     pub fn deadline(&self) -> Option<Instant> {
-        let table = self.shared.timers.table.lock();
-        table.entries.get(self.key).filter(|entry| entry.ticket != 0).map(|entry| entry.deadline)
+        let mut state = self.0.table().lock();
+        state.get(self.0.key).filter(|entry| entry.ticket != 0).map(|entry| entry.kind.deadline)
     }
 
     /// Deletes the timer, as dropping its handle does. A running callback finishes first.
     #[doc(alias = "timer_free")]
     pub fn delete(&self) {
-        let timers = &self.shared.timers;
-        let mut table = timers.table.lock();
-        let Some(entry) = table.entries.get_mut(self.key) else { return };
-        let was_armed = std::mem::take(&mut entry.ticket) != 0;
-        entry.deleted = matches!(entry.action, Action::Running);
-        let is_running = entry.deleted;
-        table.armed -= usize::from(was_armed);
-        timers.armed.store(table.armed, Ordering::Relaxed);
-        if is_running {
-            return;
-        }
-        let entry = table.entries.remove(self.key);
-        drop(table);
-        drop(entry);
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        if self.owns {
-            self.delete();
-        }
+        self.0.delete();
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, socket_timeout};
 
-use crate::context::{Action, LocalContext};
+use crate::context::{Action, LocalContext, Timer};
 use crate::coroutine::{Cancelled, WaitReason};
 use crate::net::readiness::BorrowedRawFd;
 use crate::sync::wait_queue::{Locked, WaitQueue};
@@ -49,7 +49,7 @@ impl<'a> TimeLimit<'a> {
         let timer = OnceCell::new();
         let arm = || {
             let block = self.home.scheduler.running().expect("a waiter is a coroutine");
-            let _ = timer.set(context.timers.start(self.deadline, Action::Wake(block.id()), context));
+            let _ = timer.set(Timer::start(self.deadline, Action::Wake(block.id()), context));
         };
         let is_over = Cell::new(false);
         let ends = |current: &Coroutine| {

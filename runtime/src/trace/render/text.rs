@@ -81,8 +81,7 @@ impl Recording {
             let depth = replay.stack(record.thread).len();
             let misfit = replay.apply(record).err();
             if shown {
-                let before = Before { actor, depth };
-                columns.row(&mut text, &replay, record, before, options);
+                columns.row(&mut text, &replay, record, (actor, depth), options);
             }
             // A recorded violation is shown as an event.
             if let Some(misfit) = misfit.filter(|_| !matches!(record.event, Event::Violation(_))) {
@@ -132,14 +131,6 @@ impl Recording {
             }
         }
     }
-}
-
-/// The state of a thread before an event.
-struct Before {
-    /// The column of the running coroutine or thread.
-    actor: usize,
-    /// The number of open spans.
-    depth: usize,
 }
 
 /// The layout of the columns.
@@ -194,8 +185,15 @@ impl<'a> Columns<'a> {
         replay.running(thread).map_or(thread, |lane| self.lane(lane))
     }
 
-    fn row(&self, text: &mut String, after: &Replay, record: &Record, before: Before, options: TextOptions) {
-        let Before { actor: before, depth } = before;
+    /// Draws the row of an event that happened in column `before`, within `depth` open spans.
+    fn row(
+        &self,
+        text: &mut String,
+        after: &Replay,
+        record: &Record,
+        (before, depth): (usize, usize),
+        options: TextOptions,
+    ) {
         let mut cells = vec![' '; self.width];
         for thread in 0..self.recording.threads {
             cells[self.labels[thread].1] = if after.stack(thread).is_empty() { '┊' } else { '│' };
