@@ -1,58 +1,18 @@
 //! Timers, and the waits that they end.
 
-mod common;
-
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Log, panic_of, scaled};
-use coralio_runtime::{AioContext, Interest, TimedOut, Timer, sleep, spawn, suspend, timeout};
+use crate::common::{Log, panic_of, scaled};
+use coralio_runtime::{AioContext, Interest, TimedOut, Timer, sleep, spawn, timeout};
 use parking_lot::Mutex;
 
 /// Creates a timer that logs when it fires.
 fn logging(ctx: &AioContext, log: &Log, what: &'static str) -> Timer {
     let log = log.clone();
     ctx.new_timer(move || log.add(what)).unwrap()
-}
-
-#[test]
-fn timers_fire_in_order_and_never_early() {
-    // X7: timers fire in order of deadline, then in order of arming, and none before its deadline
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let now = Instant::now();
-        let at = |ms| now + Duration::from_millis(ms);
-        let timers = ["c", "a", "b", "d", "e"].map(|what| logging(ctx, &log, what));
-        for (timer, ms) in timers.iter().zip([3, 1, 2, 3, 3]) {
-            timer.arm_at(at(ms));
-        }
-        timers[4].disarm();
-        let mut left = 4;
-        while left > 0 {
-            let before = Instant::now();
-            left -= log
-                .take()
-                .split_whitespace()
-                .inspect(|&what| {
-                    let due =
-                        [("a", 1), ("b", 2), ("c", 3), ("d", 3)].iter().find(|(name, _)| *name == what).unwrap().1;
-                    assert!(before >= at(due), "{what} came too early");
-                })
-                .count();
-            if left > 0 {
-                ctx.poll(true);
-            }
-        }
-        timers[0].arm_at(now);
-        timers[1].arm_at(at(3600));
-        timers[1].arm_at(now);
-        timers[2].arm_at(now - Duration::from_millis(1));
-        assert!(ctx.poll(false));
-        assert_eq!(log.take(), "b c a");
-        assert!(!ctx.poll(false) && timers.iter().all(|timer| timer.deadline().is_none()));
-    });
 }
 
 #[test]
@@ -84,77 +44,6 @@ fn timers_run_last_in_an_iteration() {
 }
 
 #[test]
-fn callback_can_rearm_cancel_and_drop_its_timer() {
-    // X7: a timer rearmed within its own callback fires in the next iteration, not in this one or
-    // in a nested poll; disarmed and dropped within it, it does not fire again
-    AioContext::run(|ctx| {
-        let slot = Arc::new(Mutex::new(None::<Timer>));
-        let (inner, runs, polls) = (Arc::clone(&slot), Arc::new(AtomicUsize::new(0)), ctx.clone());
-        let counted = Arc::clone(&runs);
-        let timer = ctx
-            .new_timer(move || {
-                let run = counted.fetch_add(1, Ordering::Relaxed);
-                if run == 3 {
-                    return drop(inner.lock().take());
-                }
-                inner.lock().as_ref().unwrap().arm_at(Instant::now());
-                polls.poll(false);
-                assert_eq!(counted.load(Ordering::Relaxed), run + 1, "it is not entered again");
-            })
-            .unwrap();
-        timer.arm_at(Instant::now());
-        *slot.lock() = Some(timer);
-        for expected in 1..=4 {
-            assert!(ctx.poll(false));
-            assert_eq!(runs.load(Ordering::Relaxed), expected);
-        }
-        assert!(!ctx.poll(false));
-        assert_eq!(Arc::strong_count(&slot), 1, "its closure is gone");
-    });
-}
-
-#[test]
-fn nested_poll_continues_the_iteration() {
-    // X2, X7: a nested poll fires the timers that the outer iteration took up and has not fired;
-    // none is lost or fires twice
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (polls, seen) = (ctx.clone(), log.clone());
-        let first = ctx
-            .new_timer(move || {
-                seen.add("first");
-                polls.poll(false);
-                seen.add("end-of-first");
-            })
-            .unwrap();
-        let (second, third) = (logging(ctx, &log, "second"), logging(ctx, &log, "third"));
-        let now = Instant::now();
-        [&first, &second, &third].iter().for_each(|timer| timer.arm_at(now));
-        ctx.poll(false);
-        assert_eq!(log.take(), "first second third end-of-first");
-    });
-}
-
-#[test]
-fn panicking_callback_does_not_drop_other_timers() {
-    // C8, X7: a panic propagates from the poll; the timer can be armed again, and other due timers
-    // fire in the next iteration
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let fails = ctx.new_timer(|| panic!("in a timer")).unwrap();
-        let other = logging(ctx, &log, "other");
-        for _ in 0..2 {
-            let now = Instant::now();
-            fails.arm_at(now);
-            other.arm_at(now);
-            assert_eq!(panic_of(|| ctx.poll(false)), "in a timer");
-            ctx.poll(false);
-            assert_eq!(log.take(), "other");
-        }
-    });
-}
-
-#[test]
 fn arming_from_another_thread_wakes_the_loop() {
     // X7, X6: a timer that another thread arms for earlier than the end of the loop's sleep fires;
     // so too in another thread's poll
@@ -179,10 +68,10 @@ fn arming_from_another_thread_wakes_the_loop() {
 
 #[test]
 fn million_timers_fire() {
-    // X7: of a million timers, armed in any order, rearmed, and half of them disarmed, each
-    // remaining one fires once, in order
+    // X7: of a million timers (with --release), armed in any order, rearmed, and half of them
+    // disarmed, each remaining one fires once, in order
     AioContext::run(|ctx| {
-        let count = scaled(1_000_000);
+        let count = scaled(if cfg!(debug_assertions) { 200_000 } else { 1_000_000 });
         let fired = Arc::new(Mutex::new(Vec::with_capacity(count)));
         let start = Instant::now();
         let due = |n: usize| start + Duration::from_nanos((n * 7919 % count) as u64);
@@ -203,25 +92,6 @@ fn million_timers_fire() {
         assert_eq!(fired.len(), count / 2);
         assert!(fired.windows(2).all(|pair| due(pair[0]) <= due(pair[1])));
         assert!(fired.iter().all(|n| n % 2 == 1));
-    });
-}
-
-#[test]
-fn sleep_lasts_its_duration() {
-    // X7, S4: no sleep ends before its deadline, and each ends; on the thread's own stack, a sleep
-    // runs the loop meanwhile. The property tests check the order in which sleepers wake
-    AioContext::run(|_| {
-        let tasks = [3, 1, 2].map(|ms| {
-            spawn(move || {
-                let before = Instant::now();
-                sleep(Duration::from_millis(ms)).unwrap();
-                assert!(before.elapsed() >= Duration::from_millis(ms));
-            })
-        });
-        while !tasks.iter().all(|task| task.is_finished()) {
-            sleep(Duration::from_millis(1)).unwrap();
-        }
-        tasks.into_iter().for_each(|task| task.join().unwrap());
     });
 }
 
@@ -252,25 +122,6 @@ fn timeouts_nest() {
         });
         task.join().unwrap();
     });
-}
-
-#[test]
-fn sleepers_are_unwound() {
-    // C9, X7: a context that ends with sleeping coroutines unwinds them, and drops their timers
-    let log = Log::default();
-    AioContext::builder()
-        .report_unwound(false)
-        .run(|ctx| {
-            let gone = log.on_drop("unwound");
-            drop(spawn(move || {
-                let _gone = gone;
-                let _ = timeout(Duration::from_secs(1), || sleep(Duration::MAX));
-                suspend();
-            }));
-            ctx.poll(false);
-        })
-        .unwrap();
-    assert_eq!(log.take(), "unwound");
 }
 
 #[test]

@@ -1,15 +1,10 @@
 //! CoRwLock: shared readers, exclusive writers, in order; upgrades, downgrades, cancellation, and
 //! consistency after panics.
 
-mod common;
-
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
-use std::thread;
 use std::time::Duration;
 
-use common::{Log, panic_in, panic_of, scaled};
+use crate::common::{Log, panic_of};
 use coralio_runtime::{AioContext, Cancelled, CoRwLock, Coroutine, JoinHandle, TimedOut, spawn, timeout, yield_now};
 
 /// Spawns coroutines that take the lock in this order, and hold it for one iteration of the loop:
@@ -107,35 +102,6 @@ fn try_lock_overtakes_no_waiter() {
         assert_eq!(format!("{lock:?} {writing:?}"), "CoRwLock { value: <locked> } 1");
         drop(writing);
         assert_eq!(format!("{lock:?}"), "CoRwLock { value: 1 }");
-    });
-}
-
-#[test]
-fn handover_wakes_and_does_not_enter() {
-    // S3, S1: coroutines that are let in run when the releaser yields, not on top of it
-    AioContext::run(|_| {
-        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
-        let holder = spawn({
-            let (lock, log) = (Rc::clone(&lock), log.clone());
-            move || {
-                let writing = lock.write();
-                yield_now();
-                drop(writing);
-                log.add("released");
-            }
-        });
-        let tasks = take_in_order(&lock, &log, "rr");
-        let chain = spawn({
-            let (lock, log) = (Rc::clone(&lock), log.clone());
-            move || {
-                let _reading = lock.read();
-                log.add(Coroutine::current().unwrap().try_enter().unwrap_err());
-            }
-        });
-        chain.join().unwrap();
-        holder.join().unwrap();
-        join_all(tasks);
-        assert_eq!(log.take(), "released r0 r0 recursive entry of #4: main > loop > #4 - -");
     });
 }
 
@@ -271,28 +237,6 @@ fn wait_can_be_cancelled() {
 }
 
 #[test]
-fn panic_releases_the_lock() {
-    // C8: a panic of a reader or writer releases its share; the next waiter gets it
-    AioContext::run(|_| {
-        let (lock, log) = (Rc::new(CoRwLock::new(0)), Log::default());
-        for writes in [true, false] {
-            let bad = spawn({
-                let lock = Rc::clone(&lock);
-                move || {
-                    let _guards = if writes { (Some(lock.write()), None) } else { (None, Some(lock.read())) };
-                    yield_now();
-                    panic!("with the lock");
-                }
-            });
-            let tasks = take_in_order(&lock, &log, "wr");
-            assert_eq!(panic_in(bad), "with the lock");
-            join_all(tasks);
-        }
-        assert_eq!(log.take(), "w1 - r1 - w2 - r2 -");
-    });
-}
-
-#[test]
 fn second_lock_by_the_same_coroutine_panics() {
     // S6: a writer that locks again, to write or to read, gets an error with the place of its first
     // lock; others do not
@@ -336,95 +280,4 @@ fn free_lock_is_taken_outside_a_coroutine() {
     drop(reading);
     *lock.write() += 1;
     assert_eq!(lock.into_inner(), 6);
-}
-
-#[test]
-fn lock_is_exclusive_between_two_threads_of_fifty_coroutines() {
-    // S3: between coroutines of two contexts on two threads, no increment is lost, and there is no
-    // reader next to a writer
-    let (coroutines, rounds) = (50, scaled(1000));
-    let shared = Arc::new((CoRwLock::new(0usize), AtomicUsize::new(0)));
-    let begin = Barrier::new(2);
-    let work = move |n: usize, (lock, writing): &(CoRwLock<usize>, AtomicUsize)| {
-        for round in 0..rounds {
-            let write = |mut count: coralio_runtime::CoRwWriteGuard<'_, usize>| {
-                assert_eq!(writing.fetch_add(1, Ordering::Relaxed), 0);
-                *count += 1;
-                if (round + n) % 16 == 0 {
-                    yield_now();
-                }
-                writing.fetch_sub(1, Ordering::Relaxed);
-                drop(count.downgrade());
-            };
-            match (round + n) % 4 {
-                0 => write(lock.write()),
-                1 => write(lock.read().upgrade()),
-                _ => {
-                    let count = lock.read();
-                    let before = *count;
-                    if (round + n) % 16 == 2 {
-                        yield_now();
-                    }
-                    assert_eq!((*count, writing.load(Ordering::Relaxed)), (before, 0));
-                }
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                AioContext::run(|_| {
-                    begin.wait();
-                    let tasks = (0..coroutines).map(|n| {
-                        let shared = Arc::clone(&shared);
-                        spawn(move || work(n, &shared))
-                    });
-                    join_all(tasks.collect());
-                });
-            });
-        }
-    });
-    let writes = (0..coroutines).flat_map(|n| (0..rounds).map(move |round| (round + n) % 4)).filter(|kind| *kind < 2);
-    assert_eq!(*shared.0.try_write().unwrap(), 2 * writes.count());
-}
-
-#[test]
-fn waiter_unwound_in_the_queue_blocks_no_other() {
-    // C9, S3: waiters leave the queue when their context ends: readers behind them, of another
-    // context, get in
-    let lock = Arc::new(CoRwLock::new(0));
-    let (in_line, behind) = (Barrier::new(2), Barrier::new(2));
-    thread::scope(|scope| {
-        let reading = lock.try_read().unwrap();
-        scope.spawn(|| {
-            AioContext::run(|ctx| {
-                let writer = Arc::clone(&lock);
-                drop(spawn(move || *writer.write() += 1));
-                ctx.poll(false);
-                in_line.wait();
-                behind.wait();
-            });
-        });
-        in_line.wait();
-        AioContext::run(|ctx| {
-            let reader = Arc::clone(&lock);
-            let reader = spawn(move || *reader.read());
-            ctx.poll(false);
-            assert!(!reader.is_finished());
-            behind.wait();
-            assert_eq!(reader.join().unwrap(), 0);
-        });
-        drop(reading);
-    });
-    // Granted, but not run: it passes on its grant.
-    AioContext::run(|ctx| {
-        let writing = lock.try_write().unwrap();
-        for writes in [true, false] {
-            let lock = Arc::clone(&lock);
-            drop(spawn(move || if writes { *lock.write() += 1 } else { assert_eq!(*lock.read(), 7) }));
-        }
-        ctx.poll(false);
-        drop(writing);
-    });
-    assert_eq!(*lock.try_write().unwrap(), 0);
 }

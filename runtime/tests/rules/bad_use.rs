@@ -1,13 +1,11 @@
 //! Incorrect use, and its reports: panics that name cause and remedy, and an abort where continuing
 //! would be undefined behaviour.
 
-mod common;
-
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
-use common::{Log, assert_aborted, in_child, panic_in, panic_of};
+use crate::common::{Log, assert_aborted, in_child, panic_of};
 use coralio_runtime::{AioContext, CoMutex, Coroutine, can_suspend, spawn, suspend, yield_now};
 
 #[test]
@@ -76,31 +74,6 @@ fn yield_with_the_contexts_lock_is_rejected() {
 }
 
 #[test]
-fn waiting_for_a_co_mutex_with_the_contexts_lock_is_rejected() {
-    // X8: a coroutine that would wait for a CoMutex with the context's lock panics too; it leaves
-    // the queue, and the lock stays consistent
-    AioContext::run(|ctx| {
-        let mutex = Rc::new(CoMutex::new(1));
-        let guard = mutex.try_lock().unwrap();
-        let (ctx_in, mutex_in) = (ctx.clone(), Rc::clone(&mutex));
-        let bad = spawn(move || {
-            let _lock = ctx_in.acquire();
-            *mutex_in.lock() += 1;
-        });
-        let said = panic_in(bad);
-        assert!(said.contains("yields while it holds the context's lock"), "{said}");
-        let good = spawn({
-            let mutex = Rc::clone(&mutex);
-            move || *mutex.lock()
-        });
-        ctx.poll(false);
-        drop(guard);
-        assert_eq!(good.join().unwrap(), 1);
-        thread::scope(|scope| scope.spawn(|| drop(ctx.acquire())).join().unwrap());
-    });
-}
-
-#[test]
 fn calls_outside_a_context_panic() {
     // C7: creating a coroutine outside a context panics; the message says how to get a context
     for said in [panic_of(|| spawn(|| {})), panic_of(|| Coroutine::new(|| {}))] {
@@ -152,31 +125,10 @@ fn joining_oneself_panics() {
 }
 
 #[test]
-fn coroutines_cannot_start_while_the_context_ends() {
-    // C9: creating a coroutine while the context ends fails with an error that says so
-    struct Create(Log);
-    impl Drop for Create {
-        fn drop(&mut self) {
-            self.0.add(Coroutine::builder().create(|| {}).unwrap_err());
-        }
-    }
-    let log = Log::default();
-    AioContext::run(|_| {
-        let create = Create(log.clone());
-        let co = Coroutine::new(move || {
-            let _create = create;
-            suspend();
-        });
-        co.enter();
-    });
-    assert_eq!(log.take(), "the context is ending and starts no new coroutine");
-}
-
-#[test]
 fn catching_the_payload_forever_aborts_the_process() {
     // C9: code that catches the unwinding payload repeatedly cannot keep its coroutine: the process
     // aborts
-    match in_child("catching_the_payload_forever_aborts_the_process") {
+    match in_child("bad_use::catching_the_payload_forever_aborts_the_process") {
         Some(child) => assert_aborted(&child, "coroutine 'stubborn' (created at"),
         None => AioContext::run(|_| {
             let stubborn = Coroutine::builder().name("stubborn").create(|| {
@@ -202,7 +154,7 @@ impl Drop for Waits {
 fn destructor_that_waits_at_teardown_aborts_the_process() {
     // C9: a destructor that waits for another coroutine while its stack is unwound aborts with a
     // message
-    match in_child("destructor_that_waits_at_teardown_aborts_the_process") {
+    match in_child("bad_use::destructor_that_waits_at_teardown_aborts_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {
@@ -218,7 +170,7 @@ fn destructor_that_waits_at_teardown_aborts_the_process() {
 fn destructor_that_waits_during_a_panic_aborts_the_process() {
     // C8: likewise while a panic unwinds it: other coroutines must not observe the thread's panic
     // state
-    match in_child("destructor_that_waits_during_a_panic_aborts_the_process") {
+    match in_child("bad_use::destructor_that_waits_during_a_panic_aborts_the_process") {
         Some(child) => assert_aborted(&child, "waits while its stack unwinds"),
         None => AioContext::run(|_| {
             let co = Coroutine::new(|| {

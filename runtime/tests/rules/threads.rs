@@ -1,8 +1,6 @@
 //! I/O threads, and cooperation between threads: spawn from anywhere, stop at any moment,
 //! poll_while, one CoMutex for all.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::hint::black_box;
@@ -13,9 +11,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, assert_aborted, in_child, panic_of, scaled, text};
+use crate::common::{Log, assert_aborted, in_child, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, Cancelled, CoMutex, Coroutine, EnterError, IoThread, block_on, sleep, spawn, suspend, yield_now,
+    AioContext, Cancelled, CoMutex, CoQueue, Coroutine, EnterError, IoThread, block_on, sleep, spawn, suspend,
+    yield_now,
 };
 
 fn start(name: &str) -> IoThread {
@@ -213,7 +212,7 @@ fn panic_in_the_loop_ends_its_thread() {
 fn thousand_starts_leak_nothing() {
     // X10: an I/O thread that was started and stopped leaves no descriptor, mapping or thread
     // behind
-    let Some(child) = in_child("thousand_starts_leak_nothing") else {
+    let Some(child) = in_child("threads::thousand_starts_leak_nothing") else {
         let count = scaled(1000);
         let count_of = |path: &str| fs::read_dir(path).unwrap().count();
         let mappings = || fs::read_to_string("/proc/self/maps").unwrap().lines().count();
@@ -329,6 +328,41 @@ fn co_mutex_is_exclusive_between_five_loops() {
     handles.into_iter().for_each(|handle| handle.join().unwrap());
     threads.into_iter().for_each(|thread| thread.stop().unwrap());
     assert_eq!(Arc::into_inner(mutex).unwrap().into_inner(), (count, false));
+}
+
+#[test]
+fn wait_reacquires_the_mutex() {
+    // S2: wait releases the mutex and takes it again: a producer and consumers on two threads lose
+    // nothing
+    let threads = ["producer", "consumers"].map(start);
+    let shared = Arc::new((CoMutex::new(Vec::<usize>::new()), CoQueue::new()));
+    let count = scaled(5000);
+    let consumers = [(); 4].map(|()| {
+        let shared = Arc::clone(&shared);
+        threads[1].context().spawn(move || {
+            let mut sum = 0;
+            loop {
+                let mut items = shared.0.lock();
+                while items.is_empty() {
+                    items = shared.1.wait(items);
+                }
+                match items.pop().unwrap() {
+                    0 => return sum,
+                    item => sum += item,
+                }
+            }
+        })
+    });
+    let producer = threads[0].context().spawn(move || {
+        for item in (1..=count).chain([0; 4]) {
+            // The zeros, which end the consumers, must come out last.
+            shared.0.lock().insert(0, item);
+            shared.1.wake_one();
+        }
+    });
+    producer.join().unwrap();
+    assert_eq!(consumers.map(|consumer| consumer.join().unwrap()).iter().sum::<usize>(), count * (count + 1) / 2);
+    threads.into_iter().for_each(|thread| thread.stop().unwrap());
 }
 
 /// Returns the chain of entered coroutines, from the error of a recursive entry.
@@ -537,7 +571,7 @@ fn guard_can_be_dropped_while_its_lock_is_released() {
     // X9, X8: a foreign guard kept by a suspended coroutine, and dropped while poll_while has
     // released the lock, aborts the process with the reason: it would release a lock that another
     // thread holds
-    match in_child("guard_can_be_dropped_while_its_lock_is_released") {
+    match in_child("threads::guard_can_be_dropped_while_its_lock_is_released") {
         Some(child) => assert_aborted(&child, "context lock guard dropped outside the lock epoch it was created in"),
         None => {
             let worker = start("worker");

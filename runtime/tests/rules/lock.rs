@@ -1,14 +1,12 @@
 //! The context's lock: recursive, released while the loop sleeps; and the rights of a foreign
 //! thread that holds it.
 
-mod common;
-
 use std::rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use common::{Log, panic_of, scaled};
+use crate::common::{Log, panic_of, scaled};
 use coralio_runtime::{AioContext, Coroutine, IoThread, spawn, suspend, yield_now};
 
 #[test]

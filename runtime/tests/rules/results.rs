@@ -1,64 +1,8 @@
 //! Closures and results of any size and alignment, moved into and out of coroutines, and dropped
 //! once.
 
-mod common;
-
-use common::{Log, panic_of};
-use coralio_runtime::{AioContext, Coroutine, JoinHandle, spawn, suspend, yield_now};
-
-#[test]
-fn results_are_dropped_exactly_once() {
-    // C8: a result is dropped once: after join, with the coroutine if detached, with the context if
-    // never joined
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let task = |name: &'static str| {
-            let log = log.clone();
-            spawn(move || log.on_drop(name))
-        };
-        let joined = task("joined");
-        let value = joined.join().unwrap();
-        assert_eq!(log.take(), "");
-        drop(value);
-        assert_eq!(log.take(), "joined");
-
-        drop(task("detached-before"));
-        ctx.poll(false);
-        assert_eq!(log.take(), "detached-before");
-
-        let late = task("detached-after");
-        ctx.poll(false);
-        assert!(late.is_finished());
-        assert_eq!(log.take(), "");
-        drop(late);
-        assert_eq!(log.take(), "detached-after");
-
-        std::mem::forget(task("never-joined"));
-        ctx.poll(false);
-        assert_eq!(log.take(), "");
-    });
-    assert_eq!(log.take(), "never-joined");
-}
-
-#[test]
-fn handle_dropped_by_its_own_coroutine_detaches_it() {
-    // C8: a coroutine may drop its own join handle; its result is then dropped when it ends
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let slot = std::rc::Rc::new(std::cell::RefCell::new(None::<JoinHandle<common::OnDrop>>));
-        let task = spawn({
-            let (slot, log) = (std::rc::Rc::clone(&slot), log.clone());
-            move || {
-                drop(slot.borrow_mut().take());
-                log.add("dropped-handle");
-                log.on_drop("result")
-            }
-        });
-        slot.replace(Some(task));
-        ctx.poll(false);
-        assert_eq!(log.take(), "dropped-handle result");
-    });
-}
+use crate::common::panic_of;
+use coralio_runtime::{AioContext, Coroutine, spawn, yield_now};
 
 #[test]
 fn results_and_closures_keep_their_alignment() {
@@ -161,40 +105,4 @@ fn largest_accepted_result_fits() {
         accepted
     });
     assert!(accepted >= 2, "a result of a page fits on 64 KiB");
-}
-
-#[test]
-fn join_works_from_everywhere() {
-    // C8: join runs the loop on the thread's own stack, and suspends in a coroutine
-    AioContext::run(|_| {
-        let slow = spawn(|| {
-            yield_now();
-            yield_now();
-            1
-        });
-        let outer = spawn(move || slow.join().unwrap() + 1);
-        assert_eq!(outer.join().unwrap(), 2);
-        // Woken for another reason, join continues to wait.
-        let co = std::rc::Rc::new(std::cell::Cell::new(None));
-        let target = spawn(|| {
-            suspend();
-            5
-        });
-        let target_co = spawn({
-            let co = std::rc::Rc::clone(&co);
-            move || {
-                co.set(Coroutine::current());
-                target.join().unwrap()
-            }
-        });
-        let nudge = spawn(move || {
-            for _ in 0..3 {
-                co.get().unwrap().wake();
-                yield_now();
-            }
-        });
-        nudge.join().unwrap();
-        assert!(!target_co.is_finished());
-        drop(target_co);
-    });
 }

@@ -1,14 +1,10 @@
 //! Waking: from home, from other threads, at every moment; once, in order, without stack growth.
 
-mod common;
-
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use common::{Log, panic_of, scaled};
+use crate::common::{Log, panic_of, scaled};
 use coralio_runtime::{AioContext, Coroutine, JoinHandle, Waker, spawn, suspend, yield_now};
 
 /// Creates a coroutine that logs `name` each time it runs.
@@ -21,126 +17,6 @@ fn noting(log: &Log, name: &'static str) -> Coroutine {
         }
     };
     Coroutine::builder().name(name).create(forever).unwrap()
-}
-
-#[test]
-fn wake_outside_a_coroutine_enters_immediately() {
-    // W1: a wake from home, outside any coroutine, enters the coroutine immediately; in a bottom
-    // half too
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let x = noting(&log, "x");
-        x.wake();
-        log.add("main");
-        assert_eq!(log.take(), "x main");
-        let waker = x.waker();
-        waker.wake();
-        assert_eq!(log.take(), "x");
-        ctx.schedule_oneshot({
-            let log = log.clone();
-            move || {
-                waker.wake();
-                log.add("bottom-half");
-            }
-        })
-        .unwrap();
-        ctx.poll(false);
-        assert_eq!(log.take(), "x bottom-half");
-    });
-}
-
-#[test]
-fn wake_by_a_coroutine_is_deferred_until_it_yields() {
-    // W1: coroutines woken by a coroutine run when it yields or ends, from the same caller, in
-    // order of waking
-    AioContext::run(|_| {
-        let log = Log::default();
-        let [x, y, z] = ["x", "y", "z"].map(|name| noting(&log, name));
-        let a = Coroutine::builder().name("a");
-        let a = a.create({
-            let log = log.clone();
-            move || {
-                y.wake();
-                x.wake();
-                y.wake(); // woken already: once
-                let inner = Coroutine::new({
-                    let log = log.clone();
-                    move || log.add("inner")
-                });
-                inner.enter(); // its end is not the end of a
-                log.add("a1");
-                suspend();
-                z.wake();
-                log.add("a2");
-            }
-        });
-        let a = a.unwrap();
-        a.enter();
-        log.add("main");
-        a.enter();
-        assert_eq!(log.take(), "inner a1 y x main a2 z");
-    });
-}
-
-#[test]
-fn wake_chain_does_not_grow_stack() {
-    // W1: a chain of wakes does not grow the stack: each coroutine runs directly on the first
-    // caller's stack
-    let count = scaled(25_000);
-    let small = thread::Builder::new().stack_size(256 * 1024);
-    let work = move || {
-        AioContext::builder()
-            .stack_size(16 * 1024)
-            .run(|_| {
-                let deepest = Rc::new(Cell::new(0));
-                let mut next: Option<Coroutine> = None;
-                for _ in 0..count {
-                    let (deepest, wakes) = (Rc::clone(&deepest), next);
-                    next = Some(Coroutine::new(move || {
-                        let chain = Coroutine::current().unwrap().try_enter().unwrap_err().to_string();
-                        deepest.set(deepest.get().max(chain.matches(" > ").count()));
-                        if let Some(next) = wakes {
-                            next.wake();
-                        }
-                    }));
-                }
-                next.unwrap().enter();
-                assert_eq!(deepest.get(), 1);
-            })
-            .unwrap();
-    };
-    small.spawn(work).unwrap().join().unwrap();
-}
-
-#[test]
-fn poll_within_a_coroutine_runs_woken_coroutines() {
-    // W1: a coroutine that polls does not yield: the coroutines that it woke run in the nested
-    // iteration, once
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (x, y) = (noting(&log, "x"), noting(&log, "y"));
-        let a = Coroutine::new({
-            let (log, ctx) = (log.clone(), ctx.clone());
-            move || {
-                x.wake();
-                let b = Coroutine::new({
-                    let (log, ctx) = (log.clone(), ctx.clone());
-                    move || {
-                        y.wake();
-                        log.add("poll");
-                        assert!(ctx.poll(false));
-                        log.add("polled");
-                    }
-                });
-                b.enter();
-                log.add("a");
-            }
-        });
-        a.enter();
-        assert!(!ctx.poll(false));
-        // The inner coroutine woke y, the outer one x.
-        assert_eq!(log.take(), "poll y x polled a");
-    });
 }
 
 #[test]
@@ -171,119 +47,6 @@ fn second_schedule_names_both_call_sites() {
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "co");
         assert!(!ctx.poll(false));
-    });
-}
-
-#[test]
-fn wake_from_another_thread_notifies_the_loop() {
-    // W1: a wake from another thread puts the coroutine on its home's list, and notifies that loop
-    AioContext::run(|ctx| {
-        let home = thread::current().id();
-        let (send, receive) = mpsc::channel::<Waker>();
-        let other = thread::spawn(move || {
-            for waker in receive {
-                waker.wake();
-            }
-        });
-        let task = spawn(move || {
-            for _ in 0..scaled(1000) {
-                send.send(Coroutine::current().unwrap().waker()).unwrap();
-                suspend();
-                assert_eq!(thread::current().id(), home);
-            }
-        });
-        while !task.is_finished() {
-            ctx.poll(true);
-        }
-        task.join().unwrap();
-        other.join().unwrap();
-    });
-}
-
-#[test]
-fn wake_from_another_context_notifies_the_loop() {
-    // W1: a coroutine woken by a coroutine of another context runs at its own home, never on that
-    // thread
-    let (send, receive) = mpsc::channel::<Waker>();
-    let other = thread::spawn(move || {
-        AioContext::run(|_| {
-            let task = spawn(move || {
-                for waker in receive {
-                    waker.wake();
-                }
-            });
-            task.join().unwrap();
-        });
-    });
-    AioContext::run(|_| {
-        let task = spawn(move || {
-            let home = thread::current().id();
-            for _ in 0..scaled(100) {
-                send.send(Coroutine::current().unwrap().waker()).unwrap();
-                suspend();
-                assert_eq!(thread::current().id(), home);
-            }
-        });
-        task.join().unwrap();
-    });
-    other.join().unwrap();
-}
-
-#[test]
-fn wake_before_the_suspension_is_not_lost() {
-    // W3: a wake while the coroutine is still entered makes it continue; two wakes, only once
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let run = |from_elsewhere: bool, times: usize| {
-            let inner = log.clone();
-            let co = Coroutine::new(move || {
-                let waker = Coroutine::current().unwrap().waker();
-                for _ in 0..times {
-                    if from_elsewhere {
-                        thread::scope(|scope| scope.spawn(|| waker.wake()).join().unwrap());
-                    } else {
-                        waker.wake();
-                    }
-                }
-                suspend();
-                inner.add("on");
-                suspend();
-                inner.add("not-yet");
-            });
-            co.enter();
-            assert_eq!(log.take(), "", "it yields nevertheless");
-            assert!(ctx.poll(true));
-            assert_eq!(log.take(), "on");
-            assert!(!ctx.poll(false));
-            co.enter();
-            assert_eq!(log.take(), "not-yet");
-        };
-        for times in [1, 2] {
-            run(false, times);
-            run(true, times);
-        }
-    });
-}
-
-#[test]
-fn wake_taken_by_a_nested_poll_is_not_lost() {
-    // W3: a wake from elsewhere, accepted by a nested poll while the coroutine is still entered,
-    // still counts
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let co = Coroutine::new({
-            let (log, ctx) = (log.clone(), ctx.clone());
-            move || {
-                let waker = Coroutine::current().unwrap().waker();
-                thread::scope(|scope| scope.spawn(|| waker.wake()).join().unwrap());
-                ctx.poll(false);
-                suspend();
-                log.add("on");
-            }
-        });
-        co.enter();
-        assert!(ctx.poll(false));
-        assert_eq!(log.take(), "on");
     });
 }
 
@@ -327,20 +90,6 @@ fn no_wake_is_lost_among_many_threads() {
                 ctx.poll(true);
             }
         });
-        task.join().unwrap();
-    });
-}
-
-#[test]
-fn coroutine_that_scheduled_itself_and_ended_does_not_run() {
-    // W2, W4: scheduling an ended coroutine whose result is not fetched is no error, and does
-    // nothing
-    AioContext::run(|ctx| {
-        let task = spawn(|| Coroutine::current().unwrap().schedule().unwrap());
-        assert!(ctx.poll(false));
-        assert!(task.is_finished());
-        task.coroutine().schedule().unwrap();
-        assert!(!ctx.poll(false));
         task.join().unwrap();
     });
 }
@@ -450,53 +199,6 @@ fn wakes_after_the_contexts_end_do_nothing() {
     }
     stop.store(true, Ordering::Relaxed);
     other.join().unwrap();
-}
-
-#[test]
-fn wake_by_a_destructor_during_unwinding_runs_later() {
-    // W1: a destructor of a thread that unwinds enters no coroutine; a coroutine that it wakes runs
-    // in the next iteration
-    AioContext::run(|ctx| {
-        struct WakeOnDrop(Coroutine);
-        impl Drop for WakeOnDrop {
-            fn drop(&mut self) {
-                self.0.wake();
-            }
-        }
-        let log = Log::default();
-        let x = noting(&log, "x");
-        common::panic_of(|| {
-            let _wake = WakeOnDrop(x);
-            panic!("on the thread's own stack");
-        });
-        assert_eq!(log.take(), "");
-        assert!(ctx.poll(false));
-        assert_eq!(log.take(), "x");
-    });
-}
-
-#[test]
-fn yield_now_runs_after_earlier_scheduled_coroutines() {
-    // W1: whether scheduled from this thread or another, or spawned
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (here, elsewhere) = (noting(&log, "here"), noting(&log, "elsewhere"));
-        let waker = elsewhere.waker();
-        let yields = Coroutine::new({
-            let log = log.clone();
-            move || {
-                here.schedule().unwrap();
-                thread::spawn(move || waker.wake()).join().unwrap();
-                let spawned = log.clone();
-                drop(spawn(move || spawned.add("spawned")));
-                yield_now();
-                log.add("gave-way");
-            }
-        });
-        yields.enter();
-        ctx.poll(false);
-        assert_eq!(log.take(), "here elsewhere spawned gave-way");
-    });
 }
 
 /// Runs code when dropped.

@@ -1,7 +1,5 @@
 //! How much of its stack a coroutine has used.
 
-mod common;
-
 use std::hint::black_box;
 
 use coralio_runtime::{AioContext, Coroutine, spawn, suspend, yield_now};

@@ -2,8 +2,6 @@
 //! longer watched.
 #![allow(unsafe_code)]
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -16,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, text};
+use crate::common::{Log, text};
 use coralio_runtime::{AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, timeout, yield_now};
 
 /// One end for coroutines, and a blocking one for the peer.
@@ -338,7 +336,7 @@ fn poll_on_another_thread_loses_no_edge() {
     // coroutine is woken at home
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
-        let count = common::scaled(500);
+        let count = crate::common::scaled(500);
         let reader = spawn(move || {
             for number in 0..count {
                 assert_eq!(read_byte(&ours), number as u8);

@@ -1,7 +1,5 @@
 //! Poll handlers, and descriptors that coroutines wait for.
 
-mod common;
-
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,9 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use coralio_runtime::{
-    AioContext, Cancelled, Interest, PollHandler, TimedOut, spawn, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, Cancelled, Interest, TimedOut, spawn, timeout, wait_readable, wait_writable, yield_now,
 };
-use parking_lot::Mutex;
 
 #[test]
 fn sources_ready_in_memory_are_served() {
@@ -77,28 +74,6 @@ fn polling_handler_is_not_called_recursively() {
             .unwrap();
         assert!(ctx.poll(false));
         assert_eq!(deepest.load(Ordering::Relaxed), 1);
-    });
-}
-
-#[test]
-fn handler_can_remove_itself() {
-    // X4: a handler that is removed within itself is dropped when it returns, and not called again
-    AioContext::run(|ctx| {
-        let slot = Arc::new(Mutex::new(None::<PollHandler>));
-        let runs = Arc::new(AtomicUsize::new(0));
-        let (own, counted) = (Arc::clone(&slot), Arc::clone(&runs));
-        *slot.lock() = Some(
-            ctx.add_poll_handler(
-                || true,
-                move || {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    drop(own.lock().take());
-                },
-            )
-            .unwrap(),
-        );
-        (0..3).for_each(|_| _ = ctx.poll(false));
-        assert_eq!((runs.load(Ordering::Relaxed), Arc::strong_count(&slot)), (1, 1));
     });
 }
 

@@ -1,8 +1,5 @@
 //! Virtual time: what uses the context's clock, and what advances it.
 
-mod common;
-
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,10 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, in_child};
+use crate::common::{Log, Sleeper, in_child};
 use coralio_runtime::{
-    AioContext, CoMutex, Coroutine, EventSource, HomeToken, Interest, LoopToken, TimedOut, VirtualClock, sleep, spawn,
-    suspend, timeout, yield_now,
+    AioContext, CoMutex, Coroutine, Interest, TimedOut, VirtualClock, sleep, spawn, suspend, timeout, yield_now,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -108,25 +104,18 @@ fn idle_bottom_halves_use_the_virtual_clock() {
                 move || log.add(format!("timer@{}", clock.elapsed().as_millis()))
             })
             .unwrap();
-        let slot = Arc::new(parking_lot::Mutex::new(None::<coralio_runtime::BottomHalf>));
-        let again = Arc::clone(&slot);
         let seen = log.clone();
-        let idle = ctx
-            .new_bottom_half(move || {
-                seen.add(format!("idle@{}", clock.elapsed().as_millis()));
-                if let Some(idle) = &*again.lock() {
-                    idle.schedule_idle();
-                }
-            })
-            .unwrap();
+        let idle = ctx.new_bottom_half_with(move |own| {
+            seen.add(format!("idle@{}", clock.elapsed().as_millis()));
+            own.schedule_idle();
+        });
+        let idle = idle.unwrap();
         idle.schedule_idle();
-        *slot.lock() = Some(idle);
         timer.arm_after(Duration::from_millis(15));
         for _ in 0..3 {
             ctx.poll(true);
         }
         assert_eq!(log.take(), "idle@10 timer@15 idle@20");
-        drop(slot.lock().take());
     });
 }
 
@@ -216,55 +205,17 @@ fn time_beyond_the_clocks_range_is_never() {
     });
 }
 
-/// An engine with an operation in flight forever, which sleeps by calling `how`, and counts the
-/// sleeps.
-struct Sleeper<F> {
-    how: F,
-    idle: bool,
-    sleeps: AtomicUsize,
-}
-
-impl<F: Fn(Option<Duration>) + Send + Sync + 'static> EventSource for Sleeper<F> {
-    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
-        false
-    }
-
-    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
-        false
-    }
-
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        self.idle
-    }
-
-    fn describe(&self) -> String {
-        String::new()
-    }
-
-    fn sleep(
-        &self,
-        _token: HomeToken<'_>,
-        _other: BorrowedFd<'_>,
-        timeout: Option<Duration>,
-    ) -> Option<io::Result<()>> {
-        self.sleeps.fetch_add(1, Ordering::Relaxed);
-        (self.how)(timeout);
-        Some(Ok(()))
-    }
-}
-
-fn sleeps(
-    ctx: &AioContext,
-    idle: bool,
-    how: impl Fn(Option<Duration>) + Send + Sync + 'static,
-) -> Arc<Sleeper<impl Fn(Option<Duration>) + Send + Sync + 'static>> {
-    let source = Arc::new(Sleeper { how, idle, sleeps: AtomicUsize::new(0) });
-    ctx.attach(Arc::clone(&source) as Arc<dyn EventSource>).unwrap();
-    source
+/// Gives the context an engine that sleeps by calling `how`, with an operation in flight forever
+/// unless it is `idle`. Returns the number of sleeps.
+fn sleeps(ctx: &AioContext, idle: bool, how: impl Fn(Option<Duration>) + Send + Sync + 'static) -> Arc<AtomicUsize> {
+    let sleeps = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sleeps);
+    let how = move |_: BorrowedFd<'_>, timeout| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        how(timeout);
+    };
+    ctx.attach(Arc::new(Sleeper { idle, how })).unwrap();
+    sleeps
 }
 
 #[test]
@@ -273,14 +224,14 @@ fn simulating_source_advances_the_clock() {
     // takes in real time
     virtually(|ctx, clock| {
         let device = clock.clone();
-        let source = sleeps(ctx, false, move |timeout| {
+        let slept = sleeps(ctx, false, move |timeout| {
             let timeout = timeout.unwrap();
             thread::sleep(timeout);
             device.advance(timeout.min(Duration::from_micros(400)));
         });
         sleep(Duration::from_millis(1)).unwrap();
         assert_eq!(clock.elapsed(), Duration::from_millis(1));
-        assert_eq!(source.sleeps.load(Ordering::Relaxed), 3, "400, 800, 1000 microseconds");
+        assert_eq!(slept.load(Ordering::Relaxed), 3, "400, 800, 1000 microseconds");
     });
 }
 
@@ -312,7 +263,7 @@ fn real_source_sleeps_in_real_time() {
 fn deadlock_is_reported_immediately() {
     // S6: with a virtual clock, the loop checks for a deadlock as soon as it is idle, but not while
     // a timer is armed
-    let Some(child) = in_child("deadlock_is_reported_immediately") else {
+    let Some(child) = in_child("clock::deadlock_is_reported_immediately") else {
         let builder = AioContext::builder().virtual_clock(VirtualClock::new()).report_deadlocks_after(Some(HOUR));
         return builder
             .run(|ctx| {

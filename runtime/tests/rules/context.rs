@@ -3,40 +3,16 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, panic_of, scaled};
-use coralio_runtime::{
-    AioContext, BottomHalf, Coroutine, EventSource, HomeToken, Interest, LoopToken, spawn, suspend, yield_now,
-};
-
-fn noting(ctx: &AioContext, log: &Log, name: &'static str) -> BottomHalf {
-    let log = log.clone();
-    ctx.new_bottom_half(move || log.add(name)).unwrap()
-}
-
-#[test]
-fn poll_returns_whether_anything_progressed() {
-    // X1: a poll runs one iteration and returns whether there was progress; without blocking it
-    // never sleeps
-    AioContext::run(|ctx| {
-        assert!(!ctx.poll(false));
-        let task = spawn(yield_now);
-        assert!(ctx.poll(false));
-        assert!(!task.is_finished(), "a coroutine that becomes ready in an iteration runs in the next");
-        assert!(ctx.poll(false));
-        assert!(task.is_finished());
-        assert!(!ctx.poll(false));
-    });
-}
+use crate::common::{Log, Sleeper, panic_of};
+use coralio_runtime::{AioContext, Coroutine, EventSource, Interest, suspend};
 
 #[test]
 fn blocking_poll_sleeps_until_work_is_due() {
@@ -54,140 +30,9 @@ fn blocking_poll_sleeps_until_work_is_due() {
     });
 }
 
-#[test]
-fn coroutines_of_the_outer_iteration_run_in_the_nested_one() {
-    // X2: a coroutine that polls runs the ready coroutines that the outer iteration had taken up,
-    // each once
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let tasks: Vec<_> = (0..4)
-            .map(|n| {
-                let (ctx, log) = (ctx.clone(), log.clone());
-                spawn(move || {
-                    log.add(n);
-                    if n == 1 {
-                        ctx.poll(false);
-                        log.add("back");
-                    }
-                    yield_now();
-                    log.add(n * 10);
-                })
-            })
-            .collect();
-        assert!(ctx.poll(false));
-        // The nested iteration began when 0 had been made ready again, and took that up too.
-        assert_eq!(log.take(), "0 1 2 3 0 back");
-        for task in tasks {
-            task.join().unwrap();
-        }
-        assert_eq!(log.take(), "20 30 10");
-    });
-}
-
-#[test]
-fn panics_leave_the_loop_consistent() {
-    // C8: a panic in a bottom half or a coroutine propagates out of poll; other work taken up runs
-    // in the next poll
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let bad = ctx
-            .new_bottom_half({
-                let log = log.clone();
-                move || {
-                    log.add("bad");
-                    panic!("in a bottom half");
-                }
-            })
-            .unwrap();
-        let [a, b] = ["a", "b"].map(|name| noting(ctx, &log, name));
-        for _ in 0..3 {
-            a.schedule();
-            bad.schedule();
-            b.schedule();
-            assert_eq!(panic_of(|| ctx.poll(false)), "in a bottom half");
-            assert_eq!(log.take(), "a bad");
-            assert!(ctx.poll(true));
-            assert_eq!(log.take(), "b");
-        }
-        let co = Coroutine::new(|| panic!("in a coroutine"));
-        co.schedule().unwrap();
-        let after = spawn(|| 3);
-        assert_eq!(panic_of(|| ctx.poll(false)), "in a coroutine");
-        assert_eq!(after.join().unwrap(), 3);
-        // Nothing is held: another thread can acquire the lock.
-        thread::scope(|scope| scope.spawn(|| drop(ctx.acquire())).join().unwrap());
-    });
-}
-
-#[test]
-fn no_notification_is_lost() {
-    // X6: no kick is lost, however notify and the decision to sleep interleave
-    AioContext::run(|ctx| {
-        let rounds = scaled(20_000);
-        let (send, receive) = mpsc::channel();
-        let barrier = Barrier::new(2);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                barrier.wait();
-                for round in 0..rounds {
-                    let send = send.clone();
-                    ctx.schedule_oneshot(move || send.send(round).unwrap()).unwrap();
-                    if round % 2 == 0 {
-                        thread::yield_now();
-                    }
-                }
-            });
-            barrier.wait();
-            let mut next = 0;
-            while next < rounds {
-                ctx.poll(true);
-                for round in receive.try_iter() {
-                    assert_eq!(round, next);
-                    next += 1;
-                }
-            }
-        });
-    });
-}
-
-/// A source without completions, which sleeps by calling its closure.
-struct Sleeper<F>(F);
-
-impl<F: Fn(BorrowedFd<'_>) + Send + Sync + 'static> EventSource for Sleeper<F> {
-    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
-        false
-    }
-
-    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
-        false
-    }
-
-    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
-        false
-    }
-
-    fn is_idle(&self) -> bool {
-        true
-    }
-
-    fn describe(&self) -> String {
-        String::new()
-    }
-
-    fn sleep(
-        &self,
-        _token: HomeToken<'_>,
-        other: BorrowedFd<'_>,
-        _timeout: Option<Duration>,
-    ) -> Option<io::Result<()>> {
-        self.0(other);
-        Some(Ok(()))
-    }
-}
-
 /// Gives the context an engine that sleeps by calling `how`.
 fn sleeps(ctx: &AioContext, how: impl Fn(BorrowedFd<'_>) + Send + Sync + 'static) {
-    ctx.attach(Arc::new(Sleeper(how))).unwrap();
+    ctx.attach(Arc::new(Sleeper { idle: true, how: move |other: BorrowedFd<'_>, _| how(other) })).unwrap();
 }
 
 #[test]
@@ -248,7 +93,7 @@ fn dump_in_the_sleep_of_an_engine_returns() {
 #[test]
 fn child_forked_in_the_sleep_of_an_engine_has_no_context() {
     // C7: an engine's `sleep` forks, while its home is hidden: the child may not use the context
-    let Some(run) = common::in_child("child_forked_in_the_sleep_of_an_engine_has_no_context") else {
+    let Some(run) = crate::common::in_child("context::child_forked_in_the_sleep_of_an_engine_has_no_context") else {
         AioContext::run(|ctx| {
             let child = Arc::new(AtomicUsize::new(usize::MAX));
             let forked = Arc::clone(&child);
@@ -398,7 +243,7 @@ fn no_context_runs_within_the_sleep_of_another() {
 fn engine_is_attached_to_one_context_at_a_time() {
     // E9: attaching an engine to a second context fails, since that context would sleep in it and
     // submit to it from another thread
-    let engine: Arc<dyn EventSource> = Arc::new(Sleeper(|_: BorrowedFd<'_>| ()));
+    let engine: Arc<dyn EventSource> = Arc::new(Sleeper { idle: true, how: |_: BorrowedFd<'_>, _| () });
     let attach_elsewhere = || {
         let engine = Arc::clone(&engine);
         thread::spawn(move || AioContext::run(|other| other.attach(engine).map_err(|error| error.kind())))

@@ -2,14 +2,12 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 use std::ptr;
 
-use common::{assert_aborted, in_child};
+use crate::common::{assert_aborted, in_child};
 use coralio_runtime::{AioContext, Coroutine, spawn, suspend};
 
 /// Uses more stack than there is.
@@ -32,9 +30,12 @@ fn said(child: &Output) -> String {
 fn stack_overflow_names_the_coroutine() {
     // C11: a stack overflow ends the process with a message that names the coroutine, its origin,
     // its stack size and the remedy
-    match in_child("stack_overflow_names_the_coroutine") {
+    match in_child("overflow::stack_overflow_names_the_coroutine") {
         Some(child) => {
-            assert_aborted(&child, "coralio: stack overflow: coroutine 'deep' (created at runtime/tests/overflow.rs:");
+            assert_aborted(
+                &child,
+                "coralio: stack overflow: coroutine 'deep' (created at runtime/tests/rules/overflow.rs:",
+            );
             for part in
                 ["exceeded its stack of 65536 bytes", "`CoroutineBuilder::stack_size`", "`ContextBuilder::stack_size`"]
             {
@@ -52,7 +53,7 @@ fn stack_overflow_names_the_coroutine() {
 fn overflow_of_main_names_the_setting_of_the_context() {
     // C11: the message for the first coroutine, which no user's builder created, names the
     // context's setting
-    match in_child("overflow_of_main_names_the_setting_of_the_context") {
+    match in_child("overflow::overflow_of_main_names_the_setting_of_the_context") {
         Some(child) => {
             assert_aborted(&child, "coralio: stack overflow: coroutine 'main' (created at");
             assert!(
@@ -71,7 +72,7 @@ fn overflow_of_main_names_the_setting_of_the_context() {
 fn large_frame_hits_the_guard_page() {
     // C11: a frame larger than the guard page does not step over it: no memory of another stack is
     // touched
-    match in_child("large_frame_hits_the_guard_page") {
+    match in_child("overflow::large_frame_hits_the_guard_page") {
         Some(child) => assert_aborted(&child, "coroutine #2 (created at"),
         None => AioContext::run(|_| {
             // Its stack is at lower addresses.
@@ -88,7 +89,7 @@ fn large_frame_hits_the_guard_page() {
 fn overflow_above_a_loop_iteration_is_reported() {
     // C11: code that the loop runs on a coroutine's stack overflows that stack, although no
     // coroutine is running
-    match in_child("overflow_above_a_loop_iteration_is_reported") {
+    match in_child("overflow::overflow_above_a_loop_iteration_is_reported") {
         Some(child) => assert_aborted(&child, "coroutine 'polls' (created at"),
         None => AioContext::run(|ctx| {
             let ctx = ctx.clone();
@@ -111,7 +112,7 @@ fn overflow_without_an_alternate_stack_is_reported() {
         AioContext::run(|_| spawn(|| deep(0)).join().unwrap());
         ptr::null_mut()
     }
-    match in_child("overflow_without_an_alternate_stack_is_reported") {
+    match in_child("overflow::overflow_without_an_alternate_stack_is_reported") {
         Some(child) => assert_aborted(&child, "coroutine #1 (created at"),
         // SAFETY: the thread is joined, and its argument is null.
         None => unsafe {
@@ -163,7 +164,7 @@ fn alternate_stack_is_restored() {
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn unrelated_fault_is_not_reported_as_overflow() {
     // C11: an unrelated fault in a coroutine is a plain SIGSEGV, without a message
-    match in_child("unrelated_fault_is_not_reported_as_overflow") {
+    match in_child("overflow::unrelated_fault_is_not_reported_as_overflow") {
         Some(child) => {
             assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child));
             assert!(!said(&child).contains("coralio"), "{}", said(&child));
@@ -176,7 +177,7 @@ fn unrelated_fault_is_not_reported_as_overflow() {
 #[cfg_attr(feature = "sanitizer", ignore = "AddressSanitizer reports it")]
 fn overflow_of_the_threads_own_stack_is_reported_by_std() {
     // C11: std's own report of a thread's stack overflow still works in a context
-    match in_child("overflow_of_the_threads_own_stack_is_reported_by_std") {
+    match in_child("overflow::overflow_of_the_threads_own_stack_is_reported_by_std") {
         Some(child) => {
             assert_aborted(&child, "has overflowed its stack");
             assert!(!said(&child).contains("coralio"), "{}", said(&child));
@@ -193,7 +194,7 @@ extern "C" fn leave_with_code(signal: libc::c_int) {
 #[test]
 fn other_faults_reach_the_users_handler() {
     // C11: a handler that the program installed before gets every other fault
-    match in_child("other_faults_reach_the_users_handler") {
+    match in_child("overflow::other_faults_reach_the_users_handler") {
         Some(child) => assert_eq!(child.status.code(), Some(libc::SIGSEGV + 30), "{}", said(&child)),
         None => {
             let handler: extern "C" fn(libc::c_int) = leave_with_code;
@@ -207,7 +208,7 @@ fn other_faults_reach_the_users_handler() {
 #[test]
 fn sent_signal_ends_the_process() {
     // C11: a SIGSEGV that was sent, not raised by a fault, keeps its default effect
-    match in_child("sent_signal_ends_the_process") {
+    match in_child("overflow::sent_signal_ends_the_process") {
         Some(child) => assert_eq!(child.status.signal(), Some(libc::SIGSEGV), "{}", said(&child)),
         None => {
             // SAFETY: the default action, and a signal to this thread.

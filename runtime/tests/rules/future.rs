@@ -1,8 +1,6 @@
 //! Futures and coroutines, in both directions: `block_on` in coroutines, on a loop's stack and
 //! on plain threads; handles as futures, also in foreign executors.
 
-mod common;
-
 use std::cell::Cell;
 use std::fs;
 use std::future::{Future, pending, poll_fn, ready};
@@ -15,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, in_child, panic_of, scaled, text};
+use crate::common::{Log, in_child, panic_of, scaled, text};
 use coralio_runtime::{
     AioContext, Cancelled, Coroutine, IoThread, JoinHandle, RemoteJoinHandle, TimedOut, block_on, can_suspend, sleep,
     spawn, suspend, timeout, yield_now,
@@ -363,7 +361,7 @@ fn last_waker_is_the_one_called() {
 #[test]
 fn leftover_waker_keeps_no_context_alive() {
     // W5: contexts that end while a handle is awaited as a future leave no descriptor behind
-    let Some(child) = in_child("leftover_waker_keeps_no_context_alive") else {
+    let Some(child) = in_child("future::leftover_waker_keeps_no_context_alive") else {
         let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
         let before = descriptors();
         for _ in 0..50 {

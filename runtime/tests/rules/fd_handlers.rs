@@ -1,7 +1,5 @@
 //! Watches: handlers of ready descriptors; removed, changed and polling within themselves.
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -9,10 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
-use common::{Log, panic_of};
-use coralio_runtime::{
-    AioContext, BottomHalf, Coroutine, EventNotifier, FdHandler, Interest, spawn, suspend, wait_readable,
-};
+use crate::common::{Log, panic_of};
+use coralio_runtime::{AioContext, EventNotifier, FdHandler, Interest, spawn, wait_readable};
 
 /// Both ends, blocking: a handler that reads without data would hang.
 fn pair() -> (Arc<UnixStream>, UnixStream) {
@@ -26,7 +22,16 @@ fn read_byte(mut from: &UnixStream) -> u8 {
     byte[0]
 }
 
-type Slot = Arc<Mutex<Option<FdHandler>>>;
+/// Starts a thread that queues work for the loop when asked to.
+fn queues_when_asked(ctx: &AioContext) -> (mpsc::Sender<()>, thread::JoinHandle<()>) {
+    let (ask, asked) = mpsc::channel();
+    let ctx = ctx.clone();
+    let queues = move || {
+        asked.recv().unwrap();
+        ctx.schedule_oneshot(|| {}).unwrap();
+    };
+    (ask, thread::spawn(queues))
+}
 
 #[test]
 fn handler_is_called_while_its_fd_is_ready() {
@@ -65,21 +70,17 @@ fn interest_can_be_changed_at_any_time() {
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
-        let slot = Slot::default();
-        let watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Write, {
-            let (log, slot, ours) = (log.clone(), Arc::clone(&slot), Arc::clone(&ours));
-            move |ready| {
+        let watch = ctx.add_fd_handler_with(Arc::clone(&ours), Interest::Write, {
+            let (log, ours) = (log.clone(), Arc::clone(&ours));
+            move |own, ready| {
                 log.add(format_args!("r{}w{}", u8::from(ready.readable), u8::from(ready.writable)));
-                let watch = slot.lock().unwrap();
                 if ready.readable {
                     read_byte(&ours);
-                    watch.as_ref().unwrap().set_interest(Interest::Disabled).unwrap();
-                } else {
-                    watch.as_ref().unwrap().set_interest(Interest::Read).unwrap();
                 }
+                own.set_interest(if ready.readable { Interest::Disabled } else { Interest::Read }).unwrap();
             }
         });
-        slot.lock().unwrap().replace(watch.unwrap());
+        let watch = watch.unwrap();
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "r0w1");
         assert!(!ctx.poll(false));
@@ -87,43 +88,9 @@ fn interest_can_be_changed_at_any_time() {
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "r1w0");
         assert!(!ctx.poll(false), "a byte is available, but no handler is interested");
-        slot.lock().unwrap().as_ref().unwrap().set_interest(Interest::ReadWrite).unwrap();
+        watch.set_interest(Interest::ReadWrite).unwrap();
         assert!(ctx.poll(false));
         assert_eq!(log.take(), "r1w1");
-        slot.lock().unwrap().take();
-    });
-}
-
-#[test]
-fn handler_can_be_removed_within_itself() {
-    // X4: a removed handler is never called again; its closure is dropped as soon as no frame runs
-    // it
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (ours, mut theirs) = pair();
-        let slot = Slot::default();
-        let watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
-            let (log, drops, slot) = (log.clone(), log.on_drop("dropped"), Arc::clone(&slot));
-            move |_| {
-                let _ = &drops;
-                drop(slot.lock().unwrap().take().unwrap());
-                log.add("still-running");
-            }
-        });
-        slot.lock().unwrap().replace(watch.unwrap());
-        theirs.write_all(&[1]).unwrap();
-        assert!(ctx.poll(false));
-        assert_eq!(log.take(), "still-running dropped");
-        assert!(!ctx.poll(false), "the byte is still there");
-        assert_eq!(Arc::strong_count(&ours), 1, "the watch has released the descriptor");
-        // The descriptor can be watched again, by another watch at the same index.
-        let again = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
-            let log = log.clone();
-            move |_| log.add(read_byte(&ours))
-        });
-        assert!(ctx.poll(false));
-        assert_eq!(log.take(), "1");
-        drop(again);
     });
 }
 
@@ -162,14 +129,7 @@ fn polling_handler_is_not_reentered() {
     AioContext::run(|ctx| {
         let log = Log::default();
         let (ours, mut theirs) = pair();
-        let (ask, asked) = mpsc::channel::<()>();
-        let helper = thread::spawn({
-            let ctx = ctx.clone();
-            move || {
-                asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {}).unwrap();
-            }
-        });
+        let (ask, helper) = queues_when_asked(ctx);
         let _watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
             let (log, ctx) = (log.clone(), ctx.clone());
             move |_| {
@@ -199,29 +159,18 @@ fn poll_in_a_handler_of_a_closed_fd_sleeps() {
     // sleeping
     AioContext::run(|ctx| {
         let (ours, theirs) = pair();
-        let (ask, asked) = mpsc::channel::<()>();
-        let helper = thread::spawn({
-            let ctx = ctx.clone();
-            move || {
-                asked.recv().unwrap();
-                ctx.schedule_oneshot(|| {}).unwrap();
-            }
+        let (ask, helper) = queues_when_asked(ctx);
+        let polls = ctx.clone();
+        let _watch = ctx.add_fd_handler_with(ours, Interest::Read, move |own, ready| {
+            assert!(ready.readable);
+            ask.send(()).unwrap();
+            assert!(polls.poll(true), "it ran the one-shot before it returned");
+            own.delete();
         });
-        let slot = Slot::default();
-        let watch = ctx.add_fd_handler(ours, Interest::Read, {
-            let (ctx, slot) = (ctx.clone(), Arc::clone(&slot));
-            move |ready| {
-                assert!(ready.readable);
-                ask.send(()).unwrap();
-                assert!(ctx.poll(true), "it ran the one-shot before it returned");
-                slot.lock().unwrap().take();
-            }
-        });
-        slot.lock().unwrap().replace(watch.unwrap());
         drop(theirs);
         assert!(ctx.poll(true));
         helper.join().unwrap();
-        assert!(slot.lock().unwrap().is_none());
+        assert!(ctx.fd_handlers().is_empty());
     });
 }
 
@@ -256,15 +205,8 @@ fn bottom_halves_do_not_starve_a_ready_fd() {
     // non-blocking polls alone
     AioContext::run(|ctx| {
         let (ours, mut theirs) = pair();
-        let slot = Arc::new(Mutex::new(None::<BottomHalf>));
-        let busy = ctx
-            .new_bottom_half({
-                let slot = Arc::clone(&slot);
-                move || slot.lock().unwrap().as_ref().unwrap().schedule()
-            })
-            .unwrap();
+        let busy = ctx.new_bottom_half_with(|own| own.schedule()).unwrap();
         busy.schedule();
-        slot.lock().unwrap().replace(busy);
         let served = Arc::new(AtomicBool::new(false));
         let _watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
             let served = Arc::clone(&served);
@@ -282,96 +224,6 @@ fn bottom_halves_do_not_starve_a_ready_fd() {
                 assert!(polls <= 16, "starved for {polls} polls");
             }
         }
-        slot.lock().unwrap().take();
-    });
-}
-
-#[test]
-fn handler_wakes_a_coroutine() {
-    // W1: a coroutine woken by an fd handler at home is entered immediately
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (ours, mut theirs) = pair();
-        let co = Coroutine::new({
-            let log = log.clone();
-            move || {
-                suspend();
-                log.add("coroutine");
-            }
-        });
-        co.enter();
-        let waker = co.waker();
-        let _watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
-            let log = log.clone();
-            move |_| {
-                read_byte(&ours);
-                waker.wake();
-                log.add("handler");
-            }
-        });
-        theirs.write_all(&[1]).unwrap();
-        assert!(ctx.poll(true));
-        assert_eq!(log.take(), "coroutine handler");
-    });
-}
-
-#[test]
-fn panic_in_a_handler_leaves_it_registered() {
-    // C8: a panic in an fd handler propagates out of poll; the watch stays, and others reported
-    // with it are served
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let (first, mut to_first) = pair();
-        let (second, mut to_second) = pair();
-        let _bad = ctx.add_fd_handler(Arc::clone(&first), Interest::Read, move |_| {
-            panic!("read {}", read_byte(&first));
-        });
-        let _good = ctx.add_fd_handler(Arc::clone(&second), Interest::Read, {
-            let log = log.clone();
-            move |_| log.add(read_byte(&second))
-        });
-        for round in 1..=3 {
-            to_first.write_all(&[round]).unwrap();
-            to_second.write_all(&[10 * round]).unwrap();
-            assert_eq!(panic_of(|| ctx.poll(false)), format!("read {round}"));
-            while ctx.poll(false) {}
-            assert_eq!(log.take(), (10 * round).to_string());
-        }
-    });
-}
-
-#[test]
-fn foreign_poll_serves_handlers_once() {
-    // X8: a foreign poll serves a ready descriptor while the loop sleeps on it; only one of them
-    // reads the byte
-    AioContext::run(|ctx| {
-        let (ours, mut theirs) = pair();
-        let (total, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let count = common::scaled(2000);
-        let _watch = ctx.add_fd_handler(Arc::clone(&ours), Interest::Read, {
-            let total = Arc::clone(&total);
-            move |_| {
-                read_byte(&ours); // would block forever if the other thread had served it before
-                total.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for sent in 0..count {
-                    theirs.write_all(&[1]).unwrap();
-                    while total.load(Ordering::Relaxed) == sent {
-                        ctx.poll(false);
-                        thread::yield_now();
-                    }
-                }
-                stop.store(true, Ordering::Relaxed);
-                ctx.schedule_oneshot(|| {}).unwrap();
-            });
-            while !stop.load(Ordering::Relaxed) {
-                ctx.poll(true);
-            }
-        });
-        assert_eq!(total.load(Ordering::Relaxed), count);
     });
 }
 
@@ -450,13 +302,7 @@ fn as_fd_is_not_called_under_lock() {
             let (near, far) = UnixStream::pair().unwrap();
             drop(far);
             let polls = ctx.clone();
-            let (ask, asked_for) = mpsc::channel::<()>();
-            let one_shot = ctx.clone();
-            let helper = thread::spawn(move || {
-                asked_for.recv().unwrap();
-                one_shot.schedule_oneshot(|| {}).unwrap();
-            });
-            let mut helper = Some((ask, helper));
+            let mut helper = Some(queues_when_asked(ctx));
             ctx.add_fd_handler_with(Curious(near, ctx.clone(), Arc::clone(&asked)), Interest::Read, move |own, _| {
                 let (ask, helper) = helper.take().unwrap();
                 ask.send(()).unwrap();

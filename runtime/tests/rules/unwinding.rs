@@ -1,8 +1,6 @@
 //! Destructors that run the loop while their thread unwinds: the unwinding stack is further down,
 //! and other coroutines run as usual.
 
-mod common;
-
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -98,22 +96,6 @@ fn coroutine_entered_during_unwinding_continues_later() {
         assert_eq!(turns.get(), 1);
         task.join().unwrap();
         assert_eq!(turns.get(), 3);
-    });
-}
-
-#[test]
-fn destructor_runs_a_context_of_its_own() {
-    // C8, C9: a destructor runs a context while its thread unwinds: coroutines wait for each other
-    // in it
-    while_unwinding(|| {
-        let run = AioContext::builder().run_coroutine(|_| spawn(seven).join().unwrap());
-        assert_eq!(run.unwrap(), 7);
-        AioContext::run(|_| {
-            let co = Coroutine::new(suspend);
-            co.enter();
-            co.enter();
-            assert!(co.has_ended());
-        });
     });
 }
 

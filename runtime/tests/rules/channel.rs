@@ -1,17 +1,15 @@
 //! Channels and oneshot: every message arrives once and in order, disconnection is reported, and no
 //! message is lost when an endpoint goes away.
 
-mod common;
-
 use std::rc::Rc;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, panic_of, scaled};
+use crate::common::{Log, panic_of};
 use coralio_runtime::{
-    AioContext, Coroutine, JoinHandle, Receiver, RecvError, SendError, Sender, TimedOut, TryRecvError, TrySendError,
-    channel, oneshot, spawn, timeout, yield_now,
+    AioContext, JoinHandle, Receiver, RecvError, SendError, Sender, TimedOut, TryRecvError, TrySendError, channel,
+    oneshot, spawn, timeout, yield_now,
 };
 
 /// Spawns a coroutine that receives one message, and logs it with its name.
@@ -236,80 +234,6 @@ fn channel_calls_outside_a_coroutine_do_not_wait() {
         format!("{} / {}", sender.try_send(3).is_ok(), sender.try_send(4).unwrap_err()),
         "true / the channel is full"
     );
-}
-
-#[test]
-fn handover_wakes_and_does_not_enter() {
-    // S4, S1: a receiver runs when the sender yields, not on top of it
-    AioContext::run(|_| {
-        let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
-        let waiting = spawn({
-            let log = log.clone();
-            move || {
-                receiver.recv().unwrap();
-                log.add(Coroutine::current().unwrap().try_enter().unwrap_err());
-            }
-        });
-        let sending = spawn({
-            let log = log.clone();
-            move || {
-                yield_now();
-                sender.send(()).unwrap();
-                log.add("sent");
-            }
-        });
-        join_all([waiting, sending]);
-        assert_eq!(log.take(), "sent recursive entry of #1: main > loop > #1");
-    });
-}
-
-#[test]
-fn each_message_arrives_once_between_two_threads() {
-    // S4: with many senders on one thread and many receivers on another, each message arrives once,
-    // and those of one sender in order
-    let (senders, receivers, count) = (10, 10, scaled(2000));
-    for capacity in [0, 1, 16] {
-        let (sender, receiver) = channel::bounded(capacity);
-        let begin = Barrier::new(2);
-        let received = thread::scope(|scope| {
-            let receiving = scope.spawn(|| {
-                AioContext::run(|_| {
-                    let receiver = receiver;
-                    begin.wait();
-                    let tasks: Vec<_> = (0..receivers)
-                        .map(|_| {
-                            let receiver = receiver.clone();
-                            spawn(move || receiver.iter().collect::<Vec<(usize, usize)>>())
-                        })
-                        .collect();
-                    tasks.into_iter().map(|task| task.join().unwrap()).collect::<Vec<_>>()
-                })
-            });
-            scope.spawn(|| {
-                AioContext::run(|_| {
-                    let sender = sender;
-                    begin.wait();
-                    join_all(
-                        (0..senders)
-                            .map(|from| {
-                                let sender = sender.clone();
-                                spawn(move || (0..count).for_each(|n| sender.send((from, n)).unwrap()))
-                            })
-                            .collect::<Vec<_>>(),
-                    );
-                });
-            });
-            receiving.join().unwrap()
-        });
-        for of_one in &received {
-            for from in 0..senders {
-                assert!(of_one.iter().filter(|message| message.0 == from).is_sorted());
-            }
-        }
-        let mut all = received.concat();
-        all.sort_unstable();
-        assert!(all.into_iter().eq((0..senders).flat_map(|from| (0..count).map(move |n| (from, n)))));
-    }
 }
 
 #[test]

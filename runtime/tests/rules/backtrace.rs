@@ -1,14 +1,12 @@
 //! Backtraces of suspended coroutines, and of coroutines running on top of others.
 
-mod common;
-
 use std::backtrace::Backtrace;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::io::ErrorKind;
 use std::rc::Rc;
 
-use common::Log;
+use crate::common::Log;
 use coralio_runtime::{AioContext, Coroutine, spawn, suspend, yield_now};
 
 // Never inlined, and each function does something after its call, so that each keeps its frame.

@@ -1,14 +1,13 @@
-//! Edge cases of timeouts and sleeps: a deadline that has passed when the wait begins, or passes at
-//! the moment of the grant.
-
-mod common;
+//! Edge cases of timeouts, sleeps and cancelling: a deadline that has passed when the wait begins, or
+//! passes at the moment of the grant.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use common::{Log, scaled};
+use crate::common::{Log, scaled};
 use coralio_runtime::{
     AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, IoThread, RecvError, Semaphore, TimedOut,
     VirtualClock, channel, is_cancelled, oneshot, sleep, spawn, suspend, timeout, yield_now,
@@ -210,5 +209,40 @@ fn sleep_on_the_threads_own_stack_runs_the_loop() {
         drop(spawn(move || theirs.add("ran")));
         sleep(Duration::ZERO).unwrap();
         assert_eq!(log.take(), "ran");
+    });
+}
+
+#[test]
+fn cancel_from_another_thread_ends_the_wait() {
+    // S4, W1: a waker cancels from any thread, and notifies the loop
+    AioContext::run(|ctx| {
+        let task = spawn(|| sleep(Duration::MAX));
+        ctx.poll(false);
+        let waker = task.coroutine().waker();
+        let other = thread::spawn(move || waker.cancel());
+        assert_eq!(task.join().unwrap(), Err(Cancelled));
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn next_coroutine_in_the_same_block_is_not_cancelled() {
+    // S4, W4: cancelling an ended coroutine has no effect, even if its control block is reused; nor
+    // does the flag stay in the block
+    AioContext::run(|ctx| {
+        let first = spawn(|| ());
+        let (handle, waker) = (first.coroutine(), first.coroutine().waker());
+        first.cancel();
+        first.join().unwrap();
+        for _ in 0..100 {
+            let next = spawn(|| {
+                yield_now();
+                is_cancelled()
+            });
+            ctx.poll(false);
+            handle.cancel();
+            waker.cancel();
+            assert!(!next.join().unwrap());
+        }
     });
 }

@@ -1,19 +1,14 @@
 //! Scopes: coroutines that borrow from the frame that waits for them. However a scope is left, its
 //! borrowers are gone first: coroutines, their captures, and unfetched results.
 
-mod common;
-
 use std::cell::Cell;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{Log, OnDrop, assert_aborted, in_child, panic_of, scaled, text};
-use coralio_runtime::{
-    AioContext, Cancelled, Coroutine, ScopedJoinHandle, check_cancelled, scope, shield, sleep, spawn, suspend,
-    yield_now,
-};
+use crate::common::{Log, OnDrop, assert_aborted, in_child, panic_of};
+use coralio_runtime::{AioContext, Cancelled, Coroutine, ScopedJoinHandle, scope, sleep, spawn, suspend, yield_now};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -57,33 +52,6 @@ fn borrowed_values_are_shared_changed_and_returned() {
         assert_eq!(halves(), expected, "on the thread's own stack");
         assert_eq!(spawn(halves).join().unwrap(), expected, "in a coroutine");
     });
-}
-
-#[test]
-fn scope_waits_for_coroutines_without_handles() {
-    // S4: a scope ends after the last of its coroutines, whatever happened to their handles
-    for own_stack in [true, false] {
-        let log = Log::default();
-        let inner = log.clone();
-        let body = move || {
-            let log = &inner;
-            let last = scope(|s| {
-                drop(s.spawn(|| {
-                    (0..3).for_each(|_| yield_now());
-                    log.add("dropped");
-                }));
-                mem::forget(s.spawn(|| {
-                    (0..5).for_each(|_| yield_now());
-                    log.add("forgotten");
-                }));
-                log.add("f");
-                7
-            });
-            log.add(last);
-        };
-        AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
-        assert_eq!(log.take(), "f dropped forgotten 7");
-    }
 }
 
 #[test]
@@ -176,187 +144,21 @@ fn polling_result_destructor_delays_the_scope() {
 }
 
 #[test]
-fn scope_propagates_panics_of_coroutines() {
-    // S4, C8: a joined coroutine's panic goes to its handle; any other propagates from the scope,
-    // after the other coroutines have ended
-    let log = Log::default();
+fn panic_before_its_handle_is_dropped_reaches_the_scope() {
+    // S4, C8: the panic of a coroutine whose handle is dropped later propagates from the scope, and
+    // so does the first of two panics
     AioContext::run(|_| {
-        let value = scope(|s| {
-            let task = s.spawn(|| -> u8 { panic!("told") });
-            text(&*task.join().unwrap_err())
-        });
-        assert_eq!(value, "told");
-        for forget in [false, true] {
-            let said = panic_of(|| {
-                scope(|s| {
-                    let task = s.spawn(|| panic!("untold"));
-                    if forget {
-                        mem::forget(task)
-                    } else {
-                        drop(task)
-                    }
-                    drop(s.spawn(|| {
-                        (0..3).for_each(|_| yield_now());
-                        log.add("other");
-                    }));
-                });
-            });
-            assert_eq!((said.as_str(), log.take().as_str()), ("untold", "other"));
-        }
-        // Dropped after its panic.
         let said = panic_of(|| {
             scope(|s| {
-                let task = s.spawn(|| panic!("late"));
+                let task = s.spawn(|| panic!("first"));
                 s.spawn(|| {}).join().unwrap();
                 assert!(task.is_finished());
                 drop(task);
-                log.add("on");
+                drop(s.spawn(|| panic!("second")));
             });
         });
-        assert_eq!((said.as_str(), log.take().as_str()), ("late", "on"));
-        // The first of two panics.
-        let said = panic_of(|| {
-            scope(|s| {
-                for name in ["one", "two"] {
-                    drop(s.spawn(move || panic!("{name}")));
-                }
-            });
-        });
-        assert_eq!(said, "one");
+        assert_eq!(said, "first");
     });
-}
-
-#[test]
-fn panic_of_the_closure_cancels_and_waits() {
-    // S4: if the closure panics, the coroutines are cancelled and waited for, and its panic
-    // propagates
-    for own_stack in [true, false] {
-        let log = Log::default();
-        let inner = log.clone();
-        let body = move || {
-            let log = &inner;
-            panic_of(|| {
-                scope(|s| {
-                    drop(s.spawn(|| {
-                        assert_eq!(sleep(HOUR), Err(Cancelled));
-                        shield(|| (0..3).for_each(|_| yield_now()));
-                        log.add("cleaned-up");
-                    }));
-                    drop(s.spawn(|| {
-                        yield_now();
-                        panic!("theirs");
-                    }));
-                    s.spawn(|| {}).join().unwrap();
-                    panic!("mine");
-                });
-            })
-        };
-        let said = AioContext::run(|_| if own_stack { body() } else { spawn(body).join().unwrap() });
-        assert_eq!((said.as_str(), log.take().as_str()), ("mine", "cleaned-up"));
-    }
-}
-
-#[test]
-fn scopes_nest() {
-    // S4: scopes nest, in the closure and in the coroutines; coroutines of the inner scope may
-    // spawn in the outer one
-    let log = Log::default();
-    AioContext::run(|_| {
-        let words = ["a".to_string(), "b".to_string()];
-        let count = Cell::new(0);
-        scope(|outer| {
-            for word in &words {
-                let (log, count) = (&log, &count);
-                drop(outer.spawn(move || {
-                    let longer = format!("{word}{word}");
-                    scope(|inner| {
-                        for _ in 0..3 {
-                            drop(inner.spawn(|| {
-                                yield_now();
-                                log.add(&longer);
-                                drop(outer.spawn(move || {
-                                    yield_now();
-                                    count.set(count.get() + 1);
-                                }));
-                            }));
-                        }
-                    });
-                    log.add(word);
-                }));
-            }
-            scope(|own| drop(own.spawn(|| log.add("own"))));
-        });
-        assert_eq!(count.get(), 6);
-    });
-    assert_eq!(log.take(), "own aa aa aa a bb bb bb b");
-}
-
-#[test]
-fn context_end_unwinds_waiting_scopes() {
-    // S4, C9: the context ends while nested scopes wait: the inner coroutines are unwound before
-    // the frame that they borrow from, whatever they wait for, including ready ones and ones that
-    // never started
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let inner = log.clone();
-        drop(spawn(move || {
-            let log = &inner;
-            let frame = log.on_drop("frame");
-            scope(|s| {
-                let frame = &frame;
-                drop(s.spawn(move || {
-                    let deeper = log.on_drop("deeper-frame");
-                    scope(|s| {
-                        let deeper = (&deeper, frame);
-                        drop(s.spawn(move || {
-                            let _last = (log.on_drop("deepest"), deeper);
-                            suspend();
-                        }));
-                    });
-                }));
-                let waits = |name: &'static str, wait: fn()| {
-                    drop(s.spawn(move || {
-                        let _noted = (log.on_drop(name), frame);
-                        wait();
-                        log.add("went-on");
-                    }));
-                };
-                waits("suspended", suspend);
-                waits("asleep", || _ = sleep(HOUR));
-                waits("rescheduled", || (0..9).for_each(|_| yield_now()));
-                waits("joins", || drop(spawn(suspend).join()));
-                mem::forget(s.spawn(move || (log.on_drop("result"), frame)));
-                s.spawn(yield_now).join().unwrap();
-                let caught = (log.on_drop("never-started"), frame);
-                drop(s.spawn(move || drop(caught)));
-            });
-        }));
-        (0..3).for_each(|_| _ = ctx.poll(false));
-        assert_eq!(log.take(), "");
-    });
-    let expected = "deepest deeper-frame suspended asleep rescheduled joins result never-started frame";
-    assert_eq!(log.take(), expected);
-}
-
-#[test]
-fn unstarted_coroutines_are_dropped_with_their_scope() {
-    // S4, C9: a ready coroutine that borrows is unwound, when the context ends, before the frame
-    // that it borrows from
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let inner = log.clone();
-        drop(spawn(move || {
-            let frame = inner.on_drop("frame");
-            scope(|s| {
-                for name in ["first", "second"] {
-                    let caught = (inner.on_drop(name), &frame);
-                    drop(s.spawn(move || drop(caught)));
-                }
-            });
-        }));
-        ctx.poll(false);
-    });
-    assert_eq!(log.take(), "first second frame");
 }
 
 #[test]
@@ -476,35 +278,6 @@ fn destructor_can_spawn_in_its_scope() {
 }
 
 #[test]
-fn cancel_reaches_the_scopes_coroutines() {
-    // S4: cancelling a coroutine that waits for a scope cancels the scope's coroutines too; the
-    // scope still waits for them
-    AioContext::run(|ctx| {
-        let log = Log::default();
-        let inner = log.clone();
-        let task = spawn(move || {
-            let log = &inner;
-            scope(|s| {
-                for name in ["a", "b"] {
-                    drop(s.spawn(move || {
-                        scope(|s| drop(s.spawn(|| log.add(format_args!("{name}-{:?}", sleep(HOUR))))));
-                        assert_eq!(check_cancelled(), Err(Cancelled));
-                        shield(|| (0..3).for_each(|_| yield_now()));
-                        log.add(name);
-                    }));
-                }
-            });
-            log.add("left");
-        });
-        ctx.poll(false);
-        ctx.poll(false);
-        task.cancel();
-        task.join().unwrap();
-        assert_eq!(log.take(), "a-Err(Cancelled) b-Err(Cancelled) a b left");
-    });
-}
-
-#[test]
 fn scope_cancel_reaches_all_members() {
     // S4: `cancel` reaches all coroutines that have not ended, even if those that it enters spawn
     // others and end meanwhile
@@ -539,48 +312,10 @@ fn scope_cancel_reaches_all_members() {
 }
 
 #[test]
-fn scope_runs_a_hundred_thousand_coroutines() {
-    // S4, C12: a scope of 100,000 coroutines suspended at the same time; and one with as many in
-    // sequence
-    AioContext::run(|ctx| {
-        let count = scaled(100_000);
-        let ran = Cell::new(0);
-        scope(|s| {
-            for _ in 0..count {
-                drop(s.spawn(|| {
-                    yield_now();
-                    ran.set(ran.get() + 1);
-                }));
-            }
-        });
-        assert_eq!(ran.get(), count);
-        scope(|s| {
-            for n in 0..count {
-                assert_eq!(s.spawn(move || n).join().unwrap(), n);
-            }
-        });
-        // None of them has started when the scope unwinds: each is removed from the ready list.
-        let caught = Rc::new(());
-        panic_of(|| {
-            let frame = Rc::clone(&caught);
-            scope(|s| {
-                for _ in 0..count {
-                    let (frame, caught) = (&frame, Rc::clone(&caught));
-                    drop(s.spawn(move || drop((frame, caught))));
-                }
-                ctx.schedule_oneshot(|| panic!("bottom half")).unwrap();
-            });
-        });
-        assert_eq!(Rc::strong_count(&caught), 1);
-        assert!(!ctx.poll(false), "none is left on a list");
-    });
-}
-
-#[test]
 fn scope_above_its_own_member_is_rejected() {
     // S4: a scope that unwinds on top of its own coroutine cannot unwind that one: the process
     // aborts with the reason
-    match in_child("scope_above_its_own_member_is_rejected") {
+    match in_child("scope::scope_above_its_own_member_is_rejected") {
         Some(child) => assert_aborted(&child, "scope unwinding while its coroutine 'below' is entered"),
         None => AioContext::run(|ctx| {
             let task = Coroutine::builder().name("above").spawn({

@@ -1,127 +1,18 @@
 //! The end of a context: its coroutines are unwound whatever they wait for, running each destructor
 //! once.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 
-use common::{Log, panic_of, scaled, text};
+use crate::common::{Log, panic_of, scaled, text};
 use coralio_runtime::{
-    AioContext, BottomHalf, Cancelled, CoMutex, CoQueue, Coroutine, Interest, IoThread, JoinHandle, spawn, suspend,
-    yield_now,
+    AioContext, Cancelled, CoMutex, CoQueue, CoRwLock, Coroutine, Interest, IoThread, JoinHandle, Semaphore, spawn,
+    suspend, yield_now,
 };
-
-#[test]
-fn coroutines_are_unwound_from_every_kind_of_wait() {
-    // C9: the end of the context unwinds each coroutine: every destructor on its stack runs, once,
-    // in order of creation
-    let log = Log::default();
-    let mutex = Rc::new(CoMutex::new(()));
-    let queue = Rc::new(CoQueue::new());
-    AioContext::run(|ctx| {
-        let task = |name: &'static str, wait: Box<dyn FnOnce()>| {
-            let (caught, log) = (log.on_drop(format!("{name}-caught")), log.clone());
-            spawn(move || {
-                let _caught = caught;
-                let _outer = log.on_drop(format!("{name}-outer"));
-                let _inner = log.on_drop(format!("{name}-inner"));
-                wait();
-                log.add("went-on");
-            })
-        };
-        drop(task("suspended", Box::new(suspend)));
-        drop(task("holder", {
-            let mutex = Rc::clone(&mutex);
-            Box::new(move || {
-                let _guard = mutex.lock();
-                suspend();
-            })
-        }));
-        for name in ["in-line", "in-line-too"] {
-            let mutex = Rc::clone(&mutex);
-            drop(task(name, Box::new(move || drop(mutex.lock()))));
-        }
-        drop(task("queue", {
-            let queue = Rc::clone(&queue);
-            Box::new(move || drop(queue.wait(CoMutex::new(()).lock())))
-        }));
-        let joined = task("joined", Box::new(suspend));
-        drop(task("joins", Box::new(move || drop(joined.join()))));
-        ctx.poll(false);
-        let task_new = task("never-entered", Box::new(|| {}));
-        std::mem::forget(task_new);
-        let created = log.on_drop("created-caught");
-        Coroutine::new(move || drop(created));
-        assert_eq!(log.take(), "");
-    });
-    let expected = ["suspended", "holder", "in-line", "in-line-too", "queue", "joined", "joins"]
-        .map(|name| format!("{name}-inner {name}-outer {name}-caught"));
-    assert_eq!(log.take(), format!("{} never-entered-caught created-caught", expected.join(" ")));
-    assert!(mutex.try_lock().is_some(), "the lock was released and passed through the queue");
-    assert!(!queue.wake_one(), "the queue is empty");
-}
-
-#[test]
-fn ready_and_suspended_coroutines_are_unwound() {
-    // C9: so are ready coroutines: woken, rescheduled, or scheduled by another thread
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let wakers: Vec<_> = ["rescheduled", "woken", "scheduled", "from-elsewhere"]
-            .into_iter()
-            .map(|name| {
-                let log = log.clone();
-                let co = Coroutine::new(move || {
-                    let _drop = log.on_drop(name);
-                    if name == "rescheduled" {
-                        yield_now();
-                    } else {
-                        suspend();
-                    }
-                    log.add("went-on");
-                });
-                co.enter();
-                co
-            })
-            .collect();
-        let woken = wakers[1];
-        let waker = Coroutine::new(move || {
-            woken.wake();
-            panic!("so that the woken one waits for the next round");
-        });
-        panic_of(|| waker.enter());
-        wakers[2].schedule().unwrap();
-        let far = wakers[3].waker();
-        thread::scope(|scope| scope.spawn(move || far.wake()).join().unwrap());
-        let _ = ctx;
-    });
-    assert_eq!(log.take(), "rescheduled woken scheduled from-elsewhere");
-}
-
-#[test]
-fn panic_of_the_main_function_unwinds_coroutines_first() {
-    // C9: if the context's function panics, its coroutines are unwound, and then the panic
-    // propagates
-    let log = Log::default();
-    let said = panic_of(|| {
-        AioContext::run(|_| {
-            let log = log.clone();
-            let co = Coroutine::new(move || {
-                let _drop = log.on_drop("dropped");
-                suspend();
-            });
-            co.enter();
-            panic!("main");
-        })
-    });
-    assert_eq!((said.as_str(), log.take().as_str()), ("main", "dropped"));
-    AioContext::run(|_| spawn(|| {}).join().unwrap());
-}
 
 #[test]
 fn panicking_destructor_does_not_stop_other_destructors() {
@@ -198,31 +89,6 @@ fn callbacks_of_one_kind_all_panic_when_dropped() {
     assert_eq!(said, "bomb bh");
     assert_eq!(log.take(), "bh bh fd watch fd watch timer timer look poll look poll");
     AioContext::run(|_| spawn(|| {}).join().unwrap());
-}
-
-#[test]
-fn panicking_callback_destructors_are_contained() {
-    // C9: a bottom half whose callback panics when the context drops it does not prevent unwinding
-    // coroutines
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("in a callback");
-        }
-    }
-    let log = Log::default();
-    let said = panic_of(|| {
-        AioContext::run(|ctx| {
-            let bomb = Bomb;
-            ctx.schedule_oneshot(move || drop(bomb)).unwrap();
-            let second = log.on_drop("second");
-            ctx.schedule_oneshot(move || drop(second)).unwrap();
-            let third = log.on_drop("coroutine");
-            Coroutine::new(move || drop(third));
-        })
-    });
-    assert_eq!(said, "in a callback");
-    assert_eq!(log.take(), "second coroutine");
 }
 
 #[test]
@@ -306,48 +172,6 @@ fn captures_of_unentered_coroutine_cannot_suspend() {
     assert_eq!(log.take(), "waits unwound other");
 }
 
-#[test]
-fn destructors_can_wake_and_enter_without_resuming_others() {
-    // C9: wakes, unlocks and schedules by destructors at teardown run no coroutine: all are unwound
-    struct Act(Box<dyn Fn()>);
-    impl Drop for Act {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
-    let log = Log::default();
-    AioContext::run(|ctx| {
-        let others = Rc::new(RefCell::new(Vec::<Coroutine>::new()));
-        let first = Coroutine::new({
-            let (others, log, ctx) = (Rc::clone(&others), log.clone(), ctx.clone());
-            move || {
-                let _act = Act(Box::new(move || {
-                    for co in others.borrow().iter() {
-                        co.wake();
-                        let _ = co.schedule();
-                        co.waker().wake();
-                    }
-                    ctx.schedule_oneshot(|| unreachable!("the context ends")).unwrap_err();
-                    log.add("acted");
-                }));
-                suspend();
-            }
-        });
-        first.enter();
-        for _ in 0..2 {
-            let log = log.clone();
-            let co = Coroutine::new(move || {
-                let _drop = log.on_drop("dropped");
-                suspend();
-                log.add("went-on");
-            });
-            co.enter();
-            others.borrow_mut().push(co);
-        }
-    });
-    assert_eq!(log.take(), "acted dropped dropped");
-}
-
 thread_local! {
     static KEPT: RefCell<Option<JoinHandle<&'static str>>> = const { RefCell::new(None) };
 }
@@ -404,92 +228,6 @@ fn coroutine_in_a_thread_local_is_unwound_before_the_locals() {
     .join()
     .unwrap();
     assert_eq!(receive.iter().collect::<Vec<_>>(), [7]);
-}
-
-#[test]
-fn callbacks_and_fds_are_dropped_with_the_context() {
-    // C9: bottom halves and watches are dropped with the context, even if their handles are kept
-    let log = Log::default();
-    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let ours = Arc::new(ours);
-    let slot = Arc::new(Mutex::new(None::<BottomHalf>));
-    let (ctx, bh, watch) = AioContext::run(|ctx| {
-        let drops = log.on_drop("bottom-half");
-        let bh = ctx
-            .new_bottom_half({
-                let slot = Arc::clone(&slot);
-                move || {
-                    let _ = (&drops, &slot);
-                }
-            })
-            .unwrap();
-        let drops = log.on_drop("watch");
-        let handler = move |_| {
-            let _ = &drops;
-        };
-        let watch = ctx.add_fd_handler(Arc::clone(&ours), coralio_runtime::Interest::Read, handler).unwrap();
-        bh.schedule();
-        (ctx.clone(), bh, watch)
-    });
-    assert_eq!(log.take(), "bottom-half watch");
-    assert_eq!((Arc::strong_count(&ours), Arc::strong_count(&slot)), (1, 1));
-    bh.schedule();
-    bh.schedule_idle();
-    bh.cancel();
-    watch.set_interest(coralio_runtime::Interest::Write).unwrap();
-    ctx.notify();
-    drop((bh, watch));
-}
-
-#[test]
-fn grant_to_an_unwound_waiter_is_passed_on() {
-    // C8: a waiter that was granted a lock or a wake, and is unwound before it ran, passes it on
-    let shared = Arc::new((CoMutex::new(()), CoQueue::new()));
-    let got = Arc::new(AtomicUsize::new(0));
-    let stand_in_line = || {
-        let (for_lock, for_queue) = (Arc::clone(&shared), Arc::clone(&shared));
-        let (lock_got, queue_got) = (Arc::clone(&got), Arc::clone(&got));
-        let locks = spawn(move || {
-            let _guard = for_lock.0.lock();
-            lock_got.fetch_add(1, Ordering::Relaxed);
-        });
-        let waits = spawn(move || {
-            let lock = CoMutex::new(());
-            let _guard = for_queue.1.wait(lock.lock());
-            queue_got.fetch_add(1, Ordering::Relaxed);
-        });
-        assert!(AioContext::current().unwrap().poll(false));
-        (locks, waits)
-    };
-    let step = Barrier::new(3);
-    thread::scope(|scope| {
-        let guard = shared.0.try_lock().unwrap();
-        scope.spawn(|| {
-            AioContext::run(|_| {
-                let _first_in_line = stand_in_line();
-                step.wait();
-                step.wait();
-                step.wait();
-                // Both were granted by now; the context ends, and they never run.
-            });
-        });
-        scope.spawn(|| {
-            step.wait();
-            AioContext::run(|_| {
-                let (locks, waits) = stand_in_line();
-                step.wait();
-                step.wait();
-                locks.join().unwrap();
-                waits.join().unwrap();
-            });
-        });
-        step.wait();
-        step.wait();
-        drop(guard);
-        assert!(shared.1.wake_one());
-        step.wait();
-    });
-    assert_eq!(got.load(Ordering::Relaxed), 2);
 }
 
 #[test]
@@ -579,7 +317,7 @@ fn ended_context_rejects_closures() {
     }
     let (owned, errors) = (Arc::new(()), Arc::new(Mutex::new(Vec::new())));
     let at_end = |ctx: &AioContext| AtEnd(ctx.clone(), Arc::clone(&owned), Arc::clone(&errors));
-    let (ctx, bh, timer) = AioContext::builder()
+    let (ctx, bh, timer, watch) = AioContext::builder()
         .report_unwound(false)
         .run(|ctx| {
             let (closure, coroutine) = (at_end(ctx), at_end(ctx));
@@ -590,7 +328,8 @@ fn ended_context_rejects_closures() {
             ctx.poll(false);
             ctx.schedule_oneshot(move || drop(closure)).unwrap();
             // Handles that outlive the context have no effect on it.
-            (ctx.clone(), ctx.new_bottom_half(|| {}).unwrap(), ctx.new_timer(|| {}).unwrap())
+            let watch = ctx.add_fd_handler(UnixStream::pair().unwrap().0, Interest::Disabled, |_| {}).unwrap();
+            (ctx.clone(), ctx.new_bottom_half(|| {}).unwrap(), ctx.new_timer(|| {}).unwrap(), watch)
         })
         .unwrap();
     let all = [
@@ -605,12 +344,15 @@ fn ended_context_rejects_closures() {
     assert_eq!(register_in_each_way(&ctx, &owned), all);
     bh.schedule();
     timer.arm_after(std::time::Duration::ZERO);
+    bh.cancel();
+    watch.set_interest(Interest::Write).unwrap();
+    ctx.notify();
     assert!(timer.deadline().is_none());
     assert_eq!(
         (ctx.bottom_halves().len(), ctx.timers().len(), ctx.fd_handlers().len(), ctx.poll_handlers().len()),
         (0, 0, 0, 0)
     );
-    drop((bh, timer));
+    drop((bh, timer, watch));
     assert_eq!(Arc::strong_count(&owned), 1);
 }
 
@@ -666,4 +408,23 @@ fn closures_are_dropped_without_any_lock() {
     });
     drop(told);
     assert_eq!(tell.iter().collect::<Vec<_>>(), [true; 5]);
+}
+
+#[test]
+fn grant_to_an_unwound_waiter_is_returned() {
+    // C9, S3, S4: a waiter that was granted permits or a share, and whose context ends before it
+    // runs, returns them. The property tests check mutexes and queues
+    let (semaphore, lock) = (Rc::new(Semaphore::new(1)), Rc::new(CoRwLock::new(())));
+    AioContext::run(|ctx| {
+        let (permit, writing) = (semaphore.try_acquire().unwrap(), lock.try_write().unwrap());
+        let (permits, share) = (Rc::clone(&semaphore), Rc::clone(&lock));
+        drop(spawn(move || permits.acquire().forget()));
+        drop(spawn(move || drop(share.read())));
+        ctx.poll(false);
+        drop((permit, writing));
+        assert_eq!(semaphore.available(), 0);
+        assert!(lock.try_write().is_none());
+    });
+    assert_eq!(semaphore.available(), 1);
+    assert!(lock.try_write().is_some());
 }
