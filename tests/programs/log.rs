@@ -1,47 +1,17 @@
 //! The program `log`, run as its users run it: acknowledged records survive, whatever happens to
 //! the process or to the tail.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::{has, skipped};
-
-/// A directory for one test, removed on drop.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("log-{}-{test}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).into_os_string().into_string().unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join("examples/log");
-    assert!(program.is_file(), "no {}; make it first: cargo build --example log (cargo test does)", program.display());
-    program
-}
+use crate::common::{Folder, example, has, skipped};
 
 fn run(arguments: &[&str]) -> Output {
-    Command::new(program()).args(arguments).output().unwrap()
+    Command::new(example("log")).args(arguments).output().unwrap()
 }
 
 /// Runs the program, asserts success, and returns its output.
@@ -86,7 +56,7 @@ fn every_record_is_kept_on_every_backend() {
         if !has(backend.parse().unwrap(), 8) {
             continue;
         }
-        let path = folder.path(backend);
+        let path = folder.text(backend);
         let common = ["--file", &path, "--backend", backend, "--writers", "8", "--records", "50", "--payload", "300"];
         let text = good(&common);
         assert!(text.contains("400 commits") && !text.contains("found"), "{text}");
@@ -105,7 +75,7 @@ fn every_record_is_kept_on_every_backend() {
 fn many_writers_share_one_sync() {
     // E3: writers that are ready share one batch, and none waits for a second sync
     let folder = Folder::new("group");
-    let text = good(&["--file", &folder.path("log"), "--writers", "32", "--records", "100"]);
+    let text = good(&["--file", &folder.text("log"), "--writers", "32", "--records", "100"]);
     let per_sync: f64 = text.split(" commits per sync").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
     assert!(per_sync > 16.0, "{text}");
 }
@@ -115,7 +85,7 @@ fn append_during_a_batch_joins_the_next() {
     // S2: a writer that arrives during a batch is in the next; the last of the next batch, which
     // nothing else would wake, leads it when the batch before is done; on either side
     let folder = Folder::new("stagger");
-    let path = folder.path("log");
+    let path = folder.text("log");
     for turns in ["1", "3", "15", "100"] {
         let common = ["--file", &path, "--writers", "16", "--records", "1", "--stagger", turns];
         good(&[&common[..], &["--versus", "threads", "--rounds", "5"]].concat());
@@ -130,7 +100,7 @@ fn large_records_and_long_logs_work() {
     let sizes = [("12", "16"), ("13", "16"), ("4080", "16"), ("4081", "16"), ("65536", "16")];
     // One record per batch, which leaves less than a header to the end of its block.
     for (payload, writers) in sizes.into_iter().chain([("4075", "1"), ("4070", "1")]) {
-        let path = folder.path(payload);
+        let path = folder.text(payload);
         good(&["--file", &path, "--payload", payload, "--writers", writers, "--records", "10"]);
         assert_eq!(contents(&path).0, 10 * writers.parse::<u64>().unwrap(), "{payload}");
     }
@@ -141,11 +111,11 @@ fn torn_tail_is_cut_off() {
     // E10, E15: wherever the tail is torn, the complete records before it are kept, and records
     // appended after the cut are found again
     let folder = Folder::new("torn");
-    let whole = folder.path("whole");
+    let whole = folder.text("whole");
     good(&["--file", &whole, "--writers", "1", "--records", "20", "--payload", "1000"]);
     let bytes = fs::read(&whole).unwrap();
     let (_, _, labels) = contents(&whole);
-    let torn = folder.path("torn");
+    let torn = folder.text("torn");
     // One record per batch, each in its own block: 16 bytes of header, 1000 of payload.
     let check = |what: &str, damaged: &[u8], kept: u64, is_torn: bool| {
         fs::write(&torn, damaged).unwrap();
@@ -186,14 +156,14 @@ fn killed_log_keeps_all_acknowledged_records() {
     // E13: a log killed while writing, three times in a row, has all acknowledged records; the next
     // run recovers and continues
     let folder = Folder::new("killed");
-    let path = folder.path("log");
+    let path = folder.text("log");
     let mut acknowledged = HashSet::new();
     for backend in ["aio", "threads", "auto"] {
         if !has(backend.parse().unwrap(), 16) {
             continue;
         }
         let arguments = ["--file", &path, "--backend", backend, "--writers", "16", "--seconds", "600", "--acknowledge"];
-        let mut child = Command::new(program()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(example("log")).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         acknowledged.extend(lines.by_ref().take(500).map(Result::unwrap));
         child.kill().unwrap();
@@ -216,7 +186,7 @@ fn full_disk_is_reported() {
     // E10, E14: a full disk is an error with cause and remedy; acknowledged records are kept, and
     // with more space the log continues
     let folder = Folder::new("full");
-    fs::create_dir(folder.path("disk")).unwrap();
+    fs::create_dir(folder.text("disk")).unwrap();
     // In a mount namespace of its own: the mount is invisible outside and disappears with its last
     // process.
     let script = "mount -t tmpfs -o size=1m none disk && head -c 768k /dev/zero >disk/filler || exit 99
@@ -225,17 +195,17 @@ fn full_disk_is_reported() {
         rm disk/filler && \"$0\" --file disk/log --records 3 >more && \"$0\" --file disk/log --verify >end";
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
-        .arg(program())
+        .arg(example("log"))
         .current_dir(&folder.0)
         .output();
     match output {
         Ok(output) if output.status.success() => {}
-        Ok(output) if output.status.code() != Some(99) && Path::new(&folder.path("status")).exists() => {
+        Ok(output) if output.status.code() != Some(99) && Path::new(&folder.text("status")).exists() => {
             panic!("{}", String::from_utf8_lossy(&output.stderr))
         }
         _ => return skipped("cannot create a mount namespace"),
     }
-    let read = |name: &str| fs::read_to_string(folder.path(name)).unwrap();
+    let read = |name: &str| fs::read_to_string(folder.text(name)).unwrap();
     let lines = |name: &str| read(name).lines().map(String::from).collect::<HashSet<_>>();
     assert_eq!(read("status"), "1\n");
     let (error, acknowledged, full) = (read("error"), lines("acknowledged"), lines("full"));
@@ -251,15 +221,15 @@ fn log_alternates_with_threads() {
     // Checks that both sides append the same number of records, to one log that either can
     // continue, and that a scratch file is removed.
     let folder = Folder::new("versus");
-    let path = folder.path("log");
+    let path = folder.text("log");
     let common = ["--versus", "threads", "--rounds", "2", "--records", "20", "--writers", "4"];
     let text = good(&[&common[..], &["--file", &path]].concat());
     assert_eq!(text.matches(": 80 commits in ").count(), 4, "{text}");
     assert!(text.contains("median ratios, coroutines / threads: commits/s "), "{text}");
     assert_eq!(contents(&path).0, 320);
-    let scratch = folder.path("scratch");
+    let scratch = folder.text("scratch");
     fs::create_dir(&scratch).unwrap();
-    let output = Command::new(program()).args(common).env("TMPDIR", &scratch).output().unwrap();
+    let output = Command::new(example("log")).args(common).env("TMPDIR", &scratch).output().unwrap();
     assert!(output.status.success());
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
 }
@@ -269,10 +239,10 @@ fn invalid_arguments_are_refused() {
     // E14: invalid use is one line with cause and remedy; a file that is not a log is left
     // unchanged
     let folder = Folder::new("refused");
-    let (missing, foreign) = (folder.path("missing"), folder.path("foreign"));
+    let (missing, foreign) = (folder.text("missing"), folder.text("foreign"));
     fs::write(&foreign, "a foreign file").unwrap();
     // Like a disk image, which may begin with zeroes: a few, or more than one read returns.
-    let image = folder.path("image");
+    let image = folder.text("image");
     fs::write(&image, [&[0; 3 << 20][..], b"data"].concat()).unwrap();
     for (arguments, word) in [
         (&["--writers", "0"][..], "--writers 0"),
@@ -288,13 +258,13 @@ fn invalid_arguments_are_refused() {
     ] {
         let line = refused(arguments);
         assert!(line.contains(word), "{arguments:?}: {line}");
-        assert!(line.matches(&folder.path("")).count() <= 1, "the path is printed twice: {line}");
+        assert!(line.matches(&folder.text("")).count() <= 1, "the path is printed twice: {line}");
     }
     assert!(!Path::new(&missing).exists());
     assert!(fs::read(&image).unwrap().ends_with(b"data"));
     assert_eq!(fs::read_to_string(&foreign).unwrap(), "a foreign file");
     // A file that is a valid log, with a record that this program did not write.
-    let path = folder.path("log");
+    let path = folder.text("log");
     good(&["--file", &path, "--records", "1", "--writers", "1"]);
     let file: File = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let mut record = [0; 16 + 256];
@@ -314,9 +284,9 @@ fn second_writer_is_refused() {
     // Issue: a second writer is refused, since the two would overwrite each other's records; the
     // lock ends with the first writer, and readers need none.
     let folder = Folder::new("second");
-    let path = folder.path("log");
+    let path = folder.text("log");
     let arguments = ["--file", &path, "--writers", "4", "--seconds", "600", "--acknowledge"];
-    let mut first = Command::new(program()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = Command::new(example("log")).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     lines.next().unwrap().unwrap();
     for second in

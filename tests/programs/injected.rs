@@ -6,13 +6,10 @@
 //! detect it and would wait forever. A truthful partial submit takes `gdb`. With io_uring the ring
 //! itself reports the requests taken, whatever the call returns.
 
-mod common;
-
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{has, skipped};
+use crate::common::{Folder, content, example, has, skipped};
 use coralio::driver::BackendKind;
 
 const LEN: usize = 1 << 20;
@@ -26,46 +23,34 @@ enum Comes {
 }
 use Comes::{Says, Whole};
 
-/// A directory for one test with the file to be copied, removed on drop.
-struct Folder(PathBuf);
+/// A directory with the file to be copied.
+struct Copies(Folder);
 
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("injected-{}-{test}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("src"), Folder::content()).unwrap();
-        Folder(path)
-    }
-
-    /// Returns a content in which no two blocks are equal.
-    fn content() -> Vec<u8> {
-        (1u64..).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).take(LEN).collect()
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).into_os_string().into_string().unwrap()
+impl Copies {
+    fn new(test: &str) -> Copies {
+        let folder = Folder::new(test);
+        folder.file("src", content(LEN));
+        Copies(folder)
     }
 
     /// Returns the command line, for a tool to run, of a copy with 16 coroutines and blocks of 4
     /// KiB.
     fn copy(&self, backend: &str) -> Vec<String> {
-        let test = std::env::current_exe().unwrap();
-        let program = test.parent().and_then(Path::parent).unwrap().join("examples/copy");
-        assert!(program.is_file(), "no {}; make it first: cargo build --example copy", program.display());
+        let program = example("copy");
         let program = program.into_os_string().into_string().unwrap();
         let options = ["--depth", "16", "--block-size", "4k", "--backend", backend].map(String::from);
-        [program, self.path("src"), self.path("dst")].into_iter().chain(options).collect()
+        [program, self.0.text("src"), self.0.text("dst")].into_iter().chain(options).collect()
     }
 
     /// Asserts that the copy is complete, or that the program reported why not and left none.
     #[track_caller]
     fn judge(&self, what: &str, output: &Output, comes: &Comes) {
         let said = String::from_utf8_lossy(&output.stderr);
-        let copy = fs::read(self.path("dst"));
+        let copy = fs::read(self.0.text("dst"));
         match *comes {
             Whole => {
                 assert!(output.status.success(), "{what}: {}: {said}", output.status);
-                assert!(copy.unwrap() == Folder::content(), "{what}: another content");
+                assert!(copy.unwrap() == content(LEN), "{what}: another content");
             }
             Says(words) => {
                 assert!(matches!(output.status.code(), Some(1 | 101)), "{what}: {}: {said}", output.status);
@@ -73,13 +58,7 @@ impl Folder {
                 assert!(copy.is_err(), "{what}: the copy succeeded in spite of the error");
             }
         }
-        let _ = fs::remove_file(self.path("dst"));
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_file(self.0.text("dst"));
     }
 }
 
@@ -109,9 +88,9 @@ fn inject(backend: &str, faults: &[(&str, Comes)]) {
     if !has(calls, 1) || !works("strace", &["-f", "-qq", "-e", "trace=none", "true"]) {
         return;
     }
-    let folder = Folder::new(backend);
+    let folder = Copies::new(backend);
     for (fault, comes) in faults {
-        let log = folder.path("log");
+        let log = folder.0.text("log");
         let call = fault.split(':').next().unwrap();
         let mut strace = Command::new("strace");
         strace.args(["-f", "-qq", "-o", &log, "-e", &format!("trace={call}"), "-e", &format!("inject={fault}")]);
@@ -206,13 +185,13 @@ fn copy_survives_partial_submits() {
     if !has(BackendKind::Aio, 1) || !works("gdb", &["-batch", "-nx", "-ex", "run", "true"]) {
         return;
     }
-    let folder = Folder::new("parts");
+    let folder = Copies::new("parts");
     // Stops before and after the call; the second argument is the number of requests.
     let script = "set startup-with-shell off\nset print thread-events off\ncatch syscall io_submit\ncommands\nsilent\n\
         if $rsi > 1\nprintf \"of %d\\n\", $rsi\nset $rsi = 1\nend\ncontinue\nend\nrun\nquit $_exitcode\n";
-    fs::write(folder.path("script"), script).unwrap();
+    fs::write(folder.0.text("script"), script).unwrap();
     let mut gdb = Command::new("gdb");
-    gdb.args(["-batch", "-nx", "-x", &folder.path("script"), "--args"]).args(folder.copy("aio"));
+    gdb.args(["-batch", "-nx", "-x", &folder.0.text("script"), "--args"]).args(folder.copy("aio"));
     let output = gdb.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let parts = said.lines().filter(|line| line.starts_with("of ")).count();

@@ -5,52 +5,13 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// A directory for one test, removed on drop.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("copy-{}-{test}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        fs::write(self.path(name), content).unwrap();
-        self.path(name)
-    }
-
-    /// Returns all names, hidden ones included.
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join("examples/copy");
-    assert!(program.is_file(), "no {}; make it first: cargo build --example copy (cargo test does)", program.display());
-    program
-}
+use crate::common::{Folder, content, example};
 
 fn copy(src: &Path, dst: &Path) -> Command {
-    let mut command = Command::new(program());
+    let mut command = Command::new(example("copy"));
     command.arg(src).arg(dst);
     command
 }
@@ -83,17 +44,13 @@ fn refused(command: &mut Command, words: &[&str]) {
     }
 }
 
-/// Returns `len` bytes in which no two blocks are equal.
-fn content(len: usize) -> Vec<u8> {
-    (0u64..).flat_map(|n| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).take(len).collect()
-}
-
 fn every_size(direct: &str, block_sizes: &[&str]) {
     let folder = Folder::new(&format!("sizes-{direct}"));
     for size in [0, 1, 511, 512, 4095, 4096, (1 << 20) + 17] {
         let src = folder.file("src", content(size));
         for block_size in block_sizes {
-            for depth in ["1", "64"] {
+            // A small file is one block or a few.
+            for depth in if size > 4096 { &["1", "64"][..] } else { &["64"] } {
                 let dst = folder.path("dst");
                 let mut command = copy(&src, &dst);
                 command.args(["--direct", direct, "--block-size", block_size, "--depth", depth]);
@@ -115,22 +72,12 @@ fn every_size(direct: &str, block_sizes: &[&str]) {
 }
 
 #[test]
-fn page_cached_copy_has_equal_content() {
-    // Issue: content and length are kept for all sizes; through the page cache with any block size.
+fn copy_has_equal_content() {
+    // Issue: content and length are kept for all sizes: through the page cache with any block size,
+    // with direct I/O even if lengths are not multiples of its block, and with --direct auto where
+    // the file system or the block size rules out direct I/O.
     every_size("never", &["333", "512", "4096", "64k", "1M"]);
-}
-
-#[test]
-fn direct_copy_has_equal_content() {
-    // Issue: content and length are kept with direct I/O, even if lengths are not multiples of its
-    // block.
     every_size("always", &["512", "4096", "64k", "1M"]);
-}
-
-#[test]
-fn automatically_direct_copy_has_equal_content() {
-    // Issue: --direct auto falls back to the page cache where the file system or the block size
-    // rules out direct I/O.
     every_size("auto", &["333", "512", "64k", "1M"]);
 }
 
@@ -277,7 +224,7 @@ fn unreadable_source_is_reported() {
         let nobody = 65534;
         command.uid(nobody).gid(nobody);
         if command.output().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
-            eprintln!("skipped: another user than root may not run {}", program().display());
+            eprintln!("skipped: another user than root may not run {}", example("copy").display());
             return;
         }
     }
@@ -310,7 +257,7 @@ fn invalid_options_are_rejected() {
     for usage in
         [&["src"][..], &["src", "dst", "more"], &["--block-size", "12x"], &["--scratch-dir", ".", "src", "dst"]]
     {
-        let output = Command::new(program()).args(usage).current_dir(&folder.0).output().unwrap();
+        let output = Command::new(example("copy")).args(usage).current_dir(&folder.0).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{usage:?}");
     }
     assert_eq!(folder.names(), ["src"]);
@@ -329,7 +276,7 @@ fn full_disk_is_reported() {
         let script = format!("mount -t tmpfs -o size=1m none disk || exit 99; echo old > disk/old; {then}");
         Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"])
-            .arg(program())
+            .arg(example("copy"))
             .current_dir(&folder.0)
             .output()
     };
@@ -351,27 +298,6 @@ fn full_disk_is_reported() {
     let (stdout, stderr) = said(&in_there("\"$1\" --scratch-dir disk; echo $? && ls -A disk").unwrap());
     assert_eq!(stdout, "1\nold\n", "{stderr}");
     assert!(stderr.contains("the scratch files need 480 MiB") && stderr.contains("--scratch-dir"), "{stderr}");
-}
-
-#[test]
-fn file_size_limit_is_reported() {
-    // E14: exceeding the file-size limit is an error with a remedy; the signal does not kill the
-    // program and leave a partial file.
-    let folder = Folder::new("limit");
-    let (src, dst) = (folder.file("src", content(3 << 20)), folder.file("dst", "old"));
-    let mut command = copy(&src, &dst);
-    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
-    // SAFETY: between fork and exec only setrlimit is called, on a structure copied into the
-    // closure.
-    unsafe {
-        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_FSIZE, &limit) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
-    refused(&mut command, &["File too large", "ulimit -f"]);
-    assert_eq!(fs::read(&dst).unwrap(), b"old");
-    assert_eq!(folder.names(), ["dst", "src"]);
 }
 
 #[test]
@@ -482,7 +408,7 @@ fn missing_arguments_print_the_usage() {
     // Issue: without SRC and DST the program creates a scratch file, copies it, verifies the
     // checksum, and cleans up.
     let folder = Folder::new("scratch");
-    let output = Command::new(program()).arg("--scratch-dir").arg(&folder.0).output().unwrap();
+    let output = Command::new(example("copy")).arg("--scratch-dir").arg(&folder.0).output().unwrap();
     let (stdout, stderr) = said(&output);
     assert!(folder.names().is_empty(), "left behind: {:?}", folder.names());
     assert!(output.status.success(), "{stderr}");

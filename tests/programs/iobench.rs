@@ -3,8 +3,6 @@
 //!
 //! No figure is judged here: the speed depends on the machine and its other load.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -12,20 +10,12 @@ use std::process::{Command, Output};
 use coralio::driver::BackendKind;
 use serde_json::Value;
 
-use common::has;
+use crate::common::{example, has};
 
 const BLOCK: usize = 4096;
 
-/// Returns the program, which `cargo test` builds along with the tests.
 fn iobench() -> Command {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    if path.ends_with("deps") {
-        path.pop();
-    }
-    path.push("examples/iobench");
-    assert!(path.exists(), "{} is missing: run `cargo build --example iobench` first", path.display());
-    Command::new(path)
+    Command::new(example("iobench"))
 }
 
 fn run(arguments: &[&str]) -> Output {
@@ -354,40 +344,20 @@ fn usage_errors_come_from_clap() {
 /// support direct I/O.
 const ODD_FILE: &str = "/sys/kernel/uevent_seqnum";
 
-fn has_odd_file() -> bool {
-    let there = fs::metadata(ODD_FILE).is_ok_and(|odd| odd.len() == BLOCK as u64);
-    if !there {
-        eprintln!("nothing checked: this machine has no {ODD_FILE} of {BLOCK} bytes");
-    }
-    there
-}
-
 #[test]
-fn short_read_is_an_error_with_its_offset() {
-    // Checks that a short read is never counted as an operation, on either side.
-    if has_odd_file() {
-        for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
-            let line = refused(&[&["--file", ODD_FILE, "--ops", "10"], more].concat());
-            assert!(line.contains("short read: ") && line.contains("at offset 0"), "{line}");
-        }
+fn odd_file_is_refused() {
+    // Checks that a short read is never counted as an operation, on either side; and that the lack
+    // of direct I/O and of permission are errors with cause and remedy.
+    if !fs::metadata(ODD_FILE).is_ok_and(|odd| odd.len() == BLOCK as u64) {
+        return eprintln!("nothing checked: this machine has no {ODD_FILE} of {BLOCK} bytes");
     }
-}
-
-#[test]
-fn direct_always_without_support_is_an_error() {
-    // Checks that the lack of direct I/O is named as the cause, and the option as the remedy.
-    if has_odd_file() {
-        let line = refused(&["--file", ODD_FILE, "--direct", "always", "--ops", "10"]);
-        assert!(line.contains("does not support direct I/O") && line.contains("--direct auto"), "{line}");
-        assert!(!line.contains("Direct::"), "{line}");
+    let refused = |more: &[&str]| refused(&[&["--file", ODD_FILE, "--ops", "10"], more].concat());
+    for more in [&["--depth", "3"][..], &["--versus", "raw", "--rounds", "1"]] {
+        let line = refused(more);
+        assert!(line.contains("short read: ") && line.contains("at offset 0"), "{line}");
     }
-}
-
-#[test]
-fn missing_permission_is_an_error() {
-    // Checks that a file without permission is an error with a remedy.
-    if has_odd_file() {
-        let line = refused(&["--file", ODD_FILE, "--write", "--ops", "10"]);
-        assert!(line.contains("ermission"), "{line}");
-    }
+    let line = refused(&["--direct", "always"]);
+    assert!(line.contains("does not support direct I/O") && line.contains("--direct auto"), "{line}");
+    assert!(!line.contains("Direct::"), "{line}");
+    assert!(refused(&["--write"]).contains("ermission"));
 }
