@@ -1,12 +1,14 @@
 //! The event log of a real run, and its exports: JSON for Perfetto, and a page that works in a
 //! browser.
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use common::Folder;
 use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
 use coralio::sync::CoMutex;
@@ -203,22 +205,6 @@ fn nested_iteration_is_on_the_polling_coroutines_stack() {
 /// The states of a bar in the page's data.
 const SUSPENDED: i64 = 1;
 const RUNS: i64 = 3;
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("pictures-{}-{test}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 #[test]
 fn file_extension_selects_the_format() {

@@ -75,16 +75,20 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
     model.check(f);
 }
 
+fn two_wakers(home: &Arc<Home>) -> [thread::JoinHandle<ScheduleOutcome>; 2] {
+    let generation = home.word.generation();
+    [0, 1].map(|who| {
+        let home = Arc::clone(home);
+        thread::spawn(move || home.wake(generation, who))
+    })
+}
+
 #[test]
 fn scheduled_state_guarantees_a_run() {
     // W3: a wake that finds the coroutine already scheduled is seen by the scheduled run
     model(|| {
         let home = Home::new();
-        let generation = home.word.generation();
-        let wakers = [0, 1].map(|who| {
-            let home = Arc::clone(&home);
-            thread::spawn(move || home.wake(generation, who))
-        });
+        let wakers = two_wakers(&home);
         // It is also entered for another reason, at any moment.
         let mut done = home.resume();
         while !done {
@@ -102,11 +106,7 @@ fn single_scheduler_queues_the_coroutine() {
     // W2: a coroutine scheduled by several threads at once is put on the list once
     model(|| {
         let home = Home::new();
-        let generation = home.word.generation();
-        let wakers = [0, 1].map(|who| {
-            let home = Arc::clone(&home);
-            thread::spawn(move || home.wake(generation, who))
-        });
+        let wakers = two_wakers(&home);
         let claims = wakers.map(|waker| waker.join().unwrap());
         assert_eq!(claims.iter().filter(|&&claim| claim == ScheduleOutcome::Claimed).count(), 1);
         assert!(home.resume());

@@ -3,9 +3,9 @@
 #![allow(unsafe_code)]
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -14,47 +14,24 @@ use common::scaled;
 use coralio_runtime::{
     AioContext, CoMutex, CoQueue, CoRwLock, Coroutine, Semaphore, channel, spawn, suspend, yield_now,
 };
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call is passed unchanged to the system's allocator; counting touches only a cell of
-// the thread itself, which needs no destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(place, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::allocations;
 
 /// Runs `f` often enough to fill every pool, and then asserts that it allocates nothing.
 fn steady(mut f: impl FnMut()) {
     let rounds = scaled(1000);
     (0..100).for_each(|_| f());
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     (0..rounds).for_each(|_| f());
-    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in the steady state");
+    assert_eq!(allocations() - before, 0, "allocations in the steady state");
 }
 
 #[test]
 fn counting_allocator_counts() {
     // C10: (a check of this test) the counter notices an allocation, even inside a coroutine
     AioContext::run(|_| {
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         spawn(|| drop(std::hint::black_box(Box::new(7)))).join().unwrap();
-        assert!(ALLOCATIONS.get() > before);
+        assert!(allocations() > before);
     });
 }
 
@@ -131,13 +108,13 @@ fn wakes_from_another_thread_do_not_allocate() {
                 let mut before = 0;
                 for turn in 0..turns {
                     if turn == 100 {
-                        before = ALLOCATIONS.get();
+                        before = allocations();
                     }
                     ask.wait();
                     waker.wake();
                     asked.wait();
                 }
-                ALLOCATIONS.get() - before
+                allocations() - before
             }
         });
         steady(|| {

@@ -11,60 +11,13 @@ mod seccomp;
 mod two_engines;
 
 use std::io;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use coralio::AlignedBuf;
 use coralio::driver::{SelectedBackend, selected_backend};
 use coralio::fs::Direct;
-use coralio::{AlignedBuf, File};
 
+use common::{Temp, in_child, in_child_with};
 use seccomp::{filter, forbid};
-
-const CHILD: &str = "CORALIO_TEST_CHILD";
-
-/// Reruns the test `test` in a child process and asserts that it passes there. Returns false in the
-/// child.
-fn in_child(test: &str) -> bool {
-    in_child_with(test, &[])
-}
-
-fn in_child_with(test: &str, environment: &[(&str, &str)]) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return false;
-    }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    let child = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").envs(environment.iter().copied());
-    let output = child.output().unwrap();
-    common::skipped_by_child(&output.stderr);
-    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    true
-}
-
-/// The path of a file that is removed on drop.
-struct Temp(PathBuf);
-
-impl Temp {
-    fn on_disk() -> Temp {
-        Temp::at(std::env::temp_dir())
-    }
-
-    fn at(place: PathBuf) -> Temp {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Temp(place.join(format!("coralio-choice-{}-{number}", std::process::id())))
-    }
-
-    fn open(&self, direct: Direct) -> File {
-        File::options().read(true).write(true).create(true).direct(direct).open(&self.0).unwrap()
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 /// Returns a page filled with `byte`.
 fn page(byte: u8) -> AlignedBuf {

@@ -8,14 +8,15 @@ mod drain;
 mod hostile;
 mod plug;
 mod reap;
-mod stack;
 mod submit;
 mod teardown;
+
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use coralio::engine::Engine;
 use coralio::engine::scripted::{Entry, ScriptedBackend};
 use coralio::engine::{Backend, Completion, Opcode, Operation};
 
-use stack::stack_pointer;
+use common::{panic_of, scaled, text};
 
 /// A scripted backend whose calls are recorded.
 #[derive(Clone)]
@@ -40,8 +41,6 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct Seen {
     transcript: Vec<String>,
     offsets: HashMap<u64, u64>,
-    /// The lowest and the highest stack pointer seen in submits.
-    stack: Option<(usize, usize)>,
     on_wait: Option<Hook>,
     /// Whether the next completion is delivered twice.
     echo: bool,
@@ -68,11 +67,6 @@ impl Watched {
         slots.sort_unstable();
         slots.dedup();
         slots.len()
-    }
-
-    /// Returns the distance between the lowest and the highest stack pointer of the submits so far.
-    pub fn stack_spread(&self) -> usize {
-        self.seen().stack.map_or(0, |(low, high)| high - low)
     }
 
     /// Runs `hook` in the next sleep.
@@ -118,9 +112,6 @@ unsafe impl Backend for Watched {
             },
         };
         seen.transcript.push(format!("{}>{said}", offered.join(",")));
-        let here = stack_pointer();
-        let (low, high) = seen.stack.unwrap_or((here, here));
-        seen.stack = Some((low.min(here), high.max(here)));
         result
     }
 
@@ -207,27 +198,4 @@ impl Log {
     fn take(&self) -> String {
         std::mem::take(&mut *self.0.lock().unwrap()).join(" ")
     }
-}
-
-/// Returns the message with which `f` panicked.
-fn panic_of<R>(f: impl FnOnce() -> R) -> String {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(_) => panic!("it was expected to panic"),
-        Err(payload) => text(&*payload),
-    }
-}
-
-fn text(payload: &(dyn std::any::Any + Send)) -> String {
-    match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
-        (Some(text), _) => text.clone(),
-        (_, Some(text)) => (*text).to_string(),
-        _ => "a payload that is no text".into(),
-    }
-}
-
-/// Returns `count`, divided by CORALIO_TEST_DIVISOR if set: under valgrind everything takes fifty
-/// times as long.
-fn scaled(count: usize) -> usize {
-    let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    (count / divisor).max(2)
 }

@@ -8,7 +8,7 @@ use std::thread;
 use coralio::coroutine::Coroutine;
 use coralio::{JoinHandle, spawn};
 
-use crate::{Watch, panic_of, rounds_until, scaled, touch, with_engine};
+use crate::{Watch, rounds_until, scaled, touch, with_engine};
 
 /// Enters the coroutines immediately, so that their requests are made outside the loop.
 fn enter_at(engine: &Watch, offsets: &[u64]) -> Vec<Coroutine> {
@@ -47,26 +47,6 @@ fn dropped_plug_submits_the_batch() {
         assert_eq!(backend.transcript(), "1,2,3>3");
         context.poll(true);
         assert!(readers.iter().all(|reader| reader.has_ended()));
-    });
-}
-
-#[test]
-fn last_of_several_plugs_submits() {
-    // E3, H7: plugs count down as they are dropped, in any order
-    with_engine(8, |context, backend, engine| {
-        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
-            let mut plugs = [0, 1, 2].map(|_| Some(engine.plug()));
-            enter_at(engine, &[1, 2]);
-            for (dropped, index) in order.into_iter().enumerate() {
-                context.poll(false);
-                assert_eq!(backend.transcript(), "", "{dropped} of 3 are gone");
-                plugs[index] = None;
-            }
-            context.poll(false);
-            assert_eq!(backend.transcript(), "1,2>2");
-            context.poll(true);
-            backend.transcript();
-        }
     });
 }
 
@@ -189,25 +169,6 @@ fn requests_of_a_bottom_half_are_batched() {
         assert_eq!(third.join().unwrap(), Ok(0));
         assert_eq!(ended.get(), 2);
         assert_eq!(backend.transcript(), "1,2,3>3 wait");
-    });
-}
-
-#[test]
-fn panic_drops_its_plug() {
-    // E3, H7: a panic releases its plug, so the plug depth does not drift and later requests are
-    // submitted
-    with_engine(8, |context, backend, engine| {
-        let co = Coroutine::new({
-            let engine = engine.clone();
-            move || {
-                let _plug = engine.plug();
-                panic!("with a plug");
-            }
-        });
-        assert_eq!(panic_of(|| co.enter()), "with a plug");
-        enter_at(engine, &[1]);
-        assert_eq!(backend.transcript(), "1>1");
-        context.poll(true);
     });
 }
 

@@ -2,11 +2,10 @@
 
 use std::process::Command;
 
-use coralio::context::AioContext;
 use coralio::coroutine::Coroutine;
 use coralio::{JoinHandle, spawn};
 
-use crate::{Log, Watch, panic_of, read, scaled, touch, with_engine, write};
+use crate::{Log, panic_of, read, scaled, touch, with_engine, write};
 
 #[test]
 fn completion_within_submit_does_not_yield() {
@@ -60,73 +59,6 @@ fn submit_reaps_completions_of_other_coroutines() {
 }
 
 #[test]
-fn completion_is_counted_before_its_coroutine_runs() {
-    // E5: a completion is counted, and the ring advanced, before its coroutine runs; later
-    // completions are still on the ring
-    with_engine(8, |context, backend, engine| {
-        let log = Log::default();
-        for number in 0..3 {
-            let (engine, log) = (engine.clone(), log.clone());
-            drop(spawn(move || {
-                touch(&engine, number).unwrap();
-                let stats = engine.stats();
-                log.add(format!("{number}:{}/{}", stats.in_flight, stats.completions));
-            }));
-        }
-        context.poll(true);
-        context.poll(true);
-        assert_eq!(log.take(), "0:2/1 1:1/2 2:0/3");
-        assert_eq!(backend.transcript(), "0,1,2>3 wait");
-    });
-}
-
-#[test]
-fn nested_reap_continues_where_the_outer_reap_stopped() {
-    // E5, X2: a nested reap continues where the outer one stopped: the first of four polls, the
-    // remaining completions run within, in order, and none runs twice
-    with_engine(8, |context, _, engine| {
-        let log = Log::default();
-        for number in 0..4 {
-            let (engine, log, context) = (engine.clone(), log.clone(), context.clone());
-            drop(spawn(move || {
-                touch(&engine, number).unwrap();
-                log.add(format!("<{number}"));
-                if number % 2 == 0 {
-                    context.poll(false);
-                }
-                log.add(format!("{number}>"));
-            }));
-        }
-        context.poll(true);
-        context.poll(true);
-        assert_eq!(log.take(), "<0 <1 1> <2 <3 3> 2> 0>");
-    });
-}
-
-#[test]
-fn submitting_coroutine_is_not_entered() {
-    // E6: the submitter is not entered by its own submit, which reaps its request after another
-    // coroutine's; it continues without a yield, and the other coroutine runs when it ends
-    with_engine(8, |_, backend, engine| {
-        (0..2).for_each(|number| backend.script.complete_on_submit(number, 1));
-        let log = Log::default();
-        let reader = |name: &'static str| {
-            let (engine, log) = (engine.clone(), log.clone());
-            Coroutine::new(move || {
-                log.add(format!("<{name}"));
-                touch(&engine, 0).unwrap();
-                log.add(format!("{name}>"));
-            })
-        };
-        let (waits, submits) = (reader("waits"), reader("submits"));
-        waits.enter();
-        submits.enter();
-        assert_eq!(log.take(), "<waits <submits submits> waits>");
-        assert_eq!(engine.stats().completions, 2);
-    });
-}
-
-#[test]
 fn immediate_completions_cost_one_submit_per_iteration() {
     // E8: there is at most one submit per iteration when requests complete within submit:
     // coroutines woken by a submit collect their next requests for the loop
@@ -176,45 +108,6 @@ fn full_batches_do_not_occupy_the_loop_forever() {
         assert_eq!(submits, each, "every batch is full");
         assert!(submits <= 17 * rounds, "{submits} submits in {rounds} rounds");
     });
-}
-
-/// Makes all requests complete within submit. Returns how far apart the stack pointers of the
-/// submits were.
-fn stack_spread(requests: usize, run: impl FnOnce(&AioContext, &Watch, usize)) -> usize {
-    with_engine(8, |context, backend, engine| {
-        (0..requests).for_each(|number| backend.script.complete_on_submit(number, number));
-        run(context, engine, requests);
-        assert_eq!(engine.stats().completions as usize, requests);
-        backend.stack_spread()
-    })
-}
-
-#[test]
-fn requests_in_the_loop_do_not_recurse() {
-    // E8, H10: submit does not recurse: it reaps, the woken coroutine makes another request, and
-    // the loop submits that one
-    let spread = stack_spread(scaled(100_000), |_, engine, requests| {
-        let spawn_one = |number| {
-            let engine = engine.clone();
-            spawn(move || (0..requests / 2).for_each(|_| assert_eq!(touch(&engine, number), Ok(0))))
-        };
-        let two = [spawn_one(1), spawn_one(2)];
-        two.into_iter().for_each(|task| task.join().unwrap());
-    });
-    assert!(spread < 16 * 1024, "{spread} bytes of stack between the submits");
-}
-
-#[test]
-fn requests_outside_the_loop_do_not_recurse() {
-    // E8, H10: submit does not recurse for a coroutine entered from the thread's own stack, which
-    // submits by itself
-    let spread = stack_spread(scaled(100_000), |_, engine, requests| {
-        let engine = engine.clone();
-        let co = Coroutine::new(move || (0..requests).for_each(|_| assert_eq!(touch(&engine, 0), Ok(0))));
-        co.enter();
-        assert!(co.has_ended());
-    });
-    assert!(spread < 16 * 1024, "{spread} bytes of stack between the submits");
 }
 
 #[test]

@@ -77,18 +77,6 @@ fn requests_not_accepted_stay_queued() {
 }
 
 #[test]
-fn requests_are_accepted_one_at_a_time() {
-    // E2: a kernel that takes one request per call gets all of them, in order
-    with_engine(8, |_, backend, engine| {
-        for _ in 0..4 {
-            backend.script.take_at_most(1);
-        }
-        assert_eq!(join(spawn_at(engine, &[1, 2, 3, 4])), [Ok(0); 4]);
-        assert_eq!(backend.transcript(), "1,2,3,4>1 wait 2,3,4>1 wait 3,4>1 wait 4>1 wait");
-    });
-}
-
-#[test]
 fn in_flight_never_exceeds_the_depth() {
     // E2: no more requests are in flight than the depth allows, though the kernel would take more
     AioContext::run(|context| {
@@ -113,36 +101,6 @@ fn in_flight_never_exceeds_the_depth() {
 }
 
 #[test]
-fn eagain_with_nothing_in_flight_does_not_wedge() {
-    // E2, H6: after "try again" with nothing in flight, no completion would wake the loop, so its
-    // next iteration retries
-    with_engine(8, |_, backend, engine| {
-        for _ in 0..3 {
-            backend.script.refuse(libc::EAGAIN);
-        }
-        assert_eq!(join(spawn_at(engine, &[1, 2])), [Ok(0); 2]);
-        assert_eq!(backend.transcript(), "1,2>again 1,2>again 1,2>again 1,2>2 wait");
-        assert_eq!(join(spawn_at(engine, &[3])), [Ok(0)]);
-    });
-}
-
-#[test]
-fn eagain_outside_the_loop_does_not_wedge() {
-    // E2, H6: the same for a coroutine entered from the thread's own stack
-    with_engine(8, |_, backend, engine| {
-        backend.script.refuse(libc::EAGAIN);
-        let co = Coroutine::new({
-            let engine = engine.clone();
-            move || assert_eq!(touch(&engine, 7), Ok(0))
-        });
-        co.enter();
-        assert!(!co.has_ended());
-        rounds_until(|| co.has_ended());
-        assert_eq!(backend.transcript(), "7>again 7>1 wait");
-    });
-}
-
-#[test]
 fn eagain_with_requests_in_flight_waits_for_a_completion() {
     // E2: after "try again" with a request in flight, nothing is submitted until a completion was
     // reaped
@@ -160,49 +118,6 @@ fn eagain_with_requests_in_flight_waits_for_a_completion() {
         assert_eq!(join(second), [Ok(0)]);
         assert_eq!(backend.transcript(), "2>1 wait");
         assert_eq!(join(first), [Ok(0)]);
-    });
-}
-
-#[test]
-fn bad_first_request_fails_alone() {
-    // E2, H5: a bad first request fails alone; the rest is submitted immediately, since nothing in
-    // flight could wake the loop
-    with_engine(8, |_, backend, engine| {
-        backend.script.refuse(libc::EBADF);
-        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [Err(libc::EBADF), Ok(0), Ok(0)]);
-        assert_eq!(backend.transcript(), "1,2,3>error9 2,3>2 wait");
-        assert_eq!(join(spawn_at(engine, &[4])), [Ok(0)], "and so are later ones");
-    });
-}
-
-#[test]
-fn bad_middle_request_fails_alone() {
-    // E2: for [good, bad, good] Linux takes the first; the bad one is then first and fails alone,
-    // and the last one is submitted
-    with_engine(8, |_, backend, engine| {
-        backend.script.take_at_most(1);
-        backend.script.refuse(libc::EINVAL);
-        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [Ok(0), Err(libc::EINVAL), Ok(0)]);
-        assert_eq!(backend.transcript(), "1,2,3>1 wait 2,3>error22 3>1 wait");
-        let stats = engine.stats();
-        assert_eq!((stats.requests, stats.completions, stats.pending, stats.in_flight), (3, 2, 0, 0));
-    });
-}
-
-#[test]
-fn all_bad_requests_fail() {
-    // E2, H5: all of [bad, bad, bad] fail; in [bad, "try again" once, good] only the bad one does
-    with_engine(8, |_, backend, engine| {
-        for errno in [libc::EBADF, libc::EINVAL, libc::EFAULT] {
-            backend.script.refuse(errno);
-        }
-        assert_eq!(join(spawn_at(engine, &[1, 2, 3])), [libc::EBADF, libc::EINVAL, libc::EFAULT].map(Err));
-        assert_eq!(backend.transcript(), "1,2,3>error9 2,3>error22 3>error14");
-        for errno in [libc::EBADF, libc::EAGAIN] {
-            backend.script.refuse(errno);
-        }
-        assert_eq!(join(spawn_at(engine, &[4, 5])), [Err(libc::EBADF), Ok(0)]);
-        assert_eq!(backend.transcript(), "4,5>error9 5>again 5>1 wait");
     });
 }
 

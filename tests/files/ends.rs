@@ -27,33 +27,6 @@ fn read_across_the_end_is_short() {
 }
 
 #[test]
-fn read_past_the_end_returns_zero() {
-    // E10: a read at the end, or any distance beyond it, returns 0
-    everywhere(|place, direct| {
-        let temp = Temp::with(place, &[1; 5000]);
-        let file = temp.open(direct);
-        for offset in [5000, 5120, 8192, 1 << 40] {
-            assert_eq!(file.read_at(&mut AlignedBuf::new(4096, 4096), offset).unwrap(), 0);
-            assert_eq!(file.read_at(&mut [0; 3], offset).unwrap(), 0);
-        }
-    });
-}
-
-#[test]
-fn read_exact_past_the_end_fails() {
-    // E10: an exact read past the end fails with "unexpected end of file" and the numbers
-    everywhere(|place, direct| {
-        let temp = Temp::with(place, &[1; 5000]);
-        let file = temp.open(direct);
-        let error = file.read_exact_at(&mut AlignedBuf::new(8192, 4096), 4096).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
-        assert_eq!(error.to_string(), "unexpected end of file: read 904 of 8192 bytes at offset 4096");
-        file.read_exact_at(&mut [0; 904], 4096).unwrap();
-        file.read_exact_at(&mut [], 1 << 40).unwrap();
-    });
-}
-
-#[test]
 fn vectored_reads_across_the_end_are_short() {
     // E10: a vectored read across the end returns the true count, whichever buffer the file ends in
     everywhere(|place, direct| {

@@ -40,6 +40,11 @@ mod sweep;
 mod teardown;
 mod transfer;
 
+mod bad_input;
+mod detach;
+mod libraries;
+mod uring;
+
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +56,7 @@ use coralio::fs::Direct;
 use coralio::simulate::{Sim, Simulation};
 use coralio::{AlignedBuf, File, RuntimeBuilder};
 
-use common::{is_refused, skipped};
+use common::{in_child, is_refused, skipped};
 
 /// A file's path on some file system; the file is removed on drop.
 struct Temp(PathBuf);
@@ -160,7 +165,9 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    (0..len).map(|_| next() as u8).collect()
+    let mut bytes = vec![0; len];
+    bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&next().to_le_bytes()[..word.len()]));
+    bytes
 }
 
 /// Returns a buffer for direct I/O with this content.
@@ -188,20 +195,4 @@ fn tool(program: &str, arguments: &[&str]) -> Option<Output> {
             None
         }
     }
-}
-
-const CHILD: &str = "CORALIO_TEST_CHILD";
-
-/// Reruns the test `test` in a child process and asserts that it passes there. Returns false in the
-/// child.
-fn in_child(test: &str) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return false;
-    }
-    let me = std::env::current_exe().unwrap();
-    let child = Command::new(me).args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    common::skipped_by_child(&child.stderr);
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success(), "{}\n{said}", child.status);
-    true
 }

@@ -54,7 +54,7 @@ fn missing_permission_is_an_error() {
         assert_eq!(error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains(&temp.0.display().to_string()), "{error}");
     });
-    if std::env::var_os(crate::CHILD).is_some() {
+    if std::env::var_os(crate::common::CHILD).is_some() {
         // SAFETY: as above. Root again, to be able to remove the file.
         assert_eq!(unsafe { libc::seteuid(0) }, 0);
     }

@@ -1,10 +1,9 @@
 //! Files as `std::io` streams. The reference is `std::fs::File`.
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
-use std::rc::Rc;
 
+use coralio::File;
 use coralio::fs::{Direct, FileCursor};
-use coralio::{File, spawn};
 
 use crate::{Temp, disk, everywhere, on_real_files, pattern};
 
@@ -48,31 +47,6 @@ fn cursor_behaves_like_std_file() {
         ours.read_to_end(&mut a).unwrap();
         theirs.read_to_end(&mut b).unwrap();
         assert!(a == b);
-    });
-}
-
-#[test]
-fn each_cursor_has_its_own_position() {
-    // E15: streams on the same file have independent positions
-    let temp = Temp::with(&disk(), &pattern(5, 50_000));
-    coralio::run(|| {
-        let file = Rc::new(temp.open(Direct::Auto));
-        let readers: Vec<_> = (1..=8)
-            .map(|number| {
-                let mut stream = FileCursor::new(Rc::clone(&file));
-                spawn(move || {
-                    let (mut whole, mut piece) = (Vec::new(), vec![0; number * 700]);
-                    while let some @ 1.. = stream.read(&mut piece).unwrap() {
-                        whole.extend_from_slice(&piece[..some]);
-                    }
-                    whole
-                })
-            })
-            .collect();
-        readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() == pattern(5, 50_000)));
-        let mut copy = FileCursor::at(&*file, 49_990);
-        let mut other = copy.clone();
-        assert_eq!((copy.read(&mut [0; 100]).unwrap(), other.read(&mut [0; 4]).unwrap()), (10, 4));
     });
 }
 

@@ -18,7 +18,7 @@ use crate::common::is_refused;
 use crate::{BACKENDS, Temp, disk, pattern};
 
 const REQUESTS: usize = 1000;
-const BLOCK: usize = 16 * 1024;
+const BLOCK: usize = 4096;
 const BLOCKS: usize = 64;
 
 /// A buffer; half of them are on the stacks.

@@ -93,8 +93,9 @@ fn disk() -> Simulation {
 fn correct_journal_survives() {
     // E17: a correct journal survives two power failures at any moment, whatever unsynced data they
     // take.
-    disk().run(0..3000, |sim| journal_survives(sim, Forgets::Nothing));
-    disk().faults(harsh()).sector_size(16).run(0..1000, |sim| match journal_survives(sim, Forgets::Nothing) {
+    let runs = if cfg!(debug_assertions) { 300 } else { 1000 };
+    disk().run(0..3 * runs, |sim| journal_survives(sim, Forgets::Nothing));
+    disk().faults(harsh()).sector_size(16).run(0..runs, |sim| match journal_survives(sim, Forgets::Nothing) {
         Err(error) if error.raw_os_error().is_none() && error.to_string().contains("os error") => Ok(()),
         other => other,
     });

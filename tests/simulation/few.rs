@@ -21,7 +21,7 @@
 //! | apart | each | any number of errors | 12,530 |
 //! | apart | alternating | any number of short transfers | 26,522 |
 //!
-//! Without `--release` only the fifth row is tested.
+//! Without `--release` only the fifth row is tested, with at most three faults.
 //!
 //! Not exhausted: three requests with more faults than that; and completions while the loop looks
 //! at the ring and neither submits nor sleeps. With one more fault in the first five rows, 1.1
@@ -186,11 +186,12 @@ fn every_tape_of_plugs_and_cancels_passes() {
 
 #[test]
 fn every_tape_of_two_requests_passes() {
-    // E2-E10, E17: every order of two requests, and four faults anywhere.
+    // E2-E10, E17: every order of two requests, and four faults anywhere; without --release, three.
+    let (most, expected) = if cfg!(debug_assertions) { (3, 4_000) } else { (4, 19_000) };
     let two = |sim: &Sim| run(sim, Shape::Apart, Kinds::InTurns, 2);
-    let tapes = [1, 2].map(|depth| machine(depth, faults(4 + more())).explore_all(two).unwrap());
+    let tapes = [1, 2].map(|depth| machine(depth, faults(most + more())).explore_all(two).unwrap());
     eprintln!("two requests: {tapes:?} tapes at depth 1 and 2");
-    assert!(tapes.iter().sum::<u64>() > 19_000);
+    assert!(tapes.iter().sum::<u64>() > expected);
 }
 
 #[test]

@@ -14,7 +14,6 @@ mod mutants;
 mod program;
 mod replace;
 mod search;
-mod teardown;
 mod time;
 
 use std::env;
@@ -35,7 +34,7 @@ pub fn small() -> Simulation {
 /// Returns the number of random tapes: fewer where they are slow.
 fn runs() -> u64 {
     let number = |name| Some(env::var(name).ok()?.parse::<u64>().unwrap_or_else(|error| panic!("{name}: {error}")));
-    let most = if cfg!(debug_assertions) { 5_000 } else { 100_000 };
+    let most = if cfg!(debug_assertions) { 2_000 } else { 100_000 };
     number("CORALIO_SIM_RUNS").unwrap_or(most / number("CORALIO_TEST_DIVISOR").unwrap_or(1))
 }
 

@@ -2,9 +2,9 @@
 //! of a random program fails, and how many tapes where those of up to three requests are
 //! enumerated.
 //!
-//! `cargo test --test simulation mutants -- --nocapture` prints the figures of the table in
-//! `tests/README.md`. H3 takes two threads, so this search cannot find it; its test is in
-//! `regressions/`. The guards of H8 and H9 are the runtime's.
+//! `cargo test --release --test simulation mutants -- --nocapture` prints the figures of the table in
+//! `tests/README.md`. H3 takes two threads, so this search cannot find it; the museum shows it. The
+//! guards of H8 and H9 are the runtime's.
 
 use std::process::Command;
 
@@ -155,10 +155,12 @@ fn runs_until_found(choice: usize, Mutant { what, by, .. }: &Mutant) -> usize {
 #[test]
 fn each_disabled_guard_is_detected() {
     // H1, H2, H4 to H7, H10 to H12, E1, E2, E5, E17: each removed guard is detected within a
-    // limited number of runs, by its own failure.
+    // limited number of runs, by its own failure. Without --release, by random programs alone.
+    let ways = if cfg!(debug_assertions) { 1 } else { 2 };
     for (number, mutant) in MUTANTS.iter().enumerate() {
         let [seeds, tapes] = [0, 1].map(|way| {
-            mutant.searches[way].map_or("".into(), |_| runs_until_found(number * 2 + way, mutant).to_string())
+            let search = mutant.searches[way].filter(|_| way < ways);
+            search.map_or("".into(), |_| runs_until_found(number * 2 + way, mutant).to_string())
         });
         eprintln!("| {} | {seeds} | {tapes} | `{}` |", mutant.what, mutant.by);
     }

@@ -27,7 +27,7 @@ const SAMPLE: u32 = 100;
 
 fn crashes() -> u64 {
     let number = |name| Some(std::env::var(name).ok()?.parse::<u64>().expect("a number"));
-    let most = if cfg!(debug_assertions) { 300 } else { 2000 };
+    let most = if cfg!(debug_assertions) { 120 } else { 2000 };
     number("CORALIO_QCOW2_CRASHES").unwrap_or(most / number("CORALIO_TEST_DIVISOR").unwrap_or(1))
 }
 

@@ -3,40 +3,17 @@
 #![allow(unsafe_code)]
 
 mod common;
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "../../../runtime/tests/common/counting.rs"]
+mod counting;
 
 use common::{Scratch, for_writing};
 use coralio::AlignedBuf;
 use coralio_qcow2::{CreateOptions, Qcow2, open};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: forwards all calls to the system allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Relaxed: a plain counter.
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: guaranteed by the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: guaranteed by the caller.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
+use counting::allocations;
 
 #[test]
 fn cached_cluster_io_does_not_allocate() {
-    // qcow2: a lookup in a cached table, and one file request. The only test in this file, because
-    // allocations of other tests would be counted.
+    // qcow2: a lookup in a cached table, and one file request.
     let folder = Scratch::new();
     let path = folder.path("image");
     let count = coralio::run(|| {
@@ -51,9 +28,9 @@ fn cached_cluster_io_does_not_allocate() {
             }
         };
         round(); // allocates the engine's own memory
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = allocations();
         round();
-        ALLOCATIONS.load(Ordering::Relaxed) - before
+        allocations() - before
     });
     assert_eq!(count, 0);
 }

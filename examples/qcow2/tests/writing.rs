@@ -7,8 +7,8 @@ use std::io;
 use std::rc::Rc;
 
 use common::{
-    Random, Scratch, as_qemu_reads, assert_clean, assert_same, for_writing, has_qemu, qemu_img, qemu_io, read_all,
-    seeds,
+    Random, Scratch, as_qemu_reads, assert_clean, assert_same, cluster_bits, for_writing, has_qemu, qemu_img, qemu_io,
+    read_all, seeds,
 };
 use coralio::spawn;
 use coralio_qcow2::{CreateOptions, Format, Image, Options, Qcow2, Zeroes, open};
@@ -92,7 +92,7 @@ fn created_images_are_valid() {
     if !has_qemu() {
         return;
     }
-    let sizes = (9..=21).flat_map(|bits| [(bits, 2, 16), (bits, 3, 16)]);
+    let sizes = cluster_bits().flat_map(|bits| [(bits, 2, 16), (bits, 3, 16)]);
     let widths = [1, 2, 4, 8, 32, 64].map(|width| (12, 3, width));
     for (bits, version, refcount_bits) in sizes.chain(widths) {
         let folder = Scratch::new();
@@ -182,163 +182,6 @@ fn images_with_backing_files_are_written() {
             model.finish(&folder, "image", &format!("version {version}"));
         });
         assert!(qemu_img(&folder, "info image").contains("backing file format: qcow2"));
-    }
-}
-
-#[test]
-fn refcount_table_grows() {
-    // qcow2: with 64-bit refcounts and 512-byte clusters, a block counts 64 clusters, and a cluster
-    // of the table refers to 64 blocks.
-    if !has_qemu() {
-        return;
-    }
-    let folder = Scratch::new();
-    let options = CreateOptions { cluster_size: 512, refcount_bits: 64, ..CreateOptions::new(8 << 20) };
-    coralio::run(|| {
-        let mut model = created(&folder, &options);
-        let mut random = Random(1);
-        for _ in 0..120 {
-            let offset = random.below((8 << 20) - 65536);
-            model.write(random.next() as u8, offset, 65536);
-            if random.chance(10) {
-                model.image.flush().unwrap();
-            }
-        }
-        model.finish(&folder, "image", "grown");
-    });
-}
-
-#[test]
-fn writers_share_clusters() {
-    // qcow2: of two writers to the same unallocated cluster, one allocates and the other waits, and
-    // no data is lost.
-    if !has_qemu() {
-        return;
-    }
-    for (seed, cluster) in [(1, 65536), (2, 4096), (3, 512)] {
-        let folder = Scratch::new();
-        std::fs::write(folder.path("base"), vec![0xbb; 1 << 20]).unwrap();
-        let backing = Some(("base".to_owned(), Format::Raw));
-        let options = CreateOptions { cluster_size: cluster, backing, ..CreateOptions::new(2 << 20) };
-        coralio::run(|| {
-            let mut model = created(&folder, &options);
-            const WRITERS: u64 = 32;
-            let writers: Vec<_> = (0..WRITERS)
-                .map(|writer| {
-                    let image = Rc::clone(&model.image);
-                    spawn(move || {
-                        // Each writer has every 32nd piece of 300 bytes, in its own order.
-                        let mut random = Random(seed * 100 + writer);
-                        let pieces = (2 << 20) / 300 / WRITERS;
-                        let mine: Vec<u64> = (0..60).map(|_| (random.below(pieces) * WRITERS + writer) * 300).collect();
-                        for &offset in &mine {
-                            image.write_at(&[writer as u8 + 1; 300], offset).unwrap();
-                            if random.chance(20) {
-                                image.flush().unwrap();
-                            }
-                        }
-                        mine
-                    })
-                })
-                .collect();
-            for (writer, task) in writers.into_iter().enumerate() {
-                for offset in task.join().unwrap() {
-                    model.bytes[offset as usize..][..300].fill(writer as u8 + 1);
-                }
-            }
-            model.finish(&folder, "image", &format!("clusters of {cluster}"));
-        });
-    }
-}
-
-fn any_options(random: &mut Random) -> CreateOptions {
-    let bits = 9 + random.below(9);
-    let version = 2 + random.below(2) as u32;
-    let refcount_bits = if version == 2 { 16 } else { 1 << random.below(7) };
-    let size = (1 << bits) * (20 + random.below(100)) + random.below(2000);
-    let options = CreateOptions { cluster_size: 1 << bits, version, refcount_bits, ..CreateOptions::new(size) };
-    let name = if random.chance(2) { "base" } else { "longer" };
-    CreateOptions { backing: random.chance(2).then(|| (name.to_owned(), Format::Raw)), ..options }
-}
-
-#[test]
-fn random_sequences_match_the_model() {
-    // qcow2: random operations read as the model does, and leave an image that is clean for
-    // qemu-img.
-    let qemu = has_qemu();
-    for seed in seeds(40) {
-        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
-        let mut random = Random(seed);
-        let folder = Scratch::new();
-        std::fs::write(folder.path("base"), vec![0xbb; 50_000]).unwrap();
-        std::fs::write(folder.path("longer"), vec![0xcc; 20 << 20]).unwrap();
-        let options = any_options(&mut random);
-        coralio::run(|| {
-            let mut model = created(&folder, &options);
-            let (size, cluster) = (options.size, options.cluster_size);
-            for _ in 0..100 {
-                let most = if random.chance(4) { cluster * 6 } else { cluster };
-                let (mut offset, mut len) = (random.below(size), 1 + random.below(most));
-                if random.chance(2) {
-                    (offset, len) = (offset / cluster * cluster, len.next_multiple_of(cluster));
-                }
-                len = len.min(size - offset);
-                match random.below(10) {
-                    0..5 => model.write(random.next() as u8 | 1, offset, len),
-                    5 => model.discard(offset, len),
-                    6 | 7 => {
-                        let how = Zeroes { keep_allocated: random.chance(2), fast: random.chance(3) };
-                        model.zero(offset, len, how);
-                    }
-                    8 => model.image.flush().unwrap(),
-                    _ => model.check(&format!("seed {seed}")),
-                }
-                if random.chance(30) {
-                    model.image.flush().unwrap();
-                    model.image = open(folder.path("image"), &for_writing()).unwrap();
-                }
-            }
-            if qemu {
-                model.finish(&folder, "image", &format!("seed {seed}"));
-            } else {
-                model.check(&format!("seed {seed}"));
-            }
-        });
-    }
-}
-
-#[test]
-fn writes_match_qemu_io() {
-    // qcow2: the same sequence in this crate and in qemu-io results in the same disk.
-    if !has_qemu() {
-        return;
-    }
-    for seed in seeds(10) {
-        eprintln!("seed {seed}: CORALIO_QCOW2_SEED={seed} repeats it");
-        let mut random = Random(seed ^ 0xfeed);
-        let folder = Scratch::new();
-        let cluster = 1 << (9 + random.below(9));
-        let size = cluster * 50;
-        qemu_img(&folder, &format!("create -f qcow2 -o cluster_size={cluster} theirs {size}"));
-        let mut commands = Vec::new();
-        coralio::run(|| {
-            let mut model = created(&folder, &CreateOptions { cluster_size: cluster, ..CreateOptions::new(size) });
-            for _ in 0..60 {
-                let offset = random.below(size / 512) * 512;
-                let len = (512 * (1 + random.below(cluster * 3 / 512))).min(size - offset);
-                if random.chance(4) {
-                    model.zero(offset, len, Zeroes::default());
-                    commands.push(format!("write -z {offset} {len}"));
-                } else {
-                    let value = random.next() as u8;
-                    model.write(value, offset, len);
-                    commands.push(format!("write -P {value} {offset} {len}"));
-                }
-            }
-            model.finish(&folder, "image", &format!("seed {seed}"));
-        });
-        qemu_io(&folder, "theirs", &commands);
-        assert!(qemu_img(&folder, "compare image theirs").contains("identical"));
     }
 }
 

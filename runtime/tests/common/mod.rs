@@ -3,11 +3,14 @@
 
 use std::any::Any;
 use std::fmt::Display;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use coralio_runtime::JoinHandle;
+use coralio_runtime::{EventSource, HomeToken, JoinHandle, LoopToken};
 
 /// A log of events, in order. Any thread may write to it.
 #[derive(Clone, Default)]
@@ -87,4 +90,37 @@ pub fn assert_aborted(child: &Output, cause: &str) {
 pub fn scaled(count: usize) -> usize {
     let divisor = std::env::var("CORALIO_TEST_DIVISOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     (count / divisor).max(2)
+}
+
+/// An I/O engine without completions, which sleeps by calling `how`.
+pub struct Sleeper<F> {
+    pub idle: bool,
+    pub how: F,
+}
+
+impl<F: Fn(BorrowedFd<'_>, Option<Duration>) + Send + Sync + 'static> EventSource for Sleeper<F> {
+    fn dispatch(&self, _token: LoopToken<'_>) -> bool {
+        false
+    }
+
+    fn flush(&self, _token: LoopToken<'_>, _all: bool) -> bool {
+        false
+    }
+
+    fn is_ready(&self, _token: HomeToken<'_>) -> bool {
+        false
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn sleep(&self, _token: HomeToken<'_>, other: BorrowedFd<'_>, timeout: Option<Duration>) -> Option<io::Result<()>> {
+        (self.how)(other, timeout);
+        Some(Ok(()))
+    }
 }

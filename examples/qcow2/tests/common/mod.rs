@@ -79,6 +79,12 @@ pub fn assert_clean(folder: &Scratch, file: &str) {
     assert!(text.contains("No errors were found"), "{text}");
 }
 
+/// Returns the binary logarithms of all cluster sizes. Without optimization, only the ends, the
+/// default, and the two between which a table no longer fits into one slice.
+pub fn cluster_bits() -> impl Iterator<Item = u32> + Clone {
+    (9..=21).filter(|bits| !cfg!(debug_assertions) || [9, 12, 13, 16, 21].contains(bits))
+}
+
 pub fn for_writing() -> Options {
     Options { write: true, ..Options::default() }
 }

@@ -1,0 +1,31 @@
+//! The rules C, W, X and S, one file per subject. One program, since each one takes seconds to link;
+//! tests that need a process or a build of their own are the programs next to this one. What random
+//! programs show, `properties` checks against a model of the rules.
+
+mod backtrace;
+mod bad_use;
+mod bottom_half;
+mod channel;
+mod clock;
+mod co_fd;
+mod context;
+mod coroutine;
+mod fd_handlers;
+mod future;
+mod lock;
+mod overflow;
+mod peak_stack_usage;
+mod polling;
+mod results;
+mod rwlock;
+mod scope;
+mod semaphore;
+mod teardown;
+mod threads;
+mod timeout;
+mod timers;
+mod unwinding;
+mod waking;
+
+#[path = "../common/mod.rs"]
+mod common;

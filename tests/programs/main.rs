@@ -1,0 +1,10 @@
+//! The programs, run as their users run them.
+
+mod copy;
+mod injected;
+mod iobench;
+mod lessons;
+mod log;
+
+#[path = "../common/mod.rs"]
+mod common;
