@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod context_threads;
 mod held;
 mod refused;
 mod route;

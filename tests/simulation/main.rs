@@ -7,6 +7,7 @@
 //! CORALIO_SIM_SEED=17 cargo test --test simulation random_tapes                    # one of them
 //! ```
 
+mod commit;
 mod crash;
 mod disk;
 mod few;

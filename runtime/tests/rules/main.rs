@@ -4,21 +4,28 @@
 
 mod backtrace;
 mod bad_use;
+mod barrier;
 mod bottom_half;
 mod channel;
 mod clock;
 mod co_fd;
 mod context;
 mod coroutine;
+mod coroutine_local;
 mod fd_handlers;
 mod future;
+mod interval;
+mod join_set;
 mod lock;
+mod notify;
 mod overflow;
+mod owned;
 mod peak_stack_usage;
 mod polling;
 mod results;
 mod rwlock;
 mod scope;
+mod select;
 mod semaphore;
 mod teardown;
 mod threads;
@@ -26,6 +33,7 @@ mod timeout;
 mod timers;
 mod unwinding;
 mod waking;
+mod watch;
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,10 +1,8 @@
 //! Coroutine-local variables: one value for each coroutine, within a scope.
 
-mod common;
-
 use std::rc::Rc;
 
-use common::{Log, panic_of};
+use crate::common::{Log, panic_of};
 use coralio_runtime::{AioContext, CoroutineLocal, scope, spawn, suspend, yield_now};
 
 static NUMBER: CoroutineLocal<u32> = CoroutineLocal::new();

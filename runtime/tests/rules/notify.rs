@@ -1,7 +1,5 @@
 //! Notify: one permit, or all that wait; no notification is lost.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Log, panic_of};
+use crate::common::{Log, panic_of};
 use coralio_runtime::{
     AioContext, Cancelled, IoThread, JoinHandle, Notify, TimedOut, VirtualClock, spawn, timeout, yield_now,
 };

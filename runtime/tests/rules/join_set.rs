@@ -1,13 +1,11 @@
 //! Join sets, and handles that cancel on drop: each result once, in order of the ends; a drop
 //! cancels and does not wait.
 
-mod common;
-
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{Log, text};
+use crate::common::{Log, text};
 use coralio_runtime::{
     AioContext, Cancelled, Coroutine, IoThread, JoinSet, Notify, TimedOut, block_on, check_cancelled, sleep, spawn,
     suspend, timeout, yield_now,

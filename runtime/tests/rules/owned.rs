@@ -1,14 +1,12 @@
 //! Owned permits and guards: they move to other coroutines and threads, and keep their semaphore or
 //! mutex alive.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 
-use common::{panic_in, panic_of};
+use crate::common::{panic_in, panic_of};
 use coralio_runtime::{AioContext, Cancelled, CoMutex, OwnedCoMutexGuard, Semaphore, spawn, yield_now};
 
 #[test]

@@ -1,12 +1,10 @@
 //! Barrier and OnceCell: coroutines that wait for each other, and for one initializer.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use common::{Log, panic_in, panic_of};
+use crate::common::{Log, panic_in, panic_of};
 use coralio_runtime::{AioContext, Barrier, Cancelled, IoThread, JoinHandle, OnceCell, spawn, suspend, yield_now};
 
 /// Spawns a coroutine that waits at the barrier and returns whether it led.

@@ -1,12 +1,10 @@
 //! Select and race: the first branch to end cancels the others; all have ended on return.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use common::{Log, panic_of};
+use crate::common::{Log, panic_of};
 use coralio_runtime::{
     AioContext, Cancelled, Notify, TimedOut, channel, check_cancelled, race, select, shield, sleep, spawn, suspend,
     timeout, yield_now,
