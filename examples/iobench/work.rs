@@ -1,5 +1,5 @@
-//! The work: the sequence of offsets, and the end condition. Both sides draw from it, so they do
-//! the same work and pay the same cost for drawing.
+//! The work: the sequence of offsets, and the end condition. Both implementations take their
+//! offsets from it, so they do the same work and pay the same cost for them.
 
 use std::cell::Cell;
 use std::io;

@@ -112,7 +112,7 @@ impl ContextBuilder {
     /// to the system where contexts share the CPUs with other busy threads.
     ///
     /// ```
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     ///
     /// AioContext::builder().cpus([0]).run(|_context| println!("on CPU 0"))?;
     /// # std::io::Result::Ok(())
@@ -188,7 +188,8 @@ impl AioContext {
     /// Nothing runs by itself: `f` must enter coroutines, and call [`poll`](Self::poll).
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, spawn};
+    /// use coralio::spawn;
+    /// use coralio::context::AioContext;
     ///
     /// let answer = AioContext::run(|ctx| {
     ///     let task = spawn(|| 6 * 7);

@@ -13,7 +13,8 @@ use crate::context::AioContext;
 /// A thread that runs a context's loop until stopped.
 ///
 /// ```
-/// use coralio_runtime::{IoThread, sleep};
+/// use coralio::sleep;
+/// use coralio::context::IoThread;
 /// use std::time::Duration;
 ///
 /// let threads = ["left", "right"].map(|name| IoThread::start(name).unwrap());

@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use coralio_runtime::net::{TcpListener, TcpStream};
-//! use coralio_runtime::{AioContext, spawn};
+//! use coralio::spawn;
+//! use coralio::context::AioContext;
 //! use std::io::{Read, Write};
 //!
 //! AioContext::run(|_ctx| {

@@ -130,7 +130,7 @@ impl Scheduler {
     ///
     /// # Safety
     ///
-    /// The scheduler is not dropped or moved before this is called again, on this thread.
+    /// The scheduler is not dropped or moved until `set_current` is called again, on this thread.
     pub(crate) unsafe fn set_current(scheduler: Option<&Scheduler>) {
         CURRENT.set(scheduler.map_or(ptr::null(), ptr::from_ref));
     }

@@ -69,7 +69,7 @@ fn million_coroutines_are_suspended_simultaneously() {
     suspended(1_000_000);
 }
 
-/// Returns whether the kernel is older than 6.13, where each guard page splits its mapping.
+/// Returns whether the kernel is older than 6.13. In such kernels each guard page splits its mapping.
 fn guards_cost_a_mapping() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());

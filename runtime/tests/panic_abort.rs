@@ -11,8 +11,8 @@ fn left_over() -> Output {
     cargo.args(["build", "--quiet", "--example", "left_over", "--manifest-path"]);
     cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     cargo.arg("--config").arg("profile.dev.panic=\"abort\"").arg("--target-dir").arg(&target);
-    // Flags of checkers do not apply to this build: sanitizers need unwinding, and loom needs its
-    // own sources.
+    // Removes the checkers' compiler flags from this build: sanitizers need unwinding, and loom needs
+    // its own sources.
     for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         cargo.env_remove(flags);
     }

@@ -1,6 +1,6 @@
-//! Mutation checks: the production engine with one guard out at a time; how many seeds until a run
-//! of a random program fails, and how many tapes where those of up to three requests are
-//! enumerated.
+//! Mutation checks: the production engine with one guard removed at a time. Counts the seeds until a
+//! random program fails and, when all tapes of up to three requests are enumerated, the tapes until
+//! one fails.
 //!
 //! `cargo test --release --test simulation mutants -- --nocapture` prints the figures of the table in
 //! `tests/README.md`. H3 takes two threads, so this search cannot find it; the museum shows it. The

@@ -128,8 +128,8 @@ fn step(sim: &Sim, image: &dyn Image, watch: &RefCell<Watch>, worker: u64, setup
     let number = watch.borrow_mut().begin(new, offset, len);
     match value {
         true => {
-            // Aligned, because the address decides whether the request is direct, and the same tape
-            // must give the same run.
+            // Aligned, because the address decides whether the request is copied through an aligned
+            // buffer, and the same tape must give the same run.
             let mut data = AlignedBuf::new(len as usize, 4096);
             data.fill(new);
             image.write_at(&data, offset)?;

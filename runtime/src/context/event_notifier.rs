@@ -14,7 +14,7 @@ use crate::sys::EventFd;
 /// [`wait_readable`](crate::wait_readable) waits for it.
 ///
 /// ```
-/// use coralio_runtime::EventNotifier;
+/// use coralio::context::EventNotifier;
 ///
 /// let event = EventNotifier::new()?;
 /// assert!(!event.test_and_clear());
@@ -71,7 +71,7 @@ impl AioContext {
     /// must be the only reader of `notifier`: another one would take events away from the handler.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, EventNotifier};
+    /// use coralio::context::{AioContext, EventNotifier};
     /// use std::sync::Arc;
     /// use std::sync::atomic::{AtomicBool, Ordering};
     ///

@@ -211,8 +211,8 @@ impl Drop for Current<'_> {
     }
 }
 
-/// Called only with a context that is current until the next call: by `Current`, by
-/// `with_context_hidden` within its life, and in the child of a fork.
+/// `home` must stay valid until the next call. The callers: `Current`; `with_context_hidden`, while
+/// its `Current` exists; and with `None`, the child of a fork.
 fn set_current(home: Option<&LocalContext>) {
     CURRENT.set(home.map_or(ptr::null(), ptr::from_ref));
     // SAFETY: *home outlives its stacks*: the scheduler is part of the context, which `Current`

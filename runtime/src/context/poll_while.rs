@@ -48,7 +48,8 @@ impl AioContext {
     /// however often the caller has acquired it.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, spawn, yield_now};
+    /// use coralio::{spawn, yield_now};
+    /// use coralio::context::AioContext;
     /// use std::cell::Cell;
     /// use std::rc::Rc;
     ///
@@ -154,7 +155,7 @@ impl AioContext {
     /// the sleep is not lost.
     ///
     /// ```
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     /// use std::sync::atomic::{AtomicBool, Ordering};
     ///
     /// AioContext::run(|ctx| {

@@ -19,7 +19,8 @@ impl Coroutine {
     /// stacks of its enterers.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, Coroutine, suspend};
+    /// use coralio::context::AioContext;
+    /// use coralio::coroutine::{Coroutine, suspend};
     ///
     /// AioContext::run(|_ctx| {
     ///     let co = Coroutine::new(suspend);

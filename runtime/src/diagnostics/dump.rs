@@ -45,7 +45,8 @@ impl AioContext {
     /// the context is ending: the home thread is then stopped briefly by `SIGURG`.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, Coroutine, suspend};
+    /// use coralio::context::AioContext;
+    /// use coralio::coroutine::{Coroutine, suspend};
     ///
     /// AioContext::run(|ctx| {
     ///     Coroutine::builder().name("idler").create(suspend).unwrap().enter();

@@ -41,7 +41,7 @@ impl AioContext {
     /// are doing.
     ///
     /// ```no_run
-    /// coralio_runtime::AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
+    /// coralio::context::AioContext::dump_on_signal(libc::SIGUSR1).unwrap();
     /// // kill -USR1 <pid>
     /// ```
     ///

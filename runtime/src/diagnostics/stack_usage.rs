@@ -12,7 +12,8 @@ impl CoroutineBuilder {
     /// memory. For 128 KiB that takes a few microseconds, or some tens for a new stack.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, Coroutine};
+    /// use coralio::context::AioContext;
+    /// use coralio::coroutine::Coroutine;
     ///
     /// AioContext::run(|ctx| {
     ///     let task = Coroutine::builder().track_stack_usage(true).spawn(|| format!("{:?}", [1; 10])).unwrap();

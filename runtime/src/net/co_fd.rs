@@ -88,7 +88,9 @@ const NOT_KNOWN: u64 = u64::MAX;
 /// coroutines may use it at the same time, as `&CoFd`: for example a reader and a writer.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoFd, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::net::CoFd;
 /// use std::io::{Read, Write};
 /// use std::os::unix::net::UnixStream;
 ///
@@ -306,7 +308,9 @@ impl<S> CoFd<S> {
     /// writable.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, CoFd, spawn};
+    /// use coralio::spawn;
+    /// use coralio::context::AioContext;
+    /// use coralio::net::CoFd;
     /// use std::net::UdpSocket;
     ///
     /// AioContext::run(|_ctx| {

@@ -14,7 +14,9 @@ use crate::task::Coroutine;
 /// Waits until `fd` can be read without blocking: there is data, end of file, or an error.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, spawn, wait_readable};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::net::wait_readable;
 /// use std::io::{Read, Write};
 /// use std::os::unix::net::UnixStream;
 ///

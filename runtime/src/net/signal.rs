@@ -19,7 +19,9 @@ use crate::net::wait_readable;
 /// receives it; further handlers of `signal-hook` are called as before.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, signal, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::task::signal;
 ///
 /// AioContext::run(|ctx| {
 ///     let mut hangups = signal(libc::SIGHUP).unwrap();
@@ -54,7 +56,8 @@ pub fn signal(signal: i32) -> io::Result<Signal> {
 /// for are ignored. A program that shuts down slowly should wait for a second one, and exit.
 ///
 /// ```no_run
-/// use coralio_runtime::{AioContext, ctrl_c, race};
+/// use coralio::context::AioContext;
+/// use coralio::task::{ctrl_c, race};
 ///
 /// fn serve() {
 ///     // ..

@@ -20,7 +20,8 @@ use crate::task::timeout;
 ///
 /// ```
 /// use coralio_runtime::net::TcpStream;
-/// use coralio_runtime::{AioContext, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
 /// use std::io::{Read, Write};
 /// use std::net::{Shutdown, TcpListener};
 ///
@@ -199,7 +200,7 @@ impl CoFd<net::TcpListener> {
     ///
     /// ```
     /// use coralio_runtime::net::TcpListener;
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     ///
     /// AioContext::run(|_ctx| {
     ///     let first = TcpListener::bind_reuse_port("127.0.0.1:0")?;

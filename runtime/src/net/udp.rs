@@ -12,7 +12,8 @@ use crate::net::{CoFd, ToSocketAddrs};
 ///
 /// ```
 /// use coralio_runtime::net::UdpSocket;
-/// use coralio_runtime::{AioContext, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
 ///
 /// AioContext::run(|_ctx| {
 ///     let receiver = UdpSocket::bind("127.0.0.1:0")?;

@@ -19,7 +19,8 @@ use crate::task::sleep;
 ///
 /// ```
 /// use coralio_runtime::net::UnixStream;
-/// use coralio_runtime::{AioContext, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
 /// use std::io::{Read, Write};
 ///
 /// AioContext::run(|_ctx| {
@@ -41,7 +42,8 @@ pub type UnixStream = CoFd<net::UnixStream>;
 ///
 /// ```
 /// use coralio_runtime::net::{UnixListener, UnixStream};
-/// use coralio_runtime::{AioContext, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
 ///
 /// let path = std::env::temp_dir().join(format!("coralio-unix-doc-{}", std::process::id()));
 /// AioContext::run(|_ctx| {

@@ -13,8 +13,8 @@
 //!
 //! No other coroutine runs meanwhile, no frame is pushed, no list changes. The capture needs room,
 //! so it runs on the requester's stack; getting there takes about a hundred bytes of the
-//! coroutine's. Suspension costs nothing more for this feature: the backtrace is one more command
-//! with which a coroutine can be resumed.
+//! coroutine's. This adds no cost to a suspension: "take a backtrace" is one of the commands with
+//! which a suspended coroutine can be resumed.
 
 #![allow(unsafe_code)]
 

@@ -32,8 +32,9 @@ impl Scheduler {
         }
     }
 
-    /// Wakes like [`wake`](Self::wake), but never enters, for destructors: the coroutine runs when
-    /// the running one yields or ends, or else in the loop's next iteration.
+    /// Wakes like [`wake`](Self::wake), but never enters the coroutine, so that destructors can call
+    /// it. The coroutine runs when the running one yields or ends, or else in the loop's next
+    /// iteration.
     #[track_caller]
     pub(crate) fn wake_later(&self, id: BlockRef) {
         let suspended = id.is_live() && self.local(id.block).state.get() == State::Suspended;

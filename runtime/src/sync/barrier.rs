@@ -13,7 +13,9 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 /// round after round.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Barrier, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::Barrier;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///

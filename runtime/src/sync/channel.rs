@@ -34,7 +34,9 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 /// messages sent before; messages that no receiver is left for are dropped.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, channel, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::channel;
 ///
 /// AioContext::run(|_ctx| {
 ///     let (sender, receiver) = channel::bounded(2);

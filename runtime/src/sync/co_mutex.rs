@@ -29,7 +29,9 @@ const HELD_WITH_LINE: u32 = 3;
 /// A fair mutex around a value, for coroutines of any number of contexts and threads.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoMutex, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::sync::CoMutex;
 /// use std::rc::Rc;
 ///
 /// AioContext::run(|_ctx| {

@@ -11,7 +11,9 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 /// arrival.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoMutex, CoQueue, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::{CoMutex, CoQueue};
 /// use std::rc::Rc;
 ///
 /// AioContext::run(|_ctx| {

@@ -69,7 +69,9 @@ impl Share {
 /// wait for itself.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoRwLock, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::sync::CoRwLock;
 /// use std::rc::Rc;
 ///
 /// AioContext::run(|_ctx| {

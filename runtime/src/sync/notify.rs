@@ -18,7 +18,9 @@ use crate::sync::wait_queue::{Abandoned, WaitQueue};
 /// [`wait_until`](Self::wait_until).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Notify, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::Notify;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///

@@ -10,7 +10,9 @@ use crate::sync::CoMutex;
 /// initializer may suspend. The others wait for it; if it fails, the next one tries.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, OnceCell, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::sync::OnceCell;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///

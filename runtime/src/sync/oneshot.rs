@@ -8,7 +8,9 @@ use crate::sync::channel::{self, RecvError, TryRecvError};
 /// Creates the two handles for one value, sent from any thread to a coroutine that waits for it.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, oneshot, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::oneshot;
 /// use std::thread;
 ///
 /// AioContext::run(|_ctx| {

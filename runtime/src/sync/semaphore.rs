@@ -18,7 +18,9 @@ use crate::sync::wait_queue::{Abandoned, Locked, WaitQueue};
 /// served: a waiter that requests many permits is not overtaken by one that requests few.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Semaphore, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::sync::Semaphore;
 /// use std::cell::Cell;
 /// use std::rc::Rc;
 ///

@@ -15,7 +15,9 @@ use crate::sync::{Notify, RecvError};
 /// in between may be missed. It serves coroutines of any number of contexts and threads.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, spawn, watch};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::watch;
 ///
 /// AioContext::run(|ctx| {
 ///     let (limit, mut watched) = watch::channel(10);

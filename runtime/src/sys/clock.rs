@@ -31,7 +31,8 @@ use std::time::{Duration, Instant};
 /// Like all interleavings of threads, the result differs from run to run.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, VirtualClock, sleep};
+/// use coralio::sleep;
+/// use coralio::context::{AioContext, VirtualClock};
 /// use std::time::Duration;
 ///
 /// let clock = VirtualClock::new();

@@ -14,7 +14,7 @@ use std::io;
 /// The system's code (`errno`) of an [`io::Error`], whether or not it has an explanation.
 ///
 /// ```
-/// use coralio_runtime::OsCode;
+/// use coralio::task::OsCode;
 /// use std::io;
 ///
 /// let plain = io::Error::from_raw_os_error(28); // ENOSPC

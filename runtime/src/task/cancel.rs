@@ -36,7 +36,9 @@ pub fn check_cancelled() -> Result<(), Cancelled> {
 /// Runs `f` with cancellation and timeouts masked: for work that must be finished.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Cancelled, shield, sleep, spawn};
+/// use coralio::{sleep, spawn};
+/// use coralio::context::AioContext;
+/// use coralio::task::{Cancelled, shield};
 /// use std::time::Duration;
 ///
 /// AioContext::run(|ctx| {

@@ -40,7 +40,10 @@ impl<T> sealed::Sealed for RemoteJoinHandle<T> {
 /// returns. Use a [`scope`](crate::scope()) where its end must be waited for.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Cancelled, channel, sleep, spawn};
+/// use coralio::{sleep, spawn};
+/// use coralio::context::AioContext;
+/// use coralio::sync::channel;
+/// use coralio::task::Cancelled;
 /// use std::time::Duration;
 ///
 /// AioContext::run(|_ctx| {

@@ -23,7 +23,8 @@ use crate::task::Waker;
 /// Creates coroutines with a name or a custom stack size.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Coroutine};
+/// use coralio::context::AioContext;
+/// use coralio::coroutine::Coroutine;
 ///
 /// AioContext::run(|_ctx| {
 ///     let co = Coroutine::builder().name("reader").stack_size(64 * 1024).create(|| {}).unwrap();
@@ -87,7 +88,8 @@ impl CoroutineBuilder {
 /// the coroutine, through its [`Waker`].
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Coroutine, suspend};
+/// use coralio::context::AioContext;
+/// use coralio::coroutine::{Coroutine, suspend};
 ///
 /// AioContext::run(|_ctx| {
 ///     let co = Coroutine::new(|| {

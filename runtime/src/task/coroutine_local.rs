@@ -29,7 +29,9 @@ thread_local! {
 /// numbers, log prefixes and the like; declare it as a `static`.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoroutineLocal, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::task::CoroutineLocal;
 ///
 /// static REQUEST: CoroutineLocal<u64> = CoroutineLocal::new();
 ///

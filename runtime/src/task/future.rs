@@ -69,7 +69,8 @@ impl WakeTarget {
 /// runtime whose own threads drive them (`new_multi_thread`).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, block_on, spawn};
+/// use coralio::{block_on, spawn};
+/// use coralio::context::AioContext;
 ///
 /// let tokio = tokio::runtime::Builder::new_current_thread().build().unwrap();
 /// let _entered = tokio.enter();
@@ -81,7 +82,8 @@ impl WakeTarget {
 /// ```
 ///
 /// ```
-/// use coralio_runtime::{AioContext, block_on, spawn};
+/// use coralio::{block_on, spawn};
+/// use coralio::context::AioContext;
 ///
 /// AioContext::run(|_ctx| {
 ///     let sum = spawn(|| block_on(async { 40 + 2 }));

@@ -9,7 +9,9 @@ use crate::task::sleep_until;
 /// Creates an interval that ticks every `period`, the first time immediately.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, interval, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::task::interval;
 /// use std::time::Duration;
 ///
 /// AioContext::run(|ctx| {

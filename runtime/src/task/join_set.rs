@@ -18,7 +18,9 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 /// [`scope`](crate::scope()), whose coroutines may also borrow.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, JoinSet, sleep};
+/// use coralio::sleep;
+/// use coralio::context::AioContext;
+/// use coralio::task::JoinSet;
 /// use std::time::Duration;
 ///
 /// AioContext::run(|_ctx| {

@@ -75,7 +75,7 @@ impl AioContext {
     /// coroutine ran, `f` is dropped, and the handle returns [`Cancelled`].
     ///
     /// ```
-    /// use coralio_runtime::IoThread;
+    /// use coralio::context::IoThread;
     ///
     /// let worker = IoThread::start("worker").unwrap();
     /// let name = worker.context().spawn(|| std::thread::current().name().map(str::to_string));
@@ -122,7 +122,8 @@ impl CoroutineBuilder {
     /// and stack size.
     ///
     /// ```
-    /// use coralio_runtime::{Coroutine, IoThread};
+    /// use coralio::context::IoThread;
+    /// use coralio::coroutine::Coroutine;
     ///
     /// let worker = IoThread::start("worker").unwrap();
     /// let task = Coroutine::builder().name("parse").stack_size(1 << 20).spawn_on(worker.context(), || 6 * 7);
@@ -158,7 +159,9 @@ impl CoroutineBuilder {
 /// The handle as a future does not, and can be used again:
 ///
 /// ```
-/// use coralio_runtime::{AioContext, IoThread, TimedOut, block_on, sleep, spawn, timeout};
+/// use coralio::{block_on, sleep, spawn, timeout};
+/// use coralio::context::{AioContext, IoThread};
+/// use coralio::task::TimedOut;
 /// use std::time::Duration;
 ///
 /// const MS: Duration = Duration::from_millis(1);

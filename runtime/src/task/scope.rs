@@ -24,7 +24,8 @@ use crate::task::{Coroutine, CoroutineBuilder, JoinHandle};
 /// suspended meanwhile; on the thread's own stack, the loop runs.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, scope, yield_now};
+/// use coralio::{scope, yield_now};
+/// use coralio::context::AioContext;
 ///
 /// AioContext::run(|_ctx| {
 ///     let mut halves = [1, 2, 3, 4];

@@ -25,7 +25,10 @@ use crate::task::{Coroutine, CoroutineBuilder, Scope, scope};
 /// same values, but only one may borrow a value exclusively.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Cancelled, channel, select, sleep, spawn};
+/// use coralio::{sleep, spawn};
+/// use coralio::context::AioContext;
+/// use coralio::sync::channel;
+/// use coralio::task::{Cancelled, select};
 /// use std::time::Duration;
 ///
 /// AioContext::run(|_ctx| {
@@ -77,7 +80,9 @@ pub fn select<B: Select>(branches: B) -> B::Output {
 /// has not started when another one has ended is not run.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Cancelled, race, sleep};
+/// use coralio::sleep;
+/// use coralio::context::AioContext;
+/// use coralio::task::{Cancelled, race};
 /// use std::time::Duration;
 ///
 /// AioContext::run(|_ctx| {

@@ -28,7 +28,8 @@ use crate::task::{Coroutine, CoroutineBuilder};
 /// suspension](crate#thread-state-held-across-a-suspension).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
 ///
 /// AioContext::run(|_ctx| {
 ///     let words = spawn(|| "from a coroutine".to_string());
@@ -57,7 +58,8 @@ where
 /// earlier.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, spawn_now};
+/// use coralio::spawn_now;
+/// use coralio::context::AioContext;
 ///
 /// AioContext::run(|_ctx| {
 ///     let sum = spawn_now(|| 2 + 2);

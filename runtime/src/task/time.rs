@@ -27,7 +27,9 @@ impl std::error::Error for TimedOut {}
 /// [`TimedOut`]. Timeouts nest; the outermost expired one reports the error.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout};
+/// use coralio::{sleep, spawn, timeout};
+/// use coralio::context::AioContext;
+/// use coralio::task::TimedOut;
 /// use std::time::Duration;
 ///
 /// AioContext::run(|_ctx| {
@@ -69,7 +71,9 @@ pub fn timeout<T>(duration: Duration, f: impl FnOnce() -> T) -> Result<T, TimedO
 /// [`AioContext::now`](crate::AioContext::now).
 ///
 /// ```
-/// use coralio_runtime::{AioContext, TimedOut, sleep, spawn, timeout_at};
+/// use coralio::{sleep, spawn};
+/// use coralio::context::AioContext;
+/// use coralio::task::{TimedOut, timeout_at};
 /// use std::time::Duration;
 ///
 /// AioContext::run(|ctx| {

@@ -18,8 +18,9 @@ use crate::trace::event::{
 /// [created](crate::ContextBuilder::trace) with.
 ///
 /// ```
-/// use coralio_runtime::trace::Trace;
-/// use coralio_runtime::{AioContext, spawn, yield_now};
+/// use coralio::trace::Trace;
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
 ///
 /// let trace = Trace::new(10_000);
 /// AioContext::builder().trace(&trace).run_coroutine(|_| spawn(|| yield_now()).join().unwrap())?;

@@ -1,6 +1,6 @@
 //! Runs the program on the library itself.
 //!
-//! A closure's captures log when they are dropped. Each lock's value is its owner, so that two
+//! Values captured by a closure record an event when they are dropped. Each lock's value is its owner, so that two
 //! owners are detected without the model; leftovers are checked at the end, too.
 
 mod outcome;

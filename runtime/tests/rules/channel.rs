@@ -67,7 +67,7 @@ fn waiters_are_served_in_order() {
         let (log, (sender, receiver)) = (Log::default(), channel::bounded(1));
         let receivers = ["a", "b", "c"].map(|name| receive(&receiver, &log, name));
         ctx.poll(false);
-        // There is space for only one: the messages go directly to the waiting receivers.
+        // The channel holds one message; these three go directly to the waiting receivers.
         for n in 1..=3 {
             sender.try_send(n).unwrap();
         }

@@ -259,8 +259,8 @@ fn panicking_payload_destructor_does_not_stop_the_teardown() {
 
 #[test]
 fn coroutine_woken_by_a_destructor_is_unwound() {
-    // C9: at the end a destructor may enter another coroutine, which asks to run again, and a later
-    // destructor may poll
+    // C9: while a context ends, a destructor may enter another coroutine, which calls `yield_now`; a
+    // later destructor may poll
     AioContext::run(|ctx| {
         let kept: Rc<Cell<Option<Coroutine>>> = Rc::default();
         let (other, ctx) = (Rc::clone(&kept), ctx.clone());

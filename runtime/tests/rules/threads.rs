@@ -528,8 +528,8 @@ fn poll_while_on_a_plain_thread_waits() {
 
 #[test]
 fn poll_while_on_another_loop_waits() {
-    // X9: a thread that runs a context polls its own loop meanwhile: on its own stack, in a
-    // coroutine, with the other's lock held
+    // X9: `poll_while` on another context runs the caller's own loop while it waits: on the thread's
+    // own stack, in a coroutine, and with the other context's lock held
     let worker = start("worker");
     let ctx = worker.context().clone();
     AioContext::run(|_| {

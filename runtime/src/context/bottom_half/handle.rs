@@ -25,7 +25,7 @@ impl AioContext {
     /// [deletes](BottomHalf::delete) its own bottom half: the callback receives its own handle.
     ///
     /// ```
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     ///
     /// AioContext::run(|ctx| {
     ///     let mut left = 3;
@@ -36,7 +36,7 @@ impl AioContext {
     ///     bh.schedule();
     ///     (0..3).for_each(|_| assert!(ctx.poll(false)));
     ///     assert!(!ctx.poll(false));
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    ///     Ok::<_, coralio::context::ContextEnded>(())
     /// })
     /// .unwrap();
     /// ```
@@ -105,7 +105,7 @@ pub struct BottomHalfInfo {
 /// deletes the bottom half. After the context has ended, a handle does nothing.
 ///
 /// ```
-/// use coralio_runtime::AioContext;
+/// use coralio::context::AioContext;
 /// use std::sync::atomic::{AtomicU32, Ordering};
 /// use std::sync::Arc;
 ///
@@ -119,7 +119,7 @@ pub struct BottomHalfInfo {
 ///     bh.schedule(); // still once
 ///     assert!(ctx.poll(false));
 ///     assert_eq!(runs.load(Ordering::Relaxed), 1);
-///     Ok::<_, coralio_runtime::ContextEnded>(())
+///     Ok::<_, coralio::context::ContextEnded>(())
 /// })
 /// .unwrap();
 /// ```

@@ -37,7 +37,7 @@ impl AioContext {
     /// own watch or [deletes](FdHandler::delete) it: the handler receives its own handle.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, Interest};
+    /// use coralio::context::{AioContext, Interest};
     /// use std::os::unix::net::UnixStream;
     ///
     /// AioContext::run(|ctx| {

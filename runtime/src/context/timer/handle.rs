@@ -16,7 +16,7 @@ impl AioContext {
     /// The callback is `Send`, since another thread's poll may run it.
     ///
     /// ```
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     /// use std::sync::Arc;
     /// use std::sync::atomic::{AtomicBool, Ordering};
     /// use std::time::Duration;
@@ -31,7 +31,7 @@ impl AioContext {
     ///     while !rang.load(Ordering::Relaxed) {
     ///         ctx.poll(true);
     ///     }
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    ///     Ok::<_, coralio::context::ContextEnded>(())
     /// })
     /// .unwrap();
     /// ```
@@ -49,7 +49,7 @@ impl AioContext {
     /// [deletes](Timer::delete) its own timer: the callback receives its own handle.
     ///
     /// ```
-    /// use coralio_runtime::AioContext;
+    /// use coralio::context::AioContext;
     /// use std::time::Duration;
     ///
     /// AioContext::run(|ctx| {
@@ -57,7 +57,7 @@ impl AioContext {
     ///     heartbeat.arm_after(Duration::ZERO);
     ///     assert!(ctx.poll(false));
     ///     assert!(heartbeat.deadline().is_some());
-    ///     Ok::<_, coralio_runtime::ContextEnded>(())
+    ///     Ok::<_, coralio::context::ContextEnded>(())
     /// })
     /// .unwrap();
     /// ```

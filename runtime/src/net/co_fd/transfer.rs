@@ -21,7 +21,9 @@ impl<S: AsFd> CoFd<S> {
     /// that are not cached. Read large files on slow disks through `coralio::File` instead.
     ///
     /// ```
-    /// use coralio_runtime::{AioContext, CoFd, spawn};
+    /// use coralio::spawn;
+    /// use coralio::context::AioContext;
+    /// use coralio::net::CoFd;
     /// use std::io::Read;
     /// use std::os::unix::net::UnixStream;
     ///

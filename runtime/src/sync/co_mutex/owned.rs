@@ -53,7 +53,9 @@ impl<T: ?Sized> SharedMutex for Arc<CoMutex<T>> {
 /// where the lock was taken in place of an owner.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, CoMutex, spawn, yield_now};
+/// use coralio::{spawn, yield_now};
+/// use coralio::context::AioContext;
+/// use coralio::sync::CoMutex;
 /// use std::rc::Rc;
 ///
 /// AioContext::run(|_ctx| {

@@ -10,7 +10,9 @@ use crate::sync::semaphore::Semaphore;
 /// `Arc` or a `&'static`. Dropping it, on any thread, returns the permits.
 ///
 /// ```
-/// use coralio_runtime::{AioContext, Semaphore, spawn};
+/// use coralio::spawn;
+/// use coralio::context::AioContext;
+/// use coralio::sync::Semaphore;
 /// use std::rc::Rc;
 ///
 /// AioContext::run(|_ctx| {
