@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use completions::Completions;
 
 pub use super::Entry;
-use super::pool::{Global, Pool, PoolConfig, Work};
+use super::pool::{Pool, PoolConfig, Work};
 use super::queue_depth::InFlight;
 use super::sys::poll;
 use super::{Backend, Completion, Opcode, Operation, atomic};
@@ -109,15 +109,16 @@ impl ThreadPool {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: the depth is out of range. The system's error if there is no descriptor
-    /// left.
+    /// `InvalidInput`: the depth is out of range. `Unsupported`: the process was forked from one
+    /// that used the pool. The system's error if there is no descriptor left.
     pub fn new(depth: u32) -> io::Result<ThreadPool> {
-        static POOL: Global<Request> = Global::new();
-        ThreadPool::on(POOL.get(CONFIG), depth)
+        static POOL: Pool<Request> = Pool::new(CONFIG);
+        ThreadPool::on(&POOL, depth)
     }
 
     fn on(pool: &'static Pool<Request>, depth: u32) -> io::Result<ThreadPool> {
         let in_flight = InFlight::new(depth)?;
+        pool.claim()?;
         let event = EventNotifier::new().map_err(|error| {
             let message = format!(
                 "no descriptor left to wake the loop: {error}; close some, or raise the limit on open files (ulimit -n)"
