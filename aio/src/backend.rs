@@ -209,13 +209,9 @@ pub unsafe trait Backend: Send + Sync + 'static {
     /// completion, which the caller delivers to its request once.
     unsafe fn advance(&self);
 
-    /// Sleeps until `min` completions are on the ring, `other` (if given) is readable, or `timeout`
-    /// expires (`None`: never). Leaves the ring unchanged. A signal ends the sleep early, which is
-    /// not an error.
-    ///
-    /// With `min` above 1, `other` may count as one completion: a caller that cannot wait longer
-    /// must give a timeout. The sleep may also end after the first completion, if the backend
-    /// cannot wait for more.
+    /// Sleeps until a completion is on the ring, `other` (if given) is readable, or `timeout`
+    /// expires (`None`: never). Leaves the ring unchanged. The sleep may end early, for example by
+    /// a signal, which is not an error.
     ///
     /// `other` is identified by its number: a descriptor that was passed here must not be closed
     /// and its number reused for another one that is passed.
@@ -228,7 +224,7 @@ pub unsafe trait Backend: Send + Sync + 'static {
     ///
     /// No other thread waits. With `other`, and if the backend [submits at
     /// home](Self::SUBMITS_AT_HOME), the caller is the thread that submits.
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()>;
 
     /// Called before each request. A simulated backend panics here if the run does not end.
     #[inline]

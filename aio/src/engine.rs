@@ -192,7 +192,7 @@ impl<B: Backend, G: Guards> Engine<B, G> {
         add(&self.counters.sleeps, 1);
         // SAFETY: this is the home thread, and the context's lock is held, so no other thread
         // sleeps.
-        let slept = unsafe { self.backend.wait(1, None, None) };
+        let slept = unsafe { self.backend.wait(None, None) };
         // Returning would leave the buffer with the kernel.
         slept.unwrap_or_else(|error| abort(&format!("cannot wait for I/O in flight: {error}")));
     }

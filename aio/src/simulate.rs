@@ -149,7 +149,6 @@ impl Simulation {
                 latency: Latency::default(),
                 faults: Faults::default(),
                 torn_writes: true,
-                bad_ring: false,
                 max_steps: 100_000,
             },
             attach: attach::<AllGuards>,
@@ -215,13 +214,6 @@ impl Simulation {
     pub fn crash_rate(mut self, rate: f64) -> Simulation {
         assert!((0.0..=1.0).contains(&rate), "invalid rate {rate}: must be 0 (never) to 1 (always)");
         self.crash_rate = rate;
-        self
-    }
-
-    /// Sets whether the completion ring cannot be read in memory, as on a kernel with an unknown
-    /// ring layout: completions are then taken off it one at a time.
-    pub fn bad_ring(mut self, bad: bool) -> Simulation {
-        self.settings.bad_ring = bad;
         self
     }
 

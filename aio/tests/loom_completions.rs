@@ -83,7 +83,7 @@ impl Engine {
 
     fn sleep(&self) {
         assert!(self.completions.going_to_sleep());
-        if !self.completions.has(1) {
+        if self.completions.is_empty() {
             let mut kicked = self.kicked.lock().unwrap();
             while !*kicked {
                 kicked = self.changed.wait(kicked).unwrap();

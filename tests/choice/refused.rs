@@ -163,9 +163,10 @@ fn exhausted_locked_memory_rejects_io_uring() {
 
 #[test]
 fn outdated_io_uring_is_rejected() {
-    // E14, E16: a ring that cannot report its operations is a refusal with a remedy
+    // E14, E16: a ring without the synchronous cancel, as before Linux 6.0, is a refusal with a
+    // remedy
     if has_uring() {
-        let words = ["native AIO is forbidden", "it needs Linux 5.6 or later"];
+        let words = ["native AIO is forbidden", "it needs Linux 6.0 or later"];
         let uring = (libc::SYS_io_uring_register, libc::EINVAL);
         without_both("refused::outdated_io_uring_is_rejected", (AIO, libc::EPERM), uring, words);
     }

@@ -130,14 +130,14 @@ unsafe impl Backend for Watched {
         unsafe { self.script.advance() };
     }
 
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         self.seen().transcript.push("wait".into());
         let hook = self.seen().on_wait.take();
         if let Some(hook) = hook {
             hook();
         }
         // SAFETY: the caller upholds the contract.
-        unsafe { self.script.wait(min, other, timeout) }
+        unsafe { self.script.wait(other, timeout) }
     }
 }
 

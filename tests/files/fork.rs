@@ -21,14 +21,14 @@ fn is_refused(f: impl FnOnce()) -> bool {
     payload.is_some_and(|payload| payload.downcast_ref::<String>().is_some_and(|text| text.contains("after fork")))
 }
 
-/// Checks what a child can do: I/O and questions about files are refused, blocking calls work on
-/// the thread itself, files are closed, and no context can be created.
+/// Checks what a child can do: files are closed; I/O, questions about files, blocking calls and
+/// new contexts are refused.
 fn child(file: Rc<File>) -> bool {
     let no_io = is_refused(|| _ = file.read_at(&mut [0; 512], 0)) && is_refused(|| _ = file.sync_all());
     let no_metadata = is_refused(|| _ = file.len());
-    let blocks = unblock(|| 7).is_ok_and(|seven| seven == 7);
+    let no_call = unblock(|| 7).is_err_and(|error| error.to_string().contains("after fork"));
     drop(file);
-    no_io && no_metadata && blocks && is_refused(|| coralio::run(|| ()))
+    no_io && no_metadata && no_call && is_refused(|| coralio::run(|| ()))
 }
 
 /// Ends the child without running any of its parent's code.
@@ -85,6 +85,22 @@ fn fork_during_requests_is_harmless() {
             assert!(reader.join().unwrap().unwrap()[..] == content);
         }
     });
+}
+
+#[test]
+fn child_of_an_ended_run_does_not_wait_for_the_parents_threads() {
+    // C7, E14: a child that is forked outside a context and runs one of its own has none of the
+    // parent's pool threads: work for them is refused
+    if in_child("fork::child_of_an_ended_run_does_not_wait_for_the_parents_threads") {
+        return;
+    }
+    let on_threads = || RuntimeBuilder::new().backend(BackendKind::Threads);
+    on_threads().run(|| unblock(|| ())).unwrap().unwrap();
+    if fork() {
+        let is_refused = |result: io::Result<()>| result.is_err_and(|error| error.to_string().contains("after fork"));
+        let call = coralio::context::AioContext::builder().run_coroutine(|_| unblock(|| ()));
+        end_child(is_refused(call.unwrap()) && is_refused(on_threads().run(|| ())));
+    }
 }
 
 #[test]

@@ -137,7 +137,6 @@ fn copy_survives_failing_io_uring_calls() {
         "uring",
         &[
             ("io_uring_enter:error=EAGAIN:when=1+2", Whole),
-            ("io_uring_enter:error=EBUSY:when=1+2", Whole),
             ("io_uring_enter:error=EAGAIN:when=2+3", Whole),
             ("io_uring_enter:error=EINTR:when=1+2", Whole),
             ("io_uring_enter:error=EINTR:when=2+3", Whole),

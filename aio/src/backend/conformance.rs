@@ -124,14 +124,9 @@ pub(super) fn cancel(backend: &impl Backend, key: u64) {
     unsafe { backend.cancel(key) }
 }
 
-pub(super) fn wait(
-    backend: &impl Backend,
-    min: u32,
-    other: Option<BorrowedFd<'_>>,
-    timeout: Option<Duration>,
-) -> io::Result<()> {
+pub(super) fn wait(backend: &impl Backend, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
     // SAFETY: see above.
-    unsafe { backend.wait(min, other, timeout) }
+    unsafe { backend.wait(other, timeout) }
 }
 
 pub(super) fn register(backend: &impl Backend, fd: BorrowedFd<'_>) -> RawFd {
@@ -151,7 +146,7 @@ pub(super) fn next(backend: &impl Backend) -> Completion {
             commit(backend);
             return completion;
         }
-        wait(backend, 1, None, None).unwrap();
+        wait(backend, None, None).unwrap();
     }
 }
 
@@ -209,7 +204,7 @@ pub(super) fn epoll_with(fd: &EventNotifier) -> OwnedFd {
 pub(super) fn wait_for(backend: &impl Backend, watched: &impl AsFd, signalled: &EventNotifier) {
     loop {
         assert_eq!(peek(backend), None);
-        wait(backend, 1, Some(watched.as_fd()), None).unwrap();
+        wait(backend, Some(watched.as_fd()), None).unwrap();
         if signalled.test_and_clear() {
             return;
         }
@@ -295,7 +290,7 @@ pub(super) fn in_flight_never_exceeds_the_depth<B: Backend>(backends: fn(u32) ->
         let mut entries: Vec<_> = (0..9).map(|key| backend.prepare(&operation, key)).collect();
         assert_eq!(submit(&backend, &mut entries).unwrap(), 8);
         assert_eq!(submit(&backend, &mut entries[8..]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        wait(&backend, 1, Some(other.as_fd()), None).unwrap();
+        wait(&backend, Some(other.as_fd()), None).unwrap();
         let mut keys = vec![next(&backend).key];
         assert_eq!(submit(&backend, &mut entries[8..]).unwrap(), 1);
         keys.extend((0..8).map(|_| next(&backend).key));
@@ -312,8 +307,8 @@ pub(super) fn wait_leaves_the_ring_unchanged<B: Backend>(backends: fn(u32) -> Ve
         let operation = operation(Opcode::Write, &file.0, &mut buffer, 0);
         let mut entries = [4, 5, 6].map(|key| backend.prepare(&operation, key));
         assert_eq!(submit(&backend, &mut entries).unwrap(), 3);
-        for (min, other) in [(3, None), (1, Some(other.as_fd())), (1, None), (0, None)] {
-            wait(&backend, min, other, None).unwrap();
+        for other in [Some(other.as_fd()), None] {
+            wait(&backend, other, None).unwrap();
         }
         assert!(peek(&backend).is_some_and(|first| peek(&backend) == Some(first)));
         let mut keys = [(); 3].map(|()| next(&backend).key);
@@ -334,7 +329,7 @@ pub(super) fn completions_end_a_sleep<B: Backend>(backends: fn(u32) -> Vec<B>) {
                 .collect();
             assert_eq!(submit(&backend, &mut entries).unwrap(), 4);
             if round % 2 == 0 {
-                wait(&backend, 4, None, None).unwrap();
+                wait(&backend, None, None).unwrap();
             }
             let mut keys: Vec<_> = (0..4).map(|_| next(&backend).key).collect();
             keys.sort();
@@ -389,7 +384,7 @@ pub(super) fn sleep_ends_while_another_thread_peeks<B: Backend>(backends: fn(u32
                 // which ends each wait immediately. Whether the poll request is armed when the home
                 // thread sleeps differs between rounds.
                 while !signalled.test_and_clear() {
-                    wait(&backend, 1, Some(signalled.as_fd()), None).unwrap();
+                    wait(&backend, Some(signalled.as_fd()), None).unwrap();
                     thread::yield_now();
                 }
                 rounds.store(round + 1, Release);
@@ -406,8 +401,8 @@ pub(super) fn timeout_or_signal_ends_a_sleep<B: Backend>(backends: fn(u32) -> Ve
     for backend in backends(2) {
         let other = eventfd();
         for timeout in [Duration::ZERO, Duration::from_micros(1500)] {
-            wait(&backend, 1, Some(other.as_fd()), Some(timeout)).unwrap();
-            wait(&backend, 2, None, Some(timeout)).unwrap();
+            wait(&backend, Some(other.as_fd()), Some(timeout)).unwrap();
+            wait(&backend, None, Some(timeout)).unwrap();
         }
         for timeout in [None, Some(Duration::MAX)] {
             let (sleeper, up) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -415,7 +410,7 @@ pub(super) fn timeout_or_signal_ends_a_sleep<B: Backend>(backends: fn(u32) -> Ve
                 let result = scope.spawn(|| {
                     // SAFETY: only returns the thread's identity.
                     sleeper.store(unsafe { libc::pthread_self() }, Release);
-                    let result = wait(&backend, 1, Some(other.as_fd()), timeout);
+                    let result = wait(&backend, Some(other.as_fd()), timeout);
                     up.store(true, Release);
                     result
                 });
@@ -438,11 +433,11 @@ pub(super) fn watch_moves_to_another_descriptor<B: Backend>(backends: fn(u32) ->
     // E12: an engine that moves to another loop watches the new loop's descriptor.
     for backend in backends(8) {
         let (old, new) = (eventfd(), eventfd());
-        wait(&backend, 1, Some(old.as_fd()), NOW).unwrap();
+        wait(&backend, Some(old.as_fd()), NOW).unwrap();
         new.notify();
         wait_for(&backend, &new, &new);
         // Nothing is left over from either descriptor except the armed poll request.
-        wait(&backend, 1, Some(new.as_fd()), NOW).unwrap();
+        wait(&backend, Some(new.as_fd()), NOW).unwrap();
         assert_eq!(peek(&backend), None);
     }
 }

@@ -9,12 +9,11 @@
 //!   ([`Backend::SUBMITS_AT_HOME`]): it outlives its requests, other polling threads may not.
 //! - A sleep is `io_uring_enter`, which waits for a completion; a poll request on the ring
 //!   completes when `other` is readable (`poll_event.rs`). A `ppoll` of the ring's descriptor and
-//!   of `other` needs no such request, but is interrupted and restarted by each completion that the
-//!   kernel posts in the context of this thread: 10.0 microseconds of CPU time for a read with a
-//!   sleep on a loop device whose worker is on the same CPU, against 8.7. `ppoll` is used before
-//!   Linux 6.0, where a poll request cannot be cancelled without a completion of its own. Valgrind
-//!   3.19 does not know that `io_uring_enter` may sleep, and makes all other threads wait; native
-//!   AIO is the better choice there.
+//!   of `other` would need no such request, but is interrupted and restarted by each completion
+//!   that the kernel posts in the context of this thread: 10.0 microseconds of CPU time for a read
+//!   with a sleep on a loop device whose worker is on the same CPU, against 8.7. Valgrind 3.19 does
+//!   not know that `io_uring_enter` may sleep, and makes all other threads wait; native AIO is the
+//!   better choice there.
 //! - Requests cost less on files that are registered with the ring (`files.rs`): 651 ns against 705
 //!   for a 4 KiB read at depth 32. Registered buffers and a registered ring are worth 10 ns or
 //!   less.
@@ -29,6 +28,8 @@
 //!   thread enters the kernel, and a loop that polls in memory never does. It had no benefit
 //!   either.
 //! - `SQPOLL` burns a CPU on a kernel thread.
+//!
+//! Linux 6.0 is required: older kernels cannot cancel a poll request without an extra completion.
 //!
 //! Creating and dropping a ring takes 25 microseconds, so idle rings are not kept.
 //!
@@ -54,7 +55,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::process;
 use std::ptr;
 use std::time::Duration;
@@ -63,7 +64,6 @@ use io_uring::{opcode, squeue, types};
 
 use super::poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
 use super::queue_depth::InFlight;
-use super::sys::poll;
 use super::{Backend, Completion, Opcode, Operation};
 use files::Files;
 use ring::Rings;
@@ -82,8 +82,7 @@ pub struct IoUring {
     ring: io_uring::IoUring,
     files: Files,
     in_flight: InFlight,
-    /// State of the poll request; `None` where a sleep is a `ppoll`.
-    poll_event: Option<PollEvent>,
+    poll_event: PollEvent,
     /// The process that created the ring. In a forked child nothing completes.
     process: u32,
 }
@@ -96,11 +95,10 @@ impl IoUring {
     /// The depth is out of range, or io_uring is unavailable; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<IoUring> {
         let in_flight = InFlight::new(depth)?;
-        let (ring, sleeps_on_ring) = setup::set_up(depth)?;
+        let ring = setup::set_up(depth)?;
         let rings = Rings::map(&ring)?;
         let files = Files::new(&ring);
-        let poll_event = sleeps_on_ring.then(PollEvent::default);
-        Ok(IoUring { rings, ring, files, in_flight, poll_event, process: process::id() })
+        Ok(IoUring { rings, ring, files, in_flight, poll_event: PollEvent::default(), process: process::id() })
     }
 
     fn is_ours(&self) -> bool {
@@ -117,7 +115,7 @@ impl IoUring {
         }
         match self.ring.submitter().submit_with_args(1, &args) {
             Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
             Ok(_) => Ok(()),
@@ -204,15 +202,14 @@ unsafe impl Backend for IoUring {
         self.in_flight.add(taken);
         match said {
             _ if taken > 0 => Ok(taken),
-            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => Err(error),
-            // Out of memory for requests, or, before Linux 5.19, busy with completions.
-            _ => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
         }
     }
 
-    /// Works since Linux 6.0; does nothing before. Uses a call without a completion of its own, so
-    /// that no extra completions have to be filtered or can flood the ring. It does not wait: a
-    /// request that the device already has completes in its own time.
+    /// Uses a call without a completion of its own, so that no extra completions have to be filtered
+    /// or can flood the ring. It does not wait: a request that the device already has completes in
+    /// its own time.
     unsafe fn cancel(&self, key: u64) {
         let now = types::Timespec::new();
         // Whatever this returns, the request's completion arrives: cancelled or done.
@@ -221,10 +218,7 @@ unsafe impl Backend for IoUring {
 
     #[inline]
     unsafe fn peek_completion(&self) -> Option<Completion> {
-        match &self.poll_event {
-            Some(poll_event) => poll_event.peek(&self.rings),
-            None => self.rings.peek(),
-        }
+        self.poll_event.peek(&self.rings)
     }
 
     #[inline]
@@ -233,21 +227,15 @@ unsafe impl Backend for IoUring {
         self.rings.advance();
     }
 
-    /// Sleeps as described by the trait. A `min` above 1 counts as 1. The sleep may end early. It
-    /// does so when `other` is not the descriptor of the last call: the old one is released first.
+    /// Sleeps as described by the trait. The sleep ends early when `other` is not the descriptor of
+    /// the last call: the old one is released first.
     ///
     /// # Panics
     ///
-    /// If two threads wait at the same time, since Linux 6.0.
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        if min == 0 {
-            return Ok(());
-        }
-        let Some(poll_event) = &self.poll_event else {
-            return poll([Some(self.ring.as_fd()), other], timeout).map(drop);
-        };
-        let _asleep = poll_event.fall_asleep();
-        match other.map(|other| (other, poll_event.arm(other.as_raw_fd()))) {
+    /// If two threads wait at the same time.
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+        let _asleep = self.poll_event.fall_asleep();
+        match other.map(|other| (other, self.poll_event.arm(other.as_raw_fd()))) {
             None | Some((_, Arm::Watched)) => self.sleep(timeout),
             Some((_, Arm::Elsewhere)) => {
                 // SAFETY: the poll request is this backend's own.
@@ -262,7 +250,7 @@ unsafe impl Backend for IoUring {
                     .expect("an empty ring has room");
                 let slept = self.sleep(timeout);
                 if self.rings.withdraw() > 0 {
-                    poll_event.unarmed();
+                    self.poll_event.unarmed();
                 }
                 slept
             }
@@ -273,17 +261,9 @@ unsafe impl Backend for IoUring {
 impl Drop for IoUring {
     /// Waits for requests in flight: the kernel would continue them after the ring is closed.
     fn drop(&mut self) {
-        while self.is_ours() && self.in_flight.count() > 0 {
-            // SAFETY: `drop` has exclusive access, so no other thread uses the backend or takes a
-            // completion.
-            unsafe {
-                while self.peek_completion().is_some() {
-                    self.advance();
-                }
-                if self.in_flight.count() > 0 && self.wait(1, None, None).is_err() {
-                    return;
-                }
-            }
+        if self.is_ours() {
+            // SAFETY: `drop` has exclusive access.
+            unsafe { self.in_flight.discard(self) };
         }
     }
 }

@@ -12,8 +12,7 @@
 //!   in the same context watches it, and its completion is an ordinary event (`poll_event.rs`),
 //!   which `peek_completion` consumes.
 //!
-//! If the ring does not have the known layout, it is not read from memory: `io_getevents` takes
-//! events one at a time, without the trap, because nothing is known about that kernel.
+//! A ring that does not have the known layout is refused.
 //!
 //! A forked child has no part in its parent's contexts and must not use its `LinuxAio`s; dropping
 //! them is fine.
@@ -47,7 +46,6 @@ use std::sync::atomic::Ordering::*;
 use std::time::Duration;
 
 use coralio_runtime::{EventNotifier, explained};
-use parking_lot::Mutex;
 
 use super::poll_event::{Arm, CompletionRing, POLL_KEY, PollEvent};
 use super::queue_depth::InFlight;
@@ -72,12 +70,10 @@ pub struct Iocb(abi::Iocb);
 pub struct LinuxAio {
     /// The mapped ring. Its address identifies the AIO context.
     ring: NonNull<abi::Ring>,
-    /// The number of events on the ring; 0 if the layout is unknown and the ring must not be read.
+    /// The number of events on the ring.
     slots: u32,
     in_flight: InFlight,
     poll_event: PollEvent,
-    /// If the ring cannot be read: the completion that was taken and not yet committed.
-    taken: Mutex<Option<Completion>>,
     context: ManuallyDrop<Context>,
     pool: &'static Pool,
 }
@@ -95,7 +91,7 @@ impl LinuxAio {
     /// # Errors
     ///
     /// The depth is out of range, the machine's AIO requests are used up, or native AIO is
-    /// unavailable; the message gives the remedy.
+    /// unavailable or has a ring of unknown layout; the message gives the remedy.
     pub fn new(depth: u32) -> io::Result<LinuxAio> {
         static IDLE: Pool = Pool::new();
         LinuxAio::from_pool(depth, &IDLE)
@@ -108,7 +104,7 @@ impl LinuxAio {
         readable.notify();
         // SAFETY: `self` is owned, so no other thread uses it.
         let (waited, found) =
-            unsafe { (self.wait(1, Some(readable.as_fd()), Some(Duration::from_secs(1))), self.peek_completion()) };
+            unsafe { (self.wait(Some(readable.as_fd()), Some(Duration::from_secs(1))), self.peek_completion()) };
         waited.map_err(|error| setup_error(error, self.context.depth))?;
         match found {
             None => Ok(self),
@@ -122,19 +118,9 @@ impl LinuxAio {
         let ring = context.ring;
         // SAFETY: *The ring stays*; memory without the ring's magic number still has at least a
         // header mapped.
-        let header = unsafe { ring.as_ref() };
-        let known = header.magic == abi::RING_MAGIC
-            && header.incompat_features == 0
-            && header.header_length as usize == size_of::<abi::Ring>();
-        Ok(LinuxAio {
-            ring,
-            slots: if known { header.nr } else { 0 },
-            in_flight,
-            poll_event: PollEvent::default(),
-            taken: Mutex::new(None),
-            context: ManuallyDrop::new(context),
-            pool,
-        })
+        let slots = check_layout(unsafe { ring.as_ref() })?;
+        let (poll_event, context) = (PollEvent::default(), ManuallyDrop::new(context));
+        Ok(LinuxAio { ring, slots, in_flight, poll_event, context, pool })
     }
 
     #[inline]
@@ -187,49 +173,17 @@ impl LinuxAio {
         let _ = unsafe { abi::io_cancel(self.ring, self.context.poll.get()) };
     }
 
-    /// Sleeps until `min` events of any kind are available.
-    fn sleep(&self, min: u32, timeout: Option<Duration>) -> io::Result<()> {
-        let slept = if self.slots == 0 {
-            self.take(min, timeout).map(|taken| match taken {
-                Some(Completion { key: POLL_KEY, .. }) => self.poll_event.unarmed(),
-                None => {}
-                completion => *self.taken.lock() = completion,
-            })
-        } else {
-            // SAFETY: there is no memory at the trap.
-            let events = unsafe { abi::io_getevents(self.ring, min, EVENT_CAPACITY, FAULTING_ADDRESS, timeout) };
-            events.map(|lost| assert!(lost == 0, "the kernel wrote {lost} events to unmapped memory: they are lost"))
-        };
-        match slept {
+    /// Sleeps until an event of any kind is available.
+    fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+        // SAFETY: there is no memory at the trap.
+        match unsafe { abi::io_getevents(self.ring, 1, EVENT_CAPACITY, FAULTING_ADDRESS, timeout) } {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EINTR)) => Ok(()),
-            slept => slept,
-        }
-    }
-
-    /// Takes one event of any kind by system call.
-    fn take(&self, min: u32, timeout: Option<Duration>) -> io::Result<Option<Completion>> {
-        let mut event = abi::Event::default();
-        // SAFETY: the buffer has room for one event.
-        let count = unsafe { abi::io_getevents(self.ring, min, 1, &raw mut event, timeout) }?;
-        Ok((count == 1).then(|| Completion { key: *event.data.get_mut(), result: *event.res.get_mut() }))
-    }
-
-    /// `peek_completion` without reading the ring. While the home thread sleeps, only that thread
-    /// takes events, and stores them here: an event taken by another thread could be the one that
-    /// was to end the sleep.
-    #[cold]
-    fn peek_taken(&self) -> Option<Completion> {
-        let mut taken = self.taken.lock();
-        while taken.is_none() && !self.poll_event.is_asleep() {
-            match self.take(0, None) {
-                Ok(None) => break,
-                Ok(Some(Completion { key: POLL_KEY, .. })) => self.poll_event.unarmed(),
-                Ok(completion) => *taken = completion,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => panic!("io_getevents on an AIO context of this process: {error}"),
+            Err(error) => Err(error),
+            Ok(lost) => {
+                assert!(lost == 0, "the kernel wrote {lost} events to unmapped memory: they are lost");
+                Ok(())
             }
         }
-        *taken
     }
 
     /// Makes sure that nothing is in flight or on the ring, so that the context can be reused.
@@ -242,7 +196,7 @@ impl LinuxAio {
         let is_empty = || unsafe { self.peek_completion() }.is_none();
         while self.poll_event.is_armed() {
             self.cancel_poll();
-            if self.sleep(1, None).is_err() || !is_empty() {
+            if self.sleep(None).is_err() || !is_empty() {
                 return false;
             }
         }
@@ -339,16 +293,12 @@ unsafe impl Backend for LinuxAio {
 
     #[inline]
     unsafe fn peek_completion(&self) -> Option<Completion> {
-        if self.slots == 0 { self.peek_taken() } else { self.poll_event.peek(self) }
+        self.poll_event.peek(self)
     }
 
     #[inline]
     unsafe fn advance(&self) {
         self.in_flight.commit();
-        if self.slots == 0 {
-            *self.taken.lock() = None;
-            return;
-        }
         CompletionRing::advance(self);
     }
 
@@ -359,9 +309,6 @@ unsafe impl Backend for LinuxAio {
     ///   caller retries.
     /// - A descriptor is watched until it is readable, even if it has been closed by then. Do not
     ///   close one and pass another with the same number.
-    /// - `min` is only observed on an empty ring: with a completion already there the kernel does
-    ///   not wait for more. Before Linux 6.8, and if the ring cannot be read, a `min` above 1
-    ///   counts as 1.
     ///
     /// # Errors
     ///
@@ -370,22 +317,9 @@ unsafe impl Backend for LinuxAio {
     /// # Panics
     ///
     /// If two threads wait at the same time.
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
-        let moved = other.is_some_and(|other| self.poll_event.is_elsewhere(other.as_raw_fd()));
-        let min = if moved || self.slots == 0 { min.min(1) } else { min };
-        let arm = || other.map_or(Ok(true), |other| self.arm(other));
-        if min > 1 {
-            // `other` alone would not end the sleep: a thread that peeks may consume the event.
-            return if arm()? { self.sleep(min, timeout) } else { Ok(()) };
-        }
-        // Under the mutex for `peek_taken`: it either has found nothing or will see this flag.
-        let taken = self.taken.lock();
-        if taken.is_some() {
-            return Ok(());
-        }
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let _asleep = self.poll_event.fall_asleep();
-        drop(taken);
-        if arm()? { self.sleep(min, timeout) } else { Ok(()) }
+        if other.map_or(Ok(true), |other| self.arm(other))? { self.sleep(timeout) } else { Ok(()) }
     }
 }
 
@@ -406,9 +340,23 @@ impl fmt::Debug for LinuxAio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinuxAio")
             .field("in_flight", &self.in_flight)
-            .field("ring", &(self.slots != 0).then(|| self.header()))
+            .field("ring", self.header())
             .finish_non_exhaustive()
     }
+}
+
+/// Returns the number of events on the ring, if it has the layout that this module reads.
+fn check_layout(header: &abi::Ring) -> io::Result<u32> {
+    let &abi::Ring { nr, magic, incompat_features, header_length, .. } = header;
+    if magic == abi::RING_MAGIC && incompat_features == 0 && header_length as usize == size_of::<abi::Ring>() {
+        return Ok(nr);
+    }
+    let message = format!(
+        "native AIO is not usable: its completion ring in memory has an unknown layout, as in some sandboxes (magic \
+         {magic:#x}, incompatible features {incompat_features}, header of {header_length} bytes); use threads \
+         (BackendKind::Threads)"
+    );
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
 }
 
 /// Explains `io_submit`'s error for the poll request, with cause and remedy.

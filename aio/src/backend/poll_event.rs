@@ -83,20 +83,9 @@ impl PollEvent {
         Asleep(self)
     }
 
-    #[inline]
-    pub(crate) fn is_asleep(&self) -> bool {
-        self.0.load(Relaxed) & ASLEEP != 0
-    }
-
     /// Whether a poll request is in flight, or its call is on the ring.
     pub(crate) fn is_armed(&self) -> bool {
         self.0.load(Relaxed) & ARMED != 0
-    }
-
-    /// Whether the watch is armed for another descriptor.
-    pub(crate) fn is_elsewhere(&self, fd: i32) -> bool {
-        let word = self.0.load(Relaxed);
-        word & ARMED != 0 && word as u32 != fd as u32
     }
 
     /// Arms the watch, so that the home thread wakes when `fd` is readable.
@@ -118,8 +107,7 @@ impl PollEvent {
         }
     }
 
-    /// Marks the watch as unarmed: the poll request was not submitted, or its call was taken off
-    /// the ring otherwise.
+    /// Marks the watch as unarmed: the poll request was not submitted.
     #[cold]
     pub(crate) fn unarmed(&self) {
         // Release as in `consume`.
@@ -227,11 +215,10 @@ mod tests {
         // E12: a different descriptor is to be watched
         let watch = PollEvent::default();
         assert_eq!((watch.arm(7), watch.arm(7), watch.arm(8)), (Arm::Submit, Arm::Watched, Arm::Elsewhere));
-        assert!(watch.is_elsewhere(8) && !watch.is_elsewhere(7));
         assert!(consume(&watch, || true, || ()));
         assert_eq!(watch.arm(8), Arm::Submit);
         watch.unarmed();
-        assert!(!watch.is_armed() && !watch.is_elsewhere(8));
+        assert!(!watch.is_armed());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -52,8 +52,8 @@ pub(crate) struct PoolConfig {
 /// A queue of work and its threads. It is never freed, because the threads may outlive its creator.
 pub(crate) struct Pool<W: Work> {
     config: PoolConfig,
-    /// The process that the threads belong to: a forked child has none of them.
-    process: u32,
+    /// The process that uses the pool first, to which its threads belong; 0 before.
+    process: AtomicU32,
     start: fn(&'static Pool<W>) -> io::Result<()>,
     state: Mutex<State<W>>,
 }
@@ -95,18 +95,29 @@ impl<W: Work> State<W> {
 }
 
 impl<W: Work> Pool<W> {
-    pub(crate) fn new(config: PoolConfig) -> Pool<W> {
+    pub(crate) const fn new(config: PoolConfig) -> Pool<W> {
         let start = |pool: &'static Pool<W>| {
             let builder = thread::Builder::new().name(pool.config.name.into()).stack_size(pool.config.stack_size);
             builder.spawn(|| pool.serve()).map(drop)
         };
         let state = State { queue: VecDeque::new(), idle: Vec::new(), live: 0, waking: 0 };
-        Pool { config, process: std::process::id(), start, state: Mutex::new(state) }
+        Pool { config, process: AtomicU32::new(0), start, state: Mutex::new(state) }
     }
 
     /// Whether the pool's threads belong to this process.
     pub(crate) fn is_ours(&self) -> bool {
-        self.process == std::process::id()
+        self.process.load(Ordering::Relaxed) == std::process::id()
+    }
+
+    /// Claims the pool for this process, before it is used. Fails in a forked child: it has none of
+    /// the threads, and would wait for them forever.
+    pub(crate) fn claim(&self) -> io::Result<()> {
+        let me = std::process::id();
+        // Relaxed: the value depends on the process alone, and guards no other data.
+        match self.process.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(other) if other != me => Err(refused_in_child()),
+            _ => Ok(()),
+        }
     }
 
     /// Queues work, in order. If there is no thread and none can be started, the caller's thread
@@ -223,30 +234,11 @@ fn leave_signals_to_others() {
     }
 }
 
-/// The process-wide pool of one kind, created on first use; a forked child creates its own.
-pub(crate) struct Global<W: Work>(AtomicPtr<Pool<W>>);
-
-impl<W: Work> Global<W> {
-    pub(crate) const fn new() -> Global<W> {
-        Global(AtomicPtr::new(ptr::null_mut()))
-    }
-
-    /// Returns the pool. Lock-free, because a fork could leave a lock held in the child forever.
-    pub(crate) fn get(&self, config: PoolConfig) -> &'static Pool<W> {
-        loop {
-            // Acquire pairs with the release below: the pool is fully initialised.
-            let there = self.0.load(Ordering::Acquire);
-            // SAFETY: a pool stored here is never freed.
-            if let Some(pool) = unsafe { there.as_ref() }.filter(|pool| pool.is_ours()) {
-                return pool;
-            }
-            let new = Box::into_raw(Box::new(Pool::new(config)));
-            if self.0.compare_exchange(there, new, Ordering::Release, Ordering::Relaxed).is_err() {
-                // SAFETY: created above, and not shared.
-                drop(unsafe { Box::from_raw(new) });
-            }
-        }
-    }
+/// Returns the error for work of a forked child.
+pub(crate) fn refused_in_child() -> io::Error {
+    let why = "no pool threads after fork: they belong to the process that this one was forked from; call exec or _exit \
+         in the child, or fork before the first `run`";
+    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 #[cfg(test)]

@@ -1,7 +1,12 @@
 //! A real backend's queue depth, and the requests that count against it.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::thread;
+
+use super::Backend;
 
 /// The maximum queue depth: the limit of io_uring's submission ring, and half of the usual
 /// `fs.aio-max-nr`, which applies to the whole machine.
@@ -54,5 +59,23 @@ impl InFlight {
     #[inline]
     pub(super) fn commit(&self) {
         self.count.store(self.count().wrapping_sub(1), Relaxed);
+    }
+
+    /// Waits for the requests of `backend`, whose count this is, and discards their completions.
+    ///
+    /// # Safety
+    ///
+    /// `backend` is being dropped, so no other thread uses it.
+    pub(super) unsafe fn discard(&self, backend: &impl Backend) {
+        while self.count() > 0 {
+            // SAFETY: promised by the caller.
+            unsafe {
+                if backend.peek_completion().is_some() {
+                    backend.advance();
+                } else if backend.wait(None, None).is_err() {
+                    thread::yield_now();
+                }
+            }
+        }
     }
 }

@@ -256,7 +256,7 @@ unsafe impl Backend for ScriptedBackend {
         state.ring.pop_front();
     }
 
-    unsafe fn wait(&self, _min: u32, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, _other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let mut state = self.state.lock();
         if !state.ring.is_empty() {
             return Ok(());

@@ -77,7 +77,6 @@ pub(crate) struct Settings {
     pub(crate) latency: Latency,
     pub(crate) faults: Faults,
     pub(crate) torn_writes: bool,
-    pub(crate) bad_ring: bool,
     /// Maximum number of requests accepted, submits refused and sleeps; a run with more counts as
     /// endless.
     pub(crate) max_steps: u64,
@@ -197,9 +196,9 @@ unsafe impl Backend for SimulatedBackend {
     /// # Panics
     ///
     /// If nothing could end the sleep.
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let told = other.is_some_and(|other| is_readable(other, Some(Duration::ZERO)));
-        if told || self.machine().sleep(min, timeout) {
+        if told || self.machine().sleep(timeout) {
             return Ok(());
         }
         let other = other.expect("this sleep would never end: nothing is in flight");
@@ -245,7 +244,7 @@ unsafe impl Backend for SimulatedBackend {
             pending == 0 || in_flight > 0,
             "the loop sleeps with {pending} requests pending and none in flight: they are never submitted"
         );
-        if !is_readable(other, Some(Duration::ZERO)) && !self.machine().sleep(1, timeout) {
+        if !is_readable(other, Some(Duration::ZERO)) && !self.machine().sleep(timeout) {
             panic!("deadlock: every coroutine waits, and no request is in flight\n{}", self.dump());
         }
         Some(Ok(()))

@@ -30,7 +30,7 @@ use std::io;
 use std::iter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coralio_runtime::{AioContext, EventNotifier, explained};
 use parking_lot::Mutex;
@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use completions::Completions;
 
 pub use super::Entry;
-use super::pool::{Global, Pool, PoolConfig, Work};
+use super::pool::{Pool, PoolConfig, Work};
 use super::queue_depth::InFlight;
 use super::sys::poll;
 use super::{Backend, Completion, Opcode, Operation, atomic};
@@ -109,15 +109,16 @@ impl ThreadPool {
     ///
     /// # Errors
     ///
-    /// `InvalidInput`: the depth is out of range. The system's error if there is no descriptor
-    /// left.
+    /// `InvalidInput`: the depth is out of range. `Unsupported`: the process was forked from one
+    /// that used the pool. The system's error if there is no descriptor left.
     pub fn new(depth: u32) -> io::Result<ThreadPool> {
-        static POOL: Global<Request> = Global::new();
-        ThreadPool::on(POOL.get(CONFIG), depth)
+        static POOL: Pool<Request> = Pool::new(CONFIG);
+        ThreadPool::on(&POOL, depth)
     }
 
     fn on(pool: &'static Pool<Request>, depth: u32) -> io::Result<ThreadPool> {
         let in_flight = InFlight::new(depth)?;
+        pool.claim()?;
         let event = EventNotifier::new().map_err(|error| {
             let message = format!(
                 "no descriptor left to wake the loop: {error}; close some, or raise the limit on open files (ulimit -n)"
@@ -135,20 +136,13 @@ impl ThreadPool {
     }
 
     /// Sleeps, after the reader's state has been set to asleep.
-    fn sleep(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    fn sleep(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let CompletionSink { completions, event, .. } = &*self.sink;
-        let began = timeout.map(|_| Instant::now());
-        while !completions.has(min) {
-            let left = timeout.zip(began).map(|(timeout, began)| timeout.saturating_sub(began.elapsed()));
-            let [signalled, readable] = poll([Some(event.as_fd()), other], left)?;
+        if completions.is_empty() {
+            let [signalled, _] = poll([Some(event.as_fd()), other], timeout)?;
             if signalled {
                 event.test_and_clear();
             }
-            if !signalled || readable || min == 1 {
-                break;
-            }
-            // Woken with fewer than `min` completions: announce the sleep again.
-            completions.going_to_sleep();
         }
         Ok(())
     }
@@ -203,9 +197,9 @@ unsafe impl Backend for ThreadPool {
         self.sink.completions.commit();
     }
 
-    /// Sleeps as described by the trait. With `min` 1 it may end early: by a late signal for a
-    /// completion that was reaped without a sleep, or by one for a completion that another thread
-    /// has reaped, so that the loop processes what that made ready.
+    /// Sleeps as described by the trait. The sleep may end early: by a late signal for a completion
+    /// that was reaped without a sleep, or by one for a completion that another thread has reaped,
+    /// so that the loop processes what that made ready.
     ///
     /// # Errors
     ///
@@ -214,10 +208,10 @@ unsafe impl Backend for ThreadPool {
     /// # Panics
     ///
     /// If two threads wait at the same time.
-    unsafe fn wait(&self, min: u32, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
+    unsafe fn wait(&self, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<()> {
         let completions = &self.sink.completions;
         assert!(completions.going_to_sleep(), "two threads wait for the same engine: only its home thread may wait");
-        let slept = self.sleep(min.min(self.in_flight.depth()), other, timeout);
+        let slept = self.sleep(other, timeout);
         completions.awake();
         slept
     }
@@ -226,14 +220,9 @@ unsafe impl Backend for ThreadPool {
 impl Drop for ThreadPool {
     /// Waits for requests in flight, except in a forked child, where no thread works on them.
     fn drop(&mut self) {
-        let in_flight = self.in_flight.count();
-        if in_flight > 0 && self.pool.is_ours() {
-            while !self.sink.completions.has(in_flight) {
-                // SAFETY: `drop` has exclusive access, so no other thread waits.
-                if unsafe { self.wait(in_flight, None, None) }.is_err() {
-                    std::thread::yield_now();
-                }
-            }
+        if self.pool.is_ours() {
+            // SAFETY: `drop` has exclusive access.
+            unsafe { self.in_flight.discard(self) };
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum BackendKind {
     Auto,
     /// Native AIO (`io_submit`) alone: work that it does within submit blocks the loop.
     Aio,
-    /// io_uring.
+    /// io_uring, which needs Linux 6.0.
     Uring,
     /// Plain system calls on a thread pool.
     Threads,

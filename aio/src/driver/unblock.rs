@@ -21,10 +21,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use coralio_runtime::{AioContext, Cancelled, CoroutineId};
+use coralio_runtime::{AioContext, Cancelled, CoroutineId, HomeRef};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::backend::pool::{Global, Pool, PoolConfig, Work};
+use crate::backend::pool::{Pool, PoolConfig, Work, refused_in_child};
 use crate::driver::Driver;
 
 const CONFIG: PoolConfig = PoolConfig {
@@ -54,7 +54,7 @@ const CONFIG: PoolConfig = PoolConfig {
 ///
 /// [`Cancelled`](coralio_runtime::Cancelled), if the coroutine was cancelled or an enclosing
 /// timeout expired before `f` began: `f` then never runs. Once `f` has begun, the call waits for
-/// it.
+/// it. `Unsupported`: the process was forked inside a context, or from one that uses the pool.
 ///
 /// # Panics
 ///
@@ -70,8 +70,8 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    static POOL: Global<Box<dyn FnOnce() + Send>> = Global::new();
-    unblock_on(POOL.get(CONFIG), f)
+    static POOL: Pool<Box<dyn FnOnce() + Send>> = Pool::new(CONFIG);
+    unblock_on(&POOL, f)
 }
 
 impl Work for Box<dyn FnOnce() + Send> {
@@ -91,12 +91,15 @@ where
 {
     let context = AioContext::current();
     let current = context.as_ref().and_then(|context| context.at_home(|here| here.current()).flatten());
-    let (Some(context), Some(caller)) = (context, current) else { return Ok(f()) };
+    let (Some(context), Some(caller)) = (context, current) else {
+        return if HomeRef::in_child() { Err(refused_in_child()) } else { Ok(f()) };
+    };
     context.at_home(|here| here.check_cancelled()).transpose()?;
     // Another thread's timing would make the simulation nondeterministic.
     if Driver::simulated().is_some() {
         return Ok(f());
     }
+    pool.claim()?;
     let call = Arc::new(BlockingTask {
         state: Mutex::new(TaskState { queued: Some(f), is_running: false, done: None }),
         done: Condvar::new(),

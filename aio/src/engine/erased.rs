@@ -262,7 +262,7 @@ impl<B: Backend, G: Guards> EventSource for Engine<B, G> {
         add(&self.counters.sleeps, 1);
         // SAFETY: this is the loop of the context that the engine is with, on its home thread. Only
         // that thread sleeps and, if the backend requires it, submits.
-        Some(unsafe { self.backend.wait(1, Some(other), timeout) })
+        Some(unsafe { self.backend.wait(Some(other), timeout) })
     }
 
     fn close(&self, token: HomeToken<'_>) {

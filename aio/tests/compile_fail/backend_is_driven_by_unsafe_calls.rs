@@ -14,7 +14,7 @@ fn main() {
     }
     let _ = backend.peek_completion();
     backend.cancel(0);
-    let _ = backend.wait(1, None, None);
+    let _ = backend.wait(None, None);
     let number = backend.register(File::open("/dev/null").unwrap().as_fd());
     backend.unregister(number);
     let _ = Engine::<LinuxAio>::attach(backend, 64);

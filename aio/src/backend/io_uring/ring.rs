@@ -59,7 +59,7 @@ impl Rings {
         // structure.
         let params = unsafe { *ptr::from_ref(ring.params()).cast::<Params>() };
         let (sq_entries, cq_entries) = (ring.params().sq_entries(), ring.params().cq_entries());
-        assert!(ring.params().is_feature_single_mmap(), "setup rejects kernels without it");
+        assert!(ring.params().is_feature_single_mmap(), "every kernel that setup accepts has it");
         assert!(
             cq_entries >= sq_entries,
             "{cq_entries} completion entries for {sq_entries} requests: completions could be lost"

@@ -70,7 +70,7 @@ pub(super) struct Event {
 /// The header of the memory that `io_setup` maps; `nr` events follow it. Its address identifies the
 /// context.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Ring {
     id: u32,
     /// Capacity of the ring in events, plus one.

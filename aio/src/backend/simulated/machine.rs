@@ -64,9 +64,6 @@ pub(crate) struct Machine {
     pub(crate) files: FileSystem,
     /// The completion ring, with the numbers of the requests.
     pub(crate) ring: VecDeque<(Completion, u64)>,
-    /// Set while the first completion has been taken off a ring that cannot be read in memory: it
-    /// was looked at, and not yet committed.
-    taken_off: bool,
     pub(crate) script: VecDeque<Fault>,
     /// Violations of invariants found so far.
     pub(crate) violations: Vec<String>,
@@ -96,7 +93,6 @@ impl Machine {
             trace: Trace::new(tells),
             files: FileSystem::new(settings.sector_size),
             ring: VecDeque::new(),
-            taken_off: false,
             script: VecDeque::new(),
             violations: Vec::new(),
             crashes: Arc::default(),
@@ -183,8 +179,7 @@ impl Machine {
 
     /// Decides how many entries are accepted, or why the first is not.
     fn admit(&mut self, entries: &[Entry]) -> Result<usize, i32> {
-        let on_the_ring = self.ring.len() - usize::from(self.taken_off);
-        let room = self.settings.depth as usize - self.in_flight.len() - on_the_ring;
+        let room = self.settings.depth as usize - self.in_flight.len() - self.ring.len();
         if entries.len() > room {
             self.violations.push(format!("{} requests offered: the queue depth leaves room for {room}", entries.len()));
         }
@@ -372,12 +367,10 @@ impl Machine {
             assert!(self.looks != MAX_LOOKS, "the loop polled an empty ring {MAX_LOOKS} times without sleeping");
             self.advance(self.now() + EMPTY_POLL_TIME);
         }
-        self.taken_off = self.settings.bad_ring && !self.ring.is_empty();
         self.ring.front().map(|&(completion, _)| completion)
     }
 
     pub(crate) fn commit(&mut self) {
-        self.taken_off = false;
         match self.ring.pop_front() {
             Some((_, number)) => self.note(&Event::Reaped { number }),
             None => self.violations.push("the cursor was moved past the last completion".into()),
@@ -385,17 +378,16 @@ impl Machine {
     }
 
     /// Sleeps. Returns whether anything could end the sleep.
-    pub(crate) fn sleep(&mut self, min: u32, timeout: Option<Duration>) -> bool {
+    pub(crate) fn sleep(&mut self, timeout: Option<Duration>) -> bool {
         self.looks = 0;
         self.steps += 1;
-        if min == 0 || !self.ring.is_empty() {
+        if !self.ring.is_empty() {
             return true;
         }
         let until = timeout.map(|timeout| self.now().saturating_add(timeout));
-        let most = self.in_flight.len();
-        let mut count = (min as usize).min(most);
+        let mut count = 1;
         if self.is_in_any_order() {
-            count += self.tape.choose((most - count) as u32 + 1) as usize;
+            count += self.tape.choose(self.in_flight.len().max(1) as u32) as usize;
         }
         let done = self.due_after(count);
         if done.is_some() && self.goes_wrong(|faults| faults.early) {

@@ -4,39 +4,33 @@ use super::super::Opcode;
 use super::super::conformance::{self, Temp, bad, next, operation, peek, submit, wait};
 use super::*;
 
-fn backend(depth: u32, bad_ring: bool) -> SimulatedBackend {
+fn backend(depth: u32) -> SimulatedBackend {
     let (latency, faults, max_steps) = (Latency::default(), Faults::none(), u64::MAX);
-    let settings = Settings { depth, sector_size: 512, latency, faults, torn_writes: true, bad_ring, max_steps };
+    let settings = Settings { depth, sector_size: 512, latency, faults, torn_writes: true, max_steps };
     let backend = SimulatedBackend::new(settings, Tape::random(1), false);
     backend.machine().files.adopts = true;
     backend
 }
 
-/// Backends with a ring that is read in memory, and without.
-fn both(depth: u32) -> Vec<SimulatedBackend> {
-    vec![backend(depth, false), backend(depth, true)]
-}
-
-conformance::tests!(both);
+conformance::tests!(|depth| vec![backend(depth)]);
 
 #[test]
 fn bad_request_is_rejected_if_first_and_ends_the_batch_otherwise() {
     // E2, E17: as with native AIO, submitting [good, bad, good] returns 1, and [bad, good] the
     // error of the bad request.
     let file = Temp::in_memory();
-    for backend in both(8) {
-        let mut bytes = [1; 16];
-        let good = operation(Opcode::Write, &file.0, &mut bytes, 0);
-        let far = Operation { offset: u64::MAX, ..good };
-        for (bad, errno) in [(bad(), libc::EBADF), (far, libc::EINVAL)] {
-            let mut entries = [good, bad, good].map(|operation| backend.prepare(&operation, 7));
-            assert_eq!(submit(&backend, &mut entries).unwrap(), 1);
-            assert_eq!(submit(&backend, &mut entries[1..]).unwrap_err().raw_os_error(), Some(errno));
-            assert_eq!(next(&backend).result, 16);
-            assert_eq!(submit(&backend, &mut []).unwrap(), 0);
-        }
-        assert_eq!(peek(&backend), None);
+    let backend = backend(8);
+    let mut bytes = [1; 16];
+    let good = operation(Opcode::Write, &file.0, &mut bytes, 0);
+    let far = Operation { offset: u64::MAX, ..good };
+    for (bad, errno) in [(bad(), libc::EBADF), (far, libc::EINVAL)] {
+        let mut entries = [good, bad, good].map(|operation| backend.prepare(&operation, 7));
+        assert_eq!(submit(&backend, &mut entries).unwrap(), 1);
+        assert_eq!(submit(&backend, &mut entries[1..]).unwrap_err().raw_os_error(), Some(errno));
+        assert_eq!(next(&backend).result, 16);
+        assert_eq!(submit(&backend, &mut []).unwrap(), 0);
     }
+    assert_eq!(peek(&backend), None);
 }
 
 #[test]
@@ -45,7 +39,7 @@ fn changed_buffer_is_detected() {
     // to the buffer.
     let file = Temp::in_memory();
     for opcode in [Opcode::Read, Opcode::Write] {
-        let (backend, mut bytes) = (backend(8, false), [1; 16]);
+        let (backend, mut bytes) = (backend(8), [1; 16]);
         let address = bytes.as_mut_ptr();
         let mut entries = [backend.prepare(&operation(opcode, &file.0, &mut bytes, 0), 7)];
         assert_eq!(submit(&backend, &mut entries).unwrap(), 1);
@@ -60,5 +54,5 @@ fn changed_buffer_is_detected() {
 #[should_panic(expected = "this sleep would never end")]
 fn endless_sleep_is_reported() {
     // E17: detected without a time limit.
-    let _ = wait(&backend(8, false), 1, None, None);
+    let _ = wait(&backend(8), None, None);
 }

@@ -58,9 +58,9 @@ impl Completions {
         self.len.store(queue.completions.len() as u32, Ordering::Relaxed);
     }
 
-    /// Whether there are at least `count` completions.
-    pub(crate) fn has(&self, count: u32) -> bool {
-        self.queue.lock().completions.len() >= count as usize
+    /// Whether there is no completion.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().completions.is_empty()
     }
 
     /// Announces that the reader is about to sleep. The reader must check the queue once more after
