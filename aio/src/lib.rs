@@ -32,7 +32,7 @@
 //! | to | use |
 //! |---|---|
 //! | run a program | [`run`], or [`RuntimeBuilder`] for the backend, queue depth, stack size |
-//! | start and await coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
+//! | start and join coroutines | [`spawn`], [`spawn_now`], [`JoinHandle`]; with borrows: [`scope`] |
 //! | read and write files | [`File`], [`OpenOptions`], [`AlignedBuf`]; names and directories: [`fs`] |
 //! | make many writers' records durable with one sync | [`commit`] |
 //! | wait, with a limit | [`sleep`], [`timeout`], [`yield_now`]; intervals, cancellation: [`task`] |
@@ -49,15 +49,16 @@
 //!
 //! # How it works
 //!
-//! A [`File`] call creates a request and suspends the coroutine. Requests accumulate while the
+//! A [`File`] call creates a request and suspends the coroutine, unless the request is done at once.
+//! Requests accumulate while the
 //! event loop runs other coroutines, and are submitted together in one system call. Completions are
 //! read from the kernel's ring in memory, and wake their coroutines.
 //!
 //! The layers, from bottom to top; each depends only on those below it:
 //!
 //! - `backend`: native AIO, io_uring, a thread pool, and the simulated and scripted ones;
-//! - `engine`: a request from submit to reap, with the guards against the historic bugs as a type
-//!   parameter;
+//! - `engine`: a request from submit to reap, with the [guards](engine::Guards) against historic bugs
+//!   as a type parameter;
 //! - `driver`: one per context: which engine serves a file, and which requests go to threads;
 //! - `file`: files on top of the driver, and `commit`: group commit on top of files;
 //! - `simulate`: a user's code on the simulated backend.
@@ -66,7 +67,7 @@
 //! [`coralio-runtime`](coralio_runtime), whose items this crate re-exports.
 //!
 //! Deliberately left out: `async fn` (any function can wait), work stealing (a coroutine stays on
-//! its thread), and other systems than 64-bit little-endian Linux.
+//! its thread), and systems other than 64-bit little-endian Linux.
 //!
 //! # Control flow
 //!

@@ -175,7 +175,7 @@ impl LinuxAio {
 
     /// Sleeps until an event of any kind is available.
     fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
-        // SAFETY: there is no memory at the trap.
+        // SAFETY: nothing is mapped at the address, so the kernel writes no event.
         match unsafe { abi::io_getevents(self.ring, 1, EVENT_CAPACITY, FAULTING_ADDRESS, timeout) } {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EINTR)) => Ok(()),
             Err(error) => Err(error),

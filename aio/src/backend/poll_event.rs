@@ -54,7 +54,7 @@ pub(crate) trait CompletionRing {
 /// The action needed to watch a descriptor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Arm {
-    /// None: the poll request is in flight, or its call is on the ring.
+    /// No action is needed: the poll request is in flight, or its completion is on the ring.
     Watched,
     /// Cancel the poll request, which watches another descriptor. Its call ends this sleep; the
     /// next sleep arms again.

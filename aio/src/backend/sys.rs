@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
 
-/// Converts a timeout. The kernel takes anything above 292 years as no timeout.
+/// Converts a timeout. The kernel treats anything above 292 years as no timeout.
 pub(super) fn timespec(timeout: Duration) -> libc::timespec {
     let tv_sec = libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX);
     libc::timespec { tv_sec, tv_nsec: timeout.subsec_nanos().into() }

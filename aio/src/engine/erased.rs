@@ -173,7 +173,7 @@ impl<B: Backend, G: Guards> ErasedEngine for Engine<B, G> {
     }
 
     fn register(&self, fd: BorrowedFd<'_>) -> RawFd {
-        // SAFETY: the number is used only in requests of the file that registers, until
+        // SAFETY: only requests of the file being registered use the number, and only until
         // `Registered` unregisters it.
         unsafe { self.backend.register(fd) }
     }

@@ -123,7 +123,8 @@ pub enum ShortRead {
 ///
 /// # Safety
 ///
-/// Soundness depends on two of the guards; an implementation that removes one must ensure:
+/// Two of the guards are needed for soundness. The risk without each of them, and what the test must
+/// ensure instead:
 ///
 /// - `REAP_LOCKS` false: two threads may complete the same request, and its buffer may return to
 ///   its owner while the kernel uses it. The test must synchronise the threads.

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::simulated::SimulatedFiles;
+use crate::backend::simulated::{SimulatedBackend, SimulatedFiles};
 use crate::driver::Driver;
 
 use super::fs::{explained, off_the_loop};
@@ -16,13 +16,13 @@ use super::fs::{explained, off_the_loop};
 pub(super) fn on_path<T: Send + 'static>(
     what: &str,
     path: impl AsRef<Path>,
-    simulated: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
+    simulated: impl FnOnce(&SimulatedBackend, &Path) -> io::Result<T>,
     real: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let path = path.as_ref();
     let what = || format!("cannot {what} {}", path.display());
     if let Some(backend) = Driver::simulated() {
-        return explained(what, simulated(&mut backend.files(), path));
+        return explained(what, simulated(&backend, path));
     }
     let path = path.to_path_buf();
     off_the_loop(what, move || real(&path))
@@ -33,16 +33,23 @@ pub(super) fn on_paths<T: Send + 'static>(
     what: &str,
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,
-    simulated: impl FnOnce(&mut SimulatedFiles, &Path, &Path) -> io::Result<T>,
+    simulated: impl FnOnce(&SimulatedBackend, &Path, &Path) -> io::Result<T>,
     real: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (from, to) = (from.as_ref(), to.as_ref());
     let what = || format!("cannot {what} {} to {}", from.display(), to.display());
     if let Some(backend) = Driver::simulated() {
-        return explained(what, simulated(&mut backend.files(), from, to));
+        return explained(what, simulated(&backend, from, to));
     }
     let (from, to) = (from.to_path_buf(), to.to_path_buf());
     off_the_loop(what, move || real(&from, &to))
+}
+
+/// Makes an operation on the simulated files one on their disk, which is locked meanwhile.
+fn on_files<T>(
+    operation: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
+) -> impl FnOnce(&SimulatedBackend, &Path) -> io::Result<T> {
+    move |disk, path| operation(&mut disk.files(), path)
 }
 
 /// The error of an operation on more than names and contents.
@@ -62,7 +69,7 @@ fn not_simulated<T>(instead: &str) -> io::Result<T> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
-    on_paths("rename", from, to, SimulatedFiles::rename, |from, to| fs::rename(from, to))
+    on_paths("rename", from, to, |disk, from, to| disk.files().rename(from, to), |from, to| fs::rename(from, to))
 }
 
 /// Creates a second name for a file. Durable once [`sync_dir`] of its directory has returned.
@@ -75,7 +82,13 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn hard_link(original: impl AsRef<Path>, link: impl AsRef<Path>) -> io::Result<()> {
-    on_paths("link", original, link, SimulatedFiles::hard_link, |from, to| fs::hard_link(from, to))
+    on_paths(
+        "link",
+        original,
+        link,
+        |disk, from, to| disk.files().hard_link(from, to),
+        |from, to| fs::hard_link(from, to),
+    )
 }
 
 /// Defines functions of one path.
@@ -91,7 +104,7 @@ macro_rules! of_a_path {
         ///
         /// May yield, as [`unblock`](crate::unblock).
         pub fn $name(path: impl AsRef<Path>) -> io::Result<$returns> {
-            on_path($what, path, $simulated, $real)
+            on_path($what, path, on_files($simulated), $real)
         })*
     };
 }

@@ -88,7 +88,7 @@ fn oversized_length_is_not_truncated_to_zero() {
     // E10: io_uring lengths have 32 bits; a short read reports its length
     let Some(backend) = ring(4) else { return };
     let file = Temp::in_memory();
-    // Not on the stack, where the address range would not fit.
+    // On the heap: the length below, counted from a stack address, would leave the address space.
     let mut buffer = vec![5; 8];
     assert_eq!(one(&backend, operation(Opcode::Write, &file.0, &mut buffer, 0)), 8);
     buffer.fill(0);

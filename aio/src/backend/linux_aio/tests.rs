@@ -183,7 +183,7 @@ fn full_ring_accepts_no_request() {
     assert_eq!(submit(&backend, &mut entries).unwrap(), 3);
     let head = backend.header().head.load(Relaxed);
     for min in [1, 3, 0, 8] {
-        // SAFETY: there is no memory at the trap.
+        // SAFETY: nothing is mapped at the address, so the kernel writes no event.
         let error =
             unsafe { abi::io_getevents(backend.ring, min, EVENT_CAPACITY, FAULTING_ADDRESS, None) }.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EFAULT));

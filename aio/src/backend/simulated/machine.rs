@@ -363,7 +363,7 @@ impl Machine {
     pub(crate) fn peek(&mut self) -> Option<Completion> {
         if self.ring.is_empty() {
             self.looks += 1;
-            // Panics only once: unwinding may look at the ring too.
+            // Equality, so that this panics only once: destructors run by the unwinding may poll too.
             assert!(self.looks != MAX_LOOKS, "the loop polled an empty ring {MAX_LOOKS} times without sleeping");
             self.advance(self.now() + EMPTY_POLL_TIME);
         }
