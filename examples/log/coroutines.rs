@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
-use coralio::File;
 use coralio::commit::GroupCommit;
-use coralio::fs::TryLockError;
+use coralio::{File, timeout};
 
 use crate::batch::{Batch, End, busy, cannot_lock};
 use crate::record::{Scan, scan};
@@ -27,10 +27,10 @@ impl Log {
     /// Opens or creates a log and locks it; finds its end and truncates a torn tail.
     pub fn open(path: &Path, writers: usize, payload: usize) -> io::Result<(Log, Scan)> {
         let file = Rc::new(File::options().read(true).write(true).create(true).open(path)?);
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => busy(),
-            TryLockError::Error(error) => cannot_lock(&error),
-        })?;
+        // The requests of a process that was killed keep its lock for a moment.
+        timeout(Duration::from_secs(1), || file.lock())
+            .unwrap_or_else(|_| Err(busy()))
+            .map_err(|error| cannot_lock(&error))?;
         let found = scan(|buf, offset| file.read_at(buf, offset), |_| ())?;
         found.check_foreign()?;
         // Truncate to the byte, so that the rest of the last block reads as zeros.

@@ -134,9 +134,7 @@ impl AioContext {
         home.scheduler.clock.count_round();
         let mut progress = home.source.get().is_some_and(|source| source.dispatch(token));
         progress |= shared.bottom_halves.run_due(&self.shared);
-        progress |= self.serve_watches(progress, may_sleep, || {
-            home.scheduler.has_ready() || shared.scheduler.remote_queue.is_pending()
-        });
+        progress |= self.serve_watches(progress, may_sleep);
         progress |= shared.pollers.run_ready(&self.shared);
         progress |= shared.timers.run_due(&self.shared);
         progress |= home.scheduler.run_ready();
@@ -160,29 +158,29 @@ impl AioContext {
         let token = LoopToken::elsewhere(&guard);
         let mut progress = source.as_ref().is_some_and(|source| source.dispatch(token));
         progress |= self.shared.bottom_halves.run_due(&self.shared);
-        progress |= self.serve_watches(progress, false, || false);
+        progress |= self.serve_watches(progress, false);
         progress |= self.shared.pollers.run_ready(&self.shared);
         progress |= self.shared.timers.run_due(&self.shared);
         progress | source.is_some_and(|source| source.flush(token, false))
     }
 
     /// Polls epoll, and runs the handlers of the reported events. While other work keeps the loop
-    /// busy, or `ready` coroutines keep it from the sleep that would poll, polls every eighth
-    /// iteration only, enough that no fd handler starves. Skips the poll if the previous sleep has
-    /// polled already, or the coming sleep will.
-    fn serve_watches(&self, busy: bool, may_sleep: bool, ready: impl FnOnce() -> bool) -> bool {
+    /// busy, or a sleep is to come that would poll, polls every eighth iteration only: enough that no
+    /// fd handler starves, even if work that comes later in the iteration prevents the sleep. Skips
+    /// the poll if the previous sleep has polled already.
+    fn serve_watches(&self, busy: bool, may_sleep: bool) -> bool {
         let shared = &*self.shared;
         let asked = shared.sleep_asked.load(Ordering::Relaxed) && shared.sleep_asked.swap(false, Ordering::Relaxed);
         if shared.watches.is_empty() {
             return false;
         }
+        if asked {
+            // Relaxed: a count that is only a hint.
+            shared.busy_rounds.store(0, Ordering::Relaxed);
+        }
         let every_eighth = || shared.busy_rounds.fetch_add(1, Ordering::Relaxed) % 8 == 7;
         let sleep_asks = may_sleep && shared.watches.sleep_asks() && shared.busy_poll_max.load(Ordering::Relaxed) == 0;
-        let ask = match (busy, sleep_asks) {
-            (true, _) => every_eighth(),
-            (false, true) => ready() && every_eighth(),
-            (false, false) => true,
-        };
+        let ask = !(busy || sleep_asks) || every_eighth();
         if ask && !asked {
             let asked = shared.epoll.wait(Some(Duration::ZERO), |ready| match ready.token {
                 NOTIFY_TOKEN => shared.scheduler.forward_notify(),

@@ -1,14 +1,16 @@
 //! The free functions of `fs`: the same results as `std::fs` on real files, and the same on
 //! simulated ones where these have a meaning.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use coralio::File;
 use coralio::fs as co;
 use coralio::task::OsCode;
+use coralio::{File, spawn, yield_now};
 
 use crate::{Temp, disk, everywhere, on_each_backend, on_real_files, sim_of};
 
@@ -165,6 +167,37 @@ fn replaced_file_keeps_its_permissions_and_leaves_nothing_behind() {
         assert!(text.starts_with(&format!("cannot replace {}: cannot rename ", at("folder").display())), "{text}");
         assert_eq!(kind(co::replace_file(at(".."), "third")), ErrorKind::InvalidInput);
         assert_eq!(names(&folder.0), ["file", "folder"]);
+    });
+}
+
+#[test]
+fn replacement_is_no_more_accessible_than_the_original() {
+    // E20: a file that is written in its place has the permissions before it has the contents, and
+    // does not run as another owner
+    on_each_backend(|| {
+        let folder = Folder::at(Path::new(&std::env::temp_dir()));
+        let path = folder.0.join("private");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o4700)).unwrap();
+        let (write_began, watcher) = (Rc::new(Cell::new(false)), folder.0.clone());
+        let contents = vec![7; 1 << 22];
+        let replaced = spawn({
+            let path = path.clone();
+            move || co::replace_file(path, contents)
+        });
+        while !replaced.is_finished() {
+            for entry in fs::read_dir(&watcher).unwrap() {
+                let Ok(found) = entry.unwrap().metadata() else { continue };
+                if found.len() > 3 {
+                    write_began.set(true);
+                    assert_eq!(found.permissions().mode() & 0o7077, 0, "{:o}", found.permissions().mode());
+                }
+            }
+            yield_now();
+        }
+        replaced.join().unwrap().unwrap();
+        assert!(write_began.get());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
     });
 }
 

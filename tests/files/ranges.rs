@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
+use coralio::coroutine::Coroutine;
 use coralio::fs::{Advice, Direct, TryLockError, WriteFlags, copy_file_range};
 use coralio::task::{Cancelled, OsCode};
 use coralio::{File, spawn, yield_now};
@@ -32,6 +33,8 @@ fn lock_excludes_other_handles_without_blocking_the_loop() {
             move || {
                 second.lock().unwrap();
                 assert_eq!(order.get(), 1);
+                // A cancelled coroutine can release its lock.
+                Coroutine::current().unwrap().cancel();
                 second.unlock().unwrap();
             }
         });
@@ -201,6 +204,8 @@ fn write_flags_work_or_are_refused_clearly() {
         }
         let reader = File::options().read(true).direct(direct).open(&temp.0).unwrap();
         assert!(reader.write_at_with(b"x", 0, WriteFlags::DSYNC).is_err());
+        let error = file.write_at_with(b"lost", u64::MAX, WriteFlags::DSYNC).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "the system would take it for the current position: {error}");
     });
     assert_eq!(format!("{:?}", WriteFlags::NONE), "NONE");
     assert_eq!(format!("{:?}", WriteFlags::DSYNC | WriteFlags::ATOMIC), "DSYNC | ATOMIC");

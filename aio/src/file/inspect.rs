@@ -86,7 +86,7 @@ impl Facts {
                 Alignment { memory: stat.stx_dio_mem_align as usize, block: stat.stx_dio_offset_align as usize }
             }
             // tmpfs accepts direct I/O at any alignment.
-            (false, FileSystem::Memory) => Alignment::ANY,
+            (false, FileSystem::Memory) if kind == FileType::RegularFile => Alignment::ANY,
             // Without the information (Linux 6.1) assume a page, the largest requirement in use.
             (false, _) => Alignment { memory: 4096, block: 4096 },
         };

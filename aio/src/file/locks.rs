@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use coralio_runtime::sleep;
+use coralio_runtime::{shield, sleep};
 use rustix::fs::{FlockOperation, flock};
 
 use super::File;
@@ -143,7 +143,8 @@ impl File {
     ///
     /// May yield, as [`unblock`](crate::unblock).
     pub fn unlock(&self) -> io::Result<()> {
-        Ok(self.flock(FlockOperation::NonBlockingUnlock)?)
+        // A cancelled coroutine must be able to release its lock.
+        Ok(shield(|| self.flock(FlockOperation::NonBlockingUnlock))?)
     }
 
     fn wait_for_lock(&self, operation: FlockOperation) -> io::Result<()> {

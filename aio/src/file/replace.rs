@@ -66,9 +66,14 @@ fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path must end with a file's name"));
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (file, mut temporary) = create_in(folder)?;
+    let mode = mode_of(path)?;
+    let (file, mut temporary) = create_in(folder, mode)?;
+    // Before the contents are written, which must be no more accessible than those they replace.
+    if let Some(mode) = mode {
+        let file = file.to_std()?;
+        unblock(move || file.set_permissions(Permissions::from_mode(mode)))??;
+    }
     file.write_at(contents, 0)?;
-    keep_permissions(path, &file)?;
     file.sync_all()?;
     drop(file);
     // The caller could not tell what a cancellation between these two left.
@@ -94,14 +99,15 @@ impl Drop for Temporary {
     }
 }
 
-/// Creates a file with a new name in a directory.
-fn create_in(folder: &Path) -> io::Result<(File, Temporary)> {
+/// Creates a file with a new name in a directory, with at most the permissions of `mode`.
+fn create_in(folder: &Path, mode: Option<u32>) -> io::Result<(File, Temporary)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
         // Relaxed: the numbers only have to differ.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(format!(".coralio-{}-{number}.tmp", std::process::id()));
-        match File::options().write(true).create_new(true).direct(Direct::Never).open(&path) {
+        let options = File::options().write(true).create_new(true).direct(Direct::Never);
+        match options.mode(mode.unwrap_or(0o666)).open(&path) {
             // Left by a crash of an earlier process with the same number.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             opened => return Ok((opened?, Temporary { path, is_there: true })),
@@ -109,15 +115,14 @@ fn create_in(folder: &Path) -> io::Result<(File, Temporary)> {
     }
 }
 
-/// Gives `file` the permissions of the file at `path`, if there is one.
-fn keep_permissions(path: &Path, file: &File) -> io::Result<()> {
+/// Returns the permissions of the file at `path`, if there is one, without the bits that would let
+/// the new file run as its owner.
+fn mode_of(path: &Path) -> io::Result<Option<u32>> {
     if Driver::simulated().is_some() {
-        return Ok(());
+        return Ok(None);
     }
-    let mode = match metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => found?.permissions().mode() & 0o7777,
-    };
-    let file = file.to_std()?;
-    unblock(move || file.set_permissions(Permissions::from_mode(mode)))?
+    match metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => Ok(Some(found?.permissions().mode() & 0o777)),
+    }
 }

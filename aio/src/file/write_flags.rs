@@ -16,6 +16,7 @@ use crate::driver::unblock::unblock;
 
 use super::File;
 use super::error::failed;
+use super::fs::range;
 
 /// Properties of one write, for [`File::write_at_with`]; combined with `|`.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -106,6 +107,8 @@ impl File {
             let done = self.write_at(buf, offset)?;
             return if flags.contains(WriteFlags::DSYNC) { self.sync_data().map(|()| done) } else { Ok(done) };
         }
+        // Here, because `pwritev2` takes the offset -1 for the descriptor's own position.
+        range(offset, buf.len() as u64)?;
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;

@@ -108,6 +108,10 @@ impl AioContext {
         let _guard = self.shared.acquire_at_home();
         if let Some(source) = home.source.get() {
             source.leave(HomeToken::new(home))?;
+            if !home.source.get().is_some_and(|now| Rc::ptr_eq(&now, &source)) {
+                let why = "cannot detach the engine: another one was attached while it left; detach that one";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+            }
         }
         let shared = self.shared.source.lock().take();
         drop(shared);

@@ -357,6 +357,10 @@ impl<K: Kind> Handle<K> {
 
     /// Deletes the registration. A running callback finishes first.
     pub(crate) fn delete(&self) {
+        // Another thread may have held the lock when this child was forked.
+        if in_child() {
+            return;
+        }
         let mut state = self.cancel();
         let Some(entry) = state.get(self.key) else { return };
         entry.is_deleted = entry.is_running;

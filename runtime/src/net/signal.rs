@@ -109,6 +109,7 @@ impl Signal {
         let mut has_arrived = false;
         loop {
             match self.reader.read(&mut [0; 64]) {
+                Ok(0) => return Err(io::Error::other("the signal's handler was removed by other code")),
                 Ok(_) => has_arrived = true,
                 Err(error) if error.kind() == ErrorKind::WouldBlock && has_arrived => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => wait_readable(&self.reader)?,

@@ -81,12 +81,16 @@ impl Trace {
         Tracer { log: Arc::clone(&self.log), context }
     }
 
-    /// Returns the contents of the log.
+    /// Returns the contents of the log; nothing in the child of a fork.
     ///
     /// # Control
     ///
     /// Never switches.
     pub fn recording(&self) -> Recording {
+        // Another thread may have held the lock when this child was forked.
+        if in_child() {
+            return Recording::default();
+        }
         let ring = self.log.ring.lock();
         let mut reader = Reader {
             recording: Recording { lost: ring.lost, ..Recording::default() },

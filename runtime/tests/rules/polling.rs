@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use coralio_runtime::{
-    AioContext, Cancelled, Interest, TimedOut, spawn, timeout, wait_readable, wait_writable, yield_now,
+    AioContext, Cancelled, CoFd, Interest, TimedOut, spawn, timeout, wait_readable, wait_writable, yield_now,
 };
 
 #[test]
@@ -91,6 +91,32 @@ fn always_ready_source_starves_no_descriptor() {
         assert!(reader.is_finished());
         assert_eq!(reader.join().unwrap().unwrap(), 1);
     });
+}
+
+#[test]
+fn late_work_of_blocking_iterations_starves_no_socket() {
+    // X4: a socket is served although each iteration makes progress after it looks at descriptors,
+    // here by a poll handler or a timer, and so never sleeps
+    for with_timer in [false, true] {
+        AioContext::run(|ctx| {
+            let _busy = (!with_timer).then(|| ctx.add_poll_handler(|| true, || {}).unwrap());
+            let start = ctx.now();
+            let timer = ctx.new_timer_with(move |timer| timer.arm_at(start)).unwrap();
+            if with_timer {
+                timer.arm_at(start);
+            }
+            let (near, mut far) = UnixStream::pair().unwrap();
+            let mut near = CoFd::new(near).unwrap();
+            let reader = spawn(move || near.read(&mut [0; 8]));
+            (0..4).for_each(|_| _ = ctx.poll(true));
+            far.write_all(b"x").unwrap();
+            for _ in 0..32 {
+                ctx.poll(true);
+            }
+            assert!(reader.is_finished());
+            assert_eq!(reader.join().unwrap().unwrap(), 1);
+        });
+    }
 }
 
 #[test]
