@@ -20,9 +20,10 @@ pub(super) fn on_path<T: Send + 'static>(
     real: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let path = path.as_ref();
-    let what = || format!("cannot {what} {}", path.display());
+    let operation = format!("{what} {}", path.display());
+    let what = || format!("cannot {operation}");
     if let Some(backend) = Driver::simulated() {
-        return explained(what, simulated(&mut backend.files(), path));
+        return explained(what, backend.perform(|_| operation.clone(), |files| simulated(files, path)));
     }
     let path = path.to_path_buf();
     off_the_loop(what, move || real(&path))
@@ -37,9 +38,10 @@ pub(super) fn on_paths<T: Send + 'static>(
     real: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    let what = || format!("cannot {what} {} to {}", from.display(), to.display());
+    let operation = format!("{what} {} to {}", from.display(), to.display());
+    let what = || format!("cannot {operation}");
     if let Some(backend) = Driver::simulated() {
-        return explained(what, simulated(&mut backend.files(), from, to));
+        return explained(what, backend.perform(|_| operation.clone(), |files| simulated(files, from, to)));
     }
     let (from, to) = (from.to_path_buf(), to.to_path_buf());
     off_the_loop(what, move || real(&from, &to))
