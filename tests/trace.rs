@@ -129,7 +129,7 @@ fn perfetto_file_has_the_times_of_the_events() {
     let recording = traced(10_000, None);
     let events = look_at(&recording.perfetto());
     let end = recording.records.last().unwrap().time.as_nanos() as u64;
-    let (first, last) = (ts(events.iter().find(|event| phase(event) == "B").unwrap()), ts(events.last().unwrap()));
+    let (first, last) = (ts(events.iter().find(|event| phase(event) != "M").unwrap()), ts(events.last().unwrap()));
     assert_eq!(u128::from(first), recording.records[0].time.as_nanos());
     assert!((end..end + recording.records.len() as u64).contains(&last), "{last} and {end}");
 
@@ -457,7 +457,7 @@ fn browser_draws_only_the_visible_part() {
     let Some(seen) = read(&recording.html(), 50_000, "#50", 1280, &folder) else { return };
     assert_eq!((&seen["wrong"], &seen["clicked"]), (&serde_json::json!([]), &50_000.into()), "{seen}");
     assert!(seen["drawn"].as_u64().unwrap() < 3000, "{seen}");
-    assert_eq!((&seen["coroutine"][0], &seen["named"]), (&"creates #50".into(), &true.into()), "{seen}");
+    assert_eq!((&seen["coroutine"][0], &seen["named"]), (&"enters #50".into(), &true.into()), "{seen}");
     let height = |which: &str| seen[which].as_u64().unwrap();
     assert!(height("busy") * 2 < height("tall"), "lanes in which nothing runs are not hidden: {seen}");
 }

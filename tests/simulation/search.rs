@@ -128,7 +128,7 @@ fn log_of_a_failure_names_files_operations_and_coroutines() {
         "remove missing by 'writer' failed: No such file or directory",
         "request 1 by 'writer': Read, 4 bytes at 0 of log\n",
         "remove log by 'writer'",
-        "request 2 by 'writer': SyncData, 0 bytes at 0 of log (removed)",
+        "request 2 by 'writer': SyncData, 0 bytes at 0 of a removed file, created as log.new",
     ] {
         (_, rest) = rest.split_once(line).unwrap_or_else(|| panic!("{line:?} is not in:\n{rest}"));
     }

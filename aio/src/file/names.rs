@@ -13,7 +13,7 @@ use super::fs::{explained, off_the_loop};
 
 /// Runs `real` on the thread pool, or `simulated` in a simulation, and adds the operation and the
 /// path to its error.
-pub(super) fn on_path<T: Send + 'static>(
+fn on_path<T: Send + 'static>(
     what: &str,
     path: impl AsRef<Path>,
     simulated: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
@@ -30,7 +30,7 @@ pub(super) fn on_path<T: Send + 'static>(
 }
 
 /// As [`on_path`], with two paths.
-pub(super) fn on_paths<T: Send + 'static>(
+fn on_paths<T: Send + 'static>(
     what: &str,
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,

@@ -162,7 +162,7 @@ impl FileSystem {
     pub(crate) fn name(&self, file: usize) -> String {
         match self.names.iter().find(|(_, named)| **named == file) {
             Some((name, _)) => name.display().to_string(),
-            None => format!("{} (removed)", self.first_names[file].display()),
+            None => format!("a removed file, created as {}", self.first_names[file].display()),
         }
     }
 
