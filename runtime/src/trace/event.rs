@@ -233,7 +233,7 @@ impl fmt::Display for Span {
         f.write_str(match self {
             Span::Round => "iteration",
             Span::BottomHalf => "bottom half",
-            Span::Watch => "watch",
+            Span::Watch => "fd handler",
             Span::PollHandler => "poll handler",
             Span::Timer => "timer",
             Span::Sleep => "sleep",
