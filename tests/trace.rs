@@ -324,7 +324,7 @@ const WINDOW: &str = "<!DOCTYPE html><pre id='seen'></pre>
 <script>addEventListener('message', (event) => document.getElementById('seen').textContent = event.data);</script>
 <iframe src='page.html' style='border:0; width:WIDEpx; height:740px'></iframe>";
 
-/// Returns the observations of a reader of the page who looks for the coroutine `name`, in a window
+/// Returns the observations of a reader of the page after a search for the coroutine `name`, in a window
 /// `wide` pixels wide, or `None` without a browser.
 fn read(page: &str, at: usize, name: &str, wide: u32, folder: &Folder) -> Option<Value> {
     let browser = ["chromium", "chromium-browser", "google-chrome"]
