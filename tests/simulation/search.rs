@@ -135,18 +135,6 @@ fn log_of_a_failure_names_files_operations_and_coroutines() {
 }
 
 #[test]
-fn contents_are_read_written_and_copied() {
-    // E19: on a simulated disk
-    simulate(0..10, |sim| {
-        fs::write("a", b"12345")?;
-        assert_eq!(fs::copy("a", "b")?, 5);
-        assert_eq!((fs::read("b")?, fs::read_to_string("a")?), (b"12345".to_vec(), "12345".into()));
-        assert_eq!(sim.contents("b").unwrap(), b"12345");
-        Ok(())
-    });
-}
-
-#[test]
 fn environment_variables_select_the_run() {
     // E17: the printed line reproduces the run. In a child process, since environment variables
     // apply to a whole process.

@@ -4,9 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::driver::Driver;
-
-use super::fs::{explained, off_the_loop};
+use super::names::{on_path, on_paths};
 use super::{Direct, File};
 
 /// Reads a whole file.
@@ -25,8 +23,7 @@ use super::{Direct, File};
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let (path, owned) = (path.as_ref(), path.as_ref().to_path_buf());
-    whole(format!("read {}", path.display()), || read_by_file(path), move || fs::read(owned))
+    on_path("read", path, |_, path| read_by_file(path), |path| fs::read(path))
 }
 
 /// Reads a whole file as text.
@@ -39,12 +36,11 @@ pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
-    let (path, owned) = (path.as_ref(), path.as_ref().to_path_buf());
-    let simulated = || {
+    let simulated = |path: &Path| {
         let invalid = |_| io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8");
         String::from_utf8(read_by_file(path)?).map_err(invalid)
     };
-    whole(format!("read {}", path.display()), simulated, move || fs::read_to_string(owned))
+    on_path("read", path, |_, path| simulated(path), |path| fs::read_to_string(path))
 }
 
 /// Writes a whole file: creates it, or replaces its contents. Neither atomic nor durable:
@@ -58,11 +54,9 @@ pub fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<()> {
-    let (path, contents) = (path.as_ref(), contents.as_ref());
-    let owned_path = path.to_path_buf();
-    let owned = if Driver::simulated().is_some() { Vec::new() } else { contents.to_vec() };
-    let simulated = || write_by_file(path, contents);
-    whole(format!("write {}", path.display()), simulated, move || fs::write(owned_path, owned))
+    let contents = contents.as_ref();
+    let owned = if crate::driver::Driver::simulated().is_some() { Vec::new() } else { contents.to_vec() };
+    on_path("write", path, |_, path| write_by_file(path, contents), move |path| fs::write(path, owned))
 }
 
 /// Copies a file's contents and permissions to another, which is created or replaced. Returns the
@@ -76,24 +70,11 @@ pub fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) -> io::Result<(
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<u64> {
-    let (from, to) = (from.as_ref(), to.as_ref());
-    let owned = (from.to_path_buf(), to.to_path_buf());
-    let simulated = || {
+    let simulated = |from: &Path, to: &Path| {
         let contents = read_by_file(from)?;
         write_by_file(to, &contents).map(|()| contents.len() as u64)
     };
-    let what = format!("copy {} to {}", from.display(), to.display());
-    whole(what, simulated, move || fs::copy(owned.0, owned.1))
-}
-
-/// Runs `real` on the thread pool, or `simulated`, which uses simulated files, in a simulation.
-fn whole<T: Send + 'static>(
-    what: String,
-    simulated: impl FnOnce() -> io::Result<T>,
-    real: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    let what = || format!("cannot {what}");
-    if Driver::simulated().is_some() { explained(what, simulated()) } else { off_the_loop(what, real) }
+    on_paths("copy", from, to, |_, from, to| simulated(from, to), |from, to| fs::copy(from, to))
 }
 
 fn read_by_file(path: &Path) -> io::Result<Vec<u8>> {

@@ -6,45 +6,62 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backend::simulated::SimulatedFiles;
+use crate::backend::simulated::{SimulatedBackend, SimulatedFiles};
 use crate::driver::Driver;
 
 use super::fs::{explained, off_the_loop};
 
 /// Runs `real` on the thread pool, or `simulated` in a simulation, and adds the operation and the
 /// path to its error.
-fn on_path<T: Send + 'static>(
+pub(super) fn on_path<T: Send + 'static>(
     what: &str,
     path: impl AsRef<Path>,
-    simulated: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
+    simulated: impl FnOnce(&SimulatedBackend, &Path) -> io::Result<T>,
     real: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let path = path.as_ref();
-    let operation = format!("{what} {}", path.display());
-    let what = || format!("cannot {operation}");
+    let what = || format!("cannot {what} {}", path.display());
     if let Some(backend) = Driver::simulated() {
-        return explained(what, backend.perform(|_| operation.clone(), |files| simulated(files, path)));
+        return explained(what, simulated(&backend, path));
     }
     let path = path.to_path_buf();
     off_the_loop(what, move || real(&path))
 }
 
 /// As [`on_path`], with two paths.
-fn on_paths<T: Send + 'static>(
+pub(super) fn on_paths<T: Send + 'static>(
     what: &str,
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,
-    simulated: impl FnOnce(&mut SimulatedFiles, &Path, &Path) -> io::Result<T>,
+    simulated: impl FnOnce(&SimulatedBackend, &Path, &Path) -> io::Result<T>,
     real: impl FnOnce(&Path, &Path) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    let operation = format!("{what} {} to {}", from.display(), to.display());
-    let what = || format!("cannot {operation}");
+    let what = || format!("cannot {what} {} to {}", from.display(), to.display());
     if let Some(backend) = Driver::simulated() {
-        return explained(what, backend.perform(|_| operation.clone(), |files| simulated(files, from, to)));
+        return explained(what, simulated(&backend, from, to));
     }
     let (from, to) = (from.to_path_buf(), to.to_path_buf());
     off_the_loop(what, move || real(&from, &to))
+}
+
+/// Makes an operation on the simulated files one on their disk, which is locked meanwhile.
+fn on_files<T>(
+    what: &str,
+    operation: impl FnOnce(&mut SimulatedFiles, &Path) -> io::Result<T>,
+) -> impl FnOnce(&SimulatedBackend, &Path) -> io::Result<T> {
+    move |disk, path| disk.perform(|_| format!("{what} {}", path.display()), |files| operation(files, path))
+}
+
+/// As [`on_files`], with two paths.
+fn on_two_files<T>(
+    what: &str,
+    operation: impl FnOnce(&mut SimulatedFiles, &Path, &Path) -> io::Result<T>,
+) -> impl FnOnce(&SimulatedBackend, &Path, &Path) -> io::Result<T> {
+    move |disk, from, to| {
+        let what = |_: &_| format!("{what} {} to {}", from.display(), to.display());
+        disk.perform(what, |files| operation(files, from, to))
+    }
 }
 
 /// The error of an operation on more than names and contents.
@@ -64,7 +81,7 @@ fn not_simulated<T>(instead: &str) -> io::Result<T> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
-    on_paths("rename", from, to, SimulatedFiles::rename, |from, to| fs::rename(from, to))
+    on_paths("rename", from, to, on_two_files("rename", SimulatedFiles::rename), |from, to| fs::rename(from, to))
 }
 
 /// Creates a second name for a file. Durable once [`sync_dir`] of its directory has returned.
@@ -77,7 +94,9 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
 ///
 /// May yield, as [`unblock`](crate::unblock).
 pub fn hard_link(original: impl AsRef<Path>, link: impl AsRef<Path>) -> io::Result<()> {
-    on_paths("link", original, link, SimulatedFiles::hard_link, |from, to| fs::hard_link(from, to))
+    on_paths("link", original, link, on_two_files("link", SimulatedFiles::hard_link), |from, to| {
+        fs::hard_link(from, to)
+    })
 }
 
 /// Defines functions of one path.
@@ -93,7 +112,7 @@ macro_rules! of_a_path {
         ///
         /// May yield, as [`unblock`](crate::unblock).
         pub fn $name(path: impl AsRef<Path>) -> io::Result<$returns> {
-            on_path($what, path, $simulated, $real)
+            on_path($what, path, on_files($what, $simulated), $real)
         })*
     };
 }
